@@ -1,0 +1,10 @@
+//! Weir routes CloudEvents inside a Kubernetes cluster.
+//!
+//! One binary is the controller, the router and the command line; this library holds its rooms. Arrows between
+//! them point one way, and `tests/architecture.rs` holds them.
+
+
+pub mod cloudevents;
+pub mod filter;
+pub mod log;
+pub mod routing;

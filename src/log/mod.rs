@@ -1,0 +1,148 @@
+//! The event log: the durable, append-only record of accepted events, by broker.
+//!
+//! The ingress appends and waits; delivery reads. A record is opaque here: what is in it is the business of
+//! [`crate::cloudevents`]. Beside the records the log keeps the Triggers' cursors, small values by key, so that
+//! they are durable in the same place and the same order as what they point into.
+//!
+//! Every implementation passes the one suite in `conformance.rs`.
+
+use std::{fmt, path::PathBuf};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// A position in one broker's log. The first record of a broker has offset 0; offsets have no gaps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Offset(pub u64);
+
+impl Offset {
+    /// The offset `count` records later.
+    #[must_use]
+    pub const fn plus(self, count: u64) -> Self {
+        Self(self.0.saturating_add(count))
+    }
+}
+
+impl fmt::Display for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One stored record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Where it stands in its broker's log.
+    pub offset: Offset,
+    /// When it was accepted, to the millisecond.
+    pub accepted: Timestamp,
+    /// What was appended.
+    pub payload: Bytes,
+}
+
+/// What a broker's log holds: the records from `first` up to, not including, `next`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// The oldest record that is retained; equal to `next` when there is none.
+    pub first: Offset,
+    /// The offset that the next record will get.
+    pub next: Offset,
+}
+
+/// How much one [`EventLog::read`] returns at most. At least one record is returned, however large, if there is one.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadLimit {
+    /// The number of records.
+    pub records: usize,
+    /// The sum of the payloads' lengths, in bytes.
+    pub bytes: usize,
+}
+
+/// A change to the cursors: `Some` stores a value under a key, `None` removes it.
+pub type CursorChange = (String, Option<Bytes>);
+
+/// The durable record of accepted events. `broker` is always `namespace/name`.
+///
+/// Offsets that were trimmed are gone for good: reading from below `first` begins at `first`.
+pub trait EventLog: Send + Sync + 'static {
+    /// Appends records in order, as one commit: all of them or none. Returns the first one's offset, and only
+    /// when all of them are durable. Concurrent calls share one fsync.
+    ///
+    /// # Errors
+    /// [`LogError::Full`] when there is no room (nothing was stored; later calls may succeed);
+    /// [`LogError::Failed`] when the storage failed: it is not used again, and the process has to end.
+    fn append<'a>(
+        &'a self,
+        broker: &'a str,
+        payloads: Vec<Bytes>,
+        accepted: Timestamp,
+    ) -> BoxFuture<'a, Result<Offset, LogError>>;
+
+    /// Reads durable records from `from` on, in order of their offsets; empty at the end of the log.
+    fn read<'a>(
+        &'a self,
+        broker: &'a str,
+        from: Offset,
+        limit: ReadLimit,
+    ) -> BoxFuture<'a, Result<Vec<Record>, LogError>>;
+
+    /// What is retained of a broker's log; both offsets are 0 for a broker that has had no event.
+    fn bounds(&self, broker: &str) -> Bounds;
+
+    /// The first retained record that was accepted at `time` or later, else the end of the log.
+    fn offset_at<'a>(&'a self, broker: &'a str, time: Timestamp) -> BoxFuture<'a, Result<Offset, LogError>>;
+
+    /// Sees the end of a broker's log (`Bounds::next`) grow.
+    fn watch(&self, broker: &str) -> watch::Receiver<Offset>;
+
+    /// Removes the records below `before`. Durable with the next commit at the latest; their space is given
+    /// back in the background.
+    fn trim<'a>(&'a self, broker: &'a str, before: Offset) -> BoxFuture<'a, Result<(), LogError>>;
+
+    /// The brokers that have records, and the bytes that their retained payloads take.
+    fn usage(&self) -> Vec<(String, u64)>;
+
+    /// Every stored cursor, by key.
+    fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>>;
+
+    /// Stores cursors as one commit, in order with the appends. It survives the process at once and the machine
+    /// with the next append or [`EventLog::sync`].
+    fn save_cursors(&self, changes: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>>;
+
+    /// Makes everything that was written durable.
+    fn sync(&self) -> BoxFuture<'_, Result<(), LogError>>;
+
+    /// Resolves with the reason once the storage has failed and the process has to end.
+    fn failed(&self) -> BoxFuture<'_, LogError>;
+}
+
+/// Why the event log did not do what was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LogError {
+    /// There is no room for more records.
+    #[error("the event log is full: {0}")]
+    Full(String),
+    /// The storage failed. It is not used again: what a failed fsync left behind is unknown.
+    #[error("the event log failed and is closed: {0}")]
+    Failed(String),
+    /// What was read is not what was written.
+    #[error("the event log in {path} is damaged: {detail}")]
+    Damaged {
+        /// The log's directory.
+        path: PathBuf,
+        /// What was found.
+        detail: String,
+    },
+    /// The log cannot be opened.
+    #[error("cannot open the event log in {path}: {detail}")]
+    Open {
+        /// The log's directory.
+        path: PathBuf,
+        /// What stood in the way, and what to do.
+        detail: String,
+    },
+}

@@ -1,0 +1,185 @@
+//! The routing configuration: what the controller computed, as plain data that knows no Kubernetes.
+//!
+//! It travels from the controller to the routers as JSON and is kept on each router's disk.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::filter::Expression;
+
+/// Names one routing configuration by its content: the same resources give the same revision, whichever
+/// controller computed it and however often it was restarted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Revision(pub String);
+
+/// Everything a router needs to know.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Configuration {
+    /// The name of this content.
+    pub revision: Revision,
+    /// The namespaces that exist; each has a broker `default`.
+    pub namespaces: BTreeSet<String>,
+    /// Every Trigger, also those that cannot be delivered at present: they keep their place in the log.
+    pub triggers: Vec<Trigger>,
+    /// Every Source that is valid and not suspended.
+    pub sources: Vec<Source>,
+}
+
+/// A Trigger, resolved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trigger {
+    /// Progress belongs to this: a re-created Trigger has another.
+    pub uid: String,
+    /// The namespace of the Trigger and of its broker.
+    pub namespace: String,
+    /// The Trigger's name.
+    pub name: String,
+    /// The generation of the resource that this was made from.
+    pub generation: i64,
+    /// The broker's name, in the Trigger's namespace.
+    pub broker: String,
+    /// All of them must hold; none lets every event pass.
+    pub filters: Vec<Expression>,
+    /// Where it delivers to; `None` while its Sink cannot be resolved: events wait.
+    pub destination: Option<Destination>,
+    /// How it delivers.
+    pub delivery: Delivery,
+    /// Where a new Trigger begins.
+    pub start: Start,
+    /// Events wait while this is set.
+    pub suspend: bool,
+}
+
+/// Where a Trigger delivers to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Destination {
+    /// An absolute `http` or `https` URI.
+    pub uri: String,
+    /// The Service behind it, if it is one, so that a router outside the cluster can be told where it is.
+    pub service: Option<ServiceName>,
+    /// The mode that the Sink asks for.
+    pub content_mode: ContentMode,
+}
+
+/// The name of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// The mode in which events are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContentMode {
+    /// Binary or structured as the event came in; an event of a batch leaves structured.
+    #[default]
+    AsReceived,
+    /// HTTP binary mode.
+    Binary,
+    /// HTTP structured mode in the JSON event format.
+    Structured,
+}
+
+/// Where a new Trigger begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Start {
+    /// With the next event that is accepted.
+    #[default]
+    Latest,
+    /// With the oldest event that is retained.
+    Earliest,
+    /// With the first retained event that was accepted at this time or later.
+    At(Timestamp),
+}
+
+/// How a Trigger delivers: the Trigger's own settings over its Sink's over the defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Delivery {
+    /// How long a failing event is tried again.
+    pub retry: Retry,
+    /// How the pauses between attempts grow.
+    pub backoff_policy: BackoffPolicy,
+    /// The first pause; full jitter takes between zero and the computed pause.
+    pub backoff_delay: Duration,
+    /// The longest pause.
+    pub backoff_max: Duration,
+    /// How long one attempt may take, from connecting to the response's end.
+    pub timeout: Duration,
+    /// How many events are under way to the Sink at once.
+    pub concurrency: u32,
+}
+
+/// When to give an event up: whichever of the two comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Retry {
+    /// Attempts after the first.
+    pub attempts: Option<u32>,
+    /// Time since the first attempt.
+    pub duration: Option<Duration>,
+}
+
+/// How the pauses between attempts grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BackoffPolicy {
+    /// Twice as long each time.
+    #[default]
+    Exponential,
+    /// Longer by the first pause each time.
+    Linear,
+}
+
+impl Default for Delivery {
+    /// Attempts for a day, pauses from half a second to five minutes, 30 seconds an attempt, 32 at once.
+    fn default() -> Self {
+        Self {
+            retry: Retry { attempts: None, duration: Some(Duration::from_secs(24 * 60 * 60)) },
+            backoff_policy: BackoffPolicy::Exponential,
+            backoff_delay: Duration::from_millis(500),
+            backoff_max: Duration::from_secs(5 * 60),
+            timeout: Duration::from_secs(30),
+            concurrency: 32,
+        }
+    }
+}
+
+/// A Source, checked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// The resource's UID.
+    pub uid: String,
+    /// Its namespace, and its broker's.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The generation of the resource that this was made from.
+    pub generation: i64,
+    /// The broker that its events are posted to.
+    pub broker: String,
+    /// What it makes events from.
+    pub cron: Cron,
+}
+
+/// A schedule, and the event that each of its times makes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cron {
+    /// Five fields: minute, hour, day of month, month, day of week.
+    pub schedule: String,
+    /// An IANA time zone.
+    pub time_zone: String,
+    /// The events' attributes in order, without `id`, `time` and `specversion`.
+    pub attributes: Vec<(String, String)>,
+    /// The events' data.
+    pub data: Option<String>,
+}
