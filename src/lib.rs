@@ -4,6 +4,7 @@
 //! them point one way, and `tests/architecture.rs` holds them.
 
 
+pub mod api;
 pub mod cloudevents;
 pub mod filter;
 pub mod log;

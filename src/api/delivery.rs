@@ -1,0 +1,64 @@
+//! How events are delivered, as a manifest writes it; the same on a Sink and, over it, on a Trigger.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A positive duration as it is written in a manifest: `500ms`, `30s`, `1h30m`.
+pub type DurationText = kube::core::Duration;
+
+/// How events are delivered. What is left out is taken from the Sink, and where the Sink says nothing either,
+/// from the defaults named here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    cel,
+    validation = ("!has(self.backoffDelay) || !has(self.backoffMax) || duration(self.backoffDelay) <= duration(self.backoffMax)", "backoffDelay must not be longer than backoffMax")
+)]
+pub struct DeliverySpec {
+    /// How many times a failed delivery is tried again after the first attempt. Together with retryDuration,
+    /// whichever is reached first ends the retries. Default: no limit by number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub retry: Option<u32>,
+
+    /// How long a failed delivery is tried again, counted from the first attempt, for example 30m.
+    /// Default: 24h if retry is not set either, else no limit by time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::optional_duration")]
+    pub retry_duration: Option<DurationText>,
+
+    /// How the pauses between attempts grow: Exponential doubles them, Linear adds backoffDelay each time.
+    /// Each pause is drawn at random between zero and the computed one (full jitter). Default: Exponential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff_policy: Option<BackoffPolicy>,
+
+    /// The pause before the first retry. Default: 500ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::optional_duration")]
+    pub backoff_delay: Option<DurationText>,
+
+    /// The longest pause between two attempts. Default: 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::optional_duration")]
+    pub backoff_max: Option<DurationText>,
+
+    /// How long one attempt may take, from connecting to the end of the response. Default: 30s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::optional_duration")]
+    pub timeout: Option<DurationText>,
+
+    /// How many events may be under way at once. 1 delivers one after another. Default: 32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub concurrency: Option<u32>,
+}
+
+/// How the pauses between attempts grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum BackoffPolicy {
+    /// Each pause is twice the one before.
+    Exponential,
+    /// Each pause is longer than the one before by the first.
+    Linear,
+}

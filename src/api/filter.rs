@@ -1,0 +1,122 @@
+//! Filters as a manifest writes them: the dialects of the CloudEvents Subscriptions API.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+/// How deep `all`, `any` and `not` may be nested: a Kubernetes schema cannot refer to itself, so it is written
+/// out to this depth.
+pub const NESTED_FILTERS: usize = 3;
+
+/// How many children `all` and `any` may have, and entries a map of attributes.
+const MAX_CHILDREN: usize = 32;
+
+/// One filter expression: exactly one dialect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Filter {
+    /// Every named attribute has exactly the value.
+    Exact(BTreeMap<String, String>),
+    /// Every named attribute begins with the value.
+    Prefix(BTreeMap<String, String>),
+    /// Every named attribute ends with the value.
+    Suffix(BTreeMap<String, String>),
+    /// Every child holds.
+    All(Vec<Filter>),
+    /// At least one child holds.
+    Any(Vec<Filter>),
+    /// The child does not hold.
+    Not(Box<Filter>),
+}
+
+impl JsonSchema for Filter {
+    fn schema_name() -> Cow<'static, str> {
+        "Filter".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let mut schema = expression(NESTED_FILTERS);
+        schema.insert(
+            "x-kubernetes-validations".to_owned(),
+            json!([{
+                "rule": "[has(self.exact), has(self.prefix), has(self.suffix), has(self.all), has(self.any), \
+                         has(self.not)].filter(set, set).size() == 1",
+                "message": "a filter has exactly one of: exact, prefix, suffix, all, any, not \
+                            (to combine several, list them, or use all or any)",
+            }]),
+        );
+        schema
+    }
+}
+
+fn expression(depth: usize) -> Schema {
+    let mut properties = Map::new();
+    for (dialect, verb) in [("exact", "is exactly"), ("prefix", "begins with"), ("suffix", "ends with")] {
+        properties.insert(dialect.to_owned(), attributes(dialect, verb));
+    }
+    if depth > 0 {
+        let child = expression(depth - 1);
+        properties.insert("all".to_owned(), children("Holds if every one of these filters holds.", &child));
+        properties.insert("any".to_owned(), children("Holds if at least one of these filters holds.", &child));
+        let mut not = child;
+        not.insert("description".to_owned(), "Holds if this filter does not hold.".into());
+        properties.insert("not".to_owned(), not.into());
+    }
+    json_schema!({
+        "type": "object",
+        "description": "One filter expression: exactly one of the dialects of the CloudEvents Subscriptions API.",
+        "minProperties": 1,
+        "maxProperties": 1,
+        "properties": properties,
+    })
+}
+
+fn attributes(dialect: &str, verb: &str) -> Value {
+    json!({
+        "type": "object",
+        "description": format!(
+            "Holds if every attribute that is named here {verb} its value, for example \
+             {dialect}: {{type: com.example.order.created}}. Names are CloudEvents attributes or extensions; \
+             values are case-sensitive. An event that lacks the attribute does not match."
+        ),
+        "minProperties": 1,
+        "maxProperties": MAX_CHILDREN,
+        "additionalProperties": { "type": "string", "minLength": 1, "maxLength": 1024 },
+        "x-kubernetes-validations": [{
+            "rule": "self.all(name, name.matches('^[a-z0-9]+$'))",
+            "message": "attribute names are lower-case letters and digits, such as type, source or myextension",
+        }],
+    })
+}
+
+fn children(description: &str, child: &Schema) -> Value {
+    json!({
+        "type": "array",
+        "description": description,
+        "minItems": 1,
+        "maxItems": MAX_CHILDREN,
+        "items": child,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_dialect_is_one_key() {
+        let filter: Filter =
+            serde_json::from_value(json!({"all": [{"exact": {"type": "a"}}, {"not": {"prefix": {"source": "/"}}}]}))
+                .unwrap();
+        let Filter::All(children) = filter else { panic!("{filter:?}") };
+        assert_eq!(children.len(), 2);
+        assert!(serde_json::from_value::<Filter>(json!({"exact": {}, "prefix": {}})).is_err());
+        assert!(serde_json::from_value::<Filter>(json!({"exactly": {}})).is_err());
+    }
+}

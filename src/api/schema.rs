@@ -1,0 +1,27 @@
+//! Pieces of OpenAPI schema that the derive cannot express.
+
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+/// A positive duration as Kubernetes users write it: `500ms`, `30s`, `1h30m`.
+pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 32,
+        "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$",
+    })
+}
+
+/// The same, where the field may be left out.
+pub(super) fn optional_duration(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = duration(generator);
+    schema.insert("nullable".to_owned(), true.into());
+    schema
+}
+
+/// The conditions, merged by `type` when several managers write them.
+pub(super) fn conditions(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = generator.subschema_for::<Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>>();
+    schema.insert("x-kubernetes-list-type".to_owned(), "map".into());
+    schema.insert("x-kubernetes-list-map-keys".to_owned(), serde_json::json!(["type"]));
+    schema
+}
