@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod cloudevents;
+pub mod delivery;
 pub mod filter;
 pub mod log;
 pub mod routing;

@@ -1,22 +1,9 @@
-//! The filter dialects of the CloudEvents Subscriptions API.
+//! The filter dialects of the CloudEvents Subscriptions API, compiled once and evaluated on an event's attributes.
+//!
+//! The same evaluator runs in the router, in the controller's validation and in the command line. Pure.
 
-use std::collections::BTreeMap;
-use serde::{Deserialize, Serialize};
+mod compiled;
+mod expression;
 
-/// One filter expression, as plain data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Expression {
-    /// Every named attribute has exactly the value.
-    Exact(BTreeMap<String, String>),
-    /// Every named attribute begins with the value.
-    Prefix(BTreeMap<String, String>),
-    /// Every named attribute ends with the value.
-    Suffix(BTreeMap<String, String>),
-    /// Every child holds.
-    All(Vec<Expression>),
-    /// At least one child holds.
-    Any(Vec<Expression>),
-    /// The child does not hold.
-    Not(Box<Expression>),
-}
+pub use compiled::{CompileError, Filter};
+pub use expression::Expression;

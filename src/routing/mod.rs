@@ -1,8 +1,10 @@
 //! From the routing configuration to the routing table, and from an event to the Triggers that want it. Pure.
 
 mod configuration;
+mod table;
 
 pub use configuration::{
     BackoffPolicy, Configuration, ContentMode, Cron, Delivery, Destination, Retry, Revision, ServiceName, Source,
     Start, Trigger,
 };
+pub use table::{BrokerTable, Route, RoutingTable, broker_key};

@@ -1,0 +1,92 @@
+//! How long to wait before an event is tried again. Pure.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::routing::{BackoffPolicy, Delivery};
+
+/// What has been tried for one event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Attempts {
+    /// How many attempts have failed.
+    pub failed: u32,
+    /// When the first one began.
+    pub since: Option<Timestamp>,
+}
+
+/// The longest pause before the next attempt; the real one is drawn between zero and this (full jitter).
+pub(super) fn ceiling(delivery: &Delivery, failed: u32) -> Duration {
+    let factor = match delivery.backoff_policy {
+        BackoffPolicy::Exponential => 1_u32.checked_shl(failed.saturating_sub(1)).unwrap_or(u32::MAX),
+        BackoffPolicy::Linear => failed.max(1),
+    };
+    delivery.backoff_delay.saturating_mul(factor).min(delivery.backoff_max)
+}
+
+/// The pause before the next attempt, with `jitter` drawn evenly from 0 to 1. A Sink that names a time itself
+/// (`Retry-After`) is obeyed, up to the longest pause.
+pub(super) fn pause(delivery: &Delivery, failed: u32, retry_after: Option<Duration>, jitter: f64) -> Duration {
+    let drawn = ceiling(delivery, failed).mul_f64(jitter.clamp(0.0, 1.0));
+    match retry_after {
+        Some(asked) => asked.min(delivery.backoff_max).max(drawn),
+        None => drawn,
+    }
+}
+
+/// Whether the event is given up rather than tried again.
+pub(super) fn exhausted(delivery: &Delivery, attempts: Attempts, now: Timestamp) -> bool {
+    let by_number = delivery.retry.attempts.is_some_and(|retries| attempts.failed > retries);
+    let by_time = delivery.retry.duration.zip(attempts.since).is_some_and(|(limit, since)| {
+        SignedDuration::try_from(limit).is_ok_and(|limit| now.duration_since(since) >= limit)
+    });
+    by_number || by_time
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::Retry;
+
+    fn delivery(policy: BackoffPolicy) -> Delivery {
+        Delivery {
+            backoff_policy: policy,
+            backoff_delay: Duration::from_secs(1),
+            backoff_max: Duration::from_secs(10),
+            ..Delivery::default()
+        }
+    }
+
+    #[test]
+    fn pauses_grow_up_to_the_longest() {
+        let seconds = |policy| [1, 2, 3, 4, 5, 40, u32::MAX].map(|n| ceiling(&delivery(policy), n).as_secs());
+        assert_eq!(seconds(BackoffPolicy::Exponential), [1, 2, 4, 8, 10, 10, 10]);
+        assert_eq!(seconds(BackoffPolicy::Linear), [1, 2, 3, 4, 5, 10, 10]);
+    }
+
+    #[test]
+    fn a_pause_is_drawn_below_its_ceiling_and_not_before_what_the_sink_asks() {
+        let delivery = delivery(BackoffPolicy::Exponential);
+        assert_eq!(pause(&delivery, 3, None, 0.5), Duration::from_secs(2));
+        assert_eq!(pause(&delivery, 3, Some(Duration::from_secs(3)), 0.5), Duration::from_secs(3));
+        assert_eq!(pause(&delivery, 3, Some(Duration::from_secs(3600)), 0.5), Duration::from_secs(10));
+        assert_eq!(pause(&delivery, 1, Some(Duration::ZERO), 1.0), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn retries_end_by_number_or_by_time_whichever_is_first() {
+        let since: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let after = |seconds| since + SignedDuration::from_secs(seconds);
+        let check = |attempts, duration: Option<u64>, failed, now| {
+            let retry = Retry { attempts, duration: duration.map(Duration::from_secs) };
+            exhausted(&Delivery { retry, ..Delivery::default() }, Attempts { failed, since: Some(since) }, now)
+        };
+        assert!(check(Some(0), None, 1, since), "no retry means one attempt");
+        assert!(!check(Some(2), None, 2, since));
+        assert!(check(Some(2), None, 3, since));
+        assert!(!check(None, Some(60), 1000, after(59)));
+        assert!(check(None, Some(60), 1, after(60)));
+        assert!(check(Some(5), Some(60), 6, after(1)));
+        assert!(!check(None, None, u32::MAX, after(1_000_000)));
+    }
+}

@@ -1,0 +1,152 @@
+//! The HTTP client that every Trigger delivers with: pooled connections, no redirects, every wait bounded.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use jiff::Timestamp;
+
+use super::verdict::{self, Verdict};
+use crate::cloudevents::HttpMessage;
+
+/// How long connecting may take, within an attempt's own timeout.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Idle connections are kept this long, below the usual keep-alive of servers so that few are found closed.
+const POOL_IDLE: Duration = Duration::from_secs(30);
+
+/// How many idle connections are kept to one Sink.
+const POOL_SIZE: usize = 64;
+
+/// How much of an answer is read: enough to use the connection again after an ordinary one.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// How much of an answer is kept to tell why a delivery failed.
+const MAX_EXCERPT: usize = 1024;
+
+/// Posts events to Sinks.
+#[derive(Clone, Debug)]
+pub struct Client(legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The certificates of the authorities that this machine trusts cannot be read.
+    #[error("cannot read the certificate authorities that this machine trusts, needed for https Sinks: {0}")]
+    Roots(#[source] std::io::Error),
+}
+
+/// What came of one attempt.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) verdict: Verdict,
+    pub(super) status: Option<StatusCode>,
+    pub(super) retry_after: Option<Duration>,
+    /// What happened, for a person: the status with the beginning of the body, or why there was no answer.
+    pub(super) detail: String,
+}
+
+impl Client {
+    /// A client that trusts the authorities that the machine trusts, or, where it has none, speaks `http` only.
+    ///
+    /// # Errors
+    /// When the machine's authorities are there and cannot be read.
+    pub fn new() -> Result<Self, ClientError> {
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let https = match HttpsConnectorBuilder::new().with_native_roots() {
+            Ok(builder) => builder.https_or_http().enable_http1().wrap_connector(http),
+            // An empty image has no authorities: https Sinks then fail, one by one, with the TLS error.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => HttpsConnectorBuilder::new()
+                .with_tls_config(
+                    rustls::ClientConfig::builder()
+                        .with_root_certificates(rustls::RootCertStore::empty())
+                        .with_no_client_auth(),
+                )
+                .https_or_http()
+                .enable_http1()
+                .wrap_connector(http),
+            Err(error) => return Err(ClientError::Roots(error)),
+        };
+        let client = legacy::Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_max_idle_per_host(POOL_SIZE)
+            .pool_timer(TokioTimer::new())
+            .build(https);
+        Ok(Self(client))
+    }
+
+    /// Makes one attempt, which ends after `timeout` at the latest.
+    pub(super) async fn post(&self, uri: &Uri, message: HttpMessage, timeout: Duration) -> Answer {
+        match tokio::time::timeout(timeout, self.exchange(uri, message)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => Answer::none(with_causes(&error)),
+            Err(_) => Answer::none(format!("no complete answer within {timeout:?}")),
+        }
+    }
+
+    async fn exchange(&self, uri: &Uri, message: HttpMessage) -> Result<Answer, legacy::Error> {
+        let mut request = Request::new(Full::new(message.body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = uri.clone();
+        *request.headers_mut() = message.headers;
+        request
+            .headers_mut()
+            .insert(header::USER_AGENT, HeaderValue::from_static(concat!("weir/", env!("CARGO_PKG_VERSION"))));
+        let response = self.0.request(request).await?;
+        let status = response.status();
+        let retry_after = response
+            .headers()
+            .get(header::RETRY_AFTER)
+            .and_then(|value| verdict::retry_after(value.to_str().ok()?, Timestamp::now()));
+        let excerpt = excerpt(response.into_body()).await;
+        let detail = if excerpt.is_empty() { status.to_string() } else { format!("{status}: {excerpt}") };
+        Ok(Answer { verdict: verdict::verdict(status), status: Some(status), retry_after, detail })
+    }
+}
+
+impl Answer {
+    fn none(detail: String) -> Self {
+        Self { verdict: Verdict::Retry, status: None, retry_after: None, detail }
+    }
+}
+
+/// Reads the body so that the connection can be used again, and keeps its beginning. A body that breaks off or is
+/// too long changes nothing about what the status said.
+async fn excerpt(mut body: Incoming) -> String {
+    let mut kept = BytesMut::new();
+    let mut read = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        if let Some(data) = frame.data_ref() {
+            read += data.len();
+            let room = MAX_EXCERPT - kept.len();
+            kept.extend_from_slice(&data[..data.len().min(room)]);
+        }
+        if read > MAX_ANSWER {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&kept).trim().to_owned()
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.ends_with(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = error.source();
+    }
+    text
+}

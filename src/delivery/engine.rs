@@ -1,0 +1,327 @@
+//! Starts, changes and ends the readers and dispatchers as the routing table changes, and trims the logs.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use tokio::{
+    sync::{Mutex, watch},
+    task::JoinHandle,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Client, DeadLetter, Retention, TriggerStats,
+    dispatcher::{Dispatcher, Parts, Settings},
+    inbox::Inbox,
+    progress::Progress,
+    reader::Reader,
+    retention,
+};
+use crate::{
+    log::{EventLog, LogError, Offset},
+    routing::{BrokerTable, RoutingTable, Start, Trigger},
+};
+
+/// How often the logs are trimmed.
+const TRIM_EVERY: Duration = Duration::from_secs(10);
+
+/// How delivery behaves as a whole.
+#[derive(Clone, Copy, Debug)]
+pub struct DeliveryOptions {
+    /// What is retained of settled events.
+    pub retention: Retention,
+    /// How long dead letters are kept.
+    pub dead_letter_age: Duration,
+    /// How long attempts under way may take to finish when the engine is shut down.
+    pub grace: Duration,
+}
+
+impl Default for DeliveryOptions {
+    /// Settled events for a day, dead letters for a week, ten seconds to finish.
+    fn default() -> Self {
+        Self {
+            retention: Retention::default(),
+            dead_letter_age: Duration::from_secs(7 * 24 * 60 * 60),
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why the engine cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The log failed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A cursor is there and cannot be read; guessing would lose or repeat events.
+    #[error("the stored cursor of Trigger {uid} cannot be used: {detail}")]
+    Cursor {
+        /// The Trigger's UID.
+        uid: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+/// A Trigger's delivery as seen from outside.
+#[derive(Clone, Debug)]
+pub struct TriggerView {
+    /// The Trigger's UID.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its broker as `namespace/name`.
+    pub broker: String,
+    /// Its figures.
+    pub stats: Arc<TriggerStats>,
+}
+
+/// All delivery of a router.
+pub struct Engine {
+    log: Arc<dyn EventLog>,
+    client: Client,
+    options: DeliveryOptions,
+    running: Mutex<Running>,
+    views: ArcSwap<Vec<TriggerView>>,
+    dropped_with_trigger: AtomicU64,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+#[derive(Default)]
+struct Running {
+    /// Cursors found at the start, until their Triggers appear.
+    stored: HashMap<String, Bytes>,
+    readers: BTreeMap<String, Arc<Reader>>,
+    dispatchers: HashMap<String, Handle>,
+}
+
+struct Handle {
+    settings: watch::Sender<Settings>,
+    inbox: Arc<Inbox>,
+    view: TriggerView,
+    task: JoinHandle<()>,
+}
+
+impl Engine {
+    /// Reads the stored cursors; nothing is delivered before the first [`Engine::apply`].
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn start(log: Arc<dyn EventLog>, client: Client, options: DeliveryOptions) -> Result<Arc<Self>, EngineError> {
+        let stored = log.cursors().await?.into_iter().collect();
+        let engine = Arc::new(Self {
+            log,
+            client,
+            options,
+            running: Mutex::new(Running { stored, ..Running::default() }),
+            views: ArcSwap::default(),
+            dropped_with_trigger: AtomicU64::new(0),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        engine.tasks.spawn(engine.clone().trim_regularly());
+        Ok(engine)
+    }
+
+    /// Delivers by this table from now on. When it returns, the place of every Trigger that is new is durable, so
+    /// that an event accepted afterwards reaches it.
+    ///
+    /// # Errors
+    /// When the log fails, or a Trigger's stored cursor cannot be read.
+    pub async fn apply(&self, table: &RoutingTable) -> Result<(), EngineError> {
+        let mut running = self.running.lock().await;
+        let mut present = HashSet::new();
+        let mut born = Vec::new();
+        for (broker, routes) in table.brokers() {
+            let reader = self.reader(&mut running, broker);
+            let mut inboxes = Vec::with_capacity(routes.routes().len());
+            for (index, route) in routes.routes().iter().enumerate() {
+                present.insert(route.trigger.uid.clone());
+                let settings = Settings::new(routes.clone(), index);
+                let inbox = match running.dispatchers.get(&route.trigger.uid) {
+                    Some(handle) => {
+                        // Nobody listens only if the dispatcher has ended with the log.
+                        let _ = handle.settings.send(settings);
+                        handle.inbox.clone()
+                    }
+                    None => {
+                        let (progress, cursor) = self.progress(&mut running, broker, &route.trigger).await?;
+                        born.extend(cursor);
+                        let handle = self.spawn(&reader, settings, progress, broker, &route.trigger);
+                        let inbox = handle.inbox.clone();
+                        running.dispatchers.insert(route.trigger.uid.clone(), handle);
+                        inbox
+                    }
+                };
+                inboxes.push(inbox);
+            }
+            reader.follow(routes.clone(), inboxes);
+        }
+        for (_, reader) in running.readers.iter().filter(|(broker, _)| !table.brokers().contains_key(*broker)) {
+            reader.follow(Arc::<BrokerTable>::default(), Vec::new());
+        }
+        let gone = self.remove_absent(&mut running, &present).await;
+        let mut views: Vec<_> = running.dispatchers.values().map(|handle| handle.view.clone()).collect();
+        views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        self.views.store(Arc::new(views));
+        let changes: Vec<_> = born.into_iter().chain(gone.into_iter().map(|uid| (uid, None))).collect();
+        if !changes.is_empty() {
+            self.log.save_cursors(changes).await?;
+            self.log.sync().await?;
+        }
+        Ok(())
+    }
+
+    /// Every Trigger's figures, by namespace and name.
+    pub fn triggers(&self) -> Arc<Vec<TriggerView>> {
+        self.views.load_full()
+    }
+
+    /// How many unsettled events were given up because their Trigger was deleted, since the start.
+    pub fn dropped_with_trigger(&self) -> u64 {
+        self.dropped_with_trigger.load(Relaxed)
+    }
+
+    /// Ends delivery: attempts under way may finish, and cursors are saved.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn reader(&self, running: &mut Running, broker: &str) -> Arc<Reader> {
+        if let Some(reader) = running.readers.get(broker) {
+            return reader.clone();
+        }
+        let reader = Arc::new(Reader::new(broker.to_owned(), self.log.clone()));
+        running.readers.insert(broker.to_owned(), reader.clone());
+        let (task, stop, name) = (reader.clone(), self.stop.clone(), broker.to_owned());
+        self.tasks.spawn(async move {
+            if let Err(error) = task.run(stop).await {
+                tracing::error!(broker = name, %error, "the broker's log cannot be read; its Triggers read by themselves");
+            }
+        });
+        reader
+    }
+
+    /// Where the Trigger goes on, or begins; in that case with the cursor to store.
+    async fn progress(
+        &self,
+        running: &mut Running,
+        broker: &str,
+        trigger: &Trigger,
+    ) -> Result<(Progress, Option<(String, Option<Bytes>)>), EngineError> {
+        if let Some(stored) = running.stored.remove(&trigger.uid) {
+            let progress = Progress::decode(&stored)
+                .map_err(|error| EngineError::Cursor { uid: trigger.uid.clone(), detail: error.to_string() })?;
+            return Ok((progress, None));
+        }
+        let bounds = self.log.bounds(broker);
+        let next = match trigger.start {
+            Start::Latest => bounds.next,
+            Start::Earliest => bounds.first,
+            Start::At(time) => self.log.offset_at(broker, time).await?,
+        };
+        let progress = Progress::starting_at(next);
+        let cursor = (trigger.uid.clone(), Some(progress.encode(broker).into()));
+        Ok((progress, Some(cursor)))
+    }
+
+    fn spawn(&self, reader: &Arc<Reader>, settings: Settings, progress: Progress, broker: &str, trigger: &Trigger) -> Handle {
+        let (sender, receiver) = watch::channel(settings);
+        let (inbox, stats) = (Arc::<Inbox>::default(), Arc::<TriggerStats>::default());
+        let dispatcher = Dispatcher::new(Parts {
+            log: self.log.clone(),
+            client: self.client.clone(),
+            reader: reader.clone(),
+            inbox: inbox.clone(),
+            settings: receiver,
+            stats: stats.clone(),
+            progress,
+            stop: self.stop.clone(),
+            grace: self.options.grace,
+        });
+        let view = TriggerView {
+            uid: trigger.uid.clone(),
+            namespace: trigger.namespace.clone(),
+            name: trigger.name.clone(),
+            broker: broker.to_owned(),
+            stats,
+        };
+        let (namespace, name) = (trigger.namespace.clone(), trigger.name.clone());
+        let task = self.tasks.spawn(async move {
+            if let Err(error) = dispatcher.run().await {
+                tracing::error!(namespace, trigger = name, %error, "delivery has ended: the event log failed");
+            }
+        });
+        Handle { settings: sender, inbox, view, task }
+    }
+
+    /// Ends the dispatchers of Triggers that are gone, and names the cursors to remove.
+    async fn remove_absent(&self, running: &mut Running, present: &HashSet<String>) -> Vec<String> {
+        let mut gone: Vec<String> = running.dispatchers.keys().filter(|uid| !present.contains(*uid)).cloned().collect();
+        for uid in &gone {
+            let Some(Handle { settings, inbox, view, task }) = running.dispatchers.remove(uid) else { continue };
+            drop(settings);
+            inbox.detach();
+            // It ends at once when its settings are closed; a panic in it was reported by the runtime.
+            let _ = task.await;
+            let pending = view.stats.pending();
+            self.dropped_with_trigger.fetch_add(pending, Relaxed);
+            tracing::info!(namespace = view.namespace, trigger = view.name, dropped = pending, "the Trigger is gone");
+        }
+        gone.extend(running.stored.drain().map(|(uid, _)| uid));
+        gone
+    }
+
+    async fn trim_regularly(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(TRIM_EVERY) => {}
+                () = self.stop.cancelled() => return,
+            }
+            if let Err(error) = self.trim().await {
+                tracing::error!(%error, "the event log cannot be trimmed");
+            }
+        }
+    }
+
+    async fn trim(&self) -> Result<(), LogError> {
+        let now = Timestamp::now();
+        let triggers = self.triggers();
+        for (broker, bytes) in self.log.usage() {
+            let bounds = self.log.bounds(&broker);
+            let is_dead_letters = broker.ends_with(&DeadLetter::log_of(""));
+            let age = if is_dead_letters { self.options.dead_letter_age } else { self.options.retention.age };
+            let limit = if is_dead_letters { u64::MAX } else { self.options.retention.bytes };
+            let oldest = SignedDuration::try_from(age).ok().and_then(|age| now.checked_sub(age).ok());
+            let too_old = match oldest {
+                Some(oldest) => self.log.offset_at(&broker, oldest).await?,
+                None => bounds.first,
+            };
+            let unsettled = triggers
+                .iter()
+                .filter(|trigger| trigger.broker == broker)
+                .map(|trigger| trigger.stats.low())
+                .min()
+                .unwrap_or(Offset(u64::MAX));
+            let before = retention::trim_before(bounds, bytes, limit, too_old, unsettled.min(bounds.next));
+            if before > bounds.first {
+                self.log.trim(&broker, before).await?;
+            }
+        }
+        Ok(())
+    }
+}

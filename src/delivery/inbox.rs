@@ -1,0 +1,141 @@
+//! The bounded queue between a broker's reader and one Trigger's dispatcher.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use crate::{cloudevents::Event, log::Offset};
+
+/// How many events wait in an inbox at most.
+const MAX_EVENTS: usize = 256;
+
+/// How many bytes of data wait in an inbox at most, unless a single event is larger.
+const MAX_BYTES: usize = 1024 * 1024;
+
+/// Events that the shared reader found for a Trigger. Once it overflows it takes nothing more until the Trigger has
+/// caught up from the log and attaches again.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<(Offset, Event)>,
+    bytes: usize,
+    attached: bool,
+    /// The first event that did not fit.
+    missed: Option<Offset>,
+}
+
+/// What a dispatcher took from its inbox.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// In order of their offsets.
+    pub(super) events: Vec<(Offset, Event)>,
+    /// Where the Trigger goes on by itself, if the inbox had overflowed and is empty now.
+    pub(super) missed: Option<Offset>,
+    /// Whether nothing is left in it.
+    pub(super) emptied: bool,
+}
+
+impl Inbox {
+    /// Offers an event. If there is no room the Trigger is on its own from here.
+    pub(super) fn push(&self, offset: Offset, event: &Event) {
+        let mut state = self.lock();
+        if !state.attached {
+            return;
+        }
+        let size = event.size();
+        let fits = state.queue.len() < MAX_EVENTS && (state.bytes + size <= MAX_BYTES || state.queue.is_empty());
+        if fits {
+            state.queue.push_back((offset, event.clone()));
+            state.bytes += size;
+        } else {
+            state.attached = false;
+            state.missed = Some(offset);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Takes up to `limit` events.
+    pub(super) fn take(&self, limit: usize) -> Taken {
+        let mut state = self.lock();
+        let count = limit.min(state.queue.len());
+        let events: Vec<_> = state.queue.drain(..count).collect();
+        state.bytes -= events.iter().map(|(_, event)| event.size()).sum::<usize>();
+        let emptied = state.queue.is_empty();
+        let missed = if emptied { state.missed.take() } else { None };
+        Taken { events, missed, emptied }
+    }
+
+    /// The reader offers its events from now on. Only the reader's lock makes "now" a definite offset.
+    pub(super) fn attach(&self) {
+        let mut state = self.lock();
+        *state = State { attached: true, ..State::default() };
+    }
+
+    /// Forgets what is queued and takes nothing more; the Trigger reads it from the log instead.
+    pub(super) fn detach(&self) {
+        *self.lock() = State::default();
+    }
+
+    pub(super) fn is_attached(&self) -> bool {
+        self.lock().attached
+    }
+
+    /// Waits until something was offered since the last [`Inbox::take`].
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that holds the lock can leave the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloudevents::EventBuilder;
+
+    fn event(bytes: usize) -> Event {
+        let builder = EventBuilder::new().attribute("id", "1").attribute("source", "/s").attribute("type", "t");
+        builder.data("text/plain", vec![b'x'; bytes]).build().unwrap()
+    }
+
+    #[test]
+    fn keeps_the_order_and_says_what_it_missed() {
+        let inbox = Inbox::default();
+        inbox.push(Offset(0), &event(1));
+        assert!(inbox.take(10).events.is_empty(), "not attached");
+        inbox.attach();
+        for offset in 1..=MAX_EVENTS as u64 + 5 {
+            inbox.push(Offset(offset), &event(1));
+        }
+        assert!(!inbox.is_attached());
+        let taken = inbox.take(10);
+        assert_eq!(taken.events.first().map(|(offset, _)| *offset), Some(Offset(1)));
+        assert_eq!((taken.missed, taken.emptied), (None, false));
+        let taken = inbox.take(MAX_EVENTS);
+        assert_eq!(taken.events.len(), MAX_EVENTS - 10);
+        assert_eq!((taken.missed, taken.emptied), (Some(Offset(MAX_EVENTS as u64 + 1)), true));
+    }
+
+    #[test]
+    fn is_bounded_in_bytes_but_takes_one_event_of_any_size() {
+        let inbox = Inbox::default();
+        inbox.attach();
+        inbox.push(Offset(0), &event(MAX_BYTES * 2));
+        assert!(inbox.is_attached());
+        inbox.push(Offset(1), &event(1));
+        assert!(!inbox.is_attached());
+        assert_eq!(inbox.take(10).events.len(), 1);
+    }
+}

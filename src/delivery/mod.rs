@@ -1,0 +1,35 @@
+//! Delivery: from the event log to the Sinks.
+//!
+//! One [`reader`] follows each broker's log and offers what it reads to the broker's Triggers, each through a
+//! bounded [`inbox`]. One [`dispatcher`] a Trigger takes from its inbox, sends, waits out retries and settles, in
+//! any order within a bounded window. A Trigger whose inbox overflows leaves the shared reader and reads the log
+//! from its own place until it has caught up; so memory is bounded and a slow Sink moves nobody else.
+//!
+//! What a Trigger has settled is its [`progress`], durable beside the log. After a crash what was settled since
+//! the last save, [`SAVE_EVERY`] at most, is delivered again; nothing is left out.
+//!
+//! The router calls [`Engine::apply`] with each new routing table; nobody else calls in.
+
+mod backoff;
+mod breaker;
+mod client;
+mod dead_letter;
+mod dispatcher;
+mod engine;
+mod inbox;
+mod progress;
+mod reader;
+mod retention;
+mod stats;
+mod verdict;
+
+pub use client::{Client, ClientError};
+pub use dead_letter::{DeadLetter, DeadLetterError};
+pub use engine::{DeliveryOptions, Engine, EngineError, TriggerView};
+pub use retention::Retention;
+pub use stats::{Settlement, TriggerStats};
+
+use std::time::Duration;
+
+/// How long what a Trigger has settled stays unsaved at most.
+pub const SAVE_EVERY: Duration = Duration::from_millis(200);

@@ -1,0 +1,122 @@
+//! The one reader of a broker's log that feeds all its Triggers.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use super::inbox::Inbox;
+use crate::{
+    cloudevents::Event,
+    log::{EventLog, LogError, Offset, ReadLimit},
+    routing::BrokerTable,
+};
+
+/// How much is read at once.
+pub(super) const READ: ReadLimit = ReadLimit { records: 256, bytes: 1024 * 1024 };
+
+/// Follows one broker's log and offers each event to the Triggers that want it.
+pub(super) struct Reader {
+    broker: String,
+    log: Arc<dyn EventLog>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Everything below was offered to every attached inbox that wanted it.
+    position: Offset,
+    table: Arc<BrokerTable>,
+    /// One for each route of the table.
+    inboxes: Vec<Arc<Inbox>>,
+}
+
+impl Reader {
+    /// A reader that begins at the end of the log: what is before it the Triggers read by themselves.
+    pub(super) fn new(broker: String, log: Arc<dyn EventLog>) -> Self {
+        let position = log.bounds(&broker).next;
+        let state = State { position, table: Arc::default(), inboxes: Vec::new() };
+        Self { broker, log, state: Mutex::new(state) }
+    }
+
+    /// Offers events by this table from now on.
+    pub(super) fn follow(&self, table: Arc<BrokerTable>, inboxes: Vec<Arc<Inbox>>) {
+        let mut state = self.lock();
+        state.table = table;
+        state.inboxes = inboxes;
+    }
+
+    /// Everything below this was offered.
+    pub(super) fn position(&self) -> Offset {
+        self.lock().position
+    }
+
+    /// Attaches an inbox; it is offered everything from the returned position on.
+    pub(super) fn attach(&self, inbox: &Inbox) -> Offset {
+        let state = self.lock();
+        inbox.attach();
+        state.position
+    }
+
+    /// Follows the log until told to stop.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub(super) async fn run(&self, stop: CancellationToken) -> Result<(), LogError> {
+        let mut end = self.log.watch(&self.broker);
+        loop {
+            let next = *end.borrow_and_update();
+            if self.position() < next {
+                tokio::select! {
+                    offered = self.offer(next) => offered?,
+                    () = stop.cancelled() => return Ok(()),
+                }
+                continue;
+            }
+            tokio::select! {
+                changed = end.changed() => if changed.is_err() { return Ok(()) },
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    async fn offer(&self, end: Offset) -> Result<(), LogError> {
+        let Some(position) = self.position_if_needed(end) else { return Ok(()) };
+        let records = self.log.read(&self.broker, position, READ).await?;
+        let events: Vec<_> = records
+            .into_iter()
+            .map(|record| (record.offset, Event::from_record(record.payload)))
+            .collect();
+        let mut state = self.lock();
+        for (offset, event) in events {
+            match event {
+                Ok(event) => state.table.matching(&event, |index| {
+                    if let Some(inbox) = state.inboxes.get(index) {
+                        inbox.push(offset, &event);
+                    }
+                }),
+                Err(error) => unreadable(&self.broker, offset, &error),
+            }
+            state.position = offset.plus(1);
+        }
+        Ok(())
+    }
+
+    /// Where to read, unless nobody is attached: then the reader goes to the end without reading.
+    fn position_if_needed(&self, end: Offset) -> Option<Offset> {
+        let mut state = self.lock();
+        if state.inboxes.iter().any(|inbox| inbox.is_attached()) {
+            return Some(state.position);
+        }
+        state.position = state.position.max(end);
+        None
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that holds the lock can leave the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A record that passed the log's checksums and yet is no event was written by another Weir.
+pub(super) fn unreadable(broker: &str, offset: Offset, error: &dyn std::error::Error) {
+    tracing::error!(broker, %offset, %error, "a record of the event log cannot be read as an event and is passed over");
+}

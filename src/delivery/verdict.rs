@@ -1,0 +1,76 @@
+//! What a Sink's answer means for the event. Pure.
+//!
+//! The rules are those of the CloudEvents HTTP webhook specification 1.0, with what Knative's data plane contract
+//! adds to what is retried.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use jiff::{Timestamp, fmt::rfc2822};
+
+/// What becomes of the event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The Sink has it.
+    Delivered,
+    /// Another attempt may succeed.
+    Retry,
+    /// No attempt will succeed.
+    Refused,
+}
+
+/// What a status code means: 2xx delivers; 404, 408, 409, 429 and 5xx are tried again; anything else, redirects
+/// and 410 too, is final.
+pub(super) fn verdict(status: StatusCode) -> Verdict {
+    match status.as_u16() {
+        200..=299 => Verdict::Delivered,
+        404 | 408 | 409 | 429 | 500..=599 => Verdict::Retry,
+        _ => Verdict::Refused,
+    }
+}
+
+/// Reads `Retry-After` (RFC 9110, 10.2.3): seconds or a date. Anything else is as if it were not there.
+pub(super) fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = rfc2822::DateTimeParser::new().parse_timestamp(value.replace("GMT", "+0000")).ok()?;
+    Some(Duration::try_from(date.duration_since(now)).unwrap_or(Duration::ZERO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_each_status_means() {
+        let table = [
+            (Verdict::Delivered, vec![200, 201, 202, 204, 299]),
+            (Verdict::Retry, vec![404, 408, 409, 429, 500, 502, 503, 504, 599]),
+            (Verdict::Refused, vec![301, 302, 307, 304, 400, 401, 403, 405, 410, 413, 415, 422]),
+        ];
+        for (expected, codes) in table {
+            for code in codes {
+                assert_eq!(verdict(StatusCode::from_u16(code).unwrap()), expected, "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now: Timestamp = "2015-10-21T07:27:00Z".parse().unwrap();
+        let table = [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            ("Wed, 21 Oct 2015 07:28:00 GMT", Some(60)),
+            ("Wed, 21 Oct 2015 07:20:00 GMT", Some(0)),
+            ("-5", None),
+            ("soon", None),
+            ("", None),
+        ];
+        for (value, expected) in table {
+            assert_eq!(retry_after(value, now), expected.map(Duration::from_secs), "{value:?}");
+        }
+    }
+}
