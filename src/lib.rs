@@ -3,7 +3,6 @@
 //! One binary is the controller, the router and the command line; this library holds its rooms. Arrows between
 //! them point one way, and `tests/architecture.rs` holds them.
 
-
 pub mod cloudevents;
 pub mod filter;
 pub mod log;
