@@ -1,1 +1,3 @@
-fn main(){}
+//! The command line only: parse, then call.
+
+fn main() {}

@@ -4,7 +4,7 @@ mod configuration;
 mod table;
 
 pub use configuration::{
-    BackoffPolicy, Configuration, ContentMode, Cron, Delivery, Destination, Retry, Revision, ServiceName, Source,
-    Start, Trigger,
+    BackoffPolicy, Configuration, ContentMode, Cron, Delivery, Destination, Retry, Revision, ServiceName,
+    Source, Start, Trigger,
 };
 pub use table::{BrokerTable, Route, RoutingTable, broker_key};
