@@ -1,0 +1,146 @@
+//! The link to the controller: a long poll that brings routing configurations and tells what is applied.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::routing::{
+    Configuration, Revision,
+    protocol::{CONFIGURATION_PATH, ConfigurationQuery, POLL_TIMEOUT},
+};
+
+/// How much longer than the controller holds a poll the router waits for its end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How large a routing configuration may be, in bytes.
+const MAX_CONFIGURATION: usize = 256 * 1024 * 1024;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A router's link to its controller.
+#[derive(Debug)]
+pub struct ControllerLink {
+    controller: String,
+    router: String,
+    client: Client<HttpConnector, Empty<Bytes>>,
+}
+
+/// Why a poll brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The controller's address is not usable.
+    #[error("the controller's address {0:?} is not an http URL such as http://weir-controller:8090")]
+    Address(String),
+    /// The controller cannot be reached.
+    #[error("the controller cannot be reached: {0}")]
+    Unreachable(String),
+    /// The controller did not answer in time.
+    #[error("the controller did not answer in time")]
+    Timeout,
+    /// The controller has nothing to give.
+    #[error("the controller answered {0}")]
+    Status(StatusCode),
+    /// What the controller sent is no routing configuration.
+    #[error("the controller's answer cannot be read as a routing configuration: {0}; do both run the same version?")]
+    Malformed(String),
+}
+
+impl ControllerLink {
+    /// A link from the router of this name to the controller at this base URL.
+    ///
+    /// # Errors
+    /// When the address is no http URL.
+    pub fn new(controller: &str, router: &str) -> Result<Self, LinkError> {
+        let controller = controller.trim_end_matches('/').to_owned();
+        let is_http = controller.parse::<Uri>().is_ok_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some());
+        if !is_http {
+            return Err(LinkError::Address(controller));
+        }
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+        Ok(Self { controller, router: router.to_owned(), client })
+    }
+
+    /// Polls until told to stop, sends each new configuration and waits until it is applied before asking again:
+    /// asking is what acknowledges.
+    pub async fn follow(
+        self,
+        configurations: watch::Sender<Option<Configuration>>,
+        mut applied: watch::Receiver<Revision>,
+        stop: CancellationToken,
+    ) {
+        let mut pause = FIRST_PAUSE;
+        let mut reachable = true;
+        loop {
+            let revision = applied.borrow_and_update().clone();
+            let polled = tokio::select! {
+                polled = self.poll(&revision) => polled,
+                () = stop.cancelled() => return,
+            };
+            match polled {
+                Ok(configuration) => {
+                    if !reachable {
+                        tracing::info!(controller = self.controller, "the controller can be reached again");
+                    }
+                    (pause, reachable) = (FIRST_PAUSE, true);
+                    let Some(configuration) = configuration else { continue };
+                    let expected = configuration.revision.clone();
+                    configurations.send_replace(Some(configuration));
+                    tokio::select! {
+                        waited = applied.wait_for(|revision| *revision == expected) => if waited.is_err() { return },
+                        () = stop.cancelled() => return,
+                    }
+                }
+                Err(error) => {
+                    if reachable {
+                        tracing::warn!(controller = self.controller, %error, "no news from the controller; the router goes on with what it has");
+                    }
+                    reachable = false;
+                    tokio::select! {
+                        () = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
+                        () = stop.cancelled() => return,
+                    }
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    async fn poll(&self, revision: &Revision) -> Result<Option<Configuration>, LinkError> {
+        let query = ConfigurationQuery { router: self.router.clone(), revision: revision.clone() };
+        let uri = format!("{}{CONFIGURATION_PATH}?{}", self.controller, query.encode());
+        tokio::time::timeout(POLL_TIMEOUT + PATIENCE, self.get(uri)).await.map_err(|_| LinkError::Timeout)?
+    }
+
+    async fn get(&self, uri: String) -> Result<Option<Configuration>, LinkError> {
+        let request = Request::get(uri.as_str())
+            .header(header::ACCEPT, "application/json")
+            .body(Empty::new())
+            .map_err(|_| LinkError::Address(uri))?;
+        let response =
+            self.client.request(request).await.map_err(|error| LinkError::Unreachable(error.to_string()))?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => return Ok(None),
+            status => return Err(LinkError::Status(status)),
+        }
+        let body = Limited::new(response.into_body(), MAX_CONFIGURATION)
+            .collect()
+            .await
+            .map_err(|error| LinkError::Unreachable(error.to_string()))?;
+        serde_json::from_slice(&body.to_bytes()).map(Some).map_err(|error| LinkError::Malformed(error.to_string()))
+    }
+}

@@ -1,0 +1,181 @@
+//! The ingress: takes CloudEvents at `/{namespace}/{broker}` and answers 202 once they are durable.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, Request, State},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use jiff::Timestamp;
+
+use super::{metrics::IngressMetrics, problem::Problem};
+use crate::{
+    cloudevents::{Event, read_http},
+    log::EventLog,
+    routing::{RoutingTable, broker_key},
+};
+
+/// How long a client may take to send a request's body.
+const BODY_READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the ingress works with.
+pub(super) struct Ingress {
+    pub(super) log: Arc<dyn EventLog>,
+    /// Absent until the first routing configuration is there.
+    pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
+    pub(super) metrics: Arc<IngressMetrics>,
+    /// How large a request's body may be, in bytes.
+    pub(super) max_body: usize,
+}
+
+/// The endpoint that producers post to.
+pub(super) fn service(ingress: Ingress) -> Router {
+    Router::new()
+        .route("/{namespace}/{broker}", post(receive).options(validate))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(Arc::new(ingress))
+}
+
+async fn receive(
+    State(ingress): State<Arc<Ingress>>,
+    Path((namespace, broker)): Path<(String, String)>,
+    request: Request,
+) -> Response {
+    let began = Instant::now();
+    let (parts, body) = request.into_parts();
+    match ingress.accept(&namespace, &broker, parts, body).await {
+        Ok(count) => {
+            ingress.metrics.accepted(&namespace, &broker, count, began.elapsed());
+            StatusCode::ACCEPTED.into_response()
+        }
+        Err(problem) => {
+            ingress.metrics.rejected(problem.reason());
+            problem.into_response()
+        }
+    }
+}
+
+impl Ingress {
+    /// Checks and stores; gives the number of events.
+    async fn accept(&self, namespace: &str, broker: &str, parts: Parts, body: Body) -> Result<usize, Problem> {
+        self.check_broker(namespace, broker)?;
+        check_encoding(&parts.headers)?;
+        let body = self.read_body(&parts.headers, body).await?;
+        let events = read_http(&parts.headers, body)?.into_events();
+        if events.is_empty() {
+            return Ok(0);
+        }
+        let payloads: Vec<_> = events.iter().map(Event::to_record).collect();
+        self.log.append(&broker_key(namespace, broker), payloads, Timestamp::now()).await?;
+        Ok(events.len())
+    }
+
+    fn check_broker(&self, namespace: &str, broker: &str) -> Result<(), Problem> {
+        let table = self.table.load();
+        let Some(table) = table.as_ref() else {
+            return Err(Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no_configuration",
+                "The router is not ready",
+                "the router has no routing configuration yet; it waits for the controller",
+            )
+            .try_again());
+        };
+        if table.has_broker(namespace, broker) {
+            return Ok(());
+        }
+        let detail = if table.has_namespace(namespace) {
+            format!(
+                "namespace {namespace:?} has no broker {broker:?}: a broker exists once a Trigger or a Source names it \
+                 (default always exists)"
+            )
+        } else {
+            format!("there is no namespace {namespace:?}; events are posted to /NAMESPACE/BROKER")
+        };
+        Err(Problem::new(StatusCode::NOT_FOUND, "unknown_broker", "There is no such broker", detail))
+    }
+
+    async fn read_body(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
+        let too_large = || {
+            Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                "The request is too large",
+                format!("the body may have {} bytes at most", self.max_body),
+            )
+        };
+        let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if announced.is_some_and(|length| length > self.max_body as u64) {
+            return Err(too_large());
+        }
+        match tokio::time::timeout(BODY_READ_TIMEOUT, Limited::new(body, self.max_body).collect()).await {
+            Ok(Ok(collected)) => Ok(collected.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Ok(Err(error)) => Err(Problem::new(
+                StatusCode::BAD_REQUEST,
+                "incomplete_body",
+                "The request is incomplete",
+                format!("the body could not be read: {error}"),
+            )),
+            Err(_) => Err(Problem::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "body_timeout",
+                "The request took too long",
+                format!("the body was not complete within {} s", BODY_READ_TIMEOUT.as_secs()),
+            )),
+        }
+    }
+}
+
+/// A content coding is a property of the hop, not an attribute of the event: passing the bytes on without it would
+/// change what they mean.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content_encoding",
+            "The content coding is not supported",
+            format!("Content-Encoding {encoding:?} is not supported: send the body as it is"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The validation handshake of the CloudEvents HTTP webhook specification 1.0, section 4: any origin may post, at
+/// any rate.
+async fn validate(headers: HeaderMap) -> Response {
+    let mut response = StatusCode::OK.into_response();
+    let answer = response.headers_mut();
+    answer.insert(header::ALLOW, HeaderValue::from_static("POST, OPTIONS"));
+    if let Some(origin) = headers.get("webhook-request-origin") {
+        answer.insert("webhook-allowed-origin", origin.clone());
+        answer.insert("webhook-allowed-rate", HeaderValue::from_static("*"));
+    }
+    response
+}
+
+async fn unknown_path(State(ingress): State<Arc<Ingress>>) -> Problem {
+    ingress.metrics.rejected("unknown_path");
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "unknown_path",
+        "There is nothing here",
+        "events are posted to /NAMESPACE/BROKER, for example /shop/default",
+    )
+}
+
+async fn wrong_method(State(ingress): State<Arc<Ingress>>) -> Problem {
+    ingress.metrics.rejected("wrong_method");
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", "Events are posted", "use POST")
+}

@@ -1,0 +1,235 @@
+//! What Prometheus sees of a router. Names are listed in the operator's documentation.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+    },
+    registry::Registry,
+};
+
+use crate::{
+    delivery::{Engine, TriggerStats, TriggerView},
+    log::EventLog,
+};
+
+/// From well below one fsync to a disk in trouble, in seconds.
+const INGRESS_SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BrokerLabels {
+    namespace: String,
+    broker: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RevisionLabels {
+    revision: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabels {
+    version: &'static str,
+}
+
+/// What the ingress counts.
+#[derive(Debug)]
+pub(super) struct IngressMetrics {
+    accepted: Family<BrokerLabels, Counter>,
+    rejected: Family<ReasonLabels, Counter>,
+    seconds: Histogram,
+}
+
+impl IngressMetrics {
+    pub(super) fn accepted(&self, namespace: &str, broker: &str, events: usize, took: Duration) {
+        let labels = BrokerLabels { namespace: namespace.to_owned(), broker: broker.to_owned() };
+        self.accepted.get_or_create(&labels).inc_by(events as u64);
+        self.seconds.observe(took.as_secs_f64());
+    }
+
+    pub(super) fn rejected(&self, reason: &'static str) {
+        self.rejected.get_or_create(&ReasonLabels { reason }).inc();
+    }
+}
+
+/// All metrics of a router.
+pub(super) struct Metrics {
+    pub(super) registry: Registry,
+    pub(super) ingress: Arc<IngressMetrics>,
+    pub(super) configuration: ConfigurationInfo,
+}
+
+/// Which revision is applied.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ConfigurationInfo(Family<RevisionLabels, Gauge>);
+
+impl ConfigurationInfo {
+    pub(super) fn applied(&self, revision: &str) {
+        self.0.clear();
+        self.0.get_or_create(&RevisionLabels { revision: revision.to_owned() }).set(1);
+    }
+}
+
+impl Metrics {
+    pub(super) fn new(log: Arc<dyn EventLog>, engine: Arc<Engine>) -> Self {
+        let mut registry = Registry::with_prefix("weir");
+        let ingress = Arc::new(IngressMetrics {
+            accepted: Family::default(),
+            rejected: Family::default(),
+            seconds: Histogram::new(INGRESS_SECONDS),
+        });
+        let configuration = ConfigurationInfo::default();
+        let build = Family::<VersionLabels, Gauge>::default();
+        build.get_or_create(&VersionLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("build_info", "The version that runs", build);
+        registry.register("events_accepted", "Events that were made durable", ingress.accepted.clone());
+        registry.register("requests_rejected", "Requests that were refused, by reason", ingress.rejected.clone());
+        registry.register(
+            "ingress_duration_seconds",
+            "Time from a request's head to the answer that its events are durable",
+            ingress.seconds.clone(),
+        );
+        registry.register(
+            "router_configuration_info",
+            "1 for the revision of the routing configuration that is applied",
+            configuration.0.clone(),
+        );
+        registry.register_collector(Box::new(DeliveryCollector { log, engine }));
+        Self { registry, ingress, configuration }
+    }
+}
+
+/// Reads the engine's and the log's figures when they are asked for, so that counting costs delivery nothing.
+struct DeliveryCollector {
+    log: Arc<dyn EventLog>,
+    engine: Arc<Engine>,
+}
+
+impl fmt::Debug for DeliveryCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeliveryCollector").finish_non_exhaustive()
+    }
+}
+
+type Labels<'a> = [(&'static str, &'a str); 3];
+
+fn labels(view: &TriggerView) -> Labels<'_> {
+    let broker = view.broker.split_once('/').map_or(view.broker.as_str(), |(_, name)| name);
+    [("namespace", &view.namespace), ("trigger", &view.name), ("broker", broker)]
+}
+
+impl Collector for DeliveryCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let triggers = self.engine.triggers();
+        counter(&mut encoder, &triggers, "trigger_events_matched", "Events that the Trigger wanted", TriggerStats::matched)?;
+        settled(&mut encoder, &triggers)?;
+        gauge(&mut encoder, &triggers, "trigger_events_pending", "Events wanted and not settled", |view| {
+            view.stats.pending()
+        })?;
+        gauge(&mut encoder, &triggers, "trigger_backlog_events", "Events of the broker not looked at yet", |view| {
+            self.log.bounds(&view.broker).next.0.saturating_sub(view.stats.next().0)
+        })?;
+        counter(&mut encoder, &triggers, "trigger_attempts", "Delivery attempts since the start", TriggerStats::attempts)?;
+        counter(
+            &mut encoder,
+            &triggers,
+            "trigger_attempts_failed",
+            "Delivery attempts since the start that did not deliver",
+            TriggerStats::failed_attempts,
+        )?;
+        gauge(&mut encoder, &triggers, "trigger_attempts_in_flight", "Delivery attempts under way", |view| {
+            view.stats.in_flight()
+        })?;
+        gauge(&mut encoder, &triggers, "trigger_sink_down", "1 while the Sink keeps failing and is only probed", |view| {
+            u64::from(view.stats.sink_down())
+        })?;
+        let dropped = ConstCounter::new(self.engine.dropped_with_trigger());
+        dropped.encode(encoder.encode_descriptor(
+            "events_dropped_with_trigger",
+            "Unsettled events given up because their Trigger was deleted, since the start",
+            None,
+            MetricType::Counter,
+        )?)?;
+        self.log_bytes(&mut encoder)
+    }
+}
+
+impl DeliveryCollector {
+    fn log_bytes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut family =
+            encoder.encode_descriptor("log_retained_bytes", "Data retained in the event log", None, MetricType::Gauge)?;
+        for (key, bytes) in self.log.usage() {
+            let (namespace, broker) = key.split_once('/').unwrap_or(("", &key));
+            gauge_value(bytes).encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    triggers: &[TriggerView],
+    name: &str,
+    help: &str,
+    value: impl Fn(&TriggerStats) -> u64,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for view in triggers {
+        ConstCounter::new(value(&view.stats)).encode(family.encode_family(&labels(view))?)?;
+    }
+    Ok(())
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    triggers: &[TriggerView],
+    name: &str,
+    help: &str,
+    value: impl Fn(&TriggerView) -> u64,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for view in triggers {
+        gauge_value(value(view)).encode(family.encode_family(&labels(view))?)?;
+    }
+    Ok(())
+}
+
+fn gauge_value(value: u64) -> ConstGauge<i64> {
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn settled(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(
+        "trigger_events_settled",
+        "Events that the Trigger wanted, by how they ended",
+        None,
+        MetricType::Counter,
+    )?;
+    for view in triggers {
+        let stats = &view.stats;
+        let outcomes = [
+            ("delivered", stats.delivered()),
+            ("expired", stats.expired()),
+            ("dead_lettered", stats.dead_lettered()),
+            ("dropped", stats.dropped()),
+        ];
+        for (outcome, value) in outcomes {
+            let [namespace, trigger, broker] = labels(view);
+            let labels = [namespace, trigger, broker, ("outcome", outcome)];
+            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}

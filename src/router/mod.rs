@@ -1,0 +1,236 @@
+//! The router: puts ingress, event log, routing and delivery together.
+//!
+//! The command line calls [`run`] with a stream of routing configurations, from the controller
+//! ([`ControllerLink`]) or from files. Everything that the router must remember is in its data directory: the
+//! event log with the cursors, and the last configuration, with which it starts when the controller is away.
+
+mod admin;
+mod controller_link;
+mod ingress;
+mod metrics;
+mod problem;
+mod saved;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use controller_link::{ControllerLink, LinkError};
+pub use saved::SavedError;
+
+use crate::{
+    delivery::{Client, ClientError, DeliveryOptions, Engine, EngineError},
+    log::{EmbeddedLog, EmbeddedOptions, EventLog, LogError},
+    routing::{Configuration, Revision, RoutingTable, ServiceName},
+    server::{BindError, Server},
+    source::Sources,
+};
+
+use metrics::Metrics;
+use saved::SavedConfiguration;
+
+/// How a router is set up.
+#[derive(Clone, Debug)]
+pub struct RouterOptions {
+    /// Where producers post events.
+    pub listen: SocketAddr,
+    /// Where health, readiness and metrics are.
+    pub admin: SocketAddr,
+    /// The directory for everything that must outlive the process. Made if absent.
+    pub data: PathBuf,
+    /// How large a request may be, in bytes.
+    pub max_body: usize,
+    /// Where Services are reached instead of by their cluster names; for a router outside the cluster.
+    pub services: BTreeMap<ServiceName, String>,
+    /// The event log's limits.
+    pub log: EmbeddedOptions,
+    /// How delivery behaves.
+    pub delivery: DeliveryOptions,
+}
+
+/// Why a router ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The event log cannot be opened, or failed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// There is no HTTP client.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Delivery cannot go on.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The last configuration cannot be read or kept.
+    #[error(transparent)]
+    Saved(#[from] SavedError),
+}
+
+/// Runs a router until it is told to stop, then finishes what is under way.
+///
+/// `configurations` is `None` until there is one; each that is applied is acknowledged on `applied`.
+///
+/// # Errors
+/// When it cannot start, or when the event log failed and the process has to end.
+pub async fn run(
+    options: RouterOptions,
+    mut configurations: watch::Receiver<Option<Configuration>>,
+    applied: watch::Sender<Revision>,
+    stop: CancellationToken,
+) -> Result<(), RouterError> {
+    let saved = SavedConfiguration::in_directory(&options.data)?;
+    let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(&options.data.join("log"), options.log.clone())?);
+    let engine = Engine::start(log.clone(), Client::new()?, options.delivery).await?;
+    let metrics = Metrics::new(log.clone(), engine.clone());
+    let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
+    let ingress = ingress::Ingress {
+        log: log.clone(),
+        table: table.clone(),
+        metrics: metrics.ingress.clone(),
+        max_body: options.max_body,
+    };
+    let ingress_server = Server::bind("ingress", options.listen).await?;
+    let admin_server = Server::bind("admin", options.admin).await?;
+    let mut applier = Applier {
+        engine: engine.clone(),
+        sources: Sources::new(log.clone()),
+        table: table.clone(),
+        services: options.services,
+        configuration: metrics.configuration.clone(),
+        applied,
+    };
+    let before = saved.load()?;
+    let admin = admin::service(admin::Admin { registry: metrics.registry, table });
+
+    let servers = TaskTracker::new();
+    let stop_admin = CancellationToken::new();
+    servers.spawn(admin_server.serve(admin, stop_admin.clone()));
+    if let Some(configuration) = before {
+        tracing::info!(revision = configuration.revision.0, "starting with the configuration of the last run");
+        applier.apply(configuration).await?;
+    }
+    let stop_ingress = stop.child_token();
+    servers.spawn(ingress_server.serve(ingress::service(ingress), stop_ingress.clone()));
+    servers.close();
+
+    let outcome = loop {
+        tokio::select! {
+            changed = configurations.changed() => {
+                if changed.is_err() {
+                    // Whoever sends configurations has ended, and with it the process will.
+                    stop.cancelled().await;
+                    break Ok(());
+                }
+                let Some(configuration) = configurations.borrow_and_update().clone() else { continue };
+                if let Err(error) = applier.take_over(&saved, configuration).await {
+                    break Err(error);
+                }
+            }
+            error = log.failed() => break Err(RouterError::Log(error)),
+            () = stop.cancelled() => break Ok(()),
+        }
+    };
+
+    // Producers first, so that nothing new comes in; then what produces inside; then delivery.
+    stop_ingress.cancel();
+    stop_admin.cancel();
+    servers.wait().await;
+    applier.sources.shutdown().await;
+    engine.shutdown().await;
+    if outcome.is_ok() {
+        log.sync().await?;
+    }
+    tracing::info!("the router has stopped");
+    outcome
+}
+
+/// Brings a configuration into force.
+struct Applier {
+    engine: Arc<Engine>,
+    sources: Sources,
+    table: Arc<ArcSwapOption<RoutingTable>>,
+    services: BTreeMap<ServiceName, String>,
+    configuration: metrics::ConfigurationInfo,
+    applied: watch::Sender<Revision>,
+}
+
+impl Applier {
+    async fn take_over(&mut self, saved: &SavedConfiguration, configuration: Configuration) -> Result<(), RouterError> {
+        if self.table.load().as_ref().is_some_and(|table| *table.revision() == configuration.revision) {
+            self.applied.send_replace(configuration.revision);
+            return Ok(());
+        }
+        saved.store(&configuration)?;
+        self.apply(configuration).await
+    }
+
+    async fn apply(&mut self, mut configuration: Configuration) -> Result<(), RouterError> {
+        reach_services_at(&self.services, &mut configuration);
+        let revision = configuration.revision.clone();
+        let sources = configuration.sources.clone();
+        let table = Arc::new(RoutingTable::compile(configuration));
+        // Delivery first: an event that the new table lets in must find its Triggers in their places.
+        self.engine.apply(&table).await?;
+        self.table.store(Some(table));
+        self.sources.apply(&sources).await;
+        self.configuration.applied(&revision.0);
+        tracing::info!(revision = revision.0, "routing configuration applied");
+        self.applied.send_replace(revision);
+        Ok(())
+    }
+}
+
+/// Replaces scheme, host and port of Services that are reached elsewhere; the path stays.
+fn reach_services_at(services: &BTreeMap<ServiceName, String>, configuration: &mut Configuration) {
+    for destination in configuration.triggers.iter_mut().filter_map(|trigger| trigger.destination.as_mut()) {
+        let base = destination.service.as_ref().and_then(|service| services.get(service));
+        let Some(base) = base else { continue };
+        let path = destination
+            .uri
+            .parse::<http::Uri>()
+            .ok()
+            .and_then(|uri| uri.path_and_query().map(|path| path.as_str().to_owned()))
+            .unwrap_or_else(|| "/".to_owned());
+        destination.uri = format!("{}{path}", base.trim_end_matches('/'));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::{ContentMode, Delivery, Destination, Start, Trigger};
+
+    #[test]
+    fn a_service_reached_elsewhere_keeps_its_path() {
+        let service = ServiceName { namespace: "shop".into(), name: "billing".into() };
+        let trigger = |service| Trigger {
+            uid: "u".into(),
+            namespace: "shop".into(),
+            name: "t".into(),
+            generation: 1,
+            broker: "default".into(),
+            filters: vec![],
+            destination: Some(Destination {
+                uri: "http://billing.shop.svc.cluster.local:8080/events?x=1".into(),
+                service,
+                content_mode: ContentMode::AsReceived,
+            }),
+            delivery: Delivery::default(),
+            start: Start::Latest,
+            suspend: false,
+        };
+        let services = [(service.clone(), "http://127.0.0.1:8081/".to_owned())].into();
+        let mut configuration =
+            Configuration { triggers: vec![trigger(Some(service)), trigger(None)], ..Configuration::default() };
+        reach_services_at(&services, &mut configuration);
+        let uris: Vec<_> = configuration.triggers.iter().map(|t| &*t.destination.as_ref().unwrap().uri).collect();
+        assert_eq!(
+            uris,
+            ["http://127.0.0.1:8081/events?x=1", "http://billing.shop.svc.cluster.local:8080/events?x=1"]
+        );
+    }
+}

@@ -1,0 +1,95 @@
+//! Errors as producers see them: problem details for HTTP APIs (RFC 9457).
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use crate::{cloudevents::Invalid, log::LogError};
+
+/// An answer that says what is wrong and what to do.
+#[derive(Debug, Serialize)]
+pub(super) struct Problem {
+    title: &'static str,
+    #[serde(serialize_with = "as_number")]
+    status: StatusCode,
+    /// The same word as in the metrics.
+    reason: &'static str,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attribute: Option<String>,
+    /// Which event of a batch, from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    #[serde(skip)]
+    retry: bool,
+}
+
+fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, reason: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        Self { title, status, reason, detail: detail.into(), attribute: None, index: None, retry: false }
+    }
+
+    /// The same request may succeed later.
+    pub(super) fn try_again(mut self) -> Self {
+        self.retry = true;
+        self
+    }
+
+    /// For metrics.
+    pub(super) fn reason(&self) -> &'static str {
+        self.reason
+    }
+}
+
+impl From<Invalid> for Problem {
+    fn from(invalid: Invalid) -> Self {
+        let title = if invalid.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            "The event format is not supported"
+        } else {
+            "The event is not a valid CloudEvent"
+        };
+        let mut problem = Self::new(invalid.status(), invalid.label(), title, invalid.to_string());
+        problem.attribute = invalid.attribute().map(str::to_owned);
+        problem.index = invalid.index();
+        problem
+    }
+}
+
+impl From<LogError> for Problem {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Full(detail) => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "log_full",
+                "The event log is full",
+                format!("{detail}; the event was not stored, send it again later"),
+            )
+            .try_again(),
+            LogError::Failed(_) | LogError::Damaged { .. } | LogError::Open { .. } => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "log_failed",
+                "The event log failed",
+                "the event may not have been stored, send it again",
+            )
+            .try_again(),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        // Numbers and strings always serialise.
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let mut response = (self.status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.retry {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

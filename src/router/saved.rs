@@ -1,0 +1,105 @@
+//! The last routing configuration on the router's disk.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use crate::routing::Configuration;
+
+/// The file in the data directory.
+const FILE: &str = "configuration.json";
+
+pub(super) struct SavedConfiguration {
+    directory: PathBuf,
+}
+
+/// Why the last configuration cannot be read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum SavedError {
+    /// The data directory cannot be used.
+    #[error("cannot use the data directory {path}: {source}; it must exist or be creatable, and be writable")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file cannot be read or written.
+    #[error("cannot read or write {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is not what a router writes.
+    #[error("{path} is not a routing configuration: {source}; remove the file to start without it")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+impl SavedConfiguration {
+    /// Makes the directory if it is absent.
+    pub(super) fn in_directory(directory: &Path) -> Result<Self, SavedError> {
+        fs::create_dir_all(directory)
+            .map_err(|source| SavedError::Directory { path: directory.to_owned(), source })?;
+        Ok(Self { directory: directory.to_owned() })
+    }
+
+    pub(super) fn load(&self) -> Result<Option<Configuration>, SavedError> {
+        let path = self.directory.join(FILE);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(SavedError::File { path, source }),
+        };
+        serde_json::from_slice(&text).map(Some).map_err(|source| SavedError::Malformed { path, source })
+    }
+
+    /// Replaces the file as a whole: after a crash it is the old or the new one.
+    pub(super) fn store(&self, configuration: &Configuration) -> Result<(), SavedError> {
+        let path = self.directory.join(FILE);
+        let beside = self.directory.join(format!("{FILE}.new"));
+        let write = || {
+            let mut file = File::create(&beside)?;
+            serde_json::to_writer(&mut file, configuration)?;
+            file.flush()?;
+            file.sync_all()?;
+            fs::rename(&beside, &path)?;
+            File::open(&self.directory)?.sync_all()
+        };
+        write().map_err(|source| SavedError::File { path: path.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::Revision;
+
+    #[test]
+    fn what_was_stored_is_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let saved = SavedConfiguration::in_directory(&directory.path().join("data")).unwrap();
+        assert_eq!(saved.load().unwrap(), None);
+        for revision in ["a", "b"] {
+            let configuration = Configuration { revision: Revision(revision.into()), ..Configuration::default() };
+            saved.store(&configuration).unwrap();
+            assert_eq!(saved.load().unwrap(), Some(configuration));
+        }
+    }
+
+    #[test]
+    fn what_is_malformed_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(FILE), "{").unwrap();
+        let saved = SavedConfiguration::in_directory(directory.path()).unwrap();
+        assert!(saved.load().unwrap_err().to_string().contains(FILE));
+    }
+}
