@@ -6,6 +6,11 @@
 //!
 //! Every implementation passes the one suite in `conformance.rs`.
 
+pub mod embedded;
+
+#[cfg(test)]
+pub(crate) mod conformance;
+
 use std::{fmt, path::PathBuf};
 
 use bytes::Bytes;

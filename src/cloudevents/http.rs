@@ -1,0 +1,365 @@
+//! The HTTP protocol binding 1.0.2: binary, structured and batched mode.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
+
+use super::{
+    Event, Mode, checks,
+    event::{Attribute, Content},
+    invalid::{Invalid, Reason, excerpt},
+    json, media_type,
+    name::Name,
+    value::Value,
+};
+
+/// What is percent-encoded in a header besides everything outside ASCII (section 3.1.3.2): controls, space, `"`, `%`.
+const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
+
+/// An event as an HTTP message, without method and target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpMessage {
+    /// `Content-Type` and, in binary mode, the `ce-` headers.
+    pub headers: HeaderMap,
+    /// The data in binary mode, the JSON text in structured mode.
+    pub body: Bytes,
+}
+
+/// What came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// A message of one event, in binary or structured mode.
+    Single(Event),
+    /// A batch, which may be empty.
+    Batch(Vec<Event>),
+}
+
+impl Received {
+    /// The events in the order of the message.
+    #[must_use]
+    pub fn into_events(self) -> Vec<Event> {
+        match self {
+            Self::Single(event) => vec![event],
+            Self::Batch(events) => events,
+        }
+    }
+}
+
+/// Reads an HTTP message. The mode is told by the `Content-Type` (section 3): first batched, then structured, and
+/// binary if it is neither.
+///
+/// # Errors
+/// [`Invalid`] when it is no valid event; in a batch, with the place of the first that is none.
+pub fn read_http(headers: &HeaderMap, body: Bytes) -> Result<Received, Invalid> {
+    let content_type = content_type(headers)?;
+    let text = content_type.map_or(Ok(""), text_of).map_err(|problem| problem.about("datacontenttype"))?;
+    if starts_with(text, "application/cloudevents-batch") {
+        check_format(text, "application/cloudevents-batch+json")?;
+        return json::read_batch(&body).map(Received::Batch);
+    }
+    if starts_with(text, "application/cloudevents") {
+        check_format(text, media_type::STRUCTURED)?;
+        let content_type = content_type.cloned().unwrap_or(HeaderValue::from_static(media_type::STRUCTURED));
+        return json::read(body, content_type).map(Received::Single);
+    }
+    read_binary(headers, text, body).map(Received::Single)
+}
+
+fn content_type(headers: &HeaderMap) -> Result<Option<&HeaderValue>, Invalid> {
+    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+    let first = values.next();
+    if values.next().is_some() {
+        return Err(super::name::duplicate(&Name::from_valid("datacontenttype")));
+    }
+    Ok(first)
+}
+
+fn starts_with(text: &str, prefix: &str) -> bool {
+    text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
+fn check_format(content_type: &str, supported: &str) -> Result<(), Invalid> {
+    if !media_type::essence(content_type).eq_ignore_ascii_case(supported) {
+        return Err(Invalid::new(
+            Reason::UnsupportedFormat,
+            format!("the event format `{}` is not supported; send `{supported}` or binary mode", excerpt(content_type)),
+        ));
+    }
+    if !media_type::is_utf8(content_type) {
+        return Err(Invalid::new(
+            Reason::UnsupportedCharset,
+            format!("the charset of `{}` is not supported; JSON is sent in UTF-8", excerpt(content_type)),
+        ));
+    }
+    Ok(())
+}
+
+fn read_binary(headers: &HeaderMap, content_type: &str, body: Bytes) -> Result<Event, Invalid> {
+    let mut attributes = Vec::with_capacity(8);
+    for (header, value) in headers {
+        let Some(name) = header.as_str().strip_prefix("ce-") else { continue };
+        if name == "datacontenttype" {
+            return Err(Invalid::new(
+                Reason::Name,
+                "`ce-datacontenttype` is not sent in binary mode; the Content-Type header is this attribute",
+            )
+            .about(name));
+        }
+        attributes.push(read_attribute(checks::name(name)?, value)?);
+    }
+    if attributes.is_empty() {
+        return Err(Invalid::new(
+            Reason::NotACloudEvent,
+            "not a CloudEvent: neither a Content-Type of application/cloudevents+json nor a ce-specversion header",
+        ));
+    }
+    if !content_type.is_empty() {
+        attributes.push(Attribute::new(Name::from_valid("datacontenttype"), content_type.into()));
+    }
+    Ok(Event::from_parts(checks::attributes(attributes)?, Content::Binary { body }, None))
+}
+
+fn read_attribute(name: Name, header: &HeaderValue) -> Result<Attribute, Invalid> {
+    let decoded = decode(header).map_err(|problem| problem.about(name.as_str()))?;
+    let plain = decoded.as_bytes() == header.as_bytes() && !needs_encoding(&decoded);
+    let raw = (!plain && encode(&decoded).is_none_or(|encoded| encoded != *header)).then(|| header.clone());
+    Ok(Attribute { name, value: Value::String(decoded.into()), raw })
+}
+
+/// Section 3.1.3.2: a value in double quotes is unquoted, then percent-decoded once. Producers that send UTF-8 as it
+/// is are understood too.
+fn decode(header: &HeaderValue) -> Result<Cow<'_, str>, Invalid> {
+    let text = text_of(header)?;
+    let unquoted = match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
+        Some(quoted) if quoted.contains('\\') => Cow::Owned(unescape(quoted)),
+        Some(quoted) => Cow::Borrowed(quoted),
+        None => Cow::Borrowed(text),
+    };
+    if !unquoted.contains('%') {
+        return Ok(unquoted);
+    }
+    let decoded = percent_decode(unquoted.as_bytes()).decode_utf8();
+    decoded.map(|text| Cow::Owned(text.into_owned())).map_err(|_| not_utf8())
+}
+
+fn unescape(quoted: &str) -> String {
+    let mut unescaped = String::with_capacity(quoted.len());
+    let mut characters = quoted.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => unescaped.extend(characters.next()),
+            other => unescaped.push(other),
+        }
+    }
+    unescaped
+}
+
+fn text_of(header: &HeaderValue) -> Result<&str, Invalid> {
+    std::str::from_utf8(header.as_bytes()).map(str::trim_ascii).map_err(|_| not_utf8())
+}
+
+fn not_utf8() -> Invalid {
+    Invalid::new(Reason::Value, "the header's value is not UTF-8; percent-encode it as UTF-8")
+}
+
+fn needs_encoding(text: &str) -> bool {
+    text.bytes().any(|byte| !(0x21..0x7f).contains(&byte) || byte == b'"' || byte == b'%')
+}
+
+fn encode(text: &str) -> Option<HeaderValue> {
+    if needs_encoding(text) {
+        HeaderValue::try_from(utf8_percent_encode(text, ENCODED).to_string()).ok()
+    } else {
+        HeaderValue::from_str(text).ok()
+    }
+}
+
+/// Writes an event in a mode; in the one that it has, the bytes are the ones that came in.
+pub(super) fn write(event: &Event, mode: Mode) -> HttpMessage {
+    match (mode, event.content()) {
+        (Mode::Structured, Content::Structured { content_type, text, .. }) => {
+            structured(content_type.clone(), text.clone())
+        }
+        (Mode::Structured, Content::Binary { .. }) => {
+            structured(HeaderValue::from_static(media_type::STRUCTURED), json::write(event).0.into())
+        }
+        (Mode::Binary, Content::Binary { body }) => HttpMessage { headers: binary_headers(event), body: body.clone() },
+        (Mode::Binary, Content::Structured { .. }) => {
+            let body = event.data().map(|data| Bytes::copy_from_slice(data.as_bytes())).unwrap_or_default();
+            HttpMessage { headers: binary_headers(event), body }
+        }
+    }
+}
+
+fn structured(content_type: HeaderValue, body: Bytes) -> HttpMessage {
+    HttpMessage { headers: HeaderMap::from_iter([(header::CONTENT_TYPE, content_type)]), body }
+}
+
+fn binary_headers(event: &Event) -> HeaderMap {
+    let attributes = event.attribute_list();
+    let mut headers = HeaderMap::with_capacity(attributes.len() + 1);
+    for attribute in attributes.iter().filter(|attribute| attribute.name.as_str() != "datacontenttype") {
+        let value = attribute.raw.clone().or_else(|| encode(&attribute.value.canonical()));
+        // A checked name and an encoded value are always a header.
+        if let (Some(name), Some(value)) = (attribute.name.header(), value) {
+            headers.append(name, value);
+        }
+    }
+    if let Some(Ok(content_type)) = event.implied_content_type().map(|text| HeaderValue::from_bytes(text.as_bytes())) {
+        headers.append(header::CONTENT_TYPE, content_type);
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloudevents::Data;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(
+                http::HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            );
+        }
+        headers
+    }
+
+    const MINIMAL: [(&str, &str); 4] =
+        [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "t")];
+
+    fn binary(more: &[(&str, &str)], body: &'static str) -> Result<Event, Invalid> {
+        let all: Vec<_> = MINIMAL.into_iter().chain(more.iter().copied()).collect();
+        read(&all, body).map(|mut events| events.remove(0))
+    }
+
+    fn read(pairs: &[(&str, &str)], body: &'static str) -> Result<Vec<Event>, Invalid> {
+        read_http(&headers(pairs), Bytes::from_static(body.as_bytes())).map(Received::into_events)
+    }
+
+    fn structured(content_type: &str, body: &'static str) -> Result<Vec<Event>, Invalid> {
+        read(&[("content-type", content_type)], body)
+    }
+
+    const EVENT: &str = r#"{ "specversion":"1.0", "id":"1", "source":"/s", "type":"t", "n":7, "b":true, "gone":null, "data": {"x": 1.10} }"#;
+
+    #[test]
+    fn the_mode_is_told_by_the_content_type() {
+        for content_type in ["application/cloudevents+json", "Application/CloudEvents+JSON; charset=UTF-8"] {
+            assert_eq!(structured(content_type, EVENT).unwrap()[0].mode(), Mode::Structured, "{content_type}");
+        }
+        assert_eq!(structured("application/cloudevents-batch+json", "[]").unwrap(), []);
+        for content_type in
+            ["application/cloudevents+xml", "application/cloudevents", "application/cloudevents-batch+avro"]
+        {
+            let invalid = structured(content_type, EVENT).unwrap_err();
+            assert_eq!((invalid.reason(), invalid.status().as_u16()), (Reason::UnsupportedFormat, 415));
+        }
+        let invalid = structured("application/cloudevents+json; charset=utf-16", EVENT).unwrap_err();
+        assert_eq!(invalid.status().as_u16(), 415);
+        for body in ["", EVENT] {
+            assert_eq!(structured("application/json", body).unwrap_err().reason(), Reason::NotACloudEvent);
+        }
+        assert_eq!(read(&[], "").unwrap_err().reason(), Reason::NotACloudEvent);
+    }
+
+    #[test]
+    fn binary_headers_are_decoded_once() {
+        for (sent, decoded) in [
+            ("plain", "plain"),
+            ("Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro € 😀"),
+            ("\"quoted%20value\"", "quoted value"),
+            ("\"a\\\"b\"", "a\"b"),
+            ("%2525", "%25"),
+            ("Zürich with spaces", "Zürich with spaces"),
+            ("50%", "50%"),
+            ("\"", "\""),
+        ] {
+            let event = binary(&[("ce-x", sent)], "").unwrap();
+            assert_eq!(event.attribute("x").unwrap().canonical(), decoded, "{sent}");
+            let sent_on = event.to_http(None);
+            assert_eq!(sent_on.headers["ce-x"].as_bytes(), sent.as_bytes(), "raw values go on as they came");
+        }
+        assert_eq!(binary(&[("ce-x", "%ff%fe")], "").unwrap_err().attribute(), Some("x"));
+    }
+
+    #[test]
+    fn binary_mode_refuses_what_it_must() {
+        for (more, attribute) in [
+            (("ce-id", "2"), Some("id")),
+            (("ce-datacontenttype", "a/b"), Some("datacontenttype")),
+            (("ce-foo-bar", "x"), Some("foo-bar")),
+            (("ce-data", "x"), Some("data")),
+            (("ce-time", "yesterday"), Some("time")),
+            (("ce-subject", ""), Some("subject")),
+            (("content-type", "json"), Some("datacontenttype")),
+        ] {
+            let invalid = binary(&[more], "").unwrap_err();
+            assert_eq!((invalid.attribute(), invalid.status().as_u16()), (attribute, 400), "{more:?}");
+        }
+        let missing = read(&[("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "t")], "").unwrap_err();
+        assert_eq!((missing.reason(), missing.attribute()), (Reason::Missing, Some("specversion")));
+    }
+
+    #[test]
+    fn binary_mode_passes_the_body_and_no_other_header() {
+        let event =
+            binary(&[("content-type", "text/plain; charset=latin1"), ("x-other", "1"), ("ce-a1", "é")], "hi").unwrap();
+        let message = event.to_http(None);
+        assert_eq!(message.body, "hi");
+        assert_eq!(message.headers["content-type"], "text/plain; charset=latin1");
+        assert!(!message.headers.contains_key("x-other"));
+        assert_eq!(message.headers.len(), 6);
+    }
+
+    #[test]
+    fn structured_to_binary_follows_the_json_format() {
+        let event = &structured("application/cloudevents+json", EVENT).unwrap()[0];
+        let message = event.to_http(Some(Mode::Binary));
+        assert_eq!(message.headers["content-type"], "application/json");
+        assert_eq!(message.body, r#"{"x": 1.10}"#);
+        assert_eq!((&message.headers["ce-n"], &message.headers["ce-b"]), (&"7".parse().unwrap(), &"true".parse().unwrap()));
+        assert!(!message.headers.contains_key("ce-gone"));
+        let same = event.to_http(None);
+        assert_eq!((&same.body[..], &same.headers["content-type"]), (EVENT.as_bytes(), &"application/cloudevents+json".parse().unwrap()));
+
+        let base64 = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data_base64":"aGk="}"#;
+        let message = structured("application/cloudevents+json", base64).unwrap()[0].to_http(Some(Mode::Binary));
+        assert_eq!((&message.body[..], message.headers.get("content-type")), (&b"hi"[..], None));
+    }
+
+    #[test]
+    fn binary_to_structured_follows_the_json_format() {
+        let data = |content_type: &[(&str, &str)], body| {
+            let message = binary(content_type, body).unwrap().to_http(Some(Mode::Structured));
+            assert_eq!(message.headers["content-type"], "application/cloudevents+json");
+            let text = String::from_utf8(message.body.to_vec()).unwrap();
+            text.split_once("\"t\"").unwrap().1.to_owned()
+        };
+        assert_eq!(data(&[("content-type", "application/json")], r#"{"x": 1.10}"#), r#","data":{"x": 1.10}}"#);
+        assert_eq!(data(&[("content-type", "text/plain")], "a\"b"), r#","data":"a\"b"}"#);
+        assert_eq!(data(&[("content-type", "application/json")], "not json"), r#","data_base64":"bm90IGpzb24="}"#);
+        assert_eq!(data(&[], "hi"), r#","data_base64":"aGk="}"#);
+        assert_eq!(data(&[], ""), "}");
+    }
+
+    #[test]
+    fn a_batch_keeps_each_event_as_it_stands() {
+        let first = r#"{"specversion":"1.0", "id":"1","source":"/s","type":"t"}"#;
+        let body = Box::leak(format!("[ {first} ,\n{EVENT}]").into_boxed_str());
+        let events = structured("application/cloudevents-batch+json", body).unwrap();
+        assert_eq!(events[0].to_http(None).body, first);
+        assert_eq!(events[1].to_http(None).body, EVENT);
+        assert_eq!(events[1].to_http(None).headers["content-type"], "application/cloudevents+json");
+        assert_eq!(events[1].data(), Some(Data::Json(r#"{"x": 1.10}"#)));
+
+        let body = Box::leak(format!("[{first},{{\"specversion\":\"1.0\"}}]").into_boxed_str());
+        let invalid = structured("application/cloudevents-batch+json", body).unwrap_err();
+        assert_eq!((invalid.index(), invalid.reason()), (Some(1), Reason::Missing));
+        assert_eq!(structured("application/cloudevents-batch+json", "{}").unwrap_err().reason(), Reason::MalformedJson);
+    }
+}

@@ -1,0 +1,110 @@
+//! What a media type says about the bytes it describes. Everything compares case-insensitively (RFC 2045,
+//! section 5.1; core specification, `datacontenttype`).
+
+/// The media type of one event in JSON (JSON format, section 3).
+pub(super) const STRUCTURED: &str = "application/cloudevents+json";
+
+/// The `type/subtype`, without parameters.
+pub(super) fn essence(media_type: &str) -> &str {
+    media_type.split(';').next().unwrap_or_default().trim_matches([' ', '\t'])
+}
+
+/// Whether data of this type is JSON (JSON format, section 3.1.1): `*/json` or `*/*+json`.
+pub(super) fn is_json(media_type: &str) -> bool {
+    subtype_is(media_type, "json")
+}
+
+/// Whether data of this type is text that JSON may hold as a string. All else is kept as Base64, which is right
+/// for every type, so this only has to know the ones that people want to read.
+pub(super) fn is_text(media_type: &str) -> bool {
+    let essence = essence(media_type);
+    let (kind, _) = essence.split_once('/').unwrap_or_default();
+    kind.eq_ignore_ascii_case("text") || subtype_is(media_type, "xml") || subtype_is(media_type, "yaml")
+}
+
+/// Whether the type lets its data be UTF-8: it says so or says nothing.
+pub(super) fn is_utf8(media_type: &str) -> bool {
+    parameter(media_type, "charset").is_none_or(|charset| charset.eq_ignore_ascii_case("utf-8"))
+}
+
+/// The first parameter of a name, without quotes. Escapes in quoted values are left: no charset has any.
+pub(super) fn parameter<'a>(media_type: &'a str, name: &str) -> Option<&'a str> {
+    let mut rest = media_type.split_once(';')?.1;
+    loop {
+        let (parameter, next) = split_parameter(rest);
+        if let Some((key, value)) = parameter.split_once('=')
+            && key.trim().eq_ignore_ascii_case(name)
+        {
+            let value = value.trim();
+            return Some(value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value));
+        }
+        rest = next?;
+    }
+}
+
+/// Splits at the first semicolon that is not in a quoted string.
+fn split_parameter(text: &str) -> (&str, Option<&str>) {
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b';' if !quoted => return (&text[..at], Some(&text[at + 1..])),
+            _ => {}
+        }
+    }
+    (text, None)
+}
+
+fn subtype_is(media_type: &str, format: &str) -> bool {
+    let Some((_, subtype)) = essence(media_type).split_once('/') else { return false };
+    let suffix = subtype.rsplit_once('+').map_or(subtype, |(_, suffix)| suffix);
+    suffix.eq_ignore_ascii_case(format)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_by_subtype_or_suffix() {
+        for media_type in
+            ["application/json", "TEXT/JSON", "application/vnd.x+JSON; charset=utf-8", "a/b+c+json", "a/json ;x=y"]
+        {
+            assert!(is_json(media_type), "{media_type}");
+        }
+        for media_type in ["", "json", "application/jsonx", "application/json+xml", "text/plain; x=application/json"]
+        {
+            assert!(!is_json(media_type), "{media_type}");
+        }
+    }
+
+    #[test]
+    fn text_by_what_people_read() {
+        for media_type in ["text/plain", "Text/CSV;header=present", "application/xml", "a/b+yaml"] {
+            assert!(is_text(media_type), "{media_type}");
+        }
+        for media_type in ["application/octet-stream", "application/json", "image/png", ""] {
+            assert!(!is_text(media_type), "{media_type}");
+        }
+    }
+
+    #[test]
+    fn parameters() {
+        for (media_type, charset) in [
+            ("a/b", None),
+            ("a/b; charset=UTF-8", Some("UTF-8")),
+            ("a/b;x=1;CHARSET = \"utf-8\" ", Some("utf-8")),
+            ("a/b; x=\"; charset=latin1\"; charset=utf-8", Some("utf-8")),
+            ("a/b; x=\"\\\"; charset=latin1\"", None),
+            ("a/b; charset", None),
+            ("a/b;;charset=x", Some("x")),
+        ] {
+            assert_eq!(parameter(media_type, "charset"), charset, "{media_type}");
+        }
+        assert!(is_utf8("a/b"));
+        assert!(is_utf8("a/b; charset=\"Utf-8\""));
+        assert!(!is_utf8("a/b; charset=utf-16"));
+    }
+}

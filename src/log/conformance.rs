@@ -1,0 +1,596 @@
+//! What every [`EventLog`] does, as one suite: a backend's tests say how its log is opened, and call
+//! [`conformance!`](crate::log::conformance::conformance) to get one test for each behaviour.
+//!
+//! Each behaviour gets a [`Subject`] whose log is empty, and may close and open it again.
+
+use std::{collections::BTreeMap, future::Future, time::Duration};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::{Bounds, EventLog, Offset, ReadLimit, Record};
+
+/// A log that can be opened, dropped, and opened again.
+pub(crate) trait Subject {
+    type Log: EventLog;
+
+    /// Opens the log; what an earlier opening stored is there.
+    fn open(&self) -> impl Future<Output = Self::Log>;
+}
+
+/// One test for each behaviour; `$subject` is an expression for a [`Subject`] with an empty log.
+macro_rules! conformance {
+    ($subject:expr) => {
+        $crate::log::conformance::conformance! { @each $subject,
+            a_broker_without_records_is_empty
+            what_was_appended_is_read_back
+            an_append_of_nothing_stores_nothing
+            brokers_have_their_own_offsets
+            a_read_keeps_its_limit_and_gives_at_least_one_record
+            concurrent_appends_get_offsets_without_gaps
+            a_restart_keeps_everything
+            trimmed_records_are_gone_for_good
+            a_log_that_was_trimmed_whole_goes_on_counting
+            a_time_is_found
+            times_never_decrease
+            cursors_are_kept
+            the_end_is_watched
+            a_reader_follows_the_writers
+            usage_is_of_retained_payloads
+            large_records_are_stored
+        }
+    };
+    (@each $subject:expr, $($behaviour:ident)*) => {
+        $(
+            #[tokio::test]
+            async fn $behaviour() {
+                $crate::log::conformance::$behaviour($subject).await;
+            }
+        )*
+    };
+}
+pub(crate) use conformance;
+
+pub(crate) const ALL: ReadLimit = ReadLimit {
+    records: usize::MAX,
+    bytes: usize::MAX,
+};
+
+/// A point in time, in milliseconds after an arbitrary one.
+pub(crate) fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(1_800_000_000_000 + millis).unwrap()
+}
+
+pub(crate) fn payloads(texts: &[&str]) -> Vec<Bytes> {
+    texts
+        .iter()
+        .map(|text| Bytes::copy_from_slice(text.as_bytes()))
+        .collect()
+}
+
+fn record(offset: u64, millis: i64, text: &str) -> Record {
+    Record {
+        offset: Offset(offset),
+        accepted: at(millis),
+        payload: Bytes::copy_from_slice(text.as_bytes()),
+    }
+}
+
+fn bounds(first: u64, next: u64) -> Bounds {
+    Bounds {
+        first: Offset(first),
+        next: Offset(next),
+    }
+}
+
+fn offsets(records: &[Record]) -> Vec<u64> {
+    records.iter().map(|record| record.offset.0).collect()
+}
+
+pub(crate) async fn a_broker_without_records_is_empty(subject: impl Subject) {
+    let log = subject.open().await;
+    assert_eq!(log.bounds("n/none"), bounds(0, 0));
+    assert_eq!(log.read("n/none", Offset(0), ALL).await.unwrap(), []);
+    assert_eq!(log.read("n/none", Offset(7), ALL).await.unwrap(), []);
+    assert_eq!(log.offset_at("n/none", at(0)).await.unwrap(), Offset(0));
+    log.trim("n/none", Offset(5)).await.unwrap();
+    assert_eq!(log.bounds("n/none"), bounds(0, 0));
+    assert_eq!(*log.watch("n/none").borrow(), Offset(0));
+    assert_eq!(log.usage(), []);
+    assert_eq!(log.cursors().await.unwrap(), []);
+    log.sync().await.unwrap();
+}
+
+pub(crate) async fn what_was_appended_is_read_back(subject: impl Subject) {
+    let log = subject.open().await;
+    assert_eq!(
+        log.append("n/b", payloads(&["one", "", "\0\u{7f}"]), at(1))
+            .await
+            .unwrap(),
+        Offset(0)
+    );
+    let later = at(2) + Duration::from_micros(999);
+    assert_eq!(
+        log.append("n/b", payloads(&["four"]), later).await.unwrap(),
+        Offset(3)
+    );
+    assert_eq!(log.bounds("n/b"), bounds(0, 4));
+    let expected = [
+        record(0, 1, "one"),
+        record(1, 1, ""),
+        record(2, 1, "\0\u{7f}"),
+        record(3, 2, "four"),
+    ];
+    assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap(), expected);
+    assert_eq!(log.read("n/b", Offset(2), ALL).await.unwrap(), expected[2..]);
+    assert_eq!(log.read("n/b", Offset(4), ALL).await.unwrap(), []);
+}
+
+pub(crate) async fn an_append_of_nothing_stores_nothing(subject: impl Subject) {
+    let log = subject.open().await;
+    assert_eq!(log.append("n/b", vec![], at(0)).await.unwrap(), Offset(0));
+    log.append("n/b", payloads(&["a"]), at(0)).await.unwrap();
+    assert_eq!(log.append("n/b", vec![], at(0)).await.unwrap(), Offset(1));
+    assert_eq!(log.bounds("n/b"), bounds(0, 1));
+}
+
+pub(crate) async fn brokers_have_their_own_offsets(subject: impl Subject) {
+    let log = subject.open().await;
+    let long = format!("{0}/{0}", "x".repeat(63));
+    for broker in ["n/b", "n/bb", "nb/b", "n-b/b", &long] {
+        assert_eq!(
+            log.append(broker, payloads(&[broker]), at(0)).await.unwrap(),
+            Offset(0)
+        );
+        assert_eq!(
+            log.append(broker, payloads(&["second"]), at(1)).await.unwrap(),
+            Offset(1)
+        );
+    }
+    log.trim("n/b", Offset(1)).await.unwrap();
+    for broker in ["n/bb", "nb/b", "n-b/b", &long] {
+        let expected = [record(0, 0, broker), record(1, 1, "second")];
+        assert_eq!(log.read(broker, Offset(0), ALL).await.unwrap(), expected);
+    }
+    assert_eq!(log.usage().len(), 5);
+}
+
+pub(crate) async fn a_read_keeps_its_limit_and_gives_at_least_one_record(subject: impl Subject) {
+    let log = subject.open().await;
+    log.append("n/b", payloads(&["aaaa", "bbbb", "cccc", "dddd"]), at(0))
+        .await
+        .unwrap();
+    let read = async |records, bytes| {
+        offsets(
+            &log.read("n/b", Offset(1), ReadLimit { records, bytes })
+                .await
+                .unwrap(),
+        )
+    };
+    assert_eq!(read(2, usize::MAX).await, [1, 2]);
+    assert_eq!(read(usize::MAX, 8).await, [1, 2]);
+    assert_eq!(read(usize::MAX, 11).await, [1, 2]);
+    assert_eq!(read(usize::MAX, 1).await, [1]);
+    assert_eq!(read(100, 100).await, [1, 2, 3]);
+}
+
+pub(crate) async fn concurrent_appends_get_offsets_without_gaps(subject: impl Subject) {
+    let log = subject.open().await;
+    let append = async |n: usize| {
+        let texts = [format!("{n}/0"), format!("{n}/1"), format!("{n}/2")];
+        let texts: Vec<&str> = texts[..=n % 3].iter().map(String::as_str).collect();
+        (n, log.append("n/b", payloads(&texts), at(0)).await.unwrap())
+    };
+    let appended = futures::future::join_all((0..60).map(append)).await;
+    let records = log.read("n/b", Offset(0), ALL).await.unwrap();
+    assert_eq!(offsets(&records), (0..120).collect::<Vec<_>>());
+    for (n, first) in appended {
+        for part in 0..=n % 3 {
+            let payload = &records[first.0 as usize + part].payload;
+            assert_eq!(payload, format!("{n}/{part}").as_bytes());
+        }
+    }
+}
+
+pub(crate) async fn a_restart_keeps_everything(subject: impl Subject) {
+    let log = subject.open().await;
+    log.append("n/a", payloads(&["a0", "a1"]), at(10)).await.unwrap();
+    log.append("n/b", payloads(&["b0"]), at(20)).await.unwrap();
+    log.save_cursors(vec![("k".into(), Some("v".into()))])
+        .await
+        .unwrap();
+    let before = (log.usage(), log.cursors().await.unwrap());
+    drop(log);
+    let log = subject.open().await;
+    assert_eq!((log.usage(), log.cursors().await.unwrap()), before);
+    assert_eq!(
+        log.read("n/a", Offset(0), ALL).await.unwrap(),
+        [record(0, 10, "a0"), record(1, 10, "a1")]
+    );
+    assert_eq!(
+        log.read("n/b", Offset(0), ALL).await.unwrap(),
+        [record(0, 20, "b0")]
+    );
+    assert_eq!(*log.watch("n/a").borrow(), Offset(2));
+    assert_eq!(
+        log.append("n/a", payloads(&["a2"]), at(30)).await.unwrap(),
+        Offset(2)
+    );
+}
+
+pub(crate) async fn trimmed_records_are_gone_for_good(subject: impl Subject) {
+    let log = subject.open().await;
+    log.append("n/b", payloads(&["0", "1", "2", "3", "4"]), at(0))
+        .await
+        .unwrap();
+    log.trim("n/b", Offset(2)).await.unwrap();
+    assert_eq!(log.bounds("n/b"), bounds(2, 5));
+    assert_eq!(
+        offsets(&log.read("n/b", Offset(0), ALL).await.unwrap()),
+        [2, 3, 4]
+    );
+    log.trim("n/b", Offset(1)).await.unwrap();
+    assert_eq!(log.bounds("n/b"), bounds(2, 5));
+    drop(log);
+    let log = subject.open().await;
+    assert_eq!(log.bounds("n/b"), bounds(2, 5));
+    assert_eq!(
+        offsets(&log.read("n/b", Offset(0), ALL).await.unwrap()),
+        [2, 3, 4]
+    );
+    assert_eq!(log.offset_at("n/b", at(-1)).await.unwrap(), Offset(2));
+}
+
+pub(crate) async fn a_log_that_was_trimmed_whole_goes_on_counting(subject: impl Subject) {
+    let log = subject.open().await;
+    log.append("n/b", payloads(&["0", "1", "2"]), at(0))
+        .await
+        .unwrap();
+    log.trim("n/b", Offset(100)).await.unwrap();
+    assert_eq!(log.bounds("n/b"), bounds(3, 3));
+    assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap(), []);
+    assert_eq!(log.usage(), []);
+    drop(log);
+    let log = subject.open().await;
+    assert_eq!(log.bounds("n/b"), bounds(3, 3));
+    assert_eq!(
+        log.append("n/b", payloads(&["3"]), at(1)).await.unwrap(),
+        Offset(3)
+    );
+    assert_eq!(
+        log.read("n/b", Offset(0), ALL).await.unwrap(),
+        [record(3, 1, "3")]
+    );
+}
+
+pub(crate) async fn a_time_is_found(subject: impl Subject) {
+    let log = subject.open().await;
+    for (millis, text) in [(10, "0"), (20, "1"), (20, "2"), (30, "3")] {
+        log.append("n/b", payloads(&[text]), at(millis)).await.unwrap();
+    }
+    for (millis, offset) in [(0, 0), (10, 0), (11, 1), (20, 1), (21, 3), (30, 3), (31, 4)] {
+        assert_eq!(
+            log.offset_at("n/b", at(millis)).await.unwrap(),
+            Offset(offset),
+            "{millis}"
+        );
+    }
+    log.trim("n/b", Offset(2)).await.unwrap();
+    for (millis, offset) in [(0, 2), (20, 2), (30, 3), (31, 4)] {
+        assert_eq!(
+            log.offset_at("n/b", at(millis)).await.unwrap(),
+            Offset(offset),
+            "{millis} after the trim"
+        );
+    }
+}
+
+/// Clocks are set back; a search by time must still work.
+pub(crate) async fn times_never_decrease(subject: impl Subject) {
+    let log = subject.open().await;
+    log.append("n/b", payloads(&["0"]), at(50)).await.unwrap();
+    log.append("n/b", payloads(&["1"]), at(40)).await.unwrap();
+    drop(log);
+    let log = subject.open().await;
+    log.append("n/b", payloads(&["2"]), at(45)).await.unwrap();
+    log.append("n/b", payloads(&["3"]), at(60)).await.unwrap();
+    let records = log.read("n/b", Offset(0), ALL).await.unwrap();
+    assert!(records.is_sorted_by_key(|record| record.accepted), "{records:?}");
+    assert_eq!(log.offset_at("n/b", at(60)).await.unwrap(), Offset(3));
+}
+
+pub(crate) async fn cursors_are_kept(subject: impl Subject) {
+    let log = subject.open().await;
+    let value = |text: &'static str| Some(Bytes::from_static(text.as_bytes()));
+    log.save_cursors(vec![("n/t1".into(), value("1")), ("n/t2".into(), value("2"))])
+        .await
+        .unwrap();
+    log.save_cursors(vec![
+        ("n/t1".into(), value("")),
+        ("n/t2".into(), None),
+        ("n/t3".into(), value("3")),
+    ])
+    .await
+    .unwrap();
+    log.save_cursors(vec![("n/never".into(), None)]).await.unwrap();
+    log.save_cursors(vec![]).await.unwrap();
+    let expected = [
+        ("n/t1".to_owned(), Bytes::new()),
+        ("n/t3".to_owned(), Bytes::from_static(b"3")),
+    ];
+    let sorted = async |log: &dyn EventLog| {
+        let mut cursors = log.cursors().await.unwrap();
+        cursors.sort();
+        cursors
+    };
+    assert_eq!(sorted(&log).await, expected);
+    drop(log);
+    assert_eq!(sorted(&subject.open().await).await, expected);
+}
+
+pub(crate) async fn the_end_is_watched(subject: impl Subject) {
+    let log = subject.open().await;
+    let mut early = log.watch("n/b");
+    log.append("n/b", payloads(&["0", "1"]), at(0)).await.unwrap();
+    early.changed().await.unwrap();
+    assert_eq!(*early.borrow_and_update(), Offset(2));
+    let late = log.watch("n/b");
+    assert_eq!(*late.borrow(), Offset(2));
+    log.append("n/other", payloads(&["0"]), at(0)).await.unwrap();
+    assert!(!early.has_changed().unwrap());
+}
+
+pub(crate) async fn a_reader_follows_the_writers(subject: impl Subject) {
+    const RECORDS: u64 = 200;
+    let log = subject.open().await;
+    let write = async {
+        for n in 0..RECORDS {
+            log.append("n/b", payloads(&[&n.to_string()]), at(0))
+                .await
+                .unwrap();
+        }
+    };
+    let read = async {
+        let mut end = log.watch("n/b");
+        let mut next = Offset(0);
+        while next.0 < RECORDS {
+            let limit = ReadLimit {
+                records: 7,
+                bytes: usize::MAX,
+            };
+            let records = log.read("n/b", next, limit).await.unwrap();
+            if records.is_empty() {
+                end.wait_for(|end| *end > next).await.unwrap();
+            }
+            for record in records {
+                assert_eq!(record.offset, next);
+                assert_eq!(record.payload, next.to_string().as_bytes());
+                next = next.plus(1);
+            }
+        }
+    };
+    futures::join!(write, read);
+}
+
+pub(crate) async fn usage_is_of_retained_payloads(subject: impl Subject) {
+    let log = subject.open().await;
+    log.append("n/a", payloads(&["12345", "1234", ""]), at(0))
+        .await
+        .unwrap();
+    log.append("n/b", payloads(&["123"]), at(0)).await.unwrap();
+    let sorted = |log: &dyn EventLog| {
+        let mut usage = log.usage();
+        usage.sort();
+        usage
+    };
+    assert_eq!(sorted(&log), [("n/a".to_owned(), 9), ("n/b".to_owned(), 3)]);
+    log.trim("n/a", Offset(1)).await.unwrap();
+    log.trim("n/b", Offset(1)).await.unwrap();
+    assert_eq!(sorted(&log), [("n/a".to_owned(), 4)]);
+    drop(log);
+    assert_eq!(sorted(&subject.open().await), [("n/a".to_owned(), 4)]);
+}
+
+pub(crate) async fn large_records_are_stored(subject: impl Subject) {
+    let log = subject.open().await;
+    let large: Bytes = (0..700_000_u32)
+        .map(|n| (n % 251) as u8)
+        .collect::<Vec<_>>()
+        .into();
+    for offset in 0..12 {
+        assert_eq!(
+            log.append("n/b", vec![large.clone()], at(0)).await.unwrap(),
+            Offset(offset)
+        );
+    }
+    let limit = ReadLimit {
+        records: 100,
+        bytes: 1_500_000,
+    };
+    let records = log.read("n/b", Offset(0), limit).await.unwrap();
+    assert_eq!(offsets(&records), [0, 1]);
+    assert!(records.iter().all(|record| record.payload == large));
+}
+
+/// One step of the model test.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    Append {
+        broker: usize,
+        lengths: Vec<usize>,
+        millis: i64,
+    },
+    Read {
+        broker: usize,
+        from: u64,
+        records: usize,
+        bytes: usize,
+    },
+    Trim {
+        broker: usize,
+        before: u64,
+    },
+    Find {
+        broker: usize,
+        millis: i64,
+    },
+    SaveCursor {
+        key: usize,
+        value: Option<u8>,
+    },
+    Restart,
+}
+
+/// Steps for [`behaves_like_the_model`].
+pub(crate) fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
+    let broker = 0..3_usize;
+    let step = prop_oneof![
+        6 => (broker.clone(), prop::collection::vec(0..2000_usize, 0..5), 0..200_i64)
+            .prop_map(|(broker, lengths, millis)| Step::Append { broker, lengths, millis }),
+        4 => (broker.clone(), 0..60_u64, 0..9_usize, 0..5000_usize)
+            .prop_map(|(broker, from, records, bytes)| Step::Read { broker, from, records, bytes }),
+        2 => (broker.clone(), 0..60_u64).prop_map(|(broker, before)| Step::Trim { broker, before }),
+        2 => (broker, -10..210_i64).prop_map(|(broker, millis)| Step::Find { broker, millis }),
+        2 => (0..3_usize, prop::option::of(any::<u8>())).prop_map(|(key, value)| Step::SaveCursor { key, value }),
+        1 => Just(Step::Restart),
+    ];
+    prop::collection::vec(step, 1..most)
+}
+
+/// A broker's log as it should be: all records ever appended, and how many of them were trimmed.
+#[derive(Default)]
+struct Model {
+    records: Vec<Record>,
+    first: usize,
+}
+
+impl Model {
+    fn append(&mut self, payloads: &[Bytes], accepted: Timestamp) {
+        let last = self
+            .records
+            .last()
+            .map_or(accepted, |record| record.accepted.max(accepted));
+        for payload in payloads {
+            let offset = Offset(self.records.len() as u64);
+            self.records.push(Record {
+                offset,
+                accepted: last,
+                payload: payload.clone(),
+            });
+        }
+    }
+
+    fn read(&self, from: u64, limit: ReadLimit) -> Vec<Record> {
+        let from = (from as usize).clamp(self.first, self.records.len());
+        let mut bytes = 0;
+        let fits = |(n, record): &(usize, &Record)| {
+            bytes += record.payload.len();
+            *n == 0 || (*n < limit.records && bytes <= limit.bytes)
+        };
+        self.records[from..]
+            .iter()
+            .enumerate()
+            .take_while(fits)
+            .map(|(_, record)| record.clone())
+            .collect()
+    }
+
+    fn find(&self, time: Timestamp) -> Offset {
+        let retained = &self.records[self.first..];
+        Offset(
+            (self.first
+                + retained
+                    .iter()
+                    .take_while(|record| record.accepted < time)
+                    .count()) as u64,
+        )
+    }
+
+    fn bytes(&self) -> u64 {
+        self.records[self.first..]
+            .iter()
+            .map(|record| record.payload.len() as u64)
+            .sum()
+    }
+}
+
+/// Takes the steps on a log and on the model, and compares what both say after each.
+pub(crate) async fn behaves_like_the_model(subject: impl Subject, steps: Vec<Step>) {
+    const BROKERS: [&str; 3] = ["n/a", "n/b", "m/a"];
+    let mut models: [Model; 3] = Default::default();
+    let mut cursors = BTreeMap::new();
+    let mut log = subject.open().await;
+    for (number, step) in steps.into_iter().enumerate() {
+        match step {
+            Step::Append {
+                broker,
+                lengths,
+                millis,
+            } => {
+                let payloads: Vec<Bytes> = lengths
+                    .iter()
+                    .map(|length| vec![number as u8; *length].into())
+                    .collect();
+                let first = log
+                    .append(BROKERS[broker], payloads.clone(), at(millis))
+                    .await
+                    .unwrap();
+                assert_eq!(first.0, models[broker].records.len() as u64);
+                models[broker].append(&payloads, at(millis));
+            }
+            Step::Read {
+                broker,
+                from,
+                records,
+                bytes,
+            } => {
+                let limit = ReadLimit { records, bytes };
+                let read = log.read(BROKERS[broker], Offset(from), limit).await.unwrap();
+                assert_eq!(read, models[broker].read(from, limit));
+            }
+            Step::Trim { broker, before } => {
+                log.trim(BROKERS[broker], Offset(before)).await.unwrap();
+                let model = &mut models[broker];
+                model.first = model.first.max((before as usize).min(model.records.len()));
+            }
+            Step::Find { broker, millis } => {
+                let found = log.offset_at(BROKERS[broker], at(millis)).await.unwrap();
+                assert_eq!(found, models[broker].find(at(millis)));
+            }
+            Step::SaveCursor { key, value } => {
+                let key = format!("n/t{key}");
+                let value = value.map(|value| Bytes::from(vec![value]));
+                log.save_cursors(vec![(key.clone(), value.clone())])
+                    .await
+                    .unwrap();
+                match value {
+                    Some(value) => cursors.insert(key, value),
+                    None => cursors.remove(&key),
+                };
+            }
+            Step::Restart => {
+                drop(log);
+                log = subject.open().await;
+            }
+        }
+        let mut usage = Vec::new();
+        for (broker, model) in BROKERS.into_iter().zip(&models) {
+            assert_eq!(
+                log.bounds(broker),
+                bounds(model.first as u64, model.records.len() as u64)
+            );
+            assert_eq!(log.watch(broker).borrow().0, model.records.len() as u64);
+            if model.first < model.records.len() {
+                usage.push((broker.to_owned(), model.bytes()));
+            }
+        }
+        usage.sort();
+        let mut logged = log.usage();
+        logged.sort();
+        assert_eq!(logged, usage);
+        let mut logged = log.cursors().await.unwrap();
+        logged.sort();
+        assert_eq!(logged, cursors.clone().into_iter().collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,128 @@
+//! What is in memory of each broker: where its records begin and end. The committer writes it, everyone reads it.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use fjall::Keyspace;
+use tokio::sync::watch;
+
+use super::{layout::Registered, store::Found};
+use crate::log::{Bounds, Offset};
+
+pub(super) struct Broker {
+    pub(super) name: Arc<str>,
+    /// Set with the first record; a broker that is only watched has no place in the store.
+    stored: OnceLock<Stored>,
+    state: Mutex<State>,
+    end: watch::Sender<Offset>,
+}
+
+#[derive(Clone)]
+pub(super) struct Stored {
+    pub(super) id: u32,
+    pub(super) events: Keyspace,
+}
+
+/// What is durable of a broker's log. The byte counts are of all payloads before an offset, trimmed ones too.
+#[derive(Clone, Copy)]
+pub(super) struct State {
+    pub(super) first: u64,
+    pub(super) bytes_before_first: u64,
+    pub(super) next: u64,
+    pub(super) bytes_before_next: u64,
+    pub(super) last_accepted_millis: i64,
+}
+
+impl Broker {
+    pub(super) fn new(name: &str) -> Self {
+        let state = State {
+            first: 0,
+            bytes_before_first: 0,
+            next: 0,
+            bytes_before_next: 0,
+            last_accepted_millis: i64::MIN,
+        };
+        Self {
+            name: name.into(),
+            stored: OnceLock::new(),
+            state: Mutex::new(state),
+            end: watch::Sender::new(Offset(0)),
+        }
+    }
+
+    pub(super) fn stored(&self) -> Option<&Stored> {
+        self.stored.get()
+    }
+
+    pub(super) fn set_stored(&self, stored: Stored) -> &Stored {
+        self.stored.get_or_init(|| stored)
+    }
+
+    pub(super) fn state(&self) -> State {
+        *lock(&self.state)
+    }
+
+    /// Takes over what has become durable, and tells those who watch the end.
+    pub(super) fn publish(&self, state: State) {
+        *lock(&self.state) = state;
+        self.end.send_if_modified(|end| {
+            let grown = end.0 < state.next;
+            *end = Offset(state.next);
+            grown
+        });
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Offset> {
+        self.end.subscribe()
+    }
+
+    pub(super) fn bounds(&self) -> Bounds {
+        self.state().bounds()
+    }
+}
+
+impl From<Found> for Broker {
+    fn from(found: Found) -> Self {
+        let Found {
+            name,
+            events,
+            registered,
+            next,
+            bytes_before_next,
+            last_accepted_millis,
+        } = found;
+        let Registered {
+            id,
+            first,
+            bytes_before_first,
+        } = registered;
+        let broker = Self::new(&name);
+        broker.set_stored(Stored { id, events });
+        broker.publish(State {
+            first,
+            bytes_before_first,
+            next,
+            bytes_before_next,
+            last_accepted_millis,
+        });
+        broker
+    }
+}
+
+impl State {
+    pub(super) fn bounds(self) -> Bounds {
+        Bounds {
+            first: Offset(self.first),
+            next: Offset(self.next),
+        }
+    }
+
+    /// What the retained payloads take.
+    pub(super) fn bytes(self) -> u64 {
+        self.bytes_before_next.saturating_sub(self.bytes_before_first)
+    }
+}
+
+/// A lock that outlives a panic elsewhere: what these locks guard is replaced whole, never left half changed.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

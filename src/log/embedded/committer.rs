@@ -1,0 +1,535 @@
+//! The one thread that writes. It takes whatever is waiting, writes it as one commit, makes it durable by one
+//! fsync, publishes the new ends and answers. While it waits for the disk the next commit gathers in the queue,
+//! so the slower the disk is, the more appends share an fsync.
+//!
+//! It promises:
+//! - An append is answered only after its records are durable, and readers see them only then.
+//! - After a write or an fsync that failed nothing is written any more: [`Shared::fail`], and the thread ends.
+//! - The storage library never sees a full disk, which it could not survive: what would leave less free space
+//!   than the reserve is refused beforehand. Appends stop first, cursors at half the reserve, trims at a quarter,
+//!   so that a full log can still be emptied; dropped tables give their space back and it goes on by itself.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use fjall::OwnedWriteBatch;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::{
+    Shared,
+    acknowledged::Acknowledged,
+    broker::{Broker, State, Stored, lock},
+    layout::{self, Header, Registered},
+    store::{ReadError, Store},
+};
+use crate::log::{CursorChange, LogError, Offset, Record};
+
+/// How much one commit takes at most, unless a single request is larger.
+const COMMIT_BYTES: usize = 2 * 1024 * 1024;
+const COMMIT_REQUESTS: usize = 4096;
+/// What a record, a cursor or a broker's entry adds to a commit beside its payload, roughly.
+const ENTRY: u64 = 64;
+/// The largest record; the storage library's own limit is 4 GiB.
+const MAX_RECORD: usize = 256 * 1024 * 1024;
+/// Unwritten memtables beyond which the committer waits for the background thread, and how long it waits.
+const MAX_UNFLUSHED: u64 = 16 * 1024 * 1024;
+const FLUSH_POLL: Duration = Duration::from_millis(2);
+const FLUSH_POLLS: u32 = 60_000;
+
+type Reply<T> = oneshot::Sender<Result<T, LogError>>;
+
+/// What the committer is asked for.
+pub(super) enum Request {
+    Append {
+        broker: Arc<Broker>,
+        payloads: Vec<Bytes>,
+        accepted_millis: i64,
+        reply: Reply<Offset>,
+        /// Bounds the bytes that wait; given back when the request is done.
+        permit: OwnedSemaphorePermit,
+    },
+    SaveCursors {
+        changes: Vec<CursorChange>,
+        reply: Reply<()>,
+    },
+    Trim {
+        broker: Arc<Broker>,
+        before: Offset,
+        reply: Reply<()>,
+    },
+    Sync {
+        reply: Reply<()>,
+    },
+}
+
+pub(super) struct Committer {
+    shared: Arc<Shared>,
+    acknowledged: Acknowledged,
+    /// All records ever appended, and the retained payloads' bytes, over all brokers.
+    records: u64,
+    bytes: u64,
+    next_id: u32,
+}
+
+/// A commit in the making.
+struct Commit {
+    batch: OwnedWriteBatch,
+    bytes: u64,
+    brokers: HashMap<Arc<str>, Staged>,
+    fsync: bool,
+    answers: Vec<Answer>,
+    trimmed: Vec<Arc<Broker>>,
+    /// Free space when the commit began; measured when it is first asked for.
+    free: Option<u64>,
+    reclaimed: bool,
+}
+
+/// A broker as it will be after the commit.
+struct Staged {
+    broker: Arc<Broker>,
+    stored: Stored,
+    state: State,
+    records: Vec<Record>,
+    register: bool,
+}
+
+enum Answer {
+    Offset(Reply<Offset>, Offset, OwnedSemaphorePermit),
+    Done(Reply<()>),
+}
+
+/// The storage failed; the log is closed with this reason.
+struct Fatal(String);
+
+impl Committer {
+    pub(super) fn new(shared: Arc<Shared>, acknowledged: Acknowledged, next_id: u32) -> Self {
+        let brokers = shared.brokers();
+        let records = brokers.iter().map(|broker| broker.state().next).sum();
+        let bytes = brokers.iter().map(|broker| broker.state().bytes()).sum();
+        Self {
+            shared,
+            acknowledged,
+            records,
+            bytes,
+            next_id,
+        }
+    }
+
+    /// Works until the log is dropped or has failed.
+    pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        let _failing_on_panic = FailOnPanic(self.shared.clone());
+        while let Some(request) = requests.blocking_recv() {
+            if let Err(Fatal(reason)) = self.round(request, &mut requests) {
+                // The replies are dropped with the requests; those who wait then ask for the reason.
+                self.shared.fail(reason);
+                return;
+            }
+        }
+        let synced = self.shared.store.sync();
+        let acknowledged = self.acknowledged.sync();
+        if let Err(e) = synced {
+            tracing::error!(path = %self.shared.directory.display(), "cannot sync the event log while closing it: {e}");
+        } else if let Err(e) = acknowledged {
+            tracing::warn!(path = %self.shared.directory.display(), "cannot sync the count of records: {e}");
+        }
+    }
+
+    fn round(&mut self, first: Request, requests: &mut mpsc::Receiver<Request>) -> Result<(), Fatal> {
+        let mut commit = Commit {
+            batch: self.shared.store.batch(),
+            bytes: 0,
+            brokers: HashMap::new(),
+            fsync: false,
+            answers: Vec::new(),
+            trimmed: Vec::new(),
+            free: None,
+            reclaimed: false,
+        };
+        self.add(&mut commit, first)?;
+        let mut taken = 1;
+        while commit.bytes < COMMIT_BYTES as u64 && taken < COMMIT_REQUESTS {
+            let Ok(request) = requests.try_recv() else { break };
+            self.add(&mut commit, request)?;
+            taken += 1;
+        }
+        self.commit(commit)
+    }
+
+    fn add(&mut self, commit: &mut Commit, request: Request) -> Result<(), Fatal> {
+        match request {
+            Request::Append {
+                broker,
+                payloads,
+                accepted_millis,
+                reply,
+                permit,
+            } => {
+                let length: usize = payloads.iter().map(Bytes::len).sum();
+                let cost = length as u64 + payloads.len() as u64 * ENTRY;
+                if let Err(full) = self.room_for_append(commit, &payloads, length as u64, cost) {
+                    let _ = reply.send(Err(full));
+                    return Ok(());
+                }
+                let first = self.stage_append(commit, &broker, payloads, accepted_millis)?;
+                commit.bytes += cost;
+                commit.fsync = true;
+                commit.answers.push(Answer::Offset(reply, first, permit));
+            }
+            Request::SaveCursors { changes, reply } => {
+                let bytes =
+                    |(key, value): &CursorChange| (key.len() + value.as_ref().map_or(0, Bytes::len)) as u64;
+                let cost = changes.iter().map(|change| bytes(change) + ENTRY).sum();
+                if let Err(full) = self.room_on_disk(commit, self.shared.options.reserve_bytes / 2, cost) {
+                    let _ = reply.send(Err(full));
+                    return Ok(());
+                }
+                for (key, value) in changes {
+                    match value {
+                        Some(value) => {
+                            commit
+                                .batch
+                                .insert(&self.shared.store.cursors, key.as_bytes(), &*value)
+                        }
+                        None => commit.batch.remove(&self.shared.store.cursors, key.as_bytes()),
+                    }
+                }
+                commit.bytes += cost;
+                commit.answers.push(Answer::Done(reply));
+            }
+            Request::Trim {
+                broker,
+                before,
+                reply,
+            } => match self.stage_trim(commit, &broker, before) {
+                Ok(()) => commit.answers.push(Answer::Done(reply)),
+                Err(refused) => {
+                    let _ = reply.send(Err(refused));
+                }
+            },
+            Request::Sync { reply } => {
+                commit.fsync = true;
+                commit.answers.push(Answer::Done(reply));
+            }
+        }
+        Ok(())
+    }
+
+    fn room_for_append(
+        &self,
+        commit: &mut Commit,
+        payloads: &[Bytes],
+        length: u64,
+        cost: u64,
+    ) -> Result<(), LogError> {
+        if let Some(large) = payloads.iter().find(|payload| payload.len() > MAX_RECORD) {
+            return Err(LogError::Full(format!(
+                "a record of {} bytes is more than the log takes at once ({MAX_RECORD})",
+                large.len()
+            )));
+        }
+        let max = self.shared.options.max_bytes;
+        if length > 0 && self.bytes.saturating_add(length) > max {
+            return Err(LogError::Full(format!(
+                "{} bytes are retained of the {max} that are allowed; deliver or trim events, or raise the limit",
+                self.bytes
+            )));
+        }
+        self.room_on_disk(commit, self.shared.options.reserve_bytes, cost)
+    }
+
+    /// Whether `cost` more bytes leave the reserve free: in the journal, and again in a table later on, as
+    /// everything that is in memory still will be.
+    fn room_on_disk(&self, commit: &mut Commit, reserve: u64, cost: u64) -> Result<(), LogError> {
+        let needed = reserve + self.shared.store.unflushed() + 2 * (commit.bytes + cost);
+        if self.free(commit)? >= needed {
+            return Ok(());
+        }
+        if !commit.reclaimed {
+            commit.reclaimed = true;
+            for broker in self.shared.brokers() {
+                self.reclaim(&broker);
+            }
+            commit.free = None;
+        }
+        let free = self.free(commit)?;
+        if free >= needed {
+            return Ok(());
+        }
+        Err(LogError::Full(format!(
+            "the volume of {} has {free} bytes left, {needed} are needed to go on safely; free or add space",
+            self.shared.directory.display()
+        )))
+    }
+
+    fn free(&self, commit: &mut Commit) -> Result<u64, LogError> {
+        if let Some(free) = commit.free {
+            return Ok(free);
+        }
+        let free = (self.shared.free_space)(&self.shared.directory).map_err(|e| {
+            let path = self.shared.directory.display();
+            LogError::Full(format!(
+                "the free space of the volume of {path} cannot be found out: {e}"
+            ))
+        })?;
+        commit.free = Some(free);
+        Ok(free)
+    }
+
+    fn stage_append(
+        &mut self,
+        commit: &mut Commit,
+        broker: &Arc<Broker>,
+        payloads: Vec<Bytes>,
+        accepted_millis: i64,
+    ) -> Result<Offset, Fatal> {
+        if payloads.is_empty() {
+            let staged = commit.brokers.get(&broker.name);
+            return Ok(Offset(
+                staged.map_or_else(|| broker.state().next, |staged| staged.state.next),
+            ));
+        }
+        let stored = match broker.stored() {
+            Some(stored) => stored,
+            None => self.create(broker)?,
+        };
+        let staged = stage(&mut commit.brokers, broker, stored);
+        let first = staged.state.next;
+        if first == 0 {
+            staged.register = true;
+        }
+        // Never decreasing, so that a time can be searched for.
+        let accepted_millis = accepted_millis.max(staged.state.last_accepted_millis);
+        for payload in payloads {
+            let state = &mut staged.state;
+            let header = Header {
+                accepted_millis,
+                bytes_before: state.bytes_before_next,
+            };
+            commit.batch.insert(
+                &stored.events,
+                state.next.to_be_bytes(),
+                layout::record_value(header, &payload),
+            );
+            let offset = Offset(state.next);
+            state.next += 1;
+            state.bytes_before_next += payload.len() as u64;
+            state.last_accepted_millis = accepted_millis;
+            self.records += 1;
+            self.bytes += payload.len() as u64;
+            staged.records.push(Record {
+                offset,
+                accepted: layout::timestamp(accepted_millis),
+                payload,
+            });
+        }
+        Ok(Offset(first))
+    }
+
+    /// A broker's place in the store. Its entry in `meta` is part of the commit that brings the first record; if
+    /// the process ends before that, the empty keyspace is found under the same number the next time.
+    fn create<'a>(&mut self, broker: &'a Broker) -> Result<&'a Stored, Fatal> {
+        let fatal = |e| Fatal(format!("cannot make room for broker {}: {e}", broker.name));
+        loop {
+            let id = self.next_id;
+            self.next_id += 1;
+            let events = self.shared.store.create_events(id).map_err(fatal)?;
+            // Never someone else's: an entry in `meta` may have been lost with a damaged journal.
+            if events.is_empty().map_err(fatal)? {
+                return Ok(broker.set_stored(Stored { id, events }));
+            }
+        }
+    }
+
+    fn stage_trim(
+        &mut self,
+        commit: &mut Commit,
+        broker: &Arc<Broker>,
+        before: Offset,
+    ) -> Result<(), LogError> {
+        let Some(stored) = broker.stored() else {
+            return Ok(());
+        };
+        // Even with nothing to trim: a table may have been written since, of what was trimmed earlier.
+        commit.trimmed.push(broker.clone());
+        // Only what is durable is trimmed: nobody can have settled more.
+        let durable = broker.state();
+        let before = before.0.min(durable.next);
+        let first = commit
+            .brokers
+            .get(&broker.name)
+            .map_or(durable.first, |staged| staged.state.first);
+        if before <= first {
+            return Ok(());
+        }
+        self.room_on_disk(commit, self.shared.options.reserve_bytes / 4, ENTRY)?;
+        let bytes_before = if before == durable.next {
+            durable.bytes_before_next
+        } else {
+            let header = self.shared.store.header(&stored.events, before);
+            header
+                .map_err(|e| self.shared.read_error(&broker.name, e))?
+                .bytes_before
+        };
+        let staged = stage(&mut commit.brokers, broker, stored);
+        self.bytes = self
+            .bytes
+            .saturating_sub(bytes_before.saturating_sub(staged.state.bytes_before_first));
+        staged.state.first = before;
+        staged.state.bytes_before_first = bytes_before;
+        staged.register = true;
+        commit.bytes += ENTRY;
+        commit.fsync = true;
+        Ok(())
+    }
+
+    /// Writes, fsyncs, publishes, acknowledges, reclaims: in this order.
+    fn commit(&mut self, mut commit: Commit) -> Result<(), Fatal> {
+        for staged in commit.brokers.values().filter(|staged| staged.register) {
+            let State {
+                first,
+                bytes_before_first,
+                ..
+            } = staged.state;
+            let entry = Registered {
+                id: staged.stored.id,
+                first,
+                bytes_before_first,
+            };
+            commit.batch.insert(
+                &self.shared.store.meta,
+                layout::broker_key(&staged.broker.name),
+                entry.to_value(),
+            );
+        }
+
+        self.wait_for_flush()?;
+        if !commit.batch.is_empty() {
+            commit
+                .batch
+                .commit()
+                .map_err(|e| Fatal(format!("a write failed: {e}")))?;
+        }
+        if commit.fsync {
+            self.shared
+                .store
+                .sync()
+                .map_err(|e| Fatal(format!("an fsync failed: {e}")))?;
+            self.shared.count_fsync();
+            if let Err(e) = self.acknowledged.write(self.records) {
+                // Only weakens what the next opening can find out.
+                tracing::warn!(path = %self.shared.directory.display(), "cannot note the count of records: {e}");
+            }
+        }
+
+        {
+            let mut tail = lock(&self.shared.tail);
+            for staged in commit.brokers.values() {
+                for record in &staged.records {
+                    tail.push(&staged.broker.name, record);
+                }
+            }
+        }
+        for staged in commit.brokers.into_values() {
+            staged.broker.publish(staged.state);
+        }
+
+        for answer in commit.answers {
+            // Whoever asked may be gone; what was done stays done.
+            match answer {
+                Answer::Offset(reply, offset, permit) => {
+                    drop(permit);
+                    let _ = reply.send(Ok(offset));
+                }
+                Answer::Done(reply) => {
+                    let _ = reply.send(Ok(()));
+                }
+            }
+        }
+
+        for broker in &commit.trimmed {
+            self.reclaim(broker);
+        }
+        self.bound_memory()
+    }
+
+    fn bound_memory(&self) -> Result<(), Fatal> {
+        if !self.shared.store.fills_memory() {
+            return Ok(());
+        }
+        let brokers = self.shared.brokers();
+        let events = brokers
+            .iter()
+            .filter_map(|broker| broker.stored())
+            .map(|stored| &stored.events);
+        self.shared
+            .store
+            .bound_memory(events)
+            .map_err(|e| Fatal(format!("cannot write a table: {e}")))
+    }
+
+    /// Holds the next commit back while the background thread has too much to write. Without this a thread that
+    /// has died would show as memory that grows, or as a commit that never returns.
+    fn wait_for_flush(&self) -> Result<(), Fatal> {
+        for _ in 0..FLUSH_POLLS {
+            if self.shared.store.unflushed() <= MAX_UNFLUSHED {
+                return Ok(());
+            }
+            self.shared
+                .store
+                .is_alive()
+                .map_err(|e| Fatal(format!("writing tables failed: {e}")))?;
+            self.bound_memory()?;
+            std::thread::sleep(FLUSH_POLL);
+        }
+        Err(Fatal(format!(
+            "no table was written for {} seconds, {} bytes wait for it",
+            (FLUSH_POLL * FLUSH_POLLS).as_secs(),
+            self.shared.store.unflushed()
+        )))
+    }
+
+    /// Gives back the space of what was trimmed. A failure costs space, no data: it is tried again later.
+    fn reclaim(&self, broker: &Broker) {
+        let Some(stored) = broker.stored() else { return };
+        if let Err(e) = Store::reclaim(&stored.events, broker.state().first) {
+            tracing::warn!(broker = %broker.name, "cannot give back the space of trimmed records: {e}");
+        }
+    }
+}
+
+fn stage<'a>(
+    brokers: &'a mut HashMap<Arc<str>, Staged>,
+    broker: &Arc<Broker>,
+    stored: &Stored,
+) -> &'a mut Staged {
+    brokers.entry(broker.name.clone()).or_insert_with(|| Staged {
+        broker: broker.clone(),
+        stored: stored.clone(),
+        state: broker.state(),
+        records: Vec::new(),
+        register: false,
+    })
+}
+
+/// Closes the log when the thread panics, so that nobody waits for it.
+struct FailOnPanic(Arc<Shared>);
+
+impl Drop for FailOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail("the thread that writes it panicked".into());
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn read_error(&self, broker: &str, error: ReadError) -> LogError {
+        let detail = match error {
+            ReadError::Missing(offset) => {
+                format!("broker {broker}: the record at offset {offset} is missing")
+            }
+            ReadError::Damaged(detail) => format!("broker {broker}: {detail}"),
+        };
+        super::store::damaged(&self.directory, detail)
+    }
+}

@@ -1,0 +1,172 @@
+//! What is stored under which key, byte by byte.
+//!
+//! | keyspace | key | value |
+//! | --- | --- | --- |
+//! | `events-{id}`, one a broker | offset, 8 bytes | version 1, accepted (ms) 8, bytes before it 8, payload |
+//! | `meta` | `format` | 4 bytes, [`FORMAT`] |
+//! | `meta` | `broker/{namespace/name}` | id 4, first retained offset 8, bytes before it 8 |
+//! | `cursors` | the cursor's key | its value |
+//!
+//! Numbers are big-endian. "Bytes before it" is the sum of the payloads' lengths of all the broker's earlier
+//! records, trimmed ones too, so that what a range of offsets takes is one subtraction.
+//!
+//! Checksums are the storage library's: of each commit in the journal and of each block in a table.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use crate::log::{Offset, Record};
+
+/// The version of this layout; a store with another one is not opened.
+pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT_KEY: &[u8] = b"format";
+pub(super) const BROKER_PREFIX: &str = "broker/";
+
+const RECORD_VERSION: u8 = 1;
+const HEADER: usize = 1 + 8 + 8;
+
+/// What stands before the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) accepted_millis: i64,
+    pub(super) bytes_before: u64,
+}
+
+/// A broker's entry in `meta`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Registered {
+    pub(super) id: u32,
+    pub(super) first: u64,
+    pub(super) bytes_before_first: u64,
+}
+
+pub(super) fn events_keyspace(id: u32) -> String {
+    format!("events-{id}")
+}
+
+pub(super) fn broker_key(broker: &str) -> Vec<u8> {
+    [BROKER_PREFIX.as_bytes(), broker.as_bytes()].concat()
+}
+
+pub(super) fn record_value(header: Header, payload: &[u8]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(HEADER + payload.len());
+    value.push(RECORD_VERSION);
+    value.extend(header.accepted_millis.to_be_bytes());
+    value.extend(header.bytes_before.to_be_bytes());
+    value.extend(payload);
+    value
+}
+
+/// The header and the payload, or what is wrong with the value.
+pub(super) fn parse_value(value: &[u8]) -> Result<(Header, &[u8]), String> {
+    let (version, rest) = value.split_first().ok_or("the value is empty")?;
+    if *version != RECORD_VERSION {
+        return Err(format!("the value has version {version}, not {RECORD_VERSION}"));
+    }
+    let (accepted, rest) = rest.split_first_chunk::<8>().ok_or("the value is too short")?;
+    let (before, payload) = rest.split_first_chunk::<8>().ok_or("the value is too short")?;
+    let header = Header {
+        accepted_millis: i64::from_be_bytes(*accepted),
+        bytes_before: u64::from_be_bytes(*before),
+    };
+    Ok((header, payload))
+}
+
+pub(super) fn parse_record(offset: u64, value: &[u8]) -> Result<Record, String> {
+    let (header, payload) = parse_value(value)?;
+    Ok(Record {
+        offset: Offset(offset),
+        accepted: timestamp(header.accepted_millis),
+        payload: Bytes::copy_from_slice(payload),
+    })
+}
+
+pub(super) fn parse_offset(key: &[u8]) -> Result<u64, String> {
+    let key: [u8; 8] = key
+        .try_into()
+        .map_err(|_| format!("a key of {} bytes is no offset", key.len()))?;
+    Ok(u64::from_be_bytes(key))
+}
+
+impl Registered {
+    pub(super) fn to_value(self) -> Vec<u8> {
+        let Self {
+            id,
+            first,
+            bytes_before_first,
+        } = self;
+        [
+            id.to_be_bytes().as_slice(),
+            &first.to_be_bytes(),
+            &bytes_before_first.to_be_bytes(),
+        ]
+        .concat()
+    }
+
+    pub(super) fn parse(value: &[u8]) -> Option<Self> {
+        let (id, rest) = value.split_first_chunk::<4>()?;
+        let (first, rest) = rest.split_first_chunk::<8>()?;
+        Some(Self {
+            id: u32::from_be_bytes(*id),
+            first: u64::from_be_bytes(*first),
+            bytes_before_first: u64::from_be_bytes(rest.try_into().ok()?),
+        })
+    }
+}
+
+/// Whole milliseconds since 1970, rounded down.
+pub(super) fn millis(time: Timestamp) -> i64 {
+    // The range of `Timestamp` fits: years -9999 to 9999.
+    i64::try_from(time.as_nanosecond().div_euclid(1_000_000)).unwrap_or(i64::MAX)
+}
+
+pub(super) fn timestamp(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 {
+        Timestamp::MIN
+    } else {
+        Timestamp::MAX
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_back() {
+        let header = Header {
+            accepted_millis: -5,
+            bytes_before: 77,
+        };
+        assert_eq!(
+            parse_value(&record_value(header, b"abc")),
+            Ok((header, b"abc".as_slice()))
+        );
+        let registered = Registered {
+            id: 3,
+            first: 9,
+            bytes_before_first: 1 << 40,
+        };
+        assert_eq!(Registered::parse(&registered.to_value()), Some(registered));
+    }
+
+    #[test]
+    fn what_is_no_value_is_refused() {
+        for wrong in [&b""[..], b"\x02aaaaaaaabbbbbbbb", b"\x01aaaaaaaabbbbbbb"] {
+            assert!(parse_value(wrong).is_err(), "{wrong:?}");
+        }
+        assert_eq!(Registered::parse(&[0; 19]), None);
+        assert_eq!(Registered::parse(&[0; 21]), None);
+        assert!(parse_offset(b"1234567").is_err());
+    }
+
+    #[test]
+    fn times_are_cut_to_the_millisecond_downwards() {
+        let time: Timestamp = "1969-12-31T23:59:59.9995Z".parse().unwrap();
+        assert_eq!(millis(time), -1);
+        assert_eq!(
+            timestamp(millis("2030-01-01T00:00:00.1239Z".parse().unwrap())).to_string(),
+            "2030-01-01T00:00:00.123Z"
+        );
+    }
+}

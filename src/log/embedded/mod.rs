@@ -1,0 +1,527 @@
+//! The embedded event log: one directory, one process, [fjall](https://fjall-rs.github.io) as the storage.
+//!
+//! # What it promises
+//! - An append is answered after an fsync, and the appends that wait meanwhile share the next one.
+//! - After `kill -9` at any moment every acknowledged record is there. What is not whole at the end of the journal
+//!   was never acknowledged, and is dropped. Records that are missing otherwise are found when the log is opened
+//!   ([`LogError::Damaged`]) or read, never skipped.
+//! - A full disk is refused before the storage sees it ([`LogError::Full`]) and heals by itself once there is
+//!   space; any other failure of a write or an fsync closes the log for good ([`LogError::Failed`]).
+//! - Memory is bounded, whatever the number of records and brokers: see the sizes in `store.rs`.
+//!
+//! # The layout, and why
+//! One keyspace a broker, keyed by offset. The keys of a keyspace are then written in ascending order, so its
+//! tables never overlap: no record is ever rewritten by a compaction, and trimming drops whole tables instead of
+//! writing a tombstone for every record. (With one keyspace for all brokers both would be lost, and a broker that
+//! is never read would keep the space of the others.) The price, memory by keyspace, is bounded by writing the
+//! largest memtable to a table once all of them together exceed a few MiB.
+//!
+//! ```text
+//! {directory}/lock           held while the log is open
+//! {directory}/acknowledged   how many records were acknowledged, ever (`acknowledged.rs`)
+//! {directory}/store/         the storage library's files (`layout.rs`, `store.rs`)
+//! ```
+//!
+//! # The parts
+//! The committer is one thread and the only writer (`committer.rs`). Readers take recent records from memory
+//! (`tail.rs`) and older ones from the storage on a blocking thread. Where each broker begins and ends is in
+//! memory (`broker.rs`).
+
+mod acknowledged;
+mod broker;
+mod committer;
+mod layout;
+mod store;
+mod tail;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use self::{
+    acknowledged::Acknowledged,
+    broker::{Broker, lock},
+    committer::{Committer, Request},
+    store::{ReadError, Store},
+    tail::Tail,
+};
+use super::{Bounds, CursorChange, EventLog, LogError, Offset, ReadLimit, Record};
+
+const MIB: u64 = 1024 * 1024;
+/// How many requests wait for the committer before those who ask have to wait.
+const QUEUE: usize = 1024;
+/// The queue's bytes are counted in units of this size.
+const PERMIT_BYTES: usize = 1024;
+
+/// How an [`EmbeddedLog`] uses its volume and its memory.
+#[derive(Clone, Debug)]
+pub struct EmbeddedOptions {
+    /// The log is full when the retained payloads of all brokers add up to this.
+    pub max_bytes: u64,
+    /// How much of the volume stays free. What would leave less, once everything in memory is written out, is
+    /// refused as [`LogError::Full`].
+    pub reserve_bytes: u64,
+    /// The most recent records that are kept in memory for the readers that have caught up.
+    pub tail_cache_bytes: usize,
+    /// How many bytes of payload wait for a commit before those who append have to wait.
+    pub queue_bytes: usize,
+}
+
+impl Default for EmbeddedOptions {
+    fn default() -> Self {
+        Self {
+            max_bytes: 8 * 1024 * MIB,
+            reserve_bytes: 32 * MIB,
+            tail_cache_bytes: 4 * 1024 * 1024,
+            queue_bytes: 4 * 1024 * 1024,
+        }
+    }
+}
+
+/// The [`EventLog`] in a local directory. Dropping it waits for what is queued, and makes it durable.
+pub struct EmbeddedLog {
+    shared: Arc<Shared>,
+    requests: Option<mpsc::Sender<Request>>,
+    queue: Arc<Semaphore>,
+    committer: Option<JoinHandle<()>>,
+    /// Freed last, after everything that uses the directory.
+    _lock: fs::File,
+}
+
+type FreeSpace = Box<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
+
+/// What the committer and the readers share.
+struct Shared {
+    directory: PathBuf,
+    options: EmbeddedOptions,
+    store: Store,
+    brokers: RwLock<HashMap<Arc<str>, Arc<Broker>>>,
+    tail: Mutex<Tail>,
+    failure: watch::Sender<Option<LogError>>,
+    fsyncs: AtomicU64,
+    free_space: FreeSpace,
+}
+
+impl EmbeddedLog {
+    /// Opens the log in `directory`, or creates it there. Blocks: reads the journal of what is not yet in tables.
+    ///
+    /// # Errors
+    /// [`LogError::Open`] when the directory cannot be used, another process has it open, or another version
+    /// wrote it; [`LogError::Damaged`] when records that were acknowledged are missing or what is there cannot
+    /// be read.
+    pub fn open(directory: impl AsRef<Path>, options: EmbeddedOptions) -> Result<Self, LogError> {
+        Self::open_with(directory.as_ref(), options, Box::new(free_space))
+    }
+
+    fn open_with(
+        directory: &Path,
+        options: EmbeddedOptions,
+        free_space: FreeSpace,
+    ) -> Result<Self, LogError> {
+        let failed = |detail: String| LogError::Open {
+            path: directory.to_owned(),
+            detail,
+        };
+        let lock = lock_directory(directory)?;
+        let store = Store::open(directory)?;
+        let found = store.brokers()?;
+        let next_id = found
+            .iter()
+            .map(|broker| broker.registered.id + 1)
+            .max()
+            .unwrap_or(0);
+        let records = found.iter().map(|broker| broker.next).sum();
+        let acknowledged = check_acknowledged(directory, records)?;
+
+        let brokers = found
+            .into_iter()
+            .map(Broker::from)
+            .map(|broker| (broker.name.clone(), Arc::new(broker)));
+        let shared = Arc::new(Shared {
+            directory: directory.to_owned(),
+            tail: Mutex::new(Tail::new(options.tail_cache_bytes)),
+            brokers: RwLock::new(brokers.collect()),
+            failure: watch::Sender::new(None),
+            fsyncs: AtomicU64::new(0),
+            options,
+            store,
+            free_space,
+        });
+        // A crash may have come between a trim and the dropping of its tables.
+        for broker in shared.brokers() {
+            if let Some(stored) = broker.stored() {
+                Store::reclaim(&stored.events, broker.state().first).map_err(|e| failed(e.to_string()))?;
+            }
+        }
+        let (requests, receiver) = mpsc::channel(QUEUE);
+        let committer = Committer::new(shared.clone(), acknowledged, next_id);
+        let committer = std::thread::Builder::new()
+            .name("log-committer".into())
+            .spawn(move || committer.run(receiver))
+            .map_err(|e| failed(format!("its thread cannot be started: {e}")))?;
+        let queue = Arc::new(Semaphore::new(shared.options.queue_bytes.div_ceil(PERMIT_BYTES)));
+        Ok(Self {
+            shared,
+            requests: Some(requests),
+            queue,
+            committer: Some(committer),
+            _lock: lock,
+        })
+    }
+
+    /// Makes everything durable and closes the log.
+    ///
+    /// # Errors
+    /// [`LogError::Failed`] when that failed; the log is closed nevertheless.
+    pub async fn close(self) -> Result<(), LogError> {
+        let synced = self.sync().await;
+        // The thread is waited for.
+        let closed = tokio::task::spawn_blocking(move || drop(self)).await;
+        synced.and(closed.map_err(|e| LogError::Failed(format!("closing it failed: {e}"))))
+    }
+
+    /// How many fsyncs made commits durable since the log was opened.
+    #[must_use]
+    pub fn fsyncs(&self) -> u64 {
+        self.shared.fsyncs.load(Ordering::Relaxed)
+    }
+
+    async fn request<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, LogError>>) -> Request,
+    ) -> Result<T, LogError> {
+        let (reply, answer) = oneshot::channel();
+        if let Some(requests) = &self.requests
+            && requests.send(request(reply)).await.is_ok()
+            && let Ok(answer) = answer.await
+        {
+            return answer;
+        }
+        // The committer is gone, and it goes only after it has said why.
+        Err(self.shared.failed().await)
+    }
+
+    /// Runs what reads the storage where it may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Shared) -> T + Send + 'static,
+    ) -> Result<T, LogError> {
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || read(&shared))
+            .await
+            .map_err(|e| {
+                store::damaged(
+                    &self.shared.directory,
+                    format!("the storage library could not read its files: {e}"),
+                )
+            })
+    }
+
+    async fn read_records(
+        &self,
+        name: &str,
+        from: Offset,
+        limit: ReadLimit,
+    ) -> Result<Vec<Record>, LogError> {
+        let Some(broker) = self.shared.broker(name) else {
+            return Ok(Vec::new());
+        };
+        loop {
+            let Bounds { first, next } = broker.bounds();
+            let from = from.max(first);
+            let Some(stored) = broker.stored().filter(|_| from < next) else {
+                return Ok(Vec::new());
+            };
+            if let Some(records) = lock(&self.shared.tail).read(name, from, next, limit) {
+                return Ok(records);
+            }
+            let events = stored.events.clone();
+            let read = self
+                .blocking(move |shared| shared.store.read(&events, from.0, next.0, limit))
+                .await?;
+            match read {
+                Ok(records) => return Ok(records),
+                // Trimmed while it was being read: begin again where the log begins now.
+                Err(ReadError::Missing(offset)) if offset < broker.bounds().first.0 => {}
+                Err(e) => return Err(self.shared.read_error(name, e)),
+            }
+        }
+    }
+
+    async fn find_time(&self, name: &str, time: Timestamp) -> Result<Offset, LogError> {
+        let Some(broker) = self.shared.broker(name) else {
+            return Ok(Offset(0));
+        };
+        self.blocking(move |shared| {
+            let Some(stored) = broker.stored() else {
+                return Ok(Offset(0));
+            };
+            let Bounds { first, next } = broker.bounds();
+            let millis = layout::millis(time);
+            let (mut low, mut high) = (first.0, next.0);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                match shared.store.header(&stored.events, middle) {
+                    Ok(header) if header.accepted_millis >= millis => high = middle,
+                    Ok(_) => low = middle + 1,
+                    // Trimmed while it was being searched.
+                    Err(ReadError::Missing(_)) if middle < broker.bounds().first.0 => low = middle + 1,
+                    Err(e) => return Err(shared.read_error(&broker.name, e)),
+                }
+            }
+            Ok(Offset(low.max(broker.bounds().first.0)))
+        })
+        .await?
+    }
+}
+
+impl EventLog for EmbeddedLog {
+    fn append<'a>(
+        &'a self,
+        broker: &'a str,
+        payloads: Vec<Bytes>,
+        accepted: Timestamp,
+    ) -> BoxFuture<'a, Result<Offset, LogError>> {
+        Box::pin(async move {
+            let length: usize = payloads.iter().map(Bytes::len).sum();
+            let all = self.shared.options.queue_bytes.div_ceil(PERMIT_BYTES);
+            // What is larger than the queue takes all of it.
+            let permits = u32::try_from((length / PERMIT_BYTES + 1).min(all)).unwrap_or(u32::MAX);
+            let permit = self.queue.clone().acquire_many_owned(permits).await;
+            let permit = permit.map_err(|_| LogError::Failed("it is closed".into()))?;
+            let broker = self.shared.broker_or_new(broker);
+            let accepted_millis = layout::millis(accepted);
+            self.request(|reply| Request::Append {
+                broker,
+                payloads,
+                accepted_millis,
+                reply,
+                permit,
+            })
+            .await
+        })
+    }
+
+    fn read<'a>(
+        &'a self,
+        broker: &'a str,
+        from: Offset,
+        limit: ReadLimit,
+    ) -> BoxFuture<'a, Result<Vec<Record>, LogError>> {
+        Box::pin(self.read_records(broker, from, limit))
+    }
+
+    fn bounds(&self, broker: &str) -> Bounds {
+        self.shared
+            .broker(broker)
+            .map(|broker| broker.bounds())
+            .unwrap_or_default()
+    }
+
+    fn offset_at<'a>(&'a self, broker: &'a str, time: Timestamp) -> BoxFuture<'a, Result<Offset, LogError>> {
+        Box::pin(self.find_time(broker, time))
+    }
+
+    fn watch(&self, broker: &str) -> watch::Receiver<Offset> {
+        self.shared.broker_or_new(broker).watch()
+    }
+
+    fn trim<'a>(&'a self, broker: &'a str, before: Offset) -> BoxFuture<'a, Result<(), LogError>> {
+        Box::pin(async move {
+            let Some(broker) = self.shared.broker(broker) else {
+                return Ok(());
+            };
+            self.request(|reply| Request::Trim {
+                broker,
+                before,
+                reply,
+            })
+            .await
+        })
+    }
+
+    fn usage(&self) -> Vec<(String, u64)> {
+        let brokers = self.shared.brokers().into_iter();
+        let mut usage: Vec<_> = brokers
+            .map(|broker| (broker.name.to_string(), broker.state()))
+            .filter(|(_, state)| state.first < state.next)
+            .map(|(name, state)| (name, state.bytes()))
+            .collect();
+        usage.sort();
+        usage
+    }
+
+    fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>> {
+        Box::pin(async move {
+            let cursors = self.blocking(|shared| shared.store.cursors()).await?;
+            cursors.map_err(|e| match e {
+                ReadError::Missing(_) => store::damaged(&self.shared.directory, "a cursor is missing"),
+                ReadError::Damaged(detail) => {
+                    store::damaged(&self.shared.directory, format!("cursors: {detail}"))
+                }
+            })
+        })
+    }
+
+    fn save_cursors(&self, changes: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(self.request(|reply| Request::SaveCursors { changes, reply }))
+    }
+
+    fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(self.request(|reply| Request::Sync { reply }))
+    }
+
+    fn failed(&self) -> BoxFuture<'_, LogError> {
+        Box::pin(self.shared.failed())
+    }
+}
+
+impl Drop for EmbeddedLog {
+    fn drop(&mut self) {
+        // The committer ends when nobody can ask it any more.
+        self.requests = None;
+        if let Some(committer) = self.committer.take() {
+            // If it panicked it has said so, and nobody is left to be told.
+            let _ = committer.join();
+        }
+    }
+}
+
+impl Shared {
+    fn broker(&self, name: &str) -> Option<Arc<Broker>> {
+        self.brokers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned()
+    }
+
+    fn broker_or_new(&self, name: &str) -> Arc<Broker> {
+        if let Some(broker) = self.broker(name) {
+            return broker;
+        }
+        let mut brokers = self.brokers.write().unwrap_or_else(PoisonError::into_inner);
+        brokers
+            .entry(name.into())
+            .or_insert_with(|| Arc::new(Broker::new(name)))
+            .clone()
+    }
+
+    fn brokers(&self) -> Vec<Arc<Broker>> {
+        self.brokers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    /// Closes the log for good.
+    fn fail(&self, reason: String) {
+        tracing::error!(path = %self.directory.display(), "the event log failed and is closed: {reason}");
+        self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            failure.get_or_insert(LogError::Failed(reason));
+            first
+        });
+    }
+
+    async fn failed(&self) -> LogError {
+        let mut failure = self.failure.subscribe();
+        match failure
+            .wait_for(Option::is_some)
+            .await
+            .map(|failure| failure.clone())
+        {
+            Ok(Some(failure)) => failure,
+            // Cannot be: the sender lives as long as `self`.
+            Ok(None) | Err(_) => LogError::Failed("it is closed".into()),
+        }
+    }
+
+    fn count_fsync(&self) {
+        self.fsyncs.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Makes the directory this process's own.
+fn lock_directory(directory: &Path) -> Result<fs::File, LogError> {
+    let opened = fs::create_dir_all(directory).and_then(|()| {
+        fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(directory.join("lock"))
+    });
+    let lock = opened.map_err(|e| LogError::Open {
+        path: directory.to_owned(),
+        detail: e.to_string(),
+    })?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => Err(store::in_use(directory)),
+        Err(fs::TryLockError::Error(e)) => Err(LogError::Open {
+            path: directory.to_owned(),
+            detail: format!("it cannot be locked: {e}"),
+        }),
+    }
+}
+
+/// Compares what the store holds with what was acknowledged.
+fn check_acknowledged(directory: &Path, records: u64) -> Result<Acknowledged, LogError> {
+    let file = directory.join(acknowledged::FILE_NAME);
+    let accept = format!(
+        "restore the volume from a copy, or remove {} to go on without them",
+        file.display()
+    );
+    let (mut acknowledged, number) = Acknowledged::open(directory).map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => store::damaged(directory, format!("{}: {e}; {accept}", file.display())),
+        _ => LogError::Open {
+            path: directory.to_owned(),
+            detail: format!("{}: {e}", file.display()),
+        },
+    })?;
+    match number {
+        Some(number) if number > records => {
+            return Err(store::damaged(
+                directory,
+                format!(
+                    "{number} records were acknowledged and only {records} are left: the end of the journal is lost \
+                     or unreadable; {accept}"
+                ),
+            ));
+        }
+        None if records > 0 => {
+            let path = file.display();
+            tracing::warn!(%path, "the count of acknowledged records is missing, {records} records are taken as all");
+        }
+        _ => {}
+    }
+    let noted = acknowledged.write(records).and_then(|()| acknowledged.sync());
+    let noted = noted.and_then(|()| fs::File::open(directory)?.sync_all());
+    noted.map_err(|e| LogError::Open {
+        path: directory.to_owned(),
+        detail: format!("{}: {e}", file.display()),
+    })?;
+    Ok(acknowledged)
+}
+
+/// What an unprivileged process can still write to the volume.
+fn free_space(directory: &Path) -> io::Result<u64> {
+    let volume = rustix::fs::statvfs(directory)?;
+    Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
+}

@@ -1,0 +1,426 @@
+//! The storage library (fjall), as the log uses it: how it is opened and set up, what is read from it, and how
+//! trimmed records are dropped. Everything here blocks.
+//!
+//! What was found in its sources and is relied on:
+//! - A write that fails poisons the database, and what it left in the journal is cut off by the next opening. It
+//!   cannot go on after ENOSPC, so a full disk has to be refused before it sees one ([`super::committer`]).
+//! - The values of a commit are checksummed in the journal, and blocks of tables with their headers too, and all
+//!   of that is verified when read. The replay of a journal however stops silently at an entry that it cannot
+//!   parse: see [`super::acknowledged`] and [`Store::check`].
+//! - On opening, a journal entry is replayed only if its sequence number is above the highest one in the
+//!   keyspace's tables, and a journal is deleted only when all of its keyspaces have tables above it. Dropping
+//!   *all* the tables of a keyspace would therefore bring records back and pin journals for good, so the newest
+//!   table always stays ([`Store::reclaim`]).
+//! - Journals and tables are compressed with an algorithm whose output may change between versions; a journal's
+//!   checksum is of the output recomputed. Journals are therefore not compressed.
+
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use fjall::{
+    AbstractTree, CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode,
+    config::{BlockSizePolicy, CompressionPolicy, FilterPolicy, PinningPolicy, RestartIntervalPolicy},
+};
+
+use super::{
+    layout::{self, FORMAT, FORMAT_KEY, Header, Registered},
+    tail::Taken,
+};
+use crate::log::{LogError, ReadLimit, Record};
+
+const FOLDER: &str = "store";
+const FOLDER_IN_CREATION: &str = "store.new";
+
+/// The size at which one broker's memtable is written to a table.
+const BROKER_MEMTABLE: u64 = 4 * MIB;
+const SMALL_MEMTABLE: u64 = MIB;
+/// Block cache: only readers that have fallen behind use it, and they read ahead.
+const BLOCK_CACHE: u64 = 2 * MIB;
+const CACHED_FILES: usize = 64;
+/// The sum of all active memtables above which the largest is written to a table, so that memory does not
+/// multiply with the number of brokers.
+const ACTIVE_MEMTABLES: u64 = 6 * MIB;
+const MIB: u64 = 1024 * 1024;
+
+pub(super) struct Store {
+    directory: PathBuf,
+    database: Database,
+    pub(super) meta: Keyspace,
+    pub(super) cursors: Keyspace,
+}
+
+/// What an opened store says of a broker.
+pub(super) struct Found {
+    pub(super) name: String,
+    pub(super) events: Keyspace,
+    pub(super) registered: Registered,
+    pub(super) next: u64,
+    pub(super) bytes_before_next: u64,
+    pub(super) last_accepted_millis: i64,
+}
+
+/// Why records could not be read.
+#[derive(Debug)]
+pub(super) enum ReadError {
+    /// A record is not there: it was trimmed just now, or the store is damaged.
+    Missing(u64),
+    /// The storage library refuses, or returned what cannot be.
+    Damaged(String),
+}
+
+impl Store {
+    /// Opens the store in `directory`, or creates it. The caller holds the directory's lock.
+    pub(super) fn open(directory: &Path) -> Result<Self, LogError> {
+        let folder = directory.join(FOLDER);
+        let exists = folder
+            .try_exists()
+            .map_err(|e| cannot_open(directory, &folder, &e))?;
+        if !exists {
+            Self::create(directory, &folder)?;
+        }
+        // A damaged file can make the library panic where it expects what it wrote itself.
+        catch_unwind(|| Self::open_folder(directory, &folder)).unwrap_or_else(|_| {
+            Err(damaged(
+                directory,
+                "the storage library panicked while it read its files",
+            ))
+        })
+    }
+
+    /// Creates the store aside and renames it, because the library cannot open what a crash has left half made.
+    fn create(directory: &Path, folder: &Path) -> Result<(), LogError> {
+        let aside = directory.join(FOLDER_IN_CREATION);
+        let created = || -> Result<(), fjall::Error> {
+            if aside.try_exists()? {
+                fs::remove_dir_all(&aside)?;
+            }
+            let database = builder(&aside).open()?;
+            let meta = database.keyspace("meta", || small_keyspace(SMALL_MEMTABLE))?;
+            database.keyspace("cursors", || small_keyspace(SMALL_MEMTABLE))?;
+            meta.insert(FORMAT_KEY, FORMAT.to_be_bytes())?;
+            // Into a table: a journal that is damaged later on must not make the store look like no store.
+            meta.rotate_memtable_and_wait()?;
+            database.persist(PersistMode::SyncAll)?;
+            drop((meta, database));
+            fs::rename(&aside, folder)?;
+            fs::File::open(directory)?.sync_all()?;
+            Ok(())
+        };
+        created().map_err(|e| cannot_open(directory, &aside, &e))
+    }
+
+    fn open_folder(directory: &Path, folder: &Path) -> Result<Self, LogError> {
+        let database = builder(folder)
+            .open()
+            .map_err(|e| open_error(directory, folder, e))?;
+        for name in ["meta", "cursors"] {
+            if !database.keyspace_exists(name) {
+                return Err(damaged(directory, format!("its keyspace `{name}` is missing")));
+            }
+        }
+        let open = |name| {
+            database
+                .keyspace(name, || small_keyspace(SMALL_MEMTABLE))
+                .map_err(|e| open_error(directory, folder, e))
+        };
+        let (meta, cursors) = (open("meta")?, open("cursors")?);
+        let format = meta
+            .get(FORMAT_KEY)
+            .map_err(|e| open_error(directory, folder, e))?;
+        match format
+            .as_deref()
+            .and_then(|format| format.try_into().ok())
+            .map(u32::from_be_bytes)
+        {
+            Some(FORMAT) => {}
+            Some(other) => {
+                return Err(LogError::Open {
+                    path: directory.to_owned(),
+                    detail: format!(
+                        "it has format {other}, this version reads format {FORMAT}; run the version that wrote it"
+                    ),
+                });
+            }
+            None => return Err(damaged(directory, "its format version is missing")),
+        }
+        Ok(Self {
+            directory: directory.to_owned(),
+            database,
+            meta,
+            cursors,
+        })
+    }
+
+    /// Every registered broker, checked.
+    pub(super) fn brokers(&self) -> Result<Vec<Found>, LogError> {
+        catch_unwind(AssertUnwindSafe(|| {
+            self.meta
+                .prefix(layout::BROKER_PREFIX)
+                .map(|entry| {
+                    let (key, value) = entry.into_inner().map_err(|e| self.unreadable(&e))?;
+                    let name = std::str::from_utf8(&key[layout::BROKER_PREFIX.len()..])
+                        .map_err(|_| self.damaged("a broker's name is not UTF-8"))?;
+                    let registered = Registered::parse(&value)
+                        .ok_or_else(|| self.damaged(format!("the entry of broker {name} cannot be read")))?;
+                    self.check(name, registered)
+                })
+                .collect()
+        }))
+        .unwrap_or_else(|_| Err(self.damaged("the storage library panicked while it read its files")))
+    }
+
+    /// Finds where a broker's records end, and that none is missing between the first retained one and there, as
+    /// far as that can be seen without reading them: by the ends and the number of stored records.
+    fn check(&self, name: &str, registered: Registered) -> Result<Found, LogError> {
+        let keyspace = layout::events_keyspace(registered.id);
+        if !self.database.keyspace_exists(&keyspace) {
+            return Err(self.damaged(format!(
+                "the records of broker {name} (keyspace `{keyspace}`) are missing"
+            )));
+        }
+        let events = self
+            .create_events(registered.id)
+            .map_err(|e| self.unreadable(&e))?;
+        let mut found = Found {
+            name: name.to_owned(),
+            events: events.clone(),
+            registered,
+            next: registered.first,
+            bytes_before_next: registered.bytes_before_first,
+            last_accepted_millis: i64::MIN,
+        };
+        let (Some(lowest), Some(highest)) = (events.first_key_value(), events.last_key_value()) else {
+            return Ok(found);
+        };
+        let lowest = lowest.key().map_err(|e| self.unreadable(&e))?;
+        let lowest = layout::parse_offset(&lowest).map_err(|e| self.damaged(e))?;
+        let (key, value) = highest.into_inner().map_err(|e| self.unreadable(&e))?;
+        let highest = layout::parse_offset(&key).map_err(|e| self.damaged(e))?;
+        if highest < registered.first {
+            return Ok(found);
+        }
+        let (header, payload) = layout::parse_value(&value).map_err(|e| self.damaged(e))?;
+        found.next = highest + 1;
+        found.bytes_before_next = header.bytes_before + payload.len() as u64;
+        found.last_accepted_millis = header.accepted_millis;
+        let missing_head = lowest > registered.first;
+        let stored = events.approximate_len() as u64;
+        if missing_head || stored < found.next - lowest {
+            return Err(self.damaged(format!(
+                "broker {name} has {stored} records at offsets {lowest} to {highest}, and should have every one \
+                 from {}; restore the volume from a copy",
+                registered.first
+            )));
+        }
+        Ok(found)
+    }
+
+    /// A broker's keyspace, made durably if it does not exist.
+    pub(super) fn create_events(&self, id: u32) -> fjall::Result<Keyspace> {
+        self.database
+            .keyspace(&layout::events_keyspace(id), events_keyspace)
+    }
+
+    pub(super) fn batch(&self) -> fjall::OwnedWriteBatch {
+        // Written through to the operating system by the commit; the fsync is a step of its own.
+        self.database.batch().durability(Some(PersistMode::Buffer))
+    }
+
+    /// Makes everything that was committed durable.
+    pub(super) fn sync(&self) -> fjall::Result<()> {
+        self.database.persist(PersistMode::SyncAll)
+    }
+
+    /// Whether the library still works: an error of its background thread shows here.
+    pub(super) fn is_alive(&self) -> fjall::Result<()> {
+        self.database.persist(PersistMode::Buffer)
+    }
+
+    /// Bytes in memory that still have to be written to tables.
+    pub(super) fn unflushed(&self) -> u64 {
+        self.database.write_buffer_size()
+    }
+
+    /// Whether [`Self::bound_memory`] could have something to do.
+    pub(super) fn fills_memory(&self) -> bool {
+        self.unflushed() > ACTIVE_MEMTABLES
+    }
+
+    /// Has the largest memtable written to a table when all of them together have grown too large.
+    pub(super) fn bound_memory<'a>(
+        &'a self,
+        events: impl Iterator<Item = &'a Keyspace>,
+    ) -> fjall::Result<()> {
+        let sizes = events
+            .chain([&self.meta, &self.cursors])
+            .map(|k| (k.tree.active_memtable().size(), k));
+        let (mut sum, mut largest) = (0, None);
+        for (size, keyspace) in sizes {
+            sum += size;
+            if largest.is_none_or(|(most, _)| size > most) {
+                largest = Some((size, keyspace));
+            }
+        }
+        if let Some((_, keyspace)) = largest
+            && sum > ACTIVE_MEMTABLES
+        {
+            keyspace.rotate_memtable()?;
+        }
+        Ok(())
+    }
+
+    /// Records from `from` up to, not including, `to`, within the limit.
+    pub(super) fn read(
+        &self,
+        events: &Keyspace,
+        from: u64,
+        to: u64,
+        limit: ReadLimit,
+    ) -> Result<Vec<Record>, ReadError> {
+        let mut taken = Taken::new(limit);
+        let mut expected = from;
+        for entry in events.range(from.to_be_bytes()..to.to_be_bytes()) {
+            let (key, value) = entry
+                .into_inner()
+                .map_err(|e| ReadError::Damaged(e.to_string()))?;
+            let offset = layout::parse_offset(&key).map_err(ReadError::Damaged)?;
+            if offset != expected {
+                return Err(ReadError::Missing(expected));
+            }
+            let record = layout::parse_record(offset, &value)
+                .map_err(|e| ReadError::Damaged(format!("offset {offset}: {e}")))?;
+            if !taken.has_room(record.payload.len()) {
+                return Ok(taken.records);
+            }
+            taken.push(record);
+            expected += 1;
+        }
+        if expected == to {
+            Ok(taken.records)
+        } else {
+            Err(ReadError::Missing(expected))
+        }
+    }
+
+    /// One record's header.
+    pub(super) fn header(&self, events: &Keyspace, offset: u64) -> Result<Header, ReadError> {
+        let value = events
+            .get(offset.to_be_bytes())
+            .map_err(|e| ReadError::Damaged(e.to_string()))?;
+        let value = value.ok_or(ReadError::Missing(offset))?;
+        let parsed = layout::parse_value(&value).map(|(header, _)| header);
+        parsed.map_err(|e| ReadError::Damaged(format!("offset {offset}: {e}")))
+    }
+
+    pub(super) fn cursors(&self) -> Result<Vec<(String, Bytes)>, ReadError> {
+        let entries = self.cursors.range::<&[u8], _>(..);
+        entries
+            .map(|entry| {
+                let (key, value) = entry
+                    .into_inner()
+                    .map_err(|e| ReadError::Damaged(e.to_string()))?;
+                let key = String::from_utf8(key.to_vec())
+                    .map_err(|_| ReadError::Damaged("a cursor's key is not UTF-8".into()))?;
+                Ok((key, Bytes::copy_from_slice(&value)))
+            })
+            .collect()
+    }
+
+    /// Deletes the tables that lie wholly below `first`, except the newest one. No tombstones are written:
+    /// records of one broker are written in order of their offsets, so tables never overlap.
+    ///
+    /// The caller has made `first` durable, otherwise a crash could leave a log whose head is missing.
+    pub(super) fn reclaim(events: &Keyspace, first: u64) -> fjall::Result<bool> {
+        let version = events.tree.current_version();
+        let Some(newest) = version
+            .iter_tables()
+            .max_by_key(|table| table.get_highest_seqno())
+        else {
+            return Ok(false);
+        };
+        let first = first.to_be_bytes();
+        let below = first.as_slice().min(newest.metadata.key_range.min());
+        if !version
+            .iter_tables()
+            .any(|table| table.metadata.key_range.max().as_ref() < below)
+        {
+            return Ok(false);
+        }
+        events.tree.drop_range(..below)?;
+        drop(version);
+        // The library keeps superseded versions, and with them the dropped tables' files, for snapshots of the
+        // past. There are none here: every read is of the latest version, and holds on to it while it runs.
+        events
+            .tree
+            .get_version_history_lock()
+            .maintenance(events.path(), fjall::SeqNo::MAX)?;
+        Ok(true)
+    }
+
+    fn unreadable(&self, error: &fjall::Error) -> LogError {
+        self.damaged(error.to_string())
+    }
+
+    fn damaged(&self, detail: impl Into<String>) -> LogError {
+        damaged(&self.directory, detail)
+    }
+}
+
+fn builder(folder: &Path) -> fjall::DatabaseBuilder<Database> {
+    Database::builder(folder)
+        .cache_size(BLOCK_CACHE)
+        .max_cached_files(Some(CACHED_FILES))
+        .worker_threads(1)
+        .max_journaling_size(64 * MIB)
+        .journal_compression(CompressionType::None)
+}
+
+fn small_keyspace(memtable: u64) -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default()
+        .max_memtable_size(memtable)
+        .index_block_pinning_policy(PinningPolicy::all(false))
+        .filter_block_pinning_policy(PinningPolicy::all(false))
+}
+
+/// Records are read in long ranges and hardly ever one by one: large blocks, no filters, nothing pinned.
+fn events_keyspace() -> KeyspaceCreateOptions {
+    small_keyspace(BROKER_MEMTABLE)
+        .data_block_size_policy(BlockSizePolicy::all(16 * 1024))
+        .data_block_restart_interval_policy(RestartIntervalPolicy::all(16))
+        .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
+        .filter_policy(FilterPolicy::disabled())
+}
+
+pub(super) fn damaged(directory: &Path, detail: impl Into<String>) -> LogError {
+    LogError::Damaged {
+        path: directory.to_owned(),
+        detail: detail.into(),
+    }
+}
+
+fn cannot_open(directory: &Path, what: &Path, error: &dyn std::error::Error) -> LogError {
+    LogError::Open {
+        path: directory.to_owned(),
+        detail: format!("{}: {error}", what.display()),
+    }
+}
+
+fn open_error(directory: &Path, folder: &Path, error: fjall::Error) -> LogError {
+    match error {
+        fjall::Error::Locked => in_use(directory),
+        fjall::Error::Io(e) => cannot_open(directory, folder, &e),
+        fjall::Error::Storage(fjall::LsmError::Io(e)) => cannot_open(directory, folder, &e),
+        other => damaged(directory, other.to_string()),
+    }
+}
+
+pub(super) fn in_use(directory: &Path) -> LogError {
+    LogError::Open {
+        path: directory.to_owned(),
+        detail: "another process has it open; a log belongs to one router, give each its own volume".into(),
+    }
+}

@@ -1,0 +1,630 @@
+//! The shared suite, and what only the embedded log promises: shared fsyncs, full disks, crashes, damage.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::log::conformance::{self, ALL, Subject, at, payloads};
+
+/// A log in a temporary directory. Without a tail cache every read goes to the storage.
+struct Directory {
+    directory: TempDir,
+    tail_cache_bytes: usize,
+}
+
+impl Directory {
+    fn new(tail_cache_bytes: usize) -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            tail_cache_bytes,
+        }
+    }
+}
+
+impl Subject for Directory {
+    type Log = EmbeddedLog;
+
+    async fn open(&self) -> EmbeddedLog {
+        let options = EmbeddedOptions {
+            tail_cache_bytes: self.tail_cache_bytes,
+            ..Default::default()
+        };
+        EmbeddedLog::open(self.directory.path(), options).unwrap()
+    }
+}
+
+mod from_memory {
+    use super::Directory;
+    crate::log::conformance::conformance!(Directory::new(4 * 1024 * 1024));
+}
+
+mod from_storage {
+    use super::Directory;
+    crate::log::conformance::conformance!(Directory::new(0));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn behaves_like_the_model(steps in conformance::steps(60), tail_cache_bytes in 0..20_000_usize) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(conformance::behaves_like_the_model(Directory::new(tail_cache_bytes), steps));
+    }
+}
+
+fn open(directory: &Path) -> Result<EmbeddedLog, LogError> {
+    EmbeddedLog::open(directory, EmbeddedOptions::default())
+}
+
+/// Writes everything in memory to tables.
+fn flush(log: &EmbeddedLog) {
+    for broker in log.shared.brokers() {
+        broker
+            .stored()
+            .unwrap()
+            .events
+            .rotate_memtable_and_wait()
+            .unwrap();
+    }
+    log.shared.store.meta.rotate_memtable_and_wait().unwrap();
+}
+
+#[tokio::test]
+async fn appends_that_wait_share_one_fsync() {
+    let directory = tempfile::tempdir().unwrap();
+    // The first append stops at the question for free space until all the others wait.
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let free_space = Box::new(move |_: &Path| {
+        let _ = wait.lock().unwrap().recv();
+        Ok(u64::MAX)
+    });
+    let log = EmbeddedLog::open_with(directory.path(), EmbeddedOptions::default(), free_space).unwrap();
+    let appends: Vec<_> = (0..100)
+        .map(|_| log.append("n/b", payloads(&["record"]), at(0)))
+        .collect();
+    let mut appends = futures::future::join_all(appends);
+    assert!(futures::poll!(&mut appends).is_pending());
+    drop(go);
+    for answer in appends.await {
+        answer.unwrap();
+    }
+    assert_eq!(log.fsyncs(), 1);
+    assert_eq!(log.bounds("n/b").next, Offset(100));
+}
+
+#[tokio::test]
+async fn cursors_alone_cost_no_fsync() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    log.save_cursors(vec![("k".into(), Some("v".into()))])
+        .await
+        .unwrap();
+    assert_eq!(log.fsyncs(), 0);
+    log.sync().await.unwrap();
+    assert_eq!(log.fsyncs(), 1);
+}
+
+#[tokio::test]
+async fn a_second_opening_is_refused_and_says_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    let refused = open(directory.path()).err().unwrap();
+    assert!(matches!(&refused, LogError::Open { path, .. } if path == directory.path()));
+    assert!(
+        refused.to_string().contains("another process has it open"),
+        "{refused}"
+    );
+    log.close().await.unwrap();
+    open(directory.path()).unwrap();
+}
+
+#[tokio::test]
+async fn a_creation_that_a_crash_cut_short_is_begun_again() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir_all(directory.path().join("store.new/keyspaces")).unwrap();
+    fs::write(directory.path().join("store.new/0.jnl"), "half").unwrap();
+    open(directory.path())
+        .unwrap()
+        .append("n/b", payloads(&["a"]), at(0))
+        .await
+        .unwrap();
+    assert_eq!(open(directory.path()).unwrap().bounds("n/b").next, Offset(1));
+}
+
+#[tokio::test]
+async fn another_format_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    log.shared
+        .store
+        .meta
+        .insert(layout::FORMAT_KEY, 99_u32.to_be_bytes())
+        .unwrap();
+    log.close().await.unwrap();
+    let refused = open(directory.path()).err().unwrap().to_string();
+    assert!(refused.contains("format 99"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_full_log_refuses_and_goes_on_after_a_trim() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = EmbeddedOptions {
+        max_bytes: 100,
+        ..Default::default()
+    };
+    let log = EmbeddedLog::open(directory.path(), options.clone()).unwrap();
+    let append =
+        async |log: &EmbeddedLog, length| log.append("n/b", vec![vec![1; length].into()], at(0)).await;
+    append(&log, 60).await.unwrap();
+    assert!(matches!(append(&log, 41).await, Err(LogError::Full(_))));
+    assert_eq!(append(&log, 40).await.unwrap(), Offset(1));
+    assert!(matches!(append(&log, 1).await, Err(LogError::Full(_))));
+    drop(log);
+    let log = EmbeddedLog::open(directory.path(), options).unwrap();
+    assert!(matches!(append(&log, 1).await, Err(LogError::Full(_))));
+    log.save_cursors(vec![("k".into(), Some("v".into()))])
+        .await
+        .unwrap();
+    log.trim("n/b", Offset(1)).await.unwrap();
+    assert_eq!(append(&log, 60).await.unwrap(), Offset(2));
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_before_the_storage_sees_it_and_heals() {
+    let directory = tempfile::tempdir().unwrap();
+    let free = Arc::new(AtomicU64::new(u64::MAX / 2));
+    let reported = free.clone();
+    let free_space = Box::new(move |_: &Path| Ok(reported.load(Ordering::Relaxed)));
+    let reserve_bytes = 1_000_000;
+    let options = EmbeddedOptions {
+        reserve_bytes,
+        ..Default::default()
+    };
+    let log = EmbeddedLog::open_with(directory.path(), options, free_space).unwrap();
+    let append = async || log.append("n/b", payloads(&["a"]), at(0)).await;
+    let save = async || log.save_cursors(vec![("k".into(), Some("v".into()))]).await;
+    append().await.unwrap();
+
+    free.store(900_000, Ordering::Relaxed);
+    let refused = append().await.unwrap_err();
+    assert!(
+        matches!(refused, LogError::Full(_)) && refused.to_string().contains("900000 bytes left"),
+        "{refused}"
+    );
+    save().await.unwrap();
+    free.store(400_000, Ordering::Relaxed);
+    assert!(matches!(save().await, Err(LogError::Full(_))));
+    log.trim("n/b", Offset(1)).await.unwrap();
+    free.store(2_000_000, Ordering::Relaxed);
+    assert_eq!(append().await.unwrap(), Offset(1));
+    save().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_space_of_trimmed_records_is_given_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    for _ in 0..3 {
+        let records = (0..200).map(|n: u32| random(5000, n).into()).collect();
+        log.append("n/b", records, at(0)).await.unwrap();
+        flush(&log);
+    }
+    let events = log.shared.broker("n/b").unwrap().stored().unwrap().events.clone();
+    let on_disk = |events: &fjall::Keyspace| {
+        let tables = fs::read_dir(events.path().join("tables")).unwrap();
+        tables
+            .map(|table| table.unwrap().metadata().unwrap().len())
+            .sum::<u64>()
+    };
+    assert!(on_disk(&events) > 3_000_000);
+    log.trim("n/b", Offset(399)).await.unwrap();
+    // Answered before the tables are dropped; the next answer comes after it.
+    log.sync().await.unwrap();
+    assert!((2_000_000..3_000_000).contains(&on_disk(&events)));
+    log.trim("n/b", Offset(600)).await.unwrap();
+    log.sync().await.unwrap();
+    assert!(on_disk(&events) < 1_500_000, "only the newest table stays");
+    drop(events);
+    drop(log);
+    let log = open(directory.path()).unwrap();
+    assert_eq!(
+        log.bounds("n/b"),
+        Bounds {
+            first: Offset(600),
+            next: Offset(600)
+        }
+    );
+    assert_eq!(
+        log.append("n/b", payloads(&["a"]), at(0)).await.unwrap(),
+        Offset(600)
+    );
+    assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn many_brokers_do_not_multiply_the_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    let mut most = 0;
+    for round in 0..20 {
+        let append = async |broker: u32| {
+            let name = format!("n/b{broker}");
+            log.append(&name, vec![random(20_000, round).into()], at(0))
+                .await
+                .unwrap();
+        };
+        futures::future::join_all((0..50).map(append)).await;
+        most = most.max(log.shared.store.unflushed());
+    }
+    assert!(most < 20 * MIB, "{most} bytes are in memory");
+    for broker in 0..50 {
+        assert_eq!(
+            log.read(&format!("n/b{broker}"), Offset(0), ALL)
+                .await
+                .unwrap()
+                .len(),
+            20
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_failure_closes_the_log_for_good() {
+    let directory = tempfile::tempdir().unwrap();
+    let broken = Arc::new(AtomicU64::new(0));
+    let asked = broken.clone();
+    let free_space = Box::new(move |_: &Path| match asked.load(Ordering::Relaxed) {
+        0 => Ok(u64::MAX / 2),
+        _ => panic!("the test breaks the committer"),
+    });
+    let log = EmbeddedLog::open_with(directory.path(), EmbeddedOptions::default(), free_space).unwrap();
+    log.append("n/b", payloads(&["a"]), at(0)).await.unwrap();
+    assert!(futures::poll!(log.failed()).is_pending());
+    broken.store(1, Ordering::Relaxed);
+    let append = || log.append("n/b", payloads(&["b"]), at(0));
+    assert!(matches!(append().await, Err(LogError::Failed(_))));
+    assert!(matches!(log.failed().await, LogError::Failed(_)));
+    broken.store(0, Ordering::Relaxed);
+    assert!(matches!(append().await, Err(LogError::Failed(_))));
+    assert!(matches!(log.save_cursors(vec![]).await, Err(LogError::Failed(_))));
+    assert!(matches!(
+        log.trim("n/b", Offset(1)).await,
+        Err(LogError::Failed(_))
+    ));
+    assert!(matches!(log.sync().await, Err(LogError::Failed(_))));
+    assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap().len(), 1);
+}
+
+/// Bytes that do not compress, the same for the same seed.
+fn random(length: usize, seed: u32) -> Vec<u8> {
+    let mut state = u64::from(seed) + 1;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+// ---- Crashes
+
+/// The directory that the child of the test below writes to.
+const CHILD_DIRECTORY: &str = "WEIR_TEST_LOG_DIRECTORY";
+
+/// Not a test of its own: the child that [`what_was_acknowledged_survives_kill`] kills.
+#[tokio::test]
+#[ignore = "it is run by another test, as a child"]
+async fn child_appends_until_it_is_killed() {
+    let Some(directory) = std::env::var_os(CHILD_DIRECTORY) else {
+        return;
+    };
+    let log = open(Path::new(&directory)).unwrap();
+    let work = async |broker: usize| {
+        let name = format!("n/b{}", broker % 3);
+        loop {
+            let payload = random(3000, broker as u32);
+            let offset = log.append(&name, vec![payload.into()], at(0)).await.unwrap();
+            println!("\nacknowledged {name} {offset}");
+            if offset.0 % 50 == 49 {
+                log.trim(&name, Offset(offset.0 - 40)).await.unwrap();
+            }
+            log.save_cursors(vec![(name.clone(), Some(offset.to_string().into()))])
+                .await
+                .unwrap();
+            println!("\nsaved {name} {offset}");
+        }
+    };
+    futures::future::join_all((0..8).map(work)).await;
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_kill() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut acknowledged = HashMap::<String, u64>::new();
+    for round in 1..=4 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "log::embedded::tests::child_appends_until_it_is_killed",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env(CHILD_DIRECTORY, directory.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut seen = 0;
+        let mut saved = HashMap::<String, u64>::new();
+        let mut note = |line: String| {
+            let words: Vec<&str> = line.split(' ').collect();
+            let [what @ ("acknowledged" | "saved"), broker, offset] = words[..] else {
+                return 0;
+            };
+            // The last line may be cut by the kill; what was not printed whole, was not acknowledged to us.
+            let Ok(offset) = offset.parse::<u64>() else {
+                return 0;
+            };
+            let noted = if what == "saved" {
+                &mut saved
+            } else {
+                &mut acknowledged
+            };
+            let highest = noted.entry(broker.to_owned()).or_default();
+            *highest = offset.max(*highest);
+            1
+        };
+        while seen < 400 * round {
+            seen += note(lines.next().unwrap().unwrap());
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for line in lines.map_while(Result::ok) {
+            note(line);
+        }
+
+        let log = open(directory.path()).unwrap();
+        for (broker, highest) in &acknowledged {
+            let Bounds { first, next } = log.bounds(broker);
+            assert!(
+                next.0 > *highest,
+                "{broker}: {highest} was acknowledged, the log ends at {next}"
+            );
+            let mut from = first;
+            while from < next {
+                let records = log
+                    .read(
+                        broker,
+                        from,
+                        ReadLimit {
+                            records: 100,
+                            bytes: usize::MAX,
+                        },
+                    )
+                    .await
+                    .unwrap();
+                assert_eq!(records[0].offset, from);
+                assert!(records.iter().all(|record| record.payload.len() == 3000));
+                from = from.plus(records.len() as u64);
+            }
+        }
+        assert_eq!(saved.len(), 3);
+        let cursors = log.cursors().await.unwrap();
+        assert_eq!(cursors.len(), 3);
+    }
+}
+
+/// Copies a log's directory; journals without the zeros that they are filled up with.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else if entry
+            .path()
+            .extension()
+            .is_some_and(|extension| extension == "jnl")
+        {
+            fs::write(target, written(&entry.path())).unwrap();
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// A journal without the zeros at its end: after an entry's last byte, which is none.
+fn written(journal: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    File::open(journal).unwrap().read_to_end(&mut bytes).unwrap();
+    let end = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |last| last + 1);
+    bytes.truncate(end);
+    bytes
+}
+
+fn journal(directory: &Path) -> PathBuf {
+    let files = fs::read_dir(directory.join("store"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "jnl"))
+        .max()
+        .unwrap()
+}
+
+async fn numbered(log: &EmbeddedLog, broker: &str, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        let offset = log
+            .append(broker, payloads(&[&format!("record {number}")]), at(0))
+            .await
+            .unwrap();
+        assert_eq!(offset.0, number);
+    }
+}
+
+/// What a damaged copy may do: say so on opening or on reading, or still have everything.
+async fn says_so_or_has_everything(directory: &Path, brokers: &[&str], records: u64) -> bool {
+    let log = match open(directory) {
+        Ok(log) => log,
+        Err(LogError::Damaged { path, .. } | LogError::Open { path, .. }) => {
+            assert_eq!(path, directory);
+            return false;
+        }
+        Err(other) => panic!("{other}"),
+    };
+    for broker in brokers {
+        assert_eq!(
+            log.bounds(broker),
+            Bounds {
+                first: Offset(0),
+                next: Offset(records)
+            }
+        );
+        let read = match log.read(broker, Offset(0), ALL).await {
+            Ok(read) => read,
+            Err(LogError::Damaged { path, .. }) => {
+                assert_eq!(path, directory);
+                return false;
+            }
+            Err(other) => panic!("{other}"),
+        };
+        assert_eq!(read.len() as u64, records);
+        for (number, record) in read.iter().enumerate() {
+            assert_eq!(record.payload, format!("record {number}"));
+        }
+    }
+    true
+}
+
+#[tokio::test]
+async fn a_write_that_a_crash_tore_is_dropped_silently() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    numbered(&log, "n/b", 0..5).await;
+    let before = tempfile::tempdir().unwrap();
+    copy(directory.path(), before.path());
+    let whole = written(&journal(directory.path())).len();
+    numbered(&log, "n/b", 5..6).await;
+    let torn = written(&journal(directory.path()));
+    assert!(torn.len() > whole + 10);
+    for length in (whole..torn.len()).step_by(7) {
+        let copied = tempfile::tempdir().unwrap();
+        copy(before.path(), copied.path());
+        fs::write(journal(copied.path()), &torn[..length]).unwrap();
+        assert!(says_so_or_has_everything(copied.path(), &["n/b"], 5).await);
+        let log = open(copied.path()).unwrap();
+        numbered(&log, "n/b", 5..7).await;
+        log.close().await.unwrap();
+        assert!(says_so_or_has_everything(copied.path(), &["n/b"], 7).await);
+    }
+}
+
+#[tokio::test]
+async fn a_journal_that_was_cut_off_is_found_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    numbered(&log, "n/b", 0..20).await;
+    let length = written(&journal(directory.path())).len();
+    for length in (0..length).step_by(97) {
+        let copied = tempfile::tempdir().unwrap();
+        copy(directory.path(), copied.path());
+        File::options()
+            .write(true)
+            .open(journal(copied.path()))
+            .unwrap()
+            .set_len(length as u64)
+            .unwrap();
+        let refused = open(copied.path()).err().unwrap();
+        assert!(matches!(refused, LogError::Damaged { .. }), "{length}: {refused}");
+        // It says so again, until someone decides to go on without what is lost.
+        let refused = open(copied.path()).err().unwrap().to_string();
+        assert!(refused.contains("20 records were acknowledged"), "{refused}");
+        fs::remove_file(copied.path().join("acknowledged")).unwrap();
+        open(copied.path()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn flipped_bits_in_the_journal_are_found_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    numbered(&log, "n/a", 0..6).await;
+    numbered(&log, "n/b", 0..6).await;
+    flip_everywhere(directory.path(), &journal(directory.path()), 13).await;
+}
+
+#[tokio::test]
+async fn flipped_bits_in_a_table_are_found_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    numbered(&log, "n/a", 0..6).await;
+    numbered(&log, "n/b", 0..6).await;
+    flush(&log);
+    log.sync().await.unwrap();
+    let events = log
+        .shared
+        .broker("n/a")
+        .unwrap()
+        .stored()
+        .unwrap()
+        .events
+        .path()
+        .to_owned();
+    log.close().await.unwrap();
+    for folder in [events.join("tables"), events] {
+        for file in fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file())
+        {
+            flip_everywhere(directory.path(), &file, 23).await;
+        }
+    }
+}
+
+/// Flips a bit in every `step`th byte of a file, each in a copy of its own.
+async fn flip_everywhere(directory: &Path, file: &Path, step: usize) {
+    let bytes = if file.extension().is_some() {
+        written(file)
+    } else {
+        fs::read(file).unwrap()
+    };
+    let mut found = 0;
+    for at in (0..bytes.len()).step_by(step) {
+        let copied = tempfile::tempdir().unwrap();
+        copy(directory, copied.path());
+        let target = copied.path().join(file.strip_prefix(directory).unwrap());
+        let flipped = File::options().write(true).open(target).unwrap();
+        flipped
+            .write_all_at(&[bytes[at] ^ (1 << (at % 8))], at as u64)
+            .unwrap();
+        if !says_so_or_has_everything(copied.path(), &["n/a", "n/b"], 6).await {
+            found += 1;
+        }
+    }
+    eprintln!(
+        "{}: {found} of {} flips were found out, the others changed nothing",
+        file.display(),
+        bytes.len().div_ceil(step)
+    );
+}
