@@ -45,7 +45,8 @@ impl EventBuilder {
 
     /// Sets the data and its content type.
     pub fn data(self, content_type: impl Into<String>, data: impl Into<Bytes>) -> Self {
-        self.attribute("datacontenttype", Value::from(content_type.into())).untyped_data(data)
+        self.attribute("datacontenttype", Value::from(content_type.into()))
+            .untyped_data(data)
     }
 
     /// Sets the data and leaves its content type to [`EventBuilder::attribute`], or unsaid.
@@ -67,7 +68,11 @@ impl EventBuilder {
         if !attributes.iter().any(|attribute| attribute.name == specversion) {
             attributes.push(Attribute::new(specversion, "1.0".into()));
         }
-        Ok(Event::from_parts(checks::attributes(attributes)?, Content::Binary { body: self.body }, None))
+        Ok(Event::from_parts(
+            checks::attributes(attributes)?,
+            Content::Binary { body: self.body },
+            None,
+        ))
     }
 }
 
@@ -77,12 +82,19 @@ mod tests {
     use crate::cloudevents::{Data, Mode, Reason};
 
     fn minimal() -> EventBuilder {
-        EventBuilder::new().attribute("id", "1").attribute("source", "/s").attribute("type", "t")
+        EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/s")
+            .attribute("type", "t")
     }
 
     #[test]
     fn builds_in_binary_mode() {
-        let event = minimal().attribute("n", 5).data("text/plain", "hi").build().unwrap();
+        let event = minimal()
+            .attribute("n", 5)
+            .data("text/plain", "hi")
+            .build()
+            .unwrap();
         assert_eq!(event.mode(), Mode::Binary);
         assert_eq!((event.id(), event.source(), event.r#type()), ("1", "/s", "t"));
         assert_eq!(event.attribute("specversion"), Some(&"1.0".into()));
@@ -96,25 +108,46 @@ mod tests {
     #[test]
     fn refuses_by_the_same_checks() {
         for (builder, reason, attribute) in [
-            (EventBuilder::new().attribute("id", "1"), Reason::Missing, "source"),
-            (minimal().attribute("specversion", "0.3"), Reason::UnsupportedVersion, "specversion"),
+            (
+                EventBuilder::new().attribute("id", "1"),
+                Reason::Missing,
+                "source",
+            ),
+            (
+                minimal().attribute("specversion", "0.3"),
+                Reason::UnsupportedVersion,
+                "specversion",
+            ),
             (minimal().attribute("id", "2"), Reason::Duplicate, "id"),
             (minimal().attribute("data", "x"), Reason::Name, "data"),
             (minimal().attribute("fooBar", "x"), Reason::Name, "fooBar"),
             (minimal().attribute("x", "a\nb"), Reason::Value, "x"),
             (minimal().data("json", "{}"), Reason::Value, "datacontenttype"),
-            (minimal().attribute("datacontenttype", "a/b").data("a/b", ""), Reason::Duplicate, "datacontenttype"),
+            (
+                minimal().attribute("datacontenttype", "a/b").data("a/b", ""),
+                Reason::Duplicate,
+                "datacontenttype",
+            ),
         ] {
             let invalid = builder.build().unwrap_err();
             assert_eq!((invalid.reason(), invalid.attribute()), (reason, Some(attribute)));
         }
-        assert!(minimal().attribute("specversion", "1.0").untyped_data("x").build().is_ok());
+        assert!(
+            minimal()
+                .attribute("specversion", "1.0")
+                .untyped_data("x")
+                .build()
+                .is_ok()
+        );
     }
 
     #[test]
     fn expiry_is_read_where_it_can_be() {
         let expires = |text: Value| minimal().attribute("expirytime", text).build().unwrap().expires();
-        assert_eq!(expires("2030-01-01T00:00:00+01:00".into()), Some("2029-12-31T23:00:00Z".parse().unwrap()));
+        assert_eq!(
+            expires("2030-01-01T00:00:00+01:00".into()),
+            Some("2029-12-31T23:00:00Z".parse().unwrap())
+        );
         assert_eq!(expires("soon".into()), None);
         assert_eq!(expires(5.into()), None);
         assert_eq!(minimal().build().unwrap().expires(), None);

@@ -62,7 +62,10 @@ pub(super) fn name(text: &str) -> Result<Name, Invalid> {
 
 /// Whether a text has the characters of a name.
 pub(super) fn is_name(text: &[u8]) -> bool {
-    !text.is_empty() && text.iter().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    !text.is_empty()
+        && text
+            .iter()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 
 /// Checks what makes attributes an event, and orders them by name.
@@ -70,13 +73,19 @@ pub(super) fn attributes(mut attributes: Vec<Attribute>) -> Result<Box<[Attribut
     if attributes.len() > MAX_ATTRIBUTES {
         return Err(Invalid::new(
             Reason::TooMany,
-            format!("the event has {} attributes, and {MAX_ATTRIBUTES} is the most; move some into the data", attributes.len()),
+            format!(
+                "the event has {} attributes, and {MAX_ATTRIBUTES} is the most; move some into the data",
+                attributes.len()
+            ),
         ));
     }
     // Stable, and by name only: the first of two duplicates is the one that came first.
     attributes.sort_by(|a, b| a.name.cmp(&b.name));
     let find = |name: &str| {
-        attributes.binary_search_by(|attribute| attribute.name.as_str().cmp(name)).ok().and_then(|at| attributes.get(at))
+        attributes
+            .binary_search_by(|attribute| attribute.name.as_str().cmp(name))
+            .ok()
+            .and_then(|at| attributes.get(at))
     };
     // First, since the other rules are those of this version.
     match find("specversion").map(|attribute| &attribute.value) {
@@ -85,7 +94,10 @@ pub(super) fn attributes(mut attributes: Vec<Attribute>) -> Result<Box<[Attribut
         Some(version) => {
             return Err(Invalid::new(
                 Reason::UnsupportedVersion,
-                format!("the specversion `{}` is not supported; send \"1.0\"", excerpt(&version.canonical())),
+                format!(
+                    "the specversion `{}` is not supported; send \"1.0\"",
+                    excerpt(&version.canonical())
+                ),
             )
             .about("specversion"));
         }
@@ -108,7 +120,11 @@ pub(super) fn attributes(mut attributes: Vec<Attribute>) -> Result<Box<[Attribut
 }
 
 fn missing(name: &str) -> Invalid {
-    Invalid::new(Reason::Missing, format!("the required attribute `{name}` is missing; set it")).about(name)
+    Invalid::new(
+        Reason::Missing,
+        format!("the required attribute `{name}` is missing; set it"),
+    )
+    .about(name)
 }
 
 /// Checks the value of one attribute.
@@ -118,7 +134,10 @@ pub(super) fn value(name: &Name, value: &Value) -> Result<(), Invalid> {
         Value::Boolean(_) | Value::Integer(_) if name.is_core() => {
             return Err(Invalid::new(
                 Reason::Type,
-                format!("the attribute `{}` has to be a string, and is `{value}`; put it in quotes", name.as_str()),
+                format!(
+                    "the attribute `{}` has to be a string, and is `{value}`; put it in quotes",
+                    name.as_str()
+                ),
             )
             .about(name.as_str()));
         }
@@ -142,7 +161,10 @@ pub(super) fn value(name: &Name, value: &Value) -> Result<(), Invalid> {
     if text.is_empty() {
         return Err(Invalid::new(
             Reason::Empty,
-            format!("the attribute `{}` is empty; give it a value or leave it out", name.as_str()),
+            format!(
+                "the attribute `{}` is empty; give it a value or leave it out",
+                name.as_str()
+            ),
         )
         .about(name.as_str()));
     }
@@ -151,8 +173,14 @@ pub(super) fn value(name: &Name, value: &Value) -> Result<(), Invalid> {
             syntax::is_uri_reference(text),
             "a URI-reference (RFC 3986); percent-encode what a URI cannot have, such as spaces",
         ),
-        "time" => (syntax::is_timestamp(text), "a timestamp (RFC 3339); write it like 2018-04-05T17:31:00Z"),
-        "datacontenttype" => (syntax::is_media_type(text), "a media type; write it like application/json"),
+        "time" => (
+            syntax::is_timestamp(text),
+            "a timestamp (RFC 3339); write it like 2018-04-05T17:31:00Z",
+        ),
+        "datacontenttype" => (
+            syntax::is_media_type(text),
+            "a media type; write it like application/json",
+        ),
         _ => return Ok(()),
     };
     if well_formed {
@@ -160,7 +188,11 @@ pub(super) fn value(name: &Name, value: &Value) -> Result<(), Invalid> {
     }
     Err(Invalid::new(
         Reason::Value,
-        format!("the attribute `{}` is `{}`, which is not {wanted}", name.as_str(), excerpt(text)),
+        format!(
+            "the attribute `{}` is `{}`, which is not {wanted}",
+            name.as_str(),
+            excerpt(text)
+        ),
     )
     .about(name.as_str()))
 }
@@ -180,7 +212,17 @@ pub fn clean_text(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_allowed) {
         return Cow::Borrowed(text);
     }
-    Cow::Owned(text.chars().map(|character| if is_allowed(character) { character } else { '\u{fffd}' }).collect())
+    Cow::Owned(
+        text.chars()
+            .map(|character| {
+                if is_allowed(character) {
+                    character
+                } else {
+                    '\u{fffd}'
+                }
+            })
+            .collect(),
+    )
 }
 
 #[cfg(test)]
@@ -198,20 +240,47 @@ mod tests {
             all.retain(|(known, _)| known != name);
             all.extend(value.clone().map(|value| (*name, value)));
         }
-        attributes(all.into_iter().map(|(name, value)| Attribute::new(Name::from_valid(name), value)).collect())
+        attributes(
+            all.into_iter()
+                .map(|(name, value)| Attribute::new(Name::from_valid(name), value))
+                .collect(),
+        )
     }
 
     fn refused(changes: &[(&str, Option<Value>)]) -> (Reason, String) {
         let invalid = with(changes).expect_err(&format!("{changes:?}"));
-        (invalid.reason(), invalid.attribute().unwrap_or_default().to_owned())
+        (
+            invalid.reason(),
+            invalid.attribute().unwrap_or_default().to_owned(),
+        )
     }
 
     #[test]
     fn names() {
-        for text in ["a", "0", "id", "data2", "database64", "a1b2", &"n".repeat(100), &"n".repeat(MAX_NAME)] {
+        for text in [
+            "a",
+            "0",
+            "id",
+            "data2",
+            "database64",
+            "a1b2",
+            &"n".repeat(100),
+            &"n".repeat(MAX_NAME),
+        ] {
             assert_eq!(name(text).unwrap().as_str(), text);
         }
-        for text in ["", "data", "A", "fooBar", "foo-bar", "foo_bar", "ä", " a", "a\n", &"n".repeat(MAX_NAME + 1)] {
+        for text in [
+            "",
+            "data",
+            "A",
+            "fooBar",
+            "foo-bar",
+            "foo_bar",
+            "ä",
+            " a",
+            "a\n",
+            &"n".repeat(MAX_NAME + 1),
+        ] {
             assert_eq!(name(text).unwrap_err().reason(), Reason::Name, "{text}");
         }
     }
@@ -222,8 +291,19 @@ mod tests {
         for name in ["specversion", "id", "source", "type"] {
             assert_eq!(refused(&[(name, None)]), (Reason::Missing, name.to_owned()));
         }
-        for name in ["id", "source", "type", "subject", "dataschema", "datacontenttype", "time"] {
-            assert_eq!(refused(&[(name, Some("".into()))]), (Reason::Empty, name.to_owned()));
+        for name in [
+            "id",
+            "source",
+            "type",
+            "subject",
+            "dataschema",
+            "datacontenttype",
+            "time",
+        ] {
+            assert_eq!(
+                refused(&[(name, Some("".into()))]),
+                (Reason::Empty, name.to_owned())
+            );
         }
     }
 
@@ -235,22 +315,40 @@ mod tests {
                 (Reason::UnsupportedVersion, "specversion".to_owned())
             );
         }
-        assert_eq!(refused(&[("specversion", Some(1.into()))]).0, Reason::UnsupportedVersion);
+        assert_eq!(
+            refused(&[("specversion", Some(1.into()))]).0,
+            Reason::UnsupportedVersion
+        );
     }
 
     #[test]
     fn each_attribute_at_most_once() {
         for name in ["id", "myextension"] {
-            let twice = ["specversion", "type", "source", "id", name, name]
-                .map(|name| Attribute::new(Name::from_valid(name), if name == "specversion" { "1.0" } else { "x" }.into()));
+            let twice = ["specversion", "type", "source", "id", name, name].map(|name| {
+                Attribute::new(
+                    Name::from_valid(name),
+                    if name == "specversion" { "1.0" } else { "x" }.into(),
+                )
+            });
             let invalid = attributes(twice.into()).unwrap_err();
-            assert_eq!((invalid.reason(), invalid.attribute()), (Reason::Duplicate, Some(name)));
+            assert_eq!(
+                (invalid.reason(), invalid.attribute()),
+                (Reason::Duplicate, Some(name))
+            );
         }
     }
 
     #[test]
     fn core_attributes_are_strings_and_extensions_may_be_more() {
-        for name in ["id", "source", "type", "subject", "time", "datacontenttype", "dataschema"] {
+        for name in [
+            "id",
+            "source",
+            "type",
+            "subject",
+            "time",
+            "datacontenttype",
+            "dataschema",
+        ] {
             for value in [Value::from(5), Value::from(true)] {
                 assert_eq!(refused(&[(name, Some(value))]), (Reason::Type, name.to_owned()));
             }
@@ -262,15 +360,41 @@ mod tests {
 
     #[test]
     fn characters() {
-        for text in ["Zürich €😀", "\u{a0}", "\u{fffd}", "\u{e000}", "\u{fdcf}\u{fdf0}", "\u{10fffd}", " ~", "\"%"] {
-            assert!(with(&[("id", Some(text.into())), ("x", Some(text.into()))]).is_ok(), "{text:?}");
+        for text in [
+            "Zürich €😀",
+            "\u{a0}",
+            "\u{fffd}",
+            "\u{e000}",
+            "\u{fdcf}\u{fdf0}",
+            "\u{10fffd}",
+            " ~",
+            "\"%",
+        ] {
+            assert!(
+                with(&[("id", Some(text.into())), ("x", Some(text.into()))]).is_ok(),
+                "{text:?}"
+            );
             assert_eq!(clean_text(text), text);
         }
-        for text in
-            ["\0", "\t", "a\nb", "\u{1f}", "\u{7f}", "\u{9f}", "\u{fdd0}", "\u{fdef}", "\u{fffe}", "\u{ffff}", "\u{10ffff}"]
-        {
+        for text in [
+            "\0",
+            "\t",
+            "a\nb",
+            "\u{1f}",
+            "\u{7f}",
+            "\u{9f}",
+            "\u{fdd0}",
+            "\u{fdef}",
+            "\u{fffe}",
+            "\u{ffff}",
+            "\u{10ffff}",
+        ] {
             for name in ["id", "subject", "datacontenttype", "x"] {
-                assert_eq!(refused(&[(name, Some(text.into()))]), (Reason::Value, name.to_owned()), "{text:?}");
+                assert_eq!(
+                    refused(&[(name, Some(text.into()))]),
+                    (Reason::Value, name.to_owned()),
+                    "{text:?}"
+                );
             }
             assert!(clean_text(text).contains('\u{fffd}'));
         }
@@ -296,18 +420,31 @@ mod tests {
             ("time", "yesterday"),
             ("datacontenttype", "json"),
         ] {
-            assert_eq!(refused(&[(name, Some(text.into()))]), (Reason::Value, name.to_owned()), "{text}");
+            assert_eq!(
+                refused(&[(name, Some(text.into()))]),
+                (Reason::Value, name.to_owned()),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn as_many_attributes_as_can_be_carried() {
-        let extensions: Vec<String> = (0..MAX_ATTRIBUTES - 4).map(|number| format!("x{number}")).collect();
-        let mut changes: Vec<(&str, Option<Value>)> =
-            extensions.iter().map(|name| (name.as_str(), Some(1.into()))).collect();
+        let extensions: Vec<String> = (0..MAX_ATTRIBUTES - 4)
+            .map(|number| format!("x{number}"))
+            .collect();
+        let mut changes: Vec<(&str, Option<Value>)> = extensions
+            .iter()
+            .map(|name| (name.as_str(), Some(1.into())))
+            .collect();
         let make = |changes: &[(&str, Option<Value>)]| {
-            let core = [("specversion", "1.0"), ("id", "1"), ("type", "t"), ("source", "s")]
-                .map(|(name, value)| Attribute::new(Name::from_valid(name), value.into()));
+            let core = [
+                ("specversion", "1.0"),
+                ("id", "1"),
+                ("type", "t"),
+                ("source", "s"),
+            ]
+            .map(|(name, value)| Attribute::new(Name::from_valid(name), value.into()));
             let more = changes
                 .iter()
                 .filter_map(|(name, value)| Some(Attribute::new(Name::from_valid(name), value.clone()?)));

@@ -48,7 +48,11 @@ pub(super) struct Attribute {
 
 impl Attribute {
     pub(super) fn new(name: Name, value: Value) -> Self {
-        Self { name, value, raw: None }
+        Self {
+            name,
+            value,
+            raw: None,
+        }
     }
 }
 
@@ -81,7 +85,11 @@ pub(super) enum Member {
 impl Event {
     /// The caller answers for the order of the attributes, the required ones, and the ranges.
     pub(super) fn from_parts(attributes: Box<[Attribute]>, content: Content, record: Option<Bytes>) -> Self {
-        Self(Arc::new(Inner { attributes, content, record }))
+        Self(Arc::new(Inner {
+            attributes,
+            content,
+            record,
+        }))
     }
 
     pub(super) fn attribute_list(&self) -> &[Attribute] {
@@ -115,13 +123,18 @@ impl Event {
     #[must_use]
     pub fn attribute(&self, name: &str) -> Option<&Value> {
         let attributes = &self.0.attributes;
-        let at = attributes.binary_search_by(|attribute| attribute.name.as_str().cmp(name)).ok()?;
+        let at = attributes
+            .binary_search_by(|attribute| attribute.name.as_str().cmp(name))
+            .ok()?;
         attributes.get(at).map(|attribute| &attribute.value)
     }
 
     /// Every attribute, in order of the names.
     pub fn attributes(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.0.attributes.iter().map(|attribute| (attribute.name.as_str(), &attribute.value))
+        self.0
+            .attributes
+            .iter()
+            .map(|attribute| (attribute.name.as_str(), &attribute.value))
     }
 
     /// How the event came in, or was built.
@@ -160,7 +173,13 @@ impl Event {
     pub(super) fn implied_content_type(&self) -> Option<&str> {
         match (self.attribute("datacontenttype"), &self.0.content) {
             (Some(Value::String(content_type)), _) => Some(content_type),
-            (_, Content::Structured { data: Member::Json(_), .. }) => Some("application/json"),
+            (
+                _,
+                Content::Structured {
+                    data: Member::Json(_),
+                    ..
+                },
+            ) => Some("application/json"),
             _ => None,
         }
     }
@@ -171,7 +190,11 @@ impl Event {
         match (&self.0.record, &self.0.content) {
             (Some(record), _) => record.len(),
             (None, Content::Binary { body: bytes } | Content::Structured { text: bytes, .. }) => {
-                bytes.len() + self.attributes().map(|(name, value)| name.len() + value.canonical().len()).sum::<usize>()
+                bytes.len()
+                    + self
+                        .attributes()
+                        .map(|(name, value)| name.len() + value.canonical().len())
+                        .sum::<usize>()
             }
         }
     }
@@ -237,7 +260,10 @@ impl Event {
             if attribute.name.is_core() {
                 return Err(Invalid::new(
                     Reason::Name,
-                    format!("`{}` is no extension and stays as the producer set it", excerpt(name)),
+                    format!(
+                        "`{}` is no extension and stays as the producer set it",
+                        excerpt(name)
+                    ),
                 )
                 .about(name));
             }
@@ -253,17 +279,27 @@ impl Event {
         }
 
         let is_set = |name: &Name| set.binary_search_by(|attribute| attribute.name.cmp(name)).is_ok();
-        let kept = self.0.attributes.iter().filter(|attribute| !is_set(&attribute.name));
+        let kept = self
+            .0
+            .attributes
+            .iter()
+            .filter(|attribute| !is_set(&attribute.name));
         let attributes = checks::attributes(kept.chain(&set).cloned().collect())?;
         let content = match &self.0.content {
             binary @ Content::Binary { .. } => binary.clone(),
-            Content::Structured { content_type, text, .. } => {
+            Content::Structured {
+                content_type, text, ..
+            } => {
                 let (text, data) = json::splice(text, &set).unwrap_or_else(|| {
                     // Only a damaged record has a text that cannot be read again.
                     let content = self.0.content.clone();
                     json::write(&Self::from_parts(attributes.clone(), content, None))
                 });
-                Content::Structured { content_type: content_type.clone(), text: text.into(), data }
+                Content::Structured {
+                    content_type: content_type.clone(),
+                    text: text.into(),
+                    data,
+                }
             }
         };
         Ok(Self::from_parts(attributes, content, None))

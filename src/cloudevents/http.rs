@@ -54,14 +54,18 @@ impl Received {
 /// [`Invalid`] when it is no valid event; in a batch, with the place of the first that is none.
 pub fn read_http(headers: &HeaderMap, body: Bytes) -> Result<Received, Invalid> {
     let content_type = content_type(headers)?;
-    let text = content_type.map_or(Ok(""), text_of).map_err(|problem| problem.about("datacontenttype"))?;
+    let text = content_type
+        .map_or(Ok(""), text_of)
+        .map_err(|problem| problem.about("datacontenttype"))?;
     if starts_with(text, "application/cloudevents-batch") {
         check_format(text, "application/cloudevents-batch+json")?;
         return json::read_batch(&body).map(Received::Batch);
     }
     if starts_with(text, "application/cloudevents") {
         check_format(text, media_type::STRUCTURED)?;
-        let content_type = content_type.cloned().unwrap_or(HeaderValue::from_static(media_type::STRUCTURED));
+        let content_type = content_type
+            .cloned()
+            .unwrap_or(HeaderValue::from_static(media_type::STRUCTURED));
         return json::read(body, content_type).map(Received::Single);
     }
     read_binary(headers, text, body).map(Received::Single)
@@ -77,20 +81,27 @@ fn content_type(headers: &HeaderMap) -> Result<Option<&HeaderValue>, Invalid> {
 }
 
 fn starts_with(text: &str, prefix: &str) -> bool {
-    text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    text.get(..prefix.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
 fn check_format(content_type: &str, supported: &str) -> Result<(), Invalid> {
     if !media_type::essence(content_type).eq_ignore_ascii_case(supported) {
         return Err(Invalid::new(
             Reason::UnsupportedFormat,
-            format!("the event format `{}` is not supported; send `{supported}` or binary mode", excerpt(content_type)),
+            format!(
+                "the event format `{}` is not supported; send `{supported}` or binary mode",
+                excerpt(content_type)
+            ),
         ));
     }
     if !media_type::is_utf8(content_type) {
         return Err(Invalid::new(
             Reason::UnsupportedCharset,
-            format!("the charset of `{}` is not supported; JSON is sent in UTF-8", excerpt(content_type)),
+            format!(
+                "the charset of `{}` is not supported; JSON is sent in UTF-8",
+                excerpt(content_type)
+            ),
         ));
     }
     Ok(())
@@ -99,7 +110,9 @@ fn check_format(content_type: &str, supported: &str) -> Result<(), Invalid> {
 fn read_binary(headers: &HeaderMap, content_type: &str, body: Bytes) -> Result<Event, Invalid> {
     let mut attributes = Vec::with_capacity(8);
     for (header, value) in headers {
-        let Some(name) = header.as_str().strip_prefix("ce-") else { continue };
+        let Some(name) = header.as_str().strip_prefix("ce-") else {
+            continue;
+        };
         if name == "datacontenttype" {
             return Err(Invalid::new(
                 Reason::Name,
@@ -116,16 +129,27 @@ fn read_binary(headers: &HeaderMap, content_type: &str, body: Bytes) -> Result<E
         ));
     }
     if !content_type.is_empty() {
-        attributes.push(Attribute::new(Name::from_valid("datacontenttype"), content_type.into()));
+        attributes.push(Attribute::new(
+            Name::from_valid("datacontenttype"),
+            content_type.into(),
+        ));
     }
-    Ok(Event::from_parts(checks::attributes(attributes)?, Content::Binary { body }, None))
+    Ok(Event::from_parts(
+        checks::attributes(attributes)?,
+        Content::Binary { body },
+        None,
+    ))
 }
 
 fn read_attribute(name: Name, header: &HeaderValue) -> Result<Attribute, Invalid> {
     let decoded = decode(header).map_err(|problem| problem.about(name.as_str()))?;
     let plain = decoded.as_bytes() == header.as_bytes() && !needs_encoding(&decoded);
     let raw = (!plain && encode(&decoded).is_none_or(|encoded| encoded != *header)).then(|| header.clone());
-    Ok(Attribute { name, value: Value::String(decoded.into()), raw })
+    Ok(Attribute {
+        name,
+        value: Value::String(decoded.into()),
+        raw,
+    })
 }
 
 /// Section 3.1.3.2: a value in double quotes is unquoted, then percent-decoded once. Producers that send UTF-8 as it
@@ -141,7 +165,9 @@ fn decode(header: &HeaderValue) -> Result<Cow<'_, str>, Invalid> {
         return Ok(unquoted);
     }
     let decoded = percent_decode(unquoted.as_bytes()).decode_utf8();
-    decoded.map(|text| Cow::Owned(text.into_owned())).map_err(|_| not_utf8())
+    decoded
+        .map(|text| Cow::Owned(text.into_owned()))
+        .map_err(|_| not_utf8())
 }
 
 fn unescape(quoted: &str) -> String {
@@ -157,15 +183,21 @@ fn unescape(quoted: &str) -> String {
 }
 
 fn text_of(header: &HeaderValue) -> Result<&str, Invalid> {
-    std::str::from_utf8(header.as_bytes()).map(str::trim_ascii).map_err(|_| not_utf8())
+    std::str::from_utf8(header.as_bytes())
+        .map(str::trim_ascii)
+        .map_err(|_| not_utf8())
 }
 
 fn not_utf8() -> Invalid {
-    Invalid::new(Reason::Value, "the header's value is not UTF-8; percent-encode it as UTF-8")
+    Invalid::new(
+        Reason::Value,
+        "the header's value is not UTF-8; percent-encode it as UTF-8",
+    )
 }
 
 fn needs_encoding(text: &str) -> bool {
-    text.bytes().any(|byte| !(0x21..0x7f).contains(&byte) || byte == b'"' || byte == b'%')
+    text.bytes()
+        .any(|byte| !(0x21..0x7f).contains(&byte) || byte == b'"' || byte == b'%')
 }
 
 fn encode(text: &str) -> Option<HeaderValue> {
@@ -179,35 +211,60 @@ fn encode(text: &str) -> Option<HeaderValue> {
 /// Writes an event in a mode; in the one that it has, the bytes are the ones that came in.
 pub(super) fn write(event: &Event, mode: Mode) -> HttpMessage {
     match (mode, event.content()) {
-        (Mode::Structured, Content::Structured { content_type, text, .. }) => {
-            structured(content_type.clone(), text.clone())
-        }
-        (Mode::Structured, Content::Binary { .. }) => {
-            structured(HeaderValue::from_static(media_type::STRUCTURED), json::write(event).0.into())
-        }
-        (Mode::Binary, Content::Binary { body }) => HttpMessage { headers: binary_headers(event), body: body.clone() },
+        (
+            Mode::Structured,
+            Content::Structured {
+                content_type, text, ..
+            },
+        ) => structured(content_type.clone(), text.clone()),
+        (Mode::Structured, Content::Binary { .. }) => structured(
+            HeaderValue::from_static(media_type::STRUCTURED),
+            json::write(event).0.into(),
+        ),
+        (Mode::Binary, Content::Binary { body }) => HttpMessage {
+            headers: binary_headers(event),
+            body: body.clone(),
+        },
         (Mode::Binary, Content::Structured { .. }) => {
-            let body = event.data().map(|data| Bytes::copy_from_slice(data.as_bytes())).unwrap_or_default();
-            HttpMessage { headers: binary_headers(event), body }
+            let body = event
+                .data()
+                .map(|data| Bytes::copy_from_slice(data.as_bytes()))
+                .unwrap_or_default();
+            HttpMessage {
+                headers: binary_headers(event),
+                body,
+            }
         }
     }
 }
 
 fn structured(content_type: HeaderValue, body: Bytes) -> HttpMessage {
-    HttpMessage { headers: HeaderMap::from_iter([(header::CONTENT_TYPE, content_type)]), body }
+    HttpMessage {
+        headers: HeaderMap::from_iter([(header::CONTENT_TYPE, content_type)]),
+        body,
+    }
 }
 
 fn binary_headers(event: &Event) -> HeaderMap {
     let attributes = event.attribute_list();
     let mut headers = HeaderMap::with_capacity(attributes.len() + 1);
-    for attribute in attributes.iter().filter(|attribute| attribute.name.as_str() != "datacontenttype") {
-        let value = attribute.raw.clone().or_else(|| encode(&attribute.value.canonical()));
+    for attribute in attributes
+        .iter()
+        .filter(|attribute| attribute.name.as_str() != "datacontenttype")
+    {
+        let value = attribute
+            .raw
+            .clone()
+            .or_else(|| encode(&attribute.value.canonical()));
         // A checked name and an encoded value are always a header.
         if let (Some(name), Some(value)) = (attribute.name.header(), value) {
             headers.append(name, value);
         }
     }
-    if let Some(Ok(content_type)) = event.implied_content_type().map(|text| HeaderValue::from_bytes(text.as_bytes())) {
+    if let Some(Ok(content_type)) = event
+        .implied_content_type()
+        .map(|text| HeaderValue::from_bytes(text.as_bytes()))
+    {
         headers.append(header::CONTENT_TYPE, content_type);
     }
     headers
@@ -229,8 +286,12 @@ mod tests {
         headers
     }
 
-    const MINIMAL: [(&str, &str); 4] =
-        [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "t")];
+    const MINIMAL: [(&str, &str); 4] = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "1"),
+        ("ce-source", "/s"),
+        ("ce-type", "t"),
+    ];
 
     fn binary(more: &[(&str, &str)], body: &'static str) -> Result<Event, Invalid> {
         let all: Vec<_> = MINIMAL.into_iter().chain(more.iter().copied()).collect();
@@ -249,20 +310,38 @@ mod tests {
 
     #[test]
     fn the_mode_is_told_by_the_content_type() {
-        for content_type in ["application/cloudevents+json", "Application/CloudEvents+JSON; charset=UTF-8"] {
-            assert_eq!(structured(content_type, EVENT).unwrap()[0].mode(), Mode::Structured, "{content_type}");
+        for content_type in [
+            "application/cloudevents+json",
+            "Application/CloudEvents+JSON; charset=UTF-8",
+        ] {
+            assert_eq!(
+                structured(content_type, EVENT).unwrap()[0].mode(),
+                Mode::Structured,
+                "{content_type}"
+            );
         }
-        assert_eq!(structured("application/cloudevents-batch+json", "[]").unwrap(), []);
-        for content_type in
-            ["application/cloudevents+xml", "application/cloudevents", "application/cloudevents-batch+avro"]
-        {
+        assert_eq!(
+            structured("application/cloudevents-batch+json", "[]").unwrap(),
+            []
+        );
+        for content_type in [
+            "application/cloudevents+xml",
+            "application/cloudevents",
+            "application/cloudevents-batch+avro",
+        ] {
             let invalid = structured(content_type, EVENT).unwrap_err();
-            assert_eq!((invalid.reason(), invalid.status().as_u16()), (Reason::UnsupportedFormat, 415));
+            assert_eq!(
+                (invalid.reason(), invalid.status().as_u16()),
+                (Reason::UnsupportedFormat, 415)
+            );
         }
         let invalid = structured("application/cloudevents+json; charset=utf-16", EVENT).unwrap_err();
         assert_eq!(invalid.status().as_u16(), 415);
         for body in ["", EVENT] {
-            assert_eq!(structured("application/json", body).unwrap_err().reason(), Reason::NotACloudEvent);
+            assert_eq!(
+                structured("application/json", body).unwrap_err().reason(),
+                Reason::NotACloudEvent
+            );
         }
         assert_eq!(read(&[], "").unwrap_err().reason(), Reason::NotACloudEvent);
     }
@@ -282,9 +361,16 @@ mod tests {
             let event = binary(&[("ce-x", sent)], "").unwrap();
             assert_eq!(event.attribute("x").unwrap().canonical(), decoded, "{sent}");
             let sent_on = event.to_http(None);
-            assert_eq!(sent_on.headers["ce-x"].as_bytes(), sent.as_bytes(), "raw values go on as they came");
+            assert_eq!(
+                sent_on.headers["ce-x"].as_bytes(),
+                sent.as_bytes(),
+                "raw values go on as they came"
+            );
         }
-        assert_eq!(binary(&[("ce-x", "%ff%fe")], "").unwrap_err().attribute(), Some("x"));
+        assert_eq!(
+            binary(&[("ce-x", "%ff%fe")], "").unwrap_err().attribute(),
+            Some("x")
+        );
     }
 
     #[test]
@@ -299,16 +385,30 @@ mod tests {
             (("content-type", "json"), Some("datacontenttype")),
         ] {
             let invalid = binary(&[more], "").unwrap_err();
-            assert_eq!((invalid.attribute(), invalid.status().as_u16()), (attribute, 400), "{more:?}");
+            assert_eq!(
+                (invalid.attribute(), invalid.status().as_u16()),
+                (attribute, 400),
+                "{more:?}"
+            );
         }
         let missing = read(&[("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "t")], "").unwrap_err();
-        assert_eq!((missing.reason(), missing.attribute()), (Reason::Missing, Some("specversion")));
+        assert_eq!(
+            (missing.reason(), missing.attribute()),
+            (Reason::Missing, Some("specversion"))
+        );
     }
 
     #[test]
     fn binary_mode_passes_the_body_and_no_other_header() {
-        let event =
-            binary(&[("content-type", "text/plain; charset=latin1"), ("x-other", "1"), ("ce-a1", "é")], "hi").unwrap();
+        let event = binary(
+            &[
+                ("content-type", "text/plain; charset=latin1"),
+                ("x-other", "1"),
+                ("ce-a1", "é"),
+            ],
+            "hi",
+        )
+        .unwrap();
         let message = event.to_http(None);
         assert_eq!(message.body, "hi");
         assert_eq!(message.headers["content-type"], "text/plain; charset=latin1");
@@ -322,27 +422,48 @@ mod tests {
         let message = event.to_http(Some(Mode::Binary));
         assert_eq!(message.headers["content-type"], "application/json");
         assert_eq!(message.body, r#"{"x": 1.10}"#);
-        assert_eq!((&message.headers["ce-n"], &message.headers["ce-b"]), (&"7".parse().unwrap(), &"true".parse().unwrap()));
+        assert_eq!(
+            (&message.headers["ce-n"], &message.headers["ce-b"]),
+            (&"7".parse().unwrap(), &"true".parse().unwrap())
+        );
         assert!(!message.headers.contains_key("ce-gone"));
         let same = event.to_http(None);
-        assert_eq!((&same.body[..], &same.headers["content-type"]), (EVENT.as_bytes(), &"application/cloudevents+json".parse().unwrap()));
+        assert_eq!(
+            (&same.body[..], &same.headers["content-type"]),
+            (EVENT.as_bytes(), &"application/cloudevents+json".parse().unwrap())
+        );
 
         let base64 = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data_base64":"aGk="}"#;
-        let message = structured("application/cloudevents+json", base64).unwrap()[0].to_http(Some(Mode::Binary));
-        assert_eq!((&message.body[..], message.headers.get("content-type")), (&b"hi"[..], None));
+        let message =
+            structured("application/cloudevents+json", base64).unwrap()[0].to_http(Some(Mode::Binary));
+        assert_eq!(
+            (&message.body[..], message.headers.get("content-type")),
+            (&b"hi"[..], None)
+        );
     }
 
     #[test]
     fn binary_to_structured_follows_the_json_format() {
         let data = |content_type: &[(&str, &str)], body| {
-            let message = binary(content_type, body).unwrap().to_http(Some(Mode::Structured));
+            let message = binary(content_type, body)
+                .unwrap()
+                .to_http(Some(Mode::Structured));
             assert_eq!(message.headers["content-type"], "application/cloudevents+json");
             let text = String::from_utf8(message.body.to_vec()).unwrap();
             text.split_once("\"t\"").unwrap().1.to_owned()
         };
-        assert_eq!(data(&[("content-type", "application/json")], r#"{"x": 1.10}"#), r#","data":{"x": 1.10}}"#);
-        assert_eq!(data(&[("content-type", "text/plain")], "a\"b"), r#","data":"a\"b"}"#);
-        assert_eq!(data(&[("content-type", "application/json")], "not json"), r#","data_base64":"bm90IGpzb24="}"#);
+        assert_eq!(
+            data(&[("content-type", "application/json")], r#"{"x": 1.10}"#),
+            r#","data":{"x": 1.10}}"#
+        );
+        assert_eq!(
+            data(&[("content-type", "text/plain")], "a\"b"),
+            r#","data":"a\"b"}"#
+        );
+        assert_eq!(
+            data(&[("content-type", "application/json")], "not json"),
+            r#","data_base64":"bm90IGpzb24="}"#
+        );
         assert_eq!(data(&[], "hi"), r#","data_base64":"aGk="}"#);
         assert_eq!(data(&[], ""), "}");
     }
@@ -354,12 +475,20 @@ mod tests {
         let events = structured("application/cloudevents-batch+json", body).unwrap();
         assert_eq!(events[0].to_http(None).body, first);
         assert_eq!(events[1].to_http(None).body, EVENT);
-        assert_eq!(events[1].to_http(None).headers["content-type"], "application/cloudevents+json");
+        assert_eq!(
+            events[1].to_http(None).headers["content-type"],
+            "application/cloudevents+json"
+        );
         assert_eq!(events[1].data(), Some(Data::Json(r#"{"x": 1.10}"#)));
 
         let body = Box::leak(format!("[{first},{{\"specversion\":\"1.0\"}}]").into_boxed_str());
         let invalid = structured("application/cloudevents-batch+json", body).unwrap_err();
         assert_eq!((invalid.index(), invalid.reason()), (Some(1), Reason::Missing));
-        assert_eq!(structured("application/cloudevents-batch+json", "{}").unwrap_err().reason(), Reason::MalformedJson);
+        assert_eq!(
+            structured("application/cloudevents-batch+json", "{}")
+                .unwrap_err()
+                .reason(),
+            Reason::MalformedJson
+        );
     }
 }

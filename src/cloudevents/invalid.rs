@@ -87,7 +87,12 @@ pub struct Invalid {
 
 impl Invalid {
     pub(super) fn new(reason: Reason, detail: impl Into<Box<str>>) -> Self {
-        Self { reason, attribute: None, index: None, detail: detail.into() }
+        Self {
+            reason,
+            attribute: None,
+            index: None,
+            detail: detail.into(),
+        }
     }
 
     pub(super) fn about(mut self, attribute: &str) -> Self {
@@ -164,7 +169,10 @@ mod tests {
     fn a_message_names_the_event_of_the_batch() {
         let invalid = Invalid::new(Reason::Missing, "the attribute `id` is missing").about("id");
         assert_eq!(invalid.to_string(), "the attribute `id` is missing");
-        assert_eq!(invalid.at(3).to_string(), "event 3 of the batch: the attribute `id` is missing");
+        assert_eq!(
+            invalid.at(3).to_string(),
+            "event 3 of the batch: the attribute `id` is missing"
+        );
     }
 
     #[test]

@@ -53,7 +53,15 @@ impl<'de> Deserialize<'de> for Members<'de> {
 /// Reads one event.
 pub(super) fn read(text: Bytes, content_type: HeaderValue) -> Result<Event, Invalid> {
     let (attributes, data) = parse(utf8(&text)?)?;
-    Ok(Event::from_parts(attributes, Content::Structured { content_type, text, data }, None))
+    Ok(Event::from_parts(
+        attributes,
+        Content::Structured {
+            content_type,
+            text,
+            data,
+        },
+        None,
+    ))
 }
 
 /// Reads a batch; each event keeps its part of the text.
@@ -61,19 +69,26 @@ pub(super) fn read_batch(text: &Bytes) -> Result<Vec<Event>, Invalid> {
     let elements: Vec<&RawValue> = serde_json::from_str(utf8(text)?).map_err(|error| malformed(&error))?;
     let content_type = HeaderValue::from_static(media_type::STRUCTURED);
     let read = |(index, element): (usize, &&RawValue)| {
-        self::read(text.slice_ref(element.get().as_bytes()), content_type.clone()).map_err(|invalid| invalid.at(index))
+        self::read(text.slice_ref(element.get().as_bytes()), content_type.clone())
+            .map_err(|invalid| invalid.at(index))
     };
     elements.iter().enumerate().map(read).collect()
 }
 
 fn utf8(text: &[u8]) -> Result<&str, Invalid> {
     std::str::from_utf8(text).map_err(|error| {
-        Invalid::new(Reason::MalformedJson, format!("the body is not UTF-8 from byte {} on", error.valid_up_to()))
+        Invalid::new(
+            Reason::MalformedJson,
+            format!("the body is not UTF-8 from byte {} on", error.valid_up_to()),
+        )
     })
 }
 
 fn malformed(error: &serde_json::Error) -> Invalid {
-    Invalid::new(Reason::MalformedJson, format!("the body is not the JSON that its Content-Type says: {error}"))
+    Invalid::new(
+        Reason::MalformedJson,
+        format!("the body is not the JSON that its Content-Type says: {error}"),
+    )
 }
 
 fn parse(text: &str) -> Result<(Box<[Attribute]>, Member), Invalid> {
@@ -99,7 +114,12 @@ fn parse(text: &str) -> Result<(Box<[Attribute]>, Member), Invalid> {
         (None, None) => Member::Absent,
         (Some(data), None) => json_or_text(&attributes, data, text)?,
         (None, Some(base64)) => base64_member(base64, text)?,
-        (Some(_), Some(_)) => return Err(data_problem("data", "`data` and `data_base64` exclude each other; send one")),
+        (Some(_), Some(_)) => {
+            return Err(data_problem(
+                "data",
+                "`data` and `data_base64` exclude each other; send one",
+            ));
+        }
     };
     Ok((attributes, data))
 }
@@ -123,17 +143,25 @@ fn attribute_value(name: &Name, text: &str) -> Result<Option<Value>, Invalid> {
         Some(b'f') => Ok(Some(Value::Boolean(false))),
         Some(b'"') => match string(text) {
             Ok(text) => Ok(Some(Value::String(text.into()))),
-            Err(error) => refuse(Reason::Value, format!("the attribute `{shown}` is no string of characters: {error}")),
+            Err(error) => refuse(
+                Reason::Value,
+                format!("the attribute `{shown}` is no string of characters: {error}"),
+            ),
         },
         Some(b'{' | b'[') => refuse(
             Reason::Type,
-            format!("the attribute `{shown}` is an object or array; only data can be, attributes are strings, booleans or integers"),
+            format!(
+                "the attribute `{shown}` is an object or array; only data can be, attributes are strings, booleans or integers"
+            ),
         ),
         _ => match text.parse() {
             Ok(integer) => Ok(Some(Value::Integer(integer))),
             Err(_) => refuse(
                 Reason::Type,
-                format!("the attribute `{shown}` is {}, which is no integer of 32 bits; send it as a string", excerpt(text)),
+                format!(
+                    "the attribute `{shown}` is {}, which is no integer of 32 bits; send it as a string",
+                    excerpt(text)
+                ),
             ),
         },
     }
@@ -141,7 +169,9 @@ fn attribute_value(name: &Name, text: &str) -> Result<Option<Value>, Invalid> {
 
 fn json_or_text(attributes: &[Attribute], value: &RawValue, text: &str) -> Result<Member, Invalid> {
     let range = range_in(text, value);
-    let content_type = attributes.iter().find(|attribute| attribute.name.as_str() == "datacontenttype");
+    let content_type = attributes
+        .iter()
+        .find(|attribute| attribute.name.as_str() == "datacontenttype");
     let is_json = content_type.is_none_or(|attribute| media_type::is_json(&attribute.value.canonical()));
     if is_json {
         return Ok(Member::Json(range));
@@ -160,7 +190,10 @@ fn base64_member(value: &RawValue, text: &str) -> Result<Member, Invalid> {
     if decodes {
         Ok(Member::Base64(range_in(text, value)))
     } else {
-        Err(data_problem("data_base64", "`data_base64` is not a string in Base64 (RFC 4648, section 4, with padding)"))
+        Err(data_problem(
+            "data_base64",
+            "`data_base64` is not a string in Base64 (RFC 4648, section 4, with padding)",
+        ))
     }
 }
 
@@ -179,7 +212,13 @@ pub(super) fn string(text: &str) -> Result<std::borrow::Cow<'_, str>, serde_json
     let inner = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
     match inner {
         // The text of a value that was parsed has no bare control characters or quotes left to refuse.
-        Some(inner) if inner.bytes().all(|byte| byte != b'\\' && byte != b'"' && byte >= 0x20) => Ok(inner.into()),
+        Some(inner)
+            if inner
+                .bytes()
+                .all(|byte| byte != b'\\' && byte != b'"' && byte >= 0x20) =>
+        {
+            Ok(inner.into())
+        }
         _ => serde_json::from_str::<String>(text).map(Into::into),
     }
 }
@@ -213,7 +252,11 @@ pub(super) fn write(event: &Event) -> (Vec<u8>, Member) {
 }
 
 fn push_data(text: &mut Vec<u8>, data: &Data<'_>) -> Member {
-    text.extend_from_slice(if matches!(data, Data::Binary(_)) { b",\"data_base64\":" } else { b",\"data\":" });
+    text.extend_from_slice(if matches!(data, Data::Binary(_)) {
+        b",\"data_base64\":"
+    } else {
+        b",\"data\":"
+    });
     let start = text.len();
     match data {
         Data::Json(json) => text.extend_from_slice(json.as_bytes()),
@@ -241,7 +284,10 @@ pub(super) fn splice(text: &[u8], set: &[Attribute]) -> Option<(Vec<u8>, Member)
     let mut spliced = Vec::with_capacity(text.len() + 64 * set.len());
     let open = text.find('{')? + 1;
     spliced.extend_from_slice(text.get(..open)?.as_bytes());
-    for attribute in set.iter().filter(|attribute| members.iter().all(|(name, _)| name != attribute.name.as_str())) {
+    for attribute in set
+        .iter()
+        .filter(|attribute| members.iter().all(|(name, _)| name != attribute.name.as_str()))
+    {
         push_string(&mut spliced, attribute.name.as_str());
         spliced.push(b':');
         push_string(&mut spliced, &attribute.value.canonical());
@@ -249,7 +295,9 @@ pub(super) fn splice(text: &[u8], set: &[Attribute]) -> Option<(Vec<u8>, Member)
     }
     let mut at = open;
     for (name, value) in &members {
-        let Some(attribute) = set.iter().find(|attribute| attribute.name.as_str() == name) else { continue };
+        let Some(attribute) = set.iter().find(|attribute| attribute.name.as_str() == name) else {
+            continue;
+        };
         let range = range_in(text, value);
         spliced.extend_from_slice(text.get(at..range.start)?.as_bytes());
         push_string(&mut spliced, &attribute.value.canonical());
@@ -296,13 +344,24 @@ mod tests {
             (r#","data":1,"data_base64":"""#, Reason::Data, "data"),
             (r#","data_base64":"a""#, Reason::Data, "data_base64"),
             (r#","data_base64":5"#, Reason::Data, "data_base64"),
-            (r#","datacontenttype":"text/plain","data":{}"#, Reason::Data, "data"),
+            (
+                r#","datacontenttype":"text/plain","data":{}"#,
+                Reason::Data,
+                "data",
+            ),
         ] {
             let invalid = event(more).unwrap_err();
-            assert_eq!((invalid.reason(), invalid.attribute().unwrap_or_default()), (reason, attribute), "{more}");
+            assert_eq!(
+                (invalid.reason(), invalid.attribute().unwrap_or_default()),
+                (reason, attribute),
+                "{more}"
+            );
         }
         for text in ["", "[]", "5", "null", "{", r#"{"specversion":"1.0"}{}"#] {
-            assert!(read(text.into(), HeaderValue::from_static("a/b")).is_err(), "{text}");
+            assert!(
+                read(text.into(), HeaderValue::from_static("a/b")).is_err(),
+                "{text}"
+            );
         }
         assert!(read(Bytes::from_static(b"\xff"), HeaderValue::from_static("a/b")).is_err());
     }
@@ -313,9 +372,18 @@ mod tests {
             ("", None),
             (r#","data":null"#, Some(Data::Json("null"))),
             (r#","data": "a string" "#, Some(Data::Json("\"a string\""))),
-            (r#","data":12345678901234567890.10"#, Some(Data::Json("12345678901234567890.10"))),
-            (r#","datacontenttype":"text/plain","data":"a\nb""#, Some(Data::Text("a\nb".into()))),
-            (r#","datacontenttype":"text/plain","data_base64":"aGk=""#, Some(Data::Binary("hi".into()))),
+            (
+                r#","data":12345678901234567890.10"#,
+                Some(Data::Json("12345678901234567890.10")),
+            ),
+            (
+                r#","datacontenttype":"text/plain","data":"a\nb""#,
+                Some(Data::Text("a\nb".into())),
+            ),
+            (
+                r#","datacontenttype":"text/plain","data_base64":"aGk=""#,
+                Some(Data::Binary("hi".into())),
+            ),
             (r#","data_base64":null,"data":1"#, Some(Data::Json("1"))),
         ] {
             assert_eq!(event(more).unwrap().data(), data, "{more}");
@@ -339,7 +407,10 @@ mod tests {
             r#"{"new":"€\"","specversion":"1.0","id":"1","source":"/s","type":"t","old": "y" , "data": {"a": 1.10}}"#
         );
         assert_eq!(after.data(), before.data());
-        assert_eq!((after.attribute("new"), after.attribute("old")), (Some(&"€\"".into()), Some(&"y".into())));
+        assert_eq!(
+            (after.attribute("new"), after.attribute("old")),
+            (Some(&"€\"".into()), Some(&"y".into()))
+        );
         assert!(before.with_extensions([("id", "2")]).is_err());
         assert!(before.with_extensions([("x", "1"), ("x", "2")]).is_err());
     }

@@ -6,7 +6,11 @@ pub(super) const STRUCTURED: &str = "application/cloudevents+json";
 
 /// The `type/subtype`, without parameters.
 pub(super) fn essence(media_type: &str) -> &str {
-    media_type.split(';').next().unwrap_or_default().trim_matches([' ', '\t'])
+    media_type
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim_matches([' ', '\t'])
 }
 
 /// Whether data of this type is JSON (JSON format, section 3.1.1): `*/json` or `*/*+json`.
@@ -36,7 +40,12 @@ pub(super) fn parameter<'a>(media_type: &'a str, name: &str) -> Option<&'a str> 
             && key.trim().eq_ignore_ascii_case(name)
         {
             let value = value.trim();
-            return Some(value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value));
+            return Some(
+                value
+                    .strip_prefix('"')
+                    .and_then(|value| value.strip_suffix('"'))
+                    .unwrap_or(value),
+            );
         }
         rest = next?;
     }
@@ -58,7 +67,9 @@ fn split_parameter(text: &str) -> (&str, Option<&str>) {
 }
 
 fn subtype_is(media_type: &str, format: &str) -> bool {
-    let Some((_, subtype)) = essence(media_type).split_once('/') else { return false };
+    let Some((_, subtype)) = essence(media_type).split_once('/') else {
+        return false;
+    };
     let suffix = subtype.rsplit_once('+').map_or(subtype, |(_, suffix)| suffix);
     suffix.eq_ignore_ascii_case(format)
 }
@@ -69,20 +80,34 @@ mod tests {
 
     #[test]
     fn json_by_subtype_or_suffix() {
-        for media_type in
-            ["application/json", "TEXT/JSON", "application/vnd.x+JSON; charset=utf-8", "a/b+c+json", "a/json ;x=y"]
-        {
+        for media_type in [
+            "application/json",
+            "TEXT/JSON",
+            "application/vnd.x+JSON; charset=utf-8",
+            "a/b+c+json",
+            "a/json ;x=y",
+        ] {
             assert!(is_json(media_type), "{media_type}");
         }
-        for media_type in ["", "json", "application/jsonx", "application/json+xml", "text/plain; x=application/json"]
-        {
+        for media_type in [
+            "",
+            "json",
+            "application/jsonx",
+            "application/json+xml",
+            "text/plain; x=application/json",
+        ] {
             assert!(!is_json(media_type), "{media_type}");
         }
     }
 
     #[test]
     fn text_by_what_people_read() {
-        for media_type in ["text/plain", "Text/CSV;header=present", "application/xml", "a/b+yaml"] {
+        for media_type in [
+            "text/plain",
+            "Text/CSV;header=present",
+            "application/xml",
+            "a/b+yaml",
+        ] {
             assert!(is_text(media_type), "{media_type}");
         }
         for media_type in ["application/octet-stream", "application/json", "image/png", ""] {

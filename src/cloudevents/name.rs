@@ -56,7 +56,10 @@ pub(super) enum Name {
 impl Name {
     /// The name for a text that is known to be a valid one.
     pub(super) fn from_valid(text: &str) -> Self {
-        KNOWN.iter().find(|known| known.name == text).map_or_else(|| Self::Other(text.into()), Self::Known)
+        KNOWN
+            .iter()
+            .find(|known| known.name == text)
+            .map_or_else(|| Self::Other(text.into()), Self::Known)
     }
 
     pub(super) fn from_code(code: u8) -> Option<Self> {
@@ -115,7 +118,10 @@ impl Ord for Name {
 pub(super) fn duplicate(name: &Name) -> Invalid {
     Invalid::new(
         Reason::Duplicate,
-        format!("the attribute `{0}` occurs more than once; send it once", super::invalid::excerpt(name.as_str())),
+        format!(
+            "the attribute `{0}` occurs more than once; send it once",
+            super::invalid::excerpt(name.as_str())
+        ),
     )
     .about(name.as_str())
 }
@@ -136,9 +142,16 @@ mod tests {
 
     #[test]
     fn the_core_attributes_are_told_from_extensions() {
-        for name in
-            ["specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema"]
-        {
+        for name in [
+            "specversion",
+            "id",
+            "source",
+            "type",
+            "subject",
+            "time",
+            "datacontenttype",
+            "dataschema",
+        ] {
             assert!(Name::from_valid(name).is_core(), "{name}");
         }
         assert!(!Name::from_valid("traceparent").is_core());
@@ -147,8 +160,16 @@ mod tests {
 
     #[test]
     fn a_header_has_the_prefix() {
-        for name in ["id", "tracestate", "x1", &"n".repeat(crate::cloudevents::MAX_NAME)] {
-            assert_eq!(Name::from_valid(name).header().unwrap().as_str(), format!("ce-{name}"));
+        for name in [
+            "id",
+            "tracestate",
+            "x1",
+            &"n".repeat(crate::cloudevents::MAX_NAME),
+        ] {
+            assert_eq!(
+                Name::from_valid(name).header().unwrap().as_str(),
+                format!("ce-{name}")
+            );
         }
     }
 }

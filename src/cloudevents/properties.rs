@@ -8,16 +8,22 @@ use super::{Event, EventBuilder, Mode, Value, read_http};
 
 /// Text that an attribute may have, with what HTTP and JSON have to escape.
 fn text() -> impl Strategy<Value = String> {
-    collection::vec(prop::sample::select(vec!['a', 'Z', '0', ' ', '"', '%', '\\', '/', 'ü', '€', '😀', '~']), 1..12)
-        .prop_map(String::from_iter)
+    collection::vec(
+        prop::sample::select(vec!['a', 'Z', '0', ' ', '"', '%', '\\', '/', 'ü', '€', '😀', '~']),
+        1..12,
+    )
+    .prop_map(String::from_iter)
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let extension = ("x[a-z0-9]{0,25}", prop_oneof![
-        text().prop_map(Value::from),
-        any::<i32>().prop_map(Value::from),
-        any::<bool>().prop_map(Value::from),
-    ]);
+    let extension = (
+        "x[a-z0-9]{0,25}",
+        prop_oneof![
+            text().prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            any::<bool>().prop_map(Value::from),
+        ],
+    );
     let data = prop_oneof![
         Just((None, Vec::new())),
         Just((Some("application/json"), br#"{"a": 1.10}"#.to_vec())),
@@ -26,30 +32,46 @@ fn event() -> impl Strategy<Value = Event> {
         collection::vec(any::<u8>(), 1..40).prop_map(|bytes| (None, bytes)),
         collection::vec(any::<u8>(), 1..40).prop_map(|bytes| (Some("application/json"), bytes)),
     ];
-    (text(), collection::btree_map(extension.0, extension.1, 0..6), data).prop_map(|(id, extensions, (kind, data))| {
-        let mut builder =
-            EventBuilder::new().attribute("id", id).attribute("source", "/s").attribute("type", "t");
-        for (name, value) in extensions {
-            builder = builder.attribute(name, value);
-        }
-        if let Some(kind) = kind {
-            builder = builder.attribute("datacontenttype", kind);
-        }
-        builder.untyped_data(data).build().unwrap()
-    })
+    (
+        text(),
+        collection::btree_map(extension.0, extension.1, 0..6),
+        data,
+    )
+        .prop_map(|(id, extensions, (kind, data))| {
+            let mut builder = EventBuilder::new()
+                .attribute("id", id)
+                .attribute("source", "/s")
+                .attribute("type", "t");
+            for (name, value) in extensions {
+                builder = builder.attribute(name, value);
+            }
+            if let Some(kind) = kind {
+                builder = builder.attribute("datacontenttype", kind);
+            }
+            builder.untyped_data(data).build().unwrap()
+        })
 }
 
 fn through_http(event: &Event, mode: Mode) -> Event {
     let message = event.to_http(Some(mode));
-    read_http(&message.headers, message.body).unwrap().into_events().remove(0)
+    read_http(&message.headers, message.body)
+        .unwrap()
+        .into_events()
+        .remove(0)
 }
 
 fn strings(event: &Event) -> Vec<(String, String)> {
-    event.attributes().map(|(name, value)| (name.to_owned(), value.canonical().into_owned())).collect()
+    event
+        .attributes()
+        .map(|(name, value)| (name.to_owned(), value.canonical().into_owned()))
+        .collect()
 }
 
 fn bytes(event: &Event) -> Vec<u8> {
-    event.data().map(|data| data.as_bytes().to_vec()).unwrap_or_default()
+    event
+        .data()
+        .map(|data| data.as_bytes().to_vec())
+        .unwrap_or_default()
 }
 
 proptest! {

@@ -50,7 +50,10 @@ pub(super) fn write(event: &Event) -> Bytes {
     for attribute in attributes {
         put_attribute(&mut record, attribute);
     }
-    if let Content::Structured { content_type, data, .. } = event.content() {
+    if let Content::Structured {
+        content_type, data, ..
+    } = event.content()
+    {
         put_text(&mut record, content_type.as_bytes());
         put_member(&mut record, data);
     }
@@ -112,7 +115,10 @@ fn put_number(record: &mut Vec<u8>, mut number: usize) {
 }
 
 pub(super) fn read(record: Bytes) -> Result<Event, RecordError> {
-    let mut reader = Reader { record: &record, at: 0 };
+    let mut reader = Reader {
+        record: &record,
+        at: 0,
+    };
     match reader.byte()? {
         VERSION => {}
         newer => return Err(RecordError::Version(newer)),
@@ -135,9 +141,15 @@ pub(super) fn read(record: Bytes) -> Result<Event, RecordError> {
         if end > text.len() {
             return Err(RecordError::Damaged("its data ends after its text"));
         }
-        Content::Structured { content_type, text, data }
+        Content::Structured {
+            content_type,
+            text,
+            data,
+        }
     } else {
-        Content::Binary { body: record.slice(reader.at..) }
+        Content::Binary {
+            body: record.slice(reader.at..),
+        }
     };
     Ok(Event::from_parts(attributes, content, Some(record.clone())))
 }
@@ -149,7 +161,11 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn byte(&mut self) -> Result<u8, RecordError> {
-        let byte = self.record.get(self.at).copied().ok_or(RecordError::Damaged("it breaks off"))?;
+        let byte = self
+            .record
+            .get(self.at)
+            .copied()
+            .ok_or(RecordError::Damaged("it breaks off"))?;
         self.at += 1;
         Ok(byte)
     }
@@ -168,8 +184,14 @@ impl<'a> Reader<'a> {
 
     fn bytes(&mut self) -> Result<&'a [u8], RecordError> {
         let length = self.number()?;
-        let end = self.at.checked_add(length).ok_or(RecordError::Damaged("a length is too large"))?;
-        let bytes = self.record.get(self.at..end).ok_or(RecordError::Damaged("it breaks off"))?;
+        let end = self
+            .at
+            .checked_add(length)
+            .ok_or(RecordError::Damaged("a length is too large"))?;
+        let bytes = self
+            .record
+            .get(self.at..end)
+            .ok_or(RecordError::Damaged("it breaks off"))?;
         self.at = end;
         Ok(bytes)
     }

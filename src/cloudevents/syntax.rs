@@ -5,7 +5,9 @@
 pub(super) fn is_uri_reference(text: &str) -> bool {
     let (rest, fragment) = split_at(text, '#');
     let (rest, query) = split_at(rest, '?');
-    let tail = |part: Option<&str>| part.is_none_or(|part| chars(part, |byte| is_pchar(byte) || b"/?".contains(&byte)));
+    let tail = |part: Option<&str>| {
+        part.is_none_or(|part| chars(part, |byte| is_pchar(byte) || b"/?".contains(&byte)))
+    };
     if !tail(fragment) || !tail(query) {
         return false;
     }
@@ -30,22 +32,29 @@ pub(super) fn is_uri_reference(text: &str) -> bool {
 }
 
 fn split_at(text: &str, separator: char) -> (&str, Option<&str>) {
-    text.split_once(separator).map_or((text, None), |(before, after)| (before, Some(after)))
+    text.split_once(separator)
+        .map_or((text, None), |(before, after)| (before, Some(after)))
 }
 
 fn is_scheme(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphabetic())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
 fn is_authority(text: &str) -> bool {
-    let (user, host_and_port) = text.rsplit_once('@').map_or((None, text), |(user, rest)| (Some(user), rest));
+    let (user, host_and_port) = text
+        .rsplit_once('@')
+        .map_or((None, text), |(user, rest)| (Some(user), rest));
     if !user.is_none_or(|user| chars(user, |byte| is_name(byte) || byte == b':')) {
         return false;
     }
     let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     if let Some(literal) = host_and_port.strip_prefix('[') {
-        let Some((address, after)) = literal.split_once(']') else { return false };
+        let Some((address, after)) = literal.split_once(']') else {
+            return false;
+        };
         return !address.is_empty()
             && address.bytes().all(|byte| is_name(byte) || byte == b':')
             && (after.is_empty() || after.strip_prefix(':').is_some_and(is_port));
@@ -82,19 +91,26 @@ fn is_pchar(byte: u8) -> bool {
 
 /// Whether a text is a timestamp (RFC 3339, section 5.6), with the day in its month. Second 60 is a leap second.
 pub(super) fn is_timestamp(text: &str) -> bool {
-    let Some((date_and_time, rest)) = text.as_bytes().split_at_checked(19) else { return false };
+    let Some((date_and_time, rest)) = text.as_bytes().split_at_checked(19) else {
+        return false;
+    };
     let number = |range: std::ops::Range<usize>| -> Option<u32> { digits(date_and_time.get(range)?) };
     let separated = [(4, b'-'), (7, b'-'), (13, b':'), (16, b':')]
         .iter()
         .all(|&(at, separator)| date_and_time.get(at) == Some(&separator))
         && matches!(date_and_time.get(10), Some(b'T' | b't'));
-    let (Some(year), Some(month), Some(day)) = (number(0..4), number(5..7), number(8..10)) else { return false };
+    let (Some(year), Some(month), Some(day)) = (number(0..4), number(5..7), number(8..10)) else {
+        return false;
+    };
     let (Some(hour), Some(minute), Some(second)) = (number(11..13), number(14..16), number(17..19)) else {
         return false;
     };
     let offset = match rest.split_first() {
         Some((b'.', fraction)) => {
-            let end = fraction.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(fraction.len());
+            let end = fraction
+                .iter()
+                .position(|byte| !byte.is_ascii_digit())
+                .unwrap_or(fraction.len());
             if end == 0 {
                 return false;
             }
@@ -124,7 +140,8 @@ fn is_offset(text: &[u8]) -> bool {
 
 fn digits(text: &[u8]) -> Option<u32> {
     text.iter().try_fold(0, |number: u32, byte| {
-        byte.is_ascii_digit().then(|| number * 10 + u32::from(byte - b'0'))
+        byte.is_ascii_digit()
+            .then(|| number * 10 + u32::from(byte - b'0'))
     })
 }
 
@@ -140,12 +157,21 @@ const fn days_in(year: u32, month: u32) -> u32 {
 /// Whether a text begins with `type/subtype` and goes on with nothing or with parameters (RFC 2045, section 5.1).
 /// The parameters are the receiver's business: their syntax is not looked at.
 pub(super) fn is_media_type(text: &str) -> bool {
-    let essence = text.split(';').next().unwrap_or_default().trim_end_matches([' ', '\t']);
-    essence.split_once('/').is_some_and(|(kind, subtype)| is_token(kind) && is_token(subtype))
+    let essence = text
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim_end_matches([' ', '\t']);
+    essence
+        .split_once('/')
+        .is_some_and(|(kind, subtype)| is_token(kind) && is_token(subtype))
 }
 
 fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 #[cfg(test)]
@@ -268,8 +294,17 @@ mod tests {
         ] {
             assert!(is_media_type(text), "{text}");
         }
-        for text in ["", "json", "/json", "text/", "a/b/c", "text plain/x", "text/ä", ";charset=utf-8", " text/plain"]
-        {
+        for text in [
+            "",
+            "json",
+            "/json",
+            "text/",
+            "a/b/c",
+            "text plain/x",
+            "text/ä",
+            ";charset=utf-8",
+            " text/plain",
+        ] {
             assert!(!is_media_type(text), "{text}");
         }
     }

@@ -21,12 +21,20 @@ pub(super) fn ceiling(delivery: &Delivery, failed: u32) -> Duration {
         BackoffPolicy::Exponential => 1_u32.checked_shl(failed.saturating_sub(1)).unwrap_or(u32::MAX),
         BackoffPolicy::Linear => failed.max(1),
     };
-    delivery.backoff_delay.saturating_mul(factor).min(delivery.backoff_max)
+    delivery
+        .backoff_delay
+        .saturating_mul(factor)
+        .min(delivery.backoff_max)
 }
 
 /// The pause before the next attempt, with `jitter` drawn evenly from 0 to 1. A Sink that names a time itself
 /// (`Retry-After`) is obeyed, up to the longest pause.
-pub(super) fn pause(delivery: &Delivery, failed: u32, retry_after: Option<Duration>, jitter: f64) -> Duration {
+pub(super) fn pause(
+    delivery: &Delivery,
+    failed: u32,
+    retry_after: Option<Duration>,
+    jitter: f64,
+) -> Duration {
     let drawn = ceiling(delivery, failed).mul_f64(jitter.clamp(0.0, 1.0));
     match retry_after {
         Some(asked) => asked.min(delivery.backoff_max).max(drawn),
@@ -36,10 +44,17 @@ pub(super) fn pause(delivery: &Delivery, failed: u32, retry_after: Option<Durati
 
 /// Whether the event is given up rather than tried again.
 pub(super) fn exhausted(delivery: &Delivery, attempts: Attempts, now: Timestamp) -> bool {
-    let by_number = delivery.retry.attempts.is_some_and(|retries| attempts.failed > retries);
-    let by_time = delivery.retry.duration.zip(attempts.since).is_some_and(|(limit, since)| {
-        SignedDuration::try_from(limit).is_ok_and(|limit| now.duration_since(since) >= limit)
-    });
+    let by_number = delivery
+        .retry
+        .attempts
+        .is_some_and(|retries| attempts.failed > retries);
+    let by_time = delivery
+        .retry
+        .duration
+        .zip(attempts.since)
+        .is_some_and(|(limit, since)| {
+            SignedDuration::try_from(limit).is_ok_and(|limit| now.duration_since(since) >= limit)
+        });
     by_number || by_time
 }
 
@@ -68,9 +83,18 @@ mod tests {
     fn a_pause_is_drawn_below_its_ceiling_and_not_before_what_the_sink_asks() {
         let delivery = delivery(BackoffPolicy::Exponential);
         assert_eq!(pause(&delivery, 3, None, 0.5), Duration::from_secs(2));
-        assert_eq!(pause(&delivery, 3, Some(Duration::from_secs(3)), 0.5), Duration::from_secs(3));
-        assert_eq!(pause(&delivery, 3, Some(Duration::from_secs(3600)), 0.5), Duration::from_secs(10));
-        assert_eq!(pause(&delivery, 1, Some(Duration::ZERO), 1.0), Duration::from_secs(1));
+        assert_eq!(
+            pause(&delivery, 3, Some(Duration::from_secs(3)), 0.5),
+            Duration::from_secs(3)
+        );
+        assert_eq!(
+            pause(&delivery, 3, Some(Duration::from_secs(3600)), 0.5),
+            Duration::from_secs(10)
+        );
+        assert_eq!(
+            pause(&delivery, 1, Some(Duration::ZERO), 1.0),
+            Duration::from_secs(1)
+        );
     }
 
     #[test]
@@ -78,8 +102,21 @@ mod tests {
         let since: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let after = |seconds| since + SignedDuration::from_secs(seconds);
         let check = |attempts, duration: Option<u64>, failed, now| {
-            let retry = Retry { attempts, duration: duration.map(Duration::from_secs) };
-            exhausted(&Delivery { retry, ..Delivery::default() }, Attempts { failed, since: Some(since) }, now)
+            let retry = Retry {
+                attempts,
+                duration: duration.map(Duration::from_secs),
+            };
+            exhausted(
+                &Delivery {
+                    retry,
+                    ..Delivery::default()
+                },
+                Attempts {
+                    failed,
+                    since: Some(since),
+                },
+                now,
+            )
         };
         assert!(check(Some(0), None, 1, since), "no retry means one attempt");
         assert!(!check(Some(2), None, 2, since));

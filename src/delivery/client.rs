@@ -99,9 +99,10 @@ impl Client {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri.clone();
         *request.headers_mut() = message.headers;
-        request
-            .headers_mut()
-            .insert(header::USER_AGENT, HeaderValue::from_static(concat!("weir/", env!("CARGO_PKG_VERSION"))));
+        request.headers_mut().insert(
+            header::USER_AGENT,
+            HeaderValue::from_static(concat!("weir/", env!("CARGO_PKG_VERSION"))),
+        );
         let response = self.0.request(request).await?;
         let status = response.status();
         let retry_after = response
@@ -109,14 +110,28 @@ impl Client {
             .get(header::RETRY_AFTER)
             .and_then(|value| verdict::retry_after(value.to_str().ok()?, Timestamp::now()));
         let excerpt = excerpt(response.into_body()).await;
-        let detail = if excerpt.is_empty() { status.to_string() } else { format!("{status}: {excerpt}") };
-        Ok(Answer { verdict: verdict::verdict(status), status: Some(status), retry_after, detail })
+        let detail = if excerpt.is_empty() {
+            status.to_string()
+        } else {
+            format!("{status}: {excerpt}")
+        };
+        Ok(Answer {
+            verdict: verdict::verdict(status),
+            status: Some(status),
+            retry_after,
+            detail,
+        })
     }
 }
 
 impl Answer {
     fn none(detail: String) -> Self {
-        Self { verdict: Verdict::Retry, status: None, retry_after: None, detail }
+        Self {
+            verdict: Verdict::Retry,
+            status: None,
+            retry_after: None,
+            detail,
+        }
     }
 }
 

@@ -70,7 +70,9 @@ impl DeadLetter {
     pub fn decode(mut stored: Bytes) -> Result<(Self, Event), DeadLetterError> {
         let length = stored.split_to_checked(4).ok_or(DeadLetterError::Truncated)?;
         let length = u32::from_be_bytes([length[0], length[1], length[2], length[3]]) as usize;
-        let description = stored.split_to_checked(length).ok_or(DeadLetterError::Truncated)?;
+        let description = stored
+            .split_to_checked(length)
+            .ok_or(DeadLetterError::Truncated)?;
         Ok((serde_json::from_slice(&description)?, Event::from_record(stored)?))
     }
 }
@@ -92,7 +94,10 @@ mod tests {
 
     #[test]
     fn is_read_as_it_was_written_and_never_read_in_part() {
-        let event = EventBuilder::new().attribute("id", "1").attribute("source", "/s").attribute("type", "t");
+        let event = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/s")
+            .attribute("type", "t");
         let event = event.data("text/plain", "hello").build().unwrap();
         let letter = DeadLetter {
             trigger: "uid".into(),

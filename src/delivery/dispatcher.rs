@@ -87,7 +87,12 @@ impl Settings {
     }
 
     fn mode(&self) -> Option<Mode> {
-        match self.trigger().destination.as_ref().map(|destination| destination.content_mode) {
+        match self
+            .trigger()
+            .destination
+            .as_ref()
+            .map(|destination| destination.content_mode)
+        {
             Some(ContentMode::Binary) => Some(Mode::Binary),
             Some(ContentMode::Structured) => Some(Mode::Structured),
             Some(ContentMode::AsReceived) | None => None,
@@ -137,8 +142,16 @@ enum Following {
 
 /// What a future under way has come to.
 enum Done {
-    Attempt { offset: Offset, began: Timestamp, event: Option<Event>, outcome: Outcome },
-    DeadLetter { offset: Offset, stored: Result<(), LogError> },
+    Attempt {
+        offset: Offset,
+        began: Timestamp,
+        event: Option<Event>,
+        outcome: Outcome,
+    },
+    DeadLetter {
+        offset: Offset,
+        stored: Result<(), LogError>,
+    },
 }
 
 enum Outcome {
@@ -152,8 +165,15 @@ impl Dispatcher {
     pub(super) fn new(parts: Parts) -> Self {
         let settings = parts.settings.borrow().clone();
         let trigger = settings.trigger();
-        let (uid, broker) = (trigger.uid.clone(), broker_key(&trigger.namespace, &trigger.broker));
-        let ready = parts.progress.outstanding().map(|offset| (offset, None)).collect();
+        let (uid, broker) = (
+            trigger.uid.clone(),
+            broker_key(&trigger.namespace, &trigger.broker),
+        );
+        let ready = parts
+            .progress
+            .outstanding()
+            .map(|offset| (offset, None))
+            .collect();
         parts.stats.show(&parts.progress);
         Self {
             parts,
@@ -215,7 +235,9 @@ impl Dispatcher {
     }
 
     fn wants_more(&self) -> bool {
-        self.is_deliverable() && self.parts.progress.pending() < WINDOW && self.ready.len() < self.concurrency() * 2
+        self.is_deliverable()
+            && self.parts.progress.pending() < WINDOW
+            && self.ready.len() < self.concurrency() * 2
     }
 
     fn concurrency(&self) -> usize {
@@ -265,8 +287,15 @@ impl Dispatcher {
 
     /// Reads on from the Trigger's own place, and joins the shared reader when it is near.
     async fn read_log(&mut self) -> Result<bool, LogError> {
-        let limit = ReadLimit { records: self.room(), ..READ };
-        let records = self.parts.log.read(&self.broker, self.parts.progress.next(), limit).await?;
+        let limit = ReadLimit {
+            records: self.room(),
+            ..READ
+        };
+        let records = self
+            .parts
+            .log
+            .read(&self.broker, self.parts.progress.next(), limit)
+            .await?;
         let at_end = records.is_empty();
         for record in records {
             if matches!(self.following, Following::Joining(until) if record.offset >= until) {
@@ -290,7 +319,11 @@ impl Dispatcher {
             Following::Joining(until) if next >= until || at_end => self.following = Following::Attached,
             Following::Alone if at_end || next.plus(JOIN_WITHIN) >= self.parts.reader.position() => {
                 let position = self.parts.reader.attach(&self.parts.inbox);
-                self.following = if next >= position { Following::Attached } else { Following::Joining(position) };
+                self.following = if next >= position {
+                    Following::Attached
+                } else {
+                    Following::Joining(position)
+                };
             }
             _ => {}
         }
@@ -304,7 +337,9 @@ impl Dispatcher {
 
     /// Starts as many attempts as may be under way; tells when to look again, if time alone will allow more.
     fn launch(&mut self) -> Option<Instant> {
-        let Some(target) = self.settings.target.clone().filter(|_| self.is_deliverable()) else { return None };
+        let Some(target) = self.settings.target.clone().filter(|_| self.is_deliverable()) else {
+            return None;
+        };
         let now = Instant::now();
         while self.in_flight.len() < self.concurrency() {
             let due = self.delayed.first().map(|&(at, _)| at);
@@ -338,7 +373,14 @@ impl Dispatcher {
                 Some(event) => event,
                 None => match fetch(&*log, &broker, offset).await {
                     Ok(event) => event,
-                    Err(outcome) => return Done::Attempt { offset, began, event: None, outcome },
+                    Err(outcome) => {
+                        return Done::Attempt {
+                            offset,
+                            began,
+                            event: None,
+                            outcome,
+                        };
+                    }
                 },
             };
             let outcome = if event.expires().is_some_and(|at| at <= began) {
@@ -346,15 +388,26 @@ impl Dispatcher {
             } else {
                 Outcome::Answered(client.post(&target, event.to_http(mode), timeout).await)
             };
-            Done::Attempt { offset, began, event: Some(event), outcome }
+            Done::Attempt {
+                offset,
+                began,
+                event: Some(event),
+                outcome,
+            }
         }
         .boxed()
     }
 
     fn done(&mut self, done: Done) -> Result<(), LogError> {
         match done {
-            Done::Attempt { offset, began, event, outcome } => {
-                let delivered = matches!(&outcome, Outcome::Answered(answer) if answer.verdict == Verdict::Delivered);
+            Done::Attempt {
+                offset,
+                began,
+                event,
+                outcome,
+            } => {
+                let delivered =
+                    matches!(&outcome, Outcome::Answered(answer) if answer.verdict == Verdict::Delivered);
                 self.parts.stats.attempt_ended(delivered);
                 match outcome {
                     Outcome::Answered(answer) => self.answered(offset, began, event, answer),
@@ -366,12 +419,20 @@ impl Dispatcher {
                     Outcome::LogFailed(error) => return Err(error),
                 }
             }
-            Done::DeadLetter { offset, stored: Ok(()) } => self.settle(offset, Settlement::DeadLettered),
-            Done::DeadLetter { offset, stored: Err(LogError::Full(detail)) } => {
+            Done::DeadLetter {
+                offset,
+                stored: Ok(()),
+            } => self.settle(offset, Settlement::DeadLettered),
+            Done::DeadLetter {
+                offset,
+                stored: Err(LogError::Full(detail)),
+            } => {
                 tracing::warn!(broker = self.broker, %offset, detail, "no room for a dead letter; its delivery is tried again");
                 self.delayed.insert((Instant::now() + NO_ROOM_PAUSE, offset));
             }
-            Done::DeadLetter { stored: Err(error), .. } => return Err(error),
+            Done::DeadLetter {
+                stored: Err(error), ..
+            } => return Err(error),
         }
         Ok(())
     }
@@ -394,7 +455,10 @@ impl Dispatcher {
     fn failed(&mut self, offset: Offset, began: Timestamp, event: Option<Event>, answer: &Answer) {
         let attempts = self.parts.progress.failed(offset, began);
         let delivery = self.settings.delivery();
-        let (exhausted, now) = (backoff::exhausted(delivery, attempts, Timestamp::now()), Instant::now());
+        let (exhausted, now) = (
+            backoff::exhausted(delivery, attempts, Timestamp::now()),
+            Instant::now(),
+        );
         let pause = backoff::pause(delivery, attempts.failed, answer.retry_after, fastrand::f64());
         let hold_off = backoff::pause(delivery, self.breaker.failures() + 1, answer.retry_after, 1.0);
         let was_open = self.breaker.is_open();
@@ -403,7 +467,9 @@ impl Dispatcher {
             self.parts.stats.show_sink_down(true);
             let (trigger, detail) = (self.settings.trigger(), &answer.detail);
             tracing::warn!(
-                namespace = trigger.namespace, trigger = trigger.name, detail,
+                namespace = trigger.namespace,
+                trigger = trigger.name,
+                detail,
                 "the Sink keeps failing; it is probed until it answers, and events wait"
             );
         }
@@ -419,18 +485,35 @@ impl Dispatcher {
         if self.breaker.is_open() {
             self.parts.stats.show_sink_down(false);
             let trigger = self.settings.trigger();
-            tracing::info!(namespace = trigger.namespace, trigger = trigger.name, "the Sink answers again");
+            tracing::info!(
+                namespace = trigger.namespace,
+                trigger = trigger.name,
+                "the Sink answers again"
+            );
         }
         self.breaker.answered();
     }
 
-    fn dead_letter(&mut self, offset: Offset, event: Option<Event>, answer: &Answer, attempts: Attempts, reason: &str) {
+    fn dead_letter(
+        &mut self,
+        offset: Offset,
+        event: Option<Event>,
+        answer: &Answer,
+        attempts: Attempts,
+        reason: &str,
+    ) {
         // An attempt that was answered had its event.
         let Some(event) = event else { return };
         let trigger = self.settings.trigger();
         tracing::warn!(
-            namespace = trigger.namespace, trigger = trigger.name, id = event.id(), source = event.source(),
-            attempts = attempts.failed, detail = answer.detail, reason, "an event became a dead letter"
+            namespace = trigger.namespace,
+            trigger = trigger.name,
+            id = event.id(),
+            source = event.source(),
+            attempts = attempts.failed,
+            detail = answer.detail,
+            reason,
+            "an event became a dead letter"
         );
         let letter = DeadLetter {
             trigger: trigger.uid.clone(),
@@ -446,7 +529,10 @@ impl Dispatcher {
         let payload = letter.encode(&event);
         self.in_flight.push(
             async move {
-                let stored = log.append(&key, vec![payload], Timestamp::now()).await.map(|_| ());
+                let stored = log
+                    .append(&key, vec![payload], Timestamp::now())
+                    .await
+                    .map(|_| ());
                 Done::DeadLetter { offset, stored }
             }
             .boxed(),
@@ -471,7 +557,10 @@ impl Dispatcher {
     }
 
     fn cursor(&self) -> (String, Option<Bytes>) {
-        (self.uid.clone(), Some(self.parts.progress.encode(&self.broker).into()))
+        (
+            self.uid.clone(),
+            Some(self.parts.progress.encode(&self.broker).into()),
+        )
     }
 
     fn note_position(&mut self) {
@@ -501,7 +590,9 @@ async fn fetch(log: &dyn EventLog, broker: &str, offset: Offset) -> Result<Event
         Err(error) => return Err(Outcome::LogFailed(error)),
     };
     match records.into_iter().find(|record| record.offset == offset) {
-        Some(record) => Event::from_record(record.payload).map_err(|error| Outcome::Unreadable(error.to_string())),
+        Some(record) => {
+            Event::from_record(record.payload).map_err(|error| Outcome::Unreadable(error.to_string()))
+        }
         None => Err(Outcome::Unreadable("it is no longer in the log".to_owned())),
     }
 }

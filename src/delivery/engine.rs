@@ -119,13 +119,20 @@ impl Engine {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub async fn start(log: Arc<dyn EventLog>, client: Client, options: DeliveryOptions) -> Result<Arc<Self>, EngineError> {
+    pub async fn start(
+        log: Arc<dyn EventLog>,
+        client: Client,
+        options: DeliveryOptions,
+    ) -> Result<Arc<Self>, EngineError> {
         let stored = log.cursors().await?.into_iter().collect();
         let engine = Arc::new(Self {
             log,
             client,
             options,
-            running: Mutex::new(Running { stored, ..Running::default() }),
+            running: Mutex::new(Running {
+                stored,
+                ..Running::default()
+            }),
             views: ArcSwap::default(),
             dropped_with_trigger: AtomicU64::new(0),
             tasks: TaskTracker::new(),
@@ -169,14 +176,25 @@ impl Engine {
             }
             reader.follow(routes.clone(), inboxes);
         }
-        for (_, reader) in running.readers.iter().filter(|(broker, _)| !table.brokers().contains_key(*broker)) {
+        for (_, reader) in running
+            .readers
+            .iter()
+            .filter(|(broker, _)| !table.brokers().contains_key(*broker))
+        {
             reader.follow(Arc::<BrokerTable>::default(), Vec::new());
         }
         let gone = self.remove_absent(&mut running, &present).await;
-        let mut views: Vec<_> = running.dispatchers.values().map(|handle| handle.view.clone()).collect();
+        let mut views: Vec<_> = running
+            .dispatchers
+            .values()
+            .map(|handle| handle.view.clone())
+            .collect();
         views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         self.views.store(Arc::new(views));
-        let changes: Vec<_> = born.into_iter().chain(gone.into_iter().map(|uid| (uid, None))).collect();
+        let changes: Vec<_> = born
+            .into_iter()
+            .chain(gone.into_iter().map(|uid| (uid, None)))
+            .collect();
         if !changes.is_empty() {
             self.log.save_cursors(changes).await?;
             self.log.sync().await?;
@@ -224,8 +242,10 @@ impl Engine {
         trigger: &Trigger,
     ) -> Result<(Progress, Option<(String, Option<Bytes>)>), EngineError> {
         if let Some(stored) = running.stored.remove(&trigger.uid) {
-            let progress = Progress::decode(&stored)
-                .map_err(|error| EngineError::Cursor { uid: trigger.uid.clone(), detail: error.to_string() })?;
+            let progress = Progress::decode(&stored).map_err(|error| EngineError::Cursor {
+                uid: trigger.uid.clone(),
+                detail: error.to_string(),
+            })?;
             return Ok((progress, None));
         }
         let bounds = self.log.bounds(broker);
@@ -239,7 +259,14 @@ impl Engine {
         Ok((progress, Some(cursor)))
     }
 
-    fn spawn(&self, reader: &Arc<Reader>, settings: Settings, progress: Progress, broker: &str, trigger: &Trigger) -> Handle {
+    fn spawn(
+        &self,
+        reader: &Arc<Reader>,
+        settings: Settings,
+        progress: Progress,
+        broker: &str,
+        trigger: &Trigger,
+    ) -> Handle {
         let (sender, receiver) = watch::channel(settings);
         let (inbox, stats) = (Arc::<Inbox>::default(), Arc::<TriggerStats>::default());
         let dispatcher = Dispatcher::new(Parts {
@@ -266,21 +293,44 @@ impl Engine {
                 tracing::error!(namespace, trigger = name, %error, "delivery has ended: the event log failed");
             }
         });
-        Handle { settings: sender, inbox, view, task }
+        Handle {
+            settings: sender,
+            inbox,
+            view,
+            task,
+        }
     }
 
     /// Ends the dispatchers of Triggers that are gone, and names the cursors to remove.
     async fn remove_absent(&self, running: &mut Running, present: &HashSet<String>) -> Vec<String> {
-        let mut gone: Vec<String> = running.dispatchers.keys().filter(|uid| !present.contains(*uid)).cloned().collect();
+        let mut gone: Vec<String> = running
+            .dispatchers
+            .keys()
+            .filter(|uid| !present.contains(*uid))
+            .cloned()
+            .collect();
         for uid in &gone {
-            let Some(Handle { settings, inbox, view, task }) = running.dispatchers.remove(uid) else { continue };
+            let Some(Handle {
+                settings,
+                inbox,
+                view,
+                task,
+            }) = running.dispatchers.remove(uid)
+            else {
+                continue;
+            };
             drop(settings);
             inbox.detach();
             // It ends at once when its settings are closed; a panic in it was reported by the runtime.
             let _ = task.await;
             let pending = view.stats.pending();
             self.dropped_with_trigger.fetch_add(pending, Relaxed);
-            tracing::info!(namespace = view.namespace, trigger = view.name, dropped = pending, "the Trigger is gone");
+            tracing::info!(
+                namespace = view.namespace,
+                trigger = view.name,
+                dropped = pending,
+                "the Trigger is gone"
+            );
         }
         gone.extend(running.stored.drain().map(|(uid, _)| uid));
         gone
@@ -304,9 +354,19 @@ impl Engine {
         for (broker, bytes) in self.log.usage() {
             let bounds = self.log.bounds(&broker);
             let is_dead_letters = broker.ends_with(&DeadLetter::log_of(""));
-            let age = if is_dead_letters { self.options.dead_letter_age } else { self.options.retention.age };
-            let limit = if is_dead_letters { u64::MAX } else { self.options.retention.bytes };
-            let oldest = SignedDuration::try_from(age).ok().and_then(|age| now.checked_sub(age).ok());
+            let age = if is_dead_letters {
+                self.options.dead_letter_age
+            } else {
+                self.options.retention.age
+            };
+            let limit = if is_dead_letters {
+                u64::MAX
+            } else {
+                self.options.retention.bytes
+            };
+            let oldest = SignedDuration::try_from(age)
+                .ok()
+                .and_then(|age| now.checked_sub(age).ok());
             let too_old = match oldest {
                 Some(oldest) => self.log.offset_at(&broker, oldest).await?,
                 None => bounds.first,

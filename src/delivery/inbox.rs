@@ -51,7 +51,8 @@ impl Inbox {
             return;
         }
         let size = event.size();
-        let fits = state.queue.len() < MAX_EVENTS && (state.bytes + size <= MAX_BYTES || state.queue.is_empty());
+        let fits =
+            state.queue.len() < MAX_EVENTS && (state.bytes + size <= MAX_BYTES || state.queue.is_empty());
         if fits {
             state.queue.push_back((offset, event.clone()));
             state.bytes += size;
@@ -71,13 +72,20 @@ impl Inbox {
         state.bytes -= events.iter().map(|(_, event)| event.size()).sum::<usize>();
         let emptied = state.queue.is_empty();
         let missed = if emptied { state.missed.take() } else { None };
-        Taken { events, missed, emptied }
+        Taken {
+            events,
+            missed,
+            emptied,
+        }
     }
 
     /// The reader offers its events from now on. Only the reader's lock makes "now" a definite offset.
     pub(super) fn attach(&self) {
         let mut state = self.lock();
-        *state = State { attached: true, ..State::default() };
+        *state = State {
+            attached: true,
+            ..State::default()
+        };
     }
 
     /// Forgets what is queued and takes nothing more; the Trigger reads it from the log instead.
@@ -106,7 +114,10 @@ mod tests {
     use crate::cloudevents::EventBuilder;
 
     fn event(bytes: usize) -> Event {
-        let builder = EventBuilder::new().attribute("id", "1").attribute("source", "/s").attribute("type", "t");
+        let builder = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/s")
+            .attribute("type", "t");
         builder.data("text/plain", vec![b'x'; bytes]).build().unwrap()
     }
 
@@ -125,7 +136,10 @@ mod tests {
         assert_eq!((taken.missed, taken.emptied), (None, false));
         let taken = inbox.take(MAX_EVENTS);
         assert_eq!(taken.events.len(), MAX_EVENTS - 10);
-        assert_eq!((taken.missed, taken.emptied), (Some(Offset(MAX_EVENTS as u64 + 1)), true));
+        assert_eq!(
+            (taken.missed, taken.emptied),
+            (Some(Offset(MAX_EVENTS as u64 + 1)), true)
+        );
     }
 
     #[test]

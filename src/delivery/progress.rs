@@ -64,7 +64,11 @@ pub(super) enum ProgressError {
 impl Progress {
     /// A Trigger that begins at `next`.
     pub(super) fn starting_at(next: Offset) -> Self {
-        Self { next, outstanding: BTreeMap::new(), counts: Counts::default() }
+        Self {
+            next,
+            outstanding: BTreeMap::new(),
+            counts: Counts::default(),
+        }
     }
 
     /// What the Trigger looks at next.
@@ -74,7 +78,9 @@ impl Progress {
 
     /// The first offset that is not settled: nothing at or above it may be trimmed.
     pub(super) fn low(&self) -> Offset {
-        self.outstanding.first_key_value().map_or(self.next, |(&offset, _)| offset.min(self.next))
+        self.outstanding
+            .first_key_value()
+            .map_or(self.next, |(&offset, _)| offset.min(self.next))
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -102,10 +108,6 @@ impl Progress {
         self.next = self.next.max(next);
     }
 
-    pub(super) fn attempts(&self, offset: Offset) -> Attempts {
-        self.outstanding.get(&offset).copied().unwrap_or_default()
-    }
-
     /// An attempt that began at `since` failed; gives what has been tried so far.
     pub(super) fn failed(&mut self, offset: Offset, since: Timestamp) -> Attempts {
         let attempts = self.outstanding.entry(offset).or_default();
@@ -128,7 +130,13 @@ impl Progress {
             outstanding: self
                 .outstanding
                 .iter()
-                .map(|(&offset, attempts)| (offset, attempts.failed, attempts.since.map(|at| at.as_millisecond())))
+                .map(|(&offset, attempts)| {
+                    (
+                        offset,
+                        attempts.failed,
+                        attempts.since.map(|at| at.as_millisecond()),
+                    )
+                })
                 .collect(),
             counts: self.counts,
         };
@@ -145,7 +153,11 @@ impl Progress {
             let since = since.and_then(|at| Timestamp::from_millisecond(at).ok());
             (offset, Attempts { failed, since })
         });
-        Ok(Self { next: stored.next, outstanding: outstanding.collect(), counts: stored.counts })
+        Ok(Self {
+            next: stored.next,
+            outstanding: outstanding.collect(),
+            counts: stored.counts,
+        })
     }
 }
 
@@ -175,7 +187,14 @@ mod tests {
         progress.matched(Offset(0));
         progress.settle(Offset(0), Settlement::Delivered);
         progress.settle(Offset(0), Settlement::DeadLettered);
-        assert_eq!(progress.counts(), Counts { matched: 1, delivered: 1, ..Counts::default() });
+        assert_eq!(
+            progress.counts(),
+            Counts {
+                matched: 1,
+                delivered: 1,
+                ..Counts::default()
+            }
+        );
     }
 
     #[test]

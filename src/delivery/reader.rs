@@ -12,7 +12,10 @@ use crate::{
 };
 
 /// How much is read at once.
-pub(super) const READ: ReadLimit = ReadLimit { records: 256, bytes: 1024 * 1024 };
+pub(super) const READ: ReadLimit = ReadLimit {
+    records: 256,
+    bytes: 1024 * 1024,
+};
 
 /// Follows one broker's log and offers each event to the Triggers that want it.
 pub(super) struct Reader {
@@ -33,8 +36,16 @@ impl Reader {
     /// A reader that begins at the end of the log: what is before it the Triggers read by themselves.
     pub(super) fn new(broker: String, log: Arc<dyn EventLog>) -> Self {
         let position = log.bounds(&broker).next;
-        let state = State { position, table: Arc::default(), inboxes: Vec::new() };
-        Self { broker, log, state: Mutex::new(state) }
+        let state = State {
+            position,
+            table: Arc::default(),
+            inboxes: Vec::new(),
+        };
+        Self {
+            broker,
+            log,
+            state: Mutex::new(state),
+        }
     }
 
     /// Offers events by this table from now on.
@@ -79,7 +90,9 @@ impl Reader {
     }
 
     async fn offer(&self, end: Offset) -> Result<(), LogError> {
-        let Some(position) = self.position_if_needed(end) else { return Ok(()) };
+        let Some(position) = self.position_if_needed(end) else {
+            return Ok(());
+        };
         let records = self.log.read(&self.broker, position, READ).await?;
         let events: Vec<_> = records
             .into_iter()

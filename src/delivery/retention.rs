@@ -17,14 +17,23 @@ pub struct Retention {
 impl Default for Retention {
     /// A day, and 1 GiB.
     fn default() -> Self {
-        Self { age: Duration::from_secs(24 * 60 * 60), bytes: 1024 * 1024 * 1024 }
+        Self {
+            age: Duration::from_secs(24 * 60 * 60),
+            bytes: 1024 * 1024 * 1024,
+        }
     }
 }
 
 /// Below which offset a broker's log is trimmed: what is over age or over size, but nothing that is unsettled.
 ///
 /// `too_old` is the first record within the age. The size is taken to be spread evenly over the records.
-pub(super) fn trim_before(bounds: Bounds, bytes: u64, limit: u64, too_old: Offset, unsettled: Offset) -> Offset {
+pub(super) fn trim_before(
+    bounds: Bounds,
+    bytes: u64,
+    limit: u64,
+    too_old: Offset,
+    unsettled: Offset,
+) -> Offset {
     let records = bounds.next.0.saturating_sub(bounds.first.0);
     let excess = u128::from(bytes.saturating_sub(limit));
     let over_size = u128::from(records) * excess / u128::from(bytes.max(1));
@@ -39,7 +48,10 @@ mod tests {
 
     #[test]
     fn trims_what_is_old_or_too_much_but_nothing_unsettled() {
-        let bounds = Bounds { first: Offset(100), next: Offset(200) };
+        let bounds = Bounds {
+            first: Offset(100),
+            next: Offset(200),
+        };
         let table = [
             // (bytes, limit, first within the age, first unsettled) -> trimmed below
             ((1000, 1000, 100, 200), 100),

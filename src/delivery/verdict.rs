@@ -35,7 +35,9 @@ pub(super) fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     if let Ok(seconds) = value.parse::<u64>() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = rfc2822::DateTimeParser::new().parse_timestamp(value.replace("GMT", "+0000")).ok()?;
+    let date = rfc2822::DateTimeParser::new()
+        .parse_timestamp(value.replace("GMT", "+0000"))
+        .ok()?;
     Some(Duration::try_from(date.duration_since(now)).unwrap_or(Duration::ZERO))
 }
 
@@ -48,7 +50,10 @@ mod tests {
         let table = [
             (Verdict::Delivered, vec![200, 201, 202, 204, 299]),
             (Verdict::Retry, vec![404, 408, 409, 429, 500, 502, 503, 504, 599]),
-            (Verdict::Refused, vec![301, 302, 307, 304, 400, 401, 403, 405, 410, 413, 415, 422]),
+            (
+                Verdict::Refused,
+                vec![301, 302, 307, 304, 400, 401, 403, 405, 410, 413, 415, 422],
+            ),
         ];
         for (expected, codes) in table {
             for code in codes {
@@ -70,7 +75,11 @@ mod tests {
             ("", None),
         ];
         for (value, expected) in table {
-            assert_eq!(retry_after(value, now), expected.map(Duration::from_secs), "{value:?}");
+            assert_eq!(
+                retry_after(value, now),
+                expected.map(Duration::from_secs),
+                "{value:?}"
+            );
         }
     }
 }

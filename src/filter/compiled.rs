@@ -48,7 +48,9 @@ pub enum CompileProblem {
     #[error("has no filter in it: at least one is needed")]
     NoChild,
     /// No attribute can have this name.
-    #[error("{0:?} is no attribute name: names are lower-case letters and digits, and data is not an attribute")]
+    #[error(
+        "{0:?} is no attribute name: names are lower-case letters and digits, and data is not an attribute"
+    )]
     AttributeName(String),
     /// An empty value.
     #[error("the value for attribute {0} is empty: leave the attribute out instead")]
@@ -85,9 +87,15 @@ impl Filter {
 impl Clause {
     fn holds(&self, event: &Event) -> bool {
         match self {
-            Self::Exact(terms) => terms.iter().all(|term| term.compare(event, |actual, value| actual == value)),
-            Self::Prefix(terms) => terms.iter().all(|term| term.compare(event, |actual, value| actual.starts_with(value))),
-            Self::Suffix(terms) => terms.iter().all(|term| term.compare(event, |actual, value| actual.ends_with(value))),
+            Self::Exact(terms) => terms
+                .iter()
+                .all(|term| term.compare(event, |actual, value| actual == value)),
+            Self::Prefix(terms) => terms
+                .iter()
+                .all(|term| term.compare(event, |actual, value| actual.starts_with(value))),
+            Self::Suffix(terms) => terms
+                .iter()
+                .all(|term| term.compare(event, |actual, value| actual.ends_with(value))),
             Self::All(children) => children.iter().all(|child| child.holds(event)),
             Self::Any(children) => children.iter().any(|child| child.holds(event)),
             Self::Not(child) => !child.holds(event),
@@ -111,7 +119,9 @@ impl Clause {
 impl Term {
     /// A missing attribute makes the comparison false.
     fn compare(&self, event: &Event, holds: impl Fn(&str, &str) -> bool) -> bool {
-        event.attribute(&self.attribute).is_some_and(|actual| holds(&actual.canonical(), &self.value))
+        event
+            .attribute(&self.attribute)
+            .is_some_and(|actual| holds(&actual.canonical(), &self.value))
     }
 }
 
@@ -125,7 +135,10 @@ fn clauses(path: &str, expressions: &[Expression], depth: usize) -> Result<Vec<C
 
 fn clause(path: &str, expression: &Expression, depth: usize) -> Result<Clause, CompileError> {
     if depth > MAX_DEPTH {
-        return Err(CompileError { path: path.to_owned(), problem: CompileProblem::TooDeep });
+        return Err(CompileError {
+            path: path.to_owned(),
+            problem: CompileProblem::TooDeep,
+        });
     }
     match expression {
         Expression::Exact(map) => terms(format!("{path}.exact"), map).map(Clause::Exact),
@@ -141,26 +154,40 @@ fn clause(path: &str, expression: &Expression, depth: usize) -> Result<Clause, C
 
 fn children(path: String, list: &[Expression], depth: usize) -> Result<Vec<Clause>, CompileError> {
     if list.is_empty() {
-        return Err(CompileError { path, problem: CompileProblem::NoChild });
+        return Err(CompileError {
+            path,
+            problem: CompileProblem::NoChild,
+        });
     }
     clauses(&path, list, depth + 1)
 }
 
 fn terms(path: String, map: &BTreeMap<String, String>) -> Result<Vec<Term>, CompileError> {
-    let fail = |problem| Err(CompileError { path: path.clone(), problem });
+    let fail = |problem| {
+        Err(CompileError {
+            path: path.clone(),
+            problem,
+        })
+    };
     if map.is_empty() {
         return fail(CompileProblem::NoAttribute);
     }
     let mut terms = Vec::with_capacity(map.len());
     for (attribute, value) in map {
-        let named = !attribute.is_empty() && attribute.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        let named = !attribute.is_empty()
+            && attribute
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
         if !named || attribute == "data" {
             return fail(CompileProblem::AttributeName(attribute.clone()));
         }
         if value.is_empty() {
             return fail(CompileProblem::EmptyValue(attribute.clone()));
         }
-        terms.push(Term { attribute: attribute.as_str().into(), value: value.as_str().into() });
+        terms.push(Term {
+            attribute: attribute.as_str().into(),
+            value: value.as_str().into(),
+        });
     }
     Ok(terms)
 }
@@ -192,8 +219,14 @@ mod tests {
         let table = [
             (json!([]), true),
             (json!([{"exact": {"type": "com.example.order.created"}}]), true),
-            (json!([{"exact": {"type": "com.example.order.created", "source": "/shop/orders"}}]), true),
-            (json!([{"exact": {"type": "com.example.order.created", "source": "/shop"}}]), false),
+            (
+                json!([{"exact": {"type": "com.example.order.created", "source": "/shop/orders"}}]),
+                true,
+            ),
+            (
+                json!([{"exact": {"type": "com.example.order.created", "source": "/shop"}}]),
+                false,
+            ),
             (json!([{"exact": {"type": "COM.example.order.created"}}]), false),
             (json!([{"exact": {"missing": "x"}}]), false),
             (json!([{"prefix": {"missing": "x"}}]), false),
@@ -201,17 +234,36 @@ mod tests {
             (json!([{"not": {"exact": {"missing": "x"}}}]), true),
             (json!([{"prefix": {"type": "com.example."}}]), true),
             (json!([{"prefix": {"type": "example."}}]), false),
-            (json!([{"suffix": {"type": ".created", "source": "orders"}}]), true),
+            (
+                json!([{"suffix": {"type": ".created", "source": "orders"}}]),
+                true,
+            ),
             (json!([{"suffix": {"type": ".deleted"}}]), false),
             (json!([{"exact": {"priority": "7", "urgent": "true"}}]), true),
             (json!([{"exact": {"specversion": "1.0"}}]), true),
-            (json!([{"any": [{"exact": {"type": "x"}}, {"suffix": {"source": "orders"}}]}]), true),
-            (json!([{"all": [{"exact": {"type": "x"}}, {"suffix": {"source": "orders"}}]}]), false),
-            (json!([{"prefix": {"type": "com."}}, {"exact": {"id": "2"}}]), false),
-            (json!([{"not": {"all": [{"exact": {"id": "1"}}, {"not": {"exact": {"id": "2"}}}]}}]), false),
+            (
+                json!([{"any": [{"exact": {"type": "x"}}, {"suffix": {"source": "orders"}}]}]),
+                true,
+            ),
+            (
+                json!([{"all": [{"exact": {"type": "x"}}, {"suffix": {"source": "orders"}}]}]),
+                false,
+            ),
+            (
+                json!([{"prefix": {"type": "com."}}, {"exact": {"id": "2"}}]),
+                false,
+            ),
+            (
+                json!([{"not": {"all": [{"exact": {"id": "1"}}, {"not": {"exact": {"id": "2"}}}]}}]),
+                false,
+            ),
         ];
         for (expressions, expected) in table {
-            assert_eq!(filter(expressions.clone()).unwrap().matches(&event()), expected, "{expressions}");
+            assert_eq!(
+                filter(expressions.clone()).unwrap().matches(&event()),
+                expected,
+                "{expressions}"
+            );
         }
     }
 
@@ -219,10 +271,22 @@ mod tests {
     fn mistakes_are_named_with_their_place() {
         let table = [
             (json!([{"exact": {}}]), "filters[0].exact: names no attribute"),
-            (json!([{"exact": {"a": "b"}}, {"all": []}]), "filters[1].all: has no filter"),
-            (json!([{"any": [{"prefix": {"Type": "b"}}]}]), "filters[0].any[0].prefix: \"Type\" is no attribute name"),
-            (json!([{"not": {"suffix": {"data": "b"}}}]), "filters[0].not.suffix: \"data\" is no attribute name"),
-            (json!([{"exact": {"type": ""}}]), "filters[0].exact: the value for attribute type is empty"),
+            (
+                json!([{"exact": {"a": "b"}}, {"all": []}]),
+                "filters[1].all: has no filter",
+            ),
+            (
+                json!([{"any": [{"prefix": {"Type": "b"}}]}]),
+                "filters[0].any[0].prefix: \"Type\" is no attribute name",
+            ),
+            (
+                json!([{"not": {"suffix": {"data": "b"}}}]),
+                "filters[0].not.suffix: \"data\" is no attribute name",
+            ),
+            (
+                json!([{"exact": {"type": ""}}]),
+                "filters[0].exact: the value for attribute type is empty",
+            ),
         ];
         for (expressions, expected) in table {
             let message = filter(expressions).unwrap_err().to_string();
@@ -236,17 +300,29 @@ mod tests {
         for _ in 0..=MAX_DEPTH {
             nested = Expression::Not(Box::new(nested));
         }
-        assert_eq!(Filter::compile(&[nested]).unwrap_err().problem, CompileProblem::TooDeep);
+        assert_eq!(
+            Filter::compile(&[nested]).unwrap_err().problem,
+            CompileProblem::TooDeep
+        );
     }
 
     #[test]
     fn only_what_every_match_has_is_required() {
         let table = [
             (json!([]), vec![]),
-            (json!([{"exact": {"type": "a"}}, {"all": [{"exact": {"source": "b"}}]}]), vec![("type", "a"), ("source", "b")]),
+            (
+                json!([{"exact": {"type": "a"}}, {"all": [{"exact": {"source": "b"}}]}]),
+                vec![("type", "a"), ("source", "b")],
+            ),
             (json!([{"any": [{"exact": {"type": "a"}}]}]), vec![("type", "a")]),
-            (json!([{"any": [{"exact": {"type": "a"}}, {"exact": {"type": "b"}}]}]), vec![]),
-            (json!([{"not": {"exact": {"type": "a"}}}, {"prefix": {"type": "a"}}]), vec![]),
+            (
+                json!([{"any": [{"exact": {"type": "a"}}, {"exact": {"type": "b"}}]}]),
+                vec![],
+            ),
+            (
+                json!([{"not": {"exact": {"type": "a"}}}, {"prefix": {"type": "a"}}]),
+                vec![],
+            ),
         ];
         for (expressions, expected) in table {
             assert_eq!(filter(expressions).unwrap().required_values(), expected);

@@ -52,17 +52,34 @@ impl Route {
 impl RoutingTable {
     /// Compiles a configuration. A Trigger whose filters cannot be compiled is in the table and matches nothing.
     pub fn compile(configuration: Configuration) -> Self {
-        let Configuration { revision, namespaces, triggers, sources } = configuration;
+        let Configuration {
+            revision,
+            namespaces,
+            triggers,
+            sources,
+        } = configuration;
         let mut routes: BTreeMap<String, Vec<Route>> = BTreeMap::new();
         for source in sources {
-            routes.entry(broker_key(&source.namespace, &source.broker)).or_default();
+            routes
+                .entry(broker_key(&source.namespace, &source.broker))
+                .or_default();
         }
         for trigger in triggers {
             let filter = Filter::compile(&trigger.filters);
-            routes.entry(broker_key(&trigger.namespace, &trigger.broker)).or_default().push(Route { trigger, filter });
+            routes
+                .entry(broker_key(&trigger.namespace, &trigger.broker))
+                .or_default()
+                .push(Route { trigger, filter });
         }
-        let brokers = routes.into_iter().map(|(key, routes)| (key, Arc::new(BrokerTable::new(routes)))).collect();
-        Self { revision, namespaces, brokers }
+        let brokers = routes
+            .into_iter()
+            .map(|(key, routes)| (key, Arc::new(BrokerTable::new(routes))))
+            .collect();
+        Self {
+            revision,
+            namespaces,
+            brokers,
+        }
     }
 
     /// The revision of the configuration that this was compiled from.
@@ -95,7 +112,13 @@ impl BrokerTable {
             let Ok(filter) = &route.filter else { continue };
             match most_selective(&filter.required_values()) {
                 Some((attribute, value)) => {
-                    table.exact.entry(attribute.into()).or_default().entry(value.into()).or_default().push(index);
+                    table
+                        .exact
+                        .entry(attribute.into())
+                        .or_default()
+                        .entry(value.into())
+                        .or_default()
+                        .push(index);
                 }
                 None => table.evaluated.push(index),
             }
@@ -130,12 +153,15 @@ pub fn broker_key(namespace: &str, name: &str) -> String {
 
 /// Events differ most in their type, then in their source; a `specversion` tells nothing.
 fn most_selective<'a>(required: &[(&'a str, &'a str)]) -> Option<(&'a str, &'a str)> {
-    required.iter().copied().min_by_key(|(attribute, _)| match *attribute {
-        "id" => 0,
-        "type" => 1,
-        "subject" => 2,
-        "source" => 3,
-        "specversion" => 5,
-        _ => 4,
-    })
+    required
+        .iter()
+        .copied()
+        .min_by_key(|(attribute, _)| match *attribute {
+            "id" => 0,
+            "type" => 1,
+            "subject" => 2,
+            "source" => 3,
+            "specversion" => 5,
+            _ => 4,
+        })
 }

@@ -1,0 +1,413 @@
+//! From what was observed to the routing configuration and the diagnoses: one pure function, so that routing and
+//! status cannot disagree. Local mode uses it as well.
+
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use kube::Resource;
+
+use super::{
+    diagnosis::{Diagnoses, Finding, SinkDiagnosis, SourceDiagnosis, Subject, TriggerDiagnosis},
+    observed::Observed,
+    resolve::{Address, Resolver},
+};
+use crate::{
+    api::{self, DeliverySpec},
+    cloudevents::EventBuilder,
+    filter::{Expression, Filter},
+    routing::{self, Configuration, Delivery, Revision, broker_key},
+};
+
+/// What was computed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// What routers get.
+    pub configuration: Configuration,
+    /// What status is written from.
+    pub diagnoses: Diagnoses,
+}
+
+/// Computes routing. The same resources in any order give the same outcome.
+///
+/// `cluster_domain` is what follows `.svc.` in the names of Services, usually `cluster.local`.
+pub fn compile(observed: &Observed, cluster_domain: &str) -> Outcome {
+    let resolver = Resolver::new(observed, cluster_domain);
+    let mut outcome = Outcome::default();
+    let Outcome {
+        configuration,
+        diagnoses,
+    } = &mut outcome;
+    configuration.namespaces = observed
+        .namespaces
+        .iter()
+        .map(|namespace| namespace.name.clone())
+        .collect();
+    for trigger in &observed.triggers {
+        let Some(subject) = subject(trigger) else { continue };
+        let (route, diagnosis) = compile_trigger(&resolver, subject, &trigger.spec);
+        configuration.triggers.push(route);
+        diagnoses.triggers.push(diagnosis);
+    }
+    for sink in &observed.sinks {
+        let Some(subject) = subject(sink) else { continue };
+        diagnoses
+            .sinks
+            .push(diagnose_sink(&resolver, subject, &sink.spec));
+    }
+    for source in &observed.sources {
+        let Some(subject) = subject(source) else { continue };
+        let (route, diagnosis) = compile_source(subject, &source.spec);
+        configuration.sources.extend(route);
+        diagnoses.sources.push(diagnosis);
+    }
+    let by = |a: &Subject, b: &Subject| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid));
+    configuration
+        .triggers
+        .sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
+    configuration
+        .sources
+        .sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
+    diagnoses.triggers.sort_by(|a, b| by(&a.subject, &b.subject));
+    diagnoses.sinks.sort_by(|a, b| by(&a.subject, &b.subject));
+    diagnoses.sources.sort_by(|a, b| by(&a.subject, &b.subject));
+    configuration.revision = revision_of(configuration);
+    outcome
+}
+
+/// `None` for what is being deleted, or is no stored object.
+fn subject<K: Resource>(resource: &K) -> Option<Subject> {
+    let metadata = resource.meta();
+    if metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    Some(Subject {
+        uid: metadata.uid.clone()?,
+        namespace: metadata.namespace.clone()?,
+        name: metadata.name.clone()?,
+        generation: metadata.generation.unwrap_or_default(),
+    })
+}
+
+fn compile_trigger(
+    resolver: &Resolver<'_>,
+    subject: Subject,
+    spec: &api::TriggerSpec,
+) -> (routing::Trigger, TriggerDiagnosis) {
+    let api::TriggerSpec {
+        broker,
+        filters,
+        sink,
+        delivery,
+        start,
+        suspend,
+    } = spec;
+    let expressions: Vec<_> = filters.iter().map(expression).collect();
+    let filters = match Filter::compile(&expressions) {
+        Ok(_) if expressions.is_empty() => Finding::good("NoFilters", "every event of the broker matches"),
+        Ok(_) => Finding::good("Compiled", "the filters are valid"),
+        Err(error) => Finding::bad("InvalidFilter", format!("spec.{error}")),
+    };
+    let resolved = destination(resolver, &subject.namespace, sink);
+    let (finding, destination, sink_delivery) = match resolved {
+        Ok((destination, sink_delivery)) => (
+            Finding::good("Resolved", format!("events go to {}", destination.uri)),
+            Some(destination),
+            sink_delivery,
+        ),
+        Err(finding) => (finding, None, None),
+    };
+    let route = routing::Trigger {
+        uid: subject.uid.clone(),
+        namespace: subject.namespace.clone(),
+        name: subject.name.clone(),
+        generation: subject.generation,
+        broker: broker.clone(),
+        filters: expressions,
+        destination: destination.clone(),
+        delivery: merge(delivery.as_ref(), sink_delivery),
+        start: match start {
+            api::Start::Latest => routing::Start::Latest,
+            api::Start::Earliest => routing::Start::Earliest,
+            api::Start::At(time) => routing::Start::At(*time),
+        },
+        suspend: *suspend,
+    };
+    let diagnosis = TriggerDiagnosis {
+        broker: broker_key(&subject.namespace, broker),
+        subject,
+        filters,
+        sink: finding,
+        sink_uri: destination.map(|destination| destination.uri),
+        suspended: *suspend,
+    };
+    (route, diagnosis)
+}
+
+fn destination<'a>(
+    resolver: &Resolver<'a>,
+    namespace: &str,
+    sink: &api::Destination,
+) -> Result<(routing::Destination, Option<&'a DeliverySpec>), Finding> {
+    let api::Destination {
+        sink: reference,
+        service,
+        uri,
+    } = sink;
+    let plain = |Address { uri, service }| {
+        (
+            routing::Destination {
+                uri,
+                service,
+                content_mode: routing::ContentMode::AsReceived,
+            },
+            None,
+        )
+    };
+    match (reference, service, uri) {
+        (Some(reference), None, None) => {
+            let sink = resolver.sink(namespace, reference)?;
+            let home = sink.metadata.namespace.as_deref().unwrap_or(namespace);
+            let Address { uri, service } =
+                sink_address(resolver, home, &sink.spec).map_err(|finding| Finding {
+                    message: format!("Sink {:?}: {}", reference.name, finding.message),
+                    ..finding
+                })?;
+            let content_mode = match sink.spec.content_mode {
+                api::ContentMode::AsReceived => routing::ContentMode::AsReceived,
+                api::ContentMode::Binary => routing::ContentMode::Binary,
+                api::ContentMode::Structured => routing::ContentMode::Structured,
+            };
+            Ok((
+                routing::Destination {
+                    uri,
+                    service,
+                    content_mode,
+                },
+                sink.spec.delivery.as_ref(),
+            ))
+        }
+        (None, Some(target), None) => resolver.service(namespace, target).map(plain),
+        (None, None, Some(uri)) => resolver.uri(uri).map(plain),
+        _ => Err(Finding::bad(
+            "InvalidSink",
+            "exactly one of ref, service and uri must be set in spec.sink",
+        )),
+    }
+}
+
+fn sink_address(resolver: &Resolver<'_>, namespace: &str, spec: &api::SinkSpec) -> Result<Address, Finding> {
+    match (&spec.service, &spec.uri) {
+        (Some(target), None) => resolver.service(namespace, target),
+        (None, Some(uri)) => resolver.uri(uri),
+        _ => Err(Finding::bad(
+            "InvalidSink",
+            "exactly one of service and uri must be set in spec",
+        )),
+    }
+}
+
+fn diagnose_sink(resolver: &Resolver<'_>, subject: Subject, spec: &api::SinkSpec) -> SinkDiagnosis {
+    match sink_address(resolver, &subject.namespace, spec) {
+        Ok(Address { uri, .. }) => SinkDiagnosis {
+            subject,
+            resolved: Finding::good("Resolved", format!("events go to {uri}")),
+            uri: Some(uri),
+        },
+        Err(resolved) => SinkDiagnosis {
+            subject,
+            resolved,
+            uri: None,
+        },
+    }
+}
+
+fn expression(filter: &api::Filter) -> Expression {
+    let list = |filters: &Vec<api::Filter>| filters.iter().map(expression).collect();
+    match filter {
+        api::Filter::Exact(map) => Expression::Exact(map.clone()),
+        api::Filter::Prefix(map) => Expression::Prefix(map.clone()),
+        api::Filter::Suffix(map) => Expression::Suffix(map.clone()),
+        api::Filter::All(filters) => Expression::All(list(filters)),
+        api::Filter::Any(filters) => Expression::Any(list(filters)),
+        api::Filter::Not(filter) => Expression::Not(Box::new(expression(filter))),
+    }
+}
+
+/// The Trigger's settings over the Sink's over the defaults.
+fn merge(trigger: Option<&DeliverySpec>, sink: Option<&DeliverySpec>) -> Delivery {
+    let mut delivery = Delivery::default();
+    for spec in [sink, trigger].into_iter().flatten() {
+        let DeliverySpec {
+            retry,
+            retry_duration,
+            backoff_policy,
+            backoff_delay,
+            backoff_max,
+            timeout,
+            concurrency,
+        } = spec;
+        let duration = |text: &Option<api::DurationText>| text.map(Duration::from);
+        if retry.is_some() || retry_duration.is_some() {
+            delivery.retry = routing::Retry {
+                attempts: *retry,
+                duration: duration(retry_duration),
+            };
+        }
+        if let Some(policy) = backoff_policy {
+            delivery.backoff_policy = match policy {
+                api::BackoffPolicy::Exponential => routing::BackoffPolicy::Exponential,
+                api::BackoffPolicy::Linear => routing::BackoffPolicy::Linear,
+            };
+        }
+        delivery.backoff_delay = duration(backoff_delay).unwrap_or(delivery.backoff_delay);
+        delivery.backoff_max = duration(backoff_max).unwrap_or(delivery.backoff_max);
+        delivery.timeout = duration(timeout).unwrap_or(delivery.timeout);
+        delivery.concurrency = concurrency.unwrap_or(delivery.concurrency);
+    }
+    delivery
+}
+
+fn compile_source(subject: Subject, spec: &api::SourceSpec) -> (Option<routing::Source>, SourceDiagnosis) {
+    let api::SourceSpec {
+        broker,
+        cron,
+        suspend,
+    } = spec;
+    let compiled = match cron {
+        Some(cron) => compile_cron(&subject, cron),
+        None => Err(Finding::bad("NoKind", "spec.cron must be set")),
+    };
+    let (cron, valid) = match compiled {
+        Ok(cron) => {
+            let message = format!(
+                "an event of type {:?} at each time of {:?}",
+                spec_type(spec),
+                cron.schedule
+            );
+            (Some(cron), Finding::good("Valid", message))
+        }
+        Err(finding) => (None, finding),
+    };
+    let route = cron.filter(|_| !suspend).map(|cron| routing::Source {
+        uid: subject.uid.clone(),
+        namespace: subject.namespace.clone(),
+        name: subject.name.clone(),
+        generation: subject.generation,
+        broker: broker.clone(),
+        cron,
+    });
+    let broker = broker_key(&subject.namespace, broker);
+    (
+        route,
+        SourceDiagnosis {
+            subject,
+            valid,
+            suspended: *suspend,
+            broker,
+        },
+    )
+}
+
+fn spec_type(spec: &api::SourceSpec) -> &str {
+    spec.cron.as_ref().map_or("", |cron| &cron.r#type)
+}
+
+fn compile_cron(subject: &Subject, cron: &api::CronSource) -> Result<routing::Cron, Finding> {
+    let api::CronSource {
+        schedule,
+        time_zone,
+        r#type,
+        source,
+        subject: about,
+        data,
+        extensions,
+    } = cron;
+    croner::parser::CronParser::builder()
+        .seconds(croner::parser::Seconds::Optional)
+        .build()
+        .parse(schedule)
+        .map_err(|error| {
+            Finding::bad(
+                "InvalidSchedule",
+                format!("spec.cron.schedule {schedule:?}: {error}"),
+            )
+        })?;
+    TimeZone::get(time_zone).map_err(|_| {
+        Finding::bad(
+            "InvalidTimeZone",
+            format!("spec.cron.timeZone {time_zone:?} is no IANA time zone such as Europe/Berlin"),
+        )
+    })?;
+    let (data, content_type) = cron_data(data.as_ref())?;
+    let source = source.clone().unwrap_or_else(|| {
+        format!(
+            "/apis/weir.dev/v1alpha1/namespaces/{}/sources/{}",
+            subject.namespace, subject.name
+        )
+    });
+    let fixed = [
+        ("type", Some(r#type.clone())),
+        ("source", Some(source)),
+        ("subject", about.clone()),
+        ("datacontenttype", content_type),
+    ];
+    let fixed = fixed
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let attributes: Vec<_> = fixed.chain(extensions.clone()).collect();
+    let probe = attributes.iter().fold(
+        EventBuilder::new().attribute("id", "1"),
+        |builder, (name, value)| builder.attribute(name.as_str(), value.as_str()),
+    );
+    probe
+        .build()
+        .map_err(|invalid| Finding::bad("InvalidEvent", format!("spec.cron: {invalid}")))?;
+    Ok(routing::Cron {
+        schedule: schedule.clone(),
+        time_zone: time_zone.clone(),
+        attributes,
+        data,
+    })
+}
+
+fn cron_data(data: Option<&api::CronData>) -> Result<(Option<String>, Option<String>), Finding> {
+    let Some(api::CronData {
+        text,
+        json,
+        content_type,
+    }) = data
+    else {
+        return Ok((None, None));
+    };
+    let typed = |default: &str| Some(content_type.clone().unwrap_or_else(|| default.to_owned()));
+    match (text, json) {
+        (Some(text), None) => Ok((Some(text.clone()), typed("text/plain"))),
+        (None, Some(json)) => {
+            serde_json::from_str::<serde::de::IgnoredAny>(json).map_err(|error| {
+                Finding::bad("InvalidData", format!("spec.cron.data.json is not JSON: {error}"))
+            })?;
+            Ok((Some(json.clone()), typed("application/json")))
+        }
+        _ => Err(Finding::bad(
+            "InvalidData",
+            "spec.cron.data has exactly one of text and json",
+        )),
+    }
+}
+
+/// A hash of everything but the revision itself: FNV-1a with 64 bits over the JSON form, which is stable across
+/// builds, as `std::hash` is not.
+fn revision_of(configuration: &Configuration) -> Revision {
+    let Configuration {
+        revision: _,
+        namespaces,
+        triggers,
+        sources,
+    } = configuration;
+    // Plain data always serialises.
+    let text = serde_json::to_vec(&(namespaces, triggers, sources)).unwrap_or_default();
+    let hash = text.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    Revision(format!("{hash:016x}"))
+}

@@ -1,0 +1,243 @@
+//! From a reference to where events are posted. Pure.
+//!
+//! A reference never reaches further than its author: a Service is always one of the namespace of whoever names it,
+//! another namespace's Sink has to let the Trigger in, and a `uri` cannot name what is inside the cluster.
+
+use std::collections::BTreeMap;
+
+use http::Uri;
+
+use super::{
+    diagnosis::Finding,
+    observed::{Namespace, Observed, Service},
+};
+use crate::{
+    api::{self, NamespaceSelector, Scheme, ServicePort, ServiceTarget},
+    routing::ServiceName,
+};
+
+/// A destination that is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    pub(super) uri: String,
+    pub(super) service: Option<ServiceName>,
+}
+
+/// Finds what references name.
+pub(super) struct Resolver<'a> {
+    cluster_domain: &'a str,
+    services: BTreeMap<(&'a str, &'a str), &'a Service>,
+    sinks: BTreeMap<(String, String), &'a api::Sink>,
+    namespaces: BTreeMap<&'a str, &'a Namespace>,
+}
+
+impl<'a> Resolver<'a> {
+    pub(super) fn new(observed: &'a Observed, cluster_domain: &'a str) -> Self {
+        let services = observed
+            .services
+            .iter()
+            .map(|service| ((&*service.namespace, &*service.name), service))
+            .collect();
+        let sinks = observed
+            .sinks
+            .iter()
+            .filter_map(|sink| {
+                let metadata = &sink.metadata;
+                let live = metadata.deletion_timestamp.is_none();
+                live.then(|| Some(((metadata.namespace.clone()?, metadata.name.clone()?), sink)))?
+            })
+            .collect();
+        let namespaces = observed
+            .namespaces
+            .iter()
+            .map(|namespace| (&*namespace.name, namespace))
+            .collect();
+        Self {
+            cluster_domain,
+            services,
+            sinks,
+            namespaces,
+        }
+    }
+
+    /// The Sink that a Trigger of a namespace names.
+    pub(super) fn sink(&self, from: &str, reference: &api::SinkRef) -> Result<&'a api::Sink, Finding> {
+        let namespace = reference.namespace.as_deref().unwrap_or(from);
+        let name = &reference.name;
+        let sink = self.sinks.get(&(namespace.to_owned(), name.clone())).copied();
+        if namespace == from {
+            return sink.ok_or_else(|| {
+                Finding::bad("SinkNotFound", format!("there is no Sink {name:?} in namespace {namespace:?}; apply it, or correct spec.sink.ref"))
+            });
+        }
+        // Whether a foreign Sink exists is not told to those whom it does not let in.
+        sink.filter(|sink| self.lets_in(sink.spec.allowed_namespaces.as_ref(), from)).ok_or_else(|| {
+            Finding::bad(
+                "SinkNotAllowed",
+                format!(
+                    "no Sink {name:?} in namespace {namespace:?} lets in namespace {from:?}; its owner can list {from:?} in the \
+                     Sink's spec.allowedNamespaces"
+                ),
+            )
+        })
+    }
+
+    fn lets_in(&self, selector: Option<&NamespaceSelector>, from: &str) -> bool {
+        let Some(NamespaceSelector { names, match_labels }) = selector else {
+            return false;
+        };
+        let by_name = names.iter().any(|name| name == "*" || name == from);
+        let by_label = !match_labels.is_empty()
+            && self.namespaces.get(from).is_some_and(|namespace| {
+                match_labels
+                    .iter()
+                    .all(|(key, value)| namespace.labels.get(key) == Some(value))
+            });
+        by_name || by_label
+    }
+
+    /// Where a Service of this namespace is reached.
+    pub(super) fn service(&self, namespace: &str, target: &ServiceTarget) -> Result<Address, Finding> {
+        let ServiceTarget {
+            name,
+            port,
+            path,
+            scheme,
+        } = target;
+        let service = self.services.get(&(namespace, name.as_str())).ok_or_else(|| {
+            Finding::bad(
+                "ServiceNotFound",
+                format!(
+                    "there is no Service {name:?} in namespace {namespace:?}; apply it, or correct its name"
+                ),
+            )
+        })?;
+        if service.external_name {
+            return Err(Finding::bad(
+                "ServiceExternal",
+                format!("Service {name:?} is of type ExternalName; name the host in uri instead"),
+            ));
+        }
+        let scheme = scheme.unwrap_or_default();
+        let port = port_number(service, port.as_ref(), scheme)?;
+        let path = path.as_deref().unwrap_or("/");
+        let domain = self.cluster_domain;
+        let uri = format!(
+            "{}://{name}.{namespace}.svc.{domain}:{port}{path}",
+            scheme.as_str()
+        );
+        uri.parse::<Uri>().map_err(|error| {
+            Finding::bad(
+                "InvalidPath",
+                format!("path {path:?} is not the path of a URI: {error}"),
+            )
+        })?;
+        let service = ServiceName {
+            namespace: namespace.to_owned(),
+            name: name.clone(),
+        };
+        Ok(Address {
+            uri,
+            service: Some(service),
+        })
+    }
+
+    /// A destination outside the cluster.
+    pub(super) fn uri(&self, text: &str) -> Result<Address, Finding> {
+        let bad = |problem: &str| Finding::bad("InvalidUri", format!("uri {text:?} {problem}"));
+        let uri: Uri = text
+            .parse()
+            .map_err(|error| bad(&format!("is not a URI: {error}")))?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(bad("has to begin with http:// or https://"));
+        }
+        if uri
+            .authority()
+            .is_some_and(|authority| authority.as_str().contains('@'))
+        {
+            return Err(bad(
+                "must not have user information; nothing secret belongs into a manifest",
+            ));
+        }
+        let host = uri
+            .host()
+            .unwrap_or_default()
+            .trim_end_matches('.')
+            .to_ascii_lowercase();
+        if host.is_empty() {
+            return Err(bad("has no host"));
+        }
+        let inside = [".svc", &format!(".svc.{}", self.cluster_domain)]
+            .iter()
+            .any(|suffix| host.ends_with(suffix));
+        if inside {
+            return Err(bad(
+                "is inside the cluster; name the Service in service, or a Sink in ref",
+            ));
+        }
+        Ok(Address {
+            uri: text.to_owned(),
+            service: None,
+        })
+    }
+}
+
+fn port_number(service: &Service, port: Option<&ServicePort>, scheme: Scheme) -> Result<u16, Finding> {
+    let name = &service.name;
+    let Some(ports) = &service.ports else {
+        return Ok(match (port, scheme) {
+            (Some(ServicePort::Number(number)), _) => *number,
+            (_, Scheme::Http) => 80,
+            (_, Scheme::Https) => 443,
+        });
+    };
+    let found = match port {
+        Some(ServicePort::Number(number)) => ports.iter().find(|port| port.number == *number),
+        Some(ServicePort::Name(wanted)) => ports.iter().find(|port| port.name == *wanted),
+        None => match ports.as_slice() {
+            [only] => Some(only),
+            _ => {
+                return Err(Finding::bad(
+                    "PortAmbiguous",
+                    format!(
+                        "Service {name:?} has {} ports ({}); set port to one of them",
+                        ports.len(),
+                        listed(service)
+                    ),
+                ));
+            }
+        },
+    };
+    found.map(|port| port.number).ok_or_else(|| {
+        let wanted = match port {
+            Some(ServicePort::Number(number)) => number.to_string(),
+            Some(ServicePort::Name(name)) => format!("{name:?}"),
+            None => "it".to_owned(),
+        };
+        Finding::bad(
+            "PortNotFound",
+            format!(
+                "Service {name:?} has no port {wanted}; it has {}",
+                listed(service)
+            ),
+        )
+    })
+}
+
+fn listed(service: &Service) -> String {
+    let ports = service.ports.iter().flatten();
+    let ports: Vec<_> = ports
+        .map(|port| {
+            if port.name.is_empty() {
+                port.number.to_string()
+            } else {
+                format!("{} ({})", port.number, port.name)
+            }
+        })
+        .collect();
+    if ports.is_empty() {
+        "none".to_owned()
+    } else {
+        ports.join(", ")
+    }
+}
