@@ -94,6 +94,7 @@ impl From<Found> for Broker {
             id,
             first,
             bytes_before_first,
+            last_accepted_millis: _,
         } = registered;
         let broker = Self::new(&name);
         broker.set_stored(Stored { id, events });

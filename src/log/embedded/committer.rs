@@ -388,12 +388,14 @@ impl Committer {
             let State {
                 first,
                 bytes_before_first,
+                last_accepted_millis,
                 ..
             } = staged.state;
             let entry = Registered {
                 id: staged.stored.id,
                 first,
                 bytes_before_first,
+                last_accepted_millis,
             };
             commit.batch.insert(
                 &self.shared.store.meta,

@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `events-{id}`, one a broker | offset, 8 bytes | version 1, accepted (ms) 8, bytes before it 8, payload |
 //! | `meta` | `format` | 4 bytes, [`FORMAT`] |
-//! | `meta` | `broker/{namespace/name}` | id 4, first retained offset 8, bytes before it 8 |
+//! | `meta` | `broker/{namespace/name}` | id 4, first retained offset 8, bytes before it 8, last accepted (ms) 8 |
 //! | `cursors` | the cursor's key | its value |
 //!
 //! Numbers are big-endian. "Bytes before it" is the sum of the payloads' lengths of all the broker's earlier
@@ -38,6 +38,8 @@ pub(super) struct Registered {
     pub(super) id: u32,
     pub(super) first: u64,
     pub(super) bytes_before_first: u64,
+    /// As of the last trim; for when no record is left that could tell.
+    pub(super) last_accepted_millis: i64,
 }
 
 pub(super) fn events_keyspace(id: u32) -> String {
@@ -94,22 +96,24 @@ impl Registered {
             id,
             first,
             bytes_before_first,
+            last_accepted_millis,
         } = self;
-        [
-            id.to_be_bytes().as_slice(),
-            &first.to_be_bytes(),
-            &bytes_before_first.to_be_bytes(),
-        ]
-        .concat()
+        let mut value = id.to_be_bytes().to_vec();
+        value.extend(first.to_be_bytes());
+        value.extend(bytes_before_first.to_be_bytes());
+        value.extend(last_accepted_millis.to_be_bytes());
+        value
     }
 
     pub(super) fn parse(value: &[u8]) -> Option<Self> {
         let (id, rest) = value.split_first_chunk::<4>()?;
         let (first, rest) = rest.split_first_chunk::<8>()?;
+        let (bytes_before_first, rest) = rest.split_first_chunk::<8>()?;
         Some(Self {
             id: u32::from_be_bytes(*id),
             first: u64::from_be_bytes(*first),
-            bytes_before_first: u64::from_be_bytes(rest.try_into().ok()?),
+            bytes_before_first: u64::from_be_bytes(*bytes_before_first),
+            last_accepted_millis: i64::from_be_bytes(rest.try_into().ok()?),
         })
     }
 }
@@ -146,6 +150,7 @@ mod tests {
             id: 3,
             first: 9,
             bytes_before_first: 1 << 40,
+            last_accepted_millis: -1,
         };
         assert_eq!(Registered::parse(&registered.to_value()), Some(registered));
     }
@@ -155,8 +160,8 @@ mod tests {
         for wrong in [&b""[..], b"\x02aaaaaaaabbbbbbbb", b"\x01aaaaaaaabbbbbbb"] {
             assert!(parse_value(wrong).is_err(), "{wrong:?}");
         }
-        assert_eq!(Registered::parse(&[0; 19]), None);
-        assert_eq!(Registered::parse(&[0; 21]), None);
+        assert_eq!(Registered::parse(&[0; 27]), None);
+        assert_eq!(Registered::parse(&[0; 29]), None);
         assert!(parse_offset(b"1234567").is_err());
     }
 

@@ -191,7 +191,7 @@ impl Store {
             registered,
             next: registered.first,
             bytes_before_next: registered.bytes_before_first,
-            last_accepted_millis: i64::MIN,
+            last_accepted_millis: registered.last_accepted_millis,
         };
         let (Some(lowest), Some(highest)) = (events.first_key_value(), events.last_key_value()) else {
             return Ok(found);
