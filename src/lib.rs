@@ -3,9 +3,10 @@
 //! One binary is the controller, the router and the command line; this library holds its rooms. Arrows between
 //! them point one way, and `tests/architecture.rs` holds them.
 
-
 pub mod api;
+pub mod cli;
 pub mod cloudevents;
 pub mod filter;
 pub mod log;
 pub mod routing;
+pub mod source;

@@ -1,1 +1,7 @@
-fn main(){}
+//! The command `weir`: parses the command line and calls [`weir::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    weir::cli::main()
+}

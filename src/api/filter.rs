@@ -57,15 +57,28 @@ impl JsonSchema for Filter {
 
 fn expression(depth: usize) -> Schema {
     let mut properties = Map::new();
-    for (dialect, verb) in [("exact", "is exactly"), ("prefix", "begins with"), ("suffix", "ends with")] {
+    for (dialect, verb) in [
+        ("exact", "is exactly"),
+        ("prefix", "begins with"),
+        ("suffix", "ends with"),
+    ] {
         properties.insert(dialect.to_owned(), attributes(dialect, verb));
     }
     if depth > 0 {
         let child = expression(depth - 1);
-        properties.insert("all".to_owned(), children("Holds if every one of these filters holds.", &child));
-        properties.insert("any".to_owned(), children("Holds if at least one of these filters holds.", &child));
+        properties.insert(
+            "all".to_owned(),
+            children("Holds if every one of these filters holds.", &child),
+        );
+        properties.insert(
+            "any".to_owned(),
+            children("Holds if at least one of these filters holds.", &child),
+        );
         let mut not = child;
-        not.insert("description".to_owned(), "Holds if this filter does not hold.".into());
+        not.insert(
+            "description".to_owned(),
+            "Holds if this filter does not hold.".into(),
+        );
         properties.insert("not".to_owned(), not.into());
     }
     json_schema!({
@@ -111,10 +124,13 @@ mod tests {
 
     #[test]
     fn each_dialect_is_one_key() {
-        let filter: Filter =
-            serde_json::from_value(json!({"all": [{"exact": {"type": "a"}}, {"not": {"prefix": {"source": "/"}}}]}))
-                .unwrap();
-        let Filter::All(children) = filter else { panic!("{filter:?}") };
+        let filter: Filter = serde_json::from_value(
+            json!({"all": [{"exact": {"type": "a"}}, {"not": {"prefix": {"source": "/"}}}]}),
+        )
+        .unwrap();
+        let Filter::All(children) = filter else {
+            panic!("{filter:?}")
+        };
         assert_eq!(children.len(), 2);
         assert!(serde_json::from_value::<Filter>(json!({"exact": {}, "prefix": {}})).is_err());
         assert!(serde_json::from_value::<Filter>(json!({"exactly": {}})).is_err());

@@ -14,7 +14,9 @@ mod trigger;
 pub use condition::condition;
 pub use delivery::{BackoffPolicy, DeliverySpec, DurationText};
 pub use filter::{Filter, NESTED_FILTERS};
-pub use sink::{ContentMode, NamespaceSelector, Scheme, ServicePort, ServiceTarget, Sink, SinkSpec, SinkStatus};
+pub use sink::{
+    ContentMode, NamespaceSelector, Scheme, ServicePort, ServiceTarget, Sink, SinkSpec, SinkStatus,
+};
 pub use source::{CronData, CronSource, Source, SourceSpec, SourceStatus};
 pub use trigger::{Destination, SinkRef, Start, Trigger, TriggerSpec, TriggerStatus};
 

@@ -23,8 +23,16 @@ use super::DeliverySpec;
     status = "SinkStatus",
     derive = "PartialEq",
     doc = "A Sink is a named, reusable destination of events: a Service of its own namespace or a URI, with how to deliver to it and which other namespaces may use it. Triggers name it in spec.sink.ref.",
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
     printcolumn(name = "URI", type_ = "string", json_path = ".status.uri"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -60,7 +68,10 @@ pub struct SinkSpec {
 #[serde(rename_all = "camelCase")]
 pub struct ServiceTarget {
     /// The Service's name.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
     pub name: String,
 
     /// The Service's port, by number or by name. May be left out if the Service has just one.
@@ -148,7 +159,13 @@ pub enum ContentMode {
 pub struct NamespaceSelector {
     /// Namespaces by name; "*" is every namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 63), regex(pattern = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$")))]
+    #[schemars(
+        length(min = 1, max = 64),
+        inner(
+            length(min = 1, max = 63),
+            regex(pattern = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$")
+        )
+    )]
     pub names: Vec<String>,
 
     /// Namespaces that have all of these labels.

@@ -22,8 +22,16 @@ use serde::{Deserialize, Serialize};
     status = "SourceStatus",
     derive = "PartialEq",
     doc = "A Source is something that Weir itself turns into events, which it posts to a broker of the Source's namespace: at present a schedule (cron).",
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
     printcolumn(name = "Broker", type_ = "string", json_path = ".spec.broker"),
     printcolumn(name = "Schedule", type_ = "string", json_path = ".spec.cron.schedule"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -33,7 +41,10 @@ use serde::{Deserialize, Serialize};
 pub struct SourceSpec {
     /// The broker that its events are posted to, in the Source's namespace. Default: default.
     #[serde(default = "super::default_broker")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
     pub broker: String,
 
     /// Makes an event at each time of a schedule. Times that pass while no router runs are not made up for.
@@ -58,7 +69,10 @@ pub struct CronSource {
 
     /// The IANA time zone that the schedule is read in, for example Europe/Berlin. Default: UTC.
     #[serde(default = "utc")]
-    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$"))]
+    #[schemars(
+        length(min = 1, max = 64),
+        regex(pattern = r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$")
+    )]
     pub time_zone: String,
 
     /// The events' type attribute, for example com.example.report.due.

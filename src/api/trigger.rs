@@ -23,8 +23,16 @@ use super::{DeliverySpec, Filter, ServiceTarget};
     status = "TriggerStatus",
     derive = "PartialEq",
     doc = "A Trigger takes the events of a broker of its namespace that pass its filters and delivers each to its sink. It may be applied before its Sink, its Service or the first event of its kind exist, and heals by itself.",
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
     printcolumn(name = "Broker", type_ = "string", json_path = ".spec.broker"),
     printcolumn(name = "Sink", type_ = "string", json_path = ".status.sinkUri"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -34,7 +42,10 @@ pub struct TriggerSpec {
     /// The broker whose events it takes, in the Trigger's namespace: producers post to /NAMESPACE/BROKER.
     /// Cannot be changed. Default: default.
     #[serde(default = "super::default_broker")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
     #[x_kube(validation = ("self == oldSelf", "broker cannot be changed: delete the Trigger and create it anew"))]
     pub broker: String,
 
@@ -95,13 +106,19 @@ pub struct Destination {
 #[serde(rename_all = "camelCase")]
 pub struct SinkRef {
     /// The Sink's name.
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    )]
     pub name: String,
 
     /// The Sink's namespace; another one than the Trigger's must be let in by the Sink's allowedNamespaces.
     /// Default: the Trigger's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
     pub namespace: Option<String>,
 }
 

@@ -1,7 +1,7 @@
 //! The filter dialects of the CloudEvents Subscriptions API.
 
-use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// One filter expression, as plain data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -142,7 +142,10 @@ impl Default for Delivery {
     /// Attempts for a day, pauses from half a second to five minutes, 30 seconds an attempt, 32 at once.
     fn default() -> Self {
         Self {
-            retry: Retry { attempts: None, duration: Some(Duration::from_secs(24 * 60 * 60)) },
+            retry: Retry {
+                attempts: None,
+                duration: Some(Duration::from_secs(24 * 60 * 60)),
+            },
             backoff_policy: BackoffPolicy::Exponential,
             backoff_delay: Duration::from_millis(500),
             backoff_max: Duration::from_secs(5 * 60),

@@ -3,6 +3,6 @@
 mod configuration;
 
 pub use configuration::{
-    BackoffPolicy, Configuration, ContentMode, Cron, Delivery, Destination, Retry, Revision, ServiceName, Source,
-    Start, Trigger,
+    BackoffPolicy, Configuration, ContentMode, Cron, Delivery, Destination, Retry, Revision, ServiceName,
+    Source, Start, Trigger,
 };

@@ -1,0 +1,1 @@
+//! What produces events inside Weir.
