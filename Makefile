@@ -1,0 +1,63 @@
+# What CI runs is `make test`; every other target is one of its parts, or a help in between.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+
+CARGO ?= cargo
+cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/weir
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: test
+test: lint unit integration deny ## Everything that CI runs
+
+.PHONY: fmt
+fmt: rust ## Format the code
+	$(CARGO) fmt
+
+.PHONY: lint
+lint: rust ## Check the formatting and the lints; a warning is an error
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+.PHONY: unit
+unit: rust ## Test what needs nothing but the code: units, examples in the docs, the arrows between rooms
+	$(CARGO) test --locked --lib --bins --test architecture
+	$(CARGO) test --locked --doc
+
+.PHONY: integration
+integration: rust ## Test against a real API server, built on the first run (see tests/README.md)
+	assets="$$(tests/kubernetes/build.sh)"
+	KUBEBUILDER_ASSETS="$$assets" $(CARGO) test --locked --test '*'
+
+# The advisories need the RustSec database, which is fetched from the network: ADVISORIES=1 asks for them.
+.PHONY: deny
+deny: ## Check licences, bans and sources (with ADVISORIES=1 also advisories), when cargo-deny is there
+	@if command -v cargo-deny >/dev/null; then
+	  set -x
+	  $(CARGO) deny --locked check licenses bans sources $(if $(ADVISORIES),advisories)
+	else
+	  echo "skipped: cargo deny (licences, bans, sources). To run it: cargo install cargo-deny --locked"
+	fi
+
+.PHONY: crds
+crds: rust ## Write the custom resource definitions to crds/
+	$(CARGO) run --locked --quiet -- crds --out crds
+
+.PHONY: quickstart
+quickstart: rust ## Build Weir, run it without a cluster, and see events arrive; Ctrl-C ends it
+	@CARGO="$(CARGO)" examples/quickstart/run.sh
+
+.PHONY: clean-cache
+clean-cache: ## Remove the Kubernetes binaries that the tests built
+	rm -rf "$(cache)"/kubernetes-*
+
+.PHONY: rust
+rust:
+	@need() { command -v "$$1" >/dev/null || { echo "error: $$1 is missing: $$2" >&2; exit 1; }; }
+	need $(CARGO) 'install rustup (on Debian, apt-get install rustup), then run: rustup toolchain install'
+	need cc 'on Debian, apt-get install build-essential'

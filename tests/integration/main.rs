@@ -1,0 +1,16 @@
+//! What crosses rooms, against the real thing: processes, an API server, HTTP. One binary, so that it links once.
+//!
+//! `make integration` runs it; tests/README.md says what it needs.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and what it has to show then goes to standard error"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod harness;
