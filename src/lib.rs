@@ -9,4 +9,4 @@ pub mod cloudevents;
 pub mod filter;
 pub mod log;
 pub mod routing;
-pub mod source;
+//pub mod source;

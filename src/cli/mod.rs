@@ -7,6 +7,7 @@ pub mod controller;
 pub mod crds;
 pub mod display;
 pub mod logging;
+pub mod manifests;
 pub mod router;
 pub mod run;
 pub mod send;
