@@ -49,8 +49,8 @@ crds: rust ## Write the custom resource definitions to crds/
 	$(CARGO) run --locked --quiet -- crds --out crds
 
 .PHONY: quickstart
-quickstart: rust ## Run Weir without a cluster on the manifests of examples/quickstart
-	$(CARGO) run --locked --release -- run examples/quickstart
+quickstart: rust ## Build Weir, run it without a cluster, and see events arrive; Ctrl-C ends it
+	@CARGO="$(CARGO)" examples/quickstart/run.sh
 
 .PHONY: clean-cache
 clean-cache: ## Remove the Kubernetes binaries that the tests built

@@ -4,9 +4,13 @@
 //! them point one way, and `tests/architecture.rs` holds them.
 
 pub mod api;
+pub mod cli;
 pub mod cloudevents;
 pub mod controller;
 pub mod delivery;
 pub mod filter;
 pub mod log;
+pub mod router;
 pub mod routing;
+pub mod server;
+pub mod source;

@@ -1,3 +1,7 @@
-//! The command line only: parse, then call.
+//! The command `weir`: parses the command line and calls [`weir::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    weir::cli::main()
+}

@@ -2,12 +2,13 @@
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-/// A positive duration as Kubernetes users write it: `500ms`, `30s`, `1h30m`.
+/// A positive duration as Kubernetes users write it: `500ms`, `30s`, `1h30m`. The number of digits is
+/// bounded because kube's duration panics on one that the standard library's cannot hold.
 pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string",
         "maxLength": 32,
-        "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$",
+        "pattern": r"^([0-9]{1,8}(\.[0-9]{1,8})?(ms|s|m|h))+$",
     })
 }
 

@@ -46,7 +46,7 @@ pub struct SinkSpec {
     /// An absolute http or https URI outside the cluster. What is inside the cluster is named by service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
-    #[x_kube(validation = ("self.matches('^https?://[^/?#@]+')", "must be an absolute http or https URI with a host and without user information"))]
+    #[x_kube(validation = ("self.matches('^https?://[^/?#@]+([/?#].*)?$')", "must be an absolute http or https URI with a host and without user information"))]
     pub uri: Option<String>,
 
     /// The mode in which events are sent: AsReceived keeps binary or structured as the producer sent it (an event
@@ -111,8 +111,9 @@ impl JsonSchema for ServicePort {
         schemars::json_schema!({
             "x-kubernetes-int-or-string": true,
             "x-kubernetes-validations": [{
-                "rule": "type(self) == int ? self >= 1 && self <= 65535 \
-                         : self.size() <= 15 && self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+                // Without type(), which kube's client-side CEL does not know.
+                "rule": "string(self).matches('^[0-9]+$') ? int(self) >= 1 && int(self) <= 65535 \
+                         : string(self).size() <= 15 && string(self).matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
                 "message": "a port is a number from 1 to 65535 or the name of one of the Service's ports",
             }],
         })

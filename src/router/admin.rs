@@ -31,7 +31,11 @@ pub(super) fn service(admin: Admin) -> Router {
 async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     match admin.table.load().as_ref() {
         Some(table) => format!("ok: revision {}\n", table.revision().0).into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "not ready: no routing configuration yet\n").into_response(),
+        None => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not ready: no routing configuration yet\n",
+        )
+            .into_response(),
     }
 }
 
@@ -42,6 +46,10 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], body).into_response()
         }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("metrics cannot be written: {error}\n")).into_response(),
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("metrics cannot be written: {error}\n"),
+        )
+            .into_response(),
     }
 }

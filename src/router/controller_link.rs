@@ -52,7 +52,9 @@ pub enum LinkError {
     #[error("the controller answered {0}")]
     Status(StatusCode),
     /// What the controller sent is no routing configuration.
-    #[error("the controller's answer cannot be read as a routing configuration: {0}; do both run the same version?")]
+    #[error(
+        "the controller's answer cannot be read as a routing configuration: {0}; do both run the same version?"
+    )]
     Malformed(String),
 }
 
@@ -63,15 +65,23 @@ impl ControllerLink {
     /// When the address is no http URL.
     pub fn new(controller: &str, router: &str) -> Result<Self, LinkError> {
         let controller = controller.trim_end_matches('/').to_owned();
-        let is_http = controller.parse::<Uri>().is_ok_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some());
+        let is_http = controller
+            .parse::<Uri>()
+            .is_ok_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some());
         if !is_http {
             return Err(LinkError::Address(controller));
         }
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
-        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-        Ok(Self { controller, router: router.to_owned(), client })
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        Ok(Self {
+            controller,
+            router: router.to_owned(),
+            client,
+        })
     }
 
     /// Polls until told to stop, sends each new configuration and waits until it is applied before asking again:
@@ -93,10 +103,15 @@ impl ControllerLink {
             match polled {
                 Ok(configuration) => {
                     if !reachable {
-                        tracing::info!(controller = self.controller, "the controller can be reached again");
+                        tracing::info!(
+                            controller = self.controller,
+                            "the controller can be reached again"
+                        );
                     }
                     (pause, reachable) = (FIRST_PAUSE, true);
-                    let Some(configuration) = configuration else { continue };
+                    let Some(configuration) = configuration else {
+                        continue;
+                    };
                     let expected = configuration.revision.clone();
                     configurations.send_replace(Some(configuration));
                     tokio::select! {
@@ -120,9 +135,14 @@ impl ControllerLink {
     }
 
     async fn poll(&self, revision: &Revision) -> Result<Option<Configuration>, LinkError> {
-        let query = ConfigurationQuery { router: self.router.clone(), revision: revision.clone() };
+        let query = ConfigurationQuery {
+            router: self.router.clone(),
+            revision: revision.clone(),
+        };
         let uri = format!("{}{CONFIGURATION_PATH}?{}", self.controller, query.encode());
-        tokio::time::timeout(POLL_TIMEOUT + PATIENCE, self.get(uri)).await.map_err(|_| LinkError::Timeout)?
+        tokio::time::timeout(POLL_TIMEOUT + PATIENCE, self.get(uri))
+            .await
+            .map_err(|_| LinkError::Timeout)?
     }
 
     async fn get(&self, uri: String) -> Result<Option<Configuration>, LinkError> {
@@ -130,8 +150,11 @@ impl ControllerLink {
             .header(header::ACCEPT, "application/json")
             .body(Empty::new())
             .map_err(|_| LinkError::Address(uri))?;
-        let response =
-            self.client.request(request).await.map_err(|error| LinkError::Unreachable(error.to_string()))?;
+        let response = self
+            .client
+            .request(request)
+            .await
+            .map_err(|error| LinkError::Unreachable(error.to_string()))?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => return Ok(None),
@@ -141,6 +164,8 @@ impl ControllerLink {
             .collect()
             .await
             .map_err(|error| LinkError::Unreachable(error.to_string()))?;
-        serde_json::from_slice(&body.to_bytes()).map(Some).map_err(|error| LinkError::Malformed(error.to_string()))
+        serde_json::from_slice(&body.to_bytes())
+            .map(Some)
+            .map_err(|error| LinkError::Malformed(error.to_string()))
     }
 }

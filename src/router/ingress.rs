@@ -56,7 +56,9 @@ async fn receive(
     let (parts, body) = request.into_parts();
     match ingress.accept(&namespace, &broker, parts, body).await {
         Ok(count) => {
-            ingress.metrics.accepted(&namespace, &broker, count, began.elapsed());
+            ingress
+                .metrics
+                .accepted(&namespace, &broker, count, began.elapsed());
             StatusCode::ACCEPTED.into_response()
         }
         Err(problem) => {
@@ -68,7 +70,13 @@ async fn receive(
 
 impl Ingress {
     /// Checks and stores; gives the number of events.
-    async fn accept(&self, namespace: &str, broker: &str, parts: Parts, body: Body) -> Result<usize, Problem> {
+    async fn accept(
+        &self,
+        namespace: &str,
+        broker: &str,
+        parts: Parts,
+        body: Body,
+    ) -> Result<usize, Problem> {
         self.check_broker(namespace, broker)?;
         check_encoding(&parts.headers)?;
         let body = self.read_body(&parts.headers, body).await?;
@@ -77,7 +85,9 @@ impl Ingress {
             return Ok(0);
         }
         let payloads: Vec<_> = events.iter().map(Event::to_record).collect();
-        self.log.append(&broker_key(namespace, broker), payloads, Timestamp::now()).await?;
+        self.log
+            .append(&broker_key(namespace, broker), payloads, Timestamp::now())
+            .await?;
         Ok(events.len())
     }
 
@@ -103,7 +113,12 @@ impl Ingress {
         } else {
             format!("there is no namespace {namespace:?}; events are posted to /NAMESPACE/BROKER")
         };
-        Err(Problem::new(StatusCode::NOT_FOUND, "unknown_broker", "There is no such broker", detail))
+        Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            "unknown_broker",
+            "There is no such broker",
+            detail,
+        ))
     }
 
     async fn read_body(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
@@ -115,7 +130,9 @@ impl Ingress {
                 format!("the body may have {} bytes at most", self.max_body),
             )
         };
-        let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let announced = headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|length| length > self.max_body as u64) {
             return Err(too_large());
         }
@@ -132,7 +149,10 @@ impl Ingress {
                 StatusCode::REQUEST_TIMEOUT,
                 "body_timeout",
                 "The request took too long",
-                format!("the body was not complete within {} s", BODY_READ_TIMEOUT.as_secs()),
+                format!(
+                    "the body was not complete within {} s",
+                    BODY_READ_TIMEOUT.as_secs()
+                ),
             )),
         }
     }
@@ -177,5 +197,10 @@ async fn unknown_path(State(ingress): State<Arc<Ingress>>) -> Problem {
 
 async fn wrong_method(State(ingress): State<Arc<Ingress>>) -> Problem {
     ingress.metrics.rejected("wrong_method");
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", "Events are posted", "use POST")
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "wrong_method",
+        "Events are posted",
+        "use POST",
+    )
 }

@@ -21,7 +21,9 @@ use crate::{
 };
 
 /// From well below one fsync to a disk in trouble, in seconds.
-const INGRESS_SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+const INGRESS_SECONDS: [f64; 12] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BrokerLabels {
@@ -54,7 +56,10 @@ pub(super) struct IngressMetrics {
 
 impl IngressMetrics {
     pub(super) fn accepted(&self, namespace: &str, broker: &str, events: usize, took: Duration) {
-        let labels = BrokerLabels { namespace: namespace.to_owned(), broker: broker.to_owned() };
+        let labels = BrokerLabels {
+            namespace: namespace.to_owned(),
+            broker: broker.to_owned(),
+        };
         self.accepted.get_or_create(&labels).inc_by(events as u64);
         self.seconds.observe(took.as_secs_f64());
     }
@@ -78,7 +83,11 @@ pub(super) struct ConfigurationInfo(Family<RevisionLabels, Gauge>);
 impl ConfigurationInfo {
     pub(super) fn applied(&self, revision: &str) {
         self.0.clear();
-        self.0.get_or_create(&RevisionLabels { revision: revision.to_owned() }).set(1);
+        self.0
+            .get_or_create(&RevisionLabels {
+                revision: revision.to_owned(),
+            })
+            .set(1);
     }
 }
 
@@ -92,10 +101,22 @@ impl Metrics {
         });
         let configuration = ConfigurationInfo::default();
         let build = Family::<VersionLabels, Gauge>::default();
-        build.get_or_create(&VersionLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+        build
+            .get_or_create(&VersionLabels {
+                version: env!("CARGO_PKG_VERSION"),
+            })
+            .set(1);
         registry.register("build_info", "The version that runs", build);
-        registry.register("events_accepted", "Events that were made durable", ingress.accepted.clone());
-        registry.register("requests_rejected", "Requests that were refused, by reason", ingress.rejected.clone());
+        registry.register(
+            "events_accepted",
+            "Events that were made durable",
+            ingress.accepted.clone(),
+        );
+        registry.register(
+            "requests_rejected",
+            "Requests that were refused, by reason",
+            ingress.rejected.clone(),
+        );
         registry.register(
             "ingress_duration_seconds",
             "Time from a request's head to the answer that its events are durable",
@@ -107,7 +128,11 @@ impl Metrics {
             configuration.0.clone(),
         );
         registry.register_collector(Box::new(DeliveryCollector { log, engine }));
-        Self { registry, ingress, configuration }
+        Self {
+            registry,
+            ingress,
+            configuration,
+        }
     }
 }
 
@@ -126,22 +151,55 @@ impl fmt::Debug for DeliveryCollector {
 type Labels<'a> = [(&'static str, &'a str); 3];
 
 fn labels(view: &TriggerView) -> Labels<'_> {
-    let broker = view.broker.split_once('/').map_or(view.broker.as_str(), |(_, name)| name);
-    [("namespace", &view.namespace), ("trigger", &view.name), ("broker", broker)]
+    let broker = view
+        .broker
+        .split_once('/')
+        .map_or(view.broker.as_str(), |(_, name)| name);
+    [
+        ("namespace", &view.namespace),
+        ("trigger", &view.name),
+        ("broker", broker),
+    ]
 }
 
 impl Collector for DeliveryCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let triggers = self.engine.triggers();
-        counter(&mut encoder, &triggers, "trigger_events_matched", "Events that the Trigger wanted", TriggerStats::matched)?;
+        counter(
+            &mut encoder,
+            &triggers,
+            "trigger_events_matched",
+            "Events that the Trigger wanted",
+            TriggerStats::matched,
+        )?;
         settled(&mut encoder, &triggers)?;
-        gauge(&mut encoder, &triggers, "trigger_events_pending", "Events wanted and not settled", |view| {
-            view.stats.pending()
-        })?;
-        gauge(&mut encoder, &triggers, "trigger_backlog_events", "Events of the broker not looked at yet", |view| {
-            self.log.bounds(&view.broker).next.0.saturating_sub(view.stats.next().0)
-        })?;
-        counter(&mut encoder, &triggers, "trigger_attempts", "Delivery attempts since the start", TriggerStats::attempts)?;
+        gauge(
+            &mut encoder,
+            &triggers,
+            "trigger_events_pending",
+            "Events wanted and not settled",
+            |view| view.stats.pending(),
+        )?;
+        gauge(
+            &mut encoder,
+            &triggers,
+            "trigger_backlog_events",
+            "Events of the broker not looked at yet",
+            |view| {
+                self.log
+                    .bounds(&view.broker)
+                    .next
+                    .0
+                    .saturating_sub(view.stats.next().0)
+            },
+        )?;
+        counter(
+            &mut encoder,
+            &triggers,
+            "trigger_attempts",
+            "Delivery attempts since the start",
+            TriggerStats::attempts,
+        )?;
         counter(
             &mut encoder,
             &triggers,
@@ -149,12 +207,20 @@ impl Collector for DeliveryCollector {
             "Delivery attempts since the start that did not deliver",
             TriggerStats::failed_attempts,
         )?;
-        gauge(&mut encoder, &triggers, "trigger_attempts_in_flight", "Delivery attempts under way", |view| {
-            view.stats.in_flight()
-        })?;
-        gauge(&mut encoder, &triggers, "trigger_sink_down", "1 while the Sink keeps failing and is only probed", |view| {
-            u64::from(view.stats.sink_down())
-        })?;
+        gauge(
+            &mut encoder,
+            &triggers,
+            "trigger_attempts_in_flight",
+            "Delivery attempts under way",
+            |view| view.stats.in_flight(),
+        )?;
+        gauge(
+            &mut encoder,
+            &triggers,
+            "trigger_sink_down",
+            "1 while the Sink keeps failing and is only probed",
+            |view| u64::from(view.stats.sink_down()),
+        )?;
         let dropped = ConstCounter::new(self.engine.dropped_with_trigger());
         dropped.encode(encoder.encode_descriptor(
             "events_dropped_with_trigger",
@@ -168,11 +234,16 @@ impl Collector for DeliveryCollector {
 
 impl DeliveryCollector {
     fn log_bytes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut family =
-            encoder.encode_descriptor("log_retained_bytes", "Data retained in the event log", None, MetricType::Gauge)?;
+        let mut family = encoder.encode_descriptor(
+            "log_retained_bytes",
+            "Data retained in the event log",
+            None,
+            MetricType::Gauge,
+        )?;
         for (key, bytes) in self.log.usage() {
             let (namespace, broker) = key.split_once('/').unwrap_or(("", &key));
-            gauge_value(bytes).encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
+            gauge_value(bytes)
+                .encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
         }
         Ok(())
     }

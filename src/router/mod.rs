@@ -22,7 +22,10 @@ pub use saved::SavedError;
 
 use crate::{
     delivery::{Client, ClientError, DeliveryOptions, Engine, EngineError},
-    log::{EmbeddedLog, EmbeddedOptions, EventLog, LogError},
+    log::{
+        EventLog, LogError,
+        embedded::{EmbeddedLog, EmbeddedOptions},
+    },
     routing::{Configuration, Revision, RoutingTable, ServiceName},
     server::{BindError, Server},
     source::Sources,
@@ -104,13 +107,19 @@ pub async fn run(
         applied,
     };
     let before = saved.load()?;
-    let admin = admin::service(admin::Admin { registry: metrics.registry, table });
+    let admin = admin::service(admin::Admin {
+        registry: metrics.registry,
+        table,
+    });
 
     let servers = TaskTracker::new();
     let stop_admin = CancellationToken::new();
     servers.spawn(admin_server.serve(admin, stop_admin.clone()));
     if let Some(configuration) = before {
-        tracing::info!(revision = configuration.revision.0, "starting with the configuration of the last run");
+        tracing::info!(
+            revision = configuration.revision.0,
+            "starting with the configuration of the last run"
+        );
         applier.apply(configuration).await?;
     }
     let stop_ingress = stop.child_token();
@@ -159,8 +168,17 @@ struct Applier {
 }
 
 impl Applier {
-    async fn take_over(&mut self, saved: &SavedConfiguration, configuration: Configuration) -> Result<(), RouterError> {
-        if self.table.load().as_ref().is_some_and(|table| *table.revision() == configuration.revision) {
+    async fn take_over(
+        &mut self,
+        saved: &SavedConfiguration,
+        configuration: Configuration,
+    ) -> Result<(), RouterError> {
+        if self
+            .table
+            .load()
+            .as_ref()
+            .is_some_and(|table| *table.revision() == configuration.revision)
+        {
             self.applied.send_replace(configuration.revision);
             return Ok(());
         }
@@ -176,7 +194,7 @@ impl Applier {
         // Delivery first: an event that the new table lets in must find its Triggers in their places.
         self.engine.apply(&table).await?;
         self.table.store(Some(table));
-        self.sources.apply(&sources).await;
+        self.sources.apply(&sources);
         self.configuration.applied(&revision.0);
         tracing::info!(revision = revision.0, "routing configuration applied");
         self.applied.send_replace(revision);
@@ -186,8 +204,15 @@ impl Applier {
 
 /// Replaces scheme, host and port of Services that are reached elsewhere; the path stays.
 fn reach_services_at(services: &BTreeMap<ServiceName, String>, configuration: &mut Configuration) {
-    for destination in configuration.triggers.iter_mut().filter_map(|trigger| trigger.destination.as_mut()) {
-        let base = destination.service.as_ref().and_then(|service| services.get(service));
+    for destination in configuration
+        .triggers
+        .iter_mut()
+        .filter_map(|trigger| trigger.destination.as_mut())
+    {
+        let base = destination
+            .service
+            .as_ref()
+            .and_then(|service| services.get(service));
         let Some(base) = base else { continue };
         let path = destination
             .uri
@@ -206,7 +231,10 @@ mod tests {
 
     #[test]
     fn a_service_reached_elsewhere_keeps_its_path() {
-        let service = ServiceName { namespace: "shop".into(), name: "billing".into() };
+        let service = ServiceName {
+            namespace: "shop".into(),
+            name: "billing".into(),
+        };
         let trigger = |service| Trigger {
             uid: "u".into(),
             namespace: "shop".into(),
@@ -224,13 +252,22 @@ mod tests {
             suspend: false,
         };
         let services = [(service.clone(), "http://127.0.0.1:8081/".to_owned())].into();
-        let mut configuration =
-            Configuration { triggers: vec![trigger(Some(service)), trigger(None)], ..Configuration::default() };
+        let mut configuration = Configuration {
+            triggers: vec![trigger(Some(service)), trigger(None)],
+            ..Configuration::default()
+        };
         reach_services_at(&services, &mut configuration);
-        let uris: Vec<_> = configuration.triggers.iter().map(|t| &*t.destination.as_ref().unwrap().uri).collect();
+        let uris: Vec<_> = configuration
+            .triggers
+            .iter()
+            .map(|t| &*t.destination.as_ref().unwrap().uri)
+            .collect();
         assert_eq!(
             uris,
-            ["http://127.0.0.1:8081/events?x=1", "http://billing.shop.svc.cluster.local:8080/events?x=1"]
+            [
+                "http://127.0.0.1:8081/events?x=1",
+                "http://billing.shop.svc.cluster.local:8080/events?x=1"
+            ]
         );
     }
 }

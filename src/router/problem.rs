@@ -29,8 +29,21 @@ fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result
 }
 
 impl Problem {
-    pub(super) fn new(status: StatusCode, reason: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
-        Self { title, status, reason, detail: detail.into(), attribute: None, index: None, retry: false }
+    pub(super) fn new(
+        status: StatusCode,
+        reason: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            title,
+            status,
+            reason,
+            detail: detail.into(),
+            attribute: None,
+            index: None,
+            retry: false,
+        }
     }
 
     /// The same request may succeed later.
@@ -86,7 +99,10 @@ impl IntoResponse for Problem {
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (self.status, body).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         if self.retry {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

@@ -47,9 +47,13 @@ pub enum SavedError {
 impl SavedConfiguration {
     /// Makes the directory if it is absent.
     pub(super) fn in_directory(directory: &Path) -> Result<Self, SavedError> {
-        fs::create_dir_all(directory)
-            .map_err(|source| SavedError::Directory { path: directory.to_owned(), source })?;
-        Ok(Self { directory: directory.to_owned() })
+        fs::create_dir_all(directory).map_err(|source| SavedError::Directory {
+            path: directory.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            directory: directory.to_owned(),
+        })
     }
 
     pub(super) fn load(&self) -> Result<Option<Configuration>, SavedError> {
@@ -59,7 +63,9 @@ impl SavedConfiguration {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(SavedError::File { path, source }),
         };
-        serde_json::from_slice(&text).map(Some).map_err(|source| SavedError::Malformed { path, source })
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|source| SavedError::Malformed { path, source })
     }
 
     /// Replaces the file as a whole: after a crash it is the old or the new one.
@@ -74,7 +80,10 @@ impl SavedConfiguration {
             fs::rename(&beside, &path)?;
             File::open(&self.directory)?.sync_all()
         };
-        write().map_err(|source| SavedError::File { path: path.clone(), source })
+        write().map_err(|source| SavedError::File {
+            path: path.clone(),
+            source,
+        })
     }
 }
 
@@ -89,7 +98,10 @@ mod tests {
         let saved = SavedConfiguration::in_directory(&directory.path().join("data")).unwrap();
         assert_eq!(saved.load().unwrap(), None);
         for revision in ["a", "b"] {
-            let configuration = Configuration { revision: Revision(revision.into()), ..Configuration::default() };
+            let configuration = Configuration {
+                revision: Revision(revision.into()),
+                ..Configuration::default()
+            };
             saved.store(&configuration).unwrap();
             assert_eq!(saved.load().unwrap(), Some(configuration));
         }

@@ -22,7 +22,12 @@ pub(super) struct IdleTimeout<S> {
 
 impl<S> IdleTimeout<S> {
     pub(super) fn new(stream: S, limit: Duration) -> Self {
-        Self { stream, limit, active: Instant::now(), timer: Box::pin(sleep(limit)) }
+        Self {
+            stream,
+            limit,
+            active: Instant::now(),
+            timer: Box::pin(sleep(limit)),
+        }
     }
 
     /// Ready once the stream has been silent for too long.
@@ -31,7 +36,10 @@ impl<S> IdleTimeout<S> {
             ready!(self.timer.as_mut().poll(context));
             let end = self.active + self.limit;
             if Instant::now() >= end {
-                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the connection was idle for too long"));
+                return Poll::Ready(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the connection was idle for too long",
+                ));
             }
             self.timer.as_mut().reset(end);
         }
@@ -49,7 +57,11 @@ impl<S> IdleTimeout<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for IdleTimeout<S> {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_read(context, buffer);
         this.noted(context, result)

@@ -68,11 +68,19 @@ impl Server {
     /// # Errors
     /// When the address is in use or not this machine's.
     pub async fn bind(name: &'static str, address: SocketAddr) -> Result<Self, BindError> {
-        let failed = |source| BindError { name, address, source };
+        let failed = |source| BindError {
+            name,
+            address,
+            source,
+        };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         tracing::info!(listener = name, %address, "listening");
-        Ok(Self { name, listener, address })
+        Ok(Self {
+            name,
+            listener,
+            address,
+        })
     }
 
     /// The address that it listens on, with the port that was chosen if 0 was asked for.
@@ -103,7 +111,10 @@ impl Server {
         }
         drop(self.listener);
         if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
-            tracing::warn!(listener = self.name, "requests were still under way when the time to finish ended");
+            tracing::warn!(
+                listener = self.name,
+                "requests were still under way when the time to finish ended"
+            );
         }
     }
 

@@ -1,0 +1,355 @@
+//! A set of files and directories with manifests, and what they said when they were last in order.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{Manifest, Position, Problem, resource::Reader};
+
+/// What file names in a directory end with to be manifests.
+const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
+
+/// Files and directories with manifests.
+pub struct Manifests {
+    paths: Vec<PathBuf>,
+    reader: Reader,
+    files: BTreeMap<PathBuf, Content>,
+}
+
+/// What is kept of a file.
+struct Content {
+    manifests: Vec<Manifest>,
+    /// Whether it was in order as a whole; only then it is worth keeping while it is not.
+    whole: bool,
+}
+
+/// What the files say.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The resources, each once, in order of the files and of their places in them.
+    pub manifests: Vec<Manifest>,
+    /// Everything that is wrong.
+    pub problems: Vec<Problem>,
+}
+
+impl Manifests {
+    /// Manifests in these files, and in files `*.yaml`, `*.yml` and `*.json` of these directories (not of
+    /// directories below them).
+    ///
+    /// # Errors
+    /// When a path does not exist or cannot be read.
+    pub fn new(paths: Vec<PathBuf>) -> Result<Self, (PathBuf, io::Error)> {
+        for path in &paths {
+            let readable = match fs::metadata(path) {
+                Ok(metadata) if metadata.is_dir() => fs::read_dir(path).map(drop),
+                Ok(_) => fs::File::open(path).map(drop),
+                Err(error) => Err(error),
+            };
+            readable.map_err(|error| (path.clone(), error))?;
+        }
+        Ok(Self {
+            paths,
+            reader: Reader::new(),
+            files: BTreeMap::new(),
+        })
+    }
+
+    /// The paths as they were given.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// Whether a change to this path can change what the files say.
+    pub fn concerns(&self, changed: &Path) -> bool {
+        // A path of a watch is absolute where the directory was given so, and may be a link's target.
+        self.paths
+            .iter()
+            .any(|path| path.file_name() == changed.file_name() || path.ends_with(changed))
+            || is_manifest(changed)
+            || changed.extension().is_none()
+    }
+
+    /// Reads all files. A file that is broken, or that was named and is gone, keeps what it said when it was last
+    /// in order; a file that was removed from a directory takes its resources with it.
+    pub fn load(&mut self) -> Loaded {
+        let mut problems = Vec::new();
+        let mut files = BTreeSet::new();
+        let mut gone = Vec::new();
+        for path in &self.paths {
+            match list(path) {
+                Ok(listed) => files.extend(listed),
+                Err(error) => {
+                    gone.push(path);
+                    problems.push(problem(
+                        path,
+                        format!("cannot be read: {error}; what it said before stays in force"),
+                    ));
+                }
+            }
+        }
+        self.files
+            .retain(|file, _| files.contains(file) || gone.iter().any(|path| file.starts_with(path)));
+        for file in files {
+            self.read(&file, &mut problems);
+        }
+        let manifests = self.unique(&mut problems);
+        problems.sort();
+        problems.dedup();
+        Loaded { manifests, problems }
+    }
+
+    fn read(&mut self, file: &Path, problems: &mut Vec<Problem>) {
+        let mut found = Vec::new();
+        let manifests = match fs::read(file) {
+            Ok(bytes) => match std::str::from_utf8(&bytes) {
+                Ok(text) => self.reader.read(file, text, &mut found),
+                Err(error) => {
+                    let line = bytes
+                        .iter()
+                        .take(error.valid_up_to())
+                        .filter(|byte| **byte == b'\n')
+                        .count();
+                    let position = Position {
+                        line: line as u64 + 1,
+                        column: 1,
+                    };
+                    found.push(Problem {
+                        file: file.to_owned(),
+                        position,
+                        message: "not UTF-8".to_owned(),
+                    });
+                    Vec::new()
+                }
+            },
+            // It was removed since the directory was listed, or a directory has such a name.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::IsADirectory
+                ) && !self.paths.iter().any(|path| path == file) =>
+            {
+                self.files.remove(file);
+                return;
+            }
+            Err(error) => {
+                found.push(problem(file, format!("cannot be read: {error}")));
+                Vec::new()
+            }
+        };
+        let whole = found.is_empty();
+        if !whole
+            && self
+                .files
+                .get(file)
+                .is_some_and(|content| content.whole && !content.manifests.is_empty())
+        {
+            if let Some(first) = found.first_mut() {
+                first
+                    .message
+                    .push_str("; what the file said before stays in force");
+            }
+        } else if whole || !self.files.get(file).is_some_and(|content| content.whole) {
+            self.files.insert(file.to_owned(), Content { manifests, whole });
+        }
+        problems.extend(found);
+    }
+
+    fn unique(&self, problems: &mut Vec<Problem>) -> Vec<Manifest> {
+        let mut first = BTreeMap::new();
+        let mut unique = Vec::new();
+        for manifest in self.files.values().flat_map(|content| &content.manifests) {
+            let key = manifest.key();
+            let (kind, namespace, name) = &key;
+            match first.get(&key) {
+                None => {
+                    first.insert(key, manifest.problem("", String::new()));
+                    unique.push(manifest.clone());
+                }
+                Some(Problem { file, position, .. }) => {
+                    let message = format!(
+                        "{kind} {namespace}/{name} is already in {}:{}; this one is left out",
+                        file.display(),
+                        position.line
+                    );
+                    problems.push(manifest.problem("metadata.name", message));
+                }
+            }
+        }
+        unique
+    }
+}
+
+fn problem(file: &Path, message: String) -> Problem {
+    Problem {
+        file: file.to_owned(),
+        position: Position::START,
+        message,
+    }
+}
+
+/// The files that a path stands for.
+fn list(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if !fs::metadata(path)?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let file = entry?.path();
+        if is_manifest(&file) {
+            files.push(file);
+        }
+    }
+    Ok(files)
+}
+
+/// Editors keep files whose names begin with a dot beside the one that is edited.
+fn is_manifest(file: &Path) -> bool {
+    let hidden = file
+        .file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    !hidden
+        && file
+            .extension()
+            .is_some_and(|extension| EXTENSIONS.iter().any(|known| extension == *known))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sink(name: &str, uri: &str) -> String {
+        format!(
+            "apiVersion: weir.dev/v1alpha1\nkind: Sink\nmetadata: {{name: {name}}}\nspec: {{uri: '{uri}'}}\n"
+        )
+    }
+
+    fn names(loaded: &Loaded) -> Vec<String> {
+        loaded.manifests.iter().map(|manifest| manifest.key().2).collect()
+    }
+
+    fn shown(loaded: &Loaded, below: &Path) -> Vec<String> {
+        let prefix = format!("{}/", below.display());
+        loaded
+            .problems
+            .iter()
+            .map(|problem| problem.to_string().replace(&prefix, ""))
+            .collect()
+    }
+
+    #[test]
+    fn directories_and_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("b.yaml"), sink("b", "http://x")).unwrap();
+        fs::write(at("a.yml"), sink("a", "http://x")).unwrap();
+        fs::write(at("c.json"), "{\"apiVersion\": \"weir.dev/v1alpha1\", \"kind\": \"Sink\", \"metadata\": {\"name\": \"c\"}, \"spec\": {\"uri\": \"http://x\"}}").unwrap();
+        for ignored in ["notes.txt", ".a.yaml", "b.yaml~", ".b.yaml.swp"] {
+            fs::write(at(ignored), "not: [a manifest").unwrap();
+        }
+        fs::create_dir(at("below.yaml")).unwrap();
+        fs::write(at("below.yaml/d.yaml"), sink("d", "http://x")).unwrap();
+        let mut manifests = Manifests::new(vec![directory.path().to_owned(), at("b.yaml")]).unwrap();
+        let loaded = manifests.load();
+        assert_eq!(names(&loaded), ["a", "b", "c"]);
+        assert_eq!(loaded.problems, []);
+
+        let (path, error) = Manifests::new(vec![at("nowhere")]).err().unwrap();
+        assert_eq!((path, error.kind()), (at("nowhere"), io::ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn a_file_that_breaks_keeps_what_it_said() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("a.yaml");
+        let mut manifests = Manifests::new(vec![directory.path().to_owned()]).unwrap();
+        let good = format!("{}---\n{}", sink("a", "http://x"), sink("b", "http://x"));
+        fs::write(&file, &good).unwrap();
+        assert_eq!(names(&manifests.load()), ["a", "b"]);
+
+        fs::write(
+            &file,
+            good.replace(
+                "kind: Sink\nmetadata: {name: b}",
+                "kind: Sinc\nmetadata: {name: b}",
+            ),
+        )
+        .unwrap();
+        let loaded = manifests.load();
+        assert_eq!(names(&loaded), ["a", "b"]);
+        assert!(
+            shown(&loaded, directory.path())[0].starts_with("a.yaml:7:1: kind: "),
+            "{:?}",
+            loaded.problems
+        );
+        assert!(
+            loaded.problems[0]
+                .message
+                .ends_with("what the file said before stays in force")
+        );
+
+        fs::write(&file, "a: [").unwrap();
+        assert_eq!(names(&manifests.load()), ["a", "b"]);
+
+        fs::write(&file, sink("c", "http://x")).unwrap();
+        let loaded = manifests.load();
+        assert_eq!((names(&loaded), loaded.problems), (vec!["c".to_owned()], vec![]));
+
+        fs::remove_file(&file).unwrap();
+        assert_eq!(names(&manifests.load()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_file_that_was_never_in_order_gives_what_is_good_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("a.yaml");
+        let mut manifests = Manifests::new(vec![directory.path().to_owned()]).unwrap();
+        fs::write(&file, format!("{}---\nkind: x\n", sink("a", "http://x"))).unwrap();
+        assert_eq!(names(&manifests.load()), ["a"]);
+        fs::write(&file, format!("{}---\nkind: x\n", sink("b", "http://x"))).unwrap();
+        let loaded = manifests.load();
+        assert_eq!(names(&loaded), ["b"]);
+        assert_eq!(
+            shown(&loaded, directory.path()),
+            ["a.yaml:6:1: no manifest: it needs apiVersion and kind"]
+        );
+    }
+
+    #[test]
+    fn a_named_file_or_a_directory_that_is_gone_keeps_what_it_said() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, below) = (directory.path().join("a"), directory.path().join("below"));
+        fs::create_dir(&below).unwrap();
+        fs::write(&file, sink("a", "http://x")).unwrap();
+        fs::write(below.join("b.yaml"), sink("b", "http://x")).unwrap();
+        let mut manifests = Manifests::new(vec![file.clone(), below.clone()]).unwrap();
+        assert_eq!(names(&manifests.load()), ["a", "b"]);
+        fs::remove_file(&file).unwrap();
+        fs::remove_dir_all(&below).unwrap();
+        let loaded = manifests.load();
+        assert_eq!(names(&loaded), ["a", "b"]);
+        assert_eq!(loaded.problems.len(), 2, "{:?}", loaded.problems);
+    }
+
+    #[test]
+    fn a_resource_that_is_there_twice_is_a_problem() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("a.yaml"), sink("a", "http://first")).unwrap();
+        fs::write(directory.path().join("b.yaml"), sink("a", "http://second")).unwrap();
+        let loaded = Manifests::new(vec![directory.path().to_owned()]).unwrap().load();
+        assert_eq!(names(&loaded), ["a"]);
+        assert_eq!(
+            shown(&loaded, directory.path()),
+            ["b.yaml:3:12: Sink default/a is already in a.yaml:1; this one is left out"]
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_not_text_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("a.yaml"), b"a: 1\nb: \xff\n").unwrap();
+        let loaded = Manifests::new(vec![directory.path().to_owned()]).unwrap().load();
+        assert_eq!(shown(&loaded, directory.path()), ["a.yaml:2:1: not UTF-8"]);
+    }
+}

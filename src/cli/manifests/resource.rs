@@ -1,0 +1,410 @@
+//! From documents to our resources, with the checks that the API server makes on the way.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource as _;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{
+    Problem,
+    document::{self, Node, Position, Tree},
+    schema::{Schema, unknown_field},
+};
+use crate::{
+    api::{self, GROUP, custom_resource_definitions},
+    cli::service::is_label,
+};
+
+/// The namespace of a manifest that names none.
+const DEFAULT_NAMESPACE: &str = "default";
+
+/// Every field that `metadata` has; what the API server sets is accepted, so that what `kubectl get -o yaml`
+/// printed can be used as it is.
+const METADATA: &[&str] = &[
+    "annotations",
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "labels",
+    "managedFields",
+    "name",
+    "namespace",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
+
+/// One of our resources.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Resource {
+    /// A Source.
+    Source(api::Source),
+    /// A Trigger.
+    Trigger(api::Trigger),
+    /// A Sink.
+    Sink(api::Sink),
+}
+
+impl Resource {
+    /// Its kind, as a manifest names it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Source(_) => "Source",
+            Self::Trigger(_) => "Trigger",
+            Self::Sink(_) => "Sink",
+        }
+    }
+
+    /// Its metadata.
+    pub fn meta(&self) -> &ObjectMeta {
+        match self {
+            Self::Source(source) => source.meta(),
+            Self::Trigger(trigger) => trigger.meta(),
+            Self::Sink(sink) => sink.meta(),
+        }
+    }
+}
+
+/// A resource and where it was read.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// The resource.
+    pub resource: Resource,
+    /// Its file.
+    pub file: PathBuf,
+    /// What was read, to find the place of a field.
+    node: Arc<Node>,
+}
+
+impl Manifest {
+    /// What tells it from every other resource: kind, namespace and name.
+    pub fn key(&self) -> (&'static str, String, String) {
+        let meta = self.resource.meta();
+        (
+            self.resource.kind(),
+            meta.namespace.clone().unwrap_or_default(),
+            meta.name.clone().unwrap_or_default(),
+        )
+    }
+
+    /// A problem with what a path such as `spec.sink` names.
+    pub fn problem(&self, path: &str, message: String) -> Problem {
+        Problem {
+            file: self.file.clone(),
+            position: self.node.locate(path),
+            message,
+        }
+    }
+}
+
+/// Something that is wrong, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub position: Position,
+    pub message: String,
+}
+
+/// Makes resources of documents.
+pub struct Reader {
+    schemas: HashMap<String, Schema>,
+}
+
+impl Reader {
+    pub fn new() -> Self {
+        let schemas = custom_resource_definitions()
+            .into_iter()
+            .filter_map(|definition| Some((definition.spec.names.kind.clone(), Schema::of(&definition)?)))
+            .collect();
+        Self { schemas }
+    }
+
+    /// Reads the resources of a file's text; what is wrong with it is added to `problems`.
+    pub fn read(&self, file: &Path, text: &str, problems: &mut Vec<Problem>) -> Vec<Manifest> {
+        let mut findings = Vec::new();
+        let mut manifests = Vec::new();
+        match document::read(text) {
+            Ok(documents) => {
+                for document in documents {
+                    self.document(file, document, &mut manifests, &mut findings);
+                }
+            }
+            Err((position, message)) => findings.push(Finding { position, message }),
+        }
+        problems.extend(findings.into_iter().map(|Finding { position, message }| Problem {
+            file: file.to_owned(),
+            position,
+            message,
+        }));
+        manifests
+    }
+
+    fn document(&self, file: &Path, node: Node, manifests: &mut Vec<Manifest>, findings: &mut Vec<Finding>) {
+        let mut refuse = |position, message: String| findings.push(Finding { position, message });
+        if !matches!(node.tree, Tree::Map(_)) {
+            return refuse(
+                node.position,
+                format!("a manifest must be a mapping, not {}", node.kind()),
+            );
+        }
+        let (Some(version), Some(kind)) = (
+            node.get("apiVersion").and_then(Node::text),
+            node.get("kind").and_then(Node::text),
+        ) else {
+            return refuse(
+                node.position,
+                "no manifest: it needs apiVersion and kind".to_owned(),
+            );
+        };
+        if (version, kind) == ("v1", "List") {
+            for item in node.get("items").map(Node::items).unwrap_or_default() {
+                self.document(file, item.clone(), manifests, findings);
+            }
+            return;
+        }
+        let (group, version) = version.split_once('/').unwrap_or(("", version));
+        if group != GROUP {
+            tracing::debug!(file = %file.display(), line = node.position.line, group, kind, "not a kind of ours: skipped");
+            return;
+        }
+        if version != "v1alpha1" {
+            let position = node.locate("apiVersion");
+            return refuse(
+                position,
+                format!("apiVersion: {GROUP} has no version {version:?}; there is {GROUP}/v1alpha1"),
+            );
+        }
+        let Some(schema) = self.schemas.get(kind) else {
+            let mut kinds: Vec<_> = self.schemas.keys().map(String::as_str).collect();
+            kinds.sort_unstable();
+            let position = node.locate("kind");
+            return refuse(
+                position,
+                format!(
+                    "kind: {GROUP} has no kind {kind:?}; there are {}",
+                    kinds.join(", ")
+                ),
+            );
+        };
+        let before = findings.len();
+        for (key, _) in node.entries() {
+            const FIELDS: &[&str] = &["apiVersion", "kind", "metadata", "spec", "status"];
+            if !FIELDS.contains(&key.name.as_str()) {
+                let message = format!(
+                    "{}: {}",
+                    key.name,
+                    unknown_field(&key.name, FIELDS.iter().copied())
+                );
+                findings.push(Finding {
+                    position: key.position,
+                    message,
+                });
+            }
+        }
+        let metadata = metadata(&node, findings);
+        let spec = match node.get("spec") {
+            Some(spec) => schema.check(spec, node.position_of("spec"), findings),
+            None => {
+                findings.push(Finding {
+                    position: node.position,
+                    message: "spec is missing".to_owned(),
+                });
+                return;
+            }
+        };
+        let (Some(metadata), true) = (metadata, findings.len() == before) else {
+            return;
+        };
+        match resource(kind, metadata, spec) {
+            Ok(resource) => {
+                manifests.push(Manifest {
+                    resource,
+                    file: file.to_owned(),
+                    node: Arc::new(node),
+                });
+            }
+            Err(error) => {
+                findings.push(Finding {
+                    position: node.locate("spec"),
+                    message: format!("spec: {error}"),
+                });
+            }
+        }
+    }
+}
+
+/// The metadata that counts; what the API server sets is left out.
+fn metadata(node: &Node, findings: &mut Vec<Finding>) -> Option<ObjectMeta> {
+    let mut refuse = |position, message: String| findings.push(Finding { position, message });
+    let Some(metadata) = node.get("metadata") else {
+        refuse(
+            node.position,
+            "metadata is missing: it needs at least a name".to_owned(),
+        );
+        return None;
+    };
+    let key = node.position_of("metadata");
+    if !matches!(metadata.tree, Tree::Map(_)) {
+        refuse(
+            metadata.position,
+            format!("metadata: must be a mapping, not {}", metadata.kind()),
+        );
+        return None;
+    }
+    for (key, _) in metadata.entries() {
+        if !METADATA.contains(&key.name.as_str()) {
+            let message = unknown_field(&key.name, METADATA.iter().copied());
+            refuse(key.position, format!("metadata.{}: {message}", key.name));
+        }
+    }
+    let mut text = |field: &str| match metadata.get(field) {
+        None => Some(None),
+        Some(Node {
+            tree: Tree::String(text),
+            ..
+        }) => Some(Some(text.clone())),
+        Some(other) => {
+            refuse(
+                other.position,
+                format!(
+                    "metadata.{field}: must be a string, not {}; put it in quotes",
+                    other.kind()
+                ),
+            );
+            None
+        }
+    };
+    let name = text("name")?;
+    let namespace = text("namespace")?.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+    let Some(name) = name else {
+        refuse(key, "metadata.name is missing".to_owned());
+        return None;
+    };
+    if !is_subdomain(&name) {
+        refuse(
+            metadata.locate("name"),
+            format!(
+                "metadata.name: {name:?} must be at most 253 lower-case letters, digits, - and ., and begin and end with a letter or digit"
+            ),
+        );
+    }
+    if !is_label(&namespace) {
+        refuse(
+            metadata.locate("namespace"),
+            format!(
+                "metadata.namespace: {namespace:?} must be at most 63 lower-case letters, digits and -, and begin and end with a letter or digit"
+            ),
+        );
+    }
+    let mut strings = |field: &str| {
+        let node = metadata.get(field)?;
+        if !matches!(node.tree, Tree::Map(_)) {
+            refuse(
+                node.position,
+                format!("metadata.{field}: must be a mapping, not {}", node.kind()),
+            );
+        }
+        let mut map = BTreeMap::new();
+        for (key, value) in node.entries() {
+            match value.text() {
+                Some(text) => drop(map.insert(key.name.clone(), text.to_owned())),
+                None => refuse(
+                    value.position,
+                    format!(
+                        "metadata.{field}.{}: must be a string, not {}; put it in quotes",
+                        key.name,
+                        value.kind()
+                    ),
+                ),
+            }
+        }
+        Some(map)
+    };
+    let (labels, annotations) = (strings("labels"), strings("annotations"));
+    Some(ObjectMeta {
+        name: Some(name),
+        namespace: Some(namespace),
+        labels,
+        annotations,
+        ..ObjectMeta::default()
+    })
+}
+
+fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253
+        && text.split('.').all(|part| {
+            let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+            part.bytes().all(|c| inner(c) || c == b'-')
+                && part.bytes().next().is_some_and(inner)
+                && part.bytes().last().is_some_and(inner)
+        })
+}
+
+fn resource(kind: &str, mut metadata: ObjectMeta, spec: Value) -> Result<Resource, serde_json::Error> {
+    fn typed<S: DeserializeOwned>(spec: Value) -> Result<S, serde_json::Error> {
+        serde_json::from_value(spec)
+    }
+    metadata.generation = Some(generation(&spec));
+    let name = metadata.name.clone().unwrap_or_default();
+    let mut uid = format!(
+        "local/{kind}/{}/{name}",
+        metadata.namespace.as_deref().unwrap_or_default()
+    );
+    let resource = match kind {
+        "Source" => Resource::Source(api::Source {
+            metadata,
+            ..api::Source::new(&name, typed(spec)?)
+        }),
+        "Sink" => Resource::Sink(api::Sink {
+            metadata,
+            ..api::Sink::new(&name, typed(spec)?)
+        }),
+        _ => {
+            let trigger = api::Trigger {
+                metadata,
+                ..api::Trigger::new(&name, typed(spec)?)
+            };
+            // The broker of a Trigger cannot change, so one with another broker is another Trigger.
+            uid.push('/');
+            uid.push_str(&trigger.spec.broker);
+            Resource::Trigger(trigger)
+        }
+    };
+    Ok(match resource {
+        Resource::Source(mut source) => {
+            source.meta_mut().uid = Some(uid);
+            Resource::Source(source)
+        }
+        Resource::Trigger(mut trigger) => {
+            trigger.meta_mut().uid = Some(uid);
+            Resource::Trigger(trigger)
+        }
+        Resource::Sink(mut sink) => {
+            sink.meta_mut().uid = Some(uid);
+            Resource::Sink(sink)
+        }
+    })
+}
+
+/// A generation that is the same whenever the spec is, also after a restart: FNV-1a of its JSON, made positive.
+fn generation(spec: &Value) -> i64 {
+    let hash = spec
+        .to_string()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+    i64::try_from(hash >> 1).unwrap_or(i64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,146 @@
+//! Where a Service is reached by a process that is not in the cluster: `--service NAMESPACE/NAME=URL`.
+
+use std::{collections::BTreeMap, str::FromStr};
+
+use http::Uri;
+
+use super::Usage;
+use crate::routing::ServiceName;
+
+/// One `--service` flag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAddress {
+    /// The Service.
+    pub service: ServiceName,
+    /// Where it is reached instead: scheme and authority, without a path. The path of the Service's reference is
+    /// kept.
+    pub url: Uri,
+}
+
+/// Why a `--service` flag cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServiceAddressError {
+    /// The parts are not there.
+    #[error("write NAMESPACE/NAME=URL, for example shop/orders=http://127.0.0.1:8081")]
+    Form,
+    /// No namespace or Service has such a name.
+    #[error("{0:?} is no name of a namespace or Service: use lower-case letters, digits and -")]
+    Name(String),
+    /// Not where a Service can be.
+    #[error("{url:?} {reason}")]
+    Url {
+        /// What was given.
+        url: String,
+        /// What it lacks.
+        reason: &'static str,
+    },
+}
+
+impl FromStr for ServiceAddress {
+    type Err = ServiceAddressError;
+
+    fn from_str(text: &str) -> Result<Self, ServiceAddressError> {
+        let (service, url) = text.split_once('=').ok_or(ServiceAddressError::Form)?;
+        let (namespace, name) = service.split_once('/').ok_or(ServiceAddressError::Form)?;
+        for label in [namespace, name] {
+            if !is_label(label) {
+                return Err(ServiceAddressError::Name(label.to_owned()));
+            }
+        }
+        let wrong = |reason| ServiceAddressError::Url {
+            url: url.to_owned(),
+            reason,
+        };
+        let uri: Uri = url.parse().map_err(|_| wrong("is no URL"))?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(wrong("must begin with http:// or https://"));
+        }
+        if uri.host().is_none_or(str::is_empty) {
+            return Err(wrong("has no host"));
+        }
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+            return Err(wrong(
+                "must end after the host and port: the path is the one of the Service's reference",
+            ));
+        }
+        let service = ServiceName {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        Ok(Self { service, url: uri })
+    }
+}
+
+/// A label as RFC 1123 has it, which is what namespaces and Services are named by.
+pub(super) fn is_label(text: &str) -> bool {
+    let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (1..=63).contains(&text.len())
+        && text.bytes().all(|c| inner(c) || c == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// The flags as a map.
+///
+/// # Errors
+/// [`Usage`] when one Service is given twice.
+pub fn by_name(addresses: Vec<ServiceAddress>) -> anyhow::Result<BTreeMap<ServiceName, Uri>> {
+    let mut map = BTreeMap::new();
+    for ServiceAddress { service, url } in addresses {
+        let ServiceName { namespace, name } = &service;
+        let shown = format!("{namespace}/{name}");
+        if map.insert(service, url).is_some() {
+            return Err(Usage(format!("--service {shown} is given twice")).into());
+        }
+    }
+    Ok(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespace_name_and_url() {
+        let address: ServiceAddress = "shop/orders=http://127.0.0.1:8081".parse().unwrap();
+        assert_eq!(
+            address.service,
+            ServiceName {
+                namespace: "shop".into(),
+                name: "orders".into()
+            }
+        );
+        assert_eq!(address.url, "http://127.0.0.1:8081");
+        assert!(
+            "shop/orders=https://[::1]:8443/"
+                .parse::<ServiceAddress>()
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_why() {
+        for (text, part) in [
+            ("orders=http://x", "NAMESPACE/NAME=URL"),
+            ("shop/orders", "NAMESPACE/NAME=URL"),
+            ("Shop/orders=http://x", "\"Shop\""),
+            ("shop/=http://x", "\"\""),
+            ("shop/orders=127.0.0.1:80", "must begin with http://"),
+            ("shop/orders=ftp://x", "must begin with http://"),
+            ("shop/orders=http://x/path", "must end after the host"),
+            ("shop/orders=http://x?a=b", "must end after the host"),
+        ] {
+            let error = text.parse::<ServiceAddress>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_service_has_one_address() {
+        let twice = ["a/b=http://x", "a/b=http://y"].map(|text| text.parse().unwrap());
+        assert_eq!(
+            by_name(twice.into()).unwrap_err().to_string(),
+            "--service a/b is given twice"
+        );
+    }
+}

@@ -1,0 +1,402 @@
+//! Schedules, and the events that their times make. Pure.
+
+use croner::{
+    Cron,
+    parser::{CronParser, Seconds, Year},
+};
+use jiff::{Timestamp, tz::TimeZone};
+
+use crate::{
+    cloudevents::{Event, EventBuilder, Invalid},
+    routing,
+};
+
+/// The times that a cron expression means in a time zone.
+///
+/// Where clocks are put forward or back, a schedule with one hour, one minute and one second keeps to once a day:
+/// a time that is left out is made up for at the first moment after the gap, and of a time that comes twice only
+/// the first counts. Any other schedule follows the clock on the wall: times that are left out are left out, and
+/// times that come twice count twice.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    cron: Cron,
+    zone: TimeZone,
+}
+
+/// Why a schedule cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScheduleError {
+    /// The cron expression is none.
+    #[error(
+        "schedule {schedule:?}: {detail}; five fields are minute, hour, day of month, month and day of week, \
+         such as \"*/5 * * * *\", and six begin with the second"
+    )]
+    Expression {
+        /// As it was given.
+        schedule: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// No moment is meant by it.
+    #[error("schedule {0:?} never comes: its days are in none of its months")]
+    Never(String),
+    /// There is no such time zone.
+    #[error("there is no time zone {0:?}: use an IANA name such as Europe/Berlin or UTC")]
+    TimeZone(String),
+}
+
+impl ScheduleError {
+    /// A stable label for metrics and for the reason in a status.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Expression { .. } => "InvalidSchedule",
+            Self::Never(_) => "NeverDue",
+            Self::TimeZone(_) => "UnknownTimeZone",
+        }
+    }
+}
+
+impl Schedule {
+    /// Reads a schedule of five fields, or six with seconds first.
+    ///
+    /// # Errors
+    /// [`ScheduleError`] when the expression, its days or the time zone are none.
+    pub fn parse(cron: &routing::Cron) -> Result<Self, ScheduleError> {
+        let routing::Cron {
+            schedule,
+            time_zone,
+            attributes: _,
+            data: _,
+        } = cron;
+        let zone = TimeZone::get(time_zone).map_err(|_| ScheduleError::TimeZone(time_zone.clone()))?;
+        let cron = CronParser::builder()
+            .seconds(Seconds::Optional)
+            .year(Year::Disallowed)
+            .build()
+            .parse(schedule)
+            .map_err(|error| ScheduleError::Expression {
+                schedule: schedule.clone(),
+                detail: detail(&error),
+            })?;
+        let parsed = Self { cron, zone };
+        // Without a year the calendar repeats itself, so what never comes after one moment never comes at all.
+        if parsed.next_after(Timestamp::UNIX_EPOCH).is_none() {
+            return Err(ScheduleError::Never(schedule.clone()));
+        }
+        Ok(parsed)
+    }
+
+    /// The first scheduled time later than `time`, on a whole second.
+    #[must_use]
+    pub fn next_after(&self, time: Timestamp) -> Option<Timestamp> {
+        let from = time.to_zoned(self.zone.clone());
+        let next = self.cron.find_next_occurrence(&from, false).ok()?;
+        Some(next.timestamp())
+    }
+}
+
+fn detail(error: &croner::errors::CronError) -> String {
+    use croner::errors::CronError;
+    match error {
+        CronError::EmptyPattern => "it is empty".to_owned(),
+        CronError::InvalidPattern(detail)
+        | CronError::IllegalCharacters(detail)
+        | CronError::ComponentError(detail) => detail.trim_end_matches('.').to_owned(),
+        CronError::InvalidDate | CronError::InvalidTime | CronError::TimeSearchLimitExceeded => {
+            error.to_string().trim_end_matches('.').to_owned()
+        }
+    }
+}
+
+/// The event that a scheduled time makes. Its `id` is `{uid}-{scheduled time in Unix seconds}`, so that a repeat
+/// is recognisable by `source` and `id`; its `time` is the scheduled time.
+///
+/// # Errors
+/// [`Invalid`] when the Source's attributes make no valid event.
+pub fn event(source: &routing::Source, scheduled: Timestamp) -> Result<Event, Invalid> {
+    let routing::Source { uid, cron, .. } = source;
+    let mut builder = EventBuilder::new()
+        .attribute("id", format!("{uid}-{}", scheduled.as_second()))
+        .attribute("time", scheduled.to_string());
+    for (name, value) in &cron.attributes {
+        builder = builder.attribute(name.as_str(), value.as_str());
+    }
+    if let Some(data) = &cron.data {
+        builder = builder.untyped_data(data.clone());
+    }
+    builder.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloudevents::Data;
+
+    fn cron(schedule: &str, time_zone: &str) -> routing::Cron {
+        routing::Cron {
+            schedule: schedule.to_owned(),
+            time_zone: time_zone.to_owned(),
+            attributes: vec![
+                ("source".to_owned(), "/clock".to_owned()),
+                ("type".to_owned(), "com.example.tick".to_owned()),
+            ],
+            data: None,
+        }
+    }
+
+    fn next(schedule: &str, zone: &str, after: &str, count: usize) -> Vec<String> {
+        let schedule = Schedule::parse(&cron(schedule, zone)).unwrap();
+        std::iter::successors(Some(after.parse().unwrap()), |time| schedule.next_after(*time))
+            .skip(1)
+            .take(count)
+            .map(|time| time.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn five_fields_and_six() {
+        let after = "2026-11-24T08:00:00Z";
+        for (schedule, expected) in [
+            (
+                "*/5 * * * *",
+                vec!["2026-11-24T08:05:00Z", "2026-11-24T08:10:00Z"],
+            ),
+            (
+                "0 8 * * MON-FRI",
+                vec![
+                    "2026-11-25T08:00:00Z",
+                    "2026-11-26T08:00:00Z",
+                    "2026-11-27T08:00:00Z",
+                    "2026-11-30T08:00:00Z",
+                ],
+            ),
+            ("0 0 1 * *", vec!["2026-12-01T00:00:00Z", "2027-01-01T00:00:00Z"]),
+            ("0 0 29 2 *", vec!["2028-02-29T00:00:00Z", "2032-02-29T00:00:00Z"]),
+            // As in every cron: where day of month and day of week are both given, either will do.
+            (
+                "0 0 13 * FRI",
+                vec![
+                    "2026-11-27T00:00:00Z",
+                    "2026-12-04T00:00:00Z",
+                    "2026-12-11T00:00:00Z",
+                    "2026-12-13T00:00:00Z",
+                ],
+            ),
+            (
+                "*/2 * * * * *",
+                vec!["2026-11-24T08:00:02Z", "2026-11-24T08:00:04Z"],
+            ),
+            ("30 59 23 31 12 *", vec!["2026-12-31T23:59:30Z"]),
+            ("* * * * * *", vec!["2026-11-24T08:00:01Z"]),
+            ("0 0 * * 7", vec!["2026-11-29T00:00:00Z"]),
+            ("@hourly", vec!["2026-11-24T09:00:00Z"]),
+        ] {
+            assert_eq!(
+                next(schedule, "UTC", after, expected.len()),
+                expected,
+                "{schedule}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_next_time_is_later_and_on_a_whole_second() {
+        assert_eq!(
+            next("* * * * * *", "UTC", "2026-11-24T08:00:00.999Z", 1),
+            ["2026-11-24T08:00:01Z"]
+        );
+        assert_eq!(
+            next("0 8 * * *", "UTC", "2026-11-24T07:59:59.999Z", 1),
+            ["2026-11-24T08:00:00Z"]
+        );
+        assert_eq!(
+            next("0 8 * * *", "UTC", "2026-11-24T08:00:00.001Z", 1),
+            ["2026-11-25T08:00:00Z"]
+        );
+    }
+
+    #[test]
+    fn a_schedule_is_read_in_its_time_zone() {
+        let after = "2026-06-30T12:00:00Z";
+        assert_eq!(next("0 8 * * *", "UTC", after, 1), ["2026-07-01T08:00:00Z"]);
+        assert_eq!(
+            next("0 8 * * *", "Europe/Berlin", after, 1),
+            ["2026-07-01T06:00:00Z"]
+        );
+        assert_eq!(
+            next("0 8 * * *", "Asia/Kathmandu", after, 1),
+            ["2026-07-01T02:15:00Z"]
+        );
+        assert_eq!(
+            next("0 8 * * *", "America/New_York", "2026-12-31T12:00:00Z", 1),
+            ["2026-12-31T13:00:00Z"]
+        );
+    }
+
+    #[test]
+    fn when_clocks_change() {
+        // Berlin: at 02:00 on 29 March 2026 it becomes 03:00; at 03:00 on 25 October 2026 it becomes 02:00.
+        let before_the_gap = "2026-03-28T23:00:00Z";
+        let before_the_repeat = "2026-10-24T22:00:00Z";
+        for (schedule, after, expected) in [
+            // Once a day, in the gap: at the first moment after it, and then as usual.
+            (
+                "30 2 * * *",
+                before_the_gap,
+                vec!["2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"],
+            ),
+            (
+                "0 30 2 * * *",
+                before_the_gap,
+                vec!["2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"],
+            ),
+            (
+                "0 2 * * *",
+                before_the_gap,
+                vec!["2026-03-29T01:00:00Z", "2026-03-30T00:00:00Z"],
+            ),
+            (
+                "0 3 * * *",
+                before_the_gap,
+                vec!["2026-03-29T01:00:00Z", "2026-03-30T01:00:00Z"],
+            ),
+            // Once a day, in the hour that comes twice: the first time only.
+            (
+                "30 2 * * *",
+                before_the_repeat,
+                vec!["2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"],
+            ),
+            (
+                "0 3 * * *",
+                before_the_repeat,
+                vec!["2026-10-25T02:00:00Z", "2026-10-26T02:00:00Z"],
+            ),
+            // Several times a day: as the clock on the wall shows it.
+            (
+                "0 * * * *",
+                before_the_gap,
+                vec![
+                    "2026-03-29T00:00:00Z",
+                    "2026-03-29T01:00:00Z",
+                    "2026-03-29T02:00:00Z",
+                ],
+            ),
+            (
+                "30 1-3 * * *",
+                before_the_gap,
+                vec![
+                    "2026-03-29T00:30:00Z",
+                    "2026-03-29T01:30:00Z",
+                    "2026-03-29T23:30:00Z",
+                ],
+            ),
+            (
+                "30 1-3 * * *",
+                before_the_repeat,
+                vec![
+                    "2026-10-24T23:30:00Z",
+                    "2026-10-25T00:30:00Z",
+                    "2026-10-25T01:30:00Z",
+                    "2026-10-25T02:30:00Z",
+                    "2026-10-26T00:30:00Z",
+                ],
+            ),
+            (
+                "*/30 2 * * *",
+                before_the_repeat,
+                vec![
+                    "2026-10-25T00:00:00Z",
+                    "2026-10-25T00:30:00Z",
+                    "2026-10-25T01:00:00Z",
+                    "2026-10-25T01:30:00Z",
+                    "2026-10-26T01:00:00Z",
+                ],
+            ),
+        ] {
+            assert_eq!(
+                next(schedule, "Europe/Berlin", after, expected.len()),
+                expected,
+                "{schedule} after {after}"
+            );
+        }
+        // A change of half an hour, at Lord Howe Island.
+        assert_eq!(
+            next("15 2 * * *", "Australia/Lord_Howe", "2026-10-03T12:00:00Z", 2),
+            ["2026-10-03T15:30:00Z", "2026-10-04T15:15:00Z"]
+        );
+    }
+
+    #[test]
+    fn what_is_no_schedule_says_why() {
+        for (schedule, zone, label, part) in [
+            ("", "UTC", "InvalidSchedule", "is empty"),
+            ("* * * *", "UTC", "InvalidSchedule", "five fields are minute"),
+            (
+                "* * * * * * *",
+                "UTC",
+                "InvalidSchedule",
+                "five fields are minute",
+            ),
+            ("60 * * * *", "UTC", "InvalidSchedule", "60"),
+            ("* * * * FOO", "UTC", "InvalidSchedule", "five fields are minute"),
+            ("*/0 * * * *", "UTC", "InvalidSchedule", "five fields are minute"),
+            ("0 0 30 2 *", "UTC", "NeverDue", "never comes"),
+            ("0 0 31 4,6 *", "UTC", "NeverDue", "never comes"),
+            (
+                "* * * * *",
+                "Europe/Atlantis",
+                "UnknownTimeZone",
+                "Europe/Atlantis",
+            ),
+            ("* * * * *", "", "UnknownTimeZone", "IANA"),
+        ] {
+            let error = Schedule::parse(&cron(schedule, zone)).unwrap_err();
+            assert_eq!(error.label(), label, "{schedule}: {error}");
+            assert!(error.to_string().contains(part), "{schedule}: {error}");
+        }
+    }
+
+    fn source(cron: routing::Cron) -> routing::Source {
+        routing::Source {
+            uid: "5f0a".to_owned(),
+            namespace: "shop".to_owned(),
+            name: "clock".to_owned(),
+            generation: 1,
+            broker: "default".to_owned(),
+            cron,
+        }
+    }
+
+    #[test]
+    fn an_event_says_when_it_was_scheduled() {
+        let scheduled: Timestamp = "2026-11-24T08:00:00Z".parse().unwrap();
+        let mut cron = cron("0 8 * * *", "UTC");
+        cron.attributes
+            .push(("datacontenttype".to_owned(), "application/json".to_owned()));
+        cron.attributes.push(("team".to_owned(), "blue".to_owned()));
+        cron.data = Some("{\"n\": 1.10}".to_owned());
+        let event = event(&source(cron), scheduled).unwrap();
+        assert_eq!(event.id(), format!("5f0a-{}", scheduled.as_second()));
+        assert_eq!((event.source(), event.r#type()), ("/clock", "com.example.tick"));
+        assert_eq!(event.attribute("time"), Some(&"2026-11-24T08:00:00Z".into()));
+        assert_eq!(event.attribute("team"), Some(&"blue".into()));
+        assert_eq!(
+            event.attribute("datacontenttype"),
+            Some(&"application/json".into())
+        );
+        assert_eq!(event.data(), Some(Data::Binary("{\"n\": 1.10}".into())));
+    }
+
+    #[test]
+    fn attributes_that_make_no_event_are_refused() {
+        let mut cron = cron("0 8 * * *", "UTC");
+        cron.attributes.push(("Team".to_owned(), "blue".to_owned()));
+        assert_eq!(
+            event(&source(cron), Timestamp::UNIX_EPOCH)
+                .unwrap_err()
+                .attribute(),
+            Some("Team")
+        );
+    }
+}

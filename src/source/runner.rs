@@ -1,0 +1,346 @@
+//! Runs the Sources: waits for each scheduled time and appends its event to the event log.
+//!
+//! A time is made up for if it is noticed within [`LATE`], so that a short hold-up loses nothing; times that passed
+//! longer ago (the process was suspended, the clock was put forward) are logged and counted as missed. When the
+//! log is full, an event is tried again until the next one is due.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Schedule,
+    clock::{Clock, SystemClock},
+    event,
+};
+use crate::{
+    log::{EventLog, LogError},
+    routing,
+};
+
+/// How long after its time an event is still made.
+const LATE: SignedDuration = SignedDuration::from_secs(60);
+
+/// How long to wait without looking at the clock, which may jump.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// The pause before a full log is tried again.
+const FULL: Duration = Duration::from_secs(1);
+
+/// How many missed times are counted one by one.
+const COUNTED: u64 = 1_000;
+
+/// The Sources that run. Dropping it stops them without waiting; see [`Sources::shutdown`].
+pub struct Sources {
+    log: Arc<dyn EventLog>,
+    clock: Arc<dyn Clock>,
+    running: HashMap<String, Running>,
+    statistics: Statistics,
+    tasks: TaskTracker,
+}
+
+struct Running {
+    source: routing::Source,
+    stop: CancellationToken,
+}
+
+/// What the Sources did, for the metrics. Clones see the same numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Statistics(Arc<std::sync::Mutex<BTreeMap<(String, String), Arc<Counters>>>>);
+
+#[derive(Debug, Default)]
+struct Counters {
+    produced: AtomicU64,
+    missed: AtomicU64,
+}
+
+/// What one Source did since this process has known it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceCounts {
+    /// The Source's namespace.
+    pub namespace: String,
+    /// The Source's name.
+    pub name: String,
+    /// Events that were appended to the log.
+    pub produced: u64,
+    /// Scheduled times without an event: the log was full, or the time passed unnoticed.
+    pub missed: u64,
+}
+
+impl Statistics {
+    /// The Sources that run, in order of namespace and name.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<SourceCounts> {
+        self.lock()
+            .iter()
+            .map(|((namespace, name), counters)| SourceCounts {
+                namespace: namespace.clone(),
+                name: name.clone(),
+                produced: counters.produced.load(Ordering::Relaxed),
+                missed: counters.missed.load(Ordering::Relaxed),
+            })
+            .collect()
+    }
+
+    fn of(&self, source: &routing::Source) -> Arc<Counters> {
+        let key = (source.namespace.clone(), source.name.clone());
+        Arc::clone(self.lock().entry(key).or_default())
+    }
+
+    fn keep(&self, sources: &[routing::Source]) {
+        self.lock().retain(|(namespace, name), _| {
+            sources
+                .iter()
+                .any(|source| source.namespace == *namespace && source.name == *name)
+        });
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, String), Arc<Counters>>> {
+        // A map of counters is whole whatever happened to another thread.
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Drop for Sources {
+    fn drop(&mut self) {
+        for running in self.running.values() {
+            running.stop.cancel();
+        }
+    }
+}
+
+impl Sources {
+    /// No Sources yet; their events will go to this log.
+    pub fn new(log: Arc<dyn EventLog>) -> Self {
+        Self::with_clock(log, Arc::new(SystemClock))
+    }
+
+    fn with_clock(log: Arc<dyn EventLog>, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            log,
+            clock,
+            running: HashMap::new(),
+            statistics: Statistics::default(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// What the Sources did, for the metrics.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.statistics.clone()
+    }
+
+    /// Makes these the Sources that run, within a tokio runtime. Those that did not change go on undisturbed; a
+    /// changed one goes on with its next time from now.
+    pub fn apply(&mut self, sources: &[routing::Source]) {
+        self.running.retain(|uid, running| {
+            let unchanged = sources
+                .iter()
+                .any(|source| source.uid == *uid && *source == running.source);
+            if !unchanged {
+                running.stop.cancel();
+            }
+            unchanged
+        });
+        self.statistics.keep(sources);
+        for source in sources {
+            if self.running.contains_key(&source.uid) {
+                continue;
+            }
+            let stop = CancellationToken::new();
+            self.running.insert(
+                source.uid.clone(),
+                Running {
+                    source: source.clone(),
+                    stop: stop.clone(),
+                },
+            );
+            if let Some(task) = self.task(source, stop) {
+                self.tasks.spawn(task.run());
+            }
+        }
+    }
+
+    /// Stops all Sources; events that are being appended are waited for.
+    pub async fn shutdown(mut self) {
+        self.apply(&[]);
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// The controller lets only valid Sources through, so what is refused here is a fault of ours.
+    fn task(&self, source: &routing::Source, stop: CancellationToken) -> Option<Task> {
+        let routing::Source {
+            namespace,
+            name,
+            broker,
+            cron,
+            ..
+        } = source;
+        let schedule = Schedule::parse(cron)
+            .inspect_err(|error| tracing::error!(%namespace, source = %name, %error, "cannot run the Source"))
+            .ok()?;
+        event(source, Timestamp::UNIX_EPOCH)
+            .inspect_err(|error| tracing::error!(%namespace, source = %name, %error, "cannot run the Source"))
+            .ok()?;
+        tracing::info!(
+            %namespace, source = %name, schedule = %cron.schedule, time_zone = %cron.time_zone, "Source runs"
+        );
+        Some(Task {
+            broker: format!("{namespace}/{broker}"),
+            source: source.clone(),
+            schedule,
+            stop,
+            log: Arc::clone(&self.log),
+            clock: Arc::clone(&self.clock),
+            counters: self.statistics.of(source),
+        })
+    }
+}
+
+/// One running Source.
+struct Task {
+    source: routing::Source,
+    broker: String,
+    schedule: Schedule,
+    stop: CancellationToken,
+    log: Arc<dyn EventLog>,
+    clock: Arc<dyn Clock>,
+    counters: Arc<Counters>,
+}
+
+/// Why a wait ended.
+enum Wait {
+    Due,
+    /// The clock was put back a long way: the schedule begins anew from this time.
+    Back(Timestamp),
+    Stopped,
+}
+
+impl Task {
+    async fn run(self) {
+        let mut next = self.schedule.next_after(self.clock.now());
+        while let Some(scheduled) = next {
+            match self.wait(scheduled).await {
+                Wait::Stopped => return,
+                Wait::Back(now) => {
+                    next = self.schedule.next_after(now);
+                    continue;
+                }
+                Wait::Due => {}
+            }
+            let cutoff = self.clock.now().saturating_sub(LATE).unwrap_or(Timestamp::MIN);
+            if scheduled < cutoff {
+                next = self.skip(scheduled, cutoff);
+                continue;
+            }
+            next = self.schedule.next_after(scheduled);
+            if !self.produce(scheduled, next).await {
+                return;
+            }
+        }
+        let routing::Source { namespace, name, .. } = &self.source;
+        tracing::warn!(%namespace, source = %name, "the schedule has no further times");
+    }
+
+    async fn wait(&self, scheduled: Timestamp) -> Wait {
+        let mut seen = self.clock.now();
+        loop {
+            let now = self.clock.now();
+            if now < seen.saturating_sub(LATE).unwrap_or(Timestamp::MIN) {
+                return Wait::Back(now);
+            }
+            seen = now;
+            let Ok(left) = Duration::try_from(scheduled.duration_since(now)) else {
+                return Wait::Due;
+            };
+            if left.is_zero() {
+                return Wait::Due;
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return Wait::Stopped,
+                () = self.clock.sleep(left.min(LOOK)) => {}
+            }
+        }
+    }
+
+    /// Leaves out the times from `scheduled` to before `cutoff`, and returns the first one after them.
+    fn skip(&self, scheduled: Timestamp, cutoff: Timestamp) -> Option<Timestamp> {
+        let mut missed = 0;
+        let mut next = Some(scheduled);
+        while let Some(time) = next.filter(|time| *time < cutoff) {
+            if missed == COUNTED {
+                next = self.schedule.next_after(cutoff);
+                break;
+            }
+            missed += 1;
+            next = self.schedule.next_after(time);
+        }
+        self.counters.missed.fetch_add(missed, Ordering::Relaxed);
+        let routing::Source { namespace, name, .. } = &self.source;
+        tracing::warn!(
+            %namespace, source = %name, %scheduled, missed, or_more = missed == COUNTED,
+            "missed scheduled times that passed too long ago"
+        );
+        next
+    }
+
+    /// Appends the event of a scheduled time. Returns false when the Source has to end.
+    async fn produce(&self, scheduled: Timestamp, next: Option<Timestamp>) -> bool {
+        let routing::Source { namespace, name, .. } = &self.source;
+        let record = match event(&self.source, scheduled) {
+            Ok(event) => event.to_record(),
+            Err(error) => {
+                self.counters.missed.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%namespace, source = %name, %scheduled, %error, "missed a scheduled time");
+                return true;
+            }
+        };
+        let mut tried = false;
+        loop {
+            // Never given up half-way, so that a stop leaves no event behind of which nobody knows.
+            match self
+                .log
+                .append(&self.broker, vec![record.clone()], self.clock.now())
+                .await
+            {
+                Ok(offset) => {
+                    self.counters.produced.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(%namespace, source = %name, %scheduled, %offset, "made an event");
+                    return true;
+                }
+                Err(LogError::Full(reason)) => {
+                    if !tried {
+                        tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log is full; trying again");
+                        tried = true;
+                    }
+                }
+                Err(error @ (LogError::Failed(_) | LogError::Damaged { .. } | LogError::Open { .. })) => {
+                    tracing::error!(%namespace, source = %name, %scheduled, %error, "cannot store events; the Source ends");
+                    return false;
+                }
+            }
+            let stopped = tokio::select! {
+                () = self.stop.cancelled() => true,
+                () = self.clock.sleep(FULL) => false,
+            };
+            if stopped || next.is_some_and(|next| next <= self.clock.now()) {
+                self.counters.missed.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%namespace, source = %name, %scheduled, "missed a scheduled time: the event log was full");
+                return !stopped;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,345 @@
+//! The runner on a clock that only the test moves.
+
+use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, AtomicUsize},
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+use super::*;
+use crate::{
+    cloudevents::Event,
+    log::{Bounds, CursorChange, Offset, ReadLimit, Record},
+};
+
+/// Time as the test says it.
+#[derive(Clone, Copy)]
+struct Time {
+    elapsed: Duration,
+    wall: Timestamp,
+}
+
+struct TestClock {
+    time: watch::Sender<Time>,
+    sleepers: watch::Sender<usize>,
+}
+
+impl TestClock {
+    fn at(wall: &str) -> Arc<Self> {
+        let time = Time {
+            elapsed: Duration::ZERO,
+            wall: wall.parse().unwrap(),
+        };
+        Arc::new(Self {
+            time: watch::Sender::new(time),
+            sleepers: watch::Sender::new(0),
+        })
+    }
+
+    /// Lets time pass once `sleepers` tasks wait for it.
+    async fn advance(&self, sleepers: usize, by: Duration) {
+        self.asleep(sleepers).await;
+        // They sleep anew or are gone; either way the number is counted from here.
+        self.sleepers.send_replace(0);
+        self.time.send_modify(|time| {
+            time.elapsed += by;
+            time.wall += by;
+        });
+    }
+
+    async fn asleep(&self, sleepers: usize) {
+        self.sleepers
+            .subscribe()
+            .wait_for(|count| *count >= sleepers)
+            .await
+            .unwrap();
+    }
+
+    async fn put(&self, sleepers: usize, wall: &str) {
+        self.asleep(sleepers).await;
+        self.time.send_modify(|time| time.wall = wall.parse().unwrap());
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        self.time.borrow().wall
+    }
+
+    fn sleep(&self, pause: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let mut time = self.time.subscribe();
+            let until = time.borrow().elapsed + pause;
+            self.sleepers.send_modify(|count| *count += 1);
+            if time.wait_for(|time| time.elapsed >= until).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            // Whoever is still asleep has to be counted again after the next move.
+        })
+    }
+}
+
+/// A log that keeps what is appended and can be full.
+#[derive(Default)]
+struct TestLog {
+    records: Mutex<Vec<(String, Bytes)>>,
+    appended: watch::Sender<usize>,
+    full: AtomicBool,
+    refused: AtomicUsize,
+}
+
+impl TestLog {
+    async fn times(&self, count: usize) -> Vec<String> {
+        self.appended
+            .subscribe()
+            .wait_for(|appended| *appended >= count)
+            .await
+            .unwrap();
+        self.records
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(_, record)| {
+                Event::from_record(record.clone())
+                    .unwrap()
+                    .attribute("time")
+                    .unwrap()
+                    .to_string()
+            })
+            .collect()
+    }
+}
+
+impl EventLog for TestLog {
+    fn append<'a>(
+        &'a self,
+        broker: &'a str,
+        payloads: Vec<Bytes>,
+        _: Timestamp,
+    ) -> BoxFuture<'a, Result<Offset, LogError>> {
+        Box::pin(async move {
+            if self.full.load(Ordering::Relaxed) {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                return Err(LogError::Full("no room".to_owned()));
+            }
+            let mut records = self.records.lock().unwrap();
+            let offset = Offset(records.len() as u64);
+            records.extend(payloads.into_iter().map(|payload| (broker.to_owned(), payload)));
+            self.appended.send_replace(records.len());
+            Ok(offset)
+        })
+    }
+
+    fn read<'a>(
+        &'a self,
+        _: &'a str,
+        _: Offset,
+        _: ReadLimit,
+    ) -> BoxFuture<'a, Result<Vec<Record>, LogError>> {
+        unimplemented!()
+    }
+
+    fn bounds(&self, _: &str) -> Bounds {
+        unimplemented!()
+    }
+
+    fn offset_at<'a>(&'a self, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Offset, LogError>> {
+        unimplemented!()
+    }
+
+    fn watch(&self, _: &str) -> watch::Receiver<Offset> {
+        unimplemented!()
+    }
+
+    fn trim<'a>(&'a self, _: &'a str, _: Offset) -> BoxFuture<'a, Result<(), LogError>> {
+        unimplemented!()
+    }
+
+    fn usage(&self) -> Vec<(String, u64)> {
+        unimplemented!()
+    }
+
+    fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>> {
+        unimplemented!()
+    }
+
+    fn save_cursors(&self, _: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>> {
+        unimplemented!()
+    }
+
+    fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
+        unimplemented!()
+    }
+
+    fn failed(&self) -> BoxFuture<'_, LogError> {
+        unimplemented!()
+    }
+}
+
+fn source(name: &str, schedule: &str) -> routing::Source {
+    routing::Source {
+        uid: format!("uid-{name}"),
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        generation: 1,
+        broker: "orders".to_owned(),
+        cron: routing::Cron {
+            schedule: schedule.to_owned(),
+            time_zone: "UTC".to_owned(),
+            attributes: vec![
+                ("source".to_owned(), format!("/{name}")),
+                ("type".to_owned(), "com.example.tick".to_owned()),
+            ],
+            data: None,
+        },
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn start(wall: &str) -> (Arc<TestLog>, Arc<TestClock>, Sources) {
+    let log = Arc::new(TestLog::default());
+    let clock = TestClock::at(wall);
+    let sources = Sources::with_clock(Arc::clone(&log) as _, Arc::clone(&clock) as _);
+    (log, clock, sources)
+}
+
+fn counts(sources: &Sources) -> Vec<(String, u64, u64)> {
+    sources
+        .statistics()
+        .snapshot()
+        .into_iter()
+        .map(|c| (c.name, c.produced, c.missed))
+        .collect()
+}
+
+#[tokio::test]
+async fn each_scheduled_time_makes_one_event() {
+    let (log, clock, mut sources) = start("2026-11-24T08:00:00.5Z");
+    sources.apply(&[source("a", "*/2 * * * * *")]);
+    clock.advance(1, Duration::from_millis(1_500)).await;
+    assert_eq!(log.times(1).await, ["2026-11-24T08:00:02Z"]);
+    clock.advance(1, SECOND).await;
+    clock.advance(0, SECOND).await;
+    assert_eq!(
+        log.times(2).await,
+        ["2026-11-24T08:00:02Z", "2026-11-24T08:00:04Z"]
+    );
+    assert_eq!(log.records.lock().unwrap()[0].0, "shop/orders");
+    clock.asleep(1).await;
+    assert_eq!(counts(&sources), [("a".to_owned(), 2, 0)]);
+    sources.shutdown().await;
+}
+
+#[tokio::test]
+async fn unchanged_sources_go_on_changed_ones_start_anew_and_removed_ones_stop() {
+    let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
+    let (kept, mut changed, removed) = (
+        source("kept", "0 * * * * *"),
+        source("changed", "0 * * * * *"),
+        source("removed", "0 * * * * *"),
+    );
+    sources.apply(&[kept.clone(), changed.clone(), removed]);
+    clock.asleep(3).await;
+    changed.cron.schedule = "10 * * * * *".to_owned();
+    changed.generation = 2;
+    sources.apply(&[kept, changed]);
+    clock.asleep(4).await;
+    clock.advance(0, 10 * SECOND).await;
+    assert_eq!(log.times(1).await, ["2026-11-24T08:00:10Z"]);
+    // `kept` looks at the clock after 30 seconds, and so does `changed`.
+    for _ in 0..5 {
+        clock.advance(0, 10 * SECOND).await;
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(
+        log.times(2).await,
+        ["2026-11-24T08:00:10Z", "2026-11-24T08:01:00Z"]
+    );
+    assert_eq!(counts(&sources).len(), 2);
+    sources.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_is_put_forward_makes_the_last_minute_only() {
+    let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
+    sources.apply(&[source("a", "*/20 * * * * *")]);
+    clock.put(1, "2026-11-24T09:00:05Z").await;
+    clock.advance(1, 20 * SECOND).await;
+    let times = log.times(3).await;
+    assert_eq!(
+        times,
+        [
+            "2026-11-24T08:59:40Z",
+            "2026-11-24T09:00:00Z",
+            "2026-11-24T09:00:20Z"
+        ]
+    );
+    clock.asleep(1).await;
+    // From 08:00:20 to 08:59:20.
+    assert_eq!(counts(&sources), [("a".to_owned(), 3, 178)]);
+    sources.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_leap_over_years_is_noticed_at_once_and_counted_roughly() {
+    let (log, clock, mut sources) = start("1970-01-01T00:00:00Z");
+    sources.apply(&[source("a", "* * * * * *")]);
+    clock.put(1, "2026-11-24T09:00:00Z").await;
+    clock.advance(1, SECOND).await;
+    assert_eq!(log.times(60).await[0], "2026-11-24T08:59:02Z");
+    sources.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_is_put_back_a_long_way_begins_anew() {
+    let (log, clock, mut sources) = start("2099-01-01T00:00:00Z");
+    sources.apply(&[source("a", "0 * * * *")]);
+    clock.put(1, "2026-11-24T08:59:50Z").await;
+    clock.advance(1, LOOK).await;
+    clock.advance(1, LOOK).await;
+    clock.put(1, "2026-11-24T10:00:00Z").await;
+    clock.advance(0, LOOK).await;
+    assert_eq!(log.times(1).await, ["2026-11-24T10:00:00Z"]);
+    sources.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_full_log_is_tried_again_until_the_next_time_is_due() {
+    let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
+    log.full.store(true, Ordering::Relaxed);
+    sources.apply(&[source("a", "*/3 * * * * *")]);
+    clock.advance(1, 3 * SECOND).await; // 08:00:03 is due: refused
+    clock.advance(1, SECOND).await; // refused again
+    clock.advance(1, SECOND).await; // and again
+    clock.asleep(1).await;
+    assert_eq!(log.refused.load(Ordering::Relaxed), 3);
+    clock.advance(1, SECOND).await; // 08:00:06 is due: 08:00:03 is missed
+    clock.asleep(1).await;
+    assert_eq!(counts(&sources), [("a".to_owned(), 0, 1)]);
+    log.full.store(false, Ordering::Relaxed);
+    clock.advance(1, SECOND).await;
+    assert_eq!(log.times(1).await, ["2026-11-24T08:00:06Z"]);
+    clock.asleep(1).await;
+    assert_eq!(counts(&sources), [("a".to_owned(), 1, 1)]);
+    sources.shutdown().await;
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_the_next_time() {
+    let (_, _clock, mut sources) = start("2026-11-24T08:00:00Z");
+    sources.apply(&[source("a", "0 0 1 1 *"), source("b", "0 0 1 1 *")]);
+    sources.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_source_that_cannot_run_disturbs_no_other() {
+    let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
+    sources.apply(&[source("broken", "x"), source("a", "* * * * * *")]);
+    clock.advance(1, SECOND).await;
+    assert_eq!(log.times(1).await, ["2026-11-24T08:00:01Z"]);
+    sources.shutdown().await;
+}
