@@ -1,10 +1,187 @@
-//! stub
-/// stub
+//! `weir router`: a router that takes its routing configuration from the controller.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+
+use super::{
+    service::{self, ServiceAddress},
+    shutdown,
+    units::{self, Size},
+};
+use crate::{
+    delivery::{DeliveryOptions, Retention},
+    log::embedded::EmbeddedOptions,
+    router::{self, ControllerLink, RouterOptions},
+    routing::Revision,
+};
+
+/// What a router takes on its command line, whether it is one in a cluster or in local mode.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
-/// stub
+pub struct LogArgs {
+    /// How large a request may be. Events of 64 KiB always pass.
+    #[arg(
+        long,
+        env = "WEIR_MAX_EVENT_SIZE",
+        default_value = "1MiB",
+        value_name = "SIZE"
+    )]
+    pub max_event_size: Size,
+
+    /// How long settled events are retained, for Triggers that start with what was. Unsettled events stay.
+    #[arg(long, env = "WEIR_RETENTION_AGE", default_value = "24h", value_name = "DURATION", value_parser = units::duration)]
+    pub retention_age: Duration,
+
+    /// How much of each broker's settled events is retained. Unsettled events stay.
+    #[arg(
+        long,
+        env = "WEIR_RETENTION_SIZE",
+        default_value = "1GiB",
+        value_name = "SIZE"
+    )]
+    pub retention_size: Size,
+
+    /// How large the event log may become in all; beyond it new events are refused with 507.
+    #[arg(long, env = "WEIR_LOG_SIZE", default_value = "8GiB", value_name = "SIZE")]
+    pub log_size: Size,
+
+    /// How much of the disk stays free; what would leave less is refused with 507.
+    #[arg(long, env = "WEIR_DISK_RESERVE", default_value = "32MiB", value_name = "SIZE")]
+    pub disk_reserve: Size,
+
+    /// How long dead letters are kept.
+    #[arg(long, env = "WEIR_DEAD_LETTER_AGE", default_value = "7d", value_name = "DURATION", value_parser = units::duration)]
+    pub dead_letter_age: Duration,
+
+    /// Where a Service is reached instead of by its cluster name, for a router outside the cluster; may be repeated.
+    #[arg(long = "service", value_name = "NAMESPACE/NAME=URL")]
+    pub services: Vec<ServiceAddress>,
+}
+
+impl LogArgs {
+    /// The router's options, with its addresses and its data directory.
+    ///
+    /// # Errors
+    /// When a Service is given twice.
+    pub fn into_options(
+        self,
+        listen: SocketAddr,
+        admin: SocketAddr,
+        data: PathBuf,
+    ) -> anyhow::Result<RouterOptions> {
+        let Self {
+            max_event_size,
+            retention_age,
+            retention_size,
+            log_size,
+            disk_reserve,
+            dead_letter_age,
+            services,
+        } = self;
+        let services: BTreeMap<_, _> = service::by_name(services)?;
+        Ok(RouterOptions {
+            listen,
+            admin,
+            data,
+            max_body: usize::try_from(max_event_size.0).unwrap_or(usize::MAX),
+            services,
+            log: EmbeddedOptions {
+                max_bytes: log_size.0,
+                reserve_bytes: disk_reserve.0,
+                ..EmbeddedOptions::default()
+            },
+            delivery: DeliveryOptions {
+                retention: Retention {
+                    age: retention_age,
+                    bytes: retention_size.0,
+                },
+                dead_letter_age,
+                ..DeliveryOptions::default()
+            },
+        })
+    }
+}
+
+/// The flags of `weir router`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The name by which the controller knows this router. Default: the host's name.
+    #[arg(long, env = "WEIR_ROUTER_NAME", value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Where producers post events.
+    #[arg(
+        long,
+        env = "WEIR_LISTEN",
+        default_value = "0.0.0.0:8080",
+        value_name = "ADDRESS"
+    )]
+    pub listen: SocketAddr,
+
+    /// Where health, readiness and metrics are.
+    #[arg(
+        long,
+        env = "WEIR_ADMIN",
+        default_value = "0.0.0.0:9090",
+        value_name = "ADDRESS"
+    )]
+    pub admin: SocketAddr,
+
+    /// The directory for the event log, the cursors and the last configuration. One router at a time can use it.
+    #[arg(long, env = "WEIR_DATA", value_name = "DIRECTORY")]
+    pub data: PathBuf,
+
+    /// Where the controller serves the routing configuration.
+    #[arg(
+        long,
+        env = "WEIR_CONTROLLER",
+        default_value = "http://weir-controller:8090",
+        value_name = "URL"
+    )]
+    pub controller: String,
+
+    /// The event log and its limits.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Runs a router until it is told to end.
+///
 /// # Errors
-/// stub
-pub async fn run(_args: Args) -> anyhow::Result<()> {
-    Ok(())
+/// When it cannot start, or when its event log failed.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let Args {
+        name,
+        listen,
+        admin,
+        data,
+        controller,
+        log,
+    } = args;
+    let name = match name {
+        Some(name) => name,
+        None => host_name()?,
+    };
+    let stop = shutdown::token()?;
+    let link = ControllerLink::new(&controller, &name)?;
+    let (configurations, received) = watch::channel(None);
+    let (applied, acknowledged) = watch::channel(Revision::default());
+    let following = tokio::spawn(link.follow(configurations, acknowledged, stop.clone()));
+    let outcome = router::run(
+        log.into_options(listen, admin, data)?,
+        received,
+        applied,
+        stop.clone(),
+    )
+    .await;
+    stop.cancel();
+    following.await.context("the link to the controller broke down")?;
+    Ok(outcome?)
+}
+
+fn host_name() -> anyhow::Result<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .context("cannot read the host's name; give the router one with --name")?;
+    Ok(name.trim().to_owned())
 }

@@ -153,7 +153,8 @@ async fn excerpt(mut body: Incoming) -> String {
     String::from_utf8_lossy(&kept).trim().to_owned()
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+/// An error and its causes in one line; HTTP clients put the telling part last.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

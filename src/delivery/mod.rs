@@ -23,7 +23,7 @@ mod retention;
 mod stats;
 mod verdict;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, with_causes};
 pub use dead_letter::{DeadLetter, DeadLetterError};
 pub use engine::{DeliveryOptions, Engine, EngineError, TriggerView};
 pub use retention::Retention;

@@ -12,9 +12,12 @@ use hyper_util::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::routing::{
-    Configuration, Revision,
-    protocol::{CONFIGURATION_PATH, ConfigurationQuery, POLL_TIMEOUT},
+use crate::{
+    delivery::with_causes,
+    routing::{
+        Configuration, Revision,
+        protocol::{CONFIGURATION_PATH, ConfigurationQuery, POLL_TIMEOUT},
+    },
 };
 
 /// How much longer than the controller holds a poll the router waits for its end.
@@ -154,7 +157,7 @@ impl ControllerLink {
             .client
             .request(request)
             .await
-            .map_err(|error| LinkError::Unreachable(error.to_string()))?;
+            .map_err(|error| LinkError::Unreachable(with_causes(&error)))?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => return Ok(None),

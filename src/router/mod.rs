@@ -46,7 +46,7 @@ pub struct RouterOptions {
     /// How large a request may be, in bytes.
     pub max_body: usize,
     /// Where Services are reached instead of by their cluster names; for a router outside the cluster.
-    pub services: BTreeMap<ServiceName, String>,
+    pub services: BTreeMap<ServiceName, http::Uri>,
     /// The event log's limits.
     pub log: EmbeddedOptions,
     /// How delivery behaves.
@@ -162,7 +162,7 @@ struct Applier {
     engine: Arc<Engine>,
     sources: Sources,
     table: Arc<ArcSwapOption<RoutingTable>>,
-    services: BTreeMap<ServiceName, String>,
+    services: BTreeMap<ServiceName, http::Uri>,
     configuration: metrics::ConfigurationInfo,
     applied: watch::Sender<Revision>,
 }
@@ -203,7 +203,7 @@ impl Applier {
 }
 
 /// Replaces scheme, host and port of Services that are reached elsewhere; the path stays.
-fn reach_services_at(services: &BTreeMap<ServiceName, String>, configuration: &mut Configuration) {
+fn reach_services_at(services: &BTreeMap<ServiceName, http::Uri>, configuration: &mut Configuration) {
     for destination in configuration
         .triggers
         .iter_mut()
@@ -220,7 +220,7 @@ fn reach_services_at(services: &BTreeMap<ServiceName, String>, configuration: &m
             .ok()
             .and_then(|uri| uri.path_and_query().map(|path| path.as_str().to_owned()))
             .unwrap_or_else(|| "/".to_owned());
-        destination.uri = format!("{}{path}", base.trim_end_matches('/'));
+        destination.uri = format!("{}{path}", base.to_string().trim_end_matches('/'));
     }
 }
 
@@ -251,7 +251,7 @@ mod tests {
             start: Start::Latest,
             suspend: false,
         };
-        let services = [(service.clone(), "http://127.0.0.1:8081/".to_owned())].into();
+        let services = [(service.clone(), http::Uri::from_static("http://127.0.0.1:8081"))].into();
         let mut configuration = Configuration {
             triggers: vec![trigger(Some(service)), trigger(None)],
             ..Configuration::default()
