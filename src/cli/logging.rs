@@ -6,6 +6,9 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use super::Usage;
 
+/// What the storage library says of its daily work is for its developers; a filter that names it can ask for it.
+const QUIET: &str = "fjall=warn,lsm_tree=warn";
+
 /// How log messages are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -21,7 +24,7 @@ pub enum Format {
 /// # Errors
 /// [`Usage`] when the filter cannot be read.
 pub fn init(filter: &str, format: Format) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| {
+    let filter = EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|error| {
         Usage(format!(
             "--log-level {filter:?}: {error}; use for example info, or info,weir::router=debug"
         ))
