@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use kube::Resource;
+use serde::Serialize;
 
 use super::{
     diagnosis::{Diagnoses, Finding, SinkDiagnosis, SourceDiagnosis, Subject, TriggerDiagnosis},
@@ -395,19 +396,15 @@ fn cron_data(data: Option<&api::CronData>) -> Result<(Option<String>, Option<Str
     }
 }
 
-/// A hash of everything but the revision itself: FNV-1a with 64 bits over the JSON form, which is stable across
-/// builds, as `std::hash` is not.
 fn revision_of(configuration: &Configuration) -> Revision {
-    let Configuration {
-        revision: _,
-        namespaces,
-        triggers,
-        sources,
-    } = configuration;
+    let Configuration { revision: _, namespaces, triggers, sources } = configuration;
+    Revision(format!("{:016x}", fingerprint(&(namespaces, triggers, sources))))
+}
+
+/// A hash of plain data: FNV-1a with 64 bits over the JSON form, which is the same in every build, as `std::hash`
+/// need not be.
+pub(super) fn fingerprint(data: &impl Serialize) -> u64 {
     // Plain data always serialises.
-    let text = serde_json::to_vec(&(namespaces, triggers, sources)).unwrap_or_default();
-    let hash = text.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    Revision(format!("{hash:016x}"))
+    let text = serde_json::to_vec(data).unwrap_or_default();
+    text.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

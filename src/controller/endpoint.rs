@@ -1,0 +1,183 @@
+//! Where routers get the routing configuration, by long poll; asking is also the acknowledgement.
+//! See [`crate::routing::protocol`].
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use axum::{
+    Router,
+    extract::{Query, State},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use http::{StatusCode, header};
+use tokio::sync::{Notify, watch};
+
+use super::routers::Routers;
+use crate::routing::{
+    Configuration, Revision,
+    protocol::{CONFIGURATION_PATH, ConfigurationQuery, POLL_TIMEOUT},
+};
+
+/// What routers are given: written once, sent to all.
+#[derive(Clone, Debug)]
+struct Current {
+    revision: Revision,
+    json: Bytes,
+}
+
+/// What the endpoint and the controller's loop share.
+#[derive(Debug)]
+pub(super) struct Publication {
+    current: watch::Sender<Option<Current>>,
+    routers: Mutex<Routers>,
+    /// Rung when a router has said something new.
+    acknowledged: Notify,
+}
+
+impl Publication {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { current: watch::Sender::new(None), routers: Mutex::default(), acknowledged: Notify::new() })
+    }
+
+    /// Gives this to routers from now on, unless it is what they are given already.
+    pub(super) fn publish(&self, configuration: &Configuration) -> bool {
+        let is_current = |current: &Option<Current>| {
+            current.as_ref().is_some_and(|current| current.revision == configuration.revision)
+        };
+        if is_current(&self.current.borrow()) {
+            return false;
+        }
+        self.routers().publish(configuration);
+        // Plain data always serialises.
+        let json = serde_json::to_vec(configuration).unwrap_or_default().into();
+        self.current.send_replace(Some(Current { revision: configuration.revision.clone(), json }));
+        true
+    }
+
+    pub(super) fn routers(&self) -> MutexGuard<'_, Routers> {
+        // No code that holds the lock can leave it half changed.
+        self.routers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn acknowledged(&self) {
+        self.acknowledged.notified().await;
+    }
+}
+
+/// The service that routers poll.
+pub(super) fn service(publication: Arc<Publication>) -> Router {
+    Router::new().route(CONFIGURATION_PATH, get(poll)).with_state(publication)
+}
+
+async fn poll(State(publication): State<Arc<Publication>>, Query(query): Query<ConfigurationQuery>) -> Response {
+    let ConfigurationQuery { router, revision } = query;
+    if !is_name(&router) {
+        let problem = "router must be a name of up to 253 letters, digits, '.', '-' and '_'\n";
+        return (StatusCode::BAD_REQUEST, problem).into_response();
+    }
+    let mut current = publication.current.subscribe();
+    let _asking = Asking::begin(&publication, router, &revision);
+    let is_news = |current: &Option<Current>| current.as_ref().is_some_and(|current| current.revision != revision);
+    match tokio::time::timeout(POLL_TIMEOUT, current.wait_for(is_news)).await {
+        Ok(Ok(news)) => match &*news {
+            Some(Current { json, .. }) => {
+                ([(header::CONTENT_TYPE, "application/json")], json.clone()).into_response()
+            }
+            None => StatusCode::NO_CONTENT.into_response(),
+        },
+        Ok(Err(_)) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Err(_) if publication.current.borrow().is_none() => {
+            let problem = "the controller has not seen the cluster's resources yet\n";
+            (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], problem).into_response()
+        }
+        Err(_) => StatusCode::NO_CONTENT.into_response(),
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    (1..=253).contains(&name.len()) && name.bytes().all(allowed)
+}
+
+/// A request that waits; dropped with it, also when the connection breaks.
+struct Asking<'a> {
+    publication: &'a Publication,
+    router: String,
+}
+
+impl<'a> Asking<'a> {
+    fn begin(publication: &'a Publication, router: String, revision: &Revision) -> Self {
+        if publication.routers().asks(&router, revision, Instant::now()) {
+            tracing::info!(router, revision = revision.0, "a router says what it has applied");
+            publication.acknowledged.notify_one();
+        }
+        Self { publication, router }
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.publication.routers().asked(&self.router, Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use http::Request;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::controller::routers::Applied;
+
+    fn configuration(revision: &str) -> Configuration {
+        Configuration { revision: Revision(revision.into()), ..Configuration::default() }
+    }
+
+    async fn ask(publication: &Arc<Publication>, query: &str) -> (StatusCode, String) {
+        let request = Request::get(format!("{CONFIGURATION_PATH}?{query}")).body(Body::empty()).unwrap();
+        let response = service(publication.clone()).oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_new_is_given_at_once_and_what_is_not_is_waited_for() {
+        let publication = Publication::new();
+        assert_eq!(ask(&publication, "router=r").await.0, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(publication.publish(&configuration("1")));
+        assert!(!publication.publish(&configuration("1")));
+        let (status, body) = ask(&publication, "router=r&revision=").await;
+        assert_eq!((status, serde_json::from_str::<Configuration>(&body).unwrap()), (StatusCode::OK, configuration("1")));
+        assert_eq!(ask(&publication, "router=r&revision=1").await.0, StatusCode::NO_CONTENT);
+        let (answer, ()) = tokio::join!(ask(&publication, "router=r&revision=1"), async {
+            tokio::task::yield_now().await;
+            publication.publish(&configuration("2"));
+        });
+        assert!(answer.1.contains("\"2\""), "{}", answer.1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn asking_acknowledges() {
+        let publication = Publication::new();
+        publication.publish(&configuration("1"));
+        assert_eq!(publication.routers().applied("u"), Applied::NoRouter);
+        ask(&publication, "router=r&revision=1").await;
+        publication.acknowledged().await;
+        assert_eq!(publication.routers().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn names_are_checked() {
+        let publication = Publication::new();
+        for router in ["", "a%20b", "a/b", &"r".repeat(254)] {
+            assert_eq!(ask(&publication, &format!("router={router}")).await.0, StatusCode::BAD_REQUEST, "{router}");
+        }
+    }
+}

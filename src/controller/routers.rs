@@ -1,0 +1,188 @@
+//! Which routers are there, and what each has applied. Pure: time comes in as an argument.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use super::compile::fingerprint;
+use crate::routing::{Configuration, Revision};
+
+/// A router that has not asked for this long is gone; between two requests it takes milliseconds.
+const GONE_AFTER: Duration = Duration::from_secs(15);
+
+/// How many published configurations are remembered, to tell what a router that lags behind has applied.
+const HISTORY: usize = 16;
+
+/// What the controller knows of its routers.
+#[derive(Debug, Default)]
+pub(super) struct Routers {
+    known: BTreeMap<String, Router>,
+    /// Newest last.
+    published: VecDeque<Published>,
+}
+
+#[derive(Debug)]
+struct Router {
+    revision: Revision,
+    /// Requests that wait for an answer; a restarted router may overlap with itself.
+    asking: usize,
+    seen: Instant,
+}
+
+#[derive(Debug)]
+struct Published {
+    revision: Revision,
+    /// By UID, what each Trigger and Source was.
+    entries: HashMap<String, u64>,
+}
+
+/// How far a resource has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Applied {
+    /// No router is there to apply it.
+    NoRouter,
+    /// These routers have not applied it as it is now.
+    Not(Vec<String>),
+    /// So many routers, all that are there, have.
+    Everywhere(usize),
+}
+
+impl Routers {
+    /// A router asks, and so says which revision it has applied. Tells whether that is news.
+    pub(super) fn asks(&mut self, name: &str, revision: &Revision, now: Instant) -> bool {
+        match self.known.get_mut(name) {
+            Some(router) => {
+                let news = router.revision != *revision;
+                router.revision = revision.clone();
+                router.asking += 1;
+                router.seen = now;
+                news
+            }
+            None => {
+                let router = Router { revision: revision.clone(), asking: 1, seen: now };
+                self.known.insert(name.to_owned(), router);
+                true
+            }
+        }
+    }
+
+    /// A router's request was answered, or its connection broke.
+    pub(super) fn asked(&mut self, name: &str, now: Instant) {
+        if let Some(router) = self.known.get_mut(name) {
+            router.asking = router.asking.saturating_sub(1);
+            router.seen = now;
+        }
+    }
+
+    /// Forgets routers that are gone, and names them.
+    pub(super) fn forget_gone(&mut self, now: Instant) -> Vec<String> {
+        let gone: Vec<String> = self
+            .known
+            .iter()
+            .filter(|(_, router)| router.asking == 0 && now.duration_since(router.seen) > GONE_AFTER)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in &gone {
+            self.known.remove(name);
+        }
+        gone
+    }
+
+    /// This is what routers are given from now on.
+    pub(super) fn publish(&mut self, configuration: &Configuration) {
+        let Configuration { revision, namespaces: _, triggers, sources } = configuration;
+        let triggers = triggers.iter().map(|trigger| (trigger.uid.clone(), fingerprint(trigger)));
+        let sources = sources.iter().map(|source| (source.uid.clone(), fingerprint(source)));
+        let entries = triggers.chain(sources).collect();
+        self.published.retain(|published| published.revision != *revision);
+        self.published.push_back(Published { revision: revision.clone(), entries });
+        if self.published.len() > HISTORY {
+            self.published.pop_front();
+        }
+    }
+
+    /// Whether every router that is there has the resource as it was last published.
+    pub(super) fn applied(&self, uid: &str) -> Applied {
+        if self.known.is_empty() {
+            return Applied::NoRouter;
+        }
+        let wanted = self.published.back().and_then(|published| published.entries.get(uid));
+        let has = |revision: &Revision| {
+            let published = self.published.iter().find(|published| published.revision == *revision);
+            wanted.is_some() && published.and_then(|published| published.entries.get(uid)) == wanted
+        };
+        let behind: Vec<_> =
+            self.known.iter().filter(|(_, router)| !has(&router.revision)).map(|(name, _)| name.clone()).collect();
+        if behind.is_empty() { Applied::Everywhere(self.known.len()) } else { Applied::Not(behind) }
+    }
+
+    /// How many routers are there.
+    pub(super) fn count(&self) -> usize {
+        self.known.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::{Delivery, Start, Trigger};
+
+    fn configuration(revision: &str, triggers: &[(&str, i64)]) -> Configuration {
+        let trigger = |(uid, generation): &(&str, i64)| Trigger {
+            uid: (*uid).to_owned(),
+            namespace: "n".into(),
+            name: (*uid).to_owned(),
+            generation: *generation,
+            broker: "default".into(),
+            filters: vec![],
+            destination: None,
+            delivery: Delivery::default(),
+            start: Start::Latest,
+            suspend: false,
+        };
+        Configuration {
+            revision: Revision(revision.into()),
+            triggers: triggers.iter().map(trigger).collect(),
+            ..Configuration::default()
+        }
+    }
+
+    fn revision(text: &str) -> Revision {
+        Revision(text.to_owned())
+    }
+
+    #[test]
+    fn a_trigger_is_applied_when_every_router_has_it_as_it_is() {
+        let now = Instant::now();
+        let mut routers = Routers::default();
+        routers.publish(&configuration("1", &[("a", 1)]));
+        assert_eq!(routers.applied("a"), Applied::NoRouter);
+        assert!(routers.asks("r1", &revision(""), now));
+        assert_eq!(routers.applied("a"), Applied::Not(vec!["r1".into()]));
+        assert!(routers.asks("r1", &revision("1"), now));
+        assert!(!routers.asks("r1", &revision("1"), now), "nothing new");
+        assert_eq!(routers.applied("a"), Applied::Everywhere(1));
+
+        routers.asks("r2", &revision("unknown"), now);
+        assert_eq!(routers.applied("a"), Applied::Not(vec!["r2".into()]));
+        routers.publish(&configuration("2", &[("a", 1), ("b", 1)]));
+        routers.asks("r2", &revision("2"), now);
+        assert_eq!(routers.applied("a"), Applied::Everywhere(2), "r1 lags behind, but a is the same there");
+        assert_eq!(routers.applied("b"), Applied::Not(vec!["r1".into()]));
+        routers.publish(&configuration("3", &[("a", 2)]));
+        assert_eq!(routers.applied("a"), Applied::Not(vec!["r1".into(), "r2".into()]));
+    }
+
+    #[test]
+    fn a_router_is_gone_some_time_after_its_last_request_ended() {
+        let now = Instant::now();
+        let mut routers = Routers::default();
+        routers.asks("r", &revision("1"), now);
+        assert!(routers.forget_gone(now + GONE_AFTER * 10).is_empty(), "it waits for an answer");
+        routers.asked("r", now);
+        assert!(routers.forget_gone(now + GONE_AFTER).is_empty());
+        assert_eq!(routers.forget_gone(now + GONE_AFTER + Duration::from_secs(1)), ["r"]);
+        assert_eq!(routers.count(), 0);
+    }
+}
