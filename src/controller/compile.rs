@@ -397,7 +397,12 @@ fn cron_data(data: Option<&api::CronData>) -> Result<(Option<String>, Option<Str
 }
 
 fn revision_of(configuration: &Configuration) -> Revision {
-    let Configuration { revision: _, namespaces, triggers, sources } = configuration;
+    let Configuration {
+        revision: _,
+        namespaces,
+        triggers,
+        sources,
+    } = configuration;
     Revision(format!("{:016x}", fingerprint(&(namespaces, triggers, sources))))
 }
 
@@ -406,5 +411,7 @@ fn revision_of(configuration: &Configuration) -> Revision {
 pub(super) fn fingerprint(data: &impl Serialize) -> u64 {
     // Plain data always serialises.
     let text = serde_json::to_vec(data).unwrap_or_default();
-    text.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    text.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

@@ -40,13 +40,19 @@ pub(super) struct Publication {
 
 impl Publication {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { current: watch::Sender::new(None), routers: Mutex::default(), acknowledged: Notify::new() })
+        Arc::new(Self {
+            current: watch::Sender::new(None),
+            routers: Mutex::default(),
+            acknowledged: Notify::new(),
+        })
     }
 
     /// Gives this to routers from now on, unless it is what they are given already.
     pub(super) fn publish(&self, configuration: &Configuration) -> bool {
         let is_current = |current: &Option<Current>| {
-            current.as_ref().is_some_and(|current| current.revision == configuration.revision)
+            current
+                .as_ref()
+                .is_some_and(|current| current.revision == configuration.revision)
         };
         if is_current(&self.current.borrow()) {
             return false;
@@ -54,7 +60,10 @@ impl Publication {
         self.routers().publish(configuration);
         // Plain data always serialises.
         let json = serde_json::to_vec(configuration).unwrap_or_default().into();
-        self.current.send_replace(Some(Current { revision: configuration.revision.clone(), json }));
+        self.current.send_replace(Some(Current {
+            revision: configuration.revision.clone(),
+            json,
+        }));
         true
     }
 
@@ -70,10 +79,15 @@ impl Publication {
 
 /// The service that routers poll.
 pub(super) fn service(publication: Arc<Publication>) -> Router {
-    Router::new().route(CONFIGURATION_PATH, get(poll)).with_state(publication)
+    Router::new()
+        .route(CONFIGURATION_PATH, get(poll))
+        .with_state(publication)
 }
 
-async fn poll(State(publication): State<Arc<Publication>>, Query(query): Query<ConfigurationQuery>) -> Response {
+async fn poll(
+    State(publication): State<Arc<Publication>>,
+    Query(query): Query<ConfigurationQuery>,
+) -> Response {
     let ConfigurationQuery { router, revision } = query;
     if !is_name(&router) {
         let problem = "router must be a name of up to 253 letters, digits, '.', '-' and '_'\n";
@@ -81,7 +95,11 @@ async fn poll(State(publication): State<Arc<Publication>>, Query(query): Query<C
     }
     let mut current = publication.current.subscribe();
     let _asking = Asking::begin(&publication, router, &revision);
-    let is_news = |current: &Option<Current>| current.as_ref().is_some_and(|current| current.revision != revision);
+    let is_news = |current: &Option<Current>| {
+        current
+            .as_ref()
+            .is_some_and(|current| current.revision != revision)
+    };
     match tokio::time::timeout(POLL_TIMEOUT, current.wait_for(is_news)).await {
         Ok(Ok(news)) => match &*news {
             Some(Current { json, .. }) => {
@@ -92,7 +110,12 @@ async fn poll(State(publication): State<Arc<Publication>>, Query(query): Query<C
         Ok(Err(_)) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Err(_) if publication.current.borrow().is_none() => {
             let problem = "the controller has not seen the cluster's resources yet\n";
-            (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], problem).into_response()
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                [(header::RETRY_AFTER, "1")],
+                problem,
+            )
+                .into_response()
         }
         Err(_) => StatusCode::NO_CONTENT.into_response(),
     }
@@ -136,11 +159,16 @@ mod tests {
     use crate::controller::routers::Applied;
 
     fn configuration(revision: &str) -> Configuration {
-        Configuration { revision: Revision(revision.into()), ..Configuration::default() }
+        Configuration {
+            revision: Revision(revision.into()),
+            ..Configuration::default()
+        }
     }
 
     async fn ask(publication: &Arc<Publication>, query: &str) -> (StatusCode, String) {
-        let request = Request::get(format!("{CONFIGURATION_PATH}?{query}")).body(Body::empty()).unwrap();
+        let request = Request::get(format!("{CONFIGURATION_PATH}?{query}"))
+            .body(Body::empty())
+            .unwrap();
         let response = service(publication.clone()).oneshot(request).await.unwrap();
         let status = response.status();
         let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -150,12 +178,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_new_is_given_at_once_and_what_is_not_is_waited_for() {
         let publication = Publication::new();
-        assert_eq!(ask(&publication, "router=r").await.0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            ask(&publication, "router=r").await.0,
+            StatusCode::SERVICE_UNAVAILABLE
+        );
         assert!(publication.publish(&configuration("1")));
         assert!(!publication.publish(&configuration("1")));
         let (status, body) = ask(&publication, "router=r&revision=").await;
-        assert_eq!((status, serde_json::from_str::<Configuration>(&body).unwrap()), (StatusCode::OK, configuration("1")));
-        assert_eq!(ask(&publication, "router=r&revision=1").await.0, StatusCode::NO_CONTENT);
+        assert_eq!(
+            (status, serde_json::from_str::<Configuration>(&body).unwrap()),
+            (StatusCode::OK, configuration("1"))
+        );
+        assert_eq!(
+            ask(&publication, "router=r&revision=1").await.0,
+            StatusCode::NO_CONTENT
+        );
         let (answer, ()) = tokio::join!(ask(&publication, "router=r&revision=1"), async {
             tokio::task::yield_now().await;
             publication.publish(&configuration("2"));
@@ -177,7 +214,11 @@ mod tests {
     async fn names_are_checked() {
         let publication = Publication::new();
         for router in ["", "a%20b", "a/b", &"r".repeat(254)] {
-            assert_eq!(ask(&publication, &format!("router={router}")).await.0, StatusCode::BAD_REQUEST, "{router}");
+            assert_eq!(
+                ask(&publication, &format!("router={router}")).await.0,
+                StatusCode::BAD_REQUEST,
+                "{router}"
+            );
         }
     }
 }

@@ -60,7 +60,11 @@ impl Routers {
                 news
             }
             None => {
-                let router = Router { revision: revision.clone(), asking: 1, seen: now };
+                let router = Router {
+                    revision: revision.clone(),
+                    asking: 1,
+                    seen: now,
+                };
                 self.known.insert(name.to_owned(), router);
                 true
             }
@@ -91,12 +95,24 @@ impl Routers {
 
     /// This is what routers are given from now on.
     pub(super) fn publish(&mut self, configuration: &Configuration) {
-        let Configuration { revision, namespaces: _, triggers, sources } = configuration;
-        let triggers = triggers.iter().map(|trigger| (trigger.uid.clone(), fingerprint(trigger)));
-        let sources = sources.iter().map(|source| (source.uid.clone(), fingerprint(source)));
+        let Configuration {
+            revision,
+            namespaces: _,
+            triggers,
+            sources,
+        } = configuration;
+        let triggers = triggers
+            .iter()
+            .map(|trigger| (trigger.uid.clone(), fingerprint(trigger)));
+        let sources = sources
+            .iter()
+            .map(|source| (source.uid.clone(), fingerprint(source)));
         let entries = triggers.chain(sources).collect();
         self.published.retain(|published| published.revision != *revision);
-        self.published.push_back(Published { revision: revision.clone(), entries });
+        self.published.push_back(Published {
+            revision: revision.clone(),
+            entries,
+        });
         if self.published.len() > HISTORY {
             self.published.pop_front();
         }
@@ -107,14 +123,28 @@ impl Routers {
         if self.known.is_empty() {
             return Applied::NoRouter;
         }
-        let wanted = self.published.back().and_then(|published| published.entries.get(uid));
+        let wanted = self
+            .published
+            .back()
+            .and_then(|published| published.entries.get(uid));
         let has = |revision: &Revision| {
-            let published = self.published.iter().find(|published| published.revision == *revision);
+            let published = self
+                .published
+                .iter()
+                .find(|published| published.revision == *revision);
             wanted.is_some() && published.and_then(|published| published.entries.get(uid)) == wanted
         };
-        let behind: Vec<_> =
-            self.known.iter().filter(|(_, router)| !has(&router.revision)).map(|(name, _)| name.clone()).collect();
-        if behind.is_empty() { Applied::Everywhere(self.known.len()) } else { Applied::Not(behind) }
+        let behind: Vec<_> = self
+            .known
+            .iter()
+            .filter(|(_, router)| !has(&router.revision))
+            .map(|(name, _)| name.clone())
+            .collect();
+        if behind.is_empty() {
+            Applied::Everywhere(self.known.len())
+        } else {
+            Applied::Not(behind)
+        }
     }
 
     /// How many routers are there.
@@ -168,7 +198,11 @@ mod tests {
         assert_eq!(routers.applied("a"), Applied::Not(vec!["r2".into()]));
         routers.publish(&configuration("2", &[("a", 1), ("b", 1)]));
         routers.asks("r2", &revision("2"), now);
-        assert_eq!(routers.applied("a"), Applied::Everywhere(2), "r1 lags behind, but a is the same there");
+        assert_eq!(
+            routers.applied("a"),
+            Applied::Everywhere(2),
+            "r1 lags behind, but a is the same there"
+        );
         assert_eq!(routers.applied("b"), Applied::Not(vec!["r1".into()]));
         routers.publish(&configuration("3", &[("a", 2)]));
         assert_eq!(routers.applied("a"), Applied::Not(vec!["r1".into(), "r2".into()]));
@@ -179,10 +213,16 @@ mod tests {
         let now = Instant::now();
         let mut routers = Routers::default();
         routers.asks("r", &revision("1"), now);
-        assert!(routers.forget_gone(now + GONE_AFTER * 10).is_empty(), "it waits for an answer");
+        assert!(
+            routers.forget_gone(now + GONE_AFTER * 10).is_empty(),
+            "it waits for an answer"
+        );
         routers.asked("r", now);
         assert!(routers.forget_gone(now + GONE_AFTER).is_empty());
-        assert_eq!(routers.forget_gone(now + GONE_AFTER + Duration::from_secs(1)), ["r"]);
+        assert_eq!(
+            routers.forget_gone(now + GONE_AFTER + Duration::from_secs(1)),
+            ["r"]
+        );
         assert_eq!(routers.count(), 0);
     }
 }

@@ -19,16 +19,35 @@ pub(super) fn trigger(
     broker_url: Option<&str>,
     now: &Time,
 ) -> TriggerStatus {
-    let TriggerDiagnosis { subject, filters, sink, sink_uri, suspended, broker } = diagnosis;
+    let TriggerDiagnosis {
+        subject,
+        filters,
+        sink,
+        sink_uri,
+        suspended,
+        broker,
+    } = diagnosis;
     let applied = applied_finding(applied);
     let flows = || {
         let uri = sink_uri.as_deref().unwrap_or_default();
-        Finding::good("Ready", format!("events of broker {broker} that match go to {uri}"))
+        Finding::good(
+            "Ready",
+            format!("events of broker {broker} that match go to {uri}"),
+        )
     };
-    let held = suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: events wait, and none is lost"));
-    let ready = first_problem([Some(filters), Some(sink), held.as_ref(), Some(&applied)]).unwrap_or_else(flows);
-    let before = present.map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let conditions = [("Ready", &ready), ("FiltersValid", filters), ("SinkResolved", sink), ("Applied", &applied)];
+    let held =
+        suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: events wait, and none is lost"));
+    let ready =
+        first_problem([Some(filters), Some(sink), held.as_ref(), Some(&applied)]).unwrap_or_else(flows);
+    let before = present
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
+    let conditions = [
+        ("Ready", &ready),
+        ("FiltersValid", filters),
+        ("SinkResolved", sink),
+        ("Applied", &applied),
+    ];
     TriggerStatus {
         observed_generation: Some(subject.generation),
         conditions: conditions
@@ -41,8 +60,14 @@ pub(super) fn trigger(
 
 /// What a Sink's status should be.
 pub(super) fn sink(diagnosis: &SinkDiagnosis, present: Option<&SinkStatus>, now: &Time) -> SinkStatus {
-    let SinkDiagnosis { subject, resolved, uri } = diagnosis;
-    let before = present.map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let SinkDiagnosis {
+        subject,
+        resolved,
+        uri,
+    } = diagnosis;
+    let before = present
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
     SinkStatus {
         observed_generation: Some(subject.generation),
         conditions: vec![make(READY, resolved, subject.generation, before, now)],
@@ -58,12 +83,19 @@ pub(super) fn source(
     broker_url: Option<&str>,
     now: &Time,
 ) -> SourceStatus {
-    let SourceDiagnosis { subject, valid, suspended, broker } = diagnosis;
+    let SourceDiagnosis {
+        subject,
+        valid,
+        suspended,
+        broker,
+    } = diagnosis;
     let applied = applied_finding(applied);
     let held = suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: no events are made"));
-    let ready =
-        first_problem([Some(valid), held.as_ref(), Some(&applied)]).unwrap_or_else(|| Finding::good("Ready", &*valid.message));
-    let before = present.map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let ready = first_problem([Some(valid), held.as_ref(), Some(&applied)])
+        .unwrap_or_else(|| Finding::good("Ready", &*valid.message));
+    let before = present
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
     SourceStatus {
         observed_generation: Some(subject.generation),
         conditions: vec![make(READY, &ready, subject.generation, before, now)],
@@ -91,7 +123,11 @@ pub(super) fn transition(before: &[Condition], after: &[Condition]) -> Option<Tr
 }
 
 fn first_problem<const N: usize>(findings: [Option<&Finding>; N]) -> Option<Finding> {
-    findings.into_iter().flatten().find(|finding| !finding.holds).cloned()
+    findings
+        .into_iter()
+        .flatten()
+        .find(|finding| !finding.holds)
+        .cloned()
 }
 
 fn applied_finding(applied: &Applied) -> Finding {
@@ -103,7 +139,10 @@ fn applied_finding(applied: &Applied) -> Finding {
         ),
         Applied::Not(routers) => Finding::bad(
             "RouterOutOfDate",
-            format!("not applied yet by {}: this takes a moment; if it stays, see the router's log", routers.join(", ")),
+            format!(
+                "not applied yet by {}: this takes a moment; if it stays, see the router's log",
+                routers.join(", ")
+            ),
         ),
     }
 }
@@ -136,9 +175,18 @@ mod tests {
     }
 
     fn diagnosis(filters: bool, sink: bool, suspended: bool) -> TriggerDiagnosis {
-        let finding = |holds, reason| Finding { holds, reason, message: format!("about {reason}") };
+        let finding = |holds, reason| Finding {
+            holds,
+            reason,
+            message: format!("about {reason}"),
+        };
         TriggerDiagnosis {
-            subject: Subject { uid: "u".into(), namespace: "n".into(), name: "t".into(), generation: 3 },
+            subject: Subject {
+                uid: "u".into(),
+                namespace: "n".into(),
+                name: "t".into(),
+                generation: 3,
+            },
             filters: finding(filters, "InvalidFilter"),
             sink: finding(sink, "SinkNotFound"),
             sink_uri: sink.then(|| "http://sink/".to_owned()),
@@ -159,11 +207,21 @@ mod tests {
             (true, true, false, &behind, "False", "RouterOutOfDate"),
             (true, true, false, &Applied::NoRouter, "False", "NoRouter"),
         ] {
-            let made = trigger(&diagnosis(filters, sink, suspended), applied, None, Some("http://weir/"), &at("2026-01-01T00:00:00Z"));
+            let made = trigger(
+                &diagnosis(filters, sink, suspended),
+                applied,
+                None,
+                Some("http://weir/"),
+                &at("2026-01-01T00:00:00Z"),
+            );
             let ready = condition(&made.conditions, READY).unwrap();
             assert_eq!((&*ready.status, &*ready.reason), (status, reason));
             assert_eq!(made.conditions.len(), 4);
-            assert!(made.conditions.iter().all(|condition| condition.observed_generation == Some(3)));
+            assert!(
+                made.conditions
+                    .iter()
+                    .all(|condition| condition.observed_generation == Some(3))
+            );
             assert_eq!(made.broker_url.as_deref(), Some("http://weir/n/default"));
         }
     }
@@ -171,12 +229,35 @@ mod tests {
     #[test]
     fn the_time_of_a_condition_moves_only_when_its_status_flips() {
         let (early, late) = (at("2026-01-01T00:00:00Z"), at("2026-01-02T00:00:00Z"));
-        let first = trigger(&diagnosis(true, false, false), &Applied::NoRouter, None, None, &early);
-        let same = trigger(&diagnosis(true, false, false), &Applied::NoRouter, Some(&first), None, &late);
+        let first = trigger(
+            &diagnosis(true, false, false),
+            &Applied::NoRouter,
+            None,
+            None,
+            &early,
+        );
+        let same = trigger(
+            &diagnosis(true, false, false),
+            &Applied::NoRouter,
+            Some(&first),
+            None,
+            &late,
+        );
         assert_eq!(same, first);
         assert_eq!(transition(&first.conditions, &same.conditions), None);
-        let resolved = trigger(&diagnosis(true, true, false), &Applied::NoRouter, Some(&first), None, &late);
-        let time = |status: &TriggerStatus, r#type| condition(&status.conditions, r#type).unwrap().last_transition_time.clone();
+        let resolved = trigger(
+            &diagnosis(true, true, false),
+            &Applied::NoRouter,
+            Some(&first),
+            None,
+            &late,
+        );
+        let time = |status: &TriggerStatus, r#type| {
+            condition(&status.conditions, r#type)
+                .unwrap()
+                .last_transition_time
+                .clone()
+        };
         assert_eq!(time(&resolved, "SinkResolved"), late);
         assert_eq!(time(&resolved, "Ready"), early, "still False, for another reason");
         let told = transition(&first.conditions, &resolved.conditions).unwrap();

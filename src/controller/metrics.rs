@@ -1,0 +1,104 @@
+//! What Prometheus sees of the controller.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WriteLabels {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RevisionLabels {
+    revision: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReadyLabels {
+    ready: &'static str,
+}
+
+/// What the controller counts.
+#[derive(Debug, Default)]
+pub(super) struct ControllerMetrics {
+    compilations: Counter,
+    revision: Family<RevisionLabels, Gauge>,
+    routers: Gauge,
+    triggers: Family<ReadyLabels, Gauge>,
+    writes: Family<WriteLabels, Counter>,
+    watch_errors: Family<KindLabels, Counter>,
+}
+
+impl ControllerMetrics {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "compilations",
+            "How often routing was computed",
+            self.compilations.clone(),
+        );
+        registry.register(
+            "configuration_info",
+            "1 for the revision of the routing configuration that routers are given",
+            self.revision.clone(),
+        );
+        registry.register("routers", "Routers that are connected", self.routers.clone());
+        registry.register(
+            "triggers",
+            "Triggers by whether they are Ready",
+            self.triggers.clone(),
+        );
+        registry.register(
+            "status_writes",
+            "Writes of status, by kind and outcome",
+            self.writes.clone(),
+        );
+        registry.register(
+            "watch_errors",
+            "Errors of the watches, by kind",
+            self.watch_errors.clone(),
+        );
+    }
+
+    pub(super) fn compiled(&self) {
+        self.compilations.inc();
+    }
+
+    pub(super) fn published(&self, revision: &str) {
+        self.revision.clear();
+        self.revision
+            .get_or_create(&RevisionLabels {
+                revision: revision.to_owned(),
+            })
+            .set(1);
+    }
+
+    pub(super) fn routers(&self, count: usize) {
+        self.routers.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn triggers(&self, ready: i64, not_ready: i64) {
+        self.triggers
+            .get_or_create(&ReadyLabels { ready: "true" })
+            .set(ready);
+        self.triggers
+            .get_or_create(&ReadyLabels { ready: "false" })
+            .set(not_ready);
+    }
+
+    pub(super) fn wrote(&self, kind: &'static str, outcome: &'static str) {
+        self.writes.get_or_create(&WriteLabels { kind, outcome }).inc();
+    }
+
+    pub(super) fn watch_failed(&self, kind: &'static str) {
+        self.watch_errors.get_or_create(&KindLabels { kind }).inc();
+    }
+}

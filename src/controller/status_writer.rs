@@ -1,0 +1,195 @@
+//! Writes statuses, and only those that change; tells of transitions by Events.
+
+use std::{collections::HashMap, fmt::Debug, sync::Arc};
+
+use futures::{StreamExt, future::BoxFuture, stream};
+use k8s_openapi::NamespaceResourceScope;
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{Patch, PatchParams},
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use super::{metrics::ControllerMetrics, statuses::Transition};
+
+/// Who wrote a field, as `kubectl` shows it.
+const FIELD_MANAGER: &str = "weir-controller";
+
+/// How many writes are under way at once.
+const CONCURRENCY: usize = 8;
+
+/// Writes statuses to the API server.
+pub(super) struct StatusWriter {
+    client: Client,
+    recorder: Recorder,
+    metrics: Arc<ControllerMetrics>,
+    /// By UID, what was written and is perhaps not seen in the watch yet.
+    written: HashMap<String, Written>,
+}
+
+struct Written {
+    resource_version: u64,
+    status: Value,
+}
+
+/// A status to write.
+pub(super) struct Write {
+    uid: String,
+    /// Gives the new resource version.
+    write: BoxFuture<'static, Result<Option<u64>, kube::Error>>,
+    status: Value,
+}
+
+impl StatusWriter {
+    pub(super) fn new(client: Client, metrics: Arc<ControllerMetrics>) -> Self {
+        let recorder = Recorder::new(client.clone(), Reporter::from(FIELD_MANAGER));
+        Self {
+            client,
+            recorder,
+            metrics,
+            written: HashMap::new(),
+        }
+    }
+
+    /// A resource's status: what was last written, until the watch has brought that or something newer.
+    pub(super) fn present<K, S>(&mut self, resource: &K, seen: Option<&S>) -> Option<S>
+    where
+        K: Resource,
+        S: Clone + DeserializeOwned,
+    {
+        let uid = resource.meta().uid.as_deref().unwrap_or_default();
+        if let Some(written) = self.written.get(uid) {
+            if version(resource) < written.resource_version {
+                return serde_json::from_value(written.status.clone()).ok();
+            }
+            self.written.remove(uid);
+        }
+        seen.cloned()
+    }
+
+    /// Prepares a write, with the Event that tells of it.
+    pub(super) fn write<K, S>(&self, resource: &K, status: &S, transition: Option<Transition>) -> Write
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + Sync
+            + 'static,
+        S: Serialize,
+    {
+        let kind = short_kind::<K>();
+        // Plain data always serialises.
+        let status = serde_json::to_value(status).unwrap_or_default();
+        let (name, namespace) = (resource.name_any(), resource.namespace().unwrap_or_default());
+        let patch = json!({
+            "apiVersion": K::api_version(&()), "kind": K::kind(&()),
+            "metadata": {"name": name, "namespace": namespace, "uid": resource.uid()},
+            "status": status,
+        });
+        let (client, recorder, metrics) = (self.client.clone(), self.recorder.clone(), self.metrics.clone());
+        let reference = resource.object_ref(&());
+        let write = async move {
+            let api = Api::<K>::namespaced(client, &namespace);
+            let parameters = PatchParams::apply(FIELD_MANAGER).force();
+            match api.patch_status(&name, &parameters, &Patch::Apply(&patch)).await {
+                Ok(written) => {
+                    metrics.wrote(kind, "written");
+                    if let Some(transition) = transition
+                        && let Err(error) = recorder.publish(&event(transition), &reference).await
+                    {
+                        tracing::warn!(kind, namespace, name, %error, "an Event cannot be recorded");
+                    }
+                    Ok(Some(version(&written)))
+                }
+                Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {
+                    // Deleted meanwhile, or deleted and created anew: the watch will tell.
+                    metrics.wrote(kind, "gone");
+                    Ok(None)
+                }
+                Err(error) => {
+                    metrics.wrote(kind, "failed");
+                    tracing::warn!(kind, namespace, name, %error, "a status cannot be written; it is tried again");
+                    Err(error)
+                }
+            }
+        };
+        Write {
+            uid: resource.uid().unwrap_or_default(),
+            write: Box::pin(write),
+            status,
+        }
+    }
+
+    /// Makes the writes; tells whether all were made.
+    pub(super) async fn perform(&mut self, writes: Vec<Write>) -> bool {
+        let writes = writes
+            .into_iter()
+            .map(|Write { uid, write, status }| async move { (uid, status, write.await) });
+        let mut results = stream::iter(writes).buffer_unordered(CONCURRENCY);
+        let mut all = true;
+        while let Some((uid, status, result)) = results.next().await {
+            match result {
+                Ok(Some(resource_version)) => {
+                    self.written.insert(
+                        uid,
+                        Written {
+                            resource_version,
+                            status,
+                        },
+                    );
+                }
+                Ok(None) => {}
+                Err(_) => all = false,
+            }
+        }
+        all
+    }
+
+    /// Forgets what is about resources that are gone.
+    pub(super) fn retain(&mut self, exists: impl Fn(&str) -> bool) {
+        self.written.retain(|uid, _| exists(uid));
+    }
+}
+
+fn short_kind<K: Resource<DynamicType = ()>>() -> &'static str {
+    match &*K::kind(&()) {
+        "Trigger" => "Trigger",
+        "Sink" => "Sink",
+        _ => "Source",
+    }
+}
+
+/// Resource versions of one kind can be compared as numbers (Kubernetes 1.35 makes it a promise, and every API
+/// server has kept it).
+fn version<K: Resource>(resource: &K) -> u64 {
+    resource
+        .meta()
+        .resource_version
+        .as_deref()
+        .and_then(|version| version.parse().ok())
+        .unwrap_or_default()
+}
+
+fn event(
+    Transition {
+        ready,
+        reason,
+        message,
+    }: Transition,
+) -> Event {
+    Event {
+        type_: if ready {
+            EventType::Normal
+        } else {
+            EventType::Warning
+        },
+        reason,
+        note: Some(message),
+        action: "Resolve".to_owned(),
+        secondary: None,
+    }
+}

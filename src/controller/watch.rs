@@ -1,0 +1,248 @@
+//! Watches the cluster: keeps what routing is computed from in memory, and says when it changed.
+
+use std::{collections::HashSet, fmt::Debug, hash::Hash, sync::Arc, time::Duration};
+
+use futures::{Stream, StreamExt, future::BoxFuture};
+use k8s_openapi::api::core::v1;
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    core::DeserializeGuard,
+    runtime::{
+        WatchStreamExt,
+        reflector::{self, Lookup, Store},
+        watcher,
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    metrics::ControllerMetrics,
+    observed::{Namespace, Observed, Port, Service},
+};
+use crate::api;
+
+/// How often it is said what is still awaited at the start.
+const SAY_AWAITED_EVERY: Duration = Duration::from_secs(10);
+
+/// Our own resources may have been stored by another version; one that cannot be read must not hide the others.
+type Guarded<K> = DeserializeGuard<K>;
+
+/// What the cluster's resources are at present.
+pub(super) struct Watches {
+    sources: Store<Guarded<api::Source>>,
+    triggers: Store<Guarded<api::Trigger>>,
+    sinks: Store<Guarded<api::Sink>>,
+    services: Store<v1::Service>,
+    namespaces: Store<v1::Namespace>,
+    changed: Arc<Notify>,
+    /// What was said to be unreadable, so that it is said once.
+    unreadable: HashSet<String>,
+}
+
+impl Watches {
+    /// Starts watching, until told to stop.
+    pub(super) fn start(client: &Client, metrics: &Arc<ControllerMetrics>, stop: &CancellationToken) -> Self {
+        let changed = Arc::new(Notify::new());
+        let starter = Starter {
+            client,
+            metrics,
+            stop,
+            changed: &changed,
+        };
+        Self {
+            sources: starter.watch("Source", |_| {}),
+            triggers: starter.watch("Trigger", |_| {}),
+            sinks: starter.watch("Sink", |_| {}),
+            services: starter.watch("Service", keep_ports),
+            namespaces: starter.watch("Namespace", keep_labels),
+            changed,
+            unreadable: HashSet::new(),
+        }
+    }
+
+    /// Waits until everything was listed once; routing computed from less would forget Triggers.
+    pub(super) async fn ready(&self) {
+        let mut awaited: Vec<(&str, BoxFuture<'_, _>)> = vec![
+            ("Sources", Box::pin(self.sources.wait_until_ready())),
+            ("Triggers", Box::pin(self.triggers.wait_until_ready())),
+            ("Sinks", Box::pin(self.sinks.wait_until_ready())),
+            ("Services", Box::pin(self.services.wait_until_ready())),
+            ("Namespaces", Box::pin(self.namespaces.wait_until_ready())),
+        ];
+        while let Some((kind, mut listed)) = awaited.pop() {
+            while tokio::time::timeout(SAY_AWAITED_EVERY, &mut listed)
+                .await
+                .is_err()
+            {
+                tracing::warn!(
+                    kind,
+                    "waiting for the API server to list these; if they are Weir's own, are they installed? \
+                     weir crds | kubectl apply -f -"
+                );
+            }
+        }
+    }
+
+    /// Waits until something changed since this was last asked.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// What is there now.
+    pub(super) fn observe(&mut self) -> Observed {
+        let mut unreadable = HashSet::new();
+        let observed = Observed {
+            sources: readable(&self.sources, "Source", &mut unreadable),
+            triggers: readable(&self.triggers, "Trigger", &mut unreadable),
+            sinks: readable(&self.sinks, "Sink", &mut unreadable),
+            services: self
+                .services
+                .state()
+                .iter()
+                .map(|service| observe_service(service))
+                .collect(),
+            namespaces: self
+                .namespaces
+                .state()
+                .iter()
+                .map(|namespace| Namespace {
+                    name: namespace.name_any(),
+                    labels: namespace.labels().clone(),
+                })
+                .collect(),
+        };
+        for problem in unreadable.difference(&self.unreadable) {
+            tracing::error!(
+                problem,
+                "a resource cannot be read and is left out; was it written by another version of Weir?"
+            );
+        }
+        self.unreadable = unreadable;
+        observed
+    }
+}
+
+struct Starter<'a> {
+    client: &'a Client,
+    metrics: &'a Arc<ControllerMetrics>,
+    stop: &'a CancellationToken,
+    changed: &'a Arc<Notify>,
+}
+
+impl Starter<'_> {
+    fn watch<K>(&self, kind: &'static str, strip: fn(&mut K)) -> Store<K>
+    where
+        K: Resource<DynamicType = ()>
+            + Lookup<DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + Sync
+            + 'static,
+    {
+        let (store, writer) = reflector::store();
+        let stream = watcher(Api::<K>::all(self.client.clone()), watcher::Config::default())
+            .default_backoff()
+            .modify(move |object| {
+                object.meta_mut().managed_fields = None;
+                strip(object);
+            })
+            .reflect(writer);
+        let (metrics, changed, stop) = (self.metrics.clone(), self.changed.clone(), self.stop.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = follow(kind, stream, &metrics, &changed) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        store
+    }
+}
+
+async fn follow<T>(
+    kind: &'static str,
+    stream: impl Stream<Item = watcher::Result<T>>,
+    metrics: &ControllerMetrics,
+    changed: &Notify,
+) {
+    let mut stream = std::pin::pin!(stream);
+    let mut working = true;
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(_) => {
+                if !working {
+                    tracing::info!(kind, "the watch works again");
+                }
+                working = true;
+                changed.notify_one();
+            }
+            Err(error) => {
+                metrics.watch_failed(kind);
+                if working {
+                    tracing::warn!(kind, %error, "the watch broke; it is tried again, and routing goes on as it was");
+                }
+                working = false;
+            }
+        }
+    }
+}
+
+fn readable<K>(store: &Store<Guarded<K>>, kind: &str, unreadable: &mut HashSet<String>) -> Vec<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+    Guarded<K>: Lookup<DynamicType = ()>,
+    <Guarded<K> as Lookup>::DynamicType: Eq + Hash + Clone,
+{
+    let mut resources = Vec::new();
+    for guarded in store.state() {
+        match &guarded.0 {
+            Ok(resource) => resources.push(resource.clone()),
+            Err(invalid) => {
+                let namespace = invalid.metadata.namespace.as_deref().unwrap_or_default();
+                let name = invalid.metadata.name.as_deref().unwrap_or_default();
+                unreadable.insert(format!("{kind} {namespace}/{name}: {}", invalid.error));
+            }
+        }
+    }
+    resources
+}
+
+fn observe_service(service: &v1::Service) -> Service {
+    let spec = service.spec.as_ref();
+    let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+    let port = |port: &v1::ServicePort| {
+        Some(Port {
+            name: port.name.clone().unwrap_or_default(),
+            number: u16::try_from(port.port).ok()?,
+        })
+    };
+    Service {
+        namespace: ResourceExt::namespace(service).unwrap_or_default(),
+        name: service.name_any(),
+        ports: Some(ports.iter().filter_map(port).collect()),
+        external_name: spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName"),
+    }
+}
+
+/// A cluster has many Services, and routing needs their ports only.
+fn keep_ports(service: &mut v1::Service) {
+    service.status = None;
+    service.metadata.annotations = None;
+    service.metadata.labels = None;
+    if let Some(spec) = service.spec.take() {
+        service.spec = Some(v1::ServiceSpec {
+            ports: spec.ports,
+            type_: spec.type_,
+            ..v1::ServiceSpec::default()
+        });
+    }
+}
+
+fn keep_labels(namespace: &mut v1::Namespace) {
+    namespace.spec = None;
+    namespace.status = None;
+    namespace.metadata.annotations = None;
+}
