@@ -3,6 +3,11 @@
 //! Types, defaults, printer columns and the rules that the API server checks; no logic and no I/O. The doc
 //! comments are what `kubectl explain` shows, so they speak to the author of a manifest.
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "the lint takes the columns of a table for repetitions of one attribute"
+)]
+
 mod condition;
 mod delivery;
 mod filter;

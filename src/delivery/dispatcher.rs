@@ -337,9 +337,7 @@ impl Dispatcher {
 
     /// Starts as many attempts as may be under way; tells when to look again, if time alone will allow more.
     fn launch(&mut self) -> Option<Instant> {
-        let Some(target) = self.settings.target.clone().filter(|_| self.is_deliverable()) else {
-            return None;
-        };
+        let target = self.settings.target.clone().filter(|_| self.is_deliverable())?;
         let now = Instant::now();
         while self.in_flight.len() < self.concurrency() {
             let due = self.delayed.first().map(|&(at, _)| at);

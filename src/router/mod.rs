@@ -86,7 +86,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), RouterError> {
     let saved = SavedConfiguration::in_directory(&options.data)?;
-    let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(&options.data.join("log"), options.log.clone())?);
+    let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(options.data.join("log"), options.log.clone())?);
     let engine = Engine::start(log.clone(), Client::new()?, options.delivery).await?;
     let metrics = Metrics::new(log.clone(), engine.clone());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());

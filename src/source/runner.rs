@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -54,7 +54,10 @@ struct Running {
 
 /// What the Sources did, for the metrics. Clones see the same numbers.
 #[derive(Clone, Debug, Default)]
-pub struct Statistics(Arc<std::sync::Mutex<BTreeMap<(String, String), Arc<Counters>>>>);
+pub struct Statistics(Arc<Mutex<Counts>>);
+
+/// By namespace and name.
+type Counts = BTreeMap<(String, String), Arc<Counters>>;
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -103,7 +106,7 @@ impl Statistics {
         });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, String), Arc<Counters>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
         // A map of counters is whole whatever happened to another thread.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

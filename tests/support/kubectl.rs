@@ -26,6 +26,14 @@ impl Kubectl {
         }
     }
 
+    /// The same user in another namespace.
+    pub(crate) fn in_namespace(&self, namespace: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            ..self.clone()
+        }
+    }
+
     /// The file to give to a program that is to be this user.
     pub(crate) fn kubeconfig(&self) -> &Path {
         &self.kubeconfig

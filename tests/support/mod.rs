@@ -13,7 +13,7 @@ mod process;
 mod scratch;
 
 pub(crate) use client::{get, post, send, try_get, try_post};
-pub(crate) use consumer::{Answer, Consumer};
+pub(crate) use consumer::{Answer, Consumer, Received};
 pub(crate) use control_plane::ControlPlane;
 pub(crate) use kubectl::Kubectl;
 pub(crate) use port::ReservedPort;

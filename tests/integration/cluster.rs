@@ -1,0 +1,826 @@
+//! A cluster with Weir in it: a real API server, `weir controller` and `weir router` as processes.
+
+use std::{
+    path::Path,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::support::{
+    Answer, Consumer, ControlPlane, Kubectl, PATIENCE, Process, Received, Scratch, eventually, get, post,
+};
+
+/// Weir, running.
+pub(crate) struct Weir {
+    pub(crate) controller: Process,
+    pub(crate) router: Process,
+    data: Scratch,
+    services: Vec<String>,
+}
+
+impl Weir {
+    /// Installs the custom resource definitions, and starts a controller and a router. `services` are
+    /// `NAMESPACE/NAME=URL`.
+    pub(crate) fn install(plane: &ControlPlane, services: &[String]) -> Self {
+        let kubectl = plane.admin();
+        kubectl.run(["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/crds")]);
+        kubectl.run(["wait", "--for=condition=Established", "crd", "--all"]);
+        let controller = start_controller(kubectl.kubeconfig());
+        let data = Scratch::new();
+        let router = start_router(&controller, data.path(), "127.0.0.1:0", services);
+        Self {
+            controller,
+            router,
+            data,
+            services: services.to_vec(),
+        }
+    }
+
+    pub(crate) fn broker(&self, namespace: &str) -> String {
+        format!("http://{}/{namespace}/default", self.router.address("ingress"))
+    }
+
+    pub(crate) fn metrics(&self) -> String {
+        get(&format!("http://{}/metrics", self.router.address("admin"))).text()
+    }
+
+    /// `kill -9`, and a new process on the same data and address.
+    pub(crate) fn kill_and_restart_router(&mut self) {
+        let listen = self.router.address("ingress").to_string();
+        self.router.kill();
+        self.router = start_router(&self.controller, self.data.path(), &listen, &self.services);
+    }
+}
+
+fn start_controller(kubeconfig: &Path) -> Process {
+    let arguments = [
+        "controller",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--broker-url",
+        "http://weir",
+    ];
+    Process::weir(&arguments).env("KUBECONFIG", kubeconfig).start()
+}
+
+fn start_router(controller: &Process, data: &Path, listen: &str, services: &[String]) -> Process {
+    let controller = format!("http://{}", controller.address("configuration"));
+    let mut arguments = vec![
+        "router",
+        "--name",
+        "router-0",
+        "--listen",
+        listen,
+        "--admin",
+        "127.0.0.1:0",
+    ];
+    arguments.extend(["--controller", &controller, "--data", data.to_str().unwrap()]);
+    for service in services {
+        arguments.extend(["--service", service]);
+    }
+    Process::weir(&arguments).start()
+}
+
+/// The cluster that tests share which break nothing; each has a namespace of its own.
+fn shared() -> &'static Weir {
+    static WEIR: OnceLock<Weir> = OnceLock::new();
+    WEIR.get_or_init(|| Weir::install(ControlPlane::shared(), &[]))
+}
+
+fn namespace(prefix: &str) -> (&'static Weir, Kubectl) {
+    (shared(), ControlPlane::shared().namespace(prefix))
+}
+
+fn trigger(name: &str, filters: &str, sink: &str, more: &str) -> String {
+    format!(
+        "---\napiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {{name: {name}}}\n\
+         spec: {{filters: {filters}, sink: {sink}{more}}}\n"
+    )
+}
+
+fn sink(name: &str, spec: &str) -> String {
+    format!("---\napiVersion: weir.dev/v1alpha1\nkind: Sink\nmetadata: {{name: {name}}}\nspec: {spec}\n")
+}
+
+const BINARY: [(&str, &str); 4] = [
+    ("ce-specversion", "1.0"),
+    ("ce-source", "/shop"),
+    ("content-type", "application/json"),
+    ("ce-myext", "Z%C3%BCrich x"),
+];
+
+fn post_binary(url: &str, id: &str, r#type: &str, data: &str) {
+    let headers: Vec<_> = BINARY
+        .into_iter()
+        .chain([("ce-id", id), ("ce-type", r#type)])
+        .collect();
+    assert_eq!(post(url, &headers, data.to_owned()).status, 202);
+}
+
+fn ids(received: &[Received]) -> Vec<String> {
+    let id = |message: &Received| match message.header("ce-id") {
+        Some(id) => id.to_owned(),
+        None => serde_json::from_slice::<Value>(&message.body).unwrap()["id"]
+            .as_str()
+            .unwrap()
+            .to_owned(),
+    };
+    let mut ids: Vec<_> = received.iter().map(id).collect();
+    ids.sort();
+    ids
+}
+
+/// Reason of a condition of a resource, empty while there is none.
+fn reason(kubectl: &Kubectl, resource: &str, condition: &str) -> String {
+    let path = format!("jsonpath={{.status.conditions[?(@.type==\"{condition}\")].reason}}");
+    kubectl.run(["get", resource, "-o", &path])
+}
+
+fn await_reason(kubectl: &Kubectl, resource: &str, condition: &str, expected: &str) {
+    eventually(PATIENCE, || {
+        let reason = reason(kubectl, resource, condition);
+        if reason == expected {
+            Ok(())
+        } else {
+            Err(format!("{resource} {condition}: {reason}, not {expected}"))
+        }
+    });
+}
+
+#[test]
+fn from_kubectl_apply_to_a_service() {
+    let plane = ControlPlane::start();
+    let [billing, audit, mail] = [(); 3].map(|()| Consumer::start());
+    let url = |consumer: &Consumer| consumer.url().trim_end_matches('/').to_owned();
+    let services = [
+        format!("shop/billing={}", url(&billing)),
+        format!("shop/mail={}", url(&mail)),
+    ];
+    let weir = Weir::install(&plane, &services);
+    let kubectl = plane.admin();
+    kubectl.run(["create", "namespace", "shop"]);
+    let shop = kubectl.in_namespace("shop");
+    let service = |name: &str, ports: &str| {
+        format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: {ports}}}\n")
+    };
+    let manifests = [
+        service("billing", "[{name: http, port: 8080}, {name: other, port: 9}]"),
+        service("mail", "[{port: 80}]"),
+        sink("audit", &format!("{{uri: '{}audit', contentMode: Structured}}", audit.url())),
+        "---\napiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {name: clock}\nspec: {cron: {schedule: '* * * * * *', \
+         type: com.example.tick, data: {json: '{\"n\": 1.10}'}, extensions: {shard: '7'}}}\n"
+            .to_owned(),
+        trigger("billing", "[{exact: {type: order.created}}]", "{service: {name: billing, port: http, path: /events}}", ""),
+        trigger("audit", "[{prefix: {type: order.}}]", "{ref: {name: audit}}", ""),
+        trigger("mail", "[{any: [{suffix: {type: .shipped}}, {exact: {type: com.example.tick}}]}]", "{service: {name: mail}}", ""),
+    ];
+    shop.apply(&manifests.concat());
+    shop.run([
+        "wait",
+        "--for=condition=Ready",
+        "trigger",
+        "--all",
+        "--timeout=30s",
+    ]);
+
+    let broker = weir.broker("shop");
+    post_binary(&broker, "1", "order.created", "{\"amount\": 1.10}");
+    let structured =
+        r#"{"specversion":"1.0", "id":"2","source":"/shop","type":"order.shipped","n":7,"data":{"b":[1.0]}}"#;
+    let response = post(
+        &broker,
+        &[("content-type", "application/cloudevents+json; charset=utf-8")],
+        structured,
+    );
+    assert_eq!(response.status, 202);
+    let batch = format!(
+        "[{},\n {}]",
+        structured.replace("\"2\"", "\"3\""),
+        structured.replace("\"2\"", "\"4\"").replace("shipped", "created")
+    );
+    assert_eq!(
+        post(
+            &broker,
+            &[("content-type", "application/cloudevents-batch+json")],
+            batch
+        )
+        .status,
+        202
+    );
+    post_binary(&broker, "5", "unwanted", "{}");
+
+    assert_eq!(ids(&billing.wait_for(2)), ["1", "4"]);
+    assert_eq!(ids(&audit.wait_for(4)), ["1", "2", "3", "4"]);
+    let orders = |received: &[Received]| -> Vec<Received> {
+        received
+            .iter()
+            .filter(|message| message.header("ce-type") != Some("com.example.tick"))
+            .cloned()
+            .collect()
+    };
+    let mailed = mail.wait_until(PATIENCE, |received| {
+        orders(received).len() >= 2 && received.len() >= 3
+    });
+    assert_eq!(ids(&orders(&mailed)), ["2", "3"]);
+
+    // What came in goes out, in the mode that it came in.
+    let received = billing.received();
+    let first = received
+        .iter()
+        .find(|message| message.header("ce-id") == Some("1"))
+        .unwrap();
+    assert_eq!(
+        (first.method.as_str(), first.target.as_str()),
+        ("POST", "/events")
+    );
+    assert_eq!(first.body, "{\"amount\": 1.10}");
+    for (name, value) in BINARY {
+        assert_eq!(first.header(name), Some(value));
+    }
+    let second = mailed
+        .iter()
+        .find(|message| message.body == structured)
+        .expect("the text of event 2");
+    assert_eq!(
+        second.header("content-type"),
+        Some("application/cloudevents+json; charset=utf-8")
+    );
+    // The Sink asks for structured.
+    let received = audit.received();
+    let converted = received
+        .iter()
+        .find(|message| ids(std::slice::from_ref(*message)) == ["1"])
+        .unwrap();
+    assert_eq!(
+        (converted.target.as_str(), converted.header("content-type")),
+        ("/audit", Some("application/cloudevents+json"))
+    );
+    let json: Value = serde_json::from_slice(&converted.body).unwrap();
+    assert_eq!(
+        (&json["myext"], &json["type"]),
+        (&"Zürich x".into(), &"order.created".into())
+    );
+    assert!(
+        std::str::from_utf8(&converted.body)
+            .unwrap()
+            .contains("\"data\":{\"amount\": 1.10}")
+    );
+    // The Source's events.
+    let tick = mailed
+        .iter()
+        .find(|message| message.header("ce-type") == Some("com.example.tick"))
+        .unwrap();
+    assert_eq!(
+        (tick.header("ce-shard"), tick.header("ce-source")),
+        (
+            Some("7"),
+            Some("/apis/weir.dev/v1alpha1/namespaces/shop/sources/clock")
+        )
+    );
+    assert_eq!(tick.body, "{\"n\": 1.10}");
+
+    // What people see.
+    let table = shop.run(["get", "triggers"]);
+    let header: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(header, ["NAME", "READY", "REASON", "BROKER", "SINK", "AGE"]);
+    assert!(
+        table.contains("http://billing.shop.svc.cluster.local:8080/events"),
+        "{table}"
+    );
+    let billing_trigger = shop.get("trigger/billing");
+    assert_eq!(billing_trigger["status"]["brokerUrl"], "http://weir/shop/default");
+    assert_eq!(
+        billing_trigger["status"]["observedGeneration"],
+        billing_trigger["metadata"]["generation"]
+    );
+    assert!(
+        kubectl
+            .run(["explain", "trigger.spec.filters"])
+            .contains("exactly one of")
+    );
+
+    // An edited filter takes effect without a restart.
+    let before = billing.received().len();
+    let edited = Instant::now();
+    shop.apply(&trigger(
+        "billing",
+        "[{exact: {type: order.refunded}}]",
+        "{service: {name: billing, port: http, path: /events}}",
+        "",
+    ));
+    let mut number = 100;
+    eventually(PATIENCE, || {
+        post_binary(&broker, &number.to_string(), "order.refunded", "{}");
+        number += 1;
+        if billing.received().len() > before {
+            Ok(())
+        } else {
+            Err("no refund was delivered".to_owned())
+        }
+    });
+    eprintln!("an edited filter took effect after {:?}", edited.elapsed());
+    eprintln!(
+        "resident memory: controller {} KiB, router {} KiB",
+        weir.controller.resident_memory() / 1024,
+        weir.router.resident_memory() / 1024
+    );
+}
+
+#[test]
+fn the_order_of_applying_does_not_matter() {
+    let (weir, kubectl) = namespace("order");
+    let broker = weir.broker(kubectl.namespace());
+    // Events before any Trigger, once the namespace is known.
+    eventually(PATIENCE, || {
+        let headers: Vec<_> = BINARY
+            .into_iter()
+            .chain([("ce-id", "1"), ("ce-type", "early")])
+            .collect();
+        let status = post(&broker, &headers, "{}").status;
+        if status == 202 {
+            Ok(())
+        } else {
+            Err(format!("{status}"))
+        }
+    });
+    let [late, early] = [(); 2].map(|()| Consumer::start());
+    // A Trigger before its Sink.
+    kubectl.apply(
+        &[
+            trigger("late", "[{prefix: {type: la}}]", "{ref: {name: late}}", ""),
+            trigger(
+                "early",
+                "[]",
+                &format!("{{uri: '{}'}}", early.url()),
+                ", start: Earliest",
+            ),
+        ]
+        .concat(),
+    );
+    await_reason(&kubectl, "trigger/late", "Ready", "SinkNotFound");
+    // It is in force all the same: what comes now waits for the Sink.
+    kubectl.wait_ready("trigger/early");
+    post_binary(&broker, "2", "late", "{}");
+    assert_eq!(ids(&early.wait_for(2)), ["1", "2"]);
+    kubectl.apply(&sink("late", &format!("{{uri: '{}'}}", late.url())));
+    kubectl.wait_ready("trigger/late");
+    assert_eq!(ids(&late.wait_for(1)), ["2"]);
+}
+
+#[test]
+fn nothing_is_lost_when_the_router_is_killed() {
+    let plane = ControlPlane::start();
+    let mut weir = Weir::install(&plane, &[]);
+    let kubectl = plane.namespace("killed");
+    let (mut dead, live) = (Consumer::start(), Consumer::start());
+    kubectl.apply(
+        &[
+            trigger(
+                "dead",
+                "[]",
+                &format!("{{uri: '{}'}}", dead.url()),
+                ", delivery: {backoffDelay: 100ms, backoffMax: 1s}",
+            ),
+            trigger("live", "[]", &format!("{{uri: '{}'}}", live.url()), ""),
+        ]
+        .concat(),
+    );
+    kubectl.run([
+        "wait",
+        "--for=condition=Ready",
+        "trigger",
+        "--all",
+        "--timeout=30s",
+    ]);
+    dead.stop();
+    let broker = weir.broker(kubectl.namespace());
+    for id in ["1", "2", "3"] {
+        post_binary(&broker, id, "t", "{}");
+    }
+    assert_eq!(
+        ids(&live.wait_for(3)),
+        ["1", "2", "3"],
+        "a dead Sink holds nobody else"
+    );
+    weir.kill_and_restart_router();
+    dead.restart();
+    assert_eq!(ids(&dead.wait_for(3)), ["1", "2", "3"]);
+    // Settled, and nothing pending.
+    eventually(PATIENCE, || {
+        let metrics = weir.metrics();
+        let of = |name: &str| {
+            metrics
+                .lines()
+                .find(|line| line.starts_with(name) && line.contains("\"dead\""))
+                .map(str::to_owned)
+        };
+        match of("weir_trigger_events_pending{") {
+            Some(line) if line.ends_with(" 0") => Ok(()),
+            line => Err(format!("{line:?}")),
+        }
+    });
+}
+
+#[test]
+fn routing_goes_on_without_the_api_server() {
+    let mut plane = ControlPlane::start();
+    let weir = Weir::install(&plane, &[]);
+    let kubectl = plane.namespace("alone");
+    let consumer = Consumer::start();
+    let uri = format!("{{uri: '{}'}}", consumer.url());
+    kubectl.apply(&trigger("t", "[]", &uri, ""));
+    kubectl.wait_ready("trigger/t");
+    let broker = weir.broker(kubectl.namespace());
+    plane.stop_api_server();
+    post_binary(&broker, "1", "t", "{}");
+    assert_eq!(ids(&consumer.wait_for(1)), ["1"]);
+    plane.start_api_server();
+    // Status catches up with what is applied then.
+    kubectl.apply(&trigger("t", "[{exact: {type: u}}]", &uri, ""));
+    kubectl.apply(&trigger("new", "[]", "{ref: {name: nowhere}}", ""));
+    await_reason(&kubectl, "trigger/new", "Ready", "SinkNotFound");
+    kubectl.wait_ready("trigger/t");
+    post_binary(&broker, "2", "t", "{}");
+    post_binary(&broker, "3", "u", "{}");
+    assert_eq!(ids(&consumer.wait_for(2)), ["1", "3"]);
+}
+
+#[test]
+fn triggers_heal_and_say_what_is_missing() {
+    let (_, kubectl) = namespace("heal");
+    let (_, other) = namespace("other");
+    kubectl.apply(
+        &[
+            trigger("to-service", "[]", "{service: {name: web}}", ""),
+            trigger("to-sink", "[]", "{ref: {name: shared}}", ""),
+            trigger(
+                "foreign",
+                "[]",
+                &format!("{{ref: {{name: shared, namespace: {}}}}}", other.namespace()),
+                "",
+            ),
+            trigger("held", "[]", "{uri: 'http://example.com/'}", ", suspend: true"),
+            trigger("inside", "[]", "{uri: 'http://web.heal.svc.cluster.local/'}", ""),
+        ]
+        .concat(),
+    );
+    await_reason(&kubectl, "trigger/to-service", "Ready", "ServiceNotFound");
+    await_reason(&kubectl, "trigger/to-service", "SinkResolved", "ServiceNotFound");
+    await_reason(&kubectl, "trigger/to-service", "FiltersValid", "NoFilters");
+    await_reason(&kubectl, "trigger/to-sink", "Ready", "SinkNotFound");
+    await_reason(&kubectl, "trigger/foreign", "Ready", "SinkNotAllowed");
+    await_reason(&kubectl, "trigger/held", "Ready", "Suspended");
+    await_reason(&kubectl, "trigger/inside", "Ready", "InvalidUri");
+
+    let service = |ports: &str| {
+        format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{ports: {ports}}}\n")
+    };
+    kubectl.apply(&service("[{name: a, port: 80}, {name: b, port: 81}]"));
+    await_reason(&kubectl, "trigger/to-service", "Ready", "PortAmbiguous");
+    kubectl.apply(&trigger(
+        "to-service",
+        "[]",
+        "{service: {name: web, port: c}}",
+        "",
+    ));
+    await_reason(&kubectl, "trigger/to-service", "Ready", "PortNotFound");
+    kubectl.apply(&trigger(
+        "to-service",
+        "[]",
+        "{service: {name: web, port: b}}",
+        "",
+    ));
+    kubectl.wait_ready("trigger/to-service");
+
+    other.apply(&sink("shared", "{uri: 'http://example.com/'}"));
+    other.wait_ready("sink/shared");
+    await_reason(&kubectl, "trigger/foreign", "Ready", "SinkNotAllowed");
+    other.apply(&sink(
+        "shared",
+        &format!(
+            "{{uri: 'http://example.com/', allowedNamespaces: {{names: [{}]}}}}",
+            kubectl.namespace()
+        ),
+    ));
+    kubectl.wait_ready("trigger/foreign");
+    other.apply(&sink(
+        "shared",
+        "{uri: 'http://example.com/', allowedNamespaces: {matchLabels: {team: blue}}}",
+    ));
+    await_reason(&kubectl, "trigger/foreign", "Ready", "SinkNotAllowed");
+    ControlPlane::shared()
+        .admin()
+        .run(["label", "namespace", kubectl.namespace(), "team=blue"]);
+    kubectl.wait_ready("trigger/foreign");
+
+    kubectl.apply(&sink("shared", "{service: {name: web, port: 80}}"));
+    kubectl.wait_ready("trigger/to-sink");
+    kubectl.run(["delete", "service", "web"]);
+    await_reason(&kubectl, "trigger/to-sink", "Ready", "ServiceNotFound");
+    kubectl.run(["delete", "sink", "shared"]);
+    await_reason(&kubectl, "trigger/to-sink", "Ready", "SinkNotFound");
+
+    // One Event for each transition of Ready.
+    let events = kubectl.run([
+        "get",
+        "events",
+        "--field-selector=involvedObject.name=to-sink",
+        "-o",
+        "jsonpath={range .items[*]}{.reason} {.type}{\"\\n\"}{end}",
+    ]);
+    let mut told: Vec<_> = events.lines().collect();
+    told.sort_unstable();
+    assert!(
+        told.contains(&"Ready Normal")
+            && told.contains(&"SinkNotFound Warning")
+            && told.contains(&"ServiceNotFound Warning"),
+        "{events}"
+    );
+}
+
+#[test]
+fn a_quiet_cluster_makes_no_writes() {
+    let (weir, kubectl) = namespace("quiet");
+    kubectl.apply(&trigger("t", "[]", "{uri: 'http://example.com/'}", ""));
+    kubectl.apply(&trigger("u", "[]", "{ref: {name: missing}}", ""));
+    kubectl.wait_ready("trigger/t");
+    await_reason(&kubectl, "trigger/u", "Ready", "SinkNotFound");
+    let versions = || {
+        let path = "jsonpath={.items[*].metadata.resourceVersion}";
+        kubectl.run(["get", "triggers", "-o", path])
+    };
+    let before = versions();
+    // The controller looks at its routers every five seconds; it is awaited twice, by what it says of itself.
+    let admin = format!("http://{}/metrics", weir.controller.address("admin"));
+    assert!(get(&admin).text().contains("weir_controller_routers 1"));
+    std::thread::sleep(Duration::from_secs(11));
+    assert_eq!(versions(), before);
+}
+
+#[test]
+fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
+    let (_, kubectl) = namespace("refused");
+    let to = "{uri: 'http://example.com/'}";
+    let trigger_with = |filters: &str| trigger("t", filters, to, "");
+    let source = |cron: &str| {
+        format!(
+            "apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {{name: s}}\nspec: {{cron: {cron}}}\n"
+        )
+    };
+    let deep = "[{not: {not: {not: {not: {exact: {a: b}}}}}}]";
+    let table = [
+        (
+            trigger_with("[{exact: {type: a}, prefix: {type: b}}]"),
+            "spec.filters[0]",
+        ),
+        (trigger_with("[{exact: {}}]"), "spec.filters[0].exact"),
+        (trigger_with("[{all: []}]"), "spec.filters[0].all"),
+        (
+            trigger_with("[{exact: {Type: a}}]"),
+            "attribute names are lower-case",
+        ),
+        (
+            trigger_with("[{exact: {type: ''}}]"),
+            "spec.filters[0].exact.type",
+        ),
+        (trigger_with("[{exactly: {type: a}}]"), "spec.filters[0].exactly"),
+        (trigger_with(deep), "spec.filters[0]"),
+        (
+            trigger("t", "[]", "{uri: 'http://a/', ref: {name: x}}", ""),
+            "exactly one of ref, service and uri",
+        ),
+        (
+            trigger("t", "[]", "{}", ""),
+            "exactly one of ref, service and uri",
+        ),
+        (trigger("t", "[]", "{uri: 'ftp://a/'}", ""), "spec.sink.uri"),
+        (
+            trigger("t", "[]", "{service: {name: web, port: 0}}", ""),
+            "spec.sink.service.port",
+        ),
+        (
+            trigger("t", "[]", "{service: {name: Web}}", ""),
+            "spec.sink.service.name",
+        ),
+        (trigger("t", "[]", to, ", start: yesterday"), "spec.start"),
+        (trigger("t", "[]", to, ", broker: Big"), "spec.broker"),
+        (
+            trigger("t", "[]", to, ", delivery: {timeout: soon}"),
+            "spec.delivery.timeout",
+        ),
+        (
+            trigger("t", "[]", to, ", delivery: {backoffDelay: 2m, backoffMax: 1m}"),
+            "backoffDelay must not be longer",
+        ),
+        (
+            trigger("t", "[]", to, ", delivery: {concurrency: 0}"),
+            "spec.delivery.concurrency",
+        ),
+        (trigger("t", "[]", to, ", colour: red"), "spec.colour"),
+        (
+            sink("s", "{uri: 'http://a/', service: {name: b}}"),
+            "exactly one of service and uri",
+        ),
+        (
+            sink("s", "{uri: 'http://a/', allowedNamespaces: {}}"),
+            "spec.allowedNamespaces",
+        ),
+        (
+            sink("s", "{uri: 'http://a/', contentMode: Fast}"),
+            "spec.contentMode",
+        ),
+        (source("{type: t}"), "spec.cron.schedule"),
+        (
+            source("{schedule: '* * * * *', type: t, data: {text: a, json: b}}"),
+            "data has exactly one",
+        ),
+        (
+            source("{schedule: '* * * * *', type: t, extensions: {id: a}}"),
+            "are no extensions",
+        ),
+        (
+            "apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {name: s}\nspec: {}\n".to_owned(),
+            "cron must be set",
+        ),
+    ];
+    for (manifest, expected) in table {
+        let refusal = kubectl.apply_err(&manifest);
+        assert!(
+            refusal.contains(expected),
+            "{manifest}\nwas refused with\n{refusal}\nwithout {expected:?}"
+        );
+    }
+    kubectl.apply(&trigger(
+        "t",
+        "[{all: [{any: [{not: {exact: {a: b}}}]}]}]",
+        to,
+        ", start: 2026-11-24T08:00:00Z",
+    ));
+    let refusal = kubectl.apply_err(&trigger("t", "[]", to, ", broker: other"));
+    assert!(refusal.contains("broker cannot be changed"), "{refusal}");
+}
+
+#[test]
+fn invalid_events_are_answered_with_what_is_wrong() {
+    let (weir, kubectl) = namespace("invalid");
+    kubectl.apply(&trigger(
+        "t",
+        "[]",
+        "{uri: 'http://example.com/'}",
+        ", broker: named, suspend: true",
+    ));
+    await_reason(&kubectl, "trigger/t", "Ready", "Suspended");
+    let url = |path: &str| format!("http://{}/{path}", weir.router.address("ingress"));
+    let namespace = kubectl.namespace();
+    let here = format!("{namespace}/default");
+    let event = |more: &[(&'static str, &'static str)]| -> Vec<(&'static str, &'static str)> {
+        [
+            ("ce-specversion", "1.0"),
+            ("ce-source", "/s"),
+            ("ce-id", "1"),
+            ("ce-type", "t"),
+        ]
+        .into_iter()
+        .chain(more.iter().copied())
+        .collect()
+    };
+    eventually(PATIENCE, || {
+        match post(&url(&format!("{namespace}/named")), &event(&[]), "")
+            .status
+            .as_u16()
+        {
+            202 => Ok(()),
+            status => Err(status.to_string()),
+        }
+    });
+    let large = "x".repeat(2 * 1024 * 1024);
+    let json = [("content-type", "application/cloudevents+json")];
+    let table: Vec<(&str, Vec<(&str, &str)>, &str, u16, Option<&str>)> = vec![
+        (&here, event(&[("ce-time", "noon")]), "", 400, Some("time")),
+        (&here, event(&[("ce-my-ext", "x")]), "", 400, Some("my-ext")),
+        (
+            &here,
+            json.to_vec(),
+            r#"{"specversion":"0.3","id":"1","source":"/","type":"t"}"#,
+            400,
+            Some("specversion"),
+        ),
+        (
+            &here,
+            json.to_vec(),
+            r#"{"specversion":"1.0","id":"1","source":"/"}"#,
+            400,
+            Some("type"),
+        ),
+        (&here, json.to_vec(), "{", 400, None),
+        (&here, vec![], "", 400, None),
+        (
+            &here,
+            vec![("content-type", "application/cloudevents+avro")],
+            "",
+            415,
+            None,
+        ),
+        (&here, event(&[("content-encoding", "gzip")]), "", 415, None),
+        (&here, event(&[]), &large, 413, None),
+        ("nowhere/default", event(&[]), "", 404, None),
+        ("nowhere", event(&[]), "", 404, None),
+    ];
+    for (path, headers, body, status, attribute) in table {
+        let response = post(&url(path), &headers, body.to_owned());
+        assert_eq!(
+            response.status.as_u16(),
+            status,
+            "{path} {headers:?}: {}",
+            response.text()
+        );
+        assert_eq!(response.headers["content-type"], "application/problem+json");
+        let problem = response.json();
+        assert_eq!(
+            problem.get("attribute").and_then(Value::as_str),
+            attribute,
+            "{problem}"
+        );
+        assert!(
+            problem["detail"]
+                .as_str()
+                .is_some_and(|detail| !detail.is_empty()),
+            "{problem}"
+        );
+    }
+    let missing = post(&url(&format!("{namespace}/nobroker")), &event(&[]), "");
+    assert_eq!(missing.status, 404);
+    assert!(missing.text().contains("no broker"), "{}", missing.text());
+    let batch = r#"[{"specversion":"1.0","id":"1","source":"/","type":"t"},{"specversion":"1.0","id":"2"}]"#;
+    let response = post(
+        &url(&here),
+        &[("content-type", "application/cloudevents-batch+json")],
+        batch,
+    );
+    assert_eq!(
+        (response.status.as_u16(), &response.json()["index"]),
+        (400, &1.into())
+    );
+}
+
+#[test]
+fn a_failing_sink_is_tried_again_and_a_refusing_one_is_not() {
+    let (weir, kubectl) = namespace("failing");
+    let [failing, refusing] = [(); 2].map(|()| Consumer::start());
+    let mut left = 3;
+    failing.answer_by(move |_| {
+        left -= 1;
+        if left >= 0 {
+            Answer::status(503)
+        } else {
+            Answer::status(204)
+        }
+    });
+    refusing.answer(Answer::status(400).body("no"));
+    let delivery = ", delivery: {backoffDelay: 50ms, backoffMax: 100ms}";
+    kubectl.apply(
+        &[
+            trigger(
+                "failing",
+                "[]",
+                &format!("{{uri: '{}'}}", failing.url()),
+                delivery,
+            ),
+            trigger(
+                "refusing",
+                "[]",
+                &format!("{{uri: '{}'}}", refusing.url()),
+                delivery,
+            ),
+        ]
+        .concat(),
+    );
+    kubectl.run([
+        "wait",
+        "--for=condition=Ready",
+        "trigger",
+        "--all",
+        "--timeout=30s",
+    ]);
+    post_binary(&weir.broker(kubectl.namespace()), "1", "t", "{}");
+    assert_eq!(ids(&failing.wait_for(4)), ["1", "1", "1", "1"]);
+    eventually(PATIENCE, || {
+        let metrics = weir.metrics();
+        let figure = |trigger: &str, outcome: &str| {
+            metrics.lines().any(|line| {
+                line.starts_with("weir_trigger_events_settled_total{")
+                    && line.contains(kubectl.namespace())
+                    && line.contains(&format!("\"{trigger}\""))
+                    && line.contains(&format!("\"{outcome}\""))
+                    && line.ends_with(" 1")
+            })
+        };
+        let settled = figure("failing", "delivered") && figure("refusing", "dead_lettered");
+        if settled { Ok(()) } else { Err(metrics) }
+    });
+    assert_eq!(refusing.received().len(), 1);
+}
