@@ -62,7 +62,7 @@ fn expression(depth: usize) -> Schema {
         ("prefix", "begins with"),
         ("suffix", "ends with"),
     ] {
-        properties.insert(dialect.to_owned(), attributes(dialect, verb));
+        properties.insert(dialect.to_owned(), attributes(dialect, verb, depth));
     }
     if depth > 0 {
         let child = expression(depth - 1);
@@ -90,8 +90,8 @@ fn expression(depth: usize) -> Schema {
     })
 }
 
-fn attributes(dialect: &str, verb: &str) -> Value {
-    json!({
+fn attributes(dialect: &str, verb: &str, depth: usize) -> Value {
+    let mut schema = json!({
         "type": "object",
         "description": format!(
             "Holds if every attribute that is named here {verb} its value, for example \
@@ -101,11 +101,16 @@ fn attributes(dialect: &str, verb: &str) -> Value {
         "minProperties": 1,
         "maxProperties": MAX_CHILDREN,
         "additionalProperties": { "type": "string", "minLength": 1, "maxLength": 1024 },
-        "x-kubernetes-validations": [{
+    });
+    // The API server bounds what rules may cost by the product of the lists around them: further in there is no
+    // room for one, and the controller says what is wrong.
+    if depth + 1 >= NESTED_FILTERS {
+        schema["x-kubernetes-validations"] = json!([{
             "rule": "self.all(name, name.matches('^[a-z0-9]+$'))",
             "message": "attribute names are lower-case letters and digits, such as type, source or myextension",
-        }],
-    })
+        }]);
+    }
+    schema
 }
 
 fn children(description: &str, child: &Schema) -> Value {
