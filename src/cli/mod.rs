@@ -108,7 +108,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli {
         log_level: _,
-        log_format,
+        log_format: _,
         command,
     } = cli;
     if let Command::Crds(args) = command {
@@ -124,7 +124,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         match command {
             Command::Controller(args) => controller::run(args).await,
             Command::Router(args) => router::run(args).await,
-            Command::Run(args) => run::run(args, log_format).await,
+            Command::Run(args) => run::run(args).await,
             Command::Display(args) => display::run(args).await,
             Command::Send(args) => send::run(args).await,
             Command::Crds(args) => crds::run(&args),

@@ -1,10 +1,279 @@
-//! stub
-/// stub
+//! `weir run`: a router without a cluster, from manifests in files.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    manifests::{Loaded, Manifest, Manifests, Problem, Resource},
+    router::LogArgs,
+    shutdown,
+};
+use crate::{
+    api::DEFAULT_BROKER,
+    controller::{self, Diagnoses, Finding, Namespace, Observed, Outcome, Service, Subject},
+    router,
+    routing::{Configuration, Revision, ServiceName},
+};
+
+/// An editor writes a file in several steps; what comes within this time is one change.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// Only Services that a flag names are there, and they are reached as the flag says.
+const CLUSTER_DOMAIN: &str = "cluster.local";
+
+/// The flags of `weir run`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
-/// stub
+pub struct Args {
+    /// Files with manifests of Sources, Triggers and Sinks, and directories with such files (*.yaml, *.yml, *.json).
+    /// Other resources in them are passed over.
+    #[arg(required = true, value_name = "DIR|FILE")]
+    pub paths: Vec<PathBuf>,
+
+    /// Where producers post events, to /NAMESPACE/BROKER.
+    #[arg(
+        long,
+        env = "WEIR_LISTEN",
+        default_value = "127.0.0.1:8080",
+        value_name = "ADDRESS"
+    )]
+    pub listen: SocketAddr,
+
+    /// Where health, readiness and metrics are.
+    #[arg(
+        long,
+        env = "WEIR_ADMIN",
+        default_value = "127.0.0.1:9090",
+        value_name = "ADDRESS"
+    )]
+    pub admin: SocketAddr,
+
+    /// The directory for the event log and the cursors; with it events outlive the process.
+    #[arg(long, env = "WEIR_DATA", default_value = ".weir", value_name = "DIRECTORY")]
+    pub data: PathBuf,
+
+    /// The event log and its limits.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Runs until it is told to end. What is wrong with the manifests is printed as `file:line:column: message`, and
+/// the rest runs.
+///
 /// # Errors
-/// stub
-pub async fn run(_args: Args, _f: super::logging::Format) -> anyhow::Result<()> {
-    Ok(())
+/// When a path cannot be read, there is no resource in any, or the router fails.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let Args {
+        paths,
+        listen,
+        admin,
+        data,
+        log,
+    } = args;
+    let stop = shutdown::token()?;
+    let options = log.into_options(listen, admin, data)?;
+    let services = options.services.keys().cloned().collect();
+    let manifests = Manifests::new(paths)
+        .map_err(|(path, error)| anyhow::anyhow!("cannot read {}: {error}", path.display()))?;
+    let (changes, changed) = mpsc::channel(1);
+    // Watched before they are read, so that no change falls between the two.
+    let _watcher = watch_files(&manifests, changes)?;
+    let mut local = Local { manifests, services };
+    let configuration = local.load()?;
+    if configuration.triggers.is_empty() && configuration.sources.is_empty() {
+        bail!(
+            "there is no Trigger and no Source to run in {}",
+            shown(local.manifests.paths())
+        );
+    }
+    tracing::info!(data = %options.data.display(), "events and cursors are kept here");
+    let (configurations, received) = watch::channel(None);
+    configurations.send_replace(Some(configuration));
+    let (applied, _) = watch::channel(Revision::default());
+    tokio::spawn(local.follow(changed, configurations));
+    Ok(router::run(options, received, applied, stop).await?)
+}
+
+fn shown(paths: &[PathBuf]) -> String {
+    let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    paths.join(", ")
+}
+
+/// Rings on every change below the paths. Directories are watched, since editors replace files.
+fn watch_files(manifests: &Manifests, changes: mpsc::Sender<()>) -> anyhow::Result<RecommendedWatcher> {
+    let handler = move |event: notify::Result<notify::Event>| {
+        let concerns = match &event {
+            Ok(event) => !event.kind.is_access(),
+            Err(_) => true,
+        };
+        if concerns {
+            // Full means that the bell rings already.
+            let _ = changes.try_send(());
+        }
+    };
+    let mut watcher = notify::recommended_watcher(handler).context("cannot watch files")?;
+    let directories: BTreeSet<(&Path, bool)> = manifests
+        .paths()
+        .iter()
+        .map(|path| {
+            if path.is_dir() {
+                return (path.as_path(), true);
+            }
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            (parent.unwrap_or(Path::new(".")), false)
+        })
+        .collect();
+    for (directory, below) in directories {
+        let mode = if below {
+            RecursiveMode::Recursive
+        } else {
+            RecursiveMode::NonRecursive
+        };
+        watcher
+            .watch(directory, mode)
+            .with_context(|| format!("cannot watch {}", directory.display()))?;
+    }
+    Ok(watcher)
+}
+
+struct Local {
+    manifests: Manifests,
+    services: BTreeSet<ServiceName>,
+}
+
+impl Local {
+    /// Applies changed files until the router has ended.
+    async fn follow(
+        mut self,
+        mut changed: mpsc::Receiver<()>,
+        configurations: watch::Sender<Option<Configuration>>,
+    ) {
+        while changed.recv().await.is_some() {
+            while let Ok(Some(())) = tokio::time::timeout(QUIET, changed.recv()).await {}
+            match self.load() {
+                Ok(configuration) => {
+                    configurations.send_if_modified(|current| {
+                        let is_new = current.as_ref().map(|current| &current.revision)
+                            != Some(&configuration.revision);
+                        if is_new {
+                            *current = Some(configuration);
+                        }
+                        is_new
+                    });
+                }
+                Err(error) => tracing::error!(%error, "changed files cannot be applied"),
+            }
+        }
+    }
+
+    /// Reads the files, says what is wrong, and computes routing from the rest.
+    fn load(&mut self) -> anyhow::Result<Configuration> {
+        let Loaded {
+            manifests,
+            mut problems,
+        } = self.manifests.load();
+        let observed = observe(&manifests, &self.services);
+        let Outcome {
+            configuration,
+            diagnoses,
+        } = controller::compile(&observed, CLUSTER_DOMAIN);
+        problems.extend(found(&manifests, &diagnoses));
+        problems.sort();
+        let mut stderr = io::stderr().lock();
+        for problem in problems {
+            writeln!(stderr, "{problem}").context("cannot write to stderr")?;
+        }
+        Ok(configuration)
+    }
+}
+
+/// The files as if they were a cluster.
+fn observe(manifests: &[Manifest], services: &BTreeSet<ServiceName>) -> Observed {
+    let mut observed = Observed::default();
+    let mut namespaces = BTreeSet::from([DEFAULT_BROKER.to_owned()]);
+    for manifest in manifests {
+        let (_, namespace, _) = manifest.key();
+        namespaces.insert(namespace);
+        match manifest.resource.clone() {
+            Resource::Source(source) => observed.sources.push(source),
+            Resource::Trigger(trigger) => observed.triggers.push(trigger),
+            Resource::Sink(sink) => observed.sinks.push(sink),
+        }
+    }
+    observed.services = services
+        .iter()
+        .map(|ServiceName { namespace, name }| Service {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            ports: None,
+            external_name: false,
+        })
+        .collect();
+    observed.namespaces = namespaces
+        .into_iter()
+        .map(|name| Namespace {
+            name,
+            labels: Default::default(),
+        })
+        .collect();
+    observed
+}
+
+/// What is not as it should be, at the fields where it is mended.
+fn found(manifests: &[Manifest], diagnoses: &Diagnoses) -> Vec<Problem> {
+    let Diagnoses {
+        triggers,
+        sinks,
+        sources,
+    } = diagnoses;
+    let triggers = triggers.iter().flat_map(|trigger| {
+        [
+            ("Trigger", &trigger.subject, "spec.filters", &trigger.filters),
+            ("Trigger", &trigger.subject, "spec.sink", &trigger.sink),
+        ]
+    });
+    let sinks = sinks
+        .iter()
+        .map(|sink| ("Sink", &sink.subject, "spec", &sink.resolved));
+    let sources = sources
+        .iter()
+        .map(|source| ("Source", &source.subject, "spec.cron", &source.valid));
+    triggers
+        .chain(sinks)
+        .chain(sources)
+        .filter(|(.., finding)| !finding.holds)
+        .filter_map(|(kind, subject, path, finding)| {
+            let manifest = manifests.iter().find(|manifest| is_of(manifest, kind, subject))?;
+            Some(manifest.problem(
+                path,
+                format!("{kind} {}/{}: {}", subject.namespace, subject.name, told(finding)),
+            ))
+        })
+        .collect()
+}
+
+fn is_of(manifest: &Manifest, kind: &str, subject: &Subject) -> bool {
+    manifest.key()
+        == (
+            manifest.resource.kind(),
+            subject.namespace.clone(),
+            subject.name.clone(),
+        )
+        && manifest.resource.kind() == kind
+}
+
+fn told(finding: &Finding) -> String {
+    let Finding { reason, message, .. } = finding;
+    if *reason == "ServiceNotFound" {
+        return format!("{message}; in local mode, say where it is with --service NAMESPACE/NAME=URL");
+    }
+    message.clone()
 }

@@ -1,10 +1,271 @@
-//! stub
-/// stub
+//! `weir send`: makes an event and posts it.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::Usage;
+use crate::{
+    cloudevents::{Event, EventBuilder, HttpMessage, Mode},
+    delivery::with_causes,
+};
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How much of an answer is read, in bytes.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// How the event is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SendMode {
+    /// Attributes in headers, data in the body.
+    #[default]
+    Binary,
+    /// The whole event as JSON.
+    Structured,
+    /// A batch of one event.
+    Batch,
+}
+
+/// The flags of `weir send`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
-/// stub
+pub struct Args {
+    /// Where to: a broker, such as http://127.0.0.1:8080/default/default, or anything that takes CloudEvents.
+    #[arg(value_name = "URL")]
+    pub url: String,
+
+    /// What kind of event it is.
+    #[arg(long = "type", value_name = "TYPE")]
+    pub r#type: String,
+
+    /// Where it comes from, a URI-reference.
+    #[arg(long, default_value = "/weir/send", value_name = "SOURCE")]
+    pub source: String,
+
+    /// Identifies it within its source. Default: a new UUID.
+    #[arg(long, value_name = "ID")]
+    pub id: Option<String>,
+
+    /// What it is about.
+    #[arg(long, value_name = "SUBJECT")]
+    pub subject: Option<String>,
+
+    /// When it happened, RFC 3339. Default: now.
+    #[arg(long, value_name = "TIME")]
+    pub time: Option<String>,
+
+    /// An extension attribute; may be repeated.
+    #[arg(short, long = "extension", value_name = "NAME=VALUE", value_parser = name_and_value)]
+    pub extensions: Vec<(String, String)>,
+
+    /// The data.
+    #[arg(long, value_name = "TEXT", conflicts_with = "data_file")]
+    pub data: Option<String>,
+
+    /// A file with the data; - is standard input.
+    #[arg(long, value_name = "FILE")]
+    pub data_file: Option<PathBuf>,
+
+    /// The media type of the data. Default: application/json if it is JSON, else text/plain, or
+    /// application/octet-stream if it is no text.
+    #[arg(long, value_name = "TYPE")]
+    pub content_type: Option<String>,
+
+    /// How it is sent.
+    #[arg(long, default_value = "binary", value_enum, value_name = "MODE")]
+    pub mode: SendMode,
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Sends one event and prints the answer.
+///
 /// # Errors
-/// stub
-pub async fn run(_args: Args) -> anyhow::Result<()> {
+/// When it is no valid event, cannot be sent, or is not taken.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let url = parse_url(&args.url)?;
+    let mode = args.mode;
+    let data = read_data(&args)?;
+    let event = make(args, data)?;
+    let HttpMessage { headers, body } = message(&event, mode);
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = url.clone();
+    *request.headers_mut() = headers;
+    let connector = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_native_roots()
+        .context("cannot read the certificate authorities that this machine trusts")?
+        .https_or_http()
+        .enable_http1()
+        .build();
+    let client = Client::builder(TokioExecutor::new()).build::<_, Full<Bytes>>(connector);
+    let (status, answer) = tokio::time::timeout(TIMEOUT, async {
+        let response = client
+            .request(request)
+            .await
+            .map_err(|error| unreachable(&url, &error))?;
+        let status = response.status();
+        let answer = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        anyhow::Ok((status, answer.map(|answer| answer.to_bytes()).unwrap_or_default()))
+    })
+    .await
+    .with_context(|| format!("{url} did not answer within {} s", TIMEOUT.as_secs()))??;
+    if !status.is_success() {
+        bail!("{url} answered {status}: {}", detail(&answer));
+    }
+    writeln!(
+        io::stdout().lock(),
+        "{status}  id={} source={}",
+        event.id(),
+        event.source()
+    )?;
     Ok(())
+}
+
+fn parse_url(text: &str) -> anyhow::Result<Uri> {
+    let text = if text.contains("://") {
+        text.to_owned()
+    } else {
+        format!("http://{text}")
+    };
+    let url: Uri = text
+        .parse()
+        .map_err(|error| Usage(format!("{text:?} is no URL: {error}")))?;
+    if !matches!(url.scheme_str(), Some("http" | "https")) {
+        return Err(Usage(format!("{text:?} must begin with http:// or https://")).into());
+    }
+    Ok(url)
+}
+
+fn read_data(args: &Args) -> anyhow::Result<Option<Vec<u8>>> {
+    match (&args.data, &args.data_file) {
+        (Some(text), _) => Ok(Some(text.clone().into_bytes())),
+        (None, Some(file)) if file.as_os_str() == "-" => {
+            let mut data = Vec::new();
+            io::stdin()
+                .lock()
+                .read_to_end(&mut data)
+                .context("cannot read the data from standard input")?;
+            Ok(Some(data))
+        }
+        (None, Some(file)) => std::fs::read(file)
+            .map(Some)
+            .with_context(|| format!("cannot read the data from {}", file.display())),
+        (None, None) => Ok(None),
+    }
+}
+
+fn make(args: Args, data: Option<Vec<u8>>) -> anyhow::Result<Event> {
+    let mut builder = EventBuilder::new()
+        .attribute("type", args.r#type)
+        .attribute("source", args.source)
+        .attribute("id", args.id.unwrap_or_else(|| Uuid::new_v4().to_string()))
+        .attribute("time", args.time.unwrap_or_else(|| Timestamp::now().to_string()));
+    if let Some(subject) = args.subject {
+        builder = builder.attribute("subject", subject);
+    }
+    for (name, value) in args.extensions {
+        builder = builder.attribute(name, value);
+    }
+    if let Some(data) = data {
+        let content_type = args.content_type.unwrap_or_else(|| guess(&data).to_owned());
+        builder = builder.data(content_type, data);
+    } else if let Some(content_type) = args.content_type {
+        builder = builder.attribute("datacontenttype", content_type);
+    }
+    builder
+        .build()
+        .map_err(|invalid| Usage(invalid.to_string()).into())
+}
+
+fn guess(data: &[u8]) -> &'static str {
+    match std::str::from_utf8(data) {
+        Ok(text) if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => "application/json",
+        Ok(_) => "text/plain; charset=utf-8",
+        Err(_) => "application/octet-stream",
+    }
+}
+
+fn message(event: &Event, mode: SendMode) -> HttpMessage {
+    match mode {
+        SendMode::Binary => event.to_http(Some(Mode::Binary)),
+        SendMode::Structured => event.to_http(Some(Mode::Structured)),
+        SendMode::Batch => {
+            let mut message = event.to_http(Some(Mode::Structured));
+            message.body = [b"[", &message.body[..], b"]"].concat().into();
+            let batch = HeaderValue::from_static("application/cloudevents-batch+json");
+            message.headers.insert(header::CONTENT_TYPE, batch);
+            message
+        }
+    }
+}
+
+fn unreachable(url: &Uri, error: &hyper_util::client::legacy::Error) -> anyhow::Error {
+    let what_to_do = if error.is_connect() {
+        "; does a router run there (weir run, or kubectl port-forward)?"
+    } else {
+        ""
+    };
+    anyhow::anyhow!("cannot reach {url}: {}{what_to_do}", with_causes(error))
+}
+
+/// What a problem document says, else the answer as it is.
+fn detail(answer: &Bytes) -> String {
+    let problem = serde_json::from_slice::<serde_json::Value>(answer).ok();
+    let detail = problem
+        .as_ref()
+        .and_then(|problem| problem.get("detail")?.as_str());
+    detail.map_or_else(
+        || String::from_utf8_lossy(answer).trim().to_owned(),
+        str::to_owned,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_types_are_guessed_from_the_data() {
+        for (data, content_type) in [
+            (&b"{\"a\": 1}"[..], "application/json"),
+            (b"5", "application/json"),
+            (b"hello", "text/plain; charset=utf-8"),
+            (b"", "text/plain; charset=utf-8"),
+            (b"\xff", "application/octet-stream"),
+        ] {
+            assert_eq!(guess(data), content_type);
+        }
+    }
+
+    #[test]
+    fn urls_may_lack_the_scheme() {
+        assert_eq!(
+            parse_url("localhost:8080/a/b").unwrap(),
+            "http://localhost:8080/a/b"
+        );
+        assert!(parse_url("ftp://a/").is_err());
+    }
+
+    #[test]
+    fn the_detail_of_a_problem_is_told() {
+        assert_eq!(
+            detail(&Bytes::from_static(br#"{"detail":"no broker"}"#)),
+            "no broker"
+        );
+        assert_eq!(detail(&Bytes::from_static(b" plain ")), "plain");
+    }
 }
