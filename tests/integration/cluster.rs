@@ -64,7 +64,7 @@ fn start_controller(kubeconfig: &Path) -> Process {
         "--broker-url",
         "http://weir",
     ];
-    Process::weir(&arguments).env("KUBECONFIG", kubeconfig).start()
+    Process::weir(arguments).env("KUBECONFIG", kubeconfig).start()
 }
 
 fn start_router(controller: &Process, data: &Path, listen: &str, services: &[String]) -> Process {
@@ -554,9 +554,9 @@ fn a_quiet_cluster_makes_no_writes() {
         kubectl.run(["get", "triggers", "-o", path])
     };
     let before = versions();
-    // The controller looks at its routers every five seconds; it is awaited twice, by what it says of itself.
     let admin = format!("http://{}/metrics", weir.controller.address("admin"));
     assert!(get(&admin).text().contains("weir_controller_routers 1"));
+    // That nothing happens cannot be awaited: the controller looks at its routers every five seconds, here twice.
     std::thread::sleep(Duration::from_secs(11));
     assert_eq!(versions(), before);
 }
@@ -699,7 +699,8 @@ fn invalid_events_are_answered_with_what_is_wrong() {
     });
     let large = "x".repeat(2 * 1024 * 1024);
     let json = [("content-type", "application/cloudevents+json")];
-    let table: Vec<(&str, Vec<(&str, &str)>, &str, u16, Option<&str>)> = vec![
+    type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'a str, u16, Option<&'a str>);
+    let table: Vec<Case<'_>> = vec![
         (&here, event(&[("ce-time", "noon")]), "", 400, Some("time")),
         (&here, event(&[("ce-my-ext", "x")]), "", 400, Some("my-ext")),
         (

@@ -1,0 +1,208 @@
+//! Local mode: `weir run`, `weir display` and `weir send` as processes.
+
+use crate::support::{Consumer, PATIENCE, Process, Received, Scratch, eventually, post};
+
+fn run(manifests: &Scratch, data: &Scratch, services: &[(&str, &Consumer)]) -> Process {
+    let path = |scratch: &Scratch| scratch.path().to_str().unwrap().to_owned();
+    let mut arguments = vec!["run".to_owned(), path(manifests), "--data".to_owned(), path(data)];
+    arguments.extend(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"].map(str::to_owned));
+    for (service, consumer) in services {
+        arguments.extend([
+            "--service".to_owned(),
+            format!("{service}={}", consumer.url().trim_end_matches('/')),
+        ]);
+    }
+    let process = Process::weir(arguments).start();
+    process.wait_for_line(PATIENCE, |line| line.contains("routing configuration applied"));
+    process
+}
+
+fn trigger(name: &str, filters: &str, service: &str) -> String {
+    format!(
+        "apiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata:\n  name: {name}\n  namespace: shop\nspec:\n  \
+         filters: {filters}\n  sink: {{service: {{name: {service}, path: /in}}}}\n---\n"
+    )
+}
+
+fn send(process: &Process, arguments: &[&str]) -> std::process::ExitStatus {
+    let broker = format!("{}/shop/default", process.address("ingress"));
+    let all = ["send", broker.as_str()]
+        .into_iter()
+        .chain(arguments.iter().copied());
+    Process::weir(all).start().wait_for_exit(PATIENCE)
+}
+
+fn bodies(received: &[Received]) -> Vec<String> {
+    let mut bodies: Vec<_> = received
+        .iter()
+        .map(|message| String::from_utf8(message.body.to_vec()).unwrap())
+        .collect();
+    bodies.sort();
+    bodies
+}
+
+#[test]
+fn files_route_as_a_cluster_does() {
+    let (manifests, data) = (Scratch::new(), Scratch::new());
+    let [orders, all] = [(); 2].map(|()| Consumer::start());
+    let content = trigger("orders", "[{exact: {type: order}}]", "orders") + &trigger("all", "[]", "all");
+    manifests.write("triggers.yaml", &content);
+    let process = run(&manifests, &data, &[("shop/orders", &orders), ("shop/all", &all)]);
+    for (mode, r#type, text) in [
+        ("binary", "order", "one"),
+        ("structured", "order", "two"),
+        ("batch", "other", "three"),
+    ] {
+        let status = send(
+            &process,
+            &["--type", r#type, "--data", text, "--mode", mode, "-e", "shard=7"],
+        );
+        assert!(status.success());
+    }
+    let received = all.wait_for(3);
+    let received_orders = orders.wait_for(2);
+    assert_eq!(received_orders.len(), 2);
+    let binary = received.iter().find(|message| message.body == "one").unwrap();
+    assert_eq!(
+        (binary.target.as_str(), binary.header("ce-shard")),
+        ("/in", Some("7"))
+    );
+    assert!(
+        bodies(&received)
+            .iter()
+            .any(|body| body.contains(r#""shard":"7""#) && body.contains(r#""data":"three""#))
+    );
+
+    // A changed file takes effect.
+    manifests.write("triggers.yaml", content.replace("{type: order}", "{type: other}"));
+    eventually(PATIENCE, || {
+        assert!(send(&process, &["--type", "other", "--data", "four"]).success());
+        let found = orders.received().iter().any(|message| message.body == "four");
+        if found {
+            Ok(())
+        } else {
+            Err("the new filter is not in force".to_owned())
+        }
+    });
+
+    // A broken one is said, with its place, and keeps what it said before.
+    manifests.write(
+        "triggers.yaml",
+        content.replace("exact: {type: order}", "exactly: {type: order}"),
+    );
+    process.wait_for_line(PATIENCE, |line| {
+        line.contains("triggers.yaml:7:") && line.contains("exactly")
+    });
+    assert!(send(&process, &["--type", "other", "--data", "five"]).success());
+    orders.wait_until(PATIENCE, |received| {
+        received.iter().any(|message| message.body == "five")
+    });
+}
+
+#[test]
+fn events_outlive_the_process() {
+    let (manifests, data) = (Scratch::new(), Scratch::new());
+    let mut consumer = Consumer::start();
+    manifests.write("t.yaml", trigger("t", "[]", "web"));
+    let mut process = run(&manifests, &data, &[("shop/web", &consumer)]);
+    consumer.stop();
+    assert!(send(&process, &["--type", "t", "--data", "kept"]).success());
+    process.kill();
+    consumer.restart();
+    let mut process = run(&manifests, &data, &[("shop/web", &consumer)]);
+    assert_eq!(bodies(&consumer.wait_for(1)), ["kept"]);
+    assert!(process.terminate().success(), "a graceful end");
+    let mut process = run(&manifests, &data, &[("shop/web", &consumer)]);
+    assert!(send(&process, &["--type", "t", "--data", "next"]).success());
+    consumer.wait_for(2);
+    assert!(process.terminate().success());
+    assert_eq!(
+        bodies(&consumer.received()),
+        ["kept", "next"],
+        "a graceful end repeats nothing"
+    );
+}
+
+#[test]
+fn what_is_missing_is_said_with_its_place() {
+    let (manifests, data) = (Scratch::new(), Scratch::new());
+    manifests.write("t.yaml", trigger("t", "[]", "web"));
+    let process = run(&manifests, &data, &[]);
+    process.wait_for_line(PATIENCE, |line| {
+        line.contains("t.yaml:8:") && line.contains("--service")
+    });
+    let empty = Scratch::new();
+    let refused = Process::weir(["run", empty.path().to_str().unwrap()])
+        .quiet()
+        .start()
+        .wait_for_exit(PATIENCE);
+    assert_eq!(refused.code(), Some(1));
+}
+
+#[test]
+fn display_prints_what_send_sends() {
+    let display = Process::weir(["display", "--listen", "127.0.0.1:0", "-o", "json"]).start();
+    let address = display.address("display").to_string();
+    let sent = Process::weir([
+        "send",
+        &address,
+        "--type",
+        "greeting",
+        "--id",
+        "1",
+        "--data",
+        "{\"a\": 1.10}",
+    ])
+    .start()
+    .wait_for_exit(PATIENCE);
+    assert!(sent.success());
+    let line = display.wait_for_line(PATIENCE, |line| line.contains("greeting"));
+    assert!(line.contains(r#""data":{"a": 1.10}"#), "{line}");
+    let refused = post(
+        &format!("http://{address}/"),
+        &[("content-type", "application/json")],
+        "{}",
+    );
+    assert_eq!(refused.status, 400);
+    let nobody = Process::weir(["send", "127.0.0.1:1", "--type", "t"])
+        .quiet()
+        .start()
+        .wait_for_exit(PATIENCE);
+    assert_eq!(nobody.code(), Some(1));
+    let wrong = Process::weir(["send", &address, "--type", ""])
+        .quiet()
+        .start()
+        .wait_for_exit(PATIENCE);
+    assert_eq!(wrong.code(), Some(2));
+}
+
+#[test]
+fn the_quickstart_has_no_mistake() {
+    let data = Scratch::new();
+    let [ticks, orders] = [(); 2].map(|()| Consumer::start());
+    let arguments = [
+        "run".to_owned(),
+        concat!(env!("CARGO_MANIFEST_DIR"), "/examples/quickstart").to_owned(),
+        "--data".to_owned(),
+        data.path().to_str().unwrap().to_owned(),
+        "--listen=127.0.0.1:0".to_owned(),
+        "--admin=127.0.0.1:0".to_owned(),
+        format!("--service=quickstart/ticks={}", ticks.url().trim_end_matches('/')),
+        format!(
+            "--service=quickstart/orders={}",
+            orders.url().trim_end_matches('/')
+        ),
+    ];
+    let process = Process::weir(arguments).start();
+    let tick = ticks.wait_for(1).remove(0);
+    assert_eq!(
+        (tick.header("ce-type"), tick.header("ce-priority")),
+        (Some("com.example.tick"), Some("low"))
+    );
+    assert!(
+        process.lines().iter().all(|line| !line.contains(".yaml:")),
+        "{:?}",
+        process.lines()
+    );
+    assert!(orders.received().is_empty());
+}
