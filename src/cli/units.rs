@@ -46,7 +46,7 @@ impl FromStr for Size {
         }
         let unit = unit.trim_start();
         let name = unit
-            .strip_suffix('B')
+            .strip_suffix(['B', 'b'])
             .filter(|name| !name.is_empty())
             .unwrap_or(unit);
         let factor = UNITS
