@@ -283,6 +283,11 @@ fn is_there(path: &str) -> bool {
 fn leaves_something_running() {
     let scratch = Scratch::new();
     let mut process = Process::program("sleep", ["1000"]).start();
+    // What ends it with its parent is in place once the program itself runs.
+    eventually(PATIENCE, || {
+        let name = fs::read_to_string(format!("/proc/{}/comm", process.id())).unwrap_or_default();
+        if name.trim() == "sleep" { Ok(()) } else { Err(name) }
+    });
     eprintln!("left /proc/{} {}", process.id(), scratch.path().display());
     process.wait_for_exit(Duration::from_secs(1000));
 }
