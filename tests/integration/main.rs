@@ -14,5 +14,6 @@
 mod support;
 
 mod cluster;
+mod faults;
 mod harness;
 mod local;
