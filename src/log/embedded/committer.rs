@@ -19,8 +19,9 @@ use super::{
     Shared,
     acknowledged::Acknowledged,
     broker::{Broker, State, Stored, lock},
+    keeper::Keeper,
     layout::{self, Header, Registered},
-    store::{ReadError, Store},
+    store::{self, ReadError},
 };
 use crate::log::{CursorChange, LogError, Offset, Record};
 
@@ -32,7 +33,7 @@ const ENTRY: u64 = 64;
 /// The largest record; the storage library's own limit is 4 GiB.
 const MAX_RECORD: usize = 256 * 1024 * 1024;
 /// Unwritten memtables beyond which the committer waits for the background thread, and how long it waits.
-const MAX_UNFLUSHED: u64 = 16 * 1024 * 1024;
+const MAX_UNFLUSHED: u64 = 18 * 1024 * 1024;
 const FLUSH_POLL: Duration = Duration::from_millis(2);
 const FLUSH_POLLS: u32 = 60_000;
 
@@ -65,6 +66,7 @@ pub(super) enum Request {
 pub(super) struct Committer {
     shared: Arc<Shared>,
     acknowledged: Acknowledged,
+    keeper: Keeper,
     /// All records ever appended, and the retained payloads' bytes, over all brokers.
     records: u64,
     bytes: u64,
@@ -102,13 +104,14 @@ enum Answer {
 struct Fatal(String);
 
 impl Committer {
-    pub(super) fn new(shared: Arc<Shared>, acknowledged: Acknowledged, next_id: u32) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, acknowledged: Acknowledged, keeper: Keeper, next_id: u32) -> Self {
         let brokers = shared.brokers();
         let records = brokers.iter().map(|broker| broker.state().next).sum();
         let bytes = brokers.iter().map(|broker| broker.state().bytes()).sum();
         Self {
             shared,
             acknowledged,
+            keeper,
             records,
             bytes,
             next_id,
@@ -382,7 +385,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Writes, fsyncs, publishes, acknowledges, reclaims: in this order.
+    /// Writes, fsyncs, publishes, acknowledges, tidies up: in this order.
     fn commit(&mut self, mut commit: Commit) -> Result<(), Fatal> {
         for staged in commit.brokers.values().filter(|staged| staged.register) {
             let State {
@@ -449,7 +452,7 @@ impl Committer {
         }
 
         for broker in &commit.trimmed {
-            self.reclaim(broker);
+            self.keeper.tidy(broker);
         }
         self.bound_memory()
     }
@@ -459,14 +462,16 @@ impl Committer {
             return Ok(());
         }
         let brokers = self.shared.brokers();
-        let events = brokers
+        let stored = brokers
             .iter()
-            .filter_map(|broker| broker.stored())
-            .map(|stored| &stored.events);
-        self.shared
-            .store
-            .bound_memory(events)
-            .map_err(|e| Fatal(format!("cannot write a table: {e}")))
+            .filter_map(|broker| Some((broker, &broker.stored()?.events)));
+        let (brokers, events): (Vec<_>, Vec<_>) = stored.unzip();
+        let written = self.shared.store.bound_memory(&events);
+        let written = written.map_err(|e| Fatal(format!("cannot write a table: {e}")))?;
+        if let Some(broker) = written.and_then(|number| brokers.get(number)) {
+            self.keeper.tidy(broker);
+        }
+        Ok(())
     }
 
     /// Holds the next commit back while the background thread has too much to write. Without this a thread that
@@ -490,10 +495,10 @@ impl Committer {
         )))
     }
 
-    /// Gives back the space of what was trimmed. A failure costs space, no data: it is tried again later.
+    /// Gives back the space of what was trimmed now, because it is needed.
     fn reclaim(&self, broker: &Broker) {
         let Some(stored) = broker.stored() else { return };
-        if let Err(e) = Store::reclaim(&stored.events, broker.state().first) {
+        if let Err(e) = store::reclaim(&stored.events, broker.state().first) {
             tracing::warn!(broker = %broker.name, "cannot give back the space of trimmed records: {e}");
         }
     }
@@ -532,6 +537,6 @@ impl Shared {
             }
             ReadError::Damaged(detail) => format!("broker {broker}: {detail}"),
         };
-        super::store::damaged(&self.directory, detail)
+        store::damaged(&self.directory, detail)
     }
 }

@@ -10,7 +10,7 @@
 //! - On opening, a journal entry is replayed only if its sequence number is above the highest one in the
 //!   keyspace's tables, and a journal is deleted only when all of its keyspaces have tables above it. Dropping
 //!   *all* the tables of a keyspace would therefore bring records back and pin journals for good, so the newest
-//!   table always stays ([`Store::reclaim`]).
+//!   table always stays ([`reclaim`]).
 //! - Journals and tables are compressed with an algorithm whose output may change between versions; a journal's
 //!   checksum is of the output recomputed. Journals are therefore not compressed.
 
@@ -43,7 +43,11 @@ const BLOCK_CACHE: u64 = 2 * MIB;
 const CACHED_FILES: usize = 64;
 /// The sum of all active memtables above which the largest is written to a table, so that memory does not
 /// multiply with the number of brokers.
-const ACTIVE_MEMTABLES: u64 = 6 * MIB;
+const ACTIVE_MEMTABLES: u64 = 10 * MIB;
+/// When so many memtables have been written early for that reason, and the tables that came of it are this small
+/// on average, they are merged: every table takes memory as well.
+const MERGE_TABLES: usize = 24;
+const SMALL_TABLE: u64 = MIB / 4;
 const MIB: u64 = 1024 * 1024;
 
 pub(super) struct Store {
@@ -250,27 +254,25 @@ impl Store {
         self.unflushed() > ACTIVE_MEMTABLES
     }
 
-    /// Has the largest memtable written to a table when all of them together have grown too large.
-    pub(super) fn bound_memory<'a>(
-        &'a self,
-        events: impl Iterator<Item = &'a Keyspace>,
-    ) -> fjall::Result<()> {
-        let sizes = events
-            .chain([&self.meta, &self.cursors])
-            .map(|k| (k.tree.active_memtable().size(), k));
+    /// Has the largest memtable written to a table when all of them together have grown too large. Returns whose
+    /// it is, by its number in `events`.
+    pub(super) fn bound_memory(&self, events: &[&Keyspace]) -> fjall::Result<Option<usize>> {
+        let keyspaces = events.iter().copied().chain([&self.meta, &self.cursors]);
         let (mut sum, mut largest) = (0, None);
-        for (size, keyspace) in sizes {
+        for (number, keyspace) in keyspaces.enumerate() {
+            let size = keyspace.tree.active_memtable().size();
             sum += size;
-            if largest.is_none_or(|(most, _)| size > most) {
-                largest = Some((size, keyspace));
+            if largest.is_none_or(|(most, _, _)| size > most) {
+                largest = Some((size, number, keyspace));
             }
         }
-        if let Some((_, keyspace)) = largest
+        if let Some((_, number, keyspace)) = largest
             && sum > ACTIVE_MEMTABLES
         {
             keyspace.rotate_memtable()?;
+            return Ok(Some(number));
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Records from `from` up to, not including, `to`, within the limit.
@@ -330,37 +332,6 @@ impl Store {
             .collect()
     }
 
-    /// Deletes the tables that lie wholly below `first`, except the newest one. No tombstones are written:
-    /// records of one broker are written in order of their offsets, so tables never overlap.
-    ///
-    /// The caller has made `first` durable, otherwise a crash could leave a log whose head is missing.
-    pub(super) fn reclaim(events: &Keyspace, first: u64) -> fjall::Result<bool> {
-        let version = events.tree.current_version();
-        let Some(newest) = version
-            .iter_tables()
-            .max_by_key(|table| table.get_highest_seqno())
-        else {
-            return Ok(false);
-        };
-        let first = first.to_be_bytes();
-        let below = first.as_slice().min(newest.metadata.key_range.min());
-        if !version
-            .iter_tables()
-            .any(|table| table.metadata.key_range.max().as_ref() < below)
-        {
-            return Ok(false);
-        }
-        events.tree.drop_range(..below)?;
-        drop(version);
-        // The library keeps superseded versions, and with them the dropped tables' files, for snapshots of the
-        // past. There are none here: every read is of the latest version, and holds on to it while it runs.
-        events
-            .tree
-            .get_version_history_lock()
-            .maintenance(events.path(), fjall::SeqNo::MAX)?;
-        Ok(true)
-    }
-
     fn unreadable(&self, error: &fjall::Error) -> LogError {
         self.damaged(error.to_string())
     }
@@ -368,6 +339,55 @@ impl Store {
     fn damaged(&self, detail: impl Into<String>) -> LogError {
         damaged(&self.directory, detail)
     }
+}
+
+/// Deletes the tables that lie wholly below `first`, except the newest one. No tombstones are written:
+/// records of one broker are written in order of their offsets, so tables never overlap.
+///
+/// The caller has made `first` durable, otherwise a crash could leave a log whose head is missing.
+pub(super) fn reclaim(events: &Keyspace, first: u64) -> fjall::Result<bool> {
+    let version = events.tree.current_version();
+    let Some(newest) = version
+        .iter_tables()
+        .max_by_key(|table| table.get_highest_seqno())
+    else {
+        return Ok(false);
+    };
+    let first = first.to_be_bytes();
+    let below = first.as_slice().min(newest.metadata.key_range.min());
+    if !version
+        .iter_tables()
+        .any(|table| table.metadata.key_range.max().as_ref() < below)
+    {
+        return Ok(false);
+    }
+    events.tree.drop_range(..below)?;
+    drop(version);
+    // The library keeps superseded versions, and with them the dropped tables' files, for snapshots of the
+    // past. There are none here: every read is of the latest version, and holds on to it while it runs.
+    events
+        .tree
+        .get_version_history_lock()
+        .maintenance(events.path(), fjall::SeqNo::MAX)?;
+    Ok(true)
+}
+
+/// Merges a keyspace's tables when they are many and small.
+pub(super) fn merge_small_tables(keyspace: &Keyspace) -> fjall::Result<()> {
+    let tables = keyspace.table_count();
+    if tables < MERGE_TABLES || keyspace.disk_space() > tables as u64 * SMALL_TABLE {
+        return Ok(());
+    }
+    // With 0 as the oldest snapshot nothing is left out, so the highest sequence number stays what it was.
+    keyspace.tree.major_compact(BROKER_MEMTABLE, 0)?;
+    forget_past(keyspace)
+}
+
+/// The library keeps superseded versions, and with them the files of dropped tables, for snapshots of the past.
+/// There are none here: every read is of the latest version, and holds on to it while it runs.
+fn forget_past(keyspace: &Keyspace) -> fjall::Result<()> {
+    let mut versions = keyspace.tree.get_version_history_lock();
+    Ok(versions.maintenance(keyspace.path(), fjall::SeqNo::MAX)?)
 }
 
 fn builder(folder: &Path) -> fjall::DatabaseBuilder<Database> {
