@@ -12,7 +12,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use fjall::OwnedWriteBatch;
+use fjall::{Keyspace, OwnedWriteBatch};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
@@ -21,6 +21,7 @@ use super::{
     broker::{Broker, State, Stored, lock},
     keeper::Keeper,
     layout::{self, Header, Registered},
+    memory::Memory,
     store::{self, ReadError},
 };
 use crate::log::{CursorChange, LogError, Offset, Record};
@@ -32,6 +33,8 @@ const COMMIT_REQUESTS: usize = 4096;
 const ENTRY: u64 = 64;
 /// The largest record; the storage library's own limit is 4 GiB.
 const MAX_RECORD: usize = 256 * 1024 * 1024;
+/// The storage library's queues have room for 1000 keyspaces when it opens.
+const MAX_BROKERS: u32 = 900;
 /// Unwritten memtables beyond which the committer waits for the background thread, and how long it waits.
 const MAX_UNFLUSHED: u64 = 18 * 1024 * 1024;
 const FLUSH_POLL: Duration = Duration::from_millis(2);
@@ -67,6 +70,7 @@ pub(super) struct Committer {
     shared: Arc<Shared>,
     acknowledged: Acknowledged,
     keeper: Keeper,
+    memory: Memory,
     /// All records ever appended, and the retained payloads' bytes, over all brokers.
     records: u64,
     bytes: u64,
@@ -112,6 +116,7 @@ impl Committer {
             shared,
             acknowledged,
             keeper,
+            memory: Memory::default(),
             records,
             bytes,
             next_id,
@@ -169,7 +174,7 @@ impl Committer {
             } => {
                 let length: usize = payloads.iter().map(Bytes::len).sum();
                 let cost = length as u64 + payloads.len() as u64 * ENTRY;
-                if let Err(full) = self.room_for_append(commit, &payloads, length as u64, cost) {
+                if let Err(full) = self.room_for_append(commit, &broker, &payloads, length as u64, cost) {
                     let _ = reply.send(Err(full));
                     return Ok(());
                 }
@@ -220,6 +225,7 @@ impl Committer {
     fn room_for_append(
         &self,
         commit: &mut Commit,
+        broker: &Broker,
         payloads: &[Bytes],
         length: u64,
         cost: u64,
@@ -228,6 +234,12 @@ impl Committer {
             return Err(LogError::Full(format!(
                 "a record of {} bytes is more than the log takes at once ({MAX_RECORD})",
                 large.len()
+            )));
+        }
+        if broker.stored().is_none() && self.next_id >= MAX_BROKERS {
+            return Err(LogError::Full(format!(
+                "it has {MAX_BROKERS} brokers, broker {} would be one too many",
+                broker.name
             )));
         }
         let max = self.shared.options.max_bytes;
@@ -434,7 +446,7 @@ impl Committer {
                 }
             }
         }
-        for staged in commit.brokers.into_values() {
+        for staged in commit.brokers.values() {
             staged.broker.publish(staged.state);
         }
 
@@ -454,29 +466,26 @@ impl Committer {
         for broker in &commit.trimmed {
             self.keeper.tidy(broker);
         }
-        self.bound_memory()
+        self.tend_memory(commit.brokers.values().map(|staged| &staged.stored.events))
     }
 
-    fn bound_memory(&self) -> Result<(), Fatal> {
-        if !self.shared.store.fills_memory() {
-            return Ok(());
-        }
+    fn tend_memory<'a>(&mut self, touched: impl Iterator<Item = &'a Keyspace>) -> Result<(), Fatal> {
         let brokers = self.shared.brokers();
-        let stored = brokers
-            .iter()
-            .filter_map(|broker| Some((broker, &broker.stored()?.events)));
-        let (brokers, events): (Vec<_>, Vec<_>) = stored.unzip();
-        let written = self.shared.store.bound_memory(&events);
-        let written = written.map_err(|e| Fatal(format!("cannot write a table: {e}")))?;
-        if let Some(broker) = written.and_then(|number| brokers.get(number)) {
-            self.keeper.tidy(broker);
+        let written = self.memory.tend(&self.shared.store, touched, &brokers);
+        let written = written.map_err(|e| Fatal(format!("writing tables failed: {e}")))?;
+        if !written.is_empty() {
+            let has_more =
+                |broker: &&Arc<Broker>| broker.stored().is_some_and(|s| written.contains(&s.events));
+            for broker in brokers.iter().filter(has_more) {
+                self.keeper.tidy(broker);
+            }
         }
         Ok(())
     }
 
     /// Holds the next commit back while the background thread has too much to write. Without this a thread that
     /// has died would show as memory that grows, or as a commit that never returns.
-    fn wait_for_flush(&self) -> Result<(), Fatal> {
+    fn wait_for_flush(&mut self) -> Result<(), Fatal> {
         for _ in 0..FLUSH_POLLS {
             if self.shared.store.unflushed() <= MAX_UNFLUSHED {
                 return Ok(());
@@ -485,13 +494,13 @@ impl Committer {
                 .store
                 .is_alive()
                 .map_err(|e| Fatal(format!("writing tables failed: {e}")))?;
-            self.bound_memory()?;
+            self.tend_memory(std::iter::empty())?;
             std::thread::sleep(FLUSH_POLL);
         }
         Err(Fatal(format!(
-            "no table was written for {} seconds, {} bytes wait for it",
-            (FLUSH_POLL * FLUSH_POLLS).as_secs(),
-            self.shared.store.unflushed()
+            "{} bytes still wait to be written to tables after {} seconds",
+            self.shared.store.unflushed(),
+            (FLUSH_POLL * FLUSH_POLLS).as_secs()
         )))
     }
 

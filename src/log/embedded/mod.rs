@@ -7,7 +7,7 @@
 //!   ([`LogError::Damaged`]) or read, never skipped.
 //! - A full disk is refused before the storage sees it ([`LogError::Full`]) and heals by itself once there is
 //!   space; any other failure of a write or an fsync closes the log for good ([`LogError::Failed`]).
-//! - Memory is bounded, whatever the number of records and brokers: see the sizes in `store.rs`.
+//! - Memory is bounded, whatever the number of records and brokers: see `memory.rs`.
 //!
 //! # The layout, and why
 //! One keyspace a broker, keyed by offset. The keys of a keyspace are then written in ascending order, so its
@@ -33,6 +33,7 @@ mod broker;
 mod committer;
 mod keeper;
 mod layout;
+mod memory;
 mod store;
 mod tail;
 #[cfg(test)]

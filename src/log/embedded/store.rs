@@ -35,20 +35,15 @@ use crate::log::{LogError, ReadLimit, Record};
 const FOLDER: &str = "store";
 const FOLDER_IN_CREATION: &str = "store.new";
 
-/// The size at which one broker's memtable is written to a table.
-const BROKER_MEMTABLE: u64 = 4 * MIB;
-const SMALL_MEMTABLE: u64 = MIB;
 /// Block cache: only readers that have fallen behind use it, and they read ahead.
 const BLOCK_CACHE: u64 = 2 * MIB;
 const CACHED_FILES: usize = 64;
-/// The sum of all active memtables above which the largest is written to a table, so that memory does not
-/// multiply with the number of brokers.
-const ACTIVE_MEMTABLES: u64 = 10 * MIB;
-/// When so many memtables have been written early for that reason, and the tables that came of it are this small
-/// on average, they are merged: every table takes memory as well.
+/// When a keyspace has so many tables, and they are this small on average, they are merged: every table takes
+/// memory as well.
 const MERGE_TABLES: usize = 24;
 const SMALL_TABLE: u64 = MIB / 4;
-const MIB: u64 = 1024 * 1024;
+const MERGED_TABLE: u64 = 4 * MIB;
+pub(super) const MIB: u64 = 1024 * 1024;
 
 pub(super) struct Store {
     directory: PathBuf,
@@ -103,8 +98,8 @@ impl Store {
                 fs::remove_dir_all(&aside)?;
             }
             let database = builder(&aside).open()?;
-            let meta = database.keyspace("meta", || small_keyspace(SMALL_MEMTABLE))?;
-            database.keyspace("cursors", || small_keyspace(SMALL_MEMTABLE))?;
+            let meta = database.keyspace("meta", small_keyspace)?;
+            database.keyspace("cursors", small_keyspace)?;
             meta.insert(FORMAT_KEY, FORMAT.to_be_bytes())?;
             // Into a table: a journal that is damaged later on must not make the store look like no store.
             meta.rotate_memtable_and_wait()?;
@@ -128,7 +123,7 @@ impl Store {
         }
         let open = |name| {
             database
-                .keyspace(name, || small_keyspace(SMALL_MEMTABLE))
+                .keyspace(name, small_keyspace)
                 .map_err(|e| open_error(directory, folder, e))
         };
         let (meta, cursors) = (open("meta")?, open("cursors")?);
@@ -249,30 +244,17 @@ impl Store {
         self.database.write_buffer_size()
     }
 
-    /// Whether [`Self::bound_memory`] could have something to do.
-    pub(super) fn fills_memory(&self) -> bool {
-        self.unflushed() > ACTIVE_MEMTABLES
+    pub(super) fn outstanding_flushes(&self) -> usize {
+        self.database.outstanding_flushes()
     }
 
-    /// Has the largest memtable written to a table when all of them together have grown too large. Returns whose
-    /// it is, by its number in `events`.
-    pub(super) fn bound_memory(&self, events: &[&Keyspace]) -> fjall::Result<Option<usize>> {
-        let keyspaces = events.iter().copied().chain([&self.meta, &self.cursors]);
-        let (mut sum, mut largest) = (0, None);
-        for (number, keyspace) in keyspaces.enumerate() {
-            let size = keyspace.tree.active_memtable().size();
-            sum += size;
-            if largest.is_none_or(|(most, _, _)| size > most) {
-                largest = Some((size, number, keyspace));
-            }
-        }
-        if let Some((_, number, keyspace)) = largest
-            && sum > ACTIVE_MEMTABLES
-        {
-            keyspace.rotate_memtable()?;
-            return Ok(Some(number));
-        }
-        Ok(None)
+    pub(super) fn journals(&self) -> usize {
+        self.database.journal_count()
+    }
+
+    /// The keyspaces that are no broker's.
+    pub(super) fn others(&self) -> impl Iterator<Item = &Keyspace> {
+        [&self.meta, &self.cursors].into_iter()
     }
 
     /// Records from `from` up to, not including, `to`, within the limit.
@@ -379,7 +361,7 @@ pub(super) fn merge_small_tables(keyspace: &Keyspace) -> fjall::Result<()> {
         return Ok(());
     }
     // With 0 as the oldest snapshot nothing is left out, so the highest sequence number stays what it was.
-    keyspace.tree.major_compact(BROKER_MEMTABLE, 0)?;
+    keyspace.tree.major_compact(MERGED_TABLE, 0)?;
     forget_past(keyspace)
 }
 
@@ -395,20 +377,22 @@ fn builder(folder: &Path) -> fjall::DatabaseBuilder<Database> {
         .cache_size(BLOCK_CACHE)
         .max_cached_files(Some(CACHED_FILES))
         .worker_threads(1)
-        .max_journaling_size(64 * MIB)
+        // Decided in `memory.rs`.
+        .max_journaling_size(u64::MAX)
         .journal_compression(CompressionType::None)
 }
 
-fn small_keyspace(memtable: u64) -> KeyspaceCreateOptions {
+fn small_keyspace() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default()
-        .max_memtable_size(memtable)
+        // Decided in `memory.rs`.
+        .max_memtable_size(u64::MAX)
         .index_block_pinning_policy(PinningPolicy::all(false))
         .filter_block_pinning_policy(PinningPolicy::all(false))
 }
 
 /// Records are read in long ranges and hardly ever one by one: large blocks, no filters, nothing pinned.
 fn events_keyspace() -> KeyspaceCreateOptions {
-    small_keyspace(BROKER_MEMTABLE)
+    small_keyspace()
         .data_block_size_policy(BlockSizePolicy::all(16 * 1024))
         .data_block_restart_interval_policy(RestartIntervalPolicy::all(16))
         .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))

@@ -120,6 +120,23 @@ async fn cursors_alone_cost_no_fsync() {
     assert_eq!(log.fsyncs(), 1);
 }
 
+/// Far more commits than the queue of the storage library's thread is long, while it writes a large table.
+#[tokio::test]
+async fn a_storm_of_small_commits_does_not_stop_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    for round in 0..8_u32 {
+        let records = (0..8).map(|n| random(1_000_000, 8 * round + n).into()).collect();
+        log.append("n/b", records, at(0)).await.unwrap();
+        for number in 0..4000_u32 {
+            let value = Bytes::from(random(700, number));
+            log.save_cursors(vec![("k".into(), Some(value))]).await.unwrap();
+        }
+    }
+    assert_eq!(log.bounds("n/b").next, Offset(64));
+    assert_eq!(log.cursors().await.unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn a_second_opening_is_refused_and_says_why() {
     let directory = tempfile::tempdir().unwrap();
