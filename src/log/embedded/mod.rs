@@ -11,8 +11,8 @@
 //!
 //! # The layout, and why
 //! One keyspace a broker, keyed by offset. The keys of a keyspace are then written in ascending order, so its
-//! tables never overlap: no record is ever rewritten by a compaction, and trimming drops whole tables instead of
-//! writing a tombstone for every record. (With one keyspace for all brokers both would be lost, and a broker that
+//! tables never overlap: nothing is rewritten by a compaction (but many small tables are merged once), and trimming
+//! drops whole tables instead of writing a tombstone for every record. (With one keyspace for all brokers both would be lost, and a broker that
 //! is never read would keep the space of the others.) The price, memory by keyspace, is bounded by writing the
 //! largest memtable to a table once all of them together exceed a few MiB.
 //!
@@ -24,9 +24,14 @@
 //!
 //! # The parts
 //! The committer is one thread and the only writer of records (`committer.rs`); another one tidies up after it
-//! (`keeper.rs`). Readers take recent records from memory
-//! (`tail.rs`) and older ones from the storage on a blocking thread. Where each broker begins and ends is in
-//! memory (`broker.rs`).
+//! (`keeper.rs`). Readers take recent records from memory (`tail.rs`) and older ones from the storage on a blocking
+//! thread. Where each broker begins and ends is in memory (`broker.rs`).
+//!
+//! # What it does not do
+//! - Beside the retained payloads the volume holds up to three or four journals of 64 MiB and, for each broker, the
+//!   newest table even if it is trimmed. A volume of less than 512 MiB may be full of journals and then not heal.
+//! - A broker's keyspace is never removed, and there can be 900 of them.
+//! - The tests kill processes, not machines: that a disk keeps what it said it has synced is taken for granted.
 
 mod acknowledged;
 mod broker;
