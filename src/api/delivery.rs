@@ -1,5 +1,7 @@
 //! How events are delivered, as a manifest writes it; the same on a Sink and, over it, on a Trigger.
 
+use std::num::NonZeroU32;
+
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,44 @@ pub struct DeliverySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub concurrency: Option<u32>,
+
+    /// The longest Retry-After of a Sink's answer that is obeyed. Default: 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::optional_duration")]
+    pub retry_after_max: Option<DurationText>,
+
+    /// How many attempts may begin in a time. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+
+    /// Which events wait for which. ByKey delivers the events of one partitionkey (an extension attribute) one after
+    /// another, in the order in which they were accepted: a failing one holds those of its key, and no others. Events
+    /// without a partitionkey wait for none. None delivers all of them side by side. Default: None.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordering: Option<Ordering>,
+}
+
+/// How many attempts may begin in a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimit {
+    /// In the long run.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub per_second: NonZeroU32,
+
+    /// At once, after a pause. Default: as many as perSecond.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: Option<NonZeroU32>,
+}
+
+/// Which events wait for which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Ordering {
+    /// None waits.
+    None,
+    /// Events of one partitionkey go one after another.
+    ByKey,
 }
 
 /// How the pauses between attempts grow.

@@ -17,7 +17,7 @@ mod source;
 mod trigger;
 
 pub use condition::condition;
-pub use delivery::{BackoffPolicy, DeliverySpec, DurationText};
+pub use delivery::{BackoffPolicy, DeliverySpec, DurationText, Ordering, RateLimit};
 pub use filter::{Filter, NESTED_FILTERS};
 pub use sink::{
     ContentMode, NamespaceSelector, Scheme, ServicePort, ServiceTarget, Sink, SinkSpec, SinkStatus,

@@ -246,6 +246,9 @@ fn merge(trigger: Option<&DeliverySpec>, sink: Option<&DeliverySpec>) -> Deliver
             backoff_max,
             timeout,
             concurrency,
+            retry_after_max,
+            rate_limit,
+            ordering,
         } = spec;
         let duration = |text: &Option<api::DurationText>| text.map(Duration::from);
         if retry.is_some() || retry_duration.is_some() {
@@ -264,6 +267,19 @@ fn merge(trigger: Option<&DeliverySpec>, sink: Option<&DeliverySpec>) -> Deliver
         delivery.backoff_max = duration(backoff_max).unwrap_or(delivery.backoff_max);
         delivery.timeout = duration(timeout).unwrap_or(delivery.timeout);
         delivery.concurrency = concurrency.unwrap_or(delivery.concurrency);
+        delivery.retry_after_max = duration(retry_after_max).unwrap_or(delivery.retry_after_max);
+        if let Some(api::RateLimit { per_second, burst }) = *rate_limit {
+            delivery.rate_limit = Some(routing::RateLimit {
+                per_second,
+                burst: burst.unwrap_or(per_second),
+            });
+        }
+        if let Some(ordering) = ordering {
+            delivery.ordering = match ordering {
+                api::Ordering::None => routing::Ordering::None,
+                api::Ordering::ByKey => routing::Ordering::ByKey,
+            };
+        }
     }
     delivery
 }

@@ -28,7 +28,7 @@ pub(super) fn ceiling(delivery: &Delivery, failed: u32) -> Duration {
 }
 
 /// The pause before the next attempt, with `jitter` drawn evenly from 0 to 1. A Sink that names a time itself
-/// (`Retry-After`) is obeyed, up to the longest pause.
+/// (`Retry-After`) is obeyed, up to a limit.
 pub(super) fn pause(
     delivery: &Delivery,
     failed: u32,
@@ -37,7 +37,7 @@ pub(super) fn pause(
 ) -> Duration {
     let drawn = ceiling(delivery, failed).mul_f64(jitter.clamp(0.0, 1.0));
     match retry_after {
-        Some(asked) => asked.min(delivery.backoff_max).max(drawn),
+        Some(asked) => asked.min(delivery.retry_after_max).max(drawn),
         None => drawn,
     }
 }
@@ -68,6 +68,7 @@ mod tests {
             backoff_policy: policy,
             backoff_delay: Duration::from_secs(1),
             backoff_max: Duration::from_secs(10),
+            retry_after_max: Duration::from_secs(20),
             ..Delivery::default()
         }
     }
@@ -89,7 +90,7 @@ mod tests {
         );
         assert_eq!(
             pause(&delivery, 3, Some(Duration::from_secs(3600)), 0.5),
-            Duration::from_secs(10)
+            Duration::from_secs(20)
         );
         assert_eq!(
             pause(&delivery, 1, Some(Duration::ZERO), 1.0),

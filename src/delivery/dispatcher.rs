@@ -24,14 +24,16 @@ use super::{
     client::{Answer, Client},
     dead_letter::DeadLetter,
     inbox::Inbox,
+    lanes::{Item, Lanes},
     progress::Progress,
+    rate::Bucket,
     reader::{READ, Reader, unreadable},
     verdict::Verdict,
 };
 use crate::{
     cloudevents::{Event, Mode},
     log::{EventLog, LogError, Offset, ReadLimit},
-    routing::{BrokerTable, ContentMode, Delivery, Route, Trigger, broker_key},
+    routing::{BrokerTable, ContentMode, Delivery, Ordering, Route, Trigger, broker_key},
 };
 
 /// How many events of a Trigger are unsettled at most; it then waits for one to settle.
@@ -121,7 +123,11 @@ pub(super) struct Dispatcher {
     uid: String,
     broker: String,
     following: Following,
-    ready: VecDeque<(Offset, Option<Event>)>,
+    ready: VecDeque<Item>,
+    /// What held its key back and may go now.
+    released: VecDeque<Item>,
+    lanes: Lanes,
+    bucket: Bucket,
     delayed: BTreeSet<(Instant, Offset)>,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
     breaker: Breaker,
@@ -169,11 +175,6 @@ impl Dispatcher {
             trigger.uid.clone(),
             broker_key(&trigger.namespace, &trigger.broker),
         );
-        let ready = parts
-            .progress
-            .outstanding()
-            .map(|offset| (offset, None))
-            .collect();
         parts.stats.show(&parts.progress);
         Self {
             parts,
@@ -181,7 +182,10 @@ impl Dispatcher {
             uid,
             broker,
             following: Following::Alone,
-            ready,
+            ready: VecDeque::new(),
+            released: VecDeque::new(),
+            lanes: Lanes::default(),
+            bucket: Bucket::default(),
             delayed: BTreeSet::new(),
             in_flight: FuturesUnordered::new(),
             breaker: Breaker::default(),
@@ -198,6 +202,7 @@ impl Dispatcher {
         let stop = self.parts.stop.clone();
         let mut note_position = tokio::time::interval(NOTE_POSITION_EVERY);
         note_position.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.recover().await?;
         loop {
             self.fill().await?;
             let wake = self.launch();
@@ -216,6 +221,28 @@ impl Dispatcher {
                 () = stop.cancelled() => return self.finish().await,
             }
         }
+    }
+
+    /// Takes up what was wanted and not settled when the cursor was saved.
+    async fn recover(&mut self) -> Result<(), LogError> {
+        let outstanding: Vec<_> = self.parts.progress.outstanding().collect();
+        for offset in outstanding {
+            let mut item = Item {
+                offset,
+                event: None,
+                key: None,
+            };
+            if self.settings.delivery().ordering == Ordering::ByKey {
+                match fetch(&*self.parts.log, &self.broker, offset).await {
+                    Ok(event) => item.key = partition_key(&event),
+                    Err(Outcome::LogFailed(error)) => return Err(error),
+                    // Its attempt finds the same, and settles it.
+                    Err(_) => {}
+                }
+            }
+            self.ready.push_back(item);
+        }
+        Ok(())
     }
 
     /// Lets what is under way finish, then makes the cursor say so.
@@ -333,7 +360,13 @@ impl Dispatcher {
 
     fn matched(&mut self, offset: Offset, event: Event) {
         self.parts.progress.matched(offset);
-        self.ready.push_back((offset, Some(event)));
+        let by_key = self.settings.delivery().ordering == Ordering::ByKey;
+        let key = by_key.then(|| partition_key(&event)).flatten();
+        self.ready.push_back(Item {
+            offset,
+            event: Some(event),
+            key,
+        });
         self.changed();
     }
 
@@ -342,22 +375,42 @@ impl Dispatcher {
         let target = self.settings.target.clone().filter(|_| self.is_deliverable())?;
         let now = Instant::now();
         while self.in_flight.len() < self.concurrency() {
-            let due = self.delayed.first().map(|&(at, _)| at);
-            let has_work = !self.ready.is_empty() || due.is_some_and(|at| at <= now);
-            if !has_work {
-                return due;
+            let Some(at) = self.permits(now) else { return None };
+            if at > now {
+                return Some(at);
             }
-            match self.breaker.permits(now, self.in_flight.len()) {
-                Some(at) if at <= now => {}
-                later => return later,
-            }
-            let next = match due {
-                Some(at) if at <= now => self.delayed.pop_first().map(|(_, offset)| (offset, None)),
-                _ => self.ready.pop_front(),
+            let Some((offset, event)) = self.next_to_send(now) else {
+                return self.delayed.first().map(|&(at, _)| at);
             };
-            if let Some((offset, event)) = next {
-                self.parts.stats.attempt_began();
-                self.in_flight.push(self.attempt(&target, offset, event));
+            if let Some(limit) = self.settings.delivery().rate_limit {
+                self.bucket.take(limit, now);
+            }
+            self.parts.stats.attempt_began();
+            self.in_flight.push(self.attempt(&target, offset, event));
+        }
+        None
+    }
+
+    /// When an attempt may begin, by the breaker and the rate limit; `None` if not before another has ended.
+    fn permits(&self, now: Instant) -> Option<Instant> {
+        let by_breaker = self.breaker.permits(now, self.in_flight.len())?;
+        let limit = self.settings.delivery().rate_limit;
+        Some(limit.map_or(by_breaker, |limit| {
+            self.bucket.permits(limit, now).max(by_breaker)
+        }))
+    }
+
+    /// What is due again goes first, then what waited for its key, then what is new and may go.
+    fn next_to_send(&mut self, now: Instant) -> Option<(Offset, Option<Event>)> {
+        if self.delayed.first().is_some_and(|&(at, _)| at <= now) {
+            return self.delayed.pop_first().map(|(_, offset)| (offset, None));
+        }
+        if let Some(item) = self.released.pop_front() {
+            return Some((item.offset, item.event));
+        }
+        while let Some(item) = self.ready.pop_front() {
+            if let Some(item) = self.lanes.enter(item) {
+                return Some((item.offset, item.event));
             }
         }
         None
@@ -541,6 +594,7 @@ impl Dispatcher {
 
     fn settle(&mut self, offset: Offset, settlement: Settlement) {
         self.parts.progress.settle(offset, settlement);
+        self.released.extend(self.lanes.leave(offset));
         self.changed();
     }
 
@@ -597,6 +651,10 @@ impl Dispatcher {
             self.following = Following::Alone;
         }
     }
+}
+
+fn partition_key(event: &Event) -> Option<Box<str>> {
+    event.attribute("partitionkey").map(|key| key.canonical().into())
 }
 
 async fn fetch(log: &dyn EventLog, broker: &str, offset: Offset) -> Result<Event, Outcome> {

@@ -2,7 +2,7 @@
 //!
 //! It travels from the controller to the routers as JSON and is kept on each router's disk.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -101,8 +101,10 @@ pub enum Start {
 }
 
 /// How a Trigger delivers: the Trigger's own settings over its Sink's over the defaults.
+///
+/// What is absent takes its default, so that a router can start with what an earlier version kept on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct Delivery {
     /// How long a failing event is tried again.
     pub retry: Retry,
@@ -114,8 +116,34 @@ pub struct Delivery {
     pub backoff_max: Duration,
     /// How long one attempt may take, from connecting to the response's end.
     pub timeout: Duration,
+    /// The longest `Retry-After` that is obeyed.
+    pub retry_after_max: Duration,
     /// How many events are under way to the Sink at once.
     pub concurrency: u32,
+    /// How many attempts may begin in a time.
+    pub rate_limit: Option<RateLimit>,
+    /// Which events wait for which.
+    pub ordering: Ordering,
+}
+
+/// How many attempts may begin in a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimit {
+    /// In the long run.
+    pub per_second: NonZeroU32,
+    /// At once, after a pause.
+    pub burst: NonZeroU32,
+}
+
+/// Which events wait for which.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ordering {
+    /// None.
+    #[default]
+    None,
+    /// An event waits until those before it with the same `partitionkey` are settled.
+    ByKey,
 }
 
 /// When to give an event up: whichever of the two comes first.
@@ -150,7 +178,10 @@ impl Default for Delivery {
             backoff_delay: Duration::from_millis(500),
             backoff_max: Duration::from_secs(5 * 60),
             timeout: Duration::from_secs(30),
+            retry_after_max: Duration::from_secs(5 * 60),
             concurrency: 32,
+            rate_limit: None,
+            ordering: Ordering::None,
         }
     }
 }

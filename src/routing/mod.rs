@@ -5,7 +5,7 @@ pub mod protocol;
 mod table;
 
 pub use configuration::{
-    BackoffPolicy, Configuration, ContentMode, Cron, Delivery, Destination, Retry, Revision, ServiceName,
-    Source, Start, Trigger,
+    BackoffPolicy, Configuration, ContentMode, Cron, Delivery, Destination, Ordering, RateLimit, Retry,
+    Revision, ServiceName, Source, Start, Trigger,
 };
 pub use table::{BrokerTable, Route, RoutingTable, broker_key};
