@@ -14,5 +14,6 @@
 mod support;
 
 mod cluster;
+mod controller;
 mod harness;
 mod local;
