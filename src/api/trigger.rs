@@ -173,8 +173,11 @@ impl JsonSchema for Start {
             "type": "string",
             "maxLength": 64,
             "x-kubernetes-validations": [{
+                // timestamp() refuses days that a month does not have. The rest is what the type can hold: what the
+                // API server took and the controller could not read would have no status to say so.
                 "rule": "self in ['Latest', 'Earliest'] || \
-                         self.matches('^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$')",
+                         (self.matches('^[12][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$') \
+                         && timestamp(self) > timestamp('1000-01-01T00:00:00Z'))",
                 "message": "must be Latest, Earliest or a time such as 2026-11-24T08:00:00Z",
             }],
         })
