@@ -52,6 +52,15 @@ crds: rust ## Write the custom resource definitions to crds/
 quickstart: rust ## Build Weir, run it without a cluster, and see events arrive; Ctrl-C ends it
 	@CARGO="$(CARGO)" examples/quickstart/run.sh
 
+.PHONY: bench
+bench: rust ## Measure throughput side by side with a plain proxy (see benches/README.md)
+	$(CARGO) bench --locked --bench throughput
+
+.PHONY: faults
+faults: rust ## Kill a router two hundred times under load and count what arrives
+	assets="$$(tests/kubernetes/build.sh)"
+	KUBEBUILDER_ASSETS="$$assets" WEIR_KILLS=200 $(CARGO) test --locked --test integration faults:: -- --nocapture
+
 .PHONY: clean-cache
 clean-cache: ## Remove the Kubernetes binaries that the tests built
 	rm -rf "$(cache)"/kubernetes-*

@@ -171,7 +171,7 @@ pub struct NamespaceSelector {
 
     /// Namespaces that have all of these labels.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(extend("minProperties" = 1, "maxProperties" = 16))]
     pub match_labels: std::collections::BTreeMap<String, String>,
 }
 

@@ -1,6 +1,7 @@
 //! `weir display`: a consumer that prints each event it gets.
 
 use std::{
+    borrow::Cow,
     fmt::Write as _,
     io::{self, Write as _},
     net::SocketAddr,
@@ -14,7 +15,6 @@ use axum::{
 };
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
 use super::shutdown;
@@ -144,7 +144,7 @@ fn block(event: &Event, name: Option<&str>) -> String {
         let _ = writeln!(block, "  {attribute:width$}  {value}");
     }
     for line in data(event).lines() {
-        let _ = writeln!(block, "  | {line}");
+        let _ = writeln!(block, "  | {}", harmless(line));
     }
     block
 }
@@ -152,30 +152,42 @@ fn block(event: &Event, name: Option<&str>) -> String {
 fn data(event: &Event) -> String {
     match event.data() {
         None => String::new(),
-        Some(Data::Json(text)) => pretty(text),
+        Some(Data::Json(text)) => text.to_owned(),
         Some(Data::Text(text)) => text.into_owned(),
         Some(Data::Binary(bytes)) => match std::str::from_utf8(&bytes) {
-            Ok(text) => pretty(text),
+            Ok(text) => text.to_owned(),
             Err(_) => format!("({} bytes)", bytes.len()),
         },
     }
 }
 
-/// JSON objects and arrays are laid out; everything else stays as it is.
-fn pretty(text: &str) -> String {
-    if !text.trim_start().starts_with(['{', '[']) {
-        return text.to_owned();
+/// What a terminal would take for a command is shown instead of obeyed.
+fn harmless(text: &str) -> Cow<'_, str> {
+    if !text.contains(|character: char| character.is_control()) {
+        return Cow::Borrowed(text);
     }
-    let laid_out = serde_json::from_str::<std::collections::BTreeMap<String, &RawValue>>(text)
-        .ok()
-        .and_then(|object| serde_json::to_string_pretty(&object).ok());
-    laid_out.unwrap_or_else(|| text.to_owned())
+    let shown = |character: char| match character {
+        '\t' => character.to_string(),
+        _ if character.is_control() => character.escape_default().to_string(),
+        _ => character.to_string(),
+    };
+    Cow::Owned(text.chars().map(shown).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cloudevents::EventBuilder;
+
+    #[test]
+    fn a_terminal_is_not_given_commands() {
+        let event = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/s")
+            .attribute("type", "t");
+        let event = event.data("text/plain", "a\tb\u{1b}[2Jc\nd").build().unwrap();
+        assert!(block(&event, None).ends_with("  | a\tb\\u{1b}[2Jc\n  | d\n"));
+    }
 
     #[test]
     fn a_block_shows_attributes_and_data() {
@@ -189,7 +201,7 @@ mod tests {
         assert_eq!(
             block(&event, Some("orders")),
             "[orders] order\n  datacontenttype  application/json\n  id               1\n  source           /shop\n  \
-             type             order\n  | {\n  |   \"amount\": 1.10\n  | }\n"
+             type             order\n  | {\"amount\":1.10}\n"
         );
         assert_eq!(
             line(&event),

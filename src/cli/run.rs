@@ -5,7 +5,7 @@ use std::{
     io::{self, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -26,6 +26,9 @@ use crate::{
 
 /// An editor writes a file in several steps; what comes within this time is one change.
 const QUIET: Duration = Duration::from_millis(100);
+
+/// Changes that keep coming are applied after this time all the same.
+const NOT_QUIET: Duration = Duration::from_secs(1);
 
 /// Only Services that a flag names are there, and they are reached as the flag says.
 const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -86,7 +89,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (changes, changed) = mpsc::channel(1);
     // Watched before they are read, so that no change falls between the two.
     let _watcher = watch_files(&manifests, changes)?;
-    let mut local = Local { manifests, services };
+    let mut local = Local {
+        manifests,
+        services,
+        problems: Vec::new(),
+    };
     let configuration = local.load()?;
     if configuration.triggers.is_empty() && configuration.sources.is_empty() {
         bail!(
@@ -107,7 +114,8 @@ fn shown(paths: &[PathBuf]) -> String {
     paths.join(", ")
 }
 
-/// Rings on every change below the paths. Directories are watched, since editors replace files.
+/// Rings on every change in the directories of the files. Directories are watched, since editors replace files, and
+/// not what is below them: no manifest is read there, and the event log may be.
 fn watch_files(manifests: &Manifests, changes: mpsc::Sender<()>) -> anyhow::Result<RecommendedWatcher> {
     let handler = move |event: notify::Result<notify::Event>| {
         let concerns = match &event {
@@ -120,25 +128,18 @@ fn watch_files(manifests: &Manifests, changes: mpsc::Sender<()>) -> anyhow::Resu
         }
     };
     let mut watcher = notify::recommended_watcher(handler).context("cannot watch files")?;
-    let directories: BTreeSet<(&Path, bool)> = manifests
+    let directories: BTreeSet<&Path> = manifests
         .paths()
         .iter()
-        .map(|path| {
-            if path.is_dir() {
-                return (path.as_path(), true);
-            }
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            (parent.unwrap_or(Path::new(".")), false)
+        .map(|path| match path.parent() {
+            _ if path.is_dir() => path,
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
         })
         .collect();
-    for (directory, below) in directories {
-        let mode = if below {
-            RecursiveMode::Recursive
-        } else {
-            RecursiveMode::NonRecursive
-        };
+    for directory in directories {
         watcher
-            .watch(directory, mode)
+            .watch(directory, RecursiveMode::NonRecursive)
             .with_context(|| format!("cannot watch {}", directory.display()))?;
     }
     Ok(watcher)
@@ -147,6 +148,8 @@ fn watch_files(manifests: &Manifests, changes: mpsc::Sender<()>) -> anyhow::Resu
 struct Local {
     manifests: Manifests,
     services: BTreeSet<ServiceName>,
+    /// What was last said to be wrong, so that it is said once.
+    problems: Vec<Problem>,
 }
 
 impl Local {
@@ -157,7 +160,10 @@ impl Local {
         configurations: watch::Sender<Option<Configuration>>,
     ) {
         while changed.recv().await.is_some() {
-            while let Ok(Some(())) = tokio::time::timeout(QUIET, changed.recv()).await {}
+            let latest = Instant::now() + NOT_QUIET;
+            while Instant::now() < latest
+                && let Ok(Some(())) = tokio::time::timeout(QUIET, changed.recv()).await
+            {}
             match self.load() {
                 Ok(configuration) => {
                     configurations.send_if_modified(|current| {
@@ -187,9 +193,12 @@ impl Local {
         } = controller::compile(&observed, CLUSTER_DOMAIN);
         problems.extend(found(&manifests, &diagnoses));
         problems.sort();
-        let mut stderr = io::stderr().lock();
-        for problem in problems {
-            writeln!(stderr, "{problem}").context("cannot write to stderr")?;
+        if problems != self.problems {
+            let mut stderr = io::stderr().lock();
+            for problem in &problems {
+                writeln!(stderr, "{problem}").context("cannot write to stderr")?;
+            }
+            self.problems = problems;
         }
         Ok(configuration)
     }
@@ -252,10 +261,13 @@ fn found(manifests: &[Manifest], diagnoses: &Diagnoses) -> Vec<Problem> {
         .filter(|(.., finding)| !finding.holds)
         .filter_map(|(kind, subject, path, finding)| {
             let manifest = manifests.iter().find(|manifest| is_of(manifest, kind, subject))?;
-            Some(manifest.problem(
-                path,
-                format!("{kind} {}/{}: {}", subject.namespace, subject.name, told(finding)),
-            ))
+            let Subject { namespace, name, .. } = subject;
+            let mut message = format!("{kind} {namespace}/{name}: {}", finding.message);
+            if let Some(service) = missing_service(&manifest.resource, finding) {
+                message =
+                    format!("{message}; in local mode, say where it is: --service {namespace}/{service}=URL");
+            }
+            Some(manifest.problem(path, message))
         })
         .collect()
 }
@@ -270,10 +282,14 @@ fn is_of(manifest: &Manifest, kind: &str, subject: &Subject) -> bool {
         && manifest.resource.kind() == kind
 }
 
-fn told(finding: &Finding) -> String {
-    let Finding { reason, message, .. } = finding;
-    if *reason == "ServiceNotFound" {
-        return format!("{message}; in local mode, say where it is with --service NAMESPACE/NAME=URL");
-    }
-    message.clone()
+/// The Service that a resource names itself and that no flag tells of.
+fn missing_service<'a>(resource: &'a Resource, finding: &Finding) -> Option<&'a str> {
+    let service = match resource {
+        Resource::Trigger(trigger) => trigger.spec.sink.service.as_ref(),
+        Resource::Sink(sink) => sink.spec.service.as_ref(),
+        Resource::Source(_) => None,
+    };
+    service
+        .filter(|_| finding.reason == "ServiceNotFound")
+        .map(|service| service.name.as_str())
 }

@@ -124,7 +124,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     .await
     .with_context(|| format!("{url} did not answer within {} s", TIMEOUT.as_secs()))??;
     if !status.is_success() {
-        bail!("{url} answered {status}: {}", detail(&answer));
+        let detail = detail(&answer);
+        let separator = if detail.is_empty() { "" } else { ": " };
+        bail!("{url} answered {status}{separator}{detail}");
     }
     writeln!(
         io::stdout().lock(),

@@ -60,6 +60,11 @@ pub(super) fn name(text: &str) -> Result<Name, Invalid> {
     Ok(Name::from_valid(text))
 }
 
+/// Whether the attribute's value is a URI or URI-reference.
+pub(super) fn is_uri(name: &Name) -> bool {
+    matches!(name.as_str(), "source" | "dataschema")
+}
+
 /// Whether a text has the characters of a name.
 pub(super) fn is_name(text: &[u8]) -> bool {
     !text.is_empty()
@@ -169,7 +174,7 @@ pub(super) fn value(name: &Name, value: &Value) -> Result<(), Invalid> {
         .about(name.as_str()));
     }
     let (well_formed, wanted) = match name.as_str() {
-        "source" | "dataschema" => (
+        _ if is_uri(name) => (
             syntax::is_uri_reference(text),
             "a URI-reference (RFC 3986); percent-encode what a URI cannot have, such as spaces",
         ),

@@ -341,7 +341,11 @@ pub(super) fn classify<'a>(body: &'a Bytes, content_type: Option<&str>) -> Data<
         Some((content_type, text)) if media_type::is_json(content_type) && json::is_json(text) => {
             Data::Json(text.trim_ascii())
         }
-        Some((content_type, text)) if media_type::is_text(content_type) => Data::Text(Cow::Borrowed(text)),
+        Some((content_type, text))
+            if media_type::is_text(content_type) && !media_type::is_json(content_type) =>
+        {
+            Data::Text(Cow::Borrowed(text))
+        }
         _ => Data::Binary(body.clone()),
     }
 }

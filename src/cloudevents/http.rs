@@ -12,6 +12,7 @@ use super::{
     invalid::{Invalid, Reason, excerpt},
     json, media_type,
     name::Name,
+    syntax,
     value::Value,
 };
 
@@ -142,14 +143,19 @@ fn read_binary(headers: &HeaderMap, content_type: &str, body: Bytes) -> Result<E
 }
 
 fn read_attribute(name: Name, header: &HeaderValue) -> Result<Attribute, Invalid> {
-    let decoded = decode(header).map_err(|problem| problem.about(name.as_str()))?;
+    let problem = |problem: Invalid| problem.about(name.as_str());
+    let mut decoded = decode(header).map_err(problem)?;
+    if checks::is_uri(&name) && !syntax::is_uri_reference(&decoded) {
+        // Most producers send values as they are, and a URI has percent-encoding of its own.
+        let as_sent = text_of(header).map_err(problem)?;
+        if syntax::is_uri_reference(as_sent) {
+            decoded = Cow::Borrowed(as_sent);
+        }
+    }
     let plain = decoded.as_bytes() == header.as_bytes() && !needs_encoding(&decoded);
     let raw = (!plain && encode(&decoded).is_none_or(|encoded| encoded != *header)).then(|| header.clone());
-    Ok(Attribute {
-        name,
-        value: Value::String(decoded.into()),
-        raw,
-    })
+    let value = Value::String(decoded.into());
+    Ok(Attribute { name, value, raw })
 }
 
 /// Section 3.1.3.2: a value in double quotes is unquoted, then percent-decoded once. Producers that send UTF-8 as it
@@ -371,6 +377,37 @@ mod tests {
             binary(&[("ce-x", "%ff%fe")], "").unwrap_err().attribute(),
             Some("x")
         );
+    }
+
+    #[test]
+    fn a_source_is_understood_whether_or_not_its_sender_encodes() {
+        for (sent, source) in [
+            ("/a%20b", "/a%20b"),
+            ("/m%C3%BCnchen", "/m%C3%BCnchen"),
+            ("/a%2520b", "/a%20b"),
+            ("/plain", "/plain"),
+        ] {
+            let all = [
+                ("ce-specversion", "1.0"),
+                ("ce-id", "1"),
+                ("ce-type", "t"),
+                ("ce-source", sent),
+            ];
+            let event = read(&all, "").unwrap().remove(0);
+            assert_eq!(event.source(), source, "{sent}");
+            assert_eq!(event.to_http(None).headers["ce-source"], sent);
+        }
+    }
+
+    #[test]
+    fn data_that_is_not_what_its_type_says_survives_both_ways() {
+        let event = binary(&[("content-type", "text/json")], "hi").unwrap();
+        let message = event.to_http(Some(Mode::Structured));
+        let back = read_http(&message.headers, message.body)
+            .unwrap()
+            .into_events()
+            .remove(0);
+        assert_eq!(back.to_http(Some(Mode::Binary)).body, "hi");
     }
 
     #[test]

@@ -19,6 +19,8 @@ mod resolve;
 mod routers;
 mod status_writer;
 mod statuses;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use compile::{Outcome, compile};

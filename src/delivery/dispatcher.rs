@@ -43,7 +43,7 @@ const JOIN_WITHIN: u64 = 256;
 /// How often a Trigger that wants nothing notes that it has seen everything.
 const NOTE_POSITION_EVERY: Duration = Duration::from_secs(5);
 
-/// How long a dead letter that found no room waits before it is tried again.
+/// How long what found no room on the disk waits before it is tried again.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a dispatcher is told: a table and which of its routes is the Trigger's.
@@ -207,7 +207,7 @@ impl Dispatcher {
                 () = self.parts.inbox.changed(), if self.wants_more() => {}
                 () = at(wake) => {}
                 () = at(save) => self.begin_save(),
-                saved = finished(&mut self.saving) => saved?,
+                saved = finished(&mut self.saving) => self.saved(saved)?,
                 changed = self.parts.settings.changed() => match changed {
                     Ok(()) => self.settings_changed(),
                     Err(_) => return Ok(()),
@@ -225,9 +225,11 @@ impl Dispatcher {
             self.done(done)?;
         }
         if let Some(saving) = self.saving.take() {
-            saving.await?;
+            let saved = saving.await;
+            self.saved(saved)?;
         }
-        self.parts.log.save_cursors(vec![self.cursor()]).await
+        let saved = self.parts.log.save_cursors(vec![self.cursor()]).await;
+        self.saved(saved)
     }
 
     fn is_deliverable(&self) -> bool {
@@ -552,6 +554,22 @@ impl Dispatcher {
         self.save_at = None;
         let (log, cursor) = (self.parts.log.clone(), self.cursor());
         self.saving = Some(async move { log.save_cursors(vec![cursor]).await }.boxed());
+    }
+
+    /// Without room for the cursor, delivery goes on, and what is settled meanwhile repeats after a crash.
+    fn saved(&mut self, saved: Result<(), LogError>) -> Result<(), LogError> {
+        match saved {
+            Err(LogError::Full(detail)) => {
+                tracing::warn!(
+                    broker = self.broker,
+                    detail,
+                    "no room to save progress; it is tried again"
+                );
+                self.save_at = Some(Instant::now() + NO_ROOM_PAUSE);
+                Ok(())
+            }
+            saved => saved,
+        }
     }
 
     fn cursor(&self) -> (String, Option<Bytes>) {

@@ -27,7 +27,7 @@ use super::{
     retention,
 };
 use crate::{
-    log::{EventLog, LogError, Offset},
+    log::{CursorChange, EventLog, LogError, Offset},
     routing::{BrokerTable, RoutingTable, Start, Trigger},
 };
 
@@ -196,10 +196,24 @@ impl Engine {
             .chain(gone.into_iter().map(|uid| (uid, None)))
             .collect();
         if !changes.is_empty() {
-            self.log.save_cursors(changes).await?;
-            self.log.sync().await?;
+            self.save_places(changes).await?;
         }
         Ok(())
+    }
+
+    async fn save_places(&self, changes: Vec<CursorChange>) -> Result<(), LogError> {
+        match self.log.save_cursors(changes).await {
+            // Then there is no room for events either: none is accepted that a new Trigger could miss.
+            Err(LogError::Full(detail)) => {
+                tracing::warn!(
+                    detail,
+                    "no room to keep where new Triggers begin; they keep it with their progress"
+                );
+                Ok(())
+            }
+            Err(error) => Err(error),
+            Ok(()) => self.log.sync().await,
+        }
     }
 
     /// Every Trigger's figures, by namespace and name.

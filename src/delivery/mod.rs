@@ -32,4 +32,4 @@ pub use stats::{Settlement, TriggerStats};
 use std::time::Duration;
 
 /// How long what a Trigger has settled stays unsaved at most.
-pub const SAVE_EVERY: Duration = Duration::from_millis(200);
+pub const SAVE_EVERY: Duration = Duration::from_millis(50);

@@ -165,3 +165,130 @@ fn most_selective<'a>(required: &[(&'a str, &'a str)]) -> Option<(&'a str, &'a s
             _ => 4,
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::{collection, prelude::*, sample::select};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{cloudevents::EventBuilder, filter::Expression, routing::Source};
+
+    fn trigger(name: &str, broker: &str, filters: Vec<Expression>) -> Trigger {
+        let mut trigger: Trigger = serde_json::from_value(json!({
+            "uid": name, "namespace": "shop", "name": name, "generation": 1, "broker": broker, "filters": [],
+            "destination": null, "delivery": crate::routing::Delivery::default(), "start": "Latest", "suspend": false,
+        }))
+        .unwrap();
+        trigger.filters = filters;
+        trigger
+    }
+
+    fn configuration(triggers: Vec<Trigger>) -> Configuration {
+        Configuration {
+            namespaces: ["shop".to_owned()].into(),
+            triggers,
+            ..Configuration::default()
+        }
+    }
+
+    #[test]
+    fn brokers_exist_by_namespace_or_by_name() {
+        let mut configuration = configuration(vec![trigger("t", "named", vec![])]);
+        configuration.sources.push(Source {
+            uid: "s".into(),
+            namespace: "shop".into(),
+            name: "s".into(),
+            generation: 1,
+            broker: "clock".into(),
+            cron: serde_json::from_value(
+                json!({"schedule": "", "timeZone": "", "attributes": [], "data": null}),
+            )
+            .unwrap(),
+        });
+        let table = RoutingTable::compile(configuration);
+        for (namespace, broker, exists) in [
+            ("shop", "default", true),
+            ("shop", "named", true),
+            ("shop", "clock", true),
+            ("shop", "other", false),
+            ("elsewhere", "default", false),
+        ] {
+            assert_eq!(
+                table.has_broker(namespace, broker),
+                exists,
+                "{namespace}/{broker}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_broken_filter_matches_nothing_and_disturbs_nobody() {
+        let broken = Expression::Exact([].into());
+        let table = RoutingTable::compile(configuration(vec![
+            trigger("broken", "default", vec![broken]),
+            trigger("all", "default", vec![]),
+        ]));
+        let event = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/")
+            .attribute("type", "t");
+        let mut found = Vec::new();
+        table.brokers()["shop/default"].matching(&event.build().unwrap(), |index| found.push(index));
+        assert_eq!(found, [1]);
+    }
+
+    fn expression() -> impl Strategy<Value = Expression> {
+        let map = || {
+            collection::btree_map(
+                select(vec!["type", "source", "x", "specversion"]),
+                select(vec!["a", "b", "1.0"]),
+                1..3,
+            )
+            .prop_map(|map| {
+                map.into_iter()
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .collect()
+            })
+        };
+        let leaf = prop_oneof![
+            3 => map().prop_map(Expression::Exact),
+            1 => map().prop_map(Expression::Prefix),
+            1 => map().prop_map(Expression::Suffix),
+        ];
+        leaf.prop_recursive(2, 8, 3, |inner| {
+            prop_oneof![
+                collection::vec(inner.clone(), 1..3).prop_map(Expression::All),
+                collection::vec(inner.clone(), 1..3).prop_map(Expression::Any),
+                inner.prop_map(|child| Expression::Not(Box::new(child))),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_index_finds_what_plain_evaluation_finds(
+            filters in collection::vec(collection::vec(expression(), 0..3), 0..8),
+            values in collection::vec(select(vec!["a", "b", "ab"]), 3),
+            extension in any::<bool>(),
+        ) {
+            let triggers = filters.into_iter().enumerate().map(|(n, filters)| trigger(&n.to_string(), "default", filters));
+            let table = RoutingTable::compile(configuration(triggers.collect()));
+            let mut event = EventBuilder::new().attribute("id", "1").attribute("type", values[0]).attribute("source", values[1]);
+            if extension {
+                event = event.attribute("x", values[2]);
+            }
+            let event = event.build().unwrap();
+            let Some(broker) = table.brokers().get("shop/default") else { return Ok(()) };
+            let mut found = Vec::new();
+            broker.matching(&event, |index| found.push(index));
+            let distinct: BTreeSet<_> = found.iter().copied().collect();
+            prop_assert_eq!(distinct.len(), found.len(), "each once");
+            let plain: BTreeSet<_> =
+                (0..broker.routes().len()).filter(|&index| broker.routes()[index].matches(&event)).collect();
+            prop_assert_eq!(distinct, plain);
+        }
+    }
+}

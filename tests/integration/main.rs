@@ -15,5 +15,6 @@ mod support;
 
 mod cluster;
 mod controller;
+mod faults;
 mod harness;
 mod local;

@@ -61,16 +61,6 @@ impl Manifests {
         &self.paths
     }
 
-    /// Whether a change to this path can change what the files say.
-    pub fn concerns(&self, changed: &Path) -> bool {
-        // A path of a watch is absolute where the directory was given so, and may be a link's target.
-        self.paths
-            .iter()
-            .any(|path| path.file_name() == changed.file_name() || path.ends_with(changed))
-            || is_manifest(changed)
-            || changed.extension().is_none()
-    }
-
     /// Reads all files. A file that is broken, or that was named and is gone, keeps what it said when it was last
     /// in order; a file that was removed from a directory takes its resources with it.
     pub fn load(&mut self) -> Loaded {

@@ -12,15 +12,17 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use fjall::OwnedWriteBatch;
+use fjall::{Keyspace, OwnedWriteBatch};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     Shared,
     acknowledged::Acknowledged,
     broker::{Broker, State, Stored, lock},
+    keeper::Keeper,
     layout::{self, Header, Registered},
-    store::{ReadError, Store},
+    memory::Memory,
+    store::{self, ReadError},
 };
 use crate::log::{CursorChange, LogError, Offset, Record};
 
@@ -31,8 +33,10 @@ const COMMIT_REQUESTS: usize = 4096;
 const ENTRY: u64 = 64;
 /// The largest record; the storage library's own limit is 4 GiB.
 const MAX_RECORD: usize = 256 * 1024 * 1024;
+/// The storage library's queues have room for 1000 keyspaces when it opens.
+const MAX_BROKERS: u32 = 900;
 /// Unwritten memtables beyond which the committer waits for the background thread, and how long it waits.
-const MAX_UNFLUSHED: u64 = 16 * 1024 * 1024;
+const MAX_UNFLUSHED: u64 = 18 * 1024 * 1024;
 const FLUSH_POLL: Duration = Duration::from_millis(2);
 const FLUSH_POLLS: u32 = 60_000;
 
@@ -65,6 +69,8 @@ pub(super) enum Request {
 pub(super) struct Committer {
     shared: Arc<Shared>,
     acknowledged: Acknowledged,
+    keeper: Keeper,
+    memory: Memory,
     /// All records ever appended, and the retained payloads' bytes, over all brokers.
     records: u64,
     bytes: u64,
@@ -102,13 +108,15 @@ enum Answer {
 struct Fatal(String);
 
 impl Committer {
-    pub(super) fn new(shared: Arc<Shared>, acknowledged: Acknowledged, next_id: u32) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, acknowledged: Acknowledged, keeper: Keeper, next_id: u32) -> Self {
         let brokers = shared.brokers();
         let records = brokers.iter().map(|broker| broker.state().next).sum();
         let bytes = brokers.iter().map(|broker| broker.state().bytes()).sum();
         Self {
             shared,
             acknowledged,
+            keeper,
+            memory: Memory::default(),
             records,
             bytes,
             next_id,
@@ -166,7 +174,7 @@ impl Committer {
             } => {
                 let length: usize = payloads.iter().map(Bytes::len).sum();
                 let cost = length as u64 + payloads.len() as u64 * ENTRY;
-                if let Err(full) = self.room_for_append(commit, &payloads, length as u64, cost) {
+                if let Err(full) = self.room_for_append(commit, &broker, &payloads, length as u64, cost) {
                     let _ = reply.send(Err(full));
                     return Ok(());
                 }
@@ -217,6 +225,7 @@ impl Committer {
     fn room_for_append(
         &self,
         commit: &mut Commit,
+        broker: &Broker,
         payloads: &[Bytes],
         length: u64,
         cost: u64,
@@ -225,6 +234,12 @@ impl Committer {
             return Err(LogError::Full(format!(
                 "a record of {} bytes is more than the log takes at once ({MAX_RECORD})",
                 large.len()
+            )));
+        }
+        if broker.stored().is_none() && self.next_id >= MAX_BROKERS {
+            return Err(LogError::Full(format!(
+                "it has {MAX_BROKERS} brokers, broker {} would be one too many",
+                broker.name
             )));
         }
         let max = self.shared.options.max_bytes;
@@ -382,7 +397,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Writes, fsyncs, publishes, acknowledges, reclaims: in this order.
+    /// Writes, fsyncs, publishes, acknowledges, tidies up: in this order.
     fn commit(&mut self, mut commit: Commit) -> Result<(), Fatal> {
         for staged in commit.brokers.values().filter(|staged| staged.register) {
             let State {
@@ -431,7 +446,7 @@ impl Committer {
                 }
             }
         }
-        for staged in commit.brokers.into_values() {
+        for staged in commit.brokers.values() {
             staged.broker.publish(staged.state);
         }
 
@@ -449,29 +464,28 @@ impl Committer {
         }
 
         for broker in &commit.trimmed {
-            self.reclaim(broker);
+            self.keeper.tidy(broker);
         }
-        self.bound_memory()
+        self.tend_memory(commit.brokers.values().map(|staged| &staged.stored.events))
     }
 
-    fn bound_memory(&self) -> Result<(), Fatal> {
-        if !self.shared.store.fills_memory() {
-            return Ok(());
-        }
+    fn tend_memory<'a>(&mut self, touched: impl Iterator<Item = &'a Keyspace>) -> Result<(), Fatal> {
         let brokers = self.shared.brokers();
-        let events = brokers
-            .iter()
-            .filter_map(|broker| broker.stored())
-            .map(|stored| &stored.events);
-        self.shared
-            .store
-            .bound_memory(events)
-            .map_err(|e| Fatal(format!("cannot write a table: {e}")))
+        let written = self.memory.tend(&self.shared.store, touched, &brokers);
+        let written = written.map_err(|e| Fatal(format!("writing tables failed: {e}")))?;
+        if !written.is_empty() {
+            let has_more =
+                |broker: &&Arc<Broker>| broker.stored().is_some_and(|s| written.contains(&s.events));
+            for broker in brokers.iter().filter(has_more) {
+                self.keeper.tidy(broker);
+            }
+        }
+        Ok(())
     }
 
     /// Holds the next commit back while the background thread has too much to write. Without this a thread that
     /// has died would show as memory that grows, or as a commit that never returns.
-    fn wait_for_flush(&self) -> Result<(), Fatal> {
+    fn wait_for_flush(&mut self) -> Result<(), Fatal> {
         for _ in 0..FLUSH_POLLS {
             if self.shared.store.unflushed() <= MAX_UNFLUSHED {
                 return Ok(());
@@ -480,20 +494,20 @@ impl Committer {
                 .store
                 .is_alive()
                 .map_err(|e| Fatal(format!("writing tables failed: {e}")))?;
-            self.bound_memory()?;
+            self.tend_memory(std::iter::empty())?;
             std::thread::sleep(FLUSH_POLL);
         }
         Err(Fatal(format!(
-            "no table was written for {} seconds, {} bytes wait for it",
-            (FLUSH_POLL * FLUSH_POLLS).as_secs(),
-            self.shared.store.unflushed()
+            "{} bytes still wait to be written to tables after {} seconds",
+            self.shared.store.unflushed(),
+            (FLUSH_POLL * FLUSH_POLLS).as_secs()
         )))
     }
 
-    /// Gives back the space of what was trimmed. A failure costs space, no data: it is tried again later.
+    /// Gives back the space of what was trimmed now, because it is needed.
     fn reclaim(&self, broker: &Broker) {
         let Some(stored) = broker.stored() else { return };
-        if let Err(e) = Store::reclaim(&stored.events, broker.state().first) {
+        if let Err(e) = store::reclaim(&stored.events, broker.state().first) {
             tracing::warn!(broker = %broker.name, "cannot give back the space of trimmed records: {e}");
         }
     }
@@ -532,6 +546,6 @@ impl Shared {
             }
             ReadError::Damaged(detail) => format!("broker {broker}: {detail}"),
         };
-        super::store::damaged(&self.directory, detail)
+        store::damaged(&self.directory, detail)
     }
 }

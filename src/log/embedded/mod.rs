@@ -7,12 +7,12 @@
 //!   ([`LogError::Damaged`]) or read, never skipped.
 //! - A full disk is refused before the storage sees it ([`LogError::Full`]) and heals by itself once there is
 //!   space; any other failure of a write or an fsync closes the log for good ([`LogError::Failed`]).
-//! - Memory is bounded, whatever the number of records and brokers: see the sizes in `store.rs`.
+//! - Memory is bounded, whatever the number of records and brokers: see `memory.rs`.
 //!
 //! # The layout, and why
 //! One keyspace a broker, keyed by offset. The keys of a keyspace are then written in ascending order, so its
-//! tables never overlap: no record is ever rewritten by a compaction, and trimming drops whole tables instead of
-//! writing a tombstone for every record. (With one keyspace for all brokers both would be lost, and a broker that
+//! tables never overlap: nothing is rewritten by a compaction (but many small tables are merged once), and trimming
+//! drops whole tables instead of writing a tombstone for every record. (With one keyspace for all brokers both would be lost, and a broker that
 //! is never read would keep the space of the others.) The price, memory by keyspace, is bounded by writing the
 //! largest memtable to a table once all of them together exceed a few MiB.
 //!
@@ -23,14 +23,22 @@
 //! ```
 //!
 //! # The parts
-//! The committer is one thread and the only writer (`committer.rs`). Readers take recent records from memory
-//! (`tail.rs`) and older ones from the storage on a blocking thread. Where each broker begins and ends is in
-//! memory (`broker.rs`).
+//! The committer is one thread and the only writer of records (`committer.rs`); another one tidies up after it
+//! (`keeper.rs`). Readers take recent records from memory (`tail.rs`) and older ones from the storage on a blocking
+//! thread. Where each broker begins and ends is in memory (`broker.rs`).
+//!
+//! # What it does not do
+//! - Beside the retained payloads the volume holds up to three or four journals of 64 MiB and, for each broker, the
+//!   newest table even if it is trimmed. A volume of less than 512 MiB may be full of journals and then not heal.
+//! - A broker's keyspace is never removed, and there can be 900 of them.
+//! - The tests kill processes, not machines: that a disk keeps what it said it has synced is taken for granted.
 
 mod acknowledged;
 mod broker;
 mod committer;
+mod keeper;
 mod layout;
+mod memory;
 mod store;
 mod tail;
 #[cfg(test)]
@@ -97,7 +105,8 @@ pub struct EmbeddedLog {
     shared: Arc<Shared>,
     requests: Option<mpsc::Sender<Request>>,
     queue: Arc<Semaphore>,
-    committer: Option<JoinHandle<()>>,
+    /// The committer, then the keeper, which ends when the committer has.
+    threads: Vec<JoinHandle<()>>,
     /// Freed last, after everything that uses the directory.
     _lock: fs::File,
 }
@@ -164,21 +173,24 @@ impl EmbeddedLog {
         // A crash may have come between a trim and the dropping of its tables.
         for broker in shared.brokers() {
             if let Some(stored) = broker.stored() {
-                Store::reclaim(&stored.events, broker.state().first).map_err(|e| failed(e.to_string()))?;
+                store::reclaim(&stored.events, broker.state().first).map_err(|e| failed(e.to_string()))?;
             }
         }
         let (requests, receiver) = mpsc::channel(QUEUE);
-        let committer = Committer::new(shared.clone(), acknowledged, next_id);
-        let committer = std::thread::Builder::new()
-            .name("log-committer".into())
-            .spawn(move || committer.run(receiver))
-            .map_err(|e| failed(format!("its thread cannot be started: {e}")))?;
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.into()).spawn(run);
+            thread.map_err(|e| failed(format!("its threads cannot be started: {e}")))
+        };
+        let (keeper, run) = keeper::keeper(shared.clone());
+        let keeper_thread = spawn("log-keeper", Box::new(run))?;
+        let committer = Committer::new(shared.clone(), acknowledged, keeper, next_id);
+        let committer_thread = spawn("log-committer", Box::new(move || committer.run(receiver)))?;
         let queue = Arc::new(Semaphore::new(shared.options.queue_bytes.div_ceil(PERMIT_BYTES)));
         Ok(Self {
             shared,
             requests: Some(requests),
             queue,
-            committer: Some(committer),
+            threads: vec![committer_thread, keeper_thread],
             _lock: lock,
         })
     }
@@ -394,9 +406,9 @@ impl Drop for EmbeddedLog {
     fn drop(&mut self) {
         // The committer ends when nobody can ask it any more.
         self.requests = None;
-        if let Some(committer) = self.committer.take() {
+        for thread in self.threads.drain(..) {
             // If it panicked it has said so, and nobody is left to be told.
-            let _ = committer.join();
+            let _ = thread.join();
         }
     }
 }

@@ -10,7 +10,7 @@
 //! - On opening, a journal entry is replayed only if its sequence number is above the highest one in the
 //!   keyspace's tables, and a journal is deleted only when all of its keyspaces have tables above it. Dropping
 //!   *all* the tables of a keyspace would therefore bring records back and pin journals for good, so the newest
-//!   table always stays ([`Store::reclaim`]).
+//!   table always stays ([`reclaim`]).
 //! - Journals and tables are compressed with an algorithm whose output may change between versions; a journal's
 //!   checksum is of the output recomputed. Journals are therefore not compressed.
 
@@ -35,16 +35,15 @@ use crate::log::{LogError, ReadLimit, Record};
 const FOLDER: &str = "store";
 const FOLDER_IN_CREATION: &str = "store.new";
 
-/// The size at which one broker's memtable is written to a table.
-const BROKER_MEMTABLE: u64 = 4 * MIB;
-const SMALL_MEMTABLE: u64 = MIB;
 /// Block cache: only readers that have fallen behind use it, and they read ahead.
 const BLOCK_CACHE: u64 = 2 * MIB;
 const CACHED_FILES: usize = 64;
-/// The sum of all active memtables above which the largest is written to a table, so that memory does not
-/// multiply with the number of brokers.
-const ACTIVE_MEMTABLES: u64 = 6 * MIB;
-const MIB: u64 = 1024 * 1024;
+/// When a keyspace has so many tables, and they are this small on average, they are merged: every table takes
+/// memory as well.
+const MERGE_TABLES: usize = 24;
+const SMALL_TABLE: u64 = MIB / 4;
+const MERGED_TABLE: u64 = 4 * MIB;
+pub(super) const MIB: u64 = 1024 * 1024;
 
 pub(super) struct Store {
     directory: PathBuf,
@@ -99,8 +98,8 @@ impl Store {
                 fs::remove_dir_all(&aside)?;
             }
             let database = builder(&aside).open()?;
-            let meta = database.keyspace("meta", || small_keyspace(SMALL_MEMTABLE))?;
-            database.keyspace("cursors", || small_keyspace(SMALL_MEMTABLE))?;
+            let meta = database.keyspace("meta", small_keyspace)?;
+            database.keyspace("cursors", small_keyspace)?;
             meta.insert(FORMAT_KEY, FORMAT.to_be_bytes())?;
             // Into a table: a journal that is damaged later on must not make the store look like no store.
             meta.rotate_memtable_and_wait()?;
@@ -124,7 +123,7 @@ impl Store {
         }
         let open = |name| {
             database
-                .keyspace(name, || small_keyspace(SMALL_MEMTABLE))
+                .keyspace(name, small_keyspace)
                 .map_err(|e| open_error(directory, folder, e))
         };
         let (meta, cursors) = (open("meta")?, open("cursors")?);
@@ -245,32 +244,17 @@ impl Store {
         self.database.write_buffer_size()
     }
 
-    /// Whether [`Self::bound_memory`] could have something to do.
-    pub(super) fn fills_memory(&self) -> bool {
-        self.unflushed() > ACTIVE_MEMTABLES
+    pub(super) fn outstanding_flushes(&self) -> usize {
+        self.database.outstanding_flushes()
     }
 
-    /// Has the largest memtable written to a table when all of them together have grown too large.
-    pub(super) fn bound_memory<'a>(
-        &'a self,
-        events: impl Iterator<Item = &'a Keyspace>,
-    ) -> fjall::Result<()> {
-        let sizes = events
-            .chain([&self.meta, &self.cursors])
-            .map(|k| (k.tree.active_memtable().size(), k));
-        let (mut sum, mut largest) = (0, None);
-        for (size, keyspace) in sizes {
-            sum += size;
-            if largest.is_none_or(|(most, _)| size > most) {
-                largest = Some((size, keyspace));
-            }
-        }
-        if let Some((_, keyspace)) = largest
-            && sum > ACTIVE_MEMTABLES
-        {
-            keyspace.rotate_memtable()?;
-        }
-        Ok(())
+    pub(super) fn journals(&self) -> usize {
+        self.database.journal_count()
+    }
+
+    /// The keyspaces that are no broker's.
+    pub(super) fn others(&self) -> impl Iterator<Item = &Keyspace> {
+        [&self.meta, &self.cursors].into_iter()
     }
 
     /// Records from `from` up to, not including, `to`, within the limit.
@@ -330,37 +314,6 @@ impl Store {
             .collect()
     }
 
-    /// Deletes the tables that lie wholly below `first`, except the newest one. No tombstones are written:
-    /// records of one broker are written in order of their offsets, so tables never overlap.
-    ///
-    /// The caller has made `first` durable, otherwise a crash could leave a log whose head is missing.
-    pub(super) fn reclaim(events: &Keyspace, first: u64) -> fjall::Result<bool> {
-        let version = events.tree.current_version();
-        let Some(newest) = version
-            .iter_tables()
-            .max_by_key(|table| table.get_highest_seqno())
-        else {
-            return Ok(false);
-        };
-        let first = first.to_be_bytes();
-        let below = first.as_slice().min(newest.metadata.key_range.min());
-        if !version
-            .iter_tables()
-            .any(|table| table.metadata.key_range.max().as_ref() < below)
-        {
-            return Ok(false);
-        }
-        events.tree.drop_range(..below)?;
-        drop(version);
-        // The library keeps superseded versions, and with them the dropped tables' files, for snapshots of the
-        // past. There are none here: every read is of the latest version, and holds on to it while it runs.
-        events
-            .tree
-            .get_version_history_lock()
-            .maintenance(events.path(), fjall::SeqNo::MAX)?;
-        Ok(true)
-    }
-
     fn unreadable(&self, error: &fjall::Error) -> LogError {
         self.damaged(error.to_string())
     }
@@ -370,25 +323,76 @@ impl Store {
     }
 }
 
+/// Deletes the tables that lie wholly below `first`, except the newest one. No tombstones are written:
+/// records of one broker are written in order of their offsets, so tables never overlap.
+///
+/// The caller has made `first` durable, otherwise a crash could leave a log whose head is missing.
+pub(super) fn reclaim(events: &Keyspace, first: u64) -> fjall::Result<bool> {
+    let version = events.tree.current_version();
+    let Some(newest) = version
+        .iter_tables()
+        .max_by_key(|table| table.get_highest_seqno())
+    else {
+        return Ok(false);
+    };
+    let first = first.to_be_bytes();
+    let below = first.as_slice().min(newest.metadata.key_range.min());
+    if !version
+        .iter_tables()
+        .any(|table| table.metadata.key_range.max().as_ref() < below)
+    {
+        return Ok(false);
+    }
+    events.tree.drop_range(..below)?;
+    drop(version);
+    // The library keeps superseded versions, and with them the dropped tables' files, for snapshots of the
+    // past. There are none here: every read is of the latest version, and holds on to it while it runs.
+    events
+        .tree
+        .get_version_history_lock()
+        .maintenance(events.path(), fjall::SeqNo::MAX)?;
+    Ok(true)
+}
+
+/// Merges a keyspace's tables when they are many and small.
+pub(super) fn merge_small_tables(keyspace: &Keyspace) -> fjall::Result<()> {
+    let tables = keyspace.table_count();
+    if tables < MERGE_TABLES || keyspace.disk_space() > tables as u64 * SMALL_TABLE {
+        return Ok(());
+    }
+    // With 0 as the oldest snapshot nothing is left out, so the highest sequence number stays what it was.
+    keyspace.tree.major_compact(MERGED_TABLE, 0)?;
+    forget_past(keyspace)
+}
+
+/// The library keeps superseded versions, and with them the files of dropped tables, for snapshots of the past.
+/// There are none here: every read is of the latest version, and holds on to it while it runs.
+fn forget_past(keyspace: &Keyspace) -> fjall::Result<()> {
+    let mut versions = keyspace.tree.get_version_history_lock();
+    Ok(versions.maintenance(keyspace.path(), fjall::SeqNo::MAX)?)
+}
+
 fn builder(folder: &Path) -> fjall::DatabaseBuilder<Database> {
     Database::builder(folder)
         .cache_size(BLOCK_CACHE)
         .max_cached_files(Some(CACHED_FILES))
         .worker_threads(1)
-        .max_journaling_size(64 * MIB)
+        // Decided in `memory.rs`.
+        .max_journaling_size(u64::MAX)
         .journal_compression(CompressionType::None)
 }
 
-fn small_keyspace(memtable: u64) -> KeyspaceCreateOptions {
+fn small_keyspace() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default()
-        .max_memtable_size(memtable)
+        // Decided in `memory.rs`.
+        .max_memtable_size(u64::MAX)
         .index_block_pinning_policy(PinningPolicy::all(false))
         .filter_block_pinning_policy(PinningPolicy::all(false))
 }
 
 /// Records are read in long ranges and hardly ever one by one: large blocks, no filters, nothing pinned.
 fn events_keyspace() -> KeyspaceCreateOptions {
-    small_keyspace(BROKER_MEMTABLE)
+    small_keyspace()
         .data_block_size_policy(BlockSizePolicy::all(16 * 1024))
         .data_block_restart_interval_policy(RestartIntervalPolicy::all(16))
         .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))

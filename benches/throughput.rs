@@ -1,0 +1,367 @@
+//! How fast Weir routes, side by side with the plain limit: a minimal proxy to the same sink that keeps nothing.
+//!
+//! `make bench` runs it. Everything is a process of its own on loopback: this one makes the load, others are the
+//! sink, the proxy and Weir. `WEIR_BENCH_EVENTS` sets the number of events of each run.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::panic,
+    reason = "a bench ends by panicking and prints its results"
+)]
+
+use std::{
+    convert::Infallible,
+    fs,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use tokio::net::TcpListener;
+
+const CONNECTIONS: u64 = 64;
+const BODY: usize = 1024;
+
+type HttpClient = Client<HttpConnector, Full<Bytes>>;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    match arguments.get(1).map(String::as_str) {
+        Some("sink") => runtime.block_on(sink()),
+        Some("proxy") => runtime.block_on(proxy(arguments[2].parse().unwrap())),
+        _ => runtime.block_on(compare()),
+    }
+}
+
+fn client() -> HttpClient {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    Client::builder(TokioExecutor::new()).build(connector)
+}
+
+fn now() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
+}
+
+/// Serves on a free port, and says which on standard output.
+async fn serve<F, R>(answer: F)
+where
+    F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
+    R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("{}", listener.local_addr().unwrap());
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let answer = answer.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let answered = answer(request);
+                async move { Ok::<_, Infallible>(answered.await) }
+            });
+            // A client that goes away ends its connection.
+            let _ = auto::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+fn answer(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response
+}
+
+/// Counts deliveries and their times since they were posted; `GET` gives and forgets them.
+async fn sink() {
+    let times = Arc::new(Mutex::new(Vec::<u64>::new()));
+    serve(move |request| {
+        let times = times.clone();
+        async move {
+            if request.method() == http::Method::GET {
+                if request.uri().path() == "/count" {
+                    return answer(StatusCode::OK, times.lock().unwrap().len().to_string());
+                }
+                let mut times = std::mem::take(&mut *times.lock().unwrap());
+                times.sort_unstable();
+                let at = |share: f64| {
+                    times
+                        .get((times.len() as f64 * share) as usize)
+                        .copied()
+                        .unwrap_or_default()
+                };
+                return answer(
+                    StatusCode::OK,
+                    format!("{} {} {}", times.len(), at(0.5), at(0.99)),
+                );
+            }
+            let sent: u64 = request.headers()["ce-sent"].to_str().unwrap().parse().unwrap();
+            request.into_body().collect().await.unwrap();
+            times.lock().unwrap().push(now().saturating_sub(sent));
+            answer(StatusCode::NO_CONTENT, String::new())
+        }
+    })
+    .await;
+}
+
+/// The plain limit: passes each request on and its answer back.
+async fn proxy(sink: SocketAddr) {
+    let client = client();
+    serve(move |request| {
+        let client = client.clone();
+        async move {
+            let (mut parts, body) = request.into_parts();
+            parts.uri = format!("http://{sink}/").parse().unwrap();
+            let body = body.collect().await.unwrap().to_bytes();
+            let response = client
+                .request(Request::from_parts(parts, Full::new(body)))
+                .await
+                .unwrap();
+            answer(response.status(), String::new())
+        }
+    })
+    .await;
+}
+
+/// A process of this bench or of Weir, ended when it is dropped.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Process {
+    fn role(arguments: &[&str]) -> (Self, SocketAddr) {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut child = command.args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        (Self(child), line.trim().parse().unwrap())
+    }
+
+    /// Weir on these manifests; gives where events are posted.
+    fn weir(directory: &std::path::Path, services: &[String]) -> (Self, SocketAddr) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        command.args(["run", directory.join("manifests").to_str().unwrap()]);
+        command.arg(format!("--data={}", directory.join("data").display()));
+        command.args(["--listen=127.0.0.1:0", "--admin=127.0.0.1:0"]);
+        command.args(services.iter().map(|service| format!("--service={service}")));
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut address = None;
+        for line in lines.by_ref() {
+            let line = line.unwrap();
+            if line.contains("listener=\"ingress\"") {
+                address = line
+                    .split("address=")
+                    .nth(1)
+                    .map(|text| text.trim().parse().unwrap());
+            }
+            if line.contains("routing configuration applied") {
+                break;
+            }
+        }
+        // What it says later must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        (Self(child), address.expect("weir says where it listens"))
+    }
+
+    /// Processor time so far, and resident memory in KiB.
+    fn usage(&self) -> (Duration, u64) {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        // User and system time, in hundredths of a second.
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let resident = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        (
+            Duration::from_millis(ticks * 10),
+            resident.split_whitespace().nth(1).unwrap().parse().unwrap(),
+        )
+    }
+}
+
+struct Figures {
+    accepted: f64,
+    delivered: f64,
+    p50: Duration,
+    p99: Duration,
+    processor: f64,
+    resident: u64,
+}
+
+async fn get(client: &HttpClient, uri: String) -> String {
+    let response = client.get(uri.parse::<Uri>().unwrap()).await.unwrap();
+    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+/// Posts events over 64 connections and waits until the sink has `fan_out` times as many.
+async fn measure(process: &Process, target: &str, sink: SocketAddr, events: u64, fan_out: u64) -> Figures {
+    let client = client();
+    get(&client, format!("http://{sink}/times")).await;
+    let (processor_before, _) = process.usage();
+    let (began, next) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+    let body = Bytes::from(vec![b'x'; BODY]);
+    let posting: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let (client, next, body, target) =
+                (client.clone(), next.clone(), body.clone(), target.to_owned());
+            tokio::spawn(async move {
+                loop {
+                    let number = next.fetch_add(1, Relaxed);
+                    if number >= events {
+                        return;
+                    }
+                    let request = Request::post(&target)
+                        .header("ce-specversion", "1.0")
+                        .header("ce-id", number)
+                        .header("ce-source", "/bench")
+                        .header("ce-type", "wanted")
+                        .header("ce-sent", now())
+                        .header("content-type", "text/plain")
+                        .body(Full::new(body.clone()))
+                        .unwrap();
+                    let response = client.request(request).await.unwrap();
+                    assert!(response.status().is_success(), "{}", response.status());
+                    response.into_body().collect().await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for post in posting {
+        post.await.unwrap();
+    }
+    let accepted = began.elapsed();
+    let expected = events * fan_out;
+    while get(&client, format!("http://{sink}/count"))
+        .await
+        .parse::<u64>()
+        .unwrap()
+        < expected
+    {
+        assert!(
+            began.elapsed() < Duration::from_secs(600),
+            "not everything was delivered"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let delivered = began.elapsed();
+    let (processor, resident) = process.usage();
+    let times = get(&client, format!("http://{sink}/times")).await;
+    let times: Vec<u64> = times.split(' ').map(|figure| figure.parse().unwrap()).collect();
+    let rate = |took: Duration| events as f64 / took.as_secs_f64();
+    Figures {
+        accepted: rate(accepted),
+        delivered: rate(delivered),
+        p50: Duration::from_nanos(times[1]),
+        p99: Duration::from_nanos(times[2]),
+        processor: (processor - processor_before).as_secs_f64() * 100_000.0 / events as f64,
+        resident,
+    }
+}
+
+fn trigger(name: &str, r#type: &str, service: &str) -> String {
+    format!(
+        "---\napiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {{name: {name}, namespace: bench}}\n\
+         spec: {{filters: [{{exact: {{type: {type}}}}}], sink: {{service: {{name: {service}}}}}}}\n"
+    )
+}
+
+async fn compare() {
+    let events = std::env::var("WEIR_BENCH_EVENTS")
+        .ok()
+        .and_then(|events| events.parse().ok())
+        .unwrap_or(50_000);
+    let (_sink, sink) = Process::role(&["sink"]);
+    println!("{events} events of {BODY} bytes in binary mode over {CONNECTIONS} connections\n");
+    println!(
+        "| run | accepted/s | delivered/s | of the limit | p50 | p99 | CPU s / 100,000 | resident MiB |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
+    let (process, address) = Process::role(&["proxy", &sink.to_string()]);
+    let target = format!("http://{address}/");
+    measure(&process, &target, sink, events / 10, 1).await;
+    let limit = measure(&process, &target, sink, events, 1).await;
+    print(&limit, "plain proxy, keeps nothing", limit.delivered);
+    drop(process);
+
+    let others = |count: u32| {
+        (0..count)
+            .map(|n| trigger(&format!("other-{n}"), &format!("other.{n}"), "live"))
+            .collect::<String>()
+    };
+    let fan_out = (0..10)
+        .map(|n| trigger(&format!("t-{n}"), "wanted", "live"))
+        .collect::<String>();
+    let dead = trigger("live", "wanted", "live") + &trigger("dead", "wanted", "dead");
+    let runs = [
+        ("1 Trigger", trigger("live", "wanted", "live"), 1),
+        (
+            "100 Triggers, 1 matches",
+            trigger("live", "wanted", "live") + &others(99),
+            1,
+        ),
+        ("fan-out 10", fan_out, 10),
+        ("1 live Sink beside 1 dead", dead, 1),
+    ];
+    for (name, manifests, fan_out) in runs {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("manifests")).unwrap();
+        fs::write(directory.path().join("manifests/all.yaml"), manifests).unwrap();
+        let services = [
+            format!("bench/live=http://{sink}"),
+            "bench/dead=http://127.0.0.1:1".to_owned(),
+        ];
+        let (process, address) = Process::weir(directory.path(), &services);
+        let target = format!("http://{address}/bench/default");
+        measure(&process, &target, sink, events / 10, fan_out).await;
+        print(
+            &measure(&process, &target, sink, events, fan_out).await,
+            name,
+            limit.delivered,
+        );
+    }
+}
+
+fn print(figures: &Figures, name: &str, limit: f64) {
+    let Figures {
+        accepted,
+        delivered,
+        p50,
+        p99,
+        processor,
+        resident,
+    } = figures;
+    println!(
+        "| {name} | {accepted:.0} | {delivered:.0} | {:.2} | {:.1} ms | {:.1} ms | {processor:.1} | {:.1} |",
+        delivered / limit,
+        p50.as_secs_f64() * 1000.0,
+        p99.as_secs_f64() * 1000.0,
+        *resident as f64 / 1024.0,
+    );
+}

@@ -1,0 +1,343 @@
+//! Tables for resolution and compiling.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::{Namespace, Observed, Outcome, Port, Service, TriggerDiagnosis, compile};
+use crate::{
+    api,
+    routing::{BackoffPolicy, ContentMode, Start},
+};
+
+const DOMAIN: &str = "cluster.local";
+
+fn resource<K: serde::de::DeserializeOwned>(kind: &str, namespace: &str, name: &str, spec: Value) -> K {
+    serde_json::from_value(json!({
+        "apiVersion": "weir.dev/v1alpha1", "kind": kind,
+        "metadata": {"namespace": namespace, "name": name, "uid": format!("{kind}/{namespace}/{name}"), "generation": 2},
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+fn trigger(name: &str, spec: Value) -> api::Trigger {
+    resource("Trigger", "shop", name, spec)
+}
+
+fn service(namespace: &str, name: &str, ports: &[(&str, u16)]) -> Service {
+    Service {
+        namespace: namespace.into(),
+        name: name.into(),
+        ports: Some(
+            ports
+                .iter()
+                .map(|&(name, number)| Port {
+                    name: name.into(),
+                    number,
+                })
+                .collect(),
+        ),
+        external_name: false,
+    }
+}
+
+fn cluster() -> Observed {
+    let external = Service {
+        external_name: true,
+        ..service("shop", "external", &[("", 80)])
+    };
+    Observed {
+        services: vec![
+            service("shop", "one", &[("http", 8080)]),
+            service("shop", "two", &[("a", 1), ("b", 2)]),
+            service("other", "far", &[("", 80)]),
+            external,
+        ],
+        sinks: vec![
+            resource(
+                "Sink",
+                "shop",
+                "near",
+                json!({"service": {"name": "one", "path": "/in"}, "contentMode": "Binary",
+                "delivery": {"timeout": "5s", "concurrency": 4}}),
+            ),
+            resource("Sink", "shop", "broken", json!({"service": {"name": "none"}})),
+            resource("Sink", "other", "closed", json!({"uri": "http://example.com/"})),
+            resource(
+                "Sink",
+                "other",
+                "named",
+                json!({"service": {"name": "far"}, "allowedNamespaces": {"names": ["shop"]}}),
+            ),
+            resource(
+                "Sink",
+                "other",
+                "everyone",
+                json!({"uri": "https://example.com/", "allowedNamespaces": {"names": ["*"]}}),
+            ),
+            resource(
+                "Sink",
+                "other",
+                "labelled",
+                json!({"uri": "http://example.com/", "allowedNamespaces": {"matchLabels": {"team": "blue"}}}),
+            ),
+            resource(
+                "Sink",
+                "other",
+                "otherwise",
+                json!({"uri": "http://example.com/", "allowedNamespaces": {"matchLabels": {"team": "red"}}}),
+            ),
+        ],
+        namespaces: vec![
+            Namespace {
+                name: "shop".into(),
+                labels: [("team".into(), "blue".into())].into(),
+            },
+            Namespace {
+                name: "other".into(),
+                labels: [].into(),
+            },
+        ],
+        ..Observed::default()
+    }
+}
+
+fn with_trigger(spec: Value) -> (Outcome, TriggerDiagnosis) {
+    let mut observed = cluster();
+    observed.triggers.push(trigger("t", spec));
+    let outcome = compile(&observed, DOMAIN);
+    let diagnosis = outcome.diagnoses.triggers[0].clone();
+    (outcome, diagnosis)
+}
+
+#[test]
+fn destinations() {
+    let table = [
+        (
+            json!({"service": {"name": "one"}}),
+            Ok("http://one.shop.svc.cluster.local:8080/"),
+        ),
+        (
+            json!({"service": {"name": "one", "port": "http", "path": "/a?b", "scheme": "https"}}),
+            Ok("https://one.shop.svc.cluster.local:8080/a?b"),
+        ),
+        (
+            json!({"service": {"name": "two", "port": 2}}),
+            Ok("http://two.shop.svc.cluster.local:2/"),
+        ),
+        (json!({"service": {"name": "two"}}), Err("PortAmbiguous")),
+        (
+            json!({"service": {"name": "two", "port": "c"}}),
+            Err("PortNotFound"),
+        ),
+        (
+            json!({"service": {"name": "one", "port": 80}}),
+            Err("PortNotFound"),
+        ),
+        (json!({"service": {"name": "far"}}), Err("ServiceNotFound")),
+        (json!({"service": {"name": "external"}}), Err("ServiceExternal")),
+        (
+            json!({"uri": "https://example.com/hook?x=1"}),
+            Ok("https://example.com/hook?x=1"),
+        ),
+        (
+            json!({"uri": "http://user:secret@example.com/"}),
+            Err("InvalidUri"),
+        ),
+        (json!({"uri": "ftp://example.com/"}), Err("InvalidUri")),
+        (json!({"uri": "/path"}), Err("InvalidUri")),
+        (json!({"uri": "http://one.shop.svc/"}), Err("InvalidUri")),
+        (
+            json!({"uri": "http://ONE.shop.svc.Cluster.Local.:80/"}),
+            Err("InvalidUri"),
+        ),
+        (
+            json!({"ref": {"name": "near"}}),
+            Ok("http://one.shop.svc.cluster.local:8080/in"),
+        ),
+        (json!({"ref": {"name": "broken"}}), Err("ServiceNotFound")),
+        (json!({"ref": {"name": "none"}}), Err("SinkNotFound")),
+        (
+            json!({"ref": {"name": "closed", "namespace": "other"}}),
+            Err("SinkNotAllowed"),
+        ),
+        (
+            json!({"ref": {"name": "none", "namespace": "other"}}),
+            Err("SinkNotAllowed"),
+        ),
+        (
+            json!({"ref": {"name": "named", "namespace": "other"}}),
+            Ok("http://far.other.svc.cluster.local:80/"),
+        ),
+        (
+            json!({"ref": {"name": "everyone", "namespace": "other"}}),
+            Ok("https://example.com/"),
+        ),
+        (
+            json!({"ref": {"name": "labelled", "namespace": "other"}}),
+            Ok("http://example.com/"),
+        ),
+        (
+            json!({"ref": {"name": "otherwise", "namespace": "other"}}),
+            Err("SinkNotAllowed"),
+        ),
+        (json!({}), Err("InvalidSink")),
+    ];
+    for (sink, expected) in table {
+        let (outcome, diagnosis) = with_trigger(json!({"sink": sink}));
+        let uri = outcome.configuration.triggers[0]
+            .destination
+            .as_ref()
+            .map(|destination| destination.uri.clone());
+        assert_eq!(diagnosis.sink_uri, uri, "routing and status cannot disagree");
+        let found = uri.ok_or(diagnosis.sink.reason);
+        assert_eq!(
+            found.as_deref().map_err(|reason| *reason),
+            expected,
+            "{sink}: {}",
+            diagnosis.sink.message
+        );
+        assert_eq!(diagnosis.sink.holds, expected.is_ok());
+    }
+}
+
+#[test]
+fn whether_a_foreign_sink_exists_is_not_told() {
+    let message = |name| {
+        with_trigger(json!({"sink": {"ref": {"name": name, "namespace": "other"}}}))
+            .1
+            .sink
+            .message
+    };
+    assert_eq!(
+        message("closed").replace("closed", "x"),
+        message("missing").replace("missing", "x")
+    );
+}
+
+#[test]
+fn the_triggers_settings_go_over_the_sinks_over_the_defaults() {
+    let (outcome, _) = with_trigger(json!({
+        "sink": {"ref": {"name": "near"}}, "start": "Earliest",
+        "delivery": {"concurrency": 1, "retry": 3, "backoffPolicy": "Linear", "backoffDelay": "100ms"},
+    }));
+    let route = &outcome.configuration.triggers[0];
+    let delivery = &route.delivery;
+    assert_eq!((delivery.concurrency, delivery.timeout.as_secs()), (1, 5));
+    assert_eq!(
+        (delivery.retry.attempts, delivery.retry.duration),
+        (Some(3), None)
+    );
+    assert_eq!(
+        (delivery.backoff_policy, delivery.backoff_delay.as_millis()),
+        (BackoffPolicy::Linear, 100)
+    );
+    assert_eq!(delivery.backoff_max.as_secs(), 300);
+    assert_eq!(
+        route.destination.as_ref().unwrap().content_mode,
+        ContentMode::Binary
+    );
+    assert_eq!((route.start, route.generation), (Start::Earliest, 2));
+}
+
+#[test]
+fn a_trigger_with_a_broken_filter_keeps_its_place_and_is_told() {
+    let spec = json!({"sink": {"service": {"name": "one"}}, "filters": [{"exact": {"a": "b"}}, {"not": {"exact": {}}}]});
+    let (outcome, diagnosis) = with_trigger(spec);
+    assert_eq!(
+        (diagnosis.filters.holds, diagnosis.filters.reason),
+        (false, "InvalidFilter")
+    );
+    assert!(
+        diagnosis.filters.message.starts_with("spec.filters[1].not.exact"),
+        "{}",
+        diagnosis.filters.message
+    );
+    assert_eq!(outcome.configuration.triggers.len(), 1);
+}
+
+#[test]
+fn sources() {
+    let cron = |more: Value| {
+        let mut cron = json!({"schedule": "*/5 * * * *", "type": "t"});
+        cron.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let mut observed = cluster();
+        observed
+            .sources
+            .push(resource("Source", "shop", "s", json!({"cron": cron})));
+        compile(&observed, DOMAIN)
+    };
+    let good = cron(json!({"timeZone": "Europe/Berlin", "data": {"json": "{}"}, "extensions": {"x": "1"}}));
+    let attributes: Vec<_> = good.configuration.sources[0]
+        .cron
+        .attributes
+        .iter()
+        .map(|(name, value)| (&**name, &**value))
+        .collect();
+    let source = "/apis/weir.dev/v1alpha1/namespaces/shop/sources/s";
+    assert_eq!(
+        attributes,
+        [
+            ("type", "t"),
+            ("source", source),
+            ("datacontenttype", "application/json"),
+            ("x", "1")
+        ]
+    );
+    for (more, reason) in [
+        (json!({"schedule": "* * *"}), "InvalidSchedule"),
+        (json!({"schedule": "61 * * * *"}), "InvalidSchedule"),
+        (json!({"timeZone": "Mars/Olympus"}), "InvalidTimeZone"),
+        (json!({"data": {"json": "{"}}), "InvalidData"),
+        (json!({"data": {}}), "InvalidData"),
+        (json!({"source": "a b"}), "InvalidEvent"),
+        (json!({"extensions": {"Bad": "x"}}), "InvalidEvent"),
+    ] {
+        let outcome = cron(more.clone());
+        assert_eq!(outcome.diagnoses.sources[0].valid.reason, reason, "{more}");
+        assert!(outcome.configuration.sources.is_empty());
+    }
+}
+
+#[test]
+fn what_is_being_deleted_is_gone() {
+    let mut observed = cluster();
+    let mut leaving = trigger("t", json!({"sink": {"ref": {"name": "near"}}}));
+    leaving.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+        "2026-01-01T00:00:00Z".parse().unwrap(),
+    ));
+    observed.triggers.push(leaving);
+    let outcome = compile(&observed, DOMAIN);
+    assert!(outcome.configuration.triggers.is_empty() && outcome.diagnoses.triggers.is_empty());
+}
+
+#[test]
+fn the_revision_tells_contents_apart() {
+    let (a, _) = with_trigger(json!({"sink": {"service": {"name": "one"}}}));
+    let (b, _) = with_trigger(json!({"sink": {"service": {"name": "one"}}}));
+    let (c, _) = with_trigger(json!({"sink": {"service": {"name": "one", "path": "/c"}}}));
+    assert_eq!(a.configuration.revision, b.configuration.revision);
+    assert_ne!(a.configuration.revision, c.configuration.revision);
+}
+
+fn shuffled<T: Clone + std::fmt::Debug + 'static>(list: Vec<T>) -> impl Strategy<Value = Vec<T>> {
+    Just(list).prop_shuffle()
+}
+
+proptest! {
+    #[test]
+    fn the_order_of_what_was_observed_does_not_matter(
+        triggers in shuffled((0..6).map(|n| trigger(&format!("t{n}"), json!({"sink": {"ref": {"name": "near"}}}))).collect()),
+        sinks in shuffled(cluster().sinks),
+        services in shuffled(cluster().services),
+        namespaces in shuffled(cluster().namespaces),
+    ) {
+        let mut sorted = triggers.clone();
+        sorted.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        let expected = compile(&Observed { triggers: sorted, ..cluster() }, DOMAIN);
+        let observed = Observed { triggers, sinks, services, namespaces, sources: vec![] };
+        prop_assert_eq!(compile(&observed, DOMAIN), expected);
+    }
+}
