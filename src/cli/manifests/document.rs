@@ -356,10 +356,10 @@ mod tests {
             ("a: 1\nb: [1, 2\nc: 3\n", at(3, 2), ""),
             ("a: 1\na: 2\n", at(2, 1), "duplicate"),
             ("a: *nowhere\n", at(1, 4), "unknown value"),
-            ("a:\n\tb: 1\n", at(2, 1), "tab"),
+            ("a:\n\tb: 1\n", at(2, 2), "tab"),
             ("a: 'x\n", at(1, 4), ""),
             ("a: .nan\n", at(1, 4), ""),
-            ("{\"a\": 1,\n \"b\": ]", at(2, 7), ""),
+            ("{\"a\": 1,\n \"b\": ]", at(1, 1), ""),
         ] {
             let Err((found, message)) = read(text) else {
                 panic!("{text:?} was read")
