@@ -159,6 +159,18 @@ impl<'de> Deserialize<'de> for Start {
     }
 }
 
+/// A day of the calendar. What the API server took and the controller could not read would have no status to say
+/// so; CEL's timestamp() would know the calendar too, but fails on a day that is none, without our message.
+const DAY: &str = "[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|\
+                   [12][0-9]{3}-(0[13-9]|1[0-2])-(29|30)|\
+                   [12][0-9]{3}-(0[13578]|1[02])-31|\
+                   ([12][0-9](0[48]|[2468][048]|[13579][26])|(1[26]|2[048])00)-02-29";
+
+/// A time of the day, to the nanosecond at most.
+const TIME: &str = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{1,9})?";
+
+const ZONE: &str = "Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9]";
+
 impl JsonSchema for Start {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "Start".into()
@@ -173,8 +185,7 @@ impl JsonSchema for Start {
             "type": "string",
             "maxLength": 64,
             "x-kubernetes-validations": [{
-                "rule": "self in ['Latest', 'Earliest'] || \
-                         self.matches('^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$')",
+                "rule": format!("self in ['Latest', 'Earliest'] || self.matches('^({DAY})T{TIME}({ZONE})$')"),
                 "message": "must be Latest, Earliest or a time such as 2026-11-24T08:00:00Z",
             }],
         })
@@ -202,4 +213,34 @@ pub struct TriggerStatus {
     /// Where producers post events for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub broker_url: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_start_that_the_schema_takes_can_be_read(
+            text in "[12][0-9]{3}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]([.][0-9]{1,9})?(Z|[+-][01][0-9]:[0-5][0-9])",
+        ) {
+            let taken = regex::Regex::new(&format!("^({DAY})T{TIME}({ZONE})$")).unwrap().is_match(&text);
+            prop_assert_eq!(taken, text.parse::<Timestamp>().is_ok(), "{}", text);
+        }
+    }
+
+    #[test]
+    fn leap_days_are_days() {
+        let days = regex::Regex::new(&format!("^({DAY})$")).unwrap();
+        for year in 1000..3000 {
+            let day = format!("{year}-02-29");
+            assert_eq!(
+                days.is_match(&day),
+                day.parse::<jiff::civil::Date>().is_ok(),
+                "{day}"
+            );
+        }
+    }
 }

@@ -42,7 +42,7 @@ impl Publication {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             current: watch::Sender::new(None),
-            routers: Mutex::default(),
+            routers: Mutex::new(Routers::new(Instant::now())),
             acknowledged: Notify::new(),
         })
     }
@@ -204,7 +204,10 @@ mod tests {
     async fn asking_acknowledges() {
         let publication = Publication::new();
         publication.publish(&configuration("1"));
-        assert_eq!(publication.routers().applied("u"), Applied::NoRouter);
+        assert_eq!(
+            publication.routers().applied("u", Instant::now()),
+            Applied::NotHeard
+        );
         ask(&publication, "router=r&revision=1").await;
         publication.acknowledged().await;
         assert_eq!(publication.routers().count(), 1);

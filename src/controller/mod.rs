@@ -251,7 +251,7 @@ impl Controller {
                 continue;
             };
             let present: Option<api::TriggerStatus> = writer.present(*trigger, trigger.status.as_ref());
-            let applied = routers.applied(&diagnosis.subject.uid);
+            let applied = routers.applied(&diagnosis.subject.uid, Instant::now());
             let status = statuses::trigger(diagnosis, &applied, present.as_ref(), broker_url, &now);
             match api::condition(&status.conditions, statuses::READY) {
                 Some(condition) if condition.status == "True" => ready += 1,
@@ -287,7 +287,7 @@ impl Controller {
                 continue;
             };
             let present: Option<api::SourceStatus> = writer.present(*source, source.status.as_ref());
-            let applied = routers.applied(&diagnosis.subject.uid);
+            let applied = routers.applied(&diagnosis.subject.uid, Instant::now());
             let status = statuses::source(diagnosis, &applied, present.as_ref(), broker_url, &now);
             if present.as_ref() != Some(&status) {
                 let before = present.map(|status| status.conditions).unwrap_or_default();

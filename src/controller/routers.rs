@@ -15,9 +15,11 @@ const GONE_AFTER: Duration = Duration::from_secs(15);
 const HISTORY: usize = 16;
 
 /// What the controller knows of its routers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Routers {
     known: BTreeMap<String, Router>,
+    /// Since when the first router is awaited; `None` once one has asked.
+    awaited: Option<Instant>,
     /// Newest last.
     published: VecDeque<Published>,
 }
@@ -40,6 +42,8 @@ struct Published {
 /// How far a resource has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Applied {
+    /// The controller has just started, and no router has asked yet: those that there are take a moment to come back.
+    NotHeard,
     /// No router is there to apply it.
     NoRouter,
     /// These routers have not applied it as it is now.
@@ -49,8 +53,18 @@ pub(super) enum Applied {
 }
 
 impl Routers {
+    /// None is known yet.
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            known: BTreeMap::new(),
+            awaited: Some(now),
+            published: VecDeque::new(),
+        }
+    }
+
     /// A router asks, and so says which revision it has applied. Tells whether that is news.
     pub(super) fn asks(&mut self, name: &str, revision: &Revision, now: Instant) -> bool {
+        self.awaited = None;
         match self.known.get_mut(name) {
             Some(router) => {
                 let news = router.revision != *revision;
@@ -119,9 +133,16 @@ impl Routers {
     }
 
     /// Whether every router that is there has the resource as it was last published.
-    pub(super) fn applied(&self, uid: &str) -> Applied {
+    pub(super) fn applied(&self, uid: &str, now: Instant) -> Applied {
         if self.known.is_empty() {
-            return Applied::NoRouter;
+            let awaited = self
+                .awaited
+                .is_some_and(|since| now.duration_since(since) <= GONE_AFTER);
+            return if awaited {
+                Applied::NotHeard
+            } else {
+                Applied::NoRouter
+            };
         }
         let wanted = self
             .published
@@ -185,33 +206,36 @@ mod tests {
     #[test]
     fn a_trigger_is_applied_when_every_router_has_it_as_it_is() {
         let now = Instant::now();
-        let mut routers = Routers::default();
+        let mut routers = Routers::new(now);
         routers.publish(&configuration("1", &[("a", 1)]));
-        assert_eq!(routers.applied("a"), Applied::NoRouter);
+        assert_eq!(routers.applied("a", now), Applied::NotHeard);
         assert!(routers.asks("r1", &revision(""), now));
-        assert_eq!(routers.applied("a"), Applied::Not(vec!["r1".into()]));
+        assert_eq!(routers.applied("a", now), Applied::Not(vec!["r1".into()]));
         assert!(routers.asks("r1", &revision("1"), now));
         assert!(!routers.asks("r1", &revision("1"), now), "nothing new");
-        assert_eq!(routers.applied("a"), Applied::Everywhere(1));
+        assert_eq!(routers.applied("a", now), Applied::Everywhere(1));
 
         routers.asks("r2", &revision("unknown"), now);
-        assert_eq!(routers.applied("a"), Applied::Not(vec!["r2".into()]));
+        assert_eq!(routers.applied("a", now), Applied::Not(vec!["r2".into()]));
         routers.publish(&configuration("2", &[("a", 1), ("b", 1)]));
         routers.asks("r2", &revision("2"), now);
         assert_eq!(
-            routers.applied("a"),
+            routers.applied("a", now),
             Applied::Everywhere(2),
             "r1 lags behind, but a is the same there"
         );
-        assert_eq!(routers.applied("b"), Applied::Not(vec!["r1".into()]));
+        assert_eq!(routers.applied("b", now), Applied::Not(vec!["r1".into()]));
         routers.publish(&configuration("3", &[("a", 2)]));
-        assert_eq!(routers.applied("a"), Applied::Not(vec!["r1".into(), "r2".into()]));
+        assert_eq!(
+            routers.applied("a", now),
+            Applied::Not(vec!["r1".into(), "r2".into()])
+        );
     }
 
     #[test]
     fn a_router_is_gone_some_time_after_its_last_request_ended() {
         let now = Instant::now();
-        let mut routers = Routers::default();
+        let mut routers = Routers::new(now);
         routers.asks("r", &revision("1"), now);
         assert!(
             routers.forget_gone(now + GONE_AFTER * 10).is_empty(),
@@ -224,5 +248,19 @@ mod tests {
             ["r"]
         );
         assert_eq!(routers.count(), 0);
+        assert_eq!(
+            routers.applied("a", now),
+            Applied::NoRouter,
+            "not awaited any more"
+        );
+    }
+
+    #[test]
+    fn routers_are_awaited_for_a_while_after_the_start() {
+        let now = Instant::now();
+        let routers = Routers::new(now);
+        assert_eq!(routers.applied("a", now + GONE_AFTER), Applied::NotHeard);
+        let later = now + GONE_AFTER + Duration::from_secs(1);
+        assert_eq!(routers.applied("a", later), Applied::NoRouter);
     }
 }

@@ -20,6 +20,9 @@ const FIELD_MANAGER: &str = "weir-controller";
 /// How many writes are under way at once.
 const CONCURRENCY: usize = 8;
 
+/// How long the API server lets an Event's note be, in bytes; it refuses a longer one.
+const LONGEST_NOTE: usize = 1024;
+
 /// Writes statuses to the API server.
 pub(super) struct StatusWriter {
     client: Client,
@@ -188,8 +191,32 @@ fn event(
             EventType::Warning
         },
         reason,
-        note: Some(message),
+        note: Some(shortened(message)),
         action: "Resolve".to_owned(),
         secondary: None,
+    }
+}
+
+/// The condition has the whole message.
+fn shortened(mut message: String) -> String {
+    const MARK: &str = "…";
+    if message.len() > LONGEST_NOTE {
+        message.truncate(message.floor_char_boundary(LONGEST_NOTE - MARK.len()));
+        message.push_str(MARK);
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_as_long_as_it_may_be() {
+        let fits = "x".repeat(LONGEST_NOTE);
+        assert_eq!(shortened(fits.clone()), fits);
+        assert_eq!(shortened(format!("{fits}x")).len(), LONGEST_NOTE);
+        let cut = shortened("ü".repeat(LONGEST_NOTE));
+        assert!(cut.len() <= LONGEST_NOTE && cut.ends_with("ü…"), "{cut}");
     }
 }

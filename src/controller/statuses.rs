@@ -11,6 +11,9 @@ use crate::api::{SinkStatus, SourceStatus, TriggerStatus, condition};
 /// The condition that people wait for.
 pub(super) const READY: &str = "Ready";
 
+/// Whether routers route by the resource as it is.
+const APPLIED: &str = "Applied";
+
 /// What a Trigger's status should be.
 pub(super) fn trigger(
     diagnosis: &TriggerDiagnosis,
@@ -27,7 +30,10 @@ pub(super) fn trigger(
         suspended,
         broker,
     } = diagnosis;
-    let applied = applied_finding(applied);
+    let before = present
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
+    let applied = applied_finding(applied, condition(before, APPLIED), subject.generation);
     let flows = || {
         let uri = sink_uri.as_deref().unwrap_or_default();
         Finding::good(
@@ -39,14 +45,11 @@ pub(super) fn trigger(
         suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: events wait, and none is lost"));
     let ready =
         first_problem([Some(filters), Some(sink), held.as_ref(), Some(&applied)]).unwrap_or_else(flows);
-    let before = present
-        .map(|status| status.conditions.as_slice())
-        .unwrap_or_default();
     let conditions = [
-        ("Ready", &ready),
+        (READY, &ready),
         ("FiltersValid", filters),
         ("SinkResolved", sink),
-        ("Applied", &applied),
+        (APPLIED, &applied),
     ];
     TriggerStatus {
         observed_generation: Some(subject.generation),
@@ -89,13 +92,13 @@ pub(super) fn source(
         suspended,
         broker,
     } = diagnosis;
-    let applied = applied_finding(applied);
-    let held = suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: no events are made"));
-    let ready = first_problem([Some(valid), held.as_ref(), Some(&applied)])
-        .unwrap_or_else(|| Finding::good("Ready", &*valid.message));
     let before = present
         .map(|status| status.conditions.as_slice())
         .unwrap_or_default();
+    let applied = applied_finding(applied, condition(before, READY), subject.generation);
+    let held = suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: no events are made"));
+    let ready = first_problem([Some(valid), held.as_ref(), Some(&applied)])
+        .unwrap_or_else(|| Finding::good("Ready", &*valid.message));
     SourceStatus {
         observed_generation: Some(subject.generation),
         conditions: vec![make(READY, &ready, subject.generation, before, now)],
@@ -130,8 +133,18 @@ fn first_problem<const N: usize>(findings: [Option<&Finding>; N]) -> Option<Find
         .cloned()
 }
 
-fn applied_finding(applied: &Applied) -> Finding {
+/// `before` is the condition that says what is known of this generation from before the controller started.
+fn applied_finding(applied: &Applied, before: Option<&Condition>, generation: i64) -> Finding {
     match applied {
+        Applied::NotHeard => {
+            // Routers go on by what they have while there is no controller, so its start alone changes nothing.
+            match before
+                .filter(|before| before.status == "True" && before.observed_generation == Some(generation))
+            {
+                Some(before) => Finding::good("Applied", &*before.message),
+                None => applied_finding(&Applied::NoRouter, None, generation),
+            }
+        }
         Applied::Everywhere(count) => Finding::good("Applied", format!("applied by every router ({count})")),
         Applied::NoRouter => Finding::bad(
             "NoRouter",
@@ -224,6 +237,45 @@ mod tests {
             );
             assert_eq!(made.broker_url.as_deref(), Some("http://weir/n/default"));
         }
+    }
+
+    #[test]
+    fn a_start_of_the_controller_changes_nothing_before_routers_are_heard() {
+        let now = at("2026-01-01T00:00:00Z");
+        let make = |diagnosis: &TriggerDiagnosis, applied: &Applied, present: Option<&TriggerStatus>| {
+            trigger(diagnosis, applied, present, None, &now)
+        };
+        let reason = |status: &TriggerStatus| condition(&status.conditions, READY).unwrap().reason.clone();
+        let good = diagnosis(true, true, false);
+        let ready = make(&good, &Applied::Everywhere(1), None);
+        assert_eq!(make(&good, &Applied::NotHeard, Some(&ready)), ready);
+        assert_eq!(reason(&make(&good, &Applied::NoRouter, Some(&ready))), "NoRouter");
+        // What was not applied before, or not as it is now, is not claimed to be.
+        assert_eq!(reason(&make(&good, &Applied::NotHeard, None)), "NoRouter");
+        let mut edited = good.clone();
+        edited.subject.generation += 1;
+        assert_eq!(
+            reason(&make(&edited, &Applied::NotHeard, Some(&ready))),
+            "NoRouter"
+        );
+        // What is wrong in itself is told at once.
+        let broken = make(&diagnosis(true, false, false), &Applied::NotHeard, Some(&ready));
+        assert_eq!(reason(&broken), "SinkNotFound");
+
+        let finding = Finding::good("Valid", "an event a minute");
+        let clock = SourceDiagnosis {
+            subject: good.subject.clone(),
+            valid: finding,
+            suspended: false,
+            broker: "n/default".into(),
+        };
+        let running = source(&clock, &Applied::Everywhere(1), None, None, &now);
+        assert_eq!(
+            source(&clock, &Applied::NotHeard, Some(&running), None, &now),
+            running
+        );
+        let fresh = source(&clock, &Applied::NotHeard, None, None, &now);
+        assert_eq!(condition(&fresh.conditions, READY).unwrap().reason, "NoRouter");
     }
 
     #[test]

@@ -14,6 +14,7 @@
 mod support;
 
 mod cluster;
+mod controller;
 mod faults;
 mod harness;
 mod local;

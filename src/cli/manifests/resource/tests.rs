@@ -250,7 +250,7 @@ fn what_is_wrong_with_a_trigger_is_said_with_its_place() {
         (
             "  delivery:",
             "  start: 2026-13-45T00:00:00Z\n  delivery:",
-            "m.yaml:7:1: spec: start \"2026-13-45T00:00:00Z\" is neither",
+            "m.yaml:12:3: spec.start: must be Latest, Earliest or a time",
         ),
         (
             "  delivery:",
