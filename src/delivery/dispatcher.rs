@@ -375,7 +375,7 @@ impl Dispatcher {
         let target = self.settings.target.clone().filter(|_| self.is_deliverable())?;
         let now = Instant::now();
         while self.in_flight.len() < self.concurrency() {
-            let Some(at) = self.permits(now) else { return None };
+            let at = self.permits(now)?;
             if at > now {
                 return Some(at);
             }

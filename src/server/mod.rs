@@ -30,8 +30,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// makes three bytes of one.
 const MAX_HEAD: usize = 256 * 1024;
 
-/// How many header fields a request may have.
-const MAX_HEADERS: usize = 512;
+/// How many header fields a request may have: about as many as there is room for.
+const MAX_HEADERS: usize = 8192;
 
 /// How many connections are served at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4096;

@@ -769,6 +769,51 @@ fn invalid_events_are_answered_with_what_is_wrong() {
 }
 
 #[test]
+fn an_event_of_64_kib_passes_in_every_mode() {
+    let (weir, kubectl) = namespace("large");
+    let consumer = Consumer::start();
+    // Structured, since few servers take as many headers as Weir does.
+    let uri = format!("{{uri: '{}', contentMode: Structured}}", consumer.url());
+    kubectl.apply(&[sink("s", &uri), trigger("t", "[]", "{ref: {name: s}}", "")].concat());
+    kubectl.wait_ready("trigger/t");
+    let url = weir.broker(kubectl.namespace());
+    // All of it in attributes: many small ones, and one large one.
+    let mut headers: Vec<(String, String)> =
+        (0..5000).map(|n| (format!("ce-x{n}"), "v".to_owned())).collect();
+    headers.extend(["id", "source", "type"].map(|name| (format!("ce-{name}"), "1".to_owned())));
+    headers.push(("ce-specversion".to_owned(), "1.0".to_owned()));
+    let many: Vec<_> = headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    assert_eq!(post(&url, &many, "").status, 202);
+    let long = "z".repeat(63 * 1024);
+    let one: Vec<_> = many[5000..]
+        .iter()
+        .copied()
+        .chain([("ce-long", long.as_str())])
+        .collect();
+    assert_eq!(post(&url, &one, "").status, 202);
+    let data = format!(r#"{{"specversion":"1.0","id":"2","source":"1","type":"1","data":"{long}"}}"#);
+    assert_eq!(
+        post(&url, &[("content-type", "application/cloudevents+json")], data).status,
+        202
+    );
+    let received = consumer.wait_for(3);
+    let events: Vec<Value> = received
+        .iter()
+        .map(|message| serde_json::from_slice(&message.body).unwrap())
+        .collect();
+    assert!(
+        events
+            .iter()
+            .any(|event| (0..5000).all(|n| event[format!("x{n}")] == "v"))
+    );
+    assert!(events.iter().any(|event| event["long"] == long));
+    assert!(events.iter().any(|event| event["data"] == long));
+}
+
+#[test]
 fn a_failing_sink_is_tried_again_and_a_refusing_one_is_not() {
     let (weir, kubectl) = namespace("failing");
     let [failing, refusing] = [(); 2].map(|()| Consumer::start());

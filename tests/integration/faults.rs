@@ -10,7 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Answer, Consumer, PATIENCE, Process, ReservedPort, Scratch, eventually, get, try_post};
+use crate::support::{
+    Answer, Consumer, PATIENCE, Process, Received, ReservedPort, Scratch, eventually, get, try_post,
+};
 
 /// How often the router is killed: `WEIR_KILLS`, else a few times.
 fn kills() -> u32 {
@@ -299,4 +301,91 @@ fn a_sink_that_hangs_or_resets_holds_nobody_else_and_catches_up() {
     resetting.answer(Answer::status(200));
     all_arrive(&hanging, &acknowledged);
     all_arrive(&resetting, &acknowledged);
+}
+
+/// Posts events one after another, with a `partitionkey` each.
+fn post_keyed(router: &Router, keys: &[&str]) {
+    let url = format!("http://{}/shop/default", router.port.address());
+    for (number, key) in keys.iter().enumerate() {
+        let id = number.to_string();
+        let headers = [
+            ("ce-specversion", "1.0"),
+            ("ce-source", "/p"),
+            ("ce-type", "t"),
+            ("ce-id", id.as_str()),
+            ("ce-partitionkey", key),
+        ];
+        assert_eq!(try_post(&url, &headers, "").unwrap().status, 202);
+    }
+}
+
+fn key_of(message: &Received) -> &str {
+    message.header("ce-partitionkey").unwrap()
+}
+
+#[test]
+fn events_of_one_key_stay_in_order_and_a_failing_key_holds_only_itself() {
+    let consumer = Consumer::start();
+    let manifest = trigger("keyed", "keyed").replace("backoffDelay", "ordering: ByKey, backoffDelay");
+    let mut router = Router::start(&manifest, vec![mapped("keyed", &consumer)]);
+    // Key a fails until further notice; b and c go on.
+    consumer.answer_by(|message| Answer::status(if key_of(message) == "a" { 503 } else { 204 }));
+    let keys: Vec<&str> = ["a", "b", "c"].into_iter().cycle().take(60).collect();
+    post_keyed(&router, &keys);
+    consumer.wait_until(PATIENCE, |received| {
+        received.iter().filter(|message| key_of(message) != "a").count() >= 40
+    });
+    let ids = |key: &str| -> Vec<u32> {
+        let of_key = |message: &&Received| key_of(message) == key;
+        consumer
+            .received()
+            .iter()
+            .filter(of_key)
+            .map(|message| message.header("ce-id").unwrap().parse().unwrap())
+            .collect()
+    };
+    for (key, first) in [("b", 1), ("c", 2)] {
+        assert_eq!(ids(key), (0..20).map(|n| first + 3 * n).collect::<Vec<_>>());
+    }
+    assert!(
+        ids("a").iter().all(|&id| id == 0),
+        "the first of its key holds the others: {:?}",
+        ids("a")
+    );
+    // Also across a crash.
+    router.kill_and_restart();
+    consumer.answer(Answer::status(204));
+    consumer.wait_until(PATIENCE, |received| {
+        received
+            .iter()
+            .any(|message| message.header("ce-id") == Some("57"))
+    });
+    let mut order = ids("a");
+    order.dedup();
+    assert_eq!(order, (0..20).map(|n| 3 * n).collect::<Vec<_>>());
+    router.check_accounting("keyed");
+}
+
+#[test]
+fn a_sink_gets_no_more_at_once_and_in_a_time_than_its_trigger_says() {
+    let [single, limited] = [(); 2].map(|()| Consumer::start());
+    single.answer(Answer::status(204).after(Duration::from_millis(5)));
+    let manifests = trigger("single", "single").replace("backoffDelay", "concurrency: 1, backoffDelay")
+        + &trigger("limited", "limited").replace(
+            "backoffDelay",
+            "rateLimit: {perSecond: 20, burst: 1}, backoffDelay",
+        );
+    let router = Router::start(
+        &manifests,
+        vec![mapped("single", &single), mapped("limited", &limited)],
+    );
+    post_keyed(&router, &["k"; 31]);
+    single.wait_for(31);
+    assert_eq!(single.most_in_flight(), 1);
+    let received = limited.wait_for(31);
+    let took = received[30].at - received[0].at;
+    assert!(
+        took >= Duration::from_millis(1400),
+        "30 more at 20 a second took {took:?}"
+    );
 }
