@@ -37,17 +37,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Router, extract::State, response::IntoResponse, routing::get};
-use http::{StatusCode, header};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Client, Resource};
-use prometheus_client::{encoding::text, registry::Registry};
+use prometheus_client::registry::Registry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api,
-    server::{BindError, Server},
+    server::{self, BindError, Server},
 };
 use endpoint::Publication;
 use metrics::ControllerMetrics;
@@ -106,13 +104,12 @@ pub async fn run(
     let admin = Server::bind("admin", options.admin).await?;
     let servers = TaskTracker::new();
     servers.spawn(configuration.serve(endpoint::service(publication.clone()), stop.clone()));
-    servers.spawn(admin.serve(
-        admin_service(Admin {
-            registry,
-            ready: ready.clone(),
-        }),
-        stop.clone(),
-    ));
+    let is_ready = ready.clone();
+    let admin_service = server::admin(registry, move || match is_ready.load(Relaxed) {
+        true => Ok("all resources are known".to_owned()),
+        false => Err("the API server has not listed all resources yet".to_owned()),
+    });
+    servers.spawn(admin.serve(admin_service, stop.clone()));
     servers.close();
 
     let watches = Watches::start(&client, &metrics, &stop);
@@ -315,44 +312,5 @@ async fn retry(at: Option<tokio::time::Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-struct Admin {
-    registry: Registry,
-    ready: Arc<AtomicBool>,
-}
-
-fn admin_service(admin: Admin) -> Router {
-    Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(is_ready))
-        .route("/metrics", get(show_metrics))
-        .with_state(Arc::new(admin))
-}
-
-async fn is_ready(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    if admin.ready.load(Relaxed) {
-        (StatusCode::OK, "ok\n")
-    } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not ready: the API server has not listed all resources yet\n",
-        )
-    }
-}
-
-async fn show_metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    let mut body = String::new();
-    match text::encode(&mut body, &admin.registry) {
-        Ok(()) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], body).into_response()
-        }
-        Err(error) => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("metrics cannot be written: {error}\n"),
-        )
-            .into_response(),
     }
 }

@@ -4,7 +4,6 @@
 //! ([`ControllerLink`]) or from files. Everything that the router must remember is in its data directory: the
 //! event log with the cursors, and the last configuration, with which it starts when the controller is away.
 
-mod admin;
 mod controller_link;
 mod ingress;
 mod metrics;
@@ -27,7 +26,7 @@ use crate::{
         embedded::{EmbeddedLog, EmbeddedOptions},
     },
     routing::{Configuration, Revision, RoutingTable, ServiceName},
-    server::{BindError, Server},
+    server::{self, BindError, Server},
     source::Sources,
 };
 
@@ -107,9 +106,9 @@ pub async fn run(
         applied,
     };
     let before = saved.load()?;
-    let admin = admin::service(admin::Admin {
-        registry: metrics.registry,
-        table,
+    let admin = server::admin(metrics.registry, move || match table.load().as_ref() {
+        Some(table) => Ok(format!("revision {}", table.revision().0)),
+        None => Err("no routing configuration yet".to_owned()),
     });
 
     let servers = TaskTracker::new();

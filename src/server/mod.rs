@@ -3,7 +3,10 @@
 //! `axum::serve` has no timeouts for headers or idle connections and no cap on connections; this has. The router,
 //! the controller and `weir display` listen with it.
 
+mod admin;
 mod idle;
+
+pub use admin::admin;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 

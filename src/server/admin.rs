@@ -1,8 +1,7 @@
-//! The admin endpoint: health, readiness and metrics, on a port of their own.
+//! The admin endpoint that the router and the controller have alike: health, readiness and metrics.
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
 use axum::{
     Router,
     extract::State,
@@ -12,30 +11,34 @@ use axum::{
 use http::{StatusCode, header};
 use prometheus_client::{encoding::text, registry::Registry};
 
-use crate::routing::RoutingTable;
+type Readiness = dyn Fn() -> Result<String, String> + Send + Sync;
 
-pub(super) struct Admin {
-    pub(super) registry: Registry,
-    pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
+struct Admin {
+    registry: Registry,
+    ready: Box<Readiness>,
 }
 
-pub(super) fn service(admin: Admin) -> Router {
+/// `/healthz` (the process serves), `/readyz` (`ready` says how it is, or what is missing) and `/metrics` (the
+/// registry in the OpenMetrics format).
+pub fn admin(
+    registry: Registry,
+    ready: impl Fn() -> Result<String, String> + Send + Sync + 'static,
+) -> Router {
+    let admin = Admin {
+        registry,
+        ready: Box::new(ready),
+    };
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
+        .route("/readyz", get(readiness))
         .route("/metrics", get(metrics))
         .with_state(Arc::new(admin))
 }
 
-/// A router is ready once it knows what to do with events.
-async fn ready(State(admin): State<Arc<Admin>>) -> Response {
-    match admin.table.load().as_ref() {
-        Some(table) => format!("ok: revision {}\n", table.revision().0).into_response(),
-        None => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not ready: no routing configuration yet\n",
-        )
-            .into_response(),
+async fn readiness(State(admin): State<Arc<Admin>>) -> Response {
+    match (admin.ready)() {
+        Ok(how) => format!("ok: {how}\n").into_response(),
+        Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}\n")).into_response(),
     }
 }
 
