@@ -14,7 +14,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{Method, StatusCode};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::IgnoredAny;
 use tokio::sync::mpsc;
 
 use super::shutdown;
@@ -26,13 +27,16 @@ use crate::{
 /// How large a request may be, in bytes.
 const MAX_BODY: usize = 2 * 1024 * 1024;
 
+/// Longer JSON, in bytes, is shown as it came: laid out it could be many times as long.
+const MAX_PRETTY: usize = 64 * 1024;
+
 /// How events are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
     /// A block of lines for people.
     #[default]
     Text,
-    /// One event in the JSON format a line.
+    /// One event in the JSON format a line; with a name, {"name": NAME, "event": EVENT}.
     Json,
 }
 
@@ -89,7 +93,14 @@ async fn receive(State(display): State<Arc<Display>>, request: Request) -> Respo
     let (parts, body) = request.into_parts();
     let body = match Limited::new(body, MAX_BODY).collect().await {
         Ok(body) => body.to_bytes(),
-        Err(error) => return (StatusCode::PAYLOAD_TOO_LARGE, format!("{error}\n")).into_response(),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let reason = format!("the body is longer than {MAX_BODY} bytes\n");
+            return (StatusCode::PAYLOAD_TOO_LARGE, reason).into_response();
+        }
+        Err(error) => {
+            let reason = format!("cannot read the body: {error}\n");
+            return (StatusCode::BAD_REQUEST, reason).into_response();
+        }
     };
     let events = match read_http(&parts.headers, body) {
         Ok(received) => received.into_events(),
@@ -112,7 +123,7 @@ impl Display {
         for event in events {
             match self.output {
                 Output::Text => writeln!(stdout, "{}", block(event, self.name.as_deref()))?,
-                Output::Json => writeln!(stdout, "{}", line(event))?,
+                Output::Json => writeln!(stdout, "{}", line(event, self.name.as_deref()))?,
             }
         }
         stdout.flush()
@@ -120,11 +131,15 @@ impl Display {
 }
 
 /// The JSON format without line breaks between its members.
-fn line(event: &Event) -> String {
+fn line(event: &Event, name: Option<&str>) -> String {
     let json = event.to_json();
     let text = String::from_utf8_lossy(&json);
     // In a JSON text a line break can only be white space between tokens.
-    text.replace(['\n', '\r'], " ")
+    let event = text.replace(['\n', '\r'], " ");
+    match name {
+        Some(name) => format!(r#"{{"name":{},"event":{event}}}"#, serde_json::Value::from(name)),
+        None => event,
+    }
 }
 
 /// The attributes, one a line, and the data.
@@ -152,13 +167,76 @@ fn block(event: &Event, name: Option<&str>) -> String {
 fn data(event: &Event) -> String {
     match event.data() {
         None => String::new(),
-        Some(Data::Json(text)) => text.to_owned(),
+        Some(Data::Json(text)) => pretty(text),
         Some(Data::Text(text)) => text.into_owned(),
         Some(Data::Binary(bytes)) => match std::str::from_utf8(&bytes) {
+            Ok(text) if is_json(event) => pretty(text),
             Ok(text) => text.to_owned(),
             Err(_) => format!("({} bytes)", bytes.len()),
         },
     }
+}
+
+fn is_json(event: &Event) -> bool {
+    let content_type = event.attribute("datacontenttype").map(|value| value.canonical());
+    content_type.is_some_and(|content_type| {
+        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        let essence = essence.to_ascii_lowercase();
+        essence.ends_with("/json") || essence.ends_with("+json")
+    })
+}
+
+/// JSON laid out over lines. Only white space is changed: numbers keep their digits and members their order. What is
+/// no JSON, or too long, stays as it is.
+fn pretty(text: &str) -> String {
+    if text.len() > MAX_PRETTY || serde_json::from_str::<IgnoredAny>(text).is_err() {
+        return text.to_owned();
+    }
+    let mut shown = String::with_capacity(text.len() * 2);
+    let mut depth = 0_usize;
+    let mut characters = text.chars().peekable();
+    let new_line = |shown: &mut String, depth: usize| {
+        shown.push('\n');
+        shown.extend(std::iter::repeat_n("  ", depth));
+    };
+    while let Some(character) = characters.next() {
+        match character {
+            ' ' | '\t' | '\n' | '\r' => {}
+            '"' => {
+                shown.push('"');
+                while let Some(inner) = characters.next() {
+                    shown.push(inner);
+                    match inner {
+                        '\\' => shown.extend(characters.next()),
+                        '"' => break,
+                        _ => {}
+                    }
+                }
+            }
+            '{' | '[' => {
+                shown.push(character);
+                while characters.next_if(|next| next.is_ascii_whitespace()).is_some() {}
+                if let Some(end) = characters.next_if(|next| matches!(next, '}' | ']')) {
+                    shown.push(end);
+                } else {
+                    depth += 1;
+                    new_line(&mut shown, depth);
+                }
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                new_line(&mut shown, depth);
+                shown.push(character);
+            }
+            ',' => {
+                shown.push(',');
+                new_line(&mut shown, depth);
+            }
+            ':' => shown.push_str(": "),
+            _ => shown.push(character),
+        }
+    }
+    shown
 }
 
 /// What a terminal would take for a command is shown instead of obeyed.
@@ -201,11 +279,46 @@ mod tests {
         assert_eq!(
             block(&event, Some("orders")),
             "[orders] order\n  datacontenttype  application/json\n  id               1\n  source           /shop\n  \
-             type             order\n  | {\"amount\":1.10}\n"
+             type             order\n  | {\n  |   \"amount\": 1.10\n  | }\n"
         );
         assert_eq!(
-            line(&event),
+            line(&event, None),
             r#"{"datacontenttype":"application/json","id":"1","source":"/shop","specversion":"1.0","type":"order","data":{"amount":1.10}}"#
         );
+        let named = line(&event, Some("a\"b"));
+        assert_eq!(
+            named,
+            format!(r#"{{"name":"a\"b","event":{}}}"#, line(&event, None))
+        );
+    }
+
+    #[test]
+    fn json_is_laid_out_and_nothing_else_is_changed() {
+        assert_eq!(
+            pretty(r#" {"b":1.10,"a":[1e400, {"c" : "x,{:}\" \\"}],"e":{ },"f":[]} "#),
+            "{\n  \"b\": 1.10,\n  \"a\": [\n    1e400,\n    {\n      \"c\": \"x,{:}\\\" \\\\\"\n    }\n  ],\n  \
+             \"e\": {},\n  \"f\": []\n}"
+        );
+        for same in ["5", "\"a: b\"", "{\"a\":", "", "plain, text"] {
+            assert_eq!(pretty(same), same);
+        }
+        let long = format!("[{}0]", "0,".repeat(MAX_PRETTY));
+        assert_eq!(pretty(&long), long);
+    }
+
+    #[test]
+    fn only_json_is_laid_out() {
+        for (content_type, shown) in [
+            ("Application/JSON; charset=utf-8", "[\n  1\n]"),
+            ("application/vnd.shop+json", "[\n  1\n]"),
+            ("text/plain", "[1]"),
+        ] {
+            let event = EventBuilder::new()
+                .attribute("id", "1")
+                .attribute("source", "/s")
+                .attribute("type", "t");
+            let event = event.data(content_type, "[1]").build().unwrap();
+            assert_eq!(data(&event), shown, "{content_type}");
+        }
     }
 }

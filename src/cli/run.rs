@@ -18,7 +18,6 @@ use super::{
     shutdown,
 };
 use crate::{
-    api::DEFAULT_BROKER,
     controller::{self, Diagnoses, Finding, Namespace, Observed, Outcome, Service, Subject},
     router,
     routing::{Configuration, Revision, ServiceName},
@@ -32,6 +31,9 @@ const NOT_QUIET: Duration = Duration::from_secs(1);
 
 /// Only Services that a flag names are there, and they are reached as the flag says.
 const CLUSTER_DOMAIN: &str = "cluster.local";
+
+/// The namespace that is always there, so that a first event can be posted to /default/default.
+const DEFAULT_NAMESPACE: &str = "default";
 
 /// The flags of `weir run`.
 #[derive(Debug, clap::Args)]
@@ -93,11 +95,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         manifests,
         services,
         problems: Vec::new(),
+        resources: 0,
     };
     let configuration = local.load()?;
-    if configuration.triggers.is_empty() && configuration.sources.is_empty() {
+    if local.resources == 0 {
         bail!(
-            "there is no Trigger and no Source to run in {}",
+            "there is no Source, Trigger or Sink that can be used in {}",
             shown(local.manifests.paths())
         );
     }
@@ -150,6 +153,8 @@ struct Local {
     services: BTreeSet<ServiceName>,
     /// What was last said to be wrong, so that it is said once.
     problems: Vec<Problem>,
+    /// How many resources were last in force.
+    resources: usize,
 }
 
 impl Local {
@@ -186,6 +191,7 @@ impl Local {
             manifests,
             mut problems,
         } = self.manifests.load();
+        self.resources = manifests.len();
         let observed = observe(&manifests, &self.services);
         let Outcome {
             configuration,
@@ -207,7 +213,7 @@ impl Local {
 /// The files as if they were a cluster.
 fn observe(manifests: &[Manifest], services: &BTreeSet<ServiceName>) -> Observed {
     let mut observed = Observed::default();
-    let mut namespaces = BTreeSet::from([DEFAULT_BROKER.to_owned()]);
+    let mut namespaces = BTreeSet::from([DEFAULT_NAMESPACE.to_owned()]);
     for manifest in manifests {
         let (_, namespace, _) = manifest.key();
         namespaces.insert(namespace);
@@ -249,9 +255,13 @@ fn found(manifests: &[Manifest], diagnoses: &Diagnoses) -> Vec<Problem> {
             ("Trigger", &trigger.subject, "spec.sink", &trigger.sink),
         ]
     });
-    let sinks = sinks
-        .iter()
-        .map(|sink| ("Sink", &sink.subject, "spec", &sink.resolved));
+    let sinks = sinks.iter().map(|sink| {
+        let field = match sink.resolved.reason {
+            "InvalidUri" => "spec.uri",
+            _ => "spec.service",
+        };
+        ("Sink", &sink.subject, field, &sink.resolved)
+    });
     let sources = sources
         .iter()
         .map(|source| ("Source", &source.subject, "spec.cron", &source.valid));
@@ -262,12 +272,12 @@ fn found(manifests: &[Manifest], diagnoses: &Diagnoses) -> Vec<Problem> {
         .filter_map(|(kind, subject, path, finding)| {
             let manifest = manifests.iter().find(|manifest| is_of(manifest, kind, subject))?;
             let Subject { namespace, name, .. } = subject;
-            let mut message = format!("{kind} {namespace}/{name}: {}", finding.message);
-            if let Some(service) = missing_service(&manifest.resource, finding) {
-                message =
-                    format!("{message}; in local mode, say where it is: --service {namespace}/{service}=URL");
-            }
-            Some(manifest.problem(path, message))
+            let wrong = missing_service(manifests, &manifest.resource, finding)
+                .map(|ServiceName { namespace, name }| {
+                    format!("no --service {namespace}/{name}=URL is given, so events have nowhere to go")
+                })
+                .unwrap_or_else(|| finding.message.clone());
+            Some(manifest.problem(path, format!("{kind} {namespace}/{name}: {wrong}")))
         })
         .collect()
 }
@@ -282,14 +292,29 @@ fn is_of(manifest: &Manifest, kind: &str, subject: &Subject) -> bool {
         && manifest.resource.kind() == kind
 }
 
-/// The Service that a resource names itself and that no flag tells of.
-fn missing_service<'a>(resource: &'a Resource, finding: &Finding) -> Option<&'a str> {
-    let service = match resource {
-        Resource::Trigger(trigger) => trigger.spec.sink.service.as_ref(),
-        Resource::Sink(sink) => sink.spec.service.as_ref(),
+/// The Service that a resource names, itself or by its Sink, and that no flag tells of.
+fn missing_service(manifests: &[Manifest], resource: &Resource, finding: &Finding) -> Option<ServiceName> {
+    if finding.reason != "ServiceNotFound" {
+        return None;
+    }
+    let namespace = resource.meta().namespace.clone()?;
+    match resource {
         Resource::Source(_) => None,
-    };
-    service
-        .filter(|_| finding.reason == "ServiceNotFound")
-        .map(|service| service.name.as_str())
+        Resource::Sink(sink) => Some(ServiceName {
+            namespace,
+            name: sink.spec.service.as_ref()?.name.clone(),
+        }),
+        Resource::Trigger(trigger) => {
+            if let Some(service) = &trigger.spec.sink.service {
+                let name = service.name.clone();
+                return Some(ServiceName { namespace, name });
+            }
+            let reference = trigger.spec.sink.sink.as_ref()?;
+            let namespace = reference.namespace.clone().unwrap_or(namespace);
+            let key = ("Sink", namespace, reference.name.clone());
+            let sink = manifests.iter().find(|manifest| manifest.key() == key)?;
+            // A Sink names no Sink, so this goes one step deep.
+            missing_service(manifests, &sink.resource, finding)
+        }
+    }
 }

@@ -129,7 +129,7 @@ fn what_is_missing_is_said_with_its_place() {
     manifests.write("t.yaml", trigger("t", "[]", "web"));
     let process = run(&manifests, &data, &[]);
     process.wait_for_line(PATIENCE, |line| {
-        line.contains("t.yaml:8:") && line.contains("--service")
+        line.contains("t.yaml:8:") && line.contains("no --service shop/web=URL is given")
     });
     let empty = Scratch::new();
     let refused = Process::weir(["run", empty.path().to_str().unwrap()])
@@ -137,6 +137,62 @@ fn what_is_missing_is_said_with_its_place() {
         .start()
         .wait_for_exit(PATIENCE);
     assert_eq!(refused.code(), Some(1));
+}
+
+#[test]
+fn a_sink_without_its_service_is_said_where_it_stands_and_where_it_is_used() {
+    let (manifests, data) = (Scratch::new(), Scratch::new());
+    let sink = "apiVersion: weir.dev/v1alpha1\nkind: Sink\nmetadata: {name: s, namespace: shop}\nspec:\n  service: \
+                {name: web}\n";
+    manifests.write("sink.yaml", sink);
+    // A Sink alone is something to run: its Trigger may come later.
+    let process = run(&manifests, &data, &[]);
+    process.wait_for_line(PATIENCE, |line| {
+        line.contains("sink.yaml:5:3: Sink shop/s: no --service shop/web=URL is given")
+    });
+    let by_sink = trigger("t", "[]", "web").replace("service: {name: web, path: /in}", "ref: {name: s}");
+    manifests.write("trigger.yaml", by_sink);
+    process.wait_for_line(PATIENCE, |line| {
+        line.contains("trigger.yaml:8:3: Trigger shop/t: no --service shop/web=URL is given")
+    });
+}
+
+#[test]
+fn http_needs_no_certificate_authorities() {
+    let consumer = Consumer::start();
+    let url = consumer.url();
+    let status = Process::weir(["send", url.as_str(), "--type", "t"])
+        .env("SSL_CERT_FILE", "/nonexistent")
+        .env("SSL_CERT_DIR", "/nonexistent")
+        .start()
+        .wait_for_exit(PATIENCE);
+    assert!(status.success());
+    consumer.wait_for(1);
+}
+
+#[test]
+fn a_named_display_shows_its_name() {
+    for (output, shown) in [
+        ("text", "[orders] greeting"),
+        ("json", r#"{"name":"orders","event":{"#),
+    ] {
+        let arguments = [
+            "display",
+            "--listen",
+            "127.0.0.1:0",
+            "--name",
+            "orders",
+            "-o",
+            output,
+        ];
+        let display = Process::weir(arguments).start();
+        let address = display.address("display").to_string();
+        let sent = Process::weir(["send", address.as_str(), "--type", "greeting"])
+            .start()
+            .wait_for_exit(PATIENCE);
+        assert!(sent.success());
+        display.wait_for_line(PATIENCE, |line| line.starts_with(shown));
+    }
 }
 
 #[test]
