@@ -17,6 +17,7 @@ mod metrics;
 mod observed;
 mod resolve;
 mod routers;
+mod status_task;
 mod status_writer;
 mod statuses;
 #[cfg(test)]
@@ -28,28 +29,22 @@ pub use diagnosis::{Diagnoses, Finding, SinkDiagnosis, SourceDiagnosis, Subject,
 pub use observed::{Namespace, Observed, Port, Service};
 
 use std::{
-    collections::HashMap,
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::{Client, Resource};
+use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    api,
-    server::{self, BindError, Server},
-};
+use crate::server::{self, BindError, Server};
 use endpoint::Publication;
 use metrics::ControllerMetrics;
-use status_writer::{StatusWriter, Write};
+use status_task::{Found, StatusTask};
 use watch::Watches;
 
 /// Changes that come within this time of each other are computed together.
@@ -57,12 +52,6 @@ const QUIET: Duration = Duration::from_millis(50);
 
 /// Changes that keep coming are computed after this time all the same.
 const NOT_QUIET: Duration = Duration::from_millis(250);
-
-/// How often it is looked whether a router is gone.
-const LOOK_FOR_ROUTERS_EVERY: Duration = Duration::from_secs(5);
-
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// How a controller is set up.
 #[derive(Clone, Debug)]
@@ -112,92 +101,60 @@ pub async fn run(
     servers.spawn(admin.serve(admin_service, stop.clone()));
     servers.close();
 
-    let watches = Watches::start(&client, &metrics, &stop);
-    let mut controller = Controller {
-        writer: StatusWriter::new(client, metrics.clone()),
-        cluster_domain: options.cluster_domain,
-        broker_url: options.broker_url,
-        observed: Observed::default(),
-        diagnoses: Diagnoses::default(),
-        watches,
-        metrics,
-        publication,
-    };
+    let mut watches = Watches::start(&client, &metrics, &stop);
     tokio::select! {
-        () = controller.watches.ready() => {}
+        () = watches.ready() => {}
         () = stop.cancelled() => {}
     }
     if !stop.is_cancelled() {
         tracing::info!("all resources are known");
-        controller.recompile();
+        let routing = Routing {
+            cluster_domain: options.cluster_domain,
+            metrics: metrics.clone(),
+            publication: publication.clone(),
+        };
+        let (found, latest) = tokio::sync::watch::channel(routing.compute(&mut watches));
         ready.store(true, Relaxed);
-        controller.follow(&stop).await;
+        // Side by side: however slowly statuses are written, routing is computed at once.
+        let statuses = StatusTask::new(client, options.broker_url, metrics, publication);
+        tokio::join!(routing.follow(watches, found, &stop), statuses.run(latest, &stop));
     }
     servers.wait().await;
     tracing::info!("the controller has stopped");
     Ok(())
 }
 
-struct Controller {
-    watches: Watches,
-    writer: StatusWriter,
+/// Computes routing from what was watched, and gives it to routers.
+struct Routing {
     publication: Arc<Publication>,
     metrics: Arc<ControllerMetrics>,
     cluster_domain: String,
-    broker_url: Option<String>,
-    observed: Observed,
-    diagnoses: Diagnoses,
 }
 
-impl Controller {
-    /// Computes again what changed, and writes statuses, until told to stop.
-    async fn follow(&mut self, stop: &CancellationToken) {
-        let mut pause = FIRST_PAUSE;
-        let mut look = tokio::time::interval(LOOK_FOR_ROUTERS_EVERY);
+impl Routing {
+    /// Computes again what changed, until told to stop.
+    async fn follow(
+        &self,
+        mut watches: Watches,
+        found: tokio::sync::watch::Sender<Found>,
+        stop: &CancellationToken,
+    ) {
         loop {
-            let all_written = tokio::select! {
-                all_written = self.write_statuses() => all_written,
-                () = stop.cancelled() => return,
-            };
-            let retry_at = (!all_written).then(|| tokio::time::Instant::now() + pause);
-            pause = if all_written {
-                FIRST_PAUSE
-            } else {
-                (pause * 2).min(LONGEST_PAUSE)
-            };
             tokio::select! {
-                () = self.watches.changed() => {
-                    self.settle().await;
-                    self.recompile();
-                }
-                () = self.publication.acknowledged() => {}
-                _ = look.tick() => {}
-                () = retry(retry_at) => {}
+                () = watches.changed() => {}
                 () = stop.cancelled() => return,
             }
-            self.forget_gone_routers();
+            settle(&watches).await;
+            found.send_replace(self.compute(&mut watches));
         }
     }
 
-    /// Waits for a quiet moment among changes.
-    async fn settle(&self) {
-        let latest = tokio::time::Instant::now() + NOT_QUIET;
-        loop {
-            let quiet = (tokio::time::Instant::now() + QUIET).min(latest);
-            match tokio::time::timeout_at(quiet, self.watches.changed()).await {
-                Ok(()) if quiet < latest => {}
-                _ => return,
-            }
-        }
-    }
-
-    fn recompile(&mut self) {
-        self.observed = self.watches.observe();
+    fn compute(&self, watches: &mut Watches) -> Found {
+        let observed = watches.observe();
         let Outcome {
             configuration,
             diagnoses,
-        } = compile(&self.observed, &self.cluster_domain);
-        self.diagnoses = diagnoses;
+        } = compile(&observed, &self.cluster_domain);
         self.metrics.compiled();
         if self.publication.publish(&configuration) {
             let revision = &configuration.revision.0;
@@ -209,108 +166,21 @@ impl Controller {
                 "routing configuration published"
             );
         }
-    }
-
-    fn forget_gone_routers(&self) {
-        let mut routers = self.publication.routers();
-        for router in routers.forget_gone(Instant::now()) {
-            tracing::warn!(router, "the router is gone");
+        Found {
+            observed: Arc::new(observed),
+            diagnoses: Arc::new(diagnoses),
         }
-        self.metrics.routers(routers.count());
-    }
-
-    /// Writes the statuses that are not as they should be; tells whether all could be written.
-    async fn write_statuses(&mut self) -> bool {
-        let writes = self.outdated_statuses();
-        writes.is_empty() || self.writer.perform(writes).await
-    }
-
-    fn outdated_statuses(&mut self) -> Vec<Write> {
-        let Self {
-            writer,
-            publication,
-            metrics,
-            broker_url,
-            observed,
-            diagnoses,
-            ..
-        } = self;
-        // Kubernetes keeps whole seconds.
-        let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
-        let (now, broker_url) = (Time(now), broker_url.as_deref());
-        let routers = publication.routers();
-        let mut writes = Vec::new();
-        let (mut ready, mut not_ready) = (0, 0);
-
-        let triggers = by_uid(&observed.triggers);
-        for diagnosis in &diagnoses.triggers {
-            let Some(trigger) = triggers.get(diagnosis.subject.uid.as_str()) else {
-                continue;
-            };
-            let present: Option<api::TriggerStatus> = writer.present(*trigger, trigger.status.as_ref());
-            let applied = routers.applied(&diagnosis.subject.uid, Instant::now());
-            let status = statuses::trigger(diagnosis, &applied, present.as_ref(), broker_url, &now);
-            match api::condition(&status.conditions, statuses::READY) {
-                Some(condition) if condition.status == "True" => ready += 1,
-                _ => not_ready += 1,
-            }
-            if present.as_ref() != Some(&status) {
-                let before = present.map(|status| status.conditions).unwrap_or_default();
-                writes.push(writer.write(
-                    *trigger,
-                    &status,
-                    statuses::transition(&before, &status.conditions),
-                ));
-            }
-        }
-        metrics.triggers(ready, not_ready);
-
-        let sinks = by_uid(&observed.sinks);
-        for diagnosis in &diagnoses.sinks {
-            let Some(sink) = sinks.get(diagnosis.subject.uid.as_str()) else {
-                continue;
-            };
-            let present: Option<api::SinkStatus> = writer.present(*sink, sink.status.as_ref());
-            let status = statuses::sink(diagnosis, present.as_ref(), &now);
-            if present.as_ref() != Some(&status) {
-                let before = present.map(|status| status.conditions).unwrap_or_default();
-                writes.push(writer.write(*sink, &status, statuses::transition(&before, &status.conditions)));
-            }
-        }
-
-        let sources = by_uid(&observed.sources);
-        for diagnosis in &diagnoses.sources {
-            let Some(source) = sources.get(diagnosis.subject.uid.as_str()) else {
-                continue;
-            };
-            let present: Option<api::SourceStatus> = writer.present(*source, source.status.as_ref());
-            let applied = routers.applied(&diagnosis.subject.uid, Instant::now());
-            let status = statuses::source(diagnosis, &applied, present.as_ref(), broker_url, &now);
-            if present.as_ref() != Some(&status) {
-                let before = present.map(|status| status.conditions).unwrap_or_default();
-                writes.push(writer.write(
-                    *source,
-                    &status,
-                    statuses::transition(&before, &status.conditions),
-                ));
-            }
-        }
-        writer
-            .retain(|uid| triggers.contains_key(uid) || sinks.contains_key(uid) || sources.contains_key(uid));
-        writes
     }
 }
 
-fn by_uid<K: Resource>(resources: &[K]) -> HashMap<&str, &K> {
-    resources
-        .iter()
-        .filter_map(|resource| Some((resource.meta().uid.as_deref()?, resource)))
-        .collect()
-}
-
-async fn retry(at: Option<tokio::time::Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
+/// Waits for a quiet moment among changes.
+async fn settle(watches: &Watches) {
+    let latest = tokio::time::Instant::now() + NOT_QUIET;
+    loop {
+        let quiet = (tokio::time::Instant::now() + QUIET).min(latest);
+        match tokio::time::timeout_at(quiet, watches.changed()).await {
+            Ok(()) if quiet < latest => {}
+            _ => return,
+        }
     }
 }

@@ -167,9 +167,12 @@ impl<'a> Resolver<'a> {
         if host.is_empty() {
             return Err(bad("has no host"));
         }
-        let inside = [".svc", &format!(".svc.{}", self.cluster_domain)]
-            .iter()
-            .any(|suffix| host.ends_with(suffix));
+        let inside = [
+            ".svc",
+            &format!(".svc.{}", self.cluster_domain.to_ascii_lowercase()),
+        ]
+        .iter()
+        .any(|suffix| host.ends_with(suffix));
         if inside {
             return Err(bad(
                 "is inside the cluster; name the Service in service, or a Sink in ref",

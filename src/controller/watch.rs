@@ -101,6 +101,7 @@ impl Watches {
                 .services
                 .state()
                 .iter()
+                .filter(|service| service.metadata.deletion_timestamp.is_none())
                 .map(|service| observe_service(service))
                 .collect(),
             namespaces: self
@@ -214,6 +215,12 @@ fn observe_service(service: &v1::Service) -> Service {
     let spec = service.spec.as_ref();
     let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
     let port = |port: &v1::ServicePort| {
+        // Absent means TCP, and HTTP needs it.
+        port.protocol
+            .as_deref()
+            .filter(|protocol| *protocol != "TCP")
+            .is_none()
+            .then_some(())?;
         Some(Port {
             name: port.name.clone().unwrap_or_default(),
             number: u16::try_from(port.port).ok()?,

@@ -76,6 +76,11 @@ impl Settings {
         Self { table, index, target }
     }
 
+    /// Whether events are delivered, or have to wait.
+    pub(super) fn is_deliverable(&self) -> bool {
+        self.target.is_some() && self.route().filter.is_ok()
+    }
+
     fn route(&self) -> &Route {
         &self.table.routes()[self.index]
     }
@@ -260,7 +265,7 @@ impl Dispatcher {
     }
 
     fn is_deliverable(&self) -> bool {
-        self.settings.target.is_some() && self.settings.route().filter.is_ok()
+        self.settings.is_deliverable()
     }
 
     fn wants_more(&self) -> bool {

@@ -159,6 +159,10 @@ impl Engine {
                 let settings = Settings::new(routes.clone(), index);
                 let inbox = match running.dispatchers.get(&route.trigger.uid) {
                     Some(handle) => {
+                        if !settings.is_deliverable() {
+                            // Before the reader follows the new table: nothing may pass a Trigger by that has to wait.
+                            handle.inbox.detach();
+                        }
                         // Nobody listens only if the dispatcher has ended with the log.
                         let _ = handle.settings.send(settings);
                         handle.inbox.clone()

@@ -1,0 +1,186 @@
+//! Keeps statuses as they should be: looks again whenever resources or routers have changed.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{Client, Resource};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    diagnosis::Diagnoses,
+    endpoint::Publication,
+    metrics::ControllerMetrics,
+    observed::Observed,
+    status_writer::{StatusWriter, Write},
+    statuses,
+};
+use crate::api;
+
+/// How often it is looked whether a router is gone.
+const LOOK_FOR_ROUTERS_EVERY: Duration = Duration::from_secs(5);
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// The resources, and what was found out about them.
+#[derive(Clone)]
+pub(super) struct Found {
+    pub(super) observed: Arc<Observed>,
+    pub(super) diagnoses: Arc<Diagnoses>,
+}
+
+pub(super) struct StatusTask {
+    writer: StatusWriter,
+    publication: Arc<Publication>,
+    metrics: Arc<ControllerMetrics>,
+    broker_url: Option<String>,
+}
+
+impl StatusTask {
+    pub(super) fn new(
+        client: Client,
+        broker_url: Option<String>,
+        metrics: Arc<ControllerMetrics>,
+        publication: Arc<Publication>,
+    ) -> Self {
+        Self {
+            writer: StatusWriter::new(client, metrics.clone()),
+            publication,
+            metrics,
+            broker_url,
+        }
+    }
+
+    /// Writes until told to stop.
+    pub(super) async fn run(mut self, mut latest: watch::Receiver<Found>, stop: &CancellationToken) {
+        let mut pause = FIRST_PAUSE;
+        let mut look = tokio::time::interval(LOOK_FOR_ROUTERS_EVERY);
+        loop {
+            let found = latest.borrow_and_update().clone();
+            let all_written = tokio::select! {
+                all_written = self.write(&found) => all_written,
+                () = stop.cancelled() => return,
+            };
+            let retry_at = (!all_written).then(|| tokio::time::Instant::now() + pause);
+            pause = if all_written {
+                FIRST_PAUSE
+            } else {
+                (pause * 2).min(LONGEST_PAUSE)
+            };
+            tokio::select! {
+                changed = latest.changed() => if changed.is_err() { return },
+                () = self.publication.acknowledged() => {}
+                _ = look.tick() => {}
+                () = retry(retry_at) => {}
+                () = stop.cancelled() => return,
+            }
+            self.forget_gone_routers();
+        }
+    }
+
+    fn forget_gone_routers(&self) {
+        let mut routers = self.publication.routers();
+        for router in routers.forget_gone(Instant::now()) {
+            tracing::warn!(router, "the router is gone");
+        }
+        self.metrics.routers(routers.count());
+    }
+
+    /// Writes the statuses that are not as they should be; tells whether all could be written.
+    async fn write(&mut self, found: &Found) -> bool {
+        let writes = self.outdated(found);
+        writes.is_empty() || self.writer.perform(writes).await
+    }
+
+    fn outdated(&mut self, Found { observed, diagnoses }: &Found) -> Vec<Write> {
+        let Self {
+            writer,
+            publication,
+            metrics,
+            broker_url,
+        } = self;
+        // Kubernetes keeps whole seconds.
+        let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+        let (now, broker_url) = (Time(now), broker_url.as_deref());
+        let routers = publication.routers();
+        let mut writes = Vec::new();
+        let (mut ready, mut not_ready) = (0, 0);
+
+        let triggers = by_uid(&observed.triggers);
+        for diagnosis in &diagnoses.triggers {
+            let Some(trigger) = triggers.get(diagnosis.subject.uid.as_str()) else {
+                continue;
+            };
+            let present: Option<api::TriggerStatus> = writer.present(*trigger, trigger.status.as_ref());
+            let applied = routers.applied(&diagnosis.subject.uid, Instant::now());
+            let status = statuses::trigger(diagnosis, &applied, present.as_ref(), broker_url, &now);
+            match api::condition(&status.conditions, statuses::READY) {
+                Some(condition) if condition.status == "True" => ready += 1,
+                _ => not_ready += 1,
+            }
+            if present.as_ref() != Some(&status) {
+                let before = present.map(|status| status.conditions).unwrap_or_default();
+                writes.push(writer.write(
+                    *trigger,
+                    &status,
+                    statuses::transition(&before, &status.conditions),
+                ));
+            }
+        }
+        metrics.triggers(ready, not_ready);
+
+        let sinks = by_uid(&observed.sinks);
+        for diagnosis in &diagnoses.sinks {
+            let Some(sink) = sinks.get(diagnosis.subject.uid.as_str()) else {
+                continue;
+            };
+            let present: Option<api::SinkStatus> = writer.present(*sink, sink.status.as_ref());
+            let status = statuses::sink(diagnosis, present.as_ref(), &now);
+            if present.as_ref() != Some(&status) {
+                let before = present.map(|status| status.conditions).unwrap_or_default();
+                writes.push(writer.write(*sink, &status, statuses::transition(&before, &status.conditions)));
+            }
+        }
+
+        let sources = by_uid(&observed.sources);
+        for diagnosis in &diagnoses.sources {
+            let Some(source) = sources.get(diagnosis.subject.uid.as_str()) else {
+                continue;
+            };
+            let present: Option<api::SourceStatus> = writer.present(*source, source.status.as_ref());
+            let applied = routers.applied(&diagnosis.subject.uid, Instant::now());
+            let status = statuses::source(diagnosis, &applied, present.as_ref(), broker_url, &now);
+            if present.as_ref() != Some(&status) {
+                let before = present.map(|status| status.conditions).unwrap_or_default();
+                writes.push(writer.write(
+                    *source,
+                    &status,
+                    statuses::transition(&before, &status.conditions),
+                ));
+            }
+        }
+        writer
+            .retain(|uid| triggers.contains_key(uid) || sinks.contains_key(uid) || sources.contains_key(uid));
+        writes
+    }
+}
+
+fn by_uid<K: Resource>(resources: &[K]) -> HashMap<&str, &K> {
+    resources
+        .iter()
+        .filter_map(|resource| Some((resource.meta().uid.as_deref()?, resource)))
+        .collect()
+}
+
+async fn retry(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
