@@ -28,6 +28,10 @@ use crate::{
 /// How long a client may take to send a request's body.
 const BODY_READ_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How much of a body that is refused is read and thrown away before the answer, and for how long.
+const DRAIN_BYTES: usize = 16 * 1024 * 1024;
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
 /// What the ingress works with.
 pub(super) struct Ingress {
     pub(super) log: Arc<dyn EventLog>,
@@ -77,8 +81,13 @@ impl Ingress {
         parts: Parts,
         body: Body,
     ) -> Result<usize, Problem> {
-        self.check_broker(namespace, broker)?;
-        check_encoding(&parts.headers)?;
+        if let Err(problem) = self
+            .check_broker(namespace, broker)
+            .and_then(|()| check_encoding(&parts.headers))
+        {
+            drain(body).await;
+            return Err(problem);
+        }
         let body = self.read_body(&parts.headers, body).await?;
         let events = read_http(&parts.headers, body)?.into_events();
         if events.is_empty() {
@@ -121,24 +130,21 @@ impl Ingress {
         ))
     }
 
-    async fn read_body(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
-        let too_large = || {
-            Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too_large",
-                "The request is too large",
-                format!("the body may have {} bytes at most", self.max_body),
-            )
-        };
+    async fn read_body(&self, headers: &HeaderMap, mut body: Body) -> Result<Bytes, Problem> {
         let announced = headers
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|length| length > self.max_body as u64) {
-            return Err(too_large());
+            return Err(self.too_large(body).await);
         }
-        match tokio::time::timeout(BODY_READ_TIMEOUT, Limited::new(body, self.max_body).collect()).await {
+        match tokio::time::timeout(
+            BODY_READ_TIMEOUT,
+            Limited::new(&mut body, self.max_body).collect(),
+        )
+        .await
+        {
             Ok(Ok(collected)) => Ok(collected.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(self.too_large(body).await),
             Ok(Err(error)) => Err(Problem::new(
                 StatusCode::BAD_REQUEST,
                 "incomplete_body",
@@ -156,6 +162,31 @@ impl Ingress {
             )),
         }
     }
+
+    async fn too_large(&self, body: Body) -> Problem {
+        drain(body).await;
+        Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_large",
+            "The request is too large",
+            format!("the body may have {} bytes at most", self.max_body),
+        )
+    }
+}
+
+/// Reads on for a while before the answer: a client that is still sending when the connection is closed sees a broken
+/// connection instead.
+async fn drain(mut body: Body) {
+    let reading = async {
+        let mut read = 0;
+        while read < DRAIN_BYTES
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            read += frame.data_ref().map_or(0, Bytes::len);
+        }
+    };
+    // Whether all of it came makes no difference to the answer.
+    let _ = tokio::time::timeout(DRAIN_TIME, reading).await;
 }
 
 /// A content coding is a property of the hop, not an attribute of the event: passing the bytes on without it would

@@ -728,7 +728,7 @@ fn invalid_events_are_answered_with_what_is_wrong() {
         ),
         (&here, event(&[("content-encoding", "gzip")]), "", 415, None),
         (&here, event(&[]), &large, 413, None),
-        ("nowhere/default", event(&[]), "", 404, None),
+        ("nowhere/default", event(&[]), &large, 404, None),
         ("nowhere", event(&[]), "", 404, None),
     ];
     for (path, headers, body, status, attribute) in table {
