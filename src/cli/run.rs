@@ -283,13 +283,7 @@ fn found(manifests: &[Manifest], diagnoses: &Diagnoses) -> Vec<Problem> {
 }
 
 fn is_of(manifest: &Manifest, kind: &str, subject: &Subject) -> bool {
-    manifest.key()
-        == (
-            manifest.resource.kind(),
-            subject.namespace.clone(),
-            subject.name.clone(),
-        )
-        && manifest.resource.kind() == kind
+    manifest.key() == (kind, subject.namespace.clone(), subject.name.clone())
 }
 
 /// The Service that a resource names, itself or by its Sink, and that no flag tells of.

@@ -18,6 +18,7 @@ use prometheus_client::{
 use crate::{
     delivery::{Engine, TriggerStats, TriggerView},
     log::EventLog,
+    source::{SourceCounts, Statistics},
 };
 
 /// From well below one fsync to a disk in trouble, in seconds.
@@ -92,7 +93,7 @@ impl ConfigurationInfo {
 }
 
 impl Metrics {
-    pub(super) fn new(log: Arc<dyn EventLog>, engine: Arc<Engine>) -> Self {
+    pub(super) fn new(log: Arc<dyn EventLog>, engine: Arc<Engine>, sources: Statistics) -> Self {
         let mut registry = Registry::with_prefix("weir");
         let ingress = Arc::new(IngressMetrics {
             accepted: Family::default(),
@@ -127,7 +128,7 @@ impl Metrics {
             "1 for the revision of the routing configuration that is applied",
             configuration.0.clone(),
         );
-        registry.register_collector(Box::new(DeliveryCollector { log, engine }));
+        registry.register_collector(Box::new(DeliveryCollector { log, engine, sources }));
         Self {
             registry,
             ingress,
@@ -140,6 +141,7 @@ impl Metrics {
 struct DeliveryCollector {
     log: Arc<dyn EventLog>,
     engine: Arc<Engine>,
+    sources: Statistics,
 }
 
 impl fmt::Debug for DeliveryCollector {
@@ -228,11 +230,40 @@ impl Collector for DeliveryCollector {
             None,
             MetricType::Counter,
         )?)?;
+        self.produced(&mut encoder)?;
         self.log_bytes(&mut encoder)
     }
 }
 
 impl DeliveryCollector {
+    fn produced(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let sources = self.sources.snapshot();
+        type Count = fn(&SourceCounts) -> u64;
+        let counters: [(&str, &str, Count); 2] = [
+            (
+                "source_events_produced",
+                "Events that the Source made, since the start",
+                |source| source.produced,
+            ),
+            (
+                "source_times_missed",
+                "Scheduled times without an event, since the start",
+                |source| source.missed,
+            ),
+        ];
+        for (name, help, count) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for source in &sources {
+                let labels = [
+                    ("namespace", source.namespace.as_str()),
+                    ("source", source.name.as_str()),
+                ];
+                ConstCounter::new(count(source)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
     fn log_bytes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "log_retained_bytes",

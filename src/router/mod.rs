@@ -87,7 +87,8 @@ pub async fn run(
     let saved = SavedConfiguration::in_directory(&options.data)?;
     let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(options.data.join("log"), options.log.clone())?);
     let engine = Engine::start(log.clone(), Client::new()?, options.delivery).await?;
-    let metrics = Metrics::new(log.clone(), engine.clone());
+    let sources = Sources::new(log.clone());
+    let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
     let ingress = ingress::Ingress {
         log: log.clone(),
@@ -99,7 +100,7 @@ pub async fn run(
     let admin_server = Server::bind("admin", options.admin).await?;
     let mut applier = Applier {
         engine: engine.clone(),
-        sources: Sources::new(log.clone()),
+        sources,
         table: table.clone(),
         services: options.services,
         configuration: metrics.configuration.clone(),
