@@ -48,6 +48,16 @@ impl Received {
     }
 }
 
+/// Whether an HTTP message says that it is an event, or a batch of them: by its `Content-Type` or by `ce-specversion`.
+#[must_use]
+pub fn is_event(headers: &HeaderMap) -> bool {
+    let format = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    headers.contains_key("ce-specversion")
+        || format.is_some_and(|format| starts_with(format, "application/cloudevents"))
+}
+
 /// Reads an HTTP message. The mode is told by the `Content-Type` (section 3): first batched, then structured, and
 /// binary if it is neither.
 ///

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Full};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header, response};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -14,7 +14,7 @@ use hyper_util::{
 use jiff::Timestamp;
 
 use super::verdict::{self, Verdict};
-use crate::cloudevents::HttpMessage;
+use crate::cloudevents::{Event, HttpMessage, Received, is_event, read_http};
 
 /// How long connecting may take, within an attempt's own timeout.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,7 +33,10 @@ const MAX_EXCERPT: usize = 1024;
 
 /// Posts events to Sinks.
 #[derive(Clone, Debug)]
-pub struct Client(legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+pub struct Client {
+    http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    max_reply: usize,
+}
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -51,14 +54,17 @@ pub(super) struct Answer {
     pub(super) retry_after: Option<Duration>,
     /// What happened, for a person: the status with the beginning of the body, or why there was no answer.
     pub(super) detail: String,
+    /// The events that it is a reply with, or why what is called an event is none.
+    pub(super) reply: Option<Result<Vec<Event>, String>>,
 }
 
 impl Client {
     /// A client that trusts the authorities that the machine trusts, or, where it has none, speaks `http` only.
+    /// A reply may have `max_reply` bytes.
     ///
     /// # Errors
     /// When the machine's authorities are there and cannot be read.
-    pub fn new() -> Result<Self, ClientError> {
+    pub fn new(max_reply: usize) -> Result<Self, ClientError> {
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
@@ -77,12 +83,12 @@ impl Client {
                 .wrap_connector(http),
             Err(error) => return Err(ClientError::Roots(error)),
         };
-        let client = legacy::Client::builder(TokioExecutor::new())
+        let http = legacy::Client::builder(TokioExecutor::new())
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(POOL_SIZE)
             .pool_timer(TokioTimer::new())
             .build(https);
-        Ok(Self(client))
+        Ok(Self { http, max_reply })
     }
 
     /// Makes one attempt, which ends after `timeout` at the latest.
@@ -99,38 +105,64 @@ impl Client {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri.clone();
         *request.headers_mut() = message.headers;
-        request.headers_mut().insert(
+        let headers = request.headers_mut();
+        headers.insert(
             header::USER_AGENT,
             HeaderValue::from_static(concat!("weir/", env!("CARGO_PKG_VERSION"))),
         );
-        let response = self.0.request(request).await?;
-        let status = response.status();
-        let retry_after = response
-            .headers()
+        headers.insert("prefer", HeaderValue::from_static("reply"));
+        let (head, body) = self.http.request(request).await?.into_parts();
+        if matches!(head.status, StatusCode::OK | StatusCode::CREATED) && is_event(&head.headers) {
+            return Ok(self.reply(&head, body).await);
+        }
+        let retry_after = head
+            .headers
             .get(header::RETRY_AFTER)
             .and_then(|value| verdict::retry_after(value.to_str().ok()?, Timestamp::now()));
-        let excerpt = excerpt(response.into_body()).await;
+        let excerpt = excerpt(body).await;
         let detail = if excerpt.is_empty() {
-            status.to_string()
+            head.status.to_string()
         } else {
-            format!("{status}: {excerpt}")
+            format!("{}: {excerpt}", head.status)
         };
         Ok(Answer {
-            verdict: verdict::verdict(status),
-            status: Some(status),
+            verdict: verdict::verdict(head.status),
+            status: Some(head.status),
             retry_after,
             detail,
+            reply: None,
         })
+    }
+
+    /// Reads an answer that is an event. One that breaks off is tried again: what was to come is not known.
+    async fn reply(&self, head: &response::Parts, body: Incoming) -> Answer {
+        let reply = match Limited::new(body, self.max_reply).collect().await {
+            Ok(body) => read_http(&head.headers, body.to_bytes())
+                .map(Received::into_events)
+                .map_err(|invalid| invalid.to_string()),
+            Err(error) if error.is::<LengthLimitError>() => {
+                Err(format!("it has more than {} bytes", self.max_reply))
+            }
+            Err(error) => return Answer::none(format!("{}: the reply breaks off: {error}", head.status)),
+        };
+        Answer {
+            verdict: Verdict::Delivered,
+            status: Some(head.status),
+            retry_after: None,
+            detail: head.status.to_string(),
+            reply: Some(reply),
+        }
     }
 }
 
 impl Answer {
-    fn none(detail: String) -> Self {
+    pub(super) fn none(detail: String) -> Self {
         Self {
             verdict: Verdict::Retry,
             status: None,
             retry_after: None,
             detail,
+            reply: None,
         }
     }
 }

@@ -28,6 +28,7 @@ use super::{
     progress::Progress,
     rate::Bucket,
     reader::{READ, Reader, unreadable},
+    reply::{self, MAX_HOPS, Reply},
     verdict::Verdict,
 };
 use crate::{
@@ -166,7 +167,7 @@ enum Done {
 }
 
 enum Outcome {
-    Answered(Answer),
+    Answered(Answer, Option<Reply>),
     Expired,
     Unreadable(String),
     LogFailed(LogError),
@@ -444,7 +445,8 @@ impl Dispatcher {
             let outcome = if event.expires().is_some_and(|at| at <= began) {
                 Outcome::Expired
             } else {
-                Outcome::Answered(client.post(&target, event.to_http(mode), timeout).await)
+                let answer = client.post(&target, event.to_http(mode), timeout).await;
+                with_reply(&*log, &broker, &event, answer).await
             };
             Done::Attempt {
                 offset,
@@ -465,10 +467,13 @@ impl Dispatcher {
                 outcome,
             } => {
                 let delivered =
-                    matches!(&outcome, Outcome::Answered(answer) if answer.verdict == Verdict::Delivered);
+                    matches!(&outcome, Outcome::Answered(answer, _) if answer.verdict == Verdict::Delivered);
                 self.parts.stats.attempt_ended(delivered);
                 match outcome {
-                    Outcome::Answered(answer) => self.answered(offset, began, event, answer),
+                    Outcome::Answered(answer, reply) => {
+                        self.replied(event.as_ref(), reply);
+                        self.answered(offset, began, event, answer);
+                    }
                     Outcome::Expired => self.settle(offset, Settlement::Expired),
                     Outcome::Unreadable(error) => {
                         tracing::error!(broker = self.broker, %offset, error, "an event cannot be read again and is dropped");
@@ -493,6 +498,34 @@ impl Dispatcher {
             } => return Err(error),
         }
         Ok(())
+    }
+
+    fn replied(&self, delivered: Option<&Event>, reply: Option<Reply>) {
+        let Some(reply) = reply else { return };
+        self.parts.stats.replied(&reply);
+        let trigger = self.settings.trigger();
+        let (namespace, trigger) = (&trigger.namespace, &trigger.name);
+        let (id, source) = delivered.map_or(("", ""), |event| (event.id(), event.source()));
+        match reply {
+            Reply::Stored(_) => {}
+            Reply::BeyondMaxHops => tracing::warn!(
+                namespace,
+                trigger,
+                id,
+                source,
+                "the Sink's reply is not stored: {MAX_HOPS} replies led to it, and this looks like a loop"
+            ),
+            Reply::Invalid(problem) => {
+                tracing::warn!(
+                    namespace,
+                    trigger,
+                    id,
+                    source,
+                    problem,
+                    "the Sink's reply is no valid event and is not stored"
+                );
+            }
+        }
     }
 
     fn answered(&mut self, offset: Offset, began: Timestamp, event: Option<Event>, answer: Answer) {
@@ -660,6 +693,23 @@ impl Dispatcher {
 
 fn partition_key(event: &Event) -> Option<Box<str>> {
     event.attribute("partitionkey").map(|key| key.canonical().into())
+}
+
+/// Stores what the Sink replied with. Where that cannot be done, the delivery has failed.
+async fn with_reply(log: &dyn EventLog, broker: &str, event: &Event, mut answer: Answer) -> Outcome {
+    let reply = match answer.reply.take() {
+        None => None,
+        Some(Err(problem)) => Some(Reply::Invalid(problem)),
+        Some(Ok(replies)) => match reply::store(log, broker, event, &replies).await {
+            Ok(reply) => Some(reply),
+            Err(LogError::Full(detail)) => {
+                answer = Answer::none(format!("the Sink's reply cannot be stored: {detail}"));
+                None
+            }
+            Err(error) => return Outcome::LogFailed(error),
+        },
+    };
+    Outcome::Answered(answer, reply)
 }
 
 async fn fetch(log: &dyn EventLog, broker: &str, offset: Offset) -> Result<Event, Outcome> {

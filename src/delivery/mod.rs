@@ -21,6 +21,7 @@ mod lanes;
 mod progress;
 mod rate;
 mod reader;
+mod reply;
 mod retention;
 mod stats;
 mod verdict;
@@ -28,6 +29,7 @@ mod verdict;
 pub use client::{Client, ClientError, with_causes};
 pub use dead_letter::{DeadLetter, DeadLetterError};
 pub use engine::{DeliveryOptions, Engine, EngineError, TriggerView};
+pub use reply::{HOPS, MAX_HOPS};
 pub use retention::Retention;
 pub use stats::{Settlement, TriggerStats};
 

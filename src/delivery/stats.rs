@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use super::progress::Progress;
+use super::{progress::Progress, reply::Reply};
 use crate::log::Offset;
 
 /// How an event ended for a Trigger that wanted it.
@@ -32,6 +32,9 @@ pub struct TriggerStats {
     attempts: AtomicU64,
     failed_attempts: AtomicU64,
     in_flight: AtomicU64,
+    replies_stored: AtomicU64,
+    replies_beyond_max_hops: AtomicU64,
+    replies_invalid: AtomicU64,
     sink_down: AtomicBool,
 }
 
@@ -62,6 +65,12 @@ figures! {
     failed_attempts,
     /// Attempts under way.
     in_flight,
+    /// Events that the Sink replied with and that were stored, since the router started.
+    replies_stored,
+    /// Replies since the router started that were not stored because too many replies led to them.
+    replies_beyond_max_hops,
+    /// Replies since the router started that were no valid events, or too large.
+    replies_invalid,
 }
 
 impl TriggerStats {
@@ -100,6 +109,14 @@ impl TriggerStats {
     pub(super) fn attempt_ended(&self, delivered: bool) {
         self.in_flight.fetch_sub(1, Relaxed);
         self.failed_attempts.fetch_add(u64::from(!delivered), Relaxed);
+    }
+
+    pub(super) fn replied(&self, reply: &Reply) {
+        match reply {
+            Reply::Stored(events) => self.replies_stored.fetch_add(*events as u64, Relaxed),
+            Reply::BeyondMaxHops => self.replies_beyond_max_hops.fetch_add(1, Relaxed),
+            Reply::Invalid(_) => self.replies_invalid.fetch_add(1, Relaxed),
+        };
     }
 
     pub(super) fn show_sink_down(&self, down: bool) {

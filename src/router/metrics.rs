@@ -223,6 +223,7 @@ impl Collector for DeliveryCollector {
             "1 while the Sink keeps failing and is only probed",
             |view| u64::from(view.stats.sink_down()),
         )?;
+        replies(&mut encoder, &triggers)?;
         let dropped = ConstCounter::new(self.engine.dropped_with_trigger());
         dropped.encode(encoder.encode_descriptor(
             "events_dropped_with_trigger",
@@ -313,21 +314,49 @@ fn gauge_value(value: u64) -> ConstGauge<i64> {
 }
 
 fn settled(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(
+    outcomes(
+        encoder,
+        triggers,
         "trigger_events_settled",
         "Events that the Trigger wanted, by how they ended",
-        None,
-        MetricType::Counter,
-    )?;
+        |stats| {
+            [
+                ("delivered", stats.delivered()),
+                ("expired", stats.expired()),
+                ("dead_lettered", stats.dead_lettered()),
+                ("dropped", stats.dropped()),
+            ]
+        },
+    )
+}
+
+fn replies(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt::Result {
+    outcomes(
+        encoder,
+        triggers,
+        "trigger_replies",
+        "Events that the Sink replied with, by what became of them, since the start",
+        |stats| {
+            [
+                ("stored", stats.replies_stored()),
+                ("beyond_max_hops", stats.replies_beyond_max_hops()),
+                ("invalid", stats.replies_invalid()),
+            ]
+        },
+    )
+}
+
+/// A counter with the label `outcome` beside those of the Trigger.
+fn outcomes<const N: usize>(
+    encoder: &mut DescriptorEncoder<'_>,
+    triggers: &[TriggerView],
+    name: &str,
+    help: &str,
+    values: impl Fn(&TriggerStats) -> [(&'static str, u64); N],
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
     for view in triggers {
-        let stats = &view.stats;
-        let outcomes = [
-            ("delivered", stats.delivered()),
-            ("expired", stats.expired()),
-            ("dead_lettered", stats.dead_lettered()),
-            ("dropped", stats.dropped()),
-        ];
-        for (outcome, value) in outcomes {
+        for (outcome, value) in values(&view.stats) {
             let [namespace, trigger, broker] = labels(view);
             let labels = [namespace, trigger, broker, ("outcome", outcome)];
             ConstCounter::new(value).encode(family.encode_family(&labels)?)?;

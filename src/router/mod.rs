@@ -86,7 +86,7 @@ pub async fn run(
 ) -> Result<(), RouterError> {
     let saved = SavedConfiguration::in_directory(&options.data)?;
     let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(options.data.join("log"), options.log.clone())?);
-    let engine = Engine::start(log.clone(), Client::new()?, options.delivery).await?;
+    let engine = Engine::start(log.clone(), Client::new(options.max_body)?, options.delivery).await?;
     let sources = Sources::new(log.clone());
     let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
