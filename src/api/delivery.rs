@@ -6,6 +6,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Destination;
+
 /// A positive duration as it is written in a manifest: `500ms`, `30s`, `1h30m`.
 pub type DurationText = kube::core::Duration;
 
@@ -69,6 +71,14 @@ pub struct DeliverySpec {
     /// without a partitionkey wait for none. None delivers all of them side by side. Default: None.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ordering: Option<Ordering>,
+
+    /// Where an event goes whose delivery has ended without success: exactly one of ref, service and uri, of the
+    /// namespace of the resource that this is written in. It is sent as it is, with the extension attributes
+    /// weirerrordest, weirerrorcode, weirerrordata, weirerrorreason, weirerrorattempts and weirerrortrigger added,
+    /// and tried again by the same rules. If that fails too, the router keeps it. Default: the router keeps dead
+    /// letters for weir dead-letters to list, redrive and drop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter_sink: Option<Destination>,
 }
 
 /// How many attempts may begin in a time.

@@ -54,6 +54,15 @@ pub struct LogArgs {
     #[arg(long, env = "WEIR_DEAD_LETTER_AGE", default_value = "7d", value_name = "DURATION", value_parser = units::duration)]
     pub dead_letter_age: Duration,
 
+    /// How much of each broker's dead letters is kept; beyond it the oldest are removed.
+    #[arg(
+        long,
+        env = "WEIR_DEAD_LETTER_SIZE",
+        default_value = "1GiB",
+        value_name = "SIZE"
+    )]
+    pub dead_letter_size: Size,
+
     /// Where a Service is reached instead of by its cluster name, for a router outside the cluster; may be repeated.
     #[arg(long = "service", value_name = "NAMESPACE/NAME=URL")]
     pub services: Vec<ServiceAddress>,
@@ -77,6 +86,7 @@ impl LogArgs {
             log_size,
             disk_reserve,
             dead_letter_age,
+            dead_letter_size,
             services,
         } = self;
         let services: BTreeMap<_, _> = service::by_name(services)?;
@@ -96,7 +106,10 @@ impl LogArgs {
                     age: retention_age,
                     bytes: retention_size.0,
                 },
-                dead_letter_age,
+                dead_letters: Retention {
+                    age: dead_letter_age,
+                    bytes: dead_letter_size.0,
+                },
                 ..DeliveryOptions::default()
             },
         })

@@ -108,14 +108,32 @@ fn compile_trigger(
         Ok(_) => Finding::good("Compiled", "the filters are valid"),
         Err(error) => Finding::bad("InvalidFilter", format!("spec.{error}")),
     };
-    let resolved = destination(resolver, &subject.namespace, sink);
-    let (finding, destination, sink_delivery) = match resolved {
-        Ok((destination, sink_delivery)) => (
+    let (finding, destination, sink) = match destination(resolver, &subject.namespace, sink) {
+        Ok((destination, sink)) => (
             Finding::good("Resolved", format!("events go to {}", destination.uri)),
             Some(destination),
-            sink_delivery,
+            sink,
         ),
         Err(finding) => (finding, None, None),
+    };
+    let mut merged = merge(
+        delivery.as_ref(),
+        sink.and_then(|sink| sink.spec.delivery.as_ref()),
+    );
+    let dead_letter_sink = match dead_letter_sink(resolver, &subject.namespace, delivery.as_ref(), sink) {
+        None => None,
+        Some(Ok(destination)) => {
+            let finding = Finding::good("Resolved", format!("dead letters go to {}", destination.uri));
+            merged.dead_letter_sink = Some(destination);
+            Some(finding)
+        }
+        Some(Err(finding)) => Some(Finding {
+            message: format!(
+                "deadLetterSink: {}; until then the router keeps dead letters",
+                finding.message
+            ),
+            ..finding
+        }),
     };
     let route = routing::Trigger {
         uid: subject.uid.clone(),
@@ -125,7 +143,7 @@ fn compile_trigger(
         broker: broker.clone(),
         filters: expressions,
         destination: destination.clone(),
-        delivery: merge(delivery.as_ref(), sink_delivery),
+        delivery: merged,
         start: match start {
             api::Start::Latest => routing::Start::Latest,
             api::Start::Earliest => routing::Start::Earliest,
@@ -138,6 +156,7 @@ fn compile_trigger(
         subject,
         filters,
         sink: finding,
+        dead_letter_sink,
         sink_uri: destination.map(|destination| destination.uri),
         suspended: *suspend,
     };
@@ -148,7 +167,7 @@ fn destination<'a>(
     resolver: &Resolver<'a>,
     namespace: &str,
     sink: &api::Destination,
-) -> Result<(routing::Destination, Option<&'a DeliverySpec>), Finding> {
+) -> Result<(routing::Destination, Option<&'a api::Sink>), Finding> {
     let api::Destination {
         sink: reference,
         service,
@@ -184,16 +203,35 @@ fn destination<'a>(
                     service,
                     content_mode,
                 },
-                sink.spec.delivery.as_ref(),
+                Some(sink),
             ))
         }
         (None, Some(target), None) => resolver.service(namespace, target).map(plain),
         (None, None, Some(uri)) => resolver.uri(uri).map(plain),
         _ => Err(Finding::bad(
             "InvalidSink",
-            "exactly one of ref, service and uri must be set in spec.sink",
+            "exactly one of ref, service and uri must be set",
         )),
     }
+}
+
+/// The Trigger's own, else its Sink's, which then is seen from the Sink's namespace.
+fn dead_letter_sink(
+    resolver: &Resolver<'_>,
+    namespace: &str,
+    delivery: Option<&DeliverySpec>,
+    sink: Option<&api::Sink>,
+) -> Option<Result<routing::Destination, Finding>> {
+    let own = delivery.and_then(|delivery| delivery.dead_letter_sink.as_ref());
+    let (namespace, wanted) = match (own, sink) {
+        (Some(own), _) => (namespace, own),
+        (None, Some(sink)) => (
+            sink.metadata.namespace.as_deref().unwrap_or(namespace),
+            sink.spec.delivery.as_ref()?.dead_letter_sink.as_ref()?,
+        ),
+        (None, None) => return None,
+    };
+    Some(destination(resolver, namespace, wanted).map(|(destination, _)| destination))
 }
 
 fn sink_address(resolver: &Resolver<'_>, namespace: &str, spec: &api::SinkSpec) -> Result<Address, Finding> {
@@ -249,6 +287,8 @@ fn merge(trigger: Option<&DeliverySpec>, sink: Option<&DeliverySpec>) -> Deliver
             retry_after_max,
             rate_limit,
             ordering,
+            // Resolved by whose it is, the Trigger's or the Sink's.
+            dead_letter_sink: _,
         } = spec;
         let duration = |text: &Option<api::DurationText>| text.map(Duration::from);
         if retry.is_some() || retry_duration.is_some() {

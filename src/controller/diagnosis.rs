@@ -53,6 +53,8 @@ pub struct TriggerDiagnosis {
     pub filters: Finding,
     /// Whether its destination is known.
     pub sink: Finding,
+    /// Whether the destination of its dead letters is known, if it has one.
+    pub dead_letter_sink: Option<Finding>,
     /// Where its events go.
     pub sink_uri: Option<String>,
     /// Whether it is held on purpose.

@@ -26,6 +26,7 @@ pub(super) fn trigger(
         subject,
         filters,
         sink,
+        dead_letter_sink,
         sink_uri,
         suspended,
         broker,
@@ -43,19 +44,30 @@ pub(super) fn trigger(
     };
     let held =
         suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: events wait, and none is lost"));
-    let ready =
-        first_problem([Some(filters), Some(sink), held.as_ref(), Some(&applied)]).unwrap_or_else(flows);
+    let problems = [
+        Some(filters),
+        Some(sink),
+        dead_letter_sink.as_ref(),
+        held.as_ref(),
+        Some(&applied),
+    ];
+    let ready = first_problem(problems).unwrap_or_else(flows);
     let conditions = [
-        (READY, &ready),
-        ("FiltersValid", filters),
-        ("SinkResolved", sink),
-        (APPLIED, &applied),
+        Some((READY, &ready)),
+        Some(("FiltersValid", filters)),
+        Some(("SinkResolved", sink)),
+        dead_letter_sink
+            .as_ref()
+            .map(|finding| ("DeadLetterSinkResolved", finding)),
+        Some((APPLIED, &applied)),
     ];
     TriggerStatus {
         observed_generation: Some(subject.generation),
         conditions: conditions
+            .into_iter()
+            .flatten()
             .map(|(r#type, finding)| make(r#type, finding, subject.generation, before, now))
-            .into(),
+            .collect(),
         sink_uri: sink_uri.clone(),
         broker_url: url(broker_url, broker),
     }
@@ -202,6 +214,7 @@ mod tests {
             },
             filters: finding(filters, "InvalidFilter"),
             sink: finding(sink, "SinkNotFound"),
+            dead_letter_sink: None,
             sink_uri: sink.then(|| "http://sink/".to_owned()),
             suspended,
             broker: "n/default".into(),

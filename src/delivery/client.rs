@@ -110,7 +110,6 @@ impl Client {
             header::USER_AGENT,
             HeaderValue::from_static(concat!("weir/", env!("CARGO_PKG_VERSION"))),
         );
-        headers.insert("prefer", HeaderValue::from_static("reply"));
         let (head, body) = self.http.request(request).await?.into_parts();
         if matches!(head.status, StatusCode::OK | StatusCode::CREATED) && is_event(&head.headers) {
             return Ok(self.reply(&head, body).await);

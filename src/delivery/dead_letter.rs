@@ -3,10 +3,10 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    cloudevents::{Event, RecordError},
-    log::Offset,
-};
+use crate::cloudevents::{Event, Invalid, RecordError, clean_text};
+
+/// How much of what is told of a failure goes into an attribute, in bytes.
+const MAX_ATTRIBUTE: usize = 1024;
 
 /// Why an event could not be delivered to one Trigger's Sink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,8 +18,8 @@ pub struct DeadLetter {
     pub namespace: String,
     /// The Trigger's name.
     pub name: String,
-    /// Where the event stood in its broker's log.
-    pub offset: Offset,
+    /// The URI of the Sink that did not take it.
+    pub sink: String,
     /// Why no further attempt is made.
     pub reason: String,
     /// The status of the last answer, if there was one.
@@ -50,6 +50,44 @@ impl DeadLetter {
         format!("{broker}.dead-letters")
     }
 
+    /// The broker whose dead letters a log keeps; `None` for a broker's own log.
+    pub fn broker_of(log: &str) -> Option<&str> {
+        log.strip_suffix(".dead-letters")
+    }
+
+    /// The event as a dead-letter Sink gets it: with extension attributes that tell of the failure. Names and meaning
+    /// are those of Knative's `knativeerror...`, under Weir's own prefix.
+    ///
+    /// | attribute | value |
+    /// | --- | --- |
+    /// | `weirerrordest` | the URI of the Sink that did not take it |
+    /// | `weirerrorcode` | the status of its last answer; not set if there was none |
+    /// | `weirerrordata` | the beginning of its last answer, or why there was none; at most 1 KiB |
+    /// | `weirerrorreason` | why no further attempt is made |
+    /// | `weirerrorattempts` | how many attempts failed |
+    /// | `weirerrortrigger` | the Trigger, as `namespace/name` |
+    ///
+    /// # Errors
+    /// When the event has as many attributes as there may be.
+    pub fn mark(&self, event: &Event) -> Result<Event, Invalid> {
+        let status = self.status.map(|status| status.to_string());
+        let texts = [
+            ("weirerrordest", self.sink.clone()),
+            ("weirerrordata", shorten(&self.detail)),
+            ("weirerrorreason", self.reason.clone()),
+            ("weirerrorattempts", self.attempts.to_string()),
+            ("weirerrortrigger", format!("{}/{}", self.namespace, self.name)),
+        ];
+        let texts = texts
+            .into_iter()
+            .chain(status.map(|status| ("weirerrorcode", status)))
+            .filter(|(_, text)| !text.is_empty());
+        let texts: Vec<_> = texts
+            .map(|(name, text)| (name, clean_text(&text).into_owned()))
+            .collect();
+        event.with_extensions(texts.iter().map(|(name, text)| (*name, text.as_str())))
+    }
+
     /// The stored form: the description's length in 4 bytes, big-endian, the description as JSON, the event.
     pub fn encode(&self, event: &Event) -> Bytes {
         // Numbers and strings always serialise.
@@ -75,6 +113,10 @@ impl DeadLetter {
             .ok_or(DeadLetterError::Truncated)?;
         Ok((serde_json::from_slice(&description)?, Event::from_record(stored)?))
     }
+}
+
+fn shorten(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_ATTRIBUTE)].to_owned()
 }
 
 trait SplitChecked: Sized {
@@ -103,7 +145,7 @@ mod tests {
             trigger: "uid".into(),
             namespace: "shop".into(),
             name: "billing".into(),
-            offset: Offset(7),
+            sink: "http://billing/".into(),
             reason: "refused".into(),
             status: Some(400),
             detail: "400 Bad Request: no".into(),

@@ -12,9 +12,9 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use http::Uri;
+use http::{HeaderValue, Uri};
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -23,18 +23,22 @@ use super::{
     breaker::Breaker,
     client::{Answer, Client},
     dead_letter::DeadLetter,
+    dead_lettering::DeadLettering,
     inbox::Inbox,
     lanes::{Item, Lanes},
+    place::{FetchError, Place},
     progress::Progress,
     rate::Bucket,
     reader::{READ, Reader, unreadable},
+    redrive::Redrive,
     reply::{self, MAX_HOPS, Reply},
+    settings::Settings,
     verdict::Verdict,
 };
 use crate::{
-    cloudevents::{Event, Mode},
+    cloudevents::Event,
     log::{EventLog, LogError, Offset, ReadLimit},
-    routing::{BrokerTable, ContentMode, Delivery, Ordering, Route, Trigger, broker_key},
+    routing::{Ordering, broker_key},
 };
 
 /// How many events of a Trigger are unsettled at most; it then waits for one to settle.
@@ -49,65 +53,6 @@ const NOTE_POSITION_EVERY: Duration = Duration::from_secs(5);
 /// How long what found no room on the disk waits before it is tried again.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
 
-/// What a dispatcher is told: a table and which of its routes is the Trigger's.
-#[derive(Clone)]
-pub(super) struct Settings {
-    table: Arc<BrokerTable>,
-    index: usize,
-    /// Parsed once; `None` while events have to wait.
-    target: Option<Uri>,
-}
-
-impl Settings {
-    pub(super) fn new(table: Arc<BrokerTable>, index: usize) -> Self {
-        let trigger = &table.routes()[index].trigger;
-        let target = match &trigger.destination {
-            Some(destination) if !trigger.suspend => match destination.uri.parse() {
-                Ok(uri) => Some(uri),
-                Err(error) => {
-                    tracing::error!(
-                        namespace = trigger.namespace, trigger = trigger.name, uri = destination.uri, %error,
-                        "the Sink's URI cannot be used; events wait"
-                    );
-                    None
-                }
-            },
-            _ => None,
-        };
-        Self { table, index, target }
-    }
-
-    /// Whether events are delivered, or have to wait.
-    pub(super) fn is_deliverable(&self) -> bool {
-        self.target.is_some() && self.route().filter.is_ok()
-    }
-
-    fn route(&self) -> &Route {
-        &self.table.routes()[self.index]
-    }
-
-    fn trigger(&self) -> &Trigger {
-        &self.route().trigger
-    }
-
-    fn delivery(&self) -> &Delivery {
-        &self.trigger().delivery
-    }
-
-    fn mode(&self) -> Option<Mode> {
-        match self
-            .trigger()
-            .destination
-            .as_ref()
-            .map(|destination| destination.content_mode)
-        {
-            Some(ContentMode::Binary) => Some(Mode::Binary),
-            Some(ContentMode::Structured) => Some(Mode::Structured),
-            Some(ContentMode::AsReceived) | None => None,
-        }
-    }
-}
-
 /// What a dispatcher works with.
 pub(super) struct Parts {
     pub(super) log: Arc<dyn EventLog>,
@@ -116,6 +61,8 @@ pub(super) struct Parts {
     pub(super) inbox: Arc<Inbox>,
     /// Closed when the Trigger is gone.
     pub(super) settings: watch::Receiver<Settings>,
+    /// Dead letters that somebody wants delivered again.
+    pub(super) redrives: mpsc::Receiver<Redrive>,
     pub(super) stats: Arc<TriggerStats>,
     pub(super) progress: Progress,
     /// Ends delivery: what is under way may finish within the grace that follows.
@@ -134,8 +81,10 @@ pub(super) struct Dispatcher {
     released: VecDeque<Item>,
     lanes: Lanes,
     bucket: Bucket,
-    delayed: BTreeSet<(Instant, Offset)>,
-    in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
+    delayed: BTreeSet<(Instant, Place)>,
+    in_flight: FuturesUnordered<BoxFuture<'static, Attempted>>,
+    dead_lettering: DeadLettering,
+    dead_letters: FuturesUnordered<BoxFuture<'static, (Place, Result<(), FetchError>)>>,
     breaker: Breaker,
     saving: Option<BoxFuture<'static, Result<(), LogError>>>,
     save_at: Option<Instant>,
@@ -152,24 +101,19 @@ enum Following {
     Attached,
 }
 
-/// What a future under way has come to.
-enum Done {
-    Attempt {
-        offset: Offset,
-        began: Timestamp,
-        event: Option<Event>,
-        outcome: Outcome,
-    },
-    DeadLetter {
-        offset: Offset,
-        stored: Result<(), LogError>,
-    },
+/// What came of an attempt.
+struct Attempted {
+    place: Place,
+    began: Timestamp,
+    /// The event's source and id, if it could be read.
+    about: Option<Event>,
+    outcome: Outcome,
 }
 
 enum Outcome {
     Answered(Answer, Option<Reply>),
     Expired,
-    Unreadable(String),
+    Gone(String),
     LogFailed(LogError),
 }
 
@@ -182,11 +126,19 @@ impl Dispatcher {
             broker_key(&trigger.namespace, &trigger.broker),
         );
         parts.stats.show(&parts.progress);
+        let dead_lettering = DeadLettering::new(
+            parts.log.clone(),
+            parts.client.clone(),
+            broker.clone(),
+            parts.settings.clone(),
+        );
         Self {
             parts,
             settings,
             uid,
             broker,
+            dead_lettering,
+            dead_letters: FuturesUnordered::new(),
             following: Following::Alone,
             ready: VecDeque::new(),
             released: VecDeque::new(),
@@ -214,7 +166,9 @@ impl Dispatcher {
             let wake = self.launch();
             let save = self.save_at.filter(|_| self.saving.is_none());
             tokio::select! {
-                Some(done) = self.in_flight.next() => self.done(done)?,
+                Some(attempted) = self.in_flight.next() => self.attempted(attempted)?,
+                Some((place, kept)) = self.dead_letters.next() => self.dead_lettered(place, kept)?,
+                Some(redrive) = self.parts.redrives.recv() => self.redrive(redrive).await?,
                 () = self.parts.inbox.changed(), if self.wants_more() => {}
                 () = at(wake) => {}
                 () = at(save) => self.begin_save(),
@@ -232,30 +186,35 @@ impl Dispatcher {
     /// Takes up what was wanted and not settled when the cursor was saved.
     async fn recover(&mut self) -> Result<(), LogError> {
         let outstanding: Vec<_> = self.parts.progress.outstanding().collect();
-        for offset in outstanding {
-            let mut item = Item {
-                offset,
-                event: None,
-                key: None,
-            };
+        for place in outstanding {
+            let mut key = None;
             if self.settings.delivery().ordering == Ordering::ByKey {
-                match fetch(&*self.parts.log, &self.broker, offset).await {
-                    Ok(event) => item.key = partition_key(&event),
-                    Err(Outcome::LogFailed(error)) => return Err(error),
+                match place.fetch(&*self.parts.log, &self.broker).await {
+                    Ok(event) => key = partition_key(&event),
+                    Err(FetchError::Log(error)) => return Err(error),
                     // Its attempt finds the same, and settles it.
-                    Err(_) => {}
+                    Err(FetchError::Gone(_)) => {}
                 }
             }
-            self.ready.push_back(item);
+            self.ready.push_back(Item {
+                place,
+                event: None,
+                key,
+            });
         }
         Ok(())
     }
 
-    /// Lets what is under way finish, then makes the cursor say so.
+    /// Lets what is under way finish, then makes the cursor say so. A dead letter that its Sink does not take in
+    /// time stays unsettled.
     async fn finish(mut self) -> Result<(), LogError> {
         let deadline = tokio::time::Instant::now() + self.parts.grace;
-        while let Ok(Some(done)) = tokio::time::timeout_at(deadline, self.in_flight.next()).await {
-            self.done(done)?;
+        while let Ok(Some(attempted)) = tokio::time::timeout_at(deadline, self.in_flight.next()).await {
+            self.attempted(attempted)?;
+        }
+        while let Ok(Some((place, kept))) = tokio::time::timeout_at(deadline, self.dead_letters.next()).await
+        {
+            self.dead_lettered(place, kept)?;
         }
         if let Some(saving) = self.saving.take() {
             let saved = saving.await;
@@ -263,6 +222,35 @@ impl Dispatcher {
         }
         let saved = self.parts.log.save_cursors(vec![self.cursor()]).await;
         self.saved(saved)
+    }
+
+    /// Takes dead letters as if they had just matched, as many as there is room for.
+    async fn redrive(&mut self, redrive: Redrive) -> Result<(), LogError> {
+        let Redrive {
+            letters,
+            taken,
+            answer,
+        } = redrive;
+        let room = WINDOW - self.parts.progress.pending().min(WINDOW);
+        let accepted: Vec<_> = letters.into_iter().take(room).collect();
+        for letter in &accepted {
+            self.parts.progress.redriven(letter.offset);
+            self.ready.push_back(Item {
+                place: Place::DeadLetter(letter.offset),
+                event: None,
+                key: letter.key.clone(),
+            });
+        }
+        self.changed();
+        let change = taken.add(&self.broker, accepted.iter().map(|letter| letter.offset));
+        // One commit: a letter is either in the dead-letter log or in a Trigger's progress, never in both.
+        let saved = self.parts.log.save_cursors(vec![self.cursor(), change]).await;
+        if let Err(error @ LogError::Failed(_)) = saved {
+            return Err(error);
+        }
+        // Whoever asked may have gone.
+        let _ = answer.send(saved.map(|()| accepted.len()));
+        Ok(())
     }
 
     fn is_deliverable(&self) -> bool {
@@ -369,7 +357,7 @@ impl Dispatcher {
         let by_key = self.settings.delivery().ordering == Ordering::ByKey;
         let key = by_key.then(|| partition_key(&event)).flatten();
         self.ready.push_back(Item {
-            offset,
+            place: Place::Log(offset),
             event: Some(event),
             key,
         });
@@ -378,21 +366,21 @@ impl Dispatcher {
 
     /// Starts as many attempts as may be under way; tells when to look again, if time alone will allow more.
     fn launch(&mut self) -> Option<Instant> {
-        let target = self.settings.target.clone().filter(|_| self.is_deliverable())?;
+        let target = self.settings.target()?.clone();
         let now = Instant::now();
         while self.in_flight.len() < self.concurrency() {
             let at = self.permits(now)?;
             if at > now {
                 return Some(at);
             }
-            let Some((offset, event)) = self.next_to_send(now) else {
+            let Some((place, event)) = self.next_to_send(now) else {
                 return self.delayed.first().map(|&(at, _)| at);
             };
             if let Some(limit) = self.settings.delivery().rate_limit {
                 self.bucket.take(limit, now);
             }
             self.parts.stats.attempt_began();
-            self.in_flight.push(self.attempt(&target, offset, event));
+            self.in_flight.push(self.attempt(&target, place, event));
         }
         None
     }
@@ -407,97 +395,96 @@ impl Dispatcher {
     }
 
     /// What is due again goes first, then what waited for its key, then what is new and may go.
-    fn next_to_send(&mut self, now: Instant) -> Option<(Offset, Option<Event>)> {
+    fn next_to_send(&mut self, now: Instant) -> Option<(Place, Option<Event>)> {
         if self.delayed.first().is_some_and(|&(at, _)| at <= now) {
-            return self.delayed.pop_first().map(|(_, offset)| (offset, None));
+            return self.delayed.pop_first().map(|(_, place)| (place, None));
         }
         if let Some(item) = self.released.pop_front() {
-            return Some((item.offset, item.event));
+            return Some((item.place, item.event));
         }
         while let Some(item) = self.ready.pop_front() {
             if let Some(item) = self.lanes.enter(item) {
-                return Some((item.offset, item.event));
+                return Some((item.place, item.event));
             }
         }
         None
     }
 
-    fn attempt(&self, target: &Uri, offset: Offset, event: Option<Event>) -> BoxFuture<'static, Done> {
+    fn attempt(&self, target: &Uri, place: Place, event: Option<Event>) -> BoxFuture<'static, Attempted> {
         let (log, client) = (self.parts.log.clone(), self.parts.client.clone());
         let (target, broker) = (target.clone(), self.broker.clone());
         let (mode, timeout) = (self.settings.mode(), self.settings.delivery().timeout);
         async move {
             let began = Timestamp::now();
             let event = match event {
-                Some(event) => event,
-                None => match fetch(&*log, &broker, offset).await {
-                    Ok(event) => event,
-                    Err(outcome) => {
-                        return Done::Attempt {
-                            offset,
-                            began,
-                            event: None,
-                            outcome,
-                        };
-                    }
-                },
+                Some(event) => Ok(event),
+                None => place.fetch(&*log, &broker).await,
             };
-            let outcome = if event.expires().is_some_and(|at| at <= began) {
-                Outcome::Expired
-            } else {
-                let answer = client.post(&target, event.to_http(mode), timeout).await;
-                with_reply(&*log, &broker, &event, answer).await
+            let (about, outcome) = match event {
+                Ok(event) if event.expires().is_some_and(|at| at <= began) => (Some(event), Outcome::Expired),
+                Ok(event) => {
+                    let mut message = event.to_http(mode);
+                    message
+                        .headers
+                        .insert("prefer", HeaderValue::from_static("reply"));
+                    let answer = client.post(&target, message, timeout).await;
+                    let outcome = with_reply(&*log, &broker, &event, answer).await;
+                    (Some(event), outcome)
+                }
+                Err(FetchError::Gone(detail)) => (None, Outcome::Gone(detail)),
+                Err(FetchError::Log(error)) => (None, Outcome::LogFailed(error)),
             };
-            Done::Attempt {
-                offset,
+            Attempted {
+                place,
                 began,
-                event: Some(event),
+                about,
                 outcome,
             }
         }
         .boxed()
     }
 
-    fn done(&mut self, done: Done) -> Result<(), LogError> {
-        match done {
-            Done::Attempt {
-                offset,
-                began,
-                event,
-                outcome,
-            } => {
-                let delivered =
-                    matches!(&outcome, Outcome::Answered(answer, _) if answer.verdict == Verdict::Delivered);
-                self.parts.stats.attempt_ended(delivered);
-                match outcome {
-                    Outcome::Answered(answer, reply) => {
-                        self.replied(event.as_ref(), reply);
-                        self.answered(offset, began, event, answer);
-                    }
-                    Outcome::Expired => self.settle(offset, Settlement::Expired),
-                    Outcome::Unreadable(error) => {
-                        tracing::error!(broker = self.broker, %offset, error, "an event cannot be read again and is dropped");
-                        self.settle(offset, Settlement::Dropped);
-                    }
-                    Outcome::LogFailed(error) => return Err(error),
-                }
+    fn attempted(&mut self, attempted: Attempted) -> Result<(), LogError> {
+        let Attempted {
+            place,
+            began,
+            about,
+            outcome,
+        } = attempted;
+        let delivered =
+            matches!(&outcome, Outcome::Answered(answer, _) if answer.verdict == Verdict::Delivered);
+        self.parts.stats.attempt_ended(delivered);
+        match outcome {
+            Outcome::Answered(answer, reply) => {
+                self.replied(about.as_ref(), reply);
+                self.answered(place, began, about.as_ref(), &answer);
             }
-            Done::DeadLetter {
-                offset,
-                stored: Ok(()),
-            } => self.settle(offset, Settlement::DeadLettered),
-            Done::DeadLetter {
-                offset,
-                stored: Err(LogError::Full(detail)),
-            } => {
-                tracing::warn!(broker = self.broker, %offset, detail, "no room for a dead letter; its delivery is tried again");
-                self.delayed.insert((Instant::now() + NO_ROOM_PAUSE, offset));
-            }
-            Done::DeadLetter {
-                stored: Err(error), ..
-            } => return Err(error),
+            Outcome::Expired => self.settle(place, Settlement::Expired),
+            Outcome::Gone(detail) => self.gone(place, &detail),
+            Outcome::LogFailed(error) => return Err(error),
         }
         Ok(())
+    }
+
+    fn dead_lettered(&mut self, place: Place, kept: Result<(), FetchError>) -> Result<(), LogError> {
+        match kept {
+            Ok(()) => self.settle(place, Settlement::DeadLettered),
+            Err(FetchError::Gone(detail)) => self.gone(place, &detail),
+            Err(FetchError::Log(error)) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn gone(&mut self, place: Place, detail: &str) {
+        let trigger = self.settings.trigger();
+        tracing::error!(
+            namespace = trigger.namespace,
+            trigger = trigger.name,
+            %place,
+            detail,
+            "an event cannot be read again and is dropped"
+        );
+        self.settle(place, Settlement::Dropped);
     }
 
     fn replied(&self, delivered: Option<&Event>, reply: Option<Reply>) {
@@ -528,23 +515,23 @@ impl Dispatcher {
         }
     }
 
-    fn answered(&mut self, offset: Offset, began: Timestamp, event: Option<Event>, answer: Answer) {
+    fn answered(&mut self, place: Place, began: Timestamp, about: Option<&Event>, answer: &Answer) {
         match answer.verdict {
             Verdict::Delivered => {
                 self.sink_answered();
-                self.settle(offset, Settlement::Delivered);
+                self.settle(place, Settlement::Delivered);
             }
             Verdict::Refused => {
                 self.sink_answered();
-                let attempts = self.parts.progress.failed(offset, began);
-                self.dead_letter(offset, event, &answer, attempts, "refused");
+                let attempts = self.parts.progress.failed(place, began);
+                self.dead_letter(place, about, answer, attempts, "refused");
             }
-            Verdict::Retry => self.failed(offset, began, event, &answer),
+            Verdict::Retry => self.failed(place, began, about, answer),
         }
     }
 
-    fn failed(&mut self, offset: Offset, began: Timestamp, event: Option<Event>, answer: &Answer) {
-        let attempts = self.parts.progress.failed(offset, began);
+    fn failed(&mut self, place: Place, began: Timestamp, about: Option<&Event>, answer: &Answer) {
+        let attempts = self.parts.progress.failed(place, began);
         let delivery = self.settings.delivery();
         let (exhausted, now) = (
             backoff::exhausted(delivery, attempts, Timestamp::now()),
@@ -566,9 +553,9 @@ impl Dispatcher {
         }
         self.changed();
         if exhausted {
-            self.dead_letter(offset, event, answer, attempts, "retries exhausted");
+            self.dead_letter(place, about, answer, attempts, "retries exhausted");
         } else {
-            self.delayed.insert((now + pause, offset));
+            self.delayed.insert((now + pause, place));
         }
     }
 
@@ -587,20 +574,19 @@ impl Dispatcher {
 
     fn dead_letter(
         &mut self,
-        offset: Offset,
-        event: Option<Event>,
+        place: Place,
+        about: Option<&Event>,
         answer: &Answer,
         attempts: Attempts,
         reason: &str,
     ) {
-        // An attempt that was answered had its event.
-        let Some(event) = event else { return };
         let trigger = self.settings.trigger();
+        let (id, source) = about.map_or(("", ""), |event| (event.id(), event.source()));
         tracing::warn!(
             namespace = trigger.namespace,
             trigger = trigger.name,
-            id = event.id(),
-            source = event.source(),
+            id,
+            source,
             attempts = attempts.failed,
             detail = answer.detail,
             reason,
@@ -610,29 +596,20 @@ impl Dispatcher {
             trigger: trigger.uid.clone(),
             namespace: trigger.namespace.clone(),
             name: trigger.name.clone(),
-            offset,
+            sink: self.settings.target().map(Uri::to_string).unwrap_or_default(),
             reason: reason.to_owned(),
             status: answer.status.map(|status| status.as_u16()),
             detail: answer.detail.clone(),
             attempts: attempts.failed,
         };
-        let (log, key) = (self.parts.log.clone(), DeadLetter::log_of(&self.broker));
-        let payload = letter.encode(&event);
-        self.in_flight.push(
-            async move {
-                let stored = log
-                    .append(&key, vec![payload], Timestamp::now())
-                    .await
-                    .map(|_| ());
-                Done::DeadLetter { offset, stored }
-            }
-            .boxed(),
-        );
+        let settled = self.dead_lettering.clone().settle(letter, place);
+        self.dead_letters
+            .push(async move { (place, settled.await) }.boxed());
     }
 
-    fn settle(&mut self, offset: Offset, settlement: Settlement) {
-        self.parts.progress.settle(offset, settlement);
-        self.released.extend(self.lanes.leave(offset));
+    fn settle(&mut self, place: Place, settlement: Settlement) {
+        self.parts.progress.settle(place, settlement);
+        self.released.extend(self.lanes.leave(place));
         self.changed();
     }
 
@@ -710,20 +687,6 @@ async fn with_reply(log: &dyn EventLog, broker: &str, event: &Event, mut answer:
         },
     };
     Outcome::Answered(answer, reply)
-}
-
-async fn fetch(log: &dyn EventLog, broker: &str, offset: Offset) -> Result<Event, Outcome> {
-    let records = match log.read(broker, offset, ReadLimit { records: 1, ..READ }).await {
-        Ok(records) => records,
-        Err(error @ LogError::Damaged { .. }) => return Err(Outcome::Unreadable(error.to_string())),
-        Err(error) => return Err(Outcome::LogFailed(error)),
-    };
-    match records.into_iter().find(|record| record.offset == offset) {
-        Some(record) => {
-            Event::from_record(record.payload).map_err(|error| Outcome::Unreadable(error.to_string()))
-        }
-        None => Err(Outcome::Unreadable("it is no longer in the log".to_owned())),
-    }
 }
 
 async fn at(time: Option<Instant>) {

@@ -13,21 +13,24 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
-    sync::{Mutex, watch},
+    sync::{Mutex, mpsc, watch},
     task::JoinHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Client, DeadLetter, Retention, TriggerStats,
-    dispatcher::{Dispatcher, Parts, Settings},
+    Client, DeadLetter, Dropped, KeptLetter, Page, Redriven, Retention, Selection, TriggerStats,
+    dead_letters::{DeadLetters, Recipient},
+    dispatcher::{Dispatcher, Parts},
     inbox::Inbox,
     progress::Progress,
     reader::Reader,
+    redrive::{Redrive, Taken},
     retention,
+    settings::Settings,
 };
 use crate::{
-    log::{CursorChange, EventLog, LogError, Offset},
+    log::{Bounds, CursorChange, EventLog, LogError, Offset},
     routing::{BrokerTable, RoutingTable, Start, Trigger},
 };
 
@@ -39,18 +42,21 @@ const TRIM_EVERY: Duration = Duration::from_secs(10);
 pub struct DeliveryOptions {
     /// What is retained of settled events.
     pub retention: Retention,
-    /// How long dead letters are kept.
-    pub dead_letter_age: Duration,
+    /// What is retained of dead letters.
+    pub dead_letters: Retention,
     /// How long attempts under way may take to finish when the engine is shut down.
     pub grace: Duration,
 }
 
 impl Default for DeliveryOptions {
-    /// Settled events for a day, dead letters for a week, ten seconds to finish.
+    /// Settled events for a day, dead letters for a week, a GiB of each; ten seconds to finish.
     fn default() -> Self {
         Self {
             retention: Retention::default(),
-            dead_letter_age: Duration::from_secs(7 * 24 * 60 * 60),
+            dead_letters: Retention {
+                age: Duration::from_secs(7 * 24 * 60 * 60),
+                ..Retention::default()
+            },
             grace: Duration::from_secs(10),
         }
     }
@@ -62,6 +68,16 @@ pub enum EngineError {
     /// The log failed.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// What was redriven and dropped cannot be read; guessing would redrive it again.
+    #[error(
+        "the stored list {key} of the dead letters that were redriven or dropped cannot be used: {detail}"
+    )]
+    DeadLetters {
+        /// The list's key.
+        key: String,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// A cursor is there and cannot be read; guessing would lose or repeat events.
     #[error("the stored cursor of Trigger {uid} cannot be used: {detail}")]
     Cursor {
@@ -95,6 +111,9 @@ pub struct Engine {
     running: Mutex<Running>,
     views: ArcSwap<Vec<TriggerView>>,
     dropped_with_trigger: AtomicU64,
+    dead_letters: DeadLetters,
+    taken: Arc<Taken>,
+    dead_letters_expired: AtomicU64,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -111,6 +130,7 @@ struct Handle {
     settings: watch::Sender<Settings>,
     inbox: Arc<Inbox>,
     view: TriggerView,
+    redrives: mpsc::Sender<Redrive>,
     task: JoinHandle<()>,
 }
 
@@ -124,8 +144,23 @@ impl Engine {
         client: Client,
         options: DeliveryOptions,
     ) -> Result<Arc<Self>, EngineError> {
-        let stored = log.cursors().await?.into_iter().collect();
+        let (mut stored, taken) = (HashMap::new(), Arc::<Taken>::default());
+        for (key, cursor) in log.cursors().await? {
+            match taken.restore(&key, &cursor) {
+                None => drop(stored.insert(key, cursor)),
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    return Err(EngineError::DeadLetters {
+                        key,
+                        detail: error.to_string(),
+                    });
+                }
+            }
+        }
         let engine = Arc::new(Self {
+            dead_letters: DeadLetters::new(log.clone(), taken.clone()),
+            taken,
+            dead_letters_expired: AtomicU64::new(0),
             log,
             client,
             options,
@@ -230,6 +265,91 @@ impl Engine {
         self.dropped_with_trigger.load(Relaxed)
     }
 
+    /// How many dead letters were removed because of their age, or because there were too many, since the start.
+    pub fn dead_letters_expired(&self) -> u64 {
+        self.dead_letters_expired.load(Relaxed)
+    }
+
+    /// The brokers that have dead letters, and how many.
+    pub fn dead_letter_brokers(&self) -> Vec<(String, u64)> {
+        let logs = self.log.usage();
+        let brokers = logs.iter().filter_map(|(key, _)| DeadLetter::broker_of(key));
+        brokers
+            .map(|broker| (broker.to_owned(), self.dead_letters.count(broker)))
+            .filter(|(_, count)| *count > 0)
+            .collect()
+    }
+
+    /// At most `limit` of a broker's dead letters, from `from` on.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn dead_letters(
+        &self,
+        broker: &str,
+        selection: &Selection,
+        from: Offset,
+        limit: usize,
+    ) -> Result<Page, LogError> {
+        self.dead_letters.page(broker, selection, from, limit).await
+    }
+
+    /// One dead letter.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn dead_letter(&self, broker: &str, id: Offset) -> Result<Option<KeptLetter>, LogError> {
+        let page = self
+            .dead_letters
+            .page(broker, &Selection::default(), id, 1)
+            .await?;
+        Ok(page.letters.into_iter().find(|kept| kept.id == id))
+    }
+
+    /// Has some of the selected dead letters delivered again, from `from` on; whoever calls goes on at
+    /// [`Redriven::next`]. Each goes to the Trigger that it is from, or that has its name now, and is settled like
+    /// any other event.
+    ///
+    /// # Errors
+    /// When the log has no room to note it, or failed.
+    pub async fn redrive(
+        &self,
+        broker: &str,
+        selection: &Selection,
+        from: Offset,
+    ) -> Result<Redriven, LogError> {
+        let running = self.running.lock().await;
+        let of_broker = running
+            .dispatchers
+            .values()
+            .filter(|handle| handle.view.broker == broker);
+        let recipients: Vec<_> = of_broker
+            .map(|handle| Recipient {
+                uid: handle.view.uid.clone(),
+                name: handle.view.name.clone(),
+                redrives: handle.redrives.clone(),
+            })
+            .collect();
+        drop(running);
+        self.dead_letters
+            .redrive(broker, selection, from, &recipients)
+            .await
+    }
+
+    /// Removes some of the selected dead letters for good, from `from` on; whoever calls goes on at
+    /// [`Dropped::next`].
+    ///
+    /// # Errors
+    /// When the log has no room to note it, or failed.
+    pub async fn drop_dead_letters(
+        &self,
+        broker: &str,
+        selection: &Selection,
+        from: Offset,
+    ) -> Result<Dropped, LogError> {
+        self.dead_letters.drop(broker, selection, from).await
+    }
+
     /// Ends delivery: attempts under way may finish, and cursors are saved.
     pub async fn shutdown(&self) {
         self.stop.cancel();
@@ -286,6 +406,7 @@ impl Engine {
         trigger: &Trigger,
     ) -> Handle {
         let (sender, receiver) = watch::channel(settings);
+        let (redrives, asked) = mpsc::channel(1);
         let (inbox, stats) = (Arc::<Inbox>::default(), Arc::<TriggerStats>::default());
         let dispatcher = Dispatcher::new(Parts {
             log: self.log.clone(),
@@ -293,6 +414,7 @@ impl Engine {
             reader: reader.clone(),
             inbox: inbox.clone(),
             settings: receiver,
+            redrives: asked,
             stats: stats.clone(),
             progress,
             stop: self.stop.clone(),
@@ -315,6 +437,7 @@ impl Engine {
             settings: sender,
             inbox,
             view,
+            redrives,
             task,
         }
     }
@@ -332,6 +455,7 @@ impl Engine {
                 settings,
                 inbox,
                 view,
+                redrives: _,
                 task,
             }) = running.dispatchers.remove(uid)
             else {
@@ -367,39 +491,71 @@ impl Engine {
     }
 
     async fn trim(&self) -> Result<(), LogError> {
-        let now = Timestamp::now();
-        let triggers = self.triggers();
-        for (broker, bytes) in self.log.usage() {
-            let bounds = self.log.bounds(&broker);
-            let is_dead_letters = broker.ends_with(&DeadLetter::log_of(""));
-            let age = if is_dead_letters {
-                self.options.dead_letter_age
-            } else {
-                self.options.retention.age
-            };
-            let limit = if is_dead_letters {
-                u64::MAX
-            } else {
-                self.options.retention.bytes
-            };
-            let oldest = SignedDuration::try_from(age)
-                .ok()
-                .and_then(|age| now.checked_sub(age).ok());
-            let too_old = match oldest {
-                Some(oldest) => self.log.offset_at(&broker, oldest).await?,
-                None => bounds.first,
-            };
-            let unsettled = triggers
-                .iter()
-                .filter(|trigger| trigger.broker == broker)
-                .map(|trigger| trigger.stats.low())
-                .min()
-                .unwrap_or(Offset(u64::MAX));
-            let before = retention::trim_before(bounds, bytes, limit, too_old, unsettled.min(bounds.next));
-            if before > bounds.first {
-                self.log.trim(&broker, before).await?;
+        for (key, bytes) in self.log.usage() {
+            match DeadLetter::broker_of(&key) {
+                Some(broker) => self.trim_dead_letters(broker, &key, bytes).await?,
+                None => self.trim_broker(&key, bytes).await?,
             }
         }
         Ok(())
+    }
+
+    async fn trim_broker(&self, broker: &str, bytes: u64) -> Result<(), LogError> {
+        let bounds = self.log.bounds(broker);
+        let triggers = self.triggers();
+        let of_broker = triggers.iter().filter(|trigger| trigger.broker == broker);
+        let unsettled = of_broker
+            .map(|trigger| trigger.stats.low())
+            .min()
+            .unwrap_or(bounds.next);
+        let Retention { age, bytes: limit } = self.options.retention;
+        let too_old = self.first_within(broker, age, bounds).await?;
+        let before = retention::trim_before(bounds, bytes, limit, too_old, unsettled.min(bounds.next));
+        if before > bounds.first {
+            self.log.trim(broker, before).await?;
+        }
+        Ok(())
+    }
+
+    async fn trim_dead_letters(&self, broker: &str, key: &str, bytes: u64) -> Result<(), LogError> {
+        let bounds = self.log.bounds(key);
+        self.taken.forget_below(broker, bounds.first);
+        let triggers = self.triggers();
+        let of_broker = triggers.iter().filter(|trigger| trigger.broker == broker);
+        let redriven = of_broker
+            .filter_map(|trigger| trigger.stats.low_dead_letter())
+            .min();
+        let Retention { age, bytes: limit } = self.options.dead_letters;
+        let gone = self.taken.first_kept(broker, bounds.first);
+        let too_old = self.first_within(key, age, bounds).await?.max(gone);
+        let unsettled = redriven.unwrap_or(bounds.next).min(bounds.next);
+        let before = retention::trim_before(bounds, bytes, limit, too_old, unsettled);
+        if before <= bounds.first {
+            return Ok(());
+        }
+        let count = self.dead_letters.count(broker);
+        self.log.trim(key, before).await?;
+        self.taken.forget_below(broker, before);
+        let expired = count.saturating_sub(self.dead_letters.count(broker));
+        if expired > 0 {
+            self.dead_letters_expired.fetch_add(expired, Relaxed);
+            tracing::warn!(
+                broker,
+                expired,
+                "dead letters were removed: they were too old, or too many"
+            );
+        }
+        Ok(())
+    }
+
+    /// The first record that is not older than `age`.
+    async fn first_within(&self, key: &str, age: Duration, bounds: Bounds) -> Result<Offset, LogError> {
+        let oldest = SignedDuration::try_from(age)
+            .ok()
+            .and_then(|age| Timestamp::now().checked_sub(age).ok());
+        match oldest {
+            Some(oldest) => self.log.offset_at(key, oldest).await,
+            None => Ok(bounds.first),
+        }
     }
 }

@@ -4,12 +4,13 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::{cloudevents::Event, log::Offset};
+use super::place::Place;
+use crate::cloudevents::Event;
 
 /// An event that a Trigger wants and that is not under way. What waits long has its event left in the log.
 #[derive(Clone, Debug)]
 pub(super) struct Item {
-    pub(super) offset: Offset,
+    pub(super) place: Place,
     pub(super) event: Option<Event>,
     /// Its `partitionkey`, where the Trigger delivers in order by key.
     pub(super) key: Option<Box<str>>,
@@ -20,7 +21,7 @@ pub(super) struct Item {
 pub(super) struct Lanes {
     waiting: HashMap<Box<str>, VecDeque<Item>>,
     /// Which event under way holds which key.
-    holders: HashMap<Offset, Box<str>>,
+    holders: HashMap<Place, Box<str>>,
 }
 
 impl Lanes {
@@ -32,16 +33,16 @@ impl Lanes {
             return None;
         }
         self.waiting.insert(key.clone(), VecDeque::new());
-        self.holders.insert(item.offset, key.clone());
+        self.holders.insert(item.place, key.clone());
         Some(item)
     }
 
     /// The event is settled; gives the next one of its key, which then holds it.
-    pub(super) fn leave(&mut self, offset: Offset) -> Option<Item> {
-        let key = self.holders.remove(&offset)?;
+    pub(super) fn leave(&mut self, place: Place) -> Option<Item> {
+        let key = self.holders.remove(&place)?;
         match self.waiting.get_mut(&key).and_then(VecDeque::pop_front) {
             Some(next) => {
-                self.holders.insert(next.offset, key);
+                self.holders.insert(next.place, key);
                 Some(next)
             }
             None => {
@@ -55,17 +56,20 @@ impl Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::Offset;
 
     fn item(offset: u64, key: Option<&str>) -> Item {
         Item {
-            offset: Offset(offset),
+            place: Place::Log(Offset(offset)),
             event: None,
             key: key.map(Into::into),
         }
     }
 
     fn offset(item: Option<Item>) -> Option<u64> {
-        item.map(|item| item.offset.0)
+        item.map(|item| match item.place {
+            Place::Log(offset) | Place::DeadLetter(offset) => offset.0,
+        })
     }
 
     #[test]
@@ -76,16 +80,16 @@ mod tests {
         assert_eq!(offset(lanes.enter(item(3, Some("b")))), Some(3));
         assert_eq!(offset(lanes.enter(item(4, None))), Some(4));
         assert_eq!(offset(lanes.enter(item(5, Some("a")))), None);
-        assert_eq!(offset(lanes.leave(Offset(4))), None);
-        assert_eq!(offset(lanes.leave(Offset(1))), Some(2));
+        assert_eq!(offset(lanes.leave(Place::Log(Offset(4)))), None);
+        assert_eq!(offset(lanes.leave(Place::Log(Offset(1)))), Some(2));
         assert_eq!(
             offset(lanes.enter(item(6, Some("a")))),
             None,
             "2 holds the key now"
         );
-        assert_eq!(offset(lanes.leave(Offset(2))), Some(5));
-        assert_eq!(offset(lanes.leave(Offset(5))), Some(6));
-        assert_eq!(offset(lanes.leave(Offset(6))), None);
+        assert_eq!(offset(lanes.leave(Place::Log(Offset(2)))), Some(5));
+        assert_eq!(offset(lanes.leave(Place::Log(Offset(5)))), Some(6));
+        assert_eq!(offset(lanes.leave(Place::Log(Offset(6)))), None);
         assert_eq!(
             offset(lanes.enter(item(7, Some("a")))),
             Some(7),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{backoff::Attempts, stats::Settlement};
+use super::{backoff::Attempts, place::Place, stats::Settlement};
 use crate::log::Offset;
 
 /// Everything below `next` is settled, but for what is outstanding.
@@ -14,7 +14,7 @@ use crate::log::Offset;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Progress {
     next: Offset,
-    outstanding: BTreeMap<Offset, Attempts>,
+    outstanding: BTreeMap<Place, Attempts>,
     counts: Counts,
 }
 
@@ -26,6 +26,9 @@ pub(super) struct Counts {
     pub(super) expired: u64,
     pub(super) dead_lettered: u64,
     pub(super) dropped: u64,
+    /// Of `matched`, those that were dead letters before.
+    #[serde(default)]
+    pub(super) redriven: u64,
 }
 
 impl Counts {
@@ -45,10 +48,15 @@ struct Stored {
     version: u32,
     broker: String,
     next: Offset,
-    /// Offset, failed attempts, and when the first began in milliseconds since 1970.
-    outstanding: Vec<(Offset, u32, Option<i64>)>,
+    outstanding: Vec<StoredAttempts>,
+    /// The same, with offsets in the dead-letter log.
+    #[serde(default)]
+    redriven: Vec<StoredAttempts>,
     counts: Counts,
 }
+
+/// Offset, failed attempts, and when the first began in milliseconds since 1970.
+type StoredAttempts = (Offset, u32, Option<i64>);
 
 const VERSION: u32 = 1;
 
@@ -78,17 +86,27 @@ impl Progress {
 
     /// The first offset that is not settled: nothing at or above it may be trimmed.
     pub(super) fn low(&self) -> Offset {
-        self.outstanding
-            .first_key_value()
-            .map_or(self.next, |(&offset, _)| offset.min(self.next))
+        match self.outstanding.first_key_value() {
+            Some((&Place::Log(offset), _)) => offset.min(self.next),
+            _ => self.next,
+        }
+    }
+
+    /// The first dead letter that is being delivered again: nothing at or above it may be trimmed.
+    pub(super) fn low_dead_letter(&self) -> Option<Offset> {
+        let first = self.outstanding.range(Place::DeadLetter(Offset(0))..).next()?;
+        match first {
+            (&Place::DeadLetter(offset), _) => Some(offset),
+            (Place::Log(_), _) => None,
+        }
     }
 
     pub(super) fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// What was wanted and is not settled yet, in order of offsets.
-    pub(super) fn outstanding(&self) -> impl Iterator<Item = Offset> {
+    /// What was wanted and is not settled yet, in order.
+    pub(super) fn outstanding(&self) -> impl Iterator<Item = Place> {
         self.outstanding.keys().copied()
     }
 
@@ -99,8 +117,19 @@ impl Progress {
     /// The event at this offset is wanted.
     pub(super) fn matched(&mut self, offset: Offset) {
         self.counts.matched += 1;
-        self.outstanding.insert(offset, Attempts::default());
+        self.outstanding.insert(Place::Log(offset), Attempts::default());
         self.advance(offset.plus(1));
+    }
+
+    /// A dead letter is wanted again; it counts as matched once more, and is settled like any other event.
+    pub(super) fn redriven(&mut self, dead_letter: Offset) {
+        let before = self
+            .outstanding
+            .insert(Place::DeadLetter(dead_letter), Attempts::default());
+        if before.is_none() {
+            self.counts.matched += 1;
+            self.counts.redriven += 1;
+        }
     }
 
     /// Everything below `next` has been looked at.
@@ -109,35 +138,34 @@ impl Progress {
     }
 
     /// An attempt that began at `since` failed; gives what has been tried so far.
-    pub(super) fn failed(&mut self, offset: Offset, since: Timestamp) -> Attempts {
-        let attempts = self.outstanding.entry(offset).or_default();
+    pub(super) fn failed(&mut self, place: Place, since: Timestamp) -> Attempts {
+        let attempts = self.outstanding.entry(place).or_default();
         attempts.failed = attempts.failed.saturating_add(1);
         attempts.since.get_or_insert(since);
         *attempts
     }
 
-    pub(super) fn settle(&mut self, offset: Offset, settlement: Settlement) {
-        if self.outstanding.remove(&offset).is_some() {
+    pub(super) fn settle(&mut self, place: Place, settlement: Settlement) {
+        if self.outstanding.remove(&place).is_some() {
             self.counts.count(settlement);
         }
     }
 
     pub(super) fn encode(&self, broker: &str) -> Vec<u8> {
+        let (mut outstanding, mut redriven) = (Vec::new(), Vec::new());
+        for (&place, &Attempts { failed, since }) in &self.outstanding {
+            let since = since.map(|at| at.as_millisecond());
+            match place {
+                Place::Log(offset) => outstanding.push((offset, failed, since)),
+                Place::DeadLetter(offset) => redriven.push((offset, failed, since)),
+            }
+        }
         let stored = Stored {
             version: VERSION,
             broker: broker.to_owned(),
             next: self.next,
-            outstanding: self
-                .outstanding
-                .iter()
-                .map(|(&offset, attempts)| {
-                    (
-                        offset,
-                        attempts.failed,
-                        attempts.since.map(|at| at.as_millisecond()),
-                    )
-                })
-                .collect(),
+            outstanding,
+            redriven,
             counts: self.counts,
         };
         // Numbers, strings and lists always serialise.
@@ -145,18 +173,29 @@ impl Progress {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, ProgressError> {
-        let stored: Stored = serde_json::from_slice(bytes)?;
-        if stored.version != VERSION {
-            return Err(ProgressError::Version(stored.version));
+        let Stored {
+            version,
+            broker: _,
+            next,
+            outstanding,
+            redriven,
+            counts,
+        } = serde_json::from_slice(bytes)?;
+        if version != VERSION {
+            return Err(ProgressError::Version(version));
         }
-        let outstanding = stored.outstanding.into_iter().map(|(offset, failed, since)| {
-            let since = since.and_then(|at| Timestamp::from_millisecond(at).ok());
-            (offset, Attempts { failed, since })
-        });
+        let of = |place: fn(Offset) -> Place| {
+            move |(offset, failed, since): StoredAttempts| {
+                let since = since.and_then(|at| Timestamp::from_millisecond(at).ok());
+                (place(offset), Attempts { failed, since })
+            }
+        };
+        let outstanding = outstanding.into_iter().map(of(Place::Log));
+        let redriven = redriven.into_iter().map(of(Place::DeadLetter));
         Ok(Self {
-            next: stored.next,
-            outstanding: outstanding.collect(),
-            counts: stored.counts,
+            next,
+            outstanding: outstanding.chain(redriven).collect(),
+            counts,
         })
     }
 }
@@ -175,9 +214,9 @@ mod tests {
         progress.matched(Offset(9));
         progress.advance(Offset(20));
         assert_eq!((progress.low(), progress.next()), (Offset(7), Offset(20)));
-        progress.settle(Offset(7), Settlement::Delivered);
+        progress.settle(Place::Log(Offset(7)), Settlement::Delivered);
         assert_eq!(progress.low(), Offset(9));
-        progress.settle(Offset(9), Settlement::Expired);
+        progress.settle(Place::Log(Offset(9)), Settlement::Expired);
         assert_eq!(progress.low(), Offset(20));
     }
 
@@ -185,8 +224,8 @@ mod tests {
     fn settling_twice_counts_once() {
         let mut progress = Progress::starting_at(Offset(0));
         progress.matched(Offset(0));
-        progress.settle(Offset(0), Settlement::Delivered);
-        progress.settle(Offset(0), Settlement::DeadLettered);
+        progress.settle(Place::Log(Offset(0)), Settlement::Delivered);
+        progress.settle(Place::Log(Offset(0)), Settlement::DeadLettered);
         assert_eq!(
             progress.counts(),
             Counts {
@@ -208,17 +247,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_matched_is_settled_or_pending_and_survives_storing(steps in prop::collection::vec((0_u64..50, 0_u8..6), 0..200)) {
+        fn what_matched_is_settled_or_pending_and_survives_storing(steps in prop::collection::vec((0_u64..50, any::<bool>(), 0_u8..6), 0..200)) {
             let mut progress = Progress::starting_at(Offset(0));
-            for (offset, step) in steps {
+            for (offset, redriven, step) in steps {
                 let offset = Offset(offset);
+                let place = if redriven { Place::DeadLetter(offset) } else { Place::Log(offset) };
                 match step {
+                    0 if redriven => progress.redriven(offset),
                     0 if offset >= progress.next() => progress.matched(offset),
                     0 | 1 => progress.advance(offset),
-                    2 => progress.settle(offset, Settlement::Delivered),
-                    3 => progress.settle(offset, Settlement::Expired),
-                    4 => progress.settle(offset, Settlement::DeadLettered),
-                    _ => progress.settle(offset, Settlement::Dropped),
+                    2 => progress.settle(place, Settlement::Delivered),
+                    3 => progress.settle(place, Settlement::Expired),
+                    4 => progress.settle(place, Settlement::DeadLettered),
+                    _ => progress.settle(place, Settlement::Dropped),
                 }
                 let counts = progress.counts();
                 let ended = counts.delivered + counts.expired + counts.dead_lettered + counts.dropped;

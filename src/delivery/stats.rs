@@ -18,6 +18,9 @@ pub enum Settlement {
     Dropped,
 }
 
+/// Stands for no offset.
+const NONE: u64 = u64::MAX;
+
 /// Figures of one Trigger, written by its dispatcher. They are consistent with each other at rest.
 #[derive(Debug, Default)]
 pub struct TriggerStats {
@@ -29,6 +32,8 @@ pub struct TriggerStats {
     pending: AtomicU64,
     next: AtomicU64,
     low: AtomicU64,
+    low_dead_letter: AtomicU64,
+    redriven: AtomicU64,
     attempts: AtomicU64,
     failed_attempts: AtomicU64,
     in_flight: AtomicU64,
@@ -57,6 +62,8 @@ figures! {
     dead_lettered,
     /// Events that were given up.
     dropped,
+    /// Events that were dead letters and are wanted again, of those that matched.
+    redriven,
     /// Events that it wants and that are not settled.
     pending,
     /// Attempts since the router started.
@@ -84,6 +91,12 @@ impl TriggerStats {
         Offset(self.low.load(Relaxed))
     }
 
+    /// The first dead letter that is being delivered again.
+    pub fn low_dead_letter(&self) -> Option<Offset> {
+        let offset = self.low_dead_letter.load(Relaxed);
+        (offset != NONE).then_some(Offset(offset))
+    }
+
     /// Whether its Sink fails so steadily that it is only probed.
     pub fn sink_down(&self) -> bool {
         self.sink_down.load(Relaxed)
@@ -99,6 +112,9 @@ impl TriggerStats {
         self.pending.store(progress.pending() as u64, Relaxed);
         self.next.store(progress.next().0, Relaxed);
         self.low.store(progress.low().0, Relaxed);
+        self.redriven.store(counts.redriven, Relaxed);
+        let low_dead_letter = progress.low_dead_letter().map_or(NONE, |offset| offset.0);
+        self.low_dead_letter.store(low_dead_letter, Relaxed);
     }
 
     pub(super) fn attempt_began(&self) {

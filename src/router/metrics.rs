@@ -174,6 +174,13 @@ impl Collector for DeliveryCollector {
             "Events that the Trigger wanted",
             TriggerStats::matched,
         )?;
+        counter(
+            &mut encoder,
+            &triggers,
+            "trigger_events_redriven",
+            "Events that were dead letters and matched once more on request",
+            TriggerStats::redriven,
+        )?;
         settled(&mut encoder, &triggers)?;
         gauge(
             &mut encoder,
@@ -231,6 +238,14 @@ impl Collector for DeliveryCollector {
             None,
             MetricType::Counter,
         )?)?;
+        let expired = ConstCounter::new(self.engine.dead_letters_expired());
+        expired.encode(encoder.encode_descriptor(
+            "dead_letters_expired",
+            "Dead letters removed because of their age or their number, since the start",
+            None,
+            MetricType::Counter,
+        )?)?;
+        self.dead_letters(&mut encoder)?;
         self.produced(&mut encoder)?;
         self.log_bytes(&mut encoder)
     }
@@ -261,6 +276,21 @@ impl DeliveryCollector {
                 ];
                 ConstCounter::new(count(source)).encode(family.encode_family(&labels)?)?;
             }
+        }
+        Ok(())
+    }
+
+    fn dead_letters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(
+            "dead_letters",
+            "Dead letters that are kept",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (key, count) in self.engine.dead_letter_brokers() {
+            let (namespace, broker) = key.split_once('/').unwrap_or(("", &key));
+            gauge_value(count)
+                .encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
         }
         Ok(())
     }

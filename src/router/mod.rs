@@ -25,7 +25,7 @@ use crate::{
         EventLog, LogError,
         embedded::{EmbeddedLog, EmbeddedOptions},
     },
-    routing::{Configuration, Revision, RoutingTable, ServiceName},
+    routing::{Configuration, Destination, Revision, RoutingTable, ServiceName},
     server::{self, BindError, Server},
     source::Sources,
 };
@@ -204,30 +204,35 @@ impl Applier {
 
 /// Replaces scheme, host and port of Services that are reached elsewhere; the path stays.
 fn reach_services_at(services: &BTreeMap<ServiceName, http::Uri>, configuration: &mut Configuration) {
-    for destination in configuration
-        .triggers
-        .iter_mut()
-        .filter_map(|trigger| trigger.destination.as_mut())
-    {
-        let base = destination
-            .service
-            .as_ref()
-            .and_then(|service| services.get(service));
-        let Some(base) = base else { continue };
-        let path = destination
-            .uri
-            .parse::<http::Uri>()
-            .ok()
-            .and_then(|uri| uri.path_and_query().map(|path| path.as_str().to_owned()))
-            .unwrap_or_else(|| "/".to_owned());
-        destination.uri = format!("{}{path}", base.to_string().trim_end_matches('/'));
+    for trigger in &mut configuration.triggers {
+        let destinations = [&mut trigger.destination, &mut trigger.delivery.dead_letter_sink];
+        for destination in destinations.into_iter().flatten() {
+            reach_at(services, destination);
+        }
     }
+}
+
+fn reach_at(services: &BTreeMap<ServiceName, http::Uri>, destination: &mut Destination) {
+    let Some(base) = destination
+        .service
+        .as_ref()
+        .and_then(|service| services.get(service))
+    else {
+        return;
+    };
+    let path = destination
+        .uri
+        .parse::<http::Uri>()
+        .ok()
+        .and_then(|uri| uri.path_and_query().map(|path| path.as_str().to_owned()))
+        .unwrap_or_else(|| "/".to_owned());
+    destination.uri = format!("{}{path}", base.to_string().trim_end_matches('/'));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::{ContentMode, Delivery, Destination, Start, Trigger};
+    use crate::routing::{ContentMode, Delivery, Start, Trigger};
 
     #[test]
     fn a_service_reached_elsewhere_keeps_its_path() {

@@ -124,6 +124,8 @@ pub struct Delivery {
     pub rate_limit: Option<RateLimit>,
     /// Which events wait for which.
     pub ordering: Ordering,
+    /// Where dead letters go; `None` if the router keeps them.
+    pub dead_letter_sink: Option<Destination>,
 }
 
 /// How many attempts may begin in a time.
@@ -182,6 +184,7 @@ impl Default for Delivery {
             concurrency: 32,
             rate_limit: None,
             ordering: Ordering::None,
+            dead_letter_sink: None,
         }
     }
 }

@@ -1,0 +1,252 @@
+//! The dead letters that are kept: listed, redriven and dropped by whoever operates the router.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use super::{
+    dead_letter::DeadLetter,
+    reader::READ,
+    redrive::{Letter, Redrive, Taken},
+};
+use crate::{
+    cloudevents::Event,
+    filter::Filter,
+    log::{EventLog, LogError, Offset},
+};
+
+/// How many records are looked at for one page, at most.
+const MAX_SCANNED: usize = 10_000;
+
+/// How long a Trigger may take to take letters over; it does so between two deliveries.
+const REDRIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A dead letter that is kept.
+#[derive(Clone, Debug)]
+pub struct KeptLetter {
+    /// Its place in its broker's dead-letter log, by which it is named.
+    pub id: Offset,
+    /// When it was kept.
+    pub at: Timestamp,
+    /// What is told of the delivery.
+    pub letter: DeadLetter,
+    /// The event.
+    pub event: Event,
+}
+
+/// Which dead letters of a broker are meant: those that all of these want.
+#[derive(Debug, Default)]
+pub struct Selection {
+    /// These; `None` for all.
+    pub ids: Option<BTreeSet<Offset>>,
+    /// Those of the Trigger with this name.
+    pub trigger: Option<String>,
+    /// Those with events that match.
+    pub filter: Option<Filter>,
+}
+
+impl Selection {
+    fn wants(&self, kept: &KeptLetter) -> bool {
+        let Self { ids, trigger, filter } = self;
+        ids.as_ref().is_none_or(|ids| ids.contains(&kept.id))
+            && trigger.as_ref().is_none_or(|name| *name == kept.letter.name)
+            && filter.as_ref().is_none_or(|filter| filter.matches(&kept.event))
+    }
+}
+
+/// Some of a broker's dead letters.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// In the order in which they were kept.
+    pub letters: Vec<KeptLetter>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<Offset>,
+}
+
+/// What came of asking for dead letters to be delivered again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Redriven {
+    /// So many are with their Triggers again.
+    pub redriven: u64,
+    /// So many stay where they are, because there is no Trigger of their name any more.
+    pub without_trigger: u64,
+    /// So many stay where they are, because their Trigger has as many unsettled events as it may have.
+    pub without_room: u64,
+    /// Where to go on; `None` at the end.
+    pub next: Option<Offset>,
+}
+
+/// What came of dropping dead letters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// So many are gone.
+    pub dropped: u64,
+    /// Where to go on; `None` at the end.
+    pub next: Option<Offset>,
+}
+
+/// Where a letter can go.
+#[derive(Clone)]
+pub(super) struct Recipient {
+    pub(super) uid: String,
+    pub(super) name: String,
+    pub(super) redrives: mpsc::Sender<Redrive>,
+}
+
+/// The dead letters of all brokers.
+pub(super) struct DeadLetters {
+    log: Arc<dyn EventLog>,
+    taken: Arc<Taken>,
+    /// Held while letters are taken out, so that none is taken twice.
+    taking: Mutex<()>,
+}
+
+impl DeadLetters {
+    pub(super) fn new(log: Arc<dyn EventLog>, taken: Arc<Taken>) -> Self {
+        Self {
+            log,
+            taken,
+            taking: Mutex::new(()),
+        }
+    }
+
+    /// How many a broker has.
+    pub(super) fn count(&self, broker: &str) -> u64 {
+        let bounds = self.log.bounds(&DeadLetter::log_of(broker));
+        let records = bounds.next.0.saturating_sub(bounds.first.0);
+        records.saturating_sub(self.taken.count(broker))
+    }
+
+    /// At most `limit` letters, from `from` on.
+    pub(super) async fn page(
+        &self,
+        broker: &str,
+        selection: &Selection,
+        from: Offset,
+        limit: usize,
+    ) -> Result<Page, LogError> {
+        let key = DeadLetter::log_of(broker);
+        let (mut page, mut next, mut scanned) = (Page::default(), from, 0);
+        loop {
+            let records = self.log.read(&key, next, READ).await?;
+            if records.is_empty() {
+                page.next = None;
+                return Ok(page);
+            }
+            for record in records {
+                if page.letters.len() == limit || scanned == MAX_SCANNED {
+                    page.next = Some(record.offset);
+                    return Ok(page);
+                }
+                scanned += 1;
+                next = record.offset.plus(1);
+                if self.taken.contains(broker, record.offset) {
+                    continue;
+                }
+                match DeadLetter::decode(record.payload) {
+                    Ok((letter, event)) => {
+                        let kept = KeptLetter {
+                            id: record.offset,
+                            at: record.accepted,
+                            letter,
+                            event,
+                        };
+                        page.letters
+                            .extend(Some(kept).filter(|kept| selection.wants(kept)));
+                    }
+                    Err(error) => {
+                        tracing::error!(broker, letter = %record.offset, %error, "a dead letter cannot be read");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives letters to the Triggers that they are from, or that have their names now.
+    pub(super) async fn redrive(
+        &self,
+        broker: &str,
+        selection: &Selection,
+        from: Offset,
+        recipients: &[Recipient],
+    ) -> Result<Redriven, LogError> {
+        let _taking = self.taking.lock().await;
+        let page = self.page(broker, selection, from, READ.records).await?;
+        let mut result = Redriven {
+            next: page.next,
+            ..Redriven::default()
+        };
+        let mut by_recipient = BTreeMap::<usize, Vec<Letter>>::new();
+        for KeptLetter {
+            id, letter, event, ..
+        } in page.letters
+        {
+            let found = recipients
+                .iter()
+                .position(|recipient| recipient.uid == letter.trigger)
+                .or_else(|| {
+                    recipients
+                        .iter()
+                        .position(|recipient| recipient.name == letter.name)
+                });
+            match found {
+                Some(recipient) => by_recipient.entry(recipient).or_default().push(Letter {
+                    offset: id,
+                    key: event.attribute("partitionkey").map(|key| key.canonical().into()),
+                }),
+                None => result.without_trigger += 1,
+            }
+        }
+        for (recipient, letters) in by_recipient {
+            let offsets: Vec<_> = letters.iter().map(|letter| letter.offset).collect();
+            let accepted = self.hand_over(&recipients[recipient], letters).await?;
+            result.redriven += accepted as u64;
+            if let Some(&first) = offsets.get(accepted) {
+                result.without_room += (offsets.len() - accepted) as u64;
+                result.next = Some(result.next.map_or(first, |next| next.min(first)));
+            }
+        }
+        Ok(result)
+    }
+
+    /// How many of them the Trigger took; none if it ends just now.
+    async fn hand_over(&self, recipient: &Recipient, letters: Vec<Letter>) -> Result<usize, LogError> {
+        let (answer, answered) = oneshot::channel();
+        let redrive = Redrive {
+            letters,
+            taken: self.taken.clone(),
+            answer,
+        };
+        let taken_over = async {
+            recipient.redrives.send(redrive).await.ok()?;
+            answered.await.ok()
+        };
+        match tokio::time::timeout(REDRIVE_TIMEOUT, taken_over).await {
+            Ok(Some(accepted)) => accepted,
+            Ok(None) | Err(_) => Ok(0),
+        }
+    }
+
+    /// Removes letters for good.
+    pub(super) async fn drop(
+        &self,
+        broker: &str,
+        selection: &Selection,
+        from: Offset,
+    ) -> Result<Dropped, LogError> {
+        let _taking = self.taking.lock().await;
+        let Page { letters, next } = self.page(broker, selection, from, READ.records).await?;
+        let dropped = letters.len() as u64;
+        if dropped > 0 {
+            let change = self.taken.add(broker, letters.iter().map(|kept| kept.id));
+            self.log.save_cursors(vec![change]).await?;
+            tracing::info!(broker, dropped, "dead letters were dropped on request");
+        }
+        Ok(Dropped { dropped, next })
+    }
+}

@@ -1,0 +1,85 @@
+//! What the dead-letter log and the dispatchers share, so that a letter is in one place at a time.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::offsets::OffsetSet;
+use crate::log::{CursorChange, LogError, Offset};
+
+/// Asks a dispatcher to deliver dead letters again.
+pub(super) struct Redrive {
+    pub(super) letters: Vec<Letter>,
+    pub(super) taken: Arc<Taken>,
+    /// How many of them it took, the first ones; durable by then.
+    pub(super) answer: oneshot::Sender<Result<usize, LogError>>,
+}
+
+/// A dead letter that is to be delivered again.
+pub(super) struct Letter {
+    /// In the dead-letter log.
+    pub(super) offset: Offset,
+    /// The event's `partitionkey`, where the Trigger delivers in order by key.
+    pub(super) key: Option<Box<str>>,
+}
+
+/// Which letters were redriven or dropped, though their records are still in the dead-letter logs. Durable as a
+/// cursor for each broker.
+#[derive(Debug, Default)]
+pub(super) struct Taken(Mutex<HashMap<String, OffsetSet>>);
+
+/// What the cursors' keys begin with. No UID of a Trigger does.
+const PREFIX: &str = "dead-letters:";
+
+impl Taken {
+    /// Reads a stored cursor; `None` if it is not one of these.
+    pub(super) fn restore(&self, key: &str, stored: &Bytes) -> Option<Result<(), serde_json::Error>> {
+        let broker = key.strip_prefix(PREFIX)?;
+        Some(serde_json::from_slice(stored).map(|set| {
+            self.lock().insert(broker.to_owned(), set);
+        }))
+    }
+
+    /// Takes letters out; they are gone for good when the change that this returns is stored.
+    pub(super) fn add(&self, broker: &str, letters: impl IntoIterator<Item = Offset>) -> CursorChange {
+        let mut sets = self.lock();
+        let set = sets.entry(broker.to_owned()).or_default();
+        for letter in letters {
+            set.insert(letter);
+        }
+        // A list of numbers always serialises.
+        let stored = serde_json::to_vec(set).unwrap_or_default();
+        (format!("{PREFIX}{broker}"), Some(stored.into()))
+    }
+
+    /// Forgets what is below, once its records are gone.
+    pub(super) fn forget_below(&self, broker: &str, offset: Offset) {
+        if let Some(set) = self.lock().get_mut(broker) {
+            set.forget_below(offset);
+        }
+    }
+
+    pub(super) fn contains(&self, broker: &str, letter: Offset) -> bool {
+        self.lock().get(broker).is_some_and(|set| set.contains(letter))
+    }
+
+    /// The first letter from this one on that is not taken.
+    pub(super) fn first_kept(&self, broker: &str, from: Offset) -> Offset {
+        self.lock().get(broker).map_or(from, |set| set.first_absent(from))
+    }
+
+    /// How many are taken and still have their records.
+    pub(super) fn count(&self, broker: &str) -> u64 {
+        self.lock().get(broker).map_or(0, OffsetSet::len)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, OffsetSet>> {
+        // No code that holds the lock can leave a set half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

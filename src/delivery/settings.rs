@@ -1,0 +1,103 @@
+//! What a dispatcher is told of its Trigger.
+
+use std::sync::Arc;
+
+use http::Uri;
+
+use crate::{
+    cloudevents::Mode,
+    routing::{BrokerTable, ContentMode, Delivery, Destination, Route, Trigger},
+};
+
+/// A table, and which of its routes is the Trigger's.
+#[derive(Clone)]
+pub(super) struct Settings {
+    table: Arc<BrokerTable>,
+    index: usize,
+    /// Parsed once; `None` while events have to wait.
+    target: Option<Uri>,
+    dead_letter_target: Option<Uri>,
+}
+
+impl Settings {
+    pub(super) fn new(table: Arc<BrokerTable>, index: usize) -> Self {
+        let trigger = &table.routes()[index].trigger;
+        let target = trigger
+            .destination
+            .as_ref()
+            .filter(|_| !trigger.suspend)
+            .and_then(|destination| {
+                parse(trigger, destination, "the Sink's URI cannot be used; events wait")
+            });
+        let dead_letter_target = trigger
+            .delivery
+            .dead_letter_sink
+            .as_ref()
+            .and_then(|destination| {
+                parse(
+                    trigger,
+                    destination,
+                    "the dead-letter Sink's URI cannot be used; dead letters are kept here",
+                )
+            });
+        Self {
+            table,
+            index,
+            target,
+            dead_letter_target,
+        }
+    }
+
+    /// Whether events are delivered, or have to wait.
+    pub(super) fn is_deliverable(&self) -> bool {
+        self.target.is_some() && self.route().filter.is_ok()
+    }
+
+    /// Where events are posted; `None` while they have to wait.
+    pub(super) fn target(&self) -> Option<&Uri> {
+        self.target.as_ref().filter(|_| self.is_deliverable())
+    }
+
+    pub(super) fn route(&self) -> &Route {
+        &self.table.routes()[self.index]
+    }
+
+    pub(super) fn trigger(&self) -> &Trigger {
+        &self.route().trigger
+    }
+
+    pub(super) fn delivery(&self) -> &Delivery {
+        &self.trigger().delivery
+    }
+
+    /// The mode that the Sink asks for.
+    pub(super) fn mode(&self) -> Option<Mode> {
+        self.trigger().destination.as_ref().and_then(mode)
+    }
+
+    /// Where dead letters are posted, and in which mode; `None` if they are kept.
+    pub(super) fn dead_letter_target(&self) -> Option<(Uri, Option<Mode>)> {
+        let uri = self.dead_letter_target.clone()?;
+        Some((uri, self.delivery().dead_letter_sink.as_ref().and_then(mode)))
+    }
+}
+
+fn parse(trigger: &Trigger, destination: &Destination, consequence: &str) -> Option<Uri> {
+    destination
+        .uri
+        .parse()
+        .inspect_err(|error| {
+            tracing::error!(
+                namespace = trigger.namespace, trigger = trigger.name, uri = destination.uri, %error, "{consequence}"
+            );
+        })
+        .ok()
+}
+
+fn mode(destination: &Destination) -> Option<Mode> {
+    match destination.content_mode {
+        ContentMode::Binary => Some(Mode::Binary),
+        ContentMode::Structured => Some(Mode::Structured),
+        ContentMode::AsReceived => None,
+    }
+}
