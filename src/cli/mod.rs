@@ -5,7 +5,9 @@
 
 pub mod controller;
 pub mod crds;
+pub mod dead_letters;
 pub mod display;
+mod http;
 pub mod logging;
 pub mod manifests;
 pub mod router;
@@ -73,6 +75,8 @@ pub enum Command {
     Display(display::Args),
     /// Make an event and send it to a broker or to anything else that takes CloudEvents over HTTP.
     Send(send::Args),
+    /// List, show, redrive and drop the dead letters that a router keeps.
+    DeadLetters(dead_letters::Args),
     /// Print the custom resource definitions as YAML, for kubectl apply -f -.
     Crds(crds::Args),
 }
@@ -127,6 +131,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Run(args) => run::run(args).await,
             Command::Display(args) => display::run(args).await,
             Command::Send(args) => send::run(args).await,
+            Command::DeadLetters(args) => dead_letters::run(args).await,
             Command::Crds(args) => crds::run(&args),
         }
     });

@@ -3,27 +3,19 @@
 use std::{
     io::{self, Read as _, Write as _},
     path::PathBuf,
-    time::Duration,
 };
 
-use anyhow::{Context as _, bail};
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Uri, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use anyhow::Context as _;
+use http::{HeaderValue, Method, Request, header};
+use http_body_util::Full;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::Usage;
-use crate::{
-    cloudevents::{Event, EventBuilder, HttpMessage, Mode},
-    delivery::with_causes,
+use super::{
+    Usage,
+    http::{exchange, parse_url},
 };
-
-const TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How much of an answer is read, in bytes.
-const MAX_ANSWER: usize = 64 * 1024;
+use crate::cloudevents::{Event, EventBuilder, HttpMessage, Mode};
 
 /// How the event is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -103,38 +95,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let HttpMessage { headers, body } = message(&event, mode);
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = Method::POST;
-    *request.uri_mut() = url.clone();
+    *request.uri_mut() = url;
     *request.headers_mut() = headers;
-    let builder = hyper_rustls::HttpsConnectorBuilder::new();
-    let builder = if url.scheme_str() == Some("https") {
-        builder
-            .with_native_roots()
-            .context("cannot read the certificate authorities that this machine trusts")?
-    } else {
-        // http asks nobody whom to trust, and an empty image has no authorities.
-        let config = rustls::ClientConfig::builder()
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
-        builder.with_tls_config(config)
-    };
-    let connector = builder.https_or_http().enable_http1().build();
-    let client = Client::builder(TokioExecutor::new()).build::<_, Full<Bytes>>(connector);
-    let (status, answer) = tokio::time::timeout(TIMEOUT, async {
-        let response = client
-            .request(request)
-            .await
-            .map_err(|error| unreachable(&url, &error))?;
-        let status = response.status();
-        let answer = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        anyhow::Ok((status, answer.map(|answer| answer.to_bytes()).unwrap_or_default()))
-    })
-    .await
-    .with_context(|| format!("{url} did not answer within {} s", TIMEOUT.as_secs()))??;
-    if !status.is_success() {
-        let detail = detail(&answer);
-        let separator = if detail.is_empty() { "" } else { ": " };
-        bail!("{url} answered {status}{separator}{detail}");
-    }
+    let (status, _) = exchange(request).await?;
     writeln!(
         io::stdout().lock(),
         "{status}  id={} source={}",
@@ -142,21 +105,6 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         event.source()
     )?;
     Ok(())
-}
-
-fn parse_url(text: &str) -> anyhow::Result<Uri> {
-    let text = if text.contains("://") {
-        text.to_owned()
-    } else {
-        format!("http://{text}")
-    };
-    let url: Uri = text
-        .parse()
-        .map_err(|error| Usage(format!("{text:?} is no URL: {error}")))?;
-    if !matches!(url.scheme_str(), Some("http" | "https")) {
-        return Err(Usage(format!("{text:?} must begin with http:// or https://")).into());
-    }
-    Ok(url)
 }
 
 fn read_data(args: &Args) -> anyhow::Result<Option<Vec<u8>>> {
@@ -222,27 +170,6 @@ fn message(event: &Event, mode: SendMode) -> HttpMessage {
     }
 }
 
-fn unreachable(url: &Uri, error: &hyper_util::client::legacy::Error) -> anyhow::Error {
-    let what_to_do = if error.is_connect() {
-        "; does a router run there (weir run, or kubectl port-forward)?"
-    } else {
-        ""
-    };
-    anyhow::anyhow!("cannot reach {url}: {}{what_to_do}", with_causes(error))
-}
-
-/// What a problem document says, else the answer as it is.
-fn detail(answer: &Bytes) -> String {
-    let problem = serde_json::from_slice::<serde_json::Value>(answer).ok();
-    let detail = problem
-        .as_ref()
-        .and_then(|problem| problem.get("detail")?.as_str());
-    detail.map_or_else(
-        || String::from_utf8_lossy(answer).trim().to_owned(),
-        str::to_owned,
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,23 +185,5 @@ mod tests {
         ] {
             assert_eq!(guess(data), content_type);
         }
-    }
-
-    #[test]
-    fn urls_may_lack_the_scheme() {
-        assert_eq!(
-            parse_url("localhost:8080/a/b").unwrap(),
-            "http://localhost:8080/a/b"
-        );
-        assert!(parse_url("ftp://a/").is_err());
-    }
-
-    #[test]
-    fn the_detail_of_a_problem_is_told() {
-        assert_eq!(
-            detail(&Bytes::from_static(br#"{"detail":"no broker"}"#)),
-            "no broker"
-        );
-        assert_eq!(detail(&Bytes::from_static(b" plain ")), "plain");
     }
 }

@@ -5,8 +5,10 @@
 //! event log with the cursors, and the last configuration, with which it starts when the controller is away.
 
 mod controller_link;
+pub mod dead_letters;
 mod ingress;
 mod metrics;
+mod operator;
 mod problem;
 mod saved;
 
@@ -38,7 +40,7 @@ use saved::SavedConfiguration;
 pub struct RouterOptions {
     /// Where producers post events.
     pub listen: SocketAddr,
-    /// Where health, readiness and metrics are.
+    /// Where health, readiness, metrics and, for this machine only, dead letters are.
     pub admin: SocketAddr,
     /// The directory for everything that must outlive the process. Made if absent.
     pub data: PathBuf,
@@ -110,7 +112,8 @@ pub async fn run(
     let admin = server::admin(metrics.registry, move || match table.load().as_ref() {
         Some(table) => Ok(format!("revision {}", table.revision().0)),
         None => Err("no routing configuration yet".to_owned()),
-    });
+    })
+    .merge(operator::local_only(dead_letters::routes(engine.clone())));
 
     let servers = TaskTracker::new();
     let stop_admin = CancellationToken::new();

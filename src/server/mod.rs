@@ -10,6 +10,8 @@ pub use admin::admin;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -20,6 +22,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
 use idle::IdleTimeout;
 
@@ -47,6 +50,10 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// How long to wait when the machine has no room for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The address of the client, an extension of every request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub SocketAddr);
 
 /// A socket that listens, ready to serve.
 #[derive(Debug)]
@@ -97,11 +104,17 @@ impl Server {
         let graceful = GracefulShutdown::new();
         let builder = builder();
         loop {
-            let (stream, permit) = tokio::select! {
+            let (stream, peer, permit) = tokio::select! {
                 accepted = self.accept(&connections) => accepted,
                 () = stop.cancelled() => break,
             };
-            let service = TowerToHyperService::new(service.clone());
+            let service = service
+                .clone()
+                .map_request(move |mut request: Request<Incoming>| {
+                    request.extensions_mut().insert(peer);
+                    request
+                });
+            let service = TowerToHyperService::new(service);
             let io = TokioIo::new(Box::pin(IdleTimeout::new(stream, IDLE_TIMEOUT)));
             let connection = graceful.watch(builder.serve_connection(io, service).into_owned());
             let name = self.name;
@@ -121,16 +134,16 @@ impl Server {
         }
     }
 
-    async fn accept(&self, connections: &Arc<Semaphore>) -> (TcpStream, Option<OwnedSemaphorePermit>) {
+    async fn accept(&self, connections: &Arc<Semaphore>) -> (TcpStream, Peer, Option<OwnedSemaphorePermit>) {
         // The semaphore is never closed; were it, connections would go uncounted.
         let permit = connections.clone().acquire_owned().await.ok();
         loop {
             match self.listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, address)) => {
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(listener = self.name, %error, "cannot set TCP_NODELAY");
                     }
-                    return (stream, permit);
+                    return (stream, Peer(address), permit);
                 }
                 Err(error) => {
                     // The client is gone, or the machine is out of file descriptors: either way, go on.

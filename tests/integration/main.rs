@@ -15,6 +15,7 @@ mod support;
 
 mod cluster;
 mod controller;
+mod dead_letters;
 mod faults;
 mod harness;
 mod local;

@@ -1,6 +1,6 @@
 //! A router without a cluster, as a process that can be killed and started again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use super::{Consumer, PATIENCE, Process, ReservedPort, Scratch, client::Response, eventually, get, post};
 
@@ -61,6 +61,33 @@ impl LocalRouter {
         ];
         let headers: Vec<_> = required.into_iter().chain(headers.iter().copied()).collect();
         post(&url, &headers, "data")
+    }
+
+    /// Posts events of this type as one batch, with numbers for ids.
+    pub(crate) fn post_batch(&self, r#type: &str, ids: Range<u32>) -> Response {
+        let event =
+            |id| format!(r#"{{"specversion":"1.0","source":"/p","type":"{type}","id":"{id}","data":{id}}}"#);
+        let events: Vec<_> = ids.map(event).collect();
+        let url = format!("http://{}/shop/default", self.port.address());
+        let headers = [("content-type", "application/cloudevents-batch+json")];
+        post(&url, &headers, format!("[{}]", events.join(",")))
+    }
+
+    /// Changes the manifests, and waits until they are applied.
+    pub(crate) fn apply(&self, manifests: &str) {
+        let applied = |lines: &[String]| {
+            let is_applied = |line: &&String| line.contains("routing configuration applied");
+            lines.iter().filter(is_applied).count()
+        };
+        let before = applied(&self.process.lines());
+        self.manifests.write("manifests.yaml", manifests);
+        eventually(PATIENCE, || {
+            if applied(&self.process.lines()) > before {
+                Ok(())
+            } else {
+                Err("the changed manifests are not applied".to_owned())
+            }
+        });
     }
 
     /// The value of the first metric whose line has all of these parts.

@@ -68,6 +68,16 @@ impl Process {
         self.log.state().lines.clone()
     }
 
+    /// Everything that it has written, once it has ended.
+    #[track_caller]
+    pub(crate) fn output(&mut self) -> Vec<String> {
+        self.wait_for_exit(PATIENCE);
+        eventually(PATIENCE, || match self.log.state() {
+            state if state.open == 0 => Ok(state.lines.clone()),
+            state => Err(format!("{} of its outputs are open", state.open)),
+        })
+    }
+
     /// The first line, from the start on, that matches. Fails the test when the time is up or the process has
     /// ended without saying it.
     #[track_caller]

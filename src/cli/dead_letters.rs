@@ -1,0 +1,470 @@
+//! `weir dead-letters`: lists, shows, redrives and drops the dead letters that a router keeps.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write as _},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, header};
+use http_body_util::Full;
+use serde::de::DeserializeOwned;
+
+use super::{
+    Usage,
+    http::{exchange, parse_url},
+};
+use crate::{
+    filter::Expression,
+    log::Offset,
+    router::dead_letters::{Brokers, DropAnswer, FullLetter, Letter, Letters, RedriveAnswer, Selected},
+};
+
+/// How long redriving waits for Triggers that have no room and settle nothing.
+const NO_ROOM_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The pause before such a Trigger is asked again.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(500);
+
+/// The flags of `weir dead-letters`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "In a cluster, each router keeps its own: kubectl port-forward POD 9090 makes one reachable."
+)]
+pub struct Args {
+    /// The router's admin address.
+    #[arg(
+        long,
+        env = "WEIR_ROUTER",
+        default_value = "http://127.0.0.1:9090",
+        value_name = "URL",
+        global = true
+    )]
+    pub router: String,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What is done with dead letters.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// List a broker's dead letters, or, without a broker, the brokers that have some.
+    List {
+        /// The broker, as NAMESPACE/NAME.
+        #[arg(value_name = "BROKER")]
+        broker: Option<String>,
+        /// Which of them.
+        #[command(flatten)]
+        which: Which,
+        /// How they are printed.
+        #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
+        output: Output,
+    },
+    /// Show a dead letter with its event.
+    Show {
+        /// The broker, as NAMESPACE/NAME.
+        #[arg(value_name = "BROKER")]
+        broker: String,
+        /// The letter's ID, as list tells it.
+        #[arg(value_name = "ID")]
+        id: u64,
+        /// How it is printed.
+        #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
+        output: Output,
+    },
+    /// Have dead letters delivered again by their Triggers; each is then settled like any other event.
+    Redrive(Many),
+    /// Remove dead letters for good.
+    Drop(Many),
+}
+
+/// Some of a broker's dead letters.
+#[derive(Debug, clap::Args)]
+pub struct Many {
+    /// The broker, as NAMESPACE/NAME.
+    #[arg(value_name = "BROKER")]
+    pub broker: String,
+
+    /// Letters, by their IDs.
+    #[arg(value_name = "ID")]
+    pub ids: Vec<u64>,
+
+    /// All of the broker's.
+    #[arg(long, conflicts_with_all = ["ids", "trigger", "filters"])]
+    pub all: bool,
+
+    /// Which of them.
+    #[command(flatten)]
+    pub which: Which,
+}
+
+/// Which letters are meant: those that hold for all of these.
+#[derive(Debug, clap::Args)]
+pub struct Which {
+    /// Those of the Trigger with this name.
+    #[arg(long, value_name = "NAME")]
+    pub trigger: Option<String>,
+
+    /// Those whose event has an attribute with this value, for example type=com.example.order; may be repeated.
+    #[arg(long = "filter", value_name = "ATTRIBUTE=VALUE", value_parser = attribute_and_value)]
+    pub filters: Vec<(String, String)>,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON value a line.
+    Json,
+}
+
+fn attribute_and_value(text: &str) -> Result<(String, String), String> {
+    let (attribute, value) = text.split_once('=').ok_or("write ATTRIBUTE=VALUE")?;
+    Ok((attribute.to_owned(), value.to_owned()))
+}
+
+impl Which {
+    fn selected(self) -> Selected {
+        let filters = self.filters.into_iter();
+        Selected {
+            trigger: self.trigger,
+            filters: filters.map(|pair| Expression::Exact([pair].into())).collect(),
+            ..Selected::default()
+        }
+    }
+}
+
+impl Many {
+    /// The broker and what is meant; everything only if that was said.
+    fn selected(self) -> anyhow::Result<(String, Selected)> {
+        let Self {
+            broker,
+            ids,
+            all,
+            which,
+        } = self;
+        let mut selected = which.selected();
+        if !ids.is_empty() {
+            selected.ids = Some(ids.into_iter().map(Offset).collect::<BTreeSet<_>>());
+        }
+        if !all && selected == Selected::default() {
+            return Err(Usage("say which: IDs, --trigger, --filter, or --all".to_owned()).into());
+        }
+        Ok((broker, selected))
+    }
+}
+
+/// Asks the router, and prints what it says.
+///
+/// # Errors
+/// When the router cannot be reached or refuses, or letters are left that should have been redriven.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let Args { router, action } = args;
+    let router = Router {
+        base: parse_url(&router)?.to_string().trim_end_matches('/').to_owned(),
+    };
+    match action {
+        Action::List {
+            broker: None,
+            which: _,
+            output,
+        } => router.brokers(output).await,
+        Action::List {
+            broker: Some(broker),
+            which,
+            output,
+        } => router.list(&broker, which.selected(), output).await,
+        Action::Show { broker, id, output } => router.show(&broker, id, output).await,
+        Action::Redrive(many) => {
+            let (broker, selected) = many.selected()?;
+            router.redrive(&broker, selected).await
+        }
+        Action::Drop(many) => {
+            let (broker, selected) = many.selected()?;
+            router.remove(&broker, selected).await
+        }
+    }
+}
+
+/// The router that is asked.
+struct Router {
+    base: String,
+}
+
+impl Router {
+    async fn brokers(&self, output: Output) -> anyhow::Result<()> {
+        let Brokers { brokers } = self.get("").await?;
+        let mut out = io::stdout().lock();
+        match output {
+            Output::Json => {
+                for broker in brokers {
+                    writeln!(out, "{}", serde_json::to_string(&broker)?)?;
+                }
+            }
+            Output::Text if brokers.is_empty() => writeln!(out, "no dead letters")?,
+            Output::Text => {
+                let rows = brokers.into_iter().map(|row| [row.broker, row.count.to_string()]);
+                write!(out, "{}", table(["BROKER", "DEAD LETTERS"], rows.collect()))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn list(&self, broker: &str, mut selected: Selected, output: Output) -> anyhow::Result<()> {
+        let mut rows = Vec::new();
+        loop {
+            let Letters { items, next } = self.ask(broker, "list", &selected).await?;
+            match output {
+                Output::Json => {
+                    let mut out = io::stdout().lock();
+                    for letter in items {
+                        writeln!(out, "{}", serde_json::to_string(&letter)?)?;
+                    }
+                }
+                Output::Text => rows.extend(items.into_iter().map(row)),
+            }
+            match next {
+                Some(next) => selected.from = next,
+                None => break,
+            }
+        }
+        if output == Output::Text {
+            let text = if rows.is_empty() {
+                format!("broker {broker} has no such dead letters\n")
+            } else {
+                let columns = [
+                    "ID",
+                    "TIME",
+                    "TRIGGER",
+                    "EVENT TYPE",
+                    "EVENT ID",
+                    "ATTEMPTS",
+                    "STATUS",
+                    "REASON",
+                ];
+                table(columns, rows)
+            };
+            write!(io::stdout().lock(), "{text}")?;
+        }
+        Ok(())
+    }
+
+    async fn show(&self, broker: &str, id: u64, output: Output) -> anyhow::Result<()> {
+        let full: FullLetter = self.get(&format!("/{}/letters/{id}", checked(broker)?)).await?;
+        let mut out = io::stdout().lock();
+        if output == Output::Json {
+            writeln!(out, "{}", serde_json::to_string(&full)?)?;
+            return Ok(());
+        }
+        let FullLetter { letter, event } = full;
+        let delivery = letter.delivery;
+        let status = delivery
+            .status
+            .map_or_else(|| "none".to_owned(), |status| status.to_string());
+        for (name, value) in [
+            ("ID", letter.id.to_string()),
+            ("Time", letter.time.to_string()),
+            ("Trigger", format!("{}/{}", delivery.namespace, delivery.name)),
+            ("Sink", delivery.sink),
+            ("Reason", delivery.reason),
+            ("Attempts", delivery.attempts.to_string()),
+            ("Status", status),
+            ("Last answer", delivery.detail),
+        ] {
+            writeln!(
+                out,
+                "{:<13}{}",
+                format!("{name}:"),
+                value.replace('\n', "\n             ")
+            )?;
+        }
+        writeln!(out, "\n{}", event.get())?;
+        Ok(())
+    }
+
+    async fn redrive(&self, broker: &str, mut selected: Selected) -> anyhow::Result<()> {
+        let (mut redriven, mut without_trigger) = (0, 0);
+        let mut last_progress = Instant::now();
+        let left = loop {
+            let answer: RedriveAnswer = self.ask(broker, "redrive", &selected).await?;
+            redriven += answer.redriven;
+            without_trigger += answer.without_trigger;
+            if answer.redriven > 0 {
+                last_progress = Instant::now();
+            }
+            let Some(next) = answer.next else { break 0 };
+            selected.from = next;
+            if answer.without_room > 0 {
+                if last_progress.elapsed() > NO_ROOM_PATIENCE {
+                    break answer.without_room;
+                }
+                tokio::time::sleep(NO_ROOM_PAUSE).await;
+            }
+        };
+        writeln!(io::stdout().lock(), "{redriven} redriven")?;
+        if without_trigger > 0 {
+            bail!(
+                "{without_trigger} are of Triggers that are gone: apply a Trigger of the same name, or drop them"
+            );
+        }
+        if left > 0 {
+            bail!(
+                "{left} or more are left: their Trigger has as many unsettled events as it may have; see whether its Sink answers, and redrive again"
+            );
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, broker: &str, mut selected: Selected) -> anyhow::Result<()> {
+        let mut dropped = 0;
+        loop {
+            let answer: DropAnswer = self.ask(broker, "drop", &selected).await?;
+            dropped += answer.dropped;
+            match answer.next {
+                Some(next) => selected.from = next,
+                None => break,
+            }
+        }
+        writeln!(io::stdout().lock(), "{dropped} dropped")?;
+        Ok(())
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        self.exchange(Method::GET, path, Bytes::new()).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        broker: &str,
+        verb: &str,
+        selected: &Selected,
+    ) -> anyhow::Result<T> {
+        let body = serde_json::to_vec(selected)?;
+        let path = format!("/{}/{verb}", checked(broker)?);
+        self.exchange(Method::POST, &path, body.into()).await
+    }
+
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<T> {
+        let url = parse_url(&format!("{}/v1/dead-letters{path}", self.base))?;
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = url;
+        let json = HeaderValue::from_static("application/json");
+        request.headers_mut().insert(header::CONTENT_TYPE, json);
+        let (_, answer) = exchange(request).await?;
+        serde_json::from_slice(&answer).with_context(|| {
+            format!(
+                "{} is no router's admin address, or one of another version",
+                self.base
+            )
+        })
+    }
+}
+
+/// A broker's name as a piece of a path.
+fn checked(broker: &str) -> anyhow::Result<&str> {
+    let name = |text: &str| {
+        !text.is_empty()
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    match broker.split_once('/') {
+        Some((namespace, broker_name)) if name(namespace) && name(broker_name) => Ok(broker),
+        _ => Err(Usage(format!(
+            "{broker:?} is no broker: write NAMESPACE/NAME, such as shop/default"
+        ))
+        .into()),
+    }
+}
+
+fn row(letter: Letter) -> [String; 8] {
+    let delivery = letter.delivery;
+    [
+        letter.id.to_string(),
+        format!("{:.0}", letter.time),
+        delivery.name,
+        letter.event_type,
+        letter.event_id,
+        delivery.attempts.to_string(),
+        delivery
+            .status
+            .map_or_else(|| "-".to_owned(), |status| status.to_string()),
+        delivery.reason,
+    ]
+}
+
+/// Columns side by side, as kubectl prints them.
+fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> String {
+    let head = head.map(str::to_owned);
+    let all: Vec<_> = std::iter::once(head).chain(rows).collect();
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        all.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    });
+    let mut text = String::new();
+    for row in &all {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            line.push_str(&format!("{cell:<width$}   "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_lines_up() {
+        let rows = vec![
+            ["1".to_owned(), "a longer one".to_owned()],
+            ["1000".to_owned(), "x".to_owned()],
+        ];
+        assert_eq!(
+            table(["ID", "NAME"], rows),
+            "ID     NAME\n1      a longer one\n1000   x\n"
+        );
+    }
+
+    #[test]
+    fn everything_is_meant_only_when_it_is_said() {
+        let many = |all, ids: &[u64]| Many {
+            broker: "shop/default".to_owned(),
+            ids: ids.to_vec(),
+            all,
+            which: Which {
+                trigger: None,
+                filters: Vec::new(),
+            },
+        };
+        assert!(many(false, &[]).selected().is_err());
+        assert_eq!(many(true, &[]).selected().unwrap().1, Selected::default());
+        let ids = many(false, &[2, 1]).selected().unwrap().1.ids;
+        assert_eq!(ids, Some([Offset(1), Offset(2)].into()));
+    }
+
+    #[test]
+    fn a_broker_is_a_namespace_and_a_name() {
+        assert!(checked("shop/default").is_ok());
+        for wrong in ["shop", "shop/", "/default", "shop/a/b", "shop/../x", "shop/a b"] {
+            assert!(checked(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! One request and its answer, for the subcommands that are clients.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+
+use super::Usage;
+use crate::delivery::with_causes;
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How much of an answer is read, in bytes.
+const MAX_ANSWER: usize = 16 * 1024 * 1024;
+
+/// Reads an `http` or `https` URL; without a scheme it is `http`.
+///
+/// # Errors
+/// [`Usage`] when it is none.
+pub fn parse_url(text: &str) -> anyhow::Result<Uri> {
+    let text = if text.contains("://") {
+        text.to_owned()
+    } else {
+        format!("http://{text}")
+    };
+    let url: Uri = text
+        .parse()
+        .map_err(|error| Usage(format!("{text:?} is no URL: {error}")))?;
+    if !matches!(url.scheme_str(), Some("http" | "https")) {
+        return Err(Usage(format!("{text:?} must begin with http:// or https://")).into());
+    }
+    Ok(url)
+}
+
+/// Sends a request, and gives the answer if it says success.
+///
+/// # Errors
+/// When there is no answer within 30 seconds, or it says something else: with the `detail` of its problem document.
+pub async fn exchange(request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
+    let url = request.uri().clone();
+    let builder = hyper_rustls::HttpsConnectorBuilder::new();
+    let builder = if url.scheme_str() == Some("https") {
+        builder
+            .with_native_roots()
+            .context("cannot read the certificate authorities that this machine trusts")?
+    } else {
+        // http asks nobody whom to trust, and an empty image has no authorities.
+        let config = rustls::ClientConfig::builder()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        builder.with_tls_config(config)
+    };
+    let connector = builder.https_or_http().enable_http1().build();
+    let client = Client::builder(TokioExecutor::new()).build::<_, Full<Bytes>>(connector);
+    let (status, answer) = tokio::time::timeout(TIMEOUT, async {
+        let response = client
+            .request(request)
+            .await
+            .map_err(|error| unreachable(&url, &error))?;
+        let status = response.status();
+        let answer = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await
+            .map_err(|error| anyhow::anyhow!("the answer of {url} breaks off: {error}"))?;
+        anyhow::Ok((status, answer.to_bytes()))
+    })
+    .await
+    .with_context(|| format!("{url} did not answer within {} s", TIMEOUT.as_secs()))??;
+    if !status.is_success() {
+        let detail = detail(&answer);
+        let separator = if detail.is_empty() { "" } else { ": " };
+        anyhow::bail!("{url} answered {status}{separator}{detail}");
+    }
+    Ok((status, answer))
+}
+
+fn unreachable(url: &Uri, error: &hyper_util::client::legacy::Error) -> anyhow::Error {
+    let what_to_do = if error.is_connect() {
+        "; does a router run there (weir run, or kubectl port-forward)?"
+    } else {
+        ""
+    };
+    anyhow::anyhow!("cannot reach {url}: {}{what_to_do}", with_causes(error))
+}
+
+/// What a problem document says, else the answer as it is.
+fn detail(answer: &Bytes) -> String {
+    let problem = serde_json::from_slice::<serde_json::Value>(answer).ok();
+    let detail = problem
+        .as_ref()
+        .and_then(|problem| problem.get("detail")?.as_str());
+    detail.map_or_else(
+        || String::from_utf8_lossy(answer).trim().to_owned(),
+        str::to_owned,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_may_lack_the_scheme() {
+        assert_eq!(
+            parse_url("localhost:8080/a/b").unwrap(),
+            "http://localhost:8080/a/b"
+        );
+        assert!(parse_url("ftp://a/").is_err());
+    }
+
+    #[test]
+    fn the_detail_of_a_problem_is_told() {
+        assert_eq!(
+            detail(&Bytes::from_static(br#"{"detail":"no broker"}"#)),
+            "no broker"
+        );
+        assert_eq!(detail(&Bytes::from_static(b" plain ")), "plain");
+    }
+}
