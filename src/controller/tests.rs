@@ -241,6 +241,80 @@ fn the_triggers_settings_go_over_the_sinks_over_the_defaults() {
 }
 
 #[test]
+fn a_dead_letter_sink_is_seen_from_the_resource_that_names_it() {
+    let dead_letters = |target: Value| json!({"deadLetterSink": target});
+    let near = json!({"ref": {"name": "near"}});
+    let table = [
+        // The Trigger's delivery, its Sink's delivery in namespace `other` -> where dead letters go, or why not.
+        (json!({}), json!({}), None),
+        (
+            dead_letters(json!({"service": {"name": "one"}})),
+            json!({}),
+            Some(Ok("http://one.shop.svc.cluster.local:8080/")),
+        ),
+        (
+            dead_letters(near.clone()),
+            json!({}),
+            Some(Ok("http://one.shop.svc.cluster.local:8080/in")),
+        ),
+        (
+            json!({}),
+            dead_letters(json!({"service": {"name": "far"}})),
+            Some(Ok("http://far.other.svc.cluster.local:80/")),
+        ),
+        (
+            dead_letters(near),
+            dead_letters(json!({"service": {"name": "far"}})),
+            Some(Ok("http://one.shop.svc.cluster.local:8080/in")),
+        ),
+        (
+            dead_letters(json!({"service": {"name": "far"}})),
+            json!({}),
+            Some(Err("ServiceNotFound")),
+        ),
+        (
+            dead_letters(json!({"ref": {"name": "closed", "namespace": "other"}})),
+            json!({}),
+            Some(Err("SinkNotAllowed")),
+        ),
+        (
+            json!({}),
+            dead_letters(json!({"service": {"name": "one"}})),
+            Some(Err("ServiceNotFound")),
+        ),
+    ];
+    for (own, of_sink, expected) in table {
+        let mut observed = cluster();
+        let allowed = json!({"names": ["shop"]});
+        let sink = json!({"uri": "http://example.com/", "allowedNamespaces": allowed, "delivery": of_sink});
+        observed.sinks.push(resource("Sink", "other", "target", sink));
+        let spec = json!({"sink": {"ref": {"name": "target", "namespace": "other"}}, "delivery": own});
+        observed.triggers.push(trigger("t", spec.clone()));
+        let outcome = compile(&observed, DOMAIN);
+        let route = &outcome.configuration.triggers[0];
+        assert!(
+            route.destination.is_some(),
+            "events are delivered either way: {spec}"
+        );
+        let uri = route
+            .delivery
+            .dead_letter_sink
+            .as_ref()
+            .map(|destination| destination.uri.as_str());
+        let finding = outcome.diagnoses.triggers[0].dead_letter_sink.as_ref();
+        match expected {
+            None => assert_eq!((uri, finding), (None, None), "{spec}"),
+            Some(Ok(expected)) => assert_eq!(
+                (uri, finding.map(|f| f.holds)),
+                (Some(expected), Some(true)),
+                "{spec}"
+            ),
+            Some(Err(reason)) => assert_eq!((uri, finding.map(|f| f.reason)), (None, Some(reason)), "{spec}"),
+        }
+    }
+}
+
+#[test]
 fn a_trigger_with_a_broken_filter_keeps_its_place_and_is_told() {
     let spec = json!({"sink": {"service": {"name": "one"}}, "filters": [{"exact": {"a": "b"}}, {"not": {"exact": {}}}]});
     let (outcome, diagnosis) = with_trigger(spec);

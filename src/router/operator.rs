@@ -30,3 +30,31 @@ async fn check(request: Request, next: Next) -> Response {
     )
     .into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, routing::get};
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_this_machine_is_let_in() {
+        let routes = local_only(Router::new().route("/", get(|| async { "in" })));
+        for (peer, status) in [
+            (Some("127.0.0.1:1"), StatusCode::OK),
+            (Some("[::1]:1"), StatusCode::OK),
+            (Some("[::ffff:127.0.0.1]:1"), StatusCode::OK),
+            (Some("10.0.0.1:1"), StatusCode::FORBIDDEN),
+            (Some("[::ffff:10.0.0.1]:1"), StatusCode::FORBIDDEN),
+            (None, StatusCode::FORBIDDEN),
+        ] {
+            let mut request = Request::new(Body::empty());
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(Peer(peer.parse().unwrap()));
+            }
+            let response = routes.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), status, "{peer:?}");
+        }
+    }
+}

@@ -517,6 +517,22 @@ fn triggers_heal_and_say_what_is_missing() {
         .run(["label", "namespace", kubectl.namespace(), "team=blue"]);
     kubectl.wait_ready("trigger/foreign");
 
+    let letters = ", delivery: {deadLetterSink: {ref: {name: graves}}}";
+    kubectl.apply(&trigger(
+        "with-letters",
+        "[]",
+        "{uri: 'http://example.com/'}",
+        letters,
+    ));
+    await_reason(
+        &kubectl,
+        "trigger/with-letters",
+        "DeadLetterSinkResolved",
+        "SinkNotFound",
+    );
+    kubectl.apply(&sink("graves", "{uri: 'http://example.com/'}"));
+    kubectl.wait_ready("trigger/with-letters");
+
     kubectl.apply(&sink("shared", "{service: {name: web, port: 80}}"));
     kubectl.wait_ready("trigger/to-sink");
     kubectl.run(["delete", "service", "web"]);
@@ -598,6 +614,10 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
             "exactly one of ref, service and uri",
         ),
         (trigger("t", "[]", "{uri: 'ftp://a/'}", ""), "spec.sink.uri"),
+        (
+            trigger("t", "[]", to, ", delivery: {deadLetterSink: {}}"),
+            "spec.delivery.deadLetterSink",
+        ),
         (
             trigger("t", "[]", "{service: {name: web, port: 0}}", ""),
             "spec.sink.service.port",

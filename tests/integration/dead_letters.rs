@@ -95,9 +95,9 @@ fn dead_letters_are_listed_shown_redriven_and_dropped() {
     stock.answer(Answer::Hang);
     let redrive = dead_letters(&router, &["redrive", "shop/default", "--trigger=stock"]);
     assert_eq!(redrive, (true, "1 redriven".to_owned()));
-    let before = stock.received().len();
-    router.kill_and_restart();
+    let before = stock.wait_for(7).len();
     stock.answer(Answer::status(204));
+    router.kill_and_restart();
     let received = stock.wait_until(PATIENCE, |received| received.len() > before);
     assert_eq!(received[before].header("ce-custom"), Some("kept"));
     eventually(PATIENCE, || match router.accounting("stock") {
