@@ -27,7 +27,7 @@ use super::{
     inbox::Inbox,
     lanes::{Item, Lanes},
     place::{FetchError, Place},
-    progress::Progress,
+    progress::{Low, Progress},
     rate::Bucket,
     reader::{READ, Reader, unreadable},
     redrive::Redrive,
@@ -87,6 +87,8 @@ pub(super) struct Dispatcher {
     dead_letters: FuturesUnordered<BoxFuture<'static, (Place, Result<(), FetchError>)>>,
     breaker: Breaker,
     saving: Option<BoxFuture<'static, Result<(), LogError>>>,
+    /// What is unsettled in what is being saved.
+    saving_low: Low,
     save_at: Option<Instant>,
 }
 
@@ -125,7 +127,9 @@ impl Dispatcher {
             trigger.uid.clone(),
             broker_key(&trigger.namespace, &trigger.broker),
         );
+        let low = parts.progress.low();
         parts.stats.show(&parts.progress);
+        parts.stats.show_low(low);
         let dead_lettering = DeadLettering::new(
             parts.log.clone(),
             parts.client.clone(),
@@ -148,6 +152,7 @@ impl Dispatcher {
             in_flight: FuturesUnordered::new(),
             breaker: Breaker::default(),
             saving: None,
+            saving_low: low,
             save_at: None,
         }
     }
@@ -242,12 +247,16 @@ impl Dispatcher {
             });
         }
         self.changed();
+        // Before they are taken out: then trimming goes past them, were they not held.
+        let low = self.parts.progress.low();
+        self.parts.stats.hold_dead_letters(low);
         let change = taken.add(&self.broker, accepted.iter().map(|letter| letter.offset));
         // One commit: a letter is either in the dead-letter log or in a Trigger's progress, never in both.
         let saved = self.parts.log.save_cursors(vec![self.cursor(), change]).await;
         if let Err(error @ LogError::Failed(_)) = saved {
             return Err(error);
         }
+        self.parts.stats.show_low(low);
         // Whoever asked may have gone.
         let _ = answer.send(saved.map(|()| accepted.len()));
         Ok(())
@@ -621,12 +630,17 @@ impl Dispatcher {
 
     fn begin_save(&mut self) {
         self.save_at = None;
+        self.saving_low = self.parts.progress.low();
         let (log, cursor) = (self.parts.log.clone(), self.cursor());
         self.saving = Some(async move { log.save_cursors(vec![cursor]).await }.boxed());
     }
 
-    /// Without room for the cursor, delivery goes on, and what is settled meanwhile repeats after a crash.
+    /// Without room for the cursor, delivery goes on, and what is settled meanwhile repeats after a crash. It may
+    /// be trimmed nevertheless, as that makes room; then it does not repeat, but is counted as dropped.
     fn saved(&mut self, saved: Result<(), LogError>) -> Result<(), LogError> {
+        if matches!(saved, Ok(()) | Err(LogError::Full(_))) {
+            self.parts.stats.show_low(self.saving_low);
+        }
         match saved {
             Err(LogError::Full(detail)) => {
                 tracing::warn!(

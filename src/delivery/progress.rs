@@ -18,6 +18,15 @@ pub(super) struct Progress {
     counts: Counts,
 }
 
+/// The first places that are not settled: nothing from there on may be trimmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Low {
+    /// In the broker's log.
+    pub(super) events: Offset,
+    /// In its dead-letter log, if dead letters are delivered again.
+    pub(super) dead_letters: Option<Offset>,
+}
+
 /// How many events the Trigger has wanted, and how they ended, since it was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Counts {
@@ -84,20 +93,19 @@ impl Progress {
         self.next
     }
 
-    /// The first offset that is not settled: nothing at or above it may be trimmed.
-    pub(super) fn low(&self) -> Offset {
-        match self.outstanding.first_key_value() {
-            Some((&Place::Log(offset), _)) => offset.min(self.next),
-            _ => self.next,
-        }
-    }
-
-    /// The first dead letter that is being delivered again: nothing at or above it may be trimmed.
-    pub(super) fn low_dead_letter(&self) -> Option<Offset> {
-        let first = self.outstanding.range(Place::DeadLetter(Offset(0))..).next()?;
-        match first {
-            (&Place::DeadLetter(offset), _) => Some(offset),
-            (Place::Log(_), _) => None,
+    /// Where what is not settled begins.
+    pub(super) fn low(&self) -> Low {
+        let first = self.outstanding.first_key_value();
+        let redriven = self.outstanding.range(Place::DeadLetter(Offset(0))..).next();
+        Low {
+            events: match first {
+                Some((&Place::Log(offset), _)) => offset.min(self.next),
+                _ => self.next,
+            },
+            dead_letters: match redriven {
+                Some((&Place::DeadLetter(offset), _)) => Some(offset),
+                _ => None,
+            },
         }
     }
 
@@ -209,15 +217,25 @@ mod tests {
     #[test]
     fn low_is_the_first_unsettled_offset() {
         let mut progress = Progress::starting_at(Offset(5));
-        assert_eq!(progress.low(), Offset(5));
+        assert_eq!(progress.low().events, Offset(5));
         progress.matched(Offset(7));
         progress.matched(Offset(9));
         progress.advance(Offset(20));
-        assert_eq!((progress.low(), progress.next()), (Offset(7), Offset(20)));
+        assert_eq!((progress.low().events, progress.next()), (Offset(7), Offset(20)));
         progress.settle(Place::Log(Offset(7)), Settlement::Delivered);
-        assert_eq!(progress.low(), Offset(9));
+        assert_eq!(progress.low().events, Offset(9));
         progress.settle(Place::Log(Offset(9)), Settlement::Expired);
-        assert_eq!(progress.low(), Offset(20));
+        assert_eq!(progress.low().events, Offset(20));
+        assert_eq!(progress.low().dead_letters, None);
+        progress.redriven(Offset(3));
+        progress.redriven(Offset(30));
+        let low = Low {
+            events: Offset(20),
+            dead_letters: Some(Offset(3)),
+        };
+        assert_eq!(progress.low(), low);
+        progress.settle(Place::DeadLetter(Offset(3)), Settlement::Delivered);
+        assert_eq!(progress.low().dead_letters, Some(Offset(30)));
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use super::{progress::Progress, reply::Reply};
+use super::{
+    progress::{Low, Progress},
+    reply::Reply,
+};
 use crate::log::Offset;
 
 /// How an event ended for a Trigger that wanted it.
@@ -86,12 +89,12 @@ impl TriggerStats {
         Offset(self.next.load(Relaxed))
     }
 
-    /// The first offset that it has not settled.
+    /// The first offset that it had not settled when its progress was last saved: nothing from here on is trimmed.
     pub fn low(&self) -> Offset {
         Offset(self.low.load(Relaxed))
     }
 
-    /// The first dead letter that is being delivered again.
+    /// The first dead letter that was being delivered again then: nothing from here on is trimmed.
     pub fn low_dead_letter(&self) -> Option<Offset> {
         let offset = self.low_dead_letter.load(Relaxed);
         (offset != NONE).then_some(Offset(offset))
@@ -111,10 +114,20 @@ impl TriggerStats {
         self.dropped.store(counts.dropped, Relaxed);
         self.pending.store(progress.pending() as u64, Relaxed);
         self.next.store(progress.next().0, Relaxed);
-        self.low.store(progress.low().0, Relaxed);
         self.redriven.store(counts.redriven, Relaxed);
-        let low_dead_letter = progress.low_dead_letter().map_or(NONE, |offset| offset.0);
-        self.low_dead_letter.store(low_dead_letter, Relaxed);
+    }
+
+    /// Progress is saved, but for what is unsettled in it.
+    pub(super) fn show_low(&self, low: Low) {
+        self.low.store(low.events.0, Relaxed);
+        let dead_letters = low.dead_letters.map_or(NONE, |offset| offset.0);
+        self.low_dead_letter.store(dead_letters, Relaxed);
+    }
+
+    /// Dead letters are wanted again, though that is not saved yet.
+    pub(super) fn hold_dead_letters(&self, low: Low) {
+        let dead_letters = low.dead_letters.map_or(NONE, |offset| offset.0);
+        self.low_dead_letter.fetch_min(dead_letters, Relaxed);
     }
 
     pub(super) fn attempt_began(&self) {
