@@ -29,7 +29,7 @@ pub use client::{Client, ClientError, with_causes};
 pub use dead_letter::{DeadLetter, DeadLetterError};
 pub use engine::{DeliveryOptions, Engine, EngineError, TriggerView};
 pub use retention::Retention;
-pub use stats::{Settlement, TriggerStats};
+pub use stats::{Outage, Settlement, TriggerStats};
 
 use std::time::Duration;
 

@@ -1,6 +1,12 @@
 //! What can be seen of a Trigger's delivery from outside, for metrics and the admin endpoint.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
+
+use arc_swap::ArcSwapOption;
+use jiff::Timestamp;
 
 use super::progress::Progress;
 use crate::log::Offset;
@@ -18,6 +24,15 @@ pub enum Settlement {
     Dropped,
 }
 
+/// A Sink fails so steadily that it is only probed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outage {
+    /// When it was taken to be down.
+    pub since: Timestamp,
+    /// What came of the last attempt, for a person.
+    pub detail: String,
+}
+
 /// Figures of one Trigger, written by its dispatcher. They are consistent with each other at rest.
 #[derive(Debug, Default)]
 pub struct TriggerStats {
@@ -32,7 +47,8 @@ pub struct TriggerStats {
     attempts: AtomicU64,
     failed_attempts: AtomicU64,
     in_flight: AtomicU64,
-    sink_down: AtomicBool,
+    sink_answered: AtomicBool,
+    outage: ArcSwapOption<Outage>,
 }
 
 macro_rules! figures {
@@ -75,9 +91,14 @@ impl TriggerStats {
         Offset(self.low.load(Relaxed))
     }
 
-    /// Whether its Sink fails so steadily that it is only probed.
-    pub fn sink_down(&self) -> bool {
-        self.sink_down.load(Relaxed)
+    /// Its Sink's outage, while that lasts.
+    pub fn outage(&self) -> Option<Arc<Outage>> {
+        self.outage.load_full()
+    }
+
+    /// Whether events wait for a Sink that has not answered yet, since the router started or the Sink is another.
+    pub fn is_sink_unproven(&self) -> bool {
+        self.pending() > 0 && !self.sink_answered.load(Relaxed)
     }
 
     pub(super) fn show(&self, progress: &Progress) {
@@ -102,7 +123,64 @@ impl TriggerStats {
         self.failed_attempts.fetch_add(u64::from(!delivered), Relaxed);
     }
 
-    pub(super) fn show_sink_down(&self, down: bool) {
-        self.sink_down.store(down, Relaxed);
+    pub(super) fn sink_answered(&self) {
+        self.sink_answered.store(true, Relaxed);
+    }
+
+    /// The Sink is down, or still is.
+    pub(super) fn outage_goes_on(&self, now: Timestamp, detail: &str) {
+        let since = self.outage().map_or(now, |outage| outage.since);
+        let detail = detail.to_owned();
+        self.outage.store(Some(Arc::new(Outage { since, detail })));
+    }
+
+    pub(super) fn outage_ended(&self) {
+        self.outage.store(None);
+    }
+
+    /// What was known is about another Sink.
+    pub(super) fn sink_changed(&self) {
+        self.sink_answered.store(false, Relaxed);
+        self.outage_ended();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_outage_keeps_its_beginning_and_tells_the_last_error() {
+        let stats = TriggerStats::default();
+        assert_eq!(stats.outage(), None);
+        stats.outage_goes_on(at("2026-01-01T00:00:00Z"), "503");
+        stats.outage_goes_on(at("2026-01-01T00:01:00Z"), "refused");
+        let outage = stats.outage().unwrap();
+        assert_eq!(
+            (outage.since, &*outage.detail),
+            (at("2026-01-01T00:00:00Z"), "refused")
+        );
+        stats.outage_ended();
+        stats.outage_goes_on(at("2026-01-01T00:02:00Z"), "503");
+        assert_eq!(stats.outage().unwrap().since, at("2026-01-01T00:02:00Z"));
+    }
+
+    #[test]
+    fn a_sink_is_unproven_while_events_wait_and_it_has_not_answered() {
+        let stats = TriggerStats::default();
+        assert!(!stats.is_sink_unproven(), "nothing waits");
+        let mut progress = Progress::starting_at(Offset(0));
+        progress.matched(Offset(0));
+        stats.show(&progress);
+        assert!(stats.is_sink_unproven());
+        stats.sink_answered();
+        assert!(!stats.is_sink_unproven());
+        stats.outage_goes_on(at("2026-01-01T00:00:00Z"), "503");
+        stats.sink_changed();
+        assert!(stats.is_sink_unproven() && stats.outage().is_none());
     }
 }
