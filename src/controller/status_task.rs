@@ -117,7 +117,14 @@ impl StatusTask {
         for diagnosis in &diagnoses.triggers {
             let subject = &diagnosis.subject;
             writes.extend(writer.outdated(&triggers, &subject.uid, |present| {
-                let status = statuses::trigger(diagnosis, &applied(subject), present, broker_url, &now);
+                let status = statuses::trigger(
+                    diagnosis,
+                    &applied(subject),
+                    &routers.sink(&subject.uid),
+                    present,
+                    broker_url,
+                    &now,
+                );
                 match api::condition(&status.conditions, statuses::READY) {
                     Some(condition) if condition.status == "True" => ready += 1,
                     _ => not_ready += 1,

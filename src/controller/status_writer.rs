@@ -108,8 +108,8 @@ impl StatusWriter {
             return None;
         }
         let before = present.as_ref().map(K::conditions).unwrap_or_default();
-        let transition = statuses::transition(before, K::conditions(&status));
-        Some(self.write(resource, &status, transition))
+        let transitions = statuses::transitions(before, K::conditions(&status));
+        Some(self.write(resource, &status, transitions))
     }
 
     /// A resource's status: what was last written, until the watch has brought that or something newer.
@@ -124,8 +124,8 @@ impl StatusWriter {
         resource.status().cloned()
     }
 
-    /// Prepares a write, with the Event that tells of it.
-    fn write<K: Kind>(&self, resource: &K, status: &K::Status, transition: Option<Transition>) -> Write {
+    /// Prepares a write, with the Events that tell of it.
+    fn write<K: Kind>(&self, resource: &K, status: &K::Status, transitions: Vec<Transition>) -> Write {
         let kind = K::NAME;
         // Plain data always serialises.
         let status = serde_json::to_value(status).unwrap_or_default();
@@ -143,10 +143,10 @@ impl StatusWriter {
             match api.patch_status(&name, &parameters, &Patch::Apply(&patch)).await {
                 Ok(written) => {
                     metrics.wrote(kind, "written");
-                    if let Some(transition) = transition
-                        && let Err(error) = recorder.publish(&event(transition), &reference).await
-                    {
-                        tracing::warn!(kind, namespace, name, %error, "an Event cannot be recorded");
+                    for transition in transitions {
+                        if let Err(error) = recorder.publish(&event(transition), &reference).await {
+                            tracing::warn!(kind, namespace, name, %error, "an Event cannot be recorded");
+                        }
                     }
                     Ok(Some(version(&written)))
                 }
@@ -213,20 +213,21 @@ fn version<K: Resource>(resource: &K) -> u64 {
 
 fn event(
     Transition {
-        ready,
+        action,
+        good,
         reason,
         message,
     }: Transition,
 ) -> Event {
     Event {
-        type_: if ready {
+        type_: if good {
             EventType::Normal
         } else {
             EventType::Warning
         },
         reason,
         note: Some(shortened(message)),
-        action: "Resolve".to_owned(),
+        action: action.to_owned(),
         secondary: None,
     }
 }
