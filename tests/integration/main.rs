@@ -18,3 +18,4 @@ mod controller;
 mod faults;
 mod harness;
 mod local;
+mod sink_status;
