@@ -210,7 +210,7 @@ fn a_reserved_port_is_free_for_who_names_it() {
 
 #[test]
 fn a_process_is_watched_and_ended() {
-    let script = r#"echo "INFO listening listener=\"ingress\" address=127.0.0.1:$PORT"; trap 'echo bye; exit 3' TERM
+    let script = r#"trap 'echo bye; exit 3' TERM; echo "INFO listening listener=\"ingress\" address=127.0.0.1:$PORT"
         while :; do sleep 0.05; done"#;
     let mut process = Process::program("sh", ["-c", script]).env("PORT", "4711").start();
     assert_eq!(process.address("ingress").port(), 4711);
