@@ -202,6 +202,8 @@ pub struct TriggerStatus {
 
     /// Ready: events flow. FiltersValid: the filters could be compiled. SinkResolved: the destination is known.
     /// Applied: every live router routes by this generation. Reason and message say what to do where one is not True.
+    /// SinkAnswering: the Sink answers, for better or worse; False while a router finds that it keeps failing and only
+    /// probes it. Ready does not depend on it. It is there once every router has told, while events may flow.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,

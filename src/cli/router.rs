@@ -180,16 +180,22 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let link = ControllerLink::new(&controller, &name)?;
     let (configurations, received) = watch::channel(None);
     let (applied, acknowledged) = watch::channel(Revision::default());
-    let following = tokio::spawn(link.follow(configurations, acknowledged, stop.clone()));
+    let (sinks, reports) = watch::channel(None);
+    let following = tokio::spawn(link.clone().follow(configurations, acknowledged, stop.clone()));
+    let reporting = tokio::spawn(link.report(reports, stop.clone()));
     let outcome = router::run(
         log.into_options(listen, admin, data)?,
         received,
         applied,
+        sinks,
         stop.clone(),
     )
     .await;
     stop.cancel();
-    following.await.context("the link to the controller broke down")?;
+    following
+        .await
+        .and(reporting.await)
+        .context("the link to the controller broke down")?;
     Ok(outcome?)
 }
 

@@ -109,7 +109,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     configurations.send_replace(Some(configuration));
     let (applied, _) = watch::channel(Revision::default());
     tokio::spawn(local.follow(changed, configurations));
-    Ok(router::run(options, received, applied, stop).await?)
+    let (sinks, _) = watch::channel(None);
+    Ok(router::run(options, received, applied, sinks, stop).await?)
 }
 
 fn shown(paths: &[PathBuf]) -> String {

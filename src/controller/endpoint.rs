@@ -1,4 +1,5 @@
-//! Where routers get the routing configuration, by long poll; asking is also the acknowledgement.
+//! Where routers get the routing configuration, by long poll; asking is also the acknowledgement. And where they tell
+//! which Sinks are down.
 //! See [`crate::routing::protocol`].
 
 use std::{
@@ -7,19 +8,19 @@ use std::{
 };
 
 use axum::{
-    Router,
-    extract::{Query, State},
+    Json, Router,
+    extract::{DefaultBodyLimit, Path, Query, State},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, put},
 };
 use bytes::Bytes;
 use http::{StatusCode, header};
 use tokio::sync::{Notify, watch};
 
-use super::routers::Routers;
+use super::routers::{Routers, Taken};
 use crate::routing::{
     Configuration, Revision,
-    protocol::{CONFIGURATION_PATH, ConfigurationQuery, POLL_TIMEOUT},
+    protocol::{CONFIGURATION_PATH, ConfigurationQuery, MAX_REPORT, POLL_TIMEOUT, SINKS_PATH, SinkReport},
 };
 
 /// What routers are given: written once, sent to all.
@@ -77,12 +78,18 @@ impl Publication {
     }
 }
 
-/// The service that routers poll.
+/// The service that routers speak to.
 pub(super) fn service(publication: Arc<Publication>) -> Router {
     Router::new()
         .route(CONFIGURATION_PATH, get(poll))
+        .route(
+            SINKS_PATH,
+            put(take_report).layer(DefaultBodyLimit::max(MAX_REPORT)),
+        )
         .with_state(publication)
 }
+
+const NO_NAME: &str = "router must be a name of up to 253 letters, digits, '.', '-' and '_'\n";
 
 async fn poll(
     State(publication): State<Arc<Publication>>,
@@ -90,8 +97,7 @@ async fn poll(
 ) -> Response {
     let ConfigurationQuery { router, revision } = query;
     if !is_name(&router) {
-        let problem = "router must be a name of up to 253 letters, digits, '.', '-' and '_'\n";
-        return (StatusCode::BAD_REQUEST, problem).into_response();
+        return (StatusCode::BAD_REQUEST, NO_NAME).into_response();
     }
     let mut current = publication.current.subscribe();
     let _asking = Asking::begin(&publication, router, &revision);
@@ -119,6 +125,26 @@ async fn poll(
         }
         Err(_) => StatusCode::NO_CONTENT.into_response(),
     }
+}
+
+async fn take_report(
+    State(publication): State<Arc<Publication>>,
+    Path(router): Path<String>,
+    Json(report): Json<SinkReport>,
+) -> Response {
+    if !is_name(&router) {
+        return (StatusCode::BAD_REQUEST, NO_NAME).into_response();
+    }
+    let taken = publication.routers().tells(&router, report);
+    match taken {
+        Taken::News => publication.acknowledged.notify_one(),
+        Taken::Known => {}
+        Taken::TooEarly => {
+            let problem = "the router has to ask for the configuration first\n";
+            return (StatusCode::CONFLICT, problem).into_response();
+        }
+    }
+    StatusCode::NO_CONTENT.into_response()
 }
 
 fn is_name(name: &str) -> bool {
@@ -156,7 +182,10 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
-    use crate::controller::routers::Applied;
+    use crate::{
+        controller::{routers::Applied, sinks_seen::SinkSeen},
+        routing::protocol::sinks_path,
+    };
 
     fn configuration(revision: &str) -> Configuration {
         Configuration {
@@ -223,5 +252,53 @@ mod tests {
                 "{router}"
             );
         }
+    }
+
+    async fn tell(publication: &Arc<Publication>, path: &str, body: impl Into<Body>) -> StatusCode {
+        let request = Request::put(path)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body.into())
+            .unwrap();
+        let response = service(publication.clone()).oneshot(request).await.unwrap();
+        response.status()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_report_is_taken_from_a_router_that_has_asked() {
+        let publication = Publication::new();
+        publication.publish(&configuration("1"));
+        let path = sinks_path("r-0.x_y");
+        let empty = r#"{"down": []}"#;
+        assert_eq!(tell(&publication, &path, empty).await, StatusCode::CONFLICT);
+        ask(&publication, "router=r-0.x_y&revision=1").await;
+        publication.acknowledged().await;
+        assert_eq!(publication.routers().sink("u"), SinkSeen::Unsure);
+        assert_eq!(tell(&publication, &path, empty).await, StatusCode::NO_CONTENT);
+        publication.acknowledged().await;
+        assert_eq!(publication.routers().sink("u"), SinkSeen::Answering);
+        assert_eq!(tell(&publication, &path, empty).await, StatusCode::NO_CONTENT);
+        let again = publication.acknowledged();
+        let again = tokio::time::timeout(POLL_TIMEOUT, again).await;
+        assert!(again.is_err(), "what is known rings nobody");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_report_that_is_none_is_refused() {
+        let publication = Publication::new();
+        publication.publish(&configuration("1"));
+        ask(&publication, "router=r&revision=1").await;
+        let (path, spaced) = (sinks_path("r"), sinks_path("a b"));
+        let empty = r#"{"down": []}"#;
+        let dateless = r#"{"down": [{"uid": "u", "since": "noon", "detail": ""}]}"#;
+        let large = format!(r#"{{"down": [], "unproven": ["{}"]}}"#, "x".repeat(MAX_REPORT));
+        for (path, body, status) in [
+            (&spaced, empty, StatusCode::BAD_REQUEST),
+            (&path, "{", StatusCode::BAD_REQUEST),
+            (&path, dateless, StatusCode::UNPROCESSABLE_ENTITY),
+            (&path, &*large, StatusCode::PAYLOAD_TOO_LARGE),
+        ] {
+            assert_eq!(tell(&publication, path, body.to_owned()).await, status, "{path}");
+        }
+        assert_eq!(publication.routers().sink("u"), SinkSeen::Unsure);
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! watch -> observed -> compile -> (configuration -> endpoint -> routers)
-//!                              -> (diagnoses + what routers applied -> statuses -> status writer)
+//!                              -> (diagnoses + what routers applied and see -> statuses -> status writer)
 //! ```
-//! `compile`, `resolve`, `statuses` and `routers` are pure; [`run`] is called by the command line. Local mode uses
+//! `compile`, `resolve`, `statuses`, `routers` and `sinks_seen` are pure; [`run`] is called by the command line. Local mode uses
 //! [`compile`] alone.
 //!
 //! The account needs: list and watch on `sources`, `triggers`, `sinks` (weir.dev), `services` and `namespaces`;
@@ -17,6 +17,7 @@ mod metrics;
 mod observed;
 mod resolve;
 mod routers;
+mod sinks_seen;
 mod status_task;
 mod status_writer;
 mod statuses;

@@ -1,12 +1,15 @@
-//! Which routers are there, and what each has applied. Pure: time comes in as an argument.
+//! Which routers are there, what each has applied, and what it tells of Sinks. Pure: time comes in as an argument.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
-use super::compile::fingerprint;
-use crate::routing::{Configuration, Revision};
+use super::{
+    compile::fingerprint,
+    sinks_seen::{self, Heard, SinkSeen},
+};
+use crate::routing::{Configuration, Revision, protocol::SinkReport};
 
 /// A router that has not asked for this long is gone; between two requests it takes milliseconds.
 const GONE_AFTER: Duration = Duration::from_secs(15);
@@ -30,6 +33,8 @@ struct Router {
     /// Requests that wait for an answer; a restarted router may overlap with itself.
     asking: usize,
     seen: Instant,
+    /// What it told of Sinks last; forgotten with it.
+    heard: Option<Heard>,
 }
 
 #[derive(Debug)]
@@ -37,6 +42,17 @@ struct Published {
     revision: Revision,
     /// By UID, what each Trigger and Source was.
     entries: HashMap<String, u64>,
+}
+
+/// What became of a router's report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It says something new.
+    News,
+    /// It says what the one before said.
+    Known,
+    /// The router has not asked for the configuration, or there is none yet.
+    TooEarly,
 }
 
 /// How far a resource has come.
@@ -78,6 +94,7 @@ impl Routers {
                     revision: revision.clone(),
                     asking: 1,
                     seen: now,
+                    heard: None,
                 };
                 self.known.insert(name.to_owned(), router);
                 true
@@ -91,6 +108,28 @@ impl Routers {
             router.asking = router.asking.saturating_sub(1);
             router.seen = now;
         }
+    }
+
+    /// A router tells of its Triggers' Sinks.
+    pub(super) fn tells(&mut self, name: &str, report: SinkReport) -> Taken {
+        let (Some(router), Some(published)) = (self.known.get_mut(name), self.published.back()) else {
+            return Taken::TooEarly;
+        };
+        let heard = Heard::from_report(report, |uid| published.entries.contains_key(uid));
+        if router.heard.as_ref() == Some(&heard) {
+            return Taken::Known;
+        }
+        router.heard = Some(heard);
+        Taken::News
+    }
+
+    /// How a Trigger's Sink looks from the routers that are there.
+    pub(super) fn sink(&self, uid: &str) -> SinkSeen {
+        let told = self
+            .known
+            .iter()
+            .map(|(name, router)| (name.as_str(), router.heard.as_ref()));
+        sinks_seen::seen(told, uid)
     }
 
     /// Forgets routers that are gone, and names them.
@@ -177,7 +216,7 @@ impl Routers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::{Delivery, Start, Trigger};
+    use crate::routing::{Delivery, Start, Trigger, protocol::SinkOutage};
 
     fn configuration(revision: &str, triggers: &[(&str, i64)]) -> Configuration {
         let trigger = |(uid, generation): &(&str, i64)| Trigger {
@@ -262,5 +301,52 @@ mod tests {
         assert_eq!(routers.applied("a", now + GONE_AFTER), Applied::NotHeard);
         let later = now + GONE_AFTER + Duration::from_secs(1);
         assert_eq!(routers.applied("a", later), Applied::NoRouter);
+    }
+
+    #[test]
+    fn what_a_router_tells_of_sinks_replaces_what_it_told_and_is_forgotten_with_it() {
+        let down = |uids: &[&str]| SinkReport {
+            down: uids
+                .iter()
+                .map(|uid| SinkOutage {
+                    uid: (*uid).to_owned(),
+                    since: "2026-01-01T00:00:00Z".parse().unwrap(),
+                    detail: "503".into(),
+                })
+                .collect(),
+            unproven: vec![],
+        };
+        let is_down = |routers: &Routers, uid: &str| matches!(routers.sink(uid), SinkSeen::Down { .. });
+        let now = Instant::now();
+        let mut routers = Routers::new(now);
+        assert_eq!(routers.tells("r", down(&["a"])), Taken::TooEarly, "who is it");
+        routers.asks("r", &revision(""), now);
+        assert_eq!(
+            routers.tells("r", down(&["a"])),
+            Taken::TooEarly,
+            "nothing is published"
+        );
+        routers.publish(&configuration("1", &[("a", 1), ("b", 1)]));
+        assert_eq!(routers.sink("a"), SinkSeen::Unsure, "it has told nothing");
+        assert_eq!(routers.tells("r", down(&["a", "unknown"])), Taken::News);
+        assert_eq!(
+            routers.tells("r", down(&["a"])),
+            Taken::Known,
+            "what is unknown is ignored"
+        );
+        assert!(is_down(&routers, "a") && !is_down(&routers, "b") && !is_down(&routers, "unknown"));
+        assert_eq!(routers.tells("r", down(&["b"])), Taken::News);
+        assert!(!is_down(&routers, "a") && is_down(&routers, "b"));
+
+        routers.asks("r2", &revision("1"), now);
+        routers.asked("r", now);
+        routers.forget_gone(now + GONE_AFTER * 2);
+        assert_eq!(
+            routers.sink("b"),
+            SinkSeen::Unsure,
+            "r is gone, and r2 has told nothing"
+        );
+        routers.asks("r", &revision("1"), now);
+        assert!(!is_down(&routers, "b"), "it has to tell anew");
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    diagnosis::Diagnoses,
+    diagnosis::{Diagnoses, Subject},
     endpoint::Publication,
     metrics::ControllerMetrics,
     observed::Observed,
@@ -109,61 +109,43 @@ impl StatusTask {
         let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
         let (now, broker_url) = (Time(now), broker_url.as_deref());
         let routers = publication.routers();
+        let applied = |subject: &Subject| routers.applied(&subject.uid, Instant::now());
         let mut writes = Vec::new();
         let (mut ready, mut not_ready) = (0, 0);
 
         let triggers = by_uid(&observed.triggers);
         for diagnosis in &diagnoses.triggers {
-            let Some(trigger) = triggers.get(diagnosis.subject.uid.as_str()) else {
-                continue;
-            };
-            let present: Option<api::TriggerStatus> = writer.present(*trigger, trigger.status.as_ref());
-            let applied = routers.applied(&diagnosis.subject.uid, Instant::now());
-            let status = statuses::trigger(diagnosis, &applied, present.as_ref(), broker_url, &now);
-            match api::condition(&status.conditions, statuses::READY) {
-                Some(condition) if condition.status == "True" => ready += 1,
-                _ => not_ready += 1,
-            }
-            if present.as_ref() != Some(&status) {
-                let before = present.map(|status| status.conditions).unwrap_or_default();
-                writes.push(writer.write(
-                    *trigger,
-                    &status,
-                    statuses::transition(&before, &status.conditions),
-                ));
-            }
+            let subject = &diagnosis.subject;
+            writes.extend(writer.outdated(&triggers, &subject.uid, |present| {
+                let status = statuses::trigger(
+                    diagnosis,
+                    &applied(subject),
+                    &routers.sink(&subject.uid),
+                    present,
+                    broker_url,
+                    &now,
+                );
+                match api::condition(&status.conditions, statuses::READY) {
+                    Some(condition) if condition.status == "True" => ready += 1,
+                    _ => not_ready += 1,
+                }
+                status
+            }));
         }
         metrics.triggers(ready, not_ready);
 
         let sinks = by_uid(&observed.sinks);
         for diagnosis in &diagnoses.sinks {
-            let Some(sink) = sinks.get(diagnosis.subject.uid.as_str()) else {
-                continue;
-            };
-            let present: Option<api::SinkStatus> = writer.present(*sink, sink.status.as_ref());
-            let status = statuses::sink(diagnosis, present.as_ref(), &now);
-            if present.as_ref() != Some(&status) {
-                let before = present.map(|status| status.conditions).unwrap_or_default();
-                writes.push(writer.write(*sink, &status, statuses::transition(&before, &status.conditions)));
-            }
+            let wanted = |present: Option<&_>| statuses::sink(diagnosis, present, &now);
+            writes.extend(writer.outdated(&sinks, &diagnosis.subject.uid, wanted));
         }
 
         let sources = by_uid(&observed.sources);
         for diagnosis in &diagnoses.sources {
-            let Some(source) = sources.get(diagnosis.subject.uid.as_str()) else {
-                continue;
-            };
-            let present: Option<api::SourceStatus> = writer.present(*source, source.status.as_ref());
-            let applied = routers.applied(&diagnosis.subject.uid, Instant::now());
-            let status = statuses::source(diagnosis, &applied, present.as_ref(), broker_url, &now);
-            if present.as_ref() != Some(&status) {
-                let before = present.map(|status| status.conditions).unwrap_or_default();
-                writes.push(writer.write(
-                    *source,
-                    &status,
-                    statuses::transition(&before, &status.conditions),
-                ));
-            }
+            let subject = &diagnosis.subject;
+            writes.extend(writer.outdated(&sources, &subject.uid, |present| {
+                statuses::source(diagnosis, &applied(subject), present, broker_url, &now)
+            }));
         }
         writer
             .retain(|uid| triggers.contains_key(uid) || sinks.contains_key(uid) || sources.contains_key(uid));

@@ -3,16 +3,21 @@
 use std::{collections::HashMap, fmt::Debug, sync::Arc};
 
 use futures::{StreamExt, future::BoxFuture, stream};
-use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
+    core::object::HasStatus,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::{metrics::ControllerMetrics, statuses::Transition};
+use super::{
+    metrics::ControllerMetrics,
+    statuses::{self, Transition},
+};
+use crate::api;
 
 /// Who wrote a field, as `kubectl` shows it.
 const FIELD_MANAGER: &str = "weir-controller";
@@ -22,6 +27,38 @@ const CONCURRENCY: usize = 8;
 
 /// How long the API server lets an Event's note be, in bytes; it refuses a longer one.
 const LONGEST_NOTE: usize = 1024;
+
+/// A kind of resource whose statuses are written.
+pub(super) trait Kind:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + HasStatus<Status: Clone + PartialEq + Serialize + DeserializeOwned>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+    /// Its name in logs and metrics.
+    const NAME: &'static str;
+
+    /// What a status says.
+    fn conditions(status: &Self::Status) -> &[Condition];
+}
+
+macro_rules! kinds {
+    ($($kind:ident),*) => {
+        $(impl Kind for api::$kind {
+            const NAME: &'static str = stringify!($kind);
+
+            fn conditions(status: &Self::Status) -> &[Condition] {
+                &status.conditions
+            }
+        })*
+    };
+}
+
+kinds!(Trigger, Sink, Source);
 
 /// Writes statuses to the API server.
 pub(super) struct StatusWriter {
@@ -56,12 +93,27 @@ impl StatusWriter {
         }
     }
 
+    /// Prepares the write of a resource's status, if the resource is there and its status is another than `wanted`
+    /// makes of the present one.
+    pub(super) fn outdated<K: Kind>(
+        &mut self,
+        resources: &HashMap<&str, &K>,
+        uid: &str,
+        wanted: impl FnOnce(Option<&K::Status>) -> K::Status,
+    ) -> Option<Write> {
+        let resource = *resources.get(uid)?;
+        let present = self.present(resource);
+        let status = wanted(present.as_ref());
+        if present.as_ref() == Some(&status) {
+            return None;
+        }
+        let before = present.as_ref().map(K::conditions).unwrap_or_default();
+        let transitions = statuses::transitions(before, K::conditions(&status));
+        Some(self.write(resource, &status, transitions))
+    }
+
     /// A resource's status: what was last written, until the watch has brought that or something newer.
-    pub(super) fn present<K, S>(&mut self, resource: &K, seen: Option<&S>) -> Option<S>
-    where
-        K: Resource,
-        S: Clone + DeserializeOwned,
-    {
+    fn present<K: Kind>(&mut self, resource: &K) -> Option<K::Status> {
         let uid = resource.meta().uid.as_deref().unwrap_or_default();
         if let Some(written) = self.written.get(uid) {
             if version(resource) < written.resource_version {
@@ -69,22 +121,12 @@ impl StatusWriter {
             }
             self.written.remove(uid);
         }
-        seen.cloned()
+        resource.status().cloned()
     }
 
-    /// Prepares a write, with the Event that tells of it.
-    pub(super) fn write<K, S>(&self, resource: &K, status: &S, transition: Option<Transition>) -> Write
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + Debug
-            + DeserializeOwned
-            + Send
-            + Sync
-            + 'static,
-        S: Serialize,
-    {
-        let kind = short_kind::<K>();
+    /// Prepares a write, with the Events that tell of it.
+    fn write<K: Kind>(&self, resource: &K, status: &K::Status, transitions: Vec<Transition>) -> Write {
+        let kind = K::NAME;
         // Plain data always serialises.
         let status = serde_json::to_value(status).unwrap_or_default();
         let (name, namespace) = (resource.name_any(), resource.namespace().unwrap_or_default());
@@ -101,10 +143,10 @@ impl StatusWriter {
             match api.patch_status(&name, &parameters, &Patch::Apply(&patch)).await {
                 Ok(written) => {
                     metrics.wrote(kind, "written");
-                    if let Some(transition) = transition
-                        && let Err(error) = recorder.publish(&event(transition), &reference).await
-                    {
-                        tracing::warn!(kind, namespace, name, %error, "an Event cannot be recorded");
+                    for transition in transitions {
+                        if let Err(error) = recorder.publish(&event(transition), &reference).await {
+                            tracing::warn!(kind, namespace, name, %error, "an Event cannot be recorded");
+                        }
                     }
                     Ok(Some(version(&written)))
                 }
@@ -158,14 +200,6 @@ impl StatusWriter {
     }
 }
 
-fn short_kind<K: Resource<DynamicType = ()>>() -> &'static str {
-    match &*K::kind(&()) {
-        "Trigger" => "Trigger",
-        "Sink" => "Sink",
-        _ => "Source",
-    }
-}
-
 /// Resource versions of one kind can be compared as numbers (Kubernetes 1.35 makes it a promise, and every API
 /// server has kept it).
 fn version<K: Resource>(resource: &K) -> u64 {
@@ -179,20 +213,21 @@ fn version<K: Resource>(resource: &K) -> u64 {
 
 fn event(
     Transition {
-        ready,
+        action,
+        good,
         reason,
         message,
     }: Transition,
 ) -> Event {
     Event {
-        type_: if ready {
+        type_: if good {
             EventType::Normal
         } else {
             EventType::Warning
         },
         reason,
         note: Some(shortened(message)),
-        action: "Resolve".to_owned(),
+        action: action.to_owned(),
         secondary: None,
     }
 }

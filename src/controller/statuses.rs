@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     diagnosis::{Finding, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis},
     routers::Applied,
+    sinks_seen::SinkSeen,
 };
 use crate::api::{SinkStatus, SourceStatus, TriggerStatus, condition};
 
@@ -14,10 +15,14 @@ pub(super) const READY: &str = "Ready";
 /// Whether routers route by the resource as it is.
 const APPLIED: &str = "Applied";
 
+/// Whether the Sink answers, for better or worse, as far as routers can tell. There only while events may flow.
+const SINK_ANSWERING: &str = "SinkAnswering";
+
 /// What a Trigger's status should be.
 pub(super) fn trigger(
     diagnosis: &TriggerDiagnosis,
     applied: &Applied,
+    sink_seen: &SinkSeen,
     present: Option<&TriggerStatus>,
     broker_url: Option<&str>,
     now: &Time,
@@ -34,6 +39,8 @@ pub(super) fn trigger(
     let before = present
         .map(|status| status.conditions.as_slice())
         .unwrap_or_default();
+    let may_flow = filters.holds && sink.holds && !suspended && *applied != Applied::NoRouter;
+    let answering = answering_finding(applied, sink_seen);
     let applied = applied_finding(applied, condition(before, APPLIED), subject.generation);
     let flows = || {
         let uri = sink_uri.as_deref().unwrap_or_default();
@@ -60,14 +67,18 @@ pub(super) fn trigger(
             .as_ref()
             .map(|finding| ("DeadLetterSinkResolved", finding)),
         Some((APPLIED, &applied)),
-    ];
+    ]
+    .into_iter()
+    .flatten()
+    .map(|(r#type, finding)| make(r#type, finding, subject.generation, before, now));
+    let answering = match answering {
+        _ if !may_flow => None,
+        Some(finding) => Some(make(SINK_ANSWERING, &finding, subject.generation, before, now)),
+        None => condition(before, SINK_ANSWERING).cloned(),
+    };
     TriggerStatus {
         observed_generation: Some(subject.generation),
-        conditions: conditions
-            .into_iter()
-            .flatten()
-            .map(|(r#type, finding)| make(r#type, finding, subject.generation, before, now))
-            .collect(),
+        conditions: conditions.chain(answering).collect(),
         sink_uri: sink_uri.clone(),
         broker_url: url(broker_url, broker),
     }
@@ -118,23 +129,34 @@ pub(super) fn source(
     }
 }
 
-/// How Ready changed, if it did: an Event tells of it.
+/// How a condition changed: an Event tells of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Transition {
-    pub(super) ready: bool,
+    /// What was being done, in one word.
+    pub(super) action: &'static str,
+    pub(super) good: bool,
     pub(super) reason: String,
     pub(super) message: String,
 }
 
-/// Compares Ready before and after.
-pub(super) fn transition(before: &[Condition], after: &[Condition]) -> Option<Transition> {
-    let after = condition(after, READY)?;
-    let before = condition(before, READY).map(|ready| (&ready.status, &ready.reason));
-    (before != Some((&after.status, &after.reason))).then(|| Transition {
-        ready: after.status == "True",
-        reason: after.reason.clone(),
-        message: after.message.clone(),
-    })
+/// Compares before and after: Ready by its status and reason, and whether the Sink is down.
+pub(super) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Transition> {
+    let is_down = |condition: &Condition| condition.status == "False";
+    let ready = condition(after, READY).filter(|after| {
+        let before = condition(before, READY).map(|before| (&before.status, &before.reason));
+        before != Some((&after.status, &after.reason))
+    });
+    let answering = condition(after, SINK_ANSWERING)
+        .filter(|after| condition(before, SINK_ANSWERING).is_some_and(is_down) != is_down(after));
+    let told = |action, condition: &Condition| Transition {
+        action,
+        good: condition.status == "True",
+        reason: condition.reason.clone(),
+        message: condition.message.clone(),
+    };
+    let ready = ready.map(|ready| told("Resolve", ready));
+    let answering = answering.map(|answering| told("Deliver", answering));
+    ready.into_iter().chain(answering).collect()
 }
 
 fn first_problem<const N: usize>(findings: [Option<&Finding>; N]) -> Option<Finding> {
@@ -172,6 +194,33 @@ fn applied_finding(applied: &Applied, before: Option<&Condition>, generation: i6
     }
 }
 
+/// Nothing is said anew before every router has applied the Trigger: what they see may be another Sink.
+fn answering_finding(applied: &Applied, seen: &SinkSeen) -> Option<Finding> {
+    match (applied, seen) {
+        (Applied::Everywhere(_), SinkSeen::Answering) => {
+            Some(Finding::good("Answering", "no router finds the Sink down"))
+        }
+        (
+            Applied::Everywhere(_),
+            SinkSeen::Down {
+                routers,
+                of,
+                longest,
+                outage,
+            },
+        ) => Some(Finding::bad(
+            "SinkDown",
+            format!(
+                "down since {:.0}, seen by {routers} of {of} routers; events wait and are tried again as spec.delivery \
+                 says; last error ({longest}): {}",
+                outage.since,
+                outage.detail.as_str(),
+            ),
+        )),
+        _ => None,
+    }
+}
+
 fn url(base: Option<&str>, broker: &str) -> Option<String> {
     base.map(|base| format!("{}/{broker}", base.trim_end_matches('/')))
 }
@@ -193,7 +242,7 @@ fn make(r#type: &str, finding: &Finding, generation: i64, before: &[Condition], 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controller::diagnosis::Subject;
+    use crate::{controller::diagnosis::Subject, routing::protocol::SinkOutage};
 
     fn at(text: &str) -> Time {
         Time(text.parse().unwrap())
@@ -236,6 +285,7 @@ mod tests {
             let made = trigger(
                 &diagnosis(filters, sink, suspended),
                 applied,
+                &SinkSeen::Unsure,
                 None,
                 Some("http://weir/"),
                 &at("2026-01-01T00:00:00Z"),
@@ -256,7 +306,7 @@ mod tests {
     fn a_start_of_the_controller_changes_nothing_before_routers_are_heard() {
         let now = at("2026-01-01T00:00:00Z");
         let make = |diagnosis: &TriggerDiagnosis, applied: &Applied, present: Option<&TriggerStatus>| {
-            trigger(diagnosis, applied, present, None, &now)
+            trigger(diagnosis, applied, &SinkSeen::Unsure, present, None, &now)
         };
         let reason = |status: &TriggerStatus| condition(&status.conditions, READY).unwrap().reason.clone();
         let good = diagnosis(true, true, false);
@@ -297,6 +347,7 @@ mod tests {
         let first = trigger(
             &diagnosis(true, false, false),
             &Applied::NoRouter,
+            &SinkSeen::Unsure,
             None,
             None,
             &early,
@@ -304,15 +355,17 @@ mod tests {
         let same = trigger(
             &diagnosis(true, false, false),
             &Applied::NoRouter,
+            &SinkSeen::Unsure,
             Some(&first),
             None,
             &late,
         );
         assert_eq!(same, first);
-        assert_eq!(transition(&first.conditions, &same.conditions), None);
+        assert_eq!(transitions(&first.conditions, &same.conditions), []);
         let resolved = trigger(
             &diagnosis(true, true, false),
             &Applied::NoRouter,
+            &SinkSeen::Unsure,
             Some(&first),
             None,
             &late,
@@ -325,7 +378,114 @@ mod tests {
         };
         assert_eq!(time(&resolved, "SinkResolved"), late);
         assert_eq!(time(&resolved, "Ready"), early, "still False, for another reason");
-        let told = transition(&first.conditions, &resolved.conditions).unwrap();
-        assert_eq!((told.ready, &*told.reason), (false, "NoRouter"));
+        let told = transitions(&first.conditions, &resolved.conditions);
+        assert_eq!(told.len(), 1);
+        assert_eq!((told[0].good, &*told[0].reason), (false, "NoRouter"));
+    }
+
+    fn down(detail: &str) -> SinkSeen {
+        SinkSeen::Down {
+            routers: 1,
+            of: 3,
+            longest: "r1".into(),
+            outage: SinkOutage {
+                uid: "u".into(),
+                since: "2026-01-01T00:00:00.123Z".parse().unwrap(),
+                detail: detail.into(),
+            },
+        }
+    }
+
+    fn seen(
+        diagnosis: &TriggerDiagnosis,
+        applied: &Applied,
+        seen: &SinkSeen,
+        present: Option<&TriggerStatus>,
+    ) -> TriggerStatus {
+        trigger(
+            diagnosis,
+            applied,
+            seen,
+            present,
+            None,
+            &at("2026-01-01T00:00:00Z"),
+        )
+    }
+
+    fn answering(status: &TriggerStatus) -> Option<(&str, &str)> {
+        let condition = condition(&status.conditions, SINK_ANSWERING)?;
+        Some((&*condition.status, &*condition.reason))
+    }
+
+    #[test]
+    fn sink_answering_is_said_by_routers_that_have_the_trigger_as_it_is_and_else_stays() {
+        let everywhere = Applied::Everywhere(3);
+        let behind = Applied::Not(vec!["r1".into()]);
+        let (no_router, not_heard) = (Applied::NoRouter, Applied::NotHeard);
+        let (good, held) = (diagnosis(true, true, false), diagnosis(true, true, true));
+        let (no_sink, no_filter) = (diagnosis(true, false, false), diagnosis(false, true, false));
+        let (up, unsure, down) = (SinkSeen::Answering, SinkSeen::Unsure, down("503"));
+        let was_up = seen(&good, &everywhere, &up, None);
+        let was_down = seen(&good, &everywhere, &down, None);
+        let (is_up, is_down) = (Some(("True", "Answering")), Some(("False", "SinkDown")));
+        let (never, was_up, was_down) = (None, Some(&was_up), Some(&was_down));
+        for (diagnosis, applied, sink, present, expected) in [
+            (&good, &everywhere, &up, never, is_up),
+            (&good, &everywhere, &down, never, is_down),
+            (&good, &everywhere, &unsure, never, None),
+            (&good, &everywhere, &up, was_down, is_up),
+            (&good, &everywhere, &down, was_up, is_down),
+            (&good, &everywhere, &unsure, was_down, is_down),
+            (&good, &everywhere, &unsure, was_up, is_up),
+            (&good, &behind, &up, never, None),
+            (&good, &behind, &up, was_down, is_down),
+            (&good, &behind, &down, was_up, is_up),
+            (&good, &not_heard, &unsure, was_down, is_down),
+            (&good, &no_router, &unsure, was_down, None),
+            (&held, &everywhere, &up, was_down, None),
+            (&no_sink, &everywhere, &up, was_up, None),
+            (&no_filter, &everywhere, &down, was_up, None),
+        ] {
+            let status = seen(diagnosis, applied, sink, present);
+            assert_eq!(
+                answering(&status),
+                expected,
+                "{diagnosis:?} {applied:?} {sink:?} {present:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_sink_that_is_down_leaves_ready_as_it_is_and_is_told_once() {
+        let (good, everywhere) = (diagnosis(true, true, false), Applied::Everywhere(3));
+        let up = seen(&good, &everywhere, &SinkSeen::Answering, None);
+        let first = seen(&good, &everywhere, &down("503 Service Unavailable"), Some(&up));
+        assert_eq!(
+            condition(&first.conditions, READY),
+            condition(&up.conditions, READY)
+        );
+        let message = &condition(&first.conditions, SINK_ANSWERING).unwrap().message;
+        for part in [
+            "since 2026-01-01T00:00:00Z,",
+            "1 of 3 routers",
+            "(r1): 503 Service",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
+        let other = seen(&good, &everywhere, &down("refused"), Some(&first));
+        assert_ne!(other, first, "the last error is told");
+
+        let reasons = |before: &TriggerStatus, after: &TriggerStatus| -> Vec<(bool, String)> {
+            transitions(&before.conditions, &after.conditions)
+                .into_iter()
+                .map(|told| (told.good, told.reason))
+                .collect()
+        };
+        assert_eq!(reasons(&up, &first), [(false, "SinkDown".to_owned())]);
+        assert_eq!(reasons(&first, &other), [], "but not by an Event");
+        assert_eq!(reasons(&other, &up), [(true, "Answering".to_owned())]);
+        let unknown = seen(&good, &everywhere, &SinkSeen::Unsure, None);
+        assert_eq!(reasons(&unknown, &up), [], "that all is well is no news");
+        assert_eq!(reasons(&unknown, &first), [(false, "SinkDown".to_owned())]);
     }
 }

@@ -550,8 +550,10 @@ impl Dispatcher {
         let hold_off = backoff::pause(delivery, self.breaker.failures() + 1, answer.retry_after, 1.0);
         let was_open = self.breaker.is_open();
         self.breaker.failed(now, hold_off);
+        if self.breaker.is_open() {
+            self.parts.stats.outage_goes_on(Timestamp::now(), &answer.detail);
+        }
         if self.breaker.is_open() && !was_open {
-            self.parts.stats.show_sink_down(true);
             let (trigger, detail) = (self.settings.trigger(), &answer.detail);
             tracing::warn!(
                 namespace = trigger.namespace,
@@ -570,7 +572,7 @@ impl Dispatcher {
 
     fn sink_answered(&mut self) {
         if self.breaker.is_open() {
-            self.parts.stats.show_sink_down(false);
+            self.parts.stats.outage_ended();
             let trigger = self.settings.trigger();
             tracing::info!(
                 namespace = trigger.namespace,
@@ -579,6 +581,7 @@ impl Dispatcher {
             );
         }
         self.breaker.answered();
+        self.parts.stats.sink_answered();
     }
 
     fn dead_letter(
@@ -673,7 +676,15 @@ impl Dispatcher {
     }
 
     fn settings_changed(&mut self) {
-        self.settings = self.parts.settings.borrow_and_update().clone();
+        let settings = self.parts.settings.borrow_and_update().clone();
+        if settings.target() != self.settings.target() {
+            // The pauses, too, were earned by another Sink.
+            let now = Instant::now();
+            self.breaker = Breaker::default();
+            self.delayed = self.delayed.iter().map(|&(_, offset)| (now, offset)).collect();
+            self.parts.stats.sink_changed();
+        }
+        self.settings = settings;
         if !self.is_deliverable() {
             // What the inbox holds is not counted yet: the Trigger reads it from the log when it goes on.
             self.parts.inbox.detach();

@@ -38,7 +38,7 @@ pub use dead_letters::{Dropped, KeptLetter, Page, Redriven, Selection};
 pub use engine::{DeliveryOptions, Engine, EngineError, TriggerView};
 pub use reply::{HOPS, MAX_HOPS};
 pub use retention::Retention;
-pub use stats::{Settlement, TriggerStats};
+pub use stats::{Outage, Settlement, TriggerStats};
 
 use std::time::Duration;
 

@@ -1,6 +1,12 @@
 //! What can be seen of a Trigger's delivery from outside, for metrics and the admin endpoint.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
+
+use arc_swap::ArcSwapOption;
+use jiff::Timestamp;
 
 use super::{
     progress::{Low, Progress},
@@ -24,6 +30,15 @@ pub enum Settlement {
 /// Stands for no offset.
 const NONE: u64 = u64::MAX;
 
+/// A Sink fails so steadily that it is only probed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outage {
+    /// When it was taken to be down.
+    pub since: Timestamp,
+    /// What came of the last attempt, for a person.
+    pub detail: String,
+}
+
 /// Figures of one Trigger, written by its dispatcher. They are consistent with each other at rest.
 #[derive(Debug, Default)]
 pub struct TriggerStats {
@@ -43,7 +58,8 @@ pub struct TriggerStats {
     replies_stored: AtomicU64,
     replies_beyond_max_hops: AtomicU64,
     replies_invalid: AtomicU64,
-    sink_down: AtomicBool,
+    sink_answered: AtomicBool,
+    outage: ArcSwapOption<Outage>,
 }
 
 macro_rules! figures {
@@ -100,9 +116,14 @@ impl TriggerStats {
         (offset != NONE).then_some(Offset(offset))
     }
 
-    /// Whether its Sink fails so steadily that it is only probed.
-    pub fn sink_down(&self) -> bool {
-        self.sink_down.load(Relaxed)
+    /// Its Sink's outage, while that lasts.
+    pub fn outage(&self) -> Option<Arc<Outage>> {
+        self.outage.load_full()
+    }
+
+    /// Whether events wait for a Sink that has not answered yet, since the router started or the Sink is another.
+    pub fn is_sink_unproven(&self) -> bool {
+        self.pending() > 0 && !self.sink_answered.load(Relaxed)
     }
 
     pub(super) fn show(&self, progress: &Progress) {
@@ -148,7 +169,64 @@ impl TriggerStats {
         };
     }
 
-    pub(super) fn show_sink_down(&self, down: bool) {
-        self.sink_down.store(down, Relaxed);
+    pub(super) fn sink_answered(&self) {
+        self.sink_answered.store(true, Relaxed);
+    }
+
+    /// The Sink is down, or still is.
+    pub(super) fn outage_goes_on(&self, now: Timestamp, detail: &str) {
+        let since = self.outage().map_or(now, |outage| outage.since);
+        let detail = detail.to_owned();
+        self.outage.store(Some(Arc::new(Outage { since, detail })));
+    }
+
+    pub(super) fn outage_ended(&self) {
+        self.outage.store(None);
+    }
+
+    /// What was known is about another Sink.
+    pub(super) fn sink_changed(&self) {
+        self.sink_answered.store(false, Relaxed);
+        self.outage_ended();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_outage_keeps_its_beginning_and_tells_the_last_error() {
+        let stats = TriggerStats::default();
+        assert_eq!(stats.outage(), None);
+        stats.outage_goes_on(at("2026-01-01T00:00:00Z"), "503");
+        stats.outage_goes_on(at("2026-01-01T00:01:00Z"), "refused");
+        let outage = stats.outage().unwrap();
+        assert_eq!(
+            (outage.since, &*outage.detail),
+            (at("2026-01-01T00:00:00Z"), "refused")
+        );
+        stats.outage_ended();
+        stats.outage_goes_on(at("2026-01-01T00:02:00Z"), "503");
+        assert_eq!(stats.outage().unwrap().since, at("2026-01-01T00:02:00Z"));
+    }
+
+    #[test]
+    fn a_sink_is_unproven_while_events_wait_and_it_has_not_answered() {
+        let stats = TriggerStats::default();
+        assert!(!stats.is_sink_unproven(), "nothing waits");
+        let mut progress = Progress::starting_at(Offset(0));
+        progress.matched(Offset(0));
+        stats.show(&progress);
+        assert!(stats.is_sink_unproven());
+        stats.sink_answered();
+        assert!(!stats.is_sink_unproven());
+        stats.outage_goes_on(at("2026-01-01T00:00:00Z"), "503");
+        stats.sink_changed();
+        assert!(stats.is_sink_unproven() && stats.outage().is_none());
     }
 }

@@ -1,22 +1,26 @@
-//! The link to the controller: a long poll that brings routing configurations and tells what is applied.
+//! The link to the controller: a long poll that brings routing configurations and tells what is applied, and beside
+//! it reports on which Sinks are down.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http::{Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     delivery::with_causes,
     routing::{
         Configuration, Revision,
-        protocol::{CONFIGURATION_PATH, ConfigurationQuery, POLL_TIMEOUT},
+        protocol::{
+            CONFIGURATION_PATH, ConfigurationQuery, POLL_TIMEOUT, REPORT_EVERY, SinkReport, sinks_path,
+        },
     },
 };
 
@@ -28,18 +32,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How large a routing configuration may be, in bytes.
 const MAX_CONFIGURATION: usize = 256 * 1024 * 1024;
 
+/// A report that failed so often in a row is told of in the log.
+const FAILURES_TO_TELL: u32 = 8;
+
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A router's link to its controller.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ControllerLink {
     controller: String,
     router: String,
-    client: Client<HttpConnector, Empty<Bytes>>,
+    client: Client<HttpConnector, Full<Bytes>>,
+    /// Rung when a poll has failed: the controller may have forgotten what it was told.
+    lost: Arc<Notify>,
 }
 
-/// Why a poll brought nothing.
+/// Why a request brought nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The controller's address is not usable.
@@ -84,6 +93,7 @@ impl ControllerLink {
             controller,
             router: router.to_owned(),
             client,
+            lost: Arc::default(),
         })
     }
 
@@ -127,6 +137,7 @@ impl ControllerLink {
                         tracing::warn!(controller = self.controller, %error, "no news from the controller; the router goes on with what it has");
                     }
                     reachable = false;
+                    self.lost.notify_one();
                     tokio::select! {
                         () = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
                         () = stop.cancelled() => return,
@@ -151,13 +162,9 @@ impl ControllerLink {
     async fn get(&self, uri: String) -> Result<Option<Configuration>, LinkError> {
         let request = Request::get(uri.as_str())
             .header(header::ACCEPT, "application/json")
-            .body(Empty::new())
+            .body(Full::default())
             .map_err(|_| LinkError::Address(uri))?;
-        let response = self
-            .client
-            .request(request)
-            .await
-            .map_err(|error| LinkError::Unreachable(with_causes(&error)))?;
+        let response = self.send(request).await?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => return Ok(None),
@@ -170,5 +177,63 @@ impl ControllerLink {
         serde_json::from_slice(&body.to_bytes())
             .map(Some)
             .map_err(|error| LinkError::Malformed(error.to_string()))
+    }
+
+    /// Tells the controller which Sinks are down until told to stop: when that changes, when the controller may have
+    /// forgotten, and from time to time.
+    pub async fn report(self, reports: watch::Receiver<Option<SinkReport>>, stop: CancellationToken) {
+        stop.run_until_cancelled(self.keep_telling(reports)).await;
+    }
+
+    async fn keep_telling(&self, mut reports: watch::Receiver<Option<SinkReport>>) {
+        let (mut pause, mut failures) = (FIRST_PAUSE, 0);
+        while reports.wait_for(Option::is_some).await.is_ok() {
+            let report = reports.borrow_and_update().clone().unwrap_or_default();
+            let told = self.tell(&report).await;
+            let wait = match &told {
+                Ok(()) => {
+                    (pause, failures) = (FIRST_PAUSE, 0);
+                    REPORT_EVERY
+                }
+                Err(error) => {
+                    failures += 1;
+                    if failures == FAILURES_TO_TELL {
+                        tracing::warn!(controller = self.controller, %error, "the controller does not take which Sinks are down; statuses do not tell until it does");
+                    }
+                    let wait = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    wait
+                }
+            };
+            tokio::select! {
+                changed = reports.changed() => if changed.is_err() { return },
+                () = self.lost.notified(), if told.is_ok() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn tell(&self, report: &SinkReport) -> Result<(), LinkError> {
+        let uri = format!("{}{}", self.controller, sinks_path(&self.router));
+        // Plain data always serialises.
+        let json = serde_json::to_vec(report).unwrap_or_default();
+        let request = Request::put(uri.as_str())
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::from(json))
+            .map_err(|_| LinkError::Address(uri))?;
+        let response = tokio::time::timeout(PATIENCE, self.send(request))
+            .await
+            .map_err(|_| LinkError::Timeout)??;
+        match response.status() {
+            StatusCode::NO_CONTENT => Ok(()),
+            status => Err(LinkError::Status(status)),
+        }
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, LinkError> {
+        self.client
+            .request(request)
+            .await
+            .map_err(|error| LinkError::Unreachable(with_causes(&error)))
     }
 }

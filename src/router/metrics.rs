@@ -228,7 +228,7 @@ impl Collector for DeliveryCollector {
             &triggers,
             "trigger_sink_down",
             "1 while the Sink keeps failing and is only probed",
-            |view| u64::from(view.stats.sink_down()),
+            |view| u64::from(view.stats.outage().is_some()),
         )?;
         replies(&mut encoder, &triggers)?;
         let dropped = ConstCounter::new(self.engine.dropped_with_trigger());

@@ -11,6 +11,7 @@ mod metrics;
 mod operator;
 mod problem;
 mod saved;
+mod sink_report;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -27,7 +28,7 @@ use crate::{
         EventLog, LogError,
         embedded::{EmbeddedLog, EmbeddedOptions},
     },
-    routing::{Configuration, Destination, Revision, RoutingTable, ServiceName},
+    routing::{Configuration, Destination, Revision, RoutingTable, ServiceName, protocol::SinkReport},
     server::{self, BindError, Server},
     source::Sources,
 };
@@ -76,7 +77,8 @@ pub enum RouterError {
 
 /// Runs a router until it is told to stop, then finishes what is under way.
 ///
-/// `configurations` is `None` until there is one; each that is applied is acknowledged on `applied`.
+/// `configurations` is `None` until there is one; each that is applied is acknowledged on `applied`. `sinks` is
+/// kept up to date with which Sinks are down, once that is known.
 ///
 /// # Errors
 /// When it cannot start, or when the event log failed and the process has to end.
@@ -84,6 +86,7 @@ pub async fn run(
     options: RouterOptions,
     mut configurations: watch::Receiver<Option<Configuration>>,
     applied: watch::Sender<Revision>,
+    sinks: watch::Sender<Option<SinkReport>>,
     stop: CancellationToken,
 ) -> Result<(), RouterError> {
     let saved = SavedConfiguration::in_directory(&options.data)?;
@@ -126,6 +129,7 @@ pub async fn run(
         applier.apply(configuration).await?;
     }
     let stop_ingress = stop.child_token();
+    servers.spawn(sink_report::keep(engine.clone(), sinks, stop_ingress.clone()));
     servers.spawn(ingress_server.serve(ingress::service(ingress), stop_ingress.clone()));
     servers.close();
 

@@ -27,7 +27,7 @@ impl Weir {
         let kubectl = plane.admin();
         kubectl.run(["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/crds")]);
         kubectl.run(["wait", "--for=condition=Established", "crd", "--all"]);
-        let controller = start_controller(kubectl.kubeconfig());
+        let controller = start_controller(kubectl.kubeconfig(), "127.0.0.1:0");
         let data = Scratch::new();
         let router = start_router(&controller, data.path(), "127.0.0.1:0", services);
         Self {
@@ -52,13 +52,20 @@ impl Weir {
         self.router.kill();
         self.router = start_router(&self.controller, self.data.path(), &listen, &self.services);
     }
+
+    /// `kill -9`, and a new process on the same address.
+    pub(crate) fn kill_and_restart_controller(&mut self, plane: &ControlPlane) {
+        let listen = self.controller.address("configuration").to_string();
+        self.controller.kill();
+        self.controller = start_controller(plane.admin().kubeconfig(), &listen);
+    }
 }
 
-fn start_controller(kubeconfig: &Path) -> Process {
+fn start_controller(kubeconfig: &Path, listen: &str) -> Process {
     let arguments = [
         "controller",
         "--listen",
-        "127.0.0.1:0",
+        listen,
         "--admin",
         "127.0.0.1:0",
         "--broker-url",
@@ -95,7 +102,7 @@ fn namespace(prefix: &str) -> (&'static Weir, Kubectl) {
     (shared(), ControlPlane::shared().namespace(prefix))
 }
 
-fn trigger(name: &str, filters: &str, sink: &str, more: &str) -> String {
+pub(crate) fn trigger(name: &str, filters: &str, sink: &str, more: &str) -> String {
     format!(
         "---\napiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {{name: {name}}}\n\
          spec: {{filters: {filters}, sink: {sink}{more}}}\n"
@@ -113,7 +120,7 @@ const BINARY: [(&str, &str); 4] = [
     ("ce-myext", "Z%C3%BCrich x"),
 ];
 
-fn post_binary(url: &str, id: &str, r#type: &str, data: &str) {
+pub(crate) fn post_binary(url: &str, id: &str, r#type: &str, data: &str) {
     let headers: Vec<_> = BINARY
         .into_iter()
         .chain([("ce-id", id), ("ce-type", r#type)])

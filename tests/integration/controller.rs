@@ -48,7 +48,7 @@ fn trigger(name: &str, uri: &str, more: &str) -> String {
     )
 }
 
-fn condition(kubectl: &Kubectl, resource: &str, r#type: &str) -> Value {
+pub(crate) fn condition(kubectl: &Kubectl, resource: &str, r#type: &str) -> Value {
     let resource = kubectl.get(resource);
     let conditions = resource["status"]["conditions"].as_array().cloned();
     conditions
@@ -70,7 +70,7 @@ fn await_reason(kubectl: &Kubectl, resource: &str, r#type: &str, reason: &str) -
 }
 
 /// The reasons of the Events about a resource, with how often each was told, sorted.
-fn events(kubectl: &Kubectl, name: &str) -> Vec<(String, u64)> {
+pub(crate) fn events(kubectl: &Kubectl, name: &str) -> Vec<(String, u64)> {
     let text = kubectl.run(["get", "events.events.k8s.io", "--output=json"]);
     let list: Value = serde_json::from_str(&text).unwrap();
     let mut told: Vec<_> = list["items"]

@@ -20,3 +20,4 @@ mod faults;
 mod harness;
 mod local;
 mod replies;
+mod sink_status;

@@ -1,0 +1,130 @@
+//! What routers tell of their Triggers' Sinks, folded into what is seen of each. Pure.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::routing::protocol::{SinkOutage, SinkReport};
+
+/// A router's last report, by the Triggers' UIDs.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Heard {
+    down: HashMap<String, SinkOutage>,
+    unproven: HashSet<String>,
+}
+
+impl Heard {
+    /// Keeps of a report what is about Triggers that there are.
+    pub(super) fn from_report(report: SinkReport, is_known: impl Fn(&str) -> bool) -> Self {
+        let SinkReport { down, unproven } = report;
+        Self {
+            down: down
+                .into_iter()
+                .filter(|outage| is_known(&outage.uid))
+                .map(|outage| (outage.uid.clone(), outage))
+                .collect(),
+            unproven: unproven.into_iter().filter(|uid| is_known(uid)).collect(),
+        }
+    }
+}
+
+/// How a Trigger's Sink looks from the routers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum SinkSeen {
+    /// Nobody finds it down, and not everybody can say that it is not.
+    Unsure,
+    /// No router finds it down.
+    Answering,
+    /// This many of the routers find it down; this one does so for the longest time.
+    Down {
+        routers: usize,
+        of: usize,
+        longest: String,
+        outage: SinkOutage,
+    },
+}
+
+/// Folds what every router that is there has told, if it has, of one Trigger's Sink.
+pub(super) fn seen<'a>(
+    routers: impl Iterator<Item = (&'a str, Option<&'a Heard>)> + Clone,
+    uid: &str,
+) -> SinkSeen {
+    let of = routers.clone().count();
+    let down = routers
+        .clone()
+        .filter_map(|(name, heard)| Some((name, heard?.down.get(uid)?)));
+    if let Some((longest, outage)) = down.clone().min_by_key(|(_, outage)| outage.since) {
+        return SinkSeen::Down {
+            routers: down.count(),
+            of,
+            longest: longest.to_owned(),
+            outage: outage.clone(),
+        };
+    }
+    let sure = |heard: Option<&Heard>| heard.is_some_and(|heard| !heard.unproven.contains(uid));
+    if of > 0 && routers.into_iter().all(|(_, heard)| sure(heard)) {
+        SinkSeen::Answering
+    } else {
+        SinkSeen::Unsure
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Down since a minute of an hour, unproven, or neither.
+    fn heard(down: &[(&str, u8)], unproven: &[&str]) -> Heard {
+        let outage = |(uid, minute): &(&str, u8)| SinkOutage {
+            uid: (*uid).to_owned(),
+            since: format!("2026-01-01T00:{minute:02}:00Z").parse().unwrap(),
+            detail: "503".into(),
+        };
+        let report = SinkReport {
+            down: down.iter().map(outage).collect(),
+            unproven: unproven.iter().map(|uid| (*uid).to_owned()).collect(),
+        };
+        Heard::from_report(report, |_| true)
+    }
+
+    #[test]
+    fn one_router_that_finds_it_down_is_enough_and_all_have_to_know_that_it_is_not() {
+        let fine = Some(heard(&[], &[]));
+        let other = Some(heard(&[("other", 1)], &["another"]));
+        let unproven = Some(heard(&[], &["u"]));
+        let early = Some(heard(&[("u", 1)], &[]));
+        let late = Some(heard(&[("u", 2)], &[]));
+        let down = |routers, of, longest: &str, by: &Option<Heard>| SinkSeen::Down {
+            routers,
+            of,
+            longest: longest.to_owned(),
+            outage: by.as_ref().unwrap().down["u"].clone(),
+        };
+        let table: [(&[&Option<Heard>], SinkSeen); 11] = [
+            (&[], SinkSeen::Unsure),
+            (&[&None], SinkSeen::Unsure),
+            (&[&fine], SinkSeen::Answering),
+            (&[&other, &fine], SinkSeen::Answering),
+            (&[&fine, &None], SinkSeen::Unsure),
+            (&[&fine, &unproven], SinkSeen::Unsure),
+            (&[&early], down(1, 1, "r0", &early)),
+            (&[&fine, &early], down(1, 2, "r1", &early)),
+            (&[&None, &late], down(1, 2, "r1", &late)),
+            (&[&unproven, &late], down(1, 2, "r1", &late)),
+            (&[&late, &early, &fine], down(2, 3, "r1", &early)),
+        ];
+        let names = ["r0", "r1", "r2"];
+        for (routers, expected) in table {
+            let told = names.into_iter().zip(routers.iter().map(|heard| heard.as_ref()));
+            assert_eq!(seen(told, "u"), expected, "{routers:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_about_no_trigger_is_left_out() {
+        let report = SinkReport {
+            down: heard(&[("u", 1), ("x", 1)], &[]).down.into_values().collect(),
+            unproven: vec!["v".into(), "y".into()],
+        };
+        let kept = Heard::from_report(report, |uid| matches!(uid, "u" | "v"));
+        assert_eq!(kept, heard(&[("u", 1)], &["v"]));
+    }
+}

@@ -1,0 +1,93 @@
+//! Keeps an eye on which Sinks are down, for whoever tells the controller.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    delivery::{Engine, TriggerView},
+    routing::protocol::{SinkOutage, SinkReport},
+};
+
+/// How often the Sinks are looked at: what changes within this time is told at once.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Keeps the report up to date until told to stop. Readers are rung when Sinks go down or answer again, not when
+/// the last error alone is another: that goes with the next report.
+pub(super) async fn keep(
+    engine: Arc<Engine>,
+    reports: watch::Sender<Option<SinkReport>>,
+    stop: CancellationToken,
+) {
+    loop {
+        let report = report(&engine.triggers());
+        reports.send_if_modified(|known| {
+            let is_news = known.as_ref().is_none_or(|known| !same_sinks(known, &report));
+            *known = Some(report);
+            is_news
+        });
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+fn report(triggers: &[TriggerView]) -> SinkReport {
+    let mut report = SinkReport::default();
+    for TriggerView { uid, stats, .. } in triggers {
+        if let Some(outage) = stats.outage() {
+            report.down.push(SinkOutage {
+                uid: uid.clone(),
+                since: outage.since,
+                detail: outage.detail.as_str().into(),
+            });
+        } else if stats.is_sink_unproven() {
+            report.unproven.push(uid.clone());
+        }
+    }
+    report
+}
+
+fn same_sinks(one: &SinkReport, other: &SinkReport) -> bool {
+    let outages = |report: &SinkReport| -> Vec<_> {
+        report
+            .down
+            .iter()
+            .map(|outage| (outage.uid.clone(), outage.since))
+            .collect()
+    };
+    outages(one) == outages(other) && one.unproven == other.unproven
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_error_alone_is_no_news() {
+        let report = |uid: &str, since: &str, detail: &str| SinkReport {
+            down: vec![SinkOutage {
+                uid: uid.into(),
+                since: since.parse().unwrap(),
+                detail: detail.into(),
+            }],
+            unproven: vec![],
+        };
+        let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+        let known = report("a", early, "503");
+        assert!(same_sinks(&known, &report("a", early, "refused")));
+        for news in [
+            report("b", early, "503"),
+            report("a", late, "503"),
+            SinkReport::default(),
+            SinkReport {
+                unproven: vec!["b".into()],
+                ..known.clone()
+            },
+        ] {
+            assert!(!same_sinks(&known, &news), "{news:?}");
+        }
+    }
+}
