@@ -217,14 +217,17 @@ impl EmbeddedLog {
         request: impl FnOnce(oneshot::Sender<Result<T, LogError>>) -> Request,
     ) -> Result<T, LogError> {
         let (reply, answer) = oneshot::channel();
-        if let Some(requests) = &self.requests
-            && requests.send(request(reply)).await.is_ok()
-            && let Ok(answer) = answer.await
-        {
-            return answer;
+        let answered = async {
+            self.requests.as_ref()?.send(request(reply)).await.ok()?;
+            answer.await.ok()
+        };
+        // A request that comes into the queue just as the committer goes is neither answered nor dropped, but the
+        // committer goes only after it has said why.
+        tokio::select! {
+            biased;
+            Some(answer) = answered => answer,
+            failure = self.shared.failed() => Err(failure),
         }
-        // The committer is gone, and it goes only after it has said why.
-        Err(self.shared.failed().await)
     }
 
     /// Runs what reads the storage where it may block.
