@@ -11,7 +11,7 @@ use super::{
     units::{self, Size},
 };
 use crate::{
-    delivery::{DeliveryOptions, Retention},
+    delivery::{DeliveryOptions, Retention, WhenFull},
     log::embedded::EmbeddedOptions,
     router::{self, ControllerLink, RouterOptions},
     routing::Revision,
@@ -42,9 +42,19 @@ pub struct LogArgs {
     )]
     pub retention_size: Size,
 
-    /// How large the event log may become in all; beyond it new events are refused with 507.
+    /// How large the event log may become in all.
     #[arg(long, env = "WEIR_LOG_SIZE", default_value = "8GiB", value_name = "SIZE")]
     pub log_size: Size,
+
+    /// What happens to new events when the log is full, once everything is removed that every Trigger has settled.
+    #[arg(
+        long,
+        env = "WEIR_WHEN_FULL",
+        default_value = "refuse",
+        value_enum,
+        value_name = "POLICY"
+    )]
+    pub when_full: FullPolicy,
 
     /// How much of the disk stays free; what would leave less is refused with 507.
     #[arg(long, env = "WEIR_DISK_RESERVE", default_value = "32MiB", value_name = "SIZE")]
@@ -68,6 +78,15 @@ pub struct LogArgs {
     pub services: Vec<ServiceAddress>,
 }
 
+/// What happens to new events when the log is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum FullPolicy {
+    /// They are refused with 507.
+    Refuse,
+    /// The oldest events are dropped, also undelivered ones, with a warning and a metric.
+    DropOldest,
+}
+
 impl LogArgs {
     /// The router's options, with its addresses and its data directory.
     ///
@@ -84,6 +103,7 @@ impl LogArgs {
             retention_age,
             retention_size,
             log_size,
+            when_full,
             disk_reserve,
             dead_letter_age,
             dead_letter_size,
@@ -109,6 +129,10 @@ impl LogArgs {
                 dead_letters: Retention {
                     age: dead_letter_age,
                     bytes: dead_letter_size.0,
+                },
+                when_full: match when_full {
+                    FullPolicy::Refuse => WhenFull::Refuse,
+                    FullPolicy::DropOldest => WhenFull::DropOldest,
                 },
                 ..DeliveryOptions::default()
             },

@@ -233,7 +233,7 @@ impl DeadLetters {
     }
 
     /// Removes letters for good.
-    pub(super) async fn drop(
+    pub(super) async fn remove(
         &self,
         broker: &str,
         selection: &Selection,

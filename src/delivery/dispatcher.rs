@@ -115,8 +115,7 @@ struct Attempted {
 enum Outcome {
     Answered(Answer, Option<Reply>),
     Expired,
-    Gone(String),
-    LogFailed(LogError),
+    NotFetched(FetchError),
 }
 
 impl Dispatcher {
@@ -198,7 +197,7 @@ impl Dispatcher {
                     Ok(event) => key = partition_key(&event),
                     Err(FetchError::Log(error)) => return Err(error),
                     // Its attempt finds the same, and settles it.
-                    Err(FetchError::Gone(_)) => {}
+                    Err(FetchError::Removed | FetchError::Damaged(_)) => {}
                 }
             }
             self.ready.push_back(Item {
@@ -329,6 +328,9 @@ impl Dispatcher {
             .read(&self.broker, self.parts.progress.next(), limit)
             .await?;
         let at_end = records.is_empty();
+        if let Some(first) = records.first() {
+            self.note_missed(first.offset);
+        }
         for record in records {
             if matches!(self.following, Following::Joining(until) if record.offset >= until) {
                 break;
@@ -343,6 +345,21 @@ impl Dispatcher {
         self.changed();
         self.join(at_end);
         Ok(true)
+    }
+
+    /// Tells what was removed from the log before it was looked at.
+    fn note_missed(&self, found: Offset) {
+        let missed = found.0.saturating_sub(self.parts.progress.next().0);
+        if missed > 0 {
+            self.parts.stats.count_missed(missed);
+            let trigger = self.settings.trigger();
+            tracing::warn!(
+                namespace = trigger.namespace,
+                trigger = trigger.name,
+                missed,
+                "events were removed from the full log before the Trigger looked at them"
+            );
+        }
     }
 
     fn join(&mut self, at_end: bool) {
@@ -440,8 +457,7 @@ impl Dispatcher {
                     let outcome = with_reply(&*log, &broker, &event, answer).await;
                     (Some(event), outcome)
                 }
-                Err(FetchError::Gone(detail)) => (None, Outcome::Gone(detail)),
-                Err(FetchError::Log(error)) => (None, Outcome::LogFailed(error)),
+                Err(error) => (None, Outcome::NotFetched(error)),
             };
             Attempted {
                 place,
@@ -469,31 +485,37 @@ impl Dispatcher {
                 self.answered(place, began, about.as_ref(), &answer);
             }
             Outcome::Expired => self.settle(place, Settlement::Expired),
-            Outcome::Gone(detail) => self.gone(place, &detail),
-            Outcome::LogFailed(error) => return Err(error),
+            Outcome::NotFetched(error) => return self.not_fetched(place, error),
         }
         Ok(())
     }
 
     fn dead_lettered(&mut self, place: Place, kept: Result<(), FetchError>) -> Result<(), LogError> {
         match kept {
-            Ok(()) => self.settle(place, Settlement::DeadLettered),
-            Err(FetchError::Gone(detail)) => self.gone(place, &detail),
-            Err(FetchError::Log(error)) => return Err(error),
+            Ok(()) => {
+                self.settle(place, Settlement::DeadLettered);
+                Ok(())
+            }
+            Err(error) => self.not_fetched(place, error),
         }
-        Ok(())
     }
 
-    fn gone(&mut self, place: Place, detail: &str) {
+    /// What cannot be read again cannot be delivered.
+    fn not_fetched(&mut self, place: Place, error: FetchError) -> Result<(), LogError> {
         let trigger = self.settings.trigger();
-        tracing::error!(
-            namespace = trigger.namespace,
-            trigger = trigger.name,
-            %place,
-            detail,
-            "an event cannot be read again and is dropped"
-        );
+        let (namespace, trigger) = (&trigger.namespace, &trigger.name);
+        match error {
+            FetchError::Log(error) => return Err(error),
+            // Who made the room has told how many events went.
+            FetchError::Removed => {
+                tracing::debug!(namespace, trigger, %place, "an event was removed before it was delivered")
+            }
+            FetchError::Damaged(detail) => {
+                tracing::error!(namespace, trigger, %place, detail, "an event cannot be read again and is dropped");
+            }
+        }
         self.settle(place, Settlement::Dropped);
+        Ok(())
     }
 
     fn replied(&self, delivered: Option<&Event>, reply: Option<Reply>) {
@@ -708,7 +730,7 @@ async fn with_reply(log: &dyn EventLog, broker: &str, event: &Event, mut answer:
                 answer = Answer::none(format!("the Sink's reply cannot be stored: {detail}"));
                 None
             }
-            Err(error) => return Outcome::LogFailed(error),
+            Err(error) => return Outcome::NotFetched(FetchError::Log(error)),
         },
     };
     Outcome::Answered(answer, reply)

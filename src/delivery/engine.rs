@@ -11,7 +11,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use jiff::{SignedDuration, Timestamp};
 use tokio::{
     sync::{Mutex, mpsc, watch},
     task::JoinHandle,
@@ -19,18 +18,18 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Client, DeadLetter, Dropped, KeptLetter, Page, Redriven, Retention, Selection, TriggerStats,
+    Client, DeadLetter, Dropped, KeptLetter, Page, Redriven, Retention, Selection, TriggerStats, WhenFull,
     dead_letters::{DeadLetters, Recipient},
     dispatcher::{Dispatcher, Parts},
     inbox::Inbox,
     progress::Progress,
     reader::Reader,
     redrive::{Redrive, Taken},
-    retention,
     settings::Settings,
+    trimmer::{Figures, Trimmer},
 };
 use crate::{
-    log::{Bounds, CursorChange, EventLog, LogError, Offset},
+    log::{CursorChange, EventLog, LogError, Offset},
     routing::{BrokerTable, RoutingTable, Start, Trigger},
 };
 
@@ -44,6 +43,8 @@ pub struct DeliveryOptions {
     pub retention: Retention,
     /// What is retained of dead letters.
     pub dead_letters: Retention,
+    /// What happens when the log is full of events that are not settled.
+    pub when_full: WhenFull,
     /// How long attempts under way may take to finish when the engine is shut down.
     pub grace: Duration,
 }
@@ -57,6 +58,7 @@ impl Default for DeliveryOptions {
                 age: Duration::from_secs(7 * 24 * 60 * 60),
                 ..Retention::default()
             },
+            when_full: WhenFull::default(),
             grace: Duration::from_secs(10),
         }
     }
@@ -111,9 +113,8 @@ pub struct Engine {
     running: Mutex<Running>,
     views: ArcSwap<Vec<TriggerView>>,
     dropped_with_trigger: AtomicU64,
-    dead_letters: DeadLetters,
-    taken: Arc<Taken>,
-    dead_letters_expired: AtomicU64,
+    dead_letters: Arc<DeadLetters>,
+    trimmer: Trimmer,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -157,10 +158,19 @@ impl Engine {
                 }
             }
         }
+        let dead_letters = Arc::new(DeadLetters::new(log.clone(), taken.clone()));
         let engine = Arc::new(Self {
-            dead_letters: DeadLetters::new(log.clone(), taken.clone()),
-            taken,
-            dead_letters_expired: AtomicU64::new(0),
+            dead_letters: dead_letters.clone(),
+            trimmer: Trimmer {
+                log: log.clone(),
+                events: options.retention,
+                letters: options.dead_letters,
+                when_full: options.when_full,
+                dead_letters,
+                taken,
+                figures: Figures::default(),
+                making_room: Mutex::default(),
+            },
             log,
             client,
             options,
@@ -267,7 +277,21 @@ impl Engine {
 
     /// How many dead letters were removed because of their age, or because there were too many, since the start.
     pub fn dead_letters_expired(&self) -> u64 {
-        self.dead_letters_expired.load(Relaxed)
+        self.trimmer.figures.letters_expired()
+    }
+
+    /// How many events of each broker were dropped because the log was full, since the start: removed before every
+    /// Trigger had settled them.
+    pub fn dropped_when_full(&self) -> BTreeMap<String, u64> {
+        self.trimmer.figures.dropped()
+    }
+
+    /// The log had no room for an event: removes what may go, so that another attempt may succeed.
+    ///
+    /// # Errors
+    /// When the log cannot be trimmed.
+    pub async fn make_room(&self) -> Result<(), LogError> {
+        self.trimmer.make_room(&self.triggers()).await
     }
 
     /// The brokers that have dead letters, and how many.
@@ -347,7 +371,7 @@ impl Engine {
         selection: &Selection,
         from: Offset,
     ) -> Result<Dropped, LogError> {
-        self.dead_letters.drop(broker, selection, from).await
+        self.dead_letters.remove(broker, selection, from).await
     }
 
     /// Ends delivery: attempts under way may finish, and cursors are saved.
@@ -491,71 +515,6 @@ impl Engine {
     }
 
     async fn trim(&self) -> Result<(), LogError> {
-        for (key, bytes) in self.log.usage() {
-            match DeadLetter::broker_of(&key) {
-                Some(broker) => self.trim_dead_letters(broker, &key, bytes).await?,
-                None => self.trim_broker(&key, bytes).await?,
-            }
-        }
-        Ok(())
-    }
-
-    async fn trim_broker(&self, broker: &str, bytes: u64) -> Result<(), LogError> {
-        let bounds = self.log.bounds(broker);
-        let triggers = self.triggers();
-        let of_broker = triggers.iter().filter(|trigger| trigger.broker == broker);
-        let unsettled = of_broker
-            .map(|trigger| trigger.stats.low())
-            .min()
-            .unwrap_or(bounds.next);
-        let Retention { age, bytes: limit } = self.options.retention;
-        let too_old = self.first_within(broker, age, bounds).await?;
-        let before = retention::trim_before(bounds, bytes, limit, too_old, unsettled.min(bounds.next));
-        if before > bounds.first {
-            self.log.trim(broker, before).await?;
-        }
-        Ok(())
-    }
-
-    async fn trim_dead_letters(&self, broker: &str, key: &str, bytes: u64) -> Result<(), LogError> {
-        let bounds = self.log.bounds(key);
-        self.taken.forget_below(broker, bounds.first);
-        let triggers = self.triggers();
-        let of_broker = triggers.iter().filter(|trigger| trigger.broker == broker);
-        let redriven = of_broker
-            .filter_map(|trigger| trigger.stats.low_dead_letter())
-            .min();
-        let Retention { age, bytes: limit } = self.options.dead_letters;
-        let gone = self.taken.first_kept(broker, bounds.first);
-        let too_old = self.first_within(key, age, bounds).await?.max(gone);
-        let unsettled = redriven.unwrap_or(bounds.next).min(bounds.next);
-        let before = retention::trim_before(bounds, bytes, limit, too_old, unsettled);
-        if before <= bounds.first {
-            return Ok(());
-        }
-        let count = self.dead_letters.count(broker);
-        self.log.trim(key, before).await?;
-        self.taken.forget_below(broker, before);
-        let expired = count.saturating_sub(self.dead_letters.count(broker));
-        if expired > 0 {
-            self.dead_letters_expired.fetch_add(expired, Relaxed);
-            tracing::warn!(
-                broker,
-                expired,
-                "dead letters were removed: they were too old, or too many"
-            );
-        }
-        Ok(())
-    }
-
-    /// The first record that is not older than `age`.
-    async fn first_within(&self, key: &str, age: Duration, bounds: Bounds) -> Result<Offset, LogError> {
-        let oldest = SignedDuration::try_from(age)
-            .ok()
-            .and_then(|age| Timestamp::now().checked_sub(age).ok());
-        match oldest {
-            Some(oldest) => self.log.offset_at(key, oldest).await,
-            None => Ok(bounds.first),
-        }
+        self.trimmer.trim(&self.triggers()).await
     }
 }

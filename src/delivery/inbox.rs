@@ -56,9 +56,20 @@ impl Inbox {
         if fits {
             state.queue.push_back((offset, event.clone()));
             state.bytes += size;
+            drop(state);
+            self.changed.notify_one();
         } else {
+            drop(state);
+            self.overflow(offset);
+        }
+    }
+
+    /// The events from here on cannot be offered: the Trigger is on its own.
+    pub(super) fn overflow(&self, missed: Offset) {
+        let mut state = self.lock();
+        if state.attached {
             state.attached = false;
-            state.missed = Some(offset);
+            state.missed = Some(missed);
         }
         drop(state);
         self.changed.notify_one();

@@ -30,6 +30,7 @@ mod reply;
 mod retention;
 mod settings;
 mod stats;
+mod trimmer;
 mod verdict;
 
 pub use client::{Client, ClientError, with_causes};
@@ -39,6 +40,7 @@ pub use engine::{DeliveryOptions, Engine, EngineError, TriggerView};
 pub use reply::{HOPS, MAX_HOPS};
 pub use retention::Retention;
 pub use stats::{Outage, Settlement, TriggerStats};
+pub use trimmer::WhenFull;
 
 use std::time::Duration;
 

@@ -18,8 +18,10 @@ pub(super) enum Place {
 
 /// Why an event cannot be had.
 pub(super) enum FetchError {
-    /// It is there no longer: the log had to make room, or its record is damaged.
-    Gone(String),
+    /// It was removed to make room in the log.
+    Removed,
+    /// Its record is not what was written.
+    Damaged(String),
     /// The log failed; the process has to end.
     Log(LogError),
 }
@@ -27,15 +29,15 @@ pub(super) enum FetchError {
 impl Place {
     /// Reads the event.
     pub(super) async fn fetch(self, log: &dyn EventLog, broker: &str) -> Result<Event, FetchError> {
-        let gone = |error: &dyn std::fmt::Display| FetchError::Gone(error.to_string());
+        let damaged = |error: &dyn std::fmt::Display| FetchError::Damaged(error.to_string());
         match self {
             Self::Log(offset) => {
                 let payload = record(log, broker, offset).await?;
-                Event::from_record(payload).map_err(|error| gone(&error))
+                Event::from_record(payload).map_err(|error| damaged(&error))
             }
             Self::DeadLetter(offset) => {
                 let payload = record(log, &DeadLetter::log_of(broker), offset).await?;
-                let (_, event) = DeadLetter::decode(payload).map_err(|error| gone(&error))?;
+                let (_, event) = DeadLetter::decode(payload).map_err(|error| damaged(&error))?;
                 Ok(event)
             }
         }
@@ -45,12 +47,12 @@ impl Place {
 async fn record(log: &dyn EventLog, key: &str, offset: Offset) -> Result<bytes::Bytes, FetchError> {
     let records = match log.read(key, offset, ReadLimit { records: 1, ..READ }).await {
         Ok(records) => records,
-        Err(error @ LogError::Damaged { .. }) => return Err(FetchError::Gone(error.to_string())),
+        Err(error @ LogError::Damaged { .. }) => return Err(FetchError::Damaged(error.to_string())),
         Err(error) => return Err(FetchError::Log(error)),
     };
     match records.into_iter().find(|record| record.offset == offset) {
         Some(record) => Ok(record.payload),
-        None => Err(FetchError::Gone("it is no longer in the log".to_owned())),
+        None => Err(FetchError::Removed),
     }
 }
 

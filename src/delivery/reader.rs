@@ -99,6 +99,11 @@ impl Reader {
             .map(|record| (record.offset, Event::from_record(record.payload)))
             .collect();
         let mut state = self.lock();
+        let first = events.first().map_or(position, |&(offset, _)| offset);
+        if first > position {
+            // Removed from the full log before they were offered: each Trigger goes on alone, and tells.
+            state.inboxes.iter().for_each(|inbox| inbox.overflow(position));
+        }
         for (offset, event) in events {
             match event {
                 Ok(event) => state.table.matching(&event, |index| {

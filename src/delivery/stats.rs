@@ -55,6 +55,7 @@ pub struct TriggerStats {
     attempts: AtomicU64,
     failed_attempts: AtomicU64,
     in_flight: AtomicU64,
+    missed: AtomicU64,
     replies_stored: AtomicU64,
     replies_beyond_max_hops: AtomicU64,
     replies_invalid: AtomicU64,
@@ -91,6 +92,8 @@ figures! {
     failed_attempts,
     /// Attempts under way.
     in_flight,
+    /// Events since the router started that were removed from the log before the Trigger looked at them.
+    missed,
     /// Events that the Sink replied with and that were stored, since the router started.
     replies_stored,
     /// Replies since the router started that were not stored because too many replies led to them.
@@ -159,6 +162,10 @@ impl TriggerStats {
     pub(super) fn attempt_ended(&self, delivered: bool) {
         self.in_flight.fetch_sub(1, Relaxed);
         self.failed_attempts.fetch_add(u64::from(!delivered), Relaxed);
+    }
+
+    pub(super) fn count_missed(&self, events: u64) {
+        self.missed.fetch_add(events, Relaxed);
     }
 
     pub(super) fn replied(&self, reply: &Reply) {

@@ -111,6 +111,9 @@ pub trait EventLog: Send + Sync + 'static {
     /// The brokers that have records, and the bytes that their retained payloads take.
     fn usage(&self) -> Vec<(String, u64)>;
 
+    /// The sum of [`EventLog::usage`], in bytes, at which the log is full.
+    fn capacity(&self) -> u64;
+
     /// Every stored cursor, by key.
     fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>>;
 

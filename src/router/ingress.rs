@@ -21,7 +21,8 @@ use jiff::Timestamp;
 use super::{metrics::IngressMetrics, problem::Problem};
 use crate::{
     cloudevents::{Event, read_http},
-    log::EventLog,
+    delivery::Engine,
+    log::{EventLog, LogError},
     routing::{RoutingTable, broker_key},
 };
 
@@ -35,6 +36,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// What the ingress works with.
 pub(super) struct Ingress {
     pub(super) log: Arc<dyn EventLog>,
+    pub(super) engine: Arc<Engine>,
     /// Absent until the first routing configuration is there.
     pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
     pub(super) metrics: Arc<IngressMetrics>,
@@ -93,11 +95,23 @@ impl Ingress {
         if events.is_empty() {
             return Ok(0);
         }
-        let payloads: Vec<_> = events.iter().map(Event::to_record).collect();
-        self.log
-            .append(&broker_key(namespace, broker), payloads, Timestamp::now())
-            .await?;
+        self.store(&broker_key(namespace, broker), &events).await?;
         Ok(events.len())
+    }
+
+    /// Appends; when the log is full, once more after room was made.
+    async fn store(&self, broker: &str, events: &[Event]) -> Result<(), LogError> {
+        let append = || {
+            let payloads = events.iter().map(Event::to_record).collect();
+            self.log.append(broker, payloads, Timestamp::now())
+        };
+        match append().await {
+            Err(LogError::Full(_)) => {
+                self.engine.make_room().await?;
+                append().await.map(|_| ())
+            }
+            appended => appended.map(|_| ()),
+        }
     }
 
     fn check_broker(&self, namespace: &str, broker: &str) -> Result<(), Problem> {

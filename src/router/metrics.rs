@@ -182,6 +182,13 @@ impl Collector for DeliveryCollector {
             TriggerStats::redriven,
         )?;
         settled(&mut encoder, &triggers)?;
+        counter(
+            &mut encoder,
+            &triggers,
+            "trigger_events_missed",
+            "Events removed before the Trigger looked at them, since the start",
+            TriggerStats::missed,
+        )?;
         gauge(
             &mut encoder,
             &triggers,
@@ -245,6 +252,7 @@ impl Collector for DeliveryCollector {
             None,
             MetricType::Counter,
         )?)?;
+        self.dropped_when_full(&mut encoder)?;
         self.dead_letters(&mut encoder)?;
         self.produced(&mut encoder)?;
         self.log_bytes(&mut encoder)
@@ -276,6 +284,21 @@ impl DeliveryCollector {
                 ];
                 ConstCounter::new(count(source)).encode(family.encode_family(&labels)?)?;
             }
+        }
+        Ok(())
+    }
+
+    fn dropped_when_full(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(
+            "events_dropped_when_full",
+            "Events removed to make room before every Trigger had settled them, since the start",
+            None,
+            MetricType::Counter,
+        )?;
+        for (key, count) in self.engine.dropped_when_full() {
+            let (namespace, broker) = key.split_once('/').unwrap_or(("", &key));
+            ConstCounter::new(count)
+                .encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
         }
         Ok(())
     }

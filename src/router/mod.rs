@@ -97,6 +97,7 @@ pub async fn run(
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
     let ingress = ingress::Ingress {
         log: log.clone(),
+        engine: engine.clone(),
         table: table.clone(),
         metrics: metrics.ingress.clone(),
         max_body: options.max_body,

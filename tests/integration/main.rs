@@ -17,6 +17,7 @@ mod cluster;
 mod controller;
 mod dead_letters;
 mod faults;
+mod full_log;
 mod harness;
 mod local;
 mod replies;

@@ -380,6 +380,10 @@ impl EventLog for EmbeddedLog {
         usage
     }
 
+    fn capacity(&self) -> u64 {
+        self.shared.options.max_bytes
+    }
+
     fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>> {
         Box::pin(async move {
             let cursors = self.blocking(|shared| shared.store.cursors()).await?;

@@ -158,6 +158,10 @@ impl EventLog for TestLog {
         unimplemented!()
     }
 
+    fn capacity(&self) -> u64 {
+        u64::MAX
+    }
+
     fn usage(&self) -> Vec<(String, u64)> {
         unimplemented!()
     }
