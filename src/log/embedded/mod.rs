@@ -36,6 +36,7 @@
 mod acknowledged;
 mod broker;
 mod committer;
+mod fail_points;
 mod keeper;
 mod layout;
 mod memory;

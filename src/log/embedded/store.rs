@@ -27,6 +27,7 @@ use fjall::{
 };
 
 use super::{
+    fail_points,
     layout::{self, FORMAT, FORMAT_KEY, Header, Registered},
     tail::Taken,
 };
@@ -343,7 +344,9 @@ pub(super) fn reclaim(events: &Keyspace, first: u64) -> fjall::Result<bool> {
     {
         return Ok(false);
     }
+    fail_points::pass("log-before-drop")?;
     events.tree.drop_range(..below)?;
+    fail_points::pass("log-after-drop")?;
     drop(version);
     // The library keeps superseded versions, and with them the dropped tables' files, for snapshots of the
     // past. There are none here: every read is of the latest version, and holds on to it while it runs.
