@@ -137,6 +137,8 @@ pub(super) struct Dispatcher {
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
     breaker: Breaker,
     saving: Option<BoxFuture<'static, Result<(), LogError>>>,
+    /// The first unsettled offset of what is being saved.
+    saving_low: Offset,
     save_at: Option<Instant>,
 }
 
@@ -180,7 +182,9 @@ impl Dispatcher {
             trigger.uid.clone(),
             broker_key(&trigger.namespace, &trigger.broker),
         );
+        let low = parts.progress.low();
         parts.stats.show(&parts.progress);
+        parts.stats.show_low(low);
         Self {
             parts,
             settings,
@@ -195,6 +199,7 @@ impl Dispatcher {
             in_flight: FuturesUnordered::new(),
             breaker: Breaker::default(),
             saving: None,
+            saving_low: low,
             save_at: None,
         }
     }
@@ -611,12 +616,17 @@ impl Dispatcher {
 
     fn begin_save(&mut self) {
         self.save_at = None;
+        self.saving_low = self.parts.progress.low();
         let (log, cursor) = (self.parts.log.clone(), self.cursor());
         self.saving = Some(async move { log.save_cursors(vec![cursor]).await }.boxed());
     }
 
-    /// Without room for the cursor, delivery goes on, and what is settled meanwhile repeats after a crash.
+    /// Without room for the cursor, delivery goes on, and what is settled meanwhile repeats after a crash. It may
+    /// be trimmed nevertheless, as that makes room; then it does not repeat, but is counted as dropped.
     fn saved(&mut self, saved: Result<(), LogError>) -> Result<(), LogError> {
+        if matches!(saved, Ok(()) | Err(LogError::Full(_))) {
+            self.parts.stats.show_low(self.saving_low);
+        }
         match saved {
             Err(LogError::Full(detail)) => {
                 tracing::warn!(

@@ -70,7 +70,7 @@ impl TriggerStats {
         Offset(self.next.load(Relaxed))
     }
 
-    /// The first offset that it has not settled.
+    /// The first offset that it had not settled when its progress was last saved: nothing from here on is trimmed.
     pub fn low(&self) -> Offset {
         Offset(self.low.load(Relaxed))
     }
@@ -89,7 +89,11 @@ impl TriggerStats {
         self.dropped.store(counts.dropped, Relaxed);
         self.pending.store(progress.pending() as u64, Relaxed);
         self.next.store(progress.next().0, Relaxed);
-        self.low.store(progress.low().0, Relaxed);
+    }
+
+    /// Progress up to here is saved.
+    pub(super) fn show_low(&self, low: Offset) {
+        self.low.store(low.0, Relaxed);
     }
 
     pub(super) fn attempt_began(&self) {
