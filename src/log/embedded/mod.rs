@@ -19,7 +19,7 @@
 //! ```text
 //! {directory}/lock           held while the log is open
 //! {directory}/acknowledged   how many records were acknowledged, ever (`acknowledged.rs`)
-//! {directory}/store/         the storage library's files (`layout.rs`, `store.rs`)
+//! {directory}/store/         the storage library's files (`layout.rs`, `store.rs`, `versions.rs`)
 //! ```
 //!
 //! # The parts
@@ -44,6 +44,7 @@ mod store;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod versions;
 
 use std::{
     collections::HashMap,
