@@ -141,6 +141,11 @@ impl Consumer {
         lock(&self.shared.received).clone()
     }
 
+    /// Looks at what has arrived so far, in order, without a copy of it. Nothing arrives meanwhile.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&[Received]) -> T) -> T {
+        look(&lock(&self.shared.received))
+    }
+
     /// Waits until at least so many requests have arrived, and returns all that have.
     #[track_caller]
     pub(crate) fn wait_for(&self, count: usize) -> Vec<Received> {
