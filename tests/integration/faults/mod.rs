@@ -6,6 +6,7 @@ mod full;
 mod kills;
 mod producers;
 mod router;
+mod sinks;
 mod storage;
 
 use arrivals::{all_arrive, check_order_by_key};
