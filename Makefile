@@ -59,7 +59,7 @@ bench: rust ## Measure throughput side by side with a plain proxy (see benches/R
 	$(CARGO) bench --locked --bench throughput
 
 .PHONY: faults
-faults: rust ## Kill a router two hundred times under load and count what arrives
+faults: rust ## Kill routers hundreds of times, break their disks and Sinks, and count what arrives
 	assets="$$(tests/kubernetes/build.sh)"
 	KUBEBUILDER_ASSETS="$$assets" WEIR_KILLS=200 $(CARGO) test --locked $(test_features) --test integration faults:: -- --nocapture
 

@@ -1,6 +1,9 @@
 //! No room: producers are told so, delivery goes on, and it heals by itself once there is room.
 
-use std::fs;
+use std::{
+    fs,
+    io::{self, Write as _},
+};
 
 use super::{
     Producers, all_arrive, mapped,
@@ -66,9 +69,9 @@ fn a_full_disk_is_said_delivery_goes_on_and_space_heals_it() {
     let volume = match Volume::mount(192) {
         Ok(volume) => volume,
         Err(reason) => {
-            eprintln!(
-                "skipped: a_full_disk_is_said_delivery_goes_on_and_space_heals_it: no volume to fill: {reason}"
-            );
+            // Past what keeps the output of a test that succeeds from being seen.
+            let skipped = "skipped: a_full_disk_is_said_delivery_goes_on_and_space_heals_it";
+            let _ = writeln!(io::stderr(), "{skipped}: no volume to fill: {reason}");
             return;
         }
     };

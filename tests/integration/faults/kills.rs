@@ -160,9 +160,9 @@ mod at_fail_points {
             "log-before-drop",
             "log-after-drop",
         ];
-        let kills = if is_long() { kills_each() } else { 1 };
+        let (kills, passes) = if is_long() { (kills_each(), 2) } else { (1, 1) };
         each_on_its_own(&points, points.len(), |point| {
-            survives_kills_at(point, kills, 1, 16 * 1024);
+            survives_kills_at(point, kills, passes, 16 * 1024);
         });
     }
 }
