@@ -2,8 +2,12 @@
 //! feature `failpoints`; without it, as in a release, passing one does nothing.
 //!
 //! The environment variable `FAILPOINTS`, read when the process starts, says what happens, in the language of the
-//! crate [`fail`](https://docs.rs/fail): `log-after-write=7*off->return(kill)` is `kill -9` at the eighth pass, and
-//! `log-before-fsync=return(no more)` is an fsync that fails with "no more".
+//! crate [`fail`](https://docs.rs/fail):
+//!
+//! - `log-after-write=7*off->return(kill)` is `kill -9` at the eighth pass;
+//! - `return(late kill)` is one after the other threads went on for a moment, in which an acknowledgement that came too
+//!   early reaches its producer;
+//! - `log-before-fsync=return(no more)` is an fsync that fails with "no more".
 //!
 //! | name | where |
 //! | --- | --- |
@@ -70,6 +74,10 @@ pub(super) fn pass(_point: &str) -> io::Result<()> {
 fn happen(action: Option<String>) -> io::Result<()> {
     match action.as_deref() {
         Some("kill") => kill(),
+        Some("late kill") => {
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            kill()
+        }
         Some(error) => Err(io::Error::other(error.to_owned())),
         None => Err(io::Error::other("a fail point")),
     }

@@ -107,12 +107,15 @@ mod at_fail_points {
 
     /// Kills a router under load at a point, again and again, each time at another pass below `passes`.
     fn survives_kills_at(point: &str, kills: u32, passes: u32, data: usize) {
-        let actions = || format!("{point}={}*off->return(kill)", fastrand::u32(0..passes));
-        let mut pair = Pair::start(|setup| setup.argument("--retention-size=1KiB").fail_points(&actions()));
+        let actions = |kill: u32| {
+            let action = ["late kill", "kill"][kill as usize % 2];
+            format!("{point}={}*off->return({action})", fastrand::u32(0..passes))
+        };
+        let mut pair = Pair::start(|setup| setup.argument("--retention-size=1KiB").fail_points(&actions(0)));
         let producers = Producers::with_data(&pair.router.url(), data);
         for kill in 0..kills {
             if kill > 0 {
-                pair.router.relaunch(&actions());
+                pair.router.relaunch(&actions(kill));
             }
             pair.router.wait_until_killed();
         }
