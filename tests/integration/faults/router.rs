@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
 };
 
@@ -58,6 +57,7 @@ impl Setup {
     }
 
     /// With what happens at the fail points, the first time that it is started.
+    #[cfg(feature = "failpoints")]
     pub(super) fn fail_points(mut self, actions: &str) -> Self {
         actions.clone_into(&mut self.fail_points);
         self
@@ -159,8 +159,10 @@ impl Router {
     }
 
     /// Waits until it was killed, by itself at a fail point.
+    #[cfg(feature = "failpoints")]
     #[track_caller]
     pub(super) fn wait_until_killed(&mut self) {
+        use std::os::unix::process::ExitStatusExt;
         let status = self.process.wait_for_exit(PATIENCE * 2);
         let lines = self.process.lines();
         let end = lines[lines.len().saturating_sub(20)..].join("\n");
