@@ -6,6 +6,8 @@ SHELL := bash
 .ONESHELL:
 
 CARGO ?= cargo
+# The same for everything that is built for tests, so that it is built once.
+test_features := --features failpoints
 cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/weir
 
 .PHONY: help
@@ -22,17 +24,17 @@ fmt: rust ## Format the code
 .PHONY: lint
 lint: rust ## Check the formatting and the lints; a warning is an error
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked $(test_features) --all-targets -- -D warnings
 
 .PHONY: unit
 unit: rust ## Test what needs nothing but the code: units, examples in the docs, the arrows between rooms
-	$(CARGO) test --locked --lib --bins --test architecture
-	$(CARGO) test --locked --doc
+	$(CARGO) test --locked $(test_features) --lib --bins --test architecture
+	$(CARGO) test --locked $(test_features) --doc
 
 .PHONY: integration
 integration: rust ## Test against a real API server, built on the first run (see tests/README.md)
 	assets="$$(tests/kubernetes/build.sh)"
-	KUBEBUILDER_ASSETS="$$assets" $(CARGO) test --locked --test '*'
+	KUBEBUILDER_ASSETS="$$assets" $(CARGO) test --locked $(test_features) --test '*'
 
 # The advisories need the RustSec database, which is fetched from the network: ADVISORIES=1 asks for them.
 .PHONY: deny
@@ -57,9 +59,9 @@ bench: rust ## Measure throughput side by side with a plain proxy (see benches/R
 	$(CARGO) bench --locked --bench throughput
 
 .PHONY: faults
-faults: rust ## Kill a router two hundred times under load and count what arrives
+faults: rust ## Kill routers hundreds of times, break their disks and Sinks, and count what arrives
 	assets="$$(tests/kubernetes/build.sh)"
-	KUBEBUILDER_ASSETS="$$assets" WEIR_KILLS=200 $(CARGO) test --locked --test integration faults:: -- --nocapture
+	KUBEBUILDER_ASSETS="$$assets" WEIR_KILLS=200 $(CARGO) test --locked $(test_features) --test integration faults:: -- --nocapture
 
 .PHONY: clean-cache
 clean-cache: ## Remove the Kubernetes binaries that the tests built

@@ -3,5 +3,8 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // What FAILPOINTS asks for holds until this is dropped.
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
     weir::cli::main()
 }

@@ -2,16 +2,21 @@
 
 use std::{
     convert::Infallible,
-    fmt,
+    fmt, io,
     net::{SocketAddr, TcpListener},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use futures::{StreamExt, stream};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, sync::Notify};
 use tokio_util::sync::CancellationToken;
@@ -55,6 +60,10 @@ pub(crate) enum Answer {
         body: Bytes,
         delay: Duration,
     },
+    /// 200, and a body that comes a byte at a time and never ends.
+    Drip { every: Duration },
+    /// 200, and the beginning of a body; then the connection is closed.
+    BreakOff,
     /// Not at all; the connection stays open.
     Hang,
     /// The connection is reset.
@@ -139,6 +148,11 @@ impl Consumer {
     /// What has arrived so far, in order.
     pub(crate) fn received(&self) -> Vec<Received> {
         lock(&self.shared.received).clone()
+    }
+
+    /// Looks at what has arrived so far, in order, without a copy of it. Nothing arrives meanwhile.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&[Received]) -> T) -> T {
+        look(&lock(&self.shared.received))
     }
 
     /// Waits until at least so many requests have arrived, and returns all that have.
@@ -291,11 +305,13 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     }
 }
 
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+
 async fn respond(
     request: Request<Incoming>,
     shared: Arc<Shared>,
     reset: Arc<Notify>,
-) -> Result<Response<Full<Bytes>>, hyper::Error> {
+) -> Result<Response<Body>, hyper::Error> {
     let _under_way = UnderWay::new(&shared);
     let (head, body) = request.into_parts();
     let received = Received {
@@ -325,15 +341,37 @@ async fn respond(
                 response = response.header(name, value);
             }
             Ok(response
-                .body(Full::new(body))
+                .body(Full::new(body).map_err(|never| match never {}).boxed_unsync())
                 .expect("the test asks for a valid response"))
         }
+        Answer::Drip { every } => Ok(Response::new(drip(every))),
+        Answer::BreakOff => Ok(Response::new(break_off())),
         Answer::Hang => std::future::pending().await,
         Answer::Reset => {
             reset.notify_one();
             std::future::pending().await
         }
     }
+}
+
+/// A byte at a time, for ever.
+fn drip(every: Duration) -> Body {
+    let bytes = stream::repeat(()).then(move |()| async move {
+        tokio::time::sleep(every).await;
+        Ok(Frame::data(Bytes::from_static(b".")))
+    });
+    BodyExt::boxed_unsync(StreamBody::new(bytes))
+}
+
+/// A beginning, and an error, at which the server closes the connection.
+fn break_off() -> Body {
+    let beginning = stream::iter([Ok(Frame::data(Bytes::from_static(b"a beginning")))]);
+    let error = stream::once(async {
+        // The server sends what it has when there is nothing more yet.
+        tokio::task::yield_now().await;
+        Err(io::Error::other("the test closes the connection"))
+    });
+    BodyExt::boxed_unsync(StreamBody::new(beginning.chain(error)))
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -12,8 +12,9 @@ mod local_router;
 mod port;
 mod process;
 mod scratch;
+mod volume;
 
-pub(crate) use client::{get, post, send, try_get, try_post};
+pub(crate) use client::{Response, get, post, send, try_get, try_post};
 pub(crate) use consumer::{Answer, Consumer, Received};
 pub(crate) use control_plane::ControlPlane;
 pub(crate) use kubectl::Kubectl;
@@ -21,6 +22,7 @@ pub(crate) use local_router::LocalRouter;
 pub(crate) use port::ReservedPort;
 pub(crate) use process::Process;
 pub(crate) use scratch::Scratch;
+pub(crate) use volume::Volume;
 
 use std::{
     sync::OnceLock,

@@ -19,6 +19,7 @@ use super::{
     Shared,
     acknowledged::Acknowledged,
     broker::{Broker, State, Stored, lock},
+    fail_points::{self, Contents},
     keeper::Keeper,
     layout::{self, Header, Registered},
     memory::Memory,
@@ -83,6 +84,7 @@ struct Commit {
     bytes: u64,
     brokers: HashMap<Arc<str>, Staged>,
     fsync: bool,
+    contents: Contents,
     answers: Vec<Answer>,
     trimmed: Vec<Arc<Broker>>,
     /// Free space when the commit began; measured when it is first asked for.
@@ -148,6 +150,7 @@ impl Committer {
             bytes: 0,
             brokers: HashMap::new(),
             fsync: false,
+            contents: Contents::default(),
             answers: Vec::new(),
             trimmed: Vec::new(),
             free: None,
@@ -181,6 +184,7 @@ impl Committer {
                 let first = self.stage_append(commit, &broker, payloads, accepted_millis)?;
                 commit.bytes += cost;
                 commit.fsync = true;
+                commit.contents.records = true;
                 commit.answers.push(Answer::Offset(reply, first, permit));
             }
             Request::SaveCursors { changes, reply } => {
@@ -202,6 +206,7 @@ impl Committer {
                     }
                 }
                 commit.bytes += cost;
+                commit.contents.cursors = true;
                 commit.answers.push(Answer::Done(reply));
             }
             Request::Trim {
@@ -394,6 +399,7 @@ impl Committer {
         staged.register = true;
         commit.bytes += ENTRY;
         commit.fsync = true;
+        commit.contents.trims = true;
         Ok(())
     }
 
@@ -420,16 +426,12 @@ impl Committer {
         }
 
         self.wait_for_flush()?;
+        let contents = commit.contents;
         if !commit.batch.is_empty() {
-            commit
-                .batch
-                .commit()
-                .map_err(|e| Fatal(format!("a write failed: {e}")))?;
+            write(commit.batch, contents).map_err(|e| Fatal(format!("a write failed: {e}")))?;
         }
         if commit.fsync {
-            self.shared
-                .store
-                .sync()
+            self.sync(contents)
                 .map_err(|e| Fatal(format!("an fsync failed: {e}")))?;
             self.shared.count_fsync();
             if let Err(e) = self.acknowledged.write(self.records) {
@@ -450,6 +452,9 @@ impl Committer {
             staged.broker.publish(staged.state);
         }
 
+        contents
+            .before_acknowledgement()
+            .map_err(|e| Fatal(e.to_string()))?;
         for answer in commit.answers {
             // Whoever asked may be gone; what was done stays done.
             match answer {
@@ -467,6 +472,12 @@ impl Committer {
             self.keeper.tidy(broker);
         }
         self.tend_memory(commit.brokers.values().map(|staged| &staged.stored.events))
+    }
+
+    fn sync(&self, contents: Contents) -> fjall::Result<()> {
+        fail_points::pass("log-before-fsync")?;
+        self.shared.store.sync()?;
+        Ok(contents.after_fsync()?)
     }
 
     fn tend_memory<'a>(&mut self, touched: impl Iterator<Item = &'a Keyspace>) -> Result<(), Fatal> {
@@ -511,6 +522,12 @@ impl Committer {
             tracing::warn!(broker = %broker.name, "cannot give back the space of trimmed records: {e}");
         }
     }
+}
+
+fn write(batch: OwnedWriteBatch, contents: Contents) -> fjall::Result<()> {
+    contents.before_write()?;
+    batch.commit()?;
+    Ok(contents.after_write()?)
 }
 
 fn stage<'a>(

@@ -19,7 +19,7 @@
 //! ```text
 //! {directory}/lock           held while the log is open
 //! {directory}/acknowledged   how many records were acknowledged, ever (`acknowledged.rs`)
-//! {directory}/store/         the storage library's files (`layout.rs`, `store.rs`)
+//! {directory}/store/         the storage library's files (`layout.rs`, `store.rs`, `versions.rs`)
 //! ```
 //!
 //! # The parts
@@ -36,6 +36,7 @@
 mod acknowledged;
 mod broker;
 mod committer;
+mod fail_points;
 mod keeper;
 mod layout;
 mod memory;
@@ -43,6 +44,7 @@ mod store;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod versions;
 
 use std::{
     collections::HashMap,

@@ -7,6 +7,7 @@
 //! - The values of a commit are checksummed in the journal, and blocks of tables with their headers too, and all
 //!   of that is verified when read. The replay of a journal however stops silently at an entry that it cannot
 //!   parse: see [`super::acknowledged`] and [`Store::check`].
+//! - The list of a keyspace's tables has a checksum that is not verified: see [`super::versions`].
 //! - On opening, a journal entry is replayed only if its sequence number is above the highest one in the
 //!   keyspace's tables, and a journal is deleted only when all of its keyspaces have tables above it. Dropping
 //!   *all* the tables of a keyspace would therefore bring records back and pin journals for good, so the newest
@@ -27,8 +28,10 @@ use fjall::{
 };
 
 use super::{
+    fail_points,
     layout::{self, FORMAT, FORMAT_KEY, Header, Registered},
     tail::Taken,
+    versions,
 };
 use crate::log::{LogError, ReadLimit, Record};
 
@@ -81,6 +84,7 @@ impl Store {
         if !exists {
             Self::create(directory, &folder)?;
         }
+        check_lists(directory, &folder)?;
         // A damaged file can make the library panic where it expects what it wrote itself.
         catch_unwind(|| Self::open_folder(directory, &folder)).unwrap_or_else(|_| {
             Err(damaged(
@@ -343,7 +347,9 @@ pub(super) fn reclaim(events: &Keyspace, first: u64) -> fjall::Result<bool> {
     {
         return Ok(false);
     }
+    fail_points::pass("log-before-drop")?;
     events.tree.drop_range(..below)?;
+    fail_points::pass("log-after-drop")?;
     drop(version);
     // The library keeps superseded versions, and with them the dropped tables' files, for snapshots of the
     // past. There are none here: every read is of the latest version, and holds on to it while it runs.
@@ -403,6 +409,20 @@ pub(super) fn damaged(directory: &Path, detail: impl Into<String>) -> LogError {
     LogError::Damaged {
         path: directory.to_owned(),
         detail: detail.into(),
+    }
+}
+
+fn check_lists(directory: &Path, folder: &Path) -> Result<(), LogError> {
+    match versions::find_damaged(folder) {
+        Ok(None) => Ok(()),
+        Ok(Some(list)) => Err(damaged(
+            directory,
+            format!(
+                "{} is not what was written; restore the volume from a copy",
+                list.display()
+            ),
+        )),
+        Err(e) => Err(cannot_open(directory, folder, &e)),
     }
 }
 

@@ -649,6 +649,39 @@ async fn flipped_bits_in_a_table_are_found_out() {
     }
 }
 
+/// The library takes such a list as it is; with a number in it too large, it would end the process.
+#[tokio::test]
+async fn a_flipped_bit_in_a_list_of_tables_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    numbered(&log, "n/a", 0..6).await;
+    flush(&log);
+    log.close().await.unwrap();
+    let keyspaces = fs::read_dir(directory.path().join("store/keyspaces")).unwrap();
+    let mut lists = 0;
+    for keyspace in keyspaces.map(|entry| entry.unwrap().path()) {
+        let current = fs::read(keyspace.join("current")).unwrap();
+        let number = u64::from_le_bytes(current[..8].try_into().unwrap());
+        let list = keyspace.join(format!("v{number}"));
+        for at in (0..fs::metadata(&list).unwrap().len()).step_by(11) {
+            let mut flipped = fs::read(&list).unwrap();
+            flipped[at as usize] ^= 1 << (at % 8);
+            let copied = tempfile::tempdir().unwrap();
+            copy(directory.path(), copied.path());
+            let target = copied.path().join(list.strip_prefix(directory.path()).unwrap());
+            fs::write(&target, flipped).unwrap();
+            let refused = open(copied.path()).err().unwrap().to_string();
+            let target = target.display().to_string();
+            assert!(
+                refused.contains(&target) && refused.contains("damaged"),
+                "{refused}"
+            );
+        }
+        lists += 1;
+    }
+    assert!(lists >= 3, "{lists}");
+}
+
 /// Flips a bit in every `step`th byte of a file, each in a copy of its own.
 async fn flip_everywhere(directory: &Path, file: &Path, step: usize) {
     let bytes = if file.extension().is_some() {

@@ -1,0 +1,52 @@
+//! Checks what the storage library does not: that the list of a keyspace's tables is what was written.
+//!
+//! The list is the file `v{number}` in the keyspace's folder. The file `current` beside it has the number and a
+//! checksum of the list, which the library writes and does not look at. A flipped bit in the list could then make it
+//! take other tables for the keyspace's, or ask for more memory than there is, which ends the process.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use xxhash_rust::xxh3::xxh3_128;
+
+/// The kind of checksum that is known here, as it is written in `current`.
+const XXH3: u8 = 0;
+
+/// The first list that is not what was written. What is missing or unknown is left to the library to judge.
+pub(super) fn find_damaged(store: &Path) -> io::Result<Option<PathBuf>> {
+    for keyspace in existing(fs::read_dir(store.join("keyspaces")))?
+        .into_iter()
+        .flatten()
+    {
+        let folder = keyspace?.path();
+        let Some((number, checksum)) =
+            existing(fs::read(folder.join("current")))?.and_then(|current| parse(&current))
+        else {
+            continue;
+        };
+        let list = folder.join(format!("v{number}"));
+        if let Some(content) = existing(fs::read(&list))?
+            && xxh3_128(&content) != checksum
+        {
+            return Ok(Some(list));
+        }
+    }
+    Ok(None)
+}
+
+/// The number of the list, its checksum and which kind that is, in little-endian order.
+fn parse(current: &[u8]) -> Option<(u64, u128)> {
+    let (number, rest) = current.split_first_chunk()?;
+    let (checksum, kind) = rest.split_first_chunk()?;
+    (kind == [XXH3]).then(|| (u64::from_le_bytes(*number), u128::from_le_bytes(*checksum)))
+}
+
+fn existing<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(content) => Ok(Some(content)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(e),
+    }
+}

@@ -1,0 +1,93 @@
+//! What has arrived at a consumer, and in which order.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use crate::support::{Consumer, Received, eventually};
+
+/// The events that have arrived at a consumer, in order of their first arrival.
+#[derive(Default)]
+pub(super) struct Arrivals {
+    looked_at: usize,
+    number: HashMap<String, usize>,
+}
+
+impl Arrivals {
+    /// Looks at what is new.
+    pub(super) fn catch_up(&mut self, consumer: &Consumer) {
+        consumer.look(|received| {
+            for message in &received[self.looked_at..] {
+                *self.number.entry(id_of(message)).or_default() += 1;
+            }
+            self.looked_at = received.len();
+        });
+    }
+
+    /// How many different events have arrived.
+    pub(super) fn events(&self) -> usize {
+        self.number.len()
+    }
+
+    /// How many deliveries were repeats.
+    pub(super) fn repeats(&self) -> usize {
+        self.looked_at - self.number.len()
+    }
+
+    /// Waits until a consumer has every acknowledged event.
+    #[track_caller]
+    pub(super) fn wait_for(&mut self, consumer: &Consumer, acknowledged: &BTreeSet<String>) {
+        eventually(Duration::from_secs(120), || {
+            self.catch_up(consumer);
+            match acknowledged.iter().find(|id| !self.number.contains_key(*id)) {
+                None => Ok(()),
+                Some(id) => Err(format!(
+                    "{} events arrived and {} were acknowledged; {id} did not arrive",
+                    self.events(),
+                    acknowledged.len()
+                )),
+            }
+        });
+    }
+}
+
+/// Waits until a consumer has every acknowledged event.
+#[track_caller]
+pub(super) fn all_arrive(consumer: &Consumer, acknowledged: &BTreeSet<String>) -> Arrivals {
+    let mut arrivals = Arrivals::default();
+    arrivals.wait_for(consumer, acknowledged);
+    arrivals
+}
+
+/// An event's id, of a message in either mode.
+pub(super) fn id_of(message: &Received) -> String {
+    match message.header("ce-id") {
+        Some(id) => id.to_owned(),
+        None => serde_json::from_slice::<serde_json::Value>(&message.body).unwrap()["id"]
+            .as_str()
+            .unwrap()
+            .to_owned(),
+    }
+}
+
+/// The events of one key arrive in the order in which they were posted, leaving repeats aside. What
+/// [`super::Producers`] post is numbered.
+#[track_caller]
+pub(super) fn check_order_by_key(consumer: &Consumer) {
+    let mut highest = BTreeMap::<String, u64>::new();
+    let mut seen = BTreeSet::new();
+    consumer.look(|received| {
+        for message in received {
+            let id = id_of(message);
+            if !seen.insert(id.clone()) {
+                continue;
+            }
+            let number = id.split_once('-').unwrap().1.parse().unwrap();
+            let key = message.header("ce-partitionkey").unwrap().to_owned();
+            if let Some(before) = highest.insert(key, number) {
+                assert!(before < number, "{id} came after {before} of the same key");
+            }
+        }
+    });
+}

@@ -1,0 +1,28 @@
+//! What must hold whatever happens to the router: no acknowledged event is lost, and the accounting adds up.
+
+mod arrivals;
+mod delivery;
+mod full;
+mod kills;
+mod producers;
+mod router;
+mod sinks;
+mod storage;
+
+use arrivals::{all_arrive, check_order_by_key};
+use producers::Producers;
+use router::{Router, mapped, trigger};
+
+/// How often the router is killed at random: `WEIR_KILLS`, else a few times.
+fn kills() -> u32 {
+    kills_asked_for().unwrap_or(6)
+}
+
+/// Whether the long form of the tests was asked for, by `WEIR_KILLS`.
+fn is_long() -> bool {
+    kills_asked_for().is_some()
+}
+
+fn kills_asked_for() -> Option<u32> {
+    std::env::var("WEIR_KILLS").ok()?.parse().ok()
+}

@@ -1,0 +1,137 @@
+//! Who posts, and knows what was acknowledged.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::support::{PATIENCE, Response, eventually, try_post};
+
+/// Posts without pause from several threads until told to stop, and keeps the ids that were acknowledged. Each
+/// thread has its own `partitionkey`, and posts one event after another.
+pub(super) struct Producers {
+    stop: Arc<AtomicBool>,
+    log: Arc<Mutex<Log>>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Log {
+    acknowledged: BTreeSet<String>,
+    /// How often each other answer came.
+    refused: HashMap<u16, usize>,
+    last_refusal: Option<Response>,
+}
+
+impl Producers {
+    /// With half a kilobyte of data an event.
+    pub(super) fn start(url: &str) -> Self {
+        Self::with_data(url, 512)
+    }
+
+    /// With so many bytes of data an event.
+    pub(super) fn with_data(url: &str, bytes: usize) -> Self {
+        let (stop, log) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Log>>::default());
+        let data = bytes::Bytes::from(vec![b'x'; bytes]);
+        let threads = (0..4)
+            .map(|thread| {
+                let (stop, log, url, data) = (stop.clone(), log.clone(), url.to_owned(), data.clone());
+                thread::spawn(move || {
+                    for number in 0.. {
+                        if stop.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        let (key, id) = (format!("k{thread}"), format!("{thread}-{number}"));
+                        let answer = post_event(&url, &id, &key, data.clone());
+                        if answer.as_ref().is_ok_and(|response| response.status == 202) {
+                            log.lock().unwrap().acknowledged.insert(id);
+                            continue;
+                        }
+                        if let Ok(response) = answer {
+                            let mut log = log.lock().unwrap();
+                            *log.refused.entry(response.status.as_u16()).or_default() += 1;
+                            log.last_refusal = Some(response);
+                        }
+                        // The router is down, or full; it is back in a moment.
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                })
+            })
+            .collect();
+        Self { stop, log, threads }
+    }
+
+    /// How many events were acknowledged.
+    pub(super) fn count(&self) -> usize {
+        self.log.lock().unwrap().acknowledged.len()
+    }
+
+    /// What was acknowledged so far.
+    pub(super) fn acknowledged(&self) -> BTreeSet<String> {
+        self.log.lock().unwrap().acknowledged.clone()
+    }
+
+    /// How often an answer came with this status.
+    pub(super) fn refused_with(&self, status: u16) -> usize {
+        self.log
+            .lock()
+            .unwrap()
+            .refused
+            .get(&status)
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// The last answer that was no 202.
+    pub(super) fn last_refusal(&self) -> Option<Response> {
+        self.log.lock().unwrap().last_refusal.clone()
+    }
+
+    /// Waits until so many more were acknowledged.
+    #[track_caller]
+    pub(super) fn wait_for_more(&self, events: usize) {
+        let (before, began) = (self.count(), Instant::now());
+        eventually(PATIENCE * 2, || {
+            let count = self.count() - before;
+            if count >= events {
+                Ok(())
+            } else {
+                Err(format!(
+                    "{count} of {events} were acknowledged in {:?}",
+                    began.elapsed()
+                ))
+            }
+        });
+    }
+
+    /// Ends it, and gives what was acknowledged.
+    pub(super) fn finish(self) -> BTreeSet<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
+        std::mem::take(&mut self.log.lock().unwrap().acknowledged)
+    }
+}
+
+/// Posts one event.
+pub(super) fn post_event(
+    url: &str,
+    id: &str,
+    key: &str,
+    data: impl Into<bytes::Bytes>,
+) -> Result<Response, String> {
+    let headers = [
+        ("ce-specversion", "1.0"),
+        ("ce-source", "/p"),
+        ("ce-type", "t"),
+        ("ce-id", id),
+        ("ce-partitionkey", key),
+    ];
+    try_post(url, &headers, data)
+}

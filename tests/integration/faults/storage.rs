@@ -1,0 +1,296 @@
+//! A disk that fails or has lost something: what was acknowledged is there, or the router says that it is not.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use bytes::Bytes;
+
+use super::{
+    arrivals::id_of,
+    is_long, mapped,
+    producers::post_event,
+    router::{Router, Setup},
+    trigger,
+};
+use crate::support::{Consumer, PATIENCE, Scratch, eventually};
+
+/// The events that were acknowledged, with their data.
+type Acknowledged = BTreeMap<String, Bytes>;
+
+/// Data that do not compress, the same for the same id.
+fn data_of(id: u64, length: usize) -> Bytes {
+    let mut data = vec![0; length];
+    fastrand::Rng::with_seed(id).fill(&mut data);
+    data.into()
+}
+
+/// Posts until an answer is no 202 or there are enough; gives what was acknowledged.
+fn post_until_it_fails(router: &Router, events: u64, length: usize) -> Acknowledged {
+    let mut acknowledged = Acknowledged::new();
+    for id in 0..events {
+        let data = data_of(id, length);
+        match post_event(&router.url(), &id.to_string(), "k", data.clone()) {
+            Ok(response) if response.status == 202 => acknowledged.insert(id.to_string(), data),
+            _ => break,
+        };
+    }
+    acknowledged
+}
+
+/// A Trigger whose events wait, so that nothing but them is in the log.
+fn suspended() -> Setup {
+    let manifest = trigger("any", "").replace("spec:", "spec:\n  suspend: true");
+    Setup::new(&manifest, &[])
+}
+
+/// A router on the data of one that had the Trigger suspended, which now delivers.
+fn delivering(data: &Path, consumer: &Consumer) -> Router {
+    Setup::new(&trigger("any", ""), &[mapped("any", consumer)])
+        .data(data)
+        .launch()
+}
+
+/// The journal that is written to, and how much of it is written; zeros follow.
+fn newest_journal(data: &Path) -> (PathBuf, u64) {
+    let files = fs::read_dir(data.join("log/store")).unwrap();
+    let journal = files
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "jnl"))
+        .max()
+        .unwrap();
+    let written = written(&fs::read(&journal).unwrap());
+    (journal, written)
+}
+
+/// Up to the last byte that is not zero.
+fn written(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |last| last + 1) as u64
+}
+
+fn copy_of(data: &Path) -> Scratch {
+    let copy = Scratch::new();
+    let status = Command::new("cp")
+        .args(["-a", "--"])
+        .arg(data.join("."))
+        .arg(copy.path())
+        .status();
+    assert!(status.unwrap().success());
+    copy
+}
+
+/// What a router makes of data that may be damaged.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    /// Every acknowledged event arrived.
+    Everything,
+    /// It did not start, and said why.
+    Refused(String),
+    /// It said what it could not read.
+    Said(String),
+}
+
+/// Whether a line tells of damage in this directory.
+fn tells_of_damage(line: &str, data: &Path) -> bool {
+    let log = data.join("log").display().to_string();
+    line.contains(&format!("the event log in {log} is damaged: "))
+        || line.contains(&format!("cannot open the event log in {log}: "))
+}
+
+/// Waits for one of the outcomes. Anything else, above all an event that is missing without a word, is an error.
+#[track_caller]
+fn outcome(damage: &str, router: &mut Router, consumer: &Consumer, acknowledged: &Acknowledged) -> Outcome {
+    let data = router.data().to_owned();
+    eventually(PATIENCE, || {
+        let arrived = consumer.look(|received| {
+            let mut arrived = std::collections::BTreeSet::new();
+            for message in received {
+                let id = id_of(message);
+                if let Some(data) = acknowledged.get(&id) {
+                    assert!(message.body == data, "{damage}: {id} arrived with other data");
+                    arrived.insert(id);
+                }
+            }
+            arrived.len()
+        });
+        if arrived == acknowledged.len() {
+            return Ok(Outcome::Everything);
+        }
+        let ended = !router.process.is_running();
+        let lines = router.process.lines();
+        let said = lines.iter().find(|line| tells_of_damage(line, &data));
+        match said {
+            Some(line) if ended => Ok(Outcome::Refused(line.clone())),
+            Some(line) => Ok(Outcome::Said(line.clone())),
+            None if ended => Err(format!("{damage}: it ended without telling of it: {lines:?}")),
+            None => Err(format!(
+                "{damage}: {arrived} of {} arrived, and nothing was said: {lines:?}",
+                acknowledged.len()
+            )),
+        }
+    })
+}
+
+#[test]
+fn acknowledged_records_that_are_cut_off_are_missed() {
+    let mut router = suspended().start();
+    let acknowledged = post_until_it_fails(&router, 10, 300);
+    assert_eq!(acknowledged.len(), 10);
+    router.process.kill();
+    for cut in [1, 9, 200] {
+        let data = copy_of(router.data());
+        let (journal, written) = newest_journal(data.path());
+        let journal = File::options().write(true).open(journal).unwrap();
+        journal.set_len(written - cut).unwrap();
+        let consumer = Consumer::start();
+        let mut router = delivering(data.path(), &consumer);
+        let status = router.process.wait_for_exit(PATIENCE);
+        assert_eq!(status.code(), Some(1));
+        let Outcome::Refused(line) = outcome(
+            &format!("{cut} bytes cut off"),
+            &mut router,
+            &consumer,
+            &acknowledged,
+        ) else {
+            panic!("{cut} bytes were cut off, and it started");
+        };
+        assert!(
+            line.contains("10 records were acknowledged and only 9 are left"),
+            "{line}"
+        );
+    }
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_torn_record_that_was_not_acknowledged_is_no_damage() {
+    let mut router = suspended()
+        .fail_points("log-after-write=10*off->return(kill)")
+        .start();
+    let acknowledged = post_until_it_fails(&router, 20, 300);
+    assert_eq!(acknowledged.len(), 10);
+    router.wait_until_killed();
+    for cut in [0, 1, 9, 200] {
+        let data = copy_of(router.data());
+        let (journal, written) = newest_journal(data.path());
+        let journal = File::options().write(true).open(journal).unwrap();
+        journal.set_len(written - cut).unwrap();
+        let consumer = Consumer::start();
+        let mut router = delivering(data.path(), &consumer);
+        assert_eq!(
+            outcome(
+                &format!("{cut} bytes cut off"),
+                &mut router,
+                &consumer,
+                &acknowledged
+            ),
+            Outcome::Everything
+        );
+        let answer = post_event(&router.url(), "more", "k", "");
+        assert_eq!(answer.unwrap().status, 202);
+        consumer.wait_until(PATIENCE, |received| {
+            received.iter().any(|message| id_of(message) == "more")
+        });
+    }
+}
+
+/// The files of the event log's storage, with how much of each is written.
+fn files_below(folder: &Path, files: &mut Vec<(PathBuf, u64)>) {
+    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+        if entry.file_type().unwrap().is_dir() {
+            files_below(&entry.path(), files);
+        } else {
+            let written = written(&fs::read(entry.path()).unwrap());
+            if written > 0 {
+                files.push((entry.path(), written));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_never_an_event_that_is_missing_without_a_word() {
+    // Enough for a table beside the journal.
+    let mut router = suspended().start();
+    let acknowledged = post_until_it_fails(&router, 60, 100 * 1024);
+    assert_eq!(acknowledged.len(), 60);
+    router.process.terminate();
+    let mut files = Vec::new();
+    files_below(&router.data().join("log/store"), &mut files);
+    files.sort();
+    let tables = files
+        .iter()
+        .filter(|(path, _)| path.to_string_lossy().contains("/tables/"));
+    assert!(tables.count() > 0, "{files:?}");
+
+    let mut outcomes = BTreeMap::<&str, u32>::new();
+    for round in 0..if is_long() { 150 } else { 12 } {
+        let (file, written) = &files[round % files.len()];
+        let (at, bit) = (fastrand::u64(0..*written), fastrand::u8(0..8));
+        let data = copy_of(router.data());
+        let file = data.path().join(file.strip_prefix(router.data()).unwrap());
+        flip(&file, at, bit);
+        let consumer = Consumer::start();
+        let flipped = format!("bit {bit} of byte {at} in {}", file.display());
+        let found = outcome(
+            &flipped,
+            &mut delivering(data.path(), &consumer),
+            &consumer,
+            &acknowledged,
+        );
+        let name = match found {
+            Outcome::Everything => "changed nothing",
+            Outcome::Refused(_) => "refused to start",
+            Outcome::Said(_) => "said what cannot be read",
+        };
+        *outcomes.entry(name).or_default() += 1;
+    }
+    eprintln!("flipped bits: {outcomes:?}");
+}
+
+fn flip(file: &Path, at: u64, bit: u8) {
+    let file = File::options().read(true).write(true).open(file).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ (1 << bit)], at).unwrap();
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_failed_fsync_ends_the_router_and_nobody_was_told_that_it_worked() {
+    let consumer = Consumer::start();
+    let mut router = Setup::new(&trigger("any", ""), &[mapped("any", &consumer)])
+        .fail_points("log-before-fsync=60*off->return(the disk is gone)")
+        .start();
+    let producers = super::Producers::start(&router.url());
+    let status = router.process.wait_for_exit(PATIENCE);
+    assert_eq!(status.code(), Some(1));
+    let lines = router.process.lines();
+    let reason = "weir: the event log failed and is closed: an fsync failed";
+    let last = lines.last().unwrap();
+    assert!(
+        last.contains(reason) && last.contains("the disk is gone"),
+        "{last}"
+    );
+    // What was being written was not fsynced, and whoever had posted it got no 202.
+    let (told, durable) = (producers.count() as u64, acknowledged_by_the_log(router.data()));
+    assert!(told <= durable, "{told} were acknowledged, {durable} are durable");
+    router.restart();
+    producers.wait_for_more(50);
+    super::all_arrive(&consumer, &producers.finish());
+}
+
+/// How many records the log has acknowledged, as it noted beside them, in two copies.
+#[cfg(feature = "failpoints")]
+fn acknowledged_by_the_log(data: &Path) -> u64 {
+    let noted = fs::read(data.join("log/acknowledged")).unwrap();
+    let copy = |at: usize| u64::from_le_bytes(noted[at..at + 8].try_into().unwrap());
+    copy(0).max(copy(512))
+}
