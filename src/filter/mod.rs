@@ -4,6 +4,7 @@
 
 mod compiled;
 mod expression;
+pub mod sql;
 
 pub use compiled::{CompileError, Filter};
 pub use expression::Expression;
