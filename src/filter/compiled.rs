@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::Expression;
+use super::{
+    Expression,
+    sql::{self, ParseError, Type},
+};
 use crate::cloudevents::Event;
 
 /// How deep expressions may be nested, so that neither compiling nor evaluating can exhaust the stack.
@@ -20,6 +23,7 @@ enum Clause {
     All(Vec<Clause>),
     Any(Vec<Clause>),
     Not(Box<Clause>),
+    Sql(sql::Expression),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +62,12 @@ pub enum CompileProblem {
     /// Nested too deep.
     #[error("is nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
+    /// No CESQL expression.
+    #[error(transparent)]
+    Sql(#[from] ParseError),
+    /// A CESQL expression that no event can pass, since its value is no Boolean.
+    #[error("gives a value of type {0}, which lets no event pass: compare it with something")]
+    NotBoolean(Type),
 }
 
 impl Filter {
@@ -99,6 +109,7 @@ impl Clause {
             Self::All(children) => children.iter().all(|child| child.holds(event)),
             Self::Any(children) => children.iter().any(|child| child.holds(event)),
             Self::Not(child) => !child.holds(event),
+            Self::Sql(expression) => expression.holds(event),
         }
     }
 
@@ -111,6 +122,7 @@ impl Clause {
                     only.collect_required(required);
                 }
             }
+            Self::Sql(expression) => required.extend(expression.required_values()),
             Self::Prefix(_) | Self::Suffix(_) | Self::Not(_) => {}
         }
     }
@@ -149,6 +161,18 @@ fn clause(path: &str, expression: &Expression, depth: usize) -> Result<Clause, C
         Expression::Not(child) => {
             clause(&format!("{path}.not"), child, depth + 1).map(|child| Clause::Not(Box::new(child)))
         }
+        Expression::Sql(text) => sql(text).map(Clause::Sql).map_err(|problem| CompileError {
+            path: format!("{path}.sql"),
+            problem,
+        }),
+    }
+}
+
+fn sql(text: &str) -> Result<sql::Expression, CompileProblem> {
+    let expression = sql::Expression::parse(text)?;
+    match expression.r#type() {
+        Some(r#type @ (Type::Integer | Type::String)) => Err(CompileProblem::NotBoolean(r#type)),
+        Some(Type::Boolean) | None => Ok(expression),
     }
 }
 
@@ -257,6 +281,19 @@ mod tests {
                 json!([{"not": {"all": [{"exact": {"id": "1"}}, {"not": {"exact": {"id": "2"}}}]}}]),
                 false,
             ),
+            (
+                json!([{"sql": "type LIKE 'com.example.%' AND priority > 5"}]),
+                true,
+            ),
+            (json!([{"sql": "priority > 7"}]), false),
+            (json!([{"sql": "urgent"}]), true),
+            (json!([{"sql": "type"}]), false),
+            (json!([{"sql": "missing != 'x'"}]), false),
+            (json!([{"not": {"sql": "missing != 'x'"}}]), true),
+            (
+                json!([{"exact": {"id": "1"}}, {"any": [{"sql": "FALSE"}, {"sql": "EXISTS id"}]}]),
+                true,
+            ),
         ];
         for (expressions, expected) in table {
             assert_eq!(
@@ -286,6 +323,15 @@ mod tests {
             (
                 json!([{"exact": {"type": ""}}]),
                 "filters[0].exact: the value for attribute type is empty",
+            ),
+            (
+                json!([{"any": [{"sql": "TRUE"}, {"sql": "type = 'a' AND"}]}]),
+                "filters[0].any[1].sql: column 15: expected a value",
+            ),
+            (json!([{"sql": ""}]), "filters[0].sql: column 1: expected a value"),
+            (
+                json!([{"sql": "LENGTH(type)"}]),
+                "filters[0].sql: gives a value of type Integer, which lets no event pass",
             ),
         ];
         for (expressions, expected) in table {
@@ -321,6 +367,20 @@ mod tests {
             ),
             (
                 json!([{"not": {"exact": {"type": "a"}}}, {"prefix": {"type": "a"}}]),
+                vec![],
+            ),
+            (
+                json!([{"sql": "TYPE = 'a' AND (x LIKE 'b%' AND source = \"it's\") AND subject = ''"}]),
+                vec![("type", "a"), ("source", "it's"), ("subject", "")],
+            ),
+            (json!([{"any": [{"sql": "(type = 'a')"}]}]), vec![("type", "a")]),
+            (json!([{"sql": "type = 'a' OR type = 'b'"}]), vec![]),
+            (
+                json!([{"sql": "NOT (type = 'a')"}, {"sql": "type != 'a'"}]),
+                vec![],
+            ),
+            (
+                json!([{"sql": "'7' = x AND x = 7 AND x IN ('7') AND x = y AND TRUE = (x = 'a')"}]),
                 vec![],
             ),
         ];

@@ -60,6 +60,12 @@ impl Expression {
         required
     }
 
+    /// The type of the value, whatever the event; `None` where an attribute's type decides.
+    #[must_use]
+    pub fn r#type(&self) -> Option<Type> {
+        self.root.r#type()
+    }
+
     /// The text that was compiled.
     #[must_use]
     pub fn text(&self) -> &str {

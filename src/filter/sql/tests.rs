@@ -907,16 +907,27 @@ proptest! {
     }
 
     #[test]
-    fn what_an_expression_requires_every_match_has(text in expression(), value in select(vec!["a", "10", "x"])) {
-        let text = format!("type = '{value}' AND ({text})");
-        let Ok(expression) = Expression::parse(&text) else { return Ok(()) };
-        let event = event(&[("type", value.into()), ("ten", 10.into())]);
-        let required = expression.required_values();
-        prop_assert!(required.contains(&("type", value)));
-        if expression.holds(&event) {
-            for (name, value) in required {
-                prop_assert_eq!(&*event.attribute(name).unwrap().canonical(), value);
+    fn what_an_expression_requires_every_match_has(
+        terms in collection::vec(equality(), 1..3),
+        more in expression(),
+        n in select(vec![7.into(), "7".into(), "07".into(), true.into(), "true".into(), Value::from("TRUE")]),
+    ) {
+        let event = event(&[("n", n), ("ten", 10.into())]);
+        for more in [String::new(), format!(" AND ({more})")] {
+            let text = format!("{}{more}", terms.join(" AND "));
+            let Ok(expression) = Expression::parse(&text) else { continue };
+            if expression.holds(&event) {
+                for (name, value) in expression.required_values() {
+                    let actual = event.attribute(name).map(Value::canonical);
+                    prop_assert_eq!(actual.as_deref(), Some(value), "{}", text);
+                }
             }
         }
     }
+}
+
+fn equality() -> impl Strategy<Value = String> {
+    let operand = || select(vec!["n", "n", "'7'", "'07'", "7", "true", "'true'", "'TRUE'"]);
+    (operand(), select(vec!["=", "=", "!="]), operand())
+        .prop_map(|(left, operator, right)| format!("{left} {operator} {right}"))
 }
