@@ -230,10 +230,14 @@ mod tests {
 
     #[test]
     fn a_broken_filter_matches_nothing_and_disturbs_nobody() {
-        let broken = Expression::Exact([].into());
         let table = RoutingTable::compile(configuration(vec![
-            trigger("broken", "default", vec![broken]),
+            trigger("no entry", "default", vec![Expression::Exact([].into())]),
             trigger("all", "default", vec![]),
+            trigger(
+                "no end",
+                "default",
+                vec![Expression::Sql("type = 't' AND".to_owned())],
+            ),
         ]));
         let event = EventBuilder::new()
             .attribute("id", "1")
