@@ -1,9 +1,12 @@
 //! The patterns of `LIKE` (section 3.4.3).
 
+use std::{collections::HashMap, iter};
+
 /// A pattern: pieces with `%` between them.
 ///
 /// A match takes each piece as far to the left as it can, and never looks back behind the last `%`: the time is
-/// linear in the text, and for a piece with `_` in it at most the length of the text times that of the piece.
+/// linear in the text. Only for a piece with `_` in it between two `%` it grows with the piece as well, by the text's
+/// length for every 64 characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pattern {
     first: Piece,
@@ -15,8 +18,18 @@ pub(super) struct Pattern {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Piece {
     Text(Box<str>),
-    /// With `_`, which is `None`.
-    Wild(Box<[Option<char>]>),
+    Wild(Box<Wild>),
+}
+
+/// Characters with `_` among them, so at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wild {
+    /// `None` is `_`.
+    characters: Vec<Option<char>>,
+    /// A bit for every position that takes any character.
+    any: Vec<u64>,
+    /// The bits of the positions that take one character, by the word that they are in.
+    only: HashMap<char, Vec<(usize, u64)>>,
 }
 
 impl Pattern {
@@ -71,7 +84,7 @@ impl Piece {
     fn new(characters: Vec<Option<char>>) -> Self {
         match characters.iter().copied().collect::<Option<String>>() {
             Some(text) => Self::Text(text.into()),
-            None => Self::Wild(characters.into()),
+            None => Self::Wild(Box::new(Wild::new(characters))),
         }
     }
 
@@ -81,10 +94,11 @@ impl Piece {
             Self::Text(piece) => text.strip_prefix(&**piece),
             Self::Wild(piece) => {
                 let mut characters = text.chars();
-                piece
+                let begins = piece
+                    .characters
                     .iter()
-                    .all(|wanted| fits(*wanted, characters.next()))
-                    .then_some(characters.as_str())
+                    .all(|wanted| fits(*wanted, characters.next()));
+                begins.then_some(characters.as_str())
             }
         }
     }
@@ -93,15 +107,7 @@ impl Piece {
     fn find<'a>(&self, text: &'a str) -> Option<&'a str> {
         match self {
             Self::Text(piece) => text.split_once(&**piece).map(|(_, rest)| rest),
-            Self::Wild(_) => {
-                let mut characters = text.chars();
-                loop {
-                    if let Some(rest) = self.strip_prefix(characters.as_str()) {
-                        return Some(rest);
-                    }
-                    characters.next()?;
-                }
-            }
+            Self::Wild(piece) => piece.find(text),
         }
     }
 
@@ -110,9 +116,63 @@ impl Piece {
             Self::Text(piece) => text.ends_with(&**piece),
             Self::Wild(piece) => {
                 let mut characters = text.chars().rev();
-                piece.iter().rev().all(|wanted| fits(*wanted, characters.next()))
+                piece
+                    .characters
+                    .iter()
+                    .rev()
+                    .all(|wanted| fits(*wanted, characters.next()))
             }
         }
+    }
+}
+
+impl Wild {
+    fn new(characters: Vec<Option<char>>) -> Self {
+        let mut any = vec![0; characters.len().div_ceil(64)];
+        let mut only: HashMap<char, Vec<(usize, u64)>> = HashMap::new();
+        for (position, wanted) in characters.iter().enumerate() {
+            let (word, bit) = (position / 64, 1 << (position % 64));
+            let Some(character) = wanted else {
+                any[word] |= bit;
+                continue;
+            };
+            let words = only.entry(*character).or_default();
+            match words.last_mut() {
+                Some((last, bits)) if *last == word => *bits |= bit,
+                _ => words.push((word, bit)),
+            }
+        }
+        Self {
+            characters,
+            any,
+            only,
+        }
+    }
+
+    /// What follows it where it is found first, by the Shift-And algorithm: a bit for every position of the piece
+    /// says whether the piece up to there matches the text up to here.
+    fn find<'a>(&self, text: &'a str) -> Option<&'a str> {
+        let words = self.any.len();
+        let end = 1 << ((self.characters.len() - 1) % 64);
+        let (mut matched, mut longer) = (vec![0_u64; words], vec![0_u64; words]);
+        let mut characters = text.chars();
+        while let Some(character) = characters.next() {
+            let mut carry = 1;
+            for (longer, matched) in iter::zip(&mut longer, &matched) {
+                *longer = matched << 1 | carry;
+                carry = matched >> 63;
+            }
+            for ((matched, longer), any) in iter::zip(iter::zip(&mut matched, &longer), &self.any) {
+                *matched = longer & any;
+            }
+            for &(word, bits) in self.only.get(&character).into_iter().flatten() {
+                matched[word] |= longer[word] & bits;
+            }
+            if matched[words - 1] & end != 0 {
+                return Some(characters.as_str());
+            }
+        }
+        None
     }
 }
 
@@ -157,6 +217,8 @@ mod tests {
             ("%ab_", "abcabd", true),
             ("%b_d%", "abcbxd!", true),
             ("%b_d%", "abcbxe!", false),
+            ("%a_%_b%", "aab", false),
+            ("%a_%_b%", "aaabb", true),
             ("a_b_c", "abc", false),
             ("a_b_c", "azbzc", true),
             ("a_b_c", "a_b_c", true),
@@ -196,6 +258,27 @@ mod tests {
             (['_', rest @ ..], [_, after @ ..]) => by_definition(rest, after),
             ([wanted, rest @ ..], [first, after @ ..]) => wanted == first && by_definition(rest, after),
             _ => false,
+        }
+    }
+
+    #[test]
+    fn pieces_of_any_length() {
+        for length in [1, 2, 63, 64, 65, 127, 128, 129, 1000] {
+            let piece = |last: &str| format!("{}{last}", "_".repeat(length - 1));
+            let text = format!("{}c{}", "ü".repeat(length), "d".repeat(length));
+            for (pattern, expected) in [
+                (format!("%{}%", piece("c")), true),
+                (format!("%{}%", piece("e")), false),
+                (format!("%{}%{}", piece("c"), piece("d")), true),
+                (format!("%{}%{}%", piece("_"), piece("_")), true),
+                (format!("%{}%{}%d_%", piece("d"), piece("d")), false),
+            ] {
+                assert_eq!(
+                    Pattern::new(&pattern).matches(&text),
+                    expected,
+                    "{length}: {pattern}"
+                );
+            }
         }
     }
 
