@@ -4,8 +4,10 @@
 //! The same evaluator runs in the router, in the controller's validation and in the command line. Pure.
 
 mod compiled;
+mod explanation;
 mod expression;
 pub mod sql;
 
 pub use compiled::{CompileError, Filter};
+pub use explanation::{Explanation, Outcome, Seen};
 pub use expression::Expression;

@@ -176,7 +176,7 @@ mod tests {
     use super::*;
     use crate::{
         cloudevents::{EventBuilder, Value},
-        filter::Expression,
+        filter::{Explanation, Expression},
         routing::Source,
     };
 
@@ -312,6 +312,11 @@ mod tests {
             let plain: BTreeSet<_> =
                 (0..broker.routes().len()).filter(|&index| broker.routes()[index].matches(&event)).collect();
             prop_assert_eq!(distinct, plain);
+            for route in broker.routes() {
+                let filter = route.filter.as_ref().map_err(|error| TestCaseError::fail(error.to_string()))?;
+                let explained = filter.explain(&event);
+                prop_assert_eq!(explained.iter().all(Explanation::holds), filter.matches(&event), "{:?}", explained);
+            }
         }
     }
 }

@@ -22,6 +22,7 @@
 mod call;
 mod error;
 mod evaluate;
+mod explain;
 mod lexer;
 mod parser;
 mod pattern;

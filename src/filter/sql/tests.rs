@@ -888,7 +888,10 @@ proptest! {
     fn no_sequence_of_tokens_panics(tokens in collection::vec(token(), 0..24)) {
         let text = tokens.join(" ");
         match Expression::parse(&text) {
-            Ok(expression) => drop(expression.evaluate(&typed())),
+            Ok(expression) => {
+                let event = typed();
+                prop_assert_eq!(expression.explain(&event).holds(), expression.holds(&event), "{}", text);
+            }
             Err(error) => prop_assert!(error.column <= text.chars().count() + 1, "{}", error),
         }
     }
@@ -897,6 +900,7 @@ proptest! {
     fn no_expression_panics_and_each_keeps_its_type(text in expression()) {
         let expression = Expression::parse(&text).map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
         let event = typed();
+        prop_assert_eq!(expression.explain(&event).holds(), expression.holds(&event), "{}", text);
         let Evaluation { value, error } = expression.evaluate(&event);
         if let Some(r#type) = expression.root.r#type() {
             prop_assert_eq!(value.r#type(), r#type, "{}", text);
