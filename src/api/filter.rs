@@ -13,6 +13,9 @@ pub const NESTED_FILTERS: usize = 3;
 /// How many children `all` and `any` may have, and entries a map of attributes.
 const MAX_CHILDREN: usize = 32;
 
+/// How many characters a `sql` expression may have.
+pub const MAX_SQL: usize = 4096;
+
 /// One filter expression: exactly one dialect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -29,6 +32,8 @@ pub enum Filter {
     Any(Vec<Filter>),
     /// The child does not hold.
     Not(Box<Filter>),
+    /// The CESQL expression is true, without an error.
+    Sql(String),
 }
 
 impl JsonSchema for Filter {
@@ -46,8 +51,8 @@ impl JsonSchema for Filter {
             "x-kubernetes-validations".to_owned(),
             json!([{
                 "rule": "[has(self.exact), has(self.prefix), has(self.suffix), has(self.all), has(self.any), \
-                         has(self.not)].filter(set, set).size() == 1",
-                "message": "a filter has exactly one of: exact, prefix, suffix, all, any, not \
+                         has(self.not), has(self.sql)].filter(set, set).size() == 1",
+                "message": "a filter has exactly one of: exact, prefix, suffix, all, any, not, sql \
                             (to combine several, list them, or use all or any)",
             }]),
         );
@@ -64,6 +69,7 @@ fn expression(depth: usize) -> Schema {
     ] {
         properties.insert(dialect.to_owned(), attributes(dialect, verb, depth));
     }
+    properties.insert("sql".to_owned(), sql(depth));
     if depth > 0 {
         let child = expression(depth - 1);
         properties.insert(
@@ -87,6 +93,28 @@ fn expression(depth: usize) -> Schema {
         "minProperties": 1,
         "maxProperties": 1,
         "properties": properties,
+    })
+}
+
+fn sql(depth: usize) -> Value {
+    // The schema says it forty times over: in full where it is looked up first.
+    let more = if depth == NESTED_FILTERS {
+        " It has attributes, 'strings', integers, TRUE and FALSE; = != < <= > >=, + - * / %, AND, OR, XOR, NOT, \
+         LIKE with % and _, IN (...), EXISTS; and the functions ABS, BOOL, CONCAT, CONCAT_WS, INT, LEFT, LENGTH, \
+         LOWER, RIGHT, STRING, SUBSTRING, TRIM, UPPER. A missing attribute is an error, and an event for which the \
+         expression ends in an error does not match: ask EXISTS first. AND, OR and XOR are mixed with parentheses \
+         only. The Trigger's status names the column of a mistake."
+    } else {
+        ""
+    };
+    json!({
+        "type": "string",
+        "description": format!(
+            "Holds if this CESQL expression (CloudEvents SQL 1.0) is true, for example \
+             sql: \"type LIKE 'com.example.%' AND (NOT EXISTS priority OR priority > 5)\".{more}"
+        ),
+        "minLength": 1,
+        "maxLength": MAX_SQL,
     })
 }
 
@@ -137,6 +165,10 @@ mod tests {
             panic!("{filter:?}")
         };
         assert_eq!(children.len(), 2);
+        assert_eq!(
+            serde_json::from_value::<Filter>(json!({"sql": "EXISTS subject"})).unwrap(),
+            Filter::Sql("EXISTS subject".to_owned())
+        );
         assert!(serde_json::from_value::<Filter>(json!({"exact": {}, "prefix": {}})).is_err());
         assert!(serde_json::from_value::<Filter>(json!({"exactly": {}})).is_err());
     }

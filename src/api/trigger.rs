@@ -53,7 +53,8 @@ pub struct TriggerSpec {
     /// Each filter is exactly one of:
     ///   exact, prefix, suffix - a map from attribute to value, all entries must hold;
     ///   all, any - a list of filters;
-    ///   not - one filter.
+    ///   not - one filter;
+    ///   sql - a CESQL expression, such as "priority > 5 AND type LIKE 'com.example.%'".
     /// all, any and not can be nested three deep. For example, orders of high priority that are no tests:
     ///   filters:
     ///   - prefix: {type: com.example.order.}

@@ -252,7 +252,12 @@ fn found(manifests: &[Manifest], diagnoses: &Diagnoses) -> Vec<Problem> {
     } = diagnoses;
     let triggers = triggers.iter().flat_map(|trigger| {
         [
-            ("Trigger", &trigger.subject, "spec.filters", &trigger.filters),
+            (
+                "Trigger",
+                &trigger.subject,
+                filter_of(&trigger.filters),
+                &trigger.filters,
+            ),
             ("Trigger", &trigger.subject, "spec.sink", &trigger.sink),
         ]
     });
@@ -281,6 +286,14 @@ fn found(manifests: &[Manifest], diagnoses: &Diagnoses) -> Vec<Problem> {
             Some(manifest.problem(path, format!("{kind} {namespace}/{name}: {wrong}")))
         })
         .collect()
+}
+
+/// The path of the filter that is wrong, with which the finding's message begins.
+fn filter_of(finding: &Finding) -> &str {
+    finding
+        .message
+        .split_once(": ")
+        .map_or("spec.filters", |(path, _)| path)
 }
 
 fn is_of(manifest: &Manifest, kind: &str, subject: &Subject) -> bool {

@@ -269,6 +269,7 @@ fn expression(filter: &api::Filter) -> Expression {
         api::Filter::All(filters) => Expression::All(list(filters)),
         api::Filter::Any(filters) => Expression::Any(list(filters)),
         api::Filter::Not(filter) => Expression::Not(Box::new(expression(filter))),
+        api::Filter::Sql(text) => Expression::Sql(text.clone()),
     }
 }
 

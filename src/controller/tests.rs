@@ -316,18 +316,60 @@ fn a_dead_letter_sink_is_seen_from_the_resource_that_names_it() {
 
 #[test]
 fn a_trigger_with_a_broken_filter_keeps_its_place_and_is_told() {
-    let spec = json!({"sink": {"service": {"name": "one"}}, "filters": [{"exact": {"a": "b"}}, {"not": {"exact": {}}}]});
-    let (outcome, diagnosis) = with_trigger(spec);
+    for (filters, message) in [
+        (
+            json!([{"exact": {"a": "b"}}, {"not": {"exact": {}}}]),
+            "spec.filters[1].not.exact: names no attribute",
+        ),
+        (
+            json!([{"sql": "EXISTS a"}, {"any": [{"sql": "type = 'a' AND priority >"}]}]),
+            "spec.filters[1].any[0].sql: column 26: expected a value",
+        ),
+        (
+            json!([{"sql": "STRLEN(type) > 5"}]),
+            "spec.filters[0].sql: column 1: there is no function STRLEN",
+        ),
+        (
+            json!([{"sql": "a AND b OR c"}]),
+            "spec.filters[0].sql: column 9: OR follows AND without parentheses",
+        ),
+        (
+            json!([{"sql": "1 + 1"}]),
+            "spec.filters[0].sql: gives a value of type Integer",
+        ),
+    ] {
+        let (outcome, diagnosis) =
+            with_trigger(json!({"sink": {"service": {"name": "one"}}, "filters": filters}));
+        assert_eq!(
+            (diagnosis.filters.holds, diagnosis.filters.reason),
+            (false, "InvalidFilter")
+        );
+        assert!(
+            diagnosis.filters.message.starts_with(message),
+            "{}",
+            diagnosis.filters.message
+        );
+        assert_eq!(outcome.configuration.triggers.len(), 1);
+    }
+}
+
+#[test]
+fn a_valid_expression_travels_to_the_routers_as_it_was_written() {
+    let text = "type = 'a' and (priority > 5 OR NOT EXISTS priority)";
+    let (outcome, diagnosis) = with_trigger(json!({
+        "sink": {"service": {"name": "one"}}, "filters": [{"not": {"sql": text}}],
+    }));
+    assert_eq!(diagnosis.filters.reason, "Compiled");
+    let filters = &outcome.configuration.triggers[0].filters;
     assert_eq!(
-        (diagnosis.filters.holds, diagnosis.filters.reason),
-        (false, "InvalidFilter")
+        serde_json::to_value(filters).unwrap(),
+        json!([{"not": {"sql": text}}])
     );
-    assert!(
-        diagnosis.filters.message.starts_with("spec.filters[1].not.exact"),
-        "{}",
-        diagnosis.filters.message
-    );
-    assert_eq!(outcome.configuration.triggers.len(), 1);
+}
+
+#[test]
+fn what_the_schema_takes_is_not_too_long_to_compile() {
+    assert_eq!(api::MAX_SQL, crate::filter::sql::MAX_LENGTH);
 }
 
 #[test]

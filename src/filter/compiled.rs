@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::Expression;
+use super::{
+    Explanation, Expression, Seen,
+    sql::{self, ParseError, Type},
+};
 use crate::cloudevents::Event;
 
 /// How deep expressions may be nested, so that neither compiling nor evaluating can exhaust the stack.
@@ -14,12 +17,20 @@ pub struct Filter(Vec<Clause>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Clause {
-    Exact(Vec<Term>),
-    Prefix(Vec<Term>),
-    Suffix(Vec<Term>),
+    /// Every term holds.
+    Terms(Comparison, Vec<Term>),
     All(Vec<Clause>),
     Any(Vec<Clause>),
     Not(Box<Clause>),
+    Sql(sql::Expression),
+}
+
+/// The dialects that compare attributes with values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Comparison {
+    Exact,
+    Prefix,
+    Suffix,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +69,12 @@ pub enum CompileProblem {
     /// Nested too deep.
     #[error("is nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
+    /// No CESQL expression.
+    #[error(transparent)]
+    Sql(#[from] ParseError),
+    /// A CESQL expression that no event can pass, since its value is no Boolean.
+    #[error("gives a value of type {0}, which lets no event pass: compare it with something")]
+    NotBoolean(Type),
 }
 
 impl Filter {
@@ -74,6 +91,12 @@ impl Filter {
         self.0.iter().all(|clause| clause.holds(event))
     }
 
+    /// What became of every expression of the list for the event, and why. All of them hold where the event passes.
+    #[must_use]
+    pub fn explain(&self, event: &Event) -> Vec<Explanation> {
+        self.0.iter().map(|clause| clause.explain(event)).collect()
+    }
+
     /// Pairs of attribute and value of which every matching event has all. A table finds a Trigger by one of them.
     pub fn required_values(&self) -> Vec<(&str, &str)> {
         let mut required = Vec::new();
@@ -87,41 +110,81 @@ impl Filter {
 impl Clause {
     fn holds(&self, event: &Event) -> bool {
         match self {
-            Self::Exact(terms) => terms
-                .iter()
-                .all(|term| term.compare(event, |actual, value| actual == value)),
-            Self::Prefix(terms) => terms
-                .iter()
-                .all(|term| term.compare(event, |actual, value| actual.starts_with(value))),
-            Self::Suffix(terms) => terms
-                .iter()
-                .all(|term| term.compare(event, |actual, value| actual.ends_with(value))),
+            Self::Terms(comparison, terms) => terms.iter().all(|term| comparison.holds(term, event)),
             Self::All(children) => children.iter().all(|child| child.holds(event)),
             Self::Any(children) => children.iter().any(|child| child.holds(event)),
             Self::Not(child) => !child.holds(event),
+            Self::Sql(expression) => expression.holds(event),
+        }
+    }
+
+    fn explain(&self, event: &Event) -> Explanation {
+        let explain = |clause: &Self| clause.explain(event);
+        let nested = |dialect, clauses| Explanation {
+            clauses,
+            ..Explanation::new(dialect, self.holds(event))
+        };
+        match self {
+            Self::Terms(comparison, terms) => match terms.as_slice() {
+                [only] => comparison.explain(only, event),
+                terms => {
+                    let terms = terms.iter().map(|term| comparison.explain(term, event));
+                    nested(comparison.name(), terms.collect())
+                }
+            },
+            Self::All(children) => nested("all", children.iter().map(explain).collect()),
+            Self::Any(children) => nested("any", children.iter().map(explain).collect()),
+            Self::Not(child) => nested("not", vec![explain(child)]),
+            Self::Sql(expression) => expression.explain(event),
         }
     }
 
     fn collect_required<'a>(&'a self, required: &mut Vec<(&'a str, &'a str)>) {
         match self {
-            Self::Exact(terms) => required.extend(terms.iter().map(|term| (&*term.attribute, &*term.value))),
+            Self::Terms(Comparison::Exact, terms) => {
+                required.extend(terms.iter().map(|term| (&*term.attribute, &*term.value)))
+            }
             Self::All(children) => children.iter().for_each(|child| child.collect_required(required)),
             Self::Any(children) => {
                 if let [only] = children.as_slice() {
                     only.collect_required(required);
                 }
             }
-            Self::Prefix(_) | Self::Suffix(_) | Self::Not(_) => {}
+            Self::Sql(expression) => required.extend(expression.required_values()),
+            Self::Terms(Comparison::Prefix | Comparison::Suffix, _) | Self::Not(_) => {}
         }
     }
 }
 
-impl Term {
+impl Comparison {
     /// A missing attribute makes the comparison false.
-    fn compare(&self, event: &Event, holds: impl Fn(&str, &str) -> bool) -> bool {
-        event
-            .attribute(&self.attribute)
-            .is_some_and(|actual| holds(&actual.canonical(), &self.value))
+    fn holds(self, term: &Term, event: &Event) -> bool {
+        let Some(actual) = event.attribute(&term.attribute) else {
+            return false;
+        };
+        let actual = actual.canonical();
+        match self {
+            Self::Exact => *actual == *term.value,
+            Self::Prefix => actual.starts_with(&*term.value),
+            Self::Suffix => actual.ends_with(&*term.value),
+        }
+    }
+
+    fn explain(self, term: &Term, event: &Event) -> Explanation {
+        let Term { attribute, value } = term;
+        let clause = format!("{} {attribute} = {value:?}", self.name());
+        Explanation {
+            saw: vec![Seen::new(attribute, event)],
+            ..Explanation::new(clause, self.holds(term, event))
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Prefix => "prefix",
+            Self::Suffix => "suffix",
+        }
     }
 }
 
@@ -141,14 +204,26 @@ fn clause(path: &str, expression: &Expression, depth: usize) -> Result<Clause, C
         });
     }
     match expression {
-        Expression::Exact(map) => terms(format!("{path}.exact"), map).map(Clause::Exact),
-        Expression::Prefix(map) => terms(format!("{path}.prefix"), map).map(Clause::Prefix),
-        Expression::Suffix(map) => terms(format!("{path}.suffix"), map).map(Clause::Suffix),
+        Expression::Exact(map) => terms(path, Comparison::Exact, map),
+        Expression::Prefix(map) => terms(path, Comparison::Prefix, map),
+        Expression::Suffix(map) => terms(path, Comparison::Suffix, map),
         Expression::All(list) => children(format!("{path}.all"), list, depth).map(Clause::All),
         Expression::Any(list) => children(format!("{path}.any"), list, depth).map(Clause::Any),
         Expression::Not(child) => {
             clause(&format!("{path}.not"), child, depth + 1).map(|child| Clause::Not(Box::new(child)))
         }
+        Expression::Sql(text) => sql(text).map(Clause::Sql).map_err(|problem| CompileError {
+            path: format!("{path}.sql"),
+            problem,
+        }),
+    }
+}
+
+fn sql(text: &str) -> Result<sql::Expression, CompileProblem> {
+    let expression = sql::Expression::parse(text)?;
+    match expression.r#type() {
+        Some(r#type @ (Type::Integer | Type::String)) => Err(CompileProblem::NotBoolean(r#type)),
+        Some(Type::Boolean) | None => Ok(expression),
     }
 }
 
@@ -162,10 +237,10 @@ fn children(path: String, list: &[Expression], depth: usize) -> Result<Vec<Claus
     clauses(&path, list, depth + 1)
 }
 
-fn terms(path: String, map: &BTreeMap<String, String>) -> Result<Vec<Term>, CompileError> {
+fn terms(path: &str, comparison: Comparison, map: &BTreeMap<String, String>) -> Result<Clause, CompileError> {
     let fail = |problem| {
         Err(CompileError {
-            path: path.clone(),
+            path: format!("{path}.{}", comparison.name()),
             problem,
         })
     };
@@ -189,7 +264,7 @@ fn terms(path: String, map: &BTreeMap<String, String>) -> Result<Vec<Term>, Comp
             value: value.as_str().into(),
         });
     }
-    Ok(terms)
+    Ok(Clause::Terms(comparison, terms))
 }
 
 #[cfg(test)]
@@ -197,7 +272,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cloudevents::EventBuilder;
+    use crate::{cloudevents::EventBuilder, filter::Outcome};
 
     fn event() -> Event {
         EventBuilder::new()
@@ -257,6 +332,19 @@ mod tests {
                 json!([{"not": {"all": [{"exact": {"id": "1"}}, {"not": {"exact": {"id": "2"}}}]}}]),
                 false,
             ),
+            (
+                json!([{"sql": "type LIKE 'com.example.%' AND priority > 5"}]),
+                true,
+            ),
+            (json!([{"sql": "priority > 7"}]), false),
+            (json!([{"sql": "urgent"}]), true),
+            (json!([{"sql": "type"}]), false),
+            (json!([{"sql": "missing != 'x'"}]), false),
+            (json!([{"not": {"sql": "missing != 'x'"}}]), true),
+            (
+                json!([{"exact": {"id": "1"}}, {"any": [{"sql": "FALSE"}, {"sql": "EXISTS id"}]}]),
+                true,
+            ),
         ];
         for (expressions, expected) in table {
             assert_eq!(
@@ -287,6 +375,15 @@ mod tests {
                 json!([{"exact": {"type": ""}}]),
                 "filters[0].exact: the value for attribute type is empty",
             ),
+            (
+                json!([{"any": [{"sql": "TRUE"}, {"sql": "type = 'a' AND"}]}]),
+                "filters[0].any[1].sql: column 15: expected a value",
+            ),
+            (json!([{"sql": ""}]), "filters[0].sql: column 1: expected a value"),
+            (
+                json!([{"sql": "LENGTH(type)"}]),
+                "filters[0].sql: gives a value of type Integer, which lets no event pass",
+            ),
         ];
         for (expressions, expected) in table {
             let message = filter(expressions).unwrap_err().to_string();
@@ -306,6 +403,112 @@ mod tests {
         );
     }
 
+    fn lines(explanations: &[Explanation], depth: usize, into: &mut Vec<String>) {
+        for explanation in explanations {
+            let mark = match explanation.outcome {
+                Outcome::Holds => "+",
+                Outcome::Fails => "-",
+                Outcome::NotReached => "?",
+            };
+            into.push(format!("{}{mark} {explanation}", "  ".repeat(depth)));
+            lines(&explanation.clauses, depth + 1, into);
+        }
+    }
+
+    #[test]
+    fn every_clause_tells_what_it_saw() {
+        let table = [
+            (json!([]), vec![]),
+            (
+                json!([{"exact": {"type": "a"}}]),
+                vec![r#"- exact type = "a": the event has "com.example.order.created""#],
+            ),
+            (
+                json!([{"prefix": {"priority": "7", "subject": "x"}}]),
+                vec![
+                    "- prefix",
+                    r#"  + prefix priority = "7": the event has "7""#,
+                    r#"  - prefix subject = "x": the event has no subject"#,
+                ],
+            ),
+            (
+                json!([{"any": [{"not": {"suffix": {"source": "s"}}}, {"all": [{"exact": {"id": "1"}}]}]}]),
+                vec![
+                    "+ any",
+                    "  - not",
+                    r#"    + suffix source = "s": the event has "/shop/orders""#,
+                    "  + all",
+                    r#"    + exact id = "1": the event has "1""#,
+                ],
+            ),
+            (
+                json!([{"sql": " priority>5 "}, {"sql": "priority + 1\n> LENGTH(source)"}]),
+                vec![
+                    r#"+ sql priority>5: the event has "7""#,
+                    r#"- sql priority + 1 > LENGTH(source): the event has priority "7", source "/shop/orders""#,
+                ],
+            ),
+            (
+                json!([{"sql": "(type LIKE '%.created' AND NOT (priority IN (1, id))) AND subject = 'x' AND urgent"}]),
+                vec![
+                    "- sql (type LIKE '%.created' AND NOT (priority IN (1, id))) AND subject = 'x' AND urgent",
+                    "  + (type LIKE '%.created' AND NOT (priority IN (1, id)))",
+                    r#"    + type LIKE '%.created': the event has "com.example.order.created""#,
+                    "    + NOT (priority IN (1, id))",
+                    r#"      - (priority IN (1, id)): the event has priority "7", id "1""#,
+                    "  - subject = 'x': the event has no attribute subject",
+                    "  ? urgent",
+                ],
+            ),
+            (
+                json!([{"sql": "EXISTS subject OR urgent OR missing"}, {"sql": "TRUE XOR EXISTS id"}]),
+                vec![
+                    "+ sql EXISTS subject OR urgent OR missing",
+                    "  - EXISTS subject: the event has no subject",
+                    r#"  + urgent: the event has "true""#,
+                    "  ? missing",
+                    "- sql TRUE XOR EXISTS id",
+                    "  + TRUE",
+                    r#"  + EXISTS id: the event has "1""#,
+                ],
+            ),
+            (
+                json!([{"sql": "type > 5"}, {"sql": "priority"}]),
+                vec![
+                    "- sql type > 5: 'com.example.order.created' is no Integer",
+                    "- sql priority: 7 is of type Integer, and no Boolean",
+                ],
+            ),
+        ];
+        for (expressions, expected) in table {
+            let mut found = Vec::new();
+            lines(
+                &filter(expressions.clone()).unwrap().explain(&event()),
+                0,
+                &mut found,
+            );
+            assert_eq!(found, expected, "{expressions}");
+        }
+    }
+
+    #[test]
+    fn an_explanation_is_plain_data() {
+        let explanations = filter(json!([{"not": {"sql": "subject = 'x'"}}, {"exact": {"id": "1"}}]))
+            .unwrap()
+            .explain(&event());
+        assert_eq!(
+            serde_json::to_value(explanations).unwrap(),
+            json!([
+                {"clause": "not", "outcome": "holds", "clauses": [{
+                    "clause": "sql subject = 'x'", "outcome": "fails",
+                    "saw": [{"attribute": "subject", "value": null}],
+                    "error": "the event has no attribute subject",
+                }]},
+                {"clause": "exact id = \"1\"", "outcome": "holds", "saw": [{"attribute": "id", "value": "1"}]},
+            ])
+        );
+    }
+
     #[test]
     fn only_what_every_match_has_is_required() {
         let table = [
@@ -321,6 +524,20 @@ mod tests {
             ),
             (
                 json!([{"not": {"exact": {"type": "a"}}}, {"prefix": {"type": "a"}}]),
+                vec![],
+            ),
+            (
+                json!([{"sql": "TYPE = 'a' AND (x LIKE 'b%' AND source = \"it's\") AND subject = ''"}]),
+                vec![("type", "a"), ("source", "it's"), ("subject", "")],
+            ),
+            (json!([{"any": [{"sql": "(type = 'a')"}]}]), vec![("type", "a")]),
+            (json!([{"sql": "type = 'a' OR type = 'b'"}]), vec![]),
+            (
+                json!([{"sql": "NOT (type = 'a')"}, {"sql": "type != 'a'"}]),
+                vec![],
+            ),
+            (
+                json!([{"sql": "'7' = x AND x = 7 AND x IN ('7') AND x = y AND TRUE = (x = 'a')"}]),
                 vec![],
             ),
         ];

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// One filter expression.
 ///
-/// The dialects are those of the CloudEvents Subscriptions API 1.0; comparisons are case-sensitive and made on
-/// the canonical string of a value.
+/// The dialects are those of the CloudEvents Subscriptions API 1.0; comparisons are case-sensitive and, but for
+/// `sql`, made on the canonical string of a value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Expression {
@@ -23,4 +23,6 @@ pub enum Expression {
     Any(Vec<Expression>),
     /// The child does not hold.
     Not(Box<Expression>),
+    /// The CESQL expression is true, without an error.
+    Sql(String),
 }

@@ -174,7 +174,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{cloudevents::EventBuilder, filter::Expression, routing::Source};
+    use crate::{
+        cloudevents::{EventBuilder, Value},
+        filter::{Explanation, Expression},
+        routing::Source,
+    };
 
     fn trigger(name: &str, broker: &str, filters: Vec<Expression>) -> Trigger {
         let mut trigger: Trigger = serde_json::from_value(json!({
@@ -226,10 +230,14 @@ mod tests {
 
     #[test]
     fn a_broken_filter_matches_nothing_and_disturbs_nobody() {
-        let broken = Expression::Exact([].into());
         let table = RoutingTable::compile(configuration(vec![
-            trigger("broken", "default", vec![broken]),
+            trigger("no entry", "default", vec![Expression::Exact([].into())]),
             trigger("all", "default", vec![]),
+            trigger(
+                "no end",
+                "default",
+                vec![Expression::Sql("type = 't' AND".to_owned())],
+            ),
         ]));
         let event = EventBuilder::new()
             .attribute("id", "1")
@@ -243,8 +251,8 @@ mod tests {
     fn expression() -> impl Strategy<Value = Expression> {
         let map = || {
             collection::btree_map(
-                select(vec!["type", "source", "x", "specversion"]),
-                select(vec!["a", "b", "1.0"]),
+                select(vec!["type", "source", "x", "n", "specversion"]),
+                select(vec!["a", "b", "7", "1.0"]),
                 1..3,
             )
             .prop_map(|map| {
@@ -253,7 +261,18 @@ mod tests {
                     .collect()
             })
         };
+        let sql = {
+            let operand = || select(vec!["type", "x", "n", "'a'", "'7'", "'07'", "7", "(x = 'a')"]);
+            let term = (operand(), select(vec!["=", "=", "!=", ">"]), operand())
+                .prop_map(|(left, operator, right)| format!("{left} {operator} {right}"));
+            (
+                collection::vec(term, 1..4),
+                select(vec![" AND ", " AND ", " OR ", " XOR "]),
+            )
+                .prop_map(|(terms, operator)| Expression::Sql(terms.join(operator)))
+        };
         let leaf = prop_oneof![
+            3 => sql,
             3 => map().prop_map(Expression::Exact),
             1 => map().prop_map(Expression::Prefix),
             1 => map().prop_map(Expression::Suffix),
@@ -271,14 +290,18 @@ mod tests {
         #[test]
         fn the_index_finds_what_plain_evaluation_finds(
             filters in collection::vec(collection::vec(expression(), 0..3), 0..8),
-            values in collection::vec(select(vec!["a", "b", "ab"]), 3),
+            values in collection::vec(select(vec!["a", "b", "ab", "7", "07"]), 3),
             extension in any::<bool>(),
+            number in select(vec![None, Some(Value::from(7)), Some("7".into()), Some("07".into()), Some(true.into())]),
         ) {
             let triggers = filters.into_iter().enumerate().map(|(n, filters)| trigger(&n.to_string(), "default", filters));
             let table = RoutingTable::compile(configuration(triggers.collect()));
             let mut event = EventBuilder::new().attribute("id", "1").attribute("type", values[0]).attribute("source", values[1]);
             if extension {
                 event = event.attribute("x", values[2]);
+            }
+            if let Some(number) = number {
+                event = event.attribute("n", number);
             }
             let event = event.build().unwrap();
             let Some(broker) = table.brokers().get("shop/default") else { return Ok(()) };
@@ -289,6 +312,11 @@ mod tests {
             let plain: BTreeSet<_> =
                 (0..broker.routes().len()).filter(|&index| broker.routes()[index].matches(&event)).collect();
             prop_assert_eq!(distinct, plain);
+            for route in broker.routes() {
+                let filter = route.filter.as_ref().map_err(|error| TestCaseError::fail(error.to_string()))?;
+                let explained = filter.explain(&event);
+                prop_assert_eq!(explained.iter().all(Explanation::holds), filter.matches(&event), "{:?}", explained);
+            }
         }
     }
 }

@@ -566,6 +566,64 @@ fn triggers_heal_and_say_what_is_missing() {
 }
 
 #[test]
+fn sql_filters_route_and_a_broken_one_is_told_with_its_column() {
+    let (weir, kubectl) = namespace("sql");
+    let broker = weir.broker(kubectl.namespace());
+    let [good, mended] = [(); 2].map(|()| Consumer::start());
+    let to = |consumer: &Consumer| format!("{{uri: '{}'}}", consumer.url());
+    let urgent = "[{sql: \"type LIKE 'order.%' AND EXISTS priority AND priority > 5\"}]";
+    let broken = "[{sql: \"type LIKE 'order.%' AND priority >\"}]";
+    kubectl.apply(
+        &[
+            trigger("good", urgent, &to(&good), ""),
+            trigger("broken", broken, &to(&mended), ""),
+        ]
+        .concat(),
+    );
+    kubectl.wait_ready("trigger/good");
+    await_reason(&kubectl, "trigger/broken", "Ready", "InvalidFilter");
+    let message = kubectl.run([
+        "get",
+        "trigger/broken",
+        "-o",
+        "jsonpath={.status.conditions[?(@.type==\"Ready\")].message}",
+    ]);
+    assert!(
+        message.contains("spec.filters[0].sql: column 35: expected a value"),
+        "{message}"
+    );
+    let post_order = |id: &str, priority: &str| {
+        let [version, source, content_type, _] = BINARY;
+        let headers = [
+            version,
+            source,
+            content_type,
+            ("ce-id", id),
+            ("ce-type", "order.created"),
+            ("ce-priority", priority),
+        ];
+        assert_eq!(post(&broker, &headers, "{}").status, 202);
+    };
+    // In structured mode the number is one, in binary mode it is text.
+    let structured = r#"{"specversion":"1.0","id":"1","source":"/s","type":"order.created","priority":7}"#;
+    let content_type = [("content-type", "application/cloudevents+json")];
+    assert_eq!(post(&broker, &content_type, structured).status, 202);
+    post_order("2", "10");
+    post_order("3", "4");
+    post_order("4", "high");
+    post_order("5", "6");
+    assert_eq!(ids(&good.wait_for(3)), ["1", "2", "5"]);
+
+    assert!(mended.received().is_empty());
+    // What came in the meantime waited for the filter.
+    kubectl.apply(&trigger("broken", urgent, &to(&mended), ""));
+    kubectl.wait_ready("trigger/broken");
+    post_order("6", "9");
+    assert_eq!(ids(&mended.wait_for(4)), ["1", "2", "5", "6"]);
+    assert_eq!(ids(&good.wait_for(4)), ["1", "2", "5", "6"]);
+}
+
+#[test]
 fn a_quiet_cluster_makes_no_writes() {
     let (weir, kubectl) = namespace("quiet");
     kubectl.apply(&trigger("t", "[]", "{uri: 'http://example.com/'}", ""));
@@ -612,6 +670,23 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
         ),
         (trigger_with("[{exactly: {type: a}}]"), "spec.filters[0].exactly"),
         (trigger_with(deep), "spec.filters[0]"),
+        (trigger_with("[{sql: ''}]"), "spec.filters[0].sql"),
+        (
+            trigger_with(&format!("[{{sql: '{}'}}]", "x".repeat(4097))),
+            "spec.filters[0].sql",
+        ),
+        (
+            trigger_with("[{sql: 'EXISTS a', exact: {type: a}}]"),
+            "spec.filters[0]: Too many",
+        ),
+        (
+            trigger_with("[{any: [{sql: 'EXISTS a', exact: {type: a}}]}]"),
+            "spec.filters[0].any[0]",
+        ),
+        (
+            trigger_with("[{all: [{any: [{not: {sql: 'EXISTS a', exact: {type: a}}}]}]}]"),
+            "spec.filters[0].all[0].any[0].not",
+        ),
         (
             trigger("t", "[]", "{uri: 'http://a/', ref: {name: x}}", ""),
             "exactly one of ref, service and uri",
@@ -683,7 +758,7 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
     }
     kubectl.apply(&trigger(
         "t",
-        "[{all: [{any: [{not: {exact: {a: b}}}]}]}]",
+        "[{all: [{any: [{not: {exact: {a: b}}}, {not: {sql: EXISTS a}}]}]}, {sql: EXISTS a}]",
         to,
         ", start: 2026-11-24T08:00:00Z",
     ));

@@ -100,6 +100,34 @@ fn files_route_as_a_cluster_does() {
 }
 
 #[test]
+fn a_broken_sql_filter_is_said_with_its_place_and_matches_nothing() {
+    let (manifests, data) = (Scratch::new(), Scratch::new());
+    let [good, broken] = [(); 2].map(|()| Consumer::start());
+    manifests.write("good.yaml", trigger("good", "[{sql: type LIKE 'o%'}]", "good"));
+    let filters = "\n  - exact: {type: order}\n  - sql: type = 'order' AND";
+    manifests.write("broken.yaml", trigger("broken", filters, "broken"));
+    let process = run(
+        &manifests,
+        &data,
+        &[("shop/good", &good), ("shop/broken", &broken)],
+    );
+    process.wait_for_line(PATIENCE, |line| {
+        line.contains(
+            "broken.yaml:9:5: Trigger shop/broken: spec.filters[1].sql: column 19: expected a value",
+        )
+    });
+    assert!(send(&process, &["--type", "order", "--data", "one"]).success());
+    assert_eq!(bodies(&good.wait_for(1)), ["one"]);
+    assert!(broken.received().is_empty());
+    // What came in the meantime waited for the filter.
+    manifests.write(
+        "broken.yaml",
+        trigger("broken", &format!("{filters} TRUE"), "broken"),
+    );
+    assert_eq!(bodies(&broken.wait_for(1)), ["one"]);
+}
+
+#[test]
 fn events_outlive_the_process() {
     let (manifests, data) = (Scratch::new(), Scratch::new());
     let mut consumer = Consumer::start();

@@ -242,10 +242,15 @@ impl Schema {
                 }
                 let properties = schema.get("properties").and_then(Value::as_object);
                 if let Some(maximum) = count_of("maxProperties").filter(|maximum| count > *maximum)
-                    // Where the fields have names, a rule says it better.
-                    && properties.is_none()
+                    // Where the fields have names and there is a rule, the rule says it better.
+                    && (properties.is_none() || schema.get("x-kubernetes-validations").is_none())
                 {
-                    refuse(key, format!("must have at most {maximum} entries, not {count}"));
+                    let what = if properties.is_some() {
+                        "of its fields"
+                    } else {
+                        "entries"
+                    };
+                    refuse(key, format!("must have at most {maximum} {what}, not {count}"));
                 }
                 let required = schema
                     .get("required")

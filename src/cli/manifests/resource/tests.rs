@@ -173,6 +173,26 @@ fn what_is_wrong_with_a_trigger_is_said_with_its_place() {
             "m.yaml:9:5: spec.filters[0]: a filter has exactly one of",
         ),
         (
+            "- exact: {type: com.example.order.created}",
+            "- {sql: TRUE, exact: {c: d}}",
+            "m.yaml:9:11: spec.filters[0].sql: must be a string, not a boolean; put it in quotes",
+        ),
+        (
+            "- exact: {type: com.example.order.created}",
+            "- {sql: 'EXISTS a', exact: {c: d}}",
+            "m.yaml:9:5: spec.filters[0]: a filter has exactly one of: exact, prefix, suffix, all, any, not, sql",
+        ),
+        (
+            "- exact: {type: com.example.order.created}",
+            "- sql: ''",
+            "m.yaml:9:10: spec.filters[0].sql: must not be empty",
+        ),
+        (
+            "- exact: {type: com.example.order.created}",
+            "- any: [{not: {sql: 'EXISTS a', exact: {c: d}}}]",
+            "m.yaml:9:12: spec.filters[0].any[0].not: must have at most 1 of its fields, not 2",
+        ),
+        (
             "  - exact: {type: com.example.order.created}",
             "    exact: {a: b}",
             "m.yaml:9:5: spec.filters: must be a list, not a mapping",

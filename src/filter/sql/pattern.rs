@@ -1,0 +1,295 @@
+//! The patterns of `LIKE` (section 3.4.3).
+
+use std::{collections::HashMap, iter};
+
+/// A pattern: pieces with `%` between them.
+///
+/// A match takes each piece as far to the left as it can, and never looks back behind the last `%`: the time is
+/// linear in the text. Only for a piece with `_` in it between two `%` it grows with the piece as well, by the text's
+/// length for every 64 characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Pattern {
+    first: Piece,
+    middle: Vec<Piece>,
+    /// `None` where there is no `%`, and `first` has to match the whole text.
+    last: Option<Piece>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Piece {
+    Text(Box<str>),
+    Wild(Box<Wild>),
+}
+
+/// Characters with `_` among them, so at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wild {
+    /// `None` is `_`.
+    characters: Vec<Option<char>>,
+    /// A bit for every position that takes any character.
+    any: Vec<u64>,
+    /// The bits of the positions that take one character, by the word that they are in.
+    only: HashMap<char, Vec<(usize, u64)>>,
+}
+
+impl Pattern {
+    /// Every text is a pattern.
+    pub(super) fn new(text: &str) -> Self {
+        let mut pieces = Vec::new();
+        let mut piece = Vec::new();
+        let mut characters = text.chars().peekable();
+        while let Some(character) = characters.next() {
+            match character {
+                '%' => pieces.push(Piece::new(std::mem::take(&mut piece))),
+                '_' => piece.push(None),
+                '\\' => piece.push(Some(
+                    characters
+                        .next_if(|next| matches!(next, '%' | '_'))
+                        .unwrap_or('\\'),
+                )),
+                other => piece.push(Some(other)),
+            }
+        }
+        let end = Piece::new(piece);
+        let mut pieces = pieces.into_iter();
+        match pieces.next() {
+            None => Self {
+                first: end,
+                middle: Vec::new(),
+                last: None,
+            },
+            Some(first) => Self {
+                first,
+                middle: pieces.filter(|piece| *piece != Piece::Text("".into())).collect(),
+                last: Some(end),
+            },
+        }
+    }
+
+    pub(super) fn matches(&self, text: &str) -> bool {
+        let Some(rest) = self.first.strip_prefix(text) else {
+            return false;
+        };
+        let Some(last) = &self.last else {
+            return rest.is_empty();
+        };
+        self.middle
+            .iter()
+            .try_fold(rest, |rest, piece| piece.find(rest))
+            .is_some_and(|rest| last.is_suffix(rest))
+    }
+}
+
+impl Piece {
+    fn new(characters: Vec<Option<char>>) -> Self {
+        match characters.iter().copied().collect::<Option<String>>() {
+            Some(text) => Self::Text(text.into()),
+            None => Self::Wild(Box::new(Wild::new(characters))),
+        }
+    }
+
+    /// What follows it, if the text begins with it.
+    fn strip_prefix<'a>(&self, text: &'a str) -> Option<&'a str> {
+        match self {
+            Self::Text(piece) => text.strip_prefix(&**piece),
+            Self::Wild(piece) => {
+                let mut characters = text.chars();
+                let begins = piece
+                    .characters
+                    .iter()
+                    .all(|wanted| fits(*wanted, characters.next()));
+                begins.then_some(characters.as_str())
+            }
+        }
+    }
+
+    /// What follows it where it is found first.
+    fn find<'a>(&self, text: &'a str) -> Option<&'a str> {
+        match self {
+            Self::Text(piece) => text.split_once(&**piece).map(|(_, rest)| rest),
+            Self::Wild(piece) => piece.find(text),
+        }
+    }
+
+    fn is_suffix(&self, text: &str) -> bool {
+        match self {
+            Self::Text(piece) => text.ends_with(&**piece),
+            Self::Wild(piece) => {
+                let mut characters = text.chars().rev();
+                piece
+                    .characters
+                    .iter()
+                    .rev()
+                    .all(|wanted| fits(*wanted, characters.next()))
+            }
+        }
+    }
+}
+
+impl Wild {
+    fn new(characters: Vec<Option<char>>) -> Self {
+        let mut any = vec![0; characters.len().div_ceil(64)];
+        let mut only: HashMap<char, Vec<(usize, u64)>> = HashMap::new();
+        for (position, wanted) in characters.iter().enumerate() {
+            let (word, bit) = (position / 64, 1 << (position % 64));
+            let Some(character) = wanted else {
+                any[word] |= bit;
+                continue;
+            };
+            let words = only.entry(*character).or_default();
+            match words.last_mut() {
+                Some((last, bits)) if *last == word => *bits |= bit,
+                _ => words.push((word, bit)),
+            }
+        }
+        Self {
+            characters,
+            any,
+            only,
+        }
+    }
+
+    /// What follows it where it is found first, by the Shift-And algorithm: a bit for every position of the piece
+    /// says whether the piece up to there matches the text up to here.
+    fn find<'a>(&self, text: &'a str) -> Option<&'a str> {
+        let words = self.any.len();
+        let end = 1 << ((self.characters.len() - 1) % 64);
+        let (mut matched, mut longer) = (vec![0_u64; words], vec![0_u64; words]);
+        let mut characters = text.chars();
+        while let Some(character) = characters.next() {
+            let mut carry = 1;
+            for (longer, matched) in iter::zip(&mut longer, &matched) {
+                *longer = matched << 1 | carry;
+                carry = matched >> 63;
+            }
+            for ((matched, longer), any) in iter::zip(iter::zip(&mut matched, &longer), &self.any) {
+                *matched = longer & any;
+            }
+            for &(word, bits) in self.only.get(&character).into_iter().flatten() {
+                matched[word] |= longer[word] & bits;
+            }
+            if matched[words - 1] & end != 0 {
+                return Some(characters.as_str());
+            }
+        }
+        None
+    }
+}
+
+fn fits(wanted: Option<char>, character: Option<char>) -> bool {
+    character.is_some_and(|character| wanted.is_none_or(|wanted| wanted == character))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        for (pattern, text, expected) in [
+            ("", "", true),
+            ("", "a", false),
+            ("abc", "abc", true),
+            ("abc", "aBc", false),
+            ("abc", "abcd", false),
+            ("%", "", true),
+            ("%", "abc", true),
+            ("%%", "abc", true),
+            ("_", "", false),
+            ("_", "ü", true),
+            ("_", "ab", false),
+            ("%_", "", false),
+            ("%_", "😀", true),
+            ("_%_", "a", false),
+            ("_%_", "ab", true),
+            ("a%b%c", "abc", true),
+            ("a%b%c", "azbc", true),
+            ("a%b%c", "azzzbzzzc", true),
+            ("a%b%c", "a%b%c", true),
+            ("a%a", "a", false),
+            ("ab%ba", "aba", false),
+            ("abc", "ac", false),
+            (".%.%.", ".ab.cde.", true),
+            (".%.%.", "ab.cde", false),
+            ("%a%b", "ab_ab", true),
+            ("%ab_", "abcabd", true),
+            ("%b_d%", "abcbxd!", true),
+            ("%b_d%", "abcbxe!", false),
+            ("%a_%_b%", "aab", false),
+            ("%a_%_b%", "aaabb", true),
+            ("a_b_c", "abc", false),
+            ("a_b_c", "azbzc", true),
+            ("a_b_c", "a_b_c", true),
+            ("._._.", ".a.b.", true),
+            ("._._.", "abcd.", false),
+            ("_b*", "ab*", true),
+            ("_b*", "abcd1", false),
+            (r"abc\%", "abc%", true),
+            (r"abc\%", "abcd", false),
+            (r"a\_b\_c", "a_b_c", true),
+            (r"a\_b\_c", "azbzc", false),
+            (r"a\%b\%c", "a%b%c", true),
+            (r"a\%b\%c", "azbzc", false),
+            (r"abc%123\%456\_d_f", "abc123123%456_dzf", true),
+            (r"ab\c", r"ab\c", true),
+            (r"ab\", r"ab\", true),
+            (r"a\\%", r"a\%", true),
+            (r"a\\%", r"a\b", false),
+        ] {
+            assert_eq!(
+                Pattern::new(pattern).matches(text),
+                expected,
+                "{text} LIKE {pattern}"
+            );
+        }
+    }
+
+    /// The definition, by trying everything.
+    fn by_definition(pattern: &[char], text: &[char]) -> bool {
+        match (pattern, text) {
+            ([], []) => true,
+            (['%', rest @ ..], _) => (0..=text.len()).any(|skipped| by_definition(rest, &text[skipped..])),
+            (['\\', wanted @ ('%' | '_'), rest @ ..], [first, after @ ..]) => {
+                wanted == first && by_definition(rest, after)
+            }
+            (['\\', '%' | '_', ..], []) => false,
+            (['_', rest @ ..], [_, after @ ..]) => by_definition(rest, after),
+            ([wanted, rest @ ..], [first, after @ ..]) => wanted == first && by_definition(rest, after),
+            _ => false,
+        }
+    }
+
+    #[test]
+    fn pieces_of_any_length() {
+        for length in [1, 2, 63, 64, 65, 127, 128, 129, 1000] {
+            let piece = |last: &str| format!("{}{last}", "_".repeat(length - 1));
+            let text = format!("{}c{}", "ü".repeat(length), "d".repeat(length));
+            for (pattern, expected) in [
+                (format!("%{}%", piece("c")), true),
+                (format!("%{}%", piece("e")), false),
+                (format!("%{}%{}", piece("c"), piece("d")), true),
+                (format!("%{}%{}%", piece("_"), piece("_")), true),
+                (format!("%{}%{}%d_%", piece("d"), piece("d")), false),
+            ] {
+                assert_eq!(
+                    Pattern::new(&pattern).matches(&text),
+                    expected,
+                    "{length}: {pattern}"
+                );
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn matches_as_by_definition(pattern in r"[ab%_\\ü]{0,8}", text in r"[ab%_\\ü]{0,10}") {
+            let characters = |text: &str| text.chars().collect::<Vec<_>>();
+            prop_assert_eq!(
+                Pattern::new(&pattern).matches(&text),
+                by_definition(&characters(&pattern), &characters(&text))
+            );
+        }
+    }
+}

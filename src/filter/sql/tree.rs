@@ -1,0 +1,166 @@
+//! The expression as a tree. Every node knows its type, as far as that does not depend on the event, and its place.
+
+use super::{ParseError, ParseProblem, Scalar, Type, call::Call, pattern::Pattern};
+
+/// A part of an expression's text, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Where it begins.
+    pub start: usize,
+    /// Where it has ended.
+    pub end: usize,
+}
+
+impl Span {
+    /// The column where it begins in the text: characters, from 1.
+    #[must_use]
+    pub fn column(self, text: &str) -> usize {
+        text.get(..self.start).map_or(0, |before| before.chars().count()) + 1
+    }
+
+    /// The part of the text.
+    #[must_use]
+    pub fn of(self, text: &str) -> &str {
+        text.get(self.start..self.end).unwrap_or_default()
+    }
+
+    pub(super) fn error(self, text: &str, problem: ParseProblem) -> ParseError {
+        ParseError {
+            column: self.column(text),
+            problem,
+        }
+    }
+
+    pub(super) fn to(self, last: Self) -> Self {
+        Self {
+            start: self.start,
+            end: last.end,
+        }
+    }
+}
+
+/// A value, an operator with its operands, or a function with its arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Node {
+    pub(super) kind: Kind,
+    /// With the parentheses around it.
+    pub(super) span: Span,
+    /// How many levels of nodes it has, itself included.
+    pub(super) height: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Literal(Scalar<'static>),
+    /// An attribute's name, in lower case.
+    Attribute(Box<str>),
+    Exists(Box<str>),
+    Not(Box<Node>),
+    Negate(Box<Node>),
+    /// Two operands or more, of which the first decides whether the next is looked at.
+    Logic(Logic, Vec<Node>),
+    Binary(Binary, Box<Node>, Box<Node>),
+    Like {
+        operand: Box<Node>,
+        pattern: Pattern,
+        negated: bool,
+    },
+    In {
+        operand: Box<Node>,
+        set: Vec<Node>,
+        negated: bool,
+    },
+    Call(Call),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Logic {
+    And,
+    Or,
+    Xor,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Binary {
+    Equal,
+    NotEqual,
+    Compare(Comparison),
+    Calculate(Arithmetic),
+}
+
+/// Of integers only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Comparison {
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arithmetic {
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    Remainder,
+}
+
+impl Logic {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::And => "AND",
+            Self::Or => "OR",
+            Self::Xor => "XOR",
+        }
+    }
+}
+
+impl Binary {
+    /// Which of two operators binds tighter (section 3.6): the one with the greater level.
+    pub(super) fn level(self) -> u8 {
+        match self {
+            Self::Equal | Self::NotEqual | Self::Compare(_) => 0,
+            Self::Calculate(Arithmetic::Add | Arithmetic::Subtract) => 1,
+            Self::Calculate(Arithmetic::Multiply | Arithmetic::Divide | Arithmetic::Remainder) => 2,
+        }
+    }
+}
+
+impl Node {
+    /// The type of its value; `None` where the event's attribute has it.
+    pub(super) fn r#type(&self) -> Option<Type> {
+        match &self.kind {
+            Kind::Literal(value) => Some(value.r#type()),
+            Kind::Attribute(_) => None,
+            Kind::Exists(_) | Kind::Not(_) | Kind::Logic(..) | Kind::Like { .. } | Kind::In { .. } => {
+                Some(Type::Boolean)
+            }
+            Kind::Binary(Binary::Equal | Binary::NotEqual | Binary::Compare(_), ..) => Some(Type::Boolean),
+            Kind::Binary(Binary::Calculate(_), ..) | Kind::Negate(_) => Some(Type::Integer),
+            Kind::Call(call) => Some(call.r#type()),
+        }
+    }
+
+    /// Pairs of attribute and value of which every event has all for which the node gives true without an error.
+    ///
+    /// `attribute = 'text'` casts the attribute to String, so it holds for one canonical string only. Turned round,
+    /// or with a number, several strings can be equal: `'07'` and `'7'` are both 7.
+    pub(super) fn collect_required<'a>(&'a self, required: &mut Vec<(&'a str, &'a str)>) {
+        match &self.kind {
+            Kind::Logic(Logic::And, operands) => {
+                operands
+                    .iter()
+                    .for_each(|operand| operand.collect_required(required));
+            }
+            Kind::Binary(Binary::Equal, left, right) => {
+                if let (Kind::Attribute(name), Kind::Literal(Scalar::String(text))) =
+                    (&left.kind, &right.kind)
+                {
+                    required.push((name, text));
+                }
+            }
+            _ => {}
+        }
+    }
+}
