@@ -1,7 +1,8 @@
 //! How fast Weir routes, side by side with the plain limit: a minimal proxy to the same sink that keeps nothing.
 //!
 //! `make bench` runs it. Everything is a process of its own on loopback: this one makes the load, others are the
-//! sink, the proxy and Weir. `WEIR_BENCH_EVENTS` sets the number of events of each run.
+//! sink, the proxy and Weir. `WEIR_BENCH_EVENTS` sets the number of events of each run, `WEIR_BENCH_BACKLOG` that
+//! of the backlog.
 
 #![allow(
     missing_docs,
@@ -38,6 +39,7 @@ use tokio::net::TcpListener;
 
 const CONNECTIONS: u64 = 64;
 const BODY: usize = 1024;
+const DEAD_SINK_PAIRS: usize = 5;
 
 type HttpClient = Client<HttpConnector, Full<Bytes>>;
 
@@ -292,44 +294,21 @@ fn trigger(name: &str, r#type: &str, service: &str) -> String {
     )
 }
 
-async fn compare() {
-    let events = std::env::var("WEIR_BENCH_EVENTS")
-        .ok()
-        .and_then(|events| events.parse().ok())
-        .unwrap_or(50_000);
-    let (_sink, sink) = Process::role(&["sink"]);
-    println!("{events} events of {BODY} bytes in binary mode over {CONNECTIONS} connections\n");
-    println!(
-        "| run | accepted/s | delivered/s | of the limit | p50 | p99 | CPU s / 100,000 | resident MiB |"
-    );
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
-    let (process, address) = Process::role(&["proxy", &sink.to_string()]);
-    let target = format!("http://{address}/");
-    measure(&process, &target, sink, events / 10, 1).await;
-    let limit = measure(&process, &target, sink, events, 1).await;
-    print(&limit, "plain proxy, keeps nothing", limit.delivered);
-    drop(process);
+/// A number from the environment.
+fn number(variable: &str, default: u64) -> u64 {
+    let value = std::env::var(variable).ok();
+    value.and_then(|value| value.parse().ok()).unwrap_or(default)
+}
 
-    let others = |count: u32| {
-        (0..count)
-            .map(|n| trigger(&format!("other-{n}"), &format!("other.{n}"), "live"))
-            .collect::<String>()
-    };
-    let fan_out = (0..10)
-        .map(|n| trigger(&format!("t-{n}"), "wanted", "live"))
-        .collect::<String>();
-    let dead = trigger("live", "wanted", "live") + &trigger("dead", "wanted", "dead");
-    let runs = [
-        ("1 Trigger", trigger("live", "wanted", "live"), 1),
-        (
-            "100 Triggers, 1 matches",
-            trigger("live", "wanted", "live") + &others(99),
-            1,
-        ),
-        ("fan-out 10", fan_out, 10),
-        ("1 live Sink beside 1 dead", dead, 1),
-    ];
-    for (name, manifests, fan_out) in runs {
+/// Weir with these manifests in a fresh directory, where `live` is the sink and nobody listens at `dead`.
+struct Weir {
+    process: Process,
+    target: String,
+    _directory: tempfile::TempDir,
+}
+
+impl Weir {
+    fn start(manifests: &str, sink: SocketAddr) -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("manifests")).unwrap();
         fs::write(directory.path().join("manifests/all.yaml"), manifests).unwrap();
@@ -338,14 +317,99 @@ async fn compare() {
             "bench/dead=http://127.0.0.1:1".to_owned(),
         ];
         let (process, address) = Process::weir(directory.path(), &services);
-        let target = format!("http://{address}/bench/default");
-        measure(&process, &target, sink, events / 10, fan_out).await;
-        print(
-            &measure(&process, &target, sink, events, fan_out).await,
-            name,
-            limit.delivered,
-        );
+        Self {
+            process,
+            target: format!("http://{address}/bench/default"),
+            _directory: directory,
+        }
     }
+
+    /// After a tenth as much to warm up.
+    async fn measure(&self, sink: SocketAddr, events: u64, fan_out: u64) -> Figures {
+        measure(&self.process, &self.target, sink, events / 10, fan_out).await;
+        measure(&self.process, &self.target, sink, events, fan_out).await
+    }
+}
+
+async fn compare() {
+    let events = number("WEIR_BENCH_EVENTS", 50_000);
+    let (_sink, sink) = Process::role(&["sink"]);
+    println!("{events} events of {BODY} bytes in binary mode over {CONNECTIONS} connections\n");
+    println!(
+        "| run | accepted/s | delivered/s | of the limit | p50 | p99 | CPU s / 100,000 | resident MiB |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
+    let limit = limit(sink, events).await;
+    let others = (0..99)
+        .map(|n| trigger(&format!("other-{n}"), &format!("other.{n}"), "live"))
+        .collect::<String>();
+    let fan_out = (0..10)
+        .map(|n| trigger(&format!("t-{n}"), "wanted", "live"))
+        .collect::<String>();
+    let runs = [
+        ("1 Trigger", trigger("live", "wanted", "live"), 1),
+        (
+            "100 Triggers, 1 matches",
+            trigger("live", "wanted", "live") + &others,
+            1,
+        ),
+        ("fan-out 10", fan_out, 10),
+    ];
+    for (name, manifests, fan_out) in runs {
+        let figures = Weir::start(&manifests, sink).measure(sink, events, fan_out).await;
+        print(&figures, name, limit);
+    }
+    dead_sink(sink, events, limit).await;
+    backlog(sink, number("WEIR_BENCH_BACKLOG", 1_000_000)).await;
+}
+
+/// Gives what the plain proxy delivers in a second.
+async fn limit(sink: SocketAddr, events: u64) -> f64 {
+    let (process, address) = Process::role(&["proxy", &sink.to_string()]);
+    let target = format!("http://{address}/");
+    measure(&process, &target, sink, events / 10, 1).await;
+    let limit = measure(&process, &target, sink, events, 1).await;
+    print(&limit, "plain proxy, keeps nothing", limit.delivered);
+    limit.delivered
+}
+
+/// A live Sink alone and beside a dead one, in turn, so that a change of the machine's speed touches both.
+async fn dead_sink(sink: SocketAddr, events: u64, limit: f64) {
+    let alone = trigger("live", "wanted", "live");
+    let beside = alone.clone() + &trigger("dead", "wanted", "dead");
+    let mut ratios = Vec::new();
+    let mut last = None;
+    for _ in 0..DEAD_SINK_PAIRS {
+        let without = Weir::start(&alone, sink).measure(sink, events, 1).await;
+        let with = Weir::start(&beside, sink).measure(sink, events, 1).await;
+        ratios.push(with.delivered / without.delivered);
+        last = Some(with);
+    }
+    print(&last.unwrap(), "1 live Sink beside 1 dead", limit);
+    ratios.sort_by(f64::total_cmp);
+    let all: Vec<_> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
+    println!(
+        "\nlive beside dead, of live alone: median {:.2} of {DEAD_SINK_PAIRS} pairs ({})",
+        ratios[ratios.len() / 2],
+        all.join(", ")
+    );
+}
+
+/// What a backlog at a dead Sink takes in memory, while the live Sink beside it gets everything.
+async fn backlog(sink: SocketAddr, events: u64) {
+    let manifests = trigger("live", "wanted", "live") + &trigger("dead", "wanted", "dead");
+    let weir = Weir::start(&manifests, sink);
+    let figures = measure(&weir.process, &weir.target, sink, events, 1).await;
+    println!(
+        "backlog of {events} events at a dead Sink: {:.1} MiB resident, {:.0} events a second accepted and \
+         delivered to a live one",
+        mebibytes(figures.resident),
+        figures.delivered
+    );
+}
+
+fn mebibytes(kibibytes: u64) -> f64 {
+    kibibytes as f64 / 1024.0
 }
 
 fn print(figures: &Figures, name: &str, limit: f64) {
@@ -362,6 +426,6 @@ fn print(figures: &Figures, name: &str, limit: f64) {
         delivered / limit,
         p50.as_secs_f64() * 1000.0,
         p99.as_secs_f64() * 1000.0,
-        *resident as f64 / 1024.0,
+        mebibytes(*resident),
     );
 }
