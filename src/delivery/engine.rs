@@ -452,8 +452,10 @@ impl Engine {
             stats,
         };
         let (namespace, name) = (trigger.namespace.clone(), trigger.name.clone());
+        let stopped = view.stats.clone();
         let task = self.tasks.spawn(async move {
             if let Err(error) = dispatcher.run().await {
+                stopped.stop();
                 tracing::error!(namespace, trigger = name, %error, "delivery has ended: the event log failed");
             }
         });

@@ -59,6 +59,7 @@ pub struct TriggerStats {
     replies_stored: AtomicU64,
     replies_beyond_max_hops: AtomicU64,
     replies_invalid: AtomicU64,
+    stopped: AtomicBool,
     sink_answered: AtomicBool,
     outage: ArcSwapOption<Outage>,
 }
@@ -117,6 +118,16 @@ impl TriggerStats {
     pub fn low_dead_letter(&self) -> Option<Offset> {
         let offset = self.low_dead_letter.load(Relaxed);
         (offset != NONE).then_some(Offset(offset))
+    }
+
+    /// Whether its delivery has ended because the log failed or a record in it cannot be read: its events wait, and
+    /// the router has to be started again once the log is whole.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Relaxed)
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Relaxed);
     }
 
     /// Its Sink's outage, while that lasts.

@@ -237,6 +237,13 @@ impl Collector for DeliveryCollector {
             "1 while the Sink keeps failing and is only probed",
             |view| u64::from(view.stats.outage().is_some()),
         )?;
+        gauge(
+            &mut encoder,
+            &triggers,
+            "trigger_stopped",
+            "1 once delivery has ended because the event log cannot be read",
+            |view| u64::from(view.stats.is_stopped()),
+        )?;
         replies(&mut encoder, &triggers)?;
         let dropped = ConstCounter::new(self.engine.dropped_with_trigger());
         dropped.encode(encoder.encode_descriptor(

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::support::{Consumer, PATIENCE, Process, ReservedPort, Scratch, eventually, get};
+use crate::support::{Consumer, PATIENCE, Process, ReservedPort, Scratch, eventually, get, try_get};
 
 /// `weir run` with a directory of manifests.
 pub(super) struct Router {
@@ -167,6 +167,22 @@ impl Router {
         let lines = self.process.lines();
         let end = lines[lines.len().saturating_sub(20)..].join("\n");
         assert_eq!(status.signal(), Some(9), "it ended otherwise, {status}:\n{end}");
+    }
+
+    /// Whether the metrics, if it serves them, tell that the Trigger cannot deliver all it should.
+    pub(super) fn metrics_tell_of_damage(&self, trigger: &str) -> bool {
+        let serves = |line: &String| line.contains("listener=\"admin\"");
+        if !self.process.lines().iter().any(serves) {
+            return false;
+        }
+        let url = format!("http://{}/metrics", self.process.address("admin"));
+        let of = format!("trigger=\"{trigger}\"");
+        let tells = |line: &str| {
+            let stopped = line.starts_with("weir_trigger_stopped{");
+            let dropped = line.contains("outcome=\"dropped\"");
+            (stopped || dropped) && line.contains(&of) && !line.ends_with(" 0")
+        };
+        try_get(&url).is_ok_and(|metrics| metrics.text().lines().any(tells))
     }
 
     /// The figures of a Trigger by name: `matched`, `delivered`, `expired`, `dead_lettered`, `dropped`, `pending`.
