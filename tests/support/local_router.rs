@@ -1,16 +1,124 @@
-//! A router without a cluster, as a process that can be killed and started again.
+//! A router without a cluster, as a process that can be killed and started again on the same port and data.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
-use super::{Consumer, PATIENCE, Process, ReservedPort, Scratch, client::Response, eventually, get, post};
+use super::{
+    Consumer, PATIENCE, Process, ReservedPort, Scratch, client::Response, eventually, get, post, try_get,
+};
 
 /// `weir run` with its manifests, its data and its address, which outlive the process.
 pub(crate) struct LocalRouter {
     pub(crate) process: Process,
-    manifests: Scratch,
     port: ReservedPort,
-    data: Scratch,
+    manifests: Scratch,
+    data: Data,
     arguments: Vec<String>,
+}
+
+/// Where a router's data are.
+enum Data {
+    Own(Scratch),
+    Given(PathBuf),
+}
+
+/// What a router is started with.
+pub(crate) struct Setup {
+    manifests: String,
+    arguments: Vec<String>,
+    data: Option<PathBuf>,
+    fail_points: String,
+}
+
+impl Setup {
+    /// Manifests, and where their Services are (see [`mapped`]).
+    pub(crate) fn new(manifests: &str, services: &[String]) -> Self {
+        Self {
+            manifests: manifests.to_owned(),
+            arguments: services
+                .iter()
+                .map(|service| format!("--service={service}"))
+                .collect(),
+            data: None,
+            fail_points: String::new(),
+        }
+    }
+
+    /// With another argument.
+    pub(crate) fn argument(mut self, argument: impl Into<String>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// With its data in this directory, which stays.
+    pub(crate) fn data(mut self, directory: &Path) -> Self {
+        self.data = Some(directory.to_owned());
+        self
+    }
+
+    /// With what happens at the fail points, the first time that it is started.
+    #[cfg(feature = "failpoints")]
+    pub(crate) fn fail_points(mut self, actions: &str) -> Self {
+        actions.clone_into(&mut self.fail_points);
+        self
+    }
+
+    /// Starts it, without waiting for anything.
+    pub(crate) fn launch(self) -> LocalRouter {
+        let Self {
+            manifests,
+            arguments,
+            data,
+            fail_points,
+        } = self;
+        let (port, scratch) = (ReservedPort::new(), Scratch::new());
+        scratch.write("manifests.yaml", manifests);
+        let data = data.map_or_else(|| Data::Own(Scratch::new()), Data::Given);
+        LocalRouter {
+            process: launch(&port, &scratch, data.path(), &arguments, &fail_points),
+            port,
+            manifests: scratch,
+            data,
+            arguments,
+        }
+    }
+
+    /// Starts it, and waits until it takes events.
+    pub(crate) fn start(self) -> LocalRouter {
+        let router = self.launch();
+        router.wait_until_ready();
+        router
+    }
+}
+
+impl Data {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(scratch) => scratch.path(),
+            Self::Given(path) => path,
+        }
+    }
+}
+
+fn launch(
+    port: &ReservedPort,
+    manifests: &Scratch,
+    data: &Path,
+    arguments: &[String],
+    fail_points: &str,
+) -> Process {
+    let mut all = vec![
+        "run".to_owned(),
+        manifests.path().display().to_string(),
+        format!("--data={}", data.display()),
+        format!("--listen={}", port.address()),
+        "--admin=127.0.0.1:0".to_owned(),
+    ];
+    all.extend_from_slice(arguments);
+    Process::weir(all).env("FAILPOINTS", fail_points).start()
 }
 
 impl LocalRouter {
@@ -21,28 +129,80 @@ impl LocalRouter {
 
     /// With further arguments.
     pub(crate) fn start_with(manifests: &str, services: &[(&str, &Consumer)], arguments: &[&str]) -> Self {
-        let (port, scratch, data) = (ReservedPort::new(), Scratch::new(), Scratch::new());
-        scratch.write("manifests.yaml", manifests);
-        let mapped = services.iter().map(|(name, consumer)| {
-            format!("--service=shop/{name}={}", consumer.url().trim_end_matches('/'))
-        });
-        let arguments: Vec<_> = mapped
-            .chain(arguments.iter().map(|&argument| argument.to_owned()))
+        let services: Vec<_> = services
+            .iter()
+            .map(|(name, consumer)| mapped(name, consumer))
             .collect();
-        let process = launch(&port, &scratch, &data, &arguments);
-        Self {
-            process,
-            manifests: scratch,
-            port,
-            data,
-            arguments,
-        }
+        let setup = Setup::new(manifests, &services);
+        arguments
+            .iter()
+            .fold(setup, |setup, &argument| setup.argument(argument))
+            .start()
     }
 
-    /// As the machine's power would.
+    /// Where the data are.
+    pub(crate) fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// Where events are posted to.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}/shop/default", self.port.address())
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until_ready(&self) {
+        self.process
+            .wait_for_line(PATIENCE, |line| line.contains("routing configuration applied"));
+    }
+
     pub(crate) fn kill_and_restart(&mut self) {
         self.process.kill();
-        self.process = launch(&self.port, &self.manifests, &self.data, &self.arguments);
+        self.restart();
+    }
+
+    /// Starts it again after it has ended, and waits until it takes events.
+    #[track_caller]
+    pub(crate) fn restart(&mut self) {
+        self.relaunch("");
+        self.wait_until_ready();
+    }
+
+    /// Starts it again after it has ended, with what happens at the fail points.
+    pub(crate) fn relaunch(&mut self, fail_points: &str) {
+        self.process = launch(
+            &self.port,
+            &self.manifests,
+            self.data.path(),
+            &self.arguments,
+            fail_points,
+        );
+    }
+
+    /// Waits until it was killed, by itself at a fail point.
+    #[cfg(feature = "failpoints")]
+    #[track_caller]
+    pub(crate) fn wait_until_killed(&mut self) {
+        use std::os::unix::process::ExitStatusExt;
+        let status = self.process.wait_for_exit(PATIENCE * 2);
+        let lines = self.process.lines();
+        let end = lines[lines.len().saturating_sub(20)..].join("\n");
+        assert_eq!(status.signal(), Some(9), "it ended otherwise, {status}:\n{end}");
+    }
+
+    /// Whether the metrics, if it serves them, tell that the Trigger cannot deliver all it should.
+    pub(crate) fn metrics_tell_of_damage(&self, trigger: &str) -> bool {
+        let serves = |line: &String| line.contains("listener=\"admin\"");
+        if !self.process.lines().iter().any(serves) {
+            return false;
+        }
+        let of = format!("trigger=\"{trigger}\"");
+        let tells = |line: &str| {
+            let stopped = line.starts_with("weir_trigger_stopped{");
+            let dropped = line.contains("outcome=\"dropped\"");
+            (stopped || dropped) && line.contains(&of) && !line.ends_with(" 0")
+        };
+        try_get(&self.admin("/metrics")).is_ok_and(|metrics| metrics.text().lines().any(tells))
     }
 
     /// The URL of a path of the admin endpoint.
@@ -52,7 +212,7 @@ impl LocalRouter {
 
     /// Posts an event of this type and id to `shop/default`, with further headers.
     pub(crate) fn post(&self, r#type: &str, id: &str, headers: &[(&str, &str)]) -> Response {
-        let url = format!("http://{}/shop/default", self.port.address());
+        let url = self.url();
         let required = [
             ("ce-specversion", "1.0"),
             ("ce-source", "/p"),
@@ -68,7 +228,7 @@ impl LocalRouter {
         let event =
             |id| format!(r#"{{"specversion":"1.0","source":"/p","type":"{type}","id":"{id}","data":{id}}}"#);
         let events: Vec<_> = ids.map(event).collect();
-        let url = format!("http://{}/shop/default", self.port.address());
+        let url = self.url();
         let headers = [("content-type", "application/cloudevents-batch+json")];
         post(&url, &headers, format!("[{}]", events.join(",")))
     }
@@ -118,6 +278,20 @@ impl LocalRouter {
             }
         })
     }
+    /// Waits until a Trigger has settled so many events and nothing else, each of them as `outcome`.
+    #[track_caller]
+    pub(crate) fn wait_until_all_are(&self, trigger: &str, outcome: &str, events: usize) {
+        let events = events as u64;
+        eventually(PATIENCE, || {
+            let figures = self.accounting(trigger);
+            let all = figures["matched"] == events && figures[outcome] == events && figures["pending"] == 0;
+            if all {
+                Ok(())
+            } else {
+                Err(format!("{trigger}: {events} should be {outcome}: {figures:?}"))
+            }
+        });
+    }
 }
 
 fn value(metrics: &str, parts: &[&str]) -> Option<u64> {
@@ -127,16 +301,7 @@ fn value(metrics: &str, parts: &[&str]) -> Option<u64> {
     line.rsplit(' ').next()?.parse().ok()
 }
 
-fn launch(port: &ReservedPort, manifests: &Scratch, data: &Scratch, arguments: &[String]) -> Process {
-    let path = |scratch: &Scratch| scratch.path().to_str().unwrap().to_owned();
-    let fixed = [
-        "run".to_owned(),
-        path(manifests),
-        format!("--data={}", path(data)),
-        format!("--listen={}", port.address()),
-        "--admin=127.0.0.1:0".to_owned(),
-    ];
-    let process = Process::weir(fixed.into_iter().chain(arguments.iter().cloned())).start();
-    process.wait_for_line(PATIENCE, |line| line.contains("routing configuration applied"));
-    process
+/// Where the Service `name` of namespace `shop` is.
+pub(crate) fn mapped(name: &str, consumer: &Consumer) -> String {
+    format!("shop/{name}={}", consumer.url().trim_end_matches('/'))
 }

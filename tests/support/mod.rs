@@ -18,7 +18,7 @@ pub(crate) use client::{Response, get, post, send, try_get, try_post};
 pub(crate) use consumer::{Answer, Consumer, Received};
 pub(crate) use control_plane::ControlPlane;
 pub(crate) use kubectl::Kubectl;
-pub(crate) use local_router::LocalRouter;
+pub(crate) use local_router::{LocalRouter, Setup, mapped};
 pub(crate) use port::ReservedPort;
 pub(crate) use process::Process;
 pub(crate) use scratch::Scratch;

@@ -15,6 +15,9 @@ use std::{
 
 use super::{PATIENCE, eventually};
 
+/// How many lines of a process are shown when its test fails.
+const MAX_SHOWN: usize = 200;
+
 /// A process of the test's own: its output is kept, shown when the test fails, and it is killed on drop.
 ///
 /// It also dies with the test process, however that ends: the kernel kills it when the thread that started it
@@ -184,11 +187,12 @@ impl Drop for Process {
         self.kill();
         if thread::panicking() && !self.quiet {
             let lines = self.lines();
+            let last = &lines[lines.len().saturating_sub(MAX_SHOWN)..];
             eprintln!(
-                "---- {} wrote {} lines ----\n{}\n----",
+                "---- {} wrote {} lines, the last are ----\n{}\n----",
                 self.name,
                 lines.len(),
-                lines.join("\n")
+                last.join("\n")
             );
         }
     }

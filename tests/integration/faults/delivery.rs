@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Producers, Router, all_arrive, mapped, producers::post_event, router::Setup, trigger};
+use super::{LocalRouter, Producers, Setup, all_arrive, mapped, producers::post_event, trigger};
 use crate::support::{Answer, Consumer, PATIENCE, Received, eventually};
 
 #[test]
@@ -30,7 +30,7 @@ fn a_sink_that_hangs_or_resets_holds_nobody_else_and_catches_up() {
     let acknowledged = producers.finish();
     assert_eq!(all_arrive(&live, &acknowledged).repeats(), 0);
     for name in ["hanging", "resetting"] {
-        let figures = router.check_accounting(name);
+        let figures = router.accounting(name);
         assert_eq!(figures["delivered"], 0);
         assert!(figures["pending"] <= 1024, "the window is bounded: {figures:?}");
     }
@@ -41,7 +41,7 @@ fn a_sink_that_hangs_or_resets_holds_nobody_else_and_catches_up() {
 }
 
 /// Posts events one after another, with a `partitionkey` each.
-fn post_keyed(router: &Router, keys: &[&str]) {
+fn post_keyed(router: &LocalRouter, keys: &[&str]) {
     for (number, key) in keys.iter().enumerate() {
         let answer = post_event(&router.url(), &number.to_string(), key, "");
         assert_eq!(answer.unwrap().status, 202);
@@ -92,7 +92,7 @@ fn events_of_one_key_stay_in_order_and_a_failing_key_holds_only_itself() {
     let mut order = ids("a");
     order.dedup();
     assert_eq!(order, (0..20).map(|n| 3 * n).collect::<Vec<_>>());
-    router.check_accounting("keyed");
+    router.accounting("keyed");
 }
 
 #[test]

@@ -5,17 +5,13 @@ use std::{
     io::{self, Write as _},
 };
 
-use super::{
-    Producers, all_arrive, mapped,
-    router::{Router, Setup},
-    trigger,
-};
+use super::{LocalRouter, Producers, Setup, all_arrive, mapped, trigger};
 use crate::support::{Answer, Consumer, PATIENCE, Volume, eventually};
 
 const MIB: u64 = 1024 * 1024;
 
 /// A router of a single Trigger, whose Sink fails until further notice.
-fn start(setup: impl FnOnce(Setup) -> Setup) -> (Router, Consumer) {
+fn start(setup: impl FnOnce(Setup) -> Setup) -> (LocalRouter, Consumer) {
     let consumer = Consumer::start();
     consumer.answer(Answer::status(503));
     let setup = setup(Setup::new(&trigger("any", ""), &[mapped("any", &consumer)]));
@@ -47,7 +43,7 @@ fn check_problem(producers: &Producers) {
 
 /// It was full and works again: everything that was acknowledged arrives, and nothing else is counted.
 #[track_caller]
-fn check_healed(router: &Router, consumer: &Consumer, producers: Producers) {
+fn check_healed(router: &LocalRouter, consumer: &Consumer, producers: Producers) {
     producers.wait_for_more(50);
     let refused = producers.refused_with(507);
     let acknowledged = producers.finish();

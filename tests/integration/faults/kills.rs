@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Producers, Router, all_arrive, check_order_by_key, kills, mapped, router::Setup, trigger};
+use super::{LocalRouter, Producers, Setup, all_arrive, check_order_by_key, kills, mapped, trigger};
 use crate::support::Consumer;
 
 /// A Trigger in order by key beside one that is not, and a router that has both.
 struct Pair {
-    router: Router,
+    router: LocalRouter,
     any: Consumer,
     keyed: Consumer,
 }

@@ -5,13 +5,13 @@ mod delivery;
 mod full;
 mod kills;
 mod producers;
-mod router;
 mod sinks;
 mod storage;
 
 use arrivals::{all_arrive, check_order_by_key};
 use producers::Producers;
-use router::{Router, mapped, trigger};
+
+use crate::support::{LocalRouter, Setup, mapped};
 
 /// How often the router is killed at random: `WEIR_KILLS`, else a few times.
 fn kills() -> u32 {
@@ -25,4 +25,14 @@ fn is_long() -> bool {
 
 fn kills_asked_for() -> Option<u32> {
     std::env::var("WEIR_KILLS").ok()?.parse().ok()
+}
+
+/// The manifest of a Trigger that takes everything, in order by key or not; `delivery` is what else its delivery says.
+fn trigger(name: &str, delivery: &str) -> String {
+    let delivery =
+        ["backoffDelay: 20ms, backoffMax: 200ms", delivery].join(if delivery.is_empty() { "" } else { ", " });
+    format!(
+        "---\napiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+         sink: {{service: {{name: {name}}}}}\n  delivery: {{{delivery}}}\n"
+    )
 }

@@ -6,11 +6,7 @@ use std::{
 };
 
 use super::{
-    Producers, all_arrive,
-    arrivals::id_of,
-    is_long, mapped,
-    producers::post_event,
-    router::{Router, Setup},
+    LocalRouter, Producers, Setup, all_arrive, arrivals::id_of, is_long, mapped, producers::post_event,
     trigger,
 };
 use crate::support::{Answer, Consumer, Received, post};
@@ -55,7 +51,7 @@ fn hostile_answers_change_nothing_for_others_and_are_accounted_for() {
     router.wait_until_all_are("redirecting", "dead_lettered", acknowledged.len());
     assert_eq!(elsewhere.received().len(), 0, "a redirect is not followed");
     // An answer that does not end in time is none.
-    assert_eq!(router.check_accounting("dripping")["delivered"], 0);
+    assert_eq!(router.accounting("dripping")["delivered"], 0);
     dripping.answer(Answer::status(204));
     all_arrive(&dripping, &acknowledged);
     router.wait_until_all_are("dripping", "delivered", acknowledged.len());
@@ -84,7 +80,7 @@ fn a_dead_sink_with_many_events_waiting_holds_nobody_else_and_gets_all_of_them()
     let (probes, with) = probe(&router, &live, "with");
     acknowledged.extend(probes);
     router.wait_until_all_are("live", "delivered", acknowledged.len());
-    let figures = router.check_accounting("dead");
+    let figures = router.accounting("dead");
     assert_eq!(figures["delivered"], answered as u64);
     assert!(figures["pending"] <= 1024, "the window is bounded: {figures:?}");
     let memory = router.process.resident_memory();
@@ -105,7 +101,7 @@ fn a_dead_sink_with_many_events_waiting_holds_nobody_else_and_gets_all_of_them()
 }
 
 /// Posts small events in batches; gives their ids.
-fn post_batches(router: &Router, events: usize) -> BTreeSet<String> {
+fn post_batches(router: &LocalRouter, events: usize) -> BTreeSet<String> {
     const BATCH: usize = 500;
     let ids: Vec<String> = (0..events).map(|number| format!("batched-{number}")).collect();
     for batch in ids.chunks(BATCH) {
@@ -121,7 +117,7 @@ fn post_batches(router: &Router, events: usize) -> BTreeSet<String> {
 }
 
 /// Posts events one after another; gives their ids and the 99th percentile of the time from posting to arrival.
-fn probe(router: &Router, consumer: &Consumer, prefix: &str) -> (BTreeSet<String>, Duration) {
+fn probe(router: &LocalRouter, consumer: &Consumer, prefix: &str) -> (BTreeSet<String>, Duration) {
     let mut posted = HashMap::new();
     for number in 0..300 {
         let id = format!("{prefix}-{number}");

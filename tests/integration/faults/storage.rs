@@ -10,13 +10,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{
-    arrivals::id_of,
-    is_long, mapped,
-    producers::post_event,
-    router::{Router, Setup},
-    trigger,
-};
+use super::{LocalRouter, Setup, arrivals::id_of, is_long, mapped, producers::post_event, trigger};
 use crate::support::{Consumer, PATIENCE, Scratch, eventually};
 
 /// The events that were acknowledged, with their data.
@@ -30,7 +24,7 @@ fn data_of(id: u64, length: usize) -> Bytes {
 }
 
 /// Posts until an answer is no 202 or there are enough; gives what was acknowledged.
-fn post_until_it_fails(router: &Router, events: u64, length: usize) -> Acknowledged {
+fn post_until_it_fails(router: &LocalRouter, events: u64, length: usize) -> Acknowledged {
     let mut acknowledged = Acknowledged::new();
     for id in 0..events {
         let data = data_of(id, length);
@@ -49,7 +43,7 @@ fn suspended() -> Setup {
 }
 
 /// A router on the data of one that had the Trigger suspended, which now delivers.
-fn delivering(data: &Path, consumer: &Consumer) -> Router {
+fn delivering(data: &Path, consumer: &Consumer) -> LocalRouter {
     Setup::new(&trigger("any", ""), &[mapped("any", consumer)])
         .data(data)
         .launch()
@@ -106,7 +100,12 @@ fn tells_of_damage(line: &str, data: &Path) -> bool {
 
 /// Waits for one of the outcomes. Anything else, above all an event that is missing without a word, is an error.
 #[track_caller]
-fn outcome(damage: &str, router: &mut Router, consumer: &Consumer, acknowledged: &Acknowledged) -> Outcome {
+fn outcome(
+    damage: &str,
+    router: &mut LocalRouter,
+    consumer: &Consumer,
+    acknowledged: &Acknowledged,
+) -> Outcome {
     let data = router.data().to_owned();
     eventually(PATIENCE, || {
         let arrived = consumer.look(|received| {
