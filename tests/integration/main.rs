@@ -18,6 +18,7 @@ mod controller;
 mod dead_letters;
 mod faults;
 mod harness;
+mod interop;
 mod local;
 mod replies;
 mod sink_status;

@@ -50,9 +50,13 @@ impl LocalRouter {
         format!("http://{}{path}", self.process.address("admin"))
     }
 
+    /// The URL of `shop/default`.
+    pub(crate) fn broker(&self) -> String {
+        format!("http://{}/shop/default", self.port.address())
+    }
+
     /// Posts an event of this type and id to `shop/default`, with further headers.
     pub(crate) fn post(&self, r#type: &str, id: &str, headers: &[(&str, &str)]) -> Response {
-        let url = format!("http://{}/shop/default", self.port.address());
         let required = [
             ("ce-specversion", "1.0"),
             ("ce-source", "/p"),
@@ -60,7 +64,7 @@ impl LocalRouter {
             ("ce-id", id),
         ];
         let headers: Vec<_> = required.into_iter().chain(headers.iter().copied()).collect();
-        post(&url, &headers, "data")
+        post(&self.broker(), &headers, "data")
     }
 
     /// Posts events of this type as one batch, with numbers for ids.
@@ -68,9 +72,8 @@ impl LocalRouter {
         let event =
             |id| format!(r#"{{"specversion":"1.0","source":"/p","type":"{type}","id":"{id}","data":{id}}}"#);
         let events: Vec<_> = ids.map(event).collect();
-        let url = format!("http://{}/shop/default", self.port.address());
         let headers = [("content-type", "application/cloudevents-batch+json")];
-        post(&url, &headers, format!("[{}]", events.join(",")))
+        post(&self.broker(), &headers, format!("[{}]", events.join(",")))
     }
 
     /// Changes the manifests, and waits until they are applied.
