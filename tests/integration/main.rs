@@ -14,6 +14,7 @@
 mod support;
 
 mod cluster;
+mod conformance;
 mod controller;
 mod dead_letters;
 mod faults;
