@@ -36,17 +36,12 @@
 //! | `expirytime` is looked at before each attempt | `an_event_past_its_time_is_not_delivered` |
 //! | `partitionkey` orders | `lanes` (`src/delivery`), `faults::events_of_one_key_stay_in_order_and_a_failing_key_holds_only_itself` |
 
-use std::{
-    collections::BTreeMap,
-    io::{Read as _, Write as _},
-    net::TcpStream,
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json, value::RawValue};
 
-use crate::support::{Answer, Consumer, LocalRouter, PATIENCE, Received, eventually};
+use crate::support::{Answer, Consumer, LocalRouter, PATIENCE, RawResponse, Received, eventually, exchange};
 
 const STRUCTURED: &str = "application/cloudevents+json";
 const BATCH: &str = "application/cloudevents-batch+json";
@@ -59,41 +54,15 @@ fn trigger(name: &str, sink: &str, delivery: &str) -> String {
     )
 }
 
-/// What came back on a connection of its own.
-struct Response {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
-}
-
 /// Posts exactly these bytes as headers and body: a client library would change or refuse some.
-fn post_raw(router: &LocalRouter, headers: &[(&str, &[u8])], body: &[u8]) -> Response {
+fn post_raw(router: &LocalRouter, headers: &[(&str, &[u8])], body: &[u8]) -> RawResponse {
     let mut request = b"POST /shop/default HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n".to_vec();
     for (name, value) in headers {
         request.extend_from_slice(&[name.as_bytes(), b": ", value, b"\r\n"].concat());
     }
     request.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
     request.extend_from_slice(body);
-    exchange(router, &request)
-}
-
-fn exchange(router: &LocalRouter, request: &[u8]) -> Response {
-    let mut stream = TcpStream::connect(router.process.address("ingress")).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(request).unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    let end = answer
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .unwrap();
-    let head = String::from_utf8(answer[..end].to_vec()).unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Response {
-        status,
-        head,
-        body: answer[end + 4..].to_vec(),
-    }
+    exchange(router.process.address("ingress"), &request)
 }
 
 /// A message of one event, without the attributes that every row has.
@@ -140,7 +109,7 @@ impl Message<'_> {
         }
     }
 
-    fn post(&self, router: &LocalRouter, id: &str) -> Response {
+    fn post(&self, router: &LocalRouter, id: &str) -> RawResponse {
         let headers = self.headers(id);
         let headers: Vec<_> = headers
             .iter()
@@ -201,7 +170,7 @@ fn what_is_no_event_is_refused_and_the_rule_is_named() {
     let router = LocalRouter::start(&trigger("t", "{service: {name: web}}", ""), &[("web", &consumer)]);
     for (rule, message, status, reason, attribute) in REFUSED {
         let response = message.post(&router, "refused");
-        let problem: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+        let problem = response.json();
         let shown = format!("{rule}: {} {problem}", response.status);
         assert_eq!(response.status, *status, "{shown}");
         assert!(
@@ -437,7 +406,7 @@ fn a_batch_is_taken_whole_or_not_at_all() {
         ("JSON 4: it is JSON", "{", None, None),
     ] {
         let response = post(&format!("[{good},{good},{last}]"));
-        let problem: Value = serde_json::from_slice(&response.body).unwrap();
+        let problem = response.json();
         assert_eq!(response.status, 400, "{rule}: {problem}");
         assert_eq!(
             problem.get("index"),
@@ -452,7 +421,7 @@ fn a_batch_is_taken_whole_or_not_at_all() {
     }
     assert_eq!(post(&good).status, 400, "JSON 4: a batch is an array");
     for empty in ["[]", " [\n] "] {
-        assert_eq!(post(empty).status, 202, "JSON 4.1: an empty batch");
+        assert_eq!(post(empty).status, 202, "JSON 4.3: an empty batch");
     }
     let texts = ["x", "y", "z"].map(event);
     assert_eq!(
@@ -492,7 +461,7 @@ fn the_limit_is_exact_and_nothing_is_cut_off() {
     let (whole, more) = (vec![0; LIMIT], vec![0; LIMIT + 1]);
     assert_eq!(Message::Binary(&[], &whole).post(&router, "whole").status, 202);
     let refused = Message::Binary(&[], &more).post(&router, "more");
-    let problem: Value = serde_json::from_slice(&refused.body).unwrap();
+    let problem = refused.json();
     assert_eq!((refused.status, &problem["reason"]), (413, &json!("too_large")));
     // Core, size limits: 64 KiB on the wire have to pass, also as one header.
     let long = vec![b'x'; 64 * 1024];
@@ -530,8 +499,8 @@ fn answers(elsewhere: &Consumer) -> Vec<(&'static str, Answer, bool)> {
     };
     let redirect = |code| Answer::status(code).header("location", &elsewhere.url());
     let rest = vec![
-        ("webhook 2.1: a redirect is not followed", redirect(301), false),
-        ("webhook 2.1: a redirect is not followed", redirect(307), false),
+        ("webhook 2.2: a redirect is not followed", redirect(301), false),
+        ("webhook 2.2: a redirect is not followed", redirect(307), false),
         ("no answer is tried again", Answer::Reset, true),
         ("no answer in time is tried again", Answer::Hang, true),
     ];
@@ -638,7 +607,7 @@ fn the_ingress_answers_the_validation_handshake() {
     let ask = |origin: &str| {
         let request =
             format!("OPTIONS /shop/default HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n{origin}\r\n");
-        exchange(&router, request.as_bytes())
+        exchange(router.process.address("ingress"), request.as_bytes())
     };
     let asked = ask("webhook-request-origin: eventemitter.example.com\r\nwebhook-request-rate: 120\r\n");
     assert_eq!(asked.status, 200, "webhook 4.2");

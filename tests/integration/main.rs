@@ -19,6 +19,7 @@ mod controller;
 mod dead_letters;
 mod faults;
 mod harness;
+mod hostile;
 mod interop;
 mod local;
 mod replies;

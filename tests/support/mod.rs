@@ -11,6 +11,7 @@ mod kubectl;
 mod local_router;
 mod port;
 mod process;
+mod raw;
 mod scratch;
 
 pub(crate) use client::{get, post, send, try_get, try_post};
@@ -20,6 +21,7 @@ pub(crate) use kubectl::Kubectl;
 pub(crate) use local_router::LocalRouter;
 pub(crate) use port::ReservedPort;
 pub(crate) use process::Process;
+pub(crate) use raw::{RawResponse, connect, exchange, exchange_bytes};
 pub(crate) use scratch::Scratch;
 
 use std::{
