@@ -34,7 +34,8 @@ unit: rust ## Test what needs nothing but the code: units, examples in the docs,
 .PHONY: integration
 integration: rust ## Test against a real API server, built on the first run (see tests/README.md)
 	assets="$$(tests/kubernetes/build.sh)"
-	KUBEBUILDER_ASSETS="$$assets" $(CARGO) test --locked $(test_features) --test '*'
+	interop="$$(tests/interop/build.sh)"
+	KUBEBUILDER_ASSETS="$$assets" WEIR_INTEROP="$$interop" $(CARGO) test --locked $(test_features) --test '*'
 
 # The advisories need the RustSec database, which is fetched from the network: ADVISORIES=1 asks for them.
 .PHONY: deny
@@ -64,8 +65,8 @@ faults: rust ## Kill routers hundreds of times, break their disks and Sinks, and
 	KUBEBUILDER_ASSETS="$$assets" WEIR_KILLS=200 $(CARGO) test --locked $(test_features) --test integration faults:: -- --nocapture
 
 .PHONY: clean-cache
-clean-cache: ## Remove the Kubernetes binaries that the tests built
-	rm -rf "$(cache)"/kubernetes-*
+clean-cache: ## Remove the Kubernetes binaries and the CloudEvents SDKs that the tests use
+	rm -rf "$(cache)"/kubernetes-* "$(cache)"/interop*
 
 .PHONY: rust
 rust:

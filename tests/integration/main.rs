@@ -14,11 +14,14 @@
 mod support;
 
 mod cluster;
+mod conformance;
 mod controller;
 mod dead_letters;
 mod faults;
 mod full_log;
 mod harness;
+mod hostile;
+mod interop;
 mod local;
 mod replies;
 mod sink_status;

@@ -212,7 +212,6 @@ impl LocalRouter {
 
     /// Posts an event of this type and id to `shop/default`, with further headers.
     pub(crate) fn post(&self, r#type: &str, id: &str, headers: &[(&str, &str)]) -> Response {
-        let url = self.url();
         let required = [
             ("ce-specversion", "1.0"),
             ("ce-source", "/p"),
@@ -220,7 +219,7 @@ impl LocalRouter {
             ("ce-id", id),
         ];
         let headers: Vec<_> = required.into_iter().chain(headers.iter().copied()).collect();
-        post(&url, &headers, "data")
+        post(&self.url(), &headers, "data")
     }
 
     /// Posts events of this type as one batch, with numbers for ids.
@@ -228,9 +227,8 @@ impl LocalRouter {
         let event =
             |id| format!(r#"{{"specversion":"1.0","source":"/p","type":"{type}","id":"{id}","data":{id}}}"#);
         let events: Vec<_> = ids.map(event).collect();
-        let url = self.url();
         let headers = [("content-type", "application/cloudevents-batch+json")];
-        post(&url, &headers, format!("[{}]", events.join(",")))
+        post(&self.url(), &headers, format!("[{}]", events.join(",")))
     }
 
     /// Changes the manifests, and waits until they are applied.

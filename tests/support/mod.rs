@@ -11,6 +11,7 @@ mod kubectl;
 mod local_router;
 mod port;
 mod process;
+mod raw;
 mod scratch;
 mod volume;
 
@@ -21,6 +22,7 @@ pub(crate) use kubectl::Kubectl;
 pub(crate) use local_router::{LocalRouter, Setup, mapped};
 pub(crate) use port::ReservedPort;
 pub(crate) use process::Process;
+pub(crate) use raw::{RawResponse, connect, exchange, exchange_bytes};
 pub(crate) use scratch::Scratch;
 pub(crate) use volume::Volume;
 
