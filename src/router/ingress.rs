@@ -1,9 +1,6 @@
 //! The ingress: takes CloudEvents at `/{namespace}/{broker}` and answers 202 once they are durable.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use arc_swap::ArcSwapOption;
 use axum::{
@@ -13,25 +10,20 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use jiff::Timestamp;
 
-use super::{metrics::IngressMetrics, problem::Problem};
+use super::{
+    body::{self, Bodies},
+    metrics::IngressMetrics,
+    problem::Problem,
+};
 use crate::{
     cloudevents::{Event, read_http},
     delivery::Engine,
     log::{EventLog, LogError},
     routing::{RoutingTable, broker_key},
 };
-
-/// How long a client may take to send a request's body.
-const BODY_READ_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How much of a body that is refused is read and thrown away before the answer, and for how long.
-const DRAIN_BYTES: usize = 16 * 1024 * 1024;
-const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// What the ingress works with.
 pub(super) struct Ingress {
@@ -40,8 +32,7 @@ pub(super) struct Ingress {
     /// Absent until the first routing configuration is there.
     pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
     pub(super) metrics: Arc<IngressMetrics>,
-    /// How large a request's body may be, in bytes.
-    pub(super) max_body: usize,
+    pub(super) bodies: Bodies,
 }
 
 /// The endpoint that producers post to.
@@ -85,13 +76,13 @@ impl Ingress {
     ) -> Result<usize, Problem> {
         if let Err(problem) = self
             .check_broker(namespace, broker)
-            .and_then(|()| check_encoding(&parts.headers))
+            .and_then(|()| body::check_codings(&parts.headers))
         {
-            drain(body).await;
+            body::drain(body).await;
             return Err(problem);
         }
-        let body = self.read_body(&parts.headers, body).await?;
-        let events = read_http(&parts.headers, body)?.into_events();
+        let body = self.bodies.read(&parts.headers, body).await?;
+        let events = read_http(&parts.headers, body.bytes.clone())?.into_events();
         if events.is_empty() {
             return Ok(0);
         }
@@ -142,78 +133,6 @@ impl Ingress {
             "There is no such broker",
             detail,
         ))
-    }
-
-    async fn read_body(&self, headers: &HeaderMap, mut body: Body) -> Result<Bytes, Problem> {
-        let announced = headers
-            .get(header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|length| length > self.max_body as u64) {
-            return Err(self.too_large(body).await);
-        }
-        match tokio::time::timeout(
-            BODY_READ_TIMEOUT,
-            Limited::new(&mut body, self.max_body).collect(),
-        )
-        .await
-        {
-            Ok(Ok(collected)) => Ok(collected.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(self.too_large(body).await),
-            Ok(Err(error)) => Err(Problem::new(
-                StatusCode::BAD_REQUEST,
-                "incomplete_body",
-                "The request is incomplete",
-                format!("the body could not be read: {error}"),
-            )),
-            Err(_) => Err(Problem::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "body_timeout",
-                "The request took too long",
-                format!(
-                    "the body was not complete within {} s",
-                    BODY_READ_TIMEOUT.as_secs()
-                ),
-            )),
-        }
-    }
-
-    async fn too_large(&self, body: Body) -> Problem {
-        drain(body).await;
-        Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "too_large",
-            "The request is too large",
-            format!("the body may have {} bytes at most", self.max_body),
-        )
-    }
-}
-
-/// Reads on for a while before the answer: a client that is still sending when the connection is closed sees a broken
-/// connection instead.
-async fn drain(mut body: Body) {
-    let reading = async {
-        let mut read = 0;
-        while read < DRAIN_BYTES
-            && let Some(Ok(frame)) = body.frame().await
-        {
-            read += frame.data_ref().map_or(0, Bytes::len);
-        }
-    };
-    // Whether all of it came makes no difference to the answer.
-    let _ = tokio::time::timeout(DRAIN_TIME, reading).await;
-}
-
-/// A content coding is a property of the hop, not an attribute of the event: passing the bytes on without it would
-/// change what they mean.
-fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
-    match headers.get(header::CONTENT_ENCODING) {
-        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => Err(Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "content_encoding",
-            "The content coding is not supported",
-            format!("Content-Encoding {encoding:?} is not supported: send the body as it is"),
-        )),
-        _ => Ok(()),
     }
 }
 

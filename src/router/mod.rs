@@ -4,6 +4,7 @@
 //! ([`ControllerLink`]) or from files. Everything that the router must remember is in its data directory: the
 //! event log with the cursors, and the last configuration, with which it starts when the controller is away.
 
+mod body;
 mod controller_link;
 pub mod dead_letters;
 mod ingress;
@@ -33,6 +34,7 @@ use crate::{
     source::Sources,
 };
 
+use body::Bodies;
 use metrics::Metrics;
 use saved::SavedConfiguration;
 
@@ -100,7 +102,7 @@ pub async fn run(
         engine: engine.clone(),
         table: table.clone(),
         metrics: metrics.ingress.clone(),
-        max_body: options.max_body,
+        bodies: Bodies::new(options.max_body),
     };
     let ingress_server = Server::bind("ingress", options.listen).await?;
     let admin_server = Server::bind("admin", options.admin).await?;

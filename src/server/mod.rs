@@ -18,7 +18,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::sync::CancellationToken;
@@ -41,6 +41,10 @@ const MAX_HEADERS: usize = 8192;
 
 /// How many connections are served at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4096;
+
+/// How many connections wait in the kernel's queue; the kernel's own limit may be lower. Those beyond it are tried
+/// again by the client after a second.
+const BACKLOG: u32 = 4096;
 
 /// How many requests one HTTP/2 connection may have open.
 const MAX_STREAMS: u32 = 256;
@@ -83,7 +87,7 @@ impl Server {
             address,
             source,
         };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = listen(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         tracing::info!(listener = name, %address, "listening");
         Ok(Self {
@@ -153,6 +157,17 @@ impl Server {
             }
         }
     }
+}
+
+/// As tokio's own `bind` does, but for the backlog.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {

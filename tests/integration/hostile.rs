@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{LocalRouter, PATIENCE, connect, exchange, exchange_bytes, get};
+use crate::support::{LocalRouter, PATIENCE, connect, eventually, exchange, exchange_bytes, get};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -137,6 +137,15 @@ fn a_body_that_is_meant_to_cost_is_answered_with_what_is_wrong() {
             "content_encoding",
         ),
         (
+            "a second coding",
+            (
+                "content-encoding: identity\r\ncontent-encoding: gzip\r\n",
+                "x".repeat(100),
+            ),
+            415,
+            "content_encoding",
+        ),
+        (
             "more than the limit",
             (EVENT, "x".repeat(2 * 1024 * 1024)),
             413,
@@ -210,6 +219,40 @@ fn a_body_that_is_meant_to_cost_is_answered_with_what_is_wrong() {
         );
     }
     target.holds_at_most(96 * MIB, "bodies");
+    target.serves();
+}
+
+#[test]
+fn bodies_that_stop_midway_hold_no_more_memory_than_they_may_together() {
+    let target = Target::start();
+    let head = format!("POST /shop/default HTTP/1.1\r\nhost: weir\r\n{EVENT}content-length: 1000000\r\n\r\n");
+    let part = [head.as_bytes(), &vec![b'x'; 900_000][..]].concat();
+    let stopped: Vec<_> = (0..200)
+        .map(|_| {
+            let mut stream = connect(target.address());
+            // Whoever is refused is read for a while longer, and then may find the connection closed.
+            let _ = stream.write_all(&part);
+            stream
+        })
+        .collect();
+    target.holds_at_most(160 * MIB, "200 bodies of 900 kB that stop midway");
+    let (reason, busy) = ("reason=\"too_many_bodies\"", "weir_requests_rejected_total");
+    eventually(PATIENCE, || {
+        let refused = target.router.metric(&[busy, reason]).unwrap_or(0);
+        if refused > 100 {
+            Ok(())
+        } else {
+            Err(format!("{refused} were refused"))
+        }
+    });
+    drop(stopped);
+    // What they held is free as soon as the router sees that they are gone.
+    eventually(PATIENCE, || {
+        match target.router.post("t", "good", &[]).status.as_u16() {
+            202 => Ok(()),
+            status => Err(format!("{status}")),
+        }
+    });
     target.serves();
 }
 
