@@ -108,13 +108,13 @@ fn compile_trigger(
         Ok(_) => Finding::good("Compiled", "the filters are valid"),
         Err(error) => Finding::bad("InvalidFilter", format!("spec.{error}")),
     };
-    let (finding, destination, sink) = match destination(resolver, &subject.namespace, sink) {
-        Ok((destination, sink)) => (
+    let (resolved, sink) = destination(resolver, &subject.namespace, sink);
+    let (finding, destination) = match resolved {
+        Ok(destination) => (
             Finding::good("Resolved", format!("events go to {}", destination.uri)),
             Some(destination),
-            sink,
         ),
-        Err(finding) => (finding, None, None),
+        Err(finding) => (finding, None),
     };
     let mut merged = merge(
         delivery.as_ref(),
@@ -163,56 +163,58 @@ fn compile_trigger(
     (route, diagnosis)
 }
 
+/// Where events go, and the Sink that says so: how it delivers holds also while its address is not known.
 fn destination<'a>(
     resolver: &Resolver<'a>,
     namespace: &str,
-    sink: &api::Destination,
-) -> Result<(routing::Destination, Option<&'a api::Sink>), Finding> {
+    destination: &api::Destination,
+) -> (Result<routing::Destination, Finding>, Option<&'a api::Sink>) {
     let api::Destination {
         sink: reference,
         service,
         uri,
-    } = sink;
-    let plain = |Address { uri, service }| {
-        (
-            routing::Destination {
-                uri,
-                service,
-                content_mode: routing::ContentMode::AsReceived,
-            },
-            None,
-        )
-    };
-    match (reference, service, uri) {
-        (Some(reference), None, None) => {
-            let sink = resolver.sink(namespace, reference)?;
-            let home = sink.metadata.namespace.as_deref().unwrap_or(namespace);
-            let Address { uri, service } =
-                sink_address(resolver, home, &sink.spec).map_err(|finding| Finding {
-                    message: format!("Sink {:?}: {}", reference.name, finding.message),
-                    ..finding
-                })?;
-            let content_mode = match sink.spec.content_mode {
-                api::ContentMode::AsReceived => routing::ContentMode::AsReceived,
-                api::ContentMode::Binary => routing::ContentMode::Binary,
-                api::ContentMode::Structured => routing::ContentMode::Structured,
-            };
-            Ok((
-                routing::Destination {
-                    uri,
-                    service,
-                    content_mode,
-                },
-                Some(sink),
-            ))
-        }
-        (None, Some(target), None) => resolver.service(namespace, target).map(plain),
-        (None, None, Some(uri)) => resolver.uri(uri).map(plain),
+    } = destination;
+    let address = match (reference, service, uri) {
+        (Some(reference), None, None) => match resolver.sink(namespace, reference) {
+            Ok(sink) => return (through(resolver, namespace, reference, sink), Some(sink)),
+            Err(finding) => Err(finding),
+        },
+        (None, Some(target), None) => resolver.service(namespace, target),
+        (None, None, Some(uri)) => resolver.uri(uri),
         _ => Err(Finding::bad(
             "InvalidSink",
             "exactly one of ref, service and uri must be set",
         )),
-    }
+    };
+    let plain = |Address { uri, service }| routing::Destination {
+        uri,
+        service,
+        content_mode: routing::ContentMode::AsReceived,
+    };
+    (address.map(plain), None)
+}
+
+fn through(
+    resolver: &Resolver<'_>,
+    namespace: &str,
+    reference: &api::SinkRef,
+    sink: &api::Sink,
+) -> Result<routing::Destination, Finding> {
+    let home = sink.metadata.namespace.as_deref().unwrap_or(namespace);
+    let Address { uri, service } = sink_address(resolver, home, &sink.spec).map_err(|finding| Finding {
+        message: format!("Sink {:?}: {}", reference.name, finding.message),
+        ..finding
+    })?;
+    let content_mode = match sink.spec.content_mode {
+        api::ContentMode::AsReceived => routing::ContentMode::AsReceived,
+        api::ContentMode::Binary => routing::ContentMode::Binary,
+        api::ContentMode::Structured => routing::ContentMode::Structured,
+    };
+    Ok(routing::Destination {
+        uri,
+        service,
+        content_mode,
+    })
 }
 
 /// The Trigger's own, else its Sink's, which then is seen from the Sink's namespace.
@@ -231,7 +233,7 @@ fn dead_letter_sink(
         ),
         (None, None) => return None,
     };
-    Some(destination(resolver, namespace, wanted).map(|(destination, _)| destination))
+    Some(destination(resolver, namespace, wanted).0)
 }
 
 fn sink_address(resolver: &Resolver<'_>, namespace: &str, spec: &api::SinkSpec) -> Result<Address, Finding> {

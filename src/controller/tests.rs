@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{Namespace, Observed, Outcome, Port, Service, TriggerDiagnosis, compile};
 use crate::{
     api,
-    routing::{BackoffPolicy, ContentMode, Start},
+    routing::{BackoffPolicy, ContentMode, Ordering, Start},
 };
 
 const DOMAIN: &str = "cluster.local";
@@ -312,6 +312,21 @@ fn a_dead_letter_sink_is_seen_from_the_resource_that_names_it() {
             Some(Err(reason)) => assert_eq!((uri, finding.map(|f| f.reason)), (None, Some(reason)), "{spec}"),
         }
     }
+}
+
+#[test]
+fn a_sink_whose_service_is_away_still_says_how_it_delivers() {
+    let mut observed = cluster();
+    let delivery = json!({"ordering": "ByKey", "deadLetterSink": {"service": {"name": "one"}}});
+    let sink = json!({"service": {"name": "away"}, "delivery": delivery});
+    observed.sinks.push(resource("Sink", "shop", "target", sink));
+    let spec = json!({"sink": {"ref": {"name": "target"}}});
+    observed.triggers.push(trigger("t", spec));
+    let outcome = compile(&observed, DOMAIN);
+    let route = &outcome.configuration.triggers[0];
+    assert_eq!(route.destination, None);
+    assert_eq!(route.delivery.ordering, Ordering::ByKey);
+    assert!(route.delivery.dead_letter_sink.is_some());
 }
 
 #[test]

@@ -4,23 +4,30 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{
+    TriggerStats,
     backoff::{self, Attempts},
     client::Client,
     dead_letter::DeadLetter,
+    dispatcher::WINDOW,
     place::{FetchError, Place},
     settings::Settings,
     verdict::Verdict,
 };
 use crate::log::{EventLog, LogError};
 
-/// How many dead letters of a Trigger are under way to its dead-letter Sink at once.
+/// How many dead letters of a Trigger are under way to its dead-letter Sink at once, and how many into the log.
 const CONCURRENCY: usize = 8;
 
-/// How long what found no room on the disk waits before it is tried again.
-const NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
+/// How many may wait for the dead-letter Sink to be tried again. Those beyond are kept: they must not hold up what the
+/// Sink itself would take.
+const MAX_WAITING: usize = WINDOW / 4;
+
+/// How long what found no room in the log waits before it is tried again: the first time, and at most.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
 
 /// Takes the dead letters of one Trigger.
 #[derive(Clone)]
@@ -29,7 +36,12 @@ pub(super) struct DeadLettering {
     client: Client,
     broker: String,
     settings: watch::Receiver<Settings>,
-    permits: Arc<Semaphore>,
+    room_wanted: Arc<Notify>,
+    stats: Arc<TriggerStats>,
+    settled: Arc<Notify>,
+    sending: Arc<Semaphore>,
+    keeping: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
 }
 
 impl DeadLettering {
@@ -38,13 +50,20 @@ impl DeadLettering {
         client: Client,
         broker: String,
         settings: watch::Receiver<Settings>,
+        room_wanted: Arc<Notify>,
+        stats: Arc<TriggerStats>,
     ) -> Self {
         Self {
             log,
             client,
             broker,
             settings,
-            permits: Arc::new(Semaphore::new(CONCURRENCY)),
+            room_wanted,
+            stats,
+            settled: Arc::default(),
+            sending: Arc::new(Semaphore::new(CONCURRENCY)),
+            keeping: Arc::new(Semaphore::new(CONCURRENCY)),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
         }
     }
 
@@ -79,7 +98,7 @@ impl DeadLettering {
             let began = Timestamp::now();
             let answer = {
                 // Never closed; without a permit there would be one more under way.
-                let _permit = self.permits.acquire().await;
+                let _permit = self.sending.acquire().await;
                 let event = place.fetch(&*self.log, &self.broker).await?;
                 let event = letter.mark(&event).unwrap_or(event);
                 self.client
@@ -96,28 +115,67 @@ impl DeadLettering {
                 }
                 Verdict::Retry => {}
             }
+            let Ok(_waiting) = self.waiting.try_acquire() else {
+                let detail = format!("{}, and {MAX_WAITING} others wait for it already", answer.detail);
+                return Ok(Sent::Failed(detail));
+            };
             let pause = backoff::pause(&delivery, attempts.failed, answer.retry_after, fastrand::f64());
             tokio::time::sleep(pause).await;
         }
     }
 
     async fn keep(&self, letter: &DeadLetter, place: Place) -> Result<(), FetchError> {
-        let key = DeadLetter::log_of(&self.broker);
+        let mut pause = NO_ROOM_PAUSE;
         loop {
-            let event = place.fetch(&*self.log, &self.broker).await?;
-            let stored = self
-                .log
-                .append(&key, vec![letter.encode(&event)], Timestamp::now())
-                .await;
-            match stored {
-                Ok(_) => return Ok(()),
-                Err(LogError::Full(detail)) => {
+            match self.store(letter, place).await? {
+                Ok(()) => return Ok(()),
+                Err(detail) if pause == NO_ROOM_PAUSE => {
                     tracing::warn!(broker = self.broker, %place, detail, "no room for a dead letter; it waits for some");
                 }
-                Err(error) => return Err(FetchError::Log(error)),
+                Err(_) => {}
             }
-            tokio::time::sleep(NO_ROOM_PAUSE).await;
+            self.room_wanted.notify_one();
+            self.wait(place, pause).await;
+            pause = (pause * 2).min(LONGEST_NO_ROOM_PAUSE);
         }
+    }
+
+    /// Stores the letter, or tells why there is no room. The room that is kept for settling is for the first unsettled
+    /// event alone: if others took it, that one could wait for good, and nothing could be removed before it.
+    async fn store(&self, letter: &DeadLetter, place: Place) -> Result<Result<(), String>, FetchError> {
+        let _permit = self.keeping.acquire().await;
+        let event = place.fetch(&*self.log, &self.broker).await?;
+        let (key, now) = (DeadLetter::log_of(&self.broker), Timestamp::now());
+        let letter = vec![letter.encode(&event)];
+        let stored = if self.stats.is_first_unsettled(place) {
+            self.log.append_to_settle(&key, letter, now).await
+        } else {
+            self.log.append(&key, letter, now).await
+        };
+        match stored {
+            Ok(_) => Ok(Ok(())),
+            Err(LogError::Full(detail) | LogError::Limit(detail)) => Ok(Err(detail)),
+            Err(error) => Err(FetchError::Log(error)),
+        }
+    }
+
+    /// Waits for a while, or until the event has become the first that is not settled.
+    async fn wait(&self, place: Place, pause: Duration) {
+        let becomes_first = async {
+            loop {
+                self.settled.notified().await;
+                if self.stats.is_first_unsettled(place) {
+                    return;
+                }
+            }
+        };
+        // Either way it is tried again.
+        let _ = tokio::time::timeout(pause, becomes_first).await;
+    }
+
+    /// The Trigger has settled an event: another may be the first now.
+    pub(super) fn settled(&self) {
+        self.settled.notify_waiters();
     }
 }
 

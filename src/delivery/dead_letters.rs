@@ -20,8 +20,9 @@ use crate::{
     log::{EventLog, LogError, Offset},
 };
 
-/// How many records are looked at for one page, at most.
+/// How many records are looked at for one page, at most, and how many bytes of them are kept.
 const MAX_SCANNED: usize = 10_000;
+const MAX_PAGE: usize = 4 * 1024 * 1024;
 
 /// How long a Trigger may take to take letters over; it does so between two deliveries.
 const REDRIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -103,7 +104,7 @@ pub(super) struct DeadLetters {
     log: Arc<dyn EventLog>,
     taken: Arc<Taken>,
     /// Held while letters are taken out, so that none is taken twice.
-    taking: Mutex<()>,
+    pub(super) taking: Mutex<()>,
 }
 
 impl DeadLetters {
@@ -131,7 +132,7 @@ impl DeadLetters {
         limit: usize,
     ) -> Result<Page, LogError> {
         let key = DeadLetter::log_of(broker);
-        let (mut page, mut next, mut scanned) = (Page::default(), from, 0);
+        let (mut page, mut next, mut scanned, mut bytes) = (Page::default(), from, 0, 0);
         loop {
             let records = self.log.read(&key, next, READ).await?;
             if records.is_empty() {
@@ -139,7 +140,7 @@ impl DeadLetters {
                 return Ok(page);
             }
             for record in records {
-                if page.letters.len() == limit || scanned == MAX_SCANNED {
+                if page.letters.len() == limit || scanned == MAX_SCANNED || bytes > MAX_PAGE {
                     page.next = Some(record.offset);
                     return Ok(page);
                 }
@@ -148,6 +149,7 @@ impl DeadLetters {
                 if self.taken.contains(broker, record.offset) {
                     continue;
                 }
+                let size = record.payload.len();
                 match DeadLetter::decode(record.payload) {
                     Ok((letter, event)) => {
                         let kept = KeptLetter {
@@ -156,8 +158,10 @@ impl DeadLetters {
                             letter,
                             event,
                         };
-                        page.letters
-                            .extend(Some(kept).filter(|kept| selection.wants(kept)));
+                        if selection.wants(&kept) {
+                            bytes += size;
+                            page.letters.push(kept);
+                        }
                     }
                     Err(error) => {
                         tracing::error!(broker, letter = %record.offset, %error, "a dead letter cannot be read");
@@ -181,6 +185,7 @@ impl DeadLetters {
             next: page.next,
             ..Redriven::default()
         };
+        let mut without_trigger = Vec::new();
         let mut by_recipient = BTreeMap::<usize, Vec<Letter>>::new();
         for KeptLetter {
             id, letter, event, ..
@@ -199,7 +204,7 @@ impl DeadLetters {
                     offset: id,
                     key: event.attribute("partitionkey").map(|key| key.canonical().into()),
                 }),
-                None => result.without_trigger += 1,
+                None => without_trigger.push(id),
             }
         }
         for (recipient, letters) in by_recipient {
@@ -211,6 +216,11 @@ impl DeadLetters {
                 result.next = Some(result.next.map_or(first, |next| next.min(first)));
             }
         }
+        // What is behind `next` is looked at again.
+        let done = without_trigger
+            .iter()
+            .filter(|id| result.next.is_none_or(|next| **id < next));
+        result.without_trigger = done.count() as u64;
         Ok(result)
     }
 
@@ -243,8 +253,11 @@ impl DeadLetters {
         let Page { letters, next } = self.page(broker, selection, from, READ.records).await?;
         let dropped = letters.len() as u64;
         if dropped > 0 {
-            let change = self.taken.add(broker, letters.iter().map(|kept| kept.id));
-            self.log.save_cursors(vec![change]).await?;
+            let ids = || letters.iter().map(|kept| kept.id);
+            self.log
+                .save_cursors(vec![self.taken.change(broker, ids())])
+                .await?;
+            self.taken.take(broker, ids());
             tracing::info!(broker, dropped, "dead letters were dropped on request");
         }
         Ok(Dropped { dropped, next })

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use http::{HeaderValue, Uri};
 use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -64,6 +64,8 @@ pub(super) struct Parts {
     /// Dead letters that somebody wants delivered again.
     pub(super) redrives: mpsc::Receiver<Redrive>,
     pub(super) stats: Arc<TriggerStats>,
+    /// Told when something cannot be settled for want of room in the log.
+    pub(super) room_wanted: Arc<Notify>,
     pub(super) progress: Progress,
     /// Ends delivery: what is under way may finish within the grace that follows.
     pub(super) stop: CancellationToken,
@@ -106,14 +108,24 @@ enum Following {
 /// What came of an attempt.
 struct Attempted {
     place: Place,
-    began: Timestamp,
+    /// Where it went; the Trigger's Sink may be another by now.
+    target: Uri,
+    began: Began,
     /// The event's source and id, if it could be read.
     about: Option<Event>,
     outcome: Outcome,
 }
 
+/// When an attempt began.
+#[derive(Clone, Copy)]
+struct Began {
+    time: Timestamp,
+    instant: Instant,
+}
+
 enum Outcome {
     Answered(Answer, Option<Reply>),
+    ReplyNotStored(Answer),
     Expired,
     NotFetched(FetchError),
 }
@@ -134,6 +146,8 @@ impl Dispatcher {
             parts.client.clone(),
             broker.clone(),
             parts.settings.clone(),
+            parts.room_wanted.clone(),
+            parts.stats.clone(),
         );
         Self {
             parts,
@@ -166,7 +180,7 @@ impl Dispatcher {
         note_position.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.recover().await?;
         loop {
-            self.fill().await?;
+            let more = self.fill().await? && self.wants_more();
             let wake = self.launch();
             let save = self.save_at.filter(|_| self.saving.is_none());
             tokio::select! {
@@ -182,6 +196,7 @@ impl Dispatcher {
                     Err(_) => return Ok(()),
                 },
                 _ = note_position.tick() => self.note_position(),
+                () = std::future::ready(()), if more => {}
                 () = stop.cancelled() => return self.finish().await,
             }
         }
@@ -235,27 +250,41 @@ impl Dispatcher {
             taken,
             answer,
         } = redrive;
+        if answer.is_closed() {
+            // Whoever asked has given up, and may have asked again.
+            return Ok(());
+        }
+        // Else an older cursor could be stored after the one that has the letters in it.
+        if let Some(saving) = self.saving.take() {
+            let saved = saving.await;
+            self.saved(saved)?;
+        }
         let room = WINDOW - self.parts.progress.pending().min(WINDOW);
         let accepted: Vec<_> = letters.into_iter().take(room).collect();
-        for letter in &accepted {
-            self.parts.progress.redriven(letter.offset);
-            self.ready.push_back(Item {
+        let offsets = || accepted.iter().map(|letter| letter.offset);
+        let mut progress = self.parts.progress.clone();
+        offsets().for_each(|offset| progress.redriven(offset));
+        // Before they are taken out: then trimming goes past them, were they not held.
+        self.parts.stats.hold_dead_letters(progress.low());
+        // One commit: a letter is either in the dead-letter log or in a Trigger's progress, never in both.
+        let cursor = (self.uid.clone(), Some(progress.encode(&self.broker).into()));
+        let changes = vec![cursor, taken.change(&self.broker, offsets())];
+        let saved = self.parts.log.save_cursors(changes).await;
+        if saved.is_ok() {
+            taken.take(&self.broker, offsets());
+            self.parts.stats.show_low(progress.low());
+            self.parts.progress = progress;
+            self.changed();
+            let by_key = self.settings.delivery().ordering == Ordering::ByKey;
+            self.ready.extend(accepted.iter().map(|letter| Item {
                 place: Place::DeadLetter(letter.offset),
                 event: None,
-                key: letter.key.clone(),
-            });
+                key: letter.key.clone().filter(|_| by_key),
+            }));
         }
-        self.changed();
-        // Before they are taken out: then trimming goes past them, were they not held.
-        let low = self.parts.progress.low();
-        self.parts.stats.hold_dead_letters(low);
-        let change = taken.add(&self.broker, accepted.iter().map(|letter| letter.offset));
-        // One commit: a letter is either in the dead-letter log or in a Trigger's progress, never in both.
-        let saved = self.parts.log.save_cursors(vec![self.cursor(), change]).await;
         if let Err(error @ LogError::Failed(_)) = saved {
             return Err(error);
         }
-        self.parts.stats.show_low(low);
         // Whoever asked may have gone.
         let _ = answer.send(saved.map(|()| accepted.len()));
         Ok(())
@@ -275,18 +304,16 @@ impl Dispatcher {
         self.settings.delivery().concurrency.max(1) as usize
     }
 
-    /// Takes events until there are enough to send, or none.
-    async fn fill(&mut self) -> Result<(), LogError> {
-        while self.wants_more() {
-            let more = match self.following {
-                Following::Attached => self.take_from_inbox(),
-                Following::Alone | Following::Joining(_) => self.read_log().await?,
-            };
-            if !more {
-                break;
-            }
+    /// Takes some events, if there are not enough to send; whether there may be more. It does a little at a time, so
+    /// that a Trigger that reads much and wants nothing of it still sees what else goes on.
+    async fn fill(&mut self) -> Result<bool, LogError> {
+        if !self.wants_more() {
+            return Ok(false);
         }
-        Ok(())
+        match self.following {
+            Following::Attached => Ok(self.take_from_inbox()),
+            Following::Alone | Following::Joining(_) => self.read_log().await,
+        }
     }
 
     /// Whether there may be more.
@@ -328,9 +355,8 @@ impl Dispatcher {
             .read(&self.broker, self.parts.progress.next(), limit)
             .await?;
         let at_end = records.is_empty();
-        if let Some(first) = records.first() {
-            self.note_missed(first.offset);
-        }
+        let found = records.first().map(|record| record.offset);
+        self.skip_removed(found.unwrap_or_else(|| self.parts.log.bounds(&self.broker).first));
         for record in records {
             if matches!(self.following, Following::Joining(until) if record.offset >= until) {
                 break;
@@ -347,10 +373,16 @@ impl Dispatcher {
         Ok(true)
     }
 
-    /// Tells what was removed from the log before it was looked at.
-    fn note_missed(&self, found: Offset) {
+    /// Goes past what was removed from the log before it was looked at, and tells.
+    fn skip_removed(&mut self, found: Offset) {
+        let found = match self.following {
+            // What comes from there on is in the inbox.
+            Following::Joining(until) => found.min(until),
+            Following::Alone | Following::Attached => found,
+        };
         let missed = found.0.saturating_sub(self.parts.progress.next().0);
         if missed > 0 {
+            self.parts.progress.advance(found);
             self.parts.stats.count_missed(missed);
             let trigger = self.settings.trigger();
             tracing::warn!(
@@ -440,27 +472,35 @@ impl Dispatcher {
         let (log, client) = (self.parts.log.clone(), self.parts.client.clone());
         let (target, broker) = (target.clone(), self.broker.clone());
         let (mode, timeout) = (self.settings.mode(), self.settings.delivery().timeout);
+        let stats = self.parts.stats.clone();
         async move {
-            let began = Timestamp::now();
+            let began = Began {
+                time: Timestamp::now(),
+                instant: Instant::now(),
+            };
             let event = match event {
                 Some(event) => Ok(event),
                 None => place.fetch(&*log, &broker).await,
             };
             let (about, outcome) = match event {
-                Ok(event) if event.expires().is_some_and(|at| at <= began) => (Some(event), Outcome::Expired),
+                Ok(event) if event.expires().is_some_and(|at| at <= began.time) => {
+                    (Some(event), Outcome::Expired)
+                }
                 Ok(event) => {
                     let mut message = event.to_http(mode);
                     message
                         .headers
                         .insert("prefer", HeaderValue::from_static("reply"));
                     let answer = client.post(&target, message, timeout).await;
-                    let outcome = with_reply(&*log, &broker, &event, answer).await;
+                    let outcome =
+                        with_reply(&*log, &broker, &event, answer, stats.is_first_unsettled(place)).await;
                     (Some(event), outcome)
                 }
                 Err(error) => (None, Outcome::NotFetched(error)),
             };
             Attempted {
                 place,
+                target,
                 began,
                 about,
                 outcome,
@@ -472,6 +512,7 @@ impl Dispatcher {
     fn attempted(&mut self, attempted: Attempted) -> Result<(), LogError> {
         let Attempted {
             place,
+            target,
             began,
             about,
             outcome,
@@ -482,7 +523,15 @@ impl Dispatcher {
         match outcome {
             Outcome::Answered(answer, reply) => {
                 self.replied(about.as_ref(), reply);
-                self.answered(place, began, about.as_ref(), &answer);
+                if self.settings.target() == Some(&target) {
+                    self.heard(began, &answer);
+                }
+                self.answered(place, began.time, about.as_ref(), &answer);
+            }
+            // The Sink answered; that the log has no room is not its failure.
+            Outcome::ReplyNotStored(answer) => {
+                self.parts.room_wanted.notify_one();
+                self.failed(place, began.time, about.as_ref(), &answer);
             }
             Outcome::Expired => self.settle(place, Settlement::Expired),
             Outcome::NotFetched(error) => return self.not_fetched(place, error),
@@ -546,32 +595,15 @@ impl Dispatcher {
         }
     }
 
-    fn answered(&mut self, place: Place, began: Timestamp, about: Option<&Event>, answer: &Answer) {
-        match answer.verdict {
-            Verdict::Delivered => {
-                self.sink_answered();
-                self.settle(place, Settlement::Delivered);
-            }
-            Verdict::Refused => {
-                self.sink_answered();
-                let attempts = self.parts.progress.failed(place, began);
-                self.dead_letter(place, about, answer, attempts, "refused");
-            }
-            Verdict::Retry => self.failed(place, began, about, answer),
+    /// What an answer, or none, tells of the Sink.
+    fn heard(&mut self, began: Began, answer: &Answer) {
+        if answer.verdict != Verdict::Retry {
+            return self.sink_answered();
         }
-    }
-
-    fn failed(&mut self, place: Place, began: Timestamp, about: Option<&Event>, answer: &Answer) {
-        let attempts = self.parts.progress.failed(place, began);
-        let delivery = self.settings.delivery();
-        let (exhausted, now) = (
-            backoff::exhausted(delivery, attempts, Timestamp::now()),
-            Instant::now(),
-        );
-        let pause = backoff::pause(delivery, attempts.failed, answer.retry_after, fastrand::f64());
-        let hold_off = backoff::pause(delivery, self.breaker.failures() + 1, answer.retry_after, 1.0);
         let was_open = self.breaker.is_open();
-        self.breaker.failed(now, hold_off);
+        let delivery = self.settings.delivery();
+        let pause = |failures| backoff::pause(delivery, failures, answer.retry_after, 1.0);
+        self.breaker.failed(began.instant, Instant::now(), pause);
         if self.breaker.is_open() {
             self.parts.stats.outage_goes_on(Timestamp::now(), &answer.detail);
         }
@@ -583,12 +615,6 @@ impl Dispatcher {
                 detail,
                 "the Sink keeps failing; it is probed until it answers, and events wait"
             );
-        }
-        self.changed();
-        if exhausted {
-            self.dead_letter(place, about, answer, attempts, "retries exhausted");
-        } else {
-            self.delayed.insert((now + pause, place));
         }
     }
 
@@ -604,6 +630,30 @@ impl Dispatcher {
         }
         self.breaker.answered();
         self.parts.stats.sink_answered();
+    }
+
+    fn answered(&mut self, place: Place, began: Timestamp, about: Option<&Event>, answer: &Answer) {
+        match answer.verdict {
+            Verdict::Delivered => self.settle(place, Settlement::Delivered),
+            Verdict::Refused => {
+                let attempts = self.parts.progress.failed(place, began);
+                self.dead_letter(place, about, answer, attempts, "refused");
+            }
+            Verdict::Retry => self.failed(place, began, about, answer),
+        }
+    }
+
+    fn failed(&mut self, place: Place, began: Timestamp, about: Option<&Event>, answer: &Answer) {
+        let attempts = self.parts.progress.failed(place, began);
+        let delivery = self.settings.delivery();
+        let exhausted = backoff::exhausted(delivery, attempts, Timestamp::now());
+        let pause = backoff::pause(delivery, attempts.failed, answer.retry_after, fastrand::f64());
+        self.changed();
+        if exhausted {
+            self.dead_letter(place, about, answer, attempts, "retries exhausted");
+        } else {
+            self.delayed.insert((Instant::now() + pause, place));
+        }
     }
 
     fn dead_letter(
@@ -645,6 +695,7 @@ impl Dispatcher {
         self.parts.progress.settle(place, settlement);
         self.released.extend(self.lanes.leave(place));
         self.changed();
+        self.dead_lettering.settled();
     }
 
     /// What was last saved is no longer how it is.
@@ -720,15 +771,21 @@ fn partition_key(event: &Event) -> Option<Box<str>> {
 }
 
 /// Stores what the Sink replied with. Where that cannot be done, the delivery has failed.
-async fn with_reply(log: &dyn EventLog, broker: &str, event: &Event, mut answer: Answer) -> Outcome {
+async fn with_reply(
+    log: &dyn EventLog,
+    broker: &str,
+    event: &Event,
+    mut answer: Answer,
+    is_first_unsettled: bool,
+) -> Outcome {
     let reply = match answer.reply.take() {
         None => None,
         Some(Err(problem)) => Some(Reply::Invalid(problem)),
-        Some(Ok(replies)) => match reply::store(log, broker, event, &replies).await {
+        Some(Ok(replies)) => match reply::store(log, broker, event, &replies, is_first_unsettled).await {
             Ok(reply) => Some(reply),
-            Err(LogError::Full(detail)) => {
-                answer = Answer::none(format!("the Sink's reply cannot be stored: {detail}"));
-                None
+            Err(LogError::Full(detail) | LogError::Limit(detail)) => {
+                let detail = format!("the Sink's reply cannot be stored: {detail}");
+                return Outcome::ReplyNotStored(Answer::none(detail));
             }
             Err(error) => return Outcome::NotFetched(FetchError::Log(error)),
         },

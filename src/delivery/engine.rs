@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::{
-    sync::{Mutex, mpsc, watch},
+    sync::{Mutex, Notify, mpsc, watch},
     task::JoinHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -35,6 +35,9 @@ use crate::{
 
 /// How often the logs are trimmed.
 const TRIM_EVERY: Duration = Duration::from_secs(10);
+
+/// How soon they are trimmed when settling needs room; what is settled meanwhile is trimmed with it.
+const TRIM_AT_ONCE: Duration = Duration::from_millis(100);
 
 /// How delivery behaves as a whole.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +116,10 @@ pub struct Engine {
     running: Mutex<Running>,
     views: ArcSwap<Vec<TriggerView>>,
     dropped_with_trigger: AtomicU64,
+    /// Asked for by what cannot be settled for want of room.
+    room_wanted: Arc<Notify>,
+    /// Whether there was a table.
+    applied: AtomicBool,
     dead_letters: Arc<DeadLetters>,
     trimmer: Trimmer,
     tasks: TaskTracker,
@@ -158,6 +165,11 @@ impl Engine {
                 }
             }
         }
+        for (key, _) in log.usage() {
+            if let Some(broker) = DeadLetter::broker_of(&key) {
+                taken.forget_below(broker, log.bounds(&key).first);
+            }
+        }
         let dead_letters = Arc::new(DeadLetters::new(log.clone(), taken.clone()));
         let engine = Arc::new(Self {
             dead_letters: dead_letters.clone(),
@@ -180,6 +192,8 @@ impl Engine {
             }),
             views: ArcSwap::default(),
             dropped_with_trigger: AtomicU64::new(0),
+            room_wanted: Arc::default(),
+            applied: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -194,8 +208,8 @@ impl Engine {
     /// When the log fails, or a Trigger's stored cursor cannot be read.
     pub async fn apply(&self, table: &RoutingTable) -> Result<(), EngineError> {
         let mut running = self.running.lock().await;
+        let mut new = self.places(&mut running, table).await?;
         let mut present = HashSet::new();
-        let mut born = Vec::new();
         for (broker, routes) in table.brokers() {
             let reader = self.reader(&mut running, broker);
             let mut inboxes = Vec::with_capacity(routes.routes().len());
@@ -213,8 +227,10 @@ impl Engine {
                         handle.inbox.clone()
                     }
                     None => {
-                        let (progress, cursor) = self.progress(&mut running, broker, &route.trigger).await?;
-                        born.extend(cursor);
+                        // Every Trigger that does not run has a place by now.
+                        let Some(progress) = new.remove(&route.trigger.uid) else {
+                            continue;
+                        };
                         let handle = self.spawn(&reader, settings, progress, broker, &route.trigger);
                         let inbox = handle.inbox.clone();
                         running.dispatchers.insert(route.trigger.uid.clone(), handle);
@@ -240,14 +256,53 @@ impl Engine {
             .collect();
         views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         self.views.store(Arc::new(views));
-        let changes: Vec<_> = born
-            .into_iter()
-            .chain(gone.into_iter().map(|uid| (uid, None)))
-            .collect();
-        if !changes.is_empty() {
-            self.save_places(changes).await?;
+        self.applied.store(true, Relaxed);
+        if !gone.is_empty() {
+            self.save_places(gone.into_iter().map(|uid| (uid, None)).collect())
+                .await?;
         }
         Ok(())
+    }
+
+    /// Where each Trigger that does not run yet goes on, or begins. Where it begins is durable before it does.
+    async fn places(
+        &self,
+        running: &mut Running,
+        table: &RoutingTable,
+    ) -> Result<HashMap<String, Progress>, EngineError> {
+        let (mut places, mut born) = (HashMap::new(), Vec::new());
+        for (broker, routes) in table.brokers() {
+            for Trigger { uid, start, .. } in routes.routes().iter().map(|route| &route.trigger) {
+                if running.dispatchers.contains_key(uid) {
+                    continue;
+                }
+                let progress = match running.stored.remove(uid) {
+                    Some(stored) => Progress::decode(&stored).map_err(|error| EngineError::Cursor {
+                        uid: uid.clone(),
+                        detail: error.to_string(),
+                    })?,
+                    None => {
+                        let progress = Progress::starting_at(self.beginning(broker, *start).await?);
+                        born.push((uid.clone(), Some(progress.encode(broker).into())));
+                        progress
+                    }
+                };
+                places.insert(uid.clone(), progress);
+            }
+        }
+        if !born.is_empty() {
+            self.save_places(born).await?;
+        }
+        Ok(places)
+    }
+
+    async fn beginning(&self, broker: &str, start: Start) -> Result<Offset, LogError> {
+        let bounds = self.log.bounds(broker);
+        match start {
+            Start::Latest => Ok(bounds.next),
+            Start::Earliest => Ok(bounds.first),
+            Start::At(time) => self.log.offset_at(broker, time).await,
+        }
     }
 
     async fn save_places(&self, changes: Vec<CursorChange>) -> Result<(), LogError> {
@@ -390,35 +445,10 @@ impl Engine {
         let (task, stop, name) = (reader.clone(), self.stop.clone(), broker.to_owned());
         self.tasks.spawn(async move {
             if let Err(error) = task.run(stop).await {
-                tracing::error!(broker = name, %error, "the broker's log cannot be read; its Triggers read by themselves");
+                tracing::error!(broker = name, %error, "the event log failed: nothing of the broker is read any more");
             }
         });
         reader
-    }
-
-    /// Where the Trigger goes on, or begins; in that case with the cursor to store.
-    async fn progress(
-        &self,
-        running: &mut Running,
-        broker: &str,
-        trigger: &Trigger,
-    ) -> Result<(Progress, Option<(String, Option<Bytes>)>), EngineError> {
-        if let Some(stored) = running.stored.remove(&trigger.uid) {
-            let progress = Progress::decode(&stored).map_err(|error| EngineError::Cursor {
-                uid: trigger.uid.clone(),
-                detail: error.to_string(),
-            })?;
-            return Ok((progress, None));
-        }
-        let bounds = self.log.bounds(broker);
-        let next = match trigger.start {
-            Start::Latest => bounds.next,
-            Start::Earliest => bounds.first,
-            Start::At(time) => self.log.offset_at(broker, time).await?,
-        };
-        let progress = Progress::starting_at(next);
-        let cursor = (trigger.uid.clone(), Some(progress.encode(broker).into()));
-        Ok((progress, Some(cursor)))
     }
 
     fn spawn(
@@ -440,6 +470,7 @@ impl Engine {
             settings: receiver,
             redrives: asked,
             stats: stats.clone(),
+            room_wanted: self.room_wanted.clone(),
             progress,
             stop: self.stop.clone(),
             grace: self.options.grace,
@@ -508,7 +539,12 @@ impl Engine {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(TRIM_EVERY) => {}
+                () = self.room_wanted.notified() => tokio::time::sleep(TRIM_AT_ONCE).await,
                 () = self.stop.cancelled() => return,
+            }
+            if !self.applied.load(Relaxed) {
+                // Which events are wanted is not known yet.
+                continue;
             }
             if let Err(error) = self.trim().await {
                 tracing::error!(%error, "the event log cannot be trimmed");

@@ -32,6 +32,13 @@ struct State {
     inboxes: Vec<Arc<Inbox>>,
 }
 
+impl State {
+    /// Each Trigger reads by itself from here on, until it joins again.
+    fn leave_alone(&mut self, from: Offset) {
+        self.inboxes.iter().for_each(|inbox| inbox.overflow(from));
+    }
+}
+
 impl Reader {
     /// A reader that begins at the end of the log: what is before it the Triggers read by themselves.
     pub(super) fn new(broker: String, log: Arc<dyn EventLog>) -> Self {
@@ -76,9 +83,22 @@ impl Reader {
         loop {
             let next = *end.borrow_and_update();
             if self.position() < next {
-                tokio::select! {
-                    offered = self.offer(next) => offered?,
+                let offered = tokio::select! {
+                    offered = self.offer(next) => offered,
                     () = stop.cancelled() => return Ok(()),
+                };
+                match offered {
+                    Ok(()) => {}
+                    Err(error @ LogError::Failed(_)) => return Err(error),
+                    Err(error) => {
+                        tracing::error!(
+                            broker = self.broker, %error,
+                            "the broker's log cannot be read on; its Triggers read by themselves"
+                        );
+                        let mut state = self.lock();
+                        let position = state.position;
+                        state.leave_alone(position);
+                    }
                 }
                 continue;
             }
@@ -98,11 +118,15 @@ impl Reader {
             .into_iter()
             .map(|record| (record.offset, Event::from_record(record.payload)))
             .collect();
+        let first = match events.first() {
+            Some(&(offset, _)) => offset,
+            None => self.log.bounds(&self.broker).first,
+        };
         let mut state = self.lock();
-        let first = events.first().map_or(position, |&(offset, _)| offset);
         if first > position {
             // Removed from the full log before they were offered: each Trigger goes on alone, and tells.
-            state.inboxes.iter().for_each(|inbox| inbox.overflow(position));
+            state.leave_alone(position);
+            state.position = first;
         }
         for (offset, event) in events {
             match event {

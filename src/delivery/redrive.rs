@@ -24,7 +24,7 @@ pub(super) struct Redrive {
 pub(super) struct Letter {
     /// In the dead-letter log.
     pub(super) offset: Offset,
-    /// The event's `partitionkey`, where the Trigger delivers in order by key.
+    /// The event's `partitionkey`.
     pub(super) key: Option<Box<str>>,
 }
 
@@ -45,16 +45,20 @@ impl Taken {
         }))
     }
 
-    /// Takes letters out; they are gone for good when the change that this returns is stored.
-    pub(super) fn add(&self, broker: &str, letters: impl IntoIterator<Item = Offset>) -> CursorChange {
+    /// What to store so that letters are taken out.
+    pub(super) fn change(&self, broker: &str, letters: impl Iterator<Item = Offset>) -> CursorChange {
+        let mut set = self.lock().get(broker).cloned().unwrap_or_default();
+        letters.for_each(|letter| set.insert(letter));
+        // A list of numbers always serialises.
+        let stored = serde_json::to_vec(&set).unwrap_or_default();
+        (format!("{PREFIX}{broker}"), Some(stored.into()))
+    }
+
+    /// Takes letters out, once that is stored.
+    pub(super) fn take(&self, broker: &str, letters: impl Iterator<Item = Offset>) {
         let mut sets = self.lock();
         let set = sets.entry(broker.to_owned()).or_default();
-        for letter in letters {
-            set.insert(letter);
-        }
-        // A list of numbers always serialises.
-        let stored = serde_json::to_vec(set).unwrap_or_default();
-        (format!("{PREFIX}{broker}"), Some(stored.into()))
+        letters.for_each(|letter| set.insert(letter));
     }
 
     /// Forgets what is below, once its records are gone.

@@ -27,15 +27,17 @@ pub(super) enum Reply {
     Invalid(String),
 }
 
-/// Stores what a Sink answered to `delivered`, as one commit.
+/// Stores what a Sink answered to `delivered`, as one commit. The room that is kept for settling is for the reply to the
+/// first unsettled event alone: nothing can be removed before that is settled.
 ///
 /// # Errors
-/// What the log says; [`LogError::Full`] too, and then the delivery has to be tried again.
+/// What the log says; when there is no room, too, and then the delivery has to be tried again.
 pub(super) async fn store(
     log: &dyn EventLog,
     broker: &str,
     delivered: &Event,
     replies: &[Event],
+    is_first_unsettled: bool,
 ) -> Result<Reply, LogError> {
     let hops = hops(delivered).saturating_add(1);
     if hops > MAX_HOPS {
@@ -48,7 +50,12 @@ pub(super) async fn store(
     };
     let count = records.len();
     if count > 0 {
-        log.append(broker, records, Timestamp::now()).await?;
+        let now = Timestamp::now();
+        if is_first_unsettled {
+            log.append_to_settle(broker, records, now).await?;
+        } else {
+            log.append(broker, records, now).await?;
+        }
     }
     Ok(Reply::Stored(count))
 }
@@ -103,7 +110,7 @@ mod tests {
         for (delivered, expected) in table {
             let before = log.bounds("a/b").next;
             // What the Sink itself says of hops is not believed.
-            let stored = store(&log, "a/b", &event(delivered), &[event(Some("7"))])
+            let stored = store(&log, "a/b", &event(delivered), &[event(Some("7"))], false)
                 .await
                 .unwrap();
             let limit = ReadLimit {

@@ -9,6 +9,7 @@ use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
 
 use super::{
+    place::Place,
     progress::{Low, Progress},
     reply::Reply,
 };
@@ -23,7 +24,7 @@ pub enum Settlement {
     Expired,
     /// Delivery ended without success; the event is kept as a dead letter.
     DeadLettered,
-    /// It was given up with its Trigger, or its record could not be read.
+    /// Its record could not be read, or was removed from the full log.
     Dropped,
 }
 
@@ -49,6 +50,7 @@ pub struct TriggerStats {
     dropped: AtomicU64,
     pending: AtomicU64,
     next: AtomicU64,
+    first_unsettled: AtomicU64,
     low: AtomicU64,
     low_dead_letter: AtomicU64,
     redriven: AtomicU64,
@@ -109,6 +111,11 @@ impl TriggerStats {
         Offset(self.next.load(Relaxed))
     }
 
+    /// Whether this is the first event that is not settled: nothing behind it can be removed before it is.
+    pub(super) fn is_first_unsettled(&self, place: Place) -> bool {
+        matches!(place, Place::Log(Offset(offset)) if offset == self.first_unsettled.load(Relaxed))
+    }
+
     /// The first offset that it had not settled when its progress was last saved: nothing from here on is trimmed.
     pub fn low(&self) -> Offset {
         Offset(self.low.load(Relaxed))
@@ -150,6 +157,7 @@ impl TriggerStats {
         self.pending.store(progress.pending() as u64, Relaxed);
         self.next.store(progress.next().0, Relaxed);
         self.redriven.store(counts.redriven, Relaxed);
+        self.first_unsettled.store(progress.low().events.0, Relaxed);
     }
 
     /// Progress is saved, but for what is unsettled in it.

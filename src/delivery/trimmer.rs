@@ -79,12 +79,25 @@ impl Trimmer {
     /// Removes what is settled and over age or over size.
     pub(super) async fn trim(&self, triggers: &[TriggerView]) -> Result<(), LogError> {
         for (key, bytes) in self.log.usage() {
-            match DeadLetter::broker_of(&key) {
-                Some(broker) => self.trim_letters(broker, &key, bytes, triggers).await?,
-                None => self.trim_events(&key, bytes, triggers).await?,
+            let trimmed = match DeadLetter::broker_of(&key) {
+                Some(broker) => self.trim_letters(broker, &key, bytes, triggers).await,
+                None => self.trim_events(&key, bytes, triggers).await,
+            };
+            match trimmed {
+                Ok(()) => {}
+                Err(error @ LogError::Failed(_)) => return Err(error),
+                Err(error) => tracing::error!(log = key, %error, "it cannot be trimmed"),
             }
         }
+        // What is delivered makes room for dead letters and replies, also when no new event asks for any.
+        if self.used() > self.log.capacity() - self.log.capacity() / (2 * PORTION) {
+            self.make_room(triggers).await?;
+        }
         Ok(())
+    }
+
+    fn used(&self) -> u64 {
+        self.log.usage().iter().map(|(_, bytes)| bytes).sum()
     }
 
     async fn trim_events(&self, broker: &str, bytes: u64, triggers: &[TriggerView]) -> Result<(), LogError> {
@@ -107,12 +120,14 @@ impl Trimmer {
     ) -> Result<(), LogError> {
         let bounds = self.log.bounds(key);
         self.taken.forget_below(broker, bounds.first);
+        let too_old = self.first_within(key, self.letters.age, bounds).await?;
+        // No letter is redriven meanwhile. One is held before it is taken out, so what is held is looked at last.
+        let _taking = self.dead_letters.taking.lock().await;
+        let too_old = too_old.max(self.taken.first_kept(broker, bounds.first));
         let of_broker = triggers.iter().filter(|trigger| trigger.broker == broker);
         let redriven = of_broker
             .filter_map(|trigger| trigger.stats.low_dead_letter())
             .min();
-        let gone = self.taken.first_kept(broker, bounds.first);
-        let too_old = self.first_within(key, self.letters.age, bounds).await?.max(gone);
         let unsettled = redriven.unwrap_or(bounds.next).min(bounds.next);
         let before = retention::trim_before(bounds, bytes, self.letters.bytes, too_old, unsettled);
         if before <= bounds.first {
@@ -149,7 +164,7 @@ impl Trimmer {
     pub(super) async fn make_room(&self, triggers: &[TriggerView]) -> Result<(), LogError> {
         let mut volume = self.making_room.lock().await;
         let capacity = self.log.capacity();
-        let used: u64 = self.log.usage().iter().map(|(_, bytes)| bytes).sum();
+        let used = self.used();
         let portion = capacity / PORTION;
         if used.saturating_add(portion / 2) < capacity {
             // Room was made just now, or it is the volume that is full.

@@ -78,9 +78,22 @@ pub trait EventLog: Send + Sync + 'static {
     /// when all of them are durable. Concurrent calls share one fsync.
     ///
     /// # Errors
-    /// [`LogError::Full`] when there is no room (nothing was stored; later calls may succeed);
+    /// [`LogError::Full`] when there is no room (nothing was stored; later calls may succeed); [`LogError::Limit`]
+    /// when it is more than the log can ever take;
     /// [`LogError::Failed`] when the storage failed: it is not used again, and the process has to end.
     fn append<'a>(
+        &'a self,
+        broker: &'a str,
+        payloads: Vec<Bytes>,
+        accepted: Timestamp,
+    ) -> BoxFuture<'a, Result<Offset, LogError>>;
+
+    /// As [`EventLog::append`], for what settling an event needs: a dead letter, or a reply. It may also use a part of
+    /// the room that new events may not, so that a full log can still be emptied.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    fn append_to_settle<'a>(
         &'a self,
         broker: &'a str,
         payloads: Vec<Bytes>,
@@ -131,9 +144,12 @@ pub trait EventLog: Send + Sync + 'static {
 /// Why the event log did not do what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LogError {
-    /// There is no room for more records.
+    /// There is no room for more records until some are removed.
     #[error("the event log is full: {0}")]
     Full(String),
+    /// The log does not take this, and would not if it were empty.
+    #[error("the event log does not take it: {0}")]
+    Limit(String),
     /// The storage failed. It is not used again: what a failed fsync left behind is unknown.
     #[error("the event log failed and is closed: {0}")]
     Failed(String),

@@ -82,6 +82,12 @@ impl From<LogError> for Problem {
                 format!("{detail}; the event was not stored, send it again later"),
             )
             .try_again(),
+            LogError::Limit(detail) => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "log_limit",
+                "The event log does not take the event",
+                format!("{detail}; the event was not stored"),
+            ),
             LogError::Failed(_) | LogError::Damaged { .. } | LogError::Open { .. } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "log_failed",

@@ -321,7 +321,7 @@ impl Task {
                     tracing::debug!(%namespace, source = %name, %scheduled, %offset, "made an event");
                     return true;
                 }
-                Err(LogError::Full(reason)) => {
+                Err(LogError::Full(reason) | LogError::Limit(reason)) => {
                     if !tried {
                         tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log is full; trying again");
                         tried = true;

@@ -62,6 +62,33 @@ fn settled_events_make_room_and_unsettled_ones_are_not_dropped() {
 }
 
 #[test]
+fn a_log_that_is_full_of_what_becomes_dead_letters_empties_itself() {
+    let consumer = Consumer::start();
+    consumer.answer(Answer::status(503));
+    let arguments = ["--log-size=64KiB", "--dead-letter-size=8KiB"];
+    let router = LocalRouter::start_with(TRIGGER, &[("web", &consumer)], &arguments);
+    let mut accepted = 0;
+    while post(&router, accepted) == 202 {
+        accepted += 1;
+        assert!(accepted < 1000, "it is never full");
+    }
+    // Each of them needs room in the dead-letter log before it is settled.
+    consumer.answer(Answer::status(400));
+    eventually(PATIENCE * 4, || {
+        let figures = router.accounting("t");
+        if figures["dead_lettered"] == u64::from(accepted) {
+            Ok(())
+        } else {
+            Err(format!("{figures:?} of {accepted}"))
+        }
+    });
+    eventually(PATIENCE, || match post(&router, accepted) {
+        202 => Ok(()),
+        status => Err(format!("{status} though all is settled")),
+    });
+}
+
+#[test]
 fn the_oldest_events_are_dropped_where_the_operator_chose_that() {
     let consumer = Consumer::start();
     consumer.answer(Answer::status(503));

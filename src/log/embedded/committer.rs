@@ -46,6 +46,7 @@ type Reply<T> = oneshot::Sender<Result<T, LogError>>;
 /// What the committer is asked for.
 pub(super) enum Request {
     Append {
+        purpose: Purpose,
         broker: Arc<Broker>,
         payloads: Vec<Bytes>,
         accepted_millis: i64,
@@ -66,6 +67,18 @@ pub(super) enum Request {
         reply: Reply<()>,
     },
 }
+
+/// What records are appended for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Events that come in: the first to be refused.
+    NewEvents,
+    /// What is needed to settle events, and so to make room.
+    Settling,
+}
+
+/// The part of the room, one in so many, that only [`Purpose::Settling`] may use.
+const KEPT_FOR_SETTLING: u64 = 32;
 
 pub(super) struct Committer {
     shared: Arc<Shared>,
@@ -169,6 +182,7 @@ impl Committer {
     fn add(&mut self, commit: &mut Commit, request: Request) -> Result<(), Fatal> {
         match request {
             Request::Append {
+                purpose,
                 broker,
                 payloads,
                 accepted_millis,
@@ -177,7 +191,7 @@ impl Committer {
             } => {
                 let length: usize = payloads.iter().map(Bytes::len).sum();
                 let cost = length as u64 + payloads.len() as u64 * ENTRY;
-                if let Err(full) = self.room_for_append(commit, &broker, &payloads, length as u64, cost) {
+                if let Err(full) = self.room_for_append(commit, purpose, &broker, &payloads, cost) {
                     let _ = reply.send(Err(full));
                     return Ok(());
                 }
@@ -230,31 +244,39 @@ impl Committer {
     fn room_for_append(
         &self,
         commit: &mut Commit,
+        purpose: Purpose,
         broker: &Broker,
         payloads: &[Bytes],
-        length: u64,
         cost: u64,
     ) -> Result<(), LogError> {
         if let Some(large) = payloads.iter().find(|payload| payload.len() > MAX_RECORD) {
-            return Err(LogError::Full(format!(
+            return Err(LogError::Limit(format!(
                 "a record of {} bytes is more than the log takes at once ({MAX_RECORD})",
                 large.len()
             )));
         }
         if broker.stored().is_none() && self.next_id >= MAX_BROKERS {
-            return Err(LogError::Full(format!(
+            return Err(LogError::Limit(format!(
                 "it has {MAX_BROKERS} brokers, broker {} would be one too many",
                 broker.name
             )));
         }
-        let max = self.shared.options.max_bytes;
+        let length = payloads.iter().map(|payload| payload.len() as u64).sum();
+        let options = &self.shared.options;
+        let (max, reserve) = match purpose {
+            Purpose::NewEvents => (
+                options.max_bytes - options.max_bytes / KEPT_FOR_SETTLING,
+                options.reserve_bytes,
+            ),
+            Purpose::Settling => (options.max_bytes, options.reserve_bytes / 2),
+        };
         if length > 0 && self.bytes.saturating_add(length) > max {
             return Err(LogError::Full(format!(
                 "{} bytes are retained of the {max} that are allowed; deliver or trim events, or raise the limit",
                 self.bytes
             )));
         }
-        self.room_on_disk(commit, self.shared.options.reserve_bytes, cost)
+        self.room_on_disk(commit, reserve, cost)
     }
 
     /// Whether `cost` more bytes leave the reserve free: in the journal, and again in a table later on, as

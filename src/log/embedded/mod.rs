@@ -65,7 +65,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use self::{
     acknowledged::Acknowledged,
     broker::{Broker, lock},
-    committer::{Committer, Request},
+    committer::{Committer, Purpose, Request},
     store::{ReadError, Store},
     tail::Tail,
 };
@@ -80,7 +80,8 @@ const PERMIT_BYTES: usize = 1024;
 /// How an [`EmbeddedLog`] uses its volume and its memory.
 #[derive(Clone, Debug)]
 pub struct EmbeddedOptions {
-    /// The log is full when the retained payloads of all brokers add up to this.
+    /// The log is full when the retained payloads of all brokers add up to this; for new events a little earlier, so
+    /// that there is room for what settling the others needs.
     pub max_bytes: u64,
     /// How much of the volume stays free. What would leave less, once everything in memory is written out, is
     /// refused as [`LogError::Full`].
@@ -232,6 +233,32 @@ impl EmbeddedLog {
         }
     }
 
+    async fn append_for(
+        &self,
+        purpose: Purpose,
+        broker: &str,
+        payloads: Vec<Bytes>,
+        accepted: Timestamp,
+    ) -> Result<Offset, LogError> {
+        let length: usize = payloads.iter().map(Bytes::len).sum();
+        let all = self.shared.options.queue_bytes.div_ceil(PERMIT_BYTES);
+        // What is larger than the queue takes all of it.
+        let permits = u32::try_from((length / PERMIT_BYTES + 1).min(all)).unwrap_or(u32::MAX);
+        let permit = self.queue.clone().acquire_many_owned(permits).await;
+        let permit = permit.map_err(|_| LogError::Failed("it is closed".into()))?;
+        let broker = self.shared.broker_or_new(broker);
+        let accepted_millis = layout::millis(accepted);
+        self.request(|reply| Request::Append {
+            purpose,
+            broker,
+            payloads,
+            accepted_millis,
+            reply,
+            permit,
+        })
+        .await
+    }
+
     /// Runs what reads the storage where it may block.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -313,24 +340,16 @@ impl EventLog for EmbeddedLog {
         payloads: Vec<Bytes>,
         accepted: Timestamp,
     ) -> BoxFuture<'a, Result<Offset, LogError>> {
-        Box::pin(async move {
-            let length: usize = payloads.iter().map(Bytes::len).sum();
-            let all = self.shared.options.queue_bytes.div_ceil(PERMIT_BYTES);
-            // What is larger than the queue takes all of it.
-            let permits = u32::try_from((length / PERMIT_BYTES + 1).min(all)).unwrap_or(u32::MAX);
-            let permit = self.queue.clone().acquire_many_owned(permits).await;
-            let permit = permit.map_err(|_| LogError::Failed("it is closed".into()))?;
-            let broker = self.shared.broker_or_new(broker);
-            let accepted_millis = layout::millis(accepted);
-            self.request(|reply| Request::Append {
-                broker,
-                payloads,
-                accepted_millis,
-                reply,
-                permit,
-            })
-            .await
-        })
+        Box::pin(self.append_for(Purpose::NewEvents, broker, payloads, accepted))
+    }
+
+    fn append_to_settle<'a>(
+        &'a self,
+        broker: &'a str,
+        payloads: Vec<Bytes>,
+        accepted: Timestamp,
+    ) -> BoxFuture<'a, Result<Offset, LogError>> {
+        Box::pin(self.append_for(Purpose::Settling, broker, payloads, accepted))
     }
 
     fn read<'a>(

@@ -189,9 +189,17 @@ async fn a_full_log_refuses_and_goes_on_after_a_trim() {
     let append =
         async |log: &EmbeddedLog, length| log.append("n/b", vec![vec![1; length].into()], at(0)).await;
     append(&log, 60).await.unwrap();
-    assert!(matches!(append(&log, 41).await, Err(LogError::Full(_))));
-    assert_eq!(append(&log, 40).await.unwrap(), Offset(1));
+    // The last three bytes are for settling what is there.
+    assert!(matches!(append(&log, 38).await, Err(LogError::Full(_))));
+    assert_eq!(append(&log, 37).await.unwrap(), Offset(1));
     assert!(matches!(append(&log, 1).await, Err(LogError::Full(_))));
+    let settle = async |length| {
+        log.append_to_settle("n/letters", vec![vec![1; length].into()], at(0))
+            .await
+    };
+    assert!(matches!(settle(4).await, Err(LogError::Full(_))));
+    settle(3).await.unwrap();
+    assert!(matches!(settle(1).await, Err(LogError::Full(_))));
     drop(log);
     let log = EmbeddedLog::open(directory.path(), options).unwrap();
     assert!(matches!(append(&log, 1).await, Err(LogError::Full(_))));
@@ -199,7 +207,7 @@ async fn a_full_log_refuses_and_goes_on_after_a_trim() {
         .await
         .unwrap();
     log.trim("n/b", Offset(1)).await.unwrap();
-    assert_eq!(append(&log, 60).await.unwrap(), Offset(2));
+    assert_eq!(append(&log, 57).await.unwrap(), Offset(2));
 }
 
 #[tokio::test]

@@ -133,6 +133,15 @@ impl EventLog for TestLog {
         })
     }
 
+    fn append_to_settle<'a>(
+        &'a self,
+        broker: &'a str,
+        payloads: Vec<Bytes>,
+        accepted: Timestamp,
+    ) -> BoxFuture<'a, Result<Offset, LogError>> {
+        self.append(broker, payloads, accepted)
+    }
+
     fn read<'a>(
         &'a self,
         _: &'a str,
