@@ -16,6 +16,7 @@ pub mod send;
 pub mod service;
 pub mod shutdown;
 pub mod units;
+pub mod validate;
 
 use std::{
     io::{self, Write as _},
@@ -77,6 +78,8 @@ pub enum Command {
     Send(send::Args),
     /// List, show, redrive and drop the dead letters that a router keeps.
     DeadLetters(dead_letters::Args),
+    /// Check manifests in files: their fields, filters and references.
+    Validate(validate::Args),
     /// Print the custom resource definitions as YAML, for kubectl apply -f -.
     Crds(crds::Args),
 }
@@ -133,6 +136,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Send(args) => send::run(args).await,
             Command::DeadLetters(args) => dead_letters::run(args).await,
             Command::Crds(args) => crds::run(&args),
+            Command::Validate(args) => validate::run(args),
         }
     });
     // A read of stdin that nothing will answer must not hold the process.
