@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::{PATIENCE, Process, Scratch};
+use crate::support::{Answer, Consumer, LocalRouter, PATIENCE, Process, Scratch, eventually};
 
 /// Runs `weir` with colours off; its exit code and what it printed on both outputs.
 fn weir(arguments: &[&str]) -> (i32, String) {
@@ -95,5 +95,252 @@ fn manifests_are_validated_with_the_place_of_each_problem() {
         (code, output.contains("no Source, Trigger or Sink")),
         (1, true),
         "{output}"
+    );
+}
+
+const ORDER: &str = r#"{"specversion": "1.0", "id": "42", "source": "/shop", "type": "com.example.order.created", "priority": 7}"#;
+
+fn orders_and_stock() -> String {
+    trigger(
+        "orders",
+        "[{prefix: {type: com.example.order.}}, {not: {suffix: {source: /test}}}]",
+    ) + &trigger(
+        "stock",
+        "[{exact: {type: com.example.stock}}, {sql: priority > 5 AND EXISTS subject}]",
+    )
+}
+
+#[test]
+fn an_event_is_explained_by_manifests_in_files() {
+    let scratch = Scratch::new();
+    let manifests = Scratch::new();
+    manifests.write("triggers.yaml", orders_and_stock());
+    scratch.write("event.json", ORDER);
+    scratch.write(
+        "event.http",
+        "ce-specversion: 1.0\nce-id: 42\nce-source: /shop\nce-type: com.example.order.created\nce-priority: 7\n\ndata",
+    );
+    let directory = manifests.path().to_str().unwrap();
+    let expected = r#"Event 42 of type com.example.order.created from /shop
+
+Broker shop/default
+
+  Trigger shop/orders matches
+    yes  prefix type = "com.example.order.": the event has "com.example.order.created"
+    yes  not
+        no   suffix source = "/test": the event has "/shop"
+
+  Trigger shop/stock does not match
+    no   exact type = "com.example.stock": the event has "com.example.order.created"   <-- because of this
+    no   sql priority > 5 AND EXISTS subject
+        yes  priority > 5: the event has "7"
+        no   EXISTS subject: the event has no subject   <-- because of this"#;
+    for file in ["event.json", "event.http"] {
+        let file = path(&scratch, file);
+        for arguments in [
+            &["explain", "-f", &file, "-f", directory][..],
+            &["explain", "-f", directory, "--event", &file],
+            &["explain", "shop/default", "-f", directory, "--event", &file],
+        ] {
+            assert_eq!(weir(arguments), (0, expected.to_owned()), "{arguments:?}");
+        }
+    }
+
+    let file = path(&scratch, "event.json");
+    let (code, output) = weir(&["explain", "-f", &file, "-f", directory, "-o", "json"]);
+    let lines: Vec<Value> = output
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let matches: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            (
+                line["trigger"]["name"].as_str().unwrap(),
+                &line["trigger"]["matches"],
+            )
+        })
+        .collect();
+    assert_eq!(
+        (code, matches),
+        (0, vec![("orders", &true.into()), ("stock", &false.into())])
+    );
+    assert_eq!(
+        lines[1]["trigger"]["filters"][1]["clauses"][0]["saw"][0]["value"],
+        "7"
+    );
+
+    let coloured = Process::weir(["explain", "-f", &file, "-f", directory])
+        .env("NO_COLOR", "")
+        .env("CLICOLOR_FORCE", "1")
+        .start()
+        .output()
+        .join("\n");
+    assert!(coloured.contains("\u{1b}[32m"), "{coloured}");
+
+    for (arguments, part) in [
+        (&["explain", "-f", directory][..], "there is no event"),
+        (&["explain", "-f", &file, "--event", &file], "are both events"),
+        (&["explain", "--event", &file], "name the broker"),
+        (
+            &["explain", "shop/default", "--id", "1", "-f", directory],
+            "cannot be used with",
+        ),
+    ] {
+        let (code, output) = weir(arguments);
+        assert_eq!(
+            (code, output.contains(part)),
+            (2, true),
+            "{arguments:?}: {output}"
+        );
+    }
+    let (code, output) = weir(&["explain", "shop/other", "-f", directory, "-f", &file]);
+    assert_eq!(
+        (code, output.contains("they are of shop/default")),
+        (1, true),
+        "{output}"
+    );
+    scratch.write("event.json", "{}");
+    let (code, output) = weir(&["explain", "-f", &file, "-f", directory]);
+    assert_eq!(
+        (code, output.contains("event.json is no valid event")),
+        (1, true),
+        "{output}"
+    );
+    manifests.write("broken.yaml", trigger("broken", "[{sql: type =}]"));
+    scratch.write("event.json", ORDER);
+    let (code, output) = weir(&["explain", "-f", &file, "-f", directory]);
+    assert_eq!(code, 1, "what is explained may not be what was meant");
+    assert!(
+        output.contains("its filters cannot be compiled") && output.contains("broken.yaml:7:"),
+        "{output}"
+    );
+}
+
+#[test]
+fn a_router_explains_an_event_by_what_it_has_in_force() {
+    let consumer = Consumer::start();
+    let router = LocalRouter::start(
+        &orders_and_stock(),
+        &[("orders", &consumer), ("stock", &consumer)],
+    );
+    let scratch = Scratch::new();
+    scratch.write("event.json", ORDER);
+    let event = path(&scratch, "event.json");
+    let (admin, url) = (router.admin(""), router.admin("/shop/default"));
+    let by_router = ["explain", "shop/default", "--router", &admin, "--event", &event];
+    let (code, output) = weir(&by_router);
+    assert_eq!(code, 0, "{output}");
+    assert!(
+        output.contains("Trigger shop/orders matches")
+            && output.contains("Trigger shop/stock does not match"),
+        "{output}"
+    );
+    assert_eq!(
+        weir(&["explain", "--broker", &url, "--event", &event]),
+        (0, output.clone())
+    );
+
+    router.apply(&orders_and_stock().replace("com.example.order.", "com.example.invoice."));
+    assert_ne!(weir(&by_router).1, output, "what is in force is another");
+
+    let ingress = format!("{}/shop/default", router.process.address("ingress"));
+    let (code, output) = weir(&["explain", &ingress, "--event", &event]);
+    assert_eq!(
+        (code, output.contains("is no router's admin address")),
+        (1, true),
+        "{output}"
+    );
+    let (code, output) = weir(&["explain", "shop/other", "--router", &admin, "--event", &event]);
+    assert_eq!(
+        (code, output.contains("has no broker \"other\"")),
+        (1, true),
+        "{output}"
+    );
+    scratch.write("event.json", format!("[{ORDER}, {ORDER}]"));
+    let (code, output) = weir(&by_router);
+    assert_eq!((code, output.contains("it has 2 events")), (1, true), "{output}");
+}
+
+#[test]
+fn an_event_of_the_log_is_explained_with_how_far_each_trigger_is() {
+    let consumer = Consumer::start();
+    consumer.answer_by(|request| match request.header("ce-type") {
+        Some("refused") => Answer::status(422).body("no such customer"),
+        Some("slow") => Answer::Hang,
+        _ => Answer::status(204),
+    });
+    let suspended = trigger("held", "[]").replace("spec:", "spec:\n  suspend: true");
+    let manifests = trigger("all", "[]") + &trigger("some", "[{exact: {type: other}}]") + &suspended;
+    let router = LocalRouter::start(
+        &manifests,
+        &[("all", &consumer), ("some", &consumer), ("held", &consumer)],
+    );
+    let admin = router.admin("");
+    let explained = |id: &str, more: &[&str]| {
+        let arguments = ["explain", "shop/default", "--router", &admin, "--id", id];
+        weir(&[&arguments, more].concat())
+    };
+    let delivery = |id: &str, name: &str, field: &str| {
+        let (code, output) = explained(id, &["-o", "json"]);
+        assert_eq!(code, 0, "{output}");
+        let lines = output
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let line = lines
+            .into_iter()
+            .find(|line| line["trigger"]["name"] == name)
+            .unwrap();
+        line["trigger"]["progress"][field].clone()
+    };
+    assert_eq!(router.post("good", "a/1 ?", &[]).status, 202);
+    eventually(PATIENCE, || match delivery("a/1 ?", "all", "state") {
+        state if state == "settled" => Ok(()),
+        state => Err(state.to_string()),
+    });
+    let (code, output) = explained("a/1 ?", &["--source", "/p"]);
+    assert_eq!(code, 0, "{output}");
+    for part in [
+        "Event a/1 ? of type good from /p",
+        "the event is in its log: accepted 2",
+        "Trigger shop/all matches\n    it has no filters, so it takes every event\n    delivery: settled",
+        "Trigger shop/held matches\n    it has no filters, so it takes every event\n    delivery: the Trigger is suspended: \
+         its events wait\n    delivery: not yet looked at: the Trigger is at offset 0",
+        "Trigger shop/some does not match\n    no   exact type = \"other\": the event has \"good\"",
+    ] {
+        assert!(output.contains(part), "{part:?} is not in {output}");
+    }
+
+    assert_eq!(router.post("refused", "2", &[]).status, 202);
+    eventually(PATIENCE, || match delivery("2", "all", "deadLetter") {
+        Value::Null => Err("no dead letter".to_owned()),
+        letter if letter["reason"] == "refused" => Ok(()),
+        letter => Err(letter.to_string()),
+    });
+    let (_, output) = explained("2", &[]);
+    assert!(
+        output.contains("the event became dead letter 0 (refused: 422"),
+        "{output}"
+    );
+    assert_eq!(router.post("slow", "3", &[]).status, 202);
+    eventually(PATIENCE, || match delivery("3", "all", "state") {
+        state if state == "pendingOrSettled" => Ok(()),
+        state => Err(state.to_string()),
+    });
+
+    for (id, more, part) in [
+        (
+            "9",
+            &[][..],
+            "none of the 3 events that broker shop/default retains",
+        ),
+        ("2", &["--source", "/q"], "has id \"2\" from source \"/q\""),
+    ] {
+        let (code, output) = explained(id, more);
+        assert_eq!((code, output.contains(part)), (1, true), "{output}");
+    }
+    assert_eq!(
+        crate::support::get(&router.admin("/v1/explain/shop/default/events")).status,
+        400
     );
 }
