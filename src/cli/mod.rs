@@ -13,6 +13,7 @@ mod http;
 pub mod logging;
 pub mod manifests;
 pub mod router;
+pub mod routing_tests;
 pub mod run;
 pub mod send;
 pub mod service;
@@ -82,6 +83,8 @@ pub enum Command {
     DeadLetters(dead_letters::Args),
     /// Tell which Triggers an event matches, and why: by manifests in files, or by what a router has in force.
     Explain(explain::Args),
+    /// Test routing: which Triggers of manifests in files match which events.
+    Test(routing_tests::Args),
     /// Check manifests in files: their fields, filters and references.
     Validate(validate::Args),
     /// Print the custom resource definitions as YAML, for kubectl apply -f -.
@@ -141,6 +144,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::DeadLetters(args) => dead_letters::run(args).await,
             Command::Crds(args) => crds::run(&args),
             Command::Explain(args) => explain::run(args).await,
+            Command::Test(args) => routing_tests::run(args),
             Command::Validate(args) => validate::run(args),
         }
     });

@@ -93,10 +93,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     all.extend(warnings.iter().map(|problem| (problem, "warning")));
     all.sort();
     for (problem, severity) in all {
-        match output {
-            Output::Text => writeln!(out, "{}", shown(problem, severity))?,
-            Output::Json => writeln!(out, "{}", serde_json::to_string(&line(problem, severity))?)?,
-        }
+        write_problem(&mut out, problem, severity, output)?;
     }
     match (errors.len(), resources) {
         (0, 0) => bail!("there is no Source, Trigger or Sink in these files"),
@@ -111,6 +108,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         )?,
         (0, _) => {}
         (count, _) => bail!(counted(count, "error")),
+    }
+    Ok(())
+}
+
+/// Prints a problem in a line.
+///
+/// # Errors
+/// When the output takes nothing more.
+pub fn write_problem(
+    out: &mut impl io::Write,
+    problem: &Problem,
+    severity: &'static str,
+    output: Output,
+) -> anyhow::Result<()> {
+    match output {
+        Output::Text => writeln!(out, "{}", shown(problem, severity))?,
+        Output::Json => writeln!(out, "{}", serde_json::to_string(&line(problem, severity))?)?,
     }
     Ok(())
 }

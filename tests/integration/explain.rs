@@ -7,11 +7,14 @@ use serde_json::Value;
 
 use crate::support::{Answer, Consumer, LocalRouter, PATIENCE, Process, Scratch, eventually};
 
-/// Runs `weir` with colours off; its exit code and what it printed on both outputs.
+/// Runs `weir` with colours off; its exit code and what it printed on both outputs, with the line that says why it
+/// failed at the end: the two outputs race.
 fn weir(arguments: &[&str]) -> (i32, String) {
     let mut process = Process::weir(arguments).quiet().start();
     let code = process.wait_for_exit(PATIENCE).code();
-    (code.expect("it ended by itself"), process.output().join("\n"))
+    let mut lines = process.output();
+    lines.sort_by_key(|line| line.starts_with("weir: "));
+    (code.expect("it ended by itself"), lines.join("\n"))
 }
 
 fn path(scratch: &Scratch, name: &str) -> String {
@@ -26,12 +29,79 @@ fn trigger(name: &str, filters: &str) -> String {
 }
 
 #[test]
-fn the_manifests_of_the_examples_are_valid() {
+fn the_manifests_of_the_quickstart_are_valid_and_their_tests_pass() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/quickstart");
     assert_eq!(
         weir(&["validate", examples.to_str().unwrap()]),
         (0, "5 resources: no errors".to_owned())
     );
+    let tests = examples.join("routing.test.yaml");
+    let (code, output) = weir(&["test", tests.to_str().unwrap()]);
+    assert_eq!(
+        (code, output.lines().last()),
+        (0, Some("5 tests passed")),
+        "{output}"
+    );
+}
+
+#[test]
+fn routing_is_tested_by_a_table_of_events() {
+    let scratch = Scratch::new();
+    scratch.write("triggers.yaml", orders_and_stock());
+    let order = "{type: com.example.order.created, source: /shop}";
+    let tests = format!(
+        "namespace: shop\ntests:\n- name: an order goes to orders\n  event: {order}\n  triggers: [orders]\n\
+         - name: an order goes to stock\n  event: {order}\n  triggers: [stock]\n"
+    );
+    // Beside the manifests, and not taken for one.
+    scratch.write("routing.test.yaml", &tests);
+    let file = path(&scratch, "routing.test.yaml");
+    let (code, output) = weir(&["test", &file]);
+    let expected = format!(
+        r#"{file}:3:3: ok: an order goes to orders
+{file}:6:3: FAILED: an order goes to stock
+  Trigger orders should not match, and does:
+    yes  prefix type = "com.example.order.": the event has "com.example.order.created"
+    yes  not this:
+        no   suffix source = "/test": the event has "/shop"
+  Trigger stock should match, and does not:
+    no   exact type = "com.example.stock": the event has "com.example.order.created"   <-- because of this
+    no   sql priority > 5 AND EXISTS subject:
+        no   priority > 5: the event has no attribute priority   <-- because of this
+        -    EXISTS subject: not looked at, it was decided before
+"#
+    );
+    assert_eq!(
+        (code, output.as_str()),
+        (1, &*(expected + "weir: 1 of 2 tests failed"))
+    );
+
+    let (code, output) = weir(&["test", &file, "-o", "json"]);
+    let lines: Vec<Value> = output
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    assert_eq!((code, lines.len()), (1, 2), "{output}");
+    assert_eq!(
+        (
+            &lines[0]["passed"],
+            &lines[1]["line"],
+            &lines[1]["differences"][1]["kind"]
+        ),
+        (&true.into(), &6.into(), &"missing".into())
+    );
+
+    let passing = tests.replace("[stock]", "[orders]");
+    scratch.write("routing.test.yaml", &passing);
+    assert_eq!(weir(&["test", &file]).0, 0);
+    scratch.write("routing.test.yaml", passing.replace("  triggers", "  trigger"));
+    let (code, output) = weir(&["test", &file]);
+    assert_eq!(code, 1);
+    assert!(
+        output.contains("routing.test.yaml:5:3: tests[0].trigger: unknown field; did you mean triggers?"),
+        "{output}"
+    );
+    assert_eq!(weir(&["test", "/nonexistent"]).0, 2);
 }
 
 #[test]
@@ -127,12 +197,12 @@ Broker shop/default
 
   Trigger shop/orders matches
     yes  prefix type = "com.example.order.": the event has "com.example.order.created"
-    yes  not
+    yes  not this:
         no   suffix source = "/test": the event has "/shop"
 
   Trigger shop/stock does not match
     no   exact type = "com.example.stock": the event has "com.example.order.created"   <-- because of this
-    no   sql priority > 5 AND EXISTS subject
+    no   sql priority > 5 AND EXISTS subject:
         yes  priority > 5: the event has "7"
         no   EXISTS subject: the event has no subject   <-- because of this"#;
     for file in ["event.json", "event.http"] {

@@ -91,23 +91,32 @@ fn write_clause(
         Outcome::Fails => (BAD, "no "),
         Outcome::NotReached => (DIM, "-  "),
     };
-    let pointer = match decides && explanation.clauses.is_empty() {
-        true => "   <-- because of this",
-        false => "",
-    };
-    let not_reached = match explanation.outcome {
-        Outcome::NotReached => ": not looked at, it was decided before",
-        Outcome::Holds | Outcome::Fails => "",
-    };
-    writeln!(
+    write!(
         out,
-        "{indent}{style}{outcome}{style:#}  {explanation}{not_reached}{BOLD}{pointer}{BOLD:#}"
+        "{indent}{style}{outcome}{style:#}  {explanation}{}",
+        remark(explanation)
     )?;
+    if decides && explanation.clauses.is_empty() {
+        write!(out, "   {BOLD}<-- because of this{BOLD:#}")?;
+    }
+    writeln!(out)?;
     for clause in &explanation.clauses {
         let decides = decides && is_decisive(explanation, clause);
         write_clause(out, clause, level + 2, decides)?;
     }
     Ok(())
+}
+
+/// What a clause's own line does not tell by itself.
+fn remark(explanation: &Explanation) -> &'static str {
+    match (&*explanation.clause, explanation.outcome) {
+        (_, Outcome::NotReached) => ": not looked at, it was decided before",
+        ("not", _) => " this:",
+        ("any", _) => " of these:",
+        ("all" | "exact" | "prefix" | "suffix", _) => ", each of these:",
+        _ if explanation.clauses.is_empty() => "",
+        _ => ":",
+    }
 }
 
 /// Whether a clause is one of those that made the clause around it what it is: one that came out alike, or any if
@@ -234,23 +243,23 @@ mod tests {
             ),
             (
                 json!([{"exact": {"type": "order", "source": "/x"}}, {"not": {"prefix": {"type": "or"}}}, {"exact": {"x": "y"}}]),
-                "no   exact\n    \
+                "no   exact, each of these:\n    \
                      no   exact source = \"/x\": the event has \"/s\"   <-- because of this\n    \
                      yes  exact type = \"order\": the event has \"order\"\n\
-                 no   not\n    \
+                 no   not this:\n    \
                      yes  prefix type = \"or\": the event has \"order\"   <-- because of this\n\
                  no   exact x = \"y\": the event has no x   <-- because of this",
             ),
             (
                 json!([{"any": [{"exact": {"type": "order"}}, {"exact": {"type": "other"}}]}, {"suffix": {"source": "/x"}}]),
-                "yes  any\n    \
+                "yes  any of these:\n    \
                      yes  exact type = \"order\": the event has \"order\"\n    \
                      no   exact type = \"other\": the event has \"order\"\n\
                  no   suffix source = \"/x\": the event has \"/s\"   <-- because of this",
             ),
             (
                 json!([{"sql": "priority > 7 AND type = 'order'"}]),
-                "no   sql priority > 7 AND type = 'order'\n    \
+                "no   sql priority > 7 AND type = 'order':\n    \
                      no   priority > 7: the event has \"7\"   <-- because of this\n    \
                      -    type = 'order': not looked at, it was decided before",
             ),
