@@ -35,7 +35,7 @@ const MAX_SCANNED: u64 = 100_000;
 const MAX_SCAN_TIME: Duration = Duration::from_secs(10);
 
 /// How many records one step back takes, and how many bytes are read at once.
-const STEP: u64 = 256;
+const STEP: u64 = 250;
 const READ_BYTES: usize = 1024 * 1024;
 
 /// How many dead letters of one event are told of.
@@ -124,6 +124,9 @@ pub struct Progress {
     pub low: Offset,
     /// How many events it wants that are not settled.
     pub pending: u64,
+    /// Whether events wait and its Sink has not answered since the router started.
+    #[serde(default)]
+    pub sink_unproven: bool,
     /// Why its Sink is taken to be down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage: Option<SinkOutage>,
@@ -138,7 +141,9 @@ pub struct Progress {
 pub enum EventState {
     /// The Trigger has not come to it yet.
     Ahead,
-    /// It is one of those that are being delivered, or settled.
+    /// It waits to be delivered: it was the first that was not settled when progress was last saved.
+    Pending,
+    /// It is one of those that wait to be delivered, or settled.
     PendingOrSettled,
     /// It is settled, or the Trigger began behind it.
     Settled,
@@ -334,6 +339,7 @@ fn progress(offset: Offset, view: &TriggerView, letters: &[KeptLetter]) -> Progr
         next,
         low,
         pending,
+        sink_unproven: stats.is_sink_unproven(),
         outage: stats.outage().map(|outage| SinkOutage {
             since: outage.since,
             detail: outage.detail.clone(),
@@ -351,6 +357,8 @@ fn state(offset: Offset, next: Offset, low: Offset, pending: u64) -> EventState 
         EventState::Ahead
     } else if offset < low || pending == 0 {
         EventState::Settled
+    } else if offset == low {
+        EventState::Pending
     } else {
         EventState::PendingOrSettled
     }
@@ -553,7 +561,7 @@ mod tests {
             (8, 8, 0, EventState::Settled),
             (8, 3, 0, EventState::Settled),
             (9, 8, 1, EventState::Settled),
-            (8, 7, 1, EventState::PendingOrSettled),
+            (8, 7, 1, EventState::Pending),
             (9, 3, 2, EventState::PendingOrSettled),
         ] {
             let found = state(Offset(7), Offset(next), Offset(low), pending);

@@ -162,6 +162,7 @@ fn write_delivery(
         next,
         low: _,
         pending,
+        sink_unproven,
         outage,
         dead_letter,
     } = progress;
@@ -171,6 +172,8 @@ fn write_delivery(
             "the Sink is down since {:.0}: {}",
             outage.since, outage.detail
         ))?;
+    } else if *sink_unproven {
+        tell("the Sink has not answered since the router started".to_owned())?;
     }
     if let Some(letter) = dead_letter {
         return tell(format!(
@@ -185,9 +188,9 @@ fn write_delivery(
             "not yet looked at: the Trigger is at offset {next}, with {} to deliver first",
             counted(pending, "event")
         )),
+        EventState::Pending => tell("the event waits to be delivered, or for another attempt".to_owned()),
         EventState::PendingOrSettled => tell(format!(
-            "looked at: the event is among the {} that wait to be delivered, or is settled",
-            counted(pending, "event")
+            "the event is one of {pending} that wait to be delivered, or is settled"
         )),
         EventState::Settled => tell(
             "settled: delivered or expired, unless the Trigger or its filters are newer than the event"

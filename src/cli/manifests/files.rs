@@ -258,6 +258,7 @@ mod tests {
         for ignored in ["notes.txt", ".a.yaml", "b.yaml~", ".b.yaml.swp", "b.test.yaml"] {
             fs::write(at(ignored), "not: [a manifest").unwrap();
         }
+        fs::write(at("event.json"), "{\"specversion\": \"1.0\", \"id\": \"1\"}").unwrap();
         fs::create_dir(at("below.yaml")).unwrap();
         fs::write(at("below.yaml/d.yaml"), sink("d", "http://x")).unwrap();
         let mut manifests = Manifests::new(vec![directory.path().to_owned(), at("b.yaml")]).unwrap();

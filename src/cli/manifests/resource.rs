@@ -169,10 +169,14 @@ impl Reader {
             node.get("apiVersion").and_then(Node::text),
             node.get("kind").and_then(Node::text),
         ) else {
-            return refuse(
-                node.position,
-                "no manifest: it needs apiVersion and kind".to_owned(),
-            );
+            // An event lies beside the manifests to be explained by them.
+            if node.get("specversion").is_none() {
+                refuse(
+                    node.position,
+                    "no manifest: it needs apiVersion and kind".to_owned(),
+                );
+            }
+            return;
         };
         if (version, kind) == ("v1", "List") {
             for item in node.get("items").map(Node::items).unwrap_or_default() {
