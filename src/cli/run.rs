@@ -212,9 +212,13 @@ impl Local {
 
 /// What is wrong, in the terms of a router that is told with flags where Services are.
 fn problem(unresolved: &Unresolved<'_>) -> Problem {
+    let consequence = match unresolved.path.as_str() {
+        "spec.delivery.deadLetterSink" => "the router keeps dead letters",
+        _ => "events have nowhere to go",
+    };
     match &unresolved.missing_service {
         Some(ServiceName { namespace, name }) => unresolved.problem(&format!(
-            "no --service {namespace}/{name}=URL is given, so events have nowhere to go"
+            "no --service {namespace}/{name}=URL is given, so {consequence}"
         )),
         None => unresolved.problem(&unresolved.finding.message),
     }

@@ -21,7 +21,7 @@ use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{ingress::check_broker, problem::Problem};
+use super::{ingress::Ingress, problem::Problem};
 use crate::{
     cloudevents::{Event, Received, read_http},
     delivery::{Engine, KeptLetter, Selection, TriggerView},
@@ -275,7 +275,7 @@ async fn in_log(
         let detail = rejection.body_text();
         Problem::new(StatusCode::BAD_REQUEST, "bad_query", title, detail)
     })?;
-    check_broker(explainer.table.load().as_deref(), &namespace, &broker)?;
+    Ingress::table_with_broker(explainer.table.load().as_deref(), &namespace, &broker)?;
     let key = broker_key(&namespace, &broker);
     let (event, found) = match search(&*explainer.log, &key, &wanted).await? {
         Search::Found(event, found) => (event, found),
@@ -299,7 +299,7 @@ async fn in_log(
 impl Explainer {
     fn explain(&self, namespace: &str, broker: &str, event: &Event) -> Result<Explained, Problem> {
         let table = self.table.load();
-        let table = check_broker(table.as_deref(), namespace, broker)?;
+        let table = Ingress::table_with_broker(table.as_deref(), namespace, broker)?;
         let broker = broker_key(namespace, broker);
         Ok(Explained {
             triggers: explain(table, &broker, event),

@@ -115,7 +115,41 @@ impl Ingress {
     }
 
     fn check_broker(&self, namespace: &str, broker: &str) -> Result<(), Problem> {
-        check_broker(self.table.load().as_deref(), namespace, broker).map(drop)
+        Self::table_with_broker(self.table.load().as_deref(), namespace, broker).map(|_| ())
+    }
+
+    /// The table, if there is one and it has the broker.
+    pub(super) fn table_with_broker<'a>(
+        table: Option<&'a RoutingTable>,
+        namespace: &str,
+        broker: &str,
+    ) -> Result<&'a RoutingTable, Problem> {
+        let Some(table) = table else {
+            return Err(Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no_configuration",
+                "The router is not ready",
+                "the router has no routing configuration yet; it waits for the controller",
+            )
+            .try_again());
+        };
+        if table.has_broker(namespace, broker) {
+            return Ok(table);
+        }
+        let detail = if table.has_namespace(namespace) {
+            format!(
+                "namespace {namespace:?} has no broker {broker:?}: a broker exists once a Trigger or a Source names it \
+                 (default always exists)"
+            )
+        } else {
+            format!("there is no namespace {namespace:?}; events are posted to /NAMESPACE/BROKER")
+        };
+        Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            "unknown_broker",
+            "There is no such broker",
+            detail,
+        ))
     }
 
     async fn read_body(&self, headers: &HeaderMap, mut body: Body) -> Result<Bytes, Problem> {
@@ -160,40 +194,6 @@ impl Ingress {
             format!("the body may have {} bytes at most", self.max_body),
         )
     }
-}
-
-/// The table, if there is one and the broker is in it.
-pub(super) fn check_broker<'a>(
-    table: Option<&'a RoutingTable>,
-    namespace: &str,
-    broker: &str,
-) -> Result<&'a RoutingTable, Problem> {
-    let Some(table) = table else {
-        return Err(Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "no_configuration",
-            "The router is not ready",
-            "the router has no routing configuration yet; it waits for the controller",
-        )
-        .try_again());
-    };
-    if table.has_broker(namespace, broker) {
-        return Ok(table);
-    }
-    let detail = if table.has_namespace(namespace) {
-        format!(
-            "namespace {namespace:?} has no broker {broker:?}: a broker exists once a Trigger or a Source names it \
-             (default always exists)"
-        )
-    } else {
-        format!("there is no namespace {namespace:?}; events are posted to /NAMESPACE/BROKER")
-    };
-    Err(Problem::new(
-        StatusCode::NOT_FOUND,
-        "unknown_broker",
-        "There is no such broker",
-        detail,
-    ))
 }
 
 /// Reads on for a while before the answer: a client that is still sending when the connection is closed sees a broken

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use clap::builder::styling::{AnsiColor, Style};
 
-use super::super::validate::counted;
+use super::super::{display::harmless, validate::counted};
 use crate::{
     filter::{Explanation, Outcome},
     router::explain::{EventState, Explained, Held, Progress, TriggerExplained},
@@ -170,7 +170,8 @@ fn write_delivery(
     if let Some(outage) = outage {
         tell(format!(
             "the Sink is down since {:.0}: {}",
-            outage.since, outage.detail
+            outage.since,
+            harmless(&outage.detail)
         ))?;
     } else if *sink_unproven {
         tell("the Sink has not answered since the router started".to_owned())?;
@@ -179,7 +180,7 @@ fn write_delivery(
         return tell(format!(
             "the event became dead letter {id} ({}: {}); weir dead-letters show {broker} {id}",
             letter.reason,
-            letter.detail,
+            harmless(&letter.detail),
             id = letter.id
         ));
     }
