@@ -109,12 +109,16 @@ fn write_clause(
 
 /// What a clause's own line does not tell by itself.
 fn remark(explanation: &Explanation) -> &'static str {
-    match (&*explanation.clause, explanation.outcome) {
-        (_, Outcome::NotReached) => ": not looked at, it was decided before",
-        ("not", _) => " this:",
-        ("any", _) => " of these:",
-        ("all" | "exact" | "prefix" | "suffix", _) => ", each of these:",
-        _ if explanation.clauses.is_empty() => "",
+    if explanation.outcome == Outcome::NotReached {
+        return ": not looked at, it was decided before";
+    }
+    if explanation.clauses.is_empty() {
+        return "";
+    }
+    match &*explanation.clause {
+        "not" => " this:",
+        "any" => " of these:",
+        "all" | "exact" | "prefix" | "suffix" => ", each of these:",
         _ => ":",
     }
 }
@@ -266,6 +270,12 @@ mod tests {
                 "no   sql priority > 7 AND type = 'order':\n    \
                      no   priority > 7: the event has \"7\"   <-- because of this\n    \
                      -    type = 'order': not looked at, it was decided before",
+            ),
+            (
+                json!([{"sql": "any OR type = 'x'"}]),
+                "no   sql any OR type = 'x':\n    \
+                     no   any: the event has no attribute any   <-- because of this\n    \
+                     -    type = 'x': not looked at, it was decided before",
             ),
             (
                 json!([{"exact": {}}]),
