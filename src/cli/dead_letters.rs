@@ -6,15 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, header};
-use http_body_util::Full;
+use http::{HeaderMap, HeaderValue, Method, header};
 use serde::de::DeserializeOwned;
 
 use super::{
     Usage,
-    http::{exchange, parse_url},
+    admin::{Admin, checked_broker},
 };
 use crate::{
     filter::Expression,
@@ -167,7 +166,7 @@ impl Many {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { router, action } = args;
     let router = Router {
-        base: parse_url(&router)?.to_string().trim_end_matches('/').to_owned(),
+        admin: Admin::new(&router)?,
     };
     match action {
         Action::List {
@@ -194,7 +193,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 /// The router that is asked.
 struct Router {
-    base: String,
+    admin: Admin,
 }
 
 impl Router {
@@ -256,7 +255,9 @@ impl Router {
     }
 
     async fn show(&self, broker: &str, id: u64, output: Output) -> anyhow::Result<()> {
-        let full: FullLetter = self.get(&format!("/{}/letters/{id}", checked(broker)?)).await?;
+        let full: FullLetter = self
+            .get(&format!("/{}/letters/{id}", checked_broker(broker)?))
+            .await?;
         let mut out = io::stdout().lock();
         if output == Output::Json {
             writeln!(out, "{}", serde_json::to_string(&full)?)?;
@@ -346,7 +347,7 @@ impl Router {
         selected: &Selected,
     ) -> anyhow::Result<T> {
         let body = serde_json::to_vec(selected)?;
-        let path = format!("/{}/{verb}", checked(broker)?);
+        let path = format!("/{}/{verb}", checked_broker(broker)?);
         self.exchange(Method::POST, &path, body.into()).await
     }
 
@@ -356,36 +357,10 @@ impl Router {
         path: &str,
         body: Bytes,
     ) -> anyhow::Result<T> {
-        let url = parse_url(&format!("{}/v1/dead-letters{path}", self.base))?;
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = url;
         let json = HeaderValue::from_static("application/json");
-        request.headers_mut().insert(header::CONTENT_TYPE, json);
-        let (_, answer) = exchange(request).await?;
-        serde_json::from_slice(&answer).with_context(|| {
-            format!(
-                "{} is no router's admin address, or one of another version",
-                self.base
-            )
-        })
-    }
-}
-
-/// A broker's name as a piece of a path.
-fn checked(broker: &str) -> anyhow::Result<&str> {
-    let name = |text: &str| {
-        !text.is_empty()
-            && text
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-    };
-    match broker.split_once('/') {
-        Some((namespace, broker_name)) if name(namespace) && name(broker_name) => Ok(broker),
-        _ => Err(Usage(format!(
-            "{broker:?} is no broker: write NAMESPACE/NAME, such as shop/default"
-        ))
-        .into()),
+        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, json)]);
+        let path = format!("/v1/dead-letters{path}");
+        self.admin.exchange(method, &path, headers, body).await
     }
 }
 
@@ -458,13 +433,5 @@ mod tests {
         assert_eq!(many(true, &[]).selected().unwrap().1, Selected::default());
         let ids = many(false, &[2, 1]).selected().unwrap().1.ids;
         assert_eq!(ids, Some([Offset(1), Offset(2)].into()));
-    }
-
-    #[test]
-    fn a_broker_is_a_namespace_and_a_name() {
-        assert!(checked("shop/default").is_ok());
-        for wrong in ["shop", "shop/", "/default", "shop/a/b", "shop/../x", "shop/a b"] {
-            assert!(checked(wrong).is_err(), "{wrong}");
-        }
     }
 }

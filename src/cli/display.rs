@@ -240,7 +240,7 @@ fn pretty(text: &str) -> String {
 }
 
 /// What a terminal would take for a command is shown instead of obeyed.
-fn harmless(text: &str) -> Cow<'_, str> {
+pub(super) fn harmless(text: &str) -> Cow<'_, str> {
     if !text.contains(|character: char| character.is_control()) {
         return Cow::Borrowed(text);
     }

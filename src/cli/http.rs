@@ -38,7 +38,7 @@ pub fn parse_url(text: &str) -> anyhow::Result<Uri> {
 /// Sends a request, and gives the answer if it says success.
 ///
 /// # Errors
-/// When there is no answer within 30 seconds, or it says something else: with the `detail` of its problem document.
+/// When there is no answer within 30 seconds; [`Refused`] when it says something else.
 pub async fn exchange(request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
     let url = request.uri().clone();
     let builder = hyper_rustls::HttpsConnectorBuilder::new();
@@ -70,11 +70,29 @@ pub async fn exchange(request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCo
     .await
     .with_context(|| format!("{url} did not answer within {} s", TIMEOUT.as_secs()))??;
     if !status.is_success() {
-        let detail = detail(&answer);
-        let separator = if detail.is_empty() { "" } else { ": " };
-        anyhow::bail!("{url} answered {status}{separator}{detail}");
+        return Err(Refused {
+            url,
+            status,
+            reason: member(&answer, "reason"),
+            detail: detail(&answer),
+        }
+        .into());
     }
     Ok((status, answer))
+}
+
+/// An answer that does not say success.
+#[derive(Debug, thiserror::Error)]
+#[error("{url} answered {status}{}{detail}", if .detail.is_empty() { "" } else { ": " })]
+pub struct Refused {
+    /// Who answered.
+    pub url: Uri,
+    /// What it says.
+    pub status: StatusCode,
+    /// The `reason` of its problem document.
+    pub reason: Option<String>,
+    /// The `detail` of its problem document, else the answer as it is.
+    pub detail: String,
 }
 
 fn unreachable(url: &Uri, error: &hyper_util::client::legacy::Error) -> anyhow::Error {
@@ -88,14 +106,13 @@ fn unreachable(url: &Uri, error: &hyper_util::client::legacy::Error) -> anyhow::
 
 /// What a problem document says, else the answer as it is.
 fn detail(answer: &Bytes) -> String {
-    let problem = serde_json::from_slice::<serde_json::Value>(answer).ok();
-    let detail = problem
-        .as_ref()
-        .and_then(|problem| problem.get("detail")?.as_str());
-    detail.map_or_else(
-        || String::from_utf8_lossy(answer).trim().to_owned(),
-        str::to_owned,
-    )
+    member(answer, "detail").unwrap_or_else(|| String::from_utf8_lossy(answer).trim().to_owned())
+}
+
+/// A text of a problem document.
+fn member(answer: &Bytes, name: &str) -> Option<String> {
+    let problem: serde_json::Value = serde_json::from_slice(answer).ok()?;
+    Some(problem.get(name)?.as_str()?.to_owned())
 }
 
 #[cfg(test)]

@@ -3,19 +3,23 @@
 //! [`main`] is all that `main.rs` calls. Exit codes: 0 when it worked, 1 when it did not, 2 when the command line
 //! is wrong. Results go to stdout, logs and problems to stderr.
 
+mod admin;
 pub mod controller;
 pub mod crds;
 pub mod dead_letters;
 pub mod display;
+pub mod explain;
 mod http;
 pub mod logging;
 pub mod manifests;
 pub mod router;
+pub mod routing_tests;
 pub mod run;
 pub mod send;
 pub mod service;
 pub mod shutdown;
 pub mod units;
+pub mod validate;
 
 use std::{
     io::{self, Write as _},
@@ -77,6 +81,12 @@ pub enum Command {
     Send(send::Args),
     /// List, show, redrive and drop the dead letters that a router keeps.
     DeadLetters(dead_letters::Args),
+    /// Tell which Triggers an event matches, and why: by manifests in files, or by what a router has in force.
+    Explain(explain::Args),
+    /// Test routing: which Triggers of manifests in files match which events.
+    Test(routing_tests::Args),
+    /// Check manifests in files: their fields, filters and references.
+    Validate(validate::Args),
     /// Print the custom resource definitions as YAML, for kubectl apply -f -.
     Crds(crds::Args),
 }
@@ -133,6 +143,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Send(args) => send::run(args).await,
             Command::DeadLetters(args) => dead_letters::run(args).await,
             Command::Crds(args) => crds::run(&args),
+            Command::Explain(args) => explain::run(args).await,
+            Command::Test(args) => routing_tests::run(args),
+            Command::Validate(args) => validate::run(args),
         }
     });
     // A read of stdin that nothing will answer must not hold the process.

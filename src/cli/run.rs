@@ -13,12 +13,11 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    manifests::{Loaded, Manifest, Manifests, Problem, Resource},
+    manifests::{Loaded, Manifests, Problem, Resolution, Surroundings, Unresolved, resolve},
     router::LogArgs,
     shutdown,
 };
 use crate::{
-    controller::{self, Diagnoses, Finding, Namespace, Observed, Outcome, Service, Subject},
     router,
     routing::{Configuration, Revision, ServiceName},
 };
@@ -28,12 +27,6 @@ const QUIET: Duration = Duration::from_millis(100);
 
 /// Changes that keep coming are applied after this time all the same.
 const NOT_QUIET: Duration = Duration::from_secs(1);
-
-/// Only Services that a flag names are there, and they are reached as the flag says.
-const CLUSTER_DOMAIN: &str = "cluster.local";
-
-/// The namespace that is always there, so that a first event can be posted to /default/default.
-const DEFAULT_NAMESPACE: &str = "default";
 
 /// The flags of `weir run`.
 #[derive(Debug, clap::Args)]
@@ -190,16 +183,22 @@ impl Local {
     fn load(&mut self) -> anyhow::Result<Configuration> {
         let Loaded {
             manifests,
+            // Only Services that a flag names are there, and they are reached as the flag says.
+            surroundings: Surroundings { namespaces, .. },
             mut problems,
         } = self.manifests.load();
         self.resources = manifests.len();
-        let observed = observe(&manifests, &self.services);
-        let Outcome {
+        let surroundings = Surroundings {
+            namespaces,
+            ..Surroundings::of_services(self.services.iter().cloned())
+        };
+        let Resolution {
             configuration,
-            diagnoses,
-        } = controller::compile(&observed, CLUSTER_DOMAIN);
-        problems.extend(found(&manifests, &diagnoses));
+            unresolved,
+        } = resolve(&manifests, surroundings);
+        problems.extend(unresolved.iter().map(problem));
         problems.sort();
+        problems.dedup();
         if problems != self.problems {
             let mut stderr = io::stderr().lock();
             for problem in &problems {
@@ -211,118 +210,16 @@ impl Local {
     }
 }
 
-/// The files as if they were a cluster.
-fn observe(manifests: &[Manifest], services: &BTreeSet<ServiceName>) -> Observed {
-    let mut observed = Observed::default();
-    let mut namespaces = BTreeSet::from([DEFAULT_NAMESPACE.to_owned()]);
-    for manifest in manifests {
-        let (_, namespace, _) = manifest.key();
-        namespaces.insert(namespace);
-        match manifest.resource.clone() {
-            Resource::Source(source) => observed.sources.push(source),
-            Resource::Trigger(trigger) => observed.triggers.push(trigger),
-            Resource::Sink(sink) => observed.sinks.push(sink),
-        }
-    }
-    observed.services = services
-        .iter()
-        .map(|ServiceName { namespace, name }| Service {
-            namespace: namespace.clone(),
-            name: name.clone(),
-            ports: None,
-            external_name: false,
-        })
-        .collect();
-    observed.namespaces = namespaces
-        .into_iter()
-        .map(|name| Namespace {
-            name,
-            labels: Default::default(),
-        })
-        .collect();
-    observed
-}
-
-/// What is not as it should be, at the fields where it is mended.
-fn found(manifests: &[Manifest], diagnoses: &Diagnoses) -> Vec<Problem> {
-    let Diagnoses {
-        triggers,
-        sinks,
-        sources,
-    } = diagnoses;
-    let triggers = triggers.iter().flat_map(|trigger| {
-        [
-            (
-                "Trigger",
-                &trigger.subject,
-                filter_of(&trigger.filters),
-                &trigger.filters,
-            ),
-            ("Trigger", &trigger.subject, "spec.sink", &trigger.sink),
-        ]
-    });
-    let sinks = sinks.iter().map(|sink| {
-        let field = match sink.resolved.reason {
-            "InvalidUri" => "spec.uri",
-            _ => "spec.service",
-        };
-        ("Sink", &sink.subject, field, &sink.resolved)
-    });
-    let sources = sources
-        .iter()
-        .map(|source| ("Source", &source.subject, "spec.cron", &source.valid));
-    triggers
-        .chain(sinks)
-        .chain(sources)
-        .filter(|(.., finding)| !finding.holds)
-        .filter_map(|(kind, subject, path, finding)| {
-            let manifest = manifests.iter().find(|manifest| is_of(manifest, kind, subject))?;
-            let Subject { namespace, name, .. } = subject;
-            let wrong = missing_service(manifests, &manifest.resource, finding)
-                .map(|ServiceName { namespace, name }| {
-                    format!("no --service {namespace}/{name}=URL is given, so events have nowhere to go")
-                })
-                .unwrap_or_else(|| finding.message.clone());
-            Some(manifest.problem(path, format!("{kind} {namespace}/{name}: {wrong}")))
-        })
-        .collect()
-}
-
-/// The path of the filter that is wrong, with which the finding's message begins.
-fn filter_of(finding: &Finding) -> &str {
-    finding
-        .message
-        .split_once(": ")
-        .map_or("spec.filters", |(path, _)| path)
-}
-
-fn is_of(manifest: &Manifest, kind: &str, subject: &Subject) -> bool {
-    manifest.key() == (kind, subject.namespace.clone(), subject.name.clone())
-}
-
-/// The Service that a resource names, itself or by its Sink, and that no flag tells of.
-fn missing_service(manifests: &[Manifest], resource: &Resource, finding: &Finding) -> Option<ServiceName> {
-    if finding.reason != "ServiceNotFound" {
-        return None;
-    }
-    let namespace = resource.meta().namespace.clone()?;
-    match resource {
-        Resource::Source(_) => None,
-        Resource::Sink(sink) => Some(ServiceName {
-            namespace,
-            name: sink.spec.service.as_ref()?.name.clone(),
-        }),
-        Resource::Trigger(trigger) => {
-            if let Some(service) = &trigger.spec.sink.service {
-                let name = service.name.clone();
-                return Some(ServiceName { namespace, name });
-            }
-            let reference = trigger.spec.sink.sink.as_ref()?;
-            let namespace = reference.namespace.clone().unwrap_or(namespace);
-            let key = ("Sink", namespace, reference.name.clone());
-            let sink = manifests.iter().find(|manifest| manifest.key() == key)?;
-            // A Sink names no Sink, so this goes one step deep.
-            missing_service(manifests, &sink.resource, finding)
-        }
+/// What is wrong, in the terms of a router that is told with flags where Services are.
+fn problem(unresolved: &Unresolved<'_>) -> Problem {
+    let consequence = match unresolved.path.as_str() {
+        "spec.delivery.deadLetterSink" => "the router keeps dead letters",
+        _ => "events have nowhere to go",
+    };
+    match &unresolved.missing_service {
+        Some(ServiceName { namespace, name }) => unresolved.problem(&format!(
+            "no --service {namespace}/{name}=URL is given, so {consequence}"
+        )),
+        None => unresolved.problem(&unresolved.finding.message),
     }
 }

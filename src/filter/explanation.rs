@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cloudevents::{Event, Value};
 
 /// What became of one clause of a filter, and of those in it.
 ///
 /// Displayed it is one line without those in it: `exact type = "a": the event has "b"`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// The clause: its dialect and what it asks for, or in a `sql` expression the text of that part.
@@ -17,18 +17,18 @@ pub struct Explanation {
     /// What became of it.
     pub outcome: Outcome,
     /// The attributes that it looked at, if there are no clauses in it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub saw: Vec<Seen>,
     /// Why a `sql` clause has no value.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The clauses in it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clauses: Vec<Explanation>,
 }
 
 /// What became of a clause.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
     /// It holds.
@@ -40,7 +40,7 @@ pub enum Outcome {
 }
 
 /// An attribute that a clause looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Seen {
     /// Its name.

@@ -106,8 +106,16 @@ impl Ingress {
     }
 
     fn check_broker(&self, namespace: &str, broker: &str) -> Result<(), Problem> {
-        let table = self.table.load();
-        let Some(table) = table.as_ref() else {
+        Self::table_with_broker(self.table.load().as_deref(), namespace, broker).map(|_| ())
+    }
+
+    /// The table, if there is one and it has the broker.
+    pub(super) fn table_with_broker<'a>(
+        table: Option<&'a RoutingTable>,
+        namespace: &str,
+        broker: &str,
+    ) -> Result<&'a RoutingTable, Problem> {
+        let Some(table) = table else {
             return Err(Problem::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "no_configuration",
@@ -117,7 +125,7 @@ impl Ingress {
             .try_again());
         };
         if table.has_broker(namespace, broker) {
-            return Ok(());
+            return Ok(table);
         }
         let detail = if table.has_namespace(namespace) {
             format!(

@@ -7,6 +7,7 @@
 mod body;
 mod controller_link;
 pub mod dead_letters;
+pub mod explain;
 mod ingress;
 mod metrics;
 mod operator;
@@ -43,7 +44,7 @@ use saved::SavedConfiguration;
 pub struct RouterOptions {
     /// Where producers post events.
     pub listen: SocketAddr,
-    /// Where health, readiness, metrics and, for this machine only, dead letters are.
+    /// Where health, readiness, metrics and, for this machine only, dead letters and explanations are.
     pub admin: SocketAddr,
     /// The directory for everything that must outlive the process. Made if absent.
     pub data: PathBuf,
@@ -115,11 +116,17 @@ pub async fn run(
         applied,
     };
     let before = saved.load()?;
+    let explainer = explain::Explainer {
+        log: log.clone(),
+        engine: engine.clone(),
+        table: table.clone(),
+    };
+    let operator = dead_letters::routes(engine.clone()).merge(explain::routes(explainer, options.max_body));
     let admin = server::admin(metrics.registry, move || match table.load().as_ref() {
         Some(table) => Ok(format!("revision {}", table.revision().0)),
         None => Err("no routing configuration yet".to_owned()),
     })
-    .merge(operator::local_only(dead_letters::routes(engine.clone())));
+    .merge(operator::local_only(operator));
 
     let servers = TaskTracker::new();
     let stop_admin = CancellationToken::new();

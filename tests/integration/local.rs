@@ -159,6 +159,16 @@ fn what_is_missing_is_said_with_its_place() {
     process.wait_for_line(PATIENCE, |line| {
         line.contains("t.yaml:8:") && line.contains("no --service shop/web=URL is given")
     });
+    let dead_letters = trigger("t", "[]", "web").replace(
+        "---",
+        "  delivery: {deadLetterSink: {service: {name: grave}}}\n---",
+    );
+    manifests.write("t.yaml", dead_letters);
+    process.wait_for_line(PATIENCE, |line| {
+        line.contains(
+            "t.yaml:9:14: Trigger shop/t: no --service shop/grave=URL is given, so the router keeps",
+        )
+    });
     let empty = Scratch::new();
     let refused = Process::weir(["run", empty.path().to_str().unwrap()])
         .quiet()

@@ -6,10 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Manifest, Position, Problem, resource::Reader};
+use super::{
+    Manifest, Position, Problem, Surroundings,
+    resource::{Read, Reader},
+};
 
 /// What file names in a directory end with to be manifests.
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
+
+/// What comes before the extension of a file with tests of manifests, which may lie beside them.
+const TESTS: &str = ".test";
 
 /// Files and directories with manifests.
 pub struct Manifests {
@@ -20,7 +26,7 @@ pub struct Manifests {
 
 /// What is kept of a file.
 struct Content {
-    manifests: Vec<Manifest>,
+    read: Read,
     /// Whether it was in order as a whole; only then it is worth keeping while it is not.
     whole: bool,
 }
@@ -30,13 +36,15 @@ struct Content {
 pub struct Loaded {
     /// The resources, each once, in order of the files and of their places in them.
     pub manifests: Vec<Manifest>,
+    /// What else of a cluster the files have.
+    pub surroundings: Surroundings,
     /// Everything that is wrong.
     pub problems: Vec<Problem>,
 }
 
 impl Manifests {
     /// Manifests in these files, and in files `*.yaml`, `*.yml` and `*.json` of these directories (not of
-    /// directories below them).
+    /// directories below them, and not in files such as `*.test.yaml`).
     ///
     /// # Errors
     /// When a path does not exist or cannot be read.
@@ -85,14 +93,22 @@ impl Manifests {
             self.read(&file, &mut problems);
         }
         let manifests = self.unique(&mut problems);
+        let mut surroundings = Surroundings::default();
+        for content in self.files.values() {
+            surroundings.extend(content.read.surroundings.clone());
+        }
         problems.sort();
         problems.dedup();
-        Loaded { manifests, problems }
+        Loaded {
+            manifests,
+            surroundings,
+            problems,
+        }
     }
 
     fn read(&mut self, file: &Path, problems: &mut Vec<Problem>) {
         let mut found = Vec::new();
-        let manifests = match fs::read(file) {
+        let read = match fs::read(file) {
             Ok(bytes) => match std::str::from_utf8(&bytes) {
                 Ok(text) => self.reader.read(file, text, &mut found),
                 Err(error) => {
@@ -110,7 +126,7 @@ impl Manifests {
                         position,
                         message: "not UTF-8".to_owned(),
                     });
-                    Vec::new()
+                    Read::default()
                 }
             },
             // It was removed since the directory was listed, or a directory has such a name.
@@ -125,7 +141,7 @@ impl Manifests {
             }
             Err(error) => {
                 found.push(problem(file, format!("cannot be read: {error}")));
-                Vec::new()
+                Read::default()
             }
         };
         let whole = found.is_empty();
@@ -133,7 +149,7 @@ impl Manifests {
             && self
                 .files
                 .get(file)
-                .is_some_and(|content| content.whole && !content.manifests.is_empty())
+                .is_some_and(|content| content.whole && !content.read.manifests.is_empty())
         {
             if let Some(first) = found.first_mut() {
                 first
@@ -141,7 +157,7 @@ impl Manifests {
                     .push_str("; what the file said before stays in force");
             }
         } else if whole || !self.files.get(file).is_some_and(|content| content.whole) {
-            self.files.insert(file.to_owned(), Content { manifests, whole });
+            self.files.insert(file.to_owned(), Content { read, whole });
         }
         problems.extend(found);
     }
@@ -149,7 +165,7 @@ impl Manifests {
     fn unique(&self, problems: &mut Vec<Problem>) -> Vec<Manifest> {
         let mut first = BTreeMap::new();
         let mut unique = Vec::new();
-        for manifest in self.files.values().flat_map(|content| &content.manifests) {
+        for manifest in self.files.values().flat_map(|content| &content.read.manifests) {
             let key = manifest.key();
             let (kind, namespace, name) = &key;
             match first.get(&key) {
@@ -199,7 +215,11 @@ fn is_manifest(file: &Path) -> bool {
     let hidden = file
         .file_name()
         .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    let tests = file
+        .file_stem()
+        .is_some_and(|stem| stem.as_encoded_bytes().ends_with(TESTS.as_bytes()));
     !hidden
+        && !tests
         && file
             .extension()
             .is_some_and(|extension| EXTENSIONS.iter().any(|known| extension == *known))
@@ -235,9 +255,10 @@ mod tests {
         fs::write(at("b.yaml"), sink("b", "http://x")).unwrap();
         fs::write(at("a.yml"), sink("a", "http://x")).unwrap();
         fs::write(at("c.json"), "{\"apiVersion\": \"weir.dev/v1alpha1\", \"kind\": \"Sink\", \"metadata\": {\"name\": \"c\"}, \"spec\": {\"uri\": \"http://x\"}}").unwrap();
-        for ignored in ["notes.txt", ".a.yaml", "b.yaml~", ".b.yaml.swp"] {
+        for ignored in ["notes.txt", ".a.yaml", "b.yaml~", ".b.yaml.swp", "b.test.yaml"] {
             fs::write(at(ignored), "not: [a manifest").unwrap();
         }
+        fs::write(at("event.json"), "{\"specversion\": \"1.0\", \"id\": \"1\"}").unwrap();
         fs::create_dir(at("below.yaml")).unwrap();
         fs::write(at("below.yaml/d.yaml"), sink("d", "http://x")).unwrap();
         let mut manifests = Manifests::new(vec![directory.path().to_owned(), at("b.yaml")]).unwrap();

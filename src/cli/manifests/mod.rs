@@ -1,18 +1,24 @@
 //! Manifests in files: read, checked as strictly as the API server does, and kept while a file is broken.
 //!
 //! `document` reads YAML and JSON with the place of each value, `schema` checks a value against a custom resource
-//! definition, `resource` makes our resources of documents, and [`Manifests`] keeps what a set of files says.
+//! definition, `resource` makes our resources of documents, `surroundings` takes note of Services and namespaces, and
+//! [`Manifests`] keeps what a set of files says. [`resolve`] computes routing from it.
 
-mod document;
+pub mod document;
 mod files;
+mod resolution;
 mod resource;
 mod schema;
+mod surroundings;
 
 use std::{fmt, path::PathBuf};
 
 pub use document::{Node, Position};
 pub use files::{Loaded, Manifests};
+pub use resolution::{Resolution, Unresolved, named_services, resolve};
 pub use resource::{Manifest, Resource};
+pub use schema::unknown_field;
+pub use surroundings::Surroundings;
 
 /// Something that is wrong with a manifest, and where: shown as `file:line:column: message`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    Problem,
+    Problem, Surroundings,
     document::{self, Node, Position, Tree},
     schema::{Schema, unknown_field},
 };
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The namespace of a manifest that names none.
-const DEFAULT_NAMESPACE: &str = "default";
+pub(super) const DEFAULT_NAMESPACE: &str = "default";
 
 /// Every field that `metadata` has; what the API server sets is accepted, so that what `kubectl get -o yaml`
 /// printed can be used as it is.
@@ -114,6 +114,15 @@ pub struct Finding {
     pub message: String,
 }
 
+/// What a file's documents are.
+#[derive(Clone, Debug, Default)]
+pub struct Read {
+    /// Our resources, in their order.
+    pub manifests: Vec<Manifest>,
+    /// What else of a cluster is there.
+    pub surroundings: Surroundings,
+}
+
 /// Makes resources of documents.
 pub struct Reader {
     schemas: HashMap<String, Schema>,
@@ -129,13 +138,13 @@ impl Reader {
     }
 
     /// Reads the resources of a file's text; what is wrong with it is added to `problems`.
-    pub fn read(&self, file: &Path, text: &str, problems: &mut Vec<Problem>) -> Vec<Manifest> {
+    pub fn read(&self, file: &Path, text: &str, problems: &mut Vec<Problem>) -> Read {
         let mut findings = Vec::new();
-        let mut manifests = Vec::new();
+        let mut read = Read::default();
         match document::read(text) {
             Ok(documents) => {
                 for document in documents {
-                    self.document(file, document, &mut manifests, &mut findings);
+                    self.document(file, document, &mut read, &mut findings);
                 }
             }
             Err((position, message)) => findings.push(Finding { position, message }),
@@ -145,10 +154,10 @@ impl Reader {
             position,
             message,
         }));
-        manifests
+        read
     }
 
-    fn document(&self, file: &Path, node: Node, manifests: &mut Vec<Manifest>, findings: &mut Vec<Finding>) {
+    fn document(&self, file: &Path, node: Node, read: &mut Read, findings: &mut Vec<Finding>) {
         let mut refuse = |position, message: String| findings.push(Finding { position, message });
         if !matches!(node.tree, Tree::Map(_)) {
             return refuse(
@@ -160,20 +169,26 @@ impl Reader {
             node.get("apiVersion").and_then(Node::text),
             node.get("kind").and_then(Node::text),
         ) else {
-            return refuse(
-                node.position,
-                "no manifest: it needs apiVersion and kind".to_owned(),
-            );
+            // An event lies beside the manifests to be explained by them.
+            if node.get("specversion").is_none() {
+                refuse(
+                    node.position,
+                    "no manifest: it needs apiVersion and kind".to_owned(),
+                );
+            }
+            return;
         };
         if (version, kind) == ("v1", "List") {
             for item in node.get("items").map(Node::items).unwrap_or_default() {
-                self.document(file, item.clone(), manifests, findings);
+                self.document(file, item.clone(), read, findings);
             }
             return;
         }
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         if group != GROUP {
-            tracing::debug!(file = %file.display(), line = node.position.line, group, kind, "not a kind of ours: skipped");
+            if !read.surroundings.take_note(group, kind, &node) {
+                tracing::debug!(file = %file.display(), line = node.position.line, group, kind, "not a kind of ours: skipped");
+            }
             return;
         }
         if version != "v1alpha1" {
@@ -226,7 +241,7 @@ impl Reader {
         };
         match resource(kind, metadata, spec) {
             Ok(resource) => {
-                manifests.push(Manifest {
+                read.manifests.push(Manifest {
                     resource,
                     file: file.to_owned(),
                     node: Arc::new(node),

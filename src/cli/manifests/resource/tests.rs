@@ -4,8 +4,8 @@ use super::*;
 
 fn read(text: &str) -> (Vec<Manifest>, Vec<String>) {
     let mut problems = Vec::new();
-    let manifests = Reader::new().read(Path::new("m.yaml"), text, &mut problems);
-    (manifests, problems.iter().map(ToString::to_string).collect())
+    let read = Reader::new().read(Path::new("m.yaml"), text, &mut problems);
+    (read.manifests, problems.iter().map(ToString::to_string).collect())
 }
 
 const TRIGGER: &str = "\

@@ -1,0 +1,105 @@
+//! A router's admin address, asked by the subcommands that operate it.
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::Full;
+use serde::de::DeserializeOwned;
+
+use super::{
+    Usage,
+    http::{Refused, exchange, parse_url},
+};
+
+/// A router's admin endpoint.
+pub struct Admin {
+    base: String,
+}
+
+impl Admin {
+    /// The endpoint at this address, which may lack its scheme.
+    ///
+    /// # Errors
+    /// [`Usage`] when it is no URL.
+    pub fn new(url: &str) -> anyhow::Result<Self> {
+        let base = parse_url(url)?.to_string().trim_end_matches('/').to_owned();
+        Ok(Self { base })
+    }
+
+    /// One request and its answer.
+    ///
+    /// # Errors
+    /// When the router cannot be reached or refuses, or something else answers.
+    pub async fn exchange<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> anyhow::Result<T> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = parse_url(&format!("{}{path}", self.base))?;
+        *request.headers_mut() = headers;
+        let (_, answer) = exchange(request).await.map_err(|error| self.explained(error))?;
+        serde_json::from_slice(&answer).with_context(|| self.is_another())
+    }
+
+    /// An answer from what knows no such path tells of itself, which would mislead.
+    fn explained(&self, error: anyhow::Error) -> anyhow::Error {
+        let misses = |refused: &&Refused| {
+            matches!(
+                refused.status,
+                StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
+            ) && matches!(
+                refused.reason.as_deref(),
+                None | Some("unknown_path" | "wrong_method")
+            )
+        };
+        match error.downcast_ref::<Refused>().filter(misses) {
+            Some(refused) => anyhow::anyhow!("{} (it answered {})", self.is_another(), refused.status),
+            None => error,
+        }
+    }
+
+    fn is_another(&self) -> String {
+        format!(
+            "{} is no router's admin address, or one of another version: it is where /metrics is, by default on port \
+             9090, and not where events are posted",
+            self.base
+        )
+    }
+}
+
+/// A broker's name, `NAMESPACE/NAME`, as a piece of a path.
+///
+/// # Errors
+/// [`Usage`] when it is none.
+pub fn checked_broker(broker: &str) -> anyhow::Result<&str> {
+    let name = |text: &str| {
+        !text.is_empty()
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    match broker.split_once('/') {
+        Some((namespace, broker_name)) if name(namespace) && name(broker_name) => Ok(broker),
+        _ => Err(Usage(format!(
+            "{broker:?} is no broker: write NAMESPACE/NAME, such as shop/default"
+        ))
+        .into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_is_a_namespace_and_a_name() {
+        assert!(checked_broker("shop/default").is_ok());
+        for wrong in ["shop", "shop/", "/default", "shop/a/b", "shop/../x", "shop/a b"] {
+            assert!(checked_broker(wrong).is_err(), "{wrong}");
+        }
+    }
+}

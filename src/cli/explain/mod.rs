@@ -1,0 +1,313 @@
+//! `weir explain`: which Triggers an event matches, and why.
+
+pub mod event;
+pub mod text;
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
+
+use super::{
+    Usage,
+    admin::{Admin, checked_broker},
+    validate::{Checked, check, counted},
+};
+use crate::{
+    cloudevents::{Event, HttpMessage},
+    router::explain::{EventName, Explained, Found, TriggerExplained, explain},
+    routing::RoutingTable,
+};
+
+/// The flags of `weir explain`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    weir explain -f event.json -f triggers/              by manifests in files; no router is asked\n  \
+    weir explain shop/default --event event.json         by what the router at --router has in force\n  \
+    weir explain --broker http://127.0.0.1:9090/shop/default --event event.json\n  \
+    weir explain shop/default --id 42                    an event in the router's log\n\n\
+    In a cluster, kubectl port-forward POD 9090 makes a router's admin address reachable.")]
+pub struct Args {
+    /// The broker, as NAMESPACE/NAME, or as a URL: the router's admin address with /NAMESPACE/NAME behind it. With
+    /// manifests it may be left out: then every broker is looked at.
+    #[arg(value_name = "BROKER")]
+    pub broker: Option<String>,
+
+    /// The same as the argument BROKER.
+    #[arg(long = "broker", value_name = "BROKER", conflicts_with = "broker")]
+    pub broker_flag: Option<String>,
+
+    /// Manifests, in files or directories; a file with an event counts as --event. May be repeated.
+    #[arg(short = 'f', long = "filename", value_name = "DIR|FILE")]
+    pub files: Vec<PathBuf>,
+
+    /// A file with the event: in the JSON format, or HTTP headers, an empty line and the data; - is standard input.
+    #[arg(long, value_name = "FILE")]
+    pub event: Option<PathBuf>,
+
+    /// An event in the router's log, by its id; the newest, if there are several.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["event", "files"])]
+    pub id: Option<String>,
+
+    /// With --id: the event's source.
+    #[arg(long, value_name = "SOURCE", requires = "id")]
+    pub source: Option<String>,
+
+    /// The router's admin address; not used with manifests.
+    #[arg(
+        long,
+        env = "WEIR_ROUTER",
+        default_value = "http://127.0.0.1:9090",
+        value_name = "URL"
+    )]
+    pub router: String,
+
+    /// How it is printed.
+    #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
+    pub output: Output,
+}
+
+/// How explanations are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people; in colour on a terminal, unless NO_COLOR is set.
+    #[default]
+    Text,
+    /// One JSON object a line and Trigger.
+    Json,
+}
+
+/// Explains an event.
+///
+/// # Errors
+/// When there is no such event or broker, the router cannot be reached, or the manifests have errors.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let Args {
+        broker,
+        broker_flag,
+        files,
+        event,
+        id,
+        source,
+        router,
+        output,
+    } = args;
+    let broker = broker.or(broker_flag);
+    if let Some(id) = id {
+        let (admin, broker) = place(&router, broker)?;
+        let explained = ask_for(&admin, &broker, &id, source.as_deref()).await?;
+        return print(&[explained], output);
+    }
+    let (manifests, event) = sort_out(files, event)?;
+    if manifests.is_empty() {
+        let (admin, broker) = place(&router, broker)?;
+        let explained = ask(&admin, &broker, &event).await?;
+        return print(&[explained], output);
+    }
+    let Checked {
+        configuration,
+        errors,
+        ..
+    } = check(manifests, false)?;
+    for error in &errors {
+        writeln!(io::stderr().lock(), "{error}")?;
+    }
+    let table = RoutingTable::compile(configuration);
+    let explained = by_table(&table, broker.as_deref(), &event)?;
+    print(&explained, output)?;
+    match errors.len() {
+        0 => Ok(()),
+        count => bail!("{} in the manifests, see above", counted(count, "error")),
+    }
+}
+
+/// Manifests apart from the event, of which there is one.
+fn sort_out(files: Vec<PathBuf>, event: Option<PathBuf>) -> anyhow::Result<(Vec<PathBuf>, Event)> {
+    let mut manifests = Vec::new();
+    let mut events: Vec<PathBuf> = event.into_iter().collect();
+    for file in files {
+        let is_event = file.as_os_str() == "-"
+            || (!file.is_dir() && std::fs::read(&file).is_ok_and(|bytes| event::is_event(&bytes)));
+        if is_event {
+            events.push(file);
+        } else {
+            manifests.push(file);
+        }
+    }
+    match events.as_slice() {
+        [file] => Ok((manifests, read_event(file)?)),
+        [] => Err(Usage(
+            "there is no event: name a file with --event, or one of the log with --id".to_owned(),
+        )
+        .into()),
+        [first, second, ..] => Err(Usage(format!(
+            "{} and {} are both events: explain one at a time",
+            first.display(),
+            second.display()
+        ))
+        .into()),
+    }
+}
+
+fn read_event(file: &Path) -> anyhow::Result<Event> {
+    let mut bytes = Vec::new();
+    let (name, read) = if file.as_os_str() == "-" {
+        (
+            "standard input".to_owned(),
+            io::stdin().lock().read_to_end(&mut bytes),
+        )
+    } else {
+        let read = std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut bytes));
+        (file.display().to_string(), read)
+    };
+    read.with_context(|| format!("cannot read the event from {name}"))?;
+    event::read(&bytes).map_err(|error| anyhow::anyhow!("{name} is no valid event: {error}"))
+}
+
+/// Which router, and which of its brokers.
+fn place(router: &str, broker: Option<String>) -> anyhow::Result<(Admin, String)> {
+    let broker =
+        broker.ok_or_else(|| Usage("name the broker, as NAMESPACE/NAME, or manifests with -f".to_owned()))?;
+    let (router, broker) = split(router, &broker);
+    Ok((Admin::new(router)?, checked_broker(broker)?.to_owned()))
+}
+
+/// The router's address and the broker, from a URL that has both or from each by itself.
+fn split<'a>(router: &'a str, broker: &'a str) -> (&'a str, &'a str) {
+    let trimmed = broker.trim_end_matches('/');
+    let name = trimmed.rfind('/').map_or(0, |at| at);
+    let namespace = trimmed[..name].rfind('/').map_or(0, |at| at);
+    match &trimmed[..namespace] {
+        "" => (router, broker),
+        // Only the scheme: there are no two segments behind the host.
+        scheme if scheme.ends_with('/') || scheme.ends_with(':') => (router, broker),
+        address => (address, &trimmed[namespace + 1..]),
+    }
+}
+
+async fn ask(admin: &Admin, broker: &str, event: &Event) -> anyhow::Result<Explained> {
+    let HttpMessage { headers, body } = event.to_http(None);
+    let path = format!("/v1/explain/{broker}");
+    admin.exchange(Method::POST, &path, headers, body).await
+}
+
+async fn ask_for(admin: &Admin, broker: &str, id: &str, source: Option<&str>) -> anyhow::Result<Explained> {
+    let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+    let mut path = format!("/v1/explain/{broker}/events?id={}", encoded(id));
+    if let Some(source) = source {
+        path.push_str(&format!("&source={}", encoded(source)));
+    }
+    admin
+        .exchange(Method::GET, &path, HeaderMap::new(), Bytes::new())
+        .await
+}
+
+/// What the brokers of a table make of an event.
+fn by_table(table: &RoutingTable, broker: Option<&str>, event: &Event) -> anyhow::Result<Vec<Explained>> {
+    let brokers: Vec<_> = match broker {
+        None => table.brokers().keys().cloned().collect(),
+        Some(broker) => vec![checked_broker(broker)?.to_owned()],
+    };
+    if let Some(unknown) = brokers
+        .iter()
+        .find(|broker| !table.brokers().contains_key(*broker))
+    {
+        let known: BTreeSet<_> = table.brokers().keys().map(String::as_str).collect();
+        let known = known.into_iter().collect::<Vec<_>>().join(", ");
+        bail!("no Trigger of the manifests is of broker {unknown}; they are of {known}");
+    }
+    let explained = brokers.into_iter().map(|broker| Explained {
+        triggers: explain(table, &broker, event),
+        broker,
+        event: event.into(),
+        found: None,
+    });
+    Ok(explained.collect())
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    broker: &'a str,
+    event: &'a EventName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    found: &'a Option<Found>,
+    trigger: &'a TriggerExplained,
+}
+
+fn print(explained: &[Explained], output: Output) -> anyhow::Result<()> {
+    match output {
+        Output::Json => print_json(explained),
+        Output::Text => print_text(explained),
+    }
+}
+
+fn print_json(explained: &[Explained]) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    for Explained {
+        broker,
+        event,
+        found,
+        triggers,
+    } in explained
+    {
+        for trigger in triggers {
+            let line = Line {
+                broker,
+                event,
+                found,
+                trigger,
+            };
+            writeln!(out, "{}", serde_json::to_string(&line)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn print_text(explained: &[Explained]) -> anyhow::Result<()> {
+    let mut out = anstream::stdout().lock();
+    let Some(first) = explained.first() else {
+        writeln!(out, "there are no Triggers")?;
+        return Ok(());
+    };
+    let EventName { id, source, r#type } = &first.event;
+    writeln!(out, "Event {id} of type {type} from {source}")?;
+    for explained in explained {
+        text::write(&mut out, explained)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_may_carry_its_router() {
+        let router = "http://r:9090";
+        for (broker, expected) in [
+            ("shop/default", (router, "shop/default")),
+            ("http://a:1/shop/default", ("http://a:1", "shop/default")),
+            ("a:1/shop/default/", ("a:1", "shop/default")),
+            (
+                "https://a/below/shop/default",
+                ("https://a/below", "shop/default"),
+            ),
+            ("shop", (router, "shop")),
+            ("http://a:1/shop", (router, "http://a:1/shop")),
+            ("http://a:1", (router, "http://a:1")),
+            ("", (router, "")),
+        ] {
+            assert_eq!(split(router, broker), expected, "{broker}");
+        }
+        for wrong in ["shop", "http://a:1/shop", "http://a:1", ""] {
+            assert!(place(router, Some(wrong.to_owned())).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Explanations as text for people, in colour where the output takes it.
+
+use std::io::{self, Write};
+
+use clap::builder::styling::{AnsiColor, Style};
+
+use super::super::{display::harmless, validate::counted};
+use crate::{
+    filter::{Explanation, Outcome},
+    router::explain::{EventState, Explained, Held, Progress, TriggerExplained},
+};
+
+const GOOD: Style = AnsiColor::Green.on_default();
+const BAD: Style = AnsiColor::Red.on_default();
+const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+
+/// What the Triggers of a broker make of an event.
+pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
+    let Explained {
+        broker,
+        event: _,
+        found,
+        triggers,
+    } = explained;
+    writeln!(out, "\nBroker {broker}")?;
+    if let Some(found) = found {
+        writeln!(
+            out,
+            "  the event is in its log: accepted {:.0}, at offset {}",
+            found.accepted, found.offset
+        )?;
+    }
+    if triggers.is_empty() {
+        writeln!(out, "  it has no Triggers, so nobody gets the event")?;
+    }
+    for trigger in triggers {
+        let (style, verdict) = match trigger.matches {
+            true => (GOOD.bold(), "matches"),
+            false => (BAD.bold(), "does not match"),
+        };
+        let TriggerExplained { namespace, name, .. } = trigger;
+        writeln!(
+            out,
+            "\n  {BOLD}Trigger {namespace}/{name}{BOLD:#} {style}{verdict}{style:#}"
+        )?;
+        write_reasons(out, trigger, 2)?;
+        if trigger.matches {
+            write_delivery(out, broker, found.is_some(), trigger)?;
+        }
+    }
+    Ok(())
+}
+
+/// Why a Trigger wants the event or not, one clause a line, `level` steps in.
+pub fn write_reasons(out: &mut impl Write, trigger: &TriggerExplained, level: usize) -> io::Result<()> {
+    let indent = "  ".repeat(level);
+    let TriggerExplained {
+        matches,
+        filters,
+        invalid,
+        ..
+    } = trigger;
+    if let Some(invalid) = invalid {
+        return writeln!(
+            out,
+            "{indent}its filters cannot be compiled, so it takes no event: {invalid}"
+        );
+    }
+    if filters.is_empty() {
+        return writeln!(out, "{indent}it has no filters, so it takes every event");
+    }
+    // Where all hold, or there is but one line, nothing has to be pointed out.
+    let pointed = !matches && filters.iter().map(lines).sum::<usize>() > 1;
+    for filter in filters {
+        write_clause(out, filter, level, pointed && !filter.holds())?;
+    }
+    Ok(())
+}
+
+/// `decides`: whether it is because of this clause that the event does not pass.
+fn write_clause(
+    out: &mut impl Write,
+    explanation: &Explanation,
+    level: usize,
+    decides: bool,
+) -> io::Result<()> {
+    let indent = "  ".repeat(level);
+    let (style, outcome) = match explanation.outcome {
+        Outcome::Holds => (GOOD, "yes"),
+        Outcome::Fails => (BAD, "no "),
+        Outcome::NotReached => (DIM, "-  "),
+    };
+    write!(
+        out,
+        "{indent}{style}{outcome}{style:#}  {explanation}{}",
+        remark(explanation)
+    )?;
+    if decides && explanation.clauses.is_empty() {
+        write!(out, "   {BOLD}<-- because of this{BOLD:#}")?;
+    }
+    writeln!(out)?;
+    for clause in &explanation.clauses {
+        let decides = decides && is_decisive(explanation, clause);
+        write_clause(out, clause, level + 2, decides)?;
+    }
+    Ok(())
+}
+
+/// What a clause's own line does not tell by itself.
+fn remark(explanation: &Explanation) -> &'static str {
+    if explanation.outcome == Outcome::NotReached {
+        return ": not looked at, it was decided before";
+    }
+    if explanation.clauses.is_empty() {
+        return "";
+    }
+    match &*explanation.clause {
+        "not" => " this:",
+        "any" => " of these:",
+        "all" | "exact" | "prefix" | "suffix" => ", each of these:",
+        _ => ":",
+    }
+}
+
+/// Whether a clause is one of those that made the clause around it what it is: one that came out alike, or any if
+/// none did, as in `not`.
+fn is_decisive(around: &Explanation, clause: &Explanation) -> bool {
+    let alike = around
+        .clauses
+        .iter()
+        .any(|clause| clause.outcome == around.outcome);
+    match alike {
+        true => clause.outcome == around.outcome,
+        false => clause.outcome != Outcome::NotReached,
+    }
+}
+
+fn lines(explanation: &Explanation) -> usize {
+    1 + explanation.clauses.iter().map(lines).sum::<usize>()
+}
+
+/// What becomes of an event that a Trigger wants.
+fn write_delivery(
+    out: &mut impl Write,
+    broker: &str,
+    is_in_log: bool,
+    trigger: &TriggerExplained,
+) -> io::Result<()> {
+    let mut tell = |text: String| writeln!(out, "    {BOLD}delivery:{BOLD:#} {text}");
+    match trigger.held {
+        Some(Held::Suspended) => tell("the Trigger is suspended: its events wait".to_owned())?,
+        Some(Held::NoDestination) => {
+            tell("the Trigger's sink cannot be resolved: its events wait".to_owned())?
+        }
+        None => {}
+    }
+    let Some(progress) = &trigger.progress else {
+        if is_in_log {
+            tell("the router does not deliver for this Trigger yet".to_owned())?;
+        }
+        return Ok(());
+    };
+    let Progress {
+        state,
+        next,
+        low: _,
+        pending,
+        sink_unproven,
+        outage,
+        dead_letter,
+    } = progress;
+    let pending = usize::try_from(*pending).unwrap_or(usize::MAX);
+    if let Some(outage) = outage {
+        tell(format!(
+            "the Sink is down since {:.0}: {}",
+            outage.since,
+            harmless(&outage.detail)
+        ))?;
+    } else if *sink_unproven {
+        tell("the Sink has not answered since the router started".to_owned())?;
+    }
+    if let Some(letter) = dead_letter {
+        return tell(format!(
+            "the event became dead letter {id} ({}: {}); weir dead-letters show {broker} {id}",
+            letter.reason,
+            harmless(&letter.detail),
+            id = letter.id
+        ));
+    }
+    match state {
+        EventState::Ahead => tell(format!(
+            "not yet looked at: the Trigger is at offset {next}, with {} to deliver first",
+            counted(pending, "event")
+        )),
+        EventState::Pending => tell("the event waits to be delivered, or for another attempt".to_owned()),
+        EventState::PendingOrSettled => tell(format!(
+            "the event is one of {pending} that wait to be delivered, or is settled"
+        )),
+        EventState::Settled => tell(
+            "settled: delivered or expired, unless the Trigger or its filters are newer than the event"
+                .to_owned(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        cloudevents::EventBuilder,
+        routing::{Configuration, Delivery, RoutingTable},
+    };
+
+    fn reasons(filters: serde_json::Value) -> String {
+        let trigger = serde_json::from_value(json!({
+            "uid": "t", "namespace": "shop", "name": "t", "generation": 1, "broker": "default", "filters": filters,
+            "destination": null, "delivery": Delivery::default(), "start": "Latest", "suspend": false,
+        }));
+        let table = RoutingTable::compile(Configuration {
+            triggers: vec![trigger.unwrap()],
+            ..Configuration::default()
+        });
+        let event = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/s")
+            .attribute("type", "order")
+            .attribute("priority", 7)
+            .build()
+            .unwrap();
+        let explained = crate::router::explain::explain(&table, "shop/default", &event);
+        let mut out = Vec::new();
+        write_reasons(&mut out, &explained[0], 0).unwrap();
+        let text = String::from_utf8(anstream::adapter::strip_bytes(&out).into_vec()).unwrap();
+        text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn one_clause_a_line_with_the_ones_that_decided() {
+        for (filters, expected) in [
+            (json!([]), "it has no filters, so it takes every event"),
+            (
+                json!([{"exact": {"type": "order"}}]),
+                "yes  exact type = \"order\": the event has \"order\"",
+            ),
+            (
+                json!([{"exact": {"type": "other"}}]),
+                "no   exact type = \"other\": the event has \"order\"",
+            ),
+            (
+                json!([{"exact": {"type": "order", "source": "/x"}}, {"not": {"prefix": {"type": "or"}}}, {"exact": {"x": "y"}}]),
+                "no   exact, each of these:\n    \
+                     no   exact source = \"/x\": the event has \"/s\"   <-- because of this\n    \
+                     yes  exact type = \"order\": the event has \"order\"\n\
+                 no   not this:\n    \
+                     yes  prefix type = \"or\": the event has \"order\"   <-- because of this\n\
+                 no   exact x = \"y\": the event has no x   <-- because of this",
+            ),
+            (
+                json!([{"any": [{"exact": {"type": "order"}}, {"exact": {"type": "other"}}]}, {"suffix": {"source": "/x"}}]),
+                "yes  any of these:\n    \
+                     yes  exact type = \"order\": the event has \"order\"\n    \
+                     no   exact type = \"other\": the event has \"order\"\n\
+                 no   suffix source = \"/x\": the event has \"/s\"   <-- because of this",
+            ),
+            (
+                json!([{"sql": "priority > 7 AND type = 'order'"}]),
+                "no   sql priority > 7 AND type = 'order':\n    \
+                     no   priority > 7: the event has \"7\"   <-- because of this\n    \
+                     -    type = 'order': not looked at, it was decided before",
+            ),
+            (
+                json!([{"sql": "any OR type = 'x'"}]),
+                "no   sql any OR type = 'x':\n    \
+                     no   any: the event has no attribute any   <-- because of this\n    \
+                     -    type = 'x': not looked at, it was decided before",
+            ),
+            (
+                json!([{"exact": {}}]),
+                "its filters cannot be compiled, so it takes no event: filters[0].exact: names no attribute: at least one \
+                 is needed",
+            ),
+        ] {
+            assert_eq!(reasons(filters.clone()), expected, "{filters}");
+        }
+    }
+}

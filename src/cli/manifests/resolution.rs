@@ -1,0 +1,229 @@
+//! Manifests as if they were a cluster: the routing that a controller computes from them, and what stands in its way.
+
+use std::collections::BTreeSet;
+
+use super::{Manifest, Problem, Resource, Surroundings, resource::DEFAULT_NAMESPACE};
+use crate::{
+    api::{DeliverySpec, Destination, Sink},
+    controller::{self, Diagnoses, Finding, Namespace, Observed, Outcome, Subject, TriggerDiagnosis},
+    routing::{Configuration, ServiceName},
+};
+
+/// Services are named by it and, outside a cluster, not reached by it.
+const CLUSTER_DOMAIN: &str = "cluster.local";
+
+/// What was computed.
+#[derive(Debug)]
+pub struct Resolution<'a> {
+    /// The routing.
+    pub configuration: Configuration,
+    /// What is not as it should be, at the fields where it is mended.
+    pub unresolved: Vec<Unresolved<'a>>,
+}
+
+/// Something that the controller would tell in a status.
+#[derive(Debug)]
+pub struct Unresolved<'a> {
+    /// The manifest that it is about.
+    pub manifest: &'a Manifest,
+    /// The field, such as `spec.sink`.
+    pub path: String,
+    /// What is wrong.
+    pub finding: Finding,
+    /// The Service that is missing, if that is it: one that the resource names, itself or by its Sink.
+    pub missing_service: Option<ServiceName>,
+}
+
+impl Unresolved<'_> {
+    /// The problem in these words.
+    pub fn problem(&self, message: &str) -> Problem {
+        let (kind, namespace, name) = self.manifest.key();
+        self.manifest
+            .problem(&self.path, format!("{kind} {namespace}/{name}: {message}"))
+    }
+}
+
+/// Computes routing as a controller would in a cluster that has nothing but this. Each namespace that a manifest
+/// names is there, and `default`, so that a first event can be posted to /default/default.
+pub fn resolve(manifests: &[Manifest], surroundings: Surroundings) -> Resolution<'_> {
+    let observed = observe(manifests, surroundings);
+    let Outcome {
+        configuration,
+        diagnoses,
+    } = controller::compile(&observed, CLUSTER_DOMAIN);
+    Resolution {
+        configuration,
+        unresolved: unresolved(manifests, diagnoses),
+    }
+}
+
+/// Every Service that a manifest names.
+pub fn named_services(manifests: &[Manifest]) -> BTreeSet<ServiceName> {
+    let dead_letters = |delivery: &Option<DeliverySpec>| delivery.as_ref()?.dead_letter_sink.clone();
+    let named = manifests.iter().flat_map(|manifest| {
+        let (_, namespace, _) = manifest.key();
+        let (service, destination) = match &manifest.resource {
+            Resource::Source(_) => (None, None),
+            Resource::Sink(sink) => (sink.spec.service.clone(), dead_letters(&sink.spec.delivery)),
+            Resource::Trigger(trigger) => (
+                trigger.spec.sink.service.clone(),
+                dead_letters(&trigger.spec.delivery),
+            ),
+        };
+        let by_destination = destination.and_then(|destination| destination.service);
+        [service, by_destination]
+            .into_iter()
+            .flatten()
+            .map(move |target| ServiceName {
+                namespace: namespace.clone(),
+                name: target.name,
+            })
+    });
+    named.collect()
+}
+
+fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
+    let Surroundings {
+        services,
+        mut namespaces,
+    } = surroundings;
+    let named = manifests.iter().map(|manifest| manifest.key().1);
+    let named: BTreeSet<_> = named.chain([DEFAULT_NAMESPACE.to_owned()]).collect();
+    for name in named {
+        if namespaces.iter().all(|namespace| namespace.name != name) {
+            let labels = Default::default();
+            namespaces.push(Namespace { name, labels });
+        }
+    }
+    let mut observed = Observed {
+        services,
+        namespaces,
+        ..Observed::default()
+    };
+    for manifest in manifests {
+        match manifest.resource.clone() {
+            Resource::Source(source) => observed.sources.push(source),
+            Resource::Trigger(trigger) => observed.triggers.push(trigger),
+            Resource::Sink(sink) => observed.sinks.push(sink),
+        }
+    }
+    observed
+}
+
+fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<Unresolved<'_>> {
+    let Diagnoses {
+        triggers,
+        sinks,
+        sources,
+    } = diagnoses;
+    let mut found: Vec<(&'static str, Subject, String, Finding)> = Vec::new();
+    for trigger in triggers {
+        let TriggerDiagnosis {
+            subject,
+            filters,
+            sink,
+            dead_letter_sink,
+            ..
+        } = trigger;
+        let mut add = |path: String, finding| found.push(("Trigger", subject.clone(), path, finding));
+        add(filter_of(&filters), filters);
+        add("spec.sink".to_owned(), sink);
+        if let Some(finding) = dead_letter_sink {
+            add("spec.delivery.deadLetterSink".to_owned(), finding);
+        }
+    }
+    for sink in sinks {
+        let field = match sink.resolved.reason {
+            "InvalidUri" => "spec.uri",
+            _ => "spec.service",
+        };
+        found.push(("Sink", sink.subject, field.to_owned(), sink.resolved));
+    }
+    for source in sources {
+        found.push(("Source", source.subject, "spec.cron".to_owned(), source.valid));
+    }
+    let bad = found.into_iter().filter(|(.., finding)| !finding.holds);
+    bad.filter_map(|(kind, subject, path, finding)| {
+        let key = (kind, subject.namespace, subject.name);
+        let manifest = manifests.iter().find(|manifest| manifest.key() == key)?;
+        Some(Unresolved {
+            missing_service: missing_service(manifests, manifest, &path, &finding),
+            manifest,
+            path,
+            finding,
+        })
+    })
+    .collect()
+}
+
+/// The path of the filter that is wrong, with which the finding's message begins.
+fn filter_of(finding: &Finding) -> String {
+    finding
+        .message
+        .split_once(": ")
+        .map_or("spec.filters", |(path, _)| path)
+        .to_owned()
+}
+
+/// The Service that a field names, itself or by its Sink.
+fn missing_service(
+    manifests: &[Manifest],
+    manifest: &Manifest,
+    path: &str,
+    finding: &Finding,
+) -> Option<ServiceName> {
+    if finding.reason != "ServiceNotFound" {
+        return None;
+    }
+    let (_, namespace, _) = manifest.key();
+    match &manifest.resource {
+        Resource::Source(_) => None,
+        Resource::Sink(sink) => Some(ServiceName {
+            namespace,
+            name: sink.spec.service.as_ref()?.name.clone(),
+        }),
+        Resource::Trigger(trigger) if path == "spec.sink" => {
+            service_of(manifests, &namespace, &trigger.spec.sink)
+        }
+        Resource::Trigger(trigger) => {
+            let own = trigger.spec.delivery.as_ref();
+            if let Some(destination) = own.and_then(|delivery| delivery.dead_letter_sink.as_ref()) {
+                return service_of(manifests, &namespace, destination);
+            }
+            // The Sink's counts, seen from the Sink's namespace.
+            let (home, sink) = sink_of(manifests, &namespace, &trigger.spec.sink)?;
+            let destination = sink.spec.delivery.as_ref()?.dead_letter_sink.as_ref()?;
+            service_of(manifests, &home, destination)
+        }
+    }
+}
+
+fn service_of(manifests: &[Manifest], namespace: &str, destination: &Destination) -> Option<ServiceName> {
+    let (namespace, target) = match &destination.service {
+        Some(target) => (namespace.to_owned(), target),
+        None => {
+            let (namespace, sink) = sink_of(manifests, namespace, destination)?;
+            (namespace, sink.spec.service.as_ref()?)
+        }
+    };
+    Some(ServiceName {
+        namespace,
+        name: target.name.clone(),
+    })
+}
+
+/// The Sink that a destination names, and its namespace.
+fn sink_of<'a>(
+    manifests: &'a [Manifest],
+    namespace: &str,
+    destination: &Destination,
+) -> Option<(String, &'a Sink)> {
+    let reference = destination.sink.as_ref()?;
+    let namespace = reference.namespace.as_deref().unwrap_or(namespace);
+    let key = ("Sink", namespace.to_owned(), reference.name.clone());
+    let manifest = manifests.iter().find(|manifest| manifest.key() == key)?;
+    match &manifest.resource {
+        Resource::Sink(sink) => Some((namespace.to_owned(), sink)),
+        Resource::Source(_) | Resource::Trigger(_) => None,
+    }
+}

@@ -1,0 +1,350 @@
+//! `weir test`: a table of events and the Triggers that are to match them, so that routing is tested like code.
+
+mod suite;
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::bail;
+use clap::builder::styling::{AnsiColor, Style};
+use serde::Serialize;
+
+use super::{
+    Usage,
+    explain::text::write_reasons,
+    manifests::Problem,
+    validate::{Checked, Output, check, counted, write_problem},
+};
+use crate::{
+    router::explain::{TriggerExplained, explain},
+    routing::{RoutingTable, broker_key},
+};
+use suite::{Case, Suite};
+
+/// The flags of `weir test`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "A file of tests:\n\n  \
+    manifests: [triggers/]        # files and directories, seen from this file; default: its own directory\n  \
+    namespace: shop               # of the events below; default: default\n  \
+    tests:\n  \
+    - name: an order goes to billing and stock\n    \
+      event: {type: com.example.order, source: /shop}   # in the JSON format; id and specversion may be left out\n    \
+      triggers: [billing, stock]  # exactly these match\n  \
+    - name: nobody wants a test\n    \
+      broker: other               # default: default; namespace may be set here as well\n    \
+      event: {type: com.example.order, source: /test}\n    \
+      triggers: []\n\n\
+    Name it like routing.test.yaml, and it may lie beside the manifests.\n\
+    Exit codes: 0 all tests passed, 1 a test failed or a file has errors, 2 the command line is wrong or a file cannot \
+    be read.")]
+pub struct Args {
+    /// Files with tests.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+
+    /// How results are printed.
+    #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
+    pub output: Output,
+}
+
+/// What became of a test.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Verdict<'a> {
+    file: String,
+    line: u64,
+    column: u64,
+    name: &'a str,
+    broker: String,
+    passed: bool,
+    /// Why not, Trigger by Trigger.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    differences: Vec<Difference<'a>>,
+}
+
+/// Something that is not as the test says.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+enum Difference<'a> {
+    /// There is no such broker.
+    UnknownBroker,
+    /// There is no such Trigger of the broker.
+    UnknownTrigger { trigger: &'a str, known: Vec<String> },
+    /// A Trigger should match, and does not.
+    Missing { trigger: TriggerExplained },
+    /// A Trigger matches, and should not.
+    Unexpected { trigger: TriggerExplained },
+}
+
+/// So many tests ran, so many of them failed, and so many errors are in files.
+#[derive(Default)]
+struct Sum {
+    tests: usize,
+    failed: usize,
+    errors: usize,
+}
+
+/// Runs every test and prints what became of it.
+///
+/// # Errors
+/// When a test fails, or a file has errors.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let Args { files, output } = args;
+    let mut out = anstream::stdout().lock();
+    let mut sum = Sum::default();
+    for file in &files {
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| Usage(format!("cannot read {}: {error}", file.display())))?;
+        run_file(&mut out, file, &text, output, &mut sum)?;
+    }
+    let Sum {
+        tests,
+        failed,
+        errors,
+    } = sum;
+    match (failed, errors) {
+        (0, 0) => {
+            if output == Output::Text {
+                writeln!(out, "{} passed", counted(tests, "test"))?;
+            }
+            Ok(())
+        }
+        (failed, 0) => bail!("{failed} of {} failed", counted(tests, "test")),
+        (failed, errors) => bail!(
+            "{failed} of {} failed, {} in files",
+            counted(tests, "test"),
+            counted(errors, "error")
+        ),
+    }
+}
+
+fn run_file(
+    out: &mut impl Write,
+    file: &Path,
+    text: &str,
+    output: Output,
+    sum: &mut Sum,
+) -> anyhow::Result<()> {
+    let (suite, mut problems) = suite::read(file, text);
+    let mut verdicts = Vec::new();
+    if let Some(Suite {
+        manifests,
+        position,
+        cases,
+    }) = &suite
+    {
+        match check(manifests.clone(), false) {
+            Ok(Checked {
+                configuration,
+                errors,
+                ..
+            }) => {
+                problems.extend(errors);
+                let table = RoutingTable::compile(configuration);
+                verdicts.extend(cases.iter().map(|case| judge(file, &table, case)));
+            }
+            Err(error) => problems.push(Problem {
+                file: file.to_owned(),
+                position: *position,
+                message: format!("manifests: {error}"),
+            }),
+        }
+    }
+    for problem in &problems {
+        write_problem(out, problem, "error", output)?;
+    }
+    for verdict in &verdicts {
+        match output {
+            Output::Text => write_verdict(out, verdict)?,
+            Output::Json => writeln!(out, "{}", serde_json::to_string(verdict)?)?,
+        }
+    }
+    sum.tests += verdicts.len();
+    sum.failed += verdicts.iter().filter(|verdict| !verdict.passed).count();
+    sum.errors += problems.len();
+    Ok(())
+}
+
+fn judge<'a>(file: &Path, table: &RoutingTable, case: &'a Case) -> Verdict<'a> {
+    let Case {
+        position,
+        name,
+        namespace,
+        broker,
+        event,
+        triggers,
+    } = case;
+    let key = broker_key(namespace, broker);
+    let explained = explain(table, &key, event);
+    let known: Vec<_> = explained.iter().map(|trigger| trigger.name.clone()).collect();
+    let mut differences = Vec::new();
+    if table.has_broker(namespace, broker) {
+        let unknown = triggers.iter().filter(|name| !known.contains(name));
+        differences.extend(unknown.map(|trigger| Difference::UnknownTrigger {
+            trigger,
+            known: known.clone(),
+        }));
+    } else {
+        differences.push(Difference::UnknownBroker);
+    }
+    for trigger in explained {
+        match (triggers.contains(&trigger.name), trigger.matches) {
+            (true, false) => differences.push(Difference::Missing { trigger }),
+            (false, true) => differences.push(Difference::Unexpected { trigger }),
+            (true, true) | (false, false) => {}
+        }
+    }
+    Verdict {
+        file: file.display().to_string(),
+        line: position.line,
+        column: position.column,
+        name,
+        broker: key,
+        passed: differences.is_empty(),
+        differences,
+    }
+}
+
+fn write_verdict(out: &mut impl Write, verdict: &Verdict<'_>) -> io::Result<()> {
+    let Verdict {
+        file,
+        line,
+        column,
+        name,
+        broker,
+        passed,
+        differences,
+    } = verdict;
+    let (style, word) = match passed {
+        true => (AnsiColor::Green.on_default(), "ok"),
+        false => (AnsiColor::Red.on_default().bold(), "FAILED"),
+    };
+    writeln!(out, "{file}:{line}:{column}: {style}{word}{style:#}: {name}")?;
+    let bold = Style::new().bold();
+    for difference in differences {
+        match difference {
+            Difference::UnknownBroker => writeln!(
+                out,
+                "  there is no broker {broker}: it exists once a Trigger or a Source names it, and events for it are \
+                 refused"
+            )?,
+            Difference::UnknownTrigger { trigger, known } => {
+                let known = match known.as_slice() {
+                    [] => "it has none".to_owned(),
+                    known => format!("it has {}", known.join(", ")),
+                };
+                writeln!(
+                    out,
+                    "  broker {broker} has no Trigger {bold}{trigger}{bold:#}; {known}"
+                )?;
+            }
+            Difference::Missing { trigger } => {
+                writeln!(
+                    out,
+                    "  Trigger {bold}{}{bold:#} should match, and does not:",
+                    trigger.name
+                )?;
+                write_reasons(out, trigger, 2)?;
+            }
+            Difference::Unexpected { trigger } => {
+                writeln!(
+                    out,
+                    "  Trigger {bold}{}{bold:#} should not match, and does:",
+                    trigger.name
+                )?;
+                write_reasons(out, trigger, 2)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trigger(name: &str, filters: &str) -> String {
+        format!(
+            "---\napiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+             sink: {{service: {{name: s}}}}\n  filters: {filters}\n"
+        )
+    }
+
+    /// What is printed for tests of `all`, `orders` (exact type order) and `broken`, and the sums.
+    fn ran(manifests: &str, tests: &str) -> (String, [usize; 3]) {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("triggers.yaml"), manifests).unwrap();
+        let (mut out, mut sum) = (Vec::new(), Sum::default());
+        let file = directory.path().join("x.test.yaml");
+        run_file(&mut out, &file, tests, Output::Text, &mut sum).unwrap();
+        let plain = anstream::adapter::strip_bytes(&out).into_vec();
+        let text = String::from_utf8(plain).unwrap();
+        let prefix = format!("{}/", directory.path().display());
+        (text.replace(&prefix, ""), [sum.tests, sum.failed, sum.errors])
+    }
+
+    #[test]
+    fn each_difference_is_told_with_its_reason() {
+        let manifests = trigger("all", "[]") + &trigger("orders", "[{exact: {type: order}}]");
+        let case = |event: &str, more: &str| {
+            format!("tests:\n- name: a test\n  namespace: shop\n  event: {{source: /s, {event}}}\n  {more}\n")
+        };
+        let passed = "x.test.yaml:2:3: ok: a test\n";
+        let failed = "x.test.yaml:2:3: FAILED: a test\n";
+        for (tests, expected) in [
+            (case("type: order", "triggers: [orders, all]"), passed.to_owned()),
+            (case("type: other", "triggers: [all]"), passed.to_owned()),
+            (
+                case("type: other", "triggers: [all, orders]"),
+                format!(
+                    "{failed}  Trigger orders should match, and does not:\n    no   exact type = \"order\": the event has \"other\"\n"
+                ),
+            ),
+            (
+                case("type: order", "triggers: []"),
+                format!(
+                    "{failed}  Trigger all should not match, and does:\n    it has no filters, so it takes every event\n  \
+                     Trigger orders should not match, and does:\n    yes  exact type = \"order\": the event has \"order\"\n"
+                ),
+            ),
+            (
+                case("type: other", "triggers: [all, order]"),
+                format!("{failed}  broker shop/default has no Trigger order; it has all, orders\n"),
+            ),
+            (
+                case("type: other", "triggers: []\n  broker: other"),
+                format!(
+                    "{failed}  there is no broker shop/other: it exists once a Trigger or a Source names it, and events for \
+                     it are refused\n"
+                ),
+            ),
+        ] {
+            let is_passed = expected == passed;
+            assert_eq!(
+                ran(&manifests, &tests),
+                (expected, [1, usize::from(!is_passed), 0]),
+                "{tests}"
+            );
+        }
+    }
+
+    #[test]
+    fn errors_in_files_are_no_passes() {
+        let tests = "tests:\n- {name: a, namespace: shop, event: {type: t, source: /}, triggers: []}\n";
+        let (text, sums) = ran(&trigger("broken", "[{sql: type =}]"), tests);
+        assert!(
+            text.starts_with("triggers.yaml:7:14: Trigger shop/broken: "),
+            "{text}"
+        );
+        assert!(text.ends_with("x.test.yaml:2:3: ok: a\n"), "{text}");
+        assert_eq!(sums, [1, 0, 1]);
+        let (text, sums) = ran("", &format!("manifests: [nowhere]\n{tests}"));
+        assert!(
+            text.starts_with("x.test.yaml:1:1: manifests: cannot read nowhere"),
+            "{text}"
+        );
+        assert_eq!(sums, [0, 0, 1]);
+    }
+}

@@ -1,0 +1,379 @@
+//! A file with tests of routing, read with the place of every mistake.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::{
+    cli::{
+        explain::event::{self, NoEvent},
+        manifests::{
+            Node, Position, Problem,
+            document::{self, Tree},
+            unknown_field,
+        },
+    },
+    cloudevents::Event,
+};
+
+/// The namespace and the broker that are meant where none is named.
+const DEFAULT: &str = "default";
+
+/// Tests of the routing that some manifests make.
+#[derive(Debug)]
+pub struct Suite {
+    /// Where the manifests are, from where the process runs.
+    pub manifests: Vec<PathBuf>,
+    /// Where the file names them.
+    pub position: Position,
+    /// The tests, in their order.
+    pub cases: Vec<Case>,
+}
+
+/// An event, and which Triggers want it.
+#[derive(Debug)]
+pub struct Case {
+    /// Where it stands.
+    pub position: Position,
+    /// What it says, in a few words.
+    pub name: String,
+    /// The namespace that it is posted to.
+    pub namespace: String,
+    /// The broker that it is posted to.
+    pub broker: String,
+    /// The event.
+    pub event: Event,
+    /// Exactly these Triggers match.
+    pub triggers: Vec<String>,
+}
+
+/// What is said once for all cases.
+struct Defaults {
+    namespace: String,
+    broker: String,
+}
+
+/// Reads a file's text. A case that has a mistake is left out.
+///
+/// # Errors
+/// Everything that is wrong with it, beside what could be read.
+pub fn read(file: &Path, text: &str) -> (Option<Suite>, Vec<Problem>) {
+    let mut reader = Reader {
+        file,
+        problems: Vec::new(),
+    };
+    let suite = reader.suite(text);
+    (suite, reader.problems)
+}
+
+struct Reader<'a> {
+    file: &'a Path,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn refuse(&mut self, position: Position, message: impl Into<String>) {
+        self.problems.push(Problem {
+            file: self.file.to_owned(),
+            position,
+            message: message.into(),
+        });
+    }
+
+    fn suite(&mut self, text: &str) -> Option<Suite> {
+        let documents = match document::read(text) {
+            Ok(documents) => documents,
+            Err((position, message)) => {
+                self.refuse(position, message);
+                return None;
+            }
+        };
+        let [root] = documents.as_slice() else {
+            let position = documents.get(1).map_or(Position::START, |second| second.position);
+            self.refuse(position, "a file of tests is one document, with a list tests");
+            return None;
+        };
+        self.mapping(root, "", &["manifests", "namespace", "broker", "tests"])?;
+        let defaults = Defaults {
+            namespace: self
+                .text(root, "", "namespace")
+                .unwrap_or_else(|| DEFAULT.to_owned()),
+            broker: self
+                .text(root, "", "broker")
+                .unwrap_or_else(|| DEFAULT.to_owned()),
+        };
+        let manifests = self.manifests(root);
+        let tests = root.get("tests");
+        if tests.is_none_or(|tests| tests.items().is_empty()) {
+            self.refuse(root.position_of("tests"), "tests: must be a list of tests");
+        }
+        let items = tests.map(Node::items).unwrap_or_default();
+        let cases = items.iter().enumerate();
+        Some(Suite {
+            manifests,
+            position: root.position_of("manifests"),
+            cases: cases
+                .filter_map(|(index, node)| self.case(&format!("tests[{index}]"), node, &defaults))
+                .collect(),
+        })
+    }
+
+    /// The paths, from the file's directory; that directory itself if there are none.
+    fn manifests(&mut self, root: &Node) -> Vec<PathBuf> {
+        let directory = match self.file.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        match root.get("manifests") {
+            None => vec![directory.to_owned()],
+            Some(list) => {
+                let paths = self.texts(list, "manifests");
+                paths.iter().map(|path| directory.join(path)).collect()
+            }
+        }
+    }
+
+    fn case(&mut self, path: &str, node: &Node, defaults: &Defaults) -> Option<Case> {
+        let before = self.problems.len();
+        self.mapping(node, path, &["name", "event", "namespace", "broker", "triggers"])?;
+        let name = self.text(node, path, "name");
+        let namespace = self.text(node, path, "namespace");
+        let broker = self.text(node, path, "broker");
+        let event = match node.get("event") {
+            Some(event) => self.event(&format!("{path}.event"), event),
+            None => None,
+        };
+        let triggers = node
+            .get("triggers")
+            .map(|list| self.texts(list, &format!("{path}.triggers")));
+        for (member, is_missing) in [
+            ("name", name.is_none()),
+            ("event", event.is_none()),
+            ("triggers", triggers.is_none()),
+        ] {
+            if is_missing && self.problems.len() == before {
+                self.refuse(node.position, format!("{path}: {member} is missing"));
+            }
+        }
+        if self.problems.len() > before {
+            return None;
+        }
+        Some(Case {
+            position: node.position,
+            name: name?,
+            namespace: namespace.unwrap_or_else(|| defaults.namespace.clone()),
+            broker: broker.unwrap_or_else(|| defaults.broker.clone()),
+            event: event?,
+            triggers: triggers?,
+        })
+    }
+
+    /// An event in the JSON format; id and specversion may be left out.
+    fn event(&mut self, path: &str, node: &Node) -> Option<Event> {
+        let Value::Object(given) = node.to_json() else {
+            self.refuse(
+                node.position,
+                format!("{path}: must be a mapping, not {}", node.kind()),
+            );
+            return None;
+        };
+        let defaults = [("id", "1"), ("specversion", "1.0")];
+        let mut event: Map<_, _> = defaults
+            .map(|(name, value)| (name.to_owned(), value.into()))
+            .into_iter()
+            .collect();
+        event.extend(given);
+        let read = event::read(Value::Object(event).to_string().as_bytes());
+        read.map_err(|error| {
+            let attribute = match &error {
+                NoEvent::Invalid(invalid) => invalid.attribute(),
+                NoEvent::Count(_) | NoEvent::Line(_) => None,
+            };
+            let position = attribute.map_or(node.position, |attribute| node.position_of(attribute));
+            self.refuse(position, format!("{path}: {error}"));
+        })
+        .ok()
+    }
+
+    /// Only these members are there.
+    fn mapping(&mut self, node: &Node, path: &str, members: &[&str]) -> Option<()> {
+        if !matches!(node.tree, Tree::Map(_)) {
+            let what = if path.is_empty() { "a file of tests" } else { path };
+            self.refuse(
+                node.position,
+                format!("{what} must be a mapping, not {}", node.kind()),
+            );
+            return None;
+        }
+        for (key, _) in node.entries() {
+            if !members.contains(&key.name.as_str()) {
+                let message = unknown_field(&key.name, members.iter().copied());
+                let path = member(path, &key.name);
+                self.refuse(key.position, format!("{path}: {message}"));
+            }
+        }
+        Some(())
+    }
+
+    fn text(&mut self, node: &Node, path: &str, name: &str) -> Option<String> {
+        let value = node.get(name)?;
+        let path = member(path, name);
+        self.string(value, &path)
+    }
+
+    fn texts(&mut self, list: &Node, path: &str) -> Vec<String> {
+        if !matches!(list.tree, Tree::List(_)) {
+            self.refuse(
+                list.position,
+                format!("{path}: must be a list, not {}", list.kind()),
+            );
+        }
+        let items = list.items().iter().enumerate();
+        items
+            .filter_map(|(index, item)| self.string(item, &format!("{path}[{index}]")))
+            .collect()
+    }
+
+    fn string(&mut self, node: &Node, path: &str) -> Option<String> {
+        match node.text() {
+            Some(text) if !text.is_empty() => Some(text.to_owned()),
+            Some(_) => {
+                self.refuse(node.position, format!("{path}: must not be empty"));
+                None
+            }
+            None => {
+                let message = format!("{path}: must be a string, not {}", node.kind());
+                self.refuse(node.position, message);
+                None
+            }
+        }
+    }
+}
+
+fn member(path: &str, name: &str) -> String {
+    if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}.{name}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "manifests: [triggers/, sinks.yaml]\nnamespace: shop\ntests:\n- name: one\n  event: {type: t, source: /s, n: 5, data: {a: 1}}\n  triggers: [a, b]\n- name: two\n  broker: other\n  namespace: else\n  event:\n    type: t\n    source: /s\n    id: own\n  triggers: []\n";
+
+    fn problems(text: &str) -> Vec<String> {
+        let (_, problems) = read(Path::new("x.test.yaml"), text);
+        problems.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_is_left_out_has_defaults() {
+        let (suite, problems) = read(Path::new("dir/x.test.yaml"), GOOD);
+        assert_eq!(problems, []);
+        let Suite { manifests, cases, .. } = suite.unwrap();
+        assert_eq!(
+            manifests,
+            [PathBuf::from("dir/triggers/"), PathBuf::from("dir/sinks.yaml")]
+        );
+        let places: Vec<_> = cases
+            .iter()
+            .map(|case| (&*case.namespace, &*case.broker, case.event.id()))
+            .collect();
+        assert_eq!(places, [("shop", "default", "1"), ("else", "other", "own")]);
+        assert_eq!(cases[0].event.attribute("n"), Some(&5.into()));
+        assert_eq!(cases[0].triggers, ["a", "b"]);
+        assert_eq!(cases[1].position, Position { line: 7, column: 3 });
+
+        let alone = GOOD.replace("manifests: [triggers/, sinks.yaml]\n", "");
+        for (file, directory) in [("x.test.yaml", "."), ("a/b/x.test.yaml", "a/b")] {
+            let (suite, _) = read(Path::new(file), &alone);
+            assert_eq!(suite.unwrap().manifests, [PathBuf::from(directory)]);
+        }
+    }
+
+    #[test]
+    fn mistakes_have_their_places() {
+        for (from, to, expected) in [
+            (
+                "tests:",
+                "test:",
+                "x.test.yaml:3:1: test: unknown field; did you mean tests?",
+            ),
+            (
+                "  triggers: [a, b]",
+                "  trigger: [a, b]",
+                "x.test.yaml:6:3: tests[0].trigger: unknown field; did you mean triggers?",
+            ),
+            (
+                "  triggers: [a, b]",
+                "",
+                "x.test.yaml:4:3: tests[0]: triggers is missing",
+            ),
+            (
+                "triggers: [a, b]",
+                "triggers: a",
+                "x.test.yaml:6:13: tests[0].triggers: must be a list, not a string",
+            ),
+            (
+                "triggers: [a, b]",
+                "triggers: [a, 5]",
+                "x.test.yaml:6:17: tests[0].triggers[1]: must be a string, not an integer",
+            ),
+            (
+                "n: 5",
+                "n: 1.5",
+                "x.test.yaml:5:32: tests[0].event: the attribute `n` is 1.5",
+            ),
+            ("n: 5", "fooBar: 5", "x.test.yaml:5:32: tests[0].event: "),
+            ("type: t, source", "source", "x.test.yaml:5:10: tests[0].event: "),
+            (
+                "event: {type: t, source: /s, n: 5, data: {a: 1}}",
+                "event: order.json",
+                "x.test.yaml:5:10: tests[0].event: must be a mapping, not a string",
+            ),
+            (
+                "namespace: shop",
+                "namespace: ''",
+                "x.test.yaml:2:12: namespace: must not be empty",
+            ),
+            (
+                "manifests: [triggers/, sinks.yaml]",
+                "manifests: .",
+                "x.test.yaml:1:12: manifests: must be a list",
+            ),
+        ] {
+            assert!(GOOD.contains(from), "{from}");
+            let found = problems(&GOOD.replacen(from, to, 1));
+            assert!(
+                found.iter().any(|problem| problem.starts_with(expected)),
+                "{to}: {found:?}"
+            );
+        }
+        for (text, expected) in [
+            ("", "x.test.yaml:1:1: a file of tests is one document"),
+            ("tests: []\n", "x.test.yaml:1:1: tests: must be a list of tests"),
+            (
+                "- a\n",
+                "x.test.yaml:1:1: a file of tests must be a mapping, not a list",
+            ),
+            ("tests: [\n", "x.test.yaml:"),
+            (
+                "tests:\n- 5\n",
+                "x.test.yaml:2:3: tests[0] must be a mapping, not an integer",
+            ),
+            (
+                &format!("{GOOD}---\n{GOOD}"),
+                "x.test.yaml:16:1: a file of tests is one document",
+            ),
+        ] {
+            let found = problems(text);
+            assert!(
+                found.len() == 1 && found[0].starts_with(expected),
+                "{text}: {found:?}"
+            );
+        }
+    }
+}

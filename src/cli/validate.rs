@@ -1,0 +1,389 @@
+//! `weir validate`: manifests in files, checked as the API server and the controller would check them.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write as _},
+    path::PathBuf,
+};
+
+use anyhow::bail;
+use serde::Serialize;
+
+use super::{
+    Usage,
+    manifests::{
+        Loaded, Manifest, Manifests, Problem, Resolution, Resource, Surroundings, Unresolved, named_services,
+        resolve,
+    },
+};
+use crate::{api, routing::Configuration};
+
+/// The flags of `weir validate`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 no errors, 1 errors, 2 the command line is wrong or a path cannot be read.\n\n\
+                  A Service that is not among the files is taken to be there; one that is among them must have the port \
+                  that is named. A Sink of another namespace that is not among the files is a warning."
+)]
+pub struct Args {
+    /// Files with manifests of Sources, Triggers and Sinks, and directories with such files (*.yaml, *.yml, *.json,
+    /// but not *.test.yaml). Services and Namespaces in them are looked at, other resources are passed over.
+    #[arg(required = true, value_name = "DIR|FILE")]
+    pub paths: Vec<PathBuf>,
+
+    /// Everything that is named must be among the files, Services too; warnings are errors.
+    #[arg(long)]
+    pub strict: bool,
+
+    /// How problems are printed.
+    #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
+    pub output: Output,
+}
+
+/// How problems are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// As file:line:column: message.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What was found out about a set of files.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// The routing that they make.
+    pub configuration: Configuration,
+    /// How many resources of ours they have.
+    pub resources: usize,
+    /// What would be refused, or not work.
+    pub errors: Vec<Problem>,
+    /// What may or may not work: the files do not tell.
+    pub warnings: Vec<Problem>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    file: String,
+    line: u64,
+    column: u64,
+    severity: &'static str,
+    message: &'a str,
+}
+
+/// Prints every problem.
+///
+/// # Errors
+/// When there is an error among them, or no resource at all.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let Args {
+        paths,
+        strict,
+        output,
+    } = args;
+    let Checked {
+        configuration: _,
+        resources,
+        errors,
+        warnings,
+    } = check(paths, strict)?;
+    let mut out = io::stdout().lock();
+    let mut all: Vec<_> = errors.iter().map(|problem| (problem, "error")).collect();
+    all.extend(warnings.iter().map(|problem| (problem, "warning")));
+    all.sort();
+    for (problem, severity) in all {
+        write_problem(&mut out, problem, severity, output)?;
+    }
+    match (errors.len(), resources) {
+        (0, 0) => bail!("there is no Source, Trigger or Sink in these files"),
+        (0, _) if output == Output::Text => writeln!(
+            out,
+            "{}: no errors{}",
+            counted(resources, "resource"),
+            match warnings.len() {
+                0 => String::new(),
+                count => format!(", {}", counted(count, "warning")),
+            }
+        )?,
+        (0, _) => {}
+        (count, _) => bail!(counted(count, "error")),
+    }
+    Ok(())
+}
+
+/// Prints a problem in a line.
+///
+/// # Errors
+/// When the output takes nothing more.
+pub fn write_problem(
+    out: &mut impl io::Write,
+    problem: &Problem,
+    severity: &'static str,
+    output: Output,
+) -> anyhow::Result<()> {
+    match output {
+        Output::Text => writeln!(out, "{}", shown(problem, severity))?,
+        Output::Json => writeln!(out, "{}", serde_json::to_string(&line(problem, severity))?)?,
+    }
+    Ok(())
+}
+
+fn shown(problem: &Problem, severity: &str) -> String {
+    match severity {
+        "warning" => Problem {
+            message: format!("warning: {}", problem.message),
+            ..problem.clone()
+        }
+        .to_string(),
+        _ => problem.to_string(),
+    }
+}
+
+fn line<'a>(problem: &'a Problem, severity: &'static str) -> Line<'a> {
+    let Problem {
+        file,
+        position,
+        message,
+    } = problem;
+    Line {
+        file: file.display().to_string(),
+        line: position.line,
+        column: position.column,
+        severity,
+        message,
+    }
+}
+
+/// So many things, in words.
+pub fn counted(count: usize, thing: &str) -> String {
+    match count {
+        1 => format!("1 {thing}"),
+        count => format!("{count} {thing}s"),
+    }
+}
+
+/// Checks files against schemas and rules, compiles their filters, and resolves references among them. Unless
+/// `strict`, Services that are not among them are taken to be there.
+///
+/// # Errors
+/// [`Usage`] when a path cannot be read.
+pub fn check(paths: Vec<PathBuf>, strict: bool) -> anyhow::Result<Checked> {
+    let mut manifests = Manifests::new(paths)
+        .map_err(|(path, error)| Usage(format!("cannot read {}: {error}", path.display())))?;
+    let Loaded {
+        manifests,
+        surroundings,
+        problems: mut errors,
+    } = manifests.load();
+    let mut assumed = surroundings.clone();
+    if !strict {
+        let mut elsewhere = named_services(&manifests);
+        elsewhere.retain(|service| !surroundings.has_service(service));
+        assumed.extend(Surroundings::of_services(elsewhere));
+    }
+    let Resolution {
+        configuration,
+        unresolved,
+    } = resolve(&manifests, assumed);
+    let mut warnings = Vec::new();
+    for unresolved in unresolved {
+        match untold(&manifests, &surroundings, &unresolved) {
+            Some(message) if strict => errors.push(unresolved.problem(&message)),
+            Some(message) => warnings.push(unresolved.problem(&message)),
+            None => errors.push(unresolved.problem(&unresolved.finding.message)),
+        }
+    }
+    for problems in [&mut errors, &mut warnings] {
+        let each: BTreeSet<_> = std::mem::take(problems).into_iter().collect();
+        problems.extend(each);
+    }
+    Ok(Checked {
+        configuration,
+        resources: manifests.len(),
+        errors,
+        warnings,
+    })
+}
+
+/// What the files do not tell, if that is why something is unresolved.
+fn untold(
+    manifests: &[Manifest],
+    surroundings: &Surroundings,
+    unresolved: &Unresolved<'_>,
+) -> Option<String> {
+    if let Some(service) = &unresolved.missing_service {
+        return Some(format!(
+            "Service {}/{} is not among the files",
+            service.namespace, service.name
+        ));
+    }
+    if unresolved.finding.reason != "SinkNotAllowed" {
+        return None;
+    }
+    let (namespace, reference) = foreign_sink(unresolved)?;
+    let key = ("Sink", reference.namespace.clone()?, reference.name.clone());
+    let shown = format!("Sink {}/{}", key.1, key.2);
+    let manifest = manifests.iter().find(|manifest| manifest.key() == key);
+    let Some(Resource::Sink(sink)) = manifest.map(|manifest| &manifest.resource) else {
+        return Some(format!(
+            "{shown} is not among the files, which do not tell whether it lets in namespace {namespace}"
+        ));
+    };
+    let selector = sink.spec.allowed_namespaces.as_ref()?;
+    let by_label = !selector.match_labels.is_empty() && !surroundings.has_namespace(&namespace);
+    by_label.then(|| {
+        format!(
+            "{shown} lets in namespaces by their labels, and Namespace {namespace} is not among the files"
+        )
+    })
+}
+
+/// The Sink of another namespace that a Trigger's field names, and the Trigger's namespace.
+fn foreign_sink<'a>(unresolved: &Unresolved<'a>) -> Option<(String, &'a api::SinkRef)> {
+    let Resource::Trigger(trigger) = &unresolved.manifest.resource else {
+        return None;
+    };
+    let destination = match unresolved.path.as_str() {
+        "spec.sink" => &trigger.spec.sink,
+        _ => trigger.spec.delivery.as_ref()?.dead_letter_sink.as_ref()?,
+    };
+    let (_, namespace, _) = unresolved.manifest.key();
+    Some((namespace, destination.sink.as_ref()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRIGGER: &str =
+        "apiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {name: t, namespace: shop}\nspec:\n";
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {ports: [{name: http, port: 80}]}\n";
+
+    fn sink(spec: &str) -> String {
+        format!(
+            "apiVersion: weir.dev/v1alpha1\nkind: Sink\nmetadata: {{name: audit, namespace: platform}}\nspec: {{uri: 'http://x', {spec}}}\n"
+        )
+    }
+
+    fn told(documents: &[&str], strict: bool) -> (Vec<String>, Vec<String>) {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("m.yaml"), documents.join("---\n")).unwrap();
+        let Checked { errors, warnings, .. } = check(vec![directory.path().to_owned()], strict).unwrap();
+        let prefix = format!("{}/", directory.path().display());
+        let shown = |problems: Vec<Problem>| {
+            let lines = problems
+                .iter()
+                .map(|problem| problem.to_string().replace(&prefix, ""));
+            lines.collect()
+        };
+        (shown(errors), shown(warnings))
+    }
+
+    #[test]
+    fn errors_warnings_and_what_is_taken_on_trust() {
+        let by_service = format!("{TRIGGER}  sink: {{service: {{name: web, port: http}}}}\n");
+        let by_ref = format!("{TRIGGER}  sink: {{ref: {{name: audit, namespace: platform}}}}\n");
+        let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {audited: 'yes'}}\n";
+        let (open, labels, closed) = (
+            sink("allowedNamespaces: {names: [shop]}"),
+            sink("allowedNamespaces: {matchLabels: {audited: 'yes'}}"),
+            sink(""),
+        );
+        let table: &[(&str, &[&str], &str, &str)] = &[
+            ("a Service elsewhere", &[&by_service], "", ""),
+            ("a Service beside it", &[&by_service, SERVICE], "", ""),
+            (
+                "a Service without the port",
+                &[&by_service.replace("port: http", "port: grpc"), SERVICE],
+                "m.yaml:5:3: Trigger shop/t: Service \"web\" has no port \"grpc\"; it has 80 (http)",
+                "",
+            ),
+            (
+                "a Sink of another namespace elsewhere",
+                &[&by_ref],
+                "",
+                "Sink platform/audit is not among the files",
+            ),
+            ("one that lets it in", &[&by_ref, &open], "", ""),
+            (
+                "one that does not",
+                &[&by_ref, &closed],
+                "no Sink \"audit\" in namespace \"platform\" lets in",
+                "",
+            ),
+            (
+                "one that does by labels",
+                &[&by_ref, &labels],
+                "",
+                "Namespace shop is not among the files",
+            ),
+            (
+                "one that does by these labels",
+                &[&by_ref, &labels, namespace],
+                "",
+                "",
+            ),
+            (
+                "one that does by other labels",
+                &[&by_ref, &labels, &namespace.replace("yes", "no")],
+                "lets in namespace \"shop\"",
+                "",
+            ),
+            (
+                "a Sink of the same namespace that is not there",
+                &[&by_ref.replace(", namespace: platform", "")],
+                "m.yaml:5:3: Trigger shop/t: there is no Sink \"audit\" in namespace \"shop\"",
+                "",
+            ),
+            (
+                "a dead-letter Sink that is not there",
+                &[&format!(
+                    "{by_service}  delivery:\n    deadLetterSink: {{ref: {{name: grave}}}}\n"
+                )],
+                "m.yaml:7:5: Trigger shop/t: deadLetterSink: there is no Sink \"grave\"",
+                "",
+            ),
+            (
+                "a filter",
+                &[&format!(
+                    "{by_service}  filters:\n  - exact: {{type: a}}\n  - sql: type =\n"
+                )],
+                "m.yaml:8:5: Trigger shop/t: spec.filters[1].sql: column 7",
+                "",
+            ),
+            (
+                "an unknown field",
+                &[&format!("{by_service}  filter: []\n")],
+                "m.yaml:6:3: spec.filter: unknown field; did you mean filters?",
+                "",
+            ),
+        ];
+        for (case, documents, error, warning) in table {
+            let (errors, warnings) = told(documents, false);
+            for (found, expected) in [(&errors, error), (&warnings, warning)] {
+                assert_eq!(
+                    found.len(),
+                    usize::from(!expected.is_empty()),
+                    "{case}: {errors:?} {warnings:?}"
+                );
+                assert!(
+                    found.iter().all(|line| line.contains(expected)),
+                    "{case}: {found:?}"
+                );
+            }
+            let (errors, warnings) = told(documents, true);
+            assert_eq!(warnings, Vec::<String>::new(), "{case}");
+            let missing = *case == "a Service elsewhere";
+            assert!(
+                !errors.is_empty() || (error.is_empty() && warning.is_empty() && !missing),
+                "{case}: {errors:?}"
+            );
+        }
+        let (errors, _) = told(&[&by_service], true);
+        assert_eq!(
+            errors,
+            ["m.yaml:5:3: Trigger shop/t: Service shop/web is not among the files"]
+        );
+    }
+}

@@ -1,0 +1,606 @@
+//! Why an event matches a Trigger or not: a pure function, and the admin endpoint's part that answers with it.
+//! `weir explain` speaks to it; with manifests in files, it and `weir test` call [`explain`] themselves.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use axum::{
+    Json, Router,
+    extract::{
+        DefaultBodyLimit, Path, Query, State,
+        rejection::{BytesRejection, QueryRejection},
+    },
+    routing::{get, post},
+};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{ingress::Ingress, problem::Problem};
+use crate::{
+    cloudevents::{Event, Received, read_http},
+    delivery::{Engine, KeptLetter, Selection, TriggerView},
+    filter::{Explanation, Expression, Filter},
+    log::{EventLog, LogError, Offset, ReadLimit},
+    routing::{Route, RoutingTable, broker_key},
+};
+
+/// How many records are looked at for an event, the newest of the broker first, and for how long.
+const MAX_SCANNED: u64 = 100_000;
+const MAX_SCAN_TIME: Duration = Duration::from_secs(10);
+
+/// How many records one step back takes, and how many bytes are read at once.
+const STEP: u64 = 250;
+const READ_BYTES: usize = 1024 * 1024;
+
+/// How many dead letters of one event are told of.
+const MAX_LETTERS: usize = 100;
+
+/// What the Triggers of a broker make of an event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explained {
+    /// As `namespace/name`.
+    pub broker: String,
+    /// Which event.
+    pub event: EventName,
+    /// Where it is in the broker's log, if it was looked for there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<Found>,
+    /// Every Trigger of the broker, in order of their names.
+    pub triggers: Vec<TriggerExplained>,
+}
+
+/// What tells an event from others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventName {
+    /// Its `id`.
+    pub id: String,
+    /// Its `source`.
+    pub source: String,
+    /// Its `type`.
+    pub r#type: String,
+}
+
+/// Where an event is in its broker's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Found {
+    /// Its place.
+    pub offset: Offset,
+    /// When it was accepted.
+    pub accepted: Timestamp,
+    /// How many records were looked at to find it, the newest first.
+    pub looked_at: u64,
+}
+
+/// What a Trigger makes of an event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TriggerExplained {
+    /// The Trigger's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it wants the event.
+    pub matches: bool,
+    /// What became of each of its filters, which all must hold.
+    pub filters: Vec<Explanation>,
+    /// Why its filters cannot be compiled, so that it wants nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invalid: Option<String>,
+    /// Why it delivers nothing at present.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+    /// How far it is, for an event of the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+}
+
+/// Why a Trigger delivers nothing, and events wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Held {
+    /// It is suspended.
+    Suspended,
+    /// Its Sink is not resolved.
+    NoDestination,
+}
+
+/// How far a Trigger is, seen from an event of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// What that means for the event, if the Trigger wants it.
+    pub state: EventState,
+    /// The offset that it looks at next.
+    pub next: Offset,
+    /// The first offset that it had not settled when its progress was last saved.
+    pub low: Offset,
+    /// How many events it wants that are not settled.
+    pub pending: u64,
+    /// Whether events wait and its Sink has not answered since the router started.
+    #[serde(default)]
+    pub sink_unproven: bool,
+    /// Why its Sink is taken to be down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outage: Option<SinkOutage>,
+    /// What the event became for this Trigger.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<Letter>,
+}
+
+/// What a Trigger's cursor says of an event that it wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EventState {
+    /// The Trigger has not come to it yet.
+    Ahead,
+    /// It waits to be delivered: it was the first that was not settled when progress was last saved.
+    Pending,
+    /// It is one of those that wait to be delivered, or settled.
+    PendingOrSettled,
+    /// It is settled, or the Trigger began behind it.
+    Settled,
+}
+
+/// A Sink that is only probed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinkOutage {
+    /// When it was taken to be down.
+    pub since: Timestamp,
+    /// What came of the last attempt.
+    pub detail: String,
+}
+
+/// A dead letter of the event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Letter {
+    /// Names it within its broker.
+    pub id: Offset,
+    /// Why delivery ended.
+    pub reason: String,
+    /// What came of the last attempt.
+    pub detail: String,
+}
+
+/// What each Trigger of a broker makes of an event, decided as for every event that is routed.
+pub fn explain(table: &RoutingTable, broker: &str, event: &Event) -> Vec<TriggerExplained> {
+    let Some(broker) = table.brokers().get(broker) else {
+        return Vec::new();
+    };
+    let mut matching = BTreeSet::new();
+    broker.matching(event, |index| {
+        matching.insert(index);
+    });
+    let routes = broker.routes().iter().enumerate();
+    let mut explained: Vec<_> = routes
+        .map(|(index, route)| explain_route(route, matching.contains(&index), event))
+        .collect();
+    explained.sort_by(|a, b| a.name.cmp(&b.name));
+    explained
+}
+
+fn explain_route(route: &Route, matches: bool, event: &Event) -> TriggerExplained {
+    let Route { trigger, filter } = route;
+    TriggerExplained {
+        namespace: trigger.namespace.clone(),
+        name: trigger.name.clone(),
+        matches,
+        filters: filter
+            .as_ref()
+            .map(|filter| filter.explain(event))
+            .unwrap_or_default(),
+        invalid: filter.as_ref().err().map(ToString::to_string),
+        held: match (trigger.suspend, &trigger.destination) {
+            (true, _) => Some(Held::Suspended),
+            (false, None) => Some(Held::NoDestination),
+            (false, Some(_)) => None,
+        },
+        progress: None,
+    }
+}
+
+impl From<&Event> for EventName {
+    fn from(event: &Event) -> Self {
+        Self {
+            id: event.id().to_owned(),
+            source: event.source().to_owned(),
+            r#type: event.r#type().to_owned(),
+        }
+    }
+}
+
+/// What the endpoint answers from.
+pub(super) struct Explainer {
+    pub(super) log: Arc<dyn EventLog>,
+    pub(super) engine: Arc<Engine>,
+    /// Absent until the first routing configuration is there.
+    pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
+}
+
+/// Which event of the log is meant.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    id: String,
+    source: Option<String>,
+}
+
+type Answer = Result<Json<Explained>, Problem>;
+type Broker = Path<(String, String)>;
+
+/// The routes under `/v1/explain`: an event that is posted, in any mode but batched, and one that is in the log.
+pub(super) fn routes(explainer: Explainer, max_body: usize) -> Router {
+    Router::new()
+        .route("/v1/explain/{namespace}/{broker}", post(posted))
+        .route("/v1/explain/{namespace}/{broker}/events", get(in_log))
+        .layer(DefaultBodyLimit::max(max_body))
+        .with_state(Arc::new(explainer))
+}
+
+async fn posted(
+    State(explainer): State<Arc<Explainer>>,
+    Path((namespace, broker)): Broker,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let body = body.map_err(|rejection| {
+        let title = "The event cannot be read";
+        Problem::new(rejection.status(), "bad_event", title, rejection.body_text())
+    })?;
+    let Received::Single(event) = read_http(&headers, body)? else {
+        return Err(Problem::new(
+            StatusCode::BAD_REQUEST,
+            "batch",
+            "One event at a time",
+            "a batch cannot be explained: send one event",
+        ));
+    };
+    explainer.explain(&namespace, &broker, &event).map(Json)
+}
+
+async fn in_log(
+    State(explainer): State<Arc<Explainer>>,
+    Path((namespace, broker)): Broker,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Answer {
+    let Query(wanted) = wanted.map_err(|rejection| {
+        let title = "The event is not named";
+        let detail = rejection.body_text();
+        Problem::new(StatusCode::BAD_REQUEST, "bad_query", title, detail)
+    })?;
+    Ingress::table_with_broker(explainer.table.load().as_deref(), &namespace, &broker)?;
+    let key = broker_key(&namespace, &broker);
+    let (event, found) = match search(&*explainer.log, &key, &wanted).await? {
+        Search::Found(event, found) => (event, found),
+        Search::NotFound(looked) => return Err(not_found(&key, &wanted, &looked)),
+    };
+    let mut explained = explainer.explain(&namespace, &broker, &event)?;
+    let letters = explainer.letters(&key, &event).await?;
+    let views = explainer.engine.triggers();
+    for trigger in &mut explained.triggers {
+        let of = |view: &&TriggerView| view.namespace == trigger.namespace && view.name == trigger.name;
+        trigger.progress = views
+            .iter()
+            .filter(|view| view.broker == key)
+            .find(of)
+            .map(|view| progress(found.offset, view, &letters));
+    }
+    explained.found = Some(found);
+    Ok(Json(explained))
+}
+
+impl Explainer {
+    fn explain(&self, namespace: &str, broker: &str, event: &Event) -> Result<Explained, Problem> {
+        let table = self.table.load();
+        let table = Ingress::table_with_broker(table.as_deref(), namespace, broker)?;
+        let broker = broker_key(namespace, broker);
+        Ok(Explained {
+            triggers: explain(table, &broker, event),
+            broker,
+            event: event.into(),
+            found: None,
+        })
+    }
+
+    /// The dead letters that the event became.
+    async fn letters(&self, broker: &str, event: &Event) -> Result<Vec<KeptLetter>, Problem> {
+        let name = [("id", event.id()), ("source", event.source())]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let selection = Selection {
+            // Both have a value, as every event has them; else no letter is told of.
+            filter: Filter::compile(&[Expression::Exact(name.into())]).ok(),
+            ..Selection::default()
+        };
+        if selection.filter.is_none() {
+            return Ok(Vec::new());
+        }
+        let page = self
+            .engine
+            .dead_letters(broker, &selection, Offset(0), MAX_LETTERS)
+            .await?;
+        Ok(page.letters)
+    }
+}
+
+fn progress(offset: Offset, view: &TriggerView, letters: &[KeptLetter]) -> Progress {
+    let TriggerView { uid, name, stats, .. } = view;
+    let of_trigger = |kept: &&KeptLetter| kept.letter.trigger == *uid || kept.letter.name == *name;
+    let letter = letters.iter().rev().find(of_trigger);
+    let (next, low, pending) = (stats.next(), stats.low(), stats.pending());
+    Progress {
+        state: state(offset, next, low, pending),
+        next,
+        low,
+        pending,
+        sink_unproven: stats.is_sink_unproven(),
+        outage: stats.outage().map(|outage| SinkOutage {
+            since: outage.since,
+            detail: outage.detail.clone(),
+        }),
+        dead_letter: letter.map(|kept| Letter {
+            id: kept.id,
+            reason: kept.letter.reason.clone(),
+            detail: kept.letter.detail.clone(),
+        }),
+    }
+}
+
+fn state(offset: Offset, next: Offset, low: Offset, pending: u64) -> EventState {
+    if offset >= next {
+        EventState::Ahead
+    } else if offset < low || pending == 0 {
+        EventState::Settled
+    } else if offset == low {
+        EventState::Pending
+    } else {
+        EventState::PendingOrSettled
+    }
+}
+
+/// What came of looking for an event.
+enum Search {
+    Found(Event, Found),
+    NotFound(Looked),
+}
+
+/// How far was looked.
+struct Looked {
+    /// So many records.
+    records: u64,
+    /// The oldest of them.
+    oldest: Option<Timestamp>,
+    /// Whether these are all that the broker's log has.
+    all: bool,
+}
+
+/// Looks for an event, the newest first. If there are several, the newest is meant.
+async fn search(log: &dyn EventLog, broker: &str, wanted: &Wanted) -> Result<Search, LogError> {
+    let began = Instant::now();
+    let bounds = log.bounds(broker);
+    let (mut end, mut records, mut oldest) = (bounds.next, 0, None);
+    while end > bounds.first && records < MAX_SCANNED && began.elapsed() < MAX_SCAN_TIME {
+        let start = Offset(end.0.saturating_sub(STEP)).max(bounds.first);
+        let mut newest = None;
+        let mut next = start;
+        while next < end {
+            let limit = ReadLimit {
+                records: usize::try_from(end.0 - next.0).unwrap_or(usize::MAX),
+                bytes: READ_BYTES,
+            };
+            let read = log.read(broker, next, limit).await?;
+            // What was removed in the meantime is passed over.
+            let read: Vec<_> = read.into_iter().filter(|record| record.offset < end).collect();
+            let Some(last) = read.last() else { break };
+            next = last.offset.plus(1);
+            if oldest.is_none_or(|oldest| read[0].accepted < oldest) {
+                oldest = Some(read[0].accepted);
+            }
+            for record in read {
+                records += 1;
+                let Ok(event) = Event::from_record(record.payload) else {
+                    continue;
+                };
+                if wanted.is(&event) {
+                    newest = Some((event, record.offset, record.accepted));
+                }
+            }
+        }
+        if let Some((event, offset, accepted)) = newest {
+            let looked_at = bounds.next.0 - offset.0;
+            return Ok(Search::Found(
+                event,
+                Found {
+                    offset,
+                    accepted,
+                    looked_at,
+                },
+            ));
+        }
+        end = start;
+    }
+    Ok(Search::NotFound(Looked {
+        records,
+        oldest,
+        all: end <= bounds.first,
+    }))
+}
+
+impl Wanted {
+    fn is(&self, event: &Event) -> bool {
+        event.id() == self.id
+            && self
+                .source
+                .as_deref()
+                .is_none_or(|source| event.source() == source)
+    }
+}
+
+fn not_found(broker: &str, wanted: &Wanted, looked: &Looked) -> Problem {
+    let Wanted { id, source } = wanted;
+    let from = source
+        .as_ref()
+        .map_or_else(String::new, |source| format!(" from source {source:?}"));
+    let detail = match looked {
+        Looked { records: 0, .. } => format!(
+            "broker {broker} retains no events: it has had none, or all were settled and removed by age"
+        ),
+        Looked {
+            records,
+            oldest,
+            all: true,
+        } => format!(
+            "none of the {records} events that broker {broker} retains{} has id {id:?}{from}: it was not accepted here, \
+             or was settled and removed by age",
+            since(oldest)
+        ),
+        Looked { records, oldest, .. } => format!(
+            "none of the newest {records} events of broker {broker}{} has id {id:?}{from}; older ones were not looked \
+             at: explain it from a file",
+            since(oldest)
+        ),
+    };
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "no_such_event",
+        "There is no such event",
+        detail,
+    )
+}
+
+fn since(oldest: &Option<Timestamp>) -> String {
+    oldest.map_or_else(String::new, |oldest| format!(" (since {oldest:.0})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cloudevents::EventBuilder,
+        log::embedded::{EmbeddedLog, EmbeddedOptions},
+    };
+
+    fn event(id: &str, source: &str) -> Event {
+        EventBuilder::new()
+            .attribute("id", id)
+            .attribute("source", source)
+            .attribute("type", "t")
+            .build()
+            .unwrap()
+    }
+
+    fn wanted(id: &str, source: Option<&str>) -> Wanted {
+        Wanted {
+            id: id.to_owned(),
+            source: source.map(str::to_owned),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_is_found_from_the_newest_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
+        let at: Timestamp = "2026-11-24T08:00:00Z".parse().unwrap();
+        let ids = (0..STEP * 2 + 10).map(|n| (n % 400).to_string());
+        let records = ids.map(|id| event(&id, "/p").to_record()).collect();
+        log.append("shop/default", records, at).await.unwrap();
+        let other = event("5", "/q").to_record();
+        log.append("shop/default", vec![other, Bytes::from_static(b"no event")], at)
+            .await
+            .unwrap();
+        let next = log.bounds("shop/default").next.0;
+        for (id, source, offset) in [
+            ("5", None, Some(next - 2)),
+            ("5", Some("/p"), Some(405)),
+            ("399", None, Some(399)),
+            ("0", Some("/p"), Some(400)),
+            ("300", Some("/p"), Some(300)),
+            ("300", Some("/q"), None),
+            ("none", None, None),
+        ] {
+            match search(&log, "shop/default", &wanted(id, source)).await.unwrap() {
+                Search::Found(event, found) => {
+                    assert_eq!(
+                        (event.id(), Some(found.offset.0)),
+                        (id, offset),
+                        "{id} {source:?}"
+                    );
+                    assert_eq!(found.looked_at, next - found.offset.0);
+                }
+                Search::NotFound(looked) => {
+                    assert_eq!(
+                        (offset, looked.records, looked.all),
+                        (None, next, true),
+                        "{id} {source:?}"
+                    );
+                    assert_eq!(looked.oldest, Some(at));
+                }
+            }
+        }
+        let nothing = search(&log, "shop/other", &wanted("5", None)).await.unwrap();
+        assert!(matches!(
+            nothing,
+            Search::NotFound(Looked {
+                records: 0,
+                all: true,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn what_a_cursor_says_of_an_event() {
+        for (next, low, pending, expected) in [
+            (7, 7, 0, EventState::Ahead),
+            (8, 8, 0, EventState::Settled),
+            (8, 3, 0, EventState::Settled),
+            (9, 8, 1, EventState::Settled),
+            (8, 7, 1, EventState::Pending),
+            (9, 3, 2, EventState::PendingOrSettled),
+        ] {
+            let found = state(Offset(7), Offset(next), Offset(low), pending);
+            assert_eq!(found, expected, "{next} {low} {pending}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_found_says_how_far_it_looked() {
+        let oldest = Some("2026-11-24T08:00:00.123Z".parse().unwrap());
+        for (looked, part) in [
+            (
+                Looked {
+                    records: 0,
+                    oldest: None,
+                    all: true,
+                },
+                "retains no events",
+            ),
+            (
+                Looked {
+                    records: 7,
+                    oldest,
+                    all: true,
+                },
+                "none of the 7 events that broker shop/default retains (since 2026-11-24T08:00:00Z) has id \"5\" from source \"/p\"",
+            ),
+            (
+                Looked {
+                    records: MAX_SCANNED,
+                    oldest,
+                    all: false,
+                },
+                "none of the newest 100000 events",
+            ),
+        ] {
+            let problem = serde_json::to_value(not_found("shop/default", &wanted("5", Some("/p")), &looked));
+            let detail = problem.unwrap()["detail"].as_str().unwrap().to_owned();
+            assert!(detail.contains(part), "{detail}");
+        }
+    }
+}
