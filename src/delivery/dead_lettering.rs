@@ -28,6 +28,7 @@ const MAX_WAITING: usize = WINDOW / 4;
 /// How long what found no room in the log waits before it is tried again: the first time, and at most.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
+const AS_FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Takes the dead letters of one Trigger.
 #[derive(Clone)]
@@ -136,7 +137,12 @@ impl DeadLettering {
             }
             self.room_wanted.notify_one();
             self.wait(place, pause).await;
-            pause = (pause * 2).min(LONGEST_NO_ROOM_PAUSE);
+            pause = if self.stats.is_first_unsettled(place) {
+                // What was settled before it is removed in a moment.
+                AS_FIRST_PAUSE
+            } else {
+                (pause * 2).min(LONGEST_NO_ROOM_PAUSE)
+            };
         }
     }
 
