@@ -369,7 +369,8 @@ fn a_valid_expression_travels_to_the_routers_as_it_was_written() {
 
 #[test]
 fn what_the_schema_takes_is_not_too_long_to_compile() {
-    assert_eq!(api::MAX_SQL, crate::filter::sql::MAX_LENGTH);
+    assert_eq!(api::MAX_EXPRESSION, crate::filter::sql::MAX_LENGTH);
+    assert_eq!(api::MAX_EXPRESSION, crate::filter::cel::MAX_LENGTH);
 }
 
 #[test]

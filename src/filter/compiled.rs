@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Explanation, Expression, Requirement, Seen,
+    Explanation, Expression, Requirement, Seen, Subject, cel,
     sql::{self, ParseError, Type},
 };
 use crate::cloudevents::Event;
@@ -23,6 +23,29 @@ enum Clause {
     Any(Vec<Clause>),
     Not(Box<Clause>),
     Sql(sql::Expression),
+    Cel(cel::Expression),
+}
+
+/// What a filter says of an event.
+#[derive(Debug)]
+pub enum Decision<'a> {
+    /// It passes.
+    Pass,
+    /// It does not.
+    Skip,
+    /// It does not, and an expression on the way there had no value.
+    Failed(Error<'a>),
+}
+
+/// Why an expression has no value for an event.
+#[derive(Debug, thiserror::Error)]
+pub enum Error<'a> {
+    /// A `sql` expression.
+    #[error("sql: {0}")]
+    Sql(sql::Failure<'a>),
+    /// A `cel` expression.
+    #[error("cel: {0}")]
+    Cel(cel::Failure),
 }
 
 /// The dialects that compare attributes with values.
@@ -72,6 +95,9 @@ pub enum CompileProblem {
     /// No CESQL expression.
     #[error(transparent)]
     Sql(#[from] ParseError),
+    /// No CEL expression, or one that may not be a filter.
+    #[error(transparent)]
+    Cel(#[from] cel::ParseError),
     /// A CESQL expression that no event can pass, since its value is no Boolean.
     #[error("gives a value of type {0}, which lets no event pass: compare it with something")]
     NotBoolean(Type),
@@ -88,13 +114,26 @@ impl Filter {
 
     /// Whether every expression of the list holds for the event.
     pub fn matches(&self, event: &Event) -> bool {
-        self.0.iter().all(|clause| clause.holds(event))
+        matches!(self.decide(&Subject::new(event)), Decision::Pass)
+    }
+
+    /// Whether every expression of the list holds for the event, and if not, whether that is for an error: the last
+    /// one that there was.
+    pub fn decide<'a>(&'a self, subject: &'a Subject<'_>) -> Decision<'a> {
+        let mut failed = None;
+        let passes = self.0.iter().all(|clause| clause.holds(subject, &mut failed));
+        match failed {
+            _ if passes => Decision::Pass,
+            None => Decision::Skip,
+            Some(error) => Decision::Failed(error),
+        }
     }
 
     /// What became of every expression of the list for the event, and why. All of them hold where the event passes.
     #[must_use]
     pub fn explain(&self, event: &Event) -> Vec<Explanation> {
-        self.0.iter().map(|clause| clause.explain(event)).collect()
+        let subject = Subject::new(event);
+        self.0.iter().map(|clause| clause.explain(&subject)).collect()
     }
 
     /// What every event has that passes. A table finds a Trigger by it.
@@ -109,21 +148,29 @@ fn all(clauses: &[Clause]) -> Requirement<'_> {
 }
 
 impl Clause {
-    fn holds(&self, event: &Event) -> bool {
-        match self {
-            Self::Terms(comparison, terms) => terms.iter().all(|term| comparison.holds(term, event)),
-            Self::All(children) => children.iter().all(|child| child.holds(event)),
-            Self::Any(children) => children.iter().any(|child| child.holds(event)),
-            Self::Not(child) => !child.holds(event),
-            Self::Sql(expression) => expression.holds(event),
-        }
+    /// An expression without a value does not hold, and leaves its error in `failed`.
+    fn holds<'a>(&'a self, subject: &'a Subject<'_>, failed: &mut Option<Error<'a>>) -> bool {
+        let event = subject.event();
+        let result = match self {
+            Self::Terms(comparison, terms) => return terms.iter().all(|term| comparison.holds(term, event)),
+            Self::All(children) => return children.iter().all(|child| child.holds(subject, failed)),
+            Self::Any(children) => return children.iter().any(|child| child.holds(subject, failed)),
+            Self::Not(child) => return !child.holds(subject, failed),
+            Self::Sql(expression) => expression.decide(event).map_err(Error::Sql),
+            Self::Cel(expression) => expression.evaluate(subject).map_err(Error::Cel),
+        };
+        result.unwrap_or_else(|error| {
+            *failed = Some(error);
+            false
+        })
     }
 
-    fn explain(&self, event: &Event) -> Explanation {
-        let explain = |clause: &Self| clause.explain(event);
+    fn explain(&self, subject: &Subject<'_>) -> Explanation {
+        let event = subject.event();
+        let explain = |clause: &Self| clause.explain(subject);
         let nested = |dialect, clauses| Explanation {
             clauses,
-            ..Explanation::new(dialect, self.holds(event))
+            ..Explanation::new(dialect, self.holds(subject, &mut None))
         };
         match self {
             Self::Terms(comparison, terms) => match terms.as_slice() {
@@ -137,6 +184,7 @@ impl Clause {
             Self::Any(children) => nested("any", children.iter().map(explain).collect()),
             Self::Not(child) => nested("not", vec![explain(child)]),
             Self::Sql(expression) => expression.explain(event),
+            Self::Cel(expression) => expression.explain(subject),
         }
     }
 
@@ -149,6 +197,7 @@ impl Clause {
             Self::Any(children) => Requirement::Any(children.iter().map(Self::requirement).collect()),
             Self::Not(_) => Requirement::UNKNOWN,
             Self::Sql(expression) => expression.requirement(),
+            Self::Cel(expression) => expression.requirement(),
         }
     }
 }
@@ -222,6 +271,14 @@ fn clause(path: &str, expression: &Expression, depth: usize) -> Result<Clause, C
             path: format!("{path}.sql"),
             problem,
         }),
+        Expression::Cel(text) => {
+            cel::Expression::parse(text)
+                .map(Clause::Cel)
+                .map_err(|error| CompileError {
+                    path: format!("{path}.cel"),
+                    problem: error.into(),
+                })
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cloudevents::Event,
-    filter::{CompileError, Filter, IndexTerm, Requirement, Text},
+    filter::{CompileError, Decision, Filter, IndexTerm, Requirement, Subject, Text},
 };
 
 /// The name of the broker that exists in every namespace.
@@ -48,7 +48,15 @@ pub struct Route {
 impl Route {
     /// Whether this one Trigger wants the event.
     pub fn matches(&self, event: &Event) -> bool {
-        self.filter.as_ref().is_ok_and(|filter| filter.matches(event))
+        matches!(self.decide(&Subject::new(event)), Decision::Pass)
+    }
+
+    /// Whether this one Trigger wants the event, or its filter ends in an error.
+    pub fn decide<'a>(&'a self, subject: &'a Subject<'_>) -> Decision<'a> {
+        match &self.filter {
+            Ok(filter) => filter.decide(subject),
+            Err(_) => Decision::Skip,
+        }
     }
 }
 
@@ -125,11 +133,19 @@ impl BrokerTable {
 
     /// Calls `found` with the position of each Trigger that wants the event, in no particular order.
     pub fn matching(&self, event: &Event, mut found: impl FnMut(usize)) {
-        let candidates = self.index.candidates(event);
-        for &index in candidates.iter().chain(&self.evaluated) {
-            if self.routes[index].matches(event) {
+        self.deciding(event, |index, decision| {
+            if matches!(decision, Decision::Pass) {
                 found(index);
             }
+        });
+    }
+
+    /// Calls `tell` with the position of each Trigger that could want the event, and what its filter says.
+    pub fn deciding(&self, event: &Event, mut tell: impl FnMut(usize, Decision<'_>)) {
+        let subject = Subject::new(event);
+        let candidates = self.index.candidates(event);
+        for &index in candidates.iter().chain(&self.evaluated) {
+            tell(index, self.routes[index].decide(&subject));
         }
     }
 }
