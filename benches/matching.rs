@@ -75,8 +75,11 @@ fn event(r#type: &str) -> Event {
         .attribute("source", "/shop")
         .attribute("type", r#type)
         .attribute("time", "2026-01-01T00:00:00Z")
-        .attribute("datacontenttype", "application/json")
         .attribute("priority", 7)
+        .data(
+            "application/json",
+            r#"{"amount": 150, "customer": {"id": "c-1"}, "tags": ["new", "gift"]}"#,
+        )
         .build()
         .unwrap()
 }
@@ -118,6 +121,14 @@ fn filters(criterion: &mut Criterion) {
         (
             "sql of three terms",
             json!([{"sql": "type LIKE 'com.example.%' AND source = '/shop' AND priority > 3"}]),
+        ),
+        (
+            "cel of three terms",
+            json!([{"cel": "event.type.startsWith('com.example.') && event.source == '/shop' && event.priority > 3"}]),
+        ),
+        (
+            "cel on data, parsing it",
+            json!([{"cel": "event.data.amount > 100"}]),
         ),
     ] {
         let filter = Filter::compile(&serde_json::from_value::<Vec<_>>(filter).unwrap()).unwrap();

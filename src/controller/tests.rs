@@ -334,6 +334,14 @@ fn a_trigger_with_a_broken_filter_keeps_its_place_and_is_told() {
             "spec.filters[0].sql: column 9: OR follows AND without parentheses",
         ),
         (
+            json!([{"cel": "event.type = 'a'"}]),
+            "spec.filters[0].cel: column 12: mismatched input '='",
+        ),
+        (
+            json!([{"not": {"cel": "event.data.tags.exists(t, t == 'a')"}}]),
+            "spec.filters[0].not.cel: all, exists, exists_one, map and filter are not for filters",
+        ),
+        (
             json!([{"sql": "1 + 1"}]),
             "spec.filters[0].sql: gives a value of type Integer",
         ),

@@ -469,6 +469,21 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_expressions_in_the_readme_compile() {
+        let readme = include_str!("../../README.md");
+        let mut count = 0;
+        for dialect in ["sql", "cel"] {
+            for (at, opening) in readme.match_indices(&format!("`{dialect}: \"")) {
+                let text = readme[at + opening.len()..].split('"').next().unwrap();
+                let compiled = filter(json!([{dialect: text}]));
+                assert!(compiled.is_ok(), "{text}: {compiled:?}");
+                count += 1;
+            }
+        }
+        assert_eq!(count, 16);
+    }
+
     fn lines(explanations: &[Explanation], depth: usize, into: &mut Vec<String>) {
         for explanation in explanations {
             let mark = match explanation.outcome {

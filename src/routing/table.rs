@@ -301,8 +301,33 @@ mod tests {
             )
                 .prop_map(|(terms, operator)| Expression::Sql(terms.join(operator)))
         };
+        let cel = {
+            let operand = || {
+                select(vec![
+                    "event.type",
+                    "event.x",
+                    "event.n",
+                    "event.data",
+                    "'a'",
+                    "'7'",
+                    "7",
+                ])
+            };
+            let set = select(vec!["['a', 'b']", "['7', 'ab']", "[7, 'a']", "[]"]);
+            let not = || select(vec!["", "", "!"]);
+            let term = prop_oneof![
+                2 => (operand(), select(vec!["==", "==", "!=", "<"]), operand())
+                    .prop_map(|(left, operator, right)| format!("{left} {operator} {right}")),
+                1 => (not(), operand(), set).prop_map(|(not, value, set)| format!("{not}({value} in {set})")),
+                1 => (not(), operand(), select(vec!["'a'", "''", "'7'"]))
+                    .prop_map(|(not, value, prefix)| format!("{not}{value}.startsWith({prefix})")),
+            ];
+            (collection::vec(term, 1..4), select(vec![" && ", " || "]))
+                .prop_map(|(terms, operator)| Expression::Cel(terms.join(operator)))
+        };
         let leaf = prop_oneof![
             3 => sql,
+            2 => cel,
             2 => map().prop_map(Expression::Exact),
             2 => map().prop_map(Expression::Prefix),
             1 => map().prop_map(Expression::Suffix),
