@@ -12,7 +12,7 @@ cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/weir
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: test
 test: lint unit integration deny ## Everything that CI runs
@@ -58,6 +58,10 @@ quickstart: rust ## Build Weir, run it without a cluster, and see events arrive;
 .PHONY: bench
 bench: rust ## Measure throughput side by side with a plain proxy (see benches/README.md)
 	$(CARGO) bench --locked --bench throughput
+
+.PHONY: bench-matching
+bench-matching: rust ## Measure how long matching takes, by the number of Triggers (see benches/README.md)
+	$(CARGO) bench --locked --bench matching
 
 .PHONY: faults
 faults: rust ## Kill routers hundreds of times, break their disks and Sinks, and count what arrives

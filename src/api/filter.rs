@@ -1,4 +1,4 @@
-//! Filters as a manifest writes them: the dialects of the CloudEvents Subscriptions API.
+//! Filters as a manifest writes them: the dialects of the CloudEvents Subscriptions API, and CEL.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -13,8 +13,8 @@ pub const NESTED_FILTERS: usize = 3;
 /// How many children `all` and `any` may have, and entries a map of attributes.
 const MAX_CHILDREN: usize = 32;
 
-/// How many characters a `sql` expression may have.
-pub const MAX_SQL: usize = 4096;
+/// How many characters a `sql` or `cel` expression may have.
+pub const MAX_EXPRESSION: usize = 4096;
 
 /// One filter expression: exactly one dialect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,8 @@ pub enum Filter {
     Not(Box<Filter>),
     /// The CESQL expression is true, without an error.
     Sql(String),
+    /// The CEL expression is true, without an error.
+    Cel(String),
 }
 
 impl JsonSchema for Filter {
@@ -51,8 +53,8 @@ impl JsonSchema for Filter {
             "x-kubernetes-validations".to_owned(),
             json!([{
                 "rule": "[has(self.exact), has(self.prefix), has(self.suffix), has(self.all), has(self.any), \
-                         has(self.not), has(self.sql)].filter(set, set).size() == 1",
-                "message": "a filter has exactly one of: exact, prefix, suffix, all, any, not, sql \
+                         has(self.not), has(self.sql), has(self.cel)].filter(set, set).size() == 1",
+                "message": "a filter has exactly one of: exact, prefix, suffix, all, any, not, sql, cel \
                             (to combine several, list them, or use all or any)",
             }]),
         );
@@ -70,6 +72,7 @@ fn expression(depth: usize) -> Schema {
         properties.insert(dialect.to_owned(), attributes(dialect, verb, depth));
     }
     properties.insert("sql".to_owned(), sql(depth));
+    properties.insert("cel".to_owned(), cel(depth));
     if depth > 0 {
         let child = expression(depth - 1);
         properties.insert(
@@ -89,7 +92,7 @@ fn expression(depth: usize) -> Schema {
     }
     json_schema!({
         "type": "object",
-        "description": "One filter expression: exactly one of the dialects of the CloudEvents Subscriptions API.",
+        "description": "One filter expression: exactly one of the dialects of the CloudEvents Subscriptions API, or CEL.",
         "minProperties": 1,
         "maxProperties": 1,
         "properties": properties,
@@ -114,7 +117,29 @@ fn sql(depth: usize) -> Value {
              sql: \"type LIKE 'com.example.%' AND (NOT EXISTS priority OR priority > 5)\".{more}"
         ),
         "minLength": 1,
-        "maxLength": MAX_SQL,
+        "maxLength": MAX_EXPRESSION,
+    })
+}
+
+fn cel(depth: usize) -> Value {
+    let more = if depth == NESTED_FILTERS {
+        " The one variable is event: its fields are the attributes, such as event.type, and event.data, which is the \
+         data of an event whose content type is JSON. It has has(event.field), startsWith, endsWith, contains, \
+         matches('regular expression'), lowerAscii, upperAscii, trim, size, string, int, uint, double, bool, \
+         value in list, and cidr('10.0.0.0/8').containsIP(text); not the macros that go through a list. A field that \
+         is missing, and types that do not fit, are errors, and an event for which the expression ends in an error \
+         does not match: ask has first. The Trigger's status says what is wrong with an expression."
+    } else {
+        ""
+    };
+    json!({
+        "type": "string",
+        "description": format!(
+            "Holds if this CEL expression is true, for example \
+             cel: \"event.type.startsWith('com.example.') && event.data.amount > 100\".{more}"
+        ),
+        "minLength": 1,
+        "maxLength": MAX_EXPRESSION,
     })
 }
 
@@ -168,6 +193,10 @@ mod tests {
         assert_eq!(
             serde_json::from_value::<Filter>(json!({"sql": "EXISTS subject"})).unwrap(),
             Filter::Sql("EXISTS subject".to_owned())
+        );
+        assert_eq!(
+            serde_json::from_value::<Filter>(json!({"cel": "has(event.subject)"})).unwrap(),
+            Filter::Cel("has(event.subject)".to_owned())
         );
         assert!(serde_json::from_value::<Filter>(json!({"exact": {}, "prefix": {}})).is_err());
         assert!(serde_json::from_value::<Filter>(json!({"exactly": {}})).is_err());

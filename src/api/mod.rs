@@ -18,7 +18,7 @@ mod trigger;
 
 pub use condition::condition;
 pub use delivery::{BackoffPolicy, DeliverySpec, DurationText, Ordering, RateLimit};
-pub use filter::{Filter, MAX_SQL, NESTED_FILTERS};
+pub use filter::{Filter, MAX_EXPRESSION, NESTED_FILTERS};
 pub use sink::{
     ContentMode, NamespaceSelector, Scheme, ServicePort, ServiceTarget, Sink, SinkSpec, SinkStatus,
 };

@@ -168,6 +168,16 @@ impl Event {
         }
     }
 
+    /// The data, if its content type says that it is JSON in UTF-8. Only in structured mode it surely is.
+    #[must_use]
+    pub fn json_data(&self) -> Option<Data<'_>> {
+        let is_json = self.implied_content_type().is_some_and(|content_type| {
+            media_type::is_json(content_type) && media_type::is_utf8(content_type)
+        });
+        self.data()
+            .filter(|data| is_json && !matches!(data, Data::Text(_)))
+    }
+
     /// The content type that the data has when it leaves in another mode: the attribute, or what a `data` member
     /// without one implies (JSON format, section 3.1.2).
     pub(super) fn implied_content_type(&self) -> Option<&str> {

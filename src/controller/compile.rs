@@ -272,6 +272,7 @@ fn expression(filter: &api::Filter) -> Expression {
         api::Filter::Any(filters) => Expression::Any(list(filters)),
         api::Filter::Not(filter) => Expression::Not(Box::new(expression(filter))),
         api::Filter::Sql(text) => Expression::Sql(text.clone()),
+        api::Filter::Cel(text) => Expression::Cel(text.clone()),
     }
 }
 

@@ -349,6 +349,14 @@ fn a_trigger_with_a_broken_filter_keeps_its_place_and_is_told() {
             "spec.filters[0].sql: column 9: OR follows AND without parentheses",
         ),
         (
+            json!([{"cel": "event.type = 'a'"}]),
+            "spec.filters[0].cel: column 12: mismatched input '='",
+        ),
+        (
+            json!([{"not": {"cel": "event.data.tags.exists(t, t == 'a')"}}]),
+            "spec.filters[0].not.cel: all, exists, exists_one, map and filter are not for filters",
+        ),
+        (
             json!([{"sql": "1 + 1"}]),
             "spec.filters[0].sql: gives a value of type Integer",
         ),
@@ -384,7 +392,8 @@ fn a_valid_expression_travels_to_the_routers_as_it_was_written() {
 
 #[test]
 fn what_the_schema_takes_is_not_too_long_to_compile() {
-    assert_eq!(api::MAX_SQL, crate::filter::sql::MAX_LENGTH);
+    assert_eq!(api::MAX_EXPRESSION, crate::filter::sql::MAX_LENGTH);
+    assert_eq!(api::MAX_EXPRESSION, crate::filter::cel::MAX_LENGTH);
 }
 
 #[test]

@@ -37,6 +37,7 @@ use super::{
 };
 use crate::{
     cloudevents::Event,
+    filter::{Decision, Subject},
     log::{EventLog, LogError, Offset, ReadLimit},
     routing::{Ordering, broker_key},
 };
@@ -362,7 +363,7 @@ impl Dispatcher {
                 break;
             }
             match Event::from_record(record.payload) {
-                Ok(event) if self.settings.route().matches(&event) => self.matched(record.offset, event),
+                Ok(event) if self.wants(&event) => self.matched(record.offset, event),
                 Ok(_) => {}
                 Err(error) => unreadable(&self.broker, record.offset, &error),
             }
@@ -371,6 +372,17 @@ impl Dispatcher {
         self.changed();
         self.join(at_end);
         Ok(true)
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        match self.settings.route().decide(&Subject::new(event)) {
+            Decision::Pass => true,
+            Decision::Skip => false,
+            Decision::Failed(error) => {
+                self.parts.stats.filter_failed(&error);
+                false
+            }
+        }
     }
 
     /// Goes past what was removed from the log before it was looked at, and tells.

@@ -461,7 +461,8 @@ impl Engine {
     ) -> Handle {
         let (sender, receiver) = watch::channel(settings);
         let (redrives, asked) = mpsc::channel(1);
-        let (inbox, stats) = (Arc::<Inbox>::default(), Arc::<TriggerStats>::default());
+        let stats = Arc::<TriggerStats>::default();
+        let inbox = Arc::new(Inbox::new(stats.clone()));
         let dispatcher = Dispatcher::new(Parts {
             log: self.log.clone(),
             client: self.client.clone(),

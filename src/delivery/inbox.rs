@@ -2,12 +2,13 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::Notify;
 
-use crate::{cloudevents::Event, log::Offset};
+use super::TriggerStats;
+use crate::{cloudevents::Event, filter, log::Offset};
 
 /// How many events wait in an inbox at most.
 const MAX_EVENTS: usize = 256;
@@ -21,6 +22,7 @@ const MAX_BYTES: usize = 1024 * 1024;
 pub(super) struct Inbox {
     state: Mutex<State>,
     changed: Notify,
+    stats: Arc<TriggerStats>,
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +46,21 @@ pub(super) struct Taken {
 }
 
 impl Inbox {
+    /// An empty inbox of the Trigger that has these figures.
+    pub(super) fn new(stats: Arc<TriggerStats>) -> Self {
+        Self {
+            stats,
+            ..Self::default()
+        }
+    }
+
+    /// The Trigger's filter ended in an error for an event that would have been offered.
+    pub(super) fn filter_failed(&self, error: &filter::Error<'_>) {
+        if self.is_attached() {
+            self.stats.filter_failed(error);
+        }
+    }
+
     /// Offers an event. If there is no room the Trigger is on its own from here.
     pub(super) fn push(&self, offset: Offset, event: &Event) {
         let mut state = self.lock();
@@ -150,6 +167,28 @@ mod tests {
         assert_eq!(
             (taken.missed, taken.emptied),
             (Some(Offset(MAX_EVENTS as u64 + 1)), true)
+        );
+    }
+
+    #[test]
+    fn an_error_of_the_filter_is_counted_while_attached() {
+        let stats = Arc::<TriggerStats>::default();
+        let inbox = Inbox::new(stats.clone());
+        let failure = filter::cel::Failure::NotBoolean("int".to_owned());
+        let error = filter::Error::Cel(failure);
+        inbox.filter_failed(&error);
+        assert_eq!(
+            (stats.filter_errors(), stats.filter_error()),
+            (0, None),
+            "counted by who reads alone"
+        );
+        inbox.attach();
+        inbox.filter_failed(&error);
+        inbox.filter_failed(&error);
+        assert_eq!(stats.filter_errors(), 2);
+        assert_eq!(
+            stats.filter_error().unwrap().as_str(),
+            "cel: the value is of type int, and no bool"
         );
     }
 

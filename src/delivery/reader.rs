@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::inbox::Inbox;
 use crate::{
     cloudevents::Event,
+    filter::Decision,
     log::{EventLog, LogError, Offset, ReadLimit},
     routing::BrokerTable,
 };
@@ -130,9 +131,14 @@ impl Reader {
         }
         for (offset, event) in events {
             match event {
-                Ok(event) => state.table.matching(&event, |index| {
-                    if let Some(inbox) = state.inboxes.get(index) {
-                        inbox.push(offset, &event);
+                Ok(event) => state.table.deciding(&event, |index, decision| {
+                    let Some(inbox) = state.inboxes.get(index) else {
+                        return;
+                    };
+                    match decision {
+                        Decision::Pass => inbox.push(offset, &event),
+                        Decision::Skip => {}
+                        Decision::Failed(error) => inbox.filter_failed(&error),
                     }
                 }),
                 Err(error) => unreadable(&self.broker, offset, &error),

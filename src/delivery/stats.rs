@@ -13,7 +13,7 @@ use super::{
     progress::{Low, Progress},
     reply::Reply,
 };
-use crate::log::Offset;
+use crate::{filter, log::Offset};
 
 /// How an event ended for a Trigger that wanted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +62,8 @@ pub struct TriggerStats {
     replies_beyond_max_hops: AtomicU64,
     replies_invalid: AtomicU64,
     stopped: AtomicBool,
+    filter_errors: AtomicU64,
+    filter_error: ArcSwapOption<String>,
     sink_answered: AtomicBool,
     outage: ArcSwapOption<Outage>,
 }
@@ -103,6 +105,8 @@ figures! {
     replies_beyond_max_hops,
     /// Replies since the router started that were no valid events, or too large.
     replies_invalid,
+    /// Events since the router started that the Trigger did not get because a filter ended in an error.
+    filter_errors,
 }
 
 impl TriggerStats {
@@ -193,6 +197,16 @@ impl TriggerStats {
             Reply::BeyondMaxHops => self.replies_beyond_max_hops.fetch_add(1, Relaxed),
             Reply::Invalid(_) => self.replies_invalid.fetch_add(1, Relaxed),
         };
+    }
+
+    /// The last error in which a filter ended, for a person. It tells types and names, not the event's data.
+    pub fn filter_error(&self) -> Option<Arc<String>> {
+        self.filter_error.load_full()
+    }
+
+    pub(super) fn filter_failed(&self, error: &filter::Error<'_>) {
+        self.filter_errors.fetch_add(1, Relaxed);
+        self.filter_error.store(Some(Arc::new(error.to_string())));
     }
 
     pub(super) fn sink_answered(&self) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Explanation, Expression, Seen,
+    Explanation, Expression, Requirement, Seen, Subject, cel,
     sql::{self, ParseError, Type},
 };
 use crate::cloudevents::Event;
@@ -23,6 +23,29 @@ enum Clause {
     Any(Vec<Clause>),
     Not(Box<Clause>),
     Sql(sql::Expression),
+    Cel(cel::Expression),
+}
+
+/// What a filter says of an event.
+#[derive(Debug)]
+pub enum Decision<'a> {
+    /// It passes.
+    Pass,
+    /// It does not.
+    Skip,
+    /// It does not, and an expression on the way there had no value.
+    Failed(Error<'a>),
+}
+
+/// Why an expression has no value for an event.
+#[derive(Debug, thiserror::Error)]
+pub enum Error<'a> {
+    /// A `sql` expression.
+    #[error("sql: {0}")]
+    Sql(sql::Failure<'a>),
+    /// A `cel` expression.
+    #[error("cel: {0}")]
+    Cel(cel::Failure),
 }
 
 /// The dialects that compare attributes with values.
@@ -72,6 +95,9 @@ pub enum CompileProblem {
     /// No CESQL expression.
     #[error(transparent)]
     Sql(#[from] ParseError),
+    /// No CEL expression, or one that may not be a filter.
+    #[error(transparent)]
+    Cel(#[from] cel::ParseError),
     /// A CESQL expression that no event can pass, since its value is no Boolean.
     #[error("gives a value of type {0}, which lets no event pass: compare it with something")]
     NotBoolean(Type),
@@ -88,41 +114,63 @@ impl Filter {
 
     /// Whether every expression of the list holds for the event.
     pub fn matches(&self, event: &Event) -> bool {
-        self.0.iter().all(|clause| clause.holds(event))
+        matches!(self.decide(&Subject::new(event)), Decision::Pass)
+    }
+
+    /// Whether every expression of the list holds for the event, and if not, whether that is for an error: the last
+    /// one that there was.
+    pub fn decide<'a>(&'a self, subject: &'a Subject<'_>) -> Decision<'a> {
+        let mut failed = None;
+        let passes = self.0.iter().all(|clause| clause.holds(subject, &mut failed));
+        match failed {
+            _ if passes => Decision::Pass,
+            None => Decision::Skip,
+            Some(error) => Decision::Failed(error),
+        }
     }
 
     /// What became of every expression of the list for the event, and why. All of them hold where the event passes.
     #[must_use]
     pub fn explain(&self, event: &Event) -> Vec<Explanation> {
-        self.0.iter().map(|clause| clause.explain(event)).collect()
+        let subject = Subject::new(event);
+        self.0.iter().map(|clause| clause.explain(&subject)).collect()
     }
 
-    /// Pairs of attribute and value of which every matching event has all. A table finds a Trigger by one of them.
-    pub fn required_values(&self) -> Vec<(&str, &str)> {
-        let mut required = Vec::new();
-        for clause in &self.0 {
-            clause.collect_required(&mut required);
-        }
-        required
+    /// What every event has that passes. A table finds a Trigger by it.
+    #[must_use]
+    pub fn requirement(&self) -> Requirement<'_> {
+        all(&self.0)
     }
 }
 
+fn all(clauses: &[Clause]) -> Requirement<'_> {
+    Requirement::All(clauses.iter().map(Clause::requirement).collect())
+}
+
 impl Clause {
-    fn holds(&self, event: &Event) -> bool {
-        match self {
-            Self::Terms(comparison, terms) => terms.iter().all(|term| comparison.holds(term, event)),
-            Self::All(children) => children.iter().all(|child| child.holds(event)),
-            Self::Any(children) => children.iter().any(|child| child.holds(event)),
-            Self::Not(child) => !child.holds(event),
-            Self::Sql(expression) => expression.holds(event),
-        }
+    /// An expression without a value does not hold, and leaves its error in `failed`.
+    fn holds<'a>(&'a self, subject: &'a Subject<'_>, failed: &mut Option<Error<'a>>) -> bool {
+        let event = subject.event();
+        let result = match self {
+            Self::Terms(comparison, terms) => return terms.iter().all(|term| comparison.holds(term, event)),
+            Self::All(children) => return children.iter().all(|child| child.holds(subject, failed)),
+            Self::Any(children) => return children.iter().any(|child| child.holds(subject, failed)),
+            Self::Not(child) => return !child.holds(subject, failed),
+            Self::Sql(expression) => expression.decide(event).map_err(Error::Sql),
+            Self::Cel(expression) => expression.evaluate(subject).map_err(Error::Cel),
+        };
+        result.unwrap_or_else(|error| {
+            *failed = Some(error);
+            false
+        })
     }
 
-    fn explain(&self, event: &Event) -> Explanation {
-        let explain = |clause: &Self| clause.explain(event);
+    fn explain(&self, subject: &Subject<'_>) -> Explanation {
+        let event = subject.event();
+        let explain = |clause: &Self| clause.explain(subject);
         let nested = |dialect, clauses| Explanation {
             clauses,
-            ..Explanation::new(dialect, self.holds(event))
+            ..Explanation::new(dialect, self.holds(subject, &mut None))
         };
         match self {
             Self::Terms(comparison, terms) => match terms.as_slice() {
@@ -136,22 +184,20 @@ impl Clause {
             Self::Any(children) => nested("any", children.iter().map(explain).collect()),
             Self::Not(child) => nested("not", vec![explain(child)]),
             Self::Sql(expression) => expression.explain(event),
+            Self::Cel(expression) => expression.explain(subject),
         }
     }
 
-    fn collect_required<'a>(&'a self, required: &mut Vec<(&'a str, &'a str)>) {
+    fn requirement(&self) -> Requirement<'_> {
         match self {
-            Self::Terms(Comparison::Exact, terms) => {
-                required.extend(terms.iter().map(|term| (&*term.attribute, &*term.value)))
+            Self::Terms(comparison, terms) => {
+                Requirement::All(terms.iter().map(|term| comparison.requirement(term)).collect())
             }
-            Self::All(children) => children.iter().for_each(|child| child.collect_required(required)),
-            Self::Any(children) => {
-                if let [only] = children.as_slice() {
-                    only.collect_required(required);
-                }
-            }
-            Self::Sql(expression) => required.extend(expression.required_values()),
-            Self::Terms(Comparison::Prefix | Comparison::Suffix, _) | Self::Not(_) => {}
+            Self::All(children) => all(children),
+            Self::Any(children) => Requirement::Any(children.iter().map(Self::requirement).collect()),
+            Self::Not(_) => Requirement::UNKNOWN,
+            Self::Sql(expression) => expression.requirement(),
+            Self::Cel(expression) => expression.requirement(),
         }
     }
 }
@@ -167,6 +213,15 @@ impl Comparison {
             Self::Exact => *actual == *term.value,
             Self::Prefix => actual.starts_with(&*term.value),
             Self::Suffix => actual.ends_with(&*term.value),
+        }
+    }
+
+    fn requirement(self, term: &Term) -> Requirement<'_> {
+        let Term { attribute, value } = term;
+        match self {
+            Self::Exact => Requirement::exact(attribute, &**value),
+            Self::Prefix => Requirement::prefix(attribute, &**value),
+            Self::Suffix => Requirement::UNKNOWN,
         }
     }
 
@@ -216,6 +271,14 @@ fn clause(path: &str, expression: &Expression, depth: usize) -> Result<Clause, C
             path: format!("{path}.sql"),
             problem,
         }),
+        Expression::Cel(text) => {
+            cel::Expression::parse(text)
+                .map(Clause::Cel)
+                .map_err(|error| CompileError {
+                    path: format!("{path}.cel"),
+                    problem: error.into(),
+                })
+        }
     }
 }
 
@@ -272,7 +335,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{cloudevents::EventBuilder, filter::Outcome};
+    use crate::{
+        cloudevents::EventBuilder,
+        filter::{IndexTerm, Outcome, Text},
+    };
 
     fn event() -> Event {
         EventBuilder::new()
@@ -403,6 +469,21 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_expressions_in_the_readme_compile() {
+        let readme = include_str!("../../README.md");
+        let mut count = 0;
+        for dialect in ["sql", "cel"] {
+            for (at, opening) in readme.match_indices(&format!("`{dialect}: \"")) {
+                let text = readme[at + opening.len()..].split('"').next().unwrap();
+                let compiled = filter(json!([{dialect: text}]));
+                assert!(compiled.is_ok(), "{text}: {compiled:?}");
+                count += 1;
+            }
+        }
+        assert_eq!(count, 16);
+    }
+
     fn lines(explanations: &[Explanation], depth: usize, into: &mut Vec<String>) {
         for explanation in explanations {
             let mark = match explanation.outcome {
@@ -509,40 +590,110 @@ mod tests {
         );
     }
 
+    /// `a=` a value, `a^` a prefix, `&` and `|` between what is nested; `*` where nothing is known.
+    fn written(requirement: &Requirement) -> String {
+        let joined = |parts: &[Requirement], by: &str| {
+            let parts: Vec<_> = parts.iter().map(written).filter(|part| part != "*").collect();
+            match parts.as_slice() {
+                [] => "*".to_owned(),
+                [only] => only.clone(),
+                parts => format!("({})", parts.join(by)),
+            }
+        };
+        match requirement {
+            Requirement::Term(IndexTerm { attribute, text }) => match text {
+                Text::Exact(value) => format!("{attribute}={value}"),
+                Text::Prefix(prefix) => format!("{attribute}^{prefix}"),
+            },
+            Requirement::All(parts) => joined(parts, "&"),
+            Requirement::Any(parts) if parts.iter().any(|part| written(part) == "*") => "*".to_owned(),
+            Requirement::Any(parts) => joined(parts, "|"),
+        }
+    }
+
     #[test]
     fn only_what_every_match_has_is_required() {
         let table = [
-            (json!([]), vec![]),
+            (json!([]), "*"),
             (
-                json!([{"exact": {"type": "a"}}, {"all": [{"exact": {"source": "b"}}]}]),
-                vec![("type", "a"), ("source", "b")],
-            ),
-            (json!([{"any": [{"exact": {"type": "a"}}]}]), vec![("type", "a")]),
-            (
-                json!([{"any": [{"exact": {"type": "a"}}, {"exact": {"type": "b"}}]}]),
-                vec![],
+                json!([{"exact": {"type": "a"}}, {"all": [{"prefix": {"source": "b", "x": "c"}}]}]),
+                "(type=a&(source^b&x^c))",
             ),
             (
-                json!([{"not": {"exact": {"type": "a"}}}, {"prefix": {"type": "a"}}]),
-                vec![],
+                json!([{"any": [{"exact": {"type": "a"}}, {"prefix": {"type": "b"}}]}]),
+                "(type=a|type^b)",
             ),
+            (
+                json!([{"any": [{"exact": {"type": "a"}}, {"suffix": {"type": "b"}}]}]),
+                "*",
+            ),
+            (json!([{"not": {"exact": {"type": "a"}}}]), "*"),
             (
                 json!([{"sql": "TYPE = 'a' AND (x LIKE 'b%' AND source = \"it's\") AND subject = ''"}]),
-                vec![("type", "a"), ("source", "it's"), ("subject", "")],
-            ),
-            (json!([{"any": [{"sql": "(type = 'a')"}]}]), vec![("type", "a")]),
-            (json!([{"sql": "type = 'a' OR type = 'b'"}]), vec![]),
-            (
-                json!([{"sql": "NOT (type = 'a')"}, {"sql": "type != 'a'"}]),
-                vec![],
+                "(type=a&(x^b&source=it's)&subject=)",
             ),
             (
-                json!([{"sql": "'7' = x AND x = 7 AND x IN ('7') AND x = y AND TRUE = (x = 'a')"}]),
-                vec![],
+                json!([{"sql": "type = 'a' OR (x LIKE 'b_' AND y > 5) OR x IN ('c', 'd')"}]),
+                "(type=a|x^b|(x=c|x=d))",
+            ),
+            (
+                json!([{"sql": "x LIKE 'a\\%b' OR x LIKE 'c\\_d%e'"}]),
+                "(x=a%b|x^c_d)",
+            ),
+            (json!([{"sql": "NOT (type = 'a')"}, {"sql": "type != 'a'"}]), "*"),
+            (
+                json!([{"sql": "x LIKE '%a' AND x LIKE '_a' AND x NOT LIKE 'a' AND x NOT IN ('a')"}]),
+                "*",
+            ),
+            (
+                json!([{"sql": "'7' = x AND x = 7 AND x = y AND TRUE = (x = 'a')"}]),
+                "*",
+            ),
+            // '07' is 7 if x is an Integer, 'TRUE' is true if it is a Boolean; '2026-11' is neither.
+            (
+                json!([{"sql": "x IN ('a', '07') OR x IN ('a', 'TRUE') OR x IN ('a', y)"}]),
+                "*",
+            ),
+            (json!([{"sql": "x IN ('2026-11', '7a')"}]), "(x=2026-11|x=7a)"),
+            (json!([{"sql": "type = 'a' XOR x = 'b'"}]), "*"),
+        ];
+        for (expressions, expected) in table {
+            assert_eq!(
+                written(&filter(expressions.clone()).unwrap().requirement()),
+                expected,
+                "{expressions}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_cover_is_as_cheap_as_can_be() {
+        let cost = |term: &IndexTerm| term.attribute.len();
+        let table = [
+            (json!([]), None),
+            (json!([{"suffix": {"a": "b"}}]), None),
+            (json!([{"exact": {"aaa": "x", "bb": "x"}}]), Some("bb")),
+            (
+                json!([{"any": [{"exact": {"aaa": "x"}}, {"suffix": {"b": "x"}}]}]),
+                None,
+            ),
+            (
+                json!([{"exact": {"aaa": "x"}}, {"any": [{"prefix": {"bb": "x"}}, {"exact": {"cc": "x"}}]}]),
+                Some("aaa"),
+            ),
+            (
+                json!([{"exact": {"aaa": "x"}}, {"any": [{"prefix": {"b": "x", "ddd": "x"}}, {"exact": {"c": "x"}}]}]),
+                Some("b c"),
             ),
         ];
         for (expressions, expected) in table {
-            assert_eq!(filter(expressions).unwrap().required_values(), expected);
+            let filter = filter(expressions).unwrap();
+            let requirement = filter.requirement();
+            let attributes = requirement.cheapest_cover(&cost).map(|cover| {
+                let attributes: Vec<_> = cover.terms.iter().map(|term| term.attribute).collect();
+                attributes.join(" ")
+            });
+            assert_eq!(attributes.as_deref(), expected);
         }
     }
 }

@@ -19,7 +19,7 @@ pub struct Explanation {
     /// The attributes that it looked at, if there are no clauses in it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub saw: Vec<Seen>,
-    /// Why a `sql` clause has no value.
+    /// Why a `sql` or `cel` clause has no value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The clauses in it.
@@ -39,11 +39,11 @@ pub enum Outcome {
     NotReached,
 }
 
-/// An attribute that a clause looked at.
+/// An attribute that a clause looked at, or in a `cel` expression a field of the data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Seen {
-    /// Its name.
+    /// Its name; of a field of the data the path, such as `data.order.id`.
     pub attribute: String,
     /// Its canonical string; `None` if the event does not have it.
     pub value: Option<String>,
@@ -74,6 +74,11 @@ impl Seen {
             value: event.attribute(attribute).map(Value::to_string),
         }
     }
+}
+
+/// An expression's text for a single line.
+pub(super) fn one_line(text: &str) -> String {
+    text.replace(['\n', '\r', '\t'], " ")
 }
 
 impl fmt::Display for Explanation {

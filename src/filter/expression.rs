@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// One filter expression.
 ///
-/// The dialects are those of the CloudEvents Subscriptions API 1.0; comparisons are case-sensitive and, but for
-/// `sql`, made on the canonical string of a value.
+/// The dialects are those of the CloudEvents Subscriptions API 1.0, and CEL; comparisons are case-sensitive and, but
+/// for `sql` and `cel`, made on the canonical string of a value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Expression {
@@ -25,4 +25,6 @@ pub enum Expression {
     Not(Box<Expression>),
     /// The CESQL expression is true, without an error.
     Sql(String),
+    /// The CEL expression is true, without an error.
+    Cel(String),
 }

@@ -189,6 +189,13 @@ impl Collector for DeliveryCollector {
             "Events removed before the Trigger looked at them, since the start",
             TriggerStats::missed,
         )?;
+        counter(
+            &mut encoder,
+            &triggers,
+            "trigger_filter_errors",
+            "Events not matched because a filter ended in an error, since the start",
+            TriggerStats::filter_errors,
+        )?;
         gauge(
             &mut encoder,
             &triggers,

@@ -1,6 +1,7 @@
 //! From the routing configuration to the routing table, and from an event to the Triggers that want it. Pure.
 
 mod configuration;
+mod index;
 pub mod protocol;
 mod table;
 

@@ -5,10 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use super::{Configuration, Revision, Trigger};
+use super::{
+    Configuration, Revision, Trigger,
+    index::{Index, IndexBuilder},
+};
 use crate::{
     cloudevents::Event,
-    filter::{CompileError, Filter},
+    filter::{CompileError, Decision, Filter, IndexTerm, Requirement, Subject, Text},
 };
 
 /// The name of the broker that exists in every namespace.
@@ -27,8 +30,8 @@ pub struct RoutingTable {
 #[derive(Debug, Default)]
 pub struct BrokerTable {
     routes: Vec<Route>,
-    /// Routes that want one value of one attribute, found by both.
-    exact: HashMap<Box<str>, HashMap<Box<str>, Vec<usize>>>,
+    /// Routes that want a value of an attribute, or one of several, found by those.
+    index: Index,
     /// Routes that have to be evaluated for each event.
     evaluated: Vec<usize>,
 }
@@ -45,7 +48,15 @@ pub struct Route {
 impl Route {
     /// Whether this one Trigger wants the event.
     pub fn matches(&self, event: &Event) -> bool {
-        self.filter.as_ref().is_ok_and(|filter| filter.matches(event))
+        matches!(self.decide(&Subject::new(event)), Decision::Pass)
+    }
+
+    /// Whether this one Trigger wants the event, or its filter ends in an error.
+    pub fn decide<'a>(&'a self, subject: &'a Subject<'_>) -> Decision<'a> {
+        match &self.filter {
+            Ok(filter) => filter.decide(subject),
+            Err(_) => Decision::Skip,
+        }
     }
 }
 
@@ -107,24 +118,12 @@ impl RoutingTable {
 
 impl BrokerTable {
     fn new(routes: Vec<Route>) -> Self {
-        let mut table = Self::default();
-        for (index, route) in routes.iter().enumerate() {
-            let Ok(filter) = &route.filter else { continue };
-            match most_selective(&filter.required_values()) {
-                Some((attribute, value)) => {
-                    table
-                        .exact
-                        .entry(attribute.into())
-                        .or_default()
-                        .entry(value.into())
-                        .or_default()
-                        .push(index);
-                }
-                None => table.evaluated.push(index),
-            }
+        let (index, evaluated) = file(&routes);
+        Self {
+            routes,
+            index,
+            evaluated,
         }
-        table.routes = routes;
-        table
     }
 
     /// Every Trigger of the broker; [`BrokerTable::matching`] speaks of positions in this list.
@@ -134,14 +133,19 @@ impl BrokerTable {
 
     /// Calls `found` with the position of each Trigger that wants the event, in no particular order.
     pub fn matching(&self, event: &Event, mut found: impl FnMut(usize)) {
-        let indexed = self.exact.iter().filter_map(|(attribute, by_value)| {
-            let value = event.attribute(attribute)?;
-            by_value.get(&*value.canonical())
-        });
-        for &index in indexed.flatten().chain(&self.evaluated) {
-            if self.routes[index].matches(event) {
+        self.deciding(event, |index, decision| {
+            if matches!(decision, Decision::Pass) {
                 found(index);
             }
+        });
+    }
+
+    /// Calls `tell` with the position of each Trigger that could want the event, and what its filter says.
+    pub fn deciding(&self, event: &Event, mut tell: impl FnMut(usize, Decision<'_>)) {
+        let subject = Subject::new(event);
+        let candidates = self.index.candidates(event);
+        for &index in candidates.iter().chain(&self.evaluated) {
+            tell(index, self.routes[index].decide(&subject));
         }
     }
 }
@@ -151,19 +155,31 @@ pub fn broker_key(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
 }
 
-/// Events differ most in their type, then in their source; a `specversion` tells nothing.
-fn most_selective<'a>(required: &[(&'a str, &'a str)]) -> Option<(&'a str, &'a str)> {
-    required
+/// Files each route where the fewest others are that have to be tried together with it. Gives the index, and the
+/// routes that cannot be filed.
+fn file(routes: &[Route]) -> (Index, Vec<usize>) {
+    let requirements: Vec<Option<Requirement>> = routes
         .iter()
-        .copied()
-        .min_by_key(|(attribute, _)| match *attribute {
-            "id" => 0,
-            "type" => 1,
-            "subject" => 2,
-            "source" => 3,
-            "specversion" => 5,
-            _ => 4,
-        })
+        .map(|route| route.filter.as_ref().ok().map(Filter::requirement))
+        .collect();
+    let mut named: HashMap<&IndexTerm, usize> = HashMap::new();
+    for requirement in requirements.iter().flatten() {
+        requirement.for_each_term(&mut |term| *named.entry(term).or_default() += 1);
+    }
+    // How many routes name the term; of two that as many do, an exact value holds for fewer events than a prefix.
+    let cost = |term: &IndexTerm| {
+        let count = named.get(term).copied().unwrap_or_default();
+        2 * count + usize::from(matches!(term.text, Text::Prefix(_)))
+    };
+    let (mut index, mut evaluated) = (IndexBuilder::default(), Vec::new());
+    for (route, requirement) in requirements.iter().enumerate() {
+        let Some(requirement) = requirement else { continue };
+        match requirement.cheapest_cover(&cost) {
+            Some(cover) => cover.terms.iter().for_each(|term| index.add(term, route)),
+            None => evaluated.push(route),
+        }
+    }
+    (index.build(), evaluated)
 }
 
 #[cfg(test)]
@@ -248,11 +264,12 @@ mod tests {
         assert_eq!(found, [1]);
     }
 
+    /// Few names and few values, so that filters and events meet, and nearly meet, often.
     fn expression() -> impl Strategy<Value = Expression> {
         let map = || {
             collection::btree_map(
-                select(vec!["type", "source", "x", "n", "specversion"]),
-                select(vec!["a", "b", "7", "1.0"]),
+                select(vec!["type", "type", "source", "x", "n", "specversion"]),
+                select(vec!["a", "b", "ab", "7", "1.0"]),
                 1..3,
             )
             .prop_map(|map| {
@@ -263,34 +280,122 @@ mod tests {
         };
         let sql = {
             let operand = || select(vec!["type", "x", "n", "'a'", "'7'", "'07'", "7", "(x = 'a')"]);
-            let term = (operand(), select(vec!["=", "=", "!=", ">"]), operand())
-                .prop_map(|(left, operator, right)| format!("{left} {operator} {right}"));
+            let pattern = select(vec!["'a'", "'a%'", "'a_'", "'%b'", "'7%'", "'_'", "''", "'%'"]);
+            let set = select(vec![
+                "('a', 'b')",
+                "('07', 'a')",
+                "('a', 'TRUE')",
+                "('ab')",
+                "(7)",
+            ]);
+            let not = || select(vec!["", "", "NOT "]);
+            let term = prop_oneof![
+                2 => (operand(), select(vec!["=", "=", "!=", ">"]), operand())
+                    .prop_map(|(left, operator, right)| format!("{left} {operator} {right}")),
+                1 => (operand(), not(), pattern).prop_map(|(left, not, right)| format!("{left} {not}LIKE {right}")),
+                1 => (operand(), not(), set).prop_map(|(left, not, right)| format!("{left} {not}IN {right}")),
+            ];
             (
                 collection::vec(term, 1..4),
-                select(vec![" AND ", " AND ", " OR ", " XOR "]),
+                select(vec![" AND ", " AND ", " OR ", " OR ", " XOR "]),
             )
                 .prop_map(|(terms, operator)| Expression::Sql(terms.join(operator)))
         };
+        let cel = {
+            let operand = || {
+                select(vec![
+                    "event.type",
+                    "event.x",
+                    "event.n",
+                    "event.data",
+                    "'a'",
+                    "'7'",
+                    "7",
+                ])
+            };
+            let set = select(vec!["['a', 'b']", "['7', 'ab']", "[7, 'a']", "[]"]);
+            let not = || select(vec!["", "", "!"]);
+            let term = prop_oneof![
+                2 => (operand(), select(vec!["==", "==", "!=", "<"]), operand())
+                    .prop_map(|(left, operator, right)| format!("{left} {operator} {right}")),
+                1 => (not(), operand(), set).prop_map(|(not, value, set)| format!("{not}({value} in {set})")),
+                1 => (not(), operand(), select(vec!["'a'", "''", "'7'"]))
+                    .prop_map(|(not, value, prefix)| format!("{not}{value}.startsWith({prefix})")),
+            ];
+            (collection::vec(term, 1..4), select(vec![" && ", " || "]))
+                .prop_map(|(terms, operator)| Expression::Cel(terms.join(operator)))
+        };
         let leaf = prop_oneof![
             3 => sql,
-            3 => map().prop_map(Expression::Exact),
-            1 => map().prop_map(Expression::Prefix),
+            2 => cel,
+            2 => map().prop_map(Expression::Exact),
+            2 => map().prop_map(Expression::Prefix),
             1 => map().prop_map(Expression::Suffix),
         ];
         leaf.prop_recursive(2, 8, 3, |inner| {
             prop_oneof![
-                collection::vec(inner.clone(), 1..3).prop_map(Expression::All),
-                collection::vec(inner.clone(), 1..3).prop_map(Expression::Any),
-                inner.prop_map(|child| Expression::Not(Box::new(child))),
+                1 => collection::vec(inner.clone(), 1..3).prop_map(Expression::All),
+                2 => collection::vec(inner.clone(), 1..4).prop_map(Expression::Any),
+                1 => inner.prop_map(|child| Expression::Not(Box::new(child))),
             ]
         })
+    }
+
+    #[test]
+    fn only_triggers_that_could_match_are_tried() {
+        let trigger = |name: &str, filters: serde_json::Value| {
+            trigger(name, "default", serde_json::from_value(filters).unwrap())
+        };
+        let triggers = vec![
+            trigger("type", json!([{"exact": {"type": "a"}}])),
+            // Everyone wants this source, so it is no use to find a Trigger by.
+            trigger("type of all", json!([{"exact": {"source": "/", "type": "b"}}])),
+            trigger(
+                "prefix of all",
+                json!([{"exact": {"source": "/"}}, {"prefix": {"type": "b."}}]),
+            ),
+            trigger(
+                "subject of all",
+                json!([{"sql": "source = '/' AND subject LIKE 'c%'"}]),
+            ),
+            trigger(
+                "any",
+                json!([{"any": [{"prefix": {"type": "b"}}, {"exact": {"subject": "c"}}]}]),
+            ),
+            trigger("suffix", json!([{"suffix": {"type": "z"}}])),
+            trigger("broken", json!([{"exact": {}}])),
+        ];
+        let table = RoutingTable::compile(configuration(triggers));
+        let table = &table.brokers()["shop/default"];
+        for (r#type, subject, expected) in [
+            ("a", "x", &["type"][..]),
+            ("b", "c", &["type of all", "subject of all", "any"]),
+            ("b.c", "x", &["prefix of all", "any"]),
+            ("z", "xc", &[]),
+        ] {
+            let event = EventBuilder::new()
+                .attribute("id", "1")
+                .attribute("source", "/")
+                .attribute("type", r#type)
+                .attribute("subject", subject)
+                .build()
+                .unwrap();
+            let names: Vec<_> = table
+                .index
+                .candidates(&event)
+                .into_iter()
+                .map(|at| &*table.routes[at].trigger.name)
+                .collect();
+            assert_eq!(names, expected, "{type} {subject}");
+        }
+        assert_eq!(table.evaluated, [5]);
     }
 
     proptest! {
         #[test]
         fn the_index_finds_what_plain_evaluation_finds(
-            filters in collection::vec(collection::vec(expression(), 0..3), 0..8),
-            values in collection::vec(select(vec!["a", "b", "ab", "7", "07"]), 3),
+            filters in collection::vec(collection::vec(expression(), 0..3), 0..12),
+            values in collection::vec(select(vec!["a", "b", "ab", "a_", "7", "07", "TRUE"]), 3),
             extension in any::<bool>(),
             number in select(vec![None, Some(Value::from(7)), Some("7".into()), Some("07".into()), Some(true.into())]),
         ) {

@@ -1,6 +1,6 @@
 //! Local mode: `weir run`, `weir display` and `weir send` as processes.
 
-use crate::support::{Consumer, PATIENCE, Process, Received, Scratch, eventually, post};
+use crate::support::{Consumer, PATIENCE, Process, Received, Scratch, eventually, get, post};
 
 fn run(manifests: &Scratch, data: &Scratch, services: &[(&str, &Consumer)]) -> Process {
     let path = |scratch: &Scratch| scratch.path().to_str().unwrap().to_owned();
@@ -125,6 +125,36 @@ fn a_broken_sql_filter_is_said_with_its_place_and_matches_nothing() {
         trigger("broken", &format!("{filters} TRUE"), "broken"),
     );
     assert_eq!(bodies(&broken.wait_for(1)), ["one"]);
+}
+
+#[test]
+fn cel_filters_look_into_the_data_and_what_has_no_value_is_counted() {
+    let (manifests, data) = (Scratch::new(), Scratch::new());
+    let large = Consumer::start();
+    let filters = "[{cel: \"event.type == 'order' && event.data.amount > 100\"}]";
+    manifests.write("t.yaml", trigger("large", filters, "large"));
+    let process = run(&manifests, &data, &[("shop/large", &large)]);
+    let send_json = |mode: &str, r#type: &str, data: &str| {
+        let json = ["--content-type", "application/json"];
+        let arguments = ["--type", r#type, "--mode", mode, "--data", data];
+        assert!(send(&process, &[&arguments[..], &json[..]].concat()).success());
+    };
+    send_json("binary", "order", r#"{"amount":150}"#);
+    send_json("binary", "order", r#"{"amount":99}"#);
+    send_json("binary", "order", r#"{"amount":"many"}"#);
+    send_json("binary", "other", "{}");
+    send_json("structured", "order", "{}");
+    send_json("structured", "order", r#"{"amount":100.5}"#);
+    large.wait_for(2);
+    let metrics = get(&format!("http://{}/metrics", process.address("admin"))).text();
+    let counted = metrics
+        .lines()
+        .find(|line| {
+            line.starts_with("weir_trigger_filter_errors_total") && line.contains("trigger=\"large\"")
+        })
+        .unwrap();
+    assert!(counted.ends_with(" 2"), "{counted}");
+    assert_eq!(large.received().len(), 2);
 }
 
 #[test]

@@ -41,7 +41,18 @@ impl Expression {
     /// Whether the event passes: the value is `true`, and there was no error (section 1.2).
     #[must_use]
     pub fn holds(&self, event: &Event) -> bool {
-        matches!(evaluate(&self.root, event), Ok(Scalar::Boolean(true)))
+        self.decide(event) == Ok(true)
+    }
+
+    /// Whether the event passes.
+    ///
+    /// # Errors
+    /// Why the expression has no value, or one that is no Boolean.
+    pub fn decide<'a>(&'a self, event: &'a Event) -> Result<bool, Failure<'a>> {
+        match evaluate(&self.root, event)? {
+            Scalar::Boolean(boolean) => Ok(boolean),
+            value => Err(no_cast(self.root.span, Type::Boolean)(value)),
+        }
     }
 }
 

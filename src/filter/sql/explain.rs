@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cloudevents::Event,
-    filter::explanation::{Explanation, Outcome, Seen},
+    filter::explanation::{Explanation, Outcome, Seen, one_line},
 };
 
 impl Expression {
@@ -65,10 +65,6 @@ impl Expression {
         };
         operands.iter().map(explain).collect()
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.replace(['\n', '\r', '\t'], " ")
 }
 
 /// The names of the attributes that a node looks at, each once, in the order of the text.

@@ -26,6 +26,7 @@ mod explain;
 mod lexer;
 mod parser;
 mod pattern;
+mod requirement;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,8 @@ pub use scalar::{Scalar, Type};
 pub use tree::Span;
 
 use tree::Node;
+
+use super::Requirement;
 
 /// How many characters an expression may have.
 pub const MAX_LENGTH: usize = 4096;
@@ -53,12 +56,10 @@ pub struct Expression {
 }
 
 impl Expression {
-    /// Pairs of attribute and value of which every event that passes has all.
+    /// What every event has that passes.
     #[must_use]
-    pub fn required_values(&self) -> Vec<(&str, &str)> {
-        let mut required = Vec::new();
-        self.root.collect_required(&mut required);
-        required
+    pub fn requirement(&self) -> Requirement<'_> {
+        self.root.requirement()
     }
 
     /// The type of the value, whatever the event; `None` where an attribute's type decides.

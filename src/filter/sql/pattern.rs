@@ -1,6 +1,6 @@
 //! The patterns of `LIKE` (section 3.4.3).
 
-use std::{collections::HashMap, iter};
+use std::{borrow::Cow, collections::HashMap, iter};
 
 /// A pattern: pieces with `%` between them.
 ///
@@ -63,6 +63,22 @@ impl Pattern {
                 middle: pieces.filter(|piece| *piece != Piece::Text("".into())).collect(),
                 last: Some(end),
             },
+        }
+    }
+
+    /// The text that is the only one to match, if there is no `%` and no `_`.
+    pub(super) fn only(&self) -> Option<&str> {
+        match (&self.first, &self.last) {
+            (Piece::Text(text), None) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The text that every match begins with: up to the first `%` or `_`. May be empty.
+    pub(super) fn beginning(&self) -> Cow<'_, str> {
+        match &self.first {
+            Piece::Text(text) => Cow::Borrowed(text),
+            Piece::Wild(wild) => wild.characters.iter().map_while(|wanted| *wanted).collect(),
         }
     }
 

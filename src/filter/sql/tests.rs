@@ -5,7 +5,10 @@ use std::borrow::Cow;
 use proptest::{collection, prelude::*, sample::select};
 
 use super::*;
-use crate::cloudevents::{Event, EventBuilder, Value};
+use crate::{
+    cloudevents::{Event, EventBuilder, Value},
+    filter::{IndexTerm, Text},
+};
 
 fn event(attributes: &[(&str, Value)]) -> Event {
     let mut all = vec![
@@ -921,17 +924,33 @@ proptest! {
             let text = format!("{}{more}", terms.join(" AND "));
             let Ok(expression) = Expression::parse(&text) else { continue };
             if expression.holds(&event) {
-                for (name, value) in expression.required_values() {
-                    let actual = event.attribute(name).map(Value::canonical);
-                    prop_assert_eq!(actual.as_deref(), Some(value), "{}", text);
-                }
+                prop_assert!(allows(&expression.requirement(), &event), "{}", text);
             }
         }
     }
 }
 
+fn allows(requirement: &Requirement, event: &Event) -> bool {
+    match requirement {
+        Requirement::Term(IndexTerm { attribute, text }) => {
+            event.attribute(attribute).is_some_and(|value| match text {
+                Text::Exact(text) => value.canonical() == *text,
+                Text::Prefix(text) => value.canonical().starts_with(&**text),
+            })
+        }
+        Requirement::All(parts) => parts.iter().all(|part| allows(part, event)),
+        Requirement::Any(parts) => parts.iter().any(|part| allows(part, event)),
+    }
+}
+
 fn equality() -> impl Strategy<Value = String> {
     let operand = || select(vec!["n", "n", "'7'", "'07'", "7", "true", "'true'", "'TRUE'"]);
-    (operand(), select(vec!["=", "=", "!="]), operand())
-        .prop_map(|(left, operator, right)| format!("{left} {operator} {right}"))
+    let set = collection::vec(operand(), 1..3).prop_map(|set| set.join(", "));
+    let pattern = select(vec!["'7'", "'%7'", "'t%'", "'0_'", "'_7'", "'tru_'"]);
+    prop_oneof![
+        (operand(), select(vec!["=", "=", "!="]), operand())
+            .prop_map(|(left, operator, right)| format!("{left} {operator} {right}")),
+        (operand(), set).prop_map(|(left, set)| format!("{left} IN ({set})")),
+        (operand(), pattern).prop_map(|(left, pattern)| format!("{left} LIKE {pattern}")),
+    ]
 }

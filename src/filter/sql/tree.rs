@@ -141,26 +141,4 @@ impl Node {
             Kind::Call(call) => Some(call.r#type()),
         }
     }
-
-    /// Pairs of attribute and value of which every event has all for which the node gives true without an error.
-    ///
-    /// `attribute = 'text'` casts the attribute to String, so it holds for one canonical string only. Turned round,
-    /// or with a number, several strings can be equal: `'07'` and `'7'` are both 7.
-    pub(super) fn collect_required<'a>(&'a self, required: &mut Vec<(&'a str, &'a str)>) {
-        match &self.kind {
-            Kind::Logic(Logic::And, operands) => {
-                operands
-                    .iter()
-                    .for_each(|operand| operand.collect_required(required));
-            }
-            Kind::Binary(Binary::Equal, left, right) => {
-                if let (Kind::Attribute(name), Kind::Literal(Scalar::String(text))) =
-                    (&left.kind, &right.kind)
-                {
-                    required.push((name, text));
-                }
-            }
-            _ => {}
-        }
-    }
 }

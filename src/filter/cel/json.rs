@@ -1,0 +1,111 @@
+//! The data of an event as a value of CEL.
+
+use std::{collections::HashMap, fmt};
+
+use cel::common::{
+    types::{CelBool, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelUInt},
+    value::Val,
+};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use super::MAX_DATA;
+use crate::cloudevents::Event;
+
+/// A JSON value as CEL has it: a whole number that fits into 64 bits is an int or a uint, any other a double. Of a
+/// name that is there twice the last holds. Nested 128 deep at most, as serde_json reads it.
+#[derive(Debug)]
+pub(in crate::filter) struct Json(Box<dyn Val>);
+
+/// Why an event has no data that a filter can look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(in crate::filter) enum DataError {
+    /// There is none.
+    #[error("the event has no data")]
+    Absent,
+    /// It is something else.
+    #[error("the content type of the data is not JSON")]
+    NotJson,
+    /// The content type says JSON, the bytes do not.
+    #[error("the data is not valid JSON")]
+    Invalid,
+    /// More than is parsed.
+    #[error("the data has more than {MAX_DATA} bytes, which filters do not look into")]
+    TooLarge,
+}
+
+impl Json {
+    pub(in crate::filter) fn of(event: &Event) -> Result<Self, DataError> {
+        if event.data().is_none() {
+            return Err(DataError::Absent);
+        }
+        let data = event.json_data().ok_or(DataError::NotJson)?;
+        let text = data.as_bytes();
+        if text.len() > MAX_DATA {
+            return Err(DataError::TooLarge);
+        }
+        serde_json::from_slice(text).map_err(|_| DataError::Invalid)
+    }
+
+    pub(super) fn value(&self) -> &dyn Val {
+        &*self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Values)
+    }
+}
+
+struct Values;
+
+impl<'de> Visitor<'de> for Values {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json(Box::new(CelNull)))
+    }
+
+    fn visit_bool<E>(self, boolean: bool) -> Result<Json, E> {
+        Ok(Json(Box::new(CelBool::from(boolean))))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Json, E> {
+        Ok(Json(Box::new(CelInt::from(number))))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Json, E> {
+        Ok(Json(match i64::try_from(number) {
+            Ok(number) => Box::new(CelInt::from(number)),
+            Err(_) => Box::new(CelUInt::from(number)),
+        }))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Json, E> {
+        Ok(Json(Box::new(CelDouble::from(number))))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Json, E> {
+        Ok(Json(Box::new(CelString::from(text.to_owned()))))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Json, A::Error> {
+        let mut list: Vec<Box<dyn Val>> = Vec::new();
+        while let Some(Json(element)) = elements.next_element()? {
+            list.push(element);
+        }
+        Ok(Json(Box::new(CelList::from(list))))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Json, A::Error> {
+        let mut map: HashMap<CelMapKey<'static>, Box<dyn Val>> = HashMap::new();
+        while let Some((name, Json(value))) = members.next_entry::<String, Json>()? {
+            map.insert(CelMapKey::String(CelString::from(name)), value);
+        }
+        Ok(Json(Box::new(CelMap::from(map))))
+    }
+}

@@ -1,0 +1,649 @@
+//! What expressions give, what is refused, and what no input may do.
+
+use bytes::Bytes;
+use proptest::{collection, prelude::*, sample::select};
+use serde_json::json;
+
+use super::*;
+use crate::{
+    cloudevents::{Event, EventBuilder, Mode, Value, read_http},
+    filter::{Filter, IndexTerm, Requirement, Subject, Text},
+};
+
+fn event_with(data: &str, content_type: &str) -> Event {
+    EventBuilder::new()
+        .attribute("id", "1")
+        .attribute("source", "/shop/orders")
+        .attribute("type", "com.example.order.created")
+        .attribute("priority", 7)
+        .attribute("urgent", true)
+        .attribute("digits", "7")
+        .data(content_type, Bytes::from(data.to_owned()))
+        .build()
+        .unwrap()
+}
+
+fn event() -> Event {
+    event_with(
+        r#"{"amount": 150.5, "count": 3, "huge": 18446744073709551615, "ip": "10.1.2.3", "note": "Grüß Gott",
+            "none": null, "paid": true, "tags": ["new", "gift"], "order": {"id": "o-1", "lines": [{"sku": "a"}]}}"#,
+        "application/json",
+    )
+}
+
+fn evaluate(text: &str, event: &Event) -> Result<bool, String> {
+    let expression = Expression::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+    expression
+        .evaluate(&Subject::new(event))
+        .map_err(|failure| failure.to_string())
+}
+
+#[test]
+fn attributes_and_data() {
+    let table = [
+        ("true", true),
+        ("event.type == 'com.example.order.created'", true),
+        ("event.type == \"COM.example.order.created\"", false),
+        ("event['type'] == event.type", true),
+        ("event.specversion == '1.0'", true),
+        ("event.priority > 5 && event.priority <= 7", true),
+        ("event.urgent", true),
+        ("!event.urgent", false),
+        // Attributes have their own types: a header's are strings.
+        ("event.digits == 7", false),
+        ("int(event.digits) == 7", true),
+        ("event.priority == '7'", false),
+        ("string(event.priority) == '7'", true),
+        ("has(event.subject)", false),
+        (
+            "has(event.type) && has(event.data) && has(event.data.order.id)",
+            true,
+        ),
+        ("has(event.data.order.missing)", false),
+        ("has(event.subject) && event.subject == 'x'", false),
+        ("event.data.amount > 100", true),
+        ("event.data.amount > 150.5", false),
+        ("event.data.count == 3 && event.data.count == 3.0", true),
+        (
+            "event.data.count + 1 == 4 && event.data.amount + 0.5 == 151.0",
+            true,
+        ),
+        (
+            "event.data.count * 2 - 1 == 5 && event.data.count % 2 == 1 && -event.data.count == -3",
+            true,
+        ),
+        ("event.data.huge == 18446744073709551615u", true),
+        ("event.data.none == null", true),
+        ("event.data.paid ? event.data.count == 3 : false", true),
+        ("event.data.order.lines[0].sku == 'a'", true),
+        ("event.data['order']['id'] == 'o-1'", true),
+        ("'gift' in event.data.tags", true),
+        ("'sku' in event.data.tags || 'order' in event.data", true),
+        ("event.data.count in [1, 2, -3]", false),
+        ("size(event.data.tags) == 2 && event.data.note.size() == 9", true),
+        (
+            "event.source.startsWith('/shop') && event.type.endsWith('created')",
+            true,
+        ),
+        ("event.data.note.contains('ß G')", true),
+        ("event.type.upperAscii() == 'COM.EXAMPLE.ORDER.CREATED'", true),
+        ("' X '.trim().lowerAscii() == 'x'", true),
+        ("event.type.matches('^com[.][a-z]+[.]order[.]')", true),
+        ("event.type.matches('^order')", false),
+        ("'a' + 'b' == 'ab' && event.data.note + '!' == 'Grüß Gott!'", true),
+        ("cidr('10.0.0.0/8').containsIP(event.data.ip)", true),
+        ("cidr('10.2.0.0/16').containsIP(event.data.ip)", false),
+        ("cidr('2001:db8::/32').containsIP('2001:db8::1')", true),
+        ("cidr('10.1.2.3').containsIP(event.data.ip)", true),
+        // As CEL has it, an error does not matter where the other side decides.
+        ("event.missing == 1 || event.urgent", true),
+        ("event.urgent || event.missing == 1", true),
+        ("event.missing == 1 && false", false),
+        ("event.data.order == event.data.order", true),
+        ("event.data.order == event.data.tags", false),
+    ];
+    for (text, expected) in table {
+        assert_eq!(evaluate(text, &event()), Ok(expected), "{text}");
+    }
+}
+
+#[test]
+fn what_has_no_value_says_why_without_the_data() {
+    let json = event();
+    let text = event_with("plain", "text/plain");
+    let broken = event_with("{", "application/json");
+    let large = event_with(&format!("\"{}\"", "x".repeat(MAX_DATA)), "application/json");
+    let none = EventBuilder::new()
+        .attribute("id", "1")
+        .attribute("source", "/")
+        .attribute("type", "t")
+        .build()
+        .unwrap();
+    let table = [
+        ("event.subject == 'x'", &json, "there is no subject in the event"),
+        ("event.data.order.x == 1", &json, "there is no x"),
+        ("event.data.note > 5", &json, "> does not take string and int"),
+        (
+            "event.data.note + 5 == 5",
+            &json,
+            "+ does not take string and int",
+        ),
+        (
+            "event.data.amount + 1 > 5",
+            &json,
+            "+ does not take double and int",
+        ),
+        (
+            "event.data.tags + event.data.tags == []",
+            &json,
+            "+ does not take list and list",
+        ),
+        ("event.data.note.sku == 'a'", &json, "."),
+        (
+            "event.data.tags[7] == 'x'",
+            &json,
+            "the list has no such position",
+        ),
+        ("event.data.count / 0 == 1", &json, "division by zero"),
+        (
+            "event.data.count * 9223372036854775807 > 1",
+            &json,
+            "the result does not fit into 64 bits",
+        ),
+        ("int(event.data.note) == 1", &json, "int cannot take this value"),
+        (
+            "event.data.count.startsWith('a')",
+            &json,
+            "startsWith does not take int and string",
+        ),
+        (
+            "cidr('10.0.0.0/8').containsIP(event.type)",
+            &json,
+            "the text is no IP address",
+        ),
+        ("event.type", &json, "the value is of type string, and no bool"),
+        ("event.data.count", &json, "the value is of type int, and no bool"),
+        ("event.type && true", &json, ""),
+        (
+            "event.data.x == 1",
+            &text,
+            "the content type of the data is not JSON",
+        ),
+        (
+            "has(event.data)",
+            &text,
+            "the content type of the data is not JSON",
+        ),
+        ("event.data.x == 1", &broken, "the data is not valid JSON"),
+        (
+            "event.data == 'x'",
+            &large,
+            "the data has more than 262144 bytes, which filters do not look into",
+        ),
+        ("event.data.x == 1", &none, "there is no data in the event"),
+    ];
+    for (text, event, expected) in table {
+        let message = evaluate(text, event).unwrap_err();
+        assert!(message.contains(expected), "{text}: {message}");
+        assert!(
+            !message.contains("Grüß") && !message.contains("o-1"),
+            "{text}: {message}"
+        );
+    }
+    assert_eq!(evaluate("has(event.data)", &none), Ok(false));
+}
+
+#[test]
+fn strings_cannot_grow_without_bound() {
+    let event = event_with(&format!("\"{}\"", "x".repeat(MAX_TEXT)), "application/json");
+    assert_eq!(evaluate("event.data + '' != ''", &event), Ok(true));
+    let message = evaluate("event.data + 'x' != ''", &event).unwrap_err();
+    assert!(
+        message.contains("no strings of more than 65536 bytes"),
+        "{message}"
+    );
+}
+
+#[test]
+fn data_is_json_in_every_mode() {
+    let structured = |members: &str| {
+        let text = format!(r#"{{"specversion":"1.0","id":"1","source":"/","type":"t",{members}}}"#);
+        let headers = [("content-type", "application/cloudevents+json")];
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect();
+        let received = read_http(&headers, Bytes::from(text)).unwrap();
+        let events: Vec<Event> = received.into_events();
+        let [event] = events.as_slice() else {
+            panic!("one event")
+        };
+        assert_eq!(event.mode(), Mode::Structured);
+        event.clone()
+    };
+    for event in [
+        structured(r#""data": {"amount": 5}"#),
+        structured(r#""datacontenttype": "application/vnd.x+json", "data": {"amount": 5}"#),
+        structured(r#""datacontenttype": "application/json", "data_base64": "eyJhbW91bnQiOiA1fQ==""#),
+        event_with(
+            r#" {"amount": 1, "amount": 5} "#,
+            "application/json; charset=utf-8",
+        ),
+    ] {
+        assert_eq!(evaluate("event.data.amount == 5", &event), Ok(true), "{event:?}");
+    }
+    for event in [
+        structured(r#""datacontenttype": "text/plain", "data": "{}""#),
+        structured(r#""datacontenttype": "application/xml", "data_base64": "e30=""#),
+        event_with("{}", "application/json; charset=utf-16"),
+    ] {
+        assert!(evaluate("has(event.data)", &event).is_err(), "{event:?}");
+    }
+}
+
+#[test]
+fn data_is_parsed_once_and_only_when_it_is_asked_for() {
+    let event = event();
+    let filter = |text: &str| Filter::compile(&[crate::filter::Expression::Cel(text.to_owned())]).unwrap();
+    let subject = Subject::new(&event);
+    assert!(matches!(
+        filter("event.priority == 7").decide(&subject),
+        crate::filter::Decision::Pass
+    ));
+    assert!(matches!(
+        filter("event.type == 'other' && event.data.amount > 1").decide(&subject),
+        crate::filter::Decision::Skip
+    ));
+    assert!(!subject.has_parsed());
+    assert!(matches!(
+        filter("event.data.amount > 1").decide(&subject),
+        crate::filter::Decision::Pass
+    ));
+    assert!(subject.has_parsed());
+    // Whoever asks later is given the same value.
+    let first: *const Json = subject.data().unwrap();
+    assert!(matches!(
+        filter("event.data.count > 1").decide(&subject),
+        crate::filter::Decision::Pass
+    ));
+    assert!(std::ptr::eq(first, subject.data().unwrap()));
+}
+
+#[test]
+fn mistakes_are_named() {
+    let table = [
+        ("", "column 1: mismatched input '<EOF>'"),
+        ("event.type = 'a'", "column 12: mismatched input '='"),
+        ("event.type == 'a' &&", "column 21: "),
+        ("event.type == 'a", "column 15: unterminated string literal"),
+        ("true &&\n @", "line 2, column 2: "),
+        ("type == 'a'", "there is no type: the one variable is event"),
+        ("event == 1", "event is no value by itself"),
+        ("has(x.y)", "there is no x"),
+        ("event.Type == 'a'", "\"Type\" is no attribute's name"),
+        (
+            "event.data.tags.exists(t, t == 'a')",
+            "all, exists, exists_one, map and filter are not for filters",
+        ),
+        ("[1, 2].map(x, x) == [1]", "all, exists"),
+        ("{'a': 1}.a == 1", "maps and messages in braces"),
+        (
+            "event.type in [event.source]",
+            "a list in brackets holds constants only",
+        ),
+        ("event.type in [[1]]", "a list in brackets holds constants only"),
+        (
+            "now() > 1",
+            "there is no now(): the functions are has(event.field)",
+        ),
+        (
+            "event.type.split('.') == []",
+            "there is no .split(...): the functions are",
+        ),
+        ("size(event.type, 1) == 1", "there is no size(...)"),
+        (
+            "event.type.matches(event.source)",
+            "matches takes one string in quotes",
+        ),
+        (
+            "event.type.matches('(')",
+            "no regular expression: error: unclosed group",
+        ),
+        ("event.type.matches('(a{1000}){1000}')", "no regular expression: "),
+        (
+            "cidr(event.type).containsIP('1.1.1.1')",
+            "cidr takes one string in quotes",
+        ),
+        (
+            "cidr('10.0.0.0/33').containsIP('1.1.1.1')",
+            "\"10.0.0.0/33\" is no network",
+        ),
+        ("1 + 1", "gives no true or false"),
+        ("'a'", "gives no true or false"),
+        ("event.type.size()", "gives no true or false"),
+        ("event.?type == 'a'", "column "),
+    ];
+    for (text, expected) in table {
+        let message = Expression::parse(text).map(|_| ()).unwrap_err().to_string();
+        assert!(message.starts_with(expected), "{text}: {message}");
+    }
+}
+
+#[test]
+fn size_is_bounded() {
+    let refused = |text: &str| match Expression::parse(text) {
+        Err(ParseError::Refused(problem)) => Some(problem),
+        Err(ParseError::Syntax { .. }) | Ok(_) => None,
+    };
+    let long = format!("event.type == '{}'", "x".repeat(MAX_LENGTH));
+    assert_eq!(refused(&long), Some(Problem::TooLong));
+    let nested = format!("{}true{}", "!(".repeat(MAX_DEPTH + 1), ")".repeat(MAX_DEPTH + 1));
+    assert_eq!(refused(&nested), Some(Problem::TooDeep));
+    let chain = vec!["event.urgent"; MAX_PARTS / 2 + 1].join(" && ");
+    assert_eq!(refused(&chain), Some(Problem::TooLarge));
+    let list = vec!["'some.type'"; 300].join(",");
+    assert_eq!(evaluate(&format!("event.type in [{list}]"), &event()), Ok(false));
+}
+
+/// The longest texts of one thing, each on a stack of half of what a thread of the router has.
+#[test]
+fn no_nesting_exhausts_the_stack() {
+    for piece in [
+        "(",
+        "[",
+        "{",
+        "{1:",
+        "!",
+        "-",
+        "- ",
+        "a.",
+        "a+",
+        "a<",
+        "a&&",
+        "a||",
+        "a?a:",
+        "a?",
+        "f(",
+        "a{b:",
+        "has(a.",
+        "\"",
+        "a.all(x,",
+        "[0]",
+        ".f()",
+        "a[",
+        "event.",
+        "a in ",
+        "'''",
+        "r'",
+        "\\",
+        "//",
+        "event.type.matches('",
+    ] {
+        for end in ["", "a", ")"] {
+            let text = format!("{}{end}", piece.repeat((MAX_LENGTH - 1) / piece.len()));
+            let thread = std::thread::Builder::new().stack_size(1024 * 1024);
+            let parsed = thread.spawn(move || Expression::parse(&text).is_ok()).unwrap();
+            assert!(!parsed.join().unwrap(), "{piece} {end}");
+        }
+    }
+}
+
+#[test]
+fn an_expression_tells_what_it_saw() {
+    let subject_of = event();
+    let table = [
+        (
+            "event.data.amount > 100 &&\n has(event.subject)",
+            "cel event.data.amount > 100 &&  has(event.subject): the event has data.amount \"150.5\", no subject",
+            false,
+        ),
+        (
+            "event.type.startsWith('com.')",
+            "cel event.type.startsWith('com.'): the event has \"com.example.order.created\"",
+            true,
+        ),
+        (
+            "'new' in event.data.tags",
+            "cel 'new' in event.data.tags: the event has \"a list\"",
+            true,
+        ),
+        (
+            "event.data.note > 1",
+            "cel event.data.note > 1: > does not take string and int",
+            false,
+        ),
+    ];
+    for (text, line, holds) in table {
+        let explanation = Expression::parse(text)
+            .unwrap()
+            .explain(&Subject::new(&subject_of));
+        assert_eq!(
+            (explanation.to_string().as_str(), explanation.holds()),
+            (line, holds)
+        );
+    }
+}
+
+#[test]
+fn what_decides_by_text_is_found_by_an_index() {
+    let table = [
+        ("event.type == 'a' && event.data.x > 1", Some("type")),
+        ("'a' == event.source", Some("source")),
+        (
+            "event.type in ['a', 'b'] || event.source.startsWith('/')",
+            Some("type type source"),
+        ),
+        ("event.type == 'a' || event.data.x > 1", None),
+        ("!(event.type == 'a')", None),
+        ("event.type in ['a', 1]", None),
+        ("event.n == 7", None),
+        ("event.data == 'a'", None),
+        ("event.data.type == 'a'", None),
+        ("has(event.type)", None),
+    ];
+    for (text, expected) in table {
+        let expression = Expression::parse(text).unwrap();
+        let requirement = expression.requirement();
+        let cover = requirement.cheapest_cover(&|_| 1);
+        let attributes = cover.map(|cover| {
+            cover
+                .terms
+                .iter()
+                .map(|term| term.attribute)
+                .collect::<Vec<_>>()
+                .join(" ")
+        });
+        assert_eq!(attributes.as_deref(), expected, "{text}");
+    }
+}
+
+fn allows(requirement: &Requirement, event: &Event) -> bool {
+    match requirement {
+        Requirement::Term(IndexTerm { attribute, text }) => {
+            event.attribute(attribute).is_some_and(|value| match text {
+                Text::Exact(text) => value.canonical() == *text,
+                Text::Prefix(text) => value.canonical().starts_with(&**text),
+            })
+        }
+        Requirement::All(parts) => parts.iter().all(|part| allows(part, event)),
+        Requirement::Any(parts) => parts.iter().any(|part| allows(part, event)),
+    }
+}
+
+fn token() -> impl Strategy<Value = &'static str> {
+    select(vec![
+        "event",
+        "event.type",
+        "event.data",
+        ".amount",
+        ".tags",
+        "event.priority",
+        "event.missing",
+        "'a'",
+        "\"b\"",
+        "7",
+        "1.5",
+        "2u",
+        "b'x'",
+        "true",
+        "null",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        ".",
+        ":",
+        "?",
+        "==",
+        "!=",
+        "<",
+        ">=",
+        "&&",
+        "||",
+        "!",
+        "-",
+        "+",
+        "*",
+        "/",
+        "%",
+        "in",
+        "has(",
+        "size(",
+        ".startsWith(",
+        ".matches('a+')",
+        ".matches(",
+        "cidr('10.0.0.0/8')",
+        ".containsIP(",
+        ".exists(x, x)",
+        "int(",
+        "string(",
+        "0",
+        "9223372036854775807",
+        "'''",
+        "r'\\'",
+        "\\",
+        "`",
+        "@",
+        "\n",
+    ])
+}
+
+/// Few values, so that terms meet the event often.
+fn term() -> impl Strategy<Value = String> {
+    let operand = || {
+        select(vec![
+            "event.type",
+            "event.n",
+            "event.x",
+            "'a'",
+            "'ab'",
+            "'7'",
+            "7",
+            "event.data.n",
+            "true",
+        ])
+    };
+    let list = select(vec!["['a', 'b']", "['7', 'ab']", "[7, 'a']", "[]"]);
+    let not = || select(vec!["", "", "!"]);
+    prop_oneof![
+        (operand(), select(vec!["==", "==", "!=", "<"]), operand())
+            .prop_map(|(left, op, right)| format!("{left} {op} {right}")),
+        (not(), operand(), list).prop_map(|(not, value, list)| format!("{not}({value} in {list})")),
+        (not(), operand(), operand())
+            .prop_map(|(not, value, prefix)| format!("{not}{value}.startsWith({prefix})")),
+        (not(), select(vec!["event.x", "event.data.n"]))
+            .prop_map(|(not, field)| format!("{not}has({field})")),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in any::<String>()) {
+        if let Ok(expression) = Expression::parse(&text) {
+            drop(expression.evaluate(&Subject::new(&event())));
+        }
+    }
+
+    #[test]
+    fn no_sequence_of_tokens_panics(tokens in collection::vec(token(), 0..24), space in select(vec!["", " "])) {
+        let text = tokens.join(space);
+        match Expression::parse(&text) {
+            Ok(expression) => {
+                let event = event();
+                let subject = Subject::new(&event);
+                let explained = expression.explain(&subject).holds();
+                prop_assert_eq!(explained, expression.evaluate(&subject) == Ok(true), "{}", text);
+            }
+            Err(ParseError::Syntax { column, .. }) => prop_assert!(column <= text.chars().count() + 1, "{}", text),
+            Err(ParseError::Refused(_)) => {}
+        }
+    }
+
+    #[test]
+    fn what_an_expression_requires_every_match_has(
+        terms in collection::vec(term(), 1..4),
+        operator in select(vec![" && ", " || "]),
+        r#type in select(vec!["a", "ab", "7"]),
+        n in select(vec![None, Some(Value::from(7)), Some("7".into()), Some(true.into())]),
+        data in select(vec![r#"{"n": 7}"#, r#"{"n": "a"}"#, "{}"]),
+    ) {
+        let text = terms.join(operator);
+        let Ok(expression) = Expression::parse(&text) else { return Ok(()) };
+        let mut builder = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/")
+            .attribute("type", r#type)
+            .data("application/json", Bytes::from(data));
+        if let Some(n) = n {
+            builder = builder.attribute("n", n);
+        }
+        let event = builder.build().unwrap();
+        if expression.evaluate(&Subject::new(&event)) == Ok(true) {
+            prop_assert!(allows(&expression.requirement(), &event), "{}", text);
+        }
+    }
+}
+
+#[test]
+fn a_filter_tells_an_error_from_a_no() {
+    let decide = |filters: serde_json::Value| {
+        let filter = Filter::compile(&serde_json::from_value::<Vec<_>>(filters).unwrap()).unwrap();
+        let event = event();
+        match filter.decide(&Subject::new(&event)) {
+            crate::filter::Decision::Pass => "pass".to_owned(),
+            crate::filter::Decision::Skip => "skip".to_owned(),
+            crate::filter::Decision::Failed(error) => error.to_string(),
+        }
+    };
+    for (filters, expected) in [
+        (json!([{"cel": "event.urgent"}]), "pass"),
+        (json!([{"cel": "event.type == 'x'"}]), "skip"),
+        (
+            json!([{"cel": "event.subject == 'x'"}]),
+            "cel: there is no subject in the event",
+        ),
+        (
+            json!([{"sql": "subject = 'x'"}]),
+            "sql: the event has no attribute subject",
+        ),
+        (json!([{"not": {"cel": "event.subject == 'x'"}}]), "pass"),
+        (
+            json!([{"any": [{"cel": "event.subject == 'x'"}, {"exact": {"id": "1"}}]}]),
+            "pass",
+        ),
+        (
+            json!([{"any": [{"cel": "event.subject == 'x'"}, {"exact": {"id": "2"}}]}]),
+            "cel: there is no subject in the event",
+        ),
+        // What comes before it decides first.
+        (
+            json!([{"exact": {"id": "2"}}, {"cel": "event.subject == 'x'"}]),
+            "skip",
+        ),
+    ] {
+        assert_eq!(decide(filters.clone()), expected, "{filters}");
+    }
+}

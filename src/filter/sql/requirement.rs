@@ -1,0 +1,65 @@
+//! What every event has for which an expression is true.
+
+use super::{
+    Scalar,
+    tree::{Binary, Kind, Logic, Node},
+};
+use crate::filter::Requirement;
+
+impl Node {
+    /// What every event has for which the node gives true without an error.
+    pub(super) fn requirement(&self) -> Requirement<'_> {
+        match &self.kind {
+            Kind::Logic(Logic::And, operands) => Requirement::All(each(operands)),
+            Kind::Logic(Logic::Or, operands) => Requirement::Any(each(operands)),
+            Kind::Binary(Binary::Equal, left, right) => match (&left.kind, &right.kind) {
+                // Casts the attribute to String. Turned round, or with a number, several strings can be equal.
+                (Kind::Attribute(name), Kind::Literal(Scalar::String(text))) => {
+                    Requirement::exact(name, &**text)
+                }
+                _ => Requirement::UNKNOWN,
+            },
+            Kind::Like {
+                operand,
+                pattern,
+                negated: false,
+            } => match (&operand.kind, pattern.only()) {
+                (Kind::Attribute(name), Some(text)) => Requirement::exact(name, text),
+                (Kind::Attribute(name), None) => Requirement::prefix(name, pattern.beginning()),
+                _ => Requirement::UNKNOWN,
+            },
+            Kind::In {
+                operand,
+                set,
+                negated: false,
+            } => match &operand.kind {
+                Kind::Attribute(name) => one_of(name, set),
+                _ => Requirement::UNKNOWN,
+            },
+            _ => Requirement::UNKNOWN,
+        }
+    }
+}
+
+/// `IN` casts the elements to the type of the attribute: several strings can be equal to one number or Boolean.
+fn one_of<'a>(name: &'a str, set: &'a [Node]) -> Requirement<'a> {
+    let one = |element: &'a Node| match &element.kind {
+        Kind::Literal(text @ Scalar::String(value)) if is_only_text(text) => {
+            Some(Requirement::exact(name, &**value))
+        }
+        _ => None,
+    };
+    set.iter()
+        .map(one)
+        .collect::<Option<_>>()
+        .map_or(Requirement::UNKNOWN, Requirement::Any)
+}
+
+/// Whether the value can be cast to String alone.
+fn is_only_text(value: &Scalar) -> bool {
+    value.borrowed().boolean().is_err() && value.borrowed().integer().is_err()
+}
+
+fn each(nodes: &[Node]) -> Vec<Requirement<'_>> {
+    nodes.iter().map(Node::requirement).collect()
+}
