@@ -9,7 +9,10 @@ use super::{
     compile::fingerprint,
     sinks_seen::{self, Heard, SinkSeen},
 };
-use crate::routing::{Configuration, Revision, protocol::SinkReport};
+use crate::routing::{
+    Configuration, Revision,
+    protocol::{Detail, SinkReport},
+};
 
 /// A router that has not asked for this long is gone; between two requests it takes milliseconds.
 const GONE_AFTER: Duration = Duration::from_secs(15);
@@ -130,6 +133,12 @@ impl Routers {
             .iter()
             .map(|(name, router)| (name.as_str(), router.heard.as_ref()));
         sinks_seen::seen(told, uid)
+    }
+
+    /// The error in which a Trigger's filters ended for some event, as one of the routers tells it.
+    pub(super) fn filter_error(&self, uid: &str) -> Option<&Detail> {
+        let heard = self.known.values().filter_map(|router| router.heard.as_ref());
+        heard.filter_map(|heard| heard.filter_error(uid)).next()
     }
 
     /// Forgets routers that are gone, and names them.
@@ -314,7 +323,7 @@ mod tests {
                     detail: "503".into(),
                 })
                 .collect(),
-            unproven: vec![],
+            ..SinkReport::default()
         };
         let is_down = |routers: &Routers, uid: &str| matches!(routers.sink(uid), SinkSeen::Down { .. });
         let now = Instant::now();

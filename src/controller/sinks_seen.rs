@@ -2,19 +2,24 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::routing::protocol::{SinkOutage, SinkReport};
+use crate::routing::protocol::{Detail, SinkOutage, SinkReport};
 
 /// A router's last report, by the Triggers' UIDs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Heard {
     down: HashMap<String, SinkOutage>,
     unproven: HashSet<String>,
+    filter_errors: HashMap<String, Detail>,
 }
 
 impl Heard {
     /// Keeps of a report what is about Triggers that there are.
     pub(super) fn from_report(report: SinkReport, is_known: impl Fn(&str) -> bool) -> Self {
-        let SinkReport { down, unproven } = report;
+        let SinkReport {
+            down,
+            unproven,
+            filter_errors,
+        } = report;
         Self {
             down: down
                 .into_iter()
@@ -22,7 +27,17 @@ impl Heard {
                 .map(|outage| (outage.uid.clone(), outage))
                 .collect(),
             unproven: unproven.into_iter().filter(|uid| is_known(uid)).collect(),
+            filter_errors: filter_errors
+                .into_iter()
+                .filter(|error| is_known(&error.uid))
+                .map(|error| (error.uid, error.detail))
+                .collect(),
         }
+    }
+
+    /// The last error in which a Trigger's filters ended.
+    pub(super) fn filter_error(&self, uid: &str) -> Option<&Detail> {
+        self.filter_errors.get(uid)
     }
 }
 
@@ -70,6 +85,7 @@ pub(super) fn seen<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::protocol::FilterError;
 
     /// Down since a minute of an hour, unproven, or neither.
     fn heard(down: &[(&str, u8)], unproven: &[&str]) -> Heard {
@@ -81,6 +97,7 @@ mod tests {
         let report = SinkReport {
             down: down.iter().map(outage).collect(),
             unproven: unproven.iter().map(|uid| (*uid).to_owned()).collect(),
+            ..SinkReport::default()
         };
         Heard::from_report(report, |_| true)
     }
@@ -123,8 +140,24 @@ mod tests {
         let report = SinkReport {
             down: heard(&[("u", 1), ("x", 1)], &[]).down.into_values().collect(),
             unproven: vec!["v".into(), "y".into()],
+            filter_errors: ["u", "x"]
+                .map(|uid| FilterError {
+                    uid: uid.into(),
+                    detail: "no such attribute".into(),
+                })
+                .into(),
         };
         let kept = Heard::from_report(report, |uid| matches!(uid, "u" | "v"));
-        assert_eq!(kept, heard(&[("u", 1)], &["v"]));
+        assert_eq!(
+            kept.filter_error("u").map(Detail::as_str),
+            Some("no such attribute")
+        );
+        assert_eq!(kept.filter_error("x"), None);
+        let filter_errors = kept.filter_errors.clone();
+        let expected = Heard {
+            filter_errors,
+            ..heard(&[("u", 1)], &["v"])
+        };
+        assert_eq!(kept, expected);
     }
 }

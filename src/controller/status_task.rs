@@ -121,6 +121,7 @@ impl StatusTask {
                     diagnosis,
                     &applied(subject),
                     &routers.sink(&subject.uid),
+                    routers.filter_error(&subject.uid),
                     present,
                     broker_url,
                     &now,

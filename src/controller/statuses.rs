@@ -7,7 +7,10 @@ use super::{
     routers::Applied,
     sinks_seen::SinkSeen,
 };
-use crate::api::{SinkStatus, SourceStatus, TriggerStatus, condition};
+use crate::{
+    api::{SinkStatus, SourceStatus, TriggerStatus, condition},
+    routing::protocol::Detail,
+};
 
 /// The condition that people wait for.
 pub(super) const READY: &str = "Ready";
@@ -18,11 +21,15 @@ const APPLIED: &str = "Applied";
 /// Whether the Sink answers, for better or worse, as far as routers can tell. There only while events may flow.
 const SINK_ANSWERING: &str = "SinkAnswering";
 
+/// There, and false, while filters end in errors for some events.
+const FILTERS_EVALUATED: &str = "FiltersEvaluated";
+
 /// What a Trigger's status should be.
 pub(super) fn trigger(
     diagnosis: &TriggerDiagnosis,
     applied: &Applied,
     sink_seen: &SinkSeen,
+    filter_error: Option<&Detail>,
     present: Option<&TriggerStatus>,
     broker_url: Option<&str>,
     now: &Time,
@@ -41,6 +48,10 @@ pub(super) fn trigger(
         .unwrap_or_default();
     let may_flow = filters.holds && sink.holds && !suspended && *applied != Applied::NoRouter;
     let answering = answering_finding(applied, sink_seen);
+    let failing = filter_error.filter(|_| filters.holds).map(|error| {
+        let message = "a filter ended in an error for some events, which then do not match; weir explain shows why. The last";
+        Finding::bad("FilterError", format!("{message}: {}", error.as_str()))
+    });
     let applied = applied_finding(applied, condition(before, APPLIED), subject.generation);
     let flows = || {
         let uri = sink_uri.as_deref().unwrap_or_default();
@@ -67,6 +78,7 @@ pub(super) fn trigger(
             .as_ref()
             .map(|finding| ("DeadLetterSinkResolved", finding)),
         Some((APPLIED, &applied)),
+        failing.as_ref().map(|finding| (FILTERS_EVALUATED, finding)),
     ]
     .into_iter()
     .flatten()
@@ -287,6 +299,7 @@ mod tests {
                 applied,
                 &SinkSeen::Unsure,
                 None,
+                None,
                 Some("http://weir/"),
                 &at("2026-01-01T00:00:00Z"),
             );
@@ -306,7 +319,7 @@ mod tests {
     fn a_start_of_the_controller_changes_nothing_before_routers_are_heard() {
         let now = at("2026-01-01T00:00:00Z");
         let make = |diagnosis: &TriggerDiagnosis, applied: &Applied, present: Option<&TriggerStatus>| {
-            trigger(diagnosis, applied, &SinkSeen::Unsure, present, None, &now)
+            trigger(diagnosis, applied, &SinkSeen::Unsure, None, present, None, &now)
         };
         let reason = |status: &TriggerStatus| condition(&status.conditions, READY).unwrap().reason.clone();
         let good = diagnosis(true, true, false);
@@ -350,12 +363,14 @@ mod tests {
             &SinkSeen::Unsure,
             None,
             None,
+            None,
             &early,
         );
         let same = trigger(
             &diagnosis(true, false, false),
             &Applied::NoRouter,
             &SinkSeen::Unsure,
+            None,
             Some(&first),
             None,
             &late,
@@ -366,6 +381,7 @@ mod tests {
             &diagnosis(true, true, false),
             &Applied::NoRouter,
             &SinkSeen::Unsure,
+            None,
             Some(&first),
             None,
             &late,
@@ -406,10 +422,40 @@ mod tests {
             diagnosis,
             applied,
             seen,
+            None,
             present,
             None,
             &at("2026-01-01T00:00:00Z"),
         )
+    }
+
+    #[test]
+    fn an_error_of_a_filter_is_shown_and_changes_nothing_else() {
+        let status = |error: Option<&Detail>| {
+            trigger(
+                &diagnosis(true, true, false),
+                &Applied::Everywhere(1),
+                &SinkSeen::Answering,
+                error,
+                None,
+                None,
+                &at("2026-01-01T00:00:00Z"),
+            )
+        };
+        let fine = status(None);
+        assert_eq!(condition(&fine.conditions, FILTERS_EVALUATED), None);
+        let mut failing = status(Some(&"no such attribute".into()));
+        let shown = condition(&failing.conditions, FILTERS_EVALUATED).unwrap();
+        assert_eq!((&*shown.status, &*shown.reason), ("False", "FilterError"));
+        assert!(
+            shown.message.ends_with("The last: no such attribute"),
+            "{}",
+            shown.message
+        );
+        failing
+            .conditions
+            .retain(|condition| condition.type_ != FILTERS_EVALUATED);
+        assert_eq!(failing, fine);
     }
 
     fn answering(status: &TriggerStatus) -> Option<(&str, &str)> {

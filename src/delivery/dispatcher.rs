@@ -769,6 +769,9 @@ impl Dispatcher {
             self.delayed = self.delayed.iter().map(|&(_, offset)| (now, offset)).collect();
             self.parts.stats.sink_changed();
         }
+        if settings.trigger().filters != self.settings.trigger().filters {
+            self.parts.stats.filter_changed();
+        }
         self.settings = settings;
         if !self.is_deliverable() {
             // What the inbox holds is not counted yet: the Trigger reads it from the log when it goes on.

@@ -209,6 +209,11 @@ impl TriggerStats {
         self.filter_error.store(Some(Arc::new(error.to_string())));
     }
 
+    /// What was known is about another filter.
+    pub(super) fn filter_changed(&self) {
+        self.filter_error.store(None);
+    }
+
     pub(super) fn sink_answered(&self) {
         self.sink_answered.store(true, Relaxed);
     }

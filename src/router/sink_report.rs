@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     delivery::{Engine, TriggerView},
-    routing::protocol::{SinkOutage, SinkReport},
+    routing::protocol::{FilterError, SinkOutage, SinkReport},
 };
 
 /// How often the Sinks are looked at: what changes within this time is told at once.
@@ -37,6 +37,12 @@ pub(super) async fn keep(
 fn report(triggers: &[TriggerView]) -> SinkReport {
     let mut report = SinkReport::default();
     for TriggerView { uid, stats, .. } in triggers {
+        if let Some(error) = stats.filter_error() {
+            report.filter_errors.push(FilterError {
+                uid: uid.clone(),
+                detail: error.as_str().into(),
+            });
+        }
         if let Some(outage) = stats.outage() {
             report.down.push(SinkOutage {
                 uid: uid.clone(),
@@ -58,7 +64,11 @@ fn same_sinks(one: &SinkReport, other: &SinkReport) -> bool {
             .map(|outage| (outage.uid.clone(), outage.since))
             .collect()
     };
-    outages(one) == outages(other) && one.unproven == other.unproven
+    let failing = |report: &SinkReport| -> Vec<_> {
+        let errors = report.filter_errors.iter();
+        errors.map(|error| error.uid.clone()).collect()
+    };
+    outages(one) == outages(other) && one.unproven == other.unproven && failing(one) == failing(other)
 }
 
 #[cfg(test)]
@@ -73,7 +83,7 @@ mod tests {
                 since: since.parse().unwrap(),
                 detail: detail.into(),
             }],
-            unproven: vec![],
+            ..SinkReport::default()
         };
         let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
         let known = report("a", early, "503");
@@ -84,6 +94,13 @@ mod tests {
             SinkReport::default(),
             SinkReport {
                 unproven: vec!["b".into()],
+                ..known.clone()
+            },
+            SinkReport {
+                filter_errors: vec![FilterError {
+                    uid: "b".into(),
+                    detail: "no such attribute".into(),
+                }],
                 ..known.clone()
             },
         ] {

@@ -78,6 +78,19 @@ pub struct SinkReport {
     /// have been down before, and nothing is said about it.
     #[serde(default)]
     pub unproven: Vec<String>,
+    /// The Triggers whose filters ended in an error for some event, which then does not match.
+    #[serde(default)]
+    pub filter_errors: Vec<FilterError>,
+}
+
+/// A Trigger's filter ended in an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FilterError {
+    /// The UID of the Trigger.
+    pub uid: String,
+    /// What the error was, the last time.
+    pub detail: Detail,
 }
 
 /// A Sink is down.

@@ -566,6 +566,40 @@ fn triggers_heal_and_say_what_is_missing() {
 }
 
 #[test]
+fn an_error_that_a_filter_ends_in_is_shown_in_the_status() {
+    let (weir, kubectl) = namespace("filter-error");
+    let consumer = Consumer::start();
+    let to = format!("{{uri: '{}'}}", consumer.url());
+    kubectl.apply(&trigger("large", "[{cel: event.data.amount > 100}]", &to, ""));
+    kubectl.wait_ready("trigger/large");
+    let broker = weir.broker(kubectl.namespace());
+    for (id, data) in [("1", r#"{"amount": "much"}"#), ("2", r#"{"amount": 101}"#)] {
+        let [version, source, content_type, _] = BINARY;
+        let headers = [version, source, content_type, ("ce-id", id), ("ce-type", "t")];
+        assert_eq!(post(&broker, &headers, data).status, 202);
+    }
+    assert_eq!(consumer.wait_for(1)[0].header("ce-id"), Some("2"));
+    await_reason(&kubectl, "trigger/large", "FiltersEvaluated", "FilterError");
+    kubectl.wait_ready("trigger/large");
+    // Another filter starts afresh.
+    kubectl.apply(&trigger(
+        "large",
+        "[{cel: double(event.data.amount) > 100.0}]",
+        &to,
+        "",
+    ));
+    eventually(PATIENCE, || {
+        let path = "jsonpath={.status.conditions[*].type}";
+        let types = kubectl.run(["get", "trigger/large", "-o", path]);
+        if types.contains("FiltersEvaluated") {
+            Err(types)
+        } else {
+            Ok(())
+        }
+    });
+}
+
+#[test]
 fn sql_filters_route_and_a_broken_one_is_told_with_its_column() {
     let (weir, kubectl) = namespace("sql");
     let broker = weir.broker(kubectl.namespace());
