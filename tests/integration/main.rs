@@ -16,6 +16,7 @@ mod support;
 mod cluster;
 mod controller;
 mod dead_letters;
+mod e2e;
 mod faults;
 mod full_log;
 mod harness;
