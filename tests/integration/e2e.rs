@@ -118,24 +118,7 @@ impl Installation {
         );
 
         let begin = Instant::now();
-        let install = [
-            "install",
-            "weir",
-            &project("charts/weir"),
-            "--namespace",
-            SYSTEM,
-            "--wait",
-            "--timeout=3m",
-        ];
-        if let Err(error) = node.helm(install) {
-            let system = node.kubectl(SYSTEM);
-            let state = |arguments: &[&str]| system.try_run(arguments).unwrap_or_else(|error| error);
-            panic!(
-                "{error}\n{}\n{}",
-                state(&["describe", "pods"]),
-                state(&["logs", "--selector=app.kubernetes.io/name=weir", "--prefix"])
-            );
-        }
+        install(&node);
         say(&format!(
             "helm install, until everything is ready: {:.1?}",
             begin.elapsed()
@@ -189,6 +172,30 @@ impl Installation {
             id,
         ];
         self.node.run(weir(), arguments).map(drop)
+    }
+}
+
+/// Installs the chart with its default values, and waits until everything is ready.
+#[track_caller]
+fn install(node: &Node) {
+    let chart = project("charts/weir");
+    let arguments = [
+        "install",
+        "weir",
+        &chart,
+        "--namespace",
+        SYSTEM,
+        "--wait",
+        "--timeout=3m",
+    ];
+    if let Err(error) = node.helm(arguments) {
+        let system = node.kubectl(SYSTEM);
+        let state = |arguments: &[&str]| system.try_run(arguments).unwrap_or_else(|error| error);
+        panic!(
+            "{error}\n{}\n{}",
+            state(&["describe", "pods"]),
+            state(&["logs", "--selector=app.kubernetes.io/name=weir", "--prefix"])
+        );
     }
 }
 
@@ -355,7 +362,7 @@ fn dead_letters_are_redriven_through_a_port_forward() {
 }
 
 #[test]
-fn a_router_may_be_deleted_under_load() {
+fn a_router_may_be_deleted_and_upgraded_under_load() {
     let Some(installation) = Installation::shared() else {
         return;
     };
@@ -383,10 +390,31 @@ fn a_router_may_be_deleted_under_load() {
         }
         let _ends = EndOnDrop(&ended);
         let system = installation.node.kubectl(SYSTEM);
-        let deletions: [&[&str]; 2] = [&[], &["--grace-period=0", "--force"]];
-        for how in deletions {
+        let delete = |how: &[&str]| system.try_run(["delete", "pod", "weir-router-0"].iter().chain(how));
+        let upgrade = || {
+            let chart = project("charts/weir");
+            let pods =
+                ["controller", "router"].map(|pod| format!("--set-string={pod}.podAnnotations.upgraded=yes"));
+            let arguments = [
+                "upgrade",
+                "weir",
+                &chart,
+                "--namespace",
+                SYSTEM,
+                "--wait",
+                &pods[0],
+                &pods[1],
+            ];
+            installation.node.helm(arguments)
+        };
+        let disruptions: [&dyn Fn() -> Result<String, String>; 3] = [
+            &|| delete(&[]),
+            &|| delete(&["--grace-period=0", "--force"]),
+            &upgrade,
+        ];
+        for disrupt in disruptions {
             await_more(&acknowledged);
-            system.run(["delete", "pod", "weir-router-0"].iter().chain(how));
+            disrupt().unwrap_or_else(|error| panic!("{error}"));
             await_more(&acknowledged);
         }
     });
@@ -409,7 +437,7 @@ fn a_router_may_be_deleted_under_load() {
         }
     });
     say(&format!(
-        "a router deleted twice under load: {} acknowledged, 0 lost, {repeated} repeated, {} attempts refused meanwhile",
+        "a router deleted twice and upgraded under load: {} acknowledged, 0 lost, {repeated} repeated, {} attempts refused meanwhile",
         acknowledged.len(),
         lock(&refused)
     ));
@@ -478,4 +506,32 @@ fn accounts_may_do_what_they_need_and_no_more() {
             "{account} {verb} {resource}"
         );
     }
+}
+
+#[test]
+fn what_people_made_outlives_the_release() {
+    let Some(installation) = Installation::shared() else {
+        return;
+    };
+    let kubectl = installation.consumer("outlives", 1, "{}");
+    kubectl.wait_ready("trigger/all");
+    let node = &installation.node;
+    node.helm(["uninstall", "weir", "--namespace", SYSTEM, "--wait"])
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(kubectl.get("trigger/all")["metadata"]["name"], "all");
+    let claim = node
+        .kubectl(SYSTEM)
+        .get("persistentvolumeclaim/data-weir-router-0");
+    assert_eq!(claim["status"]["phase"], "Bound");
+
+    // Plain manifests of the same are what this API server takes.
+    let manifests = project("deploy/weir.yaml");
+    node.kubectl(SYSTEM)
+        .run(["apply", "--dry-run=server", "--filename", &manifests]);
+
+    install(node);
+    kubectl.run(["wait", "--for=condition=Ready", "trigger/all", "--timeout=60s"]);
+    let broker = installation.broker("outlives");
+    eventually(PATIENCE, || installation.send(&broker, "after"));
+    await_delivered(&kubectl, "consumer", &["after"]);
 }
