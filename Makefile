@@ -8,6 +8,10 @@ SHELL := bash
 CARGO ?= cargo
 # The same for everything that is built for tests, so that it is built once.
 test_features := --features failpoints
+target := $(or $(CARGO_TARGET_DIR),target)
+host = $(shell rustc -vV | sed -n 's/^host: //p')
+version = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+image = $(target)/image/weir-$(version).tar
 cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/weir
 
 .PHONY: help
@@ -15,7 +19,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: test
-test: lint unit integration deny ## Everything that CI runs
+test: lint unit chart integration e2e deny ## Everything that CI runs
 
 .PHONY: fmt
 fmt: rust ## Format the code
@@ -35,7 +39,23 @@ unit: rust ## Test what needs nothing but the code: units, examples in the docs,
 integration: rust ## Test against a real API server, built on the first run (see tests/README.md)
 	assets="$$(tests/kubernetes/build.sh)"
 	interop="$$(tests/interop/build.sh)"
-	KUBEBUILDER_ASSETS="$$assets" WEIR_INTEROP="$$interop" $(CARGO) test --locked $(test_features) --test '*'
+	KUBEBUILDER_ASSETS="$$assets" WEIR_INTEROP="$$interop" \
+	  $(CARGO) test --locked $(test_features) --test integration -- --skip e2e::
+
+# On a machine that can be a node of a cluster; elsewhere it says what the machine lacks.
+.PHONY: e2e
+e2e: rust ## Test Weir as it is installed, on a cluster of one node (see tests/README.md)
+	@lacks="$$(tests/kubernetes/lacks.sh)"
+	if [[ -n "$$lacks" ]]; then
+	  echo "skipped: the end-to-end tests. To be a node, this machine lacks $$lacks"
+	  exit
+	fi
+	set -x
+	$(MAKE) image
+	assets="$$(tests/kubernetes/build.sh)"
+	node="$$(tests/kubernetes/build.sh node)"
+	KUBEBUILDER_ASSETS="$$assets" WEIR_NODE_ASSETS="$$node" WEIR_IMAGE="$(abspath $(image))" \
+	  $(CARGO) test --locked $(test_features) --test integration e2e:: -- --nocapture --test-threads=1
 
 # The advisories need the RustSec database, which is fetched from the network: ADVISORIES=1 asks for them.
 .PHONY: deny
@@ -50,6 +70,25 @@ deny: ## Check licences, bans and sources (with ADVISORIES=1 also advisories), w
 .PHONY: crds
 crds: rust ## Write the custom resource definitions to crds/
 	$(CARGO) run --locked --quiet -- crds --out crds
+
+.PHONY: chart
+chart: ## Check that what is made from the chart and for it is up to date, and the chart itself with helm
+	deploy/generate.sh --check
+
+.PHONY: generate
+generate: crds ## Write what is made from something else: crds/, the chart's README, deploy/weir.yaml
+	deploy/generate.sh
+
+# Static, for an image that has nothing but the binary.
+.PHONY: image
+image: rust ## Build the container image without a container engine, as an OCI archive
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --release --bin weir --target $(host)
+	deploy/image.sh "$(target)/$(host)/release/weir" "docker.io/library/weir:$(version)" "$(image)" \
+	  org.opencontainers.image.title=weir \
+	  org.opencontainers.image.description="Routes CloudEvents inside a Kubernetes cluster" \
+	  org.opencontainers.image.licenses=Apache-2.0 \
+	  org.opencontainers.image.version="$(version)" \
+	  org.opencontainers.image.revision="$$(git rev-parse HEAD 2>/dev/null || echo unknown)"
 
 .PHONY: quickstart
 quickstart: rust ## Build Weir, run it without a cluster, and see events arrive; Ctrl-C ends it
@@ -69,8 +108,8 @@ faults: rust ## Kill routers hundreds of times, break their disks and Sinks, and
 	KUBEBUILDER_ASSETS="$$assets" WEIR_KILLS=200 $(CARGO) test --locked $(test_features) --test integration faults:: -- --nocapture
 
 .PHONY: clean-cache
-clean-cache: ## Remove the Kubernetes binaries and the CloudEvents SDKs that the tests use
-	rm -rf "$(cache)"/kubernetes-* "$(cache)"/interop*
+clean-cache: ## Remove what the tests built and installed: Kubernetes binaries and CloudEvents SDKs
+	rm -rf "$(cache)"/kubernetes-* "$(cache)"/node-* "$(cache)"/interop*
 
 .PHONY: rust
 rust:

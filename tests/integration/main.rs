@@ -17,6 +17,7 @@ mod cluster;
 mod conformance;
 mod controller;
 mod dead_letters;
+mod e2e;
 mod explain;
 mod faults;
 mod full_log;

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Prints the folder that holds kube-apiserver, etcd and kubectl for the tests.
+# Prints the folder that holds what the tests run of Kubernetes.
 #
-# KUBEBUILDER_ASSETS, where set, is that folder and has to hold the three. Otherwise they are built from this Go
-# module into the cache, once, and again whenever the module changes. Only the folder goes to standard output.
+#   build.sh        kube-apiserver, etcd and kubectl, for the integration tests
+#   build.sh node   what makes a node of a machine beside them, helm and CoreDNS, for the end-to-end tests
+#
+# They are built from this Go module into the cache, once, and again whenever the module changes. KUBEBUILDER_ASSETS,
+# where set, is the folder of the first three instead and has to hold them. Only the folder goes to standard output.
 set -euo pipefail
 
-readonly components=(kube-apiserver etcd kubectl)
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 say() { printf '%s\n' "$*" >&2; }
@@ -15,16 +17,32 @@ fail() {
 }
 need() { command -v "$1" >/dev/null 2>&1 || fail "$1 is missing: $2"; }
 
-# The components that a folder lacks, by name.
+modules=() # built as their own modules are, with the versions that those name
+case "${1-}" in
+  '')
+    what=kubernetes time='4 minutes'
+    components=(kube-apiserver etcd kubectl)
+    ;;
+  node)
+    what=node time='6 minutes'
+    components=(kube-controller-manager kube-scheduler kubelet kube-proxy pause)
+    modules=(helm.sh/helm/v3/cmd/helm@v3.19.5 github.com/coredns/coredns@v1.13.1)
+    ;;
+  *) fail "there is no part named $1: build.sh, or build.sh node" ;;
+esac
+readonly what time components modules
+
+# The binaries that a folder lacks, by name.
 missing_in() {
-  local component missing=()
-  for component in "${components[@]}"; do
-    [[ -x "$1/$component" ]] || missing+=("$component")
+  local path name missing=()
+  for path in "${components[@]}" "${modules[@]}"; do
+    name=${path%@*} name=${name##*/}
+    [[ -x "$1/$name" ]] || missing+=("$name")
   done
   printf '%s' "${missing[*]-}"
 }
 
-if [[ -n "${KUBEBUILDER_ASSETS:-}" ]]; then
+if [[ "$what" == kubernetes && -n "${KUBEBUILDER_ASSETS:-}" ]]; then
   missing=$(missing_in "$KUBEBUILDER_ASSETS")
   [[ -z "$missing" ]] ||
     fail "KUBEBUILDER_ASSETS=$KUBEBUILDER_ASSETS lacks: $missing. Put them there, or unset it to have them built."
@@ -38,40 +56,40 @@ need flock 'on Debian, apt-get install util-linux'
 version=$(awk '$1 == "k8s.io/kubernetes" { print $2; exit }' go.mod)
 [[ "$version" =~ ^v([0-9]+)\.([0-9]+)\. ]] || fail "go.mod names no version of k8s.io/kubernetes"
 major=${BASH_REMATCH[1]} minor=${BASH_REMATCH[2]}
-stamp=$(cat go.mod go.sum ./*/main.go build.sh | sha256sum | cut -d ' ' -f 1)
+stamp=$(cat go.mod go.sum "${components[@]/%//main.go}" build.sh | sha256sum | cut -d ' ' -f 1)
 
 readonly parent=${XDG_CACHE_HOME:-$HOME/.cache}/weir
-readonly folder=$parent/kubernetes-${version#v}
+readonly folder=$parent/$what-${version#v}
 up_to_date() { [[ -z "$(missing_in "$folder")" && "$(cat "$folder/stamp" 2>/dev/null)" == "$stamp" ]]; }
 
 if ! up_to_date; then
   mkdir -p "$parent"
   exec 9>"$folder.lock"
   if ! flock --nonblock 9; then
-    say "another run is building Kubernetes $version: waiting for it"
+    say "another run is building $what $version: waiting for it"
     flock 9
   fi
   if ! up_to_date; then
     need go 'install Go 1.21 or newer (on Debian, apt-get install golang-go); it fetches the version in go.mod itself'
-    say "building Kubernetes $version for the tests into $folder: about 4 minutes the first time, seconds afterwards"
+    say "building $what $version for the tests into $folder: about $time the first time, seconds afterwards"
     rm -rf "$folder".build.* # of a run that was killed
     build=$(mktemp -d "$folder.build.XXXXXX")
     trap 'rm -rf "$build"' EXIT
-    packages=()
-    for component in "${components[@]}"; do
-      packages+=("./$component")
-    done
     v=k8s.io/component-base/version
-    CGO_ENABLED=0 go build -trimpath -o "$build/" \
+    export CGO_ENABLED=0
+    go build -trimpath -o "$build/" \
       -ldflags "-s -w -X $v.gitVersion=$version -X $v.gitMajor=$major -X $v.gitMinor=$minor" \
-      "${packages[@]}" >&2
+      "${components[@]/#/./}" >&2
+    for module in "${modules[@]}"; do
+      GOBIN=$build go install -trimpath -ldflags '-s -w' "$module" >&2
+    done
     printf '%s\n' "$stamp" >"$build/stamp"
     chmod 755 "$build"
     # Whoever runs the old binaries keeps them: they are unlinked, not overwritten.
     rm -rf "$folder"
     mv -T "$build" "$folder"
     trap - EXIT
-    say "built Kubernetes $version"
+    say "built $what $version"
   fi
   exec 9>&-
 fi

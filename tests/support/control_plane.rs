@@ -144,7 +144,7 @@ impl ControlPlane {
     }
 }
 
-fn assets() -> PathBuf {
+pub(super) fn assets() -> PathBuf {
     let Some(folder) = env::var_os("KUBEBUILDER_ASSETS") else {
         panic!(
             "KUBEBUILDER_ASSETS does not say where kube-apiserver, etcd and kubectl are: \
@@ -213,7 +213,9 @@ fn start_api_server(assets: &Path, directory: &Path, addresses: &Addresses) -> P
         .start()
 }
 
-fn write_credentials(directory: &Scratch, api_server: SocketAddr) {
+/// Writes the tokens that the API server knows, a kubeconfig for the administrator, and the key that signs the tokens
+/// of ServiceAccounts.
+pub(super) fn write_credentials(directory: &Scratch, api_server: SocketAddr) {
     let token = uuid::Uuid::new_v4().simple().to_string();
     directory.write("tokens.csv", format!("{token},admin,admin,system:masters\n"));
     write_kubeconfig(directory, "admin", api_server, &token);

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Writes what is made from something else: the chart's copy of the custom resource definitions, the table of values in
+# its README, and deploy/weir.yaml, the chart rendered as plain manifests (with helm). With --check it writes nothing,
+# and fails when something is not up to date.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+check=${1-}
+stale=0
+
+# Puts standard input into a file; with --check, compares.
+put() {
+  local new
+  new=$(mktemp)
+  cat >"$new"
+  if [[ "$check" != --check ]]; then
+    cat "$new" >"$1"
+  elif ! diff --unified "$1" "$new"; then
+    echo "error: $1 is not up to date: run make generate" >&2
+    stale=1
+  fi
+  rm "$new"
+}
+
+readme() {
+  awk '/<!-- values/ { print; system("echo; echo \"| value | default | what it is |\"; echo \"| --- | --- | --- |\"; awk -f charts/weir/readme.awk charts/weir/values.yaml; echo"); skip = 1 }
+    /<!-- end of values/ { skip = 0 }
+    !skip' charts/weir/README.md
+}
+
+manifests() {
+  printf '# Weir as plain manifests: the chart with its default values, in the namespace weir-system. Made by deploy/generate.sh.\n'
+  printf -- '---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: weir-system\n  labels:\n    pod-security.kubernetes.io/enforce: restricted\n'
+  "$1" template weir charts/weir --kube-version 1.30 --namespace weir-system --skip-tests --set crds.keep=false | sed '/helm.sh\/\|managed-by: Helm/d'
+}
+
+for definition in crds/*.yaml; do
+  put "charts/weir/files/crds/${definition##*/}" <"$definition"
+done
+readme | put charts/weir/README.md
+
+# The one that the end-to-end tests built serves as well.
+helm=$(command -v helm || compgen -G "${XDG_CACHE_HOME:-$HOME/.cache}/weir/node-*/helm" | tail -n 1 || true)
+if [[ -n "$helm" ]]; then
+  "$helm" lint --kube-version 1.30 --quiet --strict charts/weir
+  manifests "$helm" | put deploy/weir.yaml
+else
+  echo "skipped: helm lint of the chart, and whether deploy/weir.yaml is the chart's. It needs helm, or make e2e once" >&2
+fi
+exit "$stale"

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Says what this machine lacks to be a node of a cluster, for the end-to-end tests; nothing when it lacks nothing.
+set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
+
+[[ "$(uname -s)" == Linux ]] || { echo "Linux"; exit; }
+((EUID == 0)) || { echo "root"; exit; }
+
+declare -A packages=([containerd]=containerd [ctr]=containerd [runc]=runc [iptables]=iptables [conntrack]=conntrack
+  [ip]=iproute2 [nsenter]=util-linux [readelf]=binutils)
+missing=()
+for command in "${!packages[@]}"; do
+  command -v "$command" >/dev/null || missing+=("${packages[$command]}")
+done
+[[ -x /usr/lib/cni/ptp ]] || missing+=(containernetworking-plugins)
+if ((${#missing[@]})); then
+  echo "the Debian packages $(printf '%s\n' "${missing[@]}" | sort -u | paste -sd ' ')"
+  exit
+fi
+
+for path in /dev/kmsg /sys/fs/cgroup; do
+  [[ -e "$path" ]] || { echo "$path"; exit; }
+done
+unshare --mount --net --pid --fork --mount-proc true 2>/dev/null || echo "the right to make namespaces"
