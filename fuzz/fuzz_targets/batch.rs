@@ -21,6 +21,6 @@ fuzz_target!(|body: &[u8]| {
         );
         check_event(event);
     }
-    let rebuilt = [b"[", &texts.join(&b','[..])[..], b"]"].concat();
+    let rebuilt = [b"[", &texts.join(&b","[..])[..], b"]"].concat();
     assert_eq!(read_as(BATCH, &rebuilt), Ok(Received::Batch(events)));
 });
