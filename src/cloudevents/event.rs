@@ -234,7 +234,7 @@ impl Event {
     }
 
     /// The event as an HTTP message, in the given mode or else as it came in. In the mode that it came in, its
-    /// bytes are the ones that came in.
+    /// bytes are the ones that came in. An event whose data is itself an event always goes structured.
     #[must_use]
     pub fn to_http(&self, mode: Option<Mode>) -> HttpMessage {
         binding::write(self, mode.unwrap_or_else(|| self.mode()))

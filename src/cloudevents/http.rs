@@ -53,9 +53,13 @@ impl Received {
 pub fn is_event(headers: &HeaderMap) -> bool {
     let format = headers
         .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    headers.contains_key("ce-specversion")
-        || format.is_some_and(|format| starts_with(format, "application/cloudevents"))
+        .and_then(|value| text_of(value).ok());
+    headers.contains_key("ce-specversion") || format.is_some_and(is_event_format)
+}
+
+/// Whether a content type says that the body is an event, in whatever format, or a batch (section 3).
+fn is_event_format(content_type: &str) -> bool {
+    starts_with(content_type, "application/cloudevents")
 }
 
 /// Reads an HTTP message. The mode is told by the `Content-Type` (section 3): first batched, then structured, and
@@ -72,7 +76,7 @@ pub fn read_http(headers: &HeaderMap, body: Bytes) -> Result<Received, Invalid> 
         check_format(text, "application/cloudevents-batch+json")?;
         return json::read_batch(&body).map(Received::Batch);
     }
-    if starts_with(text, "application/cloudevents") {
+    if is_event_format(text) {
         check_format(text, media_type::STRUCTURED)?;
         let content_type = content_type
             .cloned()
@@ -224,8 +228,13 @@ fn encode(text: &str) -> Option<HeaderValue> {
     }
 }
 
-/// Writes an event in a mode; in the one that it has, the bytes are the ones that came in.
+/// Writes an event in a mode; in the one that it has, the bytes are the ones that came in. Data that is itself an event
+/// has no binary mode: with its content type the message would be taken for that event.
 pub(super) fn write(event: &Event, mode: Mode) -> HttpMessage {
+    let mode = match event.implied_content_type() {
+        Some(content_type) if is_event_format(content_type) => Mode::Structured,
+        _ => mode,
+    };
     match (mode, event.content()) {
         (
             Mode::Structured,
@@ -289,7 +298,7 @@ fn binary_headers(event: &Event) -> HeaderMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloudevents::Data;
+    use crate::cloudevents::{Data, EventBuilder};
 
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -360,6 +369,47 @@ mod tests {
             );
         }
         assert_eq!(read(&[], "").unwrap_err().reason(), Reason::NotACloudEvent);
+    }
+
+    #[test]
+    fn what_can_be_read_says_that_it_is_an_event() {
+        for content_type in [
+            "application/cloudevents+json",
+            " application/cloudevents+json",
+            "application/cloudevents+json; note=\"é\"",
+        ] {
+            let headers = headers(&[("content-type", content_type)]);
+            assert!(read_http(&headers, EVENT.into()).is_ok(), "{content_type}");
+            assert!(is_event(&headers), "{content_type}");
+        }
+        assert!(is_event(&headers(&MINIMAL)));
+        for content_type in ["application/json", "application/cloud", "é"] {
+            assert!(
+                !is_event(&headers(&[("content-type", content_type)])),
+                "{content_type}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_event_as_data_goes_structured_in_every_mode() {
+        let text = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","datacontenttype":"application/CloudEvents+json","data":{"id":"inner"}}"#;
+        let received = &structured("application/cloudevents+json", text).unwrap()[0];
+        let built = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/s")
+            .attribute("type", "t")
+            .data("application/CloudEvents+json", r#"{"id":"inner"}"#)
+            .build()
+            .unwrap();
+        for event in [received, &built] {
+            for mode in [None, Some(Mode::Binary), Some(Mode::Structured)] {
+                let message = event.to_http(mode);
+                let again = read_http(&message.headers, message.body).unwrap().into_events();
+                assert_eq!((again[0].id(), again[0].mode()), ("1", Mode::Structured));
+                assert_eq!(again[0].data(), Some(Data::Json(r#"{"id":"inner"}"#)));
+            }
+        }
     }
 
     #[test]
