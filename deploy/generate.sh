@@ -42,7 +42,9 @@ readme | put charts/weir/README.md
 # The one that the end-to-end tests built serves as well.
 helm=$(command -v helm || compgen -G "${XDG_CACHE_HOME:-$HOME/.cache}/weir/node-*/helm" | tail -n 1 || true)
 if [[ -n "$helm" ]]; then
-  "$helm" lint --kube-version 1.30 --quiet --strict charts/weir
+  for values in charts/weir/values.yaml charts/weir/ci/everything-values.yaml; do
+    "$helm" lint --kube-version 1.30 --quiet --strict charts/weir --values "$values"
+  done
   manifests "$helm" | put deploy/weir.yaml
 else
   echo "skipped: helm lint of the chart, and whether deploy/weir.yaml is the chart's. It needs helm, or make e2e once" >&2

@@ -467,6 +467,55 @@ fn await_more(acknowledged: &Mutex<BTreeSet<String>>) {
 }
 
 #[test]
+fn events_flow_while_controller_and_api_server_are_away() {
+    let Some(installation) = Installation::shared() else {
+        return;
+    };
+    let kubectl = installation.consumer("outage", 1, "{}");
+    kubectl.wait_ready("trigger/all");
+    kubectl.run(["rollout", "status", "deployment/consumer", "--timeout=120s"]);
+    let broker = installation.broker("outage");
+    let node = &installation.node;
+    let system = node.kubectl(SYSTEM);
+    system.run(["scale", "deployment/weir-controller", "--replicas=0"]);
+    system.run([
+        "wait",
+        "--for=delete",
+        "pod",
+        "--selector=app.kubernetes.io/component=controller",
+    ]);
+    node.stop_api_server();
+    eventually(PATIENCE, || installation.send(&broker, "meanwhile"));
+    // Nobody can be asked for the consumer's log: it is in a file of the node.
+    let log = ["--recursive", "--quiet", r#""id":"meanwhile""#, "/var/log/pods"];
+    eventually(LONG, || node.run("grep", log));
+
+    node.start_api_server();
+    system.run(["scale", "deployment/weir-controller", "--replicas=1"]);
+    system.run([
+        "rollout",
+        "status",
+        "deployment/weir-controller",
+        "--timeout=120s",
+    ]);
+    // What is new takes effect again.
+    kubectl.run([
+        "patch",
+        "trigger/all",
+        "--type=merge",
+        "--patch",
+        r#"{"spec": {"filters": [{"exact": {"type": "other"}}]}}"#,
+    ]);
+    kubectl.run([
+        "wait",
+        "--for=jsonpath={.status.observedGeneration}=2",
+        "trigger/all",
+        "--timeout=60s",
+    ]);
+    kubectl.run(["wait", "--for=condition=Ready", "trigger/all", "--timeout=60s"]);
+}
+
+#[test]
 fn accounts_may_do_what_they_need_and_no_more() {
     let Some(Installation { node }) = Installation::shared() else {
         return;

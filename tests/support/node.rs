@@ -13,6 +13,7 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -39,6 +40,7 @@ pub(crate) struct Node {
     // In the order of dropping: with the first process everything on the node ends, then what is left is removed.
     first: Process,
     parts: Vec<Process>,
+    api_server: Mutex<Option<Process>>,
     _cgroup: Cgroup,
     inside: Inside,
     kubernetes: PathBuf,
@@ -53,9 +55,13 @@ struct Inside(u32);
 impl Inside {
     fn arguments(&self, program: impl AsRef<OsStr>) -> Vec<OsString> {
         let target = self.0.to_string();
-        ["--target", &target, "--mount", "--net", "--pid", "--"]
-            .map(OsString::from)
+        let inside = ["--target", &target, "--mount", "--net", "--pid", "--"];
+        // nsenter waits for what it starts, which ends with it.
+        let together = ["setpriv", "--pdeathsig", "KILL", "--"];
+        [&inside[..], &together]
+            .concat()
             .into_iter()
+            .map(OsString::from)
             .chain([program.as_ref().to_owned()])
             .collect()
     }
@@ -84,6 +90,7 @@ impl Node {
         let mut node = Self {
             first,
             parts: Vec::new(),
+            api_server: Mutex::default(),
             _cgroup: cgroup,
             inside,
             kubernetes,
@@ -163,6 +170,50 @@ impl Node {
             .unwrap_or_else(|error| panic!("cannot import {}: {error}", archive.display()));
     }
 
+    /// Kills the API server. What it knew stays in etcd.
+    pub(crate) fn stop_api_server(&self) {
+        self.api_server().take();
+    }
+
+    /// Starts the API server, again or for the first time, and waits until it is ready.
+    #[track_caller]
+    pub(crate) fn start_api_server(&self) {
+        let file = |name: &str| self.file(name).display().to_string();
+        let arguments = [
+            format!("--etcd-servers={ETCD}"),
+            format!("--advertise-address={ADDRESS}"),
+            format!("--cert-dir={}", file("tls")),
+            format!("--token-auth-file={}", file("tokens.csv")),
+            format!("--service-account-key-file={}", file("service-account.pub")),
+            format!(
+                "--service-account-signing-key-file={}",
+                file("service-account.key")
+            ),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            format!("--service-cluster-ip-range={SERVICES}"),
+            "--authorization-mode=Node,RBAC".to_owned(),
+            "--allow-privileged".to_owned(),
+            // Nobody resolves the node's name.
+            "--kubelet-preferred-address-types=InternalIP".to_owned(),
+        ];
+        let process = self
+            .launch(self.kubernetes.join("kube-apiserver"), arguments)
+            .start();
+        *self.api_server() = Some(process);
+        let kubectl = self.kubectl("default");
+        eventually(START, || {
+            let readiness = kubectl.try_run(["get", "--raw=/readyz", "--request-timeout=5s"]);
+            if let (Err(_), Some(process)) = (&readiness, self.api_server().as_mut()) {
+                assert!(
+                    process.is_running(),
+                    "the API server ended:\n{}",
+                    process.lines().join("\n")
+                );
+            }
+            readiness
+        });
+    }
+
     /// A directory on the node for a volume.
     pub(crate) fn volume(&self, name: &str) -> PathBuf {
         let path = self.file("volumes").join(name);
@@ -196,6 +247,10 @@ impl Node {
         memory
     }
 
+    fn api_server(&self) -> MutexGuard<'_, Option<Process>> {
+        self.api_server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -225,23 +280,6 @@ impl Node {
             "--unsafe-no-fsync".to_owned(),
             "--log-level=warn".to_owned(),
         ];
-        let api_server = [
-            format!("--etcd-servers={ETCD}"),
-            format!("--advertise-address={ADDRESS}"),
-            format!("--cert-dir={}", file("tls")),
-            format!("--token-auth-file={}", file("tokens.csv")),
-            format!("--service-account-key-file={}", file("service-account.pub")),
-            format!(
-                "--service-account-signing-key-file={}",
-                file("service-account.key")
-            ),
-            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-            format!("--service-cluster-ip-range={SERVICES}"),
-            "--authorization-mode=Node,RBAC".to_owned(),
-            "--allow-privileged".to_owned(),
-            // Nobody resolves the node's name.
-            "--kubelet-preferred-address-types=InternalIP".to_owned(),
-        ];
         let controllers = [
             format!("--kubeconfig={kubeconfig}"),
             format!("--root-ca-file={}", file("tls/apiserver.crt")),
@@ -258,8 +296,7 @@ impl Node {
             "--leader-elect=false".to_owned(),
         ];
         self.start_part(self.kubernetes.join("etcd"), &etcd);
-        self.start_part(self.kubernetes.join("kube-apiserver"), &api_server);
-        self.await_kubectl(&["get", "--raw=/readyz", "--request-timeout=5s"]);
+        self.start_api_server();
         self.start_part(self.assets.join("kube-controller-manager"), &controllers);
         self.start_part(self.assets.join("kube-scheduler"), &scheduler);
     }

@@ -55,6 +55,7 @@ http://{{ include "weir.fullname" . }}.{{ .Release.Namespace }}.svc
 {{- define "weir.pod" -}}
 {{- $values := index .root.Values .component -}}
 serviceAccountName: {{ include "weir.serviceAccountName" . }}
+enableServiceLinks: false # their variables begin with WEIR_ as well
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
