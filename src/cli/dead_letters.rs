@@ -16,6 +16,7 @@ use super::{
     admin::{Admin, checked_broker},
 };
 use crate::{
+    cloudevents::clean_text,
     filter::Expression,
     log::Offset,
     router::dead_letters::{Brokers, DropAnswer, FullLetter, Letter, Letters, RedriveAnswer, Selected},
@@ -265,6 +266,8 @@ impl Router {
         }
         let FullLetter { letter, event } = full;
         let delivery = letter.delivery;
+        // A Sink could have put into it what acts on a terminal.
+        let lines: Vec<_> = delivery.detail.lines().map(clean_text).collect();
         let status = delivery
             .status
             .map_or_else(|| "none".to_owned(), |status| status.to_string());
@@ -276,7 +279,7 @@ impl Router {
             ("Reason", delivery.reason),
             ("Attempts", delivery.attempts.to_string()),
             ("Status", status),
-            ("Last answer", delivery.detail),
+            ("Last answer", lines.join("\n")),
         ] {
             writeln!(
                 out,

@@ -156,7 +156,7 @@ pub struct Args {
     )]
     pub listen: SocketAddr,
 
-    /// Where health, readiness and metrics are.
+    /// Where health, readiness, metrics and, for this machine only, dead letters and explanations are.
     #[arg(
         long,
         env = "WEIR_ADMIN",

@@ -167,7 +167,8 @@ impl Answer {
 }
 
 /// Reads the body so that the connection can be used again, and keeps its beginning. A body that breaks off or is
-/// too long changes nothing about what the status said.
+/// too long changes nothing about what the status said; one that is not there within the attempt's time makes it one
+/// without an answer.
 async fn excerpt(mut body: Incoming) -> String {
     let mut kept = BytesMut::new();
     let mut read = 0;

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::problem::Problem;
+use super::problem::{Problem, of_log};
 use crate::{
     delivery::{DeadLetter, Engine, KeptLetter, Selection},
     filter::{Expression, Filter},
@@ -154,7 +154,8 @@ async fn list(
     let (selection, from) = selection(body)?;
     let page = engine
         .dead_letters(&broker_key(&namespace, &broker), &selection, from, PAGE)
-        .await?;
+        .await
+        .map_err(of_log)?;
     Ok(Json(Letters {
         items: page.letters.into_iter().map(Letter::from).collect(),
         next: page.next,
@@ -166,7 +167,7 @@ async fn show(
     Path((namespace, broker, id)): Path<(String, String, u64)>,
 ) -> Answer<FullLetter> {
     let key = broker_key(&namespace, &broker);
-    let kept = engine.dead_letter(&key, Offset(id)).await?.ok_or_else(|| {
+    let kept = engine.dead_letter(&key, Offset(id)).await.map_err(of_log)?.ok_or_else(|| {
         Problem::new(
             StatusCode::NOT_FOUND,
             "no_such_dead_letter",
@@ -200,7 +201,8 @@ async fn redrive(
     let (selection, from) = selection(body)?;
     let redriven = engine
         .redrive(&broker_key(&namespace, &broker), &selection, from)
-        .await?;
+        .await
+        .map_err(of_log)?;
     Ok(Json(RedriveAnswer {
         redriven: redriven.redriven,
         without_trigger: redriven.without_trigger,
@@ -216,7 +218,10 @@ async fn remove(
 ) -> Answer<DropAnswer> {
     let (selection, from) = selection(body)?;
     let key = broker_key(&namespace, &broker);
-    let dropped = engine.drop_dead_letters(&key, &selection, from).await?;
+    let dropped = engine
+        .drop_dead_letters(&key, &selection, from)
+        .await
+        .map_err(of_log)?;
     Ok(Json(DropAnswer {
         dropped: dropped.dropped,
         next: dropped.next,

@@ -21,7 +21,10 @@ use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{ingress::Ingress, problem::Problem};
+use super::{
+    ingress::Ingress,
+    problem::{Problem, of_log},
+};
 use crate::{
     cloudevents::{Event, Received, read_http},
     delivery::{Engine, KeptLetter, Selection, TriggerView},
@@ -277,7 +280,7 @@ async fn in_log(
     })?;
     Ingress::table_with_broker(explainer.table.load().as_deref(), &namespace, &broker)?;
     let key = broker_key(&namespace, &broker);
-    let (event, found) = match search(&*explainer.log, &key, &wanted).await? {
+    let (event, found) = match search(&*explainer.log, &key, &wanted).await.map_err(of_log)? {
         Search::Found(event, found) => (event, found),
         Search::NotFound(looked) => return Err(not_found(&key, &wanted, &looked)),
     };
@@ -324,7 +327,8 @@ impl Explainer {
         let page = self
             .engine
             .dead_letters(broker, &selection, Offset(0), MAX_LETTERS)
-            .await?;
+            .await
+            .map_err(of_log)?;
         Ok(page.letters)
     }
 }

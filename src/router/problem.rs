@@ -99,6 +99,28 @@ impl From<LogError> for Problem {
     }
 }
 
+/// What an operator, who stores nothing, is told when the log cannot do what he asks.
+pub(super) fn of_log(error: LogError) -> Problem {
+    match error {
+        LogError::Full(detail) => Problem::new(
+            StatusCode::INSUFFICIENT_STORAGE,
+            "log_full",
+            "The event log is full",
+            format!("{detail}; nothing was changed, ask again when there is room"),
+        )
+        .try_again(),
+        error => {
+            tracing::error!(%error, "an operator's request failed");
+            Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "log_failed",
+                "The event log cannot be used",
+                error.to_string(),
+            )
+        }
+    }
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         // Numbers and strings always serialise.
