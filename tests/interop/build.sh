@@ -3,7 +3,7 @@
 # `javascript` (with node_modules) and `go` (the program `interop`).
 #
 # Each is installed into the cache from what is pinned here, once, and again whenever that changes. A language whose
-# tools this machine lacks is left out, and said. WEIR_INTEROP, where set, is the folder, and nothing is installed.
+# tools this machine lacks, or that cannot be installed, is left out, and said. WEIR_INTEROP, where set, is the folder, and nothing is installed.
 # Only the folder goes to standard output.
 set -euo pipefail
 
@@ -78,7 +78,11 @@ for language in python javascript go; do
     say "installing the CloudEvents SDK of $language into $folder"
     rm -rf "${folder:?}/$language"
     mkdir "$folder/$language"
-    "install_$language" "$folder/$language" >&2
+    if ! "install_$language" "$folder/$language" >&2; then
+      say "skipped: interoperability with the CloudEvents SDK of $language, which could not be installed, see above"
+      rm -rf "${folder:?}/$language"
+      continue
+    fi
     printf '%s\n' "$stamp" >"$folder/$language/stamp"
   fi
 done
