@@ -20,10 +20,12 @@ test: lint unit integration deny ## Everything that CI runs
 .PHONY: fmt
 fmt: rust ## Format the code
 	$(CARGO) fmt
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 .PHONY: lint
 lint: rust ## Check the formatting and the lints; a warning is an error
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked $(test_features) --all-targets -- -D warnings
 
 .PHONY: unit
@@ -63,6 +65,24 @@ bench: rust ## Measure throughput side by side with a plain proxy (see benches/R
 faults: rust ## Kill routers hundreds of times, break their disks and Sinks, and count what arrives
 	assets="$$(tests/kubernetes/build.sh)"
 	KUBEBUILDER_ASSETS="$$assets" WEIR_KILLS=200 $(CARGO) test --locked $(test_features) --test integration faults:: -- --nocapture
+
+# A minute shows that nothing broke; what is to be found takes longer. A target is one of fuzz/fuzz_targets, or all.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+
+.PHONY: fuzz
+fuzz: rust ## Feed each fuzz target for FUZZ_SECONDS, 60 by default (see tests/README.md)
+	@need() { "$${@:2}" >/dev/null 2>&1 || { echo "error: $$1" >&2; exit 1; }; }
+	need 'cargo-fuzz is missing: cargo install cargo-fuzz --locked' command -v cargo-fuzz
+	need 'the nightly toolchain is missing: rustup toolchain install nightly --profile minimal' rustup run nightly rustc --version
+	need 'a C++ compiler is missing: on Debian, apt-get install build-essential' command -v c++
+	for target in $(FUZZ_TARGETS); do
+	  mkdir -p "fuzz/corpus/$$target"
+	  dictionary="fuzz/dictionaries/$$target.dict"
+	  echo "$$target, for $(FUZZ_SECONDS) seconds"
+	  rustup run nightly cargo fuzz run "$$target" "fuzz/corpus/$$target" "fuzz/seeds/$$target" -- \
+	    -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 $$([[ ! -e $$dictionary ]] || echo "-dict=$$dictionary")
+	done
 
 .PHONY: clean-cache
 clean-cache: ## Remove the Kubernetes binaries and the CloudEvents SDKs that the tests use
