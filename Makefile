@@ -24,10 +24,12 @@ test: lint unit chart integration e2e deny ## Everything that CI runs
 .PHONY: fmt
 fmt: rust ## Format the code
 	$(CARGO) fmt
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 .PHONY: lint
 lint: rust ## Check the formatting and the lints; a warning is an error
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked $(test_features) --all-targets -- -D warnings
 
 .PHONY: unit
