@@ -236,10 +236,7 @@ impl Dispatcher {
         {
             self.dead_lettered(place, kept)?;
         }
-        if let Some(saving) = self.saving.take() {
-            let saved = saving.await;
-            self.saved(saved)?;
-        }
+        self.end_save().await?;
         let saved = self.parts.log.save_cursors(vec![self.cursor()]).await;
         self.saved(saved)
     }
@@ -256,10 +253,7 @@ impl Dispatcher {
             return Ok(());
         }
         // Else an older cursor could be stored after the one that has the letters in it.
-        if let Some(saving) = self.saving.take() {
-            let saved = saving.await;
-            self.saved(saved)?;
-        }
+        self.end_save().await?;
         let room = WINDOW - self.parts.progress.pending().min(WINDOW);
         let accepted: Vec<_> = letters.into_iter().take(room).collect();
         let offsets = || accepted.iter().map(|letter| letter.offset);
@@ -289,6 +283,17 @@ impl Dispatcher {
         // Whoever asked may have gone.
         let _ = answer.send(saved.map(|()| accepted.len()));
         Ok(())
+    }
+
+    /// Waits for a save that is under way, if there is one.
+    async fn end_save(&mut self) -> Result<(), LogError> {
+        match self.saving.take() {
+            Some(saving) => {
+                let saved = saving.await;
+                self.saved(saved)
+            }
+            None => Ok(()),
+        }
     }
 
     fn is_deliverable(&self) -> bool {

@@ -35,6 +35,21 @@ impl<'a> Requirement<'a> {
     /// Of a filter of which nothing is known.
     pub(super) const UNKNOWN: Self = Self::All(Vec::new());
 
+    /// Whether an event has what is required.
+    #[cfg(test)]
+    pub(super) fn allows(&self, event: &crate::cloudevents::Event) -> bool {
+        match self {
+            Self::Term(IndexTerm { attribute, text }) => {
+                event.attribute(attribute).is_some_and(|value| match text {
+                    Text::Exact(text) => value.canonical() == *text,
+                    Text::Prefix(text) => value.canonical().starts_with(&**text),
+                })
+            }
+            Self::All(parts) => parts.iter().all(|part| part.allows(event)),
+            Self::Any(parts) => parts.iter().any(|part| part.allows(event)),
+        }
+    }
+
     pub(super) fn exact(attribute: &'a str, value: impl Into<Cow<'a, str>>) -> Self {
         let text = Text::Exact(value.into());
         Self::Term(IndexTerm { attribute, text })
