@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use anyhow::Context as _;
 
-use super::shutdown;
-use crate::controller::{self, ControllerOptions};
+use super::{host_name, shutdown};
+use crate::controller::{self, ControllerOptions, Election};
 
 /// The flags of `weir controller`.
 #[derive(Debug, clap::Args)]
@@ -37,10 +37,25 @@ pub struct Args {
     )]
     pub cluster_domain: String,
 
-    /// What comes before /NAMESPACE/BROKER in the URL that producers post to, told in the status of Triggers, for
-    /// example http://weir.weir-system.svc.cluster.local.
-    #[arg(long, env = "WEIR_BROKER_URL", value_name = "URL")]
-    pub broker_url: Option<String>,
+    /// What comes before /NAMESPACE/BROKER in the URL that producers post to, for example
+    /// http://weir.weir-system.svc. It is told in the status of Triggers and, as the ConfigMap weir-broker, to the
+    /// workloads of namespaces labelled weir.dev/inject=enabled.
+    #[arg(long, env = "WEIR_BROKER_BASE_URL", value_name = "URL")]
+    pub broker_base_url: Option<String>,
+
+    /// The namespaces to look at, separated by commas; events for others are refused with 404. Default: all.
+    #[arg(
+        long,
+        env = "WEIR_WATCH_NAMESPACES",
+        value_delimiter = ',',
+        value_name = "NAMESPACES"
+    )]
+    pub watch_namespaces: Vec<String>,
+
+    /// The Lease by which one of several controllers leads while the others wait, in the controller's own namespace.
+    /// Default: none; then there must be no other controller.
+    #[arg(long, env = "WEIR_LEASE", value_name = "NAME")]
+    pub lease: Option<String>,
 }
 
 /// Runs a controller until it is told to end. The API server is the one of the kubeconfig (KUBECONFIG or
@@ -53,17 +68,28 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         listen,
         admin,
         cluster_domain,
-        broker_url,
+        broker_base_url,
+        watch_namespaces,
+        lease,
     } = args;
     let stop = shutdown::token()?;
     let client = kube::Client::try_default()
         .await
         .context("cannot find the API server: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
+    let election = match lease {
+        Some(lease) => Some(Election {
+            lease,
+            host: host_name()?,
+        }),
+        None => None,
+    };
     let options = ControllerOptions {
         listen,
         admin,
         cluster_domain,
-        broker_url,
+        broker_base_url,
+        watch_namespaces,
+        election,
     };
     Ok(controller::run(options, client, stop).await?)
 }

@@ -189,6 +189,12 @@ fn with_causes(error: &anyhow::Error) -> String {
     line
 }
 
+/// In a pod, the pod's name.
+fn host_name() -> anyhow::Result<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host's name")?;
+    Ok(name.trim().to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

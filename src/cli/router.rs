@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 
 use super::{
+    host_name,
     service::{self, ServiceAddress},
     shutdown,
     units::{self, Size},
@@ -198,7 +199,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     } = args;
     let name = match name {
         Some(name) => name,
-        None => host_name()?,
+        None => host_name().context("give the router a name with --name")?,
     };
     let stop = shutdown::token()?;
     let link = ControllerLink::new(&controller, &name)?;
@@ -221,10 +222,4 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         .and(reporting.await)
         .context("the link to the controller broke down")?;
     Ok(outcome?)
-}
-
-fn host_name() -> anyhow::Result<String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .context("cannot read the host's name; give the router one with --name")?;
-    Ok(name.trim().to_owned())
 }

@@ -9,13 +9,15 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Path, Query, State},
+    extract::{DefaultBodyLimit, Path, Query, Request, State},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, put},
 };
 use bytes::Bytes;
 use http::{StatusCode, header};
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::routers::{Routers, Taken};
 use crate::routing::{
@@ -78,14 +80,23 @@ impl Publication {
     }
 }
 
-/// The service that routers speak to.
-pub(super) fn service(publication: Arc<Publication>) -> Router {
+/// The service that routers speak to. When told to stop, requests that wait are answered 503.
+pub(super) fn service(publication: Arc<Publication>, stop: &CancellationToken) -> Router {
+    let stop = stop.clone();
+    let end_waiting = middleware::from_fn(move |request: Request, next: Next| {
+        let stop = stop.clone();
+        async move {
+            let answer = stop.run_until_cancelled(next.run(request)).await;
+            answer.unwrap_or_else(|| StatusCode::SERVICE_UNAVAILABLE.into_response())
+        }
+    });
     Router::new()
         .route(CONFIGURATION_PATH, get(poll))
         .route(
             SINKS_PATH,
             put(take_report).layer(DefaultBodyLimit::max(MAX_REPORT)),
         )
+        .layer(end_waiting)
         .with_state(publication)
 }
 
@@ -198,7 +209,10 @@ mod tests {
         let request = Request::get(format!("{CONFIGURATION_PATH}?{query}"))
             .body(Body::empty())
             .unwrap();
-        let response = service(publication.clone()).oneshot(request).await.unwrap();
+        let response = service(publication.clone(), &CancellationToken::new())
+            .oneshot(request)
+            .await
+            .unwrap();
         let status = response.status();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())
@@ -259,7 +273,10 @@ mod tests {
             .header(header::CONTENT_TYPE, "application/json")
             .body(body.into())
             .unwrap();
-        let response = service(publication.clone()).oneshot(request).await.unwrap();
+        let response = service(publication.clone(), &CancellationToken::new())
+            .oneshot(request)
+            .await
+            .unwrap();
         response.status()
     }
 

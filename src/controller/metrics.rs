@@ -30,6 +30,7 @@ struct ReadyLabels {
 /// What the controller counts.
 #[derive(Debug, Default)]
 pub(super) struct ControllerMetrics {
+    leader: Gauge,
     compilations: Counter,
     revision: Family<RevisionLabels, Gauge>,
     routers: Gauge,
@@ -40,6 +41,7 @@ pub(super) struct ControllerMetrics {
 
 impl ControllerMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("leader", "1 while this controller leads", self.leader.clone());
         registry.register(
             "compilations",
             "How often routing was computed",
@@ -66,6 +68,16 @@ impl ControllerMetrics {
             "Errors of the watches, by kind",
             self.watch_errors.clone(),
         );
+    }
+
+    /// Whoever does not lead knows nothing of routers and Triggers.
+    pub(super) fn leads(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+        if !leads {
+            self.revision.clear();
+            self.routers.set(0);
+            self.triggers.clear();
+        }
     }
 
     pub(super) fn compiled(&self) {

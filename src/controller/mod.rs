@@ -8,11 +8,15 @@
 //! [`compile`] alone.
 //!
 //! The account needs: list and watch on `sources`, `triggers`, `sinks` (weir.dev), `services` and `namespaces`;
-//! patch on the `status` of the three; create and patch on `events` (events.k8s.io).
+//! patch on the `status` of the three; create and patch on `events` (events.k8s.io). With a Lease to lead by: create,
+//! get and update on that one `leases` (coordination.k8s.io) of its own namespace. To tell workloads of their broker:
+//! list, watch, create, patch and delete on `configmaps` of the one name [`discovery::NAME`].
 
 mod compile;
 mod diagnosis;
+mod discovery;
 mod endpoint;
+mod leadership;
 mod metrics;
 mod observed;
 mod resolve;
@@ -29,21 +33,17 @@ pub use compile::{Outcome, compile};
 pub use diagnosis::{Diagnoses, Finding, SinkDiagnosis, SourceDiagnosis, Subject, TriggerDiagnosis};
 pub use observed::{Namespace, Observed, Port, Service};
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use kube::Client;
 use prometheus_client::registry::Registry;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::watch as channel;
+use tokio_util::sync::CancellationToken;
 
 use crate::server::{self, BindError, Server};
+use discovery::Discovery;
 use endpoint::Publication;
+use leadership::Candidate;
 use metrics::ControllerMetrics;
 use status_task::{Found, StatusTask};
 use watch::Watches;
@@ -63,8 +63,22 @@ pub struct ControllerOptions {
     pub admin: SocketAddr,
     /// What follows `.svc.` in the names of Services, usually `cluster.local`.
     pub cluster_domain: String,
-    /// What comes before `/NAMESPACE/BROKER` in the URL that producers post to; told in statuses if known.
-    pub broker_url: Option<String>,
+    /// What comes before `/NAMESPACE/BROKER` in the URL that producers post to; told in statuses and to workloads, if
+    /// known.
+    pub broker_base_url: Option<String>,
+    /// The namespaces that are looked at; none means all.
+    pub watch_namespaces: Vec<String>,
+    /// How one of several controllers comes to lead; `None` where there is just one.
+    pub election: Option<Election>,
+}
+
+/// How one of several controllers comes to lead.
+#[derive(Clone, Debug)]
+pub struct Election {
+    /// The Lease's name; it is in the namespace that the client works in.
+    pub lease: String,
+    /// What tells this controller from others, such as its pod's name.
+    pub host: String,
 }
 
 /// Why a controller ended.
@@ -73,6 +87,24 @@ pub enum ControllerError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
+}
+
+/// How far a controller has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Waiting,
+    Listing,
+    Leading,
+}
+
+impl Stage {
+    fn readiness(self) -> Result<String, String> {
+        match self {
+            Self::Waiting => Ok("waiting to lead; another controller may do so".to_owned()),
+            Self::Listing => Err("the API server has not listed all resources yet".to_owned()),
+            Self::Leading => Ok("all resources are known".to_owned()),
+        }
+    }
 }
 
 /// Runs a controller until it is told to stop.
@@ -85,44 +117,120 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), ControllerError> {
     let metrics = Arc::<ControllerMetrics>::default();
-    let publication = Publication::new();
-    let ready = Arc::new(AtomicBool::new(false));
     let mut registry = Registry::with_prefix("weir_controller");
     metrics.register(&mut registry);
-
-    let configuration = Server::bind("configuration", options.listen).await?;
+    let (stage, staged) = channel::channel(Stage::Waiting);
     let admin = Server::bind("admin", options.admin).await?;
-    let servers = TaskTracker::new();
-    servers.spawn(configuration.serve(endpoint::service(publication.clone()), stop.clone()));
-    let is_ready = ready.clone();
-    let admin_service = server::admin(registry, move || match is_ready.load(Relaxed) {
-        true => Ok("all resources are known".to_owned()),
-        false => Err("the API server has not listed all resources yet".to_owned()),
-    });
-    servers.spawn(admin.serve(admin_service, stop.clone()));
-    servers.close();
+    let admin_service = server::admin(registry, move || staged.borrow().readiness());
+    let admin = tokio::spawn(admin.serve(admin_service, stop.clone()));
 
-    let mut watches = Watches::start(&client, &metrics, &stop);
-    tokio::select! {
-        () = watches.ready() => {}
-        () = stop.cancelled() => {}
+    let controller = Controller {
+        options,
+        client,
+        metrics,
+        stage,
+    };
+    match &controller.options.election {
+        Some(election) => controller.lead_when_elected(election, &stop).await?,
+        None => controller.lead(&stop).await?,
     }
-    if !stop.is_cancelled() {
-        tracing::info!("all resources are known");
-        let routing = Routing {
-            cluster_domain: options.cluster_domain,
-            metrics: metrics.clone(),
-            publication: publication.clone(),
-        };
-        let (found, latest) = tokio::sync::watch::channel(routing.compute(&mut watches));
-        ready.store(true, Relaxed);
-        // Side by side: however slowly statuses are written, routing is computed at once.
-        let statuses = StatusTask::new(client, options.broker_url, metrics, publication);
-        tokio::join!(routing.follow(watches, found, &stop), statuses.run(latest, &stop));
+    stop.cancelled().await;
+    if admin.await.is_err() {
+        tracing::warn!("the admin server broke down");
     }
-    servers.wait().await;
     tracing::info!("the controller has stopped");
     Ok(())
+}
+
+/// What outlives a time of leading.
+struct Controller {
+    options: ControllerOptions,
+    client: Client,
+    metrics: Arc<ControllerMetrics>,
+    stage: channel::Sender<Stage>,
+}
+
+impl Controller {
+    /// Leads whenever this controller has the Lease, until told to stop.
+    async fn lead_when_elected(
+        &self,
+        Election { lease, host }: &Election,
+        stop: &CancellationToken,
+    ) -> Result<(), ControllerError> {
+        let mut candidate = Candidate::new(self.client.clone(), lease, host);
+        while stop.run_until_cancelled(candidate.acquire()).await.is_some() {
+            let term = stop.child_token();
+            let keep = async {
+                let lost = term.run_until_cancelled(candidate.keep()).await;
+                term.cancel();
+                lost.is_some()
+            };
+            let lead = async {
+                let led = self.lead(&term).await;
+                term.cancel();
+                led
+            };
+            let (lost, led) = tokio::join!(keep, lead);
+            self.metrics.leads(false);
+            self.stage.send_replace(Stage::Waiting);
+            if !lost {
+                candidate.release().await;
+            }
+            led?;
+        }
+        Ok(())
+    }
+
+    /// Watches, serves routers and writes statuses, until told to stop.
+    async fn lead(&self, stop: &CancellationToken) -> Result<(), ControllerError> {
+        self.stage.send_replace(Stage::Listing);
+        self.metrics.leads(true);
+        let Self {
+            options,
+            client,
+            metrics,
+            stage,
+        } = self;
+        let publication = Publication::new();
+        // Whoever does not lead does not listen: routers then find the one who does.
+        let configuration = Server::bind("configuration", options.listen).await?;
+        let serving = configuration.serve(endpoint::service(publication.clone(), stop), stop.clone());
+        let working = async {
+            let mut watches = Watches::start(client, &options.watch_namespaces, metrics, stop);
+            if stop.run_until_cancelled(watches.ready()).await.is_none() {
+                return;
+            }
+            tracing::info!("all resources are known");
+            let routing = Routing {
+                cluster_domain: options.cluster_domain.clone(),
+                metrics: metrics.clone(),
+                publication: publication.clone(),
+            };
+            let (found, latest) = channel::channel(routing.compute(&mut watches));
+            stage.send_replace(Stage::Leading);
+            // Side by side: however slowly statuses are written, routing is computed at once.
+            let statuses = StatusTask::new(
+                client.clone(),
+                options.broker_base_url.clone(),
+                metrics.clone(),
+                publication.clone(),
+            );
+            let telling = async {
+                if let Some(base_url) = &options.broker_base_url {
+                    Discovery::start(client, base_url, &options.watch_namespaces, metrics, stop)
+                        .run(latest.clone(), stop)
+                        .await;
+                }
+            };
+            tokio::join!(
+                routing.follow(watches, found, stop),
+                statuses.run(latest.clone(), stop),
+                telling
+            );
+        };
+        tokio::join!(serving, working);
+        Ok(())
+    }
 }
 
 /// Computes routing from what was watched, and gives it to routers.
@@ -134,12 +242,7 @@ struct Routing {
 
 impl Routing {
     /// Computes again what changed, until told to stop.
-    async fn follow(
-        &self,
-        mut watches: Watches,
-        found: tokio::sync::watch::Sender<Found>,
-        stop: &CancellationToken,
-    ) {
+    async fn follow(&self, mut watches: Watches, found: channel::Sender<Found>, stop: &CancellationToken) {
         loop {
             tokio::select! {
                 () = watches.changed() => {}

@@ -20,7 +20,7 @@ use super::{
 use crate::api;
 
 /// Who wrote a field, as `kubectl` shows it.
-const FIELD_MANAGER: &str = "weir-controller";
+pub(super) const FIELD_MANAGER: &str = "weir-controller";
 
 /// How many writes are under way at once.
 const CONCURRENCY: usize = 8;

@@ -3,13 +3,13 @@
 use std::{collections::HashSet, fmt::Debug, hash::Hash, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, future::BoxFuture};
-use k8s_openapi::api::core::v1;
+use k8s_openapi::{NamespaceResourceScope, api::core::v1};
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::DeserializeGuard,
     runtime::{
         WatchStreamExt,
-        reflector::{self, Lookup, Store},
+        reflector::{self, Lookup, Store, store::WriterDropped},
         watcher,
     },
 };
@@ -26,37 +26,86 @@ use crate::api;
 /// How often it is said what is still awaited at the start.
 const SAY_AWAITED_EVERY: Duration = Duration::from_secs(10);
 
+/// What can be watched.
+pub(super) trait Watched:
+    Resource<DynamicType = ()>
+    + Lookup<DynamicType = ()>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<K> Watched for K where
+    K: Resource<DynamicType = ()>
+        + Lookup<DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static
+{
+}
+
 /// Our own resources may have been stored by another version; one that cannot be read must not hide the others.
 type Guarded<K> = DeserializeGuard<K>;
 
+/// The resources of one kind: in one store, or in one for each namespace that is looked at.
+pub(super) struct Seen<K: Lookup<DynamicType = ()> + Clone + 'static>(Vec<Store<K>>);
+
+impl<K: Lookup<DynamicType = ()> + Clone + 'static> Seen<K> {
+    /// Waits until everything was listed once.
+    pub(super) async fn ready(&self) -> Result<(), WriterDropped> {
+        for store in &self.0 {
+            store.wait_until_ready().await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn state(&self) -> impl Iterator<Item = Arc<K>> {
+        self.0.iter().flat_map(Store::state)
+    }
+}
+
 /// What the cluster's resources are at present.
 pub(super) struct Watches {
-    sources: Store<Guarded<api::Source>>,
-    triggers: Store<Guarded<api::Trigger>>,
-    sinks: Store<Guarded<api::Sink>>,
-    services: Store<v1::Service>,
-    namespaces: Store<v1::Namespace>,
+    sources: Seen<Guarded<api::Source>>,
+    triggers: Seen<Guarded<api::Trigger>>,
+    sinks: Seen<Guarded<api::Sink>>,
+    services: Seen<v1::Service>,
+    namespaces: Seen<v1::Namespace>,
     changed: Arc<Notify>,
     /// What was said to be unreadable, so that it is said once.
     unreadable: HashSet<String>,
 }
 
 impl Watches {
-    /// Starts watching, until told to stop.
-    pub(super) fn start(client: &Client, metrics: &Arc<ControllerMetrics>, stop: &CancellationToken) -> Self {
+    /// Starts watching these namespaces, or all if there are none, until told to stop.
+    pub(super) fn start(
+        client: &Client,
+        namespaces: &[String],
+        metrics: &Arc<ControllerMetrics>,
+        stop: &CancellationToken,
+    ) -> Self {
         let changed = Arc::new(Notify::new());
         let starter = Starter {
             client,
+            namespaces,
             metrics,
             stop,
             changed: &changed,
         };
+        let everything = watcher::Config::default();
         Self {
-            sources: starter.watch("Source", |_| {}),
-            triggers: starter.watch("Trigger", |_| {}),
-            sinks: starter.watch("Sink", |_| {}),
-            services: starter.watch("Service", keep_ports),
-            namespaces: starter.watch("Namespace", keep_labels),
+            sources: starter.watch("Source", &everything, |_| {}),
+            triggers: starter.watch("Trigger", &everything, |_| {}),
+            sinks: starter.watch("Sink", &everything, |_| {}),
+            services: starter.watch("Service", &everything, keep_ports),
+            namespaces: starter.watch_namespaces(),
             changed,
             unreadable: HashSet::new(),
         }
@@ -65,11 +114,11 @@ impl Watches {
     /// Waits until everything was listed once; routing computed from less would forget Triggers.
     pub(super) async fn ready(&self) {
         let mut awaited: Vec<(&str, BoxFuture<'_, _>)> = vec![
-            ("Sources", Box::pin(self.sources.wait_until_ready())),
-            ("Triggers", Box::pin(self.triggers.wait_until_ready())),
-            ("Sinks", Box::pin(self.sinks.wait_until_ready())),
-            ("Services", Box::pin(self.services.wait_until_ready())),
-            ("Namespaces", Box::pin(self.namespaces.wait_until_ready())),
+            ("Sources", Box::pin(self.sources.ready())),
+            ("Triggers", Box::pin(self.triggers.ready())),
+            ("Sinks", Box::pin(self.sinks.ready())),
+            ("Services", Box::pin(self.services.ready())),
+            ("Namespaces", Box::pin(self.namespaces.ready())),
         ];
         while let Some((kind, mut listed)) = awaited.pop() {
             while tokio::time::timeout(SAY_AWAITED_EVERY, &mut listed)
@@ -100,14 +149,12 @@ impl Watches {
             services: self
                 .services
                 .state()
-                .iter()
                 .filter(|service| service.metadata.deletion_timestamp.is_none())
-                .map(|service| observe_service(service))
+                .map(|service| observe_service(&service))
                 .collect(),
             namespaces: self
                 .namespaces
                 .state()
-                .iter()
                 .map(|namespace| Namespace {
                     name: namespace.name_any(),
                     labels: namespace.labels().clone(),
@@ -125,27 +172,73 @@ impl Watches {
     }
 }
 
+/// Starts watching the ConfigMaps of one name; the second part is rung when one changed.
+pub(super) fn config_maps(
+    client: &Client,
+    namespaces: &[String],
+    name: &str,
+    metrics: &Arc<ControllerMetrics>,
+    stop: &CancellationToken,
+) -> (Seen<v1::ConfigMap>, Arc<Notify>) {
+    let changed = Arc::new(Notify::new());
+    let starter = Starter {
+        client,
+        namespaces,
+        metrics,
+        stop,
+        changed: &changed,
+    };
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    (starter.watch("ConfigMap", &config, |_| {}), changed)
+}
+
 struct Starter<'a> {
     client: &'a Client,
+    namespaces: &'a [String],
     metrics: &'a Arc<ControllerMetrics>,
     stop: &'a CancellationToken,
     changed: &'a Arc<Notify>,
 }
 
 impl Starter<'_> {
-    fn watch<K>(&self, kind: &'static str, strip: fn(&mut K)) -> Store<K>
+    fn watch<K>(&self, kind: &'static str, config: &watcher::Config, strip: fn(&mut K)) -> Seen<K>
     where
-        K: Resource<DynamicType = ()>
-            + Lookup<DynamicType = ()>
-            + Clone
-            + Debug
-            + DeserializeOwned
-            + Send
-            + Sync
-            + 'static,
+        K: Watched + Resource<Scope = NamespaceResourceScope>,
     {
+        if self.namespaces.is_empty() {
+            return Seen(vec![self.store(
+                kind,
+                Api::all(self.client.clone()),
+                config.clone(),
+                strip,
+            )]);
+        }
+        let watch = |namespace: &String| {
+            let api = Api::namespaced(self.client.clone(), namespace);
+            self.store(kind, api, config.clone(), strip)
+        };
+        Seen(self.namespaces.iter().map(watch).collect())
+    }
+
+    /// A namespace is watched by its name, which is what an account can be allowed that may not see the others.
+    fn watch_namespaces(&self) -> Seen<v1::Namespace> {
+        let watch = |config| self.store("Namespace", Api::all(self.client.clone()), config, keep_labels);
+        if self.namespaces.is_empty() {
+            return Seen(vec![watch(watcher::Config::default())]);
+        }
+        let named = |name: &String| watcher::Config::default().fields(&format!("metadata.name={name}"));
+        Seen(self.namespaces.iter().map(|name| watch(named(name))).collect())
+    }
+
+    fn store<K: Watched>(
+        &self,
+        kind: &'static str,
+        api: Api<K>,
+        config: watcher::Config,
+        strip: fn(&mut K),
+    ) -> Store<K> {
         let (store, writer) = reflector::store();
-        let stream = watcher(Api::<K>::all(self.client.clone()), watcher::Config::default())
+        let stream = watcher(api, config)
             .default_backoff()
             .modify(move |object| {
                 object.meta_mut().managed_fields = None;
@@ -154,10 +247,8 @@ impl Starter<'_> {
             .reflect(writer);
         let (metrics, changed, stop) = (self.metrics.clone(), self.changed.clone(), self.stop.clone());
         tokio::spawn(async move {
-            tokio::select! {
-                () = follow(kind, stream, &metrics, &changed) => {}
-                () = stop.cancelled() => {}
-            }
+            stop.run_until_cancelled(follow(kind, stream, &metrics, &changed))
+                .await;
         });
         store
     }
@@ -191,7 +282,7 @@ async fn follow<T>(
     }
 }
 
-fn readable<K>(store: &Store<Guarded<K>>, kind: &str, unreadable: &mut HashSet<String>) -> Vec<K>
+fn readable<K>(store: &Seen<Guarded<K>>, kind: &str, unreadable: &mut HashSet<String>) -> Vec<K>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
     Guarded<K>: Lookup<DynamicType = ()>,

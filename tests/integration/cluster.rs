@@ -68,7 +68,7 @@ fn start_controller(kubeconfig: &Path, listen: &str) -> Process {
         listen,
         "--admin",
         "127.0.0.1:0",
-        "--broker-url",
+        "--broker-base-url",
         "http://weir",
     ];
     Process::weir(arguments).env("KUBECONFIG", kubeconfig).start()

@@ -31,7 +31,7 @@ fn account(plane: &ControlPlane) -> Kubectl {
     account
 }
 
-fn install_definitions(kubectl: &Kubectl) {
+pub(crate) fn install_definitions(kubectl: &Kubectl) {
     kubectl.run(["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/crds")]);
     kubectl.run(["wait", "--for=condition=Established", "crd", "--all"]);
 }

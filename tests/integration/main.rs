@@ -24,6 +24,7 @@ mod full_log;
 mod harness;
 mod hostile;
 mod interop;
+mod leadership;
 mod local;
 mod replies;
 mod sink_status;

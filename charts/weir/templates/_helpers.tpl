@@ -51,6 +51,15 @@ http://{{ include "weir.fullname" . }}.{{ .Release.Namespace }}.svc
 {{- with .Values.router.service.port }}{{ if ne (int .) 80 }}:{{ . }}{{ end }}{{ end -}}
 {{- end -}}
 
+{{/* What the controller does in the namespaces that it looks at. */}}
+{{- define "weir.controllerRules" }}
+- {apiGroups: [weir.dev], resources: [sources, triggers, sinks], verbs: [list, watch]}
+- {apiGroups: [weir.dev], resources: [sources/status, triggers/status, sinks/status], verbs: [patch]}
+- {apiGroups: [""], resources: [services], verbs: [list, watch]}
+- {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}
+- {apiGroups: [""], resources: [configmaps], resourceNames: [weir-broker], verbs: [list, watch, create, patch, delete]}
+{{- end -}}
+
 {{/* A component's pod, but for its containers. */}}
 {{- define "weir.pod" -}}
 {{- $values := index .root.Values .component -}}

@@ -1,0 +1,326 @@
+//! Tells workloads where their broker is: in each namespace with the label `weir.dev/inject=enabled`, a ConfigMap with
+//! the environment variables that a pod takes by `envFrom`.
+//!
+//! `K_SINK` is the name that Knative gave the place to post to, which many producers know already.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use serde_json::json;
+use tokio::sync::{Notify, watch as channel};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    metrics::ControllerMetrics,
+    observed::Namespace,
+    status_task::Found,
+    status_writer::FIELD_MANAGER,
+    watch::{self, Seen},
+};
+
+/// The ConfigMap's name.
+pub(super) const NAME: &str = "weir-broker";
+
+/// The label by which a namespace asks for it, and the label's value.
+const WANTED: (&str, &str) = ("weir.dev/inject", "enabled");
+
+/// The label by which a ConfigMap is known to be Weir's, and the label's value.
+const OURS: (&str, &str) = ("app.kubernetes.io/managed-by", "weir");
+
+/// How many requests are under way at once.
+const CONCURRENCY: usize = 8;
+
+/// How long a request may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it is waited before what failed is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Keeps the ConfigMaps as they should be.
+pub(super) struct Discovery {
+    client: Client,
+    recorder: Recorder,
+    base_url: String,
+    config_maps: Seen<ConfigMap>,
+    changed: Arc<Notify>,
+    /// The namespaces in which this could not be done, so that it is told once.
+    told: BTreeSet<(String, Action)>,
+}
+
+/// What is to be done in a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Action {
+    Write,
+    Remove,
+    /// Somebody else made it; it is left as it is.
+    Leave,
+}
+
+impl Discovery {
+    /// Starts to watch. `base_url` is what comes before `/NAMESPACE/BROKER`.
+    pub(super) fn start(
+        client: &Client,
+        base_url: &str,
+        namespaces: &[String],
+        metrics: &Arc<ControllerMetrics>,
+        stop: &CancellationToken,
+    ) -> Self {
+        let (config_maps, changed) = watch::config_maps(client, namespaces, NAME, metrics, stop);
+        Self {
+            client: client.clone(),
+            recorder: Recorder::new(client.clone(), Reporter::from(FIELD_MANAGER)),
+            base_url: base_url.to_owned(),
+            config_maps,
+            changed,
+            told: BTreeSet::new(),
+        }
+    }
+
+    /// Works until told to stop.
+    pub(super) async fn run(mut self, latest: channel::Receiver<Found>, stop: &CancellationToken) {
+        stop.run_until_cancelled(self.follow(latest)).await;
+    }
+
+    async fn follow(&mut self, mut latest: channel::Receiver<Found>) {
+        if self.config_maps.ready().await.is_err() {
+            return;
+        }
+        loop {
+            let observed = latest.borrow_and_update().observed.clone();
+            let all_done = self.act(&observed.namespaces).await;
+            tokio::select! {
+                changed = latest.changed() => if changed.is_err() { return },
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep(RETRY_AFTER), if !all_done => {}
+            }
+        }
+    }
+
+    /// Does what is to be done; tells whether all of it could be.
+    async fn act(&mut self, namespaces: &[Namespace]) -> bool {
+        let present: BTreeMap<String, Arc<ConfigMap>> = self
+            .config_maps
+            .state()
+            .map(|config_map| (config_map.namespace().unwrap_or_default(), config_map))
+            .collect();
+        let actions = actions(namespaces, &present, &self.base_url);
+        self.told
+            .retain(|(namespace, action)| actions.get(namespace) == Some(action));
+        let this = &*self;
+        let results: Vec<_> = stream::iter(actions)
+            .map(async |(namespace, action)| {
+                let result = this.perform(&namespace, action, present.get(&namespace)).await;
+                ((namespace, action), result)
+            })
+            .buffer_unordered(CONCURRENCY)
+            .collect()
+            .await;
+        let all_done = results.iter().all(|(_, result)| result.is_ok());
+        for ((namespace, action), result) in results {
+            let is_news = self.told.insert((namespace.clone(), action));
+            match result {
+                Ok(()) if action == Action::Leave => {}
+                Ok(()) => {
+                    self.told.remove(&(namespace, action));
+                }
+                Err(problem) if is_news => {
+                    tracing::warn!(
+                        namespace,
+                        config_map = NAME,
+                        problem,
+                        "cannot keep the ConfigMap up to date; it is tried again"
+                    );
+                }
+                Err(_) => {}
+            }
+        }
+        all_done
+    }
+
+    async fn perform(
+        &self,
+        namespace: &str,
+        action: Action,
+        present: Option<&Arc<ConfigMap>>,
+    ) -> Result<(), String> {
+        let api = Api::<ConfigMap>::namespaced(self.client.clone(), namespace);
+        let request = async {
+            match (action, present) {
+                (Action::Write, _) => self.write(&api, namespace).await,
+                (Action::Remove, Some(config_map)) => remove(&api, config_map).await,
+                (Action::Leave, Some(config_map)) if !self.told.contains(&(namespace.to_owned(), action)) => {
+                    self.tell_of_foreign(namespace, config_map).await
+                }
+                (Action::Remove | Action::Leave, _) => Ok(()),
+            }
+        };
+        match tokio::time::timeout(PATIENCE, request).await {
+            Ok(result) => result.map_err(|error| error.to_string()),
+            Err(_) => Err("the API server did not answer in time".to_owned()),
+        }
+    }
+
+    async fn write(&self, api: &Api<ConfigMap>, namespace: &str) -> Result<(), kube::Error> {
+        let patch = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": NAME, "labels": {OURS.0: OURS.1}},
+            "data": data(namespace, &self.base_url),
+        });
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        api.patch(NAME, &parameters, &Patch::Apply(&patch)).await?;
+        tracing::info!(
+            namespace,
+            config_map = NAME,
+            "written: workloads find their broker by it"
+        );
+        Ok(())
+    }
+
+    async fn tell_of_foreign(&self, namespace: &str, config_map: &ConfigMap) -> Result<(), kube::Error> {
+        let note = format!(
+            "the namespace asks for a ConfigMap {NAME:?} by its label {}={}, and this one was not made by Weir; \
+             remove it, or label it {}={} to have it overwritten",
+            WANTED.0, WANTED.1, OURS.0, OURS.1
+        );
+        tracing::warn!(namespace, config_map = NAME, problem = note, "left as it is");
+        let event = Event {
+            type_: EventType::Warning,
+            reason: "NotManaged".to_owned(),
+            note: Some(note),
+            action: "Inject".to_owned(),
+            secondary: None,
+        };
+        self.recorder.publish(&event, &config_map.object_ref(&())).await
+    }
+}
+
+async fn remove(api: &Api<ConfigMap>, config_map: &ConfigMap) -> Result<(), kube::Error> {
+    let parameters = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: config_map.uid(),
+            resource_version: config_map.resource_version(),
+        }),
+        ..DeleteParams::default()
+    };
+    match api.delete(NAME, &parameters).await {
+        // Gone already, or changed meanwhile: the watch tells.
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// What is to be done, by namespace.
+fn actions(
+    namespaces: &[Namespace],
+    present: &BTreeMap<String, Arc<ConfigMap>>,
+    base_url: &str,
+) -> BTreeMap<String, Action> {
+    let action = |namespace: &Namespace| {
+        let wanted = namespace
+            .labels
+            .get(WANTED.0)
+            .is_some_and(|value| value == WANTED.1);
+        match present.get(&namespace.name) {
+            None => wanted.then_some(Action::Write),
+            Some(config_map) if !is_ours(config_map) => wanted.then_some(Action::Leave),
+            Some(_) if !wanted => Some(Action::Remove),
+            Some(config_map) => {
+                (!says(config_map, &data(&namespace.name, base_url))).then_some(Action::Write)
+            }
+        }
+    };
+    namespaces
+        .iter()
+        .filter_map(|namespace| Some((namespace.name.clone(), action(namespace)?)))
+        .collect()
+}
+
+fn is_ours(config_map: &ConfigMap) -> bool {
+    config_map
+        .labels()
+        .get(OURS.0)
+        .is_some_and(|value| value == OURS.1)
+}
+
+fn says(config_map: &ConfigMap, data: &BTreeMap<&str, String>) -> bool {
+    let has = |(key, value): (&&str, &String)| {
+        config_map.data.as_ref().and_then(|data| data.get(*key)) == Some(value)
+    };
+    data.iter().all(has)
+}
+
+fn data(namespace: &str, base_url: &str) -> BTreeMap<&'static str, String> {
+    let url = format!("{}/{namespace}/default", base_url.trim_end_matches('/'));
+    BTreeMap::from([("K_SINK", url.clone()), ("WEIR_BROKER_URL", url)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE_URL: &str = "http://weir.weir-system.svc";
+
+    fn namespace(label: Option<&str>) -> Namespace {
+        Namespace {
+            name: "shop".into(),
+            labels: label
+                .map(|value| (WANTED.0.into(), value.into()))
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    fn config_map(managed_by: &str, url: &str) -> ConfigMap {
+        let map = json!({
+            "metadata": {"name": NAME, "namespace": "shop", "labels": {OURS.0: managed_by}},
+            "data": {"K_SINK": url, "WEIR_BROKER_URL": url, "MORE": "of somebody's"},
+        });
+        serde_json::from_value(map).unwrap()
+    }
+
+    #[test]
+    fn a_namespace_gets_what_its_label_asks_for() {
+        let right = config_map("weir", "http://weir.weir-system.svc/shop/default");
+        let wrong = config_map("weir", "http://weir.elsewhere.svc/shop/default");
+        let foreign = config_map("helm", "http://broker");
+        let (yes, no, other) = (Some("enabled"), None, Some("disabled"));
+        for (case, label, present, wanted) in [
+            ("nothing is asked for", no, None, None),
+            ("it is asked for", yes, None, Some(Action::Write)),
+            ("it is not enabled", other, None, None),
+            ("it is there", yes, Some(&right), None),
+            ("it says something else", yes, Some(&wrong), Some(Action::Write)),
+            (
+                "it is no longer asked for",
+                no,
+                Some(&right),
+                Some(Action::Remove),
+            ),
+            ("it was disabled", other, Some(&right), Some(Action::Remove)),
+            ("somebody else made it", yes, Some(&foreign), Some(Action::Leave)),
+            ("somebody else made it, unasked", no, Some(&foreign), None),
+        ] {
+            let present = present.map(|map| ("shop".to_owned(), Arc::new(map.clone())));
+            let actions = actions(&[namespace(label)], &present.into_iter().collect(), BASE_URL);
+            assert_eq!(actions.get("shop").copied(), wanted, "{case}");
+        }
+    }
+
+    #[test]
+    fn both_names_say_where_the_default_broker_is() {
+        let url = "http://weir.weir-system.svc/shop/default".to_owned();
+        let wanted = BTreeMap::from([("K_SINK", url.clone()), ("WEIR_BROKER_URL", url)]);
+        assert_eq!(data("shop", BASE_URL), wanted);
+        assert_eq!(data("shop", "http://weir.weir-system.svc/"), wanted);
+    }
+}

@@ -1,0 +1,322 @@
+//! Which of several controllers leads: the one that holds a Lease (coordination.k8s.io/v1), by the rules and with the
+//! times of Kubernetes' own components.
+//!
+//! No clock is compared with another machine's: a Lease has run out when it has not changed for its duration, as
+//! seen from here. The API server refuses a write that rests on an older version of it, so one candidate at most
+//! gets it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+};
+use kube::{Api, Client, api::PostParams};
+use tokio::time::Instant;
+
+/// How long a Lease holds without being renewed.
+const LEASE_DURATION: Duration = Duration::from_secs(15);
+
+/// A leader that cannot renew for so long stops: before anyone else may begin.
+const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often the leader renews, and how often others look whether they may.
+const RETRY_PERIOD: Duration = Duration::from_secs(2);
+
+/// How long one look or write may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A controller that leads, or would.
+pub(super) struct Candidate {
+    leases: Api<Lease>,
+    name: String,
+    /// The pod's name, and something that a pod of the same name before it did not have.
+    identity: String,
+    /// The Lease as it was last seen, and since when it is so.
+    seen: Option<(LeaseSpec, Instant)>,
+    /// Until when this controller may take itself for the leader.
+    until: Instant,
+    /// Whether it was said that the Lease cannot be used, so that it is said once.
+    in_trouble: bool,
+}
+
+/// Why a Lease could not be used.
+#[derive(Debug, thiserror::Error)]
+enum LeaseError {
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    #[error("the API server did not answer in time")]
+    Timeout,
+}
+
+impl Candidate {
+    /// For the Lease of this name, in the namespace that the client works in.
+    pub(super) fn new(client: Client, name: &str, host: &str) -> Self {
+        Self {
+            leases: Api::default_namespaced(client),
+            name: name.to_owned(),
+            identity: format!("{host}_{}", uuid::Uuid::new_v4()),
+            seen: None,
+            until: Instant::now(),
+            in_trouble: false,
+        }
+    }
+
+    /// Waits until this controller leads.
+    pub(super) async fn acquire(&mut self) {
+        let mut known_leader = None;
+        while !self.attempt().await {
+            let leader = self
+                .seen
+                .as_ref()
+                .and_then(|(seen, _)| holder(seen).map(str::to_owned));
+            if leader.is_some() && leader != known_leader {
+                tracing::info!(lease = self.name, leader, "another controller leads; waiting");
+                known_leader = leader;
+            }
+            // Apart, so that candidates do not meet each time.
+            tokio::time::sleep(RETRY_PERIOD.mul_f64(1.0 + 0.2 * fastrand::f64())).await;
+        }
+        tracing::info!(
+            lease = self.name,
+            identity = self.identity,
+            "this controller leads"
+        );
+    }
+
+    /// Renews for as long as that can be done; returns when this controller leads no more.
+    pub(super) async fn keep(&mut self) {
+        loop {
+            tokio::time::sleep(RETRY_PERIOD).await;
+            let renewed = tokio::time::timeout_at(self.until, self.attempt()).await;
+            let taken = self.seen.as_ref().and_then(|(seen, _)| holder(seen)) != Some(&self.identity);
+            if taken || (renewed != Ok(true) && Instant::now() + RETRY_PERIOD >= self.until) {
+                tracing::warn!(
+                    lease = self.name,
+                    "this controller leads no more: it could not renew its Lease in time, or another one has it"
+                );
+                return;
+            }
+        }
+    }
+
+    /// Gives the Lease up, so that another controller need not wait until it runs out.
+    pub(super) async fn release(&mut self) {
+        let release = async {
+            let Some(mut lease) = self.leases.get_opt(&self.name).await? else {
+                return Ok(());
+            };
+            if lease.spec.as_ref().and_then(holder) != Some(&self.identity) {
+                return Ok(());
+            }
+            if let Some(spec) = &mut lease.spec {
+                spec.holder_identity = None;
+                spec.renew_time = Some(MicroTime(Timestamp::now()));
+            }
+            self.leases
+                .replace(&self.name, &PostParams::default(), &lease)
+                .await
+                .map(drop)
+        };
+        match tokio::time::timeout(PATIENCE, release).await {
+            Ok(Ok(())) => tracing::info!(lease = self.name, "the Lease is given up"),
+            Ok(Err(error)) => {
+                tracing::warn!(lease = self.name, %error, "the Lease cannot be given up; it runs out");
+            }
+            Err(_) => tracing::warn!(
+                lease = self.name,
+                "the Lease cannot be given up in time; it runs out"
+            ),
+        }
+        self.seen = None;
+    }
+
+    /// Takes or renews the Lease, if that may be done now; whether this controller has it then.
+    async fn attempt(&mut self) -> bool {
+        let begin = Instant::now();
+        let attempt = tokio::time::timeout(PATIENCE, self.try_attempt()).await;
+        match attempt.unwrap_or(Err(LeaseError::Timeout)) {
+            Ok(leads) => {
+                if self.in_trouble {
+                    tracing::info!(lease = self.name, "the Lease can be used again");
+                }
+                self.in_trouble = false;
+                if leads {
+                    self.until = begin + RENEW_DEADLINE;
+                }
+                leads
+            }
+            Err(error) => {
+                if !self.in_trouble {
+                    tracing::warn!(
+                        lease = self.name,
+                        namespace = self.leases.namespace(),
+                        %error,
+                        "the Lease cannot be read or written; it is tried again"
+                    );
+                }
+                self.in_trouble = true;
+                false
+            }
+        }
+    }
+
+    async fn try_attempt(&mut self) -> Result<bool, LeaseError> {
+        let present = self.leases.get_opt(&self.name).await?;
+        let seen = present
+            .as_ref()
+            .map(|lease| lease.spec.clone().unwrap_or_default());
+        let seen_for = self.see(seen.clone());
+        let Some(spec) = claim(seen.as_ref(), &self.identity, seen_for, Timestamp::now()) else {
+            return Ok(false);
+        };
+        let post = PostParams::default();
+        let lease = Lease {
+            metadata: present.as_ref().map_or_else(
+                || ObjectMeta {
+                    name: Some(self.name.clone()),
+                    ..ObjectMeta::default()
+                },
+                // With the version that was seen: the API server takes it only if nobody was faster.
+                |lease| lease.metadata.clone(),
+            ),
+            spec: Some(spec),
+        };
+        let written = match present {
+            Some(_) => self.leases.replace(&self.name, &post, &lease).await,
+            None => self.leases.create(&post, &lease).await,
+        };
+        match written {
+            Ok(lease) => {
+                self.see(lease.spec);
+                Ok(true)
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Notes how the Lease is; tells how long it has been so.
+    fn see(&mut self, lease: Option<LeaseSpec>) -> Duration {
+        match (&self.seen, lease) {
+            (Some((seen, since)), Some(lease)) if *seen == lease => return since.elapsed(),
+            (_, lease) => self.seen = lease.map(|lease| (lease, Instant::now())),
+        }
+        Duration::ZERO
+    }
+}
+
+/// What a Lease becomes by being taken or renewed; `None` while it is another's. `seen_for` is how long it has been
+/// as it is.
+fn claim(
+    present: Option<&LeaseSpec>,
+    identity: &str,
+    seen_for: Duration,
+    now: Timestamp,
+) -> Option<LeaseSpec> {
+    let now = Some(MicroTime(now));
+    let mut spec = present.cloned().unwrap_or_default();
+    match holder(&spec) {
+        Some(holder) if holder == identity => {}
+        Some(_) if seen_for <= duration(&spec) => return None,
+        _ => {
+            spec.holder_identity = Some(identity.to_owned());
+            spec.acquire_time = now.clone();
+            spec.lease_transitions = Some(
+                spec.lease_transitions
+                    .map_or(0, |before| before.saturating_add(1)),
+            );
+        }
+    }
+    spec.renew_time = now;
+    spec.lease_duration_seconds = i32::try_from(LEASE_DURATION.as_secs()).ok();
+    Some(spec)
+}
+
+/// Nobody holds a Lease that was given up: Kubernetes' components then write an empty name.
+fn holder(lease: &LeaseSpec) -> Option<&str> {
+    lease
+        .holder_identity
+        .as_deref()
+        .filter(|holder| !holder.is_empty())
+}
+
+fn duration(lease: &LeaseSpec) -> Duration {
+    let seconds = lease
+        .lease_duration_seconds
+        .and_then(|seconds| u64::try_from(seconds).ok());
+    seconds.map_or(LEASE_DURATION, Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:00:00Z".parse().unwrap()
+    }
+
+    fn held_by(identity: &str) -> LeaseSpec {
+        claim(None, identity, Duration::ZERO, now()).unwrap()
+    }
+
+    #[test]
+    fn a_lease_is_taken_when_nobody_has_it_and_renewed_by_its_holder_alone() {
+        let released = LeaseSpec {
+            holder_identity: Some(String::new()),
+            ..held_by("other")
+        };
+        let short = LeaseSpec {
+            lease_duration_seconds: Some(1),
+            ..held_by("other")
+        };
+        let (short_while, long) = (Duration::from_secs(2), LEASE_DURATION + Duration::from_millis(1));
+        for (case, present, seen_for, taken) in [
+            ("there is none", None, Duration::ZERO, true),
+            ("it is empty", Some(LeaseSpec::default()), Duration::ZERO, true),
+            ("it was given up", Some(released), Duration::ZERO, true),
+            ("another has it", Some(held_by("other")), Duration::ZERO, false),
+            (
+                "another may still renew it",
+                Some(held_by("other")),
+                LEASE_DURATION,
+                false,
+            ),
+            ("another has not renewed it", Some(held_by("other")), long, true),
+            (
+                "another's has run out by its own duration",
+                Some(short),
+                short_while,
+                true,
+            ),
+            ("it is mine", Some(held_by("me")), long, true),
+        ] {
+            let claimed = claim(present.as_ref(), "me", seen_for, now());
+            assert_eq!(claimed.is_some(), taken, "{case}");
+            if let Some(claimed) = claimed {
+                assert_eq!(holder(&claimed), Some("me"), "{case}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_holder_changes_only_when_it_was_renewed() {
+        let first = held_by("me");
+        let later = now() + Duration::from_secs(60);
+        let renewed = claim(Some(&first), "me", Duration::ZERO, later).unwrap();
+        assert_eq!(
+            renewed,
+            LeaseSpec {
+                renew_time: Some(MicroTime(later)),
+                ..first.clone()
+            }
+        );
+        let taken = claim(Some(&first), "other", LEASE_DURATION * 2, later).unwrap();
+        assert_eq!(
+            (first.lease_transitions, taken.lease_transitions),
+            (Some(0), Some(1))
+        );
+        assert_eq!(taken.acquire_time, Some(MicroTime(later)));
+    }
+}
