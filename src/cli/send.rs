@@ -33,7 +33,7 @@ pub enum SendMode {
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where to: a broker, such as http://127.0.0.1:8080/default/default, or anything that takes CloudEvents.
-    #[arg(value_name = "URL")]
+    #[arg(value_name = "URL", env = "K_SINK")]
     pub url: String,
 
     /// What kind of event it is.

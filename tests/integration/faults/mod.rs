@@ -9,7 +9,7 @@ mod sinks;
 mod storage;
 
 use arrivals::{all_arrive, check_order_by_key};
-use producers::Producers;
+pub(crate) use producers::Producers;
 
 use crate::support::{LocalRouter, Setup, mapped};
 

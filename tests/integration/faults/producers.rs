@@ -14,7 +14,7 @@ use crate::support::{PATIENCE, Response, eventually, try_post};
 
 /// Posts without pause from several threads until told to stop, and keeps the ids that were acknowledged. Each
 /// thread has its own `partitionkey`, and posts one event after another.
-pub(super) struct Producers {
+pub(crate) struct Producers {
     stop: Arc<AtomicBool>,
     log: Arc<Mutex<Log>>,
     threads: Vec<thread::JoinHandle<()>>,
@@ -30,24 +30,33 @@ struct Log {
 
 impl Producers {
     /// With half a kilobyte of data an event.
-    pub(super) fn start(url: &str) -> Self {
+    pub(crate) fn start(url: &str) -> Self {
         Self::with_data(url, 512)
     }
 
     /// With so many bytes of data an event.
-    pub(super) fn with_data(url: &str, bytes: usize) -> Self {
+    pub(crate) fn with_data(url: &str, bytes: usize) -> Self {
+        let (url, data) = (url.to_owned(), bytes::Bytes::from(vec![b'x'; bytes]));
+        Self::by(4, move |key, id| post_event(&url, id, key, data.clone()))
+    }
+
+    /// By so many threads, each of which posts the event of a key and an id.
+    pub(crate) fn by(
+        threads: usize,
+        post: impl Fn(&str, &str) -> Result<Response, String> + Send + Sync + 'static,
+    ) -> Self {
         let (stop, log) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Log>>::default());
-        let data = bytes::Bytes::from(vec![b'x'; bytes]);
-        let threads = (0..4)
+        let post = Arc::new(post);
+        let threads = (0..threads)
             .map(|thread| {
-                let (stop, log, url, data) = (stop.clone(), log.clone(), url.to_owned(), data.clone());
+                let (stop, log, post) = (stop.clone(), log.clone(), post.clone());
                 thread::spawn(move || {
                     for number in 0.. {
                         if stop.load(Ordering::Relaxed) {
                             return;
                         }
                         let (key, id) = (format!("k{thread}"), format!("{thread}-{number}"));
-                        let answer = post_event(&url, &id, &key, data.clone());
+                        let answer = post(&key, &id);
                         if answer.as_ref().is_ok_and(|response| response.status == 202) {
                             log.lock().unwrap().acknowledged.insert(id);
                             continue;
@@ -67,17 +76,17 @@ impl Producers {
     }
 
     /// How many events were acknowledged.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.log.lock().unwrap().acknowledged.len()
     }
 
     /// What was acknowledged so far.
-    pub(super) fn acknowledged(&self) -> BTreeSet<String> {
+    pub(crate) fn acknowledged(&self) -> BTreeSet<String> {
         self.log.lock().unwrap().acknowledged.clone()
     }
 
     /// How often an answer came with this status.
-    pub(super) fn refused_with(&self, status: u16) -> usize {
+    pub(crate) fn refused_with(&self, status: u16) -> usize {
         self.log
             .lock()
             .unwrap()
@@ -88,13 +97,13 @@ impl Producers {
     }
 
     /// The last answer that was no 202.
-    pub(super) fn last_refusal(&self) -> Option<Response> {
+    pub(crate) fn last_refusal(&self) -> Option<Response> {
         self.log.lock().unwrap().last_refusal.clone()
     }
 
     /// Waits until so many more were acknowledged.
     #[track_caller]
-    pub(super) fn wait_for_more(&self, events: usize) {
+    pub(crate) fn wait_for_more(&self, events: usize) {
         let (before, began) = (self.count(), Instant::now());
         eventually(PATIENCE * 2, || {
             let count = self.count() - before;
@@ -110,17 +119,24 @@ impl Producers {
     }
 
     /// Ends it, and gives what was acknowledged.
-    pub(super) fn finish(self) -> BTreeSet<String> {
+    pub(crate) fn finish(mut self) -> BTreeSet<String> {
         self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
+        for thread in self.threads.drain(..) {
             thread.join().unwrap();
         }
         std::mem::take(&mut self.log.lock().unwrap().acknowledged)
     }
 }
 
+/// A test that fails ends its producers as well.
+impl Drop for Producers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Posts one event.
-pub(super) fn post_event(
+pub(crate) fn post_event(
     url: &str,
     id: &str,
     key: &str,
