@@ -272,6 +272,20 @@ mod tests {
     }
 
     #[test]
+    fn attempts_add_up_how_long_they_took() {
+        let stats = TriggerStats::default();
+        for (delivered, milliseconds) in [(true, 1500), (false, 20)] {
+            stats.attempt_began();
+            stats.attempt_ended(delivered, Duration::from_millis(milliseconds));
+        }
+        assert_eq!(stats.attempts_took(), Duration::from_millis(1520));
+        assert_eq!(
+            (stats.attempts(), stats.failed_attempts(), stats.in_flight()),
+            (2, 1, 0)
+        );
+    }
+
+    #[test]
     fn a_sink_is_unproven_while_events_wait_and_it_has_not_answered() {
         let stats = TriggerStats::default();
         assert!(!stats.is_sink_unproven(), "nothing waits");
