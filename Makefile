@@ -73,12 +73,17 @@ deny: ## Check licences, bans and sources (with ADVISORIES=1 also advisories), w
 crds: rust ## Write the custom resource definitions to crds/
 	$(CARGO) run --locked --quiet -- crds --out crds
 
+# The test that compares the page is what writes it.
+.PHONY: docs
+docs: rust ## Write the tables of flags in docs/configuration.md
+	WEIR_WRITE_DOCS=1 $(CARGO) test --locked --quiet $(test_features) --lib configuration_page
+
 .PHONY: chart
 chart: ## Check that what is made from the chart and for it is up to date, and the chart itself with helm
 	deploy/generate.sh --check
 
 .PHONY: generate
-generate: crds ## Write what is made from something else: crds/, the chart's README, deploy/weir.yaml
+generate: crds docs ## Write what is made from something else: crds/, tables in docs/, the chart's README, deploy/weir.yaml
 	deploy/generate.sh
 
 # Static, for an image that has nothing but the binary.

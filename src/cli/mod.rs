@@ -4,10 +4,14 @@
 //! is wrong. Results go to stdout, logs and problems to stderr.
 
 mod admin;
+#[cfg(test)]
+mod configuration_page;
 pub mod controller;
 pub mod crds;
 pub mod dead_letters;
 pub mod display;
+#[cfg(test)]
+mod examples_in_docs;
 pub mod explain;
 mod http;
 pub mod logging;

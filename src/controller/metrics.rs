@@ -114,3 +114,23 @@ impl ControllerMetrics {
         self.watch_errors.get_or_create(&KindLabels { kind }).inc();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::documented::assert_documented;
+
+    #[test]
+    fn the_page_of_metrics_has_the_controllers() {
+        let (metrics, mut registry) = (
+            ControllerMetrics::default(),
+            Registry::with_prefix("weir_controller"),
+        );
+        metrics.register(&mut registry);
+        metrics.published("1");
+        metrics.triggers(1, 0);
+        metrics.wrote("Trigger", "written");
+        metrics.watch_failed("Trigger");
+        assert_documented(&registry, |name| name.starts_with("weir_controller_"));
+    }
+}

@@ -536,7 +536,7 @@ impl Dispatcher {
         } = attempted;
         let delivered =
             matches!(&outcome, Outcome::Answered(answer, _) if answer.verdict == Verdict::Delivered);
-        self.parts.stats.attempt_ended(delivered);
+        self.parts.stats.attempt_ended(delivered, began.instant.elapsed());
         match outcome {
             Outcome::Answered(answer, reply) => {
                 self.replied(about.as_ref(), reply);

@@ -1,8 +1,11 @@
 //! What can be seen of a Trigger's delivery from outside, for metrics and the admin endpoint.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
@@ -56,6 +59,7 @@ pub struct TriggerStats {
     redriven: AtomicU64,
     attempts: AtomicU64,
     failed_attempts: AtomicU64,
+    attempts_microseconds: AtomicU64,
     in_flight: AtomicU64,
     missed: AtomicU64,
     replies_stored: AtomicU64,
@@ -177,13 +181,20 @@ impl TriggerStats {
         self.low_dead_letter.fetch_min(dead_letters, Relaxed);
     }
 
+    /// How long the attempts since the router started took, all together.
+    pub fn attempts_took(&self) -> Duration {
+        Duration::from_micros(self.attempts_microseconds.load(Relaxed))
+    }
+
     pub(super) fn attempt_began(&self) {
         self.attempts.fetch_add(1, Relaxed);
         self.in_flight.fetch_add(1, Relaxed);
     }
 
-    pub(super) fn attempt_ended(&self, delivered: bool) {
+    pub(super) fn attempt_ended(&self, delivered: bool, took: Duration) {
         self.in_flight.fetch_sub(1, Relaxed);
+        let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.attempts_microseconds.fetch_add(microseconds, Relaxed);
         self.failed_attempts.fetch_add(u64::from(!delivered), Relaxed);
     }
 
@@ -258,6 +269,20 @@ mod tests {
         stats.outage_ended();
         stats.outage_goes_on(at("2026-01-01T00:02:00Z"), "503");
         assert_eq!(stats.outage().unwrap().since, at("2026-01-01T00:02:00Z"));
+    }
+
+    #[test]
+    fn attempts_add_up_how_long_they_took() {
+        let stats = TriggerStats::default();
+        for (delivered, milliseconds) in [(true, 1500), (false, 20)] {
+            stats.attempt_began();
+            stats.attempt_ended(delivered, Duration::from_millis(milliseconds));
+        }
+        assert_eq!(stats.attempts_took(), Duration::from_millis(1520));
+        assert_eq!(
+            (stats.attempts(), stats.failed_attempts(), stats.in_flight()),
+            (2, 1, 0)
+        );
     }
 
     #[test]

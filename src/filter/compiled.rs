@@ -470,18 +470,18 @@ mod tests {
     }
 
     #[test]
-    fn the_expressions_in_the_readme_compile() {
-        let readme = include_str!("../../README.md");
+    fn the_expressions_in_the_docs_compile() {
+        let page = include_str!("../../docs/filters.md");
         let mut count = 0;
         for dialect in ["sql", "cel"] {
-            for (at, opening) in readme.match_indices(&format!("`{dialect}: \"")) {
-                let text = readme[at + opening.len()..].split('"').next().unwrap();
+            for (at, opening) in page.match_indices(&format!("`{dialect}: \"")) {
+                let text = page[at + opening.len()..].split('"').next().unwrap();
                 let compiled = filter(json!([{dialect: text}]));
                 assert!(compiled.is_ok(), "{text}: {compiled:?}");
                 count += 1;
             }
         }
-        assert_eq!(count, 16);
+        assert!(count >= 16, "{count}");
     }
 
     fn lines(explanations: &[Explanation], depth: usize, into: &mut Vec<String>) {

@@ -230,6 +230,7 @@ impl Collector for DeliveryCollector {
             "Delivery attempts since the start that did not deliver",
             TriggerStats::failed_attempts,
         )?;
+        attempts_took(&mut encoder, &triggers)?;
         gauge(
             &mut encoder,
             &triggers,
@@ -269,7 +270,14 @@ impl Collector for DeliveryCollector {
         self.dropped_when_full(&mut encoder)?;
         self.dead_letters(&mut encoder)?;
         self.produced(&mut encoder)?;
-        self.log_bytes(&mut encoder)
+        self.log_bytes(&mut encoder)?;
+        let capacity = gauge_value(self.log.capacity());
+        capacity.encode(encoder.encode_descriptor(
+            "log_capacity_bytes",
+            "Retained data, of all brokers together, at which the event log is full",
+            None,
+            MetricType::Gauge,
+        )?)
     }
 }
 
@@ -380,6 +388,20 @@ fn gauge_value(value: u64) -> ConstGauge<i64> {
     ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
+fn attempts_took(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(
+        "trigger_attempt_duration_seconds",
+        "Time that ended delivery attempts took, all together, since the start",
+        None,
+        MetricType::Counter,
+    )?;
+    for view in triggers {
+        let seconds = view.stats.attempts_took().as_secs_f64();
+        ConstCounter::new(seconds).encode(family.encode_family(&labels(view))?)?;
+    }
+    Ok(())
+}
+
 fn settled(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt::Result {
     outcomes(
         encoder,
@@ -430,4 +452,30 @@ fn outcomes<const N: usize>(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        delivery::{Client, DeliveryOptions},
+        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        server::documented::assert_documented,
+    };
+
+    #[tokio::test]
+    async fn the_page_of_metrics_has_the_routers() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> =
+            Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
+        let engine = Engine::start(log.clone(), Client::new(1).unwrap(), DeliveryOptions::default());
+        let engine = engine.await.unwrap();
+        let metrics = Metrics::new(log, engine.clone(), Statistics::default());
+        metrics.ingress.accepted("shop", "default", 1, Duration::ZERO);
+        metrics.ingress.rejected("too_large");
+        metrics.configuration.applied("1");
+        assert_documented(&metrics.registry, |name| !name.starts_with("weir_controller_"));
+        engine.shutdown().await;
+    }
 }

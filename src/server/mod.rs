@@ -4,6 +4,8 @@
 //! the controller and `weir display` listen with it.
 
 mod admin;
+#[cfg(test)]
+pub(crate) mod documented;
 mod idle;
 
 pub use admin::admin;

@@ -1,0 +1,66 @@
+//! Holds the examples in README.md and docs/ to what `weir validate` says.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+
+use regex::Regex;
+
+use super::validate;
+
+static BLOCK: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?ms)^```yaml\n(.*?)^```$").unwrap());
+
+/// A resource of ours that is whole; a fragment has no kind.
+static OURS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?m)^kind: (Trigger|Sink|Source)$").unwrap());
+
+fn pages() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).unwrap();
+    let docs = docs.map(|entry| entry.unwrap().path());
+    let mut pages: Vec<_> = docs
+        .filter(|path| path.extension().is_some_and(|end| end == "md"))
+        .collect();
+    pages.push(root.join("README.md"));
+    pages
+}
+
+#[test]
+fn every_resource_that_is_shown_is_valid() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut shown = 0;
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for (number, block) in BLOCK.captures_iter(&text).enumerate() {
+            if !OURS.is_match(&block[1]) {
+                continue;
+            }
+            let name = page.file_stem().unwrap().to_str().unwrap();
+            // One at a time, so that two pages may name the same resource.
+            let file = directory.path().join(format!("{name}-{}.yaml", number + 1));
+            fs::write(&file, &block[1]).unwrap();
+            let checked = validate::check(vec![file], false).unwrap();
+            // A Sink of another block is not there.
+            let problems: Vec<_> = checked
+                .errors
+                .iter()
+                .filter(|problem| !problem.message.contains("there is no Sink"))
+                .collect();
+            assert!(
+                problems.is_empty(),
+                "{}: {problems:#?} in\n{}",
+                page.display(),
+                &block[1]
+            );
+            assert!(
+                checked.resources > 0,
+                "{}: nothing is in\n{}",
+                page.display(),
+                &block[1]
+            );
+            shown += checked.resources;
+        }
+    }
+    assert!(shown > 0, "no example was found");
+}
