@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::{
     service::{self, ServiceAddress},
     shutdown,
+    traces::TraceArgs,
     units::{self, Size},
 };
 use crate::{
@@ -15,6 +16,7 @@ use crate::{
     log::embedded::EmbeddedOptions,
     router::{self, ControllerLink, RouterOptions},
     routing::Revision,
+    telemetry::Tracer,
 };
 
 /// What a router takes on its command line, whether it is one in a cluster or in local mode.
@@ -136,6 +138,7 @@ impl LogArgs {
                 },
                 ..DeliveryOptions::default()
             },
+            tracer: Tracer::default(),
         })
     }
 }
@@ -181,6 +184,10 @@ pub struct Args {
     /// The event log and its limits.
     #[command(flatten)]
     pub log: LogArgs,
+
+    /// Traces.
+    #[command(flatten)]
+    pub traces: TraceArgs,
 }
 
 /// Runs a router until it is told to end.
@@ -195,26 +202,26 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         data,
         controller,
         log,
+        traces,
     } = args;
     let name = match name {
         Some(name) => name,
         None => host_name()?,
     };
     let stop = shutdown::token()?;
+    let export = traces.start()?;
+    let options = RouterOptions {
+        tracer: export.tracer(),
+        ..log.into_options(listen, admin, data)?
+    };
     let link = ControllerLink::new(&controller, &name)?;
     let (configurations, received) = watch::channel(None);
     let (applied, acknowledged) = watch::channel(Revision::default());
     let (sinks, reports) = watch::channel(None);
     let following = tokio::spawn(link.clone().follow(configurations, acknowledged, stop.clone()));
     let reporting = tokio::spawn(link.report(reports, stop.clone()));
-    let outcome = router::run(
-        log.into_options(listen, admin, data)?,
-        received,
-        applied,
-        sinks,
-        stop.clone(),
-    )
-    .await;
+    let outcome = router::run(options, received, applied, sinks, stop.clone()).await;
+    export.end().await;
     stop.cancel();
     following
         .await

@@ -14,9 +14,13 @@ use super::{
     dispatcher::WINDOW,
     place::{FetchError, Place},
     settings::Settings,
+    traced::Traced,
     verdict::Verdict,
 };
-use crate::log::{EventLog, LogError};
+use crate::{
+    log::{EventLog, LogError},
+    telemetry::Attempt,
+};
 
 /// How many dead letters of a Trigger are under way to its dead-letter Sink at once, and how many into the log.
 const CONCURRENCY: usize = 8;
@@ -35,6 +39,8 @@ const AS_FIRST_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct DeadLettering {
     log: Arc<dyn EventLog>,
     client: Client,
+    /// `namespace/name`.
+    trigger: Arc<str>,
     broker: String,
     settings: watch::Receiver<Settings>,
     room_wanted: Arc<Notify>,
@@ -49,6 +55,7 @@ impl DeadLettering {
     pub(super) fn new(
         log: Arc<dyn EventLog>,
         client: Client,
+        trigger: Arc<str>,
         broker: String,
         settings: watch::Receiver<Settings>,
         room_wanted: Arc<Notify>,
@@ -57,6 +64,7 @@ impl DeadLettering {
         Self {
             log,
             client,
+            trigger,
             broker,
             settings,
             room_wanted,
@@ -102,9 +110,22 @@ impl DeadLettering {
                 let _permit = self.sending.acquire().await;
                 let event = place.fetch(&*self.log, &self.broker).await?;
                 let event = letter.mark(&event).unwrap_or(event);
-                self.client
-                    .post(&uri, event.to_http(mode), delivery.timeout)
-                    .await
+                let traced = Traced::begin(
+                    self.client.tracer(),
+                    &Attempt {
+                        event: &event,
+                        trigger: &self.trigger,
+                        broker: &self.broker,
+                        target: &uri,
+                        number: attempts.failed.saturating_add(1),
+                        is_dead_letter: true,
+                    },
+                );
+                let mut message = event.to_http(mode);
+                traced.set_headers(&mut message.headers);
+                let answer = self.client.post(&uri, message, delivery.timeout).await;
+                traced.end(&answer);
+                answer
             };
             attempts.failed = attempts.failed.saturating_add(1);
             attempts.since.get_or_insert(began);

@@ -33,13 +33,15 @@ use super::{
     redrive::Redrive,
     reply::{self, MAX_HOPS, Reply},
     settings::Settings,
+    traced::Traced,
     verdict::Verdict,
 };
 use crate::{
-    cloudevents::Event,
+    cloudevents::{Event, TraceContext},
     filter::{Decision, Subject},
     log::{EventLog, LogError, Offset, ReadLimit},
     routing::{Ordering, broker_key},
+    telemetry::Attempt,
 };
 
 /// How many events of a Trigger are unsettled at most; it then waits for one to settle.
@@ -77,6 +79,8 @@ pub(super) struct Dispatcher {
     parts: Parts,
     settings: Settings,
     uid: String,
+    /// `namespace/name`.
+    trigger: Arc<str>,
     broker: String,
     following: Following,
     ready: VecDeque<Item>,
@@ -139,12 +143,14 @@ impl Dispatcher {
             trigger.uid.clone(),
             broker_key(&trigger.namespace, &trigger.broker),
         );
+        let trigger: Arc<str> = format!("{}/{}", trigger.namespace, trigger.name).into();
         let low = parts.progress.low();
         parts.stats.show(&parts.progress);
         parts.stats.show_low(low);
         let dead_lettering = DeadLettering::new(
             parts.log.clone(),
             parts.client.clone(),
+            trigger.clone(),
             broker.clone(),
             parts.settings.clone(),
             parts.room_wanted.clone(),
@@ -154,6 +160,7 @@ impl Dispatcher {
             parts,
             settings,
             uid,
+            trigger,
             broker,
             dead_lettering,
             dead_letters: FuturesUnordered::new(),
@@ -487,7 +494,8 @@ impl Dispatcher {
 
     fn attempt(&self, target: &Uri, place: Place, event: Option<Event>) -> BoxFuture<'static, Attempted> {
         let (log, client) = (self.parts.log.clone(), self.parts.client.clone());
-        let (target, broker) = (target.clone(), self.broker.clone());
+        let (target, broker, trigger) = (target.clone(), self.broker.clone(), self.trigger.clone());
+        let number = self.parts.progress.failures(place).saturating_add(1);
         let (mode, timeout) = (self.settings.mode(), self.settings.delivery().timeout);
         let stats = self.parts.stats.clone();
         async move {
@@ -504,13 +512,25 @@ impl Dispatcher {
                     (Some(event), Outcome::Expired)
                 }
                 Ok(event) => {
+                    let attempt = Attempt {
+                        event: &event,
+                        trigger: &trigger,
+                        broker: &broker,
+                        target: &target,
+                        number,
+                        is_dead_letter: false,
+                    };
+                    let traced = Traced::begin(client.tracer(), &attempt);
                     let mut message = event.to_http(mode);
                     message
                         .headers
                         .insert("prefer", HeaderValue::from_static("reply"));
+                    traced.set_headers(&mut message.headers);
                     let answer = client.post(&target, message, timeout).await;
-                    let outcome =
-                        with_reply(&*log, &broker, &event, answer, stats.is_first_unsettled(place)).await;
+                    let context = traced.context().cloned();
+                    traced.end(&answer);
+                    let is_first = stats.is_first_unsettled(place);
+                    let outcome = with_reply(&*log, &broker, &event, context, answer, is_first).await;
                     (Some(event), outcome)
                 }
                 Err(error) => (None, Outcome::NotFetched(error)),
@@ -795,20 +815,23 @@ async fn with_reply(
     log: &dyn EventLog,
     broker: &str,
     event: &Event,
+    context: Option<TraceContext>,
     mut answer: Answer,
     is_first_unsettled: bool,
 ) -> Outcome {
     let reply = match answer.reply.take() {
         None => None,
         Some(Err(problem)) => Some(Reply::Invalid(problem)),
-        Some(Ok(replies)) => match reply::store(log, broker, event, &replies, is_first_unsettled).await {
-            Ok(reply) => Some(reply),
-            Err(LogError::Full(detail) | LogError::Limit(detail)) => {
-                let detail = format!("the Sink's reply cannot be stored: {detail}");
-                return Outcome::ReplyNotStored(Answer::none(detail));
+        Some(Ok(replies)) => {
+            match reply::store(log, broker, event, &replies, context.as_ref(), is_first_unsettled).await {
+                Ok(reply) => Some(reply),
+                Err(LogError::Full(detail) | LogError::Limit(detail)) => {
+                    let detail = format!("the Sink's reply cannot be stored: {detail}");
+                    return Outcome::ReplyNotStored(Answer::none(detail));
+                }
+                Err(error) => return Outcome::NotFetched(FetchError::Log(error)),
             }
-            Err(error) => return Outcome::NotFetched(FetchError::Log(error)),
-        },
+        }
     };
     Outcome::Answered(answer, reply)
 }

@@ -30,6 +30,7 @@ mod reply;
 mod retention;
 mod settings;
 mod stats;
+mod traced;
 mod trimmer;
 mod verdict;
 
