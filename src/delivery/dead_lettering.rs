@@ -1,7 +1,10 @@
 //! What becomes of an event whose delivery ended without success: it goes to the Trigger's dead-letter Sink, and
 //! where there is none, or that fails as well, into the dead-letter log. It is never lost in between.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -19,7 +22,7 @@ use super::{
 };
 use crate::{
     log::{EventLog, LogError},
-    telemetry::Attempt,
+    telemetry::{Admitted, Attempt, Burst},
 };
 
 /// How many dead letters of a Trigger are under way to its dead-letter Sink at once, and how many into the log.
@@ -49,6 +52,8 @@ pub(super) struct DeadLettering {
     sending: Arc<Semaphore>,
     keeping: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    /// Bounds what is said of letters that find no room.
+    without_room: Arc<Mutex<Burst>>,
 }
 
 impl DeadLettering {
@@ -73,6 +78,7 @@ impl DeadLettering {
             sending: Arc::new(Semaphore::new(CONCURRENCY)),
             keeping: Arc::new(Semaphore::new(CONCURRENCY)),
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+            without_room: Arc::default(),
         }
     }
 
@@ -151,9 +157,7 @@ impl DeadLettering {
         loop {
             match self.store(letter, place).await? {
                 Ok(()) => return Ok(()),
-                Err(detail) if pause == NO_ROOM_PAUSE => {
-                    tracing::warn!(broker = self.broker, %place, detail, "no room for a dead letter; it waits for some");
-                }
+                Err(error) if pause == NO_ROOM_PAUSE => self.tell_without_room(place, &error),
                 Err(_) => {}
             }
             self.room_wanted.notify_one();
@@ -164,6 +168,15 @@ impl DeadLettering {
             } else {
                 (pause * 2).min(LONGEST_NO_ROOM_PAUSE)
             };
+        }
+    }
+
+    fn tell_without_room(&self, place: Place, error: &str) {
+        // No code that holds the lock can leave the counts half changed.
+        let mut burst = self.without_room.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Admitted { held_back }) = burst.admit(Instant::now()) {
+            let (trigger, broker) = (&*self.trigger, self.broker.as_str());
+            tracing::warn!(trigger, broker, %place, error, held_back, "no room for a dead letter; it waits for some");
         }
     }
 

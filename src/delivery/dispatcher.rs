@@ -26,12 +26,13 @@ use super::{
     dead_lettering::DeadLettering,
     inbox::Inbox,
     lanes::{Item, Lanes},
+    lines::Lines,
     place::{FetchError, Place},
     progress::{Low, Progress},
     rate::Bucket,
-    reader::{READ, Reader, unreadable},
+    reader::{READ, Reader},
     redrive::Redrive,
-    reply::{self, MAX_HOPS, Reply},
+    reply::{self, Reply},
     settings::Settings,
     traced::Traced,
     verdict::Verdict,
@@ -82,6 +83,7 @@ pub(super) struct Dispatcher {
     /// `namespace/name`.
     trigger: Arc<str>,
     broker: String,
+    lines: Lines,
     following: Following,
     ready: VecDeque<Item>,
     /// What held its key back and may go now.
@@ -160,6 +162,7 @@ impl Dispatcher {
             parts,
             settings,
             uid,
+            lines: Lines::new(trigger.clone(), broker.clone()),
             trigger,
             broker,
             dead_lettering,
@@ -203,7 +206,10 @@ impl Dispatcher {
                     Ok(()) => self.settings_changed(),
                     Err(_) => return Ok(()),
                 },
-                _ = note_position.tick() => self.note_position(),
+                _ = note_position.tick() => {
+                    self.note_position();
+                    self.lines.tell_overdue(Instant::now());
+                }
                 () = std::future::ready(()), if more => {}
                 () = stop.cancelled() => return self.finish().await,
             }
@@ -377,7 +383,7 @@ impl Dispatcher {
             match Event::from_record(record.payload) {
                 Ok(event) if self.wants(&event) => self.matched(record.offset, event),
                 Ok(_) => {}
-                Err(error) => unreadable(&self.broker, record.offset, &error),
+                Err(error) => self.lines.unreadable(Place::Log(record.offset), &error),
             }
             self.parts.progress.advance(record.offset.plus(1));
         }
@@ -408,13 +414,7 @@ impl Dispatcher {
         if missed > 0 {
             self.parts.progress.advance(found);
             self.parts.stats.count_missed(missed);
-            let trigger = self.settings.trigger();
-            tracing::warn!(
-                namespace = trigger.namespace,
-                trigger = trigger.name,
-                missed,
-                "events were removed from the full log before the Trigger looked at them"
-            );
+            self.lines.missed(missed);
         }
     }
 
@@ -570,7 +570,10 @@ impl Dispatcher {
                 self.parts.room_wanted.notify_one();
                 self.failed(place, began.time, about.as_ref(), &answer);
             }
-            Outcome::Expired => self.settle(place, Settlement::Expired),
+            Outcome::Expired => {
+                self.lines.expired(about.as_ref());
+                self.settle(place, Settlement::Expired);
+            }
             Outcome::NotFetched(error) => return self.not_fetched(place, error),
         }
         Ok(())
@@ -588,47 +591,22 @@ impl Dispatcher {
 
     /// What cannot be read again cannot be delivered.
     fn not_fetched(&mut self, place: Place, error: FetchError) -> Result<(), LogError> {
-        let trigger = self.settings.trigger();
-        let (namespace, trigger) = (&trigger.namespace, &trigger.name);
         match error {
             FetchError::Log(error) => return Err(error),
-            // Who made the room has told how many events went.
-            FetchError::Removed => {
-                tracing::debug!(namespace, trigger, %place, "an event was removed before it was delivered")
-            }
-            FetchError::Damaged(detail) => {
-                tracing::error!(namespace, trigger, %place, detail, "an event cannot be read again and is dropped");
-            }
+            FetchError::Removed => self.lines.removed(place),
+            FetchError::Damaged(error) => self.lines.damaged(place, &error),
         }
         self.settle(place, Settlement::Dropped);
         Ok(())
     }
 
-    fn replied(&self, delivered: Option<&Event>, reply: Option<Reply>) {
+    fn replied(&mut self, delivered: Option<&Event>, reply: Option<Reply>) {
         let Some(reply) = reply else { return };
         self.parts.stats.replied(&reply);
-        let trigger = self.settings.trigger();
-        let (namespace, trigger) = (&trigger.namespace, &trigger.name);
-        let (id, source) = delivered.map_or(("", ""), |event| (event.id(), event.source()));
         match reply {
             Reply::Stored(_) => {}
-            Reply::BeyondMaxHops => tracing::warn!(
-                namespace,
-                trigger,
-                id,
-                source,
-                "the Sink's reply is not stored: {MAX_HOPS} replies led to it, and this looks like a loop"
-            ),
-            Reply::Invalid(problem) => {
-                tracing::warn!(
-                    namespace,
-                    trigger,
-                    id,
-                    source,
-                    problem,
-                    "the Sink's reply is no valid event and is not stored"
-                );
-            }
+            Reply::BeyondMaxHops => self.lines.reply_beyond_max_hops(delivered),
+            Reply::Invalid(problem) => self.lines.invalid_reply(delivered, &problem),
         }
     }
 
@@ -645,25 +623,14 @@ impl Dispatcher {
             self.parts.stats.outage_goes_on(Timestamp::now(), &answer.detail);
         }
         if self.breaker.is_open() && !was_open {
-            let (trigger, detail) = (self.settings.trigger(), &answer.detail);
-            tracing::warn!(
-                namespace = trigger.namespace,
-                trigger = trigger.name,
-                detail,
-                "the Sink keeps failing; it is probed until it answers, and events wait"
-            );
+            self.lines.sink_fails(&answer.detail);
         }
     }
 
     fn sink_answered(&mut self) {
         if self.breaker.is_open() {
             self.parts.stats.outage_ended();
-            let trigger = self.settings.trigger();
-            tracing::info!(
-                namespace = trigger.namespace,
-                trigger = trigger.name,
-                "the Sink answers again"
-            );
+            self.lines.sink_answers();
         }
         self.breaker.answered();
         self.parts.stats.sink_answered();
@@ -671,7 +638,11 @@ impl Dispatcher {
 
     fn answered(&mut self, place: Place, began: Timestamp, about: Option<&Event>, answer: &Answer) {
         match answer.verdict {
-            Verdict::Delivered => self.settle(place, Settlement::Delivered),
+            Verdict::Delivered => {
+                self.lines
+                    .delivered(about, answer.status.map(|status| status.as_u16()));
+                self.settle(place, Settlement::Delivered);
+            }
             Verdict::Refused => {
                 let attempts = self.parts.progress.failed(place, began);
                 self.dead_letter(place, about, answer, attempts, "refused");
@@ -681,6 +652,7 @@ impl Dispatcher {
     }
 
     fn failed(&mut self, place: Place, began: Timestamp, about: Option<&Event>, answer: &Answer) {
+        self.lines.attempt_failed(about, &answer.detail);
         let attempts = self.parts.progress.failed(place, began);
         let delivery = self.settings.delivery();
         let exhausted = backoff::exhausted(delivery, attempts, Timestamp::now());
@@ -702,17 +674,6 @@ impl Dispatcher {
         reason: &str,
     ) {
         let trigger = self.settings.trigger();
-        let (id, source) = about.map_or(("", ""), |event| (event.id(), event.source()));
-        tracing::warn!(
-            namespace = trigger.namespace,
-            trigger = trigger.name,
-            id,
-            source,
-            attempts = attempts.failed,
-            detail = answer.detail,
-            reason,
-            "an event became a dead letter"
-        );
         let letter = DeadLetter {
             trigger: trigger.uid.clone(),
             namespace: trigger.namespace.clone(),
@@ -723,6 +684,7 @@ impl Dispatcher {
             detail: answer.detail.clone(),
             attempts: attempts.failed,
         };
+        self.lines.dead_letter(about, &letter);
         let settled = self.dead_lettering.clone().settle(letter, place);
         self.dead_letters
             .push(async move { (place, settled.await) }.boxed());
@@ -756,11 +718,7 @@ impl Dispatcher {
         }
         match saved {
             Err(LogError::Full(detail)) => {
-                tracing::warn!(
-                    broker = self.broker,
-                    detail,
-                    "no room to save progress; it is tried again"
-                );
+                self.lines.unsaved(&detail);
                 self.save_at = Some(Instant::now() + NO_ROOM_PAUSE);
                 Ok(())
             }

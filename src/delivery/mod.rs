@@ -20,6 +20,7 @@ mod dispatcher;
 mod engine;
 mod inbox;
 mod lanes;
+mod lines;
 mod offsets;
 mod place;
 mod progress;

@@ -25,6 +25,7 @@ mod harness;
 mod hostile;
 mod interop;
 mod local;
+mod logs;
 mod replies;
 mod sink_status;
 mod traces;
