@@ -37,6 +37,7 @@ const KUBERNETES: Ban = Ban {
 const RUNNING: Ban = Ban {
     crates: &[
         "tokio", "tokio_util", "axum", "tower", "hyper", "hyper_util", "hyper_rustls", "rustls", "notify", "fjall",
+        "opentelemetry", "opentelemetry_sdk", "opentelemetry_otlp", "opentelemetry_http",
     ],
     reason: "a pure room does no I/O and needs no runtime",
 };
@@ -52,13 +53,17 @@ const ROOMS: &[Room] = &[
     Room::new("filter",      &["cloudevents"]).pure(),
     Room::new("routing",     &["cloudevents", "filter"]).pure(),
     Room::new("log",         &[]).without_kubernetes(),
-    Room::new("delivery",    &["cloudevents", "filter", "routing", "log"]).without_kubernetes(),
+    Room::new("telemetry",   &["cloudevents"]).without_kubernetes(),
+    Room::new("delivery",    &["cloudevents", "filter", "routing", "log", "telemetry"]).without_kubernetes(),
     Room::new("server",      &[]).without_kubernetes(),
     Room::new("source",      &["cloudevents", "routing", "log"]).without_kubernetes(),
     Room::new("controller",  &["api", "cloudevents", "filter", "routing", "server"]),
-    Room::new("router",      &["cloudevents", "filter", "routing", "log", "delivery", "server", "source"]).without_kubernetes(),
+    Room::new("router",      &[
+        "cloudevents", "filter", "routing", "log", "telemetry", "delivery", "server", "source",
+    ]).without_kubernetes(),
     Room::new("cli", &[
-        "api", "cloudevents", "filter", "routing", "log", "delivery", "server", "source", "controller", "router",
+        "api", "cloudevents", "filter", "routing", "log", "telemetry", "delivery", "server", "source", "controller",
+        "router",
     ]),
 ];
 

@@ -4,7 +4,7 @@
 
 use http::{HeaderMap, header::CONTENT_TYPE};
 use libfuzzer_sys::fuzz_target;
-use weir::cloudevents::{HttpMessage, Mode, Received, is_event, read_http};
+use weir::cloudevents::{HttpMessage, Mode, Received, TraceContext, is_event, read_http};
 use weir_fuzz::{check_event, checked, message};
 
 fuzz_target!(|input: &[u8]| {
@@ -18,7 +18,8 @@ fuzz_target!(|input: &[u8]| {
         assert_eq!(sent_on.body, sent.body);
         assert_eq!(sent_on.headers, kept(&sent, event.mode()));
     }
-    received.into_events().iter().for_each(check_event);
+    let context = TraceContext::from_headers(&sent.headers);
+    received.into_events_in(context).iter().for_each(check_event);
 });
 
 /// The headers that belong to the event. An empty content type is none.

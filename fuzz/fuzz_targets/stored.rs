@@ -34,7 +34,12 @@ fn check(record: &Bytes) {
     for (name, value) in event.attributes() {
         assert_eq!(event.attribute(name), Some(value));
     }
-    let _ = (event.to_json(), event.data(), event.expires());
+    let _ = (
+        event.to_json(),
+        event.data(),
+        event.expires(),
+        event.trace_context(),
+    );
     if let Ok(marked) = event.with_extensions([("weirhops", "7")]) {
         let stored = Event::from_record(marked.to_record()).expect("what was written can be read");
         assert_eq!(stored, marked);

@@ -79,6 +79,7 @@ fn check_stored(event: &Event) {
     let record = event.to_record();
     let stored = Event::from_record(record.clone()).expect("what was written can be read");
     assert_eq!(&stored, event);
+    assert_eq!(stored.trace_context(), event.trace_context());
     assert_eq!(stored.to_record(), record);
     assert_eq!(stored.to_http(None), event.to_http(None));
 }
@@ -114,6 +115,7 @@ fn check_extension(event: &Event) {
     };
     assert_eq!(marked.attribute("weirhops"), Some(&Value::from("7")));
     assert_eq!(marked.data(), event.data());
+    assert_eq!(marked.trace_context(), event.trace_context());
     let others = |event: &Event| {
         let mut strings = strings(event);
         strings.retain(|(name, _)| name != "weirhops");

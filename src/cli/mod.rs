@@ -22,6 +22,7 @@ pub mod run;
 pub mod send;
 pub mod service;
 pub mod shutdown;
+pub mod traces;
 pub mod units;
 pub mod validate;
 

@@ -9,6 +9,7 @@ use super::{
     host_name,
     service::{self, ServiceAddress},
     shutdown,
+    traces::TraceArgs,
     units::{self, Size},
 };
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
     log::embedded::EmbeddedOptions,
     router::{self, ControllerLink, RouterOptions},
     routing::Revision,
+    telemetry::Tracer,
 };
 
 /// What a router takes on its command line, whether it is one in a cluster or in local mode.
@@ -137,6 +139,7 @@ impl LogArgs {
                 },
                 ..DeliveryOptions::default()
             },
+            tracer: Tracer::default(),
         })
     }
 }
@@ -182,6 +185,10 @@ pub struct Args {
     /// The event log and its limits.
     #[command(flatten)]
     pub log: LogArgs,
+
+    /// Traces.
+    #[command(flatten)]
+    pub traces: TraceArgs,
 }
 
 /// Runs a router until it is told to end.
@@ -196,26 +203,26 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         data,
         controller,
         log,
+        traces,
     } = args;
     let name = match name {
         Some(name) => name,
         None => host_name().context("give the router a name with --name")?,
     };
     let stop = shutdown::token()?;
+    let export = traces.start()?;
+    let options = RouterOptions {
+        tracer: export.tracer(),
+        ..log.into_options(listen, admin, data)?
+    };
     let link = ControllerLink::new(&controller, &name)?;
     let (configurations, received) = watch::channel(None);
     let (applied, acknowledged) = watch::channel(Revision::default());
     let (sinks, reports) = watch::channel(None);
     let following = tokio::spawn(link.clone().follow(configurations, acknowledged, stop.clone()));
     let reporting = tokio::spawn(link.report(reports, stop.clone()));
-    let outcome = router::run(
-        log.into_options(listen, admin, data)?,
-        received,
-        applied,
-        sinks,
-        stop.clone(),
-    )
-    .await;
+    let outcome = router::run(options, received, applied, sinks, stop.clone()).await;
+    export.end().await;
     stop.cancel();
     following
         .await

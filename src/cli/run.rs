@@ -16,9 +16,10 @@ use super::{
     manifests::{Loaded, Manifests, Problem, Resolution, Surroundings, Unresolved, resolve},
     router::LogArgs,
     shutdown,
+    traces::TraceArgs,
 };
 use crate::{
-    router,
+    router::{self, RouterOptions},
     routing::{Configuration, Revision, ServiceName},
 };
 
@@ -61,6 +62,10 @@ pub struct Args {
     /// The event log and its limits.
     #[command(flatten)]
     pub log: LogArgs,
+
+    /// Traces.
+    #[command(flatten)]
+    pub traces: TraceArgs,
 }
 
 /// Runs until it is told to end. What is wrong with the manifests is printed as `file:line:column: message`, and
@@ -75,9 +80,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         admin,
         data,
         log,
+        traces,
     } = args;
     let stop = shutdown::token()?;
-    let options = log.into_options(listen, admin, data)?;
+    let export = traces.start()?;
+    let options = RouterOptions {
+        tracer: export.tracer(),
+        ..log.into_options(listen, admin, data)?
+    };
     let services = options.services.keys().cloned().collect();
     let manifests = Manifests::new(paths)
         .map_err(|(path, error)| anyhow::anyhow!("cannot read {}: {error}", path.display()))?;
@@ -103,7 +113,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (applied, _) = watch::channel(Revision::default());
     tokio::spawn(local.follow(changed, configurations));
     let (sinks, _) = watch::channel(None);
-    Ok(router::run(options, received, applied, sinks, stop).await?)
+    let outcome = router::run(options, received, applied, sinks, stop).await;
+    export.end().await;
+    Ok(outcome?)
 }
 
 fn shown(paths: &[PathBuf]) -> String {

@@ -8,7 +8,7 @@ use http::HeaderValue;
 use jiff::Timestamp;
 
 use super::{
-    Data, HttpMessage, Invalid, RecordError, checks, http as binding,
+    Data, HttpMessage, Invalid, RecordError, TraceContext, checks, http as binding,
     invalid::{Reason, excerpt},
     json, media_type,
     name::{self, Name},
@@ -29,10 +29,13 @@ pub enum Mode {
 #[derive(Clone)]
 pub struct Event(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     /// In order of their names, each once.
     attributes: Box<[Attribute]>,
     content: Content,
+    /// That of the hop that the event came by.
+    trace_context: Option<TraceContext>,
     /// What this was read from, so that writing it again costs nothing.
     record: Option<Bytes>,
 }
@@ -88,8 +91,15 @@ impl Event {
         Self(Arc::new(Inner {
             attributes,
             content,
+            trace_context: None,
             record,
         }))
+    }
+
+    /// The event as it was read from a record with this context.
+    pub(super) fn read_with(mut self, context: Option<TraceContext>) -> Self {
+        Arc::make_mut(&mut self.0).trace_context = context;
+        self
     }
 
     pub(super) fn attribute_list(&self) -> &[Attribute] {
@@ -98,6 +108,11 @@ impl Event {
 
     pub(super) fn content(&self) -> &Content {
         &self.0.content
+    }
+
+    /// The context that is stored with the event.
+    pub(super) fn stored_trace_context(&self) -> Option<&TraceContext> {
+        self.0.trace_context.as_ref()
     }
 
     /// Identifies the event within its source. Never empty.
@@ -218,6 +233,23 @@ impl Event {
         }
     }
 
+    /// Where the event stands in a trace: what [`Event::with_trace_context`] set, else what its extension says.
+    #[must_use]
+    pub fn trace_context(&self) -> Option<TraceContext> {
+        let stored = self.stored_trace_context().cloned();
+        stored.or_else(|| TraceContext::of_extension(self))
+    }
+
+    /// The event with the trace context of the hop that it came by. It is stored with the event and is no part of it:
+    /// no attribute changes, and equality does not look at it.
+    #[must_use]
+    pub fn with_trace_context(mut self, context: TraceContext) -> Self {
+        let inner = Arc::make_mut(&mut self.0);
+        inner.trace_context = Some(context);
+        inner.record = None;
+        self
+    }
+
     /// The form in which the event log keeps the event; see `record.rs`.
     #[must_use]
     pub fn to_record(&self) -> Bytes {
@@ -312,7 +344,7 @@ impl Event {
                 }
             }
         };
-        Ok(Self::from_parts(attributes, content, None))
+        Ok(Self::from_parts(attributes, content, None).read_with(self.0.trace_context.clone()))
     }
 
     fn text(&self, name: &str) -> &str {

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, header};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 
 use super::{
-    Event, Mode, checks,
+    Event, Mode, TraceContext, checks,
     event::{Attribute, Content},
     invalid::{Invalid, Reason, excerpt},
     json, media_type,
@@ -44,6 +44,35 @@ impl Received {
         match self {
             Self::Single(event) => vec![event],
             Self::Batch(events) => events,
+        }
+    }
+
+    /// The trace context that the message continues, given that of its headers. They tell of the hop, and go before
+    /// what the extension of a single event says of where its trace began.
+    #[must_use]
+    pub fn trace_context(&self, of_headers: Option<TraceContext>) -> Option<TraceContext> {
+        of_headers.or_else(|| match self {
+            Self::Single(event) => TraceContext::of_extension(event),
+            Self::Batch(_) => None,
+        })
+    }
+
+    /// The events in the order of the message, with the trace context of their hop. In a batch the producer gives an
+    /// event a context of its own by the extension, and that stays.
+    #[must_use]
+    pub fn into_events_in(self, context: Option<TraceContext>) -> Vec<Event> {
+        let Some(context) = context else {
+            return self.into_events();
+        };
+        match self {
+            Self::Single(event) => vec![event.with_trace_context(context)],
+            Self::Batch(events) => events
+                .into_iter()
+                .map(|event| match TraceContext::of_extension(&event) {
+                    Some(_) => event,
+                    None => event.with_trace_context(context.clone()),
+                })
+                .collect(),
         }
     }
 }
@@ -468,6 +497,48 @@ mod tests {
             .into_events()
             .remove(0);
         assert_eq!(back.to_http(Some(Mode::Binary)).body, "hi");
+    }
+
+    #[test]
+    fn the_headers_context_goes_before_the_extension_but_for_the_events_of_a_batch() {
+        const HOP: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        const ORIGIN: &str = "00-0af7651916cd43dd8448eb211c80319c-b9c7c989f97918e1-01";
+        let plain = || binary(&[], "").unwrap();
+        let own = || binary(&[("ce-traceparent", ORIGIN)], "").unwrap();
+        let invalid = || binary(&[("ce-traceparent", "none")], "").unwrap();
+        let single = |event: fn() -> Event| Received::Single(event());
+        let batch = || Received::Batch(vec![plain(), own(), invalid()]);
+        let table = [
+            (single(plain), None, None, vec![None]),
+            (single(plain), Some(HOP), Some(HOP), vec![Some(HOP)]),
+            (single(own), None, Some(ORIGIN), vec![Some(ORIGIN)]),
+            (single(own), Some(HOP), Some(HOP), vec![Some(HOP)]),
+            (single(invalid), None, None, vec![None]),
+            (batch(), None, None, vec![None, Some(ORIGIN), None]),
+            (
+                batch(),
+                Some(HOP),
+                Some(HOP),
+                vec![Some(HOP), Some(ORIGIN), Some(HOP)],
+            ),
+        ];
+        for (received, of_headers, continued, of_events) in table {
+            let text = |context: TraceContext| context.to_string();
+            let of_headers: Option<TraceContext> = of_headers.map(|text| text.parse().unwrap());
+            let found = received.trace_context(of_headers.clone()).map(text);
+            assert_eq!(found.as_deref(), continued, "{received:?}");
+            let before = received.clone().into_events();
+            let events = received.into_events_in(of_headers);
+            assert_eq!(events, before, "the events are as they were");
+            let contexts: Vec<_> = events
+                .iter()
+                .map(|event| event.trace_context().map(text))
+                .collect();
+            assert_eq!(
+                contexts.iter().map(Option::as_deref).collect::<Vec<_>>(),
+                of_events
+            );
+        }
     }
 
     #[test]

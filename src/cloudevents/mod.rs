@@ -27,6 +27,7 @@ mod name;
 mod properties;
 mod record;
 mod syntax;
+mod trace_context;
 mod value;
 
 pub use builder::EventBuilder;
@@ -36,4 +37,5 @@ pub use event::{Event, Mode};
 pub use http::{HttpMessage, Received, is_event, read_http};
 pub use invalid::{Invalid, Reason};
 pub use record::RecordError;
+pub use trace_context::{MAX_TRACESTATE, SAMPLED, TraceContext, TraceparentError};
 pub use value::Value;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::{collection, prelude::*};
 
-use super::{Event, EventBuilder, Mode, Value, read_http};
+use super::{Event, EventBuilder, Mode, TraceContext, Value, read_http};
 
 /// Text that an attribute may have, with what HTTP and JSON have to escape.
 fn text() -> impl Strategy<Value = String> {
@@ -52,6 +52,23 @@ fn event() -> impl Strategy<Value = Event> {
         })
 }
 
+fn trace_context() -> impl Strategy<Value = Option<TraceContext>> {
+    let state = "([a-z]{1,5}=[ -+]{0,5}[!-+]){0,3}";
+    (any::<[u8; 16]>(), any::<[u8; 8]>(), any::<u8>(), state).prop_map(
+        |(trace_id, parent_id, flags, state)| {
+            let context = TraceContext::new(trace_id, parent_id, flags)?;
+            Some(context.with_state(&state))
+        },
+    )
+}
+
+fn with_context(event: Event, context: Option<TraceContext>) -> Event {
+    match context {
+        Some(context) => event.with_trace_context(context),
+        None => event,
+    }
+}
+
 fn through_http(event: &Event, mode: Mode) -> Event {
     let message = event.to_http(Some(mode));
     read_http(&message.headers, message.body)
@@ -92,11 +109,14 @@ proptest! {
     }
 
     #[test]
-    fn a_record_is_the_event(event in event(), structured in any::<bool>()) {
+    fn a_record_is_the_event(event in event(), structured in any::<bool>(), context in proptest::option::of(trace_context())) {
         let event = if structured { through_http(&event, Mode::Structured) } else { event };
+        let context = context.flatten();
+        let event = with_context(event, context.clone());
         let record = event.to_record();
         let read = Event::from_record(record.clone()).unwrap();
         prop_assert_eq!(&read, &event);
+        prop_assert_eq!(read.trace_context(), context);
         prop_assert_eq!(read.to_record(), record.clone());
         for length in 0..record.len().min(200) {
             let _ = Event::from_record(record.slice(..length));
@@ -104,8 +124,8 @@ proptest! {
     }
 
     #[test]
-    fn damaged_records_are_no_panic(event in event(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
-        let mut record = event.to_record().to_vec();
+    fn damaged_records_are_no_panic(event in event(), context in trace_context(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let mut record = with_context(event, context).to_record().to_vec();
         let at = at.index(record.len());
         record[at] = byte;
         if let Ok(event) = Event::from_record(record.into()) {
@@ -115,8 +135,10 @@ proptest! {
 
     #[test]
     fn arbitrary_records_are_no_panic(record in collection::vec(any::<u8>(), 0..200)) {
-        if let Ok(event) = Event::from_record([vec![1, 1], record].concat().into()) {
-            let _ = (event.to_http(Some(Mode::Binary)), event.to_json(), event.data());
+        for start in [[1, 1], [2, 0]] {
+            if let Ok(event) = Event::from_record([&start[..], &record].concat().into()) {
+                let _ = (event.to_http(Some(Mode::Binary)), event.to_json(), event.data(), event.trace_context());
+            }
         }
     }
 

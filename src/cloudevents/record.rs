@@ -1,8 +1,10 @@
 //! The form in which the event log keeps an event.
 //!
 //! ```text
-//! version  1 byte   1
+//! version  1 byte   1, or 2 where the event has a trace context
 //! kind     1 byte   0 binary, 1 structured
+//! context  in version 2: the trace id, 16 bytes; the parent id, 8 bytes; the flags, 1 byte;
+//!                   the tracestate, a text, empty if there is none
 //! count    varint   attributes, then for each, in order of their names:
 //!   name   1 byte   the code of a well-known name, or 0 and a text
 //!   value  1 byte   0 string: a text; 1 true; 2 false; 3 integer: 4 bytes, little-endian;
@@ -18,19 +20,23 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use super::{
-    Event, checks,
+    Event, TraceContext, checks,
     event::{Attribute, Content, Member},
     name::Name,
     value::Value,
 };
 
-const VERSION: u8 = 1;
+/// The version of an event without a trace context.
+const PLAIN: u8 = 1;
+
+/// The version of one that has a trace context.
+const TRACED: u8 = 2;
 
 /// Why a record is not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// A newer Weir wrote it.
-    #[error("the record has version {0}, and this Weir reads version {VERSION}")]
+    #[error("the record has version {0}, and this Weir reads versions up to {TRACED}")]
     Version(u8),
     /// It is not what any Weir wrote.
     #[error("the record is damaged: {0}")]
@@ -44,8 +50,12 @@ pub(super) fn write(event: &Event) -> Bytes {
         Content::Structured { text, .. } => text,
     };
     let mut record = Vec::with_capacity(rest.len() + 32 * attributes.len() + 32);
-    record.push(VERSION);
+    let context = event.stored_trace_context();
+    record.push(if context.is_some() { TRACED } else { PLAIN });
     record.push(u8::from(matches!(event.content(), Content::Structured { .. })));
+    if let Some(context) = context {
+        put_context(&mut record, context);
+    }
     put_number(&mut record, attributes.len());
     for attribute in attributes {
         put_attribute(&mut record, attribute);
@@ -59,6 +69,13 @@ pub(super) fn write(event: &Event) -> Bytes {
     }
     record.extend_from_slice(rest);
     record.into()
+}
+
+fn put_context(record: &mut Vec<u8>, context: &TraceContext) {
+    record.extend_from_slice(&context.trace_id());
+    record.extend_from_slice(&context.parent_id());
+    record.push(context.flags());
+    put_text(record, context.state().unwrap_or_default().as_bytes());
 }
 
 fn put_attribute(record: &mut Vec<u8>, attribute: &Attribute) {
@@ -119,15 +136,17 @@ pub(super) fn read(record: Bytes) -> Result<Event, RecordError> {
         record: &record,
         at: 0,
     };
-    match reader.byte()? {
-        VERSION => {}
+    let is_traced = match reader.byte()? {
+        PLAIN => false,
+        TRACED => true,
         newer => return Err(RecordError::Version(newer)),
-    }
+    };
     let structured = match reader.byte()? {
         0 => false,
         1 => true,
         _ => return Err(RecordError::Damaged("it is neither binary nor structured")),
     };
+    let context = is_traced.then(|| reader.context()).transpose()?;
     let attributes = reader.attributes()?;
     let content = if structured {
         let content_type =
@@ -151,7 +170,7 @@ pub(super) fn read(record: Bytes) -> Result<Event, RecordError> {
             body: record.slice(reader.at..),
         }
     };
-    Ok(Event::from_parts(attributes, content, Some(record.clone())))
+    Ok(Event::from_parts(attributes, content, Some(record.clone())).read_with(context))
 }
 
 struct Reader<'a> {
@@ -200,6 +219,24 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.bytes()?).map_err(|_| RecordError::Damaged("a text is not UTF-8"))
     }
 
+    fn context(&mut self) -> Result<TraceContext, RecordError> {
+        let damaged = RecordError::Damaged("its trace context is none");
+        let (trace_id, parent_id) = (self.array()?, self.array()?);
+        let context = TraceContext::new(trace_id, parent_id, self.byte()?).ok_or(damaged)?;
+        let state = self.text()?;
+        let context = context.with_state(state);
+        match context.state().unwrap_or_default() == state {
+            true => Ok(context),
+            false => Err(damaged),
+        }
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], RecordError> {
+        let bytes = self.record.get(self.at..).and_then(<[u8]>::first_chunk);
+        self.at += N;
+        bytes.copied().ok_or(RecordError::Damaged("it breaks off"))
+    }
+
     fn attributes(&mut self) -> Result<Box<[Attribute]>, RecordError> {
         let count = self.number()?;
         if count > checks::MAX_ATTRIBUTES {
@@ -232,10 +269,7 @@ impl<'a> Reader<'a> {
             0 => Value::from(self.text()?),
             1 => Value::Boolean(true),
             2 => Value::Boolean(false),
-            3 => {
-                let bytes = [self.byte()?, self.byte()?, self.byte()?, self.byte()?];
-                Value::Integer(i32::from_le_bytes(bytes))
-            }
+            3 => Value::Integer(i32::from_le_bytes(self.array()?)),
             4 => {
                 let value = Value::from(self.text()?);
                 let header = HeaderValue::from_bytes(self.bytes()?);
@@ -260,5 +294,68 @@ impl<'a> Reader<'a> {
             3 => Ok(Member::Base64(range)),
             _ => Err(RecordError::Damaged("its data has no known form")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloudevents::EventBuilder;
+
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    fn event() -> Event {
+        let builder = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/s")
+            .attribute("type", "t");
+        builder.data("text/plain", "hi").build().unwrap()
+    }
+
+    #[test]
+    fn what_an_earlier_weir_wrote_is_read() {
+        let version_1 =
+            b"\x01\x00\x05\x07\x00\x0atext/plain\x02\x00\x011\x03\x00\x02/s\x01\x00\x031.0\x04\x00\x01thi";
+        let read = Event::from_record(Bytes::from_static(version_1)).unwrap();
+        assert_eq!((&read, read.trace_context()), (&event(), None));
+        assert_eq!(
+            event().to_record(),
+            &version_1[..],
+            "and is still written where no context is"
+        );
+    }
+
+    #[test]
+    fn a_trace_context_is_stored_beside_the_event() {
+        let context = PARENT.parse::<TraceContext>().unwrap();
+        for context in [context.clone(), context.with_state("a=1, b=2")] {
+            let traced = event().with_trace_context(context.clone());
+            let record = traced.to_record();
+            assert_eq!(record[0], TRACED);
+            let read = Event::from_record(record.clone()).unwrap();
+            assert_eq!((&read, read.trace_context()), (&event(), Some(context.clone())));
+            assert_eq!(read.to_http(None), event().to_http(None));
+            assert_eq!(read.to_record(), record);
+            let marked = read.with_extensions([("weirhops", "1")]).unwrap();
+            assert_eq!(marked.trace_context(), Some(context));
+        }
+    }
+
+    #[test]
+    fn a_damaged_trace_context_is_told() {
+        let context = PARENT.parse::<TraceContext>().unwrap().with_state("a=1");
+        let record = event().with_trace_context(context).to_record();
+        for (at, byte) in [(28, b'A'), (29, b'-')] {
+            let mut damaged = record.to_vec();
+            damaged[at] = byte;
+            let error = Event::from_record(damaged.into()).unwrap_err();
+            assert_eq!(error, RecordError::Damaged("its trace context is none"));
+        }
+        let zeros = [vec![TRACED, 0], vec![0; 24], record[26..].to_vec()].concat();
+        assert!(Event::from_record(zeros.into()).is_err());
+        assert_eq!(
+            Event::from_record(Bytes::from_static(&[3, 0])),
+            Err(RecordError::Version(3))
+        );
     }
 }

@@ -14,7 +14,10 @@ use hyper_util::{
 use jiff::Timestamp;
 
 use super::verdict::{self, Verdict};
-use crate::cloudevents::{Event, HttpMessage, Received, is_event, read_http};
+use crate::{
+    cloudevents::{Event, HttpMessage, TraceContext, is_event, read_http},
+    telemetry::Tracer,
+};
 
 /// How long connecting may take, within an attempt's own timeout.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,6 +39,7 @@ const MAX_EXCERPT: usize = 1024;
 pub struct Client {
     http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     max_reply: usize,
+    tracer: Tracer,
 }
 
 /// Why there is no client.
@@ -88,7 +92,22 @@ impl Client {
             .pool_max_idle_per_host(POOL_SIZE)
             .pool_timer(TokioTimer::new())
             .build(https);
-        Ok(Self { http, max_reply })
+        Ok(Self {
+            http,
+            max_reply,
+            tracer: Tracer::default(),
+        })
+    }
+
+    /// With spans for what it delivers.
+    #[must_use]
+    pub fn traced(self, tracer: Tracer) -> Self {
+        Self { tracer, ..self }
+    }
+
+    /// What makes the spans of what it delivers.
+    pub(super) fn tracer(&self) -> &Tracer {
+        &self.tracer
     }
 
     /// Makes one attempt, which ends after `timeout` at the latest.
@@ -137,7 +156,7 @@ impl Client {
     async fn reply(&self, head: &response::Parts, body: Incoming) -> Answer {
         let reply = match Limited::new(body, self.max_reply).collect().await {
             Ok(body) => read_http(&head.headers, body.to_bytes())
-                .map(Received::into_events)
+                .map(|received| received.into_events_in(TraceContext::from_headers(&head.headers)))
                 .map_err(|invalid| invalid.to_string()),
             Err(error) if error.is::<LengthLimitError>() => {
                 Err(format!("it has more than {} bytes", self.max_reply))

@@ -1,7 +1,10 @@
 //! What becomes of an event whose delivery ended without success: it goes to the Trigger's dead-letter Sink, and
 //! where there is none, or that fails as well, into the dead-letter log. It is never lost in between.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -14,9 +17,13 @@ use super::{
     dispatcher::WINDOW,
     place::{FetchError, Place},
     settings::Settings,
+    traced::Traced,
     verdict::Verdict,
 };
-use crate::log::{EventLog, LogError};
+use crate::{
+    log::{EventLog, LogError},
+    telemetry::{Admitted, Attempt, Burst},
+};
 
 /// How many dead letters of a Trigger are under way to its dead-letter Sink at once, and how many into the log.
 const CONCURRENCY: usize = 8;
@@ -35,6 +42,8 @@ const AS_FIRST_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct DeadLettering {
     log: Arc<dyn EventLog>,
     client: Client,
+    /// `namespace/name`.
+    trigger: Arc<str>,
     broker: String,
     settings: watch::Receiver<Settings>,
     room_wanted: Arc<Notify>,
@@ -43,12 +52,15 @@ pub(super) struct DeadLettering {
     sending: Arc<Semaphore>,
     keeping: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    /// Bounds what is said of letters that find no room.
+    without_room: Arc<Mutex<Burst>>,
 }
 
 impl DeadLettering {
     pub(super) fn new(
         log: Arc<dyn EventLog>,
         client: Client,
+        trigger: Arc<str>,
         broker: String,
         settings: watch::Receiver<Settings>,
         room_wanted: Arc<Notify>,
@@ -57,6 +69,7 @@ impl DeadLettering {
         Self {
             log,
             client,
+            trigger,
             broker,
             settings,
             room_wanted,
@@ -65,6 +78,7 @@ impl DeadLettering {
             sending: Arc::new(Semaphore::new(CONCURRENCY)),
             keeping: Arc::new(Semaphore::new(CONCURRENCY)),
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+            without_room: Arc::default(),
         }
     }
 
@@ -102,9 +116,22 @@ impl DeadLettering {
                 let _permit = self.sending.acquire().await;
                 let event = place.fetch(&*self.log, &self.broker).await?;
                 let event = letter.mark(&event).unwrap_or(event);
-                self.client
-                    .post(&uri, event.to_http(mode), delivery.timeout)
-                    .await
+                let traced = Traced::begin(
+                    self.client.tracer(),
+                    &Attempt {
+                        event: &event,
+                        trigger: &self.trigger,
+                        broker: &self.broker,
+                        target: &uri,
+                        number: attempts.failed.saturating_add(1),
+                        is_dead_letter: true,
+                    },
+                );
+                let mut message = event.to_http(mode);
+                traced.set_headers(&mut message.headers);
+                let answer = self.client.post(&uri, message, delivery.timeout).await;
+                traced.end(&answer);
+                answer
             };
             attempts.failed = attempts.failed.saturating_add(1);
             attempts.since.get_or_insert(began);
@@ -130,9 +157,7 @@ impl DeadLettering {
         loop {
             match self.store(letter, place).await? {
                 Ok(()) => return Ok(()),
-                Err(detail) if pause == NO_ROOM_PAUSE => {
-                    tracing::warn!(broker = self.broker, %place, detail, "no room for a dead letter; it waits for some");
-                }
+                Err(error) if pause == NO_ROOM_PAUSE => self.tell_without_room(place, &error),
                 Err(_) => {}
             }
             self.room_wanted.notify_one();
@@ -143,6 +168,15 @@ impl DeadLettering {
             } else {
                 (pause * 2).min(LONGEST_NO_ROOM_PAUSE)
             };
+        }
+    }
+
+    fn tell_without_room(&self, place: Place, error: &str) {
+        // No code that holds the lock can leave the counts half changed.
+        let mut burst = self.without_room.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Admitted { held_back }) = burst.admit(Instant::now()) {
+            let (trigger, broker) = (&*self.trigger, self.broker.as_str());
+            tracing::warn!(trigger, broker, %place, error, held_back, "no room for a dead letter; it waits for some");
         }
     }
 

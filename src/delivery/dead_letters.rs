@@ -2,15 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
+    sync::{self, Arc, PoisonError},
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::{
-    dead_letter::DeadLetter,
+    dead_letter::{DeadLetter, DeadLetterError},
+    lines::{shown, trace_id},
     reader::READ,
     redrive::{Letter, Redrive, Taken},
 };
@@ -18,6 +19,7 @@ use crate::{
     cloudevents::Event,
     filter::Filter,
     log::{EventLog, LogError, Offset},
+    telemetry::{Admitted, Burst},
 };
 
 /// How many records are looked at for one page, at most, and how many bytes of them are kept.
@@ -96,6 +98,8 @@ pub struct Dropped {
 pub(super) struct Recipient {
     pub(super) uid: String,
     pub(super) name: String,
+    /// `namespace/name`.
+    pub(super) trigger: String,
     pub(super) redrives: mpsc::Sender<Redrive>,
 }
 
@@ -105,6 +109,8 @@ pub(super) struct DeadLetters {
     taken: Arc<Taken>,
     /// Held while letters are taken out, so that none is taken twice.
     pub(super) taking: Mutex<()>,
+    /// Bounds what is said of letters that cannot be read.
+    unreadable: sync::Mutex<Burst>,
 }
 
 impl DeadLetters {
@@ -113,6 +119,7 @@ impl DeadLetters {
             log,
             taken,
             taking: Mutex::new(()),
+            unreadable: sync::Mutex::default(),
         }
     }
 
@@ -163,11 +170,17 @@ impl DeadLetters {
                             page.letters.push(kept);
                         }
                     }
-                    Err(error) => {
-                        tracing::error!(broker, letter = %record.offset, %error, "a dead letter cannot be read");
-                    }
+                    Err(error) => self.tell_unreadable(broker, record.offset, &error),
                 }
             }
+        }
+    }
+
+    fn tell_unreadable(&self, broker: &str, letter: Offset, error: &DeadLetterError) {
+        // No code that holds the lock can leave the counts half changed.
+        let mut burst = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Admitted { held_back }) = burst.admit(Instant::now()) {
+            tracing::error!(broker, %letter, %error, held_back, "a dead letter cannot be read");
         }
     }
 
@@ -200,16 +213,37 @@ impl DeadLetters {
                         .position(|recipient| recipient.name == letter.name)
                 });
             match found {
-                Some(recipient) => by_recipient.entry(recipient).or_default().push(Letter {
-                    offset: id,
-                    key: event.attribute("partitionkey").map(|key| key.canonical().into()),
-                }),
+                Some(recipient) => {
+                    tracing::debug!(
+                        trigger = format!("{}/{}", letter.namespace, letter.name),
+                        broker,
+                        letter = %id,
+                        event_id = shown(event.id()),
+                        event_source = shown(event.source()),
+                        event_type = shown(event.r#type()),
+                        trace_id = trace_id(&event),
+                        "a dead letter is to be delivered again"
+                    );
+                    by_recipient.entry(recipient).or_default().push(Letter {
+                        offset: id,
+                        key: event.attribute("partitionkey").map(|key| key.canonical().into()),
+                    });
+                }
                 None => without_trigger.push(id),
             }
         }
         for (recipient, letters) in by_recipient {
             let offsets: Vec<_> = letters.iter().map(|letter| letter.offset).collect();
             let accepted = self.hand_over(&recipients[recipient], letters).await?;
+            if accepted > 0 {
+                let trigger = &*recipients[recipient].trigger;
+                tracing::info!(
+                    trigger,
+                    broker,
+                    redriven = accepted,
+                    "dead letters are delivered again on request"
+                );
+            }
             result.redriven += accepted as u64;
             if let Some(&first) = offsets.get(accepted) {
                 result.without_room += (offsets.len() - accepted) as u64;

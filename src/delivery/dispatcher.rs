@@ -26,20 +26,23 @@ use super::{
     dead_lettering::DeadLettering,
     inbox::Inbox,
     lanes::{Item, Lanes},
+    lines::Lines,
     place::{FetchError, Place},
     progress::{Low, Progress},
     rate::Bucket,
-    reader::{READ, Reader, unreadable},
+    reader::{READ, Reader},
     redrive::Redrive,
-    reply::{self, MAX_HOPS, Reply},
+    reply::{self, Reply},
     settings::Settings,
+    traced::Traced,
     verdict::Verdict,
 };
 use crate::{
-    cloudevents::Event,
+    cloudevents::{Event, TraceContext},
     filter::{Decision, Subject},
     log::{EventLog, LogError, Offset, ReadLimit},
     routing::{Ordering, broker_key},
+    telemetry::Attempt,
 };
 
 /// How many events of a Trigger are unsettled at most; it then waits for one to settle.
@@ -77,7 +80,10 @@ pub(super) struct Dispatcher {
     parts: Parts,
     settings: Settings,
     uid: String,
+    /// `namespace/name`.
+    trigger: Arc<str>,
     broker: String,
+    lines: Lines,
     following: Following,
     ready: VecDeque<Item>,
     /// What held its key back and may go now.
@@ -139,12 +145,14 @@ impl Dispatcher {
             trigger.uid.clone(),
             broker_key(&trigger.namespace, &trigger.broker),
         );
+        let trigger: Arc<str> = format!("{}/{}", trigger.namespace, trigger.name).into();
         let low = parts.progress.low();
         parts.stats.show(&parts.progress);
         parts.stats.show_low(low);
         let dead_lettering = DeadLettering::new(
             parts.log.clone(),
             parts.client.clone(),
+            trigger.clone(),
             broker.clone(),
             parts.settings.clone(),
             parts.room_wanted.clone(),
@@ -154,6 +162,8 @@ impl Dispatcher {
             parts,
             settings,
             uid,
+            lines: Lines::new(trigger.clone(), broker.clone()),
+            trigger,
             broker,
             dead_lettering,
             dead_letters: FuturesUnordered::new(),
@@ -196,7 +206,10 @@ impl Dispatcher {
                     Ok(()) => self.settings_changed(),
                     Err(_) => return Ok(()),
                 },
-                _ = note_position.tick() => self.note_position(),
+                _ = note_position.tick() => {
+                    self.note_position();
+                    self.lines.tell_overdue(Instant::now());
+                }
                 () = std::future::ready(()), if more => {}
                 () = stop.cancelled() => return self.finish().await,
             }
@@ -370,7 +383,7 @@ impl Dispatcher {
             match Event::from_record(record.payload) {
                 Ok(event) if self.wants(&event) => self.matched(record.offset, event),
                 Ok(_) => {}
-                Err(error) => unreadable(&self.broker, record.offset, &error),
+                Err(error) => self.lines.unreadable(Place::Log(record.offset), &error),
             }
             self.parts.progress.advance(record.offset.plus(1));
         }
@@ -401,13 +414,7 @@ impl Dispatcher {
         if missed > 0 {
             self.parts.progress.advance(found);
             self.parts.stats.count_missed(missed);
-            let trigger = self.settings.trigger();
-            tracing::warn!(
-                namespace = trigger.namespace,
-                trigger = trigger.name,
-                missed,
-                "events were removed from the full log before the Trigger looked at them"
-            );
+            self.lines.missed(missed);
         }
     }
 
@@ -487,7 +494,8 @@ impl Dispatcher {
 
     fn attempt(&self, target: &Uri, place: Place, event: Option<Event>) -> BoxFuture<'static, Attempted> {
         let (log, client) = (self.parts.log.clone(), self.parts.client.clone());
-        let (target, broker) = (target.clone(), self.broker.clone());
+        let (target, broker, trigger) = (target.clone(), self.broker.clone(), self.trigger.clone());
+        let number = self.parts.progress.failures(place).saturating_add(1);
         let (mode, timeout) = (self.settings.mode(), self.settings.delivery().timeout);
         let stats = self.parts.stats.clone();
         async move {
@@ -504,13 +512,25 @@ impl Dispatcher {
                     (Some(event), Outcome::Expired)
                 }
                 Ok(event) => {
+                    let attempt = Attempt {
+                        event: &event,
+                        trigger: &trigger,
+                        broker: &broker,
+                        target: &target,
+                        number,
+                        is_dead_letter: false,
+                    };
+                    let traced = Traced::begin(client.tracer(), &attempt);
                     let mut message = event.to_http(mode);
                     message
                         .headers
                         .insert("prefer", HeaderValue::from_static("reply"));
+                    traced.set_headers(&mut message.headers);
                     let answer = client.post(&target, message, timeout).await;
-                    let outcome =
-                        with_reply(&*log, &broker, &event, answer, stats.is_first_unsettled(place)).await;
+                    let context = traced.context().cloned();
+                    traced.end(&answer);
+                    let is_first = stats.is_first_unsettled(place);
+                    let outcome = with_reply(&*log, &broker, &event, context, answer, is_first).await;
                     (Some(event), outcome)
                 }
                 Err(error) => (None, Outcome::NotFetched(error)),
@@ -550,7 +570,10 @@ impl Dispatcher {
                 self.parts.room_wanted.notify_one();
                 self.failed(place, began.time, about.as_ref(), &answer);
             }
-            Outcome::Expired => self.settle(place, Settlement::Expired),
+            Outcome::Expired => {
+                self.lines.expired(about.as_ref());
+                self.settle(place, Settlement::Expired);
+            }
             Outcome::NotFetched(error) => return self.not_fetched(place, error),
         }
         Ok(())
@@ -568,47 +591,22 @@ impl Dispatcher {
 
     /// What cannot be read again cannot be delivered.
     fn not_fetched(&mut self, place: Place, error: FetchError) -> Result<(), LogError> {
-        let trigger = self.settings.trigger();
-        let (namespace, trigger) = (&trigger.namespace, &trigger.name);
         match error {
             FetchError::Log(error) => return Err(error),
-            // Who made the room has told how many events went.
-            FetchError::Removed => {
-                tracing::debug!(namespace, trigger, %place, "an event was removed before it was delivered")
-            }
-            FetchError::Damaged(detail) => {
-                tracing::error!(namespace, trigger, %place, detail, "an event cannot be read again and is dropped");
-            }
+            FetchError::Removed => self.lines.removed(place),
+            FetchError::Damaged(error) => self.lines.damaged(place, &error),
         }
         self.settle(place, Settlement::Dropped);
         Ok(())
     }
 
-    fn replied(&self, delivered: Option<&Event>, reply: Option<Reply>) {
+    fn replied(&mut self, delivered: Option<&Event>, reply: Option<Reply>) {
         let Some(reply) = reply else { return };
         self.parts.stats.replied(&reply);
-        let trigger = self.settings.trigger();
-        let (namespace, trigger) = (&trigger.namespace, &trigger.name);
-        let (id, source) = delivered.map_or(("", ""), |event| (event.id(), event.source()));
         match reply {
             Reply::Stored(_) => {}
-            Reply::BeyondMaxHops => tracing::warn!(
-                namespace,
-                trigger,
-                id,
-                source,
-                "the Sink's reply is not stored: {MAX_HOPS} replies led to it, and this looks like a loop"
-            ),
-            Reply::Invalid(problem) => {
-                tracing::warn!(
-                    namespace,
-                    trigger,
-                    id,
-                    source,
-                    problem,
-                    "the Sink's reply is no valid event and is not stored"
-                );
-            }
+            Reply::BeyondMaxHops => self.lines.reply_beyond_max_hops(delivered),
+            Reply::Invalid(problem) => self.lines.invalid_reply(delivered, &problem),
         }
     }
 
@@ -625,25 +623,14 @@ impl Dispatcher {
             self.parts.stats.outage_goes_on(Timestamp::now(), &answer.detail);
         }
         if self.breaker.is_open() && !was_open {
-            let (trigger, detail) = (self.settings.trigger(), &answer.detail);
-            tracing::warn!(
-                namespace = trigger.namespace,
-                trigger = trigger.name,
-                detail,
-                "the Sink keeps failing; it is probed until it answers, and events wait"
-            );
+            self.lines.sink_fails(&answer.detail);
         }
     }
 
     fn sink_answered(&mut self) {
         if self.breaker.is_open() {
             self.parts.stats.outage_ended();
-            let trigger = self.settings.trigger();
-            tracing::info!(
-                namespace = trigger.namespace,
-                trigger = trigger.name,
-                "the Sink answers again"
-            );
+            self.lines.sink_answers();
         }
         self.breaker.answered();
         self.parts.stats.sink_answered();
@@ -651,7 +638,11 @@ impl Dispatcher {
 
     fn answered(&mut self, place: Place, began: Timestamp, about: Option<&Event>, answer: &Answer) {
         match answer.verdict {
-            Verdict::Delivered => self.settle(place, Settlement::Delivered),
+            Verdict::Delivered => {
+                self.lines
+                    .delivered(about, answer.status.map(|status| status.as_u16()));
+                self.settle(place, Settlement::Delivered);
+            }
             Verdict::Refused => {
                 let attempts = self.parts.progress.failed(place, began);
                 self.dead_letter(place, about, answer, attempts, "refused");
@@ -661,6 +652,7 @@ impl Dispatcher {
     }
 
     fn failed(&mut self, place: Place, began: Timestamp, about: Option<&Event>, answer: &Answer) {
+        self.lines.attempt_failed(about, &answer.detail);
         let attempts = self.parts.progress.failed(place, began);
         let delivery = self.settings.delivery();
         let exhausted = backoff::exhausted(delivery, attempts, Timestamp::now());
@@ -682,17 +674,6 @@ impl Dispatcher {
         reason: &str,
     ) {
         let trigger = self.settings.trigger();
-        let (id, source) = about.map_or(("", ""), |event| (event.id(), event.source()));
-        tracing::warn!(
-            namespace = trigger.namespace,
-            trigger = trigger.name,
-            id,
-            source,
-            attempts = attempts.failed,
-            detail = answer.detail,
-            reason,
-            "an event became a dead letter"
-        );
         let letter = DeadLetter {
             trigger: trigger.uid.clone(),
             namespace: trigger.namespace.clone(),
@@ -703,6 +684,7 @@ impl Dispatcher {
             detail: answer.detail.clone(),
             attempts: attempts.failed,
         };
+        self.lines.dead_letter(about, &letter);
         let settled = self.dead_lettering.clone().settle(letter, place);
         self.dead_letters
             .push(async move { (place, settled.await) }.boxed());
@@ -736,11 +718,7 @@ impl Dispatcher {
         }
         match saved {
             Err(LogError::Full(detail)) => {
-                tracing::warn!(
-                    broker = self.broker,
-                    detail,
-                    "no room to save progress; it is tried again"
-                );
+                self.lines.unsaved(&detail);
                 self.save_at = Some(Instant::now() + NO_ROOM_PAUSE);
                 Ok(())
             }
@@ -795,20 +773,23 @@ async fn with_reply(
     log: &dyn EventLog,
     broker: &str,
     event: &Event,
+    context: Option<TraceContext>,
     mut answer: Answer,
     is_first_unsettled: bool,
 ) -> Outcome {
     let reply = match answer.reply.take() {
         None => None,
         Some(Err(problem)) => Some(Reply::Invalid(problem)),
-        Some(Ok(replies)) => match reply::store(log, broker, event, &replies, is_first_unsettled).await {
-            Ok(reply) => Some(reply),
-            Err(LogError::Full(detail) | LogError::Limit(detail)) => {
-                let detail = format!("the Sink's reply cannot be stored: {detail}");
-                return Outcome::ReplyNotStored(Answer::none(detail));
+        Some(Ok(replies)) => {
+            match reply::store(log, broker, event, &replies, context.as_ref(), is_first_unsettled).await {
+                Ok(reply) => Some(reply),
+                Err(LogError::Full(detail) | LogError::Limit(detail)) => {
+                    let detail = format!("the Sink's reply cannot be stored: {detail}");
+                    return Outcome::ReplyNotStored(Answer::none(detail));
+                }
+                Err(error) => return Outcome::NotFetched(FetchError::Log(error)),
             }
-            Err(error) => return Outcome::NotFetched(FetchError::Log(error)),
-        },
+        }
     };
     Outcome::Answered(answer, reply)
 }

@@ -308,9 +308,9 @@ impl Engine {
     async fn save_places(&self, changes: Vec<CursorChange>) -> Result<(), LogError> {
         match self.log.save_cursors(changes).await {
             // Then there is no room for events either: none is accepted that a new Trigger could miss.
-            Err(LogError::Full(detail)) => {
+            Err(LogError::Full(error)) => {
                 tracing::warn!(
-                    detail,
+                    error,
                     "no room to keep where new Triggers begin; they keep it with their progress"
                 );
                 Ok(())
@@ -406,6 +406,7 @@ impl Engine {
             .map(|handle| Recipient {
                 uid: handle.view.uid.clone(),
                 name: handle.view.name.clone(),
+                trigger: format!("{}/{}", handle.view.namespace, handle.view.name),
                 redrives: handle.redrives.clone(),
             })
             .collect();
@@ -483,12 +484,12 @@ impl Engine {
             broker: broker.to_owned(),
             stats,
         };
-        let (namespace, name) = (trigger.namespace.clone(), trigger.name.clone());
+        let name = format!("{}/{}", trigger.namespace, trigger.name);
         let stopped = view.stats.clone();
         let task = self.tasks.spawn(async move {
             if let Err(error) = dispatcher.run().await {
                 stopped.stop();
-                tracing::error!(namespace, trigger = name, %error, "delivery has ended: the event log failed");
+                tracing::error!(trigger = name, %error, "delivery has ended: the event log failed");
             }
         });
         Handle {
@@ -526,8 +527,7 @@ impl Engine {
             let pending = view.stats.pending();
             self.dropped_with_trigger.fetch_add(pending, Relaxed);
             tracing::info!(
-                namespace = view.namespace,
-                trigger = view.name,
+                trigger = format!("{}/{}", view.namespace, view.name),
                 dropped = pending,
                 "the Trigger is gone"
             );

@@ -20,6 +20,7 @@ mod dispatcher;
 mod engine;
 mod inbox;
 mod lanes;
+mod lines;
 mod offsets;
 mod place;
 mod progress;
@@ -30,6 +31,7 @@ mod reply;
 mod retention;
 mod settings;
 mod stats;
+mod traced;
 mod trimmer;
 mod verdict;
 

@@ -145,6 +145,11 @@ impl Progress {
         self.next = self.next.max(next);
     }
 
+    /// How many attempts have failed.
+    pub(super) fn failures(&self, place: Place) -> u32 {
+        self.outstanding.get(&place).map_or(0, |attempts| attempts.failed)
+    }
+
     /// An attempt that began at `since` failed; gives what has been tried so far.
     pub(super) fn failed(&mut self, place: Place, since: Timestamp) -> Attempts {
         let attempts = self.outstanding.entry(place).or_default();

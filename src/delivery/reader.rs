@@ -1,6 +1,9 @@
 //! The one reader of a broker's log that feeds all its Triggers.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
 use tokio_util::sync::CancellationToken;
 
@@ -10,6 +13,7 @@ use crate::{
     filter::Decision,
     log::{EventLog, LogError, Offset, ReadLimit},
     routing::BrokerTable,
+    telemetry::{Admitted, Burst},
 };
 
 /// How much is read at once.
@@ -31,6 +35,8 @@ struct State {
     table: Arc<BrokerTable>,
     /// One for each route of the table.
     inboxes: Vec<Arc<Inbox>>,
+    /// Bounds what is said of records that cannot be read.
+    unreadable: Burst,
 }
 
 impl State {
@@ -48,6 +54,7 @@ impl Reader {
             position,
             table: Arc::default(),
             inboxes: Vec::new(),
+            unreadable: Burst::default(),
         };
         Self {
             broker,
@@ -141,7 +148,14 @@ impl Reader {
                         Decision::Failed(error) => inbox.filter_failed(&error),
                     }
                 }),
-                Err(error) => unreadable(&self.broker, offset, &error),
+                Err(error) => {
+                    if let Some(Admitted { held_back }) = state.unreadable.admit(Instant::now()) {
+                        tracing::error!(
+                            broker = self.broker, place = %offset, %error, held_back,
+                            "a record of the event log cannot be read as an event and is passed over"
+                        );
+                    }
+                }
             }
             state.position = offset.plus(1);
         }
@@ -162,9 +176,4 @@ impl Reader {
         // No code that holds the lock can leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A record that passed the log's checksums and yet is no event was written by another Weir.
-pub(super) fn unreadable(broker: &str, offset: Offset, error: &dyn std::error::Error) {
-    tracing::error!(broker, %offset, %error, "a record of the event log cannot be read as an event and is passed over");
 }

@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 
 use crate::{
-    cloudevents::{Event, Invalid},
+    cloudevents::{Event, Invalid, TraceContext},
     log::{EventLog, LogError},
 };
 
@@ -27,7 +27,8 @@ pub(super) enum Reply {
     Invalid(String),
 }
 
-/// Stores what a Sink answered to `delivered`, as one commit. The room that is kept for settling is for the reply to the
+/// Stores what a Sink answered to `delivered`, as one commit. A reply without a trace context of its own continues
+/// `context`, that of the delivery. The room that is kept for settling is for the reply to the
 /// first unsettled event alone: nothing can be removed before that is settled.
 ///
 /// # Errors
@@ -37,13 +38,14 @@ pub(super) async fn store(
     broker: &str,
     delivered: &Event,
     replies: &[Event],
+    context: Option<&TraceContext>,
     is_first_unsettled: bool,
 ) -> Result<Reply, LogError> {
     let hops = hops(delivered).saturating_add(1);
     if hops > MAX_HOPS {
         return Ok(Reply::BeyondMaxHops);
     }
-    let marked: Result<Vec<_>, _> = replies.iter().map(|reply| mark(reply, hops)).collect();
+    let marked: Result<Vec<_>, _> = replies.iter().map(|reply| mark(reply, hops, context)).collect();
     let records: Vec<_> = match marked {
         Ok(replies) => replies.iter().map(Event::to_record).collect(),
         Err(invalid) => return Ok(Reply::Invalid(invalid.to_string())),
@@ -60,8 +62,12 @@ pub(super) async fn store(
     Ok(Reply::Stored(count))
 }
 
-fn mark(reply: &Event, hops: u32) -> Result<Event, Invalid> {
-    reply.with_extensions([(HOPS, hops.to_string().as_str())])
+fn mark(reply: &Event, hops: u32, context: Option<&TraceContext>) -> Result<Event, Invalid> {
+    let marked = reply.with_extensions([(HOPS, hops.to_string().as_str())])?;
+    Ok(match context {
+        Some(context) if marked.trace_context().is_none() => marked.with_trace_context(context.clone()),
+        _ => marked,
+    })
 }
 
 /// How many replies led to the event. What is no number is not ours, and counts as none.
@@ -110,7 +116,7 @@ mod tests {
         for (delivered, expected) in table {
             let before = log.bounds("a/b").next;
             // What the Sink itself says of hops is not believed.
-            let stored = store(&log, "a/b", &event(delivered), &[event(Some("7"))], false)
+            let stored = store(&log, "a/b", &event(delivered), &[event(Some("7"))], None, false)
                 .await
                 .unwrap();
             let limit = ReadLimit {

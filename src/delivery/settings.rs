@@ -88,7 +88,8 @@ fn parse(trigger: &Trigger, destination: &Destination, consequence: &str) -> Opt
         .parse()
         .inspect_err(|error| {
             tracing::error!(
-                namespace = trigger.namespace, trigger = trigger.name, uri = destination.uri, %error, "{consequence}"
+                trigger = format!("{}/{}", trigger.namespace, trigger.name), uri = destination.uri, %error,
+                "{consequence}"
             );
         })
         .ok()

@@ -86,7 +86,9 @@ impl Trimmer {
             match trimmed {
                 Ok(()) => {}
                 Err(error @ LogError::Failed(_)) => return Err(error),
-                Err(error) => tracing::error!(log = key, %error, "it cannot be trimmed"),
+                Err(error) => {
+                    tracing::error!(log = key, %error, "a log cannot be trimmed; it is tried again")
+                }
             }
         }
         // What is delivered makes room for dead letters and replies, also when no new event asks for any.

@@ -1,6 +1,9 @@
 //! The ingress: takes CloudEvents at `/{namespace}/{broker}` and answers 202 once they are durable.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use arc_swap::ArcSwapOption;
 use axum::{
@@ -19,10 +22,11 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    cloudevents::{Event, read_http},
+    cloudevents::{Event, Received, TraceContext, read_http},
     delivery::Engine,
     log::{EventLog, LogError},
     routing::{RoutingTable, broker_key},
+    telemetry::{Receiver, Tracer},
 };
 
 /// What the ingress works with.
@@ -33,6 +37,7 @@ pub(super) struct Ingress {
     pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
     pub(super) metrics: Arc<IngressMetrics>,
     pub(super) bodies: Bodies,
+    pub(super) tracer: Tracer,
 }
 
 /// The endpoint that producers post to.
@@ -51,18 +56,26 @@ async fn receive(
 ) -> Response {
     let began = Instant::now();
     let (parts, body) = request.into_parts();
-    match ingress.accept(&namespace, &broker, parts, body).await {
+    let context = TraceContext::from_headers(&parts.headers);
+    let mut receiver = ingress.tracer.receiver(context, SystemTime::now());
+    let accepted = ingress
+        .accept(&namespace, &broker, parts, body, &mut receiver)
+        .await;
+    let (response, reason) = match accepted {
         Ok(count) => {
             ingress
                 .metrics
                 .accepted(&namespace, &broker, count, began.elapsed());
-            StatusCode::ACCEPTED.into_response()
+            (StatusCode::ACCEPTED.into_response(), None)
         }
         Err(problem) => {
-            ingress.metrics.rejected(problem.reason());
-            problem.into_response()
+            let reason = problem.reason();
+            ingress.metrics.rejected(reason);
+            (problem.into_response(), Some(reason))
         }
-    }
+    };
+    receiver.end(response.status(), reason);
+    response
 }
 
 impl Ingress {
@@ -73,6 +86,7 @@ impl Ingress {
         broker: &str,
         parts: Parts,
         body: Body,
+        receiver: &mut Receiver<'_>,
     ) -> Result<usize, Problem> {
         if let Err(problem) = self
             .check_broker(namespace, broker)
@@ -82,11 +96,13 @@ impl Ingress {
             return Err(problem);
         }
         let body = self.bodies.read(&parts.headers, body).await?;
-        let events = read_http(&parts.headers, body.bytes.clone())?.into_events();
+        let received = read_http(&parts.headers, body.bytes.clone())?;
+        let broker = broker_key(namespace, broker);
+        let events = events_of(received, receiver, &broker);
         if events.is_empty() {
             return Ok(0);
         }
-        self.store(&broker_key(namespace, broker), &events).await?;
+        self.store(&broker, &events).await?;
         Ok(events.len())
     }
 
@@ -142,6 +158,16 @@ impl Ingress {
             detail,
         ))
     }
+}
+
+/// What was received, with the trace context that it continues: the request's span, or without one what the headers
+/// say.
+fn events_of(received: Received, receiver: &mut Receiver<'_>, broker: &str) -> Vec<Event> {
+    let is_batch = matches!(received, Received::Batch(_));
+    let context = receiver.begin(|of_headers| received.trace_context(of_headers), broker);
+    let events = received.into_events_in(context);
+    receiver.describe(&events, is_batch);
+    events
 }
 
 /// The validation handshake of the CloudEvents HTTP webhook specification 1.0, section 4: any origin may post, at

@@ -33,6 +33,7 @@ use crate::{
     routing::{Configuration, Destination, Revision, RoutingTable, ServiceName, protocol::SinkReport},
     server::{self, BindError, Server},
     source::Sources,
+    telemetry::Tracer,
 };
 
 use body::Bodies;
@@ -56,6 +57,8 @@ pub struct RouterOptions {
     pub log: EmbeddedOptions,
     /// How delivery behaves.
     pub delivery: DeliveryOptions,
+    /// What makes the spans of requests and deliveries.
+    pub tracer: Tracer,
 }
 
 /// Why a router ended.
@@ -94,7 +97,8 @@ pub async fn run(
 ) -> Result<(), RouterError> {
     let saved = SavedConfiguration::in_directory(&options.data)?;
     let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(options.data.join("log"), options.log.clone())?);
-    let engine = Engine::start(log.clone(), Client::new(options.max_body)?, options.delivery).await?;
+    let client = Client::new(options.max_body)?.traced(options.tracer.clone());
+    let engine = Engine::start(log.clone(), client, options.delivery).await?;
     let sources = Sources::new(log.clone());
     let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
@@ -104,6 +108,7 @@ pub async fn run(
         table: table.clone(),
         metrics: metrics.ingress.clone(),
         bodies: Bodies::new(options.max_body),
+        tracer: options.tracer,
     };
     let ingress_server = Server::bind("ingress", options.listen).await?;
     let admin_server = Server::bind("admin", options.admin).await?;

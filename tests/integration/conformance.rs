@@ -340,8 +340,15 @@ fn attribute_headers(headers: &[(String, Vec<u8>)]) -> Vec<(String, String)> {
     headers
 }
 
-/// Besides what makes up the event, a delivery has these headers and no more.
-const OF_THE_HOP: [&str; 4] = ["content-length", "host", "user-agent", "prefer"];
+/// Besides what makes up the event, a delivery has these headers and no more; the last two where it is in a trace.
+const OF_THE_HOP: [&str; 6] = [
+    "content-length",
+    "host",
+    "user-agent",
+    "prefer",
+    "traceparent",
+    "tracestate",
+];
 
 #[track_caller]
 fn assert_message(rule: &str, came: &Received, headers: &[(String, String)], body: &[u8]) {

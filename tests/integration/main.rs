@@ -26,5 +26,7 @@ mod hostile;
 mod interop;
 mod leadership;
 mod local;
+mod logs;
 mod replies;
 mod sink_status;
+mod traces;

@@ -17,6 +17,7 @@ pub(crate) struct LocalRouter {
     manifests: Scratch,
     data: Data,
     arguments: Vec<String>,
+    variables: Vec<(String, String)>,
 }
 
 /// Where a router's data are.
@@ -29,6 +30,7 @@ enum Data {
 pub(crate) struct Setup {
     manifests: String,
     arguments: Vec<String>,
+    variables: Vec<(String, String)>,
     data: Option<PathBuf>,
     fail_points: String,
 }
@@ -42,6 +44,7 @@ impl Setup {
                 .iter()
                 .map(|service| format!("--service={service}"))
                 .collect(),
+            variables: Vec::new(),
             data: None,
             fail_points: String::new(),
         }
@@ -50,6 +53,12 @@ impl Setup {
     /// With another argument.
     pub(crate) fn argument(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    /// With another variable of its environment.
+    pub(crate) fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -71,6 +80,7 @@ impl Setup {
         let Self {
             manifests,
             arguments,
+            variables,
             data,
             fail_points,
         } = self;
@@ -78,11 +88,12 @@ impl Setup {
         scratch.write("manifests.yaml", manifests);
         let data = data.map_or_else(|| Data::Own(Scratch::new()), Data::Given);
         LocalRouter {
-            process: launch(&port, &scratch, data.path(), &arguments, &fail_points),
+            process: launch(&port, &scratch, data.path(), &arguments, &variables, &fail_points),
             port,
             manifests: scratch,
             data,
             arguments,
+            variables,
         }
     }
 
@@ -108,6 +119,7 @@ fn launch(
     manifests: &Scratch,
     data: &Path,
     arguments: &[String],
+    variables: &[(String, String)],
     fail_points: &str,
 ) -> Process {
     let mut all = vec![
@@ -118,7 +130,11 @@ fn launch(
         "--admin=127.0.0.1:0".to_owned(),
     ];
     all.extend_from_slice(arguments);
-    Process::weir(all).env("FAILPOINTS", fail_points).start()
+    let launch = Process::weir(all).env("FAILPOINTS", fail_points);
+    let launch = variables
+        .iter()
+        .fold(launch, |launch, (name, value)| launch.env(name, value));
+    launch.start()
 }
 
 impl LocalRouter {
@@ -175,6 +191,7 @@ impl LocalRouter {
             &self.manifests,
             self.data.path(),
             &self.arguments,
+            &self.variables,
             fail_points,
         );
     }

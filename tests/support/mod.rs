@@ -5,6 +5,7 @@
 //! process, however that ends (see `process.rs` and `scratch.rs`).
 
 mod client;
+mod collector;
 mod consumer;
 mod control_plane;
 mod kubectl;
@@ -17,6 +18,7 @@ mod scratch;
 mod volume;
 
 pub(crate) use client::{Response, get, post, send, try_get, try_post};
+pub(crate) use collector::{Collector, Exported};
 pub(crate) use consumer::{Answer, Consumer, Received};
 pub(crate) use control_plane::ControlPlane;
 pub(crate) use kubectl::Kubectl;

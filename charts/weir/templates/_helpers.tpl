@@ -93,8 +93,14 @@ image: {{ include "weir.image" .root | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext: {{- toYaml .root.Values.securityContext | nindent 2 }}
 resources: {{- toYaml (index .root.Values .component).resources | nindent 2 }}
-{{- with (index .root.Values .component).extraEnv }}
-env: {{- toYaml . | nindent 2 }}
+{{- $extraEnv := (index .root.Values .component).extraEnv }}
+{{- $tracing := and (eq .component "router") .root.Values.tracing.endpoint }}
+{{- if or $tracing $extraEnv }}
+env:
+  {{- if $tracing }}
+  {{- include "weir.tracing" .root.Values.tracing | nindent 2 }}
+  {{- end }}
+  {{- with $extraEnv }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- end }}
 startupProbe: # reading a long event log again takes its time
   httpGet: {path: /healthz, port: admin}
@@ -108,4 +114,14 @@ readinessProbe:
   httpGet: {path: /readyz, port: admin}
   periodSeconds: 2
   timeoutSeconds: 5
+{{- end -}}
+
+{{/* The environment of a container that exports traces. */}}
+{{- define "weir.tracing" -}}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ .endpoint | quote }}}
+- {name: OTEL_TRACES_SAMPLER, value: {{ .sampler | quote }}}
+- {name: OTEL_TRACES_SAMPLER_ARG, value: {{ .samplerArg | quote }}}
+- {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+- {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+- {name: OTEL_RESOURCE_ATTRIBUTES, value: "k8s.namespace.name=$(POD_NAMESPACE),k8s.pod.name=$(POD_NAME)"}
 {{- end -}}

@@ -1,0 +1,28 @@
+//! Where traces are exported to: the flag and the environment of `weir router` and `weir run`.
+
+use super::Usage;
+use crate::telemetry::{self, Export, Options};
+
+/// The flags for traces.
+#[derive(Debug, clap::Args)]
+pub struct TraceArgs {
+    /// The OpenTelemetry collector that traces are exported to, by OTLP over HTTP; /v1/traces is added. Without it, and
+    /// without OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, none are. The other variables of
+    /// OpenTelemetry hold too; without OTEL_TRACES_SAMPLER, the traces that producers record are recorded, and a tenth of
+    /// those that begin here.
+    #[arg(long, value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+}
+
+impl TraceArgs {
+    /// Starts the export, if there is an endpoint.
+    ///
+    /// # Errors
+    /// [`Usage`] when the flag or a variable cannot be used.
+    pub fn start(&self) -> anyhow::Result<Export> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let options = Options::read(self.otlp_endpoint.as_deref(), variable);
+        let options = options.map_err(|error| Usage(error.to_string()))?;
+        Ok(telemetry::start(options)?)
+    }
+}

@@ -1,0 +1,242 @@
+//! What is logged of one Trigger's deliveries: every line with the same fields, and warnings a few at a time, since
+//! what goes wrong with one event goes wrong with the next.
+//!
+//! | field | value |
+//! | --- | --- |
+//! | `trigger` | the Trigger as `namespace/name` |
+//! | `broker` | its broker as `namespace/name` |
+//! | `event_id`, `event_source`, `event_type` | the event's attributes, where it could be read; at most 256 bytes of each |
+//! | `trace_id` | the event's trace, if it is in one |
+//! | `error` | what went wrong |
+//! | `held_back` | how many lines of the kind before this one were not written |
+
+use std::{sync::Arc, time::Instant};
+
+use super::{dead_letter::DeadLetter, place::Place, reply::MAX_HOPS};
+use crate::{
+    cloudevents::{Event, TraceContext},
+    telemetry::{Admitted, Burst},
+};
+
+/// How much of an attribute is shown, in bytes.
+const MAX_SHOWN: usize = 256;
+
+/// Writes the lines of one Trigger.
+pub(super) struct Lines {
+    trigger: Arc<str>,
+    broker: String,
+    bursts: [(&'static str, Burst); 5],
+}
+
+/// What warnings are counted by.
+#[derive(Clone, Copy)]
+enum Kind {
+    DeadLetter,
+    Reply,
+    Damaged,
+    Missed,
+    Unsaved,
+}
+
+/// A line with the fields that all have, at a level of `tracing`.
+macro_rules! line {
+    ($level:ident, $lines:expr, $event:expr, $($field:tt)+) => {{
+        let event: Option<&Event> = $event;
+        tracing::$level!(
+            trigger = &*$lines.trigger,
+            broker = $lines.broker.as_str(),
+            event_id = event.map(|event| shown(event.id())),
+            event_source = event.map(|event| shown(event.source())),
+            event_type = event.map(|event| shown(event.r#type())),
+            trace_id = event.and_then(trace_id),
+            $($field)+
+        );
+    }};
+}
+
+impl Lines {
+    pub(super) fn new(trigger: Arc<str>, broker: String) -> Self {
+        let kinds = [
+            "dead letters",
+            "replies that are not stored",
+            "events that cannot be read",
+            "events that were removed",
+            "progress that is not saved",
+        ];
+        Self {
+            trigger,
+            broker,
+            bursts: kinds.map(|kind| (kind, Burst::default())),
+        }
+    }
+
+    /// An event became a dead letter.
+    pub(super) fn dead_letter(&mut self, event: Option<&Event>, letter: &DeadLetter) {
+        let Some(Admitted { held_back }) = self.admit(Kind::DeadLetter) else {
+            return;
+        };
+        line!(
+            warn,
+            self,
+            event,
+            attempts = letter.attempts,
+            status = letter.status,
+            error = letter.detail,
+            reason = letter.reason,
+            held_back,
+            "an event became a dead letter"
+        );
+    }
+
+    /// The reply to an event would be beyond the hop limit.
+    pub(super) fn reply_beyond_max_hops(&mut self, event: Option<&Event>) {
+        let Some(Admitted { held_back }) = self.admit(Kind::Reply) else {
+            return;
+        };
+        line!(
+            warn,
+            self,
+            event,
+            held_back,
+            "the Sink's reply is not stored: {MAX_HOPS} replies led to it, and this looks like a loop"
+        );
+    }
+
+    /// The reply to an event is none.
+    pub(super) fn invalid_reply(&mut self, event: Option<&Event>, error: &str) {
+        let Some(Admitted { held_back }) = self.admit(Kind::Reply) else {
+            return;
+        };
+        line!(
+            warn,
+            self,
+            event,
+            error,
+            held_back,
+            "the Sink's reply is no valid event and is not stored"
+        );
+    }
+
+    /// An event cannot be read again.
+    pub(super) fn damaged(&mut self, place: Place, error: &str) {
+        let Some(Admitted { held_back }) = self.admit(Kind::Damaged) else {
+            return;
+        };
+        line!(
+            error,
+            self,
+            None,
+            %place,
+            error,
+            held_back,
+            "an event cannot be read again and is dropped"
+        );
+    }
+
+    /// A record that passed the log's checksums and yet is no event was written by another Weir.
+    pub(super) fn unreadable(&mut self, place: Place, error: &dyn std::error::Error) {
+        let Some(Admitted { held_back }) = self.admit(Kind::Damaged) else {
+            return;
+        };
+        line!(
+            error,
+            self,
+            None,
+            %place,
+            %error,
+            held_back,
+            "a record of the event log cannot be read as an event and is passed over"
+        );
+    }
+
+    /// Events were removed before the Trigger looked at them.
+    pub(super) fn missed(&mut self, missed: u64) {
+        let Some(Admitted { held_back }) = self.admit(Kind::Missed) else {
+            return;
+        };
+        line!(
+            warn,
+            self,
+            None,
+            missed,
+            held_back,
+            "events were removed from the full log before the Trigger looked at them"
+        );
+    }
+
+    /// There is no room for the Trigger's progress.
+    pub(super) fn unsaved(&mut self, error: &str) {
+        let Some(Admitted { held_back }) = self.admit(Kind::Unsaved) else {
+            return;
+        };
+        line!(
+            warn,
+            self,
+            None,
+            error,
+            held_back,
+            "no room to save progress; it is tried again"
+        );
+    }
+
+    /// The Sink begins to be down.
+    pub(super) fn sink_fails(&self, error: &str) {
+        line!(
+            warn,
+            self,
+            None,
+            error,
+            "the Sink keeps failing; it is probed until it answers, and events wait"
+        );
+    }
+
+    /// The Sink is no longer down.
+    pub(super) fn sink_answers(&self) {
+        line!(info, self, None, "the Sink answers again");
+    }
+
+    /// An event is delivered.
+    pub(super) fn delivered(&self, event: Option<&Event>, status: Option<u16>) {
+        line!(debug, self, event, status, "an event was delivered");
+    }
+
+    /// An attempt failed; whether another follows is not said.
+    pub(super) fn attempt_failed(&self, event: Option<&Event>, error: &str) {
+        line!(debug, self, event, error, "an attempt to deliver an event failed");
+    }
+
+    /// An event has expired.
+    pub(super) fn expired(&self, event: Option<&Event>) {
+        line!(debug, self, event, "an event expired before it was delivered");
+    }
+
+    /// An event was removed, and who made the room has told how many went.
+    pub(super) fn removed(&self, place: Place) {
+        line!(debug, self, None, %place, "an event was removed before it was delivered");
+    }
+
+    /// Says how many lines were held back, where no later line has.
+    pub(super) fn tell_overdue(&mut self, now: Instant) {
+        for (kind, burst) in &mut self.bursts {
+            if let Some(held_back) = burst.overdue(now) {
+                let (trigger, broker) = (&*self.trigger, self.broker.as_str());
+                tracing::warn!(trigger, broker, held_back, of = *kind, "log lines were held back");
+            }
+        }
+    }
+
+    fn admit(&mut self, kind: Kind) -> Option<Admitted> {
+        let (_, burst) = &mut self.bursts[kind as usize];
+        burst.admit(Instant::now())
+    }
+}
+
+/// An event's trace as logs show it.
+pub(super) fn trace_id(event: &Event) -> Option<String> {
+    event.trace_context().as_ref().map(TraceContext::trace_id_text)
+}
+
+/// The beginning of an attribute.
+pub(super) fn shown(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_SHOWN)]
+}
