@@ -8,8 +8,11 @@
 //! [`compile`] alone.
 //!
 //! The account needs: list and watch on `sources`, `triggers`, `sinks` (weir.dev), `services` and `namespaces`;
-//! patch on the `status` of the three; create and patch on `events` (events.k8s.io).
+//! patch on the `status` of the three; create and patch on `events` (events.k8s.io). For a channel that is secured, also:
+//! create on `tokenreviews` (authentication.k8s.io); get, create, update and patch on the one Secret and the one
+//! ConfigMap of [`TlsOptions`].
 
+mod channel;
 mod compile;
 mod diagnosis;
 mod endpoint;
@@ -25,6 +28,7 @@ mod statuses;
 mod tests;
 mod watch;
 
+pub use channel::{ChannelOptions, RouterAccount, RouterAccountError, TlsOptions};
 pub use compile::{Outcome, compile};
 pub use diagnosis::{Diagnoses, Finding, SinkDiagnosis, SourceDiagnosis, Subject, TriggerDiagnosis};
 pub use observed::{Namespace, Observed, Port, Service};
@@ -43,6 +47,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::server::{self, BindError, Server};
+use channel::Channel;
 use endpoint::Publication;
 use metrics::ControllerMetrics;
 use status_task::{Found, StatusTask};
@@ -59,6 +64,10 @@ const NOT_QUIET: Duration = Duration::from_millis(250);
 pub struct ControllerOptions {
     /// Where routers get the routing configuration.
     pub listen: SocketAddr,
+    /// How what routers get there is secured.
+    pub channel: ChannelOptions,
+    /// Whether the channel to routers may carry what is secret, by [`ChannelOptions::is_secure`].
+    pub secure_channel: bool,
     /// Where health, readiness and metrics are.
     pub admin: SocketAddr,
     /// What follows `.svc.` in the names of Services, usually `cluster.local`.
@@ -93,11 +102,24 @@ pub async fn run(
     let configuration = Server::bind("configuration", options.listen).await?;
     let admin = Server::bind("admin", options.admin).await?;
     let servers = TaskTracker::new();
-    servers.spawn(configuration.serve(endpoint::service(publication.clone()), stop.clone()));
+    if !options.secure_channel {
+        tracing::warn!(
+            "what routers get is not both encrypted and for routers only: set --tls-secret, --tls-ca-config-map, \
+             --tls-service and --router-service-account, or listen on a loopback address"
+        );
+    }
+    let channel = Channel::new(options.channel, &client, &options.cluster_domain, &metrics);
+    let can_connect = channel.readiness();
+    servers.spawn(channel.serve(
+        configuration,
+        endpoint::service(publication.clone()),
+        stop.clone(),
+    ));
     let is_ready = ready.clone();
-    let admin_service = server::admin(registry, move || match is_ready.load(Relaxed) {
-        true => Ok("all resources are known".to_owned()),
-        false => Err("the API server has not listed all resources yet".to_owned()),
+    let admin_service = server::admin(registry, move || match (is_ready.load(Relaxed), can_connect()) {
+        (true, true) => Ok("all resources are known".to_owned()),
+        (false, _) => Err("the API server has not listed all resources yet".to_owned()),
+        (true, false) => Err("there is no certificate for routers yet".to_owned()),
     });
     servers.spawn(admin.serve(admin_service, stop.clone()));
     servers.close();
