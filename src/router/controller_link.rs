@@ -2,6 +2,7 @@
 //! it reports on which Sinks are down.
 
 use std::{
+    error::Error as _,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -19,7 +20,7 @@ use hyper_util::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::controller_connector::ControllerConnector;
+use super::controller_connector::{ConnectError, ControllerConnector};
 use crate::{
     delivery::with_causes,
     routing::{
@@ -288,10 +289,11 @@ impl ControllerLink {
             let bearer = bearer(path).await?;
             request.headers_mut().insert(header::AUTHORIZATION, bearer);
         }
-        self.client
-            .request(request)
-            .await
-            .map_err(|error| LinkError::Unreachable(with_causes(&error)))
+        let answered = self.client.request(request).await;
+        answered.map_err(|error| {
+            let connect: Option<&ConnectError> = error.source().and_then(|cause| cause.downcast_ref());
+            LinkError::Unreachable(connect.map_or_else(|| with_causes(&error), ConnectError::to_string))
+        })
     }
 }
 

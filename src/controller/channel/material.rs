@@ -186,10 +186,11 @@ impl Material {
                 .and_then(|certificate| validity(&certificate))
                 .is_some_and(|validity| validity.covers(now))
         };
+        let lines = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
         certificates(&self.authorities)
             .into_iter()
             .filter(is_valid)
-            .map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der.as_ref())))
+            .map(|der| pem::encode_config(&pem::Pem::new("CERTIFICATE", der.as_ref()), lines))
             .collect()
     }
 }
@@ -307,6 +308,7 @@ mod tests {
         assert_eq!(certificates(second.authorities()).len(), 2);
         assert_eq!(second.stored().serving, first.stored().serving, "it is kept");
         let served = second.with_new_certificate(&names(), day(301)).unwrap();
+        assert_eq!(served.authorities(), second.authorities());
         assert!(accepts(&second, &served, "weir-controller", day(302)));
         assert!(!accepts(&first, &served, "weir-controller", day(302)));
         let later = served.with_new_certificate(&names(), day(366)).unwrap();
