@@ -121,3 +121,33 @@ fn server_config(served: Arc<Served>) -> ServerConfig {
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_is_secure_when_it_is_encrypted_and_for_routers_or_stays_on_the_machine() {
+        let tls = TlsOptions {
+            secret: "s".into(),
+            config_map: "c".into(),
+            service: "w".into(),
+        };
+        let account: RouterAccount = "a/b".parse().unwrap();
+        for (tls, routers, listen, secure) in [
+            (None, None, "0.0.0.0", false),
+            (None, None, "127.0.0.1", true),
+            (None, None, "::1", true),
+            (Some(tls.clone()), None, "0.0.0.0", false),
+            (None, Some(account.clone()), "::", false),
+            (Some(tls), Some(account), "0.0.0.0", true),
+        ] {
+            let options = ChannelOptions { tls, routers };
+            assert_eq!(
+                options.is_secure(listen.parse().unwrap()),
+                secure,
+                "{options:?} {listen}"
+            );
+        }
+    }
+}
