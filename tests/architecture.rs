@@ -36,7 +36,7 @@ const KUBERNETES: Ban = Ban {
 #[rustfmt::skip]
 const RUNNING: Ban = Ban {
     crates: &[
-        "tokio", "tokio_util", "axum", "tower", "hyper", "hyper_util", "hyper_rustls", "rustls", "notify", "fjall",
+        "tokio", "tokio_util", "axum", "tower", "hyper", "hyper_util", "hyper_rustls", "rustls", "tokio_rustls", "notify", "fjall",
         "opentelemetry", "opentelemetry_sdk", "opentelemetry_otlp", "opentelemetry_http",
     ],
     reason: "a pure room does no I/O and needs no runtime",

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::Context as _;
 
 use super::{host_name, shutdown};
-use crate::controller::{self, ControllerOptions, Election};
+use crate::controller::{self, ChannelOptions, ControllerOptions, Election, RouterAccount, TlsOptions};
 
 /// The flags of `weir controller`.
 #[derive(Debug, clap::Args)]
@@ -56,6 +56,64 @@ pub struct Args {
     /// Default: none; then there must be no other controller.
     #[arg(long, env = "WEIR_LEASE", value_name = "NAME")]
     pub lease: Option<String>,
+
+    /// Who may get the routing configuration, and how it is kept from others.
+    #[command(flatten)]
+    pub channel: ChannelArgs,
+}
+
+/// The flags that secure what routers get.
+#[derive(Debug, clap::Args)]
+pub struct ChannelArgs {
+    /// Serve routers over TLS, with certificates in this Secret. The controller makes and renews them; the Secret is
+    /// in its own namespace, like the ConfigMap and the Service.
+    #[arg(long, env = "WEIR_TLS_SECRET", value_name = "NAME", requires_all = ["tls_ca_config_map", "tls_service"])]
+    pub tls_secret: Option<String>,
+
+    /// The ConfigMap in which the controller gives out the authorities that routers are to trust, under ca.crt.
+    #[arg(
+        long,
+        env = "WEIR_TLS_CA_CONFIG_MAP",
+        value_name = "NAME",
+        requires = "tls_secret"
+    )]
+    pub tls_ca_config_map: Option<String>,
+
+    /// The Service by which routers reach the controller: its names are those of the certificate.
+    #[arg(long, env = "WEIR_TLS_SERVICE", value_name = "NAME", requires = "tls_secret")]
+    pub tls_service: Option<String>,
+
+    /// Answer routers only: whoever has a token of this ServiceAccount for the audience weir-controller.
+    #[arg(
+        long,
+        env = "WEIR_ROUTER_SERVICE_ACCOUNT",
+        value_name = "NAMESPACE/NAME",
+        requires = "tls_secret"
+    )]
+    pub router_service_account: Option<RouterAccount>,
+}
+
+impl ChannelArgs {
+    fn into_options(self) -> ChannelOptions {
+        let Self {
+            tls_secret,
+            tls_ca_config_map,
+            tls_service,
+            router_service_account,
+        } = self;
+        let tls = match (tls_secret, tls_ca_config_map, tls_service) {
+            (Some(secret), Some(config_map), Some(service)) => Some(TlsOptions {
+                secret,
+                config_map,
+                service,
+            }),
+            _ => None, // each requires the others
+        };
+        ChannelOptions {
+            tls,
+            routers: router_service_account,
+        }
+    }
 }
 
 /// Runs a controller until it is told to end. The API server is the one of the kubeconfig (KUBECONFIG or
@@ -71,7 +129,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         broker_base_url,
         watch_namespaces,
         lease,
+        channel,
     } = args;
+    let channel = channel.into_options();
     let stop = shutdown::token()?;
     let client = kube::Client::try_default()
         .await
@@ -85,6 +145,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     let options = ControllerOptions {
         listen,
+        secure_channel: channel.is_secure(listen.ip()),
+        channel,
         admin,
         cluster_domain,
         broker_base_url,

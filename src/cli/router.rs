@@ -15,7 +15,7 @@ use super::{
 use crate::{
     delivery::{DeliveryOptions, Retention, WhenFull},
     log::embedded::EmbeddedOptions,
-    router::{self, ControllerLink, RouterOptions},
+    router::{self, ControllerAddress, ControllerLink, RouterOptions},
     routing::Revision,
     telemetry::Tracer,
 };
@@ -182,6 +182,16 @@ pub struct Args {
     )]
     pub controller: String,
 
+    /// The file with the authorities that the controller's certificate is to be signed by, as PEM, for an https
+    /// --controller. It may change at any time.
+    #[arg(long, env = "WEIR_CONTROLLER_CA", value_name = "FILE")]
+    pub controller_ca: Option<PathBuf>,
+
+    /// The file with the ServiceAccount token by which this router proves who it is, for the audience
+    /// weir-controller. It may change at any time.
+    #[arg(long, env = "WEIR_CONTROLLER_TOKEN", value_name = "FILE")]
+    pub controller_token: Option<PathBuf>,
+
     /// The event log and its limits.
     #[command(flatten)]
     pub log: LogArgs,
@@ -202,6 +212,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         admin,
         data,
         controller,
+        controller_ca,
+        controller_token,
         log,
         traces,
     } = args;
@@ -215,7 +227,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         tracer: export.tracer(),
         ..log.into_options(listen, admin, data)?
     };
-    let link = ControllerLink::new(&controller, &name)?;
+    let controller = ControllerAddress {
+        url: controller,
+        authorities: controller_ca,
+        token: controller_token,
+    };
+    let link = ControllerLink::new(controller, &name)?;
     let (configurations, received) = watch::channel(None);
     let (applied, acknowledged) = watch::channel(Revision::default());
     let (sinks, reports) = watch::channel(None);

@@ -17,7 +17,7 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::json;
-use tokio::sync::{Notify, watch as channel};
+use tokio::sync::{Notify, watch::Receiver};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -87,11 +87,11 @@ impl Discovery {
     }
 
     /// Works until told to stop.
-    pub(super) async fn run(mut self, latest: channel::Receiver<Found>, stop: &CancellationToken) {
+    pub(super) async fn run(mut self, latest: Receiver<Found>, stop: &CancellationToken) {
         stop.run_until_cancelled(self.follow(latest)).await;
     }
 
-    async fn follow(&mut self, mut latest: channel::Receiver<Found>) {
+    async fn follow(&mut self, mut latest: Receiver<Found>) {
         if self.config_maps.ready().await.is_err() {
             return;
         }

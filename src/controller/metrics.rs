@@ -27,6 +27,11 @@ struct ReadyLabels {
     ready: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    reason: &'static str,
+}
+
 /// What the controller counts.
 #[derive(Debug, Default)]
 pub(super) struct ControllerMetrics {
@@ -37,6 +42,8 @@ pub(super) struct ControllerMetrics {
     triggers: Family<ReadyLabels, Gauge>,
     writes: Family<WriteLabels, Counter>,
     watch_errors: Family<KindLabels, Counter>,
+    refusals: Family<RefusalLabels, Counter>,
+    certificate_expiry: Gauge,
 }
 
 impl ControllerMetrics {
@@ -67,6 +74,16 @@ impl ControllerMetrics {
             "watch_errors",
             "Errors of the watches, by kind",
             self.watch_errors.clone(),
+        );
+        registry.register(
+            "refused_requests",
+            "Requests to the configuration endpoint that were no router's, by reason",
+            self.refusals.clone(),
+        );
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the certificate that routers are served with ends, in Unix time; 0 if there is none",
+            self.certificate_expiry.clone(),
         );
     }
 
@@ -113,6 +130,14 @@ impl ControllerMetrics {
     pub(super) fn watch_failed(&self, kind: &'static str) {
         self.watch_errors.get_or_create(&KindLabels { kind }).inc();
     }
+
+    pub(super) fn refused(&self, reason: &'static str) {
+        self.refusals.get_or_create(&RefusalLabels { reason }).inc();
+    }
+
+    pub(super) fn serves_until(&self, second: i64) {
+        self.certificate_expiry.set(second);
+    }
 }
 
 #[cfg(test)]
@@ -131,6 +156,7 @@ mod tests {
         metrics.triggers(1, 0);
         metrics.wrote("Trigger", "written");
         metrics.watch_failed("Trigger");
+        metrics.refused("no_token");
         assert_documented(&registry, |name| name.starts_with("weir_controller_"));
     }
 }

@@ -11,7 +11,10 @@
 //! patch on the `status` of the three; create and patch on `events` (events.k8s.io). With a Lease to lead by: create,
 //! get and update on that one `leases` (coordination.k8s.io) of its own namespace. To tell workloads of their broker:
 //! list, watch, create, patch and delete on `configmaps` of the one name [`discovery::NAME`].
+//! For a channel that is secured: create on `tokenreviews` (authentication.k8s.io); get, create, update and patch on
+//! the one Secret and the one ConfigMap of [`TlsOptions`].
 
+mod channel;
 mod compile;
 mod diagnosis;
 mod discovery;
@@ -29,6 +32,7 @@ mod statuses;
 mod tests;
 mod watch;
 
+pub use channel::{ChannelOptions, RouterAccount, RouterAccountError, TlsOptions};
 pub use compile::{Outcome, compile};
 pub use diagnosis::{Diagnoses, Finding, SinkDiagnosis, SourceDiagnosis, Subject, TriggerDiagnosis};
 pub use observed::{Namespace, Observed, Port, Service};
@@ -37,10 +41,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use kube::Client;
 use prometheus_client::registry::Registry;
-use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
 use crate::server::{self, BindError, Server};
+use channel::Channel;
 use discovery::Discovery;
 use endpoint::Publication;
 use leadership::Candidate;
@@ -59,6 +63,10 @@ const NOT_QUIET: Duration = Duration::from_millis(250);
 pub struct ControllerOptions {
     /// Where routers get the routing configuration.
     pub listen: SocketAddr,
+    /// How what routers get there is secured.
+    pub channel: ChannelOptions,
+    /// Whether the channel to routers may carry what is secret, by [`ChannelOptions::is_secure`].
+    pub secure_channel: bool,
     /// Where health, readiness and metrics are.
     pub admin: SocketAddr,
     /// What follows `.svc.` in the names of Services, usually `cluster.local`.
@@ -98,10 +106,11 @@ enum Stage {
 }
 
 impl Stage {
-    fn readiness(self) -> Result<String, String> {
+    fn readiness(self, can_connect: bool) -> Result<String, String> {
         match self {
             Self::Waiting => Ok("waiting to lead; another controller may do so".to_owned()),
             Self::Listing => Err("the API server has not listed all resources yet".to_owned()),
+            Self::Leading if !can_connect => Err("there is no certificate for routers yet".to_owned()),
             Self::Leading => Ok("all resources are known".to_owned()),
         }
     }
@@ -119,15 +128,24 @@ pub async fn run(
     let metrics = Arc::<ControllerMetrics>::default();
     let mut registry = Registry::with_prefix("weir_controller");
     metrics.register(&mut registry);
-    let (stage, staged) = channel::channel(Stage::Waiting);
+    let (stage, staged) = tokio::sync::watch::channel(Stage::Waiting);
     let admin = Server::bind("admin", options.admin).await?;
-    let admin_service = server::admin(registry, move || staged.borrow().readiness());
+    if !options.secure_channel {
+        tracing::warn!(
+            "what routers get is not both encrypted and for routers only: set --tls-secret, --tls-ca-config-map, \
+             --tls-service and --router-service-account, or listen on a loopback address"
+        );
+    }
+    let channel = Channel::new(&options.channel, &client, &options.cluster_domain, &metrics);
+    let can_connect = channel.readiness();
+    let admin_service = server::admin(registry, move || staged.borrow().readiness(can_connect()));
     let admin = tokio::spawn(admin.serve(admin_service, stop.clone()));
 
     let controller = Controller {
         options,
         client,
         metrics,
+        channel,
         stage,
     };
     match &controller.options.election {
@@ -147,7 +165,8 @@ struct Controller {
     options: ControllerOptions,
     client: Client,
     metrics: Arc<ControllerMetrics>,
-    stage: channel::Sender<Stage>,
+    channel: Channel,
+    stage: tokio::sync::watch::Sender<Stage>,
 }
 
 impl Controller {
@@ -189,12 +208,13 @@ impl Controller {
             options,
             client,
             metrics,
+            channel,
             stage,
         } = self;
         let publication = Publication::new();
         // Whoever does not lead does not listen: routers then find the one who does.
         let configuration = Server::bind("configuration", options.listen).await?;
-        let serving = configuration.serve(endpoint::service(publication.clone(), stop), stop.clone());
+        let serving = channel.serve(configuration, endpoint::service(publication.clone(), stop), stop);
         let working = async {
             let mut watches = Watches::start(client, &options.watch_namespaces, metrics, stop);
             if stop.run_until_cancelled(watches.ready()).await.is_none() {
@@ -206,7 +226,7 @@ impl Controller {
                 metrics: metrics.clone(),
                 publication: publication.clone(),
             };
-            let (found, latest) = channel::channel(routing.compute(&mut watches));
+            let (found, latest) = tokio::sync::watch::channel(routing.compute(&mut watches));
             stage.send_replace(Stage::Leading);
             // Side by side: however slowly statuses are written, routing is computed at once.
             let statuses = StatusTask::new(
@@ -242,7 +262,12 @@ struct Routing {
 
 impl Routing {
     /// Computes again what changed, until told to stop.
-    async fn follow(&self, mut watches: Watches, found: channel::Sender<Found>, stop: &CancellationToken) {
+    async fn follow(
+        &self,
+        mut watches: Watches,
+        found: tokio::sync::watch::Sender<Found>,
+        stop: &CancellationToken,
+    ) {
         loop {
             tokio::select! {
                 () = watches.changed() => {}

@@ -1,25 +1,33 @@
 //! The link to the controller: a long poll that brings routing configurations and tells what is applied, and beside
 //! it reports on which Sinks are down.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    error::Error as _,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::controller_connector::{ConnectError, ControllerConnector};
 use crate::{
     delivery::with_causes,
     routing::{
         Configuration, Revision,
         protocol::{
-            CONFIGURATION_PATH, ConfigurationQuery, POLL_TIMEOUT, REPORT_EVERY, SinkReport, sinks_path,
+            CONFIGURATION_PATH, ConfigurationQuery, Detail, POLL_TIMEOUT, REPORT_EVERY, SinkReport,
+            sinks_path,
         },
     },
 };
@@ -27,10 +35,11 @@ use crate::{
 /// How much longer than the controller holds a poll the router waits for its end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// How large a routing configuration may be, in bytes.
 const MAX_CONFIGURATION: usize = 256 * 1024 * 1024;
+
+/// How much of an answer that is an error is read, in bytes.
+const MAX_PROBLEM: usize = 4096;
 
 /// A report that failed so often in a row is told of in the log.
 const FAILURES_TO_TELL: u32 = 8;
@@ -42,18 +51,51 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct ControllerLink {
     controller: String,
+    token: Option<PathBuf>,
     router: String,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<ControllerConnector, Full<Bytes>>,
     /// Rung when a poll has failed: the controller may have forgotten what it was told.
     lost: Arc<Notify>,
+}
+
+/// Where a controller is, and how it and its router know each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControllerAddress {
+    /// The base URL: `https` with `authorities`, else `http`.
+    pub url: String,
+    /// The file with the certificates of the authorities that the controller's is to be signed by, as PEM. Read again
+    /// for each connection.
+    pub authorities: Option<PathBuf>,
+    /// The file with the token that is sent along. Read again for each request.
+    pub token: Option<PathBuf>,
 }
 
 /// Why a request brought nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The controller's address is not usable.
-    #[error("the controller's address {0:?} is not an http URL such as http://weir-controller:8090")]
+    #[error(
+        "the controller's address {0:?} is not a URL such as https://weir-controller:8090, or http if its controller does \
+         not serve TLS"
+    )]
     Address(String),
+    /// An https address, and nothing says whom to trust.
+    #[error("the controller's address {0:?} is https: say with --controller-ca which authorities to trust")]
+    NoAuthorities(String),
+    /// Others could read along.
+    #[error(
+        "the controller's address {0:?} is plain http, and --controller-ca and --controller-token are for https: a token \
+         is not sent where others can read along"
+    )]
+    Plain(String),
+    /// The token cannot be read.
+    #[error("the token for the controller cannot be read from {} (--controller-token): {source}", .path.display())]
+    Token {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it cannot be read.
+        source: io::Error,
+    },
     /// The controller cannot be reached.
     #[error("the controller cannot be reached: {0}")]
     Unreachable(String),
@@ -61,8 +103,13 @@ pub enum LinkError {
     #[error("the controller did not answer in time")]
     Timeout,
     /// The controller has nothing to give.
-    #[error("the controller answered {0}")]
-    Status(StatusCode),
+    #[error("the controller answered {status}{}{}", if .problem.as_str().is_empty() { "" } else { ": " }, .problem.as_str())]
+    Status {
+        /// The status.
+        status: StatusCode,
+        /// What it said about it.
+        problem: Detail,
+    },
     /// What the controller sent is no routing configuration.
     #[error(
         "the controller's answer cannot be read as a routing configuration: {0}; do both run the same version?"
@@ -71,26 +118,31 @@ pub enum LinkError {
 }
 
 impl ControllerLink {
-    /// A link from the router of this name to the controller at this base URL.
+    /// A link from the router of this name to a controller.
     ///
     /// # Errors
-    /// When the address is no http URL.
-    pub fn new(controller: &str, router: &str) -> Result<Self, LinkError> {
-        let controller = controller.trim_end_matches('/').to_owned();
-        let is_http = controller
-            .parse::<Uri>()
-            .is_ok_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some());
-        if !is_http {
-            return Err(LinkError::Address(controller));
+    /// When the address is no http or https URL, or of the other scheme than its files are for.
+    pub fn new(controller: ControllerAddress, router: &str) -> Result<Self, LinkError> {
+        let ControllerAddress {
+            url,
+            authorities,
+            token,
+        } = controller;
+        let url = url.trim_end_matches('/').to_owned();
+        let uri = url.parse::<Uri>().ok().filter(|uri| uri.host().is_some());
+        match uri.as_ref().and_then(Uri::scheme_str) {
+            Some("http") if authorities.is_none() && token.is_none() => {}
+            Some("http") => return Err(LinkError::Plain(url)),
+            Some("https") if authorities.is_some() => {}
+            Some("https") => return Err(LinkError::NoAuthorities(url)),
+            _ => return Err(LinkError::Address(url)),
         }
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        connector.set_nodelay(true);
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .build(connector);
+            .build(ControllerConnector::new(authorities));
         Ok(Self {
-            controller,
+            controller: url,
+            token,
             router: router.to_owned(),
             client,
             lost: Arc::default(),
@@ -106,7 +158,7 @@ impl ControllerLink {
         stop: CancellationToken,
     ) {
         let mut pause = FIRST_PAUSE;
-        let mut reachable = true;
+        let mut problem = None;
         loop {
             let revision = applied.borrow_and_update().clone();
             let polled = tokio::select! {
@@ -115,13 +167,10 @@ impl ControllerLink {
             };
             match polled {
                 Ok(configuration) => {
-                    if !reachable {
-                        tracing::info!(
-                            controller = self.controller,
-                            "the controller can be reached again"
-                        );
+                    if problem.take().is_some() {
+                        tracing::info!(controller = self.controller, "the controller answers again");
                     }
-                    (pause, reachable) = (FIRST_PAUSE, true);
+                    pause = FIRST_PAUSE;
                     let Some(configuration) = configuration else {
                         continue;
                     };
@@ -133,10 +182,15 @@ impl ControllerLink {
                     }
                 }
                 Err(error) => {
-                    if reachable {
-                        tracing::warn!(controller = self.controller, %error, "no news from the controller; the router goes on with what it has");
+                    let error = error.to_string();
+                    if problem.as_ref() != Some(&error) {
+                        tracing::warn!(
+                            controller = self.controller,
+                            error,
+                            "no news from the controller; the router goes on with what it has"
+                        );
                     }
-                    reachable = false;
+                    problem = Some(error);
                     self.lost.notify_one();
                     tokio::select! {
                         () = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
@@ -168,7 +222,7 @@ impl ControllerLink {
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => return Ok(None),
-            status => return Err(LinkError::Status(status)),
+            _ => return Err(problem(response).await),
         }
         let body = Limited::new(response.into_body(), MAX_CONFIGURATION)
             .collect()
@@ -226,14 +280,111 @@ impl ControllerLink {
             .map_err(|_| LinkError::Timeout)??;
         match response.status() {
             StatusCode::NO_CONTENT => Ok(()),
-            status => Err(LinkError::Status(status)),
+            _ => Err(problem(response).await),
         }
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, LinkError> {
-        self.client
-            .request(request)
-            .await
-            .map_err(|error| LinkError::Unreachable(with_causes(&error)))
+    async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, LinkError> {
+        if let Some(path) = &self.token {
+            let bearer = bearer(path).await?;
+            request.headers_mut().insert(header::AUTHORIZATION, bearer);
+        }
+        let answered = self.client.request(request).await;
+        answered.map_err(|error| {
+            let connect: Option<&ConnectError> = error.source().and_then(|cause| cause.downcast_ref());
+            LinkError::Unreachable(connect.map_or_else(|| with_causes(&error), ConnectError::to_string))
+        })
+    }
+}
+
+/// Reads the token, which the kubelet renews.
+async fn bearer(path: &Path) -> Result<HeaderValue, LinkError> {
+    let failed = |source| LinkError::Token {
+        path: path.to_owned(),
+        source,
+    };
+    let token = tokio::fs::read_to_string(path).await.map_err(failed)?;
+    let wrong = |reason| failed(io::Error::new(io::ErrorKind::InvalidData, reason));
+    let token = token.trim();
+    if token.is_empty() {
+        return Err(wrong("the file is empty"));
+    }
+    let mut bearer = HeaderValue::try_from(format!("Bearer {token}"))
+        .map_err(|_| wrong("it has characters that no token has"))?;
+    bearer.set_sensitive(true);
+    Ok(bearer)
+}
+
+async fn problem(response: Response<Incoming>) -> LinkError {
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_PROBLEM).collect().await;
+    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+    LinkError::Status {
+        status,
+        problem: String::from_utf8_lossy(&body).into_owned().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_of_the_scheme_that_its_files_are_for() {
+        for (url, ca, token, problem) in [
+            ("http://127.0.0.1:8090/", false, false, None),
+            ("https://weir-controller:8090", true, false, None),
+            ("https://weir-controller:8090", true, true, None),
+            (
+                "https://weir-controller:8090",
+                false,
+                true,
+                Some("--controller-ca"),
+            ),
+            ("http://weir-controller:8090", true, false, Some("plain http")),
+            ("http://weir-controller:8090", false, true, Some("plain http")),
+            ("weir-controller:8090", false, false, Some("not a URL")),
+            ("ftp://weir-controller", true, true, Some("not a URL")),
+            ("http://", false, false, Some("not a URL")),
+        ] {
+            let address = ControllerAddress {
+                url: url.to_owned(),
+                authorities: ca.then(|| "/ca.crt".into()),
+                token: token.then(|| "/token".into()),
+            };
+            let found = ControllerLink::new(address, "r")
+                .err()
+                .map(|error| error.to_string());
+            match (&found, problem) {
+                (None, None) => {}
+                (Some(found), Some(problem)) if found.contains(problem) => {}
+                _ => panic!("{url}, {ca}, {token}: {found:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_is_read_again_and_not_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        for (text, expected) in [
+            (None, Err("No such file")),
+            (Some(" \n"), Err("empty")),
+            (Some("a\nb"), Err("characters")),
+            (Some("abc\n"), Ok("Bearer abc")),
+            (Some("def"), Ok("Bearer def")),
+        ] {
+            if let Some(text) = text {
+                std::fs::write(&path, text).unwrap();
+            }
+            match (bearer(&path).await, expected) {
+                (Ok(header), Ok(expected)) => {
+                    assert_eq!(header, expected);
+                    assert!(!format!("{header:?}").contains("Bearer"));
+                }
+                (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+                (found, _) => panic!("{text:?}: {found:?}"),
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! event log with the cursors, and the last configuration, with which it starts when the controller is away.
 
 mod body;
+mod controller_connector;
 mod controller_link;
 pub mod dead_letters;
 pub mod explain;
@@ -21,7 +22,7 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use controller_link::{ControllerLink, LinkError};
+pub use controller_link::{ControllerAddress, ControllerLink, LinkError};
 pub use saved::SavedError;
 
 use crate::{

@@ -9,6 +9,10 @@
 //! before the router has asked for the configuration. A report replaces the one before it, and is forgotten with a
 //! router that no longer asks.
 //!
+//! Where the controller checks who asks, every request has `Authorization: Bearer` with a ServiceAccount token for the
+//! audience [`TOKEN_AUDIENCE`]. It is answered 401 with a line of text when that is no router's, or is bound to a pod
+//! of another name than the router's, and 503 when that cannot be found out.
+//!
 //! [`Configuration`]: super::Configuration
 
 use std::time::Duration;
@@ -18,6 +22,9 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
 use super::Revision;
+
+/// The audience of the tokens by which routers prove who they are; such a token is good for nothing else.
+pub const TOKEN_AUDIENCE: &str = "weir-controller";
 
 /// Where the controller answers routers.
 pub const CONFIGURATION_PATH: &str = "/v1/configuration";

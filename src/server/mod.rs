@@ -7,6 +7,7 @@ mod admin;
 #[cfg(test)]
 pub(crate) mod documented;
 mod idle;
+mod tls;
 
 pub use admin::admin;
 
@@ -16,10 +17,15 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
     service::TowerToHyperService,
 };
+use rustls::ServerConfig;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
@@ -106,27 +112,39 @@ impl Server {
 
     /// Serves until told to stop; requests that are under way then may finish within ten seconds.
     pub async fn serve(self, service: axum::Router, stop: CancellationToken) {
+        self.serve_over(None, service, stop).await;
+    }
+
+    /// The same over TLS.
+    pub async fn serve_tls(self, tls: Arc<ServerConfig>, service: axum::Router, stop: CancellationToken) {
+        self.serve_over(Some(tls), service, stop).await;
+    }
+
+    async fn serve_over(
+        self,
+        tls: Option<Arc<ServerConfig>>,
+        service: axum::Router,
+        stop: CancellationToken,
+    ) {
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let graceful = GracefulShutdown::new();
-        let builder = builder();
         loop {
             let (stream, peer, permit) = tokio::select! {
                 accepted = self.accept(&connections) => accepted,
                 () = stop.cancelled() => break,
             };
-            let service = service
-                .clone()
-                .map_request(move |mut request: Request<Incoming>| {
-                    request.extensions_mut().insert(peer);
-                    request
-                });
-            let service = TowerToHyperService::new(service);
-            let io = TokioIo::new(Box::pin(IdleTimeout::new(stream, IDLE_TIMEOUT)));
-            let connection = graceful.watch(builder.serve_connection(io, service).into_owned());
+            let (service, watcher, tls) = (service.clone(), graceful.watcher(), tls.clone());
             let name = self.name;
             tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(listener = name, error, "a connection ended early");
+                let served = match tls {
+                    None => serve_connection(stream, peer, service, watcher).await,
+                    Some(tls) => match tls::accept(stream, tls).await {
+                        Ok(stream) => serve_connection(stream, peer, service, watcher).await,
+                        Err(error) => Err(error.into()),
+                    },
+                };
+                if let Err(error) = served {
+                    tracing::debug!(listener = name, client = %peer.0, error, "a connection ended early");
                 }
                 drop(permit);
             });
@@ -159,6 +177,22 @@ impl Server {
             }
         }
     }
+}
+
+async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    peer: Peer,
+    service: axum::Router,
+    watcher: Watcher,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let service = service.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        request
+    });
+    let io = TokioIo::new(Box::pin(IdleTimeout::new(stream, IDLE_TIMEOUT)));
+    let builder = builder();
+    let connection = builder.serve_connection(io, TowerToHyperService::new(service));
+    watcher.watch(connection.into_owned()).await
 }
 
 /// As tokio's own `bind` does, but for the backlog.

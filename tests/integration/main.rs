@@ -13,6 +13,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod channel;
 mod cluster;
 mod conformance;
 mod controller;

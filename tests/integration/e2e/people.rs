@@ -155,9 +155,22 @@ fn accounts_may_do_what_they_need_and_no_more() {
         ("weir-controller", "list", "secrets", false),
         ("weir-controller", "get", "configmaps", false),
         ("weir-controller", "create", "pods", false),
+        (
+            "weir-controller",
+            "create",
+            "tokenreviews.authentication.k8s.io",
+            true,
+        ),
+        ("weir-controller", "create", "secrets", false),
         ("weir-router", "list", "triggers.weir.dev", false),
         ("weir-router", "get", "secrets", false),
         ("weir-router", "list", "services", false),
+        (
+            "weir-router",
+            "create",
+            "tokenreviews.authentication.k8s.io",
+            false,
+        ),
         ("weir-router", "create", "events.events.k8s.io", false),
     ] {
         assert_eq!(

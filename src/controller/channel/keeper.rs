@@ -1,0 +1,318 @@
+//! Keeps the certificates in a Secret and the authorities in a ConfigMap, and serves what is there.
+//!
+//! Every controller does so, also one that does not lead: what they write at the same time, one of them reads again.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use rustls::{
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    TlsOptions,
+    material::{AUTHORITIES, Material},
+    plan::{Step, next_step},
+    telling::Telling,
+};
+use crate::controller::metrics::ControllerMetrics;
+
+/// How often what is stored is looked at: how long a deleted Secret stays so, or a controller serves what another
+/// one has renewed.
+const CHECK_EVERY: Duration = Duration::from_secs(15);
+
+/// How long one look may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How many steps one look may take: two, and some more when another controller writes at the same time.
+const MAX_STEPS: usize = 5;
+
+/// The certificate that is served; none until there is one, and then no handshake succeeds.
+#[derive(Debug, Default)]
+pub(super) struct Served(ArcSwapOption<CertifiedKey>);
+
+impl ResolvesServerCert for Served {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.load_full()
+    }
+}
+
+impl Served {
+    pub(super) fn is_some(&self) -> bool {
+        self.0.load().is_some()
+    }
+
+    /// Serves this one from the next handshake on; tells whether it is another than before.
+    fn replace(&self, key: Arc<CertifiedKey>) -> bool {
+        let before = self.0.swap(Some(key.clone()));
+        before.is_none_or(|before| before.cert != key.cert)
+    }
+}
+
+/// Does the keeping.
+pub(super) struct Keeper {
+    secrets: Api<Secret>,
+    config_maps: Api<ConfigMap>,
+    namespace: String,
+    secret: String,
+    config_map: String,
+    /// The DNS names that routers reach the controller by.
+    names: Vec<String>,
+    /// Who makes the Secret: another controller that makes it at the same time is another one, and then the API server
+    /// tells of a conflict.
+    manager: String,
+    served: Arc<Served>,
+    metrics: Arc<ControllerMetrics>,
+}
+
+/// Why the certificates are not as they should be.
+#[derive(Debug, thiserror::Error)]
+enum KeepError {
+    #[error("cannot {verb} {kind} {namespace}/{name}: {reason}")]
+    Api {
+        verb: &'static str,
+        kind: &'static str,
+        namespace: String,
+        name: String,
+        reason: String,
+    },
+    #[error(
+        "cannot make a certificate for {names:?}: {source}; they come from --tls-service, the namespace and --cluster-domain"
+    )]
+    Make {
+        names: Vec<String>,
+        source: rcgen::Error,
+    },
+    #[error("Secret {namespace}/{name} keeps being written by somebody else")]
+    Contended { namespace: String, name: String },
+    #[error("the API server did not answer within {CHECK_TIMEOUT:?}")]
+    Timeout,
+}
+
+/// How a write ended.
+#[derive(PartialEq, Eq)]
+enum Written {
+    Done,
+    /// Somebody else was faster: read again.
+    Conflict,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        options: TlsOptions,
+        client: Client,
+        cluster_domain: &str,
+        served: Arc<Served>,
+        metrics: Arc<ControllerMetrics>,
+    ) -> Self {
+        let TlsOptions {
+            secret,
+            config_map,
+            service,
+        } = options;
+        let namespace = client.default_namespace().to_owned();
+        Self {
+            secrets: Api::default_namespaced(client.clone()),
+            config_maps: Api::default_namespaced(client),
+            names: names(&service, &namespace, cluster_domain),
+            manager: format!("weir-controller-{}", uuid::Uuid::new_v4()),
+            namespace,
+            secret,
+            config_map,
+            served,
+            metrics,
+        }
+    }
+
+    /// Looks again and again until told to stop.
+    pub(super) async fn run(&self, stop: &CancellationToken) {
+        stop.run_until_cancelled(self.keep()).await;
+    }
+
+    async fn keep(&self) {
+        let mut telling = Telling::default();
+        loop {
+            let checked = tokio::time::timeout(CHECK_TIMEOUT, self.check())
+                .await
+                .unwrap_or(Err(KeepError::Timeout));
+            if let Err(error) = checked
+                && let Some(times) = telling.happened("failed", Instant::now())
+            {
+                tracing::warn!(%error, times, "the certificates for routers cannot be kept; it is tried again");
+            }
+            tokio::time::sleep(CHECK_EVERY).await;
+        }
+    }
+
+    /// Looks once, and does what is to be done.
+    async fn check(&self) -> Result<(), KeepError> {
+        for _ in 0..MAX_STEPS {
+            let secret = self.secrets.get_opt(&self.secret).await;
+            let secret = secret.map_err(|error| self.secret_error("read", error))?;
+            let data = secret.as_ref().and_then(|secret| secret.data.as_ref());
+            let material = data.map(Material::from_data).unwrap_or_default();
+            let now = Timestamp::now();
+            let (why, made) = match next_step(&material.stored(), &self.names, now) {
+                Step::Keep => {
+                    self.serve(&material);
+                    return self.give_out(&material).await;
+                }
+                Step::MakeAll(why) => (why, Material::make(&self.names, now)),
+                Step::RenewAuthority(why) => (why, material.with_new_authority(now)),
+                Step::RenewServing(why) => (why, material.with_new_certificate(&self.names, now)),
+            };
+            let made = made.map_err(|source| KeepError::Make {
+                names: self.names.clone(),
+                source,
+            })?;
+            let written = match secret {
+                None => self.create(made).await,
+                Some(secret) => self.replace(secret, made).await,
+            };
+            if written? == Written::Done {
+                let secret = &self.secret;
+                tracing::info!(
+                    secret,
+                    namespace = self.namespace,
+                    why,
+                    "certificates for routers renewed"
+                );
+            }
+        }
+        Err(KeepError::Contended {
+            namespace: self.namespace.clone(),
+            name: self.secret.clone(),
+        })
+    }
+
+    fn serve(&self, material: &Material) {
+        let stored = material.stored();
+        let (Some(key), Some(serving)) = (material.certified_key(), stored.serving) else {
+            return;
+        };
+        let until = serving.validity.until;
+        self.metrics.serves_until(until.as_second());
+        if self.served.replace(key) {
+            let names = self.names.join(", ");
+            tracing::info!(names, %until, "serving routers with this certificate");
+        }
+    }
+
+    /// Makes the Secret. By server-side apply, since for a plain create no rule can name the Secret; without force, so
+    /// that it fails if another controller has made it meanwhile.
+    async fn create(&self, material: Material) -> Result<Written, KeepError> {
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": self.metadata(&self.secret), "data": material.into_data(),
+        });
+        let parameters = PatchParams::apply(&self.manager);
+        let applied = self
+            .secrets
+            .patch(&self.secret, &parameters, &Patch::Apply(&secret))
+            .await;
+        self.written("make", applied)
+    }
+
+    /// Replaces what was read, if nobody has written since.
+    async fn replace(&self, mut secret: Secret, material: Material) -> Result<Written, KeepError> {
+        secret.data = Some(material.into_data());
+        let replaced = self
+            .secrets
+            .replace(&self.secret, &PostParams::default(), &secret)
+            .await;
+        self.written("renew", replaced)
+    }
+
+    fn written<T>(&self, verb: &'static str, result: kube::Result<T>) -> Result<Written, KeepError> {
+        match result {
+            Ok(_) => Ok(Written::Done),
+            Err(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found() => {
+                Ok(Written::Conflict)
+            }
+            Err(error) => Err(self.secret_error(verb, error)),
+        }
+    }
+
+    /// Brings the ConfigMap up to date.
+    async fn give_out(&self, material: &Material) -> Result<(), KeepError> {
+        let authorities = material.authorities();
+        let failed = |verb, error| self.error(verb, "ConfigMap", &self.config_map, &error);
+        let present = self.config_maps.get_opt(&self.config_map).await;
+        let present = present.map_err(|error| failed("read", error))?;
+        let data = present.as_ref().and_then(|present| present.data.as_ref());
+        if data
+            .and_then(|data| data.get(AUTHORITIES))
+            .is_some_and(|present| present == authorities)
+        {
+            return Ok(());
+        }
+        let config_map = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": self.metadata(&self.config_map),
+            "data": {AUTHORITIES: authorities},
+        });
+        let parameters = PatchParams::apply(super::FIELD_MANAGER).force();
+        let applied = self
+            .config_maps
+            .patch(&self.config_map, &parameters, &Patch::Apply(&config_map))
+            .await;
+        applied.map_err(|error| failed("write", error))?;
+        let config_map = &self.config_map;
+        tracing::info!(
+            config_map,
+            namespace = self.namespace,
+            "authorities given out to routers"
+        );
+        Ok(())
+    }
+
+    fn metadata(&self, name: &str) -> serde_json::Value {
+        let labels =
+            json!({"app.kubernetes.io/part-of": "weir", "app.kubernetes.io/managed-by": "weir-controller"});
+        json!({"name": name, "namespace": self.namespace, "labels": labels})
+    }
+
+    fn secret_error(&self, verb: &'static str, error: kube::Error) -> KeepError {
+        self.error(verb, "Secret", &self.secret, &error)
+    }
+
+    fn error(&self, verb: &'static str, kind: &'static str, name: &str, error: &kube::Error) -> KeepError {
+        let reason = match error {
+            kube::Error::Api(status) if status.is_forbidden() => {
+                format!(
+                    "{}; the controller's Role has to allow get, create, update and patch on it",
+                    status.message
+                )
+            }
+            error => error.to_string(),
+        };
+        KeepError::Api {
+            verb,
+            kind,
+            namespace: self.namespace.clone(),
+            name: name.to_owned(),
+            reason,
+        }
+    }
+}
+
+/// The names of a Service, from its own namespace's and from everywhere.
+fn names(service: &str, namespace: &str, cluster_domain: &str) -> Vec<String> {
+    let qualified = format!("{service}.{namespace}");
+    vec![
+        service.to_owned(),
+        qualified.clone(),
+        format!("{qualified}.svc"),
+        format!("{qualified}.svc.{cluster_domain}"),
+    ]
+}

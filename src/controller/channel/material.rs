@@ -1,0 +1,379 @@
+//! The authorities, the serving certificate and their keys: read from what a Secret holds, made, and made anew.
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::ByteString;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PublicKeyData as _,
+};
+use rustls::{
+    crypto::ring::default_provider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    sign::CertifiedKey,
+};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
+
+use super::plan::{AUTHORITY_LIFE, SERVING_LIFE, Serving, Stored, Validity};
+
+/// Under which key of the ConfigMap, and of the Secret, the authorities' certificates are; the one that signs first.
+pub(super) const AUTHORITIES: &str = "ca.crt";
+const AUTHORITY_KEY: &str = "ca.key";
+const CERTIFICATE: &str = "tls.crt";
+const KEY: &str = "tls.key";
+
+/// What a Secret holds, as PEM: usable or not.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(super) struct Material {
+    /// The authorities that routers trust; the first signs.
+    authorities: String,
+    /// The key of the first authority.
+    authority_key: String,
+    certificate: String,
+    key: String,
+}
+
+impl fmt::Debug for Material {
+    /// Without the keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Material")
+            .field("authorities", &self.authorities)
+            .field("certificate", &self.certificate)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Material {
+    /// What is not there, or is no text, is empty.
+    pub(super) fn from_data(data: &BTreeMap<String, ByteString>) -> Self {
+        let text = |key: &str| {
+            data.get(key)
+                .and_then(|ByteString(bytes)| str::from_utf8(bytes).ok())
+                .unwrap_or_default()
+                .to_owned()
+        };
+        Self {
+            authorities: text(AUTHORITIES),
+            authority_key: text(AUTHORITY_KEY),
+            certificate: text(CERTIFICATE),
+            key: text(KEY),
+        }
+    }
+
+    pub(super) fn into_data(self) -> BTreeMap<String, ByteString> {
+        let Self {
+            authorities,
+            authority_key,
+            certificate,
+            key,
+        } = self;
+        [
+            (AUTHORITIES, authorities),
+            (AUTHORITY_KEY, authority_key),
+            (CERTIFICATE, certificate),
+            (KEY, key),
+        ]
+        .map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes())))
+        .into()
+    }
+
+    /// The certificates that routers are to trust.
+    pub(super) fn authorities(&self) -> &str {
+        &self.authorities
+    }
+
+    /// What of it can be used.
+    pub(super) fn stored(&self) -> Stored {
+        Stored {
+            authority: self.authority(),
+            serving: self.serving(),
+        }
+    }
+
+    fn authority(&self) -> Option<Validity> {
+        let der = CertificateDer::from_pem_slice(self.authorities.as_bytes()).ok()?;
+        let certificate = parse(&der)?;
+        let key = KeyPair::from_pem(&self.authority_key).ok()?;
+        let fits = certificate.is_ca() && certificate.public_key().raw == key.subject_public_key_info();
+        fits.then(|| validity(&certificate)).flatten()
+    }
+
+    fn serving(&self) -> Option<Serving> {
+        let key = self.certified_key()?;
+        let certificate = parse(key.cert.first()?)?;
+        let is_signed = certificates(&self.authorities).iter().any(|authority| {
+            parse(authority)
+                .is_some_and(|authority| certificate.verify_signature(Some(authority.public_key())).is_ok())
+        });
+        if !is_signed {
+            return None;
+        }
+        Some(Serving {
+            validity: validity(&certificate)?,
+            names: names(&certificate)?,
+        })
+    }
+
+    /// The serving certificate with its key, for the TLS server; none if they are not usable or do not belong
+    /// together.
+    pub(super) fn certified_key(&self) -> Option<Arc<CertifiedKey>> {
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).ok()?;
+        let key = CertifiedKey::from_der(certificates(&self.certificate), key, &default_provider()).ok()?;
+        Some(Arc::new(key))
+    }
+
+    /// An authority and a serving certificate, both new.
+    ///
+    /// # Errors
+    /// When the names are none of DNS, or there is no randomness.
+    pub(super) fn make(names: &[String], now: Timestamp) -> Result<Self, rcgen::Error> {
+        Self::default()
+            .with_new_authority(now)?
+            .with_new_certificate(names, now)
+    }
+
+    /// The same with a new authority before those that are still valid.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    pub(super) fn with_new_authority(&self, now: Timestamp) -> Result<Self, rcgen::Error> {
+        let key = KeyPair::generate()?;
+        let mut parameters = parameters(&[], Validity::new(now, AUTHORITY_LIFE, None))?;
+        // Of its own: an issuer is looked for by its name.
+        let name = format!("weir controller, authority of {}", now.strftime("%FT%TZ"));
+        parameters.distinguished_name.push(DnType::CommonName, name);
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        Ok(Self {
+            authorities: parameters.self_signed(&key)?.pem() + &self.valid_authorities(now),
+            authority_key: key.serialize_pem(),
+            ..self.clone()
+        })
+    }
+
+    /// The same with a new serving certificate, and without authorities that are no longer valid.
+    ///
+    /// # Errors
+    /// When the names are none of DNS, or there is no usable authority.
+    pub(super) fn with_new_certificate(
+        &self,
+        names: &[String],
+        now: Timestamp,
+    ) -> Result<Self, rcgen::Error> {
+        let issuer = Issuer::from_ca_cert_pem(&self.authorities, KeyPair::from_pem(&self.authority_key)?)?;
+        let key = KeyPair::generate()?;
+        let mut parameters = parameters(names, Validity::new(now, SERVING_LIFE, self.authority()))?;
+        if let Some(name) = names.first() {
+            parameters
+                .distinguished_name
+                .push(DnType::CommonName, name.as_str());
+        }
+        parameters.use_authority_key_identifier_extension = true;
+        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        Ok(Self {
+            authorities: self.valid_authorities(now),
+            certificate: parameters.signed_by(&key, &issuer)?.pem(),
+            key: key.serialize_pem(),
+            ..self.clone()
+        })
+    }
+
+    fn valid_authorities(&self, now: Timestamp) -> String {
+        let is_valid = |der: &CertificateDer<'_>| {
+            parse(der)
+                .and_then(|certificate| validity(&certificate))
+                .is_some_and(|validity| validity.covers(now))
+        };
+        let lines = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+        certificates(&self.authorities)
+            .into_iter()
+            .filter(is_valid)
+            .map(|der| pem::encode_config(&pem::Pem::new("CERTIFICATE", der.as_ref()), lines))
+            .collect()
+    }
+}
+
+fn parameters(names: &[String], validity: Validity) -> Result<CertificateParams, rcgen::Error> {
+    let mut parameters = CertificateParams::new(names)?;
+    parameters.distinguished_name = DistinguishedName::new();
+    let time = |time: Timestamp| {
+        let since = Duration::try_from(time.duration_since(Timestamp::UNIX_EPOCH)).unwrap_or_default();
+        rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(since.as_secs())
+    };
+    (parameters.not_before, parameters.not_after) = (time(validity.from), time(validity.until));
+    Ok(parameters)
+}
+
+/// The certificates of a text, up to what is none.
+fn certificates(text: &str) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(text.as_bytes())
+        .map_while(Result::ok)
+        .collect()
+}
+
+fn parse<'a>(der: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
+    X509Certificate::from_der(der)
+        .ok()
+        .map(|(_, certificate)| certificate)
+}
+
+fn validity(certificate: &X509Certificate<'_>) -> Option<Validity> {
+    let x509_parser::certificate::Validity {
+        not_before,
+        not_after,
+    } = certificate.validity();
+    Some(Validity {
+        from: Timestamp::from_second(not_before.timestamp()).ok()?,
+        until: Timestamp::from_second(not_after.timestamp()).ok()?,
+    })
+}
+
+fn names(certificate: &X509Certificate<'_>) -> Option<Vec<String>> {
+    let names = certificate.subject_alternative_name().ok()??;
+    let name = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        _ => None,
+    };
+    names.value.general_names.iter().map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use rustls::{
+        RootCertStore,
+        client::{WebPkiServerVerifier, danger::ServerCertVerifier as _},
+        pki_types::{ServerName, UnixTime},
+    };
+
+    use super::*;
+    use crate::controller::channel::plan::{Step, next_step};
+
+    fn day(day: i64) -> Timestamp {
+        let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        start + SignedDuration::from_hours(24 * day)
+    }
+
+    fn names() -> Vec<String> {
+        vec!["weir-controller".into(), "weir-controller.weir-system.svc".into()]
+    }
+
+    /// Whether a router that trusts the authorities of one accepts the certificate of the other.
+    fn accepts(trusted: &Material, served: &Material, name: &str, now: Timestamp) -> bool {
+        let mut roots = RootCertStore::empty();
+        for authority in certificates(trusted.authorities()) {
+            roots.add(authority).unwrap();
+        }
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), default_provider().into())
+            .build()
+            .unwrap();
+        let name = ServerName::try_from(name).unwrap();
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(now.as_second().try_into().unwrap()));
+        let key = served.certified_key().unwrap();
+        verifier
+            .verify_server_cert(&key.cert[0], &[], &name, &[], time)
+            .is_ok()
+    }
+
+    #[test]
+    fn what_is_made_is_read_and_accepted() {
+        let made = Material::make(&names(), day(0)).unwrap();
+        let stored = made.stored();
+        let validity = |life| Some(Validity::new(day(0), life, None));
+        assert_eq!(stored.authority, validity(AUTHORITY_LIFE));
+        let serving = stored.serving.clone().unwrap();
+        assert_eq!(Some(serving.validity), validity(SERVING_LIFE));
+        assert_eq!(serving.names, names());
+        assert_eq!(next_step(&stored, &names(), day(1)), Step::Keep);
+        for (name, accepted) in [
+            ("weir-controller", true),
+            ("weir-controller.weir-system.svc", true),
+            ("weir-controller.default.svc", false),
+        ] {
+            assert_eq!(accepts(&made, &made, name, day(1)), accepted, "{name}");
+        }
+        assert!(!accepts(&made, &made, "weir-controller", day(91)));
+        let read = Material::from_data(&made.clone().into_data());
+        assert!(read == made);
+        let shown = format!("{made:?}");
+        assert!(!shown.contains("PRIVATE"), "{shown}");
+    }
+
+    #[test]
+    fn a_new_authority_is_trusted_beside_the_old_one_until_that_is_over() {
+        let first = Material::make(&names(), day(0)).unwrap();
+        let second = first.with_new_authority(day(300)).unwrap();
+        assert_eq!(certificates(second.authorities()).len(), 2);
+        assert_eq!(second.stored().serving, first.stored().serving, "it is kept");
+        let served = second.with_new_certificate(&names(), day(301)).unwrap();
+        assert_eq!(served.authorities(), second.authorities());
+        assert!(accepts(&second, &served, "weir-controller", day(302)));
+        assert!(!accepts(&first, &served, "weir-controller", day(302)));
+        let later = served.with_new_certificate(&names(), day(366)).unwrap();
+        assert_eq!(certificates(later.authorities()).len(), 1);
+        assert!(accepts(&later, &served, "weir-controller", day(366)));
+    }
+
+    #[test]
+    fn what_does_not_belong_together_is_not_usable() {
+        let one = Material::make(&names(), day(0)).unwrap();
+        let other = Material::make(&names(), day(0)).unwrap();
+        let nothing = Stored::default();
+        assert_eq!(Material::default().stored(), nothing);
+        let broken = Material {
+            authorities: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".into(),
+            ..one.clone()
+        };
+        assert_eq!(broken.stored(), nothing);
+        let of_another = Material {
+            authority_key: other.authority_key.clone(),
+            ..one.clone()
+        };
+        assert_eq!(of_another.stored().authority, None);
+        assert!(of_another.stored().serving.is_some());
+        for serving in [
+            Material {
+                key: other.key.clone(),
+                ..one.clone()
+            },
+            Material {
+                key: "no key".into(),
+                ..one.clone()
+            },
+            Material {
+                certificate: String::new(),
+                ..one.clone()
+            },
+            Material {
+                certificate: other.certificate.clone(),
+                key: other.key.clone(),
+                ..one.clone()
+            },
+            // An authority is no serving certificate, and no serving certificate an authority.
+            Material {
+                certificate: one.authorities.clone(),
+                key: one.authority_key.clone(),
+                ..one.clone()
+            },
+        ] {
+            let stored = serving.stored();
+            assert!(
+                stored.authority.is_some() && stored.serving.is_none(),
+                "{serving:?}"
+            );
+        }
+        let swapped = Material {
+            authorities: one.certificate.clone(),
+            authority_key: one.key.clone(),
+            ..one
+        };
+        assert_eq!(swapped.stored().authority, None);
+    }
+
+    #[test]
+    fn names_that_are_none_are_an_error() {
+        assert!(Material::make(&["ü".to_owned()], day(0)).is_err());
+    }
+}
