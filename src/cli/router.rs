@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
     units::{self, Size},
 };
 use crate::{
-    delivery::{DeliveryOptions, Retention, WhenFull},
+    delivery::{DeliveryOptions, Retention, UriAddresses, WhenFull},
     log::embedded::EmbeddedOptions,
     router::{self, ControllerLink, RouterOptions},
     routing::Revision,
@@ -97,6 +98,7 @@ impl LogArgs {
         listen: SocketAddr,
         admin: SocketAddr,
         data: PathBuf,
+        uri_addresses: UriAddresses,
     ) -> anyhow::Result<RouterOptions> {
         let Self {
             max_event_size,
@@ -116,6 +118,7 @@ impl LogArgs {
             data,
             max_body: usize::try_from(max_event_size.0).unwrap_or(usize::MAX),
             services,
+            uri_addresses,
             log: EmbeddedOptions {
                 max_bytes: log_size.0,
                 reserve_bytes: disk_reserve.0,
@@ -178,9 +181,38 @@ pub struct Args {
     )]
     pub controller: String,
 
+    /// Which addresses a uri may reach although they are not on the internet. Private, link-local and loopback
+    /// addresses, and those of metadata services, are else reached as Services only.
+    #[arg(
+        long,
+        env = "WEIR_ALLOW_URI_ADDRESSES",
+        value_delimiter = ',',
+        value_name = "CIDR[,CIDR]",
+        value_parser = network
+    )]
+    pub allow_uri_addresses: Vec<IpNet>,
+
+    /// Which addresses a uri may not reach, even if they are allowed: those of pods and nodes, where they are public.
+    #[arg(
+        long,
+        env = "WEIR_DENY_URI_ADDRESSES",
+        value_delimiter = ',',
+        value_name = "CIDR[,CIDR]",
+        value_parser = network
+    )]
+    pub deny_uri_addresses: Vec<IpNet>,
+
     /// The event log and its limits.
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+/// A network, or an address for a network that has no other.
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = text.parse::<std::net::IpAddr>().map(IpNet::from);
+    text.parse().or(address).map_err(|_| {
+        format!("{text:?} is no network: write an address and a length, such as 10.1.0.0/16 or fd00:1::/32")
+    })
 }
 
 /// Runs a router until it is told to end.
@@ -194,6 +226,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         admin,
         data,
         controller,
+        allow_uri_addresses,
+        deny_uri_addresses,
         log,
     } = args;
     let name = match name {
@@ -207,8 +241,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (sinks, reports) = watch::channel(None);
     let following = tokio::spawn(link.clone().follow(configurations, acknowledged, stop.clone()));
     let reporting = tokio::spawn(link.report(reports, stop.clone()));
+    let uri_addresses = UriAddresses {
+        allow: allow_uri_addresses,
+        deny: deny_uri_addresses,
+    };
     let outcome = router::run(
-        log.into_options(listen, admin, data)?,
+        log.into_options(listen, admin, data, uri_addresses)?,
         received,
         applied,
         sinks,

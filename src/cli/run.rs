@@ -18,6 +18,7 @@ use super::{
     shutdown,
 };
 use crate::{
+    delivery::UriAddresses,
     router,
     routing::{Configuration, Revision, ServiceName},
 };
@@ -77,7 +78,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         log,
     } = args;
     let stop = shutdown::token()?;
-    let options = log.into_options(listen, admin, data)?;
+    // Whoever writes the manifests is at this machine, and reaches the same without us.
+    let options = log.into_options(listen, admin, data, UriAddresses::any())?;
     let services = options.services.keys().cloned().collect();
     let manifests = Manifests::new(paths)
         .map_err(|(path, error)| anyhow::anyhow!("cannot read {}: {error}", path.display()))?;

@@ -1,23 +1,24 @@
 //! The HTTP client that every Trigger delivers with: pooled connections, no redirects, every wait bounded.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header, response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{self, connect::HttpConnector},
+    client::legacy,
     rt::{TokioExecutor, TokioTimer},
 };
 use jiff::Timestamp;
 
-use super::verdict::{self, Verdict};
+use super::{
+    UriAddresses,
+    connector::Connector,
+    verdict::{self, Verdict},
+};
 use crate::cloudevents::{Event, HttpMessage, Received, is_event, read_http};
-
-/// How long connecting may take, within an attempt's own timeout.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Idle connections are kept this long, below the usual keep-alive of servers so that few are found closed.
 const POOL_IDLE: Duration = Duration::from_secs(30);
@@ -31,11 +32,22 @@ const MAX_ANSWER: usize = 64 * 1024;
 /// How much of an answer is kept to tell why a delivery failed.
 const MAX_EXCERPT: usize = 1024;
 
+type HttpClient = legacy::Client<HttpsConnector<Connector>, Full<Bytes>>;
+
 /// Posts events to Sinks.
 #[derive(Clone, Debug)]
 pub struct Client {
-    http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    to_services: HttpClient,
+    to_uris: HttpClient,
     max_reply: usize,
+}
+
+/// Where events are posted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) uri: Uri,
+    /// Whether it is a Service, which may be reached wherever it is.
+    pub(super) is_service: bool,
 }
 
 /// Why there is no client.
@@ -60,57 +72,56 @@ pub(super) struct Answer {
 
 impl Client {
     /// A client that trusts the authorities that the machine trusts, or, where it has none, speaks `http` only.
-    /// A reply may have `max_reply` bytes.
+    /// What is no Service is reached at the addresses of `uris`. A reply may have `max_reply` bytes.
     ///
     /// # Errors
     /// When the machine's authorities are there and cannot be read.
-    pub fn new(max_reply: usize) -> Result<Self, ClientError> {
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let https = match HttpsConnectorBuilder::new().with_native_roots() {
-            Ok(builder) => builder.https_or_http().enable_http1().wrap_connector(http),
-            // An empty image has no authorities: https Sinks then fail, one by one, with the TLS error.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => HttpsConnectorBuilder::new()
-                .with_tls_config(
-                    rustls::ClientConfig::builder()
-                        .with_root_certificates(rustls::RootCertStore::empty())
-                        .with_no_client_auth(),
-                )
+    pub fn new(max_reply: usize, uris: UriAddresses) -> Result<Self, ClientError> {
+        let tls = tls()?;
+        let client = |addresses| {
+            let https = HttpsConnectorBuilder::new()
+                .with_tls_config(tls.clone())
                 .https_or_http()
                 .enable_http1()
-                .wrap_connector(http),
-            Err(error) => return Err(ClientError::Roots(error)),
+                .wrap_connector(Connector::new(Arc::new(addresses)));
+            legacy::Client::builder(TokioExecutor::new())
+                .pool_idle_timeout(POOL_IDLE)
+                .pool_max_idle_per_host(POOL_SIZE)
+                .pool_timer(TokioTimer::new())
+                .build(https)
         };
-        let http = legacy::Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .pool_max_idle_per_host(POOL_SIZE)
-            .pool_timer(TokioTimer::new())
-            .build(https);
-        Ok(Self { http, max_reply })
+        Ok(Self {
+            to_services: client(UriAddresses::any()),
+            to_uris: client(uris),
+            max_reply,
+        })
     }
 
     /// Makes one attempt, which ends after `timeout` at the latest.
-    pub(super) async fn post(&self, uri: &Uri, message: HttpMessage, timeout: Duration) -> Answer {
-        match tokio::time::timeout(timeout, self.exchange(uri, message)).await {
+    pub(super) async fn post(&self, target: &Target, message: HttpMessage, timeout: Duration) -> Answer {
+        match tokio::time::timeout(timeout, self.exchange(target, message)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => Answer::none(with_causes(&error)),
             Err(_) => Answer::none(format!("no complete answer within {timeout:?}")),
         }
     }
 
-    async fn exchange(&self, uri: &Uri, message: HttpMessage) -> Result<Answer, legacy::Error> {
+    async fn exchange(&self, target: &Target, message: HttpMessage) -> Result<Answer, legacy::Error> {
         let mut request = Request::new(Full::new(message.body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = uri.clone();
+        *request.uri_mut() = target.uri.clone();
         *request.headers_mut() = message.headers;
         let headers = request.headers_mut();
         headers.insert(
             header::USER_AGENT,
             HeaderValue::from_static(concat!("weir/", env!("CARGO_PKG_VERSION"))),
         );
-        let (head, body) = self.http.request(request).await?.into_parts();
+        let http = if target.is_service {
+            &self.to_services
+        } else {
+            &self.to_uris
+        };
+        let (head, body) = http.request(request).await?.into_parts();
         if matches!(head.status, StatusCode::OK | StatusCode::CREATED) && is_event(&head.headers) {
             return Ok(self.reply(&head, body).await);
         }
@@ -151,6 +162,19 @@ impl Client {
             detail: head.status.to_string(),
             reply: Some(reply),
         }
+    }
+}
+
+/// TLS that trusts what this machine trusts.
+fn tls() -> Result<rustls::ClientConfig, ClientError> {
+    let config = rustls::ClientConfig::builder();
+    match config.clone().with_native_roots() {
+        Ok(config) => Ok(config.with_no_client_auth()),
+        // An empty image has no authorities: https Sinks then fail, one by one, with the TLS error.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(config
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth()),
+        Err(error) => Err(ClientError::Roots(error)),
     }
 }
 

@@ -93,7 +93,7 @@ impl DeadLettering {
                 let settings = self.settings.borrow();
                 (settings.dead_letter_target(), settings.delivery().clone())
             };
-            let Some((uri, mode)) = target else {
+            let Some((target, mode)) = target else {
                 return Ok(Sent::NoSink);
             };
             let began = Timestamp::now();
@@ -103,7 +103,7 @@ impl DeadLettering {
                 let event = place.fetch(&*self.log, &self.broker).await?;
                 let event = letter.mark(&event).unwrap_or(event);
                 self.client
-                    .post(&uri, event.to_http(mode), delivery.timeout)
+                    .post(&target, event.to_http(mode), delivery.timeout)
                     .await
             };
             attempts.failed = attempts.failed.saturating_add(1);

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use http::{HeaderValue, Uri};
+use http::HeaderValue;
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use super::{
     SAVE_EVERY, Settlement, TriggerStats,
     backoff::{self, Attempts},
     breaker::Breaker,
-    client::{Answer, Client},
+    client::{Answer, Client, Target},
     dead_letter::DeadLetter,
     dead_lettering::DeadLettering,
     inbox::Inbox,
@@ -110,7 +110,7 @@ enum Following {
 struct Attempted {
     place: Place,
     /// Where it went; the Trigger's Sink may be another by now.
-    target: Uri,
+    target: Target,
     began: Began,
     /// The event's source and id, if it could be read.
     about: Option<Event>,
@@ -485,7 +485,7 @@ impl Dispatcher {
         None
     }
 
-    fn attempt(&self, target: &Uri, place: Place, event: Option<Event>) -> BoxFuture<'static, Attempted> {
+    fn attempt(&self, target: &Target, place: Place, event: Option<Event>) -> BoxFuture<'static, Attempted> {
         let (log, client) = (self.parts.log.clone(), self.parts.client.clone());
         let (target, broker) = (target.clone(), self.broker.clone());
         let (mode, timeout) = (self.settings.mode(), self.settings.delivery().timeout);
@@ -697,7 +697,11 @@ impl Dispatcher {
             trigger: trigger.uid.clone(),
             namespace: trigger.namespace.clone(),
             name: trigger.name.clone(),
-            sink: self.settings.target().map(Uri::to_string).unwrap_or_default(),
+            sink: self
+                .settings
+                .target()
+                .map(|target| target.uri.to_string())
+                .unwrap_or_default(),
             reason: reason.to_owned(),
             status: answer.status.map(|status| status.as_u16()),
             detail: answer.detail.clone(),

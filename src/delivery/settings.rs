@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use http::Uri;
-
+use super::client::Target;
 use crate::{
     cloudevents::Mode,
     routing::{BrokerTable, ContentMode, Delivery, Destination, Route, Trigger},
@@ -15,8 +14,8 @@ pub(super) struct Settings {
     table: Arc<BrokerTable>,
     index: usize,
     /// Parsed once; `None` while events have to wait.
-    target: Option<Uri>,
-    dead_letter_target: Option<Uri>,
+    target: Option<Target>,
+    dead_letter_target: Option<Target>,
 }
 
 impl Settings {
@@ -54,7 +53,7 @@ impl Settings {
     }
 
     /// Where events are posted; `None` while they have to wait.
-    pub(super) fn target(&self) -> Option<&Uri> {
+    pub(super) fn target(&self) -> Option<&Target> {
         self.target.as_ref().filter(|_| self.is_deliverable())
     }
 
@@ -76,22 +75,27 @@ impl Settings {
     }
 
     /// Where dead letters are posted, and in which mode; `None` if they are kept.
-    pub(super) fn dead_letter_target(&self) -> Option<(Uri, Option<Mode>)> {
-        let uri = self.dead_letter_target.clone()?;
-        Some((uri, self.delivery().dead_letter_sink.as_ref().and_then(mode)))
+    pub(super) fn dead_letter_target(&self) -> Option<(Target, Option<Mode>)> {
+        let target = self.dead_letter_target.clone()?;
+        Some((target, self.delivery().dead_letter_sink.as_ref().and_then(mode)))
     }
 }
 
-fn parse(trigger: &Trigger, destination: &Destination, consequence: &str) -> Option<Uri> {
-    destination
-        .uri
-        .parse()
-        .inspect_err(|error| {
-            tracing::error!(
-                namespace = trigger.namespace, trigger = trigger.name, uri = destination.uri, %error, "{consequence}"
-            );
-        })
-        .ok()
+fn parse(trigger: &Trigger, destination: &Destination, consequence: &str) -> Option<Target> {
+    let Destination {
+        uri,
+        service,
+        content_mode: _,
+    } = destination;
+    let parsed = uri.parse().inspect_err(|error| {
+        tracing::error!(
+            namespace = trigger.namespace, trigger = trigger.name, uri, %error, "{consequence}"
+        );
+    });
+    Some(Target {
+        uri: parsed.ok()?,
+        is_service: service.is_some(),
+    })
 }
 
 fn mode(destination: &Destination) -> Option<Mode> {

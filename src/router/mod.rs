@@ -25,7 +25,7 @@ pub use controller_link::{ControllerLink, LinkError};
 pub use saved::SavedError;
 
 use crate::{
-    delivery::{Client, ClientError, DeliveryOptions, Engine, EngineError},
+    delivery::{Client, ClientError, DeliveryOptions, Engine, EngineError, UriAddresses},
     log::{
         EventLog, LogError,
         embedded::{EmbeddedLog, EmbeddedOptions},
@@ -52,6 +52,8 @@ pub struct RouterOptions {
     pub max_body: usize,
     /// Where Services are reached instead of by their cluster names; for a router outside the cluster.
     pub services: BTreeMap<ServiceName, http::Uri>,
+    /// Which addresses a destination may reach that is no Service.
+    pub uri_addresses: UriAddresses,
     /// The event log's limits.
     pub log: EmbeddedOptions,
     /// How delivery behaves.
@@ -94,7 +96,8 @@ pub async fn run(
 ) -> Result<(), RouterError> {
     let saved = SavedConfiguration::in_directory(&options.data)?;
     let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(options.data.join("log"), options.log.clone())?);
-    let engine = Engine::start(log.clone(), Client::new(options.max_body)?, options.delivery).await?;
+    let client = Client::new(options.max_body, options.uri_addresses)?;
+    let engine = Engine::start(log.clone(), client, options.delivery).await?;
     let sources = Sources::new(log.clone());
     let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());

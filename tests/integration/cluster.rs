@@ -17,24 +17,34 @@ pub(crate) struct Weir {
     pub(crate) controller: Process,
     pub(crate) router: Process,
     data: Scratch,
-    services: Vec<String>,
+    /// What the router is started with besides.
+    arguments: Vec<String>,
 }
+
+/// Lets a `uri` reach the consumers of tests.
+pub(crate) const ALLOW_LOOPBACK: &str = "--allow-uri-addresses=127.0.0.0/8";
 
 impl Weir {
     /// Installs the custom resource definitions, and starts a controller and a router. `services` are
     /// `NAMESPACE/NAME=URL`.
     pub(crate) fn install(plane: &ControlPlane, services: &[String]) -> Self {
+        let services = services.iter().map(|service| format!("--service={service}"));
+        Self::install_with(plane, services.chain([ALLOW_LOOPBACK.to_owned()]).collect())
+    }
+
+    /// The same, with these arguments for the router.
+    pub(crate) fn install_with(plane: &ControlPlane, arguments: Vec<String>) -> Self {
         let kubectl = plane.admin();
         kubectl.run(["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/crds")]);
         kubectl.run(["wait", "--for=condition=Established", "crd", "--all"]);
         let controller = start_controller(kubectl.kubeconfig(), "127.0.0.1:0");
         let data = Scratch::new();
-        let router = start_router(&controller, data.path(), "127.0.0.1:0", services);
+        let router = start_router(&controller, data.path(), "127.0.0.1:0", &arguments);
         Self {
             controller,
             router,
             data,
-            services: services.to_vec(),
+            arguments,
         }
     }
 
@@ -50,7 +60,13 @@ impl Weir {
     pub(crate) fn kill_and_restart_router(&mut self) {
         let listen = self.router.address("ingress").to_string();
         self.router.kill();
-        self.router = start_router(&self.controller, self.data.path(), &listen, &self.services);
+        self.router = start_router(&self.controller, self.data.path(), &listen, &self.arguments);
+    }
+
+    /// The same, with these arguments from now on.
+    pub(crate) fn restart_router_with(&mut self, arguments: Vec<String>) {
+        self.arguments = arguments;
+        self.kill_and_restart_router();
     }
 
     /// `kill -9`, and a new process on the same address.
@@ -74,7 +90,7 @@ fn start_controller(kubeconfig: &Path, listen: &str) -> Process {
     Process::weir(arguments).env("KUBECONFIG", kubeconfig).start()
 }
 
-fn start_router(controller: &Process, data: &Path, listen: &str, services: &[String]) -> Process {
+fn start_router(controller: &Process, data: &Path, listen: &str, more: &[String]) -> Process {
     let controller = format!("http://{}", controller.address("configuration"));
     let mut arguments = vec![
         "router",
@@ -86,9 +102,7 @@ fn start_router(controller: &Process, data: &Path, listen: &str, services: &[Str
         "127.0.0.1:0",
     ];
     arguments.extend(["--controller", &controller, "--data", data.to_str().unwrap()]);
-    for service in services {
-        arguments.extend(["--service", service]);
-    }
+    arguments.extend(more.iter().map(String::as_str));
     Process::weir(&arguments).start()
 }
 

@@ -27,3 +27,4 @@ mod interop;
 mod local;
 mod replies;
 mod sink_status;
+mod uri_addresses;
