@@ -14,3 +14,4 @@ pub mod router;
 pub mod routing;
 pub mod server;
 pub mod source;
+pub mod trust;

@@ -52,10 +52,11 @@ const ROOMS: &[Room] = &[
     Room::new("filter",      &["cloudevents"]).pure(),
     Room::new("routing",     &["cloudevents", "filter"]).pure(),
     Room::new("log",         &[]).without_kubernetes(),
-    Room::new("delivery",    &["cloudevents", "filter", "routing", "log"]).without_kubernetes(),
+    Room::new("trust",       &[]).without_kubernetes(),
+    Room::new("delivery",    &["cloudevents", "filter", "routing", "log", "trust"]).without_kubernetes(),
     Room::new("server",      &[]).without_kubernetes(),
     Room::new("source",      &["cloudevents", "routing", "log"]).without_kubernetes(),
-    Room::new("controller",  &["api", "cloudevents", "filter", "routing", "server"]),
+    Room::new("controller",  &["api", "cloudevents", "filter", "routing", "trust", "server"]),
     Room::new("router",      &["cloudevents", "filter", "routing", "log", "delivery", "server", "source"]).without_kubernetes(),
     Room::new("cli", &[
         "api", "cloudevents", "filter", "routing", "log", "delivery", "server", "source", "controller", "router",

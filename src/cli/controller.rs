@@ -64,6 +64,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         admin,
         cluster_domain,
         broker_url,
+        secure_channel: listen.ip().is_loopback(),
     };
     Ok(controller::run(options, client, stop).await?)
 }

@@ -8,15 +8,18 @@
 //! [`compile`] alone.
 //!
 //! The account needs: list and watch on `sources`, `triggers`, `sinks` (weir.dev), `services` and `namespaces`;
-//! patch on the `status` of the three; create and patch on `events` (events.k8s.io).
+//! patch on the `status` of the three; create and patch on `events` (events.k8s.io). Of `secrets` it may get those that
+//! a namespace's owner lets it read, one by one; a Sink that names another one says so in its status.
 
 mod compile;
+mod credentials;
 mod diagnosis;
 mod endpoint;
 mod metrics;
 mod observed;
 mod resolve;
 mod routers;
+mod secrets;
 mod sinks_seen;
 mod status_task;
 mod status_writer;
@@ -26,8 +29,9 @@ mod tests;
 mod watch;
 
 pub use compile::{Outcome, compile};
+pub use credentials::named as named_secrets;
 pub use diagnosis::{Diagnoses, Finding, SinkDiagnosis, SourceDiagnosis, Subject, TriggerDiagnosis};
-pub use observed::{Namespace, Observed, Port, Service};
+pub use observed::{Namespace, Observed, Port, SecretName, SecretState, Service};
 
 use std::{
     net::SocketAddr,
@@ -65,6 +69,8 @@ pub struct ControllerOptions {
     pub cluster_domain: String,
     /// What comes before `/NAMESPACE/BROKER` in the URL that producers post to; told in statuses if known.
     pub broker_url: Option<String>,
+    /// Whether nobody else can read what routers get. Without it credentials of Sinks are neither read nor sent.
+    pub secure_channel: bool,
 }
 
 /// Why a controller ended.
@@ -102,7 +108,7 @@ pub async fn run(
     servers.spawn(admin.serve(admin_service, stop.clone()));
     servers.close();
 
-    let mut watches = Watches::start(&client, &metrics, &stop);
+    let mut watches = Watches::start(&client, &metrics, options.secure_channel, &stop);
     tokio::select! {
         () = watches.ready() => {}
         () = stop.cancelled() => {}

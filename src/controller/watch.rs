@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     metrics::ControllerMetrics,
     observed::{Namespace, Observed, Port, Service},
+    secrets::Secrets,
 };
 use crate::api;
 
@@ -36,14 +37,21 @@ pub(super) struct Watches {
     sinks: Store<Guarded<api::Sink>>,
     services: Store<v1::Service>,
     namespaces: Store<v1::Namespace>,
+    secrets: Secrets,
     changed: Arc<Notify>,
     /// What was said to be unreadable, so that it is said once.
     unreadable: HashSet<String>,
 }
 
 impl Watches {
-    /// Starts watching, until told to stop.
-    pub(super) fn start(client: &Client, metrics: &Arc<ControllerMetrics>, stop: &CancellationToken) -> Self {
+    /// Starts watching, until told to stop. With a `secure_channel` to the routers the Secrets that Sinks name are read
+    /// too.
+    pub(super) fn start(
+        client: &Client,
+        metrics: &Arc<ControllerMetrics>,
+        secure_channel: bool,
+        stop: &CancellationToken,
+    ) -> Self {
         let changed = Arc::new(Notify::new());
         let starter = Starter {
             client,
@@ -57,6 +65,7 @@ impl Watches {
             sinks: starter.watch("Sink", |_| {}),
             services: starter.watch("Service", keep_ports),
             namespaces: starter.watch("Namespace", keep_labels),
+            secrets: Secrets::start(client, metrics, &changed, secure_channel, stop),
             changed,
             unreadable: HashSet::new(),
         }
@@ -83,6 +92,8 @@ impl Watches {
                 );
             }
         }
+        let sinks = readable(&self.sinks, "Sink", &mut HashSet::new());
+        self.secrets.ready(&sinks).await;
     }
 
     /// Waits until something changed since this was last asked.
@@ -93,10 +104,12 @@ impl Watches {
     /// What is there now.
     pub(super) fn observe(&mut self) -> Observed {
         let mut unreadable = HashSet::new();
+        let sinks = readable(&self.sinks, "Sink", &mut unreadable);
         let observed = Observed {
+            secrets: self.secrets.observe(&sinks),
             sources: readable(&self.sources, "Source", &mut unreadable),
             triggers: readable(&self.triggers, "Trigger", &mut unreadable),
-            sinks: readable(&self.sinks, "Sink", &mut unreadable),
+            sinks,
             services: self
                 .services
                 .state()

@@ -21,7 +21,7 @@ use super::{
     SAVE_EVERY, Settlement, TriggerStats,
     backoff::{self, Attempts},
     breaker::Breaker,
-    client::{Answer, Client, Target},
+    client::{Answer, Client},
     dead_letter::DeadLetter,
     dead_lettering::DeadLettering,
     inbox::Inbox,
@@ -33,6 +33,7 @@ use super::{
     redrive::Redrive,
     reply::{self, MAX_HOPS, Reply},
     settings::Settings,
+    target::Target,
     verdict::Verdict,
 };
 use crate::{

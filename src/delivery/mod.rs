@@ -31,6 +31,8 @@ mod reply;
 mod retention;
 mod settings;
 mod stats;
+mod target;
+mod tls_error;
 mod trimmer;
 mod uri_addresses;
 mod verdict;

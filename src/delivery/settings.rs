@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::client::Target;
+use super::{Client, target::Target};
 use crate::{
     cloudevents::Mode,
     routing::{BrokerTable, ContentMode, Delivery, Destination, Route, Trigger},
@@ -13,30 +13,36 @@ use crate::{
 pub(super) struct Settings {
     table: Arc<BrokerTable>,
     index: usize,
-    /// Parsed once; `None` while events have to wait.
+    /// Made ready once; `None` while events have to wait.
     target: Option<Target>,
     dead_letter_target: Option<Target>,
 }
 
 impl Settings {
-    pub(super) fn new(table: Arc<BrokerTable>, index: usize) -> Self {
+    pub(super) fn new(client: &Client, table: Arc<BrokerTable>, index: usize) -> Self {
         let trigger = &table.routes()[index].trigger;
         let target = trigger
             .destination
             .as_ref()
             .filter(|_| !trigger.suspend)
             .and_then(|destination| {
-                parse(trigger, destination, "the Sink's URI cannot be used; events wait")
+                ready(
+                    client,
+                    trigger,
+                    destination,
+                    "the Sink cannot be used; events wait",
+                )
             });
         let dead_letter_target = trigger
             .delivery
             .dead_letter_sink
             .as_ref()
             .and_then(|destination| {
-                parse(
+                ready(
+                    client,
                     trigger,
                     destination,
-                    "the dead-letter Sink's URI cannot be used; dead letters are kept here",
+                    "the dead-letter Sink cannot be used; dead letters are kept here",
                 )
             });
         Self {
@@ -81,21 +87,13 @@ impl Settings {
     }
 }
 
-fn parse(trigger: &Trigger, destination: &Destination, consequence: &str) -> Option<Target> {
-    let Destination {
-        uri,
-        service,
-        content_mode: _,
-    } = destination;
-    let parsed = uri.parse().inspect_err(|error| {
+fn ready(client: &Client, trigger: &Trigger, destination: &Destination, consequence: &str) -> Option<Target> {
+    let target = client.target(destination).inspect_err(|error| {
         tracing::error!(
-            namespace = trigger.namespace, trigger = trigger.name, uri, %error, "{consequence}"
+            namespace = trigger.namespace, trigger = trigger.name, uri = destination.uri, %error, "{consequence}"
         );
     });
-    Some(Target {
-        uri: parsed.ok()?,
-        is_service: service.is_some(),
-    })
+    target.ok()
 }
 
 fn mode(destination: &Destination) -> Option<Mode> {

@@ -271,6 +271,8 @@ mod tests {
                 uri: "http://billing.shop.svc.cluster.local:8080/events?x=1".into(),
                 service,
                 content_mode: ContentMode::AsReceived,
+                ca_certs: None,
+                headers: vec![],
             }),
             delivery: Delivery::default(),
             start: Start::Latest,
