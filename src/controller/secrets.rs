@@ -28,6 +28,9 @@ use crate::{api, routing::Secret};
 /// How often each Secret is read again; a changed one is taken over by then.
 const READ_EVERY: Duration = Duration::from_secs(30);
 
+/// How often one is read again that does not serve yet: somebody may be about to mend it.
+const READ_MISSING_EVERY: Duration = Duration::from_secs(10);
+
 /// How many are read at once.
 const CONCURRENCY: usize = 8;
 
@@ -210,7 +213,11 @@ impl Reader {
         let Some(entry) = self.entries.get_mut(&name) else {
             return;
         };
-        let pause = if entry.again { Duration::ZERO } else { READ_EVERY };
+        let pause = match &read {
+            _ if entry.again => Duration::ZERO,
+            Ok(state) if !serves(state, &entry.keys) => READ_MISSING_EVERY,
+            _ => READ_EVERY,
+        };
         entry.due = Some(Instant::now() + pause);
         let SecretName {
             namespace,
@@ -306,6 +313,13 @@ impl SecretApi {
     }
 }
 
+fn serves(state: &SecretState, keys: &BTreeSet<String>) -> bool {
+    match state {
+        SecretState::Found { values, .. } => keys.iter().all(|key| values.contains_key(key)),
+        _ => false,
+    }
+}
+
 fn as_subject(user: &str) -> String {
     match user.strip_prefix("system:serviceaccount:") {
         Some(account) => format!("--serviceaccount={account}"),
@@ -333,5 +347,153 @@ async fn at(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::{ByteString, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+
+    use super::*;
+
+    #[test]
+    fn only_named_keys_are_kept() {
+        let data = [("token", &b"a"[..]), ("odd", b"\xff"), ("other", b"b")];
+        let secret = v1::Secret {
+            metadata: ObjectMeta {
+                uid: Some("u".into()),
+                resource_version: Some("7".into()),
+                ..ObjectMeta::default()
+            },
+            data: Some(
+                data.map(|(key, value)| (key.to_owned(), ByteString(value.into())))
+                    .into(),
+            ),
+            ..v1::Secret::default()
+        };
+        let keys: BTreeSet<_> = ["token", "odd", "absent"].map(str::to_owned).into();
+        let state = found(secret, &keys);
+        let expected = [("token", "a"), ("odd", "\u{fffd}")];
+        assert_eq!(
+            state,
+            SecretState::Found {
+                version: "u.7".into(),
+                values: expected
+                    .map(|(key, value)| (key.into(), value.to_owned().into()))
+                    .into(),
+            }
+        );
+        assert!(!serves(&state, &keys));
+        assert!(serves(&state, &["token".to_owned()].into()));
+        assert!(!serves(&SecretState::NotFound, &keys));
+    }
+
+    #[test]
+    fn an_account_is_named_as_kubectl_takes_it() {
+        assert_eq!(
+            as_subject("system:serviceaccount:weir-system:weir-controller"),
+            "--serviceaccount=weir-system:weir-controller"
+        );
+        assert_eq!(as_subject("admin"), "--user=admin");
+    }
+
+    #[test]
+    fn a_key_that_begins_to_be_named_is_read_at_once() {
+        let keys = |keys: &[&str]| -> BTreeSet<String> { keys.iter().map(|&key| key.to_owned()).collect() };
+        let later = Some(Instant::now() + READ_EVERY);
+        let mut entry = Entry::new(keys(&["a"]));
+        entry.due = later;
+        entry.name(&keys(&["a"]));
+        assert_eq!((entry.due, entry.again), (later, false));
+        entry.name(&keys(&["a", "b"]));
+        assert!(entry.due < later && !entry.again);
+        // What is under way does not have it.
+        entry.due = None;
+        entry.name(&keys(&["c"]));
+        assert_eq!((entry.due, entry.again), (None, true));
+        assert_eq!(entry.keys, keys(&["c"]));
+    }
+
+    /// Of an API server that does not answer.
+    fn reader(names: &[SecretName]) -> Reader {
+        let api_server = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, kube::Error>>()
+        });
+        let keys: BTreeSet<_> = ["token".to_owned()].into();
+        let mut reader = Reader {
+            api: Arc::new(SecretApi {
+                client: Client::new(api_server, "default"),
+                account: OnceCell::new(),
+            }),
+            metrics: Arc::default(),
+            changed: Arc::default(),
+            known: watch::Sender::new(Known::new()),
+            entries: BTreeMap::new(),
+            under_way: FuturesUnordered::new(),
+        };
+        reader.take_over(&names.iter().map(|name| (name.clone(), keys.clone())).collect());
+        reader
+    }
+
+    fn name(name: &str) -> SecretName {
+        SecretName {
+            namespace: "shop".into(),
+            name: name.into(),
+        }
+    }
+
+    fn state(value: &str) -> SecretState {
+        SecretState::Found {
+            version: value.into(),
+            values: [("token".into(), value.to_owned().into())].into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_known_stays_in_force_while_nothing_can_be_read() {
+        let (one, two) = (name("one"), name("two"));
+        let mut reader = reader(&[one.clone(), two.clone()]);
+        let known = |reader: &Reader, name: &SecretName| reader.known.borrow().get(name).cloned();
+        reader.ended(one.clone(), Ok(state("a")));
+        reader.ended(one.clone(), Err("down".into()));
+        assert_eq!(known(&reader, &one), Some(state("a")));
+        // Of what was never read, it is told why.
+        reader.ended(two.clone(), Err("down".into()));
+        assert_eq!(known(&reader, &two), Some(SecretState::Unreadable("down".into())));
+        reader.ended(two.clone(), Ok(state("b")));
+        assert_eq!(known(&reader, &two), Some(state("b")));
+        // What is taken away is gone.
+        reader.ended(one.clone(), Ok(SecretState::Forbidden { account: None }));
+        assert_eq!(
+            known(&reader, &one),
+            Some(SecretState::Forbidden { account: None })
+        );
+        reader.take_over(&Named::new());
+        assert_eq!(*reader.known.borrow(), Known::new());
+        // An answer that comes later changes nothing.
+        reader.ended(one.clone(), Ok(state("a")));
+        assert_eq!(known(&reader, &one), None);
+    }
+
+    #[tokio::test]
+    async fn few_are_read_at_once_and_each_again_in_time() {
+        let names: Vec<_> = (0..20).map(|number| name(&number.to_string())).collect();
+        let mut reader = reader(&names);
+        let now = Instant::now();
+        assert_eq!(reader.begin(now), None);
+        assert_eq!(reader.under_way.len(), CONCURRENCY);
+        let is_under_way = |reader: &Reader, name: &SecretName| reader.entries[name].due.is_none();
+        let (begun, waiting): (Vec<_>, Vec<_>) =
+            names.into_iter().partition(|name| is_under_way(&reader, name));
+        assert_eq!((begun.len(), waiting.len()), (CONCURRENCY, 20 - CONCURRENCY));
+        // With room, those go first that have waited.
+        reader.under_way = FuturesUnordered::new();
+        for name in &begun {
+            reader.ended(name.clone(), Ok(state("a")));
+        }
+        reader.begin(Instant::now());
+        assert!(begun.iter().all(|name| !is_under_way(&reader, name)));
+        reader.begin(now + READ_EVERY * 2);
+        assert_eq!(reader.under_way.len(), CONCURRENCY);
     }
 }

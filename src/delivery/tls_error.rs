@@ -2,7 +2,7 @@
 
 use std::{error::Error, io};
 
-use rustls::CertificateError::{Expired, ExpiredContext, UnknownIssuer};
+use rustls::CertificateError::{BadSignature, Expired, ExpiredContext, UnknownIssuer};
 
 /// What to say of an error that TLS is the cause of; `None` of another.
 pub(super) fn told(error: &(dyn Error + 'static)) -> Option<String> {
@@ -27,7 +27,8 @@ fn of_tls<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
 
 fn in_words(error: &rustls::Error) -> String {
     match error {
-        rustls::Error::InvalidCertificate(UnknownIssuer) => {
+        // An authority that was made anew has the same name and another key.
+        rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
             "TLS: no authority that is trusted has signed the server's certificate; a Sink can name its authority in \
              caCerts"
                 .to_owned()

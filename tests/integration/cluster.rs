@@ -34,10 +34,15 @@ impl Weir {
 
     /// The same, with these arguments for the router.
     pub(crate) fn install_with(plane: &ControlPlane, arguments: Vec<String>) -> Self {
+        Self::start(plane, plane.admin().kubeconfig(), arguments)
+    }
+
+    /// The same, with a controller that is this user.
+    pub(crate) fn start(plane: &ControlPlane, controller: &Path, arguments: Vec<String>) -> Self {
         let kubectl = plane.admin();
         kubectl.run(["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/crds")]);
         kubectl.run(["wait", "--for=condition=Established", "crd", "--all"]);
-        let controller = start_controller(kubectl.kubeconfig(), "127.0.0.1:0");
+        let controller = start_controller(controller, "127.0.0.1:0");
         let data = Scratch::new();
         let router = start_router(&controller, data.path(), "127.0.0.1:0", &arguments);
         Self {
@@ -50,6 +55,11 @@ impl Weir {
 
     pub(crate) fn broker(&self, namespace: &str) -> String {
         format!("http://{}/{namespace}/default", self.router.address("ingress"))
+    }
+
+    /// Where the router's data are.
+    pub(crate) fn data(&self) -> &Path {
+        self.data.path()
     }
 
     pub(crate) fn metrics(&self) -> String {
@@ -700,6 +710,14 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
             "apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {{name: s}}\nspec: {{cron: {cron}}}\n"
         )
     };
+    let with_header = |name: &str, more: &str| {
+        let key = "{secretKeyRef: {name: s, key: k}}";
+        sink(
+            "s",
+            &format!("{{uri: 'https://a/', headers: [{{name: {name}, valueFrom: {key}}}]{more}}}"),
+        )
+    };
+    let token = ", authorization: {bearerToken: {secretKeyRef: {name: s, key: k}}}";
     let deep = "[{not: {not: {not: {not: {exact: {a: b}}}}}}]";
     let table = [
         (
@@ -783,6 +801,23 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
             sink("s", "{uri: 'http://a/', contentMode: Fast}"),
             "spec.contentMode",
         ),
+        (
+            sink("s", "{uri: 'http://a/', caCerts: x}"),
+            "caCerts is for https alone",
+        ),
+        (
+            sink("s", "{service: {name: a}, caCerts: x}"),
+            "caCerts is for https alone",
+        ),
+        (with_header("AUTHORIZATION", token), "name it in one of the two"),
+        (
+            with_header("X-Key", ", authorization: {}"),
+            "spec.authorization.bearerToken",
+        ),
+        (with_header("Ce-Id", ""), "spec.headers[0].name"),
+        (with_header("content-TYPE", ""), "spec.headers[0].name"),
+        (with_header("Host", ""), "a header that Weir or HTTP itself sets"),
+        (with_header("'a b'", ""), "spec.headers[0].name"),
         (source("{type: t}"), "spec.cron.schedule"),
         (
             source("{schedule: '* * * * *', type: t, data: {text: a, json: b}}"),

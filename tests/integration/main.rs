@@ -26,5 +26,6 @@ mod hostile;
 mod interop;
 mod local;
 mod replies;
+mod sink_credentials;
 mod sink_status;
 mod uri_addresses;
