@@ -285,3 +285,25 @@ pub struct Cron {
     /// The events' data.
     pub data: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_of_an_earlier_version_has_no_credentials() {
+        let text = r#"{"uri":"http://a/","service":null,"contentMode":"AsReceived"}"#;
+        let destination: Destination = serde_json::from_str(text).unwrap();
+        assert_eq!((&destination.ca_certs, &*destination.headers), (&None, &[][..]));
+        assert_eq!(serde_json::to_string(&destination).unwrap(), text);
+    }
+
+    #[test]
+    fn a_secret_is_written_but_not_shown() {
+        let secret = Secret::from("s3cret".to_owned());
+        assert_eq!(format!("{secret:?}"), "[secret]");
+        let json = serde_json::to_string(&secret).unwrap();
+        assert_eq!(json, "\"s3cret\"");
+        assert_eq!(serde_json::from_str::<Secret>(&json).unwrap(), secret);
+    }
+}
