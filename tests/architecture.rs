@@ -54,10 +54,11 @@ const ROOMS: &[Room] = &[
     Room::new("routing",     &["cloudevents", "filter"]).pure(),
     Room::new("log",         &[]).without_kubernetes(),
     Room::new("telemetry",   &["cloudevents"]).without_kubernetes(),
-    Room::new("delivery",    &["cloudevents", "filter", "routing", "log", "telemetry"]).without_kubernetes(),
+    Room::new("trust",       &[]).without_kubernetes(),
+    Room::new("delivery",    &["cloudevents", "filter", "routing", "log", "telemetry", "trust"]).without_kubernetes(),
     Room::new("server",      &[]).without_kubernetes(),
     Room::new("source",      &["cloudevents", "routing", "log"]).without_kubernetes(),
-    Room::new("controller",  &["api", "cloudevents", "filter", "routing", "server"]),
+    Room::new("controller",  &["api", "cloudevents", "filter", "routing", "trust", "server"]),
     Room::new("router",      &[
         "cloudevents", "filter", "routing", "log", "telemetry", "delivery", "server", "source",
     ]).without_kubernetes(),

@@ -20,7 +20,8 @@ pub use condition::condition;
 pub use delivery::{BackoffPolicy, DeliverySpec, DurationText, Ordering, RateLimit};
 pub use filter::{Filter, MAX_EXPRESSION, NESTED_FILTERS};
 pub use sink::{
-    ContentMode, NamespaceSelector, Scheme, ServicePort, ServiceTarget, Sink, SinkSpec, SinkStatus,
+    Authorization, ContentMode, Header, NamespaceSelector, Scheme, SecretKeyRef, SecretValue, ServicePort,
+    ServiceTarget, Sink, SinkSpec, SinkStatus, is_reserved_header,
 };
 pub use source::{CronData, CronSource, Source, SourceSpec, SourceStatus};
 pub use trigger::{Destination, SinkRef, Start, Trigger, TriggerSpec, TriggerStatus};

@@ -2,6 +2,8 @@
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+use super::sink::{RESERVED_HEADERS, RESERVED_PREFIXES};
+
 /// A positive duration as Kubernetes users write it: `500ms`, `30s`, `1h30m`. The number of digits is
 /// bounded because kube's duration panics on one that the standard library's cannot hold.
 pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
@@ -29,4 +31,21 @@ pub(super) fn conditions(generator: &mut SchemaGenerator) -> Schema {
         serde_json::json!(["type"]),
     );
     schema
+}
+
+/// The name of a header that a Sink may set: a token of HTTP, and none of the reserved ones.
+pub(super) fn header_name(_: &mut SchemaGenerator) -> Schema {
+    let prefixes = RESERVED_PREFIXES.iter().map(|prefix| format!("{prefix}.*"));
+    let names = RESERVED_HEADERS.iter().map(|&name| name.to_owned());
+    let reserved: Vec<_> = prefixes.chain(names).collect();
+    json_schema!({
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 64,
+        "pattern": r"^[-!#$%&'*+.^_`|~0-9A-Za-z]+$",
+        "x-kubernetes-validations": [{
+            "rule": format!("!self.matches('(?i)^({})$')", reserved.join("|")),
+            "message": "is a header that Weir or HTTP itself sets",
+        }],
+    })
 }

@@ -37,7 +37,11 @@ use super::DeliverySpec;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("has(self.service) != has(self.uri)", "exactly one of service and uri must be set"))]
+#[x_kube(
+    validation = ("has(self.service) != has(self.uri)", "exactly one of service and uri must be set"),
+    validation = ("!has(self.caCerts) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https')", "caCerts is for https alone: begin uri with https://, or set service.scheme to https"),
+    validation = ("!has(self.authorization) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^authorization$'))", "the header authorization is set by authorization; name it in one of the two")
+)]
 pub struct SinkSpec {
     /// A Service of the Sink's own namespace. Exactly one of service and uri is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,6 +52,25 @@ pub struct SinkSpec {
     #[schemars(length(min = 1, max = 2048))]
     #[x_kube(validation = ("self.matches('^https?://[^/?#@]+([/?#].*)?$')", "must be an absolute http or https URI with a host and without user information"))]
     pub uri: Option<String>,
+
+    /// The certificates of the authorities that are trusted to have signed this Sink's certificate, in PEM, one or
+    /// more: instead of the public ones. For https. Default: the authorities that the routers' image trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32_768))]
+    pub ca_certs: Option<String>,
+
+    /// What Weir shows this Sink of itself with each event. What is secret stands in Secrets of the Sink's own
+    /// namespace, which has to let the controller read them (the Sink's status says how), and a changed Secret is
+    /// taken over within a minute. To a uri it is sent over https only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorization: Option<Authorization>,
+
+    /// Headers that each request to this Sink has besides the event's, such as an API key. None that Weir or HTTP
+    /// itself sets: ce-*, content-*, host, user-agent, traceparent and the like. As with authorization, the values
+    /// stand in Secrets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub headers: Vec<Header>,
 
     /// The mode in which events are sent: AsReceived keeps binary or structured as the producer sent it (an event
     /// of a batch leaves structured), Binary and Structured convert. Default: AsReceived.
@@ -62,6 +85,77 @@ pub struct SinkSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allowed_namespaces: Option<NamespaceSelector>,
 }
+
+/// How Weir shows a Sink who it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Authorization {
+    /// A token that is sent as "Authorization: Bearer TOKEN".
+    pub bearer_token: SecretValue,
+}
+
+/// A header of each request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Header {
+    /// Its name, such as X-Api-Key. Upper and lower case are the same.
+    #[schemars(schema_with = "super::schema::header_name")]
+    pub name: String,
+
+    /// Where its value stands.
+    pub value_from: SecretValue,
+}
+
+/// Where a secret value stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretValue {
+    /// A key of a Secret of the Sink's own namespace. A line break at the end of the value does not count.
+    pub secret_key_ref: SecretKeyRef,
+}
+
+/// A key of a Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyRef {
+    /// The Secret's name.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    )]
+    pub name: String,
+
+    /// The key in its data.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
+}
+
+/// Whether a Sink may not set this header: Weir or HTTP itself does, or it says how the next server is spoken to.
+/// `authorization` may be set where [`SinkSpec::authorization`] is not.
+pub fn is_reserved_header(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || RESERVED_HEADERS.contains(&name.as_str())
+}
+
+/// What the names of reserved headers begin with.
+pub(super) const RESERVED_PREFIXES: &[&str] = &["ce-", "content-", "proxy-"];
+
+/// The other reserved headers.
+pub(super) const RESERVED_HEADERS: &[&str] = &[
+    "connection",
+    "expect",
+    "host",
+    "keep-alive",
+    "prefer",
+    "te",
+    "traceparent",
+    "tracestate",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+];
 
 /// A Service and where on it events are posted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -183,7 +277,7 @@ pub struct SinkStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready: the destination is resolved. Its reason and message say what to do where it is not.
+    /// Ready: the destination is resolved, and its credentials are known. Its reason and message say what to do where it is not.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -191,4 +285,28 @@ pub struct SinkStatus {
     /// Where events are posted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_that_weir_or_http_sets_are_reserved() {
+        for name in [
+            "ce-id",
+            "CE-Id",
+            "Content-Type",
+            "content-length",
+            "HOST",
+            "te",
+            "Proxy-Authorization",
+            "Prefer",
+        ] {
+            assert!(is_reserved_header(name), "{name}");
+        }
+        for name in ["authorization", "x-api-key", "cookie", "ce", "hosts", "accept"] {
+            assert!(!is_reserved_header(name), "{name}");
+        }
+    }
 }

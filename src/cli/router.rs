@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
     units::{self, Size},
 };
 use crate::{
-    delivery::{DeliveryOptions, Retention, WhenFull},
+    delivery::{DeliveryOptions, Retention, UriAddresses, WhenFull},
     log::embedded::EmbeddedOptions,
     router::{self, ControllerAddress, ControllerLink, RouterOptions},
     routing::Revision,
@@ -100,6 +101,7 @@ impl LogArgs {
         listen: SocketAddr,
         admin: SocketAddr,
         data: PathBuf,
+        uri_addresses: UriAddresses,
     ) -> anyhow::Result<RouterOptions> {
         let Self {
             max_event_size,
@@ -119,6 +121,7 @@ impl LogArgs {
             data,
             max_body: usize::try_from(max_event_size.0).unwrap_or(usize::MAX),
             services,
+            uri_addresses,
             log: EmbeddedOptions {
                 max_bytes: log_size.0,
                 reserve_bytes: disk_reserve.0,
@@ -191,6 +194,26 @@ pub struct Args {
     /// weir-controller. It may change at any time.
     #[arg(long, env = "WEIR_CONTROLLER_TOKEN", value_name = "FILE")]
     pub controller_token: Option<PathBuf>,
+    /// Which addresses a uri may reach although they are not on the internet. Private, link-local and loopback
+    /// addresses, and those of metadata services, are else reached as Services only.
+    #[arg(
+        long,
+        env = "WEIR_ALLOW_URI_ADDRESSES",
+        value_delimiter = ',',
+        value_name = "CIDR[,CIDR]",
+        value_parser = network
+    )]
+    pub allow_uri_addresses: Vec<IpNet>,
+
+    /// Which addresses a uri may not reach, even if they are allowed: those of pods and nodes, where they are public.
+    #[arg(
+        long,
+        env = "WEIR_DENY_URI_ADDRESSES",
+        value_delimiter = ',',
+        value_name = "CIDR[,CIDR]",
+        value_parser = network
+    )]
+    pub deny_uri_addresses: Vec<IpNet>,
 
     /// The event log and its limits.
     #[command(flatten)]
@@ -199,6 +222,14 @@ pub struct Args {
     /// Traces.
     #[command(flatten)]
     pub traces: TraceArgs,
+}
+
+/// A network, or an address for a network that has no other.
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = text.parse::<std::net::IpAddr>().map(IpNet::from);
+    text.parse().or(address).map_err(|_| {
+        format!("{text:?} is no network: write an address and a length, such as 10.1.0.0/16 or fd00:1::/32")
+    })
 }
 
 /// Runs a router until it is told to end.
@@ -214,6 +245,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         controller,
         controller_ca,
         controller_token,
+        allow_uri_addresses,
+        deny_uri_addresses,
         log,
         traces,
     } = args;
@@ -222,10 +255,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         None => host_name().context("give the router a name with --name")?,
     };
     let stop = shutdown::token()?;
+    let uri_addresses = UriAddresses {
+        allow: allow_uri_addresses,
+        deny: deny_uri_addresses,
+    };
     let export = traces.start()?;
     let options = RouterOptions {
         tracer: export.tracer(),
-        ..log.into_options(listen, admin, data)?
+        ..log.into_options(listen, admin, data, uri_addresses)?
     };
     let controller = ControllerAddress {
         url: controller,

@@ -19,6 +19,7 @@ use super::{
     traces::TraceArgs,
 };
 use crate::{
+    delivery::UriAddresses,
     router::{self, RouterOptions},
     routing::{Configuration, Revision, ServiceName},
 };
@@ -33,7 +34,7 @@ const NOT_QUIET: Duration = Duration::from_secs(1);
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Files with manifests of Sources, Triggers and Sinks, and directories with such files (*.yaml, *.yml, *.json).
-    /// Other resources in them are passed over.
+    /// The Secrets that Sinks name are read from them as well; other resources in them are passed over.
     #[arg(required = true, value_name = "DIR|FILE")]
     pub paths: Vec<PathBuf>,
 
@@ -84,9 +85,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     } = args;
     let stop = shutdown::token()?;
     let export = traces.start()?;
+    // Whoever writes the manifests is at this machine, and reaches the same without us.
     let options = RouterOptions {
         tracer: export.tracer(),
-        ..log.into_options(listen, admin, data)?
+        ..log.into_options(listen, admin, data, UriAddresses::any())?
     };
     let services = options.services.keys().cloned().collect();
     let manifests = Manifests::new(paths)
@@ -196,12 +198,18 @@ impl Local {
         let Loaded {
             manifests,
             // Only Services that a flag names are there, and they are reached as the flag says.
-            surroundings: Surroundings { namespaces, .. },
+            surroundings:
+                Surroundings {
+                    namespaces,
+                    secrets,
+                    services: _,
+                },
             mut problems,
         } = self.manifests.load();
         self.resources = manifests.len();
         let surroundings = Surroundings {
             namespaces,
+            secrets,
             ..Surroundings::of_services(self.services.iter().cloned())
         };
         let Resolution {

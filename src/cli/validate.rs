@@ -23,11 +23,11 @@ use crate::{api, routing::Configuration};
 #[command(
     after_help = "Exit codes: 0 no errors, 1 errors, 2 the command line is wrong or a path cannot be read.\n\n\
                   A Service that is not among the files is taken to be there; one that is among them must have the port \
-                  that is named. A Sink of another namespace that is not among the files is a warning."
+                  that is named. A Secret, and a Sink of another namespace, that is not among the files is a warning."
 )]
 pub struct Args {
     /// Files with manifests of Sources, Triggers and Sinks, and directories with such files (*.yaml, *.yml, *.json,
-    /// but not *.test.yaml). Services and Namespaces in them are looked at, other resources are passed over.
+    /// but not *.test.yaml). Services, Namespaces and Secrets in them are looked at, other resources are passed over.
     #[arg(required = true, value_name = "DIR|FILE")]
     pub paths: Vec<PathBuf>,
 
@@ -218,6 +218,13 @@ fn untold(
             service.namespace, service.name
         ));
     }
+    if unresolved.finding.reason == "SecretNotFound" {
+        let whose = match &unresolved.manifest.resource {
+            Resource::Sink(_) => unresolved.path.as_str(),
+            Resource::Source(_) | Resource::Trigger(_) => "its Sink",
+        };
+        return Some(format!("{whose} names a Secret that is not among the files"));
+    }
     if unresolved.finding.reason != "SinkNotAllowed" {
         return None;
     }
@@ -384,6 +391,32 @@ mod tests {
         assert_eq!(
             errors,
             ["m.yaml:5:3: Trigger shop/t: Service shop/web is not among the files"]
+        );
+    }
+
+    #[test]
+    fn a_secret_may_be_elsewhere_but_what_is_in_it_is_checked() {
+        let sink = |more: &str| {
+            let spec = "authorization: {bearerToken: {secretKeyRef: {name: audit, key: token}}}";
+            format!("{}{more}", sink(spec).replace("http://x", "https://x"))
+        };
+        let named = "m.yaml:4:56: Sink platform/audit: spec.authorization.bearerToken.secretKeyRef";
+        let untold = format!("{named} names a Secret that is not among the files");
+        assert_eq!(told(&[&sink("")], false), (vec![], vec![untold.clone()]));
+        assert_eq!(told(&[&sink("")], true), (vec![untold], vec![]));
+
+        let secret = "kind: Secret\napiVersion: v1\nmetadata: {name: audit, namespace: platform}\n";
+        let with = |data: &str| told(&[&sink(&format!("---\n{secret}stringData: {data}\n"))], false);
+        assert_eq!(with("{token: x}"), (vec![], vec![]));
+        let (errors, _) = with("{other: x}");
+        assert!(
+            errors[0].contains("Secret \"audit\" in namespace \"platform\" has no key \"token\""),
+            "{errors:?}"
+        );
+        let (errors, _) = with("{token: two words}");
+        assert!(
+            errors[0].contains("has a space") && !errors[0].contains("words"),
+            "{errors:?}"
         );
     }
 }

@@ -8,6 +8,7 @@ use kube::Resource;
 use serde::Serialize;
 
 use super::{
+    credentials,
     diagnosis::{Diagnoses, Finding, SinkDiagnosis, SourceDiagnosis, Subject, TriggerDiagnosis},
     observed::Observed,
     resolve::{Address, Resolver},
@@ -17,6 +18,7 @@ use crate::{
     cloudevents::EventBuilder,
     filter::{Expression, Filter},
     routing::{self, Configuration, Delivery, Revision, broker_key},
+    trust,
 };
 
 /// What was computed.
@@ -190,10 +192,13 @@ fn destination<'a>(
         uri,
         service,
         content_mode: routing::ContentMode::AsReceived,
+        ca_certs: None,
+        headers: Vec::new(),
     };
     (address.map(plain), None)
 }
 
+/// Where a Sink's events go, seen from the namespace of whoever names it.
 fn through(
     resolver: &Resolver<'_>,
     namespace: &str,
@@ -201,19 +206,9 @@ fn through(
     sink: &api::Sink,
 ) -> Result<routing::Destination, Finding> {
     let home = sink.metadata.namespace.as_deref().unwrap_or(namespace);
-    let Address { uri, service } = sink_address(resolver, home, &sink.spec).map_err(|finding| Finding {
+    sink_destination(resolver, home, &sink.spec).map_err(|finding| Finding {
         message: format!("Sink {:?}: {}", reference.name, finding.message),
         ..finding
-    })?;
-    let content_mode = match sink.spec.content_mode {
-        api::ContentMode::AsReceived => routing::ContentMode::AsReceived,
-        api::ContentMode::Binary => routing::ContentMode::Binary,
-        api::ContentMode::Structured => routing::ContentMode::Structured,
-    };
-    Ok(routing::Destination {
-        uri,
-        service,
-        content_mode,
     })
 }
 
@@ -236,20 +231,56 @@ fn dead_letter_sink(
     Some(destination(resolver, namespace, wanted).0)
 }
 
-fn sink_address(resolver: &Resolver<'_>, namespace: &str, spec: &api::SinkSpec) -> Result<Address, Finding> {
-    match (&spec.service, &spec.uri) {
+fn sink_destination(
+    resolver: &Resolver<'_>,
+    namespace: &str,
+    spec: &api::SinkSpec,
+) -> Result<routing::Destination, Finding> {
+    let api::SinkSpec {
+        service,
+        uri,
+        ca_certs,
+        authorization,
+        headers,
+        content_mode,
+        delivery: _,
+        allowed_namespaces: _,
+    } = spec;
+    let Address { uri, service } = match (service, uri) {
         (Some(target), None) => resolver.service(namespace, target),
         (None, Some(uri)) => resolver.uri(uri),
         _ => Err(Finding::bad(
             "InvalidSink",
             "exactly one of service and uri must be set in spec",
         )),
+    }?;
+    if let Some(pem) = ca_certs {
+        trust::authorities(pem)
+            .map_err(|error| Finding::bad("InvalidCaCerts", format!("spec.caCerts: {error}")))?;
     }
+    let has_credentials = authorization.is_some() || !headers.is_empty();
+    if has_credentials && service.is_none() && !uri.starts_with("https:") {
+        return Err(Finding::bad(
+            "InsecureUri",
+            "spec.uri: credentials leave the cluster over https only; begin it with https://, or name a Service",
+        ));
+    }
+    Ok(routing::Destination {
+        uri,
+        service,
+        content_mode: match content_mode {
+            api::ContentMode::AsReceived => routing::ContentMode::AsReceived,
+            api::ContentMode::Binary => routing::ContentMode::Binary,
+            api::ContentMode::Structured => routing::ContentMode::Structured,
+        },
+        ca_certs: ca_certs.clone(),
+        headers: credentials::headers(resolver, namespace, spec)?,
+    })
 }
 
 fn diagnose_sink(resolver: &Resolver<'_>, subject: Subject, spec: &api::SinkSpec) -> SinkDiagnosis {
-    match sink_address(resolver, &subject.namespace, spec) {
-        Ok(Address { uri, .. }) => SinkDiagnosis {
+    match sink_destination(resolver, &subject.namespace, spec) {
+        Ok(routing::Destination { uri, .. }) => SinkDiagnosis {
             subject,
             resolved: Finding::good("Resolved", format!("events go to {uri}")),
             uri: Some(uri),
@@ -456,6 +487,7 @@ fn cron_data(data: Option<&api::CronData>) -> Result<(Option<String>, Option<Str
     }
 }
 
+/// What is secret is in it by its version alone: whoever sees a revision cannot try out values.
 fn revision_of(configuration: &Configuration) -> Revision {
     let Configuration {
         revision: _,
@@ -463,6 +495,7 @@ fn revision_of(configuration: &Configuration) -> Revision {
         triggers,
         sources,
     } = configuration;
+    let triggers: Vec<_> = triggers.iter().map(routing::Trigger::without_secrets).collect();
     Revision(format!("{:016x}", fingerprint(&(namespaces, triggers, sources))))
 }
 

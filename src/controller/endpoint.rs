@@ -25,15 +25,14 @@ use crate::routing::{
     protocol::{CONFIGURATION_PATH, ConfigurationQuery, MAX_REPORT, POLL_TIMEOUT, SINKS_PATH, SinkReport},
 };
 
-/// What routers are given: written once, sent to all.
-#[derive(Clone, Debug)]
+/// What routers are given: written once, sent to all. Not to be shown: it has the credentials of Sinks in it.
+#[derive(Clone)]
 struct Current {
     revision: Revision,
     json: Bytes,
 }
 
 /// What the endpoint and the controller's loop share.
-#[derive(Debug)]
 pub(super) struct Publication {
     current: watch::Sender<Option<Current>>,
     routers: Mutex<Routers>,

@@ -13,9 +13,12 @@
 //! list, watch, create, patch and delete on `configmaps` of the one name [`discovery::NAME`].
 //! For a channel that is secured: create on `tokenreviews` (authentication.k8s.io); get, create, update and patch on
 //! the one Secret and the one ConfigMap of [`TlsOptions`].
+//! Of `secrets` it may get those that a namespace's owner lets it read, one by one; a Sink that names another one says
+//! so in its status.
 
 mod channel;
 mod compile;
+mod credentials;
 mod diagnosis;
 mod discovery;
 mod endpoint;
@@ -24,6 +27,7 @@ mod metrics;
 mod observed;
 mod resolve;
 mod routers;
+mod secrets;
 mod sinks_seen;
 mod status_task;
 mod status_writer;
@@ -34,8 +38,9 @@ mod watch;
 
 pub use channel::{ChannelOptions, RouterAccount, RouterAccountError, TlsOptions};
 pub use compile::{Outcome, compile};
+pub use credentials::named as named_secrets;
 pub use diagnosis::{Diagnoses, Finding, SinkDiagnosis, SourceDiagnosis, Subject, TriggerDiagnosis};
-pub use observed::{Namespace, Observed, Port, Service};
+pub use observed::{Namespace, Observed, Port, SecretName, SecretState, Service};
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -216,7 +221,13 @@ impl Controller {
         let configuration = Server::bind("configuration", options.listen).await?;
         let serving = channel.serve(configuration, endpoint::service(publication.clone(), stop), stop);
         let working = async {
-            let mut watches = Watches::start(client, &options.watch_namespaces, metrics, stop);
+            let mut watches = Watches::start(
+                client,
+                &options.watch_namespaces,
+                metrics,
+                options.secure_channel,
+                stop,
+            );
             if stop.run_until_cancelled(watches.ready()).await.is_none() {
                 return;
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::api;
+use crate::{api, routing::Secret};
 
 /// The resources that routing is computed from. Their order does not matter.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +17,40 @@ pub struct Observed {
     pub services: Vec<Service>,
     /// Every namespace.
     pub namespaces: Vec<Namespace>,
+    /// The Secrets that Sinks name; one that is not here has not been looked for yet.
+    pub secrets: BTreeMap<SecretName, SecretState>,
+}
+
+/// Names a Secret.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SecretName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// What is known of a Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretState {
+    /// It is there.
+    Found {
+        /// Another one whenever a value is, and made without any.
+        version: String,
+        /// The values of its keys, at least of those that Sinks name. Bytes that are no text have become U+FFFD.
+        values: BTreeMap<String, Secret>,
+    },
+    /// There is none of this name.
+    NotFound,
+    /// The controller may not read it.
+    Forbidden {
+        /// Who the controller is, as `kubectl create rolebinding` takes it; `None` if that is not known.
+        account: Option<String>,
+    },
+    /// It could not be read so far.
+    Unreadable(String),
+    /// It is not read, since what routers get is not encrypted on its way.
+    Withheld,
 }
 
 /// What routing needs to know of a Service.

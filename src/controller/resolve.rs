@@ -9,7 +9,7 @@ use http::Uri;
 
 use super::{
     diagnosis::Finding,
-    observed::{Namespace, Observed, Service},
+    observed::{Namespace, Observed, SecretName, SecretState, Service},
 };
 use crate::{
     api::{self, NamespaceSelector, Scheme, ServicePort, ServiceTarget},
@@ -29,6 +29,7 @@ pub(super) struct Resolver<'a> {
     services: BTreeMap<(&'a str, &'a str), &'a Service>,
     sinks: BTreeMap<(String, String), &'a api::Sink>,
     namespaces: BTreeMap<&'a str, &'a Namespace>,
+    secrets: &'a BTreeMap<SecretName, SecretState>,
 }
 
 impl<'a> Resolver<'a> {
@@ -57,6 +58,7 @@ impl<'a> Resolver<'a> {
             services,
             sinks,
             namespaces,
+            secrets: &observed.secrets,
         }
     }
 
@@ -94,6 +96,14 @@ impl<'a> Resolver<'a> {
                     .all(|(key, value)| namespace.labels.get(key) == Some(value))
             });
         by_name || by_label
+    }
+
+    /// What is known of a Secret of this namespace; `None` if it has not been looked for yet.
+    pub(super) fn secret(&self, namespace: &str, name: &str) -> Option<&'a SecretState> {
+        self.secrets.get(&SecretName {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
     }
 
     /// Where a Service of this namespace is reached.

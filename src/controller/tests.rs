@@ -3,10 +3,13 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Namespace, Observed, Outcome, Port, Service, TriggerDiagnosis, compile};
+use super::{
+    Namespace, Observed, Outcome, Port, SecretName, SecretState, Service, TriggerDiagnosis, compile,
+    named_secrets,
+};
 use crate::{
     api,
-    routing::{BackoffPolicy, ContentMode, Ordering, Start},
+    routing::{BackoffPolicy, ContentMode, Header, Ordering, Start},
 };
 
 const DOMAIN: &str = "cluster.local";
@@ -477,7 +480,304 @@ proptest! {
         let mut sorted = triggers.clone();
         sorted.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         let expected = compile(&Observed { triggers: sorted, ..cluster() }, DOMAIN);
-        let observed = Observed { triggers, sinks, services, namespaces, sources: vec![] };
+        let observed = Observed { triggers, sinks, services, namespaces, sources: vec![], secrets: [].into() };
         prop_assert_eq!(compile(&observed, DOMAIN), expected);
     }
+}
+
+/// The keys of Secret `billing`: `token` and `odd`, whose values are these.
+fn secret(values: &[(&str, &str)]) -> SecretState {
+    let values = values.iter();
+    SecretState::Found {
+        version: "v1".into(),
+        values: values
+            .map(|&(key, value)| (key.into(), value.to_owned().into()))
+            .collect(),
+    }
+}
+
+/// What becomes of a Sink of this spec, and of a Trigger that names it.
+fn with_sink(spec: Value, state: Option<SecretState>) -> Outcome {
+    let mut observed = cluster();
+    observed.sinks.push(resource("Sink", "shop", "asking", spec));
+    let name = SecretName {
+        namespace: "shop".into(),
+        name: "billing".into(),
+    };
+    observed.secrets = state.map(|state| (name, state)).into_iter().collect();
+    observed
+        .triggers
+        .push(trigger("t", json!({"sink": {"ref": {"name": "asking"}}})));
+    compile(&observed, DOMAIN)
+}
+
+fn reason_of_sink(outcome: &Outcome) -> (&'static str, String) {
+    let mut sinks = outcome.diagnoses.sinks.iter();
+    let sink = sinks.find(|sink| sink.subject.name == "asking").unwrap();
+    let trigger = &outcome.diagnoses.triggers[0].sink;
+    assert_eq!(
+        (sink.resolved.holds, sink.resolved.reason),
+        (trigger.holds, trigger.reason)
+    );
+    assert_eq!(
+        outcome.configuration.triggers[0].destination.is_some(),
+        trigger.holds
+    );
+    if !trigger.holds {
+        assert_eq!(
+            trigger.message,
+            format!("Sink \"asking\": {}", sink.resolved.message)
+        );
+    }
+    (sink.resolved.reason, sink.resolved.message.clone())
+}
+
+fn key(key: &str) -> Value {
+    json!({"secretKeyRef": {"name": "billing", "key": key}})
+}
+
+fn header(name: &str, at: &str) -> Value {
+    json!({"name": name, "valueFrom": key(at)})
+}
+
+#[test]
+fn credentials_are_headers_of_the_destination() {
+    let spec = json!({
+        "uri": "https://example.com/",
+        "authorization": {"bearerToken": key("token")},
+        "headers": [header("X-Api-Key", "odd")],
+    });
+    let found = secret(&[("token", "s3cret\n"), ("odd", "a b\r\n"), ("other", "\u{fffd}")]);
+    let outcome = with_sink(spec.clone(), Some(found));
+    assert_eq!(reason_of_sink(&outcome).0, "Resolved");
+    let destination = outcome.configuration.triggers[0].destination.as_ref().unwrap();
+    let expected = |name: &str, value: &str, version: &str| Header {
+        name: name.into(),
+        value: value.to_owned().into(),
+        version: version.into(),
+    };
+    assert_eq!(
+        destination.headers,
+        [
+            expected("authorization", "Bearer s3cret", "Bearer billing/token@v1"),
+            expected("x-api-key", "a b", "billing/odd@v1"),
+        ]
+    );
+    let shown = format!("{outcome:?}");
+    assert!(!shown.contains("s3cret") && !shown.contains("a b"), "{shown}");
+    // Where it has to be there, it is.
+    let json = serde_json::to_string(&outcome.configuration).unwrap();
+    assert!(json.contains("Bearer s3cret"), "{json}");
+
+    // A revision is made from the version, and not from the value.
+    let revision = |version: &str, token: &str| {
+        let SecretState::Found { values, .. } = secret(&[("token", token), ("odd", "x")]) else {
+            panic!()
+        };
+        let state = SecretState::Found {
+            version: version.into(),
+            values,
+        };
+        with_sink(spec.clone(), Some(state)).configuration.revision
+    };
+    assert_eq!(revision("v1", "a"), revision("v1", "b"));
+    assert_ne!(revision("v1", "a"), revision("v2", "a"));
+
+    let sinks = [resource("Sink", "shop", "asking", spec)];
+    let named: Vec<_> = named_secrets(&sinks).into_iter().collect();
+    let keys = ["odd", "token"].map(str::to_owned).into();
+    let name = SecretName {
+        namespace: "shop".into(),
+        name: "billing".into(),
+    };
+    assert_eq!(named, [(name, keys)]);
+}
+
+#[test]
+fn a_secret_that_cannot_be_used_is_told_and_never_shown() {
+    let forbidden = |account: Option<&str>| SecretState::Forbidden {
+        account: account.map(str::to_owned),
+    };
+    let long = "x".repeat(8193);
+    let table = [
+        (None, "SecretAwaited", "is about to be read"),
+        (
+            Some(SecretState::NotFound),
+            "SecretNotFound",
+            "there is no Secret \"billing\" in namespace \"shop\"; apply it",
+        ),
+        (
+            Some(forbidden(Some("--serviceaccount=weir-system:weir-controller"))),
+            "SecretForbidden",
+            "the controller may not read Secret \"billing\" in namespace \"shop\"; to let it, run: kubectl create role \
+             weir-billing --verb=get --resource=secrets --resource-name=billing -n shop && kubectl create rolebinding \
+             weir-billing --role=weir-billing -n shop --serviceaccount=weir-system:weir-controller",
+        ),
+        (
+            Some(forbidden(None)),
+            "SecretForbidden",
+            "--serviceaccount=NAMESPACE:NAME (those of the controller's ServiceAccount)",
+        ),
+        (
+            Some(SecretState::Unreadable("timeout".into())),
+            "SecretUnreadable",
+            "cannot be read: timeout;",
+        ),
+        (Some(SecretState::Withheld), "ChannelNotSecure", "set up TLS"),
+        (
+            Some(secret(&[])),
+            "SecretKeyNotFound",
+            "has no key \"token\"; add it",
+        ),
+        (Some(secret(&[("token", "")])), "InvalidSecretValue", "is empty"),
+        (
+            Some(secret(&[("token", "\r\n\n")])),
+            "InvalidSecretValue",
+            "is empty",
+        ),
+        (
+            Some(secret(&[("token", &long)])),
+            "InvalidSecretValue",
+            "has more than 8192 bytes",
+        ),
+        (
+            Some(secret(&[("token", "s3cret\nx")])),
+            "InvalidSecretValue",
+            "cannot be a header",
+        ),
+        (
+            Some(secret(&[("token", "s3crét")])),
+            "InvalidSecretValue",
+            "cannot be a header",
+        ),
+        (
+            Some(secret(&[("token", "\u{fffd}")])),
+            "InvalidSecretValue",
+            "cannot be a header",
+        ),
+        (
+            Some(secret(&[("token", "Bearer s3cret")])),
+            "InvalidSecretValue",
+            "the word Bearer is put before it",
+        ),
+    ];
+    for (state, reason, part) in table {
+        let spec = json!({"uri": "https://example.com/", "authorization": {"bearerToken": key("token")}});
+        let told = reason_of_sink(&with_sink(spec, state));
+        assert_eq!(told.0, reason, "{}", told.1);
+        assert!(told.1.contains(part), "{}", told.1);
+        assert!(
+            told.1
+                .starts_with("spec.authorization.bearerToken.secretKeyRef: "),
+            "{}",
+            told.1
+        );
+        assert!(!told.1.contains("s3cr"), "{}", told.1);
+    }
+}
+
+#[test]
+fn credentials_and_authorities_have_rules() {
+    let found = || Some(secret(&[("token", "x")]));
+    let token = json!({"bearerToken": key("token")});
+    let table = [
+        (
+            json!({"uri": "http://example.com/", "authorization": token}),
+            "InsecureUri",
+            "spec.uri: credentials leave",
+        ),
+        (
+            json!({"uri": "http://example.com/", "headers": [header("x-key", "token")]}),
+            "InsecureUri",
+            "spec.uri: credentials leave",
+        ),
+        (
+            json!({"service": {"name": "one"}, "authorization": token}),
+            "Resolved",
+            "events go to http://one",
+        ),
+        (
+            json!({"service": {"name": "none"}, "authorization": token}),
+            "ServiceNotFound",
+            "",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [header("x", "token"), header("X", "token")]}),
+            "InvalidHeader",
+            "spec.headers[1].valueFrom.secretKeyRef: the header \"x\" is named twice",
+        ),
+        (
+            json!({"service": {"name": "one"}, "authorization": token, "headers": [header("Authorization", "token")]}),
+            "InvalidHeader",
+            "the header \"authorization\" is named twice",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [header("Authorization", "token")]}),
+            "Resolved",
+            "",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [header("CE-Id", "token")]}),
+            "InvalidHeader",
+            "spec.headers[0].name: \"CE-Id\" is a header that Weir or HTTP itself sets",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [header("a b", "token")]}),
+            "InvalidHeader",
+            "spec.headers[0].name: \"a b\" is no name of a header",
+        ),
+        (
+            json!({"uri": "https://example.com/", "caCerts": "x"}),
+            "InvalidCaCerts",
+            "spec.caCerts: it has no certificate",
+        ),
+    ];
+    for (spec, reason, beginning) in table {
+        let told = reason_of_sink(&with_sink(spec.clone(), found()));
+        assert_eq!(told.0, reason, "{spec}: {}", told.1);
+        assert!(told.1.contains(beginning), "{}", told.1);
+    }
+
+    let pem = rcgen::generate_simple_self_signed(["x".to_owned()])
+        .unwrap()
+        .cert
+        .pem();
+    let outcome = with_sink(json!({"uri": "https://example.com/", "caCerts": pem}), None);
+    assert_eq!(reason_of_sink(&outcome).0, "Resolved");
+    let destination = outcome.configuration.triggers[0].destination.as_ref().unwrap();
+    assert_eq!(destination.ca_certs.as_deref(), Some(&*pem));
+}
+
+#[test]
+fn a_dead_letter_sink_has_its_credentials() {
+    let mut observed = cluster();
+    let spec = json!({"service": {"name": "one"}, "authorization": {"bearerToken": key("token")}});
+    observed.sinks.push(resource("Sink", "shop", "graves", spec));
+    observed.triggers.push(trigger(
+        "t",
+        json!({"sink": {"uri": "http://example.com/"}, "delivery": {"deadLetterSink": {"ref": {"name": "graves"}}}}),
+    ));
+    let name = SecretName {
+        namespace: "shop".into(),
+        name: "billing".into(),
+    };
+    let revision = |version: &str| {
+        let mut observed = observed.clone();
+        let state = SecretState::Found {
+            version: version.into(),
+            values: [("token".into(), "x".to_owned().into())].into(),
+        };
+        observed.secrets = [(name.clone(), state)].into();
+        let configuration = compile(&observed, DOMAIN).configuration;
+        let graves = configuration.triggers[0]
+            .delivery
+            .dead_letter_sink
+            .clone()
+            .unwrap();
+        assert_eq!(graves.headers[0].value.reveal(), "Bearer x");
+        configuration.revision
+    };
+    assert_ne!(revision("v1"), revision("v2"));
+    let diagnosis = compile(&observed, DOMAIN).diagnoses.triggers.remove(0);
+    assert_eq!(diagnosis.dead_letter_sink.unwrap().reason, "SecretAwaited");
 }

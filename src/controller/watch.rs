@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     metrics::ControllerMetrics,
     observed::{Namespace, Observed, Port, Service},
+    secrets::Secrets,
 };
 use crate::api;
 
@@ -78,17 +79,20 @@ pub(super) struct Watches {
     sinks: Seen<Guarded<api::Sink>>,
     services: Seen<v1::Service>,
     namespaces: Seen<v1::Namespace>,
+    secrets: Secrets,
     changed: Arc<Notify>,
     /// What was said to be unreadable, so that it is said once.
     unreadable: HashSet<String>,
 }
 
 impl Watches {
-    /// Starts watching these namespaces, or all if there are none, until told to stop.
+    /// Starts watching these namespaces, or all if there are none, until told to stop. With a
+    /// `secure_channel` to the routers the Secrets that Sinks name are read too.
     pub(super) fn start(
         client: &Client,
         namespaces: &[String],
         metrics: &Arc<ControllerMetrics>,
+        secure_channel: bool,
         stop: &CancellationToken,
     ) -> Self {
         let changed = Arc::new(Notify::new());
@@ -106,6 +110,7 @@ impl Watches {
             sinks: starter.watch("Sink", &everything, |_| {}),
             services: starter.watch("Service", &everything, keep_ports),
             namespaces: starter.watch_namespaces(),
+            secrets: Secrets::start(client, metrics, &changed, secure_channel, stop),
             changed,
             unreadable: HashSet::new(),
         }
@@ -132,6 +137,8 @@ impl Watches {
                 );
             }
         }
+        let sinks = readable(&self.sinks, "Sink", &mut HashSet::new());
+        self.secrets.ready(&sinks).await;
     }
 
     /// Waits until something changed since this was last asked.
@@ -142,10 +149,12 @@ impl Watches {
     /// What is there now.
     pub(super) fn observe(&mut self) -> Observed {
         let mut unreadable = HashSet::new();
+        let sinks = readable(&self.sinks, "Sink", &mut unreadable);
         let observed = Observed {
+            secrets: self.secrets.observe(&sinks),
             sources: readable(&self.sources, "Source", &mut unreadable),
             triggers: readable(&self.triggers, "Trigger", &mut unreadable),
-            sinks: readable(&self.sinks, "Sink", &mut unreadable),
+            sinks,
             services: self
                 .services
                 .state()

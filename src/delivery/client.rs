@@ -2,31 +2,24 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, Request, StatusCode, Uri, header, response};
+use bytes::BytesMut;
+use http::{HeaderValue, Method, Request, StatusCode, header, response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{self, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
+use hyper_util::client::legacy;
 use jiff::Timestamp;
 
-use super::verdict::{self, Verdict};
+use super::{
+    UriAddresses,
+    target::{Target, TargetError, Targets},
+    tls_error,
+    verdict::{self, Verdict},
+};
 use crate::{
     cloudevents::{Event, HttpMessage, TraceContext, is_event, read_http},
+    routing::Destination,
     telemetry::Tracer,
 };
-
-/// How long connecting may take, within an attempt's own timeout.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Idle connections are kept this long, below the usual keep-alive of servers so that few are found closed.
-const POOL_IDLE: Duration = Duration::from_secs(30);
-
-/// How many idle connections are kept to one Sink.
-const POOL_SIZE: usize = 64;
 
 /// How much of an answer is read: enough to use the connection again after an ordinary one.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -35,9 +28,9 @@ const MAX_ANSWER: usize = 64 * 1024;
 const MAX_EXCERPT: usize = 1024;
 
 /// Posts events to Sinks.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
-    http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    targets: Targets,
     max_reply: usize,
     tracer: Tracer,
 }
@@ -64,36 +57,13 @@ pub(super) struct Answer {
 
 impl Client {
     /// A client that trusts the authorities that the machine trusts, or, where it has none, speaks `http` only.
-    /// A reply may have `max_reply` bytes.
+    /// What is no Service is reached at the addresses of `uris`. A reply may have `max_reply` bytes.
     ///
     /// # Errors
     /// When the machine's authorities are there and cannot be read.
-    pub fn new(max_reply: usize) -> Result<Self, ClientError> {
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let https = match HttpsConnectorBuilder::new().with_native_roots() {
-            Ok(builder) => builder.https_or_http().enable_http1().wrap_connector(http),
-            // An empty image has no authorities: https Sinks then fail, one by one, with the TLS error.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => HttpsConnectorBuilder::new()
-                .with_tls_config(
-                    rustls::ClientConfig::builder()
-                        .with_root_certificates(rustls::RootCertStore::empty())
-                        .with_no_client_auth(),
-                )
-                .https_or_http()
-                .enable_http1()
-                .wrap_connector(http),
-            Err(error) => return Err(ClientError::Roots(error)),
-        };
-        let http = legacy::Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .pool_max_idle_per_host(POOL_SIZE)
-            .pool_timer(TokioTimer::new())
-            .build(https);
+    pub fn new(max_reply: usize, uris: UriAddresses) -> Result<Self, ClientError> {
         Ok(Self {
-            http,
+            targets: Targets::new(uris)?,
             max_reply,
             tracer: Tracer::default(),
         })
@@ -110,34 +80,40 @@ impl Client {
         &self.tracer
     }
 
+    /// Makes a destination ready to post to.
+    pub(super) fn target(&self, destination: &Destination) -> Result<Target, TargetError> {
+        self.targets.target(destination)
+    }
+
     /// Makes one attempt, which ends after `timeout` at the latest.
-    pub(super) async fn post(&self, uri: &Uri, message: HttpMessage, timeout: Duration) -> Answer {
-        match tokio::time::timeout(timeout, self.exchange(uri, message)).await {
+    pub(super) async fn post(&self, target: &Target, message: HttpMessage, timeout: Duration) -> Answer {
+        match tokio::time::timeout(timeout, self.exchange(target, message)).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => Answer::none(with_causes(&error)),
+            Ok(Err(error)) => Answer::none(tls_error::told(&error).unwrap_or_else(|| with_causes(&error))),
             Err(_) => Answer::none(format!("no complete answer within {timeout:?}")),
         }
     }
 
-    async fn exchange(&self, uri: &Uri, message: HttpMessage) -> Result<Answer, legacy::Error> {
+    async fn exchange(&self, target: &Target, message: HttpMessage) -> Result<Answer, legacy::Error> {
         let mut request = Request::new(Full::new(message.body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = uri.clone();
+        *request.uri_mut() = target.uri.clone();
         *request.headers_mut() = message.headers;
         let headers = request.headers_mut();
         headers.insert(
             header::USER_AGENT,
             HeaderValue::from_static(concat!("weir/", env!("CARGO_PKG_VERSION"))),
         );
-        let (head, body) = self.http.request(request).await?.into_parts();
+        target.set_headers(headers);
+        let (head, body) = target.http().request(request).await?.into_parts();
         if matches!(head.status, StatusCode::OK | StatusCode::CREATED) && is_event(&head.headers) {
-            return Ok(self.reply(&head, body).await);
+            return Ok(self.reply(target, &head, body).await);
         }
         let retry_after = head
             .headers
             .get(header::RETRY_AFTER)
             .and_then(|value| verdict::retry_after(value.to_str().ok()?, Timestamp::now()));
-        let excerpt = excerpt(body).await;
+        let excerpt = excerpt(target, body).await;
         let detail = if excerpt.is_empty() {
             head.status.to_string()
         } else {
@@ -153,11 +129,11 @@ impl Client {
     }
 
     /// Reads an answer that is an event. One that breaks off is tried again: what was to come is not known.
-    async fn reply(&self, head: &response::Parts, body: Incoming) -> Answer {
+    async fn reply(&self, target: &Target, head: &response::Parts, body: Incoming) -> Answer {
         let reply = match Limited::new(body, self.max_reply).collect().await {
             Ok(body) => read_http(&head.headers, body.to_bytes())
                 .map(|received| received.into_events_in(TraceContext::from_headers(&head.headers)))
-                .map_err(|invalid| invalid.to_string()),
+                .map_err(|invalid| target.hide_secrets(invalid.to_string())),
             Err(error) if error.is::<LengthLimitError>() => {
                 Err(format!("it has more than {} bytes", self.max_reply))
             }
@@ -188,20 +164,28 @@ impl Answer {
 /// Reads the body so that the connection can be used again, and keeps its beginning. A body that breaks off or is
 /// too long changes nothing about what the status said; one that is not there within the attempt's time makes it one
 /// without an answer.
-async fn excerpt(mut body: Incoming) -> String {
+async fn excerpt(target: &Target, mut body: Incoming) -> String {
+    let most = MAX_EXCERPT + target.longest_secret();
     let mut kept = BytesMut::new();
     let mut read = 0;
     while let Some(Ok(frame)) = body.frame().await {
         if let Some(data) = frame.data_ref() {
             read += data.len();
-            let room = MAX_EXCERPT - kept.len();
+            let room = most - kept.len();
             kept.extend_from_slice(&data[..data.len().min(room)]);
         }
         if read > MAX_ANSWER {
             break;
         }
     }
-    String::from_utf8_lossy(&kept).trim().to_owned()
+    let mut text = target.hide_secrets(String::from_utf8_lossy(&kept).into_owned());
+    if kept.len() == most {
+        // It may end within a secret.
+        let whole = text.len() - target.longest_secret().min(text.len());
+        text.truncate(text.floor_char_boundary(whole));
+    }
+    text.truncate(text.floor_char_boundary(MAX_EXCERPT));
+    text.trim().to_owned()
 }
 
 /// An error and its causes in one line; HTTP clients put the telling part last.

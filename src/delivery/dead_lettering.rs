@@ -107,7 +107,7 @@ impl DeadLettering {
                 let settings = self.settings.borrow();
                 (settings.dead_letter_target(), settings.delivery().clone())
             };
-            let Some((uri, mode)) = target else {
+            let Some((target, mode)) = target else {
                 return Ok(Sent::NoSink);
             };
             let began = Timestamp::now();
@@ -122,14 +122,14 @@ impl DeadLettering {
                         event: &event,
                         trigger: &self.trigger,
                         broker: &self.broker,
-                        target: &uri,
+                        target: &target.uri,
                         number: attempts.failed.saturating_add(1),
                         is_dead_letter: true,
                     },
                 );
                 let mut message = event.to_http(mode);
                 traced.set_headers(&mut message.headers);
-                let answer = self.client.post(&uri, message, delivery.timeout).await;
+                let answer = self.client.post(&target, message, delivery.timeout).await;
                 traced.end(&answer);
                 answer
             };

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use http::{HeaderValue, Uri};
+use http::HeaderValue;
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,7 @@ use super::{
     redrive::Redrive,
     reply::{self, Reply},
     settings::Settings,
+    target::Target,
     traced::Traced,
     verdict::Verdict,
 };
@@ -116,7 +117,7 @@ enum Following {
 struct Attempted {
     place: Place,
     /// Where it went; the Trigger's Sink may be another by now.
-    target: Uri,
+    target: Target,
     began: Began,
     /// The event's source and id, if it could be read.
     about: Option<Event>,
@@ -492,7 +493,7 @@ impl Dispatcher {
         None
     }
 
-    fn attempt(&self, target: &Uri, place: Place, event: Option<Event>) -> BoxFuture<'static, Attempted> {
+    fn attempt(&self, target: &Target, place: Place, event: Option<Event>) -> BoxFuture<'static, Attempted> {
         let (log, client) = (self.parts.log.clone(), self.parts.client.clone());
         let (target, broker, trigger) = (target.clone(), self.broker.clone(), self.trigger.clone());
         let number = self.parts.progress.failures(place).saturating_add(1);
@@ -516,7 +517,7 @@ impl Dispatcher {
                         event: &event,
                         trigger: &trigger,
                         broker: &broker,
-                        target: &target,
+                        target: &target.uri,
                         number,
                         is_dead_letter: false,
                     };
@@ -678,7 +679,11 @@ impl Dispatcher {
             trigger: trigger.uid.clone(),
             namespace: trigger.namespace.clone(),
             name: trigger.name.clone(),
-            sink: self.settings.target().map(Uri::to_string).unwrap_or_default(),
+            sink: self
+                .settings
+                .target()
+                .map(|target| target.uri.to_string())
+                .unwrap_or_default(),
             reason: reason.to_owned(),
             status: answer.status.map(|status| status.as_u16()),
             detail: answer.detail.clone(),

@@ -13,6 +13,7 @@
 mod backoff;
 mod breaker;
 mod client;
+mod connector;
 mod dead_letter;
 mod dead_lettering;
 mod dead_letters;
@@ -31,8 +32,11 @@ mod reply;
 mod retention;
 mod settings;
 mod stats;
+mod target;
+mod tls_error;
 mod traced;
 mod trimmer;
+mod uri_addresses;
 mod verdict;
 
 pub use client::{Client, ClientError, with_causes};
@@ -43,6 +47,7 @@ pub use reply::{HOPS, MAX_HOPS};
 pub use retention::Retention;
 pub use stats::{Outage, Settlement, TriggerStats};
 pub use trimmer::WhenFull;
+pub use uri_addresses::UriAddresses;
 
 use std::time::Duration;
 

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use http::Uri;
-
+use super::{Client, target::Target};
 use crate::{
     cloudevents::Mode,
     routing::{BrokerTable, ContentMode, Delivery, Destination, Route, Trigger},
@@ -14,30 +13,36 @@ use crate::{
 pub(super) struct Settings {
     table: Arc<BrokerTable>,
     index: usize,
-    /// Parsed once; `None` while events have to wait.
-    target: Option<Uri>,
-    dead_letter_target: Option<Uri>,
+    /// Made ready once; `None` while events have to wait.
+    target: Option<Target>,
+    dead_letter_target: Option<Target>,
 }
 
 impl Settings {
-    pub(super) fn new(table: Arc<BrokerTable>, index: usize) -> Self {
+    pub(super) fn new(client: &Client, table: Arc<BrokerTable>, index: usize) -> Self {
         let trigger = &table.routes()[index].trigger;
         let target = trigger
             .destination
             .as_ref()
             .filter(|_| !trigger.suspend)
             .and_then(|destination| {
-                parse(trigger, destination, "the Sink's URI cannot be used; events wait")
+                ready(
+                    client,
+                    trigger,
+                    destination,
+                    "the Sink cannot be used; events wait",
+                )
             });
         let dead_letter_target = trigger
             .delivery
             .dead_letter_sink
             .as_ref()
             .and_then(|destination| {
-                parse(
+                ready(
+                    client,
                     trigger,
                     destination,
-                    "the dead-letter Sink's URI cannot be used; dead letters are kept here",
+                    "the dead-letter Sink cannot be used; dead letters are kept here",
                 )
             });
         Self {
@@ -54,7 +59,7 @@ impl Settings {
     }
 
     /// Where events are posted; `None` while they have to wait.
-    pub(super) fn target(&self) -> Option<&Uri> {
+    pub(super) fn target(&self) -> Option<&Target> {
         self.target.as_ref().filter(|_| self.is_deliverable())
     }
 
@@ -76,23 +81,19 @@ impl Settings {
     }
 
     /// Where dead letters are posted, and in which mode; `None` if they are kept.
-    pub(super) fn dead_letter_target(&self) -> Option<(Uri, Option<Mode>)> {
-        let uri = self.dead_letter_target.clone()?;
-        Some((uri, self.delivery().dead_letter_sink.as_ref().and_then(mode)))
+    pub(super) fn dead_letter_target(&self) -> Option<(Target, Option<Mode>)> {
+        let target = self.dead_letter_target.clone()?;
+        Some((target, self.delivery().dead_letter_sink.as_ref().and_then(mode)))
     }
 }
 
-fn parse(trigger: &Trigger, destination: &Destination, consequence: &str) -> Option<Uri> {
-    destination
-        .uri
-        .parse()
-        .inspect_err(|error| {
-            tracing::error!(
-                trigger = format!("{}/{}", trigger.namespace, trigger.name), uri = destination.uri, %error,
-                "{consequence}"
-            );
-        })
-        .ok()
+fn ready(client: &Client, trigger: &Trigger, destination: &Destination, consequence: &str) -> Option<Target> {
+    let target = client.target(destination).inspect_err(|error| {
+        tracing::error!(
+            trigger = format!("{}/{}", trigger.namespace, trigger.name), uri = destination.uri, %error, "{consequence}"
+        );
+    });
+    target.ok()
 }
 
 fn mode(destination: &Destination) -> Option<Mode> {

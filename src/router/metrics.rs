@@ -458,7 +458,7 @@ fn outcomes<const N: usize>(
 mod tests {
     use super::*;
     use crate::{
-        delivery::{Client, DeliveryOptions},
+        delivery::{Client, DeliveryOptions, UriAddresses},
         log::embedded::{EmbeddedLog, EmbeddedOptions},
         server::documented::assert_documented,
     };
@@ -469,7 +469,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log: Arc<dyn EventLog> =
             Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
-        let engine = Engine::start(log.clone(), Client::new(1).unwrap(), DeliveryOptions::default());
+        let engine = Engine::start(
+            log.clone(),
+            Client::new(1, UriAddresses::any()).unwrap(),
+            DeliveryOptions::default(),
+        );
         let engine = engine.await.unwrap();
         let metrics = Metrics::new(log, engine.clone(), Statistics::default());
         metrics.ingress.accepted("shop", "default", 1, Duration::ZERO);

@@ -26,7 +26,7 @@ pub use controller_link::{ControllerAddress, ControllerLink, LinkError};
 pub use saved::SavedError;
 
 use crate::{
-    delivery::{Client, ClientError, DeliveryOptions, Engine, EngineError},
+    delivery::{Client, ClientError, DeliveryOptions, Engine, EngineError, UriAddresses},
     log::{
         EventLog, LogError,
         embedded::{EmbeddedLog, EmbeddedOptions},
@@ -54,6 +54,8 @@ pub struct RouterOptions {
     pub max_body: usize,
     /// Where Services are reached instead of by their cluster names; for a router outside the cluster.
     pub services: BTreeMap<ServiceName, http::Uri>,
+    /// Which addresses a destination may reach that is no Service.
+    pub uri_addresses: UriAddresses,
     /// The event log's limits.
     pub log: EmbeddedOptions,
     /// How delivery behaves.
@@ -98,7 +100,7 @@ pub async fn run(
 ) -> Result<(), RouterError> {
     let saved = SavedConfiguration::in_directory(&options.data)?;
     let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(options.data.join("log"), options.log.clone())?);
-    let client = Client::new(options.max_body)?.traced(options.tracer.clone());
+    let client = Client::new(options.max_body, options.uri_addresses)?.traced(options.tracer.clone());
     let engine = Engine::start(log.clone(), client, options.delivery).await?;
     let sources = Sources::new(log.clone());
     let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());
@@ -274,6 +276,8 @@ mod tests {
                 uri: "http://billing.shop.svc.cluster.local:8080/events?x=1".into(),
                 service,
                 content_mode: ContentMode::AsReceived,
+                ca_certs: None,
+                headers: vec![],
             }),
             delivery: Delivery::default(),
             start: Start::Latest,

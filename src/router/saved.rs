@@ -1,8 +1,9 @@
 //! The last routing configuration on the router's disk.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Write},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -10,6 +11,9 @@ use crate::routing::Configuration;
 
 /// The file in the data directory.
 const FILE: &str = "configuration.json";
+
+/// Only the owner reads it: it has the credentials of Sinks in it.
+const MODE: u32 = 0o600;
 
 pub(super) struct SavedConfiguration {
     directory: PathBuf,
@@ -73,7 +77,14 @@ impl SavedConfiguration {
         let path = self.directory.join(FILE);
         let beside = self.directory.join(format!("{FILE}.new"));
         let write = || {
-            let mut file = File::create(&beside)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(MODE)
+                .open(&beside)?;
+            // It may have been left there by another version.
+            file.set_permissions(Permissions::from_mode(MODE))?;
             serde_json::to_writer(&mut file, configuration)?;
             file.flush()?;
             file.sync_all()?;
@@ -105,6 +116,24 @@ mod tests {
             saved.store(&configuration).unwrap();
             assert_eq!(saved.load().unwrap(), Some(configuration));
         }
+    }
+
+    #[test]
+    fn only_the_owner_can_read_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let saved = SavedConfiguration::in_directory(directory.path()).unwrap();
+        let (path, beside) = (
+            directory.path().join(FILE),
+            directory.path().join(format!("{FILE}.new")),
+        );
+        for file in [&path, &beside] {
+            fs::write(file, "{}").unwrap();
+            fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
+        }
+        saved.store(&Configuration::default()).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, MODE);
+        assert!(!beside.exists());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! It travels from the controller to the routers as JSON and is kept on each router's disk.
 
-use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, fmt, num::NonZeroU32, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,27 @@ pub struct Trigger {
     pub suspend: bool,
 }
 
+impl Trigger {
+    /// The same without secret values, as far as it has any.
+    pub fn without_secrets(&self) -> Cow<'_, Self> {
+        let has_none = |destination: &Option<Destination>| {
+            let mut destinations = destination.iter();
+            destinations.all(|destination| destination.headers.is_empty())
+        };
+        if has_none(&self.destination) && has_none(&self.delivery.dead_letter_sink) {
+            return Cow::Borrowed(self);
+        }
+        let mut bare = self.clone();
+        let destinations = [&mut bare.destination, &mut bare.delivery.dead_letter_sink];
+        for destination in destinations.into_iter().flatten() {
+            for header in &mut destination.headers {
+                header.value = Secret::default();
+            }
+        }
+        Cow::Owned(bare)
+    }
+}
+
 /// Where a Trigger delivers to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -65,6 +86,50 @@ pub struct Destination {
     pub service: Option<ServiceName>,
     /// The mode that the Sink asks for.
     pub content_mode: ContentMode,
+    /// The certificates of the authorities that are trusted instead of the public ones, in PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_certs: Option<String>,
+    /// What each request has besides the event's headers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<Header>,
+}
+
+/// A header with a secret value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Header {
+    /// Its name, in lower case.
+    pub name: String,
+    /// Its value.
+    pub value: Secret,
+    /// What is another one whenever the value is, and tells nothing of it: a revision is made from this, since it is
+    /// logged and shown in metrics, and a hash of a value could be used to guess it.
+    pub version: String,
+}
+
+/// A value that is shown to nobody. It is written as it is where it is serialised: the way to a router, and a router's
+/// disk.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The value, for what it is meant for.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(value: String) -> Self {
+        Self(value)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
 }
 
 /// The name of a Service.
@@ -219,4 +284,26 @@ pub struct Cron {
     pub attributes: Vec<(String, String)>,
     /// The events' data.
     pub data: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_of_an_earlier_version_has_no_credentials() {
+        let text = r#"{"uri":"http://a/","service":null,"contentMode":"AsReceived"}"#;
+        let destination: Destination = serde_json::from_str(text).unwrap();
+        assert_eq!((&destination.ca_certs, &*destination.headers), (&None, &[][..]));
+        assert_eq!(serde_json::to_string(&destination).unwrap(), text);
+    }
+
+    #[test]
+    fn a_secret_is_written_but_not_shown() {
+        let secret = Secret::from("s3cret".to_owned());
+        assert_eq!(format!("{secret:?}"), "[secret]");
+        let json = serde_json::to_string(&secret).unwrap();
+        assert_eq!(json, "\"s3cret\"");
+        assert_eq!(serde_json::from_str::<Secret>(&json).unwrap(), secret);
+    }
 }

@@ -6,7 +6,7 @@ pub mod protocol;
 mod table;
 
 pub use configuration::{
-    BackoffPolicy, Configuration, ContentMode, Cron, Delivery, Destination, Ordering, RateLimit, Retry,
-    Revision, ServiceName, Source, Start, Trigger,
+    BackoffPolicy, Configuration, ContentMode, Cron, Delivery, Destination, Header, Ordering, RateLimit,
+    Retry, Revision, Secret, ServiceName, Source, Start, Trigger,
 };
 pub use table::{BrokerTable, Route, RoutingTable, broker_key};

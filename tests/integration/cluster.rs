@@ -17,29 +17,49 @@ pub(crate) struct Weir {
     pub(crate) controller: Process,
     pub(crate) router: Process,
     data: Scratch,
-    services: Vec<String>,
+    /// What the router is started with besides.
+    arguments: Vec<String>,
 }
+
+/// Lets a `uri` reach the consumers of tests.
+pub(crate) const ALLOW_LOOPBACK: &str = "--allow-uri-addresses=127.0.0.0/8";
 
 impl Weir {
     /// Installs the custom resource definitions, and starts a controller and a router. `services` are
     /// `NAMESPACE/NAME=URL`.
     pub(crate) fn install(plane: &ControlPlane, services: &[String]) -> Self {
+        let services = services.iter().map(|service| format!("--service={service}"));
+        Self::install_with(plane, services.chain([ALLOW_LOOPBACK.to_owned()]).collect())
+    }
+
+    /// The same, with these arguments for the router.
+    pub(crate) fn install_with(plane: &ControlPlane, arguments: Vec<String>) -> Self {
+        Self::start(plane, plane.admin().kubeconfig(), arguments)
+    }
+
+    /// The same, with a controller that is this user.
+    pub(crate) fn start(plane: &ControlPlane, controller: &Path, arguments: Vec<String>) -> Self {
         let kubectl = plane.admin();
         kubectl.run(["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/crds")]);
         kubectl.run(["wait", "--for=condition=Established", "crd", "--all"]);
-        let controller = start_controller(kubectl.kubeconfig(), "127.0.0.1:0");
+        let controller = start_controller(controller, "127.0.0.1:0");
         let data = Scratch::new();
-        let router = start_router(&controller, data.path(), "127.0.0.1:0", services);
+        let router = start_router(&controller, data.path(), "127.0.0.1:0", &arguments);
         Self {
             controller,
             router,
             data,
-            services: services.to_vec(),
+            arguments,
         }
     }
 
     pub(crate) fn broker(&self, namespace: &str) -> String {
         format!("http://{}/{namespace}/default", self.router.address("ingress"))
+    }
+
+    /// Where the router's data are.
+    pub(crate) fn data(&self) -> &Path {
+        self.data.path()
     }
 
     pub(crate) fn metrics(&self) -> String {
@@ -50,7 +70,13 @@ impl Weir {
     pub(crate) fn kill_and_restart_router(&mut self) {
         let listen = self.router.address("ingress").to_string();
         self.router.kill();
-        self.router = start_router(&self.controller, self.data.path(), &listen, &self.services);
+        self.router = start_router(&self.controller, self.data.path(), &listen, &self.arguments);
+    }
+
+    /// The same, with these arguments from now on.
+    pub(crate) fn restart_router_with(&mut self, arguments: Vec<String>) {
+        self.arguments = arguments;
+        self.kill_and_restart_router();
     }
 
     /// `kill -9`, and a new process on the same address.
@@ -74,7 +100,7 @@ fn start_controller(kubeconfig: &Path, listen: &str) -> Process {
     Process::weir(arguments).env("KUBECONFIG", kubeconfig).start()
 }
 
-fn start_router(controller: &Process, data: &Path, listen: &str, services: &[String]) -> Process {
+fn start_router(controller: &Process, data: &Path, listen: &str, more: &[String]) -> Process {
     let controller = format!("http://{}", controller.address("configuration"));
     let mut arguments = vec![
         "router",
@@ -86,9 +112,7 @@ fn start_router(controller: &Process, data: &Path, listen: &str, services: &[Str
         "127.0.0.1:0",
     ];
     arguments.extend(["--controller", &controller, "--data", data.to_str().unwrap()]);
-    for service in services {
-        arguments.extend(["--service", service]);
-    }
+    arguments.extend(more.iter().map(String::as_str));
     Process::weir(&arguments).start()
 }
 
@@ -686,6 +710,14 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
             "apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {{name: s}}\nspec: {{cron: {cron}}}\n"
         )
     };
+    let with_header = |name: &str, more: &str| {
+        let key = "{secretKeyRef: {name: s, key: k}}";
+        sink(
+            "s",
+            &format!("{{uri: 'https://a/', headers: [{{name: {name}, valueFrom: {key}}}]{more}}}"),
+        )
+    };
+    let token = ", authorization: {bearerToken: {secretKeyRef: {name: s, key: k}}}";
     let deep = "[{not: {not: {not: {not: {exact: {a: b}}}}}}]";
     let table = [
         (
@@ -769,6 +801,23 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
             sink("s", "{uri: 'http://a/', contentMode: Fast}"),
             "spec.contentMode",
         ),
+        (
+            sink("s", "{uri: 'http://a/', caCerts: x}"),
+            "caCerts is for https alone",
+        ),
+        (
+            sink("s", "{service: {name: a}, caCerts: x}"),
+            "caCerts is for https alone",
+        ),
+        (with_header("AUTHORIZATION", token), "name it in one of the two"),
+        (
+            with_header("X-Key", ", authorization: {}"),
+            "spec.authorization.bearerToken",
+        ),
+        (with_header("Ce-Id", ""), "spec.headers[0].name"),
+        (with_header("content-TYPE", ""), "spec.headers[0].name"),
+        (with_header("Host", ""), "a header that Weir or HTTP itself sets"),
+        (with_header("'a b'", ""), "spec.headers[0].name"),
         (source("{type: t}"), "spec.cron.schedule"),
         (
             source("{schedule: '* * * * *', type: t, data: {text: a, json: b}}"),

@@ -20,7 +20,7 @@ const RULES: &str = r#"
 "#;
 
 /// A user that may do what the controller needs.
-fn account(plane: &ControlPlane) -> Kubectl {
+pub(crate) fn account(plane: &ControlPlane) -> Kubectl {
     let account = plane.service_account("default", "weir-controller");
     plane.admin().apply(&format!(
         "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {{name: weir-controller}}\nrules:{RULES}\

@@ -29,5 +29,7 @@ mod leadership;
 mod local;
 mod logs;
 mod replies;
+mod sink_credentials;
 mod sink_status;
 mod traces;
+mod uri_addresses;

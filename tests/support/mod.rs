@@ -15,6 +15,7 @@ mod port;
 mod process;
 mod raw;
 mod scratch;
+mod tls;
 mod volume;
 
 pub(crate) use client::{Response, get, post, send, try_get, try_post};
@@ -28,6 +29,7 @@ pub(crate) use port::ReservedPort;
 pub(crate) use process::Process;
 pub(crate) use raw::{RawResponse, connect, exchange, exchange_bytes};
 pub(crate) use scratch::Scratch;
+pub(crate) use tls::Authority;
 pub(crate) use volume::Volume;
 
 use std::{

@@ -1,11 +1,14 @@
 //! Manifests as if they were a cluster: the routing that a controller computes from them, and what stands in its way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Manifest, Problem, Resource, Surroundings, resource::DEFAULT_NAMESPACE};
 use crate::{
     api::{DeliverySpec, Destination, Sink},
-    controller::{self, Diagnoses, Finding, Namespace, Observed, Outcome, Subject, TriggerDiagnosis},
+    controller::{
+        self, Diagnoses, Finding, Namespace, Observed, Outcome, SecretName, SecretState, Subject,
+        TriggerDiagnosis,
+    },
     routing::{Configuration, ServiceName},
 };
 
@@ -86,6 +89,7 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
     let Surroundings {
         services,
         mut namespaces,
+        secrets,
     } = surroundings;
     let named = manifests.iter().map(|manifest| manifest.key().1);
     let named: BTreeSet<_> = named.chain([DEFAULT_NAMESPACE.to_owned()]).collect();
@@ -98,6 +102,7 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
     let mut observed = Observed {
         services,
         namespaces,
+        secrets: all_named(manifests, secrets),
         ..Observed::default()
     };
     for manifest in manifests {
@@ -108,6 +113,21 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
         }
     }
     observed
+}
+
+/// Besides the Secrets that are there, those that are not: nobody else will find them.
+fn all_named(
+    manifests: &[Manifest],
+    mut secrets: BTreeMap<SecretName, SecretState>,
+) -> BTreeMap<SecretName, SecretState> {
+    let sinks = manifests.iter().filter_map(|manifest| match &manifest.resource {
+        Resource::Sink(sink) => Some(sink),
+        Resource::Source(_) | Resource::Trigger(_) => None,
+    });
+    for name in controller::named_secrets(sinks).into_keys() {
+        secrets.entry(name).or_insert(SecretState::NotFound);
+    }
+    secrets
 }
 
 fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<Unresolved<'_>> {
@@ -126,7 +146,7 @@ fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<Unresolved<'_
             ..
         } = trigger;
         let mut add = |path: String, finding| found.push(("Trigger", subject.clone(), path, finding));
-        add(filter_of(&filters), filters);
+        add(field_of(&filters, "spec.filters"), filters);
         add("spec.sink".to_owned(), sink);
         if let Some(finding) = dead_letter_sink {
             add("spec.delivery.deadLetterSink".to_owned(), finding);
@@ -134,10 +154,10 @@ fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<Unresolved<'_
     }
     for sink in sinks {
         let field = match sink.resolved.reason {
-            "InvalidUri" => "spec.uri",
-            _ => "spec.service",
+            "InvalidUri" => "spec.uri".to_owned(),
+            _ => field_of(&sink.resolved, "spec.service"),
         };
-        found.push(("Sink", sink.subject, field.to_owned(), sink.resolved));
+        found.push(("Sink", sink.subject, field, sink.resolved));
     }
     for source in sources {
         found.push(("Source", source.subject, "spec.cron".to_owned(), source.valid));
@@ -156,12 +176,14 @@ fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<Unresolved<'_
     .collect()
 }
 
-/// The path of the filter that is wrong, with which the finding's message begins.
-fn filter_of(finding: &Finding) -> String {
+/// The path of what is wrong, where the finding's message begins with it.
+fn field_of(finding: &Finding, otherwise: &str) -> String {
     finding
         .message
         .split_once(": ")
-        .map_or("spec.filters", |(path, _)| path)
+        .map(|(path, _)| path)
+        .filter(|path| path.starts_with("spec."))
+        .unwrap_or(otherwise)
         .to_owned()
 }
 

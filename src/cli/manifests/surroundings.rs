@@ -2,23 +2,33 @@
 //!
 //! Their schema is not checked: that is their owner's business.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher as _, RandomState},
+    sync::LazyLock,
+};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
 use super::{Node, resource::DEFAULT_NAMESPACE};
 use crate::{
-    controller::{Namespace, Port, Service},
-    routing::ServiceName,
+    controller::{Namespace, Port, SecretName, SecretState, Service},
+    routing::{Secret, ServiceName},
 };
 
-/// Services and namespaces.
+/// Makes versions that tell nothing of what they are made from.
+static VERSIONS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// Services, namespaces and Secrets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
     /// The Services.
     pub services: Vec<Service>,
     /// The namespaces, with their labels.
     pub namespaces: Vec<Namespace>,
+    /// The Secrets.
+    pub secrets: BTreeMap<SecretName, SecretState>,
 }
 
 impl Surroundings {
@@ -32,15 +42,20 @@ impl Surroundings {
         });
         Self {
             services: services.collect(),
-            namespaces: Vec::new(),
+            ..Self::default()
         }
     }
 
     /// Adds those of another file.
     pub fn extend(&mut self, other: Self) {
-        let Self { services, namespaces } = other;
+        let Self {
+            services,
+            namespaces,
+            secrets,
+        } = other;
         self.services.extend(services);
         self.namespaces.extend(namespaces);
+        self.secrets.extend(secrets);
     }
 
     /// Whether there is this Service.
@@ -55,12 +70,13 @@ impl Surroundings {
         self.namespaces.iter().any(|namespace| namespace.name == name)
     }
 
-    /// Takes a Service or a namespace up; says whether the document is one.
+    /// Takes a Service, a namespace or a Secret up; says whether the document is one.
     pub(super) fn take_note(&mut self, group: &str, kind: &str, node: &Node) -> bool {
         let manifest = node.to_json();
         match (group, kind) {
             ("", "Service") => self.services.extend(service(&manifest)),
             ("", "Namespace") => self.namespaces.extend(namespace(&manifest)),
+            ("", "Secret") => self.secrets.extend(secret(&manifest)),
             _ => return false,
         }
         true
@@ -99,6 +115,37 @@ fn namespace(manifest: &Value) -> Option<Namespace> {
         name: text(manifest, "/metadata/name")?,
         labels,
     })
+}
+
+/// A value that is no base64 becomes one that no header can have.
+fn secret(manifest: &Value) -> Option<(SecretName, SecretState)> {
+    let texts = |field: &str| {
+        let members = manifest.get(field).and_then(Value::as_object);
+        members
+            .into_iter()
+            .flatten()
+            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?)))
+    };
+    let decoded = |(key, text): (String, &str)| {
+        let text: String = text.split_ascii_whitespace().collect();
+        let bytes = STANDARD.decode(text).unwrap_or_else(|_| vec![0xff]);
+        (key, String::from_utf8_lossy(&bytes).into_owned())
+    };
+    // As the API server writes the one over the other.
+    let mut data: BTreeMap<_, _> = texts("data").map(decoded).collect();
+    data.extend(texts("stringData").map(|(key, text)| (key, text.to_owned())));
+    let name = SecretName {
+        namespace: text(manifest, "/metadata/namespace").unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
+        name: text(manifest, "/metadata/name")?,
+    };
+    let state = SecretState::Found {
+        version: format!("{:016x}", VERSIONS.hash_one(&data)),
+        values: data
+            .into_iter()
+            .map(|(key, value)| (key, Secret::from(value)))
+            .collect(),
+    };
+    Some((name, state))
 }
 
 #[cfg(test)]
@@ -142,7 +189,49 @@ mod tests {
                 name: "shop".to_owned(),
                 labels: [("audited".to_owned(), "true".to_owned())].into(),
             }],
+            secrets: BTreeMap::new(),
         };
         assert_eq!(surroundings, expected);
+    }
+
+    #[test]
+    fn secrets_are_decoded_and_have_versions_of_their_own() {
+        let read = |data: &str| {
+            let text = format!("kind: Secret\nmetadata: {{name: s, namespace: shop}}\n{data}\n");
+            let mut surroundings = Surroundings::default();
+            let nodes = document::read(&text).unwrap();
+            assert!(surroundings.take_note("", "Secret", &nodes[0]));
+            let (name, state) = surroundings.secrets.pop_first().unwrap();
+            assert_eq!((&*name.namespace, &*name.name), ("shop", "s"));
+            let SecretState::Found { version, values } = state else {
+                panic!("{state:?}")
+            };
+            let values: Vec<_> = values
+                .into_iter()
+                .map(|(key, value)| (key, value.reveal().to_owned()))
+                .collect();
+            (version, values)
+        };
+        let pairs = |pairs: &[(&str, &str)]| -> Vec<_> {
+            let pairs = pairs.iter();
+            pairs
+                .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+                .collect()
+        };
+        let (version, values) =
+            read("data: {a: 'YmFz\n  ZTY0', b: 'not base64', c: eA==}\nstringData: {c: text}");
+        assert_eq!(
+            values,
+            pairs(&[("a", "base64"), ("b", "\u{fffd}"), ("c", "text")])
+        );
+        assert_eq!(
+            read("stringData: {c: text}\ndata: {b: '?', a: YmFzZTY0}").0,
+            version
+        );
+        assert_ne!(
+            read("data: {a: YmFzZTY0, b: '?'}\nstringData: {c: texts}").0,
+            version
+        );
+        assert_eq!(read("").1, pairs(&[]));
     }
 }

@@ -120,7 +120,10 @@ fn a_namespace_may_be_deleted_with_everything_in_it() {
     let metrics = format!("--raw=/api/v1/namespaces/{SYSTEM}/pods/weir-router-0:9090/proxy/metrics");
     eventually(LONG, || match admin.try_run(["get", &metrics])? {
         // What is retained of its events is gone with time alone.
-        metrics => match metrics.lines().find(|line| line.starts_with("weir_trigger_") && line.contains(r#""goes""#)) {
+        metrics => match metrics
+            .lines()
+            .find(|line| line.starts_with("weir_trigger_") && line.contains(r#""goes""#))
+        {
             Some(line) => Err(line.to_owned()),
             None => Ok(()),
         },

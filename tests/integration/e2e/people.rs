@@ -32,8 +32,8 @@ fn events_reach_the_services_that_asked_for_them() {
 
     let listed = shop.run(["get", "weir"]);
     for line in [
-        "NAME BROKER READY REASON",
-        "trigger.weir.dev/billing default True Ready",
+        "NAME READY REASON BROKER SINK AGE",
+        "trigger.weir.dev/billing True Ready default",
     ] {
         let words: Vec<_> = line.split(' ').collect();
         let is_there = |listed: &str| {

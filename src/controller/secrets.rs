@@ -1,0 +1,499 @@
+//! Reads the Secrets that Sinks name, each by itself: the controller may `get` those that a namespace's owner lets it,
+//! and may neither list nor watch any. So each is read when a Sink begins to name it, and again from time to time.
+//!
+//! What is known stays known while the API server is in trouble. Of a Secret only the keys that are named are kept.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use k8s_openapi::api::{authentication::v1::SelfSubjectReview, core::v1};
+use kube::{Api, Client, api::PostParams};
+use tokio::{
+    sync::{Notify, OnceCell, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    credentials,
+    metrics::ControllerMetrics,
+    observed::{SecretName, SecretState},
+};
+use crate::{api, routing::Secret};
+
+/// How often each Secret is read again; a changed one is taken over by then.
+const READ_EVERY: Duration = Duration::from_secs(30);
+
+/// How often one is read again that does not serve yet: somebody may be about to mend it.
+const READ_MISSING_EVERY: Duration = Duration::from_secs(10);
+
+/// How many are read at once.
+const CONCURRENCY: usize = 8;
+
+/// How long reading one may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long routing waits at the start for what Sinks name. Without it their events would have nowhere to go for a
+/// moment whenever a controller starts.
+const AWAITED_AT_START: Duration = Duration::from_secs(15);
+
+/// Secrets, with the keys of each.
+type Named = BTreeMap<SecretName, BTreeSet<String>>;
+
+type Known = BTreeMap<SecretName, SecretState>;
+
+/// What is known of the Secrets that Sinks name.
+pub(super) struct Secrets {
+    named: watch::Sender<Named>,
+    /// Absent where none is read.
+    known: Option<watch::Receiver<Known>>,
+}
+
+impl Secrets {
+    /// Reads Secrets until told to stop, and rings `changed` when one is another. None is read where what routers get
+    /// is not encrypted on its way.
+    pub(super) fn start(
+        client: &Client,
+        metrics: &Arc<ControllerMetrics>,
+        changed: &Arc<Notify>,
+        secure_channel: bool,
+        stop: &CancellationToken,
+    ) -> Self {
+        let (named, to_read) = watch::channel(Named::new());
+        if !secure_channel {
+            return Self { named, known: None };
+        }
+        let (publish, known) = watch::channel(Known::new());
+        let reader = Reader {
+            api: Arc::new(SecretApi {
+                client: client.clone(),
+                account: OnceCell::new(),
+            }),
+            metrics: metrics.clone(),
+            changed: changed.clone(),
+            known: publish,
+            entries: BTreeMap::new(),
+            under_way: FuturesUnordered::new(),
+        };
+        let stop = stop.clone();
+        tokio::spawn(async move { stop.run_until_cancelled(reader.run(to_read)).await });
+        Self {
+            named,
+            known: Some(known),
+        }
+    }
+
+    /// What is known of those that these Sinks name; what they begin to name is read at once.
+    pub(super) fn observe<'a>(&self, sinks: impl IntoIterator<Item = &'a api::Sink>) -> Known {
+        let named = credentials::named(sinks);
+        self.named.send_if_modified(|before| {
+            let is_new = *before != named;
+            before.clone_from(&named);
+            is_new
+        });
+        let known = self.known.as_ref().map(watch::Receiver::borrow);
+        let state = |name: &SecretName| match &known {
+            Some(known) => known.get(name).cloned(),
+            None => Some(SecretState::Withheld),
+        };
+        let known = named.keys();
+        known
+            .filter_map(|name| Some((name.clone(), state(name)?)))
+            .collect()
+    }
+
+    /// Waits until each of those that these Sinks name was looked for, though not for ever.
+    pub(super) async fn ready<'a>(&self, sinks: impl IntoIterator<Item = &'a api::Sink>) {
+        self.observe(sinks);
+        let Some(mut known) = self.known.clone() else {
+            return;
+        };
+        let named = self.named.borrow().clone();
+        let all = known.wait_for(|known| named.keys().all(|name| known.contains_key(name)));
+        if tokio::time::timeout(AWAITED_AT_START, all).await.is_err() {
+            tracing::warn!("some Secrets that Sinks name could not be read in time; their events wait");
+        }
+    }
+}
+
+/// One that is read.
+struct Entry {
+    keys: BTreeSet<String>,
+    /// When it is read again; `None` while it is.
+    due: Option<Instant>,
+    /// Whether more keys were named while it was read.
+    again: bool,
+    /// Whether it could not be read the last time.
+    failing: bool,
+}
+
+impl Entry {
+    fn new(keys: BTreeSet<String>) -> Self {
+        Self {
+            keys,
+            due: Some(Instant::now()),
+            again: false,
+            failing: false,
+        }
+    }
+
+    /// These keys are named from now on.
+    fn name(&mut self, keys: &BTreeSet<String>) {
+        if !self.keys.is_superset(keys) {
+            match &mut self.due {
+                Some(due) => *due = Instant::now(),
+                None => self.again = true,
+            }
+        }
+        self.keys.clone_from(keys);
+    }
+}
+
+type Read = (SecretName, Result<SecretState, String>);
+
+struct Reader {
+    api: Arc<SecretApi>,
+    metrics: Arc<ControllerMetrics>,
+    changed: Arc<Notify>,
+    known: watch::Sender<Known>,
+    entries: BTreeMap<SecretName, Entry>,
+    under_way: FuturesUnordered<BoxFuture<'static, Read>>,
+}
+
+impl Reader {
+    async fn run(mut self, mut named: watch::Receiver<Named>) {
+        loop {
+            let next = self.begin(Instant::now());
+            tokio::select! {
+                Some((name, read)) = self.under_way.next() => self.ended(name, read),
+                changed = named.changed() => match changed {
+                    Ok(()) => self.take_over(&named.borrow_and_update().clone()),
+                    Err(_) => return,
+                },
+                () = at(next) => {}
+            }
+        }
+    }
+
+    /// Begins to read what is due, and tells when the next is, if there is room for it.
+    fn begin(&mut self, now: Instant) -> Option<Instant> {
+        let mut due: Vec<_> = self
+            .entries
+            .iter()
+            .filter_map(|(name, entry)| Some((entry.due?, name.clone())))
+            .collect();
+        due.sort();
+        for (at, name) in due {
+            if self.under_way.len() >= CONCURRENCY {
+                return None;
+            }
+            if at > now {
+                return Some(at);
+            }
+            let Some(entry) = self.entries.get_mut(&name) else {
+                continue;
+            };
+            (entry.due, entry.again) = (None, false);
+            let (api, keys) = (self.api.clone(), entry.keys.clone());
+            let read = async move {
+                let read = tokio::time::timeout(TIMEOUT, api.read(&name, &keys)).await;
+                let read = read.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}")));
+                (name, read)
+            };
+            self.under_way.push(read.boxed());
+        }
+        None
+    }
+
+    fn ended(&mut self, name: SecretName, read: Result<SecretState, String>) {
+        let Some(entry) = self.entries.get_mut(&name) else {
+            return;
+        };
+        let pause = match &read {
+            _ if entry.again => Duration::ZERO,
+            Ok(state) if !serves(state, &entry.keys) => READ_MISSING_EVERY,
+            _ => READ_EVERY,
+        };
+        entry.due = Some(Instant::now() + pause);
+        let SecretName {
+            namespace,
+            name: secret,
+        } = &name;
+        let state = match read {
+            Ok(state) => {
+                if std::mem::take(&mut entry.failing) {
+                    tracing::info!(namespace, secret, "the Secret can be read again");
+                }
+                state
+            }
+            Err(error) => {
+                self.metrics.watch_failed("Secret");
+                if !std::mem::replace(&mut entry.failing, true) {
+                    tracing::warn!(
+                        namespace,
+                        secret,
+                        error,
+                        "the Secret cannot be read; what is known of it stays in force"
+                    );
+                }
+                if self.known.borrow().contains_key(&name) {
+                    return;
+                }
+                SecretState::Unreadable(error)
+            }
+        };
+        self.publish(|known| known.insert(name.clone(), state.clone()) != Some(state));
+    }
+
+    fn take_over(&mut self, named: &Named) {
+        self.entries.retain(|name, _| named.contains_key(name));
+        for (name, keys) in named {
+            match self.entries.get_mut(name) {
+                None => drop(self.entries.insert(name.clone(), Entry::new(keys.clone()))),
+                Some(entry) => entry.name(keys),
+            }
+        }
+        self.publish(|known| {
+            let before = known.len();
+            known.retain(|name, _| named.contains_key(name));
+            known.len() != before
+        });
+    }
+
+    fn publish(&self, change: impl FnOnce(&mut Known) -> bool) {
+        if self.known.send_if_modified(change) {
+            self.changed.notify_one();
+        }
+    }
+}
+
+/// What is asked of the API server.
+struct SecretApi {
+    client: Client,
+    /// Who the controller is.
+    account: OnceCell<String>,
+}
+
+impl SecretApi {
+    async fn read(&self, name: &SecretName, keys: &BTreeSet<String>) -> Result<SecretState, String> {
+        let SecretName { namespace, name } = name;
+        match Api::<v1::Secret>::namespaced(self.client.clone(), namespace)
+            .get_opt(name)
+            .await
+        {
+            Ok(Some(secret)) => Ok(found(secret, keys)),
+            Ok(None) => Ok(SecretState::NotFound),
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(SecretState::Forbidden {
+                account: self.account().await,
+            }),
+            // What cannot be read may be quoted in the error.
+            Err(kube::Error::SerdeError(_)) => Err("what the API server sent is no Secret".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// As `kubectl create rolebinding` takes it; `None` if the API server does not tell.
+    async fn account(&self) -> Option<String> {
+        let ask = async || {
+            let reviews = Api::<SelfSubjectReview>::all(self.client.clone());
+            let review = reviews
+                .create(&PostParams::default(), &SelfSubjectReview::default())
+                .await
+                .ok();
+            let user = review
+                .and_then(|review| review.status?.user_info?.username)
+                .ok_or(())?;
+            Ok::<_, ()>(as_subject(&user))
+        };
+        self.account.get_or_try_init(ask).await.ok().cloned()
+    }
+}
+
+fn serves(state: &SecretState, keys: &BTreeSet<String>) -> bool {
+    match state {
+        SecretState::Found { values, .. } => keys.iter().all(|key| values.contains_key(key)),
+        _ => false,
+    }
+}
+
+fn as_subject(user: &str) -> String {
+    match user.strip_prefix("system:serviceaccount:") {
+        Some(account) => format!("--serviceaccount={account}"),
+        None => format!("--user={user}"),
+    }
+}
+
+fn found(secret: v1::Secret, keys: &BTreeSet<String>) -> SecretState {
+    let metadata = secret.metadata;
+    let data = secret.data.unwrap_or_default();
+    let values = data.into_iter().filter(|(key, _)| keys.contains(key));
+    SecretState::Found {
+        version: format!(
+            "{}.{}",
+            metadata.uid.unwrap_or_default(),
+            metadata.resource_version.unwrap_or_default()
+        ),
+        values: values
+            .map(|(key, value)| (key, Secret::from(String::from_utf8_lossy(&value.0).into_owned())))
+            .collect(),
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::{ByteString, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+
+    use super::*;
+
+    #[test]
+    fn only_named_keys_are_kept() {
+        let data = [("token", &b"a"[..]), ("odd", b"\xff"), ("other", b"b")];
+        let secret = v1::Secret {
+            metadata: ObjectMeta {
+                uid: Some("u".into()),
+                resource_version: Some("7".into()),
+                ..ObjectMeta::default()
+            },
+            data: Some(
+                data.map(|(key, value)| (key.to_owned(), ByteString(value.into())))
+                    .into(),
+            ),
+            ..v1::Secret::default()
+        };
+        let keys: BTreeSet<_> = ["token", "odd", "absent"].map(str::to_owned).into();
+        let state = found(secret, &keys);
+        let expected = [("token", "a"), ("odd", "\u{fffd}")];
+        assert_eq!(
+            state,
+            SecretState::Found {
+                version: "u.7".into(),
+                values: expected
+                    .map(|(key, value)| (key.into(), value.to_owned().into()))
+                    .into(),
+            }
+        );
+        assert!(!serves(&state, &keys));
+        assert!(serves(&state, &["token".to_owned()].into()));
+        assert!(!serves(&SecretState::NotFound, &keys));
+    }
+
+    #[test]
+    fn an_account_is_named_as_kubectl_takes_it() {
+        assert_eq!(
+            as_subject("system:serviceaccount:weir-system:weir-controller"),
+            "--serviceaccount=weir-system:weir-controller"
+        );
+        assert_eq!(as_subject("admin"), "--user=admin");
+    }
+
+    #[test]
+    fn a_key_that_begins_to_be_named_is_read_at_once() {
+        let keys = |keys: &[&str]| -> BTreeSet<String> { keys.iter().map(|&key| key.to_owned()).collect() };
+        let later = Some(Instant::now() + READ_EVERY);
+        let mut entry = Entry::new(keys(&["a"]));
+        entry.due = later;
+        entry.name(&keys(&["a"]));
+        assert_eq!((entry.due, entry.again), (later, false));
+        entry.name(&keys(&["a", "b"]));
+        assert!(entry.due < later && !entry.again);
+        // What is under way does not have it.
+        entry.due = None;
+        entry.name(&keys(&["c"]));
+        assert_eq!((entry.due, entry.again), (None, true));
+        assert_eq!(entry.keys, keys(&["c"]));
+    }
+
+    /// Of an API server that does not answer.
+    fn reader(names: &[SecretName]) -> Reader {
+        let api_server = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, kube::Error>>()
+        });
+        let keys: BTreeSet<_> = ["token".to_owned()].into();
+        let mut reader = Reader {
+            api: Arc::new(SecretApi {
+                client: Client::new(api_server, "default"),
+                account: OnceCell::new(),
+            }),
+            metrics: Arc::default(),
+            changed: Arc::default(),
+            known: watch::Sender::new(Known::new()),
+            entries: BTreeMap::new(),
+            under_way: FuturesUnordered::new(),
+        };
+        reader.take_over(&names.iter().map(|name| (name.clone(), keys.clone())).collect());
+        reader
+    }
+
+    fn name(name: &str) -> SecretName {
+        SecretName {
+            namespace: "shop".into(),
+            name: name.into(),
+        }
+    }
+
+    fn state(value: &str) -> SecretState {
+        SecretState::Found {
+            version: value.into(),
+            values: [("token".into(), value.to_owned().into())].into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_known_stays_in_force_while_nothing_can_be_read() {
+        let (one, two) = (name("one"), name("two"));
+        let mut reader = reader(&[one.clone(), two.clone()]);
+        let known = |reader: &Reader, name: &SecretName| reader.known.borrow().get(name).cloned();
+        reader.ended(one.clone(), Ok(state("a")));
+        reader.ended(one.clone(), Err("down".into()));
+        assert_eq!(known(&reader, &one), Some(state("a")));
+        // Of what was never read, it is told why.
+        reader.ended(two.clone(), Err("down".into()));
+        assert_eq!(known(&reader, &two), Some(SecretState::Unreadable("down".into())));
+        reader.ended(two.clone(), Ok(state("b")));
+        assert_eq!(known(&reader, &two), Some(state("b")));
+        // What is taken away is gone.
+        reader.ended(one.clone(), Ok(SecretState::Forbidden { account: None }));
+        assert_eq!(
+            known(&reader, &one),
+            Some(SecretState::Forbidden { account: None })
+        );
+        reader.take_over(&Named::new());
+        assert_eq!(*reader.known.borrow(), Known::new());
+        // An answer that comes later changes nothing.
+        reader.ended(one.clone(), Ok(state("a")));
+        assert_eq!(known(&reader, &one), None);
+    }
+
+    #[tokio::test]
+    async fn few_are_read_at_once_and_each_again_in_time() {
+        let names: Vec<_> = (0..20).map(|number| name(&number.to_string())).collect();
+        let mut reader = reader(&names);
+        let now = Instant::now();
+        assert_eq!(reader.begin(now), None);
+        assert_eq!(reader.under_way.len(), CONCURRENCY);
+        let is_under_way = |reader: &Reader, name: &SecretName| reader.entries[name].due.is_none();
+        let (begun, waiting): (Vec<_>, Vec<_>) =
+            names.into_iter().partition(|name| is_under_way(&reader, name));
+        assert_eq!((begun.len(), waiting.len()), (CONCURRENCY, 20 - CONCURRENCY));
+        // With room, those go first that have waited.
+        reader.under_way = FuturesUnordered::new();
+        for name in &begun {
+            reader.ended(name.clone(), Ok(state("a")));
+        }
+        reader.begin(Instant::now());
+        assert!(begun.iter().all(|name| !is_under_way(&reader, name)));
+        reader.begin(now + READ_EVERY * 2);
+        assert_eq!(reader.under_way.len(), CONCURRENCY);
+    }
+}

@@ -1,0 +1,289 @@
+//! Which addresses a `uri` may reach. Pure: resolving and connecting are the connector's.
+//!
+//! Whoever may write a Trigger chooses a `uri`, and the router connects from inside the cluster. So a `uri` reaches
+//! what is on the internet; what is inside the cluster, on its nodes or beside them is named as a Service.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// What is not on the internet, by IANA's registry of special-purpose addresses of IPv4, and Azure's metadata and
+/// DNS, which has a public address.
+const REFUSED_V4: &[Ipv4Net] = &[
+    v4([0, 0, 0, 0], 8),        // this network
+    v4([10, 0, 0, 0], 8),       // private
+    v4([100, 64, 0, 0], 10),    // shared, of carriers; some clusters' pods; Alibaba's metadata
+    v4([127, 0, 0, 0], 8),      // loopback
+    v4([168, 63, 129, 16], 32), // Azure's metadata and DNS
+    v4([169, 254, 0, 0], 16),   // link-local, with most clouds' metadata
+    v4([172, 16, 0, 0], 12),    // private
+    v4([192, 0, 0, 0], 24),     // of protocols; Oracle's metadata
+    v4([192, 0, 2, 0], 24),     // documentation
+    v4([192, 88, 99, 0], 24),   // relays of 6to4, given up
+    v4([192, 168, 0, 0], 16),   // private
+    v4([198, 18, 0, 0], 15),    // benchmarks
+    v4([198, 51, 100, 0], 24),  // documentation
+    v4([203, 0, 113, 0], 24),   // documentation
+    v4([224, 0, 0, 0], 4),      // multicast
+    v4([240, 0, 0, 0], 4),      // reserved, and broadcast
+];
+
+/// Where every public unicast address of IPv6 is.
+const PUBLIC_V6: Ipv6Net = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
+
+/// What is in [`PUBLIC_V6`] and not on the internet, by IANA's registry of special-purpose addresses of IPv6.
+const REFUSED_V6: &[Ipv6Net] = &[
+    v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23),     // of protocols, such as Teredo
+    v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), // documentation
+    v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20),     // documentation
+];
+
+/// Addresses of IPv6 that lead to one of IPv4, and the byte where that begins.
+const LEADING_TO_V4: &[(Ipv6Net, usize)] = &[
+    (v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96), 12),    // mapped
+    (v6([0, 0, 0, 0, 0xffff, 0, 0, 0], 96), 12),    // translated, by SIIT
+    (v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96), 12), // translated, by NAT64
+    (v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16), 2),     // 6to4
+];
+
+/// Which addresses a `uri` may reach: what is denied never, what is allowed always, and else what is on the internet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UriAddresses {
+    /// Reached also where it is not on the internet.
+    pub allow: Vec<IpNet>,
+    /// Never reached.
+    pub deny: Vec<IpNet>,
+}
+
+impl UriAddresses {
+    /// Every address, for a router whose user may reach the same by any other means.
+    pub fn any() -> Self {
+        Self {
+            allow: vec![
+                IpNet::V4(v4([0, 0, 0, 0], 0)),
+                IpNet::V6(v6([0, 0, 0, 0, 0, 0, 0, 0], 0)),
+            ],
+            deny: Vec::new(),
+        }
+    }
+
+    /// Whether it may be connected to. What leads to an address of IPv4 is looked at in both forms.
+    pub fn permit(&self, address: IpAddr) -> bool {
+        let Self { allow, deny } = self;
+        let within_v4 = match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => leads_to(address),
+        };
+        let forms = [Some(address), within_v4.map(IpAddr::V4)];
+        let is_in = |networks: &[IpNet]| {
+            let mut forms = forms.iter().flatten();
+            forms.any(|form| networks.iter().any(|network| network.contains(form)))
+        };
+        if is_in(deny) {
+            return false;
+        }
+        is_in(allow)
+            || match (address, within_v4) {
+                (IpAddr::V4(address), _) | (_, Some(address)) => is_public_v4(address),
+                (IpAddr::V6(address), None) => is_public_v6(address),
+            }
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    !REFUSED_V4.iter().any(|network| network.contains(&address))
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    PUBLIC_V6.contains(&address) && !REFUSED_V6.iter().any(|network| network.contains(&address))
+}
+
+fn leads_to(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let (_, at) = LEADING_TO_V4
+        .iter()
+        .find(|(network, _)| network.contains(&address))?;
+    let octets = address.octets();
+    let octets: [u8; 4] = octets.get(*at..at + 4)?.try_into().ok()?;
+    Some(octets.into())
+}
+
+const fn v4([a, b, c, d]: [u8; 4], length: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length)
+}
+
+const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], length: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, e, f, g, h), length)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn networks(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_is_on_the_internet_is_permitted() {
+        let public = UriAddresses::default();
+        for address in [
+            "1.1.1.1",
+            "8.8.8.8",
+            "9.255.255.255",
+            "11.0.0.0",
+            "93.184.215.14",
+            "100.63.255.255",
+            "100.128.0.0",
+            "126.255.255.255",
+            "128.0.0.1",
+            "168.63.129.15",
+            "168.63.129.17",
+            "169.253.255.255",
+            "169.255.0.0",
+            "172.15.255.255",
+            "172.32.0.0",
+            "191.255.255.255",
+            "192.0.1.0",
+            "192.167.255.255",
+            "192.169.0.0",
+            "198.17.255.255",
+            "198.20.0.0",
+            "223.255.255.255",
+            "2606:4700::1111",
+            "2001:4860:4860::8888",
+            "2a00::1",
+            "2001:200::1",
+            "::ffff:1.1.1.1",
+            "64:ff9b::8.8.8.8",
+            "::ffff:0:1.1.1.1",
+            "2002:101:101::1",
+            "3ffe::1",
+        ] {
+            assert!(public.permit(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_is_refused_in_every_form() {
+        let public = UriAddresses::default();
+        for address in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.0.0.0",
+            "10.255.255.255",
+            "100.64.0.0",
+            "100.100.100.200",
+            "100.127.255.255",
+            "127.0.0.1",
+            "127.255.255.255",
+            "168.63.129.16",
+            "169.254.0.0",
+            "169.254.169.254",
+            "169.254.170.2",
+            "172.16.0.0",
+            "172.31.255.255",
+            "192.0.0.0",
+            "192.0.0.192",
+            "192.0.2.1",
+            "192.88.99.1",
+            "192.168.0.0",
+            "192.168.255.255",
+            "198.18.0.0",
+            "198.19.255.255",
+            "198.51.100.1",
+            "203.0.113.1",
+            "224.0.0.1",
+            "239.255.255.255",
+            "240.0.0.1",
+            "255.255.255.255",
+        ] {
+            let address: Ipv4Addr = address.parse().unwrap();
+            assert!(!public.permit(address.into()), "{address}");
+            let [a, b, c, d] = address.octets();
+            let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+            for form in [
+                Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, high, low),
+                Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, high, low),
+                Ipv6Addr::new(0, 0, 0, 0, 0, 0, high, low),
+                Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low),
+                Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, high, low),
+                Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1),
+                Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, !high, !low),
+            ] {
+                assert!(!public.permit(form.into()), "{address} as {form}");
+            }
+        }
+        for address in [
+            "::",
+            "::1",
+            "::1.1.1.1",
+            "100::1",
+            "100:0:0:1::1",
+            "64:ff9b:1::1.1.1.1",
+            "2001::1",
+            "2001:2::1",
+            "2001:1ff:ffff::1",
+            "2001:db8::1",
+            "3fff::1",
+            "4000::1",
+            "5f00::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fd20:ce::254",
+            "fe80::1",
+            "fe80::a9fe:a9fe",
+            "febf:ffff::1",
+            "fec0::1",
+            "ff02::1",
+            "ff0e::1",
+        ] {
+            assert!(!public.permit(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_is_allowed_wins_over_the_built_in_and_what_is_denied_over_all() {
+        let addresses = UriAddresses {
+            allow: networks(&["10.1.0.0/16", "169.254.169.254/32", "fd00::/8", "64:ff9b:1::/48"]),
+            deny: networks(&["10.1.2.0/24", "35.0.0.0/8", "2600::/16", "fd00:ec2::254/128"]),
+        };
+        let table = [
+            ("10.1.0.1", true),
+            ("10.1.2.1", false),
+            ("10.2.0.1", false),
+            ("169.254.169.254", true),
+            ("169.254.169.253", false),
+            ("34.1.1.1", true),
+            ("35.1.1.1", false),
+            ("::ffff:10.1.0.1", true),
+            ("::ffff:10.1.2.1", false),
+            ("64:ff9b::10.1.0.1", true),
+            ("64:ff9b::35.1.1.1", false),
+            ("2002:2301:101::1", false),
+            ("64:ff9b:1::1.1.1.1", true),
+            ("2600::1", false),
+            ("2601::1", true),
+            ("fd00::1", true),
+            ("fd00:ec2::254", false),
+            ("fc00::1", false),
+        ];
+        for (address, permitted) in table {
+            assert_eq!(addresses.permit(address.parse().unwrap()), permitted, "{address}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_is_every_address(address in any::<IpAddr>()) {
+            prop_assert!(UriAddresses::any().permit(address));
+        }
+
+        #[test]
+        fn a_mapped_address_is_the_address(address in any::<Ipv4Addr>()) {
+            let public = UriAddresses::default();
+            prop_assert_eq!(public.permit(address.into()), public.permit(address.to_ipv6_mapped().into()));
+        }
+    }
+}
