@@ -118,15 +118,14 @@ fn a_namespace_may_be_deleted_with_everything_in_it() {
         other => Err(format!("{other:?}")),
     });
     let metrics = format!("--raw=/api/v1/namespaces/{SYSTEM}/pods/weir-router-0:9090/proxy/metrics");
-    eventually(LONG, || match admin.try_run(["get", &metrics])? {
-        // What is retained of its events is gone with time alone.
-        metrics => match metrics
+    // What is retained of its events is gone with time alone.
+    let of_its_triggers = |line: &&str| line.starts_with("weir_trigger_") && line.contains(r#""goes""#);
+    eventually(LONG, || {
+        let metrics = admin.try_run(["get", &metrics])?;
+        metrics
             .lines()
-            .find(|line| line.starts_with("weir_trigger_") && line.contains(r#""goes""#))
-        {
-            Some(line) => Err(line.to_owned()),
-            None => Ok(()),
-        },
+            .find(of_its_triggers)
+            .map_or(Ok(()), |line| Err(line.to_owned()))
     });
 
     // Others notice nothing, and whoever takes the name again begins anew.
