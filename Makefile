@@ -44,20 +44,25 @@ integration: rust ## Test against a real API server, built on the first run (see
 	KUBEBUILDER_ASSETS="$$assets" WEIR_INTEROP="$$interop" \
 	  $(CARGO) test --locked $(test_features) --test integration -- --skip e2e::
 
-# On a machine that can be a node of a cluster; elsewhere it says what the machine lacks.
+# On the cluster of KUBECONFIG, if WEIR_IMAGE_REFERENCE names the image that it is to pull; else on a node of its own, on
+# a machine that can be one. Elsewhere it says what the machine lacks.
 .PHONY: e2e
-e2e: rust ## Test Weir as it is installed, on a cluster of one node (see tests/README.md)
-	@lacks="$$(tests/kubernetes/lacks.sh)"
+e2e: rust ## Test Weir as it is installed, on a cluster of one node or a given one (see tests/README.md)
+	@run() { $(CARGO) test --locked $(test_features) --test integration e2e:: -- --nocapture --test-threads=1; }
+	if [[ -n "$${WEIR_IMAGE_REFERENCE:-}" ]]; then
+	  export KUBEBUILDER_ASSETS="$$(tests/kubernetes/build.sh)"
+	  run
+	  exit
+	fi
+	lacks="$$(tests/kubernetes/lacks.sh)"
 	if [[ -n "$$lacks" ]]; then
 	  echo "skipped: the end-to-end tests. To be a node, this machine lacks $$lacks"
 	  exit
 	fi
-	set -x
 	$(MAKE) image
-	assets="$$(tests/kubernetes/build.sh)"
-	node="$$(tests/kubernetes/build.sh node)"
-	KUBEBUILDER_ASSETS="$$assets" WEIR_NODE_ASSETS="$$node" WEIR_IMAGE="$(abspath $(image))" \
-	  $(CARGO) test --locked $(test_features) --test integration e2e:: -- --nocapture --test-threads=1
+	export KUBEBUILDER_ASSETS="$$(tests/kubernetes/build.sh)" WEIR_NODE_ASSETS="$$(tests/kubernetes/build.sh node)"
+	export WEIR_IMAGE="$(abspath $(image))"
+	run
 
 # The advisories need the RustSec database, which is fetched from the network: ADVISORIES=1 asks for them.
 .PHONY: deny

@@ -120,7 +120,7 @@ impl Client {
             format!("{}: {excerpt}", head.status)
         };
         Ok(Answer {
-            verdict: verdict::verdict(head.status),
+            verdict: verdict::verdict(head.status, target.shows_credentials()),
             status: Some(head.status),
             retry_after,
             detail,

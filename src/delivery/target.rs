@@ -138,6 +138,11 @@ impl Connections {
 }
 
 impl Target {
+    /// Whether the Sink is sent something secret.
+    pub(super) fn shows_credentials(&self) -> bool {
+        !self.secrets.is_empty()
+    }
+
     pub(super) fn http(&self) -> &HttpClient {
         if self.is_service {
             &self.connections.to_services

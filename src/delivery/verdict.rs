@@ -20,10 +20,12 @@ pub(super) enum Verdict {
 }
 
 /// What a status code means: 2xx delivers; 404, 408, 409, 429 and 5xx are tried again; anything else, redirects
-/// and 410 too, is final.
-pub(super) fn verdict(status: StatusCode) -> Verdict {
+/// and 410 too, is final. So is 401, unless the Sink was shown credentials: others may take the place of those that
+/// have run out.
+pub(super) fn verdict(status: StatusCode, with_credentials: bool) -> Verdict {
     match status.as_u16() {
         200..=299 => Verdict::Delivered,
+        401 if with_credentials => Verdict::Retry,
         404 | 408 | 409 | 429 | 500..=599 => Verdict::Retry,
         _ => Verdict::Refused,
     }
@@ -57,7 +59,10 @@ mod tests {
         ];
         for (expected, codes) in table {
             for code in codes {
-                assert_eq!(verdict(StatusCode::from_u16(code).unwrap()), expected, "{code}");
+                let status = StatusCode::from_u16(code).unwrap();
+                assert_eq!(verdict(status, false), expected, "{code}");
+                let with_credentials = if code == 401 { Verdict::Retry } else { expected };
+                assert_eq!(verdict(status, true), with_credentials, "{code}");
             }
         }
     }

@@ -69,6 +69,7 @@ fn router(controller: SocketAddr, data: &Scratch) -> Process {
         "--name=r",
         "--listen=127.0.0.1:0",
         "--admin=127.0.0.1:0",
+        "--allow-uri-addresses=127.0.0.0/8", // consumers are there
     ];
     let data = [
         "--controller",

@@ -21,4 +21,16 @@ fi
 for path in /dev/kmsg /sys/fs/cgroup; do
   [[ -e "$path" ]] || { echo "$path"; exit; }
 done
-unshare --mount --net --pid --fork --mount-proc true 2>/dev/null || echo "the right to make namespaces"
+
+# A root that may do less than it seems to: better found out here than by what then fails on the node.
+inside='mount -t tmpfs tmpfs /run; ip link add one type veth peer name other; iptables --table nat --list --numeric'
+if ! unshare --mount --net --pid --fork --mount-proc sh -ec "$inside" >/dev/null 2>&1; then
+  echo "the right to make namespaces, and in them mounts, links and iptables rules"
+  exit
+fi
+for procs in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do
+  [[ -e "$procs" ]] || continue
+  cgroup=${procs%/*}/weir-$$
+  { mkdir "$cgroup" && rmdir "$cgroup"; } 2>/dev/null || { echo "the right to make cgroups"; exit; }
+  [[ "$procs" != /sys/fs/cgroup/cgroup.procs ]] || break
+done

@@ -9,6 +9,13 @@ use std::{
 
 use serde_json::Value;
 
+use super::control_plane;
+
+/// kubectl itself, to be launched.
+pub(crate) fn kubectl_binary() -> PathBuf {
+    control_plane::assets().join("kubectl")
+}
+
 /// Runs kubectl. A method fails the test with everything that kubectl said, unless its name says otherwise.
 #[derive(Clone, Debug)]
 pub(crate) struct Kubectl {
@@ -24,6 +31,11 @@ impl Kubectl {
             kubeconfig,
             namespace: namespace.into(),
         }
+    }
+
+    /// Of a kubeconfig that somebody else wrote.
+    pub(crate) fn of(kubeconfig: &Path, namespace: &str) -> Self {
+        Self::new(kubectl_binary(), kubeconfig.to_owned(), namespace)
     }
 
     /// The same user in another namespace.

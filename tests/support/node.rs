@@ -108,11 +108,6 @@ impl Node {
         Kubectl::new(self.file("kubectl"), self.file("admin.kubeconfig"), namespace)
     }
 
-    /// kubectl itself, to be launched.
-    pub(crate) fn kubectl_binary(&self) -> PathBuf {
-        self.kubernetes.join("kubectl")
-    }
-
     /// A program of the test's, to be started on the node, as the administrator.
     pub(crate) fn launch<A: AsRef<OsStr>>(
         &self,
@@ -136,14 +131,7 @@ impl Node {
         program: impl AsRef<OsStr>,
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<String, String> {
-        let mut process = self.launch(program, arguments).start();
-        let status = process.wait_for_exit(START);
-        let output = process.output().join("\n");
-        if status.success() {
-            Ok(output)
-        } else {
-            Err(format!("{status}: {output}"))
-        }
+        self.launch(program, arguments).run()
     }
 
     /// Runs helm as the administrator.

@@ -30,6 +30,9 @@ pub(crate) struct Process {
     quiet: bool,
 }
 
+/// How long what runs to its end may take: helm waits for pods.
+const LONGEST_RUN: Duration = Duration::from_secs(240);
+
 /// What is to be started.
 #[derive(Debug)]
 pub(crate) struct Launch {
@@ -211,6 +214,18 @@ impl Launch {
     pub(crate) fn quiet(mut self) -> Self {
         self.quiet = true;
         self
+    }
+
+    /// Runs it to its end; an error is what it wrote.
+    pub(crate) fn run(self) -> Result<String, String> {
+        let mut process = self.start();
+        let status = process.wait_for_exit(LONGEST_RUN);
+        let output = process.output().join("\n");
+        if status.success() {
+            Ok(output)
+        } else {
+            Err(format!("{status}: {output}"))
+        }
     }
 
     /// Starts it.

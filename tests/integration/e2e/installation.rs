@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env,
+    env, fs,
     path::PathBuf,
     sync::LazyLock,
     time::{Duration, Instant},
@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
+use super::cluster::{Cluster, Given};
 use crate::{
     faults::Producers,
     support::{Kubectl, Node, Response, eventually},
@@ -84,46 +85,37 @@ spec:
 
 /// A cluster with Weir and the example shop on it.
 pub(super) struct Installation {
-    pub(super) node: Node,
+    pub(super) cluster: Cluster,
 }
 
 impl Installation {
-    /// The one that the tests share; `None`, said, where there is no node to be had.
+    /// The one that the tests share; `None`, said, where there is no cluster to be had.
     pub(super) fn shared() -> Option<&'static Self> {
         // Tried once: when it fails for one test it does for all.
         static SHARED: LazyLock<Option<Installation>> = LazyLock::new(|| {
+            if let Some(kubeconfig) = given() {
+                return Some(Installation::make(Cluster::Given(Given::new(kubeconfig))));
+            }
             if Node::assets().is_none() {
                 say("skipped: the end-to-end tests need a node; make e2e starts one");
                 return None;
             }
-            Some(Installation::make())
+            Some(Installation::make(Cluster::Node(Box::new(start_node()))))
         });
         SHARED.as_ref()
     }
 
     #[track_caller]
-    pub(super) fn make() -> Self {
+    fn make(cluster: Cluster) -> Self {
         let begin = Instant::now();
-        let node = Node::start();
-        node.import(&image());
-        say(&format!("a cluster of one node: {:.1?}", begin.elapsed()));
-        let admin = node.kubectl("default");
-        admin.apply(&restricted(SYSTEM));
-        let volume = node.volume("router");
-        admin.apply(
-            &VOLUME
-                .replace("PATH", &volume.display().to_string())
-                .replace("NODE", node.name()),
-        );
-
-        let begin = Instant::now();
-        install(&node);
+        cluster.kubectl("default").apply(&restricted(SYSTEM));
+        install(&cluster);
         say(&format!(
             "helm install, until everything is ready: {:.1?}",
             begin.elapsed()
         ));
-        let shop = node.kubectl("shop");
-        shop.run(["apply", "--filename", &project("examples/shop")]);
+        let shop = cluster.kubectl("shop");
+        shop.apply(&example_shop());
         eventually(LONG, || match delivered(&shop, "audit")?.is_empty() {
             false => Ok(()),
             true => {
@@ -135,13 +127,13 @@ impl Installation {
             "from helm install to the first event through a Service: {:.1?}",
             begin.elapsed()
         ));
-        Self { node }
+        Self { cluster }
     }
 
     /// A new namespace with a consumer in it.
     #[track_caller]
     pub(super) fn consumer(&self, namespace: &str, replicas: u32, delivery: &str) -> Kubectl {
-        let kubectl = self.node.kubectl(namespace);
+        let kubectl = self.cluster.kubectl(namespace);
         kubectl.apply(&restricted(namespace));
         kubectl.apply(
             &CONSUMER
@@ -153,21 +145,11 @@ impl Installation {
         kubectl
     }
 
-    /// The broker's URL, as the node reaches it: by the Service's address.
-    #[track_caller]
-    pub(super) fn broker(&self, namespace: &str) -> String {
-        let service = self.node.kubectl(SYSTEM).get("service/weir");
-        let address = service["spec"]["clusterIP"]
-            .as_str()
-            .expect("a Service has an address");
-        format!("http://{address}/{namespace}/default")
-    }
-
-    /// Posts events from the node until told to stop, by the harness that counts what is lost in the fault suite.
+    /// Posts events until told to stop, by the harness that counts what is lost in the fault suite.
     pub(super) fn producers(&'static self, namespace: &str) -> Producers {
-        let broker = self.broker(namespace);
+        let namespace = namespace.to_owned();
         Producers::by(2, move |_, id| {
-            self.send(&broker, id)?;
+            self.cluster.send(&namespace, id)?;
             Ok(Response {
                 status: StatusCode::ACCEPTED,
                 headers: HeaderMap::new(),
@@ -179,30 +161,30 @@ impl Installation {
     /// The pod of the controller that leads, as the Lease has it.
     #[track_caller]
     pub(super) fn leader(&self) -> String {
-        let lease = self.node.kubectl(SYSTEM).get("lease/weir-controller");
+        let lease = self.cluster.kubectl(SYSTEM).get("lease/weir-controller");
         let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
         holder.split('_').next().unwrap_or_default().to_owned()
     }
+}
 
-    /// Posts an event by `weir send`, from the node; an error says why it was not taken.
-    pub(super) fn send(&self, broker: &str, id: &str) -> Result<(), String> {
-        let arguments = [
-            "send",
-            broker,
-            "--type=com.example.test",
-            "--source=/test",
-            "--id",
-            id,
-        ];
-        self.node.run(weir(), arguments).map(drop)
-    }
+/// A node with the image on it, and a volume for a router.
+#[track_caller]
+fn start_node() -> Node {
+    let begin = Instant::now();
+    let node = Node::start();
+    node.import(&image());
+    let volume = node.volume("router").display().to_string();
+    let volume = VOLUME.replace("PATH", &volume).replace("NODE", node.name());
+    node.kubectl("default").apply(&volume);
+    say(&format!("a cluster of one node: {:.1?}", begin.elapsed()));
+    node
 }
 
 /// Installs the chart with its default values, and waits until everything is ready.
 #[track_caller]
-pub(super) fn install(node: &Node) {
+pub(super) fn install(cluster: &Cluster) {
     let chart = project("charts/weir");
-    let arguments = [
+    let install = [
         "install",
         "weir",
         &chart,
@@ -211,8 +193,9 @@ pub(super) fn install(node: &Node) {
         "--wait",
         "--timeout=3m",
     ];
-    if let Err(error) = node.helm(arguments) {
-        let system = node.kubectl(SYSTEM);
+    let image = image_values();
+    if let Err(error) = cluster.helm(install.into_iter().chain(image.iter().map(String::as_str))) {
+        let system = cluster.kubectl(SYSTEM);
         let state = |arguments: &[&str]| system.try_run(arguments).unwrap_or_else(|error| error);
         panic!(
             "{error}\n{}\n{}",
@@ -220,6 +203,31 @@ pub(super) fn install(node: &Node) {
             state(&["logs", "--selector=app.kubernetes.io/name=weir", "--prefix"])
         );
     }
+}
+
+/// The kubeconfig of a cluster that is there already, if the tests are to run on that.
+fn given() -> Option<PathBuf> {
+    env::var_os("WEIR_IMAGE_REFERENCE")?;
+    let kubeconfig = env::var_os("KUBECONFIG").map(PathBuf::from);
+    Some(kubeconfig.expect("WEIR_IMAGE_REFERENCE names an image, and KUBECONFIG no cluster that has it"))
+}
+
+/// What the chart is told of the image.
+pub(super) fn image_values() -> Vec<String> {
+    let reference = reference();
+    let (repository, tag) = reference.rsplit_once(':').expect("an image's name has a tag");
+    vec![
+        format!("--set=image.repository={repository}"),
+        format!("--set=image.tag={tag}"),
+    ]
+}
+
+/// The manifests of the example, with the image under test.
+fn example_shop() -> String {
+    let file = |name: &str| fs::read_to_string(project(&format!("examples/shop/{name}.yaml")));
+    let files = ["consumers", "producer", "triggers"].map(|name| file(name).expect("the example is there"));
+    let image = format!("weir:{}", env!("CARGO_PKG_VERSION"));
+    files.join("\n---\n").replace(&image, &reference())
 }
 
 pub(super) fn say(line: &str) {
@@ -236,9 +244,9 @@ pub(super) fn image() -> PathBuf {
     image.expect("WEIR_IMAGE says where the image is that make image makes: run make e2e")
 }
 
-/// The image's name in the chart and in the example.
+/// The image's name, as the cluster's nodes have it or pull it.
 pub(super) fn reference() -> String {
-    format!("weir:{}", env!("CARGO_PKG_VERSION"))
+    env::var("WEIR_IMAGE_REFERENCE").unwrap_or_else(|_| format!("weir:{}", env!("CARGO_PKG_VERSION")))
 }
 
 /// The binary that was built with the tests; on the node it is at the same place.

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::installation::{Installation, LONG, SYSTEM, event_id, project, say};
+use super::installation::{Installation, LONG, SYSTEM, event_id, image_values, project, say};
 use crate::support::{Kubectl, Process, eventually};
 
 /// Reads the logs of all pods of an app, also of those that end: each from its beginning, while it is there.
@@ -40,8 +40,7 @@ impl Followed {
                 let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
                 pods.entry(pod.to_owned()).or_insert_with(|| {
                     let arguments = ["logs", "--namespace", kubectl.namespace(), "--follow", pod];
-                    let node = &installation.node;
-                    node.launch(node.kubectl_binary(), arguments).start()
+                    installation.cluster.launch_kubectl(arguments).start()
                 });
             }
             thread::sleep(Duration::from_millis(200));
@@ -103,7 +102,7 @@ fn everything_may_be_replaced_under_load() {
 type Disruption<'a> = (&'static str, Box<dyn Fn() -> Result<String, String> + 'a>);
 
 fn disruptions<'a>(installation: &'a Installation, kubectl: &'a Kubectl) -> [Disruption<'a>; 5] {
-    let system = installation.node.kubectl(SYSTEM);
+    let system = installation.cluster.kubectl(SYSTEM);
     let delete = move |pod: &str, how: &[&str]| system.try_run(["delete", "pod", pod].iter().chain(how));
     let kill = delete.clone();
     let kill_leader = delete.clone();
@@ -150,17 +149,10 @@ fn disruptions<'a>(installation: &'a Installation, kubectl: &'a Kubectl) -> [Dis
 fn upgrade(installation: &Installation) -> Result<String, String> {
     let chart = project("charts/weir");
     let pods = ["controller", "router"].map(|pod| format!("--set-string={pod}.podAnnotations.upgraded=yes"));
-    let upgrade = [
-        "upgrade",
-        "weir",
-        &chart,
-        "--namespace",
-        SYSTEM,
-        "--wait",
-        &pods[0],
-        &pods[1],
-    ];
-    installation.node.helm(upgrade)
+    let image = image_values();
+    let upgrade = ["upgrade", "weir", &chart, "--namespace", SYSTEM, "--wait"];
+    let values = pods.iter().chain(&image).map(String::as_str);
+    installation.cluster.helm(upgrade.into_iter().chain(values))
 }
 
 /// How many events were delivered more than once, when all were delivered.

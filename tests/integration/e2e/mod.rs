@@ -3,6 +3,7 @@
 //!
 //! `make e2e` runs these; where it did not ask for a node they are skipped, and say so.
 
+mod cluster;
 mod installation;
 mod load;
 mod outages;

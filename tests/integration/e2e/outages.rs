@@ -13,9 +13,11 @@ fn events_flow_for_a_minute_without_the_api_server() {
     let Some(installation) = Installation::shared() else {
         return;
     };
+    let Some(node) = installation.cluster.own("the API server is stopped") else {
+        return;
+    };
     let kubectl = installation.consumer("outage", 1, "{}");
     kubectl.run(["rollout", "status", "deployment/consumer", "--timeout=120s"]);
-    let node = &installation.node;
     let producers = installation.producers("outage");
     producers.wait_for_more(20);
     node.stop_api_server();
@@ -53,8 +55,7 @@ fn events_wait_for_a_consumer_that_is_scaled_to_zero() {
     };
     let kubectl = installation.consumer("zero", 1, "{}");
     kubectl.run(["rollout", "status", "deployment/consumer", "--timeout=120s"]);
-    let broker = installation.broker("zero");
-    eventually(PATIENCE, || installation.send(&broker, "before"));
+    eventually(PATIENCE, || installation.cluster.send("zero", "before"));
     await_delivered(&kubectl, "consumer", &["before"]);
 
     kubectl.run(["scale", "deployment/consumer", "--replicas=0"]);
@@ -67,7 +68,7 @@ fn events_wait_for_a_consumer_that_is_scaled_to_zero() {
     ]);
     let waiting: Vec<String> = (0..10).map(|number| format!("waits-{number}")).collect();
     for id in &waiting {
-        eventually(PATIENCE, || installation.send(&broker, id));
+        eventually(PATIENCE, || installation.cluster.send("zero", id));
     }
     // It is said, in the status and by an Event, that the consumer is away.
     kubectl.run([
@@ -108,12 +109,11 @@ fn a_namespace_may_be_deleted_with_everything_in_it() {
     let other = installation.consumer("stays", 1, "{}");
     // Events wait, for a consumer that never comes.
     installation.consumer("goes", 0, "{}");
-    let broker = installation.broker("goes");
-    eventually(PATIENCE, || installation.send(&broker, "waits"));
+    eventually(PATIENCE, || installation.cluster.send("goes", "waits"));
 
-    let admin = installation.node.kubectl("default");
+    let admin = installation.cluster.kubectl("default");
     admin.run(["delete", "namespace", "goes", "--timeout=120s"]);
-    eventually(LONG, || match installation.send(&broker, "late") {
+    eventually(LONG, || match installation.cluster.send("goes", "late") {
         Err(error) if error.contains("404") => Ok(()),
         other => Err(format!("{other:?}")),
     });
@@ -129,11 +129,10 @@ fn a_namespace_may_be_deleted_with_everything_in_it() {
     });
 
     // Others notice nothing, and whoever takes the name again begins anew.
-    let broker_of_other = installation.broker("stays");
-    eventually(PATIENCE, || installation.send(&broker_of_other, "other"));
+    eventually(PATIENCE, || installation.cluster.send("stays", "other"));
     await_delivered(&other, "consumer", &["other"]);
     let again = installation.consumer("goes", 1, "{}");
-    eventually(PATIENCE, || installation.send(&broker, "new"));
+    eventually(PATIENCE, || installation.cluster.send("goes", "new"));
     await_delivered(&again, "consumer", &["new"]);
     assert!(
         !delivered(&again, "consumer")
