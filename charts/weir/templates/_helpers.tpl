@@ -41,7 +41,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if $account.create -}}
 {{- default (printf "%s-%s" (include "weir.fullname" .root) .component) $account.name -}}
 {{- else -}}
-{{- default "default" $account.name -}}
+{{- /* The account called default is anybody's in the namespace, and routers are known by theirs. */ -}}
+{{- required (printf "%s.serviceAccount.name has to be set when %s.serviceAccount.create is false" .component .component) $account.name -}}
 {{- end -}}
 {{- end -}}
 
