@@ -29,6 +29,7 @@ mod leadership;
 mod local;
 mod logs;
 mod replies;
+mod several_routers;
 mod sink_credentials;
 mod sink_status;
 mod traces;
