@@ -29,7 +29,11 @@ pub fn init(filter: &str, format: Format) -> anyhow::Result<()> {
             "--log-level {filter:?}: {error}; use for example info, or info,weir::router=debug"
         ))
     })?;
-    let builder = fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Told where logs go: where that cannot be written, as on a full disk, telling of it would panic.
+    let builder = fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .log_internal_errors(false);
     let result = match format {
         Format::Text => {
             let colour =

@@ -1,6 +1,8 @@
 //! Local mode: `weir run`, `weir display` and `weir send` as processes.
 
-use crate::support::{Consumer, PATIENCE, Process, Received, Scratch, eventually, get, post};
+use crate::support::{
+    Consumer, PATIENCE, Process, Received, ReservedPort, Scratch, eventually, get, post, try_post,
+};
 
 fn run(manifests: &Scratch, data: &Scratch, services: &[(&str, &Consumer)]) -> Process {
     let path = |scratch: &Scratch| scratch.path().to_str().unwrap().to_owned();
@@ -329,4 +331,38 @@ fn the_quickstart_has_no_mistake() {
         process.lines()
     );
     assert!(orders.received().is_empty());
+}
+
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let (manifests, data) = (Scratch::new(), Scratch::new());
+    let consumer = Consumer::start();
+    manifests.write("triggers.yaml", trigger("all", "[]", "all"));
+    let listen = ReservedPort::new();
+    let (weir, address) = (env!("CARGO_BIN_EXE_weir"), listen.address());
+    let service = format!("shop/all={}", consumer.url().trim_end_matches('/'));
+    let full_disk = r#"exec "$0" "$@" 2>/dev/full"#;
+    let run = ["-c", full_disk, weir, "run", manifests.path().to_str().unwrap()];
+    let options = [
+        format!("--data={}", data.path().display()),
+        format!("--listen={address}"),
+        "--admin=127.0.0.1:0".to_owned(),
+        format!("--service={service}"),
+    ];
+    let arguments = run.into_iter().chain(options.iter().map(String::as_str));
+    let mut process = Process::program("sh", arguments).start();
+    let headers = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "1"),
+        ("ce-source", "/s"),
+        ("ce-type", "t"),
+    ];
+    eventually(PATIENCE, || {
+        match try_post(&format!("http://{address}/shop/default"), &headers, "") {
+            Ok(response) if response.status == 202 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    consumer.wait_for(1);
+    assert!(process.terminate().success());
 }
