@@ -81,8 +81,8 @@ impl Settings {
     }
 
     /// Where dead letters are posted, and in which mode; `None` if they are kept.
-    pub(super) fn dead_letter_target(&self) -> Option<(Target, Option<Mode>)> {
-        let target = self.dead_letter_target.clone()?;
+    pub(super) fn dead_letter_target(&self) -> Option<(&Target, Option<Mode>)> {
+        let target = self.dead_letter_target.as_ref()?;
         Some((target, self.delivery().dead_letter_sink.as_ref().and_then(mode)))
     }
 }
