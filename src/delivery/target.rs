@@ -32,6 +32,9 @@ const POOL_SIZE: usize = 64;
 /// What stands for a value that must not be told.
 const HIDDEN: &str = "[secret]";
 
+/// A shorter value is not hidden, in bytes: it stands in most texts by chance, and can be guessed as fast as it is read.
+const SHORTEST_SECRET: usize = 4;
+
 pub(super) type HttpClient = legacy::Client<HttpsConnector<Connector>, Full<Bytes>>;
 
 /// Makes targets of destinations. Those that trust the same authorities share their connections.
@@ -51,7 +54,7 @@ pub(super) struct Target {
     is_service: bool,
     connections: Arc<Connections>,
     headers: Arc<[(HeaderName, HeaderValue)]>,
-    /// What must not be told of the headers.
+    /// What must not be told of the headers, the longest first.
     secrets: Arc<[String]>,
 }
 
@@ -99,7 +102,7 @@ impl Targets {
             is_service: service.is_some(),
             connections,
             headers: headers.iter().map(parsed).collect::<Result<_, _>>()?,
-            secrets: headers.iter().map(told_in_no_error).collect(),
+            secrets: told_in_no_error(headers),
         })
     }
 
@@ -140,7 +143,7 @@ impl Connections {
 impl Target {
     /// Whether the Sink is sent something secret.
     pub(super) fn shows_credentials(&self) -> bool {
-        !self.secrets.is_empty()
+        !self.headers.is_empty()
     }
 
     pub(super) fn http(&self) -> &HttpClient {
@@ -160,10 +163,11 @@ impl Target {
 
     /// How long the longest secret value is, in bytes; a text that ends within one has a part of it.
     pub(super) fn longest_secret(&self) -> usize {
-        self.secrets.iter().map(String::len).max().unwrap_or_default()
+        self.secrets.first().map(String::len).unwrap_or_default()
     }
 
-    /// The text of an answer without the secret values in it: a Sink may send back what it was sent.
+    /// The text of an answer without the secret values in it: a Sink may send back what it was sent. Values of fewer
+    /// than four bytes stay.
     pub(super) fn hide_secrets(&self, text: String) -> String {
         let secrets = self.secrets.iter();
         secrets.fold(text, |text, secret| text.replace(secret, HIDDEN))
@@ -205,13 +209,23 @@ fn parsed(header: &Header) -> Result<(HeaderName, HeaderValue), TargetError> {
     Ok((name, value))
 }
 
-/// A header's value; of a token without the word before it.
-fn told_in_no_error(header: &Header) -> String {
-    let value = header.value.reveal();
-    let token = (header.name == header::AUTHORIZATION.as_str())
-        .then(|| value.strip_prefix("Bearer "))
-        .flatten();
-    token.unwrap_or(value).to_owned()
+/// The headers' values, and of `authorization` also what follows the scheme, the longest first: what is within another
+/// must not be hidden before it.
+fn told_in_no_error(headers: &[Header]) -> Arc<[String]> {
+    let parts = headers.iter().flat_map(|header| {
+        let value = header.value.reveal().trim();
+        let credentials = (header.name == header::AUTHORIZATION.as_str())
+            .then(|| value.split_once(' '))
+            .flatten()
+            .map(|(_scheme, credentials)| credentials.trim_start());
+        std::iter::once(value).chain(credentials)
+    });
+    let mut secrets: Vec<_> = parts
+        .filter(|secret| secret.len() >= SHORTEST_SECRET)
+        .map(str::to_owned)
+        .collect();
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets.into()
 }
 
 /// TLS that trusts what this machine trusts.
@@ -228,4 +242,66 @@ fn tls(trusted: RootCertStore) -> ClientConfig {
     ClientConfig::builder()
         .with_root_certificates(trusted)
         .with_no_client_auth()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::ContentMode;
+
+    fn header(name: &str, value: &str) -> Header {
+        Header {
+            name: name.to_owned(),
+            value: value.to_owned().into(),
+            version: String::new(),
+        }
+    }
+
+    fn hide(headers: &[(&str, &str)], text: &str) -> String {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let destination = Destination {
+            uri: "https://example.com/".to_owned(),
+            service: None,
+            content_mode: ContentMode::default(),
+            ca_certs: None,
+            headers: headers.iter().map(|(name, value)| header(name, value)).collect(),
+        };
+        let targets = Targets::new(UriAddresses::default()).unwrap();
+        let target = targets.target(&destination).unwrap();
+        target.hide_secrets(text.to_owned())
+    }
+
+    #[test]
+    fn what_a_sink_is_sent_is_hidden_in_what_it_answers() {
+        let table: &[(&[(&str, &str)], &str, &str)] = &[
+            (&[], "Bearer abcd", "Bearer abcd"),
+            (
+                &[("authorization", "Bearer t0ken")],
+                "no: Bearer t0ken",
+                "no: [secret]",
+            ),
+            (
+                &[("authorization", "Bearer t0ken")],
+                "no: \"t0ken\"",
+                "no: \"[secret]\"",
+            ),
+            (&[("authorization", "bearer t0ken")], "t0ken", "[secret]"),
+            (&[("authorization", "Basic dTpw")], "dTpw", "[secret]"),
+            (&[("authorization", "ApiKey  k3y1 k3y2")], "k3y1 k3y2", "[secret]"),
+            (&[("authorization", "t0ken")], "t0ken", "[secret]"),
+            (&[("x-api-key", "Basic k3y")], "Basic k3y, k3y", "[secret], k3y"),
+            // The one is the beginning of the other.
+            (
+                &[("a", "k3y1"), ("b", "k3y1-and-more")],
+                "k3y1-and-more, k3y1",
+                "[secret], [secret]",
+            ),
+            // Too short to be told from other text.
+            (&[("a", "abc"), ("b", "a"), ("c", "")], "an abc", "an abc"),
+            (&[("authorization", "Key abc")], "abc, Key abc", "abc, [secret]"),
+        ];
+        for (headers, text, hidden) in table {
+            assert_eq!(hide(headers, text), *hidden, "{headers:?}");
+        }
+    }
 }
