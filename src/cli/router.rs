@@ -102,6 +102,7 @@ impl LogArgs {
         admin: SocketAddr,
         data: PathBuf,
         uri_addresses: UriAddresses,
+        service_addresses: UriAddresses,
     ) -> anyhow::Result<RouterOptions> {
         let Self {
             max_event_size,
@@ -122,6 +123,7 @@ impl LogArgs {
             max_body: usize::try_from(max_event_size.0).unwrap_or(usize::MAX),
             services,
             uri_addresses,
+            service_addresses,
             log: EmbeddedOptions {
                 max_bytes: log_size.0,
                 reserve_bytes: disk_reserve.0,
@@ -262,7 +264,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let export = traces.start()?;
     let options = RouterOptions {
         tracer: export.tracer(),
-        ..log.into_options(listen, admin, data, uri_addresses)?
+        ..log.into_options(listen, admin, data, uri_addresses, UriAddresses::of_services())?
     };
     let controller = ControllerAddress {
         url: controller,

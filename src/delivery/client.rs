@@ -1,6 +1,6 @@
 //! The HTTP client that every Trigger delivers with: pooled connections, no redirects, every wait bounded.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use http::{HeaderValue, Method, Request, StatusCode, header, response};
@@ -10,7 +10,7 @@ use hyper_util::client::legacy;
 use jiff::Timestamp;
 
 use super::{
-    UriAddresses,
+    Addresses,
     target::{Target, TargetError, Targets},
     tls_error,
     verdict::{self, Verdict},
@@ -57,13 +57,13 @@ pub(super) struct Answer {
 
 impl Client {
     /// A client that trusts the authorities that the machine trusts, or, where it has none, speaks `http` only.
-    /// What is no Service is reached at the addresses of `uris`. A reply may have `max_reply` bytes.
+    /// Sinks are reached at these addresses only. A reply may have `max_reply` bytes.
     ///
     /// # Errors
     /// When the machine's authorities are there and cannot be read.
-    pub fn new(max_reply: usize, uris: UriAddresses) -> Result<Self, ClientError> {
+    pub fn new(max_reply: usize, addresses: Addresses) -> Result<Self, ClientError> {
         Ok(Self {
-            targets: Targets::new(uris)?,
+            targets: Targets::new(addresses)?,
             max_reply,
             tracer: Tracer::default(),
         })
@@ -78,6 +78,11 @@ impl Client {
     /// What makes the spans of what it delivers.
     pub(super) fn tracer(&self) -> &Tracer {
         &self.tracer
+    }
+
+    /// Says how many log lines were held back, where no later line has.
+    pub(super) fn tell_overdue(&self, now: Instant) {
+        self.targets.tell_overdue(now);
     }
 
     /// Makes a destination ready to post to.

@@ -2,7 +2,7 @@
 //! where there is none, or that fails as well, into the dead-letter log. It is never lost in between.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -172,12 +172,24 @@ impl DeadLettering {
     }
 
     fn tell_without_room(&self, place: Place, error: &str) {
-        // No code that holds the lock can leave the counts half changed.
-        let mut burst = self.without_room.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Admitted { held_back }) = burst.admit(Instant::now()) {
+        if let Some(Admitted { held_back }) = self.without_room().admit(Instant::now()) {
             let (trigger, broker) = (&*self.trigger, self.broker.as_str());
             tracing::warn!(trigger, broker, %place, error, held_back, "no room for a dead letter; it waits for some");
         }
+    }
+
+    /// Says how many lines were held back, where no later line has.
+    pub(super) fn tell_overdue(&self, now: Instant) {
+        if let Some(held_back) = self.without_room().overdue(now) {
+            let (trigger, broker) = (&*self.trigger, self.broker.as_str());
+            let of = "dead letters without room";
+            tracing::warn!(trigger, broker, held_back, of, "log lines were held back");
+        }
+    }
+
+    fn without_room(&self) -> MutexGuard<'_, Burst> {
+        // No code that holds the lock can leave the counts half changed.
+        self.without_room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores the letter, or tells why there is no room. The room that is kept for settling is for the first unsettled

@@ -210,6 +210,7 @@ impl Dispatcher {
                 _ = note_position.tick() => {
                     self.note_position();
                     self.lines.tell_overdue(Instant::now());
+                    self.dead_lettering.tell_overdue(Instant::now());
                 }
                 () = std::future::ready(()), if more => {}
                 () = stop.cancelled() => return self.finish().await,

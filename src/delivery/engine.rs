@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -543,6 +543,7 @@ impl Engine {
                 () = self.room_wanted.notified() => tokio::time::sleep(TRIM_AT_ONCE).await,
                 () = self.stop.cancelled() => return,
             }
+            self.tell_overdue(Instant::now());
             if !self.applied.load(Relaxed) {
                 // Which events are wanted is not known yet.
                 continue;
@@ -551,6 +552,12 @@ impl Engine {
                 tracing::error!(%error, "the event log cannot be trimmed");
             }
         }
+    }
+
+    /// Says how many log lines were held back, where no later line has.
+    fn tell_overdue(&self, now: Instant) {
+        self.client.tell_overdue(now);
+        self.dead_letters.tell_overdue(now);
     }
 
     async fn trim(&self) -> Result<(), LogError> {

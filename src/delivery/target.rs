@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -17,7 +17,11 @@ use hyper_util::{
 };
 use rustls::{ClientConfig, RootCertStore};
 
-use super::{ClientError, UriAddresses, connector::Connector};
+use super::{
+    Addresses, ClientError,
+    addresses::NamedBy,
+    connector::{Connector, Permitted},
+};
 use crate::{
     routing::{Destination, Header},
     trust::{self, TrustError},
@@ -40,7 +44,8 @@ pub(super) type HttpClient = legacy::Client<HttpsConnector<Connector>, Full<Byte
 /// Makes targets of destinations. Those that trust the same authorities share their connections.
 #[derive(Clone)]
 pub(super) struct Targets {
-    uris: Arc<UriAddresses>,
+    addresses: Arc<Addresses>,
+    permitted: Permissions,
     public: Arc<Connections>,
     /// By the authorities' PEM, for as long as there is a target.
     own: Arc<Mutex<HashMap<String, Weak<Connections>>>>,
@@ -50,19 +55,25 @@ pub(super) struct Targets {
 #[derive(Clone)]
 pub(super) struct Target {
     pub(super) uri: Uri,
-    /// Whether it is a Service, which may be reached wherever it is.
-    is_service: bool,
+    named_by: NamedBy,
     connections: Arc<Connections>,
     headers: Arc<[(HeaderName, HeaderValue)]>,
     /// What must not be told of the headers, the longest first.
     secrets: Arc<[String]>,
 }
 
-/// Connections that trust the same authorities.
-struct Connections {
-    to_services: HttpClient,
-    to_uris: HttpClient,
+/// Something for each of those that decide where a destination is.
+#[derive(Clone)]
+struct ByName<T> {
+    uri: T,
+    service: T,
+    operator: T,
 }
+
+type Permissions = ByName<Arc<Permitted>>;
+
+/// Connections that trust the same authorities.
+type Connections = ByName<HttpClient>;
 
 /// Why a destination cannot be used; the controller lets none of these pass.
 #[derive(Debug, thiserror::Error)]
@@ -76,19 +87,37 @@ pub(super) enum TargetError {
 }
 
 impl Targets {
-    pub(super) fn new(uris: UriAddresses) -> Result<Self, ClientError> {
-        let uris = Arc::new(uris);
+    pub(super) fn new(addresses: Addresses) -> Result<Self, ClientError> {
+        let permitted = |named_by| Arc::new(Permitted::new(addresses.of(named_by), named_by));
+        let permitted = ByName {
+            uri: permitted(NamedBy::Uri),
+            service: permitted(NamedBy::Service),
+            operator: permitted(NamedBy::Operator),
+        };
         Ok(Self {
-            public: Arc::new(Connections::new(&public_tls()?, &uris)),
+            public: Arc::new(Connections::new(&public_tls()?, &permitted)),
             own: Arc::default(),
-            uris,
+            permitted,
+            addresses: Arc::new(addresses),
         })
+    }
+
+    /// Says how many lines were held back, where no later line has.
+    pub(super) fn tell_overdue(&self, now: Instant) {
+        let ByName {
+            uri,
+            service,
+            operator,
+        } = &self.permitted;
+        for permitted in [uri, service, operator] {
+            permitted.tell_overdue(now);
+        }
     }
 
     pub(super) fn target(&self, destination: &Destination) -> Result<Target, TargetError> {
         let Destination {
             uri,
-            service,
+            service: _,
             content_mode: _,
             ca_certs,
             headers,
@@ -99,7 +128,7 @@ impl Targets {
         };
         Ok(Target {
             uri: uri.parse()?,
-            is_service: service.is_some(),
+            named_by: self.addresses.named_by(destination),
             connections,
             headers: headers.iter().map(parsed).collect::<Result<_, _>>()?,
             secrets: told_in_no_error(headers),
@@ -112,21 +141,31 @@ impl Targets {
         if let Some(connections) = own.get(pem).and_then(Weak::upgrade) {
             return Ok(connections);
         }
-        let connections = Arc::new(Connections::new(&tls(trust::authorities(pem)?), &self.uris));
+        let connections = Arc::new(Connections::new(&tls(trust::authorities(pem)?), &self.permitted));
         own.retain(|_, connections| connections.strong_count() > 0);
         own.insert(pem.to_owned(), Arc::downgrade(&connections));
         Ok(connections)
     }
 }
 
+impl<T> ByName<T> {
+    fn of(&self, named_by: NamedBy) -> &T {
+        match named_by {
+            NamedBy::Uri => &self.uri,
+            NamedBy::Service => &self.service,
+            NamedBy::Operator => &self.operator,
+        }
+    }
+}
+
 impl Connections {
-    fn new(tls: &ClientConfig, uris: &Arc<UriAddresses>) -> Self {
-        let client = |addresses| {
+    fn new(tls: &ClientConfig, permitted: &Permissions) -> Self {
+        let client = |permitted: &Arc<Permitted>| {
             let https = HttpsConnectorBuilder::new()
                 .with_tls_config(tls.clone())
                 .https_or_http()
                 .enable_http1()
-                .wrap_connector(Connector::new(addresses));
+                .wrap_connector(Connector::new(permitted.clone()));
             legacy::Client::builder(TokioExecutor::new())
                 .pool_idle_timeout(POOL_IDLE)
                 .pool_max_idle_per_host(POOL_SIZE)
@@ -134,8 +173,9 @@ impl Connections {
                 .build(https)
         };
         Self {
-            to_services: client(Arc::new(UriAddresses::any())),
-            to_uris: client(uris.clone()),
+            uri: client(&permitted.uri),
+            service: client(&permitted.service),
+            operator: client(&permitted.operator),
         }
     }
 }
@@ -147,11 +187,7 @@ impl Target {
     }
 
     pub(super) fn http(&self) -> &HttpClient {
-        if self.is_service {
-            &self.connections.to_services
-        } else {
-            &self.connections.to_uris
-        }
+        self.connections.of(self.named_by)
     }
 
     /// Sets what the Sink asks for beside the event's headers.
@@ -178,14 +214,14 @@ impl PartialEq for Target {
     fn eq(&self, other: &Self) -> bool {
         let Self {
             uri,
-            is_service,
+            named_by,
             connections,
             headers,
             // Made of the headers.
             secrets: _,
         } = self;
         *uri == other.uri
-            && *is_service == other.is_service
+            && *named_by == other.named_by
             && Arc::ptr_eq(connections, &other.connections)
             && *headers == other.headers
     }
@@ -247,7 +283,7 @@ fn tls(trusted: RootCertStore) -> ClientConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::ContentMode;
+    use crate::routing::{ContentMode, ServiceName};
 
     fn header(name: &str, value: &str) -> Header {
         Header {
@@ -257,18 +293,44 @@ mod tests {
         }
     }
 
-    fn hide(headers: &[(&str, &str)], text: &str) -> String {
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let destination = Destination {
+    fn destination(service: Option<ServiceName>, headers: &[(&str, &str)]) -> Destination {
+        Destination {
             uri: "https://example.com/".to_owned(),
-            service: None,
+            service,
             content_mode: ContentMode::default(),
             ca_certs: None,
             headers: headers.iter().map(|(name, value)| header(name, value)).collect(),
-        };
-        let targets = Targets::new(UriAddresses::default()).unwrap();
-        let target = targets.target(&destination).unwrap();
+        }
+    }
+
+    fn hide(headers: &[(&str, &str)], text: &str) -> String {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let targets = Targets::new(Addresses::any()).unwrap();
+        let target = targets.target(&destination(None, headers)).unwrap();
         target.hide_secrets(text.to_owned())
+    }
+
+    #[test]
+    fn only_a_service_that_is_mapped_is_reached_anywhere() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let name = |name: &str| ServiceName {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+        };
+        let addresses = Addresses {
+            mapped: [name("mapped")].into(),
+            ..Addresses::any()
+        };
+        let targets = Targets::new(addresses).unwrap();
+        let table = [
+            (None, NamedBy::Uri),
+            (Some("mapped"), NamedBy::Operator),
+            (Some("other"), NamedBy::Service),
+        ];
+        for (service, named_by) in table {
+            let target = targets.target(&destination(service.map(name), &[])).unwrap();
+            assert_eq!(target.named_by, named_by, "{service:?}");
+        }
     }
 
     #[test]
