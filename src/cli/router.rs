@@ -196,8 +196,8 @@ pub struct Args {
     /// weir-controller. It may change at any time.
     #[arg(long, env = "WEIR_CONTROLLER_TOKEN", value_name = "FILE")]
     pub controller_token: Option<PathBuf>,
-    /// Which addresses a uri may reach although they are not on the internet. Private, link-local and loopback
-    /// addresses, and those of metadata services, are else reached as Services only.
+    /// Which addresses a uri may reach although they are not on the internet. Private addresses are else reached as
+    /// Services only; loopback and link-local addresses, and those of metadata services, not at all.
     #[arg(
         long,
         env = "WEIR_ALLOW_URI_ADDRESSES",

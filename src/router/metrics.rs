@@ -186,7 +186,7 @@ impl Collector for DeliveryCollector {
             &mut encoder,
             &triggers,
             "trigger_events_missed",
-            "Events removed before the Trigger looked at them, since the start",
+            "Events that the Trigger could not look at, removed before or not readable, since the start",
             TriggerStats::missed,
         )?;
         counter(
