@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     cloudevents::{Event, HttpMessage, TraceContext, is_event, read_http},
-    routing::Destination,
+    routing::{Authorities, Destination},
     telemetry::Tracer,
 };
 
@@ -85,9 +85,13 @@ impl Client {
         self.targets.tell_overdue(now);
     }
 
-    /// Makes a destination ready to post to.
-    pub(super) fn target(&self, destination: &Destination) -> Result<Target, TargetError> {
-        self.targets.target(destination)
+    /// Makes a destination ready to post to. `authorities` are those of its configuration.
+    pub(super) fn target(
+        &self,
+        destination: &Destination,
+        authorities: &Authorities,
+    ) -> Result<Target, TargetError> {
+        self.targets.target(destination, authorities)
     }
 
     /// Makes one attempt, which ends after `timeout` at the latest.

@@ -215,7 +215,7 @@ impl Engine {
             let mut inboxes = Vec::with_capacity(routes.routes().len());
             for (index, route) in routes.routes().iter().enumerate() {
                 present.insert(route.trigger.uid.clone());
-                let settings = Settings::new(&self.client, routes.clone(), index);
+                let settings = Settings::new(&self.client, table.authorities(), routes.clone(), index);
                 let inbox = match running.dispatchers.get(&route.trigger.uid) {
                     Some(handle) => {
                         if !settings.is_deliverable() {

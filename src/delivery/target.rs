@@ -23,7 +23,7 @@ use super::{
     connector::{Connector, Permitted},
 };
 use crate::{
-    routing::{Destination, Header},
+    routing::{Authorities, AuthoritiesDigest, Destination, Header},
     trust::{self, TrustError},
 };
 
@@ -47,8 +47,8 @@ pub(super) struct Targets {
     addresses: Arc<Addresses>,
     permitted: Permissions,
     public: Arc<Connections>,
-    /// By the authorities' PEM, for as long as there is a target.
-    own: Arc<Mutex<HashMap<String, Weak<Connections>>>>,
+    /// By the authorities, for as long as there is a target.
+    own: Arc<Mutex<HashMap<AuthoritiesDigest, Weak<Connections>>>>,
 }
 
 /// Where events are posted.
@@ -82,6 +82,8 @@ pub(super) enum TargetError {
     Uri(#[from] http::uri::InvalidUri),
     #[error("its authorities cannot be used: {0}")]
     Authorities(#[from] TrustError),
+    #[error("its authorities are not in the configuration; it is to be made by a controller of this version")]
+    UnknownAuthorities,
     #[error("its header {0:?} cannot be sent")]
     Header(String),
 }
@@ -114,7 +116,12 @@ impl Targets {
         }
     }
 
-    pub(super) fn target(&self, destination: &Destination) -> Result<Target, TargetError> {
+    /// `authorities` are those of the destination's configuration.
+    pub(super) fn target(
+        &self,
+        destination: &Destination,
+        authorities: &Authorities,
+    ) -> Result<Target, TargetError> {
         let Destination {
             uri,
             service: _,
@@ -123,7 +130,7 @@ impl Targets {
             headers,
         } = destination;
         let connections = match ca_certs {
-            Some(pem) => self.trusting(pem)?,
+            Some(digest) => self.trusting(digest, authorities)?,
             None => self.public.clone(),
         };
         Ok(Target {
@@ -135,15 +142,20 @@ impl Targets {
         })
     }
 
-    fn trusting(&self, pem: &str) -> Result<Arc<Connections>, TrustError> {
+    fn trusting(
+        &self,
+        digest: &AuthoritiesDigest,
+        authorities: &Authorities,
+    ) -> Result<Arc<Connections>, TargetError> {
         // No code that holds the lock can leave it half changed.
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(connections) = own.get(pem).and_then(Weak::upgrade) {
+        if let Some(connections) = own.get(digest).and_then(Weak::upgrade) {
             return Ok(connections);
         }
+        let pem = authorities.get(digest).ok_or(TargetError::UnknownAuthorities)?;
         let connections = Arc::new(Connections::new(&tls(trust::authorities(pem)?), &self.permitted));
         own.retain(|_, connections| connections.strong_count() > 0);
-        own.insert(pem.to_owned(), Arc::downgrade(&connections));
+        own.insert(digest.clone(), Arc::downgrade(&connections));
         Ok(connections)
     }
 }
@@ -306,8 +318,8 @@ mod tests {
     fn hide(headers: &[(&str, &str)], text: &str) -> String {
         drop(rustls::crypto::ring::default_provider().install_default());
         let targets = Targets::new(Addresses::any()).unwrap();
-        let target = targets.target(&destination(None, headers)).unwrap();
-        target.hide_secrets(text.to_owned())
+        let target = targets.target(&destination(None, headers), &Authorities::default());
+        target.unwrap().hide_secrets(text.to_owned())
     }
 
     #[test]
@@ -328,14 +340,40 @@ mod tests {
             (Some("other"), NamedBy::Service),
         ];
         for (service, named_by) in table {
-            let target = targets.target(&destination(service.map(name), &[])).unwrap();
+            let target = targets.target(&destination(service.map(name), &[]), &Authorities::default());
+            let target = target.unwrap();
             assert_eq!(target.named_by, named_by, "{service:?}");
         }
     }
 
     #[test]
+    fn those_that_trust_the_same_share_connections() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let [ours, theirs] = ["ours", "theirs"].map(|name| {
+            let made = rcgen::generate_simple_self_signed([name.to_owned()]);
+            made.unwrap().cert.pem()
+        });
+        let authorities: Authorities = [&*ours, &*theirs].into_iter().collect();
+        let targets = Targets::new(Addresses::any()).unwrap();
+        let target = |pem: &str, authorities: &Authorities| {
+            let ca_certs = Some(AuthoritiesDigest::of(pem));
+            let destination = Destination {
+                ca_certs,
+                ..destination(None, &[])
+            };
+            targets.target(&destination, authorities)
+        };
+        let first = target(&ours, &authorities).unwrap();
+        assert_eq!(target(&ours, &authorities).unwrap(), first);
+        assert_ne!(target(&theirs, &authorities).unwrap(), first);
+        let unknown = target("-----BEGIN CERTIFICATE-----", &authorities);
+        assert!(matches!(unknown, Err(TargetError::UnknownAuthorities)));
+    }
+
+    #[test]
     fn what_a_sink_is_sent_is_hidden_in_what_it_answers() {
-        let table: &[(&[(&str, &str)], &str, &str)] = &[
+        type Headers = &'static [(&'static str, &'static str)];
+        let table: &[(Headers, &str, &str)] = &[
             (&[], "Bearer abcd", "Bearer abcd"),
             (
                 &[("authorization", "Bearer t0ken")],
