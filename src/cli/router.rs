@@ -102,6 +102,7 @@ impl LogArgs {
         admin: SocketAddr,
         data: PathBuf,
         uri_addresses: UriAddresses,
+        service_addresses: UriAddresses,
     ) -> anyhow::Result<RouterOptions> {
         let Self {
             max_event_size,
@@ -122,6 +123,7 @@ impl LogArgs {
             max_body: usize::try_from(max_event_size.0).unwrap_or(usize::MAX),
             services,
             uri_addresses,
+            service_addresses,
             log: EmbeddedOptions {
                 max_bytes: log_size.0,
                 reserve_bytes: disk_reserve.0,
@@ -194,8 +196,8 @@ pub struct Args {
     /// weir-controller. It may change at any time.
     #[arg(long, env = "WEIR_CONTROLLER_TOKEN", value_name = "FILE")]
     pub controller_token: Option<PathBuf>,
-    /// Which addresses a uri may reach although they are not on the internet. Private, link-local and loopback
-    /// addresses, and those of metadata services, are else reached as Services only.
+    /// Which addresses a uri may reach although they are not on the internet. Private addresses are else reached as
+    /// Services only; loopback and link-local addresses, and those of metadata services, not at all.
     #[arg(
         long,
         env = "WEIR_ALLOW_URI_ADDRESSES",
@@ -262,7 +264,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let export = traces.start()?;
     let options = RouterOptions {
         tracer: export.tracer(),
-        ..log.into_options(listen, admin, data, uri_addresses)?
+        ..log.into_options(listen, admin, data, uri_addresses, UriAddresses::of_services())?
     };
     let controller = ControllerAddress {
         url: controller,

@@ -88,7 +88,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     // Whoever writes the manifests is at this machine, and reaches the same without us.
     let options = RouterOptions {
         tracer: export.tracer(),
-        ..log.into_options(listen, admin, data, UriAddresses::any())?
+        ..log.into_options(listen, admin, data, UriAddresses::any(), UriAddresses::any())?
     };
     let services = options.services.keys().cloned().collect();
     let manifests = Manifests::new(paths)

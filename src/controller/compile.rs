@@ -1,7 +1,7 @@
 //! From what was observed to the routing configuration and the diagnoses: one pure function, so that routing and
 //! status cannot disagree. Local mode uses it as well.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::tz::TimeZone;
 use kube::Resource;
@@ -17,7 +17,7 @@ use crate::{
     api::{self, DeliverySpec},
     cloudevents::EventBuilder,
     filter::{Expression, Filter},
-    routing::{self, Configuration, Delivery, Revision, broker_key},
+    routing::{self, Authorities, AuthoritiesDigest, Configuration, Delivery, Revision, broker_key},
     trust,
 };
 
@@ -73,8 +73,22 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> Outcome {
     diagnoses.triggers.sort_by(|a, b| by(&a.subject, &b.subject));
     diagnoses.sinks.sort_by(|a, b| by(&a.subject, &b.subject));
     diagnoses.sources.sort_by(|a, b| by(&a.subject, &b.subject));
+    configuration.authorities = named_authorities(observed, &configuration.triggers);
     configuration.revision = revision_of(configuration);
     outcome
+}
+
+/// The authorities that destinations name.
+fn named_authorities(observed: &Observed, triggers: &[routing::Trigger]) -> Authorities {
+    let destinations = triggers.iter().flat_map(routing::Trigger::destinations);
+    let named: BTreeSet<_> = destinations
+        .filter_map(|destination| destination.ca_certs.as_ref())
+        .collect();
+    let sinks = observed.sinks.iter();
+    sinks
+        .filter_map(|sink| sink.spec.ca_certs.as_deref())
+        .filter(|pem| named.contains(&AuthoritiesDigest::of(pem)))
+        .collect()
 }
 
 /// `None` for what is being deleted, or is no stored object.
@@ -273,7 +287,7 @@ fn sink_destination(
             api::ContentMode::Binary => routing::ContentMode::Binary,
             api::ContentMode::Structured => routing::ContentMode::Structured,
         },
-        ca_certs: ca_certs.clone(),
+        ca_certs: ca_certs.as_deref().map(AuthoritiesDigest::of),
         headers: credentials::headers(resolver, namespace, spec)?,
     })
 }
@@ -494,6 +508,8 @@ fn revision_of(configuration: &Configuration) -> Revision {
         namespaces,
         triggers,
         sources,
+        // Named by their digests in the Triggers.
+        authorities: _,
     } = configuration;
     let triggers: Vec<_> = triggers.iter().map(routing::Trigger::without_secrets).collect();
     Revision(format!("{:016x}", fingerprint(&(namespaces, triggers, sources))))

@@ -162,6 +162,7 @@ impl Routers {
             namespaces: _,
             triggers,
             sources,
+            authorities: _,
         } = configuration;
         let triggers = triggers
             .iter()

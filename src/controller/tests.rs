@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     api,
-    routing::{BackoffPolicy, ContentMode, Header, Ordering, Start},
+    routing::{BackoffPolicy, Configuration, ContentMode, Header, Ordering, Start},
 };
 
 const DOMAIN: &str = "cluster.local";
@@ -737,15 +737,50 @@ fn credentials_and_authorities_have_rules() {
         assert_eq!(told.0, reason, "{spec}: {}", told.1);
         assert!(told.1.contains(beginning), "{}", told.1);
     }
+}
 
-    let pem = rcgen::generate_simple_self_signed(["x".to_owned()])
-        .unwrap()
-        .cert
-        .pem();
-    let outcome = with_sink(json!({"uri": "https://example.com/", "caCerts": pem}), None);
-    assert_eq!(reason_of_sink(&outcome).0, "Resolved");
-    let destination = outcome.configuration.triggers[0].destination.as_ref().unwrap();
-    assert_eq!(destination.ca_certs.as_deref(), Some(&*pem));
+#[test]
+fn authorities_are_in_the_configuration_once() {
+    let pem = || {
+        let made = rcgen::generate_simple_self_signed(["x".to_owned()]);
+        made.unwrap().cert.pem()
+    };
+    let unnamed = pem();
+    let configuration = |pem: &str| {
+        let mut observed = cluster();
+        let spec = json!({"uri": "https://example.com/", "caCerts": pem});
+        for (name, spec) in [
+            ("billing", spec.clone()),
+            ("graves", spec),
+            (
+                "unnamed",
+                json!({"uri": "https://example.com/", "caCerts": unnamed}),
+            ),
+        ] {
+            observed.sinks.push(resource("Sink", "shop", name, spec));
+        }
+        for name in ["one", "two"] {
+            let spec = json!({
+                "sink": {"ref": {"name": "billing"}}, "delivery": {"deadLetterSink": {"ref": {"name": "graves"}}},
+            });
+            observed.triggers.push(trigger(name, spec));
+        }
+        compile(&observed, DOMAIN).configuration
+    };
+    let (first, second) = (pem(), pem());
+    let found = configuration(&first);
+    let named: Vec<_> = found
+        .triggers
+        .iter()
+        .flat_map(|trigger| trigger.destinations())
+        .map(|destination| found.authorities.get(destination.ca_certs.as_ref().unwrap()))
+        .collect();
+    assert_eq!(named, [Some(&*first); 4]);
+    let text = serde_json::to_string(&found).unwrap();
+    assert_eq!(text.matches("BEGIN CERTIFICATE").count(), 1);
+    assert_eq!(serde_json::from_str::<Configuration>(&text).unwrap(), found);
+    assert_eq!(configuration(&first).revision, found.revision);
+    assert_ne!(configuration(&second).revision, found.revision);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The HTTP client that every Trigger delivers with: pooled connections, no redirects, every wait bounded.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use http::{HeaderValue, Method, Request, StatusCode, header, response};
@@ -10,14 +10,14 @@ use hyper_util::client::legacy;
 use jiff::Timestamp;
 
 use super::{
-    UriAddresses,
+    Addresses,
     target::{Target, TargetError, Targets},
     tls_error,
     verdict::{self, Verdict},
 };
 use crate::{
     cloudevents::{Event, HttpMessage, TraceContext, is_event, read_http},
-    routing::Destination,
+    routing::{Authorities, Destination},
     telemetry::Tracer,
 };
 
@@ -57,13 +57,13 @@ pub(super) struct Answer {
 
 impl Client {
     /// A client that trusts the authorities that the machine trusts, or, where it has none, speaks `http` only.
-    /// What is no Service is reached at the addresses of `uris`. A reply may have `max_reply` bytes.
+    /// Sinks are reached at these addresses only. A reply may have `max_reply` bytes.
     ///
     /// # Errors
     /// When the machine's authorities are there and cannot be read.
-    pub fn new(max_reply: usize, uris: UriAddresses) -> Result<Self, ClientError> {
+    pub fn new(max_reply: usize, addresses: Addresses) -> Result<Self, ClientError> {
         Ok(Self {
-            targets: Targets::new(uris)?,
+            targets: Targets::new(addresses)?,
             max_reply,
             tracer: Tracer::default(),
         })
@@ -80,9 +80,18 @@ impl Client {
         &self.tracer
     }
 
-    /// Makes a destination ready to post to.
-    pub(super) fn target(&self, destination: &Destination) -> Result<Target, TargetError> {
-        self.targets.target(destination)
+    /// Says how many log lines were held back, where no later line has.
+    pub(super) fn tell_overdue(&self, now: Instant) {
+        self.targets.tell_overdue(now);
+    }
+
+    /// Makes a destination ready to post to. `authorities` are those of its configuration.
+    pub(super) fn target(
+        &self,
+        destination: &Destination,
+        authorities: &Authorities,
+    ) -> Result<Target, TargetError> {
+        self.targets.target(destination, authorities)
     }
 
     /// Makes one attempt, which ends after `timeout` at the latest.

@@ -2,7 +2,7 @@
 //! where there is none, or that fails as well, into the dead-letter log. It is never lost in between.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -103,13 +103,11 @@ impl DeadLettering {
     async fn send(&self, letter: &DeadLetter, place: Place) -> Result<Sent, FetchError> {
         let mut attempts = Attempts::default();
         loop {
-            let (target, delivery) = {
-                let settings = self.settings.borrow();
-                (settings.dead_letter_target(), settings.delivery().clone())
-            };
-            let Some((target, mode)) = target else {
+            let settings = self.settings.borrow().clone();
+            let Some((target, mode)) = settings.dead_letter_target() else {
                 return Ok(Sent::NoSink);
             };
+            let delivery = settings.delivery();
             let began = Timestamp::now();
             let answer = {
                 // Never closed; without a permit there would be one more under way.
@@ -129,7 +127,7 @@ impl DeadLettering {
                 );
                 let mut message = event.to_http(mode);
                 traced.set_headers(&mut message.headers);
-                let answer = self.client.post(&target, message, delivery.timeout).await;
+                let answer = self.client.post(target, message, delivery.timeout).await;
                 traced.end(&answer);
                 answer
             };
@@ -138,7 +136,7 @@ impl DeadLettering {
             match answer.verdict {
                 Verdict::Delivered => return Ok(Sent::Taken),
                 Verdict::Refused => return Ok(Sent::Failed(answer.detail)),
-                Verdict::Retry if backoff::exhausted(&delivery, attempts, Timestamp::now()) => {
+                Verdict::Retry if backoff::exhausted(delivery, attempts, Timestamp::now()) => {
                     return Ok(Sent::Failed(answer.detail));
                 }
                 Verdict::Retry => {}
@@ -147,7 +145,9 @@ impl DeadLettering {
                 let detail = format!("{}, and {MAX_WAITING} others wait for it already", answer.detail);
                 return Ok(Sent::Failed(detail));
             };
-            let pause = backoff::pause(&delivery, attempts.failed, answer.retry_after, fastrand::f64());
+            let pause = backoff::pause(delivery, attempts.failed, answer.retry_after, fastrand::f64());
+            // A table that is not in force any more is not kept for the time of a pause.
+            drop(settings);
             tokio::time::sleep(pause).await;
         }
     }
@@ -172,12 +172,24 @@ impl DeadLettering {
     }
 
     fn tell_without_room(&self, place: Place, error: &str) {
-        // No code that holds the lock can leave the counts half changed.
-        let mut burst = self.without_room.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Admitted { held_back }) = burst.admit(Instant::now()) {
+        if let Some(Admitted { held_back }) = self.without_room().admit(Instant::now()) {
             let (trigger, broker) = (&*self.trigger, self.broker.as_str());
             tracing::warn!(trigger, broker, %place, error, held_back, "no room for a dead letter; it waits for some");
         }
+    }
+
+    /// Says how many lines were held back, where no later line has.
+    pub(super) fn tell_overdue(&self, now: Instant) {
+        if let Some(held_back) = self.without_room().overdue(now) {
+            let (trigger, broker) = (&*self.trigger, self.broker.as_str());
+            let of = "dead letters without room";
+            tracing::warn!(trigger, broker, held_back, of, "log lines were held back");
+        }
+    }
+
+    fn without_room(&self) -> MutexGuard<'_, Burst> {
+        // No code that holds the lock can leave the counts half changed.
+        self.without_room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores the letter, or tells why there is no room. The room that is kept for settling is for the first unsettled

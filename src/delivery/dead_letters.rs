@@ -177,11 +177,25 @@ impl DeadLetters {
     }
 
     fn tell_unreadable(&self, broker: &str, letter: Offset, error: &DeadLetterError) {
-        // No code that holds the lock can leave the counts half changed.
-        let mut burst = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Admitted { held_back }) = burst.admit(Instant::now()) {
+        if let Some(Admitted { held_back }) = self.unreadable().admit(Instant::now()) {
             tracing::error!(broker, %letter, %error, held_back, "a dead letter cannot be read");
         }
+    }
+
+    /// Says how many lines were held back, where no later line has.
+    pub(super) fn tell_overdue(&self, now: Instant) {
+        if let Some(held_back) = self.unreadable().overdue(now) {
+            tracing::warn!(
+                held_back,
+                of = "dead letters that cannot be read",
+                "log lines were held back"
+            );
+        }
+    }
+
+    fn unreadable(&self) -> sync::MutexGuard<'_, Burst> {
+        // No code that holds the lock can leave the counts half changed.
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives letters to the Triggers that they are from, or that have their names now.

@@ -210,6 +210,7 @@ impl Dispatcher {
                 _ = note_position.tick() => {
                     self.note_position();
                     self.lines.tell_overdue(Instant::now());
+                    self.dead_lettering.tell_overdue(Instant::now());
                 }
                 () = std::future::ready(()), if more => {}
                 () = stop.cancelled() => return self.finish().await,
@@ -344,8 +345,12 @@ impl Dispatcher {
         let taken = self.parts.inbox.take(room);
         let more = !taken.events.is_empty();
         for (offset, event) in taken.events {
-            if offset >= self.parts.progress.next() {
-                self.matched(offset, event);
+            if offset < self.parts.progress.next() {
+                continue;
+            }
+            match event {
+                Some(event) => self.matched(offset, event),
+                None => self.unreadable(offset),
             }
         }
         if let Some(missed) = taken.missed {
@@ -384,7 +389,10 @@ impl Dispatcher {
             match Event::from_record(record.payload) {
                 Ok(event) if self.wants(&event) => self.matched(record.offset, event),
                 Ok(_) => {}
-                Err(error) => self.lines.unreadable(Place::Log(record.offset), &error),
+                Err(error) => {
+                    self.lines.unreadable(Place::Log(record.offset), &error);
+                    self.unreadable(record.offset);
+                }
             }
             self.parts.progress.advance(record.offset.plus(1));
         }
@@ -417,6 +425,13 @@ impl Dispatcher {
             self.parts.stats.count_missed(missed);
             self.lines.missed(missed);
         }
+    }
+
+    /// Goes past a record of which nobody can say whether the Trigger wants it.
+    fn unreadable(&mut self, offset: Offset) {
+        self.parts.progress.advance(offset.plus(1));
+        self.parts.stats.count_missed(1);
+        self.changed();
     }
 
     fn join(&mut self, at_end: bool) {

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -215,7 +215,7 @@ impl Engine {
             let mut inboxes = Vec::with_capacity(routes.routes().len());
             for (index, route) in routes.routes().iter().enumerate() {
                 present.insert(route.trigger.uid.clone());
-                let settings = Settings::new(&self.client, routes.clone(), index);
+                let settings = Settings::new(&self.client, table.authorities(), routes.clone(), index);
                 let inbox = match running.dispatchers.get(&route.trigger.uid) {
                     Some(handle) => {
                         if !settings.is_deliverable() {
@@ -543,6 +543,7 @@ impl Engine {
                 () = self.room_wanted.notified() => tokio::time::sleep(TRIM_AT_ONCE).await,
                 () = self.stop.cancelled() => return,
             }
+            self.tell_overdue(Instant::now());
             if !self.applied.load(Relaxed) {
                 // Which events are wanted is not known yet.
                 continue;
@@ -553,7 +554,76 @@ impl Engine {
         }
     }
 
+    /// Says how many log lines were held back, where no later line has.
+    fn tell_overdue(&self, now: Instant) {
+        self.client.tell_overdue(now);
+        self.dead_letters.tell_overdue(now);
+    }
+
     async fn trim(&self) -> Result<(), LogError> {
         self.trimmer.trim(&self.triggers()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        delivery::Addresses,
+        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        routing::{Configuration, Delivery},
+    };
+
+    const BROKER: &str = "shop/default";
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    async fn eventually(mut holds: impl FnMut() -> bool) {
+        let waiting = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_read_is_counted_once() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let directory = tempfile::tempdir().unwrap();
+        let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(log);
+        let append = async || {
+            let other_version = Bytes::from_static(&[9, 0]);
+            let appended = log.append(BROKER, vec![other_version], Timestamp::now()).await;
+            appended.unwrap();
+        };
+        append().await;
+        let client = Client::new(1, Addresses::any()).unwrap();
+        let engine = Engine::start(log.clone(), client, DeliveryOptions::default())
+            .await
+            .unwrap();
+        let trigger = json!({
+            "uid": "u", "namespace": "shop", "name": "t", "generation": 1, "broker": "default", "filters": [],
+            "destination": {"uri": "http://127.0.0.1:9/", "service": null, "contentMode": "AsReceived"},
+            "delivery": Delivery::default(), "start": "Earliest", "suspend": false,
+        });
+        let table = RoutingTable::compile(Configuration {
+            triggers: vec![serde_json::from_value(trigger).unwrap()],
+            ..Configuration::default()
+        });
+        engine.apply(&table).await.unwrap();
+        let stats = engine.triggers()[0].stats.clone();
+        // By itself, then from the reader.
+        for missed in 1..=5 {
+            eventually(|| stats.missed() == missed && stats.next() == Offset(missed)).await;
+            append().await;
+        }
+        eventually(|| stats.missed() == 6).await;
+        engine.shutdown().await;
+        assert_eq!((stats.missed(), stats.next()), (6, Offset(6)));
+        assert_eq!((stats.matched(), stats.pending(), stats.dropped()), (0, 0, 0));
     }
 }

@@ -27,7 +27,8 @@ pub(super) struct Inbox {
 
 #[derive(Debug, Default)]
 struct State {
-    queue: VecDeque<(Offset, Event)>,
+    /// `None` for a record that cannot be read.
+    queue: VecDeque<(Offset, Option<Event>)>,
     bytes: usize,
     attached: bool,
     /// The first event that did not fit.
@@ -37,8 +38,8 @@ struct State {
 /// What a dispatcher took from its inbox.
 #[derive(Debug)]
 pub(super) struct Taken {
-    /// In order of their offsets.
-    pub(super) events: Vec<(Offset, Event)>,
+    /// In order of their offsets; `None` for a record that cannot be read.
+    pub(super) events: Vec<(Offset, Option<Event>)>,
     /// Where the Trigger goes on by itself, if the inbox had overflowed and is empty now.
     pub(super) missed: Option<Offset>,
     /// Whether nothing is left in it.
@@ -63,15 +64,24 @@ impl Inbox {
 
     /// Offers an event. If there is no room the Trigger is on its own from here.
     pub(super) fn push(&self, offset: Offset, event: &Event) {
+        self.offer(offset, Some(event));
+    }
+
+    /// Offers a record that cannot be read: the Trigger counts it as missed where it comes to it.
+    pub(super) fn push_unreadable(&self, offset: Offset) {
+        self.offer(offset, None);
+    }
+
+    fn offer(&self, offset: Offset, event: Option<&Event>) {
         let mut state = self.lock();
         if !state.attached {
             return;
         }
-        let size = event.size();
+        let size = event.map_or(0, Event::size);
         let fits =
             state.queue.len() < MAX_EVENTS && (state.bytes + size <= MAX_BYTES || state.queue.is_empty());
         if fits {
-            state.queue.push_back((offset, event.clone()));
+            state.queue.push_back((offset, event.cloned()));
             state.bytes += size;
             drop(state);
             self.changed.notify_one();
@@ -97,7 +107,8 @@ impl Inbox {
         let mut state = self.lock();
         let count = limit.min(state.queue.len());
         let events: Vec<_> = state.queue.drain(..count).collect();
-        state.bytes -= events.iter().map(|(_, event)| event.size()).sum::<usize>();
+        let taken = events.iter().filter_map(|(_, event)| event.as_ref());
+        state.bytes -= taken.map(Event::size).sum::<usize>();
         let emptied = state.queue.is_empty();
         let missed = if emptied { state.missed.take() } else { None };
         Taken {
@@ -168,6 +179,21 @@ mod tests {
             (taken.missed, taken.emptied),
             (Some(Offset(MAX_EVENTS as u64 + 1)), true)
         );
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_has_its_place() {
+        let inbox = Inbox::default();
+        inbox.push_unreadable(Offset(0));
+        inbox.attach();
+        inbox.push(Offset(1), &event(1));
+        inbox.push_unreadable(Offset(2));
+        let taken = inbox.take(10).events;
+        let places: Vec<_> = taken
+            .iter()
+            .map(|(offset, event)| (offset.0, event.is_some()))
+            .collect();
+        assert_eq!(places, [(1, true), (2, false)]);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //!
 //! The router calls [`Engine::apply`] with each new routing table; nobody else calls in.
 
+mod addresses;
 mod backoff;
 mod breaker;
 mod client;
@@ -39,6 +40,7 @@ mod trimmer;
 mod uri_addresses;
 mod verdict;
 
+pub use addresses::Addresses;
 pub use client::{Client, ClientError, with_causes};
 pub use dead_letter::{DeadLetter, DeadLetterError};
 pub use dead_letters::{Dropped, KeptLetter, Page, Redriven, Selection};

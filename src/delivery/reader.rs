@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,9 @@ pub(super) const READ: ReadLimit = ReadLimit {
     records: 256,
     bytes: 1024 * 1024,
 };
+
+/// How often it is looked whether log lines were held back that nothing has told of.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Follows one broker's log and offers each event to the Triggers that want it.
 pub(super) struct Reader {
@@ -88,6 +91,8 @@ impl Reader {
     /// When the log cannot be read.
     pub(super) async fn run(&self, stop: CancellationToken) -> Result<(), LogError> {
         let mut end = self.log.watch(&self.broker);
+        let mut overdue = tokio::time::interval(TELL_EVERY);
+        overdue.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let next = *end.borrow_and_update();
             if self.position() < next {
@@ -112,8 +117,21 @@ impl Reader {
             }
             tokio::select! {
                 changed = end.changed() => if changed.is_err() { return Ok(()) },
+                _ = overdue.tick() => self.tell_overdue(Instant::now()),
                 () = stop.cancelled() => return Ok(()),
             }
+        }
+    }
+
+    /// Says how many lines were held back, where no later line has.
+    fn tell_overdue(&self, now: Instant) {
+        if let Some(held_back) = self.lock().unreadable.overdue(now) {
+            tracing::warn!(
+                broker = self.broker,
+                held_back,
+                of = "records that cannot be read",
+                "log lines were held back"
+            );
         }
     }
 
@@ -149,6 +167,10 @@ impl Reader {
                     }
                 }),
                 Err(error) => {
+                    state
+                        .inboxes
+                        .iter()
+                        .for_each(|inbox| inbox.push_unreadable(offset));
                     if let Some(Admitted { held_back }) = state.unreadable.admit(Instant::now()) {
                         tracing::error!(
                             broker = self.broker, place = %offset, %error, held_back,
@@ -175,5 +197,73 @@ impl Reader {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code that holds the lock can leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use jiff::Timestamp;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        cloudevents::EventBuilder,
+        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        routing::{Configuration, Delivery, RoutingTable},
+    };
+
+    const BROKER: &str = "shop/default";
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_read_is_offered_to_all_as_such() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(log);
+        let trigger = |name: &str, filters| {
+            serde_json::from_value(json!({
+                "uid": name, "namespace": "shop", "name": name, "generation": 1, "broker": "default", "filters": filters,
+                "destination": null, "delivery": Delivery::default(), "start": "Latest", "suspend": false,
+            }))
+            .unwrap()
+        };
+        let table = RoutingTable::compile(Configuration {
+            triggers: vec![
+                trigger("all", json!([])),
+                trigger("none", json!([{"exact": {"type": "other"}}])),
+            ],
+            ..Configuration::default()
+        });
+        let inboxes = [(); 2].map(|()| Arc::new(Inbox::default()));
+        let reader = Reader::new(BROKER.to_owned(), log.clone());
+        reader.follow(table.brokers()[BROKER].clone(), inboxes.to_vec());
+        for inbox in &inboxes {
+            assert_eq!(reader.attach(inbox), Offset(0));
+        }
+
+        let event = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/s")
+            .attribute("type", "t")
+            .build()
+            .unwrap();
+        let other_version = Bytes::from_static(&[9, 0]);
+        let payloads = vec![other_version.clone(), event.to_record(), other_version];
+        log.append(BROKER, payloads, Timestamp::now()).await.unwrap();
+        reader.offer(log.bounds(BROKER).next).await.unwrap();
+
+        let taken = inboxes.map(|inbox| {
+            let events = inbox.take(10).events.into_iter();
+            events
+                .map(|(offset, event)| (offset.0, event.is_some()))
+                .collect::<Vec<_>>()
+        });
+        assert_eq!(
+            taken,
+            [
+                vec![(0, false), (1, true), (2, false)],
+                vec![(0, false), (2, false)]
+            ]
+        );
     }
 }

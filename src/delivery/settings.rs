@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Client, target::Target};
 use crate::{
     cloudevents::Mode,
-    routing::{BrokerTable, ContentMode, Delivery, Destination, Route, Trigger},
+    routing::{Authorities, BrokerTable, ContentMode, Delivery, Destination, Route, Trigger},
 };
 
 /// A table, and which of its routes is the Trigger's.
@@ -19,7 +19,13 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    pub(super) fn new(client: &Client, table: Arc<BrokerTable>, index: usize) -> Self {
+    /// `authorities` are those that the table's destinations name.
+    pub(super) fn new(
+        client: &Client,
+        authorities: &Authorities,
+        table: Arc<BrokerTable>,
+        index: usize,
+    ) -> Self {
         let trigger = &table.routes()[index].trigger;
         let target = trigger
             .destination
@@ -28,6 +34,7 @@ impl Settings {
             .and_then(|destination| {
                 ready(
                     client,
+                    authorities,
                     trigger,
                     destination,
                     "the Sink cannot be used; events wait",
@@ -40,6 +47,7 @@ impl Settings {
             .and_then(|destination| {
                 ready(
                     client,
+                    authorities,
                     trigger,
                     destination,
                     "the dead-letter Sink cannot be used; dead letters are kept here",
@@ -81,14 +89,20 @@ impl Settings {
     }
 
     /// Where dead letters are posted, and in which mode; `None` if they are kept.
-    pub(super) fn dead_letter_target(&self) -> Option<(Target, Option<Mode>)> {
-        let target = self.dead_letter_target.clone()?;
+    pub(super) fn dead_letter_target(&self) -> Option<(&Target, Option<Mode>)> {
+        let target = self.dead_letter_target.as_ref()?;
         Some((target, self.delivery().dead_letter_sink.as_ref().and_then(mode)))
     }
 }
 
-fn ready(client: &Client, trigger: &Trigger, destination: &Destination, consequence: &str) -> Option<Target> {
-    let target = client.target(destination).inspect_err(|error| {
+fn ready(
+    client: &Client,
+    authorities: &Authorities,
+    trigger: &Trigger,
+    destination: &Destination,
+    consequence: &str,
+) -> Option<Target> {
+    let target = client.target(destination, authorities).inspect_err(|error| {
         tracing::error!(
             trigger = format!("{}/{}", trigger.namespace, trigger.name), uri = destination.uri, %error, "{consequence}"
         );

@@ -101,7 +101,8 @@ figures! {
     failed_attempts,
     /// Attempts under way.
     in_flight,
-    /// Events since the router started that were removed from the log before the Trigger looked at them.
+    /// Events since the router started that the Trigger could not look at: they were removed from the log before, or
+    /// their records cannot be read.
     missed,
     /// Events that the Sink replied with and that were stored, since the router started.
     replies_stored,

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -17,9 +17,13 @@ use hyper_util::{
 };
 use rustls::{ClientConfig, RootCertStore};
 
-use super::{ClientError, UriAddresses, connector::Connector};
+use super::{
+    Addresses, ClientError,
+    addresses::NamedBy,
+    connector::{Connector, Permitted},
+};
 use crate::{
-    routing::{Destination, Header},
+    routing::{Authorities, AuthoritiesDigest, Destination, Header},
     trust::{self, TrustError},
 };
 
@@ -32,34 +36,44 @@ const POOL_SIZE: usize = 64;
 /// What stands for a value that must not be told.
 const HIDDEN: &str = "[secret]";
 
+/// A shorter value is not hidden, in bytes: it stands in most texts by chance, and can be guessed as fast as it is read.
+const SHORTEST_SECRET: usize = 4;
+
 pub(super) type HttpClient = legacy::Client<HttpsConnector<Connector>, Full<Bytes>>;
 
 /// Makes targets of destinations. Those that trust the same authorities share their connections.
 #[derive(Clone)]
 pub(super) struct Targets {
-    uris: Arc<UriAddresses>,
+    addresses: Arc<Addresses>,
+    permitted: Permissions,
     public: Arc<Connections>,
-    /// By the authorities' PEM, for as long as there is a target.
-    own: Arc<Mutex<HashMap<String, Weak<Connections>>>>,
+    /// By the authorities, for as long as there is a target.
+    own: Arc<Mutex<HashMap<AuthoritiesDigest, Weak<Connections>>>>,
 }
 
 /// Where events are posted.
 #[derive(Clone)]
 pub(super) struct Target {
     pub(super) uri: Uri,
-    /// Whether it is a Service, which may be reached wherever it is.
-    is_service: bool,
+    named_by: NamedBy,
     connections: Arc<Connections>,
     headers: Arc<[(HeaderName, HeaderValue)]>,
-    /// What must not be told of the headers.
+    /// What must not be told of the headers, the longest first.
     secrets: Arc<[String]>,
 }
 
-/// Connections that trust the same authorities.
-struct Connections {
-    to_services: HttpClient,
-    to_uris: HttpClient,
+/// Something for each of those that decide where a destination is.
+#[derive(Clone)]
+struct ByName<T> {
+    uri: T,
+    service: T,
+    operator: T,
 }
+
+type Permissions = ByName<Arc<Permitted>>;
+
+/// Connections that trust the same authorities.
+type Connections = ByName<HttpClient>;
 
 /// Why a destination cannot be used; the controller lets none of these pass.
 #[derive(Debug, thiserror::Error)]
@@ -68,62 +82,102 @@ pub(super) enum TargetError {
     Uri(#[from] http::uri::InvalidUri),
     #[error("its authorities cannot be used: {0}")]
     Authorities(#[from] TrustError),
+    #[error("its authorities are not in the configuration; it is to be made by a controller of this version")]
+    UnknownAuthorities,
     #[error("its header {0:?} cannot be sent")]
     Header(String),
 }
 
 impl Targets {
-    pub(super) fn new(uris: UriAddresses) -> Result<Self, ClientError> {
-        let uris = Arc::new(uris);
+    pub(super) fn new(addresses: Addresses) -> Result<Self, ClientError> {
+        let permitted = |named_by| Arc::new(Permitted::new(addresses.of(named_by), named_by));
+        let permitted = ByName {
+            uri: permitted(NamedBy::Uri),
+            service: permitted(NamedBy::Service),
+            operator: permitted(NamedBy::Operator),
+        };
         Ok(Self {
-            public: Arc::new(Connections::new(&public_tls()?, &uris)),
+            public: Arc::new(Connections::new(&public_tls()?, &permitted)),
             own: Arc::default(),
-            uris,
+            permitted,
+            addresses: Arc::new(addresses),
         })
     }
 
-    pub(super) fn target(&self, destination: &Destination) -> Result<Target, TargetError> {
-        let Destination {
+    /// Says how many lines were held back, where no later line has.
+    pub(super) fn tell_overdue(&self, now: Instant) {
+        let ByName {
             uri,
             service,
+            operator,
+        } = &self.permitted;
+        for permitted in [uri, service, operator] {
+            permitted.tell_overdue(now);
+        }
+    }
+
+    /// `authorities` are those of the destination's configuration.
+    pub(super) fn target(
+        &self,
+        destination: &Destination,
+        authorities: &Authorities,
+    ) -> Result<Target, TargetError> {
+        let Destination {
+            uri,
+            service: _,
             content_mode: _,
             ca_certs,
             headers,
         } = destination;
         let connections = match ca_certs {
-            Some(pem) => self.trusting(pem)?,
+            Some(digest) => self.trusting(digest, authorities)?,
             None => self.public.clone(),
         };
         Ok(Target {
             uri: uri.parse()?,
-            is_service: service.is_some(),
+            named_by: self.addresses.named_by(destination),
             connections,
             headers: headers.iter().map(parsed).collect::<Result<_, _>>()?,
-            secrets: headers.iter().map(told_in_no_error).collect(),
+            secrets: told_in_no_error(headers),
         })
     }
 
-    fn trusting(&self, pem: &str) -> Result<Arc<Connections>, TrustError> {
+    fn trusting(
+        &self,
+        digest: &AuthoritiesDigest,
+        authorities: &Authorities,
+    ) -> Result<Arc<Connections>, TargetError> {
         // No code that holds the lock can leave it half changed.
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(connections) = own.get(pem).and_then(Weak::upgrade) {
+        if let Some(connections) = own.get(digest).and_then(Weak::upgrade) {
             return Ok(connections);
         }
-        let connections = Arc::new(Connections::new(&tls(trust::authorities(pem)?), &self.uris));
+        let pem = authorities.get(digest).ok_or(TargetError::UnknownAuthorities)?;
+        let connections = Arc::new(Connections::new(&tls(trust::authorities(pem)?), &self.permitted));
         own.retain(|_, connections| connections.strong_count() > 0);
-        own.insert(pem.to_owned(), Arc::downgrade(&connections));
+        own.insert(digest.clone(), Arc::downgrade(&connections));
         Ok(connections)
     }
 }
 
+impl<T> ByName<T> {
+    fn of(&self, named_by: NamedBy) -> &T {
+        match named_by {
+            NamedBy::Uri => &self.uri,
+            NamedBy::Service => &self.service,
+            NamedBy::Operator => &self.operator,
+        }
+    }
+}
+
 impl Connections {
-    fn new(tls: &ClientConfig, uris: &Arc<UriAddresses>) -> Self {
-        let client = |addresses| {
+    fn new(tls: &ClientConfig, permitted: &Permissions) -> Self {
+        let client = |permitted: &Arc<Permitted>| {
             let https = HttpsConnectorBuilder::new()
                 .with_tls_config(tls.clone())
                 .https_or_http()
                 .enable_http1()
-                .wrap_connector(Connector::new(addresses));
+                .wrap_connector(Connector::new(permitted.clone()));
             legacy::Client::builder(TokioExecutor::new())
                 .pool_idle_timeout(POOL_IDLE)
                 .pool_max_idle_per_host(POOL_SIZE)
@@ -131,8 +185,9 @@ impl Connections {
                 .build(https)
         };
         Self {
-            to_services: client(Arc::new(UriAddresses::any())),
-            to_uris: client(uris.clone()),
+            uri: client(&permitted.uri),
+            service: client(&permitted.service),
+            operator: client(&permitted.operator),
         }
     }
 }
@@ -140,15 +195,11 @@ impl Connections {
 impl Target {
     /// Whether the Sink is sent something secret.
     pub(super) fn shows_credentials(&self) -> bool {
-        !self.secrets.is_empty()
+        !self.headers.is_empty()
     }
 
     pub(super) fn http(&self) -> &HttpClient {
-        if self.is_service {
-            &self.connections.to_services
-        } else {
-            &self.connections.to_uris
-        }
+        self.connections.of(self.named_by)
     }
 
     /// Sets what the Sink asks for beside the event's headers.
@@ -160,10 +211,11 @@ impl Target {
 
     /// How long the longest secret value is, in bytes; a text that ends within one has a part of it.
     pub(super) fn longest_secret(&self) -> usize {
-        self.secrets.iter().map(String::len).max().unwrap_or_default()
+        self.secrets.first().map(String::len).unwrap_or_default()
     }
 
-    /// The text of an answer without the secret values in it: a Sink may send back what it was sent.
+    /// The text of an answer without the secret values in it: a Sink may send back what it was sent. Values of fewer
+    /// than four bytes stay.
     pub(super) fn hide_secrets(&self, text: String) -> String {
         let secrets = self.secrets.iter();
         secrets.fold(text, |text, secret| text.replace(secret, HIDDEN))
@@ -174,14 +226,14 @@ impl PartialEq for Target {
     fn eq(&self, other: &Self) -> bool {
         let Self {
             uri,
-            is_service,
+            named_by,
             connections,
             headers,
             // Made of the headers.
             secrets: _,
         } = self;
         *uri == other.uri
-            && *is_service == other.is_service
+            && *named_by == other.named_by
             && Arc::ptr_eq(connections, &other.connections)
             && *headers == other.headers
     }
@@ -205,13 +257,23 @@ fn parsed(header: &Header) -> Result<(HeaderName, HeaderValue), TargetError> {
     Ok((name, value))
 }
 
-/// A header's value; of a token without the word before it.
-fn told_in_no_error(header: &Header) -> String {
-    let value = header.value.reveal();
-    let token = (header.name == header::AUTHORIZATION.as_str())
-        .then(|| value.strip_prefix("Bearer "))
-        .flatten();
-    token.unwrap_or(value).to_owned()
+/// The headers' values, and of `authorization` also what follows the scheme, the longest first: what is within another
+/// must not be hidden before it.
+fn told_in_no_error(headers: &[Header]) -> Arc<[String]> {
+    let parts = headers.iter().flat_map(|header| {
+        let value = header.value.reveal().trim();
+        let credentials = (header.name == header::AUTHORIZATION.as_str())
+            .then(|| value.split_once(' '))
+            .flatten()
+            .map(|(_scheme, credentials)| credentials.trim_start());
+        std::iter::once(value).chain(credentials)
+    });
+    let mut secrets: Vec<_> = parts
+        .filter(|secret| secret.len() >= SHORTEST_SECRET)
+        .map(str::to_owned)
+        .collect();
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets.into()
 }
 
 /// TLS that trusts what this machine trusts.
@@ -228,4 +290,118 @@ fn tls(trusted: RootCertStore) -> ClientConfig {
     ClientConfig::builder()
         .with_root_certificates(trusted)
         .with_no_client_auth()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::{ContentMode, ServiceName};
+
+    fn header(name: &str, value: &str) -> Header {
+        Header {
+            name: name.to_owned(),
+            value: value.to_owned().into(),
+            version: String::new(),
+        }
+    }
+
+    fn destination(service: Option<ServiceName>, headers: &[(&str, &str)]) -> Destination {
+        Destination {
+            uri: "https://example.com/".to_owned(),
+            service,
+            content_mode: ContentMode::default(),
+            ca_certs: None,
+            headers: headers.iter().map(|(name, value)| header(name, value)).collect(),
+        }
+    }
+
+    fn hide(headers: &[(&str, &str)], text: &str) -> String {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let targets = Targets::new(Addresses::any()).unwrap();
+        let target = targets.target(&destination(None, headers), &Authorities::default());
+        target.unwrap().hide_secrets(text.to_owned())
+    }
+
+    #[test]
+    fn only_a_service_that_is_mapped_is_reached_anywhere() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let name = |name: &str| ServiceName {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+        };
+        let addresses = Addresses {
+            mapped: [name("mapped")].into(),
+            ..Addresses::any()
+        };
+        let targets = Targets::new(addresses).unwrap();
+        let table = [
+            (None, NamedBy::Uri),
+            (Some("mapped"), NamedBy::Operator),
+            (Some("other"), NamedBy::Service),
+        ];
+        for (service, named_by) in table {
+            let target = targets.target(&destination(service.map(name), &[]), &Authorities::default());
+            let target = target.unwrap();
+            assert_eq!(target.named_by, named_by, "{service:?}");
+        }
+    }
+
+    #[test]
+    fn those_that_trust_the_same_share_connections() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let [ours, theirs] = ["ours", "theirs"].map(|name| {
+            let made = rcgen::generate_simple_self_signed([name.to_owned()]);
+            made.unwrap().cert.pem()
+        });
+        let authorities: Authorities = [&*ours, &*theirs].into_iter().collect();
+        let targets = Targets::new(Addresses::any()).unwrap();
+        let target = |pem: &str, authorities: &Authorities| {
+            let ca_certs = Some(AuthoritiesDigest::of(pem));
+            let destination = Destination {
+                ca_certs,
+                ..destination(None, &[])
+            };
+            targets.target(&destination, authorities)
+        };
+        let first = target(&ours, &authorities).unwrap();
+        assert_eq!(target(&ours, &authorities).unwrap(), first);
+        assert_ne!(target(&theirs, &authorities).unwrap(), first);
+        let unknown = target("-----BEGIN CERTIFICATE-----", &authorities);
+        assert!(matches!(unknown, Err(TargetError::UnknownAuthorities)));
+    }
+
+    #[test]
+    fn what_a_sink_is_sent_is_hidden_in_what_it_answers() {
+        type Headers = &'static [(&'static str, &'static str)];
+        let table: &[(Headers, &str, &str)] = &[
+            (&[], "Bearer abcd", "Bearer abcd"),
+            (
+                &[("authorization", "Bearer t0ken")],
+                "no: Bearer t0ken",
+                "no: [secret]",
+            ),
+            (
+                &[("authorization", "Bearer t0ken")],
+                "no: \"t0ken\"",
+                "no: \"[secret]\"",
+            ),
+            (&[("authorization", "bearer t0ken")], "t0ken", "[secret]"),
+            (&[("authorization", "Basic dTpw")], "dTpw", "[secret]"),
+            (&[("authorization", "ApiKey  k3y1 k3y2")], "k3y1 k3y2", "[secret]"),
+            (&[("authorization", "t0ken")], "t0ken", "[secret]"),
+            (&[("x-api-key", "Basic k3y")], "Basic k3y, k3y", "[secret], k3y"),
+            // The one is the beginning of the other.
+            (
+                &[("a", "k3y1"), ("b", "k3y1-and-more")],
+                "k3y1-and-more, k3y1",
+                "[secret], [secret]",
+            ),
+            // Too short to be told from other text.
+            (&[("a", "abc"), ("b", "a"), ("c", "")], "an abc", "an abc"),
+            (&[("authorization", "Key abc")], "abc, Key abc", "abc, [secret]"),
+        ];
+        for (headers, text, hidden) in table {
+            assert_eq!(hide(headers, text), *hidden, "{headers:?}");
+        }
+    }
 }

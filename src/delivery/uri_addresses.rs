@@ -38,6 +38,21 @@ const REFUSED_V6: &[Ipv6Net] = &[
     v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20),     // documentation
 ];
 
+/// Where no Service leads to that is meant as one: the router's own machine, and the metadata of clouds.
+const REFUSED_TO_SERVICES: &[IpNet] = &[
+    IpNet::V4(v4([0, 0, 0, 0], 8)),                            // this network
+    IpNet::V4(v4([100, 100, 100, 200], 32)),                   // Alibaba's metadata
+    IpNet::V4(v4([127, 0, 0, 0], 8)),                          // loopback
+    IpNet::V4(v4([168, 63, 129, 16], 32)),                     // Azure's metadata and DNS
+    IpNet::V4(v4([169, 254, 0, 0], 16)),                       // link-local, with most clouds' metadata
+    IpNet::V4(v4([192, 0, 0, 192], 32)),                       // Oracle's metadata
+    IpNet::V6(v6([0, 0, 0, 0, 0, 0, 0, 0], 128)),              // unspecified
+    IpNet::V6(v6([0, 0, 0, 0, 0, 0, 0, 1], 128)),              // loopback
+    IpNet::V6(v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254], 128)), // Amazon's metadata
+    IpNet::V6(v6([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254], 128)),  // Google's metadata
+    IpNet::V6(v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10)),          // link-local
+];
+
 /// Addresses of IPv6 that lead to one of IPv4, and the byte where that begins.
 const LEADING_TO_V4: &[(Ipv6Net, usize)] = &[
     (v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96), 12),    // mapped
@@ -64,6 +79,15 @@ impl UriAddresses {
                 IpNet::V6(v6([0, 0, 0, 0, 0, 0, 0, 0], 0)),
             ],
             deny: Vec::new(),
+        }
+    }
+
+    /// Those of Services: every address but loopback, link-local and metadata. The cluster says where a Service is, and
+    /// whoever may change it, to an `ExternalName` for instance, must not lead the router there.
+    pub fn of_services() -> Self {
+        Self {
+            deny: REFUSED_TO_SERVICES.to_vec(),
+            ..Self::any()
         }
     }
 
@@ -271,6 +295,44 @@ mod tests {
         ];
         for (address, permitted) in table {
             assert_eq!(addresses.permit(address.parse().unwrap()), permitted, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_service_leads_everywhere_but_to_this_machine_and_to_metadata() {
+        let services = UriAddresses::of_services();
+        for (address, permitted) in [
+            ("0.0.0.0", false),
+            ("127.0.0.1", false),
+            ("127.255.255.255", false),
+            ("128.0.0.1", true),
+            ("169.254.0.0", false),
+            ("169.254.169.254", false),
+            ("169.254.170.2", false),
+            ("169.255.0.0", true),
+            ("168.63.129.16", false),
+            ("168.63.129.17", true),
+            ("100.100.100.200", false),
+            ("100.100.100.201", true),
+            ("192.0.0.192", false),
+            ("10.96.0.10", true),
+            ("172.16.0.1", true),
+            ("192.168.1.1", true),
+            ("1.1.1.1", true),
+            ("::", false),
+            ("::1", false),
+            ("fe80::1", false),
+            ("febf::1", false),
+            ("fd00:ec2::254", false),
+            ("fd20:ce::254", false),
+            ("fd00::1", true),
+            ("2a00::1", true),
+            ("::ffff:169.254.169.254", false),
+            ("::ffff:10.96.0.10", true),
+            ("64:ff9b::169.254.169.254", false),
+            ("2002:a9fe:a9fe::1", false),
+        ] {
+            assert_eq!(services.permit(address.parse().unwrap()), permitted, "{address}");
         }
     }
 

@@ -186,7 +186,7 @@ impl Collector for DeliveryCollector {
             &mut encoder,
             &triggers,
             "trigger_events_missed",
-            "Events removed before the Trigger looked at them, since the start",
+            "Events that the Trigger could not look at, removed before or not readable, since the start",
             TriggerStats::missed,
         )?;
         counter(
@@ -458,7 +458,7 @@ fn outcomes<const N: usize>(
 mod tests {
     use super::*;
     use crate::{
-        delivery::{Client, DeliveryOptions, UriAddresses},
+        delivery::{Addresses, Client, DeliveryOptions},
         log::embedded::{EmbeddedLog, EmbeddedOptions},
         server::documented::assert_documented,
     };
@@ -471,7 +471,7 @@ mod tests {
             Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
         let engine = Engine::start(
             log.clone(),
-            Client::new(1, UriAddresses::any()).unwrap(),
+            Client::new(1, Addresses::any()).unwrap(),
             DeliveryOptions::default(),
         );
         let engine = engine.await.unwrap();

@@ -26,7 +26,7 @@ pub use controller_link::{ControllerAddress, ControllerLink, LinkError};
 pub use saved::SavedError;
 
 use crate::{
-    delivery::{Client, ClientError, DeliveryOptions, Engine, EngineError, UriAddresses},
+    delivery::{Addresses, Client, ClientError, DeliveryOptions, Engine, EngineError, UriAddresses},
     log::{
         EventLog, LogError,
         embedded::{EmbeddedLog, EmbeddedOptions},
@@ -56,6 +56,8 @@ pub struct RouterOptions {
     pub services: BTreeMap<ServiceName, http::Uri>,
     /// Which addresses a destination may reach that is no Service.
     pub uri_addresses: UriAddresses,
+    /// Which addresses a Service may lead to that is not among `services`.
+    pub service_addresses: UriAddresses,
     /// The event log's limits.
     pub log: EmbeddedOptions,
     /// How delivery behaves.
@@ -100,7 +102,12 @@ pub async fn run(
 ) -> Result<(), RouterError> {
     let saved = SavedConfiguration::in_directory(&options.data)?;
     let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(options.data.join("log"), options.log.clone())?);
-    let client = Client::new(options.max_body, options.uri_addresses)?.traced(options.tracer.clone());
+    let addresses = Addresses {
+        uris: options.uri_addresses,
+        services: options.service_addresses,
+        mapped: options.services.keys().cloned().collect(),
+    };
+    let client = Client::new(options.max_body, addresses)?.traced(options.tracer.clone());
     let engine = Engine::start(log.clone(), client, options.delivery).await?;
     let sources = Sources::new(log.clone());
     let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
-    io::{self, Write},
+    io::{self, BufWriter, Write},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -77,7 +77,7 @@ impl SavedConfiguration {
         let path = self.directory.join(FILE);
         let beside = self.directory.join(format!("{FILE}.new"));
         let write = || {
-            let mut file = OpenOptions::new()
+            let file = OpenOptions::new()
                 .write(true)
                 .create(true)
                 .truncate(true)
@@ -85,8 +85,10 @@ impl SavedConfiguration {
                 .open(&beside)?;
             // It may have been left there by another version.
             file.set_permissions(Permissions::from_mode(MODE))?;
-            serde_json::to_writer(&mut file, configuration)?;
-            file.flush()?;
+            let mut buffered = BufWriter::new(&file);
+            serde_json::to_writer(&mut buffered, configuration)?;
+            buffered.flush()?;
+            drop(buffered);
             file.sync_all()?;
             fs::rename(&beside, &path)?;
             File::open(&self.directory)?.sync_all()

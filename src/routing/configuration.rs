@@ -7,6 +7,7 @@ use std::{borrow::Cow, collections::BTreeSet, fmt, num::NonZeroU32, time::Durati
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::{Authorities, AuthoritiesDigest};
 use crate::filter::Expression;
 
 /// Names one routing configuration by its content: the same resources give the same revision, whichever
@@ -27,6 +28,9 @@ pub struct Configuration {
     pub triggers: Vec<Trigger>,
     /// Every Source that is valid and not suspended.
     pub sources: Vec<Source>,
+    /// What the destinations' [`Destination::ca_certs`] name.
+    #[serde(default, skip_serializing_if = "Authorities::is_empty")]
+    pub authorities: Authorities,
 }
 
 /// A Trigger, resolved.
@@ -56,13 +60,17 @@ pub struct Trigger {
 }
 
 impl Trigger {
+    /// Where events and dead letters go, as far as that is known.
+    pub fn destinations(&self) -> impl Iterator<Item = &Destination> {
+        self.destination.iter().chain(&self.delivery.dead_letter_sink)
+    }
+
     /// The same without secret values, as far as it has any.
     pub fn without_secrets(&self) -> Cow<'_, Self> {
-        let has_none = |destination: &Option<Destination>| {
-            let mut destinations = destination.iter();
-            destinations.all(|destination| destination.headers.is_empty())
-        };
-        if has_none(&self.destination) && has_none(&self.delivery.dead_letter_sink) {
+        if self
+            .destinations()
+            .all(|destination| destination.headers.is_empty())
+        {
             return Cow::Borrowed(self);
         }
         let mut bare = self.clone();
@@ -86,9 +94,9 @@ pub struct Destination {
     pub service: Option<ServiceName>,
     /// The mode that the Sink asks for.
     pub content_mode: ContentMode,
-    /// The certificates of the authorities that are trusted instead of the public ones, in PEM.
+    /// The authorities that are trusted instead of the public ones, of those in [`Configuration::authorities`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_certs: Option<String>,
+    pub ca_certs: Option<AuthoritiesDigest>,
     /// What each request has besides the event's headers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<Header>,

@@ -1,10 +1,12 @@
 //! From the routing configuration to the routing table, and from an event to the Triggers that want it. Pure.
 
+mod authorities;
 mod configuration;
 mod index;
 pub mod protocol;
 mod table;
 
+pub use authorities::{Authorities, AuthoritiesDigest};
 pub use configuration::{
     BackoffPolicy, Configuration, ContentMode, Cron, Delivery, Destination, Header, Ordering, RateLimit,
     Retry, Revision, Secret, ServiceName, Source, Start, Trigger,

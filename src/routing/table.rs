@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Configuration, Revision, Trigger,
+    Authorities, Configuration, Revision, Trigger,
     index::{Index, IndexBuilder},
 };
 use crate::{
@@ -24,6 +24,7 @@ pub struct RoutingTable {
     namespaces: BTreeSet<String>,
     /// By `namespace/name`; only those that a Trigger or a Source names.
     brokers: BTreeMap<String, Arc<BrokerTable>>,
+    authorities: Authorities,
 }
 
 /// The Triggers of one broker.
@@ -68,6 +69,7 @@ impl RoutingTable {
             namespaces,
             triggers,
             sources,
+            authorities,
         } = configuration;
         let mut routes: BTreeMap<String, Vec<Route>> = BTreeMap::new();
         for source in sources {
@@ -90,6 +92,7 @@ impl RoutingTable {
             revision,
             namespaces,
             brokers,
+            authorities,
         }
     }
 
@@ -108,6 +111,11 @@ impl RoutingTable {
     /// Whether the namespace is known, so that an error can tell which of the two is not.
     pub fn has_namespace(&self, namespace: &str) -> bool {
         self.namespaces.contains(namespace)
+    }
+
+    /// The authorities that destinations name.
+    pub fn authorities(&self) -> &Authorities {
+        &self.authorities
     }
 
     /// The brokers that a Trigger or a Source names, by `namespace/name`.

@@ -10,7 +10,8 @@ const LINES: u32 = 5;
 
 /// Lets the first five lines a minute through, and counts those that it holds back.
 ///
-/// The count goes with the next line ([`Burst::admit`]), or, where none comes, with a summary ([`Burst::overdue`]).
+/// The count goes with the next line ([`Burst::admit`]), or, where none comes, with a summary for which whoever writes
+/// the lines asks from time to time ([`Burst::overdue`]).
 #[derive(Debug, Default)]
 pub struct Burst {
     /// When the first line of this period was admitted.

@@ -248,7 +248,8 @@ struct ExportState(Mutex<Outage>);
 
 #[derive(Debug, Default)]
 struct Outage {
-    /// How many spans were lost since exports fail; `None` while they do not.
+    /// How many spans were in the exports that failed since they do; `None` while they do not. What found the queue
+    /// full is not among them: the SDK keeps that count to itself.
     lost: Option<u64>,
     /// Why there was no answer to the last request, where there was none.
     cause: Option<String>,
@@ -278,7 +279,11 @@ impl ExportState {
     fn succeeded(&self, endpoint: &str) {
         let Outage { lost, cause: _ } = std::mem::take(&mut *self.lock());
         if let Some(lost) = lost {
-            tracing::info!(endpoint, lost, "traces are exported again");
+            tracing::info!(
+                endpoint,
+                lost,
+                "traces are exported again; at least so many spans are lost"
+            );
         }
     }
 

@@ -45,6 +45,7 @@ impl Tracer {
             tracer: self,
             context,
             began,
+            begun: false,
             span: None,
         }
     }
@@ -90,6 +91,8 @@ pub struct Receiver<'a> {
     tracer: &'a Tracer,
     context: Option<TraceContext>,
     began: SystemTime,
+    /// Whether the sampler was asked: it is asked once for a request.
+    begun: bool,
     span: Option<RequestSpan>,
 }
 
@@ -112,6 +115,7 @@ impl Receiver<'_> {
         let Some(tracer) = &self.tracer.0 else {
             return of_headers;
         };
+        self.begun = true;
         let parent = continued(of_headers.clone());
         let name = format!("send {broker}");
         let started = start(
@@ -152,21 +156,19 @@ impl Receiver<'_> {
     /// The request is answered; where it is refused, `reason` is the problem's.
     pub fn end(self, status: StatusCode, reason: Option<&'static str>) {
         let Some(tracer) = &self.tracer.0 else { return };
-        let span = self.span.map(|RequestSpan { span, .. }| span);
-        // What is refused before its broker is known has no name of its own: anybody could make up names.
-        let refused = || {
-            let kind = SpanKind::Server;
-            start(
+        let span = match self.span {
+            Some(RequestSpan { span, .. }) => Some(span),
+            None if self.begun => None,
+            // What is refused before its broker is known has no name of its own: anybody could make up names.
+            None => start(
                 tracer,
                 "send".into(),
-                kind,
+                SpanKind::Server,
                 Some(self.began),
                 self.context.as_ref(),
-            )
+            ),
         };
-        let Some(mut span) = span.or_else(refused) else {
-            return;
-        };
+        let Some(mut span) = span else { return };
         set(&mut span, "http.request.method", "POST");
         set(&mut span, "http.route", "/{namespace}/{broker}");
         set(&mut span, "url.scheme", "http");
@@ -346,4 +348,71 @@ impl Attribute for i64 {
 
 fn bounded(text: &str) -> String {
     text[..text.floor_char_boundary(MAX_TEXT)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    };
+
+    use opentelemetry::trace::{Link, TracerProvider as _};
+    use opentelemetry_sdk::trace::{
+        SamplingDecision::{self, Drop, RecordAndSample},
+        SamplingResult, SdkTracerProvider, ShouldSample,
+    };
+
+    use super::*;
+
+    /// Counts how often it is asked.
+    #[derive(Clone, Debug)]
+    struct Counting {
+        decision: SamplingDecision,
+        asked: Arc<AtomicU32>,
+    }
+
+    impl ShouldSample for Counting {
+        fn should_sample(
+            &self,
+            _: Option<&Context>,
+            _: TraceId,
+            _: &str,
+            _: &SpanKind,
+            _: &[KeyValue],
+            _: &[Link],
+        ) -> SamplingResult {
+            self.asked.fetch_add(1, Relaxed);
+            SamplingResult {
+                decision: self.decision.clone(),
+                attributes: Vec::new(),
+                trace_state: TraceState::default(),
+            }
+        }
+    }
+
+    #[test]
+    fn the_sampler_is_asked_once_for_a_request() {
+        for (decision, is_begun) in [
+            (Drop, true),
+            (Drop, false),
+            (RecordAndSample, true),
+            (RecordAndSample, false),
+        ] {
+            let asked = Arc::<AtomicU32>::default();
+            let sampler = Counting {
+                decision: decision.clone(),
+                asked: asked.clone(),
+            };
+            let provider = SdkTracerProvider::builder().with_sampler(sampler).build();
+            let tracer = Tracer::on(provider.tracer("test"));
+            let mut receiver = tracer.receiver(None, SystemTime::now());
+            if is_begun {
+                let context = receiver.begin(|context| context, "shop/default");
+                assert_eq!(context.is_some(), decision == RecordAndSample);
+            }
+            receiver.end(StatusCode::ACCEPTED, None);
+            assert_eq!(asked.load(Relaxed), 1, "{decision:?}, begun: {is_begun}");
+        }
+    }
 }
