@@ -95,10 +95,12 @@ fn cluster() -> Observed {
             Namespace {
                 name: "shop".into(),
                 labels: [("team".into(), "blue".into())].into(),
+                terminating: false,
             },
             Namespace {
                 name: "other".into(),
                 labels: [].into(),
+                terminating: false,
             },
         ],
         ..Observed::default()
@@ -493,6 +495,16 @@ fn secret(values: &[(&str, &str)]) -> SecretState {
         values: values
             .map(|&(key, value)| (key.into(), value.to_owned().into()))
             .collect(),
+        looked_for: None,
+    }
+}
+
+/// Secret `billing`, of which these keys were looked for, and which has none.
+fn looked_for(keys: &[&str]) -> SecretState {
+    SecretState::Found {
+        version: "v1".into(),
+        values: [].into(),
+        looked_for: Some(keys.iter().map(|&key| key.to_owned()).collect()),
     }
 }
 
@@ -577,6 +589,7 @@ fn credentials_are_headers_of_the_destination() {
         let state = SecretState::Found {
             version: version.into(),
             values,
+            looked_for: None,
         };
         with_sink(spec.clone(), Some(state)).configuration.revision
     };
@@ -628,6 +641,16 @@ fn a_secret_that_cannot_be_used_is_told_and_never_shown() {
             Some(secret(&[])),
             "SecretKeyNotFound",
             "has no key \"token\"; add it",
+        ),
+        (
+            Some(looked_for(&["token"])),
+            "SecretKeyNotFound",
+            "has no key \"token\"; add it",
+        ),
+        (
+            Some(looked_for(&["other"])),
+            "SecretAwaited",
+            "key \"token\" of Secret \"billing\" in namespace \"shop\" is about to be read",
         ),
         (Some(secret(&[("token", "")])), "InvalidSecretValue", "is empty"),
         (
@@ -766,6 +789,7 @@ fn a_dead_letter_sink_has_its_credentials() {
         let state = SecretState::Found {
             version: version.into(),
             values: [("token".into(), "x".to_owned().into())].into(),
+            looked_for: None,
         };
         observed.secrets = [(name.clone(), state)].into();
         let configuration = compile(&observed, DOMAIN).configuration;

@@ -167,6 +167,7 @@ impl Watches {
                 .map(|namespace| Namespace {
                     name: namespace.name_any(),
                     labels: namespace.labels().clone(),
+                    terminating: namespace.metadata.deletion_timestamp.is_some(),
                 })
                 .collect(),
         };
