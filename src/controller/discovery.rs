@@ -96,9 +96,6 @@ impl Discovery {
     }
 
     async fn follow(&mut self, mut latest: Receiver<Found>) {
-        if self.config_maps.ready().await.is_err() {
-            return;
-        }
         loop {
             let observed = latest.borrow_and_update().observed.clone();
             let all_done = self.act(&observed.namespaces).await;
@@ -117,7 +114,11 @@ impl Discovery {
             .state()
             .map(|config_map| (config_map.namespace().unwrap_or_default(), config_map))
             .collect();
-        let actions = actions(namespaces, &present, &self.base_url);
+        // Where it is not known what is there, it could be somebody else's.
+        let listed = namespaces
+            .iter()
+            .filter(|namespace| self.config_maps.is_listed(&namespace.name));
+        let actions = actions(listed, &present, &self.base_url);
         self.told
             .retain(|(namespace, action)| actions.get(namespace) == Some(action));
         self.written
@@ -239,8 +240,8 @@ async fn remove(api: &Api<ConfigMap>, config_map: &ConfigMap) -> Result<(), kube
 }
 
 /// What is to be done, by namespace.
-fn actions(
-    namespaces: &[Namespace],
+fn actions<'a>(
+    namespaces: impl IntoIterator<Item = &'a Namespace>,
     present: &BTreeMap<String, Arc<ConfigMap>>,
     base_url: &str,
 ) -> BTreeMap<String, Action> {
@@ -259,7 +260,7 @@ fn actions(
         }
     };
     namespaces
-        .iter()
+        .into_iter()
         .filter(|namespace| !namespace.terminating)
         .filter_map(|namespace| Some((namespace.name.clone(), action(namespace)?)))
         .collect()
