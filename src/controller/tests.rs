@@ -1,10 +1,12 @@
-//! Tables for resolution and compiling.
+//! Tables for resolution, compiling and readiness.
+
+use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    Namespace, Observed, Outcome, Port, SecretName, SecretState, Service, TriggerDiagnosis, compile,
+    Namespace, Observed, Outcome, Port, SecretName, SecretState, Service, Stage, TriggerDiagnosis, compile,
     named_secrets,
 };
 use crate::{
@@ -804,4 +806,30 @@ fn a_dead_letter_sink_has_its_credentials() {
     assert_ne!(revision("v1"), revision("v2"));
     let diagnosis = compile(&observed, DOMAIN).diagnoses.triggers.remove(0);
     assert_eq!(diagnosis.dead_letter_sink.unwrap().reason, "SecretAwaited");
+}
+
+#[test]
+fn who_waits_is_ready_once_the_lease_was_used_and_not_long_after_it_could_not_be() {
+    let minute = Duration::from_secs(60);
+    for (stage, can_connect, lease_used, is_ready) in [
+        (Stage::Waiting, false, None, false),
+        (Stage::Waiting, false, Some(Duration::ZERO), true),
+        (Stage::Waiting, false, Some(minute), true),
+        (
+            Stage::Waiting,
+            true,
+            Some(minute + Duration::from_millis(1)),
+            false,
+        ),
+        (Stage::Listing, true, Some(Duration::ZERO), false),
+        (Stage::Leading, false, Some(Duration::ZERO), false),
+        (Stage::Leading, true, None, true),
+    ] {
+        let readiness = stage.readiness(can_connect, lease_used);
+        assert_eq!(
+            readiness.is_ok(),
+            is_ready,
+            "{stage:?} {lease_used:?}: {readiness:?}"
+        );
+    }
 }

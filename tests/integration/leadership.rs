@@ -184,6 +184,17 @@ fn an_account_that_may_see_some_namespaces_serves_these() {
         "weir.dev/inject=enabled",
     ]);
 
+    // Whoever may not use the Lease is not ready: a rollout would go on to those that may.
+    let unable = controller(
+        &account,
+        "127.0.0.1:0".parse().unwrap(),
+        &["--lease=weir-controller"],
+    );
+    unable.wait_for_line(PATIENCE, |line| {
+        line.contains("the Lease cannot be read or written")
+    });
+    assert!(readiness(&unable).contains("the Lease could not be used yet"));
+
     let listen = ReservedPort::new();
     let controller = controller(&account, listen.address(), &["--watch-namespaces=shop,bank,gone"]);
     await_readiness(&controller, LEADS);
