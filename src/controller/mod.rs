@@ -115,8 +115,8 @@ enum Stage {
 }
 
 impl Stage {
-    /// `lease_used` says how long ago the Lease could last be used. Whoever has never used it cannot take over, so that
-    /// a rollout must not go on to those that can.
+    /// `lease_used` says how long ago the Lease could last be used. Whoever has never used it could not take over, and
+    /// a rollout must not remove for it those that can.
     fn readiness(self, can_connect: bool, lease_used: Option<Duration>) -> Result<String, String> {
         match self {
             Self::Waiting => match lease_used {

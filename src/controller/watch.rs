@@ -448,12 +448,12 @@ mod tests {
             self.asked.fetch_add(1, Ordering::Relaxed);
             let query = uri.query().unwrap_or_default();
             let is_about_shop = uri.path().ends_with("/namespaces") && query.contains("name%3Dshop");
-            let namespace = self.shop.iter().map(|metadata| json!({"metadata": metadata}));
+            let namespace = self.shop.as_ref().map(|metadata| json!({"metadata": metadata}));
             if query.contains("watch=") {
                 return match (is_about_shop, self.deleted_after) {
                     (true, Some(after)) => {
                         tokio::time::sleep(after).await;
-                        let event = json!({"type": "DELETED", "object": namespace.last()});
+                        let event = json!({"type": "DELETED", "object": namespace});
                         (StatusCode::OK, event)
                     }
                     _ => future::pending().await,
@@ -466,7 +466,7 @@ mod tests {
                 });
                 return (StatusCode::FORBIDDEN, status);
             }
-            let items: Vec<_> = namespace.filter(|_| is_about_shop).collect();
+            let items: Vec<_> = namespace.filter(|_| is_about_shop).into_iter().collect();
             let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items});
             (StatusCode::OK, list)
         }

@@ -184,7 +184,7 @@ fn an_account_that_may_see_some_namespaces_serves_these() {
         "weir.dev/inject=enabled",
     ]);
 
-    // Whoever may not use the Lease is not ready: a rollout would go on to those that may.
+    // Whoever may not use the Lease is not ready, or a rollout would remove those that may.
     let unable = controller(
         &account,
         "127.0.0.1:0".parse().unwrap(),
