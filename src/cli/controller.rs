@@ -1,11 +1,15 @@
 //! `weir controller`: the control plane.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 
 use super::{host_name, shutdown};
 use crate::controller::{self, ChannelOptions, ControllerOptions, Election, RouterAccount, TlsOptions};
+
+/// How long the API server may take to go on with an answer. A watch that it ends by itself, after 290 seconds, ends
+/// before that; what never ends otherwise is a list on a connection that is dead.
+const READ_TIMEOUT: Duration = Duration::from_secs(320);
 
 /// The flags of `weir controller`.
 #[derive(Debug, clap::Args)]
@@ -133,9 +137,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     } = args;
     let channel = channel.into_options();
     let stop = shutdown::token()?;
-    let client = kube::Client::try_default()
-        .await
-        .context("cannot find the API server: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
+    let client = client().await?;
     let election = match lease {
         Some(lease) => Some(Election {
             lease,
@@ -150,8 +152,51 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         admin,
         cluster_domain,
         broker_base_url,
-        watch_namespaces,
+        watch_namespaces: each_once(watch_namespaces),
         election,
     };
     Ok(controller::run(options, client, stop).await?)
+}
+
+async fn client() -> anyhow::Result<kube::Client> {
+    let mut config = kube::Config::infer()
+        .await
+        .context("cannot find the API server: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
+    config.read_timeout = Some(READ_TIMEOUT);
+    // Counted from the request on, not from when its connection was last used.
+    config.reset_reader_on_write = true;
+    kube::Client::try_from(config).context("cannot make a client of the API server")
+}
+
+/// Without empty names, which an empty variable or a trailing comma gives.
+fn each_once(names: Vec<String>) -> Vec<String> {
+    let names: BTreeSet<_> = names.into_iter().filter(|name| !name.is_empty()).collect();
+    names.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn each_namespace_is_watched_once_and_none_means_all() {
+        for (given, watched) in [
+            ("", &[][..]),
+            (",", &[]),
+            ("shop", &["shop"]),
+            ("shop,bank,", &["bank", "shop"]),
+            ("shop,bank,shop", &["bank", "shop"]),
+        ] {
+            let command = Command::parse_from(["controller", "--watch-namespaces", given]);
+            assert_eq!(each_once(command.args.watch_namespaces), watched, "{given:?}");
+        }
+    }
 }

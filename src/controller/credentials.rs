@@ -116,7 +116,16 @@ fn header(resolver: &Resolver<'_>, namespace: &str, wanted: &Wanted<'_>) -> Resu
     let bad = |reason, problem: String| Finding::bad(reason, format!("{path}: {problem}"));
     let secret = format!("Secret {name:?} in namespace {namespace:?}");
     let (version, values) = match resolver.secret(namespace, name) {
-        Some(SecretState::Found { version, values }) => (version, values),
+        Some(SecretState::Found {
+            looked_for: Some(keys),
+            ..
+        }) if !keys.contains(key) => {
+            return Err(bad(
+                "SecretAwaited",
+                format!("key {key:?} of {secret} is about to be read"),
+            ));
+        }
+        Some(SecretState::Found { version, values, .. }) => (version, values),
         Some(SecretState::NotFound) => {
             return Err(bad(
                 "SecretNotFound",

@@ -55,6 +55,9 @@ pub(super) struct Discovery {
     changed: Arc<Notify>,
     /// The namespaces in which this could not be done, so that it is told once.
     told: BTreeSet<(String, Action)>,
+    /// By namespace, the resource version of what was last written, so that it is told once: a write that changes
+    /// nothing gives the same one.
+    written: BTreeMap<String, String>,
 }
 
 /// What is to be done in a namespace.
@@ -83,6 +86,7 @@ impl Discovery {
             config_maps,
             changed,
             told: BTreeSet::new(),
+            written: BTreeMap::new(),
         }
     }
 
@@ -92,9 +96,6 @@ impl Discovery {
     }
 
     async fn follow(&mut self, mut latest: Receiver<Found>) {
-        if self.config_maps.ready().await.is_err() {
-            return;
-        }
         loop {
             let observed = latest.borrow_and_update().observed.clone();
             let all_done = self.act(&observed.namespaces).await;
@@ -113,9 +114,15 @@ impl Discovery {
             .state()
             .map(|config_map| (config_map.namespace().unwrap_or_default(), config_map))
             .collect();
-        let actions = actions(namespaces, &present, &self.base_url);
+        // Where it is not known what is there, it could be somebody else's.
+        let listed = namespaces
+            .iter()
+            .filter(|namespace| self.config_maps.is_listed(&namespace.name));
+        let actions = actions(listed, &present, &self.base_url);
         self.told
             .retain(|(namespace, action)| actions.get(namespace) == Some(action));
+        self.written
+            .retain(|name, _| namespaces.iter().any(|namespace| namespace.name == *name));
         let this = &*self;
         let results: Vec<_> = stream::iter(actions)
             .map(async |(namespace, action)| {
@@ -129,9 +136,10 @@ impl Discovery {
         for ((namespace, action), result) in results {
             let is_news = self.told.insert((namespace.clone(), action));
             match result {
-                Ok(()) if action == Action::Leave => {}
-                Ok(()) => {
-                    self.told.remove(&(namespace, action));
+                Ok(_) if action == Action::Leave => {}
+                Ok(written) => {
+                    self.told.remove(&(namespace.clone(), action));
+                    self.tell_of_written(namespace, written);
                 }
                 Err(problem) if is_news => {
                     tracing::warn!(
@@ -147,43 +155,55 @@ impl Discovery {
         all_done
     }
 
+    fn tell_of_written(&mut self, namespace: String, resource_version: Option<String>) {
+        let Some(resource_version) = resource_version else {
+            self.written.remove(&namespace);
+            return;
+        };
+        if self.written.get(&namespace) != Some(&resource_version) {
+            tracing::info!(
+                namespace,
+                config_map = NAME,
+                "written: workloads find their broker by it"
+            );
+            self.written.insert(namespace, resource_version);
+        }
+    }
+
+    /// Gives the resource version of what was written.
     async fn perform(
         &self,
         namespace: &str,
         action: Action,
         present: Option<&Arc<ConfigMap>>,
-    ) -> Result<(), String> {
+    ) -> Result<Option<String>, String> {
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), namespace);
         let request = async {
             match (action, present) {
-                (Action::Write, _) => self.write(&api, namespace).await,
-                (Action::Remove, Some(config_map)) => remove(&api, config_map).await,
+                (Action::Write, _) => return self.write(&api, namespace).await,
+                (Action::Remove, Some(config_map)) => remove(&api, config_map).await?,
                 (Action::Leave, Some(config_map)) if !self.told.contains(&(namespace.to_owned(), action)) => {
-                    self.tell_of_foreign(namespace, config_map).await
+                    self.tell_of_foreign(namespace, config_map).await?;
                 }
-                (Action::Remove | Action::Leave, _) => Ok(()),
+                (Action::Remove | Action::Leave, _) => {}
             }
+            Ok(None)
         };
         match tokio::time::timeout(PATIENCE, request).await {
-            Ok(result) => result.map_err(|error| error.to_string()),
+            Ok(result) => result.map_err(|error: kube::Error| error.to_string()),
             Err(_) => Err("the API server did not answer in time".to_owned()),
         }
     }
 
-    async fn write(&self, api: &Api<ConfigMap>, namespace: &str) -> Result<(), kube::Error> {
+    async fn write(&self, api: &Api<ConfigMap>, namespace: &str) -> Result<Option<String>, kube::Error> {
         let patch = json!({
             "apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": NAME, "labels": {OURS.0: OURS.1}},
             "data": data(namespace, &self.base_url),
         });
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        api.patch(NAME, &parameters, &Patch::Apply(&patch)).await?;
-        tracing::info!(
-            namespace,
-            config_map = NAME,
-            "written: workloads find their broker by it"
-        );
-        Ok(())
+        let written = api.patch(NAME, &parameters, &Patch::Apply(&patch)).await?;
+        Ok(written.resource_version())
     }
 
     async fn tell_of_foreign(&self, namespace: &str, config_map: &ConfigMap) -> Result<(), kube::Error> {
@@ -220,8 +240,8 @@ async fn remove(api: &Api<ConfigMap>, config_map: &ConfigMap) -> Result<(), kube
 }
 
 /// What is to be done, by namespace.
-fn actions(
-    namespaces: &[Namespace],
+fn actions<'a>(
+    namespaces: impl IntoIterator<Item = &'a Namespace>,
     present: &BTreeMap<String, Arc<ConfigMap>>,
     base_url: &str,
 ) -> BTreeMap<String, Action> {
@@ -240,7 +260,8 @@ fn actions(
         }
     };
     namespaces
-        .iter()
+        .into_iter()
+        .filter(|namespace| !namespace.terminating)
         .filter_map(|namespace| Some((namespace.name.clone(), action(namespace)?)))
         .collect()
 }
@@ -277,6 +298,7 @@ mod tests {
                 .map(|value| (WANTED.0.into(), value.into()))
                 .into_iter()
                 .collect(),
+            terminating: false,
         }
     }
 
@@ -311,8 +333,15 @@ mod tests {
             ("somebody else made it, unasked", no, Some(&foreign), None),
         ] {
             let present = present.map(|map| ("shop".to_owned(), Arc::new(map.clone())));
-            let actions = actions(&[namespace(label)], &present.into_iter().collect(), BASE_URL);
+            let present = present.into_iter().collect();
+            let actions = actions(&[namespace(label)], &present, BASE_URL);
             assert_eq!(actions.get("shop").copied(), wanted, "{case}");
+            let terminating = Namespace {
+                terminating: true,
+                ..namespace(label)
+            };
+            let actions = super::actions(&[terminating], &present, BASE_URL);
+            assert!(actions.is_empty(), "{case}, and the namespace is being deleted");
         }
     }
 

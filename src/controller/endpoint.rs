@@ -44,7 +44,7 @@ impl Publication {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             current: watch::Sender::new(None),
-            routers: Mutex::new(Routers::new(Instant::now())),
+            routers: Mutex::new(Routers::default()),
             acknowledged: Notify::new(),
         })
     }
@@ -59,7 +59,7 @@ impl Publication {
         if is_current(&self.current.borrow()) {
             return false;
         }
-        self.routers().publish(configuration);
+        self.routers().publish(configuration, Instant::now());
         // Plain data always serialises.
         let json = serde_json::to_vec(configuration).unwrap_or_default().into();
         self.current.send_replace(Some(Current {

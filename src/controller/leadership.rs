@@ -13,7 +13,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
 use kube::{Api, Client, api::PostParams};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 /// How long a Lease holds without being renewed.
 const LEASE_DURATION: Duration = Duration::from_secs(15);
@@ -39,6 +39,7 @@ pub(super) struct Candidate {
     until: Instant,
     /// Whether it was said that the Lease cannot be used, so that it is said once.
     in_trouble: bool,
+    last_used: watch::Sender<Option<Instant>>,
 }
 
 /// Why a Lease could not be used.
@@ -51,8 +52,14 @@ enum LeaseError {
 }
 
 impl Candidate {
-    /// For the Lease of this name, in the namespace that the client works in.
-    pub(super) fn new(client: Client, name: &str, host: &str) -> Self {
+    /// For the Lease of this name, in the namespace that the client works in. When it was last read, or written where
+    /// that was to be done, is told by `last_used`.
+    pub(super) fn new(
+        client: Client,
+        name: &str,
+        host: &str,
+        last_used: watch::Sender<Option<Instant>>,
+    ) -> Self {
         Self {
             leases: Api::default_namespaced(client),
             name: name.to_owned(),
@@ -60,6 +67,7 @@ impl Candidate {
             seen: None,
             until: Instant::now(),
             in_trouble: false,
+            last_used,
         }
     }
 
@@ -142,6 +150,7 @@ impl Candidate {
                     tracing::info!(lease = self.name, "the Lease can be used again");
                 }
                 self.in_trouble = false;
+                self.last_used.send_replace(Some(Instant::now()));
                 if leads {
                     self.until = begin + RENEW_DEADLINE;
                 }
@@ -297,6 +306,32 @@ mod tests {
             if let Some(claimed) = claimed {
                 assert_eq!(holder(&claimed), Some("me"), "{case}");
             }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_told_whether_the_lease_can_be_used() {
+        let lease = Lease {
+            spec: Some(held_by("other")),
+            ..Lease::default()
+        };
+        let lease = serde_json::to_value(lease).unwrap();
+        let forbidden = serde_json::json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "", "reason": "Forbidden", "code": 403,
+        });
+        for (status, body, is_used) in [(200, lease, true), (403, forbidden, false)] {
+            let answer = move |_: http::Request<kube::client::Body>| {
+                let body = kube::client::Body::from(body.to_string().into_bytes());
+                let response = http::Response::builder().status(status).body(body).unwrap();
+                std::future::ready(Ok::<_, kube::Error>(response))
+            };
+            let client = Client::new(tower::service_fn(answer), "default");
+            let (last_used, used) = watch::channel(None);
+            let mut candidate = Candidate::new(client, "l", "me", last_used);
+            let acquired = tokio::time::timeout(LEASE_DURATION, candidate.acquire()).await;
+            assert!(acquired.is_err());
+            let ago = used.borrow().map(|at| at.elapsed());
+            assert_eq!(ago.is_some_and(|ago| ago < RETRY_PERIOD * 2), is_used, "{ago:?}");
         }
     }
 

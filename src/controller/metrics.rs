@@ -43,7 +43,8 @@ pub(super) struct ControllerMetrics {
     writes: Family<WriteLabels, Counter>,
     watch_errors: Family<KindLabels, Counter>,
     refusals: Family<RefusalLabels, Counter>,
-    certificate_expiry: Gauge,
+    /// Absent while none is served.
+    certificate_expiry: Family<[(&'static str, &'static str); 0], Gauge>,
 }
 
 impl ControllerMetrics {
@@ -82,18 +83,19 @@ impl ControllerMetrics {
         );
         registry.register(
             "certificate_expiry_timestamp_seconds",
-            "When the certificate that routers are served with ends, in Unix time; 0 if there is none",
+            "When the certificate that routers are served with ends, in Unix time",
             self.certificate_expiry.clone(),
         );
     }
 
-    /// Whoever does not lead knows nothing of routers and Triggers.
+    /// Whoever does not lead knows nothing of routers and Triggers, and serves nothing.
     pub(super) fn leads(&self, leads: bool) {
         self.leader.set(i64::from(leads));
         if !leads {
             self.revision.clear();
             self.routers.set(0);
             self.triggers.clear();
+            self.certificate_expiry.clear();
         }
     }
 
@@ -136,7 +138,7 @@ impl ControllerMetrics {
     }
 
     pub(super) fn serves_until(&self, second: i64) {
-        self.certificate_expiry.set(second);
+        self.certificate_expiry.get_or_create(&[]).set(second);
     }
 }
 
@@ -157,6 +159,28 @@ mod tests {
         metrics.wrote("Trigger", "written");
         metrics.watch_failed("Trigger");
         metrics.refused("no_token");
+        metrics.serves_until(1);
         assert_documented(&registry, |name| name.starts_with("weir_controller_"));
+    }
+
+    #[test]
+    fn when_a_certificate_ends_is_told_while_it_is_served() {
+        let (metrics, mut registry) = (ControllerMetrics::default(), Registry::default());
+        metrics.register(&mut registry);
+        let told = || {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            let lines = text.lines().filter(|line| line.starts_with("certificate_expiry"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        metrics.leads(true);
+        assert_eq!(told(), <[&str; 0]>::default());
+        metrics.serves_until(7);
+        assert_eq!(told(), ["certificate_expiry_timestamp_seconds{} 7"]);
+        metrics.leads(false);
+        assert_eq!(told(), <[&str; 0]>::default());
+        metrics.leads(true);
+        metrics.serves_until(8);
+        assert_eq!(told(), ["certificate_expiry_timestamp_seconds{} 8"]);
     }
 }

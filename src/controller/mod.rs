@@ -63,6 +63,10 @@ const QUIET: Duration = Duration::from_millis(50);
 /// Changes that keep coming are computed after this time all the same.
 const NOT_QUIET: Duration = Duration::from_millis(250);
 
+/// How long a controller that waits counts as ready although it cannot use the Lease: an API server that restarts is no
+/// reason to call it anything else, and a Role that was taken away is.
+const LEASE_UNUSED: Duration = Duration::from_secs(60);
+
 /// How a controller is set up.
 #[derive(Clone, Debug)]
 pub struct ControllerOptions {
@@ -111,9 +115,17 @@ enum Stage {
 }
 
 impl Stage {
-    fn readiness(self, can_connect: bool) -> Result<String, String> {
+    /// `lease_used` says how long ago the Lease could last be used. Whoever has never used it could not take over, and
+    /// a rollout must not remove for it those that can.
+    fn readiness(self, can_connect: bool, lease_used: Option<Duration>) -> Result<String, String> {
         match self {
-            Self::Waiting => Ok("waiting to lead; another controller may do so".to_owned()),
+            Self::Waiting => match lease_used {
+                None => Err("the Lease could not be used yet; the log says why".to_owned()),
+                Some(ago) if ago > LEASE_UNUSED => {
+                    Err("the Lease cannot be used any more; the log says why".to_owned())
+                }
+                Some(_) => Ok("waiting to lead; another controller may do so".to_owned()),
+            },
             Self::Listing => Err("the API server has not listed all resources yet".to_owned()),
             Self::Leading if !can_connect => Err("there is no certificate for routers yet".to_owned()),
             Self::Leading => Ok("all resources are known".to_owned()),
@@ -143,7 +155,11 @@ pub async fn run(
     }
     let channel = Channel::new(&options.channel, &client, &options.cluster_domain, &metrics);
     let can_connect = channel.readiness();
-    let admin_service = server::admin(registry, move || staged.borrow().readiness(can_connect()));
+    let (last_used, used) = tokio::sync::watch::channel(None);
+    let admin_service = server::admin(registry, move || {
+        let lease_used = used.borrow().map(|at: tokio::time::Instant| at.elapsed());
+        staged.borrow().readiness(can_connect(), lease_used)
+    });
     let admin = tokio::spawn(admin.serve(admin_service, stop.clone()));
 
     let controller = Controller {
@@ -152,6 +168,7 @@ pub async fn run(
         metrics,
         channel,
         stage,
+        last_used,
     };
     match &controller.options.election {
         Some(election) => controller.lead_when_elected(election, &stop).await?,
@@ -172,6 +189,8 @@ struct Controller {
     metrics: Arc<ControllerMetrics>,
     channel: Channel,
     stage: tokio::sync::watch::Sender<Stage>,
+    /// When the Lease could last be used.
+    last_used: tokio::sync::watch::Sender<Option<tokio::time::Instant>>,
 }
 
 impl Controller {
@@ -181,7 +200,7 @@ impl Controller {
         Election { lease, host }: &Election,
         stop: &CancellationToken,
     ) -> Result<(), ControllerError> {
-        let mut candidate = Candidate::new(self.client.clone(), lease, host);
+        let mut candidate = Candidate::new(self.client.clone(), lease, host, self.last_used.clone());
         while stop.run_until_cancelled(candidate.acquire()).await.is_some() {
             let term = stop.child_token();
             let keep = async {
@@ -215,6 +234,7 @@ impl Controller {
             metrics,
             channel,
             stage,
+            last_used: _,
         } = self;
         let publication = Publication::new();
         // Whoever does not lead does not listen: routers then find the one who does.

@@ -1,6 +1,6 @@
 //! What the controller has seen of the cluster, or local mode of its files: plain collections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{api, routing::Secret};
 
@@ -39,6 +39,8 @@ pub enum SecretState {
         version: String,
         /// The values of its keys, at least of those that Sinks name. Bytes that are no text have become U+FFFD.
         values: BTreeMap<String, Secret>,
+        /// The keys that were looked for; `None` means all.
+        looked_for: Option<BTreeSet<String>>,
     },
     /// There is none of this name.
     NotFound,
@@ -82,4 +84,6 @@ pub struct Namespace {
     pub name: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// Whether it is being deleted: nothing can be made in it any more.
+    pub terminating: bool,
 }

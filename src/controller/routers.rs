@@ -11,8 +11,12 @@ use super::{
 };
 use crate::routing::{
     Configuration, Revision,
-    protocol::{Detail, SinkReport},
+    protocol::{Detail, POLL_TIMEOUT, SinkReport},
 };
+
+/// How long the first router is awaited. One that asked a controller whose node has died notices after the time of a
+/// poll and its own patience (10 s), and then has to find this one.
+const AWAITED_AT_START: Duration = POLL_TIMEOUT.saturating_add(Duration::from_secs(20));
 
 /// A router that has not asked for this long is gone; between two requests it takes milliseconds.
 const GONE_AFTER: Duration = Duration::from_secs(15);
@@ -21,11 +25,13 @@ const GONE_AFTER: Duration = Duration::from_secs(15);
 const HISTORY: usize = 16;
 
 /// What the controller knows of its routers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Routers {
     known: BTreeMap<String, Router>,
-    /// Since when the first router is awaited; `None` once one has asked.
-    awaited: Option<Instant>,
+    /// Whether a router has ever asked.
+    heard: bool,
+    /// Since when there is something to ask for.
+    first_published: Option<Instant>,
     /// Newest last.
     published: VecDeque<Published>,
 }
@@ -72,18 +78,9 @@ pub(super) enum Applied {
 }
 
 impl Routers {
-    /// None is known yet.
-    pub(super) fn new(now: Instant) -> Self {
-        Self {
-            known: BTreeMap::new(),
-            awaited: Some(now),
-            published: VecDeque::new(),
-        }
-    }
-
     /// A router asks, and so says which revision it has applied. Tells whether that is news.
     pub(super) fn asks(&mut self, name: &str, revision: &Revision, now: Instant) -> bool {
-        self.awaited = None;
+        self.heard = true;
         match self.known.get_mut(name) {
             Some(router) => {
                 let news = router.revision != *revision;
@@ -156,7 +153,8 @@ impl Routers {
     }
 
     /// This is what routers are given from now on.
-    pub(super) fn publish(&mut self, configuration: &Configuration) {
+    pub(super) fn publish(&mut self, configuration: &Configuration, now: Instant) {
+        self.first_published.get_or_insert(now);
         let Configuration {
             revision,
             namespaces: _,
@@ -184,10 +182,10 @@ impl Routers {
     /// Whether every router that is there has the resource as it was last published.
     pub(super) fn applied(&self, uid: &str, now: Instant) -> Applied {
         if self.known.is_empty() {
-            let awaited = self
-                .awaited
-                .is_some_and(|since| now.duration_since(since) <= GONE_AFTER);
-            return if awaited {
+            let is_early = self
+                .first_published
+                .is_none_or(|since| now.duration_since(since) <= AWAITED_AT_START);
+            return if is_early && !self.heard {
                 Applied::NotHeard
             } else {
                 Applied::NoRouter
@@ -255,8 +253,8 @@ mod tests {
     #[test]
     fn a_trigger_is_applied_when_every_router_has_it_as_it_is() {
         let now = Instant::now();
-        let mut routers = Routers::new(now);
-        routers.publish(&configuration("1", &[("a", 1)]));
+        let mut routers = Routers::default();
+        routers.publish(&configuration("1", &[("a", 1)]), now);
         assert_eq!(routers.applied("a", now), Applied::NotHeard);
         assert!(routers.asks("r1", &revision(""), now));
         assert_eq!(routers.applied("a", now), Applied::Not(vec!["r1".into()]));
@@ -266,7 +264,7 @@ mod tests {
 
         routers.asks("r2", &revision("unknown"), now);
         assert_eq!(routers.applied("a", now), Applied::Not(vec!["r2".into()]));
-        routers.publish(&configuration("2", &[("a", 1), ("b", 1)]));
+        routers.publish(&configuration("2", &[("a", 1), ("b", 1)]), now);
         routers.asks("r2", &revision("2"), now);
         assert_eq!(
             routers.applied("a", now),
@@ -274,7 +272,7 @@ mod tests {
             "r1 lags behind, but a is the same there"
         );
         assert_eq!(routers.applied("b", now), Applied::Not(vec!["r1".into()]));
-        routers.publish(&configuration("3", &[("a", 2)]));
+        routers.publish(&configuration("3", &[("a", 2)]), now);
         assert_eq!(
             routers.applied("a", now),
             Applied::Not(vec!["r1".into(), "r2".into()])
@@ -284,7 +282,7 @@ mod tests {
     #[test]
     fn a_router_is_gone_some_time_after_its_last_request_ended() {
         let now = Instant::now();
-        let mut routers = Routers::new(now);
+        let mut routers = Routers::default();
         routers.asks("r", &revision("1"), now);
         assert!(
             routers.forget_gone(now + GONE_AFTER * 10).is_empty(),
@@ -307,9 +305,18 @@ mod tests {
     #[test]
     fn routers_are_awaited_for_a_while_after_the_start() {
         let now = Instant::now();
-        let routers = Routers::new(now);
-        assert_eq!(routers.applied("a", now + GONE_AFTER), Applied::NotHeard);
-        let later = now + GONE_AFTER + Duration::from_secs(1);
+        let mut routers = Routers::default();
+        let published = now + Duration::from_secs(3600);
+        assert_eq!(
+            routers.applied("a", published),
+            Applied::NotHeard,
+            "there is nothing to ask for"
+        );
+        routers.publish(&configuration("1", &[("a", 1)]), published);
+        let last = published + AWAITED_AT_START;
+        routers.publish(&configuration("2", &[("a", 1)]), last);
+        assert_eq!(routers.applied("a", last), Applied::NotHeard);
+        let later = last + Duration::from_secs(1);
         assert_eq!(routers.applied("a", later), Applied::NoRouter);
     }
 
@@ -328,7 +335,7 @@ mod tests {
         };
         let is_down = |routers: &Routers, uid: &str| matches!(routers.sink(uid), SinkSeen::Down { .. });
         let now = Instant::now();
-        let mut routers = Routers::new(now);
+        let mut routers = Routers::default();
         assert_eq!(routers.tells("r", down(&["a"])), Taken::TooEarly, "who is it");
         routers.asks("r", &revision(""), now);
         assert_eq!(
@@ -336,7 +343,7 @@ mod tests {
             Taken::TooEarly,
             "nothing is published"
         );
-        routers.publish(&configuration("1", &[("a", 1), ("b", 1)]));
+        routers.publish(&configuration("1", &[("a", 1), ("b", 1)]), now);
         assert_eq!(routers.sink("a"), SinkSeen::Unsure, "it has told nothing");
         assert_eq!(routers.tells("r", down(&["a", "unknown"])), Taken::News);
         assert_eq!(

@@ -340,6 +340,7 @@ fn found(secret: v1::Secret, keys: &BTreeSet<String>) -> SecretState {
         values: values
             .map(|(key, value)| (key, Secret::from(String::from_utf8_lossy(&value.0).into_owned())))
             .collect(),
+        looked_for: Some(keys.clone()),
     }
 }
 
@@ -381,6 +382,7 @@ mod tests {
                 values: expected
                     .map(|(key, value)| (key.into(), value.to_owned().into()))
                     .into(),
+                looked_for: Some(keys.clone()),
             }
         );
         assert!(!serves(&state, &keys));
@@ -446,6 +448,7 @@ mod tests {
         SecretState::Found {
             version: value.into(),
             values: [("token".into(), value.to_owned().into())].into(),
+            looked_for: Some(["token".into()].into()),
         }
     }
 

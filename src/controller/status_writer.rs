@@ -1,6 +1,6 @@
 //! Writes statuses, and only those that change; tells of transitions by Events.
 
-use std::{collections::HashMap, fmt::Debug, sync::Arc};
+use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
 
 use futures::{StreamExt, future::BoxFuture, stream};
 use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Condition};
@@ -24,6 +24,9 @@ pub(super) const FIELD_MANAGER: &str = "weir-controller";
 
 /// How many writes are under way at once.
 const CONCURRENCY: usize = 8;
+
+/// How long one write may take. The others wait for it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the API server lets an Event's note be, in bytes; it refuses a longer one.
 const LONGEST_NOTE: usize = 1024;
@@ -78,8 +81,24 @@ struct Written {
 pub(super) struct Write {
     uid: String,
     /// Gives the new resource version.
-    write: BoxFuture<'static, Result<Option<u64>, kube::Error>>,
+    write: BoxFuture<'static, Result<Option<u64>, WriteError>>,
     status: Value,
+}
+
+/// Why a write failed.
+#[derive(Debug, thiserror::Error)]
+enum WriteError {
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    #[error("the API server did not answer within {PATIENCE:?}")]
+    Timeout,
+}
+
+async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, WriteError> {
+    match tokio::time::timeout(PATIENCE, request).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(WriteError::Timeout),
+    }
 }
 
 impl StatusWriter {
@@ -140,17 +159,19 @@ impl StatusWriter {
         let write = async move {
             let api = Api::<K>::namespaced(client, &namespace);
             let parameters = PatchParams::apply(FIELD_MANAGER).force();
-            match api.patch_status(&name, &parameters, &Patch::Apply(&patch)).await {
+            match in_time(api.patch_status(&name, &parameters, &Patch::Apply(&patch))).await {
                 Ok(written) => {
                     metrics.wrote(kind, "written");
                     for transition in transitions {
-                        if let Err(error) = recorder.publish(&event(transition), &reference).await {
+                        if let Err(error) = in_time(recorder.publish(&event(transition), &reference)).await {
                             tracing::warn!(kind, namespace, name, %error, "an Event cannot be recorded");
                         }
                     }
                     Ok(Some(version(&written)))
                 }
-                Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {
+                Err(WriteError::Api(kube::Error::Api(status)))
+                    if status.code == 404 || status.code == 409 =>
+                {
                     // Deleted meanwhile, or deleted and created anew: the watch will tell.
                     metrics.wrote(kind, "gone");
                     Ok(None)
@@ -244,7 +265,53 @@ fn shortened(mut message: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use http::{Method, Request, Response};
+    use kube::client::Body;
+
     use super::*;
+
+    /// An API server that answers a PATCH, if it does, and nothing else.
+    fn client(patched: Option<Value>) -> Client {
+        let answer = move |request: Request<Body>| {
+            let patched = patched.clone().filter(|_| request.method() == Method::PATCH);
+            async move {
+                let Some(patched) = patched else {
+                    return std::future::pending().await;
+                };
+                let body = Body::from(patched.to_string().into_bytes());
+                Ok::<_, kube::Error>(Response::new(body))
+            }
+        };
+        Client::new(tower::service_fn(answer), "default")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_is_not_answered_has_failed_and_an_event_that_is_not_is_lost() {
+        let resource = json!({
+            "apiVersion": "weir.dev/v1alpha1", "kind": "Sink",
+            "metadata": {"name": "s", "namespace": "shop", "uid": "u", "resourceVersion": "7"},
+            "spec": {"uri": "http://example.com/"},
+        });
+        let sink: api::Sink = serde_json::from_value(resource.clone()).unwrap();
+        let sinks = HashMap::from([("u", &sink)]);
+        let ready = json!({
+            "conditions": [{
+                "type": "Ready", "status": "True", "reason": "Resolved", "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }],
+        });
+        let mut patched = resource;
+        patched["metadata"]["resourceVersion"] = "8".into();
+        for (patched, is_written) in [(None, false), (Some(patched), true)] {
+            let metrics = Arc::<ControllerMetrics>::default();
+            let mut writer = StatusWriter::new(client(patched), metrics);
+            let wanted = |_: Option<&_>| serde_json::from_value(ready.clone()).unwrap();
+            let write = writer.outdated(&sinks, "u", wanted).unwrap();
+            assert_eq!(writer.perform(vec![write]).await, is_written);
+            let again = writer.outdated(&sinks, "u", wanted);
+            assert_eq!(again.is_none(), is_written);
+        }
+    }
 
     #[test]
     fn a_note_is_as_long_as_it_may_be() {

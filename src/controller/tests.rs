@@ -1,10 +1,12 @@
-//! Tables for resolution and compiling.
+//! Tables for resolution, compiling and readiness.
+
+use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    Namespace, Observed, Outcome, Port, SecretName, SecretState, Service, TriggerDiagnosis, compile,
+    Namespace, Observed, Outcome, Port, SecretName, SecretState, Service, Stage, TriggerDiagnosis, compile,
     named_secrets,
 };
 use crate::{
@@ -95,10 +97,12 @@ fn cluster() -> Observed {
             Namespace {
                 name: "shop".into(),
                 labels: [("team".into(), "blue".into())].into(),
+                terminating: false,
             },
             Namespace {
                 name: "other".into(),
                 labels: [].into(),
+                terminating: false,
             },
         ],
         ..Observed::default()
@@ -493,6 +497,16 @@ fn secret(values: &[(&str, &str)]) -> SecretState {
         values: values
             .map(|&(key, value)| (key.into(), value.to_owned().into()))
             .collect(),
+        looked_for: None,
+    }
+}
+
+/// Secret `billing`, of which these keys were looked for, and which has none.
+fn looked_for(keys: &[&str]) -> SecretState {
+    SecretState::Found {
+        version: "v1".into(),
+        values: [].into(),
+        looked_for: Some(keys.iter().map(|&key| key.to_owned()).collect()),
     }
 }
 
@@ -577,6 +591,7 @@ fn credentials_are_headers_of_the_destination() {
         let state = SecretState::Found {
             version: version.into(),
             values,
+            looked_for: None,
         };
         with_sink(spec.clone(), Some(state)).configuration.revision
     };
@@ -628,6 +643,16 @@ fn a_secret_that_cannot_be_used_is_told_and_never_shown() {
             Some(secret(&[])),
             "SecretKeyNotFound",
             "has no key \"token\"; add it",
+        ),
+        (
+            Some(looked_for(&["token"])),
+            "SecretKeyNotFound",
+            "has no key \"token\"; add it",
+        ),
+        (
+            Some(looked_for(&["other"])),
+            "SecretAwaited",
+            "key \"token\" of Secret \"billing\" in namespace \"shop\" is about to be read",
         ),
         (Some(secret(&[("token", "")])), "InvalidSecretValue", "is empty"),
         (
@@ -801,6 +826,7 @@ fn a_dead_letter_sink_has_its_credentials() {
         let state = SecretState::Found {
             version: version.into(),
             values: [("token".into(), "x".to_owned().into())].into(),
+            looked_for: None,
         };
         observed.secrets = [(name.clone(), state)].into();
         let configuration = compile(&observed, DOMAIN).configuration;
@@ -815,4 +841,30 @@ fn a_dead_letter_sink_has_its_credentials() {
     assert_ne!(revision("v1"), revision("v2"));
     let diagnosis = compile(&observed, DOMAIN).diagnoses.triggers.remove(0);
     assert_eq!(diagnosis.dead_letter_sink.unwrap().reason, "SecretAwaited");
+}
+
+#[test]
+fn who_waits_is_ready_once_the_lease_was_used_and_not_long_after_it_could_not_be() {
+    let minute = Duration::from_secs(60);
+    for (stage, can_connect, lease_used, is_ready) in [
+        (Stage::Waiting, false, None, false),
+        (Stage::Waiting, false, Some(Duration::ZERO), true),
+        (Stage::Waiting, false, Some(minute), true),
+        (
+            Stage::Waiting,
+            true,
+            Some(minute + Duration::from_millis(1)),
+            false,
+        ),
+        (Stage::Listing, true, Some(Duration::ZERO), false),
+        (Stage::Leading, false, Some(Duration::ZERO), false),
+        (Stage::Leading, true, None, true),
+    ] {
+        let readiness = stage.readiness(can_connect, lease_used);
+        assert_eq!(
+            readiness.is_ok(),
+            is_ready,
+            "{stage:?} {lease_used:?}: {readiness:?}"
+        );
+    }
 }

@@ -2,19 +2,22 @@
 
 use std::{collections::HashSet, fmt::Debug, hash::Hash, sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt, future::BoxFuture};
+use futures::{FutureExt, Stream, StreamExt, future};
 use k8s_openapi::{NamespaceResourceScope, api::core::v1};
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::DeserializeGuard,
     runtime::{
         WatchStreamExt,
-        reflector::{self, Lookup, Store, store::WriterDropped},
+        reflector::{self, Lookup, Store},
         watcher,
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{Instant, interval_at},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -55,20 +58,25 @@ impl<K> Watched for K where
 /// Our own resources may have been stored by another version; one that cannot be read must not hide the others.
 type Guarded<K> = DeserializeGuard<K>;
 
-/// The resources of one kind: in one store, or in one for each namespace that is looked at.
-pub(super) struct Seen<K: Lookup<DynamicType = ()> + Clone + 'static>(Vec<Store<K>>);
+/// The resources of one kind: in one store, or in one for each namespace that is looked at, which is named beside it.
+pub(super) struct Seen<K: Lookup<DynamicType = ()> + Clone + 'static>(Vec<(Option<String>, Store<K>)>);
 
 impl<K: Lookup<DynamicType = ()> + Clone + 'static> Seen<K> {
-    /// Waits until everything was listed once.
-    pub(super) async fn ready(&self) -> Result<(), WriterDropped> {
-        for store in &self.0 {
-            store.wait_until_ready().await?;
-        }
-        Ok(())
+    /// Whether those of this namespace were listed once.
+    pub(super) fn is_listed(&self, namespace: &str) -> bool {
+        self.awaited()
+            .all(|awaited| awaited.is_some_and(|awaited| awaited != namespace))
+    }
+
+    /// The namespaces of which nothing was listed yet; `None` stands for all.
+    fn awaited(&self) -> impl Iterator<Item = Option<&str>> {
+        let is_awaited = |store: &Store<K>| store.wait_until_ready().now_or_never().is_none();
+        let awaited = self.0.iter().filter(move |(_, store)| is_awaited(store));
+        awaited.map(|(namespace, _)| namespace.as_deref())
     }
 
     pub(super) fn state(&self) -> impl Iterator<Item = Arc<K>> {
-        self.0.iter().flat_map(Store::state)
+        self.0.iter().flat_map(|(_, store)| store.state())
     }
 }
 
@@ -116,29 +124,44 @@ impl Watches {
         }
     }
 
-    /// Waits until everything was listed once; routing computed from less would forget Triggers.
+    /// Waits until everything was listed once; routing computed from less would forget Triggers. In a namespace that
+    /// is not there, or is being deleted, there is nothing to forget; who could list in it may be gone with it.
     pub(super) async fn ready(&self) {
-        let mut awaited: Vec<(&str, BoxFuture<'_, _>)> = vec![
-            ("Sources", Box::pin(self.sources.ready())),
-            ("Triggers", Box::pin(self.triggers.ready())),
-            ("Sinks", Box::pin(self.sinks.ready())),
-            ("Services", Box::pin(self.services.ready())),
-            ("Namespaces", Box::pin(self.namespaces.ready())),
-        ];
-        while let Some((kind, mut listed)) = awaited.pop() {
-            while tokio::time::timeout(SAY_AWAITED_EVERY, &mut listed)
-                .await
-                .is_err()
-            {
-                tracing::warn!(
-                    kind,
-                    "waiting for the API server to list these; if they are Weir's own, are they installed? \
-                     weir crds | kubectl apply -f -"
-                );
+        let mut say = interval_at(Instant::now() + SAY_AWAITED_EVERY, SAY_AWAITED_EVERY);
+        loop {
+            let awaited = self.awaited();
+            if awaited.is_empty() {
+                break;
+            }
+            tokio::select! {
+                () = self.changed() => {}
+                _ = say.tick() => say_awaited(&awaited),
             }
         }
         let sinks = readable(&self.sinks, "Sink", &mut HashSet::new());
         self.secrets.ready(&sinks).await;
+    }
+
+    /// What has to be listed yet, by kind and namespace. Namespaces come first: by them it is known what has to be.
+    fn awaited(&self) -> Vec<(&'static str, Option<&str>)> {
+        let of = |kind| move |namespace| (kind, namespace);
+        let namespaces: Vec<_> = self.namespaces.awaited().map(of("Namespace")).collect();
+        if !namespaces.is_empty() {
+            return namespaces;
+        }
+        let there: HashSet<_> = self
+            .namespaces
+            .state()
+            .filter(|namespace| namespace.metadata.deletion_timestamp.is_none())
+            .map(|namespace| namespace.name_any())
+            .collect();
+        let sources = self.sources.awaited().map(of("Source"));
+        let triggers = self.triggers.awaited().map(of("Trigger"));
+        let sinks = self.sinks.awaited().map(of("Sink"));
+        let services = self.services.awaited().map(of("Service"));
+        let all = sources.chain(triggers).chain(sinks).chain(services);
+        all.filter(|(_, namespace)| namespace.is_none_or(|namespace| there.contains(namespace)))
+            .collect()
     }
 
     /// Waits until something changed since this was last asked.
@@ -167,6 +190,7 @@ impl Watches {
                 .map(|namespace| Namespace {
                     name: namespace.name_any(),
                     labels: namespace.labels().clone(),
+                    terminating: namespace.metadata.deletion_timestamp.is_some(),
                 })
                 .collect(),
         };
@@ -178,6 +202,17 @@ impl Watches {
         }
         self.unreadable = unreadable;
         observed
+    }
+}
+
+fn say_awaited(awaited: &[(&'static str, Option<&str>)]) {
+    for (kind, namespace) in awaited {
+        tracing::warn!(
+            kind,
+            namespace,
+            "waiting for the API server to list these; if they are Weir's own, are they installed? \
+             weir crds | kubectl apply -f -"
+        );
     }
 }
 
@@ -215,56 +250,67 @@ impl Starter<'_> {
         K: Watched + Resource<Scope = NamespaceResourceScope>,
     {
         if self.namespaces.is_empty() {
-            return Seen(vec![self.store(
-                kind,
-                Api::all(self.client.clone()),
-                config.clone(),
-                strip,
-            )]);
+            let api = Api::all(self.client.clone());
+            return Seen(vec![self.store(kind, None, api, config.clone(), strip)]);
         }
         let watch = |namespace: &String| {
             let api = Api::namespaced(self.client.clone(), namespace);
-            self.store(kind, api, config.clone(), strip)
+            self.store(kind, Some(namespace), api, config.clone(), strip)
         };
         Seen(self.namespaces.iter().map(watch).collect())
     }
 
     /// A namespace is watched by its name, which is what an account can be allowed that may not see the others.
     fn watch_namespaces(&self) -> Seen<v1::Namespace> {
-        let watch = |config| self.store("Namespace", Api::all(self.client.clone()), config, keep_labels);
+        let everything = watcher::Config::default();
+        let watch = |name: Option<&String>, config| {
+            let api = Api::all(self.client.clone());
+            self.store("Namespace", name, api, config, keep_labels)
+        };
         if self.namespaces.is_empty() {
-            return Seen(vec![watch(watcher::Config::default())]);
+            return Seen(vec![watch(None, everything)]);
         }
-        let named = |name: &String| watcher::Config::default().fields(&format!("metadata.name={name}"));
-        Seen(self.namespaces.iter().map(|name| watch(named(name))).collect())
+        let named = |name: &String| {
+            let config = everything.clone().fields(&format!("metadata.name={name}"));
+            watch(Some(name), config)
+        };
+        Seen(self.namespaces.iter().map(named).collect())
     }
 
     fn store<K: Watched>(
         &self,
         kind: &'static str,
+        namespace: Option<&String>,
         api: Api<K>,
         config: watcher::Config,
         strip: fn(&mut K),
-    ) -> Store<K> {
+    ) -> (Option<String>, Store<K>) {
         let (store, writer) = reflector::store();
+        // Before each list, whatever becomes of it, the watcher says that it begins.
+        let is_progress = |event: &watcher::Result<watcher::Event<K>>| {
+            !matches!(event, Ok(watcher::Event::Init | watcher::Event::InitApply(_)))
+        };
         let stream = watcher(api, config)
-            .default_backoff()
             .modify(move |object| {
                 object.meta_mut().managed_fields = None;
                 strip(object);
             })
-            .reflect(writer);
+            .reflect(writer)
+            .filter(move |event| future::ready(is_progress(event)))
+            .default_backoff();
         let (metrics, changed, stop) = (self.metrics.clone(), self.changed.clone(), self.stop.clone());
+        let of = namespace.cloned();
         tokio::spawn(async move {
-            stop.run_until_cancelled(follow(kind, stream, &metrics, &changed))
+            stop.run_until_cancelled(follow(kind, of.as_deref(), stream, &metrics, &changed))
                 .await;
         });
-        store
+        (namespace.cloned(), store)
     }
 }
 
 async fn follow<T>(
     kind: &'static str,
+    namespace: Option<&str>,
     stream: impl Stream<Item = watcher::Result<T>>,
     metrics: &ControllerMetrics,
     changed: &Notify,
@@ -275,7 +321,7 @@ async fn follow<T>(
         match event {
             Ok(_) => {
                 if !working {
-                    tracing::info!(kind, "the watch works again");
+                    tracing::info!(kind, namespace, "the watch works again");
                 }
                 working = true;
                 changed.notify_one();
@@ -283,7 +329,7 @@ async fn follow<T>(
             Err(error) => {
                 metrics.watch_failed(kind);
                 if working {
-                    tracing::warn!(kind, %error, "the watch broke; it is tried again, and routing goes on as it was");
+                    tracing::warn!(kind, namespace, %error, "the watch broke; it is tried again, and routing goes on as it was");
                 }
                 working = false;
             }
@@ -352,4 +398,133 @@ fn keep_labels(namespace: &mut v1::Namespace) {
     namespace.spec = None;
     namespace.status = None;
     namespace.metadata.annotations = None;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http::{Request, Response, StatusCode};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// An API server that lets nobody list in namespace `shop`.
+    #[derive(Clone)]
+    struct ApiServer {
+        /// The metadata of namespace `shop`, if there is one.
+        shop: Option<Value>,
+        /// When it is deleted.
+        deleted_after: Option<Duration>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    impl ApiServer {
+        fn new(shop: Option<Value>) -> Self {
+            Self {
+                shop,
+                deleted_after: None,
+                asked: Arc::default(),
+            }
+        }
+
+        fn client(self) -> Client {
+            let answer = move |request: Request<Body>| {
+                let this = self.clone();
+                async move {
+                    let (status, body) = this.answer(request.uri()).await;
+                    let body = Body::from(format!("{body}\n").into_bytes());
+                    let response = Response::builder().status(status).body(body).unwrap();
+                    Ok::<_, kube::Error>(response)
+                }
+            };
+            Client::new(tower::service_fn(answer), "default")
+        }
+
+        async fn answer(&self, uri: &http::Uri) -> (StatusCode, Value) {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let query = uri.query().unwrap_or_default();
+            let is_about_shop = uri.path().ends_with("/namespaces") && query.contains("name%3Dshop");
+            let namespace = self.shop.as_ref().map(|metadata| json!({"metadata": metadata}));
+            if query.contains("watch=") {
+                return match (is_about_shop, self.deleted_after) {
+                    (true, Some(after)) => {
+                        tokio::time::sleep(after).await;
+                        let event = json!({"type": "DELETED", "object": namespace});
+                        (StatusCode::OK, event)
+                    }
+                    _ => future::pending().await,
+                };
+            }
+            if uri.path().contains("/namespaces/shop/") {
+                let status = json!({
+                    "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "Forbidden",
+                    "code": 403,
+                });
+                return (StatusCode::FORBIDDEN, status);
+            }
+            let items: Vec<_> = namespace.filter(|_| is_about_shop).into_iter().collect();
+            let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items});
+            (StatusCode::OK, list)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_listed_is_awaited_where_there_is_a_namespace() {
+        let metadata = |more: Value| {
+            let mut metadata = json!({"name": "shop", "uid": "u", "resourceVersion": "2"});
+            metadata
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            Some(metadata)
+        };
+        let there = ApiServer::new(metadata(json!({})));
+        let terminating = metadata(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}));
+        let deleted_later = ApiServer {
+            deleted_after: Some(MINUTE),
+            ..there.clone()
+        };
+        for (case, api_server, is_ready) in [
+            ("it is there", there, false),
+            ("it is not there", ApiServer::new(None), true),
+            ("it is being deleted", ApiServer::new(terminating), true),
+            ("it is deleted while it is awaited", deleted_later, true),
+        ] {
+            let stop = CancellationToken::new();
+            let namespaces = ["shop".to_owned(), "bank".to_owned()];
+            let watches = Watches::start(&api_server.client(), &namespaces, &Arc::default(), false, &stop);
+            let ready = tokio::time::timeout(MINUTE * 2, watches.ready()).await;
+            assert_eq!(ready.is_ok(), is_ready, "{case}: {:?}", watches.awaited());
+            let awaited = if is_ready { 0 } else { 4 };
+            assert_eq!(watches.awaited(), &ALL_OF_SHOP[..awaited], "{case}");
+            assert!(!watches.triggers.is_listed("shop") && watches.triggers.is_listed("bank"));
+            stop.cancel();
+        }
+    }
+
+    const ALL_OF_SHOP: [(&str, Option<&str>); 4] = [
+        ("Source", Some("shop")),
+        ("Trigger", Some("shop")),
+        ("Sink", Some("shop")),
+        ("Service", Some("shop")),
+    ];
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_is_refused_rings_nobody_and_is_tried_less_and_less_often() {
+        let api_server = ApiServer::new(None);
+        let asked = api_server.asked.clone();
+        let (metrics, stop) = (Arc::default(), CancellationToken::new());
+        let namespaces = ["shop".to_owned()];
+        let client = api_server.client();
+        let (seen, changed) = config_maps(&client, &namespaces, "weir-broker", &metrics, &stop);
+        let rung = tokio::time::timeout(MINUTE * 10, changed.notified()).await;
+        assert!(rung.is_err() && !seen.is_listed("shop"));
+        let asked = asked.load(Ordering::Relaxed);
+        assert!((10..30).contains(&asked), "{asked} times in ten minutes");
+        stop.cancel();
+    }
 }

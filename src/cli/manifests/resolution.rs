@@ -95,8 +95,11 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
     let named: BTreeSet<_> = named.chain([DEFAULT_NAMESPACE.to_owned()]).collect();
     for name in named {
         if namespaces.iter().all(|namespace| namespace.name != name) {
-            let labels = Default::default();
-            namespaces.push(Namespace { name, labels });
+            namespaces.push(Namespace {
+                name,
+                labels: Default::default(),
+                terminating: false,
+            });
         }
     }
     let mut observed = Observed {

@@ -114,6 +114,7 @@ fn namespace(manifest: &Value) -> Option<Namespace> {
     Some(Namespace {
         name: text(manifest, "/metadata/name")?,
         labels,
+        terminating: false,
     })
 }
 
@@ -144,6 +145,7 @@ fn secret(manifest: &Value) -> Option<(SecretName, SecretState)> {
             .into_iter()
             .map(|(key, value)| (key, Secret::from(value)))
             .collect(),
+        looked_for: None,
     };
     Some((name, state))
 }
@@ -188,6 +190,7 @@ mod tests {
             namespaces: vec![Namespace {
                 name: "shop".to_owned(),
                 labels: [("audited".to_owned(), "true".to_owned())].into(),
+                terminating: false,
             }],
             secrets: BTreeMap::new(),
         };
@@ -203,7 +206,7 @@ mod tests {
             assert!(surroundings.take_note("", "Secret", &nodes[0]));
             let (name, state) = surroundings.secrets.pop_first().unwrap();
             assert_eq!((&*name.namespace, &*name.name), ("shop", "s"));
-            let SecretState::Found { version, values } = state else {
+            let SecretState::Found { version, values, .. } = state else {
                 panic!("{state:?}")
             };
             let values: Vec<_> = values

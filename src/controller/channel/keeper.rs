@@ -1,6 +1,7 @@
 //! Keeps the certificates in a Secret and the authorities in a ConfigMap, and serves what is there.
 //!
-//! Every controller does so, also one that does not lead: what they write at the same time, one of them reads again.
+//! Only a controller that leads does so. Where two take themselves for it for a moment, or there is no Lease: what they
+//! write at the same time, one of them reads again.
 
 use std::{
     sync::Arc,
@@ -164,19 +165,27 @@ impl Keeper {
             let data = secret.as_ref().and_then(|secret| secret.data.as_ref());
             let material = data.map(Material::from_data).unwrap_or_default();
             let now = Timestamp::now();
-            let (why, made) = match next_step(&material.stored(), &self.names, now) {
-                Step::Keep => {
-                    self.serve(&material);
-                    return self.give_out(&material).await;
-                }
+            // Before anything else: it is served, too, where what comes next fails.
+            self.serve(&material);
+            let step = next_step(&material.stored(), &self.names, now);
+            let (why, made) = match step {
+                Step::Keep => return self.give_out(&material).await,
                 Step::MakeAll(why) => (why, Material::make(&self.names, now)),
                 Step::RenewAuthority(why) => (why, material.with_new_authority(now)),
-                Step::RenewServing(why) => (why, material.with_new_certificate(&self.names, now)),
+                Step::RenewServing(why) => {
+                    // What routers cannot know must not sign.
+                    self.give_out(&material).await?;
+                    (why, material.with_new_certificate(&self.names, now))
+                }
             };
             let made = made.map_err(|source| KeepError::Make {
                 names: self.names.clone(),
                 source,
             })?;
+            if let Step::RenewAuthority(_) = step {
+                // Before it is stored: from then on it is counted when it may sign.
+                self.give_out(&made).await?;
+            }
             let written = match secret {
                 None => self.create(made).await,
                 Some(secret) => self.replace(secret, made).await,
@@ -315,4 +324,84 @@ fn names(service: &str, namespace: &str, cluster_domain: &str) -> Vec<String> {
         format!("{qualified}.svc"),
         format!("{qualified}.svc.{cluster_domain}"),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use http::{Method, Request, Response, StatusCode};
+    use jiff::SignedDuration;
+    use kube::client::Body;
+
+    use super::*;
+
+    /// An API server with a Secret, where no ConfigMap can be written.
+    fn client(stored: &Material, writes: &Arc<Mutex<Vec<String>>>) -> Client {
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "default"},
+            "data": stored.clone().into_data(),
+        });
+        let writes = writes.clone();
+        let answer = move |request: Request<Body>| {
+            let is_secret = request.uri().path().contains("/secrets/");
+            let (status, body) = match (is_secret, request.method() == Method::GET) {
+                (true, true) => (StatusCode::OK, secret.clone()),
+                (false, true) => refusal(StatusCode::NOT_FOUND, "NotFound"),
+                (_, false) => {
+                    let write = format!("{} {}", request.method(), request.uri().path());
+                    writes.lock().unwrap().push(write);
+                    refusal(StatusCode::FORBIDDEN, "Forbidden")
+                }
+            };
+            let body = Body::from(body.to_string().into_bytes());
+            let response = Response::builder().status(status).body(body).unwrap();
+            std::future::ready(Ok::<_, kube::Error>(response))
+        };
+        Client::new(tower::service_fn(answer), "default")
+    }
+
+    fn refusal(status: StatusCode, reason: &str) -> (StatusCode, serde_json::Value) {
+        let body = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "", "reason": reason,
+            "code": status.as_u16(),
+        });
+        (status, body)
+    }
+
+    #[tokio::test]
+    async fn an_authority_that_cannot_be_given_out_is_not_used_and_what_there_is_is_served() {
+        let days_ago = |days: i64| Timestamp::now() - SignedDuration::from_hours(24 * days);
+        let names = names("weir-controller", "default", "cluster.local");
+        let old = Material::make(&names, days_ago(70)).unwrap();
+        let settled = old.with_new_authority(days_ago(2)).unwrap();
+        let fresh = Material::make(&names, days_ago(250)).unwrap();
+        let old_authority = fresh.with_new_certificate(&names, days_ago(1)).unwrap();
+        for (case, stored) in [
+            ("a certificate is to be renewed", old),
+            ("and there is a new authority for it", settled),
+            ("an authority is to be renewed", old_authority),
+        ] {
+            let (writes, served) = (Arc::default(), Arc::<Served>::default());
+            let options = TlsOptions {
+                secret: "s".into(),
+                config_map: "c".into(),
+                service: "weir-controller".into(),
+            };
+            let client = client(&stored, &writes);
+            let keeper = Keeper::new(options, client, "cluster.local", served.clone(), Arc::default());
+            let error = keeper.check().await.unwrap_err().to_string();
+            assert!(
+                error.contains("cannot write ConfigMap default/c"),
+                "{case}: {error}"
+            );
+            let writes = writes.lock().unwrap();
+            assert_eq!(
+                *writes,
+                ["PATCH /api/v1/namespaces/default/configmaps/c"],
+                "{case}"
+            );
+            assert!(served.is_some(), "{case}");
+        }
+    }
 }
