@@ -84,19 +84,31 @@ impl Cluster {
         }
     }
 
-    /// Posts an event to a namespace's default broker; an error says why it was not taken.
-    ///
-    /// On the tests' own node at the Service's address, else through the API server, which alone is sure to be reached.
-    pub(super) fn send(&self, namespace: &str, id: &str) -> Result<(), String> {
+    /// Where a namespace's default broker is reached: on the tests' own node at the Service's address, else through the
+    /// API server, which alone is sure to be reached.
+    #[track_caller]
+    pub(super) fn broker(&self, namespace: &str) -> String {
         match self {
             Self::Node(_) => {
                 let service = self.kubectl(SYSTEM).get("service/weir");
-                let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
-                let broker = format!("http://{address}/{namespace}/default");
-                let event = ["--type=com.example.test", "--source=/test", "--id", id];
-                self.weir(["send", &broker].into_iter().chain(event)).map(drop)
+                let address = service["spec"]["clusterIP"].as_str();
+                let address = address.expect("a Service has an address");
+                format!("http://{address}/{namespace}/default")
             }
-            Self::Given(given) => given.send(namespace, id),
+            Self::Given(_) => {
+                format!("/api/v1/namespaces/{SYSTEM}/services/weir:http/proxy/{namespace}/default")
+            }
+        }
+    }
+
+    /// Posts an event to a broker; an error says why it was not taken.
+    pub(super) fn send(&self, broker: &str, id: &str) -> Result<(), String> {
+        match self {
+            Self::Node(_) => {
+                let event = ["--type=com.example.test", "--source=/test", "--id", id];
+                self.weir(["send", broker].into_iter().chain(event)).map(drop)
+            }
+            Self::Given(given) => given.send(broker, id),
         }
     }
 }
@@ -116,15 +128,13 @@ impl Given {
         Self { kubeconfig, client }
     }
 
-    fn send(&self, namespace: &str, id: &str) -> Result<(), String> {
+    fn send(&self, broker: &str, id: &str) -> Result<(), String> {
         let event = format!(
             r#"{{"specversion": "1.0", "type": "com.example.test", "source": "/test", "id": "{id}"}}"#
         );
         let request = Request::builder()
             .method(Method::POST)
-            .uri(format!(
-                "/api/v1/namespaces/{SYSTEM}/services/weir:http/proxy/{namespace}/default"
-            ))
+            .uri(broker)
             .header(header::CONTENT_TYPE, "application/cloudevents+json")
             .body(Bytes::from(event).to_vec())
             .map_err(|error| error.to_string())?;

@@ -147,9 +147,9 @@ impl Installation {
 
     /// Posts events until told to stop, by the harness that counts what is lost in the fault suite.
     pub(super) fn producers(&'static self, namespace: &str) -> Producers {
-        let namespace = namespace.to_owned();
+        let broker = self.cluster.broker(namespace);
         Producers::by(2, move |_, id| {
-            self.cluster.send(&namespace, id)?;
+            self.cluster.send(&broker, id)?;
             Ok(Response {
                 status: StatusCode::ACCEPTED,
                 headers: HeaderMap::new(),

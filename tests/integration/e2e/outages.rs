@@ -55,7 +55,8 @@ fn events_wait_for_a_consumer_that_is_scaled_to_zero() {
     };
     let kubectl = installation.consumer("zero", 1, "{}");
     kubectl.run(["rollout", "status", "deployment/consumer", "--timeout=120s"]);
-    eventually(PATIENCE, || installation.cluster.send("zero", "before"));
+    let broker = installation.cluster.broker("zero");
+    eventually(PATIENCE, || installation.cluster.send(&broker, "before"));
     await_delivered(&kubectl, "consumer", &["before"]);
 
     kubectl.run(["scale", "deployment/consumer", "--replicas=0"]);
@@ -68,7 +69,7 @@ fn events_wait_for_a_consumer_that_is_scaled_to_zero() {
     ]);
     let waiting: Vec<String> = (0..10).map(|number| format!("waits-{number}")).collect();
     for id in &waiting {
-        eventually(PATIENCE, || installation.cluster.send("zero", id));
+        eventually(PATIENCE, || installation.cluster.send(&broker, id));
     }
     // It is said, in the status and by an Event, that the consumer is away.
     kubectl.run([
@@ -109,11 +110,12 @@ fn a_namespace_may_be_deleted_with_everything_in_it() {
     let other = installation.consumer("stays", 1, "{}");
     // Events wait, for a consumer that never comes.
     installation.consumer("goes", 0, "{}");
-    eventually(PATIENCE, || installation.cluster.send("goes", "waits"));
+    let broker = installation.cluster.broker("goes");
+    eventually(PATIENCE, || installation.cluster.send(&broker, "waits"));
 
     let admin = installation.cluster.kubectl("default");
     admin.run(["delete", "namespace", "goes", "--timeout=120s"]);
-    eventually(LONG, || match installation.cluster.send("goes", "late") {
+    eventually(LONG, || match installation.cluster.send(&broker, "late") {
         Err(error) if error.contains("404") => Ok(()),
         other => Err(format!("{other:?}")),
     });
@@ -129,10 +131,11 @@ fn a_namespace_may_be_deleted_with_everything_in_it() {
     });
 
     // Others notice nothing, and whoever takes the name again begins anew.
-    eventually(PATIENCE, || installation.cluster.send("stays", "other"));
+    let broker_of_stays = installation.cluster.broker("stays");
+    eventually(PATIENCE, || installation.cluster.send(&broker_of_stays, "other"));
     await_delivered(&other, "consumer", &["other"]);
     let again = installation.consumer("goes", 1, "{}");
-    eventually(PATIENCE, || installation.cluster.send("goes", "new"));
+    eventually(PATIENCE, || installation.cluster.send(&broker, "new"));
     await_delivered(&again, "consumer", &["new"]);
     assert!(
         !delivered(&again, "consumer")

@@ -71,7 +71,8 @@ fn dead_letters_are_redriven_through_a_port_forward() {
     // A Service without anybody behind it: what is delivered now becomes a dead letter.
     let kubectl = installation.consumer("letters", 0, "{retry: 0}");
     let cluster = &installation.cluster;
-    eventually(PATIENCE, || cluster.send("letters", "1"));
+    let broker = cluster.broker("letters");
+    eventually(PATIENCE, || cluster.send(&broker, "1"));
 
     let forward = [
         "port-forward",
@@ -209,6 +210,7 @@ fn what_people_made_outlives_the_release() {
 
     install(cluster);
     kubectl.run(["wait", "--for=condition=Ready", "trigger/all", "--timeout=60s"]);
-    eventually(PATIENCE, || cluster.send("outlives", "after"));
+    let broker = cluster.broker("outlives");
+    eventually(PATIENCE, || cluster.send(&broker, "after"));
     await_delivered(&kubectl, "consumer", &["after"]);
 }
