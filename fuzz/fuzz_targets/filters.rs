@@ -73,6 +73,7 @@ fn observed(specs: Vec<TriggerSpec>) -> Observed {
         namespaces: vec![Namespace {
             name: NAMESPACE.to_owned(),
             labels: [].into(),
+            terminating: false,
         }],
         ..Observed::default()
     }
