@@ -1,7 +1,12 @@
-//! Whom TLS trusts: certificates of authorities as PEM. The controller checks with it what routers then use.
+//! Whom TLS trusts: the authorities of this machine, or certificates as PEM. The controller checks with it what routers
+//! then use.
 
+use std::io;
+
+use http::Uri;
+use hyper_rustls::ConfigBuilderExt as _;
 use rustls::{
-    RootCertStore,
+    ClientConfig, RootCertStore,
     pki_types::{CertificateDer, pem, pem::PemObject as _, pem::SectionKind},
 };
 
@@ -30,6 +35,21 @@ pub enum TrustError {
     /// There is nothing in it.
     #[error("it has no certificate, which begins with -----BEGIN CERTIFICATE-----")]
     Empty,
+}
+
+/// TLS for requests to a URI, by the authorities that this machine trusts. `http` asks nobody whom to trust, and an empty
+/// image has no authorities: they are read for `https` only.
+///
+/// # Errors
+/// When the machine's authorities cannot be read.
+pub fn for_uri(uri: &Uri) -> io::Result<ClientConfig> {
+    let builder = ClientConfig::builder();
+    let builder = if uri.scheme_str() == Some("https") {
+        builder.with_native_roots()?
+    } else {
+        builder.with_root_certificates(RootCertStore::empty())
+    };
+    Ok(builder.with_no_client_auth())
 }
 
 /// The authorities of a PEM text with one certificate or more.

@@ -53,8 +53,8 @@ const ROOMS: &[Room] = &[
     Room::new("filter",      &["cloudevents"]).pure(),
     Room::new("routing",     &["cloudevents", "filter"]).pure(),
     Room::new("log",         &[]).without_kubernetes(),
-    Room::new("telemetry",   &["cloudevents"]).without_kubernetes(),
     Room::new("trust",       &[]).without_kubernetes(),
+    Room::new("telemetry",   &["cloudevents", "trust"]).without_kubernetes(),
     Room::new("delivery",    &["cloudevents", "filter", "routing", "log", "telemetry", "trust"]).without_kubernetes(),
     Room::new("server",      &[]).without_kubernetes(),
     Room::new("source",      &["cloudevents", "routing", "log"]).without_kubernetes(),
@@ -63,8 +63,8 @@ const ROOMS: &[Room] = &[
         "cloudevents", "filter", "routing", "log", "telemetry", "delivery", "server", "source",
     ]).without_kubernetes(),
     Room::new("cli", &[
-        "api", "cloudevents", "filter", "routing", "log", "telemetry", "delivery", "server", "source", "controller",
-        "router",
+        "api", "cloudevents", "filter", "routing", "log", "trust", "telemetry", "delivery", "server", "source",
+        "controller", "router",
     ]),
 ];
 

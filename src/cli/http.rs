@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 
 use super::Usage;
-use crate::delivery::with_causes;
+use crate::{delivery::with_causes, trust};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -41,19 +41,13 @@ pub fn parse_url(text: &str) -> anyhow::Result<Uri> {
 /// When there is no answer within 30 seconds; [`Refused`] when it says something else.
 pub async fn exchange(request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
     let url = request.uri().clone();
-    let builder = hyper_rustls::HttpsConnectorBuilder::new();
-    let builder = if url.scheme_str() == Some("https") {
-        builder
-            .with_native_roots()
-            .context("cannot read the certificate authorities that this machine trusts")?
-    } else {
-        // http asks nobody whom to trust, and an empty image has no authorities.
-        let config = rustls::ClientConfig::builder()
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
-        builder.with_tls_config(config)
-    };
-    let connector = builder.https_or_http().enable_http1().build();
+    let tls =
+        trust::for_uri(&url).context("cannot read the certificate authorities that this machine trusts")?;
+    let connector = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .build();
     let client = Client::builder(TokioExecutor::new()).build::<_, Full<Bytes>>(connector);
     let (status, answer) = tokio::time::timeout(TIMEOUT, async {
         let response = client

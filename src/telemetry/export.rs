@@ -28,6 +28,7 @@ use opentelemetry_sdk::{
 use tokio::runtime::Handle;
 
 use super::{Options, Sampling, Tracer};
+use crate::trust;
 
 /// How long what is not exported yet may take when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -160,20 +161,15 @@ fn shown(endpoint: &Uri) -> String {
 type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 fn client(endpoint: &Uri) -> Result<Http, ExportError> {
-    let builder = HttpsConnectorBuilder::new();
-    let builder = if endpoint.scheme_str() == Some("https") {
-        builder.with_native_roots().map_err(|source| ExportError::Roots {
-            endpoint: endpoint.clone(),
-            source,
-        })?
-    } else {
-        // http asks nobody whom to trust, and an empty image has no authorities.
-        let config = rustls::ClientConfig::builder()
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
-        builder.with_tls_config(config)
-    };
-    let connector = builder.https_or_http().enable_http1().build();
+    let tls = trust::for_uri(endpoint).map_err(|source| ExportError::Roots {
+        endpoint: endpoint.clone(),
+        source,
+    })?;
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .build();
     Ok(Client::builder(TokioExecutor::new()).build(connector))
 }
 

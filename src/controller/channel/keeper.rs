@@ -28,7 +28,7 @@ use super::{
     plan::{Step, next_step},
     telling::Telling,
 };
-use crate::controller::metrics::ControllerMetrics;
+use crate::controller::{metrics::ControllerMetrics, status_writer::FIELD_MANAGER};
 
 /// How often what is stored is looked at: how long a deleted Secret stays so, or a controller serves what another
 /// one has renewed.
@@ -270,7 +270,7 @@ impl Keeper {
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": self.metadata(&self.config_map),
             "data": {AUTHORITIES: authorities},
         });
-        let parameters = PatchParams::apply(super::FIELD_MANAGER).force();
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let applied = self
             .config_maps
             .patch(&self.config_map, &parameters, &Patch::Apply(&config_map))

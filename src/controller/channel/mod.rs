@@ -31,9 +31,6 @@ use crate::server::Server;
 use keeper::{Keeper, Served};
 use token_check::{TokenCheck, admit};
 
-/// Who wrote a field, as `kubectl` shows it.
-const FIELD_MANAGER: &str = "weir-controller";
-
 /// How the channel to routers is secured. By default it is not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChannelOptions {
