@@ -62,11 +62,12 @@ fn controller(account: &Kubectl, listen: SocketAddr, more: &[&str]) -> Process {
         .start()
 }
 
-fn router(controller: SocketAddr, data: &Scratch) -> Process {
+pub(crate) fn router(name: &str, controller: SocketAddr, data: &Scratch) -> Process {
     let controller = format!("http://{controller}");
     let arguments = [
         "router",
-        "--name=r",
+        "--name",
+        name,
         "--listen=127.0.0.1:0",
         "--admin=127.0.0.1:0",
         "--allow-uri-addresses=127.0.0.0/8", // consumers are there
@@ -118,7 +119,7 @@ fn one_of_several_controllers_leads_and_another_takes_over() {
         )
     };
     let data = Scratch::new();
-    let router = router(listen.address(), &data);
+    let router = router("r", listen.address(), &data);
     admin.apply(&trigger("one"));
     admin.wait_ready("trigger/orders");
 
@@ -199,7 +200,7 @@ fn an_account_that_may_see_some_namespaces_serves_these() {
     let controller = controller(&account, listen.address(), &["--watch-namespaces=shop,bank,gone"]);
     await_readiness(&controller, LEADS);
     let data = Scratch::new();
-    let router = router(listen.address(), &data);
+    let router = router("r", listen.address(), &data);
     let consumer = Consumer::start();
     let trigger = format!(
         "apiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {{name: all}}\nspec: {{sink: {{uri: '{}'}}}}\n",

@@ -1,10 +1,11 @@
 //! Several routers under one controller: each has a log of its own, and any of them takes a producer's request.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
     cluster::post_binary,
     controller::install_definitions,
+    leadership::router,
     support::{Answer, Consumer, ControlPlane, Kubectl, Process, Received, Scratch, eventually},
 };
 
@@ -16,18 +17,6 @@ fn controller(admin: &Kubectl) -> Process {
     Process::weir(arguments)
         .env("KUBECONFIG", admin.kubeconfig())
         .start()
-}
-
-fn router(name: &str, controller: SocketAddr, data: &Scratch) -> Process {
-    let arguments = [
-        format!("--name={name}"),
-        format!("--controller=http://{controller}"),
-        format!("--data={}", data.path().display()),
-        "--listen=127.0.0.1:0".to_owned(),
-        "--admin=127.0.0.1:0".to_owned(),
-        "--allow-uri-addresses=127.0.0.0/8".to_owned(), // consumers are there
-    ];
-    Process::weir(["router".to_owned()].into_iter().chain(arguments)).start()
 }
 
 fn broker(router: &Process) -> String {
