@@ -112,6 +112,19 @@ impl Kubectl {
         }
     }
 
+    /// Waits until all pods of a Deployment are its newest ones and ready; else shows what its namespace has and says.
+    #[track_caller]
+    pub(crate) fn wait_rolled_out(&self, deployment: &str) {
+        if let Err(error) = self.try_run(["rollout", "status", deployment, "--timeout=120s"]) {
+            let show = |arguments: &[&str]| self.try_run(arguments).unwrap_or_else(|error| error);
+            panic!(
+                "{error}\n{}\n{}",
+                show(&["get", "all,serviceaccounts,events"]),
+                show(&["describe", "pods"])
+            );
+        }
+    }
+
     fn output<A: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = A>,

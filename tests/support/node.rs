@@ -40,7 +40,8 @@ pub(crate) struct Node {
     // In the order of dropping: with the first process everything on the node ends, then what is left is removed.
     first: Process,
     parts: Vec<Process>,
-    api_server: Mutex<Option<Process>>,
+    // The API server, then the controllers and the scheduler, which come and go with it.
+    control_plane: Mutex<Vec<Process>>,
     _cgroup: Cgroup,
     inside: Inside,
     kubernetes: PathBuf,
@@ -90,7 +91,7 @@ impl Node {
         let mut node = Self {
             first,
             parts: Vec::new(),
-            api_server: Mutex::default(),
+            control_plane: Mutex::default(),
             _cgroup: cgroup,
             inside,
             kubernetes,
@@ -158,12 +159,14 @@ impl Node {
             .unwrap_or_else(|error| panic!("cannot import {}: {error}", archive.display()));
     }
 
-    /// Kills the API server. What it knew stays in etcd.
+    /// Kills the API server. What it knew stays in etcd. The controllers and the scheduler end with it, as those do
+    /// that have to hold a Lease.
     pub(crate) fn stop_api_server(&self) {
-        self.api_server().take();
+        self.control_plane().clear();
     }
 
-    /// Starts the API server, again or for the first time, and waits until it is ready.
+    /// Starts the API server, again or for the first time, waits until it is ready, and starts the controllers and the
+    /// scheduler: had they stayed, they would ask it again only after up to a minute, one waiting for the other.
     #[track_caller]
     pub(crate) fn start_api_server(&self) {
         let file = |name: &str| self.file(name).display().to_string();
@@ -187,11 +190,11 @@ impl Node {
         let process = self
             .launch(self.kubernetes.join("kube-apiserver"), arguments)
             .start();
-        *self.api_server() = Some(process);
+        self.control_plane().push(process);
         let kubectl = self.kubectl("default");
         eventually(START, || {
             let readiness = kubectl.try_run(["get", "--raw=/readyz", "--request-timeout=5s"]);
-            if let (Err(_), Some(process)) = (&readiness, self.api_server().as_mut()) {
+            if let (Err(_), Some(process)) = (&readiness, self.control_plane().first_mut()) {
                 assert!(
                     process.is_running(),
                     "the API server ended:\n{}",
@@ -200,6 +203,30 @@ impl Node {
             }
             readiness
         });
+        self.start_controllers();
+    }
+
+    fn start_controllers(&self) {
+        let file = |name: &str| self.file(name).display().to_string();
+        let kubeconfig = format!("--kubeconfig={}", file("admin.kubeconfig"));
+        let alone = "--leader-elect=false".to_owned();
+        let controllers = [
+            kubeconfig.clone(),
+            alone.clone(),
+            format!("--root-ca-file={}", file("tls/apiserver.crt")),
+            format!(
+                "--service-account-private-key-file={}",
+                file("service-account.key")
+            ),
+            format!("--cluster-cidr={PODS}"),
+            "--allocate-node-cidrs".to_owned(),
+        ];
+        let start = |name: &str, arguments: &[String]| {
+            let process = self.launch(self.assets.join(name), arguments).start();
+            self.control_plane().push(process);
+        };
+        start("kube-controller-manager", &controllers);
+        start("kube-scheduler", &[kubeconfig, alone]);
     }
 
     /// A directory on the node for a volume.
@@ -235,8 +262,8 @@ impl Node {
         memory
     }
 
-    fn api_server(&self) -> MutexGuard<'_, Option<Process>> {
-        self.api_server.lock().unwrap_or_else(PoisonError::into_inner)
+    fn control_plane(&self) -> MutexGuard<'_, Vec<Process>> {
+        self.control_plane.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -259,34 +286,15 @@ impl Node {
         fs::set_permissions(kubectl, fs::Permissions::from_mode(0o755))
             .expect("cannot make a script executable");
 
-        let kubeconfig = self.file("admin.kubeconfig").display().to_string();
-        let file = |name: &str| self.file(name).display().to_string();
         let etcd = [
-            format!("--data-dir={}", file("etcd")),
+            format!("--data-dir={}", self.file("etcd").display()),
             format!("--listen-client-urls={ETCD}"),
             format!("--advertise-client-urls={ETCD}"),
             "--unsafe-no-fsync".to_owned(),
             "--log-level=warn".to_owned(),
         ];
-        let controllers = [
-            format!("--kubeconfig={kubeconfig}"),
-            format!("--root-ca-file={}", file("tls/apiserver.crt")),
-            format!(
-                "--service-account-private-key-file={}",
-                file("service-account.key")
-            ),
-            format!("--cluster-cidr={PODS}"),
-            "--allocate-node-cidrs".to_owned(),
-            "--leader-elect=false".to_owned(),
-        ];
-        let scheduler = [
-            format!("--kubeconfig={kubeconfig}"),
-            "--leader-elect=false".to_owned(),
-        ];
         self.start_part(self.kubernetes.join("etcd"), &etcd);
         self.start_api_server();
-        self.start_part(self.assets.join("kube-controller-manager"), &controllers);
-        self.start_part(self.assets.join("kube-scheduler"), &scheduler);
     }
 
     #[track_caller]
@@ -370,7 +378,7 @@ impl Node {
         let system = self.kubectl("kube-system");
         system.apply(include_str!("node/coredns.yaml"));
         self.await_kubectl(&["wait", "--for=condition=Ready", "node", NODE, "--timeout=1s"]);
-        system.run(["rollout", "status", "deployment/coredns", "--timeout=120s"]);
+        system.wait_rolled_out("deployment/coredns");
     }
 
     #[track_caller]
@@ -379,7 +387,12 @@ impl Node {
         eventually(START, || {
             let done = kubectl.try_run(arguments);
             if done.is_err() {
-                for part in self.parts.iter_mut().chain([&mut self.first]) {
+                let control_plane = self
+                    .control_plane
+                    .get_mut()
+                    .unwrap_or_else(PoisonError::into_inner);
+                let parts = self.parts.iter_mut().chain(control_plane);
+                for part in parts.chain([&mut self.first]) {
                     assert!(
                         part.is_running(),
                         "a part of the node ended:\n{}",

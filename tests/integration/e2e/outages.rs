@@ -17,7 +17,7 @@ fn events_flow_for_a_minute_without_the_api_server() {
         return;
     };
     let kubectl = installation.consumer("outage", 1, "{}");
-    kubectl.run(["rollout", "status", "deployment/consumer", "--timeout=120s"]);
+    kubectl.wait_rolled_out("deployment/consumer");
     let producers = installation.producers("outage");
     producers.wait_for_more(20);
     node.stop_api_server();
@@ -54,7 +54,7 @@ fn events_wait_for_a_consumer_that_is_scaled_to_zero() {
         return;
     };
     let kubectl = installation.consumer("zero", 1, "{}");
-    kubectl.run(["rollout", "status", "deployment/consumer", "--timeout=120s"]);
+    kubectl.wait_rolled_out("deployment/consumer");
     let broker = installation.cluster.broker("zero");
     eventually(PATIENCE, || installation.cluster.send(&broker, "before"));
     await_delivered(&kubectl, "consumer", &["before"]);

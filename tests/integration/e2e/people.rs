@@ -99,7 +99,7 @@ fn dead_letters_are_redriven_through_a_port_forward() {
     assert!(shown.contains("com.example.test"), "{shown}");
 
     kubectl.run(["scale", "deployment/consumer", "--replicas=1"]);
-    kubectl.run(["rollout", "status", "deployment/consumer", "--timeout=120s"]);
+    kubectl.wait_rolled_out("deployment/consumer");
     // kube-proxy may learn of the pod a moment later; the letter then comes back.
     eventually(LONG, || {
         let redriven = dead_letters(&["redrive", "letters/default", "--all"])?;
