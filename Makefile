@@ -31,7 +31,7 @@ lint: rust ## Check the formatting and the lints; a warning is an error
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked $(test_features) --all-targets -- -D warnings
-	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --target-dir $(target) -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --manifest-path fuzz/Cargo.toml --target-dir $(target) -- -D warnings
 
 .PHONY: unit
 unit: rust ## Test what needs nothing but the code: units, examples in the docs, the arrows between rooms
