@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+shopt -s lastpipe # what put finds at the end of a pipe is known after it
 check=${1-}
 stale=0
 
