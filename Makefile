@@ -89,7 +89,7 @@ chart: ## Check that what is made from the chart and for it is up to date, and t
 	deploy/generate.sh --check
 
 .PHONY: generate
-generate: crds docs ## Write what is made from something else: crds/, tables in docs/, the chart's README, deploy/weir.yaml
+generate: crds docs ## Write what is made from something else: crds/, tables in docs/, the chart's README, files in deploy/
 	deploy/generate.sh
 
 # Static, for an image that has nothing but the binary.

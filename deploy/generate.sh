@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Writes what is made from something else: the chart's copy of the custom resource definitions, the table of values in
-# its README, and deploy/weir.yaml, the chart rendered as plain manifests (with helm). With --check it writes nothing,
-# and fails when something is not up to date.
+# its README, deploy/weir.yaml, the chart rendered as plain manifests (with helm), and the versions in deploy/Dockerfile.
+# With --check it writes nothing, and fails when something is not up to date.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+shopt -s lastpipe # what put finds at the end of a pipe is known after it
 check=${1-}
 stale=0
 
@@ -34,10 +35,19 @@ manifests() {
   "$1" template weir charts/weir --kube-version 1.30 --namespace weir-system --skip-tests --set crds.keep=false | sed '/helm.sh\/\|managed-by: Helm/d'
 }
 
+# The compiler that everything else is built with, and the label that says which Weir is in the image.
+dockerfile() {
+  local rust weir
+  rust=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+  weir=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+  sed -e "s/^FROM rust:[^-]*/FROM rust:$rust/" -e "s/\(image\.version\)=\"[^\"]*\"/\1=\"$weir\"/" deploy/Dockerfile
+}
+
 for definition in crds/*.yaml; do
   put "charts/weir/files/crds/${definition##*/}" <"$definition"
 done
 readme | put charts/weir/README.md
+dockerfile | put deploy/Dockerfile
 
 # The one that the end-to-end tests built serves as well.
 helm=$(command -v helm || compgen -G "${XDG_CACHE_HOME:-$HOME/.cache}/weir/node-*/helm" | tail -n 1 || true)
