@@ -3,6 +3,7 @@
 //! See [`crate::routing::protocol`].
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -36,15 +37,20 @@ struct Current {
 pub(super) struct Publication {
     current: watch::Sender<Option<Current>>,
     routers: Mutex<Routers>,
+    /// The routers' names, for the controller that comes after this one.
+    names: watch::Sender<BTreeSet<String>>,
     /// Rung when a router has said something new.
     acknowledged: Notify,
 }
 
 impl Publication {
-    pub(super) fn new() -> Arc<Self> {
+    /// `names` has those that the controller before this one knew, and is kept to what this one knows.
+    pub(super) fn new(names: watch::Sender<BTreeSet<String>>) -> Arc<Self> {
+        let awaited = names.borrow().clone();
         Arc::new(Self {
             current: watch::Sender::new(None),
-            routers: Mutex::new(Routers::default()),
+            routers: Mutex::new(Routers::awaiting(awaited)),
+            names,
             acknowledged: Notify::new(),
         })
     }
@@ -72,6 +78,23 @@ impl Publication {
     pub(super) fn routers(&self) -> MutexGuard<'_, Routers> {
         // No code that holds the lock can leave it half changed.
         self.routers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets routers that are gone, and names them.
+    pub(super) fn forget_gone(&self) -> Vec<String> {
+        let mut routers = self.routers();
+        let gone = routers.forget_gone(Instant::now());
+        self.tell_names(&routers);
+        gone
+    }
+
+    fn tell_names(&self, routers: &Routers) {
+        let names = routers.names();
+        self.names.send_if_modified(|told| {
+            let is_news = *told != names;
+            *told = names;
+            is_news
+        });
     }
 
     pub(super) async fn acknowledged(&self) {
@@ -170,7 +193,13 @@ struct Asking<'a> {
 
 impl<'a> Asking<'a> {
     fn begin(publication: &'a Publication, router: String, revision: &Revision) -> Self {
-        if publication.routers().asks(&router, revision, Instant::now()) {
+        let mut routers = publication.routers();
+        let is_news = routers.asks(&router, revision, Instant::now());
+        if is_news {
+            publication.tell_names(&routers);
+        }
+        drop(routers);
+        if is_news {
             tracing::info!(router, revision = revision.0, "a router says what it has applied");
             publication.acknowledged.notify_one();
         }
@@ -219,7 +248,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_new_is_given_at_once_and_what_is_not_is_waited_for() {
-        let publication = Publication::new();
+        let publication = Publication::new(watch::Sender::default());
         assert_eq!(
             ask(&publication, "router=r").await.0,
             StatusCode::SERVICE_UNAVAILABLE
@@ -244,11 +273,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn asking_acknowledges() {
-        let publication = Publication::new();
+        let publication = Publication::new(watch::Sender::default());
         publication.publish(&configuration("1"));
         assert_eq!(
             publication.routers().applied("u", Instant::now()),
-            Applied::NotHeard
+            Applied::Awaited(vec![])
         );
         ask(&publication, "router=r&revision=1").await;
         publication.acknowledged().await;
@@ -257,7 +286,7 @@ mod tests {
 
     #[tokio::test]
     async fn names_are_checked() {
-        let publication = Publication::new();
+        let publication = Publication::new(watch::Sender::default());
         for router in ["", "a%20b", "a/b", &"r".repeat(254)] {
             assert_eq!(
                 ask(&publication, &format!("router={router}")).await.0,
@@ -281,7 +310,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_report_is_taken_from_a_router_that_has_asked() {
-        let publication = Publication::new();
+        let publication = Publication::new(watch::Sender::default());
         publication.publish(&configuration("1"));
         let path = sinks_path("r-0.x_y");
         let empty = r#"{"down": []}"#;
@@ -300,7 +329,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_report_that_is_none_is_refused() {
-        let publication = Publication::new();
+        let publication = Publication::new(watch::Sender::default());
         publication.publish(&configuration("1"));
         ask(&publication, "router=r&revision=1").await;
         let (path, spaced) = (sinks_path("r"), sinks_path("a b"));

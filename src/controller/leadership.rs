@@ -5,7 +5,7 @@
 //! seen from here. The API server refuses a write that rests on an older version of it, so one candidate at most
 //! gets it.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -27,6 +27,12 @@ const RETRY_PERIOD: Duration = Duration::from_secs(2);
 /// How long one look or write may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The annotation of the Lease with the routers' names, which have no comma in them.
+const ROUTERS: &str = "weir.dev/routers";
+
+/// How many are named at most.
+const MAX_ROUTERS: usize = 500;
+
 /// A controller that leads, or would.
 pub(super) struct Candidate {
     leases: Api<Lease>,
@@ -40,6 +46,8 @@ pub(super) struct Candidate {
     /// Whether it was said that the Lease cannot be used, so that it is said once.
     in_trouble: bool,
     last_used: watch::Sender<Option<Instant>>,
+    /// The names of the routers that the leader knows: read when the Lease is taken, and written while it is held.
+    routers: watch::Sender<BTreeSet<String>>,
 }
 
 /// Why a Lease could not be used.
@@ -53,12 +61,14 @@ enum LeaseError {
 
 impl Candidate {
     /// For the Lease of this name, in the namespace that the client works in. When it was last read, or written where
-    /// that was to be done, is told by `last_used`.
+    /// that was to be done, is told by `last_used`. Leaders hand the names of `routers` to each other by it, so that
+    /// the next one knows whom to wait for.
     pub(super) fn new(
         client: Client,
         name: &str,
         host: &str,
         last_used: watch::Sender<Option<Instant>>,
+        routers: watch::Sender<BTreeSet<String>>,
     ) -> Self {
         Self {
             leases: Api::default_namespaced(client),
@@ -68,6 +78,7 @@ impl Candidate {
             until: Instant::now(),
             in_trouble: false,
             last_used,
+            routers,
         }
     }
 
@@ -118,6 +129,7 @@ impl Candidate {
             if lease.spec.as_ref().and_then(holder) != Some(&self.identity) {
                 return Ok(());
             }
+            self.tell_routers(&mut lease.metadata);
             if let Some(spec) = &mut lease.spec {
                 spec.holder_identity = None;
                 spec.renew_time = Some(MicroTime(Timestamp::now()));
@@ -180,8 +192,12 @@ impl Candidate {
         let Some(spec) = claim(seen.as_ref(), &self.identity, seen_for, Timestamp::now()) else {
             return Ok(false);
         };
+        let held = seen.as_ref().and_then(holder) == Some(&self.identity);
+        if let Some(present) = present.as_ref().filter(|_| !held) {
+            self.routers.send_replace(told_routers(&present.metadata));
+        }
         let post = PostParams::default();
-        let lease = Lease {
+        let mut lease = Lease {
             metadata: present.as_ref().map_or_else(
                 || ObjectMeta {
                     name: Some(self.name.clone()),
@@ -192,6 +208,7 @@ impl Candidate {
             ),
             spec: Some(spec),
         };
+        self.tell_routers(&mut lease.metadata);
         let written = match present {
             Some(_) => self.leases.replace(&self.name, &post, &lease).await,
             None => self.leases.create(&post, &lease).await,
@@ -206,6 +223,16 @@ impl Candidate {
         }
     }
 
+    fn tell_routers(&self, lease: &mut ObjectMeta) {
+        let names = self.routers.borrow();
+        // An object has room for so many, and no more were to be expected.
+        let names: Vec<&str> = names.iter().take(MAX_ROUTERS).map(String::as_str).collect();
+        lease
+            .annotations
+            .get_or_insert_default()
+            .insert(ROUTERS.to_owned(), names.join(","));
+    }
+
     /// Notes how the Lease is; tells how long it has been so.
     fn see(&mut self, lease: Option<LeaseSpec>) -> Duration {
         match (&self.seen, lease) {
@@ -214,6 +241,19 @@ impl Candidate {
         }
         Duration::ZERO
     }
+}
+
+/// The names that the leader before wrote.
+fn told_routers(lease: &ObjectMeta) -> BTreeSet<String> {
+    let told = lease
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(ROUTERS));
+    told.into_iter()
+        .flat_map(|names| names.split(','))
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// What a Lease becomes by being taken or renewed; `None` while it is another's. `seen_for` is how long it has been
@@ -327,7 +367,7 @@ mod tests {
             };
             let client = Client::new(tower::service_fn(answer), "default");
             let (last_used, used) = watch::channel(None);
-            let mut candidate = Candidate::new(client, "l", "me", last_used);
+            let mut candidate = Candidate::new(client, "l", "me", last_used, watch::Sender::default());
             let acquired = tokio::time::timeout(LEASE_DURATION, candidate.acquire()).await;
             assert!(acquired.is_err());
             let ago = used.borrow().map(|at| at.elapsed());

@@ -42,7 +42,7 @@ pub use credentials::named as named_secrets;
 pub use diagnosis::{Diagnoses, Finding, SinkDiagnosis, SourceDiagnosis, Subject, TriggerDiagnosis};
 pub use observed::{Namespace, Observed, Port, SecretName, SecretState, Service};
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use kube::Client;
 use prometheus_client::registry::Registry;
@@ -169,6 +169,7 @@ pub async fn run(
         channel,
         stage,
         last_used,
+        routers: tokio::sync::watch::Sender::default(),
     };
     match &controller.options.election {
         Some(election) => controller.lead_when_elected(election, &stop).await?,
@@ -191,6 +192,8 @@ struct Controller {
     stage: tokio::sync::watch::Sender<Stage>,
     /// When the Lease could last be used.
     last_used: tokio::sync::watch::Sender<Option<tokio::time::Instant>>,
+    /// The names of the routers that whoever leads knows.
+    routers: tokio::sync::watch::Sender<BTreeSet<String>>,
 }
 
 impl Controller {
@@ -200,7 +203,13 @@ impl Controller {
         Election { lease, host }: &Election,
         stop: &CancellationToken,
     ) -> Result<(), ControllerError> {
-        let mut candidate = Candidate::new(self.client.clone(), lease, host, self.last_used.clone());
+        let mut candidate = Candidate::new(
+            self.client.clone(),
+            lease,
+            host,
+            self.last_used.clone(),
+            self.routers.clone(),
+        );
         while stop.run_until_cancelled(candidate.acquire()).await.is_some() {
             let term = stop.child_token();
             let keep = async {
@@ -235,8 +244,9 @@ impl Controller {
             channel,
             stage,
             last_used: _,
+            routers,
         } = self;
-        let publication = Publication::new();
+        let publication = Publication::new(routers.clone());
         // Whoever does not lead does not listen: routers then find the one who does.
         let configuration = Server::bind("configuration", options.listen).await?;
         let serving = channel.serve(configuration, endpoint::service(publication.clone(), stop), stop);

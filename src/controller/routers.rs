@@ -1,7 +1,7 @@
 //! Which routers are there, what each has applied, and what it tells of Sinks. Pure: time comes in as an argument.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -14,8 +14,9 @@ use crate::routing::{
     protocol::{Detail, POLL_TIMEOUT, SinkReport},
 };
 
-/// How long the first router is awaited. One that asked a controller whose node has died notices after the time of a
-/// poll and its own patience (10 s), and then has to find this one.
+/// How long routers are awaited that another controller knew, and the first one if none did. One that asked a
+/// controller whose node has died notices after the time of a poll and its own patience (10 s), and then has to find
+/// this one.
 const AWAITED_AT_START: Duration = POLL_TIMEOUT.saturating_add(Duration::from_secs(20));
 
 /// A router that has not asked for this long is gone; between two requests it takes milliseconds.
@@ -28,6 +29,8 @@ const HISTORY: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Routers {
     known: BTreeMap<String, Router>,
+    /// Those that the controller before this one knew, and that have not asked yet.
+    awaited: BTreeSet<String>,
     /// Whether a router has ever asked.
     heard: bool,
     /// Since when there is something to ask for.
@@ -67,20 +70,43 @@ pub(super) enum Taken {
 /// How far a resource has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Applied {
-    /// The controller has just started, and no router has asked yet: those that there are take a moment to come back.
-    NotHeard,
+    /// The controller has just begun, and these routers, or whichever there are, have not asked it yet, or not since they
+    /// were given what it published: what was known of them before still holds.
+    Awaited(Vec<String>),
     /// No router is there to apply it.
     NoRouter,
     /// These routers have not applied it as it is now.
     Not(Vec<String>),
-    /// So many routers, all that are there, have.
-    Everywhere(usize),
+    /// All routers that are there have.
+    Everywhere,
+}
+
+/// How far one router has come with a resource.
+enum Has {
+    Newest,
+    Older,
+    /// It has what this controller did not publish: what another one did, as far as it can be known.
+    Unknown,
 }
 
 impl Routers {
+    /// Begins with the names of those that another controller knew.
+    pub(super) fn awaiting(names: BTreeSet<String>) -> Self {
+        Self {
+            awaited: names,
+            ..Self::default()
+        }
+    }
+
+    /// The names of those that are there, or awaited.
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        self.known.keys().chain(&self.awaited).cloned().collect()
+    }
+
     /// A router asks, and so says which revision it has applied. Tells whether that is news.
     pub(super) fn asks(&mut self, name: &str, revision: &Revision, now: Instant) -> bool {
         self.heard = true;
+        self.awaited.remove(name);
         match self.known.get_mut(name) {
             Some(router) => {
                 let news = router.revision != *revision;
@@ -149,6 +175,9 @@ impl Routers {
         for name in &gone {
             self.known.remove(name);
         }
+        if !self.is_beginning(now) {
+            self.awaited.clear();
+        }
         gone
     }
 
@@ -181,38 +210,50 @@ impl Routers {
 
     /// Whether every router that is there has the resource as it was last published.
     pub(super) fn applied(&self, uid: &str, now: Instant) -> Applied {
-        if self.known.is_empty() {
-            let is_early = self
-                .first_published
-                .is_none_or(|since| now.duration_since(since) <= AWAITED_AT_START);
-            return if is_early && !self.heard {
-                Applied::NotHeard
-            } else {
-                Applied::NoRouter
-            };
-        }
-        let wanted = self
-            .published
-            .back()
-            .and_then(|published| published.entries.get(uid));
-        let has = |revision: &Revision| {
-            let published = self
-                .published
-                .iter()
-                .find(|published| published.revision == *revision);
-            wanted.is_some() && published.and_then(|published| published.entries.get(uid)) == wanted
-        };
-        let behind: Vec<_> = self
-            .known
-            .iter()
-            .filter(|(_, router)| !has(&router.revision))
-            .map(|(name, _)| name.clone())
-            .collect();
-        if behind.is_empty() {
-            Applied::Everywhere(self.known.len())
+        let is_beginning = self.is_beginning(now);
+        let mut behind = Vec::new();
+        let mut awaited = if is_beginning {
+            self.awaited.iter().cloned().collect()
         } else {
-            Applied::Not(behind)
+            Vec::new()
+        };
+        for (name, router) in &self.known {
+            match self.has(&router.revision, uid) {
+                Has::Newest => {}
+                Has::Unknown if is_beginning => awaited.push(name.clone()),
+                Has::Older | Has::Unknown => behind.push(name.clone()),
+            }
         }
+        if !behind.is_empty() {
+            behind.append(&mut awaited);
+            Applied::Not(behind)
+        } else if !awaited.is_empty() || (is_beginning && !self.heard) {
+            Applied::Awaited(awaited)
+        } else if self.known.is_empty() {
+            Applied::NoRouter
+        } else {
+            Applied::Everywhere
+        }
+    }
+
+    fn has(&self, revision: &Revision, uid: &str) -> Has {
+        let of = |published: &Published| published.entries.get(uid).copied();
+        let wanted = self.published.back().and_then(of);
+        let published = self
+            .published
+            .iter()
+            .find(|published| published.revision == *revision);
+        match published {
+            Some(published) if wanted.is_some() && of(published) == wanted => Has::Newest,
+            None if *revision != Revision::default() => Has::Unknown,
+            _ => Has::Older,
+        }
+    }
+
+    /// Whether there was not yet time for all routers to find this controller.
+    fn is_beginning(&self, now: Instant) -> bool {
+        self.first_published
+            .is_none_or(|since| now.duration_since(since) <= AWAITED_AT_START)
     }
 
     /// How many routers are there.
@@ -255,20 +296,20 @@ mod tests {
         let now = Instant::now();
         let mut routers = Routers::default();
         routers.publish(&configuration("1", &[("a", 1)]), now);
-        assert_eq!(routers.applied("a", now), Applied::NotHeard);
+        assert_eq!(routers.applied("a", now), Applied::Awaited(vec![]));
         assert!(routers.asks("r1", &revision(""), now));
         assert_eq!(routers.applied("a", now), Applied::Not(vec!["r1".into()]));
         assert!(routers.asks("r1", &revision("1"), now));
         assert!(!routers.asks("r1", &revision("1"), now), "nothing new");
-        assert_eq!(routers.applied("a", now), Applied::Everywhere(1));
+        assert_eq!(routers.applied("a", now), Applied::Everywhere);
 
-        routers.asks("r2", &revision("unknown"), now);
+        routers.asks("r2", &revision(""), now);
         assert_eq!(routers.applied("a", now), Applied::Not(vec!["r2".into()]));
         routers.publish(&configuration("2", &[("a", 1), ("b", 1)]), now);
         routers.asks("r2", &revision("2"), now);
         assert_eq!(
             routers.applied("a", now),
-            Applied::Everywhere(2),
+            Applied::Everywhere,
             "r1 lags behind, but a is the same there"
         );
         assert_eq!(routers.applied("b", now), Applied::Not(vec!["r1".into()]));
@@ -309,15 +350,55 @@ mod tests {
         let published = now + Duration::from_secs(3600);
         assert_eq!(
             routers.applied("a", published),
-            Applied::NotHeard,
+            Applied::Awaited(vec![]),
             "there is nothing to ask for"
         );
         routers.publish(&configuration("1", &[("a", 1)]), published);
         let last = published + AWAITED_AT_START;
         routers.publish(&configuration("2", &[("a", 1)]), last);
-        assert_eq!(routers.applied("a", last), Applied::NotHeard);
+        assert_eq!(routers.applied("a", last), Applied::Awaited(vec![]));
         let later = last + Duration::from_secs(1);
         assert_eq!(routers.applied("a", later), Applied::NoRouter);
+    }
+
+    #[test]
+    fn routers_that_another_controller_knew_are_awaited_one_by_one() {
+        let now = Instant::now();
+        let mut routers = Routers::awaiting(["r1".to_owned(), "r2".to_owned()].into());
+        let awaited = |names: &[&str]| Applied::Awaited(names.iter().map(|&name| name.into()).collect());
+        routers.publish(&configuration("1", &[("a", 1)]), now);
+        assert_eq!(routers.applied("a", now), awaited(&["r1", "r2"]));
+        routers.asks("r1", &revision("1"), now);
+        assert_eq!(routers.applied("a", now), awaited(&["r2"]));
+        routers.publish(&configuration("2", &[("a", 2)]), now);
+        assert_eq!(
+            routers.applied("a", now),
+            Applied::Not(vec!["r1".into(), "r2".into()]),
+            "nobody has what is new"
+        );
+        routers.asks("r1", &revision("2"), now);
+        routers.asks("r2", &revision("of the controller before"), now);
+        assert_eq!(routers.applied("a", now), awaited(&["r2"]));
+        routers.asks("r2", &revision("2"), now);
+        assert_eq!(routers.applied("a", now), Applied::Everywhere);
+        assert_eq!(routers.names(), ["r1".to_owned(), "r2".to_owned()].into());
+    }
+
+    #[test]
+    fn no_router_is_awaited_for_ever() {
+        let now = Instant::now();
+        let mut routers = Routers::awaiting(["gone".to_owned()].into());
+        routers.publish(&configuration("1", &[("a", 1)]), now);
+        routers.asks("r", &revision("1"), now);
+        routers.asks("stuck", &revision("of the controller before"), now);
+        assert_eq!(
+            routers.applied("a", now),
+            Applied::Awaited(vec!["gone".into(), "stuck".into()])
+        );
+        let later = now + AWAITED_AT_START + Duration::from_secs(1);
+        assert_eq!(routers.applied("a", later), Applied::Not(vec!["stuck".into()]));
+        routers.forget_gone(later);
+        assert_eq!(routers.names(), ["r".to_owned(), "stuck".to_owned()].into());
     }
 
     #[test]

@@ -85,11 +85,10 @@ impl StatusTask {
     }
 
     fn forget_gone_routers(&self) {
-        let mut routers = self.publication.routers();
-        for router in routers.forget_gone(Instant::now()) {
+        for router in self.publication.forget_gone() {
             tracing::warn!(router, "the router is gone");
         }
-        self.metrics.routers(routers.count());
+        self.metrics.routers(self.publication.routers().count());
     }
 
     /// Writes the statuses that are not as they should be; tells whether all could be written.

@@ -182,16 +182,18 @@ fn first_problem<const N: usize>(findings: [Option<&Finding>; N]) -> Option<Find
 /// `before` is the condition that says what is known of this generation from before the controller started.
 fn applied_finding(applied: &Applied, before: Option<&Condition>, generation: i64) -> Finding {
     match applied {
-        Applied::NotHeard => {
+        Applied::Awaited(routers) => {
             // Routers go on by what they have while there is no controller, so its start alone changes nothing.
             match before
                 .filter(|before| before.status == "True" && before.observed_generation == Some(generation))
             {
                 Some(before) => Finding::good("Applied", &*before.message),
-                None => applied_finding(&Applied::NoRouter, None, generation),
+                None if routers.is_empty() => applied_finding(&Applied::NoRouter, None, generation),
+                None => applied_finding(&Applied::Not(routers.clone()), None, generation),
             }
         }
-        Applied::Everywhere(count) => Finding::good("Applied", format!("applied by every router ({count})")),
+        // Not how many: it would be written to every status whenever a router comes or goes.
+        Applied::Everywhere => Finding::good("Applied", "applied by every router"),
         Applied::NoRouter => Finding::bad(
             "NoRouter",
             "no router is connected: check that one runs and can reach the controller (weir router --controller)",
@@ -209,11 +211,11 @@ fn applied_finding(applied: &Applied, before: Option<&Condition>, generation: i6
 /// Nothing is said anew before every router has applied the Trigger: what they see may be another Sink.
 fn answering_finding(applied: &Applied, seen: &SinkSeen) -> Option<Finding> {
     match (applied, seen) {
-        (Applied::Everywhere(_), SinkSeen::Answering) => {
+        (Applied::Everywhere, SinkSeen::Answering) => {
             Some(Finding::good("Answering", "no router finds the Sink down"))
         }
         (
-            Applied::Everywhere(_),
+            Applied::Everywhere,
             SinkSeen::Down {
                 routers,
                 of,
@@ -284,7 +286,7 @@ mod tests {
 
     #[test]
     fn ready_tells_the_first_thing_that_is_not_right() {
-        let everywhere = Applied::Everywhere(2);
+        let everywhere = Applied::Everywhere;
         let behind = Applied::Not(vec!["r1".into()]);
         for (filters, sink, suspended, applied, status, reason) in [
             (true, true, false, &everywhere, "True", "Ready"),
@@ -323,19 +325,23 @@ mod tests {
         };
         let reason = |status: &TriggerStatus| condition(&status.conditions, READY).unwrap().reason.clone();
         let good = diagnosis(true, true, false);
-        let ready = make(&good, &Applied::Everywhere(1), None);
-        assert_eq!(make(&good, &Applied::NotHeard, Some(&ready)), ready);
+        let ready = make(&good, &Applied::Everywhere, None);
+        assert_eq!(make(&good, &Applied::Awaited(vec![]), Some(&ready)), ready);
         assert_eq!(reason(&make(&good, &Applied::NoRouter, Some(&ready))), "NoRouter");
         // What was not applied before, or not as it is now, is not claimed to be.
-        assert_eq!(reason(&make(&good, &Applied::NotHeard, None)), "NoRouter");
+        assert_eq!(reason(&make(&good, &Applied::Awaited(vec![]), None)), "NoRouter");
         let mut edited = good.clone();
         edited.subject.generation += 1;
         assert_eq!(
-            reason(&make(&edited, &Applied::NotHeard, Some(&ready))),
+            reason(&make(&edited, &Applied::Awaited(vec![]), Some(&ready))),
             "NoRouter"
         );
         // What is wrong in itself is told at once.
-        let broken = make(&diagnosis(true, false, false), &Applied::NotHeard, Some(&ready));
+        let broken = make(
+            &diagnosis(true, false, false),
+            &Applied::Awaited(vec![]),
+            Some(&ready),
+        );
         assert_eq!(reason(&broken), "SinkNotFound");
 
         let finding = Finding::good("Valid", "an event a minute");
@@ -345,12 +351,12 @@ mod tests {
             suspended: false,
             broker: "n/default".into(),
         };
-        let running = source(&clock, &Applied::Everywhere(1), None, None, &now);
+        let running = source(&clock, &Applied::Everywhere, None, None, &now);
         assert_eq!(
-            source(&clock, &Applied::NotHeard, Some(&running), None, &now),
+            source(&clock, &Applied::Awaited(vec![]), Some(&running), None, &now),
             running
         );
-        let fresh = source(&clock, &Applied::NotHeard, None, None, &now);
+        let fresh = source(&clock, &Applied::Awaited(vec![]), None, None, &now);
         assert_eq!(condition(&fresh.conditions, READY).unwrap().reason, "NoRouter");
     }
 
@@ -434,7 +440,7 @@ mod tests {
         let status = |error: Option<&Detail>| {
             trigger(
                 &diagnosis(true, true, false),
-                &Applied::Everywhere(1),
+                &Applied::Everywhere,
                 &SinkSeen::Answering,
                 error,
                 None,
@@ -465,9 +471,9 @@ mod tests {
 
     #[test]
     fn sink_answering_is_said_by_routers_that_have_the_trigger_as_it_is_and_else_stays() {
-        let everywhere = Applied::Everywhere(3);
+        let everywhere = Applied::Everywhere;
         let behind = Applied::Not(vec!["r1".into()]);
-        let (no_router, not_heard) = (Applied::NoRouter, Applied::NotHeard);
+        let (no_router, not_heard) = (Applied::NoRouter, Applied::Awaited(vec![]));
         let (good, held) = (diagnosis(true, true, false), diagnosis(true, true, true));
         let (no_sink, no_filter) = (diagnosis(true, false, false), diagnosis(false, true, false));
         let (up, unsure, down) = (SinkSeen::Answering, SinkSeen::Unsure, down("503"));
@@ -503,7 +509,7 @@ mod tests {
 
     #[test]
     fn a_sink_that_is_down_leaves_ready_as_it_is_and_is_told_once() {
-        let (good, everywhere) = (diagnosis(true, true, false), Applied::Everywhere(3));
+        let (good, everywhere) = (diagnosis(true, true, false), Applied::Everywhere);
         let up = seen(&good, &everywhere, &SinkSeen::Answering, None);
         let first = seen(&good, &everywhere, &down("503 Service Unavailable"), Some(&up));
         assert_eq!(

@@ -111,7 +111,7 @@ impl Watches {
             stop,
             changed: &changed,
         };
-        let everything = watcher::Config::default();
+        let everything = watched();
         Self {
             sources: starter.watch("Source", &everything, |_| {}),
             triggers: starter.watch("Trigger", &everything, |_| {}),
@@ -205,6 +205,12 @@ impl Watches {
     }
 }
 
+/// How everything is watched: asked for anew each minute, which costs little, as a connection whose other end is gone
+/// without a word looks like one on which nothing happens.
+fn watched() -> watcher::Config {
+    watcher::Config::default().timeout(60)
+}
+
 fn say_awaited(awaited: &[(&'static str, Option<&str>)]) {
     for (kind, namespace) in awaited {
         tracing::warn!(
@@ -232,7 +238,7 @@ pub(super) fn config_maps(
         stop,
         changed: &changed,
     };
-    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let config = watched().fields(&format!("metadata.name={name}"));
     (starter.watch("ConfigMap", &config, |_| {}), changed)
 }
 
@@ -262,7 +268,7 @@ impl Starter<'_> {
 
     /// A namespace is watched by its name, which is what an account can be allowed that may not see the others.
     fn watch_namespaces(&self) -> Seen<v1::Namespace> {
-        let everything = watcher::Config::default();
+        let everything = watched();
         let watch = |name: Option<&String>, config| {
             let api = Api::all(self.client.clone());
             self.store("Namespace", name, api, config, keep_labels)

@@ -158,6 +158,64 @@ fn one_of_several_controllers_leads_and_another_takes_over() {
 }
 
 #[test]
+fn a_new_leader_waits_for_the_routers_that_the_one_before_it_knew() {
+    let plane = ControlPlane::start();
+    let account = account(&plane);
+    let admin = plane.admin();
+    install_definitions(&admin);
+    let listen = ReservedPort::new();
+    let start = || controller(&account, listen.address(), &["--lease", "weir-controller"]);
+    let mut first = start();
+    await_readiness(&first, LEADS);
+    let second = start();
+    await_readiness(&second, WAITS);
+    let (data_of_one, data_of_other) = (Scratch::new(), Scratch::new());
+    let _one = router("one", listen.address(), &data_of_one);
+    let other = router("other", listen.address(), &data_of_other);
+    eventually(PATIENCE, || {
+        let told = &admin.get("lease/weir-controller")["metadata"]["annotations"]["weir.dev/routers"];
+        if told == "one,other" {
+            Ok(())
+        } else {
+            Err(told.to_string())
+        }
+    });
+    let trigger = |name: &str| {
+        format!(
+            "apiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {{name: {name}}}\n\
+             spec: {{sink: {{uri: 'http://127.0.0.1:9/'}}}}\n"
+        )
+    };
+    let ready = |name: &str| {
+        let trigger = admin.get(&format!("trigger/{name}"));
+        let conditions = trigger["status"]["conditions"].as_array();
+        let ready = conditions.and_then(|all| all.iter().find(|condition| condition["type"] == "Ready"));
+        ready.cloned().unwrap_or_default()
+    };
+    admin.apply(&trigger("before"));
+    admin.wait_ready("trigger/before");
+    let before = ready("before");
+
+    other.signal("STOP");
+    first.kill();
+    await_readiness(&second, LEADS);
+    admin.apply(&trigger("after"));
+    eventually(PATIENCE, || {
+        let ready = ready("after");
+        let told = ready["message"].as_str().unwrap_or_default();
+        if told.contains("not applied yet by other:") {
+            Ok(())
+        } else {
+            Err(ready.to_string())
+        }
+    });
+    assert_eq!(ready("before"), before, "nothing has become of it");
+    other.signal("CONT");
+    admin.wait_ready("trigger/after");
+    assert_eq!(ready("before"), before, "nothing has become of it");
+}
+
+#[test]
 fn an_account_that_may_see_some_namespaces_serves_these() {
     let plane = ControlPlane::start();
     let account = plane.service_account("default", "weir-controller");

@@ -6,7 +6,7 @@ use crate::{
     cluster::post_binary,
     controller::install_definitions,
     leadership::router,
-    support::{Answer, Consumer, ControlPlane, Kubectl, Process, Received, Scratch, eventually},
+    support::{Answer, Consumer, ControlPlane, Kubectl, Process, Received, Scratch, eventually, get},
 };
 
 /// A router that is gone is waited for during fifteen seconds.
@@ -55,8 +55,16 @@ fn several_routers_share_the_work_and_nothing_else() {
             consumer.url()
         )
     };
+    // Only of routers that it knows can a controller say that they have a Trigger.
+    eventually(GONE, || {
+        let metrics = get(&format!("http://{}/metrics", controller.address("admin"))).text();
+        if metrics.contains("\nweir_controller_routers 2\n") {
+            Ok(())
+        } else {
+            Err(metrics)
+        }
+    });
     admin.apply(&trigger("all", "a"));
-    // Only when both have it.
     admin.wait_ready("trigger/all");
     let mut wanted = BTreeSet::new();
     for number in 0..10 {
