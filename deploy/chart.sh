@@ -20,4 +20,14 @@ if [[ $(grep --count '^  unhealthyPodEvictionPolicy: AlwaysAllow' <<<"$manifests
   wrong "a PodDisruptionBudget does not let pods go that are not ready"
 fi
 
+# Without quotes YAML reads some names as numbers and booleans, which the API server refuses. The values in ci/ have such names.
+strange() { render weir --namespace 2024 --values charts/weir/ci/everything-values.yaml "$@"; }
+manifests=$(
+  strange
+  strange --set router.persistence.enabled=true --set-string router.persistence.storageClass=2024
+)
+if grep --extended-regexp '([-:,] +|[[{])(2024|on) *([],}#]|$)' <<<"$manifests"; then
+  wrong "these names lack quotes"
+fi
+
 exit "$failed"

@@ -64,14 +64,14 @@ http://{{ include "weir.fullname" . }}.{{ .Release.Namespace }}.svc
 {{/* A component's pod, but for its containers. */}}
 {{- define "weir.pod" -}}
 {{- $values := index .root.Values .component -}}
-serviceAccountName: {{ include "weir.serviceAccountName" . }}
+serviceAccountName: {{ include "weir.serviceAccountName" . | quote }}
 enableServiceLinks: false # their variables begin with WEIR_ as well
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 securityContext: {{- toYaml .root.Values.podSecurityContext | nindent 2 }}
 {{- with $values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with $values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
