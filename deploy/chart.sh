@@ -30,4 +30,22 @@ if grep --extended-regexp '([-:,] +|[[{])(2024|on) *([],}#]|$)' <<<"$manifests";
   wrong "these names lack quotes"
 fi
 
+# The longest name that helm takes for a release, and as long a one for the chart. A StatefulSet's is followed by a dash and up to ten
+# digits in a label of its pods.
+longest=$(printf 'r%.0s' {1..53})
+too_long() {
+  awk '
+    BEGIN { longest["StatefulSet"] = 52; longest["Service"] = 63 }
+    /^kind: / { kind = $2 }
+    /^  name: / { gsub(/"/, "", $2); if (kind in longest && length($2) > longest[kind]) print kind, $2 }
+    /^ +(app\.kubernetes\.io|helm\.sh)\/[a-z]+: / { gsub(/"/, "", $2); if (length($2) > 63) print "label", $1, $2 }'
+}
+names=$(
+  render "$longest" --namespace "$longest" | too_long
+  render "$longest" --set nameOverride="$(printf 'n%.0s' {1..63})" | too_long
+)
+if [[ -n "$names" ]]; then
+  wrong "these names are too long:"$'\n'"$names"
+fi
+
 exit "$failed"
