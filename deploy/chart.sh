@@ -48,4 +48,11 @@ if [[ -n "$names" ]]; then
   wrong "these names are too long:"$'\n'"$names"
 fi
 
+# What belongs to no namespace is named by the release's namespace and name, so that two releases do not share it.
+roles() { render "$@" --set crds.install=false | grep --after-context 2 '^kind: ClusterRole' | grep '^  name: ' | sort -u; }
+shared=$(comm -12 <(roles a-weir --namespace team) <(roles weir --namespace team-a))
+if [[ -n "$shared" ]]; then
+  wrong "two releases have one name for these ClusterRoles:"$'\n'"$shared"
+fi
+
 exit "$failed"
