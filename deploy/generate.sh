@@ -55,8 +55,9 @@ if [[ -n "$helm" ]]; then
   for values in charts/weir/values.yaml charts/weir/ci/everything-values.yaml; do
     "$helm" lint --kube-version 1.30 --quiet --strict charts/weir --values "$values"
   done
+  deploy/chart.sh "$helm" || stale=1
   manifests "$helm" | put deploy/weir.yaml
 else
-  echo "skipped: helm lint of the chart, and whether deploy/weir.yaml is the chart's. It needs helm, or make e2e once" >&2
+  echo "skipped: helm lint of the chart, deploy/chart.sh, and whether deploy/weir.yaml is the chart's. It needs helm, or make e2e once" >&2
 fi
 exit "$stale"

@@ -1,14 +1,15 @@
+{{/*
+The name of the broker URL's Service, with which all others begin. The longest that it may be is by the StatefulSet NAME-router: its pods'
+label controller-revision-hash, of 63 characters at most, is its name, a dash and up to ten digits.
+*/}}
 {{- define "weir.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
-{{- else -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- $full = default $full .Values.fullnameOverride | trunc 45 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) -}}
+{{- fail (printf "%q cannot name a Service, which begins with a letter and has lowercase letters, digits and dashes only: set fullnameOverride" $full) -}}
 {{- end -}}
-{{- end -}}
+{{- $full -}}
 {{- end -}}
 
 {{/* The labels that select one component's pods. Call: (dict "root" $ "component" "router") */}}
@@ -64,14 +65,14 @@ http://{{ include "weir.fullname" . }}.{{ .Release.Namespace }}.svc
 {{/* A component's pod, but for its containers. */}}
 {{- define "weir.pod" -}}
 {{- $values := index .root.Values .component -}}
-serviceAccountName: {{ include "weir.serviceAccountName" . }}
+serviceAccountName: {{ include "weir.serviceAccountName" . | quote }}
 enableServiceLinks: false # their variables begin with WEIR_ as well
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 securityContext: {{- toYaml .root.Values.podSecurityContext | nindent 2 }}
 {{- with $values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with $values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}

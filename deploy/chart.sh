@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Checks in what the chart renders what helm lint does not see.
+#
+#   deploy/chart.sh HELM
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+readonly helm=$1
+
+render() { "$helm" template "$@" --kube-version 1.30 charts/weir; }
+wrong() {
+  echo "error: charts/weir: $1" >&2
+  failed=1
+}
+failed=0
+
+# A budget without the policy keeps a pod that is not ready on its node.
+manifests=$(render weir)
+budgets=$(grep --count '^kind: PodDisruptionBudget' <<<"$manifests")
+if [[ $(grep --count '^  unhealthyPodEvictionPolicy: AlwaysAllow' <<<"$manifests") != "$budgets" ]]; then
+  wrong "a PodDisruptionBudget does not let pods go that are not ready"
+fi
+
+# Without quotes YAML reads some names as numbers and booleans, which the API server refuses. The values in ci/ have such names.
+strange() { render weir --namespace 2024 --values charts/weir/ci/everything-values.yaml "$@"; }
+manifests=$(
+  strange
+  strange --set router.persistence.enabled=true --set-string router.persistence.storageClass=2024
+)
+if grep --extended-regexp '([-:,] +|[[{])(2024|on) *([],}#]|$)' <<<"$manifests"; then
+  wrong "these names lack quotes"
+fi
+
+# The longest name that helm takes for a release, and as long a one for the chart. A StatefulSet's is followed by a dash and up to ten
+# digits in a label of its pods.
+longest=$(printf 'r%.0s' {1..53})
+too_long() {
+  awk '
+    BEGIN { longest["StatefulSet"] = 52; longest["Service"] = 63 }
+    /^kind: / { kind = $2 }
+    /^  name: / { gsub(/"/, "", $2); if (kind in longest && length($2) > longest[kind]) print kind, $2 }
+    /^ +(app\.kubernetes\.io|helm\.sh)\/[a-z]+: / { gsub(/"/, "", $2); if (length($2) > 63) print "label", $1, $2 }'
+}
+names=$(
+  render "$longest" --namespace "$longest" | too_long
+  render "$longest" --set nameOverride="$(printf 'n%.0s' {1..63})" | too_long
+)
+if [[ -n "$names" ]]; then
+  wrong "these names are too long:"$'\n'"$names"
+fi
+
+# What belongs to no namespace is named by the release's namespace and name, so that two releases do not share it.
+roles() { render "$@" --set crds.install=false | grep --after-context 2 '^kind: ClusterRole' | grep '^  name: ' | sort -u; }
+shared=$(comm -12 <(roles a-weir --namespace team) <(roles weir --namespace team-a))
+if [[ -n "$shared" ]]; then
+  wrong "two releases have one name for these ClusterRoles:"$'\n'"$shared"
+fi
+
+exit "$failed"
