@@ -126,7 +126,7 @@ pub async fn run(
     };
     let ingress_server = Server::bind("ingress", options.listen).await?;
     let admin_server = Server::bind("admin", options.admin).await?;
-    let before = saved.load()?;
+    let before = last_configuration(&saved)?;
     let mut applier = Applier {
         saved,
         unsaved: None,
@@ -198,6 +198,20 @@ pub async fn run(
     }
     tracing::info!("the router has stopped");
     outcome
+}
+
+/// The configuration of the last run, if it can be read. Without it the router waits for the controller, and nothing
+/// is lost: where Triggers are is forgotten only when a configuration is applied that lacks them.
+fn last_configuration(saved: &SavedConfiguration) -> Result<Option<Configuration>, SavedError> {
+    match saved.load() {
+        Err(error @ SavedError::Malformed { .. }) => {
+            tracing::error!(
+                "{error}; the router starts without it, and the next configuration takes its place"
+            );
+            Ok(None)
+        }
+        loaded => loaded,
+    }
 }
 
 /// Brings a configuration into force.
