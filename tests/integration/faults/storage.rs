@@ -200,6 +200,33 @@ fn a_torn_record_that_was_not_acknowledged_is_no_damage() {
     }
 }
 
+/// As after a loss of power: the journal's file is as long as before, and a page in it was not written.
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_record_that_lacks_a_page_and_was_not_acknowledged_is_no_damage() {
+    const PAGE: u64 = 4096;
+    let mut router = suspended()
+        .fail_points("log-after-write=10*off->return(kill)")
+        .start();
+    let acknowledged = post_until_it_fails(&router, 20, 20_000);
+    assert_eq!(acknowledged.len(), 10);
+    router.wait_until_killed();
+    let (journal, written) = newest_journal(router.data());
+    let journal = File::options().write(true).open(journal).unwrap();
+    let page = written / PAGE - 1;
+    journal.write_all_at(&[0; PAGE as usize], page * PAGE).unwrap();
+
+    let consumer = Consumer::start();
+    let mut router = delivering(router.data(), &consumer);
+    assert_eq!(
+        outcome("a page is missing", &mut router, &consumer, &acknowledged),
+        Outcome::Everything
+    );
+    let cut = |line: &String| line.contains("the last commit was written only in part");
+    assert!(router.process.lines().iter().any(cut));
+    assert_eq!(post_event(&router.url(), "more", "k", "").unwrap().status, 202);
+}
+
 #[test]
 fn a_configuration_that_cannot_be_read_is_replaced_by_the_next() {
     let mut router = suspended().start();
