@@ -150,7 +150,8 @@ impl ControllerLink {
     }
 
     /// Polls until told to stop, sends each new configuration and waits until it is applied before asking again:
-    /// asking is what acknowledges.
+    /// asking is what acknowledges. What takes long to apply is asked for again by the revision before, so that the
+    /// controller sees the router all the while, and a newer one is not missed.
     pub async fn follow(
         self,
         configurations: watch::Sender<Option<Configuration>>,
@@ -178,6 +179,7 @@ impl ControllerLink {
                     configurations.send_replace(Some(configuration));
                     tokio::select! {
                         waited = applied.wait_for(|revision| *revision == expected) => if waited.is_err() { return },
+                        () = tokio::time::sleep(LONGEST_PAUSE) => {}
                         () = stop.cancelled() => return,
                     }
                 }
@@ -327,6 +329,10 @@ async fn problem(response: Response<Incoming>) -> LinkError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use axum::{Json, Router, extract::Query, routing::get};
+
     use super::*;
 
     #[test]
@@ -361,6 +367,45 @@ mod tests {
                 _ => panic!("{url}, {ca}, {token}: {found:?}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_configuration_that_is_not_applied_does_not_keep_it_from_asking() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let heard = asked.clone();
+        let answer = move |Query(query): Query<ConfigurationQuery>| async move {
+            let mut heard = heard.lock().unwrap();
+            heard.push(query.revision.0);
+            let revision = Revision(format!("r{}", heard.len()));
+            Json(Configuration {
+                revision,
+                ..Configuration::default()
+            })
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = ControllerAddress {
+            url: format!("http://{}", listener.local_addr().unwrap()),
+            authorities: None,
+            token: None,
+        };
+        let service = Router::new().route(CONFIGURATION_PATH, get(answer));
+        let serving = tokio::spawn(async { axum::serve(listener, service).await });
+        let (configurations, mut received) = watch::channel(None);
+        let (_applied, acknowledged) = watch::channel(Revision::default());
+        let stop = CancellationToken::new();
+        let link = ControllerLink::new(address, "r").unwrap();
+        let following = tokio::spawn(link.follow(configurations, acknowledged, stop.clone()));
+        let is_second = |configuration: &Option<Configuration>| {
+            configuration
+                .as_ref()
+                .is_some_and(|configuration| configuration.revision.0 == "r2")
+        };
+        let second = tokio::time::timeout(Duration::from_secs(30), received.wait_for(is_second)).await;
+        assert!(second.unwrap().is_ok());
+        assert_eq!(asked.lock().unwrap()[..2], ["", ""], "nothing is acknowledged");
+        stop.cancel();
+        following.await.unwrap();
+        serving.abort();
     }
 
     #[tokio::test]

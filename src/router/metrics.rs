@@ -26,6 +26,16 @@ const INGRESS_SECONDS: [f64; 12] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
 
+/// The reasons of answers 503 and 507, which are the router's and not the producers'. They are counted from 0 on: a
+/// series that begins with the first refusal has not increased, and no alert would fire.
+const REASONS_OF_OURS: [&str; 5] = [
+    "no_configuration",
+    "too_many_bodies",
+    "log_failed",
+    "log_full",
+    "log_limit",
+];
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BrokerLabels {
     namespace: String,
@@ -100,6 +110,9 @@ impl Metrics {
             rejected: Family::default(),
             seconds: Histogram::new(INGRESS_SECONDS),
         });
+        for reason in REASONS_OF_OURS {
+            drop(ingress.rejected.get_or_create(&ReasonLabels { reason }));
+        }
         let configuration = ConfigurationInfo::default();
         let build = Family::<VersionLabels, Gauge>::default();
         build
@@ -267,7 +280,7 @@ impl Collector for DeliveryCollector {
             None,
             MetricType::Counter,
         )?)?;
-        self.dropped_when_full(&mut encoder)?;
+        self.dropped_when_full(&mut encoder, &triggers)?;
         self.dead_letters(&mut encoder)?;
         self.produced(&mut encoder)?;
         self.log_bytes(&mut encoder)?;
@@ -310,14 +323,23 @@ impl DeliveryCollector {
         Ok(())
     }
 
-    fn dropped_when_full(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    /// Of every broker that has a Trigger, from 0 on: see [`REASONS_OF_OURS`].
+    fn dropped_when_full(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        triggers: &[TriggerView],
+    ) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "events_dropped_when_full",
             "Events removed to make room before every Trigger had settled them, since the start",
             None,
             MetricType::Counter,
         )?;
-        for (key, count) in self.engine.dropped_when_full() {
+        let mut dropped = self.engine.dropped_when_full();
+        for view in triggers {
+            dropped.entry(view.broker.clone()).or_default();
+        }
+        for (key, count) in dropped {
             let (namespace, broker) = key.split_once('/').unwrap_or(("", &key));
             ConstCounter::new(count)
                 .encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
@@ -456,12 +478,20 @@ fn outcomes<const N: usize>(
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::encoding::text;
+
     use super::*;
     use crate::{
         delivery::{Addresses, Client, DeliveryOptions},
         log::embedded::{EmbeddedLog, EmbeddedOptions},
         server::documented::assert_documented,
     };
+
+    fn page(registry: &Registry) -> String {
+        let mut page = String::new();
+        text::encode(&mut page, registry).unwrap();
+        page
+    }
 
     #[tokio::test]
     async fn the_page_of_metrics_has_the_routers() {
@@ -476,6 +506,11 @@ mod tests {
         );
         let engine = engine.await.unwrap();
         let metrics = Metrics::new(log, engine.clone(), Statistics::default());
+        let page = page(&metrics.registry);
+        for reason in REASONS_OF_OURS {
+            let series = format!("weir_requests_rejected_total{{reason=\"{reason}\"}} 0\n");
+            assert!(page.contains(&series), "{series} is not in {page}");
+        }
         metrics.ingress.accepted("shop", "default", 1, Duration::ZERO);
         metrics.ingress.rejected("too_large");
         metrics.configuration.applied("1");

@@ -16,7 +16,7 @@ mod problem;
 mod saved;
 mod sink_report;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
@@ -40,6 +40,9 @@ use crate::{
 use body::Bodies;
 use metrics::Metrics;
 use saved::SavedConfiguration;
+
+/// How long after a configuration could not be written the router tries again.
+const WRITE_AGAIN: Duration = Duration::from_secs(3);
 
 /// How a router is set up.
 #[derive(Clone, Debug)]
@@ -81,15 +84,16 @@ pub enum RouterError {
     /// Delivery cannot go on.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// The last configuration cannot be read or kept.
+    /// The data directory, or the last configuration in it, cannot be used.
     #[error(transparent)]
     Saved(#[from] SavedError),
 }
 
 /// Runs a router until it is told to stop, then finishes what is under way.
 ///
-/// `configurations` is `None` until there is one; each that is applied is acknowledged on `applied`. `sinks` is
-/// kept up to date with which Sinks are down, once that is known.
+/// `configurations` is `None` until there is one; each that is applied is acknowledged on `applied`. One that cannot
+/// be written to the disk is not applied: it is tried again until it can, or a newer one comes. `sinks` is kept up to
+/// date with which Sinks are down, once that is known.
 ///
 /// # Errors
 /// When it cannot start, or when the event log failed and the process has to end.
@@ -122,7 +126,10 @@ pub async fn run(
     };
     let ingress_server = Server::bind("ingress", options.listen).await?;
     let admin_server = Server::bind("admin", options.admin).await?;
+    let before = last_configuration(&saved)?;
     let mut applier = Applier {
+        saved,
+        unsaved: None,
         engine: engine.clone(),
         sources,
         table: table.clone(),
@@ -130,7 +137,6 @@ pub async fn run(
         configuration: metrics.configuration.clone(),
         applied,
     };
-    let before = saved.load()?;
     let explainer = explain::Explainer {
         log: log.clone(),
         engine: engine.clone(),
@@ -167,7 +173,12 @@ pub async fn run(
                     break Ok(());
                 }
                 let Some(configuration) = configurations.borrow_and_update().clone() else { continue };
-                if let Err(error) = applier.take_over(&saved, configuration).await {
+                if let Err(error) = applier.take_over(configuration).await {
+                    break Err(error);
+                }
+            }
+            () = tokio::time::sleep(WRITE_AGAIN), if applier.unsaved.is_some() => {
+                if let Err(error) = applier.try_again().await {
                     break Err(error);
                 }
             }
@@ -189,8 +200,24 @@ pub async fn run(
     outcome
 }
 
+/// The configuration of the last run, if it can be read. Without it the router waits for the controller, and nothing
+/// is lost: where Triggers are is forgotten only when a configuration is applied that lacks them.
+fn last_configuration(saved: &SavedConfiguration) -> Result<Option<Configuration>, SavedError> {
+    match saved.load() {
+        Err(error @ SavedError::Malformed { .. }) => {
+            tracing::error!(
+                "{error}; the router starts without it, and the next configuration takes its place"
+            );
+            Ok(None)
+        }
+        loaded => loaded,
+    }
+}
+
 /// Brings a configuration into force.
 struct Applier {
+    saved: SavedConfiguration,
+    unsaved: Option<Unsaved>,
     engine: Arc<Engine>,
     sources: Sources,
     table: Arc<ArcSwapOption<RoutingTable>>,
@@ -199,12 +226,16 @@ struct Applier {
     applied: watch::Sender<Revision>,
 }
 
+/// A configuration that could not be written, and is therefore not in force.
+struct Unsaved {
+    configuration: Configuration,
+    /// Why, as it was told last.
+    problem: String,
+}
+
 impl Applier {
-    async fn take_over(
-        &mut self,
-        saved: &SavedConfiguration,
-        configuration: Configuration,
-    ) -> Result<(), RouterError> {
+    async fn take_over(&mut self, configuration: Configuration) -> Result<(), RouterError> {
+        let before = self.unsaved.take();
         if self
             .table
             .load()
@@ -214,8 +245,29 @@ impl Applier {
             self.applied.send_replace(configuration.revision);
             return Ok(());
         }
-        saved.store(&configuration)?;
+        if let Err(error) = self.saved.store(&configuration) {
+            let problem = error.to_string();
+            if before.is_none_or(|before| before.problem != problem) {
+                tracing::error!(
+                    revision = configuration.revision.0,
+                    "the new configuration waits: {problem}; the router goes on with what it has, and tries again"
+                );
+            }
+            self.unsaved = Some(Unsaved {
+                configuration,
+                problem,
+            });
+            return Ok(());
+        }
         self.apply(configuration).await
+    }
+
+    /// Takes over what could not be written before.
+    async fn try_again(&mut self) -> Result<(), RouterError> {
+        match &self.unsaved {
+            Some(Unsaved { configuration, .. }) => self.take_over(configuration.clone()).await,
+            None => Ok(()),
+        }
     }
 
     async fn apply(&mut self, mut configuration: Configuration) -> Result<(), RouterError> {

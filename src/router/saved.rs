@@ -38,8 +38,8 @@ pub enum SavedError {
         /// What the system says.
         source: io::Error,
     },
-    /// The file is not what a router writes.
-    #[error("{path} is not a routing configuration: {source}; remove the file to start without it")]
+    /// The file is not what this version writes.
+    #[error("{path} is not a routing configuration that this version can read: {source}")]
     Malformed {
         /// The file.
         path: PathBuf,

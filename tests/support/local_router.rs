@@ -250,14 +250,28 @@ impl LocalRouter {
 
     /// Changes the manifests, and waits until they are applied.
     pub(crate) fn apply(&self, manifests: &str) {
-        let applied = |lines: &[String]| {
-            let is_applied = |line: &&String| line.contains("routing configuration applied");
-            lines.iter().filter(is_applied).count()
-        };
-        let before = applied(&self.process.lines());
+        let before = self.times_applied();
+        self.change(manifests);
+        self.wait_until_applied_after(before);
+    }
+
+    /// Changes the manifests.
+    pub(crate) fn change(&self, manifests: &str) {
         self.manifests.write("manifests.yaml", manifests);
+    }
+
+    /// How many configurations it has applied so far.
+    pub(crate) fn times_applied(&self) -> usize {
+        let lines = self.process.lines();
+        let is_applied = |line: &&String| line.contains("routing configuration applied");
+        lines.iter().filter(is_applied).count()
+    }
+
+    /// Waits until it has applied more configurations than so many.
+    #[track_caller]
+    pub(crate) fn wait_until_applied_after(&self, before: usize) {
         eventually(PATIENCE, || {
-            if applied(&self.process.lines()) > before {
+            if self.times_applied() > before {
                 Ok(())
             } else {
                 Err("the changed manifests are not applied".to_owned())

@@ -37,6 +37,7 @@ mod acknowledged;
 mod broker;
 mod committer;
 mod fail_points;
+mod journal;
 mod keeper;
 mod layout;
 mod memory;

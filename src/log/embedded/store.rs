@@ -23,12 +23,13 @@ use std::{
 
 use bytes::Bytes;
 use fjall::{
-    AbstractTree, CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode,
+    AbstractTree, CompressionType, Database, JournalRecoveryError, Keyspace, KeyspaceCreateOptions,
+    PersistMode,
     config::{BlockSizePolicy, CompressionPolicy, FilterPolicy, PinningPolicy, RestartIntervalPolicy},
 };
 
 use super::{
-    fail_points,
+    fail_points, journal,
     layout::{self, FORMAT, FORMAT_KEY, Header, Registered},
     tail::Taken,
     versions,
@@ -117,9 +118,7 @@ impl Store {
     }
 
     fn open_folder(directory: &Path, folder: &Path) -> Result<Self, LogError> {
-        let database = builder(folder)
-            .open()
-            .map_err(|e| open_error(directory, folder, e))?;
+        let database = open_database(directory, folder)?;
         for name in ["meta", "cursors"] {
             if !database.keyspace_exists(name) {
                 return Err(damaged(directory, format!("its keyspace `{name}` is missing")));
@@ -376,6 +375,20 @@ pub(super) fn merge_small_tables(keyspace: &Keyspace) -> fjall::Result<()> {
 fn forget_past(keyspace: &Keyspace) -> fjall::Result<()> {
     let mut versions = keyspace.tree.get_version_history_lock();
     Ok(versions.maintenance(keyspace.path(), fjall::SeqNo::MAX)?)
+}
+
+/// Opens the database, without a commit that never reached the disk as a whole.
+fn open_database(directory: &Path, folder: &Path) -> Result<Database, LogError> {
+    let mut opened = builder(folder).open();
+    if let Err(fjall::Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch)) = opened
+        && let Some(journal) =
+            journal::cut_torn_end(folder).map_err(|e| cannot_open(directory, folder, &e))?
+    {
+        let path = journal.display();
+        tracing::warn!(%path, "the last commit was written only in part, and is cut off");
+        opened = builder(folder).open();
+    }
+    opened.map_err(|e| open_error(directory, folder, e))
 }
 
 fn builder(folder: &Path) -> fjall::DatabaseBuilder<Database> {

@@ -594,6 +594,80 @@ async fn a_write_that_a_crash_tore_is_dropped_silently() {
     }
 }
 
+/// Makes the log's notes say that so many records were acknowledged.
+fn note_acknowledged(directory: &Path, records: u64) {
+    let (mut acknowledged, _) = Acknowledged::open(directory).unwrap();
+    acknowledged.write(records).unwrap();
+    acknowledged.write(records).unwrap();
+}
+
+/// Writes zeros over these pages of the journal, or something else.
+fn overwrite(directory: &Path, pages: std::ops::Range<usize>, byte: u8) {
+    let journal = File::options().write(true).open(journal(directory)).unwrap();
+    let bytes = vec![byte; pages.len() * 4096];
+    journal.write_all_at(&bytes, pages.start as u64 * 4096).unwrap();
+}
+
+#[tokio::test]
+async fn a_commit_that_lacks_a_page_is_cut_off_unless_it_was_acknowledged() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    numbered(&log, "n/b", 0..5).await;
+    let begins = written(&journal(directory.path())).len();
+    log.append("n/b", vec![random(40_000, 1).into()], at(0))
+        .await
+        .unwrap();
+    let ends = written(&journal(directory.path())).len();
+    log.close().await.unwrap();
+    let pages = begins.div_ceil(4096)..ends / 4096;
+    assert!(pages.len() > 5, "{pages:?}");
+
+    for page in pages.clone() {
+        for hole in [page..page + 1, page..pages.end] {
+            let copied = tempfile::tempdir().unwrap();
+            copy(directory.path(), copied.path());
+            overwrite(copied.path(), hole, 0);
+            // Lacking, and acknowledged.
+            let lacking = tempfile::tempdir().unwrap();
+            copy(copied.path(), lacking.path());
+            let refused = open(lacking.path()).err().unwrap().to_string();
+            assert!(
+                refused.contains("6 records were acknowledged and only 5 are left"),
+                "{refused}"
+            );
+            // Lacking, and nobody was told.
+            note_acknowledged(copied.path(), 5);
+            assert!(says_so_or_has_everything(copied.path(), &["n/b"], 5).await);
+            let log = open(copied.path()).unwrap();
+            numbered(&log, "n/b", 5..7).await;
+            log.close().await.unwrap();
+            assert!(says_so_or_has_everything(copied.path(), &["n/b"], 7).await);
+        }
+    }
+    // Damage that is no hole.
+    note_acknowledged(directory.path(), 5);
+    overwrite(directory.path(), pages.start..pages.start + 1, 1);
+    let refused = open(directory.path()).err().unwrap().to_string();
+    assert!(refused.contains("ChecksumMismatch"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_commit_that_lacks_a_page_is_refused_where_whole_ones_follow() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    log.append("n/b", vec![random(40_000, 1).into()], at(0))
+        .await
+        .unwrap();
+    numbered(&log, "n/b", 1..2).await;
+    log.close().await.unwrap();
+    overwrite(directory.path(), 2..3, 0);
+    note_acknowledged(directory.path(), 0);
+    for _ in 0..2 {
+        let refused = open(directory.path()).err().unwrap().to_string();
+        assert!(refused.contains("ChecksumMismatch"), "{refused}");
+    }
+}
+
 #[tokio::test]
 async fn a_journal_that_was_cut_off_is_found_out() {
     let directory = tempfile::tempdir().unwrap();

@@ -60,16 +60,20 @@ fn check_healed(router: &LocalRouter, consumer: &Consumer, producers: Producers)
     );
 }
 
+/// A volume for this test, or word that it cannot be run here.
+fn volume_for(test: &str) -> Option<Volume> {
+    Volume::mount(192)
+        .inspect_err(|reason| {
+            // Past what keeps the output of a test that succeeds from being seen.
+            let _ = writeln!(io::stderr(), "skipped: {test}: no volume to fill: {reason}");
+        })
+        .ok()
+}
+
 #[test]
 fn a_full_disk_is_said_delivery_goes_on_and_space_heals_it() {
-    let volume = match Volume::mount(192) {
-        Ok(volume) => volume,
-        Err(reason) => {
-            // Past what keeps the output of a test that succeeds from being seen.
-            let skipped = "skipped: a_full_disk_is_said_delivery_goes_on_and_space_heals_it";
-            let _ = writeln!(io::stderr(), "{skipped}: no volume to fill: {reason}");
-            return;
-        }
+    let Some(volume) = volume_for("a_full_disk_is_said_delivery_goes_on_and_space_heals_it") else {
+        return;
     };
     let (router, consumer) = start(|setup| setup.data(volume.path()));
     // The reserve of 32 MiB and a little.
@@ -97,4 +101,44 @@ fn a_log_at_its_limit_is_said_and_what_is_delivered_makes_room() {
     check_problem(&producers);
     consumer.answer(Answer::status(204));
     check_healed(&router, &consumer, producers);
+}
+
+#[test]
+fn a_configuration_that_cannot_be_written_waits_until_it_can() {
+    let Some(volume) = volume_for("a_configuration_that_cannot_be_written_waits_until_it_can") else {
+        return;
+    };
+    let (consumer, late) = (Consumer::start(), Consumer::start());
+    consumer.answer(Answer::status(503));
+    let services = [mapped("any", &consumer), mapped("late", &late)];
+    let router = Setup::new(&trigger("any", ""), &services)
+        .data(volume.path())
+        .start();
+    assert_eq!(router.post("t", "before", &[]).status, 202);
+    let ballast = volume.fill_but(0);
+    let applied = router.times_applied();
+    router.change(&[trigger("any", ""), trigger("late", "")].concat());
+    let waits = |line: &str| line.contains("the new configuration waits") && line.contains("No space");
+    router.process.wait_for_line(PATIENCE, waits);
+
+    assert_eq!(router.post("t", "refused", &[]).status, 507);
+    consumer.answer(Answer::status(204));
+    consumer.wait_for(1);
+    assert_eq!(
+        router.times_applied(),
+        applied,
+        "what could not be kept is not in force"
+    );
+
+    fs::remove_file(ballast).unwrap();
+    router.wait_until_applied_after(applied);
+    assert_eq!(router.post("t", "after", &[]).status, 202);
+    late.wait_for(1);
+    consumer.wait_for(2);
+    let told = router.process.lines();
+    assert_eq!(
+        told.iter().filter(|line| waits(line)).count(),
+        1,
+        "it is told once"
+    );
 }

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{LocalRouter, Setup, arrivals::id_of, is_long, mapped, producers::post_event, trigger};
-use crate::support::{Consumer, PATIENCE, Scratch, eventually};
+use crate::support::{Consumer, PATIENCE, Process, Scratch, eventually};
 
 /// The events that were acknowledged, with their data.
 type Acknowledged = BTreeMap<String, Bytes>;
@@ -198,6 +198,71 @@ fn a_torn_record_that_was_not_acknowledged_is_no_damage() {
             received.iter().any(|message| id_of(message) == "more")
         });
     }
+}
+
+/// As after a loss of power: the journal's file is as long as before, and a page in it was not written.
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_record_that_lacks_a_page_and_was_not_acknowledged_is_no_damage() {
+    const PAGE: u64 = 4096;
+    let mut router = suspended()
+        .fail_points("log-after-write=10*off->return(kill)")
+        .start();
+    let acknowledged = post_until_it_fails(&router, 20, 20_000);
+    assert_eq!(acknowledged.len(), 10);
+    router.wait_until_killed();
+    let (journal, written) = newest_journal(router.data());
+    let journal = File::options().write(true).open(journal).unwrap();
+    let page = written / PAGE - 1;
+    journal.write_all_at(&[0; PAGE as usize], page * PAGE).unwrap();
+
+    let consumer = Consumer::start();
+    let mut router = delivering(router.data(), &consumer);
+    assert_eq!(
+        outcome("a page is missing", &mut router, &consumer, &acknowledged),
+        Outcome::Everything
+    );
+    let cut = |line: &String| line.contains("the last commit was written only in part");
+    assert!(router.process.lines().iter().any(cut));
+    assert_eq!(post_event(&router.url(), "more", "k", "").unwrap().status, 202);
+}
+
+#[test]
+fn a_configuration_that_cannot_be_read_is_replaced_by_the_next() {
+    let mut router = suspended().start();
+    let acknowledged = post_until_it_fails(&router, 10, 300);
+    router.process.kill();
+    let data = router.data().to_owned();
+    let saved = data.join("configuration.json");
+    let foreign = r#"{"revision":"r","triggers":[{"of":"another version"}]}"#;
+    fs::write(&saved, foreign).unwrap();
+
+    let alone = [
+        "router",
+        "--name=r",
+        "--listen=127.0.0.1:0",
+        "--admin=127.0.0.1:0",
+        "--controller=http://127.0.0.1:9",
+        &format!("--data={}", data.display()),
+    ];
+    let mut without_controller = Process::weir(alone).start();
+    let url = format!("http://{}/shop/default", without_controller.address("ingress"));
+    let answer = post_event(&url, "early", "k", "").unwrap();
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.json()["reason"], "no_configuration");
+    let told = |line: &String| line.contains("is not a routing configuration that this version can read");
+    assert!(without_controller.lines().iter().any(told));
+    without_controller.terminate();
+    assert_eq!(fs::read_to_string(&saved).unwrap(), foreign);
+
+    let consumer = Consumer::start();
+    let mut router = delivering(&data, &consumer);
+    router.wait_until_ready();
+    assert_eq!(
+        outcome("a foreign configuration", &mut router, &consumer, &acknowledged),
+        Outcome::Everything
+    );
+    assert_ne!(fs::read_to_string(&saved).unwrap(), foreign);
 }
 
 /// The files of the event log's storage, with how much of each is written.
