@@ -45,6 +45,7 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> Outcome {
         .iter()
         .map(|namespace| namespace.name.clone())
         .collect();
+    configuration.unread.clone_from(&observed.unread_triggers);
     for trigger in &observed.triggers {
         let Some(subject) = subject(trigger) else { continue };
         let (route, diagnosis) = compile_trigger(&resolver, subject, &trigger.spec);
@@ -510,9 +511,13 @@ fn revision_of(configuration: &Configuration) -> Revision {
         sources,
         // Named by their digests in the Triggers.
         authorities: _,
+        unread,
     } = configuration;
     let triggers: Vec<_> = triggers.iter().map(routing::Trigger::without_secrets).collect();
-    Revision(format!("{:016x}", fingerprint(&(namespaces, triggers, sources))))
+    Revision(format!(
+        "{:016x}",
+        fingerprint(&(namespaces, triggers, sources, unread))
+    ))
 }
 
 /// A hash of plain data: FNV-1a with 64 bits over the JSON form, which is the same in every build, as `std::hash`

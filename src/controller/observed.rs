@@ -9,8 +9,10 @@ use crate::{api, routing::Secret};
 pub struct Observed {
     /// Every Source.
     pub sources: Vec<api::Source>,
-    /// Every Trigger.
+    /// Every Trigger, but for those that are unread.
     pub triggers: Vec<api::Trigger>,
+    /// The UIDs of Triggers that cannot be read, as another version of Weir wrote them.
+    pub unread_triggers: BTreeSet<String>,
     /// Every Sink.
     pub sinks: Vec<api::Sink>,
     /// Every Service.

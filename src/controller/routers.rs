@@ -190,6 +190,7 @@ impl Routers {
             triggers,
             sources,
             authorities: _,
+            unread: _,
         } = configuration;
         let triggers = triggers
             .iter()

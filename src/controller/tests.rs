@@ -484,7 +484,7 @@ proptest! {
         let mut sorted = triggers.clone();
         sorted.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         let expected = compile(&Observed { triggers: sorted, ..cluster() }, DOMAIN);
-        let observed = Observed { triggers, sinks, services, namespaces, sources: vec![], secrets: [].into() };
+        let observed = Observed { triggers, sinks, services, namespaces, ..Observed::default() };
         prop_assert_eq!(compile(&observed, DOMAIN), expected);
     }
 }

@@ -1,6 +1,12 @@
 //! Watches the cluster: keeps what routing is computed from in memory, and says when it changed.
 
-use std::{collections::HashSet, fmt::Debug, hash::Hash, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Debug,
+    hash::Hash,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{FutureExt, Stream, StreamExt, future};
 use k8s_openapi::{NamespaceResourceScope, api::core::v1};
@@ -89,8 +95,8 @@ pub(super) struct Watches {
     namespaces: Seen<v1::Namespace>,
     secrets: Secrets,
     changed: Arc<Notify>,
-    /// What was said to be unreadable, so that it is said once.
-    unreadable: HashSet<String>,
+    /// What was said to be unreadable, by UID, so that it is said once.
+    unreadable: HashMap<String, String>,
 }
 
 impl Watches {
@@ -120,7 +126,7 @@ impl Watches {
             namespaces: starter.watch_namespaces(),
             secrets: Secrets::start(client, metrics, &changed, secure_channel, stop),
             changed,
-            unreadable: HashSet::new(),
+            unreadable: HashMap::new(),
         }
     }
 
@@ -138,7 +144,7 @@ impl Watches {
                 _ = say.tick() => say_awaited(&awaited),
             }
         }
-        let sinks = readable(&self.sinks, "Sink", &mut HashSet::new());
+        let sinks = readable(&self.sinks, &mut HashMap::new());
         self.secrets.ready(&sinks).await;
     }
 
@@ -171,12 +177,16 @@ impl Watches {
 
     /// What is there now.
     pub(super) fn observe(&mut self) -> Observed {
-        let mut unreadable = HashSet::new();
-        let sinks = readable(&self.sinks, "Sink", &mut unreadable);
+        let mut unreadable = HashMap::new();
+        let sinks = readable(&self.sinks, &mut unreadable);
+        let sources = readable(&self.sources, &mut unreadable);
+        let mut unread = HashMap::new();
+        let triggers = readable(&self.triggers, &mut unread);
         let observed = Observed {
             secrets: self.secrets.observe(&sinks),
-            sources: readable(&self.sources, "Source", &mut unreadable),
-            triggers: readable(&self.triggers, "Trigger", &mut unreadable),
+            sources,
+            triggers,
+            unread_triggers: unread.keys().cloned().collect(),
             sinks,
             services: self
                 .services
@@ -194,11 +204,15 @@ impl Watches {
                 })
                 .collect(),
         };
-        for problem in unreadable.difference(&self.unreadable) {
-            tracing::error!(
-                problem,
-                "a resource cannot be read and is left out; was it written by another version of Weir?"
-            );
+        unreadable.extend(unread);
+        for (uid, problem) in &unreadable {
+            if self.unreadable.get(uid) != Some(problem) {
+                tracing::error!(
+                    problem,
+                    "a resource cannot be read and is left out, but for a Trigger's place, which is kept; was it \
+                     written by another version of Weir?"
+                );
+            }
         }
         self.unreadable = unreadable;
         observed
@@ -343,7 +357,8 @@ async fn follow<T>(
     }
 }
 
-fn readable<K>(store: &Seen<Guarded<K>>, kind: &str, unreadable: &mut HashSet<String>) -> Vec<K>
+/// The resources that can be read; what is wrong with the others is put into `unreadable`, by UID.
+fn readable<K>(store: &Seen<Guarded<K>>, unreadable: &mut HashMap<String, String>) -> Vec<K>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
     Guarded<K>: Lookup<DynamicType = ()>,
@@ -356,7 +371,9 @@ where
             Err(invalid) => {
                 let namespace = invalid.metadata.namespace.as_deref().unwrap_or_default();
                 let name = invalid.metadata.name.as_deref().unwrap_or_default();
-                unreadable.insert(format!("{kind} {namespace}/{name}: {}", invalid.error));
+                let uid = invalid.metadata.uid.clone().unwrap_or_default();
+                let problem = format!("{} {namespace}/{name}: {}", K::kind(&()), invalid.error);
+                unreadable.insert(uid, problem);
             }
         }
     }

@@ -248,7 +248,7 @@ impl Engine {
         {
             reader.follow(Arc::<BrokerTable>::default(), Vec::new());
         }
-        let gone = self.remove_absent(&mut running, &present).await;
+        let gone = self.remove_absent(&mut running, &present, table).await;
         let mut views: Vec<_> = running
             .dispatchers
             .values()
@@ -502,7 +502,12 @@ impl Engine {
     }
 
     /// Ends the dispatchers of Triggers that are gone, and names the cursors to remove.
-    async fn remove_absent(&self, running: &mut Running, present: &HashSet<String>) -> Vec<String> {
+    async fn remove_absent(
+        &self,
+        running: &mut Running,
+        present: &HashSet<String>,
+        table: &RoutingTable,
+    ) -> Vec<String> {
         let mut gone: Vec<String> = running
             .dispatchers
             .keys()
@@ -532,7 +537,8 @@ impl Engine {
                 "the Trigger is gone"
             );
         }
-        gone.extend(running.stored.drain().map(|(uid, _)| uid));
+        let stored = running.stored.extract_if(|uid, _| !table.is_unread(uid));
+        gone.extend(stored.map(|(uid, _)| uid));
         gone
     }
 

@@ -234,16 +234,14 @@ struct Unsaved {
 }
 
 impl Applier {
-    async fn take_over(&mut self, configuration: Configuration) -> Result<(), RouterError> {
+    async fn take_over(&mut self, mut configuration: Configuration) -> Result<(), RouterError> {
         let before = self.unsaved.take();
-        if self
-            .table
-            .load()
-            .as_ref()
-            .is_some_and(|table| *table.revision() == configuration.revision)
-        {
-            self.applied.send_replace(configuration.revision);
-            return Ok(());
+        if let Some(table) = self.table.load().as_deref() {
+            if *table.revision() == configuration.revision {
+                self.applied.send_replace(configuration.revision);
+                return Ok(());
+            }
+            configuration.keep_unread(table.triggers());
         }
         if let Err(error) = self.saved.store(&configuration) {
             let problem = error.to_string();

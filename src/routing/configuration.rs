@@ -31,6 +31,29 @@ pub struct Configuration {
     /// What the destinations' [`Destination::ca_certs`] name.
     #[serde(default, skip_serializing_if = "Authorities::is_empty")]
     pub authorities: Authorities,
+    /// The UIDs of Triggers that are there and that the controller cannot read, as another version of Weir wrote them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unread: BTreeSet<String>,
+}
+
+impl Configuration {
+    /// Takes over, of the Triggers that there were `before`, those that could not be read this time. They keep their
+    /// place, and their events wait until somebody can read them again.
+    pub fn keep_unread<'a>(&mut self, before: impl IntoIterator<Item = &'a Trigger>) {
+        let unread = before
+            .into_iter()
+            .filter(|trigger| self.unread.contains(&trigger.uid));
+        let kept = unread.map(|trigger| Trigger {
+            destination: None,
+            delivery: Delivery {
+                dead_letter_sink: None,
+                ..trigger.delivery.clone()
+            },
+            suspend: true,
+            ..trigger.clone()
+        });
+        self.triggers.extend(kept);
+    }
 }
 
 /// A Trigger, resolved.
@@ -304,6 +327,41 @@ mod tests {
         let destination: Destination = serde_json::from_str(text).unwrap();
         assert_eq!((&destination.ca_certs, &*destination.headers), (&None, &[][..]));
         assert_eq!(serde_json::to_string(&destination).unwrap(), text);
+    }
+
+    #[test]
+    fn a_trigger_that_cannot_be_read_stays_as_it_was_and_waits() {
+        let trigger = |uid: &str| Trigger {
+            uid: uid.into(),
+            namespace: "n".into(),
+            name: uid.into(),
+            generation: 1,
+            broker: "b".into(),
+            filters: vec![],
+            destination: Some(Destination {
+                uri: "http://a/".into(),
+                service: None,
+                content_mode: ContentMode::AsReceived,
+                ca_certs: None,
+                headers: vec![],
+            }),
+            delivery: Delivery::default(),
+            start: Start::Latest,
+            suspend: false,
+        };
+        let before = ["unread", "read", "deleted"].map(trigger);
+        let mut configuration = Configuration {
+            triggers: vec![trigger("read")],
+            unread: ["unread".to_owned(), "unknown".to_owned()].into(),
+            ..Configuration::default()
+        };
+        configuration.keep_unread(&before);
+        let waiting = Trigger {
+            destination: None,
+            suspend: true,
+            ..trigger("unread")
+        };
+        assert_eq!(configuration.triggers, [trigger("read"), waiting]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub struct RoutingTable {
     /// By `namespace/name`; only those that a Trigger or a Source names.
     brokers: BTreeMap<String, Arc<BrokerTable>>,
     authorities: Authorities,
+    unread: BTreeSet<String>,
 }
 
 /// The Triggers of one broker.
@@ -70,6 +71,7 @@ impl RoutingTable {
             triggers,
             sources,
             authorities,
+            unread,
         } = configuration;
         let mut routes: BTreeMap<String, Vec<Route>> = BTreeMap::new();
         for source in sources {
@@ -93,6 +95,7 @@ impl RoutingTable {
             namespaces,
             brokers,
             authorities,
+            unread,
         }
     }
 
@@ -111,6 +114,17 @@ impl RoutingTable {
     /// Whether the namespace is known, so that an error can tell which of the two is not.
     pub fn has_namespace(&self, namespace: &str) -> bool {
         self.namespaces.contains(namespace)
+    }
+
+    /// Every Trigger, broker by broker.
+    pub fn triggers(&self) -> impl Iterator<Item = &Trigger> {
+        let routes = self.brokers.values().flat_map(|table| table.routes());
+        routes.map(|route| &route.trigger)
+    }
+
+    /// Whether a Trigger of this UID is there that could not be read: its place is to be kept.
+    pub fn is_unread(&self, uid: &str) -> bool {
+        self.unread.contains(uid)
     }
 
     /// The authorities that destinations name.

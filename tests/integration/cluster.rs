@@ -1,6 +1,8 @@
 //! A cluster with Weir in it: a real API server, `weir controller` and `weir router` as processes.
 
 use std::{
+    collections::BTreeSet,
+    fs,
     path::Path,
     sync::OnceLock,
     time::{Duration, Instant},
@@ -478,6 +480,62 @@ fn routing_goes_on_without_the_api_server() {
     post_binary(&broker, "2", "t", "{}");
     post_binary(&broker, "3", "u", "{}");
     assert_eq!(ids(&consumer.wait_for(2)), ["1", "3"]);
+}
+
+#[test]
+fn a_trigger_that_only_a_newer_version_can_read_keeps_its_place() {
+    let plane = ControlPlane::start();
+    let mut weir = Weir::install(&plane, &[]);
+    let kubectl = plane.namespace("newer");
+    let consumer = Consumer::start();
+    let uri = format!("{{uri: '{}'}}", consumer.url());
+    kubectl.apply(&trigger("t", "[]", &uri, ", delivery: {ordering: ByKey}"));
+    kubectl.wait_ready("trigger/t");
+    consumer.answer(Answer::status(503));
+    let broker = weir.broker(kubectl.namespace());
+    post_binary(&broker, "1", "t", "{}");
+    consumer.wait_for(1);
+
+    let known = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/delivery/properties/ordering/enum/-";
+    let newer = format!(r#"[{{"op": "add", "path": "{known}", "value": "Newer"}}]"#);
+    plane
+        .admin()
+        .run(["patch", "crd/triggers.weir.dev", "--type=json", "--patch", &newer]);
+    let order = |ordering: &str| {
+        let patch = format!(r#"{{"spec": {{"delivery": {{"ordering": "{ordering}"}}}}}}"#);
+        kubectl.try_run(["patch", "trigger/t", "--type=merge", "--patch", &patch])
+    };
+    let applied = |weir: &Weir| get(&format!("http://{}/readyz", weir.router.address("admin"))).text();
+    let await_applied = |weir: &Weir, wanted: &dyn Fn(&str) -> bool| {
+        eventually(PATIENCE, || match applied(weir) {
+            revision if revision.contains("revision") && wanted(&revision) => Ok(revision),
+            revision => Err(revision),
+        })
+    };
+    let before = applied(&weir);
+    eventually(PATIENCE, || order("Newer")); // once the new schema is served
+    let unread = await_applied(&weir, &|revision| revision != before);
+    weir.controller.wait_for_line(PATIENCE, |line| {
+        line.contains("cannot be read") && line.contains("Trigger newer-")
+    });
+    post_binary(&broker, "2", "t", "{}");
+    weir.kill_and_restart_router();
+    await_applied(&weir, &|revision| revision == unread);
+    post_binary(&broker, "3", "t", "{}");
+    // Also when nothing is known of it but where it is.
+    weir.router.kill();
+    fs::remove_file(weir.data().join("configuration.json")).unwrap();
+    weir.kill_and_restart_router();
+    await_applied(&weir, &|revision| revision == unread);
+    post_binary(&broker, "4", "t", "{}");
+
+    consumer.answer(Answer::status(204));
+    let refused = consumer.received().len();
+    order("ByKey").unwrap();
+    consumer.wait_until(PATIENCE, |received| {
+        let arrived: BTreeSet<String> = ids(&received[refused..]).into_iter().collect();
+        arrived == ["1", "2", "3", "4"].map(String::from).into()
+    });
 }
 
 #[test]
