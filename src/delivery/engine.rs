@@ -142,6 +142,23 @@ struct Handle {
     task: JoinHandle<()>,
 }
 
+/// Where a Trigger goes on, or begins.
+struct TriggerPlace {
+    progress: Progress,
+    /// Why the log cannot tell where it begins. Nothing is delivered then, and all that is retained is held for it
+    /// until the router is started again.
+    damage: Option<LogError>,
+}
+
+impl TriggerPlace {
+    fn known(progress: Progress) -> Self {
+        Self {
+            progress,
+            damage: None,
+        }
+    }
+}
+
 impl Engine {
     /// Reads the stored cursors; nothing is delivered before the first [`Engine::apply`].
     ///
@@ -205,7 +222,8 @@ impl Engine {
     /// that an event accepted afterwards reaches it.
     ///
     /// # Errors
-    /// When the log fails, or a Trigger's stored cursor cannot be read.
+    /// When the log fails, or a Trigger's stored cursor cannot be read. Where the log is damaged, only the Triggers that
+    /// need what cannot be read are stopped.
     pub async fn apply(&self, table: &RoutingTable) -> Result<(), EngineError> {
         let mut running = self.running.lock().await;
         let mut new = self.places(&mut running, table).await?;
@@ -228,10 +246,10 @@ impl Engine {
                     }
                     None => {
                         // Every Trigger that does not run has a place by now.
-                        let Some(progress) = new.remove(&route.trigger.uid) else {
+                        let Some(place) = new.remove(&route.trigger.uid) else {
                             continue;
                         };
-                        let handle = self.spawn(&reader, settings, progress, broker, &route.trigger);
+                        let handle = self.spawn(&reader, settings, place, broker, &route.trigger);
                         let inbox = handle.inbox.clone();
                         running.dispatchers.insert(route.trigger.uid.clone(), handle);
                         inbox
@@ -269,25 +287,29 @@ impl Engine {
         &self,
         running: &mut Running,
         table: &RoutingTable,
-    ) -> Result<HashMap<String, Progress>, EngineError> {
+    ) -> Result<HashMap<String, TriggerPlace>, EngineError> {
         let (mut places, mut born) = (HashMap::new(), Vec::new());
         for (broker, routes) in table.brokers() {
             for Trigger { uid, start, .. } in routes.routes().iter().map(|route| &route.trigger) {
                 if running.dispatchers.contains_key(uid) {
                     continue;
                 }
-                let progress = match running.stored.remove(uid) {
-                    Some(stored) => Progress::decode(&stored).map_err(|error| EngineError::Cursor {
-                        uid: uid.clone(),
-                        detail: error.to_string(),
-                    })?,
+                let place = match running.stored.remove(uid) {
+                    Some(stored) => TriggerPlace::known(Progress::decode(&stored).map_err(|error| {
+                        EngineError::Cursor {
+                            uid: uid.clone(),
+                            detail: error.to_string(),
+                        }
+                    })?),
                     None => {
-                        let progress = Progress::starting_at(self.beginning(broker, *start).await?);
-                        born.push((uid.clone(), Some(progress.encode(broker).into())));
-                        progress
+                        let place = self.beginning(broker, *start).await?;
+                        if place.damage.is_none() {
+                            born.push((uid.clone(), Some(place.progress.encode(broker).into())));
+                        }
+                        place
                     }
                 };
-                places.insert(uid.clone(), progress);
+                places.insert(uid.clone(), place);
             }
         }
         if !born.is_empty() {
@@ -296,12 +318,20 @@ impl Engine {
         Ok(places)
     }
 
-    async fn beginning(&self, broker: &str, start: Start) -> Result<Offset, LogError> {
+    async fn beginning(&self, broker: &str, start: Start) -> Result<TriggerPlace, LogError> {
         let bounds = self.log.bounds(broker);
-        match start {
+        let found = match start {
             Start::Latest => Ok(bounds.next),
             Start::Earliest => Ok(bounds.first),
             Start::At(time) => self.log.offset_at(broker, time).await,
+        };
+        match found {
+            Ok(offset) => Ok(TriggerPlace::known(Progress::starting_at(offset))),
+            Err(damage @ LogError::Damaged { .. }) => Ok(TriggerPlace {
+                progress: Progress::starting_at(bounds.first),
+                damage: Some(damage),
+            }),
+            Err(error) => Err(error),
         }
     }
 
@@ -456,7 +486,7 @@ impl Engine {
         &self,
         reader: &Arc<Reader>,
         settings: Settings,
-        progress: Progress,
+        TriggerPlace { progress, damage }: TriggerPlace,
         broker: &str,
         trigger: &Trigger,
     ) -> Handle {
@@ -487,7 +517,11 @@ impl Engine {
         let name = format!("{}/{}", trigger.namespace, trigger.name);
         let stopped = view.stats.clone();
         let task = self.tasks.spawn(async move {
-            if let Err(error) = dispatcher.run().await {
+            let ended = match damage {
+                None => dispatcher.run().await,
+                Some(damage) => Err(damage),
+            };
+            if let Err(error) = ended {
                 stopped.stop();
                 tracing::error!(trigger = name, %error, "delivery has ended: the event log failed");
             }
@@ -567,13 +601,17 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
+    use futures::future::BoxFuture;
     use jiff::Timestamp;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::{
         delivery::Addresses,
-        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        log::{
+            Bounds, ReadLimit, Record,
+            embedded::{EmbeddedLog, EmbeddedOptions},
+        },
         routing::{Configuration, Delivery},
     };
 
@@ -589,32 +627,146 @@ mod tests {
         tokio::time::timeout(PATIENCE, waiting).await.unwrap();
     }
 
+    async fn start(log: Arc<dyn EventLog>) -> Arc<Engine> {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let client = Client::new(1, Addresses::any()).unwrap();
+        Engine::start(log, client, DeliveryOptions::default())
+            .await
+            .unwrap()
+    }
+
+    fn open(directory: &tempfile::TempDir) -> EmbeddedLog {
+        EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap()
+    }
+
+    /// A table of Triggers whose Sink does not answer.
+    fn table(triggers: &[(&str, Value)]) -> RoutingTable {
+        let triggers = triggers.iter().map(|(uid, start)| {
+            let trigger = json!({
+                "uid": uid, "namespace": "shop", "name": uid, "generation": 1, "broker": "default", "filters": [],
+                "destination": {"uri": "http://127.0.0.1:9/", "service": null, "contentMode": "AsReceived"},
+                "delivery": Delivery::default(), "start": start, "suspend": false,
+            });
+            serde_json::from_value(trigger).unwrap()
+        });
+        RoutingTable::compile(Configuration {
+            triggers: triggers.collect(),
+            ..Configuration::default()
+        })
+    }
+
+    /// A log in which no time can be found.
+    struct WithoutTimes(EmbeddedLog);
+
+    impl EventLog for WithoutTimes {
+        fn offset_at<'a>(&'a self, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Offset, LogError>> {
+            let error = LogError::Damaged {
+                path: "log".into(),
+                detail: "offset 0".to_owned(),
+            };
+            Box::pin(async { Err(error) })
+        }
+
+        fn append<'a>(
+            &'a self,
+            broker: &'a str,
+            payloads: Vec<Bytes>,
+            accepted: Timestamp,
+        ) -> BoxFuture<'a, Result<Offset, LogError>> {
+            self.0.append(broker, payloads, accepted)
+        }
+
+        fn append_to_settle<'a>(
+            &'a self,
+            broker: &'a str,
+            payloads: Vec<Bytes>,
+            accepted: Timestamp,
+        ) -> BoxFuture<'a, Result<Offset, LogError>> {
+            self.0.append_to_settle(broker, payloads, accepted)
+        }
+
+        fn read<'a>(
+            &'a self,
+            broker: &'a str,
+            from: Offset,
+            limit: ReadLimit,
+        ) -> BoxFuture<'a, Result<Vec<Record>, LogError>> {
+            self.0.read(broker, from, limit)
+        }
+
+        fn bounds(&self, broker: &str) -> Bounds {
+            self.0.bounds(broker)
+        }
+
+        fn watch(&self, broker: &str) -> watch::Receiver<Offset> {
+            self.0.watch(broker)
+        }
+
+        fn trim<'a>(&'a self, broker: &'a str, before: Offset) -> BoxFuture<'a, Result<(), LogError>> {
+            self.0.trim(broker, before)
+        }
+
+        fn usage(&self) -> Vec<(String, u64)> {
+            self.0.usage()
+        }
+
+        fn capacity(&self) -> u64 {
+            self.0.capacity()
+        }
+
+        fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>> {
+            self.0.cursors()
+        }
+
+        fn save_cursors(&self, changes: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>> {
+            self.0.save_cursors(changes)
+        }
+
+        fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
+            self.0.sync()
+        }
+
+        fn failed(&self) -> BoxFuture<'_, LogError> {
+            self.0.failed()
+        }
+    }
+
+    #[tokio::test]
+    async fn damage_where_a_trigger_would_begin_stops_that_trigger_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Arc::new(WithoutTimes(open(&directory)));
+        let engine = start(log.clone()).await;
+        let table = table(&[
+            ("latest", json!("Latest")),
+            ("timed", json!({"At": "2026-01-01T00:00:00Z"})),
+        ]);
+        engine.apply(&table).await.unwrap();
+        let views = engine.triggers();
+        let stopped = || {
+            views
+                .iter()
+                .map(|view| view.stats.is_stopped())
+                .collect::<Vec<_>>()
+        };
+        eventually(|| stopped() == [false, true]).await;
+        let cursors = log.cursors().await.unwrap();
+        let kept: Vec<_> = cursors.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(kept, ["latest"], "the next start looks again");
+        engine.shutdown().await;
+    }
+
     #[tokio::test]
     async fn a_record_that_cannot_be_read_is_counted_once() {
-        drop(rustls::crypto::ring::default_provider().install_default());
         let directory = tempfile::tempdir().unwrap();
-        let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
-        let log: Arc<dyn EventLog> = Arc::new(log);
+        let log: Arc<dyn EventLog> = Arc::new(open(&directory));
         let append = async || {
             let other_version = Bytes::from_static(&[9, 0]);
             let appended = log.append(BROKER, vec![other_version], Timestamp::now()).await;
             appended.unwrap();
         };
         append().await;
-        let client = Client::new(1, Addresses::any()).unwrap();
-        let engine = Engine::start(log.clone(), client, DeliveryOptions::default())
-            .await
-            .unwrap();
-        let trigger = json!({
-            "uid": "u", "namespace": "shop", "name": "t", "generation": 1, "broker": "default", "filters": [],
-            "destination": {"uri": "http://127.0.0.1:9/", "service": null, "contentMode": "AsReceived"},
-            "delivery": Delivery::default(), "start": "Earliest", "suspend": false,
-        });
-        let table = RoutingTable::compile(Configuration {
-            triggers: vec![serde_json::from_value(trigger).unwrap()],
-            ..Configuration::default()
-        });
-        engine.apply(&table).await.unwrap();
+        let engine = start(log.clone()).await;
+        engine.apply(&table(&[("u", json!("Earliest"))])).await.unwrap();
         let stats = engine.triggers()[0].stats.clone();
         // By itself, then from the reader.
         for missed in 1..=5 {
