@@ -572,17 +572,20 @@ impl Engine {
 
     async fn trim_regularly(self: Arc<Self>) {
         loop {
-            tokio::select! {
-                () = tokio::time::sleep(TRIM_EVERY) => {}
-                () = self.room_wanted.notified() => tokio::time::sleep(TRIM_AT_ONCE).await,
+            let room_wanted = tokio::select! {
+                () = tokio::time::sleep(TRIM_EVERY) => false,
+                () = self.room_wanted.notified() => {
+                    tokio::time::sleep(TRIM_AT_ONCE).await;
+                    true
+                }
                 () = self.stop.cancelled() => return,
-            }
+            };
             self.tell_overdue(Instant::now());
             if !self.applied.load(Relaxed) {
                 // Which events are wanted is not known yet.
                 continue;
             }
-            if let Err(error) = self.trim().await {
+            if let Err(error) = self.trimmer.trim(&self.triggers(), room_wanted).await {
                 tracing::error!(%error, "the event log cannot be trimmed");
             }
         }
@@ -592,10 +595,6 @@ impl Engine {
     fn tell_overdue(&self, now: Instant) {
         self.client.tell_overdue(now);
         self.dead_letters.tell_overdue(now);
-    }
-
-    async fn trim(&self) -> Result<(), LogError> {
-        self.trimmer.trim(&self.triggers()).await
     }
 }
 
