@@ -261,6 +261,7 @@ impl Dispatcher {
         let Redrive {
             letters,
             taken,
+            taking: _taking,
             answer,
         } = redrive;
         if answer.is_closed() {

@@ -152,7 +152,9 @@ impl Progress {
 
     /// An attempt that began at `since` failed; gives what has been tried so far.
     pub(super) fn failed(&mut self, place: Place, since: Timestamp) -> Attempts {
-        let attempts = self.outstanding.entry(place).or_default();
+        // What is settled already stays so.
+        let mut settled = Attempts::default();
+        let attempts = self.outstanding.get_mut(&place).unwrap_or(&mut settled);
         attempts.failed = attempts.failed.saturating_add(1);
         attempts.since.get_or_insert(since);
         *attempts
@@ -270,7 +272,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_matched_is_settled_or_pending_and_survives_storing(steps in prop::collection::vec((0_u64..50, any::<bool>(), 0_u8..6), 0..200)) {
+        fn what_matched_is_settled_or_pending_and_survives_storing(steps in prop::collection::vec((0_u64..50, any::<bool>(), 0_u8..7), 0..200)) {
             let mut progress = Progress::starting_at(Offset(0));
             for (offset, redriven, step) in steps {
                 let offset = Offset(offset);
@@ -282,6 +284,9 @@ mod tests {
                     2 => progress.settle(place, Settlement::Delivered),
                     3 => progress.settle(place, Settlement::Expired),
                     4 => progress.settle(place, Settlement::DeadLettered),
+                    5 => {
+                        progress.failed(place, Timestamp::UNIX_EPOCH);
+                    }
                     _ => progress.settle(place, Settlement::Dropped),
                 }
                 let counts = progress.counts();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::offsets::OffsetSet;
 use crate::log::{CursorChange, LogError, Offset};
@@ -16,6 +16,9 @@ use crate::log::{CursorChange, LogError, Offset};
 pub(super) struct Redrive {
     pub(super) letters: Vec<Letter>,
     pub(super) taken: Arc<Taken>,
+    /// Held until they are taken or left, also when whoever asked does not wait for that: nobody else takes them
+    /// meanwhile.
+    pub(super) taking: Arc<OwnedMutexGuard<()>>,
     /// How many of them it took, the first ones; durable by then.
     pub(super) answer: oneshot::Sender<Result<usize, LogError>>,
 }
