@@ -182,11 +182,7 @@ impl Engine {
                 }
             }
         }
-        for (key, _) in log.usage() {
-            if let Some(broker) = DeadLetter::broker_of(&key) {
-                taken.forget_below(broker, log.bounds(&key).first);
-            }
-        }
+        let lost = taken.keep_within(|broker| log.bounds(&DeadLetter::log_of(broker)));
         let dead_letters = Arc::new(DeadLetters::new(log.clone(), taken.clone()));
         let engine = Arc::new(Self {
             dead_letters: dead_letters.clone(),
@@ -214,6 +210,9 @@ impl Engine {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
+        if !lost.is_empty() {
+            engine.save_places(lost).await?;
+        }
         engine.tasks.spawn(engine.clone().trim_regularly());
         Ok(engine)
     }
@@ -282,40 +281,65 @@ impl Engine {
         Ok(())
     }
 
-    /// Where each Trigger that does not run yet goes on, or begins. Where it begins is durable before it does.
+    /// Where each Trigger that does not run yet goes on, or begins. Where it begins, or has to go back to, is durable
+    /// before it does.
     async fn places(
         &self,
         running: &mut Running,
         table: &RoutingTable,
     ) -> Result<HashMap<String, TriggerPlace>, EngineError> {
-        let (mut places, mut born) = (HashMap::new(), Vec::new());
+        let (mut places, mut changed) = (HashMap::new(), Vec::new());
         for (broker, routes) in table.brokers() {
-            for Trigger { uid, start, .. } in routes.routes().iter().map(|route| &route.trigger) {
+            for trigger in routes.routes().iter().map(|route| &route.trigger) {
+                let uid = &trigger.uid;
                 if running.dispatchers.contains_key(uid) {
                     continue;
                 }
-                let place = match running.stored.remove(uid) {
-                    Some(stored) => TriggerPlace::known(Progress::decode(&stored).map_err(|error| {
-                        EngineError::Cursor {
-                            uid: uid.clone(),
-                            detail: error.to_string(),
-                        }
-                    })?),
-                    None => {
-                        let place = self.beginning(broker, *start).await?;
-                        if place.damage.is_none() {
-                            born.push((uid.clone(), Some(place.progress.encode(broker).into())));
-                        }
-                        place
-                    }
+                let stored = running.stored.remove(uid);
+                let (place, is_new) = match &stored {
+                    Some(stored) => self.restored(stored, broker, trigger)?,
+                    None => (self.beginning(broker, trigger.start).await?, true),
                 };
+                if is_new && place.damage.is_none() {
+                    changed.push((uid.clone(), Some(place.progress.encode(broker).into())));
+                }
                 places.insert(uid.clone(), place);
             }
         }
-        if !born.is_empty() {
-            self.save_places(born).await?;
+        if !changed.is_empty() {
+            self.save_places(changed).await?;
         }
         Ok(places)
+    }
+
+    /// Where the Trigger was, and whether that is another place than what is stored: it goes back to the ends of the
+    /// logs if it was beyond them, as it can be once a damaged log was opened without its end.
+    fn restored(
+        &self,
+        stored: &Bytes,
+        broker: &str,
+        trigger: &Trigger,
+    ) -> Result<(TriggerPlace, bool), EngineError> {
+        let mut progress = Progress::decode(stored).map_err(|error| EngineError::Cursor {
+            uid: trigger.uid.clone(),
+            detail: error.to_string(),
+        })?;
+        let end = self.log.bounds(broker).next;
+        let dead_letters = self.log.bounds(&DeadLetter::log_of(broker)).next;
+        let (place, dropped) = (progress.next(), progress.counts().dropped);
+        let is_beyond = progress.keep_within(end, dead_letters);
+        if is_beyond {
+            tracing::warn!(
+                trigger = format!("{}/{}", trigger.namespace, trigger.name),
+                broker,
+                %place,
+                %end,
+                dropped = progress.counts().dropped - dropped,
+                "the Trigger's place is beyond the end of the log, which has lost its end: it goes on at the end, and \
+                 what it had not settled beyond is dropped"
+            );
+        }
+        Ok((TriggerPlace::known(progress), is_beyond))
     }
 
     async fn beginning(&self, broker: &str, start: Start) -> Result<TriggerPlace, LogError> {
@@ -341,7 +365,7 @@ impl Engine {
             Err(LogError::Full(error)) => {
                 tracing::warn!(
                     error,
-                    "no room to keep where new Triggers begin; they keep it with their progress"
+                    "no room to keep where Triggers begin; they keep it with their progress"
                 );
                 Ok(())
             }
@@ -751,6 +775,46 @@ mod tests {
         let cursors = log.cursors().await.unwrap();
         let kept: Vec<_> = cursors.iter().map(|(key, _)| key.as_str()).collect();
         assert_eq!(kept, ["latest"], "the next start looks again");
+        engine.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_place_beyond_the_end_of_the_log_skips_no_new_event() {
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(open(&directory));
+        let other_version = || vec![Bytes::from_static(&[9, 0])];
+        let dead_letters = DeadLetter::log_of(BROKER);
+        for key in [BROKER, &dead_letters] {
+            log.append(key, other_version(), Timestamp::now()).await.unwrap();
+        }
+        let mut beyond = Progress::starting_at(Offset(1));
+        beyond.matched(Offset(6));
+        let redriven = Taken::default().change(BROKER, [Offset(0), Offset(1)].into_iter());
+        let cursors = vec![("u".to_owned(), Some(beyond.encode(BROKER).into())), redriven];
+        log.save_cursors(cursors).await.unwrap();
+
+        let engine = start(log.clone()).await;
+        engine.apply(&table(&[("u", json!("Latest"))])).await.unwrap();
+        let stats = engine.triggers()[0].stats.clone();
+        assert_eq!(
+            (stats.next(), stats.dropped(), stats.pending()),
+            (Offset(1), 1, 0)
+        );
+        let stored: HashMap<_, _> = log.cursors().await.unwrap().into_iter().collect();
+        assert_eq!(Progress::decode(&stored["u"]).unwrap().next(), Offset(1));
+        let restored = Taken::default();
+        for (key, cursor) in &stored {
+            restored.restore(key, cursor);
+        }
+        assert_eq!(restored.count(BROKER), 1);
+        log.append(BROKER, other_version(), Timestamp::now())
+            .await
+            .unwrap();
+        eventually(|| stats.missed() == 1).await;
+        log.append(&dead_letters, other_version(), Timestamp::now())
+            .await
+            .unwrap();
+        assert_eq!(engine.dead_letter_brokers(), [(BROKER.to_owned(), 1)]);
         engine.shutdown().await;
     }
 

@@ -166,6 +166,22 @@ impl Progress {
         }
     }
 
+    /// Goes back to the ends of the logs where it is beyond them, because their ends were lost: other events will have
+    /// those offsets. What was outstanding there is settled as dropped. Whether anything was beyond.
+    pub(super) fn keep_within(&mut self, events: Offset, dead_letters: Offset) -> bool {
+        let lost = |place: &Place| match *place {
+            Place::Log(offset) => offset >= events,
+            Place::DeadLetter(offset) => offset >= dead_letters,
+        };
+        let lost: Vec<_> = self.outstanding().filter(lost).collect();
+        let is_beyond = self.next > events || !lost.is_empty();
+        for place in lost {
+            self.settle(place, Settlement::Dropped);
+        }
+        self.next = self.next.min(events);
+        is_beyond
+    }
+
     pub(super) fn encode(&self, broker: &str) -> Vec<u8> {
         let (mut outstanding, mut redriven) = (Vec::new(), Vec::new());
         for (&place, &Attempts { failed, since }) in &self.outstanding {
@@ -259,6 +275,26 @@ mod tests {
                 ..Counts::default()
             }
         );
+    }
+
+    #[test]
+    fn what_is_beyond_the_ends_of_the_logs_is_dropped() {
+        let mut progress = Progress::starting_at(Offset(0));
+        for offset in [2, 6] {
+            progress.matched(Offset(offset));
+            progress.redriven(Offset(offset));
+        }
+        let before = progress.clone();
+        assert!(!progress.keep_within(Offset(7), Offset(7)));
+        assert_eq!(progress, before);
+        assert!(progress.keep_within(Offset(6), Offset(3)));
+        assert_eq!(
+            progress.outstanding().collect::<Vec<_>>(),
+            [Place::Log(Offset(2)), Place::DeadLetter(Offset(2))]
+        );
+        assert_eq!((progress.next(), progress.counts().dropped), (Offset(6), 2));
+        assert!(progress.keep_within(Offset(4), Offset(3)), "the place alone");
+        assert_eq!((progress.next(), progress.counts().dropped), (Offset(4), 2));
     }
 
     #[test]
