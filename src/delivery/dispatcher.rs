@@ -359,8 +359,14 @@ impl Dispatcher {
             self.following = Following::Alone;
             return true;
         }
-        if taken.emptied && self.parts.inbox.is_attached() {
-            self.parts.progress.advance(position);
+        match (taken.emptied, taken.is_attached) {
+            (true, true) => self.parts.progress.advance(position),
+            // Detached by a configuration that another has followed since: what it missed meanwhile is in the log.
+            (true, false) => {
+                self.following = Following::Alone;
+                return true;
+            }
+            (false, _) => {}
         }
         more
     }
@@ -441,6 +447,11 @@ impl Dispatcher {
             Following::Joining(until) if next >= until || at_end => self.following = Following::Attached,
             Following::Alone if at_end || next.plus(JOIN_WITHIN) >= self.parts.reader.position() => {
                 let position = self.parts.reader.attach(&self.parts.inbox);
+                if self.parts.settings.has_changed().unwrap_or(false) {
+                    // By what they say it may have to stay detached.
+                    self.parts.inbox.detach();
+                    return;
+                }
                 self.following = if next >= position {
                     Following::Attached
                 } else {
@@ -831,5 +842,70 @@ async fn finished(saving: &mut Option<BoxFuture<'static, Result<(), LogError>>>)
             saved
         }
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        delivery::Addresses,
+        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        routing::{Configuration, Delivery, RoutingTable},
+    };
+
+    const BROKER: &str = "shop/default";
+
+    fn settings(client: &Client, sink: &str) -> Settings {
+        let trigger = json!({
+            "uid": "u", "namespace": "shop", "name": "t", "generation": 1, "broker": "default", "filters": [],
+            "destination": {"uri": sink, "service": null, "contentMode": "AsReceived"},
+            "delivery": Delivery::default(), "start": "Latest", "suspend": false,
+        });
+        let table = RoutingTable::compile(Configuration {
+            triggers: vec![serde_json::from_value(trigger).unwrap()],
+            ..Configuration::default()
+        });
+        Settings::new(client, table.authorities(), table.brokers()[BROKER].clone(), 0)
+    }
+
+    /// A dispatcher that does not run, of a Trigger with this Sink; with what changes its settings.
+    fn dispatcher(directory: &tempfile::TempDir, sink: &str) -> (Dispatcher, watch::Sender<Settings>) {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(log);
+        let client = Client::new(1, Addresses::any()).unwrap();
+        let (changes, settings) = watch::channel(settings(&client, sink));
+        let (_, redrives) = mpsc::channel(1);
+        let dispatcher = Dispatcher::new(Parts {
+            reader: Arc::new(Reader::new(BROKER.to_owned(), log.clone())),
+            log,
+            client,
+            inbox: Arc::default(),
+            settings,
+            redrives,
+            stats: Arc::default(),
+            room_wanted: Arc::default(),
+            progress: Progress::starting_at(Offset(0)),
+            stop: CancellationToken::new(),
+            grace: Duration::ZERO,
+        });
+        (dispatcher, changes)
+    }
+
+    #[tokio::test]
+    async fn a_dispatcher_does_not_attach_while_other_settings_wait_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut dispatcher, changes) = dispatcher(&directory, "http://sink/");
+        changes.send_replace(dispatcher.settings.clone());
+        dispatcher.join(true);
+        assert!(!dispatcher.parts.inbox.is_attached());
+        assert_eq!(dispatcher.following, Following::Alone);
+        dispatcher.settings_changed();
+        dispatcher.join(true);
+        assert!(dispatcher.parts.inbox.is_attached());
+        assert_eq!(dispatcher.following, Following::Attached);
     }
 }

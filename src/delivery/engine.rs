@@ -235,12 +235,14 @@ impl Engine {
                 let settings = Settings::new(&self.client, table.authorities(), routes.clone(), index);
                 let inbox = match running.dispatchers.get(&route.trigger.uid) {
                     Some(handle) => {
-                        if !settings.is_deliverable() {
-                            // Before the reader follows the new table: nothing may pass a Trigger by that has to wait.
-                            handle.inbox.detach();
-                        }
+                        let is_deliverable = settings.is_deliverable();
                         // Nobody listens only if the dispatcher has ended with the log.
                         let _ = handle.settings.send(settings);
+                        if !is_deliverable {
+                            // Before the reader follows the new table: nothing may pass a Trigger by that has to wait.
+                            // After the settings are sent: a dispatcher that attaches just now looks for those.
+                            handle.inbox.detach();
+                        }
                         handle.inbox.clone()
                     }
                     None => {
@@ -662,20 +664,26 @@ mod tests {
         EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap()
     }
 
-    /// A table of Triggers whose Sink does not answer.
-    fn table(triggers: &[(&str, Value)]) -> RoutingTable {
-        let triggers = triggers.iter().map(|(uid, start)| {
-            let trigger = json!({
-                "uid": uid, "namespace": "shop", "name": uid, "generation": 1, "broker": "default", "filters": [],
-                "destination": {"uri": "http://127.0.0.1:9/", "service": null, "contentMode": "AsReceived"},
-                "delivery": Delivery::default(), "start": start, "suspend": false,
-            });
-            serde_json::from_value(trigger).unwrap()
-        });
+    /// A Trigger whose Sink does not answer.
+    fn trigger(uid: &str, start: &Value, suspend: bool) -> Value {
+        json!({
+            "uid": uid, "namespace": "shop", "name": uid, "generation": 1, "broker": "default", "filters": [],
+            "destination": {"uri": "http://127.0.0.1:9/", "service": null, "contentMode": "AsReceived"},
+            "delivery": Delivery::default(), "start": start, "suspend": suspend,
+        })
+    }
+
+    fn table_of(triggers: Vec<Value>) -> RoutingTable {
+        let triggers = triggers.into_iter().map(serde_json::from_value);
         RoutingTable::compile(Configuration {
-            triggers: triggers.collect(),
+            triggers: triggers.collect::<Result<_, _>>().unwrap(),
             ..Configuration::default()
         })
+    }
+
+    fn table(triggers: &[(&str, Value)]) -> RoutingTable {
+        let triggers = triggers.iter().map(|(uid, start)| trigger(uid, start, false));
+        table_of(triggers.collect())
     }
 
     /// A log in which no time can be found.
@@ -815,6 +823,25 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(engine.dead_letter_brokers(), [(BROKER.to_owned(), 1)]);
+        engine.shutdown().await;
+    }
+
+    /// On one thread two configurations in succession come before the dispatcher sees the first.
+    #[tokio::test]
+    async fn a_suspension_that_the_dispatcher_does_not_see_does_not_leave_it_deaf() {
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(open(&directory));
+        let engine = start(log.clone()).await;
+        let with_suspend = |suspend| table_of(vec![trigger("u", &json!("Latest"), suspend)]);
+        engine.apply(&with_suspend(false)).await.unwrap();
+        let inbox = engine.running.lock().await.dispatchers["u"].inbox.clone();
+        eventually(|| inbox.is_attached()).await;
+        engine.apply(&with_suspend(true)).await.unwrap();
+        engine.apply(&with_suspend(false)).await.unwrap();
+        let other_version = vec![Bytes::from_static(&[9, 0])];
+        log.append(BROKER, other_version, Timestamp::now()).await.unwrap();
+        let stats = engine.triggers()[0].stats.clone();
+        eventually(|| stats.missed() == 1).await;
         engine.shutdown().await;
     }
 
