@@ -767,11 +767,10 @@ impl Dispatcher {
 
     fn note_position(&mut self) {
         if self.following == Following::Attached {
-            let before = self.parts.progress.next();
             self.take_from_inbox();
-            if self.parts.progress.next() != before {
-                self.changed();
-            }
+        }
+        if self.parts.progress.next() != self.parts.stats.next() {
+            self.changed();
         }
     }
 
@@ -907,5 +906,18 @@ mod tests {
         dispatcher.join(true);
         assert!(dispatcher.parts.inbox.is_attached());
         assert_eq!(dispatcher.following, Following::Attached);
+    }
+
+    #[tokio::test]
+    async fn what_was_passed_over_since_is_noted_in_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut dispatcher, _changes) = dispatcher(&directory, "http://sink/");
+        let stats = dispatcher.parts.stats.clone();
+        dispatcher.join(true);
+        dispatcher.parts.progress.advance(Offset(1));
+        assert_eq!(stats.next(), Offset(0));
+        dispatcher.note_position();
+        assert_eq!(stats.next(), Offset(1));
+        assert!(dispatcher.save_at.is_some());
     }
 }
