@@ -381,7 +381,8 @@ impl Engine {
         self.views.load_full()
     }
 
-    /// How many unsettled events were given up because their Trigger was deleted, since the start.
+    /// How many events had matched and were not settled when their Trigger was deleted, since the start. Of what it had
+    /// not looked at yet nobody knows what it would have wanted.
     pub fn dropped_with_trigger(&self) -> u64 {
         self.dropped_with_trigger.load(Relaxed)
     }
