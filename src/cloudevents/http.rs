@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 
 use super::{
@@ -75,6 +75,28 @@ impl Received {
                 .collect(),
         }
     }
+}
+
+/// The content coding of a message's body, if there is one. A coding is a property of the hop, not an attribute of the
+/// event: passing the bytes on without it would change what they mean.
+#[must_use]
+pub fn content_coding(headers: &HeaderMap) -> Option<String> {
+    coding_other_than("identity", headers, header::CONTENT_ENCODING)
+}
+
+/// The transfer coding of a message's body, if there is another than `chunked`, which is undone by then (RFC 9112, 6.1).
+#[must_use]
+pub fn transfer_coding(headers: &HeaderMap) -> Option<String> {
+    coding_other_than("chunked", headers, header::TRANSFER_ENCODING)
+}
+
+fn coding_other_than(plain: &str, headers: &HeaderMap, name: HeaderName) -> Option<String> {
+    let is_other = |value: &&HeaderValue| {
+        let value = value.as_bytes().trim_ascii();
+        !value.eq_ignore_ascii_case(plain.as_bytes())
+    };
+    let other = headers.get_all(name).iter().find(is_other)?;
+    Some(String::from_utf8_lossy(other.as_bytes()).into_owned())
 }
 
 /// Whether an HTTP message says that it is an event, or a batch of them: by its `Content-Type` or by `ce-specversion`.

@@ -34,7 +34,7 @@ pub use builder::EventBuilder;
 pub use checks::{MAX_ATTRIBUTES, MAX_NAME, clean_text};
 pub use data::Data;
 pub use event::{Event, Mode};
-pub use http::{HttpMessage, Received, is_event, read_http};
+pub use http::{HttpMessage, Received, content_coding, is_event, read_http, transfer_coding};
 pub use invalid::{Invalid, Reason};
 pub use record::RecordError;
 pub use trace_context::{MAX_TRACESTATE, SAMPLED, TraceContext, TraceparentError};

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
-use http::{HeaderValue, Method, Request, StatusCode, header, response};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header, response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
@@ -16,7 +16,7 @@ use super::{
     verdict::{self, Verdict},
 };
 use crate::{
-    cloudevents::{Event, HttpMessage, TraceContext, is_event, read_http},
+    cloudevents::{Event, HttpMessage, TraceContext, content_coding, is_event, read_http, transfer_coding},
     routing::{Authorities, Destination},
     telemetry::Tracer,
 };
@@ -140,9 +140,9 @@ impl Client {
     /// Reads an answer that is an event. One that breaks off is tried again: what was to come is not known.
     async fn reply(&self, target: &Target, head: &response::Parts, body: Incoming) -> Answer {
         let reply = match Limited::new(body, self.max_reply).collect().await {
-            Ok(body) => read_http(&head.headers, body.to_bytes())
-                .map(|received| received.into_events_in(TraceContext::from_headers(&head.headers)))
-                .map_err(|invalid| target.hide_secrets(invalid.to_string())),
+            Ok(body) => {
+                events(&head.headers, body.to_bytes()).map_err(|problem| target.hide_secrets(problem))
+            }
             Err(error) if error.is::<LengthLimitError>() => {
                 Err(format!("it has more than {} bytes", self.max_reply))
             }
@@ -168,6 +168,18 @@ impl Answer {
             reply: None,
         }
     }
+}
+
+/// The events that an answer is, or why it is none.
+fn events(headers: &HeaderMap, body: Bytes) -> Result<Vec<Event>, String> {
+    if let Some(coding) = content_coding(headers).or_else(|| transfer_coding(headers)) {
+        return Err(format!(
+            "its coding {coding:?} is not supported: send the body as it is"
+        ));
+    }
+    read_http(headers, body)
+        .map(|received| received.into_events_in(TraceContext::from_headers(headers)))
+        .map_err(|invalid| invalid.to_string())
 }
 
 /// Reads the body so that the connection can be used again, and keeps its beginning. A body that breaks off or is

@@ -28,9 +28,9 @@ use crate::{
 /// How many dead letters of a Trigger are under way to its dead-letter Sink at once, and how many into the log.
 const CONCURRENCY: usize = 8;
 
-/// How many may wait for the dead-letter Sink to be tried again. Those beyond are kept: they must not hold up what the
-/// Sink itself would take.
-const MAX_WAITING: usize = WINDOW / 4;
+/// How many may be with the dead-letter Sink, wait for it, or wait for it to be tried again. Those beyond are kept: they
+/// must not hold up what the Sink itself would take.
+const MAX_WAITING: usize = WINDOW / 2;
 
 /// How long what found no room in the log waits before it is tried again: the first time, and at most.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
@@ -101,6 +101,10 @@ impl DeadLettering {
 
     /// Tries the dead-letter Sink as the Trigger's delivery options say, and by what they say at each attempt.
     async fn send(&self, letter: &DeadLetter, place: Place) -> Result<Sent, FetchError> {
+        let Ok(_waiting) = self.waiting.try_acquire() else {
+            let detail = format!("{MAX_WAITING} others wait for it already");
+            return Ok(Sent::Failed(detail));
+        };
         let mut attempts = Attempts::default();
         loop {
             let settings = self.settings.borrow().clone();
@@ -141,10 +145,6 @@ impl DeadLettering {
                 }
                 Verdict::Retry => {}
             }
-            let Ok(_waiting) = self.waiting.try_acquire() else {
-                let detail = format!("{}, and {MAX_WAITING} others wait for it already", answer.detail);
-                return Ok(Sent::Failed(detail));
-            };
             let pause = backoff::pause(delivery, attempts.failed, answer.retry_after, fastrand::f64());
             // A table that is not in force any more is not kept for the time of a pause.
             drop(settings);
@@ -236,4 +236,101 @@ enum Sent {
     Taken,
     NoSink,
     Failed(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use bytes::Bytes;
+    use futures::{StreamExt, stream::FuturesUnordered};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        cloudevents::EventBuilder,
+        delivery::Addresses,
+        log::{
+            Offset,
+            embedded::{EmbeddedLog, EmbeddedOptions},
+        },
+        routing::{Configuration, ContentMode, Delivery, Destination, RoutingTable},
+    };
+
+    const BROKER: &str = "shop/default";
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn settings(client: &Client, dead_letter_sink: String) -> Settings {
+        let delivery = Delivery {
+            timeout: 100 * PATIENCE,
+            dead_letter_sink: Some(Destination {
+                uri: dead_letter_sink,
+                service: None,
+                content_mode: ContentMode::AsReceived,
+                ca_certs: None,
+                headers: Vec::new(),
+            }),
+            ..Delivery::default()
+        };
+        let trigger = json!({
+            "uid": "u", "namespace": "shop", "name": "t", "generation": 1, "broker": "default", "filters": [],
+            "destination": null, "delivery": delivery, "start": "Latest", "suspend": false,
+        });
+        let table = RoutingTable::compile(Configuration {
+            triggers: vec![serde_json::from_value(trigger).unwrap()],
+            ..Configuration::default()
+        });
+        Settings::new(client, table.authorities(), table.brokers()[BROKER].clone(), 0)
+    }
+
+    async fn log_of_one_event(directory: &tempfile::TempDir) -> Arc<dyn EventLog> {
+        let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
+        let event = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/s")
+            .attribute("type", "t");
+        let payload: Bytes = event.build().unwrap().to_record();
+        log.append(BROKER, vec![payload], Timestamp::now()).await.unwrap();
+        Arc::new(log)
+    }
+
+    #[tokio::test]
+    async fn letters_beyond_those_that_wait_for_a_sink_that_hangs_are_kept() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let directory = tempfile::tempdir().unwrap();
+        let log = log_of_one_event(&directory).await;
+        let client = Client::new(1, Addresses::any()).unwrap();
+        // It takes connections and never answers.
+        let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
+        let uri = format!("http://{}/", hanging.local_addr().unwrap());
+        let (_changes, settings) = watch::channel(settings(&client, uri));
+        let dead_lettering = DeadLettering::new(
+            log.clone(),
+            client,
+            "shop/t".into(),
+            BROKER.to_owned(),
+            settings,
+            Arc::default(),
+            Arc::default(),
+        );
+        let letter = DeadLetter {
+            trigger: "u".to_owned(),
+            namespace: "shop".to_owned(),
+            name: "t".to_owned(),
+            sink: "http://sink/".to_owned(),
+            reason: "refused".to_owned(),
+            status: None,
+            detail: "no".to_owned(),
+            attempts: 1,
+        };
+        let settle = |_| {
+            dead_lettering
+                .clone()
+                .settle(letter.clone(), Place::Log(Offset(0)))
+        };
+        let mut settling: FuturesUnordered<_> = (0..=MAX_WAITING).map(settle).collect();
+        let first = tokio::time::timeout(PATIENCE, settling.next()).await.unwrap();
+        assert!(first.is_some_and(|settled| settled.is_ok()));
+        assert_eq!(log.bounds(&DeadLetter::log_of(BROKER)).next, Offset(1));
+    }
 }

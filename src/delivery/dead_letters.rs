@@ -7,7 +7,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot};
 
 use super::{
     dead_letter::{DeadLetter, DeadLetterError},
@@ -108,7 +108,7 @@ pub(super) struct DeadLetters {
     log: Arc<dyn EventLog>,
     taken: Arc<Taken>,
     /// Held while letters are taken out, so that none is taken twice.
-    pub(super) taking: Mutex<()>,
+    pub(super) taking: Arc<Mutex<()>>,
     /// Bounds what is said of letters that cannot be read.
     unreadable: sync::Mutex<Burst>,
 }
@@ -118,7 +118,7 @@ impl DeadLetters {
         Self {
             log,
             taken,
-            taking: Mutex::new(()),
+            taking: Arc::default(),
             unreadable: sync::Mutex::default(),
         }
     }
@@ -206,7 +206,7 @@ impl DeadLetters {
         from: Offset,
         recipients: &[Recipient],
     ) -> Result<Redriven, LogError> {
-        let _taking = self.taking.lock().await;
+        let taking = Arc::new(self.taking.clone().lock_owned().await);
         let page = self.page(broker, selection, from, READ.records).await?;
         let mut result = Redriven {
             next: page.next,
@@ -248,7 +248,9 @@ impl DeadLetters {
         }
         for (recipient, letters) in by_recipient {
             let offsets: Vec<_> = letters.iter().map(|letter| letter.offset).collect();
-            let accepted = self.hand_over(&recipients[recipient], letters).await?;
+            let accepted = self
+                .hand_over(&recipients[recipient], letters, taking.clone())
+                .await?;
             if accepted > 0 {
                 let trigger = &*recipients[recipient].trigger;
                 tracing::info!(
@@ -272,12 +274,19 @@ impl DeadLetters {
         Ok(result)
     }
 
-    /// How many of them the Trigger took; none if it ends just now.
-    async fn hand_over(&self, recipient: &Recipient, letters: Vec<Letter>) -> Result<usize, LogError> {
+    /// How many of them the Trigger took; none if it ends just now, or does not answer in time. It may take them even
+    /// then, and `taking` is held until it has.
+    async fn hand_over(
+        &self,
+        recipient: &Recipient,
+        letters: Vec<Letter>,
+        taking: Arc<OwnedMutexGuard<()>>,
+    ) -> Result<usize, LogError> {
         let (answer, answered) = oneshot::channel();
         let redrive = Redrive {
             letters,
             taken: self.taken.clone(),
+            taking,
             answer,
         };
         let taken_over = async {
@@ -309,5 +318,74 @@ impl DeadLetters {
             tracing::info!(broker, dropped, "dead letters were dropped on request");
         }
         Ok(Dropped { dropped, next })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cloudevents::EventBuilder,
+        log::embedded::{EmbeddedLog, EmbeddedOptions},
+    };
+
+    const BROKER: &str = "shop/default";
+
+    async fn log_of_one_letter(directory: &tempfile::TempDir) -> Arc<dyn EventLog> {
+        let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
+        let event = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/s")
+            .attribute("type", "t");
+        let letter = DeadLetter {
+            trigger: "u".to_owned(),
+            namespace: "shop".to_owned(),
+            name: "t".to_owned(),
+            sink: "http://sink/".to_owned(),
+            reason: "refused".to_owned(),
+            status: None,
+            detail: "no".to_owned(),
+            attempts: 1,
+        };
+        let payload = letter.encode(&event.build().unwrap());
+        let key = DeadLetter::log_of(BROKER);
+        log.append(&key, vec![payload], Timestamp::now()).await.unwrap();
+        Arc::new(log)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_slow_trigger_is_still_taking_is_not_given_to_it_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = log_of_one_letter(&directory).await;
+        let letters = Arc::new(DeadLetters::new(log, Arc::default()));
+        let (redrives, mut asked) = mpsc::channel(1);
+        let recipient = Recipient {
+            uid: "u".to_owned(),
+            name: "t".to_owned(),
+            trigger: "shop/t".to_owned(),
+            redrives,
+        };
+        let redrive = || {
+            let (letters, recipient) = (letters.clone(), recipient.clone());
+            async move {
+                letters
+                    .redrive(BROKER, &Selection::default(), Offset(0), &[recipient])
+                    .await
+                    .unwrap()
+            }
+        };
+        let first = redrive().await;
+        assert_eq!(
+            (first.redriven, first.without_room),
+            (0, 1),
+            "it did not answer in time"
+        );
+        let being_taken = asked.recv().await.unwrap();
+        let second = tokio::spawn(redrive());
+        tokio::time::sleep(REDRIVE_TIMEOUT / 2).await;
+        assert!(asked.try_recv().is_err(), "asked for once more");
+        being_taken.taken.take(BROKER, [Offset(0)].into_iter());
+        drop(being_taken);
+        assert_eq!(second.await.unwrap(), Redriven::default());
     }
 }

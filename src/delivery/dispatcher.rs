@@ -115,13 +115,18 @@ enum Following {
 
 /// What came of an attempt.
 struct Attempted {
+    made: Made,
+    outcome: Outcome,
+}
+
+/// An attempt that was made.
+struct Made {
     place: Place,
     /// Where it went; the Trigger's Sink may be another by now.
     target: Target,
     began: Began,
-    /// The event's source and id, if it could be read.
+    /// The event, if it could be read.
     about: Option<Event>,
-    outcome: Outcome,
 }
 
 /// When an attempt began.
@@ -261,6 +266,7 @@ impl Dispatcher {
         let Redrive {
             letters,
             taken,
+            taking: _taking,
             answer,
         } = redrive;
         if answer.is_closed() {
@@ -358,8 +364,14 @@ impl Dispatcher {
             self.following = Following::Alone;
             return true;
         }
-        if taken.emptied && self.parts.inbox.is_attached() {
-            self.parts.progress.advance(position);
+        match (taken.emptied, taken.is_attached) {
+            (true, true) => self.parts.progress.advance(position),
+            // Detached by a configuration that another has followed since: what it missed meanwhile is in the log.
+            (true, false) => {
+                self.following = Following::Alone;
+                return true;
+            }
+            (false, _) => {}
         }
         more
     }
@@ -440,6 +452,11 @@ impl Dispatcher {
             Following::Joining(until) if next >= until || at_end => self.following = Following::Attached,
             Following::Alone if at_end || next.plus(JOIN_WITHIN) >= self.parts.reader.position() => {
                 let position = self.parts.reader.attach(&self.parts.inbox);
+                if self.parts.settings.has_changed().unwrap_or(false) {
+                    // By what they say it may have to stay detached.
+                    self.parts.inbox.detach();
+                    return;
+                }
                 self.following = if next >= position {
                     Following::Attached
                 } else {
@@ -551,46 +568,40 @@ impl Dispatcher {
                 }
                 Err(error) => (None, Outcome::NotFetched(error)),
             };
-            Attempted {
+            let made = Made {
                 place,
                 target,
                 began,
                 about,
-                outcome,
-            }
+            };
+            Attempted { made, outcome }
         }
         .boxed()
     }
 
-    fn attempted(&mut self, attempted: Attempted) -> Result<(), LogError> {
-        let Attempted {
-            place,
-            target,
-            began,
-            about,
-            outcome,
-        } = attempted;
+    fn attempted(&mut self, Attempted { made, outcome }: Attempted) -> Result<(), LogError> {
         let delivered =
             matches!(&outcome, Outcome::Answered(answer, _) if answer.verdict == Verdict::Delivered);
-        self.parts.stats.attempt_ended(delivered, began.instant.elapsed());
+        let took = made.began.instant.elapsed();
+        self.parts.stats.attempt_ended(delivered, took);
         match outcome {
             Outcome::Answered(answer, reply) => {
-                self.replied(about.as_ref(), reply);
-                if self.settings.target() == Some(&target) {
-                    self.heard(began, &answer);
+                self.replied(made.about.as_ref(), reply);
+                if self.settings.target() == Some(&made.target) {
+                    self.heard(made.began, &answer);
                 }
-                self.answered(place, began.time, about.as_ref(), &answer);
+                self.answered(&made, &answer);
             }
             // The Sink answered; that the log has no room is not its failure.
             Outcome::ReplyNotStored(answer) => {
                 self.parts.room_wanted.notify_one();
-                self.failed(place, began.time, about.as_ref(), &answer);
+                self.failed(&made, &answer);
             }
             Outcome::Expired => {
-                self.lines.expired(about.as_ref());
-                self.settle(place, Settlement::Expired);
+                self.lines.expired(made.about.as_ref());
+                self.settle(made.place, Settlement::Expired);
             }
-            Outcome::NotFetched(error) => return self.not_fetched(place, error),
+            Outcome::NotFetched(error) => return self.not_fetched(made.place, error),
         }
         Ok(())
     }
@@ -652,59 +663,49 @@ impl Dispatcher {
         self.parts.stats.sink_answered();
     }
 
-    fn answered(&mut self, place: Place, began: Timestamp, about: Option<&Event>, answer: &Answer) {
+    fn answered(&mut self, made: &Made, answer: &Answer) {
         match answer.verdict {
             Verdict::Delivered => {
-                self.lines
-                    .delivered(about, answer.status.map(|status| status.as_u16()));
-                self.settle(place, Settlement::Delivered);
+                let status = answer.status.map(|status| status.as_u16());
+                self.lines.delivered(made.about.as_ref(), status);
+                self.settle(made.place, Settlement::Delivered);
             }
             Verdict::Refused => {
-                let attempts = self.parts.progress.failed(place, began);
-                self.dead_letter(place, about, answer, attempts, "refused");
+                let attempts = self.parts.progress.failed(made.place, made.began.time);
+                self.dead_letter(made, answer, attempts, "refused");
             }
-            Verdict::Retry => self.failed(place, began, about, answer),
+            Verdict::Retry => self.failed(made, answer),
         }
     }
 
-    fn failed(&mut self, place: Place, began: Timestamp, about: Option<&Event>, answer: &Answer) {
-        self.lines.attempt_failed(about, &answer.detail);
-        let attempts = self.parts.progress.failed(place, began);
+    fn failed(&mut self, made: &Made, answer: &Answer) {
+        self.lines.attempt_failed(made.about.as_ref(), &answer.detail);
+        let attempts = self.parts.progress.failed(made.place, made.began.time);
         let delivery = self.settings.delivery();
         let exhausted = backoff::exhausted(delivery, attempts, Timestamp::now());
         let pause = backoff::pause(delivery, attempts.failed, answer.retry_after, fastrand::f64());
         self.changed();
         if exhausted {
-            self.dead_letter(place, about, answer, attempts, "retries exhausted");
+            self.dead_letter(made, answer, attempts, "retries exhausted");
         } else {
-            self.delayed.insert((Instant::now() + pause, place));
+            self.delayed.insert((Instant::now() + pause, made.place));
         }
     }
 
-    fn dead_letter(
-        &mut self,
-        place: Place,
-        about: Option<&Event>,
-        answer: &Answer,
-        attempts: Attempts,
-        reason: &str,
-    ) {
+    fn dead_letter(&mut self, made: &Made, answer: &Answer, attempts: Attempts, reason: &str) {
         let trigger = self.settings.trigger();
         let letter = DeadLetter {
             trigger: trigger.uid.clone(),
             namespace: trigger.namespace.clone(),
             name: trigger.name.clone(),
-            sink: self
-                .settings
-                .target()
-                .map(|target| target.uri.to_string())
-                .unwrap_or_default(),
+            sink: made.target.uri.to_string(),
             reason: reason.to_owned(),
             status: answer.status.map(|status| status.as_u16()),
             detail: answer.detail.clone(),
             attempts: attempts.failed,
         };
-        self.lines.dead_letter(about, &letter);
+        self.lines.dead_letter(made.about.as_ref(), &letter);
+        let place = made.place;
         let settled = self.dead_lettering.clone().settle(letter, place);
         self.dead_letters
             .push(async move { (place, settled.await) }.boxed());
@@ -755,11 +756,10 @@ impl Dispatcher {
 
     fn note_position(&mut self) {
         if self.following == Following::Attached {
-            let before = self.parts.progress.next();
             self.take_from_inbox();
-            if self.parts.progress.next() != before {
-                self.changed();
-            }
+        }
+        if self.parts.progress.next() != self.parts.stats.next() {
+            self.changed();
         }
     }
 
@@ -830,5 +830,123 @@ async fn finished(saving: &mut Option<BoxFuture<'static, Result<(), LogError>>>)
             saved
         }
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        cloudevents::EventBuilder,
+        delivery::Addresses,
+        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        routing::{Configuration, Delivery, RoutingTable},
+    };
+
+    const BROKER: &str = "shop/default";
+
+    fn settings(client: &Client, sink: &str) -> Settings {
+        let trigger = json!({
+            "uid": "u", "namespace": "shop", "name": "t", "generation": 1, "broker": "default", "filters": [],
+            "destination": {"uri": sink, "service": null, "contentMode": "AsReceived"},
+            "delivery": Delivery::default(), "start": "Latest", "suspend": false,
+        });
+        let table = RoutingTable::compile(Configuration {
+            triggers: vec![serde_json::from_value(trigger).unwrap()],
+            ..Configuration::default()
+        });
+        Settings::new(client, table.authorities(), table.brokers()[BROKER].clone(), 0)
+    }
+
+    /// A dispatcher that does not run, of a Trigger with this Sink; with what changes its settings.
+    fn dispatcher(directory: &tempfile::TempDir, sink: &str) -> (Dispatcher, watch::Sender<Settings>) {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(log);
+        let client = Client::new(1, Addresses::any()).unwrap();
+        let (changes, settings) = watch::channel(settings(&client, sink));
+        let (_, redrives) = mpsc::channel(1);
+        let dispatcher = Dispatcher::new(Parts {
+            reader: Arc::new(Reader::new(BROKER.to_owned(), log.clone())),
+            log,
+            client,
+            inbox: Arc::default(),
+            settings,
+            redrives,
+            stats: Arc::default(),
+            room_wanted: Arc::default(),
+            progress: Progress::starting_at(Offset(0)),
+            stop: CancellationToken::new(),
+            grace: Duration::ZERO,
+        });
+        (dispatcher, changes)
+    }
+
+    #[tokio::test]
+    async fn a_dispatcher_does_not_attach_while_other_settings_wait_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut dispatcher, changes) = dispatcher(&directory, "http://sink/");
+        changes.send_replace(dispatcher.settings.clone());
+        dispatcher.join(true);
+        assert!(!dispatcher.parts.inbox.is_attached());
+        assert_eq!(dispatcher.following, Following::Alone);
+        dispatcher.settings_changed();
+        dispatcher.join(true);
+        assert!(dispatcher.parts.inbox.is_attached());
+        assert_eq!(dispatcher.following, Following::Attached);
+    }
+
+    #[tokio::test]
+    async fn what_was_passed_over_since_is_noted_in_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut dispatcher, _changes) = dispatcher(&directory, "http://sink/");
+        let stats = dispatcher.parts.stats.clone();
+        dispatcher.join(true);
+        dispatcher.parts.progress.advance(Offset(1));
+        assert_eq!(stats.next(), Offset(0));
+        dispatcher.note_position();
+        assert_eq!(stats.next(), Offset(1));
+        assert!(dispatcher.save_at.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_names_the_sink_that_did_not_take_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut dispatcher, _changes) = dispatcher(&directory, "http://new/");
+        let log = dispatcher.parts.log.clone();
+        let event = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/s")
+            .attribute("type", "t");
+        let payload = event.build().unwrap().to_record();
+        log.append(BROKER, vec![payload], Timestamp::now()).await.unwrap();
+        dispatcher.parts.progress.matched(Offset(0));
+        let before = settings(&dispatcher.parts.client, "http://old/");
+        let made = Made {
+            place: Place::Log(Offset(0)),
+            target: before.target().unwrap().clone(),
+            began: Began {
+                time: Timestamp::now(),
+                instant: Instant::now(),
+            },
+            about: None,
+        };
+        let refused = Answer {
+            verdict: Verdict::Refused,
+            ..Answer::none("no".to_owned())
+        };
+        dispatcher.parts.stats.attempt_began();
+        let outcome = Outcome::Answered(refused, None);
+        dispatcher.attempted(Attempted { made, outcome }).unwrap();
+        let (_, kept) = dispatcher.dead_letters.next().await.unwrap();
+        assert!(kept.is_ok());
+        let kept = log
+            .read(&DeadLetter::log_of(BROKER), Offset(0), READ)
+            .await
+            .unwrap();
+        let (letter, _) = DeadLetter::decode(kept[0].payload.clone()).unwrap();
+        assert_eq!(letter.sink, "http://old/");
     }
 }

@@ -142,6 +142,23 @@ struct Handle {
     task: JoinHandle<()>,
 }
 
+/// Where a Trigger goes on, or begins.
+struct TriggerPlace {
+    progress: Progress,
+    /// Why the log cannot tell where it begins. Nothing is delivered then, and all that is retained is held for it
+    /// until the router is started again.
+    damage: Option<LogError>,
+}
+
+impl TriggerPlace {
+    fn known(progress: Progress) -> Self {
+        Self {
+            progress,
+            damage: None,
+        }
+    }
+}
+
 impl Engine {
     /// Reads the stored cursors; nothing is delivered before the first [`Engine::apply`].
     ///
@@ -165,11 +182,7 @@ impl Engine {
                 }
             }
         }
-        for (key, _) in log.usage() {
-            if let Some(broker) = DeadLetter::broker_of(&key) {
-                taken.forget_below(broker, log.bounds(&key).first);
-            }
-        }
+        let lost = taken.keep_within(|broker| log.bounds(&DeadLetter::log_of(broker)));
         let dead_letters = Arc::new(DeadLetters::new(log.clone(), taken.clone()));
         let engine = Arc::new(Self {
             dead_letters: dead_letters.clone(),
@@ -197,6 +210,9 @@ impl Engine {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
+        if !lost.is_empty() {
+            engine.save_places(lost).await?;
+        }
         engine.tasks.spawn(engine.clone().trim_regularly());
         Ok(engine)
     }
@@ -205,7 +221,8 @@ impl Engine {
     /// that an event accepted afterwards reaches it.
     ///
     /// # Errors
-    /// When the log fails, or a Trigger's stored cursor cannot be read.
+    /// When the log fails, or a Trigger's stored cursor cannot be read. Where the log is damaged, only the Triggers that
+    /// need what cannot be read are stopped.
     pub async fn apply(&self, table: &RoutingTable) -> Result<(), EngineError> {
         let mut running = self.running.lock().await;
         let mut new = self.places(&mut running, table).await?;
@@ -218,20 +235,22 @@ impl Engine {
                 let settings = Settings::new(&self.client, table.authorities(), routes.clone(), index);
                 let inbox = match running.dispatchers.get(&route.trigger.uid) {
                     Some(handle) => {
-                        if !settings.is_deliverable() {
-                            // Before the reader follows the new table: nothing may pass a Trigger by that has to wait.
-                            handle.inbox.detach();
-                        }
+                        let is_deliverable = settings.is_deliverable();
                         // Nobody listens only if the dispatcher has ended with the log.
                         let _ = handle.settings.send(settings);
+                        if !is_deliverable {
+                            // Before the reader follows the new table: nothing may pass a Trigger by that has to wait.
+                            // After the settings are sent: a dispatcher that attaches just now looks for those.
+                            handle.inbox.detach();
+                        }
                         handle.inbox.clone()
                     }
                     None => {
                         // Every Trigger that does not run has a place by now.
-                        let Some(progress) = new.remove(&route.trigger.uid) else {
+                        let Some(place) = new.remove(&route.trigger.uid) else {
                             continue;
                         };
-                        let handle = self.spawn(&reader, settings, progress, broker, &route.trigger);
+                        let handle = self.spawn(&reader, settings, place, broker, &route.trigger);
                         let inbox = handle.inbox.clone();
                         running.dispatchers.insert(route.trigger.uid.clone(), handle);
                         inbox
@@ -264,44 +283,81 @@ impl Engine {
         Ok(())
     }
 
-    /// Where each Trigger that does not run yet goes on, or begins. Where it begins is durable before it does.
+    /// Where each Trigger that does not run yet goes on, or begins. Where it begins, or has to go back to, is durable
+    /// before it does.
     async fn places(
         &self,
         running: &mut Running,
         table: &RoutingTable,
-    ) -> Result<HashMap<String, Progress>, EngineError> {
-        let (mut places, mut born) = (HashMap::new(), Vec::new());
+    ) -> Result<HashMap<String, TriggerPlace>, EngineError> {
+        let (mut places, mut changed) = (HashMap::new(), Vec::new());
         for (broker, routes) in table.brokers() {
-            for Trigger { uid, start, .. } in routes.routes().iter().map(|route| &route.trigger) {
+            for trigger in routes.routes().iter().map(|route| &route.trigger) {
+                let uid = &trigger.uid;
                 if running.dispatchers.contains_key(uid) {
                     continue;
                 }
-                let progress = match running.stored.remove(uid) {
-                    Some(stored) => Progress::decode(&stored).map_err(|error| EngineError::Cursor {
-                        uid: uid.clone(),
-                        detail: error.to_string(),
-                    })?,
-                    None => {
-                        let progress = Progress::starting_at(self.beginning(broker, *start).await?);
-                        born.push((uid.clone(), Some(progress.encode(broker).into())));
-                        progress
-                    }
+                let stored = running.stored.remove(uid);
+                let (place, is_new) = match &stored {
+                    Some(stored) => self.restored(stored, broker, trigger)?,
+                    None => (self.beginning(broker, trigger.start).await?, true),
                 };
-                places.insert(uid.clone(), progress);
+                if is_new && place.damage.is_none() {
+                    changed.push((uid.clone(), Some(place.progress.encode(broker).into())));
+                }
+                places.insert(uid.clone(), place);
             }
         }
-        if !born.is_empty() {
-            self.save_places(born).await?;
+        if !changed.is_empty() {
+            self.save_places(changed).await?;
         }
         Ok(places)
     }
 
-    async fn beginning(&self, broker: &str, start: Start) -> Result<Offset, LogError> {
+    /// Where the Trigger was, and whether that is another place than what is stored: it goes back to the ends of the
+    /// logs if it was beyond them, as it can be once a damaged log was opened without its end.
+    fn restored(
+        &self,
+        stored: &Bytes,
+        broker: &str,
+        trigger: &Trigger,
+    ) -> Result<(TriggerPlace, bool), EngineError> {
+        let mut progress = Progress::decode(stored).map_err(|error| EngineError::Cursor {
+            uid: trigger.uid.clone(),
+            detail: error.to_string(),
+        })?;
+        let end = self.log.bounds(broker).next;
+        let dead_letters = self.log.bounds(&DeadLetter::log_of(broker)).next;
+        let (place, dropped) = (progress.next(), progress.counts().dropped);
+        let is_beyond = progress.keep_within(end, dead_letters);
+        if is_beyond {
+            tracing::warn!(
+                trigger = format!("{}/{}", trigger.namespace, trigger.name),
+                broker,
+                %place,
+                %end,
+                dropped = progress.counts().dropped - dropped,
+                "the Trigger's place is beyond the end of the log, which has lost its end: it goes on at the end, and \
+                 what it had not settled beyond is dropped"
+            );
+        }
+        Ok((TriggerPlace::known(progress), is_beyond))
+    }
+
+    async fn beginning(&self, broker: &str, start: Start) -> Result<TriggerPlace, LogError> {
         let bounds = self.log.bounds(broker);
-        match start {
+        let found = match start {
             Start::Latest => Ok(bounds.next),
             Start::Earliest => Ok(bounds.first),
             Start::At(time) => self.log.offset_at(broker, time).await,
+        };
+        match found {
+            Ok(offset) => Ok(TriggerPlace::known(Progress::starting_at(offset))),
+            Err(damage @ LogError::Damaged { .. }) => Ok(TriggerPlace {
+                progress: Progress::starting_at(bounds.first),
+                damage: Some(damage),
+            }),
+            Err(error) => Err(error),
         }
     }
 
@@ -311,7 +367,7 @@ impl Engine {
             Err(LogError::Full(error)) => {
                 tracing::warn!(
                     error,
-                    "no room to keep where new Triggers begin; they keep it with their progress"
+                    "no room to keep where Triggers begin; they keep it with their progress"
                 );
                 Ok(())
             }
@@ -325,7 +381,8 @@ impl Engine {
         self.views.load_full()
     }
 
-    /// How many unsettled events were given up because their Trigger was deleted, since the start.
+    /// How many events had matched and were not settled when their Trigger was deleted, since the start. Of what it had
+    /// not looked at yet nobody knows what it would have wanted.
     pub fn dropped_with_trigger(&self) -> u64 {
         self.dropped_with_trigger.load(Relaxed)
     }
@@ -456,7 +513,7 @@ impl Engine {
         &self,
         reader: &Arc<Reader>,
         settings: Settings,
-        progress: Progress,
+        TriggerPlace { progress, damage }: TriggerPlace,
         broker: &str,
         trigger: &Trigger,
     ) -> Handle {
@@ -487,7 +544,11 @@ impl Engine {
         let name = format!("{}/{}", trigger.namespace, trigger.name);
         let stopped = view.stats.clone();
         let task = self.tasks.spawn(async move {
-            if let Err(error) = dispatcher.run().await {
+            let ended = match damage {
+                None => dispatcher.run().await,
+                Some(damage) => Err(damage),
+            };
+            if let Err(error) = ended {
                 stopped.stop();
                 tracing::error!(trigger = name, %error, "delivery has ended: the event log failed");
             }
@@ -544,17 +605,20 @@ impl Engine {
 
     async fn trim_regularly(self: Arc<Self>) {
         loop {
-            tokio::select! {
-                () = tokio::time::sleep(TRIM_EVERY) => {}
-                () = self.room_wanted.notified() => tokio::time::sleep(TRIM_AT_ONCE).await,
+            let room_wanted = tokio::select! {
+                () = tokio::time::sleep(TRIM_EVERY) => false,
+                () = self.room_wanted.notified() => {
+                    tokio::time::sleep(TRIM_AT_ONCE).await;
+                    true
+                }
                 () = self.stop.cancelled() => return,
-            }
+            };
             self.tell_overdue(Instant::now());
             if !self.applied.load(Relaxed) {
                 // Which events are wanted is not known yet.
                 continue;
             }
-            if let Err(error) = self.trim().await {
+            if let Err(error) = self.trimmer.trim(&self.triggers(), room_wanted).await {
                 tracing::error!(%error, "the event log cannot be trimmed");
             }
         }
@@ -565,21 +629,21 @@ impl Engine {
         self.client.tell_overdue(now);
         self.dead_letters.tell_overdue(now);
     }
-
-    async fn trim(&self) -> Result<(), LogError> {
-        self.trimmer.trim(&self.triggers()).await
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::future::BoxFuture;
     use jiff::Timestamp;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::{
         delivery::Addresses,
-        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        log::{
+            Bounds, ReadLimit, Record,
+            embedded::{EmbeddedLog, EmbeddedOptions},
+        },
         routing::{Configuration, Delivery},
     };
 
@@ -595,32 +659,211 @@ mod tests {
         tokio::time::timeout(PATIENCE, waiting).await.unwrap();
     }
 
+    async fn start(log: Arc<dyn EventLog>) -> Arc<Engine> {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let client = Client::new(1, Addresses::any()).unwrap();
+        Engine::start(log, client, DeliveryOptions::default())
+            .await
+            .unwrap()
+    }
+
+    fn open(directory: &tempfile::TempDir) -> EmbeddedLog {
+        EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap()
+    }
+
+    /// A Trigger whose Sink does not answer.
+    fn trigger(uid: &str, start: &Value, suspend: bool) -> Value {
+        json!({
+            "uid": uid, "namespace": "shop", "name": uid, "generation": 1, "broker": "default", "filters": [],
+            "destination": {"uri": "http://127.0.0.1:9/", "service": null, "contentMode": "AsReceived"},
+            "delivery": Delivery::default(), "start": start, "suspend": suspend,
+        })
+    }
+
+    fn table_of(triggers: Vec<Value>) -> RoutingTable {
+        let triggers = triggers.into_iter().map(serde_json::from_value);
+        RoutingTable::compile(Configuration {
+            triggers: triggers.collect::<Result<_, _>>().unwrap(),
+            ..Configuration::default()
+        })
+    }
+
+    fn table(triggers: &[(&str, Value)]) -> RoutingTable {
+        let triggers = triggers.iter().map(|(uid, start)| trigger(uid, start, false));
+        table_of(triggers.collect())
+    }
+
+    /// A log in which no time can be found.
+    struct WithoutTimes(EmbeddedLog);
+
+    impl EventLog for WithoutTimes {
+        fn offset_at<'a>(&'a self, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Offset, LogError>> {
+            let error = LogError::Damaged {
+                path: "log".into(),
+                detail: "offset 0".to_owned(),
+            };
+            Box::pin(async { Err(error) })
+        }
+
+        fn append<'a>(
+            &'a self,
+            broker: &'a str,
+            payloads: Vec<Bytes>,
+            accepted: Timestamp,
+        ) -> BoxFuture<'a, Result<Offset, LogError>> {
+            self.0.append(broker, payloads, accepted)
+        }
+
+        fn append_to_settle<'a>(
+            &'a self,
+            broker: &'a str,
+            payloads: Vec<Bytes>,
+            accepted: Timestamp,
+        ) -> BoxFuture<'a, Result<Offset, LogError>> {
+            self.0.append_to_settle(broker, payloads, accepted)
+        }
+
+        fn read<'a>(
+            &'a self,
+            broker: &'a str,
+            from: Offset,
+            limit: ReadLimit,
+        ) -> BoxFuture<'a, Result<Vec<Record>, LogError>> {
+            self.0.read(broker, from, limit)
+        }
+
+        fn bounds(&self, broker: &str) -> Bounds {
+            self.0.bounds(broker)
+        }
+
+        fn watch(&self, broker: &str) -> watch::Receiver<Offset> {
+            self.0.watch(broker)
+        }
+
+        fn trim<'a>(&'a self, broker: &'a str, before: Offset) -> BoxFuture<'a, Result<(), LogError>> {
+            self.0.trim(broker, before)
+        }
+
+        fn usage(&self) -> Vec<(String, u64)> {
+            self.0.usage()
+        }
+
+        fn capacity(&self) -> u64 {
+            self.0.capacity()
+        }
+
+        fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>> {
+            self.0.cursors()
+        }
+
+        fn save_cursors(&self, changes: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>> {
+            self.0.save_cursors(changes)
+        }
+
+        fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
+            self.0.sync()
+        }
+
+        fn failed(&self) -> BoxFuture<'_, LogError> {
+            self.0.failed()
+        }
+    }
+
+    #[tokio::test]
+    async fn damage_where_a_trigger_would_begin_stops_that_trigger_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Arc::new(WithoutTimes(open(&directory)));
+        let engine = start(log.clone()).await;
+        let table = table(&[
+            ("latest", json!("Latest")),
+            ("timed", json!({"At": "2026-01-01T00:00:00Z"})),
+        ]);
+        engine.apply(&table).await.unwrap();
+        let views = engine.triggers();
+        let stopped = || {
+            views
+                .iter()
+                .map(|view| view.stats.is_stopped())
+                .collect::<Vec<_>>()
+        };
+        eventually(|| stopped() == [false, true]).await;
+        let cursors = log.cursors().await.unwrap();
+        let kept: Vec<_> = cursors.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(kept, ["latest"], "the next start looks again");
+        engine.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_place_beyond_the_end_of_the_log_skips_no_new_event() {
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(open(&directory));
+        let other_version = || vec![Bytes::from_static(&[9, 0])];
+        let dead_letters = DeadLetter::log_of(BROKER);
+        for key in [BROKER, &dead_letters] {
+            log.append(key, other_version(), Timestamp::now()).await.unwrap();
+        }
+        let mut beyond = Progress::starting_at(Offset(1));
+        beyond.matched(Offset(6));
+        let redriven = Taken::default().change(BROKER, [Offset(0), Offset(1)].into_iter());
+        let cursors = vec![("u".to_owned(), Some(beyond.encode(BROKER).into())), redriven];
+        log.save_cursors(cursors).await.unwrap();
+
+        let engine = start(log.clone()).await;
+        engine.apply(&table(&[("u", json!("Latest"))])).await.unwrap();
+        let stats = engine.triggers()[0].stats.clone();
+        assert_eq!(
+            (stats.next(), stats.dropped(), stats.pending()),
+            (Offset(1), 1, 0)
+        );
+        let stored: HashMap<_, _> = log.cursors().await.unwrap().into_iter().collect();
+        assert_eq!(Progress::decode(&stored["u"]).unwrap().next(), Offset(1));
+        let restored = Taken::default();
+        for (key, cursor) in &stored {
+            restored.restore(key, cursor);
+        }
+        assert_eq!(restored.count(BROKER), 1);
+        log.append(BROKER, other_version(), Timestamp::now())
+            .await
+            .unwrap();
+        eventually(|| stats.missed() == 1).await;
+        log.append(&dead_letters, other_version(), Timestamp::now())
+            .await
+            .unwrap();
+        assert_eq!(engine.dead_letter_brokers(), [(BROKER.to_owned(), 1)]);
+        engine.shutdown().await;
+    }
+
+    /// On one thread two configurations in succession come before the dispatcher sees the first.
+    #[tokio::test]
+    async fn a_suspension_that_the_dispatcher_does_not_see_does_not_leave_it_deaf() {
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(open(&directory));
+        let engine = start(log.clone()).await;
+        let with_suspend = |suspend| table_of(vec![trigger("u", &json!("Latest"), suspend)]);
+        engine.apply(&with_suspend(false)).await.unwrap();
+        let inbox = engine.running.lock().await.dispatchers["u"].inbox.clone();
+        eventually(|| inbox.is_attached()).await;
+        engine.apply(&with_suspend(true)).await.unwrap();
+        engine.apply(&with_suspend(false)).await.unwrap();
+        let other_version = vec![Bytes::from_static(&[9, 0])];
+        log.append(BROKER, other_version, Timestamp::now()).await.unwrap();
+        let stats = engine.triggers()[0].stats.clone();
+        eventually(|| stats.missed() == 1).await;
+        engine.shutdown().await;
+    }
+
     #[tokio::test]
     async fn a_record_that_cannot_be_read_is_counted_once() {
-        drop(rustls::crypto::ring::default_provider().install_default());
         let directory = tempfile::tempdir().unwrap();
-        let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
-        let log: Arc<dyn EventLog> = Arc::new(log);
+        let log: Arc<dyn EventLog> = Arc::new(open(&directory));
         let append = async || {
             let other_version = Bytes::from_static(&[9, 0]);
             let appended = log.append(BROKER, vec![other_version], Timestamp::now()).await;
             appended.unwrap();
         };
         append().await;
-        let client = Client::new(1, Addresses::any()).unwrap();
-        let engine = Engine::start(log.clone(), client, DeliveryOptions::default())
-            .await
-            .unwrap();
-        let trigger = json!({
-            "uid": "u", "namespace": "shop", "name": "t", "generation": 1, "broker": "default", "filters": [],
-            "destination": {"uri": "http://127.0.0.1:9/", "service": null, "contentMode": "AsReceived"},
-            "delivery": Delivery::default(), "start": "Earliest", "suspend": false,
-        });
-        let table = RoutingTable::compile(Configuration {
-            triggers: vec![serde_json::from_value(trigger).unwrap()],
-            ..Configuration::default()
-        });
-        engine.apply(&table).await.unwrap();
+        let engine = start(log.clone()).await;
+        engine.apply(&table(&[("u", json!("Earliest"))])).await.unwrap();
         let stats = engine.triggers()[0].stats.clone();
         // By itself, then from the reader.
         for missed in 1..=5 {

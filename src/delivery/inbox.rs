@@ -44,6 +44,8 @@ pub(super) struct Taken {
     pub(super) missed: Option<Offset>,
     /// Whether nothing is left in it.
     pub(super) emptied: bool,
+    /// Whether the reader offers it what comes next.
+    pub(super) is_attached: bool,
 }
 
 impl Inbox {
@@ -115,6 +117,7 @@ impl Inbox {
             events,
             missed,
             emptied,
+            is_attached: state.attached,
         }
     }
 

@@ -45,6 +45,17 @@ impl OffsetSet {
         self.ranges.extend(last.map(|(_, end)| (offset, end)));
     }
 
+    /// Forgets this one and everything above; whether there was any.
+    pub(super) fn forget_from(&mut self, Offset(offset): Offset) -> bool {
+        let beyond = self.ranges.split_off(&offset);
+        let within = self.ranges.last_entry().filter(|last| *last.get() > offset);
+        let has_any = !beyond.is_empty() || within.is_some();
+        if let Some(mut last) = within {
+            last.insert(offset);
+        }
+        has_any
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.ranges.iter().map(|(start, end)| end - start).sum()
     }
@@ -80,7 +91,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn is_a_set(offsets in prop::collection::vec(0_u64..40, 0..60), below in 0_u64..40) {
+        fn is_a_set(offsets in prop::collection::vec(0_u64..40, 0..60), below in 0_u64..40, from in 0_u64..45) {
             let (mut set, mut model) = (OffsetSet::default(), BTreeSet::new());
             for offset in offsets {
                 set.insert(Offset(offset));
@@ -88,6 +99,8 @@ mod tests {
             }
             set.forget_below(Offset(below));
             model = model.split_off(&below);
+            let beyond = model.split_off(&from);
+            prop_assert_eq!(set.forget_from(Offset(from)), !beyond.is_empty());
             prop_assert_eq!(set.len(), model.len() as u64);
             for offset in 0..45 {
                 prop_assert_eq!(set.contains(Offset(offset)), model.contains(&offset), "{} in {:?}", offset, set);

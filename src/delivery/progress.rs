@@ -152,7 +152,9 @@ impl Progress {
 
     /// An attempt that began at `since` failed; gives what has been tried so far.
     pub(super) fn failed(&mut self, place: Place, since: Timestamp) -> Attempts {
-        let attempts = self.outstanding.entry(place).or_default();
+        // What is settled already stays so.
+        let mut settled = Attempts::default();
+        let attempts = self.outstanding.get_mut(&place).unwrap_or(&mut settled);
         attempts.failed = attempts.failed.saturating_add(1);
         attempts.since.get_or_insert(since);
         *attempts
@@ -162,6 +164,22 @@ impl Progress {
         if self.outstanding.remove(&place).is_some() {
             self.counts.count(settlement);
         }
+    }
+
+    /// Goes back to the ends of the logs where it is beyond them, because their ends were lost: other events will have
+    /// those offsets. What was outstanding there is settled as dropped. Whether anything was beyond.
+    pub(super) fn keep_within(&mut self, events: Offset, dead_letters: Offset) -> bool {
+        let lost = |place: &Place| match *place {
+            Place::Log(offset) => offset >= events,
+            Place::DeadLetter(offset) => offset >= dead_letters,
+        };
+        let lost: Vec<_> = self.outstanding().filter(lost).collect();
+        let is_beyond = self.next > events || !lost.is_empty();
+        for place in lost {
+            self.settle(place, Settlement::Dropped);
+        }
+        self.next = self.next.min(events);
+        is_beyond
     }
 
     pub(super) fn encode(&self, broker: &str) -> Vec<u8> {
@@ -260,6 +278,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_beyond_the_ends_of_the_logs_is_dropped() {
+        let mut progress = Progress::starting_at(Offset(0));
+        for offset in [2, 6] {
+            progress.matched(Offset(offset));
+            progress.redriven(Offset(offset));
+        }
+        let before = progress.clone();
+        assert!(!progress.keep_within(Offset(7), Offset(7)));
+        assert_eq!(progress, before);
+        assert!(progress.keep_within(Offset(6), Offset(3)));
+        assert_eq!(
+            progress.outstanding().collect::<Vec<_>>(),
+            [Place::Log(Offset(2)), Place::DeadLetter(Offset(2))]
+        );
+        assert_eq!((progress.next(), progress.counts().dropped), (Offset(6), 2));
+        assert!(progress.keep_within(Offset(4), Offset(3)), "the place alone");
+        assert_eq!((progress.next(), progress.counts().dropped), (Offset(4), 2));
+    }
+
+    #[test]
     fn a_cursor_of_another_version_is_not_read() {
         let mut stored: serde_json::Value =
             serde_json::from_slice(&Progress::starting_at(Offset(1)).encode("a/b")).unwrap();
@@ -270,7 +308,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_matched_is_settled_or_pending_and_survives_storing(steps in prop::collection::vec((0_u64..50, any::<bool>(), 0_u8..6), 0..200)) {
+        fn what_matched_is_settled_or_pending_and_survives_storing(steps in prop::collection::vec((0_u64..50, any::<bool>(), 0_u8..7), 0..200)) {
             let mut progress = Progress::starting_at(Offset(0));
             for (offset, redriven, step) in steps {
                 let offset = Offset(offset);
@@ -282,6 +320,9 @@ mod tests {
                     2 => progress.settle(place, Settlement::Delivered),
                     3 => progress.settle(place, Settlement::Expired),
                     4 => progress.settle(place, Settlement::DeadLettered),
+                    5 => {
+                        progress.failed(place, Timestamp::UNIX_EPOCH);
+                    }
                     _ => progress.settle(place, Settlement::Dropped),
                 }
                 let counts = progress.counts();

@@ -7,15 +7,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::offsets::OffsetSet;
-use crate::log::{CursorChange, LogError, Offset};
+use crate::log::{Bounds, CursorChange, LogError, Offset};
 
 /// Asks a dispatcher to deliver dead letters again.
 pub(super) struct Redrive {
     pub(super) letters: Vec<Letter>,
     pub(super) taken: Arc<Taken>,
+    /// Held until they are taken or left, also when whoever asked does not wait for that: nobody else takes them
+    /// meanwhile.
+    pub(super) taking: Arc<OwnedMutexGuard<()>>,
     /// How many of them it took, the first ones; durable by then.
     pub(super) answer: oneshot::Sender<Result<usize, LogError>>,
 }
@@ -49,9 +52,7 @@ impl Taken {
     pub(super) fn change(&self, broker: &str, letters: impl Iterator<Item = Offset>) -> CursorChange {
         let mut set = self.lock().get(broker).cloned().unwrap_or_default();
         letters.for_each(|letter| set.insert(letter));
-        // A list of numbers always serialises.
-        let stored = serde_json::to_vec(&set).unwrap_or_default();
-        (format!("{PREFIX}{broker}"), Some(stored.into()))
+        stored(broker, &set)
     }
 
     /// Takes letters out, once that is stored.
@@ -66,6 +67,24 @@ impl Taken {
         if let Some(set) = self.lock().get_mut(broker) {
             set.forget_below(offset);
         }
+    }
+
+    /// Forgets what is not within a broker's dead-letter log. Gives what to store where letters were beyond its end, as
+    /// others will have their offsets.
+    pub(super) fn keep_within(&self, bounds: impl Fn(&str) -> Bounds) -> Vec<CursorChange> {
+        let mut changes = Vec::new();
+        for (broker, set) in self.lock().iter_mut() {
+            let Bounds { first, next } = bounds(broker);
+            set.forget_below(first);
+            if set.forget_from(next) {
+                tracing::warn!(
+                    broker, end = %next,
+                    "dead letters that were redriven or dropped are missing at the end of their log; it was damaged"
+                );
+                changes.push(stored(broker, set));
+            }
+        }
+        changes
     }
 
     pub(super) fn contains(&self, broker: &str, letter: Offset) -> bool {
@@ -86,4 +105,10 @@ impl Taken {
         // No code that holds the lock can leave a set half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn stored(broker: &str, set: &OffsetSet) -> CursorChange {
+    // A list of numbers always serialises.
+    let stored = serde_json::to_vec(set).unwrap_or_default();
+    (format!("{PREFIX}{broker}"), Some(stored.into()))
 }

@@ -76,8 +76,9 @@ impl Figures {
 }
 
 impl Trimmer {
-    /// Removes what is settled and over age or over size.
-    pub(super) async fn trim(&self, triggers: &[TriggerView]) -> Result<(), LogError> {
+    /// Removes what is settled and over age or over size, and more of what is settled when the log is nearly full. If
+    /// somebody waits for room then, as for new events.
+    pub(super) async fn trim(&self, triggers: &[TriggerView], room_wanted: bool) -> Result<(), LogError> {
         for (key, bytes) in self.log.usage() {
             let trimmed = match DeadLetter::broker_of(&key) {
                 Some(broker) => self.trim_letters(broker, &key, bytes, triggers).await,
@@ -93,7 +94,12 @@ impl Trimmer {
         }
         // What is delivered makes room for dead letters and replies, also when no new event asks for any.
         if self.used() > self.log.capacity() - self.log.capacity() / (2 * PORTION) {
-            self.make_room(triggers).await?;
+            let when_full = if room_wanted {
+                self.when_full
+            } else {
+                WhenFull::Refuse
+            };
+            self.free_portion(triggers, when_full).await?;
         }
         Ok(())
     }
@@ -164,6 +170,10 @@ impl Trimmer {
     /// The log had no room. Removes settled events, whatever their age, from where there are most; and, if that does
     /// not give enough and the operator chose so, the oldest events.
     pub(super) async fn make_room(&self, triggers: &[TriggerView]) -> Result<(), LogError> {
+        self.free_portion(triggers, self.when_full).await
+    }
+
+    async fn free_portion(&self, triggers: &[TriggerView], when_full: WhenFull) -> Result<(), LogError> {
         let mut volume = self.making_room.lock().await;
         let capacity = self.log.capacity();
         let used = self.used();
@@ -177,7 +187,7 @@ impl Trimmer {
         }
         let wanted = portion.min(used / PORTION + 1);
         let settled = self.free(wanted, triggers, unsettled).await?;
-        if settled < wanted && self.when_full == WhenFull::DropOldest {
+        if settled < wanted && when_full == WhenFull::DropOldest {
             let everything = |_: &str, bounds: Bounds, _: &[TriggerView]| bounds.next;
             self.free(wanted - settled, triggers, everything).await?;
         }
@@ -240,4 +250,58 @@ fn unsettled(broker: &str, bounds: Bounds, triggers: &[TriggerView]) -> Offset {
     let of_broker = triggers.iter().filter(|trigger| trigger.broker == broker);
     let low = of_broker.map(|trigger| trigger.stats.low()).min();
     low.unwrap_or(bounds.next).min(bounds.next)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        delivery::TriggerStats,
+        log::embedded::{EmbeddedLog, EmbeddedOptions},
+    };
+
+    const BROKER: &str = "shop/default";
+
+    #[tokio::test]
+    async fn unsettled_events_are_dropped_only_where_somebody_wants_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = EmbeddedOptions {
+            max_bytes: 64 * 1024,
+            ..EmbeddedOptions::default()
+        };
+        let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(directory.path(), options).unwrap());
+        // Between where it is trimmed and where new events are refused.
+        let events = vec![Bytes::from(vec![b'x'; 1024]); 61];
+        log.append(BROKER, events, Timestamp::now()).await.unwrap();
+        let taken = Arc::<Taken>::default();
+        let trimmer = Trimmer {
+            log: log.clone(),
+            events: Retention::default(),
+            letters: Retention::default(),
+            when_full: WhenFull::DropOldest,
+            dead_letters: Arc::new(DeadLetters::new(log.clone(), taken.clone())),
+            taken,
+            figures: Figures::default(),
+            making_room: Mutex::default(),
+        };
+        let has_settled_nothing = TriggerView {
+            uid: "u".to_owned(),
+            namespace: "shop".to_owned(),
+            name: "t".to_owned(),
+            broker: BROKER.to_owned(),
+            stats: Arc::<TriggerStats>::default(),
+        };
+        let triggers = [has_settled_nothing];
+        trimmer.trim(&triggers, false).await.unwrap();
+        assert_eq!(
+            (log.bounds(BROKER).first, trimmer.figures.dropped()),
+            (Offset(0), BTreeMap::new())
+        );
+        trimmer.trim(&triggers, true).await.unwrap();
+        let first = log.bounds(BROKER).first;
+        assert!(first > Offset(0), "{first}");
+        assert_eq!(trimmer.figures.dropped(), [(BROKER.to_owned(), first.0)].into());
+    }
 }

@@ -9,6 +9,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::problem::Problem;
+use crate::cloudevents::{content_coding, transfer_coding};
 
 /// How long a client may take to send a request's body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -151,22 +152,9 @@ pub(super) async fn drain(mut body: Body) {
     let _ = tokio::time::timeout(DRAIN_TIME, reading).await;
 }
 
-/// A content or transfer coding is a property of the hop, not an attribute of the event: passing the bytes on without
-/// it would change what they mean. `chunked` is undone by then (RFC 9112, 6.1).
+/// Refuses a body that is coded: see [`content_coding`].
 pub(super) fn check_codings(headers: &HeaderMap) -> Result<(), Problem> {
-    let other_than = |name, plain: &str| {
-        let values = headers.get_all(name).iter();
-        values
-            .filter(|value| {
-                !value
-                    .as_bytes()
-                    .trim_ascii()
-                    .eq_ignore_ascii_case(plain.as_bytes())
-            })
-            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
-            .next()
-    };
-    if let Some(coding) = other_than(header::CONTENT_ENCODING, "identity") {
+    if let Some(coding) = content_coding(headers) {
         return Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "content_encoding",
@@ -174,7 +162,7 @@ pub(super) fn check_codings(headers: &HeaderMap) -> Result<(), Problem> {
             format!("Content-Encoding {coding:?} is not supported: send the body as it is"),
         ));
     }
-    if let Some(coding) = other_than(header::TRANSFER_ENCODING, "chunked") {
+    if let Some(coding) = transfer_coding(headers) {
         return Err(Problem::new(
             StatusCode::NOT_IMPLEMENTED,
             "transfer_encoding",

@@ -269,7 +269,7 @@ impl Collector for DeliveryCollector {
         let dropped = ConstCounter::new(self.engine.dropped_with_trigger());
         dropped.encode(encoder.encode_descriptor(
             "events_dropped_with_trigger",
-            "Unsettled events given up because their Trigger was deleted, since the start",
+            "Events that had matched and were not settled when their Trigger was deleted, since the start; its backlog is not counted",
             None,
             MetricType::Counter,
         )?)?;
