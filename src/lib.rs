@@ -14,5 +14,6 @@ pub mod router;
 pub mod routing;
 pub mod server;
 pub mod source;
+pub mod supervision;
 pub mod telemetry;
 pub mod trust;

@@ -54,13 +54,16 @@ const ROOMS: &[Room] = &[
     Room::new("routing",     &["cloudevents", "filter"]).pure(),
     Room::new("log",         &[]).without_kubernetes(),
     Room::new("trust",       &[]).without_kubernetes(),
+    Room::new("supervision", &[]).without_kubernetes(),
     Room::new("telemetry",   &["cloudevents", "trust"]).without_kubernetes(),
-    Room::new("delivery",    &["cloudevents", "filter", "routing", "log", "telemetry", "trust"]).without_kubernetes(),
+    Room::new("delivery",    &[
+        "cloudevents", "filter", "routing", "log", "telemetry", "trust", "supervision",
+    ]).without_kubernetes(),
     Room::new("server",      &[]).without_kubernetes(),
-    Room::new("source",      &["cloudevents", "routing", "log"]).without_kubernetes(),
+    Room::new("source",      &["cloudevents", "routing", "log", "supervision"]).without_kubernetes(),
     Room::new("controller",  &["api", "cloudevents", "filter", "routing", "trust", "server"]),
     Room::new("router",      &[
-        "cloudevents", "filter", "routing", "log", "telemetry", "delivery", "server", "source",
+        "cloudevents", "filter", "routing", "log", "telemetry", "delivery", "server", "source", "supervision",
     ]).without_kubernetes(),
     Room::new("cli", &[
         "api", "cloudevents", "filter", "routing", "log", "trust", "telemetry", "delivery", "server", "source",

@@ -276,7 +276,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (applied, acknowledged) = watch::channel(Revision::default());
     let (sinks, reports) = watch::channel(None);
     let following = tokio::spawn(link.clone().follow(configurations, acknowledged, stop.clone()));
-    let reporting = tokio::spawn(link.report(reports, stop.clone()));
+    // Dropped also by a panic, which then ends the router too.
+    let (report, ends_the_router) = (link.report(reports, stop.clone()), stop.clone().drop_guard());
+    let reporting = tokio::spawn(async move {
+        report.await;
+        drop(ends_the_router);
+    });
     let outcome = router::run(options, received, applied, sinks, stop.clone()).await;
     export.end().await;
     stop.cancel();

@@ -31,6 +31,7 @@ use super::{
 use crate::{
     log::{CursorChange, EventLog, LogError, Offset},
     routing::{BrokerTable, RoutingTable, Start, Trigger},
+    supervision::{self, Supervisor},
 };
 
 /// How often the logs are trimmed.
@@ -123,6 +124,7 @@ pub struct Engine {
     dead_letters: Arc<DeadLetters>,
     trimmer: Trimmer,
     tasks: TaskTracker,
+    supervisor: Supervisor,
     stop: CancellationToken,
 }
 
@@ -160,7 +162,8 @@ impl TriggerPlace {
 }
 
 impl Engine {
-    /// Reads the stored cursors; nothing is delivered before the first [`Engine::apply`].
+    /// Reads the stored cursors; nothing is delivered before the first [`Engine::apply`]. The supervisor is told when
+    /// a task panicked that all delivery depends on.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -168,6 +171,7 @@ impl Engine {
         log: Arc<dyn EventLog>,
         client: Client,
         options: DeliveryOptions,
+        supervisor: Supervisor,
     ) -> Result<Arc<Self>, EngineError> {
         let (mut stored, taken) = (HashMap::new(), Arc::<Taken>::default());
         for (key, cursor) in log.cursors().await? {
@@ -208,12 +212,15 @@ impl Engine {
             room_wanted: Arc::default(),
             applied: AtomicBool::new(false),
             tasks: TaskTracker::new(),
+            supervisor: supervisor.clone(),
             stop: CancellationToken::new(),
         });
         if !lost.is_empty() {
             engine.save_places(lost).await?;
         }
-        engine.tasks.spawn(engine.clone().trim_regularly());
+        engine
+            .tasks
+            .spawn(supervisor.watch("the trimmer of the event log", engine.clone().trim_regularly()));
         Ok(engine)
     }
 
@@ -501,11 +508,13 @@ impl Engine {
         let reader = Arc::new(Reader::new(broker.to_owned(), self.log.clone()));
         running.readers.insert(broker.to_owned(), reader.clone());
         let (task, stop, name) = (reader.clone(), self.stop.clone(), broker.to_owned());
-        self.tasks.spawn(async move {
+        let reading = async move {
             if let Err(error) = task.run(stop).await {
                 tracing::error!(broker = name, %error, "the event log failed: nothing of the broker is read any more");
             }
-        });
+        };
+        let name = format!("the reader of {broker}");
+        self.tasks.spawn(self.supervisor.clone().watch(name, reading));
         reader
     }
 
@@ -544,13 +553,19 @@ impl Engine {
         let name = format!("{}/{}", trigger.namespace, trigger.name);
         let stopped = view.stats.clone();
         let task = self.tasks.spawn(async move {
-            let ended = match damage {
-                None => dispatcher.run().await,
-                Some(damage) => Err(damage),
+            let delivery = async {
+                match damage {
+                    None => dispatcher.run().await,
+                    Some(damage) => Err(damage),
+                }
             };
-            if let Err(error) = ended {
-                stopped.stop();
-                tracing::error!(trigger = name, %error, "delivery has ended: the event log failed");
+            match supervision::caught(&format!("delivery of {name}"), delivery).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    stopped.stop();
+                    tracing::error!(trigger = name, %error, "delivery has ended: the event log failed");
+                }
+                Err(_) => stopped.stop(),
             }
         });
         Handle {
@@ -588,7 +603,7 @@ impl Engine {
             };
             drop(settings);
             inbox.detach();
-            // It ends at once when its settings are closed; a panic in it was reported by the runtime.
+            // It ends at once when its settings are closed; a panic in it was caught.
             let _ = task.await;
             let pending = view.stats.pending();
             self.dropped_with_trigger.fetch_add(pending, Relaxed);
@@ -662,7 +677,7 @@ mod tests {
     async fn start(log: Arc<dyn EventLog>) -> Arc<Engine> {
         drop(rustls::crypto::ring::default_provider().install_default());
         let client = Client::new(1, Addresses::any()).unwrap();
-        Engine::start(log, client, DeliveryOptions::default())
+        Engine::start(log, client, DeliveryOptions::default(), Supervisor::default())
             .await
             .unwrap()
     }
@@ -874,5 +889,89 @@ mod tests {
         engine.shutdown().await;
         assert_eq!((stats.missed(), stats.next()), (6, Offset(6)));
         assert_eq!((stats.matched(), stats.pending(), stats.dropped()), (0, 0, 0));
+    }
+
+    /// A log with one record, at which whoever reads it panics.
+    struct Panicking(watch::Sender<Offset>);
+
+    impl EventLog for Panicking {
+        fn append<'a>(
+            &'a self,
+            _: &'a str,
+            _: Vec<Bytes>,
+            _: Timestamp,
+        ) -> BoxFuture<'a, Result<Offset, LogError>> {
+            unimplemented!()
+        }
+
+        fn append_to_settle<'a>(
+            &'a self,
+            _: &'a str,
+            _: Vec<Bytes>,
+            _: Timestamp,
+        ) -> BoxFuture<'a, Result<Offset, LogError>> {
+            unimplemented!()
+        }
+
+        fn read<'a>(
+            &'a self,
+            _: &'a str,
+            _: Offset,
+            _: ReadLimit,
+        ) -> BoxFuture<'a, Result<Vec<Record>, LogError>> {
+            panic!("a fault in the program")
+        }
+
+        fn bounds(&self, _: &str) -> Bounds {
+            Bounds {
+                first: Offset(0),
+                next: Offset(1),
+            }
+        }
+
+        fn offset_at<'a>(&'a self, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Offset, LogError>> {
+            unimplemented!()
+        }
+
+        fn watch(&self, _: &str) -> watch::Receiver<Offset> {
+            self.0.subscribe()
+        }
+
+        fn trim<'a>(&'a self, _: &'a str, _: Offset) -> BoxFuture<'a, Result<(), LogError>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn capacity(&self) -> u64 {
+            u64::MAX
+        }
+
+        fn usage(&self) -> Vec<(String, u64)> {
+            Vec::new()
+        }
+
+        fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>> {
+            Box::pin(async { Ok(Vec::new()) })
+        }
+
+        fn save_cursors(&self, _: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn failed(&self) -> BoxFuture<'_, LogError> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_trigger_whose_delivery_panicked_is_stopped() {
+        let engine = start(Arc::new(Panicking(watch::Sender::new(Offset(1))))).await;
+        engine.apply(&table(&[("u", json!("Earliest"))])).await.unwrap();
+        let stats = engine.triggers()[0].stats.clone();
+        eventually(|| stats.is_stopped()).await;
+        engine.shutdown().await;
     }
 }

@@ -262,7 +262,7 @@ impl Collector for DeliveryCollector {
             &mut encoder,
             &triggers,
             "trigger_stopped",
-            "1 once delivery has ended because the event log cannot be read",
+            "1 once delivery has ended because the event log cannot be read, or by a fault in Weir",
             |view| u64::from(view.stats.is_stopped()),
         )?;
         replies(&mut encoder, &triggers)?;
@@ -485,6 +485,7 @@ mod tests {
         delivery::{Addresses, Client, DeliveryOptions},
         log::embedded::{EmbeddedLog, EmbeddedOptions},
         server::documented::assert_documented,
+        supervision::Supervisor,
     };
 
     fn page(registry: &Registry) -> String {
@@ -503,6 +504,7 @@ mod tests {
             log.clone(),
             Client::new(1, Addresses::any()).unwrap(),
             DeliveryOptions::default(),
+            Supervisor::default(),
         );
         let engine = engine.await.unwrap();
         let metrics = Metrics::new(log, engine.clone(), Statistics::default());

@@ -34,6 +34,7 @@ use crate::{
     routing::{Configuration, Destination, Revision, RoutingTable, ServiceName, protocol::SinkReport},
     server::{self, BindError, Server},
     source::Sources,
+    supervision::{Panicked, Supervisor},
     telemetry::Tracer,
 };
 
@@ -87,6 +88,12 @@ pub enum RouterError {
     /// The data directory, or the last configuration in it, cannot be used.
     #[error(transparent)]
     Saved(#[from] SavedError),
+    /// A task panicked that it cannot do without.
+    #[error("the router cannot go on: {0}")]
+    Panicked(#[from] Panicked),
+    /// No configuration will come any more.
+    #[error("the router cannot go on: what brings it configurations has ended")]
+    NoConfigurations,
 }
 
 /// Runs a router until it is told to stop, then finishes what is under way.
@@ -112,8 +119,9 @@ pub async fn run(
         mapped: options.services.keys().cloned().collect(),
     };
     let client = Client::new(options.max_body, addresses)?.traced(options.tracer.clone());
-    let engine = Engine::start(log.clone(), client, options.delivery).await?;
-    let sources = Sources::new(log.clone());
+    let supervisor = Supervisor::default();
+    let engine = Engine::start(log.clone(), client, options.delivery, supervisor.clone()).await?;
+    let sources = Sources::new(log.clone(), supervisor.clone());
     let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
     let ingress = ingress::Ingress {
@@ -160,17 +168,18 @@ pub async fn run(
         applier.apply(configuration).await?;
     }
     let stop_ingress = stop.child_token();
-    servers.spawn(sink_report::keep(engine.clone(), sinks, stop_ingress.clone()));
-    servers.spawn(ingress_server.serve(ingress::service(ingress), stop_ingress.clone()));
+    let reporting = sink_report::keep(engine.clone(), sinks, stop_ingress.clone());
+    servers.spawn(supervisor.clone().watch("the report of Sinks", reporting));
+    let serving = ingress_server.serve(ingress::service(ingress), stop_ingress.clone());
+    servers.spawn(supervisor.clone().watch("the ingress", serving));
     servers.close();
 
     let outcome = loop {
         tokio::select! {
             changed = configurations.changed() => {
                 if changed.is_err() {
-                    // Whoever sends configurations has ended, and with it the process will.
-                    stop.cancelled().await;
-                    break Ok(());
+                    // Whoever sends configurations ends when it is told to stop, as this does, or by a panic.
+                    break if stop.is_cancelled() { Ok(()) } else { Err(RouterError::NoConfigurations) };
                 }
                 let Some(configuration) = configurations.borrow_and_update().clone() else { continue };
                 if let Err(error) = applier.take_over(configuration).await {
@@ -183,6 +192,7 @@ pub async fn run(
                 }
             }
             error = log.failed() => break Err(RouterError::Log(error)),
+            panicked = supervisor.panicked() => break Err(RouterError::Panicked(panicked)),
             () = stop.cancelled() => break Ok(()),
         }
     };

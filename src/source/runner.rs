@@ -24,6 +24,7 @@ use super::{
 use crate::{
     log::{EventLog, LogError},
     routing,
+    supervision::Supervisor,
 };
 
 /// How long after its time an event is still made.
@@ -45,6 +46,7 @@ pub struct Sources {
     running: HashMap<String, Running>,
     statistics: Statistics,
     tasks: TaskTracker,
+    supervisor: Supervisor,
 }
 
 struct Running {
@@ -121,18 +123,19 @@ impl Drop for Sources {
 }
 
 impl Sources {
-    /// No Sources yet; their events will go to this log.
-    pub fn new(log: Arc<dyn EventLog>) -> Self {
-        Self::with_clock(log, Arc::new(SystemClock))
+    /// No Sources yet; their events will go to this log. The supervisor is told when one panicked.
+    pub fn new(log: Arc<dyn EventLog>, supervisor: Supervisor) -> Self {
+        Self::with_clock(log, Arc::new(SystemClock), supervisor)
     }
 
-    fn with_clock(log: Arc<dyn EventLog>, clock: Arc<dyn Clock>) -> Self {
+    fn with_clock(log: Arc<dyn EventLog>, clock: Arc<dyn Clock>, supervisor: Supervisor) -> Self {
         Self {
             log,
             clock,
             running: HashMap::new(),
             statistics: Statistics::default(),
             tasks: TaskTracker::new(),
+            supervisor,
         }
     }
 
@@ -168,7 +171,8 @@ impl Sources {
                 },
             );
             if let Some(task) = self.task(source, stop) {
-                self.tasks.spawn(task.run());
+                let name = format!("the Source {}/{}", source.namespace, source.name);
+                self.tasks.spawn(self.supervisor.clone().watch(name, task.run()));
             }
         }
     }

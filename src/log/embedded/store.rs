@@ -233,8 +233,13 @@ impl Store {
     }
 
     /// Makes everything that was committed durable.
+    ///
+    /// The library's thread syncs the journal too, and the kernel tells an error of it once: if the thread was told,
+    /// this sync succeeds. So it is asked afterwards whether the thread still works. That is no proof: the library
+    /// marks the failure only after it has let go of the journal and written a log line.
     pub(super) fn sync(&self) -> fjall::Result<()> {
-        self.database.persist(PersistMode::SyncAll)
+        self.database.persist(PersistMode::SyncAll)?;
+        self.is_alive()
     }
 
     /// Whether the library still works: an error of its background thread shows here.
