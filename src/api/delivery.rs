@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Destination;
 
-/// A positive duration as it is written in a manifest: `500ms`, `30s`, `1h30m`.
+/// A duration as it is written in a manifest: `500ms`, `30s`, `1h30m`.
 pub type DurationText = kube::core::Duration;
 
 /// How events are delivered. What is left out is taken from the Sink, and where the Sink says nothing either,
@@ -27,7 +27,7 @@ pub struct DeliverySpec {
     pub retry: Option<u32>,
 
     /// How long a failed delivery is tried again, counted from the first attempt, for example 30m.
-    /// Default: 24h if retry is not set either, else no limit by time.
+    /// 0s is not at all. Default: 24h if retry is not set either, else no limit by time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::optional_duration")]
     pub retry_duration: Option<DurationText>,
@@ -37,19 +37,19 @@ pub struct DeliverySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backoff_policy: Option<BackoffPolicy>,
 
-    /// The pause before the first retry. Default: 500ms.
+    /// The pause before the first retry. More than zero. Default: 500ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "super::schema::optional_duration")]
+    #[schemars(schema_with = "super::schema::optional_positive_duration")]
     pub backoff_delay: Option<DurationText>,
 
-    /// The longest pause between two attempts. Default: 5m.
+    /// The longest pause between two attempts. More than zero. Default: 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "super::schema::optional_duration")]
+    #[schemars(schema_with = "super::schema::optional_positive_duration")]
     pub backoff_max: Option<DurationText>,
 
-    /// How long one attempt may take, from connecting to the end of the response. Default: 30s.
+    /// How long one attempt may take, from connecting to the end of the response. More than zero. Default: 30s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "super::schema::optional_duration")]
+    #[schemars(schema_with = "super::schema::optional_positive_duration")]
     pub timeout: Option<DurationText>,
 
     /// How many events may be under way at once. 1 delivers one after another. Default: 32.
@@ -57,7 +57,7 @@ pub struct DeliverySpec {
     #[schemars(range(min = 1, max = 1024))]
     pub concurrency: Option<u32>,
 
-    /// The longest Retry-After of a Sink's answer that is obeyed. Default: 5m.
+    /// The longest Retry-After of a Sink's answer that is obeyed; 0s obeys none. Default: 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::optional_duration")]
     pub retry_after_max: Option<DurationText>,

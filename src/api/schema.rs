@@ -4,20 +4,27 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::sink::{RESERVED_HEADERS, RESERVED_PREFIXES};
 
-/// A positive duration as Kubernetes users write it: `500ms`, `30s`, `1h30m`. The number of digits is
-/// bounded because kube's duration panics on one that the standard library's cannot hold.
-pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
+/// A duration as Kubernetes users write it, where the field may be left out: `500ms`, `30s`, `1h30m`. The number of
+/// digits is bounded because kube's duration panics on one that the standard library's cannot hold.
+pub(super) fn optional_duration(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string",
         "maxLength": 32,
         "pattern": r"^([0-9]{1,8}(\.[0-9]{1,8})?(ms|s|m|h))+$",
+        "nullable": true,
     })
 }
 
-/// The same, where the field may be left out.
-pub(super) fn optional_duration(generator: &mut SchemaGenerator) -> Schema {
-    let mut schema = duration(generator);
-    schema.insert("nullable".to_owned(), true.into());
+/// The same, where zero makes no sense. `duration()` of CEL fails for what Go cannot hold, and digits do not.
+pub(super) fn optional_positive_duration(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = optional_duration(generator);
+    schema.insert(
+        "x-kubernetes-validations".to_owned(),
+        serde_json::json!([{
+            "rule": "self.matches('[1-9]')",
+            "message": "must be longer than zero, such as 500ms or 30s; leave it out for the default",
+        }]),
+    );
     schema
 }
 

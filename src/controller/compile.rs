@@ -341,6 +341,9 @@ fn merge(trigger: Option<&DeliverySpec>, sink: Option<&DeliverySpec>) -> Deliver
             dead_letter_sink: _,
         } = spec;
         let duration = |text: &Option<api::DurationText>| text.map(Duration::from);
+        // The schema refuses zero; what was stored before it did is taken as left out.
+        let positive =
+            |text: &Option<api::DurationText>| duration(text).filter(|duration| !duration.is_zero());
         if retry.is_some() || retry_duration.is_some() {
             delivery.retry = routing::Retry {
                 attempts: *retry,
@@ -353,9 +356,9 @@ fn merge(trigger: Option<&DeliverySpec>, sink: Option<&DeliverySpec>) -> Deliver
                 api::BackoffPolicy::Linear => routing::BackoffPolicy::Linear,
             };
         }
-        delivery.backoff_delay = duration(backoff_delay).unwrap_or(delivery.backoff_delay);
-        delivery.backoff_max = duration(backoff_max).unwrap_or(delivery.backoff_max);
-        delivery.timeout = duration(timeout).unwrap_or(delivery.timeout);
+        delivery.backoff_delay = positive(backoff_delay).unwrap_or(delivery.backoff_delay);
+        delivery.backoff_max = positive(backoff_max).unwrap_or(delivery.backoff_max);
+        delivery.timeout = positive(timeout).unwrap_or(delivery.timeout);
         delivery.concurrency = concurrency.unwrap_or(delivery.concurrency);
         delivery.retry_after_max = duration(retry_after_max).unwrap_or(delivery.retry_after_max);
         if let Some(api::RateLimit { per_second, burst }) = *rate_limit {

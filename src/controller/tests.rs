@@ -248,6 +248,26 @@ fn the_triggers_settings_go_over_the_sinks_over_the_defaults() {
 }
 
 #[test]
+fn a_zero_that_was_stored_is_as_left_out_where_it_makes_no_sense() {
+    let (outcome, _) = with_trigger(json!({
+        "sink": {"ref": {"name": "near"}},
+        "delivery": {
+            "timeout": "0s", "backoffDelay": "0ms", "backoffMax": "0.0h", "retryDuration": "0s", "retryAfterMax": "0s",
+        },
+    }));
+    let delivery = &outcome.configuration.triggers[0].delivery;
+    // The timeout is the Sink's, the pauses are the defaults.
+    assert_eq!(
+        [delivery.timeout, delivery.backoff_delay, delivery.backoff_max],
+        [5_000, 500, 300_000].map(Duration::from_millis)
+    );
+    assert_eq!(
+        (delivery.retry.duration, delivery.retry_after_max),
+        (Some(Duration::ZERO), Duration::ZERO)
+    );
+}
+
+#[test]
 fn a_dead_letter_sink_is_seen_from_the_resource_that_names_it() {
     let dead_letters = |target: Value| json!({"deadLetterSink": target});
     let near = json!({"ref": {"name": "near"}});

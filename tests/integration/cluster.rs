@@ -776,6 +776,7 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
         )
     };
     let token = ", authorization: {bearerToken: {secretKeyRef: {name: s, key: k}}}";
+    let zero = |field: &str| trigger("t", "[]", to, &format!(", delivery: {{{field}: 0s}}"));
     let deep = "[{not: {not: {not: {not: {exact: {a: b}}}}}}]";
     let table = [
         (
@@ -843,6 +844,16 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
             "backoffDelay must not be longer",
         ),
         (
+            zero("timeout"),
+            "spec.delivery.timeout: Invalid value: \"0s\": must be",
+        ),
+        (zero("backoffDelay"), "longer than zero, such as 500ms or 30s"),
+        (zero("backoffMax"), "longer than zero, such as 500ms or 30s"),
+        (
+            sink("s", "{uri: 'http://a/', delivery: {timeout: 0.0h0ms}}"),
+            "spec.delivery.timeout",
+        ),
+        (
             trigger("t", "[]", to, ", delivery: {concurrency: 0}"),
             "spec.delivery.concurrency",
         ),
@@ -901,7 +912,7 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
         "t",
         "[{all: [{any: [{not: {exact: {a: b}}}, {not: {sql: EXISTS a}}]}]}, {sql: EXISTS a}]",
         to,
-        ", start: 2026-11-24T08:00:00Z",
+        ", start: 2026-11-24T08:00:00Z, delivery: {timeout: null, backoffDelay: 0.5ms, retryDuration: 0s, retryAfterMax: 0s}",
     ));
     let refusal = kubectl.apply_err(&trigger("t", "[]", to, ", broker: other"));
     assert!(refusal.contains("broker cannot be changed"), "{refusal}");

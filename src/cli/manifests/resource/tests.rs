@@ -89,7 +89,7 @@ anything: goes
 fn members_that_are_null_are_absent() {
     let (manifests, problems) = read(&TRIGGER.replace(
         "  delivery:\n    retry: 3",
-        "  suspend: null\n  start:\n  delivery:\n    retry: ~",
+        "  suspend: null\n  start:\n  delivery:\n    retry: ~\n    timeout: null",
     ));
     assert_eq!(problems, Vec::<String>::new());
     let Resource::Trigger(trigger) = &manifests[0].resource else {
@@ -251,6 +251,21 @@ fn what_is_wrong_with_a_trigger_is_said_with_its_place() {
             "backoffDelay: 1s",
             "backoffDelay: 999999999999999999999h",
             "m.yaml:14:19: spec.delivery.backoffDelay:",
+        ),
+        (
+            "backoffDelay: 1s",
+            "backoffDelay: 0s",
+            "m.yaml:14:5: spec.delivery.backoffDelay: must be longer than zero, such as 500ms or 30s; leave it out",
+        ),
+        (
+            "backoffDelay: 1s",
+            "backoffMax: 0ms",
+            "m.yaml:14:5: spec.delivery.backoffMax: must be longer than zero",
+        ),
+        (
+            "backoffDelay: 1s",
+            "timeout: 0h0.00s",
+            "m.yaml:14:5: spec.delivery.timeout: must be longer than zero",
         ),
         (
             "backoffDelay: 1s",
