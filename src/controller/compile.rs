@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use jiff::tz::TimeZone;
 use kube::Resource;
 use serde::Serialize;
 
@@ -432,22 +431,6 @@ fn compile_cron(subject: &Subject, cron: &api::CronSource) -> Result<routing::Cr
         data,
         extensions,
     } = cron;
-    croner::parser::CronParser::builder()
-        .seconds(croner::parser::Seconds::Optional)
-        .build()
-        .parse(schedule)
-        .map_err(|error| {
-            Finding::bad(
-                "InvalidSchedule",
-                format!("spec.cron.schedule {schedule:?}: {error}"),
-            )
-        })?;
-    TimeZone::get(time_zone).map_err(|_| {
-        Finding::bad(
-            "InvalidTimeZone",
-            format!("spec.cron.timeZone {time_zone:?} is no IANA time zone such as Europe/Berlin"),
-        )
-    })?;
     let (data, content_type) = cron_data(data.as_ref())?;
     let source = source.clone().unwrap_or_else(|| {
         format!(
@@ -472,12 +455,16 @@ fn compile_cron(subject: &Subject, cron: &api::CronSource) -> Result<routing::Cr
     probe
         .build()
         .map_err(|invalid| Finding::bad("InvalidEvent", format!("spec.cron: {invalid}")))?;
-    Ok(routing::Cron {
+    let cron = routing::Cron {
         schedule: schedule.clone(),
         time_zone: time_zone.clone(),
         attributes,
         data,
-    })
+    };
+    // As routers read it, so that a Source that is Ready runs.
+    routing::Schedule::parse(&cron)
+        .map_err(|error| Finding::bad(error.label(), format!("spec.cron.{error}")))?;
+    Ok(cron)
 }
 
 fn cron_data(data: Option<&api::CronData>) -> Result<(Option<String>, Option<String>), Finding> {

@@ -456,6 +456,8 @@ fn sources() {
     for (more, reason) in [
         (json!({"schedule": "* * *"}), "InvalidSchedule"),
         (json!({"schedule": "61 * * * *"}), "InvalidSchedule"),
+        (json!({"schedule": "0 0 3 * * * 2030"}), "InvalidSchedule"),
+        (json!({"schedule": "0 0 30 2 *"}), "InvalidSchedule"),
         (json!({"timeZone": "Mars/Olympus"}), "InvalidTimeZone"),
         (json!({"data": {"json": "{"}}), "InvalidData"),
         (json!({"data": {}}), "InvalidData"),

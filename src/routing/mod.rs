@@ -4,6 +4,7 @@ mod authorities;
 mod configuration;
 mod index;
 pub mod protocol;
+mod schedule;
 mod table;
 
 pub use authorities::{Authorities, AuthoritiesDigest};
@@ -11,4 +12,5 @@ pub use configuration::{
     BackoffPolicy, Configuration, ContentMode, Cron, Delivery, Destination, Header, Ordering, RateLimit,
     Retry, Revision, Secret, ServiceName, Source, Start, Trigger,
 };
+pub use schedule::{Schedule, ScheduleError};
 pub use table::{BrokerTable, Route, RoutingTable, broker_key};

@@ -17,13 +17,12 @@ use jiff::{SignedDuration, Timestamp};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Schedule,
     clock::{Clock, SystemClock},
-    event,
+    event::event,
 };
 use crate::{
     log::{EventLog, LogError},
-    routing,
+    routing::{self, Schedule},
     supervision::Supervisor,
 };
 

@@ -1,15 +1,9 @@
-//! Schedules, and the events that their times make. Pure.
+//! The schedule of a Source, as the controller checks it and routers run it. Pure.
 
-use croner::{
-    Cron,
-    parser::{CronParser, Seconds, Year},
-};
+use croner::parser::{CronParser, Seconds, Year};
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::{
-    cloudevents::{Event, EventBuilder, Invalid},
-    routing,
-};
+use super::Cron;
 
 /// The times that a cron expression means in a time zone.
 ///
@@ -19,11 +13,11 @@ use crate::{
 /// times that come twice count twice.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    cron: Cron,
+    cron: croner::Cron,
     zone: TimeZone,
 }
 
-/// Why a schedule cannot be read.
+/// Why a schedule cannot be read; the text begins with the field of `spec.cron`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScheduleError {
     /// The cron expression is none.
@@ -41,18 +35,17 @@ pub enum ScheduleError {
     #[error("schedule {0:?} never comes: its days are in none of its months")]
     Never(String),
     /// There is no such time zone.
-    #[error("there is no time zone {0:?}: use an IANA name such as Europe/Berlin or UTC")]
+    #[error("timeZone {0:?} is no IANA time zone such as Europe/Berlin or UTC")]
     TimeZone(String),
 }
 
 impl ScheduleError {
-    /// A stable label for metrics and for the reason in a status.
+    /// A stable label: the reason in a status.
     #[must_use]
     pub const fn label(&self) -> &'static str {
         match self {
-            Self::Expression { .. } => "InvalidSchedule",
-            Self::Never(_) => "NeverDue",
-            Self::TimeZone(_) => "UnknownTimeZone",
+            Self::Expression { .. } | Self::Never(_) => "InvalidSchedule",
+            Self::TimeZone(_) => "InvalidTimeZone",
         }
     }
 }
@@ -62,8 +55,8 @@ impl Schedule {
     ///
     /// # Errors
     /// [`ScheduleError`] when the expression, its days or the time zone are none.
-    pub fn parse(cron: &routing::Cron) -> Result<Self, ScheduleError> {
-        let routing::Cron {
+    pub fn parse(cron: &Cron) -> Result<Self, ScheduleError> {
+        let Cron {
             schedule,
             time_zone,
             attributes: _,
@@ -109,38 +102,15 @@ fn detail(error: &croner::errors::CronError) -> String {
     }
 }
 
-/// The event that a scheduled time makes. Its `id` is `{uid}-{scheduled time in Unix seconds}`, so that a repeat
-/// is recognisable by `source` and `id`; its `time` is the scheduled time.
-///
-/// # Errors
-/// [`Invalid`] when the Source's attributes make no valid event.
-pub fn event(source: &routing::Source, scheduled: Timestamp) -> Result<Event, Invalid> {
-    let routing::Source { uid, cron, .. } = source;
-    let mut builder = EventBuilder::new()
-        .attribute("id", format!("{uid}-{}", scheduled.as_second()))
-        .attribute("time", scheduled.to_string());
-    for (name, value) in &cron.attributes {
-        builder = builder.attribute(name.as_str(), value.as_str());
-    }
-    if let Some(data) = &cron.data {
-        builder = builder.untyped_data(data.clone());
-    }
-    builder.build()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloudevents::Data;
 
-    fn cron(schedule: &str, time_zone: &str) -> routing::Cron {
-        routing::Cron {
+    fn cron(schedule: &str, time_zone: &str) -> Cron {
+        Cron {
             schedule: schedule.to_owned(),
             time_zone: time_zone.to_owned(),
-            attributes: vec![
-                ("source".to_owned(), "/clock".to_owned()),
-                ("type".to_owned(), "com.example.tick".to_owned()),
-            ],
+            attributes: Vec::new(),
             data: None,
         }
     }
@@ -341,62 +311,19 @@ mod tests {
             ("60 * * * *", "UTC", "InvalidSchedule", "60"),
             ("* * * * FOO", "UTC", "InvalidSchedule", "five fields are minute"),
             ("*/0 * * * *", "UTC", "InvalidSchedule", "five fields are minute"),
-            ("0 0 30 2 *", "UTC", "NeverDue", "never comes"),
-            ("0 0 31 4,6 *", "UTC", "NeverDue", "never comes"),
+            ("0 0 30 2 *", "UTC", "InvalidSchedule", "never comes"),
+            ("0 0 31 4,6 *", "UTC", "InvalidSchedule", "never comes"),
             (
                 "* * * * *",
                 "Europe/Atlantis",
-                "UnknownTimeZone",
+                "InvalidTimeZone",
                 "Europe/Atlantis",
             ),
-            ("* * * * *", "", "UnknownTimeZone", "IANA"),
+            ("* * * * *", "", "InvalidTimeZone", "IANA"),
         ] {
             let error = Schedule::parse(&cron(schedule, zone)).unwrap_err();
             assert_eq!(error.label(), label, "{schedule}: {error}");
             assert!(error.to_string().contains(part), "{schedule}: {error}");
         }
-    }
-
-    fn source(cron: routing::Cron) -> routing::Source {
-        routing::Source {
-            uid: "5f0a".to_owned(),
-            namespace: "shop".to_owned(),
-            name: "clock".to_owned(),
-            generation: 1,
-            broker: "default".to_owned(),
-            cron,
-        }
-    }
-
-    #[test]
-    fn an_event_says_when_it_was_scheduled() {
-        let scheduled: Timestamp = "2026-11-24T08:00:00Z".parse().unwrap();
-        let mut cron = cron("0 8 * * *", "UTC");
-        cron.attributes
-            .push(("datacontenttype".to_owned(), "application/json".to_owned()));
-        cron.attributes.push(("team".to_owned(), "blue".to_owned()));
-        cron.data = Some("{\"n\": 1.10}".to_owned());
-        let event = event(&source(cron), scheduled).unwrap();
-        assert_eq!(event.id(), format!("5f0a-{}", scheduled.as_second()));
-        assert_eq!((event.source(), event.r#type()), ("/clock", "com.example.tick"));
-        assert_eq!(event.attribute("time"), Some(&"2026-11-24T08:00:00Z".into()));
-        assert_eq!(event.attribute("team"), Some(&"blue".into()));
-        assert_eq!(
-            event.attribute("datacontenttype"),
-            Some(&"application/json".into())
-        );
-        assert_eq!(event.data(), Some(Data::Binary("{\"n\": 1.10}".into())));
-    }
-
-    #[test]
-    fn attributes_that_make_no_event_are_refused() {
-        let mut cron = cron("0 8 * * *", "UTC");
-        cron.attributes.push(("Team".to_owned(), "blue".to_owned()));
-        assert_eq!(
-            event(&source(cron), Timestamp::UNIX_EPOCH)
-                .unwrap_err()
-                .attribute(),
-            Some("Team")
-        );
     }
 }

@@ -1,0 +1,88 @@
+//! The events that scheduled times make. Pure.
+
+use jiff::Timestamp;
+
+use crate::{
+    cloudevents::{Event, EventBuilder, Invalid},
+    routing,
+};
+
+/// The event that a scheduled time makes. Its `id` is `{uid}-{scheduled time in Unix seconds}`, so that a repeat
+/// is recognisable by `source` and `id`; its `time` is the scheduled time.
+///
+/// # Errors
+/// [`Invalid`] when the Source's attributes make no valid event.
+pub(super) fn event(source: &routing::Source, scheduled: Timestamp) -> Result<Event, Invalid> {
+    let routing::Source { uid, cron, .. } = source;
+    let mut builder = EventBuilder::new()
+        .attribute("id", format!("{uid}-{}", scheduled.as_second()))
+        .attribute("time", scheduled.to_string());
+    for (name, value) in &cron.attributes {
+        builder = builder.attribute(name.as_str(), value.as_str());
+    }
+    if let Some(data) = &cron.data {
+        builder = builder.untyped_data(data.clone());
+    }
+    builder.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloudevents::Data;
+
+    fn cron() -> routing::Cron {
+        routing::Cron {
+            schedule: "0 8 * * *".to_owned(),
+            time_zone: "UTC".to_owned(),
+            attributes: vec![
+                ("source".to_owned(), "/clock".to_owned()),
+                ("type".to_owned(), "com.example.tick".to_owned()),
+            ],
+            data: None,
+        }
+    }
+
+    fn source(cron: routing::Cron) -> routing::Source {
+        routing::Source {
+            uid: "5f0a".to_owned(),
+            namespace: "shop".to_owned(),
+            name: "clock".to_owned(),
+            generation: 1,
+            broker: "default".to_owned(),
+            cron,
+        }
+    }
+
+    #[test]
+    fn an_event_says_when_it_was_scheduled() {
+        let scheduled: Timestamp = "2026-11-24T08:00:00Z".parse().unwrap();
+        let mut cron = cron();
+        cron.attributes
+            .push(("datacontenttype".to_owned(), "application/json".to_owned()));
+        cron.attributes.push(("team".to_owned(), "blue".to_owned()));
+        cron.data = Some("{\"n\": 1.10}".to_owned());
+        let event = event(&source(cron), scheduled).unwrap();
+        assert_eq!(event.id(), format!("5f0a-{}", scheduled.as_second()));
+        assert_eq!((event.source(), event.r#type()), ("/clock", "com.example.tick"));
+        assert_eq!(event.attribute("time"), Some(&"2026-11-24T08:00:00Z".into()));
+        assert_eq!(event.attribute("team"), Some(&"blue".into()));
+        assert_eq!(
+            event.attribute("datacontenttype"),
+            Some(&"application/json".into())
+        );
+        assert_eq!(event.data(), Some(Data::Binary("{\"n\": 1.10}".into())));
+    }
+
+    #[test]
+    fn attributes_that_make_no_event_are_refused() {
+        let mut cron = cron();
+        cron.attributes.push(("Team".to_owned(), "blue".to_owned()));
+        assert_eq!(
+            event(&source(cron), Timestamp::UNIX_EPOCH)
+                .unwrap_err()
+                .attribute(),
+            Some("Team")
+        );
+    }
+}
