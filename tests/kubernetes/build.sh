@@ -2,7 +2,7 @@
 # Prints the folder that holds what the tests run of Kubernetes.
 #
 #   build.sh        kube-apiserver, etcd and kubectl, for the integration tests
-#   build.sh node   what makes a node of a machine beside them, helm and CoreDNS, for the end-to-end tests
+#   build.sh node   what makes a node of a machine beside them, helm, CoreDNS and kube-router, for the end-to-end tests
 #
 # They are built from this Go module into the cache, once, and again whenever the module changes. KUBEBUILDER_ASSETS,
 # where set, is the folder of the first three instead and has to hold them. Only the folder goes to standard output.
@@ -24,9 +24,10 @@ case "${1-}" in
     components=(kube-apiserver etcd kubectl)
     ;;
   node)
-    what=node time='6 minutes'
+    what=node time='8 minutes'
     components=(kube-controller-manager kube-scheduler kubelet kube-proxy pause)
-    modules=(helm.sh/helm/v3/cmd/helm@v3.19.5 github.com/coredns/coredns@v1.13.1)
+    modules=(helm.sh/helm/v3/cmd/helm@v3.19.5 github.com/coredns/coredns@v1.13.1
+      github.com/cloudnativelabs/kube-router/v2/cmd/kube-router@v2.1.0)
     ;;
   *) fail "there is no part named $1: build.sh, or build.sh node" ;;
 esac

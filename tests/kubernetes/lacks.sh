@@ -6,8 +6,8 @@ PATH=$PATH:/usr/sbin:/sbin
 [[ "$(uname -s)" == Linux ]] || { echo "Linux"; exit; }
 ((EUID == 0)) || { echo "root"; exit; }
 
-declare -A packages=([containerd]=containerd [ctr]=containerd [runc]=runc [iptables]=iptables [conntrack]=conntrack
-  [ip]=iproute2 [nsenter]=util-linux [readelf]=binutils)
+declare -A packages=([containerd]=containerd [ctr]=containerd [runc]=runc [iptables]=iptables [ipset]=ipset
+  [conntrack]=conntrack [ip]=iproute2 [nsenter]=util-linux [readelf]=binutils)
 missing=()
 for command in "${!packages[@]}"; do
   command -v "$command" >/dev/null || missing+=("${packages[$command]}")
@@ -23,9 +23,11 @@ for path in /dev/kmsg /sys/fs/cgroup; do
 done
 
 # A root that may do less than it seems to: better found out here than by what then fails on the node.
-inside='mount -t tmpfs tmpfs /run; ip link add one type veth peer name other; iptables --table nat --list --numeric'
+inside='mount -t tmpfs tmpfs /run; ip link add one type veth peer name other; iptables --table nat --list --numeric
+  ipset create one hash:ip
+  iptables --append FORWARD --match set --match-set one src --match physdev --physdev-is-bridged --jump NFLOG'
 if ! unshare --mount --net --pid --fork --mount-proc sh -ec "$inside" >/dev/null 2>&1; then
-  echo "the right to make namespaces, and in them mounts, links and iptables rules"
+  echo "the right to make namespaces, and in them mounts, links, IP sets and iptables rules with them"
   exit
 fi
 for procs in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do

@@ -1,5 +1,5 @@
 //! A whole cluster of one node: a kubelet that runs pods with containerd and runc, Services by kube-proxy, names by
-//! CoreDNS, on a machine that needs no container engine.
+//! CoreDNS, NetworkPolicies by kube-router, on a machine that needs no container engine.
 //!
 //! It lives in namespaces of its own (processes, mounts, network) below one first process. Whoever ends that one ends
 //! the node: the kernel kills what runs in there, containers too, and with the last process the mounts and the
@@ -75,7 +75,7 @@ impl Node {
         env::var_os("WEIR_NODE_ASSETS").map(PathBuf::from)
     }
 
-    /// Starts one, and waits until it is Ready and names resolve.
+    /// Starts one, and waits until it is Ready, names resolve and NetworkPolicies are enforced.
     ///
     /// # Panics
     /// Where `tests/kubernetes/lacks.sh` finds something lacking.
@@ -101,6 +101,7 @@ impl Node {
         node.start_control_plane();
         node.start_kubelet();
         node.start_dns();
+        node.start_network_policies();
         node
     }
 
@@ -377,15 +378,39 @@ impl Node {
         self.import_program("coredns");
         let system = self.kubectl("kube-system");
         system.apply(include_str!("node/coredns.yaml"));
-        self.await_kubectl(&["wait", "--for=condition=Ready", "node", NODE, "--timeout=1s"]);
+        let ready = ["wait", "--for=condition=Ready", "node", NODE, "--timeout=1s"];
+        self.await_success(|node| node.kubectl("default").try_run(ready).map(drop));
         system.wait_rolled_out("deployment/coredns");
     }
 
+    /// Starts kube-router, for NetworkPolicies alone; it looks for the node once, at its start.
     #[track_caller]
-    fn await_kubectl(&mut self, arguments: &[&str]) {
-        let kubectl = self.kubectl("default");
+    fn start_network_policies(&mut self) {
+        let arguments = [
+            format!("--kubeconfig={}", self.file("admin.kubeconfig").display()),
+            format!("--hostname-override={NODE}"),
+            format!("--service-cluster-ip-range={SERVICES}"),
+            "--run-firewall=true".to_owned(),
+            "--run-router=false".to_owned(),
+            "--run-service-proxy=false".to_owned(),
+            "--enable-cni=false".to_owned(),
+        ];
+        self.start_part(self.assets.join("kube-router"), &arguments);
+        // From the first time on that it has been through all pods.
+        self.await_success(|node| {
+            let rules = node.run("iptables", ["--list-rules", "KUBE-ROUTER-FORWARD"])?;
+            match rules.contains("KUBE-POD-FW-") {
+                true => Ok(()),
+                false => Err(rules),
+            }
+        });
+    }
+
+    /// Tries until it succeeds, or a part of the node has ended.
+    #[track_caller]
+    fn await_success(&mut self, attempt: impl Fn(&Self) -> Result<(), String>) {
         eventually(START, || {
-            let done = kubectl.try_run(arguments);
+            let done = attempt(self);
             if done.is_err() {
                 let control_plane = self
                     .control_plane

@@ -6,5 +6,6 @@
 mod cluster;
 mod installation;
 mod load;
+mod network_policies;
 mod outages;
 mod people;
