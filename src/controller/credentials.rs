@@ -29,17 +29,30 @@ struct Wanted<'a> {
     reference: &'a SecretKeyRef,
 }
 
-/// Every Secret that Sinks name, with the keys.
-pub fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<SecretName, BTreeSet<String>> {
-    let mut named = BTreeMap::<_, BTreeSet<_>>::new();
+/// How a Secret is named.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Naming {
+    /// The keys that are named.
+    pub keys: BTreeSet<String>,
+    /// The Sinks that name it, by UID and generation.
+    pub sinks: BTreeSet<(String, i64)>,
+}
+
+/// Every Secret that Sinks name.
+pub fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<SecretName, Naming> {
+    let mut named = BTreeMap::<_, Naming>::new();
     for sink in sinks {
         let namespace = sink.metadata.namespace.clone().unwrap_or_default();
+        let uid = sink.metadata.uid.clone().unwrap_or_default();
+        let generation = sink.metadata.generation.unwrap_or_default();
         for SecretKeyRef { name, key } in references(&sink.spec) {
             let name = SecretName {
                 namespace: namespace.clone(),
                 name: name.clone(),
             };
-            named.entry(name).or_default().insert(key.clone());
+            let naming = named.entry(name).or_default();
+            naming.keys.insert(key.clone());
+            naming.sinks.insert((uid.clone(), generation));
         }
     }
     named

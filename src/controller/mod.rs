@@ -27,6 +27,7 @@ mod metrics;
 mod observed;
 mod resolve;
 mod routers;
+mod secret_plan;
 mod secrets;
 mod sinks_seen;
 mod status_task;

@@ -6,30 +6,22 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use k8s_openapi::api::{authentication::v1::SelfSubjectReview, core::v1};
 use kube::{Api, Client, api::PostParams};
-use tokio::{
-    sync::{Notify, OnceCell, watch},
-    time::Instant,
-};
+use tokio::sync::{Notify, OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    credentials,
+    credentials::{self, Naming},
     metrics::ControllerMetrics,
     observed::{SecretName, SecretState},
+    secret_plan::{Ended, Plan},
 };
 use crate::{api, routing::Secret};
-
-/// How often each Secret is read again; a changed one is taken over by then.
-const READ_EVERY: Duration = Duration::from_secs(30);
-
-/// How often one is read again that does not serve yet: somebody may be about to mend it.
-const READ_MISSING_EVERY: Duration = Duration::from_secs(10);
 
 /// How many are read at once.
 const CONCURRENCY: usize = 8;
@@ -41,8 +33,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// moment whenever a controller starts.
 const AWAITED_AT_START: Duration = Duration::from_secs(15);
 
-/// Secrets, with the keys of each.
-type Named = BTreeMap<SecretName, BTreeSet<String>>;
+type Named = BTreeMap<SecretName, Naming>;
 
 type Known = BTreeMap<SecretName, SecretState>;
 
@@ -76,7 +67,8 @@ impl Secrets {
             metrics: metrics.clone(),
             changed: changed.clone(),
             known: publish,
-            entries: BTreeMap::new(),
+            plan: Plan::new(Instant::now()),
+            failing: BTreeSet::new(),
             under_way: FuturesUnordered::new(),
         };
         let stop = stop.clone();
@@ -120,39 +112,6 @@ impl Secrets {
     }
 }
 
-/// One that is read.
-struct Entry {
-    keys: BTreeSet<String>,
-    /// When it is read again; `None` while it is.
-    due: Option<Instant>,
-    /// Whether more keys were named while it was read.
-    again: bool,
-    /// Whether it could not be read the last time.
-    failing: bool,
-}
-
-impl Entry {
-    fn new(keys: BTreeSet<String>) -> Self {
-        Self {
-            keys,
-            due: Some(Instant::now()),
-            again: false,
-            failing: false,
-        }
-    }
-
-    /// These keys are named from now on.
-    fn name(&mut self, keys: &BTreeSet<String>) {
-        if !self.keys.is_superset(keys) {
-            match &mut self.due {
-                Some(due) => *due = Instant::now(),
-                None => self.again = true,
-            }
-        }
-        self.keys.clone_from(keys);
-    }
-}
-
 type Read = (SecretName, Result<SecretState, String>);
 
 struct Reader {
@@ -160,7 +119,9 @@ struct Reader {
     metrics: Arc<ControllerMetrics>,
     changed: Arc<Notify>,
     known: watch::Sender<Known>,
-    entries: BTreeMap<SecretName, Entry>,
+    plan: Plan,
+    /// Those that could not be read the last time.
+    failing: BTreeSet<SecretName>,
     under_way: FuturesUnordered<BoxFuture<'static, Read>>,
 }
 
@@ -181,24 +142,11 @@ impl Reader {
 
     /// Begins to read what is due, and tells when the next is, if there is room for it.
     fn begin(&mut self, now: Instant) -> Option<Instant> {
-        let mut due: Vec<_> = self
-            .entries
-            .iter()
-            .filter_map(|(name, entry)| Some((entry.due?, name.clone())))
-            .collect();
-        due.sort();
-        for (at, name) in due {
-            if self.under_way.len() >= CONCURRENCY {
-                return None;
-            }
-            if at > now {
-                return Some(at);
-            }
-            let Some(entry) = self.entries.get_mut(&name) else {
-                continue;
+        while self.under_way.len() < CONCURRENCY {
+            let Some((name, keys)) = self.plan.begin(now) else {
+                return self.plan.next();
             };
-            (entry.due, entry.again) = (None, false);
-            let (api, keys) = (self.api.clone(), entry.keys.clone());
+            let api = self.api.clone();
             let read = async move {
                 let read = tokio::time::timeout(TIMEOUT, api.read(&name, &keys)).await;
                 let read = read.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}")));
@@ -210,29 +158,31 @@ impl Reader {
     }
 
     fn ended(&mut self, name: SecretName, read: Result<SecretState, String>) {
-        let Some(entry) = self.entries.get_mut(&name) else {
+        let Some(keys) = self.plan.keys(&name) else {
             return;
         };
-        let pause = match &read {
-            _ if entry.again => Duration::ZERO,
-            Ok(state) if !serves(state, &entry.keys) => READ_MISSING_EVERY,
-            _ => READ_EVERY,
+        let ended = match &read {
+            Err(_) => Ended::Failed,
+            Ok(state) if serves(state, keys) => Ended::Serves,
+            Ok(state) => Ended::Missing {
+                is_news: self.known.borrow().get(&name) != Some(state),
+            },
         };
-        entry.due = Some(Instant::now() + pause);
+        self.plan.ended(&name, ended, Instant::now());
         let SecretName {
             namespace,
             name: secret,
         } = &name;
         let state = match read {
             Ok(state) => {
-                if std::mem::take(&mut entry.failing) {
+                if self.failing.remove(&name) {
                     tracing::info!(namespace, secret, "the Secret can be read again");
                 }
                 state
             }
             Err(error) => {
                 self.metrics.watch_failed("Secret");
-                if !std::mem::replace(&mut entry.failing, true) {
+                if self.failing.insert(name.clone()) {
                     tracing::warn!(
                         namespace,
                         secret,
@@ -250,13 +200,8 @@ impl Reader {
     }
 
     fn take_over(&mut self, named: &Named) {
-        self.entries.retain(|name, _| named.contains_key(name));
-        for (name, keys) in named {
-            match self.entries.get_mut(name) {
-                None => drop(self.entries.insert(name.clone(), Entry::new(keys.clone()))),
-                Some(entry) => entry.name(keys),
-            }
-        }
+        self.plan.take_over(named, Instant::now());
+        self.failing.retain(|name| named.contains_key(name));
         self.publish(|known| {
             let before = known.len();
             known.retain(|name, _| named.contains_key(name));
@@ -346,7 +291,7 @@ fn found(secret: v1::Secret, keys: &BTreeSet<String>) -> SecretState {
 
 async fn at(time: Option<Instant>) {
     match time {
-        Some(time) => tokio::time::sleep_until(time).await,
+        Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
     }
 }
@@ -399,29 +344,15 @@ mod tests {
         assert_eq!(as_subject("admin"), "--user=admin");
     }
 
-    #[test]
-    fn a_key_that_begins_to_be_named_is_read_at_once() {
-        let keys = |keys: &[&str]| -> BTreeSet<String> { keys.iter().map(|&key| key.to_owned()).collect() };
-        let later = Some(Instant::now() + READ_EVERY);
-        let mut entry = Entry::new(keys(&["a"]));
-        entry.due = later;
-        entry.name(&keys(&["a"]));
-        assert_eq!((entry.due, entry.again), (later, false));
-        entry.name(&keys(&["a", "b"]));
-        assert!(entry.due < later && !entry.again);
-        // What is under way does not have it.
-        entry.due = None;
-        entry.name(&keys(&["c"]));
-        assert_eq!((entry.due, entry.again), (None, true));
-        assert_eq!(entry.keys, keys(&["c"]));
-    }
-
     /// Of an API server that does not answer.
     fn reader(names: &[SecretName]) -> Reader {
         let api_server = tower::service_fn(|_: http::Request<kube::client::Body>| {
             std::future::pending::<Result<http::Response<kube::client::Body>, kube::Error>>()
         });
-        let keys: BTreeSet<_> = ["token".to_owned()].into();
+        let naming = Naming {
+            keys: ["token".to_owned()].into(),
+            sinks: BTreeSet::new(),
+        };
         let mut reader = Reader {
             api: Arc::new(SecretApi {
                 client: Client::new(api_server, "default"),
@@ -430,10 +361,11 @@ mod tests {
             metrics: Arc::default(),
             changed: Arc::default(),
             known: watch::Sender::new(Known::new()),
-            entries: BTreeMap::new(),
+            plan: Plan::new(Instant::now()),
+            failing: BTreeSet::new(),
             under_way: FuturesUnordered::new(),
         };
-        reader.take_over(&names.iter().map(|name| (name.clone(), keys.clone())).collect());
+        reader.take_over(&names.iter().map(|name| (name.clone(), naming.clone())).collect());
         reader
     }
 
@@ -479,24 +411,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn few_are_read_at_once_and_each_again_in_time() {
+    async fn few_are_read_at_once_and_the_others_when_there_is_room() {
         let names: Vec<_> = (0..20).map(|number| name(&number.to_string())).collect();
         let mut reader = reader(&names);
-        let now = Instant::now();
-        assert_eq!(reader.begin(now), None);
-        assert_eq!(reader.under_way.len(), CONCURRENCY);
-        let is_under_way = |reader: &Reader, name: &SecretName| reader.entries[name].due.is_none();
-        let (begun, waiting): (Vec<_>, Vec<_>) =
-            names.into_iter().partition(|name| is_under_way(&reader, name));
-        assert_eq!((begun.len(), waiting.len()), (CONCURRENCY, 20 - CONCURRENCY));
-        // With room, those go first that have waited.
-        reader.under_way = FuturesUnordered::new();
-        for name in &begun {
-            reader.ended(name.clone(), Ok(state("a")));
+        let mut now = Instant::now();
+        while let Some(next) = reader.begin(now) {
+            now = next;
         }
-        reader.begin(Instant::now());
-        assert!(begun.iter().all(|name| !is_under_way(&reader, name)));
-        reader.begin(now + READ_EVERY * 2);
         assert_eq!(reader.under_way.len(), CONCURRENCY);
+        reader.under_way = FuturesUnordered::new();
+        while let Some(next) = reader.begin(now) {
+            now = next;
+        }
+        assert_eq!(reader.under_way.len(), CONCURRENCY);
+        // Of these there are fewer, and then nothing is left to begin.
+        reader.under_way = FuturesUnordered::new();
+        while let Some(next) = reader.begin(now) {
+            now = next;
+        }
+        assert_eq!(reader.under_way.len(), 20 - 2 * CONCURRENCY);
     }
 }

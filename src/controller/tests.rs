@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Namespace, Observed, Outcome, Port, SecretName, SecretState, Service, Stage, TriggerDiagnosis, compile,
-    named_secrets,
+    credentials::Naming, named_secrets,
 };
 use crate::{
     api,
@@ -622,12 +622,15 @@ fn credentials_are_headers_of_the_destination() {
 
     let sinks = [resource("Sink", "shop", "asking", spec)];
     let named: Vec<_> = named_secrets(&sinks).into_iter().collect();
-    let keys = ["odd", "token"].map(str::to_owned).into();
+    let naming = Naming {
+        keys: ["odd", "token"].map(str::to_owned).into(),
+        sinks: [("Sink/shop/asking".to_owned(), 2)].into(),
+    };
     let name = SecretName {
         namespace: "shop".into(),
         name: "billing".into(),
     };
-    assert_eq!(named, [(name, keys)]);
+    assert_eq!(named, [(name, naming)]);
 }
 
 #[test]

@@ -1,0 +1,524 @@
+//! When each Secret that Sinks name is read. Pure: the time comes in as an argument.
+//!
+//! Namespaces take turns, so that however many one of them names, another waits for a turn and no longer. What did not
+//! serve the last time waits in a queue of its own, with a slower pace: whoever names what is not there delays nobody
+//! whose Secrets are.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound::{Excluded, Unbounded},
+    time::{Duration, Instant},
+};
+
+use super::{credentials::Naming, observed::SecretName};
+
+/// How often each Secret is read again; a changed one is taken over by then.
+const READ_EVERY: Duration = Duration::from_secs(30);
+
+/// When one is looked for again that does not serve: somebody may be about to mend it. Each pause is twice the one
+/// before, up to the longest, which is how long a person who mends it late has to wait.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Between the beginnings of two reads: 100 a second.
+const PACE: Duration = Duration::from_millis(10);
+
+/// The same for what did not serve the last time: 20 a second. Each may be a line in an audit log.
+const PACE_OF_MISSING: Duration = Duration::from_millis(50);
+
+/// How a read ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Every key that is named is there.
+    Serves,
+    /// Something is not there, or may not be read.
+    Missing {
+        /// Whether it was another answer before.
+        is_news: bool,
+    },
+    /// There was no answer.
+    Failed,
+}
+
+/// The Secrets that are named, and when each is read.
+pub(super) struct Plan {
+    entries: BTreeMap<SecretName, Entry>,
+    /// Those that serve, or were never read.
+    regular: Queue,
+    /// Those that did not serve the last time.
+    missing: Queue,
+}
+
+struct Entry {
+    naming: Naming,
+    /// When it is read again; `None` while it is.
+    due: Option<Instant>,
+    /// Whether more keys were named while it was read.
+    again: bool,
+    /// Whether it did not serve the last time.
+    missing: bool,
+    /// How long it is left alone when it does not serve the next time.
+    pause: Duration,
+}
+
+impl Plan {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            regular: Queue::new(PACE, now),
+            missing: Queue::new(PACE_OF_MISSING, now),
+        }
+    }
+
+    /// The keys that are named of a Secret; `None` if it is not named.
+    pub(super) fn keys(&self, name: &SecretName) -> Option<&BTreeSet<String>> {
+        Some(&self.entries.get(name)?.naming.keys)
+    }
+
+    /// These are named from now on.
+    pub(super) fn take_over(&mut self, named: &BTreeMap<SecretName, Naming>, now: Instant) {
+        let gone = self.entries.keys().filter(|name| !named.contains_key(name));
+        for name in gone.cloned().collect::<Vec<_>>() {
+            self.forget(&name);
+        }
+        for (name, naming) in named {
+            if self.entries.contains_key(name) {
+                self.name(name, naming, now);
+            } else {
+                self.add(name, naming, now);
+            }
+        }
+    }
+
+    fn add(&mut self, name: &SecretName, naming: &Naming, now: Instant) {
+        let entry = Entry {
+            naming: naming.clone(),
+            due: Some(now),
+            again: false,
+            missing: false,
+            pause: FIRST_PAUSE,
+        };
+        self.entries.insert(name.clone(), entry);
+        self.regular.insert(now, name.clone());
+    }
+
+    fn forget(&mut self, name: &SecretName) {
+        let Some(entry) = self.entries.remove(name) else {
+            return;
+        };
+        if let Some(due) = entry.due {
+            self.queue(entry.missing).remove(due, name);
+        }
+    }
+
+    /// What was not looked for yet is read at once, and so is what did not serve if a Sink that names it is new or was
+    /// edited.
+    fn name(&mut self, name: &SecretName, naming: &Naming, now: Instant) {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        let has_more = !entry.naming.keys.is_superset(&naming.keys);
+        let is_edited = entry.missing && !entry.naming.sinks.is_superset(&naming.sinks);
+        entry.naming.clone_from(naming);
+        if is_edited {
+            entry.pause = FIRST_PAUSE;
+        }
+        if !has_more && !is_edited {
+            return;
+        }
+        let missing = entry.missing;
+        match entry.due {
+            None => entry.again |= has_more,
+            Some(due) if due > now => {
+                entry.due = Some(now);
+                let queue = self.queue(missing);
+                queue.remove(due, name);
+                queue.insert(now, name.clone());
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// When the next read may begin; `None` if there is none to come.
+    pub(super) fn next(&self) -> Option<Instant> {
+        let next = [self.regular.next(), self.missing.next()];
+        next.into_iter().flatten().min()
+    }
+
+    /// A Secret to read now, with its keys.
+    pub(super) fn begin(&mut self, now: Instant) -> Option<(SecretName, BTreeSet<String>)> {
+        let next = self.next().filter(|next| *next <= now)?;
+        // The one that was open first: where reading is slower than the paces, the two take turns.
+        let missing = self.regular.next() != Some(next);
+        let name = self.queue(missing).take(now)?;
+        let entry = self.entries.get_mut(&name)?;
+        (entry.due, entry.again) = (None, false);
+        Some((name, entry.naming.keys.clone()))
+    }
+
+    /// A read ended.
+    pub(super) fn ended(&mut self, name: &SecretName, ended: Ended, now: Instant) {
+        // One that was forgotten and named again meanwhile is to be read anew.
+        let Some(entry) = self.entries.get_mut(name).filter(|entry| entry.due.is_none()) else {
+            return;
+        };
+        let pause = match ended {
+            Ended::Serves => {
+                (entry.missing, entry.pause) = (false, FIRST_PAUSE);
+                READ_EVERY
+            }
+            Ended::Missing { is_news } => {
+                let pause = if is_news { FIRST_PAUSE } else { entry.pause };
+                (entry.missing, entry.pause) = (true, (pause * 2).min(LONGEST_PAUSE));
+                pause
+            }
+            Ended::Failed => READ_EVERY,
+        };
+        let due = if entry.again { now } else { now + pause };
+        entry.due = Some(due);
+        let missing = entry.missing;
+        self.queue(missing).insert(due, name.clone());
+    }
+
+    fn queue(&mut self, missing: bool) -> &mut Queue {
+        if missing {
+            &mut self.missing
+        } else {
+            &mut self.regular
+        }
+    }
+}
+
+/// Secrets in the order of their times, and once these have come, namespace by namespace.
+struct Queue {
+    pace: Duration,
+    /// From when on the next may be taken.
+    open: Instant,
+    waiting: BTreeSet<(Instant, SecretName)>,
+    /// By namespace; none is empty.
+    due: BTreeMap<String, BTreeSet<(Instant, String)>>,
+    /// The namespace that had the last turn.
+    last: String,
+}
+
+impl Queue {
+    fn new(pace: Duration, now: Instant) -> Self {
+        Self {
+            pace,
+            open: now,
+            waiting: BTreeSet::new(),
+            due: BTreeMap::new(),
+            last: String::new(),
+        }
+    }
+
+    fn insert(&mut self, at: Instant, name: SecretName) {
+        self.waiting.insert((at, name));
+    }
+
+    fn remove(&mut self, at: Instant, name: &SecretName) {
+        if self.waiting.remove(&(at, name.clone())) {
+            return;
+        }
+        if let Some(due) = self.due.get_mut(&name.namespace) {
+            due.remove(&(at, name.name.clone()));
+            if due.is_empty() {
+                self.due.remove(&name.namespace);
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Instant> {
+        if !self.due.is_empty() {
+            return Some(self.open);
+        }
+        self.waiting.first().map(|(at, _)| self.open.max(*at))
+    }
+
+    fn take(&mut self, now: Instant) -> Option<SecretName> {
+        self.wake(now);
+        let after = self
+            .due
+            .range::<str, _>((Excluded(self.last.as_str()), Unbounded));
+        let namespace = after.chain(&self.due).next()?.0.clone();
+        let due = self.due.get_mut(&namespace)?;
+        let (_, name) = due.pop_first()?;
+        if due.is_empty() {
+            self.due.remove(&namespace);
+        }
+        self.open = now + self.pace;
+        self.last.clone_from(&namespace);
+        Some(SecretName { namespace, name })
+    }
+
+    fn wake(&mut self, now: Instant) {
+        while self.waiting.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((at, SecretName { namespace, name })) = self.waiting.pop_first()
+        {
+            self.due.entry(namespace).or_default().insert((at, name));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SAME: Ended = Ended::Missing { is_news: false };
+    const NEWS: Ended = Ended::Missing { is_news: true };
+
+    fn name(namespace: &str, name: &str) -> SecretName {
+        SecretName {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    fn naming(keys: &[&str], sinks: &[(&str, i64)]) -> Naming {
+        Naming {
+            keys: keys.iter().map(|&key| key.to_owned()).collect(),
+            sinks: sinks
+                .iter()
+                .map(|&(uid, generation)| (uid.to_owned(), generation))
+                .collect(),
+        }
+    }
+
+    /// One Secret that was read once, with this end.
+    fn read_once(ended: Ended) -> (Plan, SecretName, Instant) {
+        let (now, one) = (Instant::now(), name("shop", "one"));
+        let mut plan = Plan::new(now);
+        plan.take_over(&[(one.clone(), naming(&["a"], &[("u", 1)]))].into(), now);
+        assert_eq!(plan.begin(now), Some((one.clone(), naming(&["a"], &[]).keys)));
+        plan.ended(&one, ended, now);
+        (plan, one, now)
+    }
+
+    /// How long after `now` the only Secret is due.
+    fn pause(plan: &Plan, now: Instant) -> u64 {
+        plan.next().unwrap().duration_since(now).as_secs()
+    }
+
+    #[test]
+    fn how_long_each_is_left_alone() {
+        for (ends, pauses) in [
+            (&[Ended::Serves, Ended::Serves][..], &[30, 30][..]),
+            (&[NEWS, SAME, SAME, SAME, SAME], &[10, 20, 40, 60, 60]),
+            // Somebody is at work on it.
+            (&[NEWS, SAME, SAME, NEWS, SAME], &[10, 20, 40, 10, 20]),
+            (
+                &[NEWS, SAME, SAME, Ended::Serves, SAME, SAME],
+                &[10, 20, 40, 30, 10, 20],
+            ),
+            // Without an answer it is not known to be another than before.
+            (&[NEWS, SAME, Ended::Failed, SAME], &[10, 20, 30, 40]),
+            (&[Ended::Failed, NEWS], &[30, 10]),
+        ] {
+            let (mut plan, one, mut now) = read_once(ends[0]);
+            let mut found = vec![pause(&plan, now)];
+            for end in &ends[1..] {
+                now = plan.next().unwrap();
+                assert!(plan.begin(now).is_some());
+                assert_eq!((plan.begin(now), plan.next()), (None, None));
+                plan.ended(&one, *end, now);
+                found.push(pause(&plan, now));
+            }
+            assert_eq!(found, pauses, "{ends:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_named_anew_is_read_at_once_where_that_can_tell_more() {
+        for (ended, after, seconds) in [
+            (Ended::Serves, naming(&["a"], &[("u", 1)]), 30),
+            (Ended::Serves, naming(&["a"], &[("u", 2), ("v", 1)]), 30),
+            (Ended::Serves, naming(&["a", "b"], &[("u", 2)]), 0),
+            (Ended::Serves, naming(&[], &[("u", 1)]), 30),
+            (NEWS, naming(&["a"], &[("u", 1)]), 10),
+            (NEWS, naming(&["a"], &[("u", 2)]), 0),
+            (NEWS, naming(&["a"], &[("u", 1), ("v", 1)]), 0),
+            (NEWS, naming(&["a"], &[]), 10),
+        ] {
+            let (mut plan, one, now) = read_once(ended);
+            let now = now + Duration::from_secs(1);
+            plan.take_over(&[(one.clone(), after.clone())].into(), now);
+            assert_eq!(
+                pause(&plan, now),
+                u64::saturating_sub(seconds, 1),
+                "{ended:?} {after:?}"
+            );
+            assert_eq!(plan.keys(&one), Some(&after.keys));
+        }
+    }
+
+    #[test]
+    fn an_edited_sink_begins_the_pauses_anew() {
+        let (mut plan, one, _) = read_once(NEWS);
+        let now = plan.next().unwrap();
+        plan.begin(now).unwrap();
+        plan.ended(&one, SAME, now);
+        plan.take_over(&[(one.clone(), naming(&["a"], &[("u", 2)]))].into(), now);
+        let now = plan.next().unwrap();
+        plan.begin(now).unwrap();
+        plan.ended(&one, SAME, now);
+        assert_eq!(pause(&plan, now), 10);
+    }
+
+    #[test]
+    fn what_changes_while_one_is_read() {
+        let (mut plan, one, now) = read_once(Ended::Serves);
+        let later = now + READ_EVERY;
+        plan.begin(later).unwrap();
+        // What is under way does not have the new key.
+        plan.take_over(&[(one.clone(), naming(&["a", "b"], &[("u", 2)]))].into(), later);
+        assert_eq!(plan.next(), None);
+        plan.ended(&one, SAME, later);
+        assert_eq!(pause(&plan, later), 0);
+        // What was forgotten and is named again is read again, whatever the answer for the one before.
+        let later = plan.next().unwrap();
+        plan.begin(later).unwrap();
+        plan.take_over(&BTreeMap::new(), later);
+        assert_eq!((plan.keys(&one), plan.next()), (None, None));
+        plan.take_over(&[(one.clone(), naming(&["c"], &[("v", 1)]))].into(), later);
+        plan.ended(&one, Ended::Serves, later);
+        assert_eq!(pause(&plan, later), 0);
+    }
+
+    #[test]
+    fn namespaces_take_turns() {
+        let now = Instant::now();
+        let mut plan = Plan::new(now);
+        let names = ["a/1", "a/2", "a/3", "b/1", "c/1", "c/2"].map(|both| {
+            let (namespace, secret) = both.split_once('/').unwrap();
+            (name(namespace, secret), naming(&[], &[]))
+        });
+        plan.take_over(&names.into(), now);
+        let taken = |plan: &mut Plan| {
+            let now = plan.next()?;
+            let (SecretName { namespace, name }, _) = plan.begin(now)?;
+            Some(format!("{namespace}/{name}"))
+        };
+        let order: Vec<_> = std::iter::from_fn(|| taken(&mut plan)).collect();
+        assert_eq!(order, ["a/1", "b/1", "c/1", "a/2", "c/2", "a/3"]);
+    }
+
+    /// Reads for this long, each at once, where those of namespace `loud` and those named `missing` do not serve, and
+    /// gives back what was read when.
+    fn run(plan: &mut Plan, start: Instant, length: Duration) -> Vec<(Duration, SecretName)> {
+        let mut read = Vec::<(Duration, SecretName)>::new();
+        let mut seen = BTreeSet::new();
+        while let Some(now) = plan.next().filter(|now| *now < start + length) {
+            let (name, _) = plan.begin(now).unwrap();
+            let is_news = seen.insert(name.clone());
+            let end = match is_missing(&name) {
+                true => Ended::Missing { is_news },
+                false => Ended::Serves,
+            };
+            plan.ended(&name, end, now);
+            read.push((now - start, name));
+        }
+        read
+    }
+
+    fn is_missing(name: &SecretName) -> bool {
+        name.namespace == "loud" || name.name == "missing"
+    }
+
+    #[test]
+    fn thousands_of_names_that_lead_nowhere_delay_nobody_else() {
+        let start = Instant::now();
+        let mut plan = Plan::new(start);
+        let loud = (0..5_100).map(|number| name("loud", &number.to_string()));
+        let quiet = ["one", "two", "missing"].map(|secret| name("quiet", secret));
+        let named = loud.chain(quiet.clone()).map(|name| (name, naming(&["a"], &[])));
+        plan.take_over(&named.collect(), start);
+        let read = run(&mut plan, start, Duration::from_secs(600));
+
+        let times = |wanted: &SecretName| -> Vec<Duration> {
+            let of = read.iter().filter(|(_, name)| name == wanted);
+            of.map(|(at, _)| *at).collect()
+        };
+        let slack = Duration::from_millis(200);
+        for (secret, longest) in quiet.iter().zip([READ_EVERY, READ_EVERY, LONGEST_PAUSE]) {
+            let times = times(secret);
+            assert!(times[0] < slack, "{secret:?}: {times:?}");
+            let on_time = times.windows(2).all(|two| two[1] - two[0] < longest + slack);
+            assert!(
+                on_time && times.last().unwrap().as_secs() >= 540 - 1,
+                "{secret:?}: {times:?}"
+            );
+        }
+        // The first time aside, those that lead nowhere are looked for at their own pace.
+        let mut seen = BTreeSet::new();
+        let again = read
+            .iter()
+            .filter(|(_, name)| !seen.insert(name) && is_missing(name));
+        let again: Vec<_> = again.map(|(at, _)| *at).collect();
+        assert!(again.windows(2).all(|two| two[1] - two[0] >= PACE_OF_MISSING));
+        assert!(read.windows(2).all(|two| two[1].0 >= two[0].0));
+        // And each comes to its turn.
+        assert_eq!(seen.len(), 5_103);
+        let last = times(&name("loud", "5099"));
+        assert!(last.len() >= 2, "{last:?}");
+    }
+
+    #[test]
+    fn where_reading_is_slow_both_kinds_come_to_their_turns() {
+        let start = Instant::now();
+        let mut plan = Plan::new(start);
+        let names =
+            (0..100).flat_map(|number| ["loud", "shop"].map(|space| name(space, &number.to_string())));
+        let named: BTreeMap<_, _> = names.map(|name| (name, naming(&["a"], &[]))).collect();
+        plan.take_over(&named, start);
+        run(&mut plan, start, Duration::from_secs(2));
+        let late = start + Duration::from_secs(100);
+        let taken = (0..20).map(|count| plan.begin(late + count * Duration::from_millis(100)));
+        let namespaces: Vec<_> = taken.map(|taken| taken.unwrap().0.namespace).collect();
+        let loud = namespaces.iter().filter(|namespace| *namespace == "loud").count();
+        assert_eq!(loud, 10, "{namespaces:?}");
+    }
+
+    proptest! {
+        /// Whatever happens, each Secret is in one queue at its time, or is being read.
+        #[test]
+        fn none_is_lost(steps in prop::collection::vec((0..6_u8, 0..4_usize, 0..40_u64), 1..60)) {
+            let all = [("a", "1"), ("a", "2"), ("b", "1"), ("c", "1")].map(|(space, secret)| name(space, secret));
+            let mut now = Instant::now();
+            let mut plan = Plan::new(now);
+            let mut named = BTreeMap::new();
+            let mut generation = 0;
+            for (step, which, seconds) in steps {
+                now += Duration::from_secs(seconds);
+                let name = &all[which];
+                match step {
+                    0 => drop(named.remove(name)),
+                    1 => {
+                        generation += 1;
+                        let key = generation.to_string();
+                        named.insert(name.clone(), naming(&[&key], &[("u", generation)]));
+                    }
+                    2 => drop(plan.begin(now)),
+                    3 => plan.ended(name, Ended::Serves, now),
+                    4 => plan.ended(name, SAME, now),
+                    _ => plan.ended(name, Ended::Failed, now),
+                }
+                plan.take_over(&named, now);
+                let queued = |queue: &Queue| -> BTreeSet<(Instant, SecretName)> {
+                    let due = queue.due.iter().flat_map(|(namespace, due)| {
+                        due.iter().map(move |(at, secret)| (*at, super::tests::name(namespace, secret)))
+                    });
+                    due.chain(queue.waiting.iter().cloned()).collect()
+                };
+                let expected = |missing| {
+                    let of = plan.entries.iter().filter(|(_, entry)| entry.missing == missing);
+                    of.filter_map(|(name, entry)| Some((entry.due?, name.clone()))).collect::<BTreeSet<_>>()
+                };
+                prop_assert_eq!(queued(&plan.regular), expected(false));
+                prop_assert_eq!(queued(&plan.missing), expected(true));
+                prop_assert!(plan.entries.keys().eq(named.keys()));
+            }
+        }
+    }
+}
