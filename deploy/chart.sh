@@ -30,6 +30,17 @@ if grep --extended-regexp '([-:,] +|[[{])(2024|on) *([],}#]|$)' <<<"$manifests";
   wrong "these names lack quotes"
 fi
 
+# A label that is there twice: helm takes the last one, others refuse the file. Those of one object stand below each other.
+twice() {
+  awk '
+    { match($0, /^ */); if (RLENGTH != indent) { split("", seen); indent = RLENGTH } }
+    $1 ~ /^[a-z].*:$/ && seen[$1]++'
+}
+labels=$(strange | twice)
+if [[ -n "$labels" ]]; then
+  wrong "these labels or annotations are there twice:"$'\n'"$labels"
+fi
+
 # The longest name that helm takes for a release, and as long a one for the chart. A StatefulSet's is followed by a dash and up to ten
 # digits in a label of its pods.
 longest=$(printf 'r%.0s' {1..53})
