@@ -66,4 +66,19 @@ if [[ -n "$shared" ]]; then
   wrong "two releases have one name for these ClusterRoles:"$'\n'"$shared"
 fi
 
+# What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
+optional=(nameOverride watchNamespaces commonLabels image.tag imagePullSecrets sinkSecrets tracing.endpoint
+  {controller,router}.{replicas,extraArgs,podLabels,podAnnotations,resources,affinity} router.persistence.storageClass podSecurityContext)
+nulls=("${optional[@]/#/--set=}")
+if ! render weir "${nulls[@]/%/=null}" >/dev/null; then
+  wrong "a value that need not be there cannot be unset"
+fi
+for needed in router router.logSize router.persistence controller.podDisruptionBudget.maxUnavailable; do
+  if render weir --set "$needed=null" >/dev/null 2>&1; then
+    wrong "$needed can be unset"
+  fi
+done
+# The condition of a chart that depends on this one is among this one's values.
+render weir --set enabled=true >/dev/null || wrong "it cannot be a dependency with a condition"
+
 exit "$failed"
