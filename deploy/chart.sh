@@ -3,6 +3,7 @@
 #
 #   deploy/chart.sh HELM
 set -euo pipefail
+shopt -s inherit_errexit # what cannot be rendered has nothing wrong in it
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly helm=$1
 
