@@ -3,6 +3,7 @@
 #
 #   deploy/chart.sh HELM
 set -euo pipefail
+shopt -s inherit_errexit # what cannot be rendered has nothing wrong in it
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly helm=$1
 
@@ -30,6 +31,17 @@ if grep --extended-regexp '([-:,] +|[[{])(2024|on) *([],}#]|$)' <<<"$manifests";
   wrong "these names lack quotes"
 fi
 
+# A label that is there twice: helm takes the last one, others refuse the file. Those of one object stand below each other.
+twice() {
+  awk '
+    { match($0, /^ */); if (RLENGTH != indent) { split("", seen); indent = RLENGTH } }
+    $1 ~ /^[a-z].*:$/ && seen[$1]++'
+}
+labels=$(strange | twice)
+if [[ -n "$labels" ]]; then
+  wrong "these labels or annotations are there twice:"$'\n'"$labels"
+fi
+
 # The longest name that helm takes for a release, and as long a one for the chart. A StatefulSet's is followed by a dash and up to ten
 # digits in a label of its pods.
 longest=$(printf 'r%.0s' {1..53})
@@ -54,5 +66,20 @@ shared=$(comm -12 <(roles a-weir --namespace team) <(roles weir --namespace team
 if [[ -n "$shared" ]]; then
   wrong "two releases have one name for these ClusterRoles:"$'\n'"$shared"
 fi
+
+# What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
+optional=(nameOverride watchNamespaces commonLabels image.tag imagePullSecrets sinkSecrets tracing.endpoint
+  {controller,router}.{replicas,extraArgs,podLabels,podAnnotations,resources,affinity} router.persistence.storageClass podSecurityContext)
+nulls=("${optional[@]/#/--set=}")
+if ! render weir "${nulls[@]/%/=null}" >/dev/null; then
+  wrong "a value that need not be there cannot be unset"
+fi
+for needed in router router.logSize router.persistence controller.podDisruptionBudget.maxUnavailable; do
+  if render weir --set "$needed=null" >/dev/null 2>&1; then
+    wrong "$needed can be unset"
+  fi
+done
+# The condition of a chart that depends on this one is among this one's values.
+render weir --set enabled=true >/dev/null || wrong "it cannot be a dependency with a condition"
 
 exit "$failed"

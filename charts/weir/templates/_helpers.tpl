@@ -19,15 +19,26 @@ app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
+{{/* The labels of an object; of two with one name the chart's own count, then the object's. Call: (dict "root" $ "component" "router" "labels" .labels) */}}
 {{- define "weir.labels" -}}
-{{ include "weir.selector" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/part-of: weir
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- $own := include "weir.selector" . | fromYaml -}}
+{{- $_ := set $own "app.kubernetes.io/version" .root.Chart.AppVersion -}}
+{{- $_ := set $own "app.kubernetes.io/part-of" "weir" -}}
+{{- $_ := set $own "app.kubernetes.io/managed-by" .root.Release.Service -}}
+{{- $_ := set $own "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_") -}}
+{{- merge $own (default dict .labels) (default dict .root.Values.commonLabels) | toYaml -}}
+{{- end -}}
+
+{{/* The labels of a component's pods. */}}
+{{- define "weir.podLabels" -}}
+{{- $values := index .root.Values .component -}}
+{{- merge (include "weir.selector" . | fromYaml) (default dict $values.podLabels) (default dict .root.Values.commonLabels) | toYaml -}}
+{{- end -}}
+
+{{/* The annotations of a component's pods. */}}
+{{- define "weir.podAnnotations" -}}
+{{- $values := index .root.Values .component -}}
+{{- merge (dict "kubectl.kubernetes.io/default-container" .component) (default dict $values.podAnnotations) | toYaml -}}
 {{- end -}}
 
 {{- define "weir.image" -}}
