@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, Mutex as StdMutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -199,6 +199,7 @@ impl Engine {
                 taken,
                 figures: Figures::default(),
                 making_room: Mutex::default(),
+                clock: StdMutex::default(),
             },
             log,
             client,

@@ -39,6 +39,7 @@ mod traced;
 mod trimmer;
 mod uri_addresses;
 mod verdict;
+mod wall_clock;
 
 pub use addresses::Addresses;
 pub use client::{Client, ClientError, with_causes};

@@ -14,7 +14,12 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex;
 
 use super::{
-    Retention, TriggerView, dead_letter::DeadLetter, dead_letters::DeadLetters, redrive::Taken, retention,
+    Retention, TriggerView,
+    dead_letter::DeadLetter,
+    dead_letters::DeadLetters,
+    redrive::Taken,
+    retention,
+    wall_clock::{self, WallClock},
 };
 use crate::log::{Bounds, EventLog, LogError, Offset};
 
@@ -46,6 +51,7 @@ pub(super) struct Trimmer {
     pub(super) figures: Figures,
     /// Held while room is made; when that was last done for the volume.
     pub(super) making_room: Mutex<Option<Instant>>,
+    pub(super) clock: StdMutex<WallClock>,
 }
 
 /// What was removed though somebody may have wanted it.
@@ -79,10 +85,12 @@ impl Trimmer {
     /// Removes what is settled and over age or over size, and more of what is settled when the log is nearly full. If
     /// somebody waits for room then, as for new events.
     pub(super) async fn trim(&self, triggers: &[TriggerView], room_wanted: bool) -> Result<(), LogError> {
+        let now = Timestamp::now();
+        let now = self.trusts_clock(now).then_some(now);
         for (key, bytes) in self.log.usage() {
             let trimmed = match DeadLetter::broker_of(&key) {
-                Some(broker) => self.trim_letters(broker, &key, bytes, triggers).await,
-                None => self.trim_events(&key, bytes, triggers).await,
+                Some(broker) => self.trim_letters(broker, &key, bytes, now, triggers).await,
+                None => self.trim_events(&key, bytes, now, triggers).await,
             };
             match trimmed {
                 Ok(()) => {}
@@ -108,9 +116,29 @@ impl Trimmer {
         self.log.usage().iter().map(|(_, bytes)| bytes).sum()
     }
 
-    async fn trim_events(&self, broker: &str, bytes: u64, triggers: &[TriggerView]) -> Result<(), LogError> {
+    /// Whether things may be removed for their age by the time of the wall clock.
+    fn trusts_clock(&self, wall: Timestamp) -> bool {
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if let Some(jump) = clock.look(now, wall) {
+            tracing::warn!(
+                seconds = jump.as_secs(),
+                "the clock has jumped: for {} minutes nothing is removed for its age",
+                wall_clock::DISTRUST.as_secs() / 60
+            );
+        }
+        clock.is_trusted(now)
+    }
+
+    async fn trim_events(
+        &self,
+        broker: &str,
+        bytes: u64,
+        now: Option<Timestamp>,
+        triggers: &[TriggerView],
+    ) -> Result<(), LogError> {
         let bounds = self.log.bounds(broker);
-        let too_old = self.first_within(broker, self.events.age, bounds).await?;
+        let too_old = self.first_within(broker, self.events.age, now, bounds).await?;
         let unsettled = unsettled(broker, bounds, triggers);
         let before = retention::trim_before(bounds, bytes, self.events.bytes, too_old, unsettled);
         if before > bounds.first {
@@ -124,11 +152,12 @@ impl Trimmer {
         broker: &str,
         key: &str,
         bytes: u64,
+        now: Option<Timestamp>,
         triggers: &[TriggerView],
     ) -> Result<(), LogError> {
         let bounds = self.log.bounds(key);
         self.taken.forget_below(broker, bounds.first);
-        let too_old = self.first_within(key, self.letters.age, bounds).await?;
+        let too_old = self.first_within(key, self.letters.age, now, bounds).await?;
         // No letter is redriven meanwhile. One is held before it is taken out, so what is held is looked at last.
         let _taking = self.dead_letters.taking.lock().await;
         let too_old = too_old.max(self.taken.first_kept(broker, bounds.first));
@@ -156,11 +185,16 @@ impl Trimmer {
         Ok(())
     }
 
-    /// The first record that is not older than `age`.
-    async fn first_within(&self, key: &str, age: Duration, bounds: Bounds) -> Result<Offset, LogError> {
-        let oldest = SignedDuration::try_from(age)
-            .ok()
-            .and_then(|age| Timestamp::now().checked_sub(age).ok());
+    /// The first record that is not older than `age`; the first one while it is not known what time it is.
+    async fn first_within(
+        &self,
+        key: &str,
+        age: Duration,
+        now: Option<Timestamp>,
+        bounds: Bounds,
+    ) -> Result<Offset, LogError> {
+        let age = SignedDuration::try_from(age).ok();
+        let oldest = now.zip(age).and_then(|(now, age)| now.checked_sub(age).ok());
         match oldest {
             Some(oldest) => self.log.offset_at(key, oldest).await,
             None => Ok(bounds.first),
@@ -285,6 +319,7 @@ mod tests {
             taken,
             figures: Figures::default(),
             making_room: Mutex::default(),
+            clock: StdMutex::default(),
         };
         let has_settled_nothing = TriggerView {
             uid: "u".to_owned(),
