@@ -32,8 +32,7 @@ pub struct DeliverySpec {
     #[schemars(schema_with = "super::schema::optional_duration")]
     pub retry_duration: Option<DurationText>,
 
-    /// How the pauses between attempts grow: Exponential doubles them, Linear adds backoffDelay each time.
-    /// Each pause is drawn at random between zero and the computed one (full jitter). Default: Exponential.
+    /// How the pauses between attempts grow. The schema has the words of the type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backoff_policy: Option<BackoffPolicy>,
 
@@ -66,9 +65,7 @@ pub struct DeliverySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
 
-    /// Which events wait for which. ByKey delivers the events of one partitionkey (an extension attribute) one after
-    /// another, in the order in which they were accepted: a failing one holds those of its key, and no others. Events
-    /// without a partitionkey wait for none. None delivers all of them side by side. Default: None.
+    /// Which events wait for which. The schema has the words of the type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ordering: Option<Ordering>,
 
@@ -95,7 +92,9 @@ pub struct RateLimit {
     pub burst: Option<NonZeroU32>,
 }
 
-/// Which events wait for which.
+/// Which events wait for which. ByKey delivers the events of one partitionkey (an extension attribute) one after
+/// another, in the order in which they were accepted: a failing one holds those of its key, and no others. Events
+/// without a partitionkey wait for none. None delivers all of them side by side. Default: None.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Ordering {
     /// None waits.
@@ -104,7 +103,8 @@ pub enum Ordering {
     ByKey,
 }
 
-/// How the pauses between attempts grow.
+/// How the pauses between attempts grow: Exponential doubles them, Linear adds backoffDelay each time. Each pause is
+/// drawn at random between zero and the computed one (full jitter). Default: Exponential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum BackoffPolicy {
     /// Each pause is twice the one before.

@@ -214,7 +214,7 @@ impl JsonSchema for ServicePort {
     }
 }
 
-/// How a Service is spoken to.
+/// How a Service is spoken to: http, or https, its certificate being for the Service's name. Default: http.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {

@@ -33,6 +33,11 @@ use super::{DeliverySpec, Filter, ServiceTarget};
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
     ),
+    printcolumn(
+        name = "Answering",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"SinkAnswering\")].status"
+    ),
     printcolumn(name = "Broker", type_ = "string", json_path = ".spec.broker"),
     printcolumn(name = "Sink", type_ = "string", json_path = ".status.sinkUri"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -54,7 +59,8 @@ pub struct TriggerSpec {
     ///   exact, prefix, suffix - a map from attribute to value, all entries must hold;
     ///   all, any - a list of filters;
     ///   not - one filter;
-    ///   sql - a CESQL expression, such as "priority > 5 AND type LIKE 'com.example.%'".
+    ///   sql - a CESQL expression, such as "EXISTS priority AND priority > 5";
+    ///   cel - a CEL expression, which sees the data too, such as "event.data.amount > 100".
     /// all, any and not can be nested three deep. For example, orders of high priority that are no tests:
     ///   filters:
     ///   - prefix: {type: com.example.order.}

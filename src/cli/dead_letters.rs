@@ -124,6 +124,18 @@ pub enum Output {
     Json,
 }
 
+/// Fails where letters were named by their IDs and not all were found.
+fn check_all_found(broker: &str, selected: &Selected, found: u64) -> anyhow::Result<()> {
+    let named = selected.ids.as_ref().map_or(0, BTreeSet::len) as u64;
+    let missing = named.saturating_sub(found);
+    if missing > 0 {
+        bail!(
+            "{missing} of the IDs are of no such dead letter: weir dead-letters list {broker} shows those that are kept"
+        );
+    }
+    Ok(())
+}
+
 fn attribute_and_value(text: &str) -> Result<(String, String), String> {
     let (attribute, value) = text.split_once('=').ok_or("write ATTRIBUTE=VALUE")?;
     Ok((attribute.to_owned(), value.to_owned()))
@@ -322,7 +334,7 @@ impl Router {
                 "{left} or more are left: their Trigger has as many unsettled events as it may have; see whether its Sink answers, and redrive again"
             );
         }
-        Ok(())
+        check_all_found(broker, &selected, redriven)
     }
 
     async fn remove(&self, broker: &str, mut selected: Selected) -> anyhow::Result<()> {
@@ -336,7 +348,7 @@ impl Router {
             }
         }
         writeln!(io::stdout().lock(), "{dropped} dropped")?;
-        Ok(())
+        check_all_found(broker, &selected, dropped)
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal as _};
 
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
 
 use super::Usage;
 
@@ -19,14 +19,30 @@ pub enum Format {
     Json,
 }
 
+/// Reads a filter; an error says what is wrong with it.
+fn parse(filter: &str) -> Result<EnvFilter, String> {
+    // A single word that is no level would be taken for a module, and everything else would be silent.
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    if let Some(word) = filter
+        .split(',')
+        .map(str::trim)
+        .find(|word| !word.is_empty() && !word.contains('=') && !is_level(word))
+    {
+        return Err(format!(
+            "{word:?} is none of error, warn, info, debug, trace and off"
+        ));
+    }
+    EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|error| error.to_string())
+}
+
 /// Starts logging for the whole process.
 ///
 /// # Errors
 /// [`Usage`] when the filter cannot be read.
 pub fn init(filter: &str, format: Format) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|error| {
+    let filter = parse(filter).map_err(|detail| {
         Usage(format!(
-            "--log-level {filter:?}: {error}; use for example info, or info,weir::router=debug"
+            "--log-level {filter:?}: {detail}; use for example info, or info,weir::router=debug"
         ))
     })?;
     // Told where logs go: where that cannot be written, as on a full disk, telling of it would panic.
@@ -47,4 +63,30 @@ pub fn init(filter: &str, format: Format) -> anyhow::Result<()> {
             .try_init(),
     };
     result.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_levels_and_modules_with_levels() {
+        for (filter, wrong) in [
+            ("info", None),
+            ("OFF", None),
+            ("info,weir::router=debug", None),
+            ("weir::delivery=trace, warn", None),
+            ("", None),
+            ("verbose", Some("\"verbose\" is none of error")),
+            ("info,weir::router", Some("\"weir::router\" is none of error")),
+            ("info,weir::router=loud", Some("level filter")),
+        ] {
+            let error = parse(filter).err();
+            assert_eq!(error.is_some(), wrong.is_some(), "{filter}: {error:?}");
+            assert!(
+                error.unwrap_or_default().contains(wrong.unwrap_or_default()),
+                "{filter}"
+            );
+        }
+    }
 }

@@ -116,11 +116,12 @@ pub fn main() -> ExitCode {
         }
     };
     if let Err(error) = logging::init(&cli.log_level, cli.log_format) {
-        return fail(&error);
+        return fail(&error, logging::Format::Text);
     }
+    let format = cli.log_format;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
+        Err(error) => fail(&error, format),
     }
 }
 
@@ -159,7 +160,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 /// One readable line with the causes, and the exit code.
-fn fail(error: &anyhow::Error) -> ExitCode {
+/// Says why the process ends: as a line for people, or where logs are read by machines as one of those.
+fn fail(error: &anyhow::Error, format: logging::Format) -> ExitCode {
     if is_broken_pipe(error) {
         // Whoever read the output has had enough, as in `weir crds | head`.
         return ExitCode::SUCCESS;
@@ -168,7 +170,12 @@ fn fail(error: &anyhow::Error) -> ExitCode {
         drop(Cli::command().error(ErrorKind::ValueValidation, usage).print());
         return ExitCode::from(2);
     }
-    drop(writeln!(io::stderr().lock(), "weir: {}", with_causes(error)));
+    let error = with_causes(error);
+    if format == logging::Format::Json && tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!(error, "the process ends");
+    } else {
+        drop(writeln!(io::stderr().lock(), "weir: {error}"));
+    }
     ExitCode::FAILURE
 }
 

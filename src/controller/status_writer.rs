@@ -235,16 +235,16 @@ fn version<K: Resource>(resource: &K) -> u64 {
 fn event(
     Transition {
         action,
-        good,
+        warns,
         reason,
         message,
     }: Transition,
 ) -> Event {
     Event {
-        type_: if good {
-            EventType::Normal
-        } else {
+        type_: if warns {
             EventType::Warning
+        } else {
+            EventType::Normal
         },
         reason,
         note: Some(shortened(message)),

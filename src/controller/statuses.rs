@@ -12,6 +12,9 @@ use crate::{
     routing::protocol::Detail,
 };
 
+/// Reasons not to be Ready that pass by themselves, which each change of a resource goes through.
+const PASSING: [&str; 2] = ["RouterOutOfDate", "SecretAwaited"];
+
 /// The condition that people wait for.
 pub(super) const READY: &str = "Ready";
 
@@ -146,7 +149,8 @@ pub(super) fn source(
 pub(super) struct Transition {
     /// What was being done, in one word.
     pub(super) action: &'static str,
-    pub(super) good: bool,
+    /// Whether somebody may have to do something.
+    pub(super) warns: bool,
     pub(super) reason: String,
     pub(super) message: String,
 }
@@ -162,7 +166,7 @@ pub(super) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Tran
         .filter(|after| condition(before, SINK_ANSWERING).is_some_and(is_down) != is_down(after));
     let told = |action, condition: &Condition| Transition {
         action,
-        good: condition.status == "True",
+        warns: condition.status != "True" && !PASSING.contains(&&*condition.reason),
         reason: condition.reason.clone(),
         message: condition.message.clone(),
     };
@@ -196,7 +200,7 @@ fn applied_finding(applied: &Applied, before: Option<&Condition>, generation: i6
         Applied::Everywhere => Finding::good("Applied", "applied by every router"),
         Applied::NoRouter => Finding::bad(
             "NoRouter",
-            "no router is connected: check that one runs and can reach the controller (weir router --controller)",
+            "no router is connected: see whether one runs, and in its log why it cannot reach the controller or is refused",
         ),
         Applied::Not(routers) => Finding::bad(
             "RouterOutOfDate",
@@ -402,7 +406,18 @@ mod tests {
         assert_eq!(time(&resolved, "Ready"), early, "still False, for another reason");
         let told = transitions(&first.conditions, &resolved.conditions);
         assert_eq!(told.len(), 1);
-        assert_eq!((told[0].good, &*told[0].reason), (false, "NoRouter"));
+        assert_eq!((told[0].warns, &*told[0].reason), (true, "NoRouter"));
+        let behind = trigger(
+            &diagnosis(true, true, false),
+            &Applied::Not(vec!["r1".into()]),
+            &SinkSeen::Unsure,
+            None,
+            None,
+            None,
+            &early,
+        );
+        let told = transitions(&[], &behind.conditions);
+        assert_eq!((told[0].warns, &*told[0].reason), (false, "RouterOutOfDate"));
     }
 
     fn down(detail: &str) -> SinkSeen {
@@ -530,14 +545,14 @@ mod tests {
         let reasons = |before: &TriggerStatus, after: &TriggerStatus| -> Vec<(bool, String)> {
             transitions(&before.conditions, &after.conditions)
                 .into_iter()
-                .map(|told| (told.good, told.reason))
+                .map(|told| (told.warns, told.reason))
                 .collect()
         };
-        assert_eq!(reasons(&up, &first), [(false, "SinkDown".to_owned())]);
+        assert_eq!(reasons(&up, &first), [(true, "SinkDown".to_owned())]);
         assert_eq!(reasons(&first, &other), [], "but not by an Event");
-        assert_eq!(reasons(&other, &up), [(true, "Answering".to_owned())]);
+        assert_eq!(reasons(&other, &up), [(false, "Answering".to_owned())]);
         let unknown = seen(&good, &everywhere, &SinkSeen::Unsure, None);
         assert_eq!(reasons(&unknown, &up), [], "that all is well is no news");
-        assert_eq!(reasons(&unknown, &first), [(false, "SinkDown".to_owned())]);
+        assert_eq!(reasons(&unknown, &first), [(true, "SinkDown".to_owned())]);
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{error::Error, io};
 
-use rustls::CertificateError::{BadSignature, Expired, ExpiredContext, UnknownIssuer};
+use rustls::CertificateError::{BadSignature, Expired, ExpiredContext, Other, UnknownIssuer};
+
+/// What the verifier says, which has no type for it, of a certificate as `openssl req -x509` makes it by default.
+const AUTHORITY_AS_SERVER: &str = "CaUsedAsEndEntity";
 
 /// What to say of an error that TLS is the cause of; `None` of another.
 pub(super) fn told(error: &(dyn Error + 'static)) -> Option<String> {
@@ -36,6 +39,11 @@ fn in_words(error: &rustls::Error) -> String {
         rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
             "TLS: the server's certificate has expired".to_owned()
         }
+        rustls::Error::InvalidCertificate(Other(problem)) if problem.to_string() == AUTHORITY_AS_SERVER => {
+            "TLS: the server shows the certificate of an authority (CA:TRUE) as its own; it needs one that an authority \
+             has signed, or one signed by itself with CA:FALSE"
+                .to_owned()
+        }
         rustls::Error::InvalidCertificate(problem) => {
             format!("TLS: the server's certificate cannot be accepted: {problem}")
         }
@@ -46,13 +54,39 @@ fn in_words(error: &rustls::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rustls::{CertificateError, InvalidMessage};
+    use std::sync::Arc;
+
+    use rustls::{
+        CertificateError, InvalidMessage,
+        client::{WebPkiServerVerifier, danger::ServerCertVerifier},
+        pki_types::UnixTime,
+    };
 
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
     #[error("client error (Connect)")]
     struct Connect(#[source] Box<dyn Error + Send + Sync>);
+
+    #[test]
+    fn an_authority_that_is_shown_as_a_servers_certificate_is_told() {
+        let mut parameters = rcgen::CertificateParams::new(["sink".to_owned()]).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let own = parameters
+            .self_signed(&rcgen::KeyPair::generate().unwrap())
+            .unwrap();
+        let mut trusted = rustls::RootCertStore::empty();
+        trusted.add(own.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(trusted.into(), provider)
+            .build()
+            .unwrap();
+        let error = verifier
+            .verify_server_cert(own.der(), &[], &"sink".try_into().unwrap(), &[], UnixTime::now())
+            .unwrap_err();
+        let told = told(&error).unwrap();
+        assert!(told.contains("CA:FALSE"), "{told}");
+    }
 
     #[test]
     fn the_error_of_tls_is_found_however_deep() {

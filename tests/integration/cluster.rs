@@ -319,7 +319,10 @@ fn from_kubectl_apply_to_a_service() {
     // What people see.
     let table = shop.run(["get", "triggers"]);
     let header: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
-    assert_eq!(header, ["NAME", "READY", "REASON", "BROKER", "SINK", "AGE"]);
+    assert_eq!(
+        header,
+        ["NAME", "READY", "REASON", "ANSWERING", "BROKER", "SINK", "AGE"]
+    );
     assert!(
         table.contains("http://billing.shop.svc.cluster.local:8080/events"),
         "{table}"

@@ -82,6 +82,13 @@ fn dead_letters_are_listed_shown_redriven_and_dropped() {
     assert_eq!(drop, (true, "1 dropped".to_owned()));
     let (success, shown) = dead_letters(&router, &["show", "shop/default", &id]);
     assert!(!success && shown.contains("has no dead letter"), "{shown}");
+    for verb in ["redrive", "drop"] {
+        let (success, said) = dead_letters(&router, &[verb, "shop/default", &id]);
+        assert!(
+            !success && said.contains("1 of the IDs are of no such dead letter"),
+            "{said}"
+        );
+    }
 
     // What is redriven while its Sink still refuses is a dead letter again, and counts each time.
     let redrive = dead_letters(&router, &["redrive", "shop/default", "--trigger=stock"]);

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Answer, Consumer, LocalRouter, PATIENCE};
+use crate::support::{Answer, Consumer, LocalRouter, PATIENCE, Process};
 
 const MANIFEST: &str = "apiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {name: billing, namespace: shop}\n\
                         spec:\n  sink: {service: {name: billing}}\n";
@@ -67,4 +67,26 @@ fn each_delivery_can_be_logged() {
         (&"1".into(), &204.into())
     );
     assert_eq!(said[0].get("trace_id"), None);
+}
+
+#[test]
+fn why_a_process_ends_is_logged_as_everything_else() {
+    let arguments = ["router", "--data=/dev/null/weir", "--log-format=json"];
+    let said = Process::weir(arguments).run().unwrap_err();
+    let line = said.strip_prefix("exit status: 1: ").unwrap_or(&said);
+    let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {said}"));
+    assert_eq!(
+        (&line["level"], &line["message"]),
+        (&"ERROR".into(), &"the process ends".into())
+    );
+    let error = line["error"].as_str().unwrap_or_default();
+    assert!(error.contains("/dev/null/weir"), "{line}");
+}
+
+#[test]
+fn a_level_that_is_none_is_refused_and_silences_nothing() {
+    let said = Process::weir(["run", ".", "--log-level=verbose"])
+        .run()
+        .unwrap_err();
+    assert!(said.contains("\"verbose\" is none of error"), "{said}");
 }

@@ -64,7 +64,7 @@ pub fn write_reasons(out: &mut impl Write, trigger: &TriggerExplained, level: us
     if let Some(invalid) = invalid {
         return writeln!(
             out,
-            "{indent}its filters cannot be compiled, so it takes no event: {invalid}"
+            "{indent}its filters cannot be compiled, so events wait until they are mended: {invalid}"
         );
     }
     if filters.is_empty() {
@@ -279,8 +279,8 @@ mod tests {
             ),
             (
                 json!([{"exact": {}}]),
-                "its filters cannot be compiled, so it takes no event: filters[0].exact: names no attribute: at least one \
-                 is needed",
+                "its filters cannot be compiled, so events wait until they are mended: filters[0].exact: names no attribute: \
+                 at least one is needed",
             ),
         ] {
             assert_eq!(reasons(filters.clone()), expected, "{filters}");
