@@ -608,11 +608,24 @@ impl Engine {
             let _ = task.await;
             let pending = view.stats.pending();
             self.dropped_with_trigger.fetch_add(pending, Relaxed);
-            tracing::info!(
-                trigger = format!("{}/{}", view.namespace, view.name),
-                dropped = pending,
-                "the Trigger is gone"
-            );
+            let trigger = format!("{}/{}", view.namespace, view.name);
+            let backlog = self
+                .log
+                .bounds(&view.broker)
+                .next
+                .0
+                .saturating_sub(view.stats.next().0);
+            if pending + backlog == 0 {
+                tracing::info!(trigger, "the Trigger is gone");
+            } else {
+                tracing::warn!(
+                    trigger,
+                    dropped = pending,
+                    not_looked_at = backlog,
+                    "the Trigger is gone, and with it what it had not delivered; also a Trigger that is not watched any \
+                     more is gone"
+                );
+            }
         }
         let stored = running.stored.extract_if(|uid, _| !table.is_unread(uid));
         gone.extend(stored.map(|(uid, _)| uid));

@@ -1,7 +1,7 @@
 //! The ingress: takes CloudEvents at `/{namespace}/{broker}` and answers 202 once they are durable.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Instant, SystemTime},
 };
 
@@ -26,7 +26,7 @@ use crate::{
     delivery::Engine,
     log::{EventLog, LogError},
     routing::{RoutingTable, broker_key},
-    telemetry::{Receiver, Tracer},
+    telemetry::{Burst, Receiver, Tracer},
 };
 
 /// What the ingress works with.
@@ -38,6 +38,8 @@ pub(super) struct Ingress {
     pub(super) metrics: Arc<IngressMetrics>,
     pub(super) bodies: Bodies,
     pub(super) tracer: Tracer,
+    /// Bounds the lines about events for which the log has no room.
+    pub(super) refusals: Mutex<Burst>,
 }
 
 /// The endpoint that producers post to.
@@ -115,9 +117,21 @@ impl Ingress {
         match append().await {
             Err(LogError::Full(_)) => {
                 self.engine.make_room().await?;
-                append().await.map(|_| ())
+                let appended = append().await;
+                if let Err(error @ LogError::Full(_)) = &appended {
+                    self.tell_refusal(broker, error);
+                }
+                appended.map(|_| ())
             }
             appended => appended.map(|_| ()),
+        }
+    }
+
+    fn tell_refusal(&self, broker: &str, error: &LogError) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(admitted) = refusals.admit(Instant::now()) {
+            let held_back = admitted.held_back;
+            tracing::warn!(broker, %error, held_back, "events are refused with 507");
         }
     }
 

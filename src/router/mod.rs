@@ -16,7 +16,13 @@ mod problem;
 mod saved;
 mod sink_report;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
@@ -131,6 +137,7 @@ pub async fn run(
         metrics: metrics.ingress.clone(),
         bodies: Bodies::new(options.max_body),
         tracer: options.tracer,
+        refusals: Mutex::default(),
     };
     let ingress_server = Server::bind("ingress", options.listen).await?;
     let admin_server = Server::bind("admin", options.admin).await?;

@@ -122,6 +122,8 @@ fn a_configuration_that_cannot_be_written_waits_until_it_can() {
     router.process.wait_for_line(PATIENCE, waits);
 
     assert_eq!(router.post("t", "refused", &[]).status, 507);
+    let refused = |line: &str| line.contains("events are refused with 507");
+    router.process.wait_for_line(PATIENCE, refused);
     consumer.answer(Answer::status(204));
     consumer.wait_for(1);
     assert_eq!(
