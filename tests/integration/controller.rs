@@ -166,7 +166,7 @@ fn a_trigger_is_ready_once_every_router_says_so() {
     assert_eq!(events(&kubectl, "one"), told, "nothing happened to it");
 
     // A second router is waited for by name, and only it.
-    given(&controller, "r2", "unknown");
+    given(&controller, "r2", "");
     let behind = await_reason(&kubectl, "trigger/one", "Ready", "RouterOutOfDate");
     let message = behind["message"].as_str().unwrap();
     assert!(message.contains("r2") && !message.contains("r1"), "{message}");

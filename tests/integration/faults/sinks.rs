@@ -33,7 +33,9 @@ fn hostile_answers_change_nothing_for_others_and_are_accounted_for() {
         ("closing", &closing),
         ("breaking", &breaking),
     ];
-    let manifests = sinks.map(|(name, _)| trigger(name, "timeout: 500ms")).concat();
+    // The live one has time enough on a machine that has other things to do.
+    let timeout = |name| if name == "live" { "" } else { "timeout: 500ms" };
+    let manifests = sinks.map(|(name, _)| trigger(name, timeout(name))).concat();
     let router = Setup::new(&manifests, &sinks.map(|(name, consumer)| mapped(name, consumer))).start();
 
     let producers = Producers::start(&router.url());
