@@ -38,20 +38,23 @@ pub struct Configuration {
 
 impl Configuration {
     /// Takes over, of the Triggers that there were `before`, those that could not be read this time. They keep their
-    /// place, and their events wait until somebody can read them again.
+    /// place, and their events wait until somebody can read them again. Those that were taken over already stay.
     pub fn keep_unread<'a>(&mut self, before: impl IntoIterator<Item = &'a Trigger>) {
+        let is_there = |uid: &str| self.triggers.iter().any(|trigger| trigger.uid == uid);
         let unread = before
             .into_iter()
-            .filter(|trigger| self.unread.contains(&trigger.uid));
-        let kept = unread.map(|trigger| Trigger {
-            destination: None,
-            delivery: Delivery {
-                dead_letter_sink: None,
-                ..trigger.delivery.clone()
-            },
-            suspend: true,
-            ..trigger.clone()
-        });
+            .filter(|trigger| self.unread.contains(&trigger.uid) && !is_there(&trigger.uid));
+        let kept: Vec<_> = unread
+            .map(|trigger| Trigger {
+                destination: None,
+                delivery: Delivery {
+                    dead_letter_sink: None,
+                    ..trigger.delivery.clone()
+                },
+                suspend: true,
+                ..trigger.clone()
+            })
+            .collect();
         self.triggers.extend(kept);
     }
 }
@@ -355,6 +358,7 @@ mod tests {
             unread: ["unread".to_owned(), "unknown".to_owned()].into(),
             ..Configuration::default()
         };
+        configuration.keep_unread(&before);
         configuration.keep_unread(&before);
         let waiting = Trigger {
             destination: None,
