@@ -37,7 +37,6 @@ macro_rules! conformance {
             a_log_that_was_trimmed_whole_goes_on_counting
             a_time_is_found
             times_never_decrease
-            a_time_that_was_wrong_does_not_last
             cursors_are_kept
             the_end_is_watched
             a_reader_follows_the_writers
@@ -302,34 +301,6 @@ pub(crate) async fn times_never_decrease(subject: impl Subject) {
     let records = log.read("n/b", Offset(0), ALL).await.unwrap();
     assert!(records.is_sorted_by_key(|record| record.accepted), "{records:?}");
     assert_eq!(log.offset_at("n/b", at(60)).await.unwrap(), Offset(3));
-}
-
-/// The clock was far ahead for one record, and right before and after.
-pub(crate) async fn a_time_that_was_wrong_does_not_last(subject: impl Subject) {
-    const DAY: i64 = 24 * 60 * 60 * 1000;
-    let log = subject.open().await;
-    for millis in [0, 10 * DAY, 20] {
-        log.append("n/b", payloads(&["record"]), at(millis))
-            .await
-            .unwrap();
-    }
-    drop(log);
-    let log = subject.open().await;
-    for millis in [30, 40, 50] {
-        log.append("n/b", payloads(&["record"]), at(millis))
-            .await
-            .unwrap();
-    }
-    let records = log.read("n/b", Offset(0), ALL).await.unwrap();
-    let times: Vec<_> = records.iter().map(|record| record.accepted).collect();
-    assert_eq!(times, [0, 10 * DAY, 20, 30, 40, 50].map(at));
-    for millis in [-1, 0, 1, 15, 25, 35, 45, 55, DAY, 11 * DAY] {
-        let found = log.offset_at("n/b", at(millis)).await.unwrap().0 as usize;
-        let is_before = |offset: usize| times[offset] < at(millis);
-        assert!(found == 0 || is_before(found - 1), "{millis}: {found}");
-        assert!(found == times.len() || !is_before(found), "{millis}: {found}");
-    }
-    assert_eq!(log.offset_at("n/b", at(45)).await.unwrap(), Offset(5));
 }
 
 pub(crate) async fn cursors_are_kept(subject: impl Subject) {

@@ -81,9 +81,6 @@ pub trait EventLog: Send + Sync + 'static {
     /// [`LogError::Full`] when there is no room (nothing was stored; later calls may succeed); [`LogError::Limit`]
     /// when it is more than the log can ever take;
     /// [`LogError::Failed`] when the storage failed: it is not used again, and the process has to end.
-    ///
-    /// Times in a broker's log stand still while the clock is put back by up to five minutes. If it is put back
-    /// further, they go back with it.
     fn append<'a>(
         &'a self,
         broker: &'a str,
@@ -114,8 +111,7 @@ pub trait EventLog: Send + Sync + 'static {
     /// What is retained of a broker's log; both offsets are 0 for a broker that has had no event.
     fn bounds(&self, broker: &str) -> Bounds;
 
-    /// The first retained record that was accepted at `time` or later, else the end of the log. Where times went back
-    /// it may be another such record, but the one before it was accepted before `time`.
+    /// The first retained record that was accepted at `time` or later, else the end of the log.
     fn offset_at<'a>(&'a self, broker: &'a str, time: Timestamp) -> BoxFuture<'a, Result<Offset, LogError>>;
 
     /// Sees the end of a broker's log (`Bounds::next`) grow.

@@ -41,10 +41,6 @@ const MAX_UNFLUSHED: u64 = 18 * 1024 * 1024;
 const FLUSH_POLL: Duration = Duration::from_millis(2);
 const FLUSH_POLLS: u32 = 60_000;
 
-/// How far the clock may be put back while times in the log stand still. If it is put back further, it was the time
-/// before that was wrong, and is not to be that of all records to come.
-const PUT_BACK_MILLIS: i64 = 5 * 60 * 1000;
-
 type Reply<T> = oneshot::Sender<Result<T, LogError>>;
 
 /// What the committer is asked for.
@@ -343,7 +339,8 @@ impl Committer {
         if first == 0 {
             staged.register = true;
         }
-        let accepted_millis = in_order(&broker.name, accepted_millis, staged.state.last_accepted_millis);
+        // Never decreasing, so that a time can be searched for.
+        let accepted_millis = accepted_millis.max(staged.state.last_accepted_millis);
         for payload in payloads {
             let state = &mut staged.state;
             let header = Header {
@@ -553,21 +550,6 @@ fn write(batch: OwnedWriteBatch, contents: Contents) -> fjall::Result<()> {
     contents.before_write()?;
     batch.commit()?;
     Ok(contents.after_write()?)
-}
-
-/// The time of a record after that of the one before: not less, so that a time can be searched for, unless the clock
-/// was put back a long way.
-fn in_order(broker: &str, clock_millis: i64, last_millis: i64) -> i64 {
-    let back = last_millis.saturating_sub(clock_millis);
-    if back <= PUT_BACK_MILLIS {
-        return clock_millis.max(last_millis);
-    }
-    tracing::warn!(
-        broker,
-        seconds = back / 1000,
-        "the clock is behind the time of the newest record, and is believed: it was ahead, or is wrong now"
-    );
-    clock_millis
 }
 
 fn stage<'a>(
