@@ -130,7 +130,7 @@ fn check_all_found(broker: &str, selected: &Selected, found: u64) -> anyhow::Res
     let missing = named.saturating_sub(found);
     if missing > 0 {
         bail!(
-            "{missing} of the IDs are of no such dead letter: weir dead-letters list {broker} shows those that are kept"
+            "{missing} of the IDs are of no such dead letter, or of one that was taken meanwhile: weir dead-letters list {broker} shows those that are kept"
         );
     }
     Ok(())

@@ -159,7 +159,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     result
 }
 
-/// One readable line with the causes, and the exit code.
 /// Says why the process ends: as a line for people, or where logs are read by machines as one of those.
 fn fail(error: &anyhow::Error, format: logging::Format) -> ExitCode {
     if is_broken_pipe(error) {

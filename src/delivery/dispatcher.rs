@@ -210,7 +210,10 @@ impl Dispatcher {
                 saved = finished(&mut self.saving) => self.saved(saved)?,
                 changed = self.parts.settings.changed() => match changed {
                     Ok(()) => self.settings_changed(),
-                    Err(_) => return Ok(()),
+                    Err(_) => {
+                        self.note_position();
+                        return Ok(());
+                    }
                 },
                 _ = note_position.tick() => {
                     self.note_position();

@@ -116,6 +116,8 @@ pub struct Engine {
     options: DeliveryOptions,
     running: Mutex<Running>,
     views: ArcSwap<Vec<TriggerView>>,
+    /// Of Triggers of which only their places are known.
+    held: ArcSwap<Vec<TriggerView>>,
     dropped_with_trigger: AtomicU64,
     /// Asked for by what cannot be settled for want of room.
     room_wanted: Arc<Notify>,
@@ -209,6 +211,7 @@ impl Engine {
                 ..Running::default()
             }),
             views: ArcSwap::default(),
+            held: ArcSwap::default(),
             dropped_with_trigger: AtomicU64::new(0),
             room_wanted: Arc::default(),
             applied: AtomicBool::new(false),
@@ -244,7 +247,7 @@ impl Engine {
                 let inbox = match running.dispatchers.get(&route.trigger.uid) {
                     Some(handle) => {
                         let is_deliverable = settings.is_deliverable();
-                        // Nobody listens only if the dispatcher has ended with the log.
+                        // Nobody listens only if the dispatcher has ended, which is told where it does.
                         let _ = handle.settings.send(settings);
                         if !is_deliverable {
                             // Before the reader follows the new table: nothing may pass a Trigger by that has to wait.
@@ -283,6 +286,7 @@ impl Engine {
             .collect();
         views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         self.views.store(Arc::new(views));
+        self.held.store(Arc::new(held(&running.stored)));
         self.applied.store(true, Relaxed);
         if !gone.is_empty() {
             self.save_places(gone.into_iter().map(|uid| (uid, None)).collect())
@@ -302,7 +306,7 @@ impl Engine {
         for (broker, routes) in table.brokers() {
             for trigger in routes.routes().iter().map(|route| &route.trigger) {
                 let uid = &trigger.uid;
-                if running.dispatchers.contains_key(uid) {
+                if running.dispatchers.contains_key(uid) || places.contains_key(uid) {
                     continue;
                 }
                 let stored = running.stored.remove(uid);
@@ -384,6 +388,12 @@ impl Engine {
         }
     }
 
+    /// Whoever holds events in the log.
+    fn holding(&self) -> Vec<TriggerView> {
+        let (running, held) = (self.views.load(), self.held.load());
+        running.iter().chain(held.iter()).cloned().collect()
+    }
+
     /// Every Trigger's figures, by namespace and name.
     pub fn triggers(&self) -> Arc<Vec<TriggerView>> {
         self.views.load_full()
@@ -411,7 +421,7 @@ impl Engine {
     /// # Errors
     /// When the log cannot be trimmed.
     pub async fn make_room(&self) -> Result<(), LogError> {
-        self.trimmer.make_room(&self.triggers()).await
+        self.trimmer.make_room(&self.holding()).await
     }
 
     /// The brokers that have dead letters, and how many.
@@ -554,13 +564,17 @@ impl Engine {
         let name = format!("{}/{}", trigger.namespace, trigger.name);
         let stopped = view.stats.clone();
         let task = self.tasks.spawn(async move {
-            let delivery = async {
-                match damage {
-                    None => dispatcher.run().await,
-                    Some(damage) => Err(damage),
-                }
-            };
-            match supervision::caught(&format!("delivery of {name}"), delivery).await {
+            if let Some(damage) = damage {
+                stopped.stop();
+                tracing::error!(
+                    trigger = name,
+                    error = %damage,
+                    "where the Trigger begins cannot be found in the damaged log, and all that is retained is held for \
+                     it: make it anew with another start"
+                );
+                return;
+            }
+            match supervision::caught(&format!("delivery of {name}"), dispatcher.run()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     stopped.stop();
@@ -603,9 +617,9 @@ impl Engine {
                 continue;
             };
             drop(settings);
-            inbox.detach();
             // It ends at once when its settings are closed; a panic in it was caught.
             let _ = task.await;
+            inbox.detach();
             let pending = view.stats.pending();
             self.dropped_with_trigger.fetch_add(pending, Relaxed);
             let trigger = format!("{}/{}", view.namespace, view.name);
@@ -622,8 +636,8 @@ impl Engine {
                     trigger,
                     dropped = pending,
                     not_looked_at = backlog,
-                    "the Trigger is gone, and with it what it had not delivered; also a Trigger that is not watched any \
-                     more is gone"
+                    "the Trigger is gone, and with it what it had not delivered: it was deleted, or its namespace is not \
+                     watched any more"
                 );
             }
         }
@@ -647,7 +661,7 @@ impl Engine {
                 // Which events are wanted is not known yet.
                 continue;
             }
-            if let Err(error) = self.trimmer.trim(&self.triggers(), room_wanted).await {
+            if let Err(error) = self.trimmer.trim(&self.holding(), room_wanted).await {
                 tracing::error!(%error, "the event log cannot be trimmed");
             }
         }
@@ -658,6 +672,31 @@ impl Engine {
         self.client.tell_overdue(now);
         self.dead_letters.tell_overdue(now);
     }
+}
+
+/// Views of Triggers that do not run, so that what they have not settled stays in the log.
+fn held(stored: &HashMap<String, Bytes>) -> Vec<TriggerView> {
+    let mut held = Vec::new();
+    for (uid, cursor) in stored {
+        match Progress::decode_with_broker(cursor) {
+            Ok((broker, progress)) => {
+                let stats = Arc::<TriggerStats>::default();
+                stats.show(&progress);
+                stats.show_low(progress.low());
+                held.push(TriggerView {
+                    uid: uid.clone(),
+                    namespace: String::new(),
+                    name: String::new(),
+                    broker,
+                    stats,
+                });
+            }
+            Err(error) => {
+                tracing::error!(uid, %error, "the stored cursor of a Trigger cannot be used, and nothing is held for it");
+            }
+        }
+    }
+    held
 }
 
 #[cfg(test)]
@@ -878,6 +917,36 @@ mod tests {
         log.append(BROKER, other_version, Timestamp::now()).await.unwrap();
         let stats = engine.triggers()[0].stats.clone();
         eventually(|| stats.missed() == 1).await;
+        engine.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn what_an_unread_trigger_has_not_settled_stays_in_the_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(open(&directory));
+        let engine = start(log.clone()).await;
+        engine.apply(&table(&[("u", json!("Latest"))])).await.unwrap();
+        engine.shutdown().await;
+        let event = vec![Bytes::from_static(b"event")];
+        log.append(BROKER, event, Timestamp::UNIX_EPOCH).await.unwrap();
+
+        let engine = start(log.clone()).await;
+        let first_after = async |unread: &[&str]| {
+            let configuration = Configuration {
+                unread: unread.iter().map(|&uid| uid.into()).collect(),
+                ..Configuration::default()
+            };
+            let table = RoutingTable::compile(configuration);
+            engine.apply(&table).await.unwrap();
+            engine.trimmer.trim(&engine.holding(), false).await.unwrap();
+            log.bounds(BROKER).first
+        };
+        assert_eq!(
+            first_after(&["u"]).await,
+            Offset(0),
+            "it is old, and somebody wants it"
+        );
+        assert_eq!(first_after(&[]).await, Offset(1));
         engine.shutdown().await;
     }
 

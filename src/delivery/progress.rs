@@ -204,9 +204,14 @@ impl Progress {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, ProgressError> {
+        Self::decode_with_broker(bytes).map(|(_, progress)| progress)
+    }
+
+    /// The same, with the broker, as `namespace/name`.
+    pub(super) fn decode_with_broker(bytes: &[u8]) -> Result<(String, Self), ProgressError> {
         let Stored {
             version,
-            broker: _,
+            broker,
             next,
             outstanding,
             redriven,
@@ -223,11 +228,12 @@ impl Progress {
         };
         let outstanding = outstanding.into_iter().map(of(Place::Log));
         let redriven = redriven.into_iter().map(of(Place::DeadLetter));
-        Ok(Self {
+        let progress = Self {
             next,
             outstanding: outstanding.chain(redriven).collect(),
             counts,
-        })
+        };
+        Ok((broker, progress))
     }
 }
 

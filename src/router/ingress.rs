@@ -114,17 +114,15 @@ impl Ingress {
             let payloads = events.iter().map(Event::to_record).collect();
             self.log.append(broker, payloads, Timestamp::now())
         };
-        match append().await {
-            Err(LogError::Full(_)) => {
-                self.engine.make_room().await?;
-                let appended = append().await;
-                if let Err(error @ LogError::Full(_)) = &appended {
-                    self.tell_refusal(broker, error);
-                }
-                appended.map(|_| ())
-            }
-            appended => appended.map(|_| ()),
+        let mut appended = append().await;
+        if let Err(LogError::Full(_)) = appended {
+            self.engine.make_room().await?;
+            appended = append().await;
         }
+        if let Err(error @ (LogError::Full(_) | LogError::Limit(_))) = &appended {
+            self.tell_refusal(broker, error);
+        }
+        appended.map(|_| ())
     }
 
     fn tell_refusal(&self, broker: &str, error: &LogError) {

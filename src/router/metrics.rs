@@ -80,24 +80,6 @@ impl IngressMetrics {
     }
 }
 
-/// The reasons that alerts are made from. They have a series from the start: the first refusal is then seen as an
-/// increase, which of a series that begins with it Prometheus does not see.
-const ALERTED: [&str; 5] = [
-    "log_full",
-    "log_limit",
-    "no_configuration",
-    "too_many_bodies",
-    "log_failed",
-];
-
-fn rejected() -> Family<ReasonLabels, Counter> {
-    let rejected = Family::<ReasonLabels, Counter>::default();
-    for reason in ALERTED {
-        drop(rejected.get_or_create(&ReasonLabels { reason }));
-    }
-    rejected
-}
-
 /// All metrics of a router.
 pub(super) struct Metrics {
     pub(super) registry: Registry,
@@ -125,7 +107,7 @@ impl Metrics {
         let mut registry = Registry::with_prefix("weir");
         let ingress = Arc::new(IngressMetrics {
             accepted: Family::default(),
-            rejected: rejected(),
+            rejected: Family::default(),
             seconds: Histogram::new(INGRESS_SECONDS),
         });
         for reason in REASONS_OF_OURS {

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     log::{EventLog, LogError},
     routing::{self, Schedule},
-    supervision::Supervisor,
+    supervision,
 };
 
 /// How long after its time an event is still made.
@@ -45,7 +45,6 @@ pub struct Sources {
     running: HashMap<String, Running>,
     statistics: Statistics,
     tasks: TaskTracker,
-    supervisor: Supervisor,
 }
 
 struct Running {
@@ -122,19 +121,18 @@ impl Drop for Sources {
 }
 
 impl Sources {
-    /// No Sources yet; their events will go to this log. The supervisor is told when one panicked.
-    pub fn new(log: Arc<dyn EventLog>, supervisor: Supervisor) -> Self {
-        Self::with_clock(log, Arc::new(SystemClock), supervisor)
+    /// No Sources yet; their events will go to this log.
+    pub fn new(log: Arc<dyn EventLog>) -> Self {
+        Self::with_clock(log, Arc::new(SystemClock))
     }
 
-    fn with_clock(log: Arc<dyn EventLog>, clock: Arc<dyn Clock>, supervisor: Supervisor) -> Self {
+    fn with_clock(log: Arc<dyn EventLog>, clock: Arc<dyn Clock>) -> Self {
         Self {
             log,
             clock,
             running: HashMap::new(),
             statistics: Statistics::default(),
             tasks: TaskTracker::new(),
-            supervisor,
         }
     }
 
@@ -171,7 +169,9 @@ impl Sources {
             );
             if let Some(task) = self.task(source, stop) {
                 let name = format!("the Source {}/{}", source.namespace, source.name);
-                self.tasks.spawn(self.supervisor.clone().watch(name, task.run()));
+                // One that panicked makes no more events until the router is started again; the others go on.
+                self.tasks
+                    .spawn(async move { drop(supervision::caught(&name, task.run()).await) });
             }
         }
     }
