@@ -7,9 +7,9 @@ use anyhow::Context as _;
 use super::{host_name, shutdown};
 use crate::controller::{self, ChannelOptions, ControllerOptions, Election, RouterAccount, TlsOptions};
 
-/// How long the API server may take to go on with an answer. A watch that it ends by itself, after 290 seconds, ends
-/// before that; what never ends otherwise is a list on a connection that is dead.
-const READ_TIMEOUT: Duration = Duration::from_secs(320);
+/// How long the API server may take to go on with an answer. A watch ends before that, as it is asked for for a minute;
+/// what never ends otherwise is a list on a connection that is dead.
+const READ_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// The flags of `weir controller`.
 #[derive(Debug, clap::Args)]

@@ -16,6 +16,9 @@ use crate::{
     routing::{Header, Secret},
 };
 
+/// The reason that passes by itself: a Secret has not been read yet.
+pub(super) const SECRET_AWAITED: &str = "SecretAwaited";
+
 /// How long a value may be, in bytes; servers take some 8 KiB of headers in all.
 const MAX_VALUE: usize = 8 * 1024;
 
@@ -134,7 +137,7 @@ fn header(resolver: &Resolver<'_>, namespace: &str, wanted: &Wanted<'_>) -> Resu
             ..
         }) if !keys.contains(key) => {
             return Err(bad(
-                "SecretAwaited",
+                SECRET_AWAITED,
                 format!("key {key:?} of {secret} is about to be read"),
             ));
         }
@@ -167,7 +170,7 @@ fn header(resolver: &Resolver<'_>, namespace: &str, wanted: &Wanted<'_>) -> Resu
                     .to_owned(),
             ));
         }
-        None => return Err(bad("SecretAwaited", format!("{secret} is about to be read"))),
+        None => return Err(bad(SECRET_AWAITED, format!("{secret} is about to be read"))),
     };
     let value = values.get(key).ok_or_else(|| {
         bad(

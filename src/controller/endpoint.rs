@@ -89,12 +89,7 @@ impl Publication {
     }
 
     fn tell_names(&self, routers: &Routers) {
-        let names = routers.names();
-        self.names.send_if_modified(|told| {
-            let is_news = *told != names;
-            *told = names;
-            is_news
-        });
+        self.names.send_replace(routers.names());
     }
 
     pub(super) async fn acknowledged(&self) {

@@ -2,7 +2,7 @@
 //!
 //! Namespaces take turns, so that however many one of them names, another waits for a turn and no longer. What did not
 //! serve the last time waits in a queue of its own, with a slower pace: whoever names what is not there delays nobody
-//! whose Secrets are.
+//! whose Secrets are. What was never read has no pace: a new leader can say nothing of a Sink before that.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,7 +43,9 @@ pub(super) enum Ended {
 /// The Secrets that are named, and when each is read.
 pub(super) struct Plan {
     entries: BTreeMap<SecretName, Entry>,
-    /// Those that serve, or were never read.
+    /// Those that were never read.
+    new: Queue,
+    /// Those that serve.
     regular: Queue,
     /// Those that did not serve the last time.
     missing: Queue,
@@ -55,16 +57,24 @@ struct Entry {
     due: Option<Instant>,
     /// Whether more keys were named while it was read.
     again: bool,
-    /// Whether it did not serve the last time.
-    missing: bool,
+    last_read: LastRead,
     /// How long it is left alone when it does not serve the next time.
     pause: Duration,
+}
+
+/// How the last read of a Secret ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LastRead {
+    Never,
+    Serves,
+    Missing,
 }
 
 impl Plan {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             entries: BTreeMap::new(),
+            new: Queue::new(Duration::ZERO, now),
             regular: Queue::new(PACE, now),
             missing: Queue::new(PACE_OF_MISSING, now),
         }
@@ -95,11 +105,11 @@ impl Plan {
             naming: naming.clone(),
             due: Some(now),
             again: false,
-            missing: false,
+            last_read: LastRead::Never,
             pause: FIRST_PAUSE,
         };
         self.entries.insert(name.clone(), entry);
-        self.regular.insert(now, name.clone());
+        self.new.insert(now, name.clone());
     }
 
     fn forget(&mut self, name: &SecretName) {
@@ -107,7 +117,7 @@ impl Plan {
             return;
         };
         if let Some(due) = entry.due {
-            self.queue(entry.missing).remove(due, name);
+            self.queue(entry.last_read).remove(due, name);
         }
     }
 
@@ -118,7 +128,8 @@ impl Plan {
             return;
         };
         let has_more = !entry.naming.keys.is_superset(&naming.keys);
-        let is_edited = entry.missing && !entry.naming.sinks.is_superset(&naming.sinks);
+        let is_missing = entry.last_read == LastRead::Missing;
+        let is_edited = is_missing && !entry.naming.sinks.is_superset(&naming.sinks);
         entry.naming.clone_from(naming);
         if is_edited {
             entry.pause = FIRST_PAUSE;
@@ -126,12 +137,12 @@ impl Plan {
         if !has_more && !is_edited {
             return;
         }
-        let missing = entry.missing;
+        let last_read = entry.last_read;
         match entry.due {
             None => entry.again |= has_more,
             Some(due) if due > now => {
                 entry.due = Some(now);
-                let queue = self.queue(missing);
+                let queue = self.queue(last_read);
                 queue.remove(due, name);
                 queue.insert(now, name.clone());
             }
@@ -141,16 +152,19 @@ impl Plan {
 
     /// When the next read may begin; `None` if there is none to come.
     pub(super) fn next(&self) -> Option<Instant> {
-        let next = [self.regular.next(), self.missing.next()];
+        let next = [self.new.next(), self.regular.next(), self.missing.next()];
         next.into_iter().flatten().min()
     }
 
     /// A Secret to read now, with its keys.
     pub(super) fn begin(&mut self, now: Instant) -> Option<(SecretName, BTreeSet<String>)> {
-        let next = self.next().filter(|next| *next <= now)?;
-        // The one that was open first: where reading is slower than the paces, the two take turns.
-        let missing = self.regular.next() != Some(next);
-        let name = self.queue(missing).take(now)?;
+        let next = self.next().filter(|next| *next <= now);
+        // The one that was open first: where reading is slower than the paces, they take turns.
+        let queues = [&mut self.new, &mut self.regular, &mut self.missing];
+        let mut first = queues
+            .into_iter()
+            .filter(|queue| next.is_some() && queue.next() == next);
+        let name = first.next()?.take(now)?;
         let entry = self.entries.get_mut(&name)?;
         (entry.due, entry.again) = (None, false);
         Some((name, entry.naming.keys.clone()))
@@ -164,27 +178,27 @@ impl Plan {
         };
         let pause = match ended {
             Ended::Serves => {
-                (entry.missing, entry.pause) = (false, FIRST_PAUSE);
+                (entry.last_read, entry.pause) = (LastRead::Serves, FIRST_PAUSE);
                 READ_EVERY
             }
             Ended::Missing { is_news } => {
                 let pause = if is_news { FIRST_PAUSE } else { entry.pause };
-                (entry.missing, entry.pause) = (true, (pause * 2).min(LONGEST_PAUSE));
+                (entry.last_read, entry.pause) = (LastRead::Missing, (pause * 2).min(LONGEST_PAUSE));
                 pause
             }
             Ended::Failed => READ_EVERY,
         };
         let due = if entry.again { now } else { now + pause };
         entry.due = Some(due);
-        let missing = entry.missing;
-        self.queue(missing).insert(due, name.clone());
+        let last_read = entry.last_read;
+        self.queue(last_read).insert(due, name.clone());
     }
 
-    fn queue(&mut self, missing: bool) -> &mut Queue {
-        if missing {
-            &mut self.missing
-        } else {
-            &mut self.regular
+    fn queue(&mut self, last_read: LastRead) -> &mut Queue {
+        match last_read {
+            LastRead::Never => &mut self.new,
+            LastRead::Serves => &mut self.regular,
+            LastRead::Missing => &mut self.missing,
         }
     }
 }
@@ -511,12 +525,13 @@ mod tests {
                     });
                     due.chain(queue.waiting.iter().cloned()).collect()
                 };
-                let expected = |missing| {
-                    let of = plan.entries.iter().filter(|(_, entry)| entry.missing == missing);
+                let expected = |last_read| {
+                    let of = plan.entries.iter().filter(|(_, entry)| entry.last_read == last_read);
                     of.filter_map(|(name, entry)| Some((entry.due?, name.clone()))).collect::<BTreeSet<_>>()
                 };
-                prop_assert_eq!(queued(&plan.regular), expected(false));
-                prop_assert_eq!(queued(&plan.missing), expected(true));
+                prop_assert_eq!(queued(&plan.new), expected(LastRead::Never));
+                prop_assert_eq!(queued(&plan.regular), expected(LastRead::Serves));
+                prop_assert_eq!(queued(&plan.missing), expected(LastRead::Missing));
                 prop_assert!(plan.entries.keys().eq(named.keys()));
             }
         }

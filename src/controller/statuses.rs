@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
+    credentials::SECRET_AWAITED,
     diagnosis::{Finding, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis},
     routers::Applied,
     sinks_seen::SinkSeen,
@@ -13,7 +14,9 @@ use crate::{
 };
 
 /// Reasons not to be Ready that pass by themselves, which each change of a resource goes through.
-const PASSING: [&str; 2] = ["RouterOutOfDate", "SecretAwaited"];
+const PASSING: [&str; 2] = [ROUTER_OUT_OF_DATE, SECRET_AWAITED];
+
+const ROUTER_OUT_OF_DATE: &str = "RouterOutOfDate";
 
 /// The condition that people wait for.
 pub(super) const READY: &str = "Ready";
@@ -55,7 +58,10 @@ pub(super) fn trigger(
         let message = "a filter ended in an error for some events, which then do not match; weir explain shows why. The last";
         Finding::bad("FilterError", format!("{message}: {}", error.as_str()))
     });
-    let applied = applied_finding(applied, condition(before, APPLIED), subject.generation);
+    // What was applied of another Sink says nothing of this one.
+    let same_sink = present.is_some_and(|present| present.sink_uri == *sink_uri);
+    let applied_before = condition(before, APPLIED).filter(|_| same_sink);
+    let applied = applied_finding(applied, applied_before, subject.generation);
     let flows = || {
         let uri = sink_uri.as_deref().unwrap_or_default();
         Finding::good(
@@ -203,7 +209,7 @@ fn applied_finding(applied: &Applied, before: Option<&Condition>, generation: i6
             "no router is connected: see whether one runs, and in its log why it cannot reach the controller or is refused",
         ),
         Applied::Not(routers) => Finding::bad(
-            "RouterOutOfDate",
+            ROUTER_OUT_OF_DATE,
             format!(
                 "not applied yet by {}: this takes a moment; if it stays, see the router's log",
                 routers.join(", ")

@@ -5,6 +5,11 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use super::Cron;
 
+/// The beginning of the year 4960. A schedule without a year that comes in no year from then to 5000, where the search
+/// for one ends, never comes: these have each date on each day of the week. From an earlier year the search takes
+/// milliseconds, for each such Source whenever anything in the cluster changes.
+const LAST_YEARS: Timestamp = Timestamp::constant(94_355_280_000, 0);
+
 /// The times that a cron expression means in a time zone.
 ///
 /// Where clocks are put forward or back, a schedule with one hour, one minute and one second keeps to once a day:
@@ -73,8 +78,7 @@ impl Schedule {
                 detail: detail(&error),
             })?;
         let parsed = Self { cron, zone };
-        // Without a year the calendar repeats itself, so what never comes after one moment never comes at all.
-        if parsed.next_after(Timestamp::UNIX_EPOCH).is_none() {
+        if parsed.next_after(LAST_YEARS).is_none() {
             return Err(ScheduleError::Never(schedule.clone()));
         }
         Ok(parsed)

@@ -18,17 +18,25 @@ fn strangers_reach_the_port_for_events_alone() {
         return;
     };
     let system = cluster.kubectl(SYSTEM);
-    let configuration = eventually(LONG, || configuration(installation, node));
+    let configuration = |kubectl: &Kubectl, pod, met| {
+        eventually(LONG, || {
+            let url = configuration(installation, node)?;
+            meets(kubectl, pod, met, &url)?;
+            // It still listens: whoever leads may have changed meanwhile.
+            let_in(node, &url)
+        });
+    };
     let admin = eventually(LONG, || admin(&system, node));
 
     let stranger = installation.consumer("policies", 1, "{}");
     stranger.wait_rolled_out("deployment/consumer");
     let stranger_meets = |met, url: &str| await_met(&stranger, "deployment/consumer", met, url);
     stranger_meets(Server, "http://weir.weir-system.svc/policies/default");
-    for url in admin.iter().chain([&configuration]) {
+    for url in &admin {
         stranger_meets(Nobody, url);
     }
-    await_met(&system, "pod/weir-router-0", Server, &configuration);
+    configuration(&stranger, "deployment/consumer", Nobody);
+    configuration(&system, "pod/weir-router-0", Server);
 
     let peers = r#"[{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "policies"}}}]"#;
     let_read_metrics(cluster, peers);
@@ -36,7 +44,7 @@ fn strangers_reach_the_port_for_events_alone() {
         stranger_meets(Server, url);
         await_met(&cluster.kubectl("shop"), "deployment/audit", Nobody, url);
     }
-    stranger_meets(Nobody, &configuration);
+    configuration(&stranger, "deployment/consumer", Nobody);
     let_read_metrics(cluster, "[]");
     for url in &admin {
         stranger_meets(Nobody, url);
@@ -108,10 +116,12 @@ fn send(url: &str) -> [&str; 4] {
 /// Waits until a pod meets a server, or nobody, at a URL: policies take effect a moment after they are written.
 #[track_caller]
 fn await_met(kubectl: &Kubectl, pod: &str, met: Met, url: &str) {
+    eventually(LONG, || meets(kubectl, pod, met, url));
+}
+
+fn meets(kubectl: &Kubectl, pod: &str, met: Met, url: &str) -> Result<(), String> {
     let exec = ["exec", pod, "--", "/weir"];
-    eventually(LONG, || {
-        check_met(kubectl.try_run(exec.into_iter().chain(send(url))), met)
-    });
+    check_met(kubectl.try_run(exec.into_iter().chain(send(url))), met)
 }
 
 fn check_met(sent: Result<String, String>, wanted: Met) -> Result<(), String> {
