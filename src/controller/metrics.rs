@@ -40,6 +40,7 @@ pub(super) struct ControllerMetrics {
     revision: Family<RevisionLabels, Gauge>,
     routers: Gauge,
     triggers: Family<ReadyLabels, Gauge>,
+    unreadable: Gauge,
     writes: Family<WriteLabels, Counter>,
     watch_errors: Family<KindLabels, Counter>,
     refusals: Family<RefusalLabels, Counter>,
@@ -65,6 +66,11 @@ impl ControllerMetrics {
             "triggers",
             "Triggers by whether they are Ready",
             self.triggers.clone(),
+        );
+        registry.register(
+            "unreadable_resources",
+            "Sources, Triggers and Sinks that cannot be read, and are left out",
+            self.unreadable.clone(),
         );
         registry.register(
             "status_writes",
@@ -95,6 +101,7 @@ impl ControllerMetrics {
             self.revision.clear();
             self.routers.set(0);
             self.triggers.clear();
+            self.unreadable.set(0);
             self.certificate_expiry.clear();
         }
     }
@@ -123,6 +130,10 @@ impl ControllerMetrics {
         self.triggers
             .get_or_create(&ReadyLabels { ready: "false" })
             .set(not_ready);
+    }
+
+    pub(super) fn unreadable(&self, count: usize) {
+        self.unreadable.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub(super) fn wrote(&self, kind: &'static str, outcome: &'static str) {

@@ -322,6 +322,7 @@ impl Routing {
 
     fn compute(&self, watches: &mut Watches) -> Found {
         let observed = watches.observe();
+        self.metrics.unreadable(watches.unreadable_count());
         let Outcome {
             configuration,
             diagnoses,

@@ -217,6 +217,11 @@ impl Watches {
         self.unreadable = unreadable;
         observed
     }
+
+    /// How many resources could not be read the last time.
+    pub(super) fn unreadable_count(&self) -> usize {
+        self.unreadable.len()
+    }
 }
 
 /// How everything is watched: asked for anew each minute, which costs little, as a connection whose other end is gone

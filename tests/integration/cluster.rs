@@ -521,6 +521,11 @@ fn a_trigger_that_only_a_newer_version_can_read_keeps_its_place() {
     weir.controller.wait_for_line(PATIENCE, |line| {
         line.contains("cannot be read") && line.contains("Trigger newer-")
     });
+    let metrics = get(&format!("http://{}/metrics", weir.controller.address("admin"))).text();
+    assert!(
+        metrics.contains("\nweir_controller_unreadable_resources 1\n"),
+        "{metrics}"
+    );
     post_binary(&broker, "2", "t", "{}");
     weir.kill_and_restart_router();
     await_applied(&weir, &|revision| revision == unread);
