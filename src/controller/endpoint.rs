@@ -80,6 +80,16 @@ impl Publication {
         self.routers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A router asks, and so says which revision it has applied. Tells whether that is news.
+    fn asks(&self, router: &str, revision: &Revision) -> bool {
+        let mut routers = self.routers();
+        let is_news = routers.asks(router, revision, Instant::now());
+        if is_news {
+            self.tell_names(&routers);
+        }
+        is_news
+    }
+
     /// Forgets routers that are gone, and names them.
     pub(super) fn forget_gone(&self) -> Vec<String> {
         let mut routers = self.routers();
@@ -188,13 +198,7 @@ struct Asking<'a> {
 
 impl<'a> Asking<'a> {
     fn begin(publication: &'a Publication, router: String, revision: &Revision) -> Self {
-        let mut routers = publication.routers();
-        let is_news = routers.asks(&router, revision, Instant::now());
-        if is_news {
-            publication.tell_names(&routers);
-        }
-        drop(routers);
-        if is_news {
+        if publication.asks(&router, revision) {
             tracing::info!(router, revision = revision.0, "a router says what it has applied");
             publication.acknowledged.notify_one();
         }

@@ -130,6 +130,23 @@ impl SplitChecked for Bytes {
 }
 
 #[cfg(test)]
+impl DeadLetter {
+    /// One of Trigger `u`, called shop/t.
+    pub(super) fn of_a_test() -> Self {
+        Self {
+            trigger: "u".to_owned(),
+            namespace: "shop".to_owned(),
+            name: "t".to_owned(),
+            sink: "http://sink/".to_owned(),
+            reason: "refused".to_owned(),
+            status: None,
+            detail: "no".to_owned(),
+            attempts: 1,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::cloudevents::EventBuilder;

@@ -313,16 +313,7 @@ mod tests {
             Arc::default(),
             Arc::default(),
         );
-        let letter = DeadLetter {
-            trigger: "u".to_owned(),
-            namespace: "shop".to_owned(),
-            name: "t".to_owned(),
-            sink: "http://sink/".to_owned(),
-            reason: "refused".to_owned(),
-            status: None,
-            detail: "no".to_owned(),
-            attempts: 1,
-        };
+        let letter = DeadLetter::of_a_test();
         let settle = |_| {
             dead_lettering
                 .clone()

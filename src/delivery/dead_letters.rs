@@ -337,16 +337,7 @@ mod tests {
             .attribute("id", "1")
             .attribute("source", "/s")
             .attribute("type", "t");
-        let letter = DeadLetter {
-            trigger: "u".to_owned(),
-            namespace: "shop".to_owned(),
-            name: "t".to_owned(),
-            sink: "http://sink/".to_owned(),
-            reason: "refused".to_owned(),
-            status: None,
-            detail: "no".to_owned(),
-            attempts: 1,
-        };
+        let letter = DeadLetter::of_a_test();
         let payload = letter.encode(&event.build().unwrap());
         let key = DeadLetter::log_of(BROKER);
         log.append(&key, vec![payload], Timestamp::now()).await.unwrap();

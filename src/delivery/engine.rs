@@ -109,6 +109,16 @@ pub struct TriggerView {
     pub stats: Arc<TriggerStats>,
 }
 
+impl TriggerView {
+    /// How many events of its broker the Trigger has not looked at yet.
+    pub fn backlog(&self, log: &dyn EventLog) -> u64 {
+        log.bounds(&self.broker)
+            .next
+            .0
+            .saturating_sub(self.stats.next().0)
+    }
+}
+
 /// All delivery of a router.
 pub struct Engine {
     log: Arc<dyn EventLog>,
@@ -623,12 +633,7 @@ impl Engine {
             let pending = view.stats.pending();
             self.dropped_with_trigger.fetch_add(pending, Relaxed);
             let trigger = format!("{}/{}", view.namespace, view.name);
-            let backlog = self
-                .log
-                .bounds(&view.broker)
-                .next
-                .0
-                .saturating_sub(view.stats.next().0);
+            let backlog = view.backlog(&*self.log);
             if pending + backlog == 0 {
                 tracing::info!(trigger, "the Trigger is gone");
             } else {

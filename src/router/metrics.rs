@@ -221,13 +221,7 @@ impl Collector for DeliveryCollector {
             &triggers,
             "trigger_backlog_events",
             "Events of the broker not looked at yet",
-            |view| {
-                self.log
-                    .bounds(&view.broker)
-                    .next
-                    .0
-                    .saturating_sub(view.stats.next().0)
-            },
+            |view| view.backlog(&*self.log),
         )?;
         counter(
             &mut encoder,
