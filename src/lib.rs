@@ -10,6 +10,7 @@ pub mod controller;
 pub mod delivery;
 pub mod filter;
 pub mod log;
+pub mod memory;
 pub mod router;
 pub mod routing;
 pub mod server;

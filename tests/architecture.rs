@@ -53,20 +53,21 @@ const ROOMS: &[Room] = &[
     Room::new("filter",      &["cloudevents"]).pure(),
     Room::new("routing",     &["cloudevents", "filter"]).pure(),
     Room::new("log",         &[]).without_kubernetes(),
+    Room::new("memory",      &[]).without_kubernetes(),
     Room::new("trust",       &[]).without_kubernetes(),
     Room::new("supervision", &[]).without_kubernetes(),
     Room::new("telemetry",   &["cloudevents", "trust"]).without_kubernetes(),
     Room::new("delivery",    &[
-        "cloudevents", "filter", "routing", "log", "telemetry", "trust", "supervision",
+        "cloudevents", "filter", "routing", "log", "memory", "telemetry", "trust", "supervision",
     ]).without_kubernetes(),
-    Room::new("server",      &[]).without_kubernetes(),
+    Room::new("server",      &["memory"]).without_kubernetes(),
     Room::new("source",      &["cloudevents", "routing", "log", "supervision"]).without_kubernetes(),
     Room::new("controller",  &["api", "cloudevents", "filter", "routing", "trust", "server"]),
     Room::new("router",      &[
-        "cloudevents", "filter", "routing", "log", "telemetry", "delivery", "server", "source", "supervision",
+        "cloudevents", "filter", "routing", "log", "memory", "telemetry", "delivery", "server", "source", "supervision",
     ]).without_kubernetes(),
     Room::new("cli", &[
-        "api", "cloudevents", "filter", "routing", "log", "trust", "telemetry", "delivery", "server", "source",
+        "api", "cloudevents", "filter", "routing", "log", "memory", "trust", "telemetry", "delivery", "server", "source",
         "controller", "router",
     ]),
 ];

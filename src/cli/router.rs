@@ -16,6 +16,7 @@ use super::{
 use crate::{
     delivery::{DeliveryOptions, Retention, UriAddresses, WhenFull},
     log::embedded::EmbeddedOptions,
+    memory::MemoryBudget,
     router::{self, ControllerAddress, ControllerLink, RouterOptions},
     routing::Revision,
     telemetry::Tracer,
@@ -63,6 +64,11 @@ pub struct LogArgs {
     /// How much of the disk stays free; what would leave less is refused with 507.
     #[arg(long, env = "WEIR_DISK_RESERVE", default_value = "32MiB", value_name = "SIZE")]
     pub disk_reserve: Size,
+
+    /// How much memory requests, deliveries and answers may hold together; what does not fit waits or is refused with
+    /// 503. Default: a quarter of the container's memory limit, or 256MiB without one.
+    #[arg(long, env = "WEIR_MEMORY_BUDGET", value_name = "SIZE")]
+    pub memory_budget: Option<Size>,
 
     /// How long dead letters are kept.
     #[arg(long, env = "WEIR_DEAD_LETTER_AGE", default_value = "7d", value_name = "DURATION", value_parser = units::duration)]
@@ -114,14 +120,17 @@ impl LogArgs {
             dead_letter_age,
             dead_letter_size,
             services,
+            memory_budget,
         } = self;
         let services: BTreeMap<_, _> = service::by_name(services)?;
+        let memory = memory_budget.map_or_else(MemoryBudget::default_bytes, |size| size.0);
         Ok(RouterOptions {
             listen,
             admin,
             data,
             max_body: usize::try_from(max_event_size.0).unwrap_or(usize::MAX),
             services,
+            memory: MemoryBudget::new(memory),
             uri_addresses,
             service_addresses,
             log: EmbeddedOptions {

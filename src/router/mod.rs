@@ -37,6 +37,7 @@ use crate::{
         EventLog, LogError,
         embedded::{EmbeddedLog, EmbeddedOptions},
     },
+    memory::MemoryBudget,
     routing::{Configuration, Destination, Revision, RoutingTable, ServiceName, protocol::SinkReport},
     server::{self, BindError, Server},
     source::Sources,
@@ -68,6 +69,8 @@ pub struct RouterOptions {
     pub uri_addresses: UriAddresses,
     /// Which addresses a Service may lead to that is not among `services`.
     pub service_addresses: UriAddresses,
+    /// What requests, deliveries and answers may hold in memory.
+    pub memory: MemoryBudget,
     /// The event log's limits.
     pub log: EmbeddedOptions,
     /// How delivery behaves.
