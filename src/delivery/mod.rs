@@ -11,17 +11,20 @@
 //! The router calls [`Engine::apply`] with each new routing table; nobody else calls in.
 
 mod addresses;
+mod attempt;
 mod backoff;
 mod breaker;
 mod client;
 mod connector;
 mod dead_letter;
-mod dead_lettering;
 mod dead_letters;
 mod dispatcher;
 mod engine;
+mod feed;
+mod held;
 mod inbox;
 mod lanes;
+mod letters;
 mod lines;
 mod offsets;
 mod place;
@@ -31,6 +34,7 @@ mod reader;
 mod redrive;
 mod reply;
 mod retention;
+mod scheduler;
 mod settings;
 mod stats;
 mod target;

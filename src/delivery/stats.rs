@@ -66,6 +66,7 @@ pub struct TriggerStats {
     replies_beyond_max_hops: AtomicU64,
     replies_invalid: AtomicU64,
     stopped: AtomicBool,
+    full: AtomicBool,
     filter_errors: AtomicU64,
     filter_error: ArcSwapOption<String>,
     sink_answered: AtomicBool,
@@ -144,6 +145,20 @@ impl TriggerStats {
 
     pub(super) fn stop(&self) {
         self.stopped.store(true, Relaxed);
+    }
+
+    /// The log can be read.
+    pub(super) fn read(&self) {
+        self.stopped.store(false, Relaxed);
+    }
+
+    /// Whether so many events wait, for retries or for others of their key, that the Trigger takes no new ones.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Relaxed)
+    }
+
+    pub(super) fn show_full(&self, full: bool) {
+        self.full.store(full, Relaxed);
     }
 
     /// Its Sink's outage, while that lasts.

@@ -129,7 +129,11 @@ pub async fn run(
     };
     let client = Client::new(options.max_body, addresses)?.traced(options.tracer.clone());
     let supervisor = Supervisor::default();
-    let engine = Engine::start(log.clone(), client, options.delivery, supervisor.clone()).await?;
+    let delivery = DeliveryOptions {
+        memory: options.memory.attempts.clone(),
+        ..options.delivery
+    };
+    let engine = Engine::start(log.clone(), client, delivery, supervisor.clone()).await?;
     let sources = Sources::new(log.clone());
     let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
