@@ -142,7 +142,7 @@ pub struct Engine {
     trimmer: Trimmer,
     tasks: TaskTracker,
     supervisor: Supervisor,
-    /// Where readers and dispatchers run: where the engine was started.
+    /// Where readers and dispatchers run.
     runtime: runtime::Handle,
     stop: CancellationToken,
 }
@@ -182,7 +182,7 @@ impl TriggerPlace {
 
 impl Engine {
     /// Reads the stored cursors; nothing is delivered before the first [`Engine::apply`]. The supervisor is told when
-    /// a task panicked that all delivery depends on.
+    /// a task panicked that all delivery depends on. `runtime` is where readers and dispatchers run.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -191,6 +191,7 @@ impl Engine {
         client: Client,
         options: DeliveryOptions,
         supervisor: Supervisor,
+        runtime: &runtime::Handle,
     ) -> Result<Arc<Self>, EngineError> {
         let (mut stored, taken) = (HashMap::new(), Arc::<Taken>::default());
         for (key, cursor) in log.cursors().await? {
@@ -234,7 +235,7 @@ impl Engine {
             applied: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             supervisor: supervisor.clone(),
-            runtime: runtime::Handle::current(),
+            runtime: runtime.clone(),
             stop: CancellationToken::new(),
         });
         if !lost.is_empty() {
@@ -753,9 +754,15 @@ mod tests {
     async fn start(log: Arc<dyn EventLog>) -> Arc<Engine> {
         drop(rustls::crypto::ring::default_provider().install_default());
         let client = Client::new(1, Addresses::any()).unwrap();
-        Engine::start(log, client, DeliveryOptions::default(), Supervisor::default())
-            .await
-            .unwrap()
+        Engine::start(
+            log,
+            client,
+            DeliveryOptions::default(),
+            Supervisor::default(),
+            &runtime::Handle::current(),
+        )
+        .await
+        .unwrap()
     }
 
     fn open(directory: &tempfile::TempDir) -> EmbeddedLog {
