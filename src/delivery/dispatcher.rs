@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{
     cloudevents::{Event, TraceContext},
-    filter::{Decision, Subject},
+    filter::{self, Decision, Subject},
     log::{EventLog, LogError, Offset, ReadLimit},
     routing::{Ordering, broker_key},
     telemetry::Attempt,
@@ -51,6 +51,9 @@ pub(super) const WINDOW: usize = 1024;
 
 /// A Trigger that is at most this far behind the shared reader joins it.
 const JOIN_WITHIN: u64 = 256;
+
+/// How many steps a Trigger's filter takes before others that wait for the thread are let on: about 2 ms.
+const TURN: u64 = filter::BUDGET;
 
 /// How often a Trigger that wants nothing notes that it has seen everything.
 const NOTE_POSITION_EVERY: Duration = Duration::from_secs(5);
@@ -100,6 +103,8 @@ pub(super) struct Dispatcher {
     /// What is unsettled in what is being saved.
     saving_low: Low,
     save_at: Option<Instant>,
+    /// Steps of the filter since others were last let on.
+    steps: u64,
 }
 
 /// Where events come from.
@@ -153,6 +158,7 @@ impl Dispatcher {
         );
         let trigger: Arc<str> = format!("{}/{}", trigger.namespace, trigger.name).into();
         let low = parts.progress.low();
+        parts.stats.filter_changed(settings.trigger().generation);
         parts.stats.show(&parts.progress);
         parts.stats.show_low(low);
         let dead_lettering = DeadLettering::new(
@@ -184,6 +190,7 @@ impl Dispatcher {
             saving: None,
             saving_low: low,
             save_at: None,
+            steps: 0,
         }
     }
 
@@ -321,7 +328,7 @@ impl Dispatcher {
     }
 
     fn is_deliverable(&self) -> bool {
-        self.settings.is_deliverable()
+        self.settings.is_deliverable() && !self.parts.stats.is_set_aside()
     }
 
     fn wants_more(&self) -> bool {
@@ -402,8 +409,17 @@ impl Dispatcher {
                 break;
             }
             match Event::from_record(record.payload) {
-                Ok(event) if self.wants(&event) => self.matched(record.offset, event),
-                Ok(_) => {}
+                Ok(event) => {
+                    let wants = self.wants(&event).await;
+                    if self.parts.stats.is_set_aside() {
+                        // This event and those behind it wait until the filter is another.
+                        self.changed();
+                        return Ok(false);
+                    }
+                    if wants {
+                        self.matched(record.offset, event);
+                    }
+                }
                 Err(error) => {
                     self.lines.unreadable(Place::Log(record.offset), &error);
                     self.unreadable(record.offset);
@@ -416,15 +432,24 @@ impl Dispatcher {
         Ok(true)
     }
 
-    fn wants(&self, event: &Event) -> bool {
-        match self.settings.route().decide(&Subject::new(event)) {
-            Decision::Pass => true,
-            Decision::Skip => false,
+    async fn wants(&mut self, event: &Event) -> bool {
+        let subject = Subject::new(event);
+        let wants = match self.settings.route().decide(&subject) {
             Decision::Failed(error) => {
                 self.parts.stats.filter_failed(&error);
                 false
             }
+            decision => {
+                self.parts.stats.filter_held();
+                matches!(decision, Decision::Pass)
+            }
+        };
+        self.steps += subject.steps();
+        if self.steps > TURN {
+            self.steps = 0;
+            tokio::task::yield_now().await;
         }
+        wants
     }
 
     /// Goes past what was removed from the log before it was looked at, and tells.
@@ -775,8 +800,9 @@ impl Dispatcher {
             self.delayed = self.delayed.iter().map(|&(_, offset)| (now, offset)).collect();
             self.parts.stats.sink_changed();
         }
-        if settings.trigger().filters != self.settings.trigger().filters {
-            self.parts.stats.filter_changed();
+        let (new, old) = (settings.trigger(), self.settings.trigger());
+        if (new.generation, &new.filters) != (old.generation, &old.filters) {
+            self.parts.stats.filter_changed(new.generation);
         }
         self.settings = settings;
         if !self.is_deliverable() {

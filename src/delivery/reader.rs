@@ -156,16 +156,30 @@ impl Reader {
         }
         for (offset, event) in events {
             match event {
-                Ok(event) => state.table.deciding(&event, |index, decision| {
-                    let Some(inbox) = state.inboxes.get(index) else {
-                        return;
+                Ok(event) => {
+                    let inbox = |index: usize| {
+                        state
+                            .inboxes
+                            .get(index)
+                            .filter(|inbox: &&Arc<Inbox>| inbox.is_attached())
                     };
-                    match decision {
-                        Decision::Pass => inbox.push(offset, &event),
-                        Decision::Skip => {}
-                        Decision::Failed(error) => inbox.filter_failed(&error),
-                    }
-                }),
+                    state.table.deciding(
+                        &event,
+                        // What is read by itself, or set aside, is not evaluated here.
+                        |index| inbox(index).is_some(),
+                        |index, decision| {
+                            let Some(inbox) = inbox(index) else { return };
+                            match decision {
+                                Decision::Failed(error) => inbox.filter_failed(offset, &error),
+                                Decision::Pass => {
+                                    inbox.filter_held();
+                                    inbox.push(offset, &event);
+                                }
+                                Decision::Skip => inbox.filter_held(),
+                            }
+                        },
+                    );
+                }
                 Err(error) => {
                     state
                         .inboxes

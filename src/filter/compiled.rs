@@ -21,7 +21,7 @@ pub struct Filter {
 }
 
 /// How many budgets an explanation may take: it evaluates a part again for every part that it is in.
-const EXPLAINING: u64 = 32;
+const EXPLAINING: u64 = 8;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Clause {
