@@ -7,11 +7,11 @@ use std::{
 
 use super::{
     compile::fingerprint,
-    sinks_seen::{self, Heard, SinkSeen},
+    sinks_seen::{self, FiltersSeen, Heard, SinkSeen},
 };
 use crate::routing::{
     Configuration, Revision,
-    protocol::{Detail, POLL_TIMEOUT, SinkReport},
+    protocol::{POLL_TIMEOUT, SinkReport},
 };
 
 /// How long routers are awaited that another controller knew, and the first one if none did. One that asked a
@@ -158,10 +158,19 @@ impl Routers {
         sinks_seen::seen(told, uid)
     }
 
-    /// The error in which a Trigger's filters ended for some event, as one of the routers tells it.
-    pub(super) fn filter_error(&self, uid: &str) -> Option<&Detail> {
-        let heard = self.known.values().filter_map(|router| router.heard.as_ref());
-        heard.filter_map(|heard| heard.filter_error(uid)).next()
+    /// How the filters of a Trigger of this generation look from the routers that are there.
+    pub(super) fn filters(&self, uid: &str, generation: i64) -> FiltersSeen<'_> {
+        let told = || {
+            let known = self.known.iter();
+            known.filter_map(|(name, router)| Some((name.as_str(), router.heard.as_ref()?)))
+        };
+        FiltersSeen {
+            error: told().find_map(|(_, heard)| heard.filter_error(uid)),
+            set_aside_by: told()
+                .filter(|(_, heard)| heard.is_set_aside(uid, generation))
+                .map(|(name, _)| name)
+                .collect(),
+        }
     }
 
     /// Forgets routers that are gone, and names them.

@@ -10,6 +10,8 @@ pub(super) struct Heard {
     down: HashMap<String, SinkOutage>,
     unproven: HashSet<String>,
     filter_errors: HashMap<String, Detail>,
+    /// Of which generation.
+    set_aside: HashMap<String, i64>,
 }
 
 impl Heard {
@@ -19,6 +21,7 @@ impl Heard {
             down,
             unproven,
             filter_errors,
+            set_aside,
         } = report;
         Self {
             down: down
@@ -32,6 +35,11 @@ impl Heard {
                 .filter(|error| is_known(&error.uid))
                 .map(|error| (error.uid, error.detail))
                 .collect(),
+            set_aside: set_aside
+                .into_iter()
+                .filter(|aside| is_known(&aside.uid))
+                .map(|aside| (aside.uid, aside.generation))
+                .collect(),
         }
     }
 
@@ -39,6 +47,20 @@ impl Heard {
     pub(super) fn filter_error(&self, uid: &str) -> Option<&Detail> {
         self.filter_errors.get(uid)
     }
+
+    /// Whether a Trigger of this generation is set aside, for its filters are too expensive.
+    pub(super) fn is_set_aside(&self, uid: &str, generation: i64) -> bool {
+        self.set_aside.get(uid) == Some(&generation)
+    }
+}
+
+/// How a Trigger's filters look from the routers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct FiltersSeen<'a> {
+    /// The error in which they ended for some event, as one of the routers tells it.
+    pub(super) error: Option<&'a Detail>,
+    /// The routers that do not evaluate them any more, since they are too expensive.
+    pub(super) set_aside_by: Vec<&'a str>,
 }
 
 /// How a Trigger's Sink looks from the routers.
@@ -85,7 +107,7 @@ pub(super) fn seen<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::protocol::FilterError;
+    use crate::routing::protocol::{FilterError, SetAside};
 
     /// Down since a minute of an hour, unproven, or neither.
     fn heard(down: &[(&str, u8)], unproven: &[&str]) -> Heard {
@@ -146,6 +168,12 @@ mod tests {
                     detail: "no such attribute".into(),
                 })
                 .into(),
+            set_aside: ["v", "y"]
+                .map(|uid| SetAside {
+                    uid: uid.into(),
+                    generation: 2,
+                })
+                .into(),
         };
         let kept = Heard::from_report(report, |uid| matches!(uid, "u" | "v"));
         assert_eq!(
@@ -153,9 +181,11 @@ mod tests {
             Some("no such attribute")
         );
         assert_eq!(kept.filter_error("x"), None);
-        let filter_errors = kept.filter_errors.clone();
+        assert!(kept.is_set_aside("v", 2) && !kept.is_set_aside("v", 3) && !kept.is_set_aside("y", 2));
+        let (filter_errors, set_aside) = (kept.filter_errors.clone(), kept.set_aside.clone());
         let expected = Heard {
             filter_errors,
+            set_aside,
             ..heard(&[("u", 1)], &["v"])
         };
         assert_eq!(kept, expected);

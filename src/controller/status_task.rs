@@ -120,7 +120,7 @@ impl StatusTask {
                     diagnosis,
                     &applied(subject),
                     &routers.sink(&subject.uid),
-                    routers.filter_error(&subject.uid),
+                    &routers.filters(&subject.uid, subject.generation),
                     present,
                     broker_url,
                     &now,

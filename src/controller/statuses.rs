@@ -6,11 +6,11 @@ use super::{
     credentials::SECRET_AWAITED,
     diagnosis::{Finding, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis},
     routers::Applied,
-    sinks_seen::SinkSeen,
+    sinks_seen::{FiltersSeen, SinkSeen},
 };
 use crate::{
     api::{SinkStatus, SourceStatus, TriggerStatus, condition},
-    routing::protocol::Detail,
+    filter::BUDGET,
 };
 
 /// Reasons not to be Ready that pass by themselves, which each change of a resource goes through.
@@ -35,7 +35,7 @@ pub(super) fn trigger(
     diagnosis: &TriggerDiagnosis,
     applied: &Applied,
     sink_seen: &SinkSeen,
-    filter_error: Option<&Detail>,
+    filters_seen: &FiltersSeen,
     present: Option<&TriggerStatus>,
     broker_url: Option<&str>,
     now: &Time,
@@ -49,15 +49,19 @@ pub(super) fn trigger(
         suspended,
         broker,
     } = diagnosis;
+    let FiltersSeen { error, set_aside_by } = filters_seen;
     let before = present
         .map(|status| status.conditions.as_slice())
         .unwrap_or_default();
-    let may_flow = filters.holds && sink.holds && !suspended && *applied != Applied::NoRouter;
+    let may_flow =
+        filters.holds && sink.holds && !suspended && *applied != Applied::NoRouter && set_aside_by.is_empty();
     let answering = answering_finding(applied, sink_seen);
-    let failing = filter_error.filter(|_| filters.holds).map(|error| {
+    let failing = error.filter(|_| filters.holds).map(|error| {
         let message = "a filter ended in an error for some events, which then do not match; weir explain shows why. The last";
         Finding::bad("FilterError", format!("{message}: {}", error.as_str()))
     });
+    let set_aside = (filters.holds && !set_aside_by.is_empty()).then(|| too_expensive(set_aside_by));
+    let failing = set_aside.clone().or(failing);
     // What was applied of another Sink says nothing of this one.
     let same_sink = present.is_some_and(|present| present.sink_uri == *sink_uri);
     let applied_before = condition(before, APPLIED).filter(|_| same_sink);
@@ -77,6 +81,7 @@ pub(super) fn trigger(
         dead_letter_sink.as_ref(),
         held.as_ref(),
         Some(&applied),
+        set_aside.as_ref(),
     ];
     let ready = first_problem(problems).unwrap_or_else(flows);
     let conditions = [
@@ -218,6 +223,18 @@ fn applied_finding(applied: &Applied, before: Option<&Condition>, generation: i6
     }
 }
 
+fn too_expensive(routers: &[&str]) -> Finding {
+    Finding::bad(
+        "FilterTooExpensive",
+        format!(
+            "the filters took more than {BUDGET} steps for too many events and are not evaluated any more by {}; events \
+             wait, and none is lost. Put an exact or prefix before what is expensive, match shorter texts or with simpler \
+             regular expressions, and change the spec",
+            routers.join(", ")
+        ),
+    )
+}
+
 /// Nothing is said anew before every router has applied the Trigger: what they see may be another Sink.
 fn answering_finding(applied: &Applied, seen: &SinkSeen) -> Option<Finding> {
     match (applied, seen) {
@@ -266,7 +283,10 @@ fn make(r#type: &str, finding: &Finding, generation: i64, before: &[Condition], 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{controller::diagnosis::Subject, routing::protocol::SinkOutage};
+    use crate::{
+        controller::diagnosis::Subject,
+        routing::protocol::{Detail, SinkOutage},
+    };
 
     fn at(text: &str) -> Time {
         Time(text.parse().unwrap())
@@ -310,7 +330,7 @@ mod tests {
                 &diagnosis(filters, sink, suspended),
                 applied,
                 &SinkSeen::Unsure,
-                None,
+                &FiltersSeen::default(),
                 None,
                 Some("http://weir/"),
                 &at("2026-01-01T00:00:00Z"),
@@ -331,7 +351,15 @@ mod tests {
     fn a_start_of_the_controller_changes_nothing_before_routers_are_heard() {
         let now = at("2026-01-01T00:00:00Z");
         let make = |diagnosis: &TriggerDiagnosis, applied: &Applied, present: Option<&TriggerStatus>| {
-            trigger(diagnosis, applied, &SinkSeen::Unsure, None, present, None, &now)
+            trigger(
+                diagnosis,
+                applied,
+                &SinkSeen::Unsure,
+                &FiltersSeen::default(),
+                present,
+                None,
+                &now,
+            )
         };
         let reason = |status: &TriggerStatus| condition(&status.conditions, READY).unwrap().reason.clone();
         let good = diagnosis(true, true, false);
@@ -377,7 +405,7 @@ mod tests {
             &diagnosis(true, false, false),
             &Applied::NoRouter,
             &SinkSeen::Unsure,
-            None,
+            &FiltersSeen::default(),
             None,
             None,
             &early,
@@ -386,7 +414,7 @@ mod tests {
             &diagnosis(true, false, false),
             &Applied::NoRouter,
             &SinkSeen::Unsure,
-            None,
+            &FiltersSeen::default(),
             Some(&first),
             None,
             &late,
@@ -397,7 +425,7 @@ mod tests {
             &diagnosis(true, true, false),
             &Applied::NoRouter,
             &SinkSeen::Unsure,
-            None,
+            &FiltersSeen::default(),
             Some(&first),
             None,
             &late,
@@ -417,7 +445,7 @@ mod tests {
             &diagnosis(true, true, false),
             &Applied::Not(vec!["r1".into()]),
             &SinkSeen::Unsure,
-            None,
+            &FiltersSeen::default(),
             None,
             None,
             &early,
@@ -449,7 +477,7 @@ mod tests {
             diagnosis,
             applied,
             seen,
-            None,
+            &FiltersSeen::default(),
             present,
             None,
             &at("2026-01-01T00:00:00Z"),
@@ -458,20 +486,24 @@ mod tests {
 
     #[test]
     fn an_error_of_a_filter_is_shown_and_changes_nothing_else() {
-        let status = |error: Option<&Detail>| {
+        let status = |error, set_aside_by: &[&'static str]| {
             trigger(
                 &diagnosis(true, true, false),
                 &Applied::Everywhere,
                 &SinkSeen::Answering,
-                error,
+                &FiltersSeen {
+                    error,
+                    set_aside_by: set_aside_by.to_vec(),
+                },
                 None,
                 None,
                 &at("2026-01-01T00:00:00Z"),
             )
         };
-        let fine = status(None);
+        let told = Detail::from("no such attribute");
+        let fine = status(None, &[]);
         assert_eq!(condition(&fine.conditions, FILTERS_EVALUATED), None);
-        let mut failing = status(Some(&"no such attribute".into()));
+        let mut failing = status(Some(&told), &[]);
         let shown = condition(&failing.conditions, FILTERS_EVALUATED).unwrap();
         assert_eq!((&*shown.status, &*shown.reason), ("False", "FilterError"));
         assert!(
@@ -483,6 +515,17 @@ mod tests {
             .conditions
             .retain(|condition| condition.type_ != FILTERS_EVALUATED);
         assert_eq!(failing, fine);
+        let aside = status(Some(&told), &["router-0"]);
+        for r#type in [FILTERS_EVALUATED, READY] {
+            let shown = condition(&aside.conditions, r#type).unwrap();
+            assert_eq!((&*shown.status, &*shown.reason), ("False", "FilterTooExpensive"));
+            assert!(
+                shown.message.contains("any more by router-0; events wait"),
+                "{}",
+                shown.message
+            );
+        }
+        assert_eq!(condition(&aside.conditions, SINK_ANSWERING), None);
     }
 
     fn answering(status: &TriggerStatus) -> Option<(&str, &str)> {

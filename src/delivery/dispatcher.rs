@@ -132,6 +132,7 @@ impl Dispatcher {
         let memory = Share::new(&memory, &trigger.namespace, &uid);
         let name: Arc<str> = format!("{}/{}", trigger.namespace, trigger.name).into();
         let low = progress.low();
+        stats.filter_changed(trigger.generation);
         stats.show(&progress);
         stats.show_low(low);
         let scheduler = Scheduler::new(progress, policy(&settings), Instant::now(), fastrand::f64);
@@ -263,7 +264,8 @@ impl Dispatcher {
         if self.feed.is_attached() {
             return self.take_from_inbox();
         }
-        if self.reading.is_none() && self.read_again.at.is_none() {
+        // What a Trigger has yet to look at waits while its filters are set aside.
+        if self.reading.is_none() && self.read_again.at.is_none() && !self.stats.is_set_aside() {
             let next = self.scheduler.progress().next();
             self.reading = Some(self.feed.read(next, self.scheduler.room(), &self.settings));
         }
@@ -649,8 +651,9 @@ impl Dispatcher {
             self.scheduler.sink_changed(Instant::now());
             self.stats.sink_changed();
         }
-        if settings.trigger().filters != self.settings.trigger().filters {
-            self.stats.filter_changed();
+        let (new, old) = (settings.trigger(), self.settings.trigger());
+        if (new.generation, &new.filters) != (old.generation, &old.filters) {
+            self.stats.filter_changed(new.generation);
         }
         self.settings = settings;
         self.scheduler.set_policy(policy(&self.settings));

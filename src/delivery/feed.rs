@@ -2,10 +2,7 @@
 //! once it has caught up, the inbox that the broker's reader fills. It yields events that the Trigger wants, records that
 //! cannot be read, and gaps.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use roaring::RoaringTreemap;
@@ -15,7 +12,7 @@ use super::{
     held::{Held, Share},
     inbox::Inbox,
     place::{FetchError, Place},
-    reader::{MATCH_AT_ONCE, READ, Reader},
+    reader::{READ, Reader, Turn},
     settings::Settings,
 };
 use crate::{
@@ -223,7 +220,7 @@ impl Feed {
             }
             Following::Alone if batch.at_end || next.plus(JOIN_WITHIN) >= self.reader.position() => {
                 let position = self.reader.attach(&self.inbox);
-                if has_new_settings() {
+                if has_new_settings() || self.stats.is_set_aside() {
                     self.inbox.detach();
                     return;
                 }
@@ -284,42 +281,58 @@ impl ByItself {
             batch.fed.push(Fed::Missed(found.0 - from.0));
             batch.next = found;
         }
-        let mut began = Instant::now();
+        let mut turn = Turn::default();
         for record in records {
             if until.is_some_and(|until| record.offset >= until) {
                 break;
             }
-            if began.elapsed() >= MATCH_AT_ONCE {
-                tokio::task::yield_now().await;
-                began = Instant::now();
+            let offset = record.offset;
+            let fed = self.look_at(record, settings, &mut batch, &mut turn).await;
+            if self.stats.is_set_aside() {
+                // This event and those behind it wait until the filter is another.
+                break;
             }
-            batch.next = record.offset.plus(1);
-            self.look_at(record, settings, &mut batch);
+            batch.fed.extend(fed);
+            batch.next = offset.plus(1);
         }
         Ok(batch)
     }
 
-    fn look_at(&self, record: Record, settings: &Settings, batch: &mut Batch) {
+    async fn look_at(
+        &self,
+        record: Record,
+        settings: &Settings,
+        batch: &mut Batch,
+        turn: &mut Turn,
+    ) -> Option<Fed> {
         let place = Place::Log(record.offset);
         match Event::from_record(record.payload) {
-            Ok(event) if self.wants(&event, settings) => batch.fed.push(self.hold(place, event)),
-            Ok(_) => {}
+            Ok(event) => {
+                let is_wanted = self.wants(&event, settings, turn).await;
+                is_wanted.then(|| self.hold(place, event))
+            }
             Err(error) => {
                 batch.problems.push((place, error.to_string()));
-                batch.fed.push(Fed::Unreadable);
+                Some(Fed::Unreadable)
             }
         }
     }
 
-    fn wants(&self, event: &Event, settings: &Settings) -> bool {
-        match settings.route().decide(&Subject::new(event)) {
-            Decision::Pass => true,
-            Decision::Skip => false,
+    async fn wants(&self, event: &Event, settings: &Settings, turn: &mut Turn) -> bool {
+        let subject = Subject::new(event);
+        turn.next();
+        let is_wanted = match settings.route().decide(&subject) {
             Decision::Failed(error) => {
                 self.stats.filter_failed(&error);
                 false
             }
-        }
+            decision => {
+                self.stats.filter_held();
+                matches!(decision, Decision::Pass)
+            }
+        };
+        turn.pass(&subject).await;
+        is_wanted
     }
 
     /// The event with its part of the memory budget, or its place alone if there is none.

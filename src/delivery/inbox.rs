@@ -57,11 +57,20 @@ impl Inbox {
         }
     }
 
-    /// The Trigger's filter ended in an error for an event that would have been offered.
-    pub(super) fn filter_failed(&self, error: &filter::Error<'_>) {
+    /// The Trigger's filter ended in an error for an event that would have been offered. Where it is set aside by
+    /// that, the event waits with those behind it.
+    pub(super) fn filter_failed(&self, offset: Offset, error: &filter::Error<'_>) {
         if self.is_attached() {
             self.stats.filter_failed(error);
+            if self.stats.is_set_aside() {
+                self.overflow(offset);
+            }
         }
+    }
+
+    /// The Trigger's filter kept within its budget.
+    pub(super) fn filter_held(&self) {
+        self.stats.filter_held();
     }
 
     /// Offers an event. If there is no room the Trigger is on its own from here.
@@ -205,20 +214,36 @@ mod tests {
         let inbox = Inbox::new(stats.clone());
         let failure = filter::cel::Failure::NotBoolean("int".to_owned());
         let error = filter::Error::Cel(failure);
-        inbox.filter_failed(&error);
+        inbox.filter_failed(Offset(0), &error);
         assert_eq!(
             (stats.filter_errors(), stats.filter_error()),
             (0, None),
             "counted by who reads alone"
         );
         inbox.attach();
-        inbox.filter_failed(&error);
-        inbox.filter_failed(&error);
+        inbox.filter_failed(Offset(1), &error);
+        inbox.filter_failed(Offset(2), &error);
         assert_eq!(stats.filter_errors(), 2);
         assert_eq!(
             stats.filter_error().unwrap().as_str(),
             "cel: the value is of type int, and no bool"
         );
+    }
+
+    #[test]
+    fn the_event_that_sets_a_trigger_aside_waits() {
+        let stats = Arc::<TriggerStats>::default();
+        let inbox = Inbox::new(stats.clone());
+        inbox.attach();
+        inbox.push(Offset(0), &event(1));
+        let mut offset = 1;
+        while inbox.is_attached() {
+            inbox.filter_failed(Offset(offset), &filter::Error::TooExpensive);
+            offset += 1;
+        }
+        assert!(stats.is_set_aside());
+        let taken = inbox.take(10);
+        assert_eq!((taken.events.len(), taken.missed), (1, Some(Offset(offset - 1))));
     }
 
     #[test]

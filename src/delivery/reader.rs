@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     cloudevents::Event,
-    filter::Decision,
+    filter::{self, Decision, Subject},
     log::{EventLog, LogError, Offset, ReadLimit, Record},
     memory::{Pool, Reservation},
     routing::BrokerTable,
@@ -29,8 +29,32 @@ pub(super) const READ: ReadLimit = ReadLimit {
 /// How often it is looked whether log lines were held back that nothing has told of.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// How long filters are evaluated before others on the same thread have their turn.
-pub(super) const MATCH_AT_ONCE: Duration = Duration::from_millis(1);
+/// Lets others on the same thread have their turn after as many steps of filters as one event may cost, about 2 ms.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// Steps since others had their turn, but for those of the present event.
+    before: u64,
+    /// Steps for the present event that are accounted for.
+    seen: u64,
+}
+
+impl Turn {
+    /// Filters have been evaluated on an event; `subject` counts all their steps for it.
+    pub(super) async fn pass(&mut self, subject: &Subject<'_>) {
+        let steps = subject.steps();
+        self.before += steps.saturating_sub(self.seen);
+        self.seen = steps;
+        if self.before > filter::BUDGET {
+            self.before = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The next event is another one.
+    pub(super) fn next(&mut self) {
+        self.seen = 0;
+    }
+}
 
 /// The pause before a read that failed is tried again: the first time, and at most.
 const READ_AGAIN: Duration = Duration::from_millis(100);
@@ -47,6 +71,8 @@ pub(super) struct Reader {
 struct State {
     /// Everything below was offered to every attached inbox that wanted it.
     position: Offset,
+    /// How often an inbox was attached.
+    attached: u64,
     table: Arc<BrokerTable>,
     /// One for each route of the table; made anew with each table.
     inboxes: Arc<Vec<Arc<Inbox>>>,
@@ -69,6 +95,7 @@ impl Reader {
         let memory = Share::new(memory, namespace, &broker);
         let state = State {
             position,
+            attached: 0,
             table: Arc::default(),
             inboxes: Arc::default(),
             unreadable: Burst::default(),
@@ -95,7 +122,8 @@ impl Reader {
 
     /// Attaches an inbox; it is offered everything from the returned position on.
     pub(super) fn attach(&self, inbox: &Inbox) -> Offset {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.attached += 1;
         inbox.attach();
         state.position
     }
@@ -175,42 +203,47 @@ impl Reader {
             self.leave_alone();
             return Ok(());
         };
-        let mut began = Instant::now();
+        let mut turn = Turn::default();
         for record in records {
-            if began.elapsed() >= MATCH_AT_ONCE {
-                tokio::task::yield_now().await;
-                began = Instant::now();
-            }
             let part = memory.split(record.payload.len());
-            self.offer_record(record, part);
+            self.offer_record(record, part, &mut turn).await;
         }
         Ok(())
     }
 
     /// Offers one record. No filter is evaluated while the lock is held.
-    fn offer_record(&self, record: Record, memory: Reservation) {
+    async fn offer_record(&self, record: Record, memory: Reservation, turn: &mut Turn) {
         let offset = record.offset;
         let event = match Event::from_record(record.payload) {
             Ok(event) => Held::new(event, memory),
             Err(error) => return self.unreadable(offset, &error),
         };
         loop {
-            let (table, inboxes) = {
+            let (table, inboxes, attached) = {
                 let state = self.lock();
-                (state.table.clone(), state.inboxes.clone())
+                (state.table.clone(), state.inboxes.clone(), state.attached)
             };
+            let subject = Subject::new(event.event());
+            turn.next();
             let mut wanted = Vec::new();
-            table.deciding(event.event(), |index, decision| {
-                let Some(inbox) = inboxes.get(index) else { return };
-                match decision {
-                    Decision::Pass => wanted.push(inbox),
-                    Decision::Skip => {}
-                    Decision::Failed(error) => inbox.filter_failed(&error),
+            for index in table.candidates(event.event()) {
+                // What is read by itself, or set aside, is not evaluated here.
+                let Some(inbox) = inboxes.get(index).filter(|inbox| inbox.is_attached()) else {
+                    continue;
+                };
+                match table.routes()[index].decide(&subject) {
+                    Decision::Pass => {
+                        inbox.filter_held();
+                        wanted.push(inbox);
+                    }
+                    Decision::Skip => inbox.filter_held(),
+                    Decision::Failed(error) => inbox.filter_failed(offset, &error),
                 }
-            });
+                turn.pass(&subject).await;
+            }
             let mut state = self.lock();
-            if !Arc::ptr_eq(&state.inboxes, &inboxes) {
-                // Another table is in force by now.
+            if !Arc::ptr_eq(&state.inboxes, &inboxes) || state.attached != attached {
+                // Another table is in force by now, or another Trigger listens.
                 continue;
             }
             for inbox in wanted {

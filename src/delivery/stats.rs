@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -30,6 +30,12 @@ pub enum Settlement {
     /// Its record could not be read, or was removed from the full log.
     Dropped,
 }
+
+/// Points for an event for which the filters took more than their budget; each other event takes one away.
+const OVERRUN: u32 = 16;
+
+/// With so many points a Trigger is set aside: 16 such events in a row, or fewer good ones than 16 for each of them.
+const SET_ASIDE: u32 = 16 * OVERRUN;
 
 /// Stands for no offset.
 const NONE: u64 = u64::MAX;
@@ -68,7 +74,11 @@ pub struct TriggerStats {
     stopped: AtomicBool,
     full: AtomicBool,
     filter_errors: AtomicU64,
+    filter_overruns: AtomicU64,
     filter_error: ArcSwapOption<String>,
+    overrun_points: AtomicU32,
+    set_aside: AtomicBool,
+    generation: AtomicI64,
     sink_answered: AtomicBool,
     outage: ArcSwapOption<Outage>,
 }
@@ -113,6 +123,8 @@ figures! {
     replies_invalid,
     /// Events since the router started that the Trigger did not get because a filter ended in an error.
     filter_errors,
+    /// Those of them for which the filters took more than their budget.
+    filter_overruns,
 }
 
 impl TriggerStats {
@@ -234,11 +246,43 @@ impl TriggerStats {
     pub(super) fn filter_failed(&self, error: &filter::Error<'_>) {
         self.filter_errors.fetch_add(1, Relaxed);
         self.filter_error.store(Some(Arc::new(error.to_string())));
+        if !matches!(error, filter::Error::TooExpensive) {
+            return self.filter_held();
+        }
+        self.filter_overruns.fetch_add(1, Relaxed);
+        let points = self.overrun_points.fetch_add(OVERRUN, Relaxed) + OVERRUN;
+        if points >= SET_ASIDE {
+            self.set_aside.store(true, Relaxed);
+        }
+    }
+
+    /// The filters kept within their budget for an event.
+    pub(super) fn filter_held(&self) {
+        // Most filters never have a point.
+        if self.overrun_points.load(Relaxed) > 0 {
+            let less = |points: u32| points.checked_sub(1);
+            // Fails where another event has taken the last one.
+            let _ = self.overrun_points.fetch_update(Relaxed, Relaxed, less);
+        }
+    }
+
+    /// Whether the filters took more than their budget so often that they are not evaluated any more: events wait
+    /// until the Trigger's spec changes.
+    pub fn is_set_aside(&self) -> bool {
+        self.set_aside.load(Relaxed)
+    }
+
+    /// The generation of the Trigger that the filters are of.
+    pub fn generation(&self) -> i64 {
+        self.generation.load(Relaxed)
     }
 
     /// What was known is about another filter.
-    pub(super) fn filter_changed(&self) {
+    pub(super) fn filter_changed(&self, generation: i64) {
+        self.generation.store(generation, Relaxed);
         self.filter_error.store(None);
+        self.overrun_points.store(0, Relaxed);
+        self.set_aside.store(false, Relaxed);
     }
 
     pub(super) fn sink_answered(&self) {
@@ -299,6 +343,26 @@ mod tests {
             (stats.attempts(), stats.failed_attempts(), stats.in_flight()),
             (2, 1, 0)
         );
+    }
+
+    #[test]
+    fn filters_that_keep_taking_too_much_are_set_aside_until_they_change() {
+        let stats = TriggerStats::default();
+        let overrun = || stats.filter_failed(&filter::Error::TooExpensive);
+        for _ in 0..100 {
+            overrun();
+            (0..16).for_each(|_| stats.filter_held());
+        }
+        assert!(!stats.is_set_aside(), "one in 17");
+        (0..15).for_each(|_| overrun());
+        assert!(!stats.is_set_aside());
+        overrun();
+        assert!(stats.is_set_aside());
+        assert_eq!((stats.filter_errors(), stats.filter_overruns()), (116, 116));
+        stats.filter_changed(2);
+        assert!(!stats.is_set_aside() && stats.filter_error().is_none());
+        overrun();
+        assert!(!stats.is_set_aside());
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{
     Explanation, Expression, Requirement, Seen, Subject, cel,
+    fuel::{BUDGET, Fuel, Overrun, PART},
+    limits::{MAX_PARTS, MAX_SIZE, MAX_TEXT, Sizes},
     sql::{self, ParseError, Type},
 };
 use crate::cloudevents::Event;
@@ -13,7 +15,13 @@ const MAX_DEPTH: usize = 16;
 
 /// A list of filter expressions that must all hold; an empty list lets every event pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Filter(Vec<Clause>);
+pub struct Filter {
+    clauses: Vec<Clause>,
+    size: usize,
+}
+
+/// How many budgets an explanation may take: it evaluates a part again for every part that it is in.
+const EXPLAINING: u64 = 8;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Clause {
@@ -46,6 +54,9 @@ pub enum Error<'a> {
     /// A `cel` expression.
     #[error("cel: {0}")]
     Cel(cel::Failure),
+    /// The filters together take more than [`BUDGET`] steps for the event.
+    #[error("{Overrun}")]
+    TooExpensive,
 }
 
 /// The dialects that compare attributes with values.
@@ -101,6 +112,23 @@ pub enum CompileProblem {
     /// A CESQL expression that no event can pass, since its value is no Boolean.
     #[error("gives a value of type {0}, which lets no event pass: compare it with something")]
     NotBoolean(Type),
+    /// Too much text.
+    #[error(
+        "have {0} bytes of text, and a Trigger's filters may have {MAX_TEXT}: make several Triggers of it"
+    )]
+    TooMuchText(usize),
+    /// Too many parts.
+    #[error(
+        "have more than {MAX_PARTS} parts (attributes that are compared, operators, calls and constants) with this one: \
+         make several Triggers of it"
+    )]
+    TooManyParts,
+    /// Too large when compiled.
+    #[error(
+        "take more than {MAX_SIZE} bytes compiled with this one: use fewer or smaller regular expressions, or make \
+         several Triggers of it"
+    )]
+    TooLarge,
 }
 
 impl Filter {
@@ -109,7 +137,21 @@ impl Filter {
     /// # Errors
     /// The first expression that the Subscriptions API calls invalid, with its place in the list.
     pub fn compile(expressions: &[Expression]) -> Result<Self, CompileError> {
-        clauses("filters", expressions, 0).map(Self)
+        let at = |problem| CompileError {
+            path: "filters".to_owned(),
+            problem,
+        };
+        Sizes::check(expressions).map_err(at)?;
+        let mut sizes = Sizes::default();
+        let clauses = clauses("filters", expressions, 0, &mut sizes)?;
+        let size = sizes.bytes();
+        Ok(Self { clauses, size })
+    }
+
+    /// How many bytes it takes, about; the same on every machine.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.size
     }
 
     /// Whether every expression of the list holds for the event.
@@ -120,26 +162,44 @@ impl Filter {
     /// Whether every expression of the list holds for the event, and if not, whether that is for an error: the last
     /// one that there was.
     pub fn decide<'a>(&'a self, subject: &'a Subject<'_>) -> Decision<'a> {
-        let mut failed = None;
-        let passes = self.0.iter().all(|clause| clause.holds(subject, &mut failed));
+        let (fuel, mut failed) = (Fuel::new(), None);
+        let passes = self.passes(subject, &fuel, &mut failed);
+        subject.took(fuel.spent());
         match failed {
+            // Whatever came of it: a part of it was not evaluated.
+            _ if fuel.is_used_up() => Decision::Failed(Error::TooExpensive),
             _ if passes => Decision::Pass,
             None => Decision::Skip,
             Some(error) => Decision::Failed(error),
         }
     }
 
-    /// What became of every expression of the list for the event, and why. All of them hold where the event passes.
+    fn passes<'a>(&'a self, subject: &'a Subject<'_>, fuel: &Fuel, failed: &mut Option<Error<'a>>) -> bool {
+        self.clauses
+            .iter()
+            .all(|clause| clause.holds(subject, fuel, failed))
+    }
+
+    /// What became of every expression of the list for the event, and why. All of them hold where the event passes;
+    /// of filters that are too expensive for it that alone is said.
     #[must_use]
     pub fn explain(&self, event: &Event) -> Vec<Explanation> {
         let subject = Subject::new(event);
-        self.0.iter().map(|clause| clause.explain(&subject)).collect()
+        if let Decision::Failed(error @ Error::TooExpensive) = self.decide(&subject) {
+            return vec![Explanation {
+                error: Some(error.to_string()),
+                ..Explanation::new("filters", false)
+            }];
+        }
+        let fuel = Fuel::of(EXPLAINING * BUDGET);
+        let clauses = self.clauses.iter();
+        clauses.map(|clause| clause.explain(&subject, &fuel)).collect()
     }
 
     /// What every event has that passes. A table finds a Trigger by it.
     #[must_use]
     pub fn requirement(&self) -> Requirement<'_> {
-        all(&self.0)
+        all(&self.clauses)
     }
 }
 
@@ -149,15 +209,17 @@ fn all(clauses: &[Clause]) -> Requirement<'_> {
 
 impl Clause {
     /// An expression without a value does not hold, and leaves its error in `failed`.
-    fn holds<'a>(&'a self, subject: &'a Subject<'_>, failed: &mut Option<Error<'a>>) -> bool {
+    fn holds<'a>(&'a self, subject: &'a Subject<'_>, fuel: &Fuel, failed: &mut Option<Error<'a>>) -> bool {
         let event = subject.event();
         let result = match self {
-            Self::Terms(comparison, terms) => return terms.iter().all(|term| comparison.holds(term, event)),
-            Self::All(children) => return children.iter().all(|child| child.holds(subject, failed)),
-            Self::Any(children) => return children.iter().any(|child| child.holds(subject, failed)),
-            Self::Not(child) => return !child.holds(subject, failed),
-            Self::Sql(expression) => expression.decide(event).map_err(Error::Sql),
-            Self::Cel(expression) => expression.evaluate(subject).map_err(Error::Cel),
+            Self::Terms(comparison, terms) => {
+                return terms.iter().all(|term| comparison.holds(term, event, fuel));
+            }
+            Self::All(children) => return children.iter().all(|child| child.holds(subject, fuel, failed)),
+            Self::Any(children) => return children.iter().any(|child| child.holds(subject, fuel, failed)),
+            Self::Not(child) => return !child.holds(subject, fuel, failed),
+            Self::Sql(expression) => expression.decide(event, fuel).map_err(Error::Sql),
+            Self::Cel(expression) => expression.decide(subject, fuel).map_err(Error::Cel),
         };
         result.unwrap_or_else(|error| {
             *failed = Some(error);
@@ -165,26 +227,26 @@ impl Clause {
         })
     }
 
-    fn explain(&self, subject: &Subject<'_>) -> Explanation {
+    fn explain(&self, subject: &Subject<'_>, fuel: &Fuel) -> Explanation {
         let event = subject.event();
-        let explain = |clause: &Self| clause.explain(subject);
+        let explain = |clause: &Self| clause.explain(subject, fuel);
         let nested = |dialect, clauses| Explanation {
             clauses,
-            ..Explanation::new(dialect, self.holds(subject, &mut None))
+            ..Explanation::new(dialect, self.holds(subject, fuel, &mut None))
         };
         match self {
             Self::Terms(comparison, terms) => match terms.as_slice() {
-                [only] => comparison.explain(only, event),
+                [only] => comparison.explain(only, event, fuel),
                 terms => {
-                    let terms = terms.iter().map(|term| comparison.explain(term, event));
+                    let terms = terms.iter().map(|term| comparison.explain(term, event, fuel));
                     nested(comparison.name(), terms.collect())
                 }
             },
             Self::All(children) => nested("all", children.iter().map(explain).collect()),
             Self::Any(children) => nested("any", children.iter().map(explain).collect()),
             Self::Not(child) => nested("not", vec![explain(child)]),
-            Self::Sql(expression) => expression.explain(event),
-            Self::Cel(expression) => expression.explain(subject),
+            Self::Sql(expression) => expression.explain_within(event, fuel),
+            Self::Cel(expression) => expression.explain_within(subject, fuel),
         }
     }
 
@@ -204,11 +266,14 @@ impl Clause {
 
 impl Comparison {
     /// A missing attribute makes the comparison false.
-    fn holds(self, term: &Term, event: &Event) -> bool {
+    fn holds(self, term: &Term, event: &Event, fuel: &Fuel) -> bool {
         let Some(actual) = event.attribute(&term.attribute) else {
             return false;
         };
         let actual = actual.canonical();
+        if fuel.spend(PART + term.value.len() as u64 / 4).is_err() {
+            return false;
+        }
         match self {
             Self::Exact => *actual == *term.value,
             Self::Prefix => actual.starts_with(&*term.value),
@@ -225,12 +290,12 @@ impl Comparison {
         }
     }
 
-    fn explain(self, term: &Term, event: &Event) -> Explanation {
+    fn explain(self, term: &Term, event: &Event, fuel: &Fuel) -> Explanation {
         let Term { attribute, value } = term;
         let clause = format!("{} {attribute} = {value:?}", self.name());
         Explanation {
             saw: vec![Seen::new(attribute, event)],
-            ..Explanation::new(clause, self.holds(term, event))
+            ..Explanation::new(clause, self.holds(term, event, fuel))
         }
     }
 
@@ -243,15 +308,31 @@ impl Comparison {
     }
 }
 
-fn clauses(path: &str, expressions: &[Expression], depth: usize) -> Result<Vec<Clause>, CompileError> {
+fn clauses(
+    path: &str,
+    expressions: &[Expression],
+    depth: usize,
+    sizes: &mut Sizes,
+) -> Result<Vec<Clause>, CompileError> {
     expressions
         .iter()
         .enumerate()
-        .map(|(index, expression)| clause(&format!("{path}[{index}]"), expression, depth))
+        .map(|(index, expression)| clause(&format!("{path}[{index}]"), expression, depth, sizes))
         .collect()
 }
 
-fn clause(path: &str, expression: &Expression, depth: usize) -> Result<Clause, CompileError> {
+fn clause(
+    path: &str,
+    expression: &Expression,
+    depth: usize,
+    sizes: &mut Sizes,
+) -> Result<Clause, CompileError> {
+    let mut add = |place: &str, parts, text, bytes| {
+        sizes.add(parts, text, bytes).map_err(|problem| CompileError {
+            path: format!("{path}{place}"),
+            problem,
+        })
+    };
     if depth > MAX_DEPTH {
         return Err(CompileError {
             path: path.to_owned(),
@@ -259,25 +340,37 @@ fn clause(path: &str, expression: &Expression, depth: usize) -> Result<Clause, C
         });
     }
     match expression {
+        Expression::Exact(map) | Expression::Prefix(map) | Expression::Suffix(map) => {
+            let text = map.iter().map(|(name, value)| name.len() + value.len()).sum();
+            add("", map.len() + 1, text, 0)?;
+        }
+        Expression::All(_) | Expression::Any(_) | Expression::Not(_) => add("", 1, 0, 0)?,
+        Expression::Sql(_) | Expression::Cel(_) => {}
+    }
+    match expression {
         Expression::Exact(map) => terms(path, Comparison::Exact, map),
         Expression::Prefix(map) => terms(path, Comparison::Prefix, map),
         Expression::Suffix(map) => terms(path, Comparison::Suffix, map),
-        Expression::All(list) => children(format!("{path}.all"), list, depth).map(Clause::All),
-        Expression::Any(list) => children(format!("{path}.any"), list, depth).map(Clause::Any),
+        Expression::All(list) => children(format!("{path}.all"), list, depth, sizes).map(Clause::All),
+        Expression::Any(list) => children(format!("{path}.any"), list, depth, sizes).map(Clause::Any),
         Expression::Not(child) => {
-            clause(&format!("{path}.not"), child, depth + 1).map(|child| Clause::Not(Box::new(child)))
+            clause(&format!("{path}.not"), child, depth + 1, sizes).map(|child| Clause::Not(Box::new(child)))
         }
-        Expression::Sql(text) => sql(text).map(Clause::Sql).map_err(|problem| CompileError {
-            path: format!("{path}.sql"),
-            problem,
-        }),
+        Expression::Sql(text) => {
+            let expression = sql(text).map_err(|problem| CompileError {
+                path: format!("{path}.sql"),
+                problem,
+            })?;
+            add(".sql", expression.parts(), text.len(), expression.patterns())?;
+            Ok(Clause::Sql(expression))
+        }
         Expression::Cel(text) => {
-            cel::Expression::parse(text)
-                .map(Clause::Cel)
-                .map_err(|error| CompileError {
-                    path: format!("{path}.cel"),
-                    problem: error.into(),
-                })
+            let expression = cel::Expression::parse(text).map_err(|error| CompileError {
+                path: format!("{path}.cel"),
+                problem: error.into(),
+            })?;
+            add(".cel", expression.parts(), text.len(), expression.patterns())?;
+            Ok(Clause::Cel(expression))
         }
     }
 }
@@ -290,14 +383,19 @@ fn sql(text: &str) -> Result<sql::Expression, CompileProblem> {
     }
 }
 
-fn children(path: String, list: &[Expression], depth: usize) -> Result<Vec<Clause>, CompileError> {
+fn children(
+    path: String,
+    list: &[Expression],
+    depth: usize,
+    sizes: &mut Sizes,
+) -> Result<Vec<Clause>, CompileError> {
     if list.is_empty() {
         return Err(CompileError {
             path,
             problem: CompileProblem::NoChild,
         });
     }
-    clauses(&path, list, depth + 1)
+    clauses(&path, list, depth + 1, sizes)
 }
 
 fn terms(path: &str, comparison: Comparison, map: &BTreeMap<String, String>) -> Result<Clause, CompileError> {

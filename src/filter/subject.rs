@@ -1,6 +1,9 @@
 //! An event while filters are tried on it, with what they share.
 
-use std::sync::OnceLock;
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use super::cel::{DataError, Json};
 use crate::cloudevents::Event;
@@ -10,6 +13,7 @@ use crate::cloudevents::Event;
 pub struct Subject<'a> {
     event: &'a Event,
     data: OnceLock<Result<Json, DataError>>,
+    steps: AtomicU64,
 }
 
 impl<'a> Subject<'a> {
@@ -19,6 +23,7 @@ impl<'a> Subject<'a> {
         Self {
             event,
             data: OnceLock::new(),
+            steps: AtomicU64::new(0),
         }
     }
 
@@ -26,6 +31,16 @@ impl<'a> Subject<'a> {
     #[must_use]
     pub fn event(&self) -> &'a Event {
         self.event
+    }
+
+    /// How many steps were taken on it, by every filter that was tried. A step is about a nanosecond.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Relaxed)
+    }
+
+    pub(super) fn took(&self, steps: u64) {
+        self.steps.fetch_add(steps, Relaxed);
     }
 
     /// The data as JSON.

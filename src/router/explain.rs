@@ -20,6 +20,8 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     ingress::Ingress,
@@ -28,7 +30,7 @@ use super::{
 use crate::{
     cloudevents::{Event, Received, read_http},
     delivery::{Engine, KeptLetter, Selection, TriggerView},
-    filter::{Explanation, Expression, Filter},
+    filter::{Decision, Explanation, Expression, Filter},
     log::{EventLog, LogError, Offset, ReadLimit},
     routing::{Route, RoutingTable, broker_key},
 };
@@ -36,6 +38,9 @@ use crate::{
 /// How many records are looked at for an event, the newest of the broker first, and for how long.
 const MAX_SCANNED: u64 = 100_000;
 const MAX_SCAN_TIME: Duration = Duration::from_secs(10);
+
+/// How long the Triggers' filters are explained.
+const MAX_EXPLAIN_TIME: Duration = Duration::from_secs(10);
 
 /// How many records one step back takes, and how many bytes are read at once.
 const STEP: u64 = 250;
@@ -113,6 +118,8 @@ pub enum Held {
     Suspended,
     /// Its Sink is not resolved.
     NoDestination,
+    /// Its filters took more than their budget for too many events and are not evaluated any more.
+    FilterTooExpensive,
 }
 
 /// How far a Trigger is, seen from an event of the log.
@@ -174,15 +181,32 @@ pub struct Letter {
 
 /// What each Trigger of a broker makes of an event, decided as for every event that is routed.
 pub fn explain(table: &RoutingTable, broker: &str, event: &Event) -> Vec<TriggerExplained> {
+    explain_while(table, broker, event, || true)
+}
+
+/// The same, of fewer Triggers once it is not to go on.
+fn explain_while(
+    table: &RoutingTable,
+    broker: &str,
+    event: &Event,
+    goes_on: impl Fn() -> bool,
+) -> Vec<TriggerExplained> {
     let Some(broker) = table.brokers().get(broker) else {
         return Vec::new();
     };
     let mut matching = BTreeSet::new();
-    broker.matching(event, |index| {
-        matching.insert(index);
-    });
+    broker.deciding(
+        event,
+        |_| goes_on(),
+        |index, decision| {
+            if matches!(decision, Decision::Pass) {
+                matching.insert(index);
+            }
+        },
+    );
     let routes = broker.routes().iter().enumerate();
     let mut explained: Vec<_> = routes
+        .take_while(|_| goes_on())
         .map(|(index, route)| explain_route(route, matching.contains(&index), event))
         .collect();
     explained.sort_by(|a, b| a.name.cmp(&b.name));
@@ -225,6 +249,9 @@ pub(super) struct Explainer {
     pub(super) engine: Arc<Engine>,
     /// Absent until the first routing configuration is there.
     pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
+    /// Held while filters are explained, which may take a thousand times as long as to route an event: one at a time,
+    /// on a thread that serves nothing else.
+    pub(super) turn: Arc<Semaphore>,
 }
 
 /// Which event of the log is meant.
@@ -265,7 +292,7 @@ async fn posted(
             "a batch cannot be explained: send one event",
         ));
     };
-    explainer.explain(&namespace, &broker, &event).map(Json)
+    explainer.explain(&namespace, &broker, event).await.map(Json)
 }
 
 async fn in_log(
@@ -284,8 +311,8 @@ async fn in_log(
         Search::Found(event, found) => (event, found),
         Search::NotFound(looked) => return Err(not_found(&key, &wanted, &looked)),
     };
-    let mut explained = explainer.explain(&namespace, &broker, &event)?;
     let letters = explainer.letters(&key, &event).await?;
+    let mut explained = explainer.explain(&namespace, &broker, event).await?;
     let views = explainer.engine.triggers();
     for trigger in &mut explained.triggers {
         let of = |view: &&TriggerView| view.namespace == trigger.namespace && view.name == trigger.name;
@@ -300,16 +327,55 @@ async fn in_log(
 }
 
 impl Explainer {
-    fn explain(&self, namespace: &str, broker: &str, event: &Event) -> Result<Explained, Problem> {
-        let table = self.table.load();
-        let table = Ingress::table_with_broker(table.as_deref(), namespace, broker)?;
+    async fn explain(&self, namespace: &str, broker: &str, event: Event) -> Result<Explained, Problem> {
+        let table = self.table.load_full();
+        Ingress::table_with_broker(table.as_deref(), namespace, broker)?;
         let broker = broker_key(namespace, broker);
+        let (turn, key, name) = (self.turn.clone(), broker.clone(), EventName::from(&event));
+        // Whoever asked is gone, or the time is up.
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        let explaining = async move {
+            // Held to the end, also when nobody waits for it.
+            let turn = turn.acquire_owned().await.ok()?;
+            let explaining = tokio::task::spawn_blocking(move || {
+                let explained =
+                    table.map(|table| explain_while(&table, &key, &event, || !stop.is_cancelled()));
+                drop(turn);
+                explained.unwrap_or_default()
+            });
+            explaining.await.ok()
+        };
+        let Ok(Some(mut triggers)) = tokio::time::timeout(MAX_EXPLAIN_TIME, explaining).await else {
+            return Err(Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "busy",
+                "The event is not explained",
+                "others are being explained, or the Triggers' filters take long; explain it by manifests in files, or \
+                 ask again",
+            )
+            .try_again());
+        };
+        self.tell_set_aside(&broker, &mut triggers);
         Ok(Explained {
-            triggers: explain(table, &broker, event),
+            triggers,
             broker,
-            event: event.into(),
+            event: name,
             found: None,
         })
+    }
+
+    fn tell_set_aside(&self, broker: &str, triggers: &mut [TriggerExplained]) {
+        let views = self.engine.triggers();
+        let set_aside = views
+            .iter()
+            .filter(|view| view.broker == broker && view.stats.is_set_aside());
+        for view in set_aside {
+            let trigger = triggers.iter_mut().find(|trigger| trigger.name == view.name);
+            if let Some(trigger) = trigger {
+                trigger.held = trigger.held.or(Some(Held::FilterTooExpensive));
+            }
+        }
     }
 
     /// The dead letters that the event became.

@@ -209,6 +209,20 @@ impl Collector for DeliveryCollector {
             "Events not matched because a filter ended in an error, since the start",
             TriggerStats::filter_errors,
         )?;
+        counter(
+            &mut encoder,
+            &triggers,
+            "trigger_filter_overruns",
+            "Events not matched because the filters took more than their budget, since the start",
+            TriggerStats::filter_overruns,
+        )?;
+        gauge(
+            &mut encoder,
+            &triggers,
+            "trigger_set_aside",
+            "1 while the filters are not evaluated, as they took more than their budget too often",
+            |view| u64::from(view.stats.is_set_aside()),
+        )?;
         gauge(
             &mut encoder,
             &triggers,

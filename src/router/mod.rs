@@ -178,6 +178,7 @@ pub async fn run(
         log: log.clone(),
         engine: engine.clone(),
         table: table.clone(),
+        turn: Arc::new(tokio::sync::Semaphore::new(1)),
     };
     let operator = dead_letters::routes(engine.clone()).merge(explain::routes(explainer, options.max_body));
     let admin = server::admin(metrics.registry, move || match table.load().as_ref() {

@@ -1,13 +1,14 @@
 //! Keeps an eye on which Sinks are down, for whoever tells the controller.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     delivery::{Engine, TriggerView},
-    routing::protocol::{FilterError, SinkOutage, SinkReport},
+    filter,
+    routing::protocol::{FilterError, SetAside, SinkOutage, SinkReport},
 };
 
 /// How often the Sinks are looked at: what changes within this time is told at once.
@@ -20,8 +21,11 @@ pub(super) async fn keep(
     reports: watch::Sender<Option<SinkReport>>,
     stop: CancellationToken,
 ) {
+    let mut told = BTreeSet::new();
     loop {
-        let report = report(&engine.triggers());
+        let triggers = engine.triggers();
+        told = tell_set_aside(&triggers, &told);
+        let report = report(&triggers);
         reports.send_if_modified(|known| {
             let is_news = known.as_ref().is_none_or(|known| !same_sinks(known, &report));
             *known = Some(report);
@@ -34,6 +38,24 @@ pub(super) async fn keep(
     }
 }
 
+/// Says once of each Trigger that it is set aside. Gives those that are.
+fn tell_set_aside(triggers: &[TriggerView], told: &BTreeSet<String>) -> BTreeSet<String> {
+    let set_aside = triggers.iter().filter(|view| view.stats.is_set_aside());
+    set_aside
+        .map(|TriggerView { uid, namespace, name, .. }| {
+            if !told.contains(uid) {
+                tracing::error!(
+                    trigger = format!("{namespace}/{name}"),
+                    budget = filter::BUDGET,
+                    "the filters take more steps than their budget for too many events and are not evaluated any more; \
+                     events wait until the Trigger's spec changes"
+                );
+            }
+            uid.clone()
+        })
+        .collect()
+}
+
 fn report(triggers: &[TriggerView]) -> SinkReport {
     let mut report = SinkReport::default();
     for TriggerView { uid, stats, .. } in triggers {
@@ -41,6 +63,12 @@ fn report(triggers: &[TriggerView]) -> SinkReport {
             report.filter_errors.push(FilterError {
                 uid: uid.clone(),
                 detail: error.as_str().into(),
+            });
+        }
+        if stats.is_set_aside() {
+            report.set_aside.push(SetAside {
+                uid: uid.clone(),
+                generation: stats.generation(),
             });
         }
         if let Some(outage) = stats.outage() {
@@ -68,7 +96,10 @@ fn same_sinks(one: &SinkReport, other: &SinkReport) -> bool {
         let errors = report.filter_errors.iter();
         errors.map(|error| error.uid.clone()).collect()
     };
-    outages(one) == outages(other) && one.unproven == other.unproven && failing(one) == failing(other)
+    outages(one) == outages(other)
+        && one.unproven == other.unproven
+        && failing(one) == failing(other)
+        && one.set_aside == other.set_aside
 }
 
 #[cfg(test)]
@@ -100,6 +131,13 @@ mod tests {
                 filter_errors: vec![FilterError {
                     uid: "b".into(),
                     detail: "no such attribute".into(),
+                }],
+                ..known.clone()
+            },
+            SinkReport {
+                set_aside: vec![SetAside {
+                    uid: "b".into(),
+                    generation: 1,
                 }],
                 ..known.clone()
             },

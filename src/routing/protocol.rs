@@ -88,6 +88,19 @@ pub struct SinkReport {
     /// The Triggers whose filters ended in an error for some event, which then does not match.
     #[serde(default)]
     pub filter_errors: Vec<FilterError>,
+    /// The Triggers whose filters are too expensive for too many events, and are not evaluated any more.
+    #[serde(default)]
+    pub set_aside: Vec<SetAside>,
+}
+
+/// A Trigger's events wait, since its filters are too expensive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SetAside {
+    /// The UID of the Trigger.
+    pub uid: String,
+    /// The generation that the router routes by: another may have other filters.
+    pub generation: i64,
 }
 
 /// A Trigger's filter ended in an error.

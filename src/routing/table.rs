@@ -155,20 +155,37 @@ impl BrokerTable {
 
     /// Calls `found` with the position of each Trigger that wants the event, in no particular order.
     pub fn matching(&self, event: &Event, mut found: impl FnMut(usize)) {
-        self.deciding(event, |index, decision| {
-            if matches!(decision, Decision::Pass) {
-                found(index);
-            }
-        });
+        self.deciding(
+            event,
+            |_| true,
+            |index, decision| {
+                if matches!(decision, Decision::Pass) {
+                    found(index);
+                }
+            },
+        );
     }
 
-    /// Calls `tell` with the position of each Trigger that could want the event, and what its filter says.
-    pub fn deciding(&self, event: &Event, mut tell: impl FnMut(usize, Decision<'_>)) {
+    /// Calls `tell` with the position of each Trigger that could want the event, and what its filter says. The filter
+    /// of a Trigger that `is_asked` is false for is not evaluated.
+    pub fn deciding(
+        &self,
+        event: &Event,
+        is_asked: impl Fn(usize) -> bool,
+        mut tell: impl FnMut(usize, Decision<'_>),
+    ) {
         let subject = Subject::new(event);
-        let candidates = self.index.candidates(event);
-        for &index in candidates.iter().chain(&self.evaluated) {
-            tell(index, self.routes[index].decide(&subject));
+        for index in self.candidates(event) {
+            if is_asked(index) {
+                tell(index, self.routes[index].decide(&subject));
+            }
         }
+    }
+
+    /// The routes that may want an event; all others do not.
+    pub fn candidates(&self, event: &Event) -> impl Iterator<Item = usize> + use<'_> {
+        let candidates = self.index.candidates(event).into_iter();
+        candidates.chain(self.evaluated.iter().copied())
     }
 }
 

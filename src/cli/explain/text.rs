@@ -45,6 +45,13 @@ pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
             "\n  {BOLD}Trigger {namespace}/{name}{BOLD:#} {style}{verdict}{style:#}"
         )?;
         write_reasons(out, trigger, 2)?;
+        if trigger.held == Some(Held::FilterTooExpensive) {
+            writeln!(
+                out,
+                "    {BOLD}delivery:{BOLD:#} the router does not evaluate its filters any more, as they took too long \
+                 too often: its events wait until its spec changes"
+            )?;
+        }
         if trigger.matches {
             write_delivery(out, broker, found.is_some(), trigger)?;
         }
@@ -153,7 +160,8 @@ fn write_delivery(
         Some(Held::NoDestination) => {
             tell("the Trigger's sink cannot be resolved: its events wait".to_owned())?
         }
-        None => {}
+        // Said of what does not match, too.
+        Some(Held::FilterTooExpensive) | None => {}
     }
     let Some(progress) = &trigger.progress else {
         if is_in_log {

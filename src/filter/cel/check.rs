@@ -2,16 +2,23 @@
 
 use cel::{
     IdedExpr,
-    common::ast::{CallExpr, Expr, LiteralValue, SelectExpr, operators},
+    common::{
+        ast::{CallExpr, Expr, LiteralValue, SelectExpr, operators},
+        types::CelNull,
+        value::Val,
+    },
     parser::PrattParser,
 };
 
 use super::{
-    Expression, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, ParseError, Problem, constant::Constant, functions,
+    Expression, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, ParseError, Problem,
+    network::Network,
+    pattern::Pattern,
+    tree::{Arithmetic, Comparison, Conversion, Node, OfText, OfTexts},
 };
 
 /// The one variable.
-pub(super) const EVENT: &str = "event";
+const EVENT: &str = "event";
 
 /// The field of it that is no attribute.
 pub(super) const DATA: &str = "data";
@@ -34,16 +41,14 @@ impl Expression {
             return Err(Problem::TooManyConditions.into());
         }
         let parser = PrattParser::new().max_recursion_depth(MAX_DEPTH as u16);
-        let mut root = parser.parse(text).map_err(|errors| syntax(&errors))?;
-        let mut check = Check::default();
-        check.node(&mut root, 0)?;
-        if !may_be_boolean(&root.expr) {
+        let root = parser.parse(text).map_err(|errors| syntax(&errors))?;
+        let root = Check::default().node(root, 0)?;
+        if !may_be_boolean(&root) {
             return Err(Problem::NotBoolean.into());
         }
         Ok(Self {
             text: text.into(),
             root,
-            constants: check.constants,
         })
     }
 }
@@ -76,12 +81,11 @@ fn syntax(errors: &cel::ParseErrors) -> ParseError {
 #[derive(Default)]
 struct Check {
     parts: usize,
-    constants: Vec<Constant>,
 }
 
 impl Check {
-    /// Refuses what a filter may not have, and puts constants and the bounded `+` in.
-    fn node(&mut self, node: &mut IdedExpr, depth: usize) -> Result<(), Problem> {
+    /// Refuses what a filter may not have, and looks up the rest.
+    fn node(&mut self, node: IdedExpr, depth: usize) -> Result<Node, Problem> {
         self.parts += 1;
         if depth > MAX_DEPTH {
             return Err(Problem::TooDeep);
@@ -89,108 +93,156 @@ impl Check {
         if self.parts > MAX_PARTS {
             return Err(Problem::TooLarge);
         }
-        if let Some(field) = indexed_field(&node.expr) {
-            node.expr = field;
-        }
-        match &mut node.expr {
-            Expr::Literal(_) => Ok(()),
+        match node.expr {
+            Expr::Literal(literal) => Ok(Node::Literal(literal)),
             Expr::Ident(name) if name == EVENT => Err(Problem::WholeEvent),
-            Expr::Ident(name) => Err(Problem::Unknown(name.clone())),
-            Expr::Select(select) if is_event(&select.operand.expr) => attribute(&select.field),
-            Expr::Select(select) => self.node(&mut select.operand, depth + 1),
-            Expr::List(list) if list.elements.iter().all(|element| is_constant(&element.expr)) => Ok(()),
-            Expr::List(_) => Err(Problem::ListElement),
-            Expr::Call(call) => match self.constant(call)? {
-                Some(name) => {
-                    node.expr = Expr::Ident(name);
-                    Ok(())
-                }
-                None => self.call(call, depth),
-            },
+            Expr::Ident(name) => Err(Problem::Unknown(name)),
+            Expr::Select(SelectExpr { operand, field, test }) if is_event(&operand.expr) => {
+                attribute(&field, test)
+            }
+            Expr::Select(SelectExpr { operand, field, test }) => {
+                let operand = Box::new(self.node(*operand, depth + 1)?);
+                Ok(match test {
+                    true => Node::HasField(operand, field.into()),
+                    false => Node::Field(operand, field.into()),
+                })
+            }
+            Expr::List(list) => list
+                .elements
+                .into_iter()
+                .map(|element| constant(element.expr))
+                .collect::<Option<Vec<_>>>()
+                .map(|elements| Node::List(elements.into()))
+                .ok_or(Problem::ListElement),
+            Expr::Call(call) => self.call(call, depth + 1),
             Expr::Comprehension(_) => Err(Problem::Loop),
             Expr::Map(_) | Expr::Struct(_) => Err(Problem::Braces),
             Expr::Unspecified => Err(Problem::Unknown("value".to_owned())),
         }
     }
 
-    /// `cidr('...')` becomes the name of a constant.
-    fn constant(&mut self, call: &CallExpr) -> Result<Option<String>, Problem> {
-        if call.func_name != "cidr" || call.target.is_some() {
-            return Ok(None);
-        }
-        let text = text(&call.args).ok_or(Problem::NotConstant("cidr"))?;
-        Constant::network(text).map(|network| Some(self.add(network)))
-    }
-
-    fn call(&mut self, call: &mut CallExpr, depth: usize) -> Result<(), Problem> {
+    fn call(&mut self, call: CallExpr, depth: usize) -> Result<Node, Problem> {
         let CallExpr {
             func_name,
             target,
             args,
         } = call;
-        if func_name == operators::ADD {
-            functions::ADD.clone_into(func_name);
-        } else if !is_operator(func_name) && !functions::exists(func_name, target.is_some(), args.len()) {
-            let arguments = if args.is_empty() { "()" } else { "(...)" };
-            let dot = if target.is_some() { "." } else { "" };
-            let call = format!("{dot}{func_name}{arguments}");
-            return Err(Problem::Function { call });
-        }
-        if func_name == "matches" {
-            let pattern = Constant::pattern(text(args).ok_or(Problem::NotConstant("matches"))?)?;
-            let name = self.add(pattern);
-            args.iter_mut()
-                .for_each(|argument| argument.expr = Expr::Ident(name.clone()));
-        } else {
-            for argument in args {
-                self.node(argument, depth + 1)?;
+        match (&*func_name, target, <[IdedExpr; 2]>::try_from(args)) {
+            (operators::INDEX, None, Ok([event, field])) if is_event(&event.expr) => {
+                match text(&field.expr) {
+                    Some(name) => attribute(name, false),
+                    None => Err(Problem::WholeEvent),
+                }
             }
+            (name, None, Ok([left, right])) if let Some(operator) = binary(name) => Ok(operator(Box::new([
+                self.node(left, depth)?,
+                self.node(right, depth)?,
+            ]))),
+            (_, None, Ok(args)) => self.function(&func_name, args.into(), depth),
+            (_, None, Err(args)) => self.function(&func_name, args, depth),
+            (_, Some(target), Ok(args)) => self.method(&func_name, *target, args.into(), depth),
+            (_, Some(target), Err(args)) => self.method(&func_name, *target, args, depth),
         }
-        target
-            .iter_mut()
-            .try_for_each(|target| self.node(target, depth + 1))
     }
 
-    /// Keeps a constant, and gives the name by which it is looked up, which no text can have.
-    fn add(&mut self, constant: Constant) -> String {
-        self.constants.push(constant);
-        constant_name(self.constants.len() - 1)
-    }
-}
-
-fn constant_name(position: usize) -> String {
-    format!("@{position}")
-}
-
-/// The position that a name of [`Check::add`] stands for.
-pub(super) fn constant_position(name: &str) -> Option<usize> {
-    name.strip_prefix('@')?.parse().ok()
-}
-
-/// The one argument, if it is a string in quotes.
-fn text(arguments: &[IdedExpr]) -> Option<&str> {
-    match arguments {
-        [only] => match &only.expr {
-            Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// `event.type` for `event['type']`.
-fn indexed_field(expression: &Expr) -> Option<Expr> {
-    let Expr::Call(CallExpr { func_name, args, .. }) = expression else {
-        return None;
-    };
-    match args.as_slice() {
-        [event, field] if func_name == operators::INDEX && is_event(&event.expr) => {
-            Some(Expr::Select(SelectExpr {
-                operand: Box::new(event.clone()),
-                field: text(std::slice::from_ref(field))?.to_owned(),
-                test: false,
-            }))
+    /// What is called on no value: operators of one or three operands, and functions.
+    fn function(&mut self, name: &str, args: Vec<IdedExpr>, depth: usize) -> Result<Node, Problem> {
+        if name == "cidr"
+            && let [network] = args.as_slice()
+        {
+            let network = text(&network.expr).ok_or(Problem::NotConstant("cidr"))?;
+            return Network::new(network).map(Node::Network);
         }
+        if name == operators::CONDITIONAL {
+            let nodes: Result<Vec<_>, _> = args.into_iter().map(|arg| self.node(arg, depth)).collect();
+            return match <[Node; 3]>::try_from(nodes?) {
+                Ok(nodes) => Ok(Node::Conditional(Box::new(nodes))),
+                Err(_) => Err(unknown(name, false, true)),
+            };
+        }
+        let empty = args.is_empty();
+        let mut args = args.into_iter();
+        let (Some(arg), None) = (args.next(), args.next()) else {
+            return Err(unknown(name, false, !empty));
+        };
+        if name == "size" {
+            return Ok(Node::Size(Box::new(self.node(arg, depth)?)));
+        }
+        match (name, Conversion::of_name(name)) {
+            (operators::LOGICAL_NOT, _) => Ok(Node::Not(Box::new(self.node(arg, depth)?))),
+            (operators::NEGATE, _) => Ok(Node::Negate(Box::new(self.node(arg, depth)?))),
+            (_, Some(conversion)) => Ok(Node::Convert(conversion, Box::new(self.node(arg, depth)?))),
+            (_, None) => Err(unknown(name, false, true)),
+        }
+    }
+
+    /// What is called on a value.
+    fn method(
+        &mut self,
+        name: &str,
+        target: IdedExpr,
+        args: Vec<IdedExpr>,
+        depth: usize,
+    ) -> Result<Node, Problem> {
+        let empty = args.is_empty();
+        let mut args = args.into_iter();
+        match (args.next(), args.next()) {
+            (None, _) if name == "size" => Ok(Node::Size(Box::new(self.node(target, depth)?))),
+            (None, _) if let Some(function) = OfText::of_name(name) => {
+                Ok(Node::OfText(function, Box::new(self.node(target, depth)?)))
+            }
+            (Some(pattern), None) if name == "matches" => {
+                let pattern = text(&pattern.expr).ok_or(Problem::NotConstant("matches"))?;
+                let pattern = Box::new(Pattern::new(pattern)?);
+                Ok(Node::Matches(Box::new(self.node(target, depth)?), pattern))
+            }
+            (Some(arg), None) if let Some(function) = OfTexts::of_name(name) => {
+                let nodes = [self.node(target, depth)?, self.node(arg, depth)?];
+                Ok(Node::OfTexts(function, Box::new(nodes)))
+            }
+            (Some(arg), None) if name == "containsIP" => {
+                let nodes = [self.node(target, depth)?, self.node(arg, depth)?];
+                Ok(Node::ContainsIp(Box::new(nodes)))
+            }
+            _ => Err(unknown(name, true, !empty)),
+        }
+    }
+}
+
+fn unknown(name: &str, on_value: bool, has_arguments: bool) -> Problem {
+    let arguments = if has_arguments { "(...)" } else { "()" };
+    let dot = if on_value { "." } else { "" };
+    Problem::Function {
+        call: format!("{dot}{name}{arguments}"),
+    }
+}
+
+/// Makes an operator of two operands.
+fn binary(name: &str) -> Option<fn(Box<[Node; 2]>) -> Node> {
+    Some(match name {
+        operators::LOGICAL_AND => Node::And,
+        operators::LOGICAL_OR => Node::Or,
+        operators::EQUALS => Node::Equal,
+        operators::NOT_EQUALS => Node::NotEqual,
+        operators::LESS => |nodes| Node::Compare(Comparison::Less, nodes),
+        operators::LESS_EQUALS => |nodes| Node::Compare(Comparison::LessOrEqual, nodes),
+        operators::GREATER => |nodes| Node::Compare(Comparison::Greater, nodes),
+        operators::GREATER_EQUALS => |nodes| Node::Compare(Comparison::GreaterOrEqual, nodes),
+        operators::IN => Node::In,
+        operators::INDEX => Node::Index,
+        operators::ADD => |nodes| Node::Calculate(Arithmetic::Add, nodes),
+        operators::SUBSTRACT => |nodes| Node::Calculate(Arithmetic::Subtract, nodes),
+        operators::MULTIPLY => |nodes| Node::Calculate(Arithmetic::Multiply, nodes),
+        operators::DIVIDE => |nodes| Node::Calculate(Arithmetic::Divide, nodes),
+        operators::MODULO => |nodes| Node::Calculate(Arithmetic::Remainder, nodes),
+        _ => return None,
+    })
+}
+
+/// A text in quotes.
+fn text(expression: &Expr) -> Option<&str> {
+    match expression {
+        Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
         _ => None,
     }
 }
@@ -199,72 +251,56 @@ fn is_event(expression: &Expr) -> bool {
     matches!(expression, Expr::Ident(name) if name == EVENT)
 }
 
-fn attribute(name: &str) -> Result<(), Problem> {
+fn attribute(name: &str, test: bool) -> Result<Node, Problem> {
     let named = name
         .bytes()
         .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    if named {
-        Ok(())
-    } else {
-        Err(Problem::AttributeName(name.to_owned()))
+    match (named, name == DATA, test) {
+        (false, ..) => Err(Problem::AttributeName(name.to_owned())),
+        (_, true, true) => Ok(Node::HasData),
+        (_, true, false) => Ok(Node::Data),
+        (_, false, true) => Ok(Node::HasAttribute(name.into())),
+        (_, false, false) => Ok(Node::Attribute(name.into())),
     }
 }
 
-fn is_constant(expression: &Expr) -> bool {
+/// The value of a literal, with its sign.
+fn constant(expression: Expr) -> Option<Box<dyn Val>> {
     match expression {
-        Expr::Literal(_) => true,
-        Expr::Call(call) if call.func_name == operators::NEGATE => call
-            .args
-            .iter()
-            .all(|argument| matches!(argument.expr, Expr::Literal(_))),
-        _ => false,
+        Expr::Literal(literal) => Some(value(literal)),
+        Expr::Call(CallExpr { func_name, args, .. }) if func_name == operators::NEGATE => {
+            match <[IdedExpr; 1]>::try_from(args).ok()?.map(|arg| arg.expr) {
+                [Expr::Literal(literal)] => value(literal).as_negator()?.negate().ok(),
+                _ => None,
+            }
+        }
+        _ => None,
     }
 }
 
-fn is_operator(name: &str) -> bool {
-    is_comparison(name) || is_calculation(name) || matches!(name, operators::CONDITIONAL | operators::INDEX)
-}
-
-fn is_comparison(name: &str) -> bool {
-    matches!(
-        name,
-        operators::LOGICAL_AND
-            | operators::LOGICAL_OR
-            | operators::LOGICAL_NOT
-            | operators::EQUALS
-            | operators::NOT_EQUALS
-            | operators::LESS
-            | operators::LESS_EQUALS
-            | operators::GREATER
-            | operators::GREATER_EQUALS
-            | operators::IN
-    )
-}
-
-fn is_calculation(name: &str) -> bool {
-    matches!(
-        name,
-        operators::SUBSTRACT
-            | operators::MULTIPLY
-            | operators::DIVIDE
-            | operators::MODULO
-            | operators::NEGATE
-    )
+fn value(literal: LiteralValue) -> Box<dyn Val> {
+    match literal {
+        LiteralValue::Boolean(value) => Box::new(value),
+        LiteralValue::Bytes(value) => Box::new(value),
+        LiteralValue::Double(value) => Box::new(value),
+        LiteralValue::Int(value) => Box::new(value),
+        LiteralValue::Null => Box::new(CelNull),
+        LiteralValue::String(value) => Box::new(value),
+        LiteralValue::UInt(value) => Box::new(value),
+    }
 }
 
 /// Whether the value is a Boolean, or the event decides.
-fn may_be_boolean(expression: &Expr) -> bool {
-    match expression {
-        Expr::Literal(literal) => matches!(literal, LiteralValue::Boolean(_)),
-        Expr::Call(call) => {
-            let name = call.func_name.as_str();
-            let text = matches!(
-                name,
-                "lowerAscii" | "upperAscii" | "trim" | "size" | "string" | "int" | "uint" | "double"
-            );
-            !text && name != functions::ADD && !is_calculation(name)
-        }
-        Expr::Select(_) => true,
-        _ => false,
+fn may_be_boolean(node: &Node) -> bool {
+    match node {
+        Node::Literal(literal) => matches!(literal, LiteralValue::Boolean(_)),
+        Node::List(_)
+        | Node::Network(_)
+        | Node::Negate(_)
+        | Node::Calculate(..)
+        | Node::OfText(..)
+        | Node::Size(_) => false,
+        Node::Convert(conversion, _) => *conversion == Conversion::Bool,
+        _ => true,
     }
 }

@@ -2,7 +2,11 @@
 
 use cel::{ExecutionError, Value};
 
-use super::{DataError, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, check::MAX_CONDITIONS, functions};
+use super::{
+    DataError, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, MAX_TEXT, check::MAX_CONDITIONS, functions,
+    pattern::MAX_SIMULATED,
+};
+use crate::filter::fuel::Overrun;
 
 /// Why a text is no expression.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,9 +79,15 @@ pub enum Problem {
     /// A call whose argument is compiled with the expression.
     #[error("{0} takes one string in quotes")]
     NotConstant(&'static str),
-    /// No regular expression, or one too large.
+    /// No regular expression.
     #[error("no regular expression: {0}")]
     Pattern(String),
+    /// A regular expression that would be too large.
+    #[error(
+        "the regular expression takes more than {MAX_SIMULATED} bytes compiled: use smaller repetition counts and \
+         classes, such as [a-z0-9] for \\w"
+    )]
+    PatternTooLarge,
     /// No network.
     #[error("{0:?} is no network such as 10.0.0.0/8 or 2001:db8::/32")]
     Network(String),
@@ -93,6 +103,18 @@ pub enum Failure {
     Execution(ExecutionError),
     /// The value is of this type, and no Boolean.
     NotBoolean(String),
+    /// `+` would make a string that is too long.
+    TextTooLong,
+    /// `containsIP` of a text that is no address.
+    NoAddress,
+    /// The budget is used up.
+    TooExpensive,
+}
+
+impl From<Overrun> for Failure {
+    fn from(Overrun: Overrun) -> Self {
+        Self::TooExpensive
+    }
 }
 
 impl std::error::Error for Failure {}
@@ -101,6 +123,9 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let error = match self {
             Self::NotBoolean(r#type) => return write!(f, "the value is of type {type}, and no bool"),
+            Self::TextTooLong => return write!(f, "+ makes no strings of more than {MAX_TEXT} bytes"),
+            Self::NoAddress => return f.write_str("the text is no IP address"),
+            Self::TooExpensive => return Overrun.fmt(f),
             Self::Execution(error) => error,
         };
         match error {
@@ -134,10 +159,7 @@ impl std::fmt::Display for Failure {
 
 /// `_>_` is `>` to whoever wrote it.
 fn operator(name: &str) -> &str {
-    match name {
-        functions::ADD => "+",
-        name => name.trim_matches(['_', '@']),
-    }
+    name.trim_matches(['_', '@'])
 }
 
 fn type_of(value: &Value) -> String {

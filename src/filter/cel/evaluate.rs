@@ -1,24 +1,40 @@
-//! An expression's value for an event.
+//! An expression's value for an event. Every part of it is paid for before it is evaluated, by the sizes of the values
+//! that it is given.
+
+use std::{cmp::Ordering, net::IpAddr};
 
 use cel::{
-    Context, ExecutionError, IdedExpr, Value,
+    ExecutionError,
     common::{
-        traits::Indexer,
-        types::{CelBool, CelInt, CelString, Kind, Type},
+        types::{CelBool, CelBytes, CelInt, CelList, CelMap, CelString, Kind},
         value::{CowVal, Val},
     },
-    context::VariableResolver,
 };
 
 use super::{
-    DataError, Expression, Failure,
-    check::{DATA, EVENT, constant_position},
-    constant::Constant,
-    functions,
+    DataError, Expression, Failure, MAX_TEXT,
+    functions::environment,
+    network::Network,
+    tree::{Arithmetic, Comparison, Conversion, Node, OfText, OfTexts},
 };
-use crate::{cloudevents, filter::Subject};
+use crate::{
+    cloudevents,
+    filter::{
+        Subject,
+        fuel::{Fuel, Overrun, PART},
+    },
+};
 
-static EVENT_TYPE: Type = Type::simple_type(Kind::Opaque, "event");
+/// What looking at a byte costs where texts are searched.
+const SEARCH: u64 = 2;
+
+/// What an element of a list or a member of an object costs where containers are compared.
+const ELEMENT: u64 = 40;
+
+static TRUE: CelBool = CelBool::TRUE;
+static FALSE: CelBool = CelBool::FALSE;
+
+type Evaluated<'b> = Result<CowVal<'b, 'b>, Failure>;
 
 impl Expression {
     /// Whether the event passes.
@@ -26,101 +42,437 @@ impl Expression {
     /// # Errors
     /// Why the expression has no value, or one that is no Boolean: then the event does not pass.
     pub fn evaluate(&self, subject: &Subject) -> Result<bool, Failure> {
-        self.value(&self.root, subject, |value| {
-            let boolean = value.downcast_ref::<CelBool>().map(|boolean| *boolean.inner());
-            boolean.ok_or_else(|| Failure::NotBoolean(value.get_type().name().to_owned()))
-        })?
+        self.decide(subject, &Fuel::new())
     }
 
-    /// Calls `see` with the value of a part of the expression.
-    pub(super) fn value<T>(
-        &self,
-        part: &IdedExpr,
-        subject: &Subject,
-        see: impl FnOnce(&dyn Val) -> T,
-    ) -> Result<T, Failure> {
-        let names = Names {
-            event: EventValue(subject),
-            constants: &self.constants,
-        };
-        let mut context = Context::with_env(functions::environment());
-        context.set_variable_resolver(&names);
-        let value = Value::resolve_val(part, &context).map_err(Failure::Execution)?;
-        Ok(see(value.as_ref()))
+    /// The same, of what is left of a budget.
+    pub(in crate::filter) fn decide(&self, subject: &Subject, fuel: &Fuel) -> Result<bool, Failure> {
+        let value = Scope { subject, fuel }.value(&self.root)?;
+        boolean_of(&*value).ok_or_else(|| Failure::NotBoolean(type_of(&*value)))
     }
 }
 
-/// What the names in an expression stand for.
-struct Names<'a> {
-    event: EventValue<'a>,
-    constants: &'a [Constant],
+/// The event, and what may still be spent.
+#[derive(Clone, Copy)]
+pub(super) struct Scope<'b> {
+    pub(super) subject: &'b Subject<'b>,
+    pub(super) fuel: &'b Fuel,
 }
 
-impl VariableResolver for Names<'_> {
-    fn resolve<'b>(&'b self, name: &str) -> Option<CowVal<'b, 'b>> {
-        if name == EVENT {
-            return Some(CowVal::Borrowed(&self.event));
+impl<'b> Scope<'b> {
+    pub(super) fn value(self, node: &'b Node) -> Evaluated<'b> {
+        self.fuel.spend(PART)?;
+        match node {
+            Node::Literal(literal) => Ok(literal.to_val()),
+            Node::List(list) => Ok(CowVal::Borrowed(list)),
+            Node::Network(network) => Ok(CowVal::Borrowed(network)),
+            Node::Attribute(name) => self.attribute(name),
+            Node::Data => self.data(),
+            Node::HasAttribute(name) => Ok(truth(self.subject.event().attribute(name).is_some())),
+            Node::HasData => self.has_data().map(truth),
+            Node::Field(operand, name) => index(self.value(operand)?, name, "_._"),
+            Node::HasField(operand, name) => has_field(&*self.value(operand)?, name).map(truth),
+            Node::Index(nodes) => {
+                let [container, at] = self.values(nodes)?;
+                if let Some(name) = at.downcast_ref::<CelString>() {
+                    self.fuel.pass(name.inner().len())?;
+                }
+                index(container, &*at, "_[_]")
+            }
+            Node::Not(operand) => {
+                let value = self.value(operand)?;
+                let boolean = boolean_of(&*value).ok_or_else(|| overload("!_", &[&*value]))?;
+                Ok(truth(!boolean))
+            }
+            Node::Negate(operand) => {
+                let value = self.value(operand)?;
+                let negator = value.as_negator().ok_or_else(|| overload("-_", &[&*value]))?;
+                Ok(CowVal::Owned(negator.negate().map_err(Failure::Execution)?))
+            }
+            Node::And(nodes) => self.logic(nodes, "_&&_", false),
+            Node::Or(nodes) => self.logic(nodes, "_||_", true),
+            Node::Conditional(nodes) => {
+                let [condition, then, otherwise] = &**nodes;
+                let value = self.value(condition)?;
+                match boolean_of(&*value) {
+                    Some(true) => self.value(then),
+                    Some(false) => self.value(otherwise),
+                    None => Err(no_boolean(&*value)),
+                }
+            }
+            Node::Equal(nodes) => self.equal(nodes).map(truth),
+            Node::NotEqual(nodes) => self.equal(nodes).map(|equal| truth(!equal)),
+            Node::Compare(operator, nodes) => self.compare(*operator, nodes).map(truth),
+            Node::In(nodes) => self.contains(nodes).map(truth),
+            Node::Calculate(operator, nodes) => self.calculate(*operator, nodes),
+            Node::Matches(operand, pattern) => {
+                let value = self.value(operand)?;
+                match value.downcast_ref::<CelString>() {
+                    Some(text) => Ok(truth(pattern.is_match(text.inner(), self.fuel)?)),
+                    None => Err(of_types(
+                        "matches",
+                        vec![type_of(&*value), "regular expression".to_owned()],
+                    )),
+                }
+            }
+            Node::OfTexts(function, nodes) => self.of_texts(*function, nodes).map(truth),
+            Node::OfText(function, operand) => self.of_text(*function, operand),
+            Node::Size(operand) => self.size(operand),
+            Node::Convert(conversion, operand) => self.convert(*conversion, operand),
+            Node::ContainsIp(nodes) => self.contains_ip(nodes).map(truth),
         }
-        let constant = self.constants.get(constant_position(name)?)?;
-        Some(CowVal::Borrowed(constant))
-    }
-}
-
-/// The event as a value with fields.
-#[derive(Clone, Copy, Debug)]
-struct EventValue<'a>(&'a Subject<'a>);
-
-impl Val for EventValue<'_> {
-    fn get_type(&self) -> &Type {
-        &EVENT_TYPE
     }
 
-    fn cel_type() -> &'static Type {
-        &EVENT_TYPE
+    fn values(self, nodes: &'b [Node; 2]) -> Result<[CowVal<'b, 'b>; 2], Failure> {
+        let [left, right] = nodes;
+        Ok([self.value(left)?, self.value(right)?])
     }
 
-    fn as_indexer<'b, 'v>(&'b self) -> Option<&'b (dyn Indexer + 'v)>
-    where
-        Self: 'v,
-    {
-        Some(self)
-    }
-
-    fn clone_as_boxed<'v>(&self) -> Box<dyn Val + 'v>
-    where
-        Self: 'v,
-    {
-        Box::new(*self)
-    }
-}
-
-impl Indexer for EventValue<'_> {
-    fn get<'b, 'v>(&'b self, field: &dyn Val) -> Result<CowVal<'b, 'v>, ExecutionError>
-    where
-        Self: 'v,
-    {
-        let name = field.downcast_ref::<CelString>().map_or("", |name| name.inner());
-        if name == DATA {
-            return match self.0.data() {
-                Ok(data) => Ok(CowVal::Borrowed(data.value())),
-                Err(DataError::Absent) => Err(ExecutionError::no_such_key("data in the event")),
-                Err(error) => Err(error.into()),
-            };
-        }
-        match self.0.event().attribute(name) {
-            None => Err(ExecutionError::no_such_key(&format!("{name} in the event"))),
-            Some(cloudevents::Value::Boolean(boolean)) => Ok(CowVal::owned(CelBool::from(*boolean))),
+    pub(super) fn attribute(self, name: &str) -> Evaluated<'b> {
+        match self.subject.event().attribute(name) {
+            None => Err(missing(&format!("{name} in the event"))),
+            Some(cloudevents::Value::Boolean(boolean)) => Ok(truth(*boolean)),
             Some(cloudevents::Value::Integer(integer)) => {
                 Ok(CowVal::owned(CelInt::from(i64::from(*integer))))
             }
-            Some(cloudevents::Value::String(text)) => Ok(CowVal::owned(CelString::from(text.to_string()))),
+            Some(cloudevents::Value::String(text)) => Ok(CowVal::owned(CelString::from(&**text))),
         }
     }
 
-    fn steal<'v>(self: Box<Self>, field: &dyn Val) -> Result<Box<dyn Val + 'v>, ExecutionError>
-    where
-        Self: 'v,
-    {
-        self.get(field).map(CowVal::into_owned)
+    pub(super) fn data(self) -> Evaluated<'b> {
+        match self.subject.data() {
+            Ok(data) => Ok(CowVal::Borrowed(data.value())),
+            Err(DataError::Absent) => Err(missing("data in the event")),
+            Err(error) => Err(Failure::Execution(error.into())),
+        }
     }
+
+    fn has_data(self) -> Result<bool, Failure> {
+        match self.subject.data() {
+            Ok(_) => Ok(true),
+            Err(DataError::Absent) => Ok(false),
+            Err(error) => Err(Failure::Execution(error.into())),
+        }
+    }
+
+    /// `&&` and `||`: an operand that is `decisive` decides, also where the other one has no value.
+    fn logic(self, nodes: &'b [Node; 2], operator: &'static str, decisive: bool) -> Evaluated<'b> {
+        let [left, right] = nodes;
+        let left = match self.value(left) {
+            Ok(value) => boolean_of(&*value).ok_or_else(|| no_boolean(&*value)),
+            Err(failure) => Err(failure),
+        };
+        if left == Ok(decisive) {
+            return Ok(truth(decisive));
+        }
+        let value = self.value(right)?;
+        match (left, boolean_of(&*value)) {
+            (_, Some(right)) if right == decisive => Ok(truth(decisive)),
+            (Ok(_), Some(_)) => Ok(truth(!decisive)),
+            (Ok(_), None) => Err(of_types(operator, vec!["bool".to_owned(), type_of(&*value)])),
+            (Err(Failure::Execution(ExecutionError::UnexpectedType { got, want })), _) if want == "bool" => {
+                Err(of_types(operator, vec![got, type_of(&*value)]))
+            }
+            (Err(failure), _) => Err(failure),
+        }
+    }
+
+    fn equal(self, nodes: &'b [Node; 2]) -> Result<bool, Failure> {
+        let [left, right] = self.values(nodes)?;
+        self.pay_for_comparing(&*left, &*right)?;
+        Ok(left.equals(&*right))
+    }
+
+    /// Pays for `left.equals(right)`: it goes through both, side by side, as long as they could be equal.
+    fn pay_for_comparing(self, left: &dyn Val, right: &dyn Val) -> Result<(), Overrun> {
+        if let (Some(left), Some(right)) = (
+            left.downcast_ref::<CelString>(),
+            right.downcast_ref::<CelString>(),
+        ) {
+            return self.fuel.pass(left.inner().len().min(right.inner().len()));
+        }
+        if let (Some(left), Some(right)) = (left.downcast_ref::<CelBytes>(), right.downcast_ref::<CelBytes>())
+        {
+            return self.fuel.pass(left.inner().len().min(right.inner().len()));
+        }
+        if let (Some(left), Some(right)) = (left.downcast_ref::<CelList>(), right.downcast_ref::<CelList>()) {
+            if left.len() != right.len() {
+                return Ok(());
+            }
+            self.fuel.read(left.len(), ELEMENT)?;
+            return std::iter::zip(left.inner(), right.inner())
+                .try_for_each(|(left, right)| self.pay_for_comparing(&**left, &**right));
+        }
+        if let (Some(left), Some(right)) = (left.downcast_ref::<CelMap>(), right.downcast_ref::<CelMap>()) {
+            if left.len() != right.len() {
+                return Ok(());
+            }
+            self.fuel.read(left.len(), 3 * ELEMENT)?;
+            // Whatever is found by the name in the other.
+            return left.iter().try_for_each(|(name, value)| {
+                if let Some(name) = name.inner().downcast_ref::<CelString>() {
+                    self.fuel.read(name.inner().len(), 2)?;
+                }
+                self.pay_for(&**value)
+            });
+        }
+        Ok(())
+    }
+
+    /// Pays for going through a whole value.
+    fn pay_for(self, value: &dyn Val) -> Result<(), Overrun> {
+        if let Some(text) = value.downcast_ref::<CelString>() {
+            self.fuel.pass(text.inner().len())
+        } else if let Some(list) = value.downcast_ref::<CelList>() {
+            self.fuel.read(list.len(), ELEMENT)?;
+            list.iter().try_for_each(|value| self.pay_for(&**value))
+        } else if let Some(map) = value.downcast_ref::<CelMap>() {
+            self.fuel.read(map.len(), 3 * ELEMENT)?;
+            map.iter().try_for_each(|(name, value)| {
+                self.pay_for(name.inner())?;
+                self.pay_for(&**value)
+            })
+        } else {
+            Ok(())
+        }
+    }
+
+    fn compare(self, operator: Comparison, nodes: &'b [Node; 2]) -> Result<bool, Failure> {
+        let [left, right] = self.values(nodes)?;
+        let name = match operator {
+            Comparison::Less => "_<_",
+            Comparison::LessOrEqual => "_<=_",
+            Comparison::Greater => "_>_",
+            Comparison::GreaterOrEqual => "_>=_",
+        };
+        let unfit = || overload(name, &[&*left, &*right]);
+        // The crate would copy what it cannot compare.
+        let comparer = left
+            .as_comparer()
+            .filter(|_| is_scalar(&*right))
+            .ok_or_else(unfit)?;
+        self.pay_for_comparing(&*left, &*right)?;
+        let ordering = comparer.compare(&*right).map_err(|_| unfit())?;
+        Ok(match operator {
+            Comparison::Less => ordering == Ordering::Less,
+            Comparison::LessOrEqual => ordering != Ordering::Greater,
+            Comparison::Greater => ordering == Ordering::Greater,
+            Comparison::GreaterOrEqual => ordering != Ordering::Less,
+        })
+    }
+
+    fn contains(self, nodes: &'b [Node; 2]) -> Result<bool, Failure> {
+        let [value, container] = self.values(nodes)?;
+        let unfit = || overload("@in", &[&*value, &*container]);
+        if let Some(list) = container.downcast_ref::<CelList>() {
+            self.fuel.read(list.len(), ELEMENT / 4)?;
+            for element in list.iter() {
+                self.pay_for_comparing(&**element, &*value)?;
+                if element.equals(&*value) {
+                    return Ok(true);
+                }
+            }
+            return Ok(false);
+        }
+        self.pay_for(&*value)?;
+        let container = container.as_container().ok_or_else(unfit)?;
+        container.contains(&*value).map_err(|_| unfit())
+    }
+
+    fn calculate(self, operator: Arithmetic, nodes: &'b [Node; 2]) -> Evaluated<'b> {
+        let [left, right] = self.values(nodes)?;
+        let name = match operator {
+            Arithmetic::Add => "_+_",
+            Arithmetic::Subtract => "_-_",
+            Arithmetic::Multiply => "_*_",
+            Arithmetic::Divide => "_/_",
+            Arithmetic::Remainder => "_%_",
+        };
+        let unfit = || overload(name, &[&*left, &*right]);
+        // The crate would copy what it cannot calculate with, and add lists.
+        if left.get_type().kind() != right.get_type().kind() {
+            return Err(unfit());
+        }
+        let text = left
+            .downcast_ref::<CelString>()
+            .zip(right.downcast_ref::<CelString>());
+        if let (Arithmetic::Add, Some((left, right))) = (operator, text) {
+            let length = left.inner().len() + right.inner().len();
+            if length > MAX_TEXT {
+                return Err(Failure::TextTooLong);
+            }
+            self.fuel.pass(length)?;
+            return Ok(CowVal::owned(CelString::from(
+                [left.inner(), right.inner()].concat(),
+            )));
+        }
+        if !matches!(left.get_type().kind(), Kind::Int | Kind::UInt | Kind::Double) {
+            return Err(unfit());
+        }
+        let result = match operator {
+            Arithmetic::Add => left.as_adder().map(|left| left.add(&*right)),
+            Arithmetic::Subtract => left.as_subtractor().map(|left| left.sub(&*right)),
+            Arithmetic::Multiply => left.as_multiplier().map(|left| left.mul(&*right)),
+            Arithmetic::Divide => left.as_divider().map(|left| left.div(&*right)),
+            Arithmetic::Remainder => left.as_modder().map(|left| left.modulo(&*right)),
+        };
+        match result {
+            None | Some(Err(ExecutionError::UnsupportedBinaryOperator(..))) => Err(unfit()),
+            Some(Err(error)) => Err(Failure::Execution(error)),
+            Some(Ok(value)) => Ok(CowVal::Owned(value.into_owned())),
+        }
+    }
+
+    fn of_texts(self, function: OfTexts, nodes: &'b [Node; 2]) -> Result<bool, Failure> {
+        let values = self.values(nodes)?;
+        let [Some(text), Some(other)] = values.each_ref().map(|value| value.downcast_ref::<CelString>())
+        else {
+            return Err(overload(
+                function.name(),
+                &values.each_ref().map(|value| &**value),
+            ));
+        };
+        let (text, other) = (text.inner(), other.inner());
+        Ok(match function {
+            OfTexts::StartsWith => {
+                self.fuel.pass(text.len().min(other.len()))?;
+                text.starts_with(other)
+            }
+            OfTexts::EndsWith => {
+                self.fuel.pass(text.len().min(other.len()))?;
+                text.ends_with(other)
+            }
+            OfTexts::Contains => {
+                self.fuel.read(text.len().saturating_add(other.len()), SEARCH)?;
+                text.contains(other)
+            }
+        })
+    }
+
+    fn of_text(self, function: OfText, operand: &'b Node) -> Evaluated<'b> {
+        let value = self.value(operand)?;
+        let text = value
+            .downcast_ref::<CelString>()
+            .ok_or_else(|| overload(function.name(), &[&*value]))?
+            .inner();
+        self.fuel.read(text.len(), 1)?;
+        let text = match function {
+            OfText::LowerAscii => text.to_ascii_lowercase(),
+            OfText::UpperAscii => text.to_ascii_uppercase(),
+            OfText::Trim => text.trim().to_owned(),
+        };
+        Ok(CowVal::owned(CelString::from(text)))
+    }
+
+    fn size(self, operand: &'b Node) -> Evaluated<'b> {
+        let value = self.value(operand)?;
+        if let Some(text) = value.downcast_ref::<CelString>() {
+            self.fuel.pass(text.inner().len())?;
+        }
+        let sized = matches!(
+            value.get_type().kind(),
+            Kind::String | Kind::Bytes | Kind::List | Kind::Map
+        );
+        let sizer = value.as_sizer().filter(|_| sized);
+        let size = sizer.ok_or_else(|| overload("size", &[&*value]))?.size();
+        Ok(CowVal::owned(size))
+    }
+
+    fn convert(self, conversion: Conversion, operand: &'b Node) -> Evaluated<'b> {
+        let value = self.value(operand)?;
+        if let Some(text) = value.downcast_ref::<CelString>() {
+            if conversion == Conversion::String {
+                return Ok(value);
+            }
+            // A number that cannot be read is copied into the error.
+            self.fuel.read(text.inner().len(), 2)?;
+        }
+        let arguments = [value];
+        match environment().find_overload(conversion.name(), &arguments) {
+            Some(function) => function(arguments.into()).map_err(Failure::Execution),
+            None => Err(overload(conversion.name(), &[&*arguments[0]])),
+        }
+    }
+
+    fn contains_ip(self, nodes: &'b [Node; 2]) -> Result<bool, Failure> {
+        let [network, address] = self.values(nodes)?;
+        let (Some(Network(network)), Some(address)) = (
+            network.downcast_ref::<Network>(),
+            address.downcast_ref::<CelString>(),
+        ) else {
+            return Err(overload("containsIP", &[&*network, &*address]));
+        };
+        // The longest address has fewer characters than any that is refused here.
+        let address = address.inner();
+        let address: Option<IpAddr> = (address.len() <= 64).then(|| address.parse().ok()).flatten();
+        address
+            .map(|address| network.contains(&address))
+            .ok_or(Failure::NoAddress)
+    }
+}
+
+/// What a container has under a name or at a position.
+fn index<'b>(container: CowVal<'b, 'b>, at: &dyn Val, operator: &'static str) -> Evaluated<'b> {
+    let unfit = |container: &dyn Val| overload(operator, &[container, at]);
+    match container {
+        CowVal::Borrowed(container) => {
+            let indexer = container.as_indexer().ok_or_else(|| unfit(container))?;
+            indexer
+                .get(at)
+                .map_err(|error| of_index(error, || unfit(container)))
+        }
+        // Containers are the event's or the expression's.
+        CowVal::Owned(container) => Err(unfit(&*container)),
+    }
+}
+
+fn of_index(error: ExecutionError, unfit: impl FnOnce() -> Failure) -> Failure {
+    match error {
+        ExecutionError::NoSuchKey(_) | ExecutionError::IndexOutOfBounds(_) => Failure::Execution(error),
+        _ => unfit(),
+    }
+}
+
+fn has_field(container: &dyn Val, name: &CelString<'static>) -> Result<bool, Failure> {
+    let unfit = || overload("_._", &[container, name]);
+    match container.as_indexer().ok_or_else(unfit)?.get(name) {
+        Ok(_) => Ok(true),
+        Err(ExecutionError::NoSuchKey(_)) => Ok(false),
+        Err(error) => Err(of_index(error, unfit)),
+    }
+}
+
+fn is_scalar(value: &dyn Val) -> bool {
+    !matches!(value.get_type().kind(), Kind::List | Kind::Map | Kind::Opaque)
+}
+
+fn truth<'b>(boolean: bool) -> CowVal<'b, 'b> {
+    CowVal::Borrowed(if boolean { &TRUE } else { &FALSE })
+}
+
+fn boolean_of(value: &dyn Val) -> Option<bool> {
+    value.downcast_ref::<CelBool>().map(|boolean| *boolean.inner())
+}
+
+pub(super) fn type_of(value: &dyn Val) -> String {
+    value.get_type().name().to_owned()
+}
+
+fn no_boolean(value: &dyn Val) -> Failure {
+    Failure::Execution(ExecutionError::UnexpectedType {
+        got: type_of(value),
+        want: "bool".to_owned(),
+    })
+}
+
+fn missing(what: &str) -> Failure {
+    Failure::Execution(ExecutionError::no_such_key(what))
+}
+
+fn overload(operator: &str, values: &[&dyn Val]) -> Failure {
+    of_types(operator, values.iter().map(|value| type_of(*value)).collect())
+}
+
+fn of_types(operator: &str, types: Vec<String>) -> Failure {
+    Failure::Execution(ExecutionError::no_such_overload(operator, types))
 }

@@ -1,17 +1,17 @@
 //! What an expression gave for an event, and what it looked at.
 
-use cel::{
-    IdedExpr, Value,
-    common::{
-        ast::{CallExpr, Expr, SelectExpr},
-        value::Val,
-    },
+use std::collections::BTreeSet;
+
+use cel::common::{
+    types::{CelBool, CelDouble, CelInt, CelNull, CelString, CelUInt},
+    value::Val,
 };
 
-use super::{Expression, check::EVENT};
+use super::{Expression, Failure, check::DATA, evaluate::Scope, tree::Node};
 use crate::filter::{
     Subject,
     explanation::{Explanation, Seen, one_line},
+    fuel::Fuel,
 };
 
 /// How many characters of a text in the data are shown.
@@ -22,68 +22,88 @@ impl Expression {
     /// if it has no value.
     #[must_use]
     pub fn explain(&self, subject: &Subject) -> Explanation {
-        let result = self.evaluate(subject);
+        self.explain_within(subject, &Fuel::new())
+    }
+
+    /// The same, of what is left of a budget.
+    pub(in crate::filter) fn explain_within(&self, subject: &Subject, fuel: &Fuel) -> Explanation {
+        let result = self.decide(subject, fuel);
         let clause = format!("cel {}", one_line(self.text.trim()));
         let mut explanation = Explanation::new(clause, result == Ok(true));
         explanation.error = result.err().map(|failure| failure.to_string());
-        let mut fields = Vec::new();
-        collect_fields(&self.root, &mut fields);
-        for (path, field) in fields {
-            if explanation.saw.iter().all(|seen| seen.attribute != path) {
-                let value = self.value(&field, subject, shown).ok();
+        let (scope, mut told) = (Scope { subject, fuel }, BTreeSet::new());
+        for_each_field(&self.root, &mut |path, shown| {
+            if told.insert(path.clone()) {
+                let value = match shown {
+                    // Of `has(event.field)` the field is shown too.
+                    Shown::Part(node) => scope.value(node).map(|value| text(&*value)),
+                    Shown::Attribute(name) => scope.attribute(name).map(|value| text(&*value)),
+                    Shown::Data => scope.data().map(|value| text(&*value)),
+                    Shown::Field(operand, name) => scope.value(operand).map(|value| {
+                        let field = value.as_indexer()?.get(name).ok()?;
+                        text(&*field)
+                    }),
+                };
+                let value: Result<_, Failure> = value;
                 explanation.saw.push(Seen {
                     attribute: path,
-                    value,
+                    value: value.ok().flatten(),
                 });
             }
-        }
+        });
         explanation
     }
 }
 
 /// A scalar as it is written, of anything else the type.
-fn shown(value: &dyn Val) -> String {
-    match Value::try_from(value) {
-        Ok(Value::String(text)) => text.chars().take(MAX_SHOWN).collect(),
-        Ok(Value::Int(number)) => number.to_string(),
-        Ok(Value::UInt(number)) => number.to_string(),
-        Ok(Value::Float(number)) => number.to_string(),
-        Ok(Value::Bool(boolean)) => boolean.to_string(),
-        Ok(Value::Null) => "null".to_owned(),
-        _ => format!("a {}", value.get_type().name()),
-    }
+fn text(value: &dyn Val) -> Option<String> {
+    Some(if let Some(text) = value.downcast_ref::<CelString>() {
+        text.inner().chars().take(MAX_SHOWN).collect()
+    } else if let Some(number) = value.downcast_ref::<CelInt>() {
+        number.inner().to_string()
+    } else if let Some(number) = value.downcast_ref::<CelUInt>() {
+        number.inner().to_string()
+    } else if let Some(number) = value.downcast_ref::<CelDouble>() {
+        number.inner().to_string()
+    } else if let Some(boolean) = value.downcast_ref::<CelBool>() {
+        boolean.inner().to_string()
+    } else if value.downcast_ref::<CelNull>().is_some() {
+        "null".to_owned()
+    } else {
+        format!("a {}", value.get_type().name())
+    })
 }
 
-/// The fields of the event that a part of an expression names, as far in as it names them.
-fn collect_fields(node: &IdedExpr, fields: &mut Vec<(String, IdedExpr)>) {
-    match &node.expr {
-        Expr::Select(select) => match path(&node.expr) {
-            Some(path) => {
-                // Of `has(event.field)` the field is shown too.
-                let select = SelectExpr {
-                    test: false,
-                    ..select.clone()
-                };
-                let expr = Expr::Select(select);
-                fields.push((path, IdedExpr { expr, ..node.clone() }));
-            }
-            None => collect_fields(&select.operand, fields),
-        },
-        Expr::Call(CallExpr { target, args, .. }) => {
-            target.iter().for_each(|target| collect_fields(target, fields));
-            args.iter().for_each(|argument| collect_fields(argument, fields));
-        }
-        _ => {}
+/// What is shown of a field.
+enum Shown<'a> {
+    Part(&'a Node),
+    Attribute(&'a str),
+    Data,
+    Field(&'a Node, &'a CelString<'static>),
+}
+
+/// Calls `see` with the fields of the event that a part of an expression names, as far in as it names them.
+fn for_each_field<'a>(node: &'a Node, see: &mut impl FnMut(String, Shown<'a>)) {
+    match (node, path(node)) {
+        (Node::HasAttribute(name), Some(path)) => see(path, Shown::Attribute(name)),
+        (Node::HasData, Some(path)) => see(path, Shown::Data),
+        (Node::HasField(operand, name), Some(path)) => see(path, Shown::Field(operand, name)),
+        (node, Some(path)) => see(path, Shown::Part(node)),
+        (node, None) => node
+            .children()
+            .iter()
+            .for_each(|child| for_each_field(child, see)),
     }
 }
 
 /// `data.order.id` for `event.data.order.id`.
-fn path(expression: &Expr) -> Option<String> {
-    let Expr::Select(select) = expression else {
-        return None;
-    };
-    match &select.operand.expr {
-        Expr::Ident(name) if name == EVENT => Some(select.field.clone()),
-        operand => Some(format!("{}.{}", path(operand)?, select.field)),
+fn path(node: &Node) -> Option<String> {
+    match node {
+        Node::Attribute(name) | Node::HasAttribute(name) => Some(name.to_string()),
+        Node::Data | Node::HasData => Some(DATA.to_owned()),
+        Node::Field(operand, name) | Node::HasField(operand, name) => {
+            Some(format!("{}.{}", path(operand)?, name.inner()))
+        }
+        _ => None,
     }
 }

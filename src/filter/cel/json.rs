@@ -1,14 +1,14 @@
 //! The data of an event as a value of CEL.
 
-use std::{collections::HashMap, fmt};
+use std::{cell::Cell, collections::HashMap, fmt};
 
 use cel::common::{
     types::{CelBool, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelUInt},
     value::Val,
 };
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::MAX_DATA;
+use super::{MAX_DATA, MAX_VALUES};
 use crate::cloudevents::Event;
 
 /// A JSON value as CEL has it: a whole number that fits into 64 bits is an int or a uint, any other a double. Of a
@@ -31,6 +31,9 @@ pub(in crate::filter) enum DataError {
     /// More than is parsed.
     #[error("the data has more than {MAX_DATA} bytes, which filters do not look into")]
     TooLarge,
+    /// More values than are parsed.
+    #[error("the data has more than {MAX_VALUES} values in it, which filters do not look into")]
+    TooManyValues,
 }
 
 impl Json {
@@ -43,7 +46,14 @@ impl Json {
         if text.len() > MAX_DATA {
             return Err(DataError::TooLarge);
         }
-        serde_json::from_slice(text).map_err(|_| DataError::Invalid)
+        let room = Cell::new(MAX_VALUES);
+        let mut reader = serde_json::Deserializer::from_slice(text);
+        let parsed = Values { room: &room }.deserialize(&mut reader);
+        match parsed.and_then(|value| reader.end().map(|()| value)) {
+            Ok(value) => Ok(value),
+            Err(_) if room.get() == 0 => Err(DataError::TooManyValues),
+            Err(_) => Err(DataError::Invalid),
+        }
     }
 
     pub(super) fn value(&self) -> &dyn Val {
@@ -51,15 +61,27 @@ impl Json {
     }
 }
 
-impl<'de> Deserialize<'de> for Json {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Values)
+/// Reads a value, if there is room for it and for those in it.
+#[derive(Clone, Copy)]
+struct Values<'a> {
+    room: &'a Cell<usize>,
+}
+
+impl<'de> DeserializeSeed<'de> for Values<'_> {
+    type Value = Json;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json, D::Error> {
+        match self.room.get().checked_sub(1) {
+            Some(room) => {
+                self.room.set(room);
+                deserializer.deserialize_any(self)
+            }
+            None => Err(D::Error::custom("too many values")),
+        }
     }
 }
 
-struct Values;
-
-impl<'de> Visitor<'de> for Values {
+impl<'de> Visitor<'de> for Values<'_> {
     type Value = Json;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,7 +117,7 @@ impl<'de> Visitor<'de> for Values {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Json, A::Error> {
         let mut list: Vec<Box<dyn Val>> = Vec::new();
-        while let Some(Json(element)) = elements.next_element()? {
+        while let Some(Json(element)) = elements.next_element_seed(self)? {
             list.push(element);
         }
         Ok(Json(Box::new(CelList::from(list))))
@@ -103,7 +125,8 @@ impl<'de> Visitor<'de> for Values {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Json, A::Error> {
         let mut map: HashMap<CelMapKey<'static>, Box<dyn Val>> = HashMap::new();
-        while let Some((name, Json(value))) = members.next_entry::<String, Json>()? {
+        while let Some(name) = members.next_key::<String>()? {
+            let Json(value) = members.next_value_seed(self)?;
             map.insert(CelMapKey::String(CelString::from(name)), value);
         }
         Ok(Json(Box::new(CelMap::from(map))))

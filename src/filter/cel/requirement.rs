@@ -1,10 +1,10 @@
 //! What every event has for which an expression is true.
 
-use cel::common::ast::{CallExpr, Expr, LiteralValue, operators};
+use cel::common::{ast::LiteralValue, types::CelString};
 
 use super::{
     Expression,
-    check::{DATA, EVENT},
+    tree::{Node, OfTexts},
 };
 use crate::filter::Requirement;
 
@@ -12,70 +12,43 @@ impl Expression {
     /// What every event has that passes.
     #[must_use]
     pub fn requirement(&self) -> Requirement<'_> {
-        requirement(&self.root.expr)
+        requirement(&self.root)
     }
 }
 
 /// A string equals no value of another type, so `event.x == 'text'` asks for one canonical string.
-fn requirement(expression: &Expr) -> Requirement<'_> {
-    let Expr::Call(CallExpr {
-        func_name,
-        target,
-        args,
-    }) = expression
-    else {
-        return Requirement::UNKNOWN;
-    };
-    let target = target.as_ref().map(|target| &target.expr);
-    let operands: Vec<_> = target
-        .into_iter()
-        .chain(args.iter().map(|argument| &argument.expr))
-        .collect();
-    match (func_name.as_str(), operands.as_slice()) {
-        (operators::LOGICAL_AND, operands) => {
-            Requirement::All(operands.iter().map(|operand| requirement(operand)).collect())
-        }
-        (operators::LOGICAL_OR, operands) => {
-            Requirement::Any(operands.iter().map(|operand| requirement(operand)).collect())
-        }
-        (operators::EQUALS, [left, right]) => {
-            match (attribute(left), text(right), text(left), attribute(right)) {
-                (Some(name), Some(text), ..) | (.., Some(text), Some(name)) => Requirement::exact(name, text),
-                _ => Requirement::UNKNOWN,
+fn requirement(node: &Node) -> Requirement<'_> {
+    match node {
+        Node::And(nodes) => Requirement::All(nodes.iter().map(requirement).collect()),
+        Node::Or(nodes) => Requirement::Any(nodes.iter().map(requirement).collect()),
+        Node::Equal(nodes) => match &**nodes {
+            [Node::Attribute(name), other] | [other, Node::Attribute(name)] => {
+                text(other).map_or(Requirement::UNKNOWN, |text| Requirement::exact(name, text))
             }
-        }
-        (operators::IN, [value, Expr::List(list)]) => {
-            let one = |name| {
-                let texts = list.elements.iter().map(|element| text(&element.expr));
-                texts
-                    .map(|text| Some(Requirement::exact(name, text?)))
-                    .collect::<Option<_>>()
-            };
-            attribute(value)
-                .and_then(one)
-                .map_or(Requirement::UNKNOWN, Requirement::Any)
-        }
-        ("startsWith", [value, prefix]) => match (attribute(value), text(prefix)) {
-            (Some(name), Some(prefix)) => Requirement::prefix(name, prefix),
+            _ => Requirement::UNKNOWN,
+        },
+        Node::In(nodes) => match &**nodes {
+            [Node::Attribute(name), Node::List(list)] => {
+                let texts = list.iter().map(|element| element.downcast_ref::<CelString>());
+                let terms = texts.map(|text| Some(Requirement::exact(name, text?.inner())));
+                let terms = terms.collect::<Option<_>>();
+                terms.map_or(Requirement::UNKNOWN, Requirement::Any)
+            }
+            _ => Requirement::UNKNOWN,
+        },
+        Node::OfTexts(OfTexts::StartsWith, nodes) => match &**nodes {
+            [Node::Attribute(name), prefix] => {
+                text(prefix).map_or(Requirement::UNKNOWN, |prefix| Requirement::prefix(name, prefix))
+            }
             _ => Requirement::UNKNOWN,
         },
         _ => Requirement::UNKNOWN,
     }
 }
 
-fn attribute(expression: &Expr) -> Option<&str> {
-    match expression {
-        Expr::Select(select) if !select.test && select.field != DATA => match &select.operand.expr {
-            Expr::Ident(name) if name == EVENT => Some(&select.field),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-fn text(expression: &Expr) -> Option<&str> {
-    match expression {
-        Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
+fn text(node: &Node) -> Option<&str> {
+    match node {
+        Node::Literal(LiteralValue::String(text)) => Some(text.inner()),
         _ => None,
     }
 }

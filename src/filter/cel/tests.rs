@@ -1,5 +1,11 @@
 //! What expressions give, what is refused, and what no input may do.
 
+use std::collections::HashMap;
+
+use ::cel::common::{
+    types::{CelBool, CelInt, CelMap, CelMapKey, CelString},
+    value::Val,
+};
 use bytes::Bytes;
 use proptest::{collection, prelude::*, sample::select};
 use serde_json::json;
@@ -113,6 +119,7 @@ fn what_has_no_value_says_why_without_the_data() {
     let text = event_with("plain", "text/plain");
     let broken = event_with("{", "application/json");
     let large = event_with(&format!("\"{}\"", "x".repeat(MAX_DATA)), "application/json");
+    let many = event_with(&format!("[{}1]", "1,".repeat(MAX_VALUES)), "application/json");
     let none = EventBuilder::new()
         .attribute("id", "1")
         .attribute("source", "/")
@@ -179,6 +186,11 @@ fn what_has_no_value_says_why_without_the_data() {
             "event.data == 'x'",
             &large,
             "the data has more than 262144 bytes, which filters do not look into",
+        ),
+        (
+            "event.data == 1",
+            &many,
+            "the data has more than 32768 values in it, which filters do not look into",
         ),
         ("event.data.x == 1", &none, "there is no data in the event"),
     ];
@@ -309,7 +321,10 @@ fn mistakes_are_named() {
             "event.type.matches('(')",
             "no regular expression: error: unclosed group",
         ),
-        ("event.type.matches('(a{1000}){1000}')", "no regular expression: "),
+        (
+            "event.type.matches('(a{1000}){1000}')",
+            "the regular expression takes more than 65536 bytes compiled: use smaller repetition counts",
+        ),
         (
             "cidr(event.type).containsIP('1.1.1.1')",
             "cidr takes one string in quotes",
@@ -544,6 +559,168 @@ fn term() -> impl Strategy<Value = String> {
         (not(), select(vec!["event.x", "event.data.n"]))
             .prop_map(|(not, field)| format!("{not}has({field})")),
     ]
+}
+
+/// Operands and operators of every kind, nested, with what has no value among them.
+fn nested() -> impl Strategy<Value = String> {
+    let leaf = select(vec![
+        "event.type",
+        "event.priority",
+        "event.urgent",
+        "event.digits",
+        "event.missing",
+        "event.data",
+        "event.data.amount",
+        "event.data.count",
+        "event.data.huge",
+        "event.data.tags",
+        "event.data.order",
+        "event.data.order.lines",
+        "event.data.note",
+        "event.data.none",
+        "event['type']",
+        "has(event.type)",
+        "has(event.missing)",
+        "has(event.data.order.id)",
+        "has(event.data.tags.x)",
+        "'a'",
+        "'7'",
+        "'new'",
+        "7",
+        "-3",
+        "0",
+        "3.0",
+        "3u",
+        "true",
+        "false",
+        "null",
+        "b'x'",
+        "[1, 'new', -3]",
+        "[]",
+        "9223372036854775807",
+    ])
+    .prop_map(str::to_owned);
+    leaf.prop_recursive(4, 24, 3, |inner| {
+        let operators = select(vec![
+            "==", "!=", "<", "<=", ">", ">=", "&&", "||", "in", "+", "-", "*", "/", "%",
+        ]);
+        prop_oneof![
+            4 => (inner.clone(), operators, inner.clone()).prop_map(|(a, op, b)| format!("({a} {op} {b})")),
+            1 => (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("({a})[{b}]")),
+            1 => (inner.clone(), inner.clone(), inner.clone()).prop_map(|(a, b, c)| format!("({a} ? {b} : {c})")),
+            1 => (select(vec!["!", "-"]), inner.clone()).prop_map(|(op, a)| format!("{op}({a})")),
+            1 => (select(vec!["size", "string", "int", "uint", "double", "bool"]), inner.clone())
+                .prop_map(|(name, a)| format!("{name}({a})")),
+            1 => (inner.clone(), select(vec!["lowerAscii", "upperAscii", "trim", "size"]))
+                .prop_map(|(a, name)| format!("({a}).{name}()")),
+            1 => (inner.clone(), select(vec!["startsWith", "endsWith", "contains"]), inner)
+                .prop_map(|(a, name, b)| format!("({a}).{name}({b})")),
+        ]
+    })
+}
+
+/// What the crate gives for the same text and the same event; `None` where that is no Boolean, or an error.
+fn by_the_crate(text: &str, event: &Event) -> Option<bool> {
+    let data = Json::of(event).unwrap();
+    let mut env = ::cel::Env::default().with_optional_support(false).with_stdlib();
+    env.add_extension(::cel::extensions::strings).unwrap();
+    let mut fields: HashMap<CelMapKey, Box<dyn Val>> = HashMap::new();
+    let name = |name: &str| CelMapKey::String(CelString::from(name.to_owned()));
+    for (attribute, value) in event.attributes() {
+        let value: Box<dyn Val> = match value {
+            Value::Boolean(boolean) => Box::new(CelBool::from(*boolean)),
+            Value::Integer(integer) => Box::new(CelInt::from(i64::from(*integer))),
+            Value::String(text) => Box::new(CelString::from(text.to_string())),
+        };
+        fields.insert(name(attribute), value);
+    }
+    fields.insert(name("data"), data.value().clone_as_boxed());
+    let mut context = ::cel::Context::with_env(std::sync::Arc::new(env));
+    context.add_variable_as_val("event", Box::new(CelMap::from(fields)));
+    let root = ::cel::parser::PrattParser::new().parse(text).unwrap();
+    let value = ::cel::Value::resolve_val(&root, &context).ok()?;
+    value.downcast_ref::<CelBool>().map(|boolean| *boolean.inner())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn gives_what_the_crate_gives(text in nested()) {
+        let event = event();
+        let Ok(expression) = Expression::parse(&text) else { return Ok(()) };
+        let given = expression.evaluate(&Subject::new(&event));
+        // Texts do not become longer than `MAX_TEXT`, and the rest is the same. Lists are not added up.
+        let expected = by_the_crate(&text, &event);
+        if text.contains('+') && given.is_err() {
+            return Ok(());
+        }
+        prop_assert_eq!(given.clone().ok(), expected, "{}: {:?}", text, given);
+    }
+}
+
+/// Each takes longer than linear time in the data, or more memory than it, were it not paid for.
+#[test]
+fn what_is_expensive_ends() {
+    let text = event_with(
+        &format!("{{\"text\": \"{}\"}}", "ab".repeat(120_000)),
+        "application/json",
+    );
+    let list = event_with(
+        &format!("{{\"list\": [{}]}}", vec!["1"; 20_000].join(",")),
+        "application/json",
+    );
+    let any = |term: &str, count| vec![term; count].join(" || ");
+    for (text, event) in [
+        ("event.data.text.matches('[ab]*a[ab]{500}c0')".to_owned(), &text),
+        ("event.data.text.matches(r'\\w+@\\w+')".to_owned(), &text),
+        (any("event.data.text.matches('c$')", 20), &text),
+        (any("event.data.text.contains('bb')", 20), &text),
+        (any("event.data.text.lowerAscii().upperAscii() == 'x'", 20), &text),
+        (any("event.data.text != event.data.text", 40), &text),
+        (any("event.data.list == event.data.list && false", 20), &list),
+        (any("event.data == event.data && false", 20), &list),
+        (any("2 in event.data.list", 20), &list),
+    ] {
+        let filter = Filter::compile(&[crate::filter::Expression::Cel(text.clone())]);
+        let filter = filter.unwrap_or_else(|error| panic!("{text}: {error}"));
+        let subject = Subject::new(event);
+        assert!(
+            matches!(
+                filter.decide(&subject),
+                crate::filter::Decision::Failed(crate::filter::Error::TooExpensive)
+            ),
+            "{text}: {}",
+            subject.steps()
+        );
+        assert!(subject.steps() <= crate::filter::BUDGET, "{text}");
+        assert_eq!(filter.explain(event)[0].outcome, crate::filter::Outcome::Fails);
+    }
+    for (text, event) in [
+        ("event.data.text.matches('ab$')", &text),
+        (
+            "event.data.text.contains('abab') && event.data.text.size() == 240000",
+            &text,
+        ),
+        ("1 in event.data.list && size(event.data.list) == 20000", &list),
+    ] {
+        assert_eq!(evaluate(text, event), Ok(true), "{text}");
+    }
+}
+
+#[test]
+fn what_is_too_expensive_does_not_match_whatever_is_around_it() {
+    let event = event_with(&format!("\"{}\"", "ab".repeat(120_000)), "application/json");
+    let expensive = json!({"cel": "event.data.matches('[ab]*a[ab]{500}c0')"});
+    for filters in [
+        json!([{"not": expensive}]),
+        json!([{"any": [expensive, {"exact": {"id": "1"}}]}]),
+        json!([{"cel": "event.data.matches('[ab]*a[ab]{500}c0') || true"}]),
+        json!([{"not": {"cel": "event.data.matches('[ab]*a[ab]{500}c0') && false"}}]),
+    ] {
+        let filter = Filter::compile(&serde_json::from_value::<Vec<_>>(filters.clone()).unwrap()).unwrap();
+        assert!(!filter.matches(&event), "{filters}");
+    }
 }
 
 proptest! {

@@ -4,10 +4,9 @@ use std::borrow::Cow;
 
 use super::{
     Failure, ParseProblem, Problem, Scalar, Span, Type,
-    evaluate::{boolean, integer, string},
+    evaluate::{Scope, boolean, integer, string, too_expensive},
     tree::Node,
 };
-use crate::cloudevents::Event;
 
 /// What there is, in the order of the alphabet.
 pub(super) const NAMES: [&str; 13] = [
@@ -25,6 +24,9 @@ pub(super) const NAMES: [&str; 13] = [
     "TRIM",
     "UPPER",
 ];
+
+/// What a function costs for each byte of its text.
+const TEXT: u64 = 2;
 
 /// A function with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,47 +127,61 @@ impl Call {
     }
 
     /// What it gives for an event. `span` is the call's own.
-    pub(super) fn evaluate<'a>(&'a self, span: Span, event: &'a Event) -> Result<Scalar<'a>, Failure<'a>> {
+    pub(super) fn evaluate<'a>(
+        &'a self,
+        span: Span,
+        scope: Scope<'a, '_>,
+    ) -> Result<Scalar<'a>, Failure<'a>> {
         let failed = |problem| Failure { span, problem };
+        // Each of these goes through the text a few times, and may copy it.
+        let text_of = |node: &'a Node| {
+            let text = string(node, scope)?;
+            scope.fuel.read(text.len(), TEXT).map_err(too_expensive(span))?;
+            Ok(text)
+        };
         Ok(match self {
             Self::Abs(x) => Scalar::Integer(
-                integer(x, event)?
+                integer(x, scope)?
                     .checked_abs()
                     .ok_or_else(|| failed(Problem::AbsoluteOverflow))?,
             ),
-            Self::Bool(x) => Scalar::Boolean(boolean(x, event)?),
-            Self::Int(x) => Scalar::Integer(integer(x, event)?),
-            Self::Length(x) => Scalar::Integer(integer_of(string(x, event)?.chars().count())),
-            Self::Concat(texts) => Scalar::String(join("", texts, event)?.into()),
+            Self::Bool(x) => Scalar::Boolean(boolean(x, scope)?),
+            Self::Int(x) => Scalar::Integer(integer(x, scope)?),
+            Self::Length(x) => {
+                let text = string(x, scope)?;
+                scope.fuel.pass(text.len()).map_err(too_expensive(span))?;
+                Scalar::Integer(integer_of(text.chars().count()))
+            }
+            Self::Concat(texts) => Scalar::String(join("", texts, span, scope)?.into()),
             Self::ConcatWs { delimiter, texts } => {
-                let delimiter = string(delimiter, event)?;
-                Scalar::String(join(&delimiter, texts, event)?.into())
+                let delimiter = string(delimiter, scope)?;
+                Scalar::String(join(&delimiter, texts, span, scope)?.into())
             }
             Self::Left { text, count } => {
-                let (text, count) = (string(text, event)?, integer(count, event)?);
+                let (text, count) = (text_of(text)?, integer(count, scope)?);
                 Scalar::String(left(text, count).map_err(failed)?)
             }
             Self::Right { text, count } => {
-                let (text, count) = (string(text, event)?, integer(count, event)?);
+                let (text, count) = (text_of(text)?, integer(count, scope)?);
                 Scalar::String(right(text, count).map_err(failed)?)
             }
             Self::Lower(x) => {
                 let changes = |character: char| !character.is_ascii() || character.is_ascii_uppercase();
-                Scalar::String(convert(string(x, event)?, changes, str::to_lowercase))
+                Scalar::String(convert(text_of(x)?, changes, str::to_lowercase))
             }
             Self::Upper(x) => {
                 let changes = |character: char| !character.is_ascii() || character.is_ascii_lowercase();
-                Scalar::String(convert(string(x, event)?, changes, str::to_uppercase))
+                Scalar::String(convert(text_of(x)?, changes, str::to_uppercase))
             }
-            Self::String(x) => Scalar::String(string(x, event)?),
-            Self::Trim(x) => Scalar::String(part(string(x, event)?, str::trim)),
+            Self::String(x) => Scalar::String(string(x, scope)?),
+            Self::Trim(x) => Scalar::String(part(text_of(x)?, str::trim)),
             Self::Substring {
                 text,
                 position,
                 length,
             } => {
-                let (text, position) = (string(text, event)?, integer(position, event)?);
-                let length = length.as_ref().map(|length| integer(length, event)).transpose()?;
+                let (text, position) = (text_of(text)?, integer(position, scope)?);
+                let length = length.as_ref().map(|length| integer(length, scope)).transpose()?;
                 Scalar::String(substring(text, position, length).map_err(failed)?)
             }
         })
@@ -177,13 +193,20 @@ fn integer_of(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-fn join<'a>(delimiter: &str, texts: &'a [Node], event: &'a Event) -> Result<String, Failure<'a>> {
+fn join<'a>(
+    delimiter: &str,
+    texts: &'a [Node],
+    span: Span,
+    scope: Scope<'a, '_>,
+) -> Result<String, Failure<'a>> {
     let mut joined = String::new();
     for (index, text) in texts.iter().enumerate() {
-        if index > 0 {
-            joined.push_str(delimiter);
-        }
-        joined.push_str(&string(text, event)?);
+        let text = string(text, scope)?;
+        let delimiter = if index > 0 { delimiter } else { "" };
+        let added = delimiter.len() + text.len();
+        scope.fuel.read(added, 1).map_err(too_expensive(span))?;
+        joined.push_str(delimiter);
+        joined.push_str(&text);
     }
     Ok(joined)
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::{MAX_DEPTH, MAX_LENGTH, Scalar, Span, Type};
+use crate::filter::fuel::Overrun;
 
 /// Why a text is no expression, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -124,6 +125,9 @@ pub enum Problem<'a> {
         /// How long the text is.
         length: usize,
     },
+    /// The budget is used up.
+    #[error("{Overrun}")]
+    TooExpensive,
 }
 
 impl<'a> Problem<'a> {

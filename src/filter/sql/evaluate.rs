@@ -6,7 +6,17 @@ use super::{
     Expression, Failure, Problem, Scalar, Span, Type,
     tree::{Arithmetic, Binary, Comparison, Kind, Logic, Node},
 };
-use crate::cloudevents::Event;
+use crate::{
+    cloudevents::Event,
+    filter::fuel::{Fuel, Overrun, PART},
+};
+
+/// The event, and what may still be spent.
+#[derive(Clone, Copy)]
+pub(super) struct Scope<'a, 'f> {
+    pub(super) event: &'a Event,
+    pub(super) fuel: &'f Fuel,
+}
 
 /// What an expression gives for an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +32,8 @@ impl Expression {
     /// The value of the expression for an event, and the error if there was one.
     #[must_use]
     pub fn evaluate<'a>(&'a self, event: &'a Event) -> Evaluation<'a> {
-        match evaluate(&self.root, event) {
+        let fuel = Fuel::new();
+        match evaluate(&self.root, Scope { event, fuel: &fuel }) {
             Ok(value) => Evaluation { value, error: None },
             Err(failure) => {
                 let own = failure
@@ -41,15 +52,19 @@ impl Expression {
     /// Whether the event passes: the value is `true`, and there was no error (section 1.2).
     #[must_use]
     pub fn holds(&self, event: &Event) -> bool {
-        self.decide(event) == Ok(true)
+        self.decide(event, &Fuel::new()) == Ok(true)
     }
 
     /// Whether the event passes.
     ///
     /// # Errors
     /// Why the expression has no value, or one that is no Boolean.
-    pub fn decide<'a>(&'a self, event: &'a Event) -> Result<bool, Failure<'a>> {
-        match evaluate(&self.root, event)? {
+    pub(in crate::filter) fn decide<'a>(
+        &'a self,
+        event: &'a Event,
+        fuel: &Fuel,
+    ) -> Result<bool, Failure<'a>> {
+        match evaluate(&self.root, Scope { event, fuel })? {
             Scalar::Boolean(boolean) => Ok(boolean),
             value => Err(no_cast(self.root.span, Type::Boolean)(value)),
         }
@@ -57,20 +72,40 @@ impl Expression {
 }
 
 /// A node's value, cast to Boolean.
-pub(super) fn boolean<'a>(node: &'a Node, event: &'a Event) -> Result<bool, Failure<'a>> {
-    let value = evaluate(node, event)?;
+pub(super) fn boolean<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<bool, Failure<'a>> {
+    let value = evaluate(node, scope)?;
     value.boolean().map_err(no_cast(node.span, Type::Boolean))
 }
 
 /// A node's value, cast to Integer.
-pub(super) fn integer<'a>(node: &'a Node, event: &'a Event) -> Result<i32, Failure<'a>> {
-    let value = evaluate(node, event)?;
+pub(super) fn integer<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<i32, Failure<'a>> {
+    let value = evaluate(node, scope)?;
+    if let Scalar::String(text) = &value {
+        scope.fuel.pass(text.len()).map_err(too_expensive(node.span))?;
+    }
     value.integer().map_err(no_cast(node.span, Type::Integer))
 }
 
 /// A node's value, cast to String.
-pub(super) fn string<'a>(node: &'a Node, event: &'a Event) -> Result<Cow<'a, str>, Failure<'a>> {
-    evaluate(node, event).map(Scalar::string)
+pub(super) fn string<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<Cow<'a, str>, Failure<'a>> {
+    evaluate(node, scope).map(Scalar::string)
+}
+
+/// Pays for `target.equals(value)`.
+fn compared<'a>(target: &Scalar, value: &Scalar, scope: Scope, span: Span) -> Result<(), Failure<'a>> {
+    let bytes = match (target, value) {
+        (Scalar::String(target), Scalar::String(value)) => target.len().min(value.len()),
+        (_, Scalar::String(value)) => value.len(),
+        _ => 0,
+    };
+    scope.fuel.pass(bytes).map_err(too_expensive(span))
+}
+
+pub(super) fn too_expensive<'a>(span: Span) -> impl FnOnce(Overrun) -> Failure<'a> {
+    move |Overrun| Failure {
+        span,
+        problem: Problem::TooExpensive,
+    }
 }
 
 fn no_cast<'a>(span: Span, to: Type) -> impl FnOnce(Scalar<'a>) -> Failure<'a> {
@@ -80,54 +115,63 @@ fn no_cast<'a>(span: Span, to: Type) -> impl FnOnce(Scalar<'a>) -> Failure<'a> {
     }
 }
 
-fn evaluate<'a>(node: &'a Node, event: &'a Event) -> Result<Scalar<'a>, Failure<'a>> {
+pub(super) fn evaluate<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<Scalar<'a>, Failure<'a>> {
     let failed = |problem| Failure {
         span: node.span,
         problem,
     };
+    scope.fuel.spend(PART).map_err(too_expensive(node.span))?;
     Ok(match &node.kind {
         Kind::Literal(value) => value.borrowed(),
-        Kind::Attribute(name) => event
+        Kind::Attribute(name) => scope
+            .event
             .attribute(name)
             .map(Scalar::from)
             .ok_or_else(|| failed(Problem::MissingAttribute(name)))?,
-        Kind::Exists(name) => Scalar::Boolean(event.attribute(name).is_some()),
-        Kind::Not(operand) => Scalar::Boolean(!boolean(operand, event)?),
+        Kind::Exists(name) => Scalar::Boolean(scope.event.attribute(name).is_some()),
+        Kind::Not(operand) => Scalar::Boolean(!boolean(operand, scope)?),
         Kind::Negate(operand) => Scalar::Integer(
-            integer(operand, event)?
+            integer(operand, scope)?
                 .checked_neg()
                 .ok_or_else(|| failed(Problem::Overflow))?,
         ),
-        Kind::Logic(operator, operands) => Scalar::Boolean(logic(*operator, operands, event)?),
+        Kind::Logic(operator, operands) => Scalar::Boolean(logic(*operator, operands, scope)?),
         Kind::Binary(operator, left, right) => match operator {
-            Binary::Equal => Scalar::Boolean(equal(left, right, event)?),
-            Binary::NotEqual => Scalar::Boolean(!equal(left, right, event)?),
+            Binary::Equal => Scalar::Boolean(equal(left, right, scope)?),
+            Binary::NotEqual => Scalar::Boolean(!equal(left, right, scope)?),
             Binary::Compare(operator) => {
-                Scalar::Boolean(compare(*operator, integer(left, event)?, integer(right, event)?))
+                Scalar::Boolean(compare(*operator, integer(left, scope)?, integer(right, scope)?))
             }
             Binary::Calculate(operator) => Scalar::Integer(
-                calculate(*operator, integer(left, event)?, integer(right, event)?).map_err(failed)?,
+                calculate(*operator, integer(left, scope)?, integer(right, scope)?).map_err(failed)?,
             ),
         },
         Kind::Like {
             operand,
             pattern,
             negated,
-        } => Scalar::Boolean(pattern.matches(&string(operand, event)?) != *negated),
+        } => {
+            let text = string(operand, scope)?;
+            scope
+                .fuel
+                .spend(pattern.cost(&text))
+                .map_err(too_expensive(node.span))?;
+            Scalar::Boolean(pattern.matches(&text) != *negated)
+        }
         Kind::In {
             operand,
             set,
             negated,
-        } => Scalar::Boolean(contains(set, operand, event)? != *negated),
-        Kind::Call(call) => call.evaluate(node.span, event)?,
+        } => Scalar::Boolean(contains(set, operand, scope)? != *negated),
+        Kind::Call(call) => call.evaluate(node.span, scope)?,
     })
 }
 
 /// Operands from left to right: the first `false` ends an AND, the first `true` an OR.
-fn logic<'a>(operator: Logic, operands: &'a [Node], event: &'a Event) -> Result<bool, Failure<'a>> {
+fn logic<'a>(operator: Logic, operands: &'a [Node], scope: Scope<'a, '_>) -> Result<bool, Failure<'a>> {
     let mut result = operator == Logic::And;
     for operand in operands {
-        let value = boolean(operand, event)?;
+        let value = boolean(operand, scope)?;
         match operator {
             Logic::And if !value => return Ok(false),
             Logic::Or if value => return Ok(true),
@@ -139,17 +183,19 @@ fn logic<'a>(operator: Logic, operands: &'a [Node], event: &'a Event) -> Result<
 }
 
 /// The left operand is cast to the type of the right one.
-fn equal<'a>(left: &'a Node, right: &'a Node, event: &'a Event) -> Result<bool, Failure<'a>> {
-    let value = evaluate(left, event)?;
-    let target = evaluate(right, event)?;
+fn equal<'a>(left: &'a Node, right: &'a Node, scope: Scope<'a, '_>) -> Result<bool, Failure<'a>> {
+    let value = evaluate(left, scope)?;
+    let target = evaluate(right, scope)?;
+    compared(&target, &value, scope, left.span)?;
     target.equals(value).map_err(no_cast(left.span, target.r#type()))
 }
 
 /// Each element is cast to the type of the operand.
-fn contains<'a>(set: &'a [Node], operand: &'a Node, event: &'a Event) -> Result<bool, Failure<'a>> {
-    let target = evaluate(operand, event)?;
+fn contains<'a>(set: &'a [Node], operand: &'a Node, scope: Scope<'a, '_>) -> Result<bool, Failure<'a>> {
+    let target = evaluate(operand, scope)?;
     for element in set {
-        let value = evaluate(element, event)?;
+        let value = evaluate(element, scope)?;
+        compared(&target, &value, scope, element.span)?;
         let equal = target
             .equals(value)
             .map_err(no_cast(element.span, target.r#type()))?;

@@ -2,53 +2,64 @@
 
 use super::{
     Expression, Failure, Scalar,
-    call::Call,
-    evaluate::boolean,
+    evaluate::{Scope, boolean, evaluate},
     tree::{Kind, Logic, Node},
 };
 use crate::{
     cloudevents::Event,
-    filter::explanation::{Explanation, Outcome, Seen, one_line},
+    filter::{
+        explanation::{Explanation, Outcome, Seen, one_line},
+        fuel::Fuel,
+    },
 };
 
 impl Expression {
     /// What the expression gave for an event and why, down to the operands of `AND`, `OR`, `XOR` and `NOT`.
     #[must_use]
     pub fn explain(&self, event: &Event) -> Explanation {
-        let mut explanation = self.explain_node(&self.root, event);
+        self.explain_within(event, &Fuel::new())
+    }
+
+    /// The same, of what is left of a budget.
+    pub(in crate::filter) fn explain_within(&self, event: &Event, fuel: &Fuel) -> Explanation {
+        let scope = Scope { event, fuel };
+        let mut explanation = self.explain_node(&self.root, scope);
         explanation.clause = format!("sql {}", one_line(self.text.trim()));
         // Operands are cast to Boolean, the whole is not.
-        let evaluation = self.evaluate(event);
-        if evaluation.error.is_none() && !matches!(evaluation.value, Scalar::Boolean(_)) {
-            let r#type = evaluation.value.r#type();
+        if let Ok(value) = evaluate(&self.root, scope)
+            && !matches!(value, Scalar::Boolean(_))
+        {
             explanation.outcome = Outcome::Fails;
-            explanation.error = Some(format!("{} is of type {type}, and no Boolean", evaluation.value));
+            explanation.error = Some(format!("{value} is of type {}, and no Boolean", value.r#type()));
         }
         explanation
     }
 
-    fn explain_node(&self, node: &Node, event: &Event) -> Explanation {
-        let result = boolean(node, event);
+    fn explain_node(&self, node: &Node, scope: Scope) -> Explanation {
+        let result = boolean(node, scope);
         let mut explanation = Explanation::new(one_line(node.span.of(&self.text)), result == Ok(true));
         explanation.error = result.as_ref().err().map(Failure::to_string);
         match &node.kind {
             Kind::Logic(operator, operands) => {
-                explanation.clauses = self.explain_operands(*operator, operands, event);
+                explanation.clauses = self.explain_operands(*operator, operands, scope);
             }
-            Kind::Not(operand) => explanation.clauses = vec![self.explain_node(operand, event)],
+            Kind::Not(operand) => explanation.clauses = vec![self.explain_node(operand, scope)],
             _ => {
                 let mut names = Vec::new();
                 collect_attributes(node, &mut names);
-                explanation.saw = names.into_iter().map(|name| Seen::new(name, event)).collect();
+                explanation.saw = names
+                    .into_iter()
+                    .map(|name| Seen::new(name, scope.event))
+                    .collect();
             }
         }
         explanation
     }
 
-    fn explain_operands(&self, operator: Logic, operands: &[Node], event: &Event) -> Vec<Explanation> {
+    fn explain_operands(&self, operator: Logic, operands: &[Node], scope: Scope) -> Vec<Explanation> {
         let mut decided = false;
         let explain = |operand| {
-            let mut explanation = self.explain_node(operand, event);
+            let mut explanation = self.explain_node(operand, scope);
             if decided {
                 explanation = Explanation {
                     outcome: Outcome::NotReached,
@@ -69,48 +80,11 @@ impl Expression {
 
 /// The names of the attributes that a node looks at, each once, in the order of the text.
 fn collect_attributes<'a>(node: &'a Node, names: &mut Vec<&'a str>) {
-    let mut all = |nodes: &[&'a Node]| {
-        for node in nodes {
-            collect_attributes(node, names);
+    node.for_each(&mut |node| {
+        if let Kind::Attribute(name) | Kind::Exists(name) = &node.kind
+            && !names.contains(&&**name)
+        {
+            names.push(name);
         }
-    };
-    match &node.kind {
-        Kind::Literal(_) => {}
-        Kind::Attribute(name) | Kind::Exists(name) => {
-            if !names.contains(&&**name) {
-                names.push(name);
-            }
-        }
-        Kind::Not(operand) | Kind::Negate(operand) | Kind::Like { operand, .. } => all(&[operand]),
-        Kind::Logic(_, operands) => operands.iter().for_each(|operand| all(&[operand])),
-        Kind::Binary(_, left, right) => all(&[left, right]),
-        Kind::In { operand, set, .. } => {
-            all(&[operand]);
-            set.iter().for_each(|element| all(&[element]));
-        }
-        Kind::Call(call) => match call {
-            Call::Abs(x)
-            | Call::Bool(x)
-            | Call::Int(x)
-            | Call::Length(x)
-            | Call::Lower(x)
-            | Call::String(x)
-            | Call::Trim(x)
-            | Call::Upper(x) => all(&[x]),
-            Call::Concat(texts) => texts.iter().for_each(|text| all(&[text])),
-            Call::ConcatWs { delimiter, texts } => {
-                all(&[delimiter]);
-                texts.iter().for_each(|text| all(&[text]));
-            }
-            Call::Left { text, count } | Call::Right { text, count } => all(&[text, count]),
-            Call::Substring {
-                text,
-                position,
-                length,
-            } => {
-                all(&[text, position]);
-                length.iter().for_each(|length| all(&[length]));
-            }
-        },
-    }
+    });
 }

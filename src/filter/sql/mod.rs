@@ -37,7 +37,7 @@ pub use evaluate::Evaluation;
 pub use scalar::{Scalar, Type};
 pub use tree::Span;
 
-use tree::Node;
+use tree::{Kind, Node};
 
 use super::Requirement;
 
@@ -66,6 +66,24 @@ impl Expression {
     #[must_use]
     pub fn r#type(&self) -> Option<Type> {
         self.root.r#type()
+    }
+
+    /// How many operators, calls, attributes and constants it has.
+    pub(super) fn parts(&self) -> usize {
+        let mut parts = 0;
+        self.root.for_each(&mut |_| parts += 1);
+        parts
+    }
+
+    /// How many bytes its patterns take.
+    pub(super) fn patterns(&self) -> usize {
+        let mut bytes = 0;
+        self.root.for_each(&mut |node| {
+            if let Kind::Like { pattern, .. } = &node.kind {
+                bytes += pattern.size();
+            }
+        });
+        bytes
     }
 
     /// The text that was compiled.

@@ -82,6 +82,29 @@ impl Pattern {
         }
     }
 
+    /// What a match takes at most, in steps.
+    pub(super) fn cost(&self, text: &str) -> u64 {
+        /// To look for a text, and for a piece with `_`: for each of its words of 64 positions, and a look-up.
+        const SEARCH: u64 = 3;
+        const WORD: u64 = 3;
+        const LOOK_UP: u64 = 25;
+        let of_byte = self.middle.iter().map(|piece| match piece {
+            Piece::Text(_) => SEARCH,
+            Piece::Wild(wild) => LOOK_UP + WORD * wild.any.len() as u64,
+        });
+        let pieces = self.pieces().map(Piece::length).sum::<usize>() as u64;
+        (text.len() as u64).saturating_mul(of_byte.max().unwrap_or_default()) + SEARCH * pieces
+    }
+
+    /// How many bytes it takes, about.
+    pub(super) fn size(&self) -> usize {
+        self.pieces().map(Piece::size).sum()
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &Piece> {
+        [&self.first].into_iter().chain(&self.middle).chain(&self.last)
+    }
+
     pub(super) fn matches(&self, text: &str) -> bool {
         let Some(rest) = self.first.strip_prefix(text) else {
             return false;
@@ -102,6 +125,28 @@ impl Piece {
             Some(text) => Self::Text(text.into()),
             None => Self::Wild(Box::new(Wild::new(characters))),
         }
+    }
+
+    fn length(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Wild(wild) => wild.characters.len(),
+        }
+    }
+
+    fn size(&self) -> usize {
+        let content = match self {
+            Self::Text(text) => text.len(),
+            // A character that is looked up has a place in the map, and a list of words.
+            Self::Wild(wild) => {
+                let words: usize = wild.only.values().map(Vec::len).sum();
+                wild.characters.len() * size_of::<Option<char>>()
+                    + wild.any.len() * 8
+                    + wild.only.len() * 64
+                    + words * 16
+            }
+        };
+        size_of::<Self>() + content
     }
 
     /// What follows it, if the text begins with it.

@@ -4,6 +4,9 @@ use std::{borrow::Cow, fmt};
 
 use crate::cloudevents::Value;
 
+/// How many characters of a text are shown in an error.
+const MAX_SHOWN: usize = 200;
+
 /// A primitive type of the language.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
@@ -120,13 +123,18 @@ impl<'a> From<&'a Value> for Scalar<'a> {
     }
 }
 
-/// As an expression would write it.
+/// As an expression would write it, with the beginning of a long text.
 impl fmt::Display for Scalar<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Boolean(boolean) => boolean.fmt(f),
             Self::Integer(integer) => integer.fmt(f),
-            Self::String(text) => write!(f, "'{}'", text.replace('\'', "\\'")),
+            Self::String(text) => {
+                let end = text.char_indices().nth(MAX_SHOWN).map(|(at, _)| at);
+                let shown = end.map_or(&**text, |end| text.split_at(end).0);
+                let more = if end.is_some() { "..." } else { "" };
+                write!(f, "'{}{more}'", shown.replace('\'', "\\'"))
+            }
         }
     }
 }

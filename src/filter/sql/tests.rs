@@ -55,6 +55,7 @@ fn outcome(text: &str, event: &Event) -> String {
         None => value.to_string(),
         Some(Problem::MissingAttribute(_)) => format!("{value} missing"),
         Some(Problem::Cast { .. }) => format!("{value} cast"),
+        Some(Problem::TooExpensive) => format!("{value} expensive"),
         Some(Problem::Overflow | Problem::AbsoluteOverflow | Problem::DivisionByZero) => {
             format!("{value} math")
         }
@@ -937,4 +938,43 @@ fn equality() -> impl Strategy<Value = String> {
         (operand(), set).prop_map(|(left, set)| format!("{left} IN ({set})")),
         (operand(), pattern).prop_map(|(left, pattern)| format!("{left} LIKE {pattern}")),
     ]
+}
+
+/// Each takes longer than linear time in the text, or more memory than it, were it not paid for.
+#[test]
+fn what_is_expensive_ends() {
+    let long = event(&[("subject", "ab".repeat(400_000).into())]);
+    let wild = format!("subject LIKE '%{}c%'", "a_".repeat(1000));
+    let texts = vec!["subject"; 300].join(", ");
+    for text in [
+        wild,
+        format!("LENGTH(CONCAT({texts})) > 1"),
+        format!("CONCAT_WS(subject, {texts}) = 'x'"),
+        format!(
+            "subject != subject OR {}",
+            vec!["LOWER(UPPER(subject)) = 'x'"; 50].join(" OR ")
+        ),
+        format!(
+            "{} = 'x'",
+            (0..20).fold("subject".to_owned(), |text, _| format!("SUBSTRING({text}, 1)"))
+        ),
+        format!("id IN ({})", vec!["TRIM(subject)"; 200].join(", ")),
+    ] {
+        let filter = crate::filter::Filter::compile(&[crate::filter::Expression::Sql(text.clone())]).unwrap();
+        let subject = crate::filter::Subject::new(&long);
+        assert!(
+            matches!(
+                filter.decide(&subject),
+                crate::filter::Decision::Failed(crate::filter::Error::TooExpensive)
+            ),
+            "{}",
+            text.get(..60).unwrap_or(&text)
+        );
+        assert!(subject.steps() <= crate::filter::BUDGET);
+    }
+    assert!(
+        Expression::parse("LENGTH(subject) = 800000 AND subject LIKE 'a%bab'")
+            .unwrap()
+            .holds(&long)
+    );
 }

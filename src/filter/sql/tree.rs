@@ -141,4 +141,45 @@ impl Node {
             Kind::Call(call) => Some(call.r#type()),
         }
     }
+
+    /// Calls `see` with the node and with those below it, in the order of the text.
+    pub(super) fn for_each<'a>(&'a self, see: &mut impl FnMut(&'a Self)) {
+        see(self);
+        match &self.kind {
+            Kind::Literal(_) | Kind::Attribute(_) | Kind::Exists(_) => {}
+            Kind::Not(operand) | Kind::Negate(operand) | Kind::Like { operand, .. } => operand.for_each(see),
+            Kind::Logic(_, operands) => operands.iter().for_each(|operand| operand.for_each(see)),
+            Kind::Binary(_, left, right) => [left, right].into_iter().for_each(|node| node.for_each(see)),
+            Kind::In { operand, set, .. } => {
+                operand.for_each(see);
+                set.iter().for_each(|element| element.for_each(see));
+            }
+            Kind::Call(call) => match call {
+                Call::Abs(x)
+                | Call::Bool(x)
+                | Call::Int(x)
+                | Call::Length(x)
+                | Call::Lower(x)
+                | Call::String(x)
+                | Call::Trim(x)
+                | Call::Upper(x) => x.for_each(see),
+                Call::Concat(texts) => texts.iter().for_each(|text| text.for_each(see)),
+                Call::ConcatWs { delimiter, texts } => {
+                    delimiter.for_each(see);
+                    texts.iter().for_each(|text| text.for_each(see));
+                }
+                Call::Left { text, count } | Call::Right { text, count } => {
+                    [text, count].into_iter().for_each(|node| node.for_each(see));
+                }
+                Call::Substring {
+                    text,
+                    position,
+                    length,
+                } => {
+                    let nodes = [text, position].into_iter().chain(length);
+                    nodes.for_each(|node| node.for_each(see));
+                }
+            },
+        }
+    }
 }

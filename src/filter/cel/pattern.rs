@@ -1,0 +1,274 @@
+//! Regular expressions. The size of a compiled one is known, and so is what trying it on a text costs: there are no
+//! caches, and nothing is compiled while it is tried.
+//!
+//! Most become a deterministic automaton, which takes one step for each byte of the text. Where that would be too
+//! large, such as for wide classes of Unicode or counted repetitions, the nondeterministic one is simulated, and every
+//! state that is visited is paid for.
+
+use regex_automata::{
+    Anchored, Input,
+    dfa::{Automaton as _, StartKind, dense},
+    nfa::thompson::{Compiler, Config, NFA, State, WhichCaptures},
+    util::{primitives::StateID, syntax},
+};
+
+use super::Problem;
+use crate::filter::fuel::{Fuel, Overrun};
+
+/// How many bytes an automaton may have that is simulated.
+pub(super) const MAX_SIMULATED: usize = 64 * 1024;
+
+/// How many bytes an automaton may have that takes one step for each byte of the text; beyond, it is simulated.
+const MAX_DETERMINISTIC: usize = 32 * 1024;
+
+/// How deep groups may be nested.
+const MAX_NESTING: u32 = 32;
+
+/// What a byte of the text costs where the automaton is deterministic.
+const BYTE: u64 = 2;
+
+/// What a visit of a state costs where it is not.
+const VISIT: u64 = 4;
+
+/// A compiled regular expression.
+#[derive(Clone, Debug)]
+pub(super) enum Pattern {
+    Deterministic(Box<dense::DFA<Vec<u32>>>),
+    Simulated(NFA),
+}
+
+impl Pattern {
+    pub(super) fn new(text: &str) -> Result<Self, Problem> {
+        let syntax = syntax::Config::new().nest_limit(MAX_NESTING);
+        let nfa = Compiler::new()
+            .syntax(syntax)
+            .configure(
+                Config::new()
+                    .nfa_size_limit(Some(MAX_SIMULATED))
+                    .which_captures(WhichCaptures::None),
+            )
+            .build(text)
+            .map_err(|error| match error.size_limit() {
+                Some(_) => Problem::PatternTooLarge,
+                None => Problem::Pattern(reason(&error)),
+            })?;
+        let config = dense::Config::new()
+            .start_kind(StartKind::Unanchored)
+            .accelerate(false)
+            .determinize_size_limit(Some(4 * MAX_DETERMINISTIC))
+            .dfa_size_limit(Some(MAX_DETERMINISTIC));
+        let dfa = dense::Builder::new().configure(config).build_from_nfa(&nfa);
+        Ok(match dfa {
+            Ok(dfa) => Self::Deterministic(Box::new(dfa)),
+            Err(_) => Self::Simulated(nfa),
+        })
+    }
+
+    /// How many bytes it takes.
+    pub(super) fn size(&self) -> usize {
+        match self {
+            Self::Deterministic(dfa) => dfa.memory_usage() + size_of::<dense::DFA<Vec<u32>>>(),
+            Self::Simulated(nfa) => nfa.memory_usage(),
+        }
+    }
+
+    /// Whether the text has a match in it.
+    pub(super) fn is_match(&self, text: &str, fuel: &Fuel) -> Result<bool, Overrun> {
+        match self {
+            Self::Deterministic(dfa) => {
+                fuel.read(text.len() + 1, BYTE)?;
+                let input = Input::new(text).anchored(Anchored::No).earliest(true);
+                match dfa.try_search_fwd(&input) {
+                    Ok(found) => Ok(found.is_some()),
+                    // Not without quit bytes and with the start that it is built for.
+                    Err(_) => Ok(false),
+                }
+            }
+            Self::Simulated(nfa) => Simulation::new(nfa, fuel)?.is_match(text, fuel),
+        }
+    }
+}
+
+/// The first line that tells the reason: those before it draw the place.
+fn reason(error: &regex_automata::nfa::thompson::BuildError) -> String {
+    let source = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    source.lines().last().unwrap_or_default().to_owned()
+}
+
+/// The states that the text up to here leads to, each once.
+struct Simulation<'a> {
+    nfa: &'a NFA,
+    /// States that take a byte.
+    now: Vec<StateID>,
+    next: Vec<StateID>,
+    /// For each state the step in which it was visited last.
+    visited: Vec<u32>,
+    pending: Vec<StateID>,
+}
+
+impl<'a> Simulation<'a> {
+    fn new(nfa: &'a NFA, fuel: &Fuel) -> Result<Self, Overrun> {
+        let states = nfa.states().len();
+        fuel.pass(states * size_of::<u32>())?;
+        Ok(Self {
+            nfa,
+            now: Vec::new(),
+            next: Vec::new(),
+            visited: vec![0; states],
+            pending: Vec::new(),
+        })
+    }
+
+    fn is_match(mut self, text: &str, fuel: &Fuel) -> Result<bool, Overrun> {
+        // Texts are far shorter than a step's number can be: they are parts of one event.
+        let mut step = 0_u32;
+        for (at, byte) in text.bytes().map(Some).chain([None]).enumerate() {
+            step += 1;
+            // The states of the last byte, and a match that begins here.
+            let mut states = std::mem::take(&mut self.next);
+            states.push(self.nfa.start_anchored());
+            for state in states.drain(..) {
+                if self.enter(state, text, at, step, fuel)? {
+                    return Ok(true);
+                }
+            }
+            self.next = states;
+            let Some(byte) = byte else { break };
+            for state in &self.now {
+                let next = match self.nfa.state(*state) {
+                    State::ByteRange { trans } if trans.matches_byte(byte) => Some(trans.next),
+                    State::Sparse(transitions) => transitions.matches_byte(byte),
+                    State::Dense(transitions) => transitions.matches_byte(byte),
+                    _ => None,
+                };
+                self.next.extend(next);
+            }
+            self.now.clear();
+        }
+        Ok(false)
+    }
+
+    /// Visits a state and what is reached from it without a byte; whether a match ends here.
+    fn enter(
+        &mut self,
+        from: StateID,
+        text: &str,
+        at: usize,
+        step: u32,
+        fuel: &Fuel,
+    ) -> Result<bool, Overrun> {
+        self.pending.push(from);
+        while let Some(state) = self.pending.pop() {
+            fuel.spend(VISIT)?;
+            let visited = &mut self.visited[state.as_usize()];
+            if *visited == step {
+                continue;
+            }
+            *visited = step;
+            match self.nfa.state(state) {
+                State::ByteRange { .. } | State::Sparse(_) | State::Dense(_) => {
+                    // The classes that a byte is looked up in.
+                    fuel.spend(VISIT)?;
+                    self.now.push(state);
+                }
+                State::Look { look, next } => {
+                    // A boundary of words looks up the characters around it.
+                    fuel.spend(4 * VISIT)?;
+                    if self.nfa.look_matcher().matches(*look, text.as_bytes(), at) {
+                        self.pending.push(*next);
+                    }
+                }
+                State::Union { alternates } => self.pending.extend(alternates.iter().rev()),
+                State::BinaryUnion { alt1, alt2 } => self.pending.extend([*alt2, *alt1]),
+                State::Capture { next, .. } => self.pending.push(*next),
+                State::Fail => {}
+                // An empty match has no place within a character.
+                State::Match { .. } => {
+                    if text.is_char_boundary(at) {
+                        self.pending.clear();
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, sample::select};
+
+    use super::*;
+
+    fn simulated(text: &str) -> Pattern {
+        let compiler = Compiler::new()
+            .configure(Config::new().which_captures(WhichCaptures::None))
+            .build(text);
+        Pattern::Simulated(compiler.unwrap())
+    }
+
+    #[test]
+    fn what_is_simple_is_deterministic() {
+        for (text, deterministic) in [
+            ("^com[.][a-z]+[.]order[.]", true),
+            ("(?i)error|warning|fatal", true),
+            ("^[^@]+@example[.]com$", true),
+            (r"^[0-9]{4}-[0-9]{2}$", true),
+            (r"^\d+$", true),
+            (r"^\d{4}-\d{2}$", false),
+            (r"[ab]*a[ab]{12}c", false),
+            (r"\bword\b", false),
+        ] {
+            let pattern = Pattern::new(text).unwrap();
+            assert_eq!(
+                matches!(pattern, Pattern::Deterministic(_)),
+                deterministic,
+                "{text}: {}",
+                pattern.size()
+            );
+            assert!(pattern.size() <= MAX_SIMULATED, "{text}: {}", pattern.size());
+        }
+    }
+
+    #[test]
+    fn what_is_large_is_refused() {
+        for text in ["[ab]*a[ab]{3000}c0", "(a{1000}){1000}", r"\pL{100}"] {
+            assert_eq!(
+                Pattern::new(text).unwrap_err(),
+                Problem::PatternTooLarge,
+                "{text}"
+            );
+        }
+        let nested = format!("{}a{}", "(".repeat(100), ")".repeat(100));
+        assert!(matches!(Pattern::new(&nested), Err(Problem::Pattern(_))));
+    }
+
+    #[test]
+    fn every_visit_is_paid_for() {
+        let pattern = Pattern::new("[ab]*a[ab]{500}c0").unwrap();
+        let text = "ab".repeat(125_000);
+        let fuel = Fuel::new();
+        assert_eq!(pattern.is_match(&text, &fuel), Err(Overrun));
+        assert!(fuel.is_used_up());
+    }
+
+    proptest! {
+        #[test]
+        fn matches_as_the_regex_crate(
+            pieces in proptest::collection::vec(
+                select(vec![
+                    "a", "b", "ä", ".", "[ab]", "[^a]", r"\w", r"\d", r"\b", r"\B", "^", "$", "(?:ab|b)", "a*", "b+", "(?:a?b)?",
+                    "a{2}", "|", "(?i:A)", r"\pL", "(?m:^)", "(?s:.)", "(?-u:\\b)",
+                ]),
+                0..6,
+            ),
+            text in "[abA1ä\n ]{0,12}",
+        ) {
+            let pattern = pieces.concat();
+            let expected = regex::Regex::new(&pattern).unwrap().is_match(&text);
+            prop_assert_eq!(Pattern::new(&pattern).unwrap().is_match(&text, &Fuel::new()), Ok(expected), "{}", pattern);
+            prop_assert_eq!(simulated(&pattern).is_match(&text, &Fuel::new()), Ok(expected), "{}", pattern);
+        }
+    }
+}
