@@ -1,7 +1,7 @@
 //! From what was observed to the routing configuration and the diagnoses: one pure function, so that routing and
 //! status cannot disagree. Local mode uses it as well.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, io, time::Duration};
 
 use kube::Resource;
 use serde::Serialize;
@@ -15,8 +15,8 @@ use super::{
 use crate::{
     api::{self, DeliverySpec},
     cloudevents::EventBuilder,
-    filter::{Expression, Filter},
-    routing::{self, Authorities, AuthoritiesDigest, Configuration, Delivery, Revision, broker_key},
+    filter::Expression,
+    routing::{self, Authorities, AuthoritiesDigest, Bounds, Configuration, Delivery, Revision, broker_key},
     trust,
 };
 
@@ -45,9 +45,17 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> Outcome {
         .map(|namespace| namespace.name.clone())
         .collect();
     configuration.unread.clone_from(&observed.unread_triggers);
-    for trigger in &observed.triggers {
+    // The oldest first: what is new does not push out what works.
+    let mut triggers: Vec<_> = observed.triggers.iter().collect();
+    triggers.sort_by_cached_key(|trigger| {
+        let metadata = &trigger.metadata;
+        let created = metadata.creation_timestamp.clone().map(|time| time.0);
+        (created, metadata.namespace.clone(), metadata.name.clone())
+    });
+    let mut bounds = Bounds::default();
+    for trigger in triggers {
         let Some(subject) = subject(trigger) else { continue };
-        let (route, diagnosis) = compile_trigger(&resolver, subject, &trigger.spec);
+        let (route, diagnosis) = compile_trigger(&resolver, &mut bounds, subject, &trigger.spec);
         configuration.triggers.push(route);
         diagnoses.triggers.push(diagnosis);
     }
@@ -107,6 +115,7 @@ fn subject<K: Resource>(resource: &K) -> Option<Subject> {
 
 fn compile_trigger(
     resolver: &Resolver<'_>,
+    bounds: &mut Bounds,
     subject: Subject,
     spec: &api::TriggerSpec,
 ) -> (routing::Trigger, TriggerDiagnosis) {
@@ -119,11 +128,6 @@ fn compile_trigger(
         suspend,
     } = spec;
     let expressions: Vec<_> = filters.iter().map(expression).collect();
-    let filters = match Filter::compile(&expressions) {
-        Ok(_) if expressions.is_empty() => Finding::good("NoFilters", "every event of the broker matches"),
-        Ok(_) => Finding::good("Compiled", "the filters are valid"),
-        Err(error) => Finding::bad("InvalidFilter", format!("spec.{error}")),
-    };
     let (resolved, sink) = destination(resolver, &subject.namespace, sink);
     let (finding, destination) = match resolved {
         Ok(destination) => (
@@ -151,7 +155,7 @@ fn compile_trigger(
             ..finding
         }),
     };
-    let route = routing::Trigger {
+    let mut route = routing::Trigger {
         uid: subject.uid.clone(),
         namespace: subject.namespace.clone(),
         name: subject.name.clone(),
@@ -166,6 +170,15 @@ fn compile_trigger(
             api::Start::At(time) => routing::Start::At(*time),
         },
         suspend: *suspend,
+        refused: None,
+    };
+    let filters = match bounds.admit(&route) {
+        Ok(_) if route.filters.is_empty() => Finding::good("NoFilters", "every event of the broker matches"),
+        Ok(_) => Finding::good("Compiled", "the filters are valid"),
+        Err(refusal) => {
+            route.refuse(refusal.to_string());
+            Finding::bad(refusal.label(), format!("spec.{refusal}"))
+        }
     };
     let diagnosis = TriggerDiagnosis {
         broker: broker_key(&subject.namespace, broker),
@@ -513,9 +526,24 @@ fn revision_of(configuration: &Configuration) -> Revision {
 /// A hash of plain data: FNV-1a with 64 bits over the JSON form, which is the same in every build, as `std::hash`
 /// need not be.
 pub(super) fn fingerprint(data: &impl Serialize) -> u64 {
-    // Plain data always serialises.
-    let text = serde_json::to_vec(data).unwrap_or_default();
-    text.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    let mut hash = Hash(0xcbf2_9ce4_8422_2325);
+    // Plain data always serialises, and this takes everything.
+    let _ = serde_json::to_writer(&mut hash, data);
+    hash.0
+}
+
+/// Takes a text of any length without keeping it.
+struct Hash(u64);
+
+impl io::Write for Hash {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 = bytes.iter().fold(self.0, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -289,6 +289,7 @@ mod tests {
             delivery: Delivery::default(),
             start: Start::Latest,
             suspend: false,
+            refused: None,
         };
         Configuration {
             revision: Revision(revision.into()),

@@ -113,10 +113,8 @@ pub enum CompileProblem {
     #[error("gives a value of type {0}, which lets no event pass: compare it with something")]
     NotBoolean(Type),
     /// Too much text.
-    #[error(
-        "have {0} bytes of text, and a Trigger's filters may have {MAX_TEXT}: make several Triggers of it"
-    )]
-    TooMuchText(usize),
+    #[error("have more than {MAX_TEXT} bytes of names, values and expressions: make several Triggers of it")]
+    TooMuchText,
     /// Too many parts.
     #[error(
         "have more than {MAX_PARTS} parts (attributes that are compared, operators, calls and constants) with this one: \

@@ -24,10 +24,10 @@ pub(super) struct Sizes {
 impl Sizes {
     /// Looks at the texts alone, before anything is compiled.
     pub(super) fn check(expressions: &[Expression]) -> Result<(), CompileProblem> {
-        match text_of(expressions) {
-            text if text > MAX_TEXT => Err(CompileProblem::TooMuchText(text)),
-            _ => Ok(()),
+        if text_of(expressions) > MAX_TEXT {
+            return Err(CompileProblem::TooMuchText);
         }
+        Ok(())
     }
 
     /// Adds what was compiled: its parts, its text, and what else it takes.

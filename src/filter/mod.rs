@@ -16,7 +16,7 @@ mod limits;
 pub mod sql;
 mod subject;
 
-pub use compiled::{CompileError, Decision, Error, Filter};
+pub use compiled::{CompileError, CompileProblem, Decision, Error, Filter};
 pub use cover::{Cover, IndexTerm, Requirement, Text};
 pub use explanation::{Explanation, Outcome, Seen};
 pub use expression::Expression;

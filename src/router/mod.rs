@@ -379,6 +379,7 @@ mod tests {
             delivery: Delivery::default(),
             start: Start::Latest,
             suspend: false,
+            refused: None,
         };
         let services = [(service.clone(), http::Uri::from_static("http://127.0.0.1:8081"))].into();
         let mut configuration = Configuration {

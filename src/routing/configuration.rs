@@ -83,9 +83,19 @@ pub struct Trigger {
     pub start: Start,
     /// Events wait while this is set.
     pub suspend: bool,
+    /// Why the controller did not admit it: its filters are left out, and its events wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 impl Trigger {
+    /// Leaves out its filters, which are not to be compiled; in their place is one that lets nothing pass in any
+    /// version of Weir.
+    pub fn refuse(&mut self, reason: String) {
+        self.filters = vec![Expression::Any(Vec::new())];
+        self.refused = Some(reason);
+    }
+
     /// Where events and dead letters go, as far as that is known.
     pub fn destinations(&self) -> impl Iterator<Item = &Destination> {
         self.destination.iter().chain(&self.delivery.dead_letter_sink)
@@ -351,6 +361,7 @@ mod tests {
             delivery: Delivery::default(),
             start: Start::Latest,
             suspend: false,
+            refused: None,
         };
         let before = ["unread", "read", "deleted"].map(trigger);
         let mut configuration = Configuration {

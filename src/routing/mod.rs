@@ -1,6 +1,7 @@
 //! From the routing configuration to the routing table, and from an event to the Triggers that want it. Pure.
 
 mod authorities;
+mod bounds;
 mod configuration;
 mod index;
 pub mod protocol;
@@ -8,6 +9,7 @@ mod schedule;
 mod table;
 
 pub use authorities::{Authorities, AuthoritiesDigest};
+pub use bounds::{Bounds, MAX_OF_ALL, MAX_OF_NAMESPACE, Refusal};
 pub use configuration::{
     BackoffPolicy, Configuration, ContentMode, Cron, Delivery, Destination, Header, Ordering, RateLimit,
     Retry, Revision, Secret, ServiceName, Source, Start, Trigger,

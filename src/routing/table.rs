@@ -6,12 +6,12 @@ use std::{
 };
 
 use super::{
-    Authorities, Configuration, Revision, Trigger,
+    Authorities, Bounds, Configuration, Refusal, Revision, Trigger,
     index::{Index, IndexBuilder},
 };
 use crate::{
     cloudevents::Event,
-    filter::{CompileError, Decision, Filter, IndexTerm, Requirement, Subject, Text},
+    filter::{Decision, Filter, IndexTerm, Requirement, Subject, Text},
 };
 
 /// The name of the broker that exists in every namespace.
@@ -43,8 +43,8 @@ pub struct BrokerTable {
 pub struct Route {
     /// The Trigger as configured.
     pub trigger: Trigger,
-    /// Why it matches nothing, if its filters could not be compiled.
-    pub filter: Result<Filter, CompileError>,
+    /// Or why it matches nothing.
+    pub filter: Result<Filter, Refusal>,
 }
 
 impl Route {
@@ -79,8 +79,9 @@ impl RoutingTable {
                 .entry(broker_key(&source.namespace, &source.broker))
                 .or_default();
         }
+        let mut bounds = Bounds::default();
         for trigger in triggers {
-            let filter = Filter::compile(&trigger.filters);
+            let filter = bounds.admit(&trigger);
             routes
                 .entry(broker_key(&trigger.namespace, &trigger.broker))
                 .or_default()
