@@ -590,7 +590,7 @@ impl Dispatcher {
         match outcome {
             Outcome::Answered(answer, reply) => {
                 self.replied(made.about.as_ref(), reply);
-                if self.settings.target() == Some(&made.target) {
+                if !answer.is_router_busy && self.settings.target() == Some(&made.target) {
                     self.heard(made.began, &answer);
                 }
                 self.answered(&made, &answer);
@@ -636,6 +636,7 @@ impl Dispatcher {
         match reply {
             Reply::Stored(_) => {}
             Reply::BeyondMaxHops => self.lines.reply_beyond_max_hops(delivered),
+            Reply::BeyondMaxDescendants => self.lines.reply_beyond_max_descendants(delivered),
             Reply::Invalid(problem) => self.lines.invalid_reply(delivered, &problem),
         }
     }

@@ -64,6 +64,7 @@ pub struct TriggerStats {
     missed: AtomicU64,
     replies_stored: AtomicU64,
     replies_beyond_max_hops: AtomicU64,
+    replies_beyond_max_descendants: AtomicU64,
     replies_invalid: AtomicU64,
     stopped: AtomicBool,
     filter_errors: AtomicU64,
@@ -106,8 +107,10 @@ figures! {
     missed,
     /// Events that the Sink replied with and that were stored, since the router started.
     replies_stored,
-    /// Replies since the router started that were not stored because too many replies led to them.
+    /// Replies since the router started that were not stored because too many deliveries led to them.
     replies_beyond_max_hops,
+    /// Replies since the router started that were not stored because too many events had followed from one.
+    replies_beyond_max_descendants,
     /// Replies since the router started that were no valid events, or too large.
     replies_invalid,
     /// Events since the router started that the Trigger did not get because a filter ended in an error.
@@ -207,6 +210,7 @@ impl TriggerStats {
         match reply {
             Reply::Stored(events) => self.replies_stored.fetch_add(*events as u64, Relaxed),
             Reply::BeyondMaxHops => self.replies_beyond_max_hops.fetch_add(1, Relaxed),
+            Reply::BeyondMaxDescendants => self.replies_beyond_max_descendants.fetch_add(1, Relaxed),
             Reply::Invalid(_) => self.replies_invalid.fetch_add(1, Relaxed),
         };
     }

@@ -445,6 +445,7 @@ fn replies(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt
             [
                 ("stored", stats.replies_stored()),
                 ("beyond_max_hops", stats.replies_beyond_max_hops()),
+                ("beyond_max_descendants", stats.replies_beyond_max_descendants()),
                 ("invalid", stats.replies_invalid()),
             ]
         },
