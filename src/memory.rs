@@ -3,7 +3,8 @@
 //! The budget has three pools, so that one use cannot starve another: requests, attempts and answers. Within a pool
 //! namespaces are the tenants, and a tenant may hold as much as is left free (dynamic thresholds: Choudhury and Hahne,
 //! IEEE/ACM Transactions on Networking 6(2), 1998). One greedy tenant gets half of a pool, two get a third each, and
-//! there is always room for one that holds nothing yet.
+//! there is always room for one that holds nothing yet. Within a tenant the same holds for its members, such as its
+//! Triggers: a member may hold as much as it leaves to the others of its tenant.
 
 use std::{
     collections::HashMap,
@@ -86,8 +87,15 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     free: usize,
-    /// Bytes held by each tenant that holds any.
-    held: HashMap<Arc<str>, usize>,
+    /// Those that hold any.
+    tenants: HashMap<Arc<str>, Tenant>,
+}
+
+/// Bytes held by a tenant, those of its members too.
+#[derive(Debug, Default)]
+struct Tenant {
+    held: usize,
+    members: HashMap<Arc<str>, usize>,
 }
 
 impl Pool {
@@ -97,7 +105,7 @@ impl Pool {
             capacity,
             state: Mutex::new(State {
                 free: capacity,
-                held: HashMap::new(),
+                tenants: HashMap::new(),
             }),
             released: Notify::new(),
         }))
@@ -116,12 +124,21 @@ impl Pool {
     /// Takes bytes for a tenant, or returns `None` if its share does not allow that now. What is larger than half of
     /// the pool counts as half of it.
     pub fn try_reserve(&self, tenant: &Arc<str>, bytes: usize) -> Option<Reservation> {
-        let mut reservation = Reservation {
+        self.empty(tenant, None).grown(bytes)
+    }
+
+    /// The same for a member of a tenant.
+    pub fn try_reserve_for(&self, tenant: &Arc<str>, member: &Arc<str>, bytes: usize) -> Option<Reservation> {
+        self.empty(tenant, Some(member)).grown(bytes)
+    }
+
+    fn empty(&self, tenant: &Arc<str>, member: Option<&Arc<str>>) -> Reservation {
+        Reservation {
             pool: self.clone(),
             tenant: tenant.clone(),
+            member: member.cloned(),
             bytes: 0,
-        };
-        reservation.try_grow(bytes).then_some(reservation)
+        }
     }
 
     /// Waits until the tenant's share allows it, then takes bytes. The caller bounds the wait.
@@ -130,19 +147,17 @@ impl Pool {
         tenant: &Arc<str>,
         bytes: usize,
     ) -> impl Future<Output = Reservation> + Send + 'static {
-        let (pool, tenant) = (self.clone(), tenant.clone());
-        async move {
-            loop {
-                let released = pool.0.released.notified();
-                tokio::pin!(released);
-                // Before the attempt, so that what is released between the two is noticed.
-                released.as_mut().enable();
-                if let Some(reservation) = pool.try_reserve(&tenant, bytes) {
-                    return reservation;
-                }
-                released.await;
-            }
-        }
+        self.empty(tenant, None).growing(bytes)
+    }
+
+    /// The same for a member of a tenant.
+    pub fn reserve_for(
+        &self,
+        tenant: &Arc<str>,
+        member: &Arc<str>,
+        bytes: usize,
+    ) -> impl Future<Output = Reservation> + Send + 'static {
+        self.empty(tenant, Some(member)).growing(bytes)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -156,10 +171,29 @@ impl Pool {
 pub struct Reservation {
     pool: Pool,
     tenant: Arc<str>,
+    member: Option<Arc<str>>,
     bytes: usize,
 }
 
 impl Reservation {
+    fn grown(mut self, bytes: usize) -> Option<Self> {
+        self.try_grow(bytes).then_some(self)
+    }
+
+    async fn growing(mut self, bytes: usize) -> Self {
+        let pool = self.pool.clone();
+        loop {
+            let released = pool.0.released.notified();
+            tokio::pin!(released);
+            // Before the attempt, so that what is released between the two is noticed.
+            released.as_mut().enable();
+            if self.try_grow(bytes) {
+                return self;
+            }
+            released.await;
+        }
+    }
+
     /// Bytes that it holds.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -172,15 +206,27 @@ impl Reservation {
             return true;
         }
         let mut state = self.pool.lock();
-        let held = state.held.get(&self.tenant).copied().unwrap_or(0);
-        let is_first = held == self.bytes;
-        let allowed = more <= state.free && (is_first || held + more <= state.free - more);
+        let allowed = state.allows(&self.tenant, self.member.as_ref(), more, self.bytes);
         if allowed {
             state.free -= more;
-            *state.held.entry(self.tenant.clone()).or_default() += more;
+            let tenant = state.tenants.entry(self.tenant.clone()).or_default();
+            tenant.held += more;
+            if let Some(member) = &self.member {
+                *tenant.members.entry(member.clone()).or_default() += more;
+            }
             self.bytes += more;
         }
         allowed
+    }
+
+    /// Passes a part of what it holds to another reservation.
+    #[must_use]
+    pub fn split(&mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        let mut part = self.pool.empty(&self.tenant, self.member.as_ref());
+        part.bytes = bytes;
+        part
     }
 
     /// Gives back what it holds beyond `bytes`.
@@ -191,15 +237,47 @@ impl Reservation {
         }
         self.bytes -= less;
         let mut state = self.pool.lock();
-        state.free += less;
-        if let Some(held) = state.held.get_mut(&self.tenant) {
-            *held -= less;
-            if *held == 0 {
-                state.held.remove(&self.tenant);
-            }
-        }
+        state.give_back(&self.tenant, self.member.as_ref(), less);
         drop(state);
         self.pool.0.released.notify_waiters();
+    }
+}
+
+impl State {
+    /// Whether a tenant, or one of its members, may take `more` bytes with a reservation that has `own` of its own.
+    fn allows(&self, tenant: &Arc<str>, member: Option<&Arc<str>>, more: usize, own: usize) -> bool {
+        let Some(found) = self.tenants.get(tenant) else {
+            return more <= self.free;
+        };
+        // An item that grows is never refused for what it holds itself: it is all that there is then.
+        let is_alone = found.held == own;
+        if more > self.free || (!is_alone && found.held + more > self.free - more) {
+            return false;
+        }
+        let Some(member) = member else { return true };
+        let held = found.members.get(member).copied().unwrap_or(0);
+        // How much more the tenant may take in all.
+        let left = self.free.saturating_sub(found.held) / 2;
+        held == own || held + 2 * more <= left
+    }
+
+    fn give_back(&mut self, tenant: &Arc<str>, member: Option<&Arc<str>>, bytes: usize) {
+        self.free += bytes;
+        let Some(found) = self.tenants.get_mut(tenant) else {
+            return;
+        };
+        found.held -= bytes;
+        if let Some(member) = member
+            && let Some(held) = found.members.get_mut(member)
+        {
+            *held -= bytes;
+            if *held == 0 {
+                found.members.remove(member);
+            }
+        }
+        if found.held == 0 {
+            self.tenants.remove(tenant);
+        }
     }
 }
 
@@ -252,6 +330,40 @@ mod tests {
         assert_eq!((growing.bytes(), pool.free()), (100, 400));
     }
 
+    #[test]
+    fn a_greedy_member_leaves_room_to_the_others_of_its_tenant() {
+        let pool = Pool::new(12_000);
+        let take_all = |tenant_name: &str, member: &str| {
+            let (tenant, member) = (tenant(tenant_name), tenant(member));
+            let taken = std::iter::from_fn(|| pool.try_reserve_for(&tenant, &member, 10));
+            taken.collect::<Vec<_>>()
+        };
+        let first = take_all("a", "1");
+        assert!((250..=310).contains(&first.len()), "{}", first.len());
+        let others: Vec<_> = (2..10).map(|number| take_all("a", &number.to_string())).collect();
+        assert!(
+            others.iter().all(|taken| taken.len() > 20),
+            "{:?}",
+            others.iter().map(Vec::len).collect::<Vec<_>>()
+        );
+        let neighbour = take_all("b", "1");
+        assert!(neighbour.len() > 100, "{}", neighbour.len());
+        drop((first, others, neighbour));
+        assert_eq!((pool.free(), pool.lock().tenants.len()), (12_000, 0));
+    }
+
+    #[test]
+    fn what_is_split_off_is_given_back_by_itself() {
+        let pool = Pool::new(1000);
+        let mut whole = pool.try_reserve_for(&tenant("a"), &tenant("1"), 300).unwrap();
+        let part = whole.split(100);
+        assert_eq!((whole.bytes(), part.bytes(), pool.free()), (200, 100, 700));
+        drop(whole);
+        assert_eq!(pool.free(), 900);
+        drop(part);
+        assert_eq!(pool.free(), 1000);
+    }
+
     #[tokio::test]
     async fn whoever_waits_goes_on_when_something_is_given_back() {
         let pool = Pool::new(100);
@@ -294,7 +406,7 @@ mod tests {
             }
             held.clear();
             prop_assert_eq!(pool.free(), 1000);
-            prop_assert!(pool.lock().held.is_empty());
+            prop_assert!(pool.lock().tenants.is_empty());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The HTTP client that every Trigger delivers with: pooled connections, no redirects, every wait bounded.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -25,7 +25,7 @@ use crate::{
     cloudevents::{HttpMessage, is_batch, is_event},
     memory::Pool,
     routing::{Authorities, Destination},
-    telemetry::Tracer,
+    telemetry::{Admitted, Burst, Tracer},
 };
 
 /// How much of an answer is read: enough to use the connection again after an ordinary one.
@@ -33,6 +33,9 @@ const MAX_ANSWER: usize = 64 * 1024;
 
 /// How much of an answer is kept to tell why a delivery failed.
 const MAX_EXCERPT: usize = 1024;
+
+/// Memory that an attempt takes beside its event, in bytes: the request, the connection's buffers, and their tasks.
+pub const ATTEMPT_OVERHEAD: usize = 24 * 1024;
 
 /// What a reply takes in memory, in bytes for each of its own: the body and the records that are made of it. A batch
 /// of the smallest events is larger as records, each with what belongs to it, than as text.
@@ -51,6 +54,8 @@ pub struct Client {
     answers: Pool,
     descendants: Descendants,
     tracer: Tracer,
+    /// Bounds the lines about attempts that there is no room for.
+    put_off: Arc<Mutex<Burst>>,
 }
 
 /// Why there is no client.
@@ -92,6 +97,7 @@ impl Client {
             answers: Pool::new(ANSWERS),
             descendants: Descendants::default(),
             tracer: Tracer::default(),
+            put_off: Arc::default(),
         })
     }
 
@@ -130,6 +136,9 @@ impl Client {
     /// Says how many log lines were held back, where no later line has.
     pub(super) fn tell_overdue(&self, now: Instant) {
         self.targets.tell_overdue(now);
+        if let Some(held_back) = self.put_off().overdue(now) {
+            tracing::warn!(held_back, of = "attempts that are put off", "log lines were held back");
+        }
     }
 
     /// Makes a destination ready to post to, on behalf of a namespace. `authorities` are those of its configuration.
@@ -156,7 +165,7 @@ impl Client {
         target.set_headers(headers);
         let stage = Arc::new(Stage::new(capture_connection(&mut request)));
         let exchange = stage.clone().of(self.exchange(target, request, &stage));
-        match tokio::time::timeout(timeout, exchange).await {
+        let answer = match tokio::time::timeout(timeout, exchange).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => match stage::busy(&error) {
                 Some(detail) => Answer::busy(detail),
@@ -166,7 +175,23 @@ impl Client {
                 Some(lacking) => Answer::busy(format!("the router is busy: {lacking} within {timeout:?}")),
                 None => Answer::none(format!("no complete answer within {timeout:?}")),
             },
+        };
+        if answer.is_router_busy {
+            self.tell_put_off(target, &answer.detail);
         }
+        answer
+    }
+
+    fn tell_put_off(&self, target: &Target, error: &str) {
+        if let Some(Admitted { held_back }) = self.put_off().admit(Instant::now()) {
+            let (namespace, uri) = (&*target.namespace, &target.uri);
+            tracing::warn!(namespace, %uri, error, held_back, "an attempt to deliver is put off");
+        }
+    }
+
+    fn put_off(&self) -> MutexGuard<'_, Burst> {
+        // No code that holds the lock can leave the counts half changed.
+        self.put_off.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn exchange(

@@ -180,8 +180,10 @@ impl Origin {
             (None, Some(host)) => self.resolve(host, stage).await?,
             (None, None) => return Err("the URI has no host".into()),
         };
+        // One Sink that hangs leaves room for others of its namespace.
+        let sink = uri.authority().map_or("", |authority| authority.as_str()).into();
         stage.wait_for(Lack::Connection);
-        let room = self.sockets.reserve(&self.namespace, 1).await;
+        let room = self.sockets.reserve_for(&self.namespace, &sink, 1).await;
         stage.go_on();
         let mut http = HttpConnector::new_with_resolver(Resolved(addresses));
         http.enforce_http(false);

@@ -12,6 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::{
+    runtime,
     sync::{Mutex, Notify, mpsc, watch},
     task::JoinHandle,
 };
@@ -30,6 +31,7 @@ use super::{
 };
 use crate::{
     log::{CursorChange, EventLog, LogError, Offset},
+    memory::Pool,
     routing::{BrokerTable, RoutingTable, Start, Trigger},
     supervision::{self, Supervisor},
 };
@@ -41,7 +43,7 @@ const TRIM_EVERY: Duration = Duration::from_secs(10);
 const TRIM_AT_ONCE: Duration = Duration::from_millis(100);
 
 /// How delivery behaves as a whole.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DeliveryOptions {
     /// What is retained of settled events.
     pub retention: Retention,
@@ -51,10 +53,12 @@ pub struct DeliveryOptions {
     pub when_full: WhenFull,
     /// How long attempts under way may take to finish when the engine is shut down.
     pub grace: Duration,
+    /// The memory that events and attempts share.
+    pub memory: Pool,
 }
 
 impl Default for DeliveryOptions {
-    /// Settled events for a day, dead letters for a week, a GiB of each; ten seconds to finish.
+    /// Settled events for a day, dead letters for a week, a GiB of each; ten seconds to finish; 64 MiB of memory.
     fn default() -> Self {
         Self {
             retention: Retention::default(),
@@ -64,6 +68,7 @@ impl Default for DeliveryOptions {
             },
             when_full: WhenFull::default(),
             grace: Duration::from_secs(10),
+            memory: Pool::new(64 * 1024 * 1024),
         }
     }
 }
@@ -137,6 +142,8 @@ pub struct Engine {
     trimmer: Trimmer,
     tasks: TaskTracker,
     supervisor: Supervisor,
+    /// Where readers and dispatchers run.
+    runtime: runtime::Handle,
     stop: CancellationToken,
 }
 
@@ -175,7 +182,7 @@ impl TriggerPlace {
 
 impl Engine {
     /// Reads the stored cursors; nothing is delivered before the first [`Engine::apply`]. The supervisor is told when
-    /// a task panicked that all delivery depends on.
+    /// a task panicked that all delivery depends on. `runtime` is where readers and dispatchers run.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -184,6 +191,7 @@ impl Engine {
         client: Client,
         options: DeliveryOptions,
         supervisor: Supervisor,
+        runtime: &runtime::Handle,
     ) -> Result<Arc<Self>, EngineError> {
         let (mut stored, taken) = (HashMap::new(), Arc::<Taken>::default());
         for (key, cursor) in log.cursors().await? {
@@ -227,6 +235,7 @@ impl Engine {
             applied: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             supervisor: supervisor.clone(),
+            runtime: runtime.clone(),
             stop: CancellationToken::new(),
         });
         if !lost.is_empty() {
@@ -325,7 +334,10 @@ impl Engine {
                     None => (self.beginning(broker, trigger.start).await?, true),
                 };
                 if is_new && place.damage.is_none() {
-                    changed.push((uid.clone(), Some(place.progress.encode(broker).into())));
+                    changed.push((
+                        uid.clone(),
+                        Some(place.progress.encode(broker, Instant::now()).into()),
+                    ));
                 }
                 places.insert(uid.clone(), place);
             }
@@ -344,7 +356,7 @@ impl Engine {
         broker: &str,
         trigger: &Trigger,
     ) -> Result<(TriggerPlace, bool), EngineError> {
-        let mut progress = Progress::decode(stored).map_err(|error| EngineError::Cursor {
+        let mut progress = Progress::decode(stored, Instant::now()).map_err(|error| EngineError::Cursor {
             uid: trigger.uid.clone(),
             detail: error.to_string(),
         })?;
@@ -526,7 +538,11 @@ impl Engine {
         if let Some(reader) = running.readers.get(broker) {
             return reader.clone();
         }
-        let reader = Arc::new(Reader::new(broker.to_owned(), self.log.clone()));
+        let reader = Arc::new(Reader::new(
+            broker.to_owned(),
+            self.log.clone(),
+            &self.options.memory,
+        ));
         running.readers.insert(broker.to_owned(), reader.clone());
         let (task, stop, name) = (reader.clone(), self.stop.clone(), broker.to_owned());
         let reading = async move {
@@ -535,7 +551,8 @@ impl Engine {
             }
         };
         let name = format!("the reader of {broker}");
-        self.tasks.spawn(self.supervisor.clone().watch(name, reading));
+        self.tasks
+            .spawn_on(self.supervisor.clone().watch(name, reading), &self.runtime);
         reader
     }
 
@@ -560,6 +577,7 @@ impl Engine {
             redrives: asked,
             stats: stats.clone(),
             room_wanted: self.room_wanted.clone(),
+            memory: self.options.memory.clone(),
             progress,
             stop: self.stop.clone(),
             grace: self.options.grace,
@@ -573,7 +591,7 @@ impl Engine {
         };
         let name = format!("{}/{}", trigger.namespace, trigger.name);
         let stopped = view.stats.clone();
-        let task = self.tasks.spawn(async move {
+        let delivering = async move {
             if let Some(damage) = damage {
                 stopped.stop();
                 tracing::error!(
@@ -592,7 +610,8 @@ impl Engine {
                 }
                 Err(_) => stopped.stop(),
             }
-        });
+        };
+        let task = self.tasks.spawn_on(delivering, &self.runtime);
         Handle {
             settings: sender,
             inbox,
@@ -683,7 +702,7 @@ impl Engine {
 fn held(stored: &HashMap<String, Bytes>) -> Vec<TriggerView> {
     let mut held = Vec::new();
     for (uid, cursor) in stored {
-        match Progress::decode_with_broker(cursor) {
+        match Progress::decode_with_broker(cursor, Instant::now()) {
             Ok((broker, progress)) => {
                 let stats = Arc::<TriggerStats>::default();
                 stats.show(&progress);
@@ -735,9 +754,15 @@ mod tests {
     async fn start(log: Arc<dyn EventLog>) -> Arc<Engine> {
         drop(rustls::crypto::ring::default_provider().install_default());
         let client = Client::new(1, Addresses::any()).unwrap();
-        Engine::start(log, client, DeliveryOptions::default(), Supervisor::default())
-            .await
-            .unwrap()
+        Engine::start(
+            log,
+            client,
+            DeliveryOptions::default(),
+            Supervisor::default(),
+            &runtime::Handle::current(),
+        )
+        .await
+        .unwrap()
     }
 
     fn open(directory: &tempfile::TempDir) -> EmbeddedLog {
@@ -878,7 +903,10 @@ mod tests {
         let mut beyond = Progress::starting_at(Offset(1));
         beyond.matched(Offset(6));
         let redriven = Taken::default().change(BROKER, [Offset(0), Offset(1)].into_iter());
-        let cursors = vec![("u".to_owned(), Some(beyond.encode(BROKER).into())), redriven];
+        let cursors = vec![
+            ("u".to_owned(), Some(beyond.encode(BROKER, Instant::now()).into())),
+            redriven,
+        ];
         log.save_cursors(cursors).await.unwrap();
 
         let engine = start(log.clone()).await;
@@ -889,7 +917,10 @@ mod tests {
             (Offset(1), 1, 0)
         );
         let stored: HashMap<_, _> = log.cursors().await.unwrap().into_iter().collect();
-        assert_eq!(Progress::decode(&stored["u"]).unwrap().next(), Offset(1));
+        assert_eq!(
+            Progress::decode(&stored["u"], Instant::now()).unwrap().next(),
+            Offset(1)
+        );
         let restored = Taken::default();
         for (key, cursor) in &stored {
             restored.restore(key, cursor);

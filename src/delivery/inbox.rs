@@ -1,4 +1,4 @@
-//! The bounded queue between a broker's reader and one Trigger's dispatcher.
+//! The bounded queue between a broker's reader and one Trigger's feed.
 
 use std::{
     collections::VecDeque,
@@ -7,14 +7,14 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::TriggerStats;
-use crate::{cloudevents::Event, filter, log::Offset};
+use super::{TriggerStats, held::Held};
+use crate::{filter, log::Offset};
 
 /// How many events wait in an inbox at most.
 const MAX_EVENTS: usize = 256;
 
 /// How many bytes of data wait in an inbox at most, unless a single event is larger.
-const MAX_BYTES: usize = 1024 * 1024;
+const MAX_BYTES: usize = 256 * 1024;
 
 /// Events that the shared reader found for a Trigger. Once it overflows it takes nothing more until the Trigger has
 /// caught up from the log and attaches again.
@@ -28,18 +28,18 @@ pub(super) struct Inbox {
 #[derive(Debug, Default)]
 struct State {
     /// `None` for a record that cannot be read.
-    queue: VecDeque<(Offset, Option<Event>)>,
+    queue: VecDeque<(Offset, Option<Held>)>,
     bytes: usize,
     attached: bool,
     /// The first event that did not fit.
     missed: Option<Offset>,
 }
 
-/// What a dispatcher took from its inbox.
+/// What a feed took from its inbox.
 #[derive(Debug)]
 pub(super) struct Taken {
     /// In order of their offsets; `None` for a record that cannot be read.
-    pub(super) events: Vec<(Offset, Option<Event>)>,
+    pub(super) events: Vec<(Offset, Option<Held>)>,
     /// Where the Trigger goes on by itself, if the inbox had overflowed and is empty now.
     pub(super) missed: Option<Offset>,
     /// Whether nothing is left in it.
@@ -65,7 +65,7 @@ impl Inbox {
     }
 
     /// Offers an event. If there is no room the Trigger is on its own from here.
-    pub(super) fn push(&self, offset: Offset, event: &Event) {
+    pub(super) fn push(&self, offset: Offset, event: &Held) {
         self.offer(offset, Some(event));
     }
 
@@ -74,12 +74,12 @@ impl Inbox {
         self.offer(offset, None);
     }
 
-    fn offer(&self, offset: Offset, event: Option<&Event>) {
+    fn offer(&self, offset: Offset, event: Option<&Held>) {
         let mut state = self.lock();
         if !state.attached {
             return;
         }
-        let size = event.map_or(0, Event::size);
+        let size = event.map_or(0, Held::size);
         let fits =
             state.queue.len() < MAX_EVENTS && (state.bytes + size <= MAX_BYTES || state.queue.is_empty());
         if fits {
@@ -110,7 +110,7 @@ impl Inbox {
         let count = limit.min(state.queue.len());
         let events: Vec<_> = state.queue.drain(..count).collect();
         let taken = events.iter().filter_map(|(_, event)| event.as_ref());
-        state.bytes -= taken.map(Event::size).sum::<usize>();
+        state.bytes -= taken.map(Held::size).sum::<usize>();
         let emptied = state.queue.is_empty();
         let missed = if emptied { state.missed.take() } else { None };
         Taken {
@@ -155,12 +155,12 @@ mod tests {
     use super::*;
     use crate::cloudevents::EventBuilder;
 
-    fn event(bytes: usize) -> Event {
+    fn event(bytes: usize) -> Held {
         let builder = EventBuilder::new()
             .attribute("id", "1")
             .attribute("source", "/s")
             .attribute("type", "t");
-        builder.data("text/plain", vec![b'x'; bytes]).build().unwrap()
+        Held::of_a_test(builder.data("text/plain", vec![b'x'; bytes]).build().unwrap())
     }
 
     #[test]

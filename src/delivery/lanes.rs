@@ -1,99 +1,218 @@
 //! Order by key: events of one `partitionkey` are under way one after another. Pure.
 //!
-//! A key that has an event under way, or waiting for a retry, holds the later events of that key, and no others.
+//! A key that has an event under way, or waiting for a retry, holds the later events of that key, and no others. What is
+//! held is a place in the log, a byte or two each: its event is read again when its turn comes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::place::Place;
-use crate::cloudevents::Event;
+use crate::log::Offset;
 
-/// An event that a Trigger wants and that is not under way. What waits long has its event left in the log.
-#[derive(Clone, Debug)]
-pub(super) struct Item {
-    pub(super) place: Place,
-    pub(super) event: Option<Event>,
-    /// Its `partitionkey`, where the Trigger delivers in order by key.
-    pub(super) key: Option<Box<str>>,
-}
+/// Memory that a key takes beside its text, in bytes, roughly: its entries in two hash maps and its queue.
+const LANE_BYTES: usize = 200;
 
 /// The keys that have an event under way, and what waits behind each.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
-    waiting: HashMap<Box<str>, VecDeque<Item>>,
+    lanes: HashMap<Box<str>, Lane>,
     /// Which event under way holds which key.
     holders: HashMap<Place, Box<str>>,
+    waiting: usize,
+    bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    /// Dead letters that are redriven; they are older than what waits in the log, and go first.
+    redriven: BTreeSet<Offset>,
+    events: AscendingQueue,
 }
 
 impl Lanes {
-    /// Takes the key for an event that is to be sent; gives it back if it may be, and keeps it if its key is held.
-    pub(super) fn enter(&mut self, item: Item) -> Option<Item> {
-        let Some(key) = &item.key else { return Some(item) };
-        if let Some(waiting) = self.waiting.get_mut(key) {
-            waiting.push_back(Item { event: None, ..item });
-            return None;
+    /// Takes the key for an event; whether it may go now, or waits behind the one that holds the key.
+    pub(super) fn enter(&mut self, key: Box<str>, place: Place) -> bool {
+        if self.holders.contains_key(&place) {
+            return true;
         }
-        self.waiting.insert(key.clone(), VecDeque::new());
-        self.holders.insert(item.place, key.clone());
-        Some(item)
+        let Some(lane) = self.lanes.get_mut(&key) else {
+            self.bytes += LANE_BYTES + 2 * key.len();
+            self.lanes.insert(key.clone(), Lane::default());
+            self.holders.insert(place, key);
+            return true;
+        };
+        match place {
+            Place::Log(offset) => self.bytes += lane.events.push(offset),
+            Place::DeadLetter(offset) => {
+                lane.redriven.insert(offset);
+                self.bytes += REDRIVEN_BYTES;
+            }
+        }
+        self.waiting += 1;
+        false
     }
 
     /// The event is settled; gives the next one of its key, which then holds it.
-    pub(super) fn leave(&mut self, place: Place) -> Option<Item> {
+    pub(super) fn leave(&mut self, place: Place) -> Option<Place> {
         let key = self.holders.remove(&place)?;
-        match self.waiting.get_mut(&key).and_then(VecDeque::pop_front) {
+        let lane = self.lanes.get_mut(&key)?;
+        let next = match lane.redriven.pop_first() {
+            Some(offset) => {
+                self.bytes = self.bytes.saturating_sub(REDRIVEN_BYTES);
+                Some(Place::DeadLetter(offset))
+            }
+            None => lane.events.pop().map(|(offset, bytes)| {
+                self.bytes = self.bytes.saturating_sub(bytes);
+                Place::Log(offset)
+            }),
+        };
+        match next {
             Some(next) => {
-                self.holders.insert(next.place, key);
-                Some(next)
+                self.waiting -= 1;
+                self.holders.insert(next, key);
             }
             None => {
-                self.waiting.remove(&key);
-                None
+                self.bytes = self.bytes.saturating_sub(LANE_BYTES + 2 * key.len());
+                self.lanes.remove(&key);
             }
         }
+        next
+    }
+
+    /// How many events wait behind others of their key.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Memory that it takes, in bytes, roughly.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Memory that a redriven dead letter takes in a lane, in bytes, roughly.
+const REDRIVEN_BYTES: usize = 24;
+
+/// A queue of ascending offsets, kept as the distances between them in groups of seven bits (LEB128).
+#[derive(Debug, Default)]
+struct AscendingQueue {
+    distances: VecDeque<u8>,
+    /// The offset that was taken out last; the first distance is from here.
+    popped: u64,
+    /// The offset that was put in last.
+    pushed: u64,
+}
+
+impl AscendingQueue {
+    /// Puts in an offset above those before it; gives the bytes it takes.
+    fn push(&mut self, Offset(offset): Offset) -> usize {
+        let mut distance = offset.saturating_sub(self.pushed);
+        self.pushed = offset;
+        let mut length = 1;
+        while distance >= 0x80 {
+            // The low seven bits.
+            self.distances.push_back((distance & 0x7f) as u8 | 0x80);
+            distance >>= 7;
+            length += 1;
+        }
+        self.distances.push_back((distance & 0x7f) as u8);
+        length
+    }
+
+    /// Takes out the lowest offset, and gives the bytes that it took.
+    fn pop(&mut self) -> Option<(Offset, usize)> {
+        let (mut distance, mut length) = (0, 0);
+        loop {
+            let byte = self.distances.pop_front()?;
+            distance |= u64::from(byte & 0x7f) << (7 * length);
+            length += 1;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        self.popped += distance;
+        if self.distances.capacity() > 1024 && self.distances.len() < self.distances.capacity() / 4 {
+            self.distances.shrink_to_fit();
+        }
+        Some((Offset(self.popped), length))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::log::Offset;
 
-    fn item(offset: u64, key: Option<&str>) -> Item {
-        Item {
-            place: Place::Log(Offset(offset)),
-            event: None,
-            key: key.map(Into::into),
-        }
-    }
-
-    fn offset(item: Option<Item>) -> Option<u64> {
-        item.map(|item| match item.place {
-            Place::Log(offset) | Place::DeadLetter(offset) => offset.0,
-        })
+    fn log(offset: u64) -> Place {
+        Place::Log(Offset(offset))
     }
 
     #[test]
     fn one_key_is_one_after_another_and_holds_no_other() {
         let mut lanes = Lanes::default();
-        assert_eq!(offset(lanes.enter(item(1, Some("a")))), Some(1));
-        assert_eq!(offset(lanes.enter(item(2, Some("a")))), None);
-        assert_eq!(offset(lanes.enter(item(3, Some("b")))), Some(3));
-        assert_eq!(offset(lanes.enter(item(4, None))), Some(4));
-        assert_eq!(offset(lanes.enter(item(5, Some("a")))), None);
-        assert_eq!(offset(lanes.leave(Place::Log(Offset(4)))), None);
-        assert_eq!(offset(lanes.leave(Place::Log(Offset(1)))), Some(2));
-        assert_eq!(
-            offset(lanes.enter(item(6, Some("a")))),
-            None,
-            "2 holds the key now"
-        );
-        assert_eq!(offset(lanes.leave(Place::Log(Offset(2)))), Some(5));
-        assert_eq!(offset(lanes.leave(Place::Log(Offset(5)))), Some(6));
-        assert_eq!(offset(lanes.leave(Place::Log(Offset(6)))), None);
-        assert_eq!(
-            offset(lanes.enter(item(7, Some("a")))),
-            Some(7),
-            "the key is free again"
-        );
+        assert!(lanes.enter("a".into(), log(1)));
+        assert!(!lanes.enter("a".into(), log(2)));
+        assert!(lanes.enter("b".into(), log(3)));
+        assert!(!lanes.enter("a".into(), log(5)));
+        assert_eq!(lanes.leave(log(4)), None, "it has no key");
+        assert_eq!(lanes.leave(log(1)), Some(log(2)));
+        assert!(!lanes.enter("a".into(), log(6)), "2 holds the key now");
+        assert_eq!(lanes.waiting(), 2);
+        assert_eq!(lanes.leave(log(2)), Some(log(5)));
+        assert_eq!(lanes.leave(log(5)), Some(log(6)));
+        assert_eq!(lanes.leave(log(6)), None);
+        assert!(lanes.enter("a".into(), log(7)), "the key is free again");
+        assert!(lanes.enter("a".into(), log(7)), "it holds the key itself");
+    }
+
+    #[test]
+    fn what_is_redriven_goes_before_what_is_new() {
+        let mut lanes = Lanes::default();
+        let letter = |offset| Place::DeadLetter(Offset(offset));
+        assert!(lanes.enter("a".into(), log(1)));
+        assert!(!lanes.enter("a".into(), log(2)));
+        assert!(!lanes.enter("a".into(), letter(9)));
+        assert!(!lanes.enter("a".into(), letter(4)));
+        let mut order = vec![log(1)];
+        while let Some(next) = lanes.leave(order[order.len() - 1]) {
+            order.push(next);
+        }
+        assert_eq!(order, [log(1), letter(4), letter(9), log(2)]);
+        assert_eq!((lanes.bytes(), lanes.waiting()), (0, 0));
+    }
+
+    #[test]
+    fn a_hundred_thousand_events_of_one_key_take_a_few_hundred_kilobytes() {
+        let mut lanes = Lanes::default();
+        for number in 0..100_000 {
+            lanes.enter("a".into(), log(number * 50));
+        }
+        assert_eq!(lanes.waiting(), 99_999);
+        assert!(lanes.bytes() < 300_000, "{}", lanes.bytes());
+        let (_, lane) = lanes.lanes.iter().next().unwrap();
+        assert!(lane.events.distances.capacity() < 300_000);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_put_into_a_queue_comes_out_in_order(distances in prop::collection::vec((1_u64..1 << 40, any::<bool>()), 0..100)) {
+            let (mut queue, mut expected, mut last, mut bytes) = (AscendingQueue::default(), VecDeque::new(), 0, 0);
+            for (distance, pop) in distances {
+                last += distance;
+                bytes += queue.push(Offset(last));
+                expected.push_back(last);
+                if pop {
+                    let (popped, took) = queue.pop().unwrap();
+                    bytes -= took;
+                    prop_assert_eq!(Some(popped.0), expected.pop_front());
+                }
+            }
+            while let Some((popped, took)) = queue.pop() {
+                bytes -= took;
+                prop_assert_eq!(Some(popped.0), expected.pop_front());
+            }
+            prop_assert!(expected.is_empty() && bytes == 0);
+        }
     }
 }

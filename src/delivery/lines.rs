@@ -15,6 +15,7 @@ use std::{sync::Arc, time::Instant};
 use super::{MAX_DESCENDANTS, MAX_HOPS, dead_letter::DeadLetter, place::Place};
 use crate::{
     cloudevents::{Event, TraceContext},
+    log::LogError,
     telemetry::{Admitted, Burst},
 };
 
@@ -25,7 +26,7 @@ const MAX_SHOWN: usize = 256;
 pub(super) struct Lines {
     trigger: Arc<str>,
     broker: String,
-    bursts: [(&'static str, Burst); 5],
+    bursts: [(&'static str, Burst); 7],
 }
 
 /// What warnings are counted by.
@@ -36,6 +37,8 @@ enum Kind {
     Damaged,
     Missed,
     Unsaved,
+    NoRoom,
+    Unread,
 }
 
 /// A line with the fields that all have, at a level of `tracing`.
@@ -62,6 +65,8 @@ impl Lines {
             "events that cannot be read",
             "events that were removed",
             "progress that is not saved",
+            "dead letters without room",
+            "reads of the event log that failed",
         ];
         Self {
             trigger,
@@ -148,7 +153,7 @@ impl Lines {
     }
 
     /// A record that passed the log's checksums and yet is no event was written by another Weir.
-    pub(super) fn unreadable(&mut self, place: Place, error: &dyn std::error::Error) {
+    pub(super) fn unreadable(&mut self, place: Place, error: &str) {
         let Some(Admitted { held_back }) = self.admit(Kind::Damaged) else {
             return;
         };
@@ -157,7 +162,7 @@ impl Lines {
             self,
             None,
             %place,
-            %error,
+            error,
             held_back,
             "a record of the event log cannot be read as an event and is passed over"
         );
@@ -190,6 +195,37 @@ impl Lines {
             error,
             held_back,
             "no room to save progress; it is tried again"
+        );
+    }
+
+    /// The log has no room for a dead letter.
+    pub(super) fn without_room(&mut self, place: Place, error: &str) {
+        let Some(Admitted { held_back }) = self.admit(Kind::NoRoom) else {
+            return;
+        };
+        line!(
+            warn,
+            self,
+            None,
+            %place,
+            error,
+            held_back,
+            "no room for a dead letter; it waits for some"
+        );
+    }
+
+    /// The log cannot be read for now.
+    pub(super) fn unread(&mut self, error: &LogError) {
+        let Some(Admitted { held_back }) = self.admit(Kind::Unread) else {
+            return;
+        };
+        line!(
+            error,
+            self,
+            None,
+            %error,
+            held_back,
+            "the event log cannot be read; the Trigger's events wait, and it is tried again"
         );
     }
 

@@ -11,18 +11,21 @@
 //! The router calls [`Engine::apply`] with each new routing table; nobody else calls in.
 
 mod addresses;
+mod attempt;
 mod backoff;
 mod breaker;
 mod client;
 mod connector;
 mod dead_letter;
-mod dead_lettering;
 mod dead_letters;
 mod descendants;
 mod dispatcher;
 mod engine;
+mod feed;
+mod held;
 mod inbox;
 mod lanes;
+mod letters;
 mod lines;
 mod names;
 mod offsets;
@@ -33,6 +36,7 @@ mod reader;
 mod redrive;
 mod reply;
 mod retention;
+mod scheduler;
 mod settings;
 mod stage;
 mod stats;
@@ -45,7 +49,7 @@ mod verdict;
 mod wall_clock;
 
 pub use addresses::Addresses;
-pub use client::{Client, ClientError, with_causes};
+pub use client::{ATTEMPT_OVERHEAD, Client, ClientError, with_causes};
 pub use dead_letter::{DeadLetter, DeadLetterError};
 pub use dead_letters::{Dropped, KeptLetter, Page, Redriven, Selection};
 pub(crate) use descendants::Beyond;

@@ -1,21 +1,62 @@
-//! How far a Trigger has settled its broker's log: its durable cursor. Pure.
+//! How far a Trigger has settled its broker's log: the durable part of its checkpoint. Pure: time comes in as an
+//! argument.
+//!
+//! An event that waits is one offset in a compressed set, two bytes at most where many wait. Only an event that has
+//! failed has more: its attempts.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
-use jiff::Timestamp;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
 
-use super::{backoff::Attempts, place::Place, stats::Settlement};
+use super::{place::Place, stats::Settlement};
 use crate::log::Offset;
 
 /// Everything below `next` is settled, but for what is outstanding.
 ///
 /// At every moment `matched` is the sum of the settlements and of what is outstanding.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Progress {
     next: Offset,
-    outstanding: BTreeMap<Place, Attempts>,
+    /// Offsets of outstanding events in the broker's log.
+    events: RoaringTreemap,
+    /// Offsets of outstanding events in its dead-letter log: they are redriven.
+    redriven: RoaringTreemap,
+    /// How many there are in both sets.
+    pending: usize,
+    /// Those of them that have failed.
+    tried: BTreeMap<Place, Attempts>,
     counts: Counts,
+}
+
+/// The failed attempts of one event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Attempts {
+    pub(super) failed: u32,
+    /// Time that the process saw pass since the first attempt began, up to `as_of`. Wall clocks jump; this does not,
+    /// and the time that the router is away does not count.
+    elapsed: Duration,
+    as_of: Instant,
+}
+
+impl Attempts {
+    /// No failed attempt yet; the first one begins now.
+    pub(super) fn begin(now: Instant) -> Self {
+        Self {
+            failed: 0,
+            elapsed: Duration::ZERO,
+            as_of: now,
+        }
+    }
+
+    /// Time since the first attempt began.
+    pub(super) fn elapsed(&self, now: Instant) -> Duration {
+        self.elapsed + now.saturating_duration_since(self.as_of)
+    }
 }
 
 /// The first places that are not settled: nothing from there on may be trimmed.
@@ -57,24 +98,47 @@ struct Stored {
     version: u32,
     broker: String,
     next: Offset,
-    outstanding: Vec<StoredAttempts>,
-    /// The same, with offsets in the dead-letter log.
-    #[serde(default)]
-    redriven: Vec<StoredAttempts>,
+    /// A set in Roaring's portable format, as base64.
+    events: String,
+    redriven: String,
+    tried: Vec<StoredAttempts>,
+    tried_redriven: Vec<StoredAttempts>,
     counts: Counts,
 }
 
-/// Offset, failed attempts, and when the first began in milliseconds since 1970.
-type StoredAttempts = (Offset, u32, Option<i64>);
+/// Offset, failed attempts, and milliseconds since the first one began.
+type StoredAttempts = (Offset, u32, u64);
 
-const VERSION: u32 = 1;
+/// The stored form of version 1, which listed every outstanding event with its attempts.
+#[derive(Deserialize)]
+struct StoredV1 {
+    broker: String,
+    next: Offset,
+    outstanding: Vec<StoredAttemptsV1>,
+    #[serde(default)]
+    redriven: Vec<StoredAttemptsV1>,
+    counts: Counts,
+}
+
+/// Offset, failed attempts, and when the first began in milliseconds since 1970. The time is not taken over: the retry
+/// duration of such an event begins again.
+type StoredAttemptsV1 = (Offset, u32, Option<i64>);
+
+#[derive(Deserialize)]
+struct StoredVersion {
+    version: u32,
+}
+
+const VERSION: u32 = 2;
 
 /// Why a stored cursor cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProgressError {
     #[error("it is not what Weir writes: {0}")]
     Malformed(#[from] serde_json::Error),
-    #[error("it has version {0}, and this Weir reads version {VERSION}")]
+    #[error("a set of offsets in it is not what Weir writes: {0}")]
+    Set(String),
+    #[error("it has version {0}, and this Weir reads versions 1 to {VERSION}")]
     Version(u32),
 }
 
@@ -83,7 +147,10 @@ impl Progress {
     pub(super) fn starting_at(next: Offset) -> Self {
         Self {
             next,
-            outstanding: BTreeMap::new(),
+            events: RoaringTreemap::new(),
+            redriven: RoaringTreemap::new(),
+            pending: 0,
+            tried: BTreeMap::new(),
             counts: Counts::default(),
         }
     }
@@ -95,17 +162,10 @@ impl Progress {
 
     /// Where what is not settled begins.
     pub(super) fn low(&self) -> Low {
-        let first = self.outstanding.first_key_value();
-        let redriven = self.outstanding.range(Place::DeadLetter(Offset(0))..).next();
+        let events = self.events.min().map_or(self.next, Offset);
         Low {
-            events: match first {
-                Some((&Place::Log(offset), _)) => offset.min(self.next),
-                _ => self.next,
-            },
-            dead_letters: match redriven {
-                Some((&Place::DeadLetter(offset), _)) => Some(offset),
-                _ => None,
-            },
+            events: events.min(self.next),
+            dead_letters: self.redriven.min().map(Offset),
         }
     }
 
@@ -115,26 +175,53 @@ impl Progress {
 
     /// What was wanted and is not settled yet, in order.
     pub(super) fn outstanding(&self) -> impl Iterator<Item = Place> {
-        self.outstanding.keys().copied()
+        let events = self.events.iter().map(|offset| Place::Log(Offset(offset)));
+        let redriven = self
+            .redriven
+            .iter()
+            .map(|offset| Place::DeadLetter(Offset(offset)));
+        events.chain(redriven)
     }
 
     pub(super) fn pending(&self) -> usize {
-        self.outstanding.len()
+        self.pending
+    }
+
+    /// How many dead letters are outstanding.
+    pub(super) fn pending_redriven(&self) -> usize {
+        usize::try_from(self.redriven.len()).unwrap_or(usize::MAX)
+    }
+
+    /// Those of them that have failed, in order.
+    pub(super) fn tried_places(&self) -> impl Iterator<Item = (Place, Attempts)> {
+        self.tried.iter().map(|(&place, &attempts)| (place, attempts))
+    }
+
+    pub(super) fn is_outstanding(&self, place: Place) -> bool {
+        match place {
+            Place::Log(Offset(offset)) => self.events.contains(offset),
+            Place::DeadLetter(Offset(offset)) => self.redriven.contains(offset),
+        }
+    }
+
+    /// How many of those outstanding have failed.
+    pub(super) fn tried(&self) -> usize {
+        self.tried.len()
     }
 
     /// The event at this offset is wanted.
     pub(super) fn matched(&mut self, offset: Offset) {
-        self.counts.matched += 1;
-        self.outstanding.insert(Place::Log(offset), Attempts::default());
+        if self.events.insert(offset.0) {
+            self.pending += 1;
+            self.counts.matched += 1;
+        }
         self.advance(offset.plus(1));
     }
 
     /// A dead letter is wanted again; it counts as matched once more, and is settled like any other event.
     pub(super) fn redriven(&mut self, dead_letter: Offset) {
-        let before = self
-            .outstanding
-            .insert(Place::DeadLetter(dead_letter), Attempts::default());
-        if before.is_none() {
+        if self.redriven.insert(dead_letter.0) {
+            self.pending += 1;
             self.counts.matched += 1;
             self.counts.redriven += 1;
         }
@@ -145,25 +232,34 @@ impl Progress {
         self.next = self.next.max(next);
     }
 
-    /// How many attempts have failed.
-    pub(super) fn failures(&self, place: Place) -> u32 {
-        self.outstanding.get(&place).map_or(0, |attempts| attempts.failed)
+    /// What has been tried for an event, if it has failed.
+    pub(super) fn attempts(&self, place: Place) -> Option<Attempts> {
+        self.tried.get(&place).copied()
     }
 
-    /// An attempt that began at `since` failed; gives what has been tried so far.
-    pub(super) fn failed(&mut self, place: Place, since: Timestamp) -> Attempts {
-        // What is settled already stays so.
-        let mut settled = Attempts::default();
-        let attempts = self.outstanding.get_mut(&place).unwrap_or(&mut settled);
+    /// An attempt that began at `began` failed; gives what has been tried so far.
+    pub(super) fn failed(&mut self, place: Place, began: Instant) -> Attempts {
+        let mut attempts = self.attempts(place).unwrap_or_else(|| Attempts::begin(began));
         attempts.failed = attempts.failed.saturating_add(1);
-        attempts.since.get_or_insert(since);
-        *attempts
+        // What is settled already stays so.
+        if self.is_outstanding(place) {
+            self.tried.insert(place, attempts);
+        }
+        attempts
     }
 
-    pub(super) fn settle(&mut self, place: Place, settlement: Settlement) {
-        if self.outstanding.remove(&place).is_some() {
+    /// Whether the event was outstanding.
+    pub(super) fn settle(&mut self, place: Place, settlement: Settlement) -> bool {
+        let was_outstanding = match place {
+            Place::Log(Offset(offset)) => self.events.remove(offset),
+            Place::DeadLetter(Offset(offset)) => self.redriven.remove(offset),
+        };
+        if was_outstanding {
+            self.pending -= 1;
+            self.tried.remove(&place);
             self.counts.count(settlement);
         }
+        was_outstanding
     }
 
     /// Goes back to the ends of the logs where it is beyond them, because their ends were lost: other events will have
@@ -182,59 +278,134 @@ impl Progress {
         is_beyond
     }
 
-    pub(super) fn encode(&self, broker: &str) -> Vec<u8> {
-        let (mut outstanding, mut redriven) = (Vec::new(), Vec::new());
-        for (&place, &Attempts { failed, since }) in &self.outstanding {
-            let since = since.map(|at| at.as_millisecond());
+    /// The stored form, as of now.
+    pub(super) fn encode(&self, broker: &str, now: Instant) -> Vec<u8> {
+        let (mut tried, mut tried_redriven) = (Vec::new(), Vec::new());
+        for (&place, attempts) in &self.tried {
+            let elapsed = u64::try_from(attempts.elapsed(now).as_millis()).unwrap_or(u64::MAX);
             match place {
-                Place::Log(offset) => outstanding.push((offset, failed, since)),
-                Place::DeadLetter(offset) => redriven.push((offset, failed, since)),
+                Place::Log(offset) => tried.push((offset, attempts.failed, elapsed)),
+                Place::DeadLetter(offset) => tried_redriven.push((offset, attempts.failed, elapsed)),
             }
         }
         let stored = Stored {
             version: VERSION,
             broker: broker.to_owned(),
             next: self.next,
-            outstanding,
-            redriven,
+            events: encode_set(&self.events),
+            redriven: encode_set(&self.redriven),
+            tried,
+            tried_redriven,
             counts: self.counts,
         };
         // Numbers, strings and lists always serialise.
         serde_json::to_vec(&stored).unwrap_or_default()
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, ProgressError> {
-        Self::decode_with_broker(bytes).map(|(_, progress)| progress)
+    pub(super) fn decode(bytes: &[u8], now: Instant) -> Result<Self, ProgressError> {
+        Self::decode_with_broker(bytes, now).map(|(_, progress)| progress)
     }
 
     /// The same, with the broker, as `namespace/name`.
-    pub(super) fn decode_with_broker(bytes: &[u8]) -> Result<(String, Self), ProgressError> {
+    pub(super) fn decode_with_broker(bytes: &[u8], now: Instant) -> Result<(String, Self), ProgressError> {
+        match serde_json::from_slice::<StoredVersion>(bytes)?.version {
+            1 => Ok(Self::restore_v1(serde_json::from_slice(bytes)?, now)),
+            VERSION => Self::restore(serde_json::from_slice(bytes)?, now),
+            other => Err(ProgressError::Version(other)),
+        }
+    }
+
+    fn restore(stored: Stored, now: Instant) -> Result<(String, Self), ProgressError> {
         let Stored {
-            version,
+            version: _,
+            broker,
+            next,
+            events,
+            redriven,
+            tried,
+            tried_redriven,
+            counts,
+        } = stored;
+        let mut progress = Self {
+            events: decode_set(&events)?,
+            redriven: decode_set(&redriven)?,
+            counts,
+            ..Self::starting_at(next)
+        };
+        progress.count_pending();
+        let of = |place: fn(Offset) -> Place| {
+            move |(offset, failed, elapsed): StoredAttempts| {
+                let attempts = Attempts {
+                    failed,
+                    elapsed: Duration::from_millis(elapsed),
+                    as_of: now,
+                };
+                (place(offset), attempts)
+            }
+        };
+        let tried = tried.into_iter().map(of(Place::Log));
+        let redriven = tried_redriven.into_iter().map(of(Place::DeadLetter));
+        for (place, attempts) in tried.chain(redriven) {
+            if progress.is_outstanding(place) {
+                progress.tried.insert(place, attempts);
+            }
+        }
+        Ok((broker, progress))
+    }
+
+    fn restore_v1(stored: StoredV1, now: Instant) -> (String, Self) {
+        let StoredV1 {
             broker,
             next,
             outstanding,
             redriven,
             counts,
-        } = serde_json::from_slice(bytes)?;
-        if version != VERSION {
-            return Err(ProgressError::Version(version));
-        }
-        let of = |place: fn(Offset) -> Place| {
-            move |(offset, failed, since): StoredAttempts| {
-                let since = since.and_then(|at| Timestamp::from_millisecond(at).ok());
-                (place(offset), Attempts { failed, since })
-            }
-        };
-        let outstanding = outstanding.into_iter().map(of(Place::Log));
-        let redriven = redriven.into_iter().map(of(Place::DeadLetter));
-        let progress = Self {
-            next,
-            outstanding: outstanding.chain(redriven).collect(),
+        } = stored;
+        let mut progress = Self {
+            events: outstanding.iter().map(|(offset, ..)| offset.0).collect(),
+            redriven: redriven.iter().map(|(offset, ..)| offset.0).collect(),
             counts,
+            ..Self::starting_at(next)
         };
-        Ok((broker, progress))
+        progress.count_pending();
+        let outstanding = outstanding
+            .into_iter()
+            .map(|(offset, failed, _)| (Place::Log(offset), failed));
+        let redriven = redriven
+            .into_iter()
+            .map(|(offset, failed, _)| (Place::DeadLetter(offset), failed));
+        progress.tried = outstanding
+            .chain(redriven)
+            .filter(|&(_, failed)| failed > 0)
+            .map(|(place, failed)| {
+                let attempts = Attempts {
+                    failed,
+                    ..Attempts::begin(now)
+                };
+                (place, attempts)
+            })
+            .collect();
+        (broker, progress)
     }
+
+    fn count_pending(&mut self) {
+        let pending = self.events.len() + self.redriven.len();
+        self.pending = usize::try_from(pending).unwrap_or(usize::MAX);
+    }
+}
+
+fn encode_set(set: &RoaringTreemap) -> String {
+    let mut bytes = Vec::with_capacity(set.serialized_size());
+    // A Vec takes whatever is written.
+    let _ = set.serialize_into(&mut bytes);
+    BASE64_STANDARD.encode(bytes)
+}
+
+fn decode_set(text: &str) -> Result<RoaringTreemap, ProgressError> {
+    let bytes = BASE64_STANDARD
+        .decode(text)
+        .map_err(|error| ProgressError::Set(error.to_string()))?;
+    RoaringTreemap::deserialize_from(&bytes[..]).map_err(|error| ProgressError::Set(error.to_string()))
 }
 
 #[cfg(test)]
@@ -242,6 +413,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn log(offset: u64) -> Place {
+        Place::Log(Offset(offset))
+    }
 
     #[test]
     fn low_is_the_first_unsettled_offset() {
@@ -251,9 +426,9 @@ mod tests {
         progress.matched(Offset(9));
         progress.advance(Offset(20));
         assert_eq!((progress.low().events, progress.next()), (Offset(7), Offset(20)));
-        progress.settle(Place::Log(Offset(7)), Settlement::Delivered);
+        assert!(progress.settle(log(7), Settlement::Delivered));
         assert_eq!(progress.low().events, Offset(9));
-        progress.settle(Place::Log(Offset(9)), Settlement::Expired);
+        assert!(progress.settle(log(9), Settlement::Expired));
         assert_eq!(progress.low().events, Offset(20));
         assert_eq!(progress.low().dead_letters, None);
         progress.redriven(Offset(3));
@@ -271,8 +446,8 @@ mod tests {
     fn settling_twice_counts_once() {
         let mut progress = Progress::starting_at(Offset(0));
         progress.matched(Offset(0));
-        progress.settle(Place::Log(Offset(0)), Settlement::Delivered);
-        progress.settle(Place::Log(Offset(0)), Settlement::DeadLettered);
+        assert!(progress.settle(log(0), Settlement::Delivered));
+        assert!(!progress.settle(log(0), Settlement::DeadLettered));
         assert_eq!(
             progress.counts(),
             Counts {
@@ -296,7 +471,7 @@ mod tests {
         assert!(progress.keep_within(Offset(6), Offset(3)));
         assert_eq!(
             progress.outstanding().collect::<Vec<_>>(),
-            [Place::Log(Offset(2)), Place::DeadLetter(Offset(2))]
+            [log(2), Place::DeadLetter(Offset(2))]
         );
         assert_eq!((progress.next(), progress.counts().dropped), (Offset(6), 2));
         assert!(progress.keep_within(Offset(4), Offset(3)), "the place alone");
@@ -304,17 +479,71 @@ mod tests {
     }
 
     #[test]
+    fn a_hundred_thousand_waiting_events_take_a_few_hundred_kilobytes() {
+        let now = Instant::now();
+        for (spacing, most) in [(1, 40_000), (7, 130_000), (100, 300_000)] {
+            let mut progress = Progress::starting_at(Offset(0));
+            (0..100_000).for_each(|number| progress.matched(Offset(number * spacing)));
+            let stored = progress.encode("shop/default", now).len();
+            assert!(stored < most, "every {spacing}th offset: {stored} bytes");
+        }
+    }
+
+    #[test]
+    fn the_time_that_the_router_is_away_does_not_count() {
+        let now = Instant::now();
+        let mut progress = Progress::starting_at(Offset(0));
+        progress.matched(Offset(0));
+        progress.failed(log(0), now);
+        let minute = Duration::from_secs(60);
+        let stored = progress.encode("a/b", now + minute);
+        // Whatever the wall clock says, and however much later it is read.
+        let later = now + 100 * minute;
+        let attempts = Progress::decode(&stored, later)
+            .unwrap()
+            .attempts(log(0))
+            .unwrap();
+        assert_eq!((attempts.failed, attempts.elapsed(later)), (1, minute));
+        assert_eq!(attempts.elapsed(later + minute), 2 * minute);
+    }
+
+    #[test]
+    fn what_version_1_stored_is_taken_over() {
+        let stored = br#"{"version":1,"broker":"a/b","next":9,"outstanding":[[3,0,null],[5,2,1700000000000]],
+            "redriven":[[1,1,1700000000000]],"counts":{"matched":7,"delivered":4,"expired":0,"dead_lettered":0,"dropped":0}}"#;
+        let now = Instant::now();
+        let (broker, progress) = Progress::decode_with_broker(stored, now).unwrap();
+        assert_eq!(
+            (broker.as_str(), progress.next(), progress.pending()),
+            ("a/b", Offset(9), 3)
+        );
+        assert_eq!(
+            progress.outstanding().collect::<Vec<_>>(),
+            [log(3), log(5), Place::DeadLetter(Offset(1))]
+        );
+        assert_eq!(progress.attempts(log(3)), None);
+        let attempts = progress.attempts(log(5)).unwrap();
+        assert_eq!((attempts.failed, attempts.elapsed(now)), (2, Duration::ZERO));
+        assert_eq!(
+            Progress::decode(&progress.encode("a/b", now), now).unwrap(),
+            progress
+        );
+    }
+
+    #[test]
     fn a_cursor_of_another_version_is_not_read() {
-        let mut stored: serde_json::Value =
-            serde_json::from_slice(&Progress::starting_at(Offset(1)).encode("a/b")).unwrap();
-        stored["version"] = 2.into();
-        let error = Progress::decode(stored.to_string().as_bytes()).unwrap_err();
-        assert!(matches!(error, ProgressError::Version(2)), "{error}");
+        let now = Instant::now();
+        let stored = Progress::starting_at(Offset(1)).encode("a/b", now);
+        let mut stored: serde_json::Value = serde_json::from_slice(&stored).unwrap();
+        stored["version"] = 3.into();
+        let error = Progress::decode(stored.to_string().as_bytes(), now).unwrap_err();
+        assert!(matches!(error, ProgressError::Version(3)), "{error}");
     }
 
     proptest! {
         #[test]
         fn what_matched_is_settled_or_pending_and_survives_storing(steps in prop::collection::vec((0_u64..50, any::<bool>(), 0_u8..7), 0..200)) {
+            let now = Instant::now();
             let mut progress = Progress::starting_at(Offset(0));
             for (offset, redriven, step) in steps {
                 let offset = Offset(offset);
@@ -323,18 +552,19 @@ mod tests {
                     0 if redriven => progress.redriven(offset),
                     0 if offset >= progress.next() => progress.matched(offset),
                     0 | 1 => progress.advance(offset),
-                    2 => progress.settle(place, Settlement::Delivered),
-                    3 => progress.settle(place, Settlement::Expired),
-                    4 => progress.settle(place, Settlement::DeadLettered),
+                    2 => drop(progress.settle(place, Settlement::Delivered)),
+                    3 => drop(progress.settle(place, Settlement::Expired)),
+                    4 => drop(progress.settle(place, Settlement::DeadLettered)),
                     5 => {
-                        progress.failed(place, Timestamp::UNIX_EPOCH);
+                        progress.failed(place, now);
                     }
-                    _ => progress.settle(place, Settlement::Dropped),
+                    _ => drop(progress.settle(place, Settlement::Dropped)),
                 }
                 let counts = progress.counts();
                 let ended = counts.delivered + counts.expired + counts.dead_lettered + counts.dropped;
                 prop_assert_eq!(counts.matched, ended + progress.pending() as u64);
-                prop_assert_eq!(&Progress::decode(&progress.encode("a/b")).unwrap(), &progress);
+                prop_assert_eq!(progress.outstanding().count(), progress.pending());
+                prop_assert_eq!(&Progress::decode(&progress.encode("a/b", now), now).unwrap(), &progress);
             }
         }
     }

@@ -7,11 +7,15 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::inbox::Inbox;
+use super::{
+    held::{Held, Share},
+    inbox::Inbox,
+};
 use crate::{
     cloudevents::Event,
     filter::Decision,
-    log::{EventLog, LogError, Offset, ReadLimit},
+    log::{EventLog, LogError, Offset, ReadLimit, Record},
+    memory::{Pool, Reservation},
     routing::BrokerTable,
     telemetry::{Admitted, Burst},
 };
@@ -25,10 +29,18 @@ pub(super) const READ: ReadLimit = ReadLimit {
 /// How often it is looked whether log lines were held back that nothing has told of.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
+/// How long filters are evaluated before others on the same thread have their turn.
+pub(super) const MATCH_AT_ONCE: Duration = Duration::from_millis(1);
+
+/// The pause before a read that failed is tried again: the first time, and at most.
+const READ_AGAIN: Duration = Duration::from_millis(100);
+const MAX_READ_AGAIN: Duration = Duration::from_secs(10);
+
 /// Follows one broker's log and offers each event to the Triggers that want it.
 pub(super) struct Reader {
     broker: String,
     log: Arc<dyn EventLog>,
+    memory: Share,
     state: Mutex<State>,
 }
 
@@ -36,8 +48,8 @@ struct State {
     /// Everything below was offered to every attached inbox that wanted it.
     position: Offset,
     table: Arc<BrokerTable>,
-    /// One for each route of the table.
-    inboxes: Vec<Arc<Inbox>>,
+    /// One for each route of the table; made anew with each table.
+    inboxes: Arc<Vec<Arc<Inbox>>>,
     /// Bounds what is said of records that cannot be read.
     unreadable: Burst,
 }
@@ -51,17 +63,20 @@ impl State {
 
 impl Reader {
     /// A reader that begins at the end of the log: what is before it the Triggers read by themselves.
-    pub(super) fn new(broker: String, log: Arc<dyn EventLog>) -> Self {
+    pub(super) fn new(broker: String, log: Arc<dyn EventLog>, memory: &Pool) -> Self {
         let position = log.bounds(&broker).next;
+        let (namespace, _) = broker.split_once('/').unwrap_or((&broker, ""));
+        let memory = Share::new(memory, namespace, &broker);
         let state = State {
             position,
             table: Arc::default(),
-            inboxes: Vec::new(),
+            inboxes: Arc::default(),
             unreadable: Burst::default(),
         };
         Self {
             broker,
             log,
+            memory,
             state: Mutex::new(state),
         }
     }
@@ -70,7 +85,7 @@ impl Reader {
     pub(super) fn follow(&self, table: Arc<BrokerTable>, inboxes: Vec<Arc<Inbox>>) {
         let mut state = self.lock();
         state.table = table;
-        state.inboxes = inboxes;
+        state.inboxes = Arc::new(inboxes);
     }
 
     /// Everything below this was offered.
@@ -93,6 +108,7 @@ impl Reader {
         let mut end = self.log.watch(&self.broker);
         let mut overdue = tokio::time::interval(TELL_EVERY);
         overdue.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut pause = READ_AGAIN;
         loop {
             let next = *end.borrow_and_update();
             if self.position() < next {
@@ -101,16 +117,19 @@ impl Reader {
                     () = stop.cancelled() => return Ok(()),
                 };
                 match offered {
-                    Ok(()) => {}
+                    Ok(()) => pause = READ_AGAIN,
                     Err(error @ LogError::Failed(_)) => return Err(error),
                     Err(error) => {
                         tracing::error!(
                             broker = self.broker, %error,
                             "the broker's log cannot be read on; its Triggers read by themselves"
                         );
-                        let mut state = self.lock();
-                        let position = state.position;
-                        state.leave_alone(position);
+                        self.leave_alone();
+                        tokio::select! {
+                            () = tokio::time::sleep(pause) => {}
+                            () = stop.cancelled() => return Ok(()),
+                        }
+                        pause = (pause * 2).min(MAX_READ_AGAIN);
                     }
                 }
                 continue;
@@ -140,48 +159,87 @@ impl Reader {
             return Ok(());
         };
         let records = self.log.read(&self.broker, position, READ).await?;
-        let events: Vec<_> = records
-            .into_iter()
-            .map(|record| (record.offset, Event::from_record(record.payload)))
-            .collect();
-        let first = match events.first() {
-            Some(&(offset, _)) => offset,
+        let first = match records.first() {
+            Some(record) => record.offset,
             None => self.log.bounds(&self.broker).first,
         };
-        let mut state = self.lock();
         if first > position {
             // Removed from the full log before they were offered: each Trigger goes on alone, and tells.
+            let mut state = self.lock();
             state.leave_alone(position);
             state.position = first;
         }
-        for (offset, event) in events {
-            match event {
-                Ok(event) => state.table.deciding(&event, |index, decision| {
-                    let Some(inbox) = state.inboxes.get(index) else {
-                        return;
-                    };
-                    match decision {
-                        Decision::Pass => inbox.push(offset, &event),
-                        Decision::Skip => {}
-                        Decision::Failed(error) => inbox.filter_failed(&error),
-                    }
-                }),
-                Err(error) => {
-                    state
-                        .inboxes
-                        .iter()
-                        .for_each(|inbox| inbox.push_unreadable(offset));
-                    if let Some(Admitted { held_back }) = state.unreadable.admit(Instant::now()) {
-                        tracing::error!(
-                            broker = self.broker, place = %offset, %error, held_back,
-                            "a record of the event log cannot be read as an event and is passed over"
-                        );
-                    }
-                }
+        let size = records.iter().map(|record| record.payload.len()).sum();
+        let Some(mut memory) = self.memory.try_reserve(size) else {
+            // What does not fit now each Trigger reads by itself, as fast as it can.
+            self.leave_alone();
+            return Ok(());
+        };
+        let mut began = Instant::now();
+        for record in records {
+            if began.elapsed() >= MATCH_AT_ONCE {
+                tokio::task::yield_now().await;
+                began = Instant::now();
             }
-            state.position = offset.plus(1);
+            let part = memory.split(record.payload.len());
+            self.offer_record(record, part);
         }
         Ok(())
+    }
+
+    /// Offers one record. No filter is evaluated while the lock is held.
+    fn offer_record(&self, record: Record, memory: Reservation) {
+        let offset = record.offset;
+        let event = match Event::from_record(record.payload) {
+            Ok(event) => Held::new(event, memory),
+            Err(error) => return self.unreadable(offset, &error),
+        };
+        loop {
+            let (table, inboxes) = {
+                let state = self.lock();
+                (state.table.clone(), state.inboxes.clone())
+            };
+            let mut wanted = Vec::new();
+            table.deciding(event.event(), |index, decision| {
+                let Some(inbox) = inboxes.get(index) else { return };
+                match decision {
+                    Decision::Pass => wanted.push(inbox),
+                    Decision::Skip => {}
+                    Decision::Failed(error) => inbox.filter_failed(&error),
+                }
+            });
+            let mut state = self.lock();
+            if !Arc::ptr_eq(&state.inboxes, &inboxes) {
+                // Another table is in force by now.
+                continue;
+            }
+            for inbox in wanted {
+                inbox.push(offset, &event);
+            }
+            state.position = offset.plus(1);
+            return;
+        }
+    }
+
+    fn unreadable(&self, offset: Offset, error: &dyn std::error::Error) {
+        let mut state = self.lock();
+        for inbox in &*state.inboxes {
+            inbox.push_unreadable(offset);
+        }
+        if let Some(Admitted { held_back }) = state.unreadable.admit(Instant::now()) {
+            tracing::error!(
+                broker = self.broker, place = %offset, %error, held_back,
+                "a record of the event log cannot be read as an event and is passed over"
+            );
+        }
+        state.position = offset.plus(1);
+    }
+
+    /// Each Trigger reads by itself from here on.
+    fn leave_alone(&self) {
+        let mut state = self.lock();
+        let position = state.position;
+        state.leave_alone(position);
     }
 
     /// Where to read, unless nobody is attached: then the reader goes to the end without reading.
@@ -235,7 +293,7 @@ mod tests {
             ..Configuration::default()
         });
         let inboxes = [(); 2].map(|()| Arc::new(Inbox::default()));
-        let reader = Reader::new(BROKER.to_owned(), log.clone());
+        let reader = Reader::new(BROKER.to_owned(), log.clone(), &Pool::new(1 << 20));
         reader.follow(table.brokers()[BROKER].clone(), inboxes.to_vec());
         for inbox in &inboxes {
             assert_eq!(reader.attach(inbox), Offset(0));

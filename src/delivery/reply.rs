@@ -144,7 +144,7 @@ mod tests {
     use super::*;
     use crate::{
         cloudevents::EventBuilder,
-        delivery::{Addresses, Client, MAX_DESCENDANTS},
+        delivery::{Addresses, Client},
         log::{
             Offset, ReadLimit,
             embedded::{EmbeddedLog, EmbeddedOptions},

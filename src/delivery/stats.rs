@@ -59,6 +59,7 @@ pub struct TriggerStats {
     redriven: AtomicU64,
     attempts: AtomicU64,
     failed_attempts: AtomicU64,
+    put_off: AtomicU64,
     attempts_microseconds: AtomicU64,
     in_flight: AtomicU64,
     missed: AtomicU64,
@@ -67,6 +68,7 @@ pub struct TriggerStats {
     replies_beyond_max_descendants: AtomicU64,
     replies_invalid: AtomicU64,
     stopped: AtomicBool,
+    full: AtomicBool,
     filter_errors: AtomicU64,
     filter_error: ArcSwapOption<String>,
     sink_answered: AtomicBool,
@@ -100,6 +102,8 @@ figures! {
     attempts,
     /// Attempts since the router started that did not deliver.
     failed_attempts,
+    /// Attempts since the router started that it put off, having no memory or no connection for them.
+    put_off,
     /// Attempts under way.
     in_flight,
     /// Events since the router started that the Trigger could not look at: they were removed from the log before, or
@@ -147,6 +151,20 @@ impl TriggerStats {
 
     pub(super) fn stop(&self) {
         self.stopped.store(true, Relaxed);
+    }
+
+    /// The log can be read.
+    pub(super) fn read(&self) {
+        self.stopped.store(false, Relaxed);
+    }
+
+    /// Whether so many events wait, for retries or for others of their key, that the Trigger takes no new ones.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Relaxed)
+    }
+
+    pub(super) fn show_full(&self, full: bool) {
+        self.full.store(full, Relaxed);
     }
 
     /// Its Sink's outage, while that lasts.
@@ -200,6 +218,10 @@ impl TriggerStats {
         let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.attempts_microseconds.fetch_add(microseconds, Relaxed);
         self.failed_attempts.fetch_add(u64::from(!delivered), Relaxed);
+    }
+
+    pub(super) fn attempt_put_off(&self) {
+        self.put_off.fetch_add(1, Relaxed);
     }
 
     pub(super) fn count_missed(&self, events: u64) {

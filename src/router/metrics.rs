@@ -237,6 +237,13 @@ impl Collector for DeliveryCollector {
             "Delivery attempts since the start that did not deliver",
             TriggerStats::failed_attempts,
         )?;
+        counter(
+            &mut encoder,
+            &triggers,
+            "trigger_attempts_put_off",
+            "Delivery attempts since the start that the router put off, having no memory or no connection for them",
+            TriggerStats::put_off,
+        )?;
         attempts_took(&mut encoder, &triggers)?;
         gauge(
             &mut encoder,
@@ -258,6 +265,13 @@ impl Collector for DeliveryCollector {
             "trigger_stopped",
             "1 once delivery has ended because the event log cannot be read, or by a fault in Weir",
             |view| u64::from(view.stats.is_stopped()),
+        )?;
+        gauge(
+            &mut encoder,
+            &triggers,
+            "trigger_waiting_full",
+            "1 while so many events wait for retries or for others of their key that no new ones are taken",
+            |view| u64::from(view.stats.is_full()),
         )?;
         replies(&mut encoder, &triggers)?;
         let dropped = ConstCounter::new(self.engine.dropped_with_trigger());
@@ -495,11 +509,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log: Arc<dyn EventLog> =
             Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
+        let runtime = tokio::runtime::Handle::current();
         let engine = Engine::start(
             log.clone(),
             Client::new(1, Addresses::any()).unwrap(),
             DeliveryOptions::default(),
             Supervisor::default(),
+            &runtime,
         );
         let engine = engine.await.unwrap();
         let metrics = Metrics::new(log, engine.clone(), Statistics::default());

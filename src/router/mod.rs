@@ -15,6 +15,7 @@ mod operator;
 mod problem;
 mod saved;
 mod sink_report;
+mod threads;
 
 use std::{
     collections::BTreeMap,
@@ -50,6 +51,7 @@ use crate::{
 use body::Bodies;
 use metrics::Metrics;
 use saved::SavedConfiguration;
+use threads::Threads;
 
 /// How long after a configuration could not be written the router tries again.
 const WRITE_AGAIN: Duration = Duration::from_secs(3);
@@ -99,6 +101,11 @@ pub enum RouterError {
     /// The data directory, or the last configuration in it, cannot be used.
     #[error(transparent)]
     Saved(#[from] SavedError),
+    /// The threads of delivery cannot be started.
+    #[error(
+        "cannot start the threads that deliver: {0}; is the limit of processes (ulimit -u, pids.max) too low?"
+    )]
+    Threads(#[source] std::io::Error),
     /// A task panicked that it cannot do without.
     #[error("the router cannot go on: {0}")]
     Panicked(#[from] Panicked),
@@ -135,7 +142,19 @@ pub async fn run(
         .counting(descendants.clone())
         .with_answers(options.memory.answers.clone());
     let supervisor = Supervisor::default();
-    let engine = Engine::start(log.clone(), client, options.delivery, supervisor.clone()).await?;
+    let delivery = DeliveryOptions {
+        memory: options.memory.attempts.clone(),
+        ..options.delivery
+    };
+    let delivering = Threads::start("delivery").map_err(RouterError::Threads)?;
+    let engine = Engine::start(
+        log.clone(),
+        client,
+        delivery,
+        supervisor.clone(),
+        &delivering.handle(),
+    )
+    .await?;
     let sources = Sources::new(log.clone());
     let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());

@@ -4,6 +4,7 @@ mod arrivals;
 mod delivery;
 mod full;
 mod kills;
+mod poison;
 mod producers;
 mod sinks;
 mod storage;

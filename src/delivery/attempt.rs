@@ -1,0 +1,283 @@
+//! Performs what a Trigger's scheduler decides: attempts, and what becomes of dead letters. Each is a future of its own
+//! that takes its part of the memory budget first.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use http::HeaderValue;
+use jiff::Timestamp;
+
+use super::{
+    ATTEMPT_OVERHEAD, TriggerStats,
+    client::{Answer, Client},
+    dead_letter::DeadLetter,
+    held::{Held, Share},
+    place::{FetchError, Place},
+    reply::{self, Reply},
+    settings::Settings,
+    target::Target,
+    traced::Traced,
+};
+use crate::{
+    cloudevents::{Event, TraceContext},
+    log::{EventLog, LogError},
+    memory::Reservation,
+    telemetry::Attempt,
+};
+
+/// What is taken to be the size of an event that is not in memory, in bytes; it is corrected once the event is read.
+const LIKELY_SIZE: usize = 4 * 1024;
+
+/// How long an attempt waits for memory. It has not begun then, and is put off.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What one Trigger's attempts have in common.
+pub(super) struct Performer {
+    pub(super) log: Arc<dyn EventLog>,
+    pub(super) client: Client,
+    pub(super) stats: Arc<TriggerStats>,
+    pub(super) memory: Share,
+    /// `namespace/name`.
+    pub(super) trigger: Arc<str>,
+    pub(super) broker: Arc<str>,
+}
+
+/// What came of an attempt.
+pub(super) struct Attempted {
+    pub(super) made: Made,
+    pub(super) outcome: Outcome,
+}
+
+/// An attempt that was made.
+pub(super) struct Made {
+    pub(super) place: Place,
+    /// Where it went; the Trigger's Sink may be another by now.
+    pub(super) target: Target,
+    /// How long it took.
+    pub(super) took: Duration,
+    /// The event, if it could be read.
+    pub(super) about: Option<Event>,
+}
+
+pub(super) enum Outcome {
+    Answered(Answer, Option<Reply>),
+    ReplyNotStored(Answer),
+    Expired,
+    NotFetched(FetchError),
+    /// There is no memory or no connection for it now.
+    NoRoom,
+}
+
+/// What came of sending a dead letter to the dead-letter Sink.
+pub(super) enum Sent {
+    Answered(Answer),
+    NoSink,
+    NotFetched(FetchError),
+    NoRoom,
+}
+
+/// What came of keeping a dead letter in the log.
+pub(super) enum Kept {
+    Stored,
+    NoRoom(String),
+    NotFetched(FetchError),
+}
+
+impl Performer {
+    /// Attempts to deliver an event.
+    pub(super) fn attempt(
+        self: Arc<Self>,
+        settings: &Settings,
+        target: Target,
+        place: Place,
+        held: Option<Held>,
+        number: u32,
+    ) -> BoxFuture<'static, Attempted> {
+        let (mode, timeout) = (settings.mode(), settings.delivery().timeout);
+        async move {
+            let (event, _memory) = match self.take(place, held).await {
+                Ok(taken) => taken,
+                Err(outcome) => {
+                    let made = Made {
+                        place,
+                        target,
+                        took: Duration::ZERO,
+                        about: None,
+                    };
+                    return Attempted { made, outcome };
+                }
+            };
+            let (time, began) = (Timestamp::now(), Instant::now());
+            self.stats.attempt_began();
+            let outcome = if event.expires().is_some_and(|at| at <= time) {
+                Outcome::Expired
+            } else {
+                let attempt = Attempt {
+                    event: &event,
+                    trigger: &self.trigger,
+                    broker: &self.broker,
+                    target: &target.uri,
+                    number,
+                    is_dead_letter: false,
+                };
+                let traced = Traced::begin(self.client.tracer(), &attempt);
+                let mut message = event.to_http(mode);
+                message
+                    .headers
+                    .insert("prefer", HeaderValue::from_static("reply"));
+                traced.set_headers(&mut message.headers);
+                let answer = self.client.post(&target, message, timeout).await;
+                let context = traced.context().cloned();
+                traced.end(&answer);
+                if answer.is_router_busy {
+                    self.stats.attempt_ended(false, began.elapsed());
+                    self.stats.attempt_put_off();
+                    Outcome::NoRoom
+                } else {
+                    self.with_reply(place, &event, context, answer).await
+                }
+            };
+            let made = Made {
+                place,
+                target,
+                took: began.elapsed(),
+                about: Some(event),
+            };
+            Attempted { made, outcome }
+        }
+        .boxed()
+    }
+
+    /// The event with memory for an attempt.
+    async fn take(&self, place: Place, held: Option<Held>) -> Result<(Event, Reservation), Outcome> {
+        let mut size = held.as_ref().map_or(LIKELY_SIZE, Held::size);
+        loop {
+            let memory = self.memory.reserve(ATTEMPT_OVERHEAD + size);
+            let Ok(mut memory) = tokio::time::timeout(MEMORY_TIMEOUT, memory).await else {
+                self.stats.attempt_put_off();
+                return Err(Outcome::NoRoom);
+            };
+            if let Some(held) = &held {
+                return Ok((held.event().clone(), memory));
+            }
+            let event = self.fetch(place).await.map_err(Outcome::NotFetched)?;
+            if memory.try_grow(ATTEMPT_OVERHEAD + 2 * event.size()) {
+                return Ok((event, memory));
+            }
+            // It is read again once there is memory for it.
+            size = 2 * event.size();
+        }
+    }
+
+    async fn fetch(&self, place: Place) -> Result<Event, FetchError> {
+        place.fetch(&*self.log, &self.broker).await
+    }
+
+    /// Stores what the Sink replied with. Where that cannot be done, the delivery has failed.
+    async fn with_reply(
+        &self,
+        place: Place,
+        event: &Event,
+        context: Option<TraceContext>,
+        mut answer: Answer,
+    ) -> Outcome {
+        let reply = match answer.reply.take() {
+            None => None,
+            Some(Err(problem)) => Some(Reply::Invalid(problem)),
+            Some(Ok(replies)) => {
+                let is_first = self.stats.is_first_unsettled(place);
+                let stored = reply::store(
+                    &*self.log,
+                    &self.broker,
+                    event,
+                    &replies,
+                    context.as_ref(),
+                    is_first,
+                );
+                match stored.await {
+                    Ok(reply) => Some(reply),
+                    Err(LogError::Full(detail) | LogError::Limit(detail)) => {
+                        let detail = format!("the Sink's reply cannot be stored: {detail}");
+                        return Outcome::ReplyNotStored(Answer::none(detail));
+                    }
+                    Err(error) => return Outcome::NotFetched(FetchError::Log(error)),
+                }
+            }
+        };
+        Outcome::Answered(answer, reply)
+    }
+
+    /// Sends a dead letter to the dead-letter Sink.
+    pub(super) fn send_letter(
+        self: Arc<Self>,
+        settings: &Settings,
+        place: Place,
+        letter: DeadLetter,
+        number: u32,
+    ) -> BoxFuture<'static, (Place, Sent)> {
+        let sink = settings.dead_letter_target();
+        let sink = sink.map(|(target, mode)| (target.clone(), mode, settings.delivery().timeout));
+        async move {
+            let Some((target, mode, timeout)) = sink else {
+                return (place, Sent::NoSink);
+            };
+            let (event, _memory) = match self.take(place, None).await {
+                Ok(taken) => taken,
+                Err(Outcome::NotFetched(error)) => return (place, Sent::NotFetched(error)),
+                Err(_) => return (place, Sent::NoRoom),
+            };
+            let event = letter.mark(&event).unwrap_or(event);
+            let attempt = Attempt {
+                event: &event,
+                trigger: &self.trigger,
+                broker: &self.broker,
+                target: &target.uri,
+                number,
+                is_dead_letter: true,
+            };
+            let traced = Traced::begin(self.client.tracer(), &attempt);
+            let mut message = event.to_http(mode);
+            traced.set_headers(&mut message.headers);
+            let answer = self.client.post(&target, message, timeout).await;
+            traced.end(&answer);
+            if answer.is_router_busy {
+                self.stats.attempt_put_off();
+                return (place, Sent::NoRoom);
+            }
+            (place, Sent::Answered(answer))
+        }
+        .boxed()
+    }
+
+    /// Keeps a dead letter in the log. The room that is kept for settling is for the first unsettled event alone: if
+    /// others took it, that one could wait for good, and nothing could be removed before it.
+    pub(super) fn keep_letter(
+        self: Arc<Self>,
+        place: Place,
+        letter: DeadLetter,
+    ) -> BoxFuture<'static, (Place, Kept)> {
+        async move {
+            let event = match self.fetch(place).await {
+                Ok(event) => event,
+                Err(error) => return (place, Kept::NotFetched(error)),
+            };
+            let (key, now) = (DeadLetter::log_of(&self.broker), Timestamp::now());
+            let letter = vec![letter.encode(&event)];
+            let stored = if self.stats.is_first_unsettled(place) {
+                self.log.append_to_settle(&key, letter, now).await
+            } else {
+                self.log.append(&key, letter, now).await
+            };
+            let kept = match stored {
+                Ok(_) => Kept::Stored,
+                Err(LogError::Full(detail) | LogError::Limit(detail)) => Kept::NoRoom(detail),
+                Err(error) => Kept::NotFetched(FetchError::Log(error)),
+            };
+            (place, kept)
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,413 @@
+//! Where one Trigger's events come from: first those that were outstanding when it began, then its broker's log, then,
+//! once it has caught up, the inbox that the broker's reader fills. It yields events that the Trigger wants, records that
+//! cannot be read, and gaps.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use roaring::RoaringTreemap;
+
+use super::{
+    TriggerStats,
+    held::{Held, Share},
+    inbox::Inbox,
+    place::{FetchError, Place},
+    reader::{MATCH_AT_ONCE, READ, Reader},
+    settings::Settings,
+};
+use crate::{
+    cloudevents::Event,
+    filter::{Decision, Subject},
+    log::{EventLog, LogError, Offset, ReadLimit, Record},
+};
+
+/// A Trigger that is at most this far behind the shared reader joins it.
+const JOIN_WITHIN: u64 = 256;
+
+/// How much a Trigger reads by itself at once, in bytes; fewer records if it has room for fewer.
+const READ_BYTES: usize = 256 * 1024;
+
+/// Records that are read at once at least, since most of them may not be wanted.
+const MIN_RECORDS: usize = 32;
+
+/// How long a read waits for memory before it is tried again.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a feed reads from.
+pub(super) struct Feed {
+    log: Arc<dyn EventLog>,
+    broker: Arc<str>,
+    reader: Arc<Reader>,
+    inbox: Arc<Inbox>,
+    stats: Arc<TriggerStats>,
+    memory: Share,
+    following: Following,
+}
+
+/// Where events come from.
+#[derive(Clone, Debug, PartialEq)]
+enum Following {
+    /// What was outstanding at the start, from the log.
+    Recovering(Recovery),
+    /// From the log, by itself.
+    Alone,
+    /// From the log up to here, then from the inbox.
+    Joining(Offset),
+    /// From the inbox.
+    Attached,
+}
+
+/// Offsets that are still to be read again.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Recovery {
+    events: RoaringTreemap,
+    redriven: RoaringTreemap,
+}
+
+/// One thing that a Trigger has to deal with.
+#[derive(Debug)]
+pub(super) enum Fed {
+    /// An event that it wants. It is not in memory where there is no room or it could not be read.
+    Event {
+        place: Place,
+        key: Option<Box<str>>,
+        held: Option<Held>,
+    },
+    /// A record of which nobody can say whether the Trigger wants it. Whoever read it has told.
+    Unreadable,
+    /// An outstanding event that was removed from the log.
+    Removed(Place),
+    /// So many events were removed from the log before the Trigger looked at them.
+    Missed(u64),
+}
+
+/// Some of what a feed yields, in order.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) fed: Vec<Fed>,
+    /// Everything below was looked at.
+    pub(super) next: Offset,
+    /// Problems with records that cannot be read, for the log.
+    pub(super) problems: Vec<(Place, String)>,
+    at_end: bool,
+    recovered: Option<Recovery>,
+}
+
+/// A read that goes on by itself.
+pub(super) type Reading = BoxFuture<'static, Result<Batch, LogError>>;
+
+impl Feed {
+    /// A feed that first yields these outstanding places again.
+    pub(super) fn new(
+        log: Arc<dyn EventLog>,
+        broker: Arc<str>,
+        reader: Arc<Reader>,
+        inbox: Arc<Inbox>,
+        stats: Arc<TriggerStats>,
+        memory: Share,
+        to_recover: impl IntoIterator<Item = Place>,
+    ) -> Self {
+        let mut recovery = Recovery::default();
+        for place in to_recover {
+            match place {
+                Place::Log(Offset(offset)) => recovery.events.insert(offset),
+                Place::DeadLetter(Offset(offset)) => recovery.redriven.insert(offset),
+            };
+        }
+        Self {
+            log,
+            broker,
+            reader,
+            inbox,
+            stats,
+            memory,
+            following: Following::recovering(recovery),
+        }
+    }
+
+    /// Whether events come from the inbox: [`Feed::take`] has them. Otherwise [`Feed::read`] has.
+    pub(super) fn is_attached(&self) -> bool {
+        self.following == Following::Attached
+    }
+
+    /// Waits until there is something new in the inbox.
+    pub(super) async fn changed(&self) {
+        self.inbox.changed().await;
+    }
+
+    /// The Trigger's events wait: it reads from the log when it goes on.
+    pub(super) fn pause(&mut self) {
+        self.inbox.detach();
+        if !matches!(self.following, Following::Recovering(_)) {
+            self.following = Following::Alone;
+        }
+    }
+
+    /// Takes from the inbox what the Trigger has not looked at, `next` and above. Whether there may be more.
+    pub(super) fn take(&mut self, next: Offset, room: usize) -> (Batch, bool) {
+        // The position is read first: what was offered below it is in the inbox by now.
+        let position = self.reader.position();
+        let taken = self.inbox.take(room);
+        let mut batch = Batch {
+            next,
+            ..Batch::default()
+        };
+        let mut more = !taken.events.is_empty();
+        for (offset, held) in taken.events {
+            if offset < next {
+                continue;
+            }
+            batch.next = offset.plus(1);
+            batch.fed.push(match held {
+                Some(held) => Fed::event(Place::Log(offset), held.event(), Some(held.clone())),
+                None => Fed::Unreadable,
+            });
+        }
+        if let Some(missed) = taken.missed {
+            batch.next = batch.next.max(missed);
+            self.following = Following::Alone;
+            more = true;
+        } else if taken.emptied && taken.is_attached {
+            batch.next = batch.next.max(position);
+        } else if taken.emptied {
+            // Detached by a configuration that another has followed since: what it missed meanwhile is in the log.
+            self.following = Following::Alone;
+            more = true;
+        }
+        (batch, more)
+    }
+
+    /// Reads on from `next` by itself, and lets others have their turn meanwhile. What it gives is to be passed to
+    /// [`Feed::absorb`], unless the settings have changed.
+    pub(super) fn read(&self, next: Offset, room: usize, settings: &Settings) -> Reading {
+        let reading = ByItself {
+            log: self.log.clone(),
+            broker: self.broker.clone(),
+            stats: self.stats.clone(),
+            memory: self.memory.clone(),
+            limit: ReadLimit {
+                records: room.clamp(MIN_RECORDS, READ.records),
+                bytes: READ_BYTES,
+            },
+        };
+        match &self.following {
+            Following::Recovering(recovery) => {
+                let recovery = recovery.clone();
+                async move { reading.again(recovery, next).await }.boxed()
+            }
+            Following::Joining(until) => {
+                let (until, settings) = (Some(*until), settings.clone());
+                async move { reading.on(next, until, &settings).await }.boxed()
+            }
+            Following::Alone | Following::Attached => {
+                let settings = settings.clone();
+                async move { reading.on(next, None, &settings).await }.boxed()
+            }
+        }
+    }
+
+    /// Takes over where a read has got to, and joins the shared reader when it is near. `has_new_settings` says whether
+    /// the Trigger has yet to look at some: by those it may have to stay apart.
+    pub(super) fn absorb(&mut self, batch: &mut Batch, has_new_settings: impl FnOnce() -> bool) {
+        if let Some(recovery) = batch.recovered.take() {
+            self.following = Following::recovering(recovery);
+            return;
+        }
+        let next = batch.next;
+        match self.following {
+            Following::Joining(until) if next >= until || batch.at_end => {
+                self.following = Following::Attached
+            }
+            Following::Alone if batch.at_end || next.plus(JOIN_WITHIN) >= self.reader.position() => {
+                let position = self.reader.attach(&self.inbox);
+                if has_new_settings() {
+                    self.inbox.detach();
+                    return;
+                }
+                self.following = if next >= position {
+                    Following::Attached
+                } else {
+                    Following::Joining(position)
+                };
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Following {
+    fn recovering(recovery: Recovery) -> Self {
+        if recovery.events.is_empty() && recovery.redriven.is_empty() {
+            Self::Alone
+        } else {
+            Self::Recovering(recovery)
+        }
+    }
+}
+
+impl Fed {
+    fn event(place: Place, event: &Event, held: Option<Held>) -> Self {
+        let key = event.attribute("partitionkey").map(|key| key.canonical().into());
+        Self::Event { place, key, held }
+    }
+}
+
+/// Reads for one Trigger.
+struct ByItself {
+    log: Arc<dyn EventLog>,
+    broker: Arc<str>,
+    stats: Arc<TriggerStats>,
+    memory: Share,
+    limit: ReadLimit,
+}
+
+impl ByItself {
+    /// Reads from `from` on, not beyond `until`, and keeps what the Trigger wants.
+    async fn on(self, from: Offset, until: Option<Offset>, settings: &Settings) -> Result<Batch, LogError> {
+        let mut batch = Batch {
+            next: from,
+            ..Batch::default()
+        };
+        let Ok(_room) = tokio::time::timeout(MEMORY_TIMEOUT, self.memory.reserve(READ_BYTES)).await else {
+            return Ok(batch);
+        };
+        let records = self.log.read(&self.broker, from, self.limit).await?;
+        batch.at_end = records.is_empty();
+        let found = records.first().map(|record| record.offset);
+        let found = found.unwrap_or_else(|| self.log.bounds(&self.broker).first);
+        // What comes from `until` on is in the inbox.
+        let found = until.map_or(found, |until| found.min(until));
+        if found > from {
+            batch.fed.push(Fed::Missed(found.0 - from.0));
+            batch.next = found;
+        }
+        let mut began = Instant::now();
+        for record in records {
+            if until.is_some_and(|until| record.offset >= until) {
+                break;
+            }
+            if began.elapsed() >= MATCH_AT_ONCE {
+                tokio::task::yield_now().await;
+                began = Instant::now();
+            }
+            batch.next = record.offset.plus(1);
+            self.look_at(record, settings, &mut batch);
+        }
+        Ok(batch)
+    }
+
+    fn look_at(&self, record: Record, settings: &Settings, batch: &mut Batch) {
+        let place = Place::Log(record.offset);
+        match Event::from_record(record.payload) {
+            Ok(event) if self.wants(&event, settings) => batch.fed.push(self.hold(place, event)),
+            Ok(_) => {}
+            Err(error) => {
+                batch.problems.push((place, error.to_string()));
+                batch.fed.push(Fed::Unreadable);
+            }
+        }
+    }
+
+    fn wants(&self, event: &Event, settings: &Settings) -> bool {
+        match settings.route().decide(&Subject::new(event)) {
+            Decision::Pass => true,
+            Decision::Skip => false,
+            Decision::Failed(error) => {
+                self.stats.filter_failed(&error);
+                false
+            }
+        }
+    }
+
+    /// The event with its part of the memory budget, or its place alone if there is none.
+    fn hold(&self, place: Place, event: Event) -> Fed {
+        let memory = self.memory.try_reserve(event.size());
+        let key = event.attribute("partitionkey").map(|key| key.canonical().into());
+        let held = memory.map(|memory| Held::new(event, memory));
+        Fed::Event { place, key, held }
+    }
+
+    /// Reads some of what was outstanding at the start.
+    async fn again(self, mut recovery: Recovery, next: Offset) -> Result<Batch, LogError> {
+        let mut batch = Batch {
+            next,
+            ..Batch::default()
+        };
+        if let Some(first) = recovery.events.min() {
+            self.events_again(Offset(first), &mut recovery.events, &mut batch)
+                .await?;
+        } else if let Some(first) = recovery.redriven.min() {
+            let place = Place::DeadLetter(Offset(first));
+            self.event_again(place, &mut batch).await?;
+            recovery.redriven.remove(first);
+        }
+        batch.recovered = Some(recovery);
+        Ok(batch)
+    }
+
+    async fn events_again(
+        &self,
+        first: Offset,
+        outstanding: &mut RoaringTreemap,
+        batch: &mut Batch,
+    ) -> Result<(), LogError> {
+        let Ok(_room) = tokio::time::timeout(MEMORY_TIMEOUT, self.memory.reserve(READ_BYTES)).await else {
+            return Ok(());
+        };
+        let records = match self.log.read(&self.broker, first, self.limit).await {
+            Ok(records) => records,
+            Err(LogError::Damaged { .. }) => {
+                self.event_again(Place::Log(first), batch).await?;
+                outstanding.remove(first.0);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let end = records
+            .last()
+            .map_or(self.log.bounds(&self.broker).next, |record| record.offset.plus(1));
+        for record in records {
+            if !outstanding.contains(record.offset.0) {
+                continue;
+            }
+            while let Some(removed) = outstanding.min().filter(|&offset| offset < record.offset.0) {
+                outstanding.remove(removed);
+                batch.fed.push(Fed::Removed(Place::Log(Offset(removed))));
+            }
+            outstanding.remove(record.offset.0);
+            let place = Place::Log(record.offset);
+            batch.fed.push(match Event::from_record(record.payload) {
+                Ok(event) => self.hold(place, event),
+                Err(_) => Fed::without_event(place),
+            });
+        }
+        while let Some(removed) = outstanding.min().filter(|&offset| offset < end.0) {
+            outstanding.remove(removed);
+            batch.fed.push(Fed::Removed(Place::Log(Offset(removed))));
+        }
+        Ok(())
+    }
+
+    /// One event. What is wrong with it its attempt finds again, and settles it.
+    async fn event_again(&self, place: Place, batch: &mut Batch) -> Result<(), LogError> {
+        batch.fed.push(match place.fetch(&*self.log, &self.broker).await {
+            Ok(event) => self.hold(place, event),
+            Err(FetchError::Removed | FetchError::Damaged(_)) => Fed::without_event(place),
+            Err(FetchError::Log(error)) => return Err(error),
+        });
+        Ok(())
+    }
+}
+
+impl Fed {
+    fn without_event(place: Place) -> Self {
+        Self::Event {
+            place,
+            key: None,
+            held: None,
+        }
+    }
+}

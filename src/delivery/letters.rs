@@ -1,0 +1,347 @@
+//! The dead letters of one Trigger that are not settled yet: each goes to the dead-letter Sink, as often as the Trigger's
+//! delivery says, and where there is none or that fails as well, into the dead-letter log. Pure: a part of the scheduler.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use super::{backoff, dead_letter::DeadLetter, place::Place, progress::Attempts, scheduler::LetterSent};
+use crate::routing::Delivery;
+
+/// Dead letters that are under way to the dead-letter Sink at once, and into the log.
+const CONCURRENCY: usize = 8;
+
+/// Dead letters that may be with the dead-letter Sink or wait for it. Those beyond are kept: they must not hold up what
+/// the Sink itself would take.
+const MAX_SENDING: usize = 512;
+
+/// Dead letters that are unsettled at most; with more, nothing is attempted that could become another one.
+const MAX_LETTERS: usize = 1024;
+
+/// The pause before what found no room in the log is tried again: the first time, and at most.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
+const MAX_NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
+/// For the first unsettled event: what was settled before it is removed in a moment.
+const AS_FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The pause before a dead letter is sent that could not be, for want of a socket or of memory.
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Default)]
+pub(super) struct Letters {
+    letters: BTreeMap<Place, Letter>,
+    to_send: Queue,
+    to_keep: Queue,
+    /// How many are to go to the dead-letter Sink, those under way too.
+    sending: usize,
+}
+
+#[derive(Debug)]
+struct Letter {
+    letter: DeadLetter,
+    stage: Stage,
+    is_under_way: bool,
+    /// When it is due, unless it is under way.
+    due: Instant,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Send(Attempts),
+    /// The pause after the next time without room.
+    Keep(Duration),
+}
+
+/// What is due, and how many are under way.
+#[derive(Debug, Default)]
+struct Queue {
+    due: BTreeSet<(Instant, Place)>,
+    under_way: usize,
+}
+
+/// What to do next with dead letters.
+pub(super) enum Sending {
+    Send {
+        place: Place,
+        letter: DeadLetter,
+        number: u32,
+    },
+    Keep {
+        place: Place,
+        letter: DeadLetter,
+    },
+    /// Nothing before this time, or before one that is under way has ended.
+    Wait(Option<Instant>),
+}
+
+impl Queue {
+    fn next(&mut self, now: Instant) -> Result<Place, Option<Instant>> {
+        if self.under_way == CONCURRENCY {
+            return Err(None);
+        }
+        match self.due.first() {
+            Some(&(at, place)) if at <= now => {
+                self.due.pop_first();
+                self.under_way += 1;
+                Ok(place)
+            }
+            first => Err(first.map(|&(at, _)| at)),
+        }
+    }
+}
+
+impl Letters {
+    /// Whether there are so many that nothing more may be given up.
+    pub(super) fn is_full(&self) -> bool {
+        self.letters.len() >= MAX_LETTERS
+    }
+
+    pub(super) fn bury(&mut self, place: Place, mut letter: DeadLetter, has_sink: bool, now: Instant) {
+        let sends = has_sink && self.sending < MAX_SENDING;
+        if has_sink && !sends {
+            add_detail(&mut letter, &format!("{MAX_SENDING} others wait for it already"));
+        }
+        let stage = if sends {
+            self.sending += 1;
+            self.to_send.due.insert((now, place));
+            Stage::Send(Attempts::begin(now))
+        } else {
+            self.to_keep.due.insert((now, place));
+            Stage::Keep(NO_ROOM_PAUSE)
+        };
+        let letter = Letter {
+            letter,
+            stage,
+            is_under_way: false,
+            due: now,
+        };
+        self.letters.insert(place, letter);
+    }
+
+    pub(super) fn next(&mut self, now: Instant) -> Sending {
+        let mut waits = [None; 2];
+        for (queue, wait) in [&mut self.to_keep, &mut self.to_send].into_iter().zip(&mut waits) {
+            let place = match queue.next(now) {
+                Ok(place) => place,
+                Err(at) => {
+                    *wait = at;
+                    continue;
+                }
+            };
+            let Some(letter) = self.letters.get_mut(&place) else {
+                // Forgotten together with its place in the queue.
+                queue.under_way -= 1;
+                continue;
+            };
+            letter.is_under_way = true;
+            let text = letter.letter.clone();
+            return match letter.stage {
+                Stage::Send(attempts) => Sending::Send {
+                    place,
+                    letter: text,
+                    number: attempts.failed.saturating_add(1),
+                },
+                Stage::Keep(_) => Sending::Keep { place, letter: text },
+            };
+        }
+        Sending::Wait(waits.into_iter().flatten().min())
+    }
+
+    /// It was sent, and the dead-letter Sink has not taken it.
+    pub(super) fn sent(
+        &mut self,
+        place: Place,
+        sent: LetterSent,
+        delivery: &Delivery,
+        now: Instant,
+        jitter: f64,
+    ) {
+        let Some(letter) = self.letters.get_mut(&place) else {
+            return;
+        };
+        let Stage::Send(attempts) = &mut letter.stage else {
+            return;
+        };
+        letter.is_under_way = false;
+        self.to_send.under_way -= 1;
+        let pause = match sent {
+            LetterSent::Busy => Some(BUSY_PAUSE),
+            LetterSent::Refused(detail) => {
+                add_detail(&mut letter.letter, &detail);
+                None
+            }
+            LetterSent::Failed { detail, retry_after } => {
+                attempts.failed = attempts.failed.saturating_add(1);
+                if backoff::exhausted(delivery, attempts.failed, attempts.elapsed(now)) {
+                    add_detail(&mut letter.letter, &detail);
+                    None
+                } else {
+                    Some(backoff::pause(delivery, attempts.failed, retry_after, jitter))
+                }
+            }
+            LetterSent::NoSink | LetterSent::Taken | LetterSent::Gone => None,
+        };
+        let queue = match pause {
+            Some(_) => &mut self.to_send,
+            None => {
+                self.sending -= 1;
+                letter.stage = Stage::Keep(NO_ROOM_PAUSE);
+                &mut self.to_keep
+            }
+        };
+        letter.due = now + pause.unwrap_or_default();
+        queue.due.insert((letter.due, place));
+    }
+
+    /// The log has no room for it.
+    pub(super) fn found_no_room(&mut self, place: Place, is_first_unsettled: bool, now: Instant) {
+        let Some(letter) = self.letters.get_mut(&place) else {
+            return;
+        };
+        let Stage::Keep(pause) = &mut letter.stage else {
+            return;
+        };
+        letter.is_under_way = false;
+        self.to_keep.under_way -= 1;
+        letter.due = now
+            + if is_first_unsettled {
+                AS_FIRST_PAUSE
+            } else {
+                *pause
+            };
+        *pause = (*pause * 2).min(MAX_NO_ROOM_PAUSE);
+        self.to_keep.due.insert((letter.due, place));
+    }
+
+    /// It has become the first unsettled event, for which there may be room.
+    pub(super) fn hurry(&mut self, place: Place, now: Instant) {
+        if let Some(letter) = self.letters.get_mut(&place)
+            && !letter.is_under_way
+            && matches!(letter.stage, Stage::Keep(_))
+            && self.to_keep.due.remove(&(letter.due, place))
+        {
+            letter.due = letter.due.min(now);
+            self.to_keep.due.insert((letter.due, place));
+        }
+    }
+
+    /// It is settled.
+    pub(super) fn forget(&mut self, place: Place) {
+        let Some(letter) = self.letters.remove(&place) else {
+            return;
+        };
+        let queue = match letter.stage {
+            Stage::Send(_) => {
+                self.sending -= 1;
+                &mut self.to_send
+            }
+            Stage::Keep(_) => &mut self.to_keep,
+        };
+        if letter.is_under_way {
+            queue.under_way -= 1;
+        } else {
+            queue.due.remove(&(letter.due, place));
+        }
+    }
+}
+
+fn add_detail(letter: &mut DeadLetter, detail: &str) {
+    letter.detail = format!("{}; then the dead-letter Sink: {detail}", letter.detail);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Offset;
+
+    fn log(offset: usize) -> Place {
+        Place::Log(Offset(offset as u64))
+    }
+
+    fn begun(letters: &mut Letters, now: Instant) -> (Vec<Place>, Vec<Place>) {
+        let (mut sent, mut kept) = (Vec::new(), Vec::new());
+        loop {
+            match letters.next(now) {
+                Sending::Send { place, .. } => sent.push(place),
+                Sending::Keep { place, .. } => kept.push(place),
+                Sending::Wait(_) => return (sent, kept),
+            }
+        }
+    }
+
+    #[test]
+    fn letters_beyond_those_that_wait_for_a_sink_that_hangs_are_kept() {
+        let now = Instant::now();
+        let mut letters = Letters::default();
+        for number in 0..=MAX_SENDING {
+            letters.bury(log(number), DeadLetter::of_a_test(), true, now);
+        }
+        let (sent, kept) = begun(&mut letters, now);
+        assert_eq!((sent.len(), kept), (CONCURRENCY, vec![log(MAX_SENDING)]));
+        assert!(!letters.is_full());
+        for number in MAX_SENDING..MAX_LETTERS {
+            letters.bury(log(number), DeadLetter::of_a_test(), true, now);
+        }
+        assert!(letters.is_full());
+        letters.forget(log(0));
+        assert!(!letters.is_full());
+    }
+
+    #[test]
+    fn a_letter_is_sent_as_often_as_the_delivery_says_and_then_kept() {
+        let mut now = Instant::now();
+        let mut delivery = Delivery::default();
+        delivery.retry.attempts = Some(2);
+        let mut letters = Letters::default();
+        letters.bury(log(0), DeadLetter::of_a_test(), true, now);
+        let failed = || LetterSent::Failed {
+            detail: "503".to_owned(),
+            retry_after: None,
+        };
+        for number in 1..=3 {
+            let Sending::Send { number: sent, .. } = letters.next(now) else {
+                panic!("{number}")
+            };
+            assert_eq!(sent, number);
+            letters.sent(log(0), failed(), &delivery, now, 1.0);
+            if let Sending::Wait(Some(at)) = letters.next(now) {
+                now = at;
+            } else {
+                assert_eq!(number, 3);
+                break;
+            }
+        }
+        let kept = letters.letters[&log(0)].letter.detail.clone();
+        assert!(kept.ends_with("; then the dead-letter Sink: 503"), "{kept}");
+    }
+
+    #[test]
+    fn what_finds_no_room_waits_longer_and_longer_unless_it_is_first() {
+        let mut now = Instant::now();
+        let mut letters = Letters::default();
+        letters.bury(log(0), DeadLetter::of_a_test(), false, now);
+        for (is_first, pause) in [
+            (false, 200),
+            (false, 400),
+            (true, 100),
+            (false, 1600),
+            (false, 3200),
+            (false, 5000),
+        ] {
+            assert!(matches!(letters.next(now), Sending::Keep { .. }));
+            letters.found_no_room(log(0), is_first, now);
+            let Sending::Wait(Some(at)) = letters.next(now) else {
+                panic!()
+            };
+            assert_eq!(at - now, Duration::from_millis(pause));
+            now = at;
+        }
+        assert!(matches!(letters.next(now), Sending::Keep { .. }));
+        letters.found_no_room(log(0), false, now);
+        letters.hurry(log(0), now);
+        assert!(matches!(letters.next(now), Sending::Keep { .. }));
+        letters.forget(log(0));
+        assert!(matches!(letters.next(now), Sending::Wait(None)));
+    }
+}

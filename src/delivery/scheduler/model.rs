@@ -1,0 +1,450 @@
+//! Runs a scheduler against simulated Sinks in simulated time, and compares it with what must hold whatever they answer:
+//! nothing is lost or delivered twice, keys keep their order, bounds are kept, the accounting adds up at every step, and an
+//! event that its Sink would take is delivered within a stated time.
+
+use std::{collections::BTreeMap, num::NonZeroU32};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    delivery::{breaker, progress::Counts},
+    routing::{RateLimit, Retry},
+};
+
+/// What the Sink does with one event, every time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nature {
+    Good,
+    /// 503.
+    Unavailable,
+    /// No connection.
+    Unreachable,
+    /// 500.
+    Broken,
+    /// Takes the whole timeout, and then no answer.
+    Hangs,
+    /// 400.
+    Refused,
+    /// 503 this often, then good.
+    Recovers(u32),
+}
+
+#[derive(Clone, Debug)]
+struct Scenario {
+    events: Vec<(Nature, Option<u8>)>,
+    concurrency: u32,
+    by_key: bool,
+    rate: Option<u32>,
+    retries: Option<u32>,
+    /// The log has no room for dead letters for this long.
+    no_room: u64,
+    dead_letter_sink: bool,
+    jitter: Vec<u8>,
+    /// After so many steps the process is killed, and goes on with what was saved before so many more.
+    crashes: Vec<(usize, usize)>,
+}
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+const ROUND_TRIP: Duration = Duration::from_millis(10);
+
+fn nature() -> impl Strategy<Value = Nature> {
+    prop_oneof![
+        4 => Just(Nature::Good),
+        2 => Just(Nature::Unavailable),
+        1 => Just(Nature::Unreachable),
+        2 => Just(Nature::Broken),
+        1 => Just(Nature::Hangs),
+        1 => Just(Nature::Refused),
+        1 => (1_u32..4).prop_map(Nature::Recovers),
+    ]
+}
+
+prop_compose! {
+    fn scenario()(
+        events in prop::collection::vec((nature(), prop::option::of(0_u8..4)), 1..80),
+        concurrency in 1_u32..6,
+        by_key in any::<bool>(),
+        rate in prop::option::weighted(0.2, 5_u32..50),
+        retries in prop::option::weighted(0.3, 0_u32..5),
+        no_room in prop_oneof![3 => Just(0_u64), 1 => 1_u64..30],
+        dead_letter_sink in any::<bool>(),
+        jitter in prop::collection::vec(any::<u8>(), 1..20),
+        crashes in prop::collection::vec((1_usize..200, 0_usize..20), 0..3),
+    ) -> Scenario {
+        Scenario { events, concurrency, by_key, rate, retries, no_room, dead_letter_sink, jitter, crashes }
+    }
+}
+
+/// What is under way, by when it ends.
+#[derive(Clone, Debug)]
+enum Ends {
+    Attempt(Ending),
+    Sent(LetterSent),
+    Kept(LetterKept),
+}
+
+struct Simulation<'a> {
+    scenario: &'a Scenario,
+    scheduler: Scheduler<u64>,
+    start: Instant,
+    now: Instant,
+    under_way: BTreeMap<(Instant, Place), Ends>,
+    offered: u64,
+    to_recover: VecDeque<Place>,
+    tries: BTreeMap<u64, u32>,
+    delivered: BTreeMap<u64, Instant>,
+    deliveries: Vec<u64>,
+    jitter: usize,
+}
+
+impl<'a> Simulation<'a> {
+    fn new(scenario: &'a Scenario) -> Self {
+        let start = Instant::now();
+        Self {
+            scenario,
+            scheduler: Scheduler::new(Progress::starting_at(Offset(0)), policy(scenario), start, || 0.5),
+            start,
+            now: start,
+            under_way: BTreeMap::new(),
+            offered: 0,
+            to_recover: VecDeque::new(),
+            tries: BTreeMap::new(),
+            delivered: BTreeMap::new(),
+            deliveries: Vec::new(),
+            jitter: 0,
+        }
+    }
+
+    fn jitter(&mut self) -> f64 {
+        self.jitter += 1;
+        f64::from(self.scenario.jitter[self.jitter % self.scenario.jitter.len()]) / 255.0
+    }
+
+    fn key(&self, offset: u64) -> Option<Box<str>> {
+        let key = self.scenario.events[usize::try_from(offset).unwrap()].1?;
+        Some(key.to_string().into())
+    }
+
+    /// Offers what there is room for, as a feed does.
+    fn feed(&mut self) {
+        while self.scheduler.wants_more() {
+            let place = if let Some(place) = self.to_recover.pop_front() {
+                place
+            } else if (self.offered as usize) < self.scenario.events.len() {
+                let offset = self.offered.max(self.scheduler.progress().next().0);
+                self.offered = offset + 1;
+                Place::Log(Offset(offset))
+            } else {
+                return;
+            };
+            let Place::Log(Offset(offset)) = place else {
+                unreachable!()
+            };
+            let (key, jitter) = (self.key(offset), self.jitter());
+            self.scheduler
+                .offer(place, key, Some((offset, 10)), self.now, jitter);
+        }
+    }
+
+    fn begin(&mut self) -> Option<Instant> {
+        loop {
+            match self.scheduler.next(self.now) {
+                Step::Attempt(launch) => {
+                    let Place::Log(Offset(offset)) = launch.place else {
+                        unreachable!()
+                    };
+                    assert!(launch.event.is_none_or(|event| event == offset));
+                    assert!(
+                        !self.under_way.keys().any(|&(_, place)| place == launch.place),
+                        "{offset} is under way twice"
+                    );
+                    let tries = self.tries.entry(offset).or_default();
+                    *tries += 1;
+                    let failed = |blame| Ending::Failed {
+                        blame: Some(blame),
+                        retry_after: None,
+                    };
+                    let unavailable = failed(Blame::Unavailable);
+                    let (ending, took) = match self.scenario.events[offset as usize].0 {
+                        Nature::Good => (Ending::Delivered, ROUND_TRIP),
+                        Nature::Unavailable => (unavailable, ROUND_TRIP),
+                        Nature::Unreachable => (failed(Blame::Silent), ROUND_TRIP),
+                        Nature::Hangs => (failed(Blame::Silent), TIMEOUT),
+                        Nature::Broken => (failed(Blame::Event), ROUND_TRIP),
+                        Nature::Refused => (Ending::Refused, ROUND_TRIP),
+                        Nature::Recovers(after) if *tries <= after => (unavailable, ROUND_TRIP),
+                        Nature::Recovers(_) => (Ending::Delivered, ROUND_TRIP),
+                    };
+                    self.under_way
+                        .insert((self.now + took, launch.place), Ends::Attempt(ending));
+                    assert!(self.scheduler.in_flight() <= self.scenario.concurrency as usize);
+                    if self.scenario.by_key {
+                        self.check_keys_under_way();
+                    }
+                }
+                Step::SendLetter { place, .. } => {
+                    let failed = LetterSent::Failed {
+                        detail: "503".to_owned(),
+                        retry_after: None,
+                    };
+                    let sent = if self.jitter() < 0.5 {
+                        LetterSent::Taken
+                    } else {
+                        failed
+                    };
+                    self.under_way
+                        .insert((self.now + ROUND_TRIP, place), Ends::Sent(sent));
+                }
+                Step::KeepLetter { place, .. } => {
+                    let has_room = self.now >= self.start + Duration::from_secs(self.scenario.no_room);
+                    let kept = if has_room {
+                        LetterKept::Stored
+                    } else {
+                        LetterKept::NoRoom
+                    };
+                    self.under_way
+                        .insert((self.now + ROUND_TRIP, place), Ends::Kept(kept));
+                }
+                Step::Wait(at) => return at,
+            }
+        }
+    }
+
+    fn check_keys_under_way(&self) {
+        let mut keys = BTreeSet::new();
+        for ((_, place), ends) in &self.under_way {
+            if let (Place::Log(Offset(offset)), Ends::Attempt(_)) = (place, ends)
+                && let Some(key) = self.key(*offset)
+            {
+                assert!(keys.insert(key.clone()), "two events of key {key} are under way");
+            }
+        }
+    }
+
+    fn end(&mut self, place: Place, ends: Ends) {
+        let (now, jitter) = (self.now, self.jitter());
+        let Place::Log(Offset(offset)) = place else {
+            unreachable!()
+        };
+        match ends {
+            Ends::Attempt(ending) => {
+                let fate = self.scheduler.ended(place, ending, now, jitter);
+                if ending == Ending::Delivered {
+                    assert_eq!(fate, Fate::Settled);
+                    self.delivered.entry(offset).or_insert(now);
+                    self.deliveries.push(offset);
+                }
+                if let Fate::GivenUp { attempts, .. } = fate {
+                    assert!(attempts > 0);
+                    let has_sink = self.scenario.dead_letter_sink;
+                    self.scheduler.bury(place, DeadLetter::of_a_test(), has_sink, now);
+                }
+            }
+            Ends::Sent(sent) => self.scheduler.letter_sent(place, sent, now, jitter),
+            Ends::Kept(kept) => self.scheduler.letter_kept(place, kept, now),
+        }
+    }
+
+    fn check_accounting(&self) {
+        let Counts {
+            matched,
+            delivered,
+            expired,
+            dead_lettered,
+            dropped,
+            redriven,
+        } = self.scheduler.progress().counts();
+        let pending = self.scheduler.progress().pending() as u64;
+        assert_eq!(matched, delivered + expired + dead_lettered + dropped + pending);
+        assert_eq!((expired, dropped, redriven), (0, 0, 0));
+        assert!(self.scheduler.state_bytes() < MAX_STATE_BYTES);
+    }
+
+    /// Begins again with what was saved, read later.
+    fn crash(&mut self, saved: &[u8]) {
+        let progress = Progress::decode(saved, self.now).unwrap();
+        self.offered = progress.next().0;
+        self.scheduler = Scheduler::new(progress, policy(self.scenario), self.now, || 0.5);
+        self.to_recover = self.scheduler.to_recover().into();
+        self.under_way.clear();
+    }
+
+    /// Goes on until nothing is left to do or the time is over.
+    fn run(&mut self, until: Instant) {
+        let mut saved = VecDeque::from([self.scheduler.progress().encode("a/b", self.now)]);
+        let mut crashes: VecDeque<_> = self.scenario.crashes.clone().into();
+        for step in 1.. {
+            self.feed();
+            let wake = self.begin();
+            self.check_accounting();
+            let ends = self.under_way.first_key_value().map(|(&(at, _), _)| at);
+            let Some(at) = [ends, wake].into_iter().flatten().min() else {
+                return;
+            };
+            if at > until {
+                return;
+            }
+            assert!(at >= self.now);
+            // Nothing spins: where nothing ends, time goes on.
+            assert!(ends.is_some_and(|ends| ends <= at) || at > self.now, "it spins");
+            self.now = at;
+            if ends == Some(at)
+                && let Some(((_, place), ends)) = self.under_way.pop_first()
+            {
+                self.end(place, ends);
+            }
+            saved.push_back(self.scheduler.progress().encode("a/b", self.now));
+            if saved.len() > 20 {
+                saved.pop_front();
+            }
+            if crashes.front().is_some_and(|&(after, _)| step >= after) {
+                let (_, before) = crashes.pop_front().unwrap();
+                let saved = saved[saved.len().saturating_sub(before + 1)].clone();
+                self.crash(&saved);
+            }
+        }
+    }
+}
+
+fn policy(scenario: &Scenario) -> Policy {
+    Policy {
+        delivery: Delivery {
+            concurrency: scenario.concurrency,
+            timeout: TIMEOUT,
+            retry: Retry {
+                attempts: scenario.retries,
+                duration: Some(Duration::from_secs(3600)),
+            },
+            ordering: if scenario.by_key {
+                Ordering::ByKey
+            } else {
+                Ordering::None
+            },
+            rate_limit: scenario.rate.map(|rate| RateLimit {
+                per_second: NonZeroU32::new(rate).unwrap(),
+                burst: NonZeroU32::MIN,
+            }),
+            ..Delivery::default()
+        },
+        is_deliverable: true,
+    }
+}
+
+/// When every event that the Sink takes at once is delivered at the latest: in the worst case one event after the other
+/// gets its turn by a probe, with the longest pause before it, after the longest attempts of retries before it.
+fn latest(scenario: &Scenario) -> Duration {
+    let turns = u32::try_from(scenario.events.len()).unwrap() + 20;
+    let probes = turns * (breaker::SILENT.pause / breaker::SILENT.width * 2 + 2 * TIMEOUT);
+    probes + 3 * breaker::SILENT.pause + Duration::from_secs(scenario.no_room + 60)
+}
+
+proptest! {
+    #[test]
+    fn what_its_sink_would_take_is_delivered_in_time(scenario in scenario()) {
+        let mut simulation = Simulation::new(&scenario);
+        let until = simulation.start + latest(&scenario);
+        simulation.run(until);
+        for (offset, &(nature, key)) in scenario.events.iter().enumerate() {
+            // By key, what comes behind an event that is not settled waits for it.
+            let waits = scenario.by_key && key.is_some() && scenario.events[..offset]
+                .iter()
+                .any(|(before, of_key)| *of_key == key && !matches!(before, Nature::Good));
+            if nature == Nature::Good && !waits {
+                prop_assert!(
+                    simulation.delivered.contains_key(&(offset as u64)),
+                    "{offset} was not delivered within {:?}: {:?}", latest(&scenario), simulation.delivered
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn everything_ends_once_and_in_order(scenario in scenario()) {
+        let mut simulation = Simulation::new(&scenario);
+        // Beyond every retry duration.
+        let until = simulation.start + Duration::from_secs(100 * 3600);
+        simulation.run(until);
+        let counts = simulation.scheduler.progress().counts();
+        prop_assert_eq!(counts.matched, scenario.events.len() as u64);
+        prop_assert_eq!(simulation.scheduler.progress().pending(), 0);
+        prop_assert_eq!((simulation.scheduler.lanes.bytes(), simulation.scheduler.retries.len()), (0, 0));
+        for (offset, &(nature, _)) in scenario.events.iter().enumerate() {
+            if nature == Nature::Good {
+                prop_assert!(simulation.delivered.contains_key(&(offset as u64)), "{offset} is lost");
+            }
+        }
+        let mut deliveries = simulation.deliveries.clone();
+        deliveries.sort_unstable();
+        deliveries.dedup();
+        if scenario.crashes.is_empty() {
+            prop_assert_eq!(deliveries.len(), simulation.deliveries.len(), "repeats without a crash");
+            prop_assert_eq!(counts.delivered, deliveries.len() as u64);
+        }
+        if scenario.by_key {
+            let mut last = BTreeMap::new();
+            let mut seen = BTreeSet::new();
+            for &offset in simulation.deliveries.iter().filter(|&&offset| seen.insert(offset)) {
+                if let Some(key) = simulation.key(offset) {
+                    let before = last.insert(key, offset);
+                    prop_assert!(before.is_none_or(|before| before < offset), "{offset} after {before:?}");
+                }
+            }
+        }
+    }
+}
+
+fn scenario_of(events: Vec<(Nature, Option<u8>)>, by_key: bool) -> Scenario {
+    Scenario {
+        events,
+        concurrency: 32,
+        by_key,
+        rate: None,
+        retries: None,
+        no_room: 0,
+        dead_letter_sink: false,
+        jitter: vec![128],
+        crashes: Vec::new(),
+    }
+}
+
+/// How long it took until all good events were delivered.
+fn took(scenario: &Scenario) -> Duration {
+    let mut simulation = Simulation::new(scenario);
+    simulation.run(simulation.start + Duration::from_secs(600));
+    let good = scenario
+        .events
+        .iter()
+        .filter(|(nature, _)| *nature == Nature::Good)
+        .count();
+    assert_eq!(simulation.delivered.len(), good);
+    let last = simulation.delivered.values().max().copied();
+    last.unwrap_or(simulation.start) - simulation.start
+}
+
+#[test]
+fn good_events_are_delivered_within_seconds_whatever_the_share_of_bad_ones() {
+    for bad in [Nature::Unavailable, Nature::Broken] {
+        for (share, most) in [(1, 2), (12, 10), (50, 20), (90, 60)] {
+            let events = (0..400).map(|number| {
+                let nature = if number % 100 < share { bad } else { Nature::Good };
+                (nature, Some(u8::try_from(number % 200).unwrap()))
+            });
+            let took = took(&scenario_of(events.collect(), true));
+            assert!(took < Duration::from_secs(most), "{share} % {bad:?}: {took:?}");
+        }
+    }
+}
+
+#[test]
+fn a_thousand_events_behind_a_failing_one_of_their_key_hold_no_other() {
+    let mut events = vec![(Nature::Unavailable, Some(0))];
+    events.extend([(Nature::Good, Some(0)); 20_000]);
+    events.extend([(Nature::Good, Some(1)); 20]);
+    let scenario = scenario_of(events, true);
+    let mut simulation = Simulation::new(&scenario);
+    simulation.run(simulation.start + Duration::from_secs(5));
+    assert_eq!(simulation.delivered.len(), 20);
+    assert_eq!(simulation.scheduler.progress().pending(), 20_001);
+    assert!(simulation.scheduler.state_bytes() < 50_000);
+}
