@@ -118,7 +118,7 @@ bench-matching: rust ## Measure how long matching takes, by the number of Trigge
 .PHONY: faults
 faults: rust ## Kill routers hundreds of times, break their disks and Sinks, and count what arrives
 	assets="$$(tests/kubernetes/build.sh)"
-	KUBEBUILDER_ASSETS="$$assets" WEIR_KILLS=200 $(CARGO) test --locked $(test_features) --test integration faults:: -- --nocapture
+	KUBEBUILDER_ASSETS="$$assets" WEIR_KILLS=200 $(CARGO) test --locked --release $(test_features) --test integration faults:: -- --nocapture
 
 # A minute shows that nothing broke; what is to be found takes longer. A target is one of fuzz/fuzz_targets, or all.
 FUZZ_SECONDS ?= 60

@@ -80,7 +80,7 @@ fn events_behind_a_failing_one_of_their_key_hold_no_others() {
     let mut order: Vec<usize> = Vec::new();
     consumer.look(|received| {
         let bad = received.iter().filter(|message| is_bad(message));
-        order.extend(bad.map(|message| number_of(message)));
+        order.extend(bad.map(number_of));
     });
     order.dedup();
     assert_eq!(order, (0..waiting).collect::<Vec<_>>());
