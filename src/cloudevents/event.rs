@@ -8,7 +8,7 @@ use http::HeaderValue;
 use jiff::Timestamp;
 
 use super::{
-    Data, HttpMessage, Invalid, RecordError, TraceContext, checks, http as binding,
+    Data, HttpMessage, Invalid, Lineage, RecordError, TraceContext, checks, http as binding,
     invalid::{Reason, excerpt},
     json, media_type,
     name::{self, Name},
@@ -36,6 +36,7 @@ struct Inner {
     content: Content,
     /// That of the hop that the event came by.
     trace_context: Option<TraceContext>,
+    lineage: Option<Lineage>,
     /// What this was read from, so that writing it again costs nothing.
     record: Option<Bytes>,
 }
@@ -92,13 +93,16 @@ impl Event {
             attributes,
             content,
             trace_context: None,
+            lineage: None,
             record,
         }))
     }
 
-    /// The event as it was read from a record with this context.
-    pub(super) fn read_with(mut self, context: Option<TraceContext>) -> Self {
-        Arc::make_mut(&mut self.0).trace_context = context;
+    /// The event as it was read from a record with this beside it.
+    pub(super) fn read_with(mut self, context: Option<TraceContext>, lineage: Option<Lineage>) -> Self {
+        let inner = Arc::make_mut(&mut self.0);
+        inner.trace_context = context;
+        inner.lineage = lineage;
         self
     }
 
@@ -250,6 +254,21 @@ impl Event {
         self
     }
 
+    /// Where the event stands among those that followed from one event, as [`Event::with_lineage`] set it.
+    #[must_use]
+    pub fn lineage(&self) -> Option<Lineage> {
+        self.0.lineage
+    }
+
+    /// The event with its lineage. Like the trace context it is stored with the event and is no part of it.
+    #[must_use]
+    pub fn with_lineage(mut self, lineage: Lineage) -> Self {
+        let inner = Arc::make_mut(&mut self.0);
+        inner.lineage = Some(lineage);
+        inner.record = None;
+        self
+    }
+
     /// The form in which the event log keeps the event; see `record.rs`.
     #[must_use]
     pub fn to_record(&self) -> Bytes {
@@ -344,7 +363,8 @@ impl Event {
                 }
             }
         };
-        Ok(Self::from_parts(attributes, content, None).read_with(self.0.trace_context.clone()))
+        let event = Self::from_parts(attributes, content, None);
+        Ok(event.read_with(self.0.trace_context.clone(), self.0.lineage))
     }
 
     fn text(&self, name: &str) -> &str {

@@ -61,21 +61,72 @@ impl Received {
     /// event a context of its own by the extension, and that stays.
     #[must_use]
     pub fn into_events_in(self, context: Option<TraceContext>) -> Vec<Event> {
-        let Some(context) = context else {
-            return self.into_events();
-        };
+        let context = context.as_ref();
         match self {
-            Self::Single(event) => vec![event.with_trace_context(context)],
-            Self::Batch(events) => events
-                .into_iter()
-                .map(|event| match TraceContext::of_extension(&event) {
-                    Some(_) => event,
-                    None => event.with_trace_context(context.clone()),
-                })
-                .collect(),
+            Self::Single(event) => vec![in_context(event, context, false)],
+            Self::Batch(events) => {
+                let events = events.into_iter();
+                events.map(|event| in_context(event, context, true)).collect()
+            }
         }
     }
 }
+
+fn in_context(event: Event, context: Option<&TraceContext>, is_of_batch: bool) -> Event {
+    match context {
+        Some(_) if is_of_batch && TraceContext::of_extension(&event).is_some() => event,
+        Some(context) => event.with_trace_context(context.clone()),
+        None => event,
+    }
+}
+
+/// The events of a message, read one by one, so that no more of a large batch is in memory than its user keeps.
+#[derive(Debug)]
+pub struct Unread {
+    message: Message,
+    context: Option<TraceContext>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Single(Option<Event>),
+    Batch {
+        text: Bytes,
+        elements: std::iter::Enumerate<std::vec::IntoIter<std::ops::Range<usize>>>,
+    },
+}
+
+impl Unread {
+    /// Each event with the trace context of their hop: see [`Received::into_events_in`].
+    #[must_use]
+    pub fn in_context(self, context: Option<TraceContext>) -> Self {
+        Self { context, ..self }
+    }
+}
+
+impl Iterator for Unread {
+    type Item = Result<Event, Invalid>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (read, is_of_batch) = match &mut self.message {
+            Message::Single(event) => (Ok(event.take()?), false),
+            Message::Batch { text, elements } => {
+                let (index, range) = elements.next()?;
+                (json::read_element(text, index, range), true)
+            }
+        };
+        Some(read.map(|event| in_context(event, self.context.as_ref(), is_of_batch)))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        match &self.message {
+            Message::Single(event) => (usize::from(event.is_some()), Some(usize::from(event.is_some()))),
+            Message::Batch { elements, .. } => elements.size_hint(),
+        }
+    }
+}
+
+impl ExactSizeIterator for Unread {}
 
 /// The content coding of a message's body, if there is one. A coding is a property of the hop, not an attribute of the
 /// event: passing the bytes on without it would change what they mean.
@@ -108,6 +159,15 @@ pub fn is_event(headers: &HeaderMap) -> bool {
     headers.contains_key("ce-specversion") || format.is_some_and(is_event_format)
 }
 
+/// Whether an HTTP message says that it is a batch of events.
+#[must_use]
+pub fn is_batch(headers: &HeaderMap) -> bool {
+    let format = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| text_of(value).ok());
+    format.is_some_and(|format| starts_with(format, "application/cloudevents-batch"))
+}
+
 /// Whether a content type says that the body is an event, in whatever format, or a batch (section 3).
 fn is_event_format(content_type: &str) -> bool {
     starts_with(content_type, "application/cloudevents")
@@ -119,22 +179,42 @@ fn is_event_format(content_type: &str) -> bool {
 /// # Errors
 /// [`Invalid`] when it is no valid event; in a batch, with the place of the first that is none.
 pub fn read_http(headers: &HeaderMap, body: Bytes) -> Result<Received, Invalid> {
+    match read_http_each(headers, body)? {
+        Unread {
+            message: Message::Single(Some(event)),
+            ..
+        } => Ok(Received::Single(event)),
+        events => events.collect::<Result<_, _>>().map(Received::Batch),
+    }
+}
+
+/// Reads an HTTP message like [`read_http`], and of a batch each event when it is asked for.
+///
+/// # Errors
+/// [`Invalid`] when it is neither a valid event nor a JSON array.
+pub fn read_http_each(headers: &HeaderMap, body: Bytes) -> Result<Unread, Invalid> {
+    let unread = |message| Unread {
+        message,
+        context: None,
+    };
+    let single = |event| unread(Message::Single(Some(event)));
     let content_type = content_type(headers)?;
     let text = content_type
         .map_or(Ok(""), text_of)
         .map_err(|problem| problem.about("datacontenttype"))?;
     if starts_with(text, "application/cloudevents-batch") {
         check_format(text, "application/cloudevents-batch+json")?;
-        return json::read_batch(&body).map(Received::Batch);
+        let elements = json::elements(&body)?.into_iter().enumerate();
+        return Ok(unread(Message::Batch { text: body, elements }));
     }
     if is_event_format(text) {
         check_format(text, media_type::STRUCTURED)?;
         let content_type = content_type
             .cloned()
             .unwrap_or(HeaderValue::from_static(media_type::STRUCTURED));
-        return json::read(body, content_type).map(Received::Single);
+        return json::read(body, content_type).map(single);
     }
-    read_binary(headers, text, body).map(Received::Single)
+    read_binary(headers, text, body).map(single)
 }
 
 fn content_type(headers: &HeaderMap) -> Result<Option<&HeaderValue>, Invalid> {

@@ -64,15 +64,17 @@ pub(super) fn read(text: Bytes, content_type: HeaderValue) -> Result<Event, Inva
     ))
 }
 
-/// Reads a batch; each event keeps its part of the text.
-pub(super) fn read_batch(text: &Bytes) -> Result<Vec<Event>, Invalid> {
-    let elements: Vec<&RawValue> = serde_json::from_str(utf8(text)?).map_err(|error| malformed(&error))?;
+/// Where the elements of a batch are in its text.
+pub(super) fn elements(text: &Bytes) -> Result<Vec<Range<usize>>, Invalid> {
+    let text = utf8(text)?;
+    let elements: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| malformed(&error))?;
+    Ok(elements.iter().map(|element| range_in(text, element)).collect())
+}
+
+/// Reads an element of a batch; it keeps its part of the text.
+pub(super) fn read_element(text: &Bytes, index: usize, range: Range<usize>) -> Result<Event, Invalid> {
     let content_type = HeaderValue::from_static(media_type::STRUCTURED);
-    let read = |(index, element): (usize, &&RawValue)| {
-        self::read(text.slice_ref(element.get().as_bytes()), content_type.clone())
-            .map_err(|invalid| invalid.at(index))
-    };
-    elements.iter().enumerate().map(read).collect()
+    read(text.slice(range), content_type).map_err(|invalid| invalid.at(index))
 }
 
 fn utf8(text: &[u8]) -> Result<&str, Invalid> {

@@ -21,6 +21,7 @@ mod event;
 mod http;
 mod invalid;
 mod json;
+mod lineage;
 mod media_type;
 mod name;
 #[cfg(test)]
@@ -34,8 +35,12 @@ pub use builder::EventBuilder;
 pub use checks::{MAX_ATTRIBUTES, MAX_NAME, clean_text};
 pub use data::Data;
 pub use event::{Event, Mode};
-pub use http::{HttpMessage, Received, content_coding, is_event, read_http, transfer_coding};
+pub use http::{
+    HttpMessage, Received, Unread, content_coding, is_batch, is_event, read_http, read_http_each,
+    transfer_coding,
+};
 pub use invalid::{Invalid, Reason};
+pub use lineage::{Lineage, Origin};
 pub use record::RecordError;
 pub use trace_context::{MAX_TRACESTATE, SAMPLED, TraceContext, TraceparentError};
 pub use value::Value;

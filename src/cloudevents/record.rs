@@ -1,9 +1,11 @@
 //! The form in which the event log keeps an event.
 //!
 //! ```text
-//! version  1 byte   1, or 2 where the event has a trace context
+//! version  1 byte   1; 2 where the event has a trace context; 3 where it has a lineage, with or without one
 //! kind     1 byte   0 binary, 1 structured
-//! context  in version 2: the trace id, 16 bytes; the parent id, 8 bytes; the flags, 1 byte;
+//! lineage  in version 3: what follows, 1 byte: 1 a context, 2 an origin, 3 both; the hops, a varint;
+//!                   of an origin the id, 8 bytes, little-endian, and the descendants, a varint
+//! context  in version 2, and 3 if so: the trace id, 16 bytes; the parent id, 8 bytes; the flags, 1 byte;
 //!                   the tracestate, a text, empty if there is none
 //! count    varint   attributes, then for each, in order of their names:
 //!   name   1 byte   the code of a well-known name, or 0 and a text
@@ -20,7 +22,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use super::{
-    Event, TraceContext, checks,
+    Event, Lineage, Origin, TraceContext, checks,
     event::{Attribute, Content, Member},
     name::Name,
     value::Value,
@@ -29,14 +31,21 @@ use super::{
 /// The version of an event without a trace context.
 const PLAIN: u8 = 1;
 
-/// The version of one that has a trace context.
+/// The version of one that has a trace context and no lineage.
 const TRACED: u8 = 2;
+
+/// The version of one that has a lineage.
+const DESCENDED: u8 = 3;
+
+/// What a lineage is followed by.
+const HAS_CONTEXT: u8 = 1;
+const HAS_ORIGIN: u8 = 2;
 
 /// Why a record is not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// A newer Weir wrote it.
-    #[error("the record has version {0}, and this Weir reads versions up to {TRACED}")]
+    #[error("the record has version {0}, and this Weir reads versions up to {DESCENDED}")]
     Version(u8),
     /// It is not what any Weir wrote.
     #[error("the record is damaged: {0}")]
@@ -51,8 +60,15 @@ pub(super) fn write(event: &Event) -> Bytes {
     };
     let mut record = Vec::with_capacity(rest.len() + 32 * attributes.len() + 32);
     let context = event.stored_trace_context();
-    record.push(if context.is_some() { TRACED } else { PLAIN });
+    record.push(match (event.lineage(), context) {
+        (Some(_), _) => DESCENDED,
+        (None, Some(_)) => TRACED,
+        (None, None) => PLAIN,
+    });
     record.push(u8::from(matches!(event.content(), Content::Structured { .. })));
+    if let Some(lineage) = event.lineage() {
+        put_lineage(&mut record, lineage, context.is_some());
+    }
     if let Some(context) = context {
         put_context(&mut record, context);
     }
@@ -69,6 +85,16 @@ pub(super) fn write(event: &Event) -> Bytes {
     }
     record.extend_from_slice(rest);
     record.into()
+}
+
+fn put_lineage(record: &mut Vec<u8>, Lineage { hops, origin }: Lineage, has_context: bool) {
+    let context = if has_context { HAS_CONTEXT } else { 0 };
+    record.push(context | origin.map_or(0, |_| HAS_ORIGIN));
+    put_number(record, hops as usize);
+    if let Some(Origin { id, descendants }) = origin {
+        record.extend_from_slice(&id.to_le_bytes());
+        put_number(record, descendants as usize);
+    }
 }
 
 fn put_context(record: &mut Vec<u8>, context: &TraceContext) {
@@ -136,17 +162,23 @@ pub(super) fn read(record: Bytes) -> Result<Event, RecordError> {
         record: &record,
         at: 0,
     };
-    let is_traced = match reader.byte()? {
-        PLAIN => false,
-        TRACED => true,
-        newer => return Err(RecordError::Version(newer)),
+    let version = match reader.byte()? {
+        version @ PLAIN..=DESCENDED => version,
+        other => return Err(RecordError::Version(other)),
     };
     let structured = match reader.byte()? {
         0 => false,
         1 => true,
         _ => return Err(RecordError::Damaged("it is neither binary nor structured")),
     };
-    let context = is_traced.then(|| reader.context()).transpose()?;
+    let (lineage, has_context) = match version {
+        DESCENDED => {
+            let (lineage, has_context) = reader.lineage()?;
+            (Some(lineage), has_context)
+        }
+        version => (None, version == TRACED),
+    };
+    let context = has_context.then(|| reader.context()).transpose()?;
     let attributes = reader.attributes()?;
     let content = if structured {
         let content_type =
@@ -170,7 +202,7 @@ pub(super) fn read(record: Bytes) -> Result<Event, RecordError> {
             body: record.slice(reader.at..),
         }
     };
-    Ok(Event::from_parts(attributes, content, Some(record.clone())).read_with(context))
+    Ok(Event::from_parts(attributes, content, Some(record.clone())).read_with(context, lineage))
 }
 
 struct Reader<'a> {
@@ -217,6 +249,28 @@ impl<'a> Reader<'a> {
 
     fn text(&mut self) -> Result<&'a str, RecordError> {
         std::str::from_utf8(self.bytes()?).map_err(|_| RecordError::Damaged("a text is not UTF-8"))
+    }
+
+    /// The lineage, and whether a context follows.
+    fn lineage(&mut self) -> Result<(Lineage, bool), RecordError> {
+        let follows = self.byte()?;
+        if follows & !(HAS_CONTEXT | HAS_ORIGIN) != 0 {
+            return Err(RecordError::Damaged("its lineage has an unknown form"));
+        }
+        let hops = self.small_number()?;
+        let origin = if follows & HAS_ORIGIN == 0 {
+            None
+        } else {
+            Some(Origin {
+                id: u64::from_le_bytes(self.array()?),
+                descendants: self.small_number()?,
+            })
+        };
+        Ok((Lineage { hops, origin }, follows & HAS_CONTEXT != 0))
+    }
+
+    fn small_number(&mut self) -> Result<u32, RecordError> {
+        u32::try_from(self.number()?).map_err(|_| RecordError::Damaged("a number is too large"))
     }
 
     fn context(&mut self) -> Result<TraceContext, RecordError> {
@@ -354,8 +408,40 @@ mod tests {
         let zeros = [vec![TRACED, 0], vec![0; 24], record[26..].to_vec()].concat();
         assert!(Event::from_record(zeros.into()).is_err());
         assert_eq!(
-            Event::from_record(Bytes::from_static(&[3, 0])),
-            Err(RecordError::Version(3))
+            Event::from_record(Bytes::from_static(&[4, 0])),
+            Err(RecordError::Version(4))
+        );
+    }
+
+    #[test]
+    fn a_lineage_is_stored_beside_the_event() {
+        let context = PARENT.parse::<TraceContext>().unwrap();
+        let origins = [None, Some((0, 0)), Some((u64::MAX, u32::MAX))];
+        for (hops, origin) in [0, 1, u32::MAX]
+            .into_iter()
+            .flat_map(|hops| origins.map(|origin| (hops, origin)))
+        {
+            let origin = origin.map(|(id, descendants)| Origin { id, descendants });
+            let lineage = Lineage { hops, origin };
+            for event in [event(), event().with_trace_context(context.clone())] {
+                let descended = event.clone().with_lineage(lineage);
+                let record = descended.to_record();
+                let read = Event::from_record(record.clone()).unwrap();
+                assert_eq!((&read, read.lineage()), (&event, Some(lineage)));
+                assert_eq!(read.trace_context(), event.trace_context());
+                assert_eq!(read.to_http(None), event.to_http(None));
+                let marked = read.with_extensions([("a", "1")]).unwrap();
+                assert_eq!(marked.lineage(), Some(lineage));
+                // A body that is cut short is for the log's checksums to find.
+                for length in 0..record.len() - "hi".len() {
+                    assert!(Event::from_record(record.slice(..length)).is_err(), "{length}");
+                }
+            }
+        }
+        let unknown = Bytes::from_static(&[DESCENDED, 0, 4, 0]);
+        assert_eq!(
+            Event::from_record(unknown),
+            Err(RecordError::Damaged("its lineage has an unknown form"))
         );
     }
 }

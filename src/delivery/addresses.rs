@@ -17,7 +17,7 @@ pub struct Addresses {
 }
 
 /// What decides which addresses a destination may reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum NamedBy {
     /// Whoever wrote a `uri`.
     Uri,

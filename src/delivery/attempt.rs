@@ -11,7 +11,7 @@ use http::HeaderValue;
 use jiff::Timestamp;
 
 use super::{
-    TriggerStats,
+    ATTEMPT_OVERHEAD, TriggerStats,
     client::{Answer, Client},
     dead_letter::DeadLetter,
     held::{Held, Share},
@@ -27,9 +27,6 @@ use crate::{
     memory::Reservation,
     telemetry::Attempt,
 };
-
-/// Memory that an attempt takes beside its event, in bytes: the request, the connection's buffers, and their tasks.
-const OVERHEAD: usize = 24 * 1024;
 
 /// What is taken to be the size of an event that is not in memory, in bytes; it is corrected once the event is read.
 const LIKELY_SIZE: usize = 4 * 1024;
@@ -70,8 +67,8 @@ pub(super) enum Outcome {
     ReplyNotStored(Answer),
     Expired,
     NotFetched(FetchError),
-    /// There is no memory for it now.
-    NoMemory,
+    /// There is no memory or no connection for it now.
+    NoRoom,
 }
 
 /// What came of sending a dead letter to the dead-letter Sink.
@@ -79,7 +76,7 @@ pub(super) enum Sent {
     Answered(Answer),
     NoSink,
     NotFetched(FetchError),
-    NoMemory,
+    NoRoom,
 }
 
 /// What came of keeping a dead letter in the log.
@@ -135,7 +132,13 @@ impl Performer {
                 let answer = self.client.post(&target, message, timeout).await;
                 let context = traced.context().cloned();
                 traced.end(&answer);
-                self.with_reply(place, &event, context, answer).await
+                if answer.is_router_busy {
+                    self.stats.attempt_ended(false, began.elapsed());
+                    self.stats.attempt_put_off();
+                    Outcome::NoRoom
+                } else {
+                    self.with_reply(place, &event, context, answer).await
+                }
             };
             let made = Made {
                 place,
@@ -152,15 +155,16 @@ impl Performer {
     async fn take(&self, place: Place, held: Option<Held>) -> Result<(Event, Reservation), Outcome> {
         let mut size = held.as_ref().map_or(LIKELY_SIZE, Held::size);
         loop {
-            let memory = self.memory.reserve(OVERHEAD + size);
+            let memory = self.memory.reserve(ATTEMPT_OVERHEAD + size);
             let Ok(mut memory) = tokio::time::timeout(MEMORY_TIMEOUT, memory).await else {
-                return Err(Outcome::NoMemory);
+                self.stats.attempt_put_off();
+                return Err(Outcome::NoRoom);
             };
             if let Some(held) = &held {
                 return Ok((held.event().clone(), memory));
             }
             let event = self.fetch(place).await.map_err(Outcome::NotFetched)?;
-            if memory.try_grow(OVERHEAD + 2 * event.size()) {
+            if memory.try_grow(ATTEMPT_OVERHEAD + 2 * event.size()) {
                 return Ok((event, memory));
             }
             // It is read again once there is memory for it.
@@ -223,7 +227,7 @@ impl Performer {
             let (event, _memory) = match self.take(place, None).await {
                 Ok(taken) => taken,
                 Err(Outcome::NotFetched(error)) => return (place, Sent::NotFetched(error)),
-                Err(_) => return (place, Sent::NoMemory),
+                Err(_) => return (place, Sent::NoRoom),
             };
             let event = letter.mark(&event).unwrap_or(event);
             let attempt = Attempt {
@@ -239,6 +243,10 @@ impl Performer {
             traced.set_headers(&mut message.headers);
             let answer = self.client.post(&target, message, timeout).await;
             traced.end(&answer);
+            if answer.is_router_busy {
+                self.stats.attempt_put_off();
+                return (place, Sent::NoRoom);
+            }
             (place, Sent::Answered(answer))
         }
         .boxed()

@@ -1,24 +1,31 @@
 //! The HTTP client that every Trigger delivers with: pooled connections, no redirects, every wait bounded.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header, response};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http::{HeaderValue, Method, Request, StatusCode, header, response};
+use http_body::Body as _;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_util::client::legacy;
+use hyper_util::client::legacy::{self, connect::capture_connection};
 use jiff::Timestamp;
 
 use super::{
-    Addresses,
+    Addresses, Descendants,
+    reply::Replies,
+    stage::{self, Lack, Stage},
     target::{Target, TargetError, Targets},
     tls_error,
     verdict::{self, Verdict},
 };
 use crate::{
-    cloudevents::{Event, HttpMessage, TraceContext, content_coding, is_event, read_http, transfer_coding},
+    cloudevents::{HttpMessage, is_batch, is_event},
+    memory::Pool,
     routing::{Authorities, Destination},
-    telemetry::Tracer,
+    telemetry::{Admitted, Burst, Tracer},
 };
 
 /// How much of an answer is read: enough to use the connection again after an ordinary one.
@@ -27,12 +34,28 @@ const MAX_ANSWER: usize = 64 * 1024;
 /// How much of an answer is kept to tell why a delivery failed.
 const MAX_EXCERPT: usize = 1024;
 
+/// Memory that an attempt takes beside its event, in bytes: the request, the connection's buffers, and their tasks.
+pub const ATTEMPT_OVERHEAD: usize = 24 * 1024;
+
+/// What a reply takes in memory, in bytes for each of its own: the body and the records that are made of it. A batch
+/// of the smallest events is larger as records, each with what belongs to it, than as text.
+const REPLY_COST: usize = 3;
+const BATCH_COST: usize = 10;
+
+/// The memory for answers unless there is another bound.
+const ANSWERS: usize = 256 * 1024 * 1024;
+
 /// Posts events to Sinks.
 #[derive(Clone)]
 pub struct Client {
     targets: Targets,
     max_reply: usize,
+    /// Memory for replies, by namespace.
+    answers: Pool,
+    descendants: Descendants,
     tracer: Tracer,
+    /// Bounds the lines about attempts that there is no room for.
+    put_off: Arc<Mutex<Burst>>,
 }
 
 /// Why there is no client.
@@ -41,6 +64,9 @@ pub enum ClientError {
     /// The certificates of the authorities that this machine trusts cannot be read.
     #[error("cannot read the certificate authorities that this machine trusts, needed for https Sinks: {0}")]
     Roots(#[source] std::io::Error),
+    /// Names cannot be resolved.
+    #[error("cannot resolve names: {0}")]
+    Names(String),
 }
 
 /// What came of one attempt.
@@ -51,8 +77,11 @@ pub(super) struct Answer {
     pub(super) retry_after: Option<Duration>,
     /// What happened, for a person: the status with the beginning of the body, or why there was no answer.
     pub(super) detail: String,
-    /// The events that it is a reply with, or why what is called an event is none.
-    pub(super) reply: Option<Result<Vec<Event>, String>>,
+    /// What it is a reply with, or why what is called an event is none.
+    pub(super) reply: Option<Result<Replies, String>>,
+    /// The router had no room for the attempt: it says nothing about the Sink and is no attempt. Another may be made
+    /// shortly.
+    pub(super) is_router_busy: bool,
 }
 
 impl Client {
@@ -65,8 +94,32 @@ impl Client {
         Ok(Self {
             targets: Targets::new(addresses)?,
             max_reply,
+            answers: Pool::new(ANSWERS),
+            descendants: Descendants::default(),
             tracer: Tracer::default(),
+            put_off: Arc::default(),
         })
+    }
+
+    /// With this room for open connections to Sinks: one each.
+    #[must_use]
+    pub fn with_sockets(self, sockets: Pool) -> Self {
+        Self {
+            targets: self.targets.with_sockets(sockets),
+            ..self
+        }
+    }
+
+    /// With this memory for what Sinks answer.
+    #[must_use]
+    pub fn with_answers(self, answers: Pool) -> Self {
+        Self { answers, ..self }
+    }
+
+    /// Counts replies among what follows from events.
+    #[must_use]
+    pub fn counting(self, descendants: Descendants) -> Self {
+        Self { descendants, ..self }
     }
 
     /// With spans for what it delivers.
@@ -83,27 +136,23 @@ impl Client {
     /// Says how many log lines were held back, where no later line has.
     pub(super) fn tell_overdue(&self, now: Instant) {
         self.targets.tell_overdue(now);
+        if let Some(held_back) = self.put_off().overdue(now) {
+            tracing::warn!(held_back, of = "attempts that are put off", "log lines were held back");
+        }
     }
 
-    /// Makes a destination ready to post to. `authorities` are those of its configuration.
+    /// Makes a destination ready to post to, on behalf of a namespace. `authorities` are those of its configuration.
     pub(super) fn target(
         &self,
+        namespace: &str,
         destination: &Destination,
         authorities: &Authorities,
     ) -> Result<Target, TargetError> {
-        self.targets.target(destination, authorities)
+        self.targets.target(namespace, destination, authorities)
     }
 
     /// Makes one attempt, which ends after `timeout` at the latest.
     pub(super) async fn post(&self, target: &Target, message: HttpMessage, timeout: Duration) -> Answer {
-        match tokio::time::timeout(timeout, self.exchange(target, message)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => Answer::none(tls_error::told(&error).unwrap_or_else(|| with_causes(&error))),
-            Err(_) => Answer::none(format!("no complete answer within {timeout:?}")),
-        }
-    }
-
-    async fn exchange(&self, target: &Target, message: HttpMessage) -> Result<Answer, legacy::Error> {
         let mut request = Request::new(Full::new(message.body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = target.uri.clone();
@@ -114,9 +163,46 @@ impl Client {
             HeaderValue::from_static(concat!("weir/", env!("CARGO_PKG_VERSION"))),
         );
         target.set_headers(headers);
+        let stage = Arc::new(Stage::new(capture_connection(&mut request)));
+        let exchange = stage.clone().of(self.exchange(target, request, &stage));
+        let answer = match tokio::time::timeout(timeout, exchange).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => match stage::busy(&error) {
+                Some(detail) => Answer::busy(detail),
+                None => Answer::none(tls_error::told(&error).unwrap_or_else(|| with_causes(&error))),
+            },
+            Err(_) => match stage.lacks() {
+                Some(lacking) => Answer::busy(format!("the router is busy: {lacking} within {timeout:?}")),
+                None => Answer::none(format!("no complete answer within {timeout:?}")),
+            },
+        };
+        if answer.is_router_busy {
+            self.tell_put_off(target, &answer.detail);
+        }
+        answer
+    }
+
+    fn tell_put_off(&self, target: &Target, error: &str) {
+        if let Some(Admitted { held_back }) = self.put_off().admit(Instant::now()) {
+            let (namespace, uri) = (&*target.namespace, &target.uri);
+            tracing::warn!(namespace, %uri, error, held_back, "an attempt to deliver is put off");
+        }
+    }
+
+    fn put_off(&self) -> MutexGuard<'_, Burst> {
+        // No code that holds the lock can leave the counts half changed.
+        self.put_off.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn exchange(
+        &self,
+        target: &Target,
+        request: Request<Full<Bytes>>,
+        stage: &Stage,
+    ) -> Result<Answer, legacy::Error> {
         let (head, body) = target.http().request(request).await?.into_parts();
         if matches!(head.status, StatusCode::OK | StatusCode::CREATED) && is_event(&head.headers) {
-            return Ok(self.reply(target, &head, body).await);
+            return Ok(self.reply(target, head, body, stage).await);
         }
         let retry_after = head
             .headers
@@ -134,27 +220,70 @@ impl Client {
             retry_after,
             detail,
             reply: None,
+            is_router_busy: false,
         })
     }
 
-    /// Reads an answer that is an event. One that breaks off is tried again: what was to come is not known.
-    async fn reply(&self, target: &Target, head: &response::Parts, body: Incoming) -> Answer {
-        let reply = match Limited::new(body, self.max_reply).collect().await {
-            Ok(body) => {
-                events(&head.headers, body.to_bytes()).map_err(|problem| target.hide_secrets(problem))
-            }
-            Err(error) if error.is::<LengthLimitError>() => {
-                Err(format!("it has more than {} bytes", self.max_reply))
-            }
-            Err(error) => return Answer::none(format!("{}: the reply breaks off: {error}", head.status)),
+    /// Reads an answer that is an event. One that breaks off is tried again: what was to come is not known. What says
+    /// how large it is waits for its memory without any of it; what does not, and finds none on the way, gives it back
+    /// at once.
+    async fn reply(
+        &self,
+        target: &Target,
+        head: response::Parts,
+        mut body: Incoming,
+        stage: &Stage,
+    ) -> Answer {
+        let cost = if is_batch(&head.headers) {
+            BATCH_COST
+        } else {
+            REPLY_COST
         };
-        Answer {
-            verdict: Verdict::Delivered,
-            status: Some(head.status),
-            retry_after: None,
-            detail: head.status.to_string(),
-            reply: Some(reply),
+        let length = match body.size_hint().exact() {
+            Some(length) => usize::try_from(length).unwrap_or(usize::MAX),
+            None => 0,
+        };
+        if length > self.max_reply {
+            return self.too_large(&head);
         }
+        stage.wait_for(Lack::Memory);
+        let room = self
+            .answers
+            .reserve(&target.namespace, length.saturating_mul(cost));
+        let mut memory = room.await;
+        stage.go_on();
+        // Frames share buffers that are larger than they are.
+        let mut read = BytesMut::with_capacity(length);
+        while let Some(frame) = body.frame().await {
+            let data = match frame.map(http_body::Frame::into_data) {
+                Ok(Ok(data)) => data,
+                Ok(Err(_trailers)) => continue,
+                Err(error) => return Answer::none(format!("{}: the reply breaks off: {error}", head.status)),
+            };
+            let length = read.len() + data.len();
+            if length > self.max_reply {
+                return self.too_large(&head);
+            }
+            if !memory.try_grow(length.saturating_mul(cost)) {
+                return Answer::busy(
+                    "the router is busy: there is no memory for the Sink's reply".to_owned(),
+                );
+            }
+            read.extend_from_slice(&data);
+        }
+        let replies = Replies {
+            headers: head.headers,
+            body: read.freeze(),
+            target: target.clone(),
+            descendants: self.descendants.clone(),
+            _memory: memory,
+        };
+        Answer::with_reply(head.status, Ok(replies))
+    }
+
+    fn too_large(&self, head: &response::Parts) -> Answer {
+        let problem = format!("it has more than {} bytes", self.max_reply);
+        Answer::with_reply(head.status, Err(problem))
     }
 }
 
@@ -166,20 +295,26 @@ impl Answer {
             retry_after: None,
             detail,
             reply: None,
+            is_router_busy: false,
         }
     }
-}
 
-/// The events that an answer is, or why it is none.
-fn events(headers: &HeaderMap, body: Bytes) -> Result<Vec<Event>, String> {
-    if let Some(coding) = content_coding(headers).or_else(|| transfer_coding(headers)) {
-        return Err(format!(
-            "its coding {coding:?} is not supported: send the body as it is"
-        ));
+    /// The router had no room for the attempt.
+    pub(super) fn busy(detail: String) -> Self {
+        Self {
+            is_router_busy: true,
+            ..Self::none(detail)
+        }
     }
-    read_http(headers, body)
-        .map(|received| received.into_events_in(TraceContext::from_headers(headers)))
-        .map_err(|invalid| invalid.to_string())
+
+    fn with_reply(status: StatusCode, reply: Result<Replies, String>) -> Self {
+        Self {
+            verdict: Verdict::Delivered,
+            status: Some(status),
+            reply: Some(reply),
+            ..Self::none(status.to_string())
+        }
+    }
 }
 
 /// Reads the body so that the connection can be used again, and keeps its beginning. A body that breaks off or is

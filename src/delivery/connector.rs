@@ -1,9 +1,14 @@
 //! Opens connections to Sinks. Where a destination may not reach every address, the address that is connected to is
 //! the one that was looked at: names are resolved here, so that none can mean another address a moment later.
+//!
+//! Open connections are counted by namespace, for as long as they are open. Where the router has no room for another,
+//! an attempt waits for some, within the time that connecting may take, and then ends as one that was not made.
 
 use std::{
     fmt,
+    io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -11,20 +16,31 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use http::Uri;
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
-    client::legacy::connect::{
-        HttpConnector,
-        dns::{GaiResolver, Name},
-    },
+    client::legacy::connect::{Connected, Connection, HttpConnector, dns::Name},
     rt::TokioIo,
 };
-use tokio::net::TcpStream;
+use rustls::ClientConfig;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 use tower::Service;
 
-use super::{UriAddresses, addresses::NamedBy};
-use crate::telemetry::{Admitted, Burst};
+use super::{
+    UriAddresses,
+    addresses::NamedBy,
+    names::Names,
+    stage::{Busy, Lack, Stage},
+};
+use crate::{
+    memory::{Pool, Reservation},
+    telemetry::{Admitted, Burst},
+};
 
-/// How long connecting may take, within an attempt's own timeout.
+/// How long connecting may take with all that belongs to it, within an attempt's own timeout: waiting for room,
+/// resolving the name, and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many addresses are logged.
@@ -83,86 +99,197 @@ impl Permitted {
     }
 }
 
-/// Connects to addresses that are permitted.
+/// Where connections come from, and on whose behalf.
 #[derive(Clone)]
-pub(super) struct Connector {
-    http: HttpConnector<Resolver>,
-    permitted: Arc<Permitted>,
+pub(super) struct Origin {
+    pub(super) permitted: Arc<Permitted>,
+    pub(super) names: Names,
+    /// Room for open connections, in pieces.
+    pub(super) sockets: Pool,
+    pub(super) namespace: Arc<str>,
 }
 
+/// Connects in time.
+#[derive(Clone)]
+pub(super) struct Connector(HttpsConnector<Plain>);
+
 impl Connector {
-    pub(super) fn new(permitted: Arc<Permitted>) -> Self {
-        let mut http = HttpConnector::new_with_resolver(Resolver {
-            system: GaiResolver::new(),
-            permitted: permitted.clone(),
-        });
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        Self { http, permitted }
+    pub(super) fn new(origin: Origin, tls: ClientConfig) -> Self {
+        let https = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(Plain(Arc::new(origin)));
+        Self(https)
     }
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
+    type Response = MaybeHttpsStream<TokioIo<Socket>>;
     type Error = Failure;
     type Future = BoxFuture<'static, Result<Self::Response, Failure>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        self.http.poll_ready(context).map_err(Failure::from)
+        self.0.poll_ready(context)
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        // The resolver is not asked about what is an address already.
-        if let Some(address) = literal(&uri)
-            && !self.permitted.addresses.permit(address)
-        {
-            let refused = Refused {
-                literal: Some(address),
-                named_by: self.permitted.named_by,
-            };
-            return std::future::ready(Err(refused.into())).boxed();
+        let stage = Stage::current();
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, self.0.call(uri));
+        async move {
+            match connecting.await {
+                Ok(connected) => connected,
+                Err(_) => Err(match stage.lacks() {
+                    Some(lacking) => Busy(lacking).into(),
+                    None => format!("no connection within {CONNECT_TIMEOUT:?}").into(),
+                }),
+            }
         }
-        let connecting = self.http.call(uri);
-        async move { Ok(connecting.await?) }.boxed()
+        .boxed()
+    }
+}
+
+/// Connects to addresses that are permitted, without TLS.
+#[derive(Clone)]
+struct Plain(Arc<Origin>);
+
+impl Service<Uri> for Plain {
+    type Response = TokioIo<Socket>;
+    type Error = Failure;
+    type Future = BoxFuture<'static, Result<Self::Response, Failure>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        // Here, as the attempt's task may not be the one that goes on with the connection.
+        let (origin, stage) = (self.0.clone(), Stage::current());
+        async move { origin.connect(uri, &stage).await }.boxed()
+    }
+}
+
+impl Origin {
+    async fn connect(&self, uri: Uri, stage: &Stage) -> Result<TokioIo<Socket>, Failure> {
+        let addresses = match (literal(&uri), uri.host()) {
+            // The resolver is not asked about what is an address already.
+            (Some(address), _) => {
+                self.check(address)?;
+                Vec::new()
+            }
+            (None, Some(host)) => self.resolve(host, stage).await?,
+            (None, None) => return Err("the URI has no host".into()),
+        };
+        // One Sink that hangs leaves room for others of its namespace.
+        let sink = uri.authority().map_or("", |authority| authority.as_str()).into();
+        stage.wait_for(Lack::Connection);
+        let room = self.sockets.reserve_for(&self.namespace, &sink, 1).await;
+        stage.go_on();
+        let mut http = HttpConnector::new_with_resolver(Resolved(addresses));
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        let stream = http.call(uri).await?.into_inner();
+        Ok(TokioIo::new(Socket { stream, _room: room }))
+    }
+
+    fn check(&self, address: IpAddr) -> Result<(), Refused> {
+        let refused = Refused {
+            literal: Some(address),
+            named_by: self.permitted.named_by,
+        };
+        let is_permitted = self.permitted.addresses.permit(address);
+        is_permitted.then_some(()).ok_or(refused)
+    }
+
+    async fn resolve(&self, host: &str, stage: &Stage) -> Result<Vec<SocketAddr>, Failure> {
+        let addresses = self.names.resolve(&self.namespace, host, stage).await?;
+        // The port is the connector's to set.
+        let addresses = addresses.iter().map(|&address| SocketAddr::new(address, 0));
+        Ok(
+            sift(addresses.collect(), &self.permitted.addresses).map_err(|bad| {
+                self.permitted.tell_refused(host, &bad);
+                Refused {
+                    literal: None,
+                    named_by: self.permitted.named_by,
+                }
+            })?,
+        )
+    }
+}
+
+/// An open connection, counted until it is closed.
+pub(super) struct Socket {
+    stream: TcpStream,
+    _room: Reservation,
+}
+
+impl Connection for Socket {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Gives addresses that were resolved before.
+#[derive(Clone)]
+struct Resolved(Vec<SocketAddr>);
+
+impl Service<Name> for Resolved {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = Failure;
+    type Future = std::future::Ready<Result<Self::Response, Failure>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Name) -> Self::Future {
+        std::future::ready(Ok(self.0.clone().into_iter()))
     }
 }
 
 /// The address that stands in a URI instead of a name.
 fn literal(uri: &Uri) -> Option<IpAddr> {
     uri.host()?.trim_matches(['[', ']']).parse().ok()
-}
-
-/// Resolves names as the system does, and leaves out what is not permitted.
-#[derive(Clone)]
-struct Resolver {
-    system: GaiResolver,
-    permitted: Arc<Permitted>,
-}
-
-impl Service<Name> for Resolver {
-    type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = Failure;
-    type Future = BoxFuture<'static, Result<Self::Response, Failure>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        self.system.poll_ready(context).map_err(Failure::from)
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let (resolving, permitted) = (self.system.call(name.clone()), self.permitted.clone());
-        async move {
-            let good = sift(resolving.await?.collect(), &permitted.addresses).map_err(|bad| {
-                permitted.tell_refused(name.as_str(), &bad);
-                Refused {
-                    literal: None,
-                    named_by: permitted.named_by,
-                }
-            })?;
-            Ok(good.into_iter())
-        }
-        .boxed()
-    }
 }
 
 /// Those of the addresses that are permitted, or those that are not, if there is none that is.
@@ -220,7 +347,7 @@ mod tests {
             ("http://10.0.0.1:80/a", Some("10.0.0.1")),
             ("https://[::1]:80/a", Some("::1")),
             ("https://[::ffff:10.0.0.1]/", Some("::ffff:10.0.0.1")),
-            // The system's resolver makes addresses of these.
+            // The C library makes addresses of these.
             ("http://127.1/", None),
             ("http://2130706433/", None),
             ("http://0x7f000001/", None),
@@ -275,29 +402,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_resolver_makes_loopback_is_not_reached() {
+    async fn what_leads_to_loopback_is_not_reached() {
+        drop(rustls::crypto::ring::default_provider().install_default());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
+        let names = Names::of_system().unwrap();
         let connect = async |permitted: UriAddresses, named_by, host: &str| {
             let uri = format!("http://{host}:{port}/").parse().unwrap();
-            let permitted = Arc::new(Permitted::new(permitted, named_by));
-            let connected = Connector::new(permitted).call(uri).await;
+            let origin = Origin {
+                permitted: Arc::new(Permitted::new(permitted, named_by)),
+                names: names.clone(),
+                sockets: Pool::new(2),
+                namespace: "shop".into(),
+            };
+            let tls = ClientConfig::builder()
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth();
+            let connected = Connector::new(origin, tls).call(uri).await;
             connected
                 .map(drop)
                 .map_err(|error| super::super::with_causes(&*error))
         };
+        let told = "that a uri may not reach";
         let hosts = [
-            ("127.0.0.1", true),
-            ("127.1", false),
-            ("2130706433", false),
-            ("0x7f.1", false),
-            ("localhost", false),
-            ("[::ffff:127.0.0.1]", true),
+            ("127.0.0.1", told, true),
+            ("127.1", "is no name", false),
+            ("2130706433", "is no name", false),
+            ("0x7f.1", "is no name", false),
+            ("0x7f000001", "is no name", false),
+            ("localhost", told, false),
+            ("LocalHost", told, false),
+            ("[::ffff:127.0.0.1]", told, true),
         ];
-        for (host, is_literal) in hosts {
+        for (host, told, is_literal) in hosts {
             let refused = connect(UriAddresses::default(), NamedBy::Uri, host).await;
             let refused = refused.unwrap_err();
-            assert!(refused.contains("that a uri may not reach"), "{host}: {refused}");
+            assert!(refused.contains(told), "{host}: {refused}");
             assert_eq!(refused.contains("127.0.0.1"), is_literal, "{host}: {refused}");
         }
         let refused = connect(UriAddresses::of_services(), NamedBy::Service, "localhost").await;

@@ -441,7 +441,7 @@ impl Dispatcher {
                 Unfetched::Gone => Ending::Gone,
                 Unfetched::Away => Ending::Busy,
             },
-            Outcome::NoMemory => Ending::Busy,
+            Outcome::NoRoom => Ending::Busy,
         };
         let was_down = self.scheduler.is_sink_down();
         let fate = self
@@ -486,6 +486,7 @@ impl Dispatcher {
         match reply {
             Reply::Stored(_) => {}
             Reply::BeyondMaxHops => self.lines.reply_beyond_max_hops(delivered),
+            Reply::BeyondMaxDescendants => self.lines.reply_beyond_max_descendants(delivered),
             Reply::Invalid(problem) => self.lines.invalid_reply(delivered, problem),
         }
     }
@@ -552,7 +553,7 @@ impl Dispatcher {
                 },
             },
             Sent::NoSink => LetterSent::NoSink,
-            Sent::NoMemory => LetterSent::Busy,
+            Sent::NoRoom => LetterSent::Busy,
             Sent::NotFetched(error) => match self.not_fetched(place, &error)? {
                 Unfetched::Gone => LetterSent::Gone,
                 Unfetched::Away => LetterSent::Busy,

@@ -12,7 +12,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{dead_letter::DeadLetter, place::Place, reply::MAX_HOPS};
+use super::{MAX_DESCENDANTS, MAX_HOPS, dead_letter::DeadLetter, place::Place};
 use crate::{
     cloudevents::{Event, TraceContext},
     log::LogError,
@@ -103,7 +103,21 @@ impl Lines {
             self,
             event,
             held_back,
-            "the Sink's reply is not stored: {MAX_HOPS} replies led to it, and this looks like a loop"
+            "the Sink's reply is not stored: {MAX_HOPS} deliveries led to it, and this looks like a loop"
+        );
+    }
+
+    /// The replies to an event would be beyond the number of events that may follow from one.
+    pub(super) fn reply_beyond_max_descendants(&mut self, event: Option<&Event>) {
+        let Some(Admitted { held_back }) = self.admit(Kind::Reply) else {
+            return;
+        };
+        line!(
+            warn,
+            self,
+            event,
+            held_back,
+            "the Sink's reply is not stored: with it more than {MAX_DESCENDANTS} events would follow from one"
         );
     }
 

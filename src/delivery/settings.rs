@@ -102,7 +102,7 @@ fn ready(
     destination: &Destination,
     consequence: &str,
 ) -> Option<Target> {
-    let target = client.target(destination, authorities).inspect_err(|error| {
+    let target = client.target(&trigger.namespace, destination, authorities).inspect_err(|error| {
         tracing::error!(
             trigger = format!("{}/{}", trigger.namespace, trigger.name), uri = destination.uri, %error, "{consequence}"
         );

@@ -65,11 +65,13 @@ pub struct TriggerStats {
     redriven: AtomicU64,
     attempts: AtomicU64,
     failed_attempts: AtomicU64,
+    put_off: AtomicU64,
     attempts_microseconds: AtomicU64,
     in_flight: AtomicU64,
     missed: AtomicU64,
     replies_stored: AtomicU64,
     replies_beyond_max_hops: AtomicU64,
+    replies_beyond_max_descendants: AtomicU64,
     replies_invalid: AtomicU64,
     stopped: AtomicBool,
     full: AtomicBool,
@@ -110,6 +112,8 @@ figures! {
     attempts,
     /// Attempts since the router started that did not deliver.
     failed_attempts,
+    /// Attempts since the router started that it put off, having no memory or no connection for them.
+    put_off,
     /// Attempts under way.
     in_flight,
     /// Events since the router started that the Trigger could not look at: they were removed from the log before, or
@@ -117,8 +121,10 @@ figures! {
     missed,
     /// Events that the Sink replied with and that were stored, since the router started.
     replies_stored,
-    /// Replies since the router started that were not stored because too many replies led to them.
+    /// Replies since the router started that were not stored because too many deliveries led to them.
     replies_beyond_max_hops,
+    /// Replies since the router started that were not stored because too many events had followed from one.
+    replies_beyond_max_descendants,
     /// Replies since the router started that were no valid events, or too large.
     replies_invalid,
     /// Events since the router started that the Trigger did not get because a filter ended in an error.
@@ -226,6 +232,10 @@ impl TriggerStats {
         self.failed_attempts.fetch_add(u64::from(!delivered), Relaxed);
     }
 
+    pub(super) fn attempt_put_off(&self) {
+        self.put_off.fetch_add(1, Relaxed);
+    }
+
     pub(super) fn count_missed(&self, events: u64) {
         self.missed.fetch_add(events, Relaxed);
     }
@@ -234,6 +244,7 @@ impl TriggerStats {
         match reply {
             Reply::Stored(events) => self.replies_stored.fetch_add(*events as u64, Relaxed),
             Reply::BeyondMaxHops => self.replies_beyond_max_hops.fetch_add(1, Relaxed),
+            Reply::BeyondMaxDescendants => self.replies_beyond_max_descendants.fetch_add(1, Relaxed),
             Reply::Invalid(_) => self.replies_invalid.fetch_add(1, Relaxed),
         };
     }

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use http_body_util::Full;
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::ConfigBuilderExt as _;
 use hyper_util::{
     client::legacy,
     rt::{TokioExecutor, TokioTimer},
@@ -20,18 +20,27 @@ use rustls::{ClientConfig, RootCertStore};
 use super::{
     Addresses, ClientError,
     addresses::NamedBy,
-    connector::{Connector, Permitted},
+    connector::{Connector, Origin, Permitted},
+    names::Names,
 };
 use crate::{
+    memory::Pool,
     routing::{Authorities, AuthoritiesDigest, Destination, Header},
     trust::{self, TrustError},
 };
 
-/// Idle connections are kept this long, below the usual keep-alive of servers so that few are found closed.
-const POOL_IDLE: Duration = Duration::from_secs(30);
+/// Idle connections are kept this long, and until the pool looks next, which is twice as long. It is below the time
+/// that an attempt waits for another connection, so that idle ones keep none from a Sink.
+const POOL_IDLE: Duration = Duration::from_secs(4);
 
-/// How many idle connections are kept to one Sink.
-const POOL_SIZE: usize = 64;
+/// How many idle connections are kept to one Sink: as many as attempts are under way by default.
+const POOL_SIZE: usize = 32;
+
+/// How large the head of an answer may be, and how much of an answer is read ahead.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// How many connections are open at once unless there is another bound.
+const SOCKETS: usize = 4096;
 
 /// What stands for a value that must not be told.
 const HIDDEN: &str = "[secret]";
@@ -39,24 +48,36 @@ const HIDDEN: &str = "[secret]";
 /// A shorter value is not hidden, in bytes: it stands in most texts by chance, and can be guessed as fast as it is read.
 const SHORTEST_SECRET: usize = 4;
 
-pub(super) type HttpClient = legacy::Client<HttpsConnector<Connector>, Full<Bytes>>;
+pub(super) type HttpClient = legacy::Client<Connector, Full<Bytes>>;
 
-/// Makes targets of destinations. Those that trust the same authorities share their connections.
+/// Makes targets of destinations. Those of a namespace that trust the same authorities share their connections.
 #[derive(Clone)]
 pub(super) struct Targets {
     addresses: Arc<Addresses>,
     permitted: Permissions,
-    public: Arc<Connections>,
-    /// By the authorities, for as long as there is a target.
-    own: Arc<Mutex<HashMap<AuthoritiesDigest, Weak<Connections>>>>,
+    names: Names,
+    sockets: Pool,
+    public: Arc<ClientConfig>,
+    /// For as long as there is a target.
+    clients: Arc<Mutex<HashMap<Sharing, Weak<HttpClient>>>>,
+}
+
+/// What those have in common that share connections.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Sharing {
+    namespace: Arc<str>,
+    named_by: NamedBy,
+    /// `None` for those of the machine.
+    authorities: Option<AuthoritiesDigest>,
 }
 
 /// Where events are posted.
 #[derive(Clone)]
 pub(super) struct Target {
     pub(super) uri: Uri,
+    pub(super) namespace: Arc<str>,
     named_by: NamedBy,
-    connections: Arc<Connections>,
+    client: Arc<HttpClient>,
     headers: Arc<[(HeaderName, HeaderValue)]>,
     /// What must not be told of the headers, the longest first.
     secrets: Arc<[String]>,
@@ -71,9 +92,6 @@ struct ByName<T> {
 }
 
 type Permissions = ByName<Arc<Permitted>>;
-
-/// Connections that trust the same authorities.
-type Connections = ByName<HttpClient>;
 
 /// Why a destination cannot be used; the controller lets none of these pass.
 #[derive(Debug, thiserror::Error)]
@@ -97,11 +115,18 @@ impl Targets {
             operator: permitted(NamedBy::Operator),
         };
         Ok(Self {
-            public: Arc::new(Connections::new(&public_tls()?, &permitted)),
-            own: Arc::default(),
+            public: Arc::new(public_tls()?),
+            names: Names::of_system().map_err(|error| ClientError::Names(error.to_string()))?,
+            sockets: Pool::new(SOCKETS),
+            clients: Arc::default(),
             permitted,
             addresses: Arc::new(addresses),
         })
+    }
+
+    /// With this room for open connections.
+    pub(super) fn with_sockets(self, sockets: Pool) -> Self {
+        Self { sockets, ..self }
     }
 
     /// Says how many lines were held back, where no later line has.
@@ -116,9 +141,10 @@ impl Targets {
         }
     }
 
-    /// `authorities` are those of the destination's configuration.
+    /// `namespace` is that of the Trigger, and `authorities` are those of the destination's configuration.
     pub(super) fn target(
         &self,
+        namespace: &str,
         destination: &Destination,
         authorities: &Authorities,
     ) -> Result<Target, TargetError> {
@@ -129,34 +155,50 @@ impl Targets {
             ca_certs,
             headers,
         } = destination;
-        let connections = match ca_certs {
-            Some(digest) => self.trusting(digest, authorities)?,
-            None => self.public.clone(),
+        let sharing = Sharing {
+            namespace: namespace.into(),
+            named_by: self.addresses.named_by(destination),
+            authorities: ca_certs.clone(),
         };
         Ok(Target {
             uri: uri.parse()?,
-            named_by: self.addresses.named_by(destination),
-            connections,
+            namespace: sharing.namespace.clone(),
+            named_by: sharing.named_by,
+            client: self.client(sharing, authorities)?,
             headers: headers.iter().map(parsed).collect::<Result<_, _>>()?,
             secrets: told_in_no_error(headers),
         })
     }
 
-    fn trusting(
-        &self,
-        digest: &AuthoritiesDigest,
-        authorities: &Authorities,
-    ) -> Result<Arc<Connections>, TargetError> {
+    fn client(&self, sharing: Sharing, authorities: &Authorities) -> Result<Arc<HttpClient>, TargetError> {
         // No code that holds the lock can leave it half changed.
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(connections) = own.get(digest).and_then(Weak::upgrade) {
-            return Ok(connections);
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&sharing).and_then(Weak::upgrade) {
+            return Ok(client);
         }
-        let pem = authorities.get(digest).ok_or(TargetError::UnknownAuthorities)?;
-        let connections = Arc::new(Connections::new(&tls(trust::authorities(pem)?), &self.permitted));
-        own.retain(|_, connections| connections.strong_count() > 0);
-        own.insert(digest.clone(), Arc::downgrade(&connections));
-        Ok(connections)
+        let tls = match &sharing.authorities {
+            Some(digest) => {
+                let pem = authorities.get(digest).ok_or(TargetError::UnknownAuthorities)?;
+                tls(trust::authorities(pem)?)
+            }
+            None => ClientConfig::clone(&self.public),
+        };
+        let origin = Origin {
+            permitted: self.permitted.of(sharing.named_by).clone(),
+            names: self.names.clone(),
+            sockets: self.sockets.clone(),
+            namespace: sharing.namespace.clone(),
+        };
+        let client = legacy::Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_max_idle_per_host(POOL_SIZE)
+            .pool_timer(TokioTimer::new())
+            .http1_max_buf_size(MAX_HEAD)
+            .build(Connector::new(origin, tls));
+        let client = Arc::new(client);
+        clients.retain(|_, client| client.strong_count() > 0);
+        clients.insert(sharing, Arc::downgrade(&client));
+        Ok(client)
     }
 }
 
@@ -170,28 +212,6 @@ impl<T> ByName<T> {
     }
 }
 
-impl Connections {
-    fn new(tls: &ClientConfig, permitted: &Permissions) -> Self {
-        let client = |permitted: &Arc<Permitted>| {
-            let https = HttpsConnectorBuilder::new()
-                .with_tls_config(tls.clone())
-                .https_or_http()
-                .enable_http1()
-                .wrap_connector(Connector::new(permitted.clone()));
-            legacy::Client::builder(TokioExecutor::new())
-                .pool_idle_timeout(POOL_IDLE)
-                .pool_max_idle_per_host(POOL_SIZE)
-                .pool_timer(TokioTimer::new())
-                .build(https)
-        };
-        Self {
-            uri: client(&permitted.uri),
-            service: client(&permitted.service),
-            operator: client(&permitted.operator),
-        }
-    }
-}
-
 impl Target {
     /// Whether the Sink is sent something secret.
     pub(super) fn shows_credentials(&self) -> bool {
@@ -199,7 +219,7 @@ impl Target {
     }
 
     pub(super) fn http(&self) -> &HttpClient {
-        self.connections.of(self.named_by)
+        &self.client
     }
 
     /// Sets what the Sink asks for beside the event's headers.
@@ -226,15 +246,17 @@ impl PartialEq for Target {
     fn eq(&self, other: &Self) -> bool {
         let Self {
             uri,
+            namespace,
             named_by,
-            connections,
+            client,
             headers,
             // Made of the headers.
             secrets: _,
         } = self;
         *uri == other.uri
+            && *namespace == other.namespace
             && *named_by == other.named_by
-            && Arc::ptr_eq(connections, &other.connections)
+            && Arc::ptr_eq(client, &other.client)
             && *headers == other.headers
     }
 }
@@ -318,7 +340,7 @@ mod tests {
     fn hide(headers: &[(&str, &str)], text: &str) -> String {
         drop(rustls::crypto::ring::default_provider().install_default());
         let targets = Targets::new(Addresses::any()).unwrap();
-        let target = targets.target(&destination(None, headers), &Authorities::default());
+        let target = targets.target("shop", &destination(None, headers), &Authorities::default());
         target.unwrap().hide_secrets(text.to_owned())
     }
 
@@ -340,7 +362,11 @@ mod tests {
             (Some("other"), NamedBy::Service),
         ];
         for (service, named_by) in table {
-            let target = targets.target(&destination(service.map(name), &[]), &Authorities::default());
+            let target = targets.target(
+                "shop",
+                &destination(service.map(name), &[]),
+                &Authorities::default(),
+            );
             let target = target.unwrap();
             assert_eq!(target.named_by, named_by, "{service:?}");
         }
@@ -361,7 +387,7 @@ mod tests {
                 ca_certs,
                 ..destination(None, &[])
             };
-            targets.target(&destination, authorities)
+            targets.target("shop", &destination, authorities)
         };
         let first = target(&ours, &authorities).unwrap();
         assert_eq!(target(&ours, &authorities).unwrap(), first);

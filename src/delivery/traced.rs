@@ -1,10 +1,10 @@
-//! An attempt's part in the trace of its event: what it passes on, and its span.
+//! An attempt's part in the trace of its event, and in the event's lineage: what it passes on, and its span.
 
 use http::HeaderMap;
 
-use super::{client::Answer, verdict::Verdict};
+use super::{client::Answer, descendants, verdict::Verdict};
 use crate::{
-    cloudevents::TraceContext,
+    cloudevents::{Lineage, TraceContext},
     telemetry::{Attempt, DeliverySpan, Tracer},
 };
 
@@ -12,6 +12,7 @@ use crate::{
 pub(super) struct Traced {
     context: Option<TraceContext>,
     span: Option<DeliverySpan>,
+    lineage: Lineage,
 }
 
 impl Traced {
@@ -22,7 +23,11 @@ impl Traced {
             Some(span) => Some(span.context()),
             None => attempt.event.trace_context(),
         };
-        Self { context, span }
+        Self {
+            context,
+            span,
+            lineage: descendants::next(attempt.event),
+        }
     }
 
     /// What the Sink continues: the span, or without one what the event came with.
@@ -35,6 +40,7 @@ impl Traced {
         if let Some(context) = &self.context {
             context.set_headers(headers);
         }
+        self.lineage.set_header(headers);
     }
 
     /// The attempt has ended.

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     cloudevents::{Event, Received, TraceContext, read_http},
-    delivery::Engine,
+    delivery::{Beyond, Descendants, Engine},
     log::{EventLog, LogError},
     routing::{RoutingTable, broker_key},
     telemetry::{Burst, Receiver, Tracer},
@@ -40,6 +40,9 @@ pub(super) struct Ingress {
     pub(super) tracer: Tracer,
     /// Bounds the lines about events for which the log has no room.
     pub(super) refusals: Mutex<Burst>,
+    pub(super) descendants: Descendants,
+    /// Bounds the lines about loops.
+    pub(super) loops: Mutex<Burst>,
 }
 
 /// The endpoint that producers post to.
@@ -104,7 +107,14 @@ impl Ingress {
         if events.is_empty() {
             return Ok(0);
         }
+        let (events, counted) = self
+            .descendants
+            .receive(&parts.headers, events)
+            .map_err(|(index, beyond)| self.loops(&broker, index, beyond))?;
         self.store(&broker, &events).await?;
+        if let Some(counted) = counted {
+            counted.keep();
+        }
         Ok(events.len())
     }
 
@@ -123,6 +133,21 @@ impl Ingress {
             self.tell_refusal(broker, error);
         }
         appended.map(|_| ())
+    }
+
+    /// Final for whoever sends it, another router above all: it makes the event a dead letter and tries no more.
+    fn loops(&self, broker: &str, index: usize, beyond: Beyond) -> Problem {
+        let mut refusals = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(admitted) = refusals.admit(Instant::now()) {
+            let held_back = admitted.held_back;
+            tracing::warn!(broker, error = %beyond, held_back, "an event is refused with 422: this looks like a loop");
+        }
+        let (reason, title) = match beyond {
+            Beyond::Hops => ("too_many_hops", "Too many deliveries led to the event"),
+            Beyond::Descendants => ("too_many_descendants", "Too many events follow from one"),
+        };
+        let detail = format!("{beyond}; the event was not stored");
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, reason, title, detail).of_event(index)
     }
 
     fn tell_refusal(&self, broker: &str, error: &LogError) {

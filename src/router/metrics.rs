@@ -251,6 +251,13 @@ impl Collector for DeliveryCollector {
             "Delivery attempts since the start that did not deliver",
             TriggerStats::failed_attempts,
         )?;
+        counter(
+            &mut encoder,
+            &triggers,
+            "trigger_attempts_put_off",
+            "Delivery attempts since the start that the router put off, having no memory or no connection for them",
+            TriggerStats::put_off,
+        )?;
         attempts_took(&mut encoder, &triggers)?;
         gauge(
             &mut encoder,
@@ -466,6 +473,7 @@ fn replies(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt
             [
                 ("stored", stats.replies_stored()),
                 ("beyond_max_hops", stats.replies_beyond_max_hops()),
+                ("beyond_max_descendants", stats.replies_beyond_max_descendants()),
                 ("invalid", stats.replies_invalid()),
             ]
         },

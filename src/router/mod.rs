@@ -33,7 +33,9 @@ pub use controller_link::{ControllerAddress, ControllerLink, LinkError};
 pub use saved::SavedError;
 
 use crate::{
-    delivery::{Addresses, Client, ClientError, DeliveryOptions, Engine, EngineError, UriAddresses},
+    delivery::{
+        Addresses, Client, ClientError, DeliveryOptions, Descendants, Engine, EngineError, UriAddresses,
+    },
     log::{
         EventLog, LogError,
         embedded::{EmbeddedLog, EmbeddedOptions},
@@ -134,7 +136,11 @@ pub async fn run(
         services: options.service_addresses,
         mapped: options.services.keys().cloned().collect(),
     };
-    let client = Client::new(options.max_body, addresses)?.traced(options.tracer.clone());
+    let descendants = Descendants::default();
+    let client = Client::new(options.max_body, addresses)?
+        .traced(options.tracer.clone())
+        .counting(descendants.clone())
+        .with_answers(options.memory.answers.clone());
     let supervisor = Supervisor::default();
     let delivery = DeliveryOptions {
         memory: options.memory.attempts.clone(),
@@ -160,6 +166,8 @@ pub async fn run(
         bodies: Bodies::new(options.max_body),
         tracer: options.tracer,
         refusals: Mutex::default(),
+        descendants,
+        loops: Mutex::default(),
     };
     let ingress_server = Server::bind("ingress", options.listen).await?;
     let admin_server = Server::bind("admin", options.admin).await?;

@@ -52,6 +52,12 @@ impl Problem {
         self
     }
 
+    /// It is about this event of the request, from 0.
+    pub(super) fn of_event(mut self, index: usize) -> Self {
+        self.index = Some(index);
+        self
+    }
+
     /// For metrics.
     pub(super) fn reason(&self) -> &'static str {
         self.reason

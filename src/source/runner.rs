@@ -21,6 +21,7 @@ use super::{
     event::event,
 };
 use crate::{
+    cloudevents::Lineage,
     log::{EventLog, LogError},
     routing::{self, Schedule},
     supervision,
@@ -304,7 +305,9 @@ impl Task {
     async fn produce(&self, scheduled: Timestamp, next: Option<Timestamp>) -> bool {
         let routing::Source { namespace, name, .. } = &self.source;
         let record = match event(&self.source, scheduled) {
-            Ok(event) => event.to_record(),
+            Ok(event) => event
+                .with_lineage(Lineage::of_origin(fastrand::u64(..)))
+                .to_record(),
             Err(error) => {
                 self.counters.missed.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%namespace, source = %name, %scheduled, %error, "missed a scheduled time");

@@ -1,0 +1,322 @@
+//! Ends loops: bounds how long a chain of deliveries becomes, and how many events follow from one.
+//!
+//! Whatever is delivered carries its [`Lineage`]: the hops that led to it, and the event that all began with. A Sink
+//! that leads back to a broker, of this router or another, brings it along, and a reply inherits it. Hops bound the
+//! depth of a loop. They do not bound its breadth: two Triggers that lead back double the events with each hop. So
+//! what follows from one origin is counted, by the router that stores it, and the count travels as well: each event
+//! carries the highest that was known. A router that knows less, since it was started again or has forgotten, goes on
+//! from there.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use http::HeaderMap;
+
+use super::HOPS;
+use crate::cloudevents::{Event, Lineage, Origin};
+
+/// How many deliveries may lead to an event, one from another.
+pub const MAX_HOPS: u32 = 32;
+
+/// How many events may follow from one: replies, and what is delivered to a broker, together.
+pub const MAX_DESCENDANTS: u32 = 4096;
+
+/// How many origins are remembered at least, and half of how many at most.
+const REMEMBERED: usize = 32 * 1024;
+
+/// Counts the events that follow from others. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Descendants(Arc<Mutex<Counts>>);
+
+/// The number of descendants by the origin's id, in two generations: what is not used while as many others are as are
+/// remembered is forgotten.
+#[derive(Debug, Default)]
+struct Counts {
+    young: HashMap<u64, u32>,
+    old: HashMap<u64, u32>,
+}
+
+/// Why an event is not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Beyond {
+    /// Too many deliveries led to it.
+    #[error(
+        "more than {MAX_HOPS} deliveries led to this event, one from another: a Sink or dead-letter Sink leads back to its broker"
+    )]
+    Hops,
+    /// Too many events follow from the same one.
+    #[error(
+        "{MAX_DESCENDANTS} events have followed from the one that this event follows from, as replies or by Sinks that lead to a broker"
+    )]
+    Descendants,
+}
+
+/// Descendants that were counted. They are no longer counted when this is dropped, unless they are kept.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Counted {
+    descendants: Descendants,
+    id: u64,
+    events: u32,
+    /// The number of the last of them.
+    last: u32,
+}
+
+impl Descendants {
+    /// Gives events that a request brought their lineage: that of its headers, or else each its own.
+    ///
+    /// # Errors
+    /// When there is one that must not be stored, with its index.
+    pub(crate) fn receive(
+        &self,
+        headers: &HeaderMap,
+        events: Vec<Event>,
+    ) -> Result<(Vec<Event>, Option<Counted>), (usize, Beyond)> {
+        let sent = Lineage::from_headers(headers).filter(|sent| sent.hops > 0);
+        let hops: Vec<_> = events
+            .iter()
+            .map(|event| said_by_attribute(event).max(sent.map_or(0, |sent| sent.hops)))
+            .collect();
+        if let Some(index) = hops.iter().position(|hops| *hops > MAX_HOPS) {
+            return Err((index, Beyond::Hops));
+        }
+        let counted = match sent {
+            Some(sent) => Some(
+                self.count(sent.origin, events.len())
+                    .map_err(|beyond| (0, beyond))?,
+            ),
+            None => None,
+        };
+        let origin = |_: &Event| match &counted {
+            Some(counted) => counted.origin(),
+            None => new_origin(),
+        };
+        let events = events.into_iter().zip(hops).map(|(event, hops)| {
+            let origin = Some(origin(&event));
+            event.with_lineage(Lineage { hops, origin })
+        });
+        Ok((events.collect(), counted))
+    }
+
+    /// Counts events that follow from an origin, or from one that is not known.
+    pub(super) fn count(&self, origin: Option<Origin>, events: usize) -> Result<Counted, Beyond> {
+        let Origin { id, descendants } = origin.unwrap_or_else(new_origin);
+        let events = u32::try_from(events).unwrap_or(u32::MAX);
+        let last = self
+            .lock()
+            .add(id, descendants, events)
+            .ok_or(Beyond::Descendants)?;
+        Ok(Counted {
+            descendants: self.clone(),
+            id,
+            events,
+            last,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        // No code that holds the lock can leave the counts half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counts {
+    /// The new number of descendants; `None` if that is too many, and nothing is counted.
+    fn add(&mut self, id: u64, known: u32, events: u32) -> Option<u32> {
+        let before = self.young.get(&id).or_else(|| self.old.get(&id));
+        let before = before.copied().unwrap_or(0).max(known);
+        let sum = before.saturating_add(events);
+        let fits = sum <= MAX_DESCENDANTS;
+        // What is used again is remembered longer, also if it is refused.
+        self.young.insert(id, if fits { sum } else { before });
+        if self.young.len() >= REMEMBERED {
+            self.old = std::mem::take(&mut self.young);
+        }
+        fits.then_some(sum)
+    }
+
+    fn take_back(&mut self, id: u64, events: u32) {
+        let Self { young, old } = self;
+        if let Some(count) = young.get_mut(&id).or_else(|| old.get_mut(&id)) {
+            *count = count.saturating_sub(events);
+        }
+    }
+}
+
+impl Counted {
+    /// The origin, with how many events have followed from it.
+    pub(super) fn origin(&self) -> Origin {
+        Origin {
+            id: self.id,
+            descendants: self.last,
+        }
+    }
+
+    /// The events are stored.
+    pub(crate) fn keep(mut self) {
+        self.events = 0;
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.events > 0 {
+            self.descendants.lock().take_back(self.id, self.events);
+        }
+    }
+}
+
+/// The lineage of what is delivered, or replied to, `event`.
+pub(super) fn next(event: &Event) -> Lineage {
+    let Lineage { hops, origin } = event.lineage().unwrap_or_default();
+    Lineage {
+        hops: hops.max(said_by_attribute(event)).saturating_add(1),
+        origin,
+    }
+}
+
+fn new_origin() -> Origin {
+    Origin {
+        id: fastrand::u64(..),
+        descendants: 0,
+    }
+}
+
+/// The hops that a reply has as an attribute, also where a consumer passed it on by itself. What is no number is not
+/// ours, and counts as none.
+fn said_by_attribute(event: &Event) -> u32 {
+    event
+        .attribute(HOPS)
+        .and_then(|value| value.canonical().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloudevents::EventBuilder;
+
+    fn event(hops: Option<&str>) -> Event {
+        let builder = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/s")
+            .attribute("type", "t");
+        let builder = match hops {
+            Some(hops) => builder.attribute(HOPS, hops),
+            None => builder,
+        };
+        builder.build().unwrap()
+    }
+
+    fn delivered(event: &Event) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        next(event).set_header(&mut headers);
+        headers
+    }
+
+    fn receive(descendants: &Descendants, headers: &HeaderMap) -> Result<Event, Beyond> {
+        let (events, counted) = descendants
+            .receive(headers, vec![event(None)])
+            .map_err(|(_, beyond)| beyond)?;
+        if let Some(counted) = counted {
+            counted.keep();
+        }
+        Ok(events[0].clone())
+    }
+
+    #[test]
+    fn a_chain_ends_and_its_origin_stays() {
+        let descendants = Descendants::default();
+        let first = receive(&descendants, &HeaderMap::new()).unwrap();
+        assert_eq!(first.lineage().unwrap().hops, 0);
+        let mut last = first.clone();
+        for hops in 1..=MAX_HOPS {
+            last = receive(&descendants, &delivered(&last)).unwrap();
+            let lineage = last.lineage().unwrap();
+            assert_eq!((lineage.hops, lineage.origin.unwrap().descendants), (hops, hops));
+        }
+        let id = |event: &Event| event.lineage().unwrap().origin.unwrap().id;
+        assert_eq!(id(&first), id(&last));
+        assert_eq!(receive(&descendants, &delivered(&last)), Err(Beyond::Hops));
+    }
+
+    #[test]
+    fn a_loop_that_doubles_with_each_hop_ends_at_the_number_of_descendants() {
+        let descendants = Descendants::default();
+        let first = receive(&descendants, &HeaderMap::new()).unwrap();
+        let (mut waiting, mut stored) = (vec![first], 0);
+        while let Some(event) = waiting.pop() {
+            for _ in 0..2 {
+                if let Ok(next) = receive(&descendants, &delivered(&event)) {
+                    stored += 1;
+                    waiting.push(next);
+                }
+            }
+        }
+        assert_eq!(stored, MAX_DESCENDANTS);
+    }
+
+    #[test]
+    fn a_router_that_has_forgotten_goes_on_from_what_the_event_says() {
+        let origin = |descendants| Some(Origin { id: 7, descendants });
+        let new = Descendants::default();
+        new.count(origin(MAX_DESCENDANTS - 2), 1).unwrap().keep();
+        new.count(origin(0), 1).unwrap().keep();
+        assert_eq!(new.count(origin(0), 1).unwrap_err(), Beyond::Descendants);
+    }
+
+    #[test]
+    fn what_was_not_stored_does_not_count() {
+        let descendants = Descendants::default();
+        let origin = Some(Origin {
+            id: 7,
+            descendants: 0,
+        });
+        for _ in 0..10 {
+            drop(descendants.count(origin, MAX_DESCENDANTS as usize).unwrap());
+        }
+        let all = descendants.count(origin, MAX_DESCENDANTS as usize).unwrap();
+        all.keep();
+        assert!(descendants.count(origin, 1).is_err());
+        assert!(descendants.count(None, 1).is_ok(), "another origin");
+    }
+
+    #[test]
+    fn an_attribute_counts_like_the_header() {
+        let descendants = Descendants::default();
+        let table = [
+            (Some("5"), None, Ok(5)),
+            (Some("5"), Some("7"), Ok(7)),
+            (Some("7"), Some("5"), Ok(7)),
+            (Some("many"), Some("0"), Ok(0)),
+            (Some("33"), None, Err((1, Beyond::Hops))),
+            (None, Some("33"), Err((0, Beyond::Hops))),
+            (None, Some("nonsense"), Ok(0)),
+        ];
+        for (attribute, header, expected) in table {
+            let header: HeaderMap = header
+                .map(|text| (Lineage::HEADER, http::HeaderValue::from_static(text)))
+                .into_iter()
+                .collect();
+            let events = vec![event(None), event(attribute)];
+            let received = descendants.receive(&header, events);
+            let hops = received.map(|(events, _)| events[1].lineage().unwrap().hops);
+            assert_eq!(hops, expected, "{attribute:?} {header:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_what_is_used_stays() {
+        let mut counts = Counts::default();
+        for id in 1..=5 * REMEMBERED as u64 {
+            counts.add(id, 0, 1);
+            if id % 1000 == 0 {
+                counts.add(0, 0, 1);
+            }
+        }
+        assert!(counts.young.len() + counts.old.len() <= 2 * REMEMBERED);
+        assert_eq!(counts.add(0, 0, 0), Some(5 * REMEMBERED as u32 / 1000));
+    }
+}

@@ -1,0 +1,419 @@
+//! Finds the addresses of hosts by DNS, without a thread for each lookup.
+//!
+//! The system's own function, `getaddrinfo`, holds a thread for as long as a nameserver is silent, and the runtime's
+//! threads for that are also those that read files. Here lookups are tasks, few at a time, divided by namespace; one
+//! serves all who ask for the same name; and what is found is kept for as long as its records say.
+//!
+//! `/etc/resolv.conf` and `/etc/hosts` are read once, when the router starts.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared, WeakShared},
+};
+use hickory_resolver::{
+    TokioResolver,
+    config::{NameServerConfig, ResolverConfig, ResolverOpts},
+    net::{NetError, runtime::TokioRuntimeProvider},
+    system_conf,
+};
+
+use super::stage::{Lack, Stage, is_exhausted};
+use crate::memory::Pool;
+
+/// How many lookups are under way at once. Each has two to four sockets.
+const LOOKUPS: usize = 32;
+
+/// How long a lookup may take, with all search domains and tries.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// How long a nameserver may be silent before another, or it once more, is asked. What the system's configuration says
+/// goes if it is less.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
+
+/// How many names are remembered.
+const REMEMBERED: usize = 1024;
+
+/// How long what was found is used, whatever its records say.
+const MIN_TTL: Duration = Duration::from_secs(1);
+const MAX_TTL: Duration = Duration::from_secs(300);
+
+/// How long it is remembered at most that a name has no address.
+const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(5);
+
+/// Finds addresses. Clones share what is known.
+#[derive(Clone)]
+pub(super) struct Names(Arc<Inner>);
+
+struct Inner {
+    resolver: TokioResolver,
+    lookups: Pool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    known: HashMap<Arc<str>, Known>,
+    under_way: HashMap<Arc<str>, WeakShared<Lookup>>,
+}
+
+struct Known {
+    addresses: Arc<[IpAddr]>,
+    until: Instant,
+}
+
+type Lookup = BoxFuture<'static, Result<Arc<[IpAddr]>, Unresolved>>;
+
+/// Why a host has no address.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum Unresolved {
+    #[error("the host {0:?} is no name: an IPv4 address has four numbers")]
+    NoName(Arc<str>),
+    #[error("the host {0:?} has no address in DNS")]
+    Unknown(Arc<str>),
+    #[error("the host {0:?} cannot be resolved: no nameserver answered within {LOOKUP_TIMEOUT:?}")]
+    Silent(Arc<str>),
+    #[error("the host {0:?} cannot be resolved: {1}")]
+    Failed(Arc<str>, String),
+    /// The router has no socket to ask with.
+    #[error("the host {0:?} cannot be resolved now")]
+    Exhausted(Arc<str>, #[source] Arc<io::Error>),
+}
+
+impl Names {
+    /// Resolves as the system is configured.
+    ///
+    /// # Errors
+    /// When there is no resolver.
+    pub(super) fn of_system() -> Result<Self, NetError> {
+        let (config, options) = system_conf::read_system_conf().unwrap_or_else(|error| {
+            // What the C library does without a nameserver in the configuration.
+            let local = NameServerConfig::udp_and_tcp(IpAddr::from([127, 0, 0, 1]));
+            tracing::warn!(%error, "no nameserver in /etc/resolv.conf; names are asked of 127.0.0.1");
+            let config = ResolverConfig::from_parts(None, Vec::new(), vec![local]);
+            (config, ResolverOpts::default())
+        });
+        Self::configured(config, options)
+    }
+
+    /// Resolves by these nameservers.
+    fn configured(config: ResolverConfig, mut options: ResolverOpts) -> Result<Self, NetError> {
+        options.timeout = options.timeout.min(ASK_AGAIN);
+        options.positive_max_ttl = Some(MAX_TTL);
+        options.negative_max_ttl = Some(MAX_NEGATIVE_TTL);
+        options.cache_size = REMEMBERED as u64;
+        // The domain of the host's name stands in for search domains, and is none beside them.
+        let config = match config.search() {
+            [] => config,
+            search => {
+                let servers = config.name_servers().to_vec();
+                ResolverConfig::from_parts(None, search.to_vec(), servers)
+            }
+        };
+        let resolver = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        Ok(Self(Arc::new(Inner {
+            resolver: resolver.with_options(options).build()?,
+            lookups: Pool::new(LOOKUPS),
+            state: Mutex::default(),
+        })))
+    }
+
+    /// The addresses of a host, on behalf of a namespace.
+    pub(super) async fn resolve(
+        &self,
+        namespace: &Arc<str>,
+        host: &str,
+        stage: &Stage,
+    ) -> Result<Arc<[IpAddr]>, Unresolved> {
+        let host: Arc<str> = host.to_ascii_lowercase().into();
+        if is_number(&host) {
+            return Err(Unresolved::NoName(host));
+        }
+        if let Some(found) = self.known_or_under_way(&host) {
+            return found.await;
+        }
+        stage.wait_for(Lack::Connection);
+        let room = self.0.lookups.reserve(namespace, 1).await;
+        stage.go_on();
+        let lookup = {
+            let mut state = self.lock();
+            match state.find(&host) {
+                Some(found) => found,
+                None => {
+                    let inner = self.0.clone();
+                    let name = host.clone();
+                    let lookup = async move {
+                        let _room = room;
+                        inner.look_up(name).await
+                    };
+                    let lookup = lookup.boxed().shared();
+                    state.under_way.retain(|_, lookup| lookup.upgrade().is_some());
+                    if let Some(weak) = lookup.downgrade() {
+                        state.under_way.insert(host, weak);
+                    }
+                    lookup
+                }
+            }
+        };
+        lookup.await
+    }
+
+    fn known_or_under_way(&self, host: &str) -> Option<Shared<Lookup>> {
+        self.lock().find(host)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock()
+    }
+}
+
+impl Inner {
+    async fn look_up(&self, host: Arc<str>) -> Result<Arc<[IpAddr]>, Unresolved> {
+        let found = tokio::time::timeout(LOOKUP_TIMEOUT, self.resolver.lookup_ip(&*host)).await;
+        let mut state = self.lock();
+        state.under_way.remove(&host);
+        let found = match found {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => return Err(unresolved(host, error)),
+            Err(_) => return Err(Unresolved::Silent(host)),
+        };
+        let addresses: Arc<[IpAddr]> = found.iter().collect();
+        if addresses.is_empty() {
+            return Err(Unresolved::Unknown(host));
+        }
+        let now = Instant::now();
+        let until = found.valid_until().clamp(now + MIN_TTL, now + MAX_TTL);
+        state.remember(host, addresses.clone(), until, now);
+        Ok(addresses)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that holds the lock can leave the maps half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn find(&self, host: &str) -> Option<Shared<Lookup>> {
+        let now = Instant::now();
+        if let Some(known) = self.known.get(host).filter(|known| known.until > now) {
+            let addresses = known.addresses.clone();
+            return Some(std::future::ready(Ok(addresses)).boxed().shared());
+        }
+        self.under_way.get(host)?.upgrade()
+    }
+
+    fn remember(&mut self, host: Arc<str>, addresses: Arc<[IpAddr]>, until: Instant, now: Instant) {
+        if self.known.len() >= REMEMBERED {
+            self.known.retain(|_, known| known.until > now);
+        }
+        if self.known.len() >= REMEMBERED {
+            self.known.clear();
+        }
+        self.known.insert(host, Known { addresses, until });
+    }
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Names").finish_non_exhaustive()
+    }
+}
+
+fn unresolved(host: Arc<str>, error: NetError) -> Unresolved {
+    match error {
+        NetError::Io(error) if is_exhausted(&error) => Unresolved::Exhausted(host, error),
+        NetError::Timeout => Unresolved::Silent(host),
+        error if error.is_nx_domain() || error.is_no_records_found() => Unresolved::Unknown(host),
+        error => Unresolved::Failed(host, error.to_string()),
+    }
+}
+
+/// Whether a host is one number or ends in one, as other forms of IPv4 addresses do. No name of DNS does.
+fn is_number(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let last = host.rsplit('.').next().unwrap_or(host);
+    let digits = last.strip_prefix("0x");
+    match digits {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use hickory_resolver::{config::ConnectionConfig, proto::rr::Name};
+    use tokio::net::UdpSocket;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// A nameserver that says nothing of names with `silent` in them, and has 10.0.0.7 for `quick.search.test`.
+    struct Nameserver {
+        names: Names,
+        asked: Arc<AtomicUsize>,
+    }
+
+    impl Nameserver {
+        async fn start() -> Self {
+            let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let mut connection = ConnectionConfig::udp();
+            connection.port = socket.local_addr().unwrap().port();
+            let server = NameServerConfig::new(IpAddr::from([127, 0, 0, 1]), true, vec![connection]);
+            let search = vec![Name::from_ascii("search.test").unwrap()];
+            let config = ResolverConfig::from_parts(None, search, vec![server]);
+            let asked = Arc::<AtomicUsize>::default();
+            let counted = asked.clone();
+            tokio::spawn(async move {
+                let mut query = [0; 512];
+                loop {
+                    let (length, peer) = socket.recv_from(&mut query).await.unwrap();
+                    counted.fetch_add(1, Relaxed);
+                    if let Some(answer) = answer(&query[..length]) {
+                        socket.send_to(&answer, peer).await.unwrap();
+                    }
+                }
+            });
+            Self {
+                names: Names::configured(config, ResolverOpts::default()).unwrap(),
+                asked,
+            }
+        }
+
+        async fn resolve(&self, namespace: &str, host: &str) -> Result<Arc<[IpAddr]>, Unresolved> {
+            let (namespace, stage) = (namespace.into(), Stage::default());
+            let found = self.names.resolve(&namespace, host, &stage);
+            tokio::time::timeout(PATIENCE, found).await.unwrap()
+        }
+    }
+
+    /// The answer to a query of one question; `None` for one that is ignored.
+    fn answer(query: &[u8]) -> Option<Vec<u8>> {
+        let (mut at, mut name) = (12, Vec::new());
+        while query[at] != 0 {
+            let length = query[at] as usize;
+            name.push(String::from_utf8(query[at + 1..=at + length].to_vec()).unwrap());
+            at += length + 1;
+        }
+        let (name, question) = (name.join(".").to_lowercase(), &query[12..at + 5]);
+        let is_v4 = query[at + 2] == 1;
+        if name.contains("silent") {
+            return None;
+        }
+        let is_known = name == "quick.search.test";
+        let (code, answers) = (if is_known { 0 } else { 3 }, u8::from(is_known && is_v4));
+        let mut answer = query[..2].to_vec();
+        answer.extend([0x81, 0x80 | code, 0, 1, 0, answers, 0, 0, 0, 0]);
+        answer.extend(question);
+        if answers == 1 {
+            // The name of the question, A, IN, a minute, 4 bytes.
+            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 10, 0, 0, 7]);
+        }
+        Some(answer)
+    }
+
+    #[tokio::test]
+    async fn names_are_found_by_search_domains_and_in_the_hosts_file_and_remembered() {
+        let nameserver = Nameserver::start().await;
+        for host in ["quick", "QUICK", "quick.search.test."] {
+            let found = nameserver.resolve("a", host).await.unwrap();
+            assert_eq!(*found, [IpAddr::from([10, 0, 0, 7])], "{host}");
+        }
+        let asked = nameserver.asked.load(Relaxed);
+        nameserver.resolve("b", "quick").await.unwrap();
+        assert_eq!(nameserver.asked.load(Relaxed), asked, "it is known");
+        let localhost = nameserver.resolve("a", "localhost").await.unwrap();
+        assert!(localhost.iter().all(IpAddr::is_loopback) && !localhost.is_empty());
+        assert_eq!(
+            nameserver.asked.load(Relaxed),
+            asked,
+            "nobody is asked for this machine"
+        );
+        let unknown = nameserver.resolve("a", "unknown").await.unwrap_err();
+        assert!(matches!(unknown, Unresolved::Unknown(_)), "{unknown:?}");
+        let number = nameserver.resolve("a", "0x7f.1").await.unwrap_err();
+        assert!(matches!(number, Unresolved::NoName(_)), "{number:?}");
+    }
+
+    #[tokio::test]
+    async fn a_silent_nameserver_holds_nobody_who_asks_for_another_name() {
+        let nameserver = Arc::new(Nameserver::start().await);
+        // As many for one name as there are lookups and more: they are one lookup.
+        let asking = (0..2 * LOOKUPS).map(|_| {
+            let nameserver = nameserver.clone();
+            tokio::spawn(async move { nameserver.resolve("a", "silent").await })
+        });
+        let asking: Vec<_> = asking.collect();
+        while nameserver.asked.load(Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        nameserver.resolve("a", "quick").await.unwrap();
+        assert_eq!(nameserver.names.0.lookups.free(), LOOKUPS - 1);
+        for found in asking {
+            let silent = found.await.unwrap().unwrap_err();
+            assert!(matches!(silent, Unresolved::Silent(_)), "{silent:?}");
+        }
+        assert_eq!(nameserver.names.0.lookups.free(), LOOKUPS);
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_asks_for_many_silent_names_leaves_room_for_others() {
+        let nameserver = Arc::new(Nameserver::start().await);
+        let ask = |number: usize| {
+            let nameserver = nameserver.clone();
+            tokio::spawn(async move { nameserver.resolve("greedy", &format!("silent-{number}")).await })
+        };
+        let asking: Vec<_> = (0..10 * LOOKUPS).map(ask).collect();
+        while nameserver.names.0.lookups.free() > LOOKUPS / 2 {
+            tokio::task::yield_now().await;
+        }
+        nameserver.resolve("modest", "quick").await.unwrap();
+        // What is known needs no lookup, so the greedy one gets it as well.
+        nameserver.resolve("greedy", "quick").await.unwrap();
+        for asking in asking {
+            asking.abort();
+            let _ = asking.await;
+        }
+        assert_eq!(nameserver.names.0.lookups.free(), LOOKUPS);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut state = State::default();
+        let now = Instant::now();
+        for number in 0..3 * REMEMBERED {
+            let until = now + Duration::from_secs(60);
+            state.remember(number.to_string().into(), Arc::new([]), until, now);
+            assert!(state.known.len() <= REMEMBERED);
+        }
+    }
+
+    #[test]
+    fn numbers_are_no_names() {
+        for (host, expected) in [
+            ("127.1", true),
+            ("127.0.0.1", true),
+            ("2130706433", true),
+            ("0x7f000001", true),
+            ("0x7f.1.", true),
+            ("a.0x7f", true),
+            ("0xnot", false),
+            ("1.example", false),
+            ("example", false),
+            ("a1", false),
+            ("", false),
+        ] {
+            assert_eq!(is_number(host), expected, "{host:?}");
+        }
+    }
+}

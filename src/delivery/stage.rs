@@ -1,0 +1,137 @@
+//! Tells whether an attempt that failed was the router's doing: it had no connection, no lookup or no memory left.
+
+use std::{
+    error::Error,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering::Relaxed},
+    },
+};
+
+use hyper_util::client::legacy::connect::CaptureConnection;
+use rustix::io::Errno;
+
+tokio::task_local! {
+    /// The stage of the attempt that this task makes. A connection is asked for by its URI alone.
+    static CURRENT: Arc<Stage>;
+}
+
+/// How far an attempt is.
+#[derive(Debug, Default)]
+pub(super) struct Stage {
+    lack: AtomicU8,
+    connection: Option<CaptureConnection>,
+}
+
+/// What an attempt waits for that is the router's.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+pub(super) enum Lack {
+    /// Room to resolve a name or to open a connection.
+    Connection = 1,
+    /// Memory for the Sink's answer.
+    Memory,
+}
+
+/// The router has no room for another connection or answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the router is busy: {0}")]
+pub(super) struct Busy(pub(super) &'static str);
+
+impl Stage {
+    /// The stage of an attempt whose request tells of its connection.
+    pub(super) fn new(connection: CaptureConnection) -> Self {
+        Self {
+            lack: AtomicU8::new(0),
+            connection: Some(connection),
+        }
+    }
+
+    /// The stage of the attempt that is under way; another one outside of any.
+    pub(super) fn current() -> Arc<Self> {
+        CURRENT.try_with(Arc::clone).unwrap_or_default()
+    }
+
+    /// Makes an attempt with this stage.
+    pub(super) async fn of<F: Future>(self: Arc<Self>, attempt: F) -> F::Output {
+        CURRENT.scope(self, attempt).await
+    }
+
+    /// The attempt waits for something of the router's.
+    pub(super) fn wait_for(&self, lack: Lack) {
+        self.lack.store(lack as u8, Relaxed);
+    }
+
+    /// It has it.
+    pub(super) fn go_on(&self) {
+        self.lack.store(0, Relaxed);
+    }
+
+    /// What the router has not given it. An attempt that got a connection that others had used may still have one of
+    /// its own that waits.
+    pub(super) fn lacks(&self) -> Option<&'static str> {
+        let connection = self.connection.as_ref();
+        let is_connected = || connection.is_some_and(|of| of.connection_metadata().is_some());
+        match self.lack.load(Relaxed) {
+            lack if lack == Lack::Memory as u8 => Some("no memory for the Sink's answer was free"),
+            lack if lack == Lack::Connection as u8 && !is_connected() => Some("no connection was free"),
+            _ => None,
+        }
+    }
+}
+
+/// What to say of an error that the router is the cause of; `None` of another.
+pub(super) fn busy(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(busy) = error.downcast_ref::<Busy>() {
+            return Some(busy.to_string());
+        }
+        let io = match error.downcast_ref::<Arc<io::Error>>() {
+            Some(io) => Some(&**io),
+            None => error.downcast_ref::<io::Error>(),
+        };
+        if let Some(io) = io.filter(|io| is_exhausted(io)) {
+            return Some(format!("the router is busy: {io}"));
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// Whether the process or the machine has no more of something: descriptors, ports or memory.
+pub(super) fn is_exhausted(error: &io::Error) -> bool {
+    let exhausted = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        Errno::ADDRNOTAVAIL,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| exhausted.contains(&errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("client error (Connect)")]
+    struct Connect(#[source] Box<dyn Error + Send + Sync>);
+
+    #[test]
+    fn what_the_router_lacks_is_found_however_deep() {
+        let table: [(Box<dyn Error + Send + Sync>, bool); 5] = [
+            (Busy("no socket is free").into(), true),
+            (io::Error::from(Errno::MFILE).into(), true),
+            (Connect(io::Error::from(Errno::NFILE).into()).into(), true),
+            (io::Error::from(Errno::CONNREFUSED).into(), false),
+            (io::Error::other("refused").into(), false),
+        ];
+        for (error, expected) in table {
+            let error = Connect(error);
+            assert_eq!(busy(&error).is_some(), expected, "{error:?}");
+        }
+    }
+}
