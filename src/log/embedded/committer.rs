@@ -60,7 +60,10 @@ pub(super) enum Request {
     },
     Trim {
         broker: Arc<Broker>,
+        /// At most the end of what is durable.
         before: Offset,
+        /// The payloads' bytes below it.
+        bytes_before: u64,
         reply: Reply<()>,
     },
     Sync {
@@ -124,7 +127,7 @@ struct Fatal(String);
 
 impl Committer {
     pub(super) fn new(shared: Arc<Shared>, acknowledged: Acknowledged, keeper: Keeper, next_id: u32) -> Self {
-        let brokers = shared.brokers();
+        let brokers = shared.brokers.all();
         let records = brokers.iter().map(|broker| broker.state().next).sum();
         let bytes = brokers.iter().map(|broker| broker.state().bytes()).sum();
         Self {
@@ -226,8 +229,9 @@ impl Committer {
             Request::Trim {
                 broker,
                 before,
+                bytes_before,
                 reply,
-            } => match self.stage_trim(commit, &broker, before) {
+            } => match self.stage_trim(commit, &broker, before, bytes_before) {
                 Ok(()) => commit.answers.push(Answer::Done(reply)),
                 Err(refused) => {
                     let _ = reply.send(Err(refused));
@@ -288,7 +292,7 @@ impl Committer {
         }
         if !commit.reclaimed {
             commit.reclaimed = true;
-            for broker in self.shared.brokers() {
+            for broker in self.shared.brokers.all() {
                 self.reclaim(&broker);
             }
             commit.free = None;
@@ -324,12 +328,6 @@ impl Committer {
         payloads: Vec<Bytes>,
         accepted_millis: i64,
     ) -> Result<Offset, Fatal> {
-        if payloads.is_empty() {
-            let staged = commit.brokers.get(&broker.name);
-            return Ok(Offset(
-                staged.map_or_else(|| broker.state().next, |staged| staged.state.next),
-            ));
-        }
         let stored = match broker.stored() {
             Some(stored) => stored,
             None => self.create(broker)?,
@@ -386,32 +384,19 @@ impl Committer {
         &mut self,
         commit: &mut Commit,
         broker: &Arc<Broker>,
-        before: Offset,
+        Offset(before): Offset,
+        bytes_before: u64,
     ) -> Result<(), LogError> {
         let Some(stored) = broker.stored() else {
             return Ok(());
         };
         // Even with nothing to trim: a table may have been written since, of what was trimmed earlier.
         commit.trimmed.push(broker.clone());
-        // Only what is durable is trimmed: nobody can have settled more.
-        let durable = broker.state();
-        let before = before.0.min(durable.next);
-        let first = commit
-            .brokers
-            .get(&broker.name)
-            .map_or(durable.first, |staged| staged.state.first);
-        if before <= first {
+        let staged = commit.brokers.get(&broker.name);
+        if before <= staged.map_or(broker.state().first, |staged| staged.state.first) {
             return Ok(());
         }
         self.room_on_disk(commit, self.shared.options.reserve_bytes / 4, ENTRY)?;
-        let bytes_before = if before == durable.next {
-            durable.bytes_before_next
-        } else {
-            let header = self.shared.store.header(&stored.events, before);
-            header
-                .map_err(|e| self.shared.read_error(&broker.name, e))?
-                .bytes_before
-        };
         let staged = stage(&mut commit.brokers, broker, stored);
         self.bytes = self
             .bytes
@@ -503,7 +488,7 @@ impl Committer {
     }
 
     fn tend_memory<'a>(&mut self, touched: impl Iterator<Item = &'a Keyspace>) -> Result<(), Fatal> {
-        let brokers = self.shared.brokers();
+        let brokers = self.shared.brokers.all();
         let written = self.memory.tend(&self.shared.store, touched, &brokers);
         let written = written.map_err(|e| Fatal(format!("writing tables failed: {e}")))?;
         if !written.is_empty() {
@@ -584,6 +569,9 @@ impl Shared {
                 format!("broker {broker}: the record at offset {offset} is missing")
             }
             ReadError::Damaged(detail) => format!("broker {broker}: {detail}"),
+            ReadError::Unavailable(detail) => {
+                return LogError::Unavailable(format!("broker {broker}: {detail}"));
+            }
         };
         store::damaged(&self.directory, detail)
     }

@@ -1,6 +1,7 @@
 //! The shared suite, and what only the embedded log promises: shared fsyncs, full disks, crashes, damage.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io::{BufRead, BufReader, Read},
     os::unix::fs::FileExt,
@@ -65,7 +66,7 @@ proptest! {
 
     #[test]
     fn behaves_like_the_model(steps in conformance::steps(60), tail_cache_bytes in 0..20_000_usize) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(conformance::behaves_like_the_model(Directory::new(tail_cache_bytes), steps));
     }
 }
@@ -76,7 +77,7 @@ fn open(directory: &Path) -> Result<EmbeddedLog, LogError> {
 
 /// Writes everything in memory to tables.
 fn flush(log: &EmbeddedLog) {
-    for broker in log.shared.brokers() {
+    for broker in log.shared.brokers.all() {
         if let Some(stored) = broker.stored() {
             stored.events.rotate_memtable_and_wait().unwrap();
         }
@@ -309,6 +310,25 @@ async fn many_small_tables_are_merged() {
     log.close().await.unwrap();
     let log = open(directory.path()).unwrap();
     assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap().len(), 41);
+}
+
+#[tokio::test]
+async fn brokers_that_were_only_named_are_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    log.append("n/kept", payloads(&["a"]), at(0)).await.unwrap();
+    let mut watched = log.watch("n/watched");
+    for number in 0..10_000 {
+        let name = format!("n/b{number}");
+        drop(log.watch(&name));
+        assert_eq!(log.append(&name, vec![], at(0)).await.unwrap(), Offset(0));
+        assert_eq!(log.bounds(&name), Bounds::default());
+    }
+    let count = log.shared.brokers.count();
+    assert!(count < 2 * 64 + 2, "{count} are remembered");
+    log.append("n/watched", payloads(&["a"]), at(0)).await.unwrap();
+    assert_eq!(*watched.borrow_and_update(), Offset(1));
+    assert_eq!(log.read("n/kept", Offset(0), ALL).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
