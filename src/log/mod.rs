@@ -131,14 +131,27 @@ pub trait EventLog: Send + Sync + 'static {
     /// The brokers that have records, and the bytes that their retained payloads take.
     fn usage(&self) -> Vec<(String, u64)>;
 
+    /// The sum of [`EventLog::usage`].
+    fn retained(&self) -> u64 {
+        self.usage().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// A broker's part of [`EventLog::usage`].
+    fn retained_of(&self, broker: &str) -> u64 {
+        let usage = self.usage();
+        let of_broker = usage.iter().find(|(key, _)| key == broker);
+        of_broker.map_or(0, |(_, bytes)| *bytes)
+    }
+
     /// The sum of [`EventLog::usage`], in bytes, at which the log is full.
     fn capacity(&self) -> u64;
 
     /// Every stored cursor, by key.
     fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>>;
 
-    /// Stores cursors as one commit, in order with the appends. It survives the process at once and the machine
-    /// with the next append or [`EventLog::sync`].
+    /// Stores cursors as one commit. Of values for one key that wait to be stored only the newest is; no append waits
+    /// for cursors. What is stored survives the process at once and the machine with the next append or
+    /// [`EventLog::sync`].
     fn save_cursors(&self, changes: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>>;
 
     /// Makes everything that was written durable.

@@ -45,6 +45,7 @@ mod keeper;
 mod layout;
 mod memory;
 mod reads;
+mod saves;
 mod store;
 mod tail;
 #[cfg(test)]
@@ -73,7 +74,8 @@ use self::{
     brokers::Brokers,
     committer::{Committer, Purpose, Request},
     reads::{Origin, Readers},
-    store::{ReadError, Store},
+    saves::Saves,
+    store::{Found, ReadError, Store},
     tail::Tail,
 };
 use super::{Bounds, CursorChange, EventLog, LogError, Offset, ReadLimit, Record};
@@ -133,6 +135,9 @@ struct Shared {
     tail: Mutex<Tail>,
     failure: watch::Sender<Option<LogError>>,
     fsyncs: AtomicU64,
+    /// The payloads' bytes that all brokers retain, as of the last commit.
+    retained: AtomicU64,
+    saves: Saves,
     free_space: FreeSpace,
 }
 
@@ -166,10 +171,13 @@ impl EmbeddedLog {
             .unwrap_or(0);
         let records = found.iter().map(|broker| broker.next).sum();
         let acknowledged = check_acknowledged(directory, records)?;
+        let retained = found.iter().map(Found::bytes).sum();
 
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
             tail: Mutex::new(Tail::new(options.tail_cache_bytes)),
+            retained: AtomicU64::new(retained),
+            saves: Saves::default(),
             brokers: Brokers::new(found),
             failure: watch::Sender::new(None),
             fsyncs: AtomicU64::new(0),
@@ -239,6 +247,24 @@ impl EmbeddedLog {
         }
     }
 
+    async fn save(&self, changes: Vec<CursorChange>) -> Result<(), LogError> {
+        let (reply, answer) = oneshot::channel();
+        if self.shared.saves.add(changes, reply)
+            && let Some(requests) = &self.requests
+        {
+            // If the queue is full, the committer is about to take from it, and looks for cursors after that. If it is
+            // closed, the log has failed.
+            if requests.try_send(Request::Saves).is_err() {
+                self.shared.saves.heard();
+            }
+        }
+        tokio::select! {
+            biased;
+            Ok(answer) = answer => answer,
+            failure = self.shared.failed() => Err(failure),
+        }
+    }
+
     async fn append_for(
         &self,
         purpose: Purpose,
@@ -251,6 +277,9 @@ impl EmbeddedLog {
             return Ok(self.bounds(broker).next);
         }
         let length: usize = payloads.iter().map(Bytes::len).sum();
+        // A log that is full says so at once, without a turn of the committer.
+        let retained = self.shared.retained.load(Ordering::Relaxed);
+        self.shared.options.check_room(purpose, retained, length as u64)?;
         let all = self.shared.options.queue_bytes.div_ceil(PERMIT_BYTES);
         // What is larger than the queue takes all of it.
         let permits = u32::try_from((length / PERMIT_BYTES + 1).min(all)).unwrap_or(u32::MAX);
@@ -461,6 +490,15 @@ impl EventLog for EmbeddedLog {
         usage
     }
 
+    fn retained(&self) -> u64 {
+        self.shared.retained.load(Ordering::Relaxed)
+    }
+
+    fn retained_of(&self, broker: &str) -> u64 {
+        let broker = self.shared.broker(broker);
+        broker.map_or(0, |broker| broker.state().bytes())
+    }
+
     fn capacity(&self) -> u64 {
         self.shared.options.max_bytes
     }
@@ -470,7 +508,7 @@ impl EventLog for EmbeddedLog {
     }
 
     fn save_cursors(&self, changes: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>> {
-        Box::pin(self.request(|reply| Request::SaveCursors { changes, reply }))
+        Box::pin(self.save(changes))
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {

@@ -66,6 +66,14 @@ pub(super) struct Found {
     pub(super) last_accepted_millis: i64,
 }
 
+impl Found {
+    /// What the retained payloads take.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes_before_next
+            .saturating_sub(self.registered.bytes_before_first)
+    }
+}
+
 /// Why records could not be read.
 #[derive(Debug)]
 pub(super) enum ReadError {

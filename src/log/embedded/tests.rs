@@ -121,6 +121,68 @@ async fn cursors_alone_cost_no_fsync() {
     assert_eq!(log.fsyncs(), 1);
 }
 
+/// Counts commits, by having each of them stop at the question for free space.
+#[tokio::test]
+async fn a_flood_of_cursors_keeps_no_append_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let free_space = Box::new(move |_: &Path| {
+        let _ = wait.lock().unwrap().recv();
+        Ok(u64::MAX / 2)
+    });
+    let log = EmbeddedLog::open_with(directory.path(), EmbeddedOptions::default(), free_space).unwrap();
+    let value = |number| Bytes::from(random(30_000, number));
+    let saves: Vec<_> = (0..1000)
+        .map(|number| log.save_cursors(vec![(format!("k{number}"), Some(value(number)))]))
+        .collect();
+    let mut saves = futures::future::join_all(saves);
+    assert!(futures::poll!(&mut saves).is_pending());
+    for number in 0..5 {
+        let mut append = log.append("n/b", payloads(&["record"]), at(0));
+        assert!(futures::poll!(&mut append).is_pending());
+        // The commit of cursors that is under way, and its own.
+        for _ in 0..2 {
+            go.send(()).unwrap();
+        }
+        assert_eq!(append.await.unwrap(), Offset(number));
+    }
+    assert!(log.shared.saves.since().is_some(), "they are not saved yet");
+    assert!(futures::poll!(&mut saves).is_pending());
+    drop(go);
+    for saved in saves.await {
+        saved.unwrap();
+    }
+    assert_eq!(log.cursors().await.unwrap().len(), 1000);
+}
+
+#[tokio::test]
+async fn of_cursors_that_wait_the_newest_is_saved() {
+    let directory = tempfile::tempdir().unwrap();
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let free_space = Box::new(move |_: &Path| {
+        let _ = wait.lock().unwrap().recv();
+        Ok(u64::MAX / 2)
+    });
+    let log = EmbeddedLog::open_with(directory.path(), EmbeddedOptions::default(), free_space).unwrap();
+    let mut append = log.append("n/b", payloads(&["record"]), at(0));
+    assert!(futures::poll!(&mut append).is_pending());
+    let saves: Vec<_> = (0..1000)
+        .map(|number| log.save_cursors(vec![("k".into(), Some(Bytes::from(number.to_string())))]))
+        .collect();
+    let mut saves = futures::future::join_all(saves);
+    assert!(futures::poll!(&mut saves).is_pending());
+    // One commit for the append, one for all of them.
+    go.send(()).unwrap();
+    go.send(()).unwrap();
+    append.await.unwrap();
+    for saved in saves.await {
+        saved.unwrap();
+    }
+    assert_eq!(log.cursors().await.unwrap(), [("k".to_owned(), "999".into())]);
+}
+
 /// Far more commits than the queue of the storage library's thread is long, while it writes a large table.
 #[tokio::test]
 async fn a_storm_of_small_commits_does_not_stop_the_log() {
