@@ -24,12 +24,13 @@ use super::{
     Client, DeadLetter, Dropped, KeptLetter, Page, Redriven, Retention, Selection, TriggerStats, WhenFull,
     dead_letters::{DeadLetters, Recipient},
     dispatcher::{Dispatcher, Parts},
+    holding::Holding,
     inbox::Inbox,
     progress::Progress,
     reader::Reader,
     redrive::{Redrive, Taken},
     settings::Settings,
-    trimmer::{Figures, Trimmer},
+    trimmer::{Figures, Room, Trimmer},
 };
 use crate::{
     log::{CursorChange, EventLog, LogError, Offset},
@@ -132,8 +133,8 @@ pub struct Engine {
     options: DeliveryOptions,
     running: Mutex<Running>,
     views: ArcSwap<Vec<TriggerView>>,
-    /// Of Triggers of which only their places are known.
-    held: ArcSwap<Vec<TriggerView>>,
+    /// What these hold in the logs, and Triggers of which only their places are known.
+    holding: ArcSwap<Holding>,
     dropped_with_trigger: AtomicU64,
     /// Asked for by what cannot be settled for want of room.
     room_wanted: Arc<Notify>,
@@ -223,7 +224,7 @@ impl Engine {
                 dead_letters,
                 taken,
                 figures: Figures::default(),
-                making_room: Mutex::default(),
+                room: Room::default(),
                 clock: StdMutex::default(),
             },
             log,
@@ -234,7 +235,7 @@ impl Engine {
                 ..Running::default()
             }),
             views: ArcSwap::default(),
-            held: ArcSwap::default(),
+            holding: ArcSwap::default(),
             dropped_with_trigger: AtomicU64::new(0),
             room_wanted: Arc::default(),
             applied: AtomicBool::new(false),
@@ -304,8 +305,10 @@ impl Engine {
             .map(|handle| handle.view.clone())
             .collect();
         views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        let held = held(&running.stored);
+        self.holding
+            .store(Arc::new(Holding::new(views.iter().chain(held.iter()))));
         self.views.store(Arc::new(views));
-        self.held.store(Arc::new(held(&running.stored)));
         self.applied.store(true, Relaxed);
         if !gone.is_empty() {
             self.save_places(gone.into_iter().map(|uid| (uid, None)).collect())
@@ -401,12 +404,6 @@ impl Engine {
         }
     }
 
-    /// Whoever holds events in the log.
-    fn holding(&self) -> Vec<TriggerView> {
-        let (running, held) = (self.views.load(), self.held.load());
-        running.iter().chain(held.iter()).cloned().collect()
-    }
-
     /// Every Trigger's figures, by namespace and name.
     pub fn triggers(&self) -> Arc<Vec<TriggerView>> {
         self.views.load_full()
@@ -429,12 +426,12 @@ impl Engine {
         self.trimmer.figures.dropped()
     }
 
-    /// The log had no room for an event: removes what may go, so that another attempt may succeed.
+    /// The log had no room for an event: removes what may go. Returns whether another attempt may succeed.
     ///
     /// # Errors
     /// When the log cannot be trimmed.
-    pub async fn make_room(&self) -> Result<(), LogError> {
-        self.trimmer.make_room(&self.holding()).await
+    pub async fn make_room(&self) -> Result<bool, LogError> {
+        self.trimmer.make_room(&self.holding.load_full()).await
     }
 
     /// The brokers that have dead letters, and how many.
@@ -668,9 +665,11 @@ impl Engine {
     }
 
     async fn trim_regularly(self: Arc<Self>) {
+        let mut regularly = tokio::time::interval(TRIM_EVERY);
+        regularly.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let room_wanted = tokio::select! {
-                () = tokio::time::sleep(TRIM_EVERY) => false,
+                _ = regularly.tick() => false,
                 () = self.room_wanted.notified() => {
                     tokio::time::sleep(TRIM_AT_ONCE).await;
                     true
@@ -682,7 +681,7 @@ impl Engine {
                 // Which events are wanted is not known yet.
                 continue;
             }
-            if let Err(error) = self.trimmer.trim(&self.holding(), room_wanted).await {
+            if let Err(error) = self.trimmer.trim(&self.holding.load_full(), room_wanted).await {
                 tracing::error!(%error, "the event log cannot be trimmed");
             }
         }
@@ -1073,7 +1072,11 @@ mod tests {
             };
             let table = RoutingTable::compile(configuration);
             engine.apply(&table).await.unwrap();
-            engine.trimmer.trim(&engine.holding(), false).await.unwrap();
+            engine
+                .trimmer
+                .trim(&engine.holding.load_full(), false)
+                .await
+                .unwrap();
             log.bounds(BROKER).first
         };
         assert_eq!(

@@ -20,6 +20,7 @@ mod dead_lettering;
 mod dead_letters;
 mod dispatcher;
 mod engine;
+mod holding;
 mod inbox;
 mod lanes;
 mod lines;
