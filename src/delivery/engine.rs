@@ -554,7 +554,7 @@ impl Engine {
     ) -> Handle {
         let (sender, receiver) = watch::channel(settings);
         let (redrives, asked) = mpsc::channel(1);
-        let stats = Arc::<TriggerStats>::default();
+        let stats = Arc::new(TriggerStats::telling(self.trimmer.room.settled()));
         let inbox = Arc::new(Inbox::new(stats.clone()));
         stats.show(&progress);
         stats.show_low(progress.low());

@@ -32,8 +32,11 @@ const PORTION: u64 = 8;
 /// more.
 const VOLUME_PAUSE: Duration = Duration::from_secs(10);
 
-/// After an attempt to make room that gave less than it wanted, new events are refused without another one for so long.
-const NO_ROOM_PAUSE: Duration = Duration::from_millis(100);
+/// How long after an attempt to make room that gave less than it wanted another one is made.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long after an attempt that gave nothing another one is made, if no Trigger has settled anything since.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a new event waits for room to be made.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -71,6 +74,8 @@ pub(super) struct Room {
     /// Held during an attempt; when one was last made for the volume.
     making: Mutex<Option<Instant>>,
     last: StdMutex<Attempt>,
+    /// Grows when a Trigger has settled something durably.
+    settled: Arc<AtomicU64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,6 +84,8 @@ struct Attempt {
     number: u64,
     ended: Option<Instant>,
     outcome: Freed,
+    /// [`Room::settled`] when it began.
+    settled: u64,
 }
 
 /// What an attempt to make room gave.
@@ -96,20 +103,36 @@ impl Room {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ended(&self, outcome: Freed) {
+    /// What a Trigger's figures tell when it has settled something durably.
+    pub(super) fn settled(&self) -> Arc<AtomicU64> {
+        self.settled.clone()
+    }
+
+    fn ended(&self, outcome: Freed, settled: u64) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         *last = Attempt {
             number: last.number + 1,
             ended: Some(Instant::now()),
             outcome,
+            settled,
         };
     }
 }
 
 impl Attempt {
-    /// Whether another one would be too soon.
-    fn is_recent(&self) -> bool {
-        self.outcome != Freed::Enough && self.ended.is_some_and(|at| at.elapsed() < NO_ROOM_PAUSE)
+    /// How long another one has to wait; `None` when it would find the same.
+    fn pause(&self, settled: u64) -> Option<Duration> {
+        let Some(ended) = self.ended else {
+            return Some(Duration::ZERO);
+        };
+        let pause = NO_ROOM_PAUSE.saturating_sub(ended.elapsed());
+        match self.outcome {
+            Freed::Enough => Some(Duration::ZERO),
+            Freed::Some => Some(pause),
+            // Now and then also without a reason to, as for a volume that was enlarged.
+            Freed::Nothing if self.settled == settled && ended.elapsed() < LOOK_AGAIN => None,
+            Freed::Nothing => Some(pause),
+        }
     }
 }
 
@@ -281,25 +304,29 @@ impl Trimmer {
     /// The log had no room. Removes settled events, whatever their age, from where there are most; and, if that does
     /// not give enough and the operator chose so, the oldest events. Returns whether there may be room now.
     ///
-    /// A full log refuses thousands of events a second, and most of them must not cost more than a look at the clock:
-    /// one attempt is under way at a time, whoever comes meanwhile waits for it, and after one that gave too little
-    /// there is a pause.
+    /// A full log refuses thousands of events a second, and most of them must not cost more than a look at a counter:
+    /// one attempt is under way at a time, whoever comes meanwhile waits for it, and none is made that would find what
+    /// the last one found.
     pub(super) async fn make_room(&self, holding: &Holding) -> Result<bool, LogError> {
         let before = self.room.last();
-        if before.is_recent() {
-            return Ok(before.outcome == Freed::Some);
-        }
+        let Some(pause) = before.pause(self.room.settled.load(Relaxed)) else {
+            return Ok(false);
+        };
         let attempt = async {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
             let mut volume = self.room.making.lock().await;
             let last = self.room.last();
             if last.number != before.number {
                 return Ok(last.outcome != Freed::Nothing);
             }
+            let settled = self.room.settled.load(Relaxed);
             let freed = self
                 .free_portion(&mut volume, holding, self.when_full)
                 .await
-                .inspect_err(|_| self.room.ended(Freed::Nothing))?;
-            self.room.ended(freed);
+                .inspect_err(|_| self.room.ended(Freed::Nothing, settled))?;
+            self.room.ended(freed, settled);
             Ok(freed != Freed::Nothing)
         };
         tokio::time::timeout(ROOM_TIMEOUT, attempt)
@@ -424,13 +451,13 @@ mod tests {
         }
     }
 
-    fn trigger(broker: &str) -> TriggerView {
+    fn trigger(broker: &str, room: &Room) -> TriggerView {
         TriggerView {
             uid: "u".to_owned(),
             namespace: "shop".to_owned(),
             name: "t".to_owned(),
             broker: broker.to_owned(),
-            stats: Arc::<TriggerStats>::default(),
+            stats: Arc::new(TriggerStats::telling(room.settled())),
         }
     }
 
@@ -452,7 +479,7 @@ mod tests {
         // Between where it is trimmed and where new events are refused.
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::DropOldest);
-        let has_settled_nothing = trigger(BROKER);
+        let has_settled_nothing = trigger(BROKER, &trimmer.room);
         let triggers = Holding::new([&has_settled_nothing].into_iter());
         trimmer.trim(&triggers, false).await.unwrap();
         assert_eq!(
@@ -472,7 +499,7 @@ mod tests {
         let log = open(&directory);
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::Refuse);
-        let triggers: Vec<_> = (0..10_000).map(|_| trigger(BROKER)).collect();
+        let triggers: Vec<_> = (0..10_000).map(|_| trigger(BROKER, &trimmer.room)).collect();
         let holding = Holding::new(triggers.iter());
 
         let began = Instant::now();
@@ -481,13 +508,12 @@ mod tests {
             assert!(!trimmer.make_room(&holding).await.unwrap());
         }
         let (attempts, took) = (trimmer.room.last().number, began.elapsed());
-        let pauses = took.div_duration_f64(NO_ROOM_PAUSE);
-        assert!(attempts as f64 <= pauses + 1.0, "{attempts} in {took:?}");
+        let looks = took.div_duration_f64(LOOK_AGAIN);
+        assert!(attempts as f64 <= looks + 1.0, "{attempts} in {took:?}");
         eprintln!("{refusals} refusals took {took:?} with {attempts} attempts");
 
-        // What is settled makes room again, after the pause at the latest.
+        // What is settled makes room at once.
         triggers.iter().for_each(|trigger| settled_up_to(trigger, 61));
-        tokio::time::sleep(NO_ROOM_PAUSE).await;
         assert!(trimmer.make_room(&holding).await.unwrap());
         append(&*log, BROKER, 4).await.unwrap();
     }
@@ -498,7 +524,7 @@ mod tests {
         let log = open(&directory);
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::DropOldest);
-        let holding = Holding::new([&trigger(BROKER)].into_iter());
+        let holding = Holding::new([&trigger(BROKER, &trimmer.room)].into_iter());
         let all = (0..100).map(|_| trimmer.make_room(&holding));
         for made in futures::future::join_all(all).await {
             assert!(made.unwrap());
