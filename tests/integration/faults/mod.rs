@@ -5,6 +5,8 @@ mod delivery;
 mod full;
 mod kills;
 mod producers;
+#[cfg(feature = "failpoints")]
+mod reads;
 mod sinks;
 mod storage;
 
