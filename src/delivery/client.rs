@@ -137,7 +137,11 @@ impl Client {
     pub(super) fn tell_overdue(&self, now: Instant) {
         self.targets.tell_overdue(now);
         if let Some(held_back) = self.put_off().overdue(now) {
-            tracing::warn!(held_back, of = "attempts that are put off", "log lines were held back");
+            tracing::warn!(
+                held_back,
+                of = "attempts that are put off",
+                "log lines were held back"
+            );
         }
     }
 

@@ -1,13 +1,16 @@
 //! The dead letters that are kept: listed, redriven and dropped by whoever operates the router.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{self, Arc, PoisonError},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{
+        self, Arc, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot};
+use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard, mpsc, oneshot};
 
 use super::{
     dead_letter::{DeadLetter, DeadLetterError},
@@ -103,12 +106,83 @@ pub(super) struct Recipient {
     pub(super) redrives: mpsc::Sender<Redrive>,
 }
 
+/// Who does what with the letters of a broker at the moment.
+#[derive(Debug)]
+pub(super) struct BrokerLetters {
+    /// Held while letters are taken out, so that none is taken twice.
+    taking: Arc<Mutex<()>>,
+    /// Held while letters are trimmed, and for a moment by whoever begins to take some.
+    trimming: Mutex<()>,
+    /// The first letter that is being taken; none from there on is trimmed.
+    from: AtomicU64,
+}
+
+/// Stands for no letter: no log gets that far.
+const NONE: u64 = u64::MAX;
+
+impl Default for BrokerLetters {
+    fn default() -> Self {
+        Self {
+            taking: Arc::default(),
+            trimming: Mutex::default(),
+            from: AtomicU64::new(NONE),
+        }
+    }
+}
+
+impl BrokerLetters {
+    /// Keeps others from beginning to take letters.
+    pub(super) async fn trimming(&self) -> MutexGuard<'_, ()> {
+        self.trimming.lock().await
+    }
+
+    /// The first letter that is being taken.
+    pub(super) fn being_taken(&self) -> Option<Offset> {
+        let from = self.from.load(Relaxed);
+        (from != NONE).then_some(Offset(from))
+    }
+
+    /// Takes letters from this one on, once nobody else does. They are not trimmed meanwhile.
+    pub(super) async fn take(self: Arc<Self>, from: Offset) -> Taking {
+        let taking = self.taking.clone().lock_owned().await;
+        let _trimming = self.trimming.lock().await;
+        self.from.store(from.0, Relaxed);
+        Taking {
+            letters: self.clone(),
+            _taking: taking,
+        }
+    }
+}
+
+/// Letters of a broker are being taken out, by one at a time.
+#[derive(Debug)]
+pub(super) struct Taking {
+    letters: Arc<BrokerLetters>,
+    _taking: OwnedMutexGuard<()>,
+}
+
+impl Taking {
+    /// Those below are not wanted.
+    fn begins_at(&self, first: Option<Offset>) {
+        self.letters
+            .from
+            .store(first.map_or(NONE, |first| first.0), Relaxed);
+    }
+}
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        // Before the lock is let go of, and with it the next one begins.
+        self.begins_at(None);
+    }
+}
+
 /// The dead letters of all brokers.
 pub(super) struct DeadLetters {
     log: Arc<dyn EventLog>,
     taken: Arc<Taken>,
-    /// Held while letters are taken out, so that none is taken twice.
-    pub(super) taking: Arc<Mutex<()>>,
+    /// Of the brokers whose letters are being taken out or trimmed.
+    brokers: sync::Mutex<HashMap<String, Weak<BrokerLetters>>>,
     /// Bounds what is said of letters that cannot be read.
     unreadable: sync::Mutex<Burst>,
 }
@@ -118,9 +192,21 @@ impl DeadLetters {
         Self {
             log,
             taken,
-            taking: Arc::default(),
+            brokers: sync::Mutex::default(),
             unreadable: sync::Mutex::default(),
         }
+    }
+
+    /// A broker's letters.
+    pub(super) fn of(&self, broker: &str) -> Arc<BrokerLetters> {
+        let mut brokers = self.brokers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(letters) = brokers.get(broker).and_then(Weak::upgrade) {
+            return letters;
+        }
+        brokers.retain(|_, letters| letters.strong_count() > 0);
+        let letters = Arc::<BrokerLetters>::default();
+        brokers.insert(broker.to_owned(), Arc::downgrade(&letters));
+        letters
     }
 
     /// How many a broker has.
@@ -206,8 +292,9 @@ impl DeadLetters {
         from: Offset,
         recipients: &[Recipient],
     ) -> Result<Redriven, LogError> {
-        let taking = Arc::new(self.taking.clone().lock_owned().await);
+        let taking = Arc::new(self.of(broker).take(from).await);
         let page = self.page(broker, selection, from, READ.records).await?;
+        taking.begins_at(page.letters.first().map(|kept| kept.id));
         let mut result = Redriven {
             next: page.next,
             ..Redriven::default()
@@ -280,7 +367,7 @@ impl DeadLetters {
         &self,
         recipient: &Recipient,
         letters: Vec<Letter>,
-        taking: Arc<OwnedMutexGuard<()>>,
+        taking: Arc<Taking>,
     ) -> Result<usize, LogError> {
         let (answer, answered) = oneshot::channel();
         let redrive = Redrive {
@@ -306,7 +393,7 @@ impl DeadLetters {
         selection: &Selection,
         from: Offset,
     ) -> Result<Dropped, LogError> {
-        let _taking = self.taking.lock().await;
+        let _taking = self.of(broker).take(from).await;
         let Page { letters, next } = self.page(broker, selection, from, READ.records).await?;
         let dropped = letters.len() as u64;
         if dropped > 0 {

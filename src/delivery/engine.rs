@@ -16,23 +16,27 @@ use tokio::{
     sync::{Mutex, Notify, mpsc, watch},
     task::JoinHandle,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use super::{
     Client, DeadLetter, Dropped, KeptLetter, Page, Redriven, Retention, Selection, TriggerStats, WhenFull,
     dead_letters::{DeadLetters, Recipient},
     dispatcher::{Dispatcher, Parts},
+    holding::Holding,
     inbox::Inbox,
     progress::Progress,
     reader::Reader,
     redrive::{Redrive, Taken},
     settings::Settings,
-    trimmer::{Figures, Trimmer},
+    trimmer::{Figures, Room, Trimmer},
 };
 use crate::{
     log::{CursorChange, EventLog, LogError, Offset},
     memory::Pool,
-    routing::{BrokerTable, RoutingTable, Start, Trigger},
+    routing::{RoutingTable, Start, Trigger},
     supervision::{self, Supervisor},
 };
 
@@ -41,6 +45,9 @@ const TRIM_EVERY: Duration = Duration::from_secs(10);
 
 /// How soon they are trimmed when settling needs room; what is settled meanwhile is trimmed with it.
 const TRIM_AT_ONCE: Duration = Duration::from_millis(100);
+
+/// How long a Trigger waits before it is looked again where it begins, if the log could not be read.
+const FIND_AGAIN: Duration = Duration::from_secs(1);
 
 /// How delivery behaves as a whole.
 #[derive(Clone, Debug)]
@@ -131,8 +138,8 @@ pub struct Engine {
     options: DeliveryOptions,
     running: Mutex<Running>,
     views: ArcSwap<Vec<TriggerView>>,
-    /// Of Triggers of which only their places are known.
-    held: ArcSwap<Vec<TriggerView>>,
+    /// What these hold in the logs, and Triggers of which only their places are known.
+    holding: ArcSwap<Holding>,
     dropped_with_trigger: AtomicU64,
     /// Asked for by what cannot be settled for want of room.
     room_wanted: Arc<Notify>,
@@ -151,8 +158,15 @@ pub struct Engine {
 struct Running {
     /// Cursors found at the start, until their Triggers appear.
     stored: HashMap<String, Bytes>,
-    readers: BTreeMap<String, Arc<Reader>>,
+    readers: BTreeMap<String, RunningReader>,
     dispatchers: HashMap<String, Handle>,
+}
+
+/// The reader of a broker that has Triggers.
+struct RunningReader {
+    reader: Arc<Reader>,
+    /// Ends it when it is dropped.
+    _stop: DropGuard,
 }
 
 struct Handle {
@@ -166,16 +180,16 @@ struct Handle {
 /// Where a Trigger goes on, or begins.
 struct TriggerPlace {
     progress: Progress,
-    /// Why the log cannot tell where it begins. Nothing is delivered then, and all that is retained is held for it
-    /// until the router is started again.
-    damage: Option<LogError>,
+    /// Why the log cannot tell where it begins. Nothing is delivered then, and all that is retained is held for it:
+    /// until the log can be read, or for damage until the router is started again.
+    unknown: Option<LogError>,
 }
 
 impl TriggerPlace {
     fn known(progress: Progress) -> Self {
         Self {
             progress,
-            damage: None,
+            unknown: None,
         }
     }
 }
@@ -218,7 +232,7 @@ impl Engine {
                 dead_letters,
                 taken,
                 figures: Figures::default(),
-                making_room: Mutex::default(),
+                room: Room::default(),
                 clock: StdMutex::default(),
             },
             log,
@@ -229,7 +243,7 @@ impl Engine {
                 ..Running::default()
             }),
             views: ArcSwap::default(),
-            held: ArcSwap::default(),
+            holding: ArcSwap::default(),
             dropped_with_trigger: AtomicU64::new(0),
             room_wanted: Arc::default(),
             applied: AtomicBool::new(false),
@@ -290,13 +304,9 @@ impl Engine {
             }
             reader.follow(routes.clone(), inboxes);
         }
-        for (_, reader) in running
+        running
             .readers
-            .iter()
-            .filter(|(broker, _)| !table.brokers().contains_key(*broker))
-        {
-            reader.follow(Arc::<BrokerTable>::default(), Vec::new());
-        }
+            .retain(|broker, _| table.brokers().contains_key(broker));
         let gone = self.remove_absent(&mut running, &present, table).await;
         let mut views: Vec<_> = running
             .dispatchers
@@ -304,8 +314,10 @@ impl Engine {
             .map(|handle| handle.view.clone())
             .collect();
         views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        let held = held(&running.stored);
+        self.holding
+            .store(Arc::new(Holding::new(views.iter().chain(held.iter()))));
         self.views.store(Arc::new(views));
-        self.held.store(Arc::new(held(&running.stored)));
         self.applied.store(true, Relaxed);
         if !gone.is_empty() {
             self.save_places(gone.into_iter().map(|uid| (uid, None)).collect())
@@ -333,7 +345,7 @@ impl Engine {
                     Some(stored) => self.restored(stored, broker, trigger)?,
                     None => (self.beginning(broker, trigger.start).await?, true),
                 };
-                if is_new && place.damage.is_none() {
+                if is_new && place.unknown.is_none() {
                     changed.push((
                         uid.clone(),
                         Some(place.progress.encode(broker, Instant::now()).into()),
@@ -379,17 +391,11 @@ impl Engine {
     }
 
     async fn beginning(&self, broker: &str, start: Start) -> Result<TriggerPlace, LogError> {
-        let bounds = self.log.bounds(broker);
-        let found = match start {
-            Start::Latest => Ok(bounds.next),
-            Start::Earliest => Ok(bounds.first),
-            Start::At(time) => self.log.offset_at(broker, time).await,
-        };
-        match found {
+        match find_start(&*self.log, broker, start).await {
             Ok(offset) => Ok(TriggerPlace::known(Progress::starting_at(offset))),
-            Err(damage @ LogError::Damaged { .. }) => Ok(TriggerPlace {
-                progress: Progress::starting_at(bounds.first),
-                damage: Some(damage),
+            Err(error @ (LogError::Damaged { .. } | LogError::Unavailable(_))) => Ok(TriggerPlace {
+                progress: Progress::starting_at(self.log.bounds(broker).first),
+                unknown: Some(error),
             }),
             Err(error) => Err(error),
         }
@@ -408,12 +414,6 @@ impl Engine {
             Err(error) => Err(error),
             Ok(()) => self.log.sync().await,
         }
-    }
-
-    /// Whoever holds events in the log.
-    fn holding(&self) -> Vec<TriggerView> {
-        let (running, held) = (self.views.load(), self.held.load());
-        running.iter().chain(held.iter()).cloned().collect()
     }
 
     /// Every Trigger's figures, by namespace and name.
@@ -438,12 +438,12 @@ impl Engine {
         self.trimmer.figures.dropped()
     }
 
-    /// The log had no room for an event: removes what may go, so that another attempt may succeed.
+    /// The log had no room for an event: removes what may go. Returns whether another attempt may succeed.
     ///
     /// # Errors
     /// When the log cannot be trimmed.
-    pub async fn make_room(&self) -> Result<(), LogError> {
-        self.trimmer.make_room(&self.holding()).await
+    pub async fn make_room(&self) -> Result<bool, LogError> {
+        self.trimmer.make_room(&self.holding.load_full()).await
     }
 
     /// The brokers that have dead letters, and how many.
@@ -535,16 +535,21 @@ impl Engine {
     }
 
     fn reader(&self, running: &mut Running, broker: &str) -> Arc<Reader> {
-        if let Some(reader) = running.readers.get(broker) {
-            return reader.clone();
+        if let Some(running) = running.readers.get(broker) {
+            return running.reader.clone();
         }
         let reader = Arc::new(Reader::new(
             broker.to_owned(),
             self.log.clone(),
             &self.options.memory,
         ));
-        running.readers.insert(broker.to_owned(), reader.clone());
-        let (task, stop, name) = (reader.clone(), self.stop.clone(), broker.to_owned());
+        let stop = self.stop.child_token();
+        let running_reader = RunningReader {
+            reader: reader.clone(),
+            _stop: stop.clone().drop_guard(),
+        };
+        running.readers.insert(broker.to_owned(), running_reader);
+        let (task, name) = (reader.clone(), broker.to_owned());
         let reading = async move {
             if let Err(error) = task.run(stop).await {
                 tracing::error!(broker = name, %error, "the event log failed: nothing of the broker is read any more");
@@ -560,15 +565,17 @@ impl Engine {
         &self,
         reader: &Arc<Reader>,
         settings: Settings,
-        TriggerPlace { progress, damage }: TriggerPlace,
+        TriggerPlace { progress, unknown }: TriggerPlace,
         broker: &str,
         trigger: &Trigger,
     ) -> Handle {
         let (sender, receiver) = watch::channel(settings);
         let (redrives, asked) = mpsc::channel(1);
-        let stats = Arc::<TriggerStats>::default();
+        let stats = Arc::new(TriggerStats::telling(self.trimmer.room.settled()));
         let inbox = Arc::new(Inbox::new(stats.clone()));
-        let dispatcher = Dispatcher::new(Parts {
+        stats.show(&progress);
+        stats.show_low(progress.low());
+        let mut parts = Parts {
             log: self.log.clone(),
             client: self.client.clone(),
             reader: reader.clone(),
@@ -581,7 +588,7 @@ impl Engine {
             progress,
             stop: self.stop.clone(),
             grace: self.options.grace,
-        });
+        };
         let view = TriggerView {
             uid: trigger.uid.clone(),
             namespace: trigger.namespace.clone(),
@@ -590,19 +597,25 @@ impl Engine {
             stats,
         };
         let name = format!("{}/{}", trigger.namespace, trigger.name);
-        let stopped = view.stats.clone();
+        let (stopped, broker, start) = (view.stats.clone(), broker.to_owned(), trigger.start);
         let delivering = async move {
-            if let Some(damage) = damage {
-                stopped.stop();
-                tracing::error!(
-                    trigger = name,
-                    error = %damage,
-                    "where the Trigger begins cannot be found in the damaged log, and all that is retained is held for \
-                     it: make it anew with another start"
-                );
-                return;
+            if let Some(error) = unknown {
+                match find_start_later(error, &mut parts, &name, &broker, start).await {
+                    Some(Ok(offset)) => parts.progress = Progress::starting_at(offset),
+                    Some(Err(error)) => {
+                        stopped.stop();
+                        tracing::error!(
+                            trigger = name, %error,
+                            "where the Trigger begins cannot be found in the damaged log, and all that is retained is \
+                             held for it: make it anew with another start"
+                        );
+                        return;
+                    }
+                    None => return,
+                }
             }
-            match supervision::caught(&format!("delivery of {name}"), dispatcher.run()).await {
+            let delivery = Dispatcher::new(parts).run();
+            match supervision::caught(&format!("delivery of {name}"), delivery).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     stopped.stop();
@@ -671,9 +684,11 @@ impl Engine {
     }
 
     async fn trim_regularly(self: Arc<Self>) {
+        let mut regularly = tokio::time::interval(TRIM_EVERY);
+        regularly.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let room_wanted = tokio::select! {
-                () = tokio::time::sleep(TRIM_EVERY) => false,
+                _ = regularly.tick() => false,
                 () = self.room_wanted.notified() => {
                     tokio::time::sleep(TRIM_AT_ONCE).await;
                     true
@@ -685,7 +700,7 @@ impl Engine {
                 // Which events are wanted is not known yet.
                 continue;
             }
-            if let Err(error) = self.trimmer.trim(&self.holding(), room_wanted).await {
+            if let Err(error) = self.trimmer.trim(&self.holding.load_full(), room_wanted).await {
                 tracing::error!(%error, "the event log cannot be trimmed");
             }
         }
@@ -696,6 +711,48 @@ impl Engine {
         self.client.tell_overdue(now);
         self.dead_letters.tell_overdue(now);
     }
+}
+
+async fn find_start(log: &dyn EventLog, broker: &str, start: Start) -> Result<Offset, LogError> {
+    let bounds = log.bounds(broker);
+    match start {
+        Start::Latest => Ok(bounds.next),
+        Start::Earliest => Ok(bounds.first),
+        Start::At(time) => log.offset_at(broker, time).await,
+    }
+}
+
+/// Where a Trigger begins of which an error kept that from being known: waits while the log cannot be read. `None` when
+/// the Trigger has gone, or delivery ends.
+async fn find_start_later(
+    mut error: LogError,
+    parts: &mut Parts,
+    trigger: &str,
+    broker: &str,
+    start: Start,
+) -> Option<Result<Offset, LogError>> {
+    while let LogError::Unavailable(reason) = &error {
+        tracing::warn!(
+            trigger,
+            reason,
+            "where the Trigger begins cannot be read; it waits until it can"
+        );
+        let (stop, log, settings) = (&parts.stop, &*parts.log, &mut parts.settings);
+        let again = async {
+            tokio::time::sleep(FIND_AGAIN).await;
+            find_start(log, broker, start).await
+        };
+        let gone = async { while settings.changed().await.is_ok() {} };
+        tokio::select! {
+            found = again => match found {
+                Ok(offset) => return Some(Ok(offset)),
+                Err(again) => error = again,
+            },
+            () = stop.cancelled() => return None,
+            () = gone => return None,
+        }
+    }
+    Some(Err(error))
 }
 
 /// Views of Triggers that do not run, so that what they have not settled stays in the log.
@@ -791,11 +848,29 @@ mod tests {
         table_of(triggers.collect())
     }
 
-    /// A log in which no time can be found.
-    struct WithoutTimes(EmbeddedLog);
+    /// A log in which no time can be found: it is away a few times, and then it is damaged, if at all.
+    struct WithoutTimes {
+        log: EmbeddedLog,
+        away: AtomicU64,
+        is_damaged: bool,
+    }
 
     impl EventLog for WithoutTimes {
-        fn offset_at<'a>(&'a self, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Offset, LogError>> {
+        fn offset_at<'a>(
+            &'a self,
+            broker: &'a str,
+            time: Timestamp,
+        ) -> BoxFuture<'a, Result<Offset, LogError>> {
+            if self
+                .away
+                .try_update(Relaxed, Relaxed, |left| left.checked_sub(1))
+                .is_ok()
+            {
+                return Box::pin(async { Err(LogError::Unavailable("EIO".to_owned())) });
+            }
+            if !self.is_damaged {
+                return self.log.offset_at(broker, time);
+            }
             let error = LogError::Damaged {
                 path: "log".into(),
                 detail: "offset 0".to_owned(),
@@ -809,7 +884,7 @@ mod tests {
             payloads: Vec<Bytes>,
             accepted: Timestamp,
         ) -> BoxFuture<'a, Result<Offset, LogError>> {
-            self.0.append(broker, payloads, accepted)
+            self.log.append(broker, payloads, accepted)
         }
 
         fn append_to_settle<'a>(
@@ -818,7 +893,7 @@ mod tests {
             payloads: Vec<Bytes>,
             accepted: Timestamp,
         ) -> BoxFuture<'a, Result<Offset, LogError>> {
-            self.0.append_to_settle(broker, payloads, accepted)
+            self.log.append_to_settle(broker, payloads, accepted)
         }
 
         fn read<'a>(
@@ -827,50 +902,54 @@ mod tests {
             from: Offset,
             limit: ReadLimit,
         ) -> BoxFuture<'a, Result<Vec<Record>, LogError>> {
-            self.0.read(broker, from, limit)
+            self.log.read(broker, from, limit)
         }
 
         fn bounds(&self, broker: &str) -> Bounds {
-            self.0.bounds(broker)
+            self.log.bounds(broker)
         }
 
         fn watch(&self, broker: &str) -> watch::Receiver<Offset> {
-            self.0.watch(broker)
+            self.log.watch(broker)
         }
 
         fn trim<'a>(&'a self, broker: &'a str, before: Offset) -> BoxFuture<'a, Result<(), LogError>> {
-            self.0.trim(broker, before)
+            self.log.trim(broker, before)
         }
 
         fn usage(&self) -> Vec<(String, u64)> {
-            self.0.usage()
+            self.log.usage()
         }
 
         fn capacity(&self) -> u64 {
-            self.0.capacity()
+            self.log.capacity()
         }
 
         fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>> {
-            self.0.cursors()
+            self.log.cursors()
         }
 
         fn save_cursors(&self, changes: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>> {
-            self.0.save_cursors(changes)
+            self.log.save_cursors(changes)
         }
 
         fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
-            self.0.sync()
+            self.log.sync()
         }
 
         fn failed(&self) -> BoxFuture<'_, LogError> {
-            self.0.failed()
+            self.log.failed()
         }
     }
 
     #[tokio::test]
     async fn damage_where_a_trigger_would_begin_stops_that_trigger_alone() {
         let directory = tempfile::tempdir().unwrap();
-        let log = Arc::new(WithoutTimes(open(&directory)));
+        let log = Arc::new(WithoutTimes {
+            log: open(&directory),
+            away: AtomicU64::new(0),
+            is_damaged: true,
+        });
         let engine = start(log.clone()).await;
         let table = table(&[
             ("latest", json!("Latest")),
@@ -888,6 +967,56 @@ mod tests {
         let cursors = log.cursors().await.unwrap();
         let kept: Vec<_> = cursors.iter().map(|(key, _)| key.as_str()).collect();
         assert_eq!(kept, ["latest"], "the next start looks again");
+        engine.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_log_that_is_away_where_a_trigger_would_begin_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Arc::new(WithoutTimes {
+            log: open(&directory),
+            away: AtomicU64::new(2),
+            is_damaged: false,
+        });
+        let record = || vec![Bytes::from_static(&[9, 0])];
+        log.append(BROKER, record(), Timestamp::UNIX_EPOCH).await.unwrap();
+        let engine = start(log.clone()).await;
+        let since = json!({"At": "2026-01-01T00:00:00Z"});
+        engine.apply(&table(&[("timed", since.clone())])).await.unwrap();
+        let stats = engine.triggers()[0].stats.clone();
+        log.append(BROKER, record(), Timestamp::now()).await.unwrap();
+        assert_eq!((stats.low(), stats.missed()), (Offset(0), 0));
+        eventually(|| stats.next() == Offset(2)).await;
+        assert_eq!((stats.missed(), stats.is_stopped()), (1, false));
+
+        // One that goes meanwhile is not waited for.
+        log.away.store(u64::MAX, Relaxed);
+        engine
+            .apply(&table(&[("timed", since.clone()), ("other", since.clone())]))
+            .await
+            .unwrap();
+        engine.apply(&table(&[("timed", since)])).await.unwrap();
+        assert_eq!(engine.triggers().len(), 1);
+        engine.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn the_readers_of_brokers_without_triggers_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(open(&directory));
+        let engine = start(log.clone()).await;
+        let tasks = engine.tasks.len();
+        for round in 0..3 {
+            engine.apply(&table(&[("u", json!("Latest"))])).await.unwrap();
+            assert_eq!(engine.running.lock().await.readers.len(), 1);
+            let record = vec![Bytes::from_static(&[9, 0])];
+            log.append(BROKER, record, Timestamp::now()).await.unwrap();
+            let stats = engine.triggers()[0].stats.clone();
+            eventually(|| stats.missed() == 1).await;
+            engine.apply(&table(&[])).await.unwrap();
+            assert!(engine.running.lock().await.readers.is_empty(), "round {round}");
+            eventually(|| engine.tasks.len() == tasks).await;
+        }
         engine.shutdown().await;
     }
 
@@ -974,7 +1103,11 @@ mod tests {
             };
             let table = RoutingTable::compile(configuration);
             engine.apply(&table).await.unwrap();
-            engine.trimmer.trim(&engine.holding(), false).await.unwrap();
+            engine
+                .trimmer
+                .trim(&engine.holding.load_full(), false)
+                .await
+                .unwrap();
             log.bounds(BROKER).first
         };
         assert_eq!(

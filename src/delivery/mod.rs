@@ -23,6 +23,7 @@ mod dispatcher;
 mod engine;
 mod feed;
 mod held;
+mod holding;
 mod inbox;
 mod lanes;
 mod letters;

@@ -22,7 +22,8 @@ pub(super) enum FetchError {
     Removed,
     /// Its record is not what was written.
     Damaged(String),
-    /// The log failed; the process has to end.
+    /// The log could not be read for now ([`LogError::Unavailable`]): the event is there, and waits. Any other error
+    /// means that the log failed, and the process has to end.
     Log(LogError),
 }
 

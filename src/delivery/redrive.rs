@@ -7,9 +7,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{OwnedMutexGuard, oneshot};
+use tokio::sync::oneshot;
 
-use super::offsets::OffsetSet;
+use super::{dead_letters::Taking, offsets::OffsetSet};
 use crate::log::{Bounds, CursorChange, LogError, Offset};
 
 /// Asks a dispatcher to deliver dead letters again.
@@ -18,7 +18,7 @@ pub(super) struct Redrive {
     pub(super) taken: Arc<Taken>,
     /// Held until they are taken or left, also when whoever asked does not wait for that: nobody else takes them
     /// meanwhile.
-    pub(super) taking: Arc<OwnedMutexGuard<()>>,
+    pub(super) taking: Arc<Taking>,
     /// How many of them it took, the first ones; durable by then.
     pub(super) answer: oneshot::Sender<Result<usize, LogError>>,
 }

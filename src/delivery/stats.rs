@@ -61,6 +61,8 @@ pub struct TriggerStats {
     next: AtomicU64,
     first_unsettled: AtomicU64,
     low: AtomicU64,
+    /// Of all Triggers of the router together: how often `low` rose.
+    settled: Arc<AtomicU64>,
     low_dead_letter: AtomicU64,
     redriven: AtomicU64,
     attempts: AtomicU64,
@@ -134,6 +136,14 @@ figures! {
 }
 
 impl TriggerStats {
+    /// Figures that count when something more is settled durably.
+    pub(super) fn telling(settled: Arc<AtomicU64>) -> Self {
+        Self {
+            settled,
+            ..Self::default()
+        }
+    }
+
     /// What the Trigger looks at next.
     pub fn next(&self) -> Offset {
         Offset(self.next.load(Relaxed))
@@ -204,7 +214,9 @@ impl TriggerStats {
 
     /// Progress is saved, but for what is unsettled in it.
     pub(super) fn show_low(&self, low: Low) {
-        self.low.store(low.events.0, Relaxed);
+        if self.low.swap(low.events.0, Relaxed) != low.events.0 {
+            self.settled.fetch_add(1, Relaxed);
+        }
         let dead_letters = low.dead_letters.map_or(NONE, |offset| offset.0);
         self.low_dead_letter.store(dead_letters, Relaxed);
     }

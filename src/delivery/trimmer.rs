@@ -10,13 +10,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex;
 
 use super::{
-    Retention, TriggerView,
+    Retention,
     dead_letter::DeadLetter,
     dead_letters::DeadLetters,
+    holding::Holding,
     redrive::Taken,
     retention,
     wall_clock::{self, WallClock},
@@ -29,6 +31,19 @@ const PORTION: u64 = 8;
 /// A volume gives the space of removed events back after a while. Until then a full one is not helped by removing
 /// more.
 const VOLUME_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long after an attempt to make room that gave less than it wanted another one is made.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long after an attempt that gave nothing another one is made, if no Trigger has settled anything since.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a new event waits for room to be made.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the trimming of one log may take before the others go on without it, and how many are trimmed at a time.
+const TRIM_TIMEOUT: Duration = Duration::from_secs(30);
+const AT_A_TIME: usize = 8;
 
 /// What happens to new events when the log is full of events that Triggers have not settled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,9 +64,76 @@ pub(super) struct Trimmer {
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) taken: Arc<Taken>,
     pub(super) figures: Figures,
-    /// Held while room is made; when that was last done for the volume.
-    pub(super) making_room: Mutex<Option<Instant>>,
+    pub(super) room: Room,
     pub(super) clock: StdMutex<WallClock>,
+}
+
+/// Attempts to make room in the log: one at a time, and what came of the last.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    /// Held during an attempt; when one was last made for the volume.
+    making: Mutex<Option<Instant>>,
+    last: StdMutex<Attempt>,
+    /// Grows when a Trigger has settled something durably.
+    settled: Arc<AtomicU64>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Attempt {
+    /// How many there were so far.
+    number: u64,
+    ended: Option<Instant>,
+    outcome: Freed,
+    /// [`Room::settled`] when it began.
+    settled: u64,
+}
+
+/// What an attempt to make room gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Freed {
+    #[default]
+    Nothing,
+    /// Less than was wanted.
+    Some,
+    Enough,
+}
+
+impl Room {
+    fn last(&self) -> Attempt {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a Trigger's figures tell when it has settled something durably.
+    pub(super) fn settled(&self) -> Arc<AtomicU64> {
+        self.settled.clone()
+    }
+
+    fn ended(&self, outcome: Freed, settled: u64) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Attempt {
+            number: last.number + 1,
+            ended: Some(Instant::now()),
+            outcome,
+            settled,
+        };
+    }
+}
+
+impl Attempt {
+    /// How long another one has to wait; `None` when it would find the same.
+    fn pause(&self, settled: u64) -> Option<Duration> {
+        let Some(ended) = self.ended else {
+            return Some(Duration::ZERO);
+        };
+        let pause = NO_ROOM_PAUSE.saturating_sub(ended.elapsed());
+        match self.outcome {
+            Freed::Enough => Some(Duration::ZERO),
+            Freed::Some => Some(pause),
+            // Now and then also without a reason to, as for a volume that was enlarged.
+            Freed::Nothing if self.settled == settled && ended.elapsed() < LOOK_AGAIN => None,
+            Freed::Nothing => Some(pause),
+        }
+    }
 }
 
 /// What was removed though somebody may have wanted it.
@@ -83,37 +165,55 @@ impl Figures {
 
 impl Trimmer {
     /// Removes what is settled and over age or over size, and more of what is settled when the log is nearly full. If
-    /// somebody waits for room then, as for new events.
-    pub(super) async fn trim(&self, triggers: &[TriggerView], room_wanted: bool) -> Result<(), LogError> {
+    /// somebody waits for room then, as for new events; what is over age is left to the regular passes.
+    pub(super) async fn trim(&self, holding: &Holding, room_wanted: bool) -> Result<(), LogError> {
         let now = Timestamp::now();
-        let now = self.trusts_clock(now).then_some(now);
-        for (key, bytes) in self.log.usage() {
-            let trimmed = match DeadLetter::broker_of(&key) {
-                Some(broker) => self.trim_letters(broker, &key, bytes, now, triggers).await,
-                None => self.trim_events(&key, bytes, now, triggers).await,
-            };
-            match trimmed {
-                Ok(()) => {}
-                Err(error @ LogError::Failed(_)) => return Err(error),
-                Err(error) => {
-                    tracing::error!(log = key, %error, "a log cannot be trimmed; it is tried again")
+        let now = (self.trusts_clock(now) && !room_wanted).then_some(now);
+        let trimming = self.log.usage().into_iter().map(|(key, bytes)| async move {
+            let trim = async {
+                match DeadLetter::broker_of(&key) {
+                    Some(broker) => self.trim_letters(broker, &key, bytes, now, holding).await,
+                    None => self.trim_events(&key, bytes, now, holding).await,
                 }
-            }
+            };
+            self.within_time(&key, trim).await
+        });
+        let mut trimmed = futures::stream::iter(trimming).buffer_unordered(AT_A_TIME);
+        while let Some(trimmed) = trimmed.next().await {
+            trimmed?;
         }
         // What is delivered makes room for dead letters and replies, also when no new event asks for any.
-        if self.used() > self.log.capacity() - self.log.capacity() / (2 * PORTION) {
+        if self.log.retained() > self.log.capacity() - self.log.capacity() / (2 * PORTION) {
             let when_full = if room_wanted {
                 self.when_full
             } else {
                 WhenFull::Refuse
             };
-            self.free_portion(triggers, when_full).await?;
+            let mut volume = self.room.making.lock().await;
+            self.free_portion(&mut volume, holding, when_full).await?;
         }
         Ok(())
     }
 
-    fn used(&self) -> u64 {
-        self.log.usage().iter().map(|(_, bytes)| bytes).sum()
+    /// Trims one log. What goes wrong there is no reason to leave the others, unless it is the end of all.
+    async fn within_time(
+        &self,
+        key: &str,
+        trim: impl Future<Output = Result<(), LogError>>,
+    ) -> Result<(), LogError> {
+        match tokio::time::timeout(TRIM_TIMEOUT, trim).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error @ LogError::Failed(_))) => return Err(error),
+            Ok(Err(error)) => {
+                tracing::error!(log = key, %error, "a log cannot be trimmed; it is tried again")
+            }
+            Err(_) => tracing::error!(
+                log = key,
+                seconds = TRIM_TIMEOUT.as_secs(),
+                "a log was not trimmed in time; it is tried again"
+            ),
+        }
+        Ok(())
     }
 
     /// Whether things may be removed for their age by the time of the wall clock.
@@ -135,11 +235,11 @@ impl Trimmer {
         broker: &str,
         bytes: u64,
         now: Option<Timestamp>,
-        triggers: &[TriggerView],
+        holding: &Holding,
     ) -> Result<(), LogError> {
         let bounds = self.log.bounds(broker);
         let too_old = self.first_within(broker, self.events.age, now, bounds).await?;
-        let unsettled = unsettled(broker, bounds, triggers);
+        let unsettled = holding.unsettled(broker, bounds);
         let before = retention::trim_before(bounds, bytes, self.events.bytes, too_old, unsettled);
         if before > bounds.first {
             self.log.trim(broker, before).await?;
@@ -153,19 +253,19 @@ impl Trimmer {
         key: &str,
         bytes: u64,
         now: Option<Timestamp>,
-        triggers: &[TriggerView],
+        holding: &Holding,
     ) -> Result<(), LogError> {
         let bounds = self.log.bounds(key);
         self.taken.forget_below(broker, bounds.first);
         let too_old = self.first_within(key, self.letters.age, now, bounds).await?;
-        // No letter is redriven meanwhile. One is held before it is taken out, so what is held is looked at last.
-        let _taking = self.dead_letters.taking.lock().await;
+        // Nobody begins to take letters meanwhile. One that is being taken is held by whoever takes it, then by its
+        // Trigger, and only then it is taken out: what is held is looked at last, and in that order.
+        let letters = self.dead_letters.of(broker);
+        let _trimming = letters.trimming().await;
         let too_old = too_old.max(self.taken.first_kept(broker, bounds.first));
-        let of_broker = triggers.iter().filter(|trigger| trigger.broker == broker);
-        let redriven = of_broker
-            .filter_map(|trigger| trigger.stats.low_dead_letter())
-            .min();
-        let unsettled = redriven.unwrap_or(bounds.next).min(bounds.next);
+        let being_taken = letters.being_taken();
+        let held = being_taken.into_iter().chain(holding.redriven(broker)).min();
+        let unsettled = held.unwrap_or(bounds.next).min(bounds.next);
         let before = retention::trim_before(bounds, bytes, self.letters.bytes, too_old, unsettled);
         if before <= bounds.first {
             return Ok(());
@@ -202,30 +302,66 @@ impl Trimmer {
     }
 
     /// The log had no room. Removes settled events, whatever their age, from where there are most; and, if that does
-    /// not give enough and the operator chose so, the oldest events.
-    pub(super) async fn make_room(&self, triggers: &[TriggerView]) -> Result<(), LogError> {
-        self.free_portion(triggers, self.when_full).await
+    /// not give enough and the operator chose so, the oldest events. Returns whether there may be room now.
+    ///
+    /// A full log refuses thousands of events a second, and most of them must not cost more than a look at a counter:
+    /// one attempt is under way at a time, whoever comes meanwhile waits for it, and none is made that would find what
+    /// the last one found.
+    pub(super) async fn make_room(&self, holding: &Holding) -> Result<bool, LogError> {
+        let before = self.room.last();
+        let Some(pause) = before.pause(self.room.settled.load(Relaxed)) else {
+            return Ok(false);
+        };
+        let attempt = async {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            let mut volume = self.room.making.lock().await;
+            let last = self.room.last();
+            if last.number != before.number {
+                return Ok(last.outcome != Freed::Nothing);
+            }
+            let settled = self.room.settled.load(Relaxed);
+            let freed = self
+                .free_portion(&mut volume, holding, self.when_full)
+                .await
+                .inspect_err(|_| self.room.ended(Freed::Nothing, settled))?;
+            self.room.ended(freed, settled);
+            Ok(freed != Freed::Nothing)
+        };
+        tokio::time::timeout(ROOM_TIMEOUT, attempt)
+            .await
+            .unwrap_or(Ok(false))
     }
 
-    async fn free_portion(&self, triggers: &[TriggerView], when_full: WhenFull) -> Result<(), LogError> {
-        let mut volume = self.making_room.lock().await;
+    async fn free_portion(
+        &self,
+        volume: &mut Option<Instant>,
+        holding: &Holding,
+        when_full: WhenFull,
+    ) -> Result<Freed, LogError> {
         let capacity = self.log.capacity();
-        let used = self.used();
+        let used = self.log.retained();
         let portion = capacity / PORTION;
         if used.saturating_add(portion / 2) < capacity {
             // Room was made just now, or it is the volume that is full.
             if volume.is_some_and(|at| at.elapsed() < VOLUME_PAUSE) {
-                return Ok(());
+                return Ok(Freed::Some);
             }
             *volume = Some(Instant::now());
         }
         let wanted = portion.min(used / PORTION + 1);
-        let settled = self.free(wanted, triggers, unsettled).await?;
-        if settled < wanted && when_full == WhenFull::DropOldest {
-            let everything = |_: &str, bounds: Bounds, _: &[TriggerView]| bounds.next;
-            self.free(wanted - settled, triggers, everything).await?;
+        let unsettled = |broker: &str, bounds| holding.unsettled(broker, bounds);
+        let mut freed = self.free(wanted, holding, unsettled).await?;
+        if freed < wanted && when_full == WhenFull::DropOldest {
+            let everything = |_: &str, bounds: Bounds| bounds.next;
+            freed += self.free(wanted - freed, holding, everything).await?;
         }
-        Ok(())
+        Ok(match freed {
+            0 => Freed::Nothing,
+            _ if freed < wanted => Freed::Some,
+            _ => Freed::Enough,
+        })
     }
 
     /// Removes about so many bytes of the oldest events, from where there are most, but nothing at or above `limit`;
@@ -233,8 +369,8 @@ impl Trimmer {
     async fn free(
         &self,
         wanted: u64,
-        triggers: &[TriggerView],
-        limit: impl Fn(&str, Bounds, &[TriggerView]) -> Offset,
+        holding: &Holding,
+        limit: impl Fn(&str, Bounds) -> Offset,
     ) -> Result<u64, LogError> {
         let mut usage = self.log.usage();
         usage.retain(|(key, _)| DeadLetter::broker_of(key).is_none());
@@ -246,19 +382,23 @@ impl Trimmer {
             }
             let bounds = self.log.bounds(&broker);
             let kept = bytes.saturating_sub(wanted - freed);
-            let limit = limit(&broker, bounds, triggers);
+            let limit = limit(&broker, bounds);
             let before = retention::trim_before(bounds, bytes, kept, bounds.first, limit);
             if before > bounds.first {
-                self.log.trim(&broker, before).await?;
-                self.tell_dropped(&broker, bounds, before, triggers);
-                freed += bytes.saturating_sub(self.bytes(&broker));
+                let trim = async {
+                    self.log.trim(&broker, before).await?;
+                    self.tell_dropped(&broker, bounds, before, holding);
+                    Ok(())
+                };
+                self.within_time(&broker, trim).await?;
+                freed += bytes.saturating_sub(self.log.retained_of(&broker));
             }
         }
         Ok(freed)
     }
 
-    fn tell_dropped(&self, broker: &str, bounds: Bounds, before: Offset, triggers: &[TriggerView]) {
-        let settled = unsettled(broker, bounds, triggers).max(bounds.first);
+    fn tell_dropped(&self, broker: &str, bounds: Bounds, before: Offset, holding: &Holding) {
+        let settled = holding.unsettled(broker, bounds).max(bounds.first);
         let dropped = before.0.saturating_sub(settled.0);
         if dropped > 0 {
             self.figures.count_dropped(broker, dropped);
@@ -269,21 +409,6 @@ impl Trimmer {
             );
         }
     }
-
-    fn bytes(&self, broker: &str) -> u64 {
-        let usage = self.log.usage();
-        usage
-            .iter()
-            .find_map(|(key, bytes)| (key == broker).then_some(*bytes))
-            .unwrap_or(0)
-    }
-}
-
-/// The first event that some Trigger has not settled; the end of the log if there is none.
-fn unsettled(broker: &str, bounds: Bounds, triggers: &[TriggerView]) -> Offset {
-    let of_broker = triggers.iter().filter(|trigger| trigger.broker == broker);
-    let low = of_broker.map(|trigger| trigger.stats.low()).min();
-    low.unwrap_or(bounds.next).min(bounds.next)
 }
 
 #[cfg(test)]
@@ -292,43 +417,70 @@ mod tests {
 
     use super::*;
     use crate::{
-        delivery::TriggerStats,
+        delivery::{TriggerStats, TriggerView, progress::Progress},
         log::embedded::{EmbeddedLog, EmbeddedOptions},
     };
 
     const BROKER: &str = "shop/default";
 
-    #[tokio::test]
-    async fn unsettled_events_are_dropped_only_where_somebody_wants_room() {
-        let directory = tempfile::tempdir().unwrap();
+    const CAPACITY: u64 = 64 * 1024;
+
+    fn open(directory: &tempfile::TempDir) -> Arc<dyn EventLog> {
         let options = EmbeddedOptions {
-            max_bytes: 64 * 1024,
+            max_bytes: CAPACITY,
             ..EmbeddedOptions::default()
         };
-        let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(directory.path(), options).unwrap());
-        // Between where it is trimmed and where new events are refused.
-        let events = vec![Bytes::from(vec![b'x'; 1024]); 61];
-        log.append(BROKER, events, Timestamp::now()).await.unwrap();
+        Arc::new(EmbeddedLog::open(directory.path(), options).unwrap())
+    }
+
+    fn trimmer(log: &Arc<dyn EventLog>, when_full: WhenFull) -> Trimmer {
         let taken = Arc::<Taken>::default();
-        let trimmer = Trimmer {
+        Trimmer {
             log: log.clone(),
             events: Retention::default(),
-            letters: Retention::default(),
-            when_full: WhenFull::DropOldest,
+            letters: Retention {
+                bytes: 1,
+                ..Retention::default()
+            },
+            when_full,
             dead_letters: Arc::new(DeadLetters::new(log.clone(), taken.clone())),
             taken,
             figures: Figures::default(),
-            making_room: Mutex::default(),
+            room: Room::default(),
             clock: StdMutex::default(),
-        };
-        let has_settled_nothing = TriggerView {
+        }
+    }
+
+    fn trigger(broker: &str, room: &Room) -> TriggerView {
+        TriggerView {
             uid: "u".to_owned(),
             namespace: "shop".to_owned(),
             name: "t".to_owned(),
-            broker: BROKER.to_owned(),
-            stats: Arc::<TriggerStats>::default(),
-        };
-        let triggers = [has_settled_nothing];
+            broker: broker.to_owned(),
+            stats: Arc::new(TriggerStats::telling(room.settled())),
+        }
+    }
+
+    fn settled_up_to(trigger: &TriggerView, offset: u64) {
+        trigger
+            .stats
+            .show_low(Progress::starting_at(Offset(offset)).low());
+    }
+
+    async fn append(log: &dyn EventLog, key: &str, events: usize) -> Result<Offset, LogError> {
+        let events = vec![Bytes::from(vec![b'x'; 1024]); events];
+        log.append(key, events, Timestamp::now()).await
+    }
+
+    #[tokio::test]
+    async fn unsettled_events_are_dropped_only_where_somebody_wants_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        // Between where it is trimmed and where new events are refused.
+        append(&*log, BROKER, 61).await.unwrap();
+        let trimmer = trimmer(&log, WhenFull::DropOldest);
+        let has_settled_nothing = trigger(BROKER, &trimmer.room);
+        let triggers = Holding::new([&has_settled_nothing].into_iter());
         trimmer.trim(&triggers, false).await.unwrap();
         assert_eq!(
             (log.bounds(BROKER).first, trimmer.figures.dropped()),
@@ -338,5 +490,69 @@ mod tests {
         let first = log.bounds(BROKER).first;
         assert!(first > Offset(0), "{first}");
         assert_eq!(trimmer.figures.dropped(), [(BROKER.to_owned(), first.0)].into());
+    }
+
+    /// As in the trial with 10,000 Triggers.
+    #[tokio::test]
+    async fn refusals_share_an_attempt_to_make_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        append(&*log, BROKER, 61).await.unwrap();
+        let trimmer = trimmer(&log, WhenFull::Refuse);
+        let triggers: Vec<_> = (0..10_000).map(|_| trigger(BROKER, &trimmer.room)).collect();
+        let holding = Holding::new(triggers.iter());
+
+        let began = Instant::now();
+        let refusals = 20_000;
+        for _ in 0..refusals {
+            assert!(!trimmer.make_room(&holding).await.unwrap());
+        }
+        let (attempts, took) = (trimmer.room.last().number, began.elapsed());
+        let looks = took.div_duration_f64(LOOK_AGAIN);
+        assert!(attempts as f64 <= looks + 1.0, "{attempts} in {took:?}");
+        eprintln!("{refusals} refusals took {took:?} with {attempts} attempts");
+
+        // What is settled makes room at once.
+        triggers.iter().for_each(|trigger| settled_up_to(trigger, 61));
+        assert!(trimmer.make_room(&holding).await.unwrap());
+        append(&*log, BROKER, 4).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn those_who_come_during_an_attempt_wait_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        append(&*log, BROKER, 61).await.unwrap();
+        let trimmer = trimmer(&log, WhenFull::DropOldest);
+        let holding = Holding::new([&trigger(BROKER, &trimmer.room)].into_iter());
+        let all = (0..100).map(|_| trimmer.make_room(&holding));
+        for made in futures::future::join_all(all).await {
+            assert!(made.unwrap());
+        }
+        assert_eq!(trimmer.room.last().number, 1);
+        let dropped = trimmer.figures.dropped()[BROKER];
+        assert!(
+            (4..=12).contains(&dropped),
+            "{dropped} were dropped for one portion"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_redrive_of_one_broker_keeps_no_other_from_being_trimmed() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        let trimmer = trimmer(&log, WhenFull::Refuse);
+        let (busy, other) = ("shop/busy", "shop/other");
+        for broker in [busy, other] {
+            append(&*log, &DeadLetter::log_of(broker), 10).await.unwrap();
+        }
+        let first = |broker| log.bounds(&DeadLetter::log_of(broker)).first;
+        let taking = trimmer.dead_letters.of(busy).take(Offset(4)).await;
+        let holding = Holding::default();
+        trimmer.trim(&holding, false).await.unwrap();
+        assert_eq!((first(busy), first(other)), (Offset(4), Offset(9)));
+        drop(taking);
+        trimmer.trim(&holding, false).await.unwrap();
+        assert_eq!(first(busy), Offset(9));
     }
 }

@@ -101,6 +101,10 @@ pub trait EventLog: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Offset, LogError>>;
 
     /// Reads durable records from `from` on, in order of their offsets; empty at the end of the log.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] when it could not be read for now, after a few attempts; [`LogError::Damaged`] when
+    /// what is stored is not what was written.
     fn read<'a>(
         &'a self,
         broker: &'a str,
@@ -112,6 +116,9 @@ pub trait EventLog: Send + Sync + 'static {
     fn bounds(&self, broker: &str) -> Bounds;
 
     /// The first retained record that was accepted at `time` or later, else the end of the log.
+    ///
+    /// # Errors
+    /// As [`EventLog::read`].
     fn offset_at<'a>(&'a self, broker: &'a str, time: Timestamp) -> BoxFuture<'a, Result<Offset, LogError>>;
 
     /// Sees the end of a broker's log (`Bounds::next`) grow.
@@ -124,18 +131,36 @@ pub trait EventLog: Send + Sync + 'static {
     /// The brokers that have records, and the bytes that their retained payloads take.
     fn usage(&self) -> Vec<(String, u64)>;
 
+    /// The sum of [`EventLog::usage`].
+    fn retained(&self) -> u64 {
+        self.usage().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// A broker's part of [`EventLog::usage`].
+    fn retained_of(&self, broker: &str) -> u64 {
+        let usage = self.usage();
+        let of_broker = usage.iter().find(|(key, _)| key == broker);
+        of_broker.map_or(0, |(_, bytes)| *bytes)
+    }
+
     /// The sum of [`EventLog::usage`], in bytes, at which the log is full.
     fn capacity(&self) -> u64;
 
     /// Every stored cursor, by key.
     fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>>;
 
-    /// Stores cursors as one commit, in order with the appends. It survives the process at once and the machine
-    /// with the next append or [`EventLog::sync`].
+    /// Stores cursors as one commit. Of values for one key that wait to be stored only the newest is; no append waits
+    /// for cursors. What is stored survives the process at once and the machine with the next append or
+    /// [`EventLog::sync`].
     fn save_cursors(&self, changes: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>>;
 
     /// Makes everything that was written durable.
     fn sync(&self) -> BoxFuture<'_, Result<(), LogError>>;
+
+    /// How many attempts to read failed for a reason that may pass, since the log was opened.
+    fn read_errors(&self) -> u64 {
+        0
+    }
 
     /// Resolves with the reason once the storage has failed and the process has to end.
     fn failed(&self) -> BoxFuture<'_, LogError>;
@@ -153,7 +178,11 @@ pub enum LogError {
     /// The storage failed. It is not used again: what a failed fsync left behind is unknown.
     #[error("the event log failed and is closed: {0}")]
     Failed(String),
-    /// What was read is not what was written.
+    /// It could not be read just now: the disk gave an error or no answer. What is stored may be whole, and nobody may
+    /// act as if it were gone: wait, and read again.
+    #[error("the event log cannot be read at the moment: {0}")]
+    Unavailable(String),
+    /// What was read is not what was written, read from the disk twice.
     #[error("the event log in {path} is damaged: {detail}")]
     Damaged {
         /// The log's directory.

@@ -126,8 +126,13 @@ impl Ingress {
         };
         let mut appended = append().await;
         if let Err(LogError::Full(_)) = appended {
-            self.engine.make_room().await?;
-            appended = append().await;
+            match self.engine.make_room().await {
+                Ok(true) => appended = append().await,
+                Ok(false) => {}
+                Err(error @ LogError::Failed(_)) => return Err(error),
+                // It was told where it happened. The event is refused because the log is full.
+                Err(_) => {}
+            }
         }
         if let Err(error @ (LogError::Full(_) | LogError::Limit(_))) = &appended {
             self.tell_refusal(broker, error);

@@ -28,10 +28,11 @@ const INGRESS_SECONDS: [f64; 12] = [
 
 /// The reasons of answers 503 and 507, which are the router's and not the producers'. They are counted from 0 on: a
 /// series that begins with the first refusal has not increased, and no alert would fire.
-const REASONS_OF_OURS: [&str; 5] = [
+const REASONS_OF_OURS: [&str; 6] = [
     "no_configuration",
     "too_many_bodies",
     "log_failed",
+    "log_unavailable",
     "log_full",
     "log_limit",
 ];
@@ -306,6 +307,13 @@ impl Collector for DeliveryCollector {
         self.dead_letters(&mut encoder)?;
         self.produced(&mut encoder)?;
         self.log_bytes(&mut encoder)?;
+        let read_errors = ConstCounter::new(self.log.read_errors());
+        read_errors.encode(encoder.encode_descriptor(
+            "log_read_errors",
+            "Attempts to read the event log that the disk failed; they are tried again, since the start",
+            None,
+            MetricType::Counter,
+        )?)?;
         let capacity = gauge_value(self.log.capacity());
         capacity.encode(encoder.encode_descriptor(
             "log_capacity_bytes",

@@ -94,6 +94,13 @@ impl From<LogError> for Problem {
                 "The event log does not take the event",
                 format!("{detail}; the event was not stored"),
             ),
+            LogError::Unavailable(detail) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "log_unavailable",
+                "The event log is away",
+                format!("{detail}; the event may not have been stored, send it again"),
+            )
+            .try_again(),
             LogError::Failed(_) | LogError::Damaged { .. } | LogError::Open { .. } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "log_failed",
@@ -113,6 +120,13 @@ pub(super) fn of_log(error: LogError) -> Problem {
             "log_full",
             "The event log is full",
             format!("{detail}; nothing was changed, ask again when there is room"),
+        )
+        .try_again(),
+        LogError::Unavailable(detail) => Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "log_unavailable",
+            "The event log cannot be read at the moment",
+            format!("{detail}; ask again in a moment"),
         )
         .try_again(),
         error => {

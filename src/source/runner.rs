@@ -333,6 +333,12 @@ impl Task {
                         tried = true;
                     }
                 }
+                Err(LogError::Unavailable(reason)) => {
+                    if !tried {
+                        tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log is away; trying again");
+                        tried = true;
+                    }
+                }
                 Err(error @ (LogError::Failed(_) | LogError::Damaged { .. } | LogError::Open { .. })) => {
                     tracing::error!(%namespace, source = %name, %scheduled, %error, "cannot store events; the Source ends");
                     return false;

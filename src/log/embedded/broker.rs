@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use fjall::Keyspace;
 use tokio::sync::watch;
 
-use super::{layout::Registered, store::Found};
+use super::{layout::Registered, reads::Turns, store::Found};
 use crate::log::{Bounds, Offset};
 
 pub(super) struct Broker {
@@ -14,6 +14,8 @@ pub(super) struct Broker {
     stored: OnceLock<Stored>,
     state: Mutex<State>,
     end: watch::Sender<Offset>,
+    /// Of those who read it from the storage.
+    pub(super) turns: Turns,
 }
 
 #[derive(Clone)]
@@ -33,7 +35,7 @@ pub(super) struct State {
 }
 
 impl Broker {
-    pub(super) fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str, turns: Turns) -> Self {
         let state = State {
             first: 0,
             bytes_before_first: 0,
@@ -46,6 +48,7 @@ impl Broker {
             stored: OnceLock::new(),
             state: Mutex::new(state),
             end: watch::Sender::new(Offset(0)),
+            turns,
         }
     }
 
@@ -75,13 +78,16 @@ impl Broker {
         self.end.subscribe()
     }
 
+    pub(super) fn is_watched(&self) -> bool {
+        self.end.receiver_count() > 0
+    }
+
     pub(super) fn bounds(&self) -> Bounds {
         self.state().bounds()
     }
-}
 
-impl From<Found> for Broker {
-    fn from(found: Found) -> Self {
+    /// A broker that the store has.
+    pub(super) fn found(found: Found, turns: Turns) -> Self {
         let Found {
             name,
             events,
@@ -96,7 +102,7 @@ impl From<Found> for Broker {
             bytes_before_first,
             last_accepted_millis: _,
         } = registered;
-        let broker = Self::new(&name);
+        let broker = Self::new(&name, turns);
         broker.set_stored(Stored { id, events });
         broker.publish(State {
             first,

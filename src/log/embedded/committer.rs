@@ -3,33 +3,51 @@
 //! so the slower the disk is, the more appends share an fsync.
 //!
 //! It promises:
+//! - Appends come first: cursors wait elsewhere (`saves.rs`), and a few of them are written between two commits.
 //! - An append is answered only after its records are durable, and readers see them only then.
 //! - After a write or an fsync that failed nothing is written any more: [`Shared::fail`], and the thread ends.
 //! - The storage library never sees a full disk, which it could not survive: what would leave less free space
 //!   than the reserve is refused beforehand. Appends stop first, cursors at half the reserve, trims at a quarter,
 //!   so that a full log can still be emptied; dropped tables give their space back and it goes on by itself.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use fjall::{Keyspace, OwnedWriteBatch};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{
+    OwnedSemaphorePermit,
+    mpsc::{self, error::TryRecvError},
+    oneshot,
+};
 
 use super::{
-    Shared,
+    EmbeddedOptions, Shared,
     acknowledged::Acknowledged,
     broker::{Broker, State, Stored, lock},
     fail_points::{self, Contents},
     keeper::Keeper,
     layout::{self, Header, Registered},
     memory::Memory,
+    saves::Group,
     store::{self, ReadError},
 };
-use crate::log::{CursorChange, LogError, Offset, Record};
+use crate::log::{LogError, Offset, Record};
 
 /// How much one commit takes at most, unless a single request is larger.
 const COMMIT_BYTES: usize = 2 * 1024 * 1024;
 const COMMIT_REQUESTS: usize = 4096;
+/// How much of cursors is written between two commits of something else, unless what has to be written together is
+/// larger.
+const CURSOR_BYTES: u64 = 256 * 1024;
+/// Unwritten memtables beyond which cursors wait, so that appends do not have to, and for how long they do.
+const CURSORS_WAIT_BEYOND: u64 = 12 * 1024 * 1024;
+const CURSORS_WAIT: Duration = Duration::from_millis(500);
+/// Trimmed space is looked for again after this long, when the disk is full.
+const RECLAIM_AGAIN: Duration = Duration::from_secs(1);
 /// What a record, a cursor or a broker's entry adds to a commit beside its payload, roughly.
 const ENTRY: u64 = 64;
 /// The largest record; the storage library's own limit is 4 GiB.
@@ -54,13 +72,14 @@ pub(super) enum Request {
         /// Bounds the bytes that wait; given back when the request is done.
         permit: OwnedSemaphorePermit,
     },
-    SaveCursors {
-        changes: Vec<CursorChange>,
-        reply: Reply<()>,
-    },
+    /// Cursors wait to be saved.
+    Saves,
     Trim {
         broker: Arc<Broker>,
+        /// At most the end of what is durable.
         before: Offset,
+        /// The payloads' bytes below it.
+        bytes_before: u64,
         reply: Reply<()>,
     },
     Sync {
@@ -80,6 +99,22 @@ pub(super) enum Purpose {
 /// The part of the room, one in so many, that only [`Purpose::Settling`] may use.
 const KEPT_FOR_SETTLING: u64 = 32;
 
+impl EmbeddedOptions {
+    /// Whether so many more bytes may be retained.
+    pub(super) fn check_room(&self, purpose: Purpose, retained: u64, length: u64) -> Result<(), LogError> {
+        let max = match purpose {
+            Purpose::NewEvents => self.max_bytes - self.max_bytes / KEPT_FOR_SETTLING,
+            Purpose::Settling => self.max_bytes,
+        };
+        if length > 0 && retained.saturating_add(length) > max {
+            return Err(LogError::Full(format!(
+                "{retained} bytes are retained of the {max} that are allowed; deliver or trim events, or raise the limit"
+            )));
+        }
+        Ok(())
+    }
+}
+
 pub(super) struct Committer {
     shared: Arc<Shared>,
     acknowledged: Acknowledged,
@@ -89,6 +124,8 @@ pub(super) struct Committer {
     records: u64,
     bytes: u64,
     next_id: u32,
+    /// When trimmed space was last looked for because the disk was full.
+    reclaimed: Option<Instant>,
 }
 
 /// A commit in the making.
@@ -102,7 +139,6 @@ struct Commit {
     trimmed: Vec<Arc<Broker>>,
     /// Free space when the commit began; measured when it is first asked for.
     free: Option<u64>,
-    reclaimed: bool,
 }
 
 /// A broker as it will be after the commit.
@@ -117,6 +153,7 @@ struct Staged {
 enum Answer {
     Offset(Reply<Offset>, Offset, OwnedSemaphorePermit),
     Done(Reply<()>),
+    Saved(Vec<Reply<()>>),
 }
 
 /// The storage failed; the log is closed with this reason.
@@ -124,7 +161,7 @@ struct Fatal(String);
 
 impl Committer {
     pub(super) fn new(shared: Arc<Shared>, acknowledged: Acknowledged, keeper: Keeper, next_id: u32) -> Self {
-        let brokers = shared.brokers();
+        let brokers = shared.brokers.all();
         let records = brokers.iter().map(|broker| broker.state().next).sum();
         let bytes = brokers.iter().map(|broker| broker.state().bytes()).sum();
         Self {
@@ -135,18 +172,17 @@ impl Committer {
             records,
             bytes,
             next_id,
+            reclaimed: None,
         }
     }
 
     /// Works until the log is dropped or has failed.
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let _failing_on_panic = FailOnPanic(self.shared.clone());
-        while let Some(request) = requests.blocking_recv() {
-            if let Err(Fatal(reason)) = self.round(request, &mut requests) {
-                // The replies are dropped with the requests; those who wait then ask for the reason.
-                self.shared.fail(reason);
-                return;
-            }
+        if let Err(Fatal(reason)) = self.work(&mut requests) {
+            // The replies are dropped with the requests; those who wait then ask for the reason.
+            self.shared.fail(reason);
+            return;
         }
         let synced = self.shared.store.sync();
         let acknowledged = self.acknowledged.sync();
@@ -157,18 +193,40 @@ impl Committer {
         }
     }
 
+    fn work(&mut self, requests: &mut mpsc::Receiver<Request>) -> Result<(), Fatal> {
+        let mut stalled = 0;
+        loop {
+            let request = if self.shared.saves.since().is_some() {
+                match requests.try_recv() {
+                    Ok(request) => Some(request),
+                    Err(TryRecvError::Empty) => None,
+                    Err(TryRecvError::Disconnected) => break,
+                }
+            } else {
+                match requests.blocking_recv() {
+                    Some(request) => Some(request),
+                    None => break,
+                }
+            };
+            let is_idle = request.is_none();
+            if let Some(request) = request {
+                self.round(request, requests)?;
+            }
+            if self.save_some()? {
+                stalled = 0;
+            } else if is_idle {
+                stalled += 1;
+                self.let_flush(stalled)?;
+            }
+        }
+        while let Some(group) = self.shared.saves.take() {
+            self.save(group)?;
+        }
+        Ok(())
+    }
+
     fn round(&mut self, first: Request, requests: &mut mpsc::Receiver<Request>) -> Result<(), Fatal> {
-        let mut commit = Commit {
-            batch: self.shared.store.batch(),
-            bytes: 0,
-            brokers: HashMap::new(),
-            fsync: false,
-            contents: Contents::default(),
-            answers: Vec::new(),
-            trimmed: Vec::new(),
-            free: None,
-            reclaimed: false,
-        };
+        let mut commit = self.begin();
         self.add(&mut commit, first)?;
         let mut taken = 1;
         while commit.bytes < COMMIT_BYTES as u64 && taken < COMMIT_REQUESTS {
@@ -177,6 +235,67 @@ impl Committer {
             taken += 1;
         }
         self.commit(commit)
+    }
+
+    fn begin(&self) -> Commit {
+        Commit {
+            batch: self.shared.store.batch(),
+            bytes: 0,
+            brokers: HashMap::new(),
+            fsync: false,
+            contents: Contents::default(),
+            answers: Vec::new(),
+            trimmed: Vec::new(),
+            free: None,
+        }
+    }
+
+    /// Saves some of the cursors that wait. Returns false if none could be saved now.
+    fn save_some(&mut self) -> Result<bool, Fatal> {
+        let Some(since) = self.shared.saves.since() else {
+            return Ok(true);
+        };
+        if self.shared.store.unflushed() > CURSORS_WAIT_BEYOND && since.elapsed() < CURSORS_WAIT {
+            return Ok(false);
+        }
+        let mut commit = self.begin();
+        while commit.bytes < CURSOR_BYTES
+            && let Some(group) = self.shared.saves.take()
+        {
+            self.add_cursors(&mut commit, group);
+        }
+        self.commit(commit)?;
+        Ok(true)
+    }
+
+    fn save(&mut self, group: Group) -> Result<(), Fatal> {
+        let mut commit = self.begin();
+        self.add_cursors(&mut commit, group);
+        self.commit(commit)
+    }
+
+    fn add_cursors(&mut self, commit: &mut Commit, group: Group) {
+        let Group { changes, replies, .. } = group;
+        let bytes = |(key, value): (&String, &Option<Bytes>)| {
+            (key.len() + value.as_ref().map_or(0, Bytes::len)) as u64 + ENTRY
+        };
+        let cost = changes.iter().map(bytes).sum();
+        if let Err(full) = self.room_on_disk(commit, self.shared.options.reserve_bytes / 2, cost) {
+            for reply in replies {
+                let _ = reply.send(Err(full.clone()));
+            }
+            return;
+        }
+        let cursors = &self.shared.store.cursors;
+        for (key, value) in changes {
+            match value {
+                Some(value) => commit.batch.insert(cursors, key.as_bytes(), &*value),
+                None => commit.batch.remove(cursors, key.as_bytes()),
+            }
+        }
+        commit.bytes += cost;
+        commit.contents.cursors = true;
+        commit.answers.push(Answer::Saved(replies));
     }
 
     fn add(&mut self, commit: &mut Commit, request: Request) -> Result<(), Fatal> {
@@ -201,33 +320,13 @@ impl Committer {
                 commit.contents.records = true;
                 commit.answers.push(Answer::Offset(reply, first, permit));
             }
-            Request::SaveCursors { changes, reply } => {
-                let bytes =
-                    |(key, value): &CursorChange| (key.len() + value.as_ref().map_or(0, Bytes::len)) as u64;
-                let cost = changes.iter().map(|change| bytes(change) + ENTRY).sum();
-                if let Err(full) = self.room_on_disk(commit, self.shared.options.reserve_bytes / 2, cost) {
-                    let _ = reply.send(Err(full));
-                    return Ok(());
-                }
-                for (key, value) in changes {
-                    match value {
-                        Some(value) => {
-                            commit
-                                .batch
-                                .insert(&self.shared.store.cursors, key.as_bytes(), &*value)
-                        }
-                        None => commit.batch.remove(&self.shared.store.cursors, key.as_bytes()),
-                    }
-                }
-                commit.bytes += cost;
-                commit.contents.cursors = true;
-                commit.answers.push(Answer::Done(reply));
-            }
+            Request::Saves => self.shared.saves.heard(),
             Request::Trim {
                 broker,
                 before,
+                bytes_before,
                 reply,
-            } => match self.stage_trim(commit, &broker, before) {
+            } => match self.stage_trim(commit, &broker, before, bytes_before) {
                 Ok(()) => commit.answers.push(Answer::Done(reply)),
                 Err(refused) => {
                     let _ = reply.send(Err(refused));
@@ -242,7 +341,7 @@ impl Committer {
     }
 
     fn room_for_append(
-        &self,
+        &mut self,
         commit: &mut Commit,
         purpose: Purpose,
         broker: &Broker,
@@ -262,33 +361,24 @@ impl Committer {
             )));
         }
         let length = payloads.iter().map(|payload| payload.len() as u64).sum();
-        let options = &self.shared.options;
-        let (max, reserve) = match purpose {
-            Purpose::NewEvents => (
-                options.max_bytes - options.max_bytes / KEPT_FOR_SETTLING,
-                options.reserve_bytes,
-            ),
-            Purpose::Settling => (options.max_bytes, options.reserve_bytes / 2),
+        self.shared.options.check_room(purpose, self.bytes, length)?;
+        let reserve = match purpose {
+            Purpose::NewEvents => self.shared.options.reserve_bytes,
+            Purpose::Settling => self.shared.options.reserve_bytes / 2,
         };
-        if length > 0 && self.bytes.saturating_add(length) > max {
-            return Err(LogError::Full(format!(
-                "{} bytes are retained of the {max} that are allowed; deliver or trim events, or raise the limit",
-                self.bytes
-            )));
-        }
         self.room_on_disk(commit, reserve, cost)
     }
 
     /// Whether `cost` more bytes leave the reserve free: in the journal, and again in a table later on, as
     /// everything that is in memory still will be.
-    fn room_on_disk(&self, commit: &mut Commit, reserve: u64, cost: u64) -> Result<(), LogError> {
+    fn room_on_disk(&mut self, commit: &mut Commit, reserve: u64, cost: u64) -> Result<(), LogError> {
         let needed = reserve + self.shared.store.unflushed() + 2 * (commit.bytes + cost);
         if self.free(commit)? >= needed {
             return Ok(());
         }
-        if !commit.reclaimed {
-            commit.reclaimed = true;
-            for broker in self.shared.brokers() {
+        if self.reclaimed.is_none_or(|at| at.elapsed() >= RECLAIM_AGAIN) {
+            self.reclaimed = Some(Instant::now());
+            for broker in self.shared.brokers.all() {
                 self.reclaim(&broker);
             }
             commit.free = None;
@@ -324,12 +414,6 @@ impl Committer {
         payloads: Vec<Bytes>,
         accepted_millis: i64,
     ) -> Result<Offset, Fatal> {
-        if payloads.is_empty() {
-            let staged = commit.brokers.get(&broker.name);
-            return Ok(Offset(
-                staged.map_or_else(|| broker.state().next, |staged| staged.state.next),
-            ));
-        }
         let stored = match broker.stored() {
             Some(stored) => stored,
             None => self.create(broker)?,
@@ -386,32 +470,19 @@ impl Committer {
         &mut self,
         commit: &mut Commit,
         broker: &Arc<Broker>,
-        before: Offset,
+        Offset(before): Offset,
+        bytes_before: u64,
     ) -> Result<(), LogError> {
         let Some(stored) = broker.stored() else {
             return Ok(());
         };
         // Even with nothing to trim: a table may have been written since, of what was trimmed earlier.
         commit.trimmed.push(broker.clone());
-        // Only what is durable is trimmed: nobody can have settled more.
-        let durable = broker.state();
-        let before = before.0.min(durable.next);
-        let first = commit
-            .brokers
-            .get(&broker.name)
-            .map_or(durable.first, |staged| staged.state.first);
-        if before <= first {
+        let staged = commit.brokers.get(&broker.name);
+        if before <= staged.map_or(broker.state().first, |staged| staged.state.first) {
             return Ok(());
         }
         self.room_on_disk(commit, self.shared.options.reserve_bytes / 4, ENTRY)?;
-        let bytes_before = if before == durable.next {
-            durable.bytes_before_next
-        } else {
-            let header = self.shared.store.header(&stored.events, before);
-            header
-                .map_err(|e| self.shared.read_error(&broker.name, e))?
-                .bytes_before
-        };
         let staged = stage(&mut commit.brokers, broker, stored);
         self.bytes = self
             .bytes
@@ -473,6 +544,7 @@ impl Committer {
         for staged in commit.brokers.values() {
             staged.broker.publish(staged.state);
         }
+        self.shared.retained.store(self.bytes, Ordering::Relaxed);
 
         contents
             .before_acknowledgement()
@@ -486,6 +558,11 @@ impl Committer {
                 }
                 Answer::Done(reply) => {
                     let _ = reply.send(Ok(()));
+                }
+                Answer::Saved(replies) => {
+                    for reply in replies {
+                        let _ = reply.send(Ok(()));
+                    }
                 }
             }
         }
@@ -503,7 +580,7 @@ impl Committer {
     }
 
     fn tend_memory<'a>(&mut self, touched: impl Iterator<Item = &'a Keyspace>) -> Result<(), Fatal> {
-        let brokers = self.shared.brokers();
+        let brokers = self.shared.brokers.all();
         let written = self.memory.tend(&self.shared.store, touched, &brokers);
         let written = written.map_err(|e| Fatal(format!("writing tables failed: {e}")))?;
         if !written.is_empty() {
@@ -519,22 +596,30 @@ impl Committer {
     /// Holds the next commit back while the background thread has too much to write. Without this a thread that
     /// has died would show as memory that grows, or as a commit that never returns.
     fn wait_for_flush(&mut self) -> Result<(), Fatal> {
-        for _ in 0..FLUSH_POLLS {
-            if self.shared.store.unflushed() <= MAX_UNFLUSHED {
-                return Ok(());
-            }
-            self.shared
-                .store
-                .is_alive()
-                .map_err(|e| Fatal(format!("writing tables failed: {e}")))?;
-            self.tend_memory(std::iter::empty())?;
-            std::thread::sleep(FLUSH_POLL);
+        let mut polls = 0;
+        while self.shared.store.unflushed() > MAX_UNFLUSHED {
+            polls += 1;
+            self.let_flush(polls)?;
         }
-        Err(Fatal(format!(
-            "{} bytes still wait to be written to tables after {} seconds",
-            self.shared.store.unflushed(),
-            (FLUSH_POLL * FLUSH_POLLS).as_secs()
-        )))
+        Ok(())
+    }
+
+    /// Gives the background thread a moment to write; `polls` times in a row so far.
+    fn let_flush(&mut self, polls: u32) -> Result<(), Fatal> {
+        if polls > FLUSH_POLLS {
+            return Err(Fatal(format!(
+                "{} bytes still wait to be written to tables after {} seconds",
+                self.shared.store.unflushed(),
+                (FLUSH_POLL * FLUSH_POLLS).as_secs()
+            )));
+        }
+        self.shared
+            .store
+            .is_alive()
+            .map_err(|e| Fatal(format!("writing tables failed: {e}")))?;
+        self.tend_memory(std::iter::empty())?;
+        std::thread::sleep(FLUSH_POLL);
+        Ok(())
     }
 
     /// Gives back the space of what was trimmed now, because it is needed.
@@ -584,6 +669,9 @@ impl Shared {
                 format!("broker {broker}: the record at offset {offset} is missing")
             }
             ReadError::Damaged(detail) => format!("broker {broker}: {detail}"),
+            ReadError::Unavailable(detail) => {
+                return LogError::Unavailable(format!("broker {broker}: {detail}"));
+            }
         };
         store::damaged(&self.directory, detail)
     }

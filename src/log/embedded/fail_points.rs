@@ -7,7 +7,8 @@
 //! - `log-after-write=7*off->return(kill)` is `kill -9` at the eighth pass;
 //! - `return(late kill)` is one after the other threads went on for a moment, in which an acknowledgement that came too
 //!   early reaches its producer;
-//! - `log-before-fsync=return(no more)` is an fsync that fails with "no more".
+//! - `log-before-fsync=return(no more)` is an fsync that fails with "no more";
+//! - `log-read=2*return(EIO)` is a disk that fails to read twice, `log-read=return(wrong)` one that has other bytes.
 //!
 //! | name | where |
 //! | --- | --- |
@@ -17,6 +18,7 @@
 //! | `log-before-fsync`, `log-after-fsync` | around the fsync; after it nothing is acknowledged yet |
 //! | `log-before-acknowledgement` | records are durable and published, those who appended do not know it yet |
 //! | `log-before-drop`, `log-after-drop` | around the dropping of trimmed tables, before their files are removed |
+//! | `log-read` | before records are read from the storage, for each attempt |
 //!
 //! A commit can have records, cursors and trims at once, and passes the points of each.
 
@@ -78,6 +80,7 @@ fn happen(action: Option<String>) -> io::Result<()> {
             std::thread::sleep(std::time::Duration::from_millis(30));
             kill()
         }
+        Some("EIO") => Err(rustix::io::Errno::IO.into()),
         Some(error) => Err(io::Error::other(error.to_owned())),
         None => Err(io::Error::other("a fail point")),
     }

@@ -5,6 +5,8 @@
 //! - After `kill -9` at any moment every acknowledged record is there. What is not whole at the end of the journal
 //!   was never acknowledged, and is dropped. Records that are missing otherwise are found when the log is opened
 //!   ([`LogError::Damaged`]) or read, never skipped.
+//! - A disk that fails to read is no damage: the read is tried again, and then is [`LogError::Unavailable`]. Damaged is
+//!   what is wrong twice, the second time from the disk.
 //! - A full disk is refused before the storage sees it ([`LogError::Full`]) and heals by itself once there is
 //!   space; any other failure of a write or an fsync closes the log for good ([`LogError::Failed`]).
 //! - Memory is bounded, whatever the number of records and brokers: see `memory.rs`.
@@ -24,8 +26,8 @@
 //!
 //! # The parts
 //! The committer is one thread and the only writer of records (`committer.rs`); another one tidies up after it
-//! (`keeper.rs`). Readers take recent records from memory (`tail.rs`) and older ones from the storage on a blocking
-//! thread. Where each broker begins and ends is in memory (`broker.rs`).
+//! (`keeper.rs`). Readers take recent records from memory (`tail.rs`) and older ones from the storage, on a few
+//! threads and in turns (`reads.rs`). Where each broker begins and ends is in memory (`broker.rs`, `brokers.rs`).
 //!
 //! # What it does not do
 //! - Beside the retained payloads the volume holds up to three or four journals of 64 MiB and, for each broker, the
@@ -35,12 +37,15 @@
 
 mod acknowledged;
 mod broker;
+mod brokers;
 mod committer;
 mod fail_points;
 mod journal;
 mod keeper;
 mod layout;
 mod memory;
+mod reads;
+mod saves;
 mod store;
 mod tail;
 #[cfg(test)]
@@ -48,17 +53,17 @@ mod tests;
 mod versions;
 
 use std::{
-    collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
 };
 
 use bytes::Bytes;
+use fjall::Keyspace;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -66,8 +71,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use self::{
     acknowledged::Acknowledged,
     broker::{Broker, lock},
+    brokers::Brokers,
     committer::{Committer, Purpose, Request},
-    store::{ReadError, Store},
+    reads::{Origin, Readers},
+    saves::Saves,
+    store::{Found, ReadError, Store},
     tail::Tail,
 };
 use super::{Bounds, CursorChange, EventLog, LogError, Offset, ReadLimit, Record};
@@ -111,6 +119,7 @@ pub struct EmbeddedLog {
     queue: Arc<Semaphore>,
     /// The committer, then the keeper, which ends when the committer has.
     threads: Vec<JoinHandle<()>>,
+    readers: Readers,
     /// Freed last, after everything that uses the directory.
     _lock: fs::File,
 }
@@ -122,10 +131,13 @@ struct Shared {
     directory: PathBuf,
     options: EmbeddedOptions,
     store: Store,
-    brokers: RwLock<HashMap<Arc<str>, Arc<Broker>>>,
+    brokers: Brokers,
     tail: Mutex<Tail>,
     failure: watch::Sender<Option<LogError>>,
     fsyncs: AtomicU64,
+    /// The payloads' bytes that all brokers retain, as of the last commit.
+    retained: AtomicU64,
+    saves: Saves,
     free_space: FreeSpace,
 }
 
@@ -159,15 +171,14 @@ impl EmbeddedLog {
             .unwrap_or(0);
         let records = found.iter().map(|broker| broker.next).sum();
         let acknowledged = check_acknowledged(directory, records)?;
+        let retained = found.iter().map(Found::bytes).sum();
 
-        let brokers = found
-            .into_iter()
-            .map(Broker::from)
-            .map(|broker| (broker.name.clone(), Arc::new(broker)));
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
             tail: Mutex::new(Tail::new(options.tail_cache_bytes)),
-            brokers: RwLock::new(brokers.collect()),
+            retained: AtomicU64::new(retained),
+            saves: Saves::default(),
+            brokers: Brokers::new(found),
             failure: watch::Sender::new(None),
             fsyncs: AtomicU64::new(0),
             options,
@@ -175,7 +186,7 @@ impl EmbeddedLog {
             free_space,
         });
         // A crash may have come between a trim and the dropping of its tables.
-        for broker in shared.brokers() {
+        for broker in shared.brokers.all() {
             if let Some(stored) = broker.stored() {
                 store::reclaim(&stored.events, broker.state().first).map_err(|e| failed(e.to_string()))?;
             }
@@ -185,6 +196,7 @@ impl EmbeddedLog {
             let thread = std::thread::Builder::new().name(name.into()).spawn(run);
             thread.map_err(|e| failed(format!("its threads cannot be started: {e}")))
         };
+        let readers = Readers::start(spawn)?;
         let (keeper, run) = keeper::keeper(shared.clone());
         let keeper_thread = spawn("log-keeper", Box::new(run))?;
         let committer = Committer::new(shared.clone(), acknowledged, keeper, next_id);
@@ -195,6 +207,7 @@ impl EmbeddedLog {
             requests: Some(requests),
             queue,
             threads: vec![committer_thread, keeper_thread],
+            readers,
             _lock: lock,
         })
     }
@@ -234,6 +247,24 @@ impl EmbeddedLog {
         }
     }
 
+    async fn save(&self, changes: Vec<CursorChange>) -> Result<(), LogError> {
+        let (reply, answer) = oneshot::channel();
+        if self.shared.saves.add(changes, reply)
+            && let Some(requests) = &self.requests
+        {
+            // If the queue is full, the committer is about to take from it, and looks for cursors after that. If it is
+            // closed, the log has failed.
+            if requests.try_send(Request::Saves).is_err() {
+                self.shared.saves.heard();
+            }
+        }
+        tokio::select! {
+            biased;
+            Ok(answer) = answer => answer,
+            failure = self.shared.failed() => Err(failure),
+        }
+    }
+
     async fn append_for(
         &self,
         purpose: Purpose,
@@ -241,13 +272,20 @@ impl EmbeddedLog {
         payloads: Vec<Bytes>,
         accepted: Timestamp,
     ) -> Result<Offset, LogError> {
+        if payloads.is_empty() {
+            // No reason to remember a broker.
+            return Ok(self.bounds(broker).next);
+        }
         let length: usize = payloads.iter().map(Bytes::len).sum();
+        // A log that is full says so at once, without a turn of the committer.
+        let retained = self.shared.retained.load(Ordering::Relaxed);
+        self.shared.options.check_room(purpose, retained, length as u64)?;
         let all = self.shared.options.queue_bytes.div_ceil(PERMIT_BYTES);
         // What is larger than the queue takes all of it.
         let permits = u32::try_from((length / PERMIT_BYTES + 1).min(all)).unwrap_or(u32::MAX);
         let permit = self.queue.clone().acquire_many_owned(permits).await;
         let permit = permit.map_err(|_| LogError::Failed("it is closed".into()))?;
-        let broker = self.shared.broker_or_new(broker);
+        let broker = self.shared.brokers.get_or_new(broker);
         let accepted_millis = layout::millis(accepted);
         self.request(|reply| Request::Append {
             purpose,
@@ -260,20 +298,24 @@ impl EmbeddedLog {
         .await
     }
 
-    /// Runs what reads the storage where it may block.
-    async fn blocking<T: Send + 'static>(
+    /// Reads a broker's records between these offsets from the storage.
+    async fn read_storage<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Shared) -> T + Send + 'static,
-    ) -> Result<T, LogError> {
+        broker: &Broker,
+        keyspace: &Keyspace,
+        (from, to): (Offset, Offset),
+        read: impl FnOnce(&Store) -> Result<T, ReadError> + Clone + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let origin = Origin {
+            keyspace: keyspace.clone(),
+            offsets: Some((from.0, to.0)),
+        };
+        let is_trimmed = |offset| offset < broker.bounds().first.0;
         let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || read(&shared))
+        let read = move || read(&shared.store);
+        self.readers
+            .read(Some(&broker.turns), origin, is_trimmed, read)
             .await
-            .map_err(|e| {
-                store::damaged(
-                    &self.shared.directory,
-                    format!("the storage library could not read its files: {e}"),
-                )
-            })
     }
 
     async fn read_records(
@@ -295,10 +337,11 @@ impl EmbeddedLog {
                 return Ok(records);
             }
             let events = stored.events.clone();
-            let read = self
-                .blocking(move |shared| shared.store.read(&events, from.0, next.0, limit))
-                .await?;
-            match read {
+            let read = move |store: &Store| store.read(&events, from.0, next.0, limit);
+            match self
+                .read_storage(&broker, &stored.events, (from, next), read)
+                .await
+            {
                 Ok(records) => return Ok(records),
                 // Trimmed while it was being read: begin again where the log begins now.
                 Err(ReadError::Missing(offset)) if offset < broker.bounds().first.0 => {}
@@ -311,26 +354,81 @@ impl EmbeddedLog {
         let Some(broker) = self.shared.broker(name) else {
             return Ok(Offset(0));
         };
-        self.blocking(move |shared| {
-            let Some(stored) = broker.stored() else {
-                return Ok(Offset(0));
-            };
-            let Bounds { first, next } = broker.bounds();
-            let millis = layout::millis(time);
-            let (mut low, mut high) = (first.0, next.0);
+        let Some(stored) = broker.stored() else {
+            return Ok(Offset(0));
+        };
+        let (bounds, millis) = (broker.bounds(), layout::millis(time));
+        let (events, searched) = (stored.events.clone(), broker.clone());
+        let search = move |store: &Store| {
+            let (mut low, mut high) = (bounds.first.0, bounds.next.0);
             while low < high {
                 let middle = low + (high - low) / 2;
-                match shared.store.header(&stored.events, middle) {
+                match store.header(&events, middle) {
                     Ok(header) if header.accepted_millis >= millis => high = middle,
                     Ok(_) => low = middle + 1,
                     // Trimmed while it was being searched.
-                    Err(ReadError::Missing(_)) if middle < broker.bounds().first.0 => low = middle + 1,
-                    Err(e) => return Err(shared.read_error(&broker.name, e)),
+                    Err(ReadError::Missing(_)) if middle < searched.bounds().first.0 => low = middle + 1,
+                    Err(e) => return Err(e),
                 }
             }
-            Ok(Offset(low.max(broker.bounds().first.0)))
+            Ok(Offset(low))
+        };
+        let range = (bounds.first, bounds.next);
+        let found = self.read_storage(&broker, &stored.events, range, search).await;
+        let found = found.map_err(|e| self.shared.read_error(name, e))?;
+        Ok(found.max(broker.bounds().first))
+    }
+
+    async fn trim_records(&self, name: &str, before: Offset) -> Result<(), LogError> {
+        let Some(broker) = self.shared.broker(name) else {
+            return Ok(());
+        };
+        let Some(stored) = broker.stored() else {
+            return Ok(());
+        };
+        // Only what is durable is trimmed: nobody can have settled more.
+        let state = broker.state();
+        let before = before.min(Offset(state.next));
+        // Read here, so that the disk keeps no commit waiting.
+        let bytes_before = if before.0 == state.next {
+            state.bytes_before_next
+        } else if before.0 <= state.first {
+            state.bytes_before_first
+        } else {
+            let events = stored.events.clone();
+            let read = move |store: &Store| store.header(&events, before.0);
+            let range = (before, before.plus(1));
+            match self.read_storage(&broker, &stored.events, range, read).await {
+                Ok(header) => header.bytes_before,
+                // Trimmed further meanwhile.
+                Err(ReadError::Missing(_)) if before < broker.bounds().first => return Ok(()),
+                Err(e) => return Err(self.shared.read_error(name, e)),
+            }
+        };
+        self.request(|reply| Request::Trim {
+            broker: broker.clone(),
+            before,
+            bytes_before,
+            reply,
         })
-        .await?
+        .await
+    }
+
+    async fn read_cursors(&self) -> Result<Vec<(String, Bytes)>, LogError> {
+        let origin = Origin {
+            keyspace: self.shared.store.cursors.clone(),
+            offsets: None,
+        };
+        let shared = self.shared.clone();
+        let read = move || shared.store.cursors();
+        let cursors = self.readers.read(None, origin, |_| false, read).await;
+        cursors.map_err(|e| match e {
+            ReadError::Missing(_) => store::damaged(&self.shared.directory, "a cursor is missing"),
+            ReadError::Damaged(detail) => {
+                store::damaged(&self.shared.directory, format!("cursors: {detail}"))
+            }
+            ReadError::Unavailable(detail) => LogError::Unavailable(format!("cursors: {detail}")),
+        })
     }
 }
 
@@ -374,25 +472,15 @@ impl EventLog for EmbeddedLog {
     }
 
     fn watch(&self, broker: &str) -> watch::Receiver<Offset> {
-        self.shared.broker_or_new(broker).watch()
+        self.shared.brokers.get_or_new(broker).watch()
     }
 
     fn trim<'a>(&'a self, broker: &'a str, before: Offset) -> BoxFuture<'a, Result<(), LogError>> {
-        Box::pin(async move {
-            let Some(broker) = self.shared.broker(broker) else {
-                return Ok(());
-            };
-            self.request(|reply| Request::Trim {
-                broker,
-                before,
-                reply,
-            })
-            .await
-        })
+        Box::pin(self.trim_records(broker, before))
     }
 
     fn usage(&self) -> Vec<(String, u64)> {
-        let brokers = self.shared.brokers().into_iter();
+        let brokers = self.shared.brokers.all().into_iter();
         let mut usage: Vec<_> = brokers
             .map(|broker| (broker.name.to_string(), broker.state()))
             .filter(|(_, state)| state.first < state.next)
@@ -402,28 +490,33 @@ impl EventLog for EmbeddedLog {
         usage
     }
 
+    fn retained(&self) -> u64 {
+        self.shared.retained.load(Ordering::Relaxed)
+    }
+
+    fn retained_of(&self, broker: &str) -> u64 {
+        let broker = self.shared.broker(broker);
+        broker.map_or(0, |broker| broker.state().bytes())
+    }
+
     fn capacity(&self) -> u64 {
         self.shared.options.max_bytes
     }
 
     fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>> {
-        Box::pin(async move {
-            let cursors = self.blocking(|shared| shared.store.cursors()).await?;
-            cursors.map_err(|e| match e {
-                ReadError::Missing(_) => store::damaged(&self.shared.directory, "a cursor is missing"),
-                ReadError::Damaged(detail) => {
-                    store::damaged(&self.shared.directory, format!("cursors: {detail}"))
-                }
-            })
-        })
+        Box::pin(self.read_cursors())
     }
 
     fn save_cursors(&self, changes: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>> {
-        Box::pin(self.request(|reply| Request::SaveCursors { changes, reply }))
+        Box::pin(self.save(changes))
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
         Box::pin(self.request(|reply| Request::Sync { reply }))
+    }
+
+    fn read_errors(&self) -> u64 {
+        self.readers.errors()
     }
 
     fn failed(&self) -> BoxFuture<'_, LogError> {
@@ -444,31 +537,7 @@ impl Drop for EmbeddedLog {
 
 impl Shared {
     fn broker(&self, name: &str) -> Option<Arc<Broker>> {
-        self.brokers
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(name)
-            .cloned()
-    }
-
-    fn broker_or_new(&self, name: &str) -> Arc<Broker> {
-        if let Some(broker) = self.broker(name) {
-            return broker;
-        }
-        let mut brokers = self.brokers.write().unwrap_or_else(PoisonError::into_inner);
-        brokers
-            .entry(name.into())
-            .or_insert_with(|| Arc::new(Broker::new(name)))
-            .clone()
-    }
-
-    fn brokers(&self) -> Vec<Arc<Broker>> {
-        self.brokers
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect()
+        self.brokers.get(name)
     }
 
     /// Closes the log for good.

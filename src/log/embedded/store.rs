@@ -16,7 +16,7 @@
 //!   checksum is of the output recomputed. Journals are therefore not compressed.
 
 use std::{
-    fs,
+    fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
@@ -66,6 +66,14 @@ pub(super) struct Found {
     pub(super) last_accepted_millis: i64,
 }
 
+impl Found {
+    /// What the retained payloads take.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes_before_next
+            .saturating_sub(self.registered.bytes_before_first)
+    }
+}
+
 /// Why records could not be read.
 #[derive(Debug)]
 pub(super) enum ReadError {
@@ -73,6 +81,34 @@ pub(super) enum ReadError {
     Missing(u64),
     /// The storage library refuses, or returned what cannot be.
     Damaged(String),
+    /// The disk gave an error, or no answer. It says nothing of what is stored.
+    Unavailable(String),
+}
+
+impl ReadError {
+    fn of(error: &fjall::Error) -> Self {
+        match io_error(error) {
+            Some(io) => Self::of_io(io),
+            None => Self::Damaged(error.to_string()),
+        }
+    }
+
+    /// An error that the system reports is the disk's, but for a file that is gone. Others are the library's: the file
+    /// is too short, or what it holds is wrong.
+    pub(super) fn of_io(error: &io::Error) -> Self {
+        if error.raw_os_error().is_some() && error.kind() != io::ErrorKind::NotFound {
+            Self::Unavailable(error.to_string())
+        } else {
+            Self::Damaged(error.to_string())
+        }
+    }
+}
+
+fn io_error(error: &fjall::Error) -> Option<&io::Error> {
+    match error {
+        fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e)) => Some(e),
+        _ => None,
+    }
 }
 
 impl Store {
@@ -273,12 +309,11 @@ impl Store {
         to: u64,
         limit: ReadLimit,
     ) -> Result<Vec<Record>, ReadError> {
+        fail_points::pass("log-read").map_err(|e| ReadError::of_io(&e))?;
         let mut taken = Taken::new(limit);
         let mut expected = from;
         for entry in events.range(from.to_be_bytes()..to.to_be_bytes()) {
-            let (key, value) = entry
-                .into_inner()
-                .map_err(|e| ReadError::Damaged(e.to_string()))?;
+            let (key, value) = entry.into_inner().map_err(|e| ReadError::of(&e))?;
             let offset = layout::parse_offset(&key).map_err(ReadError::Damaged)?;
             if offset != expected {
                 return Err(ReadError::Missing(expected));
@@ -300,9 +335,8 @@ impl Store {
 
     /// One record's header.
     pub(super) fn header(&self, events: &Keyspace, offset: u64) -> Result<Header, ReadError> {
-        let value = events
-            .get(offset.to_be_bytes())
-            .map_err(|e| ReadError::Damaged(e.to_string()))?;
+        fail_points::pass("log-read").map_err(|e| ReadError::of_io(&e))?;
+        let value = events.get(offset.to_be_bytes()).map_err(|e| ReadError::of(&e))?;
         let value = value.ok_or(ReadError::Missing(offset))?;
         let parsed = layout::parse_value(&value).map(|(header, _)| header);
         parsed.map_err(|e| ReadError::Damaged(format!("offset {offset}: {e}")))
@@ -312,9 +346,7 @@ impl Store {
         let entries = self.cursors.range::<&[u8], _>(..);
         entries
             .map(|entry| {
-                let (key, value) = entry
-                    .into_inner()
-                    .map_err(|e| ReadError::Damaged(e.to_string()))?;
+                let (key, value) = entry.into_inner().map_err(|e| ReadError::of(&e))?;
                 let key = String::from_utf8(key.to_vec())
                     .map_err(|_| ReadError::Damaged("a cursor's key is not UTF-8".into()))?;
                 Ok((key, Bytes::copy_from_slice(&value)))
@@ -323,7 +355,13 @@ impl Store {
     }
 
     fn unreadable(&self, error: &fjall::Error) -> LogError {
-        self.damaged(error.to_string())
+        match ReadError::of(error) {
+            ReadError::Unavailable(error) => LogError::Open {
+                path: self.directory.clone(),
+                detail: format!("its files cannot be read: {error}"),
+            },
+            ReadError::Missing(_) | ReadError::Damaged(_) => self.damaged(error.to_string()),
+        }
     }
 
     fn damaged(&self, detail: impl Into<String>) -> LogError {

@@ -1,6 +1,7 @@
 //! The shared suite, and what only the embedded log promises: shared fsyncs, full disks, crashes, damage.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io::{BufRead, BufReader, Read},
     os::unix::fs::FileExt,
@@ -65,7 +66,7 @@ proptest! {
 
     #[test]
     fn behaves_like_the_model(steps in conformance::steps(60), tail_cache_bytes in 0..20_000_usize) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(conformance::behaves_like_the_model(Directory::new(tail_cache_bytes), steps));
     }
 }
@@ -76,7 +77,7 @@ fn open(directory: &Path) -> Result<EmbeddedLog, LogError> {
 
 /// Writes everything in memory to tables.
 fn flush(log: &EmbeddedLog) {
-    for broker in log.shared.brokers() {
+    for broker in log.shared.brokers.all() {
         if let Some(stored) = broker.stored() {
             stored.events.rotate_memtable_and_wait().unwrap();
         }
@@ -118,6 +119,68 @@ async fn cursors_alone_cost_no_fsync() {
     assert_eq!(log.fsyncs(), 0);
     log.sync().await.unwrap();
     assert_eq!(log.fsyncs(), 1);
+}
+
+/// Counts commits, by having each of them stop at the question for free space.
+#[tokio::test]
+async fn a_flood_of_cursors_keeps_no_append_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let free_space = Box::new(move |_: &Path| {
+        let _ = wait.lock().unwrap().recv();
+        Ok(u64::MAX / 2)
+    });
+    let log = EmbeddedLog::open_with(directory.path(), EmbeddedOptions::default(), free_space).unwrap();
+    let value = |number| Bytes::from(random(30_000, number));
+    let saves: Vec<_> = (0..1000)
+        .map(|number| log.save_cursors(vec![(format!("k{number}"), Some(value(number)))]))
+        .collect();
+    let mut saves = futures::future::join_all(saves);
+    assert!(futures::poll!(&mut saves).is_pending());
+    for number in 0..5 {
+        let mut append = log.append("n/b", payloads(&["record"]), at(0));
+        assert!(futures::poll!(&mut append).is_pending());
+        // The commit of cursors that is under way, and its own.
+        for _ in 0..2 {
+            go.send(()).unwrap();
+        }
+        assert_eq!(append.await.unwrap(), Offset(number));
+    }
+    assert!(log.shared.saves.since().is_some(), "they are not saved yet");
+    assert!(futures::poll!(&mut saves).is_pending());
+    drop(go);
+    for saved in saves.await {
+        saved.unwrap();
+    }
+    assert_eq!(log.cursors().await.unwrap().len(), 1000);
+}
+
+#[tokio::test]
+async fn of_cursors_that_wait_the_newest_is_saved() {
+    let directory = tempfile::tempdir().unwrap();
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let free_space = Box::new(move |_: &Path| {
+        let _ = wait.lock().unwrap().recv();
+        Ok(u64::MAX / 2)
+    });
+    let log = EmbeddedLog::open_with(directory.path(), EmbeddedOptions::default(), free_space).unwrap();
+    let mut append = log.append("n/b", payloads(&["record"]), at(0));
+    assert!(futures::poll!(&mut append).is_pending());
+    let saves: Vec<_> = (0..1000)
+        .map(|number| log.save_cursors(vec![("k".into(), Some(Bytes::from(number.to_string())))]))
+        .collect();
+    let mut saves = futures::future::join_all(saves);
+    assert!(futures::poll!(&mut saves).is_pending());
+    // One commit for the append, one for all of them.
+    go.send(()).unwrap();
+    go.send(()).unwrap();
+    append.await.unwrap();
+    for saved in saves.await {
+        saved.unwrap();
+    }
+    assert_eq!(log.cursors().await.unwrap(), [("k".to_owned(), "999".into())]);
 }
 
 /// Far more commits than the queue of the storage library's thread is long, while it writes a large table.
@@ -309,6 +372,25 @@ async fn many_small_tables_are_merged() {
     log.close().await.unwrap();
     let log = open(directory.path()).unwrap();
     assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap().len(), 41);
+}
+
+#[tokio::test]
+async fn brokers_that_were_only_named_are_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    log.append("n/kept", payloads(&["a"]), at(0)).await.unwrap();
+    let mut watched = log.watch("n/watched");
+    for number in 0..10_000 {
+        let name = format!("n/b{number}");
+        drop(log.watch(&name));
+        assert_eq!(log.append(&name, vec![], at(0)).await.unwrap(), Offset(0));
+        assert_eq!(log.bounds(&name), Bounds::default());
+    }
+    let count = log.shared.brokers.count();
+    assert!(count < 2 * 64 + 2, "{count} are remembered");
+    log.append("n/watched", payloads(&["a"]), at(0)).await.unwrap();
+    assert_eq!(*watched.borrow_and_update(), Offset(1));
+    assert_eq!(log.read("n/kept", Offset(0), ALL).await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@ mod full;
 mod kills;
 mod poison;
 mod producers;
+#[cfg(feature = "failpoints")]
+mod reads;
 mod sinks;
 mod storage;
 

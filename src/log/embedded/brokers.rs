@@ -1,0 +1,91 @@
+//! Every broker that has records, is watched, or is about to get its first record. Others are forgotten: producers
+//! and resources can name any number of brokers.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock, Weak},
+};
+
+use tokio::sync::Semaphore;
+
+use super::{broker::Broker, reads::Turns, store::Found};
+
+/// It is looked for brokers to forget after so many new ones, or after as many as were left the last time.
+const LOOK_AFTER: usize = 64;
+
+pub(super) struct Brokers(RwLock<State>);
+
+#[derive(Default)]
+struct State {
+    by_name: HashMap<Arc<str>, Arc<Broker>>,
+    /// What the brokers of a namespace share, for as long as there are any.
+    namespaces: HashMap<Box<str>, Weak<Semaphore>>,
+    /// Since the last look, and how many it left.
+    new: usize,
+    left: usize,
+}
+
+impl Brokers {
+    pub(super) fn new(found: Vec<Found>) -> Self {
+        let mut state = State::default();
+        for found in found {
+            let turns = state.turns(&found.name);
+            let broker = Arc::new(Broker::found(found, turns));
+            state.by_name.insert(broker.name.clone(), broker);
+        }
+        Self(RwLock::new(state))
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<Arc<Broker>> {
+        let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        state.by_name.get(name).cloned()
+    }
+
+    pub(super) fn get_or_new(&self, name: &str) -> Arc<Broker> {
+        if let Some(broker) = self.get(name) {
+            return broker;
+        }
+        let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(broker) = state.by_name.get(name) {
+            return broker.clone();
+        }
+        if state.new >= LOOK_AFTER.max(state.left) {
+            state.forget_unused();
+        }
+        state.new += 1;
+        let broker = Arc::new(Broker::new(name, state.turns(name)));
+        state.by_name.insert(broker.name.clone(), broker.clone());
+        broker
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Broker>> {
+        let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        state.by_name.values().cloned().collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.0.read().unwrap().by_name.len()
+    }
+}
+
+impl State {
+    fn turns(&mut self, broker: &str) -> Turns {
+        let namespace = broker.split_once('/').map_or(broker, |(namespace, _)| namespace);
+        if let Some(shared) = self.namespaces.get(namespace).and_then(Weak::upgrade) {
+            return Turns::new(shared);
+        }
+        let shared = Turns::of_namespace();
+        self.namespaces.insert(namespace.into(), Arc::downgrade(&shared));
+        Turns::new(shared)
+    }
+
+    /// Whoever uses one has taken it from here while it was locked, and holds or watches it.
+    fn forget_unused(&mut self) {
+        self.by_name.retain(|_, broker| {
+            broker.stored().is_some() || broker.is_watched() || Arc::strong_count(broker) > 1
+        });
+        self.namespaces.retain(|_, shared| shared.strong_count() > 0);
+        (self.new, self.left) = (0, self.by_name.len());
+    }
+}

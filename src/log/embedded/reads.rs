@@ -1,0 +1,508 @@
+//! Reads the storage on threads of its own, in turns, and again where a read fails.
+//!
+//! - **Threads.** Reads block, and so do name lookups and files elsewhere. The runtime's threads for blocking work are
+//!   shared by all of these; the log has [`THREADS`] that nobody else can fill.
+//! - **Turns.** Of one broker at most [`OF_BROKER`] reads wait for a thread or have one, of one namespace at most
+//!   [`OF_NAMESPACE`]. Whoever wants more waits at their broker, then at their namespace. A thousand Triggers that
+//!   catch up are therefore never ahead of another namespace by more than a few reads, and no namespace has all
+//!   threads.
+//! - **Errors of the disk** pass, or somebody repairs them: they are tried again after a pause a few times, and then
+//!   reported as [`ReadError::Unavailable`], never as damage.
+//! - **Wrong bytes** are read once more, from the disk: the operating system's cached copy is dropped first. (The
+//!   storage library caches only blocks that had the right checksum.) Only what is wrong twice is damaged.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use fjall::{AbstractTree, Keyspace};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::{broker::lock, store::ReadError};
+use crate::log::LogError;
+
+const THREADS: usize = 4;
+const OF_BROKER: usize = 2;
+/// Fewer than the threads.
+const OF_NAMESPACE: usize = 3;
+/// Jobs that wait for a thread. The turns keep them below this for as many namespaces as there are brokers.
+const QUEUE: usize = 4096;
+
+/// Pauses before a read that failed is tried again.
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(5),
+    Duration::from_millis(25),
+    Duration::from_millis(125),
+    Duration::from_millis(625),
+];
+
+/// How long one attempt may take, from asking for a turn on. A disk that hangs is one that cannot be read just now.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often failing reads are logged.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The threads. They end when this is dropped and their jobs are done.
+pub(super) struct Readers {
+    jobs: Option<mpsc::SyncSender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+    /// Attempts that the disk failed.
+    errors: AtomicU64,
+    told: Mutex<Option<Instant>>,
+}
+
+/// Where a broker's reads wait for their turn.
+pub(super) struct Turns {
+    of_broker: Arc<Semaphore>,
+    of_namespace: Arc<Semaphore>,
+}
+
+impl Turns {
+    pub(super) fn new(of_namespace: Arc<Semaphore>) -> Self {
+        Self {
+            of_broker: Arc::new(Semaphore::new(OF_BROKER)),
+            of_namespace,
+        }
+    }
+
+    /// What the brokers of a namespace share.
+    pub(super) fn of_namespace() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(OF_NAMESPACE))
+    }
+
+    /// Waits at the broker first, so that few of each broker wait at the namespace.
+    async fn take(&self) -> Option<[OwnedSemaphorePermit; 2]> {
+        let of_broker = self.of_broker.clone().acquire_owned().await.ok()?;
+        let of_namespace = self.of_namespace.clone().acquire_owned().await.ok()?;
+        Some([of_broker, of_namespace])
+    }
+}
+
+/// Where the bytes of a read come from.
+#[derive(Clone)]
+pub(super) struct Origin {
+    pub(super) keyspace: Keyspace,
+    /// The offsets that are read; `None` for all that the keyspace has.
+    pub(super) offsets: Option<(u64, u64)>,
+}
+
+impl Readers {
+    pub(super) fn start(
+        spawn: impl Fn(&str, Box<dyn FnOnce() + Send>) -> Result<JoinHandle<()>, LogError>,
+    ) -> Result<Self, LogError> {
+        let (jobs, waiting) = mpsc::sync_channel::<Job>(QUEUE);
+        let waiting = Arc::new(Mutex::new(waiting));
+        let threads = (0..THREADS).map(|_| {
+            let waiting = waiting.clone();
+            let run = move || {
+                loop {
+                    let Ok(job) = lock(&waiting).recv() else { return };
+                    job();
+                }
+            };
+            spawn("log-reader", Box::new(run))
+        });
+        Ok(Self {
+            threads: threads.collect::<Result<_, _>>()?,
+            jobs: Some(jobs),
+            errors: AtomicU64::new(0),
+            told: Mutex::default(),
+        })
+    }
+
+    /// How many attempts to read the disk failed.
+    pub(super) fn errors(&self) -> u64 {
+        self.errors.load(Relaxed)
+    }
+
+    /// Reads, and again where that fails. A [`ReadError::Missing`] that `is_trimmed` explains is returned at once.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        turns: Option<&Turns>,
+        origin: Origin,
+        is_trimmed: impl Fn(u64) -> bool,
+        read: impl FnOnce() -> Result<T, ReadError> + Clone + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let mut pauses = PAUSES.iter();
+        let mut was_wrong = false;
+        loop {
+            let (again, origin, from_disk) = (read.clone(), origin.clone(), was_wrong);
+            let attempt = move || {
+                if from_disk {
+                    forget_cached(&origin)?;
+                }
+                again()
+            };
+            match self.attempt(turns, attempt).await {
+                Err(ReadError::Unavailable(error)) => {
+                    self.count(&error);
+                    match pauses.next() {
+                        Some(pause) => tokio::time::sleep(*pause).await,
+                        None => return Err(ReadError::Unavailable(error)),
+                    }
+                }
+                Err(ReadError::Missing(offset)) if is_trimmed(offset) => {
+                    return Err(ReadError::Missing(offset));
+                }
+                Err(error @ (ReadError::Missing(_) | ReadError::Damaged(_))) => {
+                    if was_wrong {
+                        return Err(error);
+                    }
+                    was_wrong = true;
+                }
+                Ok(read) => return Ok(read),
+            }
+        }
+    }
+
+    async fn attempt<T: Send + 'static>(
+        &self,
+        turns: Option<&Turns>,
+        read: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let unavailable = |reason: &str| ReadError::Unavailable(reason.to_owned());
+        let attempt = async {
+            let permits = match turns {
+                Some(turns) => Some(turns.take().await.ok_or_else(|| unavailable("it is closed"))?),
+                None => None,
+            };
+            let (reply, answer) = oneshot::channel();
+            let job = Box::new(move || {
+                // Kept until the thread is free again, also when nobody waits for the answer any more.
+                let _permits = permits;
+                if reply.is_closed() {
+                    return;
+                }
+                // A damaged file can make the library panic where it expects what it wrote itself.
+                let read = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+                    Err(ReadError::Damaged(
+                        "the storage library panicked while it read its files".into(),
+                    ))
+                });
+                let _ = reply.send(read);
+            });
+            let sent = self.jobs.as_ref().map(|jobs| jobs.try_send(job));
+            match sent {
+                Some(Ok(())) => answer.await.unwrap_or_else(|_| Err(unavailable("it is closed"))),
+                Some(Err(_)) | None => Err(unavailable("too many reads wait for the disk")),
+            }
+        };
+        tokio::time::timeout(TIMEOUT, attempt).await.unwrap_or_else(|_| {
+            let seconds = TIMEOUT.as_secs();
+            Err(unavailable(&format!(
+                "the disk has not answered for {seconds} seconds"
+            )))
+        })
+    }
+
+    fn count(&self, error: &str) {
+        let errors = self.errors.fetch_add(1, Relaxed) + 1;
+        let now = Instant::now();
+        let mut told = lock(&self.told);
+        if told.is_none_or(|told| now.saturating_duration_since(told) >= TELL_EVERY) {
+            *told = Some(now);
+            tracing::warn!(
+                error,
+                errors,
+                "the event log's disk failed to read; it is tried again"
+            );
+        }
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            // Its jobs catch their panics.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Makes the next read of the tables go to the disk, and tells if the disk cannot be read. That looks like damage
+/// elsewhere: a read that fails half-way returns what it got so far, as at the end of a file that was cut off.
+fn forget_cached(origin: &Origin) -> Result<(), ReadError> {
+    let keys = origin
+        .offsets
+        .map(|(from, to)| (from.to_be_bytes(), to.to_be_bytes()));
+    for table in origin.keyspace.tree.current_version().iter_tables() {
+        let range = &table.metadata.key_range;
+        let is_read = keys.is_none_or(|(from, to)| {
+            range.max().as_ref() >= from.as_slice() && range.min().as_ref() < to.as_slice()
+        });
+        if is_read {
+            read_through(&table.path).map_err(|e| ReadError::of_io(&e))?;
+        }
+    }
+    Ok(())
+}
+
+fn read_through(path: &Path) -> std::io::Result<()> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        // What is gone is for the next read to tell.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    // Advice: where it is not taken, the second read is of the same bytes.
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    let mut buffer = vec![0; 64 * 1024];
+    let mut at = 0;
+    loop {
+        match file.read_at(&mut buffer, at)? {
+            0 => return Ok(()),
+            read => at += read as u64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        path::PathBuf,
+        sync::atomic::{AtomicU32, AtomicUsize},
+    };
+
+    use super::*;
+    use crate::log::{
+        EventLog as _, Offset,
+        conformance::{ALL, at, payloads},
+        embedded::{EmbeddedLog, EmbeddedOptions},
+    };
+
+    /// Long enough for a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn open(directory: &tempfile::TempDir) -> EmbeddedLog {
+        let options = EmbeddedOptions {
+            tail_cache_bytes: 0,
+            ..EmbeddedOptions::default()
+        };
+        EmbeddedLog::open(directory.path(), options).unwrap()
+    }
+
+    fn origin(log: &EmbeddedLog) -> Origin {
+        Origin {
+            keyspace: log.shared.store.cursors.clone(),
+            offsets: None,
+        }
+    }
+
+    /// What comes of a read whose first attempts end so; how many attempts there were, and how many of them count as
+    /// errors of the disk.
+    async fn read(outcomes: &'static [&'static str]) -> (Result<u32, ReadError>, u32, u64) {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        let attempts = Arc::new(AtomicU32::new(0));
+        let counted = attempts.clone();
+        let attempt = move || {
+            let number = counted.fetch_add(1, Relaxed);
+            match outcomes.get(number as usize) {
+                None => Ok(number),
+                Some(&"wrong") => Err(ReadError::Damaged("wrong".into())),
+                Some(&"missing") => Err(ReadError::Missing(7)),
+                Some(&"panic") => panic!("the test breaks the storage library"),
+                Some(error) => Err(ReadError::Unavailable((*error).to_owned())),
+            }
+        };
+        let result = log.readers.read(None, origin(&log), |_| false, attempt).await;
+        (result, attempts.load(Relaxed), log.readers.errors())
+    }
+
+    #[tokio::test]
+    async fn an_error_of_the_disk_is_tried_again() {
+        assert!(matches!(read(&["EIO"]).await, (Ok(1), 2, 1)));
+        assert!(matches!(read(&["EIO"; 4]).await, (Ok(4), 5, 4)));
+        assert!(matches!(
+            read(&["EIO"; 9]).await,
+            (Err(ReadError::Unavailable(_)), 5, 5)
+        ));
+    }
+
+    #[tokio::test]
+    async fn only_what_is_wrong_twice_is_damaged() {
+        for wrong in ["wrong", "missing", "panic"] {
+            let once = read(Box::leak(Box::new([wrong]))).await;
+            assert!(matches!(once, (Ok(1), 2, 0)), "{wrong}: {once:?}");
+            let around_an_error = read(Box::leak(Box::new([wrong, "EIO"]))).await;
+            assert!(
+                matches!(around_an_error, (Ok(2), 3, 1)),
+                "{wrong}: {around_an_error:?}"
+            );
+        }
+        assert!(matches!(
+            read(&["wrong"; 9]).await,
+            (Err(ReadError::Damaged(_)), 2, 0)
+        ));
+        assert!(matches!(
+            read(&["panic"; 9]).await,
+            (Err(ReadError::Damaged(_)), 2, 0)
+        ));
+        assert!(matches!(
+            read(&["missing"; 9]).await,
+            (Err(ReadError::Missing(7)), 2, 0)
+        ));
+    }
+
+    #[tokio::test]
+    async fn what_was_trimmed_is_not_looked_for_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        let missing = || Err::<(), _>(ReadError::Missing(3));
+        let read = log
+            .readers
+            .read(None, origin(&log), |offset| offset == 3, missing)
+            .await;
+        assert!(matches!(read, Err(ReadError::Missing(3))));
+    }
+
+    /// A log whose records are in a table that is cut off. Opening it looked at the first and the last record only. Gives
+    /// the table and what it had in it.
+    async fn cut_off(directory: &tempfile::TempDir) -> (EmbeddedLog, PathBuf, Vec<u8>) {
+        let log = open(directory);
+        let mut random = fastrand::Rng::with_seed(1);
+        let records = (0..300).map(|_| (0..1000).map(|_| random.u8(..)).collect());
+        log.append("n/b", records.collect(), at(0)).await.unwrap();
+        let broker = log.shared.broker("n/b").unwrap();
+        broker
+            .stored()
+            .unwrap()
+            .events
+            .rotate_memtable_and_wait()
+            .unwrap();
+        drop(broker);
+        log.close().await.unwrap();
+
+        let log = open(directory);
+        let broker = log.shared.broker("n/b").unwrap();
+        let version = broker.stored().unwrap().events.tree.current_version();
+        let table = version.iter_tables().next().unwrap().path.to_path_buf();
+        drop(version);
+        let whole = std::fs::read(&table).unwrap();
+        File::options()
+            .write(true)
+            .open(&table)
+            .unwrap()
+            .set_len(20_000)
+            .unwrap();
+        (log, table, whole)
+    }
+
+    #[tokio::test]
+    async fn a_table_that_is_cut_off_is_damaged() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, ..) = cut_off(&directory).await;
+        let error = log.read("n/b", Offset(0), ALL).await.unwrap_err();
+        assert!(matches!(error, LogError::Damaged { .. }), "{error}");
+    }
+
+    /// A read that the disk ends half-way looks as if the file were cut off.
+    #[tokio::test]
+    async fn a_disk_that_reads_in_part_is_no_damage_and_heals() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, table, whole) = cut_off(&directory).await;
+        // A folder cannot be read as a file: an error of the system, whoever runs the test.
+        let aside = table.with_extension("aside");
+        std::fs::rename(&table, &aside).unwrap();
+        std::fs::create_dir(&table).unwrap();
+        let is_away = |error: LogError| {
+            let text = error.to_string();
+            assert!(matches!(error, LogError::Unavailable(_)), "{text}");
+            assert!(text.contains("broker n/b"), "{text}");
+        };
+        is_away(log.read("n/b", Offset(0), ALL).await.unwrap_err());
+        is_away(log.trim("n/b", Offset(150)).await.unwrap_err());
+        is_away(log.offset_at("n/b", at(0)).await.unwrap_err());
+        assert!(log.read_errors() > 3);
+        log.append("n/b", payloads(&["more"]), at(0)).await.unwrap();
+
+        std::fs::remove_dir(&table).unwrap();
+        std::fs::write(&aside, whole).unwrap();
+        std::fs::rename(&aside, &table).unwrap();
+        assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap().len(), 301);
+        log.trim("n/b", Offset(150)).await.unwrap();
+        assert_eq!(log.bounds("n/b").first, Offset(150));
+    }
+
+    /// Many readers of many brokers of one namespace wait for a disk that hangs, and another namespace reads.
+    #[tokio::test]
+    async fn a_namespace_never_has_all_threads() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Arc::new(open(&directory));
+        let (release, hangs) = mpsc::channel::<()>();
+        let hangs = Arc::new(Mutex::new(hangs));
+        let under_way = Arc::new(AtomicUsize::new(0));
+        let mut reading = tokio::task::JoinSet::new();
+        for number in 0..200 {
+            let (log, hangs, under_way) = (log.clone(), hangs.clone(), under_way.clone());
+            reading.spawn(async move {
+                let broker = log.shared.brokers.get_or_new(&format!("greedy/b{}", number % 10));
+                let hang = move || {
+                    under_way.fetch_add(1, Relaxed);
+                    let _ = lock(&hangs).recv();
+                    Ok(())
+                };
+                log.readers
+                    .read(Some(&broker.turns), origin(&log), |_| false, hang)
+                    .await
+            });
+        }
+        let all_under_way = async {
+            while under_way.load(Relaxed) < OF_NAMESPACE {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, all_under_way).await.unwrap();
+        let other = log.shared.brokers.get_or_new("modest/b");
+        for _ in 0..20 {
+            let read = log
+                .readers
+                .read(Some(&other.turns), origin(&log), |_| false, || Ok(()));
+            tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
+        }
+        assert_eq!(under_way.load(Relaxed), OF_NAMESPACE, "none has ended");
+        drop(release);
+        while let Some(read) = reading.join_next().await {
+            read.unwrap().unwrap();
+        }
+    }
+
+    /// As when name lookups hang.
+    #[test]
+    fn the_runtimes_threads_for_blocking_work_are_not_needed() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        let (release, hangs) = mpsc::channel::<()>();
+        runtime.block_on(async {
+            tokio::task::spawn_blocking(move || {
+                let _ = hangs.recv();
+            });
+            let directory = tempfile::tempdir().unwrap();
+            let log = open(&directory);
+            log.append("n/b", payloads(&["a"]), at(0)).await.unwrap();
+            let read = log.read("n/b", Offset(0), ALL);
+            assert_eq!(
+                tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap().len(),
+                1
+            );
+            assert_eq!(log.cursors().await.unwrap(), []);
+            drop(release);
+        });
+    }
+}

@@ -1,0 +1,206 @@
+//! The cursors that wait to be saved. They have a place of their own beside the queue of the appends, so that any
+//! number of Triggers that save does not keep an append waiting.
+//!
+//! Of each key only the newest value waits. What is saved by one call is saved by one commit: keys that were ever in
+//! one call stay together for as long as they wait.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering::AcqRel},
+    },
+    time::Instant,
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::broker::lock;
+use crate::log::{CursorChange, LogError};
+
+type Reply = oneshot::Sender<Result<(), LogError>>;
+
+#[derive(Default)]
+pub(super) struct Saves {
+    waiting: Mutex<Waiting>,
+    /// Whether the committer was told that there are some.
+    announced: AtomicBool,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// The oldest first.
+    groups: BTreeMap<u64, Group>,
+    group_of: HashMap<String, u64>,
+    next: u64,
+}
+
+/// What is saved together, and who waits for that.
+pub(super) struct Group {
+    pub(super) changes: BTreeMap<String, Option<Bytes>>,
+    pub(super) replies: Vec<Reply>,
+    pub(super) since: Instant,
+}
+
+impl Saves {
+    /// Adds what one call saves. Whether the committer is to be told.
+    pub(super) fn add(&self, changes: Vec<CursorChange>, reply: Reply) -> bool {
+        self.lock().add(changes, reply);
+        !self.announced.swap(true, AcqRel)
+    }
+
+    /// The committer was told, and is about to look.
+    pub(super) fn heard(&self) {
+        self.announced.store(false, std::sync::atomic::Ordering::Release);
+    }
+
+    /// The group that waits the longest.
+    pub(super) fn take(&self) -> Option<Group> {
+        let mut waiting = self.lock();
+        let (_, group) = waiting.groups.pop_first()?;
+        for key in group.changes.keys() {
+            waiting.group_of.remove(key);
+        }
+        Some(group)
+    }
+
+    /// Since when the oldest waits.
+    pub(super) fn since(&self) -> Option<Instant> {
+        let waiting = self.lock();
+        waiting.groups.first_key_value().map(|(_, group)| group.since)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        lock(&self.waiting)
+    }
+}
+
+impl Waiting {
+    fn add(&mut self, changes: Vec<CursorChange>, reply: Reply) {
+        let mut touched: Vec<u64> = changes
+            .iter()
+            .filter_map(|(key, _)| self.group_of.get(key).copied())
+            .collect();
+        touched.sort_unstable();
+        touched.dedup();
+        let id = touched.first().copied().unwrap_or_else(|| {
+            self.next += 1;
+            self.next
+        });
+        let mut group = self.groups.remove(&id).unwrap_or_else(|| Group {
+            changes: BTreeMap::new(),
+            replies: Vec::new(),
+            since: Instant::now(),
+        });
+        for other in touched.iter().skip(1) {
+            if let Some(other) = self.groups.remove(other) {
+                self.group_of
+                    .extend(other.changes.keys().map(|key| (key.clone(), id)));
+                group.changes.extend(other.changes);
+                group.replies.extend(other.replies);
+            }
+        }
+        for (key, value) in changes {
+            self.group_of.insert(key.clone(), id);
+            group.changes.insert(key, value);
+        }
+        // Whoever does not wait any more needs no answer.
+        group.replies.retain(|reply| !reply.is_closed());
+        group.replies.push(reply);
+        self.groups.insert(id, group);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn save(saves: &Saves, changes: &[(&str, u8)]) -> oneshot::Receiver<Result<(), LogError>> {
+        let (reply, answer) = oneshot::channel();
+        let change = |&(key, value): &(&str, u8)| (key.to_owned(), Some(Bytes::copy_from_slice(&[value])));
+        saves.add(changes.iter().map(change).collect(), reply);
+        answer
+    }
+
+    fn take(saves: &Saves) -> Option<(Vec<(String, u8)>, usize)> {
+        let group = saves.take()?;
+        let changes = group.changes.into_iter();
+        let changes = changes.map(|(key, value)| (key, value.unwrap()[0])).collect();
+        Some((changes, group.replies.len()))
+    }
+
+    #[test]
+    fn the_newest_value_waits_in_the_place_of_the_first() {
+        let saves = Saves::default();
+        let _answers = [
+            save(&saves, &[("a", 1)]),
+            save(&saves, &[("b", 1)]),
+            save(&saves, &[("a", 2)]),
+        ];
+        assert_eq!(take(&saves), Some((vec![("a".to_owned(), 2)], 2)));
+        assert_eq!(take(&saves), Some((vec![("b".to_owned(), 1)], 1)));
+        assert_eq!(take(&saves), None);
+    }
+
+    #[test]
+    fn nobody_is_answered_who_has_gone() {
+        let saves = Saves::default();
+        for value in 0..100 {
+            drop(save(&saves, &[("a", value)]));
+        }
+        assert!(take(&saves).is_some_and(|(_, replies)| replies <= 1));
+    }
+
+    #[test]
+    fn the_committer_is_told_once() {
+        let saves = Saves::default();
+        let add = || saves.add(Vec::new(), oneshot::channel().0);
+        assert_eq!([add(), add()], [true, false]);
+        saves.heard();
+        assert!(add());
+    }
+
+    proptest! {
+        /// However saves and takes alternate: what is taken is in the end the newest of each key, and what one call
+        /// saved is never apart.
+        #[test]
+        fn what_is_saved_together_is_taken_together(
+            calls in prop::collection::vec((prop::collection::btree_set(0_u8..6, 1..4), any::<bool>()), 1..40),
+        ) {
+            let saves = Saves::default();
+            let (mut stored, mut expected) = (BTreeMap::new(), BTreeMap::new());
+            let mut answers = Vec::new();
+            let check = |stored: &BTreeMap<u8, u8>, calls: &[(std::collections::BTreeSet<u8>, bool)]| {
+                // A key of a call that is stored at least as new as the call means that all its keys are.
+                for (number, (keys, _)) in calls.iter().enumerate() {
+                    let newer = |key: &u8| stored.get(key).is_some_and(|value| usize::from(*value) >= number);
+                    prop_assert!(keys.iter().all(newer) || !keys.iter().any(newer), "call {}: {:?}", number, stored);
+                }
+                Ok(())
+            };
+            let take_one = |stored: &mut BTreeMap<u8, u8>| {
+                let Some((changes, _)) = take(&saves) else { return false };
+                stored.extend(changes.into_iter().map(|(key, value)| (key.parse().unwrap(), value)));
+                true
+            };
+            for (number, (keys, takes)) in calls.iter().enumerate() {
+                let value = u8::try_from(number).unwrap();
+                let names: Vec<_> = keys.iter().map(u8::to_string).collect();
+                let changes: Vec<_> = names.iter().map(|key| (key.as_str(), value)).collect();
+                answers.push(save(&saves, &changes));
+                expected.extend(keys.iter().map(|key| (*key, value)));
+                if *takes {
+                    take_one(&mut stored);
+                    check(&stored, &calls[..=number])?;
+                }
+            }
+            while take_one(&mut stored) {
+                check(&stored, &calls)?;
+            }
+            prop_assert_eq!(stored, expected);
+        }
+    }
+}
