@@ -361,3 +361,173 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use futures::future::join_all;
+    use http::HeaderMap;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::routing::ContentMode;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+    /// Long enough to connect on a busy machine.
+    const SHORT: Duration = Duration::from_secs(2);
+
+    fn client() -> Client {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        Client::new(1024 * 1024, Addresses::any()).unwrap()
+    }
+
+    fn target(client: &Client, namespace: &str, address: SocketAddr) -> Target {
+        let destination = Destination {
+            uri: format!("http://{address}/"),
+            service: None,
+            content_mode: ContentMode::default(),
+            ca_certs: None,
+            headers: Vec::new(),
+        };
+        let target = client.target(namespace, &destination, &Authorities::default());
+        target.unwrap()
+    }
+
+    async fn post(client: &Client, target: &Target, timeout: Duration) -> Answer {
+        let message = HttpMessage {
+            headers: HeaderMap::new(),
+            body: Bytes::from_static(b"data"),
+        };
+        client.post(target, message, timeout).await
+    }
+
+    /// A Sink that sends this to whoever connects, and then nothing more.
+    async fn sink(answer: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    let mut request = [0; 4096];
+                    let _ = stream.read(&mut request).await;
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                    let _ = stream.read(&mut request).await;
+                });
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn attempts_without_a_socket_are_none_of_the_sinks_and_others_have_theirs() {
+        let sockets = Pool::new(16);
+        let client = client().with_sockets(sockets.clone());
+        let hanging = sink("").await;
+        let targets = [
+            target(&client, "greedy", hanging),
+            target(&client, "modest", hanging),
+        ];
+        let greedy = join_all((0..16).map(|_| post(&client, &targets[0], SHORT)));
+        let modest = async {
+            while sockets.free() == 16 {
+                tokio::task::yield_now().await;
+            }
+            post(&client, &targets[1], SHORT).await
+        };
+        let (greedy, modest) = tokio::join!(greedy, modest);
+        let busy = greedy.iter().filter(|answer| answer.is_router_busy).count();
+        assert!((8..16).contains(&busy), "{busy} of 16 had no socket");
+        assert!(!modest.is_router_busy, "{}", modest.detail);
+        let hung = greedy.iter().find(|answer| !answer.is_router_busy).unwrap();
+        assert!(hung.detail.contains("no complete answer"), "{}", hung.detail);
+        let busy = greedy.iter().find(|answer| answer.is_router_busy).unwrap();
+        assert!(busy.detail.contains("no connection was free"), "{}", busy.detail);
+        // Closed with the attempts.
+        tokio::time::timeout(PATIENCE, async {
+            while sockets.free() < 16 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+    }
+
+    #[tokio::test]
+    async fn idle_connections_are_closed_before_an_attempt_gives_up_waiting() {
+        let sockets = Pool::new(2);
+        let client = client().with_sockets(sockets.clone());
+        let [first, second] = [
+            sink("HTTP/1.1 204 No Content\r\n\r\n").await,
+            sink("HTTP/1.1 204 No Content\r\n\r\n").await,
+        ];
+        for address in [first, second, first] {
+            // One namespace may not take a second one while there is none left for another.
+            let target = target(&client, "shop", address);
+            let answer = post(&client, &target, PATIENCE).await;
+            assert_eq!(answer.verdict, Verdict::Delivered, "{}", answer.detail);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reply_without_memory_is_put_off_and_one_that_is_too_large_is_told() {
+        const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/cloudevents+json\r\n";
+        let table = [
+            // It never ends, and holds what it has said that it needs.
+            (
+                format!("{HEAD}content-length: 1000\r\n\r\n"),
+                16 * 1024,
+                "no complete answer",
+                false,
+            ),
+            // The most of a pool is half of it, and that is taken.
+            (
+                format!("{HEAD}content-length: 1000\r\n\r\n"),
+                0,
+                "no complete answer",
+                false,
+            ),
+            (
+                format!("{HEAD}content-length: 2000000\r\n\r\n"),
+                16 * 1024,
+                "200 OK",
+                false,
+            ),
+            (
+                format!("{HEAD}transfer-encoding: chunked\r\n\r\n4\r\nabcd\r\n"),
+                16 * 1024,
+                "no complete",
+                false,
+            ),
+        ];
+        for (answer, memory, detail, busy) in table {
+            let client = client().with_answers(Pool::new(memory));
+            let address = sink(Box::leak(answer.into_boxed_str())).await;
+            let answer = post(&client, &target(&client, "shop", address), SHORT).await;
+            assert!(answer.detail.contains(detail), "{}", answer.detail);
+            assert_eq!(answer.is_router_busy, busy, "{}", answer.detail);
+        }
+        // All that there is is another's.
+        let answers = Pool::new(6000);
+        let held = ["a", "b"].map(|name| answers.try_reserve(&name.into(), 3000).unwrap());
+        let client = client().with_answers(answers);
+        for body in [
+            "content-length: 1000\r\n\r\n",
+            "transfer-encoding: chunked\r\n\r\n4\r\nabcd\r\n",
+        ] {
+            let address = sink(Box::leak(format!("{HEAD}{body}").into_boxed_str())).await;
+            let answer = post(&client, &target(&client, "shop", address), SHORT).await;
+            assert!(answer.is_router_busy, "{body}: {}", answer.detail);
+            assert!(
+                answer.detail.contains("memory for the Sink's"),
+                "{}",
+                answer.detail
+            );
+        }
+        drop(held);
+    }
+}

@@ -40,7 +40,7 @@ const POOL_SIZE: usize = 32;
 const MAX_HEAD: usize = 16 * 1024;
 
 /// How many connections are open at once unless there is another bound.
-const SOCKETS: usize = 4096;
+const SOCKETS: usize = 512;
 
 /// What stands for a value that must not be told.
 const HIDDEN: &str = "[secret]";

@@ -18,6 +18,7 @@ pub(crate) struct LocalRouter {
     data: Data,
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
+    open_files: Option<usize>,
 }
 
 /// Where a router's data are.
@@ -33,6 +34,7 @@ pub(crate) struct Setup {
     variables: Vec<(String, String)>,
     data: Option<PathBuf>,
     fail_points: String,
+    open_files: Option<usize>,
 }
 
 impl Setup {
@@ -47,6 +49,7 @@ impl Setup {
             variables: Vec::new(),
             data: None,
             fail_points: String::new(),
+            open_files: None,
         }
     }
 
@@ -75,6 +78,12 @@ impl Setup {
         self
     }
 
+    /// With no more than so many file descriptors.
+    pub(crate) fn open_files(mut self, most: usize) -> Self {
+        self.open_files = Some(most);
+        self
+    }
+
     /// Starts it, without waiting for anything.
     pub(crate) fn launch(self) -> LocalRouter {
         let Self {
@@ -83,17 +92,27 @@ impl Setup {
             variables,
             data,
             fail_points,
+            open_files,
         } = self;
         let (port, scratch) = (ReservedPort::new(), Scratch::new());
         scratch.write("manifests.yaml", manifests);
         let data = data.map_or_else(|| Data::Own(Scratch::new()), Data::Given);
         LocalRouter {
-            process: launch(&port, &scratch, data.path(), &arguments, &variables, &fail_points),
+            process: launch(
+                &port,
+                &scratch,
+                data.path(),
+                &arguments,
+                &variables,
+                &fail_points,
+                open_files,
+            ),
             port,
             manifests: scratch,
             data,
             arguments,
             variables,
+            open_files,
         }
     }
 
@@ -121,6 +140,7 @@ fn launch(
     arguments: &[String],
     variables: &[(String, String)],
     fail_points: &str,
+    open_files: Option<usize>,
 ) -> Process {
     let mut all = vec![
         "run".to_owned(),
@@ -134,7 +154,10 @@ fn launch(
     let launch = variables
         .iter()
         .fold(launch, |launch, (name, value)| launch.env(name, value));
-    launch.start()
+    match open_files {
+        Some(most) => launch.open_files(most).start(),
+        None => launch.start(),
+    }
 }
 
 impl LocalRouter {
@@ -193,6 +216,7 @@ impl LocalRouter {
             &self.arguments,
             &self.variables,
             fail_points,
+            self.open_files,
         );
     }
 

@@ -40,6 +40,7 @@ pub(crate) struct Launch {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     quiet: bool,
+    open_files: Option<usize>,
 }
 
 impl Process {
@@ -61,6 +62,7 @@ impl Process {
                 .collect(),
             environment: Vec::new(),
             quiet: false,
+            open_files: None,
         }
     }
 
@@ -216,6 +218,12 @@ impl Launch {
         self
     }
 
+    /// Gives it no more than so many file descriptors.
+    pub(crate) fn open_files(mut self, most: usize) -> Self {
+        self.open_files = Some(most);
+        self
+    }
+
     /// Runs it to its end; an error is what it wrote.
     pub(crate) fn run(self) -> Result<String, String> {
         let mut process = self.start();
@@ -236,6 +244,7 @@ impl Launch {
             arguments,
             environment,
             quiet,
+            open_files,
         } = self;
         let name = Path::new(&program)
             .file_name()
@@ -245,6 +254,10 @@ impl Launch {
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
+            .args(open_files.into_iter().flat_map(|most| {
+                let limit = format!("--nofile={most}:{most}");
+                ["prlimit".to_owned(), limit, "--".to_owned()]
+            }))
             .arg(&program)
             .args(&arguments)
             .env_clear()

@@ -1,14 +1,17 @@
 //! What must hold whatever happens to the router: no acknowledged event is lost, and the accounting adds up.
 
+mod answers;
 mod arrivals;
 mod delivery;
 mod full;
 mod kills;
+mod loops;
 mod poison;
 mod producers;
 #[cfg(feature = "failpoints")]
 mod reads;
 mod sinks;
+mod sockets;
 mod storage;
 
 use arrivals::{all_arrive, check_order_by_key};
