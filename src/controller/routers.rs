@@ -164,6 +164,12 @@ impl Routers {
         heard.filter_map(|heard| heard.filter_error(uid)).next()
     }
 
+    /// Whether some router tells that the Trigger went on where it, or a deleted one of its name, had been.
+    pub(super) fn has_resumed(&self, uid: &str) -> bool {
+        let mut heard = self.known.values().filter_map(|router| router.heard.as_ref());
+        heard.any(|heard| heard.has_resumed(uid))
+    }
+
     /// Forgets routers that are gone, and names them.
     pub(super) fn forget_gone(&mut self, now: Instant) -> Vec<String> {
         let gone: Vec<String> = self
@@ -279,6 +285,7 @@ mod tests {
             destination: None,
             delivery: Delivery::default(),
             start: Start::Latest,
+            start_is_set: false,
             suspend: false,
         };
         Configuration {

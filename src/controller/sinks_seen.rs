@@ -10,6 +10,7 @@ pub(super) struct Heard {
     down: HashMap<String, SinkOutage>,
     unproven: HashSet<String>,
     filter_errors: HashMap<String, Detail>,
+    resumed: HashSet<String>,
 }
 
 impl Heard {
@@ -19,6 +20,7 @@ impl Heard {
             down,
             unproven,
             filter_errors,
+            resumed,
         } = report;
         Self {
             down: down
@@ -32,7 +34,13 @@ impl Heard {
                 .filter(|error| is_known(&error.uid))
                 .map(|error| (error.uid, error.detail))
                 .collect(),
+            resumed: resumed.into_iter().filter(|uid| is_known(uid)).collect(),
         }
+    }
+
+    /// Whether the Trigger went on where it, or a deleted one of its name, had been.
+    pub(super) fn has_resumed(&self, uid: &str) -> bool {
+        self.resumed.contains(uid)
     }
 
     /// The last error in which a Trigger's filters ended.
@@ -146,6 +154,7 @@ mod tests {
                     detail: "no such attribute".into(),
                 })
                 .into(),
+            resumed: vec!["u".into(), "x".into()],
         };
         let kept = Heard::from_report(report, |uid| matches!(uid, "u" | "v"));
         assert_eq!(
@@ -153,9 +162,11 @@ mod tests {
             Some("no such attribute")
         );
         assert_eq!(kept.filter_error("x"), None);
+        assert_eq!((kept.has_resumed("u"), kept.has_resumed("x")), (true, false));
         let filter_errors = kept.filter_errors.clone();
         let expected = Heard {
             filter_errors,
+            resumed: ["u".to_owned()].into(),
             ..heard(&[("u", 1)], &["v"])
         };
         assert_eq!(kept, expected);

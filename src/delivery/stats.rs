@@ -66,6 +66,7 @@ pub struct TriggerStats {
     replies_beyond_max_hops: AtomicU64,
     replies_invalid: AtomicU64,
     stopped: AtomicBool,
+    resumed: AtomicBool,
     filter_errors: AtomicU64,
     filter_error: ArcSwapOption<String>,
     sink_answered: AtomicBool,
@@ -144,6 +145,15 @@ impl TriggerStats {
 
     pub(super) fn stop(&self) {
         self.stopped.store(true, Relaxed);
+    }
+
+    /// Whether the Trigger was gone, or another was that had its name, and it went on from there since the router started.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed.load(Relaxed)
+    }
+
+    pub(super) fn resumed(&self) {
+        self.resumed.store(true, Relaxed);
     }
 
     /// Its Sink's outage, while that lasts.

@@ -2,7 +2,7 @@
 //! full; what is not settled goes only if the operator chose that over refusing new events.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Mutex as StdMutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -17,6 +17,7 @@ use super::{
     Retention, TriggerView,
     dead_letter::DeadLetter,
     dead_letters::DeadLetters,
+    keeper::Keeper,
     redrive::Taken,
     retention,
     wall_clock::{self, WallClock},
@@ -48,6 +49,7 @@ pub(super) struct Trimmer {
     pub(super) when_full: WhenFull,
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) taken: Arc<Taken>,
+    pub(super) keeper: Arc<Keeper>,
     pub(super) figures: Figures,
     /// Held while room is made; when that was last done for the volume.
     pub(super) making_room: Mutex<Option<Instant>>,
@@ -102,12 +104,7 @@ impl Trimmer {
         }
         // What is delivered makes room for dead letters and replies, also when no new event asks for any.
         if self.used() > self.log.capacity() - self.log.capacity() / (2 * PORTION) {
-            let when_full = if room_wanted {
-                self.when_full
-            } else {
-                WhenFull::Refuse
-            };
-            self.free_portion(triggers, when_full).await?;
+            self.free_portion(triggers, room_wanted).await?;
         }
         Ok(())
     }
@@ -201,13 +198,13 @@ impl Trimmer {
         }
     }
 
-    /// The log had no room. Removes settled events, whatever their age, from where there are most; and, if that does
-    /// not give enough and the operator chose so, the oldest events.
+    /// The log had no room. Removes settled events, whatever their age, from where there are most; if that does not give
+    /// enough, what is held for Triggers that are gone alone; and, if the operator chose so, the oldest events.
     pub(super) async fn make_room(&self, triggers: &[TriggerView]) -> Result<(), LogError> {
-        self.free_portion(triggers, self.when_full).await
+        self.free_portion(triggers, true).await
     }
 
-    async fn free_portion(&self, triggers: &[TriggerView], when_full: WhenFull) -> Result<(), LogError> {
+    async fn free_portion(&self, triggers: &[TriggerView], room_wanted: bool) -> Result<(), LogError> {
         let mut volume = self.making_room.lock().await;
         let capacity = self.log.capacity();
         let used = self.used();
@@ -220,12 +217,41 @@ impl Trimmer {
             *volume = Some(Instant::now());
         }
         let wanted = portion.min(used / PORTION + 1);
-        let settled = self.free(wanted, triggers, unsettled).await?;
-        if settled < wanted && when_full == WhenFull::DropOldest {
+        let mut freed = self.free(wanted, triggers, unsettled).await?;
+        if !room_wanted || freed >= wanted {
+            return Ok(());
+        }
+        freed += self.free_kept(wanted - freed, triggers).await?;
+        if freed < wanted && self.when_full == WhenFull::DropOldest {
             let everything = |_: &str, bounds: Bounds, _: &[TriggerView]| bounds.next;
-            self.free(wanted - settled, triggers, everything).await?;
+            self.free(wanted - freed, triggers, everything).await?;
         }
         Ok(())
+    }
+
+    /// Gives up the places of Triggers that are gone, the oldest first, until about so many bytes of events went that
+    /// were held for them alone; tells how many did.
+    async fn free_kept(&self, wanted: u64, triggers: &[TriggerView]) -> Result<u64, LogError> {
+        let kept = self.keeper.triggers().into_iter();
+        let kept: HashSet<_> = kept.map(|kept| kept.view.uid).collect();
+        let mut lows = HashMap::<&str, Offset>::new();
+        for view in triggers.iter().filter(|view| !kept.contains(&view.uid)) {
+            let low = lows.entry(&view.broker).or_insert(Offset(u64::MAX));
+            *low = view.stats.low().min(*low);
+        }
+        let others = |broker: &str| {
+            let next = self.log.bounds(broker).next;
+            lows.get(broker).map_or(next, |low| next.min(*low))
+        };
+        let mut holding = triggers.to_vec();
+        let mut freed = 0;
+        while freed < wanted
+            && let Some(uid) = self.keeper.give_up_for_room(&others).await?
+        {
+            holding.retain(|view| view.uid != uid);
+            freed += self.free(wanted - freed, &holding, unsettled).await?;
+        }
+        Ok(freed)
     }
 
     /// Removes about so many bytes of the oldest events, from where there are most, but nothing at or above `limit`;
@@ -317,6 +343,7 @@ mod tests {
             when_full: WhenFull::DropOldest,
             dead_letters: Arc::new(DeadLetters::new(log.clone(), taken.clone())),
             taken,
+            keeper: Arc::new(Keeper::new(log.clone(), Duration::ZERO, Duration::ZERO)),
             figures: Figures::default(),
             making_room: Mutex::default(),
             clock: StdMutex::default(),

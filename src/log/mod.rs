@@ -130,6 +130,16 @@ pub trait EventLog: Send + Sync + 'static {
     /// Every stored cursor, by key.
     fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>>;
 
+    /// The cursor stored under this key. What was asked to be stored before and is not yet need not be seen.
+    fn cursor<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, LogError>> {
+        Box::pin(async move {
+            let cursors = self.cursors().await?;
+            Ok(cursors
+                .into_iter()
+                .find_map(|(stored, value)| (stored == key).then_some(value)))
+        })
+    }
+
     /// Stores cursors as one commit, in order with the appends. It survives the process at once and the machine
     /// with the next append or [`EventLog::sync`].
     fn save_cursors(&self, changes: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>>;

@@ -358,6 +358,7 @@ mod tests {
             }),
             delivery: Delivery::default(),
             start: Start::Latest,
+            start_is_set: false,
             suspend: false,
         };
         let services = [(service.clone(), http::Uri::from_static("http://127.0.0.1:8081"))].into();

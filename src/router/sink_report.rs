@@ -37,6 +37,9 @@ pub(super) async fn keep(
 fn report(triggers: &[TriggerView]) -> SinkReport {
     let mut report = SinkReport::default();
     for TriggerView { uid, stats, .. } in triggers {
+        if stats.is_resumed() {
+            report.resumed.push(uid.clone());
+        }
         if let Some(error) = stats.filter_error() {
             report.filter_errors.push(FilterError {
                 uid: uid.clone(),
@@ -68,7 +71,10 @@ fn same_sinks(one: &SinkReport, other: &SinkReport) -> bool {
         let errors = report.filter_errors.iter();
         errors.map(|error| error.uid.clone()).collect()
     };
-    outages(one) == outages(other) && one.unproven == other.unproven && failing(one) == failing(other)
+    outages(one) == outages(other)
+        && one.unproven == other.unproven
+        && one.resumed == other.resumed
+        && failing(one) == failing(other)
 }
 
 #[cfg(test)]
@@ -92,6 +98,10 @@ mod tests {
             report("b", early, "503"),
             report("a", late, "503"),
             SinkReport::default(),
+            SinkReport {
+                resumed: vec!["a".into()],
+                ..known.clone()
+            },
             SinkReport {
                 unproven: vec!["b".into()],
                 ..known.clone()

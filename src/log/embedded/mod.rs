@@ -261,6 +261,14 @@ impl EmbeddedLog {
     }
 
     /// Runs what reads the storage where it may block.
+    fn cursors_damaged(&self, error: ReadError) -> LogError {
+        let detail = match error {
+            ReadError::Missing(_) => "a cursor is missing".to_owned(),
+            ReadError::Damaged(detail) => format!("cursors: {detail}"),
+        };
+        store::damaged(&self.shared.directory, detail)
+    }
+
     async fn blocking<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Shared) -> T + Send + 'static,
@@ -409,12 +417,15 @@ impl EventLog for EmbeddedLog {
     fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>> {
         Box::pin(async move {
             let cursors = self.blocking(|shared| shared.store.cursors()).await?;
-            cursors.map_err(|e| match e {
-                ReadError::Missing(_) => store::damaged(&self.shared.directory, "a cursor is missing"),
-                ReadError::Damaged(detail) => {
-                    store::damaged(&self.shared.directory, format!("cursors: {detail}"))
-                }
-            })
+            cursors.map_err(|e| self.cursors_damaged(e))
+        })
+    }
+
+    fn cursor<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, LogError>> {
+        Box::pin(async move {
+            let key = key.to_owned();
+            let cursor = self.blocking(move |shared| shared.store.cursor(&key)).await?;
+            cursor.map_err(|e| self.cursors_damaged(e))
         })
     }
 

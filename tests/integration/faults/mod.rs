@@ -7,6 +7,7 @@ mod kills;
 mod producers;
 mod sinks;
 mod storage;
+mod undo;
 
 use arrivals::{all_arrive, check_order_by_key};
 pub(crate) use producers::Producers;
