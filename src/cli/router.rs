@@ -63,7 +63,7 @@ pub struct LogArgs {
 
     /// How long the place of a Trigger that is deleted is kept, and its events with it: a Trigger of the same name and
     /// broker goes on there, unless its start is set. 0s keeps none. A full log gives such places up first.
-    #[arg(long, env = "WEIR_KEEP_DELETED_TRIGGERS", default_value = "1h", value_name = "DURATION", value_parser = units::duration)]
+    #[arg(long, env = "WEIR_KEEP_DELETED_TRIGGERS", default_value = "1h", value_name = "DURATION", value_parser = units::duration_or_none)]
     pub keep_deleted_triggers: Duration,
 
     /// How much of the disk stays free; what would leave less is refused with 507.
