@@ -79,9 +79,10 @@ pub struct TriggerSpec {
 
     /// Where a new Trigger begins: Latest takes events from now on, Earliest also what the broker still retains,
     /// and a time such as 2026-11-24T08:00:00Z what was accepted since then. Looked at once, when the Trigger is
-    /// first seen. Default: Latest.
-    #[serde(default)]
-    pub start: Start,
+    /// first seen. Default: where a Trigger of this name and broker was that was deleted a short while ago (the
+    /// routers' --keep-deleted-triggers), else Latest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
 
     /// Holds delivery. Events wait in the broker's log, and nothing is lost when this is taken back.
     #[serde(default)]
@@ -130,10 +131,9 @@ pub struct SinkRef {
 }
 
 /// Where a new Trigger begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// With the next event.
-    #[default]
     Latest,
     /// With the oldest event that is retained.
     Earliest,
@@ -211,6 +211,7 @@ pub struct TriggerStatus {
     /// Applied: every live router routes by this generation. Reason and message say what to do where one is not True.
     /// SinkAnswering: the Sink answers, for better or worse; False while a router finds that it keeps failing and only
     /// probes it. Ready does not depend on it. It is there once every router has told, while events may flow.
+    /// Resumed: there where the Trigger went on from the place of a deleted one of its name.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,

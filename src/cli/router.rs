@@ -61,6 +61,11 @@ pub struct LogArgs {
     )]
     pub when_full: FullPolicy,
 
+    /// How long the place of a Trigger that is deleted is kept, and its events with it: a Trigger of the same name and
+    /// broker goes on there, unless its start is set. 0s keeps none. A full log gives such places up first.
+    #[arg(long, env = "WEIR_KEEP_DELETED_TRIGGERS", default_value = "1h", value_name = "DURATION", value_parser = units::duration_or_none)]
+    pub keep_deleted_triggers: Duration,
+
     /// How much of the disk stays free; what would leave less is refused with 507.
     #[arg(long, env = "WEIR_DISK_RESERVE", default_value = "32MiB", value_name = "SIZE")]
     pub disk_reserve: Size,
@@ -116,6 +121,7 @@ impl LogArgs {
             retention_size,
             log_size,
             when_full,
+            keep_deleted_triggers,
             disk_reserve,
             dead_letter_age,
             dead_letter_size,
@@ -151,6 +157,7 @@ impl LogArgs {
                     FullPolicy::Refuse => WhenFull::Refuse,
                     FullPolicy::DropOldest => WhenFull::DropOldest,
                 },
+                keep_deleted: keep_deleted_triggers,
                 ..DeliveryOptions::default()
             },
             tracer: Tracer::default(),

@@ -13,7 +13,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    manifests::{Loaded, Manifests, Problem, Resolution, Surroundings, Unresolved, resolve},
+    manifests::{Grace, Loaded, Manifests, Problem, Resolution, Surroundings, Unresolved, resolve},
     router::LogArgs,
     shutdown,
     traces::TraceArgs,
@@ -98,6 +98,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let _watcher = watch_files(&manifests, changes)?;
     let mut local = Local {
         manifests,
+        grace: Grace::default(),
+        look_again: None,
         services,
         problems: Vec::new(),
         resources: 0,
@@ -158,6 +160,9 @@ fn watch_files(manifests: &Manifests, changes: mpsc::Sender<()>) -> anyhow::Resu
 
 struct Local {
     manifests: Manifests,
+    grace: Grace,
+    /// When something goes that is missing in the files, unless it comes back.
+    look_again: Option<Instant>,
     services: BTreeSet<ServiceName>,
     /// What was last said to be wrong, so that it is said once.
     problems: Vec<Problem>,
@@ -172,11 +177,19 @@ impl Local {
         mut changed: mpsc::Receiver<()>,
         configurations: watch::Sender<Option<Configuration>>,
     ) {
-        while changed.recv().await.is_some() {
-            let latest = Instant::now() + NOT_QUIET;
-            while Instant::now() < latest
-                && let Ok(Some(())) = tokio::time::timeout(QUIET, changed.recv()).await
-            {}
+        loop {
+            tokio::select! {
+                ring = changed.recv() => {
+                    if ring.is_none() {
+                        return;
+                    }
+                    let latest = Instant::now() + NOT_QUIET;
+                    while Instant::now() < latest
+                        && let Ok(Some(())) = tokio::time::timeout(QUIET, changed.recv()).await
+                    {}
+                }
+                () = at(self.look_again) => {}
+            }
             match self.load() {
                 Ok(configuration) => {
                     configurations.send_if_modified(|current| {
@@ -195,6 +208,8 @@ impl Local {
 
     /// Reads the files, says what is wrong, and computes routing from the rest.
     fn load(&mut self) -> anyhow::Result<Configuration> {
+        let mut loaded = self.manifests.load();
+        self.look_again = self.grace.bridge(&mut loaded, Instant::now());
         let Loaded {
             manifests,
             // Only Services that a flag names are there, and they are reached as the flag says.
@@ -205,7 +220,7 @@ impl Local {
                     services: _,
                 },
             mut problems,
-        } = self.manifests.load();
+        } = loaded;
         self.resources = manifests.len();
         let surroundings = Surroundings {
             namespaces,
@@ -227,6 +242,13 @@ impl Local {
             self.problems = problems;
         }
         Ok(configuration)
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

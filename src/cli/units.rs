@@ -85,6 +85,17 @@ impl fmt::Display for Size {
 /// # Errors
 /// [`UnitError`] when it is none.
 pub fn duration(text: &str) -> Result<Duration, UnitError> {
+    match duration_or_none(text)? {
+        Duration::ZERO => Err(UnitError::Zero),
+        duration => Ok(duration),
+    }
+}
+
+/// Reads a duration that may be 0s.
+///
+/// # Errors
+/// [`UnitError`] when it is none.
+pub fn duration_or_none(text: &str) -> Result<Duration, UnitError> {
     let mut total = Duration::ZERO;
     let mut rest = text;
     if rest.is_empty() {
@@ -112,11 +123,7 @@ pub fn duration(text: &str) -> Result<Duration, UnitError> {
         total = total.checked_add(part).ok_or(UnitError::TooLarge)?;
         rest = after;
     }
-    if total.is_zero() {
-        Err(UnitError::Zero)
-    } else {
-        Ok(total)
-    }
+    Ok(total)
 }
 
 #[cfg(test)]

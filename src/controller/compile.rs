@@ -165,10 +165,11 @@ fn compile_trigger(
         destination: destination.clone(),
         delivery: merged,
         start: match start {
-            api::Start::Latest => routing::Start::Latest,
-            api::Start::Earliest => routing::Start::Earliest,
-            api::Start::At(time) => routing::Start::At(*time),
+            None | Some(api::Start::Latest) => routing::Start::Latest,
+            Some(api::Start::Earliest) => routing::Start::Earliest,
+            Some(api::Start::At(time)) => routing::Start::At(*time),
         },
+        start_is_set: start.is_some(),
         suspend: *suspend,
         refused: None,
     };

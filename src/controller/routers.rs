@@ -173,6 +173,12 @@ impl Routers {
         }
     }
 
+    /// Whether some router tells that the Trigger went on where it, or a deleted one of its name, had been.
+    pub(super) fn has_resumed(&self, uid: &str) -> bool {
+        let mut heard = self.known.values().filter_map(|router| router.heard.as_ref());
+        heard.any(|heard| heard.has_resumed(uid))
+    }
+
     /// Forgets routers that are gone, and names them.
     pub(super) fn forget_gone(&mut self, now: Instant) -> Vec<String> {
         let gone: Vec<String> = self
@@ -288,6 +294,7 @@ mod tests {
             destination: None,
             delivery: Delivery::default(),
             start: Start::Latest,
+            start_is_set: false,
             suspend: false,
             refused: None,
         };

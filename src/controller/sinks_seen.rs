@@ -12,6 +12,7 @@ pub(super) struct Heard {
     filter_errors: HashMap<String, Detail>,
     /// Of which generation.
     set_aside: HashMap<String, i64>,
+    resumed: HashSet<String>,
 }
 
 impl Heard {
@@ -22,6 +23,7 @@ impl Heard {
             unproven,
             filter_errors,
             set_aside,
+            resumed,
         } = report;
         Self {
             down: down
@@ -40,7 +42,13 @@ impl Heard {
                 .filter(|aside| is_known(&aside.uid))
                 .map(|aside| (aside.uid, aside.generation))
                 .collect(),
+            resumed: resumed.into_iter().filter(|uid| is_known(uid)).collect(),
         }
+    }
+
+    /// Whether the Trigger went on where it, or a deleted one of its name, had been.
+    pub(super) fn has_resumed(&self, uid: &str) -> bool {
+        self.resumed.contains(uid)
     }
 
     /// The last error in which a Trigger's filters ended.
@@ -174,6 +182,7 @@ mod tests {
                     generation: 2,
                 })
                 .into(),
+            resumed: vec!["u".into(), "x".into()],
         };
         let kept = Heard::from_report(report, |uid| matches!(uid, "u" | "v"));
         assert_eq!(
@@ -182,10 +191,12 @@ mod tests {
         );
         assert_eq!(kept.filter_error("x"), None);
         assert!(kept.is_set_aside("v", 2) && !kept.is_set_aside("v", 3) && !kept.is_set_aside("y", 2));
+        assert_eq!((kept.has_resumed("u"), kept.has_resumed("x")), (true, false));
         let (filter_errors, set_aside) = (kept.filter_errors.clone(), kept.set_aside.clone());
         let expected = Heard {
             filter_errors,
             set_aside,
+            resumed: ["u".to_owned()].into(),
             ..heard(&[("u", 1)], &["v"])
         };
         assert_eq!(kept, expected);

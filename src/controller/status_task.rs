@@ -125,6 +125,8 @@ impl StatusTask {
                     broker_url,
                     &now,
                 );
+                let resumed = routers.has_resumed(&subject.uid);
+                let status = statuses::resumed(status, resumed, present, &now);
                 match api::condition(&status.conditions, statuses::READY) {
                     Some(condition) if condition.status == "True" => ready += 1,
                     _ => not_ready += 1,

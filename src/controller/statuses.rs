@@ -30,6 +30,9 @@ const SINK_ANSWERING: &str = "SinkAnswering";
 /// There, and false, while filters end in errors for some events.
 const FILTERS_EVALUATED: &str = "FiltersEvaluated";
 
+/// There, and true, where a Trigger went on from the place of a deleted one of its name, or from its own.
+const RESUMED: &str = "Resumed";
+
 /// What a Trigger's status should be.
 pub(super) fn trigger(
     diagnosis: &TriggerDiagnosis,
@@ -110,6 +113,26 @@ pub(super) fn trigger(
     }
 }
 
+/// The same for a Trigger that has `resumed` by what a router tells. It stays, as a router forgets it with its restart.
+pub(super) fn resumed(
+    mut status: TriggerStatus,
+    resumed: bool,
+    present: Option<&TriggerStatus>,
+    now: &Time,
+) -> TriggerStatus {
+    let before = present.and_then(|present| condition(&present.conditions, RESUMED));
+    let told = || {
+        let message = "went on where the Trigger of this name was that was deleted, or where it was before it was missing \
+                       for a while; the routers' logs say what waited";
+        let finding = Finding::good("PlaceTakenUp", message);
+        let generation = status.observed_generation.unwrap_or_default();
+        make(RESUMED, &finding, generation, &[], now)
+    };
+    let condition = before.cloned().or_else(|| resumed.then(told));
+    status.conditions.extend(condition);
+    status
+}
+
 /// What a Sink's status should be.
 pub(super) fn sink(diagnosis: &SinkDiagnosis, present: Option<&SinkStatus>, now: &Time) -> SinkStatus {
     let SinkDiagnosis {
@@ -166,7 +189,8 @@ pub(super) struct Transition {
     pub(super) message: String,
 }
 
-/// Compares before and after: Ready by its status and reason, and whether the Sink is down.
+/// Compares before and after: Ready by its status and reason, whether the Sink is down, and whether a place was taken
+/// up.
 pub(super) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Transition> {
     let is_down = |condition: &Condition| condition.status == "False";
     let ready = condition(after, READY).filter(|after| {
@@ -183,7 +207,9 @@ pub(super) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Tran
     };
     let ready = ready.map(|ready| told("Resolve", ready));
     let answering = answering.map(|answering| told("Deliver", answering));
-    ready.into_iter().chain(answering).collect()
+    let resumed = condition(after, RESUMED).filter(|_| condition(before, RESUMED).is_none());
+    let resumed = resumed.map(|resumed| told("Resume", resumed));
+    ready.into_iter().chain(answering).chain(resumed).collect()
 }
 
 fn first_problem<const N: usize>(findings: [Option<&Finding>; N]) -> Option<Finding> {
@@ -396,6 +422,30 @@ mod tests {
         );
         let fresh = source(&clock, &Applied::Awaited(vec![]), None, None, &now);
         assert_eq!(condition(&fresh.conditions, READY).unwrap().reason, "NoRouter");
+    }
+
+    #[test]
+    fn a_place_that_was_taken_up_is_told_once_and_stays() {
+        let (early, late) = (at("2026-01-01T00:00:00Z"), at("2026-01-02T00:00:00Z"));
+        let made = trigger(
+            &diagnosis(true, true, false),
+            &Applied::Everywhere,
+            &SinkSeen::Unsure,
+            &FiltersSeen::default(),
+            None,
+            None,
+            &early,
+        );
+        assert_eq!(resumed(made.clone(), false, None, &early), made);
+        let first = resumed(made.clone(), true, Some(&made), &early);
+        let told = transitions(&made.conditions, &first.conditions);
+        let told: Vec<_> = told.iter().map(|told| (told.warns, &*told.reason)).collect();
+        assert_eq!(told, [(false, "PlaceTakenUp")]);
+        for still in [true, false] {
+            let again = resumed(made.clone(), still, Some(&first), &late);
+            assert_eq!(again, first);
+            assert_eq!(transitions(&first.conditions, &again.conditions), []);
+        }
     }
 
     #[test]

@@ -209,7 +209,7 @@ impl Dispatcher {
                     Ok(()) => self.settings_changed(),
                     Err(_) => {
                         self.note_position();
-                        return Ok(());
+                        return self.save().await;
                     }
                 },
                 _ = checkpoint.tick() => {
@@ -249,6 +249,11 @@ impl Dispatcher {
                 Ok(None) | Err(_) => break,
             }
         }
+        self.save().await
+    }
+
+    /// Saves the last checkpoint.
+    async fn save(&mut self) -> Result<(), LogError> {
         self.end_save().await?;
         let cursor = self.cursor();
         let saved = self.log.save_cursors(vec![cursor]).await;

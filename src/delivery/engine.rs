@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Mutex as StdMutex,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -27,6 +27,8 @@ use super::{
     dispatcher::{Dispatcher, Parts},
     holding::Holding,
     inbox::Inbox,
+    keeper::{self, Gone, Keeper, KeptTrigger, StoredPlace},
+    kept::{self, Identity, Record, Stored, removal},
     progress::Progress,
     reader::Reader,
     redrive::{Redrive, Taken},
@@ -58,6 +60,8 @@ pub struct DeliveryOptions {
     pub dead_letters: Retention,
     /// What happens when the log is full of events that are not settled.
     pub when_full: WhenFull,
+    /// How long the place of a Trigger that is gone is kept for one that takes it up.
+    pub keep_deleted: Duration,
     /// How long attempts under way may take to finish when the engine is shut down.
     pub grace: Duration,
     /// The memory that events and attempts share.
@@ -65,7 +69,8 @@ pub struct DeliveryOptions {
 }
 
 impl Default for DeliveryOptions {
-    /// Settled events for a day, dead letters for a week, a GiB of each; ten seconds to finish; 64 MiB of memory.
+    /// Settled events for a day, dead letters for a week, a GiB of each; an hour for the places of deleted Triggers; ten
+    /// seconds to finish; 64 MiB of memory.
     fn default() -> Self {
         Self {
             retention: Retention::default(),
@@ -74,6 +79,7 @@ impl Default for DeliveryOptions {
                 ..Retention::default()
             },
             when_full: WhenFull::default(),
+            keep_deleted: Duration::from_secs(60 * 60),
             grace: Duration::from_secs(10),
             memory: Pool::new(64 * 1024 * 1024),
         }
@@ -138,9 +144,7 @@ pub struct Engine {
     options: DeliveryOptions,
     running: Mutex<Running>,
     views: ArcSwap<Vec<TriggerView>>,
-    /// What these hold in the logs, and Triggers of which only their places are known.
-    holding: ArcSwap<Holding>,
-    dropped_with_trigger: AtomicU64,
+    keeper: Arc<Keeper>,
     /// Asked for by what cannot be settled for want of room.
     room_wanted: Arc<Notify>,
     /// Whether there was a table.
@@ -157,7 +161,7 @@ pub struct Engine {
 #[derive(Default)]
 struct Running {
     /// Cursors found at the start, until their Triggers appear.
-    stored: HashMap<String, Bytes>,
+    stored: HashMap<String, StoredPlace>,
     readers: BTreeMap<String, RunningReader>,
     dispatchers: HashMap<String, Handle>,
 }
@@ -183,6 +187,8 @@ struct TriggerPlace {
     /// Why the log cannot tell where it begins. Nothing is delivered then, and all that is retained is held for it:
     /// until the log can be read, or for damage until the router is started again.
     unknown: Option<LogError>,
+    /// Whether the Trigger was gone, or another was that had its name, and it goes on from there.
+    resumed: bool,
 }
 
 impl TriggerPlace {
@@ -190,6 +196,7 @@ impl TriggerPlace {
         Self {
             progress,
             unknown: None,
+            resumed: false,
         }
     }
 }
@@ -207,10 +214,22 @@ impl Engine {
         supervisor: Supervisor,
         runtime: &runtime::Handle,
     ) -> Result<Arc<Self>, EngineError> {
-        let (mut stored, taken) = (HashMap::new(), Arc::<Taken>::default());
+        let (mut cursors, mut records) = (HashMap::new(), HashMap::new());
+        let (mut ran_before, taken) = (Duration::ZERO, Arc::<Taken>::default());
         for (key, cursor) in log.cursors().await? {
+            match kept::stored(&key, &cursor) {
+                Stored::Record(uid, record) => {
+                    records.insert(uid.to_owned(), record);
+                    continue;
+                }
+                Stored::RunningTime(time) => {
+                    ran_before = time;
+                    continue;
+                }
+                Stored::Other => {}
+            }
             match taken.restore(&key, &cursor) {
-                None => drop(stored.insert(key, cursor)),
+                None => drop(cursors.insert(key, cursor)),
                 Some(Ok(())) => {}
                 Some(Err(error)) => {
                     return Err(EngineError::DeadLetters {
@@ -222,6 +241,8 @@ impl Engine {
         }
         let lost = taken.keep_within(|broker| log.bounds(&DeadLetter::log_of(broker)));
         let dead_letters = Arc::new(DeadLetters::new(log.clone(), taken.clone()));
+        let keeper = Arc::new(Keeper::new(log.clone(), options.keep_deleted, ran_before));
+        let (stored, without_cursor) = keeper::sort_out(cursors, records);
         let engine = Arc::new(Self {
             dead_letters: dead_letters.clone(),
             trimmer: Trimmer {
@@ -231,6 +252,8 @@ impl Engine {
                 when_full: options.when_full,
                 dead_letters,
                 taken,
+                present: ArcSwap::default(),
+                keeper: keeper.clone(),
                 figures: Figures::default(),
                 room: Room::default(),
                 clock: StdMutex::default(),
@@ -243,8 +266,7 @@ impl Engine {
                 ..Running::default()
             }),
             views: ArcSwap::default(),
-            holding: ArcSwap::default(),
-            dropped_with_trigger: AtomicU64::new(0),
+            keeper,
             room_wanted: Arc::default(),
             applied: AtomicBool::new(false),
             tasks: TaskTracker::new(),
@@ -252,8 +274,10 @@ impl Engine {
             runtime: runtime.clone(),
             stop: CancellationToken::new(),
         });
-        if !lost.is_empty() {
-            engine.save_places(lost).await?;
+        let needless = without_cursor.iter().flat_map(|uid| removal(uid));
+        let changes: Vec<_> = lost.into_iter().chain(needless).collect();
+        if !changes.is_empty() {
+            engine.save_places(changes).await?;
         }
         engine
             .tasks
@@ -269,13 +293,14 @@ impl Engine {
     /// need what cannot be read are stopped.
     pub async fn apply(&self, table: &RoutingTable) -> Result<(), EngineError> {
         let mut running = self.running.lock().await;
+        let turn = self.keeper.turn().await;
+        self.retire_absent(&mut running, table).await?;
         let mut new = self.places(&mut running, table).await?;
-        let mut present = HashSet::new();
+        drop(turn);
         for (broker, routes) in table.brokers() {
             let reader = self.reader(&mut running, broker);
             let mut inboxes = Vec::with_capacity(routes.routes().len());
             for (index, route) in routes.routes().iter().enumerate() {
-                present.insert(route.trigger.uid.clone());
                 let settings = Settings::new(&self.client, table.authorities(), routes.clone(), index);
                 let inbox = match running.dispatchers.get(&route.trigger.uid) {
                     Some(handle) => {
@@ -307,7 +332,6 @@ impl Engine {
         running
             .readers
             .retain(|broker, _| table.brokers().contains_key(broker));
-        let gone = self.remove_absent(&mut running, &present, table).await;
         let mut views: Vec<_> = running
             .dispatchers
             .values()
@@ -315,14 +339,12 @@ impl Engine {
             .collect();
         views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         let held = held(&running.stored);
-        self.holding
-            .store(Arc::new(Holding::new(views.iter().chain(held.iter()))));
-        self.views.store(Arc::new(views));
+        let holding = Holding::new(views.iter().chain(held.iter()));
+        self.keeper.hand_over(|| {
+            self.trimmer.present.store(Arc::new(holding));
+            self.views.store(Arc::new(views));
+        });
         self.applied.store(true, Relaxed);
-        if !gone.is_empty() {
-            self.save_places(gone.into_iter().map(|uid| (uid, None)).collect())
-                .await?;
-        }
         Ok(())
     }
 
@@ -340,16 +362,15 @@ impl Engine {
                 if running.dispatchers.contains_key(uid) || places.contains_key(uid) {
                     continue;
                 }
-                let stored = running.stored.remove(uid);
-                let (place, is_new) = match &stored {
-                    Some(stored) => self.restored(stored, broker, trigger)?,
+                let found = self.found(running, trigger, broker).await?;
+                let (mut place, is_new) = match &found {
+                    Some(found) => self.restored(&found.stored.cursor, broker, trigger)?,
                     None => (self.beginning(broker, trigger.start).await?, true),
                 };
-                if is_new && place.unknown.is_none() {
-                    changed.push((
-                        uid.clone(),
-                        Some(place.progress.encode(broker, Instant::now()).into()),
-                    ));
+                place.resumed = found.as_ref().is_some_and(|found| found.was_gone);
+                if place.unknown.is_none() {
+                    let found = found.as_ref();
+                    changed.extend(changes(trigger, broker, &place.progress, is_new, found));
                 }
                 places.insert(uid.clone(), place);
             }
@@ -358,6 +379,32 @@ impl Engine {
             self.save_places(changed).await?;
         }
         Ok(places)
+    }
+
+    /// What is stored of a Trigger that does not run yet, or of one whose place it takes.
+    async fn found(
+        &self,
+        running: &mut Running,
+        trigger: &Trigger,
+        broker: &str,
+    ) -> Result<Option<Found>, LogError> {
+        if let Some(stored) = running.stored.remove(&trigger.uid) {
+            let was_gone = stored
+                .record
+                .as_ref()
+                .is_some_and(|record| record.gone_at().is_some());
+            return Ok(Some(Found {
+                uid: trigger.uid.clone(),
+                stored,
+                was_gone,
+            }));
+        }
+        let taken_up = self.keeper.take_up(trigger, broker).await?;
+        Ok(taken_up.map(|(uid, cursor)| Found {
+            uid,
+            stored: StoredPlace { cursor, record: None },
+            was_gone: true,
+        }))
     }
 
     /// Where the Trigger was, and whether that is another place than what is stored: it goes back to the ends of the
@@ -394,8 +441,8 @@ impl Engine {
         match find_start(&*self.log, broker, start).await {
             Ok(offset) => Ok(TriggerPlace::known(Progress::starting_at(offset))),
             Err(error @ (LogError::Damaged { .. } | LogError::Unavailable(_))) => Ok(TriggerPlace {
-                progress: Progress::starting_at(self.log.bounds(broker).first),
                 unknown: Some(error),
+                ..TriggerPlace::known(Progress::starting_at(self.log.bounds(broker).first))
             }),
             Err(error) => Err(error),
         }
@@ -421,10 +468,20 @@ impl Engine {
         self.views.load_full()
     }
 
-    /// How many events had matched and were not settled when their Trigger was deleted, since the start. Of what it had
-    /// not looked at yet nobody knows what it would have wanted.
+    /// The Triggers that are gone and whose places are kept, those that have been gone for longest first.
+    pub fn kept_triggers(&self) -> Vec<KeptTrigger> {
+        self.keeper.triggers()
+    }
+
+    /// How many those are.
+    pub fn kept_count(&self) -> usize {
+        self.keeper.count()
+    }
+
+    /// How many events had matched and were not settled when the place of their Trigger, which was gone, was given up,
+    /// since the start. Of what it had not looked at yet nobody knows what it would have wanted.
     pub fn dropped_with_trigger(&self) -> u64 {
-        self.dropped_with_trigger.load(Relaxed)
+        self.keeper.dropped()
     }
 
     /// How many dead letters were removed because of their age, or because there were too many, since the start.
@@ -443,7 +500,7 @@ impl Engine {
     /// # Errors
     /// When the log cannot be trimmed.
     pub async fn make_room(&self) -> Result<bool, LogError> {
-        self.trimmer.make_room(&self.holding.load_full()).await
+        self.trimmer.make_room().await
     }
 
     /// The brokers that have dead letters, and how many.
@@ -565,13 +622,22 @@ impl Engine {
         &self,
         reader: &Arc<Reader>,
         settings: Settings,
-        TriggerPlace { progress, unknown }: TriggerPlace,
+        place: TriggerPlace,
         broker: &str,
         trigger: &Trigger,
     ) -> Handle {
+        let TriggerPlace {
+            progress,
+            unknown,
+            resumed,
+        } = place;
         let (sender, receiver) = watch::channel(settings);
         let (redrives, asked) = mpsc::channel(1);
         let stats = Arc::new(TriggerStats::telling(self.trimmer.room.settled()));
+        if resumed {
+            stats.resumed();
+            self.tell_resumed(broker, trigger, &progress);
+        }
         let inbox = Arc::new(Inbox::new(stats.clone()));
         stats.show(&progress);
         stats.show_low(progress.low());
@@ -634,53 +700,40 @@ impl Engine {
         }
     }
 
-    /// Ends the dispatchers of Triggers that are gone, and names the cursors to remove.
-    async fn remove_absent(
-        &self,
-        running: &mut Running,
-        present: &HashSet<String>,
-        table: &RoutingTable,
-    ) -> Vec<String> {
-        let mut gone: Vec<String> = running
-            .dispatchers
-            .keys()
-            .filter(|uid| !present.contains(*uid))
-            .cloned()
-            .collect();
-        for uid in &gone {
-            let Some(Handle {
-                settings,
-                inbox,
-                view,
-                redrives: _,
-                task,
-            }) = running.dispatchers.remove(uid)
-            else {
-                continue;
-            };
-            drop(settings);
-            // It ends at once when its settings are closed; a panic in it was caught.
-            let _ = task.await;
-            inbox.detach();
-            let pending = view.stats.pending();
-            self.dropped_with_trigger.fetch_add(pending, Relaxed);
-            let trigger = format!("{}/{}", view.namespace, view.name);
-            let backlog = view.backlog(&*self.log);
-            if pending + backlog == 0 {
-                tracing::info!(trigger, "the Trigger is gone");
-            } else {
-                tracing::warn!(
-                    trigger,
-                    dropped = pending,
-                    not_looked_at = backlog,
-                    "the Trigger is gone, and with it what it had not delivered: it was deleted, or its namespace is not \
-                     watched any more"
-                );
+    fn tell_resumed(&self, broker: &str, trigger: &Trigger, progress: &Progress) {
+        let backlog = self.log.bounds(broker).next.0.saturating_sub(progress.next().0);
+        tracing::info!(
+            trigger = format!("{}/{}", trigger.namespace, trigger.name),
+            broker,
+            pending = progress.pending(),
+            not_looked_at = backlog,
+            "the Trigger goes on where it was, or one of its name, before that was gone"
+        );
+    }
+
+    /// Ends the dispatchers of Triggers that are not in the table, and keeps their places, and those that were found
+    /// of others that are not in it.
+    async fn retire_absent(&self, running: &mut Running, table: &RoutingTable) -> Result<(), LogError> {
+        let present: HashSet<_> = table.triggers().map(|trigger| trigger.uid.as_str()).collect();
+        let dispatchers = &mut running.dispatchers;
+        let absent = dispatchers.extract_if(|uid, _| !present.contains(uid.as_str()));
+        let mut gone = Vec::new();
+        for (_, handle) in absent {
+            gone.push(Gone::ended(&end(handle).await));
+        }
+        let is_gone = |uid: &str| !present.contains(uid) && !table.is_unread(uid);
+        let stored = running.stored.extract_if(|uid, _| is_gone(uid));
+        gone.extend(stored.map(|(uid, place)| Gone::found(uid, place)));
+        let unread = gone.extract_if(.., |gone| table.is_unread(&gone.uid));
+        let mut unread: Vec<_> = unread.map(|gone| gone.uid).collect();
+        unread.extend(self.keeper.take_unread(|uid| table.is_unread(uid)));
+        for uid in unread {
+            if let Some(cursor) = self.log.cursor(&uid).await? {
+                let place = StoredPlace { cursor, record: None };
+                running.stored.insert(uid, place);
             }
         }
-        let stored = running.stored.extract_if(|uid, _| !table.is_unread(uid));
-        gone.extend(stored.map(|(uid, _)| uid));
-        gone
+        self.keeper.keep(gone).await
     }
 
     async fn trim_regularly(self: Arc<Self>) {
@@ -700,7 +753,10 @@ impl Engine {
                 // Which events are wanted is not known yet.
                 continue;
             }
-            if let Err(error) = self.trimmer.trim(&self.holding.load_full(), room_wanted).await {
+            if let Err(error) = self.keeper.tick().await {
+                tracing::error!(%error, "the places of deleted Triggers cannot be seen to");
+            }
+            if let Err(error) = self.trimmer.trim(room_wanted).await {
                 tracing::error!(%error, "the event log cannot be trimmed");
             }
         }
@@ -755,23 +811,61 @@ async fn find_start_later(
     Some(Err(error))
 }
 
+/// What is stored of a Trigger.
+struct Found {
+    /// The UID under which it is stored; another's where the Trigger takes its place.
+    uid: String,
+    stored: StoredPlace,
+    /// Whether that Trigger was gone.
+    was_gone: bool,
+}
+
+/// What has to be stored so that the Trigger has its place: one commit, so that the place is never there twice.
+fn changes(
+    trigger: &Trigger,
+    broker: &str,
+    progress: &Progress,
+    is_new: bool,
+    found: Option<&Found>,
+) -> Vec<CursorChange> {
+    let mut changes = Vec::new();
+    let others = found.map(|found| &*found.uid).filter(|uid| *uid != trigger.uid);
+    if is_new || others.is_some() {
+        changes.push((
+            trigger.uid.clone(),
+            Some(progress.encode(broker, Instant::now()).into()),
+        ));
+    }
+    let record = Record::present(Identity::of(trigger, broker));
+    if found.and_then(|found| found.stored.record.as_ref()) != Some(&record) {
+        changes.push(record.change(&trigger.uid));
+    }
+    changes.extend(others.into_iter().flat_map(removal));
+    changes
+}
+
+/// Ends a dispatcher.
+async fn end(handle: Handle) -> TriggerView {
+    let Handle {
+        settings,
+        inbox,
+        view,
+        redrives: _,
+        task,
+    } = handle;
+    drop(settings);
+    // It ends at once when its settings are closed; a panic in it was caught.
+    let _ = task.await;
+    inbox.detach();
+    view
+}
+
 /// Views of Triggers that do not run, so that what they have not settled stays in the log.
-fn held(stored: &HashMap<String, Bytes>) -> Vec<TriggerView> {
+fn held(stored: &HashMap<String, StoredPlace>) -> Vec<TriggerView> {
     let mut held = Vec::new();
-    for (uid, cursor) in stored {
-        match Progress::decode_with_broker(cursor, Instant::now()) {
-            Ok((broker, progress)) => {
-                let stats = Arc::<TriggerStats>::default();
-                stats.show(&progress);
-                stats.show_low(progress.low());
-                held.push(TriggerView {
-                    uid: uid.clone(),
-                    namespace: String::new(),
-                    name: String::new(),
-                    broker,
-                    stats,
-                });
-            }
+    for (uid, place) in stored {
+        match keeper::view(uid, None, &place.cursor) {
+            Ok(view) => held.push(view),
             Err(error) => {
                 tracing::error!(uid, %error, "the stored cursor of a Trigger cannot be used, and nothing is held for it");
             }
@@ -786,8 +880,11 @@ mod tests {
     use jiff::Timestamp;
     use serde_json::{Value, json};
 
+    use std::sync::atomic::AtomicU64;
+
     use super::*;
     use crate::{
+        cloudevents::EventBuilder,
         delivery::Addresses,
         log::{
             Bounds, ReadLimit, Record,
@@ -966,7 +1063,7 @@ mod tests {
         eventually(|| stopped() == [false, true]).await;
         let cursors = log.cursors().await.unwrap();
         let kept: Vec<_> = cursors.iter().map(|(key, _)| key.as_str()).collect();
-        assert_eq!(kept, ["latest"], "the next start looks again");
+        assert_eq!(kept, ["latest", "trigger:latest"], "the next start looks again");
         engine.shutdown().await;
     }
 
@@ -1103,19 +1200,231 @@ mod tests {
             };
             let table = RoutingTable::compile(configuration);
             engine.apply(&table).await.unwrap();
-            engine
-                .trimmer
-                .trim(&engine.holding.load_full(), false)
-                .await
-                .unwrap();
-            log.bounds(BROKER).first
+            let first = trim(&engine, &log).await;
+            (first, engine.kept_count())
         };
         assert_eq!(
             first_after(&["u"]).await,
-            Offset(0),
+            (Offset(0), 0),
             "it is old, and somebody wants it"
         );
-        assert_eq!(first_after(&[]).await, Offset(1));
+        assert_eq!(first_after(&[]).await, (Offset(0), 1), "it is gone");
+        assert_eq!(first_after(&["u"]).await, (Offset(0), 0), "it is there again");
+        engine.shutdown().await;
+    }
+
+    /// A Trigger with another name than its UID.
+    fn named(uid: &str, name: &str, more: Value) -> Value {
+        let mut trigger = trigger(uid, &json!("Latest"), false);
+        trigger["name"] = name.into();
+        trigger
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        trigger
+    }
+
+    async fn append(log: &Arc<dyn EventLog>, events: usize) {
+        let event = EventBuilder::new()
+            .attribute("id", "1")
+            .attribute("source", "/s")
+            .attribute("type", "t");
+        let events = vec![event.build().unwrap().to_record(); events];
+        log.append(BROKER, events, Timestamp::UNIX_EPOCH).await.unwrap();
+    }
+
+    /// A Trigger with UID `a` and name `t` that wants three events, whose Sink does not answer.
+    async fn with_backlog(log: &Arc<dyn EventLog>) -> Arc<Engine> {
+        let engine = start(log.clone()).await;
+        engine
+            .apply(&table_of(vec![named("a", "t", json!({}))]))
+            .await
+            .unwrap();
+        append(log, 3).await;
+        let stats = engine.triggers()[0].stats.clone();
+        eventually(|| stats.matched() == 3 && stats.next() == Offset(3)).await;
+        let saved = async || {
+            Progress::decode(&log.cursor("a").await.unwrap().unwrap(), Instant::now())
+                .unwrap()
+                .pending()
+        };
+        while saved().await < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        engine
+    }
+
+    async fn keys(log: &Arc<dyn EventLog>) -> Vec<String> {
+        let cursors = log.cursors().await.unwrap();
+        cursors.into_iter().map(|(key, _)| key).collect()
+    }
+
+    /// Matched, pending and what comes next of the Trigger with this UID.
+    fn figures(engine: &Engine, uid: &str) -> (u64, u64, Offset) {
+        let triggers = engine.triggers();
+        let view = triggers.iter().find(|view| view.uid == uid).unwrap();
+        (view.stats.matched(), view.stats.pending(), view.stats.next())
+    }
+
+    async fn trim(engine: &Engine, log: &Arc<dyn EventLog>) -> Offset {
+        engine.trimmer.trim(false).await.unwrap();
+        log.bounds(BROKER).first
+    }
+
+    #[tokio::test]
+    async fn the_trigger_of_the_same_name_goes_on_where_the_deleted_one_was() {
+        for restarts in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let log: Arc<dyn EventLog> = Arc::new(open(&directory));
+            let mut engine = with_backlog(&log).await;
+            engine.apply(&RoutingTable::default()).await.unwrap();
+            append(&log, 2).await;
+            if restarts {
+                engine.shutdown().await;
+                engine = start(log.clone()).await;
+                engine.apply(&RoutingTable::default()).await.unwrap();
+            }
+            assert_eq!((engine.kept_count(), engine.dropped_with_trigger()), (1, 0));
+            assert_eq!(
+                trim(&engine, &log).await,
+                Offset(0),
+                "it is old, and may be wanted"
+            );
+            // A Trigger of another name, or broker, has nothing to do with it.
+            let others = [
+                named("x", "other", json!({})),
+                named("y", "t", json!({"broker": "elsewhere"})),
+            ];
+            engine.apply(&table_of(others.to_vec())).await.unwrap();
+            assert_eq!(figures(&engine, "x"), (0, 0, Offset(5)));
+            assert_eq!(engine.kept_count(), 1);
+            let triggers = vec![others[0].clone(), others[1].clone(), named("b", "t", json!({}))];
+            engine.apply(&table_of(triggers)).await.unwrap();
+            eventually(|| figures(&engine, "b") == (5, 5, Offset(5))).await;
+            assert!(
+                engine
+                    .triggers()
+                    .iter()
+                    .all(|view| view.stats.is_resumed() == (view.uid == "b"))
+            );
+            assert_eq!(trim(&engine, &log).await, Offset(0));
+            assert_eq!((engine.kept_count(), engine.dropped_with_trigger()), (0, 0));
+            let keys = keys(&log).await;
+            assert!(
+                !keys.iter().any(|key| key == "a" || key == "trigger:a"),
+                "it is there once: {keys:?}"
+            );
+            engine.shutdown().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_trigger_that_was_replaced_while_no_router_ran_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(open(&directory));
+        with_backlog(&log).await.shutdown().await;
+        let engine = start(log.clone()).await;
+        engine
+            .apply(&table_of(vec![named("b", "t", json!({}))]))
+            .await
+            .unwrap();
+        assert_eq!(figures(&engine, "b"), (3, 3, Offset(3)));
+        engine.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_trigger_that_is_replaced_or_missing_for_a_moment_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(open(&directory));
+        let engine = with_backlog(&log).await;
+        engine
+            .apply(&table_of(vec![named("b", "t", json!({}))]))
+            .await
+            .unwrap();
+        assert_eq!(figures(&engine, "b"), (3, 3, Offset(3)));
+        engine.apply(&RoutingTable::default()).await.unwrap();
+        // The same Trigger, whatever it says of where a new one begins.
+        let set = json!({"start": "Earliest", "startIsSet": true});
+        engine.apply(&table_of(vec![named("b", "t", set)])).await.unwrap();
+        assert_eq!(figures(&engine, "b"), (3, 3, Offset(3)));
+        assert_eq!(engine.dropped_with_trigger(), 0);
+        engine.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_start_that_is_set_begins_there_and_gives_the_place_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(open(&directory));
+        let engine = with_backlog(&log).await;
+        engine.apply(&RoutingTable::default()).await.unwrap();
+        let latest = named("b", "t", json!({"startIsSet": true}));
+        engine.apply(&table_of(vec![latest])).await.unwrap();
+        assert_eq!(figures(&engine, "b"), (0, 0, Offset(3)));
+        assert_eq!((engine.kept_count(), engine.dropped_with_trigger()), (0, 3));
+        assert!(!engine.triggers()[0].stats.is_resumed());
+        engine.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_place_is_given_up_when_its_time_is_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(open(&directory));
+        with_backlog(&log).await.shutdown().await;
+        for (keep_deleted, kept) in [(Duration::from_secs(3600), 1), (Duration::ZERO, 0)] {
+            let options = DeliveryOptions {
+                keep_deleted,
+                ..DeliveryOptions::default()
+            };
+            let client = Client::new(1, Addresses::any()).unwrap();
+            let engine = Engine::start(
+                log.clone(),
+                client,
+                options,
+                Supervisor::default(),
+                &runtime::Handle::current(),
+            )
+            .await
+            .unwrap();
+            engine.apply(&RoutingTable::default()).await.unwrap();
+            engine.keeper.tick().await.unwrap();
+            assert_eq!(engine.kept_count(), kept);
+            assert_eq!(engine.dropped_with_trigger(), if kept == 0 { 3 } else { 0 });
+            assert_eq!(trim(&engine, &log).await, Offset(if kept == 0 { 3 } else { 0 }));
+            engine.shutdown().await;
+        }
+        assert_eq!(keys(&log).await, ["running-time"]);
+    }
+
+    /// As an earlier version left it.
+    #[tokio::test]
+    async fn a_cursor_without_a_name_is_its_triggers_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = Arc::new(open(&directory));
+        with_backlog(&log).await.shutdown().await;
+        log.save_cursors(vec![("trigger:a".to_owned(), None)])
+            .await
+            .unwrap();
+        let engine = start(log.clone()).await;
+        engine
+            .apply(&table_of(vec![named("a", "t", json!({}))]))
+            .await
+            .unwrap();
+        assert_eq!(figures(&engine, "a"), (3, 3, Offset(3)));
+        assert!(
+            keys(&log).await.contains(&"trigger:a".to_owned()),
+            "it has one now"
+        );
+        engine.shutdown().await;
+        log.save_cursors(vec![("trigger:a".to_owned(), None)])
+            .await
+            .unwrap();
+        let engine = start(log.clone()).await;
+        engine
+            .apply(&table_of(vec![named("b", "t", json!({}))]))
+            .await
+            .unwrap();
+        assert_eq!(figures(&engine, "b"), (0, 0, Offset(3)));
+        assert_eq!(engine.dropped_with_trigger(), 3);
         engine.shutdown().await;
     }
 

@@ -21,6 +21,15 @@ impl Holding {
         Self(of_broker)
     }
 
+    /// The same with what further Triggers hold.
+    pub(super) fn with<'a>(&self, further: impl Iterator<Item = &'a TriggerView>) -> Self {
+        let mut all = Self(self.0.clone());
+        for (broker, stats) in Self::new(further).0 {
+            all.0.entry(broker).or_default().extend(stats);
+        }
+        all
+    }
+
     /// The first event that some Trigger has not settled; the end of the log if there is none.
     pub(super) fn unsettled(&self, broker: &str, bounds: Bounds) -> Offset {
         let low = self.of(broker).map(TriggerStats::low).min();

@@ -77,6 +77,7 @@ pub struct TriggerStats {
     replies_invalid: AtomicU64,
     stopped: AtomicBool,
     full: AtomicBool,
+    resumed: AtomicBool,
     filter_errors: AtomicU64,
     filter_overruns: AtomicU64,
     filter_error: ArcSwapOption<String>,
@@ -187,6 +188,15 @@ impl TriggerStats {
 
     pub(super) fn show_full(&self, full: bool) {
         self.full.store(full, Relaxed);
+    }
+
+    /// Whether the Trigger was gone, or another was that had its name, and it went on from there since the router started.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed.load(Relaxed)
+    }
+
+    pub(super) fn resumed(&self) {
+        self.resumed.store(true, Relaxed);
     }
 
     /// Its Sink's outage, while that lasts.

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use futures::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex;
@@ -19,6 +20,7 @@ use super::{
     dead_letter::DeadLetter,
     dead_letters::DeadLetters,
     holding::Holding,
+    keeper::Keeper,
     redrive::Taken,
     retention,
     wall_clock::{self, WallClock},
@@ -63,6 +65,10 @@ pub(super) struct Trimmer {
     pub(super) when_full: WhenFull,
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) taken: Arc<Taken>,
+    /// What Triggers hold that are there.
+    pub(super) present: ArcSwap<Holding>,
+    /// What is held for those that are gone.
+    pub(super) keeper: Arc<Keeper>,
     pub(super) figures: Figures,
     pub(super) room: Room,
     pub(super) clock: StdMutex<WallClock>,
@@ -166,7 +172,8 @@ impl Figures {
 impl Trimmer {
     /// Removes what is settled and over age or over size, and more of what is settled when the log is nearly full. If
     /// somebody waits for room then, as for new events; what is over age is left to the regular passes.
-    pub(super) async fn trim(&self, holding: &Holding, room_wanted: bool) -> Result<(), LogError> {
+    pub(super) async fn trim(&self, room_wanted: bool) -> Result<(), LogError> {
+        let holding = &*self.holding();
         let now = Timestamp::now();
         let now = (self.trusts_clock(now) && !room_wanted).then_some(now);
         let trimming = self.log.usage().into_iter().map(|(key, bytes)| async move {
@@ -184,13 +191,8 @@ impl Trimmer {
         }
         // What is delivered makes room for dead letters and replies, also when no new event asks for any.
         if self.log.retained() > self.log.capacity() - self.log.capacity() / (2 * PORTION) {
-            let when_full = if room_wanted {
-                self.when_full
-            } else {
-                WhenFull::Refuse
-            };
             let mut volume = self.room.making.lock().await;
-            self.free_portion(&mut volume, holding, when_full).await?;
+            self.free_portion(&mut volume, room_wanted).await?;
         }
         Ok(())
     }
@@ -301,13 +303,14 @@ impl Trimmer {
         }
     }
 
-    /// The log had no room. Removes settled events, whatever their age, from where there are most; and, if that does
-    /// not give enough and the operator chose so, the oldest events. Returns whether there may be room now.
+    /// The log had no room. Removes settled events, whatever their age, from where there are most; if that does not give
+    /// enough, what is held for Triggers that are gone alone; and, if the operator chose so, the oldest events. Returns
+    /// whether there may be room now.
     ///
     /// A full log refuses thousands of events a second, and most of them must not cost more than a look at a counter:
     /// one attempt is under way at a time, whoever comes meanwhile waits for it, and none is made that would find what
     /// the last one found.
-    pub(super) async fn make_room(&self, holding: &Holding) -> Result<bool, LogError> {
+    pub(super) async fn make_room(&self) -> Result<bool, LogError> {
         let before = self.room.last();
         let Some(pause) = before.pause(self.room.settled.load(Relaxed)) else {
             return Ok(false);
@@ -323,7 +326,7 @@ impl Trimmer {
             }
             let settled = self.room.settled.load(Relaxed);
             let freed = self
-                .free_portion(&mut volume, holding, self.when_full)
+                .free_portion(&mut volume, true)
                 .await
                 .inspect_err(|_| self.room.ended(Freed::Nothing, settled))?;
             self.room.ended(freed, settled);
@@ -334,12 +337,7 @@ impl Trimmer {
             .unwrap_or(Ok(false))
     }
 
-    async fn free_portion(
-        &self,
-        volume: &mut Option<Instant>,
-        holding: &Holding,
-        when_full: WhenFull,
-    ) -> Result<Freed, LogError> {
+    async fn free_portion(&self, volume: &mut Option<Instant>, room_wanted: bool) -> Result<Freed, LogError> {
         let capacity = self.log.capacity();
         let used = self.log.retained();
         let portion = capacity / PORTION;
@@ -351,17 +349,40 @@ impl Trimmer {
             *volume = Some(Instant::now());
         }
         let wanted = portion.min(used / PORTION + 1);
+        let holding = self.holding();
         let unsettled = |broker: &str, bounds| holding.unsettled(broker, bounds);
-        let mut freed = self.free(wanted, holding, unsettled).await?;
-        if freed < wanted && when_full == WhenFull::DropOldest {
+        let mut freed = self.free(wanted, &holding, unsettled).await?;
+        if room_wanted && freed < wanted {
+            freed += self.free_kept(wanted - freed).await?;
+        }
+        if room_wanted && freed < wanted && self.when_full == WhenFull::DropOldest {
             let everything = |_: &str, bounds: Bounds| bounds.next;
-            freed += self.free(wanted - freed, holding, everything).await?;
+            freed += self.free(wanted - freed, &self.holding(), everything).await?;
         }
         Ok(match freed {
             0 => Freed::Nothing,
             _ if freed < wanted => Freed::Some,
             _ => Freed::Enough,
         })
+    }
+
+    /// Gives up the places of Triggers that are gone, the oldest first, until about so many bytes of events went that
+    /// were held for them alone; tells how many did.
+    async fn free_kept(&self, wanted: u64) -> Result<u64, LogError> {
+        let present = self.present.load_full();
+        let others = |broker: &str| present.unsettled(broker, self.log.bounds(broker));
+        let mut freed = 0;
+        while freed < wanted && self.keeper.give_up_for_room(&others).await?.is_some() {
+            let holding = self.holding();
+            let unsettled = |broker: &str, bounds| holding.unsettled(broker, bounds);
+            freed += self.free(wanted - freed, &holding, unsettled).await?;
+        }
+        Ok(freed)
+    }
+
+    /// What Triggers hold, those too that are gone and whose places are kept.
+    fn holding(&self) -> Arc<Holding> {
+        self.keeper.with_kept(|| self.present.load_full())
     }
 
     /// Removes about so many bytes of the oldest events, from where there are most, but nothing at or above `limit`;
@@ -445,6 +466,8 @@ mod tests {
             when_full,
             dead_letters: Arc::new(DeadLetters::new(log.clone(), taken.clone())),
             taken,
+            present: ArcSwap::default(),
+            keeper: Arc::new(Keeper::new(log.clone(), Duration::ZERO, Duration::ZERO)),
             figures: Figures::default(),
             room: Room::default(),
             clock: StdMutex::default(),
@@ -480,13 +503,14 @@ mod tests {
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::DropOldest);
         let has_settled_nothing = trigger(BROKER, &trimmer.room);
-        let triggers = Holding::new([&has_settled_nothing].into_iter());
-        trimmer.trim(&triggers, false).await.unwrap();
+        let holding = Holding::new([&has_settled_nothing].into_iter());
+        trimmer.present.store(Arc::new(holding));
+        trimmer.trim(false).await.unwrap();
         assert_eq!(
             (log.bounds(BROKER).first, trimmer.figures.dropped()),
             (Offset(0), BTreeMap::new())
         );
-        trimmer.trim(&triggers, true).await.unwrap();
+        trimmer.trim(true).await.unwrap();
         let first = log.bounds(BROKER).first;
         assert!(first > Offset(0), "{first}");
         assert_eq!(trimmer.figures.dropped(), [(BROKER.to_owned(), first.0)].into());
@@ -500,12 +524,12 @@ mod tests {
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::Refuse);
         let triggers: Vec<_> = (0..10_000).map(|_| trigger(BROKER, &trimmer.room)).collect();
-        let holding = Holding::new(triggers.iter());
+        trimmer.present.store(Arc::new(Holding::new(triggers.iter())));
 
         let began = Instant::now();
         let refusals = 20_000;
         for _ in 0..refusals {
-            assert!(!trimmer.make_room(&holding).await.unwrap());
+            assert!(!trimmer.make_room().await.unwrap());
         }
         let (attempts, took) = (trimmer.room.last().number, began.elapsed());
         let looks = took.div_duration_f64(LOOK_AGAIN);
@@ -514,7 +538,7 @@ mod tests {
 
         // What is settled makes room at once.
         triggers.iter().for_each(|trigger| settled_up_to(trigger, 61));
-        assert!(trimmer.make_room(&holding).await.unwrap());
+        assert!(trimmer.make_room().await.unwrap());
         append(&*log, BROKER, 4).await.unwrap();
     }
 
@@ -525,7 +549,8 @@ mod tests {
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::DropOldest);
         let holding = Holding::new([&trigger(BROKER, &trimmer.room)].into_iter());
-        let all = (0..100).map(|_| trimmer.make_room(&holding));
+        trimmer.present.store(Arc::new(holding));
+        let all = (0..100).map(|_| trimmer.make_room());
         for made in futures::future::join_all(all).await {
             assert!(made.unwrap());
         }
@@ -548,11 +573,10 @@ mod tests {
         }
         let first = |broker| log.bounds(&DeadLetter::log_of(broker)).first;
         let taking = trimmer.dead_letters.of(busy).take(Offset(4)).await;
-        let holding = Holding::default();
-        trimmer.trim(&holding, false).await.unwrap();
+        trimmer.trim(false).await.unwrap();
         assert_eq!((first(busy), first(other)), (Offset(4), Offset(9)));
         drop(taking);
-        trimmer.trim(&holding, false).await.unwrap();
+        trimmer.trim(false).await.unwrap();
         assert_eq!(first(busy), Offset(9));
     }
 }

@@ -328,6 +328,9 @@ pub(crate) async fn cursors_are_kept(subject: impl Subject) {
         cursors
     };
     assert_eq!(sorted(&log).await, expected);
+    for (key, value) in [("n/t2", None), ("n/t3", value("3"))] {
+        assert_eq!(log.cursor(key).await.unwrap(), value, "{key}");
+    }
     drop(log);
     assert_eq!(sorted(&subject.open().await).await, expected);
 }

@@ -149,6 +149,16 @@ pub trait EventLog: Send + Sync + 'static {
     /// Every stored cursor, by key.
     fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>>;
 
+    /// The cursor stored under this key. What was asked to be stored before and is not yet need not be seen.
+    fn cursor<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, LogError>> {
+        Box::pin(async move {
+            let cursors = self.cursors().await?;
+            Ok(cursors
+                .into_iter()
+                .find_map(|(stored, value)| (stored == key).then_some(value)))
+        })
+    }
+
     /// Stores cursors as one commit. Of values for one key that wait to be stored only the newest is; no append waits
     /// for cursors. What is stored survives the process at once and the machine with the next append or
     /// [`EventLog::sync`].

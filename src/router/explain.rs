@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     cloudevents::{Event, Received, read_http},
-    delivery::{Engine, KeptLetter, Selection, TriggerView},
+    delivery::{Engine, KeptLetter, KeptTrigger, Selection, TriggerView},
     filter::{Decision, Explanation, Expression, Filter},
     log::{EventLog, LogError, Offset, ReadLimit},
     routing::{Route, RoutingTable, broker_key},
@@ -62,6 +62,25 @@ pub struct Explained {
     pub found: Option<Found>,
     /// Every Trigger of the broker, in order of their names.
     pub triggers: Vec<TriggerExplained>,
+    /// Triggers of the broker that were deleted, and whose places the router keeps for others of their names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deleted: Vec<DeletedTrigger>,
+}
+
+/// A Trigger that was deleted, and whose place is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeletedTrigger {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// How many events it wanted that were not settled.
+    pub pending: u64,
+    /// How many events of the broker it has not looked at.
+    pub not_looked_at: u64,
+    /// How much longer its place is kept.
+    pub seconds_left: u64,
 }
 
 /// What tells an event from others.
@@ -359,6 +378,7 @@ impl Explainer {
         self.tell_set_aside(&broker, &mut triggers);
         Ok(Explained {
             triggers,
+            deleted: self.deleted(&broker),
             broker,
             event: name,
             found: None,
@@ -376,6 +396,19 @@ impl Explainer {
                 trigger.held = trigger.held.or(Some(Held::FilterTooExpensive));
             }
         }
+    }
+
+    fn deleted(&self, broker: &str) -> Vec<DeletedTrigger> {
+        let kept = self.engine.kept_triggers().into_iter();
+        let of_broker = kept.filter(|KeptTrigger { view, .. }| view.broker == broker);
+        let deleted = of_broker.map(|KeptTrigger { view, left }| DeletedTrigger {
+            pending: view.stats.pending(),
+            not_looked_at: view.backlog(&*self.log),
+            seconds_left: left.as_secs(),
+            namespace: view.namespace,
+            name: view.name,
+        });
+        deleted.collect()
     }
 
     /// The dead letters that the event became.

@@ -292,9 +292,16 @@ impl Collector for DeliveryCollector {
         let dropped = ConstCounter::new(self.engine.dropped_with_trigger());
         dropped.encode(encoder.encode_descriptor(
             "events_dropped_with_trigger",
-            "Events that had matched and were not settled when their Trigger was deleted, since the start; its backlog is not counted",
+            "Events that had matched and were not settled when the place of their deleted Trigger was given up, since the start; its backlog is not counted",
             None,
             MetricType::Counter,
+        )?)?;
+        let kept = gauge_value(self.engine.kept_count() as u64);
+        kept.encode(encoder.encode_descriptor(
+            "triggers_kept",
+            "Deleted Triggers whose places are kept for others of their names",
+            None,
+            MetricType::Gauge,
         )?)?;
         let expired = ConstCounter::new(self.engine.dead_letters_expired());
         expired.encode(encoder.encode_descriptor(

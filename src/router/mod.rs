@@ -386,6 +386,7 @@ mod tests {
             }),
             delivery: Delivery::default(),
             start: Start::Latest,
+            start_is_set: false,
             suspend: false,
             refused: None,
         };

@@ -59,6 +59,9 @@ fn tell_set_aside(triggers: &[TriggerView], told: &BTreeSet<String>) -> BTreeSet
 fn report(triggers: &[TriggerView]) -> SinkReport {
     let mut report = SinkReport::default();
     for TriggerView { uid, stats, .. } in triggers {
+        if stats.is_resumed() {
+            report.resumed.push(uid.clone());
+        }
         if let Some(error) = stats.filter_error() {
             report.filter_errors.push(FilterError {
                 uid: uid.clone(),
@@ -98,6 +101,7 @@ fn same_sinks(one: &SinkReport, other: &SinkReport) -> bool {
     };
     outages(one) == outages(other)
         && one.unproven == other.unproven
+        && one.resumed == other.resumed
         && failing(one) == failing(other)
         && one.set_aside == other.set_aside
 }
@@ -123,6 +127,10 @@ mod tests {
             report("b", early, "503"),
             report("a", late, "503"),
             SinkReport::default(),
+            SinkReport {
+                resumed: vec!["a".into()],
+                ..known.clone()
+            },
             SinkReport {
                 unproven: vec!["b".into()],
                 ..known.clone()

@@ -81,6 +81,9 @@ pub struct Trigger {
     pub delivery: Delivery,
     /// Where a new Trigger begins.
     pub start: Start,
+    /// Whether somebody asked for that: it then also begins there where one of its name was before it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub start_is_set: bool,
     /// Events wait while this is set.
     pub suspend: bool,
     /// Why the controller did not admit it: its filters are left out, and its events wait.
@@ -360,6 +363,7 @@ mod tests {
             }),
             delivery: Delivery::default(),
             start: Start::Latest,
+            start_is_set: false,
             suspend: false,
             refused: None,
         };

@@ -88,6 +88,9 @@ pub struct SinkReport {
     /// The Triggers whose filters ended in an error for some event, which then does not match.
     #[serde(default)]
     pub filter_errors: Vec<FilterError>,
+    /// The UIDs of Triggers that went on, since the router started, where they or deleted ones of their names had been.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resumed: Vec<String>,
     /// The Triggers whose filters are too expensive for too many events, and are not evaluated any more.
     #[serde(default)]
     pub set_aside: Vec<SetAside>,

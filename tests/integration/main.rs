@@ -29,6 +29,7 @@ mod leadership;
 mod local;
 mod logs;
 mod replies;
+mod resumed;
 mod several_routers;
 mod sink_credentials;
 mod sink_status;

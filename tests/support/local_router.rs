@@ -350,6 +350,7 @@ impl LocalRouter {
 fn value(metrics: &str, parts: &[&str]) -> Option<u64> {
     let line = metrics
         .lines()
+        .filter(|line| !line.starts_with('#'))
         .find(|line| parts.iter().all(|part| line.contains(part)))?;
     line.rsplit(' ').next()?.parse().ok()
 }

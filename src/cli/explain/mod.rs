@@ -228,6 +228,7 @@ fn by_table(table: &RoutingTable, broker: Option<&str>, event: &Event) -> anyhow
         broker,
         event: event.into(),
         found: None,
+        deleted: Vec::new(),
     });
     Ok(explained.collect())
 }
@@ -255,6 +256,7 @@ fn print_json(explained: &[Explained]) -> anyhow::Result<()> {
         event,
         found,
         triggers,
+        deleted: _,
     } in explained
     {
         for trigger in triggers {

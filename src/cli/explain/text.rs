@@ -7,7 +7,7 @@ use clap::builder::styling::{AnsiColor, Style};
 use super::super::{display::harmless, validate::counted};
 use crate::{
     filter::{Explanation, Outcome},
-    router::explain::{EventState, Explained, Held, Progress, TriggerExplained},
+    router::explain::{DeletedTrigger, EventState, Explained, Held, Progress, TriggerExplained},
 };
 
 const GOOD: Style = AnsiColor::Green.on_default();
@@ -22,6 +22,7 @@ pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
         event: _,
         found,
         triggers,
+        deleted,
     } = explained;
     writeln!(out, "\nBroker {broker}")?;
     if let Some(found) = found {
@@ -56,7 +57,33 @@ pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
             write_delivery(out, broker, found.is_some(), trigger)?;
         }
     }
-    Ok(())
+    deleted.iter().try_for_each(|deleted| write_deleted(out, deleted))
+}
+
+/// A Trigger that is gone, and what waits for one of its name.
+fn write_deleted(out: &mut impl Write, deleted: &DeletedTrigger) -> io::Result<()> {
+    let DeletedTrigger {
+        namespace,
+        name,
+        pending,
+        not_looked_at,
+        seconds_left,
+    } = deleted;
+    writeln!(
+        out,
+        "\n  {BOLD}Trigger {namespace}/{name}{BOLD:#} {DIM}was deleted{DIM:#}"
+    )?;
+    let (pending, minutes) = (counted_events(*pending), seconds_left.div_ceil(60));
+    writeln!(
+        out,
+        "    {pending} it wanted and {} it has not looked at are kept for another {minutes} min,\n    \
+         for a Trigger of its name",
+        counted_events(*not_looked_at)
+    )
+}
+
+fn counted_events(events: u64) -> String {
+    counted(usize::try_from(events).unwrap_or(usize::MAX), "event")
 }
 
 /// Why a Trigger wants the event or not, one clause a line, `level` steps in.

@@ -2,10 +2,12 @@
 //!
 //! `document` reads YAML and JSON with the place of each value, `schema` checks a value against a custom resource
 //! definition, `resource` makes our resources of documents, `surroundings` takes note of Services and namespaces, and
-//! [`Manifests`] keeps what a set of files says. [`resolve`] computes routing from it.
+//! [`Manifests`] keeps what a set of files says, [`Grace`] what is missing in them for a moment. [`resolve`] computes
+//! routing from it.
 
 pub mod document;
 mod files;
+mod grace;
 mod resolution;
 mod resource;
 mod schema;
@@ -15,6 +17,7 @@ use std::{fmt, path::PathBuf};
 
 pub use document::{Node, Position};
 pub use files::{Loaded, Manifests};
+pub use grace::Grace;
 pub use resolution::{Resolution, Unresolved, named_services, resolve};
 pub use resource::{Manifest, Resource};
 pub use schema::unknown_field;

@@ -298,6 +298,16 @@ impl EmbeddedLog {
         .await
     }
 
+    fn cursors_error(&self, error: ReadError) -> LogError {
+        match error {
+            ReadError::Missing(_) => store::damaged(&self.shared.directory, "a cursor is missing"),
+            ReadError::Damaged(detail) => {
+                store::damaged(&self.shared.directory, format!("cursors: {detail}"))
+            }
+            ReadError::Unavailable(detail) => LogError::Unavailable(format!("cursors: {detail}")),
+        }
+    }
+
     /// Reads a broker's records between these offsets from the storage.
     async fn read_storage<T: Send + 'static>(
         &self,
@@ -414,21 +424,19 @@ impl EmbeddedLog {
         .await
     }
 
-    async fn read_cursors(&self) -> Result<Vec<(String, Bytes)>, LogError> {
+    /// Reads cursors from the storage.
+    async fn read_cursors<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Store) -> Result<T, ReadError> + Clone + Send + 'static,
+    ) -> Result<T, LogError> {
         let origin = Origin {
             keyspace: self.shared.store.cursors.clone(),
             offsets: None,
         };
         let shared = self.shared.clone();
-        let read = move || shared.store.cursors();
+        let read = move || read(&shared.store);
         let cursors = self.readers.read(None, origin, |_| false, read).await;
-        cursors.map_err(|e| match e {
-            ReadError::Missing(_) => store::damaged(&self.shared.directory, "a cursor is missing"),
-            ReadError::Damaged(detail) => {
-                store::damaged(&self.shared.directory, format!("cursors: {detail}"))
-            }
-            ReadError::Unavailable(detail) => LogError::Unavailable(format!("cursors: {detail}")),
-        })
+        cursors.map_err(|error| self.cursors_error(error))
     }
 }
 
@@ -504,7 +512,12 @@ impl EventLog for EmbeddedLog {
     }
 
     fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>> {
-        Box::pin(self.read_cursors())
+        Box::pin(self.read_cursors(Store::cursors))
+    }
+
+    fn cursor<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, LogError>> {
+        let key = key.to_owned();
+        Box::pin(self.read_cursors(move |store| store.cursor(&key)))
     }
 
     fn save_cursors(&self, changes: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>> {

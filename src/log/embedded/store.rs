@@ -354,6 +354,12 @@ impl Store {
             .collect()
     }
 
+    pub(super) fn cursor(&self, key: &str) -> Result<Option<Bytes>, ReadError> {
+        let value = self.cursors.get(key);
+        let value = value.map_err(|e| ReadError::Damaged(e.to_string()))?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
     fn unreadable(&self, error: &fjall::Error) -> LogError {
         match ReadError::of(error) {
             ReadError::Unavailable(error) => LogError::Open {

@@ -13,6 +13,7 @@ mod reads;
 mod sinks;
 mod sockets;
 mod storage;
+mod undo;
 
 use arrivals::{all_arrive, check_order_by_key};
 pub(crate) use producers::Producers;

@@ -1,0 +1,435 @@
+//! Keeps the places of Triggers that are gone, for as long as the operator says: their events stay in the log, and a
+//! Trigger that comes back, or one that takes a deleted one's place, goes on where it was.
+//!
+//! A place is the cursor as its dispatcher saved it last, with a [`Record`] beside it that says whose it is and since
+//! when it is kept. When the log is full, places are given up before a producer is refused.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{
+    TriggerStats, TriggerView,
+    holding::Holding,
+    kept::{Identity, Kept, Place, Record, RunningTime, begins_anew, removal},
+    progress::{Progress, ProgressError},
+};
+use crate::{
+    log::{CursorChange, EventLog, LogError, Offset},
+    routing::Trigger,
+};
+
+/// The place of a Trigger that was deleted, kept for one that takes it up.
+#[derive(Clone, Debug)]
+pub struct KeptTrigger {
+    /// The Trigger as it was.
+    pub view: TriggerView,
+    /// How much longer it is kept.
+    pub left: Duration,
+}
+
+/// A cursor that was found, and whose it is if that is known.
+#[derive(Clone, Debug)]
+pub(super) struct StoredPlace {
+    pub(super) cursor: Bytes,
+    pub(super) record: Option<Record>,
+}
+
+/// A Trigger that is not there any more.
+pub(super) struct Gone {
+    pub(super) uid: String,
+    /// `None` if an earlier version stored its cursor, and nobody can take its place but by its UID.
+    pub(super) identity: Option<Identity>,
+    /// Its cursor and since when it is gone, if that was found at the start.
+    pub(super) found: Option<(Bytes, Option<Duration>)>,
+}
+
+impl Gone {
+    /// Its delivery has ended just now.
+    pub(super) fn ended(view: &TriggerView) -> Self {
+        Self {
+            uid: view.uid.clone(),
+            identity: Some(Identity {
+                namespace: view.namespace.clone(),
+                name: view.name.clone(),
+                broker: view.broker.clone(),
+            }),
+            found: None,
+        }
+    }
+
+    /// Its cursor was stored, and it is not in the configuration.
+    pub(super) fn found(uid: String, StoredPlace { cursor, record }: StoredPlace) -> Self {
+        let gone_at = record.as_ref().and_then(Record::gone_at);
+        Self {
+            uid,
+            identity: record.map(|record| record.identity),
+            found: Some((cursor, gone_at)),
+        }
+    }
+}
+
+pub(super) struct Keeper {
+    log: Arc<dyn EventLog>,
+    window: Duration,
+    time: RunningTime,
+    kept: Mutex<Kept>,
+    /// Held from what is found in `kept` until that is stored: else what is removed could be what was stored since.
+    turn: tokio::sync::Mutex<()>,
+    /// UIDs of which something is stored still, for want of room on the disk to remove it.
+    unremoved: Mutex<Vec<String>>,
+    dropped: AtomicU64,
+}
+
+impl Keeper {
+    /// Keeps places for `window`; `ran_before` is how long routers ran on this data before.
+    pub(super) fn new(log: Arc<dyn EventLog>, window: Duration, ran_before: Duration) -> Self {
+        Self {
+            log,
+            window,
+            time: RunningTime::new(ran_before, Instant::now()),
+            kept: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            unremoved: Mutex::default(),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    /// While this is held no place is given up. Whoever keeps places or takes them up holds it until that is stored.
+    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// How many events had matched and were not settled when the places of their Triggers were given up.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
+    /// How many places are kept.
+    pub(super) fn count(&self) -> usize {
+        self.kept().len()
+    }
+
+    /// The places that are kept, the oldest first.
+    pub(super) fn triggers(&self) -> Vec<KeptTrigger> {
+        let now = self.now();
+        let places = self.kept().places().into_iter();
+        let triggers = places.map(|Place { view, gone_at }| KeptTrigger {
+            view,
+            left: self.window.saturating_sub(now.saturating_sub(gone_at)),
+        });
+        triggers.collect()
+    }
+
+    /// What holds events in the log: what is kept, and what `others` gives. A place is among one of the two, also while
+    /// it is handed over.
+    pub(super) fn with_kept(&self, others: impl FnOnce() -> Arc<Holding>) -> Arc<Holding> {
+        let kept = self.kept();
+        let others = others();
+        if kept.views().next().is_none() {
+            return others;
+        }
+        Arc::new(others.with(kept.views()))
+    }
+
+    /// What was taken up is held by those who took it, once they are made known.
+    pub(super) fn hand_over(&self, make_known: impl FnOnce()) {
+        let mut kept = self.kept();
+        make_known();
+        kept.forget_taken();
+    }
+
+    /// Keeps the places of Triggers that are gone, or gives them up if none are to be kept.
+    ///
+    /// # Errors
+    /// When the log fails.
+    pub(super) async fn keep(&self, gone: Vec<Gone>) -> Result<(), LogError> {
+        let now = self.now();
+        self.mark(&gone, now).await?;
+        let (mut given_up, mut unknown) = (Vec::new(), Vec::new());
+        for Gone { uid, identity, found } in gone {
+            let (cursor, gone_at) = match found {
+                Some((cursor, gone_at)) => (Some(cursor), gone_at),
+                None => (self.log.cursor(&uid).await?, None),
+            };
+            let view = cursor
+                .as_ref()
+                .map(|cursor| view(&uid, identity.as_ref(), cursor));
+            match view {
+                None => {
+                    let identity = identity.as_ref();
+                    tracing::info!(
+                        trigger = shown(identity, &uid),
+                        "the Trigger is gone, and had no place yet"
+                    );
+                }
+                Some(Err(error)) => {
+                    tracing::error!(uid, %error, "the stored cursor of a Trigger that is gone cannot be used, and is removed");
+                    unknown.push(uid);
+                }
+                Some(Ok(view)) => {
+                    let gone_at = gone_at.unwrap_or(now);
+                    let place = Place { view, gone_at };
+                    if identity.is_none() || self.window.is_zero() {
+                        self.give_up(&place, "it is not kept");
+                        unknown.push(uid);
+                    } else {
+                        self.tell_kept(&place);
+                        given_up.extend(self.kept().keep(place));
+                    }
+                }
+            }
+        }
+        for place in &given_up {
+            self.give_up(place, "there are more of its name, or too many");
+        }
+        unknown.extend(given_up.into_iter().map(|place| place.view.uid));
+        self.remove(unknown).await
+    }
+
+    /// Notes durably whose places are kept, and since when.
+    async fn mark(&self, gone: &[Gone], now: Duration) -> Result<(), LogError> {
+        if self.window.is_zero() {
+            return Ok(());
+        }
+        let unmarked = gone
+            .iter()
+            .filter(|gone| !matches!(gone.found, Some((_, Some(_)))));
+        let marks = unmarked.filter_map(|gone| {
+            let identity = gone.identity.clone()?;
+            Some(Record::gone(identity, now).change(&gone.uid))
+        });
+        let mut changes: Vec<_> = marks.collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        changes.push(self.time.change(Instant::now()));
+        match self.log.save_cursors(changes).await {
+            // Then the next start finds that they are gone.
+            Err(LogError::Full(error)) => {
+                tracing::warn!(
+                    error,
+                    "no room to note since when the places of deleted Triggers are kept"
+                );
+                Ok(())
+            }
+            marked => marked,
+        }
+    }
+
+    /// The place that a new Trigger takes up: its own, or, unless it is to begin elsewhere, that of a deleted Trigger
+    /// of its name and broker. Gives the UID under which it is stored, and the cursor. What is in it is held until
+    /// [`Keeper::hand_over`].
+    ///
+    /// # Errors
+    /// When the log fails.
+    pub(super) async fn take_up(
+        &self,
+        trigger: &Trigger,
+        broker: &str,
+    ) -> Result<Option<(String, Bytes)>, LogError> {
+        lock(&self.unremoved).retain(|uid| *uid != trigger.uid);
+        let identity = Identity::of(trigger, broker);
+        let own = self.kept().take(&trigger.uid);
+        let place = match own {
+            Some(place) => Some(place),
+            None if begins_anew(trigger) => {
+                let unwanted = self.kept().remove_named(&identity);
+                if let Some(place) = unwanted {
+                    self.give_up(
+                        &place,
+                        "a new Trigger of its name begins elsewhere, by its spec.start",
+                    );
+                    self.remove(vec![place.view.uid]).await?;
+                }
+                None
+            }
+            None => self.kept().take_named(&identity),
+        };
+        let Some(place) = place else { return Ok(None) };
+        let uid = place.view.uid;
+        let cursor = self.log.cursor(&uid).await?;
+        Ok(cursor.map(|cursor| (uid, cursor)))
+    }
+
+    /// Takes out the places of Triggers that are there, though nobody can read them: they are held for as long as it
+    /// takes.
+    pub(super) fn take_unread(&self, is_unread: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut kept = self.kept();
+        let unread: Vec<_> = kept
+            .uids()
+            .filter(|uid| is_unread(uid))
+            .map(str::to_owned)
+            .collect();
+        for uid in &unread {
+            drop(kept.take(uid));
+        }
+        unread
+    }
+
+    /// Gives up the places whose time is over, and notes the time.
+    ///
+    /// # Errors
+    /// When the log fails.
+    pub(super) async fn tick(&self) -> Result<(), LogError> {
+        let _turn = self.turn().await;
+        let expired = self.kept().expire(self.now(), self.window);
+        for place in &expired {
+            self.give_up(place, "its time is over");
+        }
+        let mut uids: Vec<_> = std::mem::take(&mut *lock(&self.unremoved));
+        uids.extend(expired.into_iter().map(|place| place.view.uid));
+        self.remove(uids).await?;
+        if self.count() == 0 {
+            return Ok(());
+        }
+        match self
+            .log
+            .save_cursors(vec![self.time.change(Instant::now())])
+            .await
+        {
+            // What is not noted makes a place be kept longer after the next start.
+            Err(LogError::Full(_)) => Ok(()),
+            saved => saved,
+        }
+    }
+
+    /// Gives up the oldest place that holds what nobody else does; names it. `others` as in
+    /// [`Kept::give_up_for_room`].
+    ///
+    /// # Errors
+    /// When the log fails.
+    pub(super) async fn give_up_for_room(
+        &self,
+        others: impl Fn(&str) -> Offset,
+    ) -> Result<Option<String>, LogError> {
+        let _turn = self.turn().await;
+        let given_up = self.kept().give_up_for_room(others);
+        let Some(place) = given_up else { return Ok(None) };
+        self.give_up(&place, "the event log is full");
+        self.remove(vec![place.view.uid.clone()]).await?;
+        Ok(Some(place.view.uid))
+    }
+
+    /// Removes what is stored; what cannot be for want of room on the disk is tried again. A crash before that keeps
+    /// the place again.
+    async fn remove(&self, uids: Vec<String>) -> Result<(), LogError> {
+        if uids.is_empty() {
+            return Ok(());
+        }
+        let changes: Vec<CursorChange> = uids.iter().flat_map(|uid| removal(uid)).collect();
+        match self.log.save_cursors(changes).await {
+            Err(LogError::Full(_)) => {
+                lock(&self.unremoved).extend(uids);
+                Ok(())
+            }
+            removed => removed,
+        }
+    }
+
+    fn give_up(&self, Place { view, .. }: &Place, why: &'static str) {
+        let (pending, backlog) = (view.stats.pending(), view.backlog(&*self.log));
+        self.dropped.fetch_add(pending, Relaxed);
+        let trigger = shown_view(view);
+        if pending + backlog == 0 {
+            tracing::info!(trigger, why, "the place of a Trigger that is gone is given up");
+        } else {
+            tracing::warn!(
+                trigger,
+                why,
+                dropped = pending,
+                not_looked_at = backlog,
+                "the place of a Trigger that is gone is given up, and with it what it had not delivered"
+            );
+        }
+    }
+
+    fn tell_kept(&self, Place { view, gone_at }: &Place) {
+        let (pending, backlog) = (view.stats.pending(), view.backlog(&*self.log));
+        let left = self.window.saturating_sub(self.now().saturating_sub(*gone_at));
+        let (trigger, seconds) = (shown_view(view), left.as_secs());
+        if pending + backlog == 0 {
+            tracing::info!(
+                trigger,
+                seconds,
+                "the Trigger is gone; its place is kept for so long"
+            );
+        } else {
+            tracing::warn!(
+                trigger,
+                seconds,
+                pending,
+                not_looked_at = backlog,
+                "the Trigger is gone: it was deleted, or its namespace is not watched any more; what it had not \
+                 delivered is kept for so long, for a Trigger of its name"
+            );
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.time.at(Instant::now())
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        lock(&self.kept)
+    }
+}
+
+/// What was stored about Triggers, apart from each other: the cursors with their records, and what has no cursor.
+pub(super) fn sort_out(
+    cursors: HashMap<String, Bytes>,
+    mut records: HashMap<String, Option<Record>>,
+) -> (HashMap<String, StoredPlace>, Vec<String>) {
+    let stored = cursors.into_iter().map(|(uid, cursor)| {
+        let record = records.remove(&uid).flatten();
+        (uid, StoredPlace { cursor, record })
+    });
+    let stored = stored.collect();
+    (stored, records.into_keys().collect())
+}
+
+/// What is seen of a Trigger that does not run, from its cursor.
+pub(super) fn view(
+    uid: &str,
+    identity: Option<&Identity>,
+    cursor: &[u8],
+) -> Result<TriggerView, ProgressError> {
+    let (broker, progress) = Progress::decode_with_broker(cursor, Instant::now())?;
+    let stats = Arc::<TriggerStats>::default();
+    stats.show(&progress);
+    stats.show_low(progress.low());
+    let (namespace, name) = identity.map_or(("", ""), |identity| (&identity.namespace, &identity.name));
+    Ok(TriggerView {
+        uid: uid.to_owned(),
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        broker,
+        stats,
+    })
+}
+
+fn shown(identity: Option<&Identity>, uid: &str) -> String {
+    identity.map_or_else(
+        || format!("with the UID {uid}"),
+        |Identity { namespace, name, .. }| format!("{namespace}/{name}"),
+    )
+}
+
+fn shown_view(view: &TriggerView) -> String {
+    match view.name.as_str() {
+        "" => format!("with the UID {}", view.uid),
+        name => format!("{}/{name}", view.namespace),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code that holds the lock can leave what it guards half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,472 @@
+//! The places of Triggers that are gone, kept for a while so that whoever comes back goes on there. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::TriggerView;
+use crate::{
+    log::{CursorChange, Offset},
+    routing::{Start, Trigger},
+};
+
+/// How many places are kept at most. Beyond it, the oldest of the namespace that has most is given up.
+const MAX_PLACES: usize = 10_000;
+
+/// What the keys of [`Record`]s begin with. No UID of a Trigger does.
+const RECORD: &str = "trigger:";
+
+/// The key of the [`RunningTime`]. No UID of a Trigger is this.
+const RUNNING_TIME: &str = "running-time";
+
+const VERSION: u32 = 1;
+
+/// What a Trigger shares with the one that takes its place.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct Identity {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    /// As `namespace/name`: the cursor is a place in this broker's log.
+    pub(super) broker: String,
+}
+
+impl Identity {
+    pub(super) fn of(trigger: &Trigger, broker: &str) -> Self {
+        Self {
+            namespace: trigger.namespace.clone(),
+            name: trigger.name.clone(),
+            broker: broker.to_owned(),
+        }
+    }
+}
+
+/// Whose cursor is stored under a UID, and since when the Trigger is gone. Stored beside the cursor, which stays as it
+/// is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    version: u32,
+    #[serde(flatten)]
+    pub(super) identity: Identity,
+    /// In seconds of the [`RunningTime`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gone_at: Option<u64>,
+}
+
+impl Record {
+    /// Of a Trigger that is there.
+    pub(super) fn present(identity: Identity) -> Self {
+        Self {
+            version: VERSION,
+            identity,
+            gone_at: None,
+        }
+    }
+
+    pub(super) fn gone(identity: Identity, at: Duration) -> Self {
+        Self {
+            gone_at: Some(at.as_secs()),
+            ..Self::present(identity)
+        }
+    }
+
+    pub(super) fn gone_at(&self) -> Option<Duration> {
+        self.gone_at.map(Duration::from_secs)
+    }
+
+    pub(super) fn change(&self, uid: &str) -> CursorChange {
+        // Strings and numbers always serialise.
+        let stored = serde_json::to_vec(self).unwrap_or_default();
+        (format!("{RECORD}{uid}"), Some(stored.into()))
+    }
+}
+
+/// What removes all that is stored of a Trigger.
+pub(super) fn removal(uid: &str) -> [CursorChange; 2] {
+    [(uid.to_owned(), None), (format!("{RECORD}{uid}"), None)]
+}
+
+/// What a stored value is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Stored<'a> {
+    /// The record of the Trigger with this UID; `None` if this version cannot read it.
+    Record(&'a str, Option<Record>),
+    /// The time that routers have run.
+    RunningTime(Duration),
+    /// Something else.
+    Other,
+}
+
+/// Recognises what this module stores.
+pub(super) fn stored<'a>(key: &'a str, value: &Bytes) -> Stored<'a> {
+    if key == RUNNING_TIME {
+        let seconds = serde_json::from_slice(value).unwrap_or_default();
+        return Stored::RunningTime(Duration::from_secs(seconds));
+    }
+    let Some(uid) = key.strip_prefix(RECORD) else {
+        return Stored::Other;
+    };
+    let record = serde_json::from_slice::<Record>(value).ok();
+    Stored::Record(uid, record.filter(|record| record.version == VERSION))
+}
+
+/// How long routers have run on this data: no jump of the wall clock changes it, and time that passes while no router
+/// runs is not counted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RunningTime {
+    before: Duration,
+    since: Instant,
+}
+
+impl RunningTime {
+    pub(super) fn new(before: Duration, since: Instant) -> Self {
+        Self { before, since }
+    }
+
+    pub(super) fn at(&self, now: Instant) -> Duration {
+        self.before.saturating_add(now.duration_since(self.since))
+    }
+
+    pub(super) fn change(&self, now: Instant) -> CursorChange {
+        let stored = self.at(now).as_secs().to_string();
+        (RUNNING_TIME.to_owned(), Some(stored.into()))
+    }
+}
+
+/// Where a Trigger was.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// What is held for it, and its figures.
+    pub(super) view: TriggerView,
+    /// By the [`RunningTime`].
+    pub(super) gone_at: Duration,
+}
+
+impl Place {
+    pub(super) fn identity(&self) -> Identity {
+        Identity {
+            namespace: self.view.namespace.clone(),
+            name: self.view.name.clone(),
+            broker: self.view.broker.clone(),
+        }
+    }
+}
+
+/// Whether a new Trigger is to begin where its `start` says, whatever there was before.
+pub(super) fn begins_anew(trigger: &Trigger) -> bool {
+    // Only the default can have been left out, also where whoever wrote it knew no `startIsSet`.
+    trigger.start_is_set || trigger.start != Start::Latest
+}
+
+/// The kept places. Those that are being taken up still hold their events, until they are forgotten.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    places: HashMap<String, Place>,
+    /// The UID of each.
+    named: HashMap<Identity, String>,
+    /// By namespace, and within it the oldest first.
+    aged: BTreeMap<String, BTreeSet<Age>>,
+    taken: Vec<Place>,
+}
+
+/// When a Trigger was gone, and its UID.
+type Age = (Duration, String);
+
+impl Kept {
+    /// Keeps a place. Gives back what has to make way: an older place of the same name, and what is too much.
+    pub(super) fn keep(&mut self, place: Place) -> Vec<Place> {
+        let uid = place.view.uid.clone();
+        let mut given_up = Vec::from_iter(self.remove(&uid));
+        given_up.extend(self.remove_named(&place.identity()));
+        let aged = self.aged.entry(place.view.namespace.clone()).or_default();
+        aged.insert(age(&place));
+        self.named.insert(place.identity(), uid.clone());
+        self.places.insert(uid, place);
+        if self.places.len() > MAX_PLACES {
+            let largest = self.aged.values().max_by_key(|aged| aged.len());
+            let oldest = largest.and_then(BTreeSet::first).cloned();
+            given_up.extend(oldest.and_then(|(_, uid)| self.remove(&uid)));
+        }
+        given_up
+    }
+
+    /// Has the place of this UID taken up; it holds its events until it is forgotten.
+    pub(super) fn take(&mut self, uid: &str) -> Option<Place> {
+        let place = self.remove(uid)?;
+        self.taken.push(place.clone());
+        Some(place)
+    }
+
+    /// The same with the place of the Trigger that has this name and broker.
+    pub(super) fn take_named(&mut self, identity: &Identity) -> Option<Place> {
+        let uid = self.named.get(identity)?.clone();
+        self.take(&uid)
+    }
+
+    /// What was taken up holds nothing any more: somebody else does.
+    pub(super) fn forget_taken(&mut self) {
+        self.taken.clear();
+    }
+
+    /// Gives up the place that a new Trigger of its name does not want.
+    pub(super) fn remove_named(&mut self, identity: &Identity) -> Option<Place> {
+        let uid = self.named.get(identity)?.clone();
+        self.remove(&uid)
+    }
+
+    /// Gives up what was kept for long enough.
+    pub(super) fn expire(&mut self, now: Duration, window: Duration) -> Vec<Place> {
+        let is_over = |(gone_at, _): &&Age| now.saturating_sub(*gone_at) >= window;
+        let over = self
+            .aged
+            .values()
+            .flat_map(|aged| aged.iter().take_while(is_over));
+        let over: Vec<_> = over.map(|(_, uid)| uid.clone()).collect();
+        over.iter().filter_map(|uid| self.remove(uid)).collect()
+    }
+
+    /// Gives up the oldest of those that hold events of their broker that nobody else holds. `others` gives the first
+    /// offset of a broker that is held for a Trigger that is there.
+    pub(super) fn give_up_for_room(&mut self, others: impl Fn(&str) -> Offset) -> Option<Place> {
+        let holds_more = |place: &&Place| place.view.stats.low() < others(&place.view.broker);
+        let (_, uid) = self.places.values().filter(holds_more).map(age).min()?;
+        self.remove(&uid)
+    }
+
+    /// Those that nobody has taken up, the oldest first.
+    pub(super) fn places(&self) -> Vec<Place> {
+        let mut places: Vec<_> = self.places.values().cloned().collect();
+        places.sort_by_cached_key(age);
+        places
+    }
+
+    /// The UIDs of those that nobody has taken up.
+    pub(super) fn uids(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// What holds events.
+    pub(super) fn views(&self) -> impl Iterator<Item = &TriggerView> {
+        self.places.values().chain(&self.taken).map(|place| &place.view)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    fn remove(&mut self, uid: &str) -> Option<Place> {
+        let place = self.places.remove(uid)?;
+        self.named.remove(&place.identity());
+        if let Some(aged) = self.aged.get_mut(&place.view.namespace) {
+            aged.remove(&age(&place));
+            if aged.is_empty() {
+                self.aged.remove(&place.view.namespace);
+            }
+        }
+        Some(place)
+    }
+}
+
+fn age(place: &Place) -> Age {
+    (place.gone_at, place.view.uid.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::delivery::{TriggerStats, progress::Progress};
+
+    fn identity(namespace: &str, name: &str) -> Identity {
+        Identity {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            broker: format!("{namespace}/default"),
+        }
+    }
+
+    /// A place that holds its broker's log from `low` on.
+    fn place(uid: &str, identity: &Identity, gone_at: u64, low: u64) -> Place {
+        let stats = Arc::<TriggerStats>::default();
+        stats.show_low(Progress::starting_at(Offset(low)).low());
+        Place {
+            view: TriggerView {
+                uid: uid.to_owned(),
+                namespace: identity.namespace.clone(),
+                name: identity.name.clone(),
+                broker: identity.broker.clone(),
+                stats,
+            },
+            gone_at: Duration::from_secs(gone_at),
+        }
+    }
+
+    fn uids<'a>(places: impl IntoIterator<Item = &'a Place>) -> Vec<&'a str> {
+        places.into_iter().map(|place| place.view.uid.as_str()).collect()
+    }
+
+    #[test]
+    fn a_place_is_taken_by_its_uid_or_by_its_name_once() {
+        let (a, b) = (identity("shop", "a"), identity("shop", "b"));
+        let mut kept = Kept::default();
+        assert!(kept.keep(place("1", &a, 0, 7)).is_empty());
+        assert!(kept.keep(place("2", &b, 0, 7)).is_empty());
+        assert!(kept.take_named(&identity("other", "a")).is_none());
+        let elsewhere = Identity {
+            broker: "shop/other".to_owned(),
+            ..a.clone()
+        };
+        assert!(kept.take_named(&elsewhere).is_none(), "another log");
+        assert_eq!(kept.take_named(&a).unwrap().view.uid, "1");
+        assert!(kept.take_named(&a).is_none() && kept.take("1").is_none());
+        assert_eq!(kept.take("2").unwrap().view.uid, "2");
+        assert_eq!(kept.len(), 0);
+        assert_eq!(kept.views().count(), 2, "held until others hold it");
+        kept.forget_taken();
+        assert_eq!(kept.views().count(), 0);
+    }
+
+    #[test]
+    fn the_newest_place_of_a_name_is_kept() {
+        let a = identity("shop", "a");
+        let mut kept = Kept::default();
+        kept.keep(place("1", &a, 0, 7));
+        assert_eq!(uids(&kept.keep(place("2", &a, 1, 9))), ["1"]);
+        assert_eq!(uids(&kept.remove_named(&a)), ["2"]);
+        assert_eq!(kept.len(), 0);
+    }
+
+    #[test]
+    fn a_place_is_given_up_when_its_time_is_over() {
+        let mut kept = Kept::default();
+        for (uid, gone_at) in [("1", 10), ("2", 20), ("3", 30)] {
+            kept.keep(place(uid, &identity("shop", uid), gone_at, 0));
+        }
+        let window = Duration::from_secs(60);
+        let mut expired = |now| {
+            let places = kept.expire(Duration::from_secs(now), window);
+            uids(&places).join(" ")
+        };
+        assert_eq!(expired(69), "");
+        assert_eq!(expired(80), "1 2");
+        assert_eq!(expired(5), "", "a clock that stood still");
+        assert_eq!(expired(90), "3");
+    }
+
+    #[test]
+    fn for_room_the_oldest_goes_that_holds_what_nobody_else_does() {
+        let mut kept = Kept::default();
+        for (uid, gone_at, low) in [("needless", 1, 100), ("old", 2, 50), ("new", 3, 10)] {
+            kept.keep(place(uid, &identity("shop", uid), gone_at, low));
+        }
+        kept.keep(place("elsewhere", &identity("bank", "x"), 4, 50));
+        kept.keep(place("taken", &identity("shop", "taken"), 0, 0));
+        kept.take("taken");
+        let others = |broker: &str| Offset(if broker == "shop/default" { 100 } else { 0 });
+        let mut given_up = Vec::new();
+        while let Some(place) = kept.give_up_for_room(others) {
+            given_up.push(place.view.uid);
+        }
+        assert_eq!(given_up, ["old", "new"]);
+    }
+
+    #[test]
+    fn a_namespace_that_has_too_many_gives_up_its_own() {
+        let mut kept = Kept::default();
+        kept.keep(place("neighbour", &identity("bank", "x"), 0, 0));
+        let mut given_up = Vec::new();
+        for number in 0..MAX_PLACES as u64 + 1 {
+            let uid = number.to_string();
+            given_up.extend(kept.keep(place(&uid, &identity("shop", &uid), number, 0)));
+        }
+        assert_eq!(uids(&given_up), ["0", "1"]);
+        assert_eq!(kept.len(), MAX_PLACES);
+        assert!(kept.take("neighbour").is_some());
+    }
+
+    #[test]
+    fn what_is_stored_is_read() {
+        let record = Record::gone(identity("shop", "a"), Duration::from_millis(61_900));
+        let (key, value) = record.change("u");
+        let value = value.unwrap();
+        assert_eq!(stored(&key, &value), Stored::Record("u", Some(record)));
+        let now = Instant::now();
+        let time = RunningTime::new(Duration::from_secs(5), now);
+        let later = now + Duration::from_millis(2_500);
+        let (key, value) = time.change(later);
+        assert_eq!(
+            stored(&key, &value.unwrap()),
+            Stored::RunningTime(Duration::from_secs(7))
+        );
+        assert_eq!(stored("u", &Bytes::new()), Stored::Other);
+        assert_eq!(
+            removal("u"),
+            [("u".to_owned(), None), ("trigger:u".to_owned(), None)]
+        );
+        for other in [
+            r#"{"version":2,"namespace":"n","name":"a","broker":"n/b"}"#,
+            "nothing",
+        ] {
+            assert_eq!(
+                stored("trigger:u", &Bytes::from(other)),
+                Stored::Record("u", None),
+                "{other}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_start_that_somebody_wrote_is_where_a_trigger_begins() {
+        for (start, is_set, anew) in [
+            (json!("Latest"), None, false),
+            (json!("Latest"), Some(false), false),
+            (json!("Latest"), Some(true), true),
+            (json!("Earliest"), None, true),
+            (json!({"At": "2026-01-01T00:00:00Z"}), None, true),
+        ] {
+            let mut trigger = json!({
+                "uid": "u", "namespace": "shop", "name": "t", "generation": 1, "broker": "default", "filters": [],
+                "destination": null, "delivery": {}, "start": start, "suspend": false,
+            });
+            if let Some(is_set) = is_set {
+                trigger["startIsSet"] = is_set.into();
+            }
+            let trigger: Trigger = serde_json::from_value(trigger).unwrap();
+            assert_eq!(begins_anew(&trigger), anew, "{start} {is_set:?}");
+        }
+    }
+
+    proptest! {
+        /// Nothing is lost and nothing is there twice: what was kept is kept, taken up or given up.
+        #[test]
+        fn each_place_has_one_end(steps in prop::collection::vec((0_u8..6, 0_u64..8, 0_u64..4), 0..100)) {
+            let (mut kept, mut next, mut ends) = (Kept::default(), 0_usize, Vec::new());
+            for (now, (step, which, name)) in steps.into_iter().enumerate() {
+                let identity = identity(if name < 2 { "shop" } else { "bank" }, &name.to_string());
+                let gone_at = now as u64;
+                match step {
+                    0 | 1 => {
+                        ends.extend(kept.keep(place(&next.to_string(), &identity, gone_at, which)));
+                        next += 1;
+                    }
+                    2 => ends.extend(kept.take_named(&identity)),
+                    3 => ends.extend(kept.take(&which.to_string())),
+                    4 => ends.extend(kept.expire(Duration::from_secs(gone_at), Duration::from_secs(which))),
+                    _ => ends.extend(kept.give_up_for_room(|_| Offset(4))),
+                }
+                let mut all: Vec<usize> = uids(&ends).into_iter().chain(kept.uids()).map(|uid| uid.parse().unwrap()).collect();
+                all.sort_unstable();
+                prop_assert_eq!(all, (0..next).collect::<Vec<_>>());
+                prop_assert_eq!(kept.named.len(), kept.len());
+                prop_assert_eq!(kept.aged.values().map(BTreeSet::len).sum::<usize>(), kept.len());
+            }
+        }
+    }
+}
