@@ -2,6 +2,7 @@
 
 mod arrivals;
 mod delivery;
+mod filters;
 mod full;
 mod kills;
 mod producers;
