@@ -265,7 +265,7 @@ pub struct NamespaceSelector {
 
     /// Namespaces that have all of these labels.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
-    #[schemars(extend("minProperties" = 1, "maxProperties" = 16))]
+    #[schemars(extend("minProperties" = 1, "maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 63}))]
     pub match_labels: std::collections::BTreeMap<String, String>,
 }
 

@@ -95,7 +95,7 @@ pub struct CronSource {
 
     /// Extension attributes: names of lower-case letters and digits, and their values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32))]
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = {"type": "string", "maxLength": 1024}))]
     #[x_kube(
         validation = ("self.all(name, name.matches('^[a-z0-9]+$'))", "attribute names are lower-case letters and digits"),
         validation = ("!self.exists(name, name in ['id', 'source', 'type', 'specversion', 'time', 'subject', 'datacontenttype', 'dataschema', 'data'])", "id, source, type, specversion, time, subject, datacontenttype, dataschema and data are no extensions")

@@ -35,6 +35,7 @@ mod status_writer;
 mod statuses;
 #[cfg(test)]
 mod tests;
+pub mod trim;
 mod watch;
 
 pub use channel::{ChannelOptions, RouterAccount, RouterAccountError, TlsOptions};

@@ -30,11 +30,18 @@ use super::{
     metrics::ControllerMetrics,
     observed::{Namespace, Observed, Port, Service},
     secrets::Secrets,
+    trim,
 };
 use crate::api;
 
 /// How often it is said what is still awaited at the start.
 const SAY_AWAITED_EVERY: Duration = Duration::from_secs(10);
+
+/// How many of our resources are listed at once: each may have a megabyte.
+const PAGE: u32 = 50;
+
+/// Where kubectl keeps a manifest that it applied, which is as large as the object.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// What can be watched.
 pub(super) trait Watched:
@@ -118,10 +125,11 @@ impl Watches {
             changed: &changed,
         };
         let everything = watched();
+        let ours = watched().page_size(PAGE);
         Self {
-            sources: starter.watch("Source", &everything, |_| {}),
-            triggers: starter.watch("Trigger", &everything, |_| {}),
-            sinks: starter.watch("Sink", &everything, |_| {}),
+            sources: starter.watch("Source", &ours, |_| {}),
+            triggers: starter.watch("Trigger", &ours, keep_of_trigger),
+            sinks: starter.watch("Sink", &ours, |_| {}),
             services: starter.watch("Service", &everything, keep_ports),
             namespaces: starter.watch_namespaces(),
             secrets: Secrets::start(client, metrics, &changed, secure_channel, stop),
@@ -317,7 +325,11 @@ impl Starter<'_> {
         };
         let stream = watcher(api, config)
             .modify(move |object| {
-                object.meta_mut().managed_fields = None;
+                let metadata = object.meta_mut();
+                metadata.managed_fields = None;
+                if let Some(annotations) = &mut metadata.annotations {
+                    annotations.remove(LAST_APPLIED);
+                }
                 strip(object);
             })
             .reflect(writer)
@@ -419,6 +431,12 @@ fn keep_ports(service: &mut v1::Service) {
             type_: spec.type_,
             ..v1::ServiceSpec::default()
         });
+    }
+}
+
+fn keep_of_trigger(trigger: &mut Guarded<api::Trigger>) {
+    if let Ok(trigger) = &mut trigger.0 {
+        trim::filters(&mut trigger.spec.filters);
     }
 }
 

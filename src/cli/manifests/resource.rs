@@ -19,6 +19,7 @@ use super::{
 use crate::{
     api::{self, GROUP, custom_resource_definitions},
     cli::service::is_label,
+    controller::trim,
 };
 
 /// The namespace of a manifest that names none.
@@ -384,10 +385,11 @@ fn resource(kind: &str, mut metadata: ObjectMeta, spec: Value) -> Result<Resourc
             ..api::Sink::new(&name, typed(spec)?)
         }),
         _ => {
-            let trigger = api::Trigger {
+            let mut trigger = api::Trigger {
                 metadata,
                 ..api::Trigger::new(&name, typed(spec)?)
             };
+            trim::filters(&mut trigger.spec.filters);
             // The broker of a Trigger cannot change, so one with another broker is another Trigger.
             uid.push('/');
             uid.push_str(&trigger.spec.broker);

@@ -3,6 +3,7 @@
 mod answers;
 mod arrivals;
 mod delivery;
+mod filters;
 mod full;
 mod kills;
 mod loops;
