@@ -68,10 +68,7 @@ impl Received {
             Self::Single(event) => vec![event.with_trace_context(context)],
             Self::Batch(events) => events
                 .into_iter()
-                .map(|event| match TraceContext::of_extension(&event) {
-                    Some(_) => event,
-                    None => event.with_trace_context(context.clone()),
-                })
+                .map(|event| Batch::in_context(event, Some(&context)))
                 .collect(),
         }
     }
@@ -113,28 +110,92 @@ fn is_event_format(content_type: &str) -> bool {
     starts_with(content_type, "application/cloudevents")
 }
 
+/// A message whose batch is not read yet: its events would take many times as much memory as its text.
+#[derive(Clone, Debug)]
+pub enum Opened {
+    /// A message of one event, in binary or structured mode.
+    Single(Event),
+    /// A batch, which may be empty.
+    Batch(Batch),
+}
+
+/// A batch, of which one event after the other is read.
+#[derive(Clone, Debug)]
+pub struct Batch(Bytes);
+
+impl Batch {
+    /// How many bytes its text has.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.len()
+    }
+
+    /// About how many events it has, without reading them.
+    #[must_use]
+    pub fn about(&self) -> usize {
+        std::str::from_utf8(&self.0).map_or(0, |text| text.matches("\"specversion\"").count())
+    }
+
+    /// Reads one event after the other, and passes each on. Those before an invalid one are passed on too.
+    ///
+    /// # Errors
+    /// [`Invalid`] when the text is no batch, or with the place of the first event that is invalid; and what `each` says.
+    pub fn read<E: From<Invalid>>(&self, each: impl FnMut(Event) -> Result<(), E>) -> Result<(), E> {
+        json::read_batch(&self.0, each)
+    }
+
+    /// An event of a batch with the trace context of its hop, unless its producer gave it one by the extension.
+    #[must_use]
+    pub fn in_context(event: Event, context: Option<&TraceContext>) -> Event {
+        match context {
+            Some(context) if TraceContext::of_extension(&event).is_none() => {
+                event.with_trace_context(context.clone())
+            }
+            _ => event,
+        }
+    }
+}
+
 /// Reads an HTTP message. The mode is told by the `Content-Type` (section 3): first batched, then structured, and
 /// binary if it is neither.
 ///
 /// # Errors
 /// [`Invalid`] when it is no valid event; in a batch, with the place of the first that is none.
 pub fn read_http(headers: &HeaderMap, body: Bytes) -> Result<Received, Invalid> {
+    match open_http(headers, body)? {
+        Opened::Single(event) => Ok(Received::Single(event)),
+        Opened::Batch(batch) => {
+            let mut events = Vec::new();
+            batch.read(|event| {
+                events.push(event);
+                Ok::<_, Invalid>(())
+            })?;
+            Ok(Received::Batch(events))
+        }
+    }
+}
+
+/// As [`read_http`], but for the events of a batch.
+///
+/// # Errors
+/// [`Invalid`] when it is no batch and no valid event.
+pub fn open_http(headers: &HeaderMap, body: Bytes) -> Result<Opened, Invalid> {
     let content_type = content_type(headers)?;
     let text = content_type
         .map_or(Ok(""), text_of)
         .map_err(|problem| problem.about("datacontenttype"))?;
     if starts_with(text, "application/cloudevents-batch") {
         check_format(text, "application/cloudevents-batch+json")?;
-        return json::read_batch(&body).map(Received::Batch);
+        return Ok(Opened::Batch(Batch(body)));
     }
     if is_event_format(text) {
         check_format(text, media_type::STRUCTURED)?;
         let content_type = content_type
             .cloned()
             .unwrap_or(HeaderValue::from_static(media_type::STRUCTURED));
-        return json::read(body, content_type).map(Received::Single);
+        return json::read(body, content_type).map(Opened::Single);
     }
-    read_binary(headers, text, body).map(Received::Single)
+    read_binary(headers, text, body).map(Opened::Single)
 }
 
 fn content_type(headers: &HeaderMap) -> Result<Option<&HeaderValue>, Invalid> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
+    de::{Error as _, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -64,15 +64,50 @@ pub(super) fn read(text: Bytes, content_type: HeaderValue) -> Result<Event, Inva
     ))
 }
 
-/// Reads a batch; each event keeps its part of the text.
-pub(super) fn read_batch(text: &Bytes) -> Result<Vec<Event>, Invalid> {
-    let elements: Vec<&RawValue> = serde_json::from_str(utf8(text)?).map_err(|error| malformed(&error))?;
+/// Reads a batch, and passes on one event after the other; each keeps its part of the text.
+pub(super) fn read_batch<E: From<Invalid>>(
+    text: &Bytes,
+    mut each: impl FnMut(Event) -> Result<(), E>,
+) -> Result<(), E> {
     let content_type = HeaderValue::from_static(media_type::STRUCTURED);
-    let read = |(index, element): (usize, &&RawValue)| {
-        self::read(text.slice_ref(element.get().as_bytes()), content_type.clone())
-            .map_err(|invalid| invalid.at(index))
+    let mut index = 0;
+    let mut stopped = None;
+    let mut read = |element: &RawValue| {
+        let event = self::read(text.slice_ref(element.get().as_bytes()), content_type.clone())
+            .map_err(|invalid| E::from(invalid.at(index)));
+        index += 1;
+        stopped = event.and_then(&mut each).err();
+        stopped.is_none()
     };
-    elements.iter().enumerate().map(read).collect()
+    let mut deserializer = serde_json::Deserializer::from_str(utf8(text)?);
+    let ended = deserializer
+        .deserialize_seq(Elements(&mut read))
+        .and_then(|()| deserializer.end());
+    match (stopped, ended) {
+        (Some(error), _) => Err(error),
+        (None, Err(error)) => Err(malformed(&error).into()),
+        (None, Ok(())) => Ok(()),
+    }
+}
+
+/// Passes on the elements of an array, until it is told to stop.
+struct Elements<F>(F);
+
+impl<'de, F: FnMut(&'de RawValue) -> bool> Visitor<'de> for Elements<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut elements: A) -> Result<(), A::Error> {
+        while let Some(element) = elements.next_element()? {
+            if !(self.0)(element) {
+                return Err(A::Error::custom("stopped"));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn utf8(text: &[u8]) -> Result<&str, Invalid> {

@@ -1,6 +1,6 @@
 //! An event on the wire: CloudEvents 1.0 over HTTP, in binary, structured and batched mode.
 //!
-//! The ingress and the reply path call [`read_http`], sources and the command line build events with
+//! The ingress calls [`open_http`], the reply path [`read_http`], sources and the command line build events with
 //! [`EventBuilder`], the event log stores [`Event::to_record`] and reads [`Event::from_record`], delivery sends
 //! [`Event::to_http`], and filters see [`Event::attribute`].
 //!
@@ -34,7 +34,9 @@ pub use builder::EventBuilder;
 pub use checks::{MAX_ATTRIBUTES, MAX_NAME, clean_text};
 pub use data::Data;
 pub use event::{Event, Mode};
-pub use http::{HttpMessage, Received, content_coding, is_event, read_http, transfer_coding};
+pub use http::{
+    Batch, HttpMessage, Opened, Received, content_coding, is_event, open_http, read_http, transfer_coding,
+};
 pub use invalid::{Invalid, Reason};
 pub use record::RecordError;
 pub use trace_context::{MAX_TRACESTATE, SAMPLED, TraceContext, TraceparentError};

@@ -68,7 +68,8 @@ pub(super) fn write(event: &Event) -> Bytes {
         put_member(&mut record, data);
     }
     record.extend_from_slice(rest);
-    record.into()
+    // A batch's records are many and small, and what is held is counted by their length.
+    record.into_boxed_slice().into()
 }
 
 fn put_context(record: &mut Vec<u8>, context: &TraceContext) {

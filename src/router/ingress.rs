@@ -13,19 +13,21 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use jiff::Timestamp;
 
 use super::{
-    body::{self, Bodies},
+    body::{self, Bodies, Sender},
     metrics::IngressMetrics,
     problem::Problem,
 };
 use crate::{
-    cloudevents::{Event, Received, TraceContext, read_http},
+    cloudevents::{Batch, Opened, TraceContext, open_http},
     delivery::Engine,
     log::{EventLog, LogError},
     routing::{RoutingTable, broker_key},
+    server::Peer,
     telemetry::{Burst, Receiver, Tracer},
 };
 
@@ -65,9 +67,9 @@ async fn receive(
         .await;
     let (response, reason) = match accepted {
         Ok(count) => {
-            ingress
-                .metrics
-                .accepted(&namespace, &broker, count, began.elapsed());
+            let exists = || ingress.check_broker(&namespace, &broker).is_ok();
+            let broker = broker_key(&namespace, &broker);
+            ingress.metrics.accepted(&broker, exists, count, began.elapsed());
             (StatusCode::ACCEPTED.into_response(), None)
         }
         Err(problem) => {
@@ -97,23 +99,54 @@ impl Ingress {
             body::drain(body).await;
             return Err(problem);
         }
-        let body = self.bodies.read(&parts.headers, body).await?;
-        let received = read_http(&parts.headers, body.bytes.clone())?;
+        let sender = Sender::new(namespace, parts.extensions.get::<Peer>().copied());
+        let body = self.bodies.read(&sender, &parts.headers, body).await?;
         let broker = broker_key(namespace, broker);
-        let events = events_of(received, receiver, &broker);
-        if events.is_empty() {
-            return Ok(0);
+        match open_http(&parts.headers, body.bytes.clone())? {
+            Opened::Single(event) => {
+                let continued =
+                    |of_headers: Option<_>| of_headers.or_else(|| TraceContext::of_extension(&event));
+                let context = receiver.begin(continued, &broker);
+                receiver.describe(&event);
+                let event = match context {
+                    Some(context) => event.with_trace_context(context),
+                    None => event,
+                };
+                self.store(&broker, &[event.to_record()]).await?;
+                Ok(1)
+            }
+            Opened::Batch(batch) => self.accept_batch(&sender, &broker, &batch, receiver).await,
         }
-        self.store(&broker, &events).await?;
-        Ok(events.len())
+    }
+
+    /// Checks and stores a batch. Its events are there one after the other, and their records together.
+    async fn accept_batch(
+        &self,
+        sender: &Sender,
+        broker: &str,
+        batch: &Batch,
+        receiver: &mut Receiver<'_>,
+    ) -> Result<usize, Problem> {
+        let mut room = self.bodies.room_for(sender, batch).await?;
+        let context = receiver.begin(|of_headers| of_headers, broker);
+        let mut records = Vec::with_capacity(batch.about());
+        batch.read(|event| {
+            receiver.link(&event);
+            let record = Batch::in_context(event, context.as_ref()).to_record();
+            room.add(&record)?;
+            records.push(record);
+            Ok::<_, Problem>(())
+        })?;
+        receiver.describe_batch(records.len());
+        if !records.is_empty() {
+            self.store(broker, &records).await?;
+        }
+        Ok(records.len())
     }
 
     /// Appends; when the log is full, once more after room was made.
-    async fn store(&self, broker: &str, events: &[Event]) -> Result<(), LogError> {
-        let append = || {
-            let payloads = events.iter().map(Event::to_record).collect();
-            self.log.append(broker, payloads, Timestamp::now())
-        };
+    async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), LogError> {
+        let append = || self.log.append(broker, records.to_vec(), Timestamp::now());
         let mut appended = append().await;
         if let Err(LogError::Full(_)) = appended {
             self.engine.make_room().await?;
@@ -170,16 +203,6 @@ impl Ingress {
             detail,
         ))
     }
-}
-
-/// What was received, with the trace context that it continues: the request's span, or without one what the headers
-/// say.
-fn events_of(received: Received, receiver: &mut Receiver<'_>, broker: &str) -> Vec<Event> {
-    let is_batch = matches!(received, Received::Batch(_));
-    let context = receiver.begin(|of_headers| received.trace_context(of_headers), broker);
-    let events = received.into_events_in(context);
-    receiver.describe(&events, is_batch);
-    events
 }
 
 /// The validation handshake of the CloudEvents HTTP webhook specification 1.0, section 4: any origin may post, at
