@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use controller_link::{ControllerAddress, ControllerLink, LinkError};
+pub use operator::REQUEST_HEADER;
 pub use saved::SavedError;
 
 use crate::{

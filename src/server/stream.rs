@@ -118,6 +118,8 @@ pub(super) struct Watched<S> {
     /// What has to be held before more is read, and what is.
     needed: usize,
     held: Option<Reservation>,
+    /// What was read and waits for room: hyper would decode it.
+    unread: Bytes,
     waiting: Option<Waiting>,
     refused: Option<Refused>,
 }
@@ -143,6 +145,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             after: 0,
             needed: 0,
             held: None,
+            unread: Bytes::new(),
             waiting: None,
             refused: None,
         }
@@ -303,7 +306,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             let read = part.filled().len();
             buffer.advance(read);
         }
-        Poll::Ready(self.note(&buffer.filled()[before..]))
+        self.note(&buffer.filled()[before..])?;
+        if matches!(self.protocol, Protocol::Http2 { .. }) && !self.hold() {
+            self.unread = Bytes::copy_from_slice(&buffer.filled()[before..]);
+            buffer.set_filled(before);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -324,24 +332,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
         if let Poll::Ready(error) = this.poll_end(context) {
             return Poll::Ready(Err(error));
         }
-        if ready!(this.poll_room(context)).is_err() {
-            let answer = (this.connection.refuse)(Refusal::Heads);
-            // HTTP/2 has no answer for a request that is not complete.
-            if !matches!(this.protocol, Protocol::Http1) {
-                return Poll::Ready(Err(no_room()));
+        loop {
+            if ready!(this.poll_room(context)).is_err() {
+                let answer = (this.connection.refuse)(Refusal::Heads);
+                // HTTP/2 has no answer for a request that is not complete.
+                if !matches!(this.protocol, Protocol::Http1) {
+                    return Poll::Ready(Err(no_room()));
+                }
+                this.refused = Some(Refused {
+                    answer: answer.to_http1(),
+                    end: Box::pin(sleep(DRAIN_TIME)),
+                    drained: 0,
+                });
+                return this.poll_refused(context).map(Err);
             }
-            this.refused = Some(Refused {
-                answer: answer.to_http1(),
-                end: Box::pin(sleep(DRAIN_TIME)),
-                drained: 0,
-            });
-            return this.poll_refused(context).map(Err);
+            if !this.unread.is_empty() {
+                let length = this.unread.len().min(buffer.remaining());
+                buffer.put_slice(&this.unread.split_to(length));
+                return Poll::Ready(Ok(()));
+            }
+            if this.is_enough() {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            ready!(this.poll_read_chunk(context, buffer))?;
+            if this.unread.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
         }
-        if this.is_enough() {
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        this.poll_read_chunk(context, buffer)
     }
 }
 

@@ -1,9 +1,11 @@
 //! What must hold whatever happens to the router: no acknowledged event is lost, and the accounting adds up.
 
 mod arrivals;
+mod connections;
 mod delivery;
 mod full;
 mod kills;
+mod memory;
 mod producers;
 mod sinks;
 mod storage;
