@@ -105,7 +105,7 @@ fn idle_connections_make_room_for_others() {
     let open = value("weir_ingress_connections ");
     let closed = value("weir_ingress_connections_closed_total ");
     let took = router.process.resident_memory().saturating_sub(before);
-    println!(
+    eprintln!(
         "{idle} idle: {open} are open, {closed} were closed to make room; {} KiB more",
         took / 1024
     );

@@ -45,7 +45,7 @@ fn ingress(router: &LocalRouter) -> SocketAddr {
 #[track_caller]
 fn holds_little(router: &LocalRouter, what: &str) {
     let (now, most) = (router.process.resident_memory(), router.process.peak_memory());
-    println!("{what}: {} MiB, at most {} MiB", now / MIB, most / MIB);
+    eprintln!("{what}: {} MiB, at most {} MiB", now / MIB, most / MIB);
     assert!(most < MOST, "{what}: {} MiB", most / MIB);
 }
 
@@ -251,7 +251,7 @@ fn batches_of_many_small_events() {
             .collect()
     });
     let accepted = statuses.iter().filter(|status| **status == 202).count();
-    println!("{accepted} of 60 batches of {count} events were accepted");
+    eprintln!("{accepted} of 60 batches of {count} events were accepted");
     assert!(accepted > 0);
     holds_little(&router, "60 batches");
     others_are_served(&router);
@@ -279,7 +279,7 @@ fn scrapes_of_many_triggers() {
         stream.read_to_end(&mut page).unwrap();
         assert!(page.ends_with(b"# EOF\n"), "{} bytes", page.len());
     }
-    println!(
+    eprintln!(
         "at rest {} MiB, a page has {} KiB",
         before / MIB,
         get(&url).body.len() / 1024
