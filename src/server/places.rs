@@ -24,6 +24,11 @@ const IDLE: Duration = Duration::from_secs(1);
 /// How many idle connections make room for one.
 const MAX_VICTIMS: usize = 8;
 
+/// How often an idle connection is looked for in which time: it takes a look at every connection, and whoever has too many
+/// can ask for it as often as he can connect.
+const MAX_SEARCHES: u32 = 100;
+const SEARCH_TIME: Duration = Duration::from_millis(100);
+
 /// What a server counts about its connections. Clones are one and the same.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionCounts(Arc<Counts>);
@@ -53,6 +58,8 @@ pub(super) struct Places {
     counts: ConnectionCounts,
     peers: Mutex<HashMap<IpAddr, BTreeMap<u64, Arc<Slot>>>>,
     next: AtomicU64,
+    /// Since when searches are counted, and how many there were.
+    searches: Mutex<(Instant, u32)>,
 }
 
 /// A connection's place, given back when it is dropped.
@@ -96,6 +103,7 @@ impl Places {
             counts,
             peers: Mutex::default(),
             next: AtomicU64::new(0),
+            searches: Mutex::new((Instant::now(), 0)),
         })
     }
 
@@ -130,6 +138,9 @@ impl Places {
     /// Takes the place of the longest idle connection of the peer that has most, but of none that has fewer than this
     /// one.
     fn close_one_idle(&self, peer: IpAddr) -> bool {
+        if !self.may_search() {
+            return false;
+        }
         let peers = self.peers();
         let own = peers.get(&peer).map_or(0, BTreeMap::len);
         let victim = peers
@@ -147,6 +158,15 @@ impl Places {
         victim.give_up();
         self.counts.0.closed_for_room.fetch_add(1, Ordering::Relaxed);
         true
+    }
+
+    fn may_search(&self) -> bool {
+        let mut searches = lock(&self.searches);
+        if searches.0.elapsed() >= SEARCH_TIME {
+            *searches = (Instant::now(), 0);
+        }
+        searches.1 += 1;
+        searches.1 <= MAX_SEARCHES
     }
 
     fn peers(&self) -> MutexGuard<'_, HashMap<IpAddr, BTreeMap<u64, Arc<Slot>>>> {
