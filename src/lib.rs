@@ -8,6 +8,7 @@ pub mod cli;
 pub mod cloudevents;
 pub mod controller;
 pub mod delivery;
+pub mod descriptors;
 pub mod filter;
 pub mod log;
 pub mod memory;

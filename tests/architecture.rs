@@ -54,6 +54,7 @@ const ROOMS: &[Room] = &[
     Room::new("routing",     &["cloudevents", "filter"]).pure(),
     Room::new("log",         &[]).without_kubernetes(),
     Room::new("memory",      &[]).without_kubernetes(),
+    Room::new("descriptors", &[]).without_kubernetes(),
     Room::new("trust",       &[]).without_kubernetes(),
     Room::new("supervision", &[]).without_kubernetes(),
     Room::new("telemetry",   &["cloudevents", "trust"]).without_kubernetes(),
@@ -64,11 +65,12 @@ const ROOMS: &[Room] = &[
     Room::new("source",      &["cloudevents", "routing", "log", "supervision"]).without_kubernetes(),
     Room::new("controller",  &["api", "cloudevents", "filter", "routing", "trust", "server"]),
     Room::new("router",      &[
-        "cloudevents", "filter", "routing", "log", "memory", "telemetry", "delivery", "server", "source", "supervision",
+        "cloudevents", "filter", "routing", "log", "memory", "descriptors", "telemetry", "delivery", "server", "source",
+        "supervision",
     ]).without_kubernetes(),
     Room::new("cli", &[
-        "api", "cloudevents", "filter", "routing", "log", "memory", "trust", "telemetry", "delivery", "server", "source",
-        "controller", "router",
+        "api", "cloudevents", "filter", "routing", "log", "memory", "descriptors", "trust", "telemetry", "delivery", "server",
+        "source", "controller", "router",
     ]),
 ];
 

@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use http_body_util::Full;
 use serde::de::DeserializeOwned;
 
@@ -10,6 +10,7 @@ use super::{
     Usage,
     http::{Refused, exchange, parse_url},
 };
+use crate::router::REQUEST_HEADER;
 
 /// A router's admin endpoint.
 pub struct Admin {
@@ -41,6 +42,8 @@ impl Admin {
         *request.method_mut() = method;
         *request.uri_mut() = parse_url(&format!("{}{path}", self.base))?;
         *request.headers_mut() = headers;
+        let meant = HeaderValue::from_static("1");
+        request.headers_mut().insert(REQUEST_HEADER, meant);
         let (_, answer) = exchange(request).await.map_err(|error| self.explained(error))?;
         serde_json::from_slice(&answer).with_context(|| self.is_another())
     }

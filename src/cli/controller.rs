@@ -6,6 +6,7 @@ use anyhow::Context as _;
 
 use super::{host_name, shutdown};
 use crate::controller::{self, ChannelOptions, ControllerOptions, Election, RouterAccount, TlsOptions};
+use crate::descriptors;
 
 /// How long the API server may take to go on with an answer. A watch ends before that, as it is asked for for a minute;
 /// what never ends otherwise is a list on a connection that is dead.
@@ -137,6 +138,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     } = args;
     let channel = channel.into_options();
     let stop = shutdown::token()?;
+    descriptors::raise()?;
     let client = client().await?;
     let election = match lease {
         Some(lease) => Some(Election {

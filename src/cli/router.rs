@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     delivery::{DeliveryOptions, Retention, UriAddresses, WhenFull},
+    descriptors,
     log::embedded::EmbeddedOptions,
     memory::MemoryBudget,
     router::{self, ControllerAddress, ControllerLink, RouterOptions},
@@ -106,7 +107,7 @@ impl LogArgs {
     /// The router's options, with its addresses and its data directory.
     ///
     /// # Errors
-    /// When a Service is given twice.
+    /// When a Service is given twice, or the process may have too few file descriptors.
     pub fn into_options(
         self,
         listen: SocketAddr,
@@ -137,6 +138,7 @@ impl LogArgs {
             max_body: usize::try_from(max_event_size.0).unwrap_or(usize::MAX),
             services,
             memory: MemoryBudget::new(memory),
+            descriptors: descriptors::for_router()?,
             uri_addresses,
             service_addresses,
             log: EmbeddedOptions {

@@ -97,6 +97,21 @@ enum Message {
 }
 
 impl Unread {
+    /// Whether it is a batch, of any number of events.
+    #[must_use]
+    pub fn is_batch(&self) -> bool {
+        matches!(self.message, Message::Batch { .. })
+    }
+
+    /// The event, if it is not a batch.
+    #[must_use]
+    pub fn single(&self) -> Option<&Event> {
+        match &self.message {
+            Message::Single(event) => event.as_ref(),
+            Message::Batch { .. } => None,
+        }
+    }
+
     /// Each event with the trace context of their hop: see [`Received::into_events_in`].
     #[must_use]
     pub fn in_context(self, context: Option<TraceContext>) -> Self {

@@ -84,7 +84,8 @@ pub(super) fn write(event: &Event) -> Bytes {
         put_member(&mut record, data);
     }
     record.extend_from_slice(rest);
-    record.into()
+    // A batch's records are many and small, and what is held is counted by their length.
+    record.into_boxed_slice().into()
 }
 
 fn put_lineage(record: &mut Vec<u8>, Lineage { hops, origin }: Lineage, has_context: bool) {

@@ -50,7 +50,7 @@ use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use crate::server::{self, BindError, Server};
+use crate::server::{self, BindError, Heartbeat, OwnThread, Server, ThreadError};
 use channel::Channel;
 use discovery::Discovery;
 use endpoint::Publication;
@@ -68,6 +68,9 @@ const NOT_QUIET: Duration = Duration::from_millis(250);
 /// How long a controller that waits counts as ready although it cannot use the Lease: an API server that restarts is no
 /// reason to call it anything else, and a Role that was taken away is.
 const LEASE_UNUSED: Duration = Duration::from_secs(60);
+
+/// How many connections the admin endpoint has at once.
+const ADMIN_CONNECTIONS: usize = 64;
 
 /// How a controller is set up.
 #[derive(Clone, Debug)]
@@ -106,6 +109,9 @@ pub enum ControllerError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The admin endpoint has no thread.
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
 }
 
 /// How far a controller has come.
@@ -148,7 +154,8 @@ pub async fn run(
     let mut registry = Registry::with_prefix("weir_controller");
     metrics.register(&mut registry);
     let (stage, staged) = tokio::sync::watch::channel(Stage::Waiting);
-    let admin = Server::bind("admin", options.admin).await?;
+    let limits = server::admin_limits(ADMIN_CONNECTIONS);
+    let admin = Server::bind("admin", options.admin).await?.with_limits(limits);
     if !options.secure_channel {
         tracing::warn!(
             "what routers get is not both encrypted and for routers only: set --tls-secret, --tls-ca-config-map, \
@@ -158,11 +165,11 @@ pub async fn run(
     let channel = Channel::new(&options.channel, &client, &options.cluster_domain, &metrics);
     let can_connect = channel.readiness();
     let (last_used, used) = tokio::sync::watch::channel(None);
-    let admin_service = server::admin(registry, move || {
+    let admin_service = server::admin(registry, Heartbeat::start(), move || {
         let lease_used = used.borrow().map(|at: tokio::time::Instant| at.elapsed());
         staged.borrow().readiness(can_connect(), lease_used)
     });
-    let admin = tokio::spawn(admin.serve(admin_service, stop.clone()));
+    let admin = OwnThread::serve(admin, admin_service, stop.clone())?;
 
     let controller = Controller {
         options,
@@ -178,9 +185,7 @@ pub async fn run(
         None => controller.lead(&stop).await?,
     }
     stop.cancelled().await;
-    if admin.await.is_err() {
-        tracing::warn!("the admin server broke down");
-    }
+    admin.ended().await;
     tracing::info!("the controller has stopped");
     Ok(())
 }

@@ -64,40 +64,54 @@ pub(crate) struct Counted {
     last: u32,
 }
 
-impl Descendants {
-    /// Gives events that a request brought their lineage: that of its headers, or else each its own.
+/// The events of a request may be stored, each within its hops. They count once [`Admission::keep`] is called.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    hops: u32,
+    counted: Option<Counted>,
+}
+
+impl Admission {
+    /// Gives an event its lineage: that of the request, or else its own.
     ///
     /// # Errors
-    /// When there is one that must not be stored, with its index.
-    pub(crate) fn receive(
-        &self,
-        headers: &HeaderMap,
-        events: Vec<Event>,
-    ) -> Result<(Vec<Event>, Option<Counted>), (usize, Beyond)> {
-        let sent = Lineage::from_headers(headers).filter(|sent| sent.hops > 0);
-        let hops: Vec<_> = events
-            .iter()
-            .map(|event| said_by_attribute(event).max(sent.map_or(0, |sent| sent.hops)))
-            .collect();
-        if let Some(index) = hops.iter().position(|hops| *hops > MAX_HOPS) {
-            return Err((index, Beyond::Hops));
+    /// When too many deliveries led to it.
+    pub(crate) fn with_lineage(&self, event: Event) -> Result<Event, Beyond> {
+        let hops = said_by_attribute(&event).max(self.hops);
+        if hops > MAX_HOPS {
+            return Err(Beyond::Hops);
         }
-        let counted = match sent {
-            Some(sent) => Some(
-                self.count(sent.origin, events.len())
-                    .map_err(|beyond| (0, beyond))?,
-            ),
-            None => None,
-        };
-        let origin = |_: &Event| match &counted {
+        let origin = match &self.counted {
             Some(counted) => counted.origin(),
             None => new_origin(),
         };
-        let events = events.into_iter().zip(hops).map(|(event, hops)| {
-            let origin = Some(origin(&event));
-            event.with_lineage(Lineage { hops, origin })
-        });
-        Ok((events.collect(), counted))
+        let origin = Some(origin);
+        Ok(event.with_lineage(Lineage { hops, origin }))
+    }
+
+    /// The events are stored.
+    pub(crate) fn keep(self) {
+        if let Some(counted) = self.counted {
+            counted.keep();
+        }
+    }
+}
+
+impl Descendants {
+    /// Admits so many events of a request, by what its headers say of where they come from.
+    ///
+    /// # Errors
+    /// When they are beyond the limit together.
+    pub(crate) fn admit(&self, headers: &HeaderMap, events: usize) -> Result<Admission, Beyond> {
+        let sent = Lineage::from_headers(headers).filter(|sent| sent.hops > 0);
+        let counted = match sent {
+            Some(sent) if events > 0 => Some(self.count(sent.origin, events)?),
+            _ => None,
+        };
+        Ok(Admission {
+            hops: sent.map_or(0, |sent| sent.hops),
+            counted,
+        })
     }
 
     /// Counts events that follow from an origin, or from one that is not known.
@@ -217,13 +231,10 @@ mod tests {
     }
 
     fn receive(descendants: &Descendants, headers: &HeaderMap) -> Result<Event, Beyond> {
-        let (events, counted) = descendants
-            .receive(headers, vec![event(None)])
-            .map_err(|(_, beyond)| beyond)?;
-        if let Some(counted) = counted {
-            counted.keep();
-        }
-        Ok(events[0].clone())
+        let admission = descendants.admit(headers, 1)?;
+        let event = admission.with_lineage(event(None))?;
+        admission.keep();
+        Ok(event)
     }
 
     #[test]
@@ -291,8 +302,8 @@ mod tests {
             (Some("5"), Some("7"), Ok(7)),
             (Some("7"), Some("5"), Ok(7)),
             (Some("many"), Some("0"), Ok(0)),
-            (Some("33"), None, Err((1, Beyond::Hops))),
-            (None, Some("33"), Err((0, Beyond::Hops))),
+            (Some("33"), None, Err(Beyond::Hops)),
+            (None, Some("33"), Err(Beyond::Hops)),
             (None, Some("nonsense"), Ok(0)),
         ];
         for (attribute, header, expected) in table {
@@ -300,9 +311,9 @@ mod tests {
                 .map(|text| (Lineage::HEADER, http::HeaderValue::from_static(text)))
                 .into_iter()
                 .collect();
-            let events = vec![event(None), event(attribute)];
-            let received = descendants.receive(&header, events);
-            let hops = received.map(|(events, _)| events[1].lineage().unwrap().hops);
+            let admission = descendants.admit(&header, 1).unwrap();
+            let received = admission.with_lineage(event(attribute));
+            let hops = received.map(|event| event.lineage().unwrap().hops);
             assert_eq!(hops, expected, "{attribute:?} {header:?}");
         }
     }

@@ -1,4 +1,9 @@
-//! Reads the bodies of requests: each within a size and a time, and all of them together within a size.
+//! Reads the bodies of requests: each within a size, a time and a rate, and all of them within the memory budget.
+//!
+//! A body draws from the budget as it arrives, for its namespace, which gets as much as is left free. Within a namespace
+//! the peers' addresses get as much as is left free of half of that, so that one client cannot hold all of it. What finds
+//! no room waits for a moment, and is then refused. The records of batches, which are much larger than their bodies, have a
+//! part of the budget of their own: bodies that are held can wait for it without keeping it from each other.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,57 +11,123 @@ use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::problem::Problem;
-use crate::cloudevents::{content_coding, transfer_coding};
+use crate::{
+    cloudevents::{content_coding, transfer_coding},
+    memory::{Pool, Reservation},
+    server::Peer,
+};
 
 /// How long a client may take to send a request's body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How many bytes of a body have to arrive in which time, until it is complete: 1 KiB a second on average.
+const RATE_BYTES: usize = 5 * 1024;
+const RATE_TIME: Duration = Duration::from_secs(5);
 
 /// How much of a body that is refused is read and thrown away before the answer, and for how long.
 const DRAIN_BYTES: usize = 16 * 1024 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
-/// How many bytes of bodies are in memory at once, of all requests together; never less than four of the largest.
-const MAX_TOGETHER: usize = 64 * 1024 * 1024;
+/// How long a body waits for room before it is refused, and how often it is looked for.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
+const ROOM_PAUSE: Duration = Duration::from_millis(20);
 
-/// What the bytes are counted in.
-const UNIT: usize = 1024;
+/// How long a batch waits for the room that its records need. Each takes a few milliseconds.
+const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A byte of a body takes that many of memory: the body is there, and the event's record as well.
+const BODY_FACTOR: usize = 2;
+
+/// What an event of a batch takes in memory until it is stored, in bytes, besides its text: the record's attributes and
+/// allocations, and what the log needs to store it.
+const EVENT_BYTES: usize = 320;
+
+/// The part of the requests' budget that is for the records of batches.
+const BATCH_SHARE: usize = 4;
 
 /// Reads bodies.
 pub(super) struct Bodies {
     max_body: usize,
-    room: Arc<Semaphore>,
+    /// By namespace.
+    memory: Pool,
+    /// By namespace and peer.
+    peers: Pool,
+    batches: Pool,
+    /// What `batches` consists of.
+    _batches: Option<Reservation>,
 }
 
-/// A body, and its part of the room for all bodies, which it gives back when it is dropped.
+/// Whose body it is.
+pub(super) struct Sender {
+    namespace: Arc<str>,
+    within: Arc<str>,
+}
+
+impl Sender {
+    pub(super) fn new(namespace: &str, peer: Option<Peer>) -> Self {
+        let within = match peer {
+            Some(peer) => format!("{namespace} {}", peer.0.ip()).into(),
+            None => namespace.into(),
+        };
+        Self {
+            namespace: namespace.into(),
+            within,
+        }
+    }
+}
+
+/// A body, and its part of the budget, which it gives back when it is dropped.
 pub(super) struct Held {
     pub(super) bytes: Bytes,
-    _room: Option<OwnedSemaphorePermit>,
+    _room: Option<Room>,
+}
+
+struct Room {
+    peer: Reservation,
+    namespace: Reservation,
+}
+
+impl Room {
+    fn try_grow(&mut self, bytes: usize) -> bool {
+        self.peer.try_grow(bytes) && self.namespace.try_grow(bytes)
+    }
 }
 
 impl Bodies {
-    /// Bodies may have `max_body` bytes each.
-    pub(super) fn new(max_body: usize) -> Self {
-        let together = MAX_TOGETHER.max(max_body.saturating_mul(4));
+    /// Bodies may have `max_body` bytes each, and draw from this pool.
+    pub(super) fn new(max_body: usize, memory: Pool) -> Self {
+        let batches = memory.try_reserve(&"batches".into(), memory.capacity() / BATCH_SHARE);
         Self {
             max_body,
-            room: Arc::new(Semaphore::new((together / UNIT).min(Semaphore::MAX_PERMITS))),
+            peers: Pool::new(memory.capacity() / 2),
+            batches: Pool::new(batches.as_ref().map_or(0, Reservation::bytes)),
+            _batches: batches,
+            memory,
         }
     }
 
     /// Reads one.
-    pub(super) async fn read(&self, headers: &HeaderMap, mut body: Body) -> Result<Held, Problem> {
+    pub(super) async fn read(
+        &self,
+        sender: &Sender,
+        headers: &HeaderMap,
+        mut body: Body,
+    ) -> Result<Held, Problem> {
         let announced = headers
             .get(header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|length| length > self.max_body as u64) {
+            .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+        if announced.is_some_and(|length| length > self.max_body) {
             drain(body).await;
             return Err(self.too_large());
         }
-        match tokio::time::timeout(READ_TIMEOUT, self.collect(&mut body)).await {
+        let announced = announced.unwrap_or_default();
+        match timeout(READ_TIMEOUT, self.collect(sender, announced, &mut body)).await {
             Ok(Ok(held)) => Ok(held),
+            // It would not come sooner now.
+            Ok(Err(problem)) if problem.reason() == TOO_SLOW => Err(problem),
             Ok(Err(problem)) => {
                 drain(body).await;
                 Err(problem)
@@ -70,52 +141,73 @@ impl Bodies {
         }
     }
 
-    async fn collect(&self, body: &mut Body) -> Result<Held, Problem> {
+    async fn collect(&self, sender: &Sender, announced: usize, body: &mut Body) -> Result<Held, Problem> {
         let (mut first, mut rest, mut room) = (Bytes::new(), BytesMut::new(), None);
-        while let Some(frame) = body.frame().await {
+        let mut rate = Rate::new();
+        while let Some(frame) = rate.watch(body.frame()).await? {
             let frame = frame.map_err(|error| incomplete(&error))?;
             let Ok(data) = frame.into_data() else { continue };
             let length = first.len() + rest.len() + data.len();
             if length > self.max_body {
                 return Err(self.too_large());
             }
-            self.hold(&mut room, length)?;
-            if first.is_empty() {
-                first = data;
-            } else {
-                rest.extend_from_slice(&data);
+            rate.note(data.len())?;
+            if self.hold(&mut room, sender, length).await? {
+                rate = Rate::new();
             }
+            if first.is_empty() && rest.is_empty() {
+                first = data;
+                continue;
+            }
+            if rest.is_empty() {
+                rest.reserve(announced.max(length));
+                rest.extend_from_slice(&std::mem::take(&mut first));
+            }
+            rest.extend_from_slice(&data);
         }
-        let bytes = if rest.is_empty() {
-            first
-        } else {
-            [&first[..], &rest[..]].concat().into()
-        };
+        let bytes = if rest.is_empty() { first } else { rest.freeze() };
         Ok(Held { bytes, _room: room })
     }
 
-    /// Holds room for so many bytes.
-    fn hold(&self, room: &mut Option<OwnedSemaphorePermit>, length: usize) -> Result<(), Problem> {
-        let held = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let more = length.div_ceil(UNIT).saturating_sub(held);
-        if more == 0 {
-            return Ok(());
+    /// Holds room for so many bytes; tells whether it had to wait.
+    async fn hold(&self, room: &mut Option<Room>, sender: &Sender, length: usize) -> Result<bool, Problem> {
+        let room = match room {
+            Some(room) => room,
+            None => {
+                let none = |pool: &Pool, tenant| pool.try_reserve(tenant, 0).ok_or_else(too_many_bodies);
+                room.insert(Room {
+                    peer: none(&self.peers, &sender.within)?,
+                    namespace: none(&self.memory, &sender.namespace)?,
+                })
+            }
+        };
+        let bytes = length.saturating_mul(BODY_FACTOR);
+        if room.try_grow(bytes) {
+            return Ok(false);
         }
-        let more = u32::try_from(more).unwrap_or(u32::MAX);
-        let permit = self.room.clone().try_acquire_many_owned(more).map_err(|_| {
-            Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too_many_bodies",
-                "The router is busy",
-                "the requests that are being sent hold as much memory as they may together; send the event again",
-            )
-            .try_again()
-        })?;
-        match room {
-            Some(room) => room.merge(permit),
-            None => *room = Some(permit),
+        let end = Instant::now() + ROOM_TIMEOUT;
+        while Instant::now() < end {
+            sleep(ROOM_PAUSE).await;
+            if room.try_grow(bytes) {
+                return Ok(true);
+            }
         }
-        Ok(())
+        Err(too_many_bodies())
+    }
+
+    /// Waits for the room that the records of a batch need. It is an estimate, to be held to by [`BatchRoom::add`].
+    pub(super) async fn room_for(
+        &self,
+        sender: &Sender,
+        bytes: usize,
+        events: usize,
+    ) -> Result<BatchRoom, Problem> {
+        let bytes = bytes.saturating_add(events.saturating_mul(EVENT_BYTES));
+        let reserved = timeout(BATCH_TIMEOUT, self.batches.reserve(&sender.namespace, bytes)).await;
+        Ok(BatchRoom {
+            reservation: reserved.map_err(|_| too_many_events())?,
+            used: 0,
+        })
     }
 
     fn too_large(&self) -> Problem {
@@ -126,6 +218,97 @@ impl Bodies {
             format!("the body may have {} bytes at most", self.max_body),
         )
     }
+}
+
+/// The room for the records of a batch.
+pub(super) struct BatchRoom {
+    reservation: Reservation,
+    used: usize,
+}
+
+impl BatchRoom {
+    /// Another record is there.
+    pub(super) fn add(&mut self, record: &Bytes) -> Result<(), Problem> {
+        self.used += record.len() + EVENT_BYTES / 2;
+        if self.reservation.try_grow(self.used) {
+            Ok(())
+        } else {
+            Err(too_many_events())
+        }
+    }
+}
+
+/// The reason of [`Rate`]'s refusals.
+const TOO_SLOW: &str = "body_too_slow";
+
+/// Holds a body to a rate.
+struct Rate {
+    end: Instant,
+    bytes: usize,
+}
+
+impl Rate {
+    fn new() -> Self {
+        Self {
+            end: Instant::now() + RATE_TIME,
+            bytes: 0,
+        }
+    }
+
+    /// What is awaited, if the body is fast enough until it comes.
+    async fn watch<T>(&mut self, next: impl Future<Output = T>) -> Result<T, Problem> {
+        tokio::pin!(next);
+        loop {
+            if let Ok(next) = timeout_at(self.end, &mut next).await {
+                return Ok(next);
+            }
+            self.note(0)?;
+        }
+    }
+
+    /// So many bytes came.
+    fn note(&mut self, bytes: usize) -> Result<(), Problem> {
+        self.bytes += bytes;
+        if Instant::now() < self.end {
+            return Ok(());
+        }
+        if self.bytes < RATE_BYTES {
+            return Err(Problem::new(
+                StatusCode::REQUEST_TIMEOUT,
+                TOO_SLOW,
+                "The request is too slow",
+                format!(
+                    "{} bytes of the body came in {} s, and {RATE_BYTES} are the least",
+                    self.bytes,
+                    RATE_TIME.as_secs()
+                ),
+            ));
+        }
+        *self = Self::new();
+        Ok(())
+    }
+}
+
+fn too_many_bodies() -> Problem {
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "too_many_bodies",
+        "The router is busy",
+        "the requests of this namespace or client that are being sent hold as much memory as they may; send the event \
+         again",
+    )
+    .try_again()
+}
+
+fn too_many_events() -> Problem {
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "too_many_events",
+        "The router is busy",
+        "the batches of this namespace that are being stored hold as much memory as they may; send the batch again, \
+         or in parts",
+    )
+    .try_again()
 }
 
 fn incomplete(error: &axum::Error) -> Problem {
@@ -179,40 +362,113 @@ mod tests {
 
     use super::*;
 
+    const KIB: usize = 1024;
+
     fn body(bytes: usize) -> Body {
         Body::from(vec![b'x'; bytes])
     }
 
-    #[tokio::test]
-    async fn all_bodies_together_have_a_bound_and_give_their_room_back() {
-        let bodies = Bodies {
-            max_body: 4 * UNIT,
-            room: Arc::new(Semaphore::new(6)),
-        };
-        let none = HeaderMap::new();
-        let first = bodies.read(&none, body(4 * UNIT)).await.ok().unwrap();
-        assert_eq!(first.bytes.len(), 4 * UNIT);
-        let second = bodies.read(&none, body(UNIT + 1)).await.ok().unwrap();
-        let refused = bodies.read(&none, body(1)).await.err().unwrap();
-        assert_eq!(refused.reason(), "too_many_bodies");
-        drop(second);
-        assert!(bodies.read(&none, body(1)).await.is_ok());
-        drop(first);
-        assert!(bodies.read(&none, body(4 * UNIT)).await.is_ok());
-        let large = bodies.read(&none, body(4 * UNIT + 1)).await.err().unwrap();
+    /// Bodies of 4 KiB at most, which may hold 80 KiB less what is for batches.
+    fn bodies() -> Bodies {
+        Bodies::new(4 * KIB, Pool::new(80 * KIB))
+    }
+
+    fn sender(namespace: &str, peer: u8) -> Sender {
+        Sender::new(namespace, Some(Peer(([10, 0, 0, peer], 1).into())))
+    }
+
+    async fn read(bodies: &Bodies, sender: &Sender, bytes: usize) -> Result<Held, Problem> {
+        bodies.read(sender, &HeaderMap::new(), body(bytes)).await
+    }
+
+    /// Reads bodies until one is refused.
+    async fn fill(bodies: &Bodies, sender: &Sender) -> Vec<Held> {
+        let mut held = Vec::new();
+        loop {
+            match read(bodies, sender, 4 * KIB).await {
+                Ok(body) => held.push(body),
+                Err(problem) => {
+                    assert_eq!(problem.reason(), "too_many_bodies");
+                    return held;
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peers_and_namespaces_leave_room_for_each_other() {
+        let bodies = bodies();
+        let one = fill(&bodies, &sender("a", 1)).await;
+        assert_eq!(one.len(), 2, "a peer gets half of what a namespace gets");
+        let other = fill(&bodies, &sender("a", 2)).await;
+        assert!(!other.is_empty());
+        let others = fill(&bodies, &sender("b", 1)).await;
+        assert!(!others.is_empty());
+        assert!(read(&bodies, &sender("c", 3), KIB).await.is_ok());
+        drop((one, other, others));
+        assert_eq!(bodies.memory.free(), 60 * KIB);
+        let large = read(&bodies, &sender("a", 1), 4 * KIB + 1).await.err().unwrap();
         assert_eq!(large.reason(), "too_large");
-        assert_eq!(bodies.room.available_permits(), 6);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_waits_for_room_before_it_is_refused() {
+        let bodies = Arc::new(bodies());
+        let held = fill(&bodies, &sender("a", 1)).await;
+        let waiting = tokio::spawn({
+            let bodies = bodies.clone();
+            async move { read(&bodies, &sender("a", 1), 4 * KIB).await.is_ok() }
+        });
+        tokio::time::sleep(ROOM_TIMEOUT / 2).await;
+        assert!(!waiting.is_finished());
+        drop(held);
+        assert!(waiting.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stalls_is_ended_and_one_that_comes_is_not() {
+        async fn read_paced(pieces: usize, size: usize) -> Option<&'static str> {
+            let piece = move |_| async move {
+                sleep(RATE_TIME / 5).await;
+                Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; size]))
+            };
+            let stream = futures::StreamExt::then(futures::stream::iter(0..pieces), piece);
+            let bodies = Bodies::new(KIB * KIB, Pool::new(16 * KIB * KIB));
+            let body = Body::from_stream(stream);
+            let read = bodies.read(&sender("a", 1), &HeaderMap::new(), body).await;
+            read.err().map(|problem| problem.reason())
+        }
+        for (pieces, size, expected) in [
+            (20, 2 * KIB, None),
+            (4, 1, None),
+            (20, 500, Some(TOO_SLOW)),
+            (1000, 4 * KIB, Some("body_timeout")),
+        ] {
+            assert_eq!(read_paced(pieces, size).await, expected, "{pieces} of {size}");
+        }
+        let bodies = bodies();
+        let begun = Bytes::from(vec![b'x'; 4 * KIB - 1]);
+        let begun = futures::stream::iter([Ok::<_, std::io::Error>(begun)]);
+        let stalled = Body::from_stream(futures::StreamExt::chain(begun, futures::stream::pending()));
+        let began = Instant::now();
+        let read = bodies.read(&sender("a", 1), &HeaderMap::new(), stalled).await;
+        assert_eq!(read.err().map(|problem| problem.reason()), Some(TOO_SLOW));
+        assert!(began.elapsed() <= 2 * RATE_TIME);
     }
 
     #[tokio::test]
     async fn a_body_in_many_pieces_is_put_together_and_counted_once() {
-        let bodies = Bodies::new(1024);
+        let bodies = Bodies::new(KIB, Pool::new(80 * KIB));
         let pieces = (0..300_u32).map(|n| Ok::<_, std::io::Error>(Bytes::from(n.to_string())));
         let body = Body::from_stream(futures::stream::iter(pieces));
-        let read = bodies.read(&HeaderMap::new(), body).await.ok().unwrap();
+        let read = bodies
+            .read(&sender("a", 1), &HeaderMap::new(), body)
+            .await
+            .ok()
+            .unwrap();
         let expected: String = (0..300).map(|n: u32| n.to_string()).collect();
         assert_eq!(read.bytes, expected);
-        assert_eq!(bodies.room.available_permits(), MAX_TOGETHER / UNIT - 1);
+        assert_eq!(bodies.memory.free(), 60 * KIB - BODY_FACTOR * expected.len());
     }
 
     #[test]

@@ -14,7 +14,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::problem::{Problem, of_log};
+use super::{
+    operator::changing,
+    problem::{Problem, of_log},
+};
 use crate::{
     delivery::{DeadLetter, Engine, KeptLetter, Selection},
     filter::{Expression, Filter},
@@ -131,8 +134,14 @@ pub(super) fn routes(engine: Arc<Engine>) -> Router {
     Router::new()
         .route("/v1/dead-letters", get(brokers))
         .route("/v1/dead-letters/{namespace}/{broker}/list", post(list))
-        .route("/v1/dead-letters/{namespace}/{broker}/redrive", post(redrive))
-        .route("/v1/dead-letters/{namespace}/{broker}/drop", post(remove))
+        .route(
+            "/v1/dead-letters/{namespace}/{broker}/redrive",
+            changing(post(redrive)),
+        )
+        .route(
+            "/v1/dead-letters/{namespace}/{broker}/drop",
+            changing(post(remove)),
+        )
         .route("/v1/dead-letters/{namespace}/{broker}/letters/{id}", get(show))
         .with_state(engine)
 }

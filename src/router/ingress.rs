@@ -13,19 +13,21 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use jiff::Timestamp;
 
 use super::{
-    body::{self, Bodies},
+    body::{self, Bodies, Sender},
     metrics::IngressMetrics,
     problem::Problem,
 };
 use crate::{
-    cloudevents::{Event, Received, TraceContext, read_http},
+    cloudevents::{TraceContext, read_http_each},
     delivery::{Beyond, Descendants, Engine},
     log::{EventLog, LogError},
     routing::{RoutingTable, broker_key},
+    server::Peer,
     telemetry::{Burst, Receiver, Tracer},
 };
 
@@ -68,9 +70,9 @@ async fn receive(
         .await;
     let (response, reason) = match accepted {
         Ok(count) => {
-            ingress
-                .metrics
-                .accepted(&namespace, &broker, count, began.elapsed());
+            let exists = || ingress.check_broker(&namespace, &broker).is_ok();
+            let broker = broker_key(&namespace, &broker);
+            ingress.metrics.accepted(&broker, exists, count, began.elapsed());
             (StatusCode::ACCEPTED.into_response(), None)
         }
         Err(problem) => {
@@ -100,30 +102,54 @@ impl Ingress {
             body::drain(body).await;
             return Err(problem);
         }
-        let body = self.bodies.read(&parts.headers, body).await?;
-        let received = read_http(&parts.headers, body.bytes.clone())?;
+        let sender = Sender::new(namespace, parts.extensions.get::<Peer>().copied());
+        let body = self.bodies.read(&sender, &parts.headers, body).await?;
         let broker = broker_key(namespace, broker);
-        let events = events_of(received, receiver, &broker);
-        if events.is_empty() {
+        let unread = read_http_each(&parts.headers, body.bytes.clone())?;
+        let (is_batch, count) = (unread.is_batch(), unread.len());
+        let mut room = match is_batch {
+            true => Some(self.bodies.room_for(&sender, body.bytes.len(), count).await?),
+            false => None,
+        };
+        let admission = self.descendants.admit(&parts.headers, count);
+        let admission = admission.map_err(|beyond| self.loops(&broker, 0, beyond))?;
+        let continued = |of_headers: Option<_>| match unread.single() {
+            Some(event) => of_headers.or_else(|| TraceContext::of_extension(event)),
+            None => of_headers,
+        };
+        let context = receiver.begin(continued, &broker);
+        // The events of a batch are there one after the other, and their records together.
+        let mut records = Vec::with_capacity(count);
+        for (index, event) in unread.in_context(context).enumerate() {
+            let event = event?;
+            if is_batch {
+                receiver.link(&event);
+            } else {
+                receiver.describe(&event);
+            }
+            let event = admission.with_lineage(event);
+            let record = event
+                .map_err(|beyond| self.loops(&broker, index, beyond))?
+                .to_record();
+            if let Some(room) = &mut room {
+                room.add(&record)?;
+            }
+            records.push(record);
+        }
+        if is_batch {
+            receiver.describe_batch(records.len());
+        }
+        if records.is_empty() {
             return Ok(0);
         }
-        let (events, counted) = self
-            .descendants
-            .receive(&parts.headers, events)
-            .map_err(|(index, beyond)| self.loops(&broker, index, beyond))?;
-        self.store(&broker, &events).await?;
-        if let Some(counted) = counted {
-            counted.keep();
-        }
-        Ok(events.len())
+        self.store(&broker, &records).await?;
+        admission.keep();
+        Ok(records.len())
     }
 
     /// Appends; when the log is full, once more after room was made.
-    async fn store(&self, broker: &str, events: &[Event]) -> Result<(), LogError> {
-        let append = || {
-            let payloads = events.iter().map(Event::to_record).collect();
-            self.log.append(broker, payloads, Timestamp::now())
-        };
+    async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), LogError> {
+        let append = || self.log.append(broker, records.to_vec(), Timestamp::now());
         let mut appended = append().await;
         if let Err(LogError::Full(_)) = appended {
             match self.engine.make_room().await {
@@ -200,16 +226,6 @@ impl Ingress {
             detail,
         ))
     }
-}
-
-/// What was received, with the trace context that it continues: the request's span, or without one what the headers
-/// say.
-fn events_of(received: Received, receiver: &mut Receiver<'_>, broker: &str) -> Vec<Event> {
-    let is_batch = matches!(received, Received::Batch(_));
-    let context = receiver.begin(|of_headers| received.trace_context(of_headers), broker);
-    let events = received.into_events_in(context);
-    receiver.describe(&events, is_batch);
-    events
 }
 
 /// The validation handshake of the CloudEvents HTTP webhook specification 1.0, section 4: any origin may post, at

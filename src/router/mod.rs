@@ -30,19 +30,21 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use controller_link::{ControllerAddress, ControllerLink, LinkError};
+pub use operator::REQUEST_HEADER;
 pub use saved::SavedError;
 
 use crate::{
     delivery::{
         Addresses, Client, ClientError, DeliveryOptions, Descendants, Engine, EngineError, UriAddresses,
     },
+    descriptors::Descriptors,
     log::{
         EventLog, LogError,
         embedded::{EmbeddedLog, EmbeddedOptions},
     },
-    memory::MemoryBudget,
+    memory::{MemoryBudget, Pool},
     routing::{Configuration, Destination, Revision, RoutingTable, ServiceName, protocol::SinkReport},
-    server::{self, BindError, Server},
+    server::{self, BindError, Heartbeat, OwnThread, Server, ThreadError},
     source::Sources,
     supervision::{Panicked, Supervisor},
     telemetry::Tracer,
@@ -55,6 +57,10 @@ use threads::Threads;
 
 /// How long after a configuration could not be written the router tries again.
 const WRITE_AGAIN: Duration = Duration::from_secs(3);
+
+/// What a connection of a producer takes in memory, in bytes, besides its requests: there are no more connections than
+/// the budget for requests has room for.
+const CONNECTION_BYTES: usize = 16 * 1024;
 
 /// How a router is set up.
 #[derive(Clone, Debug)]
@@ -75,6 +81,8 @@ pub struct RouterOptions {
     pub service_addresses: UriAddresses,
     /// What requests, deliveries and answers may hold in memory.
     pub memory: MemoryBudget,
+    /// How many connections of each kind there may be.
+    pub descriptors: Descriptors,
     /// The event log's limits.
     pub log: EmbeddedOptions,
     /// How delivery behaves.
@@ -89,6 +97,9 @@ pub enum RouterError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The admin endpoint has no thread.
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
     /// The event log cannot be opened, or failed.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -140,7 +151,8 @@ pub async fn run(
     let client = Client::new(options.max_body, addresses)?
         .traced(options.tracer.clone())
         .counting(descendants.clone())
-        .with_answers(options.memory.answers.clone());
+        .with_answers(options.memory.answers.clone())
+        .with_sockets(Pool::new(options.descriptors.sinks));
     let supervisor = Supervisor::default();
     let delivery = DeliveryOptions {
         memory: options.memory.attempts.clone(),
@@ -158,19 +170,23 @@ pub async fn run(
     let sources = Sources::new(log.clone());
     let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
+    let requests = options.memory.requests;
     let ingress = ingress::Ingress {
         log: log.clone(),
         engine: engine.clone(),
         table: table.clone(),
         metrics: metrics.ingress.clone(),
-        bodies: Bodies::new(options.max_body),
+        bodies: Bodies::new(options.max_body, requests.clone()),
         tracer: options.tracer,
         refusals: Mutex::default(),
         descendants,
         loops: Mutex::default(),
     };
-    let ingress_server = Server::bind("ingress", options.listen).await?;
-    let admin_server = Server::bind("admin", options.admin).await?;
+    let connections = (requests.capacity() / CONNECTION_BYTES).min(options.descriptors.ingress);
+    let limits = metrics.ingress.limits(connections, requests);
+    let ingress_server = Server::bind("ingress", options.listen).await?.with_limits(limits);
+    let limits = server::admin_limits(options.descriptors.admin);
+    let admin_server = Server::bind("admin", options.admin).await?.with_limits(limits);
     let before = last_configuration(&saved)?;
     let mut applier = Applier {
         saved,
@@ -180,6 +196,7 @@ pub async fn run(
         table: table.clone(),
         services: options.services,
         configuration: metrics.configuration.clone(),
+        ingress: metrics.ingress.clone(),
         applied,
     };
     let explainer = explain::Explainer {
@@ -189,15 +206,18 @@ pub async fn run(
         turn: Arc::new(tokio::sync::Semaphore::new(1)),
     };
     let operator = dead_letters::routes(engine.clone()).merge(explain::routes(explainer, options.max_body));
-    let admin = server::admin(metrics.registry, move || match table.load().as_ref() {
-        Some(table) => Ok(format!("revision {}", table.revision().0)),
-        None => Err("no routing configuration yet".to_owned()),
+    let operator = server::on_main_runtime(operator::local_only(operator));
+    let admin = server::admin(metrics.registry, Heartbeat::start(), move || {
+        match table.load().as_ref() {
+            Some(table) => Ok(format!("revision {}", table.revision().0)),
+            None => Err("no routing configuration yet".to_owned()),
+        }
     })
-    .merge(operator::local_only(operator));
+    .merge(operator);
 
     let servers = TaskTracker::new();
     let stop_admin = CancellationToken::new();
-    servers.spawn(admin_server.serve(admin, stop_admin.clone()));
+    let admin = OwnThread::serve(admin_server, admin, stop_admin.clone())?;
     if let Some(configuration) = before {
         tracing::info!(
             revision = configuration.revision.0,
@@ -239,6 +259,7 @@ pub async fn run(
     stop_ingress.cancel();
     stop_admin.cancel();
     servers.wait().await;
+    admin.ended().await;
     applier.sources.shutdown().await;
     engine.shutdown().await;
     if outcome.is_ok() {
@@ -271,6 +292,7 @@ struct Applier {
     table: Arc<ArcSwapOption<RoutingTable>>,
     services: BTreeMap<ServiceName, http::Uri>,
     configuration: metrics::ConfigurationInfo,
+    ingress: Arc<metrics::IngressMetrics>,
     applied: watch::Sender<Revision>,
 }
 
@@ -323,6 +345,8 @@ impl Applier {
         let table = Arc::new(RoutingTable::compile(configuration));
         // Delivery first: an event that the new table lets in must find its Triggers in their places.
         self.engine.apply(&table).await?;
+        self.ingress
+            .retain(|namespace, broker| table.has_broker(namespace, broker));
         self.table.store(Some(table));
         self.sources.apply(&sources);
         self.configuration.applied(&revision.0);

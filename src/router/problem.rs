@@ -1,6 +1,7 @@
 //! Errors as producers see them: problem details for HTTP APIs (RFC 9457).
 
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
@@ -141,17 +142,23 @@ pub(super) fn of_log(error: LogError) -> Problem {
     }
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+impl Problem {
+    /// The content type and the body of the answer.
+    pub(super) fn into_document(self) -> (&'static str, Bytes) {
         // Numbers and strings always serialise.
         let body = serde_json::to_vec(&self).unwrap_or_default();
-        let mut response = (self.status, body).into_response();
+        ("application/problem+json", body.into())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let (status, retry) = (self.status, self.retry);
+        let (content_type, body) = self.into_document();
+        let mut response = (status, body).into_response();
         let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
-        if self.retry {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if retry {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

@@ -1,38 +1,77 @@
 //! The admin endpoint that the router and the controller have alike: health, readiness and metrics.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
+    body::Body,
     extract::State,
     response::{IntoResponse, Response},
     routing::get,
 };
 use http::{StatusCode, header};
-use prometheus_client::{encoding::text, registry::Registry};
+use prometheus_client::registry::Registry;
+
+use super::{
+    Heartbeat, Limits,
+    page::{PageBody, Pages},
+};
+use crate::memory::Pool;
+
+/// How long the main runtime may run nothing until the process is no longer healthy.
+const MAX_SILENCE: Duration = Duration::from_secs(30);
+
+/// What the heads of requests may hold.
+const MEMORY: usize = 4 * 1024 * 1024;
+
+/// How long a request may take.
+const LONGEST_REQUEST: Duration = Duration::from_secs(60);
 
 type Readiness = dyn Fn() -> Result<String, String> + Send + Sync;
 
 struct Admin {
-    registry: Registry,
+    pages: Pages,
+    heartbeat: Heartbeat,
     ready: Box<Readiness>,
 }
 
 /// `/healthz` (the process serves), `/readyz` (`ready` says how it is, or what is missing) and `/metrics` (the
-/// registry in the OpenMetrics format).
+/// registry in the OpenMetrics format). To be served by a thread of its own: see [`super::OwnThread`].
 pub fn admin(
     registry: Registry,
+    heartbeat: Heartbeat,
     ready: impl Fn() -> Result<String, String> + Send + Sync + 'static,
 ) -> Router {
     let admin = Admin {
-        registry,
+        pages: Pages::new(registry),
+        heartbeat,
         ready: Box::new(ready),
     };
     Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(health))
         .route("/readyz", get(readiness))
         .route("/metrics", get(metrics))
         .with_state(Arc::new(admin))
+}
+
+/// The limits of an admin endpoint with so many connections.
+pub fn admin_limits(connections: usize) -> Limits {
+    Limits {
+        connections,
+        memory: Pool::new(MEMORY),
+        longest_request: LONGEST_REQUEST,
+        ..Limits::default()
+    }
+}
+
+async fn health(State(admin): State<Arc<Admin>>) -> Response {
+    let silence = admin.heartbeat.silent_for();
+    if silence <= MAX_SILENCE {
+        return "ok\n".into_response();
+    }
+    let seconds = silence.as_secs();
+    let message = format!("stuck: the main threads have run no task for {seconds} s\n");
+    (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
 }
 
 async fn readiness(State(admin): State<Arc<Admin>>) -> Response {
@@ -43,16 +82,11 @@ async fn readiness(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    let mut body = String::new();
-    match text::encode(&mut body, &admin.registry) {
-        Ok(()) => {
+    match admin.pages.page().await {
+        Ok(page) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], body).into_response()
+            ([(header::CONTENT_TYPE, kind)], Body::new(PageBody::new(page))).into_response()
         }
-        Err(error) => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("metrics cannot be written: {error}\n"),
-        )
-            .into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

@@ -15,7 +15,7 @@ type Metric = (String, String);
 
 /// The first two columns of a row of the page's tables.
 static ROW: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"(?m)^\| `(weir_[a-z_]+)` \| ([a-z]+) \|").unwrap());
+    LazyLock::new(|| Regex::new(r"(?m)^\| `((?:weir|process)_[a-z_]+)` \| ([a-z]+) \|").unwrap());
 
 fn on_the_page() -> BTreeSet<Metric> {
     let rows = ROW.captures_iter(PAGE);

@@ -1,38 +1,59 @@
 //! The HTTP server under every endpoint: an accept loop in which no connection can wait for ever.
 //!
 //! `axum::serve` has no timeouts for headers or idle connections and no cap on connections; this has. The router,
-//! the controller and `weir display` listen with it.
+//! the controller and `weir display` listen with it. Connections and the memory of requests' heads are shared by the
+//! peers' addresses ([`Limits`]).
 
 mod admin;
 #[cfg(test)]
 pub(crate) mod documented;
+mod frames;
+mod gate;
+mod heartbeat;
 mod idle;
+mod page;
+mod places;
+mod stream;
+mod thread;
 mod tls;
 
-pub use admin::admin;
+pub use admin::{admin, admin_limits};
+pub use heartbeat::Heartbeat;
+pub use places::ConnectionCounts;
+pub use thread::{OwnThread, ThreadError, on_main_runtime};
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::poll_fn,
+    io::{self, Write as _},
+    net::{Shutdown, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use http::Request;
-use hyper::body::Incoming;
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{
-        conn::auto,
-        graceful::{GracefulShutdown, Watcher},
-    },
-    service::TowerToHyperService,
+    server::conn::auto,
 };
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until, timeout},
 };
-use tokio_util::sync::CancellationToken;
-use tower::ServiceExt as _;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::memory::Pool;
+use gate::Gate;
 use idle::IdleTimeout;
+use places::{Place, Places, Slot};
+use stream::{Connection, Watched};
 
 /// How long a client may take to send a request's head.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(15);
@@ -47,32 +68,149 @@ const MAX_HEAD: usize = 256 * 1024;
 /// How many header fields a request may have: about as many as there is room for.
 const MAX_HEADERS: usize = 8192;
 
-/// How many connections are served at once; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 4096;
+/// What a header field takes in memory at most, in bytes, besides its name and its value: its entries in a
+/// [`http::HeaderMap`].
+const FIELD_BYTES: usize = 112;
+
+/// How many places a connection of HTTP/2 takes, which has more buffers than one of HTTP/1, and many requests.
+const HTTP2_PLACES: usize = 4;
 
 /// How many connections wait in the kernel's queue; the kernel's own limit may be lower. Those beyond it are tried
 /// again by the client after a second.
 const BACKLOG: u32 = 4096;
 
 /// How many requests one HTTP/2 connection may have open.
-const MAX_STREAMS: u32 = 256;
+const MAX_STREAMS: u32 = 128;
+
+/// How much of a body a client of HTTP/2 may send before it is read, in bytes: of one, and of all of a connection.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 128 * 1024;
+
+/// How much of an answer waits for a client of HTTP/2, in bytes.
+const SEND_BUFFER: usize = 64 * 1024;
+
+/// How many streams of a connection of HTTP/2 may be reset because of the client's errors.
+const MAX_ERROR_RESETS: usize = 128;
 
 /// How long requests under way may take to finish when the server is shut down.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How long an idle connection has to close when its place is wanted.
+const GIVE_UP_TIME: Duration = Duration::from_millis(250);
+
 /// How long to wait when the machine has no room for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many connections a server has by default, and what the heads of its requests may hold.
+const DEFAULT_CONNECTIONS: usize = 1024;
+const DEFAULT_MEMORY: usize = 16 * 1024 * 1024;
+
+/// How long a request may take by default, from its head to the end of the answer.
+const LONGEST_REQUEST: Duration = Duration::from_secs(180);
 
 /// The address of the client, an extension of every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer(pub SocketAddr);
 
+impl Peer {
+    /// The tenant that a peer's requests count for, until it is known what they are for.
+    pub fn tenant(self) -> Arc<str> {
+        format!("peer {}", self.0.ip().to_canonical()).into()
+    }
+}
+
+/// What connections and the heads of requests may take. A peer gets as much as is left free.
+#[derive(Clone)]
+pub struct Limits {
+    /// How many connections there may be at once; those of HTTP/2 count as four.
+    pub connections: usize,
+    /// What the heads of requests draw from.
+    pub memory: Pool,
+    /// How long a request may take, from its head to the end of the answer.
+    pub longest_request: Duration,
+    /// What is counted.
+    pub counts: ConnectionCounts,
+    /// What whoever finds no room is told.
+    pub refuse: Arc<Refuse>,
+}
+
+/// Makes the answer to whoever finds no room.
+pub type Refuse = dyn Fn(Refusal) -> Refused + Send + Sync;
+
+/// What there was no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Another connection.
+    Connections,
+    /// Another request's head.
+    Heads,
+}
+
+/// The body of an answer 503.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Its type.
+    pub content_type: &'static str,
+    /// Its bytes.
+    pub body: Bytes,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: DEFAULT_CONNECTIONS,
+            memory: Pool::new(DEFAULT_MEMORY),
+            longest_request: LONGEST_REQUEST,
+            counts: ConnectionCounts::default(),
+            refuse: Arc::new(|refusal| Refused {
+                content_type: "text/plain",
+                body: match refusal {
+                    Refusal::Connections => "there are too many connections; try again\n",
+                    Refusal::Heads => "there are too many requests; try again\n",
+                }
+                .into(),
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limits")
+            .field("connections", &self.connections)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Refused {
+    fn to_response(&self) -> Response<Body> {
+        let mut response = Response::new(Body::from(self.body.clone()));
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        let headers = response.headers_mut();
+        let content_type = HeaderValue::from_static(self.content_type);
+        headers.insert(header::CONTENT_TYPE, content_type);
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        response
+    }
+
+    fn to_http1(&self) -> Bytes {
+        let Self { content_type, body } = self;
+        let length = body.len();
+        let head = format!(
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-type: {content_type}\r\nretry-after: 1\r\nconnection: close\r\n\
+             content-length: {length}\r\n\r\n"
+        );
+        [head.as_bytes(), body].concat().into()
+    }
+}
+
 /// A socket that listens, ready to serve.
 #[derive(Debug)]
 pub struct Server {
     name: &'static str,
-    listener: TcpListener,
+    listener: std::net::TcpListener,
     address: SocketAddr,
+    limits: Limits,
 }
 
 /// Why an address cannot be listened on.
@@ -102,7 +240,14 @@ impl Server {
             name,
             listener,
             address,
+            limits: Limits::default(),
         })
+    }
+
+    /// The same with other limits.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// The address that it listens on, with the port that was chosen if 0 was asked for.
@@ -126,84 +271,183 @@ impl Server {
         service: axum::Router,
         stop: CancellationToken,
     ) {
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let graceful = GracefulShutdown::new();
+        let Self {
+            name,
+            listener,
+            address: _,
+            limits,
+        } = self;
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(listener = name, %error, "cannot serve: the runtime does not take the socket");
+                return;
+            }
+        };
+        let places = Places::new(limits.connections, limits.counts.clone());
+        let (tasks, was_cut) = (TaskTracker::new(), Arc::new(AtomicBool::new(false)));
         loop {
-            let (stream, peer, permit) = tokio::select! {
-                accepted = self.accept(&connections) => accepted,
+            let (stream, peer) = tokio::select! {
+                accepted = accept(name, &listener) => accepted,
                 () = stop.cancelled() => break,
             };
-            let (service, watcher, tls) = (service.clone(), graceful.watcher(), tls.clone());
-            let name = self.name;
-            tokio::spawn(async move {
+            let Some(place) = places.admit(peer.0.ip().to_canonical()) else {
+                let answer = (limits.refuse)(Refusal::Connections);
+                if tls.is_none() {
+                    refuse(stream, &answer);
+                }
+                continue;
+            };
+            let connection = Serving {
+                peer,
+                place,
+                service: service.clone(),
+                limits: limits.clone(),
+                stop: stop.clone(),
+            };
+            let (tls, was_cut) = (tls.clone(), was_cut.clone());
+            tasks.spawn(async move {
                 let served = match tls {
-                    None => serve_connection(stream, peer, service, watcher).await,
+                    None => connection.serve(stream).await,
                     Some(tls) => match tls::accept(stream, tls).await {
-                        Ok(stream) => serve_connection(stream, peer, service, watcher).await,
-                        Err(error) => Err(error.into()),
+                        Ok(stream) => connection.serve(stream).await,
+                        Err(error) => Err(Ended::Failed(error.into())),
                     },
                 };
-                if let Err(error) = served {
-                    tracing::debug!(listener = name, client = %peer.0, error, "a connection ended early");
+                match served {
+                    Ok(()) => {}
+                    Err(Ended::Cut) => was_cut.store(true, Ordering::Relaxed),
+                    Err(Ended::Failed(error)) => {
+                        tracing::debug!(listener = name, client = %peer.0, error, "a connection ended early");
+                    }
                 }
-                drop(permit);
             });
         }
-        drop(self.listener);
-        if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
+        drop(listener);
+        tasks.close();
+        tasks.wait().await;
+        if was_cut.load(Ordering::Relaxed) {
             tracing::warn!(
-                listener = self.name,
+                listener = name,
                 "requests were still under way when the time to finish ended"
             );
         }
     }
+}
 
-    async fn accept(&self, connections: &Arc<Semaphore>) -> (TcpStream, Peer, Option<OwnedSemaphorePermit>) {
-        // The semaphore is never closed; were it, connections would go uncounted.
-        let permit = connections.clone().acquire_owned().await.ok();
-        loop {
-            match self.listener.accept().await {
-                Ok((stream, address)) => {
-                    if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(listener = self.name, %error, "cannot set TCP_NODELAY");
-                    }
-                    return (stream, Peer(address), permit);
+async fn accept(name: &'static str, listener: &TcpListener) -> (TcpStream, Peer) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(listener = name, %error, "cannot set TCP_NODELAY");
                 }
-                Err(error) => {
-                    // The client is gone, or the machine is out of file descriptors: either way, go on.
-                    tracing::debug!(listener = self.name, %error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+                return (stream, Peer(address));
+            }
+            Err(error) => {
+                // The client is gone, or the machine is out of file descriptors: either way, go on.
+                tracing::debug!(listener = name, %error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-async fn serve_connection(
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+/// Tells a client that there is no place for it, if it takes that at once.
+fn refuse(stream: TcpStream, answer: &Refused) {
+    if let Ok(mut stream) = stream.into_std() {
+        // It is closed either way.
+        let _ = stream.write(&answer.to_http1());
+        let _ = stream.shutdown(Shutdown::Write);
+    }
+}
+
+/// A connection that is to be served.
+struct Serving {
     peer: Peer,
+    place: Place,
     service: axum::Router,
-    watcher: Watcher,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let service = service.map_request(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(peer);
-        request
-    });
-    let io = TokioIo::new(Box::pin(IdleTimeout::new(stream, IDLE_TIMEOUT)));
-    let builder = builder();
-    let connection = builder.serve_connection(io, TowerToHyperService::new(service));
-    watcher.watch(connection.into_owned()).await
+    limits: Limits,
+    stop: CancellationToken,
+}
+
+/// Why a connection ended early.
+enum Ended {
+    /// The time to finish was over.
+    Cut,
+    Failed(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Serving {
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<(), Ended> {
+        let Self {
+            peer,
+            place,
+            service,
+            limits,
+            stop,
+        } = self;
+        let slot = place.slot().clone();
+        let Limits {
+            memory,
+            longest_request,
+            refuse,
+            ..
+        } = limits;
+        let connection = Arc::new(Connection::new(place, memory, peer.tenant(), refuse));
+        let stream = Watched::new(IdleTimeout::new(stream, IDLE_TIMEOUT), connection.clone());
+        let gate = Gate {
+            service,
+            peer,
+            connection: connection.clone(),
+        };
+        let builder = builder();
+        let serving = builder.serve_connection(TokioIo::new(stream), gate);
+        tokio::pin!(serving);
+        let grace = tokio::select! {
+            served = poll_fn(|context| {
+                connection.note_turn();
+                serving.as_mut().poll(context)
+            }) => return served.map_err(Ended::Failed),
+            () = slot.wanted() => GIVE_UP_TIME,
+            () = stop.cancelled() => GRACE,
+            () = overdue(&slot, longest_request) => {
+                return Err(Ended::Failed("a request took too long".into()));
+            }
+        };
+        serving.as_mut().graceful_shutdown();
+        let finishing = poll_fn(|context| {
+            connection.note_turn();
+            serving.as_mut().poll(context)
+        });
+        match timeout(grace, finishing).await {
+            Ok(served) => served.map_err(Ended::Failed),
+            Err(_) if slot.oldest().is_some() => Err(Ended::Cut),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Resolves once a request takes too long.
+async fn overdue(slot: &Slot, longest: Duration) {
+    loop {
+        let began = slot.oldest();
+        if began.is_some_and(|began| began.elapsed() >= longest) {
+            return;
+        }
+        sleep_until(began.unwrap_or_else(Instant::now) + longest).await;
+    }
 }
 
 /// As tokio's own `bind` does, but for the backlog.
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(BACKLOG)?.into_std()
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
@@ -219,6 +463,10 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_local_error_reset_streams(MAX_ERROR_RESETS)
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
     builder

@@ -101,6 +101,8 @@ pub struct Receiver<'a> {
 pub struct RequestSpan {
     span: Span,
     parent: Option<TraceContext>,
+    /// How many events told where their traces began.
+    origins: usize,
 }
 
 impl Receiver<'_> {
@@ -130,23 +132,45 @@ impl Receiver<'_> {
         };
         describe(&mut span, "send", broker);
         let context = context(&span, parent.as_ref());
-        self.span = Some(RequestSpan { span, parent });
+        self.span = Some(RequestSpan {
+            span,
+            parent,
+            origins: 0,
+        });
         context
     }
 
-    /// What the request has; `is_batch` if it can have any number of events.
-    pub fn describe(&mut self, events: &[Event], is_batch: bool) {
-        let Some(RequestSpan { span, parent }) = &mut self.span else {
-            return;
-        };
-        if is_batch {
-            let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-            set(span, "messaging.batch.message_count", count);
-        } else if let [event] = events {
+    /// The request is one event.
+    pub fn describe(&mut self, event: &Event) {
+        if let Some(RequestSpan { span, .. }) = &mut self.span {
             describe_event(span, event);
         }
-        let origins = events.iter().filter_map(TraceContext::of_extension);
-        for origin in origins.take(MAX_LINKS) {
+        self.link(event);
+    }
+
+    /// The request is a batch of so many events.
+    pub fn describe_batch(&mut self, events: usize) {
+        if let Some(RequestSpan { span, .. }) = &mut self.span {
+            let count = i64::try_from(events).unwrap_or(i64::MAX);
+            set(span, "messaging.batch.message_count", count);
+        }
+    }
+
+    /// The request has this event, which may come from another trace.
+    pub fn link(&mut self, event: &Event) {
+        let Some(RequestSpan {
+            span,
+            parent,
+            origins,
+        }) = &mut self.span
+        else {
+            return;
+        };
+        if *origins >= MAX_LINKS {
+            return;
+        }
+        if let Some(origin) = TraceContext::of_extension(event) {
+            *origins += 1;
             if parent.as_ref() != Some(&origin) {
                 span.add_link(span_context(&origin), Vec::new());
             }

@@ -27,7 +27,7 @@ pub(crate) use local_router::{LocalRouter, Setup, mapped};
 pub(crate) use node::Node;
 pub(crate) use port::ReservedPort;
 pub(crate) use process::{Launch, Process};
-pub(crate) use raw::{RawResponse, connect, exchange, exchange_bytes};
+pub(crate) use raw::{RawResponse, connect, connect_from, exchange, exchange_bytes, exchange_on};
 pub(crate) use scratch::Scratch;
 pub(crate) use tls::Authority;
 pub(crate) use volume::Volume;

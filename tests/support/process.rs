@@ -176,14 +176,25 @@ impl Process {
     /// How much memory it holds, in bytes.
     #[track_caller]
     pub(crate) fn resident_memory(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// How much memory it held at most, in bytes.
+    #[track_caller]
+    pub(crate) fn peak_memory(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    #[track_caller]
+    fn memory(&self, field: &str) -> u64 {
         let path = format!("/proc/{}/status", self.id());
         let status = fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"));
         let kibibytes = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+            .find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB"));
         let kibibytes =
-            kibibytes.unwrap_or_else(|| panic!("{path} names no VmRSS: has {} ended?", self.name));
-        kibibytes.trim().parse::<u64>().expect("VmRSS is a number") * 1024
+            kibibytes.unwrap_or_else(|| panic!("{path} names no {field} has {} ended?", self.name));
+        kibibytes.trim().parse::<u64>().expect("it is a number") * 1024
     }
 }
 

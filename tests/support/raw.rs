@@ -6,8 +6,9 @@ use std::{
 };
 
 use serde_json::Value;
+use tokio::net::TcpSocket;
 
-use super::PATIENCE;
+use super::{PATIENCE, runtime};
 
 /// An HTTP/1.1 response as it came.
 #[derive(Debug)]
@@ -35,10 +36,30 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
+/// As [`connect`], from an address of this machine's own, which the other side takes for another client.
+#[track_caller]
+pub(crate) fn connect_from(local: [u8; 4], address: SocketAddr) -> TcpStream {
+    let stream = runtime().block_on(async {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((local, 0).into())?;
+        socket.connect(address).await?.into_std()
+    });
+    let stream = stream.expect("cannot connect");
+    stream.set_nonblocking(false).expect("cannot block");
+    for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
+        set(&stream, Some(PATIENCE)).expect("cannot set a timeout");
+    }
+    stream
+}
+
 /// Sends and receives as much as the other side takes and sends until it closes; it may close without having read all.
 #[track_caller]
 pub(crate) fn exchange_bytes(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
-    let mut stream = connect(address);
+    exchange_bytes_on(connect(address), bytes)
+}
+
+#[track_caller]
+fn exchange_bytes_on(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
     let mut received = Vec::new();
     let _ = stream.write_all(bytes);
     if let Err(error) = stream.read_to_end(&mut received) {
@@ -54,7 +75,13 @@ pub(crate) fn exchange_bytes(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 /// Sends a request that has `connection: close` or is none, and waits for the response.
 #[track_caller]
 pub(crate) fn exchange(address: SocketAddr, request: &[u8]) -> RawResponse {
-    let received = exchange_bytes(address, request);
+    exchange_on(connect(address), request)
+}
+
+/// As [`exchange`], on this connection.
+#[track_caller]
+pub(crate) fn exchange_on(stream: TcpStream, request: &[u8]) -> RawResponse {
+    let received = exchange_bytes_on(stream, request);
     let Some(end) = received.windows(4).position(|window| window == b"\r\n\r\n") else {
         panic!("no response came, but {received:?}");
     };

@@ -2,11 +2,13 @@
 
 mod answers;
 mod arrivals;
+mod connections;
 mod delivery;
 mod filters;
 mod full;
 mod kills;
 mod loops;
+mod memory;
 mod poison;
 mod producers;
 #[cfg(feature = "failpoints")]

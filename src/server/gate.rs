@@ -1,0 +1,163 @@
+//! What every request passes before the service sees it: its head is counted, or the request refused.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, Version, header};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tower::ServiceExt as _;
+
+use super::{FIELD_BYTES, Peer, Refusal, places::UnderWay, stream::Connection};
+use crate::memory::Reservation;
+
+/// What a request takes besides its head, in bytes: tasks, buffers, and an answer.
+const REQUEST_BYTES: usize = 4 * 1024;
+
+/// How much of the body of a request that is refused is read and thrown away before the answer, and for how long.
+const DRAIN_BYTES: usize = 1024 * 1024;
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// A service for the requests of one connection.
+pub(super) struct Gate {
+    pub(super) service: axum::Router,
+    pub(super) peer: Peer,
+    pub(super) connection: Arc<Connection>,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Gate {
+    type Response = Response<HeldBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    /// hyper calls this for one head after the other, as soon as each is decoded: what is refused here is gone before the
+    /// next one takes memory.
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let Connection {
+            place,
+            memory,
+            tenant,
+            refuse,
+            ..
+        } = &*self.connection;
+        self.connection.note_request();
+        let under_way = place.slot().begin();
+        let closes = self.connection.had_large_head();
+        let closes = move |response: &mut Response<HeldBody>| {
+            if closes {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+        };
+        let Some(held) = memory.try_reserve(tenant, memory_of(request.headers())) else {
+            let answer = refuse(Refusal::Heads);
+            let is_http1 = request.version() < Version::HTTP_2;
+            let body = request.into_body();
+            return Box::pin(async move {
+                if is_http1 {
+                    drain(body).await;
+                }
+                let mut response = answer.to_response().map(|body| HeldBody {
+                    body,
+                    held: Some((None, under_way)),
+                });
+                closes(&mut response);
+                Ok(response)
+            });
+        };
+        request.extensions_mut().insert(self.peer);
+        let answered = self.service.clone().oneshot(request.map(Body::new));
+        Box::pin(async move {
+            let mut response = answered.await?.map(|body| HeldBody {
+                body,
+                held: Some((Some(held), under_way)),
+            });
+            closes(&mut response);
+            Ok(response)
+        })
+    }
+}
+
+/// About how many bytes of memory a request takes that has these headers.
+fn memory_of(headers: &HeaderMap) -> usize {
+    let text: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    // Fields of the same name are kept apart, in a list that doubles when it is full.
+    let repeated = (headers.len() - headers.keys_len()).next_power_of_two();
+    REQUEST_BYTES + text + (headers.capacity() + repeated) * FIELD_BYTES
+}
+
+async fn drain(mut body: Incoming) {
+    let reading = async {
+        let mut read = 0;
+        while read < DRAIN_BYTES
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            read += frame.data_ref().map_or(0, Bytes::len);
+        }
+    };
+    // Whether all of it came makes no difference to the answer.
+    let _ = tokio::time::timeout(DRAIN_TIME, reading).await;
+}
+
+/// The body of an answer, with what its request holds until the answer is sent.
+pub(super) struct HeldBody {
+    body: Body,
+    held: Option<(Option<Reservation>, UnderWay)>,
+}
+
+impl http_body::Body for HeldBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(None | Some(Err(_))) = polled {
+            self.held = None;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderName;
+
+    use super::*;
+
+    #[test]
+    fn many_small_fields_take_more_than_their_bytes() {
+        let few = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("x"))]);
+        assert!(memory_of(&few) < 2 * REQUEST_BYTES);
+        let mut same = HeaderMap::new();
+        let mut different = HeaderMap::new();
+        for number in 0..7000 {
+            same.append("a", HeaderValue::from_static("b"));
+            let name = HeaderName::try_from(format!("a{number}")).unwrap();
+            different.append(name, HeaderValue::from_static("b"));
+        }
+        assert!(memory_of(&same) > 7000 * 72);
+        assert!(memory_of(&different) > 7000 * 104);
+    }
+}

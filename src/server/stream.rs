@@ -1,0 +1,390 @@
+//! A connection's stream, on which no head of a request can take memory that nobody counts.
+//!
+//! HTTP/1: what is read until a request begins is its head, and hyper keeps it in one buffer. HTTP/2: the frames tell how
+//! much of a head has come, and heads are decoded as they come. Either draws from the pool under the peer's address; a
+//! head that finds no room waits, and is then refused.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep},
+};
+
+use super::{
+    FIELD_BYTES, HEADER_READ_TIMEOUT, HTTP2_PLACES, MAX_HEAD, Refusal, Refuse, frames::Frames, places::Place,
+};
+use crate::memory::{Pool, Reservation};
+
+/// How much is read at once, in bytes: hyper's buffer of a connection grows to twice as much, and stays.
+const CHUNK: usize = 16 * 1024;
+
+/// A head of HTTP/1 of this size is not counted: that much every connection may take.
+pub(super) const FREE: usize = 16 * 1024;
+
+/// Heads of this size in all are given to hyper at once, in bytes on the wire: it decodes all that it gets before it
+/// hands over the first.
+const HEADS_AT_ONCE: usize = 16 * 1024;
+
+/// The most that a head takes in memory once it is decoded: its size is limited, each field counts as 32 bytes more than
+/// it has (RFC 9113, section 6.5.2), and has one at least.
+const MAX_DECODED: usize = MAX_HEAD / 33 * FIELD_BYTES;
+
+/// How long a head waits for room, and how often it is looked for.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
+const ROOM_PAUSE: Duration = Duration::from_millis(25);
+
+/// How much of what comes after a refusal is read and thrown away, and for how long: a connection that is closed with
+/// data unread is reset, and its client may not see the answer.
+const DRAIN_BYTES: usize = 2 * MAX_HEAD;
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// How every connection of HTTP/2 begins (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What a connection's stream and its requests know of each other.
+pub(super) struct Connection {
+    pub(super) place: Place,
+    pub(super) memory: Pool,
+    pub(super) tenant: Arc<str>,
+    pub(super) refuse: Arc<Refuse>,
+    /// Counts the requests that have begun.
+    requests: AtomicU64,
+    /// Counts how often the connection was polled.
+    turns: AtomicU64,
+    /// Whether the head of the request that comes now left a large buffer behind.
+    had_large_head: AtomicBool,
+}
+
+impl Connection {
+    pub(super) fn new(place: Place, memory: Pool, tenant: Arc<str>, refuse: Arc<Refuse>) -> Self {
+        Self {
+            place,
+            memory,
+            tenant,
+            refuse,
+            requests: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
+            had_large_head: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn note_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_turn(&self) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether the connection is to be closed after the request that has begun.
+    pub(super) fn had_large_head(&self) -> bool {
+        self.had_large_head.load(Ordering::Relaxed)
+    }
+}
+
+enum Protocol {
+    /// So many bytes are as HTTP/2 begins.
+    Unknown(usize),
+    Http1,
+    Http2 {
+        frames: Frames,
+        /// The turn in which heads were read last, and how many bytes of them.
+        turn: u64,
+        read: usize,
+        /// When the head has to be complete that is being read.
+        end: Option<Pin<Box<Sleep>>>,
+    },
+}
+
+/// Wraps a stream.
+pub(super) struct Watched<S> {
+    stream: S,
+    connection: Arc<Connection>,
+    protocol: Protocol,
+    /// Bytes of the head that is being read, and the request that it comes after.
+    head: usize,
+    after: u64,
+    /// What has to be held before more is read, and what is.
+    needed: usize,
+    held: Option<Reservation>,
+    /// What was read and waits for room: hyper would decode it.
+    unread: Bytes,
+    waiting: Option<Waiting>,
+    refused: Option<Refused>,
+}
+
+struct Waiting {
+    end: Instant,
+    pause: Pin<Box<Sleep>>,
+}
+
+struct Refused {
+    answer: Bytes,
+    end: Pin<Box<Sleep>>,
+    drained: usize,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
+    pub(super) fn new(stream: S, connection: Arc<Connection>) -> Self {
+        Self {
+            stream,
+            connection,
+            protocol: Protocol::Unknown(0),
+            head: 0,
+            after: 0,
+            needed: 0,
+            held: None,
+            unread: Bytes::new(),
+            waiting: None,
+            refused: None,
+        }
+    }
+
+    /// Ready once there is room for what is being read; an error if there is none for too long.
+    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ()>> {
+        loop {
+            if self.hold() {
+                self.waiting = None;
+                return Poll::Ready(Ok(()));
+            }
+            let waiting = self.waiting.get_or_insert_with(|| Waiting {
+                end: Instant::now() + ROOM_TIMEOUT,
+                pause: Box::pin(sleep(ROOM_PAUSE)),
+            });
+            ready!(waiting.pause.as_mut().poll(context));
+            if Instant::now() >= waiting.end {
+                return Poll::Ready(Err(()));
+            }
+            waiting.pause.as_mut().reset(Instant::now() + ROOM_PAUSE);
+        }
+    }
+
+    fn hold(&mut self) -> bool {
+        match &mut self.held {
+            _ if self.needed == 0 => {
+                self.held = None;
+                true
+            }
+            Some(held) => held.try_grow(self.needed),
+            None => {
+                let Connection { memory, tenant, .. } = &*self.connection;
+                self.held = memory.try_reserve(tenant, self.needed);
+                self.held.is_some()
+            }
+        }
+    }
+
+    /// Whether hyper has to take what it has before it gets more.
+    fn is_enough(&self) -> bool {
+        let now = self.connection.turns.load(Ordering::Relaxed);
+        matches!(self.protocol, Protocol::Http2 { turn, read, .. } if turn == now && read >= HEADS_AT_ONCE)
+    }
+
+    /// An error once a head of HTTP/2 is incomplete for too long; hyper looks after those of HTTP/1.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let Protocol::Http2 { end: Some(end), .. } = &mut self.protocol else {
+            return Poll::Pending;
+        };
+        ready!(end.as_mut().poll(context));
+        Poll::Ready(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "a request's head was not complete in time",
+        ))
+    }
+
+    /// Takes note of what was read.
+    fn note(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Protocol::Unknown(matched) = self.protocol {
+            let expected = &PREFACE[matched..];
+            let common = expected.len().min(bytes.len());
+            if bytes.is_empty() || expected[..common] != bytes[..common] {
+                self.protocol = Protocol::Http1;
+            } else if common < expected.len() {
+                self.protocol = Protocol::Unknown(matched + common);
+                return Ok(());
+            } else {
+                if !self.connection.place.widen(HTTP2_PLACES) {
+                    drop((self.connection.refuse)(Refusal::Connections));
+                    return Err(no_room());
+                }
+                self.protocol = Protocol::Http2 {
+                    frames: Frames::default(),
+                    turn: 0,
+                    read: 0,
+                    end: None,
+                };
+                return self.note(&bytes[common..]);
+            }
+        }
+        let Protocol::Http2 {
+            frames,
+            turn,
+            read,
+            end,
+        } = &mut self.protocol
+        else {
+            self.note_http1(bytes.len());
+            return Ok(());
+        };
+        let of_heads = frames.read(bytes);
+        let now = self.connection.turns.load(Ordering::Relaxed);
+        if *turn != now {
+            (*turn, *read) = (now, 0);
+        }
+        *read += of_heads;
+        let incomplete = frames.incomplete();
+        self.needed = incomplete.saturating_mul(FIELD_BYTES).min(MAX_DECODED);
+        if incomplete == 0 {
+            (*end, self.held) = (None, None);
+        } else if end.is_none() {
+            *end = Some(Box::pin(sleep(HEADER_READ_TIMEOUT)));
+        }
+        Ok(())
+    }
+
+    fn note_http1(&mut self, length: usize) {
+        let begun = self.connection.requests.load(Ordering::Relaxed);
+        if self.after != begun {
+            (self.after, self.head) = (begun, 0);
+        }
+        if self.connection.place.slot().oldest().is_some() {
+            return;
+        }
+        self.head += length;
+        if self.head > FREE {
+            // hyper's buffer grows by doubling. It stays until the connection ends, which is then closed.
+            self.needed = self.needed.max(2 * self.head);
+            self.connection.had_large_head.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Answers that there is no room, reads what still comes, and ends.
+    fn poll_refused(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(refused) = &mut self.refused else {
+            return Poll::Pending;
+        };
+        while !refused.answer.is_empty() {
+            match ready!(Pin::new(&mut self.stream).poll_write(context, &refused.answer)) {
+                Ok(written) if written > 0 => drop(refused.answer.split_to(written)),
+                Ok(_) | Err(_) => return Poll::Ready(no_room()),
+            }
+        }
+        let mut space = [0; 4096];
+        while refused.drained < DRAIN_BYTES && refused.end.as_mut().poll(context).is_pending() {
+            let mut buffer = ReadBuf::new(&mut space);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                break;
+            }
+            refused.drained += buffer.filled().len();
+        }
+        Poll::Ready(no_room())
+    }
+
+    fn poll_read_chunk(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        if buffer.remaining() <= CHUNK {
+            ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        } else {
+            let mut part = ReadBuf::new(buffer.initialize_unfilled_to(CHUNK));
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut part))?;
+            let read = part.filled().len();
+            buffer.advance(read);
+        }
+        self.note(&buffer.filled()[before..])?;
+        if matches!(self.protocol, Protocol::Http2 { .. }) && !self.hold() {
+            self.unread = Bytes::copy_from_slice(&buffer.filled()[before..]);
+            buffer.set_filled(before);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn no_room() -> io::Error {
+    io::Error::other("there is no room for the connection's requests")
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.refused.is_some() {
+            return this.poll_refused(context).map(Err);
+        }
+        if let Poll::Ready(error) = this.poll_end(context) {
+            return Poll::Ready(Err(error));
+        }
+        loop {
+            if ready!(this.poll_room(context)).is_err() {
+                let answer = (this.connection.refuse)(Refusal::Heads);
+                // HTTP/2 has no answer for a request that is not complete.
+                if !matches!(this.protocol, Protocol::Http1) {
+                    return Poll::Ready(Err(no_room()));
+                }
+                this.refused = Some(Refused {
+                    answer: answer.to_http1(),
+                    end: Box::pin(sleep(DRAIN_TIME)),
+                    drained: 0,
+                });
+                return this.poll_refused(context).map(Err);
+            }
+            if !this.unread.is_empty() {
+                let length = this.unread.len().min(buffer.remaining());
+                buffer.put_slice(&this.unread.split_to(length));
+                return Poll::Ready(Ok(()));
+            }
+            if this.is_enough() {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            ready!(this.poll_read_chunk(context, buffer))?;
+            if this.unread.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, data)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
