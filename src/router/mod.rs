@@ -34,7 +34,7 @@ pub use saved::SavedError;
 
 use crate::{
     delivery::{Addresses, Client, ClientError, DeliveryOptions, Engine, EngineError, UriAddresses},
-    descriptors::Descriptors,
+    descriptors::{self, Descriptors},
     log::{
         EventLog, LogError,
         embedded::{EmbeddedLog, EmbeddedOptions},
@@ -145,6 +145,19 @@ pub async fn run(
     let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
     let requests = options.memory.requests;
+    let Descriptors {
+        ingress,
+        admin,
+        sinks: sockets_to_sinks,
+    } = options.descriptors;
+    let limit = descriptors::limit();
+    tracing::info!(
+        limit,
+        ingress,
+        admin,
+        sockets_to_sinks,
+        "file descriptors are divided"
+    );
     let ingress = ingress::Ingress {
         log: log.clone(),
         engine: engine.clone(),
