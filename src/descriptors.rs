@@ -83,14 +83,7 @@ pub fn for_router() -> Result<Descriptors, LimitError> {
     if limit < MIN_LIMIT {
         return Err(LimitError::TooFew { limit });
     }
-    let descriptors = plan(limit);
-    let Descriptors {
-        ingress,
-        admin,
-        sinks,
-    } = descriptors;
-    tracing::info!(limit, ingress, admin, sinks, "file descriptors are divided");
-    Ok(descriptors)
+    Ok(plan(limit))
 }
 
 /// Raises the limit of this process to the most that it may be, and gives it.
@@ -111,7 +104,6 @@ pub fn raise() -> Result<u64, LimitError> {
             hard,
             source: error.into(),
         })?;
-        tracing::info!(from = soft, to = hard, "the limit of open files was raised");
     }
     Ok(hard)
 }

@@ -37,7 +37,7 @@ use crate::{
     delivery::{
         Addresses, Client, ClientError, DeliveryOptions, Descendants, Engine, EngineError, UriAddresses,
     },
-    descriptors::Descriptors,
+    descriptors::{self, Descriptors},
     log::{
         EventLog, LogError,
         embedded::{EmbeddedLog, EmbeddedOptions},
@@ -171,6 +171,19 @@ pub async fn run(
     let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
     let requests = options.memory.requests;
+    let Descriptors {
+        ingress,
+        admin,
+        sinks: sockets_to_sinks,
+    } = options.descriptors;
+    let limit = descriptors::limit();
+    tracing::info!(
+        limit,
+        ingress,
+        admin,
+        sockets_to_sinks,
+        "file descriptors are divided"
+    );
     let ingress = ingress::Ingress {
         log: log.clone(),
         engine: engine.clone(),

@@ -158,9 +158,6 @@ fn file_descriptors_are_raised_and_told() {
     let hard = Command::new("sh").args(["-c", "ulimit -Hn"]).output().unwrap();
     let hard = String::from_utf8_lossy(&hard.stdout).trim().to_owned();
     let router = limited("ulimit -Sn 1024", &manifests, &data);
-    router.wait_for_line(PATIENCE, |line| {
-        line.contains("the limit of open files was raised")
-    });
     router.wait_for_line(PATIENCE, |line| line.contains("file descriptors are divided"));
     let metrics = get(&format!("http://{}/metrics", router.address("admin"))).text();
     let value = |name: &str| {
