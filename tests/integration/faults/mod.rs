@@ -7,6 +7,7 @@ mod kills;
 mod producers;
 #[cfg(feature = "failpoints")]
 mod reads;
+mod salvage;
 mod sinks;
 mod storage;
 
