@@ -14,6 +14,7 @@ pub mod display;
 mod examples_in_docs;
 pub mod explain;
 mod http;
+pub mod log;
 pub mod logging;
 pub mod manifests;
 pub mod router;
@@ -86,6 +87,8 @@ pub enum Command {
     Send(send::Args),
     /// List, show, redrive and drop the dead letters that a router keeps.
     DeadLetters(dead_letters::Args),
+    /// Check the event log of a router that does not run, and save what can be read of a damaged one.
+    Log(log::Args),
     /// Tell which Triggers an event matches, and why: by manifests in files, or by what a router has in force.
     Explain(explain::Args),
     /// Test routing: which Triggers of manifests in files match which events.
@@ -149,6 +152,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Send(args) => send::run(args).await,
             Command::DeadLetters(args) => dead_letters::run(args).await,
             Command::Crds(args) => crds::run(&args),
+            Command::Log(args) => log::run(args),
             Command::Explain(args) => explain::run(args).await,
             Command::Test(args) => routing_tests::run(args),
             Command::Validate(args) => validate::run(args),

@@ -76,6 +76,11 @@ pub struct LogArgs {
     #[arg(long, env = "WEIR_MEMORY_BUDGET", value_name = "SIZE")]
     pub memory_budget: Option<Size>,
 
+    /// Begin with an empty event log although the data directory had one before, as configuration.json in it tells. What
+    /// was in it and not delivered is lost. Without this the router does not start. Take it away again afterwards.
+    #[arg(long, env = "WEIR_ACCEPT_EMPTY_LOG")]
+    pub accept_empty_log: bool,
+
     /// How long dead letters are kept.
     #[arg(long, env = "WEIR_DEAD_LETTER_AGE", default_value = "7d", value_name = "DURATION", value_parser = units::duration)]
     pub dead_letter_age: Duration,
@@ -128,6 +133,7 @@ impl LogArgs {
             dead_letter_size,
             services,
             memory_budget,
+            accept_empty_log,
         } = self;
         let services: BTreeMap<_, _> = service::by_name(services)?;
         let memory = memory_budget.map_or_else(MemoryBudget::default_bytes, |size| size.0);
@@ -135,6 +141,7 @@ impl LogArgs {
             listen,
             admin,
             data,
+            accept_empty_log,
             max_body: usize::try_from(max_event_size.0).unwrap_or(usize::MAX),
             services,
             memory: MemoryBudget::new(memory),

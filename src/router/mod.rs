@@ -20,7 +20,7 @@ mod threads;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -71,6 +71,8 @@ pub struct RouterOptions {
     pub admin: SocketAddr,
     /// The directory for everything that must outlive the process. Made if absent.
     pub data: PathBuf,
+    /// Whether to begin with an empty event log where there was one before.
+    pub accept_empty_log: bool,
     /// How large a request may be, in bytes.
     pub max_body: usize,
     /// Where Services are reached instead of by their cluster names; for a router outside the cluster.
@@ -117,6 +119,18 @@ pub enum RouterError {
         "cannot start the threads that deliver: {0}; is the limit of processes (ulimit -u, pids.max) too low?"
     )]
     Threads(#[source] std::io::Error),
+    /// There was an event log, and it is gone.
+    #[error(
+        "the event log in {log} is gone, though {configuration} tells that there was one: mount or restore the volume \
+         that has it. To begin with an empty log, without the events and the Triggers' places that were in it, start \
+         once with --accept-empty-log (WEIR_ACCEPT_EMPTY_LOG=true)"
+    )]
+    LogGone {
+        /// Where it should be.
+        log: PathBuf,
+        /// What is beside it.
+        configuration: PathBuf,
+    },
     /// A task panicked that it cannot do without.
     #[error("the router cannot go on: {0}")]
     Panicked(#[from] Panicked),
@@ -141,7 +155,9 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), RouterError> {
     let saved = SavedConfiguration::in_directory(&options.data)?;
-    let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(options.data.join("log"), options.log.clone())?);
+    let log = options.data.join("log");
+    check_log_is_there(&log, &saved, options.accept_empty_log)?;
+    let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(log, options.log.clone())?);
     let addresses = Addresses {
         uris: options.uri_addresses,
         services: options.service_addresses,
@@ -280,6 +296,25 @@ pub async fn run(
     }
     tracing::info!("the router has stopped");
     outcome
+}
+
+/// A router that has had a configuration has had a log: if that is gone, so are events that were acknowledged, and nobody
+/// would know.
+fn check_log_is_there(log: &Path, saved: &SavedConfiguration, accept: bool) -> Result<(), RouterError> {
+    let (log, configuration) = (log.to_owned(), saved.path());
+    let is_gone = configuration.exists() && !EmbeddedLog::exists_in(&log);
+    let (path, flag) = (log.display(), "--accept-empty-log");
+    match (is_gone, accept) {
+        (true, false) => return Err(RouterError::LogGone { log, configuration }),
+        (true, true) => {
+            tracing::warn!(%path, "the event log is gone, and an empty one is begun, as {flag} says")
+        }
+        (false, true) => {
+            tracing::warn!(%path, "{flag} is not needed: take it away, so that a log that goes is told")
+        }
+        (false, false) => {}
+    }
+    Ok(())
 }
 
 /// The configuration of the last run, if it can be read. Without it the router waits for the controller, and nothing

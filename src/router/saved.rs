@@ -60,8 +60,13 @@ impl SavedConfiguration {
         })
     }
 
+    /// Where it is kept.
+    pub(super) fn path(&self) -> PathBuf {
+        self.directory.join(FILE)
+    }
+
     pub(super) fn load(&self) -> Result<Option<Configuration>, SavedError> {
-        let path = self.directory.join(FILE);
+        let path = self.path();
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -74,7 +79,7 @@ impl SavedConfiguration {
 
     /// Replaces the file as a whole: after a crash it is the old or the new one.
     pub(super) fn store(&self, configuration: &Configuration) -> Result<(), SavedError> {
-        let path = self.directory.join(FILE);
+        let path = self.path();
         let beside = self.directory.join(format!("{FILE}.new"));
         let write = || {
             let file = OpenOptions::new()

@@ -37,19 +37,17 @@ impl Acknowledged {
             .create(true)
             .truncate(false)
             .open(directory.join(FILE_NAME))?;
-        let mut highest: Option<u64> = None;
-        if file.metadata()?.len() > 0 {
-            for slot in SLOTS {
-                highest = highest.max(read_slot(&file, slot)?);
-            }
-            if highest.is_none() {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "neither copy of the number is valid",
-                ));
-            }
-        }
+        let highest = highest(&file)?;
         Ok((Self { file, turn: 0 }, highest))
+    }
+
+    /// The number, without making the file where it is missing.
+    pub(super) fn look(directory: &Path) -> io::Result<Option<u64>> {
+        match File::open(directory.join(FILE_NAME)) {
+            Ok(file) => highest(&file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// Writes the number. Survives the process at once.
@@ -66,6 +64,22 @@ impl Acknowledged {
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
     }
+}
+
+fn highest(file: &File) -> io::Result<Option<u64>> {
+    let mut highest: Option<u64> = None;
+    if file.metadata()?.len() > 0 {
+        for slot in SLOTS {
+            highest = highest.max(read_slot(file, slot)?);
+        }
+        if highest.is_none() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "neither copy of the number is valid",
+            ));
+        }
+    }
+    Ok(highest)
 }
 
 fn read_slot(file: &File, at: u64) -> io::Result<Option<u64>> {

@@ -32,6 +32,9 @@ const START_LENGTH: usize = 1 + 4 + 8;
 /// The tag, the kind of value, the compression (none), the keyspace, and the lengths of the key, of the value, and of
 /// the value as it is stored. Then come the key and the value.
 const ITEM_HEAD: usize = 1 + 1 + 1 + 8 + 2 + 4 + 4;
+/// The kind of a value that is there, and what is no compression.
+const VALUE: u8 = 0;
+const UNCOMPRESSED: u8 = 0;
 /// The tag and the keyspace.
 const CLEAR_LENGTH: usize = 1 + 8;
 /// The tag, the checksum of all bytes of the items, and [`TRAILER`].
@@ -45,9 +48,101 @@ struct Commit {
     whole: bool,
 }
 
+/// One change in a whole commit of a journal.
+pub(super) struct Item {
+    pub(super) keyspace: u64,
+    pub(super) sequence: u64,
+    pub(super) key: Range<usize>,
+    /// `None` for a key that is removed.
+    pub(super) value: Option<Range<usize>>,
+}
+
+/// What can be read of a journal that may be damaged anywhere.
+pub(super) struct Read {
+    /// In the order in which they were written.
+    pub(super) items: Vec<Item>,
+    /// Where the bytes are no whole commits.
+    pub(super) damaged: Vec<Range<usize>>,
+}
+
+/// Reads every commit that is whole, also behind what is not.
+pub(super) fn read(journal: &[u8]) -> Read {
+    let end = journal
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |last| last + 1);
+    let mut read = Read {
+        items: Vec::new(),
+        damaged: Vec::new(),
+    };
+    let (mut at, mut damaged_from) = (0, None);
+    while at < end {
+        match whole_items(journal, at) {
+            Some((items, next)) => {
+                read.damaged.extend(damaged_from.take().map(|from| from..at));
+                read.items.extend(items);
+                at = next;
+            }
+            None => {
+                damaged_from.get_or_insert(at);
+                at += 1;
+            }
+        }
+    }
+    read.damaged.extend(damaged_from.map(|from| from..end));
+    read
+}
+
+/// The items of the commit that begins here, if it is whole, and where it ends.
+fn whole_items(journal: &[u8], start: usize) -> Option<(Vec<Item>, usize)> {
+    let commit = commit_at(journal, start).filter(|commit| commit.whole)?;
+    let count = u32::from_le_bytes(*journal.get(start + 1..)?.first_chunk()?);
+    let sequence = u64::from_le_bytes(*journal.get(start + 5..)?.first_chunk()?);
+    let (mut items, mut at, mut entries) = (Vec::new(), start + START_LENGTH, 0);
+    while at + END_LENGTH < commit.bytes.end {
+        entries += 1;
+        if journal[at] == CLEAR {
+            at += CLEAR_LENGTH;
+            continue;
+        }
+        let head = journal.get(at..at + ITEM_HEAD)?;
+        let (is_value, is_plain) = (head[1] == VALUE, head[2] == UNCOMPRESSED);
+        let key =
+            at + ITEM_HEAD..at + ITEM_HEAD + usize::from(u16::from_le_bytes(*head[11..].first_chunk()?));
+        let value = key.end..key.end + u32::from_le_bytes(*head[17..].first_chunk()?) as usize;
+        if is_value && !is_plain {
+            return None;
+        }
+        at = value.end;
+        items.push(Item {
+            keyspace: u64::from_le_bytes(*head[3..].first_chunk()?),
+            sequence,
+            key,
+            value: is_value.then_some(value),
+        });
+    }
+    (entries == count).then_some((items, commit.bytes.end))
+}
+
+/// The numbers and the paths of the journals in the folder, the oldest first.
+pub(super) fn all(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let number = path.file_stem().and_then(OsStr::to_str).map(str::parse::<u64>);
+        if let Some(Ok(number)) = number
+            && path.extension().is_some_and(|extension| extension == "jnl")
+        {
+            all.push((number, path));
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
 /// Cuts the newest journal in the folder off where its last commit begins, if that is torn. Tells what was cut.
 pub(super) fn cut_torn_end(folder: &Path) -> io::Result<Option<PathBuf>> {
-    let Some(path) = newest(folder)? else {
+    let Some((_, path)) = all(folder)?.pop() else {
         return Ok(None);
     };
     let Some(length) = torn_from(&fs::read(&path)?) else {
@@ -59,26 +154,18 @@ pub(super) fn cut_torn_end(folder: &Path) -> io::Result<Option<PathBuf>> {
     Ok(Some(path))
 }
 
-fn newest(folder: &Path) -> io::Result<Option<PathBuf>> {
-    let mut newest = None;
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let number = path.file_stem().and_then(OsStr::to_str).map(str::parse::<u64>);
-        if let Some(Ok(number)) = number
-            && path.extension().is_some_and(|extension| extension == "jnl")
-        {
-            newest = newest.max(Some((number, path)));
-        }
-    }
-    Ok(newest.map(|(_, path)| path))
-}
-
 /// Where a commit begins that is torn, if no whole one follows.
 fn torn_from(journal: &[u8]) -> Option<usize> {
     let mut commits = commits(journal).skip_while(|commit| commit.whole);
     let torn = commits.next()?.bytes;
     let is_last = !commits.any(|commit| commit.whole);
     (is_last && has_hole(journal, &torn)).then_some(torn.start)
+}
+
+/// Whether a journal whose whole commits end here is as a crash leaves it: the storage library, or [`cut_torn_end`],
+/// cuts off what follows.
+pub(super) fn is_torn(journal: &[u8], at: usize) -> bool {
+    commit_at(journal, at).is_none_or(|commit| !commit.whole && has_hole(journal, &commit.bytes))
 }
 
 fn has_hole(journal: &[u8], within: &Range<usize>) -> bool {

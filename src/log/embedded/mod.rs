@@ -27,7 +27,8 @@
 //! # The parts
 //! The committer is one thread and the only writer of records (`committer.rs`); another one tidies up after it
 //! (`keeper.rs`). Readers take recent records from memory (`tail.rs`) and older ones from the storage, on a few
-//! threads and in turns (`reads.rs`). Where each broker begins and ends is in memory (`broker.rs`, `brokers.rs`).
+//! threads and in turns (`reads.rs`). A log that is damaged is read without the storage library (`survey.rs`, `raw.rs`),
+//! and what can be read written to a new one (`salvage.rs`). Where each broker begins and ends is in memory (`broker.rs`, `brokers.rs`).
 //!
 //! # What it does not do
 //! - Beside the retained payloads the volume holds up to three or four journals of 64 MiB and, for each broker, the
@@ -44,13 +45,21 @@ mod journal;
 mod keeper;
 mod layout;
 mod memory;
+mod raw;
 mod reads;
+mod salvage;
+#[cfg(test)]
+mod salvage_tests;
 mod saves;
 mod store;
+mod survey;
 mod tail;
 #[cfg(test)]
 mod tests;
 mod versions;
+
+pub use salvage::salvage;
+pub use survey::{BrokerReport, Report, check};
 
 use std::{
     fs, io,
@@ -210,6 +219,12 @@ impl EmbeddedLog {
             readers,
             _lock: lock,
         })
+    }
+
+    /// Whether there is a log in `directory`.
+    #[must_use]
+    pub fn exists_in(directory: &Path) -> bool {
+        directory.join(store::FOLDER).exists()
     }
 
     /// Makes everything durable and closes the log.
@@ -594,6 +609,22 @@ fn lock_directory(directory: &Path) -> Result<fs::File, LogError> {
         path: directory.to_owned(),
         detail: e.to_string(),
     })?;
+    take_lock(directory, lock)
+}
+
+/// Keeps a router from opening a log that is only read. Makes no file: without one no router has ever opened it.
+fn lock_existing(directory: &Path) -> Result<Option<fs::File>, LogError> {
+    match fs::File::open(directory.join("lock")) {
+        Ok(lock) => take_lock(directory, lock).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(LogError::Open {
+            path: directory.to_owned(),
+            detail: format!("its lock: {e}"),
+        }),
+    }
+}
+
+fn take_lock(directory: &Path, lock: fs::File) -> Result<fs::File, LogError> {
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(fs::TryLockError::WouldBlock) => Err(store::in_use(directory)),

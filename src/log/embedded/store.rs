@@ -36,7 +36,7 @@ use super::{
 };
 use crate::log::{LogError, ReadLimit, Record};
 
-const FOLDER: &str = "store";
+pub(super) const FOLDER: &str = "store";
 const FOLDER_IN_CREATION: &str = "store.new";
 
 /// Block cache: only readers that have fallen behind use it, and they read ahead.

@@ -71,12 +71,12 @@ proptest! {
     }
 }
 
-fn open(directory: &Path) -> Result<EmbeddedLog, LogError> {
+pub(super) fn open(directory: &Path) -> Result<EmbeddedLog, LogError> {
     EmbeddedLog::open(directory, EmbeddedOptions::default())
 }
 
 /// Writes everything in memory to tables.
-fn flush(log: &EmbeddedLog) {
+pub(super) fn flush(log: &EmbeddedLog) {
     for broker in log.shared.brokers.all() {
         if let Some(stored) = broker.stored() {
             stored.events.rotate_memtable_and_wait().unwrap();
@@ -568,7 +568,7 @@ async fn what_was_acknowledged_survives_kill() {
 }
 
 /// Copies a log's directory; journals without the zeros that they are filled up with.
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -588,7 +588,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// A journal without the zeros at its end: after an entry's last byte, which is none.
-fn written(journal: &Path) -> Vec<u8> {
+pub(super) fn written(journal: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
     File::open(journal).unwrap().read_to_end(&mut bytes).unwrap();
     let end = bytes
@@ -599,7 +599,7 @@ fn written(journal: &Path) -> Vec<u8> {
     bytes
 }
 
-fn journal(directory: &Path) -> PathBuf {
+pub(super) fn journal(directory: &Path) -> PathBuf {
     let files = fs::read_dir(directory.join("store"))
         .unwrap()
         .map(|entry| entry.unwrap().path());
@@ -609,7 +609,7 @@ fn journal(directory: &Path) -> PathBuf {
         .unwrap()
 }
 
-async fn numbered(log: &EmbeddedLog, broker: &str, numbers: std::ops::Range<u64>) {
+pub(super) async fn numbered(log: &EmbeddedLog, broker: &str, numbers: std::ops::Range<u64>) {
     for number in numbers {
         let offset = log
             .append(broker, payloads(&[&format!("record {number}")]), at(0))

@@ -36,6 +36,60 @@ pub(super) fn find_damaged(store: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
+/// The tables of a keyspace, and the checksums of their files.
+pub(super) type Tables = Vec<(u64, u128)>;
+
+/// The tables that a keyspace's list has; `None` if the list is not what was written, or is missing.
+pub(super) fn tables(keyspace: &Path) -> io::Result<Option<Tables>> {
+    let Some((number, checksum)) =
+        existing(fs::read(keyspace.join("current")))?.and_then(|current| parse(&current))
+    else {
+        return Ok(None);
+    };
+    let list = keyspace.join(format!("v{number}"));
+    let Some(content) = existing(fs::read(&list))?.filter(|content| xxh3_128(content) == checksum) else {
+        return Ok(None);
+    };
+    let Ok(reader) = sfa::Reader::from_reader(&mut io::Cursor::new(&content)) else {
+        return Ok(None);
+    };
+    let section = reader.toc().section(b"tables").and_then(|section| {
+        let (from, length) = (
+            usize::try_from(section.pos()).ok()?,
+            usize::try_from(section.len()).ok()?,
+        );
+        content.get(from..from.checked_add(length)?)
+    });
+    Ok(section.and_then(parse_tables))
+}
+
+/// By levels, and by runs in them: number, kind of checksum, checksum, sequence number.
+fn parse_tables(mut section: &[u8]) -> Option<Tables> {
+    fn take<const N: usize>(section: &mut &[u8]) -> Option<[u8; N]> {
+        let (taken, rest) = section.split_first_chunk()?;
+        *section = rest;
+        Some(*taken)
+    }
+    let mut tables = Vec::new();
+    let [levels] = take(&mut section)?;
+    for _ in 0..levels {
+        let [runs] = take(&mut section)?;
+        for _ in 0..runs {
+            for _ in 0..u32::from_le_bytes(take(&mut section)?) {
+                let number = u64::from_le_bytes(take(&mut section)?);
+                let [kind] = take(&mut section)?;
+                let checksum = u128::from_le_bytes(take(&mut section)?);
+                let _sequence: [u8; 8] = take(&mut section)?;
+                if kind != XXH3 {
+                    return None;
+                }
+                tables.push((number, checksum));
+            }
+        }
+    }
+    Some(tables)
+}
+
 /// The number of the list, its checksum and which kind that is, in little-endian order.
 fn parse(current: &[u8]) -> Option<(u64, u128)> {
     let (number, rest) = current.split_first_chunk()?;

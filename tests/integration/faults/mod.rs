@@ -13,6 +13,7 @@ mod poison;
 mod producers;
 #[cfg(feature = "failpoints")]
 mod reads;
+mod salvage;
 mod sinks;
 mod sockets;
 mod storage;

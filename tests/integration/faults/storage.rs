@@ -37,7 +37,7 @@ fn post_until_it_fails(router: &LocalRouter, events: u64, length: usize) -> Ackn
 }
 
 /// A Trigger whose events wait, so that nothing but them is in the log.
-fn suspended() -> Setup {
+pub(super) fn suspended() -> Setup {
     let manifest = trigger("any", "").replace("spec:", "spec:\n  suspend: true");
     Setup::new(&manifest, &[])
 }
@@ -50,7 +50,7 @@ fn delivering(data: &Path, consumer: &Consumer) -> LocalRouter {
 }
 
 /// The journal that is written to, and how much of it is written; zeros follow.
-fn newest_journal(data: &Path) -> (PathBuf, u64) {
+pub(super) fn newest_journal(data: &Path) -> (PathBuf, u64) {
     let files = fs::read_dir(data.join("log/store")).unwrap();
     let journal = files
         .map(|entry| entry.unwrap().path())
@@ -62,14 +62,14 @@ fn newest_journal(data: &Path) -> (PathBuf, u64) {
 }
 
 /// Up to the last byte that is not zero.
-fn written(bytes: &[u8]) -> u64 {
+pub(super) fn written(bytes: &[u8]) -> u64 {
     bytes
         .iter()
         .rposition(|byte| *byte != 0)
         .map_or(0, |last| last + 1) as u64
 }
 
-fn copy_of(data: &Path) -> Scratch {
+pub(super) fn copy_of(data: &Path) -> Scratch {
     let copy = Scratch::new();
     let status = Command::new("cp")
         .args(["-a", "--"])
@@ -266,7 +266,7 @@ fn a_configuration_that_cannot_be_read_is_replaced_by_the_next() {
 }
 
 /// The files of the event log's storage, with how much of each is written.
-fn files_below(folder: &Path, files: &mut Vec<(PathBuf, u64)>) {
+pub(super) fn files_below(folder: &Path, files: &mut Vec<(PathBuf, u64)>) {
     for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
         if entry.file_type().unwrap().is_dir() {
             files_below(&entry.path(), files);
@@ -324,7 +324,7 @@ fn a_flipped_bit_is_never_an_event_that_is_missing_without_a_word() {
     eprintln!("flipped bits: {outcomes:?}");
 }
 
-fn flip(file: &Path, at: u64, bit: u8) {
+pub(super) fn flip(file: &Path, at: u64, bit: u8) {
     let file = File::options().read(true).write(true).open(file).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();

@@ -1,0 +1,546 @@
+//! Reads everything of a log that no router has open, and tells what is whole and what is lost. Nothing is changed.
+//!
+//! For each broker the offsets between the first retained one and the last that is found are counted: those that are in
+//! no table and in no journal are lost. What is missing behind the last one nobody can tell by broker, but by how many
+//! records were acknowledged in all.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    acknowledged::{self, Acknowledged},
+    journal,
+    layout::{self, Registered},
+    lock_existing,
+    raw::{self, Journal},
+    store,
+};
+use crate::log::LogError;
+
+/// The keyspace in which the storage library keeps the others' names, and what their entries begin with.
+const NAMES: u64 = 0;
+const NAME: u8 = b'n';
+/// The storage library's mark of a store.
+const MARK: &[u8] = b"FJL\x03";
+/// Where the records of a broker go whose name is lost.
+const NAMELESS: &str = "weir-salvage";
+
+/// What there is of a log.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// By name. A broker's dead letters are a log like any other.
+    pub brokers: Vec<BrokerReport>,
+    /// How many cursors there are: of Triggers, and of dead letters that were redriven or dropped.
+    pub cursors: usize,
+    /// How many records are missing behind the last ones that were found.
+    pub missing_at_the_ends: u64,
+    /// What is wrong with which file, whether or not anything is lost by it.
+    pub damage: Vec<String>,
+}
+
+/// What there is of a broker's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerReport {
+    /// `namespace/name`.
+    pub name: String,
+    /// The offsets from the first retained record to the one behind the last that was found.
+    pub offsets: Range<u64>,
+    /// Those of them that are lost.
+    pub lost: Vec<Range<u64>>,
+}
+
+impl BrokerReport {
+    /// How many records are lost.
+    #[must_use]
+    pub fn lost_records(&self) -> u64 {
+        self.lost.iter().map(|lost| lost.end - lost.start).sum()
+    }
+}
+
+impl Report {
+    /// Whether nothing is lost or damaged.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.damage.is_empty() && self.lost_records() == 0
+    }
+
+    /// How many records are lost.
+    #[must_use]
+    pub fn lost_records(&self) -> u64 {
+        let of_brokers = self.brokers.iter().map(BrokerReport::lost_records);
+        self.missing_at_the_ends + of_brokers.sum::<u64>()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            brokers,
+            cursors,
+            missing_at_the_ends,
+            damage,
+        } = self;
+        for broker in brokers {
+            let BrokerReport { name, offsets, lost } = broker;
+            let records = offsets.end - offsets.start;
+            if lost.is_empty() {
+                writeln!(f, "{name}: {records} records at {}, whole", shown(offsets))?;
+            } else {
+                let list: Vec<_> = lost.iter().map(shown).collect();
+                let count = broker.lost_records();
+                writeln!(
+                    f,
+                    "{name}: {records} records at {}, LOST {count} of them: {}",
+                    shown(offsets),
+                    list.join(", ")
+                )?;
+            }
+        }
+        writeln!(f, "{cursors} cursors")?;
+        if *missing_at_the_ends > 0 {
+            writeln!(
+                f,
+                "LOST {missing_at_the_ends} records behind the last ones of some brokers: they were acknowledged"
+            )?;
+        }
+        for damage in damage {
+            writeln!(f, "DAMAGED {damage}")?;
+        }
+        Ok(())
+    }
+}
+
+fn shown(offsets: &Range<u64>) -> String {
+    match offsets.end.saturating_sub(offsets.start) {
+        0 => "no offset".to_owned(),
+        1 => format!("offset {}", offsets.start),
+        _ => format!("offsets {} to {}", offsets.start, offsets.end - 1),
+    }
+}
+
+/// Checks the log in `directory`, which no router may have open. Reads all of it and changes nothing. Blocks.
+///
+/// # Errors
+/// [`LogError::Open`] when it cannot be looked at: it is not there, or in use.
+pub fn check(directory: impl AsRef<Path>) -> Result<Report, LogError> {
+    Ok(Survey::of(directory.as_ref())?.report)
+}
+
+/// What was found, and where.
+pub(super) struct Survey {
+    pub(super) report: Report,
+    /// In the order of the report.
+    pub(super) brokers: Vec<Found>,
+    pub(super) cursors: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(super) journals: Vec<Journal>,
+    _lock: Option<fs::File>,
+}
+
+/// A broker's records.
+pub(super) struct Found {
+    pub(super) registered: Registered,
+    /// One after the other from the first offset on; those without a place are lost.
+    pub(super) pieces: Vec<(Range<u64>, Option<Place>)>,
+    /// The places in the journals, by offset.
+    pub(super) in_journals: BTreeMap<u64, (usize, Range<usize>)>,
+}
+
+/// Where records are that follow each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In a table, from a block on.
+    Table(PathBuf, usize),
+    /// In the journals.
+    Journals,
+}
+
+/// The newest value of each key.
+type Newest = BTreeMap<Vec<u8>, (u64, Option<Vec<u8>>)>;
+
+impl Survey {
+    pub(super) fn of(directory: &Path) -> Result<Self, LogError> {
+        let lock = lock_existing(directory)?;
+        let mut survey = Self {
+            report: Report::default(),
+            brokers: Vec::new(),
+            cursors: BTreeMap::new(),
+            journals: Vec::new(),
+            _lock: lock,
+        };
+        survey.look(directory).map_err(|e| LogError::Open {
+            path: directory.to_owned(),
+            detail: e.to_string(),
+        })?;
+        Ok(survey)
+    }
+
+    fn look(&mut self, directory: &Path) -> io::Result<()> {
+        let folder = directory.join(store::FOLDER);
+        if fs::read(folder.join("version")).ok().as_deref() != Some(MARK) {
+            self.damaged(format!(
+                "{} is not what was written",
+                folder.join("version").display()
+            ));
+        }
+        for (_, path) in journal::all(&folder)? {
+            let journal = raw::journal(path)?;
+            let path = journal.path.display();
+            if let Some(error) = &journal.error {
+                self.report.damage.push(format!("{path} cannot be read: {error}"));
+            }
+            for bytes in &journal.damaged {
+                let (from, to) = (bytes.start, bytes.end);
+                self.report
+                    .damage
+                    .push(format!("{path}: bytes {from} to {to} are no whole commits"));
+            }
+            self.journals.push(journal);
+        }
+
+        let mut folders = BTreeMap::new();
+        for entry in fs::read_dir(folder.join("keyspaces"))? {
+            let path = entry?.path();
+            let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+            if let Some(number) = number {
+                folders.insert(number, path);
+            }
+        }
+        let names = self.names(&folders)?;
+        let folder_of = |wanted: &str| {
+            let mut named = names.iter().filter(|(_, name)| *name == wanted);
+            named.next().map(|(number, _)| *number)
+        };
+
+        let meta = self.newest(folder_of("meta"), &folders)?;
+        self.cursors = present(self.newest(folder_of("cursors"), &folders)?);
+        self.report.cursors = self.cursors.len();
+        let mut registered = self.registered(&present(meta));
+        for name in names.values() {
+            let id = name.strip_prefix("events-").and_then(|id| id.parse::<u32>().ok());
+            if let Some(id) = id
+                && !registered.iter().any(|(_, broker)| broker.id == id)
+            {
+                registered.push((String::new(), unregistered(id)));
+            }
+        }
+        for (name, broker) in registered {
+            let number = folder_of(&layout::events_keyspace(broker.id));
+            self.broker(name, broker, number, &folders)?;
+        }
+        let mut order: Vec<_> = (0..self.brokers.len()).collect();
+        order.sort_by(|a, b| {
+            let name = |index: &usize| &self.report.brokers[*index].name;
+            name(a).cmp(name(b))
+        });
+        let mut brokers: Vec<_> = std::mem::take(&mut self.brokers).into_iter().map(Some).collect();
+        let mut reports: Vec<_> = std::mem::take(&mut self.report.brokers)
+            .into_iter()
+            .map(Some)
+            .collect();
+        for index in order {
+            self.brokers.extend(brokers[index].take());
+            self.report.brokers.extend(reports[index].take());
+        }
+        self.count_missing(directory);
+        Ok(())
+    }
+
+    fn damaged(&mut self, damage: String) {
+        self.report.damage.push(damage);
+    }
+
+    /// The names of the keyspaces by the numbers of their folders. A name that is lost is known by when its keyspace was
+    /// made: first `meta`, then `cursors`, then those of brokers.
+    fn names(&mut self, folders: &BTreeMap<u64, PathBuf>) -> io::Result<BTreeMap<u64, String>> {
+        let mut names = BTreeMap::new();
+        self.each_of(NAMES, folders, false, |key, value, _| {
+            if let ([NAME, number @ ..], Some(name)) = (key, value)
+                && let (Ok(number), Ok(name)) = (number.try_into(), std::str::from_utf8(name))
+            {
+                names.insert(u64::from_be_bytes(number), name.to_owned());
+            }
+        })?;
+        for number in folders.keys().copied().filter(|number| *number != NAMES) {
+            if !names.contains_key(&number) {
+                let name = match number {
+                    1 => "meta".to_owned(),
+                    2 => "cursors".to_owned(),
+                    number => format!("events-{}", number - 3),
+                };
+                if !names.values().any(|other| *other == name) {
+                    self.damaged(format!(
+                        "the name of keyspace {number} is lost, it is taken for {name}"
+                    ));
+                    names.insert(number, name);
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    /// Calls with every entry that can be read of a small keyspace's tables; tells what is damaged.
+    fn each_of(
+        &mut self,
+        number: u64,
+        folders: &BTreeMap<u64, PathBuf>,
+        is_compressed: bool,
+        mut found: impl FnMut(&[u8], Option<&[u8]>, u64),
+    ) -> io::Result<()> {
+        let Some(folder) = folders.get(&number) else {
+            self.damaged(format!("keyspace {number} is missing"));
+            return Ok(());
+        };
+        let tables = raw::tables(folder)?;
+        self.report.damage.extend(tables.damage);
+        for (path, checksum) in tables.paths {
+            let Some(content) = self.content(&path, checksum)? else {
+                continue;
+            };
+            raw::entries(&content.bytes, 0, is_compressed, |entry, _| {
+                found(entry.key, entry.value, entry.sequence);
+                true
+            });
+        }
+        Ok(())
+    }
+
+    fn content(&mut self, path: &Path, checksum: Option<u128>) -> io::Result<Option<raw::Content>> {
+        match raw::read(path) {
+            Ok(content) => {
+                self.report.damage.extend(raw::damage(path, &content, checksum));
+                Ok(Some(content))
+            }
+            Err(e) => {
+                self.damaged(format!("{} cannot be read: {e}", path.display()));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The newest value of each key of a small keyspace.
+    fn newest(&mut self, number: Option<u64>, folders: &BTreeMap<u64, PathBuf>) -> io::Result<Newest> {
+        let mut newest = Newest::new();
+        let Some(number) = number else { return Ok(newest) };
+        let mut put = |key: &[u8], value: Option<&[u8]>, sequence: u64| {
+            let is_older = newest.get(key).is_some_and(|(other, _)| *other > sequence);
+            if !is_older {
+                newest.insert(key.to_vec(), (sequence, value.map(<[u8]>::to_vec)));
+            }
+        };
+        self.each_of(number, folders, false, &mut put)?;
+        for journal in &self.journals {
+            for item in journal.items.iter().filter(|item| item.keyspace == number) {
+                let value = item.value.clone().map(|value| &journal.bytes[value]);
+                put(&journal.bytes[item.key.clone()], value, item.sequence);
+            }
+        }
+        Ok(newest)
+    }
+
+    fn registered(&mut self, meta: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<(String, Registered)> {
+        let format = meta.get(layout::FORMAT_KEY).map(Vec::as_slice);
+        if format != Some(&layout::FORMAT.to_be_bytes()) {
+            self.damaged("the format version of the log is lost, or another one".into());
+        }
+        let mut registered = Vec::new();
+        for (key, value) in meta {
+            let Some(name) = key.strip_prefix(layout::BROKER_PREFIX.as_bytes()) else {
+                continue;
+            };
+            match (std::str::from_utf8(name), Registered::parse(value)) {
+                (Ok(name), Some(broker)) => registered.push((name.to_owned(), broker)),
+                _ => self.damaged(format!("an entry of a broker: {}", String::from_utf8_lossy(name))),
+            }
+        }
+        registered
+    }
+
+    fn broker(
+        &mut self,
+        name: String,
+        registered: Registered,
+        number: Option<u64>,
+        folders: &BTreeMap<u64, PathBuf>,
+    ) -> io::Result<()> {
+        let (mut runs, mut in_journals) = (Vec::new(), BTreeMap::new());
+        let keyspace = number.and_then(|number| Some((number, folders.get(&number)?)));
+        match keyspace {
+            Some((number, folder)) => {
+                let tables = raw::tables(folder)?;
+                self.report.damage.extend(tables.damage);
+                for (path, checksum) in tables.paths {
+                    if let Some(content) = self.content(&path, checksum)? {
+                        runs.extend(
+                            runs_of(&content.bytes).map(|(run, at)| (run, Place::Table(path.clone(), at))),
+                        );
+                    }
+                }
+                for (index, journal) in self.journals.iter().enumerate() {
+                    for item in journal.items.iter().filter(|item| item.keyspace == number) {
+                        if let (Ok(offset), Some(value)) = (
+                            layout::parse_offset(&journal.bytes[item.key.clone()]),
+                            item.value.clone(),
+                        ) && layout::parse_value(&journal.bytes[value.clone()]).is_ok()
+                        {
+                            in_journals.insert(offset, (index, value));
+                        }
+                    }
+                }
+            }
+            None => self.damaged(format!("the records of broker {name} are missing")),
+        }
+        for offset in in_journals.keys().copied() {
+            match runs.last_mut() {
+                Some((run, Place::Journals)) if run.end == offset => run.end += 1,
+                _ => runs.push((offset..offset + 1, Place::Journals)),
+            }
+        }
+        if name.is_empty() && runs.is_empty() {
+            // Made just before a crash, and never used.
+            return Ok(());
+        }
+        let is_nameless = name.is_empty();
+        let name = if is_nameless {
+            let name = format!("{NAMELESS}/{}", layout::events_keyspace(registered.id));
+            self.damaged(format!(
+                "the name of a broker is lost; its records are those of {name}"
+            ));
+            name
+        } else {
+            name
+        };
+        let first = if is_nameless {
+            runs.iter().map(|(run, _)| run.start).min().unwrap_or(0)
+        } else {
+            registered.first
+        };
+        let pieces = pieces(first, runs);
+        let lost = pieces.iter().filter(|(_, place)| place.is_none());
+        self.report.brokers.push(BrokerReport {
+            name,
+            offsets: first..pieces.last().map_or(first, |(offsets, _)| offsets.end),
+            lost: lost.map(|(offsets, _)| offsets.clone()).collect(),
+        });
+        self.brokers.push(Found {
+            registered: Registered { first, ..registered },
+            pieces,
+            in_journals,
+        });
+        Ok(())
+    }
+
+    /// Compares what was found with what was acknowledged. A commit that was never acknowledged is no damage.
+    fn count_missing(&mut self, directory: &Path) {
+        let found = self.report.brokers.iter().map(|broker| broker.offsets.end).sum();
+        match Acknowledged::look(directory) {
+            Ok(Some(count)) => {
+                self.report.missing_at_the_ends = count.saturating_sub(found);
+                if self.report.lost_records() == 0 {
+                    // As a crash leaves it.
+                    let torn = self.torn_end();
+                    self.report.damage.retain(|damage| Some(damage) != torn.as_ref());
+                }
+            }
+            Ok(None) => {}
+            Err(e) => self.damaged(format!(
+                "{}: {e}; what is missing at the ends of the brokers' logs cannot be told",
+                directory.join(acknowledged::FILE_NAME).display()
+            )),
+        }
+    }
+
+    /// What is said of the end of the newest journal, if only that is damaged.
+    fn torn_end(&self) -> Option<String> {
+        let journal = self.journals.last()?;
+        let bytes = journal.damaged.last()?;
+        let is_end = journal.items.iter().all(|item| item.key.end <= bytes.start)
+            && journal::is_torn(&journal.bytes, bytes.start);
+        let (path, from, to) = (journal.path.display(), bytes.start, bytes.end);
+        is_end.then(|| format!("{path}: bytes {from} to {to} are no whole commits"))
+    }
+}
+
+fn present(newest: Newest) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let values = newest.into_iter();
+    values
+        .filter_map(|(key, (_, value))| Some((key, value?)))
+        .collect()
+}
+
+fn unregistered(id: u32) -> Registered {
+    Registered {
+        id,
+        first: 0,
+        bytes_before_first: 0,
+        last_accepted_millis: i64::MIN,
+    }
+}
+
+/// The records of a table that follow each other, and where the block of the first one begins.
+fn runs_of(table: &[u8]) -> impl Iterator<Item = (Range<u64>, usize)> + use<> {
+    let mut runs = Vec::<(Range<u64>, usize)>::new();
+    raw::entries(table, 0, true, |entry, at| {
+        if let (Ok(offset), Some(value)) = (layout::parse_offset(entry.key), entry.value)
+            && layout::parse_value(value).is_ok()
+        {
+            match runs.last_mut() {
+                Some((run, _)) if run.end == offset => run.end += 1,
+                _ => runs.push((offset..offset + 1, at)),
+            }
+        }
+        true
+    });
+    runs.into_iter()
+}
+
+/// What there is from the first offset on, one after the other.
+fn pieces(first: u64, mut runs: Vec<(Range<u64>, Place)>) -> Vec<(Range<u64>, Option<Place>)> {
+    runs.sort_by_key(|(run, _)| (run.start, std::cmp::Reverse(run.end)));
+    let (mut pieces, mut next) = (Vec::new(), first);
+    for (run, place) in runs {
+        if run.end <= next {
+            continue;
+        }
+        if run.start > next {
+            pieces.push((next..run.start, None));
+        }
+        pieces.push((run.start.max(next)..run.end, Some(place)));
+        next = run.end;
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_follow_each_other_and_what_is_nowhere_is_lost() {
+        let table = |name: &str| Place::Table(name.into(), 0);
+        let runs = vec![
+            (12..15, Place::Journals),
+            (0..4, table("trimmed")),
+            (3..9, table("a")),
+            (5..7, table("old")),
+            (8..10, table("b")),
+        ];
+        assert_eq!(
+            pieces(4, runs),
+            [
+                (4..9, Some(table("a"))),
+                (9..10, Some(table("b"))),
+                (10..12, None),
+                (12..15, Some(Place::Journals)),
+            ]
+        );
+        assert_eq!(pieces(4, vec![(0..4, table("trimmed"))]), []);
+        assert_eq!(
+            pieces(0, vec![(2..3, table("a"))]),
+            [(0..2, None), (2..3, Some(table("a")))]
+        );
+    }
+}
