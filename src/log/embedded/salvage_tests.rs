@@ -215,7 +215,8 @@ async fn a_record_in_the_middle_of_the_journal_is_lost_alone() {
     assert!(matches!(refused, LogError::Damaged { .. }), "{refused}");
 
     let report = check(directory.path()).unwrap();
-    assert_eq!(report.brokers[0].lost, [4..5]);
+    let lost = &report.brokers[0].lost;
+    assert!(lost.len() == 1 && lost[0] == (4..5), "{lost:?}");
     assert_eq!(report.damage.len(), 1, "{report}");
     let target = tempfile::tempdir().unwrap();
     let out = target.path().join("log");
