@@ -16,7 +16,7 @@ fn filtered(name: &str, filters: &Value) -> String {
 
 /// Five times the same expression.
 fn five(expression: &str) -> Value {
-    json!([{"cel": vec![expression; 5].join(" || ")}])
+    json!([{"cel": [expression; 5].join(" || ")}])
 }
 
 fn post_long_text(router: &LocalRouter, id: u32) {
