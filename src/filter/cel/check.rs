@@ -217,8 +217,10 @@ fn unknown(name: &str, on_value: bool, has_arguments: bool) -> Problem {
     }
 }
 
+type Operands = Box<[Node; 2]>;
+
 /// Makes an operator of two operands.
-fn binary(name: &str) -> Option<fn(Box<[Node; 2]>) -> Node> {
+fn binary(name: &str) -> Option<fn(Operands) -> Node> {
     Some(match name {
         operators::LOGICAL_AND => Node::And,
         operators::LOGICAL_OR => Node::Or,

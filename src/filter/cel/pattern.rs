@@ -119,7 +119,7 @@ impl<'a> Simulation<'a> {
         })
     }
 
-    fn is_match(mut self, text: &str, fuel: &Fuel) -> Result<bool, Overrun> {
+    fn is_match(&mut self, text: &str, fuel: &Fuel) -> Result<bool, Overrun> {
         // Texts are far shorter than a step's number can be: they are parts of one event.
         let mut step = 0_u32;
         for (at, byte) in text.bytes().map(Some).chain([None]).enumerate() {

@@ -16,7 +16,8 @@ fn filtered(name: &str, filters: &Value) -> String {
 
 /// Five times the same expression.
 fn five(expression: &str) -> Value {
-    json!([{"cel": vec![expression; 5].join(" || ")}])
+    let expression = [expression; 5].join(" || ");
+    json!([{"cel": expression}])
 }
 
 fn post_long_text(router: &LocalRouter, id: u32) {
