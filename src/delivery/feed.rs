@@ -219,7 +219,7 @@ impl Feed {
                 self.following = Following::Attached
             }
             Following::Alone if batch.at_end || next.plus(JOIN_WITHIN) >= self.reader.position() => {
-                let position = self.reader.attach(&self.inbox);
+                let position = self.reader.attach(&self.inbox, next);
                 if has_new_settings() || self.stats.is_set_aside() {
                     self.inbox.detach();
                     return;

@@ -31,6 +31,8 @@ struct State {
     queue: VecDeque<(Offset, Option<Held>)>,
     bytes: usize,
     attached: bool,
+    /// What is below was looked at before it was attached.
+    from: Offset,
     /// The first event that did not fit.
     missed: Option<Offset>,
 }
@@ -85,7 +87,7 @@ impl Inbox {
 
     fn offer(&self, offset: Offset, event: Option<&Held>) {
         let mut state = self.lock();
-        if !state.attached {
+        if !state.attached || offset < state.from {
             return;
         }
         let size = event.map_or(0, Held::size);
@@ -130,11 +132,13 @@ impl Inbox {
         }
     }
 
-    /// The reader offers its events from now on. Only the reader's lock makes "now" a definite offset.
-    pub(super) fn attach(&self) {
+    /// The reader offers its events from now on, but none below `from`. Only the reader's lock makes "now" a definite
+    /// offset.
+    pub(super) fn attach(&self, from: Offset) {
         let mut state = self.lock();
         *state = State {
             attached: true,
+            from,
             ..State::default()
         };
     }
@@ -146,6 +150,12 @@ impl Inbox {
 
     pub(super) fn is_attached(&self) -> bool {
         self.lock().attached
+    }
+
+    /// Whether the event at this offset is to be looked at for it.
+    pub(super) fn awaits(&self, offset: Offset) -> bool {
+        let state = self.lock();
+        state.attached && offset >= state.from
     }
 
     /// Waits until something was offered since the last [`Inbox::take`].
@@ -177,7 +187,7 @@ mod tests {
         let inbox = Inbox::default();
         inbox.push(Offset(0), &event(1));
         assert!(inbox.take(10).events.is_empty(), "not attached");
-        inbox.attach();
+        inbox.attach(Offset(0));
         for offset in 1..=MAX_EVENTS as u64 + 5 {
             inbox.push(Offset(offset), &event(1));
         }
@@ -197,7 +207,7 @@ mod tests {
     fn a_record_that_cannot_be_read_has_its_place() {
         let inbox = Inbox::default();
         inbox.push_unreadable(Offset(0));
-        inbox.attach();
+        inbox.attach(Offset(0));
         inbox.push(Offset(1), &event(1));
         inbox.push_unreadable(Offset(2));
         let taken = inbox.take(10).events;
@@ -220,7 +230,7 @@ mod tests {
             (0, None),
             "counted by who reads alone"
         );
-        inbox.attach();
+        inbox.attach(Offset(0));
         inbox.filter_failed(Offset(1), &error);
         inbox.filter_failed(Offset(2), &error);
         assert_eq!(stats.filter_errors(), 2);
@@ -234,7 +244,7 @@ mod tests {
     fn the_event_that_sets_a_trigger_aside_waits() {
         let stats = Arc::<TriggerStats>::default();
         let inbox = Inbox::new(stats.clone());
-        inbox.attach();
+        inbox.attach(Offset(0));
         inbox.push(Offset(0), &event(1));
         let mut offset = 1;
         while inbox.is_attached() {
@@ -249,7 +259,7 @@ mod tests {
     #[test]
     fn is_bounded_in_bytes_but_takes_one_event_of_any_size() {
         let inbox = Inbox::default();
-        inbox.attach();
+        inbox.attach(Offset(0));
         inbox.push(Offset(0), &event(MAX_BYTES * 2));
         assert!(inbox.is_attached());
         inbox.push(Offset(1), &event(1));

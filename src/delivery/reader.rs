@@ -60,6 +60,31 @@ impl Turn {
 const READ_AGAIN: Duration = Duration::from_millis(100);
 const MAX_READ_AGAIN: Duration = Duration::from_secs(10);
 
+/// Which Triggers of a table one event was evaluated for: for each once, though others may attach meanwhile.
+#[derive(Default)]
+struct LookedAt {
+    inboxes: Arc<Vec<Arc<Inbox>>>,
+    done: Vec<bool>,
+    wanted: Vec<usize>,
+}
+
+impl LookedAt {
+    /// Begins anew if the Triggers are others.
+    fn by(&mut self, inboxes: &Arc<Vec<Arc<Inbox>>>) {
+        if !Arc::ptr_eq(&self.inboxes, inboxes) {
+            self.inboxes = inboxes.clone();
+            self.done = vec![false; inboxes.len()];
+            self.wanted.clear();
+        }
+    }
+
+    fn first_time(&mut self, index: usize) -> bool {
+        self.done
+            .get_mut(index)
+            .is_some_and(|done| !std::mem::replace(done, true))
+    }
+}
+
 /// Follows one broker's log and offers each event to the Triggers that want it.
 pub(super) struct Reader {
     broker: String,
@@ -120,11 +145,11 @@ impl Reader {
         self.lock().position
     }
 
-    /// Attaches an inbox; it is offered everything from the returned position on.
-    pub(super) fn attach(&self, inbox: &Inbox) -> Offset {
+    /// Attaches an inbox; it is offered everything from the returned position on, but nothing below `next`.
+    pub(super) fn attach(&self, inbox: &Inbox, next: Offset) -> Offset {
         let mut state = self.lock();
         state.attached += 1;
-        inbox.attach();
+        inbox.attach(next);
         state.position
     }
 
@@ -218,23 +243,27 @@ impl Reader {
             Ok(event) => Held::new(event, memory),
             Err(error) => return self.unreadable(offset, &error),
         };
+        let mut looked_at = LookedAt::default();
         loop {
             let (table, inboxes, attached) = {
                 let state = self.lock();
                 (state.table.clone(), state.inboxes.clone(), state.attached)
             };
+            looked_at.by(&inboxes);
             let subject = Subject::new(event.event());
             turn.next();
-            let mut wanted = Vec::new();
             for index in table.candidates(event.event()) {
                 // What is read by itself, or set aside, is not evaluated here.
-                let Some(inbox) = inboxes.get(index).filter(|inbox| inbox.is_attached()) else {
+                let Some(inbox) = inboxes.get(index).filter(|inbox| inbox.awaits(offset)) else {
                     continue;
                 };
+                if !looked_at.first_time(index) {
+                    continue;
+                }
                 match table.routes()[index].decide(&subject) {
                     Decision::Pass => {
                         inbox.filter_held();
-                        wanted.push(inbox);
+                        looked_at.wanted.push(index);
                     }
                     Decision::Skip => inbox.filter_held(),
                     Decision::Failed(error) => inbox.filter_failed(offset, &error),
@@ -246,7 +275,7 @@ impl Reader {
                 // Another table is in force by now, or another Trigger listens.
                 continue;
             }
-            for inbox in wanted {
+            for inbox in looked_at.wanted.iter().filter_map(|&index| inboxes.get(index)) {
                 inbox.push(offset, &event);
             }
             state.position = offset.plus(1);
@@ -329,7 +358,7 @@ mod tests {
         let reader = Reader::new(BROKER.to_owned(), log.clone(), &Pool::new(1 << 20));
         reader.follow(table.brokers()[BROKER].clone(), inboxes.to_vec());
         for inbox in &inboxes {
-            assert_eq!(reader.attach(inbox), Offset(0));
+            assert_eq!(reader.attach(inbox, Offset(0)), Offset(0));
         }
 
         let event = EventBuilder::new()

@@ -93,7 +93,6 @@ fn an_error_that_lasts_is_said_and_gives_no_event_up() {
 
 /// The Trigger waits for a disk that does not read for a while, and goes on without a restart.
 #[test]
-#[ignore = "until the dispatcher waits where the log is away"]
 fn an_error_that_lasts_for_a_while_is_waited_for() {
     let (data, consumer) = (waiting_events(), Consumer::start());
     let router = start(data.path(), &consumer, "40*return(EIO)->off");
