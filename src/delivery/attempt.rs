@@ -73,7 +73,7 @@ pub(super) enum Outcome {
 
 /// What came of sending a dead letter to the dead-letter Sink.
 pub(super) enum Sent {
-    Answered(Answer),
+    Answered(Box<Answer>),
     NoSink,
     NotFetched(FetchError),
     NoRoom,
@@ -247,7 +247,7 @@ impl Performer {
                 self.stats.attempt_put_off();
                 return (place, Sent::NoRoom);
             }
-            (place, Sent::Answered(answer))
+            (place, Sent::Answered(Box::new(answer)))
         }
         .boxed()
     }
