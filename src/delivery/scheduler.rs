@@ -54,6 +54,9 @@ const BUSY_PAUSE: Duration = Duration::from_millis(500);
 /// Within which time the events that failed while the Sink was down are tried once it is up.
 const AFTER_OUTAGE: Duration = Duration::from_secs(1);
 
+/// Failed attempts in a row after which people are told that the Sink is down.
+const FAILURES_TOLD: u32 = 10;
+
 /// The events of one outage that are tried as soon as it ends, at most.
 const MAX_SUSPECTS: usize = 4096;
 
@@ -153,6 +156,8 @@ pub(super) struct Scheduler<E> {
     fresh_in_a_row: u32,
     letters: Letters,
     breaker: Breaker,
+    /// Attempts that failed since the last success, of whichever events.
+    failures: u32,
     /// What failed for the first time since the last success.
     suspects: Vec<Place>,
     bucket: Bucket,
@@ -179,6 +184,7 @@ impl<E> Scheduler<E> {
             fresh_in_a_row: 0,
             letters: Letters::default(),
             breaker: Breaker::default(),
+            failures: 0,
             suspects: Vec::new(),
             bucket: Bucket::default(),
             sink: 0,
@@ -290,13 +296,15 @@ impl<E> Scheduler<E> {
     pub(super) fn sink_changed(&mut self, now: Instant) {
         self.sink = self.sink.wrapping_add(1);
         self.breaker = Breaker::default();
+        self.failures = 0;
         self.suspects.clear();
         self.retries = self.retries.iter().map(|&(_, place)| (now, place)).collect();
     }
 
-    /// Whether the Sink is taken to be down, and only probed.
+    /// Whether people are told that the Sink is down: it is only probed, or has taken none of the last attempts, be they
+    /// of few events.
     pub(super) fn is_sink_down(&self) -> bool {
-        self.breaker.is_open()
+        self.breaker.is_open() || self.failures >= FAILURES_TOLD
     }
 
     /// Attempts under way.
@@ -465,6 +473,7 @@ impl<E> Scheduler<E> {
     }
 
     fn sink_failed(&mut self, place: Place, blame: Blame, retry_after: Option<Duration>, now: Instant) {
+        self.failures = self.failures.saturating_add(1);
         let delivery = &self.policy.delivery;
         // An event that fails again is no further evidence.
         if self.progress.attempts(place).is_none() {
@@ -481,6 +490,7 @@ impl<E> Scheduler<E> {
 
     /// Once an outage is over, what failed in it is tried again soon.
     fn sink_answered(&mut self, now: Instant, jitter: f64) {
+        self.failures = 0;
         let suspects = std::mem::take(&mut self.suspects);
         if !self.breaker.answered(now) {
             return;

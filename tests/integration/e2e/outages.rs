@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::installation::{Installation, LONG, SYSTEM, await_delivered, delivered, say};
+use super::installation::{Installation, LONG, SYSTEM, await_delivered, say};
 use crate::support::{Kubectl, PATIENCE, eventually};
 
 /// How long the API server is away.
@@ -130,16 +130,11 @@ fn a_namespace_may_be_deleted_with_everything_in_it() {
             .map_or(Ok(()), |line| Err(line.to_owned()))
     });
 
-    // Others notice nothing, and whoever takes the name again begins anew.
+    // Others notice nothing, and a Trigger of the same names goes on where the deleted one was, for an hour.
     let broker_of_stays = installation.cluster.broker("stays");
     eventually(PATIENCE, || installation.cluster.send(&broker_of_stays, "other"));
     await_delivered(&other, "consumer", &["other"]);
     let again = installation.consumer("goes", 1, "{}");
     eventually(PATIENCE, || installation.cluster.send(&broker, "new"));
-    await_delivered(&again, "consumer", &["new"]);
-    assert!(
-        !delivered(&again, "consumer")
-            .unwrap_or_default()
-            .contains_key("waits")
-    );
+    await_delivered(&again, "consumer", &["waits", "new"]);
 }
