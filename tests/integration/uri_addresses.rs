@@ -29,11 +29,14 @@ fn a_uri_that_leads_inside_is_refused_until_its_address_is_allowed() {
         ]
         .concat(),
     );
-    let names = ["name", "address", "number"].map(|name| format!("trigger/{name}"));
-    for name in &names {
+    let names = ["name", "address"].map(|name| format!("trigger/{name}"));
+    for name in names
+        .iter()
+        .map(String::as_str)
+        .chain(["trigger/number", "trigger/service"])
+    {
         kubectl.wait_ready(name);
     }
-    kubectl.wait_ready("trigger/service");
     post_binary(&weir.broker(kubectl.namespace()), "1", "t", "{}");
     inside.wait_for(1);
     for name in &names {
@@ -48,6 +51,16 @@ fn a_uri_that_leads_inside_is_refused_until_its_address_is_allowed() {
             "{message}"
         );
     }
+    // An address in a form that only some resolvers know is never reached.
+    kubectl.wait_condition("trigger/number", "SinkAnswering=False");
+    let message = condition(&kubectl, "trigger/number", TYPE)["message"].clone();
+    assert!(
+        message
+            .as_str()
+            .unwrap()
+            .contains("an IPv4 address has four numbers"),
+        "{message}"
+    );
     weir.router.wait_for_line(PATIENCE, |line| {
         line.contains("resolves to an address that it may not reach")
             && line.contains("localhost")
