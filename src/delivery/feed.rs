@@ -247,8 +247,20 @@ impl Following {
 
 impl Fed {
     fn event(place: Place, event: &Event, held: Option<Held>) -> Self {
-        let key = event.attribute("partitionkey").map(|key| key.canonical().into());
+        let key = partition_key(event);
         Self::Event { place, key, held }
+    }
+}
+
+fn partition_key(event: &Event) -> Option<Box<str>> {
+    event.attribute("partitionkey").map(|key| key.canonical().into())
+}
+
+/// Outstanding events below an offset that was read were removed from the log.
+fn removed_below(Offset(offset): Offset, outstanding: &mut RoaringTreemap, batch: &mut Batch) {
+    while let Some(removed) = outstanding.min().filter(|&removed| removed < offset) {
+        outstanding.remove(removed);
+        batch.fed.push(Fed::Removed(Place::Log(Offset(removed))));
     }
 }
 
@@ -338,7 +350,7 @@ impl ByItself {
     /// The event with its part of the memory budget, or its place alone if there is none.
     fn hold(&self, place: Place, event: Event) -> Fed {
         let memory = self.memory.try_reserve(event.size());
-        let key = event.attribute("partitionkey").map(|key| key.canonical().into());
+        let key = partition_key(&event);
         let held = memory.map(|memory| Held::new(event, memory));
         Fed::Event { place, key, held }
     }
@@ -386,10 +398,7 @@ impl ByItself {
             if !outstanding.contains(record.offset.0) {
                 continue;
             }
-            while let Some(removed) = outstanding.min().filter(|&offset| offset < record.offset.0) {
-                outstanding.remove(removed);
-                batch.fed.push(Fed::Removed(Place::Log(Offset(removed))));
-            }
+            removed_below(record.offset, outstanding, batch);
             outstanding.remove(record.offset.0);
             let place = Place::Log(record.offset);
             batch.fed.push(match Event::from_record(record.payload) {
@@ -397,10 +406,7 @@ impl ByItself {
                 Err(_) => Fed::without_event(place),
             });
         }
-        while let Some(removed) = outstanding.min().filter(|&offset| offset < end.0) {
-            outstanding.remove(removed);
-            batch.fed.push(Fed::Removed(Place::Log(Offset(removed))));
-        }
+        removed_below(end, outstanding, batch);
         Ok(())
     }
 
