@@ -432,21 +432,25 @@ mod tests {
             target(&client, "greedy", hanging),
             target(&client, "modest", hanging),
         ];
-        let greedy = join_all((0..16).map(|_| post(&client, &targets[0], SHORT)));
-        let modest = async {
-            while sockets.free() == 16 {
+        // A namespace may hold a quarter of 16 sockets.
+        let holding = join_all((0..4).map(|_| post(&client, &targets[0], PATIENCE)));
+        let others = async {
+            while sockets.free() > 12 {
                 tokio::task::yield_now().await;
             }
-            post(&client, &targets[1], SHORT).await
+            let greedy = join_all((0..4).map(|_| post(&client, &targets[0], SHORT))).await;
+            (greedy, post(&client, &targets[1], SHORT).await)
         };
-        let (greedy, modest) = tokio::join!(greedy, modest);
-        let busy = greedy.iter().filter(|answer| answer.is_router_busy).count();
-        assert!((8..16).contains(&busy), "{busy} of 16 had no socket");
+        let (greedy, modest) = tokio::select! {
+            answers = others => answers,
+            answers = holding => panic!("{answers:?} from a Sink that hangs"),
+        };
+        for answer in greedy {
+            assert!(answer.is_router_busy, "{}", answer.detail);
+            assert!(answer.detail.contains("no connection was free"), "{}", answer.detail);
+        }
         assert!(!modest.is_router_busy, "{}", modest.detail);
-        let hung = greedy.iter().find(|answer| !answer.is_router_busy).unwrap();
-        assert!(hung.detail.contains("no complete answer"), "{}", hung.detail);
-        let busy = greedy.iter().find(|answer| answer.is_router_busy).unwrap();
-        assert!(busy.detail.contains("no connection was free"), "{}", busy.detail);
+        assert!(modest.detail.contains("no complete answer"), "{}", modest.detail);
         // Closed with the attempts.
         tokio::time::timeout(PATIENCE, async {
             while sockets.free() < 16 {
