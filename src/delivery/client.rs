@@ -447,7 +447,11 @@ mod tests {
         };
         for answer in greedy {
             assert!(answer.is_router_busy, "{}", answer.detail);
-            assert!(answer.detail.contains("no connection was free"), "{}", answer.detail);
+            assert!(
+                answer.detail.contains("no connection was free"),
+                "{}",
+                answer.detail
+            );
         }
         assert!(!modest.is_router_busy, "{}", modest.detail);
         assert!(modest.detail.contains("no complete answer"), "{}", modest.detail);

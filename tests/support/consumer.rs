@@ -18,7 +18,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, sync::Notify};
+use tokio::{net::TcpStream, runtime::Handle, sync::Notify};
 use tokio_util::sync::CancellationToken;
 
 use super::{PATIENCE, ReservedPort, runtime};
@@ -108,7 +108,7 @@ impl Answer {
 }
 
 impl Consumer {
-    /// Listens on a loopback port of its own.
+    /// Listens on a loopback port of its own, on the runtime that it is called on, else on [`runtime`].
     pub(crate) fn start() -> Self {
         let shared = Shared {
             received: Mutex::default(),
@@ -211,7 +211,7 @@ impl Consumer {
         listener
             .set_nonblocking(true)
             .expect("cannot make a listener non-blocking");
-        let _context = runtime().enter();
+        let _context = Handle::try_current().is_err().then(|| runtime().enter());
         let listener = tokio::net::TcpListener::from_std(listener).expect("cannot hand a listener to tokio");
 
         let stop = CancellationToken::new();

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Consumer, PATIENCE, Process, ReservedPort, Scratch, client::Response, eventually, get, post, try_get,
+    Consumer, Nameserver, PATIENCE, Process, ReservedPort, Scratch, client::Response, eventually, get, post,
+    try_get,
 };
 
 /// `weir run` with its manifests, its data and its address, which outlive the process.
@@ -18,7 +19,7 @@ pub(crate) struct LocalRouter {
     data: Data,
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
-    open_files: Option<usize>,
+    by: Vec<String>,
 }
 
 /// Where a router's data are.
@@ -34,7 +35,7 @@ pub(crate) struct Setup {
     variables: Vec<(String, String)>,
     data: Option<PathBuf>,
     fail_points: String,
-    open_files: Option<usize>,
+    by: Vec<String>,
 }
 
 impl Setup {
@@ -49,7 +50,7 @@ impl Setup {
             variables: Vec::new(),
             data: None,
             fail_points: String::new(),
-            open_files: None,
+            by: Vec::new(),
         }
     }
 
@@ -80,7 +81,15 @@ impl Setup {
 
     /// With no more than so many file descriptors.
     pub(crate) fn open_files(mut self, most: usize) -> Self {
-        self.open_files = Some(most);
+        self.by = ["prlimit", &format!("--nofile={most}:{most}"), "--"]
+            .map(str::to_owned)
+            .to_vec();
+        self
+    }
+
+    /// With this nameserver instead of the machine's.
+    pub(crate) fn nameserver(mut self, nameserver: &Nameserver) -> Self {
+        self.by = nameserver.command();
         self
     }
 
@@ -92,7 +101,7 @@ impl Setup {
             variables,
             data,
             fail_points,
-            open_files,
+            by,
         } = self;
         let (port, scratch) = (ReservedPort::new(), Scratch::new());
         scratch.write("manifests.yaml", manifests);
@@ -105,14 +114,14 @@ impl Setup {
                 &arguments,
                 &variables,
                 &fail_points,
-                open_files,
+                &by,
             ),
             port,
             manifests: scratch,
             data,
             arguments,
             variables,
-            open_files,
+            by,
         }
     }
 
@@ -140,7 +149,7 @@ fn launch(
     arguments: &[String],
     variables: &[(String, String)],
     fail_points: &str,
-    open_files: Option<usize>,
+    by: &[String],
 ) -> Process {
     let mut all = vec![
         "run".to_owned(),
@@ -154,10 +163,7 @@ fn launch(
     let launch = variables
         .iter()
         .fold(launch, |launch, (name, value)| launch.env(name, value));
-    match open_files {
-        Some(most) => launch.open_files(most).start(),
-        None => launch.start(),
-    }
+    launch.by(by).start()
 }
 
 impl LocalRouter {
@@ -216,7 +222,7 @@ impl LocalRouter {
             &self.arguments,
             &self.variables,
             fail_points,
-            self.open_files,
+            &self.by,
         );
     }
 

@@ -40,7 +40,7 @@ pub(crate) struct Launch {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     quiet: bool,
-    open_files: Option<usize>,
+    before: Vec<String>,
 }
 
 impl Process {
@@ -62,7 +62,7 @@ impl Process {
                 .collect(),
             environment: Vec::new(),
             quiet: false,
-            open_files: None,
+            before: Vec::new(),
         }
     }
 
@@ -229,9 +229,9 @@ impl Launch {
         self
     }
 
-    /// Gives it no more than so many file descriptors.
-    pub(crate) fn open_files(mut self, most: usize) -> Self {
-        self.open_files = Some(most);
+    /// Starts it by another command, such as `["nice", "--"]`, which it replaces.
+    pub(crate) fn by(mut self, command: &[String]) -> Self {
+        self.before.extend_from_slice(command);
         self
     }
 
@@ -255,7 +255,7 @@ impl Launch {
             arguments,
             environment,
             quiet,
-            open_files,
+            before,
         } = self;
         let name = Path::new(&program)
             .file_name()
@@ -265,10 +265,7 @@ impl Launch {
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
-            .args(open_files.into_iter().flat_map(|most| {
-                let limit = format!("--nofile={most}:{most}");
-                ["prlimit".to_owned(), limit, "--".to_owned()]
-            }))
+            .args(&before)
             .arg(&program)
             .args(&arguments)
             .env_clear()

@@ -64,7 +64,7 @@ fn started(manifest: &str, sink: &Consumer, name: &str) -> LocalRouter {
 }
 
 /// The text of a batch that is as large as a reply may be, of so many events of type `answer`.
-fn batch(events: usize) -> String {
+pub(super) fn batch(events: usize) -> String {
     let event = r#"{"specversion":"1.0","id":"1","source":"a","type":"answer"}"#;
     let text = format!("[{}", vec![event; events].join(","));
     let padding = 1_048_576 - text.len() - 1;
@@ -72,7 +72,7 @@ fn batch(events: usize) -> String {
 }
 
 /// The manifest of a Trigger for events of type `question` alone.
-fn asking(name: &str, delivery: &str) -> String {
+pub(super) fn asking(name: &str, delivery: &str) -> String {
     trigger(name, delivery).replace("spec:\n", "spec:\n  filters: [{exact: {type: question}}]\n")
 }
 

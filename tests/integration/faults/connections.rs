@@ -33,7 +33,7 @@ fn ingress(router: &LocalRouter) -> SocketAddr {
     router.process.address("ingress")
 }
 
-fn request(namespace: &str, length: usize) -> String {
+pub(super) fn request(namespace: &str, length: usize) -> String {
     format!(
         "POST /{namespace}/default HTTP/1.1\r\nhost: weir\r\nconnection: close\r\nce-specversion: 1.0\r\nce-id: 1\r\n\
          ce-source: /s\r\nce-type: t\r\ncontent-length: {length}\r\n\r\n"

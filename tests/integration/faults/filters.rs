@@ -10,12 +10,12 @@ use crate::support::{Consumer, PATIENCE, eventually, post};
 const MIB: u64 = 1024 * 1024;
 
 /// A Trigger with these filters.
-fn filtered(name: &str, filters: &Value) -> String {
+pub(super) fn filtered(name: &str, filters: &Value) -> String {
     trigger(name, "").replace("spec:\n", &format!("spec:\n  filters: {filters}\n"))
 }
 
 /// Five times the same expression.
-fn five(expression: &str) -> Value {
+pub(super) fn five(expression: &str) -> Value {
     let expression = [expression; 5].join(" || ");
     json!([{"cel": expression}])
 }
@@ -107,7 +107,7 @@ fn an_expensive_filter_is_set_aside_and_holds_nobody_and_its_events_wait() {
 }
 
 /// A Trigger of so many bytes, with filters of nothing but values.
-fn of_bytes(name: &str, bytes: usize) -> String {
+pub(super) fn of_bytes(name: &str, bytes: usize) -> String {
     let lists = (bytes / 30_000).min(32);
     let value = "x".repeat(bytes / (lists * 32 * 32) - 12);
     let map = |n: usize| -> Value {

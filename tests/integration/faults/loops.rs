@@ -13,7 +13,7 @@ const MAX_DESCENDANTS: u64 = 4096;
 const LONG: Duration = Duration::from_secs(240);
 
 /// The manifest of a Trigger that takes everything and delivers it to this URI.
-fn leading_to(name: &str, uri: &str, delivery: &str) -> String {
+pub(super) fn leading_to(name: &str, uri: &str, delivery: &str) -> String {
     format!(
         "---\napiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
          sink: {{uri: '{uri}'}}\n  delivery: {{backoffDelay: 20ms, backoffMax: 200ms{delivery}}}\n"

@@ -17,13 +17,13 @@ use crate::support::{
 const MIB: u64 = 1024 * 1024;
 
 /// The most that the router may hold.
-const MOST: u64 = 256 * MIB;
+pub(super) const MOST: u64 = 256 * MIB;
 
 /// Another client than those who connect from 127.0.0.1.
 const OTHER: [u8; 4] = [127, 0, 0, 2];
 
-const HEAD: &str = "POST /shop/default HTTP/1.1\r\nhost: weir\r\n";
-const EVENT: &str = "ce-specversion: 1.0\r\nce-id: 1\r\nce-source: /s\r\nce-type: t\r\n";
+pub(super) const HEAD: &str = "POST /shop/default HTTP/1.1\r\nhost: weir\r\n";
+pub(super) const EVENT: &str = "ce-specversion: 1.0\r\nce-id: 1\r\nce-source: /s\r\nce-type: t\r\n";
 
 /// A router in whose namespaces `shop` and `other` events are wanted by nobody.
 fn router(triggers: usize) -> LocalRouter {
@@ -75,27 +75,26 @@ fn post_from(
 }
 
 /// A frame of HTTP/2 (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let [_, a, b, c] = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let head = [a, b, c, kind, flags];
     [&head, &stream.to_be_bytes()[..], payload].concat()
 }
 
-const HEADERS: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(super) const HEADERS: u8 = 1;
+pub(super) const END_HEADERS: u8 = 4;
 const PING: u8 = 6;
 const ACK: u8 = 1;
 
 /// A connection of HTTP/2 whose dynamic table has the field `a` with no value.
-fn http2(address: SocketAddr) -> TcpStream {
-    let mut stream = connect(address);
+pub(super) fn http2_on(mut stream: TcpStream) -> TcpStream {
     let begin = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])].concat();
     stream.write_all(&begin).unwrap();
     stream
 }
 
 /// A head for `/shop/default` with so many fields of one byte each, which `first` puts into the dynamic table.
-fn indexed(first: bool, fields: usize) -> Vec<u8> {
+pub(super) fn indexed(first: bool, fields: usize) -> Vec<u8> {
     let mut head = vec![0x83, 0x86]; // POST, http
     head.extend_from_slice(b"\x04\x0d/shop/default");
     if first {
@@ -106,7 +105,7 @@ fn indexed(first: bool, fields: usize) -> Vec<u8> {
 }
 
 /// Waits until what was sent on a connection of HTTP/2 was read, or the connection is closed.
-fn is_read(mut stream: &TcpStream) {
+pub(super) fn is_read(mut stream: &TcpStream) {
     let _ = stream.write_all(&frame(PING, 0, 0, &[7; 8]));
     let (mut received, mut buffer) = (Vec::new(), [0; 65536]);
     let pong = frame(PING, ACK, 0, &[7; 8]);
@@ -123,7 +122,7 @@ fn heads_of_http2_that_grow_when_they_are_decoded() {
     let router = router(2);
     let connections: Vec<_> = (0..16)
         .map(|_| {
-            let mut stream = http2(ingress(&router));
+            let mut stream = http2_on(connect(ingress(&router)));
             let sent: Vec<u8> = (0..100)
                 .flat_map(|number| frame(HEADERS, END_HEADERS, 2 * number + 1, &indexed(number == 0, 7500)))
                 .collect();
@@ -148,7 +147,7 @@ fn heads_of_http2_that_do_not_end() {
     let router = router(2);
     let connections: Vec<_> = (0..500)
         .map(|_| {
-            let mut stream = http2(ingress(&router));
+            let mut stream = http2_on(connect(ingress(&router)));
             let _ = stream.write_all(&frame(HEADERS, 0, 1, &indexed(true, 7500)));
             stream
         })

@@ -9,6 +9,7 @@ mod full;
 mod kills;
 mod loops;
 mod memory;
+mod neighbour;
 mod poison;
 mod producers;
 #[cfg(feature = "failpoints")]

@@ -1,0 +1,491 @@
+//! One namespace does its worst, and another, which posts a little to a Sink that is well, is served as if it were alone:
+//! no post is refused, every event arrives, and the router's memory stays within its budget.
+//!
+//! The long form, `make bench-neighbour`, measures how long the neighbour's events take, for `benches/README.md`.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+use super::{
+    LocalRouter, Setup,
+    answers::{asking, batch},
+    arrivals::{all_arrive, id_of},
+    connections::request,
+    filters::{filtered, five, of_bytes},
+    is_long,
+    loops::leading_to,
+    mapped,
+    memory::{END_HEADERS, EVENT, HEAD, HEADERS, MOST, frame, http2_on, indexed, is_read},
+    trigger,
+};
+use crate::support::{Answer, Consumer, Nameserver, Response, connect_from, exchange_on, send};
+
+const MIB: u64 = 1024 * 1024;
+
+/// The address from which the namespace `shop` does its worst.
+const ATTACKER: [u8; 4] = [127, 0, 0, 66];
+
+const NEIGHBOUR: &str = "\
+---
+apiVersion: weir.dev/v1alpha1
+kind: Trigger
+metadata: {name: well, namespace: other}
+spec: {sink: {service: {name: well}}}
+";
+
+/// How often the neighbour posts.
+const EVERY: Duration = Duration::from_millis(10);
+
+/// A way to be a bad neighbour.
+struct Attack {
+    name: &'static str,
+    /// What the Sink `bad` answers.
+    answer: Answer,
+    /// The namespace's manifests, given the URL of its broker.
+    manifests: fn(&str) -> String,
+    /// How many threads do it.
+    threads: u32,
+    /// What each thread does until it is told to stop, over and over again.
+    turn: fn(&Scene, u32),
+}
+
+/// What the threads of an attack share.
+struct Scene {
+    router: LocalRouter,
+    stop: AtomicBool,
+    turns: AtomicU32,
+}
+
+impl Scene {
+    fn ingress(&self) -> SocketAddr {
+        self.router.process.address("ingress")
+    }
+
+    /// Posts to `shop/default` with these headers, on a connection of its own. What comes of it is the attacker's concern.
+    fn post(&self, headers: &str, body: &[u8]) {
+        let head = format!(
+            "{HEAD}connection: close\r\n{headers}content-length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut stream = connect_from(ATTACKER, self.ingress());
+        let _ = stream.write_all(&[head.as_bytes(), body].concat());
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+
+    /// Waits, in steps short enough to stop in time.
+    fn pause(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while !self.stop.load(Relaxed) && Instant::now() < until {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// How long the neighbour is watched.
+fn window() -> Duration {
+    if is_long() {
+        Duration::from_secs(20)
+    } else {
+        Duration::from_secs(2)
+    }
+}
+
+/// What came of the neighbour's posts.
+struct Seen {
+    refused: Vec<String>,
+    /// From when an event was to be posted to when its Sink had it, in ascending order.
+    delays: Vec<Duration>,
+}
+
+impl Seen {
+    fn percentile(&self, percent: usize) -> Duration {
+        self.delays[(self.delays.len() - 1) * percent / 100]
+    }
+}
+
+/// Posts for a while, without waiting for answers, and waits until everything has arrived.
+fn neighbour(runtime: &Runtime, url: &str, well: &Consumer, prefix: &str) -> Seen {
+    let count = (window().as_millis() / EVERY.as_millis()) as u32;
+    let begin = Instant::now();
+    let due = |number: u32| begin + EVERY * number;
+    let post = async |number: u32| {
+        tokio::time::sleep_until(due(number).into()).await;
+        let id = format!("{prefix}-{number}");
+        let headers = [
+            ("ce-specversion", "1.0"),
+            ("ce-source", "/p"),
+            ("ce-type", "t"),
+            ("ce-id", &*id),
+        ];
+        match send(http::Method::POST, url, &headers, vec![b'x'; 1024]).await {
+            Ok(Response { status, .. }) if status == 202 => None,
+            Ok(answer) => Some(format!("{id}: {}", answer.text())),
+            Err(error) => Some(format!("{id}: {error}")),
+        }
+    };
+    let refused = runtime.block_on(futures::future::join_all((0..count).map(post)));
+    let ids = (0..count).map(|number| format!("{prefix}-{number}")).collect();
+    let refused: Vec<_> = refused.into_iter().flatten().collect();
+    if !refused.is_empty() {
+        return Seen {
+            refused,
+            delays: vec![Duration::MAX],
+        };
+    }
+    all_arrive(well, &ids);
+    let mut delays: Vec<_> = well.look(|received| {
+        let delay = |id: &str| {
+            let number = id.strip_prefix(prefix)?.strip_prefix('-')?.parse().ok()?;
+            Some(due(number))
+        };
+        received
+            .iter()
+            .filter_map(|message| Some(message.at - delay(&id_of(message))?))
+            .collect()
+    });
+    delays.sort_unstable();
+    Seen { refused, delays }
+}
+
+/// What one attack cost the neighbour.
+fn measure(attack: &Attack) -> String {
+    // The neighbour has threads of its own, so that it does not wait for the attackers' part of this process.
+    let runtime = Runtime::new().unwrap();
+    let well = {
+        let _on = runtime.enter();
+        Consumer::start()
+    };
+    let bad = Consumer::start();
+    bad.answer(attack.answer.clone());
+    let nameserver = Nameserver::silent();
+    let services = [
+        mapped("bad", &bad),
+        format!("other/well={}", well.url().trim_end_matches('/')),
+    ];
+    let setup = Setup::new(NEIGHBOUR, &services).argument("--memory-budget=128MiB");
+    let router = match &nameserver {
+        Ok(nameserver) => setup.nameserver(nameserver).start(),
+        Err(_) => setup.start(),
+    };
+    let url = router.url().replace("shop", "other");
+    let alone = neighbour(&runtime, &url, &well, "alone");
+    let manifests = (attack.manifests)(&router.url());
+    if !manifests.is_empty() {
+        router.apply(&[NEIGHBOUR, &manifests].concat());
+    }
+    let scene = Arc::new(Scene {
+        router,
+        stop: AtomicBool::new(false),
+        turns: AtomicU32::new(0),
+    });
+    let threads: Vec<_> = (0..attack.threads)
+        .map(|thread| {
+            let (scene, turn) = (scene.clone(), attack.turn);
+            thread::spawn(move || {
+                while !scene.stop.load(Relaxed) {
+                    turn(&scene, thread);
+                    scene.turns.fetch_add(1, Relaxed);
+                }
+            })
+        })
+        .collect();
+    let beside = neighbour(&runtime, &url, &well, "beside");
+    scene.stop.store(true, Relaxed);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let most = scene.router.process.peak_memory();
+    assert_eq!(beside.refused, [""; 0], "beside {}", attack.name);
+    assert_eq!(alone.refused, [""; 0]);
+    assert!(most < MOST, "{}: the router held {} MiB", attack.name, most / MIB);
+    let millis = |time: Duration| format!("{:.1}", time.as_secs_f64() * 1e3);
+    format!(
+        "| {} | {} | {} | {} | {} | {:.1} | {} |",
+        attack.name,
+        millis(alone.percentile(50)),
+        millis(alone.percentile(99)),
+        millis(beside.percentile(50)),
+        millis(beside.percentile(99)),
+        beside.percentile(99).as_secs_f64() / alone.percentile(99).as_secs_f64(),
+        most / MIB
+    )
+}
+
+fn event(id: &str, r#type: &str) -> String {
+    format!(
+        "ce-specversion: 1.0\r\nce-id: {id}\r\nce-source: /bad\r\nce-type: {type}\r\nce-partitionkey: {id}\r\n"
+    )
+}
+
+fn status(code: u16) -> Answer {
+    Answer::status(code)
+}
+
+fn attacks() -> Vec<Attack> {
+    let reply = status(200)
+        .header("content-type", "application/cloudevents-batch+json")
+        .body(batch(4000));
+    let attack = |name, manifests, threads, turn| Attack {
+        name,
+        answer: status(204),
+        manifests,
+        threads,
+        turn,
+    };
+    vec![
+        attack(
+            "posts without pause",
+            |_| trigger("bad", ""),
+            16,
+            |scene, _| scene.post(&event("1", "t"), b"x"),
+        ),
+        Attack {
+            answer: status(503),
+            ..attack(
+                "events that always fail, by key",
+                |_| trigger("bad", "ordering: ByKey"),
+                8,
+                |scene, thread| {
+                    let id = format!("{thread}-{}", scene.turns.load(Relaxed));
+                    scene.post(&event(&id, "t"), b"x");
+                },
+            )
+        },
+        Attack {
+            answer: Answer::Hang,
+            ..attack(
+                "a Sink that hangs with 200 events of 1 MB",
+                |_| trigger("bad", "concurrency: 200, timeout: 10m"),
+                4,
+                |scene, _| {
+                    if scene.turns.load(Relaxed) < 300 {
+                        scene.post(&event("1", "t"), &vec![b'x'; 1_000_000]);
+                    } else {
+                        scene.pause(Duration::from_millis(100));
+                    }
+                },
+            )
+        },
+        attack(
+            "two Triggers that lead back to their broker",
+            |broker| leading_to("one", broker, "") + &leading_to("two", broker, ""),
+            1,
+            |scene, _| {
+                scene.post(&event("1", "t"), b"x");
+                scene.pause(Duration::from_millis(500));
+            },
+        ),
+        attack("expensive filters on 250 KB", expensive, 2, |scene, _| {
+            let text = format!("\"{}\"", "ab".repeat(125_000));
+            scene.post(
+                &(event("1", "t") + "content-type: application/json\r\n"),
+                text.as_bytes(),
+            );
+        }),
+        attack(
+            "60 Triggers of 970 KB, applied again and again",
+            |_| String::new(),
+            1,
+            |scene, _| {
+                let count = if is_long() { 60 } else { 2 };
+                let bytes = if is_long() { 970_000 } else { 120_000 };
+                let turn = scene.turns.load(Relaxed);
+                let large: String = (0..count)
+                    .map(|n| of_bytes(&format!("large-{turn}-{n}"), bytes))
+                    .collect();
+                scene.router.change(&[NEIGHBOUR, &large].concat());
+                scene.pause(Duration::from_secs(2));
+            },
+        ),
+        attack(
+            "large heads over HTTP/1",
+            |_| String::new(),
+            2,
+            |scene, _| {
+                let large = format!("{HEAD}{EVENT}ce-large: {}", "x".repeat(250 * 1024));
+                let connections: Vec<_> = (0..100)
+                    .map(|_| {
+                        let mut stream = connect_from(ATTACKER, scene.ingress());
+                        let _ = stream.write_all(large.as_bytes());
+                        stream
+                    })
+                    .collect();
+                scene.pause(Duration::from_millis(300));
+                drop(connections);
+            },
+        ),
+        attack(
+            "heads over HTTP/2 that grow when they are decoded",
+            |_| String::new(),
+            2,
+            |scene, _| {
+                let connections: Vec<_> = (0..8)
+                    .map(|_| {
+                        let mut stream = http2_on(connect_from(ATTACKER, scene.ingress()));
+                        let sent: Vec<u8> = (0..100)
+                            .flat_map(|number| {
+                                frame(HEADERS, END_HEADERS, 2 * number + 1, &indexed(number == 0, 7500))
+                            })
+                            .collect();
+                        let _ = stream.write_all(&sent);
+                        stream
+                    })
+                    .collect();
+                connections.iter().for_each(is_read);
+            },
+        ),
+        attack(
+            "batches of 1 MiB of small events",
+            |_| trigger("bad", ""),
+            8,
+            |scene, _| {
+                scene.post(
+                    "content-type: application/cloudevents-batch+json\r\n",
+                    batch(17_000).as_bytes(),
+                );
+            },
+        ),
+        Attack {
+            answer: reply,
+            ..attack(
+                "a Sink that answers with 4,000 events",
+                |_| asking("bad", "concurrency: 32"),
+                2,
+                |scene, _| {
+                    scene.post(&event("1", "question"), b"x");
+                },
+            )
+        },
+        attack(
+            "scrapes at many Triggers",
+            |_| many_triggers(),
+            20,
+            |scene, _| {
+                let stream = connect_from(ATTACKER, scene.router.process.address("admin"));
+                exchange_on(
+                    stream,
+                    b"GET /metrics HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n\r\n",
+                );
+            },
+        ),
+        attack(
+            "bodies that stall",
+            |_| String::new(),
+            64,
+            |scene, _| {
+                let mut stream = connect_from(ATTACKER, scene.ingress());
+                let _ = stream.write_all(request("shop", 1_000_000).as_bytes());
+                let _ = stream.write_all(&vec![b'x'; 999_999]);
+                scene.pause(Duration::from_secs(60));
+            },
+        ),
+        attack(
+            "idle connections",
+            |_| String::new(),
+            1,
+            |scene, _| {
+                let count = if is_long() { 4200 } else { 400 };
+                let connections: Vec<_> = (0..count)
+                    .map(|_| connect_from(ATTACKER, scene.ingress()))
+                    .collect();
+                scene.pause(Duration::from_secs(5));
+                drop(connections);
+            },
+        ),
+        attack(
+            "names that nobody resolves",
+            |_| unresolvable(),
+            2,
+            |scene, thread| {
+                let id = format!("{thread}-{}", scene.turns.load(Relaxed));
+                scene.post(&event(&id, "t"), b"x");
+            },
+        ),
+        attack(
+            "brokers that come and go",
+            |_| String::new(),
+            2,
+            |scene, thread| {
+                let turn = scene.turns.load(Relaxed);
+                if thread == 0 {
+                    let manifests: String = (0..50).map(|n| of_broker(&format!("b{turn}-{n}"))).collect();
+                    scene.router.change(&[NEIGHBOUR, &manifests].concat());
+                    scene.pause(Duration::from_millis(500));
+                } else {
+                    let broker = format!("/shop/b{}-{} ", turn.saturating_sub(turn % 50), turn % 50);
+                    let head = HEAD.replace("/shop/default ", &broker);
+                    let event = format!("{head}connection: close\r\n{EVENT}content-length: 0\r\n\r\n");
+                    exchange_on(connect_from(ATTACKER, scene.ingress()), event.as_bytes());
+                }
+            },
+        ),
+        Attack {
+            answer: status(400),
+            ..attack(
+                "dead letters that are redriven again and again",
+                |_| trigger("bad", ""),
+                4,
+                |scene, thread| {
+                    if thread > 0 {
+                        return scene.post(&event("1", "t"), b"x");
+                    }
+                    let redrive = "POST /v1/dead-letters/shop/default/redrive HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+                               x-weir-request: 1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+                    exchange_on(
+                        connect_from([127, 0, 0, 1], scene.router.process.address("admin")),
+                        redrive.as_bytes(),
+                    );
+                },
+            )
+        },
+    ]
+}
+
+fn expensive(_broker: &str) -> String {
+    let costly = five("event.data.matches('[ab]*a[ab]{500}c0')");
+    (0..8)
+        .map(|n| filtered(&format!("costly-{n}"), &costly))
+        .collect()
+}
+
+fn many_triggers() -> String {
+    let count = if is_long() { 1000 } else { 100 };
+    let unwanted = json!([{"exact": {"type": "unwanted"}}]);
+    (0..count)
+        .map(|n| filtered(&format!("t{n}"), &unwanted))
+        .collect()
+}
+
+fn unresolvable() -> String {
+    (0..100)
+        .map(|n| leading_to(&format!("t{n}"), &format!("http://name-{n}.test/"), ""))
+        .collect()
+}
+
+fn of_broker(broker: &str) -> String {
+    leading_to(broker, "http://127.0.0.1:9/", "").replace("spec:\n", &format!("spec:\n  broker: {broker}\n"))
+}
+
+#[test]
+fn a_namespace_that_does_its_worst_leaves_others_alone() {
+    let only = std::env::var("WEIR_ATTACK").unwrap_or_default();
+    let mut table = vec![
+        "| what one namespace does | p50 alone, ms | p99 alone | p50 beside it | p99 beside it | p99 by p99 | MiB |".to_owned(),
+        "| --- | --- | --- | --- | --- | --- | --- |".to_owned(),
+    ];
+    for attack in attacks() {
+        if attack.name.contains(&only) {
+            table.push(measure(&attack));
+        }
+    }
+    eprintln!("{}", table.join("\n"));
+}
