@@ -18,8 +18,9 @@ pub(super) fn keeper(shared: Arc<Shared>) -> (Keeper, impl FnOnce() + Send + 'st
         for broker in brokers {
             let Some(stored) = broker.stored() else { continue };
             // What is published is durable, see `Store::reclaim`.
-            let tidied = store::reclaim(&stored.events, broker.state().first)
-                .and_then(|_| store::merge_small_tables(&stored.events));
+            let state = broker.state();
+            let tidied = store::reclaim(&stored.events, state.first)
+                .and_then(|_| store::merge_small_tables(&stored.events, state.bytes()));
             if let Err(e) = tidied {
                 let path = shared.directory.display();
                 tracing::warn!(%path, broker = %broker.name, "cannot drop or merge tables: {e}");

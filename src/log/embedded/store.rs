@@ -42,8 +42,8 @@ const FOLDER_IN_CREATION: &str = "store.new";
 /// Block cache: only readers that have fallen behind use it, and they read ahead.
 const BLOCK_CACHE: u64 = 2 * MIB;
 const CACHED_FILES: usize = 64;
-/// When a keyspace has so many tables, and they are this small on average, they are merged: every table takes
-/// memory as well.
+/// When a keyspace has so many tables, and they hold this little on average, in bytes, they are merged: every table
+/// takes memory as well.
 const MERGE_TABLES: usize = 24;
 const SMALL_TABLE: u64 = MIB / 4;
 const MERGED_TABLE: u64 = 4 * MIB;
@@ -408,10 +408,12 @@ pub(super) fn reclaim(events: &Keyspace, first: u64) -> fjall::Result<bool> {
     Ok(true)
 }
 
-/// Merges a keyspace's tables when they are many and small.
-pub(super) fn merge_small_tables(keyspace: &Keyspace) -> fjall::Result<()> {
+/// Merges a keyspace's tables when they are many and small. All are merged at once, and meanwhile the library writes no
+/// table of any keyspace: how small they are is told by the `retained` bytes in them, uncompressed, which are what the
+/// merge takes time for.
+pub(super) fn merge_small_tables(keyspace: &Keyspace, retained: u64) -> fjall::Result<()> {
     let tables = keyspace.table_count();
-    if tables < MERGE_TABLES || keyspace.disk_space() > tables as u64 * SMALL_TABLE {
+    if tables < MERGE_TABLES || retained > tables as u64 * SMALL_TABLE {
         return Ok(());
     }
     // With 0 as the oldest snapshot nothing is left out, so the highest sequence number stays what it was.

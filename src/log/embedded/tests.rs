@@ -364,7 +364,7 @@ async fn many_small_tables_are_merged() {
     }
     let broker = log.shared.broker("n/b").unwrap();
     assert!(broker.stored().unwrap().events.table_count() >= 40);
-    store::merge_small_tables(&broker.stored().unwrap().events).unwrap();
+    store::merge_small_tables(&broker.stored().unwrap().events, broker.state().bytes()).unwrap();
     assert_eq!(broker.stored().unwrap().events.table_count(), 1);
     drop(broker);
     log.append("n/b", payloads(&["last"]), at(0)).await.unwrap();
@@ -372,6 +372,23 @@ async fn many_small_tables_are_merged() {
     log.close().await.unwrap();
     let log = open(directory.path()).unwrap();
     assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap().len(), 41);
+}
+
+#[tokio::test]
+async fn tables_that_hold_much_are_not_merged_however_small_they_are_on_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path()).unwrap();
+    for _ in 0..40 {
+        log.append("n/b", vec![vec![b'x'; 300_000].into()], at(0))
+            .await
+            .unwrap();
+        flush(&log);
+    }
+    let broker = log.shared.broker("n/b").unwrap();
+    let events = &broker.stored().unwrap().events;
+    assert!(events.disk_space() < 1_000_000, "{}", events.disk_space());
+    store::merge_small_tables(events, broker.state().bytes()).unwrap();
+    assert!(events.table_count() >= 40);
 }
 
 #[tokio::test]

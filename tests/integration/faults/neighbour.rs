@@ -292,6 +292,14 @@ fn attacks() -> Vec<Attack> {
             );
         }),
         attack(
+            "posts of 250 KB without pause",
+            |_| trigger("bad", ""),
+            2,
+            |scene, _| {
+                scene.post(&event("1", "t"), &vec![b'x'; 250_000]);
+            },
+        ),
+        attack(
             "60 Triggers of 970 KB, applied again and again",
             |_| String::new(),
             1,
