@@ -44,9 +44,10 @@ unit: rust ## Test what needs nothing but the code: units, examples in the docs,
 	$(CARGO) test --locked $(test_features) --lib --bins --test architecture
 	$(CARGO) test --locked $(test_features) --doc
 
+# KUBERNETES=oldest takes the API server of the oldest version that is supported.
 .PHONY: integration
 integration: rust ## Test against a real API server, built on the first run (see tests/README.md)
-	assets="$$(tests/kubernetes/build.sh)"
+	assets="$$(tests/kubernetes/build.sh $(KUBERNETES))"
 	interop="$$(tests/interop/build.sh)"
 	KUBEBUILDER_ASSETS="$$assets" WEIR_INTEROP="$$interop" \
 	  $(CARGO) test --locked $(test_features) --test integration -- --skip e2e::
