@@ -8,7 +8,7 @@
 #   deploy/release.sh image [LABEL=VALUE...]    dist/weir-VERSION-image.tar, of all archives in dist/
 #   deploy/release.sh chart                 dist/weir-VERSION.tgz, and dist/weir-VERSION.yaml for those without helm
 #   deploy/release.sh sums                  dist/SHA256SUMS, of all that is there
-#   deploy/release.sh publish               pushes the image and the chart to REGISTRY, and prints their names by digest
+#   deploy/release.sh publish               pushes the image and the chart to REGISTRY; prints their names and digests
 #
 # REGISTRY, such as ghcr.io/OWNER, is where the image is published, and where the chart then finds it. SOURCE is the URL of
 # the repository that image and chart name as their source. Both may be left out of what makes files.
@@ -92,12 +92,12 @@ sums() {
 }
 
 publish() {
-  local helm pushed reference=${REGISTRY:?such as ghcr.io/OWNER}/weir
+  local helm pushed image=${REGISTRY:?such as ghcr.io/OWNER}/weir
   helm=$(deploy/helm.sh)
-  skopeo copy --all --preserve-digests --digestfile "$work/digest" "oci-archive:$name-image.tar" "docker://$reference:$version" >&2
-  echo "image=$reference@$(cat "$work/digest")"
+  skopeo copy --all --preserve-digests --digestfile "$work/digest" "oci-archive:$name-image.tar" "docker://$image:$version" >&2
+  printf 'image=%s\nimage-digest=%s\n' "$image" "$(cat "$work/digest")"
   pushed=$("$helm" push "$name.tgz" "oci://$REGISTRY/charts" 2>&1) || fail "$pushed"
-  echo "chart=$REGISTRY/charts/weir@$(sed -n 's/^Digest: *//p' <<<"$pushed")"
+  printf 'chart=%s\nchart-digest=%s\n' "$REGISTRY/charts/weir" "$(sed -n 's/^Digest: *//p' <<<"$pushed")"
 }
 
 case ${1-} in
