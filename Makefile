@@ -12,6 +12,12 @@ target := $(or $(CARGO_TARGET_DIR),target)
 host = $(shell rustc -vV | sed -n 's/^host: //p')
 version = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 image = $(target)/image/weir-$(version).tar
+static = $(target)/$(host)/release/weir
+labels = org.opencontainers.image.title=weir \
+  org.opencontainers.image.description="Routes CloudEvents inside a Kubernetes cluster" \
+  org.opencontainers.image.licenses=Apache-2.0 \
+  org.opencontainers.image.version="$(version)" \
+  org.opencontainers.image.revision="$$(git rev-parse HEAD 2>/dev/null || echo unknown)"
 cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/weir
 
 .PHONY: help
@@ -38,9 +44,10 @@ unit: rust ## Test what needs nothing but the code: units, examples in the docs,
 	$(CARGO) test --locked $(test_features) --lib --bins --test architecture
 	$(CARGO) test --locked $(test_features) --doc
 
+# KUBERNETES=oldest takes the API server of the oldest version that is supported.
 .PHONY: integration
 integration: rust ## Test against a real API server, built on the first run (see tests/README.md)
-	assets="$$(tests/kubernetes/build.sh)"
+	assets="$$(tests/kubernetes/build.sh $(KUBERNETES))"
 	interop="$$(tests/interop/build.sh)"
 	KUBEBUILDER_ASSETS="$$assets" WEIR_INTEROP="$$interop" \
 	  $(CARGO) test --locked $(test_features) --test integration -- --skip e2e::
@@ -93,15 +100,28 @@ generate: crds docs ## Write what is made from something else: crds/, tables in 
 	deploy/generate.sh
 
 # Static, for an image that has nothing but the binary.
-.PHONY: image
-image: rust ## Build the container image without a container engine, as an OCI archive
+.PHONY: static
+static: rust
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --release --bin weir --target $(host)
-	deploy/image.sh "$(target)/$(host)/release/weir" "docker.io/library/weir:$(version)" "$(image)" \
-	  org.opencontainers.image.title=weir \
-	  org.opencontainers.image.description="Routes CloudEvents inside a Kubernetes cluster" \
-	  org.opencontainers.image.licenses=Apache-2.0 \
-	  org.opencontainers.image.version="$(version)" \
-	  org.opencontainers.image.revision="$$(git rev-parse HEAD 2>/dev/null || echo unknown)"
+
+.PHONY: image
+image: static ## Build the container image without a container engine, as an OCI archive
+	deploy/image.sh "$(static)" "docker.io/library/weir:$(version)" "$(image)" $(labels)
+
+.PHONY: archive
+archive: static ## Pack a static binary for this machine's architecture into dist/, with its bill of materials
+	deploy/release.sh archive "$(static)"
+	if command -v cargo-cyclonedx >/dev/null; then
+	  deploy/release.sh sbom "$(host)" "$(static)"
+	else
+	  echo "skipped: the bill of materials. To make it: cargo install cargo-cyclonedx --locked"
+	fi
+
+.PHONY: release
+release: ## Make image, chart and checksums of the archives in dist/ (see docs/releasing.md)
+	deploy/release.sh image $(labels)
+	deploy/release.sh chart
+	deploy/release.sh sums
 
 .PHONY: quickstart
 quickstart: rust ## Build Weir, run it without a cluster, and see events arrive; Ctrl-C ends it

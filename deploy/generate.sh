@@ -29,12 +29,6 @@ readme() {
     !skip' charts/weir/README.md
 }
 
-manifests() {
-  printf '# Weir as plain manifests: the chart with its default values, in the namespace weir-system. Made by deploy/generate.sh.\n'
-  printf -- '---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: weir-system\n  labels:\n    pod-security.kubernetes.io/enforce: restricted\n'
-  "$1" template weir charts/weir --kube-version 1.30 --namespace weir-system --skip-tests --set crds.keep=false | sed '/helm.sh\/\|managed-by: Helm/d'
-}
-
 # The compiler that everything else is built with, and the label that says which Weir is in the image.
 dockerfile() {
   local rust weir
@@ -49,14 +43,12 @@ done
 readme | put charts/weir/README.md
 dockerfile | put deploy/Dockerfile
 
-# The one that the end-to-end tests built serves as well.
-helm=$(command -v helm || compgen -G "${XDG_CACHE_HOME:-$HOME/.cache}/weir/node-*/helm" | tail -n 1 || true)
-if [[ -n "$helm" ]]; then
+if helm=$(deploy/helm.sh); then
   for values in charts/weir/values.yaml charts/weir/ci/everything-values.yaml; do
     "$helm" lint --kube-version 1.30 --quiet --strict charts/weir --values "$values"
   done
   deploy/chart.sh "$helm" || stale=1
-  manifests "$helm" | put deploy/weir.yaml
+  deploy/manifests.sh "$helm" charts/weir | put deploy/weir.yaml
 else
   echo "skipped: helm lint of the chart, deploy/chart.sh, and whether deploy/weir.yaml is the chart's. It needs helm, or make e2e once" >&2
 fi

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Prints the folder that holds what the tests run of Kubernetes.
 #
-#   build.sh        kube-apiserver, etcd and kubectl, for the integration tests
-#   build.sh node   what makes a node of a machine beside them, helm, CoreDNS and kube-router, for the end-to-end tests
+#   build.sh          kube-apiserver, etcd and kubectl, for the integration tests
+#   build.sh oldest   the same of the oldest version of Kubernetes that is supported, which oldest.mod names
+#   build.sh node     what makes a node of a machine beside them, helm, CoreDNS and kube-router, for the end-to-end tests
 #
 # They are built from this Go module into the cache, once, and again whenever the module changes. KUBEBUILDER_ASSETS,
 # where set, is the folder of the first three instead and has to hold them. Only the folder goes to standard output.
@@ -17,10 +18,15 @@ fail() {
 }
 need() { command -v "$1" >/dev/null 2>&1 || fail "$1 is missing: $2"; }
 
+mod=go.mod # beside it stands its .sum
 modules=() # built as their own modules are, with the versions that those name
 case "${1-}" in
   '')
     what=kubernetes time='4 minutes'
+    components=(kube-apiserver etcd kubectl)
+    ;;
+  oldest)
+    what=kubernetes time='4 minutes' mod=oldest.mod
     components=(kube-apiserver etcd kubectl)
     ;;
   node)
@@ -29,9 +35,9 @@ case "${1-}" in
     modules=(helm.sh/helm/v3/cmd/helm@v3.19.5 github.com/coredns/coredns@v1.13.1
       github.com/cloudnativelabs/kube-router/v2/cmd/kube-router@v2.1.0)
     ;;
-  *) fail "there is no part named $1: build.sh, or build.sh node" ;;
+  *) fail "there is no part named $1: build.sh, build.sh oldest or build.sh node" ;;
 esac
-readonly what time components modules
+readonly what time mod components modules
 
 # The binaries that a folder lacks, by name.
 missing_in() {
@@ -43,7 +49,7 @@ missing_in() {
   printf '%s' "${missing[*]-}"
 }
 
-if [[ "$what" == kubernetes && -n "${KUBEBUILDER_ASSETS:-}" ]]; then
+if [[ -z "${1-}" && -n "${KUBEBUILDER_ASSETS:-}" ]]; then
   missing=$(missing_in "$KUBEBUILDER_ASSETS")
   [[ -z "$missing" ]] ||
     fail "KUBEBUILDER_ASSETS=$KUBEBUILDER_ASSETS lacks: $missing. Put them there, or unset it to have them built."
@@ -54,10 +60,10 @@ fi
 need sha256sum 'on Debian, apt-get install coreutils'
 need flock 'on Debian, apt-get install util-linux'
 
-version=$(awk '$1 == "k8s.io/kubernetes" { print $2; exit }' go.mod)
-[[ "$version" =~ ^v([0-9]+)\.([0-9]+)\. ]] || fail "go.mod names no version of k8s.io/kubernetes"
+version=$(awk '$1 == "k8s.io/kubernetes" { print $2; exit }' "$mod")
+[[ "$version" =~ ^v([0-9]+)\.([0-9]+)\. ]] || fail "$mod names no version of k8s.io/kubernetes"
 major=${BASH_REMATCH[1]} minor=${BASH_REMATCH[2]}
-stamp=$(cat go.mod go.sum "${components[@]/%//main.go}" build.sh | sha256sum | cut -d ' ' -f 1)
+stamp=$(cat "$mod" "${mod%.mod}.sum" "${components[@]/%//main.go}" build.sh | sha256sum | cut -d ' ' -f 1)
 
 readonly parent=${XDG_CACHE_HOME:-$HOME/.cache}/weir
 readonly folder=$parent/$what-${version#v}
@@ -78,7 +84,7 @@ if ! up_to_date; then
     trap 'rm -rf "$build"' EXIT
     v=k8s.io/component-base/version
     export CGO_ENABLED=0
-    go build -trimpath -o "$build/" \
+    go build -modfile "$mod" -trimpath -o "$build/" \
       -ldflags "-s -w -X $v.gitVersion=$version -X $v.gitMajor=$major -X $v.gitMinor=$minor" \
       "${components[@]/#/./}" >&2
     for module in "${modules[@]}"; do
