@@ -4,6 +4,7 @@
 #   deploy/chart.sh HELM
 set -euo pipefail
 shopt -s inherit_errexit # what cannot be rendered has nothing wrong in it
+shopt -s lastpipe        # what a loop at the end of a pipe finds is known after it
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly helm=$1
 
@@ -67,8 +68,37 @@ if [[ -n "$shared" ]]; then
   wrong "two releases have one name for these ClusterRoles:"$'\n'"$shared"
 fi
 
+# Prints an object, without line breaks and indentation.
+#
+#   object KIND/NAME [flag of helm template]...
+object() {
+  render weir --namespace weir-system "${@:2}" | awk -v object="$1" '
+    function end() { if (kind "/" name == object) print text; kind = name = text = "" }
+    /^---/ { end(); next }
+    /^kind: / { kind = $2 }
+    /^  name: / && name == "" { name = $2; gsub(/["\047]/, "", name) }
+    { sub(/^ +/, ""); text = text " " $0 }
+    END { end() }'
+}
+
+# What values become: an object, the values that are set, and a part of the object. "!" comes before what is not in it.
+sed 's/ *| */|/g' <<'TABLE' |
+ServiceAccount/weir-router | commonAnnotations={"a":"common","b":"common"} router.serviceAccount.annotations={"a":"own"} | annotations: a: own b: common
+Deployment/weir-controller | commonAnnotations={"a":"common"}              | template: metadata: labels: app.kubernetes.io/component: controller app.kubernetes.io/instance: weir app.kubernetes.io/name: weir annotations: kubectl.kubernetes.io/default-container: controller spec:
+CustomResourceDefinition/sinks.weir.dev | commonAnnotations={"a":"common"} commonLabels={"b":"common"} | metadata: annotations: a: common helm.sh/resource-policy: keep labels: b: common name: sinks.weir.dev
+Service/weir               | commonAnnotations={"a":"common"}              | ! resource-policy
+TABLE
+  while IFS='|' read -r object values expected; do
+    read -ra sets <<<"$values"
+    text=$(object "$object" "${sets[@]/#/--set-json=}")
+    case $expected in
+      '! '*) [[ -n "$text" && "$text" != *"${expected#! }"* ]] ;;
+      *) [[ "$text" == *"$expected"* ]] ;;
+    esac || wrong "$object with ${values:-its defaults} does not have: $expected"$'\n'"$text"
+  done
+
 # What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
-optional=(nameOverride watchNamespaces commonLabels image.tag imagePullSecrets sinkSecrets tracing.endpoint
+optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets tracing.endpoint
   {controller,router}.{replicas,extraArgs,podLabels,podAnnotations,resources,affinity} router.persistence.storageClass podSecurityContext)
 nulls=("${optional[@]/#/--set=}")
 if ! render weir "${nulls[@]/%/=null}" >/dev/null; then

@@ -29,6 +29,14 @@ app.kubernetes.io/component: {{ .component }}
 {{- merge $own (default dict .labels) (default dict .root.Values.commonLabels) | toYaml -}}
 {{- end -}}
 
+{{/* The labels and annotations of an object. Call: as weir.labels, with "annotations" .annotations */}}
+{{- define "weir.metadata" -}}
+labels: {{- include "weir.labels" . | nindent 2 }}
+{{- with merge dict (default dict .annotations) (default dict .root.Values.commonAnnotations) }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
 {{/* The labels of a component's pods. */}}
 {{- define "weir.podLabels" -}}
 {{- $values := index .root.Values .component -}}
