@@ -87,6 +87,7 @@ ServiceAccount/weir-router | commonAnnotations={"a":"common","b":"common"} route
 Deployment/weir-controller | commonAnnotations={"a":"common"}              | template: metadata: labels: app.kubernetes.io/component: controller app.kubernetes.io/instance: weir app.kubernetes.io/name: weir annotations: kubectl.kubernetes.io/default-container: controller spec:
 CustomResourceDefinition/sinks.weir.dev | commonAnnotations={"a":"common"} commonLabels={"b":"common"} | metadata: annotations: a: common helm.sh/resource-policy: keep labels: b: common name: sinks.weir.dev
 Service/weir               | commonAnnotations={"a":"common"}              | ! resource-policy
+ConfigMap/weir             | extraObjects=[{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"{{.Release.Name}}"}}] | kind: ConfigMap metadata: name: 'weir'
 TABLE
   while IFS='|' read -r object values expected; do
     read -ra sets <<<"$values"
@@ -98,7 +99,7 @@ TABLE
   done
 
 # What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
-optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets tracing.endpoint
+optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets tracing.endpoint extraObjects
   {controller,router}.{replicas,extraArgs,podLabels,podAnnotations,resources,affinity} router.persistence.storageClass podSecurityContext)
 nulls=("${optional[@]/#/--set=}")
 if ! render weir "${nulls[@]/%/=null}" >/dev/null; then
