@@ -123,6 +123,9 @@ env:
   {{- end }}
   {{- with $extraEnv }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- end }}
+{{- with (index .root.Values .component).extraEnvFrom }}
+envFrom: {{- toYaml . | nindent 2 }}
+{{- end }}
 startupProbe: # reading a long event log again takes its time
   httpGet: {path: /healthz, port: admin}
   periodSeconds: 1
