@@ -89,6 +89,8 @@ CustomResourceDefinition/sinks.weir.dev | commonAnnotations={"a":"common"} commo
 Service/weir               | commonAnnotations={"a":"common"}              | ! resource-policy
 ConfigMap/weir             | extraObjects=[{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"{{.Release.Name}}"}}] | kind: ConfigMap metadata: name: 'weir'
 StatefulSet/weir-router    | router.extraEnvFrom=[{"secretRef":{"name":"otel"}}] | envFrom: - secretRef: name: otel
+StatefulSet/weir-router    | router.extraContainers=[{"name":"sidecar"}]   | readOnly: true} - name: sidecar volumes:
+Deployment/weir-controller | controller.extraContainers=[{"name":"sidecar"}] | containerPort: 9090} - name: sidecar
 TABLE
   while IFS='|' read -r object values expected; do
     read -ra sets <<<"$values"
@@ -101,8 +103,8 @@ TABLE
 
 # What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
 optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets tracing.endpoint extraObjects
-  {controller,router}.{replicas,extraArgs,extraEnvFrom,podLabels,podAnnotations,resources,affinity} router.persistence.storageClass
-  podSecurityContext)
+  {controller,router}.{replicas,extraArgs,extraEnvFrom,extraContainers,podLabels,podAnnotations,resources,affinity}
+  router.persistence.storageClass podSecurityContext)
 nulls=("${optional[@]/#/--set=}")
 if ! render weir "${nulls[@]/%/=null}" >/dev/null; then
   wrong "a value that need not be there cannot be unset"
