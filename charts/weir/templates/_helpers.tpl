@@ -109,35 +109,28 @@ topologySpreadConstraints: {{- toYaml . | nindent 2 }}
 
 {{/* A component's container, but for its ports and volumes. */}}
 {{- define "weir.container" -}}
+{{- $values := index .root.Values .component -}}
 name: {{ .component }}
 image: {{ include "weir.image" .root | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext: {{- toYaml .root.Values.securityContext | nindent 2 }}
-resources: {{- toYaml (index .root.Values .component).resources | nindent 2 }}
-{{- $extraEnv := (index .root.Values .component).extraEnv }}
+resources: {{- toYaml $values.resources | nindent 2 }}
 {{- $tracing := and (eq .component "router") .root.Values.tracing.endpoint }}
-{{- if or $tracing $extraEnv }}
+{{- if or $tracing $values.extraEnv }}
 env:
   {{- if $tracing }}
   {{- include "weir.tracing" .root.Values.tracing | nindent 2 }}
   {{- end }}
-  {{- with $extraEnv }}{{ toYaml . | nindent 2 }}{{ end }}
+  {{- with $values.extraEnv }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- end }}
-{{- with (index .root.Values .component).extraEnvFrom }}
+{{- with $values.extraEnvFrom }}
 envFrom: {{- toYaml . | nindent 2 }}
 {{- end }}
-startupProbe: # reading a long event log again takes its time
-  httpGet: {path: /healthz, port: admin}
-  periodSeconds: 1
-  failureThreshold: 600
-livenessProbe:
-  httpGet: {path: /healthz, port: admin}
-  periodSeconds: 10
-  timeoutSeconds: 5
-readinessProbe:
-  httpGet: {path: /readyz, port: admin}
-  periodSeconds: 2
-  timeoutSeconds: 5
+{{- range $probe, $path := dict "startupProbe" "/healthz" "livenessProbe" "/healthz" "readinessProbe" "/readyz" }}
+{{ $probe }}:
+  httpGet: {path: {{ $path }}, port: admin}
+  {{- with (index $values $probe) }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- end }}
 {{- end -}}
 
 {{/* The environment of a container that exports traces. */}}
