@@ -93,6 +93,8 @@ StatefulSet/weir-router    | router.extraContainers=[{"name":"sidecar"}]   | rea
 Deployment/weir-controller | controller.extraContainers=[{"name":"sidecar"}] | containerPort: 9090} - name: sidecar
 StatefulSet/weir-router    | router.startupProbe.failureThreshold=1200     | startupProbe: httpGet: {path: /healthz, port: admin} failureThreshold: 1200 periodSeconds: 1
 Deployment/weir-controller | controller.readinessProbe.periodSeconds=5     | readinessProbe: httpGet: {path: /readyz, port: admin} periodSeconds: 5 timeoutSeconds: 5
+Deployment/weir-controller | controller.updateStrategy.type="Recreate"     | strategy: type: Recreate
+StatefulSet/weir-router    | router.updateStrategy={"rollingUpdate":{"partition":2}} | updateStrategy: rollingUpdate: partition: 2
 TABLE
   while IFS='|' read -r object values expected; do
     read -ra sets <<<"$values"
@@ -105,7 +107,7 @@ TABLE
 
 # What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
 optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets tracing.endpoint extraObjects
-  {controller,router}.{replicas,extraArgs,extraEnvFrom,extraContainers,podLabels,podAnnotations,resources,affinity,{startup,liveness,readiness}Probe}
+  {controller,router}.{replicas,updateStrategy,extraArgs,extraEnvFrom,extraContainers,podLabels,podAnnotations,resources,affinity,{startup,liveness,readiness}Probe}
   router.persistence.storageClass podSecurityContext)
 nulls=("${optional[@]/#/--set=}")
 if ! render weir "${nulls[@]/%/=null}" >/dev/null; then
