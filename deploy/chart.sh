@@ -95,6 +95,8 @@ StatefulSet/weir-router    | router.startupProbe.failureThreshold=1200     | sta
 Deployment/weir-controller | controller.readinessProbe.periodSeconds=5     | readinessProbe: httpGet: {path: /readyz, port: admin} periodSeconds: 5 timeoutSeconds: 5
 Deployment/weir-controller | controller.updateStrategy.type="Recreate"     | strategy: type: Recreate
 StatefulSet/weir-router    | router.updateStrategy={"rollingUpdate":{"partition":2}} | updateStrategy: rollingUpdate: partition: 2
+Service/weir               | router.service.type="LoadBalancer" router.service.loadBalancerClass="example.com/lb" | type: LoadBalancer loadBalancerClass: "example.com/lb"
+Service/weir               | router.service.type="NodePort" router.service.externalTrafficPolicy="Local" | type: NodePort externalTrafficPolicy: Local
 TABLE
   while IFS='|' read -r object values expected; do
     read -ra sets <<<"$values"
@@ -108,7 +110,7 @@ TABLE
 # What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
 optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets tracing.endpoint extraObjects
   {controller,router}.{replicas,updateStrategy,extraArgs,extraEnvFrom,extraContainers,podLabels,podAnnotations,resources,affinity,{startup,liveness,readiness}Probe}
-  router.persistence.storageClass podSecurityContext)
+  router.persistence.storageClass router.service.{loadBalancerClass,externalTrafficPolicy} podSecurityContext)
 nulls=("${optional[@]/#/--set=}")
 if ! render weir "${nulls[@]/%/=null}" >/dev/null; then
   wrong "a value that need not be there cannot be unset"
@@ -118,6 +120,24 @@ for needed in router router.logSize router.persistence controller.podDisruptionB
     wrong "$needed can be unset"
   fi
 done
+# A value that cannot hold is refused, and the error says why.
+sed 's/ *| */|/g' <<'TABLE' |
+router.service.loadBalancerClass="lb"        | loadBalancerClass needs router.service.type LoadBalancer
+router.service.externalTrafficPolicy="Local" | externalTrafficPolicy needs router.service.type LoadBalancer or NodePort
+controller.updateStrategy.type="OnDelete"    | /controller/updateStrategy/type
+router.updateStrategy.rollingUpdate.maxSurge=1 | maxSurge
+router.livenessProbe.httpGet={}              | httpGet
+controller.readinessProbe.periodSeconds=0    | /controller/readinessProbe/periodSeconds
+controller.extraContainers=[{"image":"a"}]   | /controller/extraContainers/0
+extraObjects=[{"kind":"ConfigMap"}]          | /extraObjects/0
+TABLE
+  while IFS='|' read -r value expected; do
+    if said=$(render weir --set-json="$value" 2>&1 >/dev/null); then
+      wrong "$value is not refused"
+    elif [[ "$said" != *"$expected"* ]]; then
+      wrong "the error for $value does not have: $expected"$'\n'"$said"
+    fi
+  done
 # The condition of a chart that depends on this one is among this one's values.
 render weir --set enabled=true >/dev/null || wrong "it cannot be a dependency with a condition"
 
