@@ -97,6 +97,9 @@ Deployment/weir-controller | controller.updateStrategy.type="Recreate"     | str
 StatefulSet/weir-router    | router.updateStrategy={"rollingUpdate":{"partition":2}} | updateStrategy: rollingUpdate: partition: 2
 Service/weir               | router.service.type="LoadBalancer" router.service.loadBalancerClass="example.com/lb" | type: LoadBalancer loadBalancerClass: "example.com/lb"
 Service/weir               | router.service.type="NodePort" router.service.externalTrafficPolicy="Local" | type: NodePort externalTrafficPolicy: Local
+Deployment/weir-controller |                                               | topologySpreadConstraints: - labelSelector: matchLabels: app.kubernetes.io/component: controller app.kubernetes.io/instance: weir app.kubernetes.io/name: weir matchLabelKeys: - pod-template-hash maxSkew: 1 topologyKey: kubernetes.io/hostname whenUnsatisfiable: ScheduleAnyway
+Deployment/weir-controller | controller.topologySpreadConstraints=[]       | ! topologySpreadConstraints
+StatefulSet/weir-router    | router.topologySpreadConstraints=[{"topologyKey":"rack","labelSelector":{"matchLabels":{"a":"b"}}}] | topologySpreadConstraints: - labelSelector: matchLabels: a: b topologyKey: rack
 TABLE
   while IFS='|' read -r object values expected; do
     read -ra sets <<<"$values"
@@ -109,7 +112,7 @@ TABLE
 
 # What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
 optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets tracing.endpoint extraObjects
-  {controller,router}.{replicas,updateStrategy,extraArgs,extraEnvFrom,extraContainers,podLabels,podAnnotations,resources,affinity,{startup,liveness,readiness}Probe}
+  {controller,router}.{replicas,updateStrategy,extraArgs,extraEnvFrom,extraContainers,podLabels,podAnnotations,resources,affinity,topologySpreadConstraints,{startup,liveness,readiness}Probe}
   router.persistence.storageClass router.service.{loadBalancerClass,externalTrafficPolicy} podSecurityContext)
 nulls=("${optional[@]/#/--set=}")
 if ! render weir "${nulls[@]/%/=null}" >/dev/null; then

@@ -102,8 +102,12 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- with $values.affinity }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- $own := dict "matchLabels" (include "weir.selector" . | fromYaml) }}
 {{- with $values.topologySpreadConstraints }}
-topologySpreadConstraints: {{- toYaml . | nindent 2 }}
+topologySpreadConstraints:
+{{- range . }}
+- {{- merge (dict "labelSelector" (default $own .labelSelector)) . | toYaml | nindent 2 }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
