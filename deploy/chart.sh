@@ -100,6 +100,8 @@ Service/weir               | router.service.type="NodePort" router.service.exter
 Deployment/weir-controller |                                               | topologySpreadConstraints: - labelSelector: matchLabels: app.kubernetes.io/component: controller app.kubernetes.io/instance: weir app.kubernetes.io/name: weir matchLabelKeys: - pod-template-hash maxSkew: 1 topologyKey: kubernetes.io/hostname whenUnsatisfiable: ScheduleAnyway
 Deployment/weir-controller | controller.topologySpreadConstraints=[]       | ! topologySpreadConstraints
 StatefulSet/weir-router    | router.topologySpreadConstraints=[{"topologyKey":"rack","labelSelector":{"matchLabels":{"a":"b"}}}] | topologySpreadConstraints: - labelSelector: matchLabels: a: b topologyKey: rack
+ServiceMonitor/weir-router | serviceMonitor.enabled=true                   | endpoints: - port: admin path: /metrics interval: "30s" honorLabels: true
+PodMonitor/weir-controller | podMonitor={"enabled":true,"scrapeTimeout":"5s","relabelings":[{"action":"a"}],"metricRelabelings":[{"action":"b"}]} | scrapeTimeout: "5s" honorLabels: true relabelings: - action: a metricRelabelings: - action: b
 TABLE
   while IFS='|' read -r object values expected; do
     read -ra sets <<<"$values"
@@ -113,7 +115,8 @@ TABLE
 # What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
 optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets tracing.endpoint extraObjects
   {controller,router}.{replicas,updateStrategy,extraArgs,extraEnvFrom,extraContainers,podLabels,podAnnotations,resources,affinity,topologySpreadConstraints,{startup,liveness,readiness}Probe}
-  router.persistence.storageClass router.service.{loadBalancerClass,externalTrafficPolicy} podSecurityContext)
+  router.persistence.storageClass router.service.{loadBalancerClass,externalTrafficPolicy}
+  {service,pod}Monitor.{scrapeTimeout,relabelings,metricRelabelings} podSecurityContext)
 nulls=("${optional[@]/#/--set=}")
 if ! render weir "${nulls[@]/%/=null}" >/dev/null; then
   wrong "a value that need not be there cannot be unset"
@@ -133,6 +136,7 @@ router.livenessProbe.httpGet={}              | httpGet
 controller.readinessProbe.periodSeconds=0    | /controller/readinessProbe/periodSeconds
 controller.extraContainers=[{"image":"a"}]   | /controller/extraContainers/0
 extraObjects=[{"kind":"ConfigMap"}]          | /extraObjects/0
+serviceMonitor.scrapeTimeout="10 seconds"    | /serviceMonitor/scrapeTimeout
 TABLE
   while IFS='|' read -r value expected; do
     if said=$(render weir --set-json="$value" 2>&1 >/dev/null); then
