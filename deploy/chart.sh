@@ -102,6 +102,11 @@ Deployment/weir-controller | controller.topologySpreadConstraints=[]       | ! t
 StatefulSet/weir-router    | router.topologySpreadConstraints=[{"topologyKey":"rack","labelSelector":{"matchLabels":{"a":"b"}}}] | topologySpreadConstraints: - labelSelector: matchLabels: a: b topologyKey: rack
 ServiceMonitor/weir-router | serviceMonitor.enabled=true                   | endpoints: - port: admin path: /metrics interval: "30s" honorLabels: true
 PodMonitor/weir-controller | podMonitor={"enabled":true,"scrapeTimeout":"5s","relabelings":[{"action":"a"}],"metricRelabelings":[{"action":"b"}]} | scrapeTimeout: "5s" honorLabels: true relabelings: - action: a metricRelabelings: - action: b
+NetworkPolicy/weir-router  |                                               | policyTypes: [Ingress] ingress: - ports: [{port: events}]
+NetworkPolicy/weir-router  |                                               | ! egress
+NetworkPolicy/weir-controller | networkPolicy.egress.enabled=true          | policyTypes: [Ingress, Egress]
+NetworkPolicy/weir-controller | networkPolicy.egress.enabled=true          | egress: - ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}] - ports: - port: 443 - port: 6443
+NetworkPolicy/weir-router  | networkPolicy.egress={"enabled":true,"router":[{"to":[{"podSelector":{}}]}]} | - ports: [{port: 8090}] to: - podSelector: matchLabels: app.kubernetes.io/name: "weir" app.kubernetes.io/instance: "weir" app.kubernetes.io/component: controller - to: - podSelector: {}
 TABLE
   while IFS='|' read -r object values expected; do
     read -ra sets <<<"$values"
@@ -115,7 +120,7 @@ TABLE
 # What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
 optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets tracing.endpoint extraObjects
   {controller,router}.{replicas,updateStrategy,extraArgs,extraEnvFrom,extraContainers,podLabels,podAnnotations,resources,affinity,topologySpreadConstraints,{startup,liveness,readiness}Probe}
-  router.persistence.storageClass router.service.{loadBalancerClass,externalTrafficPolicy}
+  router.persistence.storageClass router.service.{loadBalancerClass,externalTrafficPolicy} networkPolicy.{egress,metricsFrom}
   {service,pod}Monitor.{scrapeTimeout,relabelings,metricRelabelings} podSecurityContext)
 nulls=("${optional[@]/#/--set=}")
 if ! render weir "${nulls[@]/%/=null}" >/dev/null; then
