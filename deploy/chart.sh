@@ -107,6 +107,11 @@ NetworkPolicy/weir-router  |                                               | ! e
 NetworkPolicy/weir-controller | networkPolicy.egress.enabled=true          | policyTypes: [Ingress, Egress]
 NetworkPolicy/weir-controller | networkPolicy.egress.enabled=true          | egress: - ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}] - ports: - port: 443 - port: 6443
 NetworkPolicy/weir-router  | networkPolicy.egress={"enabled":true,"router":[{"to":[{"podSelector":{}}]}]} | - ports: [{port: 8090}] to: - podSelector: matchLabels: app.kubernetes.io/name: "weir" app.kubernetes.io/instance: "weir" app.kubernetes.io/component: controller - to: - podSelector: {}
+Ingress/weir               | ingress={"enabled":true,"className":"nginx","hosts":[{"host":"a.example.com"}]} | ingressClassName: "nginx" rules: - host: "a.example.com" http: paths: - path: "/" pathType: Prefix backend: {service: {name: "weir", port: {name: http}}}
+Ingress/weir               | ingress={"enabled":true,"hosts":[{"host":"a","paths":[{"path":"/shop","pathType":"Exact"}]}],"tls":[{"secretName":"b"}]} | tls: - secretName: b rules: - host: "a" http: paths: - path: "/shop" pathType: Exact
+HTTPRoute/weir             | httpRoute={"enabled":true,"parentRefs":[{"name":"a"}],"hostnames":["b"]} router.service.port=8080 | parentRefs: - name: a hostnames: - b rules: - matches: - path: type: PathPrefix value: / backendRefs: [{name: "weir", port: 8080}]
+Service/weir               |                                               | ports: - {name: http, port: 80, targetPort: events, appProtocol: http}
+Service/weir               |                                               | ! admin
 TABLE
   while IFS='|' read -r object values expected; do
     read -ra sets <<<"$values"
@@ -117,11 +122,24 @@ TABLE
     esac || wrong "$object with ${values:-its defaults} does not have: $expected"$'\n'"$text"
   done
 
+# By default nothing is reached from outside the cluster, and nothing is ever but the port for events.
+outside=$(render weir | grep --extended-regexp '^kind: (Ingress|HTTPRoute)$' || true)
+if [[ -n "$outside" ]]; then
+  wrong "this is there by default:"$'\n'"$outside"
+fi
+for kind in Ingress HTTPRoute; do
+  text=$(object "$kind/on" --values charts/weir/ci/everything-values.yaml)
+  if [[ -z "$text" || "$text" =~ admin|configuration|9090|8090 ]]; then
+    wrong "the $kind leads to more than events:"$'\n'"$text"
+  fi
+done
+
 # What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
 optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets tracing.endpoint extraObjects
-  {controller,router}.{replicas,updateStrategy,extraArgs,extraEnvFrom,extraContainers,podLabels,podAnnotations,resources,affinity,topologySpreadConstraints,{startup,liveness,readiness}Probe}
-  router.persistence.storageClass router.service.{loadBalancerClass,externalTrafficPolicy} networkPolicy.{egress,metricsFrom}
-  {service,pod}Monitor.{scrapeTimeout,relabelings,metricRelabelings} podSecurityContext)
+  {controller,router}.{replicas,updateStrategy,extraArgs,extraEnvFrom,extraContainers,{startup,liveness,readiness}Probe}
+  {controller,router}.{podLabels,podAnnotations,resources,affinity,topologySpreadConstraints}
+  router.persistence.storageClass router.service.{loadBalancerClass,externalTrafficPolicy} ingress httpRoute
+  networkPolicy.{egress,metricsFrom} {service,pod}Monitor.{scrapeTimeout,relabelings,metricRelabelings} podSecurityContext)
 nulls=("${optional[@]/#/--set=}")
 if ! render weir "${nulls[@]/%/=null}" >/dev/null; then
   wrong "a value that need not be there cannot be unset"
@@ -142,6 +160,12 @@ controller.readinessProbe.periodSeconds=0    | /controller/readinessProbe/period
 controller.extraContainers=[{"image":"a"}]   | /controller/extraContainers/0
 extraObjects=[{"kind":"ConfigMap"}]          | /extraObjects/0
 serviceMonitor.scrapeTimeout="10 seconds"    | /serviceMonitor/scrapeTimeout
+ingress.enabled=true                         | /ingress/hosts
+ingress.hosts=[{"host":"https://a"}]         | /ingress/hosts/0/host
+ingress.hosts=[{"paths":[{"path":"/"}]}]     | missing property 'host'
+ingress.hosts=[{"host":"a","paths":[{"path":"shop"}]}] | /ingress/hosts/0/paths/0/path
+httpRoute.enabled=true                       | /httpRoute/parentRefs
+httpRoute.rules=[{"backendRefs":[]}]         | backendRefs
 TABLE
   while IFS='|' read -r value expected; do
     if said=$(render weir --set-json="$value" 2>&1 >/dev/null); then
