@@ -4,6 +4,7 @@
 #   deploy/chart.sh HELM
 set -euo pipefail
 shopt -s inherit_errexit # what cannot be rendered has nothing wrong in it
+shopt -s lastpipe        # what a loop at the end of a pipe finds is known after it
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly helm=$1
 
@@ -67,9 +68,78 @@ if [[ -n "$shared" ]]; then
   wrong "two releases have one name for these ClusterRoles:"$'\n'"$shared"
 fi
 
+# Prints an object, without line breaks and indentation.
+#
+#   object KIND/NAME [flag of helm template]...
+object() {
+  render weir --namespace weir-system "${@:2}" | awk -v object="$1" '
+    function end() { if (kind "/" name == object) print text; kind = name = text = "" }
+    /^---/ { end(); next }
+    /^kind: / { kind = $2 }
+    /^  name: / && name == "" { name = $2; gsub(/["\047]/, "", name) }
+    { sub(/^ +/, ""); text = text " " $0 }
+    END { end() }'
+}
+
+# What values become: an object, the values that are set, and a part of the object. "!" comes before what is not in it.
+sed 's/ *| */|/g' <<'TABLE' |
+ServiceAccount/weir-router | commonAnnotations={"a":"common","b":"common"} router.serviceAccount.annotations={"a":"own"} | annotations: a: own b: common
+Deployment/weir-controller | commonAnnotations={"a":"common"}              | template: metadata: labels: app.kubernetes.io/component: controller app.kubernetes.io/instance: weir app.kubernetes.io/name: weir annotations: kubectl.kubernetes.io/default-container: controller spec:
+CustomResourceDefinition/sinks.weir.dev | commonAnnotations={"a":"common"} commonLabels={"b":"common"} | metadata: annotations: a: common helm.sh/resource-policy: keep labels: b: common name: sinks.weir.dev
+Service/weir               | commonAnnotations={"a":"common"}              | ! resource-policy
+ConfigMap/weir             | extraObjects=[{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"{{.Release.Name}}"}}] | kind: ConfigMap metadata: name: 'weir'
+StatefulSet/weir-router    | router.extraEnvFrom=[{"secretRef":{"name":"otel"}}] | envFrom: - secretRef: name: otel
+StatefulSet/weir-router    | router.extraContainers=[{"name":"sidecar"}]   | readOnly: true} - name: sidecar volumes:
+Deployment/weir-controller | controller.extraContainers=[{"name":"sidecar"}] | containerPort: 9090} - name: sidecar
+StatefulSet/weir-router    | router.startupProbe.failureThreshold=1200     | startupProbe: httpGet: {path: /healthz, port: admin} failureThreshold: 1200 periodSeconds: 1
+Deployment/weir-controller | controller.readinessProbe.periodSeconds=5     | readinessProbe: httpGet: {path: /readyz, port: admin} periodSeconds: 5 timeoutSeconds: 5
+Deployment/weir-controller | controller.updateStrategy.type="Recreate"     | strategy: type: Recreate
+StatefulSet/weir-router    | router.updateStrategy={"rollingUpdate":{"partition":2}} | updateStrategy: rollingUpdate: partition: 2
+Service/weir               | router.service.type="LoadBalancer" router.service.loadBalancerClass="example.com/lb" | type: LoadBalancer loadBalancerClass: "example.com/lb"
+Service/weir               | router.service.type="NodePort" router.service.externalTrafficPolicy="Local" | type: NodePort externalTrafficPolicy: Local
+Deployment/weir-controller |                                               | topologySpreadConstraints: - labelSelector: matchLabels: app.kubernetes.io/component: controller app.kubernetes.io/instance: weir app.kubernetes.io/name: weir matchLabelKeys: - pod-template-hash maxSkew: 1 topologyKey: kubernetes.io/hostname whenUnsatisfiable: ScheduleAnyway
+Deployment/weir-controller | controller.topologySpreadConstraints=[]       | ! topologySpreadConstraints
+StatefulSet/weir-router    | router.topologySpreadConstraints=[{"topologyKey":"rack","labelSelector":{"matchLabels":{"a":"b"}}}] | topologySpreadConstraints: - labelSelector: matchLabels: a: b topologyKey: rack
+ServiceMonitor/weir-router | serviceMonitor.enabled=true                   | endpoints: - port: admin path: /metrics interval: "30s" honorLabels: true
+PodMonitor/weir-controller | podMonitor={"enabled":true,"scrapeTimeout":"5s","relabelings":[{"action":"a"}],"metricRelabelings":[{"action":"b"}]} | scrapeTimeout: "5s" honorLabels: true relabelings: - action: a metricRelabelings: - action: b
+NetworkPolicy/weir-router  |                                               | policyTypes: [Ingress] ingress: - ports: [{port: events}]
+NetworkPolicy/weir-router  |                                               | ! egress
+NetworkPolicy/weir-controller | networkPolicy.egress.enabled=true          | policyTypes: [Ingress, Egress]
+NetworkPolicy/weir-controller | networkPolicy.egress.enabled=true          | egress: - ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}] - ports: - port: 443 - port: 6443
+NetworkPolicy/weir-router  | networkPolicy.egress={"enabled":true,"router":[{"to":[{"podSelector":{}}]}]} | - ports: [{port: 8090}] to: - podSelector: matchLabels: app.kubernetes.io/name: "weir" app.kubernetes.io/instance: "weir" app.kubernetes.io/component: controller - to: - podSelector: {}
+Ingress/weir               | ingress={"enabled":true,"className":"nginx","hosts":[{"host":"a.example.com"}]} | ingressClassName: "nginx" rules: - host: "a.example.com" http: paths: - path: "/" pathType: Prefix backend: {service: {name: "weir", port: {name: http}}}
+Ingress/weir               | ingress={"enabled":true,"hosts":[{"host":"a","paths":[{"path":"/shop","pathType":"Exact"}]}],"tls":[{"secretName":"b"}]} | tls: - secretName: b rules: - host: "a" http: paths: - path: "/shop" pathType: Exact
+HTTPRoute/weir             | httpRoute={"enabled":true,"parentRefs":[{"name":"a"}],"hostnames":["b"]} router.service.port=8080 | parentRefs: - name: a hostnames: - b rules: - matches: - path: type: PathPrefix value: / backendRefs: [{name: "weir", port: 8080}]
+Service/weir               |                                               | ports: - {name: http, port: 80, targetPort: events, appProtocol: http}
+Service/weir               |                                               | ! admin
+TABLE
+  while IFS='|' read -r object values expected; do
+    read -ra sets <<<"$values"
+    text=$(object "$object" "${sets[@]/#/--set-json=}")
+    case $expected in
+      '! '*) [[ -n "$text" && "$text" != *"${expected#! }"* ]] ;;
+      *) [[ "$text" == *"$expected"* ]] ;;
+    esac || wrong "$object with ${values:-its defaults} does not have: $expected"$'\n'"$text"
+  done
+
+# By default nothing is reached from outside the cluster, and nothing is ever but the port for events.
+outside=$(render weir | grep --extended-regexp '^kind: (Ingress|HTTPRoute)$' || true)
+if [[ -n "$outside" ]]; then
+  wrong "this is there by default:"$'\n'"$outside"
+fi
+for kind in Ingress HTTPRoute; do
+  text=$(object "$kind/on" --values charts/weir/ci/everything-values.yaml)
+  if [[ -z "$text" || "$text" =~ admin|configuration|9090|8090 ]]; then
+    wrong "the $kind leads to more than events:"$'\n'"$text"
+  fi
+done
+
 # What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
-optional=(nameOverride watchNamespaces commonLabels image.tag imagePullSecrets sinkSecrets tracing.endpoint
-  {controller,router}.{replicas,extraArgs,podLabels,podAnnotations,resources,affinity} router.persistence.storageClass podSecurityContext)
+optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets tracing.endpoint extraObjects
+  {controller,router}.{replicas,updateStrategy,extraArgs,extraEnvFrom,extraContainers,{startup,liveness,readiness}Probe}
+  {controller,router}.{podLabels,podAnnotations,resources,affinity,topologySpreadConstraints}
+  router.persistence.storageClass router.service.{loadBalancerClass,externalTrafficPolicy} ingress httpRoute
+  networkPolicy.{egress,metricsFrom} {service,pod}Monitor.{scrapeTimeout,relabelings,metricRelabelings} podSecurityContext)
 nulls=("${optional[@]/#/--set=}")
 if ! render weir "${nulls[@]/%/=null}" >/dev/null; then
   wrong "a value that need not be there cannot be unset"
@@ -79,6 +149,31 @@ for needed in router router.logSize router.persistence controller.podDisruptionB
     wrong "$needed can be unset"
   fi
 done
+# A value that cannot hold is refused, and the error says why.
+sed 's/ *| */|/g' <<'TABLE' |
+router.service.loadBalancerClass="lb"        | loadBalancerClass needs router.service.type LoadBalancer
+router.service.externalTrafficPolicy="Local" | externalTrafficPolicy needs router.service.type LoadBalancer or NodePort
+controller.updateStrategy.type="OnDelete"    | /controller/updateStrategy/type
+router.updateStrategy.rollingUpdate.maxSurge=1 | maxSurge
+router.livenessProbe.httpGet={}              | httpGet
+controller.readinessProbe.periodSeconds=0    | /controller/readinessProbe/periodSeconds
+controller.extraContainers=[{"image":"a"}]   | /controller/extraContainers/0
+extraObjects=[{"kind":"ConfigMap"}]          | /extraObjects/0
+serviceMonitor.scrapeTimeout="10 seconds"    | /serviceMonitor/scrapeTimeout
+ingress.enabled=true                         | /ingress/hosts
+ingress.hosts=[{"host":"https://a"}]         | /ingress/hosts/0/host
+ingress.hosts=[{"paths":[{"path":"/"}]}]     | missing property 'host'
+ingress.hosts=[{"host":"a","paths":[{"path":"shop"}]}] | /ingress/hosts/0/paths/0/path
+httpRoute.enabled=true                       | /httpRoute/parentRefs
+httpRoute.rules=[{"backendRefs":[]}]         | backendRefs
+TABLE
+  while IFS='|' read -r value expected; do
+    if said=$(render weir --set-json="$value" 2>&1 >/dev/null); then
+      wrong "$value is not refused"
+    elif [[ "$said" != *"$expected"* ]]; then
+      wrong "the error for $value does not have: $expected"$'\n'"$said"
+    fi
+  done
 # The condition of a chart that depends on this one is among this one's values.
 render weir --set enabled=true >/dev/null || wrong "it cannot be a dependency with a condition"
 

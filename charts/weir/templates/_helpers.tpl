@@ -29,6 +29,14 @@ app.kubernetes.io/component: {{ .component }}
 {{- merge $own (default dict .labels) (default dict .root.Values.commonLabels) | toYaml -}}
 {{- end -}}
 
+{{/* The labels and annotations of an object. Call: as weir.labels, with "annotations" .annotations */}}
+{{- define "weir.metadata" -}}
+labels: {{- include "weir.labels" . | nindent 2 }}
+{{- with merge dict (default dict .annotations) (default dict .root.Values.commonAnnotations) }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
 {{/* The labels of a component's pods. */}}
 {{- define "weir.podLabels" -}}
 {{- $values := index .root.Values .component -}}
@@ -94,39 +102,39 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- with $values.affinity }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- $own := dict "matchLabels" (include "weir.selector" . | fromYaml) }}
 {{- with $values.topologySpreadConstraints }}
-topologySpreadConstraints: {{- toYaml . | nindent 2 }}
+topologySpreadConstraints:
+{{- range . }}
+- {{- merge (dict "labelSelector" (default $own .labelSelector)) . | toYaml | nindent 2 }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
 {{/* A component's container, but for its ports and volumes. */}}
 {{- define "weir.container" -}}
+{{- $values := index .root.Values .component -}}
 name: {{ .component }}
 image: {{ include "weir.image" .root | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext: {{- toYaml .root.Values.securityContext | nindent 2 }}
-resources: {{- toYaml (index .root.Values .component).resources | nindent 2 }}
-{{- $extraEnv := (index .root.Values .component).extraEnv }}
+resources: {{- toYaml $values.resources | nindent 2 }}
 {{- $tracing := and (eq .component "router") .root.Values.tracing.endpoint }}
-{{- if or $tracing $extraEnv }}
+{{- if or $tracing $values.extraEnv }}
 env:
   {{- if $tracing }}
   {{- include "weir.tracing" .root.Values.tracing | nindent 2 }}
   {{- end }}
-  {{- with $extraEnv }}{{ toYaml . | nindent 2 }}{{ end }}
+  {{- with $values.extraEnv }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- end }}
-startupProbe: # reading a long event log again takes its time
-  httpGet: {path: /healthz, port: admin}
-  periodSeconds: 1
-  failureThreshold: 600
-livenessProbe:
-  httpGet: {path: /healthz, port: admin}
-  periodSeconds: 10
-  timeoutSeconds: 5
-readinessProbe:
-  httpGet: {path: /readyz, port: admin}
-  periodSeconds: 2
-  timeoutSeconds: 5
+{{- with $values.extraEnvFrom }}
+envFrom: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- range $probe, $path := dict "startupProbe" "/healthz" "livenessProbe" "/healthz" "readinessProbe" "/readyz" }}
+{{ $probe }}:
+  httpGet: {path: {{ $path }}, port: admin}
+  {{- with (index $values $probe) }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- end }}
 {{- end -}}
 
 {{/* The environment of a container that exports traces. */}}
@@ -137,4 +145,21 @@ readinessProbe:
 - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
 - {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
 - {name: OTEL_RESOURCE_ATTRIBUTES, value: "k8s.namespace.name=$(POD_NAMESPACE),k8s.pod.name=$(POD_NAME)"}
+{{- end -}}
+
+{{/* How the pods of a ServiceMonitor or PodMonitor are scraped. Call: with its values */}}
+{{- define "weir.scrape" -}}
+port: admin
+path: /metrics
+interval: {{ .interval | quote }}
+{{- with .scrapeTimeout }}
+scrapeTimeout: {{ . | quote }}
+{{- end }}
+honorLabels: true
+{{- with .relabelings }}
+relabelings: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .metricRelabelings }}
+metricRelabelings: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
