@@ -10,6 +10,7 @@ pub mod controller;
 pub mod delivery;
 pub mod descriptors;
 pub mod filter;
+pub mod http_url;
 pub mod log;
 pub mod memory;
 pub mod router;

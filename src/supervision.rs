@@ -34,6 +34,28 @@ pub async fn caught<T>(task: &str, running: impl Future<Output = T>) -> Result<T
     })
 }
 
+/// Runs what takes long without a pause, such as compiling what somebody wrote, on a thread of its own.
+///
+/// # Errors
+/// When it panicked.
+pub async fn apart<T: Send + 'static>(
+    task: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Panicked> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.map_err(|error| {
+        let message = match error.try_into_panic() {
+            Ok(panic) => message(&*panic).to_owned(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(task, message, "a task panicked; please report it");
+        Panicked {
+            task: task.to_owned(),
+            message,
+        }
+    })
+}
+
 fn message(panic: &(dyn Any + Send)) -> &str {
     let owned = panic.downcast_ref::<String>().map(String::as_str);
     owned

@@ -49,6 +49,7 @@ const RANDOM: Ban = Ban {
 #[rustfmt::skip]
 const ROOMS: &[Room] = &[
     Room::new("api",         &[]),
+    Room::new("http_url",    &[]).pure(),
     Room::new("cloudevents", &[]).pure(),
     Room::new("filter",      &["cloudevents"]).pure(),
     Room::new("routing",     &["cloudevents", "filter"]).pure(),
@@ -57,20 +58,20 @@ const ROOMS: &[Room] = &[
     Room::new("descriptors", &[]).without_kubernetes(),
     Room::new("trust",       &[]).without_kubernetes(),
     Room::new("supervision", &[]).without_kubernetes(),
-    Room::new("telemetry",   &["cloudevents", "trust"]).without_kubernetes(),
+    Room::new("telemetry",   &["cloudevents", "http_url", "trust"]).without_kubernetes(),
     Room::new("delivery",    &[
-        "cloudevents", "filter", "routing", "log", "memory", "telemetry", "trust", "supervision",
+        "cloudevents", "http_url", "filter", "routing", "log", "memory", "telemetry", "trust", "supervision",
     ]).without_kubernetes(),
     Room::new("server",      &["memory"]).without_kubernetes(),
     Room::new("source",      &["cloudevents", "routing", "log", "supervision"]).without_kubernetes(),
-    Room::new("controller",  &["api", "cloudevents", "filter", "routing", "trust", "server"]),
+    Room::new("controller",  &["api", "cloudevents", "http_url", "filter", "routing", "trust", "server"]),
     Room::new("router",      &[
-        "cloudevents", "filter", "routing", "log", "memory", "descriptors", "telemetry", "delivery", "server", "source",
-        "supervision",
+        "cloudevents", "http_url", "filter", "routing", "log", "memory", "descriptors", "telemetry", "delivery", "server",
+        "source", "supervision",
     ]).without_kubernetes(),
     Room::new("cli", &[
-        "api", "cloudevents", "filter", "routing", "log", "memory", "descriptors", "trust", "telemetry", "delivery", "server",
-        "source", "controller", "router",
+        "api", "cloudevents", "http_url", "filter", "routing", "log", "memory", "descriptors", "trust", "telemetry", "delivery", "server",
+        "source", "controller", "router", "supervision",
     ]),
 ];
 

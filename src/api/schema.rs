@@ -1,6 +1,7 @@
 //! Pieces of OpenAPI schema that the derive cannot express.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::Value;
 
 use super::sink::{RESERVED_HEADERS, RESERVED_PREFIXES};
 
@@ -10,22 +11,44 @@ pub(super) fn optional_duration(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string",
         "maxLength": 32,
-        "pattern": r"^([0-9]{1,8}(\.[0-9]{1,8})?(ms|s|m|h))+$",
         "nullable": true,
+        "x-kubernetes-validations": [{
+            "rule": r"self.matches('^([0-9]{1,8}([.][0-9]{1,8})?(ms|s|m|h))+$')",
+            "message": "must be a duration in ms, s, m or h, such as 500ms, 30s, 1h30m or, for a week, 168h",
+        }],
     })
 }
 
 /// The same, where zero makes no sense. `duration()` of CEL fails for what Go cannot hold, and digits do not.
 pub(super) fn optional_positive_duration(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = optional_duration(generator);
-    schema.insert(
-        "x-kubernetes-validations".to_owned(),
-        serde_json::json!([{
-            "rule": "self.matches('[1-9]')",
-            "message": "must be longer than zero, such as 500ms or 30s; leave it out for the default",
-        }]),
-    );
+    let longer_than_zero = serde_json::json!({
+        "rule": "self.matches('[1-9]') || !self.matches('[0-9]')",
+        "message": "must be longer than zero, such as 500ms or 30s; leave it out for the default",
+    });
+    if let Some(Value::Array(rules)) = schema.get_mut("x-kubernetes-validations") {
+        rules.push(longer_than_zero);
+    }
     schema
+}
+
+/// An absolute `http` or `https` URI, where the field may be left out. What the compiler refuses is refused here too
+/// as far as a pattern can tell.
+pub(super) fn optional_http_uri(_: &mut SchemaGenerator) -> Schema {
+    const HOST: &str = r"([^\\[\\]/?#@:]+|\\[[0-9A-Fa-f:.]+\\])";
+    const PORT: &str =
+        "0*([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])";
+    json_schema!({
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 2048,
+        "nullable": true,
+        "x-kubernetes-validations": [{
+            "rule": format!("self.matches('^https?://{HOST}(:({PORT})?)?([/?][^#]*)?$')"),
+            "message": "must be an absolute http or https URI: a host, no port or one from 1 to 65535, no user name and \
+                        no fragment",
+        }],
+    })
 }
 
 /// The conditions, merged by `type` when several managers write them.

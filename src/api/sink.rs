@@ -49,8 +49,7 @@ pub struct SinkSpec {
 
     /// An absolute http or https URI outside the cluster. What is inside the cluster is named by service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 2048))]
-    #[x_kube(validation = ("self.matches('^https?://[^/?#@]+([/?#].*)?$')", "must be an absolute http or https URI with a host and without user information"))]
+    #[schemars(schema_with = "super::schema::optional_http_uri")]
     pub uri: Option<String>,
 
     /// The certificates of the authorities that are trusted to have signed this Sink's certificate, in PEM, one or
@@ -143,6 +142,7 @@ pub(super) const RESERVED_PREFIXES: &[&str] = &["ce-", "content-", "proxy-"];
 
 /// The other reserved headers.
 pub(super) const RESERVED_HEADERS: &[&str] = &[
+    "accept-encoding",
     "connection",
     "expect",
     "host",

@@ -104,8 +104,7 @@ pub struct Destination {
 
     /// An absolute http or https URI outside the cluster. What is inside the cluster is named by service or ref.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 2048))]
-    #[x_kube(validation = ("self.matches('^https?://[^/?#@]+([/?#].*)?$')", "must be an absolute http or https URI with a host and without user information"))]
+    #[schemars(schema_with = "super::schema::optional_http_uri")]
     pub uri: Option<String>,
 }
 

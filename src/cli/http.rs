@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 
 use super::Usage;
-use crate::{delivery::with_causes, trust};
+use crate::{delivery::with_causes, http_url, trust};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -26,13 +26,7 @@ pub fn parse_url(text: &str) -> anyhow::Result<Uri> {
     } else {
         format!("http://{text}")
     };
-    let url: Uri = text
-        .parse()
-        .map_err(|error| Usage(format!("{text:?} is no URL: {error}")))?;
-    if !matches!(url.scheme_str(), Some("http" | "https")) {
-        return Err(Usage(format!("{text:?} must begin with http:// or https://")).into());
-    }
-    Ok(url)
+    http_url::parse(&text).map_err(|error| Usage(format!("{text:?} {error}")).into())
 }
 
 /// Sends a request, and gives the answer if it says success.

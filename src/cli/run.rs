@@ -13,7 +13,8 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    manifests::{Grace, Loaded, Manifests, Problem, Resolution, Surroundings, Unresolved, resolve},
+    Usage,
+    manifests::{Grace, Loaded, Manifests, Problem, Resolution, STDIN, Surroundings, Unresolved, resolve},
     router::LogArgs,
     shutdown,
     traces::TraceArgs,
@@ -22,6 +23,7 @@ use crate::{
     delivery::UriAddresses,
     router::{self, RouterOptions},
     routing::{Configuration, Revision, ServiceName},
+    supervision,
 };
 
 /// An editor writes a file in several steps; what comes within this time is one change.
@@ -83,6 +85,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         log,
         traces,
     } = args;
+    if paths.iter().any(|path| path.as_os_str() == STDIN) {
+        return Err(Usage(
+            "weir run watches its manifests for changes: name files or directories".to_owned(),
+        )
+        .into());
+    }
     let stop = shutdown::token()?;
     let export = traces.start()?;
     // Whoever writes the manifests is at this machine, and reaches the same without us.
@@ -190,7 +198,17 @@ impl Local {
                 }
                 () = at(self.look_again) => {}
             }
-            match self.load() {
+            let loading = supervision::apart("reading the manifests", || {
+                let loaded = self.load();
+                (self, loaded)
+            });
+            let loaded;
+            (self, loaded) = match loading.await {
+                Ok(loaded) => loaded,
+                // It was told, and without whoever sends configurations the router ends.
+                Err(_) => return,
+            };
+            match loaded {
                 Ok(configuration) => {
                     configurations.send_if_modified(|current| {
                         let is_new = current.as_ref().map(|current| &current.revision)
@@ -220,6 +238,7 @@ impl Local {
                     services: _,
                 },
             mut problems,
+            unusable,
         } = loaded;
         self.resources = manifests.len();
         let surroundings = Surroundings {
@@ -230,17 +249,16 @@ impl Local {
         let Resolution {
             configuration,
             unresolved,
-        } = resolve(&manifests, surroundings);
+        } = resolve(&manifests, &unusable, surroundings);
         problems.extend(unresolved.iter().map(problem));
         problems.sort();
         problems.dedup();
-        if problems != self.problems {
-            let mut stderr = io::stderr().lock();
-            for problem in &problems {
-                writeln!(stderr, "{problem}").context("cannot write to stderr")?;
-            }
-            self.problems = problems;
+        let mut stderr = io::stderr().lock();
+        // What was said may be about what has left the file.
+        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            writeln!(stderr, "{problem}").context("cannot write to stderr")?;
         }
+        self.problems = problems;
         Ok(configuration)
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, str::FromStr};
 use http::Uri;
 
 use super::Usage;
-use crate::routing::ServiceName;
+use crate::{http_url, routing::ServiceName};
 
 /// One `--service` flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub enum ServiceAddressError {
         /// What was given.
         url: String,
         /// What it lacks.
-        reason: &'static str,
+        reason: String,
     },
 }
 
@@ -51,16 +51,10 @@ impl FromStr for ServiceAddress {
             url: url.to_owned(),
             reason,
         };
-        let uri: Uri = url.parse().map_err(|_| wrong("is no URL"))?;
-        if !matches!(uri.scheme_str(), Some("http" | "https")) {
-            return Err(wrong("must begin with http:// or https://"));
-        }
-        if uri.host().is_none_or(str::is_empty) {
-            return Err(wrong("has no host"));
-        }
+        let uri = http_url::parse(url).map_err(|error| wrong(error.to_string()))?;
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(wrong(
-                "must end after the host and port: the path is the one of the Service's reference",
+                "must end after the host and port: the path is the one of the Service's reference".to_owned(),
             ));
         }
         let service = ServiceName {
@@ -125,8 +119,9 @@ mod tests {
             ("shop/orders", "NAMESPACE/NAME=URL"),
             ("Shop/orders=http://x", "\"Shop\""),
             ("shop/=http://x", "\"\""),
-            ("shop/orders=127.0.0.1:80", "must begin with http://"),
-            ("shop/orders=ftp://x", "must begin with http://"),
+            ("shop/orders=127.0.0.1:80", "has to begin with http://"),
+            ("shop/orders=ftp://x", "has to begin with http://"),
+            ("shop/orders=http://x:99999", "a port is a number from 1 to 65535"),
             ("shop/orders=http://x/path", "must end after the host"),
             ("shop/orders=http://x?a=b", "must end after the host"),
         ] {

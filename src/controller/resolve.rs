@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     api::{self, NamespaceSelector, Scheme, ServicePort, ServiceTarget},
+    http_url,
     routing::ServiceName,
 };
 
@@ -125,7 +126,10 @@ impl<'a> Resolver<'a> {
         if service.external_name {
             return Err(Finding::bad(
                 "ServiceExternal",
-                format!("Service {name:?} is of type ExternalName; name the host in uri instead"),
+                format!(
+                    "Service {name:?} is of type ExternalName and has no address of its own; name the host that it stands for in \
+                     uri, or, if that is a Service of this cluster, that Service: here, or by ref a Sink in its namespace"
+                ),
             ));
         }
         let scheme = scheme.unwrap_or_default();
@@ -155,28 +159,12 @@ impl<'a> Resolver<'a> {
     /// A destination outside the cluster.
     pub(super) fn uri(&self, text: &str) -> Result<Address, Finding> {
         let bad = |problem: &str| Finding::bad("InvalidUri", format!("uri {text:?} {problem}"));
-        let uri: Uri = text
-            .parse()
-            .map_err(|error| bad(&format!("is not a URI: {error}")))?;
-        if !matches!(uri.scheme_str(), Some("http" | "https")) {
-            return Err(bad("has to begin with http:// or https://"));
-        }
-        if uri
-            .authority()
-            .is_some_and(|authority| authority.as_str().contains('@'))
-        {
-            return Err(bad(
-                "must not have user information; nothing secret belongs into a manifest",
-            ));
-        }
+        let uri = http_url::parse(text).map_err(|error| bad(&error.to_string()))?;
         let host = uri
             .host()
             .unwrap_or_default()
             .trim_end_matches('.')
             .to_ascii_lowercase();
-        if host.is_empty() {
-            return Err(bad("has no host"));
-        }
         let inside = [
             ".svc",
             &format!(".svc.{}", self.cluster_domain.to_ascii_lowercase()),
@@ -185,7 +173,8 @@ impl<'a> Resolver<'a> {
         .any(|suffix| host.ends_with(suffix));
         if inside {
             return Err(bad(
-                "is inside the cluster; name the Service in service, or a Sink in ref",
+                "is inside the cluster; name the Service in service or, if it is of another namespace, by ref a Sink there (for one \
+                 of type ExternalName, the Service that it stands for)",
             ));
         }
         Ok(Address {

@@ -152,6 +152,8 @@ fn destinations() {
             Err("InvalidUri"),
         ),
         (json!({"uri": "ftp://example.com/"}), Err("InvalidUri")),
+        (json!({"uri": "http://example.com:99999/"}), Err("InvalidUri")),
+        (json!({"uri": "http://example.com:8080x"}), Err("InvalidUri")),
         (json!({"uri": "/path"}), Err("InvalidUri")),
         (json!({"uri": "http://one.shop.svc/"}), Err("InvalidUri")),
         (

@@ -24,6 +24,7 @@ use super::{
     names::Names,
 };
 use crate::{
+    http_url::{self, HttpUrlError},
     memory::Pool,
     routing::{Authorities, AuthoritiesDigest, Destination, Header},
     trust::{self, TrustError},
@@ -36,8 +37,11 @@ const POOL_IDLE: Duration = Duration::from_secs(4);
 /// How many idle connections are kept to one Sink: as many as attempts are under way by default.
 const POOL_SIZE: usize = 32;
 
-/// How large the head of an answer may be, and how much of an answer is read ahead.
-const MAX_HEAD: usize = 16 * 1024;
+/// How large the head of an answer may be, and how much of an answer is read ahead, in bytes.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// How many header fields an answer may have.
+const MAX_HEADERS: usize = 1024;
 
 /// How many connections are open at once unless there is another bound.
 const SOCKETS: usize = 512;
@@ -96,8 +100,8 @@ type Permissions = ByName<Arc<Permitted>>;
 /// Why a destination cannot be used; the controller lets none of these pass.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TargetError {
-    #[error("its URI is none: {0}")]
-    Uri(#[from] http::uri::InvalidUri),
+    #[error("its URI {0}")]
+    Uri(#[from] HttpUrlError),
     #[error("its authorities cannot be used: {0}")]
     Authorities(#[from] TrustError),
     #[error("its authorities are not in the configuration; it is to be made by a controller of this version")]
@@ -161,7 +165,7 @@ impl Targets {
             authorities: ca_certs.clone(),
         };
         Ok(Target {
-            uri: uri.parse()?,
+            uri: http_url::parse(uri)?,
             namespace: sharing.namespace.clone(),
             named_by: sharing.named_by,
             client: self.client(sharing, authorities)?,
@@ -194,6 +198,7 @@ impl Targets {
             .pool_max_idle_per_host(POOL_SIZE)
             .pool_timer(TokioTimer::new())
             .http1_max_buf_size(MAX_HEAD)
+            .http1_max_headers(MAX_HEADERS)
             .build(Connector::new(origin, tls));
         let client = Arc::new(client);
         clients.retain(|_, client| client.strong_count() > 0);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Request, Response, StatusCode, header, uri::Scheme};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::{
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::controller_connector::{ConnectError, ControllerConnector};
 use crate::{
     delivery::with_causes,
+    http_url::{self, HttpUrlError},
     routing::{
         Configuration, Revision,
         protocol::{
@@ -30,6 +31,7 @@ use crate::{
             sinks_path,
         },
     },
+    supervision,
 };
 
 /// How much longer than the controller holds a poll the router waits for its end.
@@ -75,10 +77,10 @@ pub struct ControllerAddress {
 pub enum LinkError {
     /// The controller's address is not usable.
     #[error(
-        "the controller's address {0:?} is not a URL such as https://weir-controller:8090, or http if its controller does \
-         not serve TLS"
+        "the controller's address {0:?} {1}; it is a URL such as https://weir-controller:8090, or http if its controller \
+         does not serve TLS"
     )]
-    Address(String),
+    Address(String, HttpUrlError),
     /// An https address, and nothing says whom to trust.
     #[error("the controller's address {0:?} is https: say with --controller-ca which authorities to trust")]
     NoAuthorities(String),
@@ -129,13 +131,12 @@ impl ControllerLink {
             token,
         } = controller;
         let url = url.trim_end_matches('/').to_owned();
-        let uri = url.parse::<Uri>().ok().filter(|uri| uri.host().is_some());
-        match uri.as_ref().and_then(Uri::scheme_str) {
-            Some("http") if authorities.is_none() && token.is_none() => {}
-            Some("http") => return Err(LinkError::Plain(url)),
-            Some("https") if authorities.is_some() => {}
-            Some("https") => return Err(LinkError::NoAuthorities(url)),
-            _ => return Err(LinkError::Address(url)),
+        let uri = http_url::parse(&url).map_err(|error| LinkError::Address(url.clone(), error))?;
+        let is_https = uri.scheme() == Some(&Scheme::HTTPS);
+        match (is_https, &authorities, &token) {
+            (false, None, None) | (true, Some(_), _) => {}
+            (false, _, _) => return Err(LinkError::Plain(url)),
+            (true, None, _) => return Err(LinkError::NoAuthorities(url)),
         }
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
@@ -219,7 +220,7 @@ impl ControllerLink {
         let request = Request::get(uri.as_str())
             .header(header::ACCEPT, "application/json")
             .body(Full::default())
-            .map_err(|_| LinkError::Address(uri))?;
+            .map_err(|error| LinkError::Address(uri, HttpUrlError::Syntax(error.to_string())))?;
         let response = self.send(request).await?;
         match response.status() {
             StatusCode::OK => {}
@@ -230,8 +231,14 @@ impl ControllerLink {
             .collect()
             .await
             .map_err(|error| LinkError::Unreachable(error.to_string()))?;
-        serde_json::from_slice(&body.to_bytes())
-            .map(Some)
+        let body = body.to_bytes();
+        let reading = supervision::apart("reading the routing configuration", move || {
+            serde_json::from_slice::<Configuration>(&body)
+        });
+        let read = reading
+            .await
+            .map_err(|error| LinkError::Malformed(error.to_string()))?;
+        read.map(Some)
             .map_err(|error| LinkError::Malformed(error.to_string()))
     }
 
@@ -276,7 +283,7 @@ impl ControllerLink {
         let request = Request::put(uri.as_str())
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::from(json))
-            .map_err(|_| LinkError::Address(uri))?;
+            .map_err(|error| LinkError::Address(uri, HttpUrlError::Syntax(error.to_string())))?;
         let response = tokio::time::timeout(PATIENCE, self.send(request))
             .await
             .map_err(|_| LinkError::Timeout)??;
@@ -348,10 +355,26 @@ mod tests {
                 Some("--controller-ca"),
             ),
             ("http://weir-controller:8090", true, false, Some("plain http")),
+            (
+                "http://weir-controller:80900",
+                false,
+                false,
+                Some("a port is a number"),
+            ),
             ("http://weir-controller:8090", false, true, Some("plain http")),
-            ("weir-controller:8090", false, false, Some("not a URL")),
-            ("ftp://weir-controller", true, true, Some("not a URL")),
-            ("http://", false, false, Some("not a URL")),
+            (
+                "weir-controller:8090",
+                false,
+                false,
+                Some("has to begin with http://"),
+            ),
+            (
+                "ftp://weir-controller",
+                true,
+                true,
+                Some("has to begin with http://"),
+            ),
+            ("http://", false, false, Some("is not a URI")),
         ] {
             let address = ControllerAddress {
                 url: url.to_owned(),

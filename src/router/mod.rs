@@ -44,9 +44,9 @@ use crate::{
     },
     memory::{MemoryBudget, Pool},
     routing::{Configuration, Destination, Revision, RoutingTable, ServiceName, protocol::SinkReport},
-    server::{self, BindError, Heartbeat, OwnThread, Server, ThreadError},
+    server::{self, BindError, Heartbeat, Limits, OwnThread, Server, ThreadError},
     source::Sources,
-    supervision::{Panicked, Supervisor},
+    supervision::{self, Panicked, Supervisor},
     telemetry::Tracer,
 };
 
@@ -73,6 +73,8 @@ pub struct RouterOptions {
     pub data: PathBuf,
     /// Whether to begin with an empty event log where there was one before.
     pub accept_empty_log: bool,
+    /// How long a producer's connection without a request stays open.
+    pub idle_timeout: Duration,
     /// How large a request may be, in bytes.
     pub max_body: usize,
     /// Where Services are reached instead of by their cluster names; for a router outside the cluster.
@@ -183,7 +185,7 @@ pub async fn run(
         &delivering.handle(),
     )
     .await?;
-    let sources = Sources::new(log.clone());
+    let sources = Sources::new(log.clone(), engine.clone());
     let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
     let requests = options.memory.requests;
@@ -212,7 +214,10 @@ pub async fn run(
         loops: Mutex::default(),
     };
     let connections = (requests.capacity() / CONNECTION_BYTES).min(options.descriptors.ingress);
-    let limits = metrics.ingress.limits(connections, requests);
+    let limits = Limits {
+        idle_timeout: options.idle_timeout,
+        ..metrics.ingress.limits(connections, requests)
+    };
     let ingress_server = Server::bind("ingress", options.listen).await?.with_limits(limits);
     let limits = server::admin_limits(options.descriptors.admin);
     let admin_server = Server::bind("admin", options.admin).await?.with_limits(limits);
@@ -390,7 +395,10 @@ impl Applier {
         reach_services_at(&self.services, &mut configuration);
         let revision = configuration.revision.clone();
         let sources = configuration.sources.clone();
-        let table = Arc::new(RoutingTable::compile(configuration));
+        let compiling = supervision::apart("compiling the routing configuration", || {
+            RoutingTable::compile(configuration)
+        });
+        let table = Arc::new(compiling.await.map_err(RouterError::Panicked)?);
         // Delivery first: an event that the new table lets in must find its Triggers in their places.
         self.engine.apply(&table).await?;
         self.ingress

@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use http::Uri;
 
+use crate::http_url::{self, HttpUrlError};
+
 /// How traces are exported.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -39,12 +41,14 @@ impl Default for Sampling {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionsError {
     /// Spans cannot be posted there.
-    #[error("{name}: {value:?} is no http or https URL; use for example http://otel-collector:4318")]
+    #[error("{name}: {value:?} {error}; use for example http://otel-collector:4318")]
     Endpoint {
         /// The flag or the variable.
         name: &'static str,
         /// What it says.
         value: String,
+        /// What is wrong with it.
+        error: HttpUrlError,
     },
     /// Not what Weir speaks.
     #[error(
@@ -150,10 +154,9 @@ fn endpoint(
     } else {
         return Ok(None);
     };
-    let uri = url.parse().ok().filter(|uri: &Uri| {
-        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
-    });
-    uri.map(Some).ok_or(OptionsError::Endpoint { name, value })
+    http_url::parse(&url)
+        .map(Some)
+        .map_err(|error| OptionsError::Endpoint { name, value, error })
 }
 
 fn sampling(variable: &impl Fn(&str) -> Option<String>) -> Result<Sampling, OptionsError> {

@@ -223,6 +223,11 @@ fn what_is_wrong_with_a_trigger_is_said_with_its_place() {
             "m.yaml:11:5: spec.sink.uri: must be an absolute http or https URI",
         ),
         (
+            "    service: {name: orders, port: 8080, path: /events}",
+            "    uri: http://x:99999/",
+            "m.yaml:11:5: spec.sink.uri: must be an absolute http or https URI",
+        ),
+        (
             "  sink:\n    service: {name: orders, port: 8080, path: /events}\n",
             "",
             "m.yaml:7:1: spec: sink is missing",
@@ -245,12 +250,12 @@ fn what_is_wrong_with_a_trigger_is_said_with_its_place() {
         (
             "backoffDelay: 1s",
             "backoffDelay: soon",
-            "m.yaml:14:19: spec.delivery.backoffDelay: \"soon\" must match",
+            "m.yaml:14:5: spec.delivery.backoffDelay: must be a duration in ms, s, m or h",
         ),
         (
             "backoffDelay: 1s",
             "backoffDelay: 999999999999999999999h",
-            "m.yaml:14:19: spec.delivery.backoffDelay:",
+            "m.yaml:14:5: spec.delivery.backoffDelay:",
         ),
         (
             "backoffDelay: 1s",
