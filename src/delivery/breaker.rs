@@ -49,6 +49,8 @@ pub(super) enum Blame {
     Silent,
     /// The Sink, or a gateway before it, says that it takes nothing now.
     Unavailable,
+    /// The Sink says that too many requests come to it.
+    TooFast,
     /// The Sink answered for this event.
     Event,
 }
@@ -80,7 +82,8 @@ impl Blame {
     pub(super) fn of(status: Option<StatusCode>) -> Self {
         match status.map(|status| status.as_u16()) {
             None => Self::Silent,
-            Some(429 | 502..=504) => Self::Unavailable,
+            Some(429) => Self::TooFast,
+            Some(502..=504) => Self::Unavailable,
             Some(_) => Self::Event,
         }
     }
@@ -108,7 +111,7 @@ impl Breaker {
     /// after so many rounds.
     pub(super) fn failed(&mut self, blame: Blame, now: Instant, pause: impl Fn(u32) -> Duration) {
         self.weight = self.weight.saturating_add(match blame {
-            Blame::Silent | Blame::Unavailable => 10,
+            Blame::Silent | Blame::Unavailable | Blame::TooFast => 10,
             Blame::Event => 1,
         });
         self.has_answered |= blame != Blame::Silent;
@@ -142,13 +145,6 @@ impl Breaker {
     pub(super) fn begin(&mut self) {
         if let Some(round) = &mut self.open {
             round.left = round.left.saturating_sub(1);
-        }
-    }
-
-    /// The Sink asks for no attempt within this time.
-    pub(super) fn hold(&mut self, until: Instant) {
-        if let Some(round) = &mut self.open {
-            round.starts = round.starts.max(until);
         }
     }
 
@@ -242,9 +238,6 @@ mod tests {
                 breaker.permits(now, 0, seconds),
                 Some(now + breaker.limits().pause)
             );
-            let asked = now + Duration::from_secs(60);
-            breaker.hold(asked);
-            assert_eq!(breaker.permits(now, 0, seconds), Some(asked));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -11,7 +11,6 @@ use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{self, connect::capture_connection};
-use jiff::Timestamp;
 
 use super::{
     Addresses, Descendants,
@@ -161,11 +160,18 @@ impl Client {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = target.uri.clone();
         *request.headers_mut() = message.headers;
+        let is_empty = request.body().is_end_stream();
         let headers = request.headers_mut();
         headers.insert(
             header::USER_AGENT,
             HeaderValue::from_static(concat!("weir/", env!("CARGO_PKG_VERSION"))),
         );
+        // A reply is read as it is.
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if is_empty {
+            // hyper leaves it out, and some servers answer 411 then (RFC 9110, section 8.6).
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         target.set_headers(headers);
         let stage = Arc::new(Stage::new(capture_connection(&mut request)));
         let exchange = stage.clone().of(self.exchange(target, request, &stage));
@@ -211,7 +217,7 @@ impl Client {
         let retry_after = head
             .headers
             .get(header::RETRY_AFTER)
-            .and_then(|value| verdict::retry_after(value.to_str().ok()?, Timestamp::now()));
+            .and_then(|value| verdict::retry_after(value.to_str().ok()?, SystemTime::now()));
         let excerpt = excerpt(target, body).await;
         let detail = if excerpt.is_empty() {
             head.status.to_string()

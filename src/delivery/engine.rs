@@ -1,6 +1,7 @@
 //! Starts, changes and ends the readers and dispatchers as the routing table changes, and trims the logs.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Mutex as StdMutex,
@@ -11,6 +12,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures::{FutureExt as _, future::BoxFuture};
 use tokio::{
     runtime,
     sync::{Mutex, Notify, mpsc, watch},
@@ -36,7 +38,7 @@ use super::{
     trimmer::{Figures, Room, Trimmer},
 };
 use crate::{
-    log::{CursorChange, EventLog, LogError, Offset},
+    log::{CursorChange, EventLog, LogError, MakeRoom, Offset},
     memory::Pool,
     routing::{RoutingTable, Start, Trigger},
     supervision::{self, Supervisor},
@@ -156,6 +158,12 @@ pub struct Engine {
     /// Where readers and dispatchers run.
     runtime: runtime::Handle,
     stop: CancellationToken,
+}
+
+impl MakeRoom for Engine {
+    fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>> {
+        self.trimmer.make_room().boxed()
+    }
 }
 
 #[derive(Default)]
@@ -468,6 +476,17 @@ impl Engine {
         self.views.load_full()
     }
 
+    /// The Trigger that holds most of the log: of the broker with the most bytes, the one that has settled least.
+    pub fn holds_most(&self) -> Option<TriggerView> {
+        let usage = self.log.usage().into_iter().collect::<BTreeMap<_, _>>();
+        let triggers = self.triggers();
+        let bytes = |view: &TriggerView| usage.get(&view.broker).copied().unwrap_or_default();
+        let most = triggers
+            .iter()
+            .max_by_key(|view| (bytes(view), Reverse(view.stats.low())))?;
+        Some(most.clone())
+    }
+
     /// The Triggers that are gone and whose places are kept, those that have been gone for longest first.
     pub fn kept_triggers(&self) -> Vec<KeptTrigger> {
         self.keeper.triggers()
@@ -493,14 +512,6 @@ impl Engine {
     /// Trigger had settled them.
     pub fn dropped_when_full(&self) -> BTreeMap<String, u64> {
         self.trimmer.figures.dropped()
-    }
-
-    /// The log had no room for an event: removes what may go. Returns whether another attempt may succeed.
-    ///
-    /// # Errors
-    /// When the log cannot be trimmed.
-    pub async fn make_room(&self) -> Result<bool, LogError> {
-        self.trimmer.make_room().await
     }
 
     /// The brokers that have dead letters, and how many.

@@ -58,6 +58,8 @@ enum Stage {
 struct Queue {
     due: BTreeSet<(Instant, Place)>,
     under_way: usize,
+    /// Nothing is due before this.
+    held_until: Option<Instant>,
 }
 
 /// What to do next with dead letters.
@@ -79,6 +81,12 @@ impl Queue {
     fn next(&mut self, now: Instant) -> Result<Place, Option<Instant>> {
         if self.under_way == CONCURRENCY {
             return Err(None);
+        }
+        if let Some(until) = self
+            .held_until
+            .filter(|&until| until > now && !self.due.is_empty())
+        {
+            return Err(Some(until));
         }
         match self.due.first() {
             Some(&(at, place)) if at <= now => {
@@ -173,6 +181,11 @@ impl Letters {
             }
             LetterSent::Failed { detail, retry_after } => {
                 attempts.failed = attempts.failed.saturating_add(1);
+                if let Some(asked) = retry_after {
+                    // The dead-letter Sink asks it for all.
+                    let until = now + asked.min(delivery.retry_after_max);
+                    self.to_send.held_until = self.to_send.held_until.max(Some(until));
+                }
                 if backoff::exhausted(delivery, attempts.failed, attempts.elapsed(now)) {
                     add_detail(&mut letter.letter, &detail);
                     None

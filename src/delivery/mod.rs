@@ -44,6 +44,7 @@ mod settings;
 mod stage;
 mod stats;
 mod target;
+mod throttle;
 mod tls_error;
 mod traced;
 mod trimmer;

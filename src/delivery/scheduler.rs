@@ -24,6 +24,7 @@ use super::{
     progress::{Attempts, Progress},
     rate::Bucket,
     stats::Settlement,
+    throttle::Throttle,
 };
 use crate::{
     log::Offset,
@@ -161,6 +162,7 @@ pub(super) struct Scheduler<E> {
     /// What failed for the first time since the last success.
     suspects: Vec<Place>,
     bucket: Bucket,
+    throttle: Throttle,
     sink: u32,
 }
 
@@ -187,6 +189,7 @@ impl<E> Scheduler<E> {
             failures: 0,
             suspects: Vec::new(),
             bucket: Bucket::default(),
+            throttle: Throttle::new(now),
             sink: 0,
         };
         if !scheduler.is_by_key() {
@@ -296,6 +299,7 @@ impl<E> Scheduler<E> {
     pub(super) fn sink_changed(&mut self, now: Instant) {
         self.sink = self.sink.wrapping_add(1);
         self.breaker = Breaker::default();
+        self.throttle = Throttle::new(now);
         self.failures = 0;
         self.suspects.clear();
         self.retries = self.retries.iter().map(|&(_, place)| (now, place)).collect();
@@ -360,7 +364,7 @@ impl<E> Scheduler<E> {
         if self.fresh.is_empty() && due.is_none() {
             return Err(None);
         }
-        let permitted = by_breaker.max(by_rate);
+        let permitted = by_breaker.max(by_rate).max(self.throttle.permits(now));
         if permitted > now {
             return Err(Some(permitted));
         }
@@ -371,6 +375,7 @@ impl<E> Scheduler<E> {
             self.bucket.take(limit, now);
         }
         self.breaker.begin();
+        self.throttle.begin(now);
         self.fresh_in_a_row = if is_retry {
             0
         } else {
@@ -426,7 +431,10 @@ impl<E> Scheduler<E> {
         let began = flight.map_or(now, |flight| flight.began);
         let is_of_this_sink = flight.is_some_and(|flight| flight.sink == self.sink);
         match ending {
-            Ending::Delivered | Ending::Refused if is_of_this_sink => self.sink_answered(now, jitter),
+            Ending::Delivered | Ending::Refused if is_of_this_sink => {
+                self.throttle.taken(now);
+                self.sink_answered(now, jitter);
+            }
             _ => {}
         }
         match ending {
@@ -444,7 +452,7 @@ impl<E> Scheduler<E> {
             },
             Ending::Failed { blame, retry_after } => {
                 if let Some(blame) = blame.filter(|_| is_of_this_sink) {
-                    self.sink_failed(place, blame, retry_after, now);
+                    self.sink_failed(place, blame, retry_after, began, now);
                 }
                 self.failed(place, began, retry_after, now, jitter)
             }
@@ -472,19 +480,37 @@ impl<E> Scheduler<E> {
         Fate::Waits
     }
 
-    fn sink_failed(&mut self, place: Place, blame: Blame, retry_after: Option<Duration>, now: Instant) {
+    fn sink_failed(
+        &mut self,
+        place: Place,
+        blame: Blame,
+        retry_after: Option<Duration>,
+        began: Instant,
+        now: Instant,
+    ) {
         self.failures = self.failures.saturating_add(1);
         let delivery = &self.policy.delivery;
+        let is_further_evidence = self.progress.attempts(place).is_none();
         // An event that fails again is no further evidence.
-        if self.progress.attempts(place).is_none() {
+        if is_further_evidence {
             self.breaker
                 .failed(blame, now, |rounds| backoff::ceiling(delivery, rounds));
             if self.suspects.len() < MAX_SUSPECTS {
                 self.suspects.push(place);
             }
         }
-        if let Some(asked) = retry_after {
-            self.breaker.hold(now + asked.min(delivery.retry_after_max));
+        if blame == Blame::TooFast {
+            self.throttle.too_fast(began, now);
+        }
+        // An event that keeps failing while others pass asks for itself alone, unless it is told of the rate.
+        let asks_for_all = match blame {
+            Blame::TooFast => true,
+            Blame::Unavailable => is_further_evidence || self.breaker.is_open(),
+            Blame::Silent | Blame::Event => false,
+        };
+        let asked = retry_after.map(|asked| asked.min(delivery.retry_after_max));
+        if let Some(asked) = asked.filter(|asked| asks_for_all && !asked.is_zero()) {
+            self.throttle.hold(now + asked, now);
         }
     }
 

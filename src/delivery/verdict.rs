@@ -3,10 +3,9 @@
 //! The rules are those of the CloudEvents HTTP webhook specification 1.0, with what Knative's data plane contract
 //! adds to what is retried.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
-use jiff::{Timestamp, fmt::rfc2822};
 
 /// What becomes of the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,16 +30,15 @@ pub(super) fn verdict(status: StatusCode, with_credentials: bool) -> Verdict {
     }
 }
 
-/// Reads `Retry-After` (RFC 9110, 10.2.3): seconds or a date. Anything else is as if it were not there.
-pub(super) fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+/// Reads `Retry-After` (RFC 9110, 10.2.3): seconds, or a date in any of its three forms (5.6.7). Anything else is as if it
+/// were not there.
+pub(super) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if let Ok(seconds) = value.parse::<u64>() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = rfc2822::DateTimeParser::new()
-        .parse_timestamp(value.replace("GMT", "+0000"))
-        .ok()?;
-    Some(Duration::try_from(date.duration_since(now)).unwrap_or(Duration::ZERO))
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -69,11 +67,13 @@ mod tests {
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {
-        let now: Timestamp = "2015-10-21T07:27:00Z".parse().unwrap();
+        let now = httpdate::parse_http_date("Wed, 21 Oct 2015 07:27:00 GMT").unwrap();
         let table = [
             ("120", Some(120)),
             (" 0 ", Some(0)),
             ("Wed, 21 Oct 2015 07:28:00 GMT", Some(60)),
+            ("Wednesday, 21-Oct-15 07:28:00 GMT", Some(60)),
+            ("Wed Oct 21 07:28:00 2015", Some(60)),
             ("Wed, 21 Oct 2015 07:20:00 GMT", Some(0)),
             ("-5", None),
             ("soon", None),

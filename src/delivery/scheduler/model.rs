@@ -28,6 +28,10 @@ enum Nature {
     Refused,
     /// 503 this often, then good.
     Recovers(u32),
+    /// 503, and no request for three seconds.
+    Pauses,
+    /// 429.
+    TooFast,
 }
 
 #[derive(Clone, Debug)]
@@ -47,6 +51,9 @@ struct Scenario {
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const ROUND_TRIP: Duration = Duration::from_millis(10);
+/// Between two attempts after a 429.
+const SLOWEST_PACE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(3);
 
 fn nature() -> impl Strategy<Value = Nature> {
     prop_oneof![
@@ -56,6 +63,8 @@ fn nature() -> impl Strategy<Value = Nature> {
         2 => Just(Nature::Broken),
         1 => Just(Nature::Hangs),
         1 => Just(Nature::Refused),
+        1 => Just(Nature::Pauses),
+        1 => Just(Nature::TooFast),
         1 => (1_u32..4).prop_map(Nature::Recovers),
     ]
 }
@@ -167,10 +176,16 @@ impl<'a> Simulation<'a> {
                         blame: Some(blame),
                         retry_after: None,
                     };
+                    let asking = |pause| Ending::Failed {
+                        blame: Some(Blame::Unavailable),
+                        retry_after: Some(pause),
+                    };
                     let unavailable = failed(Blame::Unavailable);
                     let (ending, took) = match self.scenario.events[offset as usize].0 {
                         Nature::Good => (Ending::Delivered, ROUND_TRIP),
                         Nature::Unavailable => (unavailable, ROUND_TRIP),
+                        Nature::TooFast => (failed(Blame::TooFast), ROUND_TRIP),
+                        Nature::Pauses => (asking(PAUSE), ROUND_TRIP),
                         Nature::Unreachable => (failed(Blame::Silent), ROUND_TRIP),
                         Nature::Hangs => (failed(Blame::Silent), TIMEOUT),
                         Nature::Broken => (failed(Blame::Event), ROUND_TRIP),
@@ -335,10 +350,12 @@ fn policy(scenario: &Scenario) -> Policy {
 }
 
 /// When every event that the Sink takes at once is delivered at the latest: in the worst case one event after the other
-/// gets its turn by a probe, with the longest pause before it, after the longest attempts of retries before it.
+/// gets its turn by a probe, with the longest pause before it, after the longest attempts of retries before it, at the
+/// slowest pace.
 fn latest(scenario: &Scenario) -> Duration {
     let turns = u32::try_from(scenario.events.len()).unwrap() + 20;
-    let probes = turns * (breaker::SILENT.pause / breaker::SILENT.width * 2 + 2 * TIMEOUT);
+    let probes =
+        turns * (breaker::SILENT.pause / breaker::SILENT.width * 2 + 2 * TIMEOUT + PAUSE + 2 * SLOWEST_PACE);
     probes + 3 * breaker::SILENT.pause + Duration::from_secs(scenario.no_room + 60)
 }
 

@@ -1,0 +1,233 @@
+//! Holds a Trigger to what its Sink says that it takes. Pure: time comes in as an argument.
+//!
+//! A Sink that asks for a pause (`Retry-After`) gets it from all events, as the CloudEvents HTTP webhook specification 1.0
+//! wants (section 2.2). After the pause, and after each 429, attempts are paced. The pace follows TCP's congestion
+//! avoidance: a 429 lowers it below what the Sink took of late, each success raises it a little, and once there was no 429
+//! for a while there is no pace.
+
+use std::time::{Duration, Instant};
+
+/// What a 429 leaves of the rate at which the Sink took events.
+const LEFT: f64 = 0.7;
+
+/// How much of that a second of successes adds to the pace, and the least that it adds, in events a second.
+const RAISE: f64 = 0.05;
+const LEAST_RAISE: f64 = 0.1;
+
+/// The slowest pace, in events a second.
+const SLOWEST: f64 = 0.2;
+
+/// The slowest pace after a pause that a Sink asks for without a 429, and what a second of successes adds to it.
+const SLOWEST_AFTER_PAUSE: f64 = 2.0;
+
+/// How long there has to be no 429 until there is no pace.
+const LASTS: Duration = Duration::from_secs(30);
+
+/// Successes are counted over this time.
+const WINDOW: Duration = Duration::from_secs(2);
+
+/// Less time than this tells no rate.
+const SHORTEST: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+pub(super) struct Throttle {
+    pace: Option<Pace>,
+    taken: Taken,
+}
+
+#[derive(Debug)]
+struct Pace {
+    per_second: f64,
+    /// What a second of successes adds.
+    raise: f64,
+    next: Instant,
+    lowered: Instant,
+    raised: Instant,
+}
+
+/// How many events a second the Sink takes.
+#[derive(Debug)]
+struct Taken {
+    since: Instant,
+    count: u32,
+    before: f64,
+}
+
+impl Throttle {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            pace: None,
+            taken: Taken {
+                since: now,
+                count: 0,
+                before: 0.0,
+            },
+        }
+    }
+
+    /// When the next attempt may begin.
+    pub(super) fn permits(&self, now: Instant) -> Instant {
+        self.pace.as_ref().map_or(now, |pace| pace.next.max(now))
+    }
+
+    /// An attempt begins.
+    pub(super) fn begin(&mut self, now: Instant) {
+        if self.pace.as_ref().is_some_and(|pace| now >= pace.lowered + LASTS) {
+            self.pace = None;
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.next = now.max(pace.next) + Duration::from_secs_f64(1.0 / pace.per_second);
+        }
+    }
+
+    /// The Sink took an event.
+    pub(super) fn taken(&mut self, now: Instant) {
+        self.taken.add(now);
+        if let Some(pace) = &mut self.pace {
+            let time = now.saturating_duration_since(pace.raised).as_secs_f64();
+            pace.per_second += pace.raise * time.min(1.0);
+            pace.raised = now;
+        }
+    }
+
+    /// The Sink answered 429 to an attempt that began then.
+    pub(super) fn too_fast(&mut self, began: Instant, now: Instant) {
+        // Those that were under way say nothing of the pace since.
+        if self.pace.as_ref().is_none_or(|pace| began >= pace.lowered) {
+            let rate = self.taken.rate(now) * LEFT;
+            self.begin_pace(rate.max(SLOWEST), (rate * RAISE).max(LEAST_RAISE), now);
+        }
+    }
+
+    /// The Sink asks for no attempt until then.
+    pub(super) fn hold(&mut self, until: Instant, now: Instant) {
+        if self.pace.is_none() {
+            let rate = (self.taken.rate(now) * LEFT).max(SLOWEST_AFTER_PAUSE);
+            self.begin_pace(rate, rate, until);
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.next = pace.next.max(until);
+        }
+    }
+
+    fn begin_pace(&mut self, per_second: f64, raise: f64, now: Instant) {
+        let next = self.pace.as_ref().map_or(now, |pace| pace.next.max(now));
+        self.pace = Some(Pace {
+            per_second,
+            raise,
+            next,
+            lowered: now,
+            raised: now,
+        });
+    }
+}
+
+impl Taken {
+    fn add(&mut self, now: Instant) {
+        let time = now.saturating_duration_since(self.since);
+        if time >= WINDOW {
+            self.before = f64::from(self.count) / time.as_secs_f64();
+            (self.since, self.count) = (now, 0);
+        }
+        self.count += 1;
+    }
+
+    fn rate(&self, now: Instant) -> f64 {
+        let time = now.saturating_duration_since(self.since);
+        let since = f64::from(self.count) / time.max(SHORTEST).as_secs_f64();
+        if time < SHORTEST {
+            self.before.max(since)
+        } else {
+            since
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// Posts without pause to a Sink that takes `limit` events in each second, for `seconds`; gives what it took and
+    /// refused in each. Its refusals say `Retry-After: 1` or nothing.
+    fn simulate(limit: u32, seconds: u64, says_when: bool) -> BTreeMap<u64, (u32, u32)> {
+        let start = Instant::now();
+        let (mut throttle, mut now) = (Throttle::new(start), start);
+        let mut figures = BTreeMap::<u64, (u32, u32)>::new();
+        loop {
+            now = throttle.permits(now);
+            let second = (now - start).as_secs();
+            if second >= seconds {
+                return figures;
+            }
+            throttle.begin(now);
+            let began = now;
+            now += Duration::from_millis(5);
+            let (taken, refused) = figures.entry(second).or_default();
+            if *taken < limit {
+                *taken += 1;
+                throttle.taken(now);
+                continue;
+            }
+            *refused += 1;
+            throttle.too_fast(began, now);
+            if says_when {
+                throttle.hold(now + Duration::from_secs(1), now);
+            }
+        }
+    }
+
+    #[test]
+    fn a_sink_with_a_limit_gets_nearly_that_and_refuses_little() {
+        for (limit, says_when) in [(2, false), (10, false), (10, true), (100, false), (100, true)] {
+            let figures = simulate(limit, 60, says_when);
+            let taken: u32 = figures.values().map(|(taken, _)| taken).sum();
+            let refused: u32 = figures.values().map(|(_, refused)| refused).sum();
+            let share = f64::from(taken) / f64::from(limit * 60);
+            assert!(
+                share > 0.6,
+                "{limit}, {says_when}: {share} of what it takes; {figures:?}"
+            );
+            assert!(
+                refused < 30.max(limit * 60 / 50),
+                "{limit}, {says_when}: {refused} are refused"
+            );
+        }
+    }
+
+    #[test]
+    fn a_pause_is_kept_and_what_comes_then_begins_slowly() {
+        let start = Instant::now();
+        let mut throttle = Throttle::new(start);
+        let asked = start + Duration::from_secs(60);
+        throttle.hold(asked, start);
+        assert_eq!(throttle.permits(start), asked);
+        throttle.hold(start + Duration::from_secs(1), start);
+        assert_eq!(throttle.permits(start), asked, "a shorter one takes nothing back");
+        throttle.begin(asked);
+        assert_eq!(throttle.permits(asked), asked + Duration::from_millis(500));
+        let mut now = asked;
+        for _ in 0..1000 {
+            now = throttle.permits(now);
+            throttle.begin(now);
+            throttle.taken(now);
+        }
+        assert!(now - asked < LASTS + Duration::from_secs(1), "{:?}", now - asked);
+        assert_eq!(throttle.permits(now), now, "there is no pace any more");
+    }
+
+    #[test]
+    fn a_limit_that_is_lifted_is_noticed() {
+        let start = Instant::now();
+        let mut throttle = Throttle::new(start);
+        throttle.too_fast(start, start);
+        let mut now = start;
+        while throttle.pace.is_some() {
+            now = throttle.permits(now);
+            throttle.begin(now);
+            throttle.taken(now);
+            assert!(now - start < 2 * LASTS);
+        }
+    }
+}
