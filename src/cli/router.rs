@@ -35,6 +35,11 @@ pub struct LogArgs {
     )]
     pub max_event_size: Size,
 
+    /// How long a producer's connection without a request stays open: longer than a load balancer before the router keeps
+    /// its own, or the balancer answers 502 now and then.
+    #[arg(long, env = "WEIR_IDLE_TIMEOUT", default_value = "650s", value_name = "DURATION", value_parser = units::duration)]
+    pub idle_timeout: Duration,
+
     /// How long settled events are retained, for Triggers that start with what was. Unsettled events stay.
     #[arg(long, env = "WEIR_RETENTION_AGE", default_value = "24h", value_name = "DURATION", value_parser = units::duration)]
     pub retention_age: Duration,
@@ -123,6 +128,7 @@ impl LogArgs {
     ) -> anyhow::Result<RouterOptions> {
         let Self {
             max_event_size,
+            idle_timeout,
             retention_age,
             retention_size,
             log_size,
@@ -142,6 +148,7 @@ impl LogArgs {
             admin,
             data,
             accept_empty_log,
+            idle_timeout,
             max_body: usize::try_from(max_event_size.0).unwrap_or(usize::MAX),
             services,
             memory: MemoryBudget::new(memory),

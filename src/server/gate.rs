@@ -59,10 +59,12 @@ impl hyper::service::Service<Request<Incoming>> for Gate {
         };
         let Some(held) = memory.try_reserve(tenant, memory_of(request.headers())) else {
             let answer = refuse(Refusal::Heads);
-            let is_http1 = request.version() < Version::HTTP_2;
+            // A client that waits for `100 Continue` has sent nothing, and reading would ask for it.
+            let drains =
+                request.version() < Version::HTTP_2 && !request.headers().contains_key(header::EXPECT);
             let body = request.into_body();
             return Box::pin(async move {
-                if is_http1 {
+                if drains {
                     drain(body).await;
                 }
                 let mut response = answer.to_response().map(|body| HeldBody {

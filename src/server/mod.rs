@@ -10,7 +10,6 @@ pub(crate) mod documented;
 mod frames;
 mod gate;
 mod heartbeat;
-mod idle;
 mod page;
 mod places;
 mod stream;
@@ -51,15 +50,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::memory::Pool;
 use gate::Gate;
-use idle::IdleTimeout;
 use places::{Place, Places, Slot};
 use stream::{Connection, Watched};
 
-/// How long a client may take to send a request's head.
+/// How long a client may take to send a request's head, from its first byte on.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long a connection may be silent in both directions.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a connection without a request stays open by default. It has to be longer than what load balancers keep
+/// theirs, the longest of which is 10 minutes: one that is closed while a balancer sends a request on it makes the
+/// balancer answer 502.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(650);
 
 /// How large the head of a request may be, in bytes: an event of 64 KiB may be all attributes, and percent-encoding
 /// makes three bytes of one.
@@ -128,6 +128,8 @@ pub struct Limits {
     pub memory: Pool,
     /// How long a request may take, from its head to the end of the answer.
     pub longest_request: Duration,
+    /// How long a connection without a request stays open.
+    pub idle_timeout: Duration,
     /// What is counted.
     pub counts: ConnectionCounts,
     /// What whoever finds no room is told.
@@ -161,6 +163,7 @@ impl Default for Limits {
             connections: DEFAULT_CONNECTIONS,
             memory: Pool::new(DEFAULT_MEMORY),
             longest_request: LONGEST_REQUEST,
+            idle_timeout: IDLE_TIMEOUT,
             counts: ConnectionCounts::default(),
             refuse: Arc::new(|refusal| Refused {
                 content_type: "text/plain",
@@ -391,11 +394,12 @@ impl Serving {
         let Limits {
             memory,
             longest_request,
+            idle_timeout,
             refuse,
             ..
         } = limits;
         let connection = Arc::new(Connection::new(place, memory, peer.tenant(), refuse));
-        let stream = Watched::new(IdleTimeout::new(stream, IDLE_TIMEOUT), connection.clone());
+        let stream = Watched::new(stream, connection.clone());
         let gate = Gate {
             service,
             peer,
@@ -410,6 +414,7 @@ impl Serving {
                 serving.as_mut().poll(context)
             }) => return served.map_err(Ended::Failed),
             () = slot.wanted() => GIVE_UP_TIME,
+            () = idle(&slot, idle_timeout) => GIVE_UP_TIME,
             () = stop.cancelled() => GRACE,
             () = overdue(&slot, longest_request) => {
                 return Err(Ended::Failed("a request took too long".into()));
@@ -439,6 +444,17 @@ async fn overdue(slot: &Slot, longest: Duration) {
     }
 }
 
+/// Resolves once a connection has had no request for so long.
+async fn idle(slot: &Slot, limit: Duration) {
+    loop {
+        let since = slot.without_request_since();
+        if since.is_some_and(|since| since.elapsed() >= limit) {
+            return;
+        }
+        sleep_until(since.unwrap_or_else(Instant::now) + limit).await;
+    }
+}
+
 /// As tokio's own `bind` does, but for the backlog.
 fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = match address {
@@ -455,7 +471,10 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_READ_TIMEOUT)
+        // hyper's timeout runs between requests as well; `Watched` has one that does not.
+        .header_read_timeout(None)
+        // A client may have no more to send, and wait for the answer.
+        .half_close(true)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS);
     builder
@@ -470,4 +489,84 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use axum::routing::post;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+        task::JoinHandle,
+        time::sleep,
+    };
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n";
+
+    /// A connection to a server that answers each request after a second.
+    fn connected() -> (DuplexStream, JoinHandle<bool>) {
+        let (client, stream) = duplex(1024);
+        let limits = Limits::default();
+        let places = Places::new(limits.connections, limits.counts.clone());
+        let answer = async || sleep(Duration::from_secs(1)).await;
+        let serving = Serving {
+            peer: Peer((Ipv4Addr::LOCALHOST, 1).into()),
+            place: places.admit(Ipv4Addr::LOCALHOST.into()).unwrap(),
+            service: axum::Router::new().route("/", post(answer)),
+            limits,
+            stop: CancellationToken::new(),
+        };
+        (
+            client,
+            tokio::spawn(async move { serving.serve(stream).await.is_ok() }),
+        )
+    }
+
+    async fn answered(client: &mut DuplexStream) -> bool {
+        let mut answer = [0; 1024];
+        let read = client.read(&mut answer).await.unwrap();
+        answer[..read].starts_with(b"HTTP/1.1 200 ")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_stays_open_between_requests_and_not_for_ever() {
+        let (mut client, serving) = connected();
+        for _ in 0..3 {
+            client.write_all(REQUEST).await.unwrap();
+            assert!(answered(&mut client).await);
+            sleep(IDLE_TIMEOUT - Duration::from_secs(5)).await;
+        }
+        let began = Instant::now();
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0, "it is closed");
+        assert!(began.elapsed() < Duration::from_secs(10));
+        assert!(serving.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_head_of_each_request_has_to_be_complete_in_time() {
+        for requests_before in [0, 1] {
+            let (mut client, serving) = connected();
+            for _ in 0..requests_before {
+                client.write_all(REQUEST).await.unwrap();
+                assert!(answered(&mut client).await);
+                sleep(2 * HEADER_READ_TIMEOUT).await;
+            }
+            let began = Instant::now();
+            client.write_all(&REQUEST[..20]).await.unwrap();
+            assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0, "it is closed");
+            assert_eq!(began.elapsed().as_secs(), HEADER_READ_TIMEOUT.as_secs());
+            assert!(!serving.await.unwrap());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_has_no_more_to_send_is_answered() {
+        let (mut client, _serving) = connected();
+        client.write_all(REQUEST).await.unwrap();
+        client.shutdown().await.unwrap();
+        assert!(answered(&mut client).await);
+    }
 }

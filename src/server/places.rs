@@ -227,12 +227,18 @@ impl Slot {
         lock(&self.state).requests.values().next().copied()
     }
 
+    /// Since when no request is under way; `None` if one is.
+    pub(super) fn without_request_since(&self) -> Option<Instant> {
+        let state = lock(&self.state);
+        state.requests.is_empty().then_some(state.idle_since)
+    }
+
     fn idle_since(&self) -> Option<Instant> {
         if self.wanted.is_cancelled() {
             return None;
         }
-        let state = lock(&self.state);
-        (state.requests.is_empty() && state.idle_since.elapsed() >= IDLE).then_some(state.idle_since)
+        self.without_request_since()
+            .filter(|since| since.elapsed() >= IDLE)
     }
 
     fn give_up(&self) {

@@ -102,8 +102,6 @@ enum Protocol {
         /// The turn in which heads were read last, and how many bytes of them.
         turn: u64,
         read: usize,
-        /// When the head has to be complete that is being read.
-        end: Option<Pin<Box<Sleep>>>,
     },
 }
 
@@ -115,6 +113,8 @@ pub(super) struct Watched<S> {
     /// Bytes of the head that is being read, and the request that it comes after.
     head: usize,
     after: u64,
+    /// When it has to be complete.
+    end: Option<Pin<Box<Sleep>>>,
     /// What has to be held before more is read, and what is.
     needed: usize,
     held: Option<Reservation>,
@@ -143,6 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             protocol: Protocol::Unknown(0),
             head: 0,
             after: 0,
+            end: None,
             needed: 0,
             held: None,
             unread: Bytes::new(),
@@ -191,9 +192,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         matches!(self.protocol, Protocol::Http2 { turn, read, .. } if turn == now && read >= HEADS_AT_ONCE)
     }
 
-    /// An error once a head of HTTP/2 is incomplete for too long; hyper looks after those of HTTP/1.
+    /// An error once a head is incomplete for too long.
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
-        let Protocol::Http2 { end: Some(end), .. } = &mut self.protocol else {
+        let is_http2 = matches!(self.protocol, Protocol::Http2 { .. });
+        if !is_http2 && self.after != self.connection.requests.load(Ordering::Relaxed) {
+            // It was complete with what was read last.
+            self.end = None;
+        }
+        let Some(end) = &mut self.end else {
             return Poll::Pending;
         };
         ready!(end.as_mut().poll(context));
@@ -212,6 +218,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
                 self.protocol = Protocol::Http1;
             } else if common < expected.len() {
                 self.protocol = Protocol::Unknown(matched + common);
+                self.begin_head();
                 return Ok(());
             } else {
                 if !self.connection.place.widen(HTTP2_PLACES) {
@@ -222,18 +229,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
                     frames: Frames::default(),
                     turn: 0,
                     read: 0,
-                    end: None,
                 };
                 return self.note(&bytes[common..]);
             }
         }
-        let Protocol::Http2 {
-            frames,
-            turn,
-            read,
-            end,
-        } = &mut self.protocol
-        else {
+        let Protocol::Http2 { frames, turn, read } = &mut self.protocol else {
             self.note_http1(bytes.len());
             return Ok(());
         };
@@ -246,9 +246,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         let incomplete = frames.incomplete();
         self.needed = incomplete.saturating_mul(FIELD_BYTES).min(MAX_DECODED);
         if incomplete == 0 {
-            (*end, self.held) = (None, None);
-        } else if end.is_none() {
-            *end = Some(Box::pin(sleep(HEADER_READ_TIMEOUT)));
+            (self.end, self.held) = (None, None);
+        } else {
+            self.begin_head();
         }
         Ok(())
     }
@@ -256,17 +256,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     fn note_http1(&mut self, length: usize) {
         let begun = self.connection.requests.load(Ordering::Relaxed);
         if self.after != begun {
-            (self.after, self.head) = (begun, 0);
+            (self.after, self.head, self.end) = (begun, 0, None);
         }
         if self.connection.place.slot().oldest().is_some() {
             return;
         }
         self.head += length;
+        self.begin_head();
         if self.head > FREE {
             // hyper's buffer grows by doubling. It stays until the connection ends, which is then closed.
             self.needed = self.needed.max(2 * self.head);
             self.connection.had_large_head.store(true, Ordering::Relaxed);
         }
+    }
+
+    fn begin_head(&mut self) {
+        self.end
+            .get_or_insert_with(|| Box::pin(sleep(HEADER_READ_TIMEOUT)));
     }
 
     /// Answers that there is no room, reads what still comes, and ends.

@@ -2,7 +2,7 @@
 //! its limits allow.
 //!
 //! Two of the server's limits are longer than a test should take: a body has 30 seconds to arrive, and a connection may
-//! be silent for 75 (`server::idle` has a unit test on a clock of its own).
+//! be without a request for 650 (`server` has a unit test on a clock of its own).
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
