@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 
 use super::{
-    Event, Mode, TraceContext, checks,
+    Data, Event, Mode, TraceContext, checks,
     event::{Attribute, Content},
     invalid::{Invalid, Reason, excerpt},
     json, media_type,
@@ -289,7 +289,7 @@ fn read_binary(headers: &HeaderMap, content_type: &str, body: Bytes) -> Result<E
             "not a CloudEvent: neither a Content-Type of application/cloudevents+json nor a ce-specversion header",
         ));
     }
-    if !content_type.is_empty() {
+    if headers.contains_key(header::CONTENT_TYPE) {
         attributes.push(Attribute::new(
             Name::from_valid("datacontenttype"),
             content_type.into(),
@@ -374,12 +374,12 @@ fn encode(text: &str) -> Option<HeaderValue> {
     }
 }
 
-/// Writes an event in a mode; in the one that it has, the bytes are the ones that came in. Data that is itself an event
-/// has no binary mode: with its content type the message would be taken for that event.
+/// Writes an event in a mode; in the one that it has, the bytes are the ones that came in. Some events have no binary
+/// mode.
 pub(super) fn write(event: &Event, mode: Mode) -> HttpMessage {
-    let mode = match event.implied_content_type() {
-        Some(content_type) if is_event_format(content_type) => Mode::Structured,
-        _ => mode,
+    let mode = match mode {
+        Mode::Binary if !has_binary_mode(event) => Mode::Structured,
+        mode => mode,
     };
     match (mode, event.content()) {
         (
@@ -407,6 +407,24 @@ pub(super) fn write(event: &Event, mode: Mode) -> HttpMessage {
             }
         }
     }
+}
+
+/// Data that is itself an event has none: with its content type the message would be taken for that event. Nor has text
+/// from a JSON document, which is UTF-8, where its content type names another charset.
+fn has_binary_mode(event: &Event) -> bool {
+    let Some(content_type) = event.implied_content_type() else {
+        return true;
+    };
+    if is_event_format(content_type) {
+        return false;
+    }
+    let is_as_sent = matches!(event.content(), Content::Binary { .. });
+    is_as_sent
+        || media_type::is_utf8(content_type)
+        || match event.data() {
+            None | Some(Data::Binary(_)) => true,
+            Some(data) => media_type::is_in_charset(data.as_bytes(), content_type),
+        }
 }
 
 fn structured(content_type: HeaderValue, body: Bytes) -> HttpMessage {
@@ -725,6 +743,31 @@ mod tests {
             (&message.body[..], message.headers.get("content-type")),
             (&b"hi"[..], None)
         );
+    }
+
+    #[test]
+    fn text_in_another_charset_than_utf_8_has_no_binary_mode() {
+        for (data, charset, expected) in [
+            (r#""data":"\u00e9""#, "iso-8859-1", "application/cloudevents+json"),
+            (r#""data":"e""#, "iso-8859-1", "text/plain; charset=iso-8859-1"),
+            (r#""data":"e""#, "utf-16", "application/cloudevents+json"),
+            (r#""data":"\u00e9""#, "utf-8", "text/plain; charset=utf-8"),
+            (
+                r#""data_base64":"6Q==""#,
+                "iso-8859-1",
+                "text/plain; charset=iso-8859-1",
+            ),
+        ] {
+            let text = format!(
+                r#"{{"specversion":"1.0","id":"1","source":"/s","type":"t","datacontenttype":"text/plain; charset={charset}",{data}}}"#
+            );
+            let content_type = [("content-type", "application/cloudevents+json")];
+            let events = read_http(&headers(&content_type), text.into())
+                .unwrap()
+                .into_events();
+            let message = events[0].to_http(Some(Mode::Binary));
+            assert_eq!(message.headers["content-type"], expected, "{data} {charset}");
+        }
     }
 
     #[test]

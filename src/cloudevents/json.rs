@@ -23,6 +23,9 @@ use super::{
     value::Value,
 };
 
+/// What some editors put before a text. It must not be sent with JSON (RFC 8259, section 8.1).
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// The members of an object in their order, with their values as text.
 struct Members<'a>(Vec<(String, &'a RawValue)>);
 
@@ -78,12 +81,19 @@ pub(super) fn read_element(text: &Bytes, index: usize, range: Range<usize>) -> R
 }
 
 fn utf8(text: &[u8]) -> Result<&str, Invalid> {
-    std::str::from_utf8(text).map_err(|error| {
+    let text = std::str::from_utf8(text).map_err(|error| {
         Invalid::new(
             Reason::MalformedJson,
             format!("the body is not UTF-8 from byte {} on", error.valid_up_to()),
         )
-    })
+    })?;
+    if text.starts_with(BYTE_ORDER_MARK) {
+        return Err(Invalid::new(
+            Reason::MalformedJson,
+            "the body begins with a byte order mark (U+FEFF), which JSON that is sent must not have; send it without",
+        ));
+    }
+    Ok(text)
 }
 
 fn malformed(error: &serde_json::Error) -> Invalid {

@@ -6,11 +6,20 @@ pub(super) const STRUCTURED: &str = "application/cloudevents+json";
 
 /// The `type/subtype`, without parameters.
 pub(super) fn essence(media_type: &str) -> &str {
-    media_type
-        .split(';')
+    parts(media_type)
         .next()
         .unwrap_or_default()
         .trim_matches([' ', '\t'])
+}
+
+/// What semicolons part that are not in a quoted string: the `type/subtype`, then the parameters.
+pub(super) fn parts(media_type: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(media_type);
+    std::iter::from_fn(move || {
+        let (part, next) = split_parameter(rest?);
+        rest = next;
+        Some(part)
+    })
 }
 
 /// Whether data of this type is JSON (JSON format, section 3.1.1): `*/json` or `*/*+json`.
@@ -31,24 +40,27 @@ pub(super) fn is_utf8(media_type: &str) -> bool {
     parameter(media_type, "charset").is_none_or(|charset| charset.eq_ignore_ascii_case("utf-8"))
 }
 
+/// Whether a text in UTF-8 is, as it stands, data of this type: its charset is UTF-8, or one that has ASCII in the same
+/// places and the text is ASCII.
+pub(super) fn is_in_charset(text: &[u8], media_type: &str) -> bool {
+    let has_ascii = |charset: &str| {
+        let charset = charset.to_ascii_lowercase();
+        charset == "us-ascii"
+            || ["iso-8859-", "windows-125"]
+                .iter()
+                .any(|kind| charset.starts_with(kind))
+    };
+    is_utf8(media_type) || text.is_ascii() && parameter(media_type, "charset").is_some_and(has_ascii)
+}
+
 /// The first parameter of a name, without quotes. Escapes in quoted values are left: no charset has any.
 pub(super) fn parameter<'a>(media_type: &'a str, name: &str) -> Option<&'a str> {
-    let mut rest = media_type.split_once(';')?.1;
-    loop {
-        let (parameter, next) = split_parameter(rest);
-        if let Some((key, value)) = parameter.split_once('=')
-            && key.trim().eq_ignore_ascii_case(name)
-        {
-            let value = value.trim();
-            return Some(
-                value
-                    .strip_prefix('"')
-                    .and_then(|value| value.strip_suffix('"'))
-                    .unwrap_or(value),
-            );
-        }
-        rest = next?;
-    }
+    let value = parts(media_type).skip(1).find_map(|parameter| {
+        let (key, value) = parameter.split_once('=')?;
+        key.trim().eq_ignore_ascii_case(name).then_some(value.trim())
+    })?;
+    let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+    Some(quoted.unwrap_or(value))
 }
 
 /// Splits at the first semicolon that is not in a quoted string.
@@ -131,5 +143,21 @@ mod tests {
         assert!(is_utf8("a/b"));
         assert!(is_utf8("a/b; charset=\"Utf-8\""));
         assert!(!is_utf8("a/b; charset=utf-16"));
+        for (text, charset, expected) in [
+            ("é", "UTF-8", true),
+            ("e", "ISO-8859-1", true),
+            ("e", "windows-1252", true),
+            ("e", "us-ascii", true),
+            ("é", "iso-8859-1", false),
+            ("e", "utf-16", false),
+            ("e", "unheard-of", false),
+        ] {
+            let media_type = format!("a/b; charset={charset}");
+            assert_eq!(
+                is_in_charset(text.as_bytes(), &media_type),
+                expected,
+                "{text} {charset}"
+            );
+        }
     }
 }

@@ -1,5 +1,7 @@
-//! The grammars that attribute values have: RFC 3986, RFC 3339, RFC 2045. Each function only says whether a text
+//! The grammars that attribute values have: RFC 3986, RFC 3339, RFC 9110. Each function only says whether a text
 //! is in the language; what follows from it is in [`super::checks`].
+
+use super::media_type;
 
 /// Whether a text is a URI-reference (RFC 3986, section 4.1): a URI or a relative reference.
 pub(super) fn is_uri_reference(text: &str) -> bool {
@@ -154,17 +156,38 @@ const fn days_in(year: u32, month: u32) -> u32 {
     }
 }
 
-/// Whether a text begins with `type/subtype` and goes on with nothing or with parameters (RFC 2045, section 5.1).
-/// The parameters are the receiver's business: their syntax is not looked at.
+/// Whether a text is a media type: `type/subtype` and parameters, each a name and a token or a quoted string, or nothing
+/// (RFC 9110, sections 8.3.1 and 5.6.6).
 pub(super) fn is_media_type(text: &str) -> bool {
-    let essence = text
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim_end_matches([' ', '\t']);
-    essence
+    let mut parts = media_type::parts(text);
+    let essence = parts.next().unwrap_or_default().trim_end_matches([' ', '\t']);
+    let is_essence = essence
         .split_once('/')
-        .is_some_and(|(kind, subtype)| is_token(kind) && is_token(subtype))
+        .is_some_and(|(kind, subtype)| is_token(kind) && is_token(subtype));
+    is_essence && parts.all(|part| is_parameter(part.trim_matches([' ', '\t'])))
+}
+
+fn is_parameter(text: &str) -> bool {
+    let is_value = |value: &str| is_token(value) || is_quoted_string(value);
+    text.is_empty()
+        || text
+            .split_once('=')
+            .is_some_and(|(name, value)| is_token(name) && is_value(value))
+}
+
+/// Printable ASCII in double quotes, in which a backslash goes before what is meant as it is (RFC 9110, section 5.6.4).
+fn is_quoted_string(text: &str) -> bool {
+    let Some(inner) = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) else {
+        return false;
+    };
+    let mut escaped = false;
+    let well_formed = inner.bytes().all(|byte| {
+        let is_plain = !escaped && byte != b'"';
+        let is_allowed = matches!(byte, b'\t' | 0x20..=0x7e) && (escaped || is_plain);
+        escaped = !escaped && byte == b'\\';
+        is_allowed
+    });
+    well_formed && !escaped
 }
 
 fn is_token(text: &str) -> bool {
@@ -291,6 +314,7 @@ mod tests {
             "application/json;",
             "application/json ; charset=utf-8",
             "multipart/form-data; boundary=\"a b;c\"",
+            "a/b;x=\"a\\\"b\\\\\";;y=z",
         ] {
             assert!(is_media_type(text), "{text}");
         }
@@ -304,6 +328,15 @@ mod tests {
             "text/ä",
             ";charset=utf-8",
             " text/plain",
+            "text/plain; charset",
+            "text/plain; charset=",
+            "text/plain; charset = utf-8",
+            "text/plain; x=ä",
+            "text/plain; x=\"ä\"",
+            "text/plain; x=\"a",
+            "text/plain; x=\"a\\\"",
+            "text/plain; x=\"a\"b\"",
+            "text/plain, text/html",
         ] {
             assert!(!is_media_type(text), "{text}");
         }
