@@ -7,9 +7,12 @@
 //! Every implementation passes the one suite in `conformance.rs`.
 
 pub mod embedded;
+mod room;
 
 #[cfg(test)]
 pub(crate) mod conformance;
+
+pub use room::{MakeRoom, append_new};
 
 use std::{fmt, path::PathBuf};
 

@@ -120,7 +120,7 @@ impl Bodies {
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
         if announced.is_some_and(|length| length > self.max_body) {
-            drain(body).await;
+            refuse_body(headers, body).await;
             return Err(self.too_large());
         }
         let announced = announced.unwrap_or_default();
@@ -320,9 +320,17 @@ fn incomplete(error: &axum::Error) -> Problem {
     )
 }
 
+/// Does what is right with a body of which nothing was read, before a refusal. A client that waits for `100 Continue` has
+/// sent none of it, and reading would ask for it.
+pub(super) async fn refuse_body(headers: &HeaderMap, body: Body) {
+    if !headers.contains_key(header::EXPECT) {
+        drain(body).await;
+    }
+}
+
 /// Reads on for a while before the answer: a client that is still sending when the connection is closed sees a broken
 /// connection instead.
-pub(super) async fn drain(mut body: Body) {
+async fn drain(mut body: Body) {
     let reading = async {
         let mut read = 0;
         while read < DRAIN_BYTES

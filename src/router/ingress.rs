@@ -11,7 +11,7 @@ use axum::{
     body::Body,
     extract::{Path, Request, State},
     response::{IntoResponse, Response},
-    routing::post,
+    routing::{get, post},
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     cloudevents::{TraceContext, read_http_each},
     delivery::{Beyond, Descendants, Engine},
-    log::{EventLog, LogError},
+    log::{EventLog, LogError, append_new},
     routing::{RoutingTable, broker_key},
     server::Peer,
     telemetry::{Burst, Receiver, Tracer},
@@ -50,7 +50,9 @@ pub(super) struct Ingress {
 /// The endpoint that producers post to.
 pub(super) fn service(ingress: Ingress) -> Router {
     Router::new()
+        .route("/", get(front).fallback(unknown_path))
         .route("/{namespace}/{broker}", post(receive).options(validate))
+        .route("/{namespace}/{broker}/", post(receive).options(validate))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Arc::new(ingress))
@@ -99,7 +101,7 @@ impl Ingress {
             .check_broker(namespace, broker)
             .and_then(|()| body::check_codings(&parts.headers))
         {
-            body::drain(body).await;
+            body::refuse_body(&parts.headers, body).await;
             return Err(problem);
         }
         let sender = Sender::new(namespace, parts.extensions.get::<Peer>().copied());
@@ -147,23 +149,19 @@ impl Ingress {
         Ok(records.len())
     }
 
-    /// Appends; when the log is full, once more after room was made.
     async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), LogError> {
-        let append = || self.log.append(broker, records.to_vec(), Timestamp::now());
-        let mut appended = append().await;
-        if let Err(LogError::Full(_)) = appended {
-            match self.engine.make_room().await {
-                Ok(true) => appended = append().await,
-                Ok(false) => {}
-                Err(error @ LogError::Failed(_)) => return Err(error),
-                // It was told where it happened. The event is refused because the log is full.
-                Err(_) => {}
-            }
-        }
+        let appended = append_new(&*self.log, &*self.engine, broker, records, Timestamp::now()).await;
         if let Err(error @ (LogError::Full(_) | LogError::Limit(_))) = &appended {
             self.tell_refusal(broker, error);
         }
         appended.map(|_| ())
+    }
+
+    /// Which Trigger holds most of a full log, for the operator: it may be another namespace's.
+    fn held_by(&self, error: &LogError) -> Option<String> {
+        let is_full = matches!(error, LogError::Full(_));
+        let most = is_full.then(|| self.engine.holds_most()).flatten()?;
+        Some(format!("{}/{}", most.namespace, most.name))
     }
 
     /// Final for whoever sends it, another router above all: it makes the event a dead letter and tries no more.
@@ -185,7 +183,8 @@ impl Ingress {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(admitted) = refusals.admit(Instant::now()) {
             let held_back = admitted.held_back;
-            tracing::warn!(broker, %error, held_back, "events are refused with 507");
+            let held_by = self.held_by(error);
+            tracing::warn!(broker, %error, held_by, held_back, "events are refused with 507");
         }
     }
 
@@ -200,13 +199,7 @@ impl Ingress {
         broker: &str,
     ) -> Result<&'a RoutingTable, Problem> {
         let Some(table) = table else {
-            return Err(Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "no_configuration",
-                "The router is not ready",
-                "the router has no routing configuration yet; it waits for the controller",
-            )
-            .try_again());
+            return Err(no_configuration());
         };
         if table.has_broker(namespace, broker) {
             return Ok(table);
@@ -228,9 +221,27 @@ impl Ingress {
     }
 }
 
+fn no_configuration() -> Problem {
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "no_configuration",
+        "The router is not ready",
+        "the router has no routing configuration yet; it waits for the controller",
+    )
+    .try_again()
+}
+
 /// The validation handshake of the CloudEvents HTTP webhook specification 1.0, section 4: any origin may post, at
 /// any rate.
-async fn validate(headers: HeaderMap) -> Response {
+async fn validate(
+    State(ingress): State<Arc<Ingress>>,
+    Path((namespace, broker)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    if let Err(problem) = ingress.check_broker(&namespace, &broker) {
+        ingress.metrics.rejected(problem.reason());
+        return problem.into_response();
+    }
     let mut response = StatusCode::OK.into_response();
     let answer = response.headers_mut();
     answer.insert(header::ALLOW, HeaderValue::from_static("POST, OPTIONS"));
@@ -239,6 +250,14 @@ async fn validate(headers: HeaderMap) -> Response {
         answer.insert("webhook-allowed-rate", HeaderValue::from_static("*"));
     }
     response
+}
+
+/// For the health checks of load balancers, many of which ask for `/` and nothing else.
+async fn front(State(ingress): State<Arc<Ingress>>) -> Result<&'static str, Problem> {
+    match &*ingress.table.load() {
+        Some(_) => Ok("events are posted to /NAMESPACE/BROKER\n"),
+        None => Err(no_configuration()),
+    }
 }
 
 async fn unknown_path(State(ingress): State<Arc<Ingress>>) -> Problem {

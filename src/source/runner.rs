@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     cloudevents::Lineage,
-    log::{EventLog, LogError},
+    log::{EventLog, LogError, MakeRoom, append_new},
     routing::{self, Schedule},
     supervision,
 };
@@ -42,6 +42,7 @@ const COUNTED: u64 = 1_000;
 /// The Sources that run. Dropping it stops them without waiting; see [`Sources::shutdown`].
 pub struct Sources {
     log: Arc<dyn EventLog>,
+    room: Arc<dyn MakeRoom>,
     clock: Arc<dyn Clock>,
     running: HashMap<String, Running>,
     statistics: Statistics,
@@ -122,14 +123,15 @@ impl Drop for Sources {
 }
 
 impl Sources {
-    /// No Sources yet; their events will go to this log.
-    pub fn new(log: Arc<dyn EventLog>) -> Self {
-        Self::with_clock(log, Arc::new(SystemClock))
+    /// No Sources yet; their events will go to this log, which makes room in this way.
+    pub fn new(log: Arc<dyn EventLog>, room: Arc<dyn MakeRoom>) -> Self {
+        Self::with_clock(log, room, Arc::new(SystemClock))
     }
 
-    fn with_clock(log: Arc<dyn EventLog>, clock: Arc<dyn Clock>) -> Self {
+    fn with_clock(log: Arc<dyn EventLog>, room: Arc<dyn MakeRoom>, clock: Arc<dyn Clock>) -> Self {
         Self {
             log,
+            room,
             clock,
             running: HashMap::new(),
             statistics: Statistics::default(),
@@ -208,6 +210,7 @@ impl Sources {
             schedule,
             stop,
             log: Arc::clone(&self.log),
+            room: Arc::clone(&self.room),
             clock: Arc::clone(&self.clock),
             counters: self.statistics.of(source),
         })
@@ -221,6 +224,7 @@ struct Task {
     schedule: Schedule,
     stop: CancellationToken,
     log: Arc<dyn EventLog>,
+    room: Arc<dyn MakeRoom>,
     clock: Arc<dyn Clock>,
     counters: Arc<Counters>,
 }
@@ -317,11 +321,14 @@ impl Task {
         let mut tried = false;
         loop {
             // Never given up half-way, so that a stop leaves no event behind of which nobody knows.
-            match self
-                .log
-                .append(&self.broker, vec![record.clone()], self.clock.now())
-                .await
-            {
+            let appended = append_new(
+                &*self.log,
+                &*self.room,
+                &self.broker,
+                std::slice::from_ref(&record),
+                self.clock.now(),
+            );
+            match appended.await {
                 Ok(offset) => {
                     self.counters.produced.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(%namespace, source = %name, %scheduled, %offset, "made an event");

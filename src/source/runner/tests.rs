@@ -88,6 +88,7 @@ struct TestLog {
     records: Mutex<Vec<(String, Bytes)>>,
     appended: watch::Sender<usize>,
     full: AtomicBool,
+    has_room_to_make: AtomicBool,
     refused: AtomicUsize,
 }
 
@@ -192,6 +193,14 @@ impl EventLog for TestLog {
     }
 }
 
+impl MakeRoom for TestLog {
+    fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>> {
+        let has_room = self.has_room_to_make.load(Ordering::Relaxed);
+        self.full.fetch_and(!has_room, Ordering::Relaxed);
+        Box::pin(async move { Ok(has_room) })
+    }
+}
+
 fn source(name: &str, schedule: &str) -> routing::Source {
     routing::Source {
         uid: format!("uid-{name}"),
@@ -216,7 +225,11 @@ const SECOND: Duration = Duration::from_secs(1);
 fn start(wall: &str) -> (Arc<TestLog>, Arc<TestClock>, Sources) {
     let log = Arc::new(TestLog::default());
     let clock = TestClock::at(wall);
-    let sources = Sources::with_clock(Arc::clone(&log) as _, Arc::clone(&clock) as _);
+    let sources = Sources::with_clock(
+        Arc::clone(&log) as _,
+        Arc::clone(&log) as _,
+        Arc::clone(&clock) as _,
+    );
     (log, clock, sources)
 }
 
@@ -338,6 +351,19 @@ async fn a_full_log_is_tried_again_until_the_next_time_is_due() {
     assert_eq!(log.times(1).await, ["2026-11-24T08:00:06Z"]);
     clock.asleep(1).await;
     assert_eq!(counts(&sources), [("a".to_owned(), 1, 1)]);
+    sources.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_full_log_makes_room_for_an_event() {
+    let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
+    log.full.store(true, Ordering::Relaxed);
+    log.has_room_to_make.store(true, Ordering::Relaxed);
+    sources.apply(&[source("a", "*/3 * * * * *")]);
+    clock.advance(1, 3 * SECOND).await;
+    assert_eq!(log.times(1).await, ["2026-11-24T08:00:03Z"]);
+    clock.asleep(1).await;
+    assert_eq!(counts(&sources), [("a".to_owned(), 1, 0)]);
     sources.shutdown().await;
 }
 
