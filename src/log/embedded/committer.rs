@@ -108,7 +108,7 @@ impl EmbeddedOptions {
         };
         if length > 0 && retained.saturating_add(length) > max {
             return Err(LogError::Full(format!(
-                "{retained} bytes are retained of the {max} that are allowed; deliver or trim events, or raise the limit"
+                "it holds {retained} of {max} bytes, and what all Triggers have settled is removed as soon as room is wanted"
             )));
         }
         Ok(())

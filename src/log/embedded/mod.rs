@@ -139,6 +139,8 @@ type FreeSpace = Box<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
 struct Shared {
     directory: PathBuf,
     options: EmbeddedOptions,
+    /// How many bytes may be retained: as many as the options say, or fewer where the volume is smaller.
+    capacity: u64,
     store: Store,
     brokers: Brokers,
     tail: Mutex<Tail>,
@@ -181,6 +183,16 @@ impl EmbeddedLog {
         let records = found.iter().map(|broker| broker.next).sum();
         let acknowledged = check_acknowledged(directory, records)?;
         let retained = found.iter().map(Found::bytes).sum();
+        let capacity = capacity(&options, retained, self::free_space(directory).ok());
+        if capacity < options.max_bytes {
+            tracing::warn!(
+                directory = %directory.display(),
+                wanted = options.max_bytes,
+                capacity,
+                "the volume is too small for an event log of the size that is wanted: it will be full earlier. Make the volume \
+                 larger, or --log-size smaller"
+            );
+        }
 
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
@@ -188,6 +200,7 @@ impl EmbeddedLog {
             retained: AtomicU64::new(retained),
             saves: Saves::default(),
             brokers: Brokers::new(found),
+            capacity,
             failure: watch::Sender::new(None),
             fsyncs: AtomicU64::new(0),
             options,
@@ -523,7 +536,7 @@ impl EventLog for EmbeddedLog {
     }
 
     fn capacity(&self) -> u64 {
-        self.shared.options.max_bytes
+        self.shared.capacity
     }
 
     fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>> {
@@ -672,6 +685,16 @@ fn check_acknowledged(directory: &Path, records: u64) -> Result<Acknowledged, Lo
         detail: format!("{}: {e}", file.display()),
     })?;
     Ok(acknowledged)
+}
+
+/// How many bytes may be retained in a volume of which so many are free besides.
+fn capacity(options: &EmbeddedOptions, retained: u64, free: Option<u64>) -> u64 {
+    let of_volume = free.map_or(u64::MAX, |free| {
+        retained
+            .saturating_add(free)
+            .saturating_sub(options.reserve_bytes)
+    });
+    options.max_bytes.min(of_volume)
 }
 
 /// What an unprivileged process can still write to the volume.
