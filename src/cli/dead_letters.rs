@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     time::{Duration, Instant},
 };
 
@@ -79,7 +79,14 @@ pub enum Action {
     /// Have dead letters delivered again by their Triggers; each is then settled like any other event.
     Redrive(Many),
     /// Remove dead letters for good.
-    Drop(Many),
+    Drop {
+        /// Which.
+        #[command(flatten)]
+        many: Many,
+        /// With --all: do not ask first.
+        #[arg(short, long)]
+        yes: bool,
+    },
 }
 
 /// Some of a broker's dead letters.
@@ -124,8 +131,36 @@ pub enum Output {
     Json,
 }
 
-/// Fails where letters were named by their IDs and not all were found.
+/// Asks whether all dead letters are to be dropped.
+fn confirm(broker: &str) -> anyhow::Result<()> {
+    if !io::stdin().is_terminal() {
+        return Err(Usage(format!(
+            "--all drops every dead letter of broker {broker} for good: add --yes"
+        ))
+        .into());
+    }
+    write!(
+        io::stderr(),
+        "Drop every dead letter of broker {broker} for good? [y/N] "
+    )?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        Ok(())
+    } else {
+        bail!("nothing was dropped")
+    }
+}
+
+/// Fails where some were meant and none, or, of those that were named by their IDs, not all were found.
 fn check_all_found(broker: &str, selected: &Selected, found: u64) -> anyhow::Result<()> {
+    let by_letter = selected.trigger.is_some() || !selected.filters.is_empty();
+    if found == 0 && selected.ids.is_none() && by_letter {
+        bail!(
+            "no dead letter of broker {broker} is meant by that: --trigger is the name of its Trigger, --filter an attribute of its \
+             event; weir dead-letters list {broker} shows those that are kept"
+        );
+    }
     let named = selected.ids.as_ref().map_or(0, BTreeSet::len) as u64;
     let missing = named.saturating_sub(found);
     if missing > 0 {
@@ -197,7 +232,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             let (broker, selected) = many.selected()?;
             router.redrive(&broker, selected).await
         }
-        Action::Drop(many) => {
+        Action::Drop { many, yes } => {
+            if many.all && !yes {
+                confirm(&many.broker)?;
+            }
             let (broker, selected) = many.selected()?;
             router.remove(&broker, selected).await
         }

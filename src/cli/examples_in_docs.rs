@@ -40,7 +40,7 @@ fn every_resource_that_is_shown_is_valid() {
             // One at a time, so that two pages may name the same resource.
             let file = directory.path().join(format!("{name}-{}.yaml", number + 1));
             fs::write(&file, &block[1]).unwrap();
-            let checked = validate::check(vec![file], false).unwrap();
+            let checked = validate::check(vec![file], false, false).unwrap();
             // A Sink of another block is not there.
             let problems: Vec<_> = checked
                 .errors

@@ -17,6 +17,7 @@ mod http;
 pub mod log;
 pub mod logging;
 pub mod manifests;
+mod misspelt;
 pub mod router;
 pub mod routing_tests;
 pub mod run;

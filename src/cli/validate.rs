@@ -15,8 +15,9 @@ use super::{
         Loaded, Manifest, Manifests, Problem, Resolution, Resource, Surroundings, Unresolved, named_services,
         resolve,
     },
+    misspelt,
 };
-use crate::{api, routing::Configuration};
+use crate::routing::Configuration;
 
 /// The flags of `weir validate`.
 #[derive(Debug, clap::Args)]
@@ -26,10 +27,15 @@ use crate::{api, routing::Configuration};
                   that is named. A Secret, and a Sink of another namespace, that is not among the files is a warning."
 )]
 pub struct Args {
-    /// Files with manifests of Sources, Triggers and Sinks, and directories with such files (*.yaml, *.yml, *.json,
-    /// but not *.test.yaml). Services, Namespaces and Secrets in them are looked at, other resources are passed over.
-    #[arg(required = true, value_name = "DIR|FILE")]
+    /// Files with manifests of Sources, Triggers and Sinks, directories with such files (*.yaml, *.yml, *.json, but not
+    /// *.test.yaml), or - for standard input. Services, Namespaces and Secrets in them are looked at, other resources are
+    /// passed over.
+    #[arg(required = true, value_name = "DIR|FILE|-")]
     pub paths: Vec<PathBuf>,
+
+    /// Read the folders below the directories as well.
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
 
     /// Everything that is named must be among the files, Services too; warnings are errors.
     #[arg(long)]
@@ -79,6 +85,7 @@ struct Line<'a> {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Args {
         paths,
+        recursive,
         strict,
         output,
     } = args;
@@ -87,7 +94,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         resources,
         errors,
         warnings,
-    } = check(paths, strict)?;
+    } = check(paths, recursive, strict)?;
     let mut out = io::stdout().lock();
     let mut all: Vec<_> = errors.iter().map(|problem| (problem, "error")).collect();
     all.extend(warnings.iter().map(|problem| (problem, "warning")));
@@ -168,13 +175,15 @@ pub fn counted(count: usize, thing: &str) -> String {
 ///
 /// # Errors
 /// [`Usage`] when a path cannot be read.
-pub fn check(paths: Vec<PathBuf>, strict: bool) -> anyhow::Result<Checked> {
+pub fn check(paths: Vec<PathBuf>, recursive: bool, strict: bool) -> anyhow::Result<Checked> {
     let mut manifests = Manifests::new(paths)
-        .map_err(|(path, error)| Usage(format!("cannot read {}: {error}", path.display())))?;
+        .map_err(|(path, error)| Usage(format!("cannot read {}: {error}", path.display())))?
+        .recursive(recursive);
     let Loaded {
         manifests,
         surroundings,
         problems: mut errors,
+        unusable,
     } = manifests.load();
     let mut assumed = surroundings.clone();
     if !strict {
@@ -185,8 +194,11 @@ pub fn check(paths: Vec<PathBuf>, strict: bool) -> anyhow::Result<Checked> {
     let Resolution {
         configuration,
         unresolved,
-    } = resolve(&manifests, assumed);
-    let mut warnings = Vec::new();
+    } = resolve(&manifests, &unusable, assumed);
+    let mut warnings: Vec<_> = manifests.iter().flat_map(misspelt::warnings).collect();
+    if strict {
+        errors.append(&mut warnings);
+    }
     for unresolved in unresolved {
         match untold(&manifests, &surroundings, &unresolved) {
             Some(message) if strict => errors.push(unresolved.problem(&message)),
@@ -228,7 +240,7 @@ fn untold(
     if unresolved.finding.reason != "SinkNotAllowed" {
         return None;
     }
-    let (namespace, reference) = foreign_sink(unresolved)?;
+    let (namespace, reference) = unresolved.named_sink()?;
     let key = ("Sink", reference.namespace.clone()?, reference.name.clone());
     let shown = format!("Sink {}/{}", key.1, key.2);
     let manifest = manifests.iter().find(|manifest| manifest.key() == key);
@@ -244,19 +256,6 @@ fn untold(
             "{shown} lets in namespaces by their labels, and Namespace {namespace} is not among the files"
         )
     })
-}
-
-/// The Sink of another namespace that a Trigger's field names, and the Trigger's namespace.
-fn foreign_sink<'a>(unresolved: &Unresolved<'a>) -> Option<(String, &'a api::SinkRef)> {
-    let Resource::Trigger(trigger) = &unresolved.manifest.resource else {
-        return None;
-    };
-    let destination = match unresolved.path.as_str() {
-        "spec.sink" => &trigger.spec.sink,
-        _ => trigger.spec.delivery.as_ref()?.dead_letter_sink.as_ref()?,
-    };
-    let (_, namespace, _) = unresolved.manifest.key();
-    Some((namespace, destination.sink.as_ref()?))
 }
 
 #[cfg(test)]
@@ -276,7 +275,8 @@ mod tests {
     fn told(documents: &[&str], strict: bool) -> (Vec<String>, Vec<String>) {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("m.yaml"), documents.join("---\n")).unwrap();
-        let Checked { errors, warnings, .. } = check(vec![directory.path().to_owned()], strict).unwrap();
+        let Checked { errors, warnings, .. } =
+            check(vec![directory.path().to_owned()], false, strict).unwrap();
         let prefix = format!("{}/", directory.path().display());
         let shown = |problems: Vec<Problem>| {
             let lines = problems
@@ -360,6 +360,15 @@ mod tests {
                 "",
             ),
             (
+                "an attribute with a mistake in its name",
+                &[&format!(
+                    "{by_service}  filters:\n  - any: [{{exact: {{tpye: a}}}}, {{exact: {{tenant: a}}}}]\n"
+                )],
+                "",
+                "m.yaml:7:5: Trigger shop/t: the filter looks at the attribute tpye, which no event has unless its producer \
+                 sets it; did you mean type?",
+            ),
+            (
                 "an unknown field",
                 &[&format!("{by_service}  filter: []\n")],
                 "m.yaml:6:3: spec.filter: unknown field; did you mean filters?",
@@ -392,6 +401,21 @@ mod tests {
             errors,
             ["m.yaml:5:3: Trigger shop/t: Service shop/web is not among the files"]
         );
+    }
+
+    #[test]
+    fn a_sink_with_errors_is_there() {
+        let trigger = format!("{TRIGGER}  sink: {{ref: {{name: audit}}}}\n");
+        let foreign = trigger.replace("{name: audit}", "{name: audit, namespace: platform}");
+        for (trigger, namespace) in [(trigger, "shop"), (foreign, "platform")] {
+            let sink = sink("")
+                .replace("platform", namespace)
+                .replace("http://x", "http://x:99999");
+            let (errors, warnings) = told(&[&trigger, &sink], false);
+            assert_eq!((errors.len(), warnings), (2, vec![]), "{errors:?}");
+            let expected = format!("Sink {namespace}/audit has errors; mend them first");
+            assert!(errors[0].contains(&expected), "{errors:?}");
+        }
     }
 
     #[test]

@@ -153,7 +153,7 @@ pub struct Progress {
     pub low: Offset,
     /// How many events it wants that are not settled.
     pub pending: u64,
-    /// Whether events wait and its Sink has not answered since the router started.
+    /// Whether events wait and its Sink has not answered since the router started or the Sink was changed.
     #[serde(default)]
     pub sink_unproven: bool,
     /// Why its Sink is taken to be down.
@@ -442,7 +442,7 @@ fn progress(offset: Offset, view: &TriggerView, letters: &[KeptLetter]) -> Progr
         next,
         low,
         pending,
-        sink_unproven: stats.is_sink_unproven(),
+        sink_unproven: stats.pending() > 0 && stats.is_sink_unproven(),
         outage: stats.outage().map(|outage| SinkOutage {
             since: outage.since,
             detail: outage.detail.clone(),

@@ -74,15 +74,14 @@ pub fn sinks_path(router: &str) -> String {
     )
 }
 
-/// What a router knows of its Triggers' Sinks. Of a Trigger that is not in it, the Sink answers, for better or worse,
-/// or nothing waits for it.
+/// What a router knows of its Triggers' Sinks. Of a Trigger that is not in it, the Sink answers, for better or worse.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SinkReport {
     /// The Sinks that fail so steadily that they are only probed.
     pub down: Vec<SinkOutage>,
-    /// The UIDs of Triggers whose events wait for a Sink that has not answered since the router started: it may
-    /// have been down before, and nothing is said about it.
+    /// The UIDs of Triggers whose Sink has not answered since the router started or the Sink was changed: nothing is
+    /// said about it.
     #[serde(default)]
     pub unproven: Vec<String>,
     /// The Triggers whose filters ended in an error for some event, which then does not match.

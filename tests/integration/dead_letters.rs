@@ -90,6 +90,16 @@ fn dead_letters_are_listed_shown_redriven_and_dropped() {
         );
     }
 
+    // What means nothing does nothing, and says so.
+    for which in ["--trigger=nosuch", "--filter=status=400"] {
+        for verb in ["redrive", "drop"] {
+            let (success, said) = dead_letters(&router, &[verb, "shop/default", which]);
+            assert!(!success && said.contains("is meant by that"), "{said}");
+        }
+    }
+    let (success, said) = dead_letters(&router, &["drop", "shop/default", "--all"]);
+    assert!(!success && said.contains("add --yes"), "{said}");
+
     // What is redriven while its Sink still refuses is a dead letter again, and counts each time.
     let redrive = dead_letters(&router, &["redrive", "shop/default", "--trigger=stock"]);
     assert_eq!(redrive, (true, "1 redriven".to_owned()));

@@ -27,6 +27,7 @@ pub enum NoEvent {
 /// # Errors
 /// [`NoEvent`] when it is none.
 pub fn read(bytes: &[u8]) -> Result<Event, NoEvent> {
+    let bytes = without_mark(bytes);
     let (headers, body) = match bytes.trim_ascii_start().first() {
         Some(b'{') => (
             content_type("application/cloudevents+json"),
@@ -48,12 +49,18 @@ pub fn read(bytes: &[u8]) -> Result<Event, NoEvent> {
 
 /// Whether a file that could be manifests too is an event: JSON without an `apiVersion`, or headers.
 pub fn is_event(bytes: &[u8]) -> bool {
+    let bytes = without_mark(bytes);
     match bytes.trim_ascii_start().first() {
         Some(b'{') => serde_json::from_slice::<serde_json::Value>(bytes)
             .is_ok_and(|json| json.get("apiVersion").is_none()),
         Some(b'[') => true,
         _ => message(bytes).is_ok_and(|(headers, _)| headers.contains_key("ce-specversion")),
     }
+}
+
+/// Some editors put a byte order mark before a text.
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
 }
 
 fn content_type(value: &'static str) -> HeaderMap {

@@ -115,7 +115,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         configuration,
         errors,
         ..
-    } = check(manifests, false)?;
+    } = check(manifests, false, false)?;
     for error in &errors {
         writeln!(io::stderr().lock(), "{error}")?;
     }

@@ -213,7 +213,7 @@ fn write_delivery(
             harmless(&outage.detail)
         ))?;
     } else if *sink_unproven {
-        tell("the Sink has not answered since the router started".to_owned())?;
+        tell("the Sink has not answered since the router started or the Sink was changed".to_owned())?;
     }
     if let Some(letter) = dead_letter {
         return tell(format!(

@@ -68,12 +68,23 @@ pub struct Key {
     pub name: String,
 }
 
+/// How many values a file may have, and how many bytes of text in them: more than a cluster's resources of ours.
+const MAX_NODES: usize = 10_000_000;
+const MAX_TEXT: usize = 1024 * 1024 * 1024;
+
 /// Reads all documents of a text; empty ones are left out.
 ///
 /// # Errors
 /// Where the text is no YAML, and why.
 pub fn read(text: &str) -> Result<Vec<Node>, (Position, String)> {
-    let options = serde_saphyr::options! { with_snippet: false };
+    let options = serde_saphyr::options! {
+        with_snippet: false,
+        budget: serde_saphyr::budget! {
+            max_events: MAX_NODES * 2,
+            max_nodes: MAX_NODES,
+            max_total_scalar_bytes: MAX_TEXT,
+        },
+    };
     serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
         let error = error.without_snippet();
         let position = error.location().map_or(Position::START, Position::from);

@@ -2,17 +2,21 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
 use super::{
-    Manifest, Position, Problem, Surroundings,
+    Key, Manifest, Position, Problem, Surroundings,
     resource::{Read, Reader},
 };
 
 /// What file names in a directory end with to be manifests.
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
+
+/// The path that stands for standard input.
+pub const STDIN: &str = "-";
 
 /// What comes before the extension of a file with tests of manifests, which may lie beside them.
 const TESTS: &str = ".test";
@@ -20,6 +24,8 @@ const TESTS: &str = ".test";
 /// Files and directories with manifests.
 pub struct Manifests {
     paths: Vec<PathBuf>,
+    /// Whether folders below the directories are read as well.
+    recursive: bool,
     reader: Reader,
     files: BTreeMap<PathBuf, Content>,
 }
@@ -40,6 +46,8 @@ pub struct Loaded {
     pub surroundings: Surroundings,
     /// Everything that is wrong.
     pub problems: Vec<Problem>,
+    /// The resources that are there and cannot be used for what is wrong with them.
+    pub unusable: BTreeSet<Key>,
 }
 
 impl Manifests {
@@ -49,7 +57,7 @@ impl Manifests {
     /// # Errors
     /// When a path does not exist or cannot be read.
     pub fn new(paths: Vec<PathBuf>) -> Result<Self, (PathBuf, io::Error)> {
-        for path in &paths {
+        for path in paths.iter().filter(|path| path.as_os_str() != STDIN) {
             let readable = match fs::metadata(path) {
                 Ok(metadata) if metadata.is_dir() => fs::read_dir(path).map(drop),
                 Ok(_) => fs::File::open(path).map(drop),
@@ -59,9 +67,16 @@ impl Manifests {
         }
         Ok(Self {
             paths,
+            recursive: false,
             reader: Reader::new(),
             files: BTreeMap::new(),
         })
+    }
+
+    /// With the folders below the directories.
+    #[must_use]
+    pub fn recursive(self, recursive: bool) -> Self {
+        Self { recursive, ..self }
     }
 
     /// The paths as they were given.
@@ -76,7 +91,7 @@ impl Manifests {
         let mut files = BTreeSet::new();
         let mut gone = Vec::new();
         for path in &self.paths {
-            match list(path) {
+            match list(path, self.recursive) {
                 Ok(listed) => files.extend(listed),
                 Err(error) => {
                     gone.push(path);
@@ -99,7 +114,12 @@ impl Manifests {
         }
         problems.sort();
         problems.dedup();
+        let unusable = self
+            .files
+            .values()
+            .flat_map(|content| content.read.unusable.clone());
         Loaded {
+            unusable: unusable.collect(),
             manifests,
             surroundings,
             problems,
@@ -108,9 +128,9 @@ impl Manifests {
 
     fn read(&mut self, file: &Path, problems: &mut Vec<Problem>) {
         let mut found = Vec::new();
-        let read = match fs::read(file) {
+        let read = match bytes_of(file) {
             Ok(bytes) => match std::str::from_utf8(&bytes) {
-                Ok(text) => self.reader.read(file, text, &mut found),
+                Ok(text) => self.reader.read(file, without_mark(text), &mut found),
                 Err(error) => {
                     let line = bytes
                         .iter()
@@ -187,6 +207,11 @@ impl Manifests {
     }
 }
 
+/// Some editors put a byte order mark before a text.
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
 fn problem(file: &Path, message: String) -> Problem {
     Problem {
         file: file.to_owned(),
@@ -196,18 +221,31 @@ fn problem(file: &Path, message: String) -> Problem {
 }
 
 /// The files that a path stands for.
-fn list(path: &Path) -> io::Result<Vec<PathBuf>> {
-    if !fs::metadata(path)?.is_dir() {
+fn list(path: &Path, recursive: bool) -> io::Result<Vec<PathBuf>> {
+    if path.as_os_str() == STDIN || !fs::metadata(path)?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
     let mut files = Vec::new();
     for entry in fs::read_dir(path)? {
-        let file = entry?.path();
-        if is_manifest(&file) {
+        let entry = entry?;
+        let file = entry.path();
+        // Not through symbolic links, which may lead back.
+        if recursive && entry.file_type()?.is_dir() {
+            files.extend(list(&file, recursive)?);
+        } else if is_manifest(&file) {
             files.push(file);
         }
     }
     Ok(files)
+}
+
+fn bytes_of(file: &Path) -> io::Result<Vec<u8>> {
+    if file.as_os_str() != STDIN {
+        return fs::read(file);
+    }
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Editors keep files whose names begin with a dot beside the one that is edited.
@@ -265,6 +303,10 @@ mod tests {
         let loaded = manifests.load();
         assert_eq!(names(&loaded), ["a", "b", "c"]);
         assert_eq!(loaded.problems, []);
+        let mut manifests = Manifests::new(vec![directory.path().to_owned()])
+            .unwrap()
+            .recursive(true);
+        assert_eq!(names(&manifests.load()), ["a", "b", "d", "c"]);
 
         let (path, error) = Manifests::new(vec![at("nowhere")]).err().unwrap();
         assert_eq!((path, error.kind()), (at("nowhere"), io::ErrorKind::NotFound));
@@ -354,6 +396,15 @@ mod tests {
             shown(&loaded, directory.path()),
             ["b.yaml:3:12: Sink default/a is already in a.yaml:1; this one is left out"]
         );
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_none_of_the_text() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = format!("\u{feff}{}", sink("a", "http://x"));
+        fs::write(directory.path().join("a.yaml"), text).unwrap();
+        let loaded = Manifests::new(vec![directory.path().to_owned()]).unwrap().load();
+        assert_eq!((names(&loaded), loaded.problems), (vec!["a".to_owned()], vec![]));
     }
 
     #[test]

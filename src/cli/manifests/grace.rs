@@ -6,13 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Loaded, Manifest, Surroundings};
+use super::{Key, Loaded, Manifest, Surroundings};
 
 /// How long a resource stays that is in no file any more.
 pub const GRACE: Duration = Duration::from_secs(3);
-
-/// Kind, namespace and name.
-type Key = (&'static str, String, String);
 
 /// What was in the files last, and since when it is not.
 #[derive(Debug, Default)]

@@ -16,12 +16,15 @@ mod surroundings;
 use std::{fmt, path::PathBuf};
 
 pub use document::{Node, Position};
-pub use files::{Loaded, Manifests};
+pub use files::{Loaded, Manifests, STDIN};
 pub use grace::Grace;
 pub use resolution::{Resolution, Unresolved, named_services, resolve};
 pub use resource::{Manifest, Resource};
-pub use schema::unknown_field;
+pub use schema::{distance, unknown_field};
 pub use surroundings::Surroundings;
+
+/// What tells a resource from every other: kind, namespace and name.
+pub type Key = (&'static str, String, String);
 
 /// Something that is wrong with a manifest, and where: shown as `file:line:column: message`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Manifest, Problem, Resource, Surroundings, resource::DEFAULT_NAMESPACE};
+use super::{Key, Manifest, Problem, Resource, Surroundings, resource::DEFAULT_NAMESPACE};
 use crate::{
-    api::{DeliverySpec, Destination, Sink},
+    api::{self, DeliverySpec, Destination, Sink},
     controller::{
         self, Diagnoses, Finding, Namespace, Observed, Outcome, SecretName, SecretState, Subject,
         TriggerDiagnosis,
@@ -37,7 +37,30 @@ pub struct Unresolved<'a> {
     pub missing_service: Option<ServiceName>,
 }
 
-impl Unresolved<'_> {
+impl<'a> Unresolved<'a> {
+    /// The Sink that a Trigger's field names, and the Trigger's namespace.
+    pub fn named_sink(&self) -> Option<(String, &'a api::SinkRef)> {
+        let Resource::Trigger(trigger) = &self.manifest.resource else {
+            return None;
+        };
+        let destination = match self.path.as_str() {
+            "spec.sink" => &trigger.spec.sink,
+            _ => trigger.spec.delivery.as_ref()?.dead_letter_sink.as_ref()?,
+        };
+        let (_, namespace, _) = self.manifest.key();
+        Some((namespace, destination.sink.as_ref()?))
+    }
+
+    /// The Sink that is missing, or does not let in, if that is what is wrong.
+    fn missing_sink(&self) -> Option<Key> {
+        if !matches!(self.finding.reason, "SinkNotFound" | "SinkNotAllowed") {
+            return None;
+        }
+        let (own, reference) = self.named_sink()?;
+        let namespace = reference.namespace.clone().unwrap_or(own);
+        Some(("Sink", namespace, reference.name.clone()))
+    }
+
     /// The problem in these words.
     pub fn problem(&self, message: &str) -> Problem {
         let (kind, namespace, name) = self.manifest.key();
@@ -48,15 +71,27 @@ impl Unresolved<'_> {
 
 /// Computes routing as a controller would in a cluster that has nothing but this. Each namespace that a manifest
 /// names is there, and `default`, so that a first event can be posted to /default/default.
-pub fn resolve(manifests: &[Manifest], surroundings: Surroundings) -> Resolution<'_> {
+/// `unusable` are resources that are there and have errors.
+pub fn resolve<'a>(
+    manifests: &'a [Manifest],
+    unusable: &BTreeSet<Key>,
+    surroundings: Surroundings,
+) -> Resolution<'a> {
     let observed = observe(manifests, surroundings);
     let Outcome {
         configuration,
         diagnoses,
     } = controller::compile(&observed, CLUSTER_DOMAIN);
+    let mut unresolved = unresolved(manifests, diagnoses);
+    for found in &mut unresolved {
+        if let Some(("Sink", namespace, name)) = found.missing_sink().filter(|sink| unusable.contains(sink)) {
+            found.finding.reason = "SinkUnusable";
+            found.finding.message = format!("Sink {namespace}/{name} has errors; mend them first");
+        }
+    }
     Resolution {
         configuration,
-        unresolved: unresolved(manifests, diagnoses),
+        unresolved,
     }
 }
 

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    Problem, Surroundings,
+    Key, Problem, Surroundings,
     document::{self, Node, Position, Tree},
     schema::{Schema, unknown_field},
 };
@@ -89,7 +89,7 @@ pub struct Manifest {
 
 impl Manifest {
     /// What tells it from every other resource: kind, namespace and name.
-    pub fn key(&self) -> (&'static str, String, String) {
+    pub fn key(&self) -> Key {
         let meta = self.resource.meta();
         (
             self.resource.kind(),
@@ -122,6 +122,8 @@ pub struct Read {
     pub manifests: Vec<Manifest>,
     /// What else of a cluster is there.
     pub surroundings: Surroundings,
+    /// The resources that have errors.
+    pub unusable: Vec<Key>,
 }
 
 /// Makes resources of documents.
@@ -230,6 +232,7 @@ impl Reader {
         let spec = match node.get("spec") {
             Some(spec) => schema.check(spec, node.position_of("spec"), findings),
             None => {
+                read.unusable.extend(key(&node));
                 findings.push(Finding {
                     position: node.position,
                     message: "spec is missing".to_owned(),
@@ -238,6 +241,7 @@ impl Reader {
             }
         };
         let (Some(metadata), true) = (metadata, findings.len() == before) else {
+            read.unusable.extend(key(&node));
             return;
         };
         match resource(kind, metadata, spec) {
@@ -249,6 +253,7 @@ impl Reader {
                 });
             }
             Err(error) => {
+                read.unusable.extend(key(&node));
                 findings.push(Finding {
                     position: node.locate("spec"),
                     message: format!("spec: {error}"),
@@ -256,6 +261,15 @@ impl Reader {
             }
         }
     }
+}
+
+/// Which Sink a document is, as far as it says: the one kind that others refer to.
+fn key(node: &Node) -> Option<Key> {
+    let metadata = node.get("metadata")?;
+    let text = |field| metadata.get(field).and_then(Node::text).map(str::to_owned);
+    let is_sink = node.get("kind").and_then(Node::text) == Some("Sink");
+    let namespace = text("namespace").unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+    is_sink.then_some(("Sink", namespace, text("name")?))
 }
 
 /// The metadata that counts; what the API server sets is left out.

@@ -317,7 +317,7 @@ pub fn unknown_field<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> St
 }
 
 /// How many letters to change, add or remove to make one of the other.
-fn distance(a: &str, b: &str) -> usize {
+pub fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, from) in a.chars().enumerate() {

@@ -135,7 +135,7 @@ fn run_file(
         cases,
     }) = &suite
     {
-        match check(manifests.clone(), false) {
+        match check(manifests.clone(), false, false) {
             Ok(Checked {
                 configuration,
                 errors,

@@ -41,7 +41,7 @@ impl Expression {
             return Err(Problem::TooManyConditions.into());
         }
         let parser = PrattParser::new().max_recursion_depth(MAX_DEPTH as u16);
-        let root = parser.parse(text).map_err(|errors| syntax(&errors))?;
+        let root = parser.parse(text).map_err(|errors| syntax(&errors, text))?;
         let root = Check::default().node(root, 0)?;
         if !may_be_boolean(&root) {
             return Err(Problem::NotBoolean.into());
@@ -54,7 +54,7 @@ impl Expression {
 }
 
 /// The first error that has a place; the others follow from it.
-fn syntax(errors: &cel::ParseErrors) -> ParseError {
+fn syntax(errors: &cel::ParseErrors, text: &str) -> ParseError {
     let placed = errors.errors.iter().find(|error| error.pos.0 > 0);
     let Some(error) = placed.or(errors.errors.first()) else {
         return Problem::TooDeep.into();
@@ -67,15 +67,52 @@ fn syntax(errors: &cel::ParseErrors) -> ParseError {
         return Problem::TooDeep.into();
     }
     let position = |number: isize| usize::try_from(number).unwrap_or_default();
+    let message = error.msg.strip_prefix("Syntax error: ").unwrap_or(&error.msg);
     ParseError::Syntax {
         line: position(error.pos.0),
         column: position(error.pos.1),
-        message: error
-            .msg
-            .strip_prefix("Syntax error: ")
-            .unwrap_or(&error.msg)
-            .to_owned(),
+        message: match meant(text) {
+            Some(meant) => format!("{message}; {meant}"),
+            None => message.to_owned(),
+        },
     }
+}
+
+/// What people write who know other languages, and how it is written here.
+fn meant(text: &str) -> Option<&'static str> {
+    let code = without_strings(text);
+    let has_word = |word: &str| {
+        code.split(|c: char| !c.is_alphanumeric())
+            .any(|part| part.eq_ignore_ascii_case(word))
+    };
+    let assigns = code.match_indices('=').any(|(at, _)| {
+        let (before, after) = (&code[..at], &code[at + 1..]);
+        !before.ends_with(['=', '!', '<', '>']) && !after.starts_with('=')
+    });
+    match () {
+        () if assigns => Some("to compare two values, write =="),
+        () if code.contains("<>") => Some("for two values that differ, write !="),
+        () if has_word("and") || has_word("or") || has_word("not") => {
+            Some("write && for and, || for or, ! for not; or use sql instead of cel")
+        }
+        () => None,
+    }
+}
+
+/// The text with what is in quotes left out.
+fn without_strings(text: &str) -> String {
+    let (mut code, mut quote, mut escaped) = (String::new(), None, false);
+    for character in text.chars() {
+        match (quote, character) {
+            (None, '"' | '\'') => quote = Some(character),
+            (None, _) => code.push(character),
+            (Some(_), _) if escaped => escaped = false,
+            (Some(_), '\\') => escaped = true,
+            (Some(open), _) if open == character => quote = None,
+            (Some(_), _) => {}
+        }
+    }
+    code
 }
 
 #[derive(Default)]

@@ -282,10 +282,27 @@ fn data_is_parsed_once_and_only_when_it_is_asked_for() {
 }
 
 #[test]
+fn what_other_languages_write_is_told_as_cel() {
+    for (text, told) in [
+        ("event.type = 'a'", "; to compare two values, write =="),
+        ("event.type <> 'a'", "; for two values that differ, write !="),
+        ("event.type == '=' AND event.id == 'and'", "; write && for and, "),
+        ("event.type == 'a = b' &&", ""),
+    ] {
+        let error = Expression::parse(text).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(told), "{text}: {error}");
+        assert_eq!(error.contains("; "), !told.is_empty(), "{text}: {error}");
+    }
+}
+
+#[test]
 fn mistakes_are_named() {
     let table = [
         ("", "column 1: mismatched input '<EOF>'"),
-        ("event.type = 'a'", "column 12: mismatched input '='"),
+        (
+            "event.type = 'a'",
+            "column 12: mismatched input '=' expecting <EOF>; to compare two values, write ==",
+        ),
         ("event.type == 'a' &&", "column 21: "),
         ("event.type == 'a", "column 15: unterminated string literal"),
         ("true &&\n @", "line 2, column 2: "),
