@@ -1,47 +1,64 @@
 #!/usr/bin/env bash
 # Runs Weir without a cluster on the manifests beside this file, with two consumers that print what they get.
-# Ends with Ctrl-C, and takes everything with it.
 #
-# In another terminal, from the project's folder, this makes an order:
+#   run.sh              the router and both consumers, until Ctrl-C
+#   run.sh stop NAME    ends one of them: router, orders or ticks; the others go on
+#   run.sh kill NAME    the same without a chance to say good-bye
+#   run.sh NAME         starts that one again, in this terminal
 #
-#   target/release/weir send 127.0.0.1:8080/quickstart/default --type com.example.order.created --data '{"amount": 12.50}'
-#
-# and so does this:
-#
-#   curl -i http://127.0.0.1:8080/quickstart/default \
-#     -H 'ce-specversion: 1.0' -H 'ce-id: 1' -H 'ce-source: /shop' -H 'ce-type: com.example.order.paid' \
-#     -H 'content-type: application/json' -d '{"amount": 12.50}'
+# Events and places are kept in target/quickstart between runs; remove it to begin anew.
 set -euo pipefail
 # Each process in a group of its own, so that Ctrl-C reaches this script alone and each is told to end once.
 set -m
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 project="$here/../.."
-cargo build --release --locked --manifest-path "$project/Cargo.toml"
-weir="${CARGO_TARGET_DIR:-$project/target}/release/weir"
+target="${CARGO_TARGET_DIR:-$project/target}"
+state="${QUICKSTART_STATE:-$target/quickstart}"
+ticks="${QUICKSTART_TICKS:-127.0.0.1:8081}"
+orders="${QUICKSTART_ORDERS:-127.0.0.1:8082}"
+weir="${QUICKSTART_WEIR:-$target/release/weir}"
 
-data="$(mktemp -d)"
-processes=()
-# Invoked by the trap.
-# shellcheck disable=SC2317
-end() {
-  trap - EXIT INT TERM
-  kill "${processes[@]}" 2>/dev/null || true
-  wait "${processes[@]}" 2>/dev/null || true
-  rm -rf "$data"
+# The process of this name, in place of this shell.
+become() {
+  echo $BASHPID >"$state/$1.pid"
+  case $1 in
+    ticks) exec "$weir" --log-level warn display --name ticks --listen "$ticks" ;;
+    orders) exec "$weir" --log-level warn display --name orders --listen "$orders" ;;
+    router) exec "$weir" run "$here" --data "$state/data" --service "quickstart/ticks=http://$ticks" --service "quickstart/orders=http://$orders" ;;
+  esac
 }
-trap end EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
 
-"$weir" --log-level warn display --name ticks --listen 127.0.0.1:8081 &
-processes+=($!)
-"$weir" --log-level warn display --name orders --listen 127.0.0.1:8082 &
-processes+=($!)
-"$weir" run "$here" --data "$data" \
-  --service quickstart/ticks=http://127.0.0.1:8081 \
-  --service quickstart/orders=http://127.0.0.1:8082 &
-processes+=($!)
+signal() {
+  kill "-$1" "$(cat "$state/$2.pid")"
+  echo "To start it again: examples/quickstart/run.sh $2"
+}
 
-# When one of them ends, the others are of no use.
-wait -n "${processes[@]}"
+all() {
+  [[ -n "${QUICKSTART_WEIR:-}" ]] || cargo build --release --locked --manifest-path "$project/Cargo.toml"
+  processes=()
+  trap 'trap - EXIT INT TERM; kill "${processes[@]}" 2>/dev/null || true; wait' EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  for name in ticks orders router; do
+    become "$name" &
+    processes+=($!)
+  done
+  # Those that are left go on without one that ends.
+  for name in ticks orders router; do
+    wait -n "${processes[@]}" || true
+    echo "One of the processes has ended. The others go on; Ctrl-C ends them." >&2
+  done
+}
+
+mkdir -p "$state"
+case "${1-all} ${2-}" in
+  "all ") all ;;
+  "ticks " | "orders " | "router ") become "$1" ;;
+  "stop ticks" | "stop orders" | "stop router") signal TERM "$2" ;;
+  "kill ticks" | "kill orders" | "kill router") signal KILL "$2" ;;
+  *)
+    sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    exit 2
+    ;;
+esac

@@ -366,3 +366,50 @@ fn a_log_that_cannot_be_written_ends_nothing() {
     consumer.wait_for(1);
     assert!(process.terminate().success());
 }
+
+#[test]
+fn the_quickstart_shows_that_nothing_is_lost() {
+    let state = Scratch::new();
+    // What the script starts ends with it, however that ends.
+    let exec = format!(
+        "#!/bin/sh\nexec setpriv --pdeathsig KILL -- {} \"$@\"\n",
+        env!("CARGO_BIN_EXE_weir")
+    );
+    let weir = state.write("weir", exec);
+    std::fs::set_permissions(&weir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let [ingress, admin, ticks, orders] = [(); 4].map(|()| ReservedPort::new());
+    let script = |arguments: &[&str]| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/quickstart/run.sh");
+        let all: Vec<_> = [script].into_iter().chain(arguments.iter().copied()).collect();
+        Process::program("bash", all)
+            .env("QUICKSTART_WEIR", &weir)
+            .env("QUICKSTART_STATE", state.path())
+            .env("QUICKSTART_TICKS", ticks.address().to_string())
+            .env("QUICKSTART_ORDERS", orders.address().to_string())
+            .env("WEIR_LISTEN", ingress.address().to_string())
+            .env("WEIR_ADMIN", admin.address().to_string())
+    };
+    let all = script(&[]).start();
+    all.wait_for_line(PATIENCE, |line| line.contains("com.example.tick"));
+    let order = |id: &str| {
+        let url = format!("http://{}/quickstart/default", ingress.address());
+        let headers = [
+            ("ce-specversion", "1.0"),
+            ("ce-id", id),
+            ("ce-source", "/shop"),
+            ("ce-type", "com.example.order.created"),
+        ];
+        assert_eq!(post(&url, &headers, "").status, 202);
+    };
+    order("first");
+    all.wait_for_line(PATIENCE, |line| line.contains("first"));
+
+    // Without its consumer, and over the router's end, an order waits.
+    script(&["stop", "orders"]).run().unwrap();
+    all.wait_for_line(PATIENCE, |line| line.contains("The others go on"));
+    order("second");
+    script(&["kill", "router"]).run().unwrap();
+    let _router = script(&["router"]).start();
+    let consumer = script(&["orders"]).start();
+    consumer.wait_for_line(PATIENCE, |line| line.contains("second"));
+}
