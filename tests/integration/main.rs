@@ -35,3 +35,4 @@ mod sink_credentials;
 mod sink_status;
 mod traces;
 mod uri_addresses;
+mod wire;
