@@ -31,6 +31,9 @@ use crate::{
     telemetry::{Burst, Receiver, Tracer},
 };
 
+/// How many events of a batch are read until others on the same thread have their turn.
+const EVENTS_AT_ONCE: usize = 256;
+
 /// What the ingress works with.
 pub(super) struct Ingress {
     pub(super) log: Arc<dyn EventLog>,
@@ -123,6 +126,9 @@ impl Ingress {
         // The events of a batch are there one after the other, and their records together.
         let mut records = Vec::with_capacity(count);
         for (index, event) in unread.in_context(context).enumerate() {
+            if index % EVENTS_AT_ONCE == EVENTS_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
             let event = event?;
             if is_batch {
                 receiver.link(&event);
