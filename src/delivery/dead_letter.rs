@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cloudevents::{Event, Invalid, RecordError, clean_text};
 
-/// How much of what is told of a failure goes into an attribute, in bytes.
+/// How much of what is told of a failure goes into an attribute, in bytes of a header, in which it is percent-encoded.
 const MAX_ATTRIBUTE: usize = 1024;
 
 /// Why an event could not be delivered to one Trigger's Sink.
@@ -62,7 +62,7 @@ impl DeadLetter {
     /// | --- | --- |
     /// | `weirerrordest` | the URI of the Sink that did not take it |
     /// | `weirerrorcode` | the status of its last answer; not set if there was none |
-    /// | `weirerrordata` | the beginning of its last answer, or why there was none; at most 1 KiB |
+    /// | `weirerrordata` | the beginning of its last answer, or why there was none; at most 1 KiB, percent-encoded as in a header |
     /// | `weirerrorreason` | why no further attempt is made |
     /// | `weirerrorattempts` | how many attempts failed |
     /// | `weirerrortrigger` | the Trigger, as `namespace/name` |
@@ -115,8 +115,20 @@ impl DeadLetter {
     }
 }
 
+/// As much of the beginning of a text as fits into an attribute.
 fn shorten(text: &str) -> String {
-    text[..text.floor_char_boundary(MAX_ATTRIBUTE)].to_owned()
+    let mut left = MAX_ATTRIBUTE;
+    let fits = |character: &char| {
+        let encoded = match character {
+            '"' | '%' => 3,
+            '!'..='~' => 1,
+            other => 3 * other.len_utf8(),
+        };
+        let rest = left.checked_sub(encoded);
+        left = rest.unwrap_or(0);
+        rest.is_some()
+    };
+    text.chars().take_while(fits).collect()
 }
 
 trait SplitChecked: Sized {
@@ -150,6 +162,14 @@ impl DeadLetter {
 mod tests {
     use super::*;
     use crate::cloudevents::EventBuilder;
+
+    #[test]
+    fn what_is_told_is_short_in_a_header_too() {
+        for (text, characters) in [("a", 1024), (" ", 341), ("é", 170), ("€", 113), ("😀", 85)] {
+            assert_eq!(shorten(&text.repeat(2000)).chars().count(), characters, "{text}");
+        }
+        assert_eq!(shorten("short"), "short");
+    }
 
     #[test]
     fn is_read_as_it_was_written_and_not_when_it_breaks_off() {

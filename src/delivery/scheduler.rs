@@ -58,6 +58,9 @@ const AFTER_OUTAGE: Duration = Duration::from_secs(1);
 /// Failed attempts in a row after which people are told that the Sink is down.
 const FAILURES_TOLD: u32 = 10;
 
+/// The pause that a Sink asks for after which people are told that it is down.
+const PAUSE_TOLD: Duration = Duration::from_secs(30);
+
 /// The events of one outage that are tried as soon as it ends, at most.
 const MAX_SUSPECTS: usize = 4096;
 
@@ -163,6 +166,8 @@ pub(super) struct Scheduler<E> {
     suspects: Vec<Place>,
     bucket: Bucket,
     throttle: Throttle,
+    /// Whether the Sink has since its last success asked for a pause of which people are told.
+    asked_for_long_pause: bool,
     sink: u32,
 }
 
@@ -190,6 +195,7 @@ impl<E> Scheduler<E> {
             suspects: Vec::new(),
             bucket: Bucket::default(),
             throttle: Throttle::new(now),
+            asked_for_long_pause: false,
             sink: 0,
         };
         if !scheduler.is_by_key() {
@@ -300,15 +306,16 @@ impl<E> Scheduler<E> {
         self.sink = self.sink.wrapping_add(1);
         self.breaker = Breaker::default();
         self.throttle = Throttle::new(now);
+        self.asked_for_long_pause = false;
         self.failures = 0;
         self.suspects.clear();
         self.retries = self.retries.iter().map(|&(_, place)| (now, place)).collect();
     }
 
-    /// Whether people are told that the Sink is down: it is only probed, or has taken none of the last attempts, be they
-    /// of few events.
+    /// Whether people are told that the Sink is down: it is only probed, has taken none of the last attempts, be they of
+    /// few events, or has asked for a long pause.
     pub(super) fn is_sink_down(&self) -> bool {
-        self.breaker.is_open() || self.failures >= FAILURES_TOLD
+        self.breaker.is_open() || self.failures >= FAILURES_TOLD || self.asked_for_long_pause
     }
 
     /// Attempts under way.
@@ -511,12 +518,14 @@ impl<E> Scheduler<E> {
         let asked = retry_after.map(|asked| asked.min(delivery.retry_after_max));
         if let Some(asked) = asked.filter(|asked| asks_for_all && !asked.is_zero()) {
             self.throttle.hold(now + asked, now);
+            self.asked_for_long_pause |= asked >= PAUSE_TOLD;
         }
     }
 
     /// Once an outage is over, what failed in it is tried again soon.
     fn sink_answered(&mut self, now: Instant, jitter: f64) {
         self.failures = 0;
+        self.asked_for_long_pause = false;
         let suspects = std::mem::take(&mut self.suspects);
         if !self.breaker.answered(now) {
             return;

@@ -341,7 +341,8 @@ fn attribute_headers(headers: &[(String, Vec<u8>)]) -> Vec<(String, String)> {
 }
 
 /// Besides what makes up the event, a delivery has these headers and no more; the last two where it is in a trace.
-const OF_THE_HOP: [&str; 7] = [
+const OF_THE_HOP: [&str; 8] = [
+    "accept-encoding",
     "content-length",
     "host",
     "user-agent",
