@@ -135,6 +135,10 @@ bench: rust ## Measure throughput side by side with a plain proxy (see benches/R
 bench-matching: rust ## Measure how long matching takes, by the number of Triggers (see benches/README.md)
 	$(CARGO) bench --locked --bench matching
 
+.PHONY: bench-neighbour
+bench-neighbour: rust ## Measure what a namespace that does its worst costs another (see benches/README.md)
+	WEIR_KILLS=1 $(CARGO) test --locked --release $(test_features) --test integration faults::neighbour -- --nocapture
+
 .PHONY: faults
 faults: rust ## Kill routers hundreds of times, break their disks and Sinks, and count what arrives
 	assets="$$(tests/kubernetes/build.sh)"

@@ -315,19 +315,21 @@ impl Router {
             return Ok(());
         }
         let FullLetter { letter, event } = full;
-        let delivery = letter.delivery;
         // A Sink could have put into it what acts on a terminal.
-        let lines: Vec<_> = delivery.detail.lines().map(clean_text).collect();
-        let status = delivery
+        let lines: Vec<_> = letter.detail.lines().map(clean_text).collect();
+        let status = letter
             .status
             .map_or_else(|| "none".to_owned(), |status| status.to_string());
         for (name, value) in [
             ("ID", letter.id.to_string()),
             ("Time", letter.time.to_string()),
-            ("Trigger", format!("{}/{}", delivery.namespace, delivery.name)),
-            ("Sink", delivery.sink),
-            ("Reason", delivery.reason),
-            ("Attempts", delivery.attempts.to_string()),
+            (
+                "Trigger",
+                format!("{}/{}", letter.trigger.namespace, letter.trigger.name),
+            ),
+            ("Sink", letter.sink),
+            ("Reason", letter.reason),
+            ("Attempts", letter.attempts.to_string()),
             ("Status", status),
             ("Last answer", lines.join("\n")),
         ] {
@@ -418,18 +420,17 @@ impl Router {
 }
 
 fn row(letter: Letter) -> [String; 8] {
-    let delivery = letter.delivery;
     [
         letter.id.to_string(),
         format!("{:.0}", letter.time),
-        delivery.name,
+        letter.trigger.name,
         letter.event_type,
         letter.event_id,
-        delivery.attempts.to_string(),
-        delivery
+        letter.attempts.to_string(),
+        letter
             .status
             .map_or_else(|| "-".to_owned(), |status| status.to_string()),
-        delivery.reason,
+        letter.reason,
     ]
 }
 

@@ -85,9 +85,30 @@ pub struct Letter {
     pub event_source: String,
     /// The event's `type`.
     pub event_type: String,
-    /// Of its delivery.
-    #[serde(flatten)]
-    pub delivery: DeadLetter,
+    /// Whose it is.
+    pub trigger: TriggerName,
+    /// The URI of the Sink that did not take it.
+    pub sink: String,
+    /// Why no further attempt was made.
+    pub reason: String,
+    /// The status of the last answer, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// The beginning of the last answer, or why there was none.
+    pub detail: String,
+    /// How many attempts failed.
+    pub attempts: u32,
+}
+
+/// Names a Trigger, as `weir explain` does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TriggerName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID: another Trigger may have had the name.
+    pub uid: String,
 }
 
 /// A dead letter with its event.
@@ -260,7 +281,17 @@ impl From<KeptLetter> for Letter {
         let KeptLetter {
             id,
             at,
-            letter,
+            letter:
+                DeadLetter {
+                    trigger,
+                    namespace,
+                    name,
+                    sink,
+                    reason,
+                    status,
+                    detail,
+                    attempts,
+                },
             event,
         } = kept;
         Self {
@@ -269,7 +300,16 @@ impl From<KeptLetter> for Letter {
             event_id: event.id().to_owned(),
             event_source: event.source().to_owned(),
             event_type: event.r#type().to_owned(),
-            delivery: letter,
+            trigger: TriggerName {
+                namespace,
+                name,
+                uid: trigger,
+            },
+            sink,
+            reason,
+            status,
+            detail,
+            attempts,
         }
     }
 }

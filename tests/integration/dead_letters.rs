@@ -64,6 +64,12 @@ fn dead_letters_are_listed_shown_redriven_and_dropped() {
     let letters = listed(&router, &["--trigger=billing"]);
     assert_eq!(letters.len(), 3);
     let letter = letters.iter().find(|letter| letter["eventId"] == "2").unwrap();
+    let named = (&letter["trigger"]["namespace"], &letter["trigger"]["name"]);
+    assert_eq!(
+        named,
+        (&"shop".into(), &"billing".into()),
+        "as weir explain names it"
+    );
     assert_eq!((&letter["status"], &letter["attempts"]), (&422.into(), &1.into()));
     let id = letter["id"].to_string();
     let (success, shown) = dead_letters(&router, &["show", "shop/default", &id]);
