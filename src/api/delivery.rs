@@ -11,7 +11,8 @@ use super::Destination;
 /// A duration as it is written in a manifest: `500ms`, `30s`, `1h30m`.
 pub type DurationText = kube::core::Duration;
 
-/// How events are delivered. What is left out is taken from the Sink, and where the Sink says nothing either,
+/// How events are delivered. What is left out is taken from the Sink (retry and retryDuration together: one that is set
+/// replaces both), and where the Sink says nothing either,
 /// from the defaults named here.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

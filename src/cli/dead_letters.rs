@@ -31,7 +31,8 @@ const NO_ROOM_PAUSE: Duration = Duration::from_millis(500);
 /// The flags of `weir dead-letters`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "In a cluster, each router keeps its own: kubectl port-forward POD 9090 makes one reachable."
+    after_help = "In a cluster, each router keeps its own: run it in the router's pod (kubectl exec POD -- /weir dead-letters ...), or make the \
+                  pod's admin address reachable (kubectl port-forward POD 9090)."
 )]
 pub struct Args {
     /// The router's admin address.

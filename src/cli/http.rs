@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use http::{Request, StatusCode, Uri};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body::Body as _;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 
@@ -33,7 +34,12 @@ pub fn parse_url(text: &str) -> anyhow::Result<Uri> {
 ///
 /// # Errors
 /// When there is no answer within 30 seconds; [`Refused`] when it says something else.
-pub async fn exchange(request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
+pub async fn exchange(mut request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
+    if request.method() == Method::POST && request.body().is_end_stream() {
+        // hyper leaves it out, and some servers answer 411 then (RFC 9110, section 8.6).
+        let none = HeaderValue::from_static("0");
+        request.headers_mut().insert(header::CONTENT_LENGTH, none);
+    }
     let url = request.uri().clone();
     let tls =
         trust::for_uri(&url).context("cannot read the certificate authorities that this machine trusts")?;
@@ -85,7 +91,7 @@ pub struct Refused {
 
 fn unreachable(url: &Uri, error: &hyper_util::client::legacy::Error) -> anyhow::Error {
     let what_to_do = if error.is_connect() {
-        "; does a router run there (weir run, or kubectl port-forward)?"
+        "; does a router run there (weir run, or one that kubectl port-forward makes reachable)?"
     } else {
         ""
     };

@@ -40,7 +40,7 @@ const SET_ASIDE: u32 = 16 * OVERRUN;
 /// Stands for no offset.
 const NONE: u64 = u64::MAX;
 
-/// A Sink fails so steadily that it is only probed.
+/// A Sink keeps failing or has asked for a long pause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outage {
     /// When it was taken to be down.

@@ -178,7 +178,7 @@ pub enum EventState {
     Settled,
 }
 
-/// A Sink that is only probed.
+/// A Sink that keeps failing or has asked for a long pause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkOutage {
     /// When it was taken to be down.

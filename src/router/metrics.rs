@@ -400,7 +400,7 @@ impl Collector for DeliveryCollector {
             &mut encoder,
             &triggers,
             "trigger_sink_down",
-            "1 while the Sink keeps failing and is only probed",
+            "1 while the Sink keeps failing or has asked for a long pause",
             |view| u64::from(view.stats.outage().is_some()),
         )?;
         gauge(

@@ -143,7 +143,7 @@ fn not_local(why: &str) -> Problem {
     refused(
         "not_local",
         format!(
-            "{why}it answers on the router's own machine only; in a cluster, use kubectl port-forward to the router's pod"
+            "{why}it answers on the router's own machine only; in a cluster, use kubectl exec in the router's pod, or kubectl port-forward to it"
         ),
     )
 }

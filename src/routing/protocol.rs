@@ -78,7 +78,7 @@ pub fn sinks_path(router: &str) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SinkReport {
-    /// The Sinks that fail so steadily that they are only probed.
+    /// The Sinks that keep failing or have asked for a long pause.
     pub down: Vec<SinkOutage>,
     /// The UIDs of Triggers whose Sink has not answered since the router started or the Sink was changed: nothing is
     /// said about it.

@@ -422,3 +422,27 @@ fn an_event_of_the_log_is_explained_with_how_far_each_trigger_is() {
         400
     );
 }
+
+#[test]
+fn manifests_come_from_standard_input_and_from_folders_below() {
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.path().join("below")).unwrap();
+    scratch.write("below/a.yaml", trigger("a", "[]"));
+    let folder = scratch.path().to_str().unwrap();
+    let (code, output) = weir(&["validate", folder]);
+    assert!(
+        code == 1 && output.contains("no Source, Trigger or Sink"),
+        "{output}"
+    );
+    let fine = (0, "1 resource: no errors".to_owned());
+    assert_eq!(weir(&["validate", "--recursive", folder]), fine);
+
+    let piped = format!("exec \"$0\" validate - <{folder}/below/a.yaml");
+    let output = Process::program("sh", ["-c", &piped, env!("CARGO_BIN_EXE_weir")]).run();
+    assert_eq!(output, Ok(fine.1));
+    let (code, output) = weir(&["run", "-"]);
+    assert!(
+        code == 2 && output.contains("name files or directories"),
+        "{output}"
+    );
+}

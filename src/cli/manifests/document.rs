@@ -326,6 +326,15 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_a_whole_cluster_is_read() {
+        let text = "items:\n".to_owned() + &"- {a: b}\n".repeat(100_000);
+        assert_eq!(
+            read(&text).unwrap()[0].get("items").unwrap().items().len(),
+            100_000
+        );
+    }
+
+    #[test]
     fn documents_with_places() {
         let text = "# first\napiVersion: v1\nspec:\n  items:\n  - name: a\n    n: 1.5\n  - null\n---\n---\n{\"b\": [true, -3, \"x\"]}\n";
         let documents = read(text).unwrap();
