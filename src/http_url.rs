@@ -5,11 +5,11 @@ use std::net::Ipv6Addr;
 
 use http::Uri;
 
-/// Why a text is not the URL of an HTTP request. Each reads on from the text: "`x` is not a URI".
+/// Why a text is not the URL of an HTTP request. Each reads on from the text: "`x` is not a valid URL".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HttpUrlError {
     /// It breaks the syntax.
-    #[error("is not a URI: {0}")]
+    #[error("is not a valid URL: {0}")]
     Syntax(String),
     /// The scheme is neither `http` nor `https`.
     #[error("has to begin with http:// or https://")]
@@ -21,7 +21,7 @@ pub enum HttpUrlError {
     #[error("has no host")]
     Host,
     /// What is in brackets is not an IPv6 address.
-    #[error("has the host {0:?}, and what is in brackets is not an IPv6 address")]
+    #[error("has the host {0:?}, which is not an IPv6 address in brackets")]
     Address(String),
     /// The port is not a number from 1 to 65535.
     #[error("has the port {0:?}; a port is a number from 1 to 65535")]

@@ -14,7 +14,7 @@ pub(super) fn optional_duration(_: &mut SchemaGenerator) -> Schema {
         "nullable": true,
         "x-kubernetes-validations": [{
             "rule": r"self.matches('^([0-9]{1,8}([.][0-9]{1,8})?(ms|s|m|h))+$')",
-            "message": "must be a duration in ms, s, m or h, such as 500ms, 30s, 1h30m or, for a week, 168h",
+            "message": "must be a duration with the units ms, s, m or h, such as 500ms, 30s, 1h30m, or 168h for a week",
         }],
     })
 }
@@ -45,8 +45,8 @@ pub(super) fn optional_http_uri(_: &mut SchemaGenerator) -> Schema {
         "nullable": true,
         "x-kubernetes-validations": [{
             "rule": format!("self.matches('^https?://{HOST}(:({PORT})?)?([/?][^#]*)?$')"),
-            "message": "must be an absolute http or https URI: a host, no port or one from 1 to 65535, no user name and \
-                        no fragment",
+            "message": "must be an absolute http or https URI with a host; a port must be from 1 to 65535, and a user name \
+                        or a fragment is not allowed",
         }],
     })
 }

@@ -208,8 +208,9 @@ pub struct TriggerStatus {
 
     /// Ready: events flow. FiltersValid: the filters could be compiled. SinkResolved: the destination is known.
     /// Applied: every live router routes by this generation. Reason and message say what to do where one is not True.
-    /// SinkAnswering: the Sink answers, for better or worse; False while a router finds that it keeps failing and only
-    /// probes it. Ready does not depend on it. It is there once every router has told, while events may flow.
+    /// SinkAnswering: the Sink answers, for better or worse; False while a router finds that it keeps failing or it has
+    /// asked for a long pause. Ready does not depend on it. It is set once the Sink has answered and every router has
+    /// reported, while events may flow.
     /// Resumed: there where the Trigger went on from the place of a deleted one of its name.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]

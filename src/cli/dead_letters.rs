@@ -31,8 +31,8 @@ const NO_ROOM_PAUSE: Duration = Duration::from_millis(500);
 /// The flags of `weir dead-letters`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "In a cluster, each router keeps its own: run it in the router's pod (kubectl exec POD -- /weir dead-letters ...), or make the \
-                  pod's admin address reachable (kubectl port-forward POD 9090)."
+    after_help = "In a cluster, each router keeps its own dead letters: run this command in the router's pod (kubectl exec POD -- /weir \
+                  dead-letters ...), or forward the pod's admin port (kubectl port-forward POD 9090)."
 )]
 pub struct Args {
     /// The router's admin address.
@@ -158,8 +158,8 @@ fn check_all_found(broker: &str, selected: &Selected, found: u64) -> anyhow::Res
     let by_letter = selected.trigger.is_some() || !selected.filters.is_empty();
     if found == 0 && selected.ids.is_none() && by_letter {
         bail!(
-            "no dead letter of broker {broker} is meant by that: --trigger is the name of its Trigger, --filter an attribute of its \
-             event; weir dead-letters list {broker} shows those that are kept"
+            "no dead letter of broker {broker} matches: --trigger takes a Trigger's name without its namespace, --filter an \
+             attribute of the event; weir dead-letters list {broker} lists them all"
         );
     }
     let named = selected.ids.as_ref().map_or(0, BTreeSet::len) as u64;

@@ -35,8 +35,8 @@ pub struct LogArgs {
     )]
     pub max_event_size: Size,
 
-    /// How long a producer's connection without a request stays open: longer than a load balancer before the router keeps
-    /// its own, or the balancer answers 502 now and then.
+    /// How long an idle connection from a producer stays open. Set it above the idle timeout of any load balancer in front,
+    /// or clients get an occasional 502.
     #[arg(long, env = "WEIR_IDLE_TIMEOUT", default_value = "650s", value_name = "DURATION", value_parser = units::duration)]
     pub idle_timeout: Duration,
 

@@ -90,7 +90,7 @@ fn utf8(text: &[u8]) -> Result<&str, Invalid> {
     if text.starts_with(BYTE_ORDER_MARK) {
         return Err(Invalid::new(
             Reason::MalformedJson,
-            "the body begins with a byte order mark (U+FEFF), which JSON that is sent must not have; send it without",
+            "the body begins with a byte order mark (U+FEFF), which is not allowed in JSON sent over HTTP; remove it",
         ));
     }
     Ok(text)

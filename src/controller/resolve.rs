@@ -127,8 +127,9 @@ impl<'a> Resolver<'a> {
             return Err(Finding::bad(
                 "ServiceExternal",
                 format!(
-                    "Service {name:?} is of type ExternalName and has no address of its own; name the host that it stands for in \
-                     uri, or, if that is a Service of this cluster, that Service: here, or by ref a Sink in its namespace"
+                    "Service {name:?} is of type ExternalName and has no address of its own; name its target instead: a host \
+                     outside the cluster in uri, or a Service of this namespace in service; a Service of another namespace is reached \
+                     by a Trigger's ref to a Sink there"
                 ),
             ));
         }
@@ -173,8 +174,8 @@ impl<'a> Resolver<'a> {
         .any(|suffix| host.ends_with(suffix));
         if inside {
             return Err(bad(
-                "is inside the cluster; name the Service in service or, if it is of another namespace, by ref a Sink there (for one \
-                 of type ExternalName, the Service that it stands for)",
+                "is inside the cluster; name a Service of this namespace in service, or in a Trigger refer to a Sink in the \
+                 Service's namespace (for an ExternalName Service, use its target)",
             ));
         }
         Ok(Address {

@@ -62,7 +62,7 @@ impl DeadLetter {
     /// | --- | --- |
     /// | `weirerrordest` | the URI of the Sink that did not take it |
     /// | `weirerrorcode` | the status of its last answer; not set if there was none |
-    /// | `weirerrordata` | the beginning of its last answer, or why there was none; at most 1 KiB, percent-encoded as in a header |
+    /// | `weirerrordata` | the beginning of its last answer, or why there was none; at most 1 KiB, counted as percent-encoded in a header |
     /// | `weirerrorreason` | why no further attempt is made |
     /// | `weirerrorattempts` | how many attempts failed |
     /// | `weirerrortrigger` | the Trigger, as `namespace/name` |

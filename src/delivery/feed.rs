@@ -2,6 +2,9 @@
 //! once it has caught up, the inbox that the broker's reader fills. It yields events that the Trigger wants, records that
 //! cannot be read, and gaps.
 
+#[cfg(test)]
+mod model;
+
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};

@@ -207,7 +207,8 @@ impl Reader {
         }
     }
 
-    async fn offer(&self, end: Offset) -> Result<(), LogError> {
+    /// Offers what is next in the log, below `end`.
+    pub(super) async fn offer(&self, end: Offset) -> Result<(), LogError> {
         let Some(position) = self.position_if_needed(end) else {
             return Ok(());
         };

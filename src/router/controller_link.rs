@@ -77,8 +77,8 @@ pub struct ControllerAddress {
 pub enum LinkError {
     /// The controller's address is not usable.
     #[error(
-        "the controller's address {0:?} {1}; it is a URL such as https://weir-controller:8090, or http if its controller \
-         does not serve TLS"
+        "the controller's address {0:?} {1}; use a URL such as https://weir-controller:8090, or an http one if the \
+         controller does not serve TLS"
     )]
     Address(String, HttpUrlError),
     /// An https address, and nothing says whom to trust.
@@ -374,7 +374,7 @@ mod tests {
                 true,
                 Some("has to begin with http://"),
             ),
-            ("http://", false, false, Some("is not a URI")),
+            ("http://", false, false, Some("is not a valid URL")),
         ] {
             let address = ControllerAddress {
                 url: url.to_owned(),

@@ -33,7 +33,7 @@ use crate::{
     weir explain shop/default --event event.json         by what the router at --router has in force\n  \
     weir explain --broker http://127.0.0.1:9090/shop/default --event event.json\n  \
     weir explain shop/default --id 42                    an event in the router's log\n\n\
-    In a cluster, run it in the router's pod (kubectl exec POD -- /weir explain ...), or make the pod's admin address reachable \
+    In a cluster, run this command in the router's pod (kubectl exec POD -- /weir explain ...), or forward the pod's admin port \
     (kubectl port-forward POD 9090).")]
 pub struct Args {
     /// The broker, as NAMESPACE/NAME, or as a URL: the router's admin address with /NAMESPACE/NAME behind it. With

@@ -68,9 +68,9 @@ pub struct Key {
     pub name: String,
 }
 
-/// How many values a file may have, and how many bytes of text in them: more than a cluster's resources of ours.
-const MAX_NODES: usize = 10_000_000;
-const MAX_TEXT: usize = 1024 * 1024 * 1024;
+/// How many values a file may have, and how many bytes of text in them. Each takes a hundred bytes of memory or more.
+const MAX_NODES: usize = 1_000_000;
+const MAX_TEXT: usize = 256 * 1024 * 1024;
 
 /// Reads all documents of a text; empty ones are left out.
 ///
@@ -88,6 +88,12 @@ pub fn read(text: &str) -> Result<Vec<Node>, (Position, String)> {
     serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
         let error = error.without_snippet();
         let position = error.location().map_or(Position::START, Position::from);
+        if matches!(error, serde_saphyr::Error::Budget { .. }) {
+            return (
+                position,
+                format!("the file is too large: it may have {MAX_NODES} values; split it"),
+            );
+        }
         (
             position,
             without_place(&error.render_with_formatter(&serde_saphyr::UserMessageFormatter)),

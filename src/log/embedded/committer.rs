@@ -108,7 +108,8 @@ impl EmbeddedOptions {
         };
         if length > 0 && retained.saturating_add(length) > max {
             return Err(LogError::Full(format!(
-                "it holds {retained} of {max} bytes, and what all Triggers have settled is removed as soon as room is wanted"
+                "{retained} of {max} bytes are held by events that Triggers have not settled; let them be delivered, delete a Trigger, or \
+                 raise --log-size"
             )));
         }
         Ok(())

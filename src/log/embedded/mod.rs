@@ -189,8 +189,7 @@ impl EmbeddedLog {
                 directory = %directory.display(),
                 wanted = options.max_bytes,
                 capacity,
-                "the volume is too small for an event log of the size that is wanted: it will be full earlier. Make the volume \
-                 larger, or --log-size smaller"
+                "the volume has less room than --log-size, so the event log will be full earlier. Enlarge the volume or lower --log-size"
             );
         }
 

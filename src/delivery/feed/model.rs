@@ -1,0 +1,312 @@
+//! Runs a feed and its broker's reader against a real log in any order of what can happen, and compares what it yields with
+//! what was appended: each event that is wanted once and in order, or told as missed; after a restart what was outstanding
+//! once more, or told as removed.
+
+use std::{
+    collections::BTreeSet,
+    ops::Range,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::{
+    cloudevents::EventBuilder,
+    delivery::{Addresses, Client},
+    log::embedded::{EmbeddedLog, EmbeddedOptions},
+    memory::Pool,
+    routing::{Configuration, Delivery, RoutingTable},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Wanted,
+    /// Three of them fill an inbox.
+    WantedAndLarge,
+    Unwanted,
+    Unreadable,
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    Append(Vec<Kind>),
+    /// The same, more than a feed may be behind to join.
+    AppendMany(Kind),
+    /// The broker's reader reads on.
+    Offer,
+    /// The feed does, with room for so many events.
+    Feed(usize),
+    /// So many of the oldest records are removed.
+    Trim(u64),
+    /// So many outstanding events are settled.
+    Settle(usize),
+    Pause,
+    /// The feed ends, and another goes on with what was outstanding.
+    Restart,
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        8 => Just(Kind::Wanted),
+        1 => Just(Kind::WantedAndLarge),
+        3 => Just(Kind::Unwanted),
+        1 => Just(Kind::Unreadable),
+    ]
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        4 => prop::collection::vec(kind(), 1..20).prop_map(Action::Append),
+        1 => kind().prop_map(Action::AppendMany),
+        4 => Just(Action::Offer),
+        6 => (1_usize..64).prop_map(Action::Feed),
+        1 => (1_u64..40).prop_map(Action::Trim),
+        2 => (1_usize..20).prop_map(Action::Settle),
+        1 => Just(Action::Pause),
+        1 => Just(Action::Restart),
+    ]
+}
+
+/// One log for all runs, each of which has a broker of its own in it.
+static LOG: LazyLock<(tempfile::TempDir, Arc<dyn EventLog>)> = LazyLock::new(|| {
+    let directory = tempfile::tempdir().unwrap();
+    let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
+    (directory, Arc::new(log))
+});
+
+fn record(kind: Kind) -> Bytes {
+    let size = if kind == Kind::WantedAndLarge { 100_000 } else { 10 };
+    let event = EventBuilder::new()
+        .attribute("id", "1")
+        .attribute("source", "/s")
+        .attribute("type", if kind == Kind::Unwanted { "other" } else { "wanted" })
+        .attribute("large", "x".repeat(size));
+    match kind {
+        Kind::Unreadable => Bytes::from_static(&[9, 0]),
+        _ => event.build().unwrap().to_record(),
+    }
+}
+
+struct Run {
+    log: Arc<dyn EventLog>,
+    broker: Arc<str>,
+    reader: Arc<Reader>,
+    settings: Settings,
+    table: RoutingTable,
+    memory: Share,
+    feed: Feed,
+    next: Offset,
+    appended: Vec<Kind>,
+    /// What came for the first time, in its order.
+    events: Vec<u64>,
+    missed: Vec<Range<u64>>,
+    unreadable: usize,
+    outstanding: BTreeSet<u64>,
+    /// What the feed has to yield again.
+    to_recover: BTreeSet<u64>,
+}
+
+impl Run {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let name = format!("b{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let broker: Arc<str> = format!("shop/{name}").into();
+        let trigger = json!({
+            "uid": "u", "namespace": "shop", "name": "t", "generation": 1, "broker": name,
+            "filters": [{"exact": {"type": "wanted"}}],
+            "destination": {"uri": "http://sink/", "service": null, "contentMode": "AsReceived"},
+            "delivery": Delivery::default(), "start": "Latest", "suspend": false,
+        });
+        let table = RoutingTable::compile(Configuration {
+            triggers: vec![serde_json::from_value(trigger).unwrap()],
+            ..Configuration::default()
+        });
+        let client = Client::new(1, Addresses::any()).unwrap();
+        let settings = Settings::new(&client, table.authorities(), table.brokers()[&*broker].clone(), 0);
+        let (log, pool) = (LOG.1.clone(), Pool::new(1 << 26));
+        let reader = Arc::new(Reader::new(broker.to_string(), log.clone(), &pool));
+        let memory = Share::new(&pool, "shop", "t");
+        let feed = begun(&log, &broker, &reader, &table, &memory, &BTreeSet::new());
+        Self {
+            log,
+            broker,
+            reader,
+            settings,
+            table,
+            memory,
+            feed,
+            next: Offset(0),
+            appended: Vec::new(),
+            events: Vec::new(),
+            missed: Vec::new(),
+            unreadable: 0,
+            outstanding: BTreeSet::new(),
+            to_recover: BTreeSet::new(),
+        }
+    }
+
+    fn end(&self) -> Offset {
+        self.log.bounds(&self.broker).next
+    }
+
+    async fn act(&mut self, action: Action) {
+        match action {
+            Action::Append(kinds) => self.append(kinds).await,
+            Action::AppendMany(kind) => self.append(vec![kind; 300]).await,
+            Action::Offer => self.reader.offer(self.end()).await.unwrap(),
+            Action::Feed(room) => self.feed(room).await,
+            Action::Trim(count) => {
+                let before = self.log.bounds(&self.broker).first.plus(count).min(self.end());
+                self.log.trim(&self.broker, before).await.unwrap();
+            }
+            Action::Settle(count) => {
+                for _ in 0..count {
+                    self.outstanding.pop_first();
+                }
+            }
+            Action::Pause => self.feed.pause(),
+            Action::Restart => {
+                self.to_recover = self.outstanding.clone();
+                self.feed = begun(
+                    &self.log,
+                    &self.broker,
+                    &self.reader,
+                    &self.table,
+                    &self.memory,
+                    &self.to_recover,
+                );
+            }
+        }
+    }
+
+    async fn append(&mut self, kinds: Vec<Kind>) {
+        let records = kinds.iter().map(|&kind| record(kind)).collect();
+        self.log
+            .append(&self.broker, records, Timestamp::now())
+            .await
+            .unwrap();
+        self.appended.extend(kinds);
+    }
+
+    async fn feed(&mut self, room: usize) {
+        let batch = if self.feed.is_attached() {
+            self.feed.take(self.next, room).0
+        } else {
+            let reading = self.feed.read(self.next, room, &self.settings);
+            let mut batch = reading.await.unwrap();
+            self.feed.absorb(&mut batch, || false);
+            batch
+        };
+        for fed in batch.fed {
+            match fed {
+                Fed::Event {
+                    place: Place::Log(Offset(offset)),
+                    ..
+                } => {
+                    if !self.to_recover.remove(&offset) {
+                        assert!(offset >= self.next.0, "{offset} comes again");
+                        self.events.push(offset);
+                        self.outstanding.insert(offset);
+                    }
+                }
+                Fed::Removed(Place::Log(Offset(offset))) => {
+                    assert!(self.to_recover.remove(&offset), "{offset} was not outstanding");
+                    assert!(
+                        offset < self.log.bounds(&self.broker).first.0,
+                        "{offset} is there"
+                    );
+                    self.outstanding.remove(&offset);
+                }
+                Fed::Missed(count) => {
+                    let missed = self.next.0..self.next.0 + count;
+                    assert!(
+                        missed.end <= self.log.bounds(&self.broker).first.0,
+                        "{missed:?} is there"
+                    );
+                    self.missed.push(missed);
+                }
+                Fed::Unreadable => self.unreadable += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(batch.next >= self.next, "it goes back");
+        self.next = batch.next;
+    }
+
+    /// Goes on until nothing is left.
+    async fn finish(&mut self) {
+        for _ in 0..10_000 {
+            if self.next == self.end() && self.to_recover.is_empty() && self.feed.is_attached() {
+                return;
+            }
+            self.reader.offer(self.end()).await.unwrap();
+            self.feed(64).await;
+        }
+        panic!(
+            "it is at {}, {:?}, {:?} are to come again",
+            self.next, self.feed.following, self.to_recover
+        );
+    }
+
+    fn check(&self) {
+        assert!(self.events.is_sorted(), "in order");
+        let is_missed = |offset: &u64| self.missed.iter().any(|missed| missed.contains(offset));
+        let of = |wanted: fn(Kind) -> bool| {
+            let all = self.appended.iter().zip(0_u64..);
+            all.filter(move |(kind, _)| wanted(**kind))
+                .map(|(_, offset)| offset)
+        };
+        let wanted = of(|kind| matches!(kind, Kind::Wanted | Kind::WantedAndLarge));
+        let expected: Vec<_> = wanted.filter(|offset| !is_missed(offset)).collect();
+        assert_eq!(self.events, expected);
+        let unreadable = of(|kind| kind == Kind::Unreadable).filter(|offset| !is_missed(offset));
+        assert_eq!(self.unreadable, unreadable.count());
+    }
+}
+
+fn begun(
+    log: &Arc<dyn EventLog>,
+    broker: &Arc<str>,
+    reader: &Arc<Reader>,
+    table: &RoutingTable,
+    memory: &Share,
+    to_recover: &BTreeSet<u64>,
+) -> Feed {
+    let (stats, inbox) = (Arc::<TriggerStats>::default(), Arc::<Inbox>::default());
+    reader.follow(table.brokers()[&**broker].clone(), vec![inbox.clone()]);
+    let to_recover = to_recover.iter().map(|&offset| Place::Log(Offset(offset)));
+    Feed::new(
+        log.clone(),
+        broker.clone(),
+        reader.clone(),
+        inbox,
+        stats,
+        memory.clone(),
+        to_recover,
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn each_wanted_event_comes_once_and_in_order(actions in prop::collection::vec(action(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut run = Run::new();
+            for action in actions {
+                run.act(action).await;
+            }
+            run.finish().await;
+            run.check();
+        });
+    }
+}
