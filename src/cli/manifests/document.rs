@@ -82,6 +82,7 @@ pub fn read(text: &str) -> Result<Vec<Node>, (Position, String)> {
         budget: serde_saphyr::budget! {
             max_events: MAX_NODES * 2,
             max_nodes: MAX_NODES,
+            max_documents: MAX_NODES,
             max_total_scalar_bytes: MAX_TEXT,
         },
     };
@@ -338,6 +339,9 @@ mod tests {
             read(&text).unwrap()[0].get("items").unwrap().items().len(),
             100_000
         );
+        assert_eq!(read(&"---\na: b\n".repeat(10_000)).unwrap().len(), 10_000);
+        let (_, message) = read(&"- a\n".repeat(MAX_NODES + 1)).unwrap_err();
+        assert!(message.contains("split it"), "{message}");
     }
 
     #[test]

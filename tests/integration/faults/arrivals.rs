@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use super::is_long;
 use crate::support::{Consumer, Received, eventually};
 
 /// The events that have arrived at a consumer, in order of their first arrival.
@@ -38,7 +39,8 @@ impl Arrivals {
     /// Waits until a consumer has every acknowledged event.
     #[track_caller]
     pub(super) fn wait_for(&mut self, consumer: &Consumer, acknowledged: &BTreeSet<String>) {
-        eventually(Duration::from_secs(120), || {
+        let patience = Duration::from_secs(if is_long() { 600 } else { 120 });
+        eventually(patience, || {
             self.catch_up(consumer);
             match acknowledged.iter().find(|id| !self.number.contains_key(*id)) {
                 None => Ok(()),
