@@ -374,7 +374,7 @@ mod tests {
                 true,
                 Some("has to begin with http://"),
             ),
-            ("http://", false, false, Some("is not a valid URL")),
+            ("http://", false, false, Some("has to begin with http://")),
         ] {
             let address = ControllerAddress {
                 url: url.to_owned(),

@@ -250,7 +250,7 @@ fn what_is_wrong_with_a_trigger_is_said_with_its_place() {
         (
             "backoffDelay: 1s",
             "backoffDelay: soon",
-            "m.yaml:14:5: spec.delivery.backoffDelay: must be a duration in ms, s, m or h",
+            "m.yaml:14:5: spec.delivery.backoffDelay: must be a duration with the units ms, s, m or h",
         ),
         (
             "backoffDelay: 1s",
