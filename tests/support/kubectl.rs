@@ -74,14 +74,14 @@ impl Kubectl {
     /// Applies manifests.
     #[track_caller]
     pub(crate) fn apply(&self, manifests: &str) -> String {
-        self.output(["apply", "-f", "-"], Some(manifests))
+        self.output(["apply", "-f", "-"], Some(&as_yaml(manifests)))
             .unwrap_or_else(|error| panic!("{error}\nmanifests:\n{manifests}"))
     }
 
     /// Applies manifests that have to be refused, and returns what the person who applied them reads.
     #[track_caller]
     pub(crate) fn apply_err(&self, manifests: &str) -> String {
-        match self.output(["apply", "-f", "-"], Some(manifests)) {
+        match self.output(["apply", "-f", "-"], Some(&as_yaml(manifests))) {
             Err(error) => error,
             Ok(output) => panic!("accepted, but should be refused: {output}\nmanifests:\n{manifests}"),
         }
@@ -169,4 +169,9 @@ impl Kubectl {
             arguments.join(" ")
         ))
     }
+}
+
+/// Older versions take what begins with a brace for JSON.
+fn as_yaml(manifests: &str) -> String {
+    format!("---\n{manifests}")
 }

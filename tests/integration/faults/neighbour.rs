@@ -29,7 +29,7 @@ use super::{
     memory::{END_HEADERS, EVENT, HEAD, HEADERS, MOST, frame, http2_on, indexed, is_read},
     trigger,
 };
-use crate::support::{Answer, Consumer, Nameserver, Response, connect_from, exchange_on, send};
+use crate::support::{Answer, Consumer, Nameserver, Response, connect_from, send};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -72,15 +72,13 @@ impl Scene {
         self.router.process.address("ingress")
     }
 
-    /// Posts to `shop/default` with these headers, on a connection of its own. What comes of it is the attacker's concern.
+    /// Posts to `shop/default` with these headers, on a connection of its own.
     fn post(&self, headers: &str, body: &[u8]) {
         let head = format!(
             "{HEAD}connection: close\r\n{headers}content-length: {}\r\n\r\n",
             body.len()
         );
-        let mut stream = connect_from(ATTACKER, self.ingress());
-        let _ = stream.write_all(&[head.as_bytes(), body].concat());
-        let _ = stream.read_to_end(&mut Vec::new());
+        ask(ATTACKER, self.ingress(), &[head.as_bytes(), body].concat());
     }
 
     /// Waits, in steps short enough to stop in time.
@@ -90,6 +88,13 @@ impl Scene {
             thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// Sends a request on a connection of its own. What comes of it is the attacker's concern.
+fn ask(from: [u8; 4], address: SocketAddr, request: &[u8]) {
+    let mut stream = connect_from(from, address);
+    let _ = stream.write_all(request);
+    let _ = stream.read_to_end(&mut Vec::new());
 }
 
 /// How long the neighbour is watched.
@@ -376,11 +381,8 @@ fn attacks() -> Vec<Attack> {
             |_| many_triggers(),
             20,
             |scene, _| {
-                let stream = connect_from(ATTACKER, scene.router.process.address("admin"));
-                exchange_on(
-                    stream,
-                    b"GET /metrics HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n\r\n",
-                );
+                let scrape = b"GET /metrics HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n\r\n";
+                ask(ATTACKER, scene.router.process.address("admin"), scrape);
             },
         ),
         attack(
@@ -421,7 +423,7 @@ fn attacks() -> Vec<Attack> {
                     let broker = format!("/shop/b{}-{} ", turn.saturating_sub(turn % 50), turn % 50);
                     let head = HEAD.replace("/shop/default ", &broker);
                     let event = format!("{head}connection: close\r\n{EVENT}content-length: 0\r\n\r\n");
-                    exchange_on(connect_from(ATTACKER, scene.ingress()), event.as_bytes());
+                    ask(ATTACKER, scene.ingress(), event.as_bytes());
                 }
             },
         ),
@@ -437,10 +439,8 @@ fn attacks() -> Vec<Attack> {
                     }
                     let redrive = "POST /v1/dead-letters/shop/default/redrive HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
                                x-weir-request: 1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
-                    exchange_on(
-                        connect_from([127, 0, 0, 1], scene.router.process.address("admin")),
-                        redrive.as_bytes(),
-                    );
+                    let admin = scene.router.process.address("admin");
+                    ask([127, 0, 0, 1], admin, redrive.as_bytes());
                 },
             )
         },
