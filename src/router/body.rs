@@ -17,7 +17,7 @@ use super::problem::Problem;
 use crate::{
     cloudevents::{content_coding, transfer_coding},
     memory::{Pool, Reservation},
-    server::Peer,
+    server::{self, Peer},
 };
 
 /// How long a client may take to send a request's body.
@@ -320,27 +320,15 @@ fn incomplete(error: &axum::Error) -> Problem {
     )
 }
 
-/// Does what is right with a body of which nothing was read, before a refusal. A client that waits for `100 Continue` has
-/// sent none of it, and reading would ask for it.
+/// Drains a body of which nothing was read, before a refusal, unless its client has yet to send it.
 pub(super) async fn refuse_body(headers: &HeaderMap, body: Body) {
-    if !headers.contains_key(header::EXPECT) {
+    if !server::waits_to_continue(headers) {
         drain(body).await;
     }
 }
 
-/// Reads on for a while before the answer: a client that is still sending when the connection is closed sees a broken
-/// connection instead.
-async fn drain(mut body: Body) {
-    let reading = async {
-        let mut read = 0;
-        while read < DRAIN_BYTES
-            && let Some(Ok(frame)) = body.frame().await
-        {
-            read += frame.data_ref().map_or(0, Bytes::len);
-        }
-    };
-    // Whether all of it came makes no difference to the answer.
-    let _ = tokio::time::timeout(DRAIN_TIME, reading).await;
+async fn drain(body: Body) {
+    server::drain(body, DRAIN_BYTES, DRAIN_TIME).await;
 }
 
 /// Refuses a body that is coded: see [`content_coding`].

@@ -12,11 +12,15 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header};
 use http_body::{Frame, SizeHint};
-use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tower::ServiceExt as _;
 
-use super::{FIELD_BYTES, Peer, Refusal, places::UnderWay, stream::Connection};
+use super::{
+    FIELD_BYTES, Peer, Refusal,
+    drain::{drain, waits_to_continue},
+    places::UnderWay,
+    stream::Connection,
+};
 use crate::memory::Reservation;
 
 /// What a request takes besides its head, in bytes: tasks, buffers, and an answer.
@@ -59,13 +63,11 @@ impl hyper::service::Service<Request<Incoming>> for Gate {
         };
         let Some(held) = memory.try_reserve(tenant, memory_of(request.headers())) else {
             let answer = refuse(Refusal::Heads);
-            // A client that waits for `100 Continue` has sent nothing, and reading would ask for it.
-            let drains =
-                request.version() < Version::HTTP_2 && !request.headers().contains_key(header::EXPECT);
+            let drains = request.version() < Version::HTTP_2 && !waits_to_continue(request.headers());
             let body = request.into_body();
             return Box::pin(async move {
                 if drains {
-                    drain(body).await;
+                    drain(body, DRAIN_BYTES, DRAIN_TIME).await;
                 }
                 let mut response = answer.to_response().map(|body| HeldBody {
                     body,
@@ -97,19 +99,6 @@ fn memory_of(headers: &HeaderMap) -> usize {
     // Fields of the same name are kept apart, in a list that doubles when it is full.
     let repeated = (headers.len() - headers.keys_len()).next_power_of_two();
     REQUEST_BYTES + text + (headers.capacity() + repeated) * FIELD_BYTES
-}
-
-async fn drain(mut body: Incoming) {
-    let reading = async {
-        let mut read = 0;
-        while read < DRAIN_BYTES
-            && let Some(Ok(frame)) = body.frame().await
-        {
-            read += frame.data_ref().map_or(0, Bytes::len);
-        }
-    };
-    // Whether all of it came makes no difference to the answer.
-    let _ = tokio::time::timeout(DRAIN_TIME, reading).await;
 }
 
 /// The body of an answer, with what its request holds until the answer is sent.

@@ -7,6 +7,7 @@
 mod admin;
 #[cfg(test)]
 pub(crate) mod documented;
+mod drain;
 mod frames;
 mod gate;
 mod heartbeat;
@@ -17,6 +18,7 @@ mod thread;
 mod tls;
 
 pub use admin::{admin, admin_limits};
+pub use drain::{drain, waits_to_continue};
 pub use heartbeat::Heartbeat;
 pub use places::ConnectionCounts;
 pub use thread::{OwnThread, ThreadError, on_main_runtime};
@@ -50,7 +52,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::memory::Pool;
 use gate::Gate;
-use places::{Place, Places, Slot};
+use places::{Place, Places};
 use stream::{Connection, Watched};
 
 /// How long a client may take to send a request's head, from its first byte on.
@@ -414,9 +416,9 @@ impl Serving {
                 serving.as_mut().poll(context)
             }) => return served.map_err(Ended::Failed),
             () = slot.wanted() => GIVE_UP_TIME,
-            () = idle(&slot, idle_timeout) => GIVE_UP_TIME,
+            () = lasts(idle_timeout, || slot.without_request_since()) => GIVE_UP_TIME,
             () = stop.cancelled() => GRACE,
-            () = overdue(&slot, longest_request) => {
+            () = lasts(longest_request, || slot.oldest()) => {
                 return Err(Ended::Failed("a request took too long".into()));
             }
         };
@@ -433,21 +435,10 @@ impl Serving {
     }
 }
 
-/// Resolves once a request takes too long.
-async fn overdue(slot: &Slot, longest: Duration) {
+/// Resolves once it has been so long since a time that changes, and may be absent.
+async fn lasts(limit: Duration, since: impl Fn() -> Option<Instant>) {
     loop {
-        let began = slot.oldest();
-        if began.is_some_and(|began| began.elapsed() >= longest) {
-            return;
-        }
-        sleep_until(began.unwrap_or_else(Instant::now) + longest).await;
-    }
-}
-
-/// Resolves once a connection has had no request for so long.
-async fn idle(slot: &Slot, limit: Duration) {
-    loop {
-        let since = slot.without_request_since();
+        let since = since();
         if since.is_some_and(|since| since.elapsed() >= limit) {
             return;
         }
