@@ -22,7 +22,7 @@ use super::{
     traced::Traced,
 };
 use crate::{
-    cloudevents::{Event, TraceContext},
+    cloudevents::{Event, HttpMessage, TraceContext},
     log::{EventLog, LogError},
     memory::Reservation,
     telemetry::Attempt,
@@ -115,23 +115,12 @@ impl Performer {
             let outcome = if event.expires().is_some_and(|at| at <= time) {
                 Outcome::Expired
             } else {
-                let attempt = Attempt {
-                    event: &event,
-                    trigger: &self.trigger,
-                    broker: &self.broker,
-                    target: &target.uri,
-                    number,
-                    is_dead_letter: false,
-                };
-                let traced = Traced::begin(self.client.tracer(), &attempt);
                 let mut message = event.to_http(mode);
                 message
                     .headers
                     .insert("prefer", HeaderValue::from_static("reply"));
-                traced.set_headers(&mut message.headers);
-                let answer = self.client.post(&target, message, timeout).await;
-                let context = traced.context().cloned();
-                traced.end(&answer);
+                let attempt = self.described(&event, &target, number, false);
+                let (answer, context) = self.post(&attempt, &target, message, timeout).await;
                 if answer.is_router_busy {
                     self.stats.attempt_ended(false, began.elapsed());
                     self.stats.attempt_put_off();
@@ -149,6 +138,39 @@ impl Performer {
             Attempted { made, outcome }
         }
         .boxed()
+    }
+
+    fn described<'a>(
+        &'a self,
+        event: &'a Event,
+        target: &'a Target,
+        number: u32,
+        is_dead_letter: bool,
+    ) -> Attempt<'a> {
+        Attempt {
+            event,
+            trigger: &self.trigger,
+            broker: &self.broker,
+            target: &target.uri,
+            number,
+            is_dead_letter,
+        }
+    }
+
+    /// Posts a message in a span of its own; gives the trace context that went with it, too.
+    async fn post(
+        &self,
+        attempt: &Attempt<'_>,
+        target: &Target,
+        mut message: HttpMessage,
+        timeout: Duration,
+    ) -> (Answer, Option<TraceContext>) {
+        let traced = Traced::begin(self.client.tracer(), attempt);
+        traced.set_headers(&mut message.headers);
+        let answer = self.client.post(target, message, timeout).await;
+        let context = traced.context().cloned();
+        traced.end(&answer);
+        (answer, context)
     }
 
     /// The event with memory for an attempt.
@@ -230,19 +252,8 @@ impl Performer {
                 Err(_) => return (place, Sent::NoRoom),
             };
             let event = letter.mark(&event).unwrap_or(event);
-            let attempt = Attempt {
-                event: &event,
-                trigger: &self.trigger,
-                broker: &self.broker,
-                target: &target.uri,
-                number,
-                is_dead_letter: true,
-            };
-            let traced = Traced::begin(self.client.tracer(), &attempt);
-            let mut message = event.to_http(mode);
-            traced.set_headers(&mut message.headers);
-            let answer = self.client.post(&target, message, timeout).await;
-            traced.end(&answer);
+            let attempt = self.described(&event, &target, number, true);
+            let (answer, _) = self.post(&attempt, &target, event.to_http(mode), timeout).await;
             if answer.is_router_busy {
                 self.stats.attempt_put_off();
                 return (place, Sent::NoRoom);

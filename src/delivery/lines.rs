@@ -57,6 +57,15 @@ macro_rules! line {
     }};
 }
 
+/// Such a line, of which a few of a kind are written.
+macro_rules! few {
+    ($kind:ident, $level:ident, $lines:expr, $event:expr, [$($field:tt)*], $message:literal) => {
+        if let Some(Admitted { held_back }) = $lines.admit(Kind::$kind) {
+            line!($level, $lines, $event, $($field)* held_back, $message);
+        }
+    };
+}
+
 impl Lines {
     pub(super) fn new(trigger: Arc<str>, broker: String) -> Self {
         let kinds = [
@@ -77,154 +86,125 @@ impl Lines {
 
     /// An event became a dead letter.
     pub(super) fn dead_letter(&mut self, event: Option<&Event>, letter: &DeadLetter) {
-        let Some(Admitted { held_back }) = self.admit(Kind::DeadLetter) else {
-            return;
-        };
-        line!(
+        few!(
+            DeadLetter,
             warn,
             self,
             event,
-            attempts = letter.attempts,
-            status = letter.status,
-            error = letter.detail,
-            reason = letter.reason,
-            held_back,
+            [
+                attempts = letter.attempts,
+                status = letter.status,
+                error = letter.detail,
+                reason = letter.reason,
+            ],
             "an event became a dead letter"
         );
     }
 
     /// The reply to an event would be beyond the hop limit.
     pub(super) fn reply_beyond_max_hops(&mut self, event: Option<&Event>) {
-        let Some(Admitted { held_back }) = self.admit(Kind::Reply) else {
-            return;
-        };
-        line!(
+        few!(
+            Reply,
             warn,
             self,
             event,
-            held_back,
+            [],
             "the Sink's reply is not stored: {MAX_HOPS} deliveries led to it, and this looks like a loop"
         );
     }
 
     /// The replies to an event would be beyond the number of events that may follow from one.
     pub(super) fn reply_beyond_max_descendants(&mut self, event: Option<&Event>) {
-        let Some(Admitted { held_back }) = self.admit(Kind::Reply) else {
-            return;
-        };
-        line!(
+        few!(
+            Reply,
             warn,
             self,
             event,
-            held_back,
+            [],
             "the Sink's reply is not stored: with it more than {MAX_DESCENDANTS} events would follow from one"
         );
     }
 
     /// The reply to an event is none.
     pub(super) fn invalid_reply(&mut self, event: Option<&Event>, error: &str) {
-        let Some(Admitted { held_back }) = self.admit(Kind::Reply) else {
-            return;
-        };
-        line!(
+        few!(
+            Reply,
             warn,
             self,
             event,
-            error,
-            held_back,
+            [error,],
             "the Sink's reply is no valid event and is not stored"
         );
     }
 
     /// An event cannot be read again.
     pub(super) fn damaged(&mut self, place: Place, error: &str) {
-        let Some(Admitted { held_back }) = self.admit(Kind::Damaged) else {
-            return;
-        };
-        line!(
+        few!(
+            Damaged,
             error,
             self,
             None,
-            %place,
-            error,
-            held_back,
+            [%place, error,],
             "an event cannot be read again and is dropped"
         );
     }
 
     /// A record that passed the log's checksums and yet is no event was written by another Weir.
     pub(super) fn unreadable(&mut self, place: Place, error: &str) {
-        let Some(Admitted { held_back }) = self.admit(Kind::Damaged) else {
-            return;
-        };
-        line!(
+        few!(
+            Damaged,
             error,
             self,
             None,
-            %place,
-            error,
-            held_back,
+            [%place, error,],
             "a record of the event log cannot be read as an event and is passed over"
         );
     }
 
     /// Events were removed before the Trigger looked at them.
     pub(super) fn missed(&mut self, missed: u64) {
-        let Some(Admitted { held_back }) = self.admit(Kind::Missed) else {
-            return;
-        };
-        line!(
+        few!(
+            Missed,
             warn,
             self,
             None,
-            missed,
-            held_back,
+            [missed,],
             "events were removed from the full log before the Trigger looked at them"
         );
     }
 
     /// There is no room for the Trigger's progress.
     pub(super) fn unsaved(&mut self, error: &str) {
-        let Some(Admitted { held_back }) = self.admit(Kind::Unsaved) else {
-            return;
-        };
-        line!(
+        few!(
+            Unsaved,
             warn,
             self,
             None,
-            error,
-            held_back,
+            [error,],
             "no room to save progress; it is tried again"
         );
     }
 
     /// The log has no room for a dead letter.
     pub(super) fn without_room(&mut self, place: Place, error: &str) {
-        let Some(Admitted { held_back }) = self.admit(Kind::NoRoom) else {
-            return;
-        };
-        line!(
+        few!(
+            NoRoom,
             warn,
             self,
             None,
-            %place,
-            error,
-            held_back,
+            [%place, error,],
             "no room for a dead letter; it waits for some"
         );
     }
 
     /// The log cannot be read for now.
     pub(super) fn unread(&mut self, error: &LogError) {
-        let Some(Admitted { held_back }) = self.admit(Kind::Unread) else {
-            return;
-        };
-        line!(
+        few!(
+            Unread,
             error,
             self,
             None,
-            %error,
-            held_back,
+            [%error,],
             "the event log cannot be read; the Trigger's events wait, and it is tried again"
         );
     }

@@ -60,7 +60,7 @@ pub(crate) use descendants::Beyond;
 pub use descendants::{Descendants, MAX_DESCENDANTS, MAX_HOPS};
 pub use engine::{DeliveryOptions, Engine, EngineError, TriggerView};
 pub use keeper::KeptTrigger;
-pub use reply::HOPS;
+pub use reply::{EVENTS_AT_ONCE, HOPS};
 pub use retention::Retention;
 pub use stats::{Outage, Settlement, TriggerStats};
 pub use trimmer::WhenFull;

@@ -22,7 +22,7 @@ use crate::{
 pub const HOPS: &str = "weirhops";
 
 /// After how many events of a batch others get their turn.
-const EVENTS_AT_ONCE: usize = 256;
+pub const EVENTS_AT_ONCE: usize = 256;
 
 /// What a Sink answered, called an event or a batch and not parsed yet: a batch is larger as events than as text.
 #[derive(Debug)]

@@ -24,15 +24,12 @@ use super::{
 };
 use crate::{
     cloudevents::{TraceContext, read_http_each},
-    delivery::{Beyond, Descendants, Engine},
+    delivery::{Beyond, Descendants, EVENTS_AT_ONCE, Engine},
     log::{EventLog, LogError, append_new},
     routing::{RoutingTable, broker_key},
     server::Peer,
     telemetry::{Burst, Receiver, Tracer},
 };
-
-/// How many events of a batch are read until others on the same thread have their turn.
-const EVENTS_AT_ONCE: usize = 256;
 
 /// What the ingress works with.
 pub(super) struct Ingress {
