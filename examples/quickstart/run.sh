@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Runs Weir without a cluster on the manifests beside this file, with two consumers that print what they get.
+# Runs Weir without a cluster on the manifests in this directory, with two consumers that print the events they receive.
 #
-#   run.sh              the router and both consumers, until Ctrl-C
-#   run.sh stop NAME    ends one of them: router, orders or ticks; the others go on
-#   run.sh kill NAME    the same without a chance to say good-bye
-#   run.sh NAME         starts that one again, in this terminal
+#   run.sh              run the router and both consumers until Ctrl-C
+#   run.sh stop NAME    stop one of them (router, orders or ticks); the others keep running
+#   run.sh kill NAME    kill one of them without a clean shutdown
+#   run.sh NAME         start one of them again, in this terminal
 #
-# Events and places are kept in target/quickstart between runs; remove it to begin anew.
+# Events and checkpoints are kept in target/quickstart between runs; remove it to start over.
 set -euo pipefail
-# Each process in a group of its own, so that Ctrl-C reaches this script alone and each is told to end once.
+# Each process runs in its own group, so that Ctrl-C reaches only this script and each process gets one signal.
 set -m
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -19,7 +19,7 @@ ticks="${QUICKSTART_TICKS:-127.0.0.1:8081}"
 orders="${QUICKSTART_ORDERS:-127.0.0.1:8082}"
 weir="${QUICKSTART_WEIR:-$target/release/weir}"
 
-# The process of this name, in place of this shell.
+# Replaces this shell by the process of this name.
 become() {
   echo $BASHPID >"$state/$1.pid"
   case $1 in
@@ -44,7 +44,7 @@ all() {
     become "$name" &
     processes+=($!)
   done
-  # Those that are left go on without one that ends.
+  # If one ends, the others keep running.
   for name in ticks orders router; do
     wait -n "${processes[@]}" || true
     echo "One of the processes has ended. The others go on; Ctrl-C ends them." >&2
