@@ -1,6 +1,9 @@
 //! YAML and JSON documents as trees that know where each value stands.
 
-use std::fmt;
+use std::{
+    fmt::{self, Write as _},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
 
 use serde::{
     Deserialize, Deserializer,
@@ -68,38 +71,59 @@ pub struct Key {
     pub name: String,
 }
 
-/// How many values a file may have, and how many bytes of text in them. Each takes a hundred bytes of memory or more.
+/// Maximum number of values in a document, and of bytes of text in them. Each value takes a hundred bytes of memory or more.
 const MAX_NODES: usize = 1_000_000;
 const MAX_TEXT: usize = 256 * 1024 * 1024;
 
-/// Reads all documents of a text; empty ones are left out.
-///
-/// # Errors
-/// Where the text is no YAML, and why.
-pub fn read(text: &str) -> Result<Vec<Node>, (Position, String)> {
+/// Why a document cannot be read, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadError {
+    /// The place of the error.
+    pub position: Position,
+    /// What is wrong there.
+    pub message: String,
+}
+
+/// Reads the documents of a text one after another, up to the first error; empty ones are left out. Only one of them is
+/// in memory at a time.
+pub fn stream<'a>(text: &'a mut &[u8]) -> impl Iterator<Item = Result<Node, ReadError>> + 'a {
     let options = serde_saphyr::options! {
         with_snippet: false,
         budget: serde_saphyr::budget! {
             max_events: MAX_NODES * 2,
             max_nodes: MAX_NODES,
-            max_documents: MAX_NODES,
+            max_documents: usize::MAX,
             max_total_scalar_bytes: MAX_TEXT,
+            max_reader_input_bytes: None,
         },
     };
-    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
-        let error = error.without_snippet();
-        let position = error.location().map_or(Position::START, Position::from);
-        if matches!(error, serde_saphyr::Error::Budget { .. }) {
-            return (
-                position,
-                format!("the file is too large: it may have {MAX_NODES} values; split it"),
-            );
-        }
-        (
+    let mut failed = false;
+    serde_saphyr::read_with_options(text, options)
+        .map(|document| document.map_err(|error| read_error(&error)))
+        .take_while(move |document| !std::mem::replace(&mut failed, document.is_err()))
+}
+
+/// Reads all documents of a text; empty ones are left out.
+///
+/// # Errors
+/// The first error, and its place.
+pub fn read(text: &str) -> Result<Vec<Node>, ReadError> {
+    stream(&mut text.as_bytes()).collect()
+}
+
+fn read_error(error: &serde_saphyr::Error) -> ReadError {
+    let error = error.without_snippet();
+    let position = error.location().map_or(Position::START, Position::from);
+    if matches!(error, serde_saphyr::Error::Budget { .. }) {
+        return ReadError {
             position,
-            without_place(&error.render_with_formatter(&serde_saphyr::UserMessageFormatter)),
-        )
-    })
+            message: format!("the document is too large: it may have {MAX_NODES} values; split it"),
+        };
+    }
+    ReadError {
+        position,
+        message: without_place(&error.render_with_formatter(&serde_saphyr::UserMessageFormatter)),
+    }
 }
 
 /// The message without the place that the parser puts into it, and in one line.
@@ -196,6 +220,13 @@ impl Node {
         }
     }
 
+    /// Number of values in it, itself included.
+    pub fn values(&self) -> usize {
+        let entries = self.entries().iter().map(|(_, value)| value.values());
+        let items = self.items().iter().map(Self::values);
+        entries.chain(items).sum::<usize>() + 1
+    }
+
     /// The place of what a path such as `spec.filters[0].exact` names, or of the nearest thing above it that is
     /// there: the key where it is a member.
     pub fn locate(&self, path: &str) -> Position {
@@ -219,6 +250,62 @@ impl Node {
         }
         position
     }
+}
+
+/// The places of a document's values, by their paths. It takes 24 bytes a value, and outlives the document.
+#[derive(Clone, Debug, Default)]
+pub struct Places(Vec<(u64, Position)>);
+
+impl Places {
+    /// The places of a value and of everything in it.
+    pub fn of(node: &Node) -> Self {
+        let mut places = Self::default();
+        places.add(node, node.position, &mut String::new());
+        places.0.sort_unstable_by_key(|(path, _)| *path);
+        places.0.shrink_to_fit();
+        places
+    }
+
+    /// The place of what a path such as `spec.filters[0].exact` names, as [`Node::locate`] finds it.
+    pub fn locate(&self, path: &str) -> Position {
+        let mut path = path;
+        loop {
+            if let Ok(index) = self.0.binary_search_by_key(&hash(path), |(path, _)| *path) {
+                return self.0[index].1;
+            }
+            match path.rfind(['.', '[']) {
+                Some(end) => path = &path[..end],
+                None if path.is_empty() => return Position::START,
+                None => path = "",
+            }
+        }
+    }
+
+    fn add(&mut self, node: &Node, position: Position, path: &mut String) {
+        self.0.push((hash(path), position));
+        let length = path.len();
+        for (key, value) in node.entries() {
+            if !path.is_empty() {
+                path.push('.');
+            }
+            path.push_str(&key.name);
+            self.add(value, key.position, path);
+            path.truncate(length);
+        }
+        for (index, item) in node.items().iter().enumerate() {
+            // Writing to a string cannot fail.
+            let _ = write!(path, "[{index}]");
+            self.add(item, item.position, path);
+            path.truncate(length);
+        }
+    }
+}
+
+/// Stands for a path. That two of a document share one is unlikely, and harmless: an error would name the wrong line.
+fn hash(path: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    path.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -340,8 +427,17 @@ mod tests {
             100_000
         );
         assert_eq!(read(&"---\na: b\n".repeat(10_000)).unwrap().len(), 10_000);
-        let (_, message) = read(&"- a\n".repeat(MAX_NODES + 1)).unwrap_err();
-        assert!(message.contains("split it"), "{message}");
+    }
+
+    #[test]
+    fn documents_are_read_up_to_one_that_is_too_large() {
+        let text = "a: b\n---\n".to_owned() + &"- a\n".repeat(MAX_NODES + 1) + "---\nc: d\n";
+        let mut bytes = text.as_bytes();
+        let documents: Vec<_> = stream(&mut bytes).collect();
+        assert_eq!(documents.len(), 2);
+        assert_eq!(documents[0].as_ref().unwrap().to_json(), json!({"a": "b"}));
+        let error = documents[1].as_ref().unwrap_err();
+        assert!(error.message.contains("split it"), "{error:?}");
     }
 
     #[test]
@@ -358,6 +454,18 @@ mod tests {
         assert_eq!(documents[0].locate("spec.items[0].missing.x"), at(5, 5));
         assert_eq!(documents[0].locate("spec.items[7]"), at(4, 3));
         assert_eq!(documents[0].locate(""), at(2, 1));
+        let places = Places::of(&documents[0]);
+        for path in [
+            "",
+            "spec",
+            "spec.items",
+            "spec.items[0].n",
+            "spec.items[0].missing.x",
+            "spec.items[7]",
+            "other",
+        ] {
+            assert_eq!(places.locate(path), documents[0].locate(path), "{path}");
+        }
         assert_eq!(documents[0].get("spec").unwrap().position, at(4, 3));
         assert_eq!(documents[1].to_json(), json!({"b": [true, -3, "x"]}));
         assert_eq!(documents[1].get("b").unwrap().items()[2].position, at(10, 18));
@@ -391,7 +499,12 @@ mod tests {
             ("a: .nan\n", at(1, 4), ""),
             ("{\"a\": 1,\n \"b\": ]", at(1, 1), ""),
         ] {
-            let Err((found, message)) = read(text) else {
+            let Err(ReadError {
+                position: found,
+                message,
+                ..
+            }) = read(text)
+            else {
                 panic!("{text:?} was read")
             };
             assert!(message.to_lowercase().contains(part), "{text:?}: {message}");

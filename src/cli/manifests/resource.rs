@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{
     Key, Problem, Surroundings,
-    document::{self, Node, Position, Tree},
+    document::{self, Node, Places, Position, Tree},
     schema::{Schema, unknown_field},
 };
 use crate::{
@@ -83,8 +83,8 @@ pub struct Manifest {
     pub resource: Resource,
     /// Its file.
     pub file: PathBuf,
-    /// What was read, to find the place of a field.
-    node: Arc<Node>,
+    /// Where its fields stand.
+    places: Arc<Places>,
 }
 
 impl Manifest {
@@ -102,11 +102,14 @@ impl Manifest {
     pub fn problem(&self, path: &str, message: String) -> Problem {
         Problem {
             file: self.file.clone(),
-            position: self.node.locate(path),
+            position: self.places.locate(path),
             message,
         }
     }
 }
+
+/// Maximum number of values in a resource. What routers compile has fewer; a larger one would be kept in memory to no end.
+const MAX_VALUES: usize = 20_000;
 
 /// Something that is wrong, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,13 +147,18 @@ impl Reader {
     pub fn read(&self, file: &Path, text: &str, problems: &mut Vec<Problem>) -> Read {
         let mut findings = Vec::new();
         let mut read = Read::default();
-        match document::read(text) {
-            Ok(documents) => {
-                for document in documents {
-                    self.document(file, document, &mut read, &mut findings);
+        for document in document::stream(&mut text.as_bytes()) {
+            match document {
+                Ok(document) => self.document(file, document, &mut read, &mut findings),
+                Err(error) => {
+                    findings.push(Finding {
+                        position: error.position,
+                        message: error.message,
+                    });
+                    // What stands before the error may be half of what its author wants.
+                    read = Read::default();
                 }
             }
-            Err((position, message)) => findings.push(Finding { position, message }),
         }
         problems.extend(findings.into_iter().map(|Finding { position, message }| Problem {
             file: file.to_owned(),
@@ -213,6 +221,13 @@ impl Reader {
                 ),
             );
         };
+        if node.values() > MAX_VALUES {
+            read.unusable.extend(key(&node));
+            return refuse(
+                node.position,
+                format!("the {kind} has more than {MAX_VALUES} values; make several {kind}s of it"),
+            );
+        }
         let before = findings.len();
         for (key, _) in node.entries() {
             const FIELDS: &[&str] = &["apiVersion", "kind", "metadata", "spec", "status"];
@@ -249,7 +264,7 @@ impl Reader {
                 read.manifests.push(Manifest {
                     resource,
                     file: file.to_owned(),
-                    node: Arc::new(node),
+                    places: Arc::new(Places::of(&node)),
                 });
             }
             Err(error) => {

@@ -83,8 +83,8 @@ impl Reader<'_> {
     fn suite(&mut self, text: &str) -> Option<Suite> {
         let documents = match document::read(text) {
             Ok(documents) => documents,
-            Err((position, message)) => {
-                self.refuse(position, message);
+            Err(error) => {
+                self.refuse(error.position, error.message);
                 return None;
             }
         };

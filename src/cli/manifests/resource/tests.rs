@@ -368,3 +368,13 @@ fn rules_of_the_other_kinds() {
         );
     }
 }
+
+#[test]
+fn a_resource_with_too_many_values_is_not_kept() {
+    let values = "\n  - exact: {type: a}".repeat(MAX_VALUES / 2);
+    let large = TRIGGER.replace("\n  - exact: {type: com.example.order.created}", &values);
+    let (manifests, problems) = read(&format!("{large}---\n{TRIGGER}"));
+    assert_eq!(manifests.len(), 1);
+    let expected = "m.yaml:1:1: the Trigger has more than 20000 values; make several Triggers of it";
+    assert_eq!(problems, [expected]);
+}
