@@ -186,7 +186,7 @@ impl Dispatcher {
     ///
     /// # Errors
     /// When the log failed; the process has to end.
-    pub(super) async fn run(mut self) -> Result<(), LogError> {
+    pub(super) async fn run(mut self: Box<Self>) -> Result<(), LogError> {
         let stop = self.stop.clone();
         let mut checkpoint = tokio::time::interval(CHECKPOINT_EVERY);
         checkpoint.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -198,7 +198,7 @@ impl Dispatcher {
                 Some(attempted) = self.attempts.next() => self.attempted(attempted)?,
                 Some((place, sent)) = self.sent.next() => self.letter_sent(place, sent)?,
                 Some((place, kept)) = self.kept.next() => self.letter_kept(place, kept)?,
-                Some(redrive) = self.redrives.recv() => self.redrive(redrive).await?,
+                Some(redrive) = self.redrives.recv() => Box::pin(self.redrive(redrive)).await?,
                 () = self.feed.changed(), if self.feed.is_attached() && self.scheduler.wants_more() => {}
                 read = finished(&mut self.reading) => self.read(read)?,
                 () = at(self.read_again.at) => self.read_again.at = None,
@@ -209,7 +209,7 @@ impl Dispatcher {
                     Ok(()) => self.settings_changed(),
                     Err(_) => {
                         self.note_position();
-                        return self.save().await;
+                        return Box::pin(self.save()).await;
                     }
                 },
                 _ = checkpoint.tick() => {
@@ -224,7 +224,7 @@ impl Dispatcher {
 
     /// Lets what is under way finish, then makes the cursor say so. A dead letter that its Sink does not take in
     /// time stays unsettled.
-    async fn finish(mut self) -> Result<(), LogError> {
+    async fn finish(mut self: Box<Self>) -> Result<(), LogError> {
         let deadline = tokio::time::Instant::now() + self.grace;
         while let Ok(Some(attempted)) = tokio::time::timeout_at(deadline, self.attempts.next()).await {
             self.attempted(attempted)?;

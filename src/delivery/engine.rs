@@ -652,7 +652,8 @@ impl Engine {
         let inbox = Arc::new(Inbox::new(stats.clone()));
         stats.show(&progress);
         stats.show_low(progress.low());
-        let mut parts = Parts {
+        // Boxed, like all that is large: tens of thousands of Triggers may each have this task.
+        let mut parts = Box::new(Parts {
             log: self.log.clone(),
             client: self.client.clone(),
             reader: reader.clone(),
@@ -665,7 +666,7 @@ impl Engine {
             progress,
             stop: self.stop.clone(),
             grace: self.options.grace,
-        };
+        });
         let view = TriggerView {
             uid: trigger.uid.clone(),
             namespace: trigger.namespace.clone(),
@@ -677,7 +678,7 @@ impl Engine {
         let (stopped, broker, start) = (view.stats.clone(), broker.to_owned(), trigger.start);
         let delivering = async move {
             if let Some(error) = unknown {
-                match find_start_later(error, &mut parts, &name, &broker, start).await {
+                match Box::pin(find_start_later(error, &mut parts, &name, &broker, start)).await {
                     Some(Ok(offset)) => parts.progress = Progress::starting_at(offset),
                     Some(Err(error)) => {
                         stopped.stop();
@@ -691,7 +692,7 @@ impl Engine {
                     None => return,
                 }
             }
-            let delivery = Dispatcher::new(parts).run();
+            let delivery = Box::pin(Box::new(Dispatcher::new(*parts)).run());
             match supervision::caught(&format!("delivery of {name}"), delivery).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
