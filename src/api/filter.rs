@@ -1,4 +1,4 @@
-//! Filters as a manifest writes them: the dialects of the CloudEvents Subscriptions API, and CEL.
+//! Filters in a manifest: the dialects of the CloudEvents Subscriptions API, and CEL.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -6,35 +6,35 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-/// How deep `all`, `any` and `not` may be nested: a Kubernetes schema cannot refer to itself, so it is written
-/// out to this depth.
+/// Maximum nesting depth of `all`, `any` and `not`. A Kubernetes schema cannot be recursive, so the schema is
+/// expanded to this depth.
 pub const NESTED_FILTERS: usize = 3;
 
-/// How many children `all` and `any` may have, and entries a map of attributes.
+/// Maximum number of children of `all` and `any`, and of entries in a map of attributes.
 const MAX_CHILDREN: usize = 32;
 
-/// How many characters a `sql` or `cel` expression may have.
+/// Maximum length of a `sql` or `cel` expression, in characters.
 pub const MAX_EXPRESSION: usize = 4096;
 
-/// One filter expression: exactly one dialect.
+/// A filter, in exactly one dialect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Filter {
-    /// Every named attribute has exactly the value.
+    /// Every named attribute equals its value.
     Exact(BTreeMap<String, String>),
-    /// Every named attribute begins with the value.
+    /// Every named attribute starts with its value.
     Prefix(BTreeMap<String, String>),
-    /// Every named attribute ends with the value.
+    /// Every named attribute ends with its value.
     Suffix(BTreeMap<String, String>),
-    /// Every child holds.
+    /// Every child matches.
     All(Vec<Filter>),
-    /// At least one child holds.
+    /// At least one child matches.
     Any(Vec<Filter>),
-    /// The child does not hold.
+    /// The child does not match.
     Not(Box<Filter>),
-    /// The CESQL expression is true, without an error.
+    /// The CESQL expression evaluates to true, without an error.
     Sql(String),
-    /// The CEL expression is true, without an error.
+    /// The CEL expression evaluates to true, without an error.
     Cel(String),
 }
 
@@ -55,7 +55,7 @@ impl JsonSchema for Filter {
                 "rule": "[has(self.exact), has(self.prefix), has(self.suffix), has(self.all), has(self.any), \
                          has(self.not), has(self.sql), has(self.cel)].filter(set, set).size() == 1",
                 "message": "a filter has exactly one of: exact, prefix, suffix, all, any, not, sql, cel \
-                            (to combine several, list them, or use all or any)",
+                            (to combine several, list them separately or use all or any)",
             }]),
         );
         schema
@@ -65,8 +65,8 @@ impl JsonSchema for Filter {
 fn expression(depth: usize) -> Schema {
     let mut properties = Map::new();
     for (dialect, verb) in [
-        ("exact", "is exactly"),
-        ("prefix", "begins with"),
+        ("exact", "equals"),
+        ("prefix", "starts with"),
         ("suffix", "ends with"),
     ] {
         properties.insert(dialect.to_owned(), attributes(dialect, verb, depth));
@@ -77,22 +77,22 @@ fn expression(depth: usize) -> Schema {
         let child = expression(depth - 1);
         properties.insert(
             "all".to_owned(),
-            children("Holds if every one of these filters holds.", &child),
+            children("Matches if every one of these filters matches.", &child),
         );
         properties.insert(
             "any".to_owned(),
-            children("Holds if at least one of these filters holds.", &child),
+            children("Matches if at least one of these filters matches.", &child),
         );
         let mut not = child;
         not.insert(
             "description".to_owned(),
-            "Holds if this filter does not hold.".into(),
+            "Matches if this filter does not match.".into(),
         );
         properties.insert("not".to_owned(), not.into());
     }
     json_schema!({
         "type": "object",
-        "description": "One filter expression: exactly one of the dialects of the CloudEvents Subscriptions API, or CEL.",
+        "description": "A filter in exactly one dialect: one of the CloudEvents Subscriptions API, or CEL.",
         "minProperties": 1,
         "maxProperties": 1,
         "properties": properties,
@@ -100,20 +100,21 @@ fn expression(depth: usize) -> Schema {
 }
 
 fn sql(depth: usize) -> Value {
-    // The schema says it forty times over: in full where it is looked up first.
+    // The schema repeats this description some forty times: only the outermost, which is read first, has the full
+    // text.
     let more = if depth == NESTED_FILTERS {
-        " It has attributes, 'strings', integers, TRUE and FALSE; = != < <= > >=, + - * / %, AND, OR, XOR, NOT, \
+        " Supported: attributes, 'strings', integers, TRUE and FALSE; = != < <= > >=, + - * / %, AND, OR, XOR, NOT, \
          LIKE with % and _, IN (...), EXISTS; and the functions ABS, BOOL, CONCAT, CONCAT_WS, INT, LEFT, LENGTH, \
          LOWER, RIGHT, STRING, SUBSTRING, TRIM, UPPER. A missing attribute is an error, and an event for which the \
-         expression ends in an error does not match: ask EXISTS first. AND, OR and XOR are mixed with parentheses \
-         only. The Trigger's status names the column of a mistake."
+         expression fails does not match: test with EXISTS first. Mixing AND, OR and XOR requires \
+         parentheses. The Trigger's status reports the column of a syntax error."
     } else {
         ""
     };
     json!({
         "type": "string",
         "description": format!(
-            "Holds if this CESQL expression (CloudEvents SQL 1.0) is true, for example \
+            "Matches if this CESQL expression (CloudEvents SQL 1.0) is true, for example \
              sql: \"type LIKE 'com.example.%' AND (NOT EXISTS priority OR priority > 5)\".{more}"
         ),
         "minLength": 1,
@@ -123,19 +124,19 @@ fn sql(depth: usize) -> Value {
 
 fn cel(depth: usize) -> Value {
     let more = if depth == NESTED_FILTERS {
-        " The one variable is event: its fields are the attributes, such as event.type, and event.data, which is the \
-         data of an event whose content type is JSON. It has has(event.field), startsWith, endsWith, contains, \
+        " The only variable is event. Its fields are the attributes, such as event.type, and event.data, which is the \
+         data of an event whose content type is JSON. Supported: has(event.field), startsWith, endsWith, contains, \
          matches('regular expression'), lowerAscii, upperAscii, trim, size, string, int, uint, double, bool, \
-         value in list, and cidr('10.0.0.0/8').containsIP(text); not the macros that go through a list. A field that \
-         is missing, and types that do not fit, are errors, and an event for which the expression ends in an error \
-         does not match: ask has first. The Trigger's status says what is wrong with an expression."
+         value in list, and cidr('10.0.0.0/8').containsIP(text); not the macros that iterate over lists. A missing \
+         field or a type mismatch is an error, and an event for which the expression fails does not match: test \
+         with has first. The Trigger's status reports errors in the expression."
     } else {
         ""
     };
     json!({
         "type": "string",
         "description": format!(
-            "Holds if this CEL expression is true, for example \
+            "Matches if this CEL expression is true, for example \
              cel: \"event.type.startsWith('com.example.') && event.data.amount > 100\".{more}"
         ),
         "minLength": 1,
@@ -147,7 +148,7 @@ fn attributes(dialect: &str, verb: &str, depth: usize) -> Value {
     let mut schema = json!({
         "type": "object",
         "description": format!(
-            "Holds if every attribute that is named here {verb} its value, for example \
+            "Matches if every attribute named here {verb} its value, for example \
              {dialect}: {{type: com.example.order.created}}. Names are CloudEvents attributes or extensions; \
              values are case-sensitive. An event that lacks the attribute does not match."
         ),
@@ -155,8 +156,8 @@ fn attributes(dialect: &str, verb: &str, depth: usize) -> Value {
         "maxProperties": MAX_CHILDREN,
         "additionalProperties": { "type": "string", "minLength": 1, "maxLength": 1024 },
     });
-    // The API server bounds what rules may cost by the product of the lists around them: further in there is no
-    // room for one, and the controller says what is wrong.
+    // The API server multiplies the estimated cost of a rule by the sizes of the lists around it, so deeper levels
+    // have no budget for this one. There the controller reports the error.
     if depth + 1 >= NESTED_FILTERS {
         schema["x-kubernetes-validations"] = json!([{
             "rule": "self.all(name, name.matches('^[a-z0-9]+$'))",

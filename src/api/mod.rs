@@ -1,11 +1,11 @@
-//! The custom resources of the API group `weir.dev`, version `v1alpha1`.
+//! The custom resources of the API group `weir.dev`, version `v1alpha1`: types, defaults, printer columns and
+//! validation rules. No logic and no I/O.
 //!
-//! Types, defaults, printer columns and the rules that the API server checks; no logic and no I/O. The doc
-//! comments are what `kubectl explain` shows, so they speak to the author of a manifest.
+//! `kubectl explain` shows these doc comments, so they address the author of a manifest.
 
 #![allow(
     clippy::duplicated_attributes,
-    reason = "the lint takes the columns of a table for repetitions of one attribute"
+    reason = "false positive: repeated `printcolumn` attributes define different columns"
 )]
 
 mod condition;
@@ -35,7 +35,7 @@ pub const GROUP: &str = "weir.dev";
 /// The broker that exists in every namespace.
 pub const DEFAULT_BROKER: &str = "default";
 
-/// The custom resource definitions, in the order in which they are written to `crds/`.
+/// The custom resource definitions.
 pub fn custom_resource_definitions() -> Vec<CustomResourceDefinition> {
     vec![Source::crd(), Trigger::crd(), Sink::crd()]
 }

@@ -1,12 +1,12 @@
-//! Pieces of OpenAPI schema that the derive cannot express.
+//! Parts of the OpenAPI schema that the derive macros cannot express.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
 use super::sink::{RESERVED_HEADERS, RESERVED_PREFIXES};
 
-/// A duration as Kubernetes users write it, where the field may be left out: `500ms`, `30s`, `1h30m`. The number of
-/// digits is bounded because kube's duration panics on one that the standard library's cannot hold.
+/// An optional duration in the Kubernetes format: `500ms`, `30s`, `1h30m`. The number of digits is bounded because
+/// kube's duration panics on values that `std::time::Duration` cannot hold.
 pub(super) fn optional_duration(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string",
@@ -19,7 +19,8 @@ pub(super) fn optional_duration(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// The same, where zero makes no sense. `duration()` of CEL fails for what Go cannot hold, and digits do not.
+/// An optional duration greater than zero. The rule tests the digits, since CEL's `duration()` fails for durations
+/// that Go cannot represent.
 pub(super) fn optional_positive_duration(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = optional_duration(generator);
     let longer_than_zero = serde_json::json!({
@@ -32,8 +33,8 @@ pub(super) fn optional_positive_duration(generator: &mut SchemaGenerator) -> Sch
     schema
 }
 
-/// An absolute `http` or `https` URI, where the field may be left out. What the compiler refuses is refused here too
-/// as far as a pattern can tell.
+/// An optional absolute `http` or `https` URI. Rejects what the controller would reject, as far as a pattern can
+/// express it.
 pub(super) fn optional_http_uri(_: &mut SchemaGenerator) -> Schema {
     const HOST: &str = r"([^\\[\\]/?#@:]+|\\[[0-9A-Fa-f:.]+\\])";
     const PORT: &str =
@@ -51,7 +52,7 @@ pub(super) fn optional_http_uri(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// The conditions, merged by `type` when several managers write them.
+/// Conditions, merged by `type` when several managers write them.
 pub(super) fn conditions(generator: &mut SchemaGenerator) -> Schema {
     let mut schema =
         generator.subschema_for::<Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>>();
@@ -63,7 +64,7 @@ pub(super) fn conditions(generator: &mut SchemaGenerator) -> Schema {
     schema
 }
 
-/// The name of a header that a Sink may set: a token of HTTP, and none of the reserved ones.
+/// Name of a header that a Sink may set: an HTTP token that is not reserved.
 pub(super) fn header_name(_: &mut SchemaGenerator) -> Schema {
     let prefixes = RESERVED_PREFIXES.iter().map(|prefix| format!("{prefix}.*"));
     let names = RESERVED_HEADERS.iter().map(|&name| name.to_owned());
@@ -75,7 +76,7 @@ pub(super) fn header_name(_: &mut SchemaGenerator) -> Schema {
         "pattern": r"^[-!#$%&'*+.^_`|~0-9A-Za-z]+$",
         "x-kubernetes-validations": [{
             "rule": format!("!self.matches('(?i)^({})$')", reserved.join("|")),
-            "message": "is a header that Weir or HTTP itself sets",
+            "message": "is a reserved header, set by Weir or by HTTP itself",
         }],
     })
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::DeliverySpec;
 
-/// A named, reusable destination: a Service of the Sink's namespace or a URI, with how to deliver to it and
-/// which other namespaces may use it.
+/// A named, reusable destination: a Service of the Sink's namespace or a URI, with its delivery settings and the
+/// other namespaces that may use it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "weir.dev",
@@ -22,7 +22,7 @@ use super::DeliverySpec;
     cel,
     status = "SinkStatus",
     derive = "PartialEq",
-    doc = "A Sink is a named, reusable destination of events: a Service of its own namespace or a URI, with how to deliver to it and which other namespaces may use it. Triggers name it in spec.sink.ref.",
+    doc = "A Sink is a named, reusable destination of events: a Service in its own namespace or a URI, with its delivery settings and the other namespaces that may use it. Triggers reference it in spec.sink.ref.",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -39,77 +39,79 @@ use super::DeliverySpec;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = ("has(self.service) != has(self.uri)", "exactly one of service and uri must be set"),
-    validation = ("!has(self.caCerts) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https')", "caCerts is for https alone: begin uri with https://, or set service.scheme to https"),
-    validation = ("!has(self.authorization) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^authorization$'))", "the header authorization is set by authorization; name it in one of the two")
+    validation = ("!has(self.caCerts) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https')", "caCerts requires https: use an https:// uri, or set service.scheme to https"),
+    validation = ("!has(self.authorization) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^authorization$'))", "authorization already sets the Authorization header: remove it from headers, or remove authorization")
 )]
 pub struct SinkSpec {
-    /// A Service of the Sink's own namespace. Exactly one of service and uri is set.
+    /// Service in the Sink's own namespace. Exactly one of service and uri must be set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceTarget>,
 
-    /// An absolute http or https URI outside the cluster. What is inside the cluster is named by service.
+    /// Absolute http or https URI outside the cluster. Use service for destinations inside the cluster. Exactly one
+    /// of service and uri must be set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::optional_http_uri")]
     pub uri: Option<String>,
 
-    /// The certificates of the authorities that are trusted to have signed this Sink's certificate, in PEM, one or
-    /// more: instead of the public ones. For https. Default: the authorities that the routers' image trusts.
+    /// Certificates of the authorities trusted to sign this Sink's certificate: one or more, in PEM. They replace
+    /// the public authorities. Requires https. Default: the authorities in the routers' image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32_768))]
     pub ca_certs: Option<String>,
 
-    /// What Weir shows this Sink of itself with each event. What is secret stands in Secrets of the Sink's own
-    /// namespace, which has to let the controller read them (the Sink's status says how), and a changed Secret is
-    /// taken over within a minute. To a uri it is sent over https only.
+    /// Credentials that Weir sends to this Sink with each event. Secret values are read from Secrets in the Sink's
+    /// own namespace; the controller must be granted access to them (the Sink's status shows how). A changed Secret
+    /// takes effect within a minute. Credentials are sent to a uri over https only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorization: Option<Authorization>,
 
-    /// Headers that each request to this Sink has besides the event's, such as an API key. None that Weir or HTTP
-    /// itself sets: ce-*, content-*, host, user-agent, traceparent and the like. As with authorization, the values
-    /// stand in Secrets.
+    /// Additional headers of each request to this Sink, such as an API key. Reserved headers are rejected: those
+    /// set by Weir or by HTTP itself, such as ce-*, content-*, host, user-agent and traceparent. Values are read
+    /// from Secrets, as for authorization. At most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers: Vec<Header>,
 
-    /// The mode in which events are sent: AsReceived keeps binary or structured as the producer sent it (an event
-    /// of a batch leaves structured), Binary and Structured convert. Default: AsReceived.
+    /// Content mode of the requests. AsReceived keeps the mode in which the producer sent the event; an event from
+    /// a batch is sent structured. Binary and Structured convert. Default: AsReceived.
     #[serde(default)]
     pub content_mode: ContentMode,
 
-    /// How events are delivered to this Sink, where a Trigger does not say otherwise.
+    /// Delivery settings of this Sink. A Trigger can override them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<DeliverySpec>,
 
-    /// Which other namespaces' Triggers may name this Sink. The Sink's own namespace always may. Default: none.
+    /// Other namespaces whose Triggers may reference this Sink. Triggers in the Sink's own namespace always may.
+    /// Default: no other namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allowed_namespaces: Option<NamespaceSelector>,
 }
 
-/// How Weir shows a Sink who it is.
+/// Credentials that Weir sends to a Sink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Authorization {
-    /// A token that is sent as "Authorization: Bearer TOKEN".
+    /// Token sent as "Authorization: Bearer TOKEN".
     pub bearer_token: SecretValue,
 }
 
-/// A header of each request.
+/// An additional request header.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Header {
-    /// Its name, such as X-Api-Key. Upper and lower case are the same.
+    /// Name of the header, such as X-Api-Key. Case-insensitive.
     #[schemars(schema_with = "super::schema::header_name")]
     pub name: String,
 
-    /// Where its value stands.
+    /// Source of the value.
     pub value_from: SecretValue,
 }
 
-/// Where a secret value stands.
+/// Source of a secret value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretValue {
-    /// A key of a Secret of the Sink's own namespace. A line break at the end of the value does not count.
+    /// Key of a Secret in the Sink's own namespace. A trailing line break in the value is removed.
     pub secret_key_ref: SecretKeyRef,
 }
 
@@ -117,27 +119,27 @@ pub struct SecretValue {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretKeyRef {
-    /// The Secret's name.
+    /// Name of the Secret.
     #[schemars(
         length(min = 1, max = 253),
         regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
     )]
     pub name: String,
 
-    /// The key in its data.
+    /// Key in the Secret's data.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub key: String,
 }
 
-/// Whether a Sink may not set this header: Weir or HTTP itself does, or it says how the next server is spoken to.
-/// `authorization` may be set where [`SinkSpec::authorization`] is not.
+/// Whether a Sink may not set this header, because Weir or HTTP sets it or because it is hop-by-hop.
+/// `authorization` is not reserved: it may be set if [`SinkSpec::authorization`] is not.
 pub fn is_reserved_header(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || RESERVED_HEADERS.contains(&name.as_str())
 }
 
-/// What the names of reserved headers begin with.
+/// Prefixes of reserved header names.
 pub(super) const RESERVED_PREFIXES: &[&str] = &["ce-", "content-", "proxy-"];
 
 /// The other reserved headers.
@@ -157,22 +159,22 @@ pub(super) const RESERVED_HEADERS: &[&str] = &[
     "user-agent",
 ];
 
-/// A Service and where on it events are posted.
+/// A Service, and where to post events to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceTarget {
-    /// The Service's name.
+    /// Name of the Service.
     #[schemars(
         length(min = 1, max = 63),
         regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     )]
     pub name: String,
 
-    /// The Service's port, by number or by name. May be left out if the Service has just one.
+    /// Port of the Service, by number or by name. Optional if the Service has only one port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<ServicePort>,
 
-    /// The path that events are posted to. Default: /.
+    /// Path that events are posted to. Default: /.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^/[^\s#]*$"))]
     pub path: Option<String>,
@@ -186,9 +188,9 @@ pub struct ServiceTarget {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ServicePort {
-    /// Its number, 1 to 65535.
+    /// Port number, 1 to 65535.
     Number(u16),
-    /// Its name.
+    /// Port name.
     Name(String),
 }
 
@@ -205,7 +207,7 @@ impl JsonSchema for ServicePort {
         schemars::json_schema!({
             "x-kubernetes-int-or-string": true,
             "x-kubernetes-validations": [{
-                // Without type(), which kube's client-side CEL does not know.
+                // Avoids `type()`, which kube's client-side CEL does not support.
                 "rule": "string(self).matches('^[0-9]+$') ? int(self) >= 1 && int(self) <= 65535 \
                          : string(self).size() <= 15 && string(self).matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
                 "message": "a port is a number from 1 to 65535 or the name of one of the Service's ports",
@@ -214,7 +216,7 @@ impl JsonSchema for ServicePort {
     }
 }
 
-/// How a Service is spoken to: http, or https, its certificate being for the Service's name. Default: http.
+/// Scheme of requests to the Service: http, or https with a certificate for the Service's name. Default: http.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {
@@ -226,7 +228,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// As it stands in a URI.
+    /// The scheme in a URI.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
@@ -235,10 +237,10 @@ impl Scheme {
     }
 }
 
-/// The mode in which events are sent.
+/// Content mode of the requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ContentMode {
-    /// As the producer sent it.
+    /// The mode in which the producer sent the event.
     #[default]
     AsReceived,
     /// HTTP binary mode: attributes in headers, data in the body.
@@ -247,12 +249,12 @@ pub enum ContentMode {
     Structured,
 }
 
-/// Which other namespaces may name this Sink: those listed and those whose labels match.
+/// Other namespaces that may reference a Sink: the listed ones and those with matching labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.names) || has(self.matchLabels)", "at least one of names and matchLabels must be set"))]
 pub struct NamespaceSelector {
-    /// Namespaces by name; "*" is every namespace.
+    /// Names of namespaces; "*" matches every namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(min = 1, max = 64),
@@ -269,20 +271,20 @@ pub struct NamespaceSelector {
     pub match_labels: std::collections::BTreeMap<String, String>,
 }
 
-/// What the controller found.
+/// Status reported by the controller.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SinkStatus {
-    /// The generation of the spec that this status speaks of.
+    /// Generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready: the destination is resolved, and its credentials are known. Its reason and message say what to do where it is not.
+    /// Ready: the destination and its credentials are resolved. If not, reason and message say what to do.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,
 
-    /// Where events are posted.
+    /// URI that events are posted to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
 }
@@ -292,7 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_that_weir_or_http_sets_are_reserved() {
+    fn reserves_headers_set_by_weir_or_http() {
         for name in [
             "ce-id",
             "CE-Id",

@@ -1,4 +1,4 @@
-//! A Source: something that Weir itself turns into events.
+//! A Source: events produced by Weir itself.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Something that Weir itself turns into events and posts to a broker.
+/// A producer of events inside Weir, which posts them to a broker.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "weir.dev",
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
     cel,
     status = "SourceStatus",
     derive = "PartialEq",
-    doc = "A Source is something that Weir itself turns into events, which it posts to a broker of the Source's namespace: at present a schedule (cron).",
+    doc = "A Source is a producer of events inside Weir, which posts them to a broker in its namespace. The only kind at present is a schedule (cron).",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -39,7 +39,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.cron)", "cron must be set: it is the only kind of Source at present"))]
 pub struct SourceSpec {
-    /// The broker that its events are posted to, in the Source's namespace. Default: default.
+    /// Broker that events are posted to, in the Source's namespace. Default: default.
     #[serde(default = "super::default_broker")]
     #[schemars(
         length(min = 1, max = 63),
@@ -47,27 +47,27 @@ pub struct SourceSpec {
     )]
     pub broker: String,
 
-    /// Makes an event at each time of a schedule. Times that pass while no router runs are not made up for.
+    /// Produces an event at each time of a schedule. Runs missed while no router is running are not caught up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cron: Option<CronSource>,
 
-    /// Makes no events while this is set.
+    /// Pauses the Source: no events are produced while this is true. Default: false.
     #[serde(default)]
     pub suspend: bool,
 }
 
-/// A schedule, and the event that each of its times makes. The event's id is made from the Source's UID and the
-/// scheduled time, so that a repeat is recognisable by source and id; its time is the scheduled time.
+/// A schedule and the event to produce at each of its times. The event's id is derived from the Source's UID and
+/// the scheduled time, so that duplicates have the same source and id. Its time attribute is the scheduled time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("!has(self.data) || has(self.data.text) != has(self.data.json)", "data has exactly one of text and json"))]
+#[x_kube(validation = ("!has(self.data) || has(self.data.text) != has(self.data.json)", "data must have exactly one of text and json"))]
 pub struct CronSource {
-    /// Five fields: minute, hour, day of month, month, day of week, for example "*/5 * * * *" for every five
-    /// minutes or "0 8 * * MON-FRI" for eight o'clock on working days; or six, with seconds first.
+    /// Cron expression with five fields (minute, hour, day of month, month, day of week) or six (seconds first).
+    /// For example "*/5 * * * *" for every five minutes, or "0 8 * * MON-FRI" for 08:00 on weekdays.
     #[schemars(length(min = 1, max = 256))]
     pub schedule: String,
 
-    /// The IANA time zone that the schedule is read in, for example Europe/Berlin. Default: UTC.
+    /// IANA time zone of the schedule, for example Europe/Berlin. Default: UTC.
     #[serde(default = "utc")]
     #[schemars(
         length(min = 1, max = 64),
@@ -75,68 +75,69 @@ pub struct CronSource {
     )]
     pub time_zone: String,
 
-    /// The events' type attribute, for example com.example.report.due.
+    /// The type attribute of the events, for example com.example.report.due.
     #[schemars(length(min = 1, max = 1024))]
     pub r#type: String,
 
-    /// The events' source attribute, a URI-reference. Default: /apis/weir.dev/v1alpha1/namespaces/NAMESPACE/sources/NAME.
+    /// The source attribute of the events, a URI-reference. Default:
+    /// /apis/weir.dev/v1alpha1/namespaces/NAMESPACE/sources/NAME.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub source: Option<String>,
 
-    /// The events' subject attribute. Default: none.
+    /// The subject attribute of the events. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub subject: Option<String>,
 
-    /// The events' data. Default: none.
+    /// The data of the events. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<CronData>,
 
-    /// Extension attributes: names of lower-case letters and digits, and their values.
+    /// Extension attributes of the events. Names consist of lower-case letters and digits. At most 32.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32, "additionalProperties" = {"type": "string", "maxLength": 1024}))]
     #[x_kube(
         validation = ("self.all(name, name.matches('^[a-z0-9]+$'))", "attribute names are lower-case letters and digits"),
-        validation = ("!self.exists(name, name in ['id', 'source', 'type', 'specversion', 'time', 'subject', 'datacontenttype', 'dataschema', 'data'])", "id, source, type, specversion, time, subject, datacontenttype, dataschema and data are no extensions")
+        validation = ("!self.exists(name, name in ['id', 'source', 'type', 'specversion', 'time', 'subject', 'datacontenttype', 'dataschema', 'data'])", "id, source, type, specversion, time, subject, datacontenttype, dataschema and data are not extensions")
     )]
     pub extensions: BTreeMap<String, String>,
 }
 
-/// The data of an event.
+/// The data of an event: exactly one of text and json.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CronData {
-    /// The data as text, sent as it stands.
+    /// Data as text, sent verbatim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 65536))]
     pub text: Option<String>,
 
-    /// The data as the text of a JSON value; it must parse.
+    /// Data as JSON text. Must be valid JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 65536))]
     pub json: Option<String>,
 
-    /// The media type of the data. Default: text/plain for text, application/json for json.
+    /// Media type of the data. Default: text/plain for text, application/json for json.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub content_type: Option<String>,
 }
 
-/// What the controller found.
+/// Status reported by the controller.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceStatus {
-    /// The generation of the spec that this status speaks of.
+    /// Generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready: the Source makes events. Its reason and message say what to do where it does not.
+    /// Ready: the Source produces events. If not, reason and message say what to do.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,
 
-    /// Where its events are posted.
+    /// URL of the broker that events are posted to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub broker_url: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! A Trigger: a broker, filters, a destination and how to deliver to it.
+//! A Trigger: a broker, filters, a destination and delivery settings.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{DeliverySpec, Filter, ServiceTarget};
 
-/// Takes the events of a broker that pass its filters and delivers them to a destination.
+/// Delivers the events of a broker that match its filters to a destination.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "weir.dev",
@@ -22,7 +22,7 @@ use super::{DeliverySpec, Filter, ServiceTarget};
     cel,
     status = "TriggerStatus",
     derive = "PartialEq",
-    doc = "A Trigger takes the events of a broker of its namespace that pass its filters and delivers each to its sink. It may be applied before its Sink, its Service or the first event of its kind exist, and heals by itself.",
+    doc = "A Trigger takes the events of a broker in its namespace that match its filters and delivers each to its sink. It may be applied before its Sink, its Service or any matching event exists, and becomes ready by itself once they do.",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -44,24 +44,25 @@ use super::{DeliverySpec, Filter, ServiceTarget};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TriggerSpec {
-    /// The broker whose events it takes, in the Trigger's namespace: producers post to /NAMESPACE/BROKER.
-    /// Cannot be changed. Default: default.
+    /// Broker to take events from, in the Trigger's namespace. Producers post to /NAMESPACE/BROKER. Immutable.
+    /// Default: default.
     #[serde(default = "super::default_broker")]
     #[schemars(
         length(min = 1, max = 63),
         regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     )]
-    #[x_kube(validation = ("self == oldSelf", "broker cannot be changed: delete the Trigger and create it anew"))]
+    #[x_kube(validation = ("self == oldSelf", "broker cannot be changed: delete the Trigger and create it again"))]
     pub broker: String,
 
-    /// Which events it takes. All filters of the list must hold; an empty or absent list takes every event.
+    /// Filters that select events. An event must match all of them; an empty or absent list selects every event. At
+    /// most 32.
     /// Each filter is exactly one of:
-    ///   exact, prefix, suffix - a map from attribute to value, all entries must hold;
+    ///   exact, prefix, suffix - a map of attributes to values, all of which must match;
     ///   all, any - a list of filters;
     ///   not - one filter;
     ///   sql - a CESQL expression, such as "EXISTS priority AND priority > 5";
-    ///   cel - a CEL expression, which sees the data too, such as "event.data.amount > 100".
-    /// all, any and not can be nested three deep. For example, orders of high priority that are no tests:
+    ///   cel - a CEL expression, which can also read the data, such as "event.data.amount > 100".
+    /// all, any and not can be nested three deep. For example, high-priority orders that do not come from a test:
     ///   filters:
     ///   - prefix: {type: com.example.order.}
     ///   - exact: {priority: high}
@@ -70,57 +71,57 @@ pub struct TriggerSpec {
     #[schemars(length(max = 32))]
     pub filters: Vec<Filter>,
 
-    /// Where its events are delivered to: exactly one of ref, service and uri.
+    /// Destination of the events: exactly one of ref, service and uri.
     pub sink: Destination,
 
-    /// How its events are delivered; what is left out is taken from the Sink.
+    /// Delivery settings. They override those of the Sink.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<DeliverySpec>,
 
-    /// Where a new Trigger begins: Latest takes events from now on, Earliest also what the broker still retains,
-    /// and a time such as 2026-11-24T08:00:00Z what was accepted since then. Looked at once, when the Trigger is
-    /// first seen. Default: where a Trigger of this name and broker was that was deleted a short while ago (the
-    /// routers' --keep-deleted-triggers), else Latest.
+    /// Position at which a new Trigger starts: Latest takes events accepted from now on, Earliest also those that
+    /// the broker still retains, and a time such as 2026-11-24T08:00:00Z those accepted since then. Read once, when
+    /// a router first sees the Trigger. Default: the position of a recently deleted Trigger with the same name and
+    /// broker (see --keep-deleted-triggers of the routers), else Latest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<Start>,
 
-    /// Holds delivery. Events wait in the broker's log, and nothing is lost when this is taken back.
+    /// Pauses delivery. Events wait in the broker's log and are delivered once this is false again. Default: false.
     #[serde(default)]
     pub suspend: bool,
 }
 
-/// Where a Trigger delivers to.
+/// Destination of events: exactly one of `ref`, `service` and `uri`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("[has(self.ref), has(self.service), has(self.uri)].filter(set, set).size() == 1", "exactly one of ref, service and uri must be set"))]
 pub struct Destination {
-    /// A Sink, of the Trigger's namespace or of another that allows it.
+    /// Sink, in the Trigger's namespace or in another one that allows it.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "ref")]
     pub sink: Option<SinkRef>,
 
-    /// A Service of the Trigger's own namespace.
+    /// Service in the Trigger's own namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceTarget>,
 
-    /// An absolute http or https URI outside the cluster. What is inside the cluster is named by service or ref.
+    /// Absolute http or https URI outside the cluster. Use service or ref for destinations inside the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::optional_http_uri")]
     pub uri: Option<String>,
 }
 
-/// Names a Sink.
+/// A reference to a Sink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SinkRef {
-    /// The Sink's name.
+    /// Name of the Sink.
     #[schemars(
         length(min = 1, max = 253),
         regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
     )]
     pub name: String,
 
-    /// The Sink's namespace; another one than the Trigger's must be let in by the Sink's allowedNamespaces.
-    /// Default: the Trigger's.
+    /// Namespace of the Sink. A namespace other than the Trigger's must be allowed by the Sink's allowedNamespaces.
+    /// Default: the Trigger's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 63),
@@ -129,14 +130,14 @@ pub struct SinkRef {
     pub namespace: Option<String>,
 }
 
-/// Where a new Trigger begins.
+/// Position at which a new Trigger starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// With the next event.
+    /// The next event.
     Latest,
-    /// With the oldest event that is retained.
+    /// The oldest retained event.
     Earliest,
-    /// With the first retained event that was accepted at this time or later.
+    /// The first retained event that was accepted at or after this time.
     At(Timestamp),
 }
 
@@ -158,21 +159,21 @@ impl<'de> Deserialize<'de> for Start {
             "Earliest" => Ok(Self::Earliest),
             time => time.parse().map(Self::At).map_err(|_| {
                 de::Error::custom(format!(
-                    "start {time:?} is neither Latest nor Earliest nor a time such as 2026-11-24T08:00:00Z"
+                    "start {time:?} is not Latest, Earliest or a time such as 2026-11-24T08:00:00Z"
                 ))
             }),
         }
     }
 }
 
-/// A day of the calendar. What the API server took and the controller could not read would have no status to say
-/// so; CEL's timestamp() would know the calendar too, but fails on a day that is none, without our message.
+/// A valid calendar date. A value that the API server accepts and the controller cannot parse would have no status
+/// to report the error. CEL's `timestamp()` also rejects invalid dates, but without our message.
 const DAY: &str = "[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|\
                    [12][0-9]{3}-(0[13-9]|1[0-2])-(29|30)|\
                    [12][0-9]{3}-(0[13578]|1[02])-31|\
                    ([12][0-9](0[48]|[2468][048]|[13579][26])|(1[26]|2[048])00)-02-29";
 
-/// A time of the day, to the nanosecond at most.
+/// A time of day, with up to nanosecond precision.
 const TIME: &str = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{1,9})?";
 
 const ZONE: &str = "Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9]";
@@ -198,29 +199,29 @@ impl JsonSchema for Start {
     }
 }
 
-/// What the controller found, and what the routers have applied.
+/// Status reported by the controller and the routers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TriggerStatus {
-    /// The generation of the spec that this status speaks of.
+    /// Generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready: events flow. FiltersValid: the filters could be compiled. SinkResolved: the destination is known.
-    /// Applied: every live router routes by this generation. Reason and message say what to do where one is not True.
-    /// SinkAnswering: the Sink answers, for better or worse; False while a router finds that it keeps failing or it has
-    /// asked for a long pause. Ready does not depend on it. It is set once the Sink has answered and every router has
-    /// reported, while events may flow.
-    /// Resumed: there where the Trigger went on from the place of a deleted one of its name.
+    /// Ready: events flow. FiltersValid: the filters compile. SinkResolved: the destination is known. Applied:
+    /// every live router routes by this generation. If one of them is not True, reason and message say what to do.
+    /// SinkAnswering: the Sink responds, with success or failure. False while a router sees it failing repeatedly,
+    /// or after it asked for a long pause. Ready does not depend on it. Set once the Sink has responded and every
+    /// router has reported, while events may flow.
+    /// Resumed: present if the Trigger resumed from the position of a deleted Trigger with its name.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,
 
-    /// Where its events are posted.
+    /// URI that events are posted to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sink_uri: Option<String>,
 
-    /// Where producers post events for it.
+    /// URL that producers post events to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub broker_url: Option<String>,
 }
@@ -233,7 +234,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_start_that_the_schema_takes_can_be_read(
+        fn schema_accepts_exactly_the_times_that_parse(
             text in "[12][0-9]{3}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]([.][0-9]{1,9})?(Z|[+-][01][0-9]:[0-5][0-9])",
         ) {
             let taken = regex::Regex::new(&format!("^({DAY})T{TIME}({ZONE})$")).unwrap().is_match(&text);
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn leap_days_are_days() {
+    fn accepts_leap_days_only_in_leap_years() {
         let days = regex::Regex::new(&format!("^({DAY})$")).unwrap();
         for year in 1000..3000 {
             let day = format!("{year}-02-29");

@@ -501,7 +501,7 @@ fn cron_data(data: Option<&api::CronData>) -> Result<(Option<String>, Option<Str
         }
         _ => Err(Finding::bad(
             "InvalidData",
-            "spec.cron.data has exactly one of text and json",
+            "spec.cron.data must have exactly one of text and json",
         )),
     }
 }

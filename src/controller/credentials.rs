@@ -101,7 +101,7 @@ fn wanted(spec: &api::SinkSpec) -> Result<Vec<Wanted<'_>>, Finding> {
         };
         let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad("is no name of a header"))?;
         if api::is_reserved_header(name) {
-            return Err(bad("is a header that Weir or HTTP itself sets"));
+            return Err(bad("is a reserved header, set by Weir or by HTTP itself"));
         }
         all.push(Wanted {
             path: format!("spec.headers[{index}].valueFrom.secretKeyRef"),

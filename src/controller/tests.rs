@@ -771,7 +771,7 @@ fn credentials_and_authorities_have_rules() {
         (
             json!({"service": {"name": "one"}, "headers": [header("CE-Id", "token")]}),
             "InvalidHeader",
-            "spec.headers[0].name: \"CE-Id\" is a header that Weir or HTTP itself sets",
+            "spec.headers[0].name: \"CE-Id\" is a reserved header, set by Weir or by HTTP itself",
         ),
         (
             json!({"service": {"name": "one"}, "headers": [header("a b", "token")]}),

@@ -877,29 +877,35 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
         ),
         (
             sink("s", "{uri: 'http://a/', caCerts: x}"),
-            "caCerts is for https alone",
+            "caCerts requires https",
         ),
         (
             sink("s", "{service: {name: a}, caCerts: x}"),
-            "caCerts is for https alone",
+            "caCerts requires https",
         ),
-        (with_header("AUTHORIZATION", token), "name it in one of the two"),
+        (
+            with_header("AUTHORIZATION", token),
+            "authorization already sets the Authorization header",
+        ),
         (
             with_header("X-Key", ", authorization: {}"),
             "spec.authorization.bearerToken",
         ),
         (with_header("Ce-Id", ""), "spec.headers[0].name"),
         (with_header("content-TYPE", ""), "spec.headers[0].name"),
-        (with_header("Host", ""), "a header that Weir or HTTP itself sets"),
+        (
+            with_header("Host", ""),
+            "is a reserved header, set by Weir or by HTTP itself",
+        ),
         (with_header("'a b'", ""), "spec.headers[0].name"),
         (source("{type: t}"), "spec.cron.schedule"),
         (
             source("{schedule: '* * * * *', type: t, data: {text: a, json: b}}"),
-            "data has exactly one",
+            "data must have exactly one",
         ),
         (
             source("{schedule: '* * * * *', type: t, extensions: {id: a}}"),
-            "are no extensions",
+            "are not extensions",
         ),
         (
             "apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {name: s}\nspec: {}\n".to_owned(),

@@ -338,7 +338,7 @@ fn rules_of_the_other_kinds() {
         ),
         (
             format!("{source}  cron: {{schedule: '* * * * *', type: t, data: {{text: a, json: b}}}}\n"),
-            "m.yaml:5:3: spec.cron: data has exactly one of text and json",
+            "m.yaml:5:3: spec.cron: data must have exactly one of text and json",
         ),
         (
             format!("{source}  cron: {{schedule: '* * * * *', type: t, extensions: {{id: a}}}}\n"),
