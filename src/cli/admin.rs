@@ -1,4 +1,4 @@
-//! A router's admin address, asked by the subcommands that operate it.
+//! Client of a router's admin address, for the subcommands that operate it.
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -18,19 +18,19 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// The endpoint at this address, which may lack its scheme.
+    /// Creates a client of the endpoint at this URL. The scheme may be omitted.
     ///
     /// # Errors
-    /// [`Usage`] when it is no URL.
+    /// [`Usage`] if it is not a valid URL.
     pub fn new(url: &str) -> anyhow::Result<Self> {
         let base = parse_url(url)?.to_string().trim_end_matches('/').to_owned();
         Ok(Self { base })
     }
 
-    /// One request and its answer.
+    /// Sends a request and decodes the response.
     ///
     /// # Errors
-    /// When the router cannot be reached or refuses, or something else answers.
+    /// If the router cannot be reached or rejects the request, or the server is not a router.
     pub async fn exchange<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -48,7 +48,7 @@ impl Admin {
         serde_json::from_slice(&answer).with_context(|| self.is_another())
     }
 
-    /// An answer from what knows no such path tells of itself, which would mislead.
+    /// Explains a response from a server that does not know the path; its own message would mislead.
     fn explained(&self, error: anyhow::Error) -> anyhow::Error {
         let misses = |refused: &&Refused| {
             matches!(
@@ -67,17 +67,17 @@ impl Admin {
 
     fn is_another(&self) -> String {
         format!(
-            "{} is no router's admin address, or one of another version: it is where /metrics is, by default on port \
-             9090, and not where events are posted",
+            "{} is not the admin address of a router of this version: use the address that serves /metrics \
+             (default port 9090), not the one that events are posted to",
             self.base
         )
     }
 }
 
-/// A broker's name, `NAMESPACE/NAME`, as a piece of a path.
+/// Checks a broker name, `NAMESPACE/NAME`, for use in a path.
 ///
 /// # Errors
-/// [`Usage`] when it is none.
+/// [`Usage`] if it is malformed.
 pub fn checked_broker(broker: &str) -> anyhow::Result<&str> {
     let name = |text: &str| {
         !text.is_empty()
@@ -88,7 +88,7 @@ pub fn checked_broker(broker: &str) -> anyhow::Result<&str> {
     match broker.split_once('/') {
         Some((namespace, broker_name)) if name(namespace) && name(broker_name) => Ok(broker),
         _ => Err(Usage(format!(
-            "{broker:?} is no broker: write NAMESPACE/NAME, such as shop/default"
+            "invalid broker {broker:?}: use NAMESPACE/NAME, such as shop/default"
         ))
         .into()),
     }
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broker_is_a_namespace_and_a_name() {
+    fn parses_broker_as_namespace_and_name() {
         assert!(checked_broker("shop/default").is_ok());
         for wrong in ["shop", "shop/", "/default", "shop/a/b", "shop/../x", "shop/a b"] {
             assert!(checked_broker(wrong).is_err(), "{wrong}");

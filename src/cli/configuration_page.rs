@@ -1,4 +1,4 @@
-//! Holds docs/configuration.md to the command line: its tables are made from clap's definitions.
+//! Checks that docs/configuration.md matches the command line. The tables are generated from clap's definitions.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -6,14 +6,14 @@ use clap::{Arg, ArgAction, Command, CommandFactory as _};
 
 use super::Cli;
 
-/// The subcommands that run for long, which the page is about.
+/// The long-running subcommands, which the page documents.
 const SUBCOMMANDS: [&str; 3] = ["router", "controller", "run"];
 
-/// With this variable set the test writes the page anew.
+/// Environment variable that makes the test rewrite the page.
 const WRITE: &str = "WEIR_WRITE_DOCS";
 
 #[test]
-fn the_page_of_flags_is_what_the_command_line_says() {
+fn configuration_page_matches_command_line() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
     let before = fs::read_to_string(&path).unwrap();
     let mut page = before.clone();
@@ -27,11 +27,11 @@ fn the_page_of_flags_is_what_the_command_line_says() {
     }
     assert!(
         page == before || std::env::var_os(WRITE).is_some(),
-        "docs/configuration.md is not what the command line says: run `make docs`"
+        "docs/configuration.md does not match the command line: run `make docs`"
     );
 }
 
-/// The page with what is between a subcommand's two marks replaced.
+/// Replaces the table between the two markers of a subcommand.
 fn with_table(page: &str, name: &str, table: &str) -> String {
     let (begin, end) = (
         format!("<!-- flags of weir {name}: made by make docs -->\n"),
@@ -97,7 +97,7 @@ fn code(text: Option<&str>) -> String {
     text.map_or_else(String::new, |text| format!("`{text}`"))
 }
 
-/// The help as one cell; clap takes the final stop of a single sentence away.
+/// The help text as a table cell. clap strips the trailing period of a single sentence.
 fn help(flag: &Arg) -> String {
     let help = flag.get_long_help().or_else(|| flag.get_help());
     let help = help.map(ToString::to_string).unwrap_or_default();

@@ -8,14 +8,14 @@ use super::{host_name, shutdown};
 use crate::controller::{self, ChannelOptions, ControllerOptions, Election, RouterAccount, TlsOptions};
 use crate::descriptors;
 
-/// How long the API server may take to go on with an answer. A watch ends before that, as it is asked for for a minute;
-/// what never ends otherwise is a list on a connection that is dead.
+/// Read timeout of the API server. A watch ends earlier because it requests one minute; the timeout catches lists
+/// on a dead connection, which would otherwise hang forever.
 const READ_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// The flags of `weir controller`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where routers get the routing configuration.
+    /// Address that serves the routing configuration to routers.
     #[arg(
         long,
         env = "WEIR_LISTEN",
@@ -24,7 +24,7 @@ pub struct Args {
     )]
     pub listen: SocketAddr,
 
-    /// Where health, readiness and metrics are.
+    /// Address that serves health, readiness and metrics.
     #[arg(
         long,
         env = "WEIR_ADMIN",
@@ -33,7 +33,7 @@ pub struct Args {
     )]
     pub admin: SocketAddr,
 
-    /// What follows .svc. in the cluster's names of Services.
+    /// DNS domain of the cluster, used in Service names after .svc.
     #[arg(
         long,
         env = "WEIR_CLUSTER_DOMAIN",
@@ -42,13 +42,13 @@ pub struct Args {
     )]
     pub cluster_domain: String,
 
-    /// What comes before /NAMESPACE/BROKER in the URL that producers post to, for example
-    /// http://weir.weir-system.svc. It is told in the status of Triggers and, as the ConfigMap weir-broker, to the
-    /// workloads of namespaces labelled weir.dev/inject=enabled.
+    /// URL prefix of brokers, which producers post to as URL/NAMESPACE/BROKER, for example
+    /// http://weir.weir-system.svc. Published in the status of Triggers and, as the ConfigMap weir-broker, in
+    /// namespaces labelled weir.dev/inject=enabled.
     #[arg(long, env = "WEIR_BROKER_BASE_URL", value_name = "URL")]
     pub broker_base_url: Option<String>,
 
-    /// The namespaces to look at, separated by commas; events for others are refused with 404. Default: all.
+    /// Namespaces to watch, separated by commas. Events for other namespaces are rejected with 404. Default: all.
     #[arg(
         long,
         env = "WEIR_WATCH_NAMESPACES",
@@ -57,25 +57,25 @@ pub struct Args {
     )]
     pub watch_namespaces: Vec<String>,
 
-    /// The Lease by which one of several controllers leads while the others wait, in the controller's own namespace.
-    /// Default: none; then there must be no other controller.
+    /// Lease for leader election among several controllers, in the controller's own namespace. Default: none; run
+    /// only one controller.
     #[arg(long, env = "WEIR_LEASE", value_name = "NAME")]
     pub lease: Option<String>,
 
-    /// Who may get the routing configuration, and how it is kept from others.
+    /// Authentication of routers and encryption of the routing configuration.
     #[command(flatten)]
     pub channel: ChannelArgs,
 }
 
-/// The flags that secure what routers get.
+/// Flags that secure the connection from routers.
 #[derive(Debug, clap::Args)]
 pub struct ChannelArgs {
-    /// Serve routers over TLS, with certificates in this Secret. The controller makes and renews them; the Secret is
-    /// in its own namespace, like the ConfigMap and the Service.
+    /// Serve routers over TLS with the certificates in this Secret. The controller issues and renews them. The
+    /// Secret, the ConfigMap and the Service are in the controller's own namespace.
     #[arg(long, env = "WEIR_TLS_SECRET", value_name = "NAME", requires_all = ["tls_ca_config_map", "tls_service"])]
     pub tls_secret: Option<String>,
 
-    /// The ConfigMap in which the controller gives out the authorities that routers are to trust, under ca.crt.
+    /// ConfigMap in which the controller publishes the authorities that routers must trust, under the key ca.crt.
     #[arg(
         long,
         env = "WEIR_TLS_CA_CONFIG_MAP",
@@ -84,11 +84,11 @@ pub struct ChannelArgs {
     )]
     pub tls_ca_config_map: Option<String>,
 
-    /// The Service by which routers reach the controller: its names are those of the certificate.
+    /// Service by which routers reach the controller. The certificate is issued for its names.
     #[arg(long, env = "WEIR_TLS_SERVICE", value_name = "NAME", requires = "tls_secret")]
     pub tls_service: Option<String>,
 
-    /// Answer routers only: whoever has a token of this ServiceAccount for the audience weir-controller.
+    /// Serve only clients with a token of this ServiceAccount for the audience weir-controller.
     #[arg(
         long,
         env = "WEIR_ROUTER_SERVICE_ACCOUNT",
@@ -121,11 +121,11 @@ impl ChannelArgs {
     }
 }
 
-/// Runs a controller until it is told to end. The API server is the one of the kubeconfig (KUBECONFIG or
-/// ~/.kube/config), or, in a pod, the cluster's.
+/// Runs a controller until it is told to stop. The API server is taken from the kubeconfig (KUBECONFIG or
+/// ~/.kube/config) or, in a pod, from the cluster.
 ///
 /// # Errors
-/// When it cannot start.
+/// If it cannot start.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args {
         listen,
@@ -165,12 +165,12 @@ async fn client() -> anyhow::Result<kube::Client> {
         .await
         .context("cannot find the API server: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
     config.read_timeout = Some(READ_TIMEOUT);
-    // Counted from the request on, not from when its connection was last used.
+    // Restarts the read timeout with each request instead of counting from the last use of the connection.
     config.reset_reader_on_write = true;
-    kube::Client::try_from(config).context("cannot make a client of the API server")
+    kube::Client::try_from(config).context("cannot create a client for the API server")
 }
 
-/// Without empty names, which an empty variable or a trailing comma gives.
+/// Removes duplicates and empty names, as left by an empty variable or a trailing comma.
 fn each_once(names: Vec<String>) -> Vec<String> {
     let names: BTreeSet<_> = names.into_iter().filter(|name| !name.is_empty()).collect();
     names.into_iter().collect()
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn each_namespace_is_watched_once_and_none_means_all() {
+    fn deduplicates_namespaces_and_treats_an_empty_list_as_all() {
         for (given, watched) in [
             ("", &[][..]),
             (",", &[]),

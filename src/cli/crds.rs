@@ -11,10 +11,10 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 
 use crate::api::custom_resource_definitions;
 
-/// What `weir crds` takes.
+/// Arguments of `weir crds`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Write one file each, PLURAL.weir.dev.yaml, to this directory instead of stdout.
+    /// Directory to write one file per definition to, named PLURAL.weir.dev.yaml, instead of stdout.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -22,7 +22,7 @@ pub struct Args {
 /// Prints the definitions or writes them to files.
 ///
 /// # Errors
-/// When they cannot be written.
+/// If they cannot be written.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let Args { out } = args;
     let files = files()?;
@@ -41,10 +41,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Each definition's file name and content.
+/// Returns the file name and content of each definition.
 ///
 /// # Errors
-/// When a definition cannot be written as YAML.
+/// If a definition cannot be serialized as YAML.
 pub fn files() -> anyhow::Result<Vec<(String, String)>> {
     custom_resource_definitions()
         .iter()
@@ -57,7 +57,7 @@ fn name(definition: &CustomResourceDefinition) -> &str {
 }
 
 fn yaml(definition: &CustomResourceDefinition) -> anyhow::Result<String> {
-    // Folded text is hard to compare line by line, and the descriptions have lines of their own.
+    // No folding: folded text is hard to diff, and the descriptions are already wrapped.
     let options = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
     serde_saphyr::to_string_with_options(definition, options)
         .with_context(|| format!("cannot write {} as YAML", name(definition)))
@@ -70,14 +70,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_directory_crds_is_what_the_types_say() {
+    fn crds_directory_matches_the_types() {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
         let files = files().unwrap();
         for (name, yaml) in &files {
             let written = fs::read_to_string(directory.join(name)).unwrap_or_default();
             assert!(
                 written == *yaml,
-                "crds/{name} is not what src/api says: run `make crds`"
+                "crds/{name} does not match src/api: run `make crds`"
             );
         }
         let known: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
@@ -85,14 +85,14 @@ mod tests {
             let name = entry.unwrap().file_name();
             assert!(
                 known.iter().any(|known| name == **known),
-                "crds/{} is of no type",
+                "crds/{} belongs to no type",
                 name.display()
             );
         }
     }
 
     #[test]
-    fn what_is_written_reads_back_the_same() {
+    fn definitions_survive_a_yaml_round_trip() {
         for (definition, (_, yaml)) in custom_resource_definitions().iter().zip(files().unwrap()) {
             assert_eq!(
                 &serde_saphyr::from_str::<CustomResourceDefinition>(&yaml).unwrap(),

@@ -22,20 +22,20 @@ use crate::{
     router::dead_letters::{Brokers, DropAnswer, FullLetter, Letter, Letters, RedriveAnswer, Selected},
 };
 
-/// How long redriving waits for Triggers that have no room and settle nothing.
+/// Time to wait for a full Trigger that settles nothing while redriving.
 const NO_ROOM_PATIENCE: Duration = Duration::from_secs(30);
 
-/// The pause before such a Trigger is asked again.
+/// Delay before such a Trigger is tried again.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(500);
 
-/// The flags of `weir dead-letters`.
+/// Arguments of `weir dead-letters`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "In a cluster, each router keeps its own dead letters: run this command in the router's pod (kubectl exec POD -- /weir \
                   dead-letters ...), or forward the pod's admin port (kubectl port-forward POD 9090)."
 )]
 pub struct Args {
-    /// The router's admin address.
+    /// Admin address of the router.
     #[arg(
         long,
         env = "WEIR_ROUTER",
@@ -45,104 +45,104 @@ pub struct Args {
     )]
     pub router: String,
 
-    /// What to do.
+    /// Action to perform.
     #[command(subcommand)]
     pub action: Action,
 }
 
-/// What is done with dead letters.
+/// Actions on dead letters.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
-    /// List a broker's dead letters, or, without a broker, the brokers that have some.
+    /// List the dead letters of a broker, or, without a broker, the brokers that have any.
     List {
-        /// The broker, as NAMESPACE/NAME.
+        /// Broker, as NAMESPACE/NAME.
         #[arg(value_name = "BROKER")]
         broker: Option<String>,
-        /// Which of them.
+        /// Selection of letters.
         #[command(flatten)]
         which: Which,
-        /// How they are printed.
+        /// Output format.
         #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
         output: Output,
     },
-    /// Show a dead letter with its event.
+    /// Show a dead letter and its event.
     Show {
-        /// The broker, as NAMESPACE/NAME.
+        /// Broker, as NAMESPACE/NAME.
         #[arg(value_name = "BROKER")]
         broker: String,
-        /// The letter's ID, as list tells it.
+        /// ID of the letter, as shown by list.
         #[arg(value_name = "ID")]
         id: u64,
-        /// How it is printed.
+        /// Output format.
         #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
         output: Output,
     },
-    /// Have dead letters delivered again by their Triggers; each is then settled like any other event.
+    /// Redeliver dead letters to their Triggers. Each is then settled like any other event.
     Redrive(Many),
-    /// Remove dead letters for good.
+    /// Delete dead letters permanently.
     Drop {
-        /// Which.
+        /// Selection of letters.
         #[command(flatten)]
         many: Many,
-        /// With --all: do not ask first.
+        /// Skip the confirmation of --all.
         #[arg(short, long)]
         yes: bool,
     },
 }
 
-/// Some of a broker's dead letters.
+/// A selection of a broker's dead letters.
 #[derive(Debug, clap::Args)]
 pub struct Many {
-    /// The broker, as NAMESPACE/NAME.
+    /// Broker, as NAMESPACE/NAME.
     #[arg(value_name = "BROKER")]
     pub broker: String,
 
-    /// Letters, by their IDs.
+    /// IDs of letters.
     #[arg(value_name = "ID")]
     pub ids: Vec<u64>,
 
-    /// All of the broker's.
+    /// Select all dead letters of the broker.
     #[arg(long, conflicts_with_all = ["ids", "trigger", "filters"])]
     pub all: bool,
 
-    /// Which of them.
+    /// Selection by Trigger and attributes.
     #[command(flatten)]
     pub which: Which,
 }
 
-/// Which letters are meant: those that hold for all of these.
+/// Selects the letters that satisfy all of these conditions.
 #[derive(Debug, clap::Args)]
 pub struct Which {
-    /// Those of the Trigger with this name.
+    /// Only letters of the Trigger with this name.
     #[arg(long, value_name = "NAME")]
     pub trigger: Option<String>,
 
-    /// Those whose event has an attribute with this value, for example type=com.example.order; may be repeated.
+    /// Only letters whose event has this attribute value, for example type=com.example.order. Can be repeated.
     #[arg(long = "filter", value_name = "ATTRIBUTE=VALUE", value_parser = attribute_and_value)]
     pub filters: Vec<(String, String)>,
 }
 
-/// How results are printed.
+/// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// Human-readable text.
     #[default]
     Text,
-    /// One JSON value a line.
+    /// One JSON value per line.
     Json,
 }
 
-/// Asks whether all dead letters are to be dropped.
+/// Asks for confirmation before dropping all dead letters.
 fn confirm(broker: &str) -> anyhow::Result<()> {
     if !io::stdin().is_terminal() {
         return Err(Usage(format!(
-            "--all drops every dead letter of broker {broker} for good: add --yes"
+            "--all permanently drops every dead letter of broker {broker}: add --yes to confirm"
         ))
         .into());
     }
     write!(
         io::stderr(),
-        "Drop every dead letter of broker {broker} for good? [y/N] "
+        "Permanently drop every dead letter of broker {broker}? [y/N] "
     )?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
@@ -153,7 +153,7 @@ fn confirm(broker: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Fails where some were meant and none, or, of those that were named by their IDs, not all were found.
+/// Fails if the selection matched nothing, or if some of the given IDs were not found.
 fn check_all_found(broker: &str, selected: &Selected, found: u64) -> anyhow::Result<()> {
     let by_letter = selected.trigger.is_some() || !selected.filters.is_empty();
     if found == 0 && selected.ids.is_none() && by_letter {
@@ -166,7 +166,8 @@ fn check_all_found(broker: &str, selected: &Selected, found: u64) -> anyhow::Res
     let missing = named.saturating_sub(found);
     if missing > 0 {
         bail!(
-            "{missing} of the IDs are of no such dead letter, or of one that was taken meanwhile: weir dead-letters list {broker} shows those that are kept"
+            "{missing} of the IDs match no dead letter, or the letter is already gone: weir dead-letters list \
+             {broker} shows the current ones"
         );
     }
     Ok(())
@@ -189,7 +190,7 @@ impl Which {
 }
 
 impl Many {
-    /// The broker and what is meant; everything only if that was said.
+    /// The broker and the selection. Selecting everything must be explicit.
     fn selected(self) -> anyhow::Result<(String, Selected)> {
         let Self {
             broker,
@@ -202,16 +203,18 @@ impl Many {
             selected.ids = Some(ids.into_iter().map(Offset).collect::<BTreeSet<_>>());
         }
         if !all && selected == Selected::default() {
-            return Err(Usage("say which: IDs, --trigger, --filter, or --all".to_owned()).into());
+            return Err(
+                Usage("select dead letters by ID, --trigger or --filter, or use --all".to_owned()).into(),
+            );
         }
         Ok((broker, selected))
     }
 }
 
-/// Asks the router, and prints what it says.
+/// Sends the requests to the router and prints the responses.
 ///
 /// # Errors
-/// When the router cannot be reached or refuses, or letters are left that should have been redriven.
+/// If the router cannot be reached or rejects a request, or some letters could not be redriven.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { router, action } = args;
     let router = Router {
@@ -243,7 +246,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// The router that is asked.
+/// Client of the router.
 struct Router {
     admin: Admin,
 }
@@ -287,7 +290,7 @@ impl Router {
         }
         if output == Output::Text {
             let text = if rows.is_empty() {
-                format!("broker {broker} has no such dead letters\n")
+                format!("broker {broker} has no matching dead letters\n")
             } else {
                 let columns = [
                     "ID",
@@ -316,7 +319,7 @@ impl Router {
             return Ok(());
         }
         let FullLetter { letter, event } = full;
-        // A Sink could have put into it what acts on a terminal.
+        // The Sink controls this text and could embed terminal control sequences.
         let lines: Vec<_> = letter.detail.lines().map(clean_text).collect();
         let status = letter
             .status
@@ -367,12 +370,14 @@ impl Router {
         writeln!(io::stdout().lock(), "{redriven} redriven")?;
         if without_trigger > 0 {
             bail!(
-                "{without_trigger} are of Triggers that are gone: apply a Trigger of the same name, or drop them"
+                "{without_trigger} belong to Triggers that no longer exist: apply a Trigger with the same name, or \
+                 drop them"
             );
         }
         if left > 0 {
             bail!(
-                "{left} or more are left: their Trigger has as many unsettled events as it may have; see whether its Sink answers, and redrive again"
+                "at least {left} were not redriven: their Trigger has reached its limit of unsettled events; check \
+                 that its Sink responds and redrive again"
             );
         }
         check_all_found(broker, &selected, redriven)
@@ -435,7 +440,7 @@ fn row(letter: Letter) -> [String; 8] {
     ]
 }
 
-/// Columns side by side, as kubectl prints them.
+/// Formats columns like kubectl does.
 fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> String {
     let head = head.map(str::to_owned);
     let all: Vec<_> = std::iter::once(head).chain(rows).collect();
@@ -462,7 +467,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_lines_up() {
+    fn aligns_table_columns() {
         let rows = vec![
             ["1".to_owned(), "a longer one".to_owned()],
             ["1000".to_owned(), "x".to_owned()],
@@ -474,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_meant_only_when_it_is_said() {
+    fn selects_everything_only_with_the_all_flag() {
         let many = |all, ids: &[u64]| Many {
             broker: "shop/default".to_owned(),
             ids: ids.to_vec(),

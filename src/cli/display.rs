@@ -1,4 +1,4 @@
-//! `weir display`: a consumer that prints each event it gets.
+//! `weir display`: a consumer that prints each event it receives.
 
 use std::{
     borrow::Cow,
@@ -24,42 +24,42 @@ use crate::{
     server::Server,
 };
 
-/// How large a request may be, in bytes.
+/// Maximum size of a request body, in bytes.
 const MAX_BODY: usize = 2 * 1024 * 1024;
 
-/// Longer JSON, in bytes, is shown as it came: laid out it could be many times as long.
+/// Maximum size of JSON to pretty-print, in bytes. Pretty-printing could multiply the size of larger texts.
 const MAX_PRETTY: usize = 64 * 1024;
 
-/// How events are printed.
+/// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// A block of lines for people.
+    /// Human-readable block of lines.
     #[default]
     Text,
-    /// One event in the JSON format a line; with a name, {"name": NAME, "event": EVENT}.
+    /// One event per line, in the JSON format. With --name, {"name": NAME, "event": EVENT}.
     Json,
 }
 
-/// The flags of `weir display`.
+/// Arguments of `weir display`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where events are received.
+    /// Address to receive events on.
     #[arg(long, default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
     pub listen: SocketAddr,
 
-    /// Put before each event, to tell several displays in one terminal apart.
+    /// Name to print before each event, to tell several displays in one terminal apart.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 
-    /// How events are printed.
+    /// Output format.
     #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
     pub output: Output,
 }
 
-/// Prints events until it is told to end.
+/// Prints events until it is told to stop.
 ///
 /// # Errors
-/// When it cannot listen, or standard output takes nothing more.
+/// If it cannot listen, or stdout cannot be written.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args { listen, name, output } = args;
     let stop = shutdown::token()?;
@@ -82,13 +82,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 struct Display {
     name: Option<String>,
     output: Output,
-    /// Takes the error that ends printing.
+    /// Receives the error that ends printing.
     printed: mpsc::Sender<io::Error>,
 }
 
 async fn receive(State(display): State<Arc<Display>>, request: Request) -> Response {
     if request.method() != Method::POST {
-        return (StatusCode::METHOD_NOT_ALLOWED, "events are posted\n").into_response();
+        return (StatusCode::METHOD_NOT_ALLOWED, "post events here\n").into_response();
     }
     let (parts, body) = request.into_parts();
     let body = match Limited::new(body, MAX_BODY).collect().await {
@@ -109,7 +109,7 @@ async fn receive(State(display): State<Arc<Display>>, request: Request) -> Respo
     match display.print(&events) {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(error) => {
-            // Full means that an error is on its way already.
+            // The channel is full if an error has already been sent.
             let _ = display.printed.try_send(error);
             StatusCode::SERVICE_UNAVAILABLE.into_response()
         }
@@ -117,7 +117,7 @@ async fn receive(State(display): State<Arc<Display>>, request: Request) -> Respo
 }
 
 impl Display {
-    /// An event was taken only when it was printed.
+    /// Prints the events. A request succeeds only after its events were printed.
     fn print(&self, events: &[Event]) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
         for event in events {
@@ -130,11 +130,11 @@ impl Display {
     }
 }
 
-/// The JSON format without line breaks between its members.
+/// The event in the JSON format, on a single line.
 fn line(event: &Event, name: Option<&str>) -> String {
     let json = event.to_json();
     let text = String::from_utf8_lossy(&json);
-    // In a JSON text a line break can only be white space between tokens.
+    // In JSON text a line break can only be whitespace between tokens.
     let event = text.replace(['\n', '\r'], " ");
     match name {
         Some(name) => format!(r#"{{"name":{},"event":{event}}}"#, serde_json::Value::from(name)),
@@ -142,7 +142,7 @@ fn line(event: &Event, name: Option<&str>) -> String {
     }
 }
 
-/// The attributes, one a line, and the data.
+/// One attribute per line, followed by the data.
 fn block(event: &Event, name: Option<&str>) -> String {
     let before = name.map(|name| format!("[{name}] ")).unwrap_or_default();
     let mut block = format!("{before}{}\n", event.r#type());
@@ -155,7 +155,7 @@ fn block(event: &Event, name: Option<&str>) -> String {
         .attributes()
         .filter(|(attribute, _)| *attribute != "specversion")
     {
-        // Writing to a string does not fail.
+        // Writing to a `String` cannot fail.
         let _ = writeln!(block, "  {attribute:width$}  {value}");
     }
     for line in data(event).lines() {
@@ -186,8 +186,8 @@ fn is_json(event: &Event) -> bool {
     })
 }
 
-/// JSON laid out over lines. Only white space is changed: numbers keep their digits and members their order. What is
-/// no JSON, or too long, stays as it is.
+/// Pretty-prints JSON. Changes only whitespace: numbers keep their digits and members their order. Returns text
+/// that is not JSON, or too long, unchanged.
 fn pretty(text: &str) -> String {
     if text.len() > MAX_PRETTY || serde_json::from_str::<IgnoredAny>(text).is_err() {
         return text.to_owned();
@@ -239,7 +239,7 @@ fn pretty(text: &str) -> String {
     shown
 }
 
-/// What a terminal would take for a command is shown instead of obeyed.
+/// Escapes terminal control sequences.
 pub(super) fn harmless(text: &str) -> Cow<'_, str> {
     if !text.contains(|character: char| character.is_control()) {
         return Cow::Borrowed(text);
@@ -258,7 +258,7 @@ mod tests {
     use crate::cloudevents::EventBuilder;
 
     #[test]
-    fn a_terminal_is_not_given_commands() {
+    fn escapes_terminal_control_sequences() {
         let event = EventBuilder::new()
             .attribute("id", "1")
             .attribute("source", "/s")
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_shows_attributes_and_data() {
+    fn block_shows_attributes_and_data() {
         let event = EventBuilder::new()
             .attribute("id", "1")
             .attribute("source", "/shop")
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_laid_out_and_nothing_else_is_changed() {
+    fn pretty_printing_changes_only_whitespace() {
         assert_eq!(
             pretty(r#" {"b":1.10,"a":[1e400, {"c" : "x,{:}\" \\"}],"e":{ },"f":[]} "#),
             "{\n  \"b\": 1.10,\n  \"a\": [\n    1e400,\n    {\n      \"c\": \"x,{:}\\\" \\\\\"\n    }\n  ],\n  \
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn only_json_is_laid_out() {
+    fn leaves_other_text_unchanged() {
         for (content_type, shown) in [
             ("Application/JSON; charset=utf-8", "[\n  1\n]"),
             ("application/vnd.shop+json", "[\n  1\n]"),

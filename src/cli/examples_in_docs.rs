@@ -1,4 +1,4 @@
-//! Holds the examples in README.md and docs/ to what `weir validate` says.
+//! Checks the examples in README.md and docs/ with `weir validate`.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use super::validate;
 
 static BLOCK: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?ms)^```yaml\n(.*?)^```$").unwrap());
 
-/// A resource of ours that is whole; a fragment has no kind.
+/// Matches complete Weir resources; fragments have no `kind`.
 static OURS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?m)^kind: (Trigger|Sink|Source)$").unwrap());
 
 fn pages() -> Vec<PathBuf> {
@@ -27,7 +27,7 @@ fn pages() -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_resource_that_is_shown_is_valid() {
+fn resources_in_docs_are_valid() {
     let directory = tempfile::tempdir().unwrap();
     let mut shown = 0;
     for page in pages() {
@@ -37,11 +37,11 @@ fn every_resource_that_is_shown_is_valid() {
                 continue;
             }
             let name = page.file_stem().unwrap().to_str().unwrap();
-            // One at a time, so that two pages may name the same resource.
+            // One file per example, so that two pages may name the same resource.
             let file = directory.path().join(format!("{name}-{}.yaml", number + 1));
             fs::write(&file, &block[1]).unwrap();
             let checked = validate::check(vec![file], false, false).unwrap();
-            // A Sink of another block is not there.
+            // A Sink may be defined in another example.
             let problems: Vec<_> = checked
                 .errors
                 .iter()
@@ -62,5 +62,5 @@ fn every_resource_that_is_shown_is_valid() {
             shown += checked.resources;
         }
     }
-    assert!(shown > 0, "no example was found");
+    assert!(shown > 0, "found no examples");
 }

@@ -1,4 +1,4 @@
-//! One request and its answer, for the subcommands that are clients.
+//! HTTP client for the subcommands: one request and its response.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use crate::{delivery::with_causes, http_url, trust};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How much of an answer is read, in bytes.
+/// Maximum size of a response body, in bytes.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
-/// Reads an `http` or `https` URL; without a scheme it is `http`.
+/// Parses an `http` or `https` URL. The scheme defaults to `http`.
 ///
 /// # Errors
-/// [`Usage`] when it is none.
+/// [`Usage`] if it is invalid.
 pub fn parse_url(text: &str) -> anyhow::Result<Uri> {
     let text = if text.contains("://") {
         text.to_owned()
@@ -30,13 +30,13 @@ pub fn parse_url(text: &str) -> anyhow::Result<Uri> {
     http_url::parse(&text).map_err(|error| Usage(format!("{text:?} {error}")).into())
 }
 
-/// Sends a request, and gives the answer if it says success.
+/// Sends a request and returns the response if its status is a success.
 ///
 /// # Errors
-/// When there is no answer within 30 seconds; [`Refused`] when it says something else.
+/// If there is no response within 30 seconds; [`Refused`] for any other status.
 pub async fn exchange(mut request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
     if request.method() == Method::POST && request.body().is_end_stream() {
-        // hyper leaves it out, and some servers answer 411 then (RFC 9110, section 8.6).
+        // hyper omits it, and some servers then respond with 411 (RFC 9110, section 8.6).
         let none = HeaderValue::from_static("0");
         request.headers_mut().insert(header::CONTENT_LENGTH, none);
     }
@@ -58,11 +58,11 @@ pub async fn exchange(mut request: Request<Full<Bytes>>) -> anyhow::Result<(Stat
         let answer = Limited::new(response.into_body(), MAX_ANSWER)
             .collect()
             .await
-            .map_err(|error| anyhow::anyhow!("the answer of {url} breaks off: {error}"))?;
+            .map_err(|error| anyhow::anyhow!("the response of {url} was cut off: {error}"))?;
         anyhow::Ok((status, answer.to_bytes()))
     })
     .await
-    .with_context(|| format!("{url} did not answer within {} s", TIMEOUT.as_secs()))??;
+    .with_context(|| format!("{url} did not respond within {} s", TIMEOUT.as_secs()))??;
     if !status.is_success() {
         return Err(Refused {
             url,
@@ -75,35 +75,35 @@ pub async fn exchange(mut request: Request<Full<Bytes>>) -> anyhow::Result<(Stat
     Ok((status, answer))
 }
 
-/// An answer that does not say success.
+/// A response with a status other than success.
 #[derive(Debug, thiserror::Error)]
 #[error("{url} answered {status}{}{detail}", if .detail.is_empty() { "" } else { ": " })]
 pub struct Refused {
-    /// Who answered.
+    /// URL of the request.
     pub url: Uri,
-    /// What it says.
+    /// Status of the response.
     pub status: StatusCode,
-    /// The `reason` of its problem document.
+    /// `reason` of the problem document.
     pub reason: Option<String>,
-    /// The `detail` of its problem document, else the answer as it is.
+    /// `detail` of the problem document, or else the body.
     pub detail: String,
 }
 
 fn unreachable(url: &Uri, error: &hyper_util::client::legacy::Error) -> anyhow::Error {
     let what_to_do = if error.is_connect() {
-        "; does a router run there (weir run, or one that kubectl port-forward makes reachable)?"
+        "; is a router running there (weir run, or a pod through kubectl port-forward)?"
     } else {
         ""
     };
     anyhow::anyhow!("cannot reach {url}: {}{what_to_do}", with_causes(error))
 }
 
-/// What a problem document says, else the answer as it is.
+/// Returns the `detail` of a problem document, or else the body.
 fn detail(answer: &Bytes) -> String {
     member(answer, "detail").unwrap_or_else(|| String::from_utf8_lossy(answer).trim().to_owned())
 }
 
-/// A text of a problem document.
+/// Returns a string member of a problem document.
 fn member(answer: &Bytes, name: &str) -> Option<String> {
     let problem: serde_json::Value = serde_json::from_slice(answer).ok()?;
     Some(problem.get(name)?.as_str()?.to_owned())
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_may_lack_the_scheme() {
+    fn scheme_is_optional() {
         assert_eq!(
             parse_url("localhost:8080/a/b").unwrap(),
             "http://localhost:8080/a/b"
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_detail_of_a_problem_is_told() {
+    fn reports_detail_of_problem_document() {
         assert_eq!(
             detail(&Bytes::from_static(br#"{"detail":"no broker"}"#)),
             "no broker"

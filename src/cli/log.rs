@@ -1,4 +1,4 @@
-//! `weir log`: checks and salvages the event log of a router that does not run.
+//! `weir log`: checks and salvages the event log of a stopped router.
 
 use std::{
     fs,
@@ -10,44 +10,44 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::log::embedded::{self, EmbeddedLog, Report};
 
-/// The router's folder of the event log in its data directory, and its last configuration beside that.
+/// Folder of the event log in a router's data directory, next to its last configuration.
 const LOG: &str = "log";
 const CONFIGURATION: &str = "configuration.json";
 
-/// The flags of `weir log`.
+/// Arguments of `weir log`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to do.
+    /// Action to perform.
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Read all of an event log, and tell what is whole and what is lost. Nothing is changed. Exits with 1 if anything is
-    /// damaged.
+    /// Read a whole event log and report what is intact and what is lost. Changes nothing. Exits with 1 if anything
+    /// is damaged.
     Check {
-        /// The data directory of a router that does not run (its --data), or the directory of the log in it.
+        /// Data directory of a stopped router (its --data), or the log's directory in it.
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
-    /// Write all that can be read of a damaged event log to a new data directory, with which a router can start. The old
-    /// one is not changed.
+    /// Write everything readable from a damaged event log to a new data directory, which a router can start with.
+    /// The old one is not changed.
     Salvage {
-        /// The data directory of a router that does not run (its --data), or the directory of the log in it.
+        /// Data directory of a stopped router (its --data), or the log's directory in it.
         #[arg(value_name = "DIR")]
         directory: PathBuf,
 
-        /// The new data directory. It must not exist, or be empty.
+        /// New data directory. Must be empty or not exist.
         #[arg(value_name = "OUT")]
         out: PathBuf,
     },
 }
 
-/// Checks or salvages.
+/// Checks or salvages an event log.
 ///
 /// # Errors
-/// When the log cannot be read, or the check found damage.
+/// If the log cannot be read, or the check found damage.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Check { directory } => {
@@ -57,18 +57,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             if !report.is_whole() {
                 bail!("{}", damaged(&log, &report));
             }
-            print("the log is whole\n")
+            print("the log is intact\n")
         }
         Command::Salvage { directory, out } => {
             let log = log_in(&directory)?;
             let is_empty = !out.exists() || fs::read_dir(&out)?.next().is_none();
-            ensure!(is_empty, "{} is not empty: name a new directory", out.display());
+            ensure!(is_empty, "{} is not empty: choose a new directory", out.display());
             let report = embedded::salvage(&log, out.join(LOG))?;
             copy_configuration(&log, &out)?;
             print(&report.to_string())?;
             let lost = report.lost_records();
             print(&format!(
-                "{lost} records are lost; the rest is in {}: start the router with it as its --data\n",
+                "{lost} records are lost. The rest is in {}: start the router with --data set to this directory\n",
                 out.display()
             ))
         }
@@ -84,12 +84,12 @@ fn log_in(directory: &Path) -> anyhow::Result<PathBuf> {
 fn damaged(log: &Path, report: &Report) -> String {
     let (log, lost) = (log.display(), report.lost_records());
     format!(
-        "the event log in {log} is damaged, and {lost} records are lost: restore it from a copy, or save the rest with \
-         weir log salvage"
+        "the event log in {log} is damaged, and {lost} records are lost: restore it from a backup, or recover the \
+         rest with weir log salvage"
     )
 }
 
-/// With it the router starts also when the controller is away. It keeps its mode: it has credentials in it.
+/// Lets the router start without the controller. Keeps the file mode, since the file contains credentials.
 fn copy_configuration(log: &Path, out: &Path) -> anyhow::Result<()> {
     let Some(from) = log.parent().map(|data| data.join(CONFIGURATION)) else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Where log messages go: to stderr, as text or as JSON lines.
+//! Logging to stderr, as text or as JSON lines.
 
 use std::io::{self, IsTerminal as _};
 
@@ -6,22 +6,23 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
 
 use super::Usage;
 
-/// What the storage library says of its daily work is for its developers; a filter that names it can ask for it.
+/// Default levels of the storage library, whose info messages are meant for its developers. The user's filter can
+/// override them.
 const QUIET: &str = "fjall=warn,lsm_tree=warn";
 
-/// How log messages are written.
+/// Format of log messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// Lines for people; in colour on a terminal.
+    /// Human-readable lines, coloured on a terminal.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Reads a filter; an error says what is wrong with it.
+/// Parses a filter. The error says what is wrong with it.
 fn parse(filter: &str) -> Result<EnvFilter, String> {
-    // A single word that is no level would be taken for a module, and everything else would be silent.
+    // A single unknown word would be taken for a module name and silence everything else.
     let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
     if let Some(word) = filter
         .split(',')
@@ -29,23 +30,23 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
         .find(|word| !word.is_empty() && !word.contains('=') && !is_level(word))
     {
         return Err(format!(
-            "{word:?} is none of error, warn, info, debug, trace and off"
+            "{word:?} is not one of error, warn, info, debug, trace and off"
         ));
     }
     EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|error| error.to_string())
 }
 
-/// Starts logging for the whole process.
+/// Initializes logging for the whole process.
 ///
 /// # Errors
-/// [`Usage`] when the filter cannot be read.
+/// [`Usage`] if the filter is invalid.
 pub fn init(filter: &str, format: Format) -> anyhow::Result<()> {
     let filter = parse(filter).map_err(|detail| {
         Usage(format!(
-            "--log-level {filter:?}: {detail}; use for example info, or info,weir::router=debug"
+            "--log-level {filter:?}: {detail}; for example, use info or info,weir::router=debug"
         ))
     })?;
-    // Told where logs go: where that cannot be written, as on a full disk, telling of it would panic.
+    // Reporting a failed write to stderr (such as on a full disk) would write to stderr again and panic.
     let builder = fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -70,15 +71,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_is_levels_and_modules_with_levels() {
+    fn accepts_levels_and_modules_with_levels() {
         for (filter, wrong) in [
             ("info", None),
             ("OFF", None),
             ("info,weir::router=debug", None),
             ("weir::delivery=trace, warn", None),
             ("", None),
-            ("verbose", Some("\"verbose\" is none of error")),
-            ("info,weir::router", Some("\"weir::router\" is none of error")),
+            ("verbose", Some("\"verbose\" is not one of error")),
+            ("info,weir::router", Some("\"weir::router\" is not one of error")),
             ("info,weir::router=loud", Some("level filter")),
         ] {
             let error = parse(filter).err();

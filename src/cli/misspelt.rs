@@ -1,9 +1,10 @@
-//! Attributes in filters that are probably meant to be others. An event may have any attribute, so it is only a warning.
+//! Warns about attribute names in filters that look misspelt. Any attribute name is valid, so this is only a
+//! warning.
 
 use super::manifests::{Manifest, Problem, Resource, distance};
 use crate::api::Filter;
 
-/// The attributes of CloudEvents 1.0, and the extensions that are common.
+/// Attributes of CloudEvents 1.0 and common extensions.
 const KNOWN: &[&str] = &[
     "datacontenttype",
     "dataschema",
@@ -17,7 +18,8 @@ const KNOWN: &[&str] = &[
     "type",
 ];
 
-/// A warning for each attribute of a Trigger's `exact`, `prefix` and `suffix` that has nearly the name of another.
+/// Returns a warning for each attribute in a Trigger's `exact`, `prefix` and `suffix` that closely resembles a
+/// known one.
 pub(super) fn warnings(manifest: &Manifest) -> Vec<Problem> {
     let Resource::Trigger(trigger) = &manifest.resource else {
         return Vec::new();
@@ -32,8 +34,8 @@ pub(super) fn warnings(manifest: &Manifest) -> Vec<Problem> {
         let warning = |name: &str| {
             let meant = meant(name)?;
             let message = format!(
-                "Trigger {namespace}/{trigger}: the filter looks at the attribute {name}, which no event has unless its producer \
-                 sets it; did you mean {meant}?"
+                "Trigger {namespace}/{trigger}: the filter uses the attribute {name}, which is not a known \
+                 attribute; did you mean {meant}?"
             );
             Some(manifest.problem(&format!("spec.filters[{index}]"), message))
         };
@@ -42,7 +44,7 @@ pub(super) fn warnings(manifest: &Manifest) -> Vec<Problem> {
     warnings
 }
 
-/// The attribute that a name is nearly: a letter is another, missing or too many, or letters have changed places.
+/// Returns the known attribute at edit distance one: a letter changed, missing or added, or two letters swapped.
 fn meant(name: &str) -> Option<&'static str> {
     let sorted = |text: &str| {
         let mut letters = text.as_bytes().to_vec();
@@ -76,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_are_nearly_those_of_attributes() {
+    fn suggests_similar_attribute_names() {
         for (name, expected) in [
             ("tpye", Some("type")),
             ("typ", None),

@@ -1,7 +1,7 @@
-//! The command line: what each subcommand takes, and what it does with it.
+//! The command line: the arguments of each subcommand, and its execution.
 //!
-//! [`main`] is all that `main.rs` calls. Exit codes: 0 when it worked, 1 when it did not, 2 when the command line
-//! is wrong. Results go to stdout, logs and problems to stderr.
+//! [`main`] is all that `main.rs` calls. Exit codes: 0 for success, 1 for failure, 2 for an invalid command line.
+//! Results go to stdout, logs and problems to stderr.
 
 mod admin;
 #[cfg(test)]
@@ -45,8 +45,7 @@ use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
     arg_required_else_help = true
 )]
 pub struct Cli {
-    /// Which log messages are written: error, warn, info, debug, trace or off; also by module, such as
-    /// info,weir::router=debug.
+    /// Log filter: error, warn, info, debug, trace or off, optionally per module, such as info,weir::router=debug.
     #[arg(
         long,
         global = true,
@@ -57,7 +56,7 @@ pub struct Cli {
     )]
     pub log_level: String,
 
-    /// How log messages are written to stderr.
+    /// Format of log messages on stderr.
     #[arg(
         long,
         global = true,
@@ -68,7 +67,7 @@ pub struct Cli {
     )]
     pub log_format: logging::Format,
 
-    /// What to do.
+    /// Subcommand to run.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -78,39 +77,39 @@ pub struct Cli {
 pub enum Command {
     /// Run the controller: watch the resources, resolve them, and serve the routing configuration to the routers.
     Controller(controller::Args),
-    /// Run a router: take events in, keep them, and deliver them to the Triggers that want them.
+    /// Run a router: accept events, store them durably, and deliver them to the Triggers that match.
     Router(router::Args),
-    /// Run a router without a cluster, from manifests in files; changed files are applied at once.
+    /// Run a router without a cluster, from manifests in files. Changed files are applied at once.
     Run(run::Args),
-    /// Receive events over HTTP and print each of them.
+    /// Receive events over HTTP and print them.
     Display(display::Args),
-    /// Make an event and send it to a broker or to anything else that takes CloudEvents over HTTP.
+    /// Create an event and send it to a broker or to any other CloudEvents endpoint over HTTP.
     Send(send::Args),
     /// List, show, redrive and drop the dead letters that a router keeps.
     DeadLetters(dead_letters::Args),
-    /// Check the event log of a router that does not run, and save what can be read of a damaged one.
+    /// Check the event log of a stopped router, and salvage a damaged one.
     Log(log::Args),
-    /// Tell which Triggers an event matches, and why: by manifests in files, or by what a router has in force.
+    /// Explain which Triggers an event matches, by manifests in files or by the routing table of a running router.
     Explain(explain::Args),
-    /// Test routing: which Triggers of manifests in files match which events.
+    /// Test routing: check which Triggers in manifests match which events.
     Test(routing_tests::Args),
-    /// Check manifests in files: their fields, filters and references.
+    /// Validate manifests in files: fields, filters and references.
     Validate(validate::Args),
     /// Print the custom resource definitions as YAML, for kubectl apply -f -.
     Crds(crds::Args),
 }
 
-/// The command line is wrong in a way that only the subcommand can tell: exit code 2.
+/// An invalid command line that only the subcommand can detect. Exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// Parses the command line and does what it says.
+/// Parses the command line and runs the subcommand.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Also how --help and --version end; then it is no error.
+            // `--help` and `--version` also end here; they are not errors.
             drop(error.print());
             return if error.use_stderr() {
                 ExitCode::from(2)
@@ -138,7 +137,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if let Command::Crds(args) = command {
         return crds::run(&args);
     }
-    // The whole binary uses this one; two of them would make the implicit default ambiguous.
+    // Installs one provider for the whole binary; with two, the implicit default would be ambiguous and panic.
     drop(rustls::crypto::ring::default_provider().install_default());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -159,15 +158,15 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Validate(args) => validate::run(args),
         }
     });
-    // A read of stdin that nothing will answer must not hold the process.
+    // Does not wait for a pending read of stdin.
     runtime.shutdown_background();
     result
 }
 
-/// Says why the process ends: as a line for people, or where logs are read by machines as one of those.
+/// Reports why the process ends: as plain text, or as a log line if logs are JSON.
 fn fail(error: &anyhow::Error, format: logging::Format) -> ExitCode {
     if is_broken_pipe(error) {
-        // Whoever read the output has had enough, as in `weir crds | head`.
+        // The reader has closed the pipe, as in `weir crds | head`.
         return ExitCode::SUCCESS;
     }
     if let Some(usage) = error.downcast_ref::<Usage>() {
@@ -176,7 +175,7 @@ fn fail(error: &anyhow::Error, format: logging::Format) -> ExitCode {
     }
     let error = with_causes(error);
     if format == logging::Format::Json && tracing::enabled!(tracing::Level::ERROR) {
-        tracing::error!(error, "the process ends");
+        tracing::error!(error, "the process exits with an error");
     } else {
         drop(writeln!(io::stderr().lock(), "weir: {error}"));
     }
@@ -190,7 +189,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// The error and its causes in one line; a cause that the message before it already tells is left out.
+/// Formats the error and its causes on one line, skipping causes already contained in the message before.
 fn with_causes(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
@@ -205,9 +204,9 @@ fn with_causes(error: &anyhow::Error) -> String {
     line
 }
 
-/// In a pod, the pod's name.
+/// Returns the host name, which in a pod is the pod's name.
 fn host_name() -> anyhow::Result<String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host's name")?;
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name")?;
     Ok(name.trim().to_owned())
 }
 
@@ -221,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_told_once() {
+    fn reports_each_cause_once() {
         let error =
             anyhow::anyhow!("connection refused").context("cannot reach the broker: connection refused");
         assert_eq!(with_causes(&error), "cannot reach the broker: connection refused");

@@ -23,10 +23,10 @@ use crate::{
     telemetry::Tracer,
 };
 
-/// What a router takes on its command line, whether it is one in a cluster or in local mode.
+/// Flags shared by `weir router` and `weir run`.
 #[derive(Debug, clap::Args)]
 pub struct LogArgs {
-    /// How large a request may be. Events of 64 KiB always pass.
+    /// Maximum size of a request. Events of up to 64 KiB are always accepted.
     #[arg(
         long,
         env = "WEIR_MAX_EVENT_SIZE",
@@ -35,16 +35,17 @@ pub struct LogArgs {
     )]
     pub max_event_size: Size,
 
-    /// How long an idle connection from a producer stays open. Set it above the idle timeout of any load balancer in front,
-    /// or clients get an occasional 502.
+    /// Time after which an idle connection from a producer is closed. Set it above the idle timeout of any load
+    /// balancer in front, or clients occasionally get a 502.
     #[arg(long, env = "WEIR_IDLE_TIMEOUT", default_value = "650s", value_name = "DURATION", value_parser = units::duration)]
     pub idle_timeout: Duration,
 
-    /// How long settled events are retained, for Triggers that start with what was. Unsettled events stay.
+    /// Time for which settled events are retained, for Triggers that start in the past. Unsettled events are not
+    /// affected.
     #[arg(long, env = "WEIR_RETENTION_AGE", default_value = "24h", value_name = "DURATION", value_parser = units::duration)]
     pub retention_age: Duration,
 
-    /// How much of each broker's settled events is retained. Unsettled events stay.
+    /// Maximum size of settled events retained per broker. Unsettled events are not affected.
     #[arg(
         long,
         env = "WEIR_RETENTION_SIZE",
@@ -53,11 +54,11 @@ pub struct LogArgs {
     )]
     pub retention_size: Size,
 
-    /// How large the event log may become in all.
+    /// Maximum size of the event log in total.
     #[arg(long, env = "WEIR_LOG_SIZE", default_value = "8GiB", value_name = "SIZE")]
     pub log_size: Size,
 
-    /// What happens to new events when the log is full, once everything is removed that every Trigger has settled.
+    /// Policy for new events when the log is full and every event that all Triggers have settled has been removed.
     #[arg(
         long,
         env = "WEIR_WHEN_FULL",
@@ -67,30 +68,32 @@ pub struct LogArgs {
     )]
     pub when_full: FullPolicy,
 
-    /// How long the place of a Trigger that is deleted is kept, and its events with it: a Trigger of the same name and
-    /// broker goes on there, unless its start is set. 0s keeps none. A full log gives such places up first.
+    /// Time for which the position of a deleted Trigger is kept, and the events from there on. A Trigger with the
+    /// same name and broker resumes there, unless its start is set. 0s keeps none. When the log is full, these
+    /// positions are dropped first.
     #[arg(long, env = "WEIR_KEEP_DELETED_TRIGGERS", default_value = "1h", value_name = "DURATION", value_parser = units::duration_or_none)]
     pub keep_deleted_triggers: Duration,
 
-    /// How much of the disk stays free; what would leave less is refused with 507.
+    /// Disk space to keep free. A write that would leave less is rejected with 507.
     #[arg(long, env = "WEIR_DISK_RESERVE", default_value = "32MiB", value_name = "SIZE")]
     pub disk_reserve: Size,
 
-    /// How much memory requests, deliveries and answers may hold together; what does not fit waits or is refused with
-    /// 503. Default: a quarter of the container's memory limit, or 256MiB without one.
+    /// Memory limit of requests, deliveries and responses together. Beyond it they wait or are rejected with 503.
+    /// Default: a quarter of the container's memory limit, or 256MiB without one.
     #[arg(long, env = "WEIR_MEMORY_BUDGET", value_name = "SIZE")]
     pub memory_budget: Option<Size>,
 
-    /// Begin with an empty event log although the data directory had one before, as configuration.json in it tells. What
-    /// was in it and not delivered is lost. Without this the router does not start. Take it away again afterwards.
+    /// Start with an empty event log although the data directory had one before, according to its
+    /// configuration.json. Undelivered events of the old log are lost. Without this flag the router refuses to
+    /// start. Remove the flag after the start.
     #[arg(long, env = "WEIR_ACCEPT_EMPTY_LOG")]
     pub accept_empty_log: bool,
 
-    /// How long dead letters are kept.
+    /// Time for which dead letters are kept.
     #[arg(long, env = "WEIR_DEAD_LETTER_AGE", default_value = "7d", value_name = "DURATION", value_parser = units::duration)]
     pub dead_letter_age: Duration,
 
-    /// How much of each broker's dead letters is kept; beyond it the oldest are removed.
+    /// Maximum size of dead letters kept per broker. Beyond it the oldest are removed.
     #[arg(
         long,
         env = "WEIR_DEAD_LETTER_SIZE",
@@ -99,25 +102,25 @@ pub struct LogArgs {
     )]
     pub dead_letter_size: Size,
 
-    /// Where a Service is reached instead of by its cluster name, for a router outside the cluster; may be repeated.
+    /// URL to reach a Service at instead of its cluster name, for a router outside the cluster. Can be repeated.
     #[arg(long = "service", value_name = "NAMESPACE/NAME=URL")]
     pub services: Vec<ServiceAddress>,
 }
 
-/// What happens to new events when the log is full.
+/// Policy for new events when the log is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum FullPolicy {
-    /// They are refused with 507.
+    /// Reject new events with 507.
     Refuse,
-    /// The oldest events are dropped, also undelivered ones, with a warning and a metric.
+    /// Drop the oldest events, including undelivered ones, with a warning and a metric.
     DropOldest,
 }
 
 impl LogArgs {
-    /// The router's options, with its addresses and its data directory.
+    /// Converts the flags to the router's options.
     ///
     /// # Errors
-    /// When a Service is given twice, or the process may have too few file descriptors.
+    /// If a Service is given twice, or the process's limit of file descriptors is too low.
     pub fn into_options(
         self,
         listen: SocketAddr,
@@ -181,14 +184,14 @@ impl LogArgs {
     }
 }
 
-/// The flags of `weir router`.
+/// Arguments of `weir router`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The name by which the controller knows this router. Default: the host's name.
+    /// Name of this router, by which the controller identifies it. Default: the host name.
     #[arg(long, env = "WEIR_ROUTER_NAME", value_name = "NAME")]
     pub name: Option<String>,
 
-    /// Where producers post events.
+    /// Address that producers post events to.
     #[arg(
         long,
         env = "WEIR_LISTEN",
@@ -197,7 +200,7 @@ pub struct Args {
     )]
     pub listen: SocketAddr,
 
-    /// Where health, readiness, metrics and, for this machine only, dead letters and explanations are.
+    /// Address that serves health, readiness and metrics and, to this machine only, dead letters and explanations.
     #[arg(
         long,
         env = "WEIR_ADMIN",
@@ -206,11 +209,12 @@ pub struct Args {
     )]
     pub admin: SocketAddr,
 
-    /// The directory for the event log, the cursors and the last configuration. One router at a time can use it.
+    /// Directory for the event log, the checkpoints and the last configuration. Only one router can use it at a
+    /// time.
     #[arg(long, env = "WEIR_DATA", value_name = "DIRECTORY")]
     pub data: PathBuf,
 
-    /// Where the controller serves the routing configuration.
+    /// URL of the controller, which serves the routing configuration.
     #[arg(
         long,
         env = "WEIR_CONTROLLER",
@@ -219,17 +223,17 @@ pub struct Args {
     )]
     pub controller: String,
 
-    /// The file with the authorities that the controller's certificate is to be signed by, as PEM, for an https
-    /// --controller. It may change at any time.
+    /// PEM file with the authorities trusted to sign the controller's certificate, for an https --controller.
+    /// Changes to the file are picked up.
     #[arg(long, env = "WEIR_CONTROLLER_CA", value_name = "FILE")]
     pub controller_ca: Option<PathBuf>,
 
-    /// The file with the ServiceAccount token by which this router proves who it is, for the audience
-    /// weir-controller. It may change at any time.
+    /// File with the ServiceAccount token that authenticates this router to the controller, for the audience
+    /// weir-controller. Changes to the file are picked up.
     #[arg(long, env = "WEIR_CONTROLLER_TOKEN", value_name = "FILE")]
     pub controller_token: Option<PathBuf>,
-    /// Which addresses a uri may reach although they are not on the internet. Private addresses are else reached as
-    /// Services only; loopback and link-local addresses, and those of metadata services, not at all.
+    /// Non-public addresses that a uri may reach. Without it, private addresses are reachable only through
+    /// Services, and loopback, link-local and metadata service addresses not at all.
     #[arg(
         long,
         env = "WEIR_ALLOW_URI_ADDRESSES",
@@ -239,7 +243,7 @@ pub struct Args {
     )]
     pub allow_uri_addresses: Vec<IpNet>,
 
-    /// Which addresses a uri may not reach, even if they are allowed: those of pods and nodes, where they are public.
+    /// Addresses that a uri may not reach even if allowed, such as those of pods and nodes if they are public.
     #[arg(
         long,
         env = "WEIR_DENY_URI_ADDRESSES",
@@ -249,7 +253,7 @@ pub struct Args {
     )]
     pub deny_uri_addresses: Vec<IpNet>,
 
-    /// The event log and its limits.
+    /// Event log and limits.
     #[command(flatten)]
     pub log: LogArgs,
 
@@ -258,18 +262,20 @@ pub struct Args {
     pub traces: TraceArgs,
 }
 
-/// A network, or an address for a network that has no other.
+/// Parses a network, or an address as a single-address network.
 fn network(text: &str) -> Result<IpNet, String> {
     let address = text.parse::<std::net::IpAddr>().map(IpNet::from);
     text.parse().or(address).map_err(|_| {
-        format!("{text:?} is no network: write an address and a length, such as 10.1.0.0/16 or fd00:1::/32")
+        format!(
+            "invalid network {text:?}: use an address and a prefix length, such as 10.1.0.0/16 or fd00:1::/32"
+        )
     })
 }
 
-/// Runs a router until it is told to end.
+/// Runs a router until it is told to stop.
 ///
 /// # Errors
-/// When it cannot start, or when its event log failed.
+/// If it cannot start, or when its event log fails.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args {
         name,
@@ -286,7 +292,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     } = args;
     let name = match name {
         Some(name) => name,
-        None => host_name().context("give the router a name with --name")?,
+        None => host_name().context("set the name of the router with --name")?,
     };
     let stop = shutdown::token()?;
     let uri_addresses = UriAddresses {
@@ -308,7 +314,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (applied, acknowledged) = watch::channel(Revision::default());
     let (sinks, reports) = watch::channel(None);
     let following = tokio::spawn(link.clone().follow(configurations, acknowledged, stop.clone()));
-    // Dropped also by a panic, which then ends the router too.
+    // The guard is also dropped by a panic, which then stops the router too.
     let (report, ends_the_router) = (link.report(reports, stop.clone()), stop.clone().drop_guard());
     let reporting = tokio::spawn(async move {
         report.await;
@@ -320,6 +326,6 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     following
         .await
         .and(reporting.await)
-        .context("the link to the controller broke down")?;
+        .context("the task that talks to the controller failed")?;
     Ok(outcome?)
 }

@@ -26,21 +26,21 @@ use crate::{
     supervision,
 };
 
-/// An editor writes a file in several steps; what comes within this time is one change.
+/// Debounce time: an editor writes a file in several steps, and changes within this time are applied as one.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// Changes that keep coming are applied after this time all the same.
+/// Maximum delay before a continuous stream of changes is applied.
 const NOT_QUIET: Duration = Duration::from_secs(1);
 
-/// The flags of `weir run`.
+/// Arguments of `weir run`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Files with manifests of Sources, Triggers and Sinks, and directories with such files (*.yaml, *.yml, *.json).
-    /// The Secrets that Sinks name are read from them as well; other resources in them are passed over.
+    /// Manifests of Sources, Triggers and Sinks: files, or directories with such files (*.yaml, *.yml, *.json).
+    /// Secrets referenced by Sinks are read from them too; other resources are ignored.
     #[arg(required = true, value_name = "DIR|FILE")]
     pub paths: Vec<PathBuf>,
 
-    /// Where producers post events, to /NAMESPACE/BROKER.
+    /// Address that producers post events to, as /NAMESPACE/BROKER.
     #[arg(
         long,
         env = "WEIR_LISTEN",
@@ -49,7 +49,7 @@ pub struct Args {
     )]
     pub listen: SocketAddr,
 
-    /// Where health, readiness, metrics and, for this machine only, dead letters and explanations are.
+    /// Address that serves health, readiness and metrics and, to this machine only, dead letters and explanations.
     #[arg(
         long,
         env = "WEIR_ADMIN",
@@ -58,11 +58,11 @@ pub struct Args {
     )]
     pub admin: SocketAddr,
 
-    /// The directory for the event log and the cursors; with it events outlive the process.
+    /// Directory for the event log and the checkpoints, which survive a restart.
     #[arg(long, env = "WEIR_DATA", default_value = ".weir", value_name = "DIRECTORY")]
     pub data: PathBuf,
 
-    /// The event log and its limits.
+    /// Event log and limits.
     #[command(flatten)]
     pub log: LogArgs,
 
@@ -71,11 +71,11 @@ pub struct Args {
     pub traces: TraceArgs,
 }
 
-/// Runs until it is told to end. What is wrong with the manifests is printed as `file:line:column: message`, and
-/// the rest runs.
+/// Runs a router until it is told to stop. Problems in the manifests are printed as `file:line:column: message`;
+/// the valid resources are routed.
 ///
 /// # Errors
-/// When a path cannot be read, there is no resource in any, or the router fails.
+/// If a path cannot be read, there are no usable resources, or the router fails.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args {
         paths,
@@ -93,7 +93,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
     let stop = shutdown::token()?;
     let export = traces.start()?;
-    // Whoever writes the manifests is at this machine, and reaches the same without us.
+    // The author of the manifests is on this machine and can reach these addresses without the router.
     let options = RouterOptions {
         tracer: export.tracer(),
         ..log.into_options(listen, admin, data, UriAddresses::any(), UriAddresses::any())?
@@ -102,7 +102,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let manifests = Manifests::new(paths)
         .map_err(|(path, error)| anyhow::anyhow!("cannot read {}: {error}", path.display()))?;
     let (changes, changed) = mpsc::channel(1);
-    // Watched before they are read, so that no change falls between the two.
+    // Starts watching before reading, so that no change is missed in between.
     let _watcher = watch_files(&manifests, changes)?;
     let mut local = Local {
         manifests,
@@ -115,11 +115,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let configuration = local.load()?;
     if local.resources == 0 {
         bail!(
-            "there is no Source, Trigger or Sink that can be used in {}",
+            "no usable Source, Trigger or Sink found in {}",
             shown(local.manifests.paths())
         );
     }
-    tracing::info!(data = %options.data.display(), "events and cursors are kept here");
+    tracing::info!(data = %options.data.display(), "using data directory");
     let (configurations, received) = watch::channel(None);
     configurations.send_replace(Some(configuration));
     let (applied, _) = watch::channel(Revision::default());
@@ -135,8 +135,8 @@ fn shown(paths: &[PathBuf]) -> String {
     paths.join(", ")
 }
 
-/// Rings on every change in the directories of the files. Directories are watched, since editors replace files, and
-/// not what is below them: no manifest is read there, and the event log may be.
+/// Signals every change in the directories of the files. It watches directories, because editors replace files, and
+/// not their subdirectories, which contain no manifests but possibly the event log.
 fn watch_files(manifests: &Manifests, changes: mpsc::Sender<()>) -> anyhow::Result<RecommendedWatcher> {
     let handler = move |event: notify::Result<notify::Event>| {
         let concerns = match &event {
@@ -144,7 +144,7 @@ fn watch_files(manifests: &Manifests, changes: mpsc::Sender<()>) -> anyhow::Resu
             Err(_) => true,
         };
         if concerns {
-            // Full means that the bell rings already.
+            // The channel is full if a change is already signalled.
             let _ = changes.try_send(());
         }
     };
@@ -169,17 +169,17 @@ fn watch_files(manifests: &Manifests, changes: mpsc::Sender<()>) -> anyhow::Resu
 struct Local {
     manifests: Manifests,
     grace: Grace,
-    /// When something goes that is missing in the files, unless it comes back.
+    /// Time at which resources missing from the files are removed, unless they come back.
     look_again: Option<Instant>,
     services: BTreeSet<ServiceName>,
-    /// What was last said to be wrong, so that it is said once.
+    /// Problems already reported, so that each is reported once.
     problems: Vec<Problem>,
-    /// How many resources were last in force.
+    /// Number of resources in force.
     resources: usize,
 }
 
 impl Local {
-    /// Applies changed files until the router has ended.
+    /// Applies changed files until the router has stopped.
     async fn follow(
         mut self,
         mut changed: mpsc::Receiver<()>,
@@ -205,7 +205,7 @@ impl Local {
             let loaded;
             (self, loaded) = match loading.await {
                 Ok(loaded) => loaded,
-                // It was told, and without whoever sends configurations the router ends.
+                // Already reported; dropping the configuration sender stops the router.
                 Err(_) => return,
             };
             match loaded {
@@ -219,18 +219,18 @@ impl Local {
                         is_new
                     });
                 }
-                Err(error) => tracing::error!(%error, "changed files cannot be applied"),
+                Err(error) => tracing::error!(%error, "cannot apply the changed files"),
             }
         }
     }
 
-    /// Reads the files, says what is wrong, and computes routing from the rest.
+    /// Reads the files, reports problems, and computes routing from the valid resources.
     fn load(&mut self) -> anyhow::Result<Configuration> {
         let mut loaded = self.manifests.load();
         self.look_again = self.grace.bridge(&mut loaded, Instant::now());
         let Loaded {
             manifests,
-            // Only Services that a flag names are there, and they are reached as the flag says.
+            // Only Services given by a flag exist, and they are reached as the flag says.
             surroundings:
                 Surroundings {
                     namespaces,
@@ -254,7 +254,7 @@ impl Local {
         problems.sort();
         problems.dedup();
         let mut stderr = io::stderr().lock();
-        // What was said may be about what has left the file.
+        // A problem that was already reported may still be in the list without being new.
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             writeln!(stderr, "{problem}").context("cannot write to stderr")?;
         }
@@ -270,7 +270,7 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// What is wrong, in the terms of a router that is told with flags where Services are.
+/// Describes a problem in terms of the --service flags.
 fn problem(unresolved: &Unresolved<'_>) -> Problem {
     let consequence = match unresolved.path.as_str() {
         "spec.delivery.deadLetterSink" => "the router keeps dead letters",

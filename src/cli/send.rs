@@ -1,4 +1,4 @@
-//! `weir send`: makes an event and posts it.
+//! `weir send`: creates an event and posts it.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::cloudevents::{Event, EventBuilder, HttpMessage, Mode};
 
-/// How the event is sent.
+/// Content mode of the request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum SendMode {
     /// Attributes in headers, data in the body.
@@ -25,55 +25,55 @@ pub enum SendMode {
     Binary,
     /// The whole event as JSON.
     Structured,
-    /// A batch of one event.
+    /// Batch with one event.
     Batch,
 }
 
-/// The flags of `weir send`.
+/// Arguments of `weir send`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where to: a broker, such as http://127.0.0.1:8080/default/default, or anything that takes CloudEvents.
+    /// URL to post to: a broker, such as http://127.0.0.1:8080/default/default, or any CloudEvents endpoint.
     #[arg(value_name = "URL", env = "K_SINK")]
     pub url: String,
 
-    /// What kind of event it is.
+    /// Type of the event.
     #[arg(long = "type", value_name = "TYPE")]
     pub r#type: String,
 
-    /// Where it comes from, a URI-reference.
+    /// Source of the event, a URI-reference.
     #[arg(long, default_value = "/weir/send", value_name = "SOURCE")]
     pub source: String,
 
-    /// Identifies it within its source. Default: a new UUID.
+    /// ID of the event, unique within its source. Default: a new UUID.
     #[arg(long, value_name = "ID")]
     pub id: Option<String>,
 
-    /// What it is about.
+    /// Subject of the event.
     #[arg(long, value_name = "SUBJECT")]
     pub subject: Option<String>,
 
-    /// When it happened, RFC 3339. Default: now.
+    /// Time of the event, in RFC 3339 format. Default: now.
     #[arg(long, value_name = "TIME")]
     pub time: Option<String>,
 
-    /// An extension attribute; may be repeated.
+    /// Extension attribute. Can be repeated.
     #[arg(short, long = "extension", value_name = "NAME=VALUE", value_parser = name_and_value)]
     pub extensions: Vec<(String, String)>,
 
-    /// The data.
+    /// Data of the event.
     #[arg(long, value_name = "TEXT", conflicts_with = "data_file")]
     pub data: Option<String>,
 
-    /// A file with the data; - is standard input.
+    /// File to read the data from, or - for stdin.
     #[arg(long, value_name = "FILE")]
     pub data_file: Option<PathBuf>,
 
-    /// The media type of the data. Default: application/json if it is JSON, else text/plain, or
-    /// application/octet-stream if it is no text.
+    /// Media type of the data. Default: application/json for JSON, text/plain for other text, else
+    /// application/octet-stream.
     #[arg(long, value_name = "TYPE")]
     pub content_type: Option<String>,
 
-    /// How it is sent.
+    /// Content mode of the request.
     #[arg(long, default_value = "binary", value_enum, value_name = "MODE")]
     pub mode: SendMode,
 }
@@ -83,10 +83,10 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// Sends one event and prints the answer.
+/// Sends one event and prints the response.
 ///
 /// # Errors
-/// When it is no valid event, cannot be sent, or is not taken.
+/// If the event is invalid, cannot be sent, or is rejected.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let url = parse_url(&args.url)?;
     let mode = args.mode;
@@ -115,7 +115,7 @@ fn read_data(args: &Args) -> anyhow::Result<Option<Vec<u8>>> {
             io::stdin()
                 .lock()
                 .read_to_end(&mut data)
-                .context("cannot read the data from standard input")?;
+                .context("cannot read the data from stdin")?;
             Ok(Some(data))
         }
         (None, Some(file)) => std::fs::read(file)
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_types_are_guessed_from_the_data() {
+    fn guesses_content_type_from_the_data() {
         for (data, content_type) in [
             (&b"{\"a\": 1}"[..], "application/json"),
             (b"5", "application/json"),

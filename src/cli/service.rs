@@ -1,4 +1,4 @@
-//! Where a Service is reached by a process that is not in the cluster: `--service NAMESPACE/NAME=URL`.
+//! Addresses of Services for a process outside the cluster: `--service NAMESPACE/NAME=URL`.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -12,26 +12,25 @@ use crate::{http_url, routing::ServiceName};
 pub struct ServiceAddress {
     /// The Service.
     pub service: ServiceName,
-    /// Where it is reached instead: scheme and authority, without a path. The path of the Service's reference is
-    /// kept.
+    /// URL to reach it at instead: scheme and authority only. The path of the Service's reference is kept.
     pub url: Uri,
 }
 
-/// Why a `--service` flag cannot be read.
+/// Why a `--service` flag cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServiceAddressError {
-    /// The parts are not there.
-    #[error("write NAMESPACE/NAME=URL, for example shop/orders=http://127.0.0.1:8081")]
+    /// Not of the form `NAMESPACE/NAME=URL`.
+    #[error("use NAMESPACE/NAME=URL, for example shop/orders=http://127.0.0.1:8081")]
     Form,
-    /// No namespace or Service has such a name.
-    #[error("{0:?} is no name of a namespace or Service: use lower-case letters, digits and -")]
+    /// Invalid name of a namespace or Service.
+    #[error("{0:?} is not a valid name of a namespace or Service: use lower-case letters, digits and -")]
     Name(String),
-    /// Not where a Service can be.
+    /// Invalid URL.
     #[error("{url:?} {reason}")]
     Url {
-        /// What was given.
+        /// The URL.
         url: String,
-        /// What it lacks.
+        /// What is wrong with it.
         reason: String,
     },
 }
@@ -54,7 +53,7 @@ impl FromStr for ServiceAddress {
         let uri = http_url::parse(url).map_err(|error| wrong(error.to_string()))?;
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(wrong(
-                "must end after the host and port: the path is the one of the Service's reference".to_owned(),
+                "must not have a path or query: the path comes from the Service's reference".to_owned(),
             ));
         }
         let service = ServiceName {
@@ -65,7 +64,7 @@ impl FromStr for ServiceAddress {
     }
 }
 
-/// A label as RFC 1123 has it, which is what namespaces and Services are named by.
+/// Whether the text is an RFC 1123 label, as required for names of namespaces and Services.
 pub(super) fn is_label(text: &str) -> bool {
     let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
     (1..=63).contains(&text.len())
@@ -74,10 +73,10 @@ pub(super) fn is_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// The flags as a map.
+/// Converts the flags to a map.
 ///
 /// # Errors
-/// [`Usage`] when one Service is given twice.
+/// [`Usage`] if a Service is given twice.
 pub fn by_name(addresses: Vec<ServiceAddress>) -> anyhow::Result<BTreeMap<ServiceName, Uri>> {
     let mut map = BTreeMap::new();
     for ServiceAddress { service, url } in addresses {
@@ -95,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn namespace_name_and_url() {
+    fn parses_namespace_name_and_url() {
         let address: ServiceAddress = "shop/orders=http://127.0.0.1:8081".parse().unwrap();
         assert_eq!(
             address.service,
@@ -113,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_says_why() {
+    fn parse_errors_name_the_cause() {
         for (text, part) in [
             ("orders=http://x", "NAMESPACE/NAME=URL"),
             ("shop/orders", "NAMESPACE/NAME=URL"),
@@ -122,8 +121,8 @@ mod tests {
             ("shop/orders=127.0.0.1:80", "has to begin with http://"),
             ("shop/orders=ftp://x", "has to begin with http://"),
             ("shop/orders=http://x:99999", "a port is a number from 1 to 65535"),
-            ("shop/orders=http://x/path", "must end after the host"),
-            ("shop/orders=http://x?a=b", "must end after the host"),
+            ("shop/orders=http://x/path", "must not have a path or query"),
+            ("shop/orders=http://x?a=b", "must not have a path or query"),
         ] {
             let error = text.parse::<ServiceAddress>().unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_has_one_address() {
+    fn rejects_duplicate_services() {
         let twice = ["a/b=http://x", "a/b=http://y"].map(|text| text.parse().unwrap());
         assert_eq!(
             by_name(twice.into()).unwrap_err().to_string(),

@@ -1,13 +1,13 @@
-//! How a process is told to end.
+//! Termination signals.
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A token that is cancelled by the first SIGTERM or SIGINT. A second one ends the process at once.
+/// Returns a token that the first SIGTERM or SIGINT cancels. A second signal ends the process immediately.
 ///
 /// # Errors
-/// When signals cannot be received.
+/// If signal handlers cannot be installed.
 pub fn token() -> anyhow::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot receive SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot receive SIGINT")?;
@@ -21,10 +21,10 @@ pub fn token() -> anyhow::Result<CancellationToken> {
             }
         };
         let (name, _) = next().await;
-        tracing::info!(signal = name, "ending; a second signal ends at once");
+        tracing::info!(signal = name, "shutting down; a second signal exits immediately");
         cancel.cancel();
         let (name, number) = next().await;
-        tracing::warn!(signal = name, "ended at once");
+        tracing::warn!(signal = name, "exiting immediately");
         std::process::exit(128 + number);
     });
     Ok(token)

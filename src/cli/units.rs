@@ -1,4 +1,4 @@
-//! Sizes and durations as they stand on a command line.
+//! Sizes and durations on the command line.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -14,23 +14,23 @@ const UNITS: [(&str, u64); 9] = [
     ("Ti", 1 << 40),
 ];
 
-/// A number of bytes, written like a Kubernetes quantity: `1Mi`, `512Ki`, `10G`; a final `B` may be added.
+/// A number of bytes, written like a Kubernetes quantity: `1Mi`, `512Ki`, `10G`, with an optional trailing `B`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
-/// Why a size or a duration cannot be read.
+/// Why a size or a duration cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
-    /// It is no size.
-    #[error("not a size: write for example 512KiB, 1MiB, 10GiB or a number of bytes")]
+    /// Not a size.
+    #[error("not a size: use for example 512KiB, 1MiB, 10GiB or a number of bytes")]
     Size,
-    /// It is no duration.
-    #[error("not a duration: write for example 500ms, 30s, 15m, 24h or 1h30m")]
+    /// Not a duration.
+    #[error("not a duration: use for example 500ms, 30s, 15m, 24h or 1h30m")]
     Duration,
-    /// Nothing of it is not allowed.
+    /// Zero is not allowed.
     #[error("must be more than zero")]
     Zero,
-    /// There is no such number.
+    /// The value overflows.
     #[error("too large")]
     TooLarge,
 }
@@ -64,7 +64,7 @@ impl FromStr for Size {
 }
 
 impl fmt::Display for Size {
-    /// In the largest binary unit that says it exactly.
+    /// Formats the size in the largest binary unit that represents it exactly.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (unit, factor) in [
             ("TiB", 1 << 40),
@@ -80,10 +80,10 @@ impl fmt::Display for Size {
     }
 }
 
-/// Reads a positive duration: whole or decimal numbers, each with `ms`, `s`, `m`, `h` or `d`.
+/// Parses a positive duration: whole or decimal numbers, each with the unit `ms`, `s`, `m`, `h` or `d`.
 ///
 /// # Errors
-/// [`UnitError`] when it is none.
+/// [`UnitError`] if it is invalid or zero.
 pub fn duration(text: &str) -> Result<Duration, UnitError> {
     match duration_or_none(text)? {
         Duration::ZERO => Err(UnitError::Zero),
@@ -91,10 +91,10 @@ pub fn duration(text: &str) -> Result<Duration, UnitError> {
     }
 }
 
-/// Reads a duration that may be 0s.
+/// Parses a duration that may be 0s.
 ///
 /// # Errors
-/// [`UnitError`] when it is none.
+/// [`UnitError`] if it is invalid.
 pub fn duration_or_none(text: &str) -> Result<Duration, UnitError> {
     let mut total = Duration::ZERO;
     let mut rest = text;
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes() {
+    fn parses_sizes() {
         for (text, bytes) in [
             ("1", 1),
             ("1B", 1),
@@ -162,14 +162,14 @@ mod tests {
     }
 
     #[test]
-    fn a_size_is_shown_as_it_can_be_written() {
+    fn displayed_sizes_parse_back() {
         for text in ["1B", "1023B", "1KiB", "1536KiB", "1MiB", "3GiB", "2TiB"] {
             assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
         }
     }
 
     #[test]
-    fn durations() {
+    fn parses_durations() {
         for (text, milliseconds) in [
             ("500ms", 500),
             ("30s", 30_000),

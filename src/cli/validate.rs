@@ -1,4 +1,4 @@
-//! `weir validate`: manifests in files, checked as the API server and the controller would check them.
+//! `weir validate`: checks manifests in files like the API server and the controller would.
 
 use std::{
     collections::BTreeSet,
@@ -19,53 +19,53 @@ use super::{
 };
 use crate::routing::Configuration;
 
-/// The flags of `weir validate`.
+/// Arguments of `weir validate`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes: 0 no errors, 1 errors, 2 the command line is wrong or a path cannot be read.\n\n\
-                  A Service that is not among the files is taken to be there; one that is among them must have the port \
-                  that is named. A Secret, and a Sink of another namespace, that is not among the files is a warning."
+    after_help = "Exit codes: 0 no errors, 1 errors, 2 invalid command line or unreadable path.\n\n\
+                  A Service that is not among the files is assumed to exist; one that is must have the referenced \
+                  port. A missing Secret, or a missing Sink in another namespace, is a warning."
 )]
 pub struct Args {
-    /// Files with manifests of Sources, Triggers and Sinks, directories with such files (*.yaml, *.yml, *.json, but not
-    /// *.test.yaml), or - for standard input. Services, Namespaces and Secrets in them are looked at, other resources are
-    /// passed over.
+    /// Manifests of Sources, Triggers and Sinks: files, directories with such files (*.yaml, *.yml, *.json, except
+    /// *.test.yaml), or - for stdin. Services, Namespaces and Secrets in them are taken into account; other
+    /// resources are ignored.
     #[arg(required = true, value_name = "DIR|FILE|-")]
     pub paths: Vec<PathBuf>,
 
-    /// Read the folders below the directories as well.
+    /// Read subdirectories too.
     #[arg(short = 'R', long)]
     pub recursive: bool,
 
-    /// Everything that is named must be among the files, Services too; warnings are errors.
+    /// Require every referenced resource to be among the files, including Services, and treat warnings as errors.
     #[arg(long)]
     pub strict: bool,
 
-    /// How problems are printed.
+    /// Output format.
     #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
     pub output: Output,
 }
 
-/// How problems are printed.
+/// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// As file:line:column: message.
+    /// file:line:column: message.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// What was found out about a set of files.
+/// Result of checking a set of files.
 #[derive(Debug, Default)]
 pub struct Checked {
-    /// The routing that they make.
+    /// The resulting routing configuration.
     pub configuration: Configuration,
-    /// How many resources of ours they have.
+    /// Number of Weir resources.
     pub resources: usize,
-    /// What would be refused, or not work.
+    /// Problems that would be rejected, or keep a resource from working.
     pub errors: Vec<Problem>,
-    /// What may or may not work: the files do not tell.
+    /// Problems that the files alone cannot confirm.
     pub warnings: Vec<Problem>,
 }
 
@@ -81,7 +81,7 @@ struct Line<'a> {
 /// Prints every problem.
 ///
 /// # Errors
-/// When there is an error among them, or no resource at all.
+/// If any problem is an error, or there are no resources at all.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Args {
         paths,
@@ -103,7 +103,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         write_problem(&mut out, problem, severity, output)?;
     }
     match (errors.len(), resources) {
-        (0, 0) => bail!("there is no Source, Trigger or Sink in these files"),
+        (0, 0) => bail!("no Source, Trigger or Sink found in these files"),
         (0, _) if output == Output::Text => writeln!(
             out,
             "{}: no errors{}",
@@ -119,10 +119,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints a problem in a line.
+/// Prints a problem on one line.
 ///
 /// # Errors
-/// When the output takes nothing more.
+/// If the output cannot be written.
 pub fn write_problem(
     out: &mut impl io::Write,
     problem: &Problem,
@@ -162,7 +162,7 @@ fn line<'a>(problem: &'a Problem, severity: &'static str) -> Line<'a> {
     }
 }
 
-/// So many things, in words.
+/// Formats a count with its noun, in the plural where needed.
 pub fn counted(count: usize, thing: &str) -> String {
     match count {
         1 => format!("1 {thing}"),
@@ -171,10 +171,10 @@ pub fn counted(count: usize, thing: &str) -> String {
 }
 
 /// Checks files against schemas and rules, compiles their filters, and resolves references among them. Unless
-/// `strict`, Services that are not among them are taken to be there.
+/// `strict`, Services that are not among the files are assumed to exist.
 ///
 /// # Errors
-/// [`Usage`] when a path cannot be read.
+/// [`Usage`] if a path cannot be read.
 pub fn check(paths: Vec<PathBuf>, recursive: bool, strict: bool) -> anyhow::Result<Checked> {
     let mut manifests = Manifests::new(paths)
         .map_err(|(path, error)| Usage(format!("cannot read {}: {error}", path.display())))?
@@ -218,7 +218,7 @@ pub fn check(paths: Vec<PathBuf>, recursive: bool, strict: bool) -> anyhow::Resu
     })
 }
 
-/// What the files do not tell, if that is why something is unresolved.
+/// Returns a warning if something is unresolved only because the files do not contain it.
 fn untold(
     manifests: &[Manifest],
     surroundings: &Surroundings,
@@ -235,7 +235,7 @@ fn untold(
             Resource::Sink(_) => unresolved.path.as_str(),
             Resource::Source(_) | Resource::Trigger(_) => "its Sink",
         };
-        return Some(format!("{whose} names a Secret that is not among the files"));
+        return Some(format!("{whose} references a Secret that is not among the files"));
     }
     if unresolved.finding.reason != "SinkNotAllowed" {
         return None;
@@ -246,15 +246,13 @@ fn untold(
     let manifest = manifests.iter().find(|manifest| manifest.key() == key);
     let Some(Resource::Sink(sink)) = manifest.map(|manifest| &manifest.resource) else {
         return Some(format!(
-            "{shown} is not among the files, which do not tell whether it lets in namespace {namespace}"
+            "{shown} is not among the files, so it is unknown whether it allows namespace {namespace}"
         ));
     };
     let selector = sink.spec.allowed_namespaces.as_ref()?;
     let by_label = !selector.match_labels.is_empty() && !surroundings.has_namespace(&namespace);
     by_label.then(|| {
-        format!(
-            "{shown} lets in namespaces by their labels, and Namespace {namespace} is not among the files"
-        )
+        format!("{shown} allows namespaces by label, and Namespace {namespace} is not among the files")
     })
 }
 
@@ -288,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_warnings_and_what_is_taken_on_trust() {
+    fn reports_errors_and_warnings_and_assumes_missing_services_exist() {
         let by_service = format!("{TRIGGER}  sink: {{service: {{name: web, port: http}}}}\n");
         let by_ref = format!("{TRIGGER}  sink: {{ref: {{name: audit, namespace: platform}}}}\n");
         let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {audited: 'yes'}}\n";
@@ -365,8 +363,8 @@ mod tests {
                     "{by_service}  filters:\n  - any: [{{exact: {{tpye: a}}}}, {{exact: {{tenant: a}}}}]\n"
                 )],
                 "",
-                "m.yaml:7:5: Trigger shop/t: the filter looks at the attribute tpye, which no event has unless its producer \
-                 sets it; did you mean type?",
+                "m.yaml:7:5: Trigger shop/t: the filter uses the attribute tpye, which is not a known \
+                 attribute; did you mean type?",
             ),
             (
                 "an unknown field",
@@ -404,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_with_errors_is_there() {
+    fn sink_with_errors_still_exists() {
         let trigger = format!("{TRIGGER}  sink: {{ref: {{name: audit}}}}\n");
         let foreign = trigger.replace("{name: audit}", "{name: audit, namespace: platform}");
         for (trigger, namespace) in [(trigger, "shop"), (foreign, "platform")] {
@@ -413,19 +411,19 @@ mod tests {
                 .replace("http://x", "http://x:99999");
             let (errors, warnings) = told(&[&trigger, &sink], false);
             assert_eq!((errors.len(), warnings), (2, vec![]), "{errors:?}");
-            let expected = format!("Sink {namespace}/audit has errors; mend them first");
+            let expected = format!("Sink {namespace}/audit has errors; fix them first");
             assert!(errors[0].contains(&expected), "{errors:?}");
         }
     }
 
     #[test]
-    fn a_secret_may_be_elsewhere_but_what_is_in_it_is_checked() {
+    fn missing_secret_is_a_warning_and_present_one_is_checked() {
         let sink = |more: &str| {
             let spec = "authorization: {bearerToken: {secretKeyRef: {name: audit, key: token}}}";
             format!("{}{more}", sink(spec).replace("http://x", "https://x"))
         };
         let named = "m.yaml:4:56: Sink platform/audit: spec.authorization.bearerToken.secretKeyRef";
-        let untold = format!("{named} names a Secret that is not among the files");
+        let untold = format!("{named} references a Secret that is not among the files");
         assert_eq!(told(&[&sink("")], false), (vec![], vec![untold.clone()]));
         assert_eq!(told(&[&sink("")], true), (vec![untold], vec![]));
 

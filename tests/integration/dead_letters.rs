@@ -91,7 +91,7 @@ fn dead_letters_are_listed_shown_redriven_and_dropped() {
     for verb in ["redrive", "drop"] {
         let (success, said) = dead_letters(&router, &[verb, "shop/default", &id]);
         assert!(
-            !success && said.contains("1 of the IDs are of no such dead letter"),
+            !success && said.contains("1 of the IDs match no dead letter"),
             "{said}"
         );
     }
@@ -145,7 +145,10 @@ fn dead_letters_are_listed_shown_redriven_and_dropped() {
         (true, "no dead letters".to_owned())
     );
     let (success, output) = dead_letters(&router, &["redrive", "shop/default"]);
-    assert!(!success && output.contains("say which"), "{output}");
+    assert!(
+        !success && output.contains("select dead letters by ID"),
+        "{output}"
+    );
 }
 
 #[test]
@@ -189,7 +192,7 @@ fn a_letter_of_a_trigger_that_is_gone_goes_to_its_successor_of_that_name() {
     router.process.wait_for_line(PATIENCE, is_gone);
     let (success, output) = dead_letters(&router, &["redrive", "shop/default", "--all"]);
     assert!(
-        !success && output.contains("1 are of Triggers that are gone"),
+        !success && output.contains("1 belong to Triggers that no longer exist"),
         "{output}"
     );
     router.apply(&(trigger("new", "") + &trigger("old", "")));

@@ -68,7 +68,7 @@ fn routing_is_tested_by_a_table_of_events() {
     no   exact type = "com.example.stock": the event has "com.example.order.created"   <-- because of this
     no   sql priority > 5 AND EXISTS subject:
         no   priority > 5: the event has no attribute priority   <-- because of this
-        -    EXISTS subject: not looked at, it was decided before
+        -    EXISTS subject: not evaluated, the result was already decided
 "#
     );
     assert_eq!(
@@ -259,7 +259,7 @@ Broker shop/default
     for (arguments, part) in [
         (&["explain", "-f", directory][..], "there is no event"),
         (&["explain", "-f", &file, "--event", &file], "are both events"),
-        (&["explain", "--event", &file], "name the broker"),
+        (&["explain", "--event", &file], "give a broker"),
         (
             &["explain", "shop/default", "--id", "1", "-f", directory],
             "cannot be used with",
@@ -274,14 +274,14 @@ Broker shop/default
     }
     let (code, output) = weir(&["explain", "shop/other", "-f", directory, "-f", &file]);
     assert_eq!(
-        (code, output.contains("they are of shop/default")),
+        (code, output.contains("the brokers are shop/default")),
         (1, true),
         "{output}"
     );
     scratch.write("event.json", "{}");
     let (code, output) = weir(&["explain", "-f", &file, "-f", directory]);
     assert_eq!(
-        (code, output.contains("event.json is no valid event")),
+        (code, output.contains("event.json is not a valid event")),
         (1, true),
         "{output}"
     );
@@ -290,7 +290,7 @@ Broker shop/default
     let (code, output) = weir(&["explain", "-f", &file, "-f", directory]);
     assert_eq!(code, 1, "what is explained may not be what was meant");
     assert!(
-        output.contains("its filters cannot be compiled") && output.contains("broken.yaml:7:"),
+        output.contains("its filters do not compile") && output.contains("broken.yaml:7:"),
         "{output}"
     );
 }
@@ -325,7 +325,7 @@ fn a_router_explains_an_event_by_what_it_has_in_force() {
     let ingress = format!("{}/shop/default", router.process.address("ingress"));
     let (code, output) = weir(&["explain", &ingress, "--event", &event]);
     assert_eq!(
-        (code, output.contains("is no router's admin address")),
+        (code, output.contains("is not the admin address of a router")),
         (1, true),
         "{output}"
     );
@@ -381,9 +381,9 @@ fn an_event_of_the_log_is_explained_with_how_far_each_trigger_is() {
     for part in [
         "Event a/1 ? of type good from /p",
         "the event is in its log: accepted 2",
-        "Trigger shop/all matches\n    it has no filters, so it takes every event\n    delivery: settled",
-        "Trigger shop/held matches\n    it has no filters, so it takes every event\n    delivery: the Trigger is suspended: \
-         its events wait\n    delivery: not yet looked at: the Trigger is at offset 0",
+        "Trigger shop/all matches\n    it has no filters, so it matches every event\n    delivery: settled",
+        "Trigger shop/held matches\n    it has no filters, so it matches every event\n    delivery: the Trigger is suspended: \
+         its events wait\n    delivery: not yet read: the Trigger is at offset 0",
         "Trigger shop/some does not match\n    no   exact type = \"other\": the event has \"good\"",
     ] {
         assert!(output.contains(part), "{part:?} is not in {output}");

@@ -88,5 +88,5 @@ fn a_level_that_is_none_is_refused_and_silences_nothing() {
     let said = Process::weir(["run", ".", "--log-level=verbose"])
         .run()
         .unwrap_err();
-    assert!(said.contains("\"verbose\" is none of error"), "{said}");
+    assert!(said.contains("\"verbose\" is not one of error"), "{said}");
 }

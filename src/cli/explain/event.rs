@@ -1,23 +1,23 @@
-//! An event in a file: in the JSON format, or as an HTTP message in binary mode, headers first.
+//! Reads an event from a file, in the JSON format or as an HTTP message in binary mode with headers first.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::cloudevents::{Event, Invalid, read_http};
 
-/// Why a file is no event.
+/// Why a file is not an event.
 #[derive(Debug, thiserror::Error)]
 pub enum NoEvent {
-    /// It is not valid.
+    /// The event is invalid.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// A batch of none or several.
-    #[error("it has {0} events; explain one at a time")]
+    /// A batch with no events or several.
+    #[error("it contains {0} events; explain one at a time")]
     Count(usize),
     /// Neither JSON nor headers.
     #[error(
-        "line {0} is no header: write the event in the JSON format, or as headers such as \"ce-type: com.example.order\", \
-         an empty line, and the data"
+        "line {0} is not a header: write the event in the JSON format, or as headers such as \"ce-type: \
+         com.example.order\", an empty line, and the data"
     )]
     Line(usize),
 }
@@ -25,7 +25,7 @@ pub enum NoEvent {
 /// Reads one event.
 ///
 /// # Errors
-/// [`NoEvent`] when it is none.
+/// [`NoEvent`] if the input is not a valid event.
 pub fn read(bytes: &[u8]) -> Result<Event, NoEvent> {
     let bytes = without_mark(bytes);
     let (headers, body) = match bytes.trim_ascii_start().first() {
@@ -47,7 +47,7 @@ pub fn read(bytes: &[u8]) -> Result<Event, NoEvent> {
     }
 }
 
-/// Whether a file that could be manifests too is an event: JSON without an `apiVersion`, or headers.
+/// Whether a file that could also contain manifests is an event: JSON without an `apiVersion`, or headers.
 pub fn is_event(bytes: &[u8]) -> bool {
     let bytes = without_mark(bytes);
     match bytes.trim_ascii_start().first() {
@@ -58,7 +58,7 @@ pub fn is_event(bytes: &[u8]) -> bool {
     }
 }
 
-/// Some editors put a byte order mark before a text.
+/// Strips the byte order mark that some editors add.
 fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
 }
@@ -67,7 +67,7 @@ fn content_type(value: &'static str) -> HeaderMap {
     HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(value))])
 }
 
-/// Headers, an empty line, and the body. The first line may be an HTTP request's or status line.
+/// Parses headers, an empty line, and the body. The first line may be an HTTP request line or status line.
 fn message(bytes: &[u8]) -> Result<(HeaderMap, Bytes), NoEvent> {
     let mut headers = HeaderMap::new();
     let mut rest = bytes;
@@ -106,7 +106,7 @@ mod tests {
     use crate::cloudevents::{Data, Mode};
 
     #[test]
-    fn json_and_headers() {
+    fn reads_json_and_headers() {
         let json = br#" {"specversion":"1.0","id":"1","source":"/s","type":"t","n":5}"#;
         let event = read(json).unwrap();
         assert_eq!((event.r#type(), event.mode()), ("t", Mode::Structured));
@@ -123,11 +123,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_says_why() {
+    fn rejects_invalid_events_with_the_cause() {
         for (text, part) in [
             ("", "not a CloudEvent"),
             ("[]", "0 events"),
-            ("type: t\nhello\n", "line 2 is no header"),
+            ("type: t\nhello\n", "line 2 is not a header"),
             ("{\"id\": \"1\"}", "specversion"),
             ("{", "JSON"),
         ] {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_told_from_manifests() {
+    fn distinguishes_events_from_manifests() {
         for (text, expected) in [
             ("{\"id\": \"1\"}", true),
             ("[]", true),

@@ -1,4 +1,4 @@
-//! `weir explain`: which Triggers an event matches, and why.
+//! `weir explain`: explains which Triggers an event matches, and why.
 
 pub mod event;
 pub mod text;
@@ -26,42 +26,42 @@ use crate::{
     routing::RoutingTable,
 };
 
-/// The flags of `weir explain`.
+/// Arguments of `weir explain`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
-    weir explain -f event.json -f triggers/              by manifests in files; no router is asked\n  \
-    weir explain shop/default --event event.json         by what the router at --router has in force\n  \
+    weir explain -f event.json -f triggers/              by manifests in files, without a router\n  \
+    weir explain shop/default --event event.json         by the routing table of the router at --router\n  \
     weir explain --broker http://127.0.0.1:9090/shop/default --event event.json\n  \
     weir explain shop/default --id 42                    an event in the router's log\n\n\
     In a cluster, run this command in the router's pod (kubectl exec POD -- /weir explain ...), or forward the pod's admin port \
     (kubectl port-forward POD 9090).")]
 pub struct Args {
-    /// The broker, as NAMESPACE/NAME, or as a URL: the router's admin address with /NAMESPACE/NAME behind it. With
-    /// manifests it may be left out: then every broker is looked at.
+    /// Broker, as NAMESPACE/NAME or as a URL: the router's admin address followed by /NAMESPACE/NAME. Optional with
+    /// manifests, where the default is all brokers.
     #[arg(value_name = "BROKER")]
     pub broker: Option<String>,
 
-    /// The same as the argument BROKER.
+    /// Same as the argument BROKER.
     #[arg(long = "broker", value_name = "BROKER", conflicts_with = "broker")]
     pub broker_flag: Option<String>,
 
-    /// Manifests, in files or directories; a file with an event counts as --event. May be repeated.
+    /// File or directory with manifests. A file that contains an event is used like --event. Can be repeated.
     #[arg(short = 'f', long = "filename", value_name = "DIR|FILE")]
     pub files: Vec<PathBuf>,
 
-    /// A file with the event: in the JSON format, or HTTP headers, an empty line and the data; - is standard input.
+    /// File with the event, in the JSON format or as HTTP headers, an empty line and the data; - for stdin.
     #[arg(long, value_name = "FILE")]
     pub event: Option<PathBuf>,
 
-    /// An event in the router's log, by its id; the newest, if there are several.
+    /// ID of an event in the router's log. If there are several, the newest is used.
     #[arg(long, value_name = "ID", conflicts_with_all = ["event", "files"])]
     pub id: Option<String>,
 
-    /// With --id: the event's source.
+    /// With --id: source of the event.
     #[arg(long, value_name = "SOURCE", requires = "id")]
     pub source: Option<String>,
 
-    /// The router's admin address; not used with manifests.
+    /// Admin address of the router. Not used with manifests.
     #[arg(
         long,
         env = "WEIR_ROUTER",
@@ -70,25 +70,25 @@ pub struct Args {
     )]
     pub router: String,
 
-    /// How it is printed.
+    /// Output format.
     #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
     pub output: Output,
 }
 
-/// How explanations are printed.
+/// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// For people; in colour on a terminal, unless NO_COLOR is set.
+    /// Human-readable text, coloured on a terminal unless NO_COLOR is set.
     #[default]
     Text,
-    /// One JSON object a line and Trigger.
+    /// One JSON object per line and Trigger.
     Json,
 }
 
 /// Explains an event.
 ///
 /// # Errors
-/// When there is no such event or broker, the router cannot be reached, or the manifests have errors.
+/// If the event or the broker does not exist, the router cannot be reached, or the manifests have errors.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args {
         broker,
@@ -129,7 +129,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// Manifests apart from the event, of which there is one.
+/// Separates the one event from the manifests.
 fn sort_out(files: Vec<PathBuf>, event: Option<PathBuf>) -> anyhow::Result<(Vec<PathBuf>, Event)> {
     let mut manifests = Vec::new();
     let mut events: Vec<PathBuf> = event.into_iter().collect();
@@ -144,10 +144,9 @@ fn sort_out(files: Vec<PathBuf>, event: Option<PathBuf>) -> anyhow::Result<(Vec<
     }
     match events.as_slice() {
         [file] => Ok((manifests, read_event(file)?)),
-        [] => Err(Usage(
-            "there is no event: name a file with --event, or one of the log with --id".to_owned(),
-        )
-        .into()),
+        [] => {
+            Err(Usage("no event given: use --event FILE, or --id for an event in the log".to_owned()).into())
+        }
         [first, second, ..] => Err(Usage(format!(
             "{} and {} are both events: explain one at a time",
             first.display(),
@@ -169,25 +168,25 @@ fn read_event(file: &Path) -> anyhow::Result<Event> {
         (file.display().to_string(), read)
     };
     read.with_context(|| format!("cannot read the event from {name}"))?;
-    event::read(&bytes).map_err(|error| anyhow::anyhow!("{name} is no valid event: {error}"))
+    event::read(&bytes).map_err(|error| anyhow::anyhow!("{name} is not a valid event: {error}"))
 }
 
-/// Which router, and which of its brokers.
+/// The router and the broker to ask about.
 fn place(router: &str, broker: Option<String>) -> anyhow::Result<(Admin, String)> {
     let broker =
-        broker.ok_or_else(|| Usage("name the broker, as NAMESPACE/NAME, or manifests with -f".to_owned()))?;
+        broker.ok_or_else(|| Usage("give a broker, as NAMESPACE/NAME, or manifests with -f".to_owned()))?;
     let (router, broker) = split(router, &broker);
     Ok((Admin::new(router)?, checked_broker(broker)?.to_owned()))
 }
 
-/// The router's address and the broker, from a URL that has both or from each by itself.
+/// Splits router address and broker, which may be given as one URL or separately.
 fn split<'a>(router: &'a str, broker: &'a str) -> (&'a str, &'a str) {
     let trimmed = broker.trim_end_matches('/');
     let name = trimmed.rfind('/').map_or(0, |at| at);
     let namespace = trimmed[..name].rfind('/').map_or(0, |at| at);
     match &trimmed[..namespace] {
         "" => (router, broker),
-        // Only the scheme: there are no two segments behind the host.
+        // Nothing but the scheme is left, so the URL has no two path segments after the host.
         scheme if scheme.ends_with('/') || scheme.ends_with(':') => (router, broker),
         address => (address, &trimmed[namespace + 1..]),
     }
@@ -210,7 +209,7 @@ async fn ask_for(admin: &Admin, broker: &str, id: &str, source: Option<&str>) ->
         .await
 }
 
-/// What the brokers of a table make of an event.
+/// Explains the event for the brokers of a routing table.
 fn by_table(table: &RoutingTable, broker: Option<&str>, event: &Event) -> anyhow::Result<Vec<Explained>> {
     let brokers: Vec<_> = match broker {
         None => table.brokers().keys().cloned().collect(),
@@ -222,7 +221,7 @@ fn by_table(table: &RoutingTable, broker: Option<&str>, event: &Event) -> anyhow
     {
         let known: BTreeSet<_> = table.brokers().keys().map(String::as_str).collect();
         let known = known.into_iter().collect::<Vec<_>>().join(", ");
-        bail!("no Trigger of the manifests is of broker {unknown}; they are of {known}");
+        bail!("no Trigger in the manifests uses broker {unknown}; the brokers are {known}");
     }
     let explained = brokers.into_iter().map(|broker| Explained {
         triggers: explain(table, &broker, event),
@@ -292,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broker_may_carry_its_router() {
+    fn broker_url_may_include_the_router() {
         let router = "http://r:9090";
         for (broker, expected) in [
             ("shop/default", (router, "shop/default")),

@@ -1,4 +1,4 @@
-//! Explanations as text for people, in colour where the output takes it.
+//! Explanations as human-readable text, with colour where supported.
 
 use std::io::{self, Write};
 
@@ -15,7 +15,7 @@ const BAD: Style = AnsiColor::Red.on_default();
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
 
-/// What the Triggers of a broker make of an event.
+/// Writes the explanation for every Trigger of a broker.
 pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
     let Explained {
         broker,
@@ -33,7 +33,7 @@ pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
         )?;
     }
     if triggers.is_empty() {
-        writeln!(out, "  it has no Triggers, so nobody gets the event")?;
+        writeln!(out, "  it has no Triggers, so the event is not delivered")?;
     }
     for trigger in triggers {
         let (style, verdict) = match trigger.matches {
@@ -49,8 +49,8 @@ pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
         if trigger.held == Some(Held::FilterTooExpensive) {
             writeln!(
                 out,
-                "    {BOLD}delivery:{BOLD:#} the router does not evaluate its filters any more, as they took too long \
-                 too often: its events wait until its spec changes"
+                "    {BOLD}delivery:{BOLD:#} its filters exceeded their time limit too often and are no longer \
+                 evaluated: events wait until its spec changes"
             )?;
         }
         if trigger.matches {
@@ -60,7 +60,7 @@ pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
     deleted.iter().try_for_each(|deleted| write_deleted(out, deleted))
 }
 
-/// A Trigger that is gone, and what waits for one of its name.
+/// Writes a deleted Trigger and what is kept for a new one with its name.
 fn write_deleted(out: &mut impl Write, deleted: &DeletedTrigger) -> io::Result<()> {
     let DeletedTrigger {
         namespace,
@@ -76,8 +76,8 @@ fn write_deleted(out: &mut impl Write, deleted: &DeletedTrigger) -> io::Result<(
     let (pending, minutes) = (counted_events(*pending), seconds_left.div_ceil(60));
     writeln!(
         out,
-        "    {pending} it wanted and {} it has not looked at are kept for another {minutes} min,\n    \
-         for a Trigger of its name",
+        "    {pending} pending and {} not yet read are kept for another {minutes} min,\n    \
+         for a Trigger with its name",
         counted_events(*not_looked_at)
     )
 }
@@ -86,7 +86,7 @@ fn counted_events(events: u64) -> String {
     counted(usize::try_from(events).unwrap_or(usize::MAX), "event")
 }
 
-/// Why a Trigger wants the event or not, one clause a line, `level` steps in.
+/// Writes why a Trigger matches the event or not, one clause per line, indented by `level` steps.
 pub fn write_reasons(out: &mut impl Write, trigger: &TriggerExplained, level: usize) -> io::Result<()> {
     let indent = "  ".repeat(level);
     let TriggerExplained {
@@ -98,13 +98,13 @@ pub fn write_reasons(out: &mut impl Write, trigger: &TriggerExplained, level: us
     if let Some(invalid) = invalid {
         return writeln!(
             out,
-            "{indent}its filters cannot be compiled, so events wait until they are mended: {invalid}"
+            "{indent}its filters do not compile, so events wait until they are fixed: {invalid}"
         );
     }
     if filters.is_empty() {
-        return writeln!(out, "{indent}it has no filters, so it takes every event");
+        return writeln!(out, "{indent}it has no filters, so it matches every event");
     }
-    // Where all hold, or there is but one line, nothing has to be pointed out.
+    // If all filters match, or there is only one line, no clause needs to be pointed out.
     let pointed = !matches && filters.iter().map(lines).sum::<usize>() > 1;
     for filter in filters {
         write_clause(out, filter, level, pointed && !filter.holds())?;
@@ -112,7 +112,7 @@ pub fn write_reasons(out: &mut impl Write, trigger: &TriggerExplained, level: us
     Ok(())
 }
 
-/// `decides`: whether it is because of this clause that the event does not pass.
+/// `decides` marks the clause as the reason why the event does not match.
 fn write_clause(
     out: &mut impl Write,
     explanation: &Explanation,
@@ -141,10 +141,10 @@ fn write_clause(
     Ok(())
 }
 
-/// What a clause's own line does not tell by itself.
+/// A remark that the clause's own line does not convey.
 fn remark(explanation: &Explanation) -> &'static str {
     if explanation.outcome == Outcome::NotReached {
-        return ": not looked at, it was decided before";
+        return ": not evaluated, the result was already decided";
     }
     if explanation.clauses.is_empty() {
         return "";
@@ -157,8 +157,8 @@ fn remark(explanation: &Explanation) -> &'static str {
     }
 }
 
-/// Whether a clause is one of those that made the clause around it what it is: one that came out alike, or any if
-/// none did, as in `not`.
+/// Whether a clause determined the result of its parent: its result equals the parent's, or no clause's does, as in
+/// `not`.
 fn is_decisive(around: &Explanation, clause: &Explanation) -> bool {
     let alike = around
         .clauses
@@ -174,7 +174,7 @@ fn lines(explanation: &Explanation) -> usize {
     1 + explanation.clauses.iter().map(lines).sum::<usize>()
 }
 
-/// What becomes of an event that a Trigger wants.
+/// Writes the state of delivery of an event that a Trigger matches.
 fn write_delivery(
     out: &mut impl Write,
     broker: &str,
@@ -187,7 +187,7 @@ fn write_delivery(
         Some(Held::NoDestination) => {
             tell("the Trigger's sink cannot be resolved: its events wait".to_owned())?
         }
-        // Said of what does not match, too.
+        // Reported for Triggers that do not match, too.
         Some(Held::FilterTooExpensive) | None => {}
     }
     let Some(progress) = &trigger.progress else {
@@ -208,12 +208,12 @@ fn write_delivery(
     let pending = usize::try_from(*pending).unwrap_or(usize::MAX);
     if let Some(outage) = outage {
         tell(format!(
-            "the Sink is down since {:.0}: {}",
+            "the Sink has been down since {:.0}: {}",
             outage.since,
             harmless(&outage.detail)
         ))?;
     } else if *sink_unproven {
-        tell("the Sink has not answered since the router started or the Sink was changed".to_owned())?;
+        tell("the Sink has not responded since the router started or the Sink was changed".to_owned())?;
     }
     if let Some(letter) = dead_letter {
         return tell(format!(
@@ -225,12 +225,12 @@ fn write_delivery(
     }
     match state {
         EventState::Ahead => tell(format!(
-            "not yet looked at: the Trigger is at offset {next}, with {} to deliver first",
+            "not yet read: the Trigger is at offset {next}, with {} pending before it",
             counted(pending, "event")
         )),
-        EventState::Pending => tell("the event waits to be delivered, or for another attempt".to_owned()),
+        EventState::Pending => tell("the event is waiting for delivery or for a retry".to_owned()),
         EventState::PendingOrSettled => tell(format!(
-            "the event is one of {pending} that wait to be delivered, or is settled"
+            "the event is one of {pending} pending events, or already settled"
         )),
         EventState::Settled => tell(
             "settled: delivered or expired, unless the Trigger or its filters are newer than the event"
@@ -273,9 +273,9 @@ mod tests {
     }
 
     #[test]
-    fn one_clause_a_line_with_the_ones_that_decided() {
+    fn writes_one_clause_per_line_and_marks_the_decisive_ones() {
         for (filters, expected) in [
-            (json!([]), "it has no filters, so it takes every event"),
+            (json!([]), "it has no filters, so it matches every event"),
             (
                 json!([{"exact": {"type": "order"}}]),
                 "yes  exact type = \"order\": the event has \"order\"",
@@ -304,17 +304,17 @@ mod tests {
                 json!([{"sql": "priority > 7 AND type = 'order'"}]),
                 "no   sql priority > 7 AND type = 'order':\n    \
                      no   priority > 7: the event has \"7\"   <-- because of this\n    \
-                     -    type = 'order': not looked at, it was decided before",
+                     -    type = 'order': not evaluated, the result was already decided",
             ),
             (
                 json!([{"sql": "any OR type = 'x'"}]),
                 "no   sql any OR type = 'x':\n    \
                      no   any: the event has no attribute any   <-- because of this\n    \
-                     -    type = 'x': not looked at, it was decided before",
+                     -    type = 'x': not evaluated, the result was already decided",
             ),
             (
                 json!([{"exact": {}}]),
-                "its filters cannot be compiled, so events wait until they are mended: filters[0].exact: names no attribute: \
+                "its filters do not compile, so events wait until they are fixed: filters[0].exact: names no attribute: \
                  at least one is needed",
             ),
         ] {

@@ -1,4 +1,4 @@
-//! YAML and JSON documents as trees that know where each value stands.
+//! YAML and JSON documents as trees that record the position of each value.
 
 use std::{
     fmt::{self, Write as _},
@@ -12,23 +12,23 @@ use serde::{
 use serde_json::{Map, Number, Value};
 use serde_saphyr::Spanned;
 
-/// A place in a text; both numbers begin with 1.
+/// A position in a text. Line and column start at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
-    /// The line.
+    /// Line.
     pub line: u64,
-    /// The character in the line.
+    /// Column, in characters.
     pub column: u64,
 }
 
 impl Position {
-    /// Where a text begins.
+    /// The start of a text.
     pub const START: Self = Self { line: 1, column: 1 };
 }
 
 impl From<serde_saphyr::Location> for Position {
     fn from(location: serde_saphyr::Location) -> Self {
-        // What has no place is told of at the beginning.
+        // An unknown position is reported as the start.
         Self {
             line: location.line().max(1),
             column: location.column().max(1),
@@ -36,10 +36,10 @@ impl From<serde_saphyr::Location> for Position {
     }
 }
 
-/// A value and its place.
+/// A value and its position.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Where it begins.
+    /// Start of the value.
     pub position: Position,
     /// The value.
     pub tree: Tree,
@@ -48,44 +48,45 @@ pub struct Node {
 /// A value.
 #[derive(Clone, Debug)]
 pub enum Tree {
-    /// `null`, or nothing.
+    /// `null`, or empty.
     Null,
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
     /// A number.
     Number(Number),
-    /// A text.
+    /// A string.
     String(String),
     /// A list.
     List(Vec<Node>),
-    /// A mapping, in the order in which it was written.
+    /// A mapping, in source order.
     Map(Vec<(Key, Node)>),
 }
 
-/// A key of a mapping and its place.
+/// A key of a mapping and its position.
 #[derive(Clone, Debug)]
 pub struct Key {
-    /// Where it begins.
+    /// Start of the key.
     pub position: Position,
-    /// Its text.
+    /// Name of the key.
     pub name: String,
 }
 
-/// Maximum number of values in a document, and of bytes of text in them. Each value takes a hundred bytes of memory or more.
+/// Maximum number of values in a document, and of bytes of text in them. Each value takes a hundred bytes of memory
+/// or more.
 const MAX_NODES: usize = 1_000_000;
 const MAX_TEXT: usize = 256 * 1024 * 1024;
 
-/// Why a document cannot be read, and where.
+/// A syntax error and its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadError {
-    /// The place of the error.
+    /// Position of the error.
     pub position: Position,
     /// What is wrong there.
     pub message: String,
 }
 
-/// Reads the documents of a text one after another, up to the first error; empty ones are left out. Only one of them is
-/// in memory at a time.
+/// Parses the documents of a text one by one, up to the first error. Empty ones are skipped. Only one of them is in
+/// memory at a time.
 pub fn stream<'a>(text: &'a mut &[u8]) -> impl Iterator<Item = Result<Node, ReadError>> + 'a {
     let options = serde_saphyr::options! {
         with_snippet: false,
@@ -103,10 +104,10 @@ pub fn stream<'a>(text: &'a mut &[u8]) -> impl Iterator<Item = Result<Node, Read
         .take_while(move |document| !std::mem::replace(&mut failed, document.is_err()))
 }
 
-/// Reads all documents of a text; empty ones are left out.
+/// Parses all documents of a text. Empty ones are skipped.
 ///
 /// # Errors
-/// The first error, and its place.
+/// The first error, and its position.
 pub fn read(text: &str) -> Result<Vec<Node>, ReadError> {
     stream(&mut text.as_bytes()).collect()
 }
@@ -117,7 +118,7 @@ fn read_error(error: &serde_saphyr::Error) -> ReadError {
     if matches!(error, serde_saphyr::Error::Budget { .. }) {
         return ReadError {
             position,
-            message: format!("the document is too large: it may have {MAX_NODES} values; split it"),
+            message: format!("the document is too large: it has more than {MAX_NODES} values; split it"),
         };
     }
     ReadError {
@@ -126,7 +127,7 @@ fn read_error(error: &serde_saphyr::Error) -> ReadError {
     }
 }
 
-/// The message without the place that the parser puts into it, and in one line.
+/// Strips the position that the parser includes, and joins the message into one line.
 fn without_place(message: &str) -> String {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let message = match (message.starts_with("error: line "), message.split_once(": ")) {
@@ -140,7 +141,7 @@ fn without_place(message: &str) -> String {
 }
 
 impl Node {
-    /// The value without places. Members that are `null` are left out: Kubernetes takes them for absent.
+    /// Converts the value to JSON. Drops members that are `null`, which Kubernetes treats as absent.
     pub fn to_json(&self) -> Value {
         match &self.tree {
             Tree::Null => Value::Null,
@@ -161,7 +162,7 @@ impl Node {
         }
     }
 
-    /// A member of a mapping that is there and not `null`.
+    /// Returns a member of a mapping that is present and not `null`.
     pub fn get(&self, name: &str) -> Option<&Self> {
         self.entries()
             .iter()
@@ -170,7 +171,7 @@ impl Node {
             .filter(|value| !value.is_null())
     }
 
-    /// Where a member's key stands, else where this value does.
+    /// Returns the position of a member's key, or else of this value.
     pub fn position_of(&self, name: &str) -> Position {
         self.entries()
             .iter()
@@ -178,7 +179,7 @@ impl Node {
             .map_or(self.position, |(key, _)| key.position)
     }
 
-    /// The entries of a mapping; none if it is something else.
+    /// Returns the entries of a mapping, or an empty slice for any other value.
     pub fn entries(&self) -> &[(Key, Self)] {
         match &self.tree {
             Tree::Map(entries) => entries,
@@ -186,7 +187,7 @@ impl Node {
         }
     }
 
-    /// The items of a list; none if it is something else.
+    /// Returns the items of a list, or an empty slice for any other value.
     pub fn items(&self) -> &[Self] {
         match &self.tree {
             Tree::List(items) => items,
@@ -194,7 +195,7 @@ impl Node {
         }
     }
 
-    /// The text, if it is one.
+    /// Returns the text of a string.
     pub fn text(&self) -> Option<&str> {
         match &self.tree {
             Tree::String(text) => Some(text),
@@ -207,7 +208,7 @@ impl Node {
         matches!(self.tree, Tree::Null)
     }
 
-    /// What kind of value it is, for a message.
+    /// Returns the kind of value, for messages.
     pub fn kind(&self) -> &'static str {
         match &self.tree {
             Tree::Null => "null",
@@ -220,15 +221,15 @@ impl Node {
         }
     }
 
-    /// Number of values in it, itself included.
+    /// Returns the number of values, including this one.
     pub fn values(&self) -> usize {
         let entries = self.entries().iter().map(|(_, value)| value.values());
         let items = self.items().iter().map(Self::values);
         entries.chain(items).sum::<usize>() + 1
     }
 
-    /// The place of what a path such as `spec.filters[0].exact` names, or of the nearest thing above it that is
-    /// there: the key where it is a member.
+    /// Returns the position of the value at a path such as `spec.filters[0].exact`, or of its nearest existing
+    /// ancestor. For a member this is the position of the key.
     pub fn locate(&self, path: &str) -> Position {
         let mut node = self;
         let mut position = self.position;
@@ -395,7 +396,7 @@ impl<'de> Visitor<'de> for TreeVisitor {
         )) = access.next_entry::<Spanned<String>, Node>()?
         {
             if entries.iter().any(|(key, _)| key.name == name) {
-                return Err(A::Error::custom(format!("{name:?} is there twice")));
+                return Err(A::Error::custom(format!("duplicate key {name:?}")));
             }
             entries.push((
                 Key {
@@ -420,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_a_whole_cluster_is_read() {
+    fn reads_large_lists() {
         let text = "items:\n".to_owned() + &"- {a: b}\n".repeat(100_000);
         assert_eq!(
             read(&text).unwrap()[0].get("items").unwrap().items().len(),
@@ -441,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_with_places() {
+    fn reads_documents_with_positions() {
         let text = "# first\napiVersion: v1\nspec:\n  items:\n  - name: a\n    n: 1.5\n  - null\n---\n---\n{\"b\": [true, -3, \"x\"]}\n";
         let documents = read(text).unwrap();
         assert_eq!(documents.len(), 2);
@@ -472,14 +473,14 @@ mod tests {
     }
 
     #[test]
-    fn anchors_stand_where_they_are_used() {
+    fn aliases_have_the_position_of_their_use() {
         let documents = read("a: &x {n: 1}\nb: *x\n").unwrap();
         assert_eq!(documents[0].to_json(), json!({"a": {"n": 1}, "b": {"n": 1}}));
         assert_eq!(documents[0].locate("b"), at(2, 1));
     }
 
     #[test]
-    fn scalars_are_what_kubernetes_takes_them_for() {
+    fn scalars_have_the_type_that_kubernetes_gives_them() {
         let documents =
             read("a: ~\nb: 'yes'\nc: 08:00\nd: 1e3\ne: '1'\nf: 2026-11-24\ng: |\n  x\n  y\n").unwrap();
         assert_eq!(
@@ -489,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_yaml_says_where_and_why() {
+    fn syntax_errors_have_position_and_cause() {
         for (text, position, part) in [
             ("a: 1\nb: [1, 2\nc: 3\n", at(3, 2), ""),
             ("a: 1\na: 2\n", at(2, 1), "duplicate"),

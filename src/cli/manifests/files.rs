@@ -1,4 +1,4 @@
-//! A set of files and directories with manifests, and what they said when they were last in order.
+//! A set of files and directories with manifests, and their last valid content.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,50 +12,50 @@ use super::{
     resource::{Read, Reader},
 };
 
-/// What file names in a directory end with to be manifests.
+/// Extensions of manifest files in a directory.
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
-/// The path that stands for standard input.
+/// The path that means stdin.
 pub const STDIN: &str = "-";
 
-/// What comes before the extension of a file with tests of manifests, which may lie beside them.
+/// Suffix before the extension of a file with routing tests, which may be next to the manifests.
 const TESTS: &str = ".test";
 
 /// Files and directories with manifests.
 pub struct Manifests {
     paths: Vec<PathBuf>,
-    /// Whether folders below the directories are read as well.
+    /// Whether to read subdirectories too.
     recursive: bool,
     reader: Reader,
     files: BTreeMap<PathBuf, Content>,
 }
 
-/// What is kept of a file.
+/// Cached content of a file.
 struct Content {
     read: Read,
-    /// Whether it was in order as a whole; only then it is worth keeping while it is not.
+    /// Whether the whole file was valid. Only valid content is kept while the file is broken.
     whole: bool,
 }
 
-/// What the files say.
+/// The content of the files.
 #[derive(Debug, Default)]
 pub struct Loaded {
-    /// The resources, each once, in order of the files and of their places in them.
+    /// The resources, without duplicates, in order of files and of their positions.
     pub manifests: Vec<Manifest>,
-    /// What else of a cluster the files have.
+    /// Other resources of a cluster that the files contain.
     pub surroundings: Surroundings,
-    /// Everything that is wrong.
+    /// All problems.
     pub problems: Vec<Problem>,
-    /// The resources that are there and cannot be used for what is wrong with them.
+    /// Resources that exist but cannot be used because of errors.
     pub unusable: BTreeSet<Key>,
 }
 
 impl Manifests {
-    /// Manifests in these files, and in files `*.yaml`, `*.yml` and `*.json` of these directories (not of
-    /// directories below them, and not in files such as `*.test.yaml`).
+    /// Uses these files, and the files `*.yaml`, `*.yml` and `*.json` of these directories. Skips subdirectories
+    /// and files such as `*.test.yaml`.
     ///
     /// # Errors
-    /// When a path does not exist or cannot be read.
+    /// If a path does not exist or cannot be read.
     pub fn new(paths: Vec<PathBuf>) -> Result<Self, (PathBuf, io::Error)> {
         for path in paths.iter().filter(|path| path.as_os_str() != STDIN) {
             let readable = match fs::metadata(path) {
@@ -73,19 +73,19 @@ impl Manifests {
         })
     }
 
-    /// With the folders below the directories.
+    /// Sets whether to read subdirectories too.
     #[must_use]
     pub fn recursive(self, recursive: bool) -> Self {
         Self { recursive, ..self }
     }
 
-    /// The paths as they were given.
+    /// The paths as given.
     pub fn paths(&self) -> &[PathBuf] {
         &self.paths
     }
 
-    /// Reads all files. A file that is broken, or that was named and is gone, keeps what it said when it was last
-    /// in order; a file that was removed from a directory takes its resources with it.
+    /// Reads all files. A file that is broken, or was named explicitly and is gone, keeps its last valid content.
+    /// The resources of a file that was removed from a directory are removed.
     pub fn load(&mut self) -> Loaded {
         let mut problems = Vec::new();
         let mut files = BTreeSet::new();
@@ -97,7 +97,7 @@ impl Manifests {
                     gone.push(path);
                     problems.push(problem(
                         path,
-                        format!("cannot be read: {error}; what it said before stays in force"),
+                        format!("cannot be read: {error}; its previous content stays in force"),
                     ));
                 }
             }
@@ -149,7 +149,7 @@ impl Manifests {
                     Read::default()
                 }
             },
-            // It was removed since the directory was listed, or a directory has such a name.
+            // The file was removed after the directory was listed, or a directory has such a name.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -174,7 +174,7 @@ impl Manifests {
             if let Some(first) = found.first_mut() {
                 first
                     .message
-                    .push_str("; what the file said before stays in force");
+                    .push_str("; the previous content of the file stays in force");
             }
         } else if whole || !self.files.get(file).is_some_and(|content| content.whole) {
             self.files.insert(file.to_owned(), Content { read, whole });
@@ -195,7 +195,7 @@ impl Manifests {
                 }
                 Some(Problem { file, position, .. }) => {
                     let message = format!(
-                        "{kind} {namespace}/{name} is already in {}:{}; this one is left out",
+                        "{kind} {namespace}/{name} is already defined in {}:{}; this one is ignored",
                         file.display(),
                         position.line
                     );
@@ -207,7 +207,7 @@ impl Manifests {
     }
 }
 
-/// Some editors put a byte order mark before a text.
+/// Strips the byte order mark that some editors add.
 fn without_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
@@ -220,7 +220,7 @@ fn problem(file: &Path, message: String) -> Problem {
     }
 }
 
-/// The files that a path stands for.
+/// Lists the files of a path.
 fn list(path: &Path, recursive: bool) -> io::Result<Vec<PathBuf>> {
     if path.as_os_str() == STDIN || !fs::metadata(path)?.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -229,7 +229,7 @@ fn list(path: &Path, recursive: bool) -> io::Result<Vec<PathBuf>> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         let file = entry.path();
-        // Not through symbolic links, which may lead back.
+        // Does not follow symbolic links, which may form a cycle.
         if recursive && entry.file_type()?.is_dir() {
             files.extend(list(&file, recursive)?);
         } else if is_manifest(&file) {
@@ -248,7 +248,7 @@ fn bytes_of(file: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Editors keep files whose names begin with a dot beside the one that is edited.
+/// Skips dot files: editors create them next to the file being edited.
 fn is_manifest(file: &Path) -> bool {
     let hidden = file
         .file_name()
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_and_files() {
+    fn reads_directories_and_files() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::write(at("b.yaml"), sink("b", "http://x")).unwrap();
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_breaks_keeps_what_it_said() {
+    fn broken_file_keeps_its_last_valid_content() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("a.yaml");
         let mut manifests = Manifests::new(vec![directory.path().to_owned()]).unwrap();
@@ -339,7 +339,7 @@ mod tests {
         assert!(
             loaded.problems[0]
                 .message
-                .ends_with("what the file said before stays in force")
+                .ends_with("the previous content of the file stays in force")
         );
 
         fs::write(&file, "a: [").unwrap();
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_never_in_order_gives_what_is_good_in_it() {
+    fn file_that_was_never_valid_yields_its_valid_resources() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("a.yaml");
         let mut manifests = Manifests::new(vec![directory.path().to_owned()]).unwrap();
@@ -365,12 +365,12 @@ mod tests {
         assert_eq!(names(&loaded), ["b"]);
         assert_eq!(
             shown(&loaded, directory.path()),
-            ["a.yaml:6:1: no manifest: it needs apiVersion and kind"]
+            ["a.yaml:6:1: not a manifest: apiVersion and kind are missing"]
         );
     }
 
     #[test]
-    fn a_named_file_or_a_directory_that_is_gone_keeps_what_it_said() {
+    fn missing_named_file_or_directory_keeps_its_last_content() {
         let directory = tempfile::tempdir().unwrap();
         let (file, below) = (directory.path().join("a"), directory.path().join("below"));
         fs::create_dir(&below).unwrap();
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_that_is_there_twice_is_a_problem() {
+    fn duplicate_resource_is_a_problem() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("a.yaml"), sink("a", "http://first")).unwrap();
         fs::write(directory.path().join("b.yaml"), sink("a", "http://second")).unwrap();
@@ -394,12 +394,12 @@ mod tests {
         assert_eq!(names(&loaded), ["a"]);
         assert_eq!(
             shown(&loaded, directory.path()),
-            ["b.yaml:3:12: Sink default/a is already in a.yaml:1; this one is left out"]
+            ["b.yaml:3:12: Sink default/a is already defined in a.yaml:1; this one is ignored"]
         );
     }
 
     #[test]
-    fn a_byte_order_mark_is_none_of_the_text() {
+    fn ignores_byte_order_mark() {
         let directory = tempfile::tempdir().unwrap();
         let text = format!("\u{feff}{}", sink("a", "http://x"));
         fs::write(directory.path().join("a.yaml"), text).unwrap();
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_text_says_so() {
+    fn reports_file_that_is_not_text() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("a.yaml"), b"a: 1\nb: \xff\n").unwrap();
         let loaded = Manifests::new(vec![directory.path().to_owned()]).unwrap().load();

@@ -1,5 +1,5 @@
-//! Resources that are in no file any more stay for a moment: editors and tools truncate a file, or remove it, before
-//! they write it anew. Pure: time comes in as an argument.
+//! Keeps resources for a moment after they disappear from the files: editors and tools truncate or remove a file
+//! before they rewrite it. Pure: time is an argument.
 
 use std::{
     collections::BTreeMap,
@@ -8,20 +8,20 @@ use std::{
 
 use super::{Key, Loaded, Manifest, Surroundings};
 
-/// How long a resource stays that is in no file any more.
+/// Time for which a missing resource is kept.
 pub const GRACE: Duration = Duration::from_secs(3);
 
-/// What was in the files last, and since when it is not.
+/// The last resources in the files, and since when each is missing.
 #[derive(Debug, Default)]
 pub struct Grace {
     present: BTreeMap<Key, Manifest>,
     missing: BTreeMap<Key, (Instant, Manifest)>,
-    /// What there was beside the resources when the first of those that are missing was there.
+    /// The surroundings at the time when the first of the missing resources was still present.
     surroundings: Surroundings,
 }
 
 impl Grace {
-    /// Adds what is in no file since a moment ago. Tells when to look again, if something is.
+    /// Adds recently missing resources. Returns when to check again, if there are any.
     pub fn bridge(&mut self, loaded: &mut Loaded, now: Instant) -> Option<Instant> {
         let read = loaded.manifests.iter();
         let read: BTreeMap<_, _> = read.map(|manifest| (manifest.key(), manifest.clone())).collect();
@@ -30,7 +30,8 @@ impl Grace {
                 let (kind, namespace, name) = &key;
                 tracing::info!(
                     seconds = GRACE.as_secs(),
-                    "{kind} {namespace}/{name} is in no file any more; it goes unless it comes back within this time"
+                    "{kind} {namespace}/{name} is no longer in any file; it is removed unless it comes back within \
+                     this time"
                 );
                 self.missing.insert(key, (now, manifest));
             }
@@ -65,7 +66,7 @@ mod tests {
         )
     }
 
-    /// The names and URIs of what is in force, and in how many seconds to look again.
+    /// Returns the names and URIs in force, and the seconds until the next check.
     fn look(files: &mut (Manifests, Grace), start: Instant, second: u64) -> (String, Option<u64>) {
         let (manifests, grace) = files;
         let mut loaded = manifests.load();
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_for_a_moment_stays_and_what_changes_acts_at_once() {
+    fn keeps_missing_resources_for_a_moment_and_applies_changes_at_once() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("a.yaml");
         let write = |content: &str| fs::write(&file, content).unwrap();
@@ -100,14 +101,14 @@ mod tests {
         assert_eq!(look(3), ("b http://new, a http://a".to_owned(), Some(1)));
         write(&both);
         assert_eq!(look(3), (all(), None));
-        // A file that was cut off between two resources is in order.
+        // A file truncated between two resources is valid.
         write(&sink("a", "http://new"));
         assert_eq!(look(10), ("a http://new, b http://b".to_owned(), Some(3)));
         assert_eq!(look(13), ("a http://new".to_owned(), None));
         fs::remove_file(&file).unwrap();
         assert_eq!(look(20), ("a http://new".to_owned(), Some(3)));
         assert_eq!(look(23), (String::new(), None));
-        // Another file has it.
+        // The resource moved to another file.
         write(&both);
         assert_eq!(look(24), (all(), None));
         fs::rename(&file, directory.path().join("z.yaml")).unwrap();

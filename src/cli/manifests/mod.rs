@@ -1,9 +1,9 @@
-//! Manifests in files: read, checked as strictly as the API server does, and kept while a file is broken.
+//! Manifests in files: read, checked as strictly as by the API server, and kept while a file is broken.
 //!
-//! `document` reads YAML and JSON with the place of each value, `schema` checks a value against a custom resource
-//! definition, `resource` makes our resources of documents, `surroundings` takes note of Services and namespaces, and
-//! [`Manifests`] keeps what a set of files says, [`Grace`] what is missing in them for a moment. [`resolve`] computes
-//! routing from it.
+//! `document` parses YAML and JSON and records the position of each value. `schema` checks a value against a custom
+//! resource definition. `resource` converts documents to Weir resources. `surroundings` collects Services and
+//! namespaces. [`Manifests`] keeps the content of a set of files, and [`Grace`] resources that are missing for a
+//! moment. [`resolve`] computes routing from them.
 
 pub mod document;
 mod files;
@@ -23,17 +23,17 @@ pub use resource::{Manifest, Resource};
 pub use schema::{distance, unknown_field};
 pub use surroundings::Surroundings;
 
-/// What tells a resource from every other: kind, namespace and name.
+/// Identity of a resource: kind, namespace and name.
 pub type Key = (&'static str, String, String);
 
-/// Something that is wrong with a manifest, and where: shown as `file:line:column: message`.
+/// A problem in a manifest, with its position. Displayed as `file:line:column: message`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// The file, as it was named on the command line or found in a directory that was.
+    /// The file, as given on the command line or found in a directory.
     pub file: PathBuf,
-    /// The place in it.
+    /// Position in the file.
     pub position: Position,
-    /// What is wrong and what to do, in one line.
+    /// What is wrong and what to do, on one line.
     pub message: String,
 }
 

@@ -1,4 +1,5 @@
-//! Manifests as if they were a cluster: the routing that a controller computes from them, and what stands in its way.
+//! Resolves manifests as a controller would in a cluster: computes the routing configuration and what is
+//! unresolved.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,33 +13,33 @@ use crate::{
     routing::{Configuration, ServiceName},
 };
 
-/// Services are named by it and, outside a cluster, not reached by it.
+/// Used in Service names only. Outside a cluster, Services are not reached by these names.
 const CLUSTER_DOMAIN: &str = "cluster.local";
 
-/// What was computed.
+/// Result of resolving.
 #[derive(Debug)]
 pub struct Resolution<'a> {
-    /// The routing.
+    /// Routing configuration.
     pub configuration: Configuration,
-    /// What is not as it should be, at the fields where it is mended.
+    /// Unresolved fields.
     pub unresolved: Vec<Unresolved<'a>>,
 }
 
-/// Something that the controller would tell in a status.
+/// A finding that the controller would report in a status.
 #[derive(Debug)]
 pub struct Unresolved<'a> {
-    /// The manifest that it is about.
+    /// The manifest it concerns.
     pub manifest: &'a Manifest,
     /// The field, such as `spec.sink`.
     pub path: String,
-    /// What is wrong.
+    /// The finding.
     pub finding: Finding,
-    /// The Service that is missing, if that is it: one that the resource names, itself or by its Sink.
+    /// The missing Service, if that is the cause. The resource references it directly or through its Sink.
     pub missing_service: Option<ServiceName>,
 }
 
 impl<'a> Unresolved<'a> {
-    /// The Sink that a Trigger's field names, and the Trigger's namespace.
+    /// Returns the Sink that a Trigger's field references, and the Trigger's namespace.
     pub fn named_sink(&self) -> Option<(String, &'a api::SinkRef)> {
         let Resource::Trigger(trigger) = &self.manifest.resource else {
             return None;
@@ -51,7 +52,7 @@ impl<'a> Unresolved<'a> {
         Some((namespace, destination.sink.as_ref()?))
     }
 
-    /// The Sink that is missing, or does not let in, if that is what is wrong.
+    /// Returns the Sink that is missing or does not allow the namespace, if that is the cause.
     fn missing_sink(&self) -> Option<Key> {
         if !matches!(self.finding.reason, "SinkNotFound" | "SinkNotAllowed") {
             return None;
@@ -61,7 +62,7 @@ impl<'a> Unresolved<'a> {
         Some(("Sink", namespace, reference.name.clone()))
     }
 
-    /// The problem in these words.
+    /// Builds a problem with this message.
     pub fn problem(&self, message: &str) -> Problem {
         let (kind, namespace, name) = self.manifest.key();
         self.manifest
@@ -69,9 +70,9 @@ impl<'a> Unresolved<'a> {
     }
 }
 
-/// Computes routing as a controller would in a cluster that has nothing but this. Each namespace that a manifest
-/// names is there, and `default`, so that a first event can be posted to /default/default.
-/// `unusable` are resources that are there and have errors.
+/// Computes routing as a controller would in a cluster with only these resources. The namespaces of the manifests
+/// exist, and so does `default`, so that a first event can be posted to /default/default. `unusable` lists
+/// resources that exist but have errors.
 pub fn resolve<'a>(
     manifests: &'a [Manifest],
     unusable: &BTreeSet<Key>,
@@ -86,7 +87,7 @@ pub fn resolve<'a>(
     for found in &mut unresolved {
         if let Some(("Sink", namespace, name)) = found.missing_sink().filter(|sink| unusable.contains(sink)) {
             found.finding.reason = "SinkUnusable";
-            found.finding.message = format!("Sink {namespace}/{name} has errors; mend them first");
+            found.finding.message = format!("Sink {namespace}/{name} has errors; fix them first");
         }
     }
     Resolution {
@@ -95,7 +96,7 @@ pub fn resolve<'a>(
     }
 }
 
-/// Every Service that a manifest names.
+/// Returns every Service that a manifest references.
 pub fn named_services(manifests: &[Manifest]) -> BTreeSet<ServiceName> {
     let dead_letters = |delivery: &Option<DeliverySpec>| delivery.as_ref()?.dead_letter_sink.clone();
     let named = manifests.iter().flat_map(|manifest| {
@@ -153,7 +154,7 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
     observed
 }
 
-/// Besides the Secrets that are there, those that are not: nobody else will find them.
+/// Adds the Secrets that do not exist, because no other controller will find them.
 fn all_named(
     manifests: &[Manifest],
     mut secrets: BTreeMap<SecretName, SecretState>,
@@ -214,7 +215,7 @@ fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<Unresolved<'_
     .collect()
 }
 
-/// The path of what is wrong, where the finding's message begins with it.
+/// Returns the path of the faulty field, if the finding's message starts with one.
 fn field_of(finding: &Finding, otherwise: &str) -> String {
     finding
         .message
@@ -225,7 +226,7 @@ fn field_of(finding: &Finding, otherwise: &str) -> String {
         .to_owned()
 }
 
-/// The Service that a field names, itself or by its Sink.
+/// Returns the Service that a field references, directly or through its Sink.
 fn missing_service(
     manifests: &[Manifest],
     manifest: &Manifest,
@@ -250,7 +251,7 @@ fn missing_service(
             if let Some(destination) = own.and_then(|delivery| delivery.dead_letter_sink.as_ref()) {
                 return service_of(manifests, &namespace, destination);
             }
-            // The Sink's counts, seen from the Sink's namespace.
+            // Refers to the Sink's own dead-letter sink, relative to the Sink's namespace.
             let (home, sink) = sink_of(manifests, &namespace, &trigger.spec.sink)?;
             let destination = sink.spec.delivery.as_ref()?.dead_letter_sink.as_ref()?;
             service_of(manifests, &home, destination)
@@ -272,7 +273,7 @@ fn service_of(manifests: &[Manifest], namespace: &str, destination: &Destination
     })
 }
 
-/// The Sink that a destination names, and its namespace.
+/// Returns the Sink that a destination references, and its namespace.
 fn sink_of<'a>(
     manifests: &'a [Manifest],
     namespace: &str,

@@ -1,4 +1,4 @@
-//! From documents to our resources, with the checks that the API server makes on the way.
+//! Converts documents to Weir resources, with the checks of the API server.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,11 +22,11 @@ use crate::{
     controller::trim,
 };
 
-/// The namespace of a manifest that names none.
+/// Namespace of a manifest without one.
 pub(super) const DEFAULT_NAMESPACE: &str = "default";
 
-/// Every field that `metadata` has; what the API server sets is accepted, so that what `kubectl get -o yaml`
-/// printed can be used as it is.
+/// Every field of `metadata`. Fields that the API server sets are accepted, so that the output of `kubectl get -o
+/// yaml` can be used unchanged.
 const METADATA: &[&str] = &[
     "annotations",
     "creationTimestamp",
@@ -45,7 +45,7 @@ const METADATA: &[&str] = &[
     "uid",
 ];
 
-/// One of our resources.
+/// A Weir resource.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Resource {
     /// A Source.
@@ -57,7 +57,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// Its kind, as a manifest names it.
+    /// Kind, as in a manifest.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Source(_) => "Source",
@@ -66,7 +66,7 @@ impl Resource {
         }
     }
 
-    /// Its metadata.
+    /// Metadata.
     pub fn meta(&self) -> &ObjectMeta {
         match self {
             Self::Source(source) => source.meta(),
@@ -76,19 +76,19 @@ impl Resource {
     }
 }
 
-/// A resource and where it was read.
+/// A resource and its origin.
 #[derive(Clone, Debug)]
 pub struct Manifest {
     /// The resource.
     pub resource: Resource,
-    /// Its file.
+    /// File it was read from.
     pub file: PathBuf,
-    /// Where its fields stand.
+    /// Positions of its fields.
     places: Arc<Places>,
 }
 
 impl Manifest {
-    /// What tells it from every other resource: kind, namespace and name.
+    /// Identity of the resource: kind, namespace and name.
     pub fn key(&self) -> Key {
         let meta = self.resource.meta();
         (
@@ -98,7 +98,7 @@ impl Manifest {
         )
     }
 
-    /// A problem with what a path such as `spec.sink` names.
+    /// Builds a problem at a path such as `spec.sink`.
     pub fn problem(&self, path: &str, message: String) -> Problem {
         Problem {
             file: self.file.clone(),
@@ -108,28 +108,28 @@ impl Manifest {
     }
 }
 
-/// Maximum number of values in a resource. What routers compile has fewer; a larger one would be kept in memory to no end.
+/// Maximum number of values in a resource. Resources that compile have fewer; a larger one would waste memory.
 const MAX_VALUES: usize = 20_000;
 
-/// Something that is wrong, and where.
+/// A message with a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     pub position: Position,
     pub message: String,
 }
 
-/// What a file's documents are.
+/// Content of a file's documents.
 #[derive(Clone, Debug, Default)]
 pub struct Read {
-    /// Our resources, in their order.
+    /// Weir resources, in file order.
     pub manifests: Vec<Manifest>,
-    /// What else of a cluster is there.
+    /// Other resources of a cluster.
     pub surroundings: Surroundings,
-    /// The resources that have errors.
+    /// Resources with errors.
     pub unusable: Vec<Key>,
 }
 
-/// Makes resources of documents.
+/// Converts documents to resources.
 pub struct Reader {
     schemas: HashMap<String, Schema>,
 }
@@ -143,7 +143,7 @@ impl Reader {
         Self { schemas }
     }
 
-    /// Reads the resources of a file's text; what is wrong with it is added to `problems`.
+    /// Reads the resources in a file's text, and appends errors to `problems`.
     pub fn read(&self, file: &Path, text: &str, problems: &mut Vec<Problem>) -> Read {
         let mut findings = Vec::new();
         let mut read = Read::default();
@@ -180,11 +180,11 @@ impl Reader {
             node.get("apiVersion").and_then(Node::text),
             node.get("kind").and_then(Node::text),
         ) else {
-            // An event lies beside the manifests to be explained by them.
+            // Skips events, which may be stored next to the manifests for `weir explain`.
             if node.get("specversion").is_none() {
                 refuse(
                     node.position,
-                    "no manifest: it needs apiVersion and kind".to_owned(),
+                    "not a manifest: apiVersion and kind are missing".to_owned(),
                 );
             }
             return;
@@ -198,7 +198,8 @@ impl Reader {
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         if group != GROUP {
             if !read.surroundings.take_note(group, kind, &node) {
-                tracing::debug!(file = %file.display(), line = node.position.line, group, kind, "not a kind of ours: skipped");
+                tracing::debug!(file = %file.display(), line = node.position.line, group, kind, "not a Weir \
+                                                                                                 resource: skipped");
             }
             return;
         }
@@ -278,7 +279,7 @@ impl Reader {
     }
 }
 
-/// Which Sink a document is, as far as it says: the one kind that others refer to.
+/// Identity of a document if it is a Sink, the only kind that others reference.
 fn key(node: &Node) -> Option<Key> {
     let metadata = node.get("metadata")?;
     let text = |field| metadata.get(field).and_then(Node::text).map(str::to_owned);
@@ -287,7 +288,7 @@ fn key(node: &Node) -> Option<Key> {
     is_sink.then_some(("Sink", namespace, text("name")?))
 }
 
-/// The metadata that counts; what the API server sets is left out.
+/// Returns the relevant metadata. Fields that the API server sets are dropped.
 fn metadata(node: &Node, findings: &mut Vec<Finding>) -> Option<ObjectMeta> {
     let mut refuse = |position, message: String| findings.push(Finding { position, message });
     let Some(metadata) = node.get("metadata") else {
@@ -419,7 +420,7 @@ fn resource(kind: &str, mut metadata: ObjectMeta, spec: Value) -> Result<Resourc
                 ..api::Trigger::new(&name, typed(spec)?)
             };
             trim::filters(&mut trigger.spec.filters);
-            // The broker of a Trigger cannot change, so one with another broker is another Trigger.
+            // A Trigger's broker is immutable, so one with another broker is a different Trigger.
             uid.push('/');
             uid.push_str(&trigger.spec.broker);
             Resource::Trigger(trigger)
@@ -441,7 +442,7 @@ fn resource(kind: &str, mut metadata: ObjectMeta, spec: Value) -> Result<Resourc
     })
 }
 
-/// A generation that is the same whenever the spec is, also after a restart: FNV-1a of its JSON, made positive.
+/// Derives a generation from the spec (FNV-1a of its JSON, made positive), so that it is stable across restarts.
 fn generation(spec: &Value) -> i64 {
     let hash = spec
         .to_string()

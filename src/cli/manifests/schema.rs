@@ -1,5 +1,5 @@
-//! Checks values against the schemas of our custom resource definitions, with the same results as the API server:
-//! unknown fields are refused as `kubectl apply` does, defaults are filled in, and the CEL rules are evaluated.
+//! Checks values against the schemas of the custom resource definitions, with the same results as the API server:
+//! rejects unknown fields like `kubectl apply`, fills in defaults, and evaluates the CEL rules.
 
 use std::{
     cell::RefCell,
@@ -16,7 +16,7 @@ use super::{
     resource::Finding,
 };
 
-/// The schema of one kind's `spec`, ready to check by.
+/// The schema of a kind's `spec`, prepared for checking.
 pub struct Schema {
     spec: Value,
     rules: CompiledSchema,
@@ -24,7 +24,7 @@ pub struct Schema {
     patterns: RefCell<HashMap<String, Option<Regex>>>,
 }
 
-/// Where a value stands in its manifest, such as `spec.filters[0].exact`.
+/// Path of a value in its manifest, such as `spec.filters[0].exact`.
 struct Path<'a> {
     above: Option<&'a Self>,
     segment: Segment<'a>,
@@ -66,7 +66,7 @@ impl std::fmt::Display for Path<'_> {
 }
 
 impl Schema {
-    /// The schema of a definition's first version; `None` if it has none, which ours all have.
+    /// Returns the schema of a definition's first version. Weir's own definitions always have one.
     pub fn of(definition: &CustomResourceDefinition) -> Option<Self> {
         let schema = definition
             .spec
@@ -88,7 +88,7 @@ impl Schema {
         })
     }
 
-    /// Checks a `spec` and gives it back with the defaults filled in; what is wrong is added to `findings`.
+    /// Checks a `spec` and returns it with defaults filled in. Appends errors to `findings`.
     pub fn check(&self, spec: &Node, position: Position, findings: &mut Vec<Finding>) -> Value {
         let path = Path {
             above: None,
@@ -97,7 +97,7 @@ impl Schema {
         let before = findings.len();
         self.value(&self.spec, spec, position, &path, findings);
         let value = apply_defaults(&self.spec, &spec.to_json());
-        // As in the API server, rules can rely on the structure.
+        // Like the API server, evaluates rules only on structurally valid values.
         if findings.len() == before
             && let Err(errors) = self.validator.validate_compiled(&self.rules, &value, None)
         {
@@ -169,7 +169,7 @@ impl Schema {
                 (Tree::Bool(_) | Tree::Number(_), Some("string")) => "; put it in quotes",
                 _ => "",
             };
-            // A value that is not there has no place of its own.
+            // An absent value has no position of its own.
             let place = if node.is_null() { key } else { node.position };
             refuse(place, format!("must be {wanted}, not {}{hint}", node.kind()));
             return;
@@ -242,7 +242,7 @@ impl Schema {
                 }
                 let properties = schema.get("properties").and_then(Value::as_object);
                 if let Some(maximum) = count_of("maxProperties").filter(|maximum| count > *maximum)
-                    // Where the fields have names and there is a rule, the rule says it better.
+                    // If the fields have names and there is a rule, the rule gives the better message.
                     && (properties.is_none() || schema.get("x-kubernetes-validations").is_none())
                 {
                     let what = if properties.is_some() {
@@ -298,7 +298,7 @@ impl Schema {
     }
 }
 
-/// What to say of a field that is not known, with the one that was probably meant.
+/// Error message for an unknown field, suggesting the most similar known one.
 pub fn unknown_field<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let known: BTreeSet<_> = known.collect();
     let nearest = known
@@ -316,7 +316,7 @@ pub fn unknown_field<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> St
     }
 }
 
-/// How many letters to change, add or remove to make one of the other.
+/// Edit distance: the number of letters to change, add or remove.
 pub fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -367,7 +367,7 @@ mod tests {
     use crate::api::custom_resource_definitions;
 
     #[test]
-    fn every_keyword_of_our_schemas_is_checked() {
+    fn checks_every_keyword_in_the_schemas() {
         const KNOWN: &[&str] = &[
             "type",
             "enum",
@@ -389,7 +389,7 @@ mod tests {
             "nullable",
             "x-kubernetes-int-or-string",
             "x-kubernetes-validations",
-            // Said by the type and its bounds.
+            // Redundant: enforced by the type and its bounds.
             "format",
         ];
         fn walk(schema: &Value, path: &str) {
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn the_field_that_was_meant() {
+    fn suggests_the_intended_field() {
         let known = ["sink", "broker", "filters", "suspend"];
         for (name, answer) in [
             ("sinc", "did you mean sink?"),

@@ -1,6 +1,6 @@
-//! What routing needs to know of a cluster besides our resources: Services and namespaces, as far as files have them.
+//! Other cluster resources that routing depends on, as far as files contain them: Services, namespaces and Secrets.
 //!
-//! Their schema is not checked: that is their owner's business.
+//! Their schema is not validated, since other controllers own them.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use crate::{
     routing::{Secret, ServiceName},
 };
 
-/// Makes versions that tell nothing of what they are made from.
+/// Hashes with a random key, so that versions reveal nothing about the values.
 static VERSIONS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// Services, namespaces and Secrets.
@@ -32,7 +32,7 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// Services of which nothing is known but that they are there: any port is taken as it is asked for.
+    /// Creates Services that are known only by name. Any port is accepted as given.
     pub fn of_services(names: impl IntoIterator<Item = ServiceName>) -> Self {
         let services = names.into_iter().map(|ServiceName { namespace, name }| Service {
             namespace,
@@ -46,7 +46,7 @@ impl Surroundings {
         }
     }
 
-    /// Adds those of another file.
+    /// Adds the resources of another file.
     pub fn extend(&mut self, other: Self) {
         let Self {
             services,
@@ -58,19 +58,19 @@ impl Surroundings {
         self.secrets.extend(secrets);
     }
 
-    /// Whether there is this Service.
+    /// Whether this Service exists.
     pub fn has_service(&self, wanted: &ServiceName) -> bool {
         let ServiceName { namespace, name } = wanted;
         let mut services = self.services.iter();
         services.any(|service| service.namespace == *namespace && service.name == *name)
     }
 
-    /// Whether there is this namespace.
+    /// Whether this namespace exists.
     pub fn has_namespace(&self, name: &str) -> bool {
         self.namespaces.iter().any(|namespace| namespace.name == name)
     }
 
-    /// Takes a Service, a namespace or a Secret up; says whether the document is one.
+    /// Adds the document if it is a Service, a namespace or a Secret. Returns whether it is.
     pub(super) fn take_note(&mut self, group: &str, kind: &str, node: &Node) -> bool {
         let manifest = node.to_json();
         match (group, kind) {
@@ -118,7 +118,7 @@ fn namespace(manifest: &Value) -> Option<Namespace> {
     })
 }
 
-/// A value that is no base64 becomes one that no header can have.
+/// A value that is not valid base64 becomes one that no header can contain.
 fn secret(manifest: &Value) -> Option<(SecretName, SecretState)> {
     let texts = |field: &str| {
         let members = manifest.get(field).and_then(Value::as_object);
@@ -132,7 +132,7 @@ fn secret(manifest: &Value) -> Option<(SecretName, SecretState)> {
         let bytes = STANDARD.decode(text).unwrap_or_else(|_| vec![0xff]);
         (key, String::from_utf8_lossy(&bytes).into_owned())
     };
-    // As the API server writes the one over the other.
+    // Entries of `stringData` override `data`, as in the API server.
     let mut data: BTreeMap<_, _> = texts("data").map(decoded).collect();
     data.extend(texts("stringData").map(|(key, text)| (key, text.to_owned())));
     let name = SecretName {
@@ -155,7 +155,7 @@ mod tests {
     use super::{super::document, *};
 
     #[test]
-    fn services_and_namespaces_are_taken_note_of() {
+    fn collects_services_and_namespaces() {
         let text = "kind: Service\nmetadata: {name: a, namespace: shop}\nspec: {ports: [{name: http, port: 80}, {port: 9}]}\n---\n\
                     kind: Service\nmetadata: {name: b}\nspec: {type: ExternalName}\n---\n\
                     kind: Service\nmetadata: {}\n---\n\
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_decoded_and_have_versions_of_their_own() {
+    fn decodes_secrets_and_versions_them() {
         let read = |data: &str| {
             let text = format!("kind: Secret\nmetadata: {{name: s, namespace: shop}}\n{data}\n");
             let mut surroundings = Surroundings::default();

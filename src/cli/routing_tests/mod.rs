@@ -1,4 +1,4 @@
-//! `weir test`: a table of events and the Triggers that are to match them, so that routing is tested like code.
+//! `weir test`: tests routing with a table of events and the Triggers that they should match.
 
 mod suite;
 
@@ -23,33 +23,29 @@ use crate::{
 };
 use suite::{Case, Suite};
 
-/// The flags of `weir test`.
+/// Arguments of `weir test`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "A file of tests:\n\n  \
-    manifests: [triggers/]        # files and directories, seen from this file; default: its own directory\n  \
-    namespace: shop               # of the events below; default: default\n  \
-    tests:\n  \
-    - name: an order goes to billing and stock\n    \
-      event: {type: com.example.order, source: /shop}   # in the JSON format; id and specversion may be left out\n    \
-      triggers: [billing, stock]  # exactly these match\n  \
-    - name: nobody wants a test\n    \
-      broker: other               # default: default; namespace may be set here as well\n    \
-      event: {type: com.example.order, source: /test}\n    \
-      triggers: []\n\n\
-    Name it like routing.test.yaml, and it may lie beside the manifests.\n\
-    Exit codes: 0 all tests passed, 1 a test failed or a file has errors, 2 the command line is wrong or a file cannot \
-    be read.")]
+#[command(
+    after_help = "A file of tests:\n\n  manifests: [triggers/]        # files and directories, relative to \
+    this file; default: its own directory\n  namespace: shop               # of the events below; default: \
+    default\n  tests:\n  - name: an order goes to billing and stock\n    event: {type: com.example.order, source: \
+    /shop}   # in the JSON format; id and specversion are optional\n    triggers: [billing, stock]  # exactly \
+    these match\n  - name: a test matches no Trigger\n    broker: other               # default: default; \
+    namespace may be set here as well\n    event: {type: com.example.order, source: /test}\n    triggers: \
+    []\n\nName it like routing.test.yaml to keep it next to the manifests.\nExit codes: 0 all tests passed, 1 a \
+    test failed or a file has errors, 2 invalid command line or unreadable file."
+)]
 pub struct Args {
     /// Files with tests.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
 
-    /// How results are printed.
+    /// Output format.
     #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
     pub output: Output,
 }
 
-/// What became of a test.
+/// Result of a test.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Verdict<'a> {
@@ -59,26 +55,26 @@ struct Verdict<'a> {
     name: &'a str,
     broker: String,
     passed: bool,
-    /// Why not, Trigger by Trigger.
+    /// Differences from the expectation, per Trigger.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     differences: Vec<Difference<'a>>,
 }
 
-/// Something that is not as the test says.
+/// A difference between the expectation and the result.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 enum Difference<'a> {
-    /// There is no such broker.
+    /// The broker does not exist.
     UnknownBroker,
-    /// There is no such Trigger of the broker.
+    /// The broker has no such Trigger.
     UnknownTrigger { trigger: &'a str, known: Vec<String> },
-    /// A Trigger should match, and does not.
+    /// A Trigger should match but does not.
     Missing { trigger: TriggerExplained },
-    /// A Trigger matches, and should not.
+    /// A Trigger should not match but does.
     Unexpected { trigger: TriggerExplained },
 }
 
-/// So many tests ran, so many of them failed, and so many errors are in files.
+/// Number of tests, of failed tests, and of errors in files.
 #[derive(Default)]
 struct Sum {
     tests: usize,
@@ -86,10 +82,10 @@ struct Sum {
     errors: usize,
 }
 
-/// Runs every test and prints what became of it.
+/// Runs every test and prints the results.
 ///
 /// # Errors
-/// When a test fails, or a file has errors.
+/// If a test fails, or a file has errors.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Args { files, output } = args;
     let mut out = anstream::stdout().lock();
@@ -227,8 +223,8 @@ fn write_verdict(out: &mut impl Write, verdict: &Verdict<'_>) -> io::Result<()> 
         match difference {
             Difference::UnknownBroker => writeln!(
                 out,
-                "  there is no broker {broker}: it exists once a Trigger or a Source names it, and events for it are \
-                 refused"
+                "  broker {broker} does not exist, so events for it are rejected; it exists once a Trigger or a \
+                 Source references it"
             )?,
             Difference::UnknownTrigger { trigger, known } => {
                 let known = match known.as_slice() {
@@ -272,7 +268,7 @@ mod tests {
         )
     }
 
-    /// What is printed for tests of `all`, `orders` (exact type order) and `broken`, and the sums.
+    /// Returns the output of tests of `all`, `orders` (exact type order) and `broken`, and the totals.
     fn ran(manifests: &str, tests: &str) -> (String, [usize; 3]) {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("triggers.yaml"), manifests).unwrap();
@@ -286,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn each_difference_is_told_with_its_reason() {
+    fn reports_each_difference_with_its_reason() {
         let manifests = trigger("all", "[]") + &trigger("orders", "[{exact: {type: order}}]");
         let case = |event: &str, more: &str| {
             format!("tests:\n- name: a test\n  namespace: shop\n  event: {{source: /s, {event}}}\n  {more}\n")
@@ -305,7 +301,7 @@ mod tests {
             (
                 case("type: order", "triggers: []"),
                 format!(
-                    "{failed}  Trigger all should not match, and does:\n    it has no filters, so it takes every event\n  \
+                    "{failed}  Trigger all should not match, and does:\n    it has no filters, so it matches every event\n  \
                      Trigger orders should not match, and does:\n    yes  exact type = \"order\": the event has \"order\"\n"
                 ),
             ),
@@ -316,8 +312,8 @@ mod tests {
             (
                 case("type: other", "triggers: []\n  broker: other"),
                 format!(
-                    "{failed}  there is no broker shop/other: it exists once a Trigger or a Source names it, and events for \
-                     it are refused\n"
+                    "{failed}  broker shop/other does not exist, so events for it are rejected; it exists once a Trigger \
+                     or a Source references it\n"
                 ),
             ),
         ] {
@@ -331,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_in_files_are_no_passes() {
+    fn errors_in_files_are_not_passes() {
         let tests = "tests:\n- {name: a, namespace: shop, event: {type: t, source: /}, triggers: []}\n";
         let (text, sums) = ran(&trigger("broken", "[{sql: type =}]"), tests);
         assert!(

@@ -1,4 +1,4 @@
-//! A file with tests of routing, read with the place of every mistake.
+//! A file with routing tests, parsed with the position of every error.
 
 use std::path::{Path, PathBuf};
 
@@ -16,47 +16,47 @@ use crate::{
     cloudevents::Event,
 };
 
-/// The namespace and the broker that are meant where none is named.
+/// Default namespace and broker.
 const DEFAULT: &str = "default";
 
-/// Tests of the routing that some manifests make.
+/// Tests of the routing defined by some manifests.
 #[derive(Debug)]
 pub struct Suite {
-    /// Where the manifests are, from where the process runs.
+    /// Paths of the manifests, relative to the working directory.
     pub manifests: Vec<PathBuf>,
-    /// Where the file names them.
+    /// Position of `manifests` in the file.
     pub position: Position,
-    /// The tests, in their order.
+    /// Tests, in file order.
     pub cases: Vec<Case>,
 }
 
-/// An event, and which Triggers want it.
+/// An event, and the Triggers that should match it.
 #[derive(Debug)]
 pub struct Case {
-    /// Where it stands.
+    /// Position in the file.
     pub position: Position,
-    /// What it says, in a few words.
+    /// Name of the test.
     pub name: String,
-    /// The namespace that it is posted to.
+    /// Namespace that the event is posted to.
     pub namespace: String,
-    /// The broker that it is posted to.
+    /// Broker that the event is posted to.
     pub broker: String,
     /// The event.
     pub event: Event,
-    /// Exactly these Triggers match.
+    /// Exactly the Triggers that should match.
     pub triggers: Vec<String>,
 }
 
-/// What is said once for all cases.
+/// Defaults for all cases.
 struct Defaults {
     namespace: String,
     broker: String,
 }
 
-/// Reads a file's text. A case that has a mistake is left out.
+/// Parses a file's text. Skips cases with errors.
 ///
 /// # Errors
-/// Everything that is wrong with it, beside what could be read.
+/// All problems, in addition to the part that could be parsed.
 pub fn read(file: &Path, text: &str) -> (Option<Suite>, Vec<Problem>) {
     let mut reader = Reader {
         file,
@@ -90,7 +90,10 @@ impl Reader<'_> {
         };
         let [root] = documents.as_slice() else {
             let position = documents.get(1).map_or(Position::START, |second| second.position);
-            self.refuse(position, "a file of tests is one document, with a list tests");
+            self.refuse(
+                position,
+                "a test file must be a single document with a list tests",
+            );
             return None;
         };
         self.mapping(root, "", &["manifests", "namespace", "broker", "tests"])?;
@@ -118,7 +121,7 @@ impl Reader<'_> {
         })
     }
 
-    /// The paths, from the file's directory; that directory itself if there are none.
+    /// Resolves the paths relative to the file's directory. Without paths, returns that directory.
     fn manifests(&mut self, root: &Node) -> Vec<PathBuf> {
         let directory = match self.file.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -168,7 +171,7 @@ impl Reader<'_> {
         })
     }
 
-    /// An event in the JSON format; id and specversion may be left out.
+    /// An event in the JSON format. `id` and `specversion` are optional.
     fn event(&mut self, path: &str, node: &Node) -> Option<Event> {
         let Value::Object(given) = node.to_json() else {
             self.refuse(
@@ -195,10 +198,10 @@ impl Reader<'_> {
         .ok()
     }
 
-    /// Only these members are there.
+    /// Checks that the mapping has only these members.
     fn mapping(&mut self, node: &Node, path: &str, members: &[&str]) -> Option<()> {
         if !matches!(node.tree, Tree::Map(_)) {
-            let what = if path.is_empty() { "a file of tests" } else { path };
+            let what = if path.is_empty() { "a test file" } else { path };
             self.refuse(
                 node.position,
                 format!("{what} must be a mapping, not {}", node.kind()),
@@ -270,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_has_defaults() {
+    fn fills_in_defaults() {
         let (suite, problems) = read(Path::new("dir/x.test.yaml"), GOOD);
         assert_eq!(problems, []);
         let Suite { manifests, cases, .. } = suite.unwrap();
@@ -295,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_have_their_places() {
+    fn errors_have_positions() {
         for (from, to, expected) in [
             (
                 "tests:",
@@ -353,11 +356,11 @@ mod tests {
             );
         }
         for (text, expected) in [
-            ("", "x.test.yaml:1:1: a file of tests is one document"),
+            ("", "x.test.yaml:1:1: a test file is one document"),
             ("tests: []\n", "x.test.yaml:1:1: tests: must be a list of tests"),
             (
                 "- a\n",
-                "x.test.yaml:1:1: a file of tests must be a mapping, not a list",
+                "x.test.yaml:1:1: a test file must be a mapping, not a list",
             ),
             ("tests: [\n", "x.test.yaml:"),
             (
@@ -366,7 +369,7 @@ mod tests {
             ),
             (
                 &format!("{GOOD}---\n{GOOD}"),
-                "x.test.yaml:16:1: a file of tests is one document",
+                "x.test.yaml:16:1: a test file is one document",
             ),
         ] {
             let found = problems(text);

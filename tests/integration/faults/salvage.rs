@@ -101,7 +101,7 @@ fn what_is_whole_of_a_damaged_log_is_salvaged_and_delivered() {
     router.process.terminate();
     let whole = weir_log("check", &[router.data()]);
     assert_eq!(whole.code, 0, "{whole:?}");
-    assert!(whole.stdout.contains("the log is whole"), "{whole:?}");
+    assert!(whole.stdout.contains("the log is intact"), "{whole:?}");
 
     let (journal, _) = newest_journal(router.data());
     let damaged = data_of(7);
@@ -187,7 +187,7 @@ fn flipped_bits_anywhere_are_salvaged() {
         let lost: usize = salvaged
             .stdout
             .lines()
-            .find_map(|line| line.split_once(" records are lost;")?.0.parse().ok())
+            .find_map(|line| line.split_once(" records are lost.")?.0.parse().ok())
             .unwrap_or_else(|| panic!("{what}: {salvaged:?}"));
         assert!(checked.code == 1 || lost == 0, "{what}: {checked:?}");
         let consumer = Consumer::start();

@@ -300,7 +300,7 @@ fn what_is_wrong_with_a_trigger_is_said_with_its_place() {
         (
             "kind: Trigger\n",
             "",
-            "m.yaml:1:1: no manifest: it needs apiVersion and kind",
+            "m.yaml:1:1: not a manifest: apiVersion and kind are missing",
         ),
     ] {
         assert!(TRIGGER.contains(from), "{from}");
