@@ -314,7 +314,7 @@ mod tests {
             (
                 "one that does not",
                 &[&by_ref, &closed],
-                "no Sink \"audit\" in namespace \"platform\" lets in",
+                "no Sink \"audit\" in namespace \"platform\" allows",
                 "",
             ),
             (
@@ -332,7 +332,7 @@ mod tests {
             (
                 "one that does by other labels",
                 &[&by_ref, &labels, &namespace.replace("yes", "no")],
-                "lets in namespace \"shop\"",
+                "allows namespace \"shop\"",
                 "",
             ),
             (

@@ -1,5 +1,5 @@
-//! From what was observed to the routing configuration and the diagnoses: one pure function, so that routing and
-//! status cannot disagree. Local mode uses it as well.
+//! Computes the routing configuration and the diagnoses from the observed resources. One pure function computes
+//! both, so that routing and status cannot disagree. Local mode uses it too.
 
 use std::{collections::BTreeSet, io, time::Duration};
 
@@ -20,18 +20,18 @@ use crate::{
     trust,
 };
 
-/// What was computed.
+/// Result of compiling.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// What routers get.
+    /// Configuration for the routers.
     pub configuration: Configuration,
-    /// What status is written from.
+    /// Input for the statuses.
     pub diagnoses: Diagnoses,
 }
 
-/// Computes routing. The same resources in any order give the same outcome.
+/// Computes routing. The result does not depend on the order of the resources.
 ///
-/// `cluster_domain` is what follows `.svc.` in the names of Services, usually `cluster.local`.
+/// `cluster_domain` is the suffix after `.svc.` in names of Services, usually `cluster.local`.
 pub fn compile(observed: &Observed, cluster_domain: &str) -> Outcome {
     let resolver = Resolver::new(observed, cluster_domain);
     let mut outcome = Outcome::default();
@@ -45,7 +45,7 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> Outcome {
         .map(|namespace| namespace.name.clone())
         .collect();
     configuration.unread.clone_from(&observed.unread_triggers);
-    // The oldest first: what is new does not push out what works.
+    // Oldest first, so that new Triggers do not displace working ones.
     let mut triggers: Vec<_> = observed.triggers.iter().collect();
     triggers.sort_by_cached_key(|trigger| {
         let metadata = &trigger.metadata;
@@ -86,7 +86,7 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> Outcome {
     outcome
 }
 
-/// The authorities that destinations name.
+/// Collects the authorities that destinations reference.
 fn named_authorities(observed: &Observed, triggers: &[routing::Trigger]) -> Authorities {
     let destinations = triggers.iter().flat_map(routing::Trigger::destinations);
     let named: BTreeSet<_> = destinations
@@ -99,7 +99,7 @@ fn named_authorities(observed: &Observed, triggers: &[routing::Trigger]) -> Auth
         .collect()
 }
 
-/// `None` for what is being deleted, or is no stored object.
+/// Returns `None` for resources that are being deleted or were never stored.
 fn subject<K: Resource>(resource: &K) -> Option<Subject> {
     let metadata = resource.meta();
     if metadata.deletion_timestamp.is_some() {
@@ -193,7 +193,8 @@ fn compile_trigger(
     (route, diagnosis)
 }
 
-/// Where events go, and the Sink that says so: how it delivers holds also while its address is not known.
+/// Resolves a Trigger's destination, and its Sink. The Sink's delivery settings apply even while its address is
+/// unknown.
 fn destination<'a>(
     resolver: &Resolver<'a>,
     namespace: &str,
@@ -226,7 +227,7 @@ fn destination<'a>(
     (address.map(plain), None)
 }
 
-/// Where a Sink's events go, seen from the namespace of whoever names it.
+/// Resolves a Sink's destination, relative to the namespace of the referrer.
 fn through(
     resolver: &Resolver<'_>,
     namespace: &str,
@@ -240,7 +241,7 @@ fn through(
     })
 }
 
-/// The Trigger's own, else its Sink's, which then is seen from the Sink's namespace.
+/// Resolves the Trigger's dead-letter sink, or else its Sink's, relative to the Sink's namespace.
 fn dead_letter_sink(
     resolver: &Resolver<'_>,
     namespace: &str,
@@ -290,7 +291,7 @@ fn sink_destination(
     if has_credentials && service.is_none() && !uri.starts_with("https:") {
         return Err(Finding::bad(
             "InsecureUri",
-            "spec.uri: credentials leave the cluster over https only; begin it with https://, or name a Service",
+            "spec.uri: credentials are sent outside the cluster over https only; use an https:// uri, or a Service",
         ));
     }
     Ok(routing::Destination {
@@ -335,7 +336,7 @@ fn expression(filter: &api::Filter) -> Expression {
     }
 }
 
-/// The Trigger's settings over the Sink's over the defaults.
+/// Merges the settings: the Trigger's override the Sink's, which override the defaults.
 fn merge(trigger: Option<&DeliverySpec>, sink: Option<&DeliverySpec>) -> Delivery {
     let mut delivery = Delivery::default();
     for spec in [sink, trigger].into_iter().flatten() {
@@ -350,11 +351,11 @@ fn merge(trigger: Option<&DeliverySpec>, sink: Option<&DeliverySpec>) -> Deliver
             retry_after_max,
             rate_limit,
             ordering,
-            // Resolved by whose it is, the Trigger's or the Sink's.
+            // Resolved separately, since it depends on whether the Trigger or the Sink defines it.
             dead_letter_sink: _,
         } = spec;
         let duration = |text: &Option<api::DurationText>| text.map(Duration::from);
-        // The schema refuses zero; what was stored before it did is taken as left out.
+        // The schema rejects zero. A zero stored before that rule existed counts as unset.
         let positive =
             |text: &Option<api::DurationText>| duration(text).filter(|duration| !duration.is_zero());
         if retry.is_some() || retry_duration.is_some() {
@@ -403,7 +404,7 @@ fn compile_source(subject: Subject, spec: &api::SourceSpec) -> (Option<routing::
     let (cron, valid) = match compiled {
         Ok(cron) => {
             let message = format!(
-                "an event of type {:?} at each time of {:?}",
+                "produces an event of type {:?} at each time of {:?}",
                 spec_type(spec),
                 cron.schedule
             );
@@ -475,7 +476,7 @@ fn compile_cron(subject: &Subject, cron: &api::CronSource) -> Result<routing::Cr
         attributes,
         data,
     };
-    // As routers read it, so that a Source that is Ready runs.
+    // Parses the schedule like routers do, so that a Source that is Ready runs.
     routing::Schedule::parse(&cron)
         .map_err(|error| Finding::bad(error.label(), format!("spec.cron.{error}")))?;
     Ok(cron)
@@ -506,14 +507,14 @@ fn cron_data(data: Option<&api::CronData>) -> Result<(Option<String>, Option<Str
     }
 }
 
-/// What is secret is in it by its version alone: whoever sees a revision cannot try out values.
+/// Secrets enter the revision only by their version, so that values cannot be guessed from it.
 fn revision_of(configuration: &Configuration) -> Revision {
     let Configuration {
         revision: _,
         namespaces,
         triggers,
         sources,
-        // Named by their digests in the Triggers.
+        // Triggers reference them by digest.
         authorities: _,
         unread,
     } = configuration;
@@ -524,16 +525,15 @@ fn revision_of(configuration: &Configuration) -> Revision {
     ))
 }
 
-/// A hash of plain data: FNV-1a with 64 bits over the JSON form, which is the same in every build, as `std::hash`
-/// need not be.
+/// Hashes plain data: 64-bit FNV-1a over its JSON form. Unlike `std::hash`, it is stable across builds.
 pub(super) fn fingerprint(data: &impl Serialize) -> u64 {
     let mut hash = Hash(0xcbf2_9ce4_8422_2325);
-    // Plain data always serialises, and this takes everything.
+    // Neither serialization of plain data nor this writer can fail.
     let _ = serde_json::to_writer(&mut hash, data);
     hash.0
 }
 
-/// Takes a text of any length without keeping it.
+/// Hashes text of any length without buffering it.
 struct Hash(u64);
 
 impl io::Write for Hash {

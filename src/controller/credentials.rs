@@ -1,6 +1,6 @@
-//! What a Sink is shown of us: from the keys of Secrets that it names to headers. Pure.
+//! Builds the credential headers of a Sink from the Secret keys that it references. Pure.
 //!
-//! No message has a value in it, nor a part of one.
+//! Messages never contain a value or a part of one.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -16,32 +16,32 @@ use crate::{
     routing::{Header, Secret},
 };
 
-/// The reason that passes by itself: a Secret has not been read yet.
+/// Reason for a Secret that has not been read yet. Transient.
 pub(super) const SECRET_AWAITED: &str = "SecretAwaited";
 
-/// How long a value may be, in bytes; servers take some 8 KiB of headers in all.
+/// Maximum length of a value, in bytes. Servers accept about 8 KiB of headers in total.
 const MAX_VALUE: usize = 8 * 1024;
 
-/// A header that a Sink asks for, and where its value stands.
+/// A header that a Sink requires, and the source of its value.
 struct Wanted<'a> {
-    /// The field that asks for it.
+    /// Path of the field.
     path: String,
     header: String,
-    /// What stands before the value.
+    /// Prefix of the value.
     scheme: &'static str,
     reference: &'a SecretKeyRef,
 }
 
-/// How a Secret is named.
+/// How Sinks reference a Secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Naming {
-    /// The keys that are named.
+    /// Referenced keys.
     pub keys: BTreeSet<String>,
-    /// The Sinks that name it, by UID and generation.
+    /// Sinks that reference it, by UID and generation.
     pub sinks: BTreeSet<(String, i64)>,
 }
 
-/// Every Secret that Sinks name.
+/// Collects every Secret that Sinks reference.
 pub fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<SecretName, Naming> {
     let mut named = BTreeMap::<_, Naming>::new();
     for sink in sinks {
@@ -61,7 +61,7 @@ pub fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<Sec
     named
 }
 
-/// Every key of a Secret that a Sink names.
+/// Lists every Secret key that a Sink references.
 fn references(spec: &api::SinkSpec) -> impl Iterator<Item = &SecretKeyRef> {
     let token = spec
         .authorization
@@ -71,7 +71,7 @@ fn references(spec: &api::SinkSpec) -> impl Iterator<Item = &SecretKeyRef> {
     token.chain(headers).map(|value| &value.secret_key_ref)
 }
 
-/// The headers of a Sink of this namespace, with their values.
+/// Builds the headers of a Sink in this namespace, with their values.
 pub(super) fn headers(
     resolver: &Resolver<'_>,
     namespace: &str,
@@ -99,7 +99,8 @@ fn wanted(spec: &api::SinkSpec) -> Result<Vec<Wanted<'_>>, Finding> {
                 format!("spec.headers[{index}].name: {name:?} {problem}"),
             )
         };
-        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad("is no name of a header"))?;
+        let header =
+            HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad("is not a valid header name"))?;
         if api::is_reserved_header(name) {
             return Err(bad("is a reserved header, set by Weir or by HTTP itself"));
         }
@@ -115,7 +116,7 @@ fn wanted(spec: &api::SinkSpec) -> Result<Vec<Wanted<'_>>, Finding> {
         if !seen.insert(header) {
             return Err(Finding::bad(
                 "InvalidHeader",
-                format!("{path}: the header {header:?} is named twice; upper and lower case are the same"),
+                format!("{path}: duplicate header {header:?}; names are case-insensitive"),
             ));
         }
     }
@@ -138,7 +139,7 @@ fn header(resolver: &Resolver<'_>, namespace: &str, wanted: &Wanted<'_>) -> Resu
         }) if !keys.contains(key) => {
             return Err(bad(
                 SECRET_AWAITED,
-                format!("key {key:?} of {secret} is about to be read"),
+                format!("key {key:?} of {secret} has not been read yet"),
             ));
         }
         Some(SecretState::Found { version, values, .. }) => (version, values),
@@ -158,19 +159,19 @@ fn header(resolver: &Resolver<'_>, namespace: &str, wanted: &Wanted<'_>) -> Resu
         Some(SecretState::Unreadable(problem)) => {
             return Err(bad(
                 "SecretUnreadable",
-                format!("{secret} cannot be read: {problem}; it is tried again"),
+                format!("cannot read {secret}: {problem}; retrying"),
             ));
         }
         Some(SecretState::Withheld) => {
             return Err(bad(
                 "ChannelNotSecure",
-                "what routers get from the controller is not both encrypted and for routers only, so no credentials are \
-                 sent to them; set up TLS and the check of their tokens (--tls-secret and --router-service-account of \
-                 weir controller; the chart does)"
+                "credentials are not sent to routers because the connection from routers to the controller is not \
+                 both encrypted and authenticated; enable TLS and token checks (--tls-secret and \
+                 --router-service-account of weir controller, which the chart sets)"
                     .to_owned(),
             ));
         }
-        None => return Err(bad(SECRET_AWAITED, format!("{secret} is about to be read"))),
+        None => return Err(bad(SECRET_AWAITED, format!("{secret} has not been read yet"))),
     };
     let value = values.get(key).ok_or_else(|| {
         bad(
@@ -187,31 +188,30 @@ fn header(resolver: &Resolver<'_>, namespace: &str, wanted: &Wanted<'_>) -> Resu
     })
 }
 
-/// The value as it is sent.
+/// Validates a value and adds the prefix.
 fn checked(value: &str, scheme: &str) -> Result<Secret, &'static str> {
     let value = value.trim_end_matches(['\r', '\n']);
     if value.is_empty() {
         return Err("is empty");
     }
     if value.len() > MAX_VALUE {
-        return Err("has more than 8192 bytes");
+        return Err("is longer than 8192 bytes");
     }
     if !value.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~')) {
-        return Err("cannot be a header: it has other characters than those of ASCII that can be seen");
+        return Err("is not a valid header value: only printable ASCII characters are allowed");
     }
     if !scheme.is_empty() && value.contains([' ', '\t']) {
-        return Err("cannot be a token: it has a space (the word Bearer is put before it)");
+        return Err("is not a valid token: it has a space (Bearer is added automatically)");
     }
     Ok(format!("{scheme}{value}").into())
 }
 
-/// What lets the controller read a Secret.
+/// The commands that grant the controller access to a Secret.
 fn grant(namespace: &str, name: &str, account: Option<&str>) -> String {
     let role = format!("weir-{name}");
-    let account =
-        account.unwrap_or("--serviceaccount=NAMESPACE:NAME (those of the controller's ServiceAccount)");
+    let account = account.unwrap_or("--serviceaccount=NAMESPACE:NAME (of the controller's ServiceAccount)");
     format!(
-        "to let it, run: kubectl create role {role} --verb=get --resource=secrets --resource-name={name} -n \
+        "to grant access, run: kubectl create role {role} --verb=get --resource=secrets --resource-name={name} -n \
          {namespace} && kubectl create rolebinding {role} --role={role} -n {namespace} {account}"
     )
 }

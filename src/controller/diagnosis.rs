@@ -1,18 +1,18 @@
-//! What compiling found out about each resource; its status is written from this.
+//! Findings about each resource, which its status is written from.
 
-/// Whether one thing is as it should be.
+/// Result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Whether it is.
+    /// Whether the check passed.
     pub holds: bool,
-    /// One word in CamelCase, stable, for machines and columns.
+    /// Stable CamelCase word for machines and columns.
     pub reason: &'static str,
-    /// What is wrong and what to do, or how it is.
+    /// The state, or what is wrong and what to do.
     pub message: String,
 }
 
 impl Finding {
-    /// It is as it should be.
+    /// Creates a passed check.
     pub fn good(reason: &'static str, message: impl Into<String>) -> Self {
         Self {
             holds: true,
@@ -21,7 +21,7 @@ impl Finding {
         }
     }
 
-    /// It is not.
+    /// Creates a failed check.
     pub fn bad(reason: &'static str, message: impl Into<String>) -> Self {
         Self {
             holds: false,
@@ -31,69 +31,69 @@ impl Finding {
     }
 }
 
-/// Names a resource of some kind.
+/// Identifies a resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Subject {
-    /// Its UID.
+    /// UID.
     pub uid: String,
-    /// Its namespace.
+    /// Namespace.
     pub namespace: String,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// The generation that was looked at.
+    /// Generation that was examined.
     pub generation: i64,
 }
 
-/// What was found out about a Trigger.
+/// Findings about a Trigger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TriggerDiagnosis {
-    /// Which one.
+    /// The Trigger.
     pub subject: Subject,
-    /// Whether its filters could be compiled.
+    /// Whether its filters compile.
     pub filters: Finding,
-    /// Whether its destination is known.
+    /// Whether its destination is resolved.
     pub sink: Finding,
-    /// Whether the destination of its dead letters is known, if it has one.
+    /// Whether the destination of its dead letters is resolved, if it has one.
     pub dead_letter_sink: Option<Finding>,
-    /// Where its events go.
+    /// URI of its destination.
     pub sink_uri: Option<String>,
-    /// Whether it is held on purpose.
+    /// Whether it is suspended.
     pub suspended: bool,
-    /// Its broker as `namespace/name`.
+    /// Its broker, as `namespace/name`.
     pub broker: String,
 }
 
-/// What was found out about a Sink.
+/// Findings about a Sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkDiagnosis {
-    /// Which one.
+    /// The Sink.
     pub subject: Subject,
-    /// Whether the destination is known.
+    /// Whether the destination is resolved.
     pub resolved: Finding,
-    /// Where events go.
+    /// URI of the destination.
     pub uri: Option<String>,
 }
 
-/// What was found out about a Source.
+/// Findings about a Source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceDiagnosis {
-    /// Which one.
+    /// The Source.
     pub subject: Subject,
-    /// Whether it can make events.
+    /// Whether it can produce events.
     pub valid: Finding,
-    /// Whether it is held on purpose.
+    /// Whether it is suspended.
     pub suspended: bool,
-    /// Its broker as `namespace/name`.
+    /// Its broker, as `namespace/name`.
     pub broker: String,
 }
 
-/// What was found out about every resource, in order of namespace and name.
+/// Findings about every resource, ordered by namespace and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diagnoses {
-    /// The Triggers.
+    /// Triggers.
     pub triggers: Vec<TriggerDiagnosis>,
-    /// The Sinks.
+    /// Sinks.
     pub sinks: Vec<SinkDiagnosis>,
-    /// The Sources.
+    /// Sources.
     pub sources: Vec<SourceDiagnosis>,
 }

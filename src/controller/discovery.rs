@@ -1,7 +1,7 @@
-//! Tells workloads where their broker is: in each namespace with the label `weir.dev/inject=enabled`, a ConfigMap with
-//! the environment variables that a pod takes by `envFrom`.
+//! Publishes the broker's address to workloads: in each namespace with the label `weir.dev/inject=enabled`, a
+//! ConfigMap of environment variables for `envFrom`.
 //!
-//! `K_SINK` is the name that Knative gave the place to post to, which many producers know already.
+//! `K_SINK` is Knative's name for the URL to post to, which many producers already support.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,49 +28,49 @@ use super::{
     watch::{self, Seen},
 };
 
-/// The ConfigMap's name.
+/// Name of the ConfigMap.
 pub(super) const NAME: &str = "weir-broker";
 
-/// The label by which a namespace asks for it, and the label's value.
+/// Label, and its value, by which a namespace opts in.
 const WANTED: (&str, &str) = ("weir.dev/inject", "enabled");
 
-/// The label by which a ConfigMap is known to be Weir's, and the label's value.
+/// Label, and its value, by which Weir recognizes its own ConfigMaps.
 const OURS: (&str, &str) = ("app.kubernetes.io/managed-by", "weir");
 
-/// How many requests are under way at once.
+/// Maximum number of requests in flight.
 const CONCURRENCY: usize = 8;
 
-/// How long a request may take.
+/// Timeout of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long it is waited before what failed is tried again.
+/// Delay before failed actions are retried.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Keeps the ConfigMaps as they should be.
+/// Keeps the ConfigMaps up to date.
 pub(super) struct Discovery {
     client: Client,
     recorder: Recorder,
     base_url: String,
     config_maps: Seen<ConfigMap>,
     changed: Arc<Notify>,
-    /// The namespaces in which this could not be done, so that it is told once.
+    /// Actions whose failure was already logged, by namespace.
     told: BTreeSet<(String, Action)>,
-    /// By namespace, the resource version of what was last written, so that it is told once: a write that changes
-    /// nothing gives the same one.
+    /// Resource version of the last write, by namespace, so that each change is logged once: a write without a
+    /// change returns the same version.
     written: BTreeMap<String, String>,
 }
 
-/// What is to be done in a namespace.
+/// Action needed in a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Action {
     Write,
     Remove,
-    /// Somebody else made it; it is left as it is.
+    /// Someone else created it; leave it unchanged.
     Leave,
 }
 
 impl Discovery {
-    /// Starts to watch. `base_url` is what comes before `/NAMESPACE/BROKER`.
+    /// Starts watching. `base_url` is the URL prefix before `/NAMESPACE/BROKER`.
     pub(super) fn start(
         client: &Client,
         base_url: &str,
@@ -90,7 +90,7 @@ impl Discovery {
         }
     }
 
-    /// Works until told to stop.
+    /// Runs until told to stop.
     pub(super) async fn run(mut self, latest: Receiver<Found>, stop: &CancellationToken) {
         stop.run_until_cancelled(self.follow(latest)).await;
     }
@@ -107,14 +107,14 @@ impl Discovery {
         }
     }
 
-    /// Does what is to be done; tells whether all of it could be.
+    /// Performs all actions. Returns whether all succeeded.
     async fn act(&mut self, namespaces: &[Namespace]) -> bool {
         let present: BTreeMap<String, Arc<ConfigMap>> = self
             .config_maps
             .state()
             .map(|config_map| (config_map.namespace().unwrap_or_default(), config_map))
             .collect();
-        // Where it is not known what is there, it could be somebody else's.
+        // Skips namespaces that were not listed yet: an existing ConfigMap could belong to someone else.
         let listed = namespaces
             .iter()
             .filter(|namespace| self.config_maps.is_listed(&namespace.name));
@@ -146,7 +146,7 @@ impl Discovery {
                         namespace,
                         config_map = NAME,
                         problem,
-                        "cannot keep the ConfigMap up to date; it is tried again"
+                        "cannot update the ConfigMap; retrying"
                     );
                 }
                 Err(_) => {}
@@ -164,13 +164,13 @@ impl Discovery {
             tracing::info!(
                 namespace,
                 config_map = NAME,
-                "written: workloads find their broker by it"
+                "published the broker's address in the ConfigMap"
             );
             self.written.insert(namespace, resource_version);
         }
     }
 
-    /// Gives the resource version of what was written.
+    /// Returns the resource version of the write.
     async fn perform(
         &self,
         namespace: &str,
@@ -191,7 +191,7 @@ impl Discovery {
         };
         match tokio::time::timeout(PATIENCE, request).await {
             Ok(result) => result.map_err(|error: kube::Error| error.to_string()),
-            Err(_) => Err("the API server did not answer in time".to_owned()),
+            Err(_) => Err("the API server did not respond in time".to_owned()),
         }
     }
 
@@ -208,7 +208,7 @@ impl Discovery {
 
     async fn tell_of_foreign(&self, namespace: &str, config_map: &ConfigMap) -> Result<(), kube::Error> {
         let note = format!(
-            "the namespace asks for a ConfigMap {NAME:?} by its label {}={}, and this one was not made by Weir; \
+            "the namespace requests a ConfigMap {NAME:?} by its label {}={}, but this one was not created by Weir; \
              remove it, or label it {}={} to have it overwritten",
             WANTED.0, WANTED.1, OURS.0, OURS.1
         );
@@ -233,13 +233,13 @@ async fn remove(api: &Api<ConfigMap>, config_map: &ConfigMap) -> Result<(), kube
         ..DeleteParams::default()
     };
     match api.delete(NAME, &parameters).await {
-        // Gone already, or changed meanwhile: the watch tells.
+        // Already gone, or changed in the meantime; the watch will report it.
         Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
         other => other.map(drop),
     }
 }
 
-/// What is to be done, by namespace.
+/// Computes the actions by namespace.
 fn actions<'a>(
     namespaces: impl IntoIterator<Item = &'a Namespace>,
     present: &BTreeMap<String, Arc<ConfigMap>>,
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_gets_what_its_label_asks_for() {
+    fn publishes_config_map_only_in_labelled_namespaces() {
         let right = config_map("weir", "http://weir.weir-system.svc/shop/default");
         let wrong = config_map("weir", "http://weir.elsewhere.svc/shop/default");
         let foreign = config_map("helm", "http://broker");
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn both_names_say_where_the_default_broker_is() {
+    fn both_variables_hold_url_of_the_default_broker() {
         let url = "http://weir.weir-system.svc/shop/default".to_owned();
         let wanted = BTreeMap::from([("K_SINK", url.clone()), ("WEIR_BROKER_URL", url)]);
         assert_eq!(data("shop", BASE_URL), wanted);

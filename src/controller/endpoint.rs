@@ -1,6 +1,5 @@
-//! Where routers get the routing configuration, by long poll; asking is also the acknowledgement. And where they tell
-//! which Sinks are down.
-//! See [`crate::routing::protocol`].
+//! Serves the routing configuration to routers by long poll. A poll also acknowledges the revision that the router
+//! has applied. Also receives the routers' reports on failing Sinks. See [`crate::routing::protocol`].
 
 use std::{
     collections::BTreeSet,
@@ -26,25 +25,25 @@ use crate::routing::{
     protocol::{CONFIGURATION_PATH, ConfigurationQuery, MAX_REPORT, POLL_TIMEOUT, SINKS_PATH, SinkReport},
 };
 
-/// What routers are given: written once, sent to all. Not to be shown: it has the credentials of Sinks in it.
+/// The configuration sent to routers, serialized once. Not `Debug`, since it contains the credentials of Sinks.
 #[derive(Clone)]
 struct Current {
     revision: Revision,
     json: Bytes,
 }
 
-/// What the endpoint and the controller's loop share.
+/// State shared between the endpoint and the controller's loop.
 pub(super) struct Publication {
     current: watch::Sender<Option<Current>>,
     routers: Mutex<Routers>,
-    /// The routers' names, for the controller that comes after this one.
+    /// Names of the routers, for the controller that leads next.
     names: watch::Sender<BTreeSet<String>>,
-    /// Rung when a router has said something new.
+    /// Notified when a router has reported something new.
     acknowledged: Notify,
 }
 
 impl Publication {
-    /// `names` has those that the controller before this one knew, and is kept to what this one knows.
+    /// `names` starts with the routers known to the previous leader, and is then kept up to date.
     pub(super) fn new(names: watch::Sender<BTreeSet<String>>) -> Arc<Self> {
         let awaited = names.borrow().clone();
         Arc::new(Self {
@@ -55,7 +54,7 @@ impl Publication {
         })
     }
 
-    /// Gives this to routers from now on, unless it is what they are given already.
+    /// Publishes a configuration. Returns `false` if it is the current one.
     pub(super) fn publish(&self, configuration: &Configuration) -> bool {
         let is_current = |current: &Option<Current>| {
             current
@@ -66,7 +65,7 @@ impl Publication {
             return false;
         }
         self.routers().publish(configuration, Instant::now());
-        // Plain data always serialises.
+        // Serializing plain data cannot fail.
         let json = serde_json::to_vec(configuration).unwrap_or_default().into();
         self.current.send_replace(Some(Current {
             revision: configuration.revision.clone(),
@@ -76,11 +75,11 @@ impl Publication {
     }
 
     pub(super) fn routers(&self) -> MutexGuard<'_, Routers> {
-        // No code that holds the lock can leave it half changed.
+        // No holder of the lock can panic halfway through a change.
         self.routers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A router asks, and so says which revision it has applied. Tells whether that is news.
+    /// Records a router's poll and the revision it has applied. Returns whether that is news.
     fn asks(&self, router: &str, revision: &Revision) -> bool {
         let mut routers = self.routers();
         let is_news = routers.asks(router, revision, Instant::now());
@@ -90,7 +89,7 @@ impl Publication {
         is_news
     }
 
-    /// Forgets routers that are gone, and names them.
+    /// Removes routers that are gone, and returns their names.
     pub(super) fn forget_gone(&self) -> Vec<String> {
         let mut routers = self.routers();
         let gone = routers.forget_gone(Instant::now());
@@ -107,7 +106,7 @@ impl Publication {
     }
 }
 
-/// The service that routers speak to. When told to stop, requests that wait are answered 503.
+/// Builds the service for routers. When told to stop, it answers pending polls with 503.
 pub(super) fn service(publication: Arc<Publication>, stop: &CancellationToken) -> Router {
     let stop = stop.clone();
     let end_waiting = middleware::from_fn(move |request: Request, next: Next| {
@@ -127,7 +126,7 @@ pub(super) fn service(publication: Arc<Publication>, stop: &CancellationToken) -
         .with_state(publication)
 }
 
-const NO_NAME: &str = "router must be a name of up to 253 letters, digits, '.', '-' and '_'\n";
+const NO_NAME: &str = "router must be a name of at most 253 letters, digits, '.', '-' and '_'\n";
 
 async fn poll(
     State(publication): State<Arc<Publication>>,
@@ -178,7 +177,7 @@ async fn take_report(
         Taken::News => publication.acknowledged.notify_one(),
         Taken::Known => {}
         Taken::TooEarly => {
-            let problem = "the router has to ask for the configuration first\n";
+            let problem = "the router must request the configuration first\n";
             return (StatusCode::CONFLICT, problem).into_response();
         }
     }
@@ -190,7 +189,7 @@ fn is_name(name: &str) -> bool {
     (1..=253).contains(&name.len()) && name.bytes().all(allowed)
 }
 
-/// A request that waits; dropped with it, also when the connection breaks.
+/// A pending poll. Dropped with the request, even when the connection breaks.
 struct Asking<'a> {
     publication: &'a Publication,
     router: String,
@@ -199,7 +198,7 @@ struct Asking<'a> {
 impl<'a> Asking<'a> {
     fn begin(publication: &'a Publication, router: String, revision: &Revision) -> Self {
         if publication.asks(&router, revision) {
-            tracing::info!(router, revision = revision.0, "a router says what it has applied");
+            tracing::info!(router, revision = revision.0, "a router acknowledged a revision");
             publication.acknowledged.notify_one();
         }
         Self { publication, router }
@@ -246,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_new_is_given_at_once_and_what_is_not_is_waited_for() {
+    async fn answers_with_a_newer_revision_at_once_and_else_waits_for_one() {
         let publication = Publication::new(watch::Sender::default());
         assert_eq!(
             ask(&publication, "router=r").await.0,
@@ -271,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn asking_acknowledges() {
+    async fn poll_acknowledges_the_applied_revision() {
         let publication = Publication::new(watch::Sender::default());
         publication.publish(&configuration("1"));
         assert_eq!(
@@ -284,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_are_checked() {
+    async fn rejects_invalid_router_names() {
         let publication = Publication::new(watch::Sender::default());
         for router in ["", "a%20b", "a/b", &"r".repeat(254)] {
             assert_eq!(
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_report_is_taken_from_a_router_that_has_asked() {
+    async fn accepts_reports_only_from_routers_that_have_polled() {
         let publication = Publication::new(watch::Sender::default());
         publication.publish(&configuration("1"));
         let path = sinks_path("r-0.x_y");
@@ -327,7 +326,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_report_that_is_none_is_refused() {
+    async fn rejects_malformed_reports() {
         let publication = Publication::new(watch::Sender::default());
         publication.publish(&configuration("1"));
         ask(&publication, "router=r&revision=1").await;

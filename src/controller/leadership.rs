@@ -1,9 +1,9 @@
-//! Which of several controllers leads: the one that holds a Lease (coordination.k8s.io/v1), by the rules and with the
-//! times of Kubernetes' own components.
+//! Leader election among controllers: the leader holds a Lease (coordination.k8s.io/v1), by the rules and with the
+//! timing of Kubernetes' own components.
 //!
-//! No clock is compared with another machine's: a Lease has run out when it has not changed for its duration, as
-//! seen from here. The API server refuses a write that rests on an older version of it, so one candidate at most
-//! gets it.
+//! Clocks of different machines are never compared: a Lease has expired when it has not changed for its duration,
+//! as observed locally. The API server rejects a write based on an older version, so at most one candidate gets the
+//! Lease.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,38 +15,38 @@ use k8s_openapi::{
 use kube::{Api, Client, api::PostParams};
 use tokio::{sync::watch, time::Instant};
 
-/// How long a Lease holds without being renewed.
+/// Time for which a Lease is held without being renewed.
 const LEASE_DURATION: Duration = Duration::from_secs(15);
 
-/// A leader that cannot renew for so long stops: before anyone else may begin.
+/// A leader that cannot renew for this long stops, before another one may start.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How often the leader renews, and how often others look whether they may.
+/// Interval at which the leader renews, and others check whether they can take the Lease.
 const RETRY_PERIOD: Duration = Duration::from_secs(2);
 
-/// How long one look or write may take.
+/// Timeout of one read or write.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The annotation of the Lease with the routers' names, which have no comma in them.
+/// Annotation of the Lease with the names of the routers, separated by commas.
 const ROUTERS: &str = "weir.dev/routers";
 
-/// How many are named at most.
+/// Maximum number of names stored.
 const MAX_ROUTERS: usize = 500;
 
-/// A controller that leads, or would.
+/// A controller that leads, or may lead.
 pub(super) struct Candidate {
     leases: Api<Lease>,
     name: String,
-    /// The pod's name, and something that a pod of the same name before it did not have.
+    /// The pod's name with a suffix that distinguishes it from earlier pods of the same name.
     identity: String,
-    /// The Lease as it was last seen, and since when it is so.
+    /// The Lease as last seen, and the time at which it last changed.
     seen: Option<(LeaseSpec, Instant)>,
-    /// Until when this controller may take itself for the leader.
+    /// Time until which this controller may consider itself the leader.
     until: Instant,
-    /// Whether it was said that the Lease cannot be used, so that it is said once.
+    /// Whether the current failure was already logged.
     in_trouble: bool,
     last_used: watch::Sender<Option<Instant>>,
-    /// The names of the routers that the leader knows: read when the Lease is taken, and written while it is held.
+    /// Names of the routers known to the leader: read when the Lease is taken, written while it is held.
     routers: watch::Sender<BTreeSet<String>>,
 }
 
@@ -55,14 +55,14 @@ pub(super) struct Candidate {
 enum LeaseError {
     #[error(transparent)]
     Api(#[from] kube::Error),
-    #[error("the API server did not answer in time")]
+    #[error("the API server did not respond in time")]
     Timeout,
 }
 
 impl Candidate {
-    /// For the Lease of this name, in the namespace that the client works in. When it was last read, or written where
-    /// that was to be done, is told by `last_used`. Leaders hand the names of `routers` to each other by it, so that
-    /// the next one knows whom to wait for.
+    /// Creates a candidate for the Lease of this name, in the client's namespace. `last_used` receives the time at
+    /// which the Lease was last read, or written if needed. Leaders hand over the names of `routers` through the
+    /// Lease, so that the next one knows which to wait for.
     pub(super) fn new(
         client: Client,
         name: &str,
@@ -94,7 +94,7 @@ impl Candidate {
                 tracing::info!(lease = self.name, leader, "another controller leads; waiting");
                 known_leader = leader;
             }
-            // Apart, so that candidates do not meet each time.
+            // Jitter, so that candidates do not collide each time.
             tokio::time::sleep(RETRY_PERIOD.mul_f64(1.0 + 0.2 * fastrand::f64())).await;
         }
         tracing::info!(
@@ -104,7 +104,7 @@ impl Candidate {
         );
     }
 
-    /// Renews for as long as that can be done; returns when this controller leads no more.
+    /// Renews the Lease as long as possible. Returns when this controller no longer leads.
     pub(super) async fn keep(&mut self) {
         loop {
             tokio::time::sleep(RETRY_PERIOD).await;
@@ -113,14 +113,15 @@ impl Candidate {
             if taken || (renewed != Ok(true) && Instant::now() + RETRY_PERIOD >= self.until) {
                 tracing::warn!(
                     lease = self.name,
-                    "this controller leads no more: it could not renew its Lease in time, or another one has it"
+                    "this controller no longer leads: it could not renew its Lease in time, or another controller \
+                     holds it"
                 );
                 return;
             }
         }
     }
 
-    /// Gives the Lease up, so that another controller need not wait until it runs out.
+    /// Releases the Lease, so that another controller need not wait for it to expire.
     pub(super) async fn release(&mut self) {
         let release = async {
             let Some(mut lease) = self.leases.get_opt(&self.name).await? else {
@@ -140,19 +141,19 @@ impl Candidate {
                 .map(drop)
         };
         match tokio::time::timeout(PATIENCE, release).await {
-            Ok(Ok(())) => tracing::info!(lease = self.name, "the Lease is given up"),
+            Ok(Ok(())) => tracing::info!(lease = self.name, "released the Lease"),
             Ok(Err(error)) => {
-                tracing::warn!(lease = self.name, %error, "the Lease cannot be given up; it runs out");
+                tracing::warn!(lease = self.name, %error, "cannot release the Lease; it will expire");
             }
             Err(_) => tracing::warn!(
                 lease = self.name,
-                "the Lease cannot be given up in time; it runs out"
+                "could not release the Lease in time; it will expire"
             ),
         }
         self.seen = None;
     }
 
-    /// Takes or renews the Lease, if that may be done now; whether this controller has it then.
+    /// Takes or renews the Lease if possible. Returns whether this controller holds it.
     async fn attempt(&mut self) -> bool {
         let begin = Instant::now();
         let attempt = tokio::time::timeout(PATIENCE, self.try_attempt()).await;
@@ -174,7 +175,7 @@ impl Candidate {
                         lease = self.name,
                         namespace = self.leases.namespace(),
                         %error,
-                        "the Lease cannot be read or written; it is tried again"
+                        "cannot read or write the Lease; retrying"
                     );
                 }
                 self.in_trouble = true;
@@ -203,7 +204,8 @@ impl Candidate {
                     name: Some(self.name.clone()),
                     ..ObjectMeta::default()
                 },
-                // With the version that was seen: the API server takes it only if nobody was faster.
+                // Includes the version that was read, so that the API server rejects the write if another one was
+                // faster.
                 |lease| lease.metadata.clone(),
             ),
             spec: Some(spec),
@@ -225,7 +227,7 @@ impl Candidate {
 
     fn tell_routers(&self, lease: &mut ObjectMeta) {
         let names = self.routers.borrow();
-        // An object has room for so many, and no more were to be expected.
+        // Bounds the size of the Lease object.
         let names: Vec<&str> = names.iter().take(MAX_ROUTERS).map(String::as_str).collect();
         lease
             .annotations
@@ -233,7 +235,7 @@ impl Candidate {
             .insert(ROUTERS.to_owned(), names.join(","));
     }
 
-    /// Notes how the Lease is; tells how long it has been so.
+    /// Records the current state of the Lease. Returns how long it has been unchanged.
     fn see(&mut self, lease: Option<LeaseSpec>) -> Duration {
         match (&self.seen, lease) {
             (Some((seen, since)), Some(lease)) if *seen == lease => return since.elapsed(),
@@ -243,7 +245,7 @@ impl Candidate {
     }
 }
 
-/// The names that the leader before wrote.
+/// Returns the names that the previous leader wrote.
 fn told_routers(lease: &ObjectMeta) -> BTreeSet<String> {
     let told = lease
         .annotations
@@ -256,8 +258,8 @@ fn told_routers(lease: &ObjectMeta) -> BTreeSet<String> {
         .collect()
 }
 
-/// What a Lease becomes by being taken or renewed; `None` while it is another's. `seen_for` is how long it has been
-/// as it is.
+/// Returns the Lease after taking or renewing it, or `None` while another controller holds it. `seen_for` is the
+/// time for which it has been unchanged.
 fn claim(
     present: Option<&LeaseSpec>,
     identity: &str,
@@ -283,7 +285,7 @@ fn claim(
     Some(spec)
 }
 
-/// Nobody holds a Lease that was given up: Kubernetes' components then write an empty name.
+/// Returns the holder. Kubernetes components write an empty name when they release a Lease.
 fn holder(lease: &LeaseSpec) -> Option<&str> {
     lease
         .holder_identity
@@ -311,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_taken_when_nobody_has_it_and_renewed_by_its_holder_alone() {
+    fn free_lease_is_taken_and_only_its_holder_renews_it() {
         let released = LeaseSpec {
             holder_identity: Some(String::new()),
             ..held_by("other")
@@ -350,7 +352,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_told_whether_the_lease_can_be_used() {
+    async fn reports_when_the_lease_was_last_usable() {
         let lease = Lease {
             spec: Some(held_by("other")),
             ..Lease::default()
@@ -376,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn the_holder_changes_only_when_it_was_renewed() {
+    fn holder_loses_the_lease_only_if_not_renewed() {
         let first = held_by("me");
         let later = now() + Duration::from_secs(60);
         let renewed = claim(Some(&first), "me", Duration::ZERO, later).unwrap();

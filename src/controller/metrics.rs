@@ -1,4 +1,4 @@
-//! What Prometheus sees of the controller.
+//! Prometheus metrics of the controller.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -32,7 +32,7 @@ struct RefusalLabels {
     reason: &'static str,
 }
 
-/// What the controller counts.
+/// The controller's metrics.
 #[derive(Debug, Default)]
 pub(super) struct ControllerMetrics {
     leader: Gauge,
@@ -44,7 +44,7 @@ pub(super) struct ControllerMetrics {
     writes: Family<WriteLabels, Counter>,
     watch_errors: Family<KindLabels, Counter>,
     refusals: Family<RefusalLabels, Counter>,
-    /// Absent while none is served.
+    /// Absent while no certificate is served.
     certificate_expiry: Family<[(&'static str, &'static str); 0], Gauge>,
 }
 
@@ -94,7 +94,7 @@ impl ControllerMetrics {
         );
     }
 
-    /// Whoever does not lead knows nothing of routers and Triggers, and serves nothing.
+    /// Resets the metrics of routers, Triggers and certificates, which only the leader knows.
     pub(super) fn leads(&self, leads: bool) {
         self.leader.set(i64::from(leads));
         if !leads {

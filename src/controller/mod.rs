@@ -1,20 +1,19 @@
-//! The control plane: watches the resources, computes routing, gives it to routers, writes status.
+//! The control plane: watches the resources, computes routing, serves it to routers, and writes status.
 //!
 //! ```text
 //! watch -> observed -> compile -> (configuration -> endpoint -> routers)
 //!                              -> (diagnoses + what routers applied and see -> statuses -> status writer)
 //! ```
-//! `compile`, `resolve`, `statuses`, `routers` and `sinks_seen` are pure; [`run`] is called by the command line. Local mode uses
-//! [`compile`] alone.
+//! `compile`, `resolve`, `statuses`, `routers` and `sinks_seen` are pure. The command line calls [`run`]. Local
+//! mode uses [`compile`] only.
 //!
-//! The account needs: list and watch on `sources`, `triggers`, `sinks` (weir.dev), `services` and `namespaces`;
-//! patch on the `status` of the three; create and patch on `events` (events.k8s.io). With a Lease to lead by: create,
-//! get and update on that one `leases` (coordination.k8s.io) of its own namespace. To tell workloads of their broker:
-//! list, watch, create, patch and delete on `configmaps` of the one name [`discovery::NAME`].
-//! For a channel that is secured: create on `tokenreviews` (authentication.k8s.io); get, create, update and patch on
-//! the one Secret and the one ConfigMap of [`TlsOptions`].
-//! Of `secrets` it may get those that a namespace's owner lets it read, one by one; a Sink that names another one says
-//! so in its status.
+//! Permissions of the account: list and watch on `sources`, `triggers`, `sinks` (weir.dev), `services` and
+//! `namespaces`; patch on the `status` of the first three; create and patch on `events` (events.k8s.io). With
+//! leader election: create, get and update on one `leases` object (coordination.k8s.io) in its own namespace. To
+//! publish the broker's address to workloads: list, watch, create, patch and delete on `configmaps` named
+//! [`discovery::NAME`]. For a secured channel: create on `tokenreviews` (authentication.k8s.io); get, create,
+//! update and patch on the Secret and the ConfigMap of [`TlsOptions`]. It may get only those `secrets` that a
+//! namespace's owner grants it, each by name; the status of a Sink that references another one says so.
 
 mod channel;
 mod compile;
@@ -59,62 +58,61 @@ use metrics::ControllerMetrics;
 use status_task::{Found, StatusTask};
 use watch::Watches;
 
-/// Changes that come within this time of each other are computed together.
+/// Debounce time: changes within this time are computed together.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// Changes that keep coming are computed after this time all the same.
+/// Maximum delay before a continuous stream of changes is computed.
 const NOT_QUIET: Duration = Duration::from_millis(250);
 
-/// How long a controller that waits counts as ready although it cannot use the Lease: an API server that restarts is no
-/// reason to call it anything else, and a Role that was taken away is.
+/// Time for which a waiting controller remains ready although it cannot use the Lease. A restart of the API server
+/// does not make it unready; a missing Role does.
 const LEASE_UNUSED: Duration = Duration::from_secs(60);
 
-/// How many connections the admin endpoint has at once.
+/// Maximum number of connections to the admin endpoint.
 const ADMIN_CONNECTIONS: usize = 64;
 
-/// How a controller is set up.
+/// Options of a controller.
 #[derive(Clone, Debug)]
 pub struct ControllerOptions {
-    /// Where routers get the routing configuration.
+    /// Address that serves the routing configuration.
     pub listen: SocketAddr,
-    /// How what routers get there is secured.
+    /// Security of the channel to routers.
     pub channel: ChannelOptions,
-    /// Whether the channel to routers may carry what is secret, by [`ChannelOptions::is_secure`].
+    /// Whether the channel to routers may carry secrets, per [`ChannelOptions::is_secure`].
     pub secure_channel: bool,
-    /// Where health, readiness and metrics are.
+    /// Address that serves health, readiness and metrics.
     pub admin: SocketAddr,
-    /// What follows `.svc.` in the names of Services, usually `cluster.local`.
+    /// Suffix after `.svc.` in names of Services, usually `cluster.local`.
     pub cluster_domain: String,
-    /// What comes before `/NAMESPACE/BROKER` in the URL that producers post to; told in statuses and to workloads, if
-    /// known.
+    /// URL prefix before `/NAMESPACE/BROKER` for producers. Published in statuses and to workloads, if set.
     pub broker_base_url: Option<String>,
-    /// The namespaces that are looked at; none means all.
+    /// Namespaces to watch; empty for all.
     pub watch_namespaces: Vec<String>,
-    /// How one of several controllers comes to lead; `None` where there is just one.
+    /// Leader election; `None` for a single controller.
     pub election: Option<Election>,
 }
 
-/// How one of several controllers comes to lead.
+/// Options of leader election.
 #[derive(Clone, Debug)]
 pub struct Election {
-    /// The Lease's name; it is in the namespace that the client works in.
+    /// Name of the Lease, in the client's namespace.
     pub lease: String,
-    /// What tells this controller from others, such as its pod's name.
+    /// Identity of this controller, such as its pod's name.
     pub host: String,
 }
 
 /// Why a controller ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ControllerError {
-    /// An address cannot be listened on.
+    /// Cannot listen on an address.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The admin endpoint has no thread.
+    /// The thread of the admin endpoint could not be started.
     #[error(transparent)]
     Thread(#[from] ThreadError),
 }
 
-/// How far a controller has come.
+/// Lifecycle stage of a controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Waiting,
@@ -123,14 +121,14 @@ enum Stage {
 }
 
 impl Stage {
-    /// `lease_used` says how long ago the Lease could last be used. Whoever has never used it could not take over, and
-    /// a rollout must not remove for it those that can.
+    /// Returns readiness. `lease_used` is the time since the Lease was last usable. A controller that has never
+    /// used the Lease could not take over, so a rollout must not replace one that can.
     fn readiness(self, can_connect: bool, lease_used: Option<Duration>) -> Result<String, String> {
         match self {
             Self::Waiting => match lease_used {
-                None => Err("the Lease could not be used yet; the log says why".to_owned()),
+                None => Err("the Lease could not be used yet; see the log".to_owned()),
                 Some(ago) if ago > LEASE_UNUSED => {
-                    Err("the Lease cannot be used any more; the log says why".to_owned())
+                    Err("the Lease can no longer be used; see the log".to_owned())
                 }
                 Some(_) => Ok("waiting to lead; another controller may do so".to_owned()),
             },
@@ -144,7 +142,7 @@ impl Stage {
 /// Runs a controller until it is told to stop.
 ///
 /// # Errors
-/// When it cannot listen. An API server that is away is waited for.
+/// If it cannot listen. An unavailable API server is waited for.
 pub async fn run(
     options: ControllerOptions,
     client: Client,
@@ -158,7 +156,7 @@ pub async fn run(
     let admin = Server::bind("admin", options.admin).await?.with_limits(limits);
     if !options.secure_channel {
         tracing::warn!(
-            "what routers get is not both encrypted and for routers only: set --tls-secret, --tls-ca-config-map, \
+            "the connection from routers is not both encrypted and authenticated: set --tls-secret, --tls-ca-config-map, \
              --tls-service and --router-service-account, or listen on a loopback address"
         );
     }
@@ -190,21 +188,21 @@ pub async fn run(
     Ok(())
 }
 
-/// What outlives a time of leading.
+/// State that outlives a term of leadership.
 struct Controller {
     options: ControllerOptions,
     client: Client,
     metrics: Arc<ControllerMetrics>,
     channel: Channel,
     stage: tokio::sync::watch::Sender<Stage>,
-    /// When the Lease could last be used.
+    /// Time at which the Lease was last usable.
     last_used: tokio::sync::watch::Sender<Option<tokio::time::Instant>>,
-    /// The names of the routers that whoever leads knows.
+    /// Names of the routers known to the leader.
     routers: tokio::sync::watch::Sender<BTreeSet<String>>,
 }
 
 impl Controller {
-    /// Leads whenever this controller has the Lease, until told to stop.
+    /// Leads whenever this controller holds the Lease, until told to stop.
     async fn lead_when_elected(
         &self,
         Election { lease, host }: &Election,
@@ -254,7 +252,7 @@ impl Controller {
             routers,
         } = self;
         let publication = Publication::new(routers.clone());
-        // Whoever does not lead does not listen: routers then find the one who does.
+        // Only the leader listens, so that routers find it.
         let configuration = Server::bind("configuration", options.listen).await?;
         let serving = channel.serve(configuration, endpoint::service(publication.clone(), stop), stop);
         let working = async {
@@ -276,7 +274,7 @@ impl Controller {
             };
             let (found, latest) = tokio::sync::watch::channel(routing.compute(&mut watches));
             stage.send_replace(Stage::Leading);
-            // Side by side: however slowly statuses are written, routing is computed at once.
+            // Runs concurrently, so that slow status writes do not delay routing.
             let statuses = StatusTask::new(
                 client.clone(),
                 options.broker_base_url.clone(),
@@ -301,7 +299,7 @@ impl Controller {
     }
 }
 
-/// Computes routing from what was watched, and gives it to routers.
+/// Computes routing from the watched resources and publishes it to routers.
 struct Routing {
     publication: Arc<Publication>,
     metrics: Arc<ControllerMetrics>,
@@ -309,7 +307,7 @@ struct Routing {
 }
 
 impl Routing {
-    /// Computes again what changed, until told to stop.
+    /// Recomputes after changes, until told to stop.
     async fn follow(
         &self,
         mut watches: Watches,
@@ -351,7 +349,7 @@ impl Routing {
     }
 }
 
-/// Waits for a quiet moment among changes.
+/// Waits until changes pause.
 async fn settle(watches: &Watches) {
     let latest = tokio::time::Instant::now() + NOT_QUIET;
     loop {

@@ -1,4 +1,4 @@
-//! What the controller has seen of the cluster, or local mode of its files: plain collections.
+//! The observed state of the cluster, or of the files in local mode, as plain collections.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,85 +7,85 @@ use crate::{api, routing::Secret};
 /// The resources that routing is computed from. Their order does not matter.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
-    /// Every Source.
+    /// Sources.
     pub sources: Vec<api::Source>,
-    /// Every Trigger, but for those that are unread.
+    /// Triggers, except unreadable ones.
     pub triggers: Vec<api::Trigger>,
-    /// The UIDs of Triggers that cannot be read, as another version of Weir wrote them.
+    /// UIDs of Triggers that cannot be decoded because another version of Weir wrote them.
     pub unread_triggers: BTreeSet<String>,
-    /// Every Sink.
+    /// Sinks.
     pub sinks: Vec<api::Sink>,
-    /// Every Service.
+    /// Services.
     pub services: Vec<Service>,
-    /// Every namespace.
+    /// Namespaces.
     pub namespaces: Vec<Namespace>,
-    /// The Secrets that Sinks name; one that is not here has not been looked for yet.
+    /// The Secrets that Sinks reference. One that is absent has not been read yet.
     pub secrets: BTreeMap<SecretName, SecretState>,
 }
 
-/// Names a Secret.
+/// Identifies a Secret.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SecretName {
-    /// Its namespace.
+    /// Namespace.
     pub namespace: String,
-    /// Its name.
+    /// Name.
     pub name: String,
 }
 
-/// What is known of a Secret.
+/// Known state of a Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretState {
-    /// It is there.
+    /// It exists.
     Found {
-        /// Another one whenever a value is, and made without any.
+        /// Opaque version; changes with any value, but is not derived from the values.
         version: String,
-        /// The values of its keys, at least of those that Sinks name. Bytes that are no text have become U+FFFD.
+        /// Values by key, at least of the referenced keys. Bytes that are not UTF-8 are replaced by U+FFFD.
         values: BTreeMap<String, Secret>,
-        /// The keys that were looked for; `None` means all.
+        /// Keys that were looked up; `None` means all.
         looked_for: Option<BTreeSet<String>>,
     },
-    /// There is none of this name.
+    /// It does not exist.
     NotFound,
     /// The controller may not read it.
     Forbidden {
-        /// Who the controller is, as `kubectl create rolebinding` takes it; `None` if that is not known.
+        /// The controller's account, as an argument of `kubectl create rolebinding`; `None` if unknown.
         account: Option<String>,
     },
-    /// It could not be read so far.
+    /// It could not be read yet.
     Unreadable(String),
-    /// It is not read, since what routers get is not encrypted on its way.
+    /// Not read, because the channel to routers is not encrypted.
     Withheld,
 }
 
-/// What routing needs to know of a Service.
+/// The parts of a Service that routing needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// Its namespace.
+    /// Namespace.
     pub namespace: String,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its ports; `None` where any port is taken as it is asked for, as in local mode.
+    /// Ports; `None` if any port is accepted as given, as in local mode.
     pub ports: Option<Vec<Port>>,
-    /// Whether it only stands for a name outside the cluster (`type: ExternalName`).
+    /// Whether it is an alias of a name outside the cluster (`type: ExternalName`).
     pub external_name: bool,
 }
 
 /// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// Its name, empty if it has none.
+    /// Name, or empty.
     pub name: String,
-    /// Its number.
+    /// Number.
     pub number: u16,
 }
 
-/// What routing needs to know of a namespace.
+/// The parts of a namespace that routing needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its labels.
+    /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Whether it is being deleted: nothing can be made in it any more.
+    /// Whether it is being deleted, so that nothing can be created in it.
     pub terminating: bool,
 }

@@ -1,7 +1,7 @@
-//! From a reference to where events are posted. Pure.
+//! Resolves references to the URIs that events are posted to. Pure.
 //!
-//! A reference never reaches further than its author: a Service is always one of the namespace of whoever names it,
-//! another namespace's Sink has to let the Trigger in, and a `uri` cannot name what is inside the cluster.
+//! A reference never reaches further than its author: a Service is always in the referrer's namespace, a Sink in
+//! another namespace must allow the Trigger, and a `uri` cannot name a host inside the cluster.
 
 use std::collections::BTreeMap;
 
@@ -17,14 +17,14 @@ use crate::{
     routing::ServiceName,
 };
 
-/// A destination that is known.
+/// A resolved destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) uri: String,
     pub(super) service: Option<ServiceName>,
 }
 
-/// Finds what references name.
+/// Resolves references.
 pub(super) struct Resolver<'a> {
     cluster_domain: &'a str,
     services: BTreeMap<(&'a str, &'a str), &'a Service>,
@@ -63,7 +63,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// The Sink that a Trigger of a namespace names.
+    /// Returns the Sink that a Trigger in namespace `from` references.
     pub(super) fn sink(&self, from: &str, reference: &api::SinkRef) -> Result<&'a api::Sink, Finding> {
         let namespace = reference.namespace.as_deref().unwrap_or(from);
         let name = &reference.name;
@@ -73,13 +73,13 @@ impl<'a> Resolver<'a> {
                 Finding::bad("SinkNotFound", format!("there is no Sink {name:?} in namespace {namespace:?}; apply it, or correct spec.sink.ref"))
             });
         }
-        // Whether a foreign Sink exists is not told to those whom it does not let in.
+        // Does not reveal whether a foreign Sink exists to namespaces that it does not allow.
         sink.filter(|sink| self.lets_in(sink.spec.allowed_namespaces.as_ref(), from)).ok_or_else(|| {
             Finding::bad(
                 "SinkNotAllowed",
                 format!(
-                    "no Sink {name:?} in namespace {namespace:?} lets in namespace {from:?}; its owner can list {from:?} in the \
-                     Sink's spec.allowedNamespaces"
+                    "no Sink {name:?} in namespace {namespace:?} allows namespace {from:?}; its owner can list \
+                     {from:?} in the Sink's spec.allowedNamespaces"
                 ),
             )
         })
@@ -99,7 +99,7 @@ impl<'a> Resolver<'a> {
         by_name || by_label
     }
 
-    /// What is known of a Secret of this namespace; `None` if it has not been looked for yet.
+    /// Returns the known state of a Secret; `None` if it has not been read yet.
     pub(super) fn secret(&self, namespace: &str, name: &str) -> Option<&'a SecretState> {
         self.secrets.get(&SecretName {
             namespace: namespace.to_owned(),
@@ -107,7 +107,7 @@ impl<'a> Resolver<'a> {
         })
     }
 
-    /// Where a Service of this namespace is reached.
+    /// Resolves a Service of this namespace.
     pub(super) fn service(&self, namespace: &str, target: &ServiceTarget) -> Result<Address, Finding> {
         let ServiceTarget {
             name,
@@ -127,9 +127,9 @@ impl<'a> Resolver<'a> {
             return Err(Finding::bad(
                 "ServiceExternal",
                 format!(
-                    "Service {name:?} is of type ExternalName and has no address of its own; name its target instead: a host \
-                     outside the cluster in uri, or a Service of this namespace in service; a Service of another namespace is reached \
-                     by a Trigger's ref to a Sink there"
+                    "Service {name:?} is of type ExternalName and has no address of its own; reference its target \
+                     instead: a host outside the cluster by uri, a Service in this namespace by service, or a \
+                     Service in another namespace by a Trigger's ref to a Sink there"
                 ),
             ));
         }
@@ -144,7 +144,7 @@ impl<'a> Resolver<'a> {
         uri.parse::<Uri>().map_err(|error| {
             Finding::bad(
                 "InvalidPath",
-                format!("path {path:?} is not the path of a URI: {error}"),
+                format!("path {path:?} is not a valid URI path: {error}"),
             )
         })?;
         let service = ServiceName {
@@ -157,7 +157,7 @@ impl<'a> Resolver<'a> {
         })
     }
 
-    /// A destination outside the cluster.
+    /// Resolves a destination outside the cluster.
     pub(super) fn uri(&self, text: &str) -> Result<Address, Finding> {
         let bad = |problem: &str| Finding::bad("InvalidUri", format!("uri {text:?} {problem}"));
         let uri = http_url::parse(text).map_err(|error| bad(&error.to_string()))?;
@@ -174,8 +174,8 @@ impl<'a> Resolver<'a> {
         .any(|suffix| host.ends_with(suffix));
         if inside {
             return Err(bad(
-                "is inside the cluster; name a Service of this namespace in service, or in a Trigger refer to a Sink in the \
-                 Service's namespace (for an ExternalName Service, use its target)",
+                "is inside the cluster; use service for a Service in this namespace, or ref in a Trigger for a \
+                 Sink in the Service's namespace (for an ExternalName Service, use its target)",
             ));
         }
         Ok(Address {

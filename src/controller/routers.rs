@@ -1,4 +1,4 @@
-//! Which routers are there, what each has applied, and what it tells of Sinks. Pure: time comes in as an argument.
+//! Tracks the connected routers, what each has applied, and what it reports on Sinks. Pure: time is an argument.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -14,83 +14,83 @@ use crate::routing::{
     protocol::{POLL_TIMEOUT, SinkReport},
 };
 
-/// How long routers are awaited that another controller knew, and the first one if none did. One that asked a
-/// controller whose node has died notices after the time of a poll and its own patience (10 s), and then has to find
-/// this one.
+/// Time to wait after the start for routers known to the previous controller, or for a first router if there were
+/// none. A router connected to a controller whose node died notices after the poll timeout plus its own patience
+/// (10 s), and then has to find this controller.
 const AWAITED_AT_START: Duration = POLL_TIMEOUT.saturating_add(Duration::from_secs(20));
 
-/// A router that has not asked for this long is gone; between two requests it takes milliseconds.
+/// A router that has not polled for this long is gone. Between two polls it takes milliseconds.
 const GONE_AFTER: Duration = Duration::from_secs(15);
 
-/// How many published configurations are remembered, to tell what a router that lags behind has applied.
+/// Number of published configurations to remember, to know what a lagging router has applied.
 const HISTORY: usize = 16;
 
-/// What the controller knows of its routers.
+/// The controller's view of its routers.
 #[derive(Debug, Default)]
 pub(super) struct Routers {
     known: BTreeMap<String, Router>,
-    /// Those that the controller before this one knew, and that have not asked yet.
+    /// Routers known to the previous controller that have not polled yet.
     awaited: BTreeSet<String>,
-    /// Whether a router has ever asked.
+    /// Whether any router has polled.
     heard: bool,
-    /// Since when there is something to ask for.
+    /// Time of the first publication.
     first_published: Option<Instant>,
-    /// Newest last.
+    /// Oldest first.
     published: VecDeque<Published>,
 }
 
 #[derive(Debug)]
 struct Router {
     revision: Revision,
-    /// Requests that wait for an answer; a restarted router may overlap with itself.
+    /// Pending polls. A restarted router may overlap with its former self.
     asking: usize,
     seen: Instant,
-    /// What it told of Sinks last; forgotten with it.
+    /// Its last report on Sinks, dropped with the router.
     heard: Option<Heard>,
 }
 
 #[derive(Debug)]
 struct Published {
     revision: Revision,
-    /// By UID, what each Trigger and Source was.
+    /// Fingerprint of each Trigger and Source, by UID.
     entries: HashMap<String, u64>,
 }
 
-/// What became of a router's report.
+/// Outcome of a router's report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// It says something new.
+    /// It differs from the previous one.
     News,
-    /// It says what the one before said.
+    /// It equals the previous one.
     Known,
-    /// The router has not asked for the configuration, or there is none yet.
+    /// The router has not polled yet, or nothing is published.
     TooEarly,
 }
 
-/// How far a resource has come.
+/// Progress of applying a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Applied {
-    /// The controller has just begun, and these routers, or whichever there are, have not asked it yet, or not since they
-    /// were given what it published: what was known of them before still holds.
+    /// The controller has just started, and these routers (or any router) have not polled yet, or not since the
+    /// publication. The state known before still holds.
     Awaited(Vec<String>),
-    /// No router is there to apply it.
+    /// There is no router.
     NoRouter,
-    /// These routers have not applied it as it is now.
+    /// These routers have not applied its current version.
     Not(Vec<String>),
-    /// All routers that are there have.
+    /// Every router has applied it.
     Everywhere,
 }
 
-/// How far one router has come with a resource.
+/// A router's progress with a resource.
 enum Has {
     Newest,
     Older,
-    /// It has what this controller did not publish: what another one did, as far as it can be known.
+    /// Applied a revision that this controller did not publish, presumably from the previous controller.
     Unknown,
 }
 
 impl Routers {
-    /// Begins with the names of those that another controller knew.
+    /// Starts with the names of the routers known to the previous controller.
     pub(super) fn awaiting(names: BTreeSet<String>) -> Self {
         Self {
             awaited: names,
@@ -98,12 +98,12 @@ impl Routers {
         }
     }
 
-    /// The names of those that are there, or awaited.
+    /// Returns the names of connected and awaited routers.
     pub(super) fn names(&self) -> BTreeSet<String> {
         self.known.keys().chain(&self.awaited).cloned().collect()
     }
 
-    /// A router asks, and so says which revision it has applied. Tells whether that is news.
+    /// Records a router's poll and the revision it has applied. Returns whether that is news.
     pub(super) fn asks(&mut self, name: &str, revision: &Revision, now: Instant) -> bool {
         self.heard = true;
         self.awaited.remove(name);
@@ -128,7 +128,7 @@ impl Routers {
         }
     }
 
-    /// A router's request was answered, or its connection broke.
+    /// Records that a router's poll was answered, or its connection broke.
     pub(super) fn asked(&mut self, name: &str, now: Instant) {
         if let Some(router) = self.known.get_mut(name) {
             router.asking = router.asking.saturating_sub(1);
@@ -136,7 +136,7 @@ impl Routers {
         }
     }
 
-    /// A router tells of its Triggers' Sinks.
+    /// Records a router's report on its Triggers' Sinks.
     pub(super) fn tells(&mut self, name: &str, report: SinkReport) -> Taken {
         let (Some(router), Some(published)) = (self.known.get_mut(name), self.published.back()) else {
             return Taken::TooEarly;
@@ -149,7 +149,7 @@ impl Routers {
         Taken::News
     }
 
-    /// How a Trigger's Sink looks from the routers that are there.
+    /// Returns the routers' combined view of a Trigger's Sink.
     pub(super) fn sink(&self, uid: &str) -> SinkSeen {
         let told = self
             .known
@@ -158,7 +158,7 @@ impl Routers {
         sinks_seen::seen(told, uid)
     }
 
-    /// How the filters of a Trigger of this generation look from the routers that are there.
+    /// Returns the routers' combined view of the filters of this generation of a Trigger.
     pub(super) fn filters(&self, uid: &str, generation: i64) -> FiltersSeen<'_> {
         let told = || {
             let known = self.known.iter();
@@ -173,13 +173,14 @@ impl Routers {
         }
     }
 
-    /// Whether some router tells that the Trigger went on where it, or a deleted one of its name, had been.
+    /// Whether a router reports that the Trigger resumed from its own position or that of a deleted Trigger with
+    /// its name.
     pub(super) fn has_resumed(&self, uid: &str) -> bool {
         let mut heard = self.known.values().filter_map(|router| router.heard.as_ref());
         heard.any(|heard| heard.has_resumed(uid))
     }
 
-    /// Forgets routers that are gone, and names them.
+    /// Removes routers that are gone, and returns their names.
     pub(super) fn forget_gone(&mut self, now: Instant) -> Vec<String> {
         let gone: Vec<String> = self
             .known
@@ -196,7 +197,7 @@ impl Routers {
         gone
     }
 
-    /// This is what routers are given from now on.
+    /// Records a newly published configuration.
     pub(super) fn publish(&mut self, configuration: &Configuration, now: Instant) {
         self.first_published.get_or_insert(now);
         let Configuration {
@@ -224,7 +225,7 @@ impl Routers {
         }
     }
 
-    /// Whether every router that is there has the resource as it was last published.
+    /// Returns whether every router has applied the resource as last published.
     pub(super) fn applied(&self, uid: &str, now: Instant) -> Applied {
         let is_beginning = self.is_beginning(now);
         let mut behind = Vec::new();
@@ -266,13 +267,13 @@ impl Routers {
         }
     }
 
-    /// Whether there was not yet time for all routers to find this controller.
+    /// Whether routers have not yet had time to find this controller.
     fn is_beginning(&self, now: Instant) -> bool {
         self.first_published
             .is_none_or(|since| now.duration_since(since) <= AWAITED_AT_START)
     }
 
-    /// How many routers are there.
+    /// Returns the number of routers.
     pub(super) fn count(&self) -> usize {
         self.known.len()
     }
@@ -310,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trigger_is_applied_when_every_router_has_it_as_it_is() {
+    fn trigger_is_applied_when_every_router_has_its_current_version() {
         let now = Instant::now();
         let mut routers = Routers::default();
         routers.publish(&configuration("1", &[("a", 1)]), now);
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_router_is_gone_some_time_after_its_last_request_ended() {
+    fn router_is_gone_some_time_after_its_last_poll_ended() {
         let now = Instant::now();
         let mut routers = Routers::default();
         routers.asks("r", &revision("1"), now);
@@ -362,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn routers_are_awaited_for_a_while_after_the_start() {
+    fn waits_for_routers_after_the_start() {
         let now = Instant::now();
         let mut routers = Routers::default();
         let published = now + Duration::from_secs(3600);
@@ -380,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn routers_that_another_controller_knew_are_awaited_one_by_one() {
+    fn waits_for_each_router_known_to_the_previous_controller() {
         let now = Instant::now();
         let mut routers = Routers::awaiting(["r1".to_owned(), "r2".to_owned()].into());
         let awaited = |names: &[&str]| Applied::Awaited(names.iter().map(|&name| name.into()).collect());
@@ -403,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn no_router_is_awaited_for_ever() {
+    fn stops_waiting_for_missing_routers() {
         let now = Instant::now();
         let mut routers = Routers::awaiting(["gone".to_owned()].into());
         routers.publish(&configuration("1", &[("a", 1)]), now);
@@ -420,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_router_tells_of_sinks_replaces_what_it_told_and_is_forgotten_with_it() {
+    fn report_replaces_the_previous_one_and_is_dropped_with_the_router() {
         let down = |uids: &[&str]| SinkReport {
             down: uids
                 .iter()

@@ -1,8 +1,9 @@
-//! When each Secret that Sinks name is read. Pure: the time comes in as an argument.
+//! Schedules the reads of the Secrets that Sinks reference. Pure: time is an argument.
 //!
-//! Namespaces take turns, so that however many one of them names, another waits for a turn and no longer. What did not
-//! serve the last time waits in a queue of its own, with a slower pace: whoever names what is not there delays nobody
-//! whose Secrets are. What was never read has no pace: a new leader can say nothing of a Sink before that.
+//! Namespaces take turns, so that one that references many Secrets delays another by no more than a turn. Secrets
+//! that were unusable at the last read wait in a separate queue with a slower pace, so that references to missing
+//! Secrets do not delay others. Secrets that were never read are not paced: until then, a new leader knows nothing
+//! about their Sinks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,57 +13,58 @@ use std::{
 
 use super::{credentials::Naming, observed::SecretName};
 
-/// How often each Secret is read again; a changed one is taken over by then.
+/// Interval at which each Secret is read again. A change takes effect within this time.
 const READ_EVERY: Duration = Duration::from_secs(30);
 
-/// When one is looked for again that does not serve: somebody may be about to mend it. Each pause is twice the one
-/// before, up to the longest, which is how long a person who mends it late has to wait.
+/// Initial delay before an unusable Secret is read again, since somebody may be about to fix it. The delay doubles
+/// up to the maximum, which bounds the wait after a late fix.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Between the beginnings of two reads: 100 a second.
+/// Minimum time between the starts of two reads: 100 per second.
 const PACE: Duration = Duration::from_millis(10);
 
-/// The same for what did not serve the last time: 20 a second. Each may be a line in an audit log.
+/// The same for Secrets that were unusable at the last read: 20 per second. Each read may be a line in an audit
+/// log.
 const PACE_OF_MISSING: Duration = Duration::from_millis(50);
 
-/// How a read ended.
+/// Outcome of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
-    /// Every key that is named is there.
+    /// Every referenced key exists.
     Serves,
-    /// Something is not there, or may not be read.
+    /// Something is missing or may not be read.
     Missing {
-        /// Whether it was another answer before.
+        /// Whether the outcome differs from the previous one.
         is_news: bool,
     },
-    /// There was no answer.
+    /// No response.
     Failed,
 }
 
-/// The Secrets that are named, and when each is read.
+/// The referenced Secrets, and when each is read next.
 pub(super) struct Plan {
     entries: BTreeMap<SecretName, Entry>,
-    /// Those that were never read.
+    /// Never read.
     new: Queue,
-    /// Those that serve.
+    /// Usable.
     regular: Queue,
-    /// Those that did not serve the last time.
+    /// Unusable at the last read.
     missing: Queue,
 }
 
 struct Entry {
     naming: Naming,
-    /// When it is read again; `None` while it is.
+    /// Time of the next read; `None` while it is being read.
     due: Option<Instant>,
-    /// Whether more keys were named while it was read.
+    /// Whether keys were added during the read.
     again: bool,
     last_read: LastRead,
-    /// How long it is left alone when it does not serve the next time.
+    /// Delay after the next unusable read.
     pause: Duration,
 }
 
-/// How the last read of a Secret ended.
+/// Outcome of the last read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LastRead {
     Never,
@@ -80,12 +82,12 @@ impl Plan {
         }
     }
 
-    /// The keys that are named of a Secret; `None` if it is not named.
+    /// Returns the referenced keys of a Secret; `None` if it is not referenced.
     pub(super) fn keys(&self, name: &SecretName) -> Option<&BTreeSet<String>> {
         Some(&self.entries.get(name)?.naming.keys)
     }
 
-    /// These are named from now on.
+    /// Updates the set of referenced Secrets.
     pub(super) fn take_over(&mut self, named: &BTreeMap<SecretName, Naming>, now: Instant) {
         let gone = self.entries.keys().filter(|name| !named.contains_key(name));
         for name in gone.cloned().collect::<Vec<_>>() {
@@ -121,8 +123,8 @@ impl Plan {
         }
     }
 
-    /// What was not looked for yet is read at once, and so is what did not serve if a Sink that names it is new or was
-    /// edited.
+    /// Reads at once what was not looked up yet. Also reads an unusable Secret at once if a Sink that references it
+    /// is new or was edited.
     fn name(&mut self, name: &SecretName, naming: &Naming, now: Instant) {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
@@ -150,16 +152,17 @@ impl Plan {
         }
     }
 
-    /// When the next read may begin; `None` if there is none to come.
+    /// Returns the time at which the next read may start; `None` if there is none.
     pub(super) fn next(&self) -> Option<Instant> {
         let next = [self.new.next(), self.regular.next(), self.missing.next()];
         next.into_iter().flatten().min()
     }
 
-    /// A Secret to read now, with its keys.
+    /// Takes a Secret to read now, with its keys.
     pub(super) fn begin(&mut self, now: Instant) -> Option<(SecretName, BTreeSet<String>)> {
         let next = self.next().filter(|next| *next <= now);
-        // The one that was open first: where reading is slower than the paces, they take turns.
+        // Prefers the queue that has been open longest, so that queues take turns if reads are slower than the
+        // paces.
         let queues = [&mut self.new, &mut self.regular, &mut self.missing];
         let mut first = queues
             .into_iter()
@@ -170,9 +173,9 @@ impl Plan {
         Some((name, entry.naming.keys.clone()))
     }
 
-    /// A read ended.
+    /// Records the outcome of a read.
     pub(super) fn ended(&mut self, name: &SecretName, ended: Ended, now: Instant) {
-        // One that was forgotten and named again meanwhile is to be read anew.
+        // A Secret that was dropped and referenced again in the meantime must be read again.
         let Some(entry) = self.entries.get_mut(name).filter(|entry| entry.due.is_none()) else {
             return;
         };
@@ -203,15 +206,15 @@ impl Plan {
     }
 }
 
-/// Secrets in the order of their times, and once these have come, namespace by namespace.
+/// Secrets ordered by time, and, once due, taken namespace by namespace.
 struct Queue {
     pace: Duration,
-    /// From when on the next may be taken.
+    /// Time from which the next may be taken.
     open: Instant,
     waiting: BTreeSet<(Instant, SecretName)>,
-    /// By namespace; none is empty.
+    /// By namespace; no set is empty.
     due: BTreeMap<String, BTreeSet<(Instant, String)>>,
-    /// The namespace that had the last turn.
+    /// Namespace that had the last turn.
     last: String,
 }
 
@@ -300,7 +303,7 @@ mod tests {
         }
     }
 
-    /// One Secret that was read once, with this end.
+    /// Creates a plan with one Secret that was read once, with this outcome.
     fn read_once(ended: Ended) -> (Plan, SecretName, Instant) {
         let (now, one) = (Instant::now(), name("shop", "one"));
         let mut plan = Plan::new(now);
@@ -310,23 +313,23 @@ mod tests {
         (plan, one, now)
     }
 
-    /// How long after `now` the only Secret is due.
+    /// Returns the seconds from `now` until the only Secret is due.
     fn pause(plan: &Plan, now: Instant) -> u64 {
         plan.next().unwrap().duration_since(now).as_secs()
     }
 
     #[test]
-    fn how_long_each_is_left_alone() {
+    fn delay_depends_on_the_outcome() {
         for (ends, pauses) in [
             (&[Ended::Serves, Ended::Serves][..], &[30, 30][..]),
             (&[NEWS, SAME, SAME, SAME, SAME], &[10, 20, 40, 60, 60]),
-            // Somebody is at work on it.
+            // News indicates that somebody is working on it.
             (&[NEWS, SAME, SAME, NEWS, SAME], &[10, 20, 40, 10, 20]),
             (
                 &[NEWS, SAME, SAME, Ended::Serves, SAME, SAME],
                 &[10, 20, 40, 30, 10, 20],
             ),
-            // Without an answer it is not known to be another than before.
+            // Without a response it is not known to have changed.
             (&[NEWS, SAME, Ended::Failed, SAME], &[10, 20, 30, 40]),
             (&[Ended::Failed, NEWS], &[30, 10]),
         ] {
@@ -344,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_anew_is_read_at_once_where_that_can_tell_more() {
+    fn new_references_are_read_at_once_if_that_can_bring_news() {
         for (ended, after, seconds) in [
             (Ended::Serves, naming(&["a"], &[("u", 1)]), 30),
             (Ended::Serves, naming(&["a"], &[("u", 2), ("v", 1)]), 30),
@@ -368,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edited_sink_begins_the_pauses_anew() {
+    fn edited_sink_resets_the_delay() {
         let (mut plan, one, _) = read_once(NEWS);
         let now = plan.next().unwrap();
         plan.begin(now).unwrap();
@@ -381,16 +384,16 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_while_one_is_read() {
+    fn handles_changes_during_a_read() {
         let (mut plan, one, now) = read_once(Ended::Serves);
         let later = now + READ_EVERY;
         plan.begin(later).unwrap();
-        // What is under way does not have the new key.
+        // A read in flight does not include the new key.
         plan.take_over(&[(one.clone(), naming(&["a", "b"], &[("u", 2)]))].into(), later);
         assert_eq!(plan.next(), None);
         plan.ended(&one, SAME, later);
         assert_eq!(pause(&plan, later), 0);
-        // What was forgotten and is named again is read again, whatever the answer for the one before.
+        // A Secret that was dropped and referenced again is read again, whatever the earlier outcome.
         let later = plan.next().unwrap();
         plan.begin(later).unwrap();
         plan.take_over(&BTreeMap::new(), later);
@@ -418,8 +421,8 @@ mod tests {
         assert_eq!(order, ["a/1", "b/1", "c/1", "a/2", "c/2", "a/3"]);
     }
 
-    /// Reads for this long, each at once, where those of namespace `loud` and those named `missing` do not serve, and
-    /// gives back what was read when.
+    /// Runs for this long with instant reads, where Secrets in namespace `loud` and those named `missing` are
+    /// unusable. Returns the reads and their times.
     fn run(plan: &mut Plan, start: Instant, length: Duration) -> Vec<(Duration, SecretName)> {
         let mut read = Vec::<(Duration, SecretName)>::new();
         let mut seen = BTreeSet::new();
@@ -441,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn thousands_of_names_that_lead_nowhere_delay_nobody_else() {
+    fn thousands_of_missing_secrets_delay_no_other() {
         let start = Instant::now();
         let mut plan = Plan::new(start);
         let loud = (0..5_100).map(|number| name("loud", &number.to_string()));
@@ -464,7 +467,7 @@ mod tests {
                 "{secret:?}: {times:?}"
             );
         }
-        // The first time aside, those that lead nowhere are looked for at their own pace.
+        // After the first time, unusable ones are read at their own pace.
         let mut seen = BTreeSet::new();
         let again = read
             .iter()
@@ -472,14 +475,14 @@ mod tests {
         let again: Vec<_> = again.map(|(at, _)| *at).collect();
         assert!(again.windows(2).all(|two| two[1] - two[0] >= PACE_OF_MISSING));
         assert!(read.windows(2).all(|two| two[1].0 >= two[0].0));
-        // And each comes to its turn.
+        // Each one gets its turn.
         assert_eq!(seen.len(), 5_103);
         let last = times(&name("loud", "5099"));
         assert!(last.len() >= 2, "{last:?}");
     }
 
     #[test]
-    fn where_reading_is_slow_both_kinds_come_to_their_turns() {
+    fn both_queues_take_turns_if_reads_are_slow() {
         let start = Instant::now();
         let mut plan = Plan::new(start);
         let names =
@@ -495,9 +498,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens, each Secret is in one queue at its time, or is being read.
+        /// At all times each Secret is in exactly one queue at its time, or is being read.
         #[test]
-        fn none_is_lost(steps in prop::collection::vec((0..6_u8, 0..4_usize, 0..40_u64), 1..60)) {
+        fn loses_no_secret(steps in prop::collection::vec((0..6_u8, 0..4_usize, 0..40_u64), 1..60)) {
             let all = [("a", "1"), ("a", "2"), ("b", "1"), ("c", "1")].map(|(space, secret)| name(space, secret));
             let mut now = Instant::now();
             let mut plan = Plan::new(now);

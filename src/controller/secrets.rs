@@ -1,7 +1,8 @@
-//! Reads the Secrets that Sinks name, each by itself: the controller may `get` those that a namespace's owner lets it,
-//! and may neither list nor watch any. So each is read when a Sink begins to name it, and again from time to time.
+//! Reads the Secrets that Sinks reference, one by one. The controller may `get` only those that a namespace's owner
+//! grants it, and may neither list nor watch them. Each is read when a Sink starts to reference it, and again
+//! periodically.
 //!
-//! What is known stays known while the API server is in trouble. Of a Secret only the keys that are named are kept.
+//! Known values stay in force while the API server is unavailable. Only the referenced keys of a Secret are kept.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,30 +24,30 @@ use super::{
 };
 use crate::{api, routing::Secret};
 
-/// How many are read at once.
+/// Maximum number of concurrent reads.
 const CONCURRENCY: usize = 8;
 
-/// How long reading one may take.
+/// Timeout of a read.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long routing waits at the start for what Sinks name. Without it their events would have nowhere to go for a
-/// moment whenever a controller starts.
+/// Time that routing waits at the start for referenced Secrets. Otherwise each start of a controller would briefly
+/// leave events without a destination.
 const AWAITED_AT_START: Duration = Duration::from_secs(15);
 
 type Named = BTreeMap<SecretName, Naming>;
 
 type Known = BTreeMap<SecretName, SecretState>;
 
-/// What is known of the Secrets that Sinks name.
+/// Known state of the referenced Secrets.
 pub(super) struct Secrets {
     named: watch::Sender<Named>,
-    /// Absent where none is read.
+    /// `None` if Secrets are not read.
     known: Option<watch::Receiver<Known>>,
 }
 
 impl Secrets {
-    /// Reads Secrets until told to stop, and rings `changed` when one is another. None is read where what routers get
-    /// is not encrypted on its way.
+    /// Reads Secrets until told to stop, and notifies `changed` when one changes. Reads none if the channel to
+    /// routers is not encrypted.
     pub(super) fn start(
         client: &Client,
         metrics: &Arc<ControllerMetrics>,
@@ -79,7 +80,7 @@ impl Secrets {
         }
     }
 
-    /// What is known of those that these Sinks name; what they begin to name is read at once.
+    /// Returns the known state for these Sinks. Newly referenced Secrets are read at once.
     pub(super) fn observe<'a>(&self, sinks: impl IntoIterator<Item = &'a api::Sink>) -> Known {
         let named = credentials::named(sinks);
         self.named.send_if_modified(|before| {
@@ -98,7 +99,7 @@ impl Secrets {
             .collect()
     }
 
-    /// Waits until each of those that these Sinks name was looked for, though not for ever.
+    /// Waits, for a bounded time, until every Secret of these Sinks was read.
     pub(super) async fn ready<'a>(&self, sinks: impl IntoIterator<Item = &'a api::Sink>) {
         self.observe(sinks);
         let Some(mut known) = self.known.clone() else {
@@ -107,7 +108,7 @@ impl Secrets {
         let named = self.named.borrow().clone();
         let all = known.wait_for(|known| named.keys().all(|name| known.contains_key(name)));
         if tokio::time::timeout(AWAITED_AT_START, all).await.is_err() {
-            tracing::warn!("some Secrets that Sinks name could not be read in time; their events wait");
+            tracing::warn!("some Secrets referenced by Sinks could not be read in time; their events wait");
         }
     }
 }
@@ -120,7 +121,7 @@ struct Reader {
     changed: Arc<Notify>,
     known: watch::Sender<Known>,
     plan: Plan,
-    /// Those that could not be read the last time.
+    /// Secrets whose last read failed.
     failing: BTreeSet<SecretName>,
     under_way: FuturesUnordered<BoxFuture<'static, Read>>,
 }
@@ -140,7 +141,7 @@ impl Reader {
         }
     }
 
-    /// Begins to read what is due, and tells when the next is, if there is room for it.
+    /// Starts due reads. Returns the time of the next one, if there is capacity for it.
     fn begin(&mut self, now: Instant) -> Option<Instant> {
         while self.under_way.len() < CONCURRENCY {
             let Some((name, keys)) = self.plan.begin(now) else {
@@ -149,7 +150,7 @@ impl Reader {
             let api = self.api.clone();
             let read = async move {
                 let read = tokio::time::timeout(TIMEOUT, api.read(&name, &keys)).await;
-                let read = read.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}")));
+                let read = read.unwrap_or_else(|_| Err(format!("no response within {TIMEOUT:?}")));
                 (name, read)
             };
             self.under_way.push(read.boxed());
@@ -187,7 +188,7 @@ impl Reader {
                         namespace,
                         secret,
                         error,
-                        "the Secret cannot be read; what is known of it stays in force"
+                        "cannot read the Secret; its last known values stay in force"
                     );
                 }
                 if self.known.borrow().contains_key(&name) {
@@ -216,10 +217,10 @@ impl Reader {
     }
 }
 
-/// What is asked of the API server.
+/// Requests to the API server.
 struct SecretApi {
     client: Client,
-    /// Who the controller is.
+    /// The controller's account.
     account: OnceCell<String>,
 }
 
@@ -235,13 +236,16 @@ impl SecretApi {
             Err(kube::Error::Api(status)) if status.code == 403 => Ok(SecretState::Forbidden {
                 account: self.account().await,
             }),
-            // What cannot be read may be quoted in the error.
-            Err(kube::Error::SerdeError(_)) => Err("what the API server sent is no Secret".to_owned()),
+            // The error could quote the Secret.
+            Err(kube::Error::SerdeError(_)) => {
+                Err("the API server's response is not a valid Secret".to_owned())
+            }
             Err(error) => Err(error.to_string()),
         }
     }
 
-    /// As `kubectl create rolebinding` takes it; `None` if the API server does not tell.
+    /// Formats the account as an argument of `kubectl create rolebinding`; `None` if the API server does not report
+    /// it.
     async fn account(&self) -> Option<String> {
         let ask = async || {
             let reviews = Api::<SelfSubjectReview>::all(self.client.clone());
@@ -303,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_named_keys_are_kept() {
+    fn keeps_only_referenced_keys() {
         let data = [("token", &b"a"[..]), ("odd", b"\xff"), ("other", b"b")];
         let secret = v1::Secret {
             metadata: ObjectMeta {
@@ -336,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_named_as_kubectl_takes_it() {
+    fn formats_account_as_kubectl_argument() {
         assert_eq!(
             as_subject("system:serviceaccount:weir-system:weir-controller"),
             "--serviceaccount=weir-system:weir-controller"
@@ -344,7 +348,7 @@ mod tests {
         assert_eq!(as_subject("admin"), "--user=admin");
     }
 
-    /// Of an API server that does not answer.
+    /// A reader whose API server does not respond.
     fn reader(names: &[SecretName]) -> Reader {
         let api_server = tower::service_fn(|_: http::Request<kube::client::Body>| {
             std::future::pending::<Result<http::Response<kube::client::Body>, kube::Error>>()
@@ -385,19 +389,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_known_stays_in_force_while_nothing_can_be_read() {
+    async fn known_values_stay_in_force_while_reads_fail() {
         let (one, two) = (name("one"), name("two"));
         let mut reader = reader(&[one.clone(), two.clone()]);
         let known = |reader: &Reader, name: &SecretName| reader.known.borrow().get(name).cloned();
         reader.ended(one.clone(), Ok(state("a")));
         reader.ended(one.clone(), Err("down".into()));
         assert_eq!(known(&reader, &one), Some(state("a")));
-        // Of what was never read, it is told why.
+        // For a Secret that was never read, the cause is reported.
         reader.ended(two.clone(), Err("down".into()));
         assert_eq!(known(&reader, &two), Some(SecretState::Unreadable("down".into())));
         reader.ended(two.clone(), Ok(state("b")));
         assert_eq!(known(&reader, &two), Some(state("b")));
-        // What is taken away is gone.
+        // A revoked Secret is dropped.
         reader.ended(one.clone(), Ok(SecretState::Forbidden { account: None }));
         assert_eq!(
             known(&reader, &one),
@@ -405,13 +409,13 @@ mod tests {
         );
         reader.take_over(&Named::new());
         assert_eq!(*reader.known.borrow(), Known::new());
-        // An answer that comes later changes nothing.
+        // A late response changes nothing.
         reader.ended(one.clone(), Ok(state("a")));
         assert_eq!(known(&reader, &one), None);
     }
 
     #[tokio::test]
-    async fn few_are_read_at_once_and_the_others_when_there_is_room() {
+    async fn limits_concurrent_reads() {
         let names: Vec<_> = (0..20).map(|number| name(&number.to_string())).collect();
         let mut reader = reader(&names);
         let mut now = Instant::now();
@@ -424,7 +428,7 @@ mod tests {
             now = next;
         }
         assert_eq!(reader.under_way.len(), CONCURRENCY);
-        // Of these there are fewer, and then nothing is left to begin.
+        // The remaining ones fit, so none is left to start.
         reader.under_way = FuturesUnordered::new();
         while let Some(next) = reader.begin(now) {
             now = next;

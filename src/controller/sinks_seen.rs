@@ -1,22 +1,22 @@
-//! What routers tell of their Triggers' Sinks, folded into what is seen of each. Pure.
+//! Combines the routers' reports on their Triggers' Sinks into one view of each. Pure.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::routing::protocol::{Detail, SinkOutage, SinkReport};
 
-/// A router's last report, by the Triggers' UIDs.
+/// A router's last report, by UID of the Trigger.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Heard {
     down: HashMap<String, SinkOutage>,
     unproven: HashSet<String>,
     filter_errors: HashMap<String, Detail>,
-    /// Of which generation.
+    /// By UID, the generation.
     set_aside: HashMap<String, i64>,
     resumed: HashSet<String>,
 }
 
 impl Heard {
-    /// Keeps of a report what is about Triggers that there are.
+    /// Converts a report, keeping only existing Triggers.
     pub(super) fn from_report(report: SinkReport, is_known: impl Fn(&str) -> bool) -> Self {
         let SinkReport {
             down,
@@ -46,39 +46,39 @@ impl Heard {
         }
     }
 
-    /// Whether the Trigger went on where it, or a deleted one of its name, had been.
+    /// Whether the Trigger resumed from its own position or that of a deleted Trigger with its name.
     pub(super) fn has_resumed(&self, uid: &str) -> bool {
         self.resumed.contains(uid)
     }
 
-    /// The last error in which a Trigger's filters ended.
+    /// The last evaluation error of a Trigger's filters.
     pub(super) fn filter_error(&self, uid: &str) -> Option<&Detail> {
         self.filter_errors.get(uid)
     }
 
-    /// Whether a Trigger of this generation is set aside, for its filters are too expensive.
+    /// Whether this generation of a Trigger is set aside because its filters are too expensive.
     pub(super) fn is_set_aside(&self, uid: &str, generation: i64) -> bool {
         self.set_aside.get(uid) == Some(&generation)
     }
 }
 
-/// How a Trigger's filters look from the routers.
+/// The routers' combined view of a Trigger's filters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct FiltersSeen<'a> {
-    /// The error in which they ended for some event, as one of the routers tells it.
+    /// An evaluation error reported by one of the routers.
     pub(super) error: Option<&'a Detail>,
-    /// The routers that do not evaluate them any more, since they are too expensive.
+    /// Routers that no longer evaluate them because they are too expensive.
     pub(super) set_aside_by: Vec<&'a str>,
 }
 
-/// How a Trigger's Sink looks from the routers.
+/// The routers' combined view of a Trigger's Sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SinkSeen {
-    /// Nobody finds it down, and not everybody can say that it is not.
+    /// No router sees it down, but not every router can tell.
     Unsure,
-    /// No router finds it down.
+    /// No router sees it down.
     Answering,
-    /// This many of the routers find it down; this one does so for the longest time.
+    /// Number of routers that see it down, and the one that has seen it down longest.
     Down {
         routers: usize,
         of: usize,
@@ -87,7 +87,7 @@ pub(super) enum SinkSeen {
     },
 }
 
-/// Folds what every router that is there has told, if it has, of one Trigger's Sink.
+/// Combines the reports of every router that has sent one, for one Trigger's Sink.
 pub(super) fn seen<'a>(
     routers: impl Iterator<Item = (&'a str, Option<&'a Heard>)> + Clone,
     uid: &str,
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
     use crate::routing::protocol::{FilterError, SetAside};
 
-    /// Down since a minute of an hour, unproven, or neither.
+    /// A report with Sinks down since a minute of the hour, and unproven ones.
     fn heard(down: &[(&str, u8)], unproven: &[&str]) -> Heard {
         let outage = |(uid, minute): &(&str, u8)| SinkOutage {
             uid: (*uid).to_owned(),
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn one_router_that_finds_it_down_is_enough_and_all_have_to_know_that_it_is_not() {
+    fn sink_is_down_if_one_router_says_so_and_up_only_if_all_do() {
         let fine = Some(heard(&[], &[]));
         let other = Some(heard(&[("other", 1)], &["another"]));
         let unproven = Some(heard(&[], &["u"]));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_no_trigger_is_left_out() {
+    fn ignores_reports_about_unknown_triggers() {
         let report = SinkReport {
             down: heard(&[("u", 1), ("x", 1)], &[]).down.into_values().collect(),
             unproven: vec!["v".into(), "y".into()],

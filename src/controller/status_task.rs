@@ -1,4 +1,4 @@
-//! Keeps statuses as they should be: looks again whenever resources or routers have changed.
+//! Keeps statuses up to date: recomputes them whenever resources or routers change.
 
 use std::{
     collections::HashMap,
@@ -22,13 +22,13 @@ use super::{
 };
 use crate::api;
 
-/// How often it is looked whether a router is gone.
+/// Interval at which routers are checked for having gone.
 const LOOK_FOR_ROUTERS_EVERY: Duration = Duration::from_secs(5);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// The resources, and what was found out about them.
+/// The resources and the findings about them.
 #[derive(Clone)]
 pub(super) struct Found {
     pub(super) observed: Arc<Observed>,
@@ -57,7 +57,7 @@ impl StatusTask {
         }
     }
 
-    /// Writes until told to stop.
+    /// Runs until told to stop.
     pub(super) async fn run(mut self, mut latest: watch::Receiver<Found>, stop: &CancellationToken) {
         let mut pause = FIRST_PAUSE;
         let mut look = tokio::time::interval(LOOK_FOR_ROUTERS_EVERY);
@@ -91,7 +91,7 @@ impl StatusTask {
         self.metrics.routers(self.publication.routers().count());
     }
 
-    /// Writes the statuses that are not as they should be; tells whether all could be written.
+    /// Writes outdated statuses. Returns whether all writes succeeded.
     async fn write(&mut self, found: &Found) -> bool {
         let writes = self.outdated(found);
         writes.is_empty() || self.writer.perform(writes).await
@@ -104,7 +104,7 @@ impl StatusTask {
             metrics,
             broker_url,
         } = self;
-        // Kubernetes keeps whole seconds.
+        // Kubernetes stores whole seconds.
         let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
         let (now, broker_url) = (Time(now), broker_url.as_deref());
         let routers = publication.routers();

@@ -1,4 +1,4 @@
-//! Writes statuses, and only those that change; tells of transitions by Events.
+//! Writes only statuses that change, and records transitions as Events.
 
 use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
 
@@ -19,19 +19,19 @@ use super::{
 };
 use crate::api;
 
-/// Who wrote a field, as `kubectl` shows it.
+/// Field manager, as `kubectl` shows it.
 pub(super) const FIELD_MANAGER: &str = "weir-controller";
 
-/// How many writes are under way at once.
+/// Maximum number of writes in flight.
 const CONCURRENCY: usize = 8;
 
-/// How long one write may take. The others wait for it.
+/// Timeout of one write. The others wait for it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the API server lets an Event's note be, in bytes; it refuses a longer one.
+/// Maximum length of an Event's note, in bytes, enforced by the API server.
 const LONGEST_NOTE: usize = 1024;
 
-/// A kind of resource whose statuses are written.
+/// A kind of resource whose status is written.
 pub(super) trait Kind:
     Resource<DynamicType = (), Scope = NamespaceResourceScope>
     + HasStatus<Status: Clone + PartialEq + Serialize + DeserializeOwned>
@@ -42,10 +42,10 @@ pub(super) trait Kind:
     + Sync
     + 'static
 {
-    /// Its name in logs and metrics.
+    /// Name in logs and metrics.
     const NAME: &'static str;
 
-    /// What a status says.
+    /// Returns the conditions of a status.
     fn conditions(status: &Self::Status) -> &[Condition];
 }
 
@@ -68,7 +68,7 @@ pub(super) struct StatusWriter {
     client: Client,
     recorder: Recorder,
     metrics: Arc<ControllerMetrics>,
-    /// By UID, what was written and is perhaps not seen in the watch yet.
+    /// By UID, writes that the watch may not have delivered yet.
     written: HashMap<String, Written>,
 }
 
@@ -80,7 +80,7 @@ struct Written {
 /// A status to write.
 pub(super) struct Write {
     uid: String,
-    /// Gives the new resource version.
+    /// Resolves to the new resource version.
     write: BoxFuture<'static, Result<Option<u64>, WriteError>>,
     status: Value,
 }
@@ -90,7 +90,7 @@ pub(super) struct Write {
 enum WriteError {
     #[error(transparent)]
     Api(#[from] kube::Error),
-    #[error("the API server did not answer within {PATIENCE:?}")]
+    #[error("the API server did not respond within {PATIENCE:?}")]
     Timeout,
 }
 
@@ -112,8 +112,8 @@ impl StatusWriter {
         }
     }
 
-    /// Prepares the write of a resource's status, if the resource is there and its status is another than `wanted`
-    /// makes of the present one.
+    /// Prepares the write of a resource's status. Returns `None` if the resource does not exist or `wanted` does
+    /// not change its status.
     pub(super) fn outdated<K: Kind>(
         &mut self,
         resources: &HashMap<&str, &K>,
@@ -131,7 +131,7 @@ impl StatusWriter {
         Some(self.write(resource, &status, transitions))
     }
 
-    /// A resource's status: what was last written, until the watch has brought that or something newer.
+    /// Returns a resource's status: the last one written, until the watch delivers it or something newer.
     fn present<K: Kind>(&mut self, resource: &K) -> Option<K::Status> {
         let uid = resource.meta().uid.as_deref().unwrap_or_default();
         if let Some(written) = self.written.get(uid) {
@@ -143,10 +143,10 @@ impl StatusWriter {
         resource.status().cloned()
     }
 
-    /// Prepares a write, with the Events that tell of it.
+    /// Prepares a write and the Events for its transitions.
     fn write<K: Kind>(&self, resource: &K, status: &K::Status, transitions: Vec<Transition>) -> Write {
         let kind = K::NAME;
-        // Plain data always serialises.
+        // Serializing plain data cannot fail.
         let status = serde_json::to_value(status).unwrap_or_default();
         let (name, namespace) = (resource.name_any(), resource.namespace().unwrap_or_default());
         let patch = json!({
@@ -164,7 +164,7 @@ impl StatusWriter {
                     metrics.wrote(kind, "written");
                     for transition in transitions {
                         if let Err(error) = in_time(recorder.publish(&event(transition), &reference)).await {
-                            tracing::warn!(kind, namespace, name, %error, "an Event cannot be recorded");
+                            tracing::warn!(kind, namespace, name, %error, "cannot record an Event");
                         }
                     }
                     Ok(Some(version(&written)))
@@ -172,13 +172,13 @@ impl StatusWriter {
                 Err(WriteError::Api(kube::Error::Api(status)))
                     if status.code == 404 || status.code == 409 =>
                 {
-                    // Deleted meanwhile, or deleted and created anew: the watch will tell.
+                    // Deleted in the meantime, or deleted and recreated; the watch will report it.
                     metrics.wrote(kind, "gone");
                     Ok(None)
                 }
                 Err(error) => {
                     metrics.wrote(kind, "failed");
-                    tracing::warn!(kind, namespace, name, %error, "a status cannot be written; it is tried again");
+                    tracing::warn!(kind, namespace, name, %error, "cannot write a status; retrying");
                     Err(error)
                 }
             }
@@ -190,7 +190,7 @@ impl StatusWriter {
         }
     }
 
-    /// Makes the writes; tells whether all were made.
+    /// Performs the writes. Returns whether all succeeded.
     pub(super) async fn perform(&mut self, writes: Vec<Write>) -> bool {
         let writes = writes
             .into_iter()
@@ -215,14 +215,14 @@ impl StatusWriter {
         all
     }
 
-    /// Forgets what is about resources that are gone.
+    /// Drops the entries of resources that are gone.
     pub(super) fn retain(&mut self, exists: impl Fn(&str) -> bool) {
         self.written.retain(|uid, _| exists(uid));
     }
 }
 
-/// Resource versions of one kind can be compared as numbers (Kubernetes 1.35 makes it a promise, and every API
-/// server has kept it).
+/// Resource versions of one kind compare as numbers. Kubernetes 1.35 guarantees this, and every API server has
+/// behaved so.
 fn version<K: Resource>(resource: &K) -> u64 {
     resource
         .meta()
@@ -253,7 +253,7 @@ fn event(
     }
 }
 
-/// The condition has the whole message.
+/// The full message is in the condition.
 fn shortened(mut message: String) -> String {
     const MARK: &str = "…";
     if message.len() > LONGEST_NOTE {
@@ -270,7 +270,7 @@ mod tests {
 
     use super::*;
 
-    /// An API server that answers a PATCH, if it does, and nothing else.
+    /// An API server that responds to PATCH, or to nothing.
     fn client(patched: Option<Value>) -> Client {
         let answer = move |request: Request<Body>| {
             let patched = patched.clone().filter(|_| request.method() == Method::PATCH);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_write_that_is_not_answered_has_failed_and_an_event_that_is_not_is_lost() {
+    async fn write_without_response_fails_and_event_without_response_is_dropped() {
         let resource = json!({
             "apiVersion": "weir.dev/v1alpha1", "kind": "Sink",
             "metadata": {"name": "s", "namespace": "shop", "uid": "u", "resourceVersion": "7"},
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_is_as_long_as_it_may_be() {
+    fn truncates_notes_to_the_maximum_length() {
         let fits = "x".repeat(LONGEST_NOTE);
         assert_eq!(shortened(fits.clone()), fits);
         assert_eq!(shortened(format!("{fits}x")).len(), LONGEST_NOTE);

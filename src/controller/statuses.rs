@@ -1,4 +1,4 @@
-//! What the status of each resource should say. Pure: the present status and the time come in as arguments.
+//! Computes the status of each resource. Pure: the present status and the time are arguments.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -13,27 +13,28 @@ use crate::{
     filter::BUDGET,
 };
 
-/// Reasons not to be Ready that pass by themselves, which each change of a resource goes through.
+/// Transient reasons for not being Ready, which every change of a resource passes through.
 const PASSING: [&str; 2] = [ROUTER_OUT_OF_DATE, SECRET_AWAITED];
 
 const ROUTER_OUT_OF_DATE: &str = "RouterOutOfDate";
 
-/// The condition that people wait for.
+/// The condition that users wait for.
 pub(super) const READY: &str = "Ready";
 
-/// Whether routers route by the resource as it is.
+/// Whether routers route by the current version of the resource.
 const APPLIED: &str = "Applied";
 
-/// Whether the Sink answers, for better or worse, as far as routers can tell. There only while events may flow.
+/// Whether the Sink responds, with success or failure, as far as routers can tell. Present only while events may
+/// flow.
 const SINK_ANSWERING: &str = "SinkAnswering";
 
-/// There, and false, while filters end in errors for some events.
+/// Present, and False, while filters fail with errors for some events.
 const FILTERS_EVALUATED: &str = "FiltersEvaluated";
 
-/// There, and true, where a Trigger went on from the place of a deleted one of its name, or from its own.
+/// Present, and True, if a Trigger resumed from its own position or that of a deleted Trigger with its name.
 const RESUMED: &str = "Resumed";
 
-/// What a Trigger's status should be.
+/// Computes a Trigger's status.
 pub(super) fn trigger(
     diagnosis: &TriggerDiagnosis,
     applied: &Applied,
@@ -60,24 +61,22 @@ pub(super) fn trigger(
         filters.holds && sink.holds && !suspended && *applied != Applied::NoRouter && set_aside_by.is_empty();
     let answering = answering_finding(applied, sink_seen);
     let failing = error.filter(|_| filters.holds).map(|error| {
-        let message = "a filter ended in an error for some events, which then do not match; weir explain shows why. The last";
+        let message = "a filter failed with an error for some events, which then do not match; weir explain shows \
+                       why. Last error";
         Finding::bad("FilterError", format!("{message}: {}", error.as_str()))
     });
     let set_aside = (filters.holds && !set_aside_by.is_empty()).then(|| too_expensive(set_aside_by));
     let failing = set_aside.clone().or(failing);
-    // What was applied of another Sink says nothing of this one.
+    // The state of a different Sink does not apply to this one.
     let same_sink = present.is_some_and(|present| present.sink_uri == *sink_uri);
     let applied_before = condition(before, APPLIED).filter(|_| same_sink);
     let applied = applied_finding(applied, applied_before, subject.generation);
     let flows = || {
         let uri = sink_uri.as_deref().unwrap_or_default();
-        Finding::good(
-            "Ready",
-            format!("events of broker {broker} that match go to {uri}"),
-        )
+        Finding::good("Ready", format!("matching events of broker {broker} go to {uri}"))
     };
     let held =
-        suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: events wait, and none is lost"));
+        suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: events wait and are not lost"));
     let problems = [
         Some(filters),
         Some(sink),
@@ -113,7 +112,8 @@ pub(super) fn trigger(
     }
 }
 
-/// The same for a Trigger that has `resumed` by what a router tells. It stays, as a router forgets it with its restart.
+/// Adds the condition `Resumed` if a router reports it. The condition stays, since routers forget it when they
+/// restart.
 pub(super) fn resumed(
     mut status: TriggerStatus,
     resumed: bool,
@@ -122,8 +122,8 @@ pub(super) fn resumed(
 ) -> TriggerStatus {
     let before = present.and_then(|present| condition(&present.conditions, RESUMED));
     let told = || {
-        let message = "went on where the Trigger of this name was that was deleted, or where it was before it was missing \
-                       for a while; the routers' logs say what waited";
+        let message = "resumed from the position of a deleted Trigger with this name, or from its own position \
+                       after it was missing for a while; the routers' logs show the backlog";
         let finding = Finding::good("PlaceTakenUp", message);
         let generation = status.observed_generation.unwrap_or_default();
         make(RESUMED, &finding, generation, &[], now)
@@ -133,7 +133,7 @@ pub(super) fn resumed(
     status
 }
 
-/// What a Sink's status should be.
+/// Computes a Sink's status.
 pub(super) fn sink(diagnosis: &SinkDiagnosis, present: Option<&SinkStatus>, now: &Time) -> SinkStatus {
     let SinkDiagnosis {
         subject,
@@ -150,7 +150,7 @@ pub(super) fn sink(diagnosis: &SinkDiagnosis, present: Option<&SinkStatus>, now:
     }
 }
 
-/// What a Source's status should be.
+/// Computes a Source's status.
 pub(super) fn source(
     diagnosis: &SourceDiagnosis,
     applied: &Applied,
@@ -168,7 +168,7 @@ pub(super) fn source(
         .map(|status| status.conditions.as_slice())
         .unwrap_or_default();
     let applied = applied_finding(applied, condition(before, READY), subject.generation);
-    let held = suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: no events are made"));
+    let held = suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: no events are produced"));
     let ready = first_problem([Some(valid), held.as_ref(), Some(&applied)])
         .unwrap_or_else(|| Finding::good("Ready", &*valid.message));
     SourceStatus {
@@ -178,19 +178,19 @@ pub(super) fn source(
     }
 }
 
-/// How a condition changed: an Event tells of it.
+/// A change of a condition, to be recorded as an Event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Transition {
-    /// What was being done, in one word.
+    /// The action, in one word.
     pub(super) action: &'static str,
-    /// Whether somebody may have to do something.
+    /// Whether somebody may have to act.
     pub(super) warns: bool,
     pub(super) reason: String,
     pub(super) message: String,
 }
 
-/// Compares before and after: Ready by its status and reason, whether the Sink is down, and whether a place was taken
-/// up.
+/// Compares the conditions before and after: Ready by status and reason, whether the Sink is down, and whether the
+/// Trigger resumed.
 pub(super) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Transition> {
     let is_down = |condition: &Condition| condition.status == "False";
     let ready = condition(after, READY).filter(|after| {
@@ -220,11 +220,11 @@ fn first_problem<const N: usize>(findings: [Option<&Finding>; N]) -> Option<Find
         .cloned()
 }
 
-/// `before` is the condition that says what is known of this generation from before the controller started.
+/// `before` is the condition of this generation from before the controller started.
 fn applied_finding(applied: &Applied, before: Option<&Condition>, generation: i64) -> Finding {
     match applied {
         Applied::Awaited(routers) => {
-            // Routers go on by what they have while there is no controller, so its start alone changes nothing.
+            // Routers keep routing without a controller, so its start alone changes nothing.
             match before
                 .filter(|before| before.status == "True" && before.observed_generation == Some(generation))
             {
@@ -233,16 +233,17 @@ fn applied_finding(applied: &Applied, before: Option<&Condition>, generation: i6
                 None => applied_finding(&Applied::Not(routers.clone()), None, generation),
             }
         }
-        // Not how many: it would be written to every status whenever a router comes or goes.
+        // Without a count, which would be rewritten in every status whenever a router comes or goes.
         Applied::Everywhere => Finding::good("Applied", "applied by every router"),
         Applied::NoRouter => Finding::bad(
             "NoRouter",
-            "no router is connected: see whether one runs, and in its log why it cannot reach the controller or is refused",
+            "no router is connected: check that one is running, and see its log for why it cannot reach the \
+             controller or is rejected",
         ),
         Applied::Not(routers) => Finding::bad(
             ROUTER_OUT_OF_DATE,
             format!(
-                "not applied yet by {}: this takes a moment; if it stays, see the router's log",
+                "not applied yet by {}: this takes a moment; if it persists, see the router's log",
                 routers.join(", ")
             ),
         ),
@@ -253,19 +254,19 @@ fn too_expensive(routers: &[&str]) -> Finding {
     Finding::bad(
         "FilterTooExpensive",
         format!(
-            "the filters took more than {BUDGET} steps for too many events and are not evaluated any more by {}; events \
-             wait, and none is lost. Put an exact or prefix before what is expensive, match shorter texts or with simpler \
-             regular expressions, and change the spec",
+            "the filters exceeded {BUDGET} steps for too many events and are no longer evaluated by {}; events \
+             wait and are not lost. Change the spec: put an exact or prefix filter first, match shorter texts, or \
+             use simpler regular expressions",
             routers.join(", ")
         ),
     )
 }
 
-/// Nothing is said anew before every router has applied the Trigger: what they see may be another Sink.
+/// Keeps the old finding until every router has applied the Trigger, since their reports may concern another Sink.
 fn answering_finding(applied: &Applied, seen: &SinkSeen) -> Option<Finding> {
     match (applied, seen) {
         (Applied::Everywhere, SinkSeen::Answering) => {
-            Some(Finding::good("Answering", "no router finds the Sink down"))
+            Some(Finding::good("Answering", "no router sees the Sink down"))
         }
         (
             Applied::Everywhere,
@@ -278,8 +279,8 @@ fn answering_finding(applied: &Applied, seen: &SinkSeen) -> Option<Finding> {
         ) => Some(Finding::bad(
             "SinkDown",
             format!(
-                "down since {:.0}, seen by {routers} of {of} routers; events wait and are tried again as spec.delivery \
-                 says; last error ({longest}): {}",
+                "down since {:.0}, seen by {routers} of {of} routers; events wait and are retried according to \
+                 spec.delivery; last error ({longest}): {}",
                 outage.since,
                 outage.detail.as_str(),
             ),
@@ -292,7 +293,7 @@ fn url(base: Option<&str>, broker: &str) -> Option<String> {
     base.map(|base| format!("{}/{broker}", base.trim_end_matches('/')))
 }
 
-/// `lastTransitionTime` moves only when the status flips.
+/// Builds a condition. `lastTransitionTime` moves only when the status flips.
 fn make(r#type: &str, finding: &Finding, generation: i64, before: &[Condition], now: &Time) -> Condition {
     let status = if finding.holds { "True" } else { "False" };
     let since = condition(before, r#type).filter(|before| before.status == status);
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_tells_the_first_thing_that_is_not_right() {
+    fn ready_shows_the_first_failing_condition() {
         let everywhere = Applied::Everywhere;
         let behind = Applied::Not(vec!["r1".into()]);
         for (filters, sink, suspended, applied, status, reason) in [
@@ -374,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_of_the_controller_changes_nothing_before_routers_are_heard() {
+    fn controller_start_keeps_status_until_routers_report() {
         let now = at("2026-01-01T00:00:00Z");
         let make = |diagnosis: &TriggerDiagnosis, applied: &Applied, present: Option<&TriggerStatus>| {
             trigger(
@@ -392,7 +393,7 @@ mod tests {
         let ready = make(&good, &Applied::Everywhere, None);
         assert_eq!(make(&good, &Applied::Awaited(vec![]), Some(&ready)), ready);
         assert_eq!(reason(&make(&good, &Applied::NoRouter, Some(&ready))), "NoRouter");
-        // What was not applied before, or not as it is now, is not claimed to be.
+        // A version that was not applied before is not reported as applied.
         assert_eq!(reason(&make(&good, &Applied::Awaited(vec![]), None)), "NoRouter");
         let mut edited = good.clone();
         edited.subject.generation += 1;
@@ -400,7 +401,7 @@ mod tests {
             reason(&make(&edited, &Applied::Awaited(vec![]), Some(&ready))),
             "NoRouter"
         );
-        // What is wrong in itself is told at once.
+        // A problem of the resource itself is reported at once.
         let broken = make(
             &diagnosis(true, false, false),
             &Applied::Awaited(vec![]),
@@ -425,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_was_taken_up_is_told_once_and_stays() {
+    fn resumed_is_reported_once_and_stays() {
         let (early, late) = (at("2026-01-01T00:00:00Z"), at("2026-01-02T00:00:00Z"));
         let made = trigger(
             &diagnosis(true, true, false),
@@ -449,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_a_condition_moves_only_when_its_status_flips() {
+    fn transition_time_moves_only_when_status_flips() {
         let (early, late) = (at("2026-01-01T00:00:00Z"), at("2026-01-02T00:00:00Z"));
         let first = trigger(
             &diagnosis(true, false, false),
@@ -535,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_a_filter_is_shown_and_changes_nothing_else() {
+    fn filter_error_is_shown_and_changes_nothing_else() {
         let status = |error, set_aside_by: &[&'static str]| {
             trigger(
                 &diagnosis(true, true, false),
@@ -570,7 +571,9 @@ mod tests {
             let shown = condition(&aside.conditions, r#type).unwrap();
             assert_eq!((&*shown.status, &*shown.reason), ("False", "FilterTooExpensive"));
             assert!(
-                shown.message.contains("any more by router-0; events wait"),
+                shown
+                    .message
+                    .contains("no longer evaluated by router-0; events wait"),
                 "{}",
                 shown.message
             );
@@ -584,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn sink_answering_is_said_by_routers_that_have_the_trigger_as_it_is_and_else_stays() {
+    fn sink_answering_updates_only_once_every_router_has_applied_the_trigger() {
         let everywhere = Applied::Everywhere;
         let behind = Applied::Not(vec!["r1".into()]);
         let (no_router, not_heard) = (Applied::NoRouter, Applied::Awaited(vec![]));
@@ -622,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_that_is_down_leaves_ready_as_it_is_and_is_told_once() {
+    fn down_sink_keeps_ready_and_is_reported_once() {
         let (good, everywhere) = (diagnosis(true, true, false), Applied::Everywhere);
         let up = seen(&good, &everywhere, &SinkSeen::Answering, None);
         let first = seen(&good, &everywhere, &down("503 Service Unavailable"), Some(&up));

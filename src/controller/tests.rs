@@ -1,4 +1,4 @@
-//! Tables for resolution, compiling and readiness.
+//! Table tests for resolution, compiling and readiness.
 
 use std::time::Duration;
 
@@ -118,7 +118,7 @@ fn with_trigger(spec: Value) -> (Outcome, TriggerDiagnosis) {
 }
 
 #[test]
-fn destinations() {
+fn resolves_destinations() {
     let table = [
         (
             json!({"service": {"name": "one"}}),
@@ -211,7 +211,7 @@ fn destinations() {
 }
 
 #[test]
-fn whether_a_foreign_sink_exists_is_not_told() {
+fn does_not_reveal_whether_a_foreign_sink_exists() {
     let message = |name| {
         with_trigger(json!({"sink": {"ref": {"name": name, "namespace": "other"}}}))
             .1
@@ -225,7 +225,7 @@ fn whether_a_foreign_sink_exists_is_not_told() {
 }
 
 #[test]
-fn the_triggers_settings_go_over_the_sinks_over_the_defaults() {
+fn trigger_settings_override_sink_settings_and_defaults() {
     let (outcome, _) = with_trigger(json!({
         "sink": {"ref": {"name": "near"}}, "start": "Earliest",
         "delivery": {"concurrency": 1, "retry": 3, "backoffPolicy": "Linear", "backoffDelay": "100ms"},
@@ -250,7 +250,7 @@ fn the_triggers_settings_go_over_the_sinks_over_the_defaults() {
 }
 
 #[test]
-fn a_zero_that_was_stored_is_as_left_out_where_it_makes_no_sense() {
+fn stored_zero_counts_as_unset_where_it_is_invalid() {
     let (outcome, _) = with_trigger(json!({
         "sink": {"ref": {"name": "near"}},
         "delivery": {
@@ -258,7 +258,7 @@ fn a_zero_that_was_stored_is_as_left_out_where_it_makes_no_sense() {
         },
     }));
     let delivery = &outcome.configuration.triggers[0].delivery;
-    // The timeout is the Sink's, the pauses are the defaults.
+    // The timeout comes from the Sink, the backoff from the defaults.
     assert_eq!(
         [delivery.timeout, delivery.backoff_delay, delivery.backoff_max],
         [5_000, 500, 300_000].map(Duration::from_millis)
@@ -270,11 +270,12 @@ fn a_zero_that_was_stored_is_as_left_out_where_it_makes_no_sense() {
 }
 
 #[test]
-fn a_dead_letter_sink_is_seen_from_the_resource_that_names_it() {
+fn dead_letter_sink_is_resolved_relative_to_its_owner() {
     let dead_letters = |target: Value| json!({"deadLetterSink": target});
     let near = json!({"ref": {"name": "near"}});
     let table = [
-        // The Trigger's delivery, its Sink's delivery in namespace `other` -> where dead letters go, or why not.
+        // The Trigger's delivery and its Sink's delivery in namespace `other` -> the dead-letter destination, or
+        // why it is unresolved.
         (json!({}), json!({}), None),
         (
             dead_letters(json!({"service": {"name": "one"}})),
@@ -344,7 +345,7 @@ fn a_dead_letter_sink_is_seen_from_the_resource_that_names_it() {
 }
 
 #[test]
-fn a_sink_whose_service_is_away_still_says_how_it_delivers() {
+fn sink_without_service_keeps_its_delivery_settings() {
     let mut observed = cluster();
     let delivery = json!({"ordering": "ByKey", "deadLetterSink": {"service": {"name": "one"}}});
     let sink = json!({"service": {"name": "away"}, "delivery": delivery});
@@ -359,7 +360,7 @@ fn a_sink_whose_service_is_away_still_says_how_it_delivers() {
 }
 
 #[test]
-fn a_trigger_with_a_broken_filter_keeps_its_place_and_is_told() {
+fn trigger_with_invalid_filter_keeps_its_position_and_is_reported() {
     for (filters, message) in [
         (
             json!([{"exact": {"a": "b"}}, {"not": {"exact": {}}}]),
@@ -406,7 +407,7 @@ fn a_trigger_with_a_broken_filter_keeps_its_place_and_is_told() {
 }
 
 #[test]
-fn a_valid_expression_travels_to_the_routers_as_it_was_written() {
+fn valid_expressions_reach_routers_verbatim() {
     let text = "type = 'a' and (priority > 5 OR NOT EXISTS priority)";
     let (outcome, diagnosis) = with_trigger(json!({
         "sink": {"service": {"name": "one"}}, "filters": [{"not": {"sql": text}}],
@@ -420,13 +421,13 @@ fn a_valid_expression_travels_to_the_routers_as_it_was_written() {
 }
 
 #[test]
-fn what_the_schema_takes_is_not_too_long_to_compile() {
+fn longest_expression_of_the_schema_compiles() {
     assert_eq!(api::MAX_EXPRESSION, crate::filter::sql::MAX_LENGTH);
     assert_eq!(api::MAX_EXPRESSION, crate::filter::cel::MAX_LENGTH);
 }
 
 #[test]
-fn sources() {
+fn compiles_sources() {
     let cron = |more: Value| {
         let mut cron = json!({"schedule": "*/5 * * * *", "type": "t"});
         cron.as_object_mut()
@@ -473,7 +474,7 @@ fn sources() {
 }
 
 #[test]
-fn what_is_being_deleted_is_gone() {
+fn ignores_resources_being_deleted() {
     let mut observed = cluster();
     let mut leaving = trigger("t", json!({"sink": {"ref": {"name": "near"}}}));
     leaving.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
@@ -485,7 +486,7 @@ fn what_is_being_deleted_is_gone() {
 }
 
 #[test]
-fn the_revision_tells_contents_apart() {
+fn revision_depends_on_the_content() {
     let (a, _) = with_trigger(json!({"sink": {"service": {"name": "one"}}}));
     let (b, _) = with_trigger(json!({"sink": {"service": {"name": "one"}}}));
     let (c, _) = with_trigger(json!({"sink": {"service": {"name": "one", "path": "/c"}}}));
@@ -499,7 +500,7 @@ fn shuffled<T: Clone + std::fmt::Debug + 'static>(list: Vec<T>) -> impl Strategy
 
 proptest! {
     #[test]
-    fn the_order_of_what_was_observed_does_not_matter(
+    fn order_of_resources_does_not_matter(
         triggers in shuffled((0..6).map(|n| trigger(&format!("t{n}"), json!({"sink": {"ref": {"name": "near"}}}))).collect()),
         sinks in shuffled(cluster().sinks),
         services in shuffled(cluster().services),
@@ -513,7 +514,7 @@ proptest! {
     }
 }
 
-/// The keys of Secret `billing`: `token` and `odd`, whose values are these.
+/// Secret `billing` with the keys `token` and `odd`, which have these values.
 fn secret(values: &[(&str, &str)]) -> SecretState {
     let values = values.iter();
     SecretState::Found {
@@ -525,7 +526,7 @@ fn secret(values: &[(&str, &str)]) -> SecretState {
     }
 }
 
-/// Secret `billing`, of which these keys were looked for, and which has none.
+/// Secret `billing`, of which these keys were looked up and none exists.
 fn looked_for(keys: &[&str]) -> SecretState {
     SecretState::Found {
         version: "v1".into(),
@@ -534,7 +535,7 @@ fn looked_for(keys: &[&str]) -> SecretState {
     }
 }
 
-/// What becomes of a Sink of this spec, and of a Trigger that names it.
+/// Compiles a Sink with this spec, and a Trigger that references it.
 fn with_sink(spec: Value, state: Option<SecretState>) -> Outcome {
     let mut observed = cluster();
     observed.sinks.push(resource("Sink", "shop", "asking", spec));
@@ -579,7 +580,7 @@ fn header(name: &str, at: &str) -> Value {
 }
 
 #[test]
-fn credentials_are_headers_of_the_destination() {
+fn credentials_become_headers_of_the_destination() {
     let spec = json!({
         "uri": "https://example.com/",
         "authorization": {"bearerToken": key("token")},
@@ -603,11 +604,11 @@ fn credentials_are_headers_of_the_destination() {
     );
     let shown = format!("{outcome:?}");
     assert!(!shown.contains("s3cret") && !shown.contains("a b"), "{shown}");
-    // Where it has to be there, it is.
+    // Present where it belongs.
     let json = serde_json::to_string(&outcome.configuration).unwrap();
     assert!(json.contains("Bearer s3cret"), "{json}");
 
-    // A revision is made from the version, and not from the value.
+    // A revision depends on the version, not on the value.
     let revision = |version: &str, token: &str| {
         let SecretState::Found { values, .. } = secret(&[("token", token), ("odd", "x")]) else {
             panic!()
@@ -636,13 +637,13 @@ fn credentials_are_headers_of_the_destination() {
 }
 
 #[test]
-fn a_secret_that_cannot_be_used_is_told_and_never_shown() {
+fn unusable_secret_is_reported_without_its_value() {
     let forbidden = |account: Option<&str>| SecretState::Forbidden {
         account: account.map(str::to_owned),
     };
     let long = "x".repeat(8193);
     let table = [
-        (None, "SecretAwaited", "is about to be read"),
+        (None, "SecretAwaited", "has not been read yet"),
         (
             Some(SecretState::NotFound),
             "SecretNotFound",
@@ -658,14 +659,14 @@ fn a_secret_that_cannot_be_used_is_told_and_never_shown() {
         (
             Some(forbidden(None)),
             "SecretForbidden",
-            "--serviceaccount=NAMESPACE:NAME (those of the controller's ServiceAccount)",
+            "--serviceaccount=NAMESPACE:NAME (of the controller's ServiceAccount)",
         ),
         (
             Some(SecretState::Unreadable("timeout".into())),
             "SecretUnreadable",
             "cannot be read: timeout;",
         ),
-        (Some(SecretState::Withheld), "ChannelNotSecure", "set up TLS"),
+        (Some(SecretState::Withheld), "ChannelNotSecure", "enable TLS"),
         (
             Some(secret(&[])),
             "SecretKeyNotFound",
@@ -679,7 +680,7 @@ fn a_secret_that_cannot_be_used_is_told_and_never_shown() {
         (
             Some(looked_for(&["other"])),
             "SecretAwaited",
-            "key \"token\" of Secret \"billing\" in namespace \"shop\" is about to be read",
+            "key \"token\" of Secret \"billing\" in namespace \"shop\" has not been read yet",
         ),
         (Some(secret(&[("token", "")])), "InvalidSecretValue", "is empty"),
         (
@@ -690,27 +691,27 @@ fn a_secret_that_cannot_be_used_is_told_and_never_shown() {
         (
             Some(secret(&[("token", &long)])),
             "InvalidSecretValue",
-            "has more than 8192 bytes",
+            "is longer than 8192 bytes",
         ),
         (
             Some(secret(&[("token", "s3cret\nx")])),
             "InvalidSecretValue",
-            "cannot be a header",
+            "is not a valid header value",
         ),
         (
             Some(secret(&[("token", "s3crét")])),
             "InvalidSecretValue",
-            "cannot be a header",
+            "is not a valid header value",
         ),
         (
             Some(secret(&[("token", "\u{fffd}")])),
             "InvalidSecretValue",
-            "cannot be a header",
+            "is not a valid header value",
         ),
         (
             Some(secret(&[("token", "Bearer s3cret")])),
             "InvalidSecretValue",
-            "the word Bearer is put before it",
+            "Bearer is added automatically",
         ),
     ];
     for (state, reason, part) in table {
@@ -729,19 +730,19 @@ fn a_secret_that_cannot_be_used_is_told_and_never_shown() {
 }
 
 #[test]
-fn credentials_and_authorities_have_rules() {
+fn validates_credentials_and_authorities() {
     let found = || Some(secret(&[("token", "x")]));
     let token = json!({"bearerToken": key("token")});
     let table = [
         (
             json!({"uri": "http://example.com/", "authorization": token}),
             "InsecureUri",
-            "spec.uri: credentials leave",
+            "spec.uri: credentials are sent outside",
         ),
         (
             json!({"uri": "http://example.com/", "headers": [header("x-key", "token")]}),
             "InsecureUri",
-            "spec.uri: credentials leave",
+            "spec.uri: credentials are sent outside",
         ),
         (
             json!({"service": {"name": "one"}, "authorization": token}),
@@ -756,12 +757,12 @@ fn credentials_and_authorities_have_rules() {
         (
             json!({"service": {"name": "one"}, "headers": [header("x", "token"), header("X", "token")]}),
             "InvalidHeader",
-            "spec.headers[1].valueFrom.secretKeyRef: the header \"x\" is named twice",
+            "spec.headers[1].valueFrom.secretKeyRef: duplicate header \"x\"",
         ),
         (
             json!({"service": {"name": "one"}, "authorization": token, "headers": [header("Authorization", "token")]}),
             "InvalidHeader",
-            "the header \"authorization\" is named twice",
+            "duplicate header \"authorization\"",
         ),
         (
             json!({"service": {"name": "one"}, "headers": [header("Authorization", "token")]}),
@@ -776,7 +777,7 @@ fn credentials_and_authorities_have_rules() {
         (
             json!({"service": {"name": "one"}, "headers": [header("a b", "token")]}),
             "InvalidHeader",
-            "spec.headers[0].name: \"a b\" is no name of a header",
+            "spec.headers[0].name: \"a b\" is not a valid header name",
         ),
         (
             json!({"uri": "https://example.com/", "caCerts": "x"}),
@@ -792,7 +793,7 @@ fn credentials_and_authorities_have_rules() {
 }
 
 #[test]
-fn authorities_are_in_the_configuration_once() {
+fn deduplicates_authorities() {
     let pem = || {
         let made = rcgen::generate_simple_self_signed(["x".to_owned()]);
         made.unwrap().cert.pem()
@@ -836,7 +837,7 @@ fn authorities_are_in_the_configuration_once() {
 }
 
 #[test]
-fn a_dead_letter_sink_has_its_credentials() {
+fn dead_letter_sink_uses_its_own_credentials() {
     let mut observed = cluster();
     let spec = json!({"service": {"name": "one"}, "authorization": {"bearerToken": key("token")}});
     observed.sinks.push(resource("Sink", "shop", "graves", spec));
@@ -871,7 +872,7 @@ fn a_dead_letter_sink_has_its_credentials() {
 }
 
 #[test]
-fn who_waits_is_ready_once_the_lease_was_used_and_not_long_after_it_could_not_be() {
+fn waiting_controller_is_ready_while_the_lease_is_usable() {
     let minute = Duration::from_secs(60);
     for (stage, can_connect, lease_used, is_ready) in [
         (Stage::Waiting, false, None, false),

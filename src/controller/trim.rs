@@ -1,15 +1,16 @@
-//! What is not kept of a Trigger in memory: of filters that are larger than a Trigger may have, as much as shows it.
+//! Limits the filters kept in memory per Trigger: of oversized filters, only enough to show that they are
+//! oversized.
 
 use std::collections::BTreeMap;
 
 use crate::{api::Filter, filter::MAX_TEXT};
 
-/// Cuts a Trigger's filters off behind [`MAX_TEXT`]. They are refused as before, as too large.
+/// Truncates a Trigger's filters beyond [`MAX_TEXT`]. They are then still rejected as too large.
 pub fn filters(filters: &mut Vec<Filter>) {
     list(filters, &mut (MAX_TEXT + 1));
 }
 
-/// Takes from the room what is kept, and removes what has none.
+/// Deducts what is kept from the remaining room, and removes what does not fit.
 fn list(filters: &mut Vec<Filter>, room: &mut usize) {
     filters.retain_mut(|filter| {
         let keeps = *room > 0;
@@ -74,7 +75,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn what_fits_stays_and_what_does_not_stays_too_large(whole in proptest::collection::vec(filter(), 0..6)) {
+        fn keeps_filters_that_fit_and_leaves_others_too_large(whole in proptest::collection::vec(filter(), 0..6)) {
             let mut cut = whole.clone();
             filters(&mut cut);
             if size(&whole) <= MAX_TEXT {

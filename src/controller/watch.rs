@@ -1,4 +1,4 @@
-//! Watches the cluster: keeps what routing is computed from in memory, and says when it changed.
+//! Watches the cluster: keeps the resources that routing is computed from in memory, and signals changes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -34,16 +34,16 @@ use super::{
 };
 use crate::api;
 
-/// How often it is said what is still awaited at the start.
+/// Interval at which outstanding lists are logged at the start.
 const SAY_AWAITED_EVERY: Duration = Duration::from_secs(10);
 
-/// How many of our resources are listed at once: each may have a megabyte.
+/// Page size for listing Weir resources, each of which may have a megabyte.
 const PAGE: u32 = 50;
 
-/// Where kubectl keeps a manifest that it applied, which is as large as the object.
+/// Annotation in which kubectl stores the applied manifest, which is as large as the object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// What can be watched.
+/// A kind of resource that can be watched.
 pub(super) trait Watched:
     Resource<DynamicType = ()>
     + Lookup<DynamicType = ()>
@@ -68,20 +68,20 @@ impl<K> Watched for K where
 {
 }
 
-/// Our own resources may have been stored by another version; one that cannot be read must not hide the others.
+/// A Weir resource may have been stored by another version. One that cannot be decoded must not hide the others.
 type Guarded<K> = DeserializeGuard<K>;
 
-/// The resources of one kind: in one store, or in one for each namespace that is looked at, which is named beside it.
+/// The resources of one kind: in one store, or in one per watched namespace, along with its name.
 pub(super) struct Seen<K: Lookup<DynamicType = ()> + Clone + 'static>(Vec<(Option<String>, Store<K>)>);
 
 impl<K: Lookup<DynamicType = ()> + Clone + 'static> Seen<K> {
-    /// Whether those of this namespace were listed once.
+    /// Whether the resources of this namespace have been listed.
     pub(super) fn is_listed(&self, namespace: &str) -> bool {
         self.awaited()
             .all(|awaited| awaited.is_some_and(|awaited| awaited != namespace))
     }
 
-    /// The namespaces of which nothing was listed yet; `None` stands for all.
+    /// Returns the namespaces that have not been listed yet; `None` stands for all.
     fn awaited(&self) -> impl Iterator<Item = Option<&str>> {
         let is_awaited = |store: &Store<K>| store.wait_until_ready().now_or_never().is_none();
         let awaited = self.0.iter().filter(move |(_, store)| is_awaited(store));
@@ -93,7 +93,7 @@ impl<K: Lookup<DynamicType = ()> + Clone + 'static> Seen<K> {
     }
 }
 
-/// What the cluster's resources are at present.
+/// The current resources of the cluster.
 pub(super) struct Watches {
     sources: Seen<Guarded<api::Source>>,
     triggers: Seen<Guarded<api::Trigger>>,
@@ -102,13 +102,13 @@ pub(super) struct Watches {
     namespaces: Seen<v1::Namespace>,
     secrets: Secrets,
     changed: Arc<Notify>,
-    /// What was said to be unreadable, by UID, so that it is said once.
+    /// Unreadable resources already logged, by UID.
     unreadable: HashMap<String, String>,
 }
 
 impl Watches {
-    /// Starts watching these namespaces, or all if there are none, until told to stop. With a
-    /// `secure_channel` to the routers the Secrets that Sinks name are read too.
+    /// Starts watching these namespaces, or all if there are none, until told to stop. With a `secure_channel` to
+    /// the routers, also reads the Secrets that Sinks reference.
     pub(super) fn start(
         client: &Client,
         namespaces: &[String],
@@ -138,8 +138,9 @@ impl Watches {
         }
     }
 
-    /// Waits until everything was listed once; routing computed from less would forget Triggers. In a namespace that
-    /// is not there, or is being deleted, there is nothing to forget; who could list in it may be gone with it.
+    /// Waits until everything has been listed; computing routing from less would drop Triggers. Does not wait for
+    /// namespaces that do not exist or are being deleted: there is nothing to drop, and the permission to list may
+    /// be gone with them.
     pub(super) async fn ready(&self) {
         let mut say = interval_at(Instant::now() + SAY_AWAITED_EVERY, SAY_AWAITED_EVERY);
         loop {
@@ -156,7 +157,8 @@ impl Watches {
         self.secrets.ready(&sinks).await;
     }
 
-    /// What has to be listed yet, by kind and namespace. Namespaces come first: by them it is known what has to be.
+    /// Returns what is yet to be listed, by kind and namespace. Namespaces come first, since the rest depends on
+    /// them.
     fn awaited(&self) -> Vec<(&'static str, Option<&str>)> {
         let of = |kind| move |namespace| (kind, namespace);
         let namespaces: Vec<_> = self.namespaces.awaited().map(of("Namespace")).collect();
@@ -178,12 +180,12 @@ impl Watches {
             .collect()
     }
 
-    /// Waits until something changed since this was last asked.
+    /// Waits for a change since the last call.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// What is there now.
+    /// Returns the current resources.
     pub(super) fn observe(&mut self) -> Observed {
         let mut unreadable = HashMap::new();
         let sinks = readable(&self.sinks, &mut unreadable);
@@ -217,8 +219,8 @@ impl Watches {
             if self.unreadable.get(uid) != Some(problem) {
                 tracing::error!(
                     problem,
-                    "a resource cannot be read and is left out, but for a Trigger's place, which is kept; was it \
-                     written by another version of Weir?"
+                    "ignoring a resource that cannot be decoded (a Trigger keeps its position); was it written by \
+                     another version of Weir?"
                 );
             }
         }
@@ -226,14 +228,14 @@ impl Watches {
         observed
     }
 
-    /// How many resources could not be read the last time.
+    /// Returns the number of resources that could not be read at the last call.
     pub(super) fn unreadable_count(&self) -> usize {
         self.unreadable.len()
     }
 }
 
-/// How everything is watched: asked for anew each minute, which costs little, as a connection whose other end is gone
-/// without a word looks like one on which nothing happens.
+/// Configuration of all watches: each is restarted every minute, which costs little, because a dead connection
+/// looks like an idle one.
 fn watched() -> watcher::Config {
     watcher::Config::default().timeout(60)
 }
@@ -243,13 +245,13 @@ fn say_awaited(awaited: &[(&'static str, Option<&str>)]) {
         tracing::warn!(
             kind,
             namespace,
-            "waiting for the API server to list these; if they are Weir's own, are they installed? \
+            "waiting for the API server to list these resources; if they are Weir's own, install the definitions: \
              weir crds | kubectl apply -f -"
         );
     }
 }
 
-/// Starts watching the ConfigMaps of one name; the second part is rung when one changed.
+/// Starts watching the ConfigMaps with this name. The second value is notified of changes.
 pub(super) fn config_maps(
     client: &Client,
     namespaces: &[String],
@@ -293,7 +295,7 @@ impl Starter<'_> {
         Seen(self.namespaces.iter().map(watch).collect())
     }
 
-    /// A namespace is watched by its name, which is what an account can be allowed that may not see the others.
+    /// Watches each namespace by name, which works for accounts that may not see the others.
     fn watch_namespaces(&self) -> Seen<v1::Namespace> {
         let everything = watched();
         let watch = |name: Option<&String>, config| {
@@ -319,7 +321,7 @@ impl Starter<'_> {
         strip: fn(&mut K),
     ) -> (Option<String>, Store<K>) {
         let (store, writer) = reflector::store();
-        // Before each list, whatever becomes of it, the watcher says that it begins.
+        // The watcher announces each list before it starts, whatever its outcome.
         let is_progress = |event: &watcher::Result<watcher::Event<K>>| {
             !matches!(event, Ok(watcher::Event::Init | watcher::Event::InitApply(_)))
         };
@@ -366,7 +368,8 @@ async fn follow<T>(
             Err(error) => {
                 metrics.watch_failed(kind);
                 if working {
-                    tracing::warn!(kind, namespace, %error, "the watch broke; it is tried again, and routing goes on as it was");
+                    tracing::warn!(kind, namespace, %error, "the watch failed; retrying, and routing continues \
+                                                             unchanged");
                 }
                 working = false;
             }
@@ -374,7 +377,7 @@ async fn follow<T>(
     }
 }
 
-/// The resources that can be read; what is wrong with the others is put into `unreadable`, by UID.
+/// Returns the readable resources. Errors of the others are added to `unreadable`, by UID.
 fn readable<K>(store: &Seen<Guarded<K>>, unreadable: &mut HashMap<String, String>) -> Vec<K>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
@@ -401,7 +404,7 @@ fn observe_service(service: &v1::Service) -> Service {
     let spec = service.spec.as_ref();
     let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
     let port = |port: &v1::ServicePort| {
-        // Absent means TCP, and HTTP needs it.
+        // Absent means TCP, which HTTP requires.
         port.protocol
             .as_deref()
             .filter(|protocol| *protocol != "TCP")
@@ -420,7 +423,7 @@ fn observe_service(service: &v1::Service) -> Service {
     }
 }
 
-/// A cluster has many Services, and routing needs their ports only.
+/// A cluster has many Services, and routing needs only their ports.
 fn keep_ports(service: &mut v1::Service) {
     service.status = None;
     service.metadata.annotations = None;
@@ -458,12 +461,12 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    /// An API server that lets nobody list in namespace `shop`.
+    /// An API server that denies listing in namespace `shop`.
     #[derive(Clone)]
     struct ApiServer {
-        /// The metadata of namespace `shop`, if there is one.
+        /// Metadata of namespace `shop`, if it exists.
         shop: Option<Value>,
-        /// When it is deleted.
+        /// Time at which it is deleted.
         deleted_after: Option<Duration>,
         asked: Arc<AtomicUsize>,
     }
@@ -519,7 +522,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_listed_is_awaited_where_there_is_a_namespace() {
+    async fn waits_for_lists_only_in_existing_namespaces() {
         let metadata = |more: Value| {
             let mut metadata = json!({"name": "shop", "uid": "u", "resourceVersion": "2"});
             metadata
@@ -560,7 +563,7 @@ mod tests {
     ];
 
     #[tokio::test(start_paused = true)]
-    async fn a_list_that_is_refused_rings_nobody_and_is_tried_less_and_less_often() {
+    async fn rejected_list_signals_no_change_and_is_retried_with_backoff() {
         let api_server = ApiServer::new(None);
         let asked = api_server.asked.clone();
         let (metrics, stop) = (Arc::default(), CancellationToken::new());

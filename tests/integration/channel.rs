@@ -352,7 +352,7 @@ fn a_certificate_is_renewed_when_two_thirds_of_its_life_are_over() {
     setup.admin.apply(&stored(-61, 29).to_string());
     let (authority, old) = (setup.secret("ca.crt").unwrap(), setup.secret("tls.crt").unwrap());
     controller.wait_for_line(PATIENCE, |line| {
-        line.contains("two thirds of the serving certificate's life")
+        line.contains("passed two thirds of its lifetime")
     });
     assert_ne!(setup.secret("tls.crt").unwrap(), old);
     assert_eq!(setup.secret("ca.crt").unwrap(), authority);
@@ -375,9 +375,7 @@ fn a_certificate_is_renewed_when_two_thirds_of_its_life_are_over() {
         "--patch",
         &broken.to_string(),
     ]);
-    controller.wait_for_line(PATIENCE, |line| {
-        line.contains("there is no usable serving certificate")
-    });
+    controller.wait_for_line(PATIENCE, |line| line.contains("no usable serving certificate"));
 
     // Another router connects with what there is now.
     setup.bring_authorities();
@@ -413,7 +411,7 @@ fn controllers_that_start_together_serve_the_same_authority() {
         controller
             .lines()
             .iter()
-            .filter(|line| line.contains("certificates for routers renewed"))
+            .filter(|line| line.contains("renewed the certificates for routers"))
             .count()
     };
     assert_eq!(controllers.iter().map(made).sum::<usize>(), 1);
@@ -448,10 +446,7 @@ fn a_controller_without_the_rights_says_which() {
     setup.bring_authorities();
     setup.token("good", "weir-router", &[AUDIENCE]);
     let router = setup.secured_router("router-0", controller.address("configuration"), "good");
-    await_problem(
-        &router,
-        &["503 Service Unavailable", "the controller's log says why"],
-    );
+    await_problem(&router, &["503 Service Unavailable", "see the controller's log"]);
     controller.wait_for_line(PATIENCE, |line| line.contains("create on tokenreviews"));
 }
 

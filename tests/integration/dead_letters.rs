@@ -287,7 +287,7 @@ fn what_a_router_does_not_know_is_said() {
         404
     );
     let (success, output) = dead_letters(&router, &["list", "shop"]);
-    assert!(!success && output.contains("write NAMESPACE/NAME"), "{output}");
+    assert!(!success && output.contains("use NAMESPACE/NAME"), "{output}");
     let (success, output) = dead_letters(&router, &["list", "shop/default", "--filter=Type=x"]);
     assert!(!success && output.contains("Type"), "{output}");
     let router = "--router=http://127.0.0.1:1";

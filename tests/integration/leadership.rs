@@ -249,9 +249,7 @@ fn an_account_that_may_see_some_namespaces_serves_these() {
         "127.0.0.1:0".parse().unwrap(),
         &["--lease=weir-controller"],
     );
-    unable.wait_for_line(PATIENCE, |line| {
-        line.contains("the Lease cannot be read or written")
-    });
+    unable.wait_for_line(PATIENCE, |line| line.contains("cannot read or write the Lease"));
     assert!(readiness(&unable).contains("the Lease could not be used yet"));
 
     let listen = ReservedPort::new();
@@ -286,7 +284,7 @@ fn an_account_that_may_see_some_namespaces_serves_these() {
     let lines = controller.lines();
     let broken: Vec<_> = lines
         .iter()
-        .filter(|line| line.contains("the watch broke"))
+        .filter(|line| line.contains("the watch failed"))
         .collect();
     assert!(
         !broken.is_empty() && broken.iter().all(|line| line.contains("gone")),
@@ -364,6 +362,6 @@ fn workloads_of_a_labelled_namespace_find_their_broker() {
     let lines = controller.lines();
     let told = lines
         .iter()
-        .filter(|line| line.contains("workloads find their broker by it"));
+        .filter(|line| line.contains("published the broker's address"));
     assert_eq!(told.count(), 3, "each change is told once: {lines:#?}");
 }

@@ -77,7 +77,7 @@ fn why_a_process_ends_is_logged_as_everything_else() {
     let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {said}"));
     assert_eq!(
         (&line["level"], &line["message"]),
-        (&"ERROR".into(), &"the process ends".into())
+        (&"ERROR".into(), &"the process exits with an error".into())
     );
     let error = line["error"].as_str().unwrap_or_default();
     assert!(error.contains("/dev/null/weir"), "{line}");

@@ -1,4 +1,4 @@
-//! Who may speak to the controller: what is made of the API server's answer about a token. Pure.
+//! Authorizes callers of the controller by the API server's review of their token. Pure.
 
 use std::{fmt, str::FromStr};
 
@@ -6,19 +6,19 @@ use k8s_openapi::api::authentication::v1::{TokenReviewStatus, UserInfo};
 
 use crate::routing::protocol::{Detail, TOKEN_AUDIENCE};
 
-/// Under which key of a user's extra the API server tells the pod that a token is bound to.
+/// Key in a user's `extra` under which the API server reports the pod that a token is bound to.
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 
-/// The ServiceAccount of the routers: `NAMESPACE/NAME`.
+/// ServiceAccount of the routers, as `NAMESPACE/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouterAccount {
     namespace: String,
     name: String,
 }
 
-/// A text that names no ServiceAccount.
+/// The text does not name a ServiceAccount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("write NAMESPACE/NAME, for example weir-system/weir-router")]
+#[error("use NAMESPACE/NAME, for example weir-system/weir-router")]
 pub struct RouterAccountError;
 
 impl FromStr for RouterAccount {
@@ -46,20 +46,20 @@ impl fmt::Display for RouterAccount {
 }
 
 impl RouterAccount {
-    /// As the API server calls it.
+    /// Returns the user name of the account at the API server.
     fn user(&self) -> String {
         format!("system:serviceaccount:{}:{}", self.namespace, self.name)
     }
 }
 
-/// A router that has proved who it is.
+/// An authenticated router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Caller {
-    /// The pod that its token is bound to, if it is bound to one.
+    /// The pod that its token is bound to, if any.
     pod: Option<String>,
 }
 
-/// Why a request is refused; the text is the answer.
+/// Why a request is rejected. The text is the body of the response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error(
@@ -68,23 +68,23 @@ pub(super) enum Refusal {
     )]
     NoToken,
     #[error(
-        "the API server refuses the token ({}); it has to be a valid one for the audience {TOKEN_AUDIENCE}",
+        "the API server rejects the token ({}); use a valid token for the audience {TOKEN_AUDIENCE}",
         .0.as_str()
     )]
     Invalid(Detail),
     #[error(
-        "the token is of {}, and routers are {account} (weir controller --router-service-account)",
+        "the token belongs to {}, but routers must use {account} (weir controller --router-service-account)",
         .user.as_str()
     )]
     OtherAccount { user: Detail, account: RouterAccount },
-    #[error("the token is of the pod {pod}, and so has to be the router's --name")]
+    #[error("the token belongs to the pod {pod}, which must be the router's --name")]
     OtherPod { pod: String },
-    #[error("the API server cannot be asked whether the token is good; the controller's log says why")]
+    #[error("the API server is unavailable to review the token; see the controller's log")]
     Unavailable,
 }
 
 impl Refusal {
-    /// What it is called in metrics.
+    /// Label in metrics.
     pub(super) fn label(&self) -> &'static str {
         match self {
             Self::NoToken => "no_token",
@@ -96,7 +96,7 @@ impl Refusal {
     }
 }
 
-/// What the API server's answer about a token says of whoever sent it.
+/// Identifies the caller from the API server's review of its token.
 pub(super) fn judge(status: TokenReviewStatus, account: &RouterAccount) -> Result<Caller, Refusal> {
     let TokenReviewStatus {
         audiences,
@@ -110,7 +110,7 @@ pub(super) fn judge(status: TokenReviewStatus, account: &RouterAccount) -> Resul
             reason.unwrap_or_else(|| "it is not valid".into()).into(),
         ));
     }
-    // An API server that does not look at audiences names none, and the token may be meant for somebody else.
+    // An API server that ignores audiences returns none, so the token may be meant for another service.
     if !audiences
         .unwrap_or_default()
         .iter()
@@ -131,8 +131,8 @@ pub(super) fn judge(status: TokenReviewStatus, account: &RouterAccount) -> Resul
 }
 
 impl Caller {
-    /// Whether it may speak for the router of this name: it may for its own pod, and for any if its token is bound
-    /// to none.
+    /// Checks that the caller may act as the router of this name. A token bound to a pod permits only that pod's
+    /// name; any other token permits every name.
     pub(super) fn may_be(&self, router: Option<&str>) -> Result<(), Refusal> {
         match &self.pod {
             Some(pod) if router != Some(pod) => Err(Refusal::OtherPod { pod: pod.clone() }),
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_a_namespace_and_a_name() {
+    fn parses_account_as_namespace_and_name() {
         assert_eq!(account().to_string(), "weir-system/weir-router");
         assert!("a/b.c".parse::<RouterAccount>().is_ok());
         for text in ["", "weir-router", "/x", "x/", "a/b/c", "A/b", "a:b/c"] {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_router_is_who_has_its_account_and_the_audience() {
+    fn accepts_only_the_account_and_audience_of_routers() {
         const USER: &str = "system:serviceaccount:weir-system:weir-router";
         let good = review(USER, None);
         let table = [
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_speaks_for_its_own_pod() {
+    fn caller_acts_only_for_its_own_pod() {
         let bound = Caller {
             pod: Some("weir-router-0".into()),
         };
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_one_clean_line() {
+    fn rejection_is_a_single_line_without_control_characters() {
         let status = TokenReviewStatus {
             error: Some("[invalid\n\u{1b}[31m bearer token]".into()),
             ..TokenReviewStatus::default()

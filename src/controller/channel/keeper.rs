@@ -1,7 +1,7 @@
-//! Keeps the certificates in a Secret and the authorities in a ConfigMap, and serves what is there.
+//! Maintains the certificates in a Secret and the authorities in a ConfigMap, and serves the stored certificate.
 //!
-//! Only a controller that leads does so. Where two take themselves for it for a moment, or there is no Lease: what they
-//! write at the same time, one of them reads again.
+//! Only the leader does so. If two controllers briefly consider themselves leader, or there is no Lease, the one
+//! whose concurrent write conflicts reads again.
 
 use std::{
     sync::Arc,
@@ -30,17 +30,17 @@ use super::{
 };
 use crate::controller::{metrics::ControllerMetrics, status_writer::FIELD_MANAGER};
 
-/// How often what is stored is looked at: how long a deleted Secret stays so, or a controller serves what another
-/// one has renewed.
+/// Interval at which the stored objects are checked. Bounds the time until a deleted Secret is recreated, or a
+/// certificate renewed by another controller is served.
 const CHECK_EVERY: Duration = Duration::from_secs(15);
 
-/// How long one look may take.
+/// Timeout of one check.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How many steps one look may take: two, and some more when another controller writes at the same time.
+/// Maximum number of steps of one check: two, plus some for conflicts with another controller's writes.
 const MAX_STEPS: usize = 5;
 
-/// The certificate that is served; none until there is one, and then no handshake succeeds.
+/// The certificate being served. Until there is one, handshakes fail.
 #[derive(Debug, Default)]
 pub(super) struct Served(ArcSwapOption<CertifiedKey>);
 
@@ -55,30 +55,30 @@ impl Served {
         self.0.load().is_some()
     }
 
-    /// Serves this one from the next handshake on; tells whether it is another than before.
+    /// Serves this certificate from the next handshake on. Returns whether it differs from the previous one.
     fn replace(&self, key: Arc<CertifiedKey>) -> bool {
         let before = self.0.swap(Some(key.clone()));
         before.is_none_or(|before| before.cert != key.cert)
     }
 }
 
-/// Does the keeping.
+/// Maintains the stored objects.
 pub(super) struct Keeper {
     secrets: Api<Secret>,
     config_maps: Api<ConfigMap>,
     namespace: String,
     secret: String,
     config_map: String,
-    /// The DNS names that routers reach the controller by.
+    /// DNS names that routers use to reach the controller.
     names: Vec<String>,
-    /// Who makes the Secret: another controller that makes it at the same time is another one, and then the API server
-    /// tells of a conflict.
+    /// Field manager of the Secret. It is unique per controller, so that the API server reports a conflict if
+    /// another controller creates the Secret at the same time.
     manager: String,
     served: Arc<Served>,
     metrics: Arc<ControllerMetrics>,
 }
 
-/// Why the certificates are not as they should be.
+/// Why a check failed.
 #[derive(Debug, thiserror::Error)]
 enum KeepError {
     #[error("cannot {verb} {kind} {namespace}/{name}: {reason}")]
@@ -90,23 +90,24 @@ enum KeepError {
         reason: String,
     },
     #[error(
-        "cannot make a certificate for {names:?}: {source}; they come from --tls-service, the namespace and --cluster-domain"
+        "cannot create a certificate for {names:?}: {source}; the names derive from --tls-service, the namespace \
+         and --cluster-domain"
     )]
     Make {
         names: Vec<String>,
         source: rcgen::Error,
     },
-    #[error("Secret {namespace}/{name} keeps being written by somebody else")]
+    #[error("Secret {namespace}/{name} is repeatedly changed by another writer")]
     Contended { namespace: String, name: String },
-    #[error("the API server did not answer within {CHECK_TIMEOUT:?}")]
+    #[error("the API server did not respond within {CHECK_TIMEOUT:?}")]
     Timeout,
 }
 
-/// How a write ended.
+/// Outcome of a write.
 #[derive(PartialEq, Eq)]
 enum Written {
     Done,
-    /// Somebody else was faster: read again.
+    /// Another writer was faster; read again.
     Conflict,
 }
 
@@ -137,7 +138,7 @@ impl Keeper {
         }
     }
 
-    /// Looks again and again until told to stop.
+    /// Checks periodically until told to stop.
     pub(super) async fn run(&self, stop: &CancellationToken) {
         stop.run_until_cancelled(self.keep()).await;
     }
@@ -151,13 +152,13 @@ impl Keeper {
             if let Err(error) = checked
                 && let Some(times) = telling.happened("failed", Instant::now())
             {
-                tracing::warn!(%error, times, "the certificates for routers cannot be kept; it is tried again");
+                tracing::warn!(%error, times, "cannot maintain the certificates for routers; retrying");
             }
             tokio::time::sleep(CHECK_EVERY).await;
         }
     }
 
-    /// Looks once, and does what is to be done.
+    /// Performs one check and the resulting steps.
     async fn check(&self) -> Result<(), KeepError> {
         for _ in 0..MAX_STEPS {
             let secret = self.secrets.get_opt(&self.secret).await;
@@ -165,7 +166,7 @@ impl Keeper {
             let data = secret.as_ref().and_then(|secret| secret.data.as_ref());
             let material = data.map(Material::from_data).unwrap_or_default();
             let now = Timestamp::now();
-            // Before anything else: it is served, too, where what comes next fails.
+            // First of all, so that the stored certificate is served even if a later step fails.
             self.serve(&material);
             let step = next_step(&material.stored(), &self.names, now);
             let (why, made) = match step {
@@ -173,7 +174,7 @@ impl Keeper {
                 Step::MakeAll(why) => (why, Material::make(&self.names, now)),
                 Step::RenewAuthority(why) => (why, material.with_new_authority(now)),
                 Step::RenewServing(why) => {
-                    // What routers cannot know must not sign.
+                    // An authority must not sign before routers can know it.
                     self.give_out(&material).await?;
                     (why, material.with_new_certificate(&self.names, now))
                 }
@@ -183,7 +184,7 @@ impl Keeper {
                 source,
             })?;
             if let Step::RenewAuthority(_) = step {
-                // Before it is stored: from then on it is counted when it may sign.
+                // Published before it is stored, because its waiting time starts when it is stored.
                 self.give_out(&made).await?;
             }
             let written = match secret {
@@ -196,7 +197,7 @@ impl Keeper {
                     secret,
                     namespace = self.namespace,
                     why,
-                    "certificates for routers renewed"
+                    "renewed the certificates for routers"
                 );
             }
         }
@@ -219,8 +220,8 @@ impl Keeper {
         }
     }
 
-    /// Makes the Secret. By server-side apply, since for a plain create no rule can name the Secret; without force, so
-    /// that it fails if another controller has made it meanwhile.
+    /// Creates the Secret. Uses server-side apply, because RBAC cannot restrict a plain create by name, and does
+    /// not force, so that it fails if another controller has created the Secret in the meantime.
     async fn create(&self, material: Material) -> Result<Written, KeepError> {
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": self.metadata(&self.secret), "data": material.into_data(),
@@ -233,7 +234,7 @@ impl Keeper {
         self.written("make", applied)
     }
 
-    /// Replaces what was read, if nobody has written since.
+    /// Replaces the Secret that was read, unless it was changed since.
     async fn replace(&self, mut secret: Secret, material: Material) -> Result<Written, KeepError> {
         secret.data = Some(material.into_data());
         let replaced = self
@@ -253,7 +254,7 @@ impl Keeper {
         }
     }
 
-    /// Brings the ConfigMap up to date.
+    /// Updates the ConfigMap.
     async fn give_out(&self, material: &Material) -> Result<(), KeepError> {
         let authorities = material.authorities();
         let failed = |verb, error| self.error(verb, "ConfigMap", &self.config_map, &error);
@@ -280,7 +281,7 @@ impl Keeper {
         tracing::info!(
             config_map,
             namespace = self.namespace,
-            "authorities given out to routers"
+            "published the authorities to routers"
         );
         Ok(())
     }
@@ -299,7 +300,7 @@ impl Keeper {
         let reason = match error {
             kube::Error::Api(status) if status.is_forbidden() => {
                 format!(
-                    "{}; the controller's Role has to allow get, create, update and patch on it",
+                    "{}; the controller's Role must allow get, create, update and patch on it",
                     status.message
                 )
             }
@@ -315,7 +316,7 @@ impl Keeper {
     }
 }
 
-/// The names of a Service, from its own namespace's and from everywhere.
+/// Returns the names of a Service, as used in its own namespace and elsewhere.
 fn names(service: &str, namespace: &str, cluster_domain: &str) -> Vec<String> {
     let qualified = format!("{service}.{namespace}");
     vec![
@@ -336,7 +337,7 @@ mod tests {
 
     use super::*;
 
-    /// An API server with a Secret, where no ConfigMap can be written.
+    /// An API server with a Secret and without permission to write ConfigMaps.
     fn client(stored: &Material, writes: &Arc<Mutex<Vec<String>>>) -> Client {
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "default"},
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_authority_that_cannot_be_given_out_is_not_used_and_what_there_is_is_served() {
+    async fn unpublished_authority_is_not_used_and_the_stored_certificate_is_served() {
         let days_ago = |days: i64| Timestamp::now() - SignedDuration::from_hours(24 * days);
         let names = names("weir-controller", "default", "cluster.local");
         let old = Material::make(&names, days_ago(70)).unwrap();

@@ -1,4 +1,4 @@
-//! The authorities, the serving certificate and their keys: read from what a Secret holds, made, and made anew.
+//! The authorities, the serving certificate and their keys: parsed from a Secret, created, and renewed.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -17,25 +17,25 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 
 use super::plan::{AUTHORITY_LIFE, SERVING_LIFE, Serving, Stored, Validity};
 
-/// Under which key of the ConfigMap, and of the Secret, the authorities' certificates are; the one that signs first.
+/// Key of the authorities' certificates in the ConfigMap and in the Secret. The first authority signs.
 pub(super) const AUTHORITIES: &str = "ca.crt";
 const AUTHORITY_KEY: &str = "ca.key";
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 
-/// What a Secret holds, as PEM: usable or not.
+/// Content of the Secret, as PEM. May be unusable.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Material {
-    /// The authorities that routers trust; the first signs.
+    /// The authorities that routers trust. The first signs.
     authorities: String,
-    /// The key of the first authority.
+    /// Key of the first authority.
     authority_key: String,
     certificate: String,
     key: String,
 }
 
 impl fmt::Debug for Material {
-    /// Without the keys.
+    /// Omits the keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Material")
             .field("authorities", &self.authorities)
@@ -45,7 +45,7 @@ impl fmt::Debug for Material {
 }
 
 impl Material {
-    /// What is not there, or is no text, is empty.
+    /// Treats missing entries and those that are not text as empty.
     pub(super) fn from_data(data: &BTreeMap<String, ByteString>) -> Self {
         let text = |key: &str| {
             data.get(key)
@@ -78,12 +78,12 @@ impl Material {
         .into()
     }
 
-    /// The certificates that routers are to trust.
+    /// Returns the certificates that routers must trust.
     pub(super) fn authorities(&self) -> &str {
         &self.authorities
     }
 
-    /// What of it can be used.
+    /// Returns the usable parts.
     pub(super) fn stored(&self) -> Stored {
         Stored {
             authority: self.authority(),
@@ -115,32 +115,31 @@ impl Material {
         })
     }
 
-    /// The serving certificate with its key, for the TLS server; none if they are not usable or do not belong
-    /// together.
+    /// Returns the serving certificate and its key for the TLS server; `None` if they are unusable or do not match.
     pub(super) fn certified_key(&self) -> Option<Arc<CertifiedKey>> {
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).ok()?;
         let key = CertifiedKey::from_der(certificates(&self.certificate), key, &default_provider()).ok()?;
         Some(Arc::new(key))
     }
 
-    /// An authority and a serving certificate, both new.
+    /// Creates a new authority and a new serving certificate.
     ///
     /// # Errors
-    /// When the names are none of DNS, or there is no randomness.
+    /// If a name is not a valid DNS name, or no randomness is available.
     pub(super) fn make(names: &[String], now: Timestamp) -> Result<Self, rcgen::Error> {
         Self::default()
             .with_new_authority(now)?
             .with_new_certificate(names, now)
     }
 
-    /// The same with a new authority before those that are still valid.
+    /// Adds a new authority before those that are still valid.
     ///
     /// # Errors
-    /// When there is no randomness.
+    /// If no randomness is available.
     pub(super) fn with_new_authority(&self, now: Timestamp) -> Result<Self, rcgen::Error> {
         let key = KeyPair::generate()?;
         let mut parameters = parameters(&[], Validity::new(now, AUTHORITY_LIFE, None))?;
-        // Of its own: an issuer is looked for by its name.
+        // The name is unique, because issuers are looked up by name.
         let name = format!("weir controller, authority of {}", now.strftime("%FT%TZ"));
         parameters.distinguished_name.push(DnType::CommonName, name);
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -152,10 +151,10 @@ impl Material {
         })
     }
 
-    /// The same with a new serving certificate, and without authorities that are no longer valid.
+    /// Creates a new serving certificate, and removes expired authorities.
     ///
     /// # Errors
-    /// When the names are none of DNS, or there is no usable authority.
+    /// If a name is not a valid DNS name, or there is no usable authority.
     pub(super) fn with_new_certificate(
         &self,
         names: &[String],
@@ -206,7 +205,7 @@ fn parameters(names: &[String], validity: Validity) -> Result<CertificateParams,
     Ok(parameters)
 }
 
-/// The certificates of a text, up to what is none.
+/// Parses the certificates in a text, up to the first invalid one.
 fn certificates(text: &str) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(text.as_bytes())
         .map_while(Result::ok)
@@ -260,7 +259,7 @@ mod tests {
         vec!["weir-controller".into(), "weir-controller.weir-system.svc".into()]
     }
 
-    /// Whether a router that trusts the authorities of one accepts the certificate of the other.
+    /// Whether a router that trusts the authorities of `trusted` accepts the certificate of `served`.
     fn accepts(trusted: &Material, served: &Material, name: &str, now: Timestamp) -> bool {
         let mut roots = RootCertStore::empty();
         for authority in certificates(trusted.authorities()) {
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_is_read_and_accepted() {
+    fn created_material_parses_and_is_accepted() {
         let made = Material::make(&names(), day(0)).unwrap();
         let stored = made.stored();
         let validity = |life| Some(Validity::new(day(0), life, None));
@@ -302,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_authority_is_trusted_beside_the_old_one_until_that_is_over() {
+    fn old_authority_stays_trusted_until_it_expires() {
         let first = Material::make(&names(), day(0)).unwrap();
         let second = first.with_new_authority(day(300)).unwrap();
         assert_eq!(certificates(second.authorities()).len(), 2);
@@ -317,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_belong_together_is_not_usable() {
+    fn mismatched_parts_are_unusable() {
         let one = Material::make(&names(), day(0)).unwrap();
         let other = Material::make(&names(), day(0)).unwrap();
         let nothing = Stored::default();
@@ -351,7 +350,7 @@ mod tests {
                 key: other.key.clone(),
                 ..one.clone()
             },
-            // An authority is no serving certificate, and no serving certificate an authority.
+            // An authority cannot serve, and a serving certificate cannot sign.
             Material {
                 certificate: one.authorities.clone(),
                 key: one.authority_key.clone(),
@@ -373,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_none_are_an_error() {
+    fn rejects_invalid_names() {
         assert!(Material::make(&["ü".to_owned()], day(0)).is_err());
     }
 }

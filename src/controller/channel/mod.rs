@@ -1,13 +1,13 @@
-//! The channel to routers: plain, or encrypted with certificates that the controller makes and renews itself, and open
-//! only to whoever proves to be a router.
+//! The channel to routers: plain, or secured with TLS certificates that the controller issues and renews itself,
+//! and with authentication of routers.
 //!
 //! ```text
 //! keeper: Secret -> material -> plan: keep, or make and write -> what is served; authorities -> ConfigMap -> routers
-//! token_check: token -> verdicts, else TokenReview -> callers: the caller, or why it is refused
+//! token_check: token -> verdicts, else TokenReview -> callers: the caller, or why it is rejected
 //! ```
-//! `plan`, `callers`, `verdicts` and `telling` are pure; `material` needs randomness for keys. The kubelet brings the
-//! ConfigMap to the routers. When the Secret is deleted everything is made anew, and routers that connect before they
-//! have the new authority are refused by themselves; connections that are open go on.
+//! `plan`, `callers`, `verdicts` and `telling` are pure; `material` needs randomness for keys. The kubelet brings
+//! the ConfigMap to the routers. If the Secret is deleted, everything is created anew; routers that connect before
+//! they have the new authority reject the certificate, and open connections continue.
 
 mod callers;
 mod keeper;
@@ -31,35 +31,35 @@ use crate::server::Server;
 use keeper::{Keeper, Served};
 use token_check::{TokenCheck, admit};
 
-/// How the channel to routers is secured. By default it is not.
+/// Security of the channel to routers. None by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChannelOptions {
-    /// Serve it over TLS.
+    /// Serve over TLS.
     pub tls: Option<TlsOptions>,
-    /// Let in only who has a token of this ServiceAccount.
+    /// Admit only callers with a token of this ServiceAccount.
     pub routers: Option<RouterAccount>,
 }
 
-/// Where the certificates are, and who they are for. All are in the namespace of the controller.
+/// Objects that hold the certificates, and the Service they are for, all in the controller's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsOptions {
-    /// The Secret with the authority, the serving certificate and their keys.
+    /// Secret with the authority, the serving certificate and their keys.
     pub secret: String,
-    /// The ConfigMap from which routers have the authorities that they trust.
+    /// ConfigMap with the authorities that routers trust.
     pub config_map: String,
-    /// The Service by which routers reach the controller.
+    /// Service that routers use to reach the controller.
     pub service: String,
 }
 
 impl ChannelOptions {
-    /// Whether the channel may carry what is secret: nobody can read along and nobody but a router is answered, or it
-    /// does not leave the machine.
+    /// Whether the channel may carry secrets: it is encrypted and open to routers only, or it does not leave the
+    /// machine.
     pub fn is_secure(&self, listen: IpAddr) -> bool {
         listen.is_loopback() || (self.tls.is_some() && self.routers.is_some())
     }
 }
 
-/// The channel, which is served while the controller leads.
+/// The channel, served while the controller leads.
 pub(super) struct Channel {
     tls: Option<(Arc<Served>, Keeper)>,
     check: Option<Arc<TokenCheck>>,
@@ -89,7 +89,7 @@ impl Channel {
         Self { tls, check }
     }
 
-    /// Says whether routers can connect.
+    /// Returns a check of whether routers can connect.
     pub(super) fn readiness(&self) -> impl Fn() -> bool + Send + Sync + 'static {
         let served = self.tls.as_ref().map(|(served, _)| served.clone());
         move || served.as_ref().is_none_or(|served| served.is_some())
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_channel_is_secure_when_it_is_encrypted_and_for_routers_or_stays_on_the_machine() {
+    fn channel_is_secure_if_encrypted_and_authenticated_or_on_loopback() {
         let tls = TlsOptions {
             secret: "s".into(),
             config_map: "c".into(),

@@ -1,23 +1,24 @@
-//! What is to be done about the certificates, given what is stored and the time. Pure.
+//! Decides the next step for the certificates from what is stored and the time. Pure.
 //!
-//! A new authority is given out beside the one before it, and signs nothing until routers have it. So at every
-//! moment the certificate that the controller serves is signed by an authority that routers trust.
+//! A new authority is published beside the previous one and signs nothing until routers have it. So the serving
+//! certificate is always signed by an authority that routers trust.
 
 use jiff::{SignedDuration, Timestamp};
 
-/// How long an authority is valid.
+/// Validity of an authority.
 pub(super) const AUTHORITY_LIFE: SignedDuration = SignedDuration::from_hours(24 * 365);
 
-/// How long a serving certificate is valid. An authority has more than that before it when its successor is made.
+/// Validity of a serving certificate. An authority remains valid for longer than this when its successor is
+/// created.
 pub(super) const SERVING_LIFE: SignedDuration = SignedDuration::from_hours(24 * 90);
 
-/// How long before it is made a certificate is already valid: clocks differ.
+/// Backdating of certificates, to allow for clock skew.
 pub(super) const CLOCK_SKEW: SignedDuration = SignedDuration::from_hours(1);
 
-/// How long a new authority signs nothing. The kubelet brings it to routers within minutes.
+/// Time for which a new authority signs nothing. The kubelet brings it to routers within minutes.
 const SETTLING: SignedDuration = SignedDuration::from_hours(24);
 
-/// When a certificate is valid.
+/// Validity period of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Validity {
     pub(super) from: Timestamp,
@@ -25,7 +26,7 @@ pub(super) struct Validity {
 }
 
 impl Validity {
-    /// From a little before now on, and not longer than its issuer.
+    /// Starts slightly before now, and ends no later than the issuer's.
     pub(super) fn new(now: Timestamp, life: SignedDuration, issuer: Option<Self>) -> Self {
         let until = now.saturating_add(life).unwrap_or(Timestamp::MAX);
         Self {
@@ -38,71 +39,72 @@ impl Validity {
         (self.from..self.until).contains(&now)
     }
 
-    /// Whether two thirds of it are over: the last third is for whatever keeps it from being renewed.
+    /// Whether two thirds of it have passed. The last third allows for failing renewals.
     fn is_old(self, now: Timestamp) -> bool {
         now.duration_since(self.from) >= self.until.duration_since(self.from) * 2 / 3
     }
 }
 
-/// What is known of what is stored.
+/// Summary of the stored material.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stored {
-    /// The authority that signs; none if it or its key cannot be used.
+    /// The signing authority; `None` if it or its key is unusable.
     pub(super) authority: Option<Validity>,
-    /// The serving certificate; none if it or its key cannot be used, or no stored authority has signed it.
+    /// The serving certificate; `None` if it or its key is unusable, or no stored authority signed it.
     pub(super) serving: Option<Serving>,
 }
 
-/// What is known of a serving certificate.
+/// Summary of a serving certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Serving {
     pub(super) validity: Validity,
-    /// The DNS names that it is for.
+    /// DNS names that it is valid for.
     pub(super) names: Vec<String>,
 }
 
-/// What is to be done next; each step but [`Step::Keep`] says why.
+/// The next step. Each step except [`Step::Keep`] has its cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// All is well.
+    /// Nothing to do.
     Keep,
-    /// Make an authority and a serving certificate, and forget what was there.
+    /// Create an authority and a serving certificate, and discard the old ones.
     MakeAll(&'static str),
-    /// Make an authority beside the one that is there, and keep the serving certificate.
+    /// Create an authority beside the present one, and keep the serving certificate.
     RenewAuthority(&'static str),
-    /// Make a serving certificate.
+    /// Create a serving certificate.
     RenewServing(&'static str),
 }
 
-/// What is to be done so that the controller can serve under these names.
+/// Returns the next step for the controller to serve under these names.
 pub(super) fn next_step(stored: &Stored, names: &[String], now: Timestamp) -> Step {
     let Stored { authority, serving } = stored;
     let Some(authority) = authority else {
-        return Step::MakeAll("there is no usable authority");
+        return Step::MakeAll("no usable authority");
     };
     if !authority.covers(now) {
-        return Step::MakeAll("the authority is not valid now");
+        return Step::MakeAll("the authority is not currently valid");
     }
     let Some(Serving {
         validity,
         names: present,
     }) = serving
     else {
-        return Step::RenewServing("there is no usable serving certificate");
+        return Step::RenewServing("no usable serving certificate");
     };
     if present != names {
         return Step::RenewServing("the serving certificate is for other names");
     }
     if !validity.covers(now) {
-        return Step::RenewServing("the serving certificate is not valid now");
+        return Step::RenewServing("the serving certificate is not currently valid");
     }
-    // In this order: with an old authority the new certificate can be used at once, with a new one only later.
+    // Order matters: a certificate signed by the old authority is usable at once, one signed by a new authority
+    // only later.
     let is_settled = now.duration_since(authority.from) >= SETTLING;
     if validity.is_old(now) && is_settled {
-        return Step::RenewServing("two thirds of the serving certificate's life are over");
+        return Step::RenewServing("the serving certificate has passed two thirds of its lifetime");
     }
     if authority.is_old(now) {
-        return Step::RenewAuthority("two thirds of the authority's life are over");
+        return Step::RenewAuthority("the authority has passed two thirds of its lifetime");
     }
     Step::Keep
 }
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_be_done_by_time() {
+    fn next_step_depends_on_the_time() {
         let made = stored(days(0, 365), days(0, 90));
         let overlapping = stored(days(243, 608), days(200, 290));
         let just_before = stored(days(243, 608), days(183, 273));
@@ -171,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_be_done_when_something_is_missing_or_of_another_name() {
+    fn next_step_replaces_missing_material_and_changed_names() {
         let whole = stored(days(0, 365), days(0, 90));
         let without_authority = Stored {
             authority: None,
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_does_not_outlive_its_issuer() {
+    fn certificate_does_not_outlive_its_issuer() {
         let validity = Validity::new(day(10), SERVING_LIFE, Some(days(0, 20)));
         assert_eq!(validity.until, day(20));
         assert!(validity.covers(day(10)) && validity.from < day(10));
@@ -203,8 +205,8 @@ mod tests {
     }
 
     proptest! {
-        /// However irregularly a controller looks, as long as it does so within three weeks: the certificate that is
-        /// served is valid, and routers had its authority a day before it was used.
+        /// However irregular the checks, as long as they are at most three weeks apart, the serving certificate is
+        /// valid, and routers have had its authority for a day before it is used.
         #[test]
         fn routers_can_always_connect(pauses in prop::collection::vec(1_u64..24 * 21, 1..400)) {
             let mut now = day(0);

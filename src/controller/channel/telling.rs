@@ -1,14 +1,14 @@
-//! Keeps what happens again and again from flooding the log. Pure: time comes in.
+//! Rate-limits repeated log messages. Pure: time is an argument.
 
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-/// How often the log tells of one kind of thing.
+/// Interval at which the log repeats one kind of message.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-/// When each kind of thing was last told.
+/// The last time each kind of message was logged.
 #[derive(Debug, Default)]
 pub(super) struct Telling(HashMap<&'static str, Told>);
 
@@ -19,7 +19,8 @@ struct Told {
 }
 
 impl Telling {
-    /// It has happened: if it is to be told, how often it has happened since it last was, this time included.
+    /// Records an occurrence. If it should be logged, returns the number of occurrences since the last log,
+    /// including this one.
     pub(super) fn happened(&mut self, what: &'static str, now: Instant) -> Option<u64> {
         let Some(told) = self.0.get_mut(what) else {
             self.0.insert(what, Told { at: now, untold: 0 });
@@ -39,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_is_told_at_once_and_the_others_together() {
+    fn logs_the_first_at_once_and_later_ones_together() {
         let start = Instant::now();
         let mut telling = Telling::default();
         for (what, seconds, told) in [

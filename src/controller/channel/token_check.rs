@@ -1,4 +1,4 @@
-//! Lets through whoever has a router's token, as the API server says by TokenReview.
+//! Admits requests with a router's token, verified by TokenReview at the API server.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -31,13 +31,13 @@ use crate::{
     server::Peer,
 };
 
-/// How long the API server may take to answer, waiting for a turn included.
+/// Timeout of a review, including the wait for a turn.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many tokens the API server is asked about at once.
+/// Maximum number of concurrent reviews.
 const REVIEWS: usize = 8;
 
-/// How long a token may be, in bytes. The API server's own have about 1,300.
+/// Maximum length of a token, in bytes. The API server's own tokens have about 1,300.
 const MAX_TOKEN: usize = 16 * 1024;
 
 /// Checks tokens.
@@ -50,20 +50,20 @@ pub(super) struct TokenCheck {
     metrics: Arc<ControllerMetrics>,
 }
 
-/// Why the API server said nothing about a token.
+/// Why a review failed.
 #[derive(Debug, thiserror::Error)]
 enum ReviewError {
-    #[error("no answer within {REVIEW_TIMEOUT:?}")]
+    #[error("no response within {REVIEW_TIMEOUT:?}")]
     Timeout,
-    #[error("{0}; the controller's ClusterRole has to allow create on tokenreviews (authentication.k8s.io)")]
+    #[error("{0}; the controller's ClusterRole must allow create on tokenreviews (authentication.k8s.io)")]
     Forbidden(String),
     #[error("{0}")]
     Failed(String),
-    #[error("the answer has no status")]
+    #[error("the response has no status")]
     Empty,
 }
 
-/// Answers for itself if the request is no router's.
+/// Middleware that rejects requests that do not come from a router.
 pub(super) async fn admit(State(check): State<Arc<TokenCheck>>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     let router = router_of(&mut parts).await;
@@ -80,7 +80,7 @@ pub(super) async fn admit(State(check): State<Arc<TokenCheck>>, request: Request
     }
 }
 
-/// The router that a request names, in its path or its query.
+/// Returns the router named in the request's path or query.
 async fn router_of(parts: &mut Parts) -> Option<String> {
     if let Ok(Path(router)) = parts.extract::<Path<String>>().await {
         return Some(router);
@@ -146,7 +146,8 @@ impl TokenCheck {
             }
             Err(error) => {
                 if let Some(times) = self.telling().happened("no_review", Instant::now().into_std()) {
-                    tracing::warn!(%error, times, "the API server cannot be asked whether routers' tokens are good; tokens that were good within ten minutes stay so");
+                    tracing::warn!(%error, times, "cannot review routers' tokens at the API server; tokens that \
+                                                   were valid within the last ten minutes are still accepted");
                 }
                 before.ok_or(Refusal::Unavailable)
             }
@@ -154,7 +155,7 @@ impl TokenCheck {
     }
 
     async fn review(&self, token: &str) -> Result<TokenReviewStatus, ReviewError> {
-        // The semaphore is never closed; were it, reviews would go uncounted.
+        // The semaphore is never closed. If it were, reviews would go unlimited.
         let _turn = self.turns.acquire().await.ok();
         let review = TokenReview {
             spec: TokenReviewSpec {
@@ -185,13 +186,13 @@ impl TokenCheck {
                 router = router.as_str(),
                 reason,
                 times,
-                "a request for the routing configuration is refused: {refusal}"
+                "rejected a request for the routing configuration: {refusal}"
             );
         }
     }
 
     fn verdicts(&self) -> MutexGuard<'_, Verdicts> {
-        // No code that holds the lock can leave it half changed.
+        // No holder of the lock can panic halfway through a change.
         self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -218,7 +219,7 @@ mod tests {
 
     use super::*;
 
-    /// An API server that knows one token, and may be away.
+    /// An API server that knows one token, and may be unavailable.
     #[derive(Default)]
     struct ApiServer {
         asked: AtomicUsize,
@@ -279,7 +280,7 @@ mod tests {
     const POLL: &str = "/v1/configuration?router=r-0&revision=1";
 
     #[tokio::test(start_paused = true)]
-    async fn a_router_is_let_through_as_itself() {
+    async fn admits_a_router_only_under_its_own_name() {
         let (server, service) = start();
         let long = "x".repeat(MAX_TOKEN + 1);
         for (path, token, status) in [
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn while_the_api_server_is_away_what_was_good_stays_good_for_ten_minutes() {
+    async fn valid_tokens_are_accepted_for_ten_minutes_without_the_api_server() {
         let (server, service) = start();
         assert_eq!(ask(&service, POLL, Some("good")).await, 200);
         for status in [500, 403, 0] {

@@ -1,4 +1,4 @@
-//! What was found out about tokens a short while ago, so that not every request asks the API server. Time comes in.
+//! Caches recent verdicts on tokens, so that not every request needs a review. Pure: time is an argument.
 
 use std::{
     collections::HashMap,
@@ -7,35 +7,35 @@ use std::{
 
 use super::callers::{Caller, Refusal};
 
-/// How long a token that was good is not asked about again.
+/// Time for which a valid token is not reviewed again.
 const GOOD_FOR: Duration = Duration::from_secs(60);
 
-/// How long a token that was good is taken for good while the API server does not answer: routers outlive an outage
-/// of it.
+/// Time for which a valid token is accepted while the API server does not respond, so that routers survive its
+/// outages.
 const GOOD_WITHOUT_ANSWER: Duration = Duration::from_secs(10 * 60);
 
-/// How long a token that was bad is not asked about again.
+/// Time for which an invalid token is not reviewed again.
 const BAD_FOR: Duration = Duration::from_secs(5);
 
-/// How many tokens of each kind are remembered; beyond it the oldest are forgotten. There are as many good ones as
-/// routers, and as many again while they are renewed.
+/// Maximum number of cached tokens of each kind. Beyond it the oldest are dropped. There are as many valid tokens
+/// as routers, and twice as many during renewal.
 const MAX_REMEMBERED: usize = 4096;
 
-/// A token by its SHA-256, so that no token lies about in memory.
+/// SHA-256 of a token, so that tokens do not stay in memory.
 pub(super) type Digest = [u8; 32];
 
-/// What is remembered of a token.
+/// Cached verdict on a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Remembered {
-    /// This was found out just now.
+    /// Recent verdict.
     Fresh(Result<Caller, Refusal>),
-    /// It was good some time ago: for use if the API server does not answer.
+    /// The token was valid some time ago. Used only if the API server does not respond.
     Good(Caller),
-    /// Nothing.
+    /// No verdict.
     Nothing,
 }
 
-/// The tokens. Good and bad ones apart, so that whoever tries many bad ones drives out no good one.
+/// Cached tokens. Valid and invalid ones are separate, so that many invalid tokens cannot evict valid ones.
 #[derive(Debug, Default)]
 pub(super) struct Verdicts {
     good: HashMap<Digest, (Caller, Instant)>,
@@ -73,7 +73,7 @@ impl Verdicts {
     }
 }
 
-/// Inserts, and forgets the older half when there are too many: seldom, so that it costs little on the whole.
+/// Inserts a verdict. Drops the older half when full: seldom, so the amortized cost is low.
 fn insert<T>(verdicts: &mut HashMap<Digest, (T, Instant)>, token: Digest, verdict: T, now: Instant) {
     if verdicts.len() >= MAX_REMEMBERED && !verdicts.contains_key(&token) {
         let mut times: Vec<_> = verdicts.values().map(|(_, since)| *since).collect();
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_depends_on_the_time() {
+    fn cached_verdict_depends_on_its_age() {
         let start = Instant::now();
         let mut verdicts = Verdicts::default();
         let (good, bad, unknown) = (digest(1), digest(2), digest(3));
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_verdict_counts() {
+    fn last_verdict_wins() {
         let now = Instant::now();
         let mut verdicts = Verdicts::default();
         verdicts.remember(digest(1), Ok(caller()), now);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_are_remembered_and_bad_ones_drive_out_no_good_one() {
+    fn cache_is_bounded_and_invalid_tokens_do_not_evict_valid_ones() {
         let start = Instant::now();
         let at = |number: usize| start + Duration::from_micros(number.try_into().unwrap());
         let mut verdicts = Verdicts::default();
