@@ -1,36 +1,36 @@
-//! The authorities that Sinks have instead of the public ones. Each is in a configuration once, however many
-//! destinations name it.
+//! Authorities that Sinks trust instead of the public ones. A configuration contains each once, however many
+//! destinations reference it.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-/// Names authorities by their content: the SHA-256 of their PEM, in hexadecimal. Whoever may write a Sink cannot make
-/// others with the name of someone else's.
+/// SHA-256 of the PEM of some authorities, in hexadecimal. Since it is a cryptographic hash, the author of a Sink
+/// cannot craft other authorities with the same digest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct AuthoritiesDigest(String);
 
 impl AuthoritiesDigest {
-    /// That of a PEM text.
+    /// Computes the digest of a PEM text.
     pub fn of(pem: &str) -> Self {
         let bytes = digest(&SHA256, pem.as_bytes());
         Self(bytes.as_ref().iter().fold(String::new(), |mut text, byte| {
-            // Writing to a text does not fail.
+            // Writing to a `String` cannot fail.
             let _ = write!(text, "{byte:02x}");
             text
         }))
     }
 }
 
-/// Certificates of authorities, in PEM.
+/// Certificates of authorities, in PEM, by digest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Authorities(BTreeMap<AuthoritiesDigest, String>);
 
 impl Authorities {
-    /// The PEM text with this digest.
+    /// Returns the PEM text with this digest.
     pub fn get(&self, digest: &AuthoritiesDigest) -> Option<&str> {
         self.0.get(digest).map(String::as_str)
     }
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_is_kept_once_and_found_by_its_digest() {
+    fn stores_each_text_once_by_its_digest() {
         let authorities: Authorities = ["abc", "abd", "abc"].into_iter().collect();
         let json = serde_json::to_value(&authorities).unwrap();
         assert_eq!(json.as_object().unwrap().len(), 2);

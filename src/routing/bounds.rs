@@ -1,63 +1,63 @@
-//! What the Triggers of a namespace, and all of them, may take together.
+//! Memory limits for the Triggers of a namespace and of all namespaces.
 //!
-//! Controller, routers and command line ask the same [`Bounds`], so a Trigger that is refused is refused everywhere,
-//! and again after every start. The controller admits the oldest first, so what is new never pushes out what works;
-//! where the age is not known, as in manifests, the order is that of namespaces and names. What is refused goes to
-//! routers without its filters. What is admitted is admitted in any order, so routers come to the same end.
+//! Controller, routers and command line use the same [`Bounds`], so a rejected Trigger is rejected everywhere, and
+//! again after every start. The controller admits the oldest first, so that new Triggers never displace working
+//! ones; where the age is unknown, as in manifests, the order is by namespace and name. Rejected Triggers are sent
+//! to routers without their filters. The admitted ones fit in any order, so routers reach the same result.
 
 use std::collections::HashMap;
 
 use super::{Destination, Trigger};
 use crate::filter::{CompileError, CompileProblem, Filter};
 
-/// How many bytes the Triggers of a namespace may take: what their filters take compiled, and their destinations.
+/// Maximum size of the Triggers of a namespace, in bytes: their compiled filters and their destinations.
 pub const MAX_OF_NAMESPACE: usize = 16 * 1024 * 1024;
 
-/// How many bytes all Triggers may take.
+/// Maximum size of all Triggers, in bytes.
 pub const MAX_OF_ALL: usize = 64 * 1024 * 1024;
 
-/// What the Triggers that were admitted take.
+/// Memory used by the admitted Triggers.
 #[derive(Debug, Default)]
 pub struct Bounds {
     namespaces: HashMap<String, usize>,
     all: usize,
 }
 
-/// Why a Trigger is not admitted: it matches nothing, and its events wait.
+/// Why a Trigger is not admitted. It matches nothing, and its events wait.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Its filters cannot be compiled, or are too large by themselves.
+    /// Its filters do not compile or are too large.
     #[error(transparent)]
     Filters(#[from] CompileError),
-    /// It would be too much for its namespace.
+    /// It does not fit into the limit of its namespace.
     #[error(
-        "filters: the Trigger takes {size} bytes with its destinations, and of the {MAX_OF_NAMESPACE} of its namespace \
-         {used} are taken by others: make its filters smaller, or delete Triggers"
+        "filters: the Trigger takes {size} bytes with its destinations, but other Triggers use {used} of the \
+         {MAX_OF_NAMESPACE} bytes of its namespace: make its filters smaller, or delete Triggers"
     )]
     Namespace {
-        /// What it takes.
+        /// Size of the Trigger.
         size: usize,
-        /// What others take.
+        /// Size of the other Triggers.
         used: usize,
     },
-    /// It would be too much for the routers.
+    /// It does not fit into the limit of all namespaces.
     #[error(
-        "filters: the Trigger takes {size} bytes with its destinations, and of the {MAX_OF_ALL} of all namespaces {used} \
-         are taken by others: make its filters smaller, or delete Triggers"
+        "filters: the Trigger takes {size} bytes with its destinations, but other Triggers use {used} of the \
+         {MAX_OF_ALL} bytes of all namespaces: make its filters smaller, or delete Triggers"
     )]
     All {
-        /// What it takes.
+        /// Size of the Trigger.
         size: usize,
-        /// What others take.
+        /// Size of the other Triggers.
         used: usize,
     },
-    /// The controller did not admit it, for this reason.
+    /// The controller rejected it, for this reason.
     #[error("{0}")]
     Before(String),
 }
 
 impl Refusal {
-    /// A short name for it, for conditions.
+    /// Stable label, used as the reason in conditions.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Filters(error) => match error.problem {
@@ -74,10 +74,10 @@ impl Refusal {
 }
 
 impl Bounds {
-    /// Compiles a Trigger's filters, if there is room for it.
+    /// Compiles a Trigger's filters and accounts for their size.
     ///
     /// # Errors
-    /// Why it is not admitted; it takes no room then.
+    /// Why it is not admitted. A rejected Trigger uses no space.
     pub fn admit(&mut self, trigger: &Trigger) -> Result<Filter, Refusal> {
         if let Some(reason) = &trigger.refused {
             return Err(Refusal::Before(reason.clone()));
@@ -101,7 +101,7 @@ impl Bounds {
     }
 }
 
-/// Each Trigger has its own, as it is configured and made ready.
+/// Destinations are counted per Trigger, because each is configured and prepared separately.
 fn size_of_destination(destination: &Destination) -> usize {
     let Destination {
         uri,
@@ -132,7 +132,7 @@ mod tests {
         serde_json::from_value(trigger).unwrap()
     }
 
-    /// About as large as a Trigger's filters may be.
+    /// Filters of about the maximum size of a Trigger.
     fn large() -> Vec<Expression> {
         let map = |n| {
             (0..32)
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn each_namespace_and_all_together_have_room_for_so_much() {
+    fn limits_each_namespace_and_the_total() {
         let mut bounds = Bounds::default();
         let size = Filter::compile(&large()).unwrap().size();
         assert!(size > 400_000, "{size}");
@@ -153,7 +153,7 @@ mod tests {
                 let admitted = bounds.admit(&trigger(namespace, &name.to_string(), large()));
                 refused.extend(admitted.err().map(|refusal| (namespace, refusal.label())));
             }
-            // What is small has room where the large have none.
+            // Small Triggers still fit where large ones do not.
             assert!(bounds.admit(&trigger(namespace, "small", vec![])).is_ok());
         }
         assert!(refused.contains(&("a", "NamespaceTooLarge")), "{refused:?}");
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_count() {
+    fn headers_count_towards_the_limit() {
         let mut heavy = trigger("a", "t", vec![]);
         let value = "x".repeat(8192);
         if let Some(destination) = &mut heavy.destination {
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refused_before_stays_so() {
+    fn trigger_rejected_by_the_controller_stays_rejected() {
         let mut refused = trigger("a", "t", vec![]);
         refused.refused = Some("too large".to_owned());
         let refusal = Bounds::default().admit(&refused).unwrap_err();

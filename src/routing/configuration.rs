@@ -1,6 +1,6 @@
-//! The routing configuration: what the controller computed, as plain data that knows no Kubernetes.
+//! The routing configuration computed by the controller: plain data, independent of Kubernetes.
 //!
-//! It travels from the controller to the routers as JSON and is kept on each router's disk.
+//! The controller sends it to routers as JSON, and each router keeps it on disk.
 
 use std::{borrow::Cow, collections::BTreeSet, fmt, num::NonZeroU32, time::Duration};
 
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::{Authorities, AuthoritiesDigest};
 use crate::filter::Expression;
 
-/// Names one routing configuration by its content: the same resources give the same revision, whichever
-/// controller computed it and however often it was restarted.
+/// Identifies a routing configuration by its content. The same resources give the same revision, whichever
+/// controller computes it, and after any restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Revision(pub String);
@@ -20,25 +20,25 @@ pub struct Revision(pub String);
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Configuration {
-    /// The name of this content.
+    /// Revision of this content.
     pub revision: Revision,
-    /// The namespaces that exist; each has a broker `default`.
+    /// Existing namespaces. Each has a broker `default`.
     pub namespaces: BTreeSet<String>,
-    /// Every Trigger, also those that cannot be delivered at present: they keep their place in the log.
+    /// All Triggers, including those without a destination, which keep their position in the log.
     pub triggers: Vec<Trigger>,
-    /// Every Source that is valid and not suspended.
+    /// Valid Sources that are not suspended.
     pub sources: Vec<Source>,
-    /// What the destinations' [`Destination::ca_certs`] name.
+    /// Authorities referenced by [`Destination::ca_certs`].
     #[serde(default, skip_serializing_if = "Authorities::is_empty")]
     pub authorities: Authorities,
-    /// The UIDs of Triggers that are there and that the controller cannot read, as another version of Weir wrote them.
+    /// UIDs of existing Triggers that the controller cannot decode because another version of Weir wrote them.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unread: BTreeSet<String>,
 }
 
 impl Configuration {
-    /// Takes over, of the Triggers that there were `before`, those that could not be read this time. They keep their
-    /// place, and their events wait until somebody can read them again. Those that were taken over already stay.
+    /// Carries over the Triggers among `before` that could not be read this time. They keep their position, and
+    /// their events wait until they can be read again. Triggers carried over earlier are kept.
     pub fn keep_unread<'a>(&mut self, before: impl IntoIterator<Item = &'a Trigger>) {
         let is_there = |uid: &str| self.triggers.iter().any(|trigger| trigger.uid == uid);
         let unread = before
@@ -59,52 +59,53 @@ impl Configuration {
     }
 }
 
-/// A Trigger, resolved.
+/// A resolved Trigger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Trigger {
-    /// Progress belongs to this: a re-created Trigger has another.
+    /// UID of the resource. Progress is tied to it: a re-created Trigger has a different UID.
     pub uid: String,
-    /// The namespace of the Trigger and of its broker.
+    /// Namespace of the Trigger and of its broker.
     pub namespace: String,
-    /// The Trigger's name.
+    /// Name.
     pub name: String,
-    /// The generation of the resource that this was made from.
+    /// Generation of the resource.
     pub generation: i64,
-    /// The broker's name, in the Trigger's namespace.
+    /// Name of the broker, in the Trigger's namespace.
     pub broker: String,
-    /// All of them must hold; none lets every event pass.
+    /// Filters that an event must all match. An empty list matches every event.
     pub filters: Vec<Expression>,
-    /// Where it delivers to; `None` while its Sink cannot be resolved: events wait.
+    /// Destination; `None` while the Sink is unresolved, in which case events wait.
     pub destination: Option<Destination>,
-    /// How it delivers.
+    /// Delivery settings.
     pub delivery: Delivery,
-    /// Where a new Trigger begins.
+    /// Position at which a new Trigger starts.
     pub start: Start,
-    /// Whether somebody asked for that: it then also begins there where one of its name was before it.
+    /// Whether `start` is explicit. If it is not, a new Trigger resumes from the position of a deleted one with its
+    /// name.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub start_is_set: bool,
-    /// Events wait while this is set.
+    /// Whether delivery is paused; events wait.
     pub suspend: bool,
-    /// Why the controller did not admit it: its filters are left out, and its events wait.
+    /// Why the controller rejected it. Its filters are omitted, and its events wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
 }
 
 impl Trigger {
-    /// Leaves out its filters, which are not to be compiled; in their place is one that lets nothing pass in any
-    /// version of Weir.
+    /// Marks the Trigger as rejected. Replaces its filters, which must not be compiled, by one that matches nothing
+    /// in any version of Weir.
     pub fn refuse(&mut self, reason: String) {
         self.filters = vec![Expression::Any(Vec::new())];
         self.refused = Some(reason);
     }
 
-    /// Where events and dead letters go, as far as that is known.
+    /// Destinations of events and dead letters that are resolved.
     pub fn destinations(&self) -> impl Iterator<Item = &Destination> {
         self.destination.iter().chain(&self.delivery.dead_letter_sink)
     }
 
-    /// The same without secret values, as far as it has any.
+    /// Returns the Trigger without secret values, cloning only if it has any.
     pub fn without_secrets(&self) -> Cow<'_, Self> {
         if self
             .destinations()
@@ -123,20 +124,20 @@ impl Trigger {
     }
 }
 
-/// Where a Trigger delivers to.
+/// A resolved destination.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Destination {
-    /// An absolute `http` or `https` URI.
+    /// Absolute `http` or `https` URI.
     pub uri: String,
-    /// The Service behind it, if it is one, so that a router outside the cluster can be told where it is.
+    /// The Service behind the URI, if any, so that a router outside the cluster can use a different address.
     pub service: Option<ServiceName>,
-    /// The mode that the Sink asks for.
+    /// Content mode requested by the Sink.
     pub content_mode: ContentMode,
-    /// The authorities that are trusted instead of the public ones, of those in [`Configuration::authorities`].
+    /// Authorities trusted instead of the public ones, from [`Configuration::authorities`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_certs: Option<AuthoritiesDigest>,
-    /// What each request has besides the event's headers.
+    /// Additional headers of each request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<Header>,
 }
@@ -145,23 +146,23 @@ pub struct Destination {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Header {
-    /// Its name, in lower case.
+    /// Name, in lower case.
     pub name: String,
-    /// Its value.
+    /// Value.
     pub value: Secret,
-    /// What is another one whenever the value is, and tells nothing of it: a revision is made from this, since it is
-    /// logged and shown in metrics, and a hash of a value could be used to guess it.
+    /// Opaque version that changes with the value and reveals nothing about it. Revisions are derived from it: they
+    /// are logged and shown in metrics, and a hash of the value could be used to guess it.
     pub version: String,
 }
 
-/// A value that is shown to nobody. It is written as it is where it is serialised: the way to a router, and a router's
-/// disk.
+/// A value that `Debug` does not show. Serialization writes it in clear, for the connection to routers
+/// and a router's disk.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// The value, for what it is meant for.
+    /// Returns the value.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -179,19 +180,19 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The name of a Service.
+/// Name of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceName {
-    /// Its namespace.
+    /// Namespace.
     pub namespace: String,
-    /// Its name.
+    /// Name.
     pub name: String,
 }
 
-/// The mode in which events are sent.
+/// Content mode of requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ContentMode {
-    /// Binary or structured as the event came in; an event of a batch leaves structured.
+    /// Binary or structured, as received. Events from a batch are sent structured.
     #[default]
     AsReceived,
     /// HTTP binary mode.
@@ -200,88 +201,89 @@ pub enum ContentMode {
     Structured,
 }
 
-/// Where a new Trigger begins.
+/// Position at which a new Trigger starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Start {
-    /// With the next event that is accepted.
+    /// The next accepted event.
     #[default]
     Latest,
-    /// With the oldest event that is retained.
+    /// The oldest retained event.
     Earliest,
-    /// With the first retained event that was accepted at this time or later.
+    /// The first retained event accepted at or after this time.
     At(Timestamp),
 }
 
-/// How a Trigger delivers: the Trigger's own settings over its Sink's over the defaults.
+/// Delivery settings: the Trigger's override its Sink's, which override the defaults.
 ///
-/// What is absent takes its default, so that a router can start with what an earlier version kept on disk.
+/// Absent fields take their default, so that a router can start with a configuration stored by an earlier version.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Delivery {
-    /// How long a failing event is tried again.
+    /// Limits of retries.
     pub retry: Retry,
-    /// How the pauses between attempts grow.
+    /// Growth of the delay between attempts.
     pub backoff_policy: BackoffPolicy,
-    /// The first pause; full jitter takes between zero and the computed pause.
+    /// First delay. With full jitter, the actual delay is between zero and the computed one.
     pub backoff_delay: Duration,
-    /// The longest pause.
+    /// Maximum delay.
     pub backoff_max: Duration,
-    /// How long one attempt may take, from connecting to the response's end.
+    /// Timeout of one attempt, from connecting to the end of the response.
     pub timeout: Duration,
-    /// The longest `Retry-After` that is obeyed.
+    /// Longest `Retry-After` that is honoured.
     pub retry_after_max: Duration,
-    /// How many events are under way to the Sink at once.
+    /// Maximum number of events in flight to the Sink.
     pub concurrency: u32,
-    /// How many attempts may begin in a time.
+    /// Maximum rate of attempts.
     pub rate_limit: Option<RateLimit>,
-    /// Which events wait for which.
+    /// Order of delivery.
     pub ordering: Ordering,
-    /// Where dead letters go; `None` if the router keeps them.
+    /// Destination of dead letters; `None` if the router keeps them.
     pub dead_letter_sink: Option<Destination>,
 }
 
-/// How many attempts may begin in a time.
+/// Maximum rate of attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RateLimit {
-    /// In the long run.
+    /// Sustained rate, in attempts per second.
     pub per_second: NonZeroU32,
-    /// At once, after a pause.
+    /// Attempts that may start at once after an idle period.
     pub burst: NonZeroU32,
 }
 
-/// Which events wait for which.
+/// Order of delivery.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ordering {
-    /// None.
+    /// No order.
     #[default]
     None,
-    /// An event waits until those before it with the same `partitionkey` are settled.
+    /// An event waits until earlier events with the same `partitionkey` are settled.
     ByKey,
 }
 
-/// When to give an event up: whichever of the two comes first.
+/// Limits of retries. The first limit reached ends them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Retry {
-    /// Attempts after the first.
+    /// Maximum number of attempts after the first.
     pub attempts: Option<u32>,
-    /// Time since the first attempt.
+    /// Maximum time since the first attempt.
     pub duration: Option<Duration>,
 }
 
-/// How the pauses between attempts grow.
+/// Growth of the delay between attempts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BackoffPolicy {
-    /// Twice as long each time.
+    /// Doubles each time.
     #[default]
     Exponential,
-    /// Longer by the first pause each time.
+    /// Grows by the first delay each time.
     Linear,
 }
 
 impl Default for Delivery {
-    /// Attempts for a day, pauses from half a second to five minutes, 30 seconds an attempt, 32 at once.
+    /// Retries for a day, with delays of half a second to five minutes, a timeout of 30 seconds, and 32 events in
+    /// flight.
     fn default() -> Self {
         Self {
             retry: Retry {
@@ -301,35 +303,36 @@ impl Default for Delivery {
     }
 }
 
-/// A Source, checked.
+/// A validated Source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
-    /// The resource's UID.
+    /// UID of the resource.
     pub uid: String,
-    /// Its namespace, and its broker's.
+    /// Namespace of the Source and of its broker.
     pub namespace: String,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// The generation of the resource that this was made from.
+    /// Generation of the resource.
     pub generation: i64,
-    /// The broker that its events are posted to.
+    /// Broker that its events are posted to.
     pub broker: String,
-    /// What it makes events from.
+    /// What triggers its events.
     pub cron: Cron,
 }
 
-/// A schedule, and the event that each of its times makes.
+/// A schedule and the event to produce at each of its times.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cron {
-    /// Five fields: minute, hour, day of month, month, day of week.
+    /// Cron expression with five fields (minute, hour, day of month, month, day of week), or six with seconds
+    /// first.
     pub schedule: String,
-    /// An IANA time zone.
+    /// IANA time zone.
     pub time_zone: String,
-    /// The events' attributes in order, without `id`, `time` and `specversion`.
+    /// Attributes of the events in order, without `id`, `time` and `specversion`.
     pub attributes: Vec<(String, String)>,
-    /// The events' data.
+    /// Data of the events.
     pub data: Option<String>,
 }
 
@@ -338,7 +341,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_destination_of_an_earlier_version_has_no_credentials() {
+    fn reads_destination_of_earlier_version_without_credentials() {
         let text = r#"{"uri":"http://a/","service":null,"contentMode":"AsReceived"}"#;
         let destination: Destination = serde_json::from_str(text).unwrap();
         assert_eq!((&destination.ca_certs, &*destination.headers), (&None, &[][..]));
@@ -346,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trigger_that_cannot_be_read_stays_as_it_was_and_waits() {
+    fn unreadable_trigger_is_carried_over_and_waits() {
         let trigger = |uid: &str| Trigger {
             uid: uid.into(),
             namespace: "n".into(),
@@ -384,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_written_but_not_shown() {
+    fn secret_is_serialized_but_not_displayed() {
         let secret = Secret::from("s3cret".to_owned());
         assert_eq!(format!("{secret:?}"), "[secret]");
         let json = serde_json::to_string(&secret).unwrap();

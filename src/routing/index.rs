@@ -1,4 +1,4 @@
-//! Finds the routes that could want an event by the terms that they are filed under.
+//! Index of routes by the terms that an event must satisfy.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,10 +7,9 @@ use crate::{
     filter::{IndexTerm, Text},
 };
 
-/// Routes, by their positions in a list, under exact values and prefixes of attributes.
+/// Indexes routes, by their position in a list, under exact values and prefixes of attributes.
 ///
-/// A look-up takes one step for each attribute of the event, and in each a search that grows with the logarithm of
-/// the number of prefixes.
+/// A look-up takes one step per attribute of the event, each with a search in logarithmic time over the prefixes.
 #[derive(Debug, Default)]
 pub(super) struct Index(HashMap<Box<str>, AttributeIndex>);
 
@@ -20,7 +19,7 @@ struct AttributeIndex {
     prefixes: Prefixes,
 }
 
-/// Makes an [`Index`].
+/// Builds an [`Index`].
 #[derive(Debug, Default)]
 pub(super) struct IndexBuilder {
     exact: HashMap<Box<str>, HashMap<Box<str>, Vec<usize>>>,
@@ -57,7 +56,7 @@ impl IndexBuilder {
 }
 
 impl Index {
-    /// The routes that are filed under a term that holds for the event: each once, in order.
+    /// Returns the routes filed under a term that the event satisfies, deduplicated and in order.
     pub(super) fn candidates(&self, event: &Event) -> Vec<usize> {
         let mut routes = Vec::new();
         for (name, value) in event.attributes() {
@@ -75,14 +74,14 @@ impl Index {
     }
 }
 
-/// Prefixes in order, each with the next shorter one that it begins with.
+/// Sorted prefixes, each with a link to the next shorter one that it starts with.
 #[derive(Debug, Default)]
 struct Prefixes(Vec<Prefix>);
 
 #[derive(Debug)]
 struct Prefix {
     text: Box<str>,
-    /// The position of the longest other prefix that this one begins with.
+    /// Position of the longest other prefix that this one starts with.
     shorter: Option<usize>,
     routes: Vec<usize>,
 }
@@ -104,10 +103,10 @@ impl Prefixes {
         Self(list)
     }
 
-    /// Adds the routes of every prefix that the value begins with.
+    /// Adds the routes of every prefix of the value.
     ///
-    /// A prefix of the value is a prefix of everything that stands between the two in order: so all of them are in
-    /// the chain of the last one that stands before the value.
+    /// A prefix of the value is also a prefix of everything sorted between the two. So all of them are in the chain
+    /// of the last entry that sorts before the value.
     fn collect(&self, value: &str, routes: &mut Vec<usize>) {
         let before = self
             .0
@@ -120,7 +119,7 @@ impl Prefixes {
         }
     }
 
-    /// A prefix, and then always the next shorter one.
+    /// Iterates over a prefix and its successively shorter ones.
     fn chain(list: &[Prefix], from: Option<usize>) -> impl Iterator<Item = (usize, &Prefix)> {
         let at = move |position: usize| list.get(position).map(|prefix| (position, prefix));
         std::iter::successors(from.and_then(at), move |(_, prefix)| prefix.shorter.and_then(at))
@@ -135,7 +134,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_prefix_of_a_value_is_found_once(
+        fn finds_every_prefix_of_a_value_once(
             texts in collection::btree_set("[ab\u{e9}]{1,5}", 0..24),
             value in "[ab\u{e9}]{0,6}",
         ) {

@@ -1,4 +1,5 @@
-//! From the routing configuration to the routing table, and from an event to the Triggers that want it. Pure.
+//! Compiles the routing configuration to the routing table, which maps an event to the Triggers that match it.
+//! Pure.
 
 mod authorities;
 mod bounds;

@@ -1,17 +1,17 @@
-//! What routers and the controller say to each other over HTTP.
+//! The HTTP protocol between routers and the controller.
 //!
-//! A router asks `GET /v1/configuration?router=NAME&revision=APPLIED`. It is answered 200 with a [`Configuration`]
-//! as soon as there is one of another revision, and 204 when there is none within [`POLL_TIMEOUT`]. Asking is also
-//! the acknowledgement: the router routes by the revision that it names, or by none yet if that is empty.
+//! A router polls `GET /v1/configuration?router=NAME&revision=APPLIED`. The response is 200 with a
+//! [`Configuration`] as soon as there is one with a different revision, or 204 if there is none within
+//! [`POLL_TIMEOUT`]. The request is also the acknowledgement: the router routes by the revision it names, or by
+//! none yet if it is empty.
 //!
-//! A router says which Sinks are down by `PUT /v1/routers/NAME/sinks` with a [`SinkReport`]: when that changes, and
-//! again every [`REPORT_EVERY`], so that a controller that has forgotten learns it anew. It is answered 204, or 409
-//! before the router has asked for the configuration. A report replaces the one before it, and is forgotten with a
-//! router that no longer asks.
+//! A router reports failing Sinks by `PUT /v1/routers/NAME/sinks` with a [`SinkReport`]: when the report changes,
+//! and every [`REPORT_EVERY`], so that a restarted controller learns it again. The response is 204, or 409 if the
+//! router has not polled yet. A report replaces the previous one, and is dropped when the router stops polling.
 //!
-//! Where the controller checks who asks, every request has `Authorization: Bearer` with a ServiceAccount token for the
-//! audience [`TOKEN_AUDIENCE`]. It is answered 401 with a line of text when that is no router's, or is bound to a pod
-//! of another name than the router's, and 503 when that cannot be found out.
+//! If the controller authenticates callers, every request carries `Authorization: Bearer` with a ServiceAccount
+//! token for the audience [`TOKEN_AUDIENCE`]. The response is 401 with a line of text if the token is not a
+//! router's, or is bound to a pod with a different name than the router's; and 503 if this cannot be determined.
 //!
 //! [`Configuration`]: super::Configuration
 
@@ -23,39 +23,39 @@ use serde::{Deserialize, Serialize};
 
 use super::Revision;
 
-/// The audience of the tokens by which routers prove who they are; such a token is good for nothing else.
+/// Audience of the tokens that authenticate routers. A token for it is not valid for anything else.
 pub const TOKEN_AUDIENCE: &str = "weir-controller";
 
-/// Where the controller answers routers.
+/// Path of the configuration endpoint.
 pub const CONFIGURATION_PATH: &str = "/v1/configuration";
 
-/// Where a router says which Sinks are down.
+/// Path for reports on failing Sinks.
 pub const SINKS_PATH: &str = "/v1/routers/{router}/sinks";
 
-/// How long the controller holds a request when there is nothing new.
+/// Time for which the controller holds a poll without news.
 pub const POLL_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// How often a router tells of its Sinks when nothing has changed.
+/// Interval at which a router repeats an unchanged report.
 pub const REPORT_EVERY: Duration = Duration::from_secs(30);
 
-/// How large a [`SinkReport`] may be, in bytes: enough for some ten thousand outages.
+/// Maximum size of a [`SinkReport`], in bytes: enough for some ten thousand outages.
 pub const MAX_REPORT: usize = 8 * 1024 * 1024;
 
-/// How long a [`Detail`] may be, in bytes.
+/// Maximum length of a [`Detail`], in bytes.
 const MAX_DETAIL: usize = 256;
 
-/// What a router says when it asks.
+/// Query parameters of a poll.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigurationQuery {
-    /// The router's name.
+    /// Name of the router.
     pub router: String,
-    /// The revision that it has applied; empty before the first.
+    /// Revision that it has applied; empty before the first.
     #[serde(default)]
     pub revision: Revision,
 }
 
 impl ConfigurationQuery {
-    /// As the query of a URI.
+    /// Encodes it as the query of a URI.
     pub fn encode(&self) -> String {
         let Self {
             router,
@@ -66,7 +66,7 @@ impl ConfigurationQuery {
     }
 }
 
-/// Where the router of this name says which Sinks are down: [`SINKS_PATH`] with the name in its place.
+/// Returns the path for this router's reports: [`SINKS_PATH`] with the name filled in.
 pub fn sinks_path(router: &str) -> String {
     SINKS_PATH.replace(
         "{router}",
@@ -74,67 +74,68 @@ pub fn sinks_path(router: &str) -> String {
     )
 }
 
-/// What a router knows of its Triggers' Sinks. Of a Trigger that is not in it, the Sink answers, for better or worse.
+/// A router's view of its Triggers' Sinks. For a Trigger that is not listed, the Sink responds, with success or
+/// failure.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SinkReport {
-    /// The Sinks that keep failing or have asked for a long pause.
+    /// Sinks that keep failing or have asked for a long pause.
     pub down: Vec<SinkOutage>,
-    /// The UIDs of Triggers whose Sink has not answered since the router started or the Sink was changed: nothing is
-    /// said about it.
+    /// UIDs of Triggers whose Sink has not responded since the router started or the Sink was changed, so that its
+    /// state is unknown.
     #[serde(default)]
     pub unproven: Vec<String>,
-    /// The Triggers whose filters ended in an error for some event, which then does not match.
+    /// Triggers whose filters failed with an error for some event, which then did not match.
     #[serde(default)]
     pub filter_errors: Vec<FilterError>,
-    /// The UIDs of Triggers that went on, since the router started, where they or deleted ones of their names had been.
+    /// UIDs of Triggers that, since the router started, resumed from their own position or that of a deleted
+    /// Trigger with their name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resumed: Vec<String>,
-    /// The Triggers whose filters are too expensive for too many events, and are not evaluated any more.
+    /// Triggers whose filters exceeded the budget for too many events, and are no longer evaluated.
     #[serde(default)]
     pub set_aside: Vec<SetAside>,
 }
 
-/// A Trigger's events wait, since its filters are too expensive.
+/// A Trigger whose events wait because its filters are too expensive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SetAside {
-    /// The UID of the Trigger.
+    /// UID of the Trigger.
     pub uid: String,
-    /// The generation that the router routes by: another may have other filters.
+    /// Generation that the router routes by. Another generation may have other filters.
     pub generation: i64,
 }
 
-/// A Trigger's filter ended in an error.
+/// An evaluation error of a Trigger's filter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FilterError {
-    /// The UID of the Trigger.
+    /// UID of the Trigger.
     pub uid: String,
-    /// What the error was, the last time.
+    /// The last error.
     pub detail: Detail,
 }
 
-/// A Sink is down.
+/// A Sink that is down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SinkOutage {
-    /// The UID of the Trigger that delivers to it.
+    /// UID of the Trigger that delivers to it.
     pub uid: String,
-    /// When it was taken to be down.
+    /// Time since which it is considered down.
     pub since: Timestamp,
-    /// What came of the last attempt.
+    /// Outcome of the last attempt.
     pub detail: Detail,
 }
 
-/// What a Sink said, made fit to be shown: of bounded length, in one line, and without characters that would act on
-/// a terminal.
+/// Sanitized text from a Sink: bounded in length, on one line, and without terminal control characters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String")]
 pub struct Detail(String);
 
 impl Detail {
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -168,7 +169,7 @@ impl From<&str> for Detail {
     }
 }
 
-/// Control characters, and those that change the direction of text or cannot be seen.
+/// Whether a character is a control, bidirectional or invisible character.
 fn acts(character: char) -> bool {
     let hidden = matches!(
         character,
@@ -184,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_detail_is_one_clean_line() {
+    fn detail_is_a_single_line_without_control_characters() {
         let table = [
             ("503 Service Unavailable", "503 Service Unavailable"),
             ("a\r\n\tb\u{0}c", "a b c"),
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_detail_is_as_long_as_it_may_be() {
+    fn truncates_detail_to_the_maximum_length() {
         let fits = "x".repeat(MAX_DETAIL);
         assert_eq!(Detail::from(&*fits).as_str(), fits);
         let cut = Detail::from("ü".repeat(MAX_DETAIL));
@@ -209,7 +210,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_clean_stays_as_it_is(text in any::<String>()) {
+        fn leaves_clean_text_unchanged(text in any::<String>()) {
             let once = Detail::from(text);
             prop_assert!(once.0.len() <= MAX_DETAIL);
             prop_assert!(!once.0.chars().any(char::is_control));
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_in_is_cleaned_too() {
+    fn deserializing_sanitizes() {
         let report: SinkReport = serde_json::from_str(
             r#"{"down": [{"uid": "u", "since": "2026-01-01T00:00:00Z", "detail": "a\u001b[2Jb"}]}"#,
         )
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_routers_name_stays_one_segment_of_the_path() {
+    fn router_name_stays_a_single_path_segment() {
         assert_eq!(sinks_path("router-0"), "/v1/routers/router%2D0/sinks");
         assert_eq!(sinks_path("a/../b"), "/v1/routers/a%2F%2E%2E%2Fb/sinks");
     }

@@ -1,51 +1,50 @@
-//! The schedule of a Source, as the controller checks it and routers run it. Pure.
+//! The schedule of a Source, validated by the controller and run by routers. Pure.
 
 use croner::parser::{CronParser, Seconds, Year};
 use jiff::{Timestamp, tz::TimeZone};
 
 use super::Cron;
 
-/// The beginning of the year 4960. A schedule without a year that comes in no year from then to 5000, where the search
-/// for one ends, never comes: these have each date on each day of the week. From an earlier year the search takes
-/// milliseconds, for each such Source whenever anything in the cluster changes.
+/// Start of the year 4960. A schedule with no occurrence from then to 5000, where the search ends, never occurs,
+/// because these years have each date on each day of the week. Searching from an earlier year takes milliseconds,
+/// for each such Source whenever anything in the cluster changes.
 const LAST_YEARS: Timestamp = Timestamp::constant(94_355_280_000, 0);
 
-/// The times that a cron expression means in a time zone.
+/// The times of a cron expression in a time zone.
 ///
-/// Where clocks are put forward or back, a schedule with one hour, one minute and one second keeps to once a day:
-/// a time that is left out is made up for at the first moment after the gap, and of a time that comes twice only
-/// the first counts. Any other schedule follows the clock on the wall: times that are left out are left out, and
-/// times that come twice count twice.
+/// Where clocks change, a schedule with one hour, one minute and one second runs once a day: a skipped time runs at
+/// the first moment after the gap, and of a repeated time only the first counts. Any other schedule follows the
+/// wall clock: skipped times do not run, and repeated times run twice.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     cron: croner::Cron,
     zone: TimeZone,
 }
 
-/// Why a schedule cannot be read; the text begins with the field of `spec.cron`.
+/// Why a schedule is invalid. The text starts with the field of `spec.cron`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScheduleError {
-    /// The cron expression is none.
+    /// Invalid cron expression.
     #[error(
-        "schedule {schedule:?}: {detail}; five fields are minute, hour, day of month, month and day of week, \
-         such as \"*/5 * * * *\", and six begin with the second"
+        "schedule {schedule:?}: {detail}; use five fields (minute, hour, day of month, month, day of week), such \
+         as \"*/5 * * * *\", or six with seconds first"
     )]
     Expression {
-        /// As it was given.
+        /// The expression.
         schedule: String,
         /// What is wrong with it.
         detail: String,
     },
-    /// No moment is meant by it.
-    #[error("schedule {0:?} never comes: its days are in none of its months")]
+    /// The schedule has no occurrences.
+    #[error("schedule {0:?} never occurs: none of its months has such a day")]
     Never(String),
-    /// There is no such time zone.
-    #[error("timeZone {0:?} is no IANA time zone such as Europe/Berlin or UTC")]
+    /// Unknown time zone.
+    #[error("timeZone {0:?} is not an IANA time zone such as Europe/Berlin or UTC")]
     TimeZone(String),
 }
 
 impl ScheduleError {
-    /// A stable label: the reason in a status.
+    /// Stable label, used as the reason in a status.
     #[must_use]
     pub const fn label(&self) -> &'static str {
         match self {
@@ -56,10 +55,10 @@ impl ScheduleError {
 }
 
 impl Schedule {
-    /// Reads a schedule of five fields, or six with seconds first.
+    /// Parses a schedule with five fields, or six with seconds first.
     ///
     /// # Errors
-    /// [`ScheduleError`] when the expression, its days or the time zone are none.
+    /// [`ScheduleError`] for an invalid expression or time zone, or if it never occurs.
     pub fn parse(cron: &Cron) -> Result<Self, ScheduleError> {
         let Cron {
             schedule,
@@ -84,7 +83,7 @@ impl Schedule {
         Ok(parsed)
     }
 
-    /// The first scheduled time later than `time`, on a whole second.
+    /// Returns the first scheduled time after `time`, on a whole second.
     #[must_use]
     pub fn next_after(&self, time: Timestamp) -> Option<Timestamp> {
         let from = time.to_zoned(self.zone.clone());
@@ -129,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn five_fields_and_six() {
+    fn accepts_five_or_six_fields() {
         let after = "2026-11-24T08:00:00Z";
         for (schedule, expected) in [
             (
@@ -147,7 +146,7 @@ mod tests {
             ),
             ("0 0 1 * *", vec!["2026-12-01T00:00:00Z", "2027-01-01T00:00:00Z"]),
             ("0 0 29 2 *", vec!["2028-02-29T00:00:00Z", "2032-02-29T00:00:00Z"]),
-            // As in every cron: where day of month and day of week are both given, either will do.
+            // Standard cron semantics: if both day of month and day of week are given, either may match.
             (
                 "0 0 13 * FRI",
                 vec![
@@ -175,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_time_is_later_and_on_a_whole_second() {
+    fn next_time_is_later_and_on_a_whole_second() {
         assert_eq!(
             next("* * * * * *", "UTC", "2026-11-24T08:00:00.999Z", 1),
             ["2026-11-24T08:00:01Z"]
@@ -191,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_is_read_in_its_time_zone() {
+    fn evaluates_schedule_in_its_time_zone() {
         let after = "2026-06-30T12:00:00Z";
         assert_eq!(next("0 8 * * *", "UTC", after, 1), ["2026-07-01T08:00:00Z"]);
         assert_eq!(
@@ -209,12 +208,12 @@ mod tests {
     }
 
     #[test]
-    fn when_clocks_change() {
-        // Berlin: at 02:00 on 29 March 2026 it becomes 03:00; at 03:00 on 25 October 2026 it becomes 02:00.
+    fn handles_clock_changes() {
+        // In Berlin, 02:00 on 29 March 2026 becomes 03:00, and 03:00 on 25 October 2026 becomes 02:00.
         let before_the_gap = "2026-03-28T23:00:00Z";
         let before_the_repeat = "2026-10-24T22:00:00Z";
         for (schedule, after, expected) in [
-            // Once a day, in the gap: at the first moment after it, and then as usual.
+            // Once a day, in the gap: at the first moment after it, then as usual.
             (
                 "30 2 * * *",
                 before_the_gap,
@@ -235,7 +234,7 @@ mod tests {
                 before_the_gap,
                 vec!["2026-03-29T01:00:00Z", "2026-03-30T01:00:00Z"],
             ),
-            // Once a day, in the hour that comes twice: the first time only.
+            // Once a day, in the repeated hour: only the first time.
             (
                 "30 2 * * *",
                 before_the_repeat,
@@ -246,7 +245,7 @@ mod tests {
                 before_the_repeat,
                 vec!["2026-10-25T02:00:00Z", "2026-10-26T02:00:00Z"],
             ),
-            // Several times a day: as the clock on the wall shows it.
+            // Several times a day: follows the wall clock.
             (
                 "0 * * * *",
                 before_the_gap,
@@ -294,7 +293,7 @@ mod tests {
                 "{schedule} after {after}"
             );
         }
-        // A change of half an hour, at Lord Howe Island.
+        // A change of half an hour, on Lord Howe Island.
         assert_eq!(
             next("15 2 * * *", "Australia/Lord_Howe", "2026-10-03T12:00:00Z", 2),
             ["2026-10-03T15:30:00Z", "2026-10-04T15:15:00Z"]
@@ -302,21 +301,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_schedule_says_why() {
+    fn rejects_invalid_schedules_with_the_cause() {
         for (schedule, zone, label, part) in [
             ("", "UTC", "InvalidSchedule", "is empty"),
-            ("* * * *", "UTC", "InvalidSchedule", "five fields are minute"),
+            ("* * * *", "UTC", "InvalidSchedule", "use five fields (minute"),
             (
                 "* * * * * * *",
                 "UTC",
                 "InvalidSchedule",
-                "five fields are minute",
+                "use five fields (minute",
             ),
             ("60 * * * *", "UTC", "InvalidSchedule", "60"),
-            ("* * * * FOO", "UTC", "InvalidSchedule", "five fields are minute"),
-            ("*/0 * * * *", "UTC", "InvalidSchedule", "five fields are minute"),
-            ("0 0 30 2 *", "UTC", "InvalidSchedule", "never comes"),
-            ("0 0 31 4,6 *", "UTC", "InvalidSchedule", "never comes"),
+            ("* * * * FOO", "UTC", "InvalidSchedule", "use five fields (minute"),
+            ("*/0 * * * *", "UTC", "InvalidSchedule", "use five fields (minute"),
+            ("0 0 30 2 *", "UTC", "InvalidSchedule", "never occurs"),
+            ("0 0 31 4,6 *", "UTC", "InvalidSchedule", "never occurs"),
             (
                 "* * * * *",
                 "Europe/Atlantis",

@@ -1,4 +1,4 @@
-//! The routing table: the routing configuration, compiled. Immutable; routers swap it as a whole.
+//! The routing table: the compiled routing configuration. Immutable; routers swap it as a whole.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,15 +14,15 @@ use crate::{
     filter::{Decision, Filter, IndexTerm, Requirement, Subject, Text},
 };
 
-/// The name of the broker that exists in every namespace.
+/// Name of the broker that exists in every namespace.
 const DEFAULT_BROKER: &str = "default";
 
-/// Which brokers exist, and which of their Triggers want an event.
+/// The existing brokers, and the Triggers of each.
 #[derive(Debug, Default)]
 pub struct RoutingTable {
     revision: Revision,
     namespaces: BTreeSet<String>,
-    /// By `namespace/name`; only those that a Trigger or a Source names.
+    /// Brokers that a Trigger or a Source references, by `namespace/name`.
     brokers: BTreeMap<String, Arc<BrokerTable>>,
     authorities: Authorities,
     unread: BTreeSet<String>,
@@ -32,28 +32,28 @@ pub struct RoutingTable {
 #[derive(Debug, Default)]
 pub struct BrokerTable {
     routes: Vec<Route>,
-    /// Routes that want a value of an attribute, or one of several, found by those.
+    /// Routes that require one of some attribute values, found by these.
     index: Index,
-    /// Routes that have to be evaluated for each event.
+    /// Routes that must be evaluated for each event.
     evaluated: Vec<usize>,
 }
 
-/// A Trigger with its filters compiled.
+/// A Trigger with its compiled filters.
 #[derive(Debug)]
 pub struct Route {
     /// The Trigger as configured.
     pub trigger: Trigger,
-    /// Or why it matches nothing.
+    /// Its filters, or why it matches nothing.
     pub filter: Result<Filter, Refusal>,
 }
 
 impl Route {
-    /// Whether this one Trigger wants the event.
+    /// Whether this Trigger matches the event.
     pub fn matches(&self, event: &Event) -> bool {
         matches!(self.decide(&Subject::new(event)), Decision::Pass)
     }
 
-    /// Whether this one Trigger wants the event, or its filter ends in an error.
+    /// Returns whether this Trigger matches the event, or the error of its filter.
     pub fn decide<'a>(&'a self, subject: &'a Subject<'_>) -> Decision<'a> {
         match &self.filter {
             Ok(filter) => filter.decide(subject),
@@ -63,7 +63,7 @@ impl Route {
 }
 
 impl RoutingTable {
-    /// Compiles a configuration. A Trigger whose filters cannot be compiled is in the table and matches nothing.
+    /// Compiles a configuration. A Trigger whose filters do not compile is in the table and matches nothing.
     pub fn compile(configuration: Configuration) -> Self {
         let Configuration {
             revision,
@@ -100,40 +100,40 @@ impl RoutingTable {
         }
     }
 
-    /// The revision of the configuration that this was compiled from.
+    /// Returns the revision of the configuration.
     pub fn revision(&self) -> &Revision {
         &self.revision
     }
 
-    /// Whether events may be posted to the broker: `default` of a namespace that exists, or a broker that a
-    /// Trigger or a Source names.
+    /// Whether the broker exists: `default` in an existing namespace, or a broker that a Trigger or a Source
+    /// references.
     pub fn has_broker(&self, namespace: &str, name: &str) -> bool {
         (name == DEFAULT_BROKER && self.namespaces.contains(namespace))
             || self.brokers.contains_key(&broker_key(namespace, name))
     }
 
-    /// Whether the namespace is known, so that an error can tell which of the two is not.
+    /// Whether the namespace exists, so that errors can distinguish an unknown namespace from an unknown broker.
     pub fn has_namespace(&self, namespace: &str) -> bool {
         self.namespaces.contains(namespace)
     }
 
-    /// Every Trigger, broker by broker.
+    /// Iterates over all Triggers, broker by broker.
     pub fn triggers(&self) -> impl Iterator<Item = &Trigger> {
         let routes = self.brokers.values().flat_map(|table| table.routes());
         routes.map(|route| &route.trigger)
     }
 
-    /// Whether a Trigger of this UID is there that could not be read: its place is to be kept.
+    /// Whether there is an unreadable Trigger with this UID, whose position must be kept.
     pub fn is_unread(&self, uid: &str) -> bool {
         self.unread.contains(uid)
     }
 
-    /// The authorities that destinations name.
+    /// Returns the authorities that destinations reference.
     pub fn authorities(&self) -> &Authorities {
         &self.authorities
     }
 
-    /// The brokers that a Trigger or a Source names, by `namespace/name`.
+    /// Returns the brokers that a Trigger or a Source references, by `namespace/name`.
     pub fn brokers(&self) -> &BTreeMap<String, Arc<BrokerTable>> {
         &self.brokers
     }
@@ -149,12 +149,12 @@ impl BrokerTable {
         }
     }
 
-    /// Every Trigger of the broker; [`BrokerTable::matching`] speaks of positions in this list.
+    /// Returns all Triggers of the broker. [`BrokerTable::matching`] reports positions in this list.
     pub fn routes(&self) -> &[Route] {
         &self.routes
     }
 
-    /// Calls `found` with the position of each Trigger that wants the event, in no particular order.
+    /// Calls `found` with the position of each matching Trigger, in no particular order.
     pub fn matching(&self, event: &Event, mut found: impl FnMut(usize)) {
         self.deciding(
             event,
@@ -167,8 +167,8 @@ impl BrokerTable {
         );
     }
 
-    /// Calls `tell` with the position of each Trigger that could want the event, and what its filter says. The filter
-    /// of a Trigger that `is_asked` is false for is not evaluated.
+    /// Calls `tell` with the position of each Trigger that could match, and its decision. Skips the evaluation of
+    /// Triggers for which `is_asked` returns false.
     pub fn deciding(
         &self,
         event: &Event,
@@ -183,20 +183,20 @@ impl BrokerTable {
         }
     }
 
-    /// The routes that may want an event; all others do not.
+    /// Returns the routes that may match the event. All others do not.
     pub fn candidates(&self, event: &Event) -> impl Iterator<Item = usize> + use<'_> {
         let candidates = self.index.candidates(event).into_iter();
         candidates.chain(self.evaluated.iter().copied())
     }
 }
 
-/// The key of a broker: `namespace/name`.
+/// Returns the key of a broker: `namespace/name`.
 pub fn broker_key(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
 }
 
-/// Files each route where the fewest others are that have to be tried together with it. Gives the index, and the
-/// routes that cannot be filed.
+/// Files each route under the term that the fewest other routes share. Returns the index, and the routes that
+/// cannot be filed.
 fn file(routes: &[Route]) -> (Index, Vec<usize>) {
     let requirements: Vec<Option<Requirement>> = routes
         .iter()
@@ -206,7 +206,7 @@ fn file(routes: &[Route]) -> (Index, Vec<usize>) {
     for requirement in requirements.iter().flatten() {
         requirement.for_each_term(&mut |term| *named.entry(term).or_default() += 1);
     }
-    // How many routes name the term; of two that as many do, an exact value holds for fewer events than a prefix.
+    // The number of routes with the term. At a tie, an exact value matches fewer events than a prefix.
     let cost = |term: &IndexTerm| {
         let count = named.get(term).copied().unwrap_or_default();
         2 * count + usize::from(matches!(term.text, Text::Prefix(_)))
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn brokers_exist_by_namespace_or_by_name() {
+    fn brokers_exist_by_namespace_or_by_reference() {
         let mut configuration = configuration(vec![trigger("t", "named", vec![])]);
         configuration.sources.push(Source {
             uid: "s".into(),
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_filter_matches_nothing_and_disturbs_nobody() {
+    fn invalid_filter_matches_nothing_and_affects_no_other_trigger() {
         let table = RoutingTable::compile(configuration(vec![
             trigger("no entry", "default", vec![Expression::Exact([].into())]),
             trigger("all", "default", vec![]),
@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(found, [1]);
     }
 
-    /// Few names and few values, so that filters and events meet, and nearly meet, often.
+    /// Few names and few values, so that filters often match, or nearly match.
     fn expression() -> impl Strategy<Value = Expression> {
         let map = || {
             collection::btree_map(
@@ -382,13 +382,13 @@ mod tests {
     }
 
     #[test]
-    fn only_triggers_that_could_match_are_tried() {
+    fn evaluates_only_triggers_that_could_match() {
         let trigger = |name: &str, filters: serde_json::Value| {
             trigger(name, "default", serde_json::from_value(filters).unwrap())
         };
         let triggers = vec![
             trigger("type", json!([{"exact": {"type": "a"}}])),
-            // Everyone wants this source, so it is no use to find a Trigger by.
+            // Every Trigger requires this source, so it is useless as an index term.
             trigger("type of all", json!([{"exact": {"source": "/", "type": "b"}}])),
             trigger(
                 "prefix of all",
@@ -433,7 +433,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_index_finds_what_plain_evaluation_finds(
+        fn index_agrees_with_plain_evaluation(
             filters in collection::vec(collection::vec(expression(), 0..3), 0..12),
             values in collection::vec(select(vec!["a", "b", "ab", "a_", "7", "07", "TRUE"]), 3),
             extension in any::<bool>(),
