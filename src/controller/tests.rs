@@ -364,7 +364,7 @@ fn trigger_with_invalid_filter_keeps_its_position_and_is_reported() {
     for (filters, message) in [
         (
             json!([{"exact": {"a": "b"}}, {"not": {"exact": {}}}]),
-            "spec.filters[1].not.exact: names no attribute",
+            "spec.filters[1].not.exact: has no attribute",
         ),
         (
             json!([{"sql": "EXISTS a"}, {"any": [{"sql": "type = 'a' AND priority >"}]}]),
@@ -384,11 +384,11 @@ fn trigger_with_invalid_filter_keeps_its_position_and_is_reported() {
         ),
         (
             json!([{"not": {"cel": "event.data.tags.exists(t, t == 'a')"}}]),
-            "spec.filters[0].not.cel: all, exists, exists_one, map and filter are not for filters",
+            "spec.filters[0].not.cel: all, exists, exists_one, map and filter are not allowed in filters",
         ),
         (
             json!([{"sql": "1 + 1"}]),
-            "spec.filters[0].sql: gives a value of type Integer",
+            "spec.filters[0].sql: expected Boolean, got Integer",
         ),
     ] {
         let (outcome, diagnosis) =

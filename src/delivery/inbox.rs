@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(stats.filter_errors(), 2);
         assert_eq!(
             stats.filter_error().unwrap().as_str(),
-            "cel: the value is of type int, and no bool"
+            "cel: expected bool, got int"
         );
     }
 

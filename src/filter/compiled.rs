@@ -1,4 +1,4 @@
-//! A Trigger's filters, checked and ready to be evaluated.
+//! A Trigger's filters, validated and compiled.
 
 use std::collections::BTreeMap;
 
@@ -10,22 +10,23 @@ use super::{
 };
 use crate::cloudevents::Event;
 
-/// How deep expressions may be nested, so that neither compiling nor evaluating can exhaust the stack.
+/// Maximum nesting depth of expressions, so that neither compiling nor evaluating can exhaust the stack.
 const MAX_DEPTH: usize = 16;
 
-/// A list of filter expressions that must all hold; an empty list lets every event pass.
+/// Filter expressions that must all match. An empty list matches every event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     clauses: Vec<Clause>,
     size: usize,
 }
 
-/// How many budgets an explanation may take: it evaluates a part again for every part that it is in.
+/// Budget of an explanation, in multiples of [`BUDGET`]. An explanation re-evaluates each part for every enclosing
+/// part.
 const EXPLAINING: u64 = 8;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Clause {
-    /// Every term holds.
+    /// Every term matches.
     Terms(Comparison, Vec<Term>),
     All(Vec<Clause>),
     Any(Vec<Clause>),
@@ -34,27 +35,27 @@ enum Clause {
     Cel(cel::Expression),
 }
 
-/// What a filter says of an event.
+/// Result of evaluating a filter on an event.
 #[derive(Debug)]
 pub enum Decision<'a> {
-    /// It passes.
+    /// The event matches.
     Pass,
-    /// It does not.
+    /// The event does not match.
     Skip,
-    /// It does not, and an expression on the way there had no value.
+    /// The event does not match, and an expression failed during evaluation.
     Failed(Error<'a>),
 }
 
-/// Why an expression has no value for an event.
+/// An evaluation error.
 #[derive(Debug, thiserror::Error)]
 pub enum Error<'a> {
-    /// A `sql` expression.
+    /// In a `sql` expression.
     #[error("sql: {0}")]
     Sql(sql::Failure<'a>),
-    /// A `cel` expression.
+    /// In a `cel` expression.
     #[error("cel: {0}")]
     Cel(cel::Failure),
-    /// The filters together take more than [`BUDGET`] steps for the event.
+    /// The filters together exceed [`BUDGET`] steps for the event.
     #[error("{Overrun}")]
     TooExpensive,
 }
@@ -73,58 +74,58 @@ struct Term {
     value: Box<str>,
 }
 
-/// Why filters cannot be compiled.
+/// Why filters do not compile.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {problem}")]
 pub struct CompileError {
-    /// Where in the list, for example `filters[1].all[0].exact`.
+    /// Path in the list, for example `filters[1].all[0].exact`.
     pub path: String,
     /// What is wrong there.
     pub problem: CompileProblem,
 }
 
-/// What is wrong with one expression.
+/// What is wrong with an expression.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompileProblem {
     /// `exact`, `prefix` or `suffix` without an entry.
-    #[error("names no attribute: at least one is needed")]
+    #[error("has no attribute: at least one is required")]
     NoAttribute,
     /// `all` or `any` without a child.
-    #[error("has no filter in it: at least one is needed")]
+    #[error("contains no filter: at least one is required")]
     NoChild,
-    /// No attribute can have this name.
+    /// Invalid attribute name.
     #[error(
-        "{0:?} is no attribute name: names are lower-case letters and digits, and data is not an attribute"
+        "{0:?} is not a valid attribute name: names are lower-case letters and digits, and data is not an attribute"
     )]
     AttributeName(String),
-    /// An empty value.
+    /// Empty value.
     #[error("the value for attribute {0} is empty: leave the attribute out instead")]
     EmptyValue(String),
-    /// Nested too deep.
+    /// Too deeply nested.
     #[error("is nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
-    /// No CESQL expression.
+    /// Invalid CESQL expression.
     #[error(transparent)]
     Sql(#[from] ParseError),
-    /// No CEL expression, or one that may not be a filter.
+    /// Invalid CEL expression, or one that is not allowed in a filter.
     #[error(transparent)]
     Cel(#[from] cel::ParseError),
-    /// A CESQL expression that no event can pass, since its value is no Boolean.
-    #[error("gives a value of type {0}, which lets no event pass: compare it with something")]
+    /// A CESQL expression that can match no event, because its value is not a Boolean.
+    #[error("expected Boolean, got {0}, which never matches: compare it with a value")]
     NotBoolean(Type),
     /// Too much text.
-    #[error("have more than {MAX_TEXT} bytes of names, values and expressions: make several Triggers of it")]
+    #[error("have more than {MAX_TEXT} bytes of names, values and expressions: split the Trigger")]
     TooMuchText,
     /// Too many parts.
     #[error(
-        "have more than {MAX_PARTS} parts (attributes that are compared, operators, calls and constants) with this one: \
-         make several Triggers of it"
+        "have more than {MAX_PARTS} parts (compared attributes, operators, calls and constants) including this \
+         one: split the Trigger"
     )]
     TooManyParts,
     /// Too large when compiled.
     #[error(
-        "take more than {MAX_SIZE} bytes compiled with this one: use fewer or smaller regular expressions, or make \
-         several Triggers of it"
+        "take more than {MAX_SIZE} bytes when compiled, including this one: use fewer or smaller regular \
+         expressions, or split the Trigger"
     )]
     TooLarge,
 }
@@ -133,7 +134,7 @@ impl Filter {
     /// Compiles a Trigger's list of filters.
     ///
     /// # Errors
-    /// The first expression that the Subscriptions API calls invalid, with its place in the list.
+    /// The first invalid expression, with its path in the list.
     pub fn compile(expressions: &[Expression]) -> Result<Self, CompileError> {
         let at = |problem| CompileError {
             path: "filters".to_owned(),
@@ -146,25 +147,24 @@ impl Filter {
         Ok(Self { clauses, size })
     }
 
-    /// How many bytes it takes, about; the same on every machine.
+    /// Approximate size in bytes. The same on every machine.
     #[must_use]
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// Whether every expression of the list holds for the event.
+    /// Whether the event matches every expression in the list.
     pub fn matches(&self, event: &Event) -> bool {
         matches!(self.decide(&Subject::new(event)), Decision::Pass)
     }
 
-    /// Whether every expression of the list holds for the event, and if not, whether that is for an error: the last
-    /// one that there was.
+    /// Evaluates every expression in the list. If the event does not match, also reports the last error, if any.
     pub fn decide<'a>(&'a self, subject: &'a Subject<'_>) -> Decision<'a> {
         let (fuel, mut failed) = (Fuel::new(), None);
         let passes = self.passes(subject, &fuel, &mut failed);
         subject.took(fuel.spent());
         match failed {
-            // Whatever came of it: a part of it was not evaluated.
+            // Whatever the result: a part was not evaluated.
             _ if fuel.is_used_up() => Decision::Failed(Error::TooExpensive),
             _ if passes => Decision::Pass,
             None => Decision::Skip,
@@ -178,8 +178,8 @@ impl Filter {
             .all(|clause| clause.holds(subject, fuel, failed))
     }
 
-    /// What became of every expression of the list for the event, and why. All of them hold where the event passes;
-    /// of filters that are too expensive for it that alone is said.
+    /// Explains the result of every expression in the list. For a matching event, all of them hold. If the filters
+    /// are too expensive for it, reports only that.
     #[must_use]
     pub fn explain(&self, event: &Event) -> Vec<Explanation> {
         let subject = Subject::new(event);
@@ -194,7 +194,7 @@ impl Filter {
         clauses.map(|clause| clause.explain(&subject, &fuel)).collect()
     }
 
-    /// What every event has that passes. A table finds a Trigger by it.
+    /// Returns a condition that every matching event satisfies, for a table's index.
     #[must_use]
     pub fn requirement(&self) -> Requirement<'_> {
         all(&self.clauses)
@@ -206,7 +206,7 @@ fn all(clauses: &[Clause]) -> Requirement<'_> {
 }
 
 impl Clause {
-    /// An expression without a value does not hold, and leaves its error in `failed`.
+    /// Evaluates the node. A failing expression counts as false, and its error is stored in `failed`.
     fn holds<'a>(&'a self, subject: &'a Subject<'_>, fuel: &Fuel, failed: &mut Option<Error<'a>>) -> bool {
         let event = subject.event();
         let result = match self {
@@ -263,7 +263,7 @@ impl Clause {
 }
 
 impl Comparison {
-    /// A missing attribute makes the comparison false.
+    /// Compares the attribute. A missing attribute compares as false.
     fn holds(self, term: &Term, event: &Event, fuel: &Fuel) -> bool {
         let Some(actual) = event.attribute(&term.attribute) else {
             return false;
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn dialects_of_the_subscriptions_api() {
+    fn evaluates_the_dialects_of_the_subscriptions_api() {
         let table = [
             (json!([]), true),
             (json!([{"exact": {"type": "com.example.order.created"}}]), true),
@@ -518,20 +518,20 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named_with_their_place() {
+    fn compile_errors_name_the_path() {
         let table = [
-            (json!([{"exact": {}}]), "filters[0].exact: names no attribute"),
+            (json!([{"exact": {}}]), "filters[0].exact: has no attribute"),
             (
                 json!([{"exact": {"a": "b"}}, {"all": []}]),
-                "filters[1].all: has no filter",
+                "filters[1].all: contains no filter",
             ),
             (
                 json!([{"any": [{"prefix": {"Type": "b"}}]}]),
-                "filters[0].any[0].prefix: \"Type\" is no attribute name",
+                "filters[0].any[0].prefix: \"Type\" is not a valid attribute name",
             ),
             (
                 json!([{"not": {"suffix": {"data": "b"}}}]),
-                "filters[0].not.suffix: \"data\" is no attribute name",
+                "filters[0].not.suffix: \"data\" is not a valid attribute name",
             ),
             (
                 json!([{"exact": {"type": ""}}]),
@@ -544,7 +544,7 @@ mod tests {
             (json!([{"sql": ""}]), "filters[0].sql: column 1: expected a value"),
             (
                 json!([{"sql": "LENGTH(type)"}]),
-                "filters[0].sql: gives a value of type Integer, which lets no event pass",
+                "filters[0].sql: expected Boolean, got Integer, which never matches",
             ),
         ];
         for (expressions, expected) in table {
@@ -554,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_is_bounded() {
+    fn bounds_nesting() {
         let mut nested = Expression::Exact([("a".to_owned(), "b".to_owned())].into());
         for _ in 0..=MAX_DEPTH {
             nested = Expression::Not(Box::new(nested));
@@ -566,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn the_expressions_in_the_docs_compile() {
+    fn expressions_in_the_docs_compile() {
         let page = include_str!("../../docs/filters.md");
         let mut count = 0;
         for dialect in ["sql", "cel"] {
@@ -593,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn every_clause_tells_what_it_saw() {
+    fn explanation_shows_the_attributes_each_clause_read() {
         let table = [
             (json!([]), vec![]),
             (
@@ -652,8 +652,8 @@ mod tests {
             (
                 json!([{"sql": "type > 5"}, {"sql": "priority"}]),
                 vec![
-                    "- sql type > 5: 'com.example.order.created' is no Integer",
-                    "- sql priority: 7 is of type Integer, and no Boolean",
+                    "- sql type > 5: 'com.example.order.created' cannot be cast to Integer",
+                    "- sql priority: expected Boolean, got Integer 7",
                 ],
             ),
         ];
@@ -669,7 +669,7 @@ mod tests {
     }
 
     #[test]
-    fn an_explanation_is_plain_data() {
+    fn explanation_serializes_as_plain_data() {
         let explanations = filter(json!([{"not": {"sql": "subject = 'x'"}}, {"exact": {"id": "1"}}]))
             .unwrap()
             .explain(&event());
@@ -686,7 +686,7 @@ mod tests {
         );
     }
 
-    /// `a=` a value, `a^` a prefix, `&` and `|` between what is nested; `*` where nothing is known.
+    /// Formats a requirement: `a=` for a value, `a^` for a prefix, `&` and `|` for nesting, `*` for unknown.
     fn written(requirement: &Requirement) -> String {
         let joined = |parts: &[Requirement], by: &str| {
             let parts: Vec<_> = parts.iter().map(written).filter(|part| part != "*").collect();
@@ -708,7 +708,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_every_match_has_is_required() {
+    fn requirement_holds_for_every_match() {
         let table = [
             (json!([]), "*"),
             (
@@ -745,7 +745,7 @@ mod tests {
                 json!([{"sql": "'7' = x AND x = 7 AND x = y AND TRUE = (x = 'a')"}]),
                 "*",
             ),
-            // '07' is 7 if x is an Integer, 'TRUE' is true if it is a Boolean; '2026-11' is neither.
+            // '07' equals 7 if x is an Integer, and 'TRUE' equals true if it is a Boolean; '2026-11' is neither.
             (
                 json!([{"sql": "x IN ('a', '07') OR x IN ('a', 'TRUE') OR x IN ('a', y)"}]),
                 "*",
@@ -763,7 +763,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cover_is_as_cheap_as_can_be() {
+    fn cover_is_the_cheapest_possible() {
         let cost = |term: &IndexTerm| term.attribute.len();
         let table = [
             (json!([]), None),

@@ -1,41 +1,41 @@
-//! What a table can find a filter by, so that it need not try every filter on every event.
+//! Requirements by which a table indexes filters, so that it need not evaluate every filter on every event.
 
 use std::borrow::Cow;
 
-/// Something that a table looks up in an event: the canonical string of one of its attributes.
+/// A condition that a table can look up in an event: one on the canonical string of an attribute.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct IndexTerm<'a> {
-    /// The attribute's name.
+    /// Name of the attribute.
     pub attribute: &'a str,
-    /// What is asked of its canonical string.
+    /// Condition on its canonical string.
     pub text: Text<'a>,
 }
 
-/// What an [`IndexTerm`] asks of a string.
+/// A condition on a string.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Text<'a> {
-    /// It is this.
+    /// Equals this.
     Exact(Cow<'a, str>),
-    /// It begins with this, which is not empty.
+    /// Starts with this, which is not empty.
     Prefix(Cow<'a, str>),
 }
 
-/// What every event has that a filter lets pass. It may say less than the filter asks, never more.
+/// A condition that every event matching a filter satisfies. It may be weaker than the filter, never stronger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Requirement<'a> {
     /// The term holds.
     Term(IndexTerm<'a>),
-    /// Each of these; without any, nothing is known.
+    /// All of these hold. Empty if nothing is known.
     All(Vec<Requirement<'a>>),
-    /// At least one of these.
+    /// At least one of these holds.
     Any(Vec<Requirement<'a>>),
 }
 
 impl<'a> Requirement<'a> {
-    /// Of a filter of which nothing is known.
+    /// Requirement of a filter about which nothing is known.
     pub(super) const UNKNOWN: Self = Self::All(Vec::new());
 
-    /// Whether an event has what is required.
+    /// Whether an event satisfies the requirement.
     #[cfg(test)]
     pub(super) fn allows(&self, event: &crate::cloudevents::Event) -> bool {
         match self {
@@ -55,7 +55,7 @@ impl<'a> Requirement<'a> {
         Self::Term(IndexTerm { attribute, text })
     }
 
-    /// Every string begins with an empty prefix.
+    /// An empty prefix imposes no condition.
     pub(super) fn prefix(attribute: &'a str, prefix: impl Into<Cow<'a, str>>) -> Self {
         match prefix.into() {
             prefix if prefix.is_empty() => Self::UNKNOWN,
@@ -66,7 +66,7 @@ impl<'a> Requirement<'a> {
         }
     }
 
-    /// Calls `see` with every term in it, one that is there twice twice.
+    /// Calls `see` with every term, including duplicates.
     pub fn for_each_term<'b>(&'b self, see: &mut impl FnMut(&'b IndexTerm<'a>)) {
         match self {
             Self::Term(term) => see(term),
@@ -76,8 +76,8 @@ impl<'a> Requirement<'a> {
         }
     }
 
-    /// Terms of which every event that passes has at least one, so that the sum of what they cost is least. `None`
-    /// if there are no such terms, and the filter has to be tried on every event.
+    /// Returns terms of which every matching event satisfies at least one, with the minimum total cost. Returns
+    /// `None` if there are no such terms, so that the filter must be evaluated on every event.
     pub fn cheapest_cover(&self, cost: &impl Fn(&IndexTerm) -> usize) -> Option<Cover<'_, 'a>> {
         match self {
             Self::Term(term) => Some(Cover {
@@ -102,11 +102,11 @@ impl<'a> Requirement<'a> {
     }
 }
 
-/// Terms of which every event that a filter lets pass has at least one.
+/// Terms of which every event matching a filter satisfies at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cover<'b, 'a> {
     /// The terms.
     pub terms: Vec<&'b IndexTerm<'a>>,
-    /// The sum of what they cost.
+    /// Total cost of the terms.
     pub cost: usize,
 }

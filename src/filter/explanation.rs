@@ -1,4 +1,4 @@
-//! Why a filter lets an event pass or not: plain data, for people and for `--output json`.
+//! Why an event matches a filter or not: plain data, for humans and for `--output json`.
 
 use std::fmt;
 
@@ -6,46 +6,46 @@ use serde::{Deserialize, Serialize};
 
 use crate::cloudevents::{Event, Value};
 
-/// What became of one clause of a filter, and of those in it.
+/// Result of one clause of a filter, and of its nested clauses.
 ///
-/// Displayed it is one line without those in it: `exact type = "a": the event has "b"`.
+/// Displays as one line, without the nested clauses: `exact type = "a": the event has "b"`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// The clause: its dialect and what it asks for, or in a `sql` expression the text of that part.
+    /// The clause: its dialect and condition, or the text of that part of a `sql` expression.
     pub clause: String,
-    /// What became of it.
+    /// Result of the clause.
     pub outcome: Outcome,
-    /// The attributes that it looked at, if there are no clauses in it.
+    /// Attributes that it read, if it has no nested clauses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub saw: Vec<Seen>,
-    /// Why a `sql` or `cel` clause has no value.
+    /// Why a `sql` or `cel` clause failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// The clauses in it.
+    /// Nested clauses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clauses: Vec<Explanation>,
 }
 
-/// What became of a clause.
+/// Result of a clause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
     /// It holds.
     Holds,
-    /// It does not hold, or ended in an error.
+    /// It does not hold, or failed with an error.
     Fails,
-    /// The clauses before it in a `sql` expression had decided.
+    /// Not evaluated, because earlier clauses of a `sql` expression decided.
     NotReached,
 }
 
-/// An attribute that a clause looked at, or in a `cel` expression a field of the data.
+/// An attribute that a clause read, or a field of the data in a `cel` expression.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Seen {
-    /// Its name; of a field of the data the path, such as `data.order.id`.
+    /// Name of the attribute, or path of the field, such as `data.order.id`.
     pub attribute: String,
-    /// Its canonical string; `None` if the event does not have it.
+    /// Canonical string; `None` if the event does not have it.
     pub value: Option<String>,
 }
 
@@ -76,7 +76,7 @@ impl Seen {
     }
 }
 
-/// An expression's text for a single line.
+/// Puts an expression's text on a single line.
 pub(super) fn one_line(text: &str) -> String {
     text.replace(['\n', '\r', '\t'], " ")
 }

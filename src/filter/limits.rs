@@ -1,20 +1,20 @@
-//! What a Trigger's filters may be, all together.
+//! Limits on a Trigger's filters, all together.
 
 use super::{Expression, compiled::CompileProblem};
 
-/// How many parts they may have: attributes that are compared, operators, calls, constants.
+/// Maximum number of parts: compared attributes, operators, calls and constants.
 pub const MAX_PARTS: usize = 4096;
 
-/// How many bytes of text they may have: names, values and expressions.
+/// Maximum length of text, in bytes: names, values and expressions.
 pub const MAX_TEXT: usize = 64 * 1024;
 
-/// How many bytes they may take compiled.
+/// Maximum compiled size, in bytes.
 pub const MAX_SIZE: usize = 512 * 1024;
 
-/// What a part takes besides its texts: a node of a tree, and its places in a table's index.
+/// Size of a part apart from its texts: a node of a tree, and its entries in a table's index.
 const PART: usize = 256;
 
-/// What has been compiled of a Trigger's filters so far.
+/// Totals of a Trigger's filters compiled so far.
 #[derive(Debug, Default)]
 pub(super) struct Sizes {
     parts: usize,
@@ -22,7 +22,7 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// Looks at the texts alone, before anything is compiled.
+    /// Checks the length of the texts, before anything is compiled.
     pub(super) fn check(expressions: &[Expression]) -> Result<(), CompileProblem> {
         if text_of(expressions) > MAX_TEXT {
             return Err(CompileProblem::TooMuchText);
@@ -30,10 +30,10 @@ impl Sizes {
         Ok(())
     }
 
-    /// Adds what was compiled: its parts, its text, and what else it takes.
+    /// Adds a compiled expression: its parts, its text, and additional bytes.
     pub(super) fn add(&mut self, parts: usize, text: usize, bytes: usize) -> Result<(), CompileProblem> {
         self.parts += parts;
-        // The text is there as it was written, and in the parts.
+        // The text is stored verbatim, and again in the parts.
         self.bytes += parts * PART + 2 * text + bytes;
         if self.parts > MAX_PARTS {
             return Err(CompileProblem::TooManyParts);
@@ -44,13 +44,13 @@ impl Sizes {
         Ok(())
     }
 
-    /// How many bytes that is, about; the same on every machine.
+    /// Approximate size in bytes. The same on every machine.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 }
 
-/// The bytes of all names, values and expressions.
+/// Returns the bytes of all names, values and expressions.
 fn text_of(expressions: &[Expression]) -> usize {
     let of = |expression: &Expression| match expression {
         Expression::Exact(map) | Expression::Prefix(map) | Expression::Suffix(map) => {

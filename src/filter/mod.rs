@@ -1,10 +1,10 @@
-//! The filter dialects of the CloudEvents Subscriptions API, CESQL among them, and CEL: compiled once and evaluated on
-//! an event's attributes and, by CEL, on its data.
+//! The filter dialects of the CloudEvents Subscriptions API, including CESQL, and CEL: compiled once and evaluated
+//! on an event's attributes and, by CEL, on its data.
 //!
-//! The same evaluator runs in the router, in the controller's validation and in the command line. Pure.
+//! The router, the controller's validation and the command line use the same evaluator. Pure.
 //!
-//! No filter takes more than its part: what a Trigger's filters may be is bounded when they are compiled
-//! (`limits.rs`), and what they may cost for one event when they are evaluated (`fuel.rs`).
+//! The cost of a Trigger's filters is bounded: their size when they are compiled (`limits.rs`), and their steps per
+//! event when they are evaluated (`fuel.rs`).
 
 pub mod cel;
 mod compiled;

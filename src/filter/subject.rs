@@ -1,4 +1,4 @@
-//! An event while filters are tried on it, with what they share.
+//! An event under evaluation, with state shared by the filters.
 
 use std::sync::{
     OnceLock,
@@ -8,7 +8,7 @@ use std::sync::{
 use super::cel::{DataError, Json};
 use crate::cloudevents::Event;
 
-/// An event that filters are tried on. Its data is parsed when the first of them asks for it, and only once.
+/// An event that filters are evaluated on. Its data is parsed at most once, when a filter first needs it.
 #[derive(Debug)]
 pub struct Subject<'a> {
     event: &'a Event,
@@ -17,7 +17,7 @@ pub struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// Nothing of the event is read yet.
+    /// Creates a subject. Parses nothing yet.
     #[must_use]
     pub fn new(event: &'a Event) -> Self {
         Self {
@@ -27,13 +27,13 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// The event.
+    /// Returns the event.
     #[must_use]
     pub fn event(&self) -> &'a Event {
         self.event
     }
 
-    /// How many steps were taken on it, by every filter that was tried. A step is about a nanosecond.
+    /// Returns the total steps of all filters evaluated on it. A step takes about a nanosecond.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.steps.load(Relaxed)
@@ -43,13 +43,13 @@ impl<'a> Subject<'a> {
         self.steps.fetch_add(steps, Relaxed);
     }
 
-    /// The data as JSON.
+    /// Returns the data as JSON.
     pub(super) fn data(&self) -> Result<&Json, DataError> {
         let data = self.data.get_or_init(|| Json::of(self.event));
         data.as_ref().map_err(|error| *error)
     }
 
-    /// Whether a filter has asked for the data.
+    /// Whether a filter has read the data.
     #[cfg(test)]
     pub(super) fn has_parsed(&self) -> bool {
         self.data.get().is_some()

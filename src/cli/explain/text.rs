@@ -314,8 +314,8 @@ mod tests {
             ),
             (
                 json!([{"exact": {}}]),
-                "its filters do not compile, so events wait until they are fixed: filters[0].exact: names no attribute: \
-                 at least one is needed",
+                "its filters do not compile, so events wait until they are fixed: filters[0].exact: has no attribute: \
+                 at least one is required",
             ),
         ] {
             assert_eq!(reasons(filters.clone()), expected, "{filters}");

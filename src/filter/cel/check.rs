@@ -1,4 +1,4 @@
-//! From a text to an expression: the crate parses, and what a filter may not have is refused here.
+//! Compiles a text to an expression: the `cel` crate parses it, and this module rejects what filters may not use.
 
 use cel::{
     IdedExpr,
@@ -17,23 +17,23 @@ use super::{
     tree::{Arithmetic, Comparison, Conversion, Node, OfText, OfTexts},
 };
 
-/// The one variable.
+/// The only variable.
 const EVENT: &str = "event";
 
-/// The field of it that is no attribute.
+/// The field of `event` that is not an attribute.
 pub(super) const DATA: &str = "data";
 
-/// How many question marks a text may have, wherever.
+/// Maximum number of question marks in a text, anywhere.
 pub(super) const MAX_CONDITIONS: usize = 64;
 
 impl Expression {
     /// Compiles a text.
     ///
     /// # Errors
-    /// What is wrong with it, and where if it is the syntax.
+    /// What is wrong with it, with the position for syntax errors.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
-        // The parser's recursion is bounded by its own limit for what has brackets, not for conditions in conditions;
-        // the nodes that it gives are bounded by the length, and looked at no deeper than `MAX_DEPTH`.
+        // The parser's own limit bounds its recursion on brackets, but not on nested conditionals. The resulting
+        // nodes are bounded by the length, and visited no deeper than `MAX_DEPTH`.
         if text.chars().count() > MAX_LENGTH {
             return Err(Problem::TooLong.into());
         }
@@ -53,7 +53,7 @@ impl Expression {
     }
 }
 
-/// The first error that has a place; the others follow from it.
+/// Returns the first error that has a position. The others are consequences of it.
 fn syntax(errors: &cel::ParseErrors, text: &str) -> ParseError {
     let placed = errors.errors.iter().find(|error| error.pos.0 > 0);
     let Some(error) = placed.or(errors.errors.first()) else {
@@ -78,7 +78,7 @@ fn syntax(errors: &cel::ParseErrors, text: &str) -> ParseError {
     }
 }
 
-/// What people write who know other languages, and how it is written here.
+/// Suggests the CEL syntax for operators of other languages.
 fn meant(text: &str) -> Option<&'static str> {
     let code = without_strings(text);
     let has_word = |word: &str| {
@@ -90,16 +90,16 @@ fn meant(text: &str) -> Option<&'static str> {
         !before.ends_with(['=', '!', '<', '>']) && !after.starts_with('=')
     });
     match () {
-        () if assigns => Some("to compare two values, write =="),
-        () if code.contains("<>") => Some("for two values that differ, write !="),
+        () if assigns => Some("to compare two values, use =="),
+        () if code.contains("<>") => Some("to test for inequality, use !="),
         () if has_word("and") || has_word("or") || has_word("not") => {
-            Some("write && for and, || for or, ! for not; or use sql instead of cel")
+            Some("use && for and, || for or, ! for not; or use sql instead of cel")
         }
         () => None,
     }
 }
 
-/// The text with what is in quotes left out.
+/// Removes the string literals from a text.
 fn without_strings(text: &str) -> String {
     let (mut code, mut quote, mut escaped) = (String::new(), None, false);
     for character in text.chars() {
@@ -121,7 +121,7 @@ struct Check {
 }
 
 impl Check {
-    /// Refuses what a filter may not have, and looks up the rest.
+    /// Converts a node: rejects what filters may not use, and resolves names and functions.
     fn node(&mut self, node: IdedExpr, depth: usize) -> Result<Node, Problem> {
         self.parts += 1;
         if depth > MAX_DEPTH {
@@ -182,7 +182,7 @@ impl Check {
         }
     }
 
-    /// What is called on no value: operators of one or three operands, and functions.
+    /// Converts a call without a receiver: an operator with one or three operands, or a function.
     fn function(&mut self, name: &str, args: Vec<IdedExpr>, depth: usize) -> Result<Node, Problem> {
         if name == "cidr"
             && let [network] = args.as_slice()
@@ -213,7 +213,7 @@ impl Check {
         }
     }
 
-    /// What is called on a value.
+    /// Converts a call with a receiver.
     fn method(
         &mut self,
         name: &str,
@@ -256,7 +256,7 @@ fn unknown(name: &str, on_value: bool, has_arguments: bool) -> Problem {
 
 type Operands = Box<[Node; 2]>;
 
-/// Makes an operator of two operands.
+/// Returns the constructor of a binary operator.
 fn binary(name: &str) -> Option<fn(Operands) -> Node> {
     Some(match name {
         operators::LOGICAL_AND => Node::And,
@@ -278,7 +278,7 @@ fn binary(name: &str) -> Option<fn(Operands) -> Node> {
     })
 }
 
-/// A text in quotes.
+/// Returns the text of a string literal.
 fn text(expression: &Expr) -> Option<&str> {
     match expression {
         Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
@@ -303,7 +303,7 @@ fn attribute(name: &str, test: bool) -> Result<Node, Problem> {
     }
 }
 
-/// The value of a literal, with its sign.
+/// Returns the value of a literal, including its sign.
 fn constant(expression: Expr) -> Option<Box<dyn Val>> {
     match expression {
         Expr::Literal(literal) => Some(value(literal)),
@@ -329,7 +329,7 @@ fn value(literal: LiteralValue) -> Box<dyn Val> {
     }
 }
 
-/// Whether the value is a Boolean, or the event decides.
+/// Whether the value is a Boolean, or depends on the event.
 fn may_be_boolean(node: &Node) -> bool {
     match node {
         Node::Literal(literal) => matches!(literal, LiteralValue::Boolean(_)),

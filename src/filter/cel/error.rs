@@ -1,4 +1,4 @@
-//! What is wrong with an expression, and what went wrong in evaluating one.
+//! Compile errors and evaluation errors.
 
 use cel::{ExecutionError, Value};
 
@@ -8,20 +8,20 @@ use super::{
 };
 use crate::filter::fuel::Overrun;
 
-/// Why a text is no expression.
+/// Why a text does not compile.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// It is not CEL.
+    /// It is not valid CEL.
     #[error("{}{message}", place(*line, *column))]
     Syntax {
-        /// The line, from 1.
+        /// Line, starting at 1.
         line: usize,
-        /// The column in that line, in characters, from 1.
+        /// Column, in characters, starting at 1.
         column: usize,
-        /// What is wrong there.
+        /// The error.
         message: String,
     },
-    /// It is CEL, and more than a filter may be.
+    /// It is valid CEL, but not allowed in a filter.
     #[error(transparent)]
     Refused(#[from] Problem),
 }
@@ -34,80 +34,82 @@ fn place(line: usize, column: usize) -> String {
     }
 }
 
-/// What a filter may not have.
+/// A construct that is not allowed in a filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// Too long.
     #[error("the expression is longer than {MAX_LENGTH} characters")]
     TooLong,
-    /// Nested too deep.
+    /// Too deeply nested.
     #[error("the expression is nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
-    /// More conditions than the parser can nest.
+    /// More conditionals than the parser can nest.
     #[error("the expression has more than {MAX_CONDITIONS} question marks")]
     TooManyConditions,
     /// Too many parts.
     #[error("the expression has more than {MAX_PARTS} operators, fields, calls and constants")]
     TooLarge,
-    /// A variable that does not exist.
-    #[error("there is no {0}: the one variable is event, as in event.type or event.data.amount")]
+    /// Unknown variable.
+    #[error("there is no {0}: the only variable is event, as in event.type or event.data.amount")]
     Unknown(String),
     /// `event` by itself.
-    #[error("event is no value by itself: write event.type, event.data or another of its fields")]
+    #[error("event is not a value by itself: use event.type, event.data or another of its fields")]
     WholeEvent,
-    /// No attribute can have this name.
-    #[error("{0:?} is no attribute's name: event has lower-case letters and digits, and data")]
-    AttributeName(String),
-    /// A macro that goes through a list.
+    /// Invalid attribute name.
     #[error(
-        "all, exists, exists_one, map and filter are not for filters, for they could take any time; to ask whether a \
-         list has a value, write value in list"
+        "{0:?} is not a valid attribute name: the fields of event are lower-case letters and digits, and data"
+    )]
+    AttributeName(String),
+    /// A macro that iterates over a list.
+    #[error(
+        "all, exists, exists_one, map and filter are not allowed in filters, because their cost is unbounded; to \
+         test whether a list contains a value, use value in list"
     )]
     Loop,
     /// A map or a message.
-    #[error("maps and messages in braces are not for filters")]
+    #[error("maps and messages in braces are not allowed in filters")]
     Braces,
-    /// A list of something else than constants.
-    #[error("a list in brackets holds constants only")]
+    /// A list with elements other than constants.
+    #[error("a list in brackets may contain only constants")]
     ListElement,
-    /// A function that does not exist, or with other arguments.
+    /// An unknown function, or one with other arguments.
     #[error("there is no {call}: the functions are {}", functions::SIGNATURES.join(", "))]
     Function {
-        /// As it is called.
+        /// The call.
         call: String,
     },
-    /// A call whose argument is compiled with the expression.
+    /// A call whose argument must be constant, because it is compiled with the expression.
     #[error("{0} takes one string in quotes")]
     NotConstant(&'static str),
-    /// No regular expression.
-    #[error("no regular expression: {0}")]
+    /// Invalid regular expression.
+    #[error("invalid regular expression: {0}")]
     Pattern(String),
     /// A regular expression that would be too large.
     #[error(
-        "the regular expression takes more than {MAX_SIMULATED} bytes compiled: use smaller repetition counts and \
-         classes, such as [a-z0-9] for \\w"
+        "the regular expression takes more than {MAX_SIMULATED} bytes when compiled: use smaller repetition counts \
+         and classes, such as [a-z0-9] for \\w"
     )]
     PatternTooLarge,
-    /// No network.
-    #[error("{0:?} is no network such as 10.0.0.0/8 or 2001:db8::/32")]
+    /// Invalid network.
+    #[error("{0:?} is not a network such as 10.0.0.0/8 or 2001:db8::/32")]
     Network(String),
-    /// The value is surely no Boolean.
-    #[error("gives no true or false, which lets no event pass: compare it with something")]
+    /// The value can never be a Boolean.
+    #[error("does not evaluate to true or false, so it never matches: compare it with a value")]
     NotBoolean,
 }
 
-/// Why an expression has no value for an event. Displayed it tells types and names, never the data.
+/// Why an evaluation failed. Displays types and names, never the data.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Failure {
     /// An operator or a function failed.
     Execution(ExecutionError),
-    /// The value is of this type, and no Boolean.
+    /// The value has this type instead of Boolean.
     NotBoolean(String),
-    /// `+` would make a string that is too long.
+    /// `+` would create a string that is too long.
     TextTooLong,
-    /// `containsIP` of a text that is no address.
+    /// `containsIP` of a text that is not an address.
     NoAddress,
-    /// The budget is used up.
+    /// The budget is exhausted.
     TooExpensive,
 }
 
@@ -122,9 +124,9 @@ impl std::error::Error for Failure {}
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let error = match self {
-            Self::NotBoolean(r#type) => return write!(f, "the value is of type {type}, and no bool"),
-            Self::TextTooLong => return write!(f, "+ makes no strings of more than {MAX_TEXT} bytes"),
-            Self::NoAddress => return f.write_str("the text is no IP address"),
+            Self::NotBoolean(r#type) => return write!(f, "expected bool, got {type}"),
+            Self::TextTooLong => return write!(f, "+ cannot create strings of more than {MAX_TEXT} bytes"),
+            Self::NoAddress => return f.write_str("the text is not an IP address"),
             Self::TooExpensive => return Overrun.fmt(f),
             Self::Execution(error) => error,
         };
@@ -146,18 +148,18 @@ impl std::fmt::Display for Failure {
                 f.write_str("division by zero")
             }
             ExecutionError::Overflow(..) => f.write_str("the result does not fit into 64 bits"),
-            ExecutionError::IndexOutOfBounds(_) => f.write_str("the list has no such position"),
-            ExecutionError::UnexpectedType { got, want } => write!(f, "{got} where {want} is needed"),
+            ExecutionError::IndexOutOfBounds(_) => f.write_str("index out of bounds"),
+            ExecutionError::UnexpectedType { got, want } => write!(f, "expected {want}, got {got}"),
             ExecutionError::FunctionError { function, .. } => {
                 write!(f, "{function} cannot take this value")
             }
             ExecutionError::InternalError(message) => f.write_str(message),
-            _ => f.write_str("types do not fit"),
+            _ => f.write_str("type mismatch"),
         }
     }
 }
 
-/// `_>_` is `>` to whoever wrote it.
+/// Strips the decoration of operator names: `_>_` is `>`.
 fn operator(name: &str) -> &str {
     name.trim_matches(['_', '@'])
 }

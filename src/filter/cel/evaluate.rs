@@ -1,5 +1,4 @@
-//! An expression's value for an event. Every part of it is paid for before it is evaluated, by the sizes of the values
-//! that it is given.
+//! Evaluates expressions on an event. Every part is charged before it is evaluated, by the sizes of its operands.
 
 use std::{cmp::Ordering, net::IpAddr};
 
@@ -25,10 +24,10 @@ use crate::{
     },
 };
 
-/// What looking at a byte costs where texts are searched.
+/// Cost per byte of searching a text.
 const SEARCH: u64 = 2;
 
-/// What an element of a list or a member of an object costs where containers are compared.
+/// Cost per list element or object member of comparing containers.
 const ELEMENT: u64 = 40;
 
 static TRUE: CelBool = CelBool::TRUE;
@@ -37,22 +36,22 @@ static FALSE: CelBool = CelBool::FALSE;
 type Evaluated<'b> = Result<CowVal<'b, 'b>, Failure>;
 
 impl Expression {
-    /// Whether the event passes.
+    /// Returns whether the event matches.
     ///
     /// # Errors
-    /// Why the expression has no value, or one that is no Boolean: then the event does not pass.
+    /// If the evaluation fails or the value is not a Boolean. The event then does not match.
     pub fn evaluate(&self, subject: &Subject) -> Result<bool, Failure> {
         self.decide(subject, &Fuel::new())
     }
 
-    /// The same, of what is left of a budget.
+    /// Evaluates within the remaining budget.
     pub(in crate::filter) fn decide(&self, subject: &Subject, fuel: &Fuel) -> Result<bool, Failure> {
         let value = Scope { subject, fuel }.value(&self.root)?;
         boolean_of(&*value).ok_or_else(|| Failure::NotBoolean(type_of(&*value)))
     }
 }
 
-/// The event, and what may still be spent.
+/// The event and the remaining budget.
 #[derive(Clone, Copy)]
 pub(super) struct Scope<'b> {
     pub(super) subject: &'b Subject<'b>,
@@ -155,7 +154,7 @@ impl<'b> Scope<'b> {
         }
     }
 
-    /// `&&` and `||`: an operand that is `decisive` decides, also where the other one has no value.
+    /// `&&` and `||`: an operand equal to `decisive` decides, even if the other one fails.
     fn logic(self, nodes: &'b [Node; 2], operator: &'static str, decisive: bool) -> Evaluated<'b> {
         let [left, right] = nodes;
         let left = match self.value(left) {
@@ -183,7 +182,7 @@ impl<'b> Scope<'b> {
         Ok(left.equals(&*right))
     }
 
-    /// Pays for `left.equals(right)`: it goes through both, side by side, as long as they could be equal.
+    /// Charges for `left.equals(right)`, which traverses both in parallel as long as they could be equal.
     fn pay_for_comparing(self, left: &dyn Val, right: &dyn Val) -> Result<(), Overrun> {
         if let (Some(left), Some(right)) = (
             left.downcast_ref::<CelString>(),
@@ -208,7 +207,7 @@ impl<'b> Scope<'b> {
                 return Ok(());
             }
             self.fuel.read(left.len(), 3 * ELEMENT)?;
-            // Whatever is found by the name in the other.
+            // Compares with the entry of the same name in the other object.
             return left.iter().try_for_each(|(name, value)| {
                 if let Some(name) = name.inner().downcast_ref::<CelString>() {
                     self.fuel.read(name.inner().len(), 2)?;
@@ -219,7 +218,7 @@ impl<'b> Scope<'b> {
         Ok(())
     }
 
-    /// Pays for going through a whole value.
+    /// Charges for traversing a whole value.
     fn pay_for(self, value: &dyn Val) -> Result<(), Overrun> {
         if let Some(text) = value.downcast_ref::<CelString>() {
             self.fuel.pass(text.inner().len())
@@ -246,7 +245,7 @@ impl<'b> Scope<'b> {
             Comparison::GreaterOrEqual => "_>=_",
         };
         let unfit = || overload(name, &[&*left, &*right]);
-        // The crate would copy what it cannot compare.
+        // The crate would copy values that it cannot compare.
         let comparer = left
             .as_comparer()
             .filter(|_| is_scalar(&*right))
@@ -289,7 +288,7 @@ impl<'b> Scope<'b> {
             Arithmetic::Remainder => "_%_",
         };
         let unfit = || overload(name, &[&*left, &*right]);
-        // The crate would copy what it cannot calculate with, and add lists.
+        // The crate would copy operands that it cannot calculate with, and would concatenate lists.
         if left.get_type().kind() != right.get_type().kind() {
             return Err(unfit());
         }
@@ -384,7 +383,7 @@ impl<'b> Scope<'b> {
             if conversion == Conversion::String {
                 return Ok(value);
             }
-            // A number that cannot be read is copied into the error.
+            // An unparsable number is copied into the error.
             self.fuel.read(text.inner().len(), 2)?;
         }
         let arguments = [value];
@@ -402,7 +401,7 @@ impl<'b> Scope<'b> {
         ) else {
             return Err(overload("containsIP", &[&*network, &*address]));
         };
-        // The longest address has fewer characters than any that is refused here.
+        // Every address is shorter than the texts rejected here.
         let address = address.inner();
         let address: Option<IpAddr> = (address.len() <= 64).then(|| address.parse().ok()).flatten();
         address
@@ -411,7 +410,7 @@ impl<'b> Scope<'b> {
     }
 }
 
-/// What a container has under a name or at a position.
+/// Returns the entry of a container at a name or position.
 fn index<'b>(container: CowVal<'b, 'b>, at: &dyn Val, operator: &'static str) -> Evaluated<'b> {
     let unfit = |container: &dyn Val| overload(operator, &[container, at]);
     match container {
@@ -421,7 +420,7 @@ fn index<'b>(container: CowVal<'b, 'b>, at: &dyn Val, operator: &'static str) ->
                 .get(at)
                 .map_err(|error| of_index(error, || unfit(container)))
         }
-        // Containers are the event's or the expression's.
+        // Containers always belong to the event or the expression.
         CowVal::Owned(container) => Err(unfit(&*container)),
     }
 }

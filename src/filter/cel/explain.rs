@@ -1,4 +1,4 @@
-//! What an expression gave for an event, and what it looked at.
+//! Explains the result of an expression on an event, and the fields that it read.
 
 use std::collections::BTreeSet;
 
@@ -14,18 +14,18 @@ use crate::filter::{
     fuel::Fuel,
 };
 
-/// How many characters of a text in the data are shown.
+/// Maximum number of characters shown of a text in the data.
 const MAX_SHOWN: usize = 256;
 
 impl Expression {
-    /// What the expression gave for an event and why: the fields that it names, those of the data too, and the error
-    /// if it has no value.
+    /// Explains the result of the expression: the fields that it references, including those of the data, and the
+    /// error if it failed.
     #[must_use]
     pub fn explain(&self, subject: &Subject) -> Explanation {
         self.explain_within(subject, &Fuel::new())
     }
 
-    /// The same, of what is left of a budget.
+    /// Explains within the remaining budget.
     pub(in crate::filter) fn explain_within(&self, subject: &Subject, fuel: &Fuel) -> Explanation {
         let result = self.decide(subject, fuel);
         let clause = format!("cel {}", one_line(self.text.trim()));
@@ -35,7 +35,7 @@ impl Expression {
         for_each_field(&self.root, &mut |path, shown| {
             if told.insert(path.clone()) {
                 let value = match shown {
-                    // Of `has(event.field)` the field is shown too.
+                    // For `has(event.field)`, the field is shown too.
                     Shown::Part(node) => scope.value(node).map(|value| text(&*value)),
                     Shown::Attribute(name) => scope.attribute(name).map(|value| text(&*value)),
                     Shown::Data => scope.data().map(|value| text(&*value)),
@@ -55,7 +55,7 @@ impl Expression {
     }
 }
 
-/// A scalar as it is written, of anything else the type.
+/// Formats a scalar as its value, and anything else as its type.
 fn text(value: &dyn Val) -> Option<String> {
     Some(if let Some(text) = value.downcast_ref::<CelString>() {
         text.inner().chars().take(MAX_SHOWN).collect()
@@ -74,7 +74,7 @@ fn text(value: &dyn Val) -> Option<String> {
     })
 }
 
-/// What is shown of a field.
+/// How a field is shown.
 enum Shown<'a> {
     Part(&'a Node),
     Attribute(&'a str),
@@ -82,7 +82,7 @@ enum Shown<'a> {
     Field(&'a Node, &'a CelString<'static>),
 }
 
-/// Calls `see` with the fields of the event that a part of an expression names, as far in as it names them.
+/// Calls `see` with the event fields that a part of an expression references, with the longest path.
 fn for_each_field<'a>(node: &'a Node, see: &mut impl FnMut(String, Shown<'a>)) {
     match (node, path(node)) {
         (Node::HasAttribute(name), Some(path)) => see(path, Shown::Attribute(name)),
@@ -96,7 +96,7 @@ fn for_each_field<'a>(node: &'a Node, see: &mut impl FnMut(String, Shown<'a>)) {
     }
 }
 
-/// `data.order.id` for `event.data.order.id`.
+/// Returns `data.order.id` for `event.data.order.id`.
 fn path(node: &Node) -> Option<String> {
     match node {
         Node::Attribute(name) | Node::HasAttribute(name) => Some(name.to_string()),

@@ -1,4 +1,4 @@
-//! The functions that an expression may call.
+//! The functions available in expressions.
 
 use std::sync::LazyLock;
 
@@ -6,7 +6,7 @@ use cel::Env;
 
 use super::tree::{Conversion, OfText, OfTexts};
 
-/// The functions, as a person calls them.
+/// Signatures of the functions, for messages.
 pub(super) const SIGNATURES: &[&str] = &[
     "has(event.field)",
     "text.startsWith(text)",
@@ -86,7 +86,7 @@ impl Conversion {
     }
 }
 
-/// The crate's functions, for conversions.
+/// The `cel` crate's functions, used for conversions.
 pub(super) fn environment() -> &'static Env {
     static ENVIRONMENT: LazyLock<Env> =
         LazyLock::new(|| Env::default().with_optional_support(false).with_stdlib());

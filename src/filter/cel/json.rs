@@ -1,4 +1,4 @@
-//! The data of an event as a value of CEL.
+//! The data of an event as a CEL value.
 
 use std::{cell::Cell, collections::HashMap, fmt};
 
@@ -11,28 +11,28 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use super::{MAX_DATA, MAX_VALUES};
 use crate::cloudevents::Event;
 
-/// A JSON value as CEL has it: a whole number that fits into 64 bits is an int or a uint, any other a double. Of a
-/// name that is there twice the last holds. Nested 128 deep at most, as serde_json reads it.
+/// A JSON value in CEL: a whole number that fits into 64 bits is an int or a uint, any other number a double. Of
+/// duplicate names, the last one wins. Nested at most 128 levels, the limit of serde_json.
 #[derive(Debug)]
 pub(in crate::filter) struct Json(Box<dyn Val>);
 
-/// Why an event has no data that a filter can look at.
+/// Why an event's data cannot be evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(in crate::filter) enum DataError {
-    /// There is none.
+    /// There is no data.
     #[error("the event has no data")]
     Absent,
-    /// It is something else.
+    /// The data is not JSON.
     #[error("the content type of the data is not JSON")]
     NotJson,
-    /// The content type says JSON, the bytes do not.
+    /// The content type is JSON, but the bytes are not valid.
     #[error("the data is not valid JSON")]
     Invalid,
-    /// More than is parsed.
-    #[error("the data has more than {MAX_DATA} bytes, which filters do not look into")]
+    /// Larger than the limit.
+    #[error("the data has more than {MAX_DATA} bytes, the maximum for filters")]
     TooLarge,
-    /// More values than are parsed.
-    #[error("the data has more than {MAX_VALUES} values in it, which filters do not look into")]
+    /// More values than the limit.
+    #[error("the data has more than {MAX_VALUES} values, the maximum for filters")]
     TooManyValues,
 }
 
@@ -61,7 +61,7 @@ impl Json {
     }
 }
 
-/// Reads a value, if there is room for it and for those in it.
+/// Deserializes a value while there is room for it and its nested values.
 #[derive(Clone, Copy)]
 struct Values<'a> {
     room: &'a Cell<usize>,

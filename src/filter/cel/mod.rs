@@ -1,21 +1,21 @@
-//! CEL, the Common Expression Language (cel-spec, `doc/langdef.md`), on an event and on its data.
+//! CEL, the Common Expression Language (cel-spec, `doc/langdef.md`), on an event and its data.
 //!
 //! An expression has one variable, `event`: its fields are the attributes in their own types, and `data`, which is
 //! the data of an event whose content type is JSON. [`Expression::parse`] compiles a text once,
-//! [`Expression::evaluate`] applies it to an event.
+//! [`Expression::evaluate`] evaluates it on an event.
 //!
-//! The crate `cel` parses and gives the values; what an expression may have and what its parts give is decided here,
-//! and every part is paid for. Left out is what could make one event take any time or memory:
-//! - `all`, `exists`, `exists_one`, `map` and `filter`, for the crate does not bound what they cost. Whether a list
-//!   has a value is asked by `in`.
+//! The crate `cel` provides the parser and the values. This module restricts the language, evaluates it, and
+//! charges every part. It omits what could take unbounded time or memory for one event:
+//! - `all`, `exists`, `exists_one`, `map` and `filter`, because the crate does not bound their cost. Use `in` to
+//!   test whether a list contains a value.
 //! - Maps, and lists of anything but constants; `+` of lists, and of strings beyond [`MAX_TEXT`].
-//! - Functions outside the list in `functions.rs`; regular expressions and networks are constants, compiled with the
-//!   expression.
+//! - Functions outside the list in `functions.rs`. Regular expressions and networks are constants, compiled with
+//!   the expression.
 //!
-//! Text, nesting and the number of parts are bounded, and so is the data that is parsed.
+//! Text, nesting, the number of parts and the parsed data are bounded.
 //!
-//! An expression has no value where a field is missing or types do not fit. As CEL has it, `&&` and `||` do without
-//! the operand that failed where the other one decides.
+//! An evaluation fails if a field is missing or types do not match. Per the CEL specification, `&&` and `||` ignore
+//! a failed operand if the other one decides.
 
 mod check;
 mod error;
@@ -35,23 +35,24 @@ pub(super) use json::{DataError, Json};
 
 use tree::Node;
 
-/// How many characters an expression may have.
+/// Maximum length of an expression, in characters.
 pub const MAX_LENGTH: usize = 4096;
 
-/// How deep an expression may be nested: parentheses, operators, calls and fields. A chain of `&&` or of `||` is as
-/// deep as the logarithm of its length.
+/// Maximum nesting depth of an expression: parentheses, operators, calls and fields. A chain of `&&` or `||` has a
+/// depth logarithmic in its length.
 pub const MAX_DEPTH: usize = 32;
 
-/// How many operators, calls, fields, names and constants an expression may have, but for the constants of a list.
+/// Maximum number of operators, calls, fields, names and constants in an expression, not counting the constants in
+/// lists.
 pub const MAX_PARTS: usize = 256;
 
-/// How many bytes of data are parsed; larger data is an error in evaluating.
+/// Maximum size of data, in bytes. Evaluation of larger data fails.
 pub const MAX_DATA: usize = 256 * 1024;
 
-/// How many values the data may have that is parsed, with the lists and objects that others are in.
+/// Maximum number of values in the data, including lists and objects.
 pub const MAX_VALUES: usize = 32 * 1024;
 
-/// How many bytes a string may have that `+` makes.
+/// Maximum size of a string created by `+`, in bytes.
 pub const MAX_TEXT: usize = 64 * 1024;
 
 /// A compiled expression.
@@ -62,24 +63,24 @@ pub struct Expression {
 }
 
 impl Expression {
-    /// The text that was compiled.
+    /// Returns the source text.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// How many parts it has, with the constants of lists.
+    /// Returns the number of parts, including the constants in lists.
     pub(super) fn parts(&self) -> usize {
         self.root.count()
     }
 
-    /// How many bytes its regular expressions take.
+    /// Returns the size of its regular expressions, in bytes.
     pub(super) fn patterns(&self) -> usize {
         self.root.patterns()
     }
 }
 
-/// The text says everything.
+/// The source text determines everything.
 impl PartialEq for Expression {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text

@@ -1,4 +1,4 @@
-//! Networks: constants that are compiled with the expression.
+//! Networks: constants compiled with the expression.
 
 use std::{any::Any, net::IpAddr};
 
@@ -17,7 +17,7 @@ static NETWORK: Type = Type::simple_type(Kind::Opaque, "network");
 pub(super) struct Network(pub(super) IpNet);
 
 impl Network {
-    /// An address with a prefix length, or an address alone.
+    /// Parses an address with a prefix length, or a single address.
     pub(super) fn new(text: &str) -> Result<Self, Problem> {
         let network = text.parse::<IpNet>();
         network

@@ -1,9 +1,9 @@
-//! Regular expressions. The size of a compiled one is known, and so is what trying it on a text costs: there are no
-//! caches, and nothing is compiled while it is tried.
+//! Regular expressions with known compiled size and matching cost: there are no caches, and nothing is compiled
+//! during matching.
 //!
-//! Most become a deterministic automaton, which takes one step for each byte of the text. Where that would be too
-//! large, such as for wide classes of Unicode or counted repetitions, the nondeterministic one is simulated, and every
-//! state that is visited is paid for.
+//! Most compile to a deterministic automaton, which takes one step per byte of the text. If that would be too
+//! large, as for wide Unicode classes or counted repetitions, the nondeterministic automaton is simulated, and
+//! every visited state is charged.
 
 use regex_automata::{
     Anchored, Input,
@@ -15,19 +15,19 @@ use regex_automata::{
 use super::Problem;
 use crate::filter::fuel::{Fuel, Overrun};
 
-/// How many bytes an automaton may have that is simulated.
+/// Maximum size of a simulated automaton, in bytes.
 pub(super) const MAX_SIMULATED: usize = 64 * 1024;
 
-/// How many bytes an automaton may have that takes one step for each byte of the text; beyond, it is simulated.
+/// Maximum size of a deterministic automaton, in bytes. Larger ones are simulated.
 const MAX_DETERMINISTIC: usize = 32 * 1024;
 
-/// How deep groups may be nested.
+/// Maximum nesting depth of groups.
 const MAX_NESTING: u32 = 32;
 
-/// What a byte of the text costs where the automaton is deterministic.
+/// Cost per byte of the text in a deterministic automaton.
 const BYTE: u64 = 2;
 
-/// What a visit of a state costs where it is not.
+/// Cost per visited state in a simulated one.
 const VISIT: u64 = 4;
 
 /// A compiled regular expression.
@@ -64,7 +64,7 @@ impl Pattern {
         })
     }
 
-    /// How many bytes it takes.
+    /// Returns the size in bytes.
     pub(super) fn size(&self) -> usize {
         match self {
             Self::Deterministic(dfa) => dfa.memory_usage() + size_of::<dense::DFA<Vec<u32>>>(),
@@ -72,7 +72,7 @@ impl Pattern {
         }
     }
 
-    /// Whether the text has a match in it.
+    /// Whether the text contains a match.
     pub(super) fn is_match(&self, text: &str, fuel: &Fuel) -> Result<bool, Overrun> {
         match self {
             Self::Deterministic(dfa) => {
@@ -80,7 +80,7 @@ impl Pattern {
                 let input = Input::new(text).anchored(Anchored::No).earliest(true);
                 match dfa.try_search_fwd(&input) {
                     Ok(found) => Ok(found.is_some()),
-                    // Not without quit bytes and with the start that it is built for.
+                    // Cannot happen without quit bytes and with the configured start state.
                     Err(_) => Ok(false),
                 }
             }
@@ -89,19 +89,19 @@ impl Pattern {
     }
 }
 
-/// The first line that tells the reason: those before it draw the place.
+/// Returns the first line that states the reason. The lines before it draw the position.
 fn reason(error: &regex_automata::nfa::thompson::BuildError) -> String {
     let source = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
     source.lines().last().unwrap_or_default().to_owned()
 }
 
-/// The states that the text up to here leads to, each once.
+/// The set of states reached by the text so far.
 struct Simulation<'a> {
     nfa: &'a NFA,
-    /// States that take a byte.
+    /// States that consume a byte.
     now: Vec<StateID>,
     next: Vec<StateID>,
-    /// For each state the step in which it was visited last.
+    /// For each state, the step in which it was last visited.
     visited: Vec<u32>,
     pending: Vec<StateID>,
 }
@@ -120,11 +120,11 @@ impl<'a> Simulation<'a> {
     }
 
     fn is_match(&mut self, text: &str, fuel: &Fuel) -> Result<bool, Overrun> {
-        // Texts are far shorter than a step's number can be: they are parts of one event.
+        // A text is a part of one event, so a step number cannot overflow.
         let mut step = 0_u32;
         for (at, byte) in text.bytes().map(Some).chain([None]).enumerate() {
             step += 1;
-            // The states of the last byte, and a match that begins here.
+            // The states after the last byte, plus a match that starts here.
             let mut states = std::mem::take(&mut self.next);
             states.push(self.nfa.start_anchored());
             for state in states.drain(..) {
@@ -148,7 +148,7 @@ impl<'a> Simulation<'a> {
         Ok(false)
     }
 
-    /// Visits a state and what is reached from it without a byte; whether a match ends here.
+    /// Visits a state and those reachable from it without consuming a byte. Returns whether a match ends here.
     fn enter(
         &mut self,
         from: StateID,
@@ -167,12 +167,12 @@ impl<'a> Simulation<'a> {
             *visited = step;
             match self.nfa.state(state) {
                 State::ByteRange { .. } | State::Sparse(_) | State::Dense(_) => {
-                    // The classes that a byte is looked up in.
+                    // Looking up a byte's class.
                     fuel.spend(VISIT)?;
                     self.now.push(state);
                 }
                 State::Look { look, next } => {
-                    // A boundary of words looks up the characters around it.
+                    // A word boundary inspects the adjacent characters.
                     fuel.spend(4 * VISIT)?;
                     if self.nfa.look_matcher().matches(*look, text.as_bytes(), at) {
                         self.pending.push(*next);
@@ -182,7 +182,7 @@ impl<'a> Simulation<'a> {
                 State::BinaryUnion { alt1, alt2 } => self.pending.extend([*alt2, *alt1]),
                 State::Capture { next, .. } => self.pending.push(*next),
                 State::Fail => {}
-                // An empty match has no place within a character.
+                // An empty match is invalid within a character.
                 State::Match { .. } => {
                     if text.is_char_boundary(at) {
                         self.pending.clear();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_simple_is_deterministic() {
+    fn simple_patterns_are_deterministic() {
         for (text, deterministic) in [
             ("^com[.][a-z]+[.]order[.]", true),
             ("(?i)error|warning|fatal", true),
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_large_is_refused() {
+    fn rejects_large_patterns() {
         for text in ["[ab]*a[ab]{3000}c0", "(a{1000}){1000}", r"\pL{100}"] {
             assert_eq!(
                 Pattern::new(text).unwrap_err(),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn every_visit_is_paid_for() {
+    fn charges_every_visited_state() {
         let pattern = Pattern::new("[ab]*a[ab]{500}c0").unwrap();
         let text = "ab".repeat(125_000);
         let fuel = Fuel::new();
@@ -255,7 +255,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn matches_as_the_regex_crate(
+        fn matches_like_the_regex_crate(
             pieces in proptest::collection::vec(
                 select(vec![
                     "a", "b", "ä", ".", "[ab]", "[^a]", r"\w", r"\d", r"\b", r"\B", "^", "$", "(?:ab|b)", "a*", "b+", "(?:a?b)?",

@@ -1,4 +1,4 @@
-//! What every event has for which an expression is true.
+//! Derives a condition that every event matching an expression satisfies.
 
 use cel::common::{ast::LiteralValue, types::CelString};
 
@@ -9,14 +9,14 @@ use super::{
 use crate::filter::Requirement;
 
 impl Expression {
-    /// What every event has that passes.
+    /// Returns a condition that every matching event satisfies.
     #[must_use]
     pub fn requirement(&self) -> Requirement<'_> {
         requirement(&self.root)
     }
 }
 
-/// A string equals no value of another type, so `event.x == 'text'` asks for one canonical string.
+/// A string equals no value of another type, so `event.x == 'text'` requires one canonical string.
 fn requirement(node: &Node) -> Requirement<'_> {
     match node {
         Node::And(nodes) => Requirement::All(nodes.iter().map(requirement).collect()),

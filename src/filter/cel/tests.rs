@@ -1,4 +1,4 @@
-//! What expressions give, what is refused, and what no input may do.
+//! Results of expressions, rejected expressions, and robustness against any input.
 
 use std::collections::HashMap;
 
@@ -45,7 +45,7 @@ fn evaluate(text: &str, event: &Event) -> Result<bool, String> {
 }
 
 #[test]
-fn attributes_and_data() {
+fn evaluates_attributes_and_data() {
     let table = [
         ("true", true),
         ("event.type == 'com.example.order.created'", true),
@@ -55,7 +55,7 @@ fn attributes_and_data() {
         ("event.priority > 5 && event.priority <= 7", true),
         ("event.urgent", true),
         ("!event.urgent", false),
-        // Attributes have their own types: a header's are strings.
+        // Attributes have their own types. Those from headers are strings.
         ("event.digits == 7", false),
         ("int(event.digits) == 7", true),
         ("event.priority == '7'", false),
@@ -101,7 +101,7 @@ fn attributes_and_data() {
         ("cidr('10.2.0.0/16').containsIP(event.data.ip)", false),
         ("cidr('2001:db8::/32').containsIP('2001:db8::1')", true),
         ("cidr('10.1.2.3').containsIP(event.data.ip)", true),
-        // As CEL has it, an error does not matter where the other side decides.
+        // Per the CEL specification, an error is ignored if the other side decides.
         ("event.missing == 1 || event.urgent", true),
         ("event.urgent || event.missing == 1", true),
         ("event.missing == 1 && false", false),
@@ -114,7 +114,7 @@ fn attributes_and_data() {
 }
 
 #[test]
-fn what_has_no_value_says_why_without_the_data() {
+fn evaluation_errors_do_not_reveal_data() {
     let json = event();
     let text = event_with("plain", "text/plain");
     let broken = event_with("{", "application/json");
@@ -146,11 +146,7 @@ fn what_has_no_value_says_why_without_the_data() {
             "+ does not take list and list",
         ),
         ("event.data.note.sku == 'a'", &json, "."),
-        (
-            "event.data.tags[7] == 'x'",
-            &json,
-            "the list has no such position",
-        ),
+        ("event.data.tags[7] == 'x'", &json, "index out of bounds"),
         ("event.data.count / 0 == 1", &json, "division by zero"),
         (
             "event.data.count * 9223372036854775807 > 1",
@@ -166,10 +162,10 @@ fn what_has_no_value_says_why_without_the_data() {
         (
             "cidr('10.0.0.0/8').containsIP(event.type)",
             &json,
-            "the text is no IP address",
+            "the text is not an IP address",
         ),
-        ("event.type", &json, "the value is of type string, and no bool"),
-        ("event.data.count", &json, "the value is of type int, and no bool"),
+        ("event.type", &json, "expected bool, got string"),
+        ("event.data.count", &json, "expected bool, got int"),
         ("event.type && true", &json, ""),
         (
             "event.data.x == 1",
@@ -185,12 +181,12 @@ fn what_has_no_value_says_why_without_the_data() {
         (
             "event.data == 'x'",
             &large,
-            "the data has more than 262144 bytes, which filters do not look into",
+            "the data has more than 262144 bytes, the maximum for filters",
         ),
         (
             "event.data == 1",
             &many,
-            "the data has more than 32768 values in it, which filters do not look into",
+            "the data has more than 32768 values, the maximum for filters",
         ),
         ("event.data.x == 1", &none, "there is no data in the event"),
     ];
@@ -206,18 +202,18 @@ fn what_has_no_value_says_why_without_the_data() {
 }
 
 #[test]
-fn strings_cannot_grow_without_bound() {
+fn bounds_the_length_of_strings() {
     let event = event_with(&format!("\"{}\"", "x".repeat(MAX_TEXT)), "application/json");
     assert_eq!(evaluate("event.data + '' != ''", &event), Ok(true));
     let message = evaluate("event.data + 'x' != ''", &event).unwrap_err();
     assert!(
-        message.contains("no strings of more than 65536 bytes"),
+        message.contains("cannot create strings of more than 65536 bytes"),
         "{message}"
     );
 }
 
 #[test]
-fn data_is_json_in_every_mode() {
+fn reads_json_data_in_every_mode() {
     let structured = |members: &str| {
         let text = format!(r#"{{"specversion":"1.0","id":"1","source":"/","type":"t",{members}}}"#);
         let headers = [("content-type", "application/cloudevents+json")];
@@ -254,7 +250,7 @@ fn data_is_json_in_every_mode() {
 }
 
 #[test]
-fn data_is_parsed_once_and_only_when_it_is_asked_for() {
+fn parses_data_lazily_and_once() {
     let event = event();
     let filter = |text: &str| Filter::compile(&[crate::filter::Expression::Cel(text.to_owned())]).unwrap();
     let subject = Subject::new(&event);
@@ -272,7 +268,7 @@ fn data_is_parsed_once_and_only_when_it_is_asked_for() {
         crate::filter::Decision::Pass
     ));
     assert!(subject.has_parsed());
-    // Whoever asks later is given the same value.
+    // Later calls return the same value.
     let first: *const Json = subject.data().unwrap();
     assert!(matches!(
         filter("event.data.count > 1").decide(&subject),
@@ -282,11 +278,11 @@ fn data_is_parsed_once_and_only_when_it_is_asked_for() {
 }
 
 #[test]
-fn what_other_languages_write_is_told_as_cel() {
+fn suggests_cel_syntax_for_other_languages() {
     for (text, told) in [
-        ("event.type = 'a'", "; to compare two values, write =="),
-        ("event.type <> 'a'", "; for two values that differ, write !="),
-        ("event.type == '=' AND event.id == 'and'", "; write && for and, "),
+        ("event.type = 'a'", "; to compare two values, use =="),
+        ("event.type <> 'a'", "; to test for inequality, use !="),
+        ("event.type == '=' AND event.id == 'and'", "; use && for and, "),
         ("event.type == 'a = b' &&", ""),
     ] {
         let error = Expression::parse(text).map(|_| ()).unwrap_err().to_string();
@@ -296,31 +292,34 @@ fn what_other_languages_write_is_told_as_cel() {
 }
 
 #[test]
-fn mistakes_are_named() {
+fn compile_errors_name_the_cause() {
     let table = [
         ("", "column 1: mismatched input '<EOF>'"),
         (
             "event.type = 'a'",
-            "column 12: mismatched input '=' expecting <EOF>; to compare two values, write ==",
+            "column 12: mismatched input '=' expecting <EOF>; to compare two values, use ==",
         ),
         ("event.type == 'a' &&", "column 21: "),
         ("event.type == 'a", "column 15: unterminated string literal"),
         ("true &&\n @", "line 2, column 2: "),
-        ("type == 'a'", "there is no type: the one variable is event"),
-        ("event == 1", "event is no value by itself"),
+        ("type == 'a'", "there is no type: the only variable is event"),
+        ("event == 1", "event is not a value by itself"),
         ("has(x.y)", "there is no x"),
-        ("event.Type == 'a'", "\"Type\" is no attribute's name"),
+        ("event.Type == 'a'", "\"Type\" is not a valid attribute name"),
         (
             "event.data.tags.exists(t, t == 'a')",
-            "all, exists, exists_one, map and filter are not for filters",
+            "all, exists, exists_one, map and filter are not allowed in filters",
         ),
         ("[1, 2].map(x, x) == [1]", "all, exists"),
         ("{'a': 1}.a == 1", "maps and messages in braces"),
         (
             "event.type in [event.source]",
-            "a list in brackets holds constants only",
+            "a list in brackets may contain only constants",
         ),
-        ("event.type in [[1]]", "a list in brackets holds constants only"),
+        (
+            "event.type in [[1]]",
+            "a list in brackets may contain only constants",
+        ),
         (
             "now() > 1",
             "there is no now(): the functions are has(event.field)",
@@ -336,11 +335,11 @@ fn mistakes_are_named() {
         ),
         (
             "event.type.matches('(')",
-            "no regular expression: error: unclosed group",
+            "invalid regular expression: error: unclosed group",
         ),
         (
             "event.type.matches('(a{1000}){1000}')",
-            "the regular expression takes more than 65536 bytes compiled: use smaller repetition counts",
+            "the regular expression takes more than 65536 bytes when compiled: use smaller repetition counts",
         ),
         (
             "cidr(event.type).containsIP('1.1.1.1')",
@@ -348,11 +347,11 @@ fn mistakes_are_named() {
         ),
         (
             "cidr('10.0.0.0/33').containsIP('1.1.1.1')",
-            "\"10.0.0.0/33\" is no network",
+            "\"10.0.0.0/33\" is not a network",
         ),
-        ("1 + 1", "gives no true or false"),
-        ("'a'", "gives no true or false"),
-        ("event.type.size()", "gives no true or false"),
+        ("1 + 1", "does not evaluate to true or false"),
+        ("'a'", "does not evaluate to true or false"),
+        ("event.type.size()", "does not evaluate to true or false"),
         ("event.?type == 'a'", "column "),
     ];
     for (text, expected) in table {
@@ -362,7 +361,7 @@ fn mistakes_are_named() {
 }
 
 #[test]
-fn size_is_bounded() {
+fn bounds_size() {
     let refused = |text: &str| match Expression::parse(text) {
         Err(ParseError::Refused(problem)) => Some(problem),
         Err(ParseError::Syntax { .. }) | Ok(_) => None,
@@ -377,7 +376,7 @@ fn size_is_bounded() {
     assert_eq!(evaluate(&format!("event.type in [{list}]"), &event()), Ok(false));
 }
 
-/// The longest texts of one thing, each on a stack of half of what a thread of the router has.
+/// The longest texts of each construct, each on half the stack of a router's thread.
 #[test]
 fn no_nesting_exhausts_the_stack() {
     for piece in [
@@ -421,7 +420,7 @@ fn no_nesting_exhausts_the_stack() {
 }
 
 #[test]
-fn an_expression_tells_what_it_saw() {
+fn explanation_shows_the_fields_read() {
     let subject_of = event();
     let table = [
         (
@@ -457,7 +456,7 @@ fn an_expression_tells_what_it_saw() {
 }
 
 #[test]
-fn what_decides_by_text_is_found_by_an_index() {
+fn string_comparisons_yield_index_terms() {
     let table = [
         ("event.type == 'a' && event.data.x > 1", Some("type")),
         ("'a' == event.source", Some("source")),
@@ -550,7 +549,7 @@ fn token() -> impl Strategy<Value = &'static str> {
     ])
 }
 
-/// Few values, so that terms meet the event often.
+/// Few values, so that terms often match the event.
 fn term() -> impl Strategy<Value = String> {
     let operand = || {
         select(vec![
@@ -578,7 +577,7 @@ fn term() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Operands and operators of every kind, nested, with what has no value among them.
+/// Operands and operators of every kind, nested, including ones that fail.
 fn nested() -> impl Strategy<Value = String> {
     let leaf = select(vec![
         "event.type",
@@ -636,7 +635,7 @@ fn nested() -> impl Strategy<Value = String> {
     })
 }
 
-/// What the crate gives for the same text and the same event; `None` where that is no Boolean, or an error.
+/// Evaluates the same text and event with the `cel` crate. `None` for an error or a value that is not a Boolean.
 fn by_the_crate(text: &str, event: &Event) -> Option<bool> {
     let data = Json::of(event).unwrap();
     let mut env = ::cel::Env::default().with_optional_support(false).with_stdlib();
@@ -663,11 +662,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn gives_what_the_crate_gives(text in nested()) {
+    fn agrees_with_the_cel_crate(text in nested()) {
         let event = event();
         let Ok(expression) = Expression::parse(&text) else { return Ok(()) };
         let given = expression.evaluate(&Subject::new(&event));
-        // Texts do not become longer than `MAX_TEXT`, and the rest is the same. Lists are not added up.
+        // Identical except that strings are limited to `MAX_TEXT`, and lists are not concatenated.
         let expected = by_the_crate(&text, &event);
         if text.contains('+') && given.is_err() {
             return Ok(());
@@ -676,9 +675,9 @@ proptest! {
     }
 }
 
-/// Each takes longer than linear time in the data, or more memory than it, were it not paid for.
+/// Without charges, each would take more than linear time in the data, or more memory than it.
 #[test]
-fn what_is_expensive_ends() {
+fn expensive_expressions_are_stopped() {
     let text = event_with(
         &format!("{{\"text\": \"{}\"}}", "ab".repeat(120_000)),
         "application/json",
@@ -726,7 +725,7 @@ fn what_is_expensive_ends() {
 }
 
 #[test]
-fn what_is_too_expensive_does_not_match_whatever_is_around_it() {
+fn too_expensive_expression_never_matches() {
     let event = event_with(&format!("\"{}\"", "ab".repeat(120_000)), "application/json");
     let expensive = json!({"cel": "event.data.matches('[ab]*a[ab]{500}c0')"});
     for filters in [
@@ -764,7 +763,7 @@ proptest! {
     }
 
     #[test]
-    fn what_an_expression_requires_every_match_has(
+    fn every_match_satisfies_the_requirement(
         terms in collection::vec(term(), 1..4),
         operator in select(vec![" && ", " || "]),
         r#type in select(vec!["a", "ab", "7"]),
@@ -789,7 +788,7 @@ proptest! {
 }
 
 #[test]
-fn a_filter_tells_an_error_from_a_no() {
+fn distinguishes_errors_from_non_matches() {
     let decide = |filters: serde_json::Value| {
         let filter = Filter::compile(&serde_json::from_value::<Vec<_>>(filters).unwrap()).unwrap();
         let event = event();
@@ -819,7 +818,7 @@ fn a_filter_tells_an_error_from_a_no() {
             json!([{"any": [{"cel": "event.subject == 'x'"}, {"exact": {"id": "2"}}]}]),
             "cel: there is no subject in the event",
         ),
-        // What comes before it decides first.
+        // An earlier part decides.
         (
             json!([{"exact": {"id": "2"}}, {"cel": "event.subject == 'x'"}]),
             "skip",

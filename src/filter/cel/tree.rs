@@ -1,5 +1,5 @@
-//! The expression as a tree: what is in the crate's, less what a filter may not have, with names and functions looked
-//! up and constants made.
+//! The expression as a tree: the crate's tree without what filters may not use, with names and functions resolved
+//! and constants compiled.
 
 use cel::common::{
     ast::LiteralValue,
@@ -29,7 +29,7 @@ pub(super) enum Node {
     Negate(Box<Node>),
     And(Box<[Node; 2]>),
     Or(Box<[Node; 2]>),
-    /// The condition, and what holds where it does and where it does not.
+    /// The condition, and the results if it is true and if it is false.
     Conditional(Box<[Node; 3]>),
     Equal(Box<[Node; 2]>),
     NotEqual(Box<[Node; 2]>),
@@ -37,13 +37,13 @@ pub(super) enum Node {
     In(Box<[Node; 2]>),
     Calculate(Arithmetic, Box<[Node; 2]>),
     Matches(Box<Node>, Box<Pattern>),
-    /// A function that is called on a text, with another.
+    /// A function of a text and an argument text.
     OfTexts(OfTexts, Box<[Node; 2]>),
-    /// A function that is called on a text.
+    /// A function of a text.
     OfText(OfText, Box<Node>),
     Size(Box<Node>),
     Convert(Conversion, Box<Node>),
-    /// A network, and an address.
+    /// A network and an address.
     ContainsIp(Box<[Node; 2]>),
 }
 
@@ -88,7 +88,7 @@ pub(super) enum Conversion {
 }
 
 impl Node {
-    /// The nodes right below it.
+    /// The direct children.
     pub(super) fn children(&self) -> &[Self] {
         match self {
             Self::Literal(_)
@@ -120,7 +120,7 @@ impl Node {
         }
     }
 
-    /// How many nodes there are, with the constants of lists.
+    /// Number of nodes, including the constants in lists.
     pub(super) fn count(&self) -> usize {
         let own = match self {
             Self::List(list) => 1 + list.inner().len(),
@@ -129,7 +129,7 @@ impl Node {
         own + self.children().iter().map(Self::count).sum::<usize>()
     }
 
-    /// How many bytes the patterns in it take.
+    /// Size of its patterns, in bytes.
     pub(super) fn patterns(&self) -> usize {
         let own = match self {
             Self::Matches(_, pattern) => pattern.size(),

@@ -1,4 +1,4 @@
-//! The built-in functions (section 3.5): their names, their arguments and what they give.
+//! The built-in functions (section 3.5): names, arguments and results.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use super::{
     tree::Node,
 };
 
-/// What there is, in the order of the alphabet.
+/// Names of the functions, in alphabetical order.
 pub(super) const NAMES: [&str; 13] = [
     "ABS",
     "BOOL",
@@ -25,10 +25,10 @@ pub(super) const NAMES: [&str; 13] = [
     "UPPER",
 ];
 
-/// What a function costs for each byte of its text.
+/// Cost per byte of a function's text.
 const TEXT: u64 = 2;
 
-/// A function with its arguments.
+/// A function call with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Call {
     Abs(Box<Node>),
@@ -60,7 +60,7 @@ pub(super) enum Call {
 }
 
 impl Call {
-    /// The function of that name in any case, if it exists and takes so many arguments.
+    /// Returns the call of the function with this name, in any case, if it exists and takes this many arguments.
     pub(super) fn new(name: &str, arguments: Vec<Node>) -> Result<Self, ParseProblem> {
         let name = name.to_ascii_uppercase();
         let given = arguments.len();
@@ -109,7 +109,7 @@ impl Call {
         }
     }
 
-    /// The type of what it gives.
+    /// Returns the type of the result.
     pub(super) fn r#type(&self) -> Type {
         match self {
             Self::Bool(_) => Type::Boolean,
@@ -126,14 +126,14 @@ impl Call {
         }
     }
 
-    /// What it gives for an event. `span` is the call's own.
+    /// Evaluates the call on an event. `span` is that of the call.
     pub(super) fn evaluate<'a>(
         &'a self,
         span: Span,
         scope: Scope<'a, '_>,
     ) -> Result<Scalar<'a>, Failure<'a>> {
         let failed = |problem| Failure { span, problem };
-        // Each of these goes through the text a few times, and may copy it.
+        // Each of these traverses the text a few times, and may copy it.
         let text_of = |node: &'a Node| {
             let text = string(node, scope)?;
             scope.fuel.read(text.len(), TEXT).map_err(too_expensive(span))?;
@@ -188,7 +188,7 @@ impl Call {
     }
 }
 
-/// No event has so many characters that it would be another number.
+/// Converts a count. No event has enough characters to overflow it.
 fn integer_of(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
@@ -211,7 +211,7 @@ fn join<'a>(
     Ok(joined)
 }
 
-/// The same text, borrowed still, where no character may change.
+/// Converts a text, without copying it if no character changes.
 fn convert<'a>(
     text: Cow<'a, str>,
     may_change: fn(char) -> bool,
@@ -224,7 +224,7 @@ fn convert<'a>(
     }
 }
 
-/// A part of a text, borrowed where the text is.
+/// Returns a part of a text, borrowed if the text is.
 fn part<'a>(text: Cow<'a, str>, of: impl Fn(&str) -> &str) -> Cow<'a, str> {
     match text {
         Cow::Borrowed(text) => Cow::Borrowed(of(text)),
@@ -232,14 +232,14 @@ fn part<'a>(text: Cow<'a, str>, of: impl Fn(&str) -> &str) -> Cow<'a, str> {
     }
 }
 
-/// Where a character begins, counted from 0; the end of the text if it has no more than so many.
+/// Returns the byte offset of a character, counted from 0, or of the end of the text if it is shorter.
 fn offset(text: &str, characters: usize) -> usize {
     text.char_indices()
         .nth(characters)
         .map_or(text.len(), |(offset, _)| offset)
 }
 
-/// A count of characters, if it is one.
+/// Checks that a character count is not negative.
 fn count_of<'a>(text: &Cow<'a, str>, count: i32) -> Result<usize, Problem<'a>> {
     usize::try_from(count).map_err(|_| Problem::NegativeCount {
         text: text.clone(),

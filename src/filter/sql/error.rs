@@ -1,63 +1,63 @@
-//! What is wrong with an expression, and what went wrong in evaluating one.
+//! Compile errors and evaluation errors.
 
 use std::borrow::Cow;
 
 use super::{MAX_DEPTH, MAX_LENGTH, Scalar, Span, Type};
 use crate::filter::fuel::Overrun;
 
-/// Why a text is no expression, and where.
+/// A compile error with its position.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("column {column}: {problem}")]
 pub struct ParseError {
-    /// Where, in characters, from 1.
+    /// Column, in characters, starting at 1.
     pub column: usize,
-    /// What is wrong there.
+    /// The error.
     pub problem: ParseProblem,
 }
 
 /// What is wrong with a text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseProblem {
-    /// Something else should stand here.
+    /// Unexpected token.
     #[error("expected {expected}, found {found}")]
     Unexpected {
-        /// What may stand here.
+        /// Expected tokens.
         expected: &'static str,
-        /// What does.
+        /// Actual token.
         found: String,
     },
-    /// A character with which nothing begins.
-    #[error("the character {0:?} means nothing outside a string")]
+    /// A character that starts no token.
+    #[error("unexpected character {0:?}")]
     Character(char),
-    /// A string without its end.
-    #[error("the string that begins here has no closing {0}")]
+    /// Unterminated string.
+    #[error("unterminated string: no closing {0}")]
     UnclosedString(char),
-    /// A number that is too large or too small.
-    #[error("{0} does not fit into a signed integer of 32 bits")]
+    /// Integer out of range.
+    #[error("{0} does not fit into a signed 32-bit integer")]
     IntegerRange(String),
-    /// No attribute can have this name.
-    #[error("{0} is no attribute's name: names are letters and digits, and data is not an attribute")]
+    /// Invalid attribute name.
+    #[error("{0} is not a valid attribute name: names are letters and digits, and data is not an attribute")]
     AttributeName(String),
-    /// The specification has no such function (its "MissingFunctionError").
+    /// Unknown function (the specification's "MissingFunctionError").
     #[error("there is no function {name}: the functions are {}", super::call::NAMES.join(", "))]
     UnknownFunction {
-        /// The name in upper case.
+        /// Name in upper case.
         name: String,
     },
-    /// The function exists, and takes another number of arguments (a "MissingFunctionError" as well).
+    /// Known function with a different number of arguments (also a "MissingFunctionError").
     #[error("{function} takes {takes}, not {given}")]
     Arguments {
-        /// The function's name in upper case.
+        /// Name of the function in upper case.
         function: String,
-        /// How many it takes, in words.
+        /// Number of arguments it takes, in words.
         takes: &'static str,
-        /// How many there are.
+        /// Number of arguments given.
         given: usize,
     },
-    /// Operators that readers order differently.
+    /// Operators whose precedence is ambiguous.
     #[error(
-        "{second} follows {first} without parentheses, and there is no agreed order between them: \
-         write (... {first} ...) {second} ... or ... {first} (... {second} ...)"
+        "{second} follows {first} without parentheses, and their order is ambiguous: use (... {first} ...) \
+         {second} ... or ... {first} (... {second} ...)"
     )]
     Mixed {
         /// The operator on the left.
@@ -65,7 +65,7 @@ pub enum ParseProblem {
         /// The operator at the column.
         second: &'static str,
     },
-    /// Nested too deep.
+    /// Too deeply nested.
     #[error("the expression is nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
     /// Too long.
@@ -73,65 +73,65 @@ pub enum ParseProblem {
     TooLong,
 }
 
-/// An error in evaluating: which part of the expression failed, and why.
+/// An evaluation error: the part of the expression that failed, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}")]
 pub struct Failure<'a> {
-    /// The part of the text that failed.
+    /// Span of the part that failed.
     pub span: Span,
-    /// Why.
+    /// The cause.
     pub problem: Problem<'a>,
 }
 
-/// Why a part of an expression has no value.
+/// Why a part of an expression failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem<'a> {
-    /// The event has no such attribute ("MissingAttributeError").
+    /// The event does not have the attribute ("MissingAttributeError").
     #[error("the event has no attribute {0}")]
     MissingAttribute(&'a str),
-    /// The value has no counterpart in the other type ("CastError").
-    #[error("{value} is no {to}")]
+    /// The value cannot be cast ("CastError").
+    #[error("{value} cannot be cast to {to}")]
     Cast {
         /// The value.
         value: Scalar<'a>,
-        /// The type that was needed.
+        /// The target type.
         to: Type,
     },
     /// The result does not fit into 32 bits ("MathError").
     #[error("the result does not fit into 32 bits")]
     Overflow,
-    /// `ABS` of the smallest number, which gives the largest ("MathError").
+    /// `ABS` of the smallest number; results in the largest ("MathError").
     #[error("the absolute value of -2147483648 does not fit into 32 bits")]
     AbsoluteOverflow,
-    /// A division by zero, or its remainder ("MathError").
+    /// Division by zero, or its remainder ("MathError").
     #[error("division by zero")]
     DivisionByZero,
-    /// `LEFT` or `RIGHT` with a negative number, which gives the whole text ("FunctionEvaluationError").
+    /// `LEFT` or `RIGHT` with a negative count; results in the whole text ("FunctionEvaluationError").
     #[error("cannot take {count} characters")]
     NegativeCount {
         /// The text.
         text: Cow<'a, str>,
-        /// How many were asked for.
+        /// The count.
         count: i32,
     },
     /// `SUBSTRING` with a negative length ("FunctionEvaluationError").
     #[error("a substring cannot be {0} characters long")]
     NegativeLength(i32),
-    /// `SUBSTRING` from outside the text ("FunctionEvaluationError").
+    /// `SUBSTRING` with a position outside the text ("FunctionEvaluationError").
     #[error("a text of {length} characters has no position {position}")]
     Position {
-        /// Where the substring was to begin.
+        /// Start of the substring.
         position: i32,
-        /// How long the text is.
+        /// Length of the text.
         length: usize,
     },
-    /// The budget is used up.
+    /// The budget is exhausted.
     #[error("{Overrun}")]
     TooExpensive,
 }
 
 impl<'a> Problem<'a> {
-    /// What the function that failed gives nevertheless, where that is not the zero value of its type.
+    /// Returns the result of the failed function, if it differs from the zero value of its type.
     pub(super) fn result(&self) -> Option<Scalar<'a>> {
         match self {
             Self::AbsoluteOverflow => Some(Scalar::Integer(i32::MAX)),

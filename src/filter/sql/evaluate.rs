@@ -1,4 +1,4 @@
-//! Evaluating an expression on an event (sections 3.2 to 3.7).
+//! Evaluates expressions on an event (sections 3.2 to 3.7).
 
 use std::borrow::Cow;
 
@@ -11,25 +11,25 @@ use crate::{
     filter::fuel::{Fuel, Overrun, PART},
 };
 
-/// The event, and what may still be spent.
+/// The event and the remaining budget.
 #[derive(Clone, Copy)]
 pub(super) struct Scope<'a, 'f> {
     pub(super) event: &'a Event,
     pub(super) fuel: &'f Fuel,
 }
 
-/// What an expression gives for an event.
+/// Result of evaluating an expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Evaluation<'a> {
-    /// The value: after an error the zero value of the expression's type, if the function that failed says nothing
-    /// else, and `false` where the type is an attribute's.
+    /// The value. After an error, it is what the failed function defines, else the zero value of the expression's
+    /// type, or `false` if the type depends on an attribute.
     pub value: Scalar<'a>,
     /// The error that ended the evaluation.
     pub error: Option<Failure<'a>>,
 }
 
 impl Expression {
-    /// The value of the expression for an event, and the error if there was one.
+    /// Evaluates the expression on an event.
     #[must_use]
     pub fn evaluate<'a>(&'a self, event: &'a Event) -> Evaluation<'a> {
         let fuel = Fuel::new();
@@ -49,16 +49,16 @@ impl Expression {
         }
     }
 
-    /// Whether the event passes: the value is `true`, and there was no error (section 1.2).
+    /// Whether the event matches: the value is `true`, without an error (section 1.2).
     #[must_use]
     pub fn holds(&self, event: &Event) -> bool {
         self.decide(event, &Fuel::new()) == Ok(true)
     }
 
-    /// Whether the event passes.
+    /// Returns whether the event matches.
     ///
     /// # Errors
-    /// Why the expression has no value, or one that is no Boolean.
+    /// If the evaluation fails or the value is not a Boolean.
     pub(in crate::filter) fn decide<'a>(
         &'a self,
         event: &'a Event,
@@ -71,13 +71,13 @@ impl Expression {
     }
 }
 
-/// A node's value, cast to Boolean.
+/// Evaluates a node, cast to Boolean.
 pub(super) fn boolean<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<bool, Failure<'a>> {
     let value = evaluate(node, scope)?;
     value.boolean().map_err(no_cast(node.span, Type::Boolean))
 }
 
-/// A node's value, cast to Integer.
+/// Evaluates a node, cast to Integer.
 pub(super) fn integer<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<i32, Failure<'a>> {
     let value = evaluate(node, scope)?;
     if let Scalar::String(text) = &value {
@@ -86,12 +86,12 @@ pub(super) fn integer<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<i32, F
     value.integer().map_err(no_cast(node.span, Type::Integer))
 }
 
-/// A node's value, cast to String.
+/// Evaluates a node, cast to String.
 pub(super) fn string<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<Cow<'a, str>, Failure<'a>> {
     evaluate(node, scope).map(Scalar::string)
 }
 
-/// Pays for `target.equals(value)`.
+/// Charges for `target.equals(value)`.
 fn compared<'a>(target: &Scalar, value: &Scalar, scope: Scope, span: Span) -> Result<(), Failure<'a>> {
     let bytes = match (target, value) {
         (Scalar::String(target), Scalar::String(value)) => target.len().min(value.len()),
@@ -167,7 +167,7 @@ pub(super) fn evaluate<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<Scala
     })
 }
 
-/// Operands from left to right: the first `false` ends an AND, the first `true` an OR.
+/// Evaluates operands from left to right. The first `false` ends an AND, the first `true` an OR.
 fn logic<'a>(operator: Logic, operands: &'a [Node], scope: Scope<'a, '_>) -> Result<bool, Failure<'a>> {
     let mut result = operator == Logic::And;
     for operand in operands {
@@ -182,7 +182,7 @@ fn logic<'a>(operator: Logic, operands: &'a [Node], scope: Scope<'a, '_>) -> Res
     Ok(result)
 }
 
-/// The left operand is cast to the type of the right one.
+/// Casts the left operand to the type of the right one.
 fn equal<'a>(left: &'a Node, right: &'a Node, scope: Scope<'a, '_>) -> Result<bool, Failure<'a>> {
     let value = evaluate(left, scope)?;
     let target = evaluate(right, scope)?;
@@ -190,7 +190,7 @@ fn equal<'a>(left: &'a Node, right: &'a Node, scope: Scope<'a, '_>) -> Result<bo
     target.equals(value).map_err(no_cast(left.span, target.r#type()))
 }
 
-/// Each element is cast to the type of the operand.
+/// Casts each element to the type of the operand.
 fn contains<'a>(set: &'a [Node], operand: &'a Node, scope: Scope<'a, '_>) -> Result<bool, Failure<'a>> {
     let target = evaluate(operand, scope)?;
     for element in set {
@@ -222,7 +222,7 @@ fn calculate<'a>(operator: Arithmetic, left: i32, right: i32) -> Result<i32, Pro
         Arithmetic::Multiply => left.checked_mul(right),
         Arithmetic::Divide | Arithmetic::Remainder if right == 0 => return Err(Problem::DivisionByZero),
         Arithmetic::Divide => left.checked_div(right),
-        // The one remainder that overflows on the way is one by -1, and is 0.
+        // Only the remainder by -1 can overflow internally; its result is 0.
         Arithmetic::Remainder => Some(left.wrapping_rem(right)),
     };
     result.ok_or(Problem::Overflow)

@@ -1,4 +1,4 @@
-//! What the parts of an expression gave for an event.
+//! Explains the results of an expression's parts on an event.
 
 use super::{
     Expression, Failure, Scalar,
@@ -14,23 +14,23 @@ use crate::{
 };
 
 impl Expression {
-    /// What the expression gave for an event and why, down to the operands of `AND`, `OR`, `XOR` and `NOT`.
+    /// Explains the result of the expression, down to the operands of `AND`, `OR`, `XOR` and `NOT`.
     #[must_use]
     pub fn explain(&self, event: &Event) -> Explanation {
         self.explain_within(event, &Fuel::new())
     }
 
-    /// The same, of what is left of a budget.
+    /// Explains within the remaining budget.
     pub(in crate::filter) fn explain_within(&self, event: &Event, fuel: &Fuel) -> Explanation {
         let scope = Scope { event, fuel };
         let mut explanation = self.explain_node(&self.root, scope);
         explanation.clause = format!("sql {}", one_line(self.text.trim()));
-        // Operands are cast to Boolean, the whole is not.
+        // Operands are cast to Boolean, the whole expression is not.
         if let Ok(value) = evaluate(&self.root, scope)
             && !matches!(value, Scalar::Boolean(_))
         {
             explanation.outcome = Outcome::Fails;
-            explanation.error = Some(format!("{value} is of type {}, and no Boolean", value.r#type()));
+            explanation.error = Some(format!("expected Boolean, got {} {value}", value.r#type()));
         }
         explanation
     }
@@ -78,7 +78,7 @@ impl Expression {
     }
 }
 
-/// The names of the attributes that a node looks at, each once, in the order of the text.
+/// Collects the names of the attributes that a node reads, deduplicated, in source order.
 fn collect_attributes<'a>(node: &'a Node, names: &mut Vec<&'a str>) {
     node.for_each(&mut |node| {
         if let Kind::Attribute(name) | Kind::Exists(name) = &node.kind

@@ -1,17 +1,17 @@
-//! From text to tokens, one at a time.
+//! Splits a text into tokens, one at a time.
 
 use std::borrow::Cow;
 
 use super::{ParseError, ParseProblem, Span};
 
-/// A piece of the text that belongs together.
+/// A token and its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Token<'a> {
     pub(super) kind: Kind<'a>,
     pub(super) span: Span,
 }
 
-/// What a token is.
+/// Kind of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind<'a> {
     And,
@@ -23,11 +23,11 @@ pub(super) enum Kind<'a> {
     Exists,
     True,
     False,
-    /// The name of an attribute or a function, as it was written.
+    /// Name of an attribute or a function, as written.
     Name(&'a str),
     /// Digits.
     Integer(&'a str),
-    /// What a string literal stands for.
+    /// Value of a string literal.
     String(Cow<'a, str>),
     Open,
     Close,
@@ -43,7 +43,7 @@ pub(super) enum Kind<'a> {
     LessOrEqual,
     Greater,
     GreaterOrEqual,
-    /// The end of the text.
+    /// End of the text.
     End,
 }
 
@@ -59,7 +59,7 @@ const KEYWORDS: [(&str, Kind<'static>); 9] = [
     ("FALSE", Kind::False),
 ];
 
-/// Those of two characters before those that begin them.
+/// Symbols. Longer ones come before their prefixes.
 const SYMBOLS: [(&str, Kind<'static>); 15] = [
     ("!=", Kind::NotEqual),
     ("<>", Kind::NotEqual),
@@ -80,7 +80,7 @@ const SYMBOLS: [(&str, Kind<'static>); 15] = [
 
 pub(super) struct Lexer<'a> {
     text: &'a str,
-    /// What has not been read yet.
+    /// The unread text.
     rest: &'a str,
 }
 
@@ -89,7 +89,7 @@ impl<'a> Lexer<'a> {
         Self { text, rest: text }
     }
 
-    /// The next token; [`Kind::End`] for ever after the last.
+    /// Returns the next token, or [`Kind::End`] forever after the last.
     pub(super) fn next(&mut self) -> Result<Token<'a>, ParseError> {
         self.rest = self.rest.trim_start_matches([' ', '\t', '\r', '\n']);
         let start = self.position();
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens() {
+    fn splits_text_into_tokens() {
         let text = |text: &str| Kind::String(text.to_owned().into());
         #[rustfmt::skip]
         let table = [
@@ -219,16 +219,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token() {
+    fn rejects_invalid_tokens() {
         for (source, column, message) in [
-            ("a # b", 3, "the character '#' means nothing"),
+            ("a # b", 3, "unexpected character '#'"),
             ("a\u{a0}= 1", 2, "the character '\\u{a0}'"),
             ("_a", 1, "the character '_'"),
             ("!a", 1, "the character '!'"),
             ("'ü' & 'b'", 5, "the character '&'"),
-            ("a = 'b", 5, "the string that begins here has no closing '"),
-            ("\"a\\\"", 1, "the string that begins here has no closing \""),
-            ("'a\\", 1, "the string that begins here has no closing '"),
+            ("a = 'b", 5, "unterminated string: no closing '"),
+            ("\"a\\\"", 1, "unterminated string: no closing \""),
+            ("'a\\", 1, "unterminated string: no closing '"),
         ] {
             let mut lexer = Lexer::new(source);
             let error = loop {

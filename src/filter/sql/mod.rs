@@ -1,23 +1,24 @@
 //! CESQL 1.0, the CloudEvents SQL expression language (cloudevents/spec, `cesql/spec.md`).
 //!
-//! [`Expression::parse`] compiles a text once, [`Expression::evaluate`] applies it to an event and gives a value and
-//! perhaps an error, [`Expression::holds`] says whether the event passes. Every text either compiles or gets an error
-//! with its column; evaluating cannot fail, panic or run away: length and depth are bounded, numbers are checked.
+//! [`Expression::parse`] compiles a text once. [`Expression::evaluate`] evaluates it on an event and returns a
+//! value and possibly an error. [`Expression::holds`] returns whether the event matches. Every text either compiles
+//! or yields an error with its column. Evaluation cannot panic or run away: length and depth are bounded, and
+//! arithmetic is checked.
 //!
-//! Where the specification leaves room, or contradicts itself:
-//! - **Errors end the evaluation** ("fail fast mode", section 4.1, which filters should use): an operator with an
-//!   operand that fails fails with the same error, and gives the zero value of its own type.
+//! Where the specification is open or contradictory:
+//! - **Errors end the evaluation** ("fail fast mode", section 4.1, recommended for filters): an operator with a
+//!   failed operand fails with the same error, and results in the zero value of its own type.
 //! - **`AND`, `OR` and `XOR` do not mix without parentheses.** The text of the specification (section 3.6) gives
-//!   them one precedence and reads from left to right: `a OR b AND c` is `(a OR b) AND c`. Its ANTLR grammar, from
-//!   which other engines are generated, reads from right to left: `a AND b OR c` is `a AND (b OR c)` there. In SQL
-//!   `AND` goes first. A filter that means something else than its author thinks loses events, so a mix is a parse
-//!   error that says what to do. Chains of one operator mean the same in every reading.
-//! - `IN` looks at its elements from left to right up to the first that is equal.
-//! - Strings: a backslash before the delimiting quote, or the quote twice as in SQL, stands for the quote. Every
+//!   them the same precedence and left associativity: `a OR b AND c` is `(a OR b) AND c`. Its ANTLR grammar, from
+//!   which other engines are generated, makes them right-associative: `a AND b OR c` is `a AND (b OR c)` there. In
+//!   SQL, `AND` binds tighter. A misread filter loses events, so a mix is a parse error that says what to do.
+//!   Chains of a single operator are unambiguous.
+//! - `IN` checks its elements from left to right, up to the first equal one.
+//! - Strings: a backslash before the delimiting quote, or a doubled quote as in SQL, stands for the quote. Every
 //!   other backslash stands for itself, also before a backslash, but the two are read as a pair: `'\\'` is a string
 //!   of two backslashes. In a `LIKE` pattern a backslash before `%` or `_` escapes it.
-//! - An integer literal with its sign is a literal only where an operand is expected: `4 -1` is 3.
-//! - `data` is no attribute (section 1), so an expression that names it is refused.
+//! - A sign is part of an integer literal only where an operand is expected: `4 -1` is 3.
+//! - `data` is not an attribute (section 1), so an expression that references it is rejected.
 
 mod call;
 mod error;
@@ -41,11 +42,11 @@ use tree::{Kind, Node};
 
 use super::Requirement;
 
-/// How many characters an expression may have.
+/// Maximum length of an expression, in characters.
 pub const MAX_LENGTH: usize = 4096;
 
-/// How deep parentheses, arguments and operators may nest, so that neither parsing nor evaluating can exhaust the
-/// stack. A chain of `AND`, of `OR` or of `XOR` is one level however long; of other operators each is one.
+/// Maximum nesting depth of parentheses, arguments and operators, so that neither parsing nor evaluation can
+/// exhaust the stack. A chain of `AND`, `OR` or `XOR` is one level, however long; each other operator is one level.
 pub const MAX_DEPTH: usize = 64;
 
 /// A compiled expression.
@@ -56,26 +57,26 @@ pub struct Expression {
 }
 
 impl Expression {
-    /// What every event has that passes.
+    /// Returns a condition that every matching event satisfies.
     #[must_use]
     pub fn requirement(&self) -> Requirement<'_> {
         self.root.requirement()
     }
 
-    /// The type of the value, whatever the event; `None` where an attribute's type decides.
+    /// Returns the type of the value; `None` if it depends on an attribute.
     #[must_use]
     pub fn r#type(&self) -> Option<Type> {
         self.root.r#type()
     }
 
-    /// How many operators, calls, attributes and constants it has.
+    /// Returns the number of operators, calls, attributes and constants.
     pub(super) fn parts(&self) -> usize {
         let mut parts = 0;
         self.root.for_each(&mut |_| parts += 1);
         parts
     }
 
-    /// How many bytes its patterns take.
+    /// Returns the size of its patterns, in bytes.
     pub(super) fn patterns(&self) -> usize {
         let mut bytes = 0;
         self.root.for_each(&mut |node| {
@@ -86,7 +87,7 @@ impl Expression {
         bytes
     }
 
-    /// The text that was compiled.
+    /// Returns the source text.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text

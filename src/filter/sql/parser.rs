@@ -1,4 +1,4 @@
-//! From tokens to the tree, by recursive descent.
+//! Parses tokens to a tree, by recursive descent.
 //!
 //! ```text
 //! expression = binary { AND binary } | binary { OR binary } | binary { XOR binary }
@@ -23,7 +23,7 @@ impl Expression {
     /// Compiles a text.
     ///
     /// # Errors
-    /// The first mistake in the text, with its column.
+    /// The first error in the text, with its column.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         if text.chars().nth(MAX_LENGTH).is_some() {
             return Err(ParseError {
@@ -44,7 +44,7 @@ impl Expression {
 struct Parser<'a> {
     text: &'a str,
     lexer: Lexer<'a>,
-    /// The token that comes next.
+    /// The next token.
     next: Located<'a>,
     depth: usize,
 }
@@ -65,7 +65,7 @@ impl<'a> Parser<'a> {
         Ok(std::mem::replace(&mut self.next, next))
     }
 
-    /// Takes the next token if it is that one.
+    /// Consumes the next token if it is this one.
     fn take(&mut self, kind: &Token<'_>) -> Result<bool, ParseError> {
         let found = self.next.kind == *kind;
         if found {
@@ -89,12 +89,12 @@ impl<'a> Parser<'a> {
         self.error(ParseProblem::Unexpected { expected, found })
     }
 
-    /// A mistake at the next token.
+    /// Creates an error at the next token.
     fn error(&self, problem: ParseProblem) -> ParseError {
         self.next.span.error(self.text, problem)
     }
 
-    /// A node above others of the given height.
+    /// Creates a node above children of the given height.
     fn node(&self, kind: Kind, span: Span, below: usize) -> Result<Node, ParseError> {
         if below == MAX_DEPTH {
             return Err(span.error(self.text, ParseProblem::TooDeep));
@@ -110,7 +110,7 @@ impl<'a> Parser<'a> {
         self.node(kind, span, 0)
     }
 
-    /// Parses what stands one level further in.
+    /// Parses one nesting level deeper.
     fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T, ParseError>) -> Result<T, ParseError> {
         if self.depth == MAX_DEPTH {
             return Err(self.error(ParseProblem::TooDeep));
@@ -206,7 +206,7 @@ impl<'a> Parser<'a> {
         )
     }
 
-    /// One expression or more, and the parenthesis that ends them.
+    /// Parses one or more expressions and the closing parenthesis.
     fn list(&mut self) -> Result<(Vec<Node>, Span), ParseError> {
         let mut list = Vec::new();
         loop {
@@ -263,7 +263,7 @@ impl<'a> Parser<'a> {
         self.leaf(kind, span)
     }
 
-    /// The digits that come next, with the sign at `start` if that is another place.
+    /// Parses the next digits. `start` is the position of the sign, if there is one.
     fn integer(&mut self, start: Span) -> Result<Node, ParseError> {
         let span = start.to(self.advance()?.span);
         let text = span.of(self.text);
@@ -273,7 +273,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// A `+` where an operand is expected is the sign of a literal.
+    /// Parses a `+` before a literal, where an operand is expected.
     fn positive(&mut self) -> Result<Node, ParseError> {
         let sign = self.advance()?.span;
         match self.next.kind {
@@ -292,7 +292,7 @@ impl<'a> Parser<'a> {
         self.leaf(Kind::Exists(name), start.to(end))
     }
 
-    /// A function where a parenthesis follows, otherwise an attribute.
+    /// Parses a function if a parenthesis follows, otherwise an attribute.
     fn name(&mut self, name: &str) -> Result<Node, ParseError> {
         let start = self.advance()?.span;
         if self.next.kind != Token::Open {
@@ -318,7 +318,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// From the first of them to the last, and how high the highest is.
+/// Returns the span from the first node to the last, and the maximum height.
 fn extent(nodes: &[Node]) -> (Span, usize) {
     let height = nodes.iter().map(|node| node.height).max().unwrap_or(0);
     match (nodes.first(), nodes.last()) {
@@ -353,7 +353,7 @@ fn binary(token: &Token<'_>) -> Option<Binary> {
     })
 }
 
-/// A piece of the text for a message: on one line, and not too long.
+/// Shortens a piece of the text to one line, for a message.
 fn excerpt(text: &str) -> String {
     const LONGEST: usize = 40;
     let line = text

@@ -1,17 +1,17 @@
-//! The patterns of `LIKE` (section 3.4.3).
+//! `LIKE` patterns (section 3.4.3).
 
 use std::{borrow::Cow, collections::HashMap, iter};
 
-/// A pattern: pieces with `%` between them.
+/// A pattern: pieces separated by `%`.
 ///
-/// A match takes each piece as far to the left as it can, and never looks back behind the last `%`: the time is
-/// linear in the text. Only for a piece with `_` in it between two `%` it grows with the piece as well, by the text's
-/// length for every 64 characters.
+/// Matches each piece as far left as possible, and never backtracks past the last `%`, so the time is linear in the
+/// text. A piece between two `%` that contains `_` takes time proportional to the text's length for every 64
+/// characters of the piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pattern {
     first: Piece,
     middle: Vec<Piece>,
-    /// `None` where there is no `%`, and `first` has to match the whole text.
+    /// `None` without a `%`, in which case `first` must match the whole text.
     last: Option<Piece>,
 }
 
@@ -21,19 +21,19 @@ enum Piece {
     Wild(Box<Wild>),
 }
 
-/// Characters with `_` among them, so at least one.
+/// Characters including at least one `_`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wild {
-    /// `None` is `_`.
+    /// `None` stands for `_`.
     characters: Vec<Option<char>>,
-    /// A bit for every position that takes any character.
+    /// Bit mask of the positions that match any character.
     any: Vec<u64>,
-    /// The bits of the positions that take one character, by the word that they are in.
+    /// For each character, bit masks of the positions that match it, by word.
     only: HashMap<char, Vec<(usize, u64)>>,
 }
 
 impl Pattern {
-    /// Every text is a pattern.
+    /// Every text is a valid pattern.
     pub(super) fn new(text: &str) -> Self {
         let mut pieces = Vec::new();
         let mut piece = Vec::new();
@@ -66,7 +66,7 @@ impl Pattern {
         }
     }
 
-    /// The text that is the only one to match, if there is no `%` and no `_`.
+    /// Returns the only matching text, if there is no `%` and no `_`.
     pub(super) fn only(&self) -> Option<&str> {
         match (&self.first, &self.last) {
             (Piece::Text(text), None) => Some(text),
@@ -74,7 +74,7 @@ impl Pattern {
         }
     }
 
-    /// The text that every match begins with: up to the first `%` or `_`. May be empty.
+    /// Returns the literal prefix of every match, up to the first `%` or `_`. May be empty.
     pub(super) fn beginning(&self) -> Cow<'_, str> {
         match &self.first {
             Piece::Text(text) => Cow::Borrowed(text),
@@ -82,9 +82,9 @@ impl Pattern {
         }
     }
 
-    /// What a match takes at most, in steps.
+    /// Returns the maximum cost of a match, in steps.
     pub(super) fn cost(&self, text: &str) -> u64 {
-        /// To look for a text, and for a piece with `_`: for each of its words of 64 positions, and a look-up.
+        /// Cost factor of a search: for a piece with `_`, per word of 64 positions, plus a look-up.
         const SEARCH: u64 = 3;
         const WORD: u64 = 3;
         const LOOK_UP: u64 = 25;
@@ -96,7 +96,7 @@ impl Pattern {
         (text.len() as u64).saturating_mul(of_byte.max().unwrap_or_default()) + SEARCH * pieces
     }
 
-    /// How many bytes it takes, about.
+    /// Approximate size in bytes.
     pub(super) fn size(&self) -> usize {
         self.pieces().map(Piece::size).sum()
     }
@@ -137,7 +137,7 @@ impl Piece {
     fn size(&self) -> usize {
         let content = match self {
             Self::Text(text) => text.len(),
-            // A character that is looked up has a place in the map, and a list of words.
+            // Each distinct character has an entry in the map and a list of words.
             Self::Wild(wild) => {
                 let words: usize = wild.only.values().map(Vec::len).sum();
                 wild.characters.len() * size_of::<Option<char>>()
@@ -149,7 +149,7 @@ impl Piece {
         size_of::<Self>() + content
     }
 
-    /// What follows it, if the text begins with it.
+    /// Returns the rest of the text, if it starts with this piece.
     fn strip_prefix<'a>(&self, text: &'a str) -> Option<&'a str> {
         match self {
             Self::Text(piece) => text.strip_prefix(&**piece),
@@ -164,7 +164,7 @@ impl Piece {
         }
     }
 
-    /// What follows it where it is found first.
+    /// Returns the rest of the text after the first occurrence of this piece.
     fn find<'a>(&self, text: &'a str) -> Option<&'a str> {
         match self {
             Self::Text(piece) => text.split_once(&**piece).map(|(_, rest)| rest),
@@ -210,8 +210,8 @@ impl Wild {
         }
     }
 
-    /// What follows it where it is found first, by the Shift-And algorithm: a bit for every position of the piece
-    /// says whether the piece up to there matches the text up to here.
+    /// Returns the rest of the text after the first occurrence, by the Shift-And algorithm: bit i of the state
+    /// tells whether the piece up to position i matches the text up to here.
     fn find<'a>(&self, text: &'a str) -> Option<&'a str> {
         let words = self.any.len();
         let end = 1 << ((self.characters.len() - 1) % 64);
@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns() {
+    fn matches_patterns() {
         for (pattern, text, expected) in [
             ("", "", true),
             ("", "a", false),
@@ -307,7 +307,7 @@ mod tests {
         }
     }
 
-    /// The definition, by trying everything.
+    /// Reference implementation, by brute force.
     fn by_definition(pattern: &[char], text: &[char]) -> bool {
         match (pattern, text) {
             ([], []) => true,
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_any_length() {
+    fn matches_pieces_of_any_length() {
         for length in [1, 2, 63, 64, 65, 127, 128, 129, 1000] {
             let piece = |last: &str| format!("{}{last}", "_".repeat(length - 1));
             let text = format!("{}c{}", "ü".repeat(length), "d".repeat(length));
@@ -345,7 +345,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn matches_as_by_definition(pattern in r"[ab%_\\ü]{0,8}", text in r"[ab%_\\ü]{0,10}") {
+        fn agrees_with_the_reference_implementation(pattern in r"[ab%_\\ü]{0,8}", text in r"[ab%_\\ü]{0,10}") {
             let characters = |text: &str| text.chars().collect::<Vec<_>>();
             prop_assert_eq!(
                 Pattern::new(&pattern).matches(&text),

@@ -1,4 +1,4 @@
-//! What every event has for which an expression is true.
+//! Derives a condition that every event matching an expression satisfies.
 
 use super::{
     Scalar,
@@ -7,13 +7,14 @@ use super::{
 use crate::filter::Requirement;
 
 impl Node {
-    /// What every event has for which the node gives true without an error.
+    /// Returns a condition that every event satisfies for which the node is true without an error.
     pub(super) fn requirement(&self) -> Requirement<'_> {
         match &self.kind {
             Kind::Logic(Logic::And, operands) => Requirement::All(each(operands)),
             Kind::Logic(Logic::Or, operands) => Requirement::Any(each(operands)),
             Kind::Binary(Binary::Equal, left, right) => match (&left.kind, &right.kind) {
-                // Casts the attribute to String. Turned round, or with a number, several strings can be equal.
+                // Casts the attribute to String. In the other direction, or with a number, several strings can be
+                // equal.
                 (Kind::Attribute(name), Kind::Literal(Scalar::String(text))) => {
                     Requirement::exact(name, &**text)
                 }
@@ -41,7 +42,7 @@ impl Node {
     }
 }
 
-/// `IN` casts the elements to the type of the attribute: several strings can be equal to one number or Boolean.
+/// `IN` casts the elements to the type of the attribute: several strings can equal one number or Boolean.
 fn one_of<'a>(name: &'a str, set: &'a [Node]) -> Requirement<'a> {
     let one = |element: &'a Node| match &element.kind {
         Kind::Literal(text @ Scalar::String(value)) if is_only_text(text) => {
@@ -55,7 +56,7 @@ fn one_of<'a>(name: &'a str, set: &'a [Node]) -> Requirement<'a> {
         .map_or(Requirement::UNKNOWN, Requirement::Any)
 }
 
-/// Whether the value can be cast to String alone.
+/// Whether the value can be cast only to String.
 fn is_only_text(value: &Scalar) -> bool {
     value.borrowed().boolean().is_err() && value.borrowed().integer().is_err()
 }

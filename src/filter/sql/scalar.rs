@@ -1,24 +1,24 @@
-//! The values of the language and the casts between them (sections 3.1 and 3.7).
+//! Values and casts between them (sections 3.1 and 3.7).
 
 use std::{borrow::Cow, fmt};
 
 use crate::cloudevents::Value;
 
-/// How many characters of a text are shown in an error.
+/// Maximum number of characters of a text shown in an error.
 const MAX_SHOWN: usize = 200;
 
-/// A primitive type of the language.
+/// A primitive type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     /// `true` or `false`.
     Boolean,
-    /// A whole number of 32 bits, signed.
+    /// A signed 32-bit integer.
     Integer,
-    /// Unicode characters; also every URI, time and binary value of an event.
+    /// Unicode text; also every URI, time and binary value of an event.
     String,
 }
 
-/// A value: borrowed from the expression or the event where possible.
+/// A value, borrowed from the expression or the event where possible.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scalar<'a> {
     /// A Boolean.
@@ -30,7 +30,7 @@ pub enum Scalar<'a> {
 }
 
 impl Type {
-    /// The value that stands in where there is none.
+    /// Returns the zero value of the type, used after errors.
     pub(super) fn zero(self) -> Scalar<'static> {
         match self {
             Self::Boolean => Scalar::Boolean(false),
@@ -50,11 +50,11 @@ impl fmt::Display for Type {
     }
 }
 
-/// What a cast gives: the value that cannot be cast, otherwise.
+/// Result of a cast; the error is the value that cannot be cast.
 pub(super) type Cast<'a, T> = Result<T, Scalar<'a>>;
 
 impl<'a> Scalar<'a> {
-    /// A cast to Boolean: the words in any case, and every number but 0.
+    /// Casts to Boolean: the words in any case, and any number, where only 0 is false.
     pub(super) fn boolean(self) -> Cast<'a, bool> {
         match self {
             Self::Boolean(boolean) => Ok(boolean),
@@ -65,7 +65,7 @@ impl<'a> Scalar<'a> {
         }
     }
 
-    /// A cast to Integer: digits with or without a sign that fit into 32 bits.
+    /// Casts to Integer: digits with an optional sign, within 32 bits.
     pub(super) fn integer(self) -> Cast<'a, i32> {
         match &self {
             Self::Boolean(boolean) => Ok(i32::from(*boolean)),
@@ -74,7 +74,7 @@ impl<'a> Scalar<'a> {
         }
     }
 
-    /// A cast to String, which is the canonical string of an attribute.
+    /// Casts to String, the canonical string of an attribute.
     pub(super) fn string(self) -> Cow<'a, str> {
         match self {
             Self::Boolean(true) => Cow::Borrowed("true"),
@@ -84,7 +84,7 @@ impl<'a> Scalar<'a> {
         }
     }
 
-    /// Whether another value, cast to this one's type, is the same; else what cannot be cast.
+    /// Whether another value, cast to this one's type, is equal. The error is the value that cannot be cast.
     pub(super) fn equals<'b>(&self, other: Scalar<'b>) -> Cast<'b, bool> {
         match self {
             Self::Boolean(boolean) => Ok(other.boolean()? == *boolean),
@@ -93,7 +93,7 @@ impl<'a> Scalar<'a> {
         }
     }
 
-    /// The same value without a copy of its text.
+    /// Returns the same value without copying its text.
     pub(super) fn borrowed(&self) -> Scalar<'_> {
         match self {
             Self::Boolean(boolean) => Scalar::Boolean(*boolean),
@@ -102,7 +102,7 @@ impl<'a> Scalar<'a> {
         }
     }
 
-    /// The type.
+    /// Returns the type.
     #[must_use]
     pub fn r#type(&self) -> Type {
         match self {
@@ -123,7 +123,7 @@ impl<'a> From<&'a Value> for Scalar<'a> {
     }
 }
 
-/// As an expression would write it, with the beginning of a long text.
+/// Formats the value as an expression literal, truncating a long text.
 impl fmt::Display for Scalar<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,4 +1,4 @@
-//! The language by the sections of its specification, and what no input may do.
+//! The language by sections of its specification, and robustness against any input.
 
 use std::borrow::Cow;
 
@@ -23,7 +23,7 @@ fn event(attributes: &[(&str, Value)]) -> Event {
         .unwrap()
 }
 
-/// An event with an attribute of each type, and with the same as strings.
+/// An event with an attribute of each type, and with the same values as strings.
 fn typed() -> Event {
     event(&[
         ("subject", "cat.jpg".into()),
@@ -42,7 +42,7 @@ fn typed() -> Event {
     ])
 }
 
-/// The value as an expression would write it, and the specification's name of the error.
+/// Returns the value as an expression literal, and the specification's name of the error.
 fn outcome(text: &str, event: &Event) -> String {
     let expression = Expression::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
     let Evaluation { value, error } = expression.evaluate(event);
@@ -199,7 +199,7 @@ fn unary_operators() {
         ("NOT NOT TRUE", "true"),
         ("NOT 'TRUE'", "false"),
         ("NOT 'false'", "true"),
-        // The kit of tests beside the specification expects an error here; section 3.7 has the cast.
+        // The specification's conformance tests expect an error here, but section 3.7 defines the cast.
         ("NOT 10", "false"),
         ("NOT 'x'", "false cast"),
         ("-10", "-10"),
@@ -466,14 +466,14 @@ fn math_and_cast_functions() {
 #[test]
 fn precedence() {
     check(&[
-        // NOT and - before LIKE, IN and =.
+        // NOT and - bind tighter than LIKE, IN and =.
         ("NOT FALSE = TRUE", "true"),
         ("NOT type = 'a'", "false cast"),
         ("NOT (type = 'a')", "true"),
         ("-1 LIKE '-_'", "true"),
         ("-ten IN (-10)", "true"),
         ("NOT TRUE IN (FALSE)", "true"),
-        // LIKE and IN before everything with two operands.
+        // LIKE and IN bind tighter than binary operators.
         ("2 * 3 IN (3)", "2"),
         ("'false' = 'abc' LIKE 'a%'", "false"),
         ("'true' = 'abc' LIKE 'a%'", "true"),
@@ -532,7 +532,7 @@ fn the_types_of_binary_and_of_structured_mode_differ_where_the_specification_say
         ("priority IN (7)", "true", "true"),
         ("urgent = true", "true", "true"),
         ("urgent AND true", "true", "true"),
-        // A String is no Boolean, so it does not pass, whatever it says.
+        // A String is not a Boolean, so it does not match, whatever its text.
         ("urgent", "true", "'true'"),
         ("'07' = priority", "true", "false"),
         ("priority IN ('07')", "true", "false"),
@@ -543,7 +543,7 @@ fn the_types_of_binary_and_of_structured_mode_differ_where_the_specification_say
 }
 
 #[test]
-fn mistakes_are_named_with_their_column() {
+fn compile_errors_name_the_column() {
     for (text, expected) in [
         (
             "",
@@ -599,12 +599,12 @@ fn mistakes_are_named_with_their_column() {
         ("EXISTS 'x'", "column 8: expected an attribute's name"),
         ("EXISTS in", "column 8: expected an attribute's name"),
         ("EXISTS x y", "column 10: expected an operator or the end"),
-        ("data = 'x'", "column 1: data is no attribute's name"),
-        ("EXISTS Data", "column 8: Data is no attribute's name"),
-        ("my_attr = 1", "column 1: my_attr is no attribute's name"),
+        ("data = 'x'", "column 1: data is not a valid attribute name"),
+        ("EXISTS Data", "column 8: Data is not a valid attribute name"),
+        ("my_attr = 1", "column 1: my_attr is not a valid attribute name"),
         (
             "2147483648",
-            "column 1: 2147483648 does not fit into a signed integer of 32 bits",
+            "column 1: 2147483648 does not fit into a signed 32-bit integer",
         ),
         ("1 + -2147483649", "column 5: -2147483649 does not fit"),
         ("1 - 2147483648", "column 5: 2147483648 does not fit"),
@@ -630,15 +630,12 @@ fn mistakes_are_named_with_their_column() {
             "CONCAT_WS()",
             "column 1: CONCAT_WS takes one argument or more, not 0",
         ),
-        ("a = 'b", "column 5: the string that begins here has no closing '"),
-        (
-            "a = 1 && b = 2",
-            "column 7: the character '&' means nothing outside a string",
-        ),
+        ("a = 'b", "column 5: unterminated string: no closing '"),
+        ("a = 1 && b = 2", "column 7: unexpected character '&'"),
         (
             "a = 1 AND b = 2 OR c = 3",
-            "column 17: OR follows AND without parentheses, and there is no agreed order between them: \
-             write (... AND ...) OR ... or ... AND (... OR ...)",
+            "column 17: OR follows AND without parentheses, and their order is ambiguous: \
+             use (... AND ...) OR ... or ... AND (... OR ...)",
         ),
         ("a OR b AND c", "column 8: AND follows OR without parentheses"),
         ("(a OR b XOR c)", "column 9: XOR follows OR without parentheses"),
@@ -657,7 +654,7 @@ fn mistakes_are_named_with_their_column() {
 }
 
 #[test]
-fn every_function_is_known() {
+fn knows_every_function() {
     for name in call::NAMES {
         let problems = (0..=3).filter_map(|count| {
             let text = format!("{name}({})", vec!["1"; count].join(","));
@@ -669,7 +666,7 @@ fn every_function_is_known() {
 }
 
 #[test]
-fn failures_tell_which_part_failed_and_why() {
+fn errors_name_the_failed_part_and_cause() {
     let event = typed();
     for (text, part, expected) in [
         (
@@ -680,10 +677,10 @@ fn failures_tell_which_part_failed_and_why() {
         (
             "1 = (type + 1)",
             "type",
-            "'com.example.order.created' is no Integer",
+            "'com.example.order.created' cannot be cast to Integer",
         ),
-        ("ten IN (1, 'x')", "'x'", "'x' is no Integer"),
-        ("subject = true", "subject", "'cat.jpg' is no Boolean"),
+        ("ten IN (1, 'x')", "'x'", "'x' cannot be cast to Integer"),
+        ("subject = true", "subject", "'cat.jpg' cannot be cast to Boolean"),
         ("1 + ten / 0", "ten / 0", "division by zero"),
         (
             "1 + 2147483647 > 0",
@@ -696,7 +693,7 @@ fn failures_tell_which_part_failed_and_why() {
             "SUBSTRING(id, 9)",
             "a text of 4 characters has no position 9",
         ),
-        ("(1 + 'ü') = 2", "'ü'", "'ü' is no Integer"),
+        ("(1 + 'ü') = 2", "'ü'", "'ü' cannot be cast to Integer"),
     ] {
         let expression = Expression::parse(text).unwrap();
         let failure = expression.evaluate(&event).error.unwrap();
@@ -752,7 +749,7 @@ fn depth_is_bounded() {
 }
 
 #[test]
-fn what_the_common_path_gives_is_borrowed() {
+fn common_path_borrows_values() {
     let event = typed();
     for text in [
         "subject",
@@ -826,7 +823,7 @@ fn token() -> impl Strategy<Value = String> {
     prop_oneof![9 => select(fixed).prop_map(str::to_owned), 1 => any::<char>().prop_map(String::from)]
 }
 
-/// Texts that are expressions.
+/// Generates valid expressions.
 fn expression() -> impl Strategy<Value = String> {
     let leaf = select(vec![
         "true",
@@ -898,7 +895,7 @@ proptest! {
     }
 
     #[test]
-    fn no_expression_panics_and_each_keeps_its_type(text in expression()) {
+    fn no_expression_panics_or_changes_type(text in expression()) {
         let expression = Expression::parse(&text).map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
         let event = typed();
         prop_assert_eq!(expression.explain(&event).holds(), expression.holds(&event), "{}", text);
@@ -912,7 +909,7 @@ proptest! {
     }
 
     #[test]
-    fn what_an_expression_requires_every_match_has(
+    fn every_match_satisfies_the_requirement(
         terms in collection::vec(equality(), 1..3),
         more in expression(),
         n in select(vec![7.into(), "7".into(), "07".into(), true.into(), "true".into(), Value::from("TRUE")]),
@@ -940,9 +937,9 @@ fn equality() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Each takes longer than linear time in the text, or more memory than it, were it not paid for.
+/// Without charges, each would take more than linear time in the text, or more memory than it.
 #[test]
-fn what_is_expensive_ends() {
+fn expensive_expressions_are_stopped() {
     let long = event(&[("subject", "ab".repeat(400_000).into())]);
     let wild = format!("subject LIKE '%{}c%'", "a_".repeat(1000));
     let texts = vec!["subject"; 300].join(", ");

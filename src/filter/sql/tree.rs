@@ -1,24 +1,24 @@
-//! The expression as a tree. Every node knows its type, as far as that does not depend on the event, and its place.
+//! The expression as a tree. Every node knows its position, and its type unless that depends on the event.
 
 use super::{ParseError, ParseProblem, Scalar, Type, call::Call, pattern::Pattern};
 
-/// A part of an expression's text, in bytes.
+/// A part of an expression's text, as a byte range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Where it begins.
+    /// Start, inclusive.
     pub start: usize,
-    /// Where it has ended.
+    /// End, exclusive.
     pub end: usize,
 }
 
 impl Span {
-    /// The column where it begins in the text: characters, from 1.
+    /// Returns the column of the start in the text: in characters, starting at 1.
     #[must_use]
     pub fn column(self, text: &str) -> usize {
         text.get(..self.start).map_or(0, |before| before.chars().count()) + 1
     }
 
-    /// The part of the text.
+    /// Returns the part of the text.
     #[must_use]
     pub fn of(self, text: &str) -> &str {
         text.get(self.start..self.end).unwrap_or_default()
@@ -43,21 +43,21 @@ impl Span {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Node {
     pub(super) kind: Kind,
-    /// With the parentheses around it.
+    /// Includes enclosing parentheses.
     pub(super) span: Span,
-    /// How many levels of nodes it has, itself included.
+    /// Number of levels, including its own.
     pub(super) height: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Literal(Scalar<'static>),
-    /// An attribute's name, in lower case.
+    /// Name of an attribute, in lower case.
     Attribute(Box<str>),
     Exists(Box<str>),
     Not(Box<Node>),
     Negate(Box<Node>),
-    /// Two operands or more, of which the first decides whether the next is looked at.
+    /// Two or more operands, each evaluated only if the earlier ones do not decide.
     Logic(Logic, Vec<Node>),
     Binary(Binary, Box<Node>, Box<Node>),
     Like {
@@ -117,7 +117,7 @@ impl Logic {
 }
 
 impl Binary {
-    /// Which of two operators binds tighter (section 3.6): the one with the greater level.
+    /// Precedence (section 3.6): the operator with the greater level binds tighter.
     pub(super) fn level(self) -> u8 {
         match self {
             Self::Equal | Self::NotEqual | Self::Compare(_) => 0,
@@ -128,7 +128,7 @@ impl Binary {
 }
 
 impl Node {
-    /// The type of its value; `None` where the event's attribute has it.
+    /// Returns the type of the value; `None` if it depends on an attribute.
     pub(super) fn r#type(&self) -> Option<Type> {
         match &self.kind {
             Kind::Literal(value) => Some(value.r#type()),
@@ -142,7 +142,7 @@ impl Node {
         }
     }
 
-    /// Calls `see` with the node and with those below it, in the order of the text.
+    /// Calls `see` with the node and its descendants, in source order.
     pub(super) fn for_each<'a>(&'a self, see: &mut impl FnMut(&'a Self)) {
         see(self);
         match &self.kind {

@@ -81,7 +81,10 @@ fn an_expensive_filter_is_set_aside_and_holds_nobody_and_its_events_wait() {
     });
     assert_eq!(explained(&router, "expensive")["held"], "filterTooExpensive");
     let invalid = explained(&router, "refused")["invalid"].to_string();
-    assert!(invalid.contains("more than 65536 bytes compiled"), "{invalid}");
+    assert!(
+        invalid.contains("more than 65536 bytes when compiled"),
+        "{invalid}"
+    );
     assert!(expensive.received().is_empty());
 
     // With the event that set it aside it waits, also over a restart of nothing but the filters.
@@ -180,6 +183,6 @@ fn manifests_of_any_size_take_little_memory_and_the_rest_goes_on() {
     // It said of each what is wrong.
     let told = Duration::from_secs(5);
     router.process.wait_for_line(told, |line| {
-        line.contains(if is_long() { large } else { "large1" }) && line.contains("make several Triggers")
+        line.contains(if is_long() { large } else { "large1" }) && line.contains("split the Trigger")
     });
 }
