@@ -1,20 +1,20 @@
-//! The clock that Sources wait by, so that tests need not.
+//! The clock of Sources, replaceable in tests.
 
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 
-/// What tells the time, and waits.
+/// Provides the time and sleeps.
 pub(super) trait Clock: Send + Sync + 'static {
-    /// The time of day. It can jump in both directions.
+    /// Returns the wall-clock time, which can jump in both directions.
     fn now(&self) -> Timestamp;
 
-    /// Waits, whatever the time of day does meanwhile.
+    /// Sleeps, independently of changes to the wall clock.
     fn sleep(&self, pause: Duration) -> BoxFuture<'_, ()>;
 }
 
-/// The machine's.
+/// The system clock.
 pub(super) struct SystemClock;
 
 impl Clock for SystemClock {

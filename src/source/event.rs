@@ -1,4 +1,4 @@
-//! The events that scheduled times make. Pure.
+//! Builds the events of scheduled times. Pure.
 
 use jiff::Timestamp;
 
@@ -7,11 +7,11 @@ use crate::{
     routing,
 };
 
-/// The event that a scheduled time makes. Its `id` is `{uid}-{scheduled time in Unix seconds}`, so that a repeat
-/// is recognisable by `source` and `id`; its `time` is the scheduled time.
+/// Builds the event of a scheduled time. Its `id` is `{uid}-{scheduled time in Unix seconds}`, so that duplicates
+/// have the same `source` and `id`. Its `time` is the scheduled time.
 ///
 /// # Errors
-/// [`Invalid`] when the Source's attributes make no valid event.
+/// [`Invalid`] if the Source's attributes do not make a valid event.
 pub(super) fn event(source: &routing::Source, scheduled: Timestamp) -> Result<Event, Invalid> {
     let routing::Source { uid, cron, .. } = source;
     let mut builder = EventBuilder::new()
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_says_when_it_was_scheduled() {
+    fn event_has_its_scheduled_time() {
         let scheduled: Timestamp = "2026-11-24T08:00:00Z".parse().unwrap();
         let mut cron = cron();
         cron.attributes
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_that_make_no_event_are_refused() {
+    fn rejects_invalid_attributes() {
         let mut cron = cron();
         cron.attributes.push(("Team".to_owned(), "blue".to_owned()));
         assert_eq!(

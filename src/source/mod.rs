@@ -1,4 +1,4 @@
-//! What produces events inside Weir: at present schedules.
+//! Producers of events inside Weir: at present, schedules.
 //!
 //! The router calls [`Sources::apply`] with the Sources of each new routing configuration.
 

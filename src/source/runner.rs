@@ -1,8 +1,8 @@
 //! Runs the Sources: waits for each scheduled time and appends its event to the event log.
 //!
-//! A time is made up for if it is noticed within [`LATE`], so that a short hold-up loses nothing; times that passed
-//! longer ago (the process was suspended, the clock was put forward) are logged and counted as missed. When the
-//! log is full, an event is tried again until the next one is due.
+//! A run that is less than [`LATE`] overdue is caught up, so that a short stall loses nothing. Runs missed for
+//! longer (because the process was suspended or the clock was set forward) are logged and counted. If the log is
+//! full, an event is retried until the next one is due.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,19 +27,19 @@ use crate::{
     supervision,
 };
 
-/// How long after its time an event is still made.
+/// Maximum delay after which a missed run is still caught up.
 const LATE: SignedDuration = SignedDuration::from_secs(60);
 
-/// How long to wait without looking at the clock, which may jump.
+/// Maximum time to sleep without checking the clock, which may jump.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// The pause before a full log is tried again.
+/// Delay before a full log is retried.
 const FULL: Duration = Duration::from_secs(1);
 
-/// How many missed times are counted one by one.
+/// Maximum number of missed runs that are counted individually.
 const COUNTED: u64 = 1_000;
 
-/// The Sources that run. Dropping it stops them without waiting; see [`Sources::shutdown`].
+/// The running Sources. Dropping it stops them without waiting; see [`Sources::shutdown`].
 pub struct Sources {
     log: Arc<dyn EventLog>,
     room: Arc<dyn MakeRoom>,
@@ -54,7 +54,7 @@ struct Running {
     stop: CancellationToken,
 }
 
-/// What the Sources did, for the metrics. Clones see the same numbers.
+/// Counters of the Sources, for metrics. Clones share the counts.
 #[derive(Clone, Debug, Default)]
 pub struct Statistics(Arc<Mutex<Counts>>);
 
@@ -67,21 +67,21 @@ struct Counters {
     missed: AtomicU64,
 }
 
-/// What one Source did since this process has known it.
+/// Counts of one Source since this process first ran it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceCounts {
-    /// The Source's namespace.
+    /// Namespace of the Source.
     pub namespace: String,
-    /// The Source's name.
+    /// Name of the Source.
     pub name: String,
-    /// Events that were appended to the log.
+    /// Events appended to the log.
     pub produced: u64,
-    /// Scheduled times without an event: the log was full, or the time passed unnoticed.
+    /// Scheduled times without an event, because the log was full or the time was missed.
     pub missed: u64,
 }
 
 impl Statistics {
-    /// The Sources that run, in order of namespace and name.
+    /// Returns the counts of the running Sources, ordered by namespace and name.
     #[must_use]
     pub fn snapshot(&self) -> Vec<SourceCounts> {
         self.lock()
@@ -109,7 +109,7 @@ impl Statistics {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
-        // A map of counters is whole whatever happened to another thread.
+        // A panic elsewhere cannot leave a map of counters inconsistent.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
@@ -123,7 +123,7 @@ impl Drop for Sources {
 }
 
 impl Sources {
-    /// No Sources yet; their events will go to this log, which makes room in this way.
+    /// Creates a runner without Sources. It appends events to `log` and frees space through `room`.
     pub fn new(log: Arc<dyn EventLog>, room: Arc<dyn MakeRoom>) -> Self {
         Self::with_clock(log, room, Arc::new(SystemClock))
     }
@@ -139,14 +139,14 @@ impl Sources {
         }
     }
 
-    /// What the Sources did, for the metrics.
+    /// Returns the counters, for metrics.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         self.statistics.clone()
     }
 
-    /// Makes these the Sources that run, within a tokio runtime. Those that did not change go on undisturbed; a
-    /// changed one goes on with its next time from now.
+    /// Replaces the set of running Sources. Must be called within a tokio runtime. Unchanged Sources continue
+    /// undisturbed; a changed one continues with its next time from now.
     pub fn apply(&mut self, sources: &[routing::Source]) {
         self.running.retain(|uid, running| {
             let unchanged = sources
@@ -172,21 +172,21 @@ impl Sources {
             );
             if let Some(task) = self.task(source, stop) {
                 let name = format!("the Source {}/{}", source.namespace, source.name);
-                // One that panicked makes no more events until the router is started again; the others go on.
+                // A Source that panicked produces no more events until the router restarts. The others continue.
                 self.tasks
                     .spawn(async move { drop(supervision::caught(&name, task.run()).await) });
             }
         }
     }
 
-    /// Stops all Sources; events that are being appended are waited for.
+    /// Stops all Sources. Waits for appends in progress.
     pub async fn shutdown(mut self) {
         self.apply(&[]);
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// The controller lets only valid Sources through, so what is refused here is a fault of ours.
+    /// The controller admits only valid Sources, so a failure here is a bug.
     fn task(&self, source: &routing::Source, stop: CancellationToken) -> Option<Task> {
         let routing::Source {
             namespace,
@@ -217,7 +217,7 @@ impl Sources {
     }
 }
 
-/// One running Source.
+/// A running Source.
 struct Task {
     source: routing::Source,
     broker: String,
@@ -232,7 +232,7 @@ struct Task {
 /// Why a wait ended.
 enum Wait {
     Due,
-    /// The clock was put back a long way: the schedule begins anew from this time.
+    /// The clock was set back far: the schedule restarts from this time.
     Back(Timestamp),
     Stopped,
 }
@@ -284,7 +284,7 @@ impl Task {
         }
     }
 
-    /// Leaves out the times from `scheduled` to before `cutoff`, and returns the first one after them.
+    /// Skips the times from `scheduled` to before `cutoff`. Returns the first one after them.
     fn skip(&self, scheduled: Timestamp, cutoff: Timestamp) -> Option<Timestamp> {
         let mut missed = 0;
         let mut next = Some(scheduled);
@@ -300,12 +300,12 @@ impl Task {
         let routing::Source { namespace, name, .. } = &self.source;
         tracing::warn!(
             %namespace, source = %name, %scheduled, missed, or_more = missed == COUNTED,
-            "missed scheduled times that passed too long ago"
+            "missed scheduled times"
         );
         next
     }
 
-    /// Appends the event of a scheduled time. Returns false when the Source has to end.
+    /// Appends the event of a scheduled time. Returns false if the Source must stop.
     async fn produce(&self, scheduled: Timestamp, next: Option<Timestamp>) -> bool {
         let routing::Source { namespace, name, .. } = &self.source;
         let record = match event(&self.source, scheduled) {
@@ -320,7 +320,7 @@ impl Task {
         };
         let mut tried = false;
         loop {
-            // Never given up half-way, so that a stop leaves no event behind of which nobody knows.
+            // Not cancelled on stop, so that every appended event is accounted for.
             let appended = append_new(
                 &*self.log,
                 &*self.room,
@@ -331,7 +331,7 @@ impl Task {
             match appended.await {
                 Ok(offset) => {
                     self.counters.produced.fetch_add(1, Ordering::Relaxed);
-                    tracing::debug!(%namespace, source = %name, %scheduled, %offset, "made an event");
+                    tracing::debug!(%namespace, source = %name, %scheduled, %offset, "produced an event");
                     return true;
                 }
                 Err(LogError::Full(reason) | LogError::Limit(reason)) => {
@@ -342,12 +342,12 @@ impl Task {
                 }
                 Err(LogError::Unavailable(reason)) => {
                     if !tried {
-                        tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log is away; trying again");
+                        tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log is unavailable; trying again");
                         tried = true;
                     }
                 }
                 Err(error @ (LogError::Failed(_) | LogError::Damaged { .. } | LogError::Open { .. })) => {
-                    tracing::error!(%namespace, source = %name, %scheduled, %error, "cannot store events; the Source ends");
+                    tracing::error!(%namespace, source = %name, %scheduled, %error, "cannot store events; stopping the Source");
                     return false;
                 }
             }

@@ -1,4 +1,4 @@
-//! The runner on a clock that only the test moves.
+//! The runner, on a clock controlled by the test.
 
 use std::sync::{
     Mutex,
@@ -15,7 +15,7 @@ use crate::{
     log::{Bounds, CursorChange, Offset, ReadLimit, Record},
 };
 
-/// Time as the test says it.
+/// A clock controlled by the test.
 #[derive(Clone, Copy)]
 struct Time {
     elapsed: Duration,
@@ -39,10 +39,10 @@ impl TestClock {
         })
     }
 
-    /// Lets time pass once `sleepers` tasks wait for it.
+    /// Advances the time once `sleepers` tasks are sleeping.
     async fn advance(&self, sleepers: usize, by: Duration) {
         self.asleep(sleepers).await;
-        // They sleep anew or are gone; either way the number is counted from here.
+        // They sleep again or end; the count restarts here in either case.
         self.sleepers.send_replace(0);
         self.time.send_modify(|time| {
             time.elapsed += by;
@@ -77,12 +77,12 @@ impl Clock for TestClock {
             if time.wait_for(|time| time.elapsed >= until).await.is_err() {
                 std::future::pending::<()>().await;
             }
-            // Whoever is still asleep has to be counted again after the next move.
+            // Tasks that are still asleep must be counted again after the next advance.
         })
     }
 }
 
-/// A log that keeps what is appended and can be full.
+/// A log that keeps appended events and can be full.
 #[derive(Default)]
 struct TestLog {
     records: Mutex<Vec<(String, Bytes)>>,
@@ -243,7 +243,7 @@ fn counts(sources: &Sources) -> Vec<(String, u64, u64)> {
 }
 
 #[tokio::test]
-async fn each_scheduled_time_makes_one_event() {
+async fn produces_one_event_per_scheduled_time() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00.5Z");
     sources.apply(&[source("a", "*/2 * * * * *")]);
     clock.advance(1, Duration::from_millis(1_500)).await;
@@ -261,7 +261,7 @@ async fn each_scheduled_time_makes_one_event() {
 }
 
 #[tokio::test]
-async fn unchanged_sources_go_on_changed_ones_start_anew_and_removed_ones_stop() {
+async fn unchanged_sources_continue_changed_ones_restart_and_removed_ones_stop() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
     let (kept, mut changed, removed) = (
         source("kept", "0 * * * * *"),
@@ -276,7 +276,7 @@ async fn unchanged_sources_go_on_changed_ones_start_anew_and_removed_ones_stop()
     clock.asleep(4).await;
     clock.advance(0, 10 * SECOND).await;
     assert_eq!(log.times(1).await, ["2026-11-24T08:00:10Z"]);
-    // `kept` looks at the clock after 30 seconds, and so does `changed`.
+    // `kept` checks the clock after 30 seconds, and so does `changed`.
     for _ in 0..5 {
         clock.advance(0, 10 * SECOND).await;
         tokio::task::yield_now().await;
@@ -290,7 +290,7 @@ async fn unchanged_sources_go_on_changed_ones_start_anew_and_removed_ones_stop()
 }
 
 #[tokio::test]
-async fn a_clock_that_is_put_forward_makes_the_last_minute_only() {
+async fn clock_set_forward_catches_up_the_last_minute_only() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
     sources.apply(&[source("a", "*/20 * * * * *")]);
     clock.put(1, "2026-11-24T09:00:05Z").await;
@@ -311,7 +311,7 @@ async fn a_clock_that_is_put_forward_makes_the_last_minute_only() {
 }
 
 #[tokio::test]
-async fn a_leap_over_years_is_noticed_at_once_and_counted_roughly() {
+async fn jump_over_years_is_noticed_at_once_and_counted_roughly() {
     let (log, clock, mut sources) = start("1970-01-01T00:00:00Z");
     sources.apply(&[source("a", "* * * * * *")]);
     clock.put(1, "2026-11-24T09:00:00Z").await;
@@ -321,7 +321,7 @@ async fn a_leap_over_years_is_noticed_at_once_and_counted_roughly() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_put_back_a_long_way_begins_anew() {
+async fn clock_set_back_far_restarts_the_schedule() {
     let (log, clock, mut sources) = start("2099-01-01T00:00:00Z");
     sources.apply(&[source("a", "0 * * * *")]);
     clock.put(1, "2026-11-24T08:59:50Z").await;
@@ -334,7 +334,7 @@ async fn a_clock_that_is_put_back_a_long_way_begins_anew() {
 }
 
 #[tokio::test]
-async fn a_full_log_is_tried_again_until_the_next_time_is_due() {
+async fn retries_a_full_log_until_the_next_time_is_due() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
     log.full.store(true, Ordering::Relaxed);
     sources.apply(&[source("a", "*/3 * * * * *")]);
@@ -355,7 +355,7 @@ async fn a_full_log_is_tried_again_until_the_next_time_is_due() {
 }
 
 #[tokio::test]
-async fn a_full_log_makes_room_for_an_event() {
+async fn frees_space_in_a_full_log() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
     log.full.store(true, Ordering::Relaxed);
     log.has_room_to_make.store(true, Ordering::Relaxed);
@@ -375,7 +375,7 @@ async fn shutdown_does_not_wait_for_the_next_time() {
 }
 
 #[tokio::test]
-async fn a_source_that_cannot_run_disturbs_no_other() {
+async fn failing_source_does_not_affect_others() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
     sources.apply(&[source("broken", "x"), source("a", "* * * * * *")]);
     clock.advance(1, SECOND).await;
