@@ -1,4 +1,4 @@
-//! Builds the events that Weir makes itself, by the same checks as those that come in.
+//! Builds Weir's own events, with the same checks as for received events.
 
 use bytes::Bytes;
 
@@ -8,7 +8,7 @@ use super::{
     name::Name,
 };
 
-/// Builds an event in binary mode. `specversion` is `1.0` without being set; everything else is the caller's.
+/// Builds an event in binary mode. `specversion` defaults to `1.0`; the caller sets everything else.
 ///
 /// ```
 /// # fn main() -> Result<(), weir::cloudevents::Invalid> {
@@ -32,12 +32,12 @@ pub struct EventBuilder {
 }
 
 impl EventBuilder {
-    /// An event without attributes or data.
+    /// Creates a builder without attributes or data.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets an attribute. `datacontenttype` is one of them, for data whose type is set apart from it.
+    /// Sets an attribute. This includes `datacontenttype`, for data set without a type.
     pub fn attribute(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.attributes.push((name.into(), value.into()));
         self
@@ -49,16 +49,16 @@ impl EventBuilder {
             .untyped_data(data)
     }
 
-    /// Sets the data and leaves its content type to [`EventBuilder::attribute`], or unsaid.
+    /// Sets the data without a content type, which [`EventBuilder::attribute`] may set.
     pub fn untyped_data(mut self, data: impl Into<Bytes>) -> Self {
         self.body = data.into();
         self
     }
 
-    /// Checks what was set and makes the event of it.
+    /// Validates and builds the event.
     ///
     /// # Errors
-    /// [`Invalid`] when it is no valid event, with the attribute concerned; also when an attribute was set twice.
+    /// [`Invalid`], with the attribute concerned, if the event is invalid or an attribute was set twice.
     pub fn build(self) -> Result<Event, Invalid> {
         let mut attributes = Vec::with_capacity(self.attributes.len() + 1);
         for (name, value) in self.attributes {
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_by_the_same_checks() {
+    fn rejects_by_the_same_checks() {
         for (builder, reason, attribute) in [
             (
                 EventBuilder::new().attribute("id", "1"),
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn expiry_is_read_where_it_can_be() {
+    fn reads_valid_expiry_times() {
         let expires = |text: Value| minimal().attribute("expirytime", text).build().unwrap().expires();
         assert_eq!(
             expires("2030-01-01T00:00:00+01:00".into()),

@@ -1,21 +1,21 @@
-//! Every rule that can refuse an event, for all modes and for events that Weir builds itself.
+//! All rules that reject events, for all modes and for Weir's own events.
 //!
-//! What the specification demands (core specification unless said otherwise):
-//! - Names are `[a-z0-9]+`; `data` is none. Each occurs at most once. ("Naming Conventions", "Context Attributes")
+//! Requirements of the specification (core specification unless stated otherwise):
+//! - Names are `[a-z0-9]+`, except `data`. Each occurs at most once. ("Naming Conventions", "Context Attributes")
 //! - `specversion` is `1.0`; `id`, `source` and `type` are present and not empty; `subject`, `dataschema` and
 //!   `datacontenttype` are not empty if present. ("REQUIRED Attributes", "OPTIONAL Attributes")
 //! - A string has no control characters, noncharacters or lone surrogates; an integer has 32 bits. ("Type System")
-//! - `source` is a URI-reference (RFC 3986), `time` a timestamp (RFC 3339), `datacontenttype` a media type
-//!   (RFC 2045).
+//! - `source` is a URI-reference (RFC 3986), `time` a timestamp (RFC 3339), `datacontenttype` a media type (RFC
+//!   2045).
 //!
-//! The one leniency: `dataschema` has to be an absolute URI, but producers in the field send `#`, so any
-//! URI-reference passes.
+//! The only leniency: `dataschema` must be an absolute URI, but some producers send `#`, so any URI-reference is
+//! accepted.
 //!
-//! Nothing is refused for its length or number as such: [`MAX_NAME`] and [`MAX_ATTRIBUTES`] only keep out what no
-//! HTTP message can carry, and an event of 64 KiB reaches neither.
+//! Lengths and counts are not limited as such: [`MAX_NAME`] and [`MAX_ATTRIBUTES`] exclude only what no HTTP
+//! message can carry, and no event of 64 KiB reaches them.
 //!
-//! Extensions are strings, booleans or integers with the rules of their type; what an extension's own
-//! specification says about its values is left to those who use it.
+//! Extensions are strings, booleans or integers, and follow the rules of their type. Rules of an extension's own
+//! specification are left to its users.
 
 use std::borrow::Cow;
 
@@ -27,27 +27,27 @@ use super::{
     value::Value,
 };
 
-/// The most attributes that an event can have. An HTTP header map holds 24,576 fields; an event of 64 KiB, which
-/// every intermediary has to forward ("Size Limits"), has fewer than 11,000.
+/// Maximum number of attributes of an event. An HTTP header map holds 24,576 fields; an event of 64 KiB, which
+/// every intermediary must forward ("Size Limits"), has fewer than 11,000.
 pub const MAX_ATTRIBUTES: usize = 16_384;
 
-/// The longest name of an attribute, in bytes: what a header name can be, without its prefix. It is so long that
-/// an event of 64 KiB has none of it.
+/// Maximum length of an attribute's name, in bytes: that of a header name without the prefix. No event of 64 KiB
+/// can exceed it.
 pub const MAX_NAME: usize = 65_532;
 
-/// Checks the name of an attribute, the name of a JSON member that is none of `data` and `data_base64`, or what
-/// follows `ce-` in the name of a header.
+/// Checks the name of an attribute: that of a JSON member other than `data` and `data_base64`, or the part of a
+/// header name after `ce-`.
 pub(super) fn name(text: &str) -> Result<Name, Invalid> {
     let refuse = |detail: String| Err(Invalid::new(Reason::Name, detail).about(text));
     if text.is_empty() {
         return refuse("the name of an attribute is empty; use lower-case letters and digits".into());
     }
     if text == "data" {
-        return refuse("`data` is the event's data and no attribute; choose another name".into());
+        return refuse("`data` is the event's data, not an attribute; choose another name".into());
     }
     if !is_name(text.as_bytes()) {
         return refuse(format!(
-            "`{}` is no attribute name; use lower-case letters a-z and digits only",
+            "`{}` is not a valid attribute name; use only lower-case letters a-z and digits",
             excerpt(text)
         ));
     }
@@ -65,7 +65,7 @@ pub(super) fn is_uri(name: &Name) -> bool {
     matches!(name.as_str(), "source" | "dataschema")
 }
 
-/// Whether a text has the characters of a name.
+/// Whether a text consists of the characters of a name.
 pub(super) fn is_name(text: &[u8]) -> bool {
     !text.is_empty()
         && text
@@ -73,18 +73,18 @@ pub(super) fn is_name(text: &[u8]) -> bool {
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 
-/// Checks what makes attributes an event, and orders them by name.
+/// Checks the attributes of an event as a whole, and sorts them by name.
 pub(super) fn attributes(mut attributes: Vec<Attribute>) -> Result<Box<[Attribute]>, Invalid> {
     if attributes.len() > MAX_ATTRIBUTES {
         return Err(Invalid::new(
             Reason::TooMany,
             format!(
-                "the event has {} attributes, and {MAX_ATTRIBUTES} is the most; move some into the data",
+                "the event has {} attributes, more than the maximum of {MAX_ATTRIBUTES}; move some into the data",
                 attributes.len()
             ),
         ));
     }
-    // Stable, and by name only: the first of two duplicates is the one that came first.
+    // A stable sort by name only: of two duplicates, the one that came first stays first.
     attributes.sort_by(|a, b| a.name.cmp(&b.name));
     let find = |name: &str| {
         attributes
@@ -92,7 +92,7 @@ pub(super) fn attributes(mut attributes: Vec<Attribute>) -> Result<Box<[Attribut
             .ok()
             .and_then(|at| attributes.get(at))
     };
-    // First, since the other rules are those of this version.
+    // Checked first, because the other rules belong to this version.
     match find("specversion").map(|attribute| &attribute.value) {
         None => return Err(missing("specversion")),
         Some(Value::String(version)) if &**version == "1.0" => {}
@@ -132,7 +132,7 @@ fn missing(name: &str) -> Invalid {
     .about(name)
 }
 
-/// Checks the value of one attribute.
+/// Checks the value of an attribute.
 pub(super) fn value(name: &Name, value: &Value) -> Result<(), Invalid> {
     let text = match value {
         Value::String(text) => text,
@@ -140,7 +140,7 @@ pub(super) fn value(name: &Name, value: &Value) -> Result<(), Invalid> {
             return Err(Invalid::new(
                 Reason::Type,
                 format!(
-                    "the attribute `{}` has to be a string, and is `{value}`; put it in quotes",
+                    "the attribute `{}` must be a string, not `{value}`; put it in quotes",
                     name.as_str()
                 ),
             )
@@ -152,8 +152,8 @@ pub(super) fn value(name: &Name, value: &Value) -> Result<(), Invalid> {
         return Err(Invalid::new(
             Reason::Value,
             format!(
-                "the attribute `{}` has the character U+{:04X}, which no attribute may have; remove it or move the \
-                 value into the data",
+                "the attribute `{}` has the character U+{:04X}, which is not allowed in attributes; remove it or \
+                 move the value into the data",
                 excerpt(name.as_str()),
                 u32::from(forbidden)
             ),
@@ -176,15 +176,15 @@ pub(super) fn value(name: &Name, value: &Value) -> Result<(), Invalid> {
     let (well_formed, wanted) = match name.as_str() {
         _ if is_uri(name) => (
             syntax::is_uri_reference(text),
-            "a URI-reference (RFC 3986); percent-encode what a URI cannot have, such as spaces",
+            "a URI-reference (RFC 3986); percent-encode invalid characters, such as spaces",
         ),
         "time" => (
             syntax::is_timestamp(text),
-            "a timestamp (RFC 3339); write it like 2018-04-05T17:31:00Z",
+            "a timestamp (RFC 3339), such as 2018-04-05T17:31:00Z",
         ),
         "datacontenttype" => (
             syntax::is_media_type(text),
-            "a media type; write it like application/json",
+            "a media type, such as application/json",
         ),
         _ => return Ok(()),
     };
@@ -202,7 +202,7 @@ pub(super) fn value(name: &Name, value: &Value) -> Result<(), Invalid> {
     .about(name.as_str()))
 }
 
-/// Whether a character may be in a string ("Type System"). A `char` is never a lone surrogate.
+/// Whether a character is allowed in a string ("Type System"). A `char` is never a lone surrogate.
 fn is_allowed(character: char) -> bool {
     let code = u32::from(character);
     let control = code < 0x20 || (0x7f..0xa0).contains(&code);
@@ -210,8 +210,8 @@ fn is_allowed(character: char) -> bool {
     !control && !noncharacter
 }
 
-/// Replaces every character that an attribute may not have by U+FFFD, so that any text (a Sink's answer, an error)
-/// can become the value of an extension.
+/// Replaces every character that is not allowed in an attribute by U+FFFD, so that any text (a Sink's response, an
+/// error) can become the value of an extension.
 #[must_use]
 pub fn clean_text(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_allowed) {
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn names() {
+    fn accepts_and_rejects_names() {
         for text in [
             "a",
             "0",
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn other_versions_are_refused_before_anything_else() {
+    fn rejects_other_versions_before_anything_else() {
         for version in ["0.3", "1.0.2", "1", "2.0", ""] {
             assert_eq!(
                 refused(&[("specversion", Some(version.into())), ("id", None)]),
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn core_attributes_are_strings_and_extensions_may_be_more() {
+    fn core_attributes_must_be_strings_unlike_extensions() {
         for name in [
             "id",
             "source",
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn characters() {
+    fn rejects_forbidden_characters() {
         for text in [
             "Zürich €😀",
             "\u{a0}",
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn uris_timestamps_and_media_types() {
+    fn validates_uris_timestamps_and_media_types() {
         for (name, text) in [
             ("source", "#x"),
             ("source", "urn:a:b"),
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_attributes_as_can_be_carried() {
+    fn limits_the_number_of_attributes() {
         let extensions: Vec<String> = (0..MAX_ATTRIBUTES - 4)
             .map(|number| format!("x{number}"))
             .collect();

@@ -1,4 +1,4 @@
-//! The event: its attributes, decoded, and its wire form, as it was.
+//! The event: its decoded attributes, and its original wire form.
 
 use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
@@ -16,7 +16,7 @@ use super::{
     value::Value,
 };
 
-/// How an event is on the wire. An event of a batch is structured.
+/// Wire form of an event. An event in a batch is structured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// Attributes in headers, data in the body (HTTP binding, section 3.1).
@@ -25,19 +25,19 @@ pub enum Mode {
     Structured,
 }
 
-/// One CloudEvent, 1.0. Valid by construction, immutable, cheap to clone.
+/// A CloudEvent 1.0. Valid by construction, immutable, cheap to clone.
 #[derive(Clone)]
 pub struct Event(Arc<Inner>);
 
 #[derive(Clone)]
 struct Inner {
-    /// In order of their names, each once.
+    /// Sorted by name, without duplicates.
     attributes: Box<[Attribute]>,
     content: Content,
-    /// That of the hop that the event came by.
+    /// Context of the hop that the event arrived by.
     trace_context: Option<TraceContext>,
     lineage: Option<Lineage>,
-    /// What this was read from, so that writing it again costs nothing.
+    /// The record that this was read from, so that it need not be serialized again.
     record: Option<Bytes>,
 }
 
@@ -46,7 +46,7 @@ struct Inner {
 pub(super) struct Attribute {
     pub(super) name: Name,
     pub(super) value: Value,
-    /// The header value as it came in, where encoding the value would give another.
+    /// The original header value, if encoding the value would give a different one.
     pub(super) raw: Option<HeaderValue>,
 }
 
@@ -60,7 +60,7 @@ impl Attribute {
     }
 }
 
-/// The wire form, without what the attributes know.
+/// The wire form, except for the attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
     Binary {
@@ -74,20 +74,20 @@ pub(super) enum Content {
     },
 }
 
-/// Where the data is in the JSON text: the range of a member's value.
+/// Position of the data in the JSON text: the range of a member's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Member {
     Absent,
-    /// `data`, and the content type is JSON.
+    /// `data`, with a JSON content type.
     Json(Range<usize>),
-    /// `data`, a JSON string, and the content type is not JSON.
+    /// `data`, a JSON string, with another content type.
     Text(Range<usize>),
     /// `data_base64`, a JSON string.
     Base64(Range<usize>),
 }
 
 impl Event {
-    /// The caller answers for the order of the attributes, the required ones, and the ranges.
+    /// The caller guarantees the order of the attributes, the required ones, and the ranges.
     pub(super) fn from_parts(attributes: Box<[Attribute]>, content: Content, record: Option<Bytes>) -> Self {
         Self(Arc::new(Inner {
             attributes,
@@ -98,7 +98,7 @@ impl Event {
         }))
     }
 
-    /// The event as it was read from a record with this beside it.
+    /// Adds the context and the lineage stored in the event's record.
     pub(super) fn read_with(mut self, context: Option<TraceContext>, lineage: Option<Lineage>) -> Self {
         let inner = Arc::make_mut(&mut self.0);
         inner.trace_context = context;
@@ -114,31 +114,31 @@ impl Event {
         &self.0.content
     }
 
-    /// The context that is stored with the event.
+    /// Returns the context that is stored with the event.
     pub(super) fn stored_trace_context(&self) -> Option<&TraceContext> {
         self.0.trace_context.as_ref()
     }
 
-    /// Identifies the event within its source. Never empty.
+    /// Returns the `id`, which identifies the event within its source. Never empty.
     #[must_use]
     pub fn id(&self) -> &str {
         self.text("id")
     }
 
-    /// Where the event comes from, a URI-reference. Never empty.
+    /// Returns the `source`, a URI-reference. Never empty.
     #[must_use]
     pub fn source(&self) -> &str {
         self.text("source")
     }
 
-    /// What kind of event it is. Never empty.
+    /// Returns the `type`. Never empty.
     #[must_use]
     pub fn r#type(&self) -> &str {
         self.text("type")
     }
 
-    /// An attribute by its name: also `specversion`, `datacontenttype` (in binary mode the `Content-Type`), `time`
-    /// as the text that it was, and every extension. `None` if it is not set.
+    /// Returns an attribute by name: any extension, or a core attribute such as `specversion`, `datacontenttype`
+    /// (in binary mode the `Content-Type`) or `time` (its original text). `None` if it is not set.
     #[must_use]
     pub fn attribute(&self, name: &str) -> Option<&Value> {
         let attributes = &self.0.attributes;
@@ -148,7 +148,7 @@ impl Event {
         attributes.get(at).map(|attribute| &attribute.value)
     }
 
-    /// Every attribute, in order of the names.
+    /// Returns every attribute, sorted by name.
     pub fn attributes(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.0
             .attributes
@@ -156,7 +156,7 @@ impl Event {
             .map(|attribute| (attribute.name.as_str(), &attribute.value))
     }
 
-    /// How the event came in, or was built.
+    /// Returns the mode in which the event arrived or was built.
     #[must_use]
     pub fn mode(&self) -> Mode {
         match &self.0.content {
@@ -165,8 +165,8 @@ impl Event {
         }
     }
 
-    /// The data; `None` if there is none. In binary mode that is an empty body, since HTTP cannot tell empty data
-    /// from absent data.
+    /// Returns the data. In binary mode, an empty body is `None`, since HTTP cannot distinguish empty data from
+    /// absent data.
     #[must_use]
     pub fn data(&self) -> Option<Data<'_>> {
         match &self.0.content {
@@ -187,7 +187,7 @@ impl Event {
         }
     }
 
-    /// The data, if its content type says that it is JSON in UTF-8. Only in structured mode it surely is.
+    /// Returns the data if its content type is JSON in UTF-8. Its validity is guaranteed only in structured mode.
     #[must_use]
     pub fn json_data(&self) -> Option<Data<'_>> {
         let is_json = self.implied_content_type().is_some_and(|content_type| {
@@ -197,8 +197,8 @@ impl Event {
             .filter(|data| is_json && !matches!(data, Data::Text(_)))
     }
 
-    /// The content type that the data has when it leaves in another mode: the attribute, or what a `data` member
-    /// without one implies (JSON format, section 3.1.2).
+    /// Returns the content type of the data after a change of mode: the attribute, or the one implied by a `data`
+    /// member without one (JSON format, section 3.1.2).
     pub(super) fn implied_content_type(&self) -> Option<&str> {
         match (self.attribute("datacontenttype"), &self.0.content) {
             (Some(Value::String(content_type)), _) => Some(content_type),
@@ -213,7 +213,7 @@ impl Event {
         }
     }
 
-    /// About how many bytes of memory the event holds, for bounding queues.
+    /// Returns the approximate memory usage of the event in bytes, for bounding queues.
     #[must_use]
     pub fn size(&self) -> usize {
         match (&self.0.record, &self.0.content) {
@@ -228,7 +228,7 @@ impl Event {
         }
     }
 
-    /// When the event loses its worth (extension `expirytime`). `None` if it says nothing or nothing readable.
+    /// Returns the time at which the event expires (extension `expirytime`). `None` if absent or invalid.
     #[must_use]
     pub fn expires(&self) -> Option<Timestamp> {
         match self.attribute("expirytime")? {
@@ -237,15 +237,15 @@ impl Event {
         }
     }
 
-    /// Where the event stands in a trace: what [`Event::with_trace_context`] set, else what its extension says.
+    /// Returns the trace context: that of [`Event::with_trace_context`], or else that of the event's extension.
     #[must_use]
     pub fn trace_context(&self) -> Option<TraceContext> {
         let stored = self.stored_trace_context().cloned();
         stored.or_else(|| TraceContext::of_extension(self))
     }
 
-    /// The event with the trace context of the hop that it came by. It is stored with the event and is no part of it:
-    /// no attribute changes, and equality does not look at it.
+    /// Adds the trace context of the hop that the event arrived by. It is stored with the event, but is not part of
+    /// it: no attribute changes, and equality ignores it.
     #[must_use]
     pub fn with_trace_context(mut self, context: TraceContext) -> Self {
         let inner = Arc::make_mut(&mut self.0);
@@ -254,13 +254,13 @@ impl Event {
         self
     }
 
-    /// Where the event stands among those that followed from one event, as [`Event::with_lineage`] set it.
+    /// Returns the lineage set by [`Event::with_lineage`].
     #[must_use]
     pub fn lineage(&self) -> Option<Lineage> {
         self.0.lineage
     }
 
-    /// The event with its lineage. Like the trace context it is stored with the event and is no part of it.
+    /// Adds the lineage. Like the trace context, it is stored with the event, but is not part of it.
     #[must_use]
     pub fn with_lineage(mut self, lineage: Lineage) -> Self {
         let inner = Arc::make_mut(&mut self.0);
@@ -269,32 +269,32 @@ impl Event {
         self
     }
 
-    /// The form in which the event log keeps the event; see `record.rs`.
+    /// Serializes the event for the event log; see `record.rs`.
     #[must_use]
     pub fn to_record(&self) -> Bytes {
         self.0.record.clone().unwrap_or_else(|| record::write(self))
     }
 
-    /// Reads what [`Event::to_record`] wrote, in this or an earlier version of Weir. Body and text stay slices of
-    /// the record.
+    /// Reads a record that [`Event::to_record`] wrote, in this or an earlier version of Weir. Body and text remain
+    /// slices of the record.
     ///
     /// # Errors
-    /// [`RecordError`] when a newer version wrote the record, or it is damaged.
+    /// [`RecordError`] if a newer version wrote the record, or it is damaged.
     pub fn from_record(record: Bytes) -> Result<Self, RecordError> {
         record::read(record)
     }
 
-    /// The event as an HTTP message, in the given mode or else as it came in. In the mode that it came in, its
-    /// bytes are the ones that came in. An event whose data is itself an event always goes structured.
+    /// Converts the event to an HTTP message, in the given mode or else the original one. In the original mode, the
+    /// bytes are unchanged. An event whose data is itself an event is always sent structured.
     #[must_use]
     pub fn to_http(&self, mode: Option<Mode>) -> HttpMessage {
         binding::write(self, mode.unwrap_or_else(|| self.mode()))
     }
 
-    /// The event in the JSON format: the text that came in, or for an event in binary mode one that is made.
+    /// Returns the event in the JSON format: the original text, or for an event in binary mode a generated one.
     ///
-    /// Data is a JSON value where the content type is JSON and the body is; a string where the content type is
-    /// text in UTF-8 and the body is; Base64 in every other case (JSON format, section 3.1.1).
+    /// The data becomes a JSON value if the content type and the body are JSON, a string if they are text in UTF-8,
+    /// and Base64 otherwise (JSON format, section 3.1.1).
     #[must_use]
     pub fn to_json(&self) -> Bytes {
         match &self.0.content {
@@ -303,14 +303,14 @@ impl Event {
         }
     }
 
-    /// A copy of the event with extension attributes set or replaced by these strings. Every other byte stays as
-    /// it was; in structured mode the values are put into the JSON text.
+    /// Returns a copy of the event with these string extensions set or replaced. All other bytes stay the same; in
+    /// structured mode the values are inserted into the JSON text.
     ///
-    /// Use [`super::clean_text`] on a value that may have characters which attributes may not.
+    /// Use [`super::clean_text`] on a value that may contain forbidden characters.
     ///
     /// # Errors
-    /// [`Invalid`] when a name or a value is none, a name is given twice or belongs to the core specification, or
-    /// there are too many.
+    /// [`Invalid`] if a name or a value is invalid, a name is given twice or belongs to the core specification, or
+    /// there are too many attributes.
     pub fn with_extensions<'a>(
         &self,
         extensions: impl IntoIterator<Item = (&'a str, &'a str)>,
@@ -322,7 +322,7 @@ impl Event {
                 return Err(Invalid::new(
                     Reason::Name,
                     format!(
-                        "`{}` is no extension and stays as the producer set it",
+                        "`{}` is a core attribute, which must stay as the producer set it",
                         excerpt(name)
                     ),
                 )
@@ -352,7 +352,7 @@ impl Event {
                 content_type, text, ..
             } => {
                 let (text, data) = json::splice(text, &set).unwrap_or_else(|| {
-                    // Only a damaged record has a text that cannot be read again.
+                    // The text can be re-read, unless the record is damaged.
                     let content = self.0.content.clone();
                     json::write(&Self::from_parts(attributes.clone(), content, None))
                 });
@@ -376,7 +376,7 @@ impl Event {
 }
 
 impl PartialEq for Event {
-    /// The same attributes and the same bytes in the same mode.
+    /// Equal if attributes, bytes and mode are the same.
     fn eq(&self, other: &Self) -> bool {
         self.0.attributes == other.0.attributes && self.0.content == other.0.content
     }
@@ -385,7 +385,7 @@ impl PartialEq for Event {
 impl Eq for Event {}
 
 impl fmt::Debug for Event {
-    /// Without the data, which may be confidential and long.
+    /// Omits the data, which may be confidential and long.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Event")
             .field("mode", &self.mode())
@@ -394,7 +394,7 @@ impl fmt::Debug for Event {
     }
 }
 
-/// How data in bytes is written in JSON.
+/// Classifies binary data for JSON.
 pub(super) fn classify<'a>(body: &'a Bytes, content_type: Option<&str>) -> Data<'a> {
     let text = content_type
         .filter(|content_type| media_type::is_utf8(content_type))

@@ -16,7 +16,8 @@ use super::{
     value::Value,
 };
 
-/// What is percent-encoded in a header besides everything outside ASCII (section 3.1.3.2): controls, space, `"`, `%`.
+/// Characters percent-encoded in a header, besides everything outside ASCII (section 3.1.3.2): controls, space,
+/// `"`, `%`.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
 /// An event as an HTTP message, without method and target.
@@ -28,17 +29,17 @@ pub struct HttpMessage {
     pub body: Bytes,
 }
 
-/// What came in.
+/// Content of a received message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// A message of one event, in binary or structured mode.
+    /// A single event, in binary or structured mode.
     Single(Event),
     /// A batch, which may be empty.
     Batch(Vec<Event>),
 }
 
 impl Received {
-    /// The events in the order of the message.
+    /// Returns the events in the order of the message.
     #[must_use]
     pub fn into_events(self) -> Vec<Event> {
         match self {
@@ -47,8 +48,8 @@ impl Received {
         }
     }
 
-    /// The trace context that the message continues, given that of its headers. They tell of the hop, and go before
-    /// what the extension of a single event says of where its trace began.
+    /// Returns the trace context that the message continues. The context in the headers describes the hop, and
+    /// takes precedence over the extension of a single event, which describes where its trace started.
     #[must_use]
     pub fn trace_context(&self, of_headers: Option<TraceContext>) -> Option<TraceContext> {
         of_headers.or_else(|| match self {
@@ -57,8 +58,8 @@ impl Received {
         })
     }
 
-    /// The events in the order of the message, with the trace context of their hop. In a batch the producer gives an
-    /// event a context of its own by the extension, and that stays.
+    /// Returns the events in the order of the message, with the trace context of their hop. In a batch, an event
+    /// with a context in its extension keeps that.
     #[must_use]
     pub fn into_events_in(self, context: Option<TraceContext>) -> Vec<Event> {
         let context = context.as_ref();
@@ -80,7 +81,7 @@ fn in_context(event: Event, context: Option<&TraceContext>, is_of_batch: bool) -
     }
 }
 
-/// The events of a message, read one by one, so that no more of a large batch is in memory than its user keeps.
+/// The events of a message, parsed lazily, so that no more of a large batch is in memory than the caller keeps.
 #[derive(Debug)]
 pub struct Unread {
     message: Message,
@@ -103,7 +104,7 @@ impl Unread {
         matches!(self.message, Message::Batch { .. })
     }
 
-    /// The event, if it is not a batch.
+    /// Returns the event, if it is not a batch.
     #[must_use]
     pub fn single(&self) -> Option<&Event> {
         match &self.message {
@@ -112,7 +113,7 @@ impl Unread {
         }
     }
 
-    /// Each event with the trace context of their hop: see [`Received::into_events_in`].
+    /// Sets the trace context of the hop; see [`Received::into_events_in`].
     #[must_use]
     pub fn in_context(self, context: Option<TraceContext>) -> Self {
         Self { context, ..self }
@@ -143,14 +144,14 @@ impl Iterator for Unread {
 
 impl ExactSizeIterator for Unread {}
 
-/// The content coding of a message's body, if there is one. A coding is a property of the hop, not an attribute of the
-/// event: passing the bytes on without it would change what they mean.
+/// Returns the content coding of a message's body, if any. A coding is a property of the hop, not an attribute of
+/// the event: forwarding the bytes without it would change their meaning.
 #[must_use]
 pub fn content_coding(headers: &HeaderMap) -> Option<String> {
     coding_other_than("identity", headers, header::CONTENT_ENCODING)
 }
 
-/// The transfer coding of a message's body, if there is another than `chunked`, which is undone by then (RFC 9112, 6.1).
+/// Returns the transfer coding of a message's body, other than `chunked`, which is already decoded (RFC 9112, 6.1).
 #[must_use]
 pub fn transfer_coding(headers: &HeaderMap) -> Option<String> {
     coding_other_than("chunked", headers, header::TRANSFER_ENCODING)
@@ -165,7 +166,7 @@ fn coding_other_than(plain: &str, headers: &HeaderMap, name: HeaderName) -> Opti
     Some(String::from_utf8_lossy(other.as_bytes()).into_owned())
 }
 
-/// Whether an HTTP message says that it is an event, or a batch of them: by its `Content-Type` or by `ce-specversion`.
+/// Whether an HTTP message declares itself an event or a batch, by its `Content-Type` or by `ce-specversion`.
 #[must_use]
 pub fn is_event(headers: &HeaderMap) -> bool {
     let format = headers
@@ -174,7 +175,7 @@ pub fn is_event(headers: &HeaderMap) -> bool {
     headers.contains_key("ce-specversion") || format.is_some_and(is_event_format)
 }
 
-/// Whether an HTTP message says that it is a batch of events.
+/// Whether an HTTP message declares itself a batch of events.
 #[must_use]
 pub fn is_batch(headers: &HeaderMap) -> bool {
     let format = headers
@@ -183,16 +184,15 @@ pub fn is_batch(headers: &HeaderMap) -> bool {
     format.is_some_and(|format| starts_with(format, "application/cloudevents-batch"))
 }
 
-/// Whether a content type says that the body is an event, in whatever format, or a batch (section 3).
+/// Whether a content type denotes an event in any format, or a batch (section 3).
 fn is_event_format(content_type: &str) -> bool {
     starts_with(content_type, "application/cloudevents")
 }
 
-/// Reads an HTTP message. The mode is told by the `Content-Type` (section 3): first batched, then structured, and
-/// binary if it is neither.
+/// Parses an HTTP message. The `Content-Type` determines the mode (section 3): batched, structured, or else binary.
 ///
 /// # Errors
-/// [`Invalid`] when it is no valid event; in a batch, with the place of the first that is none.
+/// [`Invalid`] if it is not a valid event; for a batch, with the index of the first invalid one.
 pub fn read_http(headers: &HeaderMap, body: Bytes) -> Result<Received, Invalid> {
     match read_http_each(headers, body)? {
         Unread {
@@ -203,10 +203,10 @@ pub fn read_http(headers: &HeaderMap, body: Bytes) -> Result<Received, Invalid> 
     }
 }
 
-/// Reads an HTTP message like [`read_http`], and of a batch each event when it is asked for.
+/// Parses an HTTP message like [`read_http`], but the events of a batch lazily.
 ///
 /// # Errors
-/// [`Invalid`] when it is neither a valid event nor a JSON array.
+/// [`Invalid`] if it is neither a valid event nor a JSON array.
 pub fn read_http_each(headers: &HeaderMap, body: Bytes) -> Result<Unread, Invalid> {
     let unread = |message| Unread {
         message,
@@ -277,7 +277,7 @@ fn read_binary(headers: &HeaderMap, content_type: &str, body: Bytes) -> Result<E
         if name == "datacontenttype" {
             return Err(Invalid::new(
                 Reason::Name,
-                "`ce-datacontenttype` is not sent in binary mode; the Content-Type header is this attribute",
+                "`ce-datacontenttype` is not allowed in binary mode; use the Content-Type header instead",
             )
             .about(name));
         }
@@ -306,7 +306,7 @@ fn read_attribute(name: Name, header: &HeaderValue) -> Result<Attribute, Invalid
     let problem = |problem: Invalid| problem.about(name.as_str());
     let mut decoded = decode(header).map_err(problem)?;
     if checks::is_uri(&name) && !syntax::is_uri_reference(&decoded) {
-        // Most producers send values as they are, and a URI has percent-encoding of its own.
+        // Most producers send URIs unencoded, and a URI has percent-encoding of its own.
         let as_sent = text_of(header).map_err(problem)?;
         if syntax::is_uri_reference(as_sent) {
             decoded = Cow::Borrowed(as_sent);
@@ -318,8 +318,8 @@ fn read_attribute(name: Name, header: &HeaderValue) -> Result<Attribute, Invalid
     Ok(Attribute { name, value, raw })
 }
 
-/// Section 3.1.3.2: a value in double quotes is unquoted, then percent-decoded once. Producers that send UTF-8 as it
-/// is are understood too.
+/// Decodes a header value per section 3.1.3.2: removes double quotes, then percent-decodes once. Raw UTF-8 is
+/// accepted too.
 fn decode(header: &HeaderValue) -> Result<Cow<'_, str>, Invalid> {
     let text = text_of(header)?;
     let unquoted = match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
@@ -374,8 +374,8 @@ fn encode(text: &str) -> Option<HeaderValue> {
     }
 }
 
-/// Writes an event in a mode; in the one that it has, the bytes are the ones that came in. Some events have no binary
-/// mode.
+/// Serializes an event in a mode. In its original mode, the bytes are unchanged. Some events cannot be sent in
+/// binary mode.
 pub(super) fn write(event: &Event, mode: Mode) -> HttpMessage {
     let mode = match mode {
         Mode::Binary if !has_binary_mode(event) => Mode::Structured,
@@ -409,8 +409,9 @@ pub(super) fn write(event: &Event, mode: Mode) -> HttpMessage {
     }
 }
 
-/// Data that is itself an event has none: with its content type the message would be taken for that event. Nor has text
-/// from a JSON document, which is UTF-8, where its content type names another charset.
+/// Whether the event can be sent in binary mode. Data that is itself an event cannot, because its content type
+/// would make the message look like that event. Neither can text from a JSON document, which is UTF-8, if its
+/// content type names another charset.
 fn has_binary_mode(event: &Event) -> bool {
     let Some(content_type) = event.implied_content_type() else {
         return true;
@@ -445,7 +446,7 @@ fn binary_headers(event: &Event) -> HeaderMap {
             .raw
             .clone()
             .or_else(|| encode(&attribute.value.canonical()));
-        // A checked name and an encoded value are always a header.
+        // A validated name and an encoded value always form a valid header.
         if let (Some(name), Some(value)) = (attribute.name.header(), value) {
             headers.append(name, value);
         }
@@ -498,7 +499,7 @@ mod tests {
     const EVENT: &str = r#"{ "specversion":"1.0", "id":"1", "source":"/s", "type":"t", "n":7, "b":true, "gone":null, "data": {"x": 1.10} }"#;
 
     #[test]
-    fn the_mode_is_told_by_the_content_type() {
+    fn content_type_determines_the_mode() {
         for content_type in [
             "application/cloudevents+json",
             "Application/CloudEvents+JSON; charset=UTF-8",
@@ -536,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_read_says_that_it_is_an_event() {
+    fn readable_messages_are_recognized_as_events() {
         for content_type in [
             "application/cloudevents+json",
             " application/cloudevents+json",
@@ -556,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_as_data_goes_structured_in_every_mode() {
+    fn event_as_data_is_always_sent_structured() {
         let text = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","datacontenttype":"application/CloudEvents+json","data":{"id":"inner"}}"#;
         let received = &structured("application/cloudevents+json", text).unwrap()[0];
         let built = EventBuilder::new()
@@ -577,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn binary_headers_are_decoded_once() {
+    fn decodes_binary_headers_once() {
         for (sent, decoded) in [
             ("plain", "plain"),
             ("Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro € 😀"),
@@ -604,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_understood_whether_or_not_its_sender_encodes() {
+    fn accepts_encoded_and_unencoded_sources() {
         for (sent, source) in [
             ("/a%20b", "/a%20b"),
             ("/m%C3%BCnchen", "/m%C3%BCnchen"),
@@ -624,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn data_that_is_not_what_its_type_says_survives_both_ways() {
+    fn data_that_contradicts_its_type_survives_both_conversions() {
         let event = binary(&[("content-type", "text/json")], "hi").unwrap();
         let message = event.to_http(Some(Mode::Structured));
         let back = read_http(&message.headers, message.body)
@@ -635,7 +636,7 @@ mod tests {
     }
 
     #[test]
-    fn the_headers_context_goes_before_the_extension_but_for_the_events_of_a_batch() {
+    fn header_context_precedes_the_extension_except_in_a_batch() {
         const HOP: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         const ORIGIN: &str = "00-0af7651916cd43dd8448eb211c80319c-b9c7c989f97918e1-01";
         let plain = || binary(&[], "").unwrap();
@@ -677,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn binary_mode_refuses_what_it_must() {
+    fn binary_mode_rejects_invalid_messages() {
         for (more, attribute) in [
             (("ce-id", "2"), Some("id")),
             (("ce-datacontenttype", "a/b"), Some("datacontenttype")),
@@ -702,7 +703,7 @@ mod tests {
     }
 
     #[test]
-    fn binary_mode_passes_the_body_and_no_other_header() {
+    fn binary_mode_keeps_the_body_and_no_other_header() {
         let event = binary(
             &[
                 ("content-type", "text/plain; charset=latin1"),
@@ -797,7 +798,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_keeps_each_event_as_it_stands() {
+    fn batch_keeps_each_event_verbatim() {
         let first = r#"{"specversion":"1.0", "id":"1","source":"/s","type":"t"}"#;
         let body = Box::leak(format!("[ {first} ,\n{EVENT}]").into_boxed_str());
         let events = structured("application/cloudevents-batch+json", body).unwrap();

@@ -1,33 +1,33 @@
-//! Why something is not a valid event: for the producer, for the metrics, and for the status of the answer.
+//! Why an input is not a valid event: for the producer, the metrics, and the status of the response.
 
 use std::fmt;
 
 use http::StatusCode;
 
-/// What kind of rule was broken.
+/// The kind of rule that was violated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// Neither structured content nor a `ce-specversion` header.
     NotACloudEvent,
-    /// An event format that Weir does not read, such as `application/cloudevents+xml`.
+    /// Unsupported event format, such as `application/cloudevents+xml`.
     UnsupportedFormat,
-    /// Structured content in another character encoding than UTF-8.
+    /// Structured content in a character encoding other than UTF-8.
     UnsupportedCharset,
-    /// The body is not the JSON that its content type says.
+    /// The body is not the JSON that its content type declares.
     MalformedJson,
     /// A `specversion` other than `1.0`.
     UnsupportedVersion,
     /// A required attribute is missing.
     Missing,
-    /// An attribute that must not be empty is.
+    /// An attribute that must not be empty is empty.
     Empty,
     /// An attribute occurs twice.
     Duplicate,
-    /// A name that no attribute can have, or not in this place.
+    /// An invalid name of an attribute, or one that is not allowed here.
     Name,
-    /// A value of a type that the attribute cannot have.
+    /// A value whose type is not allowed for the attribute.
     Type,
-    /// A value that breaks its type's rules: characters, URI, timestamp, media type, header encoding.
+    /// A value that violates the rules of its type: characters, URI, timestamp, media type, header encoding.
     Value,
     /// Data that contradicts itself or its content type.
     Data,
@@ -36,7 +36,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// A stable label for metrics and for the `type` of a problem document.
+    /// Stable label for metrics and for the `type` of a problem document.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -56,7 +56,7 @@ impl Reason {
         }
     }
 
-    /// The status to answer with: 415 for a format or encoding that Weir does not read, else 400.
+    /// Status of the response: 415 for an unsupported format or encoding, else 400.
     #[must_use]
     pub const fn status(self) -> StatusCode {
         match self {
@@ -76,7 +76,7 @@ impl Reason {
     }
 }
 
-/// Why something is not a valid event.
+/// Why an input is not a valid event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Invalid {
     reason: Reason,
@@ -105,37 +105,37 @@ impl Invalid {
         self
     }
 
-    /// What kind of rule was broken.
+    /// Returns the kind of rule that was violated.
     #[must_use]
     pub fn reason(&self) -> Reason {
         self.reason
     }
 
-    /// The status to answer with: 400 or 415.
+    /// Returns the status of the response: 400 or 415.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         self.reason.status()
     }
 
-    /// A stable label for metrics; see [`Reason::label`].
+    /// Returns a stable label for metrics; see [`Reason::label`].
     #[must_use]
     pub fn label(&self) -> &'static str {
         self.reason.label()
     }
 
-    /// The attribute (or JSON member) concerned. It comes from the producer: shortened and escaped.
+    /// Returns the attribute (or JSON member) concerned, truncated and escaped, since it comes from the producer.
     #[must_use]
     pub fn attribute(&self) -> Option<&str> {
         self.attribute.as_deref()
     }
 
-    /// The event's place in its batch, from 0; `None` when the message as a whole is concerned.
+    /// Returns the event's index in its batch, from 0; `None` if the message as a whole is concerned.
     #[must_use]
     pub fn index(&self) -> Option<usize> {
         self.index
     }
 
-    /// What is wrong and what to do, as a sentence for a human.
+    /// Returns a sentence for humans: what is wrong and what to do.
     #[must_use]
     pub fn detail(&self) -> &str {
         &self.detail
@@ -151,7 +151,7 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// The beginning of a text that a producer sent, fit for a message and a log line.
+/// Truncates and escapes a producer's text for messages and log lines.
 pub(super) fn excerpt(text: &str) -> String {
     const LONGEST: usize = 64;
     let mut shown: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_names_the_event_of_the_batch() {
+    fn message_names_the_event_in_the_batch() {
         let invalid = Invalid::new(Reason::Missing, "the attribute `id` is missing").about("id");
         assert_eq!(invalid.to_string(), "the attribute `id` is missing");
         assert_eq!(
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_producer_sent_is_shortened_and_escaped() {
+    fn truncates_and_escapes_producer_text() {
         assert_eq!(excerpt("a\r\nb"), "a\\r\\nb");
         assert_eq!(excerpt(&"ä".repeat(64)), "ä".repeat(64));
         assert_eq!(excerpt(&"ä".repeat(65)), format!("{}…", "ä".repeat(64)));

@@ -1,7 +1,7 @@
 //! The JSON event format 1.0.2.
 //!
-//! Attributes are decoded; everything else stays the text that it was, since numbers and the order of members
-//! would not survive being written again.
+//! Only attributes are decoded. Everything else stays as text, because numbers and the order of members would not
+//! survive re-serialization.
 
 use std::{fmt, ops::Range};
 
@@ -23,10 +23,10 @@ use super::{
     value::Value,
 };
 
-/// What some editors put before a text. It must not be sent with JSON (RFC 8259, section 8.1).
+/// Added by some editors. Not allowed in JSON that is transmitted (RFC 8259, section 8.1).
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// The members of an object in their order, with their values as text.
+/// The members of an object in order, with their values as text.
 struct Members<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Members<'de> {
@@ -53,7 +53,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
-/// Reads one event.
+/// Parses an event.
 pub(super) fn read(text: Bytes, content_type: HeaderValue) -> Result<Event, Invalid> {
     let (attributes, data) = parse(utf8(&text)?)?;
     Ok(Event::from_parts(
@@ -67,14 +67,14 @@ pub(super) fn read(text: Bytes, content_type: HeaderValue) -> Result<Event, Inva
     ))
 }
 
-/// Where the elements of a batch are in its text.
+/// Returns the ranges of a batch's elements in its text.
 pub(super) fn elements(text: &Bytes) -> Result<Vec<Range<usize>>, Invalid> {
     let text = utf8(text)?;
     let elements: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| malformed(&error))?;
     Ok(elements.iter().map(|element| range_in(text, element)).collect())
 }
 
-/// Reads an element of a batch; it keeps its part of the text.
+/// Parses an element of a batch, which keeps its slice of the text.
 pub(super) fn read_element(text: &Bytes, index: usize, range: Range<usize>) -> Result<Event, Invalid> {
     let content_type = HeaderValue::from_static(media_type::STRUCTURED);
     read(text.slice(range), content_type).map_err(|invalid| invalid.at(index))
@@ -84,13 +84,13 @@ fn utf8(text: &[u8]) -> Result<&str, Invalid> {
     let text = std::str::from_utf8(text).map_err(|error| {
         Invalid::new(
             Reason::MalformedJson,
-            format!("the body is not UTF-8 from byte {} on", error.valid_up_to()),
+            format!("the body is not valid UTF-8 at byte {}", error.valid_up_to()),
         )
     })?;
     if text.starts_with(BYTE_ORDER_MARK) {
         return Err(Invalid::new(
             Reason::MalformedJson,
-            "the body begins with a byte order mark (U+FEFF), which is not allowed in JSON sent over HTTP; remove it",
+            "the body starts with a byte order mark (U+FEFF), which is not allowed in JSON sent over HTTP; remove it",
         ));
     }
     Ok(text)
@@ -99,7 +99,7 @@ fn utf8(text: &[u8]) -> Result<&str, Invalid> {
 fn malformed(error: &serde_json::Error) -> Invalid {
     Invalid::new(
         Reason::MalformedJson,
-        format!("the body is not the JSON that its Content-Type says: {error}"),
+        format!("the body is not valid JSON, as its Content-Type declares: {error}"),
     )
 }
 
@@ -129,7 +129,7 @@ fn parse(text: &str) -> Result<(Box<[Attribute]>, Member), Invalid> {
         (Some(_), Some(_)) => {
             return Err(data_problem(
                 "data",
-                "`data` and `data_base64` exclude each other; send one",
+                "`data` and `data_base64` are mutually exclusive; send one",
             ));
         }
     };
@@ -145,7 +145,7 @@ fn check_duplicates(members: &[(String, &RawValue)]) -> Result<(), Invalid> {
     }
 }
 
-/// `None` for `null`, which unsets (section 2.2).
+/// `None` for `null`, which unsets the attribute (section 2.2).
 fn attribute_value(name: &Name, text: &str) -> Result<Option<Value>, Invalid> {
     let refuse = |reason, detail: String| Err(Invalid::new(reason, detail).about(name.as_str()));
     let shown = excerpt(name.as_str());
@@ -157,13 +157,13 @@ fn attribute_value(name: &Name, text: &str) -> Result<Option<Value>, Invalid> {
             Ok(text) => Ok(Some(Value::String(text.into()))),
             Err(error) => refuse(
                 Reason::Value,
-                format!("the attribute `{shown}` is no string of characters: {error}"),
+                format!("the attribute `{shown}` is not a valid string: {error}"),
             ),
         },
         Some(b'{' | b'[') => refuse(
             Reason::Type,
             format!(
-                "the attribute `{shown}` is an object or array; only data can be, attributes are strings, booleans or integers"
+                "the attribute `{shown}` is an object or array; attributes must be strings, booleans or integers"
             ),
         ),
         _ => match text.parse() {
@@ -171,7 +171,7 @@ fn attribute_value(name: &Name, text: &str) -> Result<Option<Value>, Invalid> {
             Err(_) => refuse(
                 Reason::Type,
                 format!(
-                    "the attribute `{shown}` is {}, which is no integer of 32 bits; send it as a string",
+                    "the attribute `{shown}` is {}, which is not a 32-bit integer; send it as a string",
                     excerpt(text)
                 ),
             ),
@@ -213,17 +213,17 @@ fn data_problem(member: &str, detail: &str) -> Invalid {
     Invalid::new(Reason::Data, detail).about(member)
 }
 
-/// Where a value that was borrowed from the text stands in it.
+/// Returns the range in the text of a value borrowed from it.
 fn range_in(text: &str, value: &RawValue) -> Range<usize> {
     let start = value.get().as_ptr().addr().saturating_sub(text.as_ptr().addr());
     start..start + value.get().len()
 }
 
-/// The string that a JSON string stands for.
+/// Decodes a JSON string.
 pub(super) fn string(text: &str) -> Result<std::borrow::Cow<'_, str>, serde_json::Error> {
     let inner = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
     match inner {
-        // The text of a value that was parsed has no bare control characters or quotes left to refuse.
+        // The text of a parsed value cannot contain bare control characters or quotes.
         Some(inner)
             if inner
                 .bytes()
@@ -235,12 +235,12 @@ pub(super) fn string(text: &str) -> Result<std::borrow::Cow<'_, str>, serde_json
     }
 }
 
-/// Whether a text is one JSON value.
+/// Whether a text is a single JSON value.
 pub(super) fn is_json(text: &str) -> bool {
     serde_json::from_str::<&RawValue>(text).is_ok()
 }
 
-/// Writes an event as a new text, and says where its data is.
+/// Serializes an event, and returns the position of its data.
 pub(super) fn write(event: &Event) -> (Vec<u8>, Member) {
     let mut text = vec![b'{'];
     for (name, value) in event.attributes() {
@@ -284,12 +284,12 @@ fn push_data(text: &mut Vec<u8>, data: &Data<'_>) -> Member {
 }
 
 fn push_string(text: &mut Vec<u8>, string: &str) {
-    // A string always serialises, and a vector takes every write.
+    // Serializing a string to a vector cannot fail.
     let written = serde_json::to_writer(&mut *text, string);
     debug_assert!(written.is_ok());
 }
 
-/// Puts attributes into a text that stays as it is otherwise. `None` if the text is not an event's.
+/// Sets attributes in a text that otherwise stays the same. `None` if the text is not that of an event.
 pub(super) fn splice(text: &[u8], set: &[Attribute]) -> Option<(Vec<u8>, Member)> {
     let text = std::str::from_utf8(text).ok()?;
     let Members(members) = serde_json::from_str(text).ok()?;
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn values_have_the_types_of_the_format() {
+    fn maps_json_types_to_attribute_types() {
         let event = event(r#","n":-2147483648,"b":false,"s":"\u20ac","u":null,"zero":-0"#).unwrap();
         assert_eq!(event.attribute("n"), Some(&Value::Integer(i32::MIN)));
         assert_eq!(event.attribute("b"), Some(&Value::Boolean(false)));
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_named() {
+    fn errors_name_the_attribute() {
         for (more, reason, attribute) in [
             (r#","x":1.0"#, Reason::Type, "x"),
             (r#","x":2147483648"#, Reason::Type, "x"),
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn data_is_what_it_is() {
+    fn reads_data_of_every_kind() {
         for (more, data) in [
             ("", None),
             (r#","data":null"#, Some(Data::Json("null"))),
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn extensions_are_put_into_the_text() {
+    fn inserts_extensions_into_the_text() {
         let before = event(r#","old": "x" , "data": {"a": 1.10}"#).unwrap();
         let after = before.with_extensions([("new", "€\""), ("old", "y")]).unwrap();
         assert_eq!(

@@ -1,32 +1,32 @@
-//! Where an event stands among those that followed from one event, so that loops end.
+//! The position of an event among those derived from one event. Used to stop loops.
 
 use std::fmt;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// The origin of an event, and its distance from it. It is kept beside the event and is no part of it.
+/// The origin of an event, and its distance from it. It is kept beside the event, but is not part of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lineage {
-    /// Deliveries that led to the event, one from another.
+    /// Number of successive deliveries that led to the event.
     pub hops: u32,
-    /// The event that all began with; absent where it is not known.
+    /// The event that the chain started with; `None` if unknown.
     pub origin: Option<Origin>,
 }
 
-/// Identifies an event that others followed from.
+/// Identifies the first event of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Chosen at random when that event was accepted.
+    /// Random id, assigned when that event was accepted.
     pub id: u64,
-    /// How many events had followed from it when this one did, itself included; 0 of the origin itself.
+    /// Number of events derived from it so far, including this one; 0 for the origin itself.
     pub descendants: u32,
 }
 
 impl Lineage {
-    /// The header that carries it: `HOPS;origin=ID;descendants=NUMBER`, the hops in decimal and the id in hexadecimal.
+    /// The header that carries it: `HOPS;origin=ID;descendants=NUMBER`, with decimal hops and a hexadecimal id.
     pub const HEADER: HeaderName = HeaderName::from_static("weir-hops");
 
-    /// The lineage of an event that nothing led to.
+    /// Returns the lineage of an event at the start of a chain.
     #[must_use]
     pub fn of_origin(id: u64) -> Self {
         Self {
@@ -35,7 +35,7 @@ impl Lineage {
         }
     }
 
-    /// Reads the header. `None` if it is absent or unreadable.
+    /// Parses the header. `None` if it is absent or invalid.
     #[must_use]
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let text = headers.get(Self::HEADER)?.to_str().ok()?;
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn is_read_as_it_was_written() {
+    fn survives_a_round_trip() {
         let origin = |id, descendants| Some(Origin { id, descendants });
         let table = [
             (0, None),
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_to_it_later_is_passed_over_and_what_is_unreadable_is_none() {
+    fn ignores_unknown_parameters_and_rejects_invalid_headers() {
         let with_origin = Lineage {
             hops: 2,
             origin: Some(Origin {

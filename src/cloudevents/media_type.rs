@@ -1,10 +1,10 @@
-//! What a media type says about the bytes it describes. Everything compares case-insensitively (RFC 2045,
-//! section 5.1; core specification, `datacontenttype`).
+//! Properties of media types. All comparisons are case-insensitive (RFC 2045, section 5.1; core specification,
+//! `datacontenttype`).
 
-/// The media type of one event in JSON (JSON format, section 3).
+/// Media type of an event in JSON (JSON format, section 3).
 pub(super) const STRUCTURED: &str = "application/cloudevents+json";
 
-/// The `type/subtype`, without parameters.
+/// Returns the `type/subtype`, without parameters.
 pub(super) fn essence(media_type: &str) -> &str {
     parts(media_type)
         .next()
@@ -12,7 +12,7 @@ pub(super) fn essence(media_type: &str) -> &str {
         .trim_matches([' ', '\t'])
 }
 
-/// What semicolons part that are not in a quoted string: the `type/subtype`, then the parameters.
+/// Splits at semicolons outside quoted strings: the `type/subtype`, then the parameters.
 pub(super) fn parts(media_type: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(media_type);
     std::iter::from_fn(move || {
@@ -27,21 +27,21 @@ pub(super) fn is_json(media_type: &str) -> bool {
     subtype_is(media_type, "json")
 }
 
-/// Whether data of this type is text that JSON may hold as a string. All else is kept as Base64, which is right
-/// for every type, so this only has to know the ones that people want to read.
+/// Whether data of this type is text that JSON may hold as a string. Other data is stored as Base64, which is valid
+/// for every type, so this covers only the types that people want to read.
 pub(super) fn is_text(media_type: &str) -> bool {
     let essence = essence(media_type);
     let (kind, _) = essence.split_once('/').unwrap_or_default();
     kind.eq_ignore_ascii_case("text") || subtype_is(media_type, "xml") || subtype_is(media_type, "yaml")
 }
 
-/// Whether the type lets its data be UTF-8: it says so or says nothing.
+/// Whether the type permits UTF-8 data: its charset is UTF-8 or unspecified.
 pub(super) fn is_utf8(media_type: &str) -> bool {
     parameter(media_type, "charset").is_none_or(|charset| charset.eq_ignore_ascii_case("utf-8"))
 }
 
-/// Whether a text in UTF-8 is, as it stands, data of this type: its charset is UTF-8, or one that has ASCII in the same
-/// places and the text is ASCII.
+/// Whether a text in UTF-8 is also valid data of this type: its charset is UTF-8, or is a superset of ASCII and the
+/// text is ASCII.
 pub(super) fn is_in_charset(text: &[u8], media_type: &str) -> bool {
     let has_ascii = |charset: &str| {
         let charset = charset.to_ascii_lowercase();
@@ -53,7 +53,8 @@ pub(super) fn is_in_charset(text: &[u8], media_type: &str) -> bool {
     is_utf8(media_type) || text.is_ascii() && parameter(media_type, "charset").is_some_and(has_ascii)
 }
 
-/// The first parameter of a name, without quotes. Escapes in quoted values are left: no charset has any.
+/// Returns the first parameter with this name, without quotes. Does not unescape quoted values: no charset needs
+/// it.
 pub(super) fn parameter<'a>(media_type: &'a str, name: &str) -> Option<&'a str> {
     let value = parts(media_type).skip(1).find_map(|parameter| {
         let (key, value) = parameter.split_once('=')?;
@@ -63,7 +64,7 @@ pub(super) fn parameter<'a>(media_type: &'a str, name: &str) -> Option<&'a str> 
     Some(quoted.unwrap_or(value))
 }
 
-/// Splits at the first semicolon that is not in a quoted string.
+/// Splits at the first semicolon outside a quoted string.
 fn split_parameter(text: &str) -> (&str, Option<&str>) {
     let (mut quoted, mut escaped) = (false, false);
     for (at, byte) in text.bytes().enumerate() {
@@ -91,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_by_subtype_or_suffix() {
+    fn recognizes_json_by_subtype_or_suffix() {
         for media_type in [
             "application/json",
             "TEXT/JSON",
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn text_by_what_people_read() {
+    fn recognizes_readable_text() {
         for media_type in [
             "text/plain",
             "Text/CSV;header=present",
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters() {
+    fn finds_parameters() {
         for (media_type, charset) in [
             ("a/b", None),
             ("a/b; charset=UTF-8", Some("UTF-8")),

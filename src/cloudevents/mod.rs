@@ -1,15 +1,15 @@
-//! An event on the wire: CloudEvents 1.0 over HTTP, in binary, structured and batched mode.
+//! Events on the wire: CloudEvents 1.0 over HTTP, in binary, structured and batched mode.
 //!
-//! The ingress and the reply path call [`read_http`], sources and the command line build events with
+//! The ingress and the reply path call [`read_http`], Sources and the command line build events with
 //! [`EventBuilder`], the event log stores [`Event::to_record`] and reads [`Event::from_record`], delivery sends
-//! [`Event::to_http`], and filters see [`Event::attribute`].
+//! [`Event::to_http`], and filters read [`Event::attribute`].
 //!
-//! What this room promises:
-//! - **What came in goes out.** An event that leaves in the mode it came in leaves with the same bytes: raw header
-//!   values and body in binary mode, content type and JSON text in structured mode. An event of a batch keeps
-//!   exactly its slice of the batch's text. Decoded values serve [`Event::attribute`] and changes of mode only.
-//! - **What is invalid is said.** Every rule that can refuse an event is in `checks.rs`, and an [`Invalid`]
-//!   names the attribute, the event of the batch, and what to do about it.
+//! Guarantees:
+//! - **What came in goes out.** An event sent in its original mode keeps its bytes: raw header values and body in
+//!   binary mode, content type and JSON text in structured mode. An event from a batch keeps its exact slice of the
+//!   batch's text. Decoded values serve only [`Event::attribute`] and changes of mode.
+//! - **Invalid input is explained.** Every rule that rejects an event is in `checks.rs`, and an [`Invalid`] names
+//!   the attribute, the event in the batch, and what to do about it.
 //! - **No input panics.** Neither a message nor a damaged record, nor deep nesting.
 //!
 //! Everything here is a pure function of its arguments.

@@ -6,10 +6,10 @@ use http::HeaderName;
 
 use super::invalid::{Invalid, Reason};
 
-/// A name that is well known: it costs no allocation, one byte in a record, and its header is made already.
+/// A well-known name: needs no allocation, takes one byte in a record, and has a prepared header.
 #[derive(Debug)]
 pub(super) struct Known {
-    /// What stands for the name in a record. Never changed and never used again for another name.
+    /// Code of the name in records. Never changed, and never reused for another name.
     pub(super) code: u8,
     name: &'static str,
     header: &'static str,
@@ -21,7 +21,7 @@ macro_rules! known {
     };
 }
 
-// Append only: the codes are in the records of every event log. 0 stands for a name that is spelt out.
+// Append only: the codes are in the records of every event log. 0 stands for a name that is spelled out.
 known! {
     1 "specversion"
     2 "id"
@@ -43,10 +43,10 @@ known! {
     18 "recordedtime"
 }
 
-/// The attributes that the core specification defines have the codes up to here.
+/// Codes up to this one belong to the core attributes.
 const LAST_CORE: u8 = 8;
 
-/// A checked name: made by [`super::checks::name`] or from a record that repeats its check.
+/// A validated name, from [`super::checks::name`] or from a record that repeats its check.
 #[derive(Clone, Debug)]
 pub(super) enum Name {
     Known(&'static Known),
@@ -54,7 +54,7 @@ pub(super) enum Name {
 }
 
 impl Name {
-    /// The name for a text that is known to be a valid one.
+    /// Creates the name of a text that is known to be valid.
     pub(super) fn from_valid(text: &str) -> Self {
         KNOWN
             .iter()
@@ -73,13 +73,13 @@ impl Name {
         }
     }
 
-    /// Whether the core specification defines the attribute; all others are extensions.
+    /// Whether the core specification defines the attribute. All others are extensions.
     pub(super) fn is_core(&self) -> bool {
         matches!(self, Self::Known(known) if known.code <= LAST_CORE)
     }
 
-    /// The header that carries the attribute (HTTP binding 3.1.3.1). `None` cannot be for a checked name, since
-    /// its characters and its length are a header name's.
+    /// Returns the header that carries the attribute (HTTP binding 3.1.3.1). Never `None` for a validated name,
+    /// whose characters and length are those of a header name.
     pub(super) fn header(&self) -> Option<HeaderName> {
         match self {
             Self::Known(known) => Some(HeaderName::from_static(known.header)),
@@ -114,7 +114,7 @@ impl Ord for Name {
     }
 }
 
-/// What to say about an attribute that occurs twice.
+/// Creates the error for a duplicate attribute.
 pub(super) fn duplicate(name: &Name) -> Invalid {
     Invalid::new(
         Reason::Duplicate,
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_is_the_place_in_the_table() {
+    fn codes_match_positions_in_the_table() {
         for (index, known) in KNOWN.iter().enumerate() {
             assert_eq!(usize::from(known.code), index + 1, "{}", known.name);
             assert_eq!(Name::from_code(known.code), Some(Name::from_valid(known.name)));
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_core_attributes_are_told_from_extensions() {
+    fn distinguishes_core_attributes_from_extensions() {
         for name in [
             "specversion",
             "id",
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_has_the_prefix() {
+    fn headers_have_the_prefix() {
         for name in [
             "id",
             "tracestate",

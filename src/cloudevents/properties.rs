@@ -1,4 +1,4 @@
-//! What must hold for every event.
+//! Properties of every event.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -6,7 +6,7 @@ use proptest::{collection, prelude::*};
 
 use super::{Event, EventBuilder, Mode, TraceContext, Value, read_http};
 
-/// Text that an attribute may have, with what HTTP and JSON have to escape.
+/// Generates text for attributes, including what HTTP and JSON must escape.
 fn text() -> impl Strategy<Value = String> {
     collection::vec(
         prop::sample::select(vec!['a', 'Z', '0', ' ', '"', '%', '\\', '/', 'ü', '€', '😀', '~']),
@@ -109,7 +109,7 @@ proptest! {
     }
 
     #[test]
-    fn a_record_is_the_event(event in event(), structured in any::<bool>(), context in proptest::option::of(trace_context())) {
+    fn record_preserves_the_event(event in event(), structured in any::<bool>(), context in proptest::option::of(trace_context())) {
         let event = if structured { through_http(&event, Mode::Structured) } else { event };
         let context = context.flatten();
         let event = with_context(event, context.clone());
@@ -124,7 +124,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_records_are_no_panic(event in event(), context in trace_context(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn damaged_records_do_not_panic(event in event(), context in trace_context(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let mut record = with_context(event, context).to_record().to_vec();
         let at = at.index(record.len());
         record[at] = byte;
@@ -134,7 +134,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_records_are_no_panic(record in collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_records_do_not_panic(record in collection::vec(any::<u8>(), 0..200)) {
         for start in [[1, 1], [2, 0]] {
             if let Ok(event) = Event::from_record([&start[..], &record].concat().into()) {
                 let _ = (event.to_http(Some(Mode::Binary)), event.to_json(), event.data(), event.trace_context());
@@ -143,7 +143,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_messages_are_no_panic(
+    fn arbitrary_messages_do_not_panic(
         name in "ce-[a-z0-9]{1,10}",
         value in collection::vec(prop_oneof![0x20_u8..0x7f, 0x80_u8..=0xff], 0..20),
         kind in prop::sample::select(vec!["application/cloudevents+json", "application/cloudevents-batch+json", "a/b", ""]),

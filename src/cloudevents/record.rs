@@ -1,22 +1,22 @@
-//! The form in which the event log keeps an event.
+//! Serialization of an event in the event log.
 //!
 //! ```text
-//! version  1 byte   1; 2 where the event has a trace context; 3 where it has a lineage, with or without one
+//! version  1 byte   1; 2 with a trace context and no lineage; 3 with a lineage, with or without a trace context
 //! kind     1 byte   0 binary, 1 structured
-//! lineage  in version 3: what follows, 1 byte: 1 a context, 2 an origin, 3 both; the hops, a varint;
-//!                   of an origin the id, 8 bytes, little-endian, and the descendants, a varint
-//! context  in version 2, and 3 if so: the trace id, 16 bytes; the parent id, 8 bytes; the flags, 1 byte;
+//! lineage  version 3: flags, 1 byte: 1 context, 2 origin, 3 both; the hops, a varint;
+//!                   for an origin the id, 8 bytes, little-endian, and the descendants, a varint
+//! context  version 2, and 3 if flagged: the trace id, 16 bytes; the parent id, 8 bytes; the flags, 1 byte;
 //!                   the tracestate, a text, empty if there is none
-//! count    varint   attributes, then for each, in order of their names:
+//! count    varint   number of attributes; then for each, sorted by name:
 //!   name   1 byte   the code of a well-known name, or 0 and a text
 //!   value  1 byte   0 string: a text; 1 true; 2 false; 3 integer: 4 bytes, little-endian;
-//!                   4 string with the header value that it came in: two texts
+//!                   4 string with its original header value: two texts
 //! binary:           the body, to the end
 //! structured:       the content type, a text
 //!   data   1 byte   0 absent, 1 JSON, 2 text, 3 Base64; unless absent, its start and end as varints
 //!                   the JSON text, to the end
 //! ```
-//! A text is its length as a varint (LEB128) and its bytes. Body and JSON text stay slices of the record.
+//! A text is its length as a varint (LEB128) and its bytes. Body and JSON text remain slices of the record.
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -28,26 +28,26 @@ use super::{
     value::Value,
 };
 
-/// The version of an event without a trace context.
+/// Version of an event without a trace context or lineage.
 const PLAIN: u8 = 1;
 
-/// The version of one that has a trace context and no lineage.
+/// Version of an event with a trace context and no lineage.
 const TRACED: u8 = 2;
 
-/// The version of one that has a lineage.
+/// Version of an event with a lineage.
 const DESCENDED: u8 = 3;
 
-/// What a lineage is followed by.
+/// Flags of what follows in a lineage.
 const HAS_CONTEXT: u8 = 1;
 const HAS_ORIGIN: u8 = 2;
 
-/// Why a record is not read.
+/// Why a record cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// A newer Weir wrote it.
-    #[error("the record has version {0}, and this Weir reads versions up to {DESCENDED}")]
+    /// A newer version of Weir wrote it.
+    #[error("the record has version {0}, but this version of Weir reads only up to {DESCENDED}")]
     Version(u8),
-    /// It is not what any Weir wrote.
+    /// No version of Weir wrote it.
     #[error("the record is damaged: {0}")]
     Damaged(&'static str),
 }
@@ -84,7 +84,7 @@ pub(super) fn write(event: &Event) -> Bytes {
         put_member(&mut record, data);
     }
     record.extend_from_slice(rest);
-    // A batch's records are many and small, and what is held is counted by their length.
+    // A batch has many small records, and memory is accounted by their length, so spare capacity must go.
     record.into_boxed_slice().into()
 }
 
@@ -182,8 +182,8 @@ pub(super) fn read(record: Bytes) -> Result<Event, RecordError> {
     let context = has_context.then(|| reader.context()).transpose()?;
     let attributes = reader.attributes()?;
     let content = if structured {
-        let content_type =
-            HeaderValue::from_bytes(reader.bytes()?).map_err(|_| RecordError::Damaged("its content type"))?;
+        let content_type = HeaderValue::from_bytes(reader.bytes()?)
+            .map_err(|_| RecordError::Damaged("its content type is invalid"))?;
         let data = reader.member()?;
         let text = record.slice(reader.at..);
         let end = match &data {
@@ -217,7 +217,7 @@ impl<'a> Reader<'a> {
             .record
             .get(self.at)
             .copied()
-            .ok_or(RecordError::Damaged("it breaks off"))?;
+            .ok_or(RecordError::Damaged("it is truncated"))?;
         self.at += 1;
         Ok(byte)
     }
@@ -243,7 +243,7 @@ impl<'a> Reader<'a> {
         let bytes = self
             .record
             .get(self.at..end)
-            .ok_or(RecordError::Damaged("it breaks off"))?;
+            .ok_or(RecordError::Damaged("it is truncated"))?;
         self.at = end;
         Ok(bytes)
     }
@@ -252,7 +252,7 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.bytes()?).map_err(|_| RecordError::Damaged("a text is not UTF-8"))
     }
 
-    /// The lineage, and whether a context follows.
+    /// Reads the lineage. Returns it, and whether a context follows.
     fn lineage(&mut self) -> Result<(Lineage, bool), RecordError> {
         let follows = self.byte()?;
         if follows & !(HAS_CONTEXT | HAS_ORIGIN) != 0 {
@@ -275,7 +275,7 @@ impl<'a> Reader<'a> {
     }
 
     fn context(&mut self) -> Result<TraceContext, RecordError> {
-        let damaged = RecordError::Damaged("its trace context is none");
+        let damaged = RecordError::Damaged("its trace context is invalid");
         let (trace_id, parent_id) = (self.array()?, self.array()?);
         let context = TraceContext::new(trace_id, parent_id, self.byte()?).ok_or(damaged)?;
         let state = self.text()?;
@@ -289,7 +289,7 @@ impl<'a> Reader<'a> {
     fn array<const N: usize>(&mut self) -> Result<[u8; N], RecordError> {
         let bytes = self.record.get(self.at..).and_then(<[u8]>::first_chunk);
         self.at += N;
-        bytes.copied().ok_or(RecordError::Damaged("it breaks off"))
+        bytes.copied().ok_or(RecordError::Damaged("it is truncated"))
     }
 
     fn attributes(&mut self) -> Result<Box<[Attribute]>, RecordError> {
@@ -313,11 +313,11 @@ impl<'a> Reader<'a> {
             0 => {
                 let text = self.text()?;
                 if !checks::is_name(text.as_bytes()) || text.len() > checks::MAX_NAME {
-                    return Err(RecordError::Damaged("a name is none"));
+                    return Err(RecordError::Damaged("a name is invalid"));
                 }
                 Name::from_valid(text)
             }
-            code => Name::from_code(code).ok_or(RecordError::Damaged("a name is not known"))?,
+            code => Name::from_code(code).ok_or(RecordError::Damaged("a name is unknown"))?,
         };
         let mut raw = None;
         let value = match self.byte()? {
@@ -328,10 +328,10 @@ impl<'a> Reader<'a> {
             4 => {
                 let value = Value::from(self.text()?);
                 let header = HeaderValue::from_bytes(self.bytes()?);
-                raw = Some(header.map_err(|_| RecordError::Damaged("a header value"))?);
+                raw = Some(header.map_err(|_| RecordError::Damaged("a header value is invalid"))?);
                 value
             }
-            _ => return Err(RecordError::Damaged("a value has no known type")),
+            _ => return Err(RecordError::Damaged("a value has an unknown type")),
         };
         Ok(Attribute { name, value, raw })
     }
@@ -343,11 +343,11 @@ impl<'a> Reader<'a> {
         }
         let range = self.number()?..self.number()?;
         match code {
-            _ if range.start > range.end => Err(RecordError::Damaged("its data ends before it begins")),
+            _ if range.start > range.end => Err(RecordError::Damaged("its data ends before its start")),
             1 => Ok(Member::Json(range)),
             2 => Ok(Member::Text(range)),
             3 => Ok(Member::Base64(range)),
-            _ => Err(RecordError::Damaged("its data has no known form")),
+            _ => Err(RecordError::Damaged("its data has an unknown form")),
         }
     }
 }
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_weir_wrote_is_read() {
+    fn reads_records_of_earlier_versions() {
         let version_1 =
             b"\x01\x00\x05\x07\x00\x0atext/plain\x02\x00\x011\x03\x00\x02/s\x01\x00\x031.0\x04\x00\x01thi";
         let read = Event::from_record(Bytes::from_static(version_1)).unwrap();
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_context_is_stored_beside_the_event() {
+    fn stores_trace_context_with_the_event() {
         let context = PARENT.parse::<TraceContext>().unwrap();
         for context in [context.clone(), context.with_state("a=1, b=2")] {
             let traced = event().with_trace_context(context.clone());
@@ -397,14 +397,14 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_trace_context_is_told() {
+    fn reports_damaged_trace_context() {
         let context = PARENT.parse::<TraceContext>().unwrap().with_state("a=1");
         let record = event().with_trace_context(context).to_record();
         for (at, byte) in [(28, b'A'), (29, b'-')] {
             let mut damaged = record.to_vec();
             damaged[at] = byte;
             let error = Event::from_record(damaged.into()).unwrap_err();
-            assert_eq!(error, RecordError::Damaged("its trace context is none"));
+            assert_eq!(error, RecordError::Damaged("its trace context is invalid"));
         }
         let zeros = [vec![TRACED, 0], vec![0; 24], record[26..].to_vec()].concat();
         assert!(Event::from_record(zeros.into()).is_err());
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lineage_is_stored_beside_the_event() {
+    fn stores_lineage_with_the_event() {
         let context = PARENT.parse::<TraceContext>().unwrap();
         let origins = [None, Some((0, 0)), Some((u64::MAX, u32::MAX))];
         for (hops, origin) in [0, 1, u32::MAX]
@@ -433,7 +433,7 @@ mod tests {
                 assert_eq!(read.to_http(None), event.to_http(None));
                 let marked = read.with_extensions([("a", "1")]).unwrap();
                 assert_eq!(marked.lineage(), Some(lineage));
-                // A body that is cut short is for the log's checksums to find.
+                // A body that is cut short is detected by the log's checksums.
                 for length in 0..record.len() - "hi".len() {
                     assert!(Event::from_record(record.slice(..length)).is_err(), "{length}");
                 }

@@ -1,5 +1,5 @@
-//! The grammars that attribute values have: RFC 3986, RFC 3339, RFC 9110. Each function only says whether a text
-//! is in the language; what follows from it is in [`super::checks`].
+//! Grammars of attribute values: RFC 3986, RFC 3339, RFC 9110. Each function only tests membership;
+//! [`super::checks`] draws the conclusions.
 
 use super::media_type;
 
@@ -13,7 +13,7 @@ pub(super) fn is_uri_reference(text: &str) -> bool {
     if !tail(fragment) || !tail(query) {
         return false;
     }
-    // A colon in the first segment ends a scheme; a relative reference cannot have one there (section 4.2).
+    // A colon in the first segment ends a scheme. A relative reference cannot have one there (section 4.2).
     let first_segment = rest.split('/').next().unwrap_or_default();
     let hierarchy = match first_segment.split_once(':') {
         Some((scheme, _)) if !is_scheme(scheme) => return false,
@@ -156,8 +156,8 @@ const fn days_in(year: u32, month: u32) -> u32 {
     }
 }
 
-/// Whether a text is a media type: `type/subtype` and parameters, each a name and a token or a quoted string, or nothing
-/// (RFC 9110, sections 8.3.1 and 5.6.6).
+/// Whether a text is a media type: `type/subtype` and parameters, each a name with a token or a quoted string, or
+/// empty (RFC 9110, sections 8.3.1 and 5.6.6).
 pub(super) fn is_media_type(text: &str) -> bool {
     let mut parts = media_type::parts(text);
     let essence = parts.next().unwrap_or_default().trim_end_matches([' ', '\t']);
@@ -175,7 +175,7 @@ fn is_parameter(text: &str) -> bool {
             .is_some_and(|(name, value)| is_token(name) && is_value(value))
 }
 
-/// Printable ASCII in double quotes, in which a backslash goes before what is meant as it is (RFC 9110, section 5.6.4).
+/// Printable ASCII in double quotes, with backslash escapes (RFC 9110, section 5.6.4).
 fn is_quoted_string(text: &str) -> bool {
     let Some(inner) = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) else {
         return false;
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uri_references() {
+    fn recognizes_uri_references() {
         for text in [
             "#x",
             "#",
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn timestamps() {
+    fn recognizes_timestamps() {
         for text in [
             "2018-04-05T17:31:00Z",
             "2018-04-05t17:31:00z",
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn media_types() {
+    fn recognizes_media_types() {
         for text in [
             "text/plain",
             "TEXT/Plain; CharSet=utf-8",

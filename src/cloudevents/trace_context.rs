@@ -1,8 +1,8 @@
-//! Where an event stands in a distributed trace: W3C Trace Context, levels 1 and 2. Pure.
+//! The position of an event in a distributed trace: W3C Trace Context, levels 1 and 2. Pure.
 //!
-//! An event can carry a context in two ways. The HTTP headers `traceparent` and `tracestate` tell of the hop that the
-//! event came by; the extension attributes of the same names (Distributed Tracing extension) tell of the trace that it
-//! began in, and no hop changes those.
+//! An event can carry two contexts. The HTTP headers `traceparent` and `tracestate` describe the hop that the event
+//! arrived by. The extension attributes of the same names (Distributed Tracing extension) describe the trace in
+//! which it originated, and no hop changes them.
 
 use std::{fmt, str::FromStr};
 
@@ -10,25 +10,26 @@ use http::{HeaderMap, HeaderValue};
 
 use super::{Event, Value};
 
-/// The name of the header, and of the extension attribute, that says which trace and which span of it.
+/// Name of the header, and of the extension attribute, that identifies the trace and the span.
 const TRACEPARENT: &str = "traceparent";
 
-/// The name of the header, and of the extension attribute, with what each tracing system adds.
+/// Name of the header, and of the extension attribute, with vendor-specific data of tracing systems.
 const TRACESTATE: &str = "tracestate";
 
-/// How many bytes of `tracestate` are kept and passed on: what its limits ask for at least.
+/// Maximum length of `tracestate` that is kept and propagated, in bytes: the minimum that the specification
+/// requires.
 pub const MAX_TRACESTATE: usize = 512;
 
-/// How many members a `tracestate` has at most.
+/// Maximum number of members of a `tracestate`.
 const MAX_MEMBERS: usize = 32;
 
-/// Members longer than this are the first that are given up when `tracestate` is too long, by its limits.
+/// Members longer than this are dropped first when `tracestate` is too long, as the specification recommends.
 const LONG_MEMBER: usize = 128;
 
-/// The flag in [`TraceContext::flags`] that says that the caller may have recorded the trace.
+/// Flag in [`TraceContext::flags`]: the caller may have recorded the trace.
 pub const SAMPLED: u8 = 1;
 
-/// The flags that levels 1 and 2 define: sampled, and random trace id.
+/// Flags defined by levels 1 and 2: sampled, and random trace id.
 const KNOWN_FLAGS: u8 = 3;
 
 /// A valid trace context.
@@ -41,7 +42,7 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// A context without state. `None` if an id is all zeros, which is no id.
+    /// Creates a context without state. `None` if an id is all zeros, which is invalid.
     #[must_use]
     pub fn new(trace_id: [u8; 16], parent_id: [u8; 8], flags: u8) -> Option<Self> {
         let is_valid = trace_id != [0; 16] && parent_id != [0; 8];
@@ -53,8 +54,8 @@ impl TraceContext {
         })
     }
 
-    /// With what tracing systems have added, as a `tracestate` header has it; without it where that is not valid.
-    /// Beyond [`MAX_TRACESTATE`] bytes members are left out.
+    /// Adds the value of a `tracestate` header, unless it is invalid. Drops members beyond [`MAX_TRACESTATE`]
+    /// bytes.
     #[must_use]
     pub fn with_state(self, state: &str) -> Self {
         Self {
@@ -63,7 +64,7 @@ impl TraceContext {
         }
     }
 
-    /// The context of an HTTP message. `None` if `traceparent` is not there once, or not valid.
+    /// Reads the context of an HTTP message. `None` if `traceparent` is invalid or does not occur exactly once.
     #[must_use]
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut parents = headers.get_all(TRACEPARENT).iter();
@@ -72,7 +73,7 @@ impl TraceContext {
             return None;
         }
         let context: Self = parent.to_str().ok()?.trim_ascii().parse().ok()?;
-        // Several headers are one list.
+        // Multiple headers form one list.
         let states: Option<Vec<_>> = headers
             .get_all(TRACESTATE)
             .iter()
@@ -85,7 +86,7 @@ impl TraceContext {
         })
     }
 
-    /// The context in an event's extension attributes: that of the trace that the event began in.
+    /// Reads the context in an event's extension attributes: that of the trace in which the event originated.
     #[must_use]
     pub fn of_extension(event: &Event) -> Option<Self> {
         let text = |name| match event.attribute(name) {
@@ -99,7 +100,7 @@ impl TraceContext {
         })
     }
 
-    /// Sets the headers of an HTTP message. Its `traceparent` is of version 00, the highest that this Weir knows.
+    /// Sets the headers of an HTTP message. Writes `traceparent` in version 00, the highest one supported.
     pub fn set_headers(&self, headers: &mut HeaderMap) {
         if let Ok(parent) = HeaderValue::from_str(&self.to_string()) {
             headers.insert(TRACEPARENT, parent);
@@ -109,31 +110,31 @@ impl TraceContext {
         }
     }
 
-    /// Names the trace.
+    /// Returns the trace id.
     #[must_use]
     pub fn trace_id(&self) -> [u8; 16] {
         self.trace_id
     }
 
-    /// Names the span that the event comes from.
+    /// Returns the id of the parent span.
     #[must_use]
     pub fn parent_id(&self) -> [u8; 8] {
         self.parent_id
     }
 
-    /// The trace flags as they are on the wire; see [`SAMPLED`].
+    /// Returns the trace flags as on the wire; see [`SAMPLED`].
     #[must_use]
     pub fn flags(&self) -> u8 {
         self.flags
     }
 
-    /// What tracing systems have added, as a `tracestate` header has it; at most [`MAX_TRACESTATE`] bytes.
+    /// Returns the value of the `tracestate` header, at most [`MAX_TRACESTATE`] bytes.
     #[must_use]
     pub fn state(&self) -> Option<&str> {
         self.state.as_deref()
     }
 
-    /// The trace's name in lower-case hexadecimal digits, as logs and tracing systems show it.
+    /// Returns the trace id in lower-case hexadecimal digits, as in logs and tracing systems.
     #[must_use]
     pub fn trace_id_text(&self) -> String {
         Hex(&self.trace_id).to_string()
@@ -141,7 +142,7 @@ impl TraceContext {
 }
 
 impl fmt::Display for TraceContext {
-    /// As a `traceparent` of version 00.
+    /// Formats a `traceparent` of version 00.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             trace_id,
@@ -162,17 +163,18 @@ impl fmt::Display for Hex<'_> {
     }
 }
 
-/// It is no `traceparent`.
+/// Not a valid `traceparent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not a traceparent: 00, a trace id, a parent id and flags in lower-case hexadecimal digits, with dashes between them"
+    "not a traceparent: expected 00, a trace id, a parent id and flags in lower-case hexadecimal digits, separated \
+     by dashes"
 )]
 pub struct TraceparentError;
 
 impl FromStr for TraceContext {
     type Err = TraceparentError;
 
-    /// Reads a `traceparent`. Of a version above 00 the fields of version 00 count, by the rules for versions.
+    /// Parses a `traceparent`. In a later version, reads the fields of version 00, as the specification requires.
     fn from_str(text: &str) -> Result<Self, TraceparentError> {
         read_parent(text.as_bytes()).ok_or(TraceparentError)
     }
@@ -195,7 +197,7 @@ fn read_parent(text: &[u8]) -> Option<TraceContext> {
     TraceContext::new(hex(fields.get(3..35)?)?, hex(fields.get(36..52)?)?, flags)
 }
 
-/// Lower-case hexadecimal digits; no others are valid.
+/// Parses lower-case hexadecimal digits. No others are valid.
 fn hex<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     if digits.len() != 2 * N {
@@ -216,8 +218,8 @@ fn digit(digit: u8) -> Option<u8> {
     }
 }
 
-/// A `tracestate` as it came, if it is valid and short enough; else with fewer members. `None` if it is not valid or
-/// has no member.
+/// Parses a `tracestate`: returns it unchanged if it is valid and short enough, else with fewer members. `None` if
+/// it is invalid or has no members.
 fn read_state(text: &str) -> Option<String> {
     let text = trim(text);
     let mut members: Vec<_> = text.split(',').map(trim).collect();
@@ -234,7 +236,7 @@ fn read_state(text: &str) -> Option<String> {
     (!members.is_empty()).then(|| members.join(","))
 }
 
-/// Gives up members, the last ones first, long ones before others.
+/// Drops members, starting from the end, long ones first.
 fn shorten(members: &mut Vec<&str>) {
     while length(members) > MAX_TRACESTATE {
         match members.iter().rposition(|member| member.len() > LONG_MEMBER) {
@@ -249,12 +251,12 @@ fn length(members: &[&str]) -> usize {
     members.iter().map(|member| member.len()).sum::<usize>() + commas
 }
 
-/// White space as HTTP has it around the members of a list.
+/// Trims whitespace as allowed around list members in HTTP.
 fn trim(text: &str) -> &str {
     text.trim_matches([' ', '\t'])
 }
 
-/// `key=value`; the keys of level 2 include those of level 1.
+/// Whether it is a `key=value` member. The keys of level 2 include those of level 1.
 fn is_member(member: &str) -> bool {
     member
         .split_once('=')
@@ -295,14 +297,14 @@ mod tests {
     }
 
     #[test]
-    fn a_traceparent_is_read_by_its_version() {
+    fn parses_traceparent_by_version() {
         let ids = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7";
         let table = [
             (PARENT.to_owned(), Some(PARENT.to_owned())),
             (format!("00-{ids}-00"), Some(format!("00-{ids}-00"))),
             (format!("00-{ids}-03"), Some(format!("00-{ids}-03"))),
             (format!("00-{ids}-ff"), Some(format!("00-{ids}-ff"))),
-            // Of later versions what is known of 00.
+            // Of later versions, the fields of version 00.
             (format!("cc-{ids}-01"), Some(format!("00-{ids}-01"))),
             (format!("cc-{ids}-ff-what-is-new"), Some(format!("00-{ids}-03"))),
             (format!("cc-{ids}-01."), None),
@@ -333,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_read_as_the_http_binding_of_trace_context_has_them() {
+    fn reads_headers_like_the_trace_context_http_binding() {
         type Pairs = &'static [(&'static str, &'static str)];
         let table: &[(Pairs, Option<Option<&str>>)] = &[
             (&[], None),
@@ -361,7 +363,7 @@ mod tests {
                 ],
                 Some(Some("a=1,b=2")),
             ),
-            // What is wrong with the state is no fault of the parent.
+            // An invalid state does not invalidate the parent.
             (&[("traceparent", PARENT), ("tracestate", "a")], Some(None)),
             (
                 &[
@@ -384,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tracestate_is_kept_as_it_is_or_not_at_all() {
+    fn keeps_tracestate_verbatim_or_drops_it() {
         let many = |count: usize| {
             (0..count)
                 .map(|n| format!("k{n}=v"))
@@ -423,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tracestate_that_is_too_long_loses_long_members_first() {
+    fn drops_long_members_of_an_overlong_tracestate_first() {
         let member = |key: &str, length: usize| format!("{key}={}", "v".repeat(length - key.len() - 1));
         let (long, short) = (member("l", 200), |key| member(key, 100));
         let table = [
@@ -464,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn the_extension_is_a_context_where_it_is_valid() {
+    fn reads_valid_extension_as_a_context() {
         let event = |parent: Value, state: &str| {
             EventBuilder::new()
                 .attribute("id", "1")
@@ -486,7 +488,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sent_is_what_was_read(
+        fn sends_the_context_that_was_read(
             trace_id in any::<[u8; 16]>(), parent_id in any::<[u8; 8]>(), flags in any::<u8>(), state in "[a-z0-9=, @;]{0,40}"
         ) {
             let Some(context) = TraceContext::new(trace_id, parent_id, flags) else { return Ok(()) };
@@ -497,7 +499,7 @@ mod tests {
         }
 
         #[test]
-        fn no_header_is_a_panic(parent in "\\PC{0,60}", state in "\\PC{0,600}") {
+        fn no_header_panics(parent in "\\PC{0,60}", state in "\\PC{0,600}") {
             let _ = parent.parse::<TraceContext>();
             if let Some(state) = read_state(&state) {
                 prop_assert!(state.len() <= MAX_TRACESTATE);

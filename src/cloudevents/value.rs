@@ -2,23 +2,23 @@
 
 use std::{borrow::Cow, fmt};
 
-/// The value of a context attribute, in the types of the core specification's type system.
+/// The value of a context attribute, with the types of the core specification's type system.
 ///
-/// In HTTP binary mode every value is a string, because a header does not say what type it has; JSON says.
-/// The types that JSON writes as strings (URI, URI-reference, Timestamp, Binary) stay the text that they were.
+/// In HTTP binary mode every value is a string, because headers carry no type information. Types that JSON
+/// represents as strings (URI, URI-reference, Timestamp, Binary) keep their text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Value {
     /// `true` or `false`.
     Boolean(bool),
-    /// A whole number of 32 bits, signed.
+    /// A signed 32-bit integer.
     Integer(i32),
-    /// Anything else.
+    /// Any other value.
     String(Box<str>),
 }
 
 impl Value {
-    /// The canonical string encoding (core specification, "Type System"): the same for a value whichever mode
-    /// it came in, so filters compare by it.
+    /// Returns the canonical string encoding (core specification, "Type System"), which is independent of the mode.
+    /// Filters compare by it.
     #[must_use]
     pub fn canonical(&self) -> Cow<'_, str> {
         match self {
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn canonical_strings() {
+    fn encodes_canonical_strings() {
         for (value, canonical) in [
             (Value::from(true), "true"),
             (Value::from(false), "false"),

@@ -8,25 +8,25 @@
 //! | rule | tested in |
 //! | --- | --- |
 //! | **Core** | |
-//! | Names are `[a-z0-9]+`, at any length, `data` is none, each at most once | `checks::names`, `checks::each_attribute_at_most_once`; REFUSED, ARRIVES |
+//! | Names are `[a-z0-9]+`, at any length, `data` is none, each at most once | `checks::accepts_and_rejects_names`, `checks::each_attribute_at_most_once`; REFUSED, ARRIVES |
 //! | What is required is there and not empty, and so is what is optional | `checks::required_attributes_are_present_and_not_empty`; REFUSED |
-//! | `source` is a URI-reference; `dataschema` too, since producers send `#` | `syntax::uri_references`, `checks::uris_timestamps_and_media_types`; ARRIVES |
-//! | Booleans, 32-bit integers, strings without control characters, noncharacters, surrogates | `checks::characters`, `json::values_have_the_types_of_the_format`, `json::what_is_refused_is_named`; REFUSED |
-//! | A timestamp is RFC 3339 and stays as it was written | `syntax::timestamps`; ARRIVES |
+//! | `source` is a URI-reference; `dataschema` too, since producers send `#` | `syntax::recognizes_uri_references`, `checks::validates_uris_timestamps_and_media_types`; ARRIVES |
+//! | Booleans, 32-bit integers, strings without control characters, noncharacters, surrogates | `checks::rejects_forbidden_characters`, `json::maps_json_types_to_attribute_types`, `json::errors_name_the_attribute`; REFUSED |
+//! | A timestamp is RFC 3339 and stays as it was written | `syntax::recognizes_timestamps`; ARRIVES |
 //! | 64 KiB pass in every mode, more up to the limit, then 413; nothing is cut off | `cluster::an_event_of_64_kib_passes_in_every_mode`; ARRIVES, `the_limit_is_exact_and_nothing_is_cut_off` |
-//! | Another `specversion` is refused | `checks::other_versions_are_refused_before_anything_else`; REFUSED |
+//! | Another `specversion` is refused | `checks::rejects_other_versions_before_anything_else`; REFUSED |
 //! | Media types compare without case, parameters included | `media_type`; ARRIVES |
 //! | **HTTP binding** | |
-//! | The mode is told by the content type; an unknown format is 415 | `http::the_mode_is_told_by_the_content_type`; REFUSED, ARRIVES |
-//! | `Content-Type` is `datacontenttype`; other headers are no attributes; the body is the data | `http::binary_mode_refuses_what_it_must`, `http::binary_mode_passes_the_body_and_no_other_header`; REFUSED, ARRIVES |
-//! | Header values are encoded and decoded once | `http::binary_headers_are_decoded_once`, `properties`; REFUSED, ARRIVES |
-//! | In the mode it came in, a header goes on as it came | `http::a_source_is_understood_whether_or_not_its_sender_encodes`; ARRIVES |
-//! | A batch is stored whole or not at all; `[]` is one; it leaves as single events | `http::a_batch_keeps_each_event_as_it_stands`; `a_batch_is_taken_whole_or_not_at_all` |
+//! | The mode is told by the content type; an unknown format is 415 | `http::content_type_determines_the_mode`; REFUSED, ARRIVES |
+//! | `Content-Type` is `datacontenttype`; other headers are no attributes; the body is the data | `http::binary_mode_rejects_invalid_messages`, `http::binary_mode_keeps_the_body_and_no_other_header`; REFUSED, ARRIVES |
+//! | Header values are encoded and decoded once | `http::decodes_binary_headers_once`, `properties`; REFUSED, ARRIVES |
+//! | In the mode it came in, a header goes on as it came | `http::accepts_encoded_and_unencoded_sources`; ARRIVES |
+//! | A batch is stored whole or not at all; `[]` is one; it leaves as single events | `http::batch_keeps_each_event_verbatim`; `a_batch_is_taken_whole_or_not_at_all` |
 //! | **JSON format** | |
-//! | `null` unsets an attribute, and is data; `data` and `data_base64` exclude each other | `json::data_is_what_it_is`; REFUSED, ARRIVES |
-//! | What is JSON, text and Base64; a string stays one; numbers keep their text | `media_type::json_by_subtype_or_suffix`, `http::binary_to_structured_follows_the_json_format`; ARRIVES |
+//! | `null` unsets an attribute, and is data; `data` and `data_base64` exclude each other | `json::reads_data_of_every_kind`; REFUSED, ARRIVES |
+//! | What is JSON, text and Base64; a string stays one; numbers keep their text | `media_type::recognizes_json_by_subtype_or_suffix`, `http::binary_to_structured_follows_the_json_format`; ARRIVES |
 //! | Structured to binary: the content type that is implied | `http::structured_to_binary_follows_the_json_format`; ARRIVES |
-//! | An extension is a string, Boolean or 32-bit integer | `json::what_is_refused_is_named`; REFUSED |
+//! | An extension is a string, Boolean or 32-bit integer | `json::errors_name_the_attribute`; REFUSED |
 //! | **Delivery over HTTP** | |
 //! | What each status means; no answer; redirects are not followed | `verdict::what_each_status_means` (`src/delivery`); ANSWERS |
 //! | `Retry-After`, up to a limit | `verdict::retry_after_is_seconds_or_a_date`, `backoff` (`src/delivery`); `retry_after_is_obeyed_up_to_a_limit` |
