@@ -1,4 +1,4 @@
-//! The admin endpoint that the router and the controller have alike: health, readiness and metrics.
+//! The admin endpoint of the router and the controller: health, readiness and metrics.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,13 +18,13 @@ use super::{
 };
 use crate::memory::Pool;
 
-/// How long the main runtime may run nothing until the process is no longer healthy.
+/// Time without progress of the main runtime after which the process is unhealthy.
 const MAX_SILENCE: Duration = Duration::from_secs(30);
 
-/// What the heads of requests may hold.
+/// Memory limit of the heads of requests, in bytes.
 const MEMORY: usize = 4 * 1024 * 1024;
 
-/// How long a request may take.
+/// Timeout of a request.
 const LONGEST_REQUEST: Duration = Duration::from_secs(60);
 
 type Readiness = dyn Fn() -> Result<String, String> + Send + Sync;
@@ -35,8 +35,8 @@ struct Admin {
     ready: Box<Readiness>,
 }
 
-/// `/healthz` (the process serves), `/readyz` (`ready` says how it is, or what is missing) and `/metrics` (the
-/// registry in the OpenMetrics format). To be served by a thread of its own: see [`super::OwnThread`].
+/// Serves `/healthz` (liveness), `/readyz` (the result of `ready`: the state, or what is missing) and `/metrics`
+/// (the registry in the OpenMetrics format). Must be served by a separate thread; see [`super::OwnThread`].
 pub fn admin(
     registry: Registry,
     heartbeat: Heartbeat,
@@ -54,7 +54,7 @@ pub fn admin(
         .with_state(Arc::new(admin))
 }
 
-/// The limits of an admin endpoint with so many connections.
+/// Returns the limits of an admin endpoint with this many connections.
 pub fn admin_limits(connections: usize) -> Limits {
     Limits {
         connections,

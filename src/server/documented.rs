@@ -1,4 +1,4 @@
-//! Holds docs/metrics.md, the dashboard and the alerts to the metrics that there are.
+//! Checks docs/metrics.md, the dashboard and the alerts against the existing metrics.
 
 use std::{collections::BTreeSet, sync::LazyLock};
 
@@ -10,10 +10,10 @@ const DASHBOARD: &str = include_str!("../../charts/weir/files/dashboard.json");
 const ALERTS: &str = include_str!("../../charts/weir/files/alerts.yaml");
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 
-/// A metric's name, as Prometheus stores it, and its type.
+/// Name of a metric, as Prometheus stores it, and its type.
 type Metric = (String, String);
 
-/// The first two columns of a row of the page's tables.
+/// The first two columns of a row in the page's tables.
 static ROW: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"(?m)^\| `((?:weir|process)_[a-z_]+)` \| ([a-z]+) \|").unwrap());
 
@@ -35,8 +35,8 @@ fn exposed(registry: &Registry) -> BTreeSet<Metric> {
         .collect()
 }
 
-/// Holds that the page lists what the registry exposes, and nothing else of those names that are `ours`. Every family
-/// with labels has to have a member, since an empty one is not exposed.
+/// Asserts that the page lists exactly the metrics that the registry exposes, among the names for which `ours` is
+/// true. Every family with labels must have a member, because an empty family is not exposed.
 pub(crate) fn assert_documented(registry: &Registry, ours: impl Fn(&str) -> bool) {
     let (mut page, exposed) = (on_the_page(), exposed(registry));
     page.retain(|(name, _)| ours(name));
@@ -44,12 +44,12 @@ pub(crate) fn assert_documented(registry: &Registry, ours: impl Fn(&str) -> bool
     let gone: Vec<_> = page.difference(&exposed).collect();
     assert!(
         missing.is_empty() && gone.is_empty(),
-        "docs/metrics.md lacks a row for {missing:?}, and has one for {gone:?}, which there is not"
+        "docs/metrics.md lacks a row for {missing:?}, and has one for {gone:?}, which does not exist"
     );
 }
 
 #[test]
-fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
+fn dashboard_and_alerts_use_existing_metrics() {
     let mut known = BTreeSet::new();
     for (name, kind) in on_the_page() {
         let suffixes: &[&str] = match kind.as_str() {
@@ -61,15 +61,15 @@ fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
     let names = Regex::new("weir_[a-z_]+").unwrap();
     for (file, text) in [("dashboard.json", DASHBOARD), ("alerts.yaml", ALERTS)] {
         let asked: BTreeSet<_> = names.find_iter(text).map(|name| name.as_str()).collect();
-        assert!(!asked.is_empty(), "{file} asks for nothing");
+        assert!(!asked.is_empty(), "{file} uses no metrics");
         for name in asked {
-            assert!(known.contains(name), "{file} asks for {name}, which there is not");
+            assert!(known.contains(name), "{file} uses {name}, which does not exist");
         }
     }
 }
 
 #[test]
-fn every_alert_has_its_part_of_the_runbook() {
+fn every_alert_has_a_section_in_the_runbook() {
     let names = |pattern: &str, text: &str| -> BTreeSet<String> {
         let pattern = Regex::new(pattern).unwrap();
         pattern

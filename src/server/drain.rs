@@ -1,4 +1,4 @@
-//! What is done with the body of a request that is refused.
+//! Handling of the body of a rejected request.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use http::{HeaderMap, header};
 use http_body::Body;
 use http_body_util::BodyExt as _;
 
-/// Whether a client waits for `100 Continue`. It has sent none of its body, and reading would ask for it.
+/// Whether a client waits for `100 Continue`. It has not sent any of its body, and reading would request it.
 pub fn waits_to_continue(headers: &HeaderMap) -> bool {
     headers.contains_key(header::EXPECT)
 }
 
-/// Reads on before the answer, so many bytes and so long at most, and throws it away: a client that is still sending when
-/// the connection is closed sees a broken connection instead.
+/// Reads and discards the body before responding, up to a size and a time. If the connection were closed while the
+/// client is still sending, the client would see a broken connection instead of the response.
 pub async fn drain(mut body: impl Body<Data = Bytes> + Unpin, most: usize, longest: Duration) {
     let reading = async {
         let mut read = 0;
@@ -23,6 +23,6 @@ pub async fn drain(mut body: impl Body<Data = Bytes> + Unpin, most: usize, longe
             read += frame.data_ref().map_or(0, Bytes::len);
         }
     };
-    // Whether all of it came makes no difference to the answer.
+    // The response is the same whether or not all of it arrived.
     let _ = tokio::time::timeout(longest, reading).await;
 }

@@ -1,32 +1,32 @@
-//! Follows the frames of an HTTP/2 connection as they are read, to know how much of a head has come. Pure.
+//! Parses the frames of an HTTP/2 connection as they are read, to track how much of a head has arrived. Pure.
 //!
-//! A byte of a head may stand for a whole header field (RFC 7541, section 6.1), so that heads have to be bounded before
-//! they are decoded.
+//! A single byte of a head may stand for a whole header field (RFC 7541, section 6.1), so heads must be bounded
+//! before they are decoded.
 
-/// The length of a frame's head (RFC 9113, section 4.1).
+/// Length of a frame header (RFC 9113, section 4.1).
 const FRAME_HEAD: usize = 9;
 
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
-/// Where in the stream of frames a connection is.
+/// Position of a connection in its stream of frames.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     head: [u8; FRAME_HEAD],
     head_read: usize,
-    /// What is left of the frame that is being read.
+    /// Remaining bytes of the current frame.
     left: usize,
-    /// Whether that is a part of a request's head.
+    /// Whether the frame belongs to the head of a request.
     in_block: bool,
-    /// Whether the block ends with it.
+    /// Whether the header block ends with this frame.
     ends_block: bool,
-    /// Bytes of the head that is not complete yet.
+    /// Bytes of the incomplete head.
     block: usize,
 }
 
 impl Frames {
-    /// Takes note of what was read; tells how many bytes of it belong to heads.
+    /// Processes the bytes read. Returns how many of them belong to heads.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> usize {
         let mut of_heads = 0;
         while !bytes.is_empty() {
@@ -48,7 +48,7 @@ impl Frames {
         of_heads
     }
 
-    /// Bytes of the head that is not complete yet.
+    /// Returns the bytes of the incomplete head.
     pub(super) fn incomplete(&self) -> usize {
         self.block
     }
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_are_told_from_the_rest_however_they_are_cut() {
+    fn finds_heads_however_the_input_is_split() {
         let data = 0;
         let bytes = [
             frame(4, 0, 30),

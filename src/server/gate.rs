@@ -1,4 +1,4 @@
-//! What every request passes before the service sees it: its head is counted, or the request refused.
+//! The gate in front of every service: accounts for the head of each request, or rejects the request.
 
 use std::{
     convert::Infallible,
@@ -23,10 +23,10 @@ use super::{
 };
 use crate::memory::Reservation;
 
-/// What a request takes besides its head, in bytes: tasks, buffers, and an answer.
+/// Memory of a request apart from its head, in bytes: tasks, buffers, and a response.
 const REQUEST_BYTES: usize = 4 * 1024;
 
-/// How much of the body of a request that is refused is read and thrown away before the answer, and for how long.
+/// Maximum size and time for discarding the body of a rejected request before responding.
 const DRAIN_BYTES: usize = 1024 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
@@ -42,7 +42,7 @@ impl hyper::service::Service<Request<Incoming>> for Gate {
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    /// hyper calls this for one head after the other, as soon as each is decoded: what is refused here is gone before the
+    /// hyper calls this for each head in turn, as soon as it is decoded. A head rejected here is freed before the
     /// next one takes memory.
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let Connection {
@@ -90,18 +90,18 @@ impl hyper::service::Service<Request<Incoming>> for Gate {
     }
 }
 
-/// About how many bytes of memory a request takes that has these headers.
+/// Returns the approximate memory of a request with these headers, in bytes.
 fn memory_of(headers: &HeaderMap) -> usize {
     let text: usize = headers
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len())
         .sum();
-    // Fields of the same name are kept apart, in a list that doubles when it is full.
+    // Repeated fields are kept in a separate list, which doubles when it is full.
     let repeated = (headers.len() - headers.keys_len()).next_power_of_two();
     REQUEST_BYTES + text + (headers.capacity() + repeated) * FIELD_BYTES
 }
 
-/// The body of an answer, with what its request holds until the answer is sent.
+/// The body of a response, which holds its request's reservation until the response is sent.
 pub(super) struct HeldBody {
     body: Body,
     held: Option<(Option<Reservation>, UnderWay)>,
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_small_fields_take_more_than_their_bytes() {
+    fn small_fields_count_for_more_than_their_bytes() {
         let few = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("x"))]);
         assert!(memory_of(&few) < 2 * REQUEST_BYTES);
         let mut same = HeaderMap::new();

@@ -1,4 +1,4 @@
-//! Whether the runtime that does the work still runs tasks, told to whoever has a thread of its own.
+//! Liveness of the main runtime, observable from another thread.
 
 use std::{
     sync::{
@@ -10,19 +10,19 @@ use std::{
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A task that does nothing but note that it ran. It ends with the last clone.
+/// A task that only records that it ran. Ends with the last clone.
 #[derive(Clone, Debug)]
 pub struct Heartbeat(Arc<Beat>);
 
 #[derive(Debug)]
 struct Beat {
     began: Instant,
-    /// When it ran last, in milliseconds since it began.
+    /// Time of the last run, in milliseconds since the start.
     last: AtomicU64,
 }
 
 impl Heartbeat {
-    /// Begins on the runtime that this is called on.
+    /// Starts the task on the current runtime.
     pub fn start() -> Self {
         let beat = Arc::new(Beat {
             began: Instant::now(),
@@ -39,7 +39,7 @@ impl Heartbeat {
         Self(beat)
     }
 
-    /// How long ago it ran.
+    /// Returns the time since the last run.
     pub fn silent_for(&self) -> Duration {
         let last = self.0.last.load(Ordering::Relaxed);
         Duration::from_millis(self.0.now().saturating_sub(last))
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_runtime_that_runs_nothing_is_silent() {
+    fn stalled_runtime_is_silent() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()

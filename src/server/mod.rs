@@ -1,7 +1,7 @@
-//! The HTTP server under every endpoint: an accept loop in which no connection can wait for ever.
+//! The HTTP server of every endpoint: an accept loop that bounds the waiting time of every connection.
 //!
-//! `axum::serve` has no timeouts for headers or idle connections and no cap on connections; this has. The router,
-//! the controller and `weir display` listen with it. Connections and the memory of requests' heads are shared by the
+//! Unlike `axum::serve`, it has timeouts for headers and idle connections, and limits the number of connections.
+//! The router, the controller and `weir display` use it. Connections and the memory of heads are shared among the
 //! peers' addresses ([`Limits`]).
 
 mod admin;
@@ -55,107 +55,106 @@ use gate::Gate;
 use places::{Place, Places};
 use stream::{Connection, Watched};
 
-/// How long a client may take to send a request's head, from its first byte on.
+/// Timeout for sending the head of a request, from its first byte on.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long a connection without a request stays open by default. It has to be longer than what load balancers keep
-/// theirs, the longest of which is 10 minutes: one that is closed while a balancer sends a request on it makes the
-/// balancer answer 502.
+/// Default timeout of idle connections. It must exceed the idle timeout of load balancers, the longest of which is
+/// 10 minutes: if a connection closes while a balancer sends a request on it, the balancer responds with 502.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(650);
 
-/// How large the head of a request may be, in bytes: an event of 64 KiB may be all attributes, and percent-encoding
-/// makes three bytes of one.
+/// Maximum size of the head of a request, in bytes. An event of 64 KiB may consist of attributes only, and
+/// percent-encoding triples its size.
 const MAX_HEAD: usize = 256 * 1024;
 
-/// How many header fields a request may have: about as many as there is room for.
+/// Maximum number of header fields, about as many as fit into the maximum size.
 const MAX_HEADERS: usize = 8192;
 
-/// What a header field takes in memory at most, in bytes, besides its name and its value: its entries in a
-/// [`http::HeaderMap`].
+/// Maximum memory of a header field besides its name and value, in bytes: its entries in a [`http::HeaderMap`].
 const FIELD_BYTES: usize = 112;
 
-/// How many places a connection of HTTP/2 takes, which has more buffers than one of HTTP/1, and many requests.
+/// Number of places that an HTTP/2 connection takes. It has more buffers than an HTTP/1 connection, and many
+/// requests.
 const HTTP2_PLACES: usize = 4;
 
-/// How many connections wait in the kernel's queue; the kernel's own limit may be lower. Those beyond it are tried
-/// again by the client after a second.
+/// Length of the kernel's accept queue, unless the kernel's limit is lower. Clients beyond it retry after a second.
 const BACKLOG: u32 = 4096;
 
-/// How many requests one HTTP/2 connection may have open.
+/// Maximum number of concurrent requests on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 
-/// How much of a body a client of HTTP/2 may send before it is read, in bytes: of one, and of all of a connection.
+/// HTTP/2 flow-control windows, in bytes: body data that a client may send before it is read, per stream and per
+/// connection.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 128 * 1024;
 
-/// How much of an answer waits for a client of HTTP/2, in bytes.
+/// Maximum data of responses buffered for an HTTP/2 client, in bytes.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// How many streams of a connection of HTTP/2 may be reset because of the client's errors.
+/// Maximum number of streams of an HTTP/2 connection that may be reset because of the client's errors.
 const MAX_ERROR_RESETS: usize = 128;
 
-/// How long requests under way may take to finish when the server is shut down.
+/// Time for requests in flight to finish at shutdown.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How long an idle connection has to close when its place is wanted.
+/// Time for an idle connection to close when its place is needed.
 const GIVE_UP_TIME: Duration = Duration::from_millis(250);
 
-/// How long to wait when the machine has no room for another connection.
+/// Delay before accepting again when the machine has no capacity for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How many connections a server has by default, and what the heads of its requests may hold.
+/// Default number of connections, and default memory of heads.
 const DEFAULT_CONNECTIONS: usize = 1024;
 const DEFAULT_MEMORY: usize = 16 * 1024 * 1024;
 
-/// How long a request may take by default, from its head to the end of the answer.
+/// Default timeout of a request, from its head to the end of the response.
 const LONGEST_REQUEST: Duration = Duration::from_secs(180);
 
-/// The address of the client, an extension of every request.
+/// Address of the client, an extension of every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer(pub SocketAddr);
 
 impl Peer {
-    /// The tenant that a peer's requests count for, until it is known what they are for.
+    /// Returns the tenant that a peer's requests are accounted to until their namespace is known.
     pub fn tenant(self) -> Arc<str> {
         format!("peer {}", self.0.ip().to_canonical()).into()
     }
 }
 
-/// What connections and the heads of requests may take. A peer gets as much as is left free.
+/// Limits of connections and heads. A peer may use as much as it leaves free.
 #[derive(Clone)]
 pub struct Limits {
-    /// How many connections there may be at once; those of HTTP/2 count as four.
+    /// Maximum number of connections. An HTTP/2 connection counts as four.
     pub connections: usize,
-    /// What the heads of requests draw from.
+    /// Memory for the heads of requests.
     pub memory: Pool,
-    /// How long a request may take, from its head to the end of the answer.
+    /// Timeout of a request, from its head to the end of the response.
     pub longest_request: Duration,
-    /// How long a connection without a request stays open.
+    /// Timeout of idle connections.
     pub idle_timeout: Duration,
-    /// What is counted.
+    /// Counters of connections.
     pub counts: ConnectionCounts,
-    /// What whoever finds no room is told.
+    /// Builds the response for rejected clients.
     pub refuse: Arc<Refuse>,
 }
 
-/// Makes the answer to whoever finds no room.
+/// Builds the response for rejected clients.
 pub type Refuse = dyn Fn(Refusal) -> Refused + Send + Sync;
 
-/// What there was no room for.
+/// The exhausted resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Another connection.
+    /// Connections.
     Connections,
-    /// Another request's head.
+    /// Memory for heads of requests.
     Heads,
 }
 
-/// The body of an answer 503.
+/// Body of a 503 response.
 #[derive(Clone, Debug)]
 pub struct Refused {
-    /// Its type.
+    /// Content type.
     pub content_type: &'static str,
-    /// Its bytes.
+    /// Content.
     pub body: Bytes,
 }
 
@@ -209,7 +208,7 @@ impl Refused {
     }
 }
 
-/// A socket that listens, ready to serve.
+/// A listening socket, ready to serve.
 #[derive(Debug)]
 pub struct Server {
     name: &'static str,
@@ -218,7 +217,7 @@ pub struct Server {
     limits: Limits,
 }
 
-/// Why an address cannot be listened on.
+/// Cannot listen on an address.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address} ({name}): {source}; is something else using the address?")]
 pub struct BindError {
@@ -228,10 +227,11 @@ pub struct BindError {
 }
 
 impl Server {
-    /// Listens and logs where. `name` says what for: `ingress`, `admin`, `configuration`, `display`.
+    /// Starts to listen, and logs the address. `name` is the purpose: `ingress`, `admin`, `configuration` or
+    /// `display`.
     ///
     /// # Errors
-    /// When the address is in use or not this machine's.
+    /// If the address is in use or does not belong to this machine.
     pub async fn bind(name: &'static str, address: SocketAddr) -> Result<Self, BindError> {
         let failed = |source| BindError {
             name,
@@ -249,23 +249,23 @@ impl Server {
         })
     }
 
-    /// The same with other limits.
+    /// Replaces the limits.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
     }
 
-    /// The address that it listens on, with the port that was chosen if 0 was asked for.
+    /// Returns the address that it listens on, including the port chosen for port 0.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves until told to stop; requests that are under way then may finish within ten seconds.
+    /// Serves until told to stop. Requests in flight then have ten seconds to finish.
     pub async fn serve(self, service: axum::Router, stop: CancellationToken) {
         self.serve_over(None, service, stop).await;
     }
 
-    /// The same over TLS.
+    /// Serves over TLS until told to stop.
     pub async fn serve_tls(self, tls: Arc<ServerConfig>, service: axum::Router, stop: CancellationToken) {
         self.serve_over(Some(tls), service, stop).await;
     }
@@ -285,7 +285,7 @@ impl Server {
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => {
-                tracing::error!(listener = name, %error, "cannot serve: the runtime does not take the socket");
+                tracing::error!(listener = name, %error, "cannot serve: cannot register the socket with the runtime");
                 return;
             }
         };
@@ -334,7 +334,7 @@ impl Server {
         if was_cut.load(Ordering::Relaxed) {
             tracing::warn!(
                 listener = name,
-                "requests were still under way when the time to finish ended"
+                "requests were still in flight at the end of the grace period"
             );
         }
     }
@@ -350,7 +350,7 @@ async fn accept(name: &'static str, listener: &TcpListener) -> (TcpStream, Peer)
                 return (stream, Peer(address));
             }
             Err(error) => {
-                // The client is gone, or the machine is out of file descriptors: either way, go on.
+                // The client is gone, or the machine is out of file descriptors. Continue in either case.
                 tracing::debug!(listener = name, %error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -358,16 +358,16 @@ async fn accept(name: &'static str, listener: &TcpListener) -> (TcpStream, Peer)
     }
 }
 
-/// Tells a client that there is no place for it, if it takes that at once.
+/// Tells a client that there is no capacity, if the response can be sent without waiting.
 fn refuse(stream: TcpStream, answer: &Refused) {
     if let Ok(mut stream) = stream.into_std() {
-        // It is closed either way.
+        // The connection is closed in any case.
         let _ = stream.write(&answer.to_http1());
         let _ = stream.shutdown(Shutdown::Write);
     }
 }
 
-/// A connection that is to be served.
+/// A connection to be served.
 struct Serving {
     peer: Peer,
     place: Place,
@@ -378,7 +378,7 @@ struct Serving {
 
 /// Why a connection ended early.
 enum Ended {
-    /// The time to finish was over.
+    /// It exceeded the grace period.
     Cut,
     Failed(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -435,7 +435,7 @@ impl Serving {
     }
 }
 
-/// Resolves once it has been so long since a time that changes, and may be absent.
+/// Resolves once `limit` has passed since a time that changes, and may be absent.
 async fn lasts(limit: Duration, since: impl Fn() -> Option<Instant>) {
     loop {
         let since = since();
@@ -446,7 +446,7 @@ async fn lasts(limit: Duration, since: impl Fn() -> Option<Instant>) {
     }
 }
 
-/// As tokio's own `bind` does, but for the backlog.
+/// Like tokio's own `bind`, except for the backlog.
 fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -462,9 +462,9 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // hyper's timeout runs between requests as well; `Watched` has one that does not.
+        // hyper's timeout also runs between requests; the one of `Watched` does not.
         .header_read_timeout(None)
-        // A client may have no more to send, and wait for the answer.
+        // A client may have finished sending and still wait for the response.
         .half_close(true)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS);
@@ -497,7 +497,7 @@ mod tests {
 
     const REQUEST: &[u8] = b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n";
 
-    /// A connection to a server that answers each request after a second.
+    /// A connection to a server that responds to each request after a second.
     fn connected() -> (DuplexStream, JoinHandle<bool>) {
         let (client, stream) = duplex(1024);
         let limits = Limits::default();
@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_stays_open_between_requests_and_not_for_ever() {
+    async fn idle_connection_stays_open_for_a_limited_time() {
         let (mut client, serving) = connected();
         for _ in 0..3 {
             client.write_all(REQUEST).await.unwrap();
@@ -537,7 +537,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_head_of_each_request_has_to_be_complete_in_time() {
+    async fn closes_connection_if_a_head_is_incomplete_for_too_long() {
         for requests_before in [0, 1] {
             let (mut client, serving) = connected();
             for _ in 0..requests_before {
@@ -554,7 +554,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_has_no_more_to_send_is_answered() {
+    async fn responds_to_half_closed_client() {
         let (mut client, _serving) = connected();
         client.write_all(REQUEST).await.unwrap();
         client.shutdown().await.unwrap();

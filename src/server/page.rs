@@ -1,4 +1,4 @@
-//! The page of metrics: built once for all who ask meanwhile, in pieces that they share.
+//! The metrics page: built once for concurrent requests, in shared chunks.
 
 use std::{
     fmt,
@@ -13,32 +13,32 @@ use http_body::{Frame, SizeHint};
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::sync::Mutex;
 
-/// The size of a piece, in bytes.
+/// Size of a chunk, in bytes.
 const PIECE: usize = 64 * 1024;
 
-/// How large pages may be that are being sent, in bytes, until no other is built: who asks then gets the last one.
+/// Maximum total size of pages being sent, in bytes. Beyond it no new page is built, and requests get the last one.
 const MAX_BEING_SENT: usize = 32 * 1024 * 1024;
 
 /// Builds pages.
 pub(super) struct Pages {
     registry: Arc<Registry>,
-    /// Those that are being sent, the newest last.
+    /// Pages being sent, oldest first.
     sent: Mutex<Vec<Weak<Page>>>,
 }
 
-/// What the registry said at a time.
+/// A snapshot of the registry.
 pub(super) struct Page {
     begun: Instant,
     size: usize,
     pieces: Vec<Bytes>,
 }
 
-/// Why there is no page.
+/// Why a page could not be built.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PageError {
-    #[error("metrics cannot be written: {0}")]
+    #[error("cannot write metrics: {0}")]
     Written(#[from] fmt::Error),
-    #[error("metrics cannot be written: a collector panicked")]
+    #[error("cannot write metrics: a collector panicked")]
     Panicked,
 }
 
@@ -50,7 +50,7 @@ impl Pages {
         }
     }
 
-    /// A page that was begun after this was called, unless those before take too much memory.
+    /// Returns a page whose construction started after this call, unless earlier pages take too much memory.
     pub(super) async fn page(&self) -> Result<Arc<Page>, PageError> {
         let asked = Instant::now();
         let mut sent = self.sent.lock().await;
@@ -83,7 +83,7 @@ impl Page {
     }
 }
 
-/// A text in pieces: one that grew in one place would be copied, and take twice the memory meanwhile.
+/// A text in chunks. Growing a single buffer would copy it and temporarily double its memory.
 #[derive(Default)]
 struct Pieces {
     done: Vec<Bytes>,
@@ -115,7 +115,7 @@ impl fmt::Write for Pieces {
     }
 }
 
-/// A page as the body of an answer.
+/// A page as the body of a response.
 pub(super) struct PageBody {
     page: Arc<Page>,
     next: usize,
@@ -182,14 +182,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_built_once_for_all_who_ask_meanwhile() {
+    async fn concurrent_requests_share_a_page() {
         let built = Arc::<AtomicUsize>::default();
         let mut registry = Registry::default();
         registry.register("a", "A", Counter::<u64>::default());
         registry.register_collector(Box::new(Slow(built.clone())));
         let pages = Pages::new(registry);
         let all = futures::future::join_all((0..20).map(|_| pages.page())).await;
-        // The first is building when the others ask.
+        // The first is being built when the others request one.
         assert!(built.load(Ordering::Relaxed) <= 2);
         let page = all.into_iter().next().unwrap().unwrap();
         let body = PageBody::new(page).collect().await.unwrap().to_bytes();
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pieces_are_the_text() {
+    fn chunks_form_the_text() {
         let text = "ä€x".repeat(50_000);
         let mut pieces = Pieces::default();
         for part in [&text, "y", &text] {

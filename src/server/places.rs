@@ -1,7 +1,7 @@
-//! Who is connected: so many places, shared by the peers' addresses.
+//! Connection places, shared among the peers' addresses.
 //!
-//! A peer may hold as many places as are left free, so that there is always one for a newcomer. Whoever finds none takes
-//! that of a connection that is idle: the longest idle one of the peer with the most.
+//! A peer may hold as many places as it leaves free, so there is always one for a newcomer. A connection that finds
+//! no place evicts an idle one: the longest idle connection of the peer with the most connections.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,18 +18,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::memory::{Pool, Reservation};
 
-/// A connection is idle once it has had no request under way for so long. A client needs a moment to send the first.
+/// Time without a request in flight after which a connection is idle. A client needs a moment to send its first
+/// request.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// How many idle connections make room for one.
+/// Maximum number of idle connections evicted for one.
 const MAX_VICTIMS: usize = 8;
 
-/// How often an idle connection is looked for in which time: it takes a look at every connection, and whoever has too many
-/// can ask for it as often as he can connect.
+/// Maximum rate of searches for idle connections. A search visits every connection, and a client can trigger one
+/// per connection attempt.
 const MAX_SEARCHES: u32 = 100;
 const SEARCH_TIME: Duration = Duration::from_millis(100);
 
-/// What a server counts about its connections. Clones are one and the same.
+/// A server's counters of connections. Clones share the counts.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionCounts(Arc<Counts>);
 
@@ -40,12 +41,12 @@ struct Counts {
 }
 
 impl ConnectionCounts {
-    /// Connections that are open.
+    /// Number of open connections.
     pub fn open(&self) -> u64 {
         self.0.open.load(Ordering::Relaxed)
     }
 
-    /// Idle connections that were closed to make room.
+    /// Number of idle connections closed to make room.
     pub fn closed_for_room(&self) -> u64 {
         self.0.closed_for_room.load(Ordering::Relaxed)
     }
@@ -58,11 +59,11 @@ pub(super) struct Places {
     counts: ConnectionCounts,
     peers: Mutex<HashMap<IpAddr, BTreeMap<u64, Arc<Slot>>>>,
     next: AtomicU64,
-    /// Since when searches are counted, and how many there were.
+    /// Start of the current period, and the number of searches in it.
     searches: Mutex<(Instant, u32)>,
 }
 
-/// A connection's place, given back when it is dropped.
+/// The place of a connection, released on drop.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Arc<Places>,
@@ -71,25 +72,25 @@ pub(super) struct Place {
     slot: Arc<Slot>,
 }
 
-/// What is known of a connection.
+/// State of a connection.
 #[derive(Debug)]
 pub(super) struct Slot {
     state: Mutex<State>,
-    /// Whoever wants the place says so by this.
+    /// Cancelled when the place is needed for another connection.
     wanted: CancellationToken,
-    /// Absent once somebody else has the place.
+    /// `None` once the place was taken over.
     place: Mutex<Option<Reservation>>,
 }
 
 #[derive(Debug)]
 struct State {
     next: u64,
-    /// When each request that is under way began.
+    /// Start times of the requests in flight.
     requests: BTreeMap<u64, Instant>,
     idle_since: Instant,
 }
 
-/// A request that is under way.
+/// A request in flight.
 #[derive(Debug)]
 pub(super) struct UnderWay {
     slot: Arc<Slot>,
@@ -107,7 +108,7 @@ impl Places {
         })
     }
 
-    /// A place for a connection of this peer, if there is one or one can be made.
+    /// Returns a place for a connection of this peer, evicting an idle one if necessary and possible.
     pub(super) fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
         let tenant: Arc<str> = peer.to_string().into();
         let reserve = || self.pool.try_reserve(&tenant, 1);
@@ -135,8 +136,8 @@ impl Places {
         })
     }
 
-    /// Takes the place of the longest idle connection of the peer that has most, but of none that has fewer than this
-    /// one.
+    /// Evicts the longest idle connection of the peer with the most connections, unless that peer has fewer than
+    /// this one.
     fn close_one_idle(&self, peer: IpAddr) -> bool {
         if !self.may_search() {
             return false;
@@ -170,7 +171,7 @@ impl Places {
     }
 
     fn peers(&self) -> MutexGuard<'_, HashMap<IpAddr, BTreeMap<u64, Arc<Slot>>>> {
-        // What is changed under the lock is changed by one call each.
+        // Each change under the lock is a single call.
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -180,7 +181,7 @@ impl Place {
         &self.slot
     }
 
-    /// Takes more places, so that it has this many in all.
+    /// Grows to this many places.
     pub(super) fn widen(&self, places: usize) -> bool {
         let grow = || match &mut *lock(&self.slot.place) {
             Some(place) => place.try_grow(places),
@@ -205,7 +206,7 @@ impl Drop for Place {
 }
 
 impl Slot {
-    /// A request has come.
+    /// Registers a request.
     pub(super) fn begin(self: &Arc<Self>) -> UnderWay {
         let mut state = lock(&self.state);
         let key = state.next;
@@ -217,17 +218,17 @@ impl Slot {
         }
     }
 
-    /// Resolves when somebody else has the place.
+    /// Resolves when the place is needed for another connection.
     pub(super) async fn wanted(&self) {
         self.wanted.cancelled().await;
     }
 
-    /// When the oldest request began that is under way.
+    /// Returns the start time of the oldest request in flight.
     pub(super) fn oldest(&self) -> Option<Instant> {
         lock(&self.state).requests.values().next().copied()
     }
 
-    /// Since when no request is under way; `None` if one is.
+    /// Returns the time since which no request is in flight; `None` if one is.
     pub(super) fn without_request_since(&self) -> Option<Instant> {
         let state = lock(&self.state);
         state.requests.is_empty().then_some(state.idle_since)
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_holds_half_and_newcomers_find_a_place() {
+    async fn peer_gets_at_most_half_and_newcomers_find_a_place() {
         let places = places(100);
         let held: Vec<_> = std::iter::from_fn(|| places.admit(peer(1))).collect();
         assert_eq!(held.len(), 50);
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_longest_idle_connection_makes_room() {
+    async fn evicts_the_longest_idle_connection() {
         let places = places(4);
         let first = places.admit(peer(1)).unwrap();
         tokio::time::advance(IDLE).await;
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_has_many_makes_room_for_whoever_has_few() {
+    async fn evicts_only_from_peers_with_more_connections() {
         let places = places(9);
         let many: Vec<_> = std::iter::from_fn(|| places.admit(peer(1))).collect();
         let more: Vec<_> = [2, 3].map(|number| places.admit(peer(number)).unwrap()).into();
@@ -319,7 +320,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_request_is_known() {
+    async fn reports_the_oldest_request() {
         let place = places(9).admit(peer(1)).unwrap();
         let began = Instant::now();
         let _first = place.slot().begin();

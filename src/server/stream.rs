@@ -1,8 +1,8 @@
-//! A connection's stream, on which no head of a request can take memory that nobody counts.
+//! A connection's stream, which accounts for the memory of every head.
 //!
-//! HTTP/1: what is read until a request begins is its head, and hyper keeps it in one buffer. HTTP/2: the frames tell how
-//! much of a head has come, and heads are decoded as they come. Either draws from the pool under the peer's address; a
-//! head that finds no room waits, and is then refused.
+//! HTTP/1: the bytes up to the start of a request are its head, which hyper keeps in one buffer. HTTP/2: the frames
+//! show how much of a head has arrived, and heads are decoded as they arrive. Both reserve memory from the pool
+//! under the peer's address. A head without room waits, and is then rejected.
 
 use std::{
     io,
@@ -26,43 +26,43 @@ use super::{
 };
 use crate::memory::{Pool, Reservation};
 
-/// How much is read at once, in bytes: hyper's buffer of a connection grows to twice as much, and stays.
+/// Maximum size of a read, in bytes. hyper's buffer of a connection grows to twice this size, and stays.
 const CHUNK: usize = 16 * 1024;
 
-/// A head of HTTP/1 of this size is not counted: that much every connection may take.
+/// Size up to which an HTTP/1 head is not accounted, in bytes: every connection may use this much.
 pub(super) const FREE: usize = 16 * 1024;
 
-/// Heads of this size in all are given to hyper at once, in bytes on the wire: it decodes all that it gets before it
-/// hands over the first.
+/// Maximum total size of heads passed to hyper at once, in bytes on the wire. hyper decodes everything it receives
+/// before it delivers the first head.
 const HEADS_AT_ONCE: usize = 16 * 1024;
 
-/// The most that a head takes in memory once it is decoded: its size is limited, each field counts as 32 bytes more than
-/// it has (RFC 9113, section 6.5.2), and has one at least.
+/// Maximum memory of a decoded head. Its size is limited, and each field counts as 32 bytes more than its length
+/// (RFC 9113, section 6.5.2), which is at least one.
 const MAX_DECODED: usize = MAX_HEAD / 33 * FIELD_BYTES;
 
-/// How long a head waits for room, and how often it is looked for.
+/// Time for which a head waits for room, and the interval of its checks.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 const ROOM_PAUSE: Duration = Duration::from_millis(25);
 
-/// How much of what comes after a refusal is read and thrown away, and for how long: a connection that is closed with
-/// data unread is reset, and its client may not see the answer.
+/// Maximum size and time for discarding input after a rejection. Closing a connection with unread data resets it,
+/// and the client may not see the response.
 const DRAIN_BYTES: usize = 2 * MAX_HEAD;
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
-/// How every connection of HTTP/2 begins (RFC 9113, section 3.4).
+/// Start of every HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What a connection's stream and its requests know of each other.
+/// State shared by a connection's stream and its requests.
 pub(super) struct Connection {
     pub(super) place: Place,
     pub(super) memory: Pool,
     pub(super) tenant: Arc<str>,
     pub(super) refuse: Arc<Refuse>,
-    /// Counts the requests that have begun.
+    /// Number of requests started.
     requests: AtomicU64,
-    /// Counts how often the connection was polled.
+    /// Number of times the connection was polled.
     turns: AtomicU64,
-    /// Whether the head of the request that comes now left a large buffer behind.
+    /// Whether the head of the current request left a large buffer behind.
     had_large_head: AtomicBool,
 }
 
@@ -87,38 +87,38 @@ impl Connection {
         self.turns.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether the connection is to be closed after the request that has begun.
+    /// Whether the connection must be closed after the current request.
     pub(super) fn had_large_head(&self) -> bool {
         self.had_large_head.load(Ordering::Relaxed)
     }
 }
 
 enum Protocol {
-    /// So many bytes are as HTTP/2 begins.
+    /// The number of bytes received so far, all of which match the HTTP/2 preface.
     Unknown(usize),
     Http1,
     Http2 {
         frames: Frames,
-        /// The turn in which heads were read last, and how many bytes of them.
+        /// The turn in which heads were last read, and how many bytes of them.
         turn: u64,
         read: usize,
     },
 }
 
-/// Wraps a stream.
+/// A stream that accounts for heads.
 pub(super) struct Watched<S> {
     stream: S,
     connection: Arc<Connection>,
     protocol: Protocol,
-    /// Bytes of the head that is being read, and the request that it comes after.
+    /// Bytes of the head being read, and the number of requests before it.
     head: usize,
     after: u64,
-    /// When it has to be complete.
+    /// Deadline for completing the head.
     end: Option<Pin<Box<Sleep>>>,
-    /// What has to be held before more is read, and what is.
+    /// The reservation required before more is read, and the current one.
     needed: usize,
     held: Option<Reservation>,
-    /// What was read and waits for room: hyper would decode it.
+    /// Input that waits for room, because hyper would decode it.
     unread: Bytes,
     waiting: Option<Waiting>,
     refused: Option<Refused>,
@@ -152,7 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         }
     }
 
-    /// Ready once there is room for what is being read; an error if there is none for too long.
+    /// Ready once there is room for the current input. Returns an error if there is none for too long.
     fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ()>> {
         loop {
             if self.hold() {
@@ -186,17 +186,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         }
     }
 
-    /// Whether hyper has to take what it has before it gets more.
+    /// Whether hyper must process what it has before it gets more.
     fn is_enough(&self) -> bool {
         let now = self.connection.turns.load(Ordering::Relaxed);
         matches!(self.protocol, Protocol::Http2 { turn, read, .. } if turn == now && read >= HEADS_AT_ONCE)
     }
 
-    /// An error once a head is incomplete for too long.
+    /// Returns an error once a head is incomplete for too long.
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let is_http2 = matches!(self.protocol, Protocol::Http2 { .. });
         if !is_http2 && self.after != self.connection.requests.load(Ordering::Relaxed) {
-            // It was complete with what was read last.
+            // The last input completed the head.
             self.end = None;
         }
         let Some(end) = &mut self.end else {
@@ -209,7 +209,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         ))
     }
 
-    /// Takes note of what was read.
+    /// Processes the bytes read.
     fn note(&mut self, bytes: &[u8]) -> io::Result<()> {
         if let Protocol::Unknown(matched) = self.protocol {
             let expected = &PREFACE[matched..];
@@ -264,7 +264,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         self.head += length;
         self.begin_head();
         if self.head > FREE {
-            // hyper's buffer grows by doubling. It stays until the connection ends, which is then closed.
+            // hyper's buffer grows by doubling. It lives as long as the connection, so the connection is closed
+            // after the request.
             self.needed = self.needed.max(2 * self.head);
             self.connection.had_large_head.store(true, Ordering::Relaxed);
         }
@@ -275,7 +276,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             .get_or_insert_with(|| Box::pin(sleep(HEADER_READ_TIMEOUT)));
     }
 
-    /// Answers that there is no room, reads what still comes, and ends.
+    /// Responds that there is no room, discards further input, and ends.
     fn poll_refused(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let Some(refused) = &mut self.refused else {
             return Poll::Pending;
@@ -341,7 +342,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
         loop {
             if ready!(this.poll_room(context)).is_err() {
                 let answer = (this.connection.refuse)(Refusal::Heads);
-                // HTTP/2 has no answer for a request that is not complete.
+                // HTTP/2 has no response to an incomplete request.
                 if !matches!(this.protocol, Protocol::Http1) {
                     return Poll::Ready(Err(no_room()));
                 }

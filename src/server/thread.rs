@@ -1,4 +1,4 @@
-//! A server with a thread and a runtime of its own, which answers whatever the others do.
+//! A server on its own thread and runtime, which responds even if the other runtimes are stuck.
 
 use std::{io, thread};
 
@@ -17,17 +17,17 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::Server;
 
-/// How many threads of the server's own make what takes time, such as the page of metrics.
+/// Number of threads for slow work of the server, such as building the metrics page.
 const BLOCKING_THREADS: usize = 2;
 
-/// A server that runs on a thread of its own.
+/// A server that runs on its own thread.
 #[derive(Debug)]
 pub struct OwnThread {
     name: &'static str,
     ended: oneshot::Receiver<()>,
 }
 
-/// Why there is no such thread.
+/// The thread could not be started.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start the thread of the {name} server: {source}")]
 pub struct ThreadError {
@@ -39,7 +39,7 @@ impl OwnThread {
     /// Serves until told to stop.
     ///
     /// # Errors
-    /// When the machine has no thread for it.
+    /// If the machine cannot start a thread.
     pub fn serve(server: Server, service: Router, stop: CancellationToken) -> Result<Self, ThreadError> {
         let name = server.name;
         let failed = |source| ThreadError { name, source };
@@ -55,7 +55,7 @@ impl OwnThread {
             .spawn(move || {
                 runtime.block_on(server.serve(service, stop));
                 runtime.shutdown_background();
-                // Whoever waits may have gone.
+                // The receiver may be gone.
                 let _ = ending.send(());
             })
             .map_err(failed)?;
@@ -65,12 +65,12 @@ impl OwnThread {
     /// Waits until it has stopped.
     pub async fn ended(self) {
         if self.ended.await.is_err() {
-            tracing::warn!(listener = self.name, "the server broke down");
+            tracing::warn!(listener = self.name, "the server failed");
         }
     }
 }
 
-/// Has requests answered on the runtime that this is called on, for routes of a server with its own.
+/// Handles requests on the current runtime, for routes of a server that has its own.
 pub fn on_main_runtime(routes: Router) -> Router {
     let handle = Handle::current();
     routes.layer(from_fn(move |request: Request, next: Next| {
@@ -79,7 +79,7 @@ pub fn on_main_runtime(routes: Router) -> Router {
     }))
 }
 
-/// The answer where the task panicked, or its runtime ends.
+/// Response if the task panicked or its runtime is shutting down.
 fn broken() -> Response {
     (
         StatusCode::INTERNAL_SERVER_ERROR,
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_answers_while_the_main_runtime_does_not_run() {
+    fn responds_while_the_main_runtime_is_stuck() {
         let main = Builder::new_current_thread().enable_all().build().unwrap();
         let stop = CancellationToken::new();
         let (address, server) = main.block_on(async {
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_an_answer() {
+    async fn panic_becomes_a_response() {
         let routes = on_main_runtime(Router::new().route(
             "/",
             get(|| async {

@@ -1,4 +1,4 @@
-//! The server's side of TLS: a handshake that cannot last, and a plain answer to whoever speaks plain HTTP.
+//! Server-side TLS: a bounded handshake, and a plain response to clients that speak plain HTTP.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -10,21 +10,21 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-/// How long a client may take until the connection is encrypted.
+/// Timeout of the handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What whoever speaks plain HTTP is told.
+/// Response to clients that speak plain HTTP.
 const PLAIN_ANSWER: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
      this port speaks TLS: use an https URL\n";
 
-/// How much of a plain request is read, in bytes: a connection that is closed with data unread is reset, and its
-/// client may not see the answer.
+/// Maximum size read of a plain request, in bytes. Closing a connection with unread data resets it, and the client
+/// may not see the response.
 const MAX_PLAIN: u64 = 64 * 1024;
 
-/// Makes an encrypted connection of a plain one.
+/// Performs the TLS handshake.
 ///
 /// # Errors
-/// When the client is silent for too long, speaks no TLS, or the two agree on nothing.
+/// If the client is silent for too long, does not speak TLS, or no parameters can be agreed on.
 pub(super) async fn accept(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<TlsStream<TcpStream>> {
     timeout(HANDSHAKE_TIMEOUT, handshake(stream, config)).await?
 }
@@ -32,7 +32,7 @@ pub(super) async fn accept(stream: TcpStream, config: Arc<ServerConfig>) -> io::
 async fn handshake(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<TlsStream<TcpStream>> {
     let mut first = [0];
     stream.peek(&mut first).await?;
-    // A method begins with a letter, and no TLS record does.
+    // An HTTP method starts with a letter, a TLS record does not.
     if first[0].is_ascii_alphabetic() {
         refuse(stream).await?;
         return Err(io::Error::new(
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_is_encrypted() {
+    async fn encrypts_connections() {
         let ends = Ends::new().await;
         let name = ServerName::try_from("weir").unwrap();
         let stream = ends.client().await;
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn plain_http_is_told_what_is_wrong() {
+    async fn responds_to_plain_http() {
         let ends = Ends::new().await;
         let mut stream = ends.client().await;
         let (accepted, answer) = tokio::join!(ends.accept(), async {
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_keeps_a_connection_by_silence() {
+    async fn silent_client_is_disconnected() {
         let ends = Ends::new().await;
         let _silent = ends.client().await;
         let error = ends.accept().await.unwrap_err();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_neither_tls_nor_http_ends() {
+    async fn disconnects_other_protocols() {
         let ends = Ends::new().await;
         let mut stream = ends.client().await;
         stream.write_all(&[0; 64]).await.unwrap();
