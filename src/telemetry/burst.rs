@@ -1,34 +1,34 @@
-//! Bounds how many log lines of one kind are written. Pure.
+//! Limits the rate of log lines of one kind. Pure.
 
 use std::time::{Duration, Instant};
 
-/// In each such time some lines are written and the rest is counted.
+/// Period in which some lines are written and the rest is counted.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// How many.
+/// Number of lines per period.
 const LINES: u32 = 5;
 
-/// Lets the first five lines a minute through, and counts those that it holds back.
+/// Admits the first five lines of each minute, and counts those that it suppresses.
 ///
-/// The count goes with the next line ([`Burst::admit`]), or, where none comes, with a summary for which whoever writes
-/// the lines asks from time to time ([`Burst::overdue`]).
+/// The count is reported with the next line ([`Burst::admit`]) or, if there is none, with a summary that the writer
+/// polls for ([`Burst::overdue`]).
 #[derive(Debug, Default)]
 pub struct Burst {
-    /// When the first line of this period was admitted.
+    /// Time of the first line in this period.
     began: Option<Instant>,
     admitted: u32,
     held_back: u64,
 }
 
-/// A line may be written.
+/// Permission to write a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admitted {
-    /// How many lines before it were not written; `None` if all were.
+    /// Number of lines suppressed before it; `None` if there were none.
     pub held_back: Option<u64>,
 }
 
 impl Burst {
-    /// Asks for a line; `None` holds it back.
+    /// Requests a line. Returns `None` if it must be suppressed.
     pub fn admit(&mut self, now: Instant) -> Option<Admitted> {
         if self.is_over(now) {
             (self.began, self.admitted) = (Some(now), 0);
@@ -43,7 +43,7 @@ impl Burst {
         })
     }
 
-    /// How many lines were held back, once it is time to say so and no later line has.
+    /// Returns the number of suppressed lines, once a report is due and no later line has made it.
     pub fn overdue(&mut self, now: Instant) -> Option<u64> {
         self.is_over(now).then(|| self.take()).flatten()
     }
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_lines_are_written_and_the_next_period_tells_of_the_rest() {
+    fn writes_the_first_lines_and_reports_the_rest_in_the_next_period() {
         let (mut burst, start) = (Burst::default(), Instant::now());
         for _ in 0..LINES {
             assert_eq!(burst.admit(start), admitted(None));
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_held_back_is_told_when_no_other_line_comes() {
+    fn reports_suppressed_lines_when_no_other_line_follows() {
         let (mut burst, start) = (Burst::default(), Instant::now());
         assert_eq!(burst.overdue(start), None);
         for _ in 0..LINES + 3 {
@@ -96,7 +96,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_line_is_written_or_counted_and_few_are_written(gaps in proptest::collection::vec(0_u64..90_000, 1..200)) {
+        fn every_line_is_written_or_counted(gaps in proptest::collection::vec(0_u64..90_000, 1..200)) {
             let (mut burst, mut now) = (Burst::default(), Instant::now());
             let (mut written, mut told, began) = (0, 0, now);
             for gap in &gaps {

@@ -1,5 +1,5 @@
-//! Sends spans to a collector by OTLP over HTTP, in batches and beside the flow of events: the queue is bounded, what
-//! does not fit is dropped, and that a collector cannot be reached is said once, and once more when it can.
+//! Exports spans to a collector by OTLP over HTTP, in batches and without blocking events. The queue is bounded,
+//! and spans that do not fit are dropped. An unreachable collector is logged once, and once more when it is back.
 
 use std::{
     error::Error,
@@ -30,43 +30,43 @@ use tokio::runtime::Handle;
 use super::{Options, Sampling, Tracer};
 use crate::trust;
 
-/// How long what is not exported yet may take when the process ends.
+/// Timeout for exporting the remaining spans at shutdown.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much of a collector's answer is read.
+/// Maximum size of a collector's response, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// What the service is called unless the environment says otherwise.
+/// Default service name.
 const SERVICE: &str = "weir-router";
 
 /// Why traces cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// The certificates of the authorities that this machine trusts cannot be read.
+    /// The machine's certificate authorities cannot be read.
     #[error(
         "cannot read the certificate authorities that this machine trusts, needed for {endpoint}: {source}"
     )]
     Roots {
-        /// Where spans are to go.
+        /// Destination of spans.
         endpoint: Uri,
-        /// What happened.
+        /// Cause.
         source: std::io::Error,
     },
-    /// The exporter does not take what it is given.
+    /// The exporter rejects its configuration.
     #[error("cannot export traces: {0}")]
     Exporter(#[from] ExporterBuildError),
 }
 
-/// The export of spans; off by default.
+/// The export of spans. Off by default.
 #[derive(Debug, Default)]
 pub struct Export(Option<SdkTracerProvider>);
 
-/// Starts to export spans, if there are options for it. Has to be called on the runtime. The headers, the service's
-/// name and other attributes of the resource, and the queue's bounds are read from OpenTelemetry's environment
+/// Starts to export spans, if `options` are given. Must be called within a tokio runtime. The headers, the service
+/// name and other resource attributes, and the limits of the queue are read from OpenTelemetry's environment
 /// variables.
 ///
 /// # Errors
-/// [`ExportError`] when an `https` endpoint cannot be trusted, or a variable cannot be used.
+/// [`ExportError`] if TLS for an `https` endpoint cannot be set up, or a variable is invalid.
 pub fn start(options: Option<Options>) -> Result<Export, ExportError> {
     let Some(options) = options else {
         return Ok(Export::default());
@@ -91,7 +91,7 @@ pub fn start(options: Option<Options>) -> Result<Export, ExportError> {
         .with_timeout(timeout)
         .build()?;
     let shown = shown(&endpoint);
-    tracing::info!(endpoint = shown, sampled = %sampling, "traces are exported");
+    tracing::info!(endpoint = shown, sampled = %sampling, "exporting traces");
     let exporter = Exporter {
         exporter,
         endpoint: shown,
@@ -106,7 +106,7 @@ pub fn start(options: Option<Options>) -> Result<Export, ExportError> {
 }
 
 impl Export {
-    /// What makes the spans that are exported.
+    /// Returns the tracer that creates the exported spans.
     #[must_use]
     pub fn tracer(&self) -> Tracer {
         match &self.0 {
@@ -115,10 +115,10 @@ impl Export {
         }
     }
 
-    /// Exports what is there, for five seconds at most.
+    /// Exports the remaining spans, for at most five seconds.
     pub async fn end(self) {
         let Some(provider) = self.0 else { return };
-        // It blocks, and what fails is told by the exporter.
+        // The call blocks. The exporter reports failures itself.
         let ended = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT));
         drop(tokio::time::timeout(FLUSH_TIMEOUT * 2, ended).await);
     }
@@ -133,7 +133,7 @@ fn sampler(sampling: Sampling) -> Sampler {
     }
 }
 
-/// What the environment says of this process, with a name where it says none.
+/// Returns the resource from the environment, with a default service name.
 fn resource() -> Resource {
     let found = Resource::builder().build();
     let name = found.get(&"service.name".into()).map(|name| name.to_string());
@@ -145,7 +145,7 @@ fn resource() -> Resource {
     }
 }
 
-/// An endpoint for people: without user and query, which may be secret.
+/// Formats an endpoint without user and query, which may be secret.
 fn shown(endpoint: &Uri) -> String {
     let (scheme, host) = (
         endpoint.scheme_str().unwrap_or_default(),
@@ -173,7 +173,7 @@ fn client(endpoint: &Uri) -> Result<Http, ExportError> {
     Ok(Client::builder(TokioExecutor::new()).build(connector))
 }
 
-/// Posts to the collector. The SDK exports from a thread of its own; the connection lives on the runtime.
+/// Posts to the collector. The SDK exports from its own thread, but the connection belongs to the runtime.
 #[derive(Debug)]
 struct Collector {
     http: Http,
@@ -189,7 +189,7 @@ impl HttpClient for Collector {
         let sending = async move { tokio::time::timeout(timeout, exchange(http, request)).await };
         let sent = self.runtime.spawn(sending).await;
         let result = sent.map_err(HttpError::from).and_then(|answered| {
-            let late = |_| HttpError::from(format!("no complete answer within {timeout:?}"));
+            let late = |_| HttpError::from(format!("no complete response within {timeout:?}"));
             answered.map_err(late).flatten()
         });
         result.inspect_err(|error| self.state.note(cause(&**error)))
@@ -202,7 +202,7 @@ async fn exchange(http: Http, request: Request<Bytes>) -> Result<Response<Bytes>
     Ok(Response::from_parts(head, body))
 }
 
-/// The error at the bottom: HTTP clients put the telling part last.
+/// Returns the root cause, which is the most specific message of HTTP clients.
 fn cause(mut error: &(dyn Error + 'static)) -> String {
     while let Some(cause) = error.source() {
         error = cause;
@@ -210,7 +210,7 @@ fn cause(mut error: &(dyn Error + 'static)) -> String {
     error.to_string()
 }
 
-/// Exports, and says when that begins to fail and when it works again.
+/// Exports spans, and logs when exports start to fail and when they work again.
 #[derive(Debug)]
 struct Exporter {
     exporter: SpanExporter,
@@ -238,16 +238,16 @@ impl opentelemetry_sdk::trace::SpanExporter for Exporter {
     }
 }
 
-/// Whether exports fail.
+/// State of exports.
 #[derive(Debug, Default)]
 struct ExportState(Mutex<Outage>);
 
 #[derive(Debug, Default)]
 struct Outage {
-    /// How many spans were in the exports that failed since they do; `None` while they do not. What found the queue
-    /// full is not among them: the SDK keeps that count to itself.
+    /// Number of spans in failed exports since exports started to fail; `None` while they succeed. Excludes spans
+    /// dropped by the full queue, which the SDK does not report.
     lost: Option<u64>,
-    /// Why there was no answer to the last request, where there was none.
+    /// Why the last request had no response, if so.
     cause: Option<String>,
 }
 
@@ -267,7 +267,7 @@ impl ExportState {
             tracing::warn!(
                 endpoint,
                 error,
-                "traces cannot be exported; events flow on, and spans are dropped until it works again"
+                "cannot export traces; spans are dropped until the collector is reachable, events are not affected"
             );
         }
     }
@@ -278,13 +278,13 @@ impl ExportState {
             tracing::info!(
                 endpoint,
                 lost,
-                "traces are exported again; at least so many spans are lost"
+                "exporting traces again; at least this many spans were lost"
             );
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Outage> {
-        // No code that holds the lock can leave the state half changed.
+        // No holder of the lock can panic halfway through a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,8 +1,8 @@
-//! What Weir tells of single events, beside its metrics: spans for OpenTelemetry, and log lines that cannot flood.
+//! Telemetry on single events, in addition to metrics: spans for OpenTelemetry, and rate-limited log lines.
 //!
-//! The command line calls [`start`] and ends what it gives with [`Export::end`]; the router and delivery ask its
-//! [`Tracer`] for spans. Without an endpoint the tracer is off, and asking it costs one branch. The names and
-//! attributes of spans are in `spans.rs`, where they go in `export.rs`.
+//! The command line calls [`start`], and [`Export::end`] at shutdown. The router and delivery create spans through
+//! [`Tracer`]. Without an endpoint the tracer is off and costs one branch. `spans.rs` defines the names and
+//! attributes of spans, `export.rs` sends them.
 
 mod burst;
 mod export;

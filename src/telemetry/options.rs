@@ -1,4 +1,4 @@
-//! Whether traces are exported, where to and how many: by a flag, and by OpenTelemetry's environment variables. Pure.
+//! Options of the export of traces, from a flag and OpenTelemetry's environment variables. Pure.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -6,78 +6,79 @@ use http::Uri;
 
 use crate::http_url::{self, HttpUrlError};
 
-/// How traces are exported.
+/// Options of the export.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Where spans are posted to.
+    /// URL that spans are posted to.
     pub endpoint: Uri,
-    /// Which traces are recorded.
+    /// Sampler.
     pub sampling: Sampling,
-    /// How long an export may take.
+    /// Timeout of an export.
     pub timeout: Duration,
 }
 
-/// Which traces are recorded. A share is between 0 and 1.
+/// Sampler. A share is between 0 and 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Sampling {
-    /// All.
+    /// All traces.
     AlwaysOn,
-    /// None.
+    /// No traces.
     AlwaysOff,
-    /// A share of them, by their ids.
+    /// A share of all traces, by trace id.
     Share(f64),
-    /// Those that whoever sent the event records; of those that begin here a share.
+    /// Traces sampled by the sender of the event, and a share of those that start here.
     ParentBased(f64),
 }
 
 impl Default for Sampling {
-    /// What the producers record, and a tenth of what begins here.
+    /// Traces sampled by producers, and a tenth of those that start here.
     fn default() -> Self {
         Self::ParentBased(0.1)
     }
 }
 
-/// Why the options cannot be used. Each tells the variable or flag that is wrong.
+/// Why the options are invalid. Names the variable or flag.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionsError {
-    /// Spans cannot be posted there.
+    /// Invalid endpoint.
     #[error("{name}: {value:?} {error}; use for example http://otel-collector:4318")]
     Endpoint {
         /// The flag or the variable.
         name: &'static str,
-        /// What it says.
+        /// Its value.
         value: String,
         /// What is wrong with it.
         error: HttpUrlError,
     },
-    /// Not what Weir speaks.
+    /// Unsupported protocol.
     #[error(
-        "{name}: {value:?} is not spoken; Weir exports by http/protobuf, which collectors take at port 4318 as a rule"
+        "{name}: {value:?} is not supported; Weir exports by http/protobuf, which collectors usually accept on \
+         port 4318"
     )]
     Protocol {
         /// The variable.
         name: &'static str,
-        /// What it says.
+        /// Its value.
         value: String,
     },
-    /// There is only one exporter.
-    #[error("OTEL_TRACES_EXPORTER: {0:?} is not there; use otlp or none")]
+    /// Unsupported exporter.
+    #[error("OTEL_TRACES_EXPORTER: {0:?} is not supported; use otlp or none")]
     Exporter(String),
-    /// Not a sampler.
+    /// Unknown sampler.
     #[error(
-        "OTEL_TRACES_SAMPLER: {0:?} is not there; use always_on, always_off, traceidratio, parentbased_always_on, \
-         parentbased_always_off or parentbased_traceidratio"
+        "OTEL_TRACES_SAMPLER: {0:?} is not supported; use always_on, always_off, traceidratio, \
+         parentbased_always_on, parentbased_always_off or parentbased_traceidratio"
     )]
     Sampler(String),
-    /// Not a share.
-    #[error("OTEL_TRACES_SAMPLER_ARG: {0:?} is no share of the traces; use a number from 0 to 1")]
+    /// Invalid share.
+    #[error("OTEL_TRACES_SAMPLER_ARG: {0:?} is not a share of traces; use a number from 0 to 1")]
     Share(String),
-    /// Not a time.
-    #[error("{name}: {value:?} is no number of milliseconds above 0")]
+    /// Invalid time.
+    #[error("{name}: {value:?} is not a positive number of milliseconds")]
     Timeout {
         /// The variable.
         name: &'static str,
-        /// What it says.
+        /// Its value.
         value: String,
     },
 }
@@ -91,16 +92,16 @@ const PROTOCOL: [&str; 2] = [
 ];
 const TIMEOUT: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"];
 
-/// How long an export may take if nothing else is said (OTLP exporter configuration).
+/// Default timeout of an export (OTLP exporter configuration).
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Options {
-    /// Reads the options; `None` if traces are not exported. `flag` goes before the environment, of which `variable`
-    /// gives a variable's value; an empty one counts as not set. A base URL, as the flag and
-    /// `OTEL_EXPORTER_OTLP_ENDPOINT` have it, is followed by `/v1/traces`.
+    /// Reads the options. Returns `None` if traces are not exported. `flag` takes precedence over the environment,
+    /// which `variable` looks up; an empty variable counts as unset. `/v1/traces` is appended to a base URL, given
+    /// by the flag or `OTEL_EXPORTER_OTLP_ENDPOINT`.
     ///
     /// # Errors
-    /// [`OptionsError`] when there is an endpoint and something else cannot be used.
+    /// [`OptionsError`] if there is an endpoint and any option is invalid.
     pub fn read(
         flag: Option<&str>,
         variable: impl Fn(&str) -> Option<String>,
@@ -130,7 +131,7 @@ impl Options {
     }
 }
 
-/// The first of the variables that is set.
+/// Returns the first variable that is set.
 fn first<const N: usize>(
     names: [&'static str; N],
     variable: &impl Fn(&str) -> Option<String>,
@@ -194,13 +195,13 @@ fn timeout(variable: &impl Fn(&str) -> Option<String>) -> Result<Duration, Optio
 }
 
 impl fmt::Display for Sampling {
-    /// What is recorded, for a log line.
+    /// Describes the sampler, for a log line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AlwaysOn => write!(f, "all"),
             Self::AlwaysOff => write!(f, "none"),
             Self::Share(share) => write!(f, "{share} of all"),
-            Self::ParentBased(share) => write!(f, "those of the producers, and {share} of the others"),
+            Self::ParentBased(share) => write!(f, "those sampled by producers, and {share} of the others"),
         }
     }
 }
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_flag_goes_before_the_environment_and_a_base_url_gets_a_path() {
+    fn flag_precedes_environment_and_base_url_gets_a_path() {
         type Variables = &'static [(&'static str, &'static str)];
         let table: &[(Option<&str>, Variables, Option<&str>)] = &[
             (None, &[], None),
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn samplers_are_the_standard_ones() {
+    fn supports_the_standard_samplers() {
         let table = [
             (None, None, Sampling::ParentBased(0.1)),
             (Some("always_on"), None, Sampling::AlwaysOn),
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_named() {
+    fn errors_name_the_invalid_option() {
         let table: &[(Option<&str>, (&str, &str), &str)] = &[
             (
                 Some("collector:4318"),

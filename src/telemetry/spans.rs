@@ -1,13 +1,13 @@
-//! The spans that Weir makes, by OpenTelemetry's semantic conventions for CloudEvents, messaging and HTTP.
+//! Weir's spans, following OpenTelemetry's semantic conventions for CloudEvents, messaging and HTTP.
 //!
 //! | span | kind | parent |
 //! | --- | --- | --- |
 //! | `send NAMESPACE/BROKER`, a producer's request | server | the context of the request, or else of the event |
-//! | `deliver NAMESPACE/TRIGGER`, one attempt | client | the context that the event was stored with: as a rule the request's span |
+//! | `deliver NAMESPACE/TRIGGER`, one attempt | client | the context stored with the event: usually the request's span |
 //! | `dead-letter NAMESPACE/TRIGGER`, one attempt to a dead-letter Sink | client | likewise |
 //!
-//! A span links to the context in the event's own extension where that is not its parent: the trace that the event
-//! began in. No span is made where a trace is not recorded.
+//! A span links to the context in the event's own extension if that is not its parent: the trace in which the event
+//! originated. Traces that are not sampled have no spans.
 
 use std::{borrow::Cow, time::SystemTime};
 
@@ -23,13 +23,13 @@ use opentelemetry_sdk::trace::{SdkTracer, Span};
 
 use crate::cloudevents::{Event, TraceContext};
 
-/// How many bytes of a text go into an attribute.
+/// Maximum length of a text in an attribute, in bytes.
 const MAX_TEXT: usize = 1024;
 
-/// How many events' own contexts a request's span links to.
+/// Maximum number of links from a request's span to contexts of its events.
 const MAX_LINKS: usize = 32;
 
-/// Makes spans; off by default.
+/// Creates spans. Off by default.
 #[derive(Clone, Debug, Default)]
 pub struct Tracer(Option<SdkTracer>);
 
@@ -38,7 +38,7 @@ impl Tracer {
         Self(Some(tracer))
     }
 
-    /// Begins to tell of a request that began at `began`, with the context in its headers.
+    /// Starts to trace a request that began at `began`, with the context in its headers.
     #[must_use]
     pub fn receiver(&self, context: Option<TraceContext>, began: SystemTime) -> Receiver<'_> {
         Receiver {
@@ -50,8 +50,8 @@ impl Tracer {
         }
     }
 
-    /// A span for an attempt that begins now. `None` if tracing is off, or the event has no context, or its trace is
-    /// not recorded.
+    /// Creates a span for an attempt that starts now. `None` if tracing is off, the event has no context, or its
+    /// trace is not sampled.
     #[must_use]
     pub fn delivery(&self, attempt: &Attempt<'_>) -> Option<DeliverySpan> {
         let tracer = self.0.as_ref()?;
@@ -85,13 +85,13 @@ impl Tracer {
     }
 }
 
-/// Makes the span of one request, once it is known which broker it is for and which events it has.
+/// Creates the span of a request once its broker and its events are known.
 #[derive(Debug)]
 pub struct Receiver<'a> {
     tracer: &'a Tracer,
     context: Option<TraceContext>,
     began: SystemTime,
-    /// Whether the sampler was asked: it is asked once for a request.
+    /// Whether the sampler was asked. It is asked only once per request.
     begun: bool,
     span: Option<RequestSpan>,
 }
@@ -101,13 +101,14 @@ pub struct Receiver<'a> {
 pub struct RequestSpan {
     span: Span,
     parent: Option<TraceContext>,
-    /// How many events told where their traces began.
+    /// Number of events that have a context of their own.
     origins: usize,
 }
 
 impl Receiver<'_> {
-    /// The request is for this broker, `namespace/name`. `continued` tells which context it continues, given that of its
-    /// headers. Gives the context that its events continue: the span's, or, where none is made, that of the headers.
+    /// Starts the span of a request to this broker, `namespace/name`. `continued` returns the context that the
+    /// request continues, given that of its headers. Returns the context for its events: that of the span or, if
+    /// there is none, that of the headers.
     pub fn begin(
         &mut self,
         continued: impl FnOnce(Option<TraceContext>) -> Option<TraceContext>,
@@ -140,7 +141,7 @@ impl Receiver<'_> {
         context
     }
 
-    /// The request is one event.
+    /// Describes a request with a single event.
     pub fn describe(&mut self, event: &Event) {
         if let Some(RequestSpan { span, .. }) = &mut self.span {
             describe_event(span, event);
@@ -148,7 +149,7 @@ impl Receiver<'_> {
         self.link(event);
     }
 
-    /// The request is a batch of so many events.
+    /// Describes a request with a batch of events.
     pub fn describe_batch(&mut self, events: usize) {
         if let Some(RequestSpan { span, .. }) = &mut self.span {
             let count = i64::try_from(events).unwrap_or(i64::MAX);
@@ -156,7 +157,7 @@ impl Receiver<'_> {
         }
     }
 
-    /// The request has this event, which may come from another trace.
+    /// Links to the event's own trace, if it differs.
     pub fn link(&mut self, event: &Event) {
         let Some(RequestSpan {
             span,
@@ -177,13 +178,14 @@ impl Receiver<'_> {
         }
     }
 
-    /// The request is answered; where it is refused, `reason` is the problem's.
+    /// Ends the span with the status of the response. `reason` is that of the problem, if the request was rejected.
     pub fn end(self, status: StatusCode, reason: Option<&'static str>) {
         let Some(tracer) = &self.tracer.0 else { return };
         let span = match self.span {
             Some(RequestSpan { span, .. }) => Some(span),
             None if self.begun => None,
-            // What is refused before its broker is known has no name of its own: anybody could make up names.
+            // A request rejected before its broker is known gets no specific name, since anybody could make up
+            // names.
             None => start(
                 tracer,
                 "send".into(),
@@ -200,7 +202,7 @@ impl Receiver<'_> {
         if let Some(reason) = reason {
             set(&mut span, "weir.problem", reason);
         }
-        // That a producer is wrong is no error of the server's (HTTP conventions).
+        // A client error is not an error of the server (HTTP conventions).
         if status.is_server_error() {
             let error = reason.unwrap_or("_OTHER");
             set(&mut span, "error.type", error);
@@ -210,24 +212,24 @@ impl Receiver<'_> {
     }
 }
 
-/// What an attempt to deliver is told by.
+/// Description of a delivery attempt.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt<'a> {
     /// The event.
     pub event: &'a Event,
-    /// The Trigger as `namespace/name`.
+    /// The Trigger, as `namespace/name`.
     pub trigger: &'a str,
-    /// Its broker as `namespace/name`.
+    /// Its broker, as `namespace/name`.
     pub broker: &'a str,
-    /// Where the event is posted.
+    /// URI that the event is posted to.
     pub target: &'a Uri,
-    /// Which attempt it is; the first is 1.
+    /// Number of the attempt, starting at 1.
     pub number: u32,
     /// Whether it goes to the Trigger's dead-letter Sink.
     pub is_dead_letter: bool,
 }
 
-/// The span of one attempt to deliver.
+/// The span of a delivery attempt.
 #[derive(Debug)]
 pub struct DeliverySpan {
     span: Span,
@@ -235,14 +237,14 @@ pub struct DeliverySpan {
 }
 
 impl DeliverySpan {
-    /// The context that the delivery passes on.
+    /// Returns the context to propagate to the Sink.
     #[must_use]
     pub fn context(&self) -> TraceContext {
         context(&self.span, Some(&self.parent)).unwrap_or_else(|| self.parent.clone())
     }
 
-    /// The attempt has ended, with the status of an answer if there was one; `failure` tells why the event is not
-    /// delivered by it.
+    /// Ends the span with the status of the response, if there was one. `failure` is the cause if the attempt did
+    /// not deliver the event.
     pub fn end(mut self, status: Option<StatusCode>, failure: Option<&str>) {
         if let Some(status) = status {
             set_status_code(&mut self.span, status);
@@ -258,7 +260,7 @@ impl DeliverySpan {
     }
 }
 
-/// Starts a span, unless its trace is not recorded.
+/// Starts a span, unless its trace is not sampled.
 fn start(
     tracer: &SdkTracer,
     name: Cow<'static, str>,
@@ -276,7 +278,7 @@ fn start(
     span.is_recording().then_some(span)
 }
 
-/// A context as the SDK has it.
+/// Converts a context to the SDK's type.
 fn span_context(context: &TraceContext) -> SpanContext {
     let state = context.state().and_then(|state| state.parse::<TraceState>().ok());
     SpanContext::new(
@@ -288,7 +290,7 @@ fn span_context(context: &TraceContext) -> SpanContext {
     )
 }
 
-/// The context that a span passes on. Weir adds nothing to `tracestate`, so it stays as it came.
+/// Returns the context that a span propagates. Weir adds nothing to `tracestate`, so it stays the same.
 fn context(span: &Span, parent: Option<&TraceContext>) -> Option<TraceContext> {
     let own = span.span_context();
     let (trace_id, span_id) = (own.trace_id().to_bytes(), own.span_id().to_bytes());
@@ -347,7 +349,7 @@ fn set(span: &mut Span, name: &'static str, value: impl Attribute) {
     span.set_attribute(KeyValue::new(name, value.value()));
 }
 
-/// What an attribute can be; a text is bounded.
+/// Values of attributes. Text is truncated.
 trait Attribute {
     fn value(self) -> Value;
 }
@@ -389,7 +391,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts how often it is asked.
+    /// Counts its calls.
     #[derive(Clone, Debug)]
     struct Counting {
         decision: SamplingDecision,
@@ -416,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sampler_is_asked_once_for_a_request() {
+    fn asks_the_sampler_once_per_request() {
         for (decision, is_begun) in [
             (Drop, true),
             (Drop, false),

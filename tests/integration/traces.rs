@@ -351,7 +351,7 @@ fn without_the_collector_events_flow_and_it_is_said_once() {
         let lines = router.process.lines();
         lines.iter().filter(|line| line.contains(part)).count()
     };
-    let failed = "traces cannot be exported";
+    let failed = "cannot export traces";
     let mut sent = 0;
     let mut send = |router: &LocalRouter| {
         for _ in 0..50 {
@@ -374,7 +374,7 @@ fn without_the_collector_events_flow_and_it_is_said_once() {
         send(&router);
     }
     collector.restart();
-    let again = "traces are exported again";
+    let again = "exporting traces again";
     eventually(PATIENCE, || {
         send(&router);
         (lines(&router, again) >= 1)
