@@ -1,39 +1,39 @@
-//! The file descriptors of a process, and what a router divides them into.
+//! The file descriptors of a process, and their division in a router.
 //!
-//! A router that has none left cannot write its log. So it takes as many as it may at its start, keeps those that the log
-//! needs, and bounds what others make it open.
+//! A router without free descriptors cannot write its log. So it raises its limit at the start, reserves what the
+//! log needs, and limits what others can make it open.
 
 use std::{fs, io};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What is not divided: the event log, which keeps up to 900 files open, the listeners, and what is opened in between.
+/// Reserved for the event log, which keeps up to 900 files open, for listeners, and for temporary files.
 const RESERVED: u64 = 1024;
 
-/// The fewest with which a router starts.
+/// Minimum limit for a router.
 const MIN_LIMIT: u64 = 2048;
 
-/// The most connections of producers.
+/// Maximum number of connections from producers.
 const MAX_INGRESS: u64 = 4096;
 
-/// The fewest and the most connections of the admin endpoint.
+/// Minimum and maximum number of connections to the admin endpoint.
 const ADMIN: (u64, u64) = (16, 64);
 
-/// The most sockets to Sinks.
+/// Maximum number of sockets to Sinks.
 const MAX_SINKS: u64 = 64 * 1024;
 
-/// How many connections of each kind a router may have open.
+/// Limits of a router's connections by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptors {
-    /// Connections of producers.
+    /// Connections from producers.
     pub ingress: usize,
-    /// Connections of the admin endpoint.
+    /// Connections to the admin endpoint.
     pub admin: usize,
     /// Sockets to Sinks.
     pub sinks: usize,
 }
 
-/// What goes wrong with the limit.
+/// Why the limit of descriptors cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LimitError {
     /// It cannot be raised.
@@ -42,25 +42,25 @@ pub enum LimitError {
          ulimit -n {hard}"
     )]
     Raise {
-        /// As it is.
+        /// Current limit.
         soft: u64,
-        /// As it may be.
+        /// Maximum limit.
         hard: u64,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// There are too few for a router.
+    /// It is too low for a router.
     #[error(
-        "a router needs {MIN_LIMIT} file descriptors, and the process may have {limit}: raise the hard limit, for example \
-         with LimitNOFILE= of systemd or --ulimit nofile={MIN_LIMIT} of the container engine"
+        "a router needs {MIN_LIMIT} file descriptors, but the process is limited to {limit}: raise the hard limit, \
+         for example with LimitNOFILE= of systemd or --ulimit nofile={MIN_LIMIT} of the container engine"
     )]
     TooFew {
-        /// As many as there may be.
+        /// The limit.
         limit: u64,
     },
 }
 
-/// Divides this many.
+/// Divides this limit.
 pub fn plan(limit: u64) -> Descriptors {
     let left = limit.saturating_sub(RESERVED);
     let admin = (left / 16).clamp(ADMIN.0, ADMIN.1);
@@ -74,10 +74,10 @@ pub fn plan(limit: u64) -> Descriptors {
     }
 }
 
-/// Raises the limit of this process to the most that it may be, and divides it for a router.
+/// Raises this process's limit to its maximum, and divides it for a router.
 ///
 /// # Errors
-/// When it cannot be raised, or is too low.
+/// If it cannot be raised, or is too low.
 pub fn for_router() -> Result<Descriptors, LimitError> {
     let limit = raise()?;
     if limit < MIN_LIMIT {
@@ -86,13 +86,13 @@ pub fn for_router() -> Result<Descriptors, LimitError> {
     Ok(plan(limit))
 }
 
-/// Raises the limit of this process to the most that it may be, and gives it.
+/// Raises this process's limit to its maximum, and returns it.
 ///
 /// # Errors
-/// When it cannot be raised.
+/// If it cannot be raised.
 pub fn raise() -> Result<u64, LimitError> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    // None means that there is no limit.
+    // `None` means unlimited.
     let (soft, hard) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));
     if soft < hard {
         let raised = Rlimit {
@@ -108,14 +108,14 @@ pub fn raise() -> Result<u64, LimitError> {
     Ok(hard)
 }
 
-/// How many the process has open, if that can be found out.
+/// Returns the number of open descriptors, if it can be determined.
 pub fn open() -> Option<u64> {
     let entries = fs::read_dir("/proc/self/fd").ok()?;
-    // Reading them takes one.
+    // Reading the directory takes one.
     Some((entries.count() as u64).saturating_sub(1))
 }
 
-/// How many it may have.
+/// Returns the current limit.
 pub fn limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parts_leave_what_the_log_needs() {
+    fn division_leaves_what_the_log_needs() {
         for (limit, expected) in [
             (MIN_LIMIT, (448, 64, 512)),
             (4096, (1344, 64, 1664)),
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_some_open() {
+    fn counts_open_descriptors() {
         let file = fs::File::open("/proc/self/status").unwrap();
         assert!(open().unwrap() >= 4 && open().unwrap() <= limit());
         drop(file);

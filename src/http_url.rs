@@ -1,40 +1,40 @@
-//! Reads the URLs that requests are sent to. The `http` crate takes a port that it cannot read for none, and drops a
-//! fragment: a request would go to port 80 of the host, or elsewhere than its author thinks. Here both are errors.
+//! Parses the URLs of requests. The `http` crate treats an invalid port as absent, and drops fragments, so a
+//! request would go to port 80 or elsewhere than intended. Here both are errors.
 
 use std::net::Ipv6Addr;
 
 use http::Uri;
 
-/// Why a text is not the URL of an HTTP request. Each reads on from the text: "`x` is not a valid URL".
+/// Why a text is not a URL for HTTP requests. Each message continues the text: "`x` is not a valid URL".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HttpUrlError {
-    /// It breaks the syntax.
+    /// Invalid syntax.
     #[error("is not a valid URL: {0}")]
     Syntax(String),
     /// The scheme is neither `http` nor `https`.
-    #[error("has to begin with http:// or https://")]
+    #[error("must start with http:// or https://")]
     Scheme,
-    /// There is a user name before the host.
+    /// It has a user name or password.
     #[error("must not have a user name or password")]
     UserInfo,
-    /// The host is empty or cannot be one.
+    /// The host is empty or invalid.
     #[error("has no host")]
     Host,
-    /// What is in brackets is not an IPv6 address.
+    /// The text in brackets is not an IPv6 address.
     #[error("has the host {0:?}, which is not an IPv6 address in brackets")]
     Address(String),
     /// The port is not a number from 1 to 65535.
     #[error("has the port {0:?}; a port is a number from 1 to 65535")]
     Port(String),
-    /// There is a `#`.
-    #[error("has a fragment, from # on, which is never sent")]
+    /// It has a fragment.
+    #[error("must not have a fragment (#...), which is never sent")]
     Fragment,
 }
 
-/// Reads an absolute `http` or `https` URL. An empty port is the scheme's own (RFC 3986, section 3.2.3).
+/// Parses an absolute `http` or `https` URL. An empty port means the scheme's default (RFC 3986, section 3.2.3).
 ///
 /// # Errors
-/// When it is none, or has a part that would not be used as it is written.
+/// If it is invalid, or has a part that would not be used as written.
 pub fn parse(text: &str) -> Result<Uri, HttpUrlError> {
     let uri: Uri = text
         .parse()
@@ -65,7 +65,7 @@ pub fn parse(text: &str) -> Result<Uri, HttpUrlError> {
     }
 }
 
-/// The host and what is behind its colon.
+/// Splits an authority into the host and the text after its colon.
 fn split(authority: &str) -> (&str, Option<&str>) {
     let end_of_host = authority.rfind(']').map_or(0, |bracket| bracket + 1);
     match authority[end_of_host..].find(':') {
@@ -78,7 +78,7 @@ fn split(authority: &str) -> (&str, Option<&str>) {
 }
 
 fn is_port(text: &str) -> bool {
-    // `parse` would take a sign.
+    // `parse` would accept a sign.
     text.bytes().all(|c| c.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_used_as_it_is_written_is_taken() {
+    fn rejects_urls_with_parts_that_would_be_ignored() {
         for good in [
             "http://h",
             "http://h/",

@@ -1,7 +1,7 @@
 //! Weir routes CloudEvents inside a Kubernetes cluster.
 //!
-//! One binary is the controller, the router and the command line; this library holds its rooms. Arrows between
-//! them point one way, and `tests/architecture.rs` holds them.
+//! A single binary is the controller, the router and the command line. Dependencies between the modules point one
+//! way, which `tests/architecture.rs` enforces.
 
 pub mod api;
 pub mod cli;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // What FAILPOINTS asks for holds until this is dropped.
+    // Failpoints set by `FAILPOINTS` stay active until this is dropped.
     #[cfg(feature = "failpoints")]
     let _scenario = fail::FailScenario::setup();
     weir::cli::main()

@@ -1,10 +1,10 @@
-//! The memory budget of a router: everything whose size a stranger chooses draws from it.
+//! The memory budget of a router. Everything whose size is under external control draws from it.
 //!
-//! The budget has three pools, so that one use cannot starve another: requests, attempts and answers. Within a pool
-//! namespaces are the tenants, and a tenant may hold as much as is left free (dynamic thresholds: Choudhury and Hahne,
-//! IEEE/ACM Transactions on Networking 6(2), 1998). One greedy tenant gets half of a pool, two get a third each, and
-//! there is always room for one that holds nothing yet. Within a tenant the same holds for its members, such as its
-//! Triggers: a member may hold as much as it leaves to the others of its tenant.
+//! The budget has three pools, so that one use cannot starve another: requests, attempts and answers. Namespaces
+//! are the tenants of a pool, and a tenant may hold as much as it leaves free (dynamic thresholds: Choudhury and
+//! Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). One greedy tenant gets half of a pool, two get a third
+//! each, and there is always room for a tenant that holds nothing yet. The same applies to the members of a tenant,
+//! such as its Triggers: a member may hold as much as it leaves to the other members.
 
 use std::{
     collections::HashMap,
@@ -18,14 +18,14 @@ use tokio::sync::Notify;
 
 const MIB: u64 = 1024 * 1024;
 
-/// The budget where no memory limit is set.
+/// Budget without a memory limit.
 const UNLIMITED_DEFAULT: u64 = 256 * MIB;
 
-/// The smallest default budget.
+/// Minimum default budget.
 const MIN_DEFAULT: u64 = 32 * MIB;
 
-/// The default budget is the memory limit divided by this. The rest is for the event log's caches, code, stacks, the
-/// page cache, and what the allocator cannot give back.
+/// Divisor of the memory limit for the default budget. The rest is for the event log's caches, code, stacks, the
+/// page cache, and memory that the allocator cannot return.
 const LIMIT_DIVISOR: u64 = 4;
 
 /// The pools that the budget is divided into.
@@ -33,14 +33,14 @@ const LIMIT_DIVISOR: u64 = 4;
 pub struct MemoryBudget {
     /// Heads, bodies and parsed events of requests: 40 % of the budget.
     pub requests: Pool,
-    /// Events that are being delivered, and the connections they take: 40 % of the budget.
+    /// Events in delivery, and their connections: 40 % of the budget.
     pub attempts: Pool,
-    /// What Sinks answer: 20 % of the budget.
+    /// Responses of Sinks: 20 % of the budget.
     pub answers: Pool,
 }
 
 impl MemoryBudget {
-    /// A budget of this many bytes in all.
+    /// Creates a budget of this many bytes in total.
     pub fn new(bytes: u64) -> Self {
         let percent = |share| Pool::new(usize::try_from(bytes / 100 * share).unwrap_or(usize::MAX));
         Self {
@@ -50,7 +50,7 @@ impl MemoryBudget {
         }
     }
 
-    /// The default budget in bytes: a quarter of the memory limit of the process's cgroup, or 256 MiB without one.
+    /// Returns the default budget in bytes: a quarter of the process's cgroup memory limit, or 256 MiB without one.
     pub fn default_bytes() -> u64 {
         match cgroup_limit(Path::new("/sys/fs/cgroup")) {
             Some(limit) => (limit / LIMIT_DIVISOR).max(MIN_DEFAULT),
@@ -59,7 +59,8 @@ impl MemoryBudget {
     }
 }
 
-/// The memory limit of the cgroup that is mounted here, in bytes (`memory.max` of version 2, else version 1).
+/// Returns the memory limit of the cgroup mounted at `root`, in bytes (`memory.max` of version 2, or else version
+/// 1).
 fn cgroup_limit(root: &Path) -> Option<u64> {
     let read = |file: &str| {
         fs::read_to_string(root.join(file))
@@ -69,11 +70,11 @@ fn cgroup_limit(root: &Path) -> Option<u64> {
             .ok()
     };
     let limit = read("memory.max").or_else(|| read("memory/memory.limit_in_bytes"))?;
-    // Version 1 says "no limit" by a number beyond any machine's memory.
+    // In version 1, a value larger than any machine's memory means unlimited.
     (limit < 1 << 50).then_some(limit)
 }
 
-/// A part of the budget that is shared by tenants. Clones are one and the same.
+/// A part of the budget, shared by tenants. Clones share the same pool.
 #[derive(Clone, Debug)]
 pub struct Pool(Arc<Shared>);
 
@@ -87,11 +88,11 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     free: usize,
-    /// Those that hold any.
+    /// Tenants that hold any bytes.
     tenants: HashMap<Arc<str>, Tenant>,
 }
 
-/// Bytes held by a tenant, those of its members too.
+/// Bytes held by a tenant, including those of its members.
 #[derive(Debug, Default)]
 struct Tenant {
     held: usize,
@@ -99,7 +100,7 @@ struct Tenant {
 }
 
 impl Pool {
-    /// A pool of this many bytes.
+    /// Creates a pool of this many bytes.
     pub fn new(capacity: usize) -> Self {
         Self(Arc::new(Shared {
             capacity,
@@ -111,23 +112,23 @@ impl Pool {
         }))
     }
 
-    /// The size of the pool in bytes.
+    /// Returns the size of the pool in bytes.
     pub fn capacity(&self) -> usize {
         self.0.capacity
     }
 
-    /// Bytes that nobody holds.
+    /// Returns the number of free bytes.
     pub fn free(&self) -> usize {
         self.lock().free
     }
 
-    /// Takes bytes for a tenant, or returns `None` if its share does not allow that now. What is larger than half of
-    /// the pool counts as half of it.
+    /// Reserves bytes for a tenant. Returns `None` if its share does not currently allow it. A request for more
+    /// than half of the pool counts as half.
     pub fn try_reserve(&self, tenant: &Arc<str>, bytes: usize) -> Option<Reservation> {
         self.empty(tenant, None).grown(bytes)
     }
 
-    /// The same for a member of a tenant.
+    /// Reserves bytes for a member of a tenant.
     pub fn try_reserve_for(&self, tenant: &Arc<str>, member: &Arc<str>, bytes: usize) -> Option<Reservation> {
         self.empty(tenant, Some(member)).grown(bytes)
     }
@@ -141,7 +142,7 @@ impl Pool {
         }
     }
 
-    /// Waits until the tenant's share allows it, then takes bytes. The caller bounds the wait.
+    /// Waits until the tenant's share allows it, then reserves bytes. The caller must bound the wait.
     pub fn reserve(
         &self,
         tenant: &Arc<str>,
@@ -150,7 +151,7 @@ impl Pool {
         self.empty(tenant, None).growing(bytes)
     }
 
-    /// The same for a member of a tenant.
+    /// Like [`Pool::reserve`], for a member of a tenant.
     pub fn reserve_for(
         &self,
         tenant: &Arc<str>,
@@ -161,12 +162,12 @@ impl Pool {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that holds the lock can leave the counts half changed.
+        // No holder of the lock can panic halfway through a change.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Bytes that a tenant holds; dropping it gives them back.
+/// Bytes held by a tenant, released on drop.
 #[derive(Debug)]
 pub struct Reservation {
     pool: Pool,
@@ -185,7 +186,7 @@ impl Reservation {
         loop {
             let released = pool.0.released.notified();
             tokio::pin!(released);
-            // Before the attempt, so that what is released between the two is noticed.
+            // Enabled before the attempt, so that a release in between is noticed.
             released.as_mut().enable();
             if self.try_grow(bytes) {
                 return self;
@@ -194,12 +195,12 @@ impl Reservation {
         }
     }
 
-    /// Bytes that it holds.
+    /// Returns the number of bytes held.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Takes more, so that it holds `bytes` in all; whether the tenant's share allows that. It never shrinks.
+    /// Grows to `bytes` in total. Returns whether the tenant's share allows it. Never shrinks.
     pub fn try_grow(&mut self, bytes: usize) -> bool {
         let more = bytes.min(self.pool.0.capacity / 2).saturating_sub(self.bytes);
         if more == 0 {
@@ -219,7 +220,7 @@ impl Reservation {
         allowed
     }
 
-    /// Passes a part of what it holds to another reservation.
+    /// Splits off some of the bytes into a new reservation.
     #[must_use]
     pub fn split(&mut self, bytes: usize) -> Self {
         let bytes = bytes.min(self.bytes);
@@ -229,7 +230,7 @@ impl Reservation {
         part
     }
 
-    /// Gives back what it holds beyond `bytes`.
+    /// Releases the bytes beyond `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
         let less = self.bytes.saturating_sub(bytes);
         if less == 0 {
@@ -244,19 +245,20 @@ impl Reservation {
 }
 
 impl State {
-    /// Whether a tenant, or one of its members, may take `more` bytes with a reservation that has `own` of its own.
+    /// Whether a tenant, or one of its members, may take `more` bytes in addition to the `own` bytes of a
+    /// reservation.
     fn allows(&self, tenant: &Arc<str>, member: Option<&Arc<str>>, more: usize, own: usize) -> bool {
         let Some(found) = self.tenants.get(tenant) else {
             return more <= self.free;
         };
-        // An item that grows is never refused for what it holds itself: it is all that there is then.
+        // A growing reservation is not limited by its own bytes if it is the tenant's only one.
         let is_alone = found.held == own;
         if more > self.free || (!is_alone && found.held + more > self.free - more) {
             return false;
         }
         let Some(member) = member else { return true };
         let held = found.members.get(member).copied().unwrap_or(0);
-        // How much more the tenant may take in all.
+        // Bytes that the tenant may take in addition.
         let left = self.free.saturating_sub(found.held) / 2;
         held == own || held + 2 * more <= left
     }
@@ -317,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_that_holds_nothing_gets_what_fits() {
+    fn new_tenant_gets_what_fits() {
         let pool = Pool::new(1000);
         let _half = pool.try_reserve(&tenant("a"), 5000).unwrap();
         assert_eq!(pool.free(), 500, "no more than half at once");
@@ -331,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_greedy_member_leaves_room_to_the_others_of_its_tenant() {
+    fn greedy_member_leaves_room_for_others_of_its_tenant() {
         let pool = Pool::new(12_000);
         let take_all = |tenant_name: &str, member: &str| {
             let (tenant, member) = (tenant(tenant_name), tenant(member));
@@ -353,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_split_off_is_given_back_by_itself() {
+    fn split_reservation_is_released_separately() {
         let pool = Pool::new(1000);
         let mut whole = pool.try_reserve_for(&tenant("a"), &tenant("1"), 300).unwrap();
         let part = whole.split(100);
@@ -365,7 +367,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_goes_on_when_something_is_given_back() {
+    async fn waiter_continues_after_a_release() {
         let pool = Pool::new(100);
         let held = [(); 2].map(|()| pool.try_reserve(&tenant("a"), 25));
         let waiting = tokio::spawn(pool.reserve(&tenant("a"), 25));
@@ -376,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_the_cgroups() {
+    fn reads_the_cgroup_limit() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(cgroup_limit(root.path()), None);
         let v1 = root.path().join("memory");
@@ -391,7 +393,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost_and_a_newcomer_always_finds_room(steps in prop::collection::vec((0_usize..4, 1_usize..60, any::<bool>()), 1..200)) {
+        fn newcomer_always_finds_room_and_no_bytes_leak(steps in prop::collection::vec((0_usize..4, 1_usize..60, any::<bool>()), 1..200)) {
             let pool = Pool::new(1000);
             let mut held: Vec<Reservation> = Vec::new();
             for (name, bytes, take) in steps {

@@ -1,16 +1,17 @@
-//! Notices that a task panicked. The runtime prints it and goes on without the task, and nobody would know.
+//! Detects panics of tasks. The runtime only prints them and continues without the task.
 //!
-//! What [`caught`] returns is handled as the task's own error where it has one. Where a router cannot go on without
-//! the task, a [`Supervisor`] tells whoever runs the router, which then ends with an error and is started anew.
+//! The result of [`caught`] is handled like the task's own error, if it has one. If a router cannot continue
+//! without the task, a [`Supervisor`] notifies the router's owner; the router then exits with an error and is
+//! restarted.
 //!
-//! A panic cannot simply end the process: the event log relies on catching those of its storage library.
+//! A panic cannot simply abort the process, because the event log catches panics of its storage library.
 
 use std::{any::Any, panic::AssertUnwindSafe};
 
 use futures::FutureExt as _;
 use tokio::sync::watch;
 
-/// A task panicked, which is a fault in the program.
+/// A task panicked, which is a bug.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{task} panicked: {message}")]
 pub struct Panicked {
@@ -18,10 +19,10 @@ pub struct Panicked {
     message: String,
 }
 
-/// Runs a task to its end. A panic in it is logged with its name, such as `the reader of shop/default`.
+/// Runs a task to completion. Logs a panic with the task's name, such as `the reader of shop/default`.
 ///
 /// # Errors
-/// When it panicked.
+/// If it panicked.
 pub async fn caught<T>(task: &str, running: impl Future<Output = T>) -> Result<T, Panicked> {
     let ended = AssertUnwindSafe(running).catch_unwind().await;
     ended.map_err(|panic| {
@@ -34,10 +35,10 @@ pub async fn caught<T>(task: &str, running: impl Future<Output = T>) -> Result<T
     })
 }
 
-/// Runs what takes long without a pause, such as compiling what somebody wrote, on a thread of its own.
+/// Runs long computations, such as compiling user input, on a separate thread.
 ///
 /// # Errors
-/// When it panicked.
+/// If it panicked.
 pub async fn apart<T: Send + 'static>(
     task: &str,
     work: impl FnOnce() -> T + Send + 'static,
@@ -63,12 +64,12 @@ fn message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("without a message")
 }
 
-/// Tells of the first task that panicked. Clones are one and the same.
+/// Reports the first task that panicked. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Supervisor(watch::Sender<Option<Panicked>>);
 
 impl Supervisor {
-    /// Runs a task to its end, and tells if it panicked.
+    /// Runs a task to completion, and reports a panic.
     pub async fn watch(self, task: impl AsRef<str>, running: impl Future<Output = ()>) {
         if let Err(panicked) = caught(task.as_ref(), running).await {
             self.0.send_if_modified(|first| {
@@ -89,7 +90,7 @@ impl Supervisor {
             .and_then(|told| told.clone());
         match panicked {
             Some(panicked) => panicked,
-            // Cannot be: the sender lives as long as `self`.
+            // Unreachable: the sender lives as long as `self`.
             None => std::future::pending().await,
         }
     }
@@ -102,7 +103,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_is_an_error_with_the_tasks_name() {
+    async fn panic_becomes_an_error_with_the_task_name() {
         assert_eq!(caught("the task", async { 1 }).await, Ok(1));
         let plain: Box<dyn Any + Send> = Box::new("plain");
         for (panic, message) in [
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_panic_is_told_to_whoever_waits() {
+    async fn reports_the_first_panic() {
         let supervisor = Supervisor::default();
         tokio::spawn(supervisor.clone().watch("one that ends", async {}))
             .await

@@ -1,5 +1,5 @@
-//! Whom TLS trusts: the authorities of this machine, or certificates as PEM. The controller checks with it what routers
-//! then use.
+//! Trust of TLS clients: the authorities of this machine, or certificates in PEM. The controller validates with it
+//! what routers then use.
 
 use std::io;
 
@@ -10,38 +10,38 @@ use rustls::{
     pki_types::{CertificateDer, pem, pem::PemObject as _, pem::SectionKind},
 };
 
-/// Why a text names no authorities.
+/// Why a text is not a valid set of authorities.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
-    /// It is no PEM.
-    #[error("it is no PEM: {0}")]
+    /// Invalid PEM.
+    #[error("invalid PEM: {0}")]
     Pem(String),
-    /// There is something else than certificates.
-    #[error("its part {part} is a {kind}; only certificates belong there")]
+    /// It contains something other than certificates.
+    #[error("section {part} is a {kind}; only certificates are allowed")]
     NoCertificate {
-        /// Which, counted from one.
+        /// Index of the section, starting at 1.
         part: usize,
-        /// What it is.
+        /// Kind of the section.
         kind: &'static str,
     },
-    /// A certificate cannot be read.
-    #[error("its certificate {part} cannot be used: {detail}")]
+    /// A certificate is invalid.
+    #[error("certificate {part} is invalid: {detail}")]
     Unusable {
-        /// Which, counted from one.
+        /// Index of the certificate, starting at 1.
         part: usize,
         /// What is wrong with it.
         detail: String,
     },
-    /// There is nothing in it.
-    #[error("it has no certificate, which begins with -----BEGIN CERTIFICATE-----")]
+    /// It contains no certificates.
+    #[error("no certificate found, which starts with -----BEGIN CERTIFICATE-----")]
     Empty,
 }
 
-/// TLS for requests to a URI, by the authorities that this machine trusts. `http` asks nobody whom to trust, and an empty
-/// image has no authorities: they are read for `https` only.
+/// Returns the TLS configuration for requests to a URI, with the authorities of this machine. Reads them only for
+/// `https`, since an empty image has none.
 ///
 /// # Errors
-/// When the machine's authorities cannot be read.
+/// If the machine's authorities cannot be read.
 pub fn for_uri(uri: &Uri) -> io::Result<ClientConfig> {
     let builder = ClientConfig::builder();
     let builder = if uri.scheme_str() == Some("https") {
@@ -52,10 +52,10 @@ pub fn for_uri(uri: &Uri) -> io::Result<ClientConfig> {
     Ok(builder.with_no_client_auth())
 }
 
-/// The authorities of a PEM text with one certificate or more.
+/// Parses the authorities in a PEM text with one or more certificates.
 ///
 /// # Errors
-/// When there is anything in it that is no certificate, or no certificate.
+/// If it contains anything other than certificates, or none.
 pub fn authorities(text: &str) -> Result<RootCertStore, TrustError> {
     let mut store = RootCertStore::empty();
     for (index, section) in <(SectionKind, Vec<u8>)>::pem_slice_iter(text.as_bytes()).enumerate() {
@@ -77,12 +77,12 @@ pub fn authorities(text: &str) -> Result<RootCertStore, TrustError> {
     Ok(store)
 }
 
-/// What is wrong, without what stands there: it may be a key that was put into the wrong place.
+/// Describes the error without quoting the content, which may be a misplaced key.
 fn problem(error: &pem::Error) -> String {
     match error {
-        pem::Error::MissingSectionEnd { .. } => "a part has no end".to_owned(),
-        pem::Error::IllegalSectionStart { .. } => "a part does not begin as it should".to_owned(),
-        pem::Error::Base64Decode(_) => "what stands in a part is no base64".to_owned(),
+        pem::Error::MissingSectionEnd { .. } => "a section has no end".to_owned(),
+        pem::Error::IllegalSectionStart { .. } => "a section has an invalid start".to_owned(),
+        pem::Error::Base64Decode(_) => "a section is not valid base64".to_owned(),
         _ => "it cannot be read".to_owned(),
     }
 }
@@ -91,9 +91,9 @@ fn named(kind: SectionKind) -> &'static str {
     match kind {
         SectionKind::PublicKey => "public key",
         SectionKind::RsaPrivateKey | SectionKind::PrivateKey | SectionKind::EcPrivateKey => "private key",
-        SectionKind::Crl => "list of revoked certificates",
-        SectionKind::Csr => "request for a certificate",
-        _ => "thing of another kind",
+        SectionKind::Crl => "certificate revocation list",
+        SectionKind::Csr => "certificate signing request",
+        _ => "section of another kind",
     }
 }
 
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn certificates_are_read_and_nothing_else() {
+    fn accepts_only_certificates() {
         let [one, two] =
             ["one", "two"].map(|name| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap());
         let (one, key, two) = (one.cert.pem(), one.signing_key.serialize_pem(), two.cert.pem());
@@ -114,17 +114,14 @@ mod tests {
         let wrong = |text: &str| count(text).unwrap_err().to_string();
         assert_eq!(
             wrong(&format!("{one}{key}")),
-            "its part 2 is a private key; only certificates belong there"
+            "section 2 is a private key; only certificates are allowed"
         );
         let cut = &one[..one.len() - 30];
-        assert_eq!(wrong(cut), "it is no PEM: a part has no end");
+        assert_eq!(wrong(cut), "invalid PEM: a section has no end");
         let broken = one.replacen("\nM", "\n!", 1);
-        assert_eq!(wrong(&broken), "it is no PEM: what stands in a part is no base64");
+        assert_eq!(wrong(&broken), "invalid PEM: a section is not valid base64");
         let short = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
         let unusable = wrong(&format!("{one}{short}"));
-        assert!(
-            unusable.starts_with("its certificate 2 cannot be used: "),
-            "{unusable}"
-        );
+        assert!(unusable.starts_with("certificate 2 is invalid: "), "{unusable}");
     }
 }

@@ -366,15 +366,15 @@ mod tests {
                 "weir-controller:8090",
                 false,
                 false,
-                Some("has to begin with http://"),
+                Some("must start with http://"),
             ),
             (
                 "ftp://weir-controller",
                 true,
                 true,
-                Some("has to begin with http://"),
+                Some("must start with http://"),
             ),
-            ("http://", false, false, Some("has to begin with http://")),
+            ("http://", false, false, Some("must start with http://")),
         ] {
             let address = ControllerAddress {
                 url: url.to_owned(),

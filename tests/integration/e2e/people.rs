@@ -43,7 +43,7 @@ fn events_reach_the_services_that_asked_for_them() {
         assert!(listed.lines().any(is_there), "{line}\n{listed}");
     }
     let explained = shop.run(["explain", "trigger.spec.filters.prefix"]);
-    assert!(explained.contains("begins with"), "{explained}");
+    assert!(explained.contains("starts with"), "{explained}");
     let events = shop.run(["events", "--for=trigger/billing"]);
     assert!(events.contains("Ready"), "{events}");
 
