@@ -53,43 +53,39 @@ impl ControllerMetrics {
         registry.register("leader", "1 while this controller leads", self.leader.clone());
         registry.register(
             "compilations",
-            "How often routing was computed",
+            "Number of times routing was computed",
             self.compilations.clone(),
         );
         registry.register(
             "configuration_info",
-            "1 for the revision of the routing configuration that routers are given",
+            "1 for the published revision of the routing configuration",
             self.revision.clone(),
         );
-        registry.register("routers", "Routers that are connected", self.routers.clone());
+        registry.register("routers", "Connected routers", self.routers.clone());
         registry.register(
             "triggers",
-            "Triggers by whether they are Ready",
+            "Triggers by their Ready condition",
             self.triggers.clone(),
         );
         registry.register(
             "unreadable_resources",
-            "Sources, Triggers and Sinks that cannot be read, and are left out",
+            "Sources, Triggers and Sinks that cannot be decoded and are ignored",
             self.unreadable.clone(),
         );
         registry.register(
             "status_writes",
-            "Writes of status, by kind and outcome",
+            "Status writes, by kind and outcome",
             self.writes.clone(),
         );
-        registry.register(
-            "watch_errors",
-            "Errors of the watches, by kind",
-            self.watch_errors.clone(),
-        );
+        registry.register("watch_errors", "Watch errors, by kind", self.watch_errors.clone());
         registry.register(
             "refused_requests",
-            "Requests to the configuration endpoint that were no router's, by reason",
+            "Requests to the configuration endpoint rejected because they did not come from a router, by reason",
             self.refusals.clone(),
         );
         registry.register(
             "certificate_expiry_timestamp_seconds",
-            "When the certificate that routers are served with ends, in Unix time",
+            "Expiry of the certificate served to routers, in Unix time",
             self.certificate_expiry.clone(),
         );
     }
@@ -159,7 +155,7 @@ mod tests {
     use crate::server::documented::assert_documented;
 
     #[test]
-    fn the_page_of_metrics_has_the_controllers() {
+    fn metrics_page_lists_the_controller_metrics() {
         let (metrics, mut registry) = (
             ControllerMetrics::default(),
             Registry::with_prefix("weir_controller"),
@@ -175,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn when_a_certificate_ends_is_told_while_it_is_served() {
+    fn reports_certificate_expiry_while_it_is_served() {
         let (metrics, mut registry) = (ControllerMetrics::default(), Registry::default());
         metrics.register(&mut registry);
         let told = || {

@@ -49,7 +49,7 @@ pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
         if trigger.held == Some(Held::FilterTooExpensive) {
             writeln!(
                 out,
-                "    {BOLD}delivery:{BOLD:#} its filters exceeded their time limit too often and are no longer \
+                "    {BOLD}delivery:{BOLD:#} its filters exceeded the step limit too often and are no longer \
                  evaluated: events wait until its spec changes"
             )?;
         }

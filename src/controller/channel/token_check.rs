@@ -177,7 +177,7 @@ impl TokenCheck {
         let reason = refusal.label();
         self.metrics.refused(reason);
         if matches!(refusal, Refusal::Unavailable) {
-            return; // told where the API server was asked
+            return; // already logged by the review
         }
         if let Some(times) = self.telling().happened(reason, Instant::now().into_std()) {
             let router = Detail::from(router.unwrap_or_default());

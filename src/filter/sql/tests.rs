@@ -117,7 +117,7 @@ fn attributes_and_their_types() {
 }
 
 #[test]
-fn a_missing_attribute_gives_the_zero_value_of_the_operator() {
+fn missing_attribute_yields_the_zero_value_of_the_operator() {
     check(&[
         ("missing = 2", "false missing"),
         ("missing != 2", "false missing"),
@@ -162,7 +162,7 @@ fn exists() {
 }
 
 #[test]
-fn logic_stops_where_the_result_is_known() {
+fn logic_short_circuits() {
     check(&[
         ("FALSE AND FALSE", "false"),
         ("FALSE AND TRUE", "false"),
@@ -522,7 +522,7 @@ fn examples_of_the_specification() {
 }
 
 #[test]
-fn the_types_of_binary_and_of_structured_mode_differ_where_the_specification_says_so() {
+fn attribute_types_differ_between_modes_as_specified() {
     let typed = event(&[("priority", 7.into()), ("urgent", true.into())]);
     let strings = event(&[("priority", "7".into()), ("urgent", "true".into())]);
     for (expression, of_typed, of_strings) in [

@@ -338,9 +338,9 @@ async fn retries_a_full_log_until_the_next_time_is_due() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
     log.full.store(true, Ordering::Relaxed);
     sources.apply(&[source("a", "*/3 * * * * *")]);
-    clock.advance(1, 3 * SECOND).await; // 08:00:03 is due: refused
-    clock.advance(1, SECOND).await; // refused again
-    clock.advance(1, SECOND).await; // and again
+    clock.advance(1, 3 * SECOND).await; // 08:00:03 is due: the log is full
+    clock.advance(1, SECOND).await; // still full
+    clock.advance(1, SECOND).await; // still full
     clock.asleep(1).await;
     assert_eq!(log.refused.load(Ordering::Relaxed), 3);
     clock.advance(1, SECOND).await; // 08:00:06 is due: 08:00:03 is missed

@@ -1,4 +1,4 @@
-//! What the API server would refuse is refused, with its place.
+//! Rejects what the API server would reject, with its position.
 
 use super::*;
 
@@ -26,7 +26,7 @@ spec:
 ";
 
 #[test]
-fn a_valid_manifest_is_a_resource_with_its_defaults() {
+fn fills_in_defaults_of_valid_manifests() {
     let (manifests, problems) = read(TRIGGER);
     assert_eq!(problems, Vec::<String>::new());
     let Resource::Trigger(trigger) = &manifests[0].resource else {
@@ -52,7 +52,7 @@ fn a_valid_manifest_is_a_resource_with_its_defaults() {
 }
 
 #[test]
-fn each_kind_and_what_kubectl_prints() {
+fn accepts_every_kind_and_the_output_of_kubectl() {
     let (manifests, problems) = read(
         "\
 apiVersion: v1
@@ -86,7 +86,7 @@ anything: goes
 }
 
 #[test]
-fn members_that_are_null_are_absent() {
+fn null_members_are_absent() {
     let (manifests, problems) = read(&TRIGGER.replace(
         "  delivery:\n    retry: 3",
         "  suspend: null\n  start:\n  delivery:\n    retry: ~\n    timeout: null",
@@ -99,7 +99,7 @@ fn members_that_are_null_are_absent() {
 }
 
 #[test]
-fn what_is_wrong_with_a_trigger_is_said_with_its_place() {
+fn reports_errors_in_triggers_with_their_positions() {
     for (from, to, expected) in [
         (
             "kind: Trigger",
@@ -314,7 +314,7 @@ fn what_is_wrong_with_a_trigger_is_said_with_its_place() {
 }
 
 #[test]
-fn every_problem_of_a_file_is_told_and_its_good_resources_are_kept() {
+fn reports_every_problem_of_a_file_and_keeps_its_valid_resources() {
     let broken = TRIGGER
         .replace("retry: 3", "retry: x")
         .replace("  sink:", "  sinkk: 1\n  sink:");
@@ -328,7 +328,7 @@ fn every_problem_of_a_file_is_told_and_its_good_resources_are_kept() {
 }
 
 #[test]
-fn rules_of_the_other_kinds() {
+fn checks_the_rules_of_the_other_kinds() {
     let source = "apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {name: a}\nspec:\n";
     let sink = "apiVersion: weir.dev/v1alpha1\nkind: Sink\nmetadata: {name: a}\nspec:\n";
     for (text, expected) in [
