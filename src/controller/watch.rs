@@ -368,8 +368,12 @@ async fn follow<T>(
             Err(error) => {
                 metrics.watch_failed(kind);
                 if working {
-                    tracing::warn!(kind, namespace, %error, "the watch failed; retrying, and routing continues \
-                                                             unchanged");
+                    tracing::warn!(
+                        kind,
+                        namespace,
+                        %error,
+                        "the watch failed; retrying, and routing continues unchanged"
+                    );
                 }
                 working = false;
             }

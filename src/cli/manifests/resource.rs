@@ -198,8 +198,7 @@ impl Reader {
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         if group != GROUP {
             if !read.surroundings.take_note(group, kind, &node) {
-                tracing::debug!(file = %file.display(), line = node.position.line, group, kind, "not a Weir \
-                                                                                                 resource: skipped");
+                tracing::debug!(file = %file.display(), line = node.position.line, group, kind, "skipped: not a Weir resource");
             }
             return;
         }

@@ -25,16 +25,19 @@ use suite::{Case, Suite};
 
 /// Arguments of `weir test`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "A file of tests:\n\n  manifests: [triggers/]        # files and directories, relative to \
-    this file; default: its own directory\n  namespace: shop               # of the events below; default: \
-    default\n  tests:\n  - name: an order goes to billing and stock\n    event: {type: com.example.order, source: \
-    /shop}   # in the JSON format; id and specversion are optional\n    triggers: [billing, stock]  # exactly \
-    these match\n  - name: a test matches no Trigger\n    broker: other               # default: default; \
-    namespace may be set here as well\n    event: {type: com.example.order, source: /test}\n    triggers: \
-    []\n\nName it like routing.test.yaml to keep it next to the manifests.\nExit codes: 0 all tests passed, 1 a \
-    test failed or a file has errors, 2 invalid command line or unreadable file."
-)]
+#[command(after_help = "A file of tests:\n\n  \
+    manifests: [triggers/]        # files and directories, relative to this file; default: its own directory\n  \
+    namespace: shop               # of the events below; default: default\n  \
+    tests:\n  \
+    - name: an order goes to billing and stock\n    \
+      event: {type: com.example.order, source: /shop}   # in the JSON format; id and specversion are optional\n    \
+      triggers: [billing, stock]  # exactly these match\n  \
+    - name: a test matches no Trigger\n    \
+      broker: other               # default: default; namespace may be set here as well\n    \
+      event: {type: com.example.order, source: /test}\n    \
+      triggers: []\n\n\
+    Name it like routing.test.yaml to keep it next to the manifests.\n\
+    Exit codes: 0 all tests passed, 1 a test failed or a file has errors, 2 invalid command line or unreadable file.")]
 pub struct Args {
     /// Files with tests.
     #[arg(required = true, value_name = "FILE")]

@@ -146,8 +146,12 @@ impl TokenCheck {
             }
             Err(error) => {
                 if let Some(times) = self.telling().happened("no_review", Instant::now().into_std()) {
-                    tracing::warn!(%error, times, "cannot review routers' tokens at the API server; tokens that \
-                                                   were valid within the last ten minutes are still accepted");
+                    tracing::warn!(
+                        %error,
+                        times,
+                        "cannot review routers' tokens at the API server; tokens that were valid within the last ten \
+                         minutes are still accepted"
+                    );
                 }
                 before.ok_or(Refusal::Unavailable)
             }
