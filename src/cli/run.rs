@@ -254,7 +254,7 @@ impl Local {
         problems.sort();
         problems.dedup();
         let mut stderr = io::stderr().lock();
-        // A problem that was already reported may still be in the list without being new.
+        // Prints only new problems.
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             writeln!(stderr, "{problem}").context("cannot write to stderr")?;
         }

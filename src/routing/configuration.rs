@@ -100,7 +100,7 @@ impl Trigger {
         self.refused = Some(reason);
     }
 
-    /// Destinations of events and dead letters that are resolved.
+    /// Iterates over the resolved destinations of events and dead letters.
     pub fn destinations(&self) -> impl Iterator<Item = &Destination> {
         self.destination.iter().chain(&self.delivery.dead_letter_sink)
     }
