@@ -253,12 +253,12 @@ impl Node {
     }
 }
 
-/// The places of a document's values, by their paths. It takes 24 bytes a value, and outlives the document.
+/// Positions of a document's values, by path. Takes 24 bytes per value, and outlives the document.
 #[derive(Clone, Debug, Default)]
 pub struct Places(Vec<(u64, Position)>);
 
 impl Places {
-    /// The places of a value and of everything in it.
+    /// Collects the positions of a value and of everything in it.
     pub fn of(node: &Node) -> Self {
         let mut places = Self::default();
         places.add(node, node.position, &mut String::new());
@@ -267,7 +267,7 @@ impl Places {
         places
     }
 
-    /// The place of what a path such as `spec.filters[0].exact` names, as [`Node::locate`] finds it.
+    /// Returns the position of the value at a path such as `spec.filters[0].exact`, like [`Node::locate`].
     pub fn locate(&self, path: &str) -> Position {
         let mut path = path;
         loop {
@@ -302,7 +302,7 @@ impl Places {
     }
 }
 
-/// Stands for a path. That two of a document share one is unlikely, and harmless: an error would name the wrong line.
+/// Hashes a path. A collision within a document is unlikely and harmless: an error would name the wrong line.
 fn hash(path: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     path.hash(&mut hasher);
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_are_read_up_to_one_that_is_too_large() {
+    fn reads_documents_up_to_an_oversized_one() {
         let text = "a: b\n---\n".to_owned() + &"- a\n".repeat(MAX_NODES + 1) + "---\nc: d\n";
         let mut bytes = text.as_bytes();
         let documents: Vec<_> = stream(&mut bytes).collect();

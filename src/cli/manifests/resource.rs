@@ -155,7 +155,7 @@ impl Reader {
                         position: error.position,
                         message: error.message,
                     });
-                    // What stands before the error may be half of what its author wants.
+                    // A document before the error may be incomplete.
                     read = Read::default();
                 }
             }
@@ -225,7 +225,7 @@ impl Reader {
             read.unusable.extend(key(&node));
             return refuse(
                 node.position,
-                format!("the {kind} has more than {MAX_VALUES} values; make several {kind}s of it"),
+                format!("the {kind} has more than {MAX_VALUES} values; split the {kind}"),
             );
         }
         let before = findings.len();

@@ -156,7 +156,7 @@ fn manifests_of_any_size_take_little_memory_and_the_rest_goes_on() {
     let refused = |name: &str| explained(&router, name)["invalid"].to_string();
     // One of so many values is not even kept.
     let large = if is_long() {
-        "more than 20000 values; make several Triggers"
+        "more than 20000 values; split the Trigger"
     } else {
         "more than 65536 bytes of names"
     };

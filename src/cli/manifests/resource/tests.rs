@@ -370,11 +370,11 @@ fn checks_the_rules_of_the_other_kinds() {
 }
 
 #[test]
-fn a_resource_with_too_many_values_is_not_kept() {
+fn drops_resources_with_too_many_values() {
     let values = "\n  - exact: {type: a}".repeat(MAX_VALUES / 2);
     let large = TRIGGER.replace("\n  - exact: {type: com.example.order.created}", &values);
     let (manifests, problems) = read(&format!("{large}---\n{TRIGGER}"));
     assert_eq!(manifests.len(), 1);
-    let expected = "m.yaml:1:1: the Trigger has more than 20000 values; make several Triggers of it";
+    let expected = "m.yaml:1:1: the Trigger has more than 20000 values; split the Trigger";
     assert_eq!(problems, [expected]);
 }
