@@ -558,7 +558,7 @@ mod tests {
         let shown = condition(&failing.conditions, FILTERS_EVALUATED).unwrap();
         assert_eq!((&*shown.status, &*shown.reason), ("False", "FilterError"));
         assert!(
-            shown.message.ends_with("The last: no such attribute"),
+            shown.message.ends_with("Last error: no such attribute"),
             "{}",
             shown.message
         );

@@ -652,7 +652,7 @@ fn unusable_secret_is_reported_without_its_value() {
         (
             Some(forbidden(Some("--serviceaccount=weir-system:weir-controller"))),
             "SecretForbidden",
-            "the controller may not read Secret \"billing\" in namespace \"shop\"; to let it, run: kubectl create role \
+            "the controller may not read Secret \"billing\" in namespace \"shop\"; to grant access, run: kubectl create role \
              weir-billing --verb=get --resource=secrets --resource-name=billing -n shop && kubectl create rolebinding \
              weir-billing --role=weir-billing -n shop --serviceaccount=weir-system:weir-controller",
         ),
@@ -664,7 +664,7 @@ fn unusable_secret_is_reported_without_its_value() {
         (
             Some(SecretState::Unreadable("timeout".into())),
             "SecretUnreadable",
-            "cannot be read: timeout;",
+            "in namespace \"shop\": timeout; retrying",
         ),
         (Some(SecretState::Withheld), "ChannelNotSecure", "enable TLS"),
         (
@@ -782,7 +782,7 @@ fn validates_credentials_and_authorities() {
         (
             json!({"uri": "https://example.com/", "caCerts": "x"}),
             "InvalidCaCerts",
-            "spec.caCerts: it has no certificate",
+            "spec.caCerts: no certificate found",
         ),
     ];
     for (spec, reason, beginning) in table {

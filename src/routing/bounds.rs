@@ -163,7 +163,10 @@ mod tests {
             .admit(&trigger("a", "one", large()))
             .unwrap_err()
             .to_string();
-        assert!(message.contains("of the 16777216 of its namespace"), "{message}");
+        assert!(
+            message.contains("of the 16777216 bytes of its namespace"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -356,7 +356,7 @@ mod tests {
             );
         }
         for (text, expected) in [
-            ("", "x.test.yaml:1:1: a test file is one document"),
+            ("", "x.test.yaml:1:1: a test file must be a single document"),
             ("tests: []\n", "x.test.yaml:1:1: tests: must be a list of tests"),
             (
                 "- a\n",
@@ -369,7 +369,7 @@ mod tests {
             ),
             (
                 &format!("{GOOD}---\n{GOOD}"),
-                "x.test.yaml:16:1: a test file is one document",
+                "x.test.yaml:16:1: a test file must be a single document",
             ),
         ] {
             let found = problems(text);

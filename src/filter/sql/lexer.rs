@@ -222,10 +222,10 @@ mod tests {
     fn rejects_invalid_tokens() {
         for (source, column, message) in [
             ("a # b", 3, "unexpected character '#'"),
-            ("a\u{a0}= 1", 2, "the character '\\u{a0}'"),
-            ("_a", 1, "the character '_'"),
-            ("!a", 1, "the character '!'"),
-            ("'ü' & 'b'", 5, "the character '&'"),
+            ("a\u{a0}= 1", 2, "unexpected character '\\u{a0}'"),
+            ("_a", 1, "unexpected character '_'"),
+            ("!a", 1, "unexpected character '!'"),
+            ("'ü' & 'b'", 5, "unexpected character '&'"),
             ("a = 'b", 5, "unterminated string: no closing '"),
             ("\"a\\\"", 1, "unterminated string: no closing \""),
             ("'a\\", 1, "unterminated string: no closing '"),

@@ -171,7 +171,7 @@ fn manifests_of_any_size_take_little_memory_and_the_rest_goes_on() {
     assert_eq!(refused("full000"), "null");
     if is_long() {
         let last = refused(&format!("full{:03}", full - 1));
-        assert!(last.contains("of the 16777216 of its namespace"), "{last}");
+        assert!(last.contains("of the 16777216 bytes of its namespace"), "{last}");
     }
     let memory = router.process.resident_memory();
     assert!(memory < 256 * MIB, "the router holds {} MiB", memory / MIB);
