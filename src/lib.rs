@@ -11,6 +11,7 @@ pub mod delivery;
 pub mod descriptors;
 pub mod filter;
 pub mod http_url;
+pub mod intake;
 pub mod log;
 pub mod memory;
 pub mod router;

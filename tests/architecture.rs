@@ -59,14 +59,15 @@ const ROOMS: &[Room] = &[
     Room::new("trust",       &[]).without_kubernetes(),
     Room::new("supervision", &[]).without_kubernetes(),
     Room::new("telemetry",   &["cloudevents", "http_url", "trust"]).without_kubernetes(),
+    Room::new("intake",      &["cloudevents", "log"]).without_kubernetes(),
     Room::new("delivery",    &[
-        "cloudevents", "http_url", "filter", "routing", "log", "memory", "telemetry", "trust", "supervision",
+        "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "telemetry", "trust", "supervision",
     ]).without_kubernetes(),
     Room::new("server",      &["memory"]).without_kubernetes(),
-    Room::new("source",      &["cloudevents", "routing", "log", "supervision"]).without_kubernetes(),
+    Room::new("source",      &["cloudevents", "routing", "log", "intake", "supervision"]).without_kubernetes(),
     Room::new("controller",  &["api", "cloudevents", "http_url", "filter", "routing", "trust", "server"]),
     Room::new("router",      &[
-        "cloudevents", "http_url", "filter", "routing", "log", "memory", "descriptors", "telemetry", "delivery", "server",
+        "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "descriptors", "telemetry", "delivery", "server",
         "source", "supervision",
     ]).without_kubernetes(),
     Room::new("cli", &[

@@ -15,7 +15,7 @@ use super::{
     client::{Answer, Client},
     dead_letter::DeadLetter,
     held::{Held, Share},
-    place::{FetchError, Place},
+    place::{BrokerLogs, FetchError, Place},
     reply::{self, Reply},
     settings::Settings,
     target::Target,
@@ -23,7 +23,8 @@ use super::{
 };
 use crate::{
     cloudevents::{Event, HttpMessage, TraceContext},
-    log::{EventLog, LogError},
+    intake::{Intake, Room},
+    log::LogError,
     memory::Reservation,
     telemetry::Attempt,
 };
@@ -36,13 +37,13 @@ const MEMORY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What one Trigger's attempts have in common.
 pub(super) struct Performer {
-    pub(super) log: Arc<dyn EventLog>,
+    pub(super) logs: BrokerLogs,
+    pub(super) intake: Intake,
     pub(super) client: Client,
     pub(super) stats: Arc<TriggerStats>,
     pub(super) memory: Share,
     /// `namespace/name`.
     pub(super) trigger: Arc<str>,
-    pub(super) broker: Arc<str>,
 }
 
 /// What came of an attempt.
@@ -150,7 +151,7 @@ impl Performer {
         Attempt {
             event,
             trigger: &self.trigger,
-            broker: &self.broker,
+            broker: self.logs.broker().as_str(),
             target: &target.uri,
             number,
             is_dead_letter,
@@ -195,7 +196,7 @@ impl Performer {
     }
 
     async fn fetch(&self, place: Place) -> Result<Event, FetchError> {
-        place.fetch(&*self.log, &self.broker).await
+        place.fetch(&self.logs).await
     }
 
     /// Stores what the Sink replied with. Where that cannot be done, the delivery has failed.
@@ -210,14 +211,13 @@ impl Performer {
             None => None,
             Some(Err(problem)) => Some(Reply::Invalid(problem)),
             Some(Ok(replies)) => {
-                let is_first = self.stats.is_first_unsettled(place);
                 let stored = reply::store(
-                    &*self.log,
-                    &self.broker,
+                    &self.intake,
+                    self.logs.events.name(),
                     event,
                     &replies,
                     context.as_ref(),
-                    is_first,
+                    self.room(place),
                 );
                 match stored.await {
                     Ok(reply) => Some(reply),
@@ -263,8 +263,16 @@ impl Performer {
         .boxed()
     }
 
-    /// Keeps a dead letter in the log. The room that is kept for settling is for the first unsettled event alone: if
-    /// others took it, that one could wait for good, and nothing could be removed before it.
+    /// The room for what settles this event.
+    fn room(&self, place: Place) -> Room {
+        if self.stats.is_first_unsettled(place) {
+            Room::Reserve
+        } else {
+            Room::Common
+        }
+    }
+
+    /// Keeps a dead letter in the log.
     pub(super) fn keep_letter(
         self: Arc<Self>,
         place: Place,
@@ -275,14 +283,9 @@ impl Performer {
                 Ok(event) => event,
                 Err(error) => return (place, Kept::NotFetched(error)),
             };
-            let (key, now) = (DeadLetter::log_of(&self.broker), Timestamp::now());
             let letter = vec![letter.encode(&event)];
-            let stored = if self.stats.is_first_unsettled(place) {
-                self.log.append_to_settle(&key, letter, now).await
-            } else {
-                self.log.append(&key, letter, now).await
-            };
-            let kept = match stored {
+            let log = self.logs.letters.name();
+            let kept = match self.intake.settle(log, letter, self.room(place)).await {
                 Ok(_) => Kept::Stored,
                 Err(LogError::Full(detail) | LogError::Limit(detail)) => Kept::NoRoom(detail),
                 Err(error) => Kept::NotFetched(FetchError::Log(error)),

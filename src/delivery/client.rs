@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::{self, connect::capture_connection};
 
 use super::{
-    Addresses, Descendants,
+    Addresses,
     reply::Replies,
     stage::{self, Lack, Stage},
     target::{Target, TargetError, Targets},
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     cloudevents::{HttpMessage, is_batch, is_event},
+    intake::Descendants,
     memory::Pool,
     routing::{Authorities, Destination},
     telemetry::{Admitted, Burst, Tracer},

@@ -45,16 +45,6 @@ pub enum DeadLetterError {
 }
 
 impl DeadLetter {
-    /// The name of the log that keeps a broker's dead letters. No broker can have it: names have no dot.
-    pub fn log_of(broker: &str) -> String {
-        format!("{broker}.dead-letters")
-    }
-
-    /// The broker whose dead letters a log keeps; `None` for a broker's own log.
-    pub fn broker_of(log: &str) -> Option<&str> {
-        log.strip_suffix(".dead-letters")
-    }
-
     /// The event as a dead-letter Sink gets it: with extension attributes that tell of the failure. Names and meaning
     /// are those of Knative's `knativeerror...`, under Weir's own prefix.
     ///

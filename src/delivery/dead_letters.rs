@@ -21,7 +21,7 @@ use super::{
 use crate::{
     cloudevents::Event,
     filter::Filter,
-    log::{EventLog, LogError, Offset},
+    log::{BrokerName, Checkpoints, Log, LogError, LogName, LogProvider, Offset},
     telemetry::{Admitted, Burst},
 };
 
@@ -179,18 +179,24 @@ impl Drop for Taking {
 
 /// The dead letters of all brokers.
 pub(super) struct DeadLetters {
-    log: Arc<dyn EventLog>,
+    logs: Arc<dyn LogProvider>,
+    checkpoints: Arc<dyn Checkpoints>,
     taken: Arc<Taken>,
     /// Of the brokers whose letters are being taken out or trimmed.
-    brokers: sync::Mutex<HashMap<String, Weak<BrokerLetters>>>,
+    brokers: sync::Mutex<HashMap<BrokerName, Weak<BrokerLetters>>>,
     /// Bounds what is said of letters that cannot be read.
     unreadable: sync::Mutex<Burst>,
 }
 
 impl DeadLetters {
-    pub(super) fn new(log: Arc<dyn EventLog>, taken: Arc<Taken>) -> Self {
+    pub(super) fn new(
+        logs: Arc<dyn LogProvider>,
+        checkpoints: Arc<dyn Checkpoints>,
+        taken: Arc<Taken>,
+    ) -> Self {
         Self {
-            log,
+            logs,
+            checkpoints,
             taken,
             brokers: sync::Mutex::default(),
             unreadable: sync::Mutex::default(),
@@ -198,20 +204,24 @@ impl DeadLetters {
     }
 
     /// A broker's letters.
-    pub(super) fn of(&self, broker: &str) -> Arc<BrokerLetters> {
+    pub(super) fn of(&self, broker: &BrokerName) -> Arc<BrokerLetters> {
         let mut brokers = self.brokers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(letters) = brokers.get(broker).and_then(Weak::upgrade) {
             return letters;
         }
         brokers.retain(|_, letters| letters.strong_count() > 0);
         let letters = Arc::<BrokerLetters>::default();
-        brokers.insert(broker.to_owned(), Arc::downgrade(&letters));
+        brokers.insert(broker.clone(), Arc::downgrade(&letters));
         letters
     }
 
+    fn log(&self, broker: &BrokerName) -> Arc<dyn Log> {
+        self.logs.open(&LogName::DeadLetters(broker.clone()))
+    }
+
     /// How many a broker has.
-    pub(super) fn count(&self, broker: &str) -> u64 {
-        let bounds = self.log.bounds(&DeadLetter::log_of(broker));
+    pub(super) fn count(&self, broker: &BrokerName) -> u64 {
+        let bounds = self.log(broker).cached_bounds();
         let records = bounds.next.0.saturating_sub(bounds.first.0);
         records.saturating_sub(self.taken.count(broker))
     }
@@ -219,15 +229,15 @@ impl DeadLetters {
     /// At most `limit` letters, from `from` on.
     pub(super) async fn page(
         &self,
-        broker: &str,
+        broker: &BrokerName,
         selection: &Selection,
         from: Offset,
         limit: usize,
     ) -> Result<Page, LogError> {
-        let key = DeadLetter::log_of(broker);
+        let log = self.log(broker);
         let (mut page, mut next, mut scanned, mut bytes) = (Page::default(), from, 0, 0);
         loop {
-            let records = self.log.read(&key, next, READ).await?;
+            let records = log.read(next, READ).await?;
             if records.is_empty() {
                 page.next = None;
                 return Ok(page);
@@ -262,9 +272,9 @@ impl DeadLetters {
         }
     }
 
-    fn tell_unreadable(&self, broker: &str, letter: Offset, error: &DeadLetterError) {
+    fn tell_unreadable(&self, broker: &BrokerName, letter: Offset, error: &DeadLetterError) {
         if let Some(Admitted { held_back }) = self.unreadable().admit(Instant::now()) {
-            tracing::error!(broker, %letter, %error, held_back, "a dead letter cannot be read");
+            tracing::error!(%broker, %letter, %error, held_back, "a dead letter cannot be read");
         }
     }
 
@@ -287,7 +297,7 @@ impl DeadLetters {
     /// Gives letters to the Triggers that they are from, or that have their names now.
     pub(super) async fn redrive(
         &self,
-        broker: &str,
+        broker: &BrokerName,
         selection: &Selection,
         from: Offset,
         recipients: &[Recipient],
@@ -317,7 +327,7 @@ impl DeadLetters {
                 Some(recipient) => {
                     tracing::debug!(
                         trigger = format!("{}/{}", letter.namespace, letter.name),
-                        broker,
+                        %broker,
                         letter = %id,
                         event_id = shown(event.id()),
                         event_source = shown(event.source()),
@@ -342,7 +352,7 @@ impl DeadLetters {
                 let trigger = &*recipients[recipient].trigger;
                 tracing::info!(
                     trigger,
-                    broker,
+                    %broker,
                     redriven = accepted,
                     "dead letters are delivered again on request"
                 );
@@ -389,7 +399,7 @@ impl DeadLetters {
     /// Removes letters for good.
     pub(super) async fn remove(
         &self,
-        broker: &str,
+        broker: &BrokerName,
         selection: &Selection,
         from: Offset,
     ) -> Result<Dropped, LogError> {
@@ -398,11 +408,11 @@ impl DeadLetters {
         let dropped = letters.len() as u64;
         if dropped > 0 {
             let ids = || letters.iter().map(|kept| kept.id);
-            self.log
-                .save_cursors(vec![self.taken.change(broker, ids())])
+            self.checkpoints
+                .save(vec![self.taken.change(broker, ids())])
                 .await?;
             self.taken.take(broker, ids());
-            tracing::info!(broker, dropped, "dead letters were dropped on request");
+            tracing::info!(%broker, dropped, "dead letters were dropped on request");
         }
         Ok(Dropped { dropped, next })
     }
@@ -413,29 +423,29 @@ mod tests {
     use super::*;
     use crate::{
         cloudevents::EventBuilder,
-        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        log::{Epoch, conformance::ByKey as _, memory::MemoryLogs},
     };
 
     const BROKER: &str = "shop/default";
 
-    async fn log_of_one_letter(directory: &tempfile::TempDir) -> Arc<dyn EventLog> {
-        let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
+    async fn logs_of_one_letter() -> Arc<dyn LogProvider> {
+        let logs = MemoryLogs::default();
         let event = EventBuilder::new()
             .attribute("id", "1")
             .attribute("source", "/s")
             .attribute("type", "t");
         let letter = DeadLetter::of_a_test();
         let payload = letter.encode(&event.build().unwrap());
-        let key = DeadLetter::log_of(BROKER);
-        log.append(&key, vec![payload], Timestamp::now()).await.unwrap();
-        Arc::new(log)
+        let key = format!("{BROKER}.dead-letters");
+        logs.append(&key, vec![payload], Timestamp::now()).await.unwrap();
+        Arc::new(logs)
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_a_slow_trigger_is_still_taking_is_not_given_to_it_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let log = log_of_one_letter(&directory).await;
-        let letters = Arc::new(DeadLetters::new(log, Arc::default()));
+        let logs = logs_of_one_letter().await;
+        let checkpoints = logs.checkpoints(Epoch::default());
+        let letters = Arc::new(DeadLetters::new(logs, checkpoints, Arc::default()));
         let (redrives, mut asked) = mpsc::channel(1);
         let recipient = Recipient {
             uid: "u".to_owned(),
@@ -447,7 +457,7 @@ mod tests {
             let (letters, recipient) = (letters.clone(), recipient.clone());
             async move {
                 letters
-                    .redrive(BROKER, &Selection::default(), Offset(0), &[recipient])
+                    .redrive(&BROKER.into(), &Selection::default(), Offset(0), &[recipient])
                     .await
                     .unwrap()
             }
@@ -462,7 +472,7 @@ mod tests {
         let second = tokio::spawn(redrive());
         tokio::time::sleep(REDRIVE_TIMEOUT / 2).await;
         assert!(asked.try_recv().is_err(), "asked for once more");
-        being_taken.taken.take(BROKER, [Offset(0)].into_iter());
+        being_taken.taken.take(&BROKER.into(), [Offset(0)].into_iter());
         drop(being_taken);
         assert_eq!(second.await.unwrap(), Redriven::default());
     }

@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, watch};
@@ -24,7 +23,7 @@ use super::{
     held::{Held, Share},
     inbox::Inbox,
     lines::Lines,
-    place::{FetchError, Place},
+    place::{BrokerLogs, FetchError, Place},
     progress::{Low, Progress},
     reader::Reader,
     redrive::Redrive,
@@ -35,9 +34,9 @@ use super::{
 };
 use crate::{
     cloudevents::Event,
-    log::{EventLog, LogError},
+    intake::Intake,
+    log::{CheckpointChange, CheckpointKey, Checkpoints, LogError},
     memory::Pool,
-    routing::broker_key,
 };
 
 /// How often an idle Trigger checkpoints its position, in case nothing that it wants comes.
@@ -58,7 +57,9 @@ const MAX_SAVE_EVERY: Duration = Duration::from_secs(2);
 
 /// What a dispatcher works with.
 pub(super) struct Parts {
-    pub(super) log: Arc<dyn EventLog>,
+    pub(super) logs: BrokerLogs,
+    pub(super) checkpoints: Arc<dyn Checkpoints>,
+    pub(super) intake: Intake,
     pub(super) client: Client,
     pub(super) reader: Arc<Reader>,
     pub(super) inbox: Arc<Inbox>,
@@ -78,7 +79,7 @@ pub(super) struct Parts {
 }
 
 pub(super) struct Dispatcher {
-    log: Arc<dyn EventLog>,
+    checkpoints: Arc<dyn Checkpoints>,
     performer: Arc<Performer>,
     feed: Feed,
     scheduler: Scheduler<Held>,
@@ -87,7 +88,7 @@ pub(super) struct Dispatcher {
     redrives: mpsc::Receiver<Redrive>,
     stats: Arc<TriggerStats>,
     room_wanted: Arc<Notify>,
-    uid: String,
+    key: CheckpointKey,
     lines: Lines,
     reading: Option<Reading>,
     read_again: ReadAgain,
@@ -112,7 +113,9 @@ struct ReadAgain {
 impl Dispatcher {
     pub(super) fn new(parts: Parts) -> Self {
         let Parts {
-            log,
+            logs,
+            checkpoints,
+            intake,
             client,
             reader,
             inbox,
@@ -127,9 +130,8 @@ impl Dispatcher {
         } = parts;
         let settings = new_settings.borrow().clone();
         let trigger = settings.trigger();
-        let uid = trigger.uid.clone();
-        let broker: Arc<str> = broker_key(&trigger.namespace, &trigger.broker).into();
-        let memory = Share::new(&memory, &trigger.namespace, &uid);
+        let key = CheckpointKey::Trigger(trigger.uid.clone());
+        let memory = Share::new(&memory, &trigger.namespace, &trigger.uid);
         let name: Arc<str> = format!("{}/{}", trigger.namespace, trigger.name).into();
         let low = progress.low();
         stats.filter_changed(trigger.generation);
@@ -137,24 +139,24 @@ impl Dispatcher {
         stats.show_low(low);
         let scheduler = Scheduler::new(progress, policy(&settings), Instant::now(), fastrand::f64);
         let feed = Feed::new(
-            log.clone(),
-            broker.clone(),
+            logs.clone(),
             reader,
             inbox,
             stats.clone(),
             memory.clone(),
             scheduler.to_recover(),
         );
+        let lines = Lines::new(name.clone(), logs.broker().to_string());
         let performer = Performer {
-            log: log.clone(),
+            logs,
+            intake,
             client,
             stats: stats.clone(),
             memory,
-            trigger: name.clone(),
-            broker: broker.clone(),
+            trigger: name,
         };
         Self {
-            log,
+            checkpoints,
             performer: Arc::new(performer),
             feed,
             scheduler,
@@ -163,8 +165,8 @@ impl Dispatcher {
             redrives,
             stats,
             room_wanted,
-            uid,
-            lines: Lines::new(name, broker.to_string()),
+            key,
+            lines,
             reading: None,
             read_again: ReadAgain {
                 at: None,
@@ -256,7 +258,7 @@ impl Dispatcher {
     async fn save(&mut self) -> Result<(), LogError> {
         self.end_save().await?;
         let cursor = self.cursor();
-        let saved = self.log.save_cursors(vec![cursor]).await;
+        let saved = self.checkpoints.save(vec![cursor]).await;
         self.saved(saved)
     }
 
@@ -400,10 +402,10 @@ impl Dispatcher {
         // Before they are taken out: then trimming goes past them, were they not held.
         self.stats.hold_dead_letters(progress.low());
         // One commit: a letter is either in the dead-letter log or in a Trigger's progress, never in both.
-        let broker = &*self.performer.broker;
-        let cursor = progress.encode(broker, Instant::now()).into();
-        let changes = vec![(self.uid.clone(), Some(cursor)), taken.change(broker, offsets())];
-        let saved = self.log.save_cursors(changes).await;
+        let broker = self.performer.logs.broker();
+        let cursor = progress.encode(broker.as_str(), Instant::now()).into();
+        let changes = vec![(self.key.clone(), Some(cursor)), taken.change(broker, offsets())];
+        let saved = self.checkpoints.save(changes).await;
         if saved.is_ok() {
             taken.take(broker, offsets());
             self.stats.show_low(progress.low());
@@ -598,8 +600,8 @@ impl Dispatcher {
     fn begin_save(&mut self) {
         self.save_at = None;
         self.saving_low = self.scheduler.progress().low();
-        let (log, cursor) = (self.log.clone(), self.cursor());
-        self.saving = Some(async move { log.save_cursors(vec![cursor]).await }.boxed());
+        let (checkpoints, cursor) = (self.checkpoints.clone(), self.cursor());
+        self.saving = Some(async move { checkpoints.save(vec![cursor]).await }.boxed());
     }
 
     /// Waits for a save that is under way, if there is one.
@@ -630,14 +632,14 @@ impl Dispatcher {
     }
 
     /// The checkpoint. The larger it is, the less often it is saved.
-    fn cursor(&mut self) -> (String, Option<Bytes>) {
+    fn cursor(&mut self) -> CheckpointChange {
         let cursor = self
             .scheduler
             .progress()
-            .encode(&self.performer.broker, Instant::now());
+            .encode(self.performer.logs.broker().as_str(), Instant::now());
         let factor = u32::try_from(cursor.len() / SAVE_BYTES).unwrap_or(u32::MAX);
         self.save_every = SAVE_EVERY.saturating_mul(factor.max(1)).min(MAX_SAVE_EVERY);
-        (self.uid.clone(), Some(cursor.into()))
+        (self.key.clone(), Some(cursor.into()))
     }
 
     fn note_position(&mut self) {
@@ -723,8 +725,10 @@ mod tests {
     use crate::{
         cloudevents::EventBuilder,
         delivery::{Addresses, reader::READ},
-        log::Offset,
-        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        log::{
+            Append, Epoch, LogProvider, Offset,
+            embedded::{EmbeddedLog, EmbeddedOptions},
+        },
         routing::{Configuration, Delivery, RoutingTable},
     };
 
@@ -747,15 +751,18 @@ mod tests {
     fn dispatcher(directory: &tempfile::TempDir, sink: &str) -> (Dispatcher, watch::Sender<Settings>) {
         drop(rustls::crypto::ring::default_provider().install_default());
         let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
-        let log: Arc<dyn EventLog> = Arc::new(log);
+        let logs: Arc<dyn LogProvider> = Arc::new(log);
+        let of_broker = BrokerLogs::open(&*logs, &BROKER.into());
         let client = Client::new(1, Addresses::any()).unwrap();
         let (changes, settings) = watch::channel(settings(&client, sink));
         let (_, redrives) = mpsc::channel(1);
         let pool = Pool::new(1 << 20);
         let dispatcher = Dispatcher::new(Parts {
-            reader: Arc::new(Reader::new(BROKER.to_owned(), log.clone(), &pool)),
+            reader: Arc::new(Reader::new(of_broker.events.clone(), Offset(0), &pool)),
             memory: pool,
-            log,
+            logs: of_broker,
+            checkpoints: logs.checkpoints(Epoch::default()),
+            intake: Intake::without_room(logs),
             client,
             inbox: Arc::default(),
             settings,
@@ -805,13 +812,16 @@ mod tests {
     async fn a_dead_letter_names_the_sink_that_did_not_take_it() {
         let directory = tempfile::tempdir().unwrap();
         let (mut dispatcher, _changes) = dispatcher(&directory, "http://new/");
-        let log = dispatcher.log.clone();
+        let logs = dispatcher.performer.logs.clone();
         let event = EventBuilder::new()
             .attribute("id", "1")
             .attribute("source", "/s")
             .attribute("type", "t");
-        let payload = event.build().unwrap().to_record();
-        log.append(BROKER, vec![payload], Timestamp::now()).await.unwrap();
+        let append = Append {
+            payloads: vec![event.build().unwrap().to_record()],
+            accepted: Timestamp::now(),
+        };
+        logs.events.append(append).await.unwrap();
         let (place, now) = (Place::Log(Offset(0)), Instant::now());
         dispatcher.scheduler.offer(place, None, None, now, 0.0);
         assert!(matches!(dispatcher.scheduler.next(now), Step::Attempt(_)));
@@ -833,10 +843,7 @@ mod tests {
         let (place, kept) = dispatcher.kept.next().await.unwrap();
         dispatcher.letter_kept(place, kept).unwrap();
         assert_eq!(dispatcher.stats.dead_lettered(), 1);
-        let kept = log
-            .read(&DeadLetter::log_of(BROKER), Offset(0), READ)
-            .await
-            .unwrap();
+        let kept = logs.letters.read(Offset(0), READ).await.unwrap();
         let (letter, _) = DeadLetter::decode(kept[0].payload.clone()).unwrap();
         assert_eq!(letter.sink, "http://old/");
     }

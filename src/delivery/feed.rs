@@ -14,14 +14,14 @@ use super::{
     TriggerStats,
     held::{Held, Share},
     inbox::Inbox,
-    place::{FetchError, Place},
+    place::{BrokerLogs, FetchError, Place},
     reader::{READ, Reader, Turn},
     settings::Settings,
 };
 use crate::{
     cloudevents::Event,
     filter::{Decision, Subject},
-    log::{EventLog, LogError, Offset, ReadLimit, Record},
+    log::{LogError, Offset, ReadLimit, Record},
 };
 
 /// A Trigger that is at most this far behind the shared reader joins it.
@@ -38,8 +38,7 @@ const MEMORY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a feed reads from.
 pub(super) struct Feed {
-    log: Arc<dyn EventLog>,
-    broker: Arc<str>,
+    logs: BrokerLogs,
     reader: Arc<Reader>,
     inbox: Arc<Inbox>,
     stats: Arc<TriggerStats>,
@@ -102,8 +101,7 @@ pub(super) type Reading = BoxFuture<'static, Result<Batch, LogError>>;
 impl Feed {
     /// A feed that first yields these outstanding places again.
     pub(super) fn new(
-        log: Arc<dyn EventLog>,
-        broker: Arc<str>,
+        logs: BrokerLogs,
         reader: Arc<Reader>,
         inbox: Arc<Inbox>,
         stats: Arc<TriggerStats>,
@@ -118,8 +116,7 @@ impl Feed {
             };
         }
         Self {
-            log,
-            broker,
+            logs,
             reader,
             inbox,
             stats,
@@ -184,8 +181,7 @@ impl Feed {
     /// [`Feed::absorb`], unless the settings have changed.
     pub(super) fn read(&self, next: Offset, room: usize, settings: &Settings) -> Reading {
         let reading = ByItself {
-            log: self.log.clone(),
-            broker: self.broker.clone(),
+            logs: self.logs.clone(),
             stats: self.stats.clone(),
             memory: self.memory.clone(),
             limit: ReadLimit {
@@ -269,8 +265,7 @@ fn removed_below(Offset(offset): Offset, outstanding: &mut RoaringTreemap, batch
 
 /// Reads for one Trigger.
 struct ByItself {
-    log: Arc<dyn EventLog>,
-    broker: Arc<str>,
+    logs: BrokerLogs,
     stats: Arc<TriggerStats>,
     memory: Share,
     limit: ReadLimit,
@@ -286,10 +281,12 @@ impl ByItself {
         let Ok(_room) = tokio::time::timeout(MEMORY_TIMEOUT, self.memory.reserve(READ_BYTES)).await else {
             return Ok(batch);
         };
-        let records = self.log.read(&self.broker, from, self.limit).await?;
+        let records = self.logs.events.read(from, self.limit).await?;
         batch.at_end = records.is_empty();
-        let found = records.first().map(|record| record.offset);
-        let found = found.unwrap_or_else(|| self.log.bounds(&self.broker).first);
+        let found = match records.first() {
+            Some(record) => record.offset,
+            None => self.logs.events.bounds().await?.first,
+        };
         // What comes from `until` on is in the inbox.
         let found = until.map_or(found, |until| found.min(until));
         if found > from {
@@ -385,7 +382,7 @@ impl ByItself {
         let Ok(_room) = tokio::time::timeout(MEMORY_TIMEOUT, self.memory.reserve(READ_BYTES)).await else {
             return Ok(());
         };
-        let records = match self.log.read(&self.broker, first, self.limit).await {
+        let records = match self.logs.events.read(first, self.limit).await {
             Ok(records) => records,
             Err(LogError::Damaged { .. }) => {
                 self.event_again(Place::Log(first), batch).await?;
@@ -394,9 +391,10 @@ impl ByItself {
             }
             Err(error) => return Err(error),
         };
-        let end = records
-            .last()
-            .map_or(self.log.bounds(&self.broker).next, |record| record.offset.plus(1));
+        let end = match records.last() {
+            Some(record) => record.offset.plus(1),
+            None => self.logs.events.bounds().await?.next,
+        };
         for record in records {
             if !outstanding.contains(record.offset.0) {
                 continue;
@@ -415,7 +413,7 @@ impl ByItself {
 
     /// One event. What is wrong with it its attempt finds again, and settles it.
     async fn event_again(&self, place: Place, batch: &mut Batch) -> Result<(), LogError> {
-        batch.fed.push(match place.fetch(&*self.log, &self.broker).await {
+        batch.fed.push(match place.fetch(&self.logs).await {
             Ok(event) => self.hold(place, event),
             Err(FetchError::Removed | FetchError::Damaged(_)) => Fed::without_event(place),
             Err(FetchError::Log(error)) => return Err(error),

@@ -3,18 +3,18 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{TriggerStats, TriggerView};
-use crate::log::{Bounds, Offset};
+use crate::log::{Bounds, BrokerName, Offset};
 
 /// The figures of the Triggers of each broker.
 #[derive(Debug, Default)]
-pub(super) struct Holding(HashMap<String, Vec<Arc<TriggerStats>>>);
+pub(super) struct Holding(HashMap<BrokerName, Vec<Arc<TriggerStats>>>);
 
 impl Holding {
     pub(super) fn new<'a>(triggers: impl Iterator<Item = &'a TriggerView>) -> Self {
         let mut of_broker = HashMap::<_, Vec<_>>::new();
         for trigger in triggers {
             of_broker
-                .entry(trigger.broker.clone())
+                .entry(trigger.broker().clone())
                 .or_default()
                 .push(trigger.stats.clone());
         }
@@ -31,17 +31,17 @@ impl Holding {
     }
 
     /// The first event that some Trigger has not settled; the end of the log if there is none.
-    pub(super) fn unsettled(&self, broker: &str, bounds: Bounds) -> Offset {
+    pub(super) fn unsettled(&self, broker: &BrokerName, bounds: Bounds) -> Offset {
         let low = self.of(broker).map(TriggerStats::low).min();
         low.unwrap_or(bounds.next).min(bounds.next)
     }
 
     /// The first dead letter that is being delivered again.
-    pub(super) fn redriven(&self, broker: &str) -> Option<Offset> {
+    pub(super) fn redriven(&self, broker: &BrokerName) -> Option<Offset> {
         self.of(broker).filter_map(TriggerStats::low_dead_letter).min()
     }
 
-    fn of(&self, broker: &str) -> impl Iterator<Item = &TriggerStats> {
+    fn of(&self, broker: &BrokerName) -> impl Iterator<Item = &TriggerStats> {
         self.0.get(broker).into_iter().flatten().map(|stats| &**stats)
     }
 }

@@ -22,7 +22,7 @@ use super::{
     progress::{Progress, ProgressError},
 };
 use crate::{
-    log::{CursorChange, EventLog, LogError, Offset},
+    log::{BrokerName, CheckpointChange, CheckpointKey, Checkpoints, LogError, LogName, LogProvider, Offset},
     routing::Trigger,
 };
 
@@ -59,7 +59,7 @@ impl Gone {
             identity: Some(Identity {
                 namespace: view.namespace.clone(),
                 name: view.name.clone(),
-                broker: view.broker.clone(),
+                broker: view.broker().to_string(),
             }),
             found: None,
         }
@@ -77,7 +77,8 @@ impl Gone {
 }
 
 pub(super) struct Keeper {
-    log: Arc<dyn EventLog>,
+    logs: Arc<dyn LogProvider>,
+    checkpoints: Arc<dyn Checkpoints>,
     window: Duration,
     time: RunningTime,
     kept: Mutex<Kept>,
@@ -90,9 +91,15 @@ pub(super) struct Keeper {
 
 impl Keeper {
     /// Keeps places for `window`; `ran_before` is how long routers ran on this data before.
-    pub(super) fn new(log: Arc<dyn EventLog>, window: Duration, ran_before: Duration) -> Self {
+    pub(super) fn new(
+        logs: Arc<dyn LogProvider>,
+        checkpoints: Arc<dyn Checkpoints>,
+        window: Duration,
+        ran_before: Duration,
+    ) -> Self {
         Self {
-            log,
+            logs,
+            checkpoints,
             window,
             time: RunningTime::new(ran_before, Instant::now()),
             kept: Mutex::default(),
@@ -157,11 +164,14 @@ impl Keeper {
         for Gone { uid, identity, found } in gone {
             let (cursor, gone_at) = match found {
                 Some((cursor, gone_at)) => (Some(cursor), gone_at),
-                None => (self.log.cursor(&uid).await?, None),
+                None => {
+                    let key = CheckpointKey::Trigger(uid.clone());
+                    (self.checkpoints.load(&key).await?, None)
+                }
             };
             let view = cursor
                 .as_ref()
-                .map(|cursor| view(&uid, identity.as_ref(), cursor));
+                .map(|cursor| view(&*self.logs, &uid, identity.as_ref(), cursor));
             match view {
                 None => {
                     let identity = identity.as_ref();
@@ -211,7 +221,7 @@ impl Keeper {
             return Ok(());
         }
         changes.push(self.time.change(Instant::now()));
-        match self.log.save_cursors(changes).await {
+        match self.checkpoints.save(changes).await {
             // Then the next start finds that they are gone.
             Err(LogError::Full(error)) => {
                 tracing::warn!(
@@ -255,7 +265,10 @@ impl Keeper {
         };
         let Some(place) = place else { return Ok(None) };
         let uid = place.view.uid;
-        let cursor = self.log.cursor(&uid).await?;
+        let cursor = self
+            .checkpoints
+            .load(&CheckpointKey::Trigger(uid.clone()))
+            .await?;
         Ok(cursor.map(|cursor| (uid, cursor)))
     }
 
@@ -291,8 +304,8 @@ impl Keeper {
             return Ok(());
         }
         match self
-            .log
-            .save_cursors(vec![self.time.change(Instant::now())])
+            .checkpoints
+            .save(vec![self.time.change(Instant::now())])
             .await
         {
             // What is not noted makes a place be kept longer after the next start.
@@ -308,7 +321,7 @@ impl Keeper {
     /// When the log fails.
     pub(super) async fn give_up_for_room(
         &self,
-        others: impl Fn(&str) -> Offset,
+        others: impl Fn(&BrokerName) -> Offset,
     ) -> Result<Option<String>, LogError> {
         let _turn = self.turn().await;
         let given_up = self.kept().give_up_for_room(others);
@@ -324,8 +337,8 @@ impl Keeper {
         if uids.is_empty() {
             return Ok(());
         }
-        let changes: Vec<CursorChange> = uids.iter().flat_map(|uid| removal(uid)).collect();
-        match self.log.save_cursors(changes).await {
+        let changes: Vec<CheckpointChange> = uids.iter().flat_map(|uid| removal(uid)).collect();
+        match self.checkpoints.save(changes).await {
             Err(LogError::Full(_)) => {
                 lock(&self.unremoved).extend(uids);
                 Ok(())
@@ -335,7 +348,7 @@ impl Keeper {
     }
 
     fn give_up(&self, Place { view, .. }: &Place, why: &'static str) {
-        let (pending, backlog) = (view.stats.pending(), view.backlog(&*self.log));
+        let (pending, backlog) = (view.stats.pending(), view.backlog());
         self.dropped.fetch_add(pending, Relaxed);
         let trigger = shown_view(view);
         if pending + backlog == 0 {
@@ -352,7 +365,7 @@ impl Keeper {
     }
 
     fn tell_kept(&self, Place { view, gone_at }: &Place) {
-        let (pending, backlog) = (view.stats.pending(), view.backlog(&*self.log));
+        let (pending, backlog) = (view.stats.pending(), view.backlog());
         let left = self.window.saturating_sub(self.now().saturating_sub(*gone_at));
         let (trigger, seconds) = (shown_view(view), left.as_secs());
         if pending + backlog == 0 {
@@ -397,6 +410,7 @@ pub(super) fn sort_out(
 
 /// What is seen of a Trigger that does not run, from its cursor.
 pub(super) fn view(
+    logs: &dyn LogProvider,
     uid: &str,
     identity: Option<&Identity>,
     cursor: &[u8],
@@ -410,7 +424,7 @@ pub(super) fn view(
         uid: uid.to_owned(),
         namespace: namespace.to_owned(),
         name: name.to_owned(),
-        broker,
+        log: logs.open(&LogName::Events(broker.as_str().into())),
         stats,
     })
 }

@@ -5,23 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::TriggerView;
 use crate::{
-    log::{CursorChange, Offset},
+    log::{BrokerName, CheckpointChange, CheckpointKey, Offset},
     routing::{Start, Trigger},
 };
 
 /// How many places are kept at most. Beyond it, the oldest of the namespace that has most is given up.
 const MAX_PLACES: usize = 10_000;
-
-/// What the keys of [`Record`]s begin with. No UID of a Trigger does.
-const RECORD: &str = "trigger:";
-
-/// The key of the [`RunningTime`]. No UID of a Trigger is this.
-const RUNNING_TIME: &str = "running-time";
 
 const VERSION: u32 = 1;
 
@@ -77,40 +70,27 @@ impl Record {
         self.gone_at.map(Duration::from_secs)
     }
 
-    pub(super) fn change(&self, uid: &str) -> CursorChange {
+    pub(super) fn change(&self, uid: &str) -> CheckpointChange {
         // Strings and numbers always serialise.
         let stored = serde_json::to_vec(self).unwrap_or_default();
-        (format!("{RECORD}{uid}"), Some(stored.into()))
+        (CheckpointKey::Identity(uid.to_owned()), Some(stored.into()))
     }
 }
 
 /// What removes all that is stored of a Trigger.
-pub(super) fn removal(uid: &str) -> [CursorChange; 2] {
-    [(uid.to_owned(), None), (format!("{RECORD}{uid}"), None)]
+pub(super) fn removal(uid: &str) -> [CheckpointChange; 2] {
+    [
+        (CheckpointKey::Trigger(uid.to_owned()), None),
+        (CheckpointKey::Identity(uid.to_owned()), None),
+    ]
 }
 
-/// What a stored value is.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Stored<'a> {
-    /// The record of the Trigger with this UID; `None` if this version cannot read it.
-    Record(&'a str, Option<Record>),
-    /// The time that routers have run.
-    RunningTime(Duration),
-    /// Something else.
-    Other,
-}
-
-/// Recognises what this module stores.
-pub(super) fn stored<'a>(key: &'a str, value: &Bytes) -> Stored<'a> {
-    if key == RUNNING_TIME {
-        let seconds = serde_json::from_slice(value).unwrap_or_default();
-        return Stored::RunningTime(Duration::from_secs(seconds));
+impl Record {
+    /// Reads a stored record; `None` if this version cannot.
+    pub(super) fn read(stored: &[u8]) -> Option<Self> {
+        let record = serde_json::from_slice::<Self>(stored).ok();
+        record.filter(|record| record.version == VERSION)
     }
-    let Some(uid) = key.strip_prefix(RECORD) else {
-        return Stored::Other;
-    };
-    let record = serde_json::from_slice::<Record>(value).ok();
-    Stored::Record(uid, record.filter(|record| record.version == VERSION))
 }
 
 /// How long routers have run on this data: no jump of the wall clock changes it, and time that passes while no router
@@ -126,13 +106,18 @@ impl RunningTime {
         Self { before, since }
     }
 
+    /// Reads the stored time; zero if it is not readable.
+    pub(super) fn read(stored: &[u8]) -> Duration {
+        Duration::from_secs(serde_json::from_slice(stored).unwrap_or_default())
+    }
+
     pub(super) fn at(&self, now: Instant) -> Duration {
         self.before.saturating_add(now.duration_since(self.since))
     }
 
-    pub(super) fn change(&self, now: Instant) -> CursorChange {
+    pub(super) fn change(&self, now: Instant) -> CheckpointChange {
         let stored = self.at(now).as_secs().to_string();
-        (RUNNING_TIME.to_owned(), Some(stored.into()))
+        (CheckpointKey::RunningTime, Some(stored.into()))
     }
 }
 
@@ -150,7 +135,7 @@ impl Place {
         Identity {
             namespace: self.view.namespace.clone(),
             name: self.view.name.clone(),
-            broker: self.view.broker.clone(),
+            broker: self.view.broker().to_string(),
         }
     }
 }
@@ -230,8 +215,8 @@ impl Kept {
 
     /// Gives up the oldest of those that hold events of their broker that nobody else holds. `others` gives the first
     /// offset of a broker that is held for a Trigger that is there.
-    pub(super) fn give_up_for_room(&mut self, others: impl Fn(&str) -> Offset) -> Option<Place> {
-        let holds_more = |place: &&Place| place.view.stats.low() < others(&place.view.broker);
+    pub(super) fn give_up_for_room(&mut self, others: impl Fn(&BrokerName) -> Offset) -> Option<Place> {
+        let holds_more = |place: &&Place| place.view.stats.low() < others(place.view.broker());
         let (_, uid) = self.places.values().filter(holds_more).map(age).min()?;
         self.remove(&uid)
     }
@@ -282,7 +267,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::delivery::{TriggerStats, progress::Progress};
+    use crate::{
+        delivery::{TriggerStats, progress::Progress},
+        log::{LogName, LogProvider as _, memory::MemoryLogs},
+    };
 
     fn identity(namespace: &str, name: &str) -> Identity {
         Identity {
@@ -301,7 +289,7 @@ mod tests {
                 uid: uid.to_owned(),
                 namespace: identity.namespace.clone(),
                 name: identity.name.clone(),
-                broker: identity.broker.clone(),
+                log: MemoryLogs::default().open(&LogName::Events(identity.broker.as_str().into())),
                 stats,
             },
             gone_at: Duration::from_secs(gone_at),
@@ -369,7 +357,7 @@ mod tests {
         kept.keep(place("elsewhere", &identity("bank", "x"), 4, 50));
         kept.keep(place("taken", &identity("shop", "taken"), 0, 0));
         kept.take("taken");
-        let others = |broker: &str| Offset(if broker == "shop/default" { 100 } else { 0 });
+        let others = |broker: &BrokerName| Offset(if broker.as_str() == "shop/default" { 100 } else { 0 });
         let mut given_up = Vec::new();
         while let Some(place) = kept.give_up_for_room(others) {
             given_up.push(place.view.uid);
@@ -395,30 +383,23 @@ mod tests {
     fn what_is_stored_is_read() {
         let record = Record::gone(identity("shop", "a"), Duration::from_millis(61_900));
         let (key, value) = record.change("u");
-        let value = value.unwrap();
-        assert_eq!(stored(&key, &value), Stored::Record("u", Some(record)));
+        assert_eq!(key, CheckpointKey::Identity("u".to_owned()));
+        assert_eq!(Record::read(&value.unwrap()), Some(record));
         let now = Instant::now();
         let time = RunningTime::new(Duration::from_secs(5), now);
-        let later = now + Duration::from_millis(2_500);
-        let (key, value) = time.change(later);
-        assert_eq!(
-            stored(&key, &value.unwrap()),
-            Stored::RunningTime(Duration::from_secs(7))
-        );
-        assert_eq!(stored("u", &Bytes::new()), Stored::Other);
-        assert_eq!(
-            removal("u"),
-            [("u".to_owned(), None), ("trigger:u".to_owned(), None)]
-        );
+        let (key, value) = time.change(now + Duration::from_millis(2_500));
+        assert_eq!(key, CheckpointKey::RunningTime);
+        assert_eq!(RunningTime::read(&value.unwrap()), Duration::from_secs(7));
+        let keys = [
+            CheckpointKey::Trigger("u".into()),
+            CheckpointKey::Identity("u".into()),
+        ];
+        assert_eq!(removal("u"), keys.map(|key| (key, None)));
         for other in [
             r#"{"version":2,"namespace":"n","name":"a","broker":"n/b"}"#,
             "nothing",
         ] {
-            assert_eq!(
-                stored("trigger:u", &Bytes::from(other)),
-                Stored::Record("u", None),
-                "{other}"
-            );
+            assert_eq!(Record::read(other.as_bytes()), None, "{other}");
         }
     }
 

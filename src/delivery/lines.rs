@@ -12,9 +12,10 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{MAX_DESCENDANTS, MAX_HOPS, dead_letter::DeadLetter, place::Place};
+use super::{dead_letter::DeadLetter, place::Place};
 use crate::{
     cloudevents::{Event, TraceContext},
+    intake::{MAX_DESCENDANTS, MAX_HOPS},
     log::LogError,
     telemetry::{Admitted, Burst},
 };

@@ -1,8 +1,10 @@
 //! Where an event that is to be delivered is kept.
 
+use std::sync::Arc;
+
 use crate::{
     cloudevents::Event,
-    log::{EventLog, LogError, Offset, ReadLimit},
+    log::{BrokerName, Log, LogError, LogName, LogProvider, Offset, ReadLimit},
 };
 
 use super::{dead_letter::DeadLetter, reader::READ};
@@ -28,16 +30,16 @@ pub(super) enum FetchError {
 }
 
 impl Place {
-    /// Reads the event.
-    pub(super) async fn fetch(self, log: &dyn EventLog, broker: &str) -> Result<Event, FetchError> {
+    /// Reads the event from its broker's logs.
+    pub(super) async fn fetch(self, logs: &BrokerLogs) -> Result<Event, FetchError> {
         let damaged = |error: &dyn std::fmt::Display| FetchError::Damaged(error.to_string());
         match self {
             Self::Log(offset) => {
-                let payload = record(log, broker, offset).await?;
+                let payload = record(&*logs.events, offset).await?;
                 Event::from_record(payload).map_err(|error| damaged(&error))
             }
             Self::DeadLetter(offset) => {
-                let payload = record(log, &DeadLetter::log_of(broker), offset).await?;
+                let payload = record(&*logs.letters, offset).await?;
                 let (_, event) = DeadLetter::decode(payload).map_err(|error| damaged(&error))?;
                 Ok(event)
             }
@@ -45,8 +47,28 @@ impl Place {
     }
 }
 
-async fn record(log: &dyn EventLog, key: &str, offset: Offset) -> Result<bytes::Bytes, FetchError> {
-    let records = match log.read(key, offset, ReadLimit { records: 1, ..READ }).await {
+/// The logs of a broker.
+#[derive(Clone)]
+pub(super) struct BrokerLogs {
+    pub(super) events: Arc<dyn Log>,
+    pub(super) letters: Arc<dyn Log>,
+}
+
+impl BrokerLogs {
+    pub(super) fn open(logs: &dyn LogProvider, broker: &BrokerName) -> Self {
+        Self {
+            events: logs.open(&LogName::Events(broker.clone())),
+            letters: logs.open(&LogName::DeadLetters(broker.clone())),
+        }
+    }
+
+    pub(super) fn broker(&self) -> &BrokerName {
+        self.events.name().broker()
+    }
+}
+
+async fn record(log: &dyn Log, offset: Offset) -> Result<bytes::Bytes, FetchError> {
+    let records = match log.read(offset, ReadLimit { records: 1, ..READ }).await {
         Ok(records) => records,
         Err(error @ LogError::Damaged { .. }) => return Err(FetchError::Damaged(error.to_string())),
         Err(error) => return Err(FetchError::Log(error)),

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     cloudevents::Event,
     filter::{self, Decision, Subject},
-    log::{EventLog, LogError, Offset, ReadLimit, Record},
+    log::{BrokerName, Log, LogError, Offset, ReadLimit, Record},
     memory::{Pool, Reservation},
     routing::BrokerTable,
     telemetry::{Admitted, Burst},
@@ -87,8 +87,7 @@ impl LookedAt {
 
 /// Follows one broker's log and offers each event to the Triggers that want it.
 pub(super) struct Reader {
-    broker: String,
-    log: Arc<dyn EventLog>,
+    log: Arc<dyn Log>,
     memory: Share,
     state: Mutex<State>,
 }
@@ -113,11 +112,10 @@ impl State {
 }
 
 impl Reader {
-    /// A reader that begins at the end of the log: what is before it the Triggers read by themselves.
-    pub(super) fn new(broker: String, log: Arc<dyn EventLog>, memory: &Pool) -> Self {
-        let position = log.bounds(&broker).next;
-        let (namespace, _) = broker.split_once('/').unwrap_or((&broker, ""));
-        let memory = Share::new(memory, namespace, &broker);
+    /// A reader of a broker's log that begins at `position`: what is before it the Triggers read by themselves.
+    pub(super) fn new(log: Arc<dyn Log>, position: Offset, memory: &Pool) -> Self {
+        let broker = log.name().broker();
+        let memory = Share::new(memory, broker.namespace(), broker.as_str());
         let state = State {
             position,
             attached: 0,
@@ -126,11 +124,14 @@ impl Reader {
             unreadable: Burst::default(),
         };
         Self {
-            broker,
             log,
             memory,
             state: Mutex::new(state),
         }
+    }
+
+    fn broker(&self) -> &BrokerName {
+        self.log.name().broker()
     }
 
     /// Offers events by this table from now on.
@@ -158,7 +159,7 @@ impl Reader {
     /// # Errors
     /// When the log cannot be read.
     pub(super) async fn run(&self, stop: CancellationToken) -> Result<(), LogError> {
-        let mut end = self.log.watch(&self.broker);
+        let mut end = self.log.follow();
         let mut overdue = tokio::time::interval(TELL_EVERY);
         overdue.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut pause = READ_AGAIN;
@@ -174,7 +175,7 @@ impl Reader {
                     Err(error @ LogError::Failed(_)) => return Err(error),
                     Err(error) => {
                         tracing::error!(
-                            broker = self.broker, %error,
+                            broker = %self.broker(), %error,
                             "the broker's log cannot be read on; its Triggers read by themselves"
                         );
                         self.leave_alone();
@@ -199,7 +200,7 @@ impl Reader {
     fn tell_overdue(&self, now: Instant) {
         if let Some(held_back) = self.lock().unreadable.overdue(now) {
             tracing::warn!(
-                broker = self.broker,
+                broker = %self.broker(),
                 held_back,
                 of = "records that cannot be read",
                 "log lines were held back"
@@ -212,10 +213,10 @@ impl Reader {
         let Some(position) = self.position_if_needed(end) else {
             return Ok(());
         };
-        let records = self.log.read(&self.broker, position, READ).await?;
+        let records = self.log.read(position, READ).await?;
         let first = match records.first() {
             Some(record) => record.offset,
-            None => self.log.bounds(&self.broker).first,
+            None => self.log.bounds().await?.first,
         };
         if first > position {
             // Removed from the full log before they were offered: each Trigger goes on alone, and tells.
@@ -291,7 +292,7 @@ impl Reader {
         }
         if let Some(Admitted { held_back }) = state.unreadable.admit(Instant::now()) {
             tracing::error!(
-                broker = self.broker, place = %offset, %error, held_back,
+                broker = %self.broker(), place = %offset, %error, held_back,
                 "a record of the event log cannot be read as an event and is passed over"
             );
         }
@@ -330,7 +331,11 @@ mod tests {
     use super::*;
     use crate::{
         cloudevents::EventBuilder,
-        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        log::{
+            LogName, LogProvider as _,
+            conformance::ByKey as _,
+            embedded::{EmbeddedLog, EmbeddedOptions},
+        },
         routing::{Configuration, Delivery, RoutingTable},
     };
 
@@ -340,7 +345,6 @@ mod tests {
     async fn a_record_that_cannot_be_read_is_offered_to_all_as_such() {
         let directory = tempfile::tempdir().unwrap();
         let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
-        let log: Arc<dyn EventLog> = Arc::new(log);
         let trigger = |name: &str, filters| {
             serde_json::from_value(json!({
                 "uid": name, "namespace": "shop", "name": name, "generation": 1, "broker": "default", "filters": filters,
@@ -356,7 +360,8 @@ mod tests {
             ..Configuration::default()
         });
         let inboxes = [(); 2].map(|()| Arc::new(Inbox::default()));
-        let reader = Reader::new(BROKER.to_owned(), log.clone(), &Pool::new(1 << 20));
+        let events = log.open(&LogName::Events(BROKER.into()));
+        let reader = Reader::new(events, Offset(0), &Pool::new(1 << 20));
         reader.follow(table.brokers()[BROKER].clone(), inboxes.to_vec());
         for inbox in &inboxes {
             assert_eq!(reader.attach(inbox, Offset(0)), Offset(0));

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{dead_letters::Taking, offsets::OffsetSet};
-use crate::log::{Bounds, CursorChange, LogError, Offset};
+use crate::log::{BrokerName, CheckpointChange, CheckpointKey, LogError, LogName, LogProvider, Offset};
 
 /// Asks a dispatcher to deliver dead letters again.
 pub(super) struct Redrive {
@@ -34,36 +34,36 @@ pub(super) struct Letter {
 /// Which letters were redriven or dropped, though their records are still in the dead-letter logs. Durable as a
 /// cursor for each broker.
 #[derive(Debug, Default)]
-pub(super) struct Taken(Mutex<HashMap<String, OffsetSet>>);
-
-/// What the cursors' keys begin with. No UID of a Trigger does.
-const PREFIX: &str = "dead-letters:";
+pub(super) struct Taken(Mutex<HashMap<BrokerName, OffsetSet>>);
 
 impl Taken {
-    /// Reads a stored cursor; `None` if it is not one of these.
-    pub(super) fn restore(&self, key: &str, stored: &Bytes) -> Option<Result<(), serde_json::Error>> {
-        let broker = key.strip_prefix(PREFIX)?;
-        Some(serde_json::from_slice(stored).map(|set| {
-            self.lock().insert(broker.to_owned(), set);
-        }))
+    /// Reads what is stored of a broker.
+    pub(super) fn restore(&self, broker: BrokerName, stored: &Bytes) -> Result<(), serde_json::Error> {
+        let set = serde_json::from_slice(stored)?;
+        self.lock().insert(broker, set);
+        Ok(())
     }
 
     /// What to store so that letters are taken out.
-    pub(super) fn change(&self, broker: &str, letters: impl Iterator<Item = Offset>) -> CursorChange {
+    pub(super) fn change(
+        &self,
+        broker: &BrokerName,
+        letters: impl Iterator<Item = Offset>,
+    ) -> CheckpointChange {
         let mut set = self.lock().get(broker).cloned().unwrap_or_default();
         letters.for_each(|letter| set.insert(letter));
         stored(broker, &set)
     }
 
     /// Takes letters out, once that is stored.
-    pub(super) fn take(&self, broker: &str, letters: impl Iterator<Item = Offset>) {
+    pub(super) fn take(&self, broker: &BrokerName, letters: impl Iterator<Item = Offset>) {
         let mut sets = self.lock();
-        let set = sets.entry(broker.to_owned()).or_default();
+        let set = sets.entry(broker.clone()).or_default();
         letters.for_each(|letter| set.insert(letter));
     }
 
     /// Forgets what is below, once its records are gone.
-    pub(super) fn forget_below(&self, broker: &str, offset: Offset) {
+    pub(super) fn forget_below(&self, broker: &BrokerName, offset: Offset) {
         if let Some(set) = self.lock().get_mut(broker) {
             set.forget_below(offset);
         }
@@ -71,44 +71,55 @@ impl Taken {
 
     /// Forgets what is not within a broker's dead-letter log. Gives what to store where letters were beyond its end, as
     /// others will have their offsets.
-    pub(super) fn keep_within(&self, bounds: impl Fn(&str) -> Bounds) -> Vec<CursorChange> {
+    ///
+    /// # Errors
+    /// When the log fails.
+    pub(super) async fn keep_within(
+        &self,
+        logs: &dyn LogProvider,
+    ) -> Result<Vec<CheckpointChange>, LogError> {
         let mut changes = Vec::new();
-        for (broker, set) in self.lock().iter_mut() {
-            let Bounds { first, next } = bounds(broker);
-            set.forget_below(first);
-            if set.forget_from(next) {
+        let brokers: Vec<_> = self.lock().keys().cloned().collect();
+        for broker in brokers {
+            let bounds = logs.open(&LogName::DeadLetters(broker.clone())).bounds().await?;
+            let mut sets = self.lock();
+            let Some(set) = sets.get_mut(&broker) else {
+                continue;
+            };
+            set.forget_below(bounds.first);
+            if set.forget_from(bounds.next) {
                 tracing::warn!(
-                    broker, end = %next,
+                    %broker, end = %bounds.next,
                     "dead letters that were redriven or dropped are missing at the end of their log; it was damaged"
                 );
-                changes.push(stored(broker, set));
+                changes.push(stored(&broker, set));
             }
         }
-        changes
+        Ok(changes)
     }
 
-    pub(super) fn contains(&self, broker: &str, letter: Offset) -> bool {
+    pub(super) fn contains(&self, broker: &BrokerName, letter: Offset) -> bool {
         self.lock().get(broker).is_some_and(|set| set.contains(letter))
     }
 
     /// The first letter from this one on that is not taken.
-    pub(super) fn first_kept(&self, broker: &str, from: Offset) -> Offset {
+    pub(super) fn first_kept(&self, broker: &BrokerName, from: Offset) -> Offset {
         self.lock().get(broker).map_or(from, |set| set.first_absent(from))
     }
 
     /// How many are taken and still have their records.
-    pub(super) fn count(&self, broker: &str) -> u64 {
+    pub(super) fn count(&self, broker: &BrokerName) -> u64 {
         self.lock().get(broker).map_or(0, OffsetSet::len)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, OffsetSet>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<BrokerName, OffsetSet>> {
         // No code that holds the lock can leave a set half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn stored(broker: &str, set: &OffsetSet) -> CursorChange {
+fn stored(broker: &BrokerName, set: &OffsetSet) -> CheckpointChange {
     // A list of numbers always serialises.
     let stored = serde_json::to_vec(set).unwrap_or_default();
-    (format!("{PREFIX}{broker}"), Some(stored.into()))
+    (CheckpointKey::DeadLetters(broker.clone()), Some(stored.into()))
 }

@@ -5,24 +5,14 @@
 
 use bytes::Bytes;
 use http::HeaderMap;
-use jiff::Timestamp;
 
-use super::{
-    Descendants, MAX_HOPS,
-    descendants::{self, Beyond, Counted},
-    target::Target,
-};
+use super::target::Target;
 use crate::{
     cloudevents::{Event, Invalid, Lineage, TraceContext, content_coding, read_http_each, transfer_coding},
-    log::{EventLog, LogError},
+    intake::{self, Beyond, Counted, Descendants, HOPS, Intake, MAX_HOPS, Room},
+    log::{LogError, LogName},
     memory::Reservation,
 };
-
-/// The extension attribute of a reply that says how many deliveries led to it, that to its Sink included.
-pub const HOPS: &str = "weirhops";
-
-/// After how many events of a batch others get their turn.
-pub const EVENTS_AT_ONCE: usize = 256;
 
 /// What a Sink answered, called an event or a batch and not parsed yet: a batch is larger as events than as text.
 #[derive(Debug)]
@@ -61,21 +51,20 @@ impl From<Invalid> for Unusable {
     }
 }
 
-/// Stores what a Sink answered to `delivered`, as one commit. A reply without a trace context of its own continues
-/// `context`, that of the delivery. The room that is kept for settling is for the reply to the
-/// first unsettled event alone: nothing can be removed before that is settled.
+/// Stores the reply of a Sink to `delivered` as one commit. A reply without a trace context continues `context`, that of
+/// the delivery.
 ///
 /// # Errors
-/// What the log says; when there is no room, too, and then the delivery has to be tried again.
+/// Those of the log. When it is full, the delivery has to be retried.
 pub(super) async fn store(
-    log: &dyn EventLog,
-    broker: &str,
+    intake: &Intake,
+    log: &LogName,
     delivered: &Event,
     replies: &Replies,
     context: Option<&TraceContext>,
-    is_first_unsettled: bool,
+    room: Room,
 ) -> Result<Reply, LogError> {
-    let next = descendants::next(delivered);
+    let next = intake::next(delivered);
     if next.hops > MAX_HOPS {
         return Ok(Reply::BeyondMaxHops);
     }
@@ -86,12 +75,7 @@ pub(super) async fn store(
     };
     let count = records.len();
     if count > 0 {
-        let now = Timestamp::now();
-        if is_first_unsettled {
-            log.append_to_settle(broker, records, now).await?;
-        } else {
-            log.append(broker, records, now).await?;
-        }
+        intake.settle(log, records, room).await?;
     }
     counted.keep();
     Ok(Reply::Stored(count))
@@ -121,24 +105,22 @@ impl Replies {
                 ..next
             },
         );
-        let mut records = Vec::with_capacity(events.len());
-        for event in events {
-            if records.len() % EVENTS_AT_ONCE == EVENTS_AT_ONCE - 1 {
-                tokio::task::yield_now().await;
-            }
+        let records = intake::records(events, |_, event| {
             let event = event?.with_extensions([(HOPS, hops.as_str())])?;
             let event = match context {
                 Some(context) if event.trace_context().is_none() => event.with_trace_context(context.clone()),
                 _ => event,
             };
-            records.push(event.with_lineage(lineage).to_record());
-        }
-        Ok((records, counted))
+            Ok::<_, Unusable>(event.with_lineage(lineage).to_record())
+        });
+        Ok((records.await?, counted))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use http::{HeaderValue, header};
 
     use super::*;
@@ -147,6 +129,7 @@ mod tests {
         delivery::{Addresses, Client},
         log::{
             Offset, ReadLimit,
+            conformance::ByKey as _,
             embedded::{EmbeddedLog, EmbeddedOptions},
         },
         memory::Pool,
@@ -196,12 +179,15 @@ mod tests {
     #[tokio::test]
     async fn replies_beyond_the_number_that_may_follow_from_one_are_not_stored() {
         let directory = tempfile::tempdir().unwrap();
-        let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
+        let log = Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
+        let (intake, broker) = (Intake::without_room(log.clone()), LogName::from_key("a/b"));
         let client = client();
         let origin = event(None).with_lineage(Lineage::of_origin(7));
         let thousand = replies(&client, &vec![event(None); 1000]);
         for round in 1..=5 {
-            let reply = store(&log, "a/b", &origin, &thousand, None, false).await.unwrap();
+            let reply = store(&intake, &broker, &origin, &thousand, None, Room::Common)
+                .await
+                .unwrap();
             let expected = match round {
                 5 => Reply::BeyondMaxDescendants,
                 _ => Reply::Stored(1000),
@@ -214,14 +200,18 @@ mod tests {
             descendants: thousand.descendants.clone(),
             ..few
         };
-        let reply = store(&log, "a/b", &origin, &few, None, false).await.unwrap();
+        let reply = store(&intake, &broker, &origin, &few, None, Room::Common)
+            .await
+            .unwrap();
         assert_eq!(reply, Reply::Stored(1), "what fits still does");
         let invalid = Replies {
             body: Bytes::from_static(br#"[{"specversion":"1.0","id":"1","source":"/s","type":"t"},{}]"#),
             ..few
         };
         for _ in 0..100 {
-            let reply = store(&log, "a/b", &origin, &invalid, None, false).await.unwrap();
+            let reply = store(&intake, &broker, &origin, &invalid, None, Room::Common)
+                .await
+                .unwrap();
             assert!(
                 matches!(reply, Reply::Invalid(_)),
                 "and does not count: {reply:?}"
@@ -233,7 +223,8 @@ mod tests {
     #[tokio::test]
     async fn a_reply_counts_its_hops_and_the_chain_ends() {
         let directory = tempfile::tempdir().unwrap();
-        let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
+        let log = Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
+        let (intake, broker) = (Intake::without_room(log.clone()), LogName::from_key("a/b"));
         let client = client();
         let table = [
             (None, Some("1")),
@@ -247,7 +238,7 @@ mod tests {
             let before = log.bounds("a/b").next;
             // What the Sink itself says of hops is not believed.
             let replies = replies(&client, &[event(Some("7"))]);
-            let stored = store(&log, "a/b", &event(delivered), &replies, None, false)
+            let stored = store(&intake, &broker, &event(delivered), &replies, None, Room::Common)
                 .await
                 .unwrap();
             let limit = ReadLimit {

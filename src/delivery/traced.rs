@@ -2,9 +2,10 @@
 
 use http::HeaderMap;
 
-use super::{client::Answer, descendants, verdict::Verdict};
+use super::{client::Answer, verdict::Verdict};
 use crate::{
     cloudevents::{Lineage, TraceContext},
+    intake,
     telemetry::{Attempt, DeliverySpan, Tracer},
 };
 
@@ -26,7 +27,7 @@ impl Traced {
         Self {
             context,
             span,
-            lineage: descendants::next(attempt.event),
+            lineage: intake::next(attempt.event),
         }
     }
 

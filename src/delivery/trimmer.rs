@@ -11,13 +11,12 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, future::BoxFuture};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex;
 
 use super::{
     Retention,
-    dead_letter::DeadLetter,
     dead_letters::DeadLetters,
     holding::Holding,
     keeper::Keeper,
@@ -25,7 +24,10 @@ use super::{
     retention,
     wall_clock::{self, WallClock},
 };
-use crate::log::{Bounds, EventLog, LogError, Offset};
+use crate::{
+    intake::MakeRoom,
+    log::{Bounds, BrokerName, Capacity, Log, LogError, LogName, LogProvider, Offset},
+};
 
 /// The part of the log's capacity that is freed at a time when it is full.
 const PORTION: u64 = 8;
@@ -59,7 +61,7 @@ pub enum WhenFull {
 
 /// Removes what may go from the logs of all brokers.
 pub(super) struct Trimmer {
-    pub(super) log: Arc<dyn EventLog>,
+    pub(super) logs: Arc<dyn LogProvider>,
     pub(super) events: Retention,
     pub(super) letters: Retention,
     pub(super) when_full: WhenFull,
@@ -146,7 +148,7 @@ impl Attempt {
 #[derive(Debug, Default)]
 pub(super) struct Figures {
     letters_expired: AtomicU64,
-    dropped: StdMutex<BTreeMap<String, u64>>,
+    dropped: StdMutex<BTreeMap<BrokerName, u64>>,
 }
 
 impl Figures {
@@ -156,16 +158,16 @@ impl Figures {
     }
 
     /// Events by broker that were removed before every Trigger had settled them.
-    pub(super) fn dropped(&self) -> BTreeMap<String, u64> {
+    pub(super) fn dropped(&self) -> BTreeMap<BrokerName, u64> {
         self.dropped
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    fn count_dropped(&self, broker: &str, events: u64) {
+    fn count_dropped(&self, broker: &BrokerName, events: u64) {
         let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
-        *dropped.entry(broker.to_owned()).or_default() += events;
+        *dropped.entry(broker.clone()).or_default() += events;
     }
 }
 
@@ -176,23 +178,28 @@ impl Trimmer {
         let holding = &*self.holding();
         let now = Timestamp::now();
         let now = (self.trusts_clock(now) && !room_wanted).then_some(now);
-        let trimming = self.log.usage().into_iter().map(|(key, bytes)| async move {
+        let trimming = self.logs.usage().into_iter().map(|(name, bytes)| async move {
+            let log = self.logs.open(&name);
             let trim = async {
-                match DeadLetter::broker_of(&key) {
-                    Some(broker) => self.trim_letters(broker, &key, bytes, now, holding).await,
-                    None => self.trim_events(&key, bytes, now, holding).await,
+                match &name {
+                    LogName::Events(broker) => self.trim_events(broker, &*log, bytes, now, holding).await,
+                    LogName::DeadLetters(broker) => {
+                        self.trim_letters(broker, &*log, bytes, now, holding).await
+                    }
                 }
             };
-            self.within_time(&key, trim).await
+            self.within_time(&name, trim).await
         });
         let mut trimmed = futures::stream::iter(trimming).buffer_unordered(AT_A_TIME);
         while let Some(trimmed) = trimmed.next().await {
             trimmed?;
         }
         // What is delivered makes room for dead letters and replies, also when no new event asks for any.
-        if self.log.retained() > self.log.capacity() - self.log.capacity() / (2 * PORTION) {
+        if let Some(room) = self.logs.capacity()
+            && room.retained() > room.capacity() - room.capacity() / (2 * PORTION)
+        {
             let mut volume = self.room.making.lock().await;
-            self.free_portion(&mut volume, room_wanted).await?;
+            self.free_portion(room, &mut volume, room_wanted).await?;
         }
         Ok(())
     }
@@ -200,17 +207,17 @@ impl Trimmer {
     /// Trims one log. What goes wrong there is no reason to leave the others, unless it is the end of all.
     async fn within_time(
         &self,
-        key: &str,
+        name: &LogName,
         trim: impl Future<Output = Result<(), LogError>>,
     ) -> Result<(), LogError> {
         match tokio::time::timeout(TRIM_TIMEOUT, trim).await {
             Ok(Ok(())) => {}
             Ok(Err(error @ LogError::Failed(_))) => return Err(error),
             Ok(Err(error)) => {
-                tracing::error!(log = key, %error, "a log cannot be trimmed; it is tried again")
+                tracing::error!(log = %name, %error, "a log cannot be trimmed; it is tried again")
             }
             Err(_) => tracing::error!(
-                log = key,
+                log = %name,
                 seconds = TRIM_TIMEOUT.as_secs(),
                 "a log was not trimmed in time; it is tried again"
             ),
@@ -234,32 +241,33 @@ impl Trimmer {
 
     async fn trim_events(
         &self,
-        broker: &str,
+        broker: &BrokerName,
+        log: &dyn Log,
         bytes: u64,
         now: Option<Timestamp>,
         holding: &Holding,
     ) -> Result<(), LogError> {
-        let bounds = self.log.bounds(broker);
-        let too_old = self.first_within(broker, self.events.age, now, bounds).await?;
+        let bounds = log.bounds().await?;
+        let too_old = first_within(log, self.events.age, now, bounds).await?;
         let unsettled = holding.unsettled(broker, bounds);
         let before = retention::trim_before(bounds, bytes, self.events.bytes, too_old, unsettled);
         if before > bounds.first {
-            self.log.trim(broker, before).await?;
+            log.trim(before).await?;
         }
         Ok(())
     }
 
     async fn trim_letters(
         &self,
-        broker: &str,
-        key: &str,
+        broker: &BrokerName,
+        log: &dyn Log,
         bytes: u64,
         now: Option<Timestamp>,
         holding: &Holding,
     ) -> Result<(), LogError> {
-        let bounds = self.log.bounds(key);
+        let bounds = log.bounds().await?;
         self.taken.forget_below(broker, bounds.first);
-        let too_old = self.first_within(key, self.letters.age, now, bounds).await?;
+        let too_old = first_within(log, self.letters.age, now, bounds).await?;
         // Nobody begins to take letters meanwhile. One that is being taken is held by whoever takes it, then by its
         // Trigger, and only then it is taken out: what is held is looked at last, and in that order.
         let letters = self.dead_letters.of(broker);
@@ -273,34 +281,18 @@ impl Trimmer {
             return Ok(());
         }
         let count = self.dead_letters.count(broker);
-        self.log.trim(key, before).await?;
+        log.trim(before).await?;
         self.taken.forget_below(broker, before);
         let expired = count.saturating_sub(self.dead_letters.count(broker));
         if expired > 0 {
             self.figures.letters_expired.fetch_add(expired, Relaxed);
             tracing::warn!(
-                broker,
+                %broker,
                 expired,
                 "dead letters were removed: they were too old, or too many"
             );
         }
         Ok(())
-    }
-
-    /// The first record that is not older than `age`; the first one while it is not known what time it is.
-    async fn first_within(
-        &self,
-        key: &str,
-        age: Duration,
-        now: Option<Timestamp>,
-        bounds: Bounds,
-    ) -> Result<Offset, LogError> {
-        let age = SignedDuration::try_from(age).ok();
-        let oldest = now.zip(age).and_then(|(now, age)| now.checked_sub(age).ok());
-        match oldest {
-            Some(oldest) => self.log.offset_at(key, oldest).await,
-            None => Ok(bounds.first),
-        }
     }
 
     /// The log had no room. Removes settled events, whatever their age, from where there are most; if that does not give
@@ -310,7 +302,10 @@ impl Trimmer {
     /// A full log refuses thousands of events a second, and most of them must not cost more than a look at a counter:
     /// one attempt is under way at a time, whoever comes meanwhile waits for it, and none is made that would find what
     /// the last one found.
-    pub(super) async fn make_room(&self) -> Result<bool, LogError> {
+    async fn free_some(&self) -> Result<bool, LogError> {
+        let Some(capacity) = self.logs.capacity() else {
+            return Ok(false);
+        };
         let before = self.room.last();
         let Some(pause) = before.pause(self.room.settled.load(Relaxed)) else {
             return Ok(false);
@@ -326,7 +321,7 @@ impl Trimmer {
             }
             let settled = self.room.settled.load(Relaxed);
             let freed = self
-                .free_portion(&mut volume, true)
+                .free_portion(capacity, &mut volume, true)
                 .await
                 .inspect_err(|_| self.room.ended(Freed::Nothing, settled))?;
             self.room.ended(freed, settled);
@@ -337,9 +332,13 @@ impl Trimmer {
             .unwrap_or(Ok(false))
     }
 
-    async fn free_portion(&self, volume: &mut Option<Instant>, room_wanted: bool) -> Result<Freed, LogError> {
-        let capacity = self.log.capacity();
-        let used = self.log.retained();
+    async fn free_portion(
+        &self,
+        room: &dyn Capacity,
+        volume: &mut Option<Instant>,
+        room_wanted: bool,
+    ) -> Result<Freed, LogError> {
+        let (capacity, used) = (room.capacity(), room.retained());
         let portion = capacity / PORTION;
         if used.saturating_add(portion / 2) < capacity {
             // Room was made just now, or it is the volume that is full.
@@ -350,13 +349,13 @@ impl Trimmer {
         }
         let wanted = portion.min(used / PORTION + 1);
         let holding = self.holding();
-        let unsettled = |broker: &str, bounds| holding.unsettled(broker, bounds);
+        let unsettled = |broker: &BrokerName, bounds| holding.unsettled(broker, bounds);
         let mut freed = self.free(wanted, &holding, unsettled).await?;
         if room_wanted && freed < wanted {
             freed += self.free_kept(wanted - freed).await?;
         }
         if room_wanted && freed < wanted && self.when_full == WhenFull::DropOldest {
-            let everything = |_: &str, bounds: Bounds| bounds.next;
+            let everything = |_: &BrokerName, bounds: Bounds| bounds.next;
             freed += self.free(wanted - freed, &self.holding(), everything).await?;
         }
         Ok(match freed {
@@ -370,11 +369,14 @@ impl Trimmer {
     /// were held for them alone; tells how many did.
     async fn free_kept(&self, wanted: u64) -> Result<u64, LogError> {
         let present = self.present.load_full();
-        let others = |broker: &str| present.unsettled(broker, self.log.bounds(broker));
+        let others = |broker: &BrokerName| {
+            let log = self.logs.open(&LogName::Events(broker.clone()));
+            present.unsettled(broker, log.cached_bounds())
+        };
         let mut freed = 0;
         while freed < wanted && self.keeper.give_up_for_room(&others).await?.is_some() {
             let holding = self.holding();
-            let unsettled = |broker: &str, bounds| holding.unsettled(broker, bounds);
+            let unsettled = |broker: &BrokerName, bounds| holding.unsettled(broker, bounds);
             freed += self.free(wanted - freed, &holding, unsettled).await?;
         }
         Ok(freed)
@@ -391,44 +393,66 @@ impl Trimmer {
         &self,
         wanted: u64,
         holding: &Holding,
-        limit: impl Fn(&str, Bounds) -> Offset,
+        limit: impl Fn(&BrokerName, Bounds) -> Offset,
     ) -> Result<u64, LogError> {
-        let mut usage = self.log.usage();
-        usage.retain(|(key, _)| DeadLetter::broker_of(key).is_none());
+        let mut usage = self.logs.usage();
+        usage.retain(|(name, _)| matches!(name, LogName::Events(_)));
         usage.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
         let mut freed = 0;
-        for (broker, bytes) in usage {
+        for (name, bytes) in usage {
             if freed >= wanted {
                 break;
             }
-            let bounds = self.log.bounds(&broker);
+            let (log, broker) = (self.logs.open(&name), name.broker());
+            let bounds = log.bounds().await?;
             let kept = bytes.saturating_sub(wanted - freed);
-            let limit = limit(&broker, bounds);
+            let limit = limit(broker, bounds);
             let before = retention::trim_before(bounds, bytes, kept, bounds.first, limit);
             if before > bounds.first {
                 let trim = async {
-                    self.log.trim(&broker, before).await?;
-                    self.tell_dropped(&broker, bounds, before, holding);
+                    log.trim(before).await?;
+                    self.tell_dropped(broker, bounds, before, holding);
                     Ok(())
                 };
-                self.within_time(&broker, trim).await?;
-                freed += bytes.saturating_sub(self.log.retained_of(&broker));
+                self.within_time(&name, trim).await?;
+                freed += bytes.saturating_sub(log.retained());
             }
         }
         Ok(freed)
     }
 
-    fn tell_dropped(&self, broker: &str, bounds: Bounds, before: Offset, holding: &Holding) {
+    fn tell_dropped(&self, broker: &BrokerName, bounds: Bounds, before: Offset, holding: &Holding) {
         let settled = holding.unsettled(broker, bounds).max(bounds.first);
         let dropped = before.0.saturating_sub(settled.0);
         if dropped > 0 {
             self.figures.count_dropped(broker, dropped);
             tracing::warn!(
-                broker,
+                %broker,
                 dropped,
                 "the event log is full: the oldest events were dropped before every Trigger had settled them"
             );
         }
+    }
+}
+
+impl MakeRoom for Trimmer {
+    fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>> {
+        Box::pin(self.free_some())
+    }
+}
+
+/// The first record that is not older than `age`; the first one while it is not known what time it is.
+async fn first_within(
+    log: &dyn Log,
+    age: Duration,
+    now: Option<Timestamp>,
+    bounds: Bounds,
+) -> Result<Offset, LogError> {
+    let age = SignedDuration::try_from(age).ok();
+    let oldest = now.zip(age).and_then(|(now, age)| now.checked_sub(age).ok());
+    match oldest {
+        Some(oldest) => log.offset_at(oldest).await,
+        None => Ok(bounds.first),
     }
 }
 
@@ -439,14 +463,19 @@ mod tests {
     use super::*;
     use crate::{
         delivery::{TriggerStats, TriggerView, progress::Progress},
-        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        log::{
+            Epoch,
+            conformance::ByKey as _,
+            embedded::{EmbeddedLog, EmbeddedOptions},
+            memory::MemoryLogs,
+        },
     };
 
     const BROKER: &str = "shop/default";
 
     const CAPACITY: u64 = 64 * 1024;
 
-    fn open(directory: &tempfile::TempDir) -> Arc<dyn EventLog> {
+    fn open(directory: &tempfile::TempDir) -> Arc<dyn LogProvider> {
         let options = EmbeddedOptions {
             max_bytes: CAPACITY,
             ..EmbeddedOptions::default()
@@ -454,20 +483,26 @@ mod tests {
         Arc::new(EmbeddedLog::open(directory.path(), options).unwrap())
     }
 
-    fn trimmer(log: &Arc<dyn EventLog>, when_full: WhenFull) -> Trimmer {
+    fn trimmer(log: &Arc<dyn LogProvider>, when_full: WhenFull) -> Trimmer {
         let taken = Arc::<Taken>::default();
+        let checkpoints = log.checkpoints(Epoch::default());
         Trimmer {
-            log: log.clone(),
+            logs: log.clone(),
             events: Retention::default(),
             letters: Retention {
                 bytes: 1,
                 ..Retention::default()
             },
             when_full,
-            dead_letters: Arc::new(DeadLetters::new(log.clone(), taken.clone())),
+            dead_letters: Arc::new(DeadLetters::new(log.clone(), checkpoints.clone(), taken.clone())),
             taken,
             present: ArcSwap::default(),
-            keeper: Arc::new(Keeper::new(log.clone(), Duration::ZERO, Duration::ZERO)),
+            keeper: Arc::new(Keeper::new(
+                log.clone(),
+                checkpoints,
+                Duration::ZERO,
+                Duration::ZERO,
+            )),
             figures: Figures::default(),
             room: Room::default(),
             clock: StdMutex::default(),
@@ -479,7 +514,7 @@ mod tests {
             uid: "u".to_owned(),
             namespace: "shop".to_owned(),
             name: "t".to_owned(),
-            broker: broker.to_owned(),
+            log: MemoryLogs::default().open(&LogName::Events(broker.into())),
             stats: Arc::new(TriggerStats::telling(room.settled())),
         }
     }
@@ -490,7 +525,7 @@ mod tests {
             .show_low(Progress::starting_at(Offset(offset)).low());
     }
 
-    async fn append(log: &dyn EventLog, key: &str, events: usize) -> Result<Offset, LogError> {
+    async fn append(log: &dyn LogProvider, key: &str, events: usize) -> Result<Offset, LogError> {
         let events = vec![Bytes::from(vec![b'x'; 1024]); events];
         log.append(key, events, Timestamp::now()).await
     }
@@ -513,7 +548,7 @@ mod tests {
         trimmer.trim(true).await.unwrap();
         let first = log.bounds(BROKER).first;
         assert!(first > Offset(0), "{first}");
-        assert_eq!(trimmer.figures.dropped(), [(BROKER.to_owned(), first.0)].into());
+        assert_eq!(trimmer.figures.dropped(), [(BROKER.into(), first.0)].into());
     }
 
     /// As in the trial with 10,000 Triggers.
@@ -555,7 +590,7 @@ mod tests {
             assert!(made.unwrap());
         }
         assert_eq!(trimmer.room.last().number, 1);
-        let dropped = trimmer.figures.dropped()[BROKER];
+        let dropped = trimmer.figures.dropped()[&BROKER.into()];
         assert!(
             (4..=12).contains(&dropped),
             "{dropped} were dropped for one portion"
@@ -569,10 +604,12 @@ mod tests {
         let trimmer = trimmer(&log, WhenFull::Refuse);
         let (busy, other) = ("shop/busy", "shop/other");
         for broker in [busy, other] {
-            append(&*log, &DeadLetter::log_of(broker), 10).await.unwrap();
+            append(&*log, &format!("{broker}.dead-letters"), 10)
+                .await
+                .unwrap();
         }
-        let first = |broker| log.bounds(&DeadLetter::log_of(broker)).first;
-        let taking = trimmer.dead_letters.of(busy).take(Offset(4)).await;
+        let first = |broker| log.bounds(&format!("{broker}.dead-letters")).first;
+        let taking = trimmer.dead_letters.of(&busy.into()).take(Offset(4)).await;
         trimmer.trim(false).await.unwrap();
         assert_eq!((first(busy), first(other)), (Offset(4), Offset(9)));
         drop(taking);

@@ -1,26 +1,113 @@
-//! What every [`EventLog`] does, as one suite: a backend's tests say how its log is opened, and call
+//! The behaviour of every [`LogProvider`], as one suite: a provider's tests say how it is opened, and call
 //! [`conformance!`](crate::log::conformance::conformance) to get one test for each behaviour.
 //!
-//! Each behaviour gets a [`Subject`] whose log is empty, and may close and open it again.
+//! Each behaviour gets a [`Subject`] whose logs are empty, and may close and open them again.
 
 use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use proptest::prelude::*;
+use tokio::sync::watch;
 
-use super::{Bounds, EventLog, Offset, ReadLimit, Record};
+use super::{
+    Append, Bounds, CheckpointKey, Epoch, LogError, LogName, LogProvider, Offset, ReadLimit, Record,
+};
 
-/// A log that can be opened, dropped, and opened again.
+/// Logs that can be opened, dropped, and opened again.
 pub(crate) trait Subject {
-    type Log: EventLog;
+    type Logs: LogProvider;
 
-    /// Opens the log; what an earlier opening stored is there.
-    fn open(&self) -> impl Future<Output = Self::Log>;
+    /// Opens the logs; what an earlier opening stored is there.
+    fn open(&self) -> impl Future<Output = Self::Logs>;
 
-    /// Does at once what the log does in the background sooner or later.
-    fn settle(&self, _log: &Self::Log) {}
+    /// Does at once what the provider does in the background sooner or later.
+    fn settle(&self, _logs: &Self::Logs) {}
 }
+
+type Answer<T> = BoxFuture<'static, Result<T, LogError>>;
+
+/// Opens a log, or the checkpoints, for one operation. Tests write the keys of logs and checkpoints as they are stored.
+pub(crate) trait ByKey: LogProvider {
+    fn append(&self, log: &str, payloads: Vec<Bytes>, accepted: Timestamp) -> Answer<Offset> {
+        let log = LogProvider::open(self, &LogName::from_key(log));
+        Box::pin(async move { log.append(Append { payloads, accepted }).await })
+    }
+
+    fn settle<'a>(
+        &'a self,
+        log: &str,
+        payloads: Vec<Bytes>,
+        accepted: Timestamp,
+    ) -> BoxFuture<'a, Result<Offset, LogError>> {
+        let name = LogName::from_key(log);
+        Box::pin(async move {
+            let capacity = self.capacity().unwrap();
+            capacity
+                .append_to_settle(&name, Append { payloads, accepted })
+                .await
+        })
+    }
+
+    fn read(&self, log: &str, from: Offset, limit: ReadLimit) -> Answer<Vec<Record>> {
+        let log = LogProvider::open(self, &LogName::from_key(log));
+        Box::pin(async move { log.read(from, limit).await })
+    }
+
+    fn bounds(&self, log: &str) -> Bounds {
+        LogProvider::open(self, &LogName::from_key(log)).cached_bounds()
+    }
+
+    fn offset_at(&self, log: &str, time: Timestamp) -> Answer<Offset> {
+        let log = LogProvider::open(self, &LogName::from_key(log));
+        Box::pin(async move { log.offset_at(time).await })
+    }
+
+    fn follow(&self, log: &str) -> watch::Receiver<Offset> {
+        LogProvider::open(self, &LogName::from_key(log)).follow()
+    }
+
+    fn trim(&self, log: &str, before: Offset) -> Answer<()> {
+        let log = LogProvider::open(self, &LogName::from_key(log));
+        Box::pin(async move { log.trim(before).await })
+    }
+
+    /// What each log retains, by key.
+    fn used(&self) -> Vec<(String, u64)> {
+        let usage = self.usage().into_iter();
+        let mut usage: Vec<_> = usage.map(|(name, bytes)| (name.to_string(), bytes)).collect();
+        usage.sort();
+        usage
+    }
+
+    /// Every checkpoint, by key.
+    fn stored(&self) -> Answer<Vec<(String, Bytes)>> {
+        let checkpoints = self.checkpoints(Epoch(0));
+        Box::pin(async move {
+            let stored = checkpoints.load_all().await?.into_iter();
+            let mut stored: Vec<_> = stored.map(|(key, value)| (key.to_string(), value)).collect();
+            stored.sort();
+            Ok(stored)
+        })
+    }
+
+    fn checkpoint(&self, key: &str) -> Answer<Option<Bytes>> {
+        let (checkpoints, key) = (self.checkpoints(Epoch(0)), CheckpointKey::from_key(key));
+        Box::pin(async move { checkpoints.load(&key).await })
+    }
+
+    fn save(&self, changes: Vec<(String, Option<Bytes>)>) -> Answer<()> {
+        let checkpoints = self.checkpoints(Epoch(0));
+        let changes = changes.into_iter();
+        let changes = changes
+            .map(|(key, value)| (CheckpointKey::from_key(&key), value))
+            .collect();
+        Box::pin(async move { checkpoints.save(changes).await })
+    }
+}
+
+impl<P: LogProvider + ?Sized> ByKey for P {}
 
 /// One test for each behaviour; `$subject` is an expression for a [`Subject`] with an empty log.
 macro_rules! conformance {
@@ -37,7 +124,7 @@ macro_rules! conformance {
             a_log_that_was_trimmed_whole_goes_on_counting
             a_time_is_found
             times_never_decrease
-            cursors_are_kept
+            checkpoints_are_kept
             the_end_is_watched
             a_reader_follows_the_writers
             usage_is_of_retained_payloads
@@ -94,14 +181,16 @@ fn offsets(records: &[Record]) -> Vec<u64> {
 pub(crate) async fn a_broker_without_records_is_empty(subject: impl Subject) {
     let log = subject.open().await;
     assert_eq!(log.bounds("n/none"), bounds(0, 0));
+    let asked = LogProvider::open(&log, &LogName::from_key("n/none"));
+    assert_eq!(asked.bounds().await.unwrap(), bounds(0, 0));
     assert_eq!(log.read("n/none", Offset(0), ALL).await.unwrap(), []);
     assert_eq!(log.read("n/none", Offset(7), ALL).await.unwrap(), []);
     assert_eq!(log.offset_at("n/none", at(0)).await.unwrap(), Offset(0));
     log.trim("n/none", Offset(5)).await.unwrap();
     assert_eq!(log.bounds("n/none"), bounds(0, 0));
-    assert_eq!(*log.watch("n/none").borrow(), Offset(0));
-    assert_eq!(log.usage(), []);
-    assert_eq!(log.cursors().await.unwrap(), []);
+    assert_eq!(*log.follow("n/none").borrow(), Offset(0));
+    assert_eq!(log.used(), []);
+    assert_eq!(log.stored().await.unwrap(), []);
     log.sync().await.unwrap();
 }
 
@@ -119,6 +208,10 @@ pub(crate) async fn what_was_appended_is_read_back(subject: impl Subject) {
         Offset(3)
     );
     assert_eq!(log.bounds("n/b"), bounds(0, 4));
+    let opened = LogProvider::open(&log, &LogName::from_key("n/b"));
+    assert_eq!(opened.name().to_string(), "n/b");
+    assert_eq!(opened.bounds().await.unwrap(), bounds(0, 4));
+    assert_eq!(opened.retained(), 9);
     let expected = [
         record(0, 1, "one"),
         record(1, 1, ""),
@@ -156,7 +249,7 @@ pub(crate) async fn brokers_have_their_own_offsets(subject: impl Subject) {
         let expected = [record(0, 0, broker), record(1, 1, "second")];
         assert_eq!(log.read(broker, Offset(0), ALL).await.unwrap(), expected);
     }
-    assert_eq!(log.usage().len(), 5);
+    assert_eq!(log.used().len(), 5);
 }
 
 pub(crate) async fn a_read_keeps_its_limit_and_gives_at_least_one_record(subject: impl Subject) {
@@ -200,13 +293,11 @@ pub(crate) async fn a_restart_keeps_everything(subject: impl Subject) {
     let log = subject.open().await;
     log.append("n/a", payloads(&["a0", "a1"]), at(10)).await.unwrap();
     log.append("n/b", payloads(&["b0"]), at(20)).await.unwrap();
-    log.save_cursors(vec![("k".into(), Some("v".into()))])
-        .await
-        .unwrap();
-    let before = (log.usage(), log.cursors().await.unwrap());
+    log.save(vec![("k".into(), Some("v".into()))]).await.unwrap();
+    let before = (log.used(), log.stored().await.unwrap());
     drop(log);
     let log = subject.open().await;
-    assert_eq!((log.usage(), log.cursors().await.unwrap()), before);
+    assert_eq!((log.used(), log.stored().await.unwrap()), before);
     assert_eq!(
         log.read("n/a", Offset(0), ALL).await.unwrap(),
         [record(0, 10, "a0"), record(1, 10, "a1")]
@@ -215,7 +306,7 @@ pub(crate) async fn a_restart_keeps_everything(subject: impl Subject) {
         log.read("n/b", Offset(0), ALL).await.unwrap(),
         [record(0, 20, "b0")]
     );
-    assert_eq!(*log.watch("n/a").borrow(), Offset(2));
+    assert_eq!(*log.follow("n/a").borrow(), Offset(2));
     assert_eq!(
         log.append("n/a", payloads(&["a2"]), at(30)).await.unwrap(),
         Offset(2)
@@ -253,7 +344,7 @@ pub(crate) async fn a_log_that_was_trimmed_whole_goes_on_counting(subject: impl 
     log.trim("n/b", Offset(100)).await.unwrap();
     assert_eq!(log.bounds("n/b"), bounds(3, 3));
     assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap(), []);
-    assert_eq!(log.usage(), []);
+    assert_eq!(log.used(), []);
     drop(log);
     let log = subject.open().await;
     assert_eq!(log.bounds("n/b"), bounds(3, 3));
@@ -303,33 +394,33 @@ pub(crate) async fn times_never_decrease(subject: impl Subject) {
     assert_eq!(log.offset_at("n/b", at(60)).await.unwrap(), Offset(3));
 }
 
-pub(crate) async fn cursors_are_kept(subject: impl Subject) {
+pub(crate) async fn checkpoints_are_kept(subject: impl Subject) {
     let log = subject.open().await;
     let value = |text: &'static str| Some(Bytes::from_static(text.as_bytes()));
-    log.save_cursors(vec![("n/t1".into(), value("1")), ("n/t2".into(), value("2"))])
+    log.save(vec![("n/t1".into(), value("1")), ("n/t2".into(), value("2"))])
         .await
         .unwrap();
-    log.save_cursors(vec![
+    log.save(vec![
         ("n/t1".into(), value("")),
         ("n/t2".into(), None),
         ("n/t3".into(), value("3")),
     ])
     .await
     .unwrap();
-    log.save_cursors(vec![("n/never".into(), None)]).await.unwrap();
-    log.save_cursors(vec![]).await.unwrap();
+    log.save(vec![("n/never".into(), None)]).await.unwrap();
+    log.save(vec![]).await.unwrap();
     let expected = [
         ("n/t1".to_owned(), Bytes::new()),
         ("n/t3".to_owned(), Bytes::from_static(b"3")),
     ];
-    let sorted = async |log: &dyn EventLog| {
-        let mut cursors = log.cursors().await.unwrap();
+    let sorted = async |log: &dyn LogProvider| {
+        let mut cursors = log.stored().await.unwrap();
         cursors.sort();
         cursors
     };
     assert_eq!(sorted(&log).await, expected);
     for (key, value) in [("n/t2", None), ("n/t3", value("3"))] {
-        assert_eq!(log.cursor(key).await.unwrap(), value, "{key}");
+        assert_eq!(log.checkpoint(key).await.unwrap(), value, "{key}");
     }
     drop(log);
     assert_eq!(sorted(&subject.open().await).await, expected);
@@ -337,11 +428,11 @@ pub(crate) async fn cursors_are_kept(subject: impl Subject) {
 
 pub(crate) async fn the_end_is_watched(subject: impl Subject) {
     let log = subject.open().await;
-    let mut early = log.watch("n/b");
+    let mut early = log.follow("n/b");
     log.append("n/b", payloads(&["0", "1"]), at(0)).await.unwrap();
     early.changed().await.unwrap();
     assert_eq!(*early.borrow_and_update(), Offset(2));
-    let late = log.watch("n/b");
+    let late = log.follow("n/b");
     assert_eq!(*late.borrow(), Offset(2));
     log.append("n/other", payloads(&["0"]), at(0)).await.unwrap();
     assert!(!early.has_changed().unwrap());
@@ -358,7 +449,7 @@ pub(crate) async fn a_reader_follows_the_writers(subject: impl Subject) {
         }
     };
     let read = async {
-        let mut end = log.watch("n/b");
+        let mut end = log.follow("n/b");
         let mut next = Offset(0);
         while next.0 < RECORDS {
             let limit = ReadLimit {
@@ -385,8 +476,8 @@ pub(crate) async fn usage_is_of_retained_payloads(subject: impl Subject) {
         .await
         .unwrap();
     log.append("n/b", payloads(&["123"]), at(0)).await.unwrap();
-    let sorted = |log: &dyn EventLog| {
-        let mut usage = log.usage();
+    let sorted = |log: &dyn LogProvider| {
+        let mut usage = log.used();
         usage.sort();
         usage
     };
@@ -579,9 +670,7 @@ pub(crate) async fn behaves_like_the_model(subject: impl Subject, steps: Vec<Ste
             Step::SaveCursor { key, value } => {
                 let key = format!("n/t{key}");
                 let value = value.map(|value| Bytes::from(vec![value]));
-                log.save_cursors(vec![(key.clone(), value.clone())])
-                    .await
-                    .unwrap();
+                log.save(vec![(key.clone(), value.clone())]).await.unwrap();
                 match value {
                     Some(value) => cursors.insert(key, value),
                     None => cursors.remove(&key),
@@ -599,16 +688,16 @@ pub(crate) async fn behaves_like_the_model(subject: impl Subject, steps: Vec<Ste
                 log.bounds(broker),
                 bounds(model.first as u64, model.records.len() as u64)
             );
-            assert_eq!(log.watch(broker).borrow().0, model.records.len() as u64);
+            assert_eq!(log.follow(broker).borrow().0, model.records.len() as u64);
             if model.first < model.records.len() {
                 usage.push((broker.to_owned(), model.bytes()));
             }
         }
         usage.sort();
-        let mut logged = log.usage();
+        let mut logged = log.used();
         logged.sort();
         assert_eq!(logged, usage);
-        let mut logged = log.cursors().await.unwrap();
+        let mut logged = log.stored().await.unwrap();
         logged.sort();
         assert_eq!(logged, cursors.clone().into_iter().collect::<Vec<_>>());
     }

@@ -1,20 +1,40 @@
-//! The event log: the durable, append-only record of accepted events, by broker.
+//! Logs by name: the durable, append-only records of accepted events and of dead letters, and the checkpoints of those
+//! who read them.
 //!
-//! The ingress appends and waits; delivery reads. A record is opaque here: what is in it is the business of
-//! [`crate::cloudevents`]. Beside the records the log keeps the Triggers' cursors, small values by key, so that
-//! they are durable in the same place and the same order as what they point into.
+//! A [`LogProvider`] opens the [`Log`] of a [`LogName`] and the [`Checkpoints`] of an owner; [`embedded`] is the provider
+//! that keeps them on the router's volume. A record is opaque here: [`crate::cloudevents`] knows what is in it. Every
+//! provider passes the suite in `conformance.rs`; tests of other rooms use the one in `memory.rs`.
 //!
-//! Every implementation passes the one suite in `conformance.rs`.
+//! # How a replicated log fits
+//! NATS JetStream, as the log of several routers, needs no other traits:
+//!
+//! | here | there |
+//! | --- | --- |
+//! | [`LogProvider::open`] | a stream a broker, made on the first append; one partition first, later a part of the [`LogName`] |
+//! | [`Log::append`] | an atomic batch; the key of the partition and the message id become fields of [`Append`] |
+//! | [`Offset`] | the stream's sequence less one; gaps are possible once there are several partitions |
+//! | [`Log::bounds`], [`Log::cached_bounds`] | the stream's state: asked for, and as of the last answer |
+//! | [`Log::follow`] | what the owner's consumer has seen |
+//! | [`Log::offset_at`], [`Log::trim`] | by the server's time; a purge by sequence |
+//! | [`LogProvider::checkpoints`] with an [`Epoch`] | a batch that the server accepts only while `own` has this sequence |
+//! | [`LogError::Unavailable`], [`Full`](LogError::Full), [`Limit`](LogError::Limit), [`Fenced`](LogError::Fenced) | NATS away, the stream full, the message too large, another owner |
+//! | [`LogProvider::capacity`] | `None`: what a stream may hold is the server's business |
 
+mod checkpoint;
 pub mod embedded;
-mod room;
+mod error;
+mod name;
 
 #[cfg(test)]
 pub(crate) mod conformance;
+#[cfg(test)]
+pub(crate) mod memory;
 
-pub use room::{MakeRoom, append_new};
+pub use checkpoint::{CheckpointChange, CheckpointKey, Checkpoints, Epoch};
+pub use error::LogError;
+pub use name::{BrokerName, LogName};
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -22,7 +42,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-/// A position in one broker's log. The first record of a broker has offset 0; offsets have no gaps.
+/// A position in one log. The first record has offset 0; offsets have no gaps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Offset(pub u64);
@@ -44,133 +64,61 @@ impl fmt::Display for Offset {
 /// One stored record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Where it stands in its broker's log.
+    /// Its position in the log.
     pub offset: Offset,
-    /// When it was accepted, to the millisecond.
+    /// The time of its append, to the millisecond.
     pub accepted: Timestamp,
-    /// What was appended.
+    /// The appended payload.
     pub payload: Bytes,
 }
 
-/// What a broker's log holds: the records from `first` up to, not including, `next`.
+/// The retained part of a log: the records from `first` up to, not including, `next`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bounds {
-    /// The oldest record that is retained; equal to `next` when there is none.
+    /// The oldest retained record; equal to `next` when there is none.
     pub first: Offset,
-    /// The offset that the next record will get.
+    /// The offset of the next record.
     pub next: Offset,
 }
 
-/// How much one [`EventLog::read`] returns at most. At least one record is returned, however large, if there is one.
+/// Maximum size of one [`Log::read`]. At least one record is returned, however large, if there is one.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadLimit {
-    /// The number of records.
+    /// Number of records.
     pub records: usize,
-    /// The sum of the payloads' lengths, in bytes.
+    /// Sum of the payloads' lengths, in bytes.
     pub bytes: usize,
 }
 
-/// A change to the cursors: `Some` stores a value under a key, `None` removes it.
-pub type CursorChange = (String, Option<Bytes>);
+/// Records to append together.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// Their payloads, in order.
+    pub payloads: Vec<Bytes>,
+    /// When they were accepted.
+    pub accepted: Timestamp,
+}
 
-/// The durable record of accepted events. `broker` is always `namespace/name`.
-///
-/// Offsets that were trimmed are gone for good: reading from below `first` begins at `first`.
-pub trait EventLog: Send + Sync + 'static {
-    /// Appends records in order, as one commit: all of them or none. Returns the first one's offset, and only
-    /// when all of them are durable. Concurrent calls share one fsync.
-    ///
-    /// # Errors
-    /// [`LogError::Full`] when there is no room (nothing was stored; later calls may succeed); [`LogError::Limit`]
-    /// when it is more than the log can ever take;
-    /// [`LogError::Failed`] when the storage failed: it is not used again, and the process has to end.
-    fn append<'a>(
-        &'a self,
-        broker: &'a str,
-        payloads: Vec<Bytes>,
-        accepted: Timestamp,
-    ) -> BoxFuture<'a, Result<Offset, LogError>>;
+/// Opens logs.
+pub trait LogProvider: Send + Sync + 'static {
+    /// The log of this name. It exists from its first append on; until then it is empty.
+    fn open(&self, name: &LogName) -> Arc<dyn Log>;
 
-    /// As [`EventLog::append`], for what settling an event needs: a dead letter, or a reply. It may also use a part of
-    /// the room that new events may not, so that a full log can still be emptied.
-    ///
-    /// # Errors
-    /// As [`EventLog::append`].
-    fn append_to_settle<'a>(
-        &'a self,
-        broker: &'a str,
-        payloads: Vec<Bytes>,
-        accepted: Timestamp,
-    ) -> BoxFuture<'a, Result<Offset, LogError>>;
+    /// The checkpoints, for their owner since this epoch.
+    fn checkpoints(&self, epoch: Epoch) -> Arc<dyn Checkpoints>;
 
-    /// Reads durable records from `from` on, in order of their offsets; empty at the end of the log.
-    ///
-    /// # Errors
-    /// [`LogError::Unavailable`] when it could not be read for now, after a few attempts; [`LogError::Damaged`] when
-    /// what is stored is not what was written.
-    fn read<'a>(
-        &'a self,
-        broker: &'a str,
-        from: Offset,
-        limit: ReadLimit,
-    ) -> BoxFuture<'a, Result<Vec<Record>, LogError>>;
+    /// The logs that have records, and the bytes of their retained payloads, as far as is known.
+    fn usage(&self) -> Vec<(LogName, u64)>;
 
-    /// What is retained of a broker's log; both offsets are 0 for a broker that has had no event.
-    fn bounds(&self, broker: &str) -> Bounds;
-
-    /// The first retained record that was accepted at `time` or later, else the end of the log.
-    ///
-    /// # Errors
-    /// As [`EventLog::read`].
-    fn offset_at<'a>(&'a self, broker: &'a str, time: Timestamp) -> BoxFuture<'a, Result<Offset, LogError>>;
-
-    /// Sees the end of a broker's log (`Bounds::next`) grow.
-    fn watch(&self, broker: &str) -> watch::Receiver<Offset>;
-
-    /// Removes the records below `before`. Durable with the next commit at the latest; their space is given
-    /// back in the background.
-    fn trim<'a>(&'a self, broker: &'a str, before: Offset) -> BoxFuture<'a, Result<(), LogError>>;
-
-    /// The brokers that have records, and the bytes that their retained payloads take.
-    fn usage(&self) -> Vec<(String, u64)>;
-
-    /// The sum of [`EventLog::usage`].
-    fn retained(&self) -> u64 {
-        self.usage().iter().map(|(_, bytes)| bytes).sum()
+    /// The room of a provider that all logs share, if it has such.
+    fn capacity(&self) -> Option<&dyn Capacity> {
+        None
     }
-
-    /// A broker's part of [`EventLog::usage`].
-    fn retained_of(&self, broker: &str) -> u64 {
-        let usage = self.usage();
-        let of_broker = usage.iter().find(|(key, _)| key == broker);
-        of_broker.map_or(0, |(_, bytes)| *bytes)
-    }
-
-    /// The sum of [`EventLog::usage`], in bytes, at which the log is full.
-    fn capacity(&self) -> u64;
-
-    /// Every stored cursor, by key.
-    fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>>;
-
-    /// The cursor stored under this key. What was asked to be stored before and is not yet need not be seen.
-    fn cursor<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, LogError>> {
-        Box::pin(async move {
-            let cursors = self.cursors().await?;
-            Ok(cursors
-                .into_iter()
-                .find_map(|(stored, value)| (stored == key).then_some(value)))
-        })
-    }
-
-    /// Stores cursors as one commit. Of values for one key that wait to be stored only the newest is; no append waits
-    /// for cursors. What is stored survives the process at once and the machine with the next append or
-    /// [`EventLog::sync`].
-    fn save_cursors(&self, changes: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>>;
 
     /// Makes everything that was written durable.
     fn sync(&self) -> BoxFuture<'_, Result<(), LogError>>;
 
-    /// How many attempts to read failed for a reason that may pass, since the log was opened.
+    /// Number of attempts to read that failed for a reason that may pass, since the start.
     fn read_errors(&self) -> u64 {
         0
     }
@@ -179,36 +127,78 @@ pub trait EventLog: Send + Sync + 'static {
     fn failed(&self) -> BoxFuture<'_, LogError>;
 }
 
-/// Why the event log did not do what was asked.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum LogError {
-    /// There is no room for more records until some are removed.
-    #[error("the event log is full: {0}")]
-    Full(String),
-    /// The log does not take this, and would not if it were empty.
-    #[error("the event log does not take it: {0}")]
-    Limit(String),
-    /// The storage failed. It is not used again: what a failed fsync left behind is unknown.
-    #[error("the event log failed and is closed: {0}")]
-    Failed(String),
-    /// It could not be read just now: the disk gave an error or no answer. What is stored may be whole, and nobody may
-    /// act as if it were gone: wait, and read again.
-    #[error("the event log cannot be read at the moment: {0}")]
-    Unavailable(String),
-    /// What was read is not what was written, read from the disk twice.
-    #[error("the event log in {path} is damaged: {detail}")]
-    Damaged {
-        /// The log's directory.
-        path: PathBuf,
-        /// What was found.
-        detail: String,
-    },
-    /// The log cannot be opened.
-    #[error("cannot open the event log in {path}: {detail}")]
-    Open {
-        /// The log's directory.
-        path: PathBuf,
-        /// What stood in the way, and what to do.
-        detail: String,
-    },
+/// One log. Offsets that were trimmed are gone for good: reading from below [`Bounds::first`] begins there.
+pub trait Log: Send + Sync + 'static {
+    /// Its name.
+    fn name(&self) -> &LogName;
+
+    /// Appends records in order, as one commit: all of them or none. Returns the offset of the first, once all are
+    /// durable. Concurrent calls share one fsync.
+    ///
+    /// # Errors
+    /// [`LogError::Full`] when there is no room (nothing was stored; later calls may succeed); [`LogError::Limit`] when
+    /// it is more than the log can ever take; [`LogError::Unavailable`] when the log is away (the records may have been
+    /// stored); [`LogError::Failed`] when the storage failed: it is not used again, and the process has to end.
+    fn append(&self, append: Append) -> BoxFuture<'_, Result<Offset, LogError>>;
+
+    /// Reads durable records from `from` on, in order of their offsets; empty at the end of the log.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] when it could not be read for now, after a few attempts; [`LogError::Damaged`] when
+    /// what is stored is not what was written.
+    fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, LogError>>;
+
+    /// The retained part; both offsets are 0 for a log that has had no record.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] when it cannot be told for now.
+    fn bounds(&self) -> BoxFuture<'_, Result<Bounds, LogError>>;
+
+    /// [`Log::bounds`] as last seen, for metrics and log lines.
+    fn cached_bounds(&self) -> Bounds;
+
+    /// The bytes of the retained payloads as last seen: this log's part of [`LogProvider::usage`].
+    fn retained(&self) -> u64;
+
+    /// The offset of the first retained record that was accepted at `time` or later, else the end of the log.
+    ///
+    /// # Errors
+    /// As [`Log::read`].
+    fn offset_at(&self, time: Timestamp) -> BoxFuture<'_, Result<Offset, LogError>>;
+
+    /// Follows the end of the log ([`Bounds::next`]) as it grows.
+    fn follow(&self) -> watch::Receiver<Offset>;
+
+    /// Removes the records below `before`. Durable with the next commit at the latest; their space is given back in the
+    /// background.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    fn trim(&self, before: Offset) -> BoxFuture<'_, Result<(), LogError>>;
+}
+
+impl fmt::Debug for dyn Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Log").field(self.name()).finish()
+    }
+}
+
+/// The room that all logs of one provider share, with a reserve for settling what is stored.
+pub trait Capacity: Send + Sync {
+    /// The bytes of retained payloads at which the logs are full.
+    fn capacity(&self) -> u64;
+
+    /// The bytes of the payloads that all logs retain.
+    fn retained(&self) -> u64;
+
+    /// As [`Log::append`], for what settling an event needs: a dead letter, or a reply. It may also use the reserve,
+    /// which new events may not, so that full logs can still be emptied.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    fn append_to_settle<'a>(
+        &'a self,
+        log: &'a LogName,
+        append: Append,
+    ) -> BoxFuture<'a, Result<Offset, LogError>>;
 }

@@ -21,8 +21,7 @@ use super::{
 use crate::{
     delivery::{DeadLetter, Engine, KeptLetter, Selection},
     filter::{Expression, Filter},
-    log::Offset,
-    routing::broker_key,
+    log::{BrokerName, Offset},
 };
 
 /// How many letters are listed at once.
@@ -170,7 +169,10 @@ pub(super) fn routes(engine: Arc<Engine>) -> Router {
 async fn brokers(State(engine): State<Arc<Engine>>) -> Json<Brokers> {
     let brokers = engine.dead_letter_brokers().into_iter();
     let mut brokers: Vec<_> = brokers
-        .map(|(broker, count)| BrokerCount { broker, count })
+        .map(|(broker, count)| BrokerCount {
+            broker: broker.to_string(),
+            count,
+        })
         .collect();
     brokers.sort_by(|a, b| a.broker.cmp(&b.broker));
     Json(Brokers { brokers })
@@ -183,7 +185,7 @@ async fn list(
 ) -> Answer<Letters> {
     let (selection, from) = selection(body)?;
     let page = engine
-        .dead_letters(&broker_key(&namespace, &broker), &selection, from, PAGE)
+        .dead_letters(&BrokerName::new(&namespace, &broker), &selection, from, PAGE)
         .await
         .map_err(of_log)?;
     Ok(Json(Letters {
@@ -196,7 +198,7 @@ async fn show(
     State(engine): State<Arc<Engine>>,
     Path((namespace, broker, id)): Path<(String, String, u64)>,
 ) -> Answer<FullLetter> {
-    let key = broker_key(&namespace, &broker);
+    let key = BrokerName::new(&namespace, &broker);
     let kept = engine.dead_letter(&key, Offset(id)).await.map_err(of_log)?.ok_or_else(|| {
         Problem::new(
             StatusCode::NOT_FOUND,
@@ -230,7 +232,7 @@ async fn redrive(
 ) -> Answer<RedriveAnswer> {
     let (selection, from) = selection(body)?;
     let redriven = engine
-        .redrive(&broker_key(&namespace, &broker), &selection, from)
+        .redrive(&BrokerName::new(&namespace, &broker), &selection, from)
         .await
         .map_err(of_log)?;
     Ok(Json(RedriveAnswer {
@@ -247,7 +249,7 @@ async fn remove(
     body: Body,
 ) -> Answer<DropAnswer> {
     let (selection, from) = selection(body)?;
-    let key = broker_key(&namespace, &broker);
+    let key = BrokerName::new(&namespace, &broker);
     let dropped = engine
         .drop_dead_letters(&key, &selection, from)
         .await

@@ -31,7 +31,7 @@ use crate::{
     cloudevents::{Event, Received, read_http},
     delivery::{Engine, KeptLetter, KeptTrigger, Selection, TriggerView},
     filter::{Decision, Explanation, Expression, Filter},
-    log::{EventLog, LogError, Offset, ReadLimit},
+    log::{BrokerName, Log, LogError, LogName, LogProvider, Offset, ReadLimit},
     routing::{Route, RoutingTable, broker_key},
 };
 
@@ -264,7 +264,7 @@ impl From<&Event> for EventName {
 
 /// What the endpoint answers from.
 pub(super) struct Explainer {
-    pub(super) log: Arc<dyn EventLog>,
+    pub(super) logs: Arc<dyn LogProvider>,
     pub(super) engine: Arc<Engine>,
     /// Absent until the first routing configuration is there.
     pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
@@ -326,7 +326,9 @@ async fn in_log(
     })?;
     Ingress::table_with_broker(explainer.table.load().as_deref(), &namespace, &broker)?;
     let key = broker_key(&namespace, &broker);
-    let (event, found) = match search(&*explainer.log, &key, &wanted).await.map_err(of_log)? {
+    let log = LogName::Events(BrokerName::new(&namespace, &broker));
+    let log = explainer.logs.open(&log);
+    let (event, found) = match search(&*log, &wanted).await.map_err(of_log)? {
         Search::Found(event, found) => (event, found),
         Search::NotFound(looked) => return Err(not_found(&key, &wanted, &looked)),
     };
@@ -337,7 +339,7 @@ async fn in_log(
         let of = |view: &&TriggerView| view.namespace == trigger.namespace && view.name == trigger.name;
         trigger.progress = views
             .iter()
-            .filter(|view| view.broker == key)
+            .filter(|view| view.broker().as_str() == key)
             .find(of)
             .map(|view| progress(found.offset, view, &letters));
     }
@@ -389,7 +391,7 @@ impl Explainer {
         let views = self.engine.triggers();
         let set_aside = views
             .iter()
-            .filter(|view| view.broker == broker && view.stats.is_set_aside());
+            .filter(|view| view.broker().as_str() == broker && view.stats.is_set_aside());
         for view in set_aside {
             let trigger = triggers.iter_mut().find(|trigger| trigger.name == view.name);
             if let Some(trigger) = trigger {
@@ -400,10 +402,10 @@ impl Explainer {
 
     fn deleted(&self, broker: &str) -> Vec<DeletedTrigger> {
         let kept = self.engine.kept_triggers().into_iter();
-        let of_broker = kept.filter(|KeptTrigger { view, .. }| view.broker == broker);
+        let of_broker = kept.filter(|KeptTrigger { view, .. }| view.broker().as_str() == broker);
         let deleted = of_broker.map(|KeptTrigger { view, left }| DeletedTrigger {
             pending: view.stats.pending(),
-            not_looked_at: view.backlog(&*self.log),
+            not_looked_at: view.backlog(),
             seconds_left: left.as_secs(),
             namespace: view.namespace,
             name: view.name,
@@ -425,7 +427,7 @@ impl Explainer {
         }
         let page = self
             .engine
-            .dead_letters(broker, &selection, Offset(0), MAX_LETTERS)
+            .dead_letters(&broker.into(), &selection, Offset(0), MAX_LETTERS)
             .await
             .map_err(of_log)?;
         Ok(page.letters)
@@ -484,9 +486,9 @@ struct Looked {
 }
 
 /// Looks for an event, the newest first. If there are several, the newest is meant.
-async fn search(log: &dyn EventLog, broker: &str, wanted: &Wanted) -> Result<Search, LogError> {
+async fn search(log: &dyn Log, wanted: &Wanted) -> Result<Search, LogError> {
     let began = Instant::now();
-    let bounds = log.bounds(broker);
+    let bounds = log.bounds().await?;
     let (mut end, mut records, mut oldest) = (bounds.next, 0, None);
     while end > bounds.first && records < MAX_SCANNED && began.elapsed() < MAX_SCAN_TIME {
         let start = Offset(end.0.saturating_sub(STEP)).max(bounds.first);
@@ -497,7 +499,7 @@ async fn search(log: &dyn EventLog, broker: &str, wanted: &Wanted) -> Result<Sea
                 records: usize::try_from(end.0 - next.0).unwrap_or(usize::MAX),
                 bytes: READ_BYTES,
             };
-            let read = log.read(broker, next, limit).await?;
+            let read = log.read(next, limit).await?;
             // What was removed in the meantime is passed over.
             let read: Vec<_> = read.into_iter().filter(|record| record.offset < end).collect();
             let Some(last) = read.last() else { break };
@@ -586,7 +588,10 @@ mod tests {
     use super::*;
     use crate::{
         cloudevents::EventBuilder,
-        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        log::{
+            conformance::ByKey as _,
+            embedded::{EmbeddedLog, EmbeddedOptions},
+        },
     };
 
     fn event(id: &str, source: &str) -> Event {
@@ -617,7 +622,9 @@ mod tests {
         log.append("shop/default", vec![other, Bytes::from_static(b"no event")], at)
             .await
             .unwrap();
-        let next = log.bounds("shop/default").next.0;
+        let open = |broker: &str| log.open(&LogName::Events(broker.into()));
+        let (events, other) = (open("shop/default"), open("shop/other"));
+        let next = events.cached_bounds().next.0;
         for (id, source, offset) in [
             ("5", None, Some(next - 2)),
             ("5", Some("/p"), Some(405)),
@@ -627,7 +634,7 @@ mod tests {
             ("300", Some("/q"), None),
             ("none", None, None),
         ] {
-            match search(&log, "shop/default", &wanted(id, source)).await.unwrap() {
+            match search(&*events, &wanted(id, source)).await.unwrap() {
                 Search::Found(event, found) => {
                     assert_eq!(
                         (event.id(), Some(found.offset.0)),
@@ -646,7 +653,7 @@ mod tests {
                 }
             }
         }
-        let nothing = search(&log, "shop/other", &wanted("5", None)).await.unwrap();
+        let nothing = search(&*other, &wanted("5", None)).await.unwrap();
         assert!(matches!(
             nothing,
             Search::NotFound(Looked {

@@ -24,8 +24,9 @@ use super::{
 };
 use crate::{
     cloudevents::{TraceContext, read_http_each},
-    delivery::{Beyond, Descendants, EVENTS_AT_ONCE, Engine},
-    log::{EventLog, LogError, append_new},
+    delivery::Engine,
+    intake::{self, Beyond, Descendants, Intake},
+    log::{BrokerName, LogError},
     routing::{RoutingTable, broker_key},
     server::Peer,
     telemetry::{Burst, Receiver, Tracer},
@@ -33,7 +34,7 @@ use crate::{
 
 /// What the ingress works with.
 pub(super) struct Ingress {
-    pub(super) log: Arc<dyn EventLog>,
+    pub(super) intake: Intake,
     pub(super) engine: Arc<Engine>,
     /// Absent until the first routing configuration is there.
     pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
@@ -121,11 +122,7 @@ impl Ingress {
         };
         let context = receiver.begin(continued, &broker);
         // The events of a batch are there one after the other, and their records together.
-        let mut records = Vec::with_capacity(count);
-        for (index, event) in unread.in_context(context).enumerate() {
-            if index % EVENTS_AT_ONCE == EVENTS_AT_ONCE - 1 {
-                tokio::task::yield_now().await;
-            }
+        let records = intake::records(unread.in_context(context), |index, event| {
             let event = event?;
             if is_batch {
                 receiver.link(&event);
@@ -139,8 +136,9 @@ impl Ingress {
             if let Some(room) = &mut room {
                 room.add(&record)?;
             }
-            records.push(record);
-        }
+            Ok::<_, Problem>(record)
+        });
+        let records = records.await?;
         if is_batch {
             receiver.describe_batch(records.len());
         }
@@ -153,7 +151,8 @@ impl Ingress {
     }
 
     async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), LogError> {
-        let appended = append_new(&*self.log, &*self.engine, broker, records, Timestamp::now()).await;
+        let name = BrokerName::from(broker);
+        let appended = self.intake.accept(&name, records, Timestamp::now()).await;
         if let Err(error @ (LogError::Full(_) | LogError::Limit(_))) = &appended {
             self.tell_refusal(broker, error);
         }

@@ -25,7 +25,7 @@ use super::problem::Problem;
 use crate::{
     delivery::{Engine, TriggerStats, TriggerView},
     descriptors,
-    log::EventLog,
+    log::LogProvider,
     memory::Pool,
     server::{ConnectionCounts, Limits, Refusal, Refused},
     source::{SourceCounts, Statistics},
@@ -189,7 +189,7 @@ impl ConfigurationInfo {
 }
 
 impl Metrics {
-    pub(super) fn new(log: Arc<dyn EventLog>, engine: Arc<Engine>, sources: Statistics) -> Self {
+    pub(super) fn new(logs: Arc<dyn LogProvider>, engine: Arc<Engine>, sources: Statistics) -> Self {
         let mut all = Registry::default();
         all.register_collector(Box::new(ProcessCollector));
         let registry = all.sub_registry_with_prefix("weir");
@@ -227,7 +227,11 @@ impl Metrics {
             "1 for the revision of the routing configuration that is applied",
             configuration.0.clone(),
         );
-        registry.register_collector(Box::new(DeliveryCollector { log, engine, sources }));
+        registry.register_collector(Box::new(DeliveryCollector {
+            logs,
+            engine,
+            sources,
+        }));
         Self {
             registry: all,
             ingress,
@@ -282,7 +286,7 @@ impl Collector for ProcessCollector {
 
 /// Reads the engine's and the log's figures when they are asked for, so that counting costs delivery nothing.
 struct DeliveryCollector {
-    log: Arc<dyn EventLog>,
+    logs: Arc<dyn LogProvider>,
     engine: Arc<Engine>,
     sources: Statistics,
 }
@@ -296,10 +300,7 @@ impl fmt::Debug for DeliveryCollector {
 type Labels<'a> = [(&'static str, &'a str); 3];
 
 fn labels(view: &TriggerView) -> Labels<'_> {
-    let broker = view
-        .broker
-        .split_once('/')
-        .map_or(view.broker.as_str(), |(_, name)| name);
+    let broker = view.broker().name();
     [
         ("namespace", &view.namespace),
         ("trigger", &view.name),
@@ -365,7 +366,7 @@ impl Collector for DeliveryCollector {
             &triggers,
             "trigger_backlog_events",
             "Events of the broker not looked at yet",
-            |view| view.backlog(&*self.log),
+            |view| view.backlog(),
         )?;
         counter(
             &mut encoder,
@@ -443,15 +444,17 @@ impl Collector for DeliveryCollector {
         self.dead_letters(&mut encoder)?;
         self.produced(&mut encoder)?;
         self.log_bytes(&mut encoder)?;
-        let read_errors = ConstCounter::new(self.log.read_errors());
+        let read_errors = ConstCounter::new(self.logs.read_errors());
         read_errors.encode(encoder.encode_descriptor(
             "log_read_errors",
             "Attempts to read the event log that the disk failed; they are tried again, since the start",
             None,
             MetricType::Counter,
         )?)?;
-        let capacity = gauge_value(self.log.capacity());
-        capacity.encode(encoder.encode_descriptor(
+        let Some(capacity) = self.logs.capacity() else {
+            return Ok(());
+        };
+        gauge_value(capacity.capacity()).encode(encoder.encode_descriptor(
             "log_capacity_bytes",
             "Retained data, of all brokers together, at which the event log is full",
             None,
@@ -503,12 +506,11 @@ impl DeliveryCollector {
         )?;
         let mut dropped = self.engine.dropped_when_full();
         for view in triggers {
-            dropped.entry(view.broker.clone()).or_default();
+            dropped.entry(view.broker().clone()).or_default();
         }
-        for (key, count) in dropped {
-            let (namespace, broker) = key.split_once('/').unwrap_or(("", &key));
-            ConstCounter::new(count)
-                .encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
+        for (broker, count) in dropped {
+            let labels = [("namespace", broker.namespace()), ("broker", broker.name())];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }
@@ -520,10 +522,9 @@ impl DeliveryCollector {
             None,
             MetricType::Gauge,
         )?;
-        for (key, count) in self.engine.dead_letter_brokers() {
-            let (namespace, broker) = key.split_once('/').unwrap_or(("", &key));
-            gauge_value(count)
-                .encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
+        for (broker, count) in self.engine.dead_letter_brokers() {
+            let labels = [("namespace", broker.namespace()), ("broker", broker.name())];
+            gauge_value(count).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }
@@ -535,7 +536,8 @@ impl DeliveryCollector {
             None,
             MetricType::Gauge,
         )?;
-        for (key, bytes) in self.log.usage() {
+        for (name, bytes) in self.logs.usage() {
+            let key = name.to_string();
             let (namespace, broker) = key.split_once('/').unwrap_or(("", &key));
             gauge_value(bytes)
                 .encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
@@ -665,7 +667,7 @@ mod tests {
     async fn the_page_of_metrics_has_the_routers() {
         drop(rustls::crypto::ring::default_provider().install_default());
         let directory = tempfile::tempdir().unwrap();
-        let log: Arc<dyn EventLog> =
+        let log: Arc<dyn LogProvider> =
             Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
         let runtime = tokio::runtime::Handle::current();
         let engine = Engine::start(

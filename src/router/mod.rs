@@ -34,12 +34,11 @@ pub use operator::REQUEST_HEADER;
 pub use saved::SavedError;
 
 use crate::{
-    delivery::{
-        Addresses, Client, ClientError, DeliveryOptions, Descendants, Engine, EngineError, UriAddresses,
-    },
+    delivery::{Addresses, Client, ClientError, DeliveryOptions, Engine, EngineError, UriAddresses},
     descriptors::{self, Descriptors},
+    intake::Descendants,
     log::{
-        EventLog, LogError,
+        LogError, LogProvider,
         embedded::{EmbeddedLog, EmbeddedOptions},
     },
     memory::{MemoryBudget, Pool},
@@ -159,7 +158,7 @@ pub async fn run(
     let saved = SavedConfiguration::in_directory(&options.data)?;
     let log = options.data.join("log");
     check_log_is_there(&log, &saved, options.accept_empty_log)?;
-    let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(log, options.log.clone())?);
+    let logs: Arc<dyn LogProvider> = Arc::new(EmbeddedLog::open(log, options.log.clone())?);
     let addresses = Addresses {
         uris: options.uri_addresses,
         services: options.service_addresses,
@@ -178,15 +177,15 @@ pub async fn run(
     };
     let delivering = Threads::start("delivery").map_err(RouterError::Threads)?;
     let engine = Engine::start(
-        log.clone(),
+        logs.clone(),
         client,
         delivery,
         supervisor.clone(),
         &delivering.handle(),
     )
     .await?;
-    let sources = Sources::new(log.clone(), engine.clone());
-    let metrics = Metrics::new(log.clone(), engine.clone(), sources.statistics());
+    let sources = Sources::new(engine.intake());
+    let metrics = Metrics::new(logs.clone(), engine.clone(), sources.statistics());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
     let requests = options.memory.requests;
     let Descriptors {
@@ -203,7 +202,7 @@ pub async fn run(
         "file descriptors are divided"
     );
     let ingress = ingress::Ingress {
-        log: log.clone(),
+        intake: engine.intake(),
         engine: engine.clone(),
         table: table.clone(),
         metrics: metrics.ingress.clone(),
@@ -234,7 +233,7 @@ pub async fn run(
         applied,
     };
     let explainer = explain::Explainer {
-        log: log.clone(),
+        logs: logs.clone(),
         engine: engine.clone(),
         table: table.clone(),
         turn: Arc::new(tokio::sync::Semaphore::new(1)),
@@ -283,7 +282,7 @@ pub async fn run(
                     break Err(error);
                 }
             }
-            error = log.failed() => break Err(RouterError::Log(error)),
+            error = logs.failed() => break Err(RouterError::Log(error)),
             panicked = supervisor.panicked() => break Err(RouterError::Panicked(panicked)),
             () = stop.cancelled() => break Ok(()),
         }
@@ -297,7 +296,7 @@ pub async fn run(
     applier.sources.shutdown().await;
     engine.shutdown().await;
     if outcome.is_ok() {
-        log.sync().await?;
+        logs.sync().await?;
     }
     tracing::info!("the router has stopped");
     outcome

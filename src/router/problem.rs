@@ -102,13 +102,15 @@ impl From<LogError> for Problem {
                 format!("{detail}; the event may not have been stored, send it again"),
             )
             .try_again(),
-            LogError::Failed(_) | LogError::Damaged { .. } | LogError::Open { .. } => Self::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "log_failed",
-                "The event log failed",
-                "the event may not have been stored, send it again",
-            )
-            .try_again(),
+            LogError::Failed(_) | LogError::Fenced(_) | LogError::Damaged { .. } | LogError::Open { .. } => {
+                Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "log_failed",
+                    "The event log failed",
+                    "the event may not have been stored, send it again",
+                )
+                .try_again()
+            }
         }
     }
 }

@@ -22,7 +22,8 @@ use super::{
 };
 use crate::{
     cloudevents::Lineage,
-    log::{EventLog, LogError, MakeRoom, append_new},
+    intake::Intake,
+    log::{BrokerName, LogError},
     routing::{self, Schedule},
     supervision,
 };
@@ -41,8 +42,7 @@ const COUNTED: u64 = 1_000;
 
 /// The running Sources. Dropping it stops them without waiting; see [`Sources::shutdown`].
 pub struct Sources {
-    log: Arc<dyn EventLog>,
-    room: Arc<dyn MakeRoom>,
+    intake: Intake,
     clock: Arc<dyn Clock>,
     running: HashMap<String, Running>,
     statistics: Statistics,
@@ -124,14 +124,13 @@ impl Drop for Sources {
 
 impl Sources {
     /// Creates a runner without Sources. It appends events to `log` and frees space through `room`.
-    pub fn new(log: Arc<dyn EventLog>, room: Arc<dyn MakeRoom>) -> Self {
-        Self::with_clock(log, room, Arc::new(SystemClock))
+    pub fn new(intake: Intake) -> Self {
+        Self::with_clock(intake, Arc::new(SystemClock))
     }
 
-    fn with_clock(log: Arc<dyn EventLog>, room: Arc<dyn MakeRoom>, clock: Arc<dyn Clock>) -> Self {
+    fn with_clock(intake: Intake, clock: Arc<dyn Clock>) -> Self {
         Self {
-            log,
-            room,
+            intake,
             clock,
             running: HashMap::new(),
             statistics: Statistics::default(),
@@ -205,12 +204,11 @@ impl Sources {
             %namespace, source = %name, schedule = %cron.schedule, time_zone = %cron.time_zone, "Source runs"
         );
         Some(Task {
-            broker: format!("{namespace}/{broker}"),
+            broker: BrokerName::new(namespace, broker),
             source: source.clone(),
             schedule,
             stop,
-            log: Arc::clone(&self.log),
-            room: Arc::clone(&self.room),
+            intake: self.intake.clone(),
             clock: Arc::clone(&self.clock),
             counters: self.statistics.of(source),
         })
@@ -220,11 +218,10 @@ impl Sources {
 /// A running Source.
 struct Task {
     source: routing::Source,
-    broker: String,
+    broker: BrokerName,
     schedule: Schedule,
     stop: CancellationToken,
-    log: Arc<dyn EventLog>,
-    room: Arc<dyn MakeRoom>,
+    intake: Intake,
     clock: Arc<dyn Clock>,
     counters: Arc<Counters>,
 }
@@ -321,13 +318,8 @@ impl Task {
         let mut tried = false;
         loop {
             // Not cancelled on stop, so that every appended event is accounted for.
-            let appended = append_new(
-                &*self.log,
-                &*self.room,
-                &self.broker,
-                std::slice::from_ref(&record),
-                self.clock.now(),
-            );
+            let record = std::slice::from_ref(&record);
+            let appended = self.intake.accept(&self.broker, record, self.clock.now());
             match appended.await {
                 Ok(offset) => {
                     self.counters.produced.fetch_add(1, Ordering::Relaxed);
@@ -346,7 +338,12 @@ impl Task {
                         tried = true;
                     }
                 }
-                Err(error @ (LogError::Failed(_) | LogError::Damaged { .. } | LogError::Open { .. })) => {
+                Err(
+                    error @ (LogError::Failed(_)
+                    | LogError::Fenced(_)
+                    | LogError::Damaged { .. }
+                    | LogError::Open { .. }),
+                ) => {
                     tracing::error!(%namespace, source = %name, %scheduled, %error, "cannot store events; stopping the Source");
                     return false;
                 }

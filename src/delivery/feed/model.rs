@@ -20,7 +20,10 @@ use super::*;
 use crate::{
     cloudevents::EventBuilder,
     delivery::{Addresses, Client},
-    log::embedded::{EmbeddedLog, EmbeddedOptions},
+    log::{
+        Append, BrokerName, LogProvider,
+        embedded::{EmbeddedLog, EmbeddedOptions},
+    },
     memory::Pool,
     routing::{Configuration, Delivery, RoutingTable},
 };
@@ -75,7 +78,7 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 /// One log for all runs, each of which has a broker of its own in it.
-static LOG: LazyLock<(tempfile::TempDir, Arc<dyn EventLog>)> = LazyLock::new(|| {
+static LOG: LazyLock<(tempfile::TempDir, Arc<dyn LogProvider>)> = LazyLock::new(|| {
     let directory = tempfile::tempdir().unwrap();
     let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
     (directory, Arc::new(log))
@@ -95,8 +98,7 @@ fn record(kind: Kind) -> Bytes {
 }
 
 struct Run {
-    log: Arc<dyn EventLog>,
-    broker: Arc<str>,
+    logs: BrokerLogs,
     reader: Arc<Reader>,
     settings: Settings,
     table: RoutingTable,
@@ -118,7 +120,7 @@ impl Run {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         drop(rustls::crypto::ring::default_provider().install_default());
         let name = format!("b{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let broker: Arc<str> = format!("shop/{name}").into();
+        let logs = BrokerLogs::open(&*LOG.1, &BrokerName::new("shop", &name));
         let trigger = json!({
             "uid": "u", "namespace": "shop", "name": "t", "generation": 1, "broker": name,
             "filters": [{"exact": {"type": "wanted"}}],
@@ -130,14 +132,18 @@ impl Run {
             ..Configuration::default()
         });
         let client = Client::new(1, Addresses::any()).unwrap();
-        let settings = Settings::new(&client, table.authorities(), table.brokers()[&*broker].clone(), 0);
-        let (log, pool) = (LOG.1.clone(), Pool::new(1 << 26));
-        let reader = Arc::new(Reader::new(broker.to_string(), log.clone(), &pool));
+        let settings = Settings::new(
+            &client,
+            table.authorities(),
+            table.brokers()[logs.broker().as_str()].clone(),
+            0,
+        );
+        let pool = Pool::new(1 << 26);
+        let reader = Arc::new(Reader::new(logs.events.clone(), Offset(0), &pool));
         let memory = Share::new(&pool, "shop", "t");
-        let feed = begun(&log, &broker, &reader, &table, &memory, &BTreeSet::new());
+        let feed = begun(&logs, &reader, &table, &memory, &BTreeSet::new());
         Self {
-            log,
-            broker,
+            logs,
             reader,
             settings,
             table,
@@ -154,7 +160,7 @@ impl Run {
     }
 
     fn end(&self) -> Offset {
-        self.log.bounds(&self.broker).next
+        self.logs.events.cached_bounds().next
     }
 
     async fn act(&mut self, action: Action) {
@@ -164,8 +170,8 @@ impl Run {
             Action::Offer => self.reader.offer(self.end()).await.unwrap(),
             Action::Feed(room) => self.feed(room).await,
             Action::Trim(count) => {
-                let before = self.log.bounds(&self.broker).first.plus(count).min(self.end());
-                self.log.trim(&self.broker, before).await.unwrap();
+                let before = self.logs.events.cached_bounds().first.plus(count).min(self.end());
+                self.logs.events.trim(before).await.unwrap();
             }
             Action::Settle(count) => {
                 for _ in 0..count {
@@ -176,8 +182,7 @@ impl Run {
             Action::Restart => {
                 self.to_recover = self.outstanding.clone();
                 self.feed = begun(
-                    &self.log,
-                    &self.broker,
+                    &self.logs,
                     &self.reader,
                     &self.table,
                     &self.memory,
@@ -188,11 +193,11 @@ impl Run {
     }
 
     async fn append(&mut self, kinds: Vec<Kind>) {
-        let records = kinds.iter().map(|&kind| record(kind)).collect();
-        self.log
-            .append(&self.broker, records, Timestamp::now())
-            .await
-            .unwrap();
+        let append = Append {
+            payloads: kinds.iter().map(|&kind| record(kind)).collect(),
+            accepted: Timestamp::now(),
+        };
+        self.logs.events.append(append).await.unwrap();
         self.appended.extend(kinds);
     }
 
@@ -220,7 +225,7 @@ impl Run {
                 Fed::Removed(Place::Log(Offset(offset))) => {
                     assert!(self.to_recover.remove(&offset), "{offset} was not outstanding");
                     assert!(
-                        offset < self.log.bounds(&self.broker).first.0,
+                        offset < self.logs.events.cached_bounds().first.0,
                         "{offset} is there"
                     );
                     self.outstanding.remove(&offset);
@@ -228,7 +233,7 @@ impl Run {
                 Fed::Missed(count) => {
                     let missed = self.next.0..self.next.0 + count;
                     assert!(
-                        missed.end <= self.log.bounds(&self.broker).first.0,
+                        missed.end <= self.logs.events.cached_bounds().first.0,
                         "{missed:?} is there"
                     );
                     self.missed.push(missed);
@@ -273,19 +278,20 @@ impl Run {
 }
 
 fn begun(
-    log: &Arc<dyn EventLog>,
-    broker: &Arc<str>,
+    logs: &BrokerLogs,
     reader: &Arc<Reader>,
     table: &RoutingTable,
     memory: &Share,
     to_recover: &BTreeSet<u64>,
 ) -> Feed {
     let (stats, inbox) = (Arc::<TriggerStats>::default(), Arc::<Inbox>::default());
-    reader.follow(table.brokers()[&**broker].clone(), vec![inbox.clone()]);
+    reader.follow(
+        table.brokers()[logs.broker().as_str()].clone(),
+        vec![inbox.clone()],
+    );
     let to_recover = to_recover.iter().map(|&offset| Place::Log(Offset(offset)));
     Feed::new(
-        log.clone(),
-        broker.clone(),
+        logs.clone(),
         reader.clone(),
         inbox,
         stats,

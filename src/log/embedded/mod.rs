@@ -87,7 +87,10 @@ use self::{
     store::{Found, ReadError, Store},
     tail::Tail,
 };
-use super::{Bounds, CursorChange, EventLog, LogError, Offset, ReadLimit, Record};
+use super::{
+    Append, Bounds, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogError, LogName,
+    LogProvider, Offset, ReadLimit, Record,
+};
 
 const MIB: u64 = 1024 * 1024;
 /// How many requests wait for the committer before those who ask have to wait.
@@ -121,8 +124,12 @@ impl Default for EmbeddedOptions {
     }
 }
 
-/// The [`EventLog`] in a local directory. Dropping it waits for what is queued, and makes it durable.
-pub struct EmbeddedLog {
+/// The logs in a local directory. Dropping the last of it and of the logs that it opened waits for what is queued, and
+/// makes it durable.
+pub struct EmbeddedLog(Arc<Open>);
+
+/// What is open of a directory.
+struct Open {
     shared: Arc<Shared>,
     requests: Option<mpsc::Sender<Request>>,
     queue: Arc<Semaphore>,
@@ -223,14 +230,14 @@ impl EmbeddedLog {
         let committer = Committer::new(shared.clone(), acknowledged, keeper, next_id);
         let committer_thread = spawn("log-committer", Box::new(move || committer.run(receiver)))?;
         let queue = Arc::new(Semaphore::new(shared.options.queue_bytes.div_ceil(PERMIT_BYTES)));
-        Ok(Self {
+        Ok(Self(Arc::new(Open {
             shared,
             requests: Some(requests),
             queue,
             threads: vec![committer_thread, keeper_thread],
             readers,
             _lock: lock,
-        })
+        })))
     }
 
     /// Whether there is a log in `directory`.
@@ -253,9 +260,11 @@ impl EmbeddedLog {
     /// How many fsyncs made commits durable since the log was opened.
     #[must_use]
     pub fn fsyncs(&self) -> u64 {
-        self.shared.fsyncs.load(Ordering::Relaxed)
+        self.0.shared.fsyncs.load(Ordering::Relaxed)
     }
+}
 
+impl Open {
     async fn request<T>(
         &self,
         request: impl FnOnce(oneshot::Sender<Result<T, LogError>>) -> Request,
@@ -274,8 +283,10 @@ impl EmbeddedLog {
         }
     }
 
-    async fn save(&self, changes: Vec<CursorChange>) -> Result<(), LogError> {
+    async fn save(&self, changes: Vec<CheckpointChange>) -> Result<(), LogError> {
         let (reply, answer) = oneshot::channel();
+        let changes = changes.into_iter().map(|(key, value)| (key.to_string(), value));
+        let changes = changes.collect();
         if self.shared.saves.add(changes, reply)
             && let Some(requests) = &self.requests
         {
@@ -295,13 +306,12 @@ impl EmbeddedLog {
     async fn append_for(
         &self,
         purpose: Purpose,
-        broker: &str,
-        payloads: Vec<Bytes>,
-        accepted: Timestamp,
+        broker: Arc<Broker>,
+        Append { payloads, accepted }: Append,
     ) -> Result<Offset, LogError> {
         if payloads.is_empty() {
-            // No reason to remember a broker.
-            return Ok(self.bounds(broker).next);
+            // No reason to keep a broker.
+            return Ok(broker.bounds().next);
         }
         let length: usize = payloads.iter().map(Bytes::len).sum();
         // A log that is full says so at once, without a turn of the committer.
@@ -312,7 +322,6 @@ impl EmbeddedLog {
         let permits = u32::try_from((length / PERMIT_BYTES + 1).min(all)).unwrap_or(u32::MAX);
         let permit = self.queue.clone().acquire_many_owned(permits).await;
         let permit = permit.map_err(|_| LogError::Failed("it is closed".into()))?;
-        let broker = self.shared.brokers.get_or_new(broker);
         let accepted_millis = layout::millis(accepted);
         self.request(|reply| Request::Append {
             purpose,
@@ -357,13 +366,11 @@ impl EmbeddedLog {
 
     async fn read_records(
         &self,
-        name: &str,
+        broker: &Broker,
         from: Offset,
         limit: ReadLimit,
     ) -> Result<Vec<Record>, LogError> {
-        let Some(broker) = self.shared.broker(name) else {
-            return Ok(Vec::new());
-        };
+        let name = &*broker.name;
         loop {
             let Bounds { first, next } = broker.bounds();
             let from = from.max(first);
@@ -376,7 +383,7 @@ impl EmbeddedLog {
             let events = stored.events.clone();
             let read = move |store: &Store| store.read(&events, from.0, next.0, limit);
             match self
-                .read_storage(&broker, &stored.events, (from, next), read)
+                .read_storage(broker, &stored.events, (from, next), read)
                 .await
             {
                 Ok(records) => return Ok(records),
@@ -387,10 +394,7 @@ impl EmbeddedLog {
         }
     }
 
-    async fn find_time(&self, name: &str, time: Timestamp) -> Result<Offset, LogError> {
-        let Some(broker) = self.shared.broker(name) else {
-            return Ok(Offset(0));
-        };
+    async fn find_time(&self, broker: &Arc<Broker>, time: Timestamp) -> Result<Offset, LogError> {
         let Some(stored) = broker.stored() else {
             return Ok(Offset(0));
         };
@@ -411,15 +415,12 @@ impl EmbeddedLog {
             Ok(Offset(low))
         };
         let range = (bounds.first, bounds.next);
-        let found = self.read_storage(&broker, &stored.events, range, search).await;
-        let found = found.map_err(|e| self.shared.read_error(name, e))?;
+        let found = self.read_storage(broker, &stored.events, range, search).await;
+        let found = found.map_err(|e| self.shared.read_error(&broker.name, e))?;
         Ok(found.max(broker.bounds().first))
     }
 
-    async fn trim_records(&self, name: &str, before: Offset) -> Result<(), LogError> {
-        let Some(broker) = self.shared.broker(name) else {
-            return Ok(());
-        };
+    async fn trim_records(&self, broker: &Arc<Broker>, before: Offset) -> Result<(), LogError> {
         let Some(stored) = broker.stored() else {
             return Ok(());
         };
@@ -435,11 +436,11 @@ impl EmbeddedLog {
             let events = stored.events.clone();
             let read = move |store: &Store| store.header(&events, before.0);
             let range = (before, before.plus(1));
-            match self.read_storage(&broker, &stored.events, range, read).await {
+            match self.read_storage(broker, &stored.events, range, read).await {
                 Ok(header) => header.bytes_before,
                 // Trimmed further meanwhile.
                 Err(ReadError::Missing(_)) if before < broker.bounds().first => return Ok(()),
-                Err(e) => return Err(self.shared.read_error(name, e)),
+                Err(e) => return Err(self.shared.read_error(&broker.name, e)),
             }
         };
         self.request(|reply| Request::Trim {
@@ -467,57 +468,24 @@ impl EmbeddedLog {
     }
 }
 
-impl EventLog for EmbeddedLog {
-    fn append<'a>(
-        &'a self,
-        broker: &'a str,
-        payloads: Vec<Bytes>,
-        accepted: Timestamp,
-    ) -> BoxFuture<'a, Result<Offset, LogError>> {
-        Box::pin(self.append_for(Purpose::NewEvents, broker, payloads, accepted))
+impl LogProvider for EmbeddedLog {
+    fn open(&self, name: &LogName) -> Arc<dyn Log> {
+        Arc::new(OneLog {
+            broker: self.0.shared.brokers.get_or_new(&name.to_string()),
+            open: self.0.clone(),
+            name: name.clone(),
+        })
     }
 
-    fn append_to_settle<'a>(
-        &'a self,
-        broker: &'a str,
-        payloads: Vec<Bytes>,
-        accepted: Timestamp,
-    ) -> BoxFuture<'a, Result<Offset, LogError>> {
-        Box::pin(self.append_for(Purpose::Settling, broker, payloads, accepted))
+    /// The directory has one owner for good, so nobody is ever fenced.
+    fn checkpoints(&self, _: Epoch) -> Arc<dyn Checkpoints> {
+        Arc::new(StoredCheckpoints(self.0.clone()))
     }
 
-    fn read<'a>(
-        &'a self,
-        broker: &'a str,
-        from: Offset,
-        limit: ReadLimit,
-    ) -> BoxFuture<'a, Result<Vec<Record>, LogError>> {
-        Box::pin(self.read_records(broker, from, limit))
-    }
-
-    fn bounds(&self, broker: &str) -> Bounds {
-        self.shared
-            .broker(broker)
-            .map(|broker| broker.bounds())
-            .unwrap_or_default()
-    }
-
-    fn offset_at<'a>(&'a self, broker: &'a str, time: Timestamp) -> BoxFuture<'a, Result<Offset, LogError>> {
-        Box::pin(self.find_time(broker, time))
-    }
-
-    fn watch(&self, broker: &str) -> watch::Receiver<Offset> {
-        self.shared.brokers.get_or_new(broker).watch()
-    }
-
-    fn trim<'a>(&'a self, broker: &'a str, before: Offset) -> BoxFuture<'a, Result<(), LogError>> {
-        Box::pin(self.trim_records(broker, before))
-    }
-
-    fn usage(&self) -> Vec<(String, u64)> {
-        let brokers = self.shared.brokers.all().into_iter();
+    fn usage(&self) -> Vec<(LogName, u64)> {
+        let brokers = self.0.shared.brokers.all().into_iter();
         let mut usage: Vec<_> = brokers
-            .map(|broker| (broker.name.to_string(), broker.state()))
+            .map(|broker| (LogName::from_key(&broker.name), broker.state()))
             .filter(|(_, state)| state.first < state.next)
             .map(|(name, state)| (name, state.bytes()))
             .collect();
@@ -525,46 +493,112 @@ impl EventLog for EmbeddedLog {
         usage
     }
 
-    fn retained(&self) -> u64 {
-        self.shared.retained.load(Ordering::Relaxed)
-    }
-
-    fn retained_of(&self, broker: &str) -> u64 {
-        let broker = self.shared.broker(broker);
-        broker.map_or(0, |broker| broker.state().bytes())
-    }
-
-    fn capacity(&self) -> u64 {
-        self.shared.capacity
-    }
-
-    fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>> {
-        Box::pin(self.read_cursors(Store::cursors))
-    }
-
-    fn cursor<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, LogError>> {
-        let key = key.to_owned();
-        Box::pin(self.read_cursors(move |store| store.cursor(&key)))
-    }
-
-    fn save_cursors(&self, changes: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>> {
-        Box::pin(self.save(changes))
+    fn capacity(&self) -> Option<&dyn Capacity> {
+        Some(self)
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
-        Box::pin(self.request(|reply| Request::Sync { reply }))
+        Box::pin(self.0.request(|reply| Request::Sync { reply }))
     }
 
     fn read_errors(&self) -> u64 {
-        self.readers.errors()
+        self.0.readers.errors()
     }
 
     fn failed(&self) -> BoxFuture<'_, LogError> {
-        Box::pin(self.shared.failed())
+        Box::pin(self.0.shared.failed())
     }
 }
 
-impl Drop for EmbeddedLog {
+impl Capacity for EmbeddedLog {
+    fn capacity(&self) -> u64 {
+        self.0.shared.capacity
+    }
+
+    fn retained(&self) -> u64 {
+        self.0.shared.retained.load(Ordering::Relaxed)
+    }
+
+    fn append_to_settle<'a>(
+        &'a self,
+        log: &'a LogName,
+        append: Append,
+    ) -> BoxFuture<'a, Result<Offset, LogError>> {
+        let broker = self.0.shared.brokers.get_or_new(&log.to_string());
+        Box::pin(self.0.append_for(Purpose::Settling, broker, append))
+    }
+}
+
+/// One log of the directory.
+struct OneLog {
+    open: Arc<Open>,
+    broker: Arc<Broker>,
+    name: LogName,
+}
+
+impl Log for OneLog {
+    fn name(&self) -> &LogName {
+        &self.name
+    }
+
+    fn append(&self, append: Append) -> BoxFuture<'_, Result<Offset, LogError>> {
+        let broker = self.broker.clone();
+        Box::pin(self.open.append_for(Purpose::NewEvents, broker, append))
+    }
+
+    fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, LogError>> {
+        Box::pin(self.open.read_records(&self.broker, from, limit))
+    }
+
+    fn bounds(&self) -> BoxFuture<'_, Result<Bounds, LogError>> {
+        Box::pin(async { Ok(self.broker.bounds()) })
+    }
+
+    fn cached_bounds(&self) -> Bounds {
+        self.broker.bounds()
+    }
+
+    fn retained(&self) -> u64 {
+        self.broker.state().bytes()
+    }
+
+    fn offset_at(&self, time: Timestamp) -> BoxFuture<'_, Result<Offset, LogError>> {
+        Box::pin(self.open.find_time(&self.broker, time))
+    }
+
+    fn follow(&self) -> watch::Receiver<Offset> {
+        self.broker.watch()
+    }
+
+    fn trim(&self, before: Offset) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(self.open.trim_records(&self.broker, before))
+    }
+}
+
+struct StoredCheckpoints(Arc<Open>);
+
+impl Checkpoints for StoredCheckpoints {
+    fn load_all(&self) -> BoxFuture<'_, Result<Vec<(CheckpointKey, Bytes)>, LogError>> {
+        Box::pin(async {
+            let stored = self.0.read_cursors(Store::cursors).await?;
+            let keyed = stored.into_iter();
+            Ok(keyed
+                .map(|(key, value)| (CheckpointKey::from_key(&key), value))
+                .collect())
+        })
+    }
+
+    fn load<'a>(&'a self, key: &'a CheckpointKey) -> BoxFuture<'a, Result<Option<Bytes>, LogError>> {
+        let key = key.to_string();
+        Box::pin(self.0.read_cursors(move |store| store.cursor(&key)))
+    }
+
+    fn save(&self, changes: Vec<CheckpointChange>) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(self.0.save(changes))
+    }
+}
+
+impl Drop for Open {
     fn drop(&mut self) {
         // The committer ends when nobody can ask it any more.
         self.requests = None;
@@ -576,10 +610,6 @@ impl Drop for EmbeddedLog {
 }
 
 impl Shared {
-    fn broker(&self, name: &str) -> Option<Arc<Broker>> {
-        self.brokers.get(name)
-    }
-
     /// Closes the log for good.
     fn fail(&self, reason: String) {
         tracing::error!(path = %self.directory.display(), "the event log failed and is closed: {reason}");

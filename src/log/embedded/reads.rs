@@ -278,8 +278,8 @@ mod tests {
 
     use super::*;
     use crate::log::{
-        EventLog as _, Offset,
-        conformance::{ALL, at, payloads},
+        LogProvider as _, Offset,
+        conformance::{ALL, ByKey as _, at, payloads},
         embedded::{EmbeddedLog, EmbeddedOptions},
     };
 
@@ -296,7 +296,7 @@ mod tests {
 
     fn origin(log: &EmbeddedLog) -> Origin {
         Origin {
-            keyspace: log.shared.store.cursors.clone(),
+            keyspace: log.0.shared.store.cursors.clone(),
             offsets: None,
         }
     }
@@ -318,8 +318,8 @@ mod tests {
                 Some(error) => Err(ReadError::Unavailable((*error).to_owned())),
             }
         };
-        let result = log.readers.read(None, origin(&log), |_| false, attempt).await;
-        (result, attempts.load(Relaxed), log.readers.errors())
+        let result = log.0.readers.read(None, origin(&log), |_| false, attempt).await;
+        (result, attempts.load(Relaxed), log.0.readers.errors())
     }
 
     #[tokio::test]
@@ -363,6 +363,7 @@ mod tests {
         let log = open(&directory);
         let missing = || Err::<(), _>(ReadError::Missing(3));
         let read = log
+            .0
             .readers
             .read(None, origin(&log), |offset| offset == 3, missing)
             .await;
@@ -376,7 +377,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(1);
         let records = (0..300).map(|_| (0..1000).map(|_| random.u8(..)).collect());
         log.append("n/b", records.collect(), at(0)).await.unwrap();
-        let broker = log.shared.broker("n/b").unwrap();
+        let broker = log.0.shared.brokers.get("n/b").unwrap();
         broker
             .stored()
             .unwrap()
@@ -387,7 +388,7 @@ mod tests {
         log.close().await.unwrap();
 
         let log = open(directory);
-        let broker = log.shared.broker("n/b").unwrap();
+        let broker = log.0.shared.brokers.get("n/b").unwrap();
         let version = broker.stored().unwrap().events.tree.current_version();
         let table = version.iter_tables().next().unwrap().path.to_path_buf();
         drop(version);
@@ -449,13 +450,18 @@ mod tests {
         for number in 0..200 {
             let (log, hangs, under_way) = (log.clone(), hangs.clone(), under_way.clone());
             reading.spawn(async move {
-                let broker = log.shared.brokers.get_or_new(&format!("greedy/b{}", number % 10));
+                let broker = log
+                    .0
+                    .shared
+                    .brokers
+                    .get_or_new(&format!("greedy/b{}", number % 10));
                 let hang = move || {
                     under_way.fetch_add(1, Relaxed);
                     let _ = lock(&hangs).recv();
                     Ok(())
                 };
-                log.readers
+                log.0
+                    .readers
                     .read(Some(&broker.turns), origin(&log), |_| false, hang)
                     .await
             });
@@ -466,9 +472,10 @@ mod tests {
             }
         };
         tokio::time::timeout(PATIENCE, all_under_way).await.unwrap();
-        let other = log.shared.brokers.get_or_new("modest/b");
+        let other = log.0.shared.brokers.get_or_new("modest/b");
         for _ in 0..20 {
             let read = log
+                .0
                 .readers
                 .read(Some(&other.turns), origin(&log), |_| false, || Ok(()));
             tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
@@ -501,7 +508,7 @@ mod tests {
                 tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap().len(),
                 1
             );
-            assert_eq!(log.cursors().await.unwrap(), []);
+            assert_eq!(log.stored().await.unwrap(), []);
             drop(release);
         });
     }

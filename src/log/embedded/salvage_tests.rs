@@ -10,7 +10,7 @@ use super::{
     tests::{copy, flush, numbered, open, written},
     *,
 };
-use crate::log::conformance::{ALL, at, payloads};
+use crate::log::conformance::{ALL, ByKey as _, at, payloads};
 
 const BROKERS: [&str; 2] = ["n/a", "n/b"];
 const RECORDS: u64 = 12;
@@ -23,10 +23,10 @@ async fn log(directory: &Path) {
             numbered(&log, broker, part * 4..part * 4 + 4).await;
         }
         let cursors = BROKERS.map(|broker| (broker.to_owned(), Some(part.to_string().into())));
-        log.save_cursors(cursors.to_vec()).await.unwrap();
+        log.save(cursors.to_vec()).await.unwrap();
         if part < 2 {
             flush(&log);
-            log.shared.store.cursors.rotate_memtable_and_wait().unwrap();
+            log.0.shared.store.cursors.rotate_memtable_and_wait().unwrap();
         }
     }
     log.trim(BROKERS[0], Offset(2)).await.unwrap();
@@ -50,7 +50,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 async fn what_a_router_finds(directory: &Path) -> Option<(BTreeMap<(String, u64), Bytes>, usize)> {
     let log = open(directory).ok()?;
     let mut records = BTreeMap::new();
-    for (name, _) in log.usage() {
+    for (name, _) in log.used() {
         for record in log.read(&name, Offset(0), ALL).await.ok()? {
             if !record.payload.is_empty() {
                 // The name may be lost.
@@ -63,7 +63,7 @@ async fn what_a_router_finds(directory: &Path) -> Option<(BTreeMap<(String, u64)
             }
         }
     }
-    Some((records, log.cursors().await.ok()?.len()))
+    Some((records, log.stored().await.ok()?.len()))
 }
 
 fn all_records() -> BTreeMap<(String, u64), Bytes> {
@@ -182,7 +182,7 @@ async fn flipped_bits_in_tables_lose_what_is_in_their_block() {
     log(directory.path()).await;
     let log = open(directory.path()).unwrap();
     flush(&log);
-    log.shared.store.cursors.rotate_memtable_and_wait().unwrap();
+    log.0.shared.store.cursors.rotate_memtable_and_wait().unwrap();
     log.close().await.unwrap();
     let journal = tests::journal(directory.path());
     fs::File::options()

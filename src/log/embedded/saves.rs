@@ -17,7 +17,10 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::broker::lock;
-use crate::log::{CursorChange, LogError};
+use crate::log::LogError;
+
+/// A change under the key in the storage.
+type Change = (String, Option<Bytes>);
 
 type Reply = oneshot::Sender<Result<(), LogError>>;
 
@@ -45,7 +48,7 @@ pub(super) struct Group {
 
 impl Saves {
     /// Adds what one call saves. Whether the committer is to be told.
-    pub(super) fn add(&self, changes: Vec<CursorChange>, reply: Reply) -> bool {
+    pub(super) fn add(&self, changes: Vec<Change>, reply: Reply) -> bool {
         self.lock().add(changes, reply);
         !self.announced.swap(true, AcqRel)
     }
@@ -77,7 +80,7 @@ impl Saves {
 }
 
 impl Waiting {
-    fn add(&mut self, changes: Vec<CursorChange>, reply: Reply) {
+    fn add(&mut self, changes: Vec<Change>, reply: Reply) {
         let mut touched: Vec<u64> = changes
             .iter()
             .filter_map(|(key, _)| self.group_of.get(key).copied())

@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::log::conformance::{self, ALL, Subject, at, payloads};
+use crate::log::conformance::{self, ALL, ByKey as _, Subject, at, payloads};
 
 /// A log in a temporary directory. Without a tail cache every read goes to the storage.
 struct Directory {
@@ -36,7 +36,7 @@ impl Directory {
 }
 
 impl Subject for Directory {
-    type Log = EmbeddedLog;
+    type Logs = EmbeddedLog;
 
     async fn open(&self) -> EmbeddedLog {
         let options = EmbeddedOptions {
@@ -77,12 +77,12 @@ pub(super) fn open(directory: &Path) -> Result<EmbeddedLog, LogError> {
 
 /// Writes everything in memory to tables.
 pub(super) fn flush(log: &EmbeddedLog) {
-    for broker in log.shared.brokers.all() {
+    for broker in log.0.shared.brokers.all() {
         if let Some(stored) = broker.stored() {
             stored.events.rotate_memtable_and_wait().unwrap();
         }
     }
-    log.shared.store.meta.rotate_memtable_and_wait().unwrap();
+    log.0.shared.store.meta.rotate_memtable_and_wait().unwrap();
 }
 
 #[tokio::test]
@@ -113,9 +113,7 @@ async fn appends_that_wait_share_one_fsync() {
 async fn cursors_alone_cost_no_fsync() {
     let directory = tempfile::tempdir().unwrap();
     let log = open(directory.path()).unwrap();
-    log.save_cursors(vec![("k".into(), Some("v".into()))])
-        .await
-        .unwrap();
+    log.save(vec![("k".into(), Some("v".into()))]).await.unwrap();
     assert_eq!(log.fsyncs(), 0);
     log.sync().await.unwrap();
     assert_eq!(log.fsyncs(), 1);
@@ -134,7 +132,7 @@ async fn a_flood_of_cursors_keeps_no_append_waiting() {
     let log = EmbeddedLog::open_with(directory.path(), EmbeddedOptions::default(), free_space).unwrap();
     let value = |number| Bytes::from(random(30_000, number));
     let saves: Vec<_> = (0..1000)
-        .map(|number| log.save_cursors(vec![(format!("k{number}"), Some(value(number)))]))
+        .map(|number| log.save(vec![(format!("k{number}"), Some(value(number)))]))
         .collect();
     let mut saves = futures::future::join_all(saves);
     assert!(futures::poll!(&mut saves).is_pending());
@@ -147,13 +145,13 @@ async fn a_flood_of_cursors_keeps_no_append_waiting() {
         }
         assert_eq!(append.await.unwrap(), Offset(number));
     }
-    assert!(log.shared.saves.since().is_some(), "they are not saved yet");
+    assert!(log.0.shared.saves.since().is_some(), "they are not saved yet");
     assert!(futures::poll!(&mut saves).is_pending());
     drop(go);
     for saved in saves.await {
         saved.unwrap();
     }
-    assert_eq!(log.cursors().await.unwrap().len(), 1000);
+    assert_eq!(log.stored().await.unwrap().len(), 1000);
 }
 
 #[tokio::test]
@@ -169,7 +167,7 @@ async fn of_cursors_that_wait_the_newest_is_saved() {
     let mut append = log.append("n/b", payloads(&["record"]), at(0));
     assert!(futures::poll!(&mut append).is_pending());
     let saves: Vec<_> = (0..1000)
-        .map(|number| log.save_cursors(vec![("k".into(), Some(Bytes::from(number.to_string())))]))
+        .map(|number| log.save(vec![("k".into(), Some(Bytes::from(number.to_string())))]))
         .collect();
     let mut saves = futures::future::join_all(saves);
     assert!(futures::poll!(&mut saves).is_pending());
@@ -180,7 +178,7 @@ async fn of_cursors_that_wait_the_newest_is_saved() {
     for saved in saves.await {
         saved.unwrap();
     }
-    assert_eq!(log.cursors().await.unwrap(), [("k".to_owned(), "999".into())]);
+    assert_eq!(log.stored().await.unwrap(), [("k".to_owned(), "999".into())]);
 }
 
 /// Far more commits than the queue of the storage library's thread is long, while it writes a large table.
@@ -193,11 +191,11 @@ async fn a_storm_of_small_commits_does_not_stop_the_log() {
         log.append("n/b", records, at(0)).await.unwrap();
         for number in 0..4000_u32 {
             let value = Bytes::from(random(700, number));
-            log.save_cursors(vec![("k".into(), Some(value))]).await.unwrap();
+            log.save(vec![("k".into(), Some(value))]).await.unwrap();
         }
     }
     assert_eq!(log.bounds("n/b").next, Offset(64));
-    assert_eq!(log.cursors().await.unwrap().len(), 1);
+    assert_eq!(log.stored().await.unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -231,7 +229,8 @@ async fn a_creation_that_a_crash_cut_short_is_begun_again() {
 async fn another_format_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let log = open(directory.path()).unwrap();
-    log.shared
+    log.0
+        .shared
         .store
         .meta
         .insert(layout::FORMAT_KEY, 99_u32.to_be_bytes())
@@ -256,19 +255,14 @@ async fn a_full_log_refuses_and_goes_on_after_a_trim() {
     assert!(matches!(append(&log, 38).await, Err(LogError::Full(_))));
     assert_eq!(append(&log, 37).await.unwrap(), Offset(1));
     assert!(matches!(append(&log, 1).await, Err(LogError::Full(_))));
-    let settle = async |length| {
-        log.append_to_settle("n/letters", vec![vec![1; length].into()], at(0))
-            .await
-    };
+    let settle = async |length| log.settle("n/letters", vec![vec![1; length].into()], at(0)).await;
     assert!(matches!(settle(4).await, Err(LogError::Full(_))));
     settle(3).await.unwrap();
     assert!(matches!(settle(1).await, Err(LogError::Full(_))));
     drop(log);
     let log = EmbeddedLog::open(directory.path(), options).unwrap();
     assert!(matches!(append(&log, 1).await, Err(LogError::Full(_))));
-    log.save_cursors(vec![("k".into(), Some("v".into()))])
-        .await
-        .unwrap();
+    log.save(vec![("k".into(), Some("v".into()))]).await.unwrap();
     log.trim("n/b", Offset(1)).await.unwrap();
     assert_eq!(append(&log, 57).await.unwrap(), Offset(2));
 }
@@ -286,7 +280,7 @@ async fn a_full_disk_refuses_before_the_storage_sees_it_and_heals() {
     };
     let log = EmbeddedLog::open_with(directory.path(), options, free_space).unwrap();
     let append = async || log.append("n/b", payloads(&["a"]), at(0)).await;
-    let save = async || log.save_cursors(vec![("k".into(), Some("v".into()))]).await;
+    let save = async || log.save(vec![("k".into(), Some("v".into()))]).await;
     append().await.unwrap();
 
     free.store(900_000, Ordering::Relaxed);
@@ -314,8 +308,10 @@ async fn the_space_of_trimmed_records_is_given_back() {
         flush(&log);
     }
     let events = log
+        .0
         .shared
-        .broker("n/b")
+        .brokers
+        .get("n/b")
         .unwrap()
         .stored()
         .unwrap()
@@ -362,7 +358,7 @@ async fn many_small_tables_are_merged() {
             .unwrap();
         flush(&log);
     }
-    let broker = log.shared.broker("n/b").unwrap();
+    let broker = log.0.shared.brokers.get("n/b").unwrap();
     assert!(broker.stored().unwrap().events.table_count() >= 40);
     store::merge_small_tables(&broker.stored().unwrap().events, broker.state().bytes()).unwrap();
     assert_eq!(broker.stored().unwrap().events.table_count(), 1);
@@ -384,7 +380,7 @@ async fn tables_that_hold_much_are_not_merged_however_small_they_are_on_disk() {
             .unwrap();
         flush(&log);
     }
-    let broker = log.shared.broker("n/b").unwrap();
+    let broker = log.0.shared.brokers.get("n/b").unwrap();
     let events = &broker.stored().unwrap().events;
     assert!(events.disk_space() < 1_000_000, "{}", events.disk_space());
     store::merge_small_tables(events, broker.state().bytes()).unwrap();
@@ -396,14 +392,14 @@ async fn brokers_that_were_only_named_are_forgotten() {
     let directory = tempfile::tempdir().unwrap();
     let log = open(directory.path()).unwrap();
     log.append("n/kept", payloads(&["a"]), at(0)).await.unwrap();
-    let mut watched = log.watch("n/watched");
+    let mut watched = log.follow("n/watched");
     for number in 0..10_000 {
         let name = format!("n/b{number}");
-        drop(log.watch(&name));
+        drop(log.follow(&name));
         assert_eq!(log.append(&name, vec![], at(0)).await.unwrap(), Offset(0));
         assert_eq!(log.bounds(&name), Bounds::default());
     }
-    let count = log.shared.brokers.count();
+    let count = log.0.shared.brokers.count();
     assert!(count < 2 * 64 + 2, "{count} are remembered");
     log.append("n/watched", payloads(&["a"]), at(0)).await.unwrap();
     assert_eq!(*watched.borrow_and_update(), Offset(1));
@@ -423,7 +419,7 @@ async fn many_brokers_do_not_multiply_the_memory() {
                 .unwrap();
         };
         futures::future::join_all((0..50).map(append)).await;
-        most = most.max(log.shared.store.unflushed());
+        most = most.max(log.0.shared.store.unflushed());
     }
     assert!(most < 24 * MIB, "{most} bytes are in memory");
     for broker in 0..50 {
@@ -455,7 +451,7 @@ async fn a_failure_closes_the_log_for_good() {
     assert!(matches!(log.failed().await, LogError::Failed(_)));
     broken.store(0, Ordering::Relaxed);
     assert!(matches!(append().await, Err(LogError::Failed(_))));
-    assert!(matches!(log.save_cursors(vec![]).await, Err(LogError::Failed(_))));
+    assert!(matches!(log.save(vec![]).await, Err(LogError::Failed(_))));
     assert!(matches!(
         log.trim("n/b", Offset(1)).await,
         Err(LogError::Failed(_))
@@ -498,7 +494,7 @@ async fn child_appends_until_it_is_killed() {
             if offset.0 % 50 == 49 {
                 log.trim(&name, Offset(offset.0 - 40)).await.unwrap();
             }
-            log.save_cursors(vec![(name.clone(), Some(offset.to_string().into()))])
+            log.save(vec![(name.clone(), Some(offset.to_string().into()))])
                 .await
                 .unwrap();
             println!("\nsaved {name} {offset}");
@@ -579,7 +575,7 @@ async fn what_was_acknowledged_survives_kill() {
             }
         }
         assert_eq!(saved.len(), 3);
-        let cursors = log.cursors().await.unwrap();
+        let cursors = log.stored().await.unwrap();
         assert_eq!(cursors.len(), 3);
     }
 }
@@ -810,8 +806,10 @@ async fn flipped_bits_in_a_table_are_found_out() {
     flush(&log);
     log.sync().await.unwrap();
     let events = log
+        .0
         .shared
-        .broker("n/a")
+        .brokers
+        .get("n/a")
         .unwrap()
         .stored()
         .unwrap()

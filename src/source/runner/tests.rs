@@ -1,18 +1,19 @@
 //! The runner, on a clock controlled by the test.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicBool, AtomicUsize},
-};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::*;
 use crate::{
     cloudevents::Event,
-    log::{Bounds, CursorChange, Offset, ReadLimit, Record},
+    intake::MakeRoom,
+    log::{
+        LogName, LogProvider, Offset,
+        conformance::ALL,
+        memory::{MemoryLogs, Operation},
+    },
 };
 
 /// A clock controlled by the test.
@@ -82,114 +83,37 @@ impl Clock for TestClock {
     }
 }
 
-/// A log that keeps appended events and can be full.
+/// Logs that can be full, and count the appends that they refused.
 #[derive(Default)]
 struct TestLog {
-    records: Mutex<Vec<(String, Bytes)>>,
-    appended: watch::Sender<usize>,
-    full: AtomicBool,
+    logs: MemoryLogs,
+    full: Arc<AtomicBool>,
+    refused: Arc<AtomicUsize>,
     has_room_to_make: AtomicBool,
-    refused: AtomicUsize,
 }
 
 impl TestLog {
-    async fn times(&self, count: usize) -> Vec<String> {
-        self.appended
-            .subscribe()
-            .wait_for(|appended| *appended >= count)
-            .await
-            .unwrap();
-        self.records
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|(_, record)| {
-                Event::from_record(record.clone())
-                    .unwrap()
-                    .attribute("time")
-                    .unwrap()
-                    .to_string()
+    fn new() -> Arc<Self> {
+        let log = Self::default();
+        let (full, refused) = (log.full.clone(), log.refused.clone());
+        log.logs.set_fault(move |operation, _| {
+            let is_refused = operation == Operation::Append && full.load(Ordering::Relaxed);
+            is_refused.then(|| {
+                refused.fetch_add(1, Ordering::Relaxed);
+                LogError::Full("no room".to_owned())
             })
+        });
+        Arc::new(log)
+    }
+
+    async fn times(&self, count: u64) -> Vec<String> {
+        let log = self.logs.open(&LogName::Events("shop/orders".into()));
+        log.follow().wait_for(|end| end.0 >= count).await.unwrap();
+        let records = log.read(Offset(0), ALL).await.unwrap().into_iter();
+        let events = records.map(|record| Event::from_record(record.payload).unwrap());
+        events
+            .map(|event| event.attribute("time").unwrap().to_string())
             .collect()
-    }
-}
-
-impl EventLog for TestLog {
-    fn append<'a>(
-        &'a self,
-        broker: &'a str,
-        payloads: Vec<Bytes>,
-        _: Timestamp,
-    ) -> BoxFuture<'a, Result<Offset, LogError>> {
-        Box::pin(async move {
-            if self.full.load(Ordering::Relaxed) {
-                self.refused.fetch_add(1, Ordering::Relaxed);
-                return Err(LogError::Full("no room".to_owned()));
-            }
-            let mut records = self.records.lock().unwrap();
-            let offset = Offset(records.len() as u64);
-            records.extend(payloads.into_iter().map(|payload| (broker.to_owned(), payload)));
-            self.appended.send_replace(records.len());
-            Ok(offset)
-        })
-    }
-
-    fn append_to_settle<'a>(
-        &'a self,
-        broker: &'a str,
-        payloads: Vec<Bytes>,
-        accepted: Timestamp,
-    ) -> BoxFuture<'a, Result<Offset, LogError>> {
-        self.append(broker, payloads, accepted)
-    }
-
-    fn read<'a>(
-        &'a self,
-        _: &'a str,
-        _: Offset,
-        _: ReadLimit,
-    ) -> BoxFuture<'a, Result<Vec<Record>, LogError>> {
-        unimplemented!()
-    }
-
-    fn bounds(&self, _: &str) -> Bounds {
-        unimplemented!()
-    }
-
-    fn offset_at<'a>(&'a self, _: &'a str, _: Timestamp) -> BoxFuture<'a, Result<Offset, LogError>> {
-        unimplemented!()
-    }
-
-    fn watch(&self, _: &str) -> watch::Receiver<Offset> {
-        unimplemented!()
-    }
-
-    fn trim<'a>(&'a self, _: &'a str, _: Offset) -> BoxFuture<'a, Result<(), LogError>> {
-        unimplemented!()
-    }
-
-    fn capacity(&self) -> u64 {
-        u64::MAX
-    }
-
-    fn usage(&self) -> Vec<(String, u64)> {
-        unimplemented!()
-    }
-
-    fn cursors(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, LogError>> {
-        unimplemented!()
-    }
-
-    fn save_cursors(&self, _: Vec<CursorChange>) -> BoxFuture<'_, Result<(), LogError>> {
-        unimplemented!()
-    }
-
-    fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
-        unimplemented!()
-    }
-
-    fn failed(&self) -> BoxFuture<'_, LogError> {
-        unimplemented!()
     }
 }
 
@@ -223,13 +147,10 @@ fn source(name: &str, schedule: &str) -> routing::Source {
 const SECOND: Duration = Duration::from_secs(1);
 
 fn start(wall: &str) -> (Arc<TestLog>, Arc<TestClock>, Sources) {
-    let log = Arc::new(TestLog::default());
+    let log = TestLog::new();
     let clock = TestClock::at(wall);
-    let sources = Sources::with_clock(
-        Arc::clone(&log) as _,
-        Arc::clone(&log) as _,
-        Arc::clone(&clock) as _,
-    );
+    let intake = Intake::new(Arc::new(log.logs.clone()), log.clone());
+    let sources = Sources::with_clock(intake, Arc::clone(&clock) as _);
     (log, clock, sources)
 }
 
@@ -254,7 +175,6 @@ async fn produces_one_event_per_scheduled_time() {
         log.times(2).await,
         ["2026-11-24T08:00:02Z", "2026-11-24T08:00:04Z"]
     );
-    assert_eq!(log.records.lock().unwrap()[0].0, "shop/orders");
     clock.asleep(1).await;
     assert_eq!(counts(&sources), [("a".to_owned(), 2, 0)]);
     sources.shutdown().await;

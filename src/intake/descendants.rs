@@ -14,8 +14,10 @@ use std::{
 
 use http::HeaderMap;
 
-use super::HOPS;
 use crate::cloudevents::{Event, Lineage, Origin};
+
+/// Extension attribute of a reply: the number of deliveries that led to it, the one to its Sink included.
+pub const HOPS: &str = "weirhops";
 
 /// How many deliveries may lead to an event, one from another.
 pub const MAX_HOPS: u32 = 32;
@@ -56,7 +58,7 @@ pub enum Beyond {
 /// Descendants that were counted. They are no longer counted when this is dropped, unless they are kept.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct Counted {
+pub struct Counted {
     descendants: Descendants,
     id: u64,
     events: u32,
@@ -66,7 +68,7 @@ pub(crate) struct Counted {
 
 /// The events of a request may be stored, each within its hops. They count once [`Admission::keep`] is called.
 #[derive(Debug)]
-pub(crate) struct Admission {
+pub struct Admission {
     hops: u32,
     counted: Option<Counted>,
 }
@@ -76,7 +78,7 @@ impl Admission {
     ///
     /// # Errors
     /// When too many deliveries led to it.
-    pub(crate) fn with_lineage(&self, event: Event) -> Result<Event, Beyond> {
+    pub fn with_lineage(&self, event: Event) -> Result<Event, Beyond> {
         let hops = said_by_attribute(&event).max(self.hops);
         if hops > MAX_HOPS {
             return Err(Beyond::Hops);
@@ -90,7 +92,7 @@ impl Admission {
     }
 
     /// The events are stored.
-    pub(crate) fn keep(self) {
+    pub fn keep(self) {
         if let Some(counted) = self.counted {
             counted.keep();
         }
@@ -102,7 +104,7 @@ impl Descendants {
     ///
     /// # Errors
     /// When they are beyond the limit together.
-    pub(crate) fn admit(&self, headers: &HeaderMap, events: usize) -> Result<Admission, Beyond> {
+    pub fn admit(&self, headers: &HeaderMap, events: usize) -> Result<Admission, Beyond> {
         let sent = Lineage::from_headers(headers).filter(|sent| sent.hops > 0);
         let counted = match sent {
             Some(sent) if events > 0 => Some(self.count(sent.origin, events)?),
@@ -115,7 +117,7 @@ impl Descendants {
     }
 
     /// Counts events that follow from an origin, or from one that is not known.
-    pub(super) fn count(&self, origin: Option<Origin>, events: usize) -> Result<Counted, Beyond> {
+    pub fn count(&self, origin: Option<Origin>, events: usize) -> Result<Counted, Beyond> {
         let Origin { id, descendants } = origin.unwrap_or_else(new_origin);
         let events = u32::try_from(events).unwrap_or(u32::MAX);
         let last = self
@@ -161,7 +163,7 @@ impl Counts {
 
 impl Counted {
     /// The origin, with how many events have followed from it.
-    pub(super) fn origin(&self) -> Origin {
+    pub fn origin(&self) -> Origin {
         Origin {
             id: self.id,
             descendants: self.last,
@@ -169,7 +171,7 @@ impl Counted {
     }
 
     /// The events are stored.
-    pub(crate) fn keep(mut self) {
+    pub fn keep(mut self) {
         self.events = 0;
     }
 }
@@ -183,7 +185,7 @@ impl Drop for Counted {
 }
 
 /// The lineage of what is delivered, or replied to, `event`.
-pub(super) fn next(event: &Event) -> Lineage {
+pub fn next(event: &Event) -> Lineage {
     let Lineage { hops, origin } = event.lineage().unwrap_or_default();
     Lineage {
         hops: hops.max(said_by_attribute(event)).saturating_add(1),

@@ -1,0 +1,513 @@
+//! Delivery as a whole, on a real log.
+
+use std::{sync::atomic::AtomicU64, time::Instant};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    cloudevents::EventBuilder,
+    delivery::{Addresses, progress::Progress},
+    log::{
+        Offset,
+        conformance::ByKey as _,
+        embedded::{EmbeddedLog, EmbeddedOptions},
+        memory::{MemoryLogs, Operation},
+    },
+    routing::{Configuration, Delivery},
+};
+
+const BROKER: &str = "shop/default";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn eventually(mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap();
+}
+
+async fn start(log: Arc<dyn LogProvider>) -> Arc<Engine> {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let client = Client::new(1, Addresses::any()).unwrap();
+    Engine::start(
+        log,
+        client,
+        DeliveryOptions::default(),
+        Supervisor::default(),
+        &runtime::Handle::current(),
+    )
+    .await
+    .unwrap()
+}
+
+fn open(directory: &tempfile::TempDir) -> EmbeddedLog {
+    EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap()
+}
+
+/// A Trigger whose Sink does not answer.
+fn trigger(uid: &str, start: &Value, suspend: bool) -> Value {
+    json!({
+        "uid": uid, "namespace": "shop", "name": uid, "generation": 1, "broker": "default", "filters": [],
+        "destination": {"uri": "http://127.0.0.1:9/", "service": null, "contentMode": "AsReceived"},
+        "delivery": Delivery::default(), "start": start, "suspend": suspend,
+    })
+}
+
+fn table_of(triggers: Vec<Value>) -> RoutingTable {
+    let triggers = triggers.into_iter().map(serde_json::from_value);
+    RoutingTable::compile(Configuration {
+        triggers: triggers.collect::<Result<_, _>>().unwrap(),
+        ..Configuration::default()
+    })
+}
+
+fn table(triggers: &[(&str, Value)]) -> RoutingTable {
+    let triggers = triggers.iter().map(|(uid, start)| trigger(uid, start, false));
+    table_of(triggers.collect())
+}
+
+/// Logs in which no time can be found: they are away so many times, and then damaged, if at all.
+fn without_times(away: &Arc<AtomicU64>, is_damaged: bool) -> Arc<MemoryLogs> {
+    let (logs, away) = (MemoryLogs::default(), away.clone());
+    logs.set_fault(move |operation, _| {
+        if operation != Operation::FindTime {
+            return None;
+        }
+        let is_away = away.try_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+        match is_away {
+            Ok(_) => Some(LogError::Unavailable("EIO".to_owned())),
+            Err(_) => is_damaged.then(|| LogError::Damaged {
+                path: "log".into(),
+                detail: "offset 0".to_owned(),
+            }),
+        }
+    });
+    Arc::new(logs)
+}
+
+#[tokio::test]
+async fn damage_where_a_trigger_would_begin_stops_that_trigger_alone() {
+    let log = without_times(&Arc::default(), true);
+    let engine = start(log.clone()).await;
+    let table = table(&[
+        ("latest", json!("Latest")),
+        ("timed", json!({"At": "2026-01-01T00:00:00Z"})),
+    ]);
+    engine.apply(&table).await.unwrap();
+    let views = engine.triggers();
+    let stopped = || {
+        views
+            .iter()
+            .map(|view| view.stats.is_stopped())
+            .collect::<Vec<_>>()
+    };
+    eventually(|| stopped() == [false, true]).await;
+    let cursors = log.stored().await.unwrap();
+    let kept: Vec<_> = cursors.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(kept, ["latest", "trigger:latest"], "the next start looks again");
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_log_that_is_away_where_a_trigger_would_begin_is_waited_for() {
+    let away = Arc::new(AtomicU64::new(2));
+    let log = without_times(&away, false);
+    let record = || vec![Bytes::from_static(&[9, 0])];
+    log.append(BROKER, record(), Timestamp::UNIX_EPOCH).await.unwrap();
+    let engine = start(log.clone()).await;
+    let since = json!({"At": "2026-01-01T00:00:00Z"});
+    engine.apply(&table(&[("timed", since.clone())])).await.unwrap();
+    let stats = engine.triggers()[0].stats.clone();
+    log.append(BROKER, record(), Timestamp::now()).await.unwrap();
+    assert_eq!((stats.low(), stats.missed()), (Offset(0), 0));
+    eventually(|| stats.next() == Offset(2)).await;
+    assert_eq!((stats.missed(), stats.is_stopped()), (1, false));
+
+    // One that goes meanwhile is not waited for.
+    away.store(u64::MAX, Relaxed);
+    engine
+        .apply(&table(&[("timed", since.clone()), ("other", since.clone())]))
+        .await
+        .unwrap();
+    engine.apply(&table(&[("timed", since)])).await.unwrap();
+    assert_eq!(engine.triggers().len(), 1);
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_readers_of_brokers_without_triggers_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
+    let engine = start(log.clone()).await;
+    let tasks = engine.spawner.tasks.len();
+    for round in 0..3 {
+        engine.apply(&table(&[("u", json!("Latest"))])).await.unwrap();
+        assert_eq!(engine.running.lock().await.readers.len(), 1);
+        let record = vec![Bytes::from_static(&[9, 0])];
+        log.append(BROKER, record, Timestamp::now()).await.unwrap();
+        let stats = engine.triggers()[0].stats.clone();
+        eventually(|| stats.missed() == 1).await;
+        engine.apply(&table(&[])).await.unwrap();
+        assert!(engine.running.lock().await.readers.is_empty(), "round {round}");
+        eventually(|| engine.spawner.tasks.len() == tasks).await;
+    }
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_place_beyond_the_end_of_the_log_skips_no_new_event() {
+    let directory = tempfile::tempdir().unwrap();
+    let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
+    let other_version = || vec![Bytes::from_static(&[9, 0])];
+    let dead_letters = format!("{BROKER}.dead-letters");
+    for key in [BROKER, &dead_letters] {
+        log.append(key, other_version(), Timestamp::now()).await.unwrap();
+    }
+    let mut beyond = Progress::starting_at(Offset(1));
+    beyond.matched(Offset(6));
+    let redriven = Taken::default().change(&BROKER.into(), [Offset(0), Offset(1)].into_iter());
+    let cursors = vec![
+        ("u".to_owned(), Some(beyond.encode(BROKER, Instant::now()).into())),
+        (redriven.0.to_string(), redriven.1),
+    ];
+    log.save(cursors).await.unwrap();
+
+    let engine = start(log.clone()).await;
+    engine.apply(&table(&[("u", json!("Latest"))])).await.unwrap();
+    let stats = engine.triggers()[0].stats.clone();
+    assert_eq!(
+        (stats.next(), stats.dropped(), stats.pending()),
+        (Offset(1), 1, 0)
+    );
+    let stored: HashMap<_, _> = log.stored().await.unwrap().into_iter().collect();
+    assert_eq!(
+        Progress::decode(&stored["u"], Instant::now()).unwrap().next(),
+        Offset(1)
+    );
+    let restored = Taken::default();
+    restored
+        .restore(BROKER.into(), &stored["dead-letters:shop/default"])
+        .unwrap();
+    assert_eq!(restored.count(&BROKER.into()), 1);
+    log.append(BROKER, other_version(), Timestamp::now())
+        .await
+        .unwrap();
+    eventually(|| stats.missed() == 1).await;
+    log.append(&dead_letters, other_version(), Timestamp::now())
+        .await
+        .unwrap();
+    assert_eq!(engine.dead_letter_brokers(), [(BROKER.into(), 1)]);
+    engine.shutdown().await;
+}
+
+/// On one thread two configurations in succession come before the dispatcher sees the first.
+#[tokio::test]
+async fn a_suspension_that_the_dispatcher_does_not_see_does_not_leave_it_deaf() {
+    let directory = tempfile::tempdir().unwrap();
+    let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
+    let engine = start(log.clone()).await;
+    let with_suspend = |suspend| table_of(vec![trigger("u", &json!("Latest"), suspend)]);
+    engine.apply(&with_suspend(false)).await.unwrap();
+    let inbox = engine.running.lock().await.triggers["u"].inbox.clone();
+    eventually(|| inbox.is_attached()).await;
+    engine.apply(&with_suspend(true)).await.unwrap();
+    engine.apply(&with_suspend(false)).await.unwrap();
+    let other_version = vec![Bytes::from_static(&[9, 0])];
+    log.append(BROKER, other_version, Timestamp::now()).await.unwrap();
+    let stats = engine.triggers()[0].stats.clone();
+    eventually(|| stats.missed() == 1).await;
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_an_unread_trigger_has_not_settled_stays_in_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
+    let engine = start(log.clone()).await;
+    engine.apply(&table(&[("u", json!("Latest"))])).await.unwrap();
+    engine.shutdown().await;
+    let event = vec![Bytes::from_static(b"event")];
+    log.append(BROKER, event, Timestamp::UNIX_EPOCH).await.unwrap();
+
+    let engine = start(log.clone()).await;
+    let first_after = async |unread: &[&str]| {
+        let configuration = Configuration {
+            unread: unread.iter().map(|&uid| uid.into()).collect(),
+            ..Configuration::default()
+        };
+        let table = RoutingTable::compile(configuration);
+        engine.apply(&table).await.unwrap();
+        let first = trim(&engine, &log).await;
+        (first, engine.kept_count())
+    };
+    assert_eq!(
+        first_after(&["u"]).await,
+        (Offset(0), 0),
+        "it is old, and somebody wants it"
+    );
+    assert_eq!(first_after(&[]).await, (Offset(0), 1), "it is gone");
+    assert_eq!(first_after(&["u"]).await, (Offset(0), 0), "it is there again");
+    engine.shutdown().await;
+}
+
+/// A Trigger with another name than its UID.
+fn named(uid: &str, name: &str, more: Value) -> Value {
+    let mut trigger = trigger(uid, &json!("Latest"), false);
+    trigger["name"] = name.into();
+    trigger
+        .as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    trigger
+}
+
+async fn append(log: &Arc<dyn LogProvider>, events: usize) {
+    let event = EventBuilder::new()
+        .attribute("id", "1")
+        .attribute("source", "/s")
+        .attribute("type", "t");
+    let events = vec![event.build().unwrap().to_record(); events];
+    log.append(BROKER, events, Timestamp::UNIX_EPOCH).await.unwrap();
+}
+
+/// A Trigger with UID `a` and name `t` that wants three events, whose Sink does not answer.
+async fn with_backlog(log: &Arc<dyn LogProvider>) -> Arc<Engine> {
+    let engine = start(log.clone()).await;
+    engine
+        .apply(&table_of(vec![named("a", "t", json!({}))]))
+        .await
+        .unwrap();
+    append(log, 3).await;
+    let stats = engine.triggers()[0].stats.clone();
+    eventually(|| stats.matched() == 3 && stats.next() == Offset(3)).await;
+    let saved = async || {
+        Progress::decode(&log.checkpoint("a").await.unwrap().unwrap(), Instant::now())
+            .unwrap()
+            .pending()
+    };
+    while saved().await < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    engine
+}
+
+async fn keys(log: &Arc<dyn LogProvider>) -> Vec<String> {
+    let cursors = log.stored().await.unwrap();
+    cursors.into_iter().map(|(key, _)| key).collect()
+}
+
+/// Matched, pending and what comes next of the Trigger with this UID.
+fn figures(engine: &Engine, uid: &str) -> (u64, u64, Offset) {
+    let triggers = engine.triggers();
+    let view = triggers.iter().find(|view| view.uid == uid).unwrap();
+    (view.stats.matched(), view.stats.pending(), view.stats.next())
+}
+
+async fn trim(engine: &Engine, log: &Arc<dyn LogProvider>) -> Offset {
+    engine.trimmer.trim(false).await.unwrap();
+    log.bounds(BROKER).first
+}
+
+#[tokio::test]
+async fn the_trigger_of_the_same_name_goes_on_where_the_deleted_one_was() {
+    for restarts in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
+        let mut engine = with_backlog(&log).await;
+        engine.apply(&RoutingTable::default()).await.unwrap();
+        append(&log, 2).await;
+        if restarts {
+            engine.shutdown().await;
+            engine = start(log.clone()).await;
+            engine.apply(&RoutingTable::default()).await.unwrap();
+        }
+        assert_eq!((engine.kept_count(), engine.dropped_with_trigger()), (1, 0));
+        assert_eq!(
+            trim(&engine, &log).await,
+            Offset(0),
+            "it is old, and may be wanted"
+        );
+        // A Trigger of another name, or broker, has nothing to do with it.
+        let others = [
+            named("x", "other", json!({})),
+            named("y", "t", json!({"broker": "elsewhere"})),
+        ];
+        engine.apply(&table_of(others.to_vec())).await.unwrap();
+        assert_eq!(figures(&engine, "x"), (0, 0, Offset(5)));
+        assert_eq!(engine.kept_count(), 1);
+        let triggers = vec![others[0].clone(), others[1].clone(), named("b", "t", json!({}))];
+        engine.apply(&table_of(triggers)).await.unwrap();
+        eventually(|| figures(&engine, "b") == (5, 5, Offset(5))).await;
+        assert!(
+            engine
+                .triggers()
+                .iter()
+                .all(|view| view.stats.is_resumed() == (view.uid == "b"))
+        );
+        assert_eq!(trim(&engine, &log).await, Offset(0));
+        assert_eq!((engine.kept_count(), engine.dropped_with_trigger()), (0, 0));
+        let keys = keys(&log).await;
+        assert!(
+            !keys.iter().any(|key| key == "a" || key == "trigger:a"),
+            "it is there once: {keys:?}"
+        );
+        engine.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_trigger_that_was_replaced_while_no_router_ran_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
+    with_backlog(&log).await.shutdown().await;
+    let engine = start(log.clone()).await;
+    engine
+        .apply(&table_of(vec![named("b", "t", json!({}))]))
+        .await
+        .unwrap();
+    assert_eq!(figures(&engine, "b"), (3, 3, Offset(3)));
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_trigger_that_is_replaced_or_missing_for_a_moment_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
+    let engine = with_backlog(&log).await;
+    engine
+        .apply(&table_of(vec![named("b", "t", json!({}))]))
+        .await
+        .unwrap();
+    assert_eq!(figures(&engine, "b"), (3, 3, Offset(3)));
+    engine.apply(&RoutingTable::default()).await.unwrap();
+    // The same Trigger, whatever it says of where a new one begins.
+    let set = json!({"start": "Earliest", "startIsSet": true});
+    engine.apply(&table_of(vec![named("b", "t", set)])).await.unwrap();
+    assert_eq!(figures(&engine, "b"), (3, 3, Offset(3)));
+    assert_eq!(engine.dropped_with_trigger(), 0);
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_start_that_is_set_begins_there_and_gives_the_place_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
+    let engine = with_backlog(&log).await;
+    engine.apply(&RoutingTable::default()).await.unwrap();
+    let latest = named("b", "t", json!({"startIsSet": true}));
+    engine.apply(&table_of(vec![latest])).await.unwrap();
+    assert_eq!(figures(&engine, "b"), (0, 0, Offset(3)));
+    assert_eq!((engine.kept_count(), engine.dropped_with_trigger()), (0, 3));
+    assert!(!engine.triggers()[0].stats.is_resumed());
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_place_is_given_up_when_its_time_is_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
+    with_backlog(&log).await.shutdown().await;
+    for (keep_deleted, kept) in [(Duration::from_secs(3600), 1), (Duration::ZERO, 0)] {
+        let options = DeliveryOptions {
+            keep_deleted,
+            ..DeliveryOptions::default()
+        };
+        let client = Client::new(1, Addresses::any()).unwrap();
+        let engine = Engine::start(
+            log.clone(),
+            client,
+            options,
+            Supervisor::default(),
+            &runtime::Handle::current(),
+        )
+        .await
+        .unwrap();
+        engine.apply(&RoutingTable::default()).await.unwrap();
+        engine.keeper.tick().await.unwrap();
+        assert_eq!(engine.kept_count(), kept);
+        assert_eq!(engine.dropped_with_trigger(), if kept == 0 { 3 } else { 0 });
+        assert_eq!(trim(&engine, &log).await, Offset(if kept == 0 { 3 } else { 0 }));
+        engine.shutdown().await;
+    }
+    assert_eq!(keys(&log).await, ["running-time"]);
+}
+
+/// As an earlier version left it.
+#[tokio::test]
+async fn a_cursor_without_a_name_is_its_triggers_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
+    with_backlog(&log).await.shutdown().await;
+    log.save(vec![("trigger:a".to_owned(), None)]).await.unwrap();
+    let engine = start(log.clone()).await;
+    engine
+        .apply(&table_of(vec![named("a", "t", json!({}))]))
+        .await
+        .unwrap();
+    assert_eq!(figures(&engine, "a"), (3, 3, Offset(3)));
+    assert!(
+        keys(&log).await.contains(&"trigger:a".to_owned()),
+        "it has one now"
+    );
+    engine.shutdown().await;
+    log.save(vec![("trigger:a".to_owned(), None)]).await.unwrap();
+    let engine = start(log.clone()).await;
+    engine
+        .apply(&table_of(vec![named("b", "t", json!({}))]))
+        .await
+        .unwrap();
+    assert_eq!(figures(&engine, "b"), (0, 0, Offset(3)));
+    assert_eq!(engine.dropped_with_trigger(), 3);
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_counted_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
+    let append = async || {
+        let other_version = Bytes::from_static(&[9, 0]);
+        let appended = log.append(BROKER, vec![other_version], Timestamp::now()).await;
+        appended.unwrap();
+    };
+    append().await;
+    let engine = start(log.clone()).await;
+    engine.apply(&table(&[("u", json!("Earliest"))])).await.unwrap();
+    let stats = engine.triggers()[0].stats.clone();
+    // By itself, then from the reader.
+    for missed in 1..=5 {
+        eventually(|| stats.missed() == missed && stats.next() == Offset(missed)).await;
+        append().await;
+    }
+    eventually(|| stats.missed() == 6).await;
+    engine.shutdown().await;
+    assert_eq!((stats.missed(), stats.next()), (6, Offset(6)));
+    assert_eq!((stats.matched(), stats.pending(), stats.dropped()), (0, 0, 0));
+}
+
+/// Logs that panic when they are read.
+async fn panicking() -> Arc<MemoryLogs> {
+    let logs = MemoryLogs::default();
+    logs.append(BROKER, vec![Bytes::new()], Timestamp::now())
+        .await
+        .unwrap();
+    logs.set_fault(|operation, _| {
+        assert!(operation != Operation::Read, "a fault in the program");
+        None
+    });
+    Arc::new(logs)
+}
+
+#[tokio::test]
+async fn a_trigger_whose_delivery_panicked_is_stopped() {
+    let engine = start(panicking().await).await;
+    engine.apply(&table(&[("u", json!("Earliest"))])).await.unwrap();
+    let stats = engine.triggers()[0].stats.clone();
+    eventually(|| stats.is_stopped()).await;
+    engine.shutdown().await;
+}

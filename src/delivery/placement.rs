@@ -1,0 +1,295 @@
+//! Where Triggers begin or go on: from their own checkpoints, from that of a deleted Trigger of their name, or where their
+//! `start` says. What is not stored yet is stored before a Trigger runs, so that an event accepted afterwards reaches it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    EngineError, TriggerView,
+    keeper::{self, Gone, Keeper, StoredPlace},
+    kept::{Identity, Record, removal},
+    place::BrokerLogs,
+    progress::Progress,
+    settings::Settings,
+};
+use crate::{
+    log::{BrokerName, CheckpointChange, CheckpointKey, Checkpoints, Log, LogError, LogProvider, Offset},
+    routing::{RoutingTable, Start, Trigger},
+};
+
+/// How long a Trigger waits before the log is asked again where it begins.
+const FIND_AGAIN: Duration = Duration::from_secs(1);
+
+/// Where a Trigger begins or goes on.
+pub(super) struct Placed {
+    pub(super) progress: Progress,
+    /// Why the log cannot tell where it begins. Nothing is delivered then, and all that is retained is held for it:
+    /// until the log can be read, or for damage until the router is started again.
+    pub(super) unknown: Option<LogError>,
+    /// Whether it goes on where it was before it was deleted, or where another of its name was.
+    pub(super) resumed: bool,
+}
+
+impl Placed {
+    fn known(progress: Progress) -> Self {
+        Self {
+            progress,
+            unknown: None,
+            resumed: false,
+        }
+    }
+}
+
+/// The stored places of Triggers that do not run.
+pub(super) struct Placement {
+    logs: Arc<dyn LogProvider>,
+    checkpoints: Arc<dyn Checkpoints>,
+    keeper: Arc<Keeper>,
+    /// Found at the start, until their Triggers appear.
+    stored: HashMap<String, StoredPlace>,
+}
+
+impl Placement {
+    pub(super) fn new(
+        logs: Arc<dyn LogProvider>,
+        checkpoints: Arc<dyn Checkpoints>,
+        keeper: Arc<Keeper>,
+        stored: HashMap<String, StoredPlace>,
+    ) -> Self {
+        Self {
+            logs,
+            checkpoints,
+            keeper,
+            stored,
+        }
+    }
+
+    /// The place of each Trigger of the table that does not run yet, by UID. All are durable on return.
+    pub(super) async fn place_new(
+        &mut self,
+        table: &RoutingTable,
+        runs: impl Fn(&str) -> bool,
+    ) -> Result<HashMap<String, Placed>, EngineError> {
+        let (mut places, mut changed) = (HashMap::new(), Vec::new());
+        for (broker, routes) in table.brokers() {
+            let logs = BrokerLogs::open(&*self.logs, &BrokerName::from(broker.as_str()));
+            for trigger in routes.routes().iter().map(|route| &route.trigger) {
+                let uid = &trigger.uid;
+                if runs(uid) || places.contains_key(uid) {
+                    continue;
+                }
+                let found = self.found(trigger, broker).await?;
+                let (mut place, is_new) = match &found {
+                    Some(found) => restored(&logs, &found.stored.cursor, trigger).await?,
+                    None => (beginning(&*logs.events, trigger.start).await?, true),
+                };
+                place.resumed = found.as_ref().is_some_and(|found| found.was_gone);
+                if place.unknown.is_none() {
+                    let found = found.as_ref();
+                    changed.extend(changes(trigger, broker, &place.progress, is_new, found));
+                }
+                places.insert(uid.clone(), place);
+            }
+        }
+        if !changed.is_empty() {
+            self.save(changed).await?;
+        }
+        Ok(places)
+    }
+
+    /// Keeps the places of Triggers that have ended or were found, and are not in the table.
+    pub(super) async fn retire(
+        &mut self,
+        ended: Vec<TriggerView>,
+        table: &RoutingTable,
+    ) -> Result<(), LogError> {
+        let present: HashSet<_> = table.triggers().map(|trigger| trigger.uid.as_str()).collect();
+        let mut gone: Vec<_> = ended.iter().map(Gone::ended).collect();
+        let is_gone = |uid: &str| !present.contains(uid) && !table.is_unread(uid);
+        let stored = self.stored.extract_if(|uid, _| is_gone(uid));
+        gone.extend(stored.map(|(uid, place)| Gone::found(uid, place)));
+        let unread = gone.extract_if(.., |gone| table.is_unread(&gone.uid));
+        let mut unread: Vec<_> = unread.map(|gone| gone.uid).collect();
+        unread.extend(self.keeper.take_unread(|uid| table.is_unread(uid)));
+        for uid in unread {
+            let key = CheckpointKey::Trigger(uid.clone());
+            if let Some(cursor) = self.checkpoints.load(&key).await? {
+                let place = StoredPlace { cursor, record: None };
+                self.stored.insert(uid, place);
+            }
+        }
+        self.keeper.keep(gone).await
+    }
+
+    /// Stores places so that they survive the machine.
+    pub(super) async fn save(&self, changes: Vec<CheckpointChange>) -> Result<(), LogError> {
+        match self.checkpoints.save(changes).await {
+            // Then there is no room for events either: none is accepted that a new Trigger could miss.
+            Err(LogError::Full(error)) => {
+                tracing::warn!(
+                    error,
+                    "no room to keep where Triggers begin; they keep it with their progress"
+                );
+                Ok(())
+            }
+            Err(error) => Err(error),
+            Ok(()) => self.logs.sync().await,
+        }
+    }
+
+    /// Views of Triggers that do not run, so that what they have not settled stays in the log.
+    pub(super) fn views(&self) -> Vec<TriggerView> {
+        let mut views = Vec::new();
+        for (uid, place) in &self.stored {
+            match keeper::view(&*self.logs, uid, None, &place.cursor) {
+                Ok(view) => views.push(view),
+                Err(error) => {
+                    tracing::error!(uid, %error, "the stored cursor of a Trigger cannot be used, and nothing is held for it");
+                }
+            }
+        }
+        views
+    }
+
+    /// What is stored of a Trigger that does not run yet, or of one whose place it takes.
+    async fn found(&mut self, trigger: &Trigger, broker: &str) -> Result<Option<Found>, LogError> {
+        if let Some(stored) = self.stored.remove(&trigger.uid) {
+            let was_gone = stored
+                .record
+                .as_ref()
+                .is_some_and(|record| record.gone_at().is_some());
+            return Ok(Some(Found {
+                uid: trigger.uid.clone(),
+                stored,
+                was_gone,
+            }));
+        }
+        let taken_up = self.keeper.take_up(trigger, broker).await?;
+        Ok(taken_up.map(|(uid, cursor)| Found {
+            uid,
+            stored: StoredPlace { cursor, record: None },
+            was_gone: true,
+        }))
+    }
+}
+
+/// What is stored of a Trigger.
+struct Found {
+    /// The UID under which it is stored; another's where the Trigger takes its place.
+    uid: String,
+    stored: StoredPlace,
+    /// Whether that Trigger was gone.
+    was_gone: bool,
+}
+
+/// Where the Trigger was, and whether that differs from what is stored: it is clamped to the ends of the logs, which a
+/// damaged log may have lost.
+async fn restored(
+    logs: &BrokerLogs,
+    stored: &Bytes,
+    trigger: &Trigger,
+) -> Result<(Placed, bool), EngineError> {
+    let mut progress = Progress::decode(stored, Instant::now()).map_err(|error| EngineError::Cursor {
+        uid: trigger.uid.clone(),
+        detail: error.to_string(),
+    })?;
+    let end = logs.events.bounds().await?.next;
+    let dead_letters = logs.letters.bounds().await?.next;
+    let (place, dropped) = (progress.next(), progress.counts().dropped);
+    let is_beyond = progress.keep_within(end, dead_letters);
+    if is_beyond {
+        tracing::warn!(
+            trigger = format!("{}/{}", trigger.namespace, trigger.name),
+            broker = %logs.broker(),
+            %place,
+            %end,
+            dropped = progress.counts().dropped - dropped,
+            "the Trigger's place is beyond the end of the log, which has lost its end: it goes on at the end, and \
+             what it had not settled beyond is dropped"
+        );
+    }
+    Ok((Placed::known(progress), is_beyond))
+}
+
+async fn beginning(log: &dyn Log, start: Start) -> Result<Placed, LogError> {
+    match find_start(log, start).await {
+        Ok(offset) => Ok(Placed::known(Progress::starting_at(offset))),
+        Err(error @ (LogError::Damaged { .. } | LogError::Unavailable(_))) => Ok(Placed {
+            unknown: Some(error),
+            ..Placed::known(Progress::starting_at(log.cached_bounds().first))
+        }),
+        Err(error) => Err(error),
+    }
+}
+
+/// What has to be stored so that the Trigger has its place: one commit, so that the place is never there twice.
+fn changes(
+    trigger: &Trigger,
+    broker: &str,
+    progress: &Progress,
+    is_new: bool,
+    found: Option<&Found>,
+) -> Vec<CheckpointChange> {
+    let mut changes = Vec::new();
+    let others = found.map(|found| &*found.uid).filter(|uid| *uid != trigger.uid);
+    if is_new || others.is_some() {
+        changes.push((
+            CheckpointKey::Trigger(trigger.uid.clone()),
+            Some(progress.encode(broker, Instant::now()).into()),
+        ));
+    }
+    let record = Record::present(Identity::of(trigger, broker));
+    if found.and_then(|found| found.stored.record.as_ref()) != Some(&record) {
+        changes.push(record.change(&trigger.uid));
+    }
+    changes.extend(others.into_iter().flat_map(removal));
+    changes
+}
+
+async fn find_start(log: &dyn Log, start: Start) -> Result<Offset, LogError> {
+    match start {
+        Start::Latest => Ok(log.bounds().await?.next),
+        Start::Earliest => Ok(log.bounds().await?.first),
+        Start::At(time) => log.offset_at(time).await,
+    }
+}
+
+/// Where a Trigger begins of which an error kept that from being known: waits while the log is away. `None` when the
+/// Trigger is deleted, or delivery ends.
+pub(super) async fn find_start_later(
+    mut error: LogError,
+    trigger: &str,
+    log: &dyn Log,
+    start: Start,
+    settings: &mut watch::Receiver<Settings>,
+    stop: &CancellationToken,
+) -> Option<Result<Offset, LogError>> {
+    while let LogError::Unavailable(reason) = &error {
+        tracing::warn!(
+            trigger,
+            reason,
+            "where the Trigger begins cannot be read; it waits until it can"
+        );
+        let again = async {
+            tokio::time::sleep(FIND_AGAIN).await;
+            find_start(log, start).await
+        };
+        let gone = async { while settings.changed().await.is_ok() {} };
+        tokio::select! {
+            found = again => match found {
+                Ok(offset) => return Some(Ok(offset)),
+                Err(again) => error = again,
+            },
+            () = stop.cancelled() => return None,
+            () = gone => return None,
+        }
+    }
+    Some(Err(error))
+}

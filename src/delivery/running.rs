@@ -1,0 +1,208 @@
+//! The tasks of delivery: one that reads each broker's log, and one that delivers each Trigger's events.
+
+use std::sync::{Arc, atomic::AtomicU64};
+
+use tokio::{
+    runtime,
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use super::{
+    Client, DeliveryOptions, TriggerStats, TriggerView,
+    dispatcher::{Dispatcher, Parts},
+    inbox::Inbox,
+    place::BrokerLogs,
+    placement::{Placed, find_start_later},
+    progress::Progress,
+    reader::Reader,
+    redrive::Redrive,
+    settings::Settings,
+};
+use crate::{
+    intake::Intake,
+    log::{BrokerName, Checkpoints, LogError, LogName, LogProvider},
+    routing::Trigger,
+    supervision::{self, Supervisor},
+};
+
+/// The reader of a broker that has Triggers.
+pub(super) struct RunningReader {
+    pub(super) reader: Arc<Reader>,
+    /// Ends it when it is dropped.
+    _stop: DropGuard,
+}
+
+/// The delivery of a Trigger.
+pub(super) struct RunningTrigger {
+    pub(super) settings: watch::Sender<Settings>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) view: TriggerView,
+    pub(super) redrives: mpsc::Sender<Redrive>,
+    task: JoinHandle<()>,
+}
+
+impl RunningTrigger {
+    /// Ends it, and waits until it has.
+    pub(super) async fn end(self) -> TriggerView {
+        drop(self.settings);
+        // It ends at once when its settings are closed; a panic in it was caught.
+        let _ = self.task.await;
+        self.inbox.detach();
+        self.view
+    }
+}
+
+/// Starts the tasks.
+pub(super) struct Spawner {
+    pub(super) logs: Arc<dyn LogProvider>,
+    pub(super) checkpoints: Arc<dyn Checkpoints>,
+    pub(super) intake: Intake,
+    pub(super) client: Client,
+    pub(super) options: DeliveryOptions,
+    /// Told when something cannot be settled for want of room.
+    pub(super) room_wanted: Arc<Notify>,
+    /// Grows when a Trigger has settled something durably.
+    pub(super) settled: Arc<AtomicU64>,
+    pub(super) tasks: TaskTracker,
+    pub(super) supervisor: Supervisor,
+    pub(super) runtime: runtime::Handle,
+    pub(super) stop: CancellationToken,
+}
+
+impl Spawner {
+    /// Starts to read a broker's log, from its end on.
+    pub(super) async fn reader(&self, broker: &BrokerName) -> Result<RunningReader, LogError> {
+        let log = self.logs.open(&LogName::Events(broker.clone()));
+        let position = log.bounds().await?.next;
+        let reader = Arc::new(Reader::new(log, position, &self.options.memory));
+        let stop = self.stop.child_token();
+        let running = RunningReader {
+            reader: reader.clone(),
+            _stop: stop.clone().drop_guard(),
+        };
+        let name = broker.clone();
+        let reading = async move {
+            if let Err(error) = reader.run(stop).await {
+                tracing::error!(broker = %name, %error, "the event log failed: nothing of the broker is read any more");
+            }
+        };
+        let name = format!("the reader of {broker}");
+        self.tasks
+            .spawn_on(self.supervisor.clone().watch(name, reading), &self.runtime);
+        Ok(running)
+    }
+
+    /// Starts to deliver a Trigger's events.
+    pub(super) fn trigger(
+        &self,
+        reader: &Arc<Reader>,
+        settings: Settings,
+        place: Placed,
+        broker: &BrokerName,
+        trigger: &Trigger,
+    ) -> RunningTrigger {
+        let Placed {
+            progress,
+            unknown,
+            resumed,
+        } = place;
+        let (sender, receiver) = watch::channel(settings);
+        let (redrives, asked) = mpsc::channel(1);
+        let stats = Arc::new(TriggerStats::telling(self.settled.clone()));
+        let inbox = Arc::new(Inbox::new(stats.clone()));
+        stats.show(&progress);
+        stats.show_low(progress.low());
+        let logs = BrokerLogs::open(&*self.logs, broker);
+        let view = TriggerView {
+            uid: trigger.uid.clone(),
+            namespace: trigger.namespace.clone(),
+            name: trigger.name.clone(),
+            log: logs.events.clone(),
+            stats: stats.clone(),
+        };
+        if resumed {
+            stats.resumed();
+            tell_resumed(&view, &progress);
+        }
+        // Boxed, like all that is large: tens of thousands of Triggers may each have this task.
+        let mut parts = Box::new(Parts {
+            logs,
+            checkpoints: self.checkpoints.clone(),
+            intake: self.intake.clone(),
+            client: self.client.clone(),
+            reader: reader.clone(),
+            inbox: inbox.clone(),
+            settings: receiver,
+            redrives: asked,
+            stats: stats.clone(),
+            room_wanted: self.room_wanted.clone(),
+            memory: self.options.memory.clone(),
+            progress,
+            stop: self.stop.clone(),
+            grace: self.options.grace,
+        });
+        let name = format!("{}/{}", trigger.namespace, trigger.name);
+        let start = trigger.start;
+        let delivering = async move {
+            if let Some(error) = unknown {
+                let Parts {
+                    logs, settings, stop, ..
+                } = &mut *parts;
+                match Box::pin(find_start_later(
+                    error,
+                    &name,
+                    &*logs.events,
+                    start,
+                    settings,
+                    stop,
+                ))
+                .await
+                {
+                    Some(Ok(offset)) => parts.progress = Progress::starting_at(offset),
+                    Some(Err(error)) => {
+                        stats.stop();
+                        tracing::error!(
+                            trigger = name, %error,
+                            "where the Trigger begins cannot be found in the damaged log, and all that is retained is \
+                             held for it: make it anew with another start"
+                        );
+                        return;
+                    }
+                    None => return,
+                }
+            }
+            let delivery = Box::pin(Box::new(Dispatcher::new(*parts)).run());
+            match supervision::caught(&format!("delivery of {name}"), delivery).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    stats.stop();
+                    tracing::error!(trigger = name, %error, "delivery has ended: the event log failed");
+                }
+                Err(_) => stats.stop(),
+            }
+        };
+        let task = self.tasks.spawn_on(delivering, &self.runtime);
+        RunningTrigger {
+            settings: sender,
+            inbox,
+            view,
+            redrives,
+            task,
+        }
+    }
+}
+
+fn tell_resumed(view: &TriggerView, progress: &Progress) {
+    tracing::info!(
+        trigger = format!("{}/{}", view.namespace, view.name),
+        broker = %view.broker(),
+        pending = progress.pending(),
+        not_looked_at = view.backlog(),
+        "the Trigger goes on where it was, or one of its name, before that was gone"
+    );
+}

@@ -1,0 +1,70 @@
+//! What delivery does now and then: trims the logs, gives up the places of Triggers that were deleted long ago, and says
+//! how many log lines were held back.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{Client, dead_letters::DeadLetters, keeper::Keeper, trimmer::Trimmer};
+
+/// How often the logs are trimmed.
+const TRIM_EVERY: Duration = Duration::from_secs(10);
+
+/// How soon they are trimmed when settling needs room; what is settled meanwhile is trimmed with it.
+const TRIM_AT_ONCE: Duration = Duration::from_millis(100);
+
+pub(super) struct Upkeep {
+    pub(super) client: Client,
+    pub(super) dead_letters: Arc<DeadLetters>,
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) trimmer: Arc<Trimmer>,
+    /// Asked for by what cannot be settled for want of room.
+    pub(super) room_wanted: Arc<Notify>,
+    /// Whether there was a routing table: before, nobody knows which events are wanted.
+    pub(super) applied: Arc<AtomicBool>,
+    pub(super) stop: CancellationToken,
+}
+
+impl Upkeep {
+    /// Runs until told to stop.
+    pub(super) async fn run(self) {
+        let mut regularly = tokio::time::interval(TRIM_EVERY);
+        regularly.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let room_wanted = tokio::select! {
+                _ = regularly.tick() => false,
+                () = self.room_wanted.notified() => {
+                    tokio::time::sleep(TRIM_AT_ONCE).await;
+                    true
+                }
+                () = self.stop.cancelled() => return,
+            };
+            self.tell_overdue(Instant::now());
+            if self.applied.load(Relaxed) {
+                self.trim(room_wanted).await;
+            }
+        }
+    }
+
+    async fn trim(&self, room_wanted: bool) {
+        if let Err(error) = self.keeper.tick().await {
+            tracing::error!(%error, "the places of deleted Triggers cannot be seen to");
+        }
+        if let Err(error) = self.trimmer.trim(room_wanted).await {
+            tracing::error!(%error, "the event log cannot be trimmed");
+        }
+    }
+
+    /// Says how many log lines were held back, where no later line has.
+    fn tell_overdue(&self, now: Instant) {
+        self.client.tell_overdue(now);
+        self.dead_letters.tell_overdue(now);
+    }
+}

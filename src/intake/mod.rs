@@ -1,0 +1,189 @@
+//! The one way into the logs: stores new events for the ingress and for Sources, and replies and dead letters for
+//! delivery. It knows how much of the room each of them may take, ends loops (`descendants.rs`), and makes the records of
+//! a batch without keeping a thread from others. Deduplication will have its place here.
+
+mod descendants;
+
+pub use descendants::{Beyond, Counted, Descendants, HOPS, MAX_DESCENDANTS, MAX_HOPS, next};
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+
+use crate::log::{Append, BrokerName, LogError, LogName, LogProvider, Offset};
+
+/// Number of events of a batch after which other tasks get their turn.
+const EVENTS_AT_ONCE: usize = 256;
+
+/// Knows what may be removed from full logs.
+pub trait MakeRoom: Send + Sync {
+    /// Removes something. Returns whether there may be room now.
+    ///
+    /// # Errors
+    /// When the log fails.
+    fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>>;
+}
+
+/// Stores events. Clones share everything.
+#[derive(Clone)]
+pub struct Intake {
+    logs: Arc<dyn LogProvider>,
+    room: Arc<dyn MakeRoom>,
+}
+
+/// The part of the log's room that may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// The room for new events.
+    Common,
+    /// The reserve as well. It is for the first unsettled event alone: if others took it, that one could wait for good,
+    /// and nothing could be removed before it.
+    Reserve,
+}
+
+impl Intake {
+    /// Stores events in these logs, and asks `room` when they are full.
+    pub fn new(logs: Arc<dyn LogProvider>, room: Arc<dyn MakeRoom>) -> Self {
+        Self { logs, room }
+    }
+
+    /// Stores new events of a broker as one commit; when the log is full, tries once more after room was made.
+    ///
+    /// # Errors
+    /// As [`Log::append`](crate::log::Log::append).
+    pub async fn accept(
+        &self,
+        broker: &BrokerName,
+        records: &[Bytes],
+        accepted: Timestamp,
+    ) -> Result<Offset, LogError> {
+        let log = self.logs.open(&LogName::Events(broker.clone()));
+        let append = || {
+            log.append(Append {
+                payloads: records.to_vec(),
+                accepted,
+            })
+        };
+        let appended = append().await;
+        if !matches!(appended, Err(LogError::Full(_))) {
+            return appended;
+        }
+        match self.room.make_room().await {
+            Ok(true) => append().await,
+            Ok(false) => appended,
+            Err(error @ LogError::Failed(_)) => Err(error),
+            // Logged where it happened. The events are rejected because the log is full.
+            Err(_) => appended,
+        }
+    }
+
+    /// Stores replies or a dead letter, which settle an event, as one commit. It does not ask for room: when the log is
+    /// full, the delivery is retried.
+    ///
+    /// # Errors
+    /// As [`Log::append`](crate::log::Log::append).
+    pub async fn settle(&self, log: &LogName, records: Vec<Bytes>, room: Room) -> Result<Offset, LogError> {
+        let append = Append {
+            payloads: records,
+            accepted: Timestamp::now(),
+        };
+        match self.logs.capacity().filter(|_| room == Room::Reserve) {
+            Some(capacity) => capacity.append_to_settle(log, append).await,
+            None => self.logs.open(log).append(append).await,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Intake {
+    /// An intake that never makes room.
+    pub(crate) fn without_room(logs: Arc<dyn LogProvider>) -> Self {
+        struct NoRoom;
+        impl MakeRoom for NoRoom {
+            fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>> {
+                Box::pin(async { Ok(false) })
+            }
+        }
+        Self::new(logs, Arc::new(NoRoom))
+    }
+}
+
+/// Makes a record of each event. The events are read and encoded one after another, since a batch is larger as events
+/// than as text; other tasks get their turn in between.
+///
+/// # Errors
+/// The first error of `encode`, which gets the index of the event in the batch.
+pub async fn records<T, E>(
+    events: impl ExactSizeIterator<Item = T>,
+    mut encode: impl FnMut(usize, T) -> Result<Bytes, E>,
+) -> Result<Vec<Bytes>, E> {
+    let mut records = Vec::with_capacity(events.len());
+    for (index, event) in events.enumerate() {
+        if index % EVENTS_AT_ONCE == EVENTS_AT_ONCE - 1 {
+            tokio::task::yield_now().await;
+        }
+        records.push(encode(index, event)?);
+    }
+    Ok(records)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+    use super::*;
+    use crate::log::memory::{MemoryLogs, Operation};
+
+    /// Counts how often it is asked, and has some room or none.
+    #[derive(Default)]
+    struct TestRoom {
+        asked: AtomicUsize,
+        made: AtomicBool,
+        has_some: bool,
+    }
+
+    impl MakeRoom for TestRoom {
+        fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>> {
+            self.asked.fetch_add(1, Relaxed);
+            self.made.store(self.has_some, Relaxed);
+            Box::pin(async { Ok(self.has_some) })
+        }
+    }
+
+    fn full(has_some: bool) -> (Intake, Arc<TestRoom>, MemoryLogs) {
+        let room = Arc::new(TestRoom {
+            has_some,
+            ..TestRoom::default()
+        });
+        let (logs, made) = (MemoryLogs::default(), room.clone());
+        logs.set_fault(move |operation, _| {
+            let is_full = operation == Operation::Append && !made.made.load(Relaxed);
+            is_full.then(|| LogError::Full("no room".to_owned()))
+        });
+        (Intake::new(Arc::new(logs.clone()), room.clone()), room, logs)
+    }
+
+    #[tokio::test]
+    async fn new_events_ask_a_full_log_for_room_once() {
+        let (broker, record) = (BrokerName::from("shop/orders"), [Bytes::from_static(b"event")]);
+        for (has_some, stored) in [(true, 1), (false, 0)] {
+            let (intake, room, logs) = full(has_some);
+            let accepted = intake.accept(&broker, &record, Timestamp::UNIX_EPOCH).await;
+            assert_eq!(accepted.is_ok(), has_some, "{accepted:?}");
+            assert_eq!(room.asked.load(Relaxed), 1);
+            let log = logs.open(&LogName::Events(broker.clone()));
+            assert_eq!(log.cached_bounds().next, Offset(stored));
+        }
+    }
+
+    #[tokio::test]
+    async fn settling_does_not_ask_for_room() {
+        let (intake, room, _) = full(true);
+        let log = LogName::DeadLetters("shop/orders".into());
+        let settled = intake.settle(&log, vec![Bytes::new()], Room::Common).await;
+        assert!(matches!(settled, Err(LogError::Full(_))), "{settled:?}");
+        assert_eq!(room.asked.load(Relaxed), 0);
+    }
+}

@@ -1,0 +1,326 @@
+//! Logs in memory, for tests: they can be full, fail as a test says, and outlive being dropped.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::{
+    Append, Bounds, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogError, LogName,
+    LogProvider, Offset, ReadLimit, Record,
+};
+
+/// An operation that a [`Fault`] may keep from being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Append,
+    Read,
+    FindTime,
+    Trim,
+    Save,
+}
+
+/// Says why an operation on a log fails, or panics; `None` lets it pass. Saves concern no log.
+pub(crate) type Fault = dyn Fn(Operation, Option<&LogName>) -> Option<LogError> + Send + Sync;
+
+/// All logs, in memory. Clones share them.
+#[derive(Clone, Default)]
+pub(crate) struct MemoryLogs(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    fault: Mutex<Option<Arc<Fault>>>,
+}
+
+#[derive(Default)]
+struct State {
+    logs: BTreeMap<LogName, Records>,
+    checkpoints: BTreeMap<CheckpointKey, Bytes>,
+    epoch: Epoch,
+}
+
+#[derive(Default)]
+struct Records {
+    first: u64,
+    retained: Vec<Record>,
+    last_accepted: Option<Timestamp>,
+    end: watch::Sender<Offset>,
+}
+
+impl Records {
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            first: Offset(self.first),
+            next: Offset(self.first).plus(self.retained.len() as u64),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.retained
+            .iter()
+            .map(|record| record.payload.len() as u64)
+            .sum()
+    }
+}
+
+impl MemoryLogs {
+    /// From now on operations fail as this says.
+    pub(crate) fn set_fault(
+        &self,
+        fault: impl Fn(Operation, Option<&LogName>) -> Option<LogError> + Send + Sync + 'static,
+    ) {
+        *self.0.fault.lock().unwrap() = Some(Arc::new(fault));
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check(&self, operation: Operation, name: Option<&LogName>) -> Result<(), LogError> {
+        let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        fault.and_then(|fault| fault(operation, name)).map_or(Ok(()), Err)
+    }
+}
+
+impl LogProvider for MemoryLogs {
+    fn open(&self, name: &LogName) -> Arc<dyn Log> {
+        Arc::new(MemoryLog {
+            shared: self.0.clone(),
+            name: name.clone(),
+        })
+    }
+
+    fn checkpoints(&self, epoch: Epoch) -> Arc<dyn Checkpoints> {
+        let mut state = self.0.state();
+        state.epoch = state.epoch.max(epoch);
+        Arc::new(MemoryCheckpoints {
+            shared: self.0.clone(),
+            epoch,
+        })
+    }
+
+    fn usage(&self) -> Vec<(LogName, u64)> {
+        let state = self.0.state();
+        let logs = state
+            .logs
+            .iter()
+            .filter(|(_, records)| !records.retained.is_empty());
+        logs.map(|(name, records)| (name.clone(), records.bytes()))
+            .collect()
+    }
+
+    fn capacity(&self) -> Option<&dyn Capacity> {
+        Some(self)
+    }
+
+    fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn failed(&self) -> BoxFuture<'_, LogError> {
+        Box::pin(std::future::pending())
+    }
+}
+
+impl Capacity for MemoryLogs {
+    fn capacity(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn retained(&self) -> u64 {
+        self.usage().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn append_to_settle<'a>(
+        &'a self,
+        log: &'a LogName,
+        append: Append,
+    ) -> BoxFuture<'a, Result<Offset, LogError>> {
+        let log = self.open(log);
+        Box::pin(async move { log.append(append).await })
+    }
+}
+
+struct MemoryLog {
+    shared: Arc<Shared>,
+    name: LogName,
+}
+
+impl MemoryLog {
+    /// Does something with the records, unless a fault prevents it.
+    fn with<T>(&self, operation: Operation, action: impl FnOnce(&mut Records) -> T) -> Result<T, LogError> {
+        self.shared.check(operation, Some(&self.name))?;
+        let mut state = self.shared.state();
+        Ok(action(state.logs.entry(self.name.clone()).or_default()))
+    }
+}
+
+impl Log for MemoryLog {
+    fn name(&self) -> &LogName {
+        &self.name
+    }
+
+    fn append(&self, Append { payloads, accepted }: Append) -> BoxFuture<'_, Result<Offset, LogError>> {
+        Box::pin(async move {
+            self.with(Operation::Append, |records| {
+                let first = records.bounds().next;
+                let millis = accepted.as_nanosecond().div_euclid(1_000_000);
+                let accepted = Timestamp::from_millisecond(i64::try_from(millis).unwrap()).unwrap();
+                let last = records.last_accepted;
+                let accepted = last.map_or(accepted, |last| last.max(accepted));
+                if !payloads.is_empty() {
+                    records.last_accepted = Some(accepted);
+                }
+                for payload in payloads {
+                    let offset = records.bounds().next;
+                    records.retained.push(Record {
+                        offset,
+                        accepted,
+                        payload,
+                    });
+                }
+                let next = records.bounds().next;
+                records
+                    .end
+                    .send_if_modified(|end| std::mem::replace(end, next) != next);
+                first
+            })
+        })
+    }
+
+    fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, LogError>> {
+        Box::pin(async move {
+            self.with(Operation::Read, |records| {
+                let mut bytes = 0;
+                let from = records.retained.iter().skip_while(|record| record.offset < from);
+                let within = from.enumerate().take_while(|(number, record)| {
+                    bytes += record.payload.len();
+                    *number == 0 || (*number < limit.records && bytes <= limit.bytes)
+                });
+                within.map(|(_, record)| record.clone()).collect()
+            })
+        })
+    }
+
+    fn bounds(&self) -> BoxFuture<'_, Result<Bounds, LogError>> {
+        Box::pin(async { Ok(self.cached_bounds()) })
+    }
+
+    fn cached_bounds(&self) -> Bounds {
+        let state = self.shared.state();
+        state
+            .logs
+            .get(&self.name)
+            .map(Records::bounds)
+            .unwrap_or_default()
+    }
+
+    fn retained(&self) -> u64 {
+        self.shared.state().logs.get(&self.name).map_or(0, Records::bytes)
+    }
+
+    fn offset_at(&self, time: Timestamp) -> BoxFuture<'_, Result<Offset, LogError>> {
+        Box::pin(async move {
+            self.with(Operation::FindTime, |records| {
+                let found = records.retained.iter().find(|record| record.accepted >= time);
+                found.map_or(records.bounds().next, |record| record.offset)
+            })
+        })
+    }
+
+    fn follow(&self) -> watch::Receiver<Offset> {
+        let mut state = self.shared.state();
+        state.logs.entry(self.name.clone()).or_default().end.subscribe()
+    }
+
+    fn trim(&self, before: Offset) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(async move {
+            self.with(Operation::Trim, |records| {
+                let Bounds { first, next } = records.bounds();
+                let before = before.clamp(first, next);
+                records.retained.retain(|record| record.offset >= before);
+                records.first = before.0;
+            })
+        })
+    }
+}
+
+struct MemoryCheckpoints {
+    shared: Arc<Shared>,
+    epoch: Epoch,
+}
+
+impl Checkpoints for MemoryCheckpoints {
+    fn load_all(&self) -> BoxFuture<'_, Result<Vec<(CheckpointKey, Bytes)>, LogError>> {
+        Box::pin(async {
+            let state = self.shared.state();
+            let stored = state.checkpoints.iter();
+            Ok(stored.map(|(key, value)| (key.clone(), value.clone())).collect())
+        })
+    }
+
+    fn load<'a>(&'a self, key: &'a CheckpointKey) -> BoxFuture<'a, Result<Option<Bytes>, LogError>> {
+        Box::pin(async move { Ok(self.shared.state().checkpoints.get(key).cloned()) })
+    }
+
+    fn save(&self, changes: Vec<CheckpointChange>) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(async move {
+            self.shared.check(Operation::Save, None)?;
+            let mut state = self.shared.state();
+            if self.epoch < state.epoch {
+                return Err(LogError::Fenced(format!("the epoch is {}", state.epoch.0)));
+            }
+            for (key, value) in changes {
+                match value {
+                    Some(value) => state.checkpoints.insert(key, value),
+                    None => state.checkpoints.remove(&key),
+                };
+            }
+            Ok(())
+        })
+    }
+}
+
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::log::conformance::{self, Subject};
+
+    impl Subject for MemoryLogs {
+        type Logs = Self;
+
+        async fn open(&self) -> Self {
+            self.clone()
+        }
+    }
+
+    crate::log::conformance::conformance!(super::MemoryLogs::default());
+
+    proptest! {
+        #[test]
+        fn behaves_like_the_model(steps in conformance::steps(60)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(conformance::behaves_like_the_model(MemoryLogs::default(), steps));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_owner_at_an_earlier_epoch_is_fenced() {
+        let logs = MemoryLogs::default();
+        let change = || vec![(CheckpointKey::RunningTime, Some(Bytes::from_static(b"1")))];
+        let before = logs.checkpoints(Epoch(1));
+        before.save(change()).await.unwrap();
+        let after = logs.checkpoints(Epoch(2));
+        assert!(matches!(before.save(change()).await, Err(LogError::Fenced(_))));
+        after.save(change()).await.unwrap();
+    }
+}
