@@ -11,7 +11,7 @@ use http::HeaderValue;
 use jiff::Timestamp;
 
 use super::{
-    ATTEMPT_OVERHEAD, TriggerStats,
+    ATTEMPT_OVERHEAD, Hold, TriggerStats,
     client::{Answer, Client},
     dead_letter::DeadLetter,
     held::{Held, Share},
@@ -41,6 +41,7 @@ pub(super) struct Performer {
     pub(super) intake: Intake,
     pub(super) client: Client,
     pub(super) stats: Arc<TriggerStats>,
+    pub(super) hold: Arc<Hold>,
     pub(super) memory: Share,
     /// `namespace/name`.
     pub(super) trigger: Arc<str>,
@@ -265,7 +266,7 @@ impl Performer {
 
     /// The room for what settles this event.
     fn room(&self, place: Place) -> Room {
-        if self.stats.is_first_unsettled(place) {
+        if self.hold.is_first_unsettled(place) {
             Room::Reserve
         } else {
             Room::Common

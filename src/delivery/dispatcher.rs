@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    SAVE_EVERY, TriggerStats,
+    Hold, SAVE_EVERY, SinkHealth, TriggerStats,
     attempt::{Attempted, Kept, Made, Outcome, Performer, Sent},
     breaker::Blame,
     client::{Answer, Client},
@@ -68,6 +68,8 @@ pub(super) struct Parts {
     /// Dead letters that somebody wants delivered again.
     pub(super) redrives: mpsc::Receiver<Redrive>,
     pub(super) stats: Arc<TriggerStats>,
+    pub(super) hold: Arc<Hold>,
+    pub(super) sink: Arc<SinkHealth>,
     /// Told when something cannot be settled for want of room in the log.
     pub(super) room_wanted: Arc<Notify>,
     /// The memory that attempts share.
@@ -87,6 +89,8 @@ pub(super) struct Dispatcher {
     new_settings: watch::Receiver<Settings>,
     redrives: mpsc::Receiver<Redrive>,
     stats: Arc<TriggerStats>,
+    hold: Arc<Hold>,
+    sink: Arc<SinkHealth>,
     room_wanted: Arc<Notify>,
     key: CheckpointKey,
     lines: Lines,
@@ -122,6 +126,8 @@ impl Dispatcher {
             settings: new_settings,
             redrives,
             stats,
+            hold,
+            sink,
             room_wanted,
             memory,
             progress,
@@ -136,7 +142,7 @@ impl Dispatcher {
         let low = progress.low();
         stats.filter_changed(trigger.generation);
         stats.show(&progress);
-        stats.show_low(low);
+        hold.saved(low);
         let scheduler = Scheduler::new(progress, policy(&settings), Instant::now(), fastrand::f64);
         let feed = Feed::new(
             logs.clone(),
@@ -152,6 +158,7 @@ impl Dispatcher {
             intake,
             client,
             stats: stats.clone(),
+            hold: hold.clone(),
             memory,
             trigger: name,
         };
@@ -164,6 +171,8 @@ impl Dispatcher {
             new_settings,
             redrives,
             stats,
+            hold,
+            sink,
             room_wanted,
             key,
             lines,
@@ -400,7 +409,7 @@ impl Dispatcher {
         let offsets = || accepted.iter().map(|letter| letter.offset);
         let progress = self.scheduler.with_redriven(offsets());
         // Before they are taken out: then trimming goes past them, were they not held.
-        self.stats.hold_dead_letters(progress.low());
+        self.hold.hold_dead_letters(progress.low());
         // One commit: a letter is either in the dead-letter log or in a Trigger's progress, never in both.
         let broker = self.performer.logs.broker();
         let cursor = progress.encode(broker.as_str(), Instant::now()).into();
@@ -408,7 +417,7 @@ impl Dispatcher {
         let saved = self.checkpoints.save(changes).await;
         if saved.is_ok() {
             taken.take(broker, offsets());
-            self.stats.show_low(progress.low());
+            self.hold.saved(progress.low());
             for letter in &accepted {
                 self.scheduler
                     .redriven(letter.offset, letter.key.clone(), Instant::now());
@@ -504,17 +513,17 @@ impl Dispatcher {
             return;
         }
         if answer.verdict != Verdict::Retry {
-            self.stats.sink_answered();
+            self.sink.answered();
         }
         match (was_down, self.scheduler.is_sink_down()) {
             (_, true) => {
-                self.stats.outage_goes_on(Timestamp::now(), &answer.detail);
+                self.sink.down(Timestamp::now(), &answer.detail);
                 if !was_down {
                     self.lines.sink_fails(&answer.detail);
                 }
             }
             (true, false) => {
-                self.stats.outage_ended();
+                self.sink.up();
                 self.lines.sink_answers();
             }
             (false, false) => {}
@@ -593,6 +602,7 @@ impl Dispatcher {
     /// What was last saved is no longer how it is.
     fn changed(&mut self) {
         self.stats.show(self.scheduler.progress());
+        self.hold.set_first_unsettled(self.scheduler.progress().low());
         self.save_at
             .get_or_insert_with(|| Instant::now() + self.save_every);
     }
@@ -619,7 +629,7 @@ impl Dispatcher {
     /// be trimmed nevertheless, as that makes room; then it does not repeat, but is counted as dropped.
     fn saved(&mut self, saved: Result<(), LogError>) -> Result<(), LogError> {
         if matches!(saved, Ok(()) | Err(LogError::Full(_))) {
-            self.stats.show_low(self.saving_low);
+            self.hold.saved(self.saving_low);
         }
         match saved {
             Err(LogError::Full(detail)) => {
@@ -657,7 +667,7 @@ impl Dispatcher {
         self.reading = None;
         if settings.target() != self.settings.target() {
             self.scheduler.sink_changed(Instant::now());
-            self.stats.sink_changed();
+            self.sink.changed();
         }
         let (new, old) = (settings.trigger(), self.settings.trigger());
         if (new.generation, &new.filters) != (old.generation, &old.filters) {
@@ -768,6 +778,8 @@ mod tests {
             settings,
             redrives,
             stats: Arc::default(),
+            hold: Arc::new(Hold::new(Progress::starting_at(Offset(0)).low(), Arc::default())),
+            sink: Arc::default(),
             room_wanted: Arc::default(),
             progress: Progress::starting_at(Offset(0)),
             stop: CancellationToken::new(),

@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Client, Retention, TriggerView, WhenFull,
     dead_letters::DeadLetters,
-    holding::Holding,
+    holds::Holds,
     keeper::{self, Keeper, StoredPlace},
     kept::{self, removal},
     placement::Placement,
@@ -222,7 +222,7 @@ impl Engine {
             client,
             options,
             room_wanted,
-            settled: trimmer.room.settled(),
+            released: trimmer.room.released(),
             tasks,
             supervisor,
             runtime: runtime.clone(),
@@ -321,9 +321,9 @@ impl Engine {
             .collect();
         views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         let waiting = running.placement.views();
-        let holding = Holding::new(views.iter().chain(waiting.iter()));
+        let holds = Holds::new(views.iter().chain(waiting.iter()));
         self.keeper.hand_over(|| {
-            self.trimmer.present.store(Arc::new(holding));
+            self.trimmer.present.store(Arc::new(holds));
             self.views.store(Arc::new(views));
         });
     }

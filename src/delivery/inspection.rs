@@ -20,7 +20,7 @@ impl Engine {
         let bytes = |view: &TriggerView| usage.get(view.log.name()).copied().unwrap_or_default();
         let most = triggers
             .iter()
-            .max_by_key(|view| (bytes(view), Reverse(view.stats.low())))?;
+            .max_by_key(|view| (bytes(view), Reverse(view.hold.low())))?;
         Some(most.clone())
     }
 

@@ -16,8 +16,8 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    TriggerStats, TriggerView,
-    holding::Holding,
+    Hold, TriggerStats, TriggerView,
+    holds::Holds,
     kept::{Identity, Kept, Place, Record, RunningTime, begins_anew, removal},
     progress::{Progress, ProgressError},
 };
@@ -137,7 +137,7 @@ impl Keeper {
 
     /// What holds events in the log: what is kept, and what `others` gives. A place is among one of the two, also while
     /// it is handed over.
-    pub(super) fn with_kept(&self, others: impl FnOnce() -> Arc<Holding>) -> Arc<Holding> {
+    pub(super) fn with_kept(&self, others: impl FnOnce() -> Arc<Holds>) -> Arc<Holds> {
         let kept = self.kept();
         let others = others();
         if kept.views().next().is_none() {
@@ -418,7 +418,6 @@ pub(super) fn view(
     let (broker, progress) = Progress::decode_with_broker(cursor, Instant::now())?;
     let stats = Arc::<TriggerStats>::default();
     stats.show(&progress);
-    stats.show_low(progress.low());
     let (namespace, name) = identity.map_or(("", ""), |identity| (&identity.namespace, &identity.name));
     Ok(TriggerView {
         uid: uid.to_owned(),
@@ -426,6 +425,8 @@ pub(super) fn view(
         name: name.to_owned(),
         log: logs.open(&LogName::Events(broker.as_str().into())),
         stats,
+        hold: Arc::new(Hold::new(progress.low(), Arc::default())),
+        sink: Arc::default(),
     })
 }
 

@@ -216,7 +216,7 @@ impl Kept {
     /// Gives up the oldest of those that hold events of their broker that nobody else holds. `others` gives the first
     /// offset of a broker that is held for a Trigger that is there.
     pub(super) fn give_up_for_room(&mut self, others: impl Fn(&BrokerName) -> Offset) -> Option<Place> {
-        let holds_more = |place: &&Place| place.view.stats.low() < others(place.view.broker());
+        let holds_more = |place: &&Place| place.view.hold.low() < others(place.view.broker());
         let (_, uid) = self.places.values().filter(holds_more).map(age).min()?;
         self.remove(&uid)
     }
@@ -268,7 +268,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        delivery::{TriggerStats, progress::Progress},
+        delivery::{Hold, progress::Progress},
         log::{LogName, LogProvider as _, memory::MemoryLogs},
     };
 
@@ -282,15 +282,18 @@ mod tests {
 
     /// A place that holds its broker's log from `low` on.
     fn place(uid: &str, identity: &Identity, gone_at: u64, low: u64) -> Place {
-        let stats = Arc::<TriggerStats>::default();
-        stats.show_low(Progress::starting_at(Offset(low)).low());
         Place {
             view: TriggerView {
                 uid: uid.to_owned(),
                 namespace: identity.namespace.clone(),
                 name: identity.name.clone(),
                 log: MemoryLogs::default().open(&LogName::Events(identity.broker.as_str().into())),
-                stats,
+                stats: Arc::default(),
+                hold: Arc::new(Hold::new(
+                    Progress::starting_at(Offset(low)).low(),
+                    Arc::default(),
+                )),
+                sink: Arc::default(),
             },
             gone_at: Duration::from_secs(gone_at),
         }

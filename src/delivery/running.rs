@@ -13,7 +13,7 @@ use tokio_util::{
 };
 
 use super::{
-    Client, DeliveryOptions, TriggerStats, TriggerView,
+    Client, DeliveryOptions, Hold, SinkHealth, TriggerStats, TriggerView,
     dispatcher::{Dispatcher, Parts},
     inbox::Inbox,
     place::BrokerLogs,
@@ -66,8 +66,8 @@ pub(super) struct Spawner {
     pub(super) options: DeliveryOptions,
     /// Told when something cannot be settled for want of room.
     pub(super) room_wanted: Arc<Notify>,
-    /// Grows when a Trigger has settled something durably.
-    pub(super) settled: Arc<AtomicU64>,
+    /// Counted up when a Trigger holds less of the logs.
+    pub(super) released: Arc<AtomicU64>,
     pub(super) tasks: TaskTracker,
     pub(super) supervisor: Supervisor,
     pub(super) runtime: runtime::Handle,
@@ -113,10 +113,10 @@ impl Spawner {
         } = place;
         let (sender, receiver) = watch::channel(settings);
         let (redrives, asked) = mpsc::channel(1);
-        let stats = Arc::new(TriggerStats::telling(self.settled.clone()));
+        let (stats, sink) = (Arc::<TriggerStats>::default(), Arc::<SinkHealth>::default());
+        let hold = Arc::new(Hold::new(progress.low(), self.released.clone()));
         let inbox = Arc::new(Inbox::new(stats.clone()));
         stats.show(&progress);
-        stats.show_low(progress.low());
         let logs = BrokerLogs::open(&*self.logs, broker);
         let view = TriggerView {
             uid: trigger.uid.clone(),
@@ -124,6 +124,8 @@ impl Spawner {
             name: trigger.name.clone(),
             log: logs.events.clone(),
             stats: stats.clone(),
+            hold: hold.clone(),
+            sink: sink.clone(),
         };
         if resumed {
             stats.resumed();
@@ -140,6 +142,8 @@ impl Spawner {
             settings: receiver,
             redrives: asked,
             stats: stats.clone(),
+            hold,
+            sink,
             room_wanted: self.room_wanted.clone(),
             memory: self.options.memory.clone(),
             progress,

@@ -9,13 +9,8 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use jiff::Timestamp;
 
-use super::{
-    place::Place,
-    progress::{Low, Progress},
-    reply::Reply,
-};
+use super::{progress::Progress, reply::Reply};
 use crate::{filter, log::Offset};
 
 /// How an event ended for a Trigger that wanted it.
@@ -37,18 +32,6 @@ const OVERRUN: u32 = 16;
 /// With so many points a Trigger is set aside: 16 such events in a row, or fewer good ones than 16 for each of them.
 const SET_ASIDE: u32 = 16 * OVERRUN;
 
-/// Stands for no offset.
-const NONE: u64 = u64::MAX;
-
-/// A Sink keeps failing or has asked for a long pause.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outage {
-    /// When it was taken to be down.
-    pub since: Timestamp,
-    /// What came of the last attempt, for a person.
-    pub detail: String,
-}
-
 /// Figures of one Trigger, written by its dispatcher. They are consistent with each other at rest.
 #[derive(Debug, Default)]
 pub struct TriggerStats {
@@ -59,11 +42,6 @@ pub struct TriggerStats {
     dropped: AtomicU64,
     pending: AtomicU64,
     next: AtomicU64,
-    first_unsettled: AtomicU64,
-    low: AtomicU64,
-    /// Of all Triggers of the router together: how often `low` rose.
-    settled: Arc<AtomicU64>,
-    low_dead_letter: AtomicU64,
     redriven: AtomicU64,
     attempts: AtomicU64,
     failed_attempts: AtomicU64,
@@ -84,8 +62,6 @@ pub struct TriggerStats {
     overrun_points: AtomicU32,
     set_aside: AtomicBool,
     generation: AtomicI64,
-    sink_answered: AtomicBool,
-    outage: ArcSwapOption<Outage>,
 }
 
 macro_rules! figures {
@@ -137,33 +113,9 @@ figures! {
 }
 
 impl TriggerStats {
-    /// Figures that count when something more is settled durably.
-    pub(super) fn telling(settled: Arc<AtomicU64>) -> Self {
-        Self {
-            settled,
-            ..Self::default()
-        }
-    }
-
     /// What the Trigger looks at next.
     pub fn next(&self) -> Offset {
         Offset(self.next.load(Relaxed))
-    }
-
-    /// Whether this is the first event that is not settled: nothing behind it can be removed before it is.
-    pub(super) fn is_first_unsettled(&self, place: Place) -> bool {
-        matches!(place, Place::Log(Offset(offset)) if offset == self.first_unsettled.load(Relaxed))
-    }
-
-    /// The first offset that it had not settled when its progress was last saved: nothing from here on is trimmed.
-    pub fn low(&self) -> Offset {
-        Offset(self.low.load(Relaxed))
-    }
-
-    /// The first dead letter that was being delivered again then: nothing from here on is trimmed.
-    pub fn low_dead_letter(&self) -> Option<Offset> {
-        let offset = self.low_dead_letter.load(Relaxed);
-        (offset != NONE).then_some(Offset(offset))
     }
 
     /// Whether its delivery has ended because the log failed or a record in it cannot be read: its events wait, and
@@ -199,16 +151,6 @@ impl TriggerStats {
         self.resumed.store(true, Relaxed);
     }
 
-    /// Its Sink's outage, while that lasts.
-    pub fn outage(&self) -> Option<Arc<Outage>> {
-        self.outage.load_full()
-    }
-
-    /// Whether the Sink has not answered yet, since the router started or the Sink is another.
-    pub fn is_sink_unproven(&self) -> bool {
-        !self.sink_answered.load(Relaxed)
-    }
-
     pub(super) fn show(&self, progress: &Progress) {
         let counts = progress.counts();
         self.matched.store(counts.matched, Relaxed);
@@ -219,22 +161,6 @@ impl TriggerStats {
         self.pending.store(progress.pending() as u64, Relaxed);
         self.next.store(progress.next().0, Relaxed);
         self.redriven.store(counts.redriven, Relaxed);
-        self.first_unsettled.store(progress.low().events.0, Relaxed);
-    }
-
-    /// Progress is saved, but for what is unsettled in it.
-    pub(super) fn show_low(&self, low: Low) {
-        if self.low.swap(low.events.0, Relaxed) != low.events.0 {
-            self.settled.fetch_add(1, Relaxed);
-        }
-        let dead_letters = low.dead_letters.map_or(NONE, |offset| offset.0);
-        self.low_dead_letter.store(dead_letters, Relaxed);
-    }
-
-    /// Dead letters are wanted again, though that is not saved yet.
-    pub(super) fn hold_dead_letters(&self, low: Low) {
-        let dead_letters = low.dead_letters.map_or(NONE, |offset| offset.0);
-        self.low_dead_letter.fetch_min(dead_letters, Relaxed);
     }
 
     /// How long the attempts since the router started took, all together.
@@ -317,52 +243,11 @@ impl TriggerStats {
         self.overrun_points.store(0, Relaxed);
         self.set_aside.store(false, Relaxed);
     }
-
-    pub(super) fn sink_answered(&self) {
-        self.sink_answered.store(true, Relaxed);
-    }
-
-    /// The Sink is down, or still is.
-    pub(super) fn outage_goes_on(&self, now: Timestamp, detail: &str) {
-        let since = self.outage().map_or(now, |outage| outage.since);
-        let detail = detail.to_owned();
-        self.outage.store(Some(Arc::new(Outage { since, detail })));
-    }
-
-    pub(super) fn outage_ended(&self) {
-        self.outage.store(None);
-    }
-
-    /// What was known is about another Sink.
-    pub(super) fn sink_changed(&self) {
-        self.sink_answered.store(false, Relaxed);
-        self.outage_ended();
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(text: &str) -> Timestamp {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn an_outage_keeps_its_beginning_and_tells_the_last_error() {
-        let stats = TriggerStats::default();
-        assert_eq!(stats.outage(), None);
-        stats.outage_goes_on(at("2026-01-01T00:00:00Z"), "503");
-        stats.outage_goes_on(at("2026-01-01T00:01:00Z"), "refused");
-        let outage = stats.outage().unwrap();
-        assert_eq!(
-            (outage.since, &*outage.detail),
-            (at("2026-01-01T00:00:00Z"), "refused")
-        );
-        stats.outage_ended();
-        stats.outage_goes_on(at("2026-01-01T00:02:00Z"), "503");
-        assert_eq!(stats.outage().unwrap().since, at("2026-01-01T00:02:00Z"));
-    }
 
     #[test]
     fn attempts_add_up_how_long_they_took() {
@@ -396,20 +281,5 @@ mod tests {
         assert!(!stats.is_set_aside() && stats.filter_error().is_none());
         overrun();
         assert!(!stats.is_set_aside());
-    }
-
-    #[test]
-    fn a_sink_is_unproven_until_it_has_answered() {
-        let stats = TriggerStats::default();
-        assert!(stats.is_sink_unproven(), "nothing was attempted");
-        let mut progress = Progress::starting_at(Offset(0));
-        progress.matched(Offset(0));
-        stats.show(&progress);
-        assert!(stats.is_sink_unproven());
-        stats.sink_answered();
-        assert!(!stats.is_sink_unproven());
-        stats.outage_goes_on(at("2026-01-01T00:00:00Z"), "503");
-        stats.sink_changed();
-        assert!(stats.is_sink_unproven() && stats.outage().is_none());
     }
 }

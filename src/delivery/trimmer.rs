@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use super::{
     Retention,
     dead_letters::DeadLetters,
-    holding::Holding,
+    holds::Holds,
     keeper::Keeper,
     redrive::Taken,
     retention,
@@ -68,7 +68,7 @@ pub(super) struct Trimmer {
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) taken: Arc<Taken>,
     /// What Triggers hold that are there.
-    pub(super) present: ArcSwap<Holding>,
+    pub(super) present: ArcSwap<Holds>,
     /// What is held for those that are gone.
     pub(super) keeper: Arc<Keeper>,
     pub(super) figures: Figures,
@@ -82,8 +82,8 @@ pub(super) struct Room {
     /// Held during an attempt; when one was last made for the volume.
     making: Mutex<Option<Instant>>,
     last: StdMutex<Attempt>,
-    /// Grows when a Trigger has settled something durably.
-    settled: Arc<AtomicU64>,
+    /// Counted up when a Trigger holds less of the logs.
+    released: Arc<AtomicU64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -92,8 +92,8 @@ struct Attempt {
     number: u64,
     ended: Option<Instant>,
     outcome: Freed,
-    /// [`Room::settled`] when it began.
-    settled: u64,
+    /// [`Room::released`] when it began.
+    released: u64,
 }
 
 /// What an attempt to make room gave.
@@ -111,25 +111,25 @@ impl Room {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a Trigger's figures tell when it has settled something durably.
-    pub(super) fn settled(&self) -> Arc<AtomicU64> {
-        self.settled.clone()
+    /// What a Trigger counts up when it holds less of the logs.
+    pub(super) fn released(&self) -> Arc<AtomicU64> {
+        self.released.clone()
     }
 
-    fn ended(&self, outcome: Freed, settled: u64) {
+    fn ended(&self, outcome: Freed, released: u64) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         *last = Attempt {
             number: last.number + 1,
             ended: Some(Instant::now()),
             outcome,
-            settled,
+            released,
         };
     }
 }
 
 impl Attempt {
     /// How long another one has to wait; `None` when it would find the same.
-    fn pause(&self, settled: u64) -> Option<Duration> {
+    fn pause(&self, released: u64) -> Option<Duration> {
         let Some(ended) = self.ended else {
             return Some(Duration::ZERO);
         };
@@ -138,7 +138,7 @@ impl Attempt {
             Freed::Enough => Some(Duration::ZERO),
             Freed::Some => Some(pause),
             // Now and then also without a reason to, as for a volume that was enlarged.
-            Freed::Nothing if self.settled == settled && ended.elapsed() < LOOK_AGAIN => None,
+            Freed::Nothing if self.released == released && ended.elapsed() < LOOK_AGAIN => None,
             Freed::Nothing => Some(pause),
         }
     }
@@ -175,17 +175,15 @@ impl Trimmer {
     /// Removes what is settled and over age or over size, and more of what is settled when the log is nearly full. If
     /// somebody waits for room then, as for new events; what is over age is left to the regular passes.
     pub(super) async fn trim(&self, room_wanted: bool) -> Result<(), LogError> {
-        let holding = &*self.holding();
+        let holds = &*self.holds();
         let now = Timestamp::now();
         let now = (self.trusts_clock(now) && !room_wanted).then_some(now);
         let trimming = self.logs.usage().into_iter().map(|(name, bytes)| async move {
             let log = self.logs.open(&name);
             let trim = async {
                 match &name {
-                    LogName::Events(broker) => self.trim_events(broker, &*log, bytes, now, holding).await,
-                    LogName::DeadLetters(broker) => {
-                        self.trim_letters(broker, &*log, bytes, now, holding).await
-                    }
+                    LogName::Events(broker) => self.trim_events(broker, &*log, bytes, now, holds).await,
+                    LogName::DeadLetters(broker) => self.trim_letters(broker, &*log, bytes, now, holds).await,
                 }
             };
             self.within_time(&name, trim).await
@@ -245,11 +243,11 @@ impl Trimmer {
         log: &dyn Log,
         bytes: u64,
         now: Option<Timestamp>,
-        holding: &Holding,
+        holds: &Holds,
     ) -> Result<(), LogError> {
         let bounds = log.bounds().await?;
         let too_old = first_within(log, self.events.age, now, bounds).await?;
-        let unsettled = holding.unsettled(broker, bounds);
+        let unsettled = holds.unsettled(broker, bounds);
         let before = retention::trim_before(bounds, bytes, self.events.bytes, too_old, unsettled);
         if before > bounds.first {
             log.trim(before).await?;
@@ -263,7 +261,7 @@ impl Trimmer {
         log: &dyn Log,
         bytes: u64,
         now: Option<Timestamp>,
-        holding: &Holding,
+        holds: &Holds,
     ) -> Result<(), LogError> {
         let bounds = log.bounds().await?;
         self.taken.forget_below(broker, bounds.first);
@@ -274,7 +272,7 @@ impl Trimmer {
         let _trimming = letters.trimming().await;
         let too_old = too_old.max(self.taken.first_kept(broker, bounds.first));
         let being_taken = letters.being_taken();
-        let held = being_taken.into_iter().chain(holding.redriven(broker)).min();
+        let held = being_taken.into_iter().chain(holds.redriven(broker)).min();
         let unsettled = held.unwrap_or(bounds.next).min(bounds.next);
         let before = retention::trim_before(bounds, bytes, self.letters.bytes, too_old, unsettled);
         if before <= bounds.first {
@@ -307,7 +305,7 @@ impl Trimmer {
             return Ok(false);
         };
         let before = self.room.last();
-        let Some(pause) = before.pause(self.room.settled.load(Relaxed)) else {
+        let Some(pause) = before.pause(self.room.released.load(Relaxed)) else {
             return Ok(false);
         };
         let attempt = async {
@@ -319,12 +317,12 @@ impl Trimmer {
             if last.number != before.number {
                 return Ok(last.outcome != Freed::Nothing);
             }
-            let settled = self.room.settled.load(Relaxed);
+            let released = self.room.released.load(Relaxed);
             let freed = self
                 .free_portion(capacity, &mut volume, true)
                 .await
-                .inspect_err(|_| self.room.ended(Freed::Nothing, settled))?;
-            self.room.ended(freed, settled);
+                .inspect_err(|_| self.room.ended(Freed::Nothing, released))?;
+            self.room.ended(freed, released);
             Ok(freed != Freed::Nothing)
         };
         tokio::time::timeout(ROOM_TIMEOUT, attempt)
@@ -348,15 +346,15 @@ impl Trimmer {
             *volume = Some(Instant::now());
         }
         let wanted = portion.min(used / PORTION + 1);
-        let holding = self.holding();
-        let unsettled = |broker: &BrokerName, bounds| holding.unsettled(broker, bounds);
-        let mut freed = self.free(wanted, &holding, unsettled).await?;
+        let holds = self.holds();
+        let unsettled = |broker: &BrokerName, bounds| holds.unsettled(broker, bounds);
+        let mut freed = self.free(wanted, &holds, unsettled).await?;
         if room_wanted && freed < wanted {
             freed += self.free_kept(wanted - freed).await?;
         }
         if room_wanted && freed < wanted && self.when_full == WhenFull::DropOldest {
             let everything = |_: &BrokerName, bounds: Bounds| bounds.next;
-            freed += self.free(wanted - freed, &self.holding(), everything).await?;
+            freed += self.free(wanted - freed, &self.holds(), everything).await?;
         }
         Ok(match freed {
             0 => Freed::Nothing,
@@ -375,15 +373,15 @@ impl Trimmer {
         };
         let mut freed = 0;
         while freed < wanted && self.keeper.give_up_for_room(&others).await?.is_some() {
-            let holding = self.holding();
-            let unsettled = |broker: &BrokerName, bounds| holding.unsettled(broker, bounds);
-            freed += self.free(wanted - freed, &holding, unsettled).await?;
+            let holds = self.holds();
+            let unsettled = |broker: &BrokerName, bounds| holds.unsettled(broker, bounds);
+            freed += self.free(wanted - freed, &holds, unsettled).await?;
         }
         Ok(freed)
     }
 
     /// What Triggers hold, those too that are gone and whose places are kept.
-    fn holding(&self) -> Arc<Holding> {
+    fn holds(&self) -> Arc<Holds> {
         self.keeper.with_kept(|| self.present.load_full())
     }
 
@@ -392,7 +390,7 @@ impl Trimmer {
     async fn free(
         &self,
         wanted: u64,
-        holding: &Holding,
+        holds: &Holds,
         limit: impl Fn(&BrokerName, Bounds) -> Offset,
     ) -> Result<u64, LogError> {
         let mut usage = self.logs.usage();
@@ -411,7 +409,7 @@ impl Trimmer {
             if before > bounds.first {
                 let trim = async {
                     log.trim(before).await?;
-                    self.tell_dropped(broker, bounds, before, holding);
+                    self.tell_dropped(broker, bounds, before, holds);
                     Ok(())
                 };
                 self.within_time(&name, trim).await?;
@@ -421,8 +419,8 @@ impl Trimmer {
         Ok(freed)
     }
 
-    fn tell_dropped(&self, broker: &BrokerName, bounds: Bounds, before: Offset, holding: &Holding) {
-        let settled = holding.unsettled(broker, bounds).max(bounds.first);
+    fn tell_dropped(&self, broker: &BrokerName, bounds: Bounds, before: Offset, holds: &Holds) {
+        let settled = holds.unsettled(broker, bounds).max(bounds.first);
         let dropped = before.0.saturating_sub(settled.0);
         if dropped > 0 {
             self.figures.count_dropped(broker, dropped);
@@ -462,7 +460,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        delivery::{TriggerStats, TriggerView, progress::Progress},
+        delivery::{Hold, TriggerView, progress::Progress},
         log::{
             Epoch,
             conformance::ByKey as _,
@@ -515,14 +513,14 @@ mod tests {
             namespace: "shop".to_owned(),
             name: "t".to_owned(),
             log: MemoryLogs::default().open(&LogName::Events(broker.into())),
-            stats: Arc::new(TriggerStats::telling(room.settled())),
+            stats: Arc::default(),
+            hold: Arc::new(Hold::new(Progress::starting_at(Offset(0)).low(), room.released())),
+            sink: Arc::default(),
         }
     }
 
     fn settled_up_to(trigger: &TriggerView, offset: u64) {
-        trigger
-            .stats
-            .show_low(Progress::starting_at(Offset(offset)).low());
+        trigger.hold.saved(Progress::starting_at(Offset(offset)).low());
     }
 
     async fn append(log: &dyn LogProvider, key: &str, events: usize) -> Result<Offset, LogError> {
@@ -538,8 +536,8 @@ mod tests {
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::DropOldest);
         let has_settled_nothing = trigger(BROKER, &trimmer.room);
-        let holding = Holding::new([&has_settled_nothing].into_iter());
-        trimmer.present.store(Arc::new(holding));
+        let holds = Holds::new([&has_settled_nothing].into_iter());
+        trimmer.present.store(Arc::new(holds));
         trimmer.trim(false).await.unwrap();
         assert_eq!(
             (log.bounds(BROKER).first, trimmer.figures.dropped()),
@@ -559,7 +557,7 @@ mod tests {
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::Refuse);
         let triggers: Vec<_> = (0..10_000).map(|_| trigger(BROKER, &trimmer.room)).collect();
-        trimmer.present.store(Arc::new(Holding::new(triggers.iter())));
+        trimmer.present.store(Arc::new(Holds::new(triggers.iter())));
 
         let began = Instant::now();
         let refusals = 20_000;
@@ -583,8 +581,8 @@ mod tests {
         let log = open(&directory);
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::DropOldest);
-        let holding = Holding::new([&trigger(BROKER, &trimmer.room)].into_iter());
-        trimmer.present.store(Arc::new(holding));
+        let holds = Holds::new([&trigger(BROKER, &trimmer.room)].into_iter());
+        trimmer.present.store(Arc::new(holds));
         let all = (0..100).map(|_| trimmer.make_room());
         for made in futures::future::join_all(all).await {
             assert!(made.unwrap());

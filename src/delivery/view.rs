@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::TriggerStats;
+use super::{Hold, SinkHealth, TriggerStats};
 use crate::log::{BrokerName, Log};
 
 /// A Trigger's delivery as seen from outside.
@@ -18,6 +18,10 @@ pub struct TriggerView {
     pub log: Arc<dyn Log>,
     /// Its figures.
     pub stats: Arc<TriggerStats>,
+    /// The part of the logs that it holds.
+    pub hold: Arc<Hold>,
+    /// The health of its Sink.
+    pub sink: Arc<SinkHealth>,
 }
 
 impl TriggerView {

@@ -435,17 +435,24 @@ impl Explainer {
 }
 
 fn progress(offset: Offset, view: &TriggerView, letters: &[KeptLetter]) -> Progress {
-    let TriggerView { uid, name, stats, .. } = view;
+    let TriggerView {
+        uid,
+        name,
+        stats,
+        hold,
+        sink,
+        ..
+    } = view;
     let of_trigger = |kept: &&KeptLetter| kept.letter.trigger == *uid || kept.letter.name == *name;
     let letter = letters.iter().rev().find(of_trigger);
-    let (next, low, pending) = (stats.next(), stats.low(), stats.pending());
+    let (next, low, pending) = (stats.next(), hold.low(), stats.pending());
     Progress {
         state: state(offset, next, low, pending),
         next,
         low,
         pending,
-        sink_unproven: stats.pending() > 0 && stats.is_sink_unproven(),
-        outage: stats.outage().map(|outage| SinkOutage {
+        sink_unproven: stats.pending() > 0 && sink.is_unproven(),
+        outage: sink.outage().map(|outage| SinkOutage {
             since: outage.since,
             detail: outage.detail.clone(),
         }),

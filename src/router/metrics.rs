@@ -402,7 +402,7 @@ impl Collector for DeliveryCollector {
             &triggers,
             "trigger_sink_down",
             "1 while the Sink keeps failing or has asked for a long pause",
-            |view| u64::from(view.stats.outage().is_some()),
+            |view| u64::from(view.sink.outage().is_some()),
         )?;
         gauge(
             &mut encoder,

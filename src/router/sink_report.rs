@@ -58,7 +58,7 @@ fn tell_set_aside(triggers: &[TriggerView], told: &BTreeSet<String>) -> BTreeSet
 
 fn report(triggers: &[TriggerView]) -> SinkReport {
     let mut report = SinkReport::default();
-    for TriggerView { uid, stats, .. } in triggers {
+    for TriggerView { uid, stats, sink, .. } in triggers {
         if stats.is_resumed() {
             report.resumed.push(uid.clone());
         }
@@ -74,13 +74,13 @@ fn report(triggers: &[TriggerView]) -> SinkReport {
                 generation: stats.generation(),
             });
         }
-        if let Some(outage) = stats.outage() {
+        if let Some(outage) = sink.outage() {
             report.down.push(SinkOutage {
                 uid: uid.clone(),
                 since: outage.since,
                 detail: outage.detail.as_str().into(),
             });
-        } else if stats.is_sink_unproven() {
+        } else if sink.is_unproven() {
             report.unproven.push(uid.clone());
         }
     }

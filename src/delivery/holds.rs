@@ -1,0 +1,116 @@
+//! What may not be trimmed: each Trigger holds its broker's logs from a low watermark on.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use super::{TriggerView, place::Place, progress::Low};
+use crate::log::{Bounds, BrokerName, Offset};
+
+/// Sentinel for "no offset".
+const NONE: u64 = u64::MAX;
+
+/// The part of its broker's logs that one Trigger holds, written by its dispatcher.
+#[derive(Debug)]
+pub struct Hold {
+    low: AtomicU64,
+    low_dead_letter: AtomicU64,
+    first_unsettled: AtomicU64,
+    /// Counts the watermarks of all Triggers that rose.
+    released: Arc<AtomicU64>,
+}
+
+impl Hold {
+    /// Holds everything from `low` on. `released` is counted up whenever less is held.
+    pub(super) fn new(low: Low, released: Arc<AtomicU64>) -> Self {
+        Self {
+            low: AtomicU64::new(low.events.0),
+            low_dead_letter: AtomicU64::new(dead_letter(low)),
+            first_unsettled: AtomicU64::new(low.events.0),
+            released,
+        }
+    }
+
+    /// The low watermark: the first offset that was unsettled in the last saved checkpoint.
+    pub fn low(&self) -> Offset {
+        Offset(self.low.load(Relaxed))
+    }
+
+    /// The first dead letter that was being redriven in the last saved checkpoint.
+    pub(super) fn low_dead_letter(&self) -> Option<Offset> {
+        let offset = self.low_dead_letter.load(Relaxed);
+        (offset != NONE).then_some(Offset(offset))
+    }
+
+    /// Publishes the watermark of a checkpoint that was saved.
+    pub(super) fn saved(&self, low: Low) {
+        if self.low.swap(low.events.0, Relaxed) != low.events.0 {
+            self.released.fetch_add(1, Relaxed);
+        }
+        self.low_dead_letter.store(dead_letter(low), Relaxed);
+    }
+
+    /// Holds dead letters that are about to be redriven, before the checkpoint that says so is saved.
+    pub(super) fn hold_dead_letters(&self, low: Low) {
+        self.low_dead_letter.fetch_min(dead_letter(low), Relaxed);
+    }
+
+    /// Notes the first unsettled event, saved or not.
+    pub(super) fn set_first_unsettled(&self, low: Low) {
+        self.first_unsettled.store(low.events.0, Relaxed);
+    }
+
+    /// Whether this is the first unsettled event: nothing behind it can be removed before it is settled.
+    pub(super) fn is_first_unsettled(&self, place: Place) -> bool {
+        matches!(place, Place::Log(Offset(offset)) if offset == self.first_unsettled.load(Relaxed))
+    }
+}
+
+fn dead_letter(low: Low) -> u64 {
+    low.dead_letters.map_or(NONE, |offset| offset.0)
+}
+
+/// The holds of all Triggers, by broker: made anew with each configuration, and asked for every trim.
+#[derive(Debug, Default)]
+pub(super) struct Holds(HashMap<BrokerName, Vec<Arc<Hold>>>);
+
+impl Holds {
+    pub(super) fn new<'a>(triggers: impl Iterator<Item = &'a TriggerView>) -> Self {
+        let mut of_broker = HashMap::<_, Vec<_>>::new();
+        for trigger in triggers {
+            of_broker
+                .entry(trigger.broker().clone())
+                .or_default()
+                .push(trigger.hold.clone());
+        }
+        Self(of_broker)
+    }
+
+    /// The same with those of further Triggers.
+    pub(super) fn with<'a>(&self, further: impl Iterator<Item = &'a TriggerView>) -> Self {
+        let mut all = Self(self.0.clone());
+        for (broker, holds) in Self::new(further).0 {
+            all.0.entry(broker).or_default().extend(holds);
+        }
+        all
+    }
+
+    /// The first event that some Trigger holds; the end of the log if there is none.
+    pub(super) fn unsettled(&self, broker: &BrokerName, bounds: Bounds) -> Offset {
+        let low = self.of(broker).map(Hold::low).min();
+        low.unwrap_or(bounds.next).min(bounds.next)
+    }
+
+    /// The first dead letter that is being redriven.
+    pub(super) fn redriven(&self, broker: &BrokerName) -> Option<Offset> {
+        self.of(broker).filter_map(Hold::low_dead_letter).min()
+    }
+
+    fn of(&self, broker: &BrokerName) -> impl Iterator<Item = &Hold> {
+        self.0.get(broker).into_iter().flatten().map(|hold| &**hold)
+    }
+}
