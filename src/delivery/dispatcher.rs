@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Hold, SAVE_EVERY, SinkHealth, TriggerStats,
+    Hold, SinkHealth, TriggerStats,
     attempt::{Attempted, Kept, Made, Outcome, Performer, Sent},
     breaker::Blame,
     client::{Answer, Client},
@@ -24,10 +24,11 @@ use super::{
     inbox::Inbox,
     lines::Lines,
     place::{BrokerLogs, FetchError, Place},
-    progress::{Low, Progress},
+    progress::Progress,
     reader::Reader,
     redrive::Redrive,
     reply::Reply,
+    saver::Saver,
     scheduler::{Ending, Fate, Launch, LetterKept, LetterSent, Policy, Scheduler, Step},
     settings::Settings,
     verdict::Verdict,
@@ -35,25 +36,16 @@ use super::{
 use crate::{
     cloudevents::Event,
     intake::Intake,
-    log::{CheckpointChange, CheckpointKey, Checkpoints, LogError},
+    log::{CheckpointKey, Checkpoints, LogError},
     memory::Pool,
 };
 
 /// How often an idle Trigger checkpoints its position, in case nothing that it wants comes.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 
-/// How long a checkpoint that found no room on the disk waits before it is tried again.
-const NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
-
 /// The pause before a read of the log that failed is tried again: the first time, and at most.
 const READ_AGAIN: Duration = Duration::from_millis(100);
 const MAX_READ_AGAIN: Duration = Duration::from_secs(10);
-
-/// A checkpoint of this many bytes is saved every [`SAVE_EVERY`]; a larger one is saved less often in proportion.
-const SAVE_BYTES: usize = 8 * 1024;
-
-/// The longest time between two checkpoints, however large they are.
-const MAX_SAVE_EVERY: Duration = Duration::from_secs(2);
 
 /// What a dispatcher works with.
 pub(super) struct Parts {
@@ -81,7 +73,7 @@ pub(super) struct Parts {
 }
 
 pub(super) struct Dispatcher {
-    checkpoints: Arc<dyn Checkpoints>,
+    saver: Saver,
     performer: Arc<Performer>,
     feed: Feed,
     scheduler: Scheduler<Held>,
@@ -92,18 +84,12 @@ pub(super) struct Dispatcher {
     hold: Arc<Hold>,
     sink: Arc<SinkHealth>,
     room_wanted: Arc<Notify>,
-    key: CheckpointKey,
     lines: Lines,
     reading: Option<Reading>,
     read_again: ReadAgain,
     attempts: FuturesUnordered<BoxFuture<'static, Attempted>>,
     sent: FuturesUnordered<BoxFuture<'static, (Place, Sent)>>,
     kept: FuturesUnordered<BoxFuture<'static, (Place, Kept)>>,
-    saving: Option<BoxFuture<'static, Result<(), LogError>>>,
-    /// What is unsettled in what is being saved.
-    saving_low: Low,
-    save_at: Option<Instant>,
-    save_every: Duration,
     stop: CancellationToken,
     grace: Duration,
 }
@@ -153,6 +139,7 @@ impl Dispatcher {
             scheduler.to_recover(),
         );
         let lines = Lines::new(name.clone(), logs.broker().to_string());
+        let saver = Saver::new(checkpoints, key, logs.broker().clone(), hold.clone(), low);
         let performer = Performer {
             logs,
             intake,
@@ -163,7 +150,7 @@ impl Dispatcher {
             trigger: name,
         };
         Self {
-            checkpoints,
+            saver,
             performer: Arc::new(performer),
             feed,
             scheduler,
@@ -174,7 +161,6 @@ impl Dispatcher {
             hold,
             sink,
             room_wanted,
-            key,
             lines,
             reading: None,
             read_again: ReadAgain {
@@ -184,10 +170,6 @@ impl Dispatcher {
             attempts: FuturesUnordered::new(),
             sent: FuturesUnordered::new(),
             kept: FuturesUnordered::new(),
-            saving: None,
-            saving_low: low,
-            save_at: None,
-            save_every: SAVE_EVERY,
             stop,
             grace,
         }
@@ -204,7 +186,7 @@ impl Dispatcher {
         loop {
             let more = self.fill();
             let wake = self.perform();
-            let save = self.save_at.filter(|_| self.saving.is_none());
+            let save = self.saver.due();
             tokio::select! {
                 Some(attempted) = self.attempts.next() => self.attempted(attempted)?,
                 Some((place, sent)) = self.sent.next() => self.letter_sent(place, sent)?,
@@ -214,8 +196,11 @@ impl Dispatcher {
                 read = finished(&mut self.reading) => self.read(read)?,
                 () = at(self.read_again.at) => self.read_again.at = None,
                 () = at(wake) => {}
-                () = at(save) => self.begin_save(),
-                saved = finished(&mut self.saving) => self.saved(saved)?,
+                () = at(save) => self.saver.begin(self.scheduler.progress()),
+                saved = self.saver.finished() => {
+                    let ended = self.saver.ended(saved)?;
+                    self.tell_unsaved(ended);
+                }
                 changed = self.new_settings.changed() => match changed {
                     Ok(()) => self.settings_changed(),
                     Err(_) => {
@@ -265,10 +250,9 @@ impl Dispatcher {
 
     /// Saves the last checkpoint.
     async fn save(&mut self) -> Result<(), LogError> {
-        self.end_save().await?;
-        let cursor = self.cursor();
-        let saved = self.checkpoints.save(vec![cursor]).await;
-        self.saved(saved)
+        let ended = self.saver.save(self.scheduler.progress()).await?;
+        self.tell_unsaved(ended);
+        Ok(())
     }
 
     /// Takes what there is room for from the inbox, or begins to read the log; whether there may be more at once.
@@ -301,8 +285,7 @@ impl Dispatcher {
             Ok(mut batch) => {
                 self.read_again.pause = READ_AGAIN;
                 self.stats.read();
-                let changed = || self.new_settings.has_changed().unwrap_or(false);
-                self.feed.absorb(&mut batch, changed);
+                self.feed.absorb(&mut batch);
                 self.fed(batch);
                 Ok(())
             }
@@ -402,8 +385,9 @@ impl Dispatcher {
             // Whoever asked has given up, and may have asked again.
             return Ok(());
         }
-        // Else an older cursor could be stored after the one that has the letters in it.
-        self.end_save().await?;
+        // Else an older checkpoint could be stored after the one that has the letters in it.
+        let ended = self.saver.end().await?;
+        self.tell_unsaved(ended);
         let room = self.scheduler.redrive_room();
         let accepted: Vec<_> = letters.into_iter().take(room).collect();
         let offsets = || accepted.iter().map(|letter| letter.offset);
@@ -412,12 +396,12 @@ impl Dispatcher {
         self.hold.hold_dead_letters(progress.low());
         // One commit: a letter is either in the dead-letter log or in a Trigger's progress, never in both.
         let broker = self.performer.logs.broker();
-        let cursor = progress.encode(broker.as_str(), Instant::now()).into();
-        let changes = vec![(self.key.clone(), Some(cursor)), taken.change(broker, offsets())];
-        let saved = self.checkpoints.save(changes).await;
+        let saved = self
+            .saver
+            .save_with(&progress, taken.change(broker, offsets()))
+            .await;
         if saved.is_ok() {
             taken.take(broker, offsets());
-            self.hold.saved(progress.low());
             for letter in &accepted {
                 self.scheduler
                     .redriven(letter.offset, letter.key.clone(), Instant::now());
@@ -603,53 +587,13 @@ impl Dispatcher {
     fn changed(&mut self) {
         self.stats.show(self.scheduler.progress());
         self.hold.set_first_unsettled(self.scheduler.progress().low());
-        self.save_at
-            .get_or_insert_with(|| Instant::now() + self.save_every);
+        self.saver.changed();
     }
 
-    fn begin_save(&mut self) {
-        self.save_at = None;
-        self.saving_low = self.scheduler.progress().low();
-        let (checkpoints, cursor) = (self.checkpoints.clone(), self.cursor());
-        self.saving = Some(async move { checkpoints.save(vec![cursor]).await }.boxed());
-    }
-
-    /// Waits for a save that is under way, if there is one.
-    async fn end_save(&mut self) -> Result<(), LogError> {
-        match self.saving.take() {
-            Some(saving) => {
-                let saved = saving.await;
-                self.saved(saved)
-            }
-            None => Ok(()),
+    fn tell_unsaved(&mut self, no_room: Option<String>) {
+        if let Some(detail) = no_room {
+            self.lines.unsaved(&detail);
         }
-    }
-
-    /// Without room for the cursor, delivery goes on, and what is settled meanwhile repeats after a crash. It may
-    /// be trimmed nevertheless, as that makes room; then it does not repeat, but is counted as dropped.
-    fn saved(&mut self, saved: Result<(), LogError>) -> Result<(), LogError> {
-        if matches!(saved, Ok(()) | Err(LogError::Full(_))) {
-            self.hold.saved(self.saving_low);
-        }
-        match saved {
-            Err(LogError::Full(detail)) => {
-                self.lines.unsaved(&detail);
-                self.save_at = Some(Instant::now() + NO_ROOM_PAUSE);
-                Ok(())
-            }
-            saved => saved,
-        }
-    }
-
-    /// The checkpoint. The larger it is, the less often it is saved.
-    fn cursor(&mut self) -> CheckpointChange {
-        let cursor = self
-            .scheduler
-            .progress()
-            .encode(self.performer.logs.broker().as_str(), Instant::now());
-        let factor = u32::try_from(cursor.len() / SAVE_BYTES).unwrap_or(u32::MAX);
-        self.save_every = SAVE_EVERY.saturating_mul(factor.max(1)).min(MAX_SAVE_EVERY);
-        (self.key.clone(), Some(cursor.into()))
     }
 
     fn note_position(&mut self) {
@@ -796,13 +740,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dispatcher_does_not_attach_while_other_settings_wait_for_it() {
+    async fn a_dispatcher_does_not_attach_while_the_table_has_it_wait() {
         let directory = tempfile::tempdir().unwrap();
-        let (mut dispatcher, changes) = dispatcher(&directory, "http://sink/");
-        changes.send_replace(dispatcher.settings.clone());
+        let (mut dispatcher, _changes) = dispatcher(&directory, "http://sink/");
+        dispatcher.feed.inbox().set_shut(true);
         read(&mut dispatcher).await;
         assert!(!dispatcher.feed.is_attached());
-        dispatcher.settings_changed();
+        dispatcher.feed.inbox().set_shut(false);
         read(&mut dispatcher).await;
         assert!(dispatcher.feed.is_attached());
     }
@@ -817,7 +761,7 @@ mod tests {
         assert_eq!(stats.next(), Offset(0));
         dispatcher.note_position();
         assert_eq!(stats.next(), Offset(1));
-        assert!(dispatcher.save_at.is_some());
+        assert!(dispatcher.saver.is_due());
     }
 
     #[tokio::test]

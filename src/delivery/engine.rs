@@ -23,7 +23,7 @@ use super::{
     keeper::{self, Keeper, StoredPlace},
     kept::{self, removal},
     placement::Placement,
-    reader::Reader,
+    reader::{Listener, Reader},
     redrive::Taken,
     running::{RunningReader, RunningTrigger, Spawner},
     settings::Settings,
@@ -271,38 +271,36 @@ impl Engine {
         for (broker, routes) in table.brokers() {
             let broker = BrokerName::from(broker.as_str());
             let reader = running.reader(&self.spawner, &broker).await?;
-            let mut inboxes = Vec::with_capacity(routes.routes().len());
+            let mut listeners = Vec::with_capacity(routes.routes().len());
             for (index, route) in routes.routes().iter().enumerate() {
                 let settings =
                     Settings::new(&self.spawner.client, table.authorities(), routes.clone(), index);
+                let is_deliverable = settings.is_deliverable();
                 let inbox = match running.triggers.get(&route.trigger.uid) {
-                    Some(handle) => {
-                        let is_deliverable = settings.is_deliverable();
+                    Some(trigger) => {
                         // Nobody listens only if the dispatcher has ended, which is told where it does.
-                        let _ = handle.settings.send(settings);
-                        if !is_deliverable {
-                            // Before the reader follows the new table: nothing may pass a Trigger by that has to wait.
-                            // After the settings are sent: a dispatcher that attaches just now looks for those.
-                            handle.inbox.detach();
-                        }
-                        handle.inbox.clone()
+                        let _ = trigger.settings.send(settings);
+                        trigger.inbox.clone()
                     }
                     None => {
                         // Every Trigger that does not run has a place by now.
                         let Some(place) = new.remove(&route.trigger.uid) else {
                             continue;
                         };
-                        let handle = self
+                        let trigger = self
                             .spawner
                             .trigger(&reader, settings, place, &broker, &route.trigger);
-                        let inbox = handle.inbox.clone();
-                        running.triggers.insert(route.trigger.uid.clone(), handle);
+                        let inbox = trigger.inbox.clone();
+                        running.triggers.insert(route.trigger.uid.clone(), trigger);
                         inbox
                     }
                 };
-                inboxes.push(inbox);
+                listeners.push(Listener {
+                    inbox,
+                    is_deliverable,
+                });
             }
-            reader.follow(routes.clone(), inboxes);
+            reader.follow(routes.clone(), listeners);
         }
         running
             .readers

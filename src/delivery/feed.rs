@@ -125,6 +125,11 @@ impl Feed {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+
     /// Whether events come from the inbox: [`Feed::take`] has them. Otherwise [`Feed::read`] has.
     pub(super) fn is_attached(&self) -> bool {
         self.following == Following::Attached
@@ -205,9 +210,8 @@ impl Feed {
         }
     }
 
-    /// Takes over where a read has got to, and joins the shared reader when it is near. `has_new_settings` says whether
-    /// the Trigger has yet to look at some: by those it may have to stay apart.
-    pub(super) fn absorb(&mut self, batch: &mut Batch, has_new_settings: impl FnOnce() -> bool) {
+    /// Takes over where a read has got to, and joins the shared reader when it is near.
+    pub(super) fn absorb(&mut self, batch: &mut Batch) {
         if let Some(recovery) = batch.recovered.take() {
             self.following = Following::recovering(recovery);
             return;
@@ -219,8 +223,11 @@ impl Feed {
             }
             Following::Alone if batch.at_end || next.plus(JOIN_WITHIN) >= self.reader.position() => {
                 let position = self.reader.attach(&self.inbox, next);
-                if has_new_settings() || self.stats.is_set_aside() {
+                if self.stats.is_set_aside() {
                     self.inbox.detach();
+                }
+                if !self.inbox.is_attached() {
+                    // The Trigger is set aside, or has to wait by settings that it is about to get.
                     return;
                 }
                 self.following = if next >= position {

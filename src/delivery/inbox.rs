@@ -35,6 +35,8 @@ struct State {
     from: Offset,
     /// The first event that did not fit.
     missed: Option<Offset>,
+    /// Whether it cannot be attached, as its Trigger has to wait.
+    shut: bool,
 }
 
 /// What a feed took from its inbox.
@@ -133,9 +135,12 @@ impl Inbox {
     }
 
     /// The reader offers its events from now on, but none below `from`. Only the reader's lock makes "now" a definite
-    /// offset.
+    /// offset. Does nothing while it is shut.
     pub(super) fn attach(&self, from: Offset) {
         let mut state = self.lock();
+        if state.shut {
+            return;
+        }
         *state = State {
             attached: true,
             from,
@@ -145,7 +150,21 @@ impl Inbox {
 
     /// Forgets what is queued and takes nothing more; the Trigger reads it from the log instead.
     pub(super) fn detach(&self) {
-        *self.lock() = State::default();
+        let mut state = self.lock();
+        *state = State {
+            shut: state.shut,
+            ..State::default()
+        };
+    }
+
+    /// Shuts it, so that the reader passes no event of a Trigger that has to wait, or opens it again. Only the reader's
+    /// lock makes that agree with the table that it follows.
+    pub(super) fn set_shut(&self, shut: bool) {
+        let mut state = self.lock();
+        if shut {
+            *state = State::default();
+        }
+        state.shut = shut;
     }
 
     pub(super) fn is_attached(&self) -> bool {

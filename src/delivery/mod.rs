@@ -41,6 +41,7 @@ mod redrive;
 mod reply;
 mod retention;
 mod running;
+mod saver;
 mod scheduler;
 mod settings;
 mod sink_health;

@@ -85,6 +85,13 @@ impl LookedAt {
     }
 }
 
+/// A Trigger that a reader feeds.
+pub(super) struct Listener {
+    pub(super) inbox: Arc<Inbox>,
+    /// Whether its events are delivered now; otherwise they wait in the log.
+    pub(super) is_deliverable: bool,
+}
+
 /// Follows one broker's log and offers each event to the Triggers that want it.
 pub(super) struct Reader {
     log: Arc<dyn Log>,
@@ -134,11 +141,15 @@ impl Reader {
         self.log.name().broker()
     }
 
-    /// Offers events by this table from now on.
-    pub(super) fn follow(&self, table: Arc<BrokerTable>, inboxes: Vec<Arc<Inbox>>) {
+    /// Offers events by this table from now on, to a listener for each of its routes.
+    pub(super) fn follow(&self, table: Arc<BrokerTable>, listeners: Vec<Listener>) {
         let mut state = self.lock();
+        for listener in &listeners {
+            listener.inbox.set_shut(!listener.is_deliverable);
+        }
+        let inboxes = listeners.into_iter().map(|listener| listener.inbox);
         state.table = table;
-        state.inboxes = Arc::new(inboxes);
+        state.inboxes = Arc::new(inboxes.collect());
     }
 
     /// Everything below this was offered.
@@ -362,7 +373,11 @@ mod tests {
         let inboxes = [(); 2].map(|()| Arc::new(Inbox::default()));
         let events = log.open(&LogName::Events(BROKER.into()));
         let reader = Reader::new(events, Offset(0), &Pool::new(1 << 20));
-        reader.follow(table.brokers()[BROKER].clone(), inboxes.to_vec());
+        let listeners = inboxes.clone().map(|inbox| Listener {
+            inbox,
+            is_deliverable: true,
+        });
+        reader.follow(table.brokers()[BROKER].clone(), listeners.into());
         for inbox in &inboxes {
             assert_eq!(reader.attach(inbox, Offset(0)), Offset(0));
         }

@@ -19,7 +19,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     cloudevents::EventBuilder,
-    delivery::{Addresses, Client},
+    delivery::{Addresses, Client, reader::Listener},
     log::{
         Append, BrokerName, LogProvider,
         embedded::{EmbeddedLog, EmbeddedOptions},
@@ -207,7 +207,7 @@ impl Run {
         } else {
             let reading = self.feed.read(self.next, room, &self.settings);
             let mut batch = reading.await.unwrap();
-            self.feed.absorb(&mut batch, || false);
+            self.feed.absorb(&mut batch);
             batch
         };
         for fed in batch.fed {
@@ -287,7 +287,10 @@ fn begun(
     let (stats, inbox) = (Arc::<TriggerStats>::default(), Arc::<Inbox>::default());
     reader.follow(
         table.brokers()[logs.broker().as_str()].clone(),
-        vec![inbox.clone()],
+        vec![Listener {
+            inbox: inbox.clone(),
+            is_deliverable: true,
+        }],
     );
     let to_recover = to_recover.iter().map(|&offset| Place::Log(Offset(offset)));
     Feed::new(
