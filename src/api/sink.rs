@@ -19,7 +19,6 @@ use super::DeliverySpec;
     category = "weir",
     category = "eventing",
     namespaced,
-    cel,
     status = "SinkStatus",
     derive = "PartialEq",
     doc = "A Sink is a named, reusable destination of events: a Service of its own namespace or a URI, with how to deliver to it and which other namespaces may use it. Triggers name it in spec.sink.ref.",

@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
     category = "weir",
     category = "eventing",
     namespaced,
-    cel,
     status = "SourceStatus",
     derive = "PartialEq",
     doc = "A Source is something that Weir itself turns into events, which it posts to a broker of the Source's namespace: at present a schedule (cron).",

@@ -19,7 +19,6 @@ use super::{DeliverySpec, Filter, ServiceTarget};
     category = "weir",
     category = "eventing",
     namespaced,
-    cel,
     status = "TriggerStatus",
     derive = "PartialEq",
     doc = "A Trigger takes the events of a broker of its namespace that pass its filters and delivers each to its sink. It may be applied before its Sink, its Service or the first event of its kind exist, and heals by itself.",

@@ -1,15 +1,16 @@
 //! Manifests in files: read, checked as strictly as the API server does, and kept while a file is broken.
 //!
 //! `document` reads YAML and JSON with the place of each value, `schema` checks a value against a custom resource
-//! definition, `resource` makes our resources of documents, `surroundings` takes note of Services and namespaces, and
-//! [`Manifests`] keeps what a set of files says, [`Grace`] what is missing in them for a moment. [`resolve`] computes
-//! routing from it.
+//! definition and `rules` against the CEL rules in it, `resource` makes our resources of documents, `surroundings` takes
+//! note of Services and namespaces, and [`Manifests`] keeps what a set of files says, [`Grace`] what is missing in them
+//! for a moment. [`resolve`] computes routing from it.
 
 pub mod document;
 mod files;
 mod grace;
 mod resolution;
 mod resource;
+mod rules;
 mod schema;
 mod surroundings;
 
