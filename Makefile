@@ -25,7 +25,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: test
-test: lint unit chart integration e2e deny ## Everything that CI runs
+test: lint chart deny unit integration e2e ## Everything that CI runs
 
 .PHONY: fmt
 fmt: rust ## Format the code
@@ -74,13 +74,9 @@ e2e: rust ## Test Weir as it is installed, on a cluster of one node or a given o
 
 # The advisories need the RustSec database, which is fetched from the network: ADVISORIES=1 asks for them.
 .PHONY: deny
-deny: ## Check licences, bans and sources (with ADVISORIES=1 also advisories), when cargo-deny is there
-	@if command -v cargo-deny >/dev/null; then
-	  set -x
-	  $(CARGO) deny --locked check licenses bans sources $(if $(ADVISORIES),advisories)
-	else
-	  echo "skipped: cargo deny (licences, bans, sources). To run it: cargo install cargo-deny --locked"
-	fi
+deny: rust ## Check licences, bans and sources (with ADVISORIES=1 also advisories); builds cargo-deny on the first run
+	deny="$$(CARGO="$(CARGO)" tests/cargo-deny/build.sh)"
+	"$$deny" --locked check licenses bans sources $(if $(ADVISORIES),advisories)
 
 .PHONY: crds
 crds: rust ## Write the custom resource definitions to crds/
@@ -91,12 +87,16 @@ crds: rust ## Write the custom resource definitions to crds/
 docs: rust ## Write the tables of flags in docs/configuration.md
 	WEIR_WRITE_DOCS=1 $(CARGO) test --locked --quiet $(test_features) --lib configuration_page
 
+.PHONY: helm
+helm: ## Build helm on the first run, unless it is on the path, and print where it is
+	@deploy/helm.sh
+
 .PHONY: chart
-chart: ## Check that what is made from the chart and for it is up to date, and the chart itself with helm
+chart: helm ## Check that what is made from the chart and for it is up to date, and the chart itself with helm
 	deploy/generate.sh --check
 
 .PHONY: generate
-generate: crds docs ## Write what is made from something else: crds/, tables in docs/, the chart's README, files in deploy/
+generate: helm crds docs ## Write what is made from something else: crds/, tables in docs/, the chart's README, files in deploy/
 	deploy/generate.sh
 
 # Static, for an image that has nothing but the binary.
@@ -163,8 +163,8 @@ fuzz: rust ## Feed each fuzz target for FUZZ_SECONDS, 60 by default (see tests/R
 	done
 
 .PHONY: clean-cache
-clean-cache: ## Remove what the tests built and installed: Kubernetes binaries and CloudEvents SDKs
-	rm -rf "$(cache)"/kubernetes-* "$(cache)"/node-* "$(cache)"/interop*
+clean-cache: ## Remove what the tests built and installed: Kubernetes binaries, helm, cargo-deny and CloudEvents SDKs
+	rm -rf "$(cache)"/kubernetes-* "$(cache)"/node-* "$(cache)"/helm-* "$(cache)"/cargo-deny-* "$(cache)"/interop*
 
 .PHONY: rust
 rust:

@@ -1,4 +1,8 @@
 #!/usr/bin/env bash
-# Prints where helm is: on the path, or the one that the end-to-end tests built. Fails where there is none.
+# Prints where helm is: on the path, else in the cache, where it is built first if it is missing.
 set -euo pipefail
-command -v helm || compgen -G "${XDG_CACHE_HOME:-$HOME/.cache}/weir/node-*/helm" | tail -n 1
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if ! command -v helm; then
+  folder=$(tests/kubernetes/build.sh helm)
+  printf '%s\n' "$folder/helm"
+fi

@@ -1,4 +1,5 @@
-//! Holds the arrows between the rooms of `src/`, and keeps the pure rooms pure.
+//! Holds the arrows between the rooms of `src/`, and keeps the pure rooms pure. Holds the table of dependencies in
+//! `docs/contributing.md` to `Cargo.toml`, too.
 //!
 //! It reads the sources' tokens, not their types: every path that is written down, in `use` and elsewhere, in tests
 //! too, without comments and strings. A new room needs a row in [`ROOMS`]; a new arrow is a decision about the
@@ -152,6 +153,65 @@ fn the_table_points_one_way() {
             );
         }
     }
+}
+
+#[test]
+fn every_dependency_has_its_row_in_the_docs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| fs::read_to_string(root.join(name)).expect("it is in the repository");
+    let wanted = dependencies_in(&read("Cargo.toml"));
+    let page = read("docs/contributing.md");
+    let (_, section) = page
+        .split_once("\n## Dependencies\n")
+        .expect("docs/contributing.md has the section Dependencies");
+    let section = section.split("\n##").next().unwrap_or(section);
+    let rows: Vec<_> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .collect();
+    let missing: Vec<_> = wanted
+        .iter()
+        .filter(|name| !rows.contains(&name.as_str()))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "docs/contributing.md has no row for {missing:?}"
+    );
+    let needless: Vec<_> = rows.iter().filter(|name| !wanted.contains(**name)).collect();
+    assert!(
+        needless.is_empty(),
+        "docs/contributing.md has rows for {needless:?}, which Cargo.toml does not have"
+    );
+    assert_eq!(
+        rows.len(),
+        wanted.len(),
+        "docs/contributing.md has two rows for one crate"
+    );
+}
+
+/// The names of the direct dependencies of all kinds.
+fn dependencies_in(manifest: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut in_dependencies = false;
+    for line in manifest.lines() {
+        if let Some(section) = line.strip_prefix('[') {
+            in_dependencies = section.trim_end_matches(']').ends_with("dependencies");
+        } else if in_dependencies
+            && !line.starts_with('#')
+            && let Some((name, _)) = line.split_once(" = ")
+        {
+            names.insert(name.to_owned());
+        }
+    }
+    names
+}
+
+#[test]
+fn dependencies_are_found() {
+    let manifest = "[package]\nname = \"a\"\n[dependencies]\n# b = 1\nc-d = \"1\"\n\n[features]\nf = []\n\
+                    [dev-dependencies]\ng = { version = \"1\" } # h = 1\n[target.'cfg(unix)'.build-dependencies]\ni = \"1\"\n";
+    let names: Vec<_> = dependencies_in(manifest).into_iter().collect();
+    assert_eq!(names, ["c-d", "g", "i"]);
 }
 
 /// The rooms with their files: each folder in `src/`, and each file but the two roots.

@@ -17,7 +17,7 @@ target="${CARGO_TARGET_DIR:-$project/target}"
 state="${QUICKSTART_STATE:-$target/quickstart}"
 ticks="${QUICKSTART_TICKS:-127.0.0.1:8081}"
 orders="${QUICKSTART_ORDERS:-127.0.0.1:8082}"
-weir="${QUICKSTART_WEIR:-$target/release/weir}"
+weir="${QUICKSTART_WEIR:-$target/fast-build/weir}"
 
 # Replaces this shell by the process of this name.
 become() {
@@ -35,7 +35,7 @@ signal() {
 }
 
 all() {
-  [[ -n "${QUICKSTART_WEIR:-}" ]] || cargo build --release --locked --manifest-path "$project/Cargo.toml"
+  [[ -n "${QUICKSTART_WEIR:-}" ]] || "${CARGO:-cargo}" build --profile fast-build --locked --manifest-path "$project/Cargo.toml"
   processes=()
   trap 'trap - EXIT INT TERM; kill "${processes[@]}" 2>/dev/null || true; wait' EXIT
   trap 'exit 130' INT

@@ -16,7 +16,6 @@ pub type DurationText = kube::core::Duration;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    cel,
     validation = ("!has(self.backoffDelay) || !has(self.backoffMax) || duration(self.backoffDelay) <= duration(self.backoffMax)", "backoffDelay must not be longer than backoffMax")
 )]
 pub struct DeliverySpec {

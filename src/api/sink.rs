@@ -19,7 +19,6 @@ use super::DeliverySpec;
     category = "weir",
     category = "eventing",
     namespaced,
-    cel,
     status = "SinkStatus",
     derive = "PartialEq",
     doc = "A Sink is a named, reusable destination of events: a Service in its own namespace or a URI, with its delivery settings and the other namespaces that may use it. Triggers reference it in spec.sink.ref.",

@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
     category = "weir",
     category = "eventing",
     namespaced,
-    cel,
     status = "SourceStatus",
     derive = "PartialEq",
     doc = "A Source is a producer of events inside Weir, which posts them to a broker in its namespace. The only kind at present is a schedule (cron).",

@@ -19,7 +19,6 @@ use super::{DeliverySpec, Filter, ServiceTarget};
     category = "weir",
     category = "eventing",
     namespaced,
-    cel,
     status = "TriggerStatus",
     derive = "PartialEq",
     doc = "A Trigger takes the events of a broker in its namespace that match its filters and delivers each to its sink. It may be applied before its Sink, its Service or any matching event exists, and becomes ready by itself once they do.",

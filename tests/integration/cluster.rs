@@ -519,7 +519,7 @@ fn a_trigger_that_only_a_newer_version_can_read_keeps_its_place() {
     eventually(PATIENCE, || order("Newer")); // once the new schema is served
     let unread = await_applied(&weir, &|revision| revision != before);
     weir.controller.wait_for_line(PATIENCE, |line| {
-        line.contains("cannot be read") && line.contains("Trigger newer-")
+        line.contains("cannot be decoded") && line.contains("Trigger newer-")
     });
     let metrics = get(&format!("http://{}/metrics", weir.controller.address("admin"))).text();
     assert!(

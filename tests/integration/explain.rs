@@ -257,7 +257,7 @@ Broker shop/default
     assert!(coloured.contains("\u{1b}[32m"), "{coloured}");
 
     for (arguments, part) in [
-        (&["explain", "-f", directory][..], "there is no event"),
+        (&["explain", "-f", directory][..], "no event given"),
         (&["explain", "-f", &file, "--event", &file], "are both events"),
         (&["explain", "--event", &file], "give a broker"),
         (
@@ -337,7 +337,7 @@ fn a_router_explains_an_event_by_what_it_has_in_force() {
     );
     scratch.write("event.json", format!("[{ORDER}, {ORDER}]"));
     let (code, output) = weir(&by_router);
-    assert_eq!((code, output.contains("it has 2 events")), (1, true), "{output}");
+    assert_eq!((code, output.contains("it contains 2 events")), (1, true), "{output}");
 }
 
 #[test]

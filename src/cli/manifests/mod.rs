@@ -1,7 +1,7 @@
 //! Manifests in files: read, checked as strictly as by the API server, and kept while a file is broken.
 //!
 //! `document` parses YAML and JSON and records the position of each value. `schema` checks a value against a custom
-//! resource definition. `resource` converts documents to Weir resources. `surroundings` collects Services and
+//! resource definition, and `rules` against its CEL rules. `resource` converts documents to Weir resources. `surroundings` collects Services and
 //! namespaces. [`Manifests`] keeps the content of a set of files, and [`Grace`] resources that are missing for a
 //! moment. [`resolve`] computes routing from them.
 
@@ -10,6 +10,7 @@ mod files;
 mod grace;
 mod resolution;
 mod resource;
+mod rules;
 mod schema;
 mod surroundings;
 
