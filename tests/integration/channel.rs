@@ -192,8 +192,8 @@ fn only_a_router_that_proves_who_it_is_gets_its_configuration() {
     let refused = "401 Unauthorized";
     for (number, (token, reason)) in [
         ("other-account", "routers must use default/weir-router"),
-        ("other-audience", "a valid one for the audience weir-controller"),
-        ("no-token", "a valid one for the audience weir-controller"),
+        ("other-audience", "a valid token for the audience weir-controller"),
+        ("no-token", "a valid token for the audience weir-controller"),
     ]
     .into_iter()
     .enumerate()
@@ -260,7 +260,10 @@ fn a_token_that_is_bound_to_a_pod_is_good_for_the_router_of_that_name() {
     ];
     setup.token("bound", "weir-router", &bound);
     let other = setup.secured_router("router-1", address, "bound");
-    await_problem(&other, &["401 Unauthorized", "belongs to the pod router-0", "--name"]);
+    await_problem(
+        &other,
+        &["401 Unauthorized", "belongs to the pod router-0", "--name"],
+    );
     let router = setup.secured_router("router-0", address, "bound");
     router.wait_for_line(PATIENCE, |line| line.contains("routing configuration applied"));
     assert!(metrics(&controller).contains("reason=\"other_pod\""));

@@ -337,7 +337,11 @@ fn a_router_explains_an_event_by_what_it_has_in_force() {
     );
     scratch.write("event.json", format!("[{ORDER}, {ORDER}]"));
     let (code, output) = weir(&by_router);
-    assert_eq!((code, output.contains("it contains 2 events")), (1, true), "{output}");
+    assert_eq!(
+        (code, output.contains("it contains 2 events")),
+        (1, true),
+        "{output}"
+    );
 }
 
 #[test]
