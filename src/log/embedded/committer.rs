@@ -435,7 +435,7 @@ impl Committer {
             commit.batch.insert(
                 &stored.events,
                 state.next.to_be_bytes(),
-                layout::record_value(header, &payload),
+                layout::record_value(state.next, header, &payload),
             );
             let offset = Offset(state.next);
             state.next += 1;

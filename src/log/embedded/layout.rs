@@ -2,7 +2,8 @@
 //!
 //! | keyspace | key | value |
 //! | --- | --- | --- |
-//! | `events-{id}`, one a broker | offset, 8 bytes | version 1, accepted (ms) 8, bytes before it 8, payload |
+//! | `events-{id}`, one a log | offset, 8 bytes | version 2, accepted (ms) 8, bytes before it 8, checksum 8, payload |
+//! | the same, by earlier versions | offset, 8 bytes | version 1, accepted (ms) 8, bytes before it 8, payload |
 //! | `meta` | `format` | 4 bytes, [`FORMAT`] |
 //! | `meta` | `broker/{namespace/name}` | id 4, first retained offset 8, bytes before it 8, last accepted (ms) 8 |
 //! | `cursors` | the cursor's key | its value |
@@ -10,10 +11,13 @@
 //! Numbers are big-endian. "Bytes before it" is the sum of the payloads' lengths of all the broker's earlier
 //! records, trimmed ones too, so that what a range of offsets takes is one subtraction.
 //!
-//! Checksums are the storage library's: of each commit in the journal and of each block in a table.
+//! The checksum of a record is XXH3-64 of its offset, of what stands before the checksum, and of the payload: a record
+//! that comes back at another offset, or changed in memory or on its way, is damage too. The storage library has checksums
+//! of its own, of each commit in the journal and of each block in a table.
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::log::{Offset, Record};
 
@@ -22,8 +26,11 @@ pub(super) const FORMAT: u32 = 1;
 pub(super) const FORMAT_KEY: &[u8] = b"format";
 pub(super) const BROKER_PREFIX: &str = "broker/";
 
-const RECORD_VERSION: u8 = 1;
+/// A record with a checksum, and one of earlier versions, without.
+const RECORD_VERSION: u8 = 2;
+const WITHOUT_CHECKSUM: u8 = 1;
 const HEADER: usize = 1 + 8 + 8;
+const CHECKSUM: usize = 8;
 
 /// What stands before the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,20 +57,31 @@ pub(super) fn broker_key(broker: &str) -> Vec<u8> {
     [BROKER_PREFIX.as_bytes(), broker.as_bytes()].concat()
 }
 
-pub(super) fn record_value(header: Header, payload: &[u8]) -> Vec<u8> {
-    let mut value = Vec::with_capacity(HEADER + payload.len());
+pub(super) fn record_value(offset: u64, header: Header, payload: &[u8]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(HEADER + CHECKSUM + payload.len());
     value.push(RECORD_VERSION);
     value.extend(header.accepted_millis.to_be_bytes());
     value.extend(header.bytes_before.to_be_bytes());
+    value.extend(checksum(offset, &value, payload).to_be_bytes());
     value.extend(payload);
     value
 }
 
-/// The header and the payload, or what is wrong with the value.
-pub(super) fn parse_value(value: &[u8]) -> Result<(Header, &[u8]), String> {
+fn checksum(offset: u64, header: &[u8], payload: &[u8]) -> u64 {
+    let mut checksum = Xxh3Default::new();
+    checksum.update(&offset.to_be_bytes());
+    checksum.update(header);
+    checksum.update(payload);
+    checksum.digest()
+}
+
+/// The header and the payload of the record at an offset, or what is wrong with its value.
+pub(super) fn parse_value(offset: u64, value: &[u8]) -> Result<(Header, &[u8]), String> {
     let (version, rest) = value.split_first().ok_or("the value is empty")?;
-    if *version != RECORD_VERSION {
-        return Err(format!("the value has version {version}, not {RECORD_VERSION}"));
+    if !matches!(*version, WITHOUT_CHECKSUM | RECORD_VERSION) {
+        return Err(format!(
+            "the value has version {version}, and this Weir reads versions up to {RECORD_VERSION}"
+        ));
     }
     let (accepted, rest) = rest.split_first_chunk::<8>().ok_or("the value is too short")?;
     let (before, payload) = rest.split_first_chunk::<8>().ok_or("the value is too short")?;
@@ -71,11 +89,20 @@ pub(super) fn parse_value(value: &[u8]) -> Result<(Header, &[u8]), String> {
         accepted_millis: i64::from_be_bytes(*accepted),
         bytes_before: u64::from_be_bytes(*before),
     };
+    if *version == WITHOUT_CHECKSUM {
+        return Ok((header, payload));
+    }
+    let (stored, payload) = payload
+        .split_first_chunk::<CHECKSUM>()
+        .ok_or("the value is too short")?;
+    if u64::from_be_bytes(*stored) != checksum(offset, &value[..HEADER], payload) {
+        return Err("the value does not match its checksum".to_owned());
+    }
     Ok((header, payload))
 }
 
 pub(super) fn parse_record(offset: u64, value: &[u8]) -> Result<Record, String> {
-    let (header, payload) = parse_value(value)?;
+    let (header, payload) = parse_value(offset, value)?;
     Ok(Record {
         offset: Offset(offset),
         accepted: timestamp(header.accepted_millis),
@@ -142,10 +169,10 @@ mod tests {
             accepted_millis: -5,
             bytes_before: 77,
         };
-        assert_eq!(
-            parse_value(&record_value(header, b"abc")),
-            Ok((header, b"abc".as_slice()))
-        );
+        let value = record_value(7, header, b"abc");
+        assert_eq!(parse_value(7, &value), Ok((header, b"abc".as_slice())));
+        let earlier = [&[WITHOUT_CHECKSUM], &value[1..HEADER], b"abc"].concat();
+        assert_eq!(parse_value(7, &earlier), Ok((header, b"abc".as_slice())));
         let registered = Registered {
             id: 3,
             first: 9,
@@ -157,8 +184,24 @@ mod tests {
 
     #[test]
     fn what_is_no_value_is_refused() {
-        for wrong in [&b""[..], b"\x02aaaaaaaabbbbbbbb", b"\x01aaaaaaaabbbbbbb"] {
-            assert!(parse_value(wrong).is_err(), "{wrong:?}");
+        for wrong in [
+            &b""[..],
+            b"\x03aaaaaaaabbbbbbbb",
+            b"\x01aaaaaaaabbbbbbb",
+            b"\x02aaaaaaaabbbbbbbbccccccc",
+        ] {
+            assert!(parse_value(0, wrong).is_err(), "{wrong:?}");
+        }
+        let header = Header {
+            accepted_millis: 1,
+            bytes_before: 2,
+        };
+        let value = record_value(7, header, b"abc");
+        assert!(parse_value(8, &value).is_err(), "it belongs to another offset");
+        for byte in 0..value.len() {
+            let mut flipped = value.clone();
+            flipped[byte] ^= 4;
+            assert!(parse_value(7, &flipped).is_err(), "byte {byte}");
         }
         assert_eq!(Registered::parse(&[0; 27]), None);
         assert_eq!(Registered::parse(&[0; 29]), None);

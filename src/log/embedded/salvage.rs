@@ -137,7 +137,7 @@ impl<'a> Writer<'a> {
                             return true;
                         };
                         if offsets.contains(&offset)
-                            && let Ok((header, payload)) = layout::parse_value(value)
+                            && let Ok((header, payload)) = layout::parse_value(offset, value)
                         {
                             written = self.record(offset, Some(header), payload);
                         }
@@ -148,7 +148,7 @@ impl<'a> Writer<'a> {
                 Some(Place::Journals) => {
                     for (offset, (journal, value)) in found.in_journals.range(offsets.clone()) {
                         let value = &survey.journals[*journal].bytes[value.clone()];
-                        let (header, payload) = layout::parse_value(value)?;
+                        let (header, payload) = layout::parse_value(*offset, value)?;
                         self.record(*offset, Some(header), payload)?;
                     }
                 }
@@ -185,7 +185,7 @@ impl<'a> Writer<'a> {
         self.batch.insert(
             &self.events,
             offset.to_be_bytes(),
-            layout::record_value(header, payload),
+            layout::record_value(offset, header, payload),
         );
         self.bytes_before = Some(before + payload.len() as u64);
         self.next = offset + 1;

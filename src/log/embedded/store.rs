@@ -241,7 +241,7 @@ impl Store {
         if highest < registered.first {
             return Ok(found);
         }
-        let (header, payload) = layout::parse_value(&value).map_err(|e| self.damaged(e))?;
+        let (header, payload) = layout::parse_value(highest, &value).map_err(|e| self.damaged(e))?;
         found.next = highest + 1;
         found.bytes_before_next = header.bytes_before + payload.len() as u64;
         found.last_accepted_millis = header.accepted_millis;
@@ -338,7 +338,7 @@ impl Store {
         fail_points::pass("log-read").map_err(|e| ReadError::of_io(&e))?;
         let value = events.get(offset.to_be_bytes()).map_err(|e| ReadError::of(&e))?;
         let value = value.ok_or(ReadError::Missing(offset))?;
-        let parsed = layout::parse_value(&value).map(|(header, _)| header);
+        let parsed = layout::parse_value(offset, &value).map(|(header, _)| header);
         parsed.map_err(|e| ReadError::Damaged(format!("offset {offset}: {e}")))
     }
 

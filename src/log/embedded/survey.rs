@@ -384,7 +384,7 @@ impl Survey {
                         if let (Ok(offset), Some(value)) = (
                             layout::parse_offset(&journal.bytes[item.key.clone()]),
                             item.value.clone(),
-                        ) && layout::parse_value(&journal.bytes[value.clone()]).is_ok()
+                        ) && layout::parse_value(offset, &journal.bytes[value.clone()]).is_ok()
                         {
                             in_journals.insert(offset, (index, value));
                         }
@@ -485,7 +485,7 @@ fn runs_of(table: &[u8]) -> impl Iterator<Item = (Range<u64>, usize)> + use<> {
     let mut runs = Vec::<(Range<u64>, usize)>::new();
     raw::entries(table, 0, true, |entry, at| {
         if let (Ok(offset), Some(value)) = (layout::parse_offset(entry.key), entry.value)
-            && layout::parse_value(value).is_ok()
+            && layout::parse_value(offset, value).is_ok()
         {
             match runs.last_mut() {
                 Some((run, _)) if run.end == offset => run.end += 1,

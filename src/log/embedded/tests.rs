@@ -887,3 +887,45 @@ async fn flip_everywhere(directory: &Path, file: &Path, step: usize) {
         bytes.len().div_ceil(step)
     );
 }
+
+/// A data directory that the version before checksums of records wrote: with tables, a journal, a trimmed log, dead
+/// letters and checkpoints.
+#[tokio::test]
+async fn a_directory_of_an_earlier_version_opens() {
+    let directory = tempfile::tempdir().unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/log-records-1");
+    let copied = Command::new("cp")
+        .arg("-R")
+        .arg(fixture.join("."))
+        .arg(directory.path())
+        .status();
+    assert!(copied.unwrap().success());
+    for _ in 0..2 {
+        let log = open(directory.path()).unwrap();
+        assert_eq!(log.bounds("shop/orders").first, Offset(2));
+        let records = log.read("shop/orders", Offset(0), ALL).await.unwrap();
+        let texts = records.iter().map(|record| &*record.payload).take(6);
+        assert!(
+            texts.eq((2..8).map(|n| format!("event {n}").into_bytes())),
+            "{records:?}"
+        );
+        assert_eq!(records[0].accepted, at(2));
+        let letters = log
+            .read("shop/orders.dead-letters", Offset(0), ALL)
+            .await
+            .unwrap();
+        assert_eq!(letters[0].payload, b"letter".as_slice());
+        let stored = log.stored().await.unwrap();
+        let keys: Vec<_> = stored.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(
+            keys,
+            ["dead-letters:shop/orders", "running-time", "trigger:uid", "uid"]
+        );
+        // What is written now lies beside what was written then.
+        log.append("shop/orders", payloads(&["new"]), at(9))
+            .await
+            .unwrap();
+        flush(&log);
+    }
+    assert!(check(directory.path()).unwrap().is_whole());
+}
