@@ -418,7 +418,7 @@ fn compile_source(subject: Subject, spec: &api::SourceSpec) -> (Option<routing::
         name: subject.name.clone(),
         generation: subject.generation,
         broker: broker.clone(),
-        cron,
+        kind: routing::SourceKind::Cron(cron),
     });
     let broker = broker_key(&subject.namespace, broker);
     (
@@ -517,6 +517,7 @@ fn revision_of(configuration: &Configuration) -> Revision {
         // Triggers reference them by digest.
         authorities: _,
         unread,
+        undecodable: _,
     } = configuration;
     let triggers: Vec<_> = triggers.iter().map(routing::Trigger::without_secrets).collect();
     Revision(format!(

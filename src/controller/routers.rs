@@ -207,6 +207,7 @@ impl Routers {
             sources,
             authorities: _,
             unread: _,
+            undecodable: _,
         } = configuration;
         let triggers = triggers
             .iter()

@@ -440,8 +440,8 @@ fn compiles_sources() {
         compile(&observed, DOMAIN)
     };
     let good = cron(json!({"timeZone": "Europe/Berlin", "data": {"json": "{}"}, "extensions": {"x": "1"}}));
-    let attributes: Vec<_> = good.configuration.sources[0]
-        .cron
+    let crate::routing::SourceKind::Cron(cron_of_route) = &good.configuration.sources[0].kind;
+    let attributes: Vec<_> = cron_of_route
         .attributes
         .iter()
         .map(|(name, value)| (&**name, &**value))

@@ -391,6 +391,12 @@ impl Applier {
     }
 
     async fn apply(&mut self, mut configuration: Configuration) -> Result<(), RouterError> {
+        for item in &configuration.undecodable {
+            tracing::error!(
+                %item,
+                "an item of the routing configuration cannot be decoded, and is left out; is the controller newer than this router?"
+            );
+        }
         reach_services_at(&self.services, &mut configuration);
         let revision = configuration.revision.clone();
         let sources = configuration.sources.clone();

@@ -1,13 +1,14 @@
 //! The last routing configuration on the router's disk.
 
 use std::{
+    borrow::Cow,
     fs::{self, File, OpenOptions, Permissions},
     io::{self, BufWriter, Write},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
-use crate::routing::Configuration;
+use crate::routing::{Configuration, Revision};
 
 /// The file in the data directory.
 const FILE: &str = "configuration.json";
@@ -77,8 +78,17 @@ impl SavedConfiguration {
             .map_err(|source| SavedError::Malformed { path, source })
     }
 
-    /// Replaces the file as a whole: after a crash it is the old or the new one.
+    /// Replaces the file as a whole: after a crash it is the old or the new one. A configuration with items that this
+    /// version cannot decode is stored without its revision, so that a newer version asks for all of it again.
     pub(super) fn store(&self, configuration: &Configuration) -> Result<(), SavedError> {
+        let configuration = if configuration.undecodable.is_empty() {
+            Cow::Borrowed(configuration)
+        } else {
+            Cow::Owned(Configuration {
+                revision: Revision::default(),
+                ..configuration.clone()
+            })
+        };
         let path = self.path();
         let beside = self.directory.join(format!("{FILE}.new"));
         let write = || {
@@ -91,7 +101,7 @@ impl SavedConfiguration {
             // It may have been left there by another version.
             file.set_permissions(Permissions::from_mode(MODE))?;
             let mut buffered = BufWriter::new(&file);
-            serde_json::to_writer(&mut buffered, configuration)?;
+            serde_json::to_writer(&mut buffered, &*configuration)?;
             buffered.flush()?;
             drop(buffered);
             file.sync_all()?;

@@ -7,7 +7,7 @@ use std::{borrow::Cow, collections::BTreeSet, fmt, num::NonZeroU32, time::Durati
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Authorities, AuthoritiesDigest};
+use super::{Authorities, AuthoritiesDigest, Source, Undecodable, received::Received};
 use crate::filter::Expression;
 
 /// Identifies a routing configuration by its content. The same resources give the same revision, whichever
@@ -17,8 +17,11 @@ use crate::filter::Expression;
 pub struct Revision(pub String);
 
 /// Everything a router needs to know.
+///
+/// A Trigger or a Source that a router cannot decode, because a newer controller wrote it, fails by itself: see
+/// [`Configuration::undecodable`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", from = "Received")]
 pub struct Configuration {
     /// Revision of this content.
     pub revision: Revision,
@@ -34,6 +37,9 @@ pub struct Configuration {
     /// UIDs of existing Triggers that the controller cannot decode because another version of Weir wrote them.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unread: BTreeSet<String>,
+    /// Items that this version cannot decode. The Triggers among them are in `unread` as well: their events wait.
+    #[serde(skip)]
+    pub undecodable: Vec<Undecodable>,
 }
 
 impl Configuration {
@@ -301,39 +307,6 @@ impl Default for Delivery {
             dead_letter_sink: None,
         }
     }
-}
-
-/// A validated Source.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Source {
-    /// UID of the resource.
-    pub uid: String,
-    /// Namespace of the Source and of its broker.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-    /// Generation of the resource.
-    pub generation: i64,
-    /// Broker that its events are posted to.
-    pub broker: String,
-    /// What triggers its events.
-    pub cron: Cron,
-}
-
-/// A schedule and the event to produce at each of its times.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Cron {
-    /// Cron expression with five fields (minute, hour, day of month, month, day of week), or six with seconds
-    /// first.
-    pub schedule: String,
-    /// IANA time zone.
-    pub time_zone: String,
-    /// Attributes of the events in order, without `id`, `time` and `specversion`.
-    pub attributes: Vec<(String, String)>,
-    /// Data of the events.
-    pub data: Option<String>,
 }
 
 #[cfg(test)]

@@ -72,6 +72,7 @@ impl RoutingTable {
             sources,
             authorities,
             unread,
+            undecodable: _,
         } = configuration;
         let mut routes: BTreeMap<String, Vec<Route>> = BTreeMap::new();
         for source in sources {
@@ -263,10 +264,12 @@ mod tests {
             name: "s".into(),
             generation: 1,
             broker: "clock".into(),
-            cron: serde_json::from_value(
-                json!({"schedule": "", "timeZone": "", "attributes": [], "data": null}),
-            )
-            .unwrap(),
+            kind: crate::routing::SourceKind::Cron(
+                serde_json::from_value(
+                    json!({"schedule": "", "timeZone": "", "attributes": [], "data": null}),
+                )
+                .unwrap(),
+            ),
         });
         let table = RoutingTable::compile(configuration);
         for (namespace, broker, exists) in [

@@ -12,8 +12,7 @@ use crate::{
 ///
 /// # Errors
 /// [`Invalid`] if the Source's attributes do not make a valid event.
-pub(super) fn event(source: &routing::Source, scheduled: Timestamp) -> Result<Event, Invalid> {
-    let routing::Source { uid, cron, .. } = source;
+pub(super) fn event(uid: &str, cron: &routing::Cron, scheduled: Timestamp) -> Result<Event, Invalid> {
     let mut builder = EventBuilder::new()
         .attribute("id", format!("{uid}-{}", scheduled.as_second()))
         .attribute("time", scheduled.to_string());
@@ -43,17 +42,6 @@ mod tests {
         }
     }
 
-    fn source(cron: routing::Cron) -> routing::Source {
-        routing::Source {
-            uid: "5f0a".to_owned(),
-            namespace: "shop".to_owned(),
-            name: "clock".to_owned(),
-            generation: 1,
-            broker: "default".to_owned(),
-            cron,
-        }
-    }
-
     #[test]
     fn event_has_its_scheduled_time() {
         let scheduled: Timestamp = "2026-11-24T08:00:00Z".parse().unwrap();
@@ -62,7 +50,7 @@ mod tests {
             .push(("datacontenttype".to_owned(), "application/json".to_owned()));
         cron.attributes.push(("team".to_owned(), "blue".to_owned()));
         cron.data = Some("{\"n\": 1.10}".to_owned());
-        let event = event(&source(cron), scheduled).unwrap();
+        let event = event("5f0a", &cron, scheduled).unwrap();
         assert_eq!(event.id(), format!("5f0a-{}", scheduled.as_second()));
         assert_eq!((event.source(), event.r#type()), ("/clock", "com.example.tick"));
         assert_eq!(event.attribute("time"), Some(&"2026-11-24T08:00:00Z".into()));
@@ -79,7 +67,7 @@ mod tests {
         let mut cron = cron();
         cron.attributes.push(("Team".to_owned(), "blue".to_owned()));
         assert_eq!(
-            event(&source(cron), Timestamp::UNIX_EPOCH)
+            event("5f0a", &cron, Timestamp::UNIX_EPOCH)
                 .unwrap_err()
                 .attribute(),
             Some("Team")

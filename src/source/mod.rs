@@ -3,6 +3,7 @@
 //! The router calls [`Sources::apply`] with the Sources of each new routing configuration.
 
 mod clock;
+mod cron;
 mod event;
 mod runner;
 

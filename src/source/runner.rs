@@ -1,8 +1,4 @@
-//! Runs the Sources: waits for each scheduled time and appends its event to the event log.
-//!
-//! A run that is less than [`LATE`] overdue is caught up, so that a short stall loses nothing. Runs missed for
-//! longer (because the process was suspended or the clock was set forward) are logged and counted. If the log is
-//! full, an event is retried until the next one is due.
+//! Starts and stops the Sources, and counts what they do. Each kind has a module of its own, which [`run`] calls.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,35 +6,15 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
-use jiff::{SignedDuration, Timestamp};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     clock::{Clock, SystemClock},
-    event::event,
+    cron,
 };
-use crate::{
-    cloudevents::Lineage,
-    intake::Intake,
-    log::{BrokerName, LogError},
-    routing::{self, Schedule},
-    supervision,
-};
-
-/// Maximum delay after which a missed run is still caught up.
-const LATE: SignedDuration = SignedDuration::from_secs(60);
-
-/// Maximum time to sleep without checking the clock, which may jump.
-const LOOK: Duration = Duration::from_secs(30);
-
-/// Delay before a full log is retried.
-const FULL: Duration = Duration::from_secs(1);
-
-/// Maximum number of missed runs that are counted individually.
-const COUNTED: u64 = 1_000;
+use crate::{intake::Intake, log::BrokerName, routing, supervision};
 
 /// The running Sources. Dropping it stops them without waiting; see [`Sources::shutdown`].
 pub struct Sources {
@@ -47,6 +23,22 @@ pub struct Sources {
     running: HashMap<String, Running>,
     statistics: Statistics,
     tasks: TaskTracker,
+}
+
+/// What a Source of any kind works with.
+pub(super) struct Context {
+    pub(super) broker: BrokerName,
+    pub(super) intake: Intake,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) stop: CancellationToken,
+}
+
+/// Runs a Source until it is told to stop.
+async fn run(source: routing::Source, context: Context) {
+    match source.kind.clone() {
+        routing::SourceKind::Cron(cron) => cron::run(source, cron, context).await,
+    }
 }
 
 struct Running {
@@ -61,10 +53,11 @@ pub struct Statistics(Arc<Mutex<Counts>>);
 /// By namespace and name.
 type Counts = BTreeMap<(String, String), Arc<Counters>>;
 
+/// Counts of one Source.
 #[derive(Debug, Default)]
-struct Counters {
-    produced: AtomicU64,
-    missed: AtomicU64,
+pub(super) struct Counters {
+    pub(super) produced: AtomicU64,
+    pub(super) missed: AtomicU64,
 }
 
 /// Counts of one Source since this process first ran it.
@@ -169,12 +162,18 @@ impl Sources {
                     stop: stop.clone(),
                 },
             );
-            if let Some(task) = self.task(source, stop) {
-                let name = format!("the Source {}/{}", source.namespace, source.name);
-                // A Source that panicked produces no more events until the router restarts. The others continue.
-                self.tasks
-                    .spawn(async move { drop(supervision::caught(&name, task.run()).await) });
-            }
+            let context = Context {
+                broker: BrokerName::new(&source.namespace, &source.broker),
+                intake: self.intake.clone(),
+                clock: Arc::clone(&self.clock),
+                counters: self.statistics.of(source),
+                stop,
+            };
+            let name = format!("the Source {}/{}", source.namespace, source.name);
+            let running = run(source.clone(), context);
+            // A Source that panicked produces no more events until the router restarts. The others continue.
+            self.tasks
+                .spawn(async move { drop(supervision::caught(&name, running).await) });
         }
     }
 
@@ -183,181 +182,6 @@ impl Sources {
         self.apply(&[]);
         self.tasks.close();
         self.tasks.wait().await;
-    }
-
-    /// The controller admits only valid Sources, so a failure here is a bug.
-    fn task(&self, source: &routing::Source, stop: CancellationToken) -> Option<Task> {
-        let routing::Source {
-            namespace,
-            name,
-            broker,
-            cron,
-            ..
-        } = source;
-        let schedule = Schedule::parse(cron)
-            .inspect_err(|error| tracing::error!(%namespace, source = %name, %error, "cannot run the Source"))
-            .ok()?;
-        event(source, Timestamp::UNIX_EPOCH)
-            .inspect_err(|error| tracing::error!(%namespace, source = %name, %error, "cannot run the Source"))
-            .ok()?;
-        tracing::info!(
-            %namespace, source = %name, schedule = %cron.schedule, time_zone = %cron.time_zone, "Source runs"
-        );
-        Some(Task {
-            broker: BrokerName::new(namespace, broker),
-            source: source.clone(),
-            schedule,
-            stop,
-            intake: self.intake.clone(),
-            clock: Arc::clone(&self.clock),
-            counters: self.statistics.of(source),
-        })
-    }
-}
-
-/// A running Source.
-struct Task {
-    source: routing::Source,
-    broker: BrokerName,
-    schedule: Schedule,
-    stop: CancellationToken,
-    intake: Intake,
-    clock: Arc<dyn Clock>,
-    counters: Arc<Counters>,
-}
-
-/// Why a wait ended.
-enum Wait {
-    Due,
-    /// The clock was set back far: the schedule restarts from this time.
-    Back(Timestamp),
-    Stopped,
-}
-
-impl Task {
-    async fn run(self) {
-        let mut next = self.schedule.next_after(self.clock.now());
-        while let Some(scheduled) = next {
-            match self.wait(scheduled).await {
-                Wait::Stopped => return,
-                Wait::Back(now) => {
-                    next = self.schedule.next_after(now);
-                    continue;
-                }
-                Wait::Due => {}
-            }
-            let cutoff = self.clock.now().saturating_sub(LATE).unwrap_or(Timestamp::MIN);
-            if scheduled < cutoff {
-                next = self.skip(scheduled, cutoff);
-                continue;
-            }
-            next = self.schedule.next_after(scheduled);
-            if !self.produce(scheduled, next).await {
-                return;
-            }
-        }
-        let routing::Source { namespace, name, .. } = &self.source;
-        tracing::warn!(%namespace, source = %name, "the schedule has no further times");
-    }
-
-    async fn wait(&self, scheduled: Timestamp) -> Wait {
-        let mut seen = self.clock.now();
-        loop {
-            let now = self.clock.now();
-            if now < seen.saturating_sub(LATE).unwrap_or(Timestamp::MIN) {
-                return Wait::Back(now);
-            }
-            seen = now;
-            let Ok(left) = Duration::try_from(scheduled.duration_since(now)) else {
-                return Wait::Due;
-            };
-            if left.is_zero() {
-                return Wait::Due;
-            }
-            tokio::select! {
-                () = self.stop.cancelled() => return Wait::Stopped,
-                () = self.clock.sleep(left.min(LOOK)) => {}
-            }
-        }
-    }
-
-    /// Skips the times from `scheduled` to before `cutoff`. Returns the first one after them.
-    fn skip(&self, scheduled: Timestamp, cutoff: Timestamp) -> Option<Timestamp> {
-        let mut missed = 0;
-        let mut next = Some(scheduled);
-        while let Some(time) = next.filter(|time| *time < cutoff) {
-            if missed == COUNTED {
-                next = self.schedule.next_after(cutoff);
-                break;
-            }
-            missed += 1;
-            next = self.schedule.next_after(time);
-        }
-        self.counters.missed.fetch_add(missed, Ordering::Relaxed);
-        let routing::Source { namespace, name, .. } = &self.source;
-        tracing::warn!(
-            %namespace, source = %name, %scheduled, missed, or_more = missed == COUNTED,
-            "missed scheduled times"
-        );
-        next
-    }
-
-    /// Appends the event of a scheduled time. Returns false if the Source must stop.
-    async fn produce(&self, scheduled: Timestamp, next: Option<Timestamp>) -> bool {
-        let routing::Source { namespace, name, .. } = &self.source;
-        let record = match event(&self.source, scheduled) {
-            Ok(event) => event
-                .with_lineage(Lineage::of_origin(fastrand::u64(..)))
-                .to_record(),
-            Err(error) => {
-                self.counters.missed.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(%namespace, source = %name, %scheduled, %error, "missed a scheduled time");
-                return true;
-            }
-        };
-        let mut tried = false;
-        loop {
-            // Not cancelled on stop, so that every appended event is accounted for.
-            let record = std::slice::from_ref(&record);
-            let appended = self.intake.accept(&self.broker, record, self.clock.now());
-            match appended.await {
-                Ok(offset) => {
-                    self.counters.produced.fetch_add(1, Ordering::Relaxed);
-                    tracing::debug!(%namespace, source = %name, %scheduled, %offset, "produced an event");
-                    return true;
-                }
-                Err(LogError::Full(reason) | LogError::Limit(reason)) => {
-                    if !tried {
-                        tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log is full; trying again");
-                        tried = true;
-                    }
-                }
-                Err(LogError::Unavailable(reason)) => {
-                    if !tried {
-                        tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log is unavailable; trying again");
-                        tried = true;
-                    }
-                }
-                Err(
-                    error @ (LogError::Failed(_)
-                    | LogError::Fenced(_)
-                    | LogError::Damaged { .. }
-                    | LogError::Open { .. }),
-                ) => {
-                    tracing::error!(%namespace, source = %name, %scheduled, %error, "cannot store events; stopping the Source");
-                    return false;
-                }
-            }
-            let stopped = tokio::select! {
-                () = self.stop.cancelled() => true,
-                () = self.clock.sleep(FULL) => false,
-            };
-            if stopped || next.is_some_and(|next| next <= self.clock.now()) {
-                self.counters.missed.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(%namespace, source = %name, %scheduled, "missed a scheduled time: the event log was full");
-                return !stopped;
-            }
-        }
     }
 }
 

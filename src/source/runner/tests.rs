@@ -1,16 +1,21 @@
 //! The runner, on a clock controlled by the test.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize},
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::*;
+use crate::source::cron::LOOK;
 use crate::{
     cloudevents::Event,
     intake::MakeRoom,
     log::{
-        LogName, LogProvider, Offset,
+        LogError, LogName, LogProvider, Offset,
         conformance::ALL,
         memory::{MemoryLogs, Operation},
     },
@@ -132,7 +137,7 @@ fn source(name: &str, schedule: &str) -> routing::Source {
         name: name.to_owned(),
         generation: 1,
         broker: "orders".to_owned(),
-        cron: routing::Cron {
+        kind: routing::SourceKind::Cron(routing::Cron {
             schedule: schedule.to_owned(),
             time_zone: "UTC".to_owned(),
             attributes: vec![
@@ -140,7 +145,7 @@ fn source(name: &str, schedule: &str) -> routing::Source {
                 ("type".to_owned(), "com.example.tick".to_owned()),
             ],
             data: None,
-        },
+        }),
     }
 }
 
@@ -190,7 +195,8 @@ async fn unchanged_sources_continue_changed_ones_restart_and_removed_ones_stop()
     );
     sources.apply(&[kept.clone(), changed.clone(), removed]);
     clock.asleep(3).await;
-    changed.cron.schedule = "10 * * * * *".to_owned();
+    let routing::SourceKind::Cron(cron) = &mut changed.kind;
+    cron.schedule = "10 * * * * *".to_owned();
     changed.generation = 2;
     sources.apply(&[kept, changed]);
     clock.asleep(4).await;

@@ -1,0 +1,130 @@
+//! Sources in the routing configuration: what they share, and one type for each kind. Pure.
+
+use serde::{Deserialize, Serialize};
+
+/// A validated Source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Wire", into = "Wire")]
+pub struct Source {
+    /// UID of the resource.
+    pub uid: String,
+    /// Namespace of the Source and of its broker.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Generation of the resource.
+    pub generation: i64,
+    /// Broker that its events are posted to.
+    pub broker: String,
+    /// What triggers its events.
+    pub kind: SourceKind,
+}
+
+/// What triggers the events of a Source. In JSON each kind is a field of the Source, named after it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SourceKind {
+    /// A schedule.
+    Cron(Cron),
+}
+
+/// A schedule and the event to produce at each of its times.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cron {
+    /// Cron expression with five fields (minute, hour, day of month, month, day of week), or six with seconds
+    /// first.
+    pub schedule: String,
+    /// IANA time zone.
+    pub time_zone: String,
+    /// Attributes of the events in order, without `id`, `time` and `specversion`.
+    pub attributes: Vec<(String, String)>,
+    /// Data of the events.
+    pub data: Option<String>,
+}
+
+/// The JSON form. An unknown kind is an unknown field.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Wire {
+    uid: String,
+    namespace: String,
+    name: String,
+    generation: i64,
+    broker: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cron: Option<Cron>,
+}
+
+/// A Source without a kind.
+#[derive(Debug, thiserror::Error)]
+#[error("the Source has no kind")]
+struct NoKind;
+
+impl TryFrom<Wire> for Source {
+    type Error = NoKind;
+
+    fn try_from(wire: Wire) -> Result<Self, NoKind> {
+        Ok(Self {
+            uid: wire.uid,
+            namespace: wire.namespace,
+            name: wire.name,
+            generation: wire.generation,
+            broker: wire.broker,
+            kind: SourceKind::Cron(wire.cron.ok_or(NoKind)?),
+        })
+    }
+}
+
+impl From<Source> for Wire {
+    fn from(source: Source) -> Self {
+        let SourceKind::Cron(cron) = source.kind;
+        Self {
+            uid: source.uid,
+            namespace: source.namespace,
+            name: source.name,
+            generation: source.generation,
+            broker: source.broker,
+            cron: Some(cron),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_kind_is_a_field_of_its_name() {
+        let text = r#"{"uid":"u","namespace":"n","name":"s","generation":1,"broker":"b","cron":{"schedule":"* * * * *","timeZone":"UTC","attributes":[["type","t"]],"data":null}}"#;
+        let source: Source = serde_json::from_str(text).unwrap();
+        assert!(matches!(&source.kind, SourceKind::Cron(cron) if cron.time_zone == "UTC"));
+        assert_eq!(serde_json::to_string(&source).unwrap(), text);
+    }
+
+    #[test]
+    fn rejects_unknown_kinds_and_fields() {
+        let cron = json!({"schedule": "* * * * *", "timeZone": "UTC", "attributes": [], "data": null});
+        let source = |more: Value| {
+            let mut source =
+                json!({"uid": "u", "namespace": "n", "name": "s", "generation": 1, "broker": "b"});
+            source
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            serde_json::from_value::<Source>(source)
+        };
+        assert!(source(json!({"cron": cron})).is_ok());
+        let mut newer = cron.clone();
+        newer["catchUp"] = "All".into();
+        for (more, part) in [
+            (json!({}), "no kind"),
+            (json!({"webhook": {}}), "unknown field `webhook`"),
+            (json!({"cron": newer}), "unknown field `catchUp`"),
+        ] {
+            let error = source(more).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
