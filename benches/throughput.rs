@@ -2,7 +2,7 @@
 //!
 //! `make bench` runs it. Everything is a process of its own on loopback: this one makes the load, others are the
 //! sink, the proxy and Weir. `WEIR_BENCH_EVENTS` sets the number of events of each run, `WEIR_BENCH_BACKLOG` that
-//! of the backlog.
+//! of the backlog, and `WEIR_BENCH_BINARY` another `weir` to measure, such as one of an earlier commit.
 
 #![allow(
     missing_docs,
@@ -40,6 +40,8 @@ use tokio::net::TcpListener;
 const CONNECTIONS: u64 = 64;
 const BODY: usize = 1024;
 const DEAD_SINK_PAIRS: usize = 5;
+/// Events a second in the open loop, where a slow answer does not delay the next event.
+const OPEN_LOOP_RATE: u64 = 1_000;
 
 type HttpClient = Client<HttpConnector, Full<Bytes>>;
 
@@ -168,7 +170,8 @@ impl Process {
 
     /// Weir on these manifests; gives where events are posted.
     fn weir(directory: &std::path::Path, services: &[String]) -> (Self, SocketAddr) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        let binary = std::env::var("WEIR_BENCH_BINARY");
+        let mut command = Command::new(binary.as_deref().unwrap_or(env!("CARGO_BIN_EXE_weir")));
         command.args(["run", directory.join("manifests").to_str().unwrap()]);
         command.arg(format!("--data={}", directory.join("data").display()));
         command.args(["--listen=127.0.0.1:0", "--admin=127.0.0.1:0"]);
@@ -239,18 +242,7 @@ async fn measure(process: &Process, target: &str, sink: SocketAddr, events: u64,
                     if number >= events {
                         return;
                     }
-                    let request = Request::post(&target)
-                        .header("ce-specversion", "1.0")
-                        .header("ce-id", number)
-                        .header("ce-source", "/bench")
-                        .header("ce-type", "wanted")
-                        .header("ce-sent", now())
-                        .header("content-type", "text/plain")
-                        .body(Full::new(body.clone()))
-                        .unwrap();
-                    let response = client.request(request).await.unwrap();
-                    assert!(response.status().is_success(), "{}", response.status());
-                    response.into_body().collect().await.unwrap();
+                    post(&client, &target, number, now(), body.clone()).await;
                 }
             })
         })
@@ -259,22 +251,62 @@ async fn measure(process: &Process, target: &str, sink: SocketAddr, events: u64,
         post.await.unwrap();
     }
     let accepted = began.elapsed();
-    let expected = events * fan_out;
-    while get(&client, format!("http://{sink}/count"))
-        .await
-        .parse::<u64>()
-        .unwrap()
-        < expected
-    {
-        assert!(
-            began.elapsed() < Duration::from_secs(600),
-            "not everything was delivered"
-        );
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    await_count(&client, sink, events * fan_out).await;
     let delivered = began.elapsed();
+    figures(
+        process,
+        &client,
+        sink,
+        events,
+        processor_before,
+        accepted,
+        delivered,
+    )
+    .await
+}
+
+async fn post(client: &HttpClient, target: &str, number: u64, sent: u64, body: Bytes) {
+    let request = Request::post(target)
+        .header("ce-specversion", "1.0")
+        .header("ce-id", number)
+        .header("ce-source", "/bench")
+        .header("ce-type", "wanted")
+        .header("ce-sent", sent)
+        .header("content-type", "text/plain")
+        .body(Full::new(body))
+        .unwrap();
+    let response = client.request(request).await.unwrap();
+    assert!(response.status().is_success(), "{}", response.status());
+    response.into_body().collect().await.unwrap();
+}
+
+/// Waits until the sink has so many events.
+async fn await_count(client: &HttpClient, sink: SocketAddr, expected: u64) {
+    let counting = async {
+        while get(client, format!("http://{sink}/count"))
+            .await
+            .parse::<u64>()
+            .unwrap()
+            < expected
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let counted = tokio::time::timeout(Duration::from_secs(600), counting).await;
+    counted.expect("everything is delivered");
+}
+
+async fn figures(
+    process: &Process,
+    client: &HttpClient,
+    sink: SocketAddr,
+    events: u64,
+    processor_before: Duration,
+    accepted: Duration,
+    delivered: Duration,
+) -> Figures {
     let (processor, resident) = process.usage();
-    let times = get(&client, format!("http://{sink}/times")).await;
+    let times = get(client, format!("http://{sink}/times")).await;
     let times: Vec<u64> = times.split(' ').map(|figure| figure.parse().unwrap()).collect();
     let rate = |took: Duration| events as f64 / took.as_secs_f64();
     Figures {
@@ -285,6 +317,37 @@ async fn measure(process: &Process, target: &str, sink: SocketAddr, events: u64,
         processor: (processor - processor_before).as_secs_f64() * 100_000.0 / events as f64,
         resident,
     }
+}
+
+/// Posts events at a fixed rate, whatever the answers take; times count from when an event was to be posted.
+async fn measure_open_loop(process: &Process, target: &str, sink: SocketAddr, events: u64) -> Figures {
+    let client = client();
+    get(&client, format!("http://{sink}/times")).await;
+    let (processor_before, _) = process.usage();
+    let (began, began_at) = (tokio::time::Instant::now(), now());
+    let mut posting = tokio::task::JoinSet::new();
+    for number in 0..events {
+        let due = Duration::from_micros(number * 1_000_000 / OPEN_LOOP_RATE);
+        tokio::time::sleep_until(began + due).await;
+        let sent = began_at + u64::try_from(due.as_nanos()).unwrap();
+        let (client, target) = (client.clone(), target.to_owned());
+        posting
+            .spawn(async move { post(&client, &target, number, sent, Bytes::from(vec![b'x'; BODY])).await });
+    }
+    posting.join_all().await;
+    let accepted = began.elapsed();
+    await_count(&client, sink, events).await;
+    let delivered = began.elapsed();
+    figures(
+        process,
+        &client,
+        sink,
+        events,
+        processor_before,
+        accepted,
+        delivered,
+    )
+    .await
 }
 
 fn trigger(name: &str, r#type: &str, service: &str) -> String {
@@ -359,6 +422,10 @@ async fn compare() {
         let figures = Weir::start(&manifests, sink).measure(sink, events, fan_out).await;
         print(&figures, name, limit);
     }
+    let weir = Weir::start(&trigger("live", "wanted", "live"), sink);
+    measure_open_loop(&weir.process, &weir.target, sink, OPEN_LOOP_RATE).await;
+    let figures = measure_open_loop(&weir.process, &weir.target, sink, 10 * OPEN_LOOP_RATE).await;
+    print(&figures, "1 Trigger, open loop at 1,000 a second", limit);
     dead_sink(sink, events, limit).await;
     backlog(sink, number("WEIR_BENCH_BACKLOG", 1_000_000)).await;
 }
@@ -370,6 +437,8 @@ async fn limit(sink: SocketAddr, events: u64) -> f64 {
     measure(&process, &target, sink, events / 10, 1).await;
     let limit = measure(&process, &target, sink, events, 1).await;
     print(&limit, "plain proxy, keeps nothing", limit.delivered);
+    let open = measure_open_loop(&process, &target, sink, 10 * OPEN_LOOP_RATE).await;
+    print(&open, "plain proxy, open loop at 1,000 a second", limit.delivered);
     limit.delivered
 }
 
