@@ -447,6 +447,43 @@ fn attacks() -> Vec<Attack> {
     ]
 }
 
+/// The same load on the machine, without a request to the router: what of the figures is the machine's.
+fn controls() -> Vec<Attack> {
+    let control = |name, threads, turn| Attack {
+        name,
+        answer: status(204),
+        manifests: |_| trigger("bad", ""),
+        threads,
+        turn,
+    };
+    vec![
+        control("control: two threads that compute", 2, |_, _| {
+            let until = Instant::now() + Duration::from_millis(20);
+            while Instant::now() < until {
+                std::hint::black_box(batch(10));
+            }
+        }),
+        control(
+            "control: 16 threads that compute for half of the time",
+            16,
+            |scene, _| {
+                let until = Instant::now() + Duration::from_millis(5);
+                while Instant::now() < until {
+                    std::hint::black_box(batch(10));
+                }
+                scene.pause(Duration::from_millis(5));
+            },
+        ),
+        control("control: writes of 1 MiB to the same disk", 2, |_, thread| {
+            let path = std::env::temp_dir().join(format!("weir-control-{}-{thread}", std::process::id()));
+            let mut file = std::fs::File::create(&path).unwrap();
+            file.write_all(&vec![b'x'; 1 << 20]).unwrap();
+            file.sync_all().unwrap();
+            std::fs::remove_file(path).unwrap();
+        }),
+    ]
+}
+
 /// The one that needs a nameserver that never answers.
 fn unanswered() -> Attack {
     Attack {
@@ -493,7 +530,12 @@ fn a_namespace_that_does_its_worst_leaves_others_alone() {
         "| what one namespace does | p50 alone, ms | p99 alone | p50 beside it | p99 beside it | p99 by p99 | MiB |".to_owned(),
         "| --- | --- | --- | --- | --- | --- | --- |".to_owned(),
     ];
-    for attack in attacks().iter().filter(|attack| attack.name.contains(&only)) {
+    let controls = if is_long() { controls() } else { Vec::new() };
+    let named = attacks().into_iter().chain(controls);
+    for attack in &named
+        .filter(|attack| attack.name.contains(&only))
+        .collect::<Vec<_>>()
+    {
         table.push(measure(attack, None));
     }
     match Nameserver::silent() {
