@@ -17,32 +17,40 @@ struct Room {
     name: &'static str,
     /// The rooms that it may name, besides itself. All of them stand above it in the table.
     knows: &'static [&'static str],
-    /// The crates that it may not name, with the reason.
+    /// The crates and modules that it may not name, with the reason.
     without: &'static [Ban],
     /// Whether it may read the clock or make random values; else time and randomness come in as arguments.
     clock: bool,
 }
 
-/// Crates that a room does without.
+/// Crates, or modules and types of crates, that a room does without.
 struct Ban {
-    crates: &'static [&'static str],
+    paths: &'static [&'static str],
     reason: &'static str,
 }
 
 const KUBERNETES: Ban = Ban {
-    crates: &["kube", "k8s_openapi"],
-    reason: "only api, controller and cli know Kubernetes",
+    paths: &["kube", "k8s_openapi"],
+    reason: "only api, resolve, controller and cli know Kubernetes",
+};
+#[rustfmt::skip]
+const API_SERVER: Ban = Ban {
+    paths: &[
+        "kube::Api", "kube::Client", "kube::Config", "kube::Discovery", "kube::api", "kube::client", "kube::config", "kube::discovery",
+        "kube::runtime",
+    ],
+    reason: "a pure room knows the types of resources, not the API server",
 };
 #[rustfmt::skip]
 const RUNNING: Ban = Ban {
-    crates: &[
+    paths: &[
         "tokio", "tokio_util", "axum", "tower", "hyper", "hyper_util", "hyper_rustls", "rustls", "tokio_rustls", "notify", "fjall",
         "opentelemetry", "opentelemetry_sdk", "opentelemetry_otlp", "opentelemetry_http",
     ],
     reason: "a pure room does no I/O and needs no runtime",
 };
 const RANDOM: Ban = Ban {
-    crates: &["rand", "getrandom", "fastrand"],
+    paths: &["rand", "getrandom", "fastrand"],
     reason: "in a pure room randomness comes in as an argument",
 };
 
@@ -57,6 +65,7 @@ const ROOMS: &[Room] = &[
     Room::new("memory",      &[]).without_kubernetes(),
     Room::new("descriptors", &[]).without_kubernetes(),
     Room::new("trust",       &[]).without_kubernetes(),
+    Room::new("resolve",     &["api", "cloudevents", "http_url", "filter", "routing", "trust"]).pure_on_resources(),
     Room::new("supervision", &[]).without_kubernetes(),
     Room::new("telemetry",   &["cloudevents", "http_url", "trust"]).without_kubernetes(),
     Room::new("intake",      &["cloudevents", "log"]).without_kubernetes(),
@@ -65,14 +74,14 @@ const ROOMS: &[Room] = &[
     ]).without_kubernetes(),
     Room::new("server",      &["memory"]).without_kubernetes(),
     Room::new("source",      &["cloudevents", "routing", "log", "intake", "supervision"]).without_kubernetes(),
-    Room::new("controller",  &["api", "cloudevents", "http_url", "filter", "routing", "trust", "server"]),
+    Room::new("controller",  &["api", "filter", "routing", "resolve", "server"]),
     Room::new("router",      &[
         "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "descriptors", "telemetry", "delivery", "server",
         "source", "supervision",
     ]).without_kubernetes(),
     Room::new("cli", &[
-        "api", "cloudevents", "http_url", "filter", "routing", "log", "memory", "descriptors", "trust", "telemetry", "delivery", "server",
-        "source", "controller", "router", "supervision",
+        "api", "cloudevents", "http_url", "filter", "routing", "log", "memory", "descriptors", "trust", "resolve", "telemetry", "delivery",
+        "server", "source", "controller", "router", "supervision",
     ]),
 ];
 
@@ -96,6 +105,14 @@ impl Room {
     const fn pure(self) -> Self {
         Self {
             without: &[KUBERNETES, RUNNING, RANDOM],
+            clock: false,
+            ..self
+        }
+    }
+
+    const fn pure_on_resources(self) -> Self {
+        Self {
+            without: &[API_SERVER, RUNNING, RANDOM],
             clock: false,
             ..self
         }
@@ -237,8 +254,9 @@ fn violation(room: &Room, path: &NamedPath) -> Option<String> {
             )),
         };
     }
-    for Ban { crates, reason } in *without {
-        if crates.iter().any(|banned| segments.first() == Some(banned)) {
+    for Ban { paths, reason } in *without {
+        let is_banned = |banned: &&str| segments.starts_with(&banned.split("::").collect::<Vec<_>>());
+        if paths.iter().any(is_banned) {
             return Some(format!("{name} -> {written}: {reason}"));
         }
     }
@@ -646,6 +664,11 @@ mod reading {
         );
         breaks("cloudevents", "fn f() { Uuid::new_v4() }", "Uuid::new_v4");
         breaks("log", "use k8s_openapi::api;", "log -> k8s_openapi::api");
+        breaks(
+            "resolve",
+            "use kube::{Resource, api::Patch};",
+            "resolve -> kube::api::Patch",
+        );
         holds(
             "log",
             "use tokio::sync::watch; fn f() { std::time::Instant::now() }",

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     api::{self, GROUP, custom_resource_definitions},
     cli::service::is_label,
-    controller::trim,
+    resolve::trim,
 };
 
 /// Namespace of a manifest without one.

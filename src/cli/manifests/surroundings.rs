@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{Node, resource::DEFAULT_NAMESPACE};
 use crate::{
-    controller::{Namespace, Port, SecretName, SecretState, Service},
+    resolve::{Namespace, Port, SecretName, SecretState, Service},
     routing::{Secret, ServiceName},
 };
 
