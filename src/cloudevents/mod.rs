@@ -18,12 +18,15 @@ mod builder;
 mod checks;
 mod data;
 mod event;
+mod extensions;
 mod http;
 mod invalid;
 mod json;
+mod json_text;
 mod lineage;
 mod media_type;
 mod name;
+mod parts;
 #[cfg(test)]
 mod properties;
 mod record;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Key, Manifest, Problem, Resource, Surroundings, resource::DEFAULT_NAMESPACE};
+use super::{DEFAULT_NAMESPACE, Key, Manifest, Problem, Resource, Surroundings};
 use crate::{
     api::{self, DeliverySpec, Destination, Sink},
     resolve::{

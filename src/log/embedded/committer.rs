@@ -21,11 +21,12 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::{
     acknowledged::Acknowledged,
-    broker::{Broker, Stored, lock},
+    broker::{Broker, Stored},
     commit::{self, Answer, Commit},
     fail_points::{self, Contents},
     keeper::Keeper,
     layout::{self, Header},
+    lock::lock,
     memory::Memory,
     request::{Purpose, Request},
     saves::Group,

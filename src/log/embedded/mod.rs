@@ -46,6 +46,7 @@ mod fail_points;
 mod journal;
 mod keeper;
 mod layout;
+mod lock;
 mod memory;
 mod open;
 mod options;

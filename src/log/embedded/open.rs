@@ -12,8 +12,9 @@ use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
-    broker::{Broker, lock},
+    broker::Broker,
     layout,
+    lock::lock,
     reads::{Origin, Readers},
     request::{Purpose, Request},
     shared::Shared,
