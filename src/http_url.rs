@@ -1,5 +1,5 @@
 //! Parses the URLs of requests. The `http` crate treats an invalid port as absent, and drops fragments, so a
-//! request would go to port 80 or elsewhere than intended. Here both are errors.
+//! request would go to port 80 or elsewhere than intended. Here both are errors. Pure.
 
 use std::net::Ipv6Addr;
 

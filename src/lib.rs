@@ -14,6 +14,7 @@ pub mod http_url;
 pub mod intake;
 pub mod log;
 pub mod memory;
+pub mod resolve;
 pub mod router;
 pub mod routing;
 pub mod server;

@@ -1,11 +1,18 @@
-//! Holds the arrows between the rooms of `src/`, and keeps the pure rooms pure. Holds the table of dependencies in
-//! `docs/contributing.md` to `Cargo.toml`, too.
+//! Holds the arrows between the rooms of `src/`, keeps pure what says that it is, and finds circles between files. Holds
+//! the table of dependencies in `docs/contributing.md` to `Cargo.toml`, too.
 //!
-//! It reads the sources' tokens, not their types: every path that is written down, in `use` and elsewhere, in tests
-//! too, without comments and strings. A new room needs a row in [`ROOMS`]; a new arrow is a decision about the
+//! It reads the sources' tokens, not their types: every path that is written down, in `use` and elsewhere, without
+//! comments and strings; for the arrows in tests too. A new room needs a row in [`ROOMS`]; a new arrow is a decision about the
 //! design, not a way to make this test pass.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "architecture/circles.rs"]
+mod circles;
+#[path = "architecture/purity.rs"]
+mod purity;
+#[path = "architecture/sources.rs"]
+mod sources;
 
 use std::{
     collections::BTreeSet,
@@ -13,38 +20,60 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sources::{NamedPath, entries_of, is_rust, module_of, paths_in, rust_files_below, tokens_of};
+
 /// A room and what it may know.
 struct Room {
     name: &'static str,
     /// The rooms that it may name, besides itself. All of them stand above it in the table.
     knows: &'static [&'static str],
-    /// The crates that it may not name, with the reason.
+    /// The crates and modules that it may not name, with the reason.
     without: &'static [Ban],
     /// Whether it may read the clock or make random values; else time and randomness come in as arguments.
     clock: bool,
 }
 
-/// Crates that a room does without.
+/// Crates, or modules and types of crates, that a room does without.
 struct Ban {
-    crates: &'static [&'static str],
+    paths: &'static [&'static str],
     reason: &'static str,
 }
 
 const KUBERNETES: Ban = Ban {
-    crates: &["kube", "k8s_openapi"],
-    reason: "only api, controller and cli know Kubernetes",
+    paths: &["kube", "k8s_openapi"],
+    reason: "only api, resolve, controller and cli know Kubernetes",
+};
+#[rustfmt::skip]
+const API_SERVER: Ban = Ban {
+    paths: &[
+        "kube::Api", "kube::Client", "kube::Config", "kube::Discovery", "kube::api", "kube::client", "kube::config", "kube::discovery",
+        "kube::runtime",
+    ],
+    reason: "what is pure knows the types of resources, not the API server",
 };
 #[rustfmt::skip]
 const RUNNING: Ban = Ban {
-    crates: &[
-        "tokio", "tokio_util", "axum", "tower", "hyper", "hyper_util", "hyper_rustls", "rustls", "tokio_rustls", "notify", "fjall",
+    paths: &[
+        "tokio", "tokio_util", "axum", "tower", "hyper", "hyper_util", "hyper_rustls", "tokio_rustls", "notify", "fjall",
         "opentelemetry", "opentelemetry_sdk", "opentelemetry_otlp", "opentelemetry_http",
     ],
-    reason: "a pure room does no I/O and needs no runtime",
+    reason: "what is pure does no I/O and needs no runtime",
+};
+const TLS: Ban = Ban {
+    paths: &["rustls"],
+    reason: "a pure room makes no connections",
+};
+#[rustfmt::skip]
+const SYSTEM: Ban = Ban {
+    paths: &[
+        "std::env", "std::fs", "std::process", "std::thread", "std::net::TcpListener", "std::net::TcpStream",
+        "std::net::ToSocketAddrs", "std::net::UdpSocket",
+    ],
+    reason: "what is pure asks nothing of the system",
 };
 const RANDOM: Ban = Ban {
-    crates: &["rand", "getrandom", "fastrand"],
-    reason: "in a pure room randomness comes in as an argument",
+    paths: &["rand", "getrandom", "fastrand"],
+    reason: "where it is pure, randomness comes in as an argument",
 };
 
 #[rustfmt::skip]
@@ -58,6 +87,7 @@ const ROOMS: &[Room] = &[
     Room::new("memory",      &[]).without_kubernetes(),
     Room::new("descriptors", &[]).without_kubernetes(),
     Room::new("trust",       &[]).without_kubernetes(),
+    Room::new("resolve",     &["api", "cloudevents", "http_url", "filter", "routing", "trust"]).pure_on_resources(),
     Room::new("supervision", &[]).without_kubernetes(),
     Room::new("telemetry",   &["cloudevents", "http_url", "trust"]).without_kubernetes(),
     Room::new("intake",      &["cloudevents", "log"]).without_kubernetes(),
@@ -66,14 +96,14 @@ const ROOMS: &[Room] = &[
     ]).without_kubernetes(),
     Room::new("server",      &["memory"]).without_kubernetes(),
     Room::new("source",      &["cloudevents", "routing", "log", "intake", "supervision"]).without_kubernetes(),
-    Room::new("controller",  &["api", "cloudevents", "http_url", "filter", "routing", "trust", "server"]),
+    Room::new("controller",  &["api", "filter", "routing", "resolve", "server"]),
     Room::new("router",      &[
         "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "descriptors", "telemetry", "delivery", "server",
         "source", "supervision",
     ]).without_kubernetes(),
     Room::new("cli", &[
-        "api", "cloudevents", "http_url", "filter", "routing", "log", "memory", "descriptors", "trust", "telemetry", "delivery", "server",
-        "source", "controller", "router", "supervision",
+        "api", "cloudevents", "http_url", "filter", "routing", "log", "memory", "descriptors", "trust", "resolve", "telemetry", "delivery",
+        "server", "source", "controller", "router", "supervision",
     ]),
 ];
 
@@ -96,7 +126,15 @@ impl Room {
 
     const fn pure(self) -> Self {
         Self {
-            without: &[KUBERNETES, RUNNING, RANDOM],
+            without: &[KUBERNETES, RUNNING, TLS, RANDOM],
+            clock: false,
+            ..self
+        }
+    }
+
+    const fn pure_on_resources(self) -> Self {
+        Self {
+            without: &[API_SERVER, RUNNING, TLS, RANDOM],
             clock: false,
             ..self
         }
@@ -232,43 +270,9 @@ fn rooms_of(source: &Path) -> Vec<(String, Vec<PathBuf>)> {
     rooms
 }
 
-fn rust_files_below(folder: &Path) -> Vec<PathBuf> {
-    let (folders, files): (Vec<_>, Vec<_>) = entries_of(folder).into_iter().partition(|entry| entry.is_dir());
-    let below = folders.iter().flat_map(|folder| rust_files_below(folder));
-    files
-        .into_iter()
-        .filter(|file| is_rust(file))
-        .chain(below)
-        .collect()
-}
-
-fn entries_of(folder: &Path) -> BTreeSet<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    entries
-        .map(|entry| entry.expect("a folder can be read to its end").path())
-        .collect()
-}
-
-fn is_rust(file: &Path) -> bool {
-    file.extension().is_some_and(|extension| extension == "rs")
-}
-
-/// The module that a file of `src/` is: `log/mod.rs` is `log`, `log/tail.rs` is `log::tail`.
-fn module_of(file: &Path) -> Vec<String> {
-    let mut module: Vec<_> = file
-        .with_extension("")
-        .iter()
-        .map(|part| part.to_string_lossy().into_owned())
-        .collect();
-    if module.last().is_some_and(|last| last == "mod") {
-        module.pop();
-    }
-    module
-}
-
 /// What a file of a room names against the room's rules, each as `line: what`.
 fn violations_in(room: &Room, module: &[String], text: &str) -> Vec<String> {
-    let mut violations: Vec<_> = paths_in(module, text)
+    let mut violations: Vec<_> = paths_in(module, &tokens_of(text))
         .iter()
         .filter_map(|path| Some(format!("{}: {}", path.line, violation(room, path)?)))
         .collect();
@@ -297,299 +301,37 @@ fn violation(room: &Room, path: &NamedPath) -> Option<String> {
             )),
         };
     }
-    for Ban { crates, reason } in *without {
-        if crates.iter().any(|banned| segments.first() == Some(banned)) {
-            return Some(format!("{name} -> {written}: {reason}"));
-        }
+    if let Some((written, reason)) = banned(without, path) {
+        return Some(format!("{name} -> {written}: {reason}"));
     }
-    let reads_clock = CLOCK_TYPES.iter().any(|kind| segments.starts_with(kind))
-        || CLOCK_CALLS
-            .iter()
-            .any(|call| segments.windows(2).any(|pair| pair == call));
+    let reads_clock = CLOCK_TYPES.iter().any(|kind| segments.starts_with(kind)) || calls_clock(path);
     (reads_clock && !clock)
         .then(|| format!("{name} -> {written}: in a pure room time and randomness come in as arguments"))
 }
 
-/// A path that a source file names.
-#[derive(Debug, PartialEq)]
-struct NamedPath {
-    line: usize,
-    /// Whether it is in this crate, with the segments from the crate's root on; else as it is written.
-    own: bool,
-    segments: Vec<String>,
-}
-
-/// Every path of more than one segment, and every single one that is used or linked as a crate.
-fn paths_in(module: &[String], text: &str) -> Vec<NamedPath> {
-    let tokens = tokens_of(text);
-    let mut reader = Reader {
-        tokens: &tokens,
-        position: 0,
-        paths: Vec::new(),
+/// Returns the path as it is written, and why it may not be named, if one of the bans has it.
+fn banned(bans: &[Ban], path: &NamedPath) -> Option<(String, &'static str)> {
+    let NamedPath { own, segments, .. } = path;
+    let is_named = |banned: &&str| {
+        banned
+            .split("::")
+            .eq(segments.iter().take(banned.split("::").count()))
     };
-    let mut module = module.to_vec();
-    let mut modules_end = Vec::new(); // the depths at which the inline modules began
-    let mut depth = 0_usize;
-    while let Some(token) = tokens.get(reader.position) {
-        match token.text.as_str() {
-            "{" => depth += 1,
-            "}" => {
-                depth = depth.saturating_sub(1);
-                if modules_end.last() == Some(&depth) {
-                    modules_end.pop();
-                    module.pop();
-                }
-            }
-            "mod" if reader.text(2) == "{" => {
-                module.push(reader.text(1).to_owned());
-                modules_end.push(depth);
-                depth += 1;
-                reader.position += 2;
-            }
-            "use" => {
-                reader.position += 1;
-                reader.tree(&module, &mut Vec::new(), true);
-                continue;
-            }
-            "extern" if reader.text(1) == "crate" => {
-                reader.position += 2;
-                reader.tree(&module, &mut Vec::new(), true);
-                continue;
-            }
-            "::" => {
-                reader.tree(&module, &mut Vec::new(), false);
-                continue;
-            }
-            text if is_name(text) => {
-                // What follows one dot is a field or a method; two are a range.
-                let dots = tokens[..reader.position]
-                    .iter()
-                    .rev()
-                    .take_while(|token| token.text == ".")
-                    .count();
-                if dots == 1 {
-                    reader.position += 1;
-                } else {
-                    reader.tree(&module, &mut Vec::new(), false);
-                }
-                continue;
-            }
-            _ => {}
-        }
-        reader.position += 1;
-    }
-    reader.paths
+    bans.iter()
+        .find(|ban| !own && ban.paths.iter().any(is_named))
+        .map(|ban| (segments.join("::"), ban.reason))
 }
 
-struct Reader<'a> {
-    tokens: &'a [Token],
-    position: usize,
-    paths: Vec<NamedPath>,
-}
-
-impl Reader<'_> {
-    fn text(&self, ahead: usize) -> &str {
-        self.tokens
-            .get(self.position + ahead)
-            .map_or("", |token| &token.text)
-    }
-
-    /// Reads a path or a tree of them, beginning with the segments of `stem`.
-    fn tree(&mut self, module: &[String], stem: &mut Vec<String>, used: bool) {
-        let length = stem.len();
-        if stem.is_empty() && self.text(0) == "::" {
-            self.position += 1;
-        }
-        let line = self.tokens.get(self.position).map_or(0, |token| token.line);
-        loop {
-            match self.text(0) {
-                "{" if used || stem.len() > length => {
-                    self.position += 1;
-                    while !matches!(self.text(0), "}" | "") {
-                        self.tree(module, stem, used);
-                        if self.text(0) == "as" {
-                            self.position += 2;
-                        }
-                        if self.text(0) != "}" {
-                            self.position += 1;
-                        }
-                    }
-                    self.position += 1;
-                    break;
-                }
-                "*" if used => {
-                    self.position += 1;
-                    self.add(line, module, stem, used);
-                    break;
-                }
-                text if is_name(text) => {
-                    let text = text.to_owned();
-                    self.position += 1;
-                    if text != "self" || stem.is_empty() {
-                        stem.push(text);
-                    }
-                    let goes_on =
-                        self.text(0) == "::" && (is_name(self.text(1)) || matches!(self.text(1), "{" | "*"));
-                    if !goes_on {
-                        self.add(line, module, stem, used);
-                        break;
-                    }
-                    self.position += 1;
-                }
-                _ => break,
-            }
-        }
-        stem.truncate(length);
-    }
-
-    fn add(&mut self, line: usize, module: &[String], written: &[String], used: bool) {
-        let (mut segments, own) = match written.first().map(String::as_str) {
-            Some("crate" | "weir") => (Vec::new(), true),
-            Some("self" | "super") => (module.to_vec(), true),
-            _ => (Vec::new(), false),
-        };
-        if !used && written.len() < 2 {
-            return; // a variable, a type in scope, the `crate` in `pub(crate)`
-        }
-        for segment in written {
-            match segment.as_str() {
-                "super" => _ = segments.pop(),
-                "crate" | "weir" if own && segments.is_empty() => {}
-                "self" => {}
-                _ => segments.push(segment.clone()),
-            }
-        }
-        self.paths.push(NamedPath { line, own, segments });
-    }
-}
-
-#[derive(Debug)]
-struct Token {
-    line: usize,
-    text: String,
-}
-
-fn is_name(text: &str) -> bool {
-    text.starts_with(|first: char| first.is_alphabetic() || first == '_')
-}
-
-/// The tokens of a source: names, `::`, and single characters. Comments, strings, characters, numbers and
-/// lifetimes are left out.
-fn tokens_of(text: &str) -> Vec<Token> {
-    let characters: Vec<char> = text.chars().collect();
-    let at = |position: usize| characters.get(position).copied().unwrap_or('\0');
-    let is_part = |character: char| character.is_alphanumeric() || character == '_';
-    let mut tokens = Vec::new();
-    let (mut position, mut line, mut counted) = (0, 1, 0);
-    while position < characters.len() {
-        line += characters[counted..position]
-            .iter()
-            .filter(|character| **character == '\n')
-            .count();
-        counted = position;
-        let begin = position;
-        match (at(position), at(position + 1)) {
-            ('/', '/') => {
-                while position < characters.len() && at(position) != '\n' {
-                    position += 1;
-                }
-            }
-            ('/', '*') => {
-                let mut depth = 0_usize;
-                while position < characters.len() {
-                    match (at(position), at(position + 1)) {
-                        ('/', '*') => (depth, position) = (depth + 1, position + 2),
-                        ('*', '/') => (depth, position) = (depth - 1, position + 2),
-                        _ => position += 1,
-                    }
-                    if depth == 0 {
-                        break;
-                    }
-                }
-            }
-            ('"', _) => position = after_string(&characters, position + 1),
-            ('\'', next) => {
-                if next == '\\' {
-                    position += 3; // the quote, the backslash, and what it escapes
-                    while position < characters.len() && at(position) != '\'' {
-                        position += 1;
-                    }
-                    position += 1;
-                } else if at(position + 2) == '\'' {
-                    position += 3;
-                } else {
-                    position += 1; // a lifetime
-                    while is_part(at(position)) {
-                        position += 1;
-                    }
-                }
-            }
-            (':', ':') => {
-                position += 2;
-                tokens.push(Token {
-                    line,
-                    text: "::".to_owned(),
-                });
-            }
-            (first, _) if is_part(first) => {
-                while is_part(at(position)) {
-                    position += 1;
-                }
-                let word: String = characters[begin..position].iter().collect();
-                let hashes = characters[position..]
-                    .iter()
-                    .take_while(|character| **character == '#')
-                    .count();
-                if matches!(word.as_str(), "r" | "br" | "cr") && at(position + hashes) == '"' {
-                    position = after_raw_string(&characters, position + hashes + 1, hashes);
-                } else if word == "r" && hashes == 1 {
-                    position += 1; // a raw name: what follows is a name like any other
-                } else if !first.is_numeric() && at(position) != '"' && !(word == "b" && at(position) == '\'')
-                {
-                    tokens.push(Token { line, text: word });
-                }
-            }
-            (other, _) => {
-                position += 1;
-                if !other.is_whitespace() {
-                    tokens.push(Token {
-                        line,
-                        text: other.to_string(),
-                    });
-                }
-            }
-        }
-    }
-    tokens
-}
-
-fn after_string(characters: &[char], mut position: usize) -> usize {
-    while position < characters.len() && characters[position] != '"' {
-        position += if characters[position] == '\\' { 2 } else { 1 };
-    }
-    position + 1
-}
-
-fn after_raw_string(characters: &[char], mut position: usize, hashes: usize) -> usize {
-    while position < characters.len() {
-        let end = characters[position] == '"'
-            && characters[position + 1..]
-                .iter()
-                .take(hashes)
-                .filter(|character| **character == '#')
-                .count()
-                == hashes;
-        position += 1;
-        if end {
-            return position + hashes;
-        }
-    }
-    position
+/// Whether a path is a call that reads the clock or makes a random value.
+fn calls_clock(path: &NamedPath) -> bool {
+    CLOCK_CALLS
+        .iter()
+        .any(|call| path.segments.windows(2).any(|pair| pair == call))
 }
 
 #[cfg(test)]
 mod reading {
-    use super::{ROOMS, module_of, paths_in, violations_in};
+    use super::{ROOMS, module_of, paths_in, tokens_of, violations_in};
     use std::path::Path;
 
     fn violations(room: &str, file: &str, text: &str) -> Vec<String> {
@@ -706,6 +448,11 @@ mod reading {
         );
         breaks("cloudevents", "fn f() { Uuid::new_v4() }", "Uuid::new_v4");
         breaks("log", "use k8s_openapi::api;", "log -> k8s_openapi::api");
+        breaks(
+            "resolve",
+            "use kube::{Resource, api::Patch};",
+            "resolve -> kube::api::Patch",
+        );
         holds(
             "log",
             "use tokio::sync::watch; fn f() { std::time::Instant::now() }",
@@ -737,7 +484,7 @@ mod reading {
 
     #[test]
     fn lines_are_counted_through_everything() {
-        let paths = paths_in(&[], "/*\n*/ \"\n\\\n\" // x\nuse a::b;\n");
+        let paths = paths_in(&[], &tokens_of("/*\n*/ \"\n\\\n\" // x\nuse a::b;\n"));
         assert_eq!(paths.len(), 1);
         assert_eq!(paths[0].line, 5);
         assert_eq!(paths[0].segments, ["a", "b"]);

@@ -10,7 +10,9 @@
 
 mod condition;
 mod delivery;
+mod destination;
 mod filter;
+mod headers;
 mod schema;
 mod sink;
 mod source;
@@ -18,13 +20,15 @@ mod trigger;
 
 pub use condition::condition;
 pub use delivery::{BackoffPolicy, DeliverySpec, DurationText, Ordering, RateLimit};
+pub use destination::{Destination, Scheme, ServicePort, ServiceTarget, SinkRef};
 pub use filter::{Filter, MAX_EXPRESSION, NESTED_FILTERS};
+pub use headers::is_reserved_header;
 pub use sink::{
-    Authorization, ContentMode, Header, NamespaceSelector, Scheme, SecretKeyRef, SecretValue, ServicePort,
-    ServiceTarget, Sink, SinkSpec, SinkStatus, is_reserved_header,
+    Authorization, ContentMode, Header, NamespaceSelector, SecretKeyRef, SecretValue, Sink, SinkSpec,
+    SinkStatus,
 };
 pub use source::{CronData, CronSource, Source, SourceSpec, SourceStatus};
-pub use trigger::{Destination, SinkRef, Start, Trigger, TriggerSpec, TriggerStatus};
+pub use trigger::{Start, Trigger, TriggerSpec, TriggerStatus};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;

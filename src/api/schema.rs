@@ -3,7 +3,7 @@
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
-use super::sink::{RESERVED_HEADERS, RESERVED_PREFIXES};
+use super::headers::{RESERVED_HEADERS, RESERVED_PREFIXES};
 
 /// An optional duration in the Kubernetes format: `500ms`, `30s`, `1h30m`. The number of digits is bounded because
 /// kube's duration panics on values that `std::time::Duration` cannot hold.

@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::DeliverySpec;
+use super::{DeliverySpec, ServiceTarget};
 
 /// A named, reusable destination: a Service of the Sink's namespace or a URI, with its delivery settings and the
 /// other namespaces that may use it.
@@ -130,112 +130,6 @@ pub struct SecretKeyRef {
     pub key: String,
 }
 
-/// Whether a Sink may not set this header, because Weir or HTTP sets it or because it is hop-by-hop.
-/// `authorization` is not reserved: it may be set if [`SinkSpec::authorization`] is not.
-pub fn is_reserved_header(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-        || RESERVED_HEADERS.contains(&name.as_str())
-}
-
-/// Prefixes of reserved header names.
-pub(super) const RESERVED_PREFIXES: &[&str] = &["ce-", "content-", "proxy-"];
-
-/// The other reserved headers.
-pub(super) const RESERVED_HEADERS: &[&str] = &[
-    "accept-encoding",
-    "connection",
-    "expect",
-    "host",
-    "keep-alive",
-    "prefer",
-    "te",
-    "traceparent",
-    "tracestate",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "user-agent",
-];
-
-/// A Service, and where to post events to it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ServiceTarget {
-    /// Name of the Service.
-    #[schemars(
-        length(min = 1, max = 63),
-        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
-    )]
-    pub name: String,
-
-    /// Port of the Service, by number or by name. Optional if the Service has only one port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<ServicePort>,
-
-    /// Path that events are posted to. Default: /.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^/[^\s#]*$"))]
-    pub path: Option<String>,
-
-    /// http or https. Default: http.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scheme: Option<Scheme>,
-}
-
-/// A port of a Service, by number or by name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum ServicePort {
-    /// Port number, 1 to 65535.
-    Number(u16),
-    /// Port name.
-    Name(String),
-}
-
-impl JsonSchema for ServicePort {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "ServicePort".into()
-    }
-
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({
-            "x-kubernetes-int-or-string": true,
-            "x-kubernetes-validations": [{
-                // Avoids `type()`, which kube's client-side CEL does not support.
-                "rule": "string(self).matches('^[0-9]+$') ? int(self) >= 1 && int(self) <= 65535 \
-                         : string(self).size() <= 15 && string(self).matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
-                "message": "a port is a number from 1 to 65535 or the name of one of the Service's ports",
-            }],
-        })
-    }
-}
-
-/// Scheme of requests to the Service: http, or https with a certificate for the Service's name. Default: http.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Scheme {
-    /// Plain HTTP.
-    #[default]
-    Http,
-    /// HTTP over TLS.
-    Https,
-}
-
-impl Scheme {
-    /// The scheme in a URI.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-}
-
 /// Content mode of the requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ContentMode {
@@ -286,28 +180,4 @@ pub struct SinkStatus {
     /// URI that events are posted to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reserves_headers_set_by_weir_or_http() {
-        for name in [
-            "ce-id",
-            "CE-Id",
-            "Content-Type",
-            "content-length",
-            "HOST",
-            "te",
-            "Proxy-Authorization",
-            "Prefer",
-        ] {
-            assert!(is_reserved_header(name), "{name}");
-        }
-        for name in ["authorization", "x-api-key", "cookie", "ce", "hosts", "accept"] {
-            assert!(!is_reserved_header(name), "{name}");
-        }
-    }
 }

@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{DeliverySpec, Filter, ServiceTarget};
+use super::{DeliverySpec, Destination, Filter};
 
 /// Delivers the events of a broker that match its filters to a destination.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -87,46 +87,6 @@ pub struct TriggerSpec {
     /// Pauses delivery. Events wait in the broker's log and are delivered once this is false again. Default: false.
     #[serde(default)]
     pub suspend: bool,
-}
-
-/// Destination of events: exactly one of `ref`, `service` and `uri`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("[has(self.ref), has(self.service), has(self.uri)].filter(set, set).size() == 1", "exactly one of ref, service and uri must be set"))]
-pub struct Destination {
-    /// Sink, in the Trigger's namespace or in another one that allows it.
-    #[serde(default, skip_serializing_if = "Option::is_none", rename = "ref")]
-    pub sink: Option<SinkRef>,
-
-    /// Service in the Trigger's own namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub service: Option<ServiceTarget>,
-
-    /// Absolute http or https URI outside the cluster. Use service or ref for destinations inside the cluster.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "super::schema::optional_http_uri")]
-    pub uri: Option<String>,
-}
-
-/// A reference to a Sink.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct SinkRef {
-    /// Name of the Sink.
-    #[schemars(
-        length(min = 1, max = 253),
-        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
-    )]
-    pub name: String,
-
-    /// Namespace of the Sink. A namespace other than the Trigger's must be allowed by the Sink's allowedNamespaces.
-    /// Default: the Trigger's namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 1, max = 63),
-        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
-    )]
-    pub namespace: Option<String>,
 }
 
 /// Position at which a new Trigger starts.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 
-use super::{host_name, shutdown};
+use super::{host::host_name, shutdown};
 use crate::controller::{self, ChannelOptions, ControllerOptions, Election, RouterAccount, TlsOptions};
 use crate::descriptors;
 

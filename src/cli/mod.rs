@@ -13,6 +13,7 @@ pub mod display;
 #[cfg(test)]
 mod examples_in_docs;
 pub mod explain;
+mod host;
 mod http;
 pub mod log;
 pub mod logging;
@@ -26,7 +27,10 @@ pub mod service;
 pub mod shutdown;
 pub mod traces;
 pub mod units;
+mod usage;
 pub mod validate;
+
+pub use usage::Usage;
 
 use std::{
     io::{self, Write as _},
@@ -98,11 +102,6 @@ pub enum Command {
     /// Print the custom resource definitions as YAML, for kubectl apply -f -.
     Crds(crds::Args),
 }
-
-/// An invalid command line that only the subcommand can detect. Exit code 2.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Usage(pub String);
 
 /// Parses the command line and runs the subcommand.
 pub fn main() -> ExitCode {
@@ -202,12 +201,6 @@ fn with_causes(error: &anyhow::Error) -> String {
         }
     }
     line
-}
-
-/// Returns the host name, which in a pod is the pod's name.
-fn host_name() -> anyhow::Result<String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name")?;
-    Ok(name.trim().to_owned())
 }
 
 #[cfg(test)]

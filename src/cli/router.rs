@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::{
-    host_name,
+    host::host_name,
     service::{self, ServiceAddress},
     shutdown,
     traces::TraceArgs,

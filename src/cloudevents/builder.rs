@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::{
     Event, Invalid, Value, checks,
-    event::{Attribute, Content},
     name::Name,
+    parts::{Attribute, Content},
 };
 
 /// Builds an event in binary mode. `specversion` defaults to `1.0`; the caller sets everything else.

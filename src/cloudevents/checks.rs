@@ -20,9 +20,9 @@
 use std::borrow::Cow;
 
 use super::{
-    event::Attribute,
     invalid::{Invalid, Reason, excerpt},
     name::{self, Name},
+    parts::Attribute,
     syntax,
     value::Value,
 };

@@ -1,18 +1,14 @@
 //! The event: its decoded attributes, and its original wire form.
 
-use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
-use http::HeaderValue;
 use jiff::Timestamp;
 
 use super::{
-    Data, HttpMessage, Invalid, Lineage, RecordError, TraceContext, checks, http as binding,
-    invalid::{Reason, excerpt},
-    json, media_type,
-    name::{self, Name},
-    record,
+    Data, Lineage, TraceContext, json_text, media_type,
+    parts::{Attribute, Content, Member},
     value::Value,
 };
 
@@ -39,51 +35,6 @@ struct Inner {
     lineage: Option<Lineage>,
     /// The record that this was read from, so that it need not be serialized again.
     record: Option<Bytes>,
-}
-
-/// A context attribute.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Attribute {
-    pub(super) name: Name,
-    pub(super) value: Value,
-    /// The original header value, if encoding the value would give a different one.
-    pub(super) raw: Option<HeaderValue>,
-}
-
-impl Attribute {
-    pub(super) fn new(name: Name, value: Value) -> Self {
-        Self {
-            name,
-            value,
-            raw: None,
-        }
-    }
-}
-
-/// The wire form, except for the attributes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Content {
-    Binary {
-        body: Bytes,
-    },
-    Structured {
-        content_type: HeaderValue,
-        /// UTF-8, a JSON object.
-        text: Bytes,
-        data: Member,
-    },
-}
-
-/// Position of the data in the JSON text: the range of a member's value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Member {
-    Absent,
-    /// `data`, with a JSON content type.
-    Json(Range<usize>),
-    /// `data`, a JSON string, with another content type.
-    Text(Range<usize>),
-    /// `data_base64`, a JSON string.
-    Base64(Range<usize>),
 }
 
 impl Event {
@@ -117,6 +68,11 @@ impl Event {
     /// Returns the context that is stored with the event.
     pub(super) fn stored_trace_context(&self) -> Option<&TraceContext> {
         self.0.trace_context.as_ref()
+    }
+
+    /// Returns the record that the event was read from, unless the event has changed since.
+    pub(super) fn stored_record(&self) -> Option<&Bytes> {
+        self.0.record.as_ref()
     }
 
     /// Returns the `id`, which identifies the event within its source. Never empty.
@@ -177,9 +133,11 @@ impl Event {
                 match data {
                     Member::Absent => None,
                     Member::Json(range) => slice(range).map(Data::Json),
-                    Member::Text(range) => json::string(slice(range)?).ok().map(Data::Text),
+                    Member::Text(range) => json_text::string(slice(range)?).ok().map(Data::Text),
                     Member::Base64(range) => {
-                        let bytes = BASE64.decode(json::string(slice(range)?).ok()?.as_bytes()).ok()?;
+                        let bytes = BASE64
+                            .decode(json_text::string(slice(range)?).ok()?.as_bytes())
+                            .ok()?;
                         Some(Data::Binary(bytes.into()))
                     }
                 }
@@ -241,7 +199,14 @@ impl Event {
     #[must_use]
     pub fn trace_context(&self) -> Option<TraceContext> {
         let stored = self.stored_trace_context().cloned();
-        stored.or_else(|| TraceContext::of_extension(self))
+        stored.or_else(|| self.extension_trace_context())
+    }
+
+    /// Returns the trace context in the event's extension attributes: that of the trace in which the event
+    /// originated.
+    #[must_use]
+    pub fn extension_trace_context(&self) -> Option<TraceContext> {
+        TraceContext::of_attributes(|name| self.attribute(name))
     }
 
     /// Adds the trace context of the hop that the event arrived by. It is stored with the event, but is not part of
@@ -269,104 +234,6 @@ impl Event {
         self
     }
 
-    /// Serializes the event for the event log; see `record.rs`.
-    #[must_use]
-    pub fn to_record(&self) -> Bytes {
-        self.0.record.clone().unwrap_or_else(|| record::write(self))
-    }
-
-    /// Reads a record that [`Event::to_record`] wrote, in this or an earlier version of Weir. Body and text remain
-    /// slices of the record.
-    ///
-    /// # Errors
-    /// [`RecordError`] if a newer version wrote the record, or it is damaged.
-    pub fn from_record(record: Bytes) -> Result<Self, RecordError> {
-        record::read(record)
-    }
-
-    /// Converts the event to an HTTP message, in the given mode or else the original one. In the original mode, the
-    /// bytes are unchanged. An event whose data is itself an event is always sent structured.
-    #[must_use]
-    pub fn to_http(&self, mode: Option<Mode>) -> HttpMessage {
-        binding::write(self, mode.unwrap_or_else(|| self.mode()))
-    }
-
-    /// Returns the event in the JSON format: the original text, or for an event in binary mode a generated one.
-    ///
-    /// The data becomes a JSON value if the content type and the body are JSON, a string if they are text in UTF-8,
-    /// and Base64 otherwise (JSON format, section 3.1.1).
-    #[must_use]
-    pub fn to_json(&self) -> Bytes {
-        match &self.0.content {
-            Content::Structured { text, .. } => text.clone(),
-            Content::Binary { .. } => json::write(self).0.into(),
-        }
-    }
-
-    /// Returns a copy of the event with these string extensions set or replaced. All other bytes stay the same; in
-    /// structured mode the values are inserted into the JSON text.
-    ///
-    /// Use [`super::clean_text`] on a value that may contain forbidden characters.
-    ///
-    /// # Errors
-    /// [`Invalid`] if a name or a value is invalid, a name is given twice or belongs to the core specification, or
-    /// there are too many attributes.
-    pub fn with_extensions<'a>(
-        &self,
-        extensions: impl IntoIterator<Item = (&'a str, &'a str)>,
-    ) -> Result<Self, Invalid> {
-        let mut set = Vec::new();
-        for (name, value) in extensions {
-            let attribute = Attribute::new(checks::name(name)?, Value::from(value));
-            if attribute.name.is_core() {
-                return Err(Invalid::new(
-                    Reason::Name,
-                    format!(
-                        "`{}` is a core attribute, which must stay as the producer set it",
-                        excerpt(name)
-                    ),
-                )
-                .about(name));
-            }
-            checks::value(&attribute.name, &attribute.value)?;
-            set.push(attribute);
-        }
-        set.sort_by(|a, b| a.name.cmp(&b.name));
-        if let Some(second) = set.windows(2).find_map(|pair| match pair {
-            [first, second] if first.name == second.name => Some(second),
-            _ => None,
-        }) {
-            return Err(name::duplicate(&second.name));
-        }
-
-        let is_set = |name: &Name| set.binary_search_by(|attribute| attribute.name.cmp(name)).is_ok();
-        let kept = self
-            .0
-            .attributes
-            .iter()
-            .filter(|attribute| !is_set(&attribute.name));
-        let attributes = checks::attributes(kept.chain(&set).cloned().collect())?;
-        let content = match &self.0.content {
-            binary @ Content::Binary { .. } => binary.clone(),
-            Content::Structured {
-                content_type, text, ..
-            } => {
-                let (text, data) = json::splice(text, &set).unwrap_or_else(|| {
-                    // The text can be re-read, unless the record is damaged.
-                    let content = self.0.content.clone();
-                    json::write(&Self::from_parts(attributes.clone(), content, None))
-                });
-                Content::Structured {
-                    content_type: content_type.clone(),
-                    text: text.into(),
-                    data,
-                }
-            }
-        };
-        let event = Self::from_parts(attributes, content, None);
-        Ok(event.read_with(self.0.trace_context.clone(), self.0.lineage))
-    }
-
     fn text(&self, name: &str) -> &str {
         match self.attribute(name) {
             Some(Value::String(text)) => text,
@@ -391,23 +258,5 @@ impl fmt::Debug for Event {
             .field("mode", &self.mode())
             .field("attributes", &self.attributes().collect::<Vec<_>>())
             .finish_non_exhaustive()
-    }
-}
-
-/// Classifies binary data for JSON.
-pub(super) fn classify<'a>(body: &'a Bytes, content_type: Option<&str>) -> Data<'a> {
-    let text = content_type
-        .filter(|content_type| media_type::is_utf8(content_type))
-        .and_then(|content_type| Some((content_type, std::str::from_utf8(body).ok()?)));
-    match text {
-        Some((content_type, text)) if media_type::is_json(content_type) && json::is_json(text) => {
-            Data::Json(text.trim_ascii())
-        }
-        Some((content_type, text))
-            if media_type::is_text(content_type) && !media_type::is_json(content_type) =>
-        {
-            Data::Text(Cow::Borrowed(text))
-        }
-        _ => Data::Binary(body.clone()),
     }
 }

@@ -8,10 +8,10 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 
 use super::{
     Data, Event, Mode, TraceContext, checks,
-    event::{Attribute, Content},
     invalid::{Invalid, Reason, excerpt},
     json, media_type,
     name::Name,
+    parts::{Attribute, Content},
     syntax,
     value::Value,
 };
@@ -53,7 +53,7 @@ impl Received {
     #[must_use]
     pub fn trace_context(&self, of_headers: Option<TraceContext>) -> Option<TraceContext> {
         of_headers.or_else(|| match self {
-            Self::Single(event) => TraceContext::of_extension(event),
+            Self::Single(event) => event.extension_trace_context(),
             Self::Batch(_) => None,
         })
     }
@@ -75,7 +75,7 @@ impl Received {
 
 fn in_context(event: Event, context: Option<&TraceContext>, is_of_batch: bool) -> Event {
     match context {
-        Some(_) if is_of_batch && TraceContext::of_extension(&event).is_some() => event,
+        Some(_) if is_of_batch && event.extension_trace_context().is_some() => event,
         Some(context) => event.with_trace_context(context.clone()),
         None => event,
     }
@@ -374,9 +374,18 @@ fn encode(text: &str) -> Option<HeaderValue> {
     }
 }
 
+impl Event {
+    /// Converts the event to an HTTP message, in the given mode or else the original one. In the original mode, the
+    /// bytes are unchanged. An event whose data is itself an event is always sent structured.
+    #[must_use]
+    pub fn to_http(&self, mode: Option<Mode>) -> HttpMessage {
+        write(self, mode.unwrap_or_else(|| self.mode()))
+    }
+}
+
 /// Serializes an event in a mode. In its original mode, the bytes are unchanged. Some events cannot be sent in
 /// binary mode.
-pub(super) fn write(event: &Event, mode: Mode) -> HttpMessage {
+fn write(event: &Event, mode: Mode) -> HttpMessage {
     let mode = match mode {
         Mode::Binary if !has_binary_mode(event) => Mode::Structured,
         mode => mode,

@@ -3,7 +3,7 @@
 //! Only attributes are decoded. Everything else stays as text, because numbers and the order of members would not
 //! survive re-serialization.
 
-use std::{fmt, ops::Range};
+use std::{borrow::Cow, fmt, ops::Range};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
@@ -16,10 +16,11 @@ use serde_json::value::RawValue;
 
 use super::{
     Data, Event, checks,
-    event::{Attribute, Content, Member, classify},
     invalid::{Invalid, Reason, excerpt},
+    json_text::{is_json, string},
     media_type,
     name::{self, Name},
+    parts::{Attribute, Content, Member},
     value::Value,
 };
 
@@ -219,25 +220,18 @@ fn range_in(text: &str, value: &RawValue) -> Range<usize> {
     start..start + value.get().len()
 }
 
-/// Decodes a JSON string.
-pub(super) fn string(text: &str) -> Result<std::borrow::Cow<'_, str>, serde_json::Error> {
-    let inner = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-    match inner {
-        // The text of a parsed value cannot contain bare control characters or quotes.
-        Some(inner)
-            if inner
-                .bytes()
-                .all(|byte| byte != b'\\' && byte != b'"' && byte >= 0x20) =>
-        {
-            Ok(inner.into())
+impl Event {
+    /// Returns the event in the JSON format: the original text, or for an event in binary mode a generated one.
+    ///
+    /// The data becomes a JSON value if the content type and the body are JSON, a string if they are text in UTF-8,
+    /// and Base64 otherwise (JSON format, section 3.1.1).
+    #[must_use]
+    pub fn to_json(&self) -> Bytes {
+        match self.content() {
+            Content::Structured { text, .. } => text.clone(),
+            Content::Binary { .. } => write(self).0.into(),
         }
-        _ => serde_json::from_str::<String>(text).map(Into::into),
     }
-}
-
-/// Whether a text is a single JSON value.
-pub(super) fn is_json(text: &str) -> bool {
-    serde_json::from_str::<&RawValue>(text).is_ok()
 }
 
 /// Serializes an event, and returns the position of its data.
@@ -287,6 +281,24 @@ fn push_string(text: &mut Vec<u8>, string: &str) {
     // Serializing a string to a vector cannot fail.
     let written = serde_json::to_writer(&mut *text, string);
     debug_assert!(written.is_ok());
+}
+
+/// Classifies binary data for JSON.
+fn classify<'a>(body: &'a Bytes, content_type: Option<&str>) -> Data<'a> {
+    let text = content_type
+        .filter(|content_type| media_type::is_utf8(content_type))
+        .and_then(|content_type| Some((content_type, std::str::from_utf8(body).ok()?)));
+    match text {
+        Some((content_type, text)) if media_type::is_json(content_type) && is_json(text) => {
+            Data::Json(text.trim_ascii())
+        }
+        Some((content_type, text))
+            if media_type::is_text(content_type) && !media_type::is_json(content_type) =>
+        {
+            Data::Text(Cow::Borrowed(text))
+        }
+        _ => Data::Binary(body.clone()),
+    }
 }
 
 /// Sets attributes in a text that otherwise stays the same. `None` if the text is not that of an event.

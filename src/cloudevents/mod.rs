@@ -1,4 +1,4 @@
-//! Events on the wire: CloudEvents 1.0 over HTTP, in binary, structured and batched mode.
+//! Events on the wire: CloudEvents 1.0 over HTTP, in binary, structured and batched mode. Pure.
 //!
 //! The ingress and the reply path call [`read_http`], Sources and the command line build events with
 //! [`EventBuilder`], the event log stores [`Event::to_record`] and reads [`Event::from_record`], delivery sends
@@ -18,12 +18,15 @@ mod builder;
 mod checks;
 mod data;
 mod event;
+mod extensions;
 mod http;
 mod invalid;
 mod json;
+mod json_text;
 mod lineage;
 mod media_type;
 mod name;
+mod parts;
 #[cfg(test)]
 mod properties;
 mod record;

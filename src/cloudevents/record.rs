@@ -23,8 +23,8 @@ use http::HeaderValue;
 
 use super::{
     Event, Lineage, Origin, TraceContext, checks,
-    event::{Attribute, Content, Member},
     name::Name,
+    parts::{Attribute, Content, Member},
     value::Value,
 };
 
@@ -52,7 +52,24 @@ pub enum RecordError {
     Damaged(&'static str),
 }
 
-pub(super) fn write(event: &Event) -> Bytes {
+impl Event {
+    /// Serializes the event for the event log; see `record.rs`.
+    #[must_use]
+    pub fn to_record(&self) -> Bytes {
+        self.stored_record().cloned().unwrap_or_else(|| write(self))
+    }
+
+    /// Reads a record that [`Event::to_record`] wrote, in this or an earlier version of Weir. Body and text remain
+    /// slices of the record.
+    ///
+    /// # Errors
+    /// [`RecordError`] if a newer version wrote the record, or it is damaged.
+    pub fn from_record(record: Bytes) -> Result<Self, RecordError> {
+        read(record)
+    }
+}
+
+fn write(event: &Event) -> Bytes {
     let attributes = event.attribute_list();
     let rest = match event.content() {
         Content::Binary { body } => body,
@@ -158,7 +175,7 @@ fn put_number(record: &mut Vec<u8>, mut number: usize) {
     record.push(number as u8);
 }
 
-pub(super) fn read(record: Bytes) -> Result<Event, RecordError> {
+fn read(record: Bytes) -> Result<Event, RecordError> {
     let mut reader = Reader {
         record: &record,
         at: 0,

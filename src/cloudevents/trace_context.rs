@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr};
 
 use http::{HeaderMap, HeaderValue};
 
-use super::{Event, Value};
+use super::Value;
 
 /// Name of the header, and of the extension attribute, that identifies the trace and the span.
 const TRACEPARENT: &str = "traceparent";
@@ -86,10 +86,9 @@ impl TraceContext {
         })
     }
 
-    /// Reads the context in an event's extension attributes: that of the trace in which the event originated.
-    #[must_use]
-    pub fn of_extension(event: &Event) -> Option<Self> {
-        let text = |name| match event.attribute(name) {
+    /// Reads the context in an event's extension attributes, given by name.
+    pub(super) fn of_attributes<'a>(attribute: impl Fn(&str) -> Option<&'a Value>) -> Option<Self> {
+        let text = |name| match attribute(name) {
             Some(Value::String(text)) => Some(text.trim_ascii()),
             Some(Value::Boolean(_) | Value::Integer(_)) | None => None,
         };
@@ -477,12 +476,12 @@ mod tests {
                 .build()
                 .unwrap()
         };
-        let read = TraceContext::of_extension(&event(PARENT.into(), "a=1")).unwrap();
+        let read = event(PARENT.into(), "a=1").extension_trace_context().unwrap();
         assert_eq!((read.to_string().as_str(), read.state()), (PARENT, Some("a=1")));
         for (parent, state) in [(Value::from("none"), "a=1"), (Value::from(7), "a=1")] {
-            assert_eq!(TraceContext::of_extension(&event(parent, state)), None);
+            assert_eq!(event(parent, state).extension_trace_context(), None);
         }
-        let read = TraceContext::of_extension(&event(PARENT.into(), "none")).unwrap();
+        let read = event(PARENT.into(), "none").extension_trace_context().unwrap();
         assert_eq!(read.state(), None);
     }
 

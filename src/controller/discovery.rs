@@ -22,11 +22,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     metrics::ControllerMetrics,
-    observed::Namespace,
     status_task::Found,
     status_writer::FIELD_MANAGER,
     watch::{self, Seen},
 };
+use crate::resolve::Namespace;
 
 /// Name of the ConfigMap.
 pub(super) const NAME: &str = "weir-broker";

@@ -1,11 +1,10 @@
 //! The control plane: watches the resources, computes routing, serves it to routers, and writes status.
 //!
 //! ```text
-//! watch -> observed -> compile -> (configuration -> endpoint -> routers)
+//! watch -> observed -> resolve -> (configuration -> endpoint -> routers)
 //!                              -> (diagnoses + what routers applied and see -> statuses -> status writer)
 //! ```
-//! `compile`, `resolve`, `statuses`, `routers` and `sinks_seen` are pure. The command line calls [`run`]. Local
-//! mode uses [`compile`] only.
+//! [`crate::resolve`], `statuses`, `routers` and `sinks_seen` are pure. The command line calls [`run`].
 //!
 //! Permissions of the account: list and watch on `sources`, `triggers`, `sinks` (weir.dev), `services` and
 //! `namespaces`; patch on the `status` of the first three; create and patch on `events` (events.k8s.io). With
@@ -16,15 +15,10 @@
 //! namespace's owner grants it, each by name; the status of a Sink that references another one says so.
 
 mod channel;
-mod compile;
-mod credentials;
-mod diagnosis;
 mod discovery;
 mod endpoint;
 mod leadership;
 mod metrics;
-mod observed;
-mod resolve;
 mod routers;
 mod secret_plan;
 mod secrets;
@@ -32,16 +26,9 @@ mod sinks_seen;
 mod status_task;
 mod status_writer;
 mod statuses;
-#[cfg(test)]
-mod tests;
-pub mod trim;
 mod watch;
 
 pub use channel::{ChannelOptions, RouterAccount, RouterAccountError, TlsOptions};
-pub use compile::{Outcome, compile};
-pub use credentials::named as named_secrets;
-pub use diagnosis::{Diagnoses, Finding, SinkDiagnosis, SourceDiagnosis, Subject, TriggerDiagnosis};
-pub use observed::{Namespace, Observed, Port, SecretName, SecretState, Service};
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -49,7 +36,10 @@ use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use crate::server::{self, BindError, Heartbeat, OwnThread, Server, ThreadError};
+use crate::{
+    resolve::{self, Outcome},
+    server::{self, BindError, Heartbeat, OwnThread, Server, ThreadError},
+};
 use channel::Channel;
 use discovery::Discovery;
 use endpoint::Publication;
@@ -330,7 +320,7 @@ impl Routing {
         let Outcome {
             configuration,
             diagnoses,
-        } = compile(&observed, &self.cluster_domain);
+        } = resolve::compile(&observed, &self.cluster_domain);
         self.metrics.compiled();
         if self.publication.publish(&configuration) {
             let revision = &configuration.revision.0;
@@ -357,6 +347,37 @@ async fn settle(watches: &Watches) {
         match tokio::time::timeout_at(quiet, watches.changed()).await {
             Ok(()) if quiet < latest => {}
             _ => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_controller_is_ready_while_the_lease_is_usable() {
+        let minute = Duration::from_secs(60);
+        for (stage, can_connect, lease_used, is_ready) in [
+            (Stage::Waiting, false, None, false),
+            (Stage::Waiting, false, Some(Duration::ZERO), true),
+            (Stage::Waiting, false, Some(minute), true),
+            (
+                Stage::Waiting,
+                true,
+                Some(minute + Duration::from_millis(1)),
+                false,
+            ),
+            (Stage::Listing, true, Some(Duration::ZERO), false),
+            (Stage::Leading, false, Some(Duration::ZERO), false),
+            (Stage::Leading, true, None, true),
+        ] {
+            let readiness = stage.readiness(can_connect, lease_used);
+            assert_eq!(
+                readiness.is_ok(),
+                is_ready,
+                "{stage:?} {lease_used:?}: {readiness:?}"
+            );
         }
     }
 }

@@ -5,13 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    compile::fingerprint,
-    sinks_seen::{self, FiltersSeen, Heard, SinkSeen},
-};
-use crate::routing::{
-    Configuration, Revision,
-    protocol::{POLL_TIMEOUT, SinkReport},
+use super::sinks_seen::{self, FiltersSeen, Heard, SinkSeen};
+use crate::{
+    resolve::fingerprint,
+    routing::{
+        Configuration, Revision,
+        protocol::{POLL_TIMEOUT, SinkReport},
+    },
 };
 
 /// Time to wait after the start for routers known to the previous controller, or for a first router if there were

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{credentials::Naming, observed::SecretName};
+use crate::resolve::{Naming, SecretName};
 
 /// Interval at which each Secret is read again. A change takes effect within this time.
 const READ_EVERY: Duration = Duration::from_secs(30);

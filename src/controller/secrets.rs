@@ -17,12 +17,14 @@ use tokio::sync::{Notify, OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    credentials::{self, Naming},
     metrics::ControllerMetrics,
-    observed::{SecretName, SecretState},
     secret_plan::{Ended, Plan},
 };
-use crate::{api, routing::Secret};
+use crate::{
+    api,
+    resolve::{self, Naming, SecretName, SecretState},
+    routing::Secret,
+};
 
 /// Maximum number of concurrent reads.
 const CONCURRENCY: usize = 8;
@@ -82,7 +84,7 @@ impl Secrets {
 
     /// Returns the known state for these Sinks. Newly referenced Secrets are read at once.
     pub(super) fn observe<'a>(&self, sinks: impl IntoIterator<Item = &'a api::Sink>) -> Known {
-        let named = credentials::named(sinks);
+        let named = resolve::named_secrets(sinks);
         self.named.send_if_modified(|before| {
             let is_new = *before != named;
             before.clone_from(&named);

@@ -13,14 +13,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    diagnosis::{Diagnoses, Subject},
     endpoint::Publication,
     metrics::ControllerMetrics,
-    observed::Observed,
     status_writer::{StatusWriter, Write},
     statuses,
 };
-use crate::api;
+use crate::{
+    api,
+    resolve::{Diagnoses, Observed, Subject},
+};
 
 /// Interval at which routers are checked for having gone.
 const LOOK_FOR_ROUTERS_EVERY: Duration = Duration::from_secs(5);

@@ -3,14 +3,13 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
-    credentials::SECRET_AWAITED,
-    diagnosis::{Finding, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis},
     routers::Applied,
     sinks_seen::{FiltersSeen, SinkSeen},
 };
 use crate::{
     api::{SinkStatus, SourceStatus, TriggerStatus, condition},
     filter::BUDGET,
+    resolve::{Finding, SECRET_AWAITED, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis},
 };
 
 /// Transient reasons for not being Ready, which every change of a resource passes through.
@@ -311,7 +310,7 @@ fn make(r#type: &str, finding: &Finding, generation: i64, before: &[Condition], 
 mod tests {
     use super::*;
     use crate::{
-        controller::diagnosis::Subject,
+        resolve::Subject,
         routing::protocol::{Detail, SinkOutage},
     };
 

@@ -26,13 +26,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    metrics::ControllerMetrics,
-    observed::{Namespace, Observed, Port, Service},
-    secrets::Secrets,
-    trim,
+use super::{metrics::ControllerMetrics, secrets::Secrets};
+use crate::{
+    api,
+    resolve::{Namespace, Observed, Port, Service, trim},
 };
-use crate::api;
 
 /// Interval at which outstanding lists are logged at the start.
 const SAY_AWAITED_EVERY: Duration = Duration::from_secs(10);

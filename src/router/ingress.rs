@@ -117,7 +117,7 @@ impl Ingress {
         let admission = self.descendants.admit(&parts.headers, count);
         let admission = admission.map_err(|beyond| self.loops(&broker, 0, beyond))?;
         let continued = |of_headers: Option<_>| match unread.single() {
-            Some(event) => of_headers.or_else(|| TraceContext::of_extension(event)),
+            Some(event) => of_headers.or_else(|| event.extension_trace_context()),
             None => of_headers,
         };
         let context = receiver.begin(continued, &broker);

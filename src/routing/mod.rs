@@ -6,7 +6,6 @@ mod bounds;
 mod configuration;
 mod index;
 pub mod protocol;
-mod received;
 mod schedule;
 mod source;
 mod table;
@@ -15,9 +14,8 @@ pub use authorities::{Authorities, AuthoritiesDigest};
 pub use bounds::{Bounds, MAX_OF_ALL, MAX_OF_NAMESPACE, Refusal};
 pub use configuration::{
     BackoffPolicy, Configuration, ContentMode, Delivery, Destination, Header, Ordering, RateLimit, Retry,
-    Revision, Secret, ServiceName, Start, Trigger,
+    Revision, Secret, ServiceName, Start, Trigger, Undecodable,
 };
-pub use received::Undecodable;
 pub use schedule::{Schedule, ScheduleError};
 pub use source::{Cron, Source, SourceKind};
 pub use table::{BrokerTable, Route, RoutingTable, broker_key};

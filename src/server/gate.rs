@@ -16,8 +16,9 @@ use hyper::body::Incoming;
 use tower::ServiceExt as _;
 
 use super::{
-    FIELD_BYTES, Peer, Refusal,
+    Peer,
     drain::{drain, waits_to_continue},
+    limits::{FIELD_BYTES, Refusal},
     places::UnderWay,
     stream::Connection,
 };

@@ -22,7 +22,9 @@ use tokio::{
 };
 
 use super::{
-    FIELD_BYTES, HEADER_READ_TIMEOUT, HTTP2_PLACES, MAX_HEAD, Refusal, Refuse, frames::Frames, places::Place,
+    frames::Frames,
+    limits::{FIELD_BYTES, HEADER_READ_TIMEOUT, HTTP2_PLACES, MAX_HEAD, Refusal, Refuse},
+    places::Place,
 };
 use crate::memory::{Pool, Reservation};
 

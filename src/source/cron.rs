@@ -8,7 +8,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{event::event, runner::Context};
+use super::{context::Context, event::event};
 use crate::{
     cloudevents::Lineage,
     log::LogError,

@@ -3,8 +3,11 @@
 //! The router calls [`Sources::apply`] with the Sources of each new routing configuration.
 
 mod clock;
+mod context;
 mod cron;
 mod event;
 mod runner;
+mod statistics;
 
-pub use runner::{SourceCounts, Sources, Statistics};
+pub use runner::Sources;
+pub use statistics::{SourceCounts, Statistics};

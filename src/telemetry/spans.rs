@@ -170,7 +170,7 @@ impl Receiver<'_> {
         if *origins >= MAX_LINKS {
             return;
         }
-        if let Some(origin) = TraceContext::of_extension(event) {
+        if let Some(origin) = event.extension_trace_context() {
             *origins += 1;
             if parent.as_ref() != Some(&origin) {
                 span.add_link(span_context(&origin), Vec::new());
@@ -336,7 +336,7 @@ fn describe_target(span: &mut Span, target: &Uri) {
 }
 
 fn link_origin(span: &mut Span, event: &Event, parent: &TraceContext) {
-    if let Some(origin) = TraceContext::of_extension(event).filter(|origin| origin != parent) {
+    if let Some(origin) = event.extension_trace_context().filter(|origin| origin != parent) {
         span.add_link(span_context(&origin), Vec::new());
     }
 }

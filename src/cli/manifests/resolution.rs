@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Key, Manifest, Problem, Resource, Surroundings, resource::DEFAULT_NAMESPACE};
+use super::{DEFAULT_NAMESPACE, Key, Manifest, Problem, Resource, Surroundings};
 use crate::{
     api::{self, DeliverySpec, Destination, Sink},
-    controller::{
+    resolve::{
         self, Diagnoses, Finding, Namespace, Observed, Outcome, SecretName, SecretState, Subject,
         TriggerDiagnosis,
     },
@@ -82,7 +82,7 @@ pub fn resolve<'a>(
     let Outcome {
         configuration,
         diagnoses,
-    } = controller::compile(&observed, CLUSTER_DOMAIN);
+    } = resolve::compile(&observed, CLUSTER_DOMAIN);
     let mut unresolved = unresolved(manifests, diagnoses);
     for found in &mut unresolved {
         if let Some(("Sink", namespace, name)) = found.missing_sink().filter(|sink| unusable.contains(sink)) {
@@ -163,7 +163,7 @@ fn all_named(
         Resource::Sink(sink) => Some(sink),
         Resource::Source(_) | Resource::Trigger(_) => None,
     });
-    for name in controller::named_secrets(sinks).into_keys() {
+    for name in resolve::named_secrets(sinks).into_keys() {
         secrets.entry(name).or_insert(SecretState::NotFound);
     }
     secrets

@@ -12,18 +12,15 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    Key, Problem, Surroundings,
-    document::{self, Node, Places, Position, Tree},
+    DEFAULT_NAMESPACE, Issue, Key, Problem, Surroundings,
+    document::{self, Node, Places, Tree},
     schema::{Schema, unknown_field},
 };
 use crate::{
     api::{self, GROUP, custom_resource_definitions},
     cli::service::is_label,
-    controller::trim,
+    resolve::trim,
 };
-
-/// Namespace of a manifest without one.
-pub(super) const DEFAULT_NAMESPACE: &str = "default";
 
 /// Every field of `metadata`. Fields that the API server sets are accepted, so that the output of `kubectl get -o
 /// yaml` can be used unchanged.
@@ -111,13 +108,6 @@ impl Manifest {
 /// Maximum number of values in a resource. Resources that compile have fewer; a larger one would waste memory.
 const MAX_VALUES: usize = 20_000;
 
-/// A message with a position.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    pub position: Position,
-    pub message: String,
-}
-
 /// Content of a file's documents.
 #[derive(Clone, Debug, Default)]
 pub struct Read {
@@ -151,7 +141,7 @@ impl Reader {
             match document {
                 Ok(document) => self.document(file, document, &mut read, &mut findings),
                 Err(error) => {
-                    findings.push(Finding {
+                    findings.push(Issue {
                         position: error.position,
                         message: error.message,
                     });
@@ -160,7 +150,7 @@ impl Reader {
                 }
             }
         }
-        problems.extend(findings.into_iter().map(|Finding { position, message }| Problem {
+        problems.extend(findings.into_iter().map(|Issue { position, message }| Problem {
             file: file.to_owned(),
             position,
             message,
@@ -168,8 +158,8 @@ impl Reader {
         read
     }
 
-    fn document(&self, file: &Path, node: Node, read: &mut Read, findings: &mut Vec<Finding>) {
-        let mut refuse = |position, message: String| findings.push(Finding { position, message });
+    fn document(&self, file: &Path, node: Node, read: &mut Read, findings: &mut Vec<Issue>) {
+        let mut refuse = |position, message: String| findings.push(Issue { position, message });
         if !matches!(node.tree, Tree::Map(_)) {
             return refuse(
                 node.position,
@@ -237,7 +227,7 @@ impl Reader {
                     key.name,
                     unknown_field(&key.name, FIELDS.iter().copied())
                 );
-                findings.push(Finding {
+                findings.push(Issue {
                     position: key.position,
                     message,
                 });
@@ -248,7 +238,7 @@ impl Reader {
             Some(spec) => schema.check(spec, node.position_of("spec"), findings),
             None => {
                 read.unusable.extend(key(&node));
-                findings.push(Finding {
+                findings.push(Issue {
                     position: node.position,
                     message: "spec is missing".to_owned(),
                 });
@@ -269,7 +259,7 @@ impl Reader {
             }
             Err(error) => {
                 read.unusable.extend(key(&node));
-                findings.push(Finding {
+                findings.push(Issue {
                     position: node.locate("spec"),
                     message: format!("spec: {error}"),
                 });
@@ -288,8 +278,8 @@ fn key(node: &Node) -> Option<Key> {
 }
 
 /// Returns the relevant metadata. Fields that the API server sets are dropped.
-fn metadata(node: &Node, findings: &mut Vec<Finding>) -> Option<ObjectMeta> {
-    let mut refuse = |position, message: String| findings.push(Finding { position, message });
+fn metadata(node: &Node, findings: &mut Vec<Issue>) -> Option<ObjectMeta> {
+    let mut refuse = |position, message: String| findings.push(Issue { position, message });
     let Some(metadata) = node.get("metadata") else {
         refuse(
             node.position,

@@ -11,8 +11,8 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::{
+    Issue,
     document::{Node, Position, Tree},
-    resource::Finding,
     rules::{Broken, Rules, with_defaults},
 };
 
@@ -87,7 +87,7 @@ impl Schema {
     }
 
     /// Checks a `spec` and returns it with defaults filled in. Appends errors to `findings`.
-    pub fn check(&self, spec: &Node, position: Position, findings: &mut Vec<Finding>) -> Value {
+    pub fn check(&self, spec: &Node, position: Position, findings: &mut Vec<Issue>) -> Value {
         let path = Path {
             above: None,
             segment: Segment::Member("spec"),
@@ -108,7 +108,7 @@ impl Schema {
                 } else {
                     "."
                 };
-                findings.push(Finding {
+                findings.push(Issue {
                     position: place,
                     message: format!("spec{separator}{below}: {message}"),
                 });
@@ -117,16 +117,9 @@ impl Schema {
         value
     }
 
-    fn value(
-        &self,
-        schema: &Value,
-        node: &Node,
-        key: Position,
-        path: &Path<'_>,
-        findings: &mut Vec<Finding>,
-    ) {
+    fn value(&self, schema: &Value, node: &Node, key: Position, path: &Path<'_>, findings: &mut Vec<Issue>) {
         let mut refuse = |position: Position, message: String| {
-            findings.push(Finding {
+            findings.push(Issue {
                 position,
                 message: format!("{path}: {message}"),
             });
@@ -270,7 +263,7 @@ impl Schema {
                         let known = properties.into_iter().flat_map(|properties| properties.keys());
                         let message =
                             format!("{path}: {}", unknown_field(&key.name, known.map(String::as_str)));
-                        findings.push(Finding {
+                        findings.push(Issue {
                             position: key.position,
                             message,
                         });

@@ -11,9 +11,9 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
-use super::{Node, resource::DEFAULT_NAMESPACE};
+use super::{DEFAULT_NAMESPACE, Node};
 use crate::{
-    controller::{Namespace, Port, SecretName, SecretState, Service},
+    resolve::{Namespace, Port, SecretName, SecretState, Service},
     routing::{Secret, ServiceName},
 };
 

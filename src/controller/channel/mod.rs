@@ -12,14 +12,16 @@
 mod callers;
 mod keeper;
 mod material;
+mod options;
 mod plan;
 mod telling;
 mod token_check;
 mod verdicts;
 
 pub use callers::{RouterAccount, RouterAccountError};
+pub use options::{ChannelOptions, TlsOptions};
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::{Router, middleware};
 use kube::Client;
@@ -30,34 +32,6 @@ use super::metrics::ControllerMetrics;
 use crate::server::Server;
 use keeper::{Keeper, Served};
 use token_check::{TokenCheck, admit};
-
-/// Security of the channel to routers. None by default.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ChannelOptions {
-    /// Serve over TLS.
-    pub tls: Option<TlsOptions>,
-    /// Admit only callers with a token of this ServiceAccount.
-    pub routers: Option<RouterAccount>,
-}
-
-/// Objects that hold the certificates, and the Service they are for, all in the controller's namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsOptions {
-    /// Secret with the authority, the serving certificate and their keys.
-    pub secret: String,
-    /// ConfigMap with the authorities that routers trust.
-    pub config_map: String,
-    /// Service that routers use to reach the controller.
-    pub service: String,
-}
-
-impl ChannelOptions {
-    /// Whether the channel may carry secrets: it is encrypted and open to routers only, or it does not leave the
-    /// machine.
-    pub fn is_secure(&self, listen: IpAddr) -> bool {
-        listen.is_loopback() || (self.tls.is_some() && self.routers.is_some())
-    }
-}
 
 /// The channel, served while the controller leads.
 pub(super) struct Channel {

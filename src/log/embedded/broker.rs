@@ -1,11 +1,11 @@
 //! What is in memory of each broker: where its records begin and end. The committer writes it, everyone reads it.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use fjall::Keyspace;
 use tokio::sync::watch;
 
-use super::{layout::Registered, reads::Turns, store::Found};
+use super::{layout::Registered, lock::lock, reads::Turns, store::Found};
 use crate::log::{Bounds, Offset};
 
 pub(super) struct Broker {
@@ -127,9 +127,4 @@ impl State {
     pub(super) fn bytes(self) -> u64 {
         self.bytes_before_next.saturating_sub(self.bytes_before_first)
     }
-}
-
-/// A lock that outlives a panic elsewhere: what these locks guard is replaced whole, never left half changed.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

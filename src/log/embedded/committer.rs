@@ -11,29 +11,27 @@
 //!   so that a full log can still be emptied; dropped tables give their space back and it goes on by itself.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use fjall::{Keyspace, OwnedWriteBatch};
-use tokio::sync::{
-    OwnedSemaphorePermit,
-    mpsc::{self, error::TryRecvError},
-    oneshot,
-};
+use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::{
-    EmbeddedOptions, Shared,
     acknowledged::Acknowledged,
-    broker::{Broker, State, Stored, lock},
+    broker::{Broker, Stored},
+    commit::{self, Answer, Commit},
     fail_points::{self, Contents},
     keeper::Keeper,
-    layout::{self, Header, Registered},
+    layout::{self, Header},
+    lock::lock,
     memory::Memory,
+    request::{Purpose, Request},
     saves::Group,
-    store::{self, ReadError},
+    shared::Shared,
+    store,
 };
 use crate::log::{LogError, Offset, Record};
 
@@ -59,63 +57,6 @@ const MAX_UNFLUSHED: u64 = 18 * 1024 * 1024;
 const FLUSH_POLL: Duration = Duration::from_millis(2);
 const FLUSH_POLLS: u32 = 60_000;
 
-type Reply<T> = oneshot::Sender<Result<T, LogError>>;
-
-/// What the committer is asked for.
-pub(super) enum Request {
-    Append {
-        purpose: Purpose,
-        broker: Arc<Broker>,
-        payloads: Vec<Bytes>,
-        accepted_millis: i64,
-        reply: Reply<Offset>,
-        /// Bounds the bytes that wait; given back when the request is done.
-        permit: OwnedSemaphorePermit,
-    },
-    /// Cursors wait to be saved.
-    Saves,
-    Trim {
-        broker: Arc<Broker>,
-        /// At most the end of what is durable.
-        before: Offset,
-        /// The payloads' bytes below it.
-        bytes_before: u64,
-        reply: Reply<()>,
-    },
-    Sync {
-        reply: Reply<()>,
-    },
-}
-
-/// What records are appended for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// Events that come in: the first to be refused.
-    NewEvents,
-    /// What is needed to settle events, and so to make room.
-    Settling,
-}
-
-/// The part of the room, one in so many, that only [`Purpose::Settling`] may use.
-const KEPT_FOR_SETTLING: u64 = 32;
-
-impl EmbeddedOptions {
-    /// Whether so many more bytes may be retained.
-    pub(super) fn check_room(&self, purpose: Purpose, retained: u64, length: u64) -> Result<(), LogError> {
-        let max = match purpose {
-            Purpose::NewEvents => self.max_bytes - self.max_bytes / KEPT_FOR_SETTLING,
-            Purpose::Settling => self.max_bytes,
-        };
-        if length > 0 && retained.saturating_add(length) > max {
-            return Err(LogError::Full(format!(
-                "{retained} of {max} bytes are held by events that Triggers have not settled; let them be delivered, delete a Trigger, or \
-                 raise --log-size"
-            )));
-        }
-        Ok(())
-    }
-}
-
 pub(super) struct Committer {
     shared: Arc<Shared>,
     acknowledged: Acknowledged,
@@ -127,34 +68,6 @@ pub(super) struct Committer {
     next_id: u32,
     /// When trimmed space was last looked for because the disk was full.
     reclaimed: Option<Instant>,
-}
-
-/// A commit in the making.
-struct Commit {
-    batch: OwnedWriteBatch,
-    bytes: u64,
-    brokers: HashMap<Arc<str>, Staged>,
-    fsync: bool,
-    contents: Contents,
-    answers: Vec<Answer>,
-    trimmed: Vec<Arc<Broker>>,
-    /// Free space when the commit began; measured when it is first asked for.
-    free: Option<u64>,
-}
-
-/// A broker as it will be after the commit.
-struct Staged {
-    broker: Arc<Broker>,
-    stored: Stored,
-    state: State,
-    records: Vec<Record>,
-    register: bool,
-}
-
-enum Answer {
-    Offset(Reply<Offset>, Offset, OwnedSemaphorePermit),
-    Done(Reply<()>),
-    Saved(Vec<Reply<()>>),
 }
 
 /// The storage failed; the log is closed with this reason.
@@ -227,7 +140,7 @@ impl Committer {
     }
 
     fn round(&mut self, first: Request, requests: &mut mpsc::Receiver<Request>) -> Result<(), Fatal> {
-        let mut commit = self.begin();
+        let mut commit = Commit::new(&self.shared.store);
         self.add(&mut commit, first)?;
         let mut taken = 1;
         while commit.bytes < COMMIT_BYTES as u64 && taken < COMMIT_REQUESTS {
@@ -238,19 +151,6 @@ impl Committer {
         self.commit(commit)
     }
 
-    fn begin(&self) -> Commit {
-        Commit {
-            batch: self.shared.store.batch(),
-            bytes: 0,
-            brokers: HashMap::new(),
-            fsync: false,
-            contents: Contents::default(),
-            answers: Vec::new(),
-            trimmed: Vec::new(),
-            free: None,
-        }
-    }
-
     /// Saves some of the cursors that wait. Returns false if none could be saved now.
     fn save_some(&mut self) -> Result<bool, Fatal> {
         let Some(since) = self.shared.saves.since() else {
@@ -259,7 +159,7 @@ impl Committer {
         if self.shared.store.unflushed() > CURSORS_WAIT_BEYOND && since.elapsed() < CURSORS_WAIT {
             return Ok(false);
         }
-        let mut commit = self.begin();
+        let mut commit = Commit::new(&self.shared.store);
         while commit.bytes < CURSOR_BYTES
             && let Some(group) = self.shared.saves.take()
         {
@@ -270,7 +170,7 @@ impl Committer {
     }
 
     fn save(&mut self, group: Group) -> Result<(), Fatal> {
-        let mut commit = self.begin();
+        let mut commit = Commit::new(&self.shared.store);
         self.add_cursors(&mut commit, group);
         self.commit(commit)
     }
@@ -419,7 +319,7 @@ impl Committer {
             Some(stored) => stored,
             None => self.create(broker)?,
         };
-        let staged = stage(&mut commit.brokers, broker, stored);
+        let staged = commit::stage(&mut commit.brokers, broker, stored);
         let first = staged.state.next;
         if first == 0 {
             staged.register = true;
@@ -484,7 +384,7 @@ impl Committer {
             return Ok(());
         }
         self.room_on_disk(commit, self.shared.options.reserve_bytes / 4, ENTRY)?;
-        let staged = stage(&mut commit.brokers, broker, stored);
+        let staged = commit::stage(&mut commit.brokers, broker, stored);
         self.bytes = self
             .bytes
             .saturating_sub(bytes_before.saturating_sub(staged.state.bytes_before_first));
@@ -499,26 +399,7 @@ impl Committer {
 
     /// Writes, fsyncs, publishes, acknowledges, tidies up: in this order.
     fn commit(&mut self, mut commit: Commit) -> Result<(), Fatal> {
-        for staged in commit.brokers.values().filter(|staged| staged.register) {
-            let State {
-                first,
-                bytes_before_first,
-                last_accepted_millis,
-                ..
-            } = staged.state;
-            let entry = Registered {
-                id: staged.stored.id,
-                first,
-                bytes_before_first,
-                last_accepted_millis,
-            };
-            commit.batch.insert(
-                &self.shared.store.meta,
-                layout::broker_key(&staged.broker.name),
-                entry.to_value(),
-            );
-        }
-
+        commit.register(&self.shared.store.meta);
         self.wait_for_flush()?;
         let contents = commit.contents;
         if !commit.batch.is_empty() {
@@ -551,21 +432,7 @@ impl Committer {
             .before_acknowledgement()
             .map_err(|e| Fatal(e.to_string()))?;
         for answer in commit.answers {
-            // Whoever asked may be gone; what was done stays done.
-            match answer {
-                Answer::Offset(reply, offset, permit) => {
-                    drop(permit);
-                    let _ = reply.send(Ok(offset));
-                }
-                Answer::Done(reply) => {
-                    let _ = reply.send(Ok(()));
-                }
-                Answer::Saved(replies) => {
-                    for reply in replies {
-                        let _ = reply.send(Ok(()));
-                    }
-                }
-            }
+            answer.done();
         }
 
         for broker in &commit.trimmed {
@@ -638,20 +505,6 @@ fn write(batch: OwnedWriteBatch, contents: Contents) -> fjall::Result<()> {
     Ok(contents.after_write()?)
 }
 
-fn stage<'a>(
-    brokers: &'a mut HashMap<Arc<str>, Staged>,
-    broker: &Arc<Broker>,
-    stored: &Stored,
-) -> &'a mut Staged {
-    brokers.entry(broker.name.clone()).or_insert_with(|| Staged {
-        broker: broker.clone(),
-        stored: stored.clone(),
-        state: broker.state(),
-        records: Vec::new(),
-        register: false,
-    })
-}
-
 /// Closes the log when the thread panics, so that nobody waits for it.
 struct FailOnPanic(Arc<Shared>);
 
@@ -660,20 +513,5 @@ impl Drop for FailOnPanic {
         if std::thread::panicking() {
             self.0.fail("the thread that writes it panicked".into());
         }
-    }
-}
-
-impl Shared {
-    pub(super) fn read_error(&self, broker: &str, error: ReadError) -> LogError {
-        let detail = match error {
-            ReadError::Missing(offset) => {
-                format!("broker {broker}: the record at offset {offset} is missing")
-            }
-            ReadError::Damaged(detail) => format!("broker {broker}: {detail}"),
-            ReadError::Unavailable(detail) => {
-                return LogError::Unavailable(format!("broker {broker}: {detail}"));
-            }
-        };
-        store::damaged(&self.directory, detail)
     }
 }

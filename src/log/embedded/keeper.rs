@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, mpsc};
 
-use super::{Shared, broker::Broker, store};
+use super::{broker::Broker, shared::Shared, store};
 
 /// How many brokers wait to be tidied up. More are not remembered: each trim asks again.
 const QUEUE: usize = 256;

@@ -25,7 +25,7 @@
 //! ```
 //!
 //! # The parts
-//! The committer is one thread and the only writer of records (`committer.rs`); another one tidies up after it
+//! The committer is one thread and the only writer of records (`request.rs`, `commit.rs`, `committer.rs`); another one tidies up after it
 //! (`keeper.rs`). Readers take recent records from memory (`tail.rs`) and older ones from the storage, on a few
 //! threads and in turns (`reads.rs`). A log that is damaged is read without the storage library (`survey.rs`, `raw.rs`),
 //! and what can be read written to a new one (`salvage.rs`). Where each broker begins and ends is in memory (`broker.rs`, `brokers.rs`).
@@ -39,18 +39,25 @@
 mod acknowledged;
 mod broker;
 mod brokers;
+mod commit;
 mod committer;
+mod directory;
 mod fail_points;
 mod journal;
 mod keeper;
 mod layout;
+mod lock;
 mod memory;
+mod open;
+mod options;
 mod raw;
 mod reads;
+mod request;
 mod salvage;
 #[cfg(test)]
 mod salvage_tests;
 mod saves;
+mod shared;
 mod store;
 mod survey;
 mod tail;
@@ -58,33 +65,33 @@ mod tail;
 mod tests;
 mod versions;
 
+pub use options::EmbeddedOptions;
 pub use salvage::salvage;
 pub use survey::{BrokerReport, Report, check};
 
 use std::{
-    fs, io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    thread::JoinHandle,
 };
 
 use bytes::Bytes;
-use fjall::Keyspace;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use self::{
-    acknowledged::Acknowledged,
-    broker::{Broker, lock},
+    broker::Broker,
     brokers::Brokers,
-    committer::{Committer, Purpose, Request},
-    reads::{Origin, Readers},
+    committer::Committer,
+    open::{Open, PERMIT_BYTES},
+    reads::Readers,
+    request::{Purpose, Request},
     saves::Saves,
-    store::{Found, ReadError, Store},
+    shared::{FreeSpace, Shared},
+    store::{Found, Store},
     tail::Tail,
 };
 use super::{
@@ -92,72 +99,12 @@ use super::{
     LogProvider, Offset, ReadLimit, Record,
 };
 
-const MIB: u64 = 1024 * 1024;
 /// How many requests wait for the committer before those who ask have to wait.
 const QUEUE: usize = 1024;
-/// The queue's bytes are counted in units of this size.
-const PERMIT_BYTES: usize = 1024;
-
-/// How an [`EmbeddedLog`] uses its volume and its memory.
-#[derive(Clone, Debug)]
-pub struct EmbeddedOptions {
-    /// The log is full when the retained payloads of all brokers add up to this; for new events a little earlier, so
-    /// that there is room for what settling the others needs.
-    pub max_bytes: u64,
-    /// How much of the volume stays free. What would leave less, once everything in memory is written out, is
-    /// refused as [`LogError::Full`].
-    pub reserve_bytes: u64,
-    /// The most recent records that are kept in memory for the readers that have caught up.
-    pub tail_cache_bytes: usize,
-    /// How many bytes of payload wait for a commit before those who append have to wait.
-    pub queue_bytes: usize,
-}
-
-impl Default for EmbeddedOptions {
-    fn default() -> Self {
-        Self {
-            max_bytes: 8 * 1024 * MIB,
-            reserve_bytes: 32 * MIB,
-            tail_cache_bytes: 4 * 1024 * 1024,
-            queue_bytes: 4 * 1024 * 1024,
-        }
-    }
-}
 
 /// The logs in a local directory. Dropping the last of it and of the logs that it opened waits for what is queued, and
 /// makes it durable.
 pub struct EmbeddedLog(Arc<Open>);
-
-/// What is open of a directory.
-struct Open {
-    shared: Arc<Shared>,
-    requests: Option<mpsc::Sender<Request>>,
-    queue: Arc<Semaphore>,
-    /// The committer, then the keeper, which ends when the committer has.
-    threads: Vec<JoinHandle<()>>,
-    readers: Readers,
-    /// Freed last, after everything that uses the directory.
-    _lock: fs::File,
-}
-
-type FreeSpace = Box<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
-
-/// What the committer and the readers share.
-struct Shared {
-    directory: PathBuf,
-    options: EmbeddedOptions,
-    /// How many bytes may be retained: as many as the options say, or fewer where the volume is smaller.
-    capacity: u64,
-    store: Store,
-    brokers: Brokers,
-    tail: Mutex<Tail>,
-    failure: watch::Sender<Option<LogError>>,
-    fsyncs: AtomicU64,
-    /// The payloads' bytes that all brokers retain, as of the last commit.
-    retained: AtomicU64,
-    saves: Saves,
-    free_space: FreeSpace,
-}
 
 impl EmbeddedLog {
     /// Opens the log in `directory`, or creates it there. Blocks: reads the journal of what is not yet in tables.
@@ -167,7 +114,7 @@ impl EmbeddedLog {
     /// wrote it; [`LogError::Damaged`] when records that were acknowledged are missing or what is there cannot
     /// be read.
     pub fn open(directory: impl AsRef<Path>, options: EmbeddedOptions) -> Result<Self, LogError> {
-        Self::open_with(directory.as_ref(), options, Box::new(free_space))
+        Self::open_with(directory.as_ref(), options, Box::new(directory::free_space))
     }
 
     fn open_with(
@@ -179,7 +126,7 @@ impl EmbeddedLog {
             path: directory.to_owned(),
             detail,
         };
-        let lock = lock_directory(directory)?;
+        let lock = directory::lock_directory(directory)?;
         let store = Store::open(directory)?;
         let found = store.brokers()?;
         let next_id = found
@@ -188,9 +135,9 @@ impl EmbeddedLog {
             .max()
             .unwrap_or(0);
         let records = found.iter().map(|broker| broker.next).sum();
-        let acknowledged = check_acknowledged(directory, records)?;
+        let acknowledged = directory::check_acknowledged(directory, records)?;
         let retained = found.iter().map(Found::bytes).sum();
-        let capacity = capacity(&options, retained, self::free_space(directory).ok());
+        let capacity = directory::capacity(&options, retained, directory::free_space(directory).ok());
         if capacity < options.max_bytes {
             tracing::warn!(
                 directory = %directory.display(),
@@ -261,210 +208,6 @@ impl EmbeddedLog {
     #[must_use]
     pub fn fsyncs(&self) -> u64 {
         self.0.shared.fsyncs.load(Ordering::Relaxed)
-    }
-}
-
-impl Open {
-    async fn request<T>(
-        &self,
-        request: impl FnOnce(oneshot::Sender<Result<T, LogError>>) -> Request,
-    ) -> Result<T, LogError> {
-        let (reply, answer) = oneshot::channel();
-        let answered = async {
-            self.requests.as_ref()?.send(request(reply)).await.ok()?;
-            answer.await.ok()
-        };
-        // A request that comes into the queue just as the committer goes is neither answered nor dropped, but the
-        // committer goes only after it has said why.
-        tokio::select! {
-            biased;
-            Some(answer) = answered => answer,
-            failure = self.shared.failed() => Err(failure),
-        }
-    }
-
-    async fn save(&self, changes: Vec<CheckpointChange>) -> Result<(), LogError> {
-        let (reply, answer) = oneshot::channel();
-        let changes = changes.into_iter().map(|(key, value)| (key.to_string(), value));
-        let changes = changes.collect();
-        if self.shared.saves.add(changes, reply)
-            && let Some(requests) = &self.requests
-        {
-            // If the queue is full, the committer is about to take from it, and looks for cursors after that. If it is
-            // closed, the log has failed.
-            if requests.try_send(Request::Saves).is_err() {
-                self.shared.saves.heard();
-            }
-        }
-        tokio::select! {
-            biased;
-            Ok(answer) = answer => answer,
-            failure = self.shared.failed() => Err(failure),
-        }
-    }
-
-    async fn append_for(
-        &self,
-        purpose: Purpose,
-        broker: Arc<Broker>,
-        Append { payloads, accepted }: Append,
-    ) -> Result<Offset, LogError> {
-        if payloads.is_empty() {
-            // No reason to keep a broker.
-            return Ok(broker.bounds().next);
-        }
-        let length: usize = payloads.iter().map(Bytes::len).sum();
-        // A log that is full says so at once, without a turn of the committer.
-        let retained = self.shared.retained.load(Ordering::Relaxed);
-        self.shared.options.check_room(purpose, retained, length as u64)?;
-        let all = self.shared.options.queue_bytes.div_ceil(PERMIT_BYTES);
-        // What is larger than the queue takes all of it.
-        let permits = u32::try_from((length / PERMIT_BYTES + 1).min(all)).unwrap_or(u32::MAX);
-        let permit = self.queue.clone().acquire_many_owned(permits).await;
-        let permit = permit.map_err(|_| LogError::Failed("it is closed".into()))?;
-        let accepted_millis = layout::millis(accepted);
-        self.request(|reply| Request::Append {
-            purpose,
-            broker,
-            payloads,
-            accepted_millis,
-            reply,
-            permit,
-        })
-        .await
-    }
-
-    fn cursors_error(&self, error: ReadError) -> LogError {
-        match error {
-            ReadError::Missing(_) => store::damaged(&self.shared.directory, "a cursor is missing"),
-            ReadError::Damaged(detail) => {
-                store::damaged(&self.shared.directory, format!("cursors: {detail}"))
-            }
-            ReadError::Unavailable(detail) => LogError::Unavailable(format!("cursors: {detail}")),
-        }
-    }
-
-    /// Reads a broker's records between these offsets from the storage.
-    async fn read_storage<T: Send + 'static>(
-        &self,
-        broker: &Broker,
-        keyspace: &Keyspace,
-        (from, to): (Offset, Offset),
-        read: impl FnOnce(&Store) -> Result<T, ReadError> + Clone + Send + 'static,
-    ) -> Result<T, ReadError> {
-        let origin = Origin {
-            keyspace: keyspace.clone(),
-            offsets: Some((from.0, to.0)),
-        };
-        let is_trimmed = |offset| offset < broker.bounds().first.0;
-        let shared = self.shared.clone();
-        let read = move || read(&shared.store);
-        self.readers
-            .read(Some(&broker.turns), origin, is_trimmed, read)
-            .await
-    }
-
-    async fn read_records(
-        &self,
-        broker: &Broker,
-        from: Offset,
-        limit: ReadLimit,
-    ) -> Result<Vec<Record>, LogError> {
-        let name = &*broker.name;
-        loop {
-            let Bounds { first, next } = broker.bounds();
-            let from = from.max(first);
-            let Some(stored) = broker.stored().filter(|_| from < next) else {
-                return Ok(Vec::new());
-            };
-            if let Some(records) = lock(&self.shared.tail).read(name, from, next, limit) {
-                return Ok(records);
-            }
-            let events = stored.events.clone();
-            let read = move |store: &Store| store.read(&events, from.0, next.0, limit);
-            match self
-                .read_storage(broker, &stored.events, (from, next), read)
-                .await
-            {
-                Ok(records) => return Ok(records),
-                // Trimmed while it was being read: begin again where the log begins now.
-                Err(ReadError::Missing(offset)) if offset < broker.bounds().first.0 => {}
-                Err(e) => return Err(self.shared.read_error(name, e)),
-            }
-        }
-    }
-
-    async fn find_time(&self, broker: &Arc<Broker>, time: Timestamp) -> Result<Offset, LogError> {
-        let Some(stored) = broker.stored() else {
-            return Ok(Offset(0));
-        };
-        let (bounds, millis) = (broker.bounds(), layout::millis(time));
-        let (events, searched) = (stored.events.clone(), broker.clone());
-        let search = move |store: &Store| {
-            let (mut low, mut high) = (bounds.first.0, bounds.next.0);
-            while low < high {
-                let middle = low + (high - low) / 2;
-                match store.header(&events, middle) {
-                    Ok(header) if header.accepted_millis >= millis => high = middle,
-                    Ok(_) => low = middle + 1,
-                    // Trimmed while it was being searched.
-                    Err(ReadError::Missing(_)) if middle < searched.bounds().first.0 => low = middle + 1,
-                    Err(e) => return Err(e),
-                }
-            }
-            Ok(Offset(low))
-        };
-        let range = (bounds.first, bounds.next);
-        let found = self.read_storage(broker, &stored.events, range, search).await;
-        let found = found.map_err(|e| self.shared.read_error(&broker.name, e))?;
-        Ok(found.max(broker.bounds().first))
-    }
-
-    async fn trim_records(&self, broker: &Arc<Broker>, before: Offset) -> Result<(), LogError> {
-        let Some(stored) = broker.stored() else {
-            return Ok(());
-        };
-        // Only what is durable is trimmed: nobody can have settled more.
-        let state = broker.state();
-        let before = before.min(Offset(state.next));
-        // Read here, so that the disk keeps no commit waiting.
-        let bytes_before = if before.0 == state.next {
-            state.bytes_before_next
-        } else if before.0 <= state.first {
-            state.bytes_before_first
-        } else {
-            let events = stored.events.clone();
-            let read = move |store: &Store| store.header(&events, before.0);
-            let range = (before, before.plus(1));
-            match self.read_storage(broker, &stored.events, range, read).await {
-                Ok(header) => header.bytes_before,
-                // Trimmed further meanwhile.
-                Err(ReadError::Missing(_)) if before < broker.bounds().first => return Ok(()),
-                Err(e) => return Err(self.shared.read_error(&broker.name, e)),
-            }
-        };
-        self.request(|reply| Request::Trim {
-            broker: broker.clone(),
-            before,
-            bytes_before,
-            reply,
-        })
-        .await
-    }
-
-    /// Reads cursors from the storage.
-    async fn read_cursors<T: Send + 'static>(
-        &self,
-        read: impl FnOnce(&Store) -> Result<T, ReadError> + Clone + Send + 'static,
-    ) -> Result<T, LogError> {
-        let origin = Origin {
-            keyspace: self.shared.store.cursors.clone(),
-            offsets: None,
-        };
-        let shared = self.shared.clone();
-        let read = move || read(&shared.store);
-        let cursors = self.readers.read(None, origin, |_| false, read).await;
-        cursors.map_err(|error| self.cursors_error(error))
     }
 }
 
@@ -596,138 +339,4 @@ impl Checkpoints for StoredCheckpoints {
     fn save(&self, changes: Vec<CheckpointChange>) -> BoxFuture<'_, Result<(), LogError>> {
         Box::pin(self.0.save(changes))
     }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        // The committer ends when nobody can ask it any more.
-        self.requests = None;
-        for thread in self.threads.drain(..) {
-            // If it panicked it has said so, and nobody is left to be told.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Shared {
-    /// Closes the log for good.
-    fn fail(&self, reason: String) {
-        tracing::error!(path = %self.directory.display(), "the event log failed and is closed: {reason}");
-        self.failure.send_if_modified(|failure| {
-            let first = failure.is_none();
-            failure.get_or_insert(LogError::Failed(reason));
-            first
-        });
-    }
-
-    async fn failed(&self) -> LogError {
-        let mut failure = self.failure.subscribe();
-        match failure
-            .wait_for(Option::is_some)
-            .await
-            .map(|failure| failure.clone())
-        {
-            Ok(Some(failure)) => failure,
-            // Cannot be: the sender lives as long as `self`.
-            Ok(None) | Err(_) => LogError::Failed("it is closed".into()),
-        }
-    }
-
-    fn count_fsync(&self) {
-        self.fsyncs.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Makes the directory this process's own.
-fn lock_directory(directory: &Path) -> Result<fs::File, LogError> {
-    let opened = fs::create_dir_all(directory).and_then(|()| {
-        fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(directory.join("lock"))
-    });
-    let lock = opened.map_err(|e| LogError::Open {
-        path: directory.to_owned(),
-        detail: e.to_string(),
-    })?;
-    take_lock(directory, lock)
-}
-
-/// Keeps a router from opening a log that is only read. Makes no file: without one no router has ever opened it.
-fn lock_existing(directory: &Path) -> Result<Option<fs::File>, LogError> {
-    match fs::File::open(directory.join("lock")) {
-        Ok(lock) => take_lock(directory, lock).map(Some),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(LogError::Open {
-            path: directory.to_owned(),
-            detail: format!("its lock: {e}"),
-        }),
-    }
-}
-
-fn take_lock(directory: &Path, lock: fs::File) -> Result<fs::File, LogError> {
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => Err(store::in_use(directory)),
-        Err(fs::TryLockError::Error(e)) => Err(LogError::Open {
-            path: directory.to_owned(),
-            detail: format!("it cannot be locked: {e}"),
-        }),
-    }
-}
-
-/// Compares what the store holds with what was acknowledged.
-fn check_acknowledged(directory: &Path, records: u64) -> Result<Acknowledged, LogError> {
-    let file = directory.join(acknowledged::FILE_NAME);
-    let accept = format!(
-        "restore the volume from a copy, or remove {} to go on without them",
-        file.display()
-    );
-    let (mut acknowledged, number) = Acknowledged::open(directory).map_err(|e| match e.kind() {
-        io::ErrorKind::InvalidData => store::damaged(directory, format!("{}: {e}; {accept}", file.display())),
-        _ => LogError::Open {
-            path: directory.to_owned(),
-            detail: format!("{}: {e}", file.display()),
-        },
-    })?;
-    match number {
-        Some(number) if number > records => {
-            return Err(store::damaged(
-                directory,
-                format!(
-                    "{number} records were acknowledged and only {records} are left: the end of the journal is lost \
-                     or unreadable; {accept}"
-                ),
-            ));
-        }
-        None if records > 0 => {
-            let path = file.display();
-            tracing::warn!(%path, "the count of acknowledged records is missing, {records} records are taken as all");
-        }
-        _ => {}
-    }
-    let noted = acknowledged.write(records).and_then(|()| acknowledged.sync());
-    let noted = noted.and_then(|()| fs::File::open(directory)?.sync_all());
-    noted.map_err(|e| LogError::Open {
-        path: directory.to_owned(),
-        detail: format!("{}: {e}", file.display()),
-    })?;
-    Ok(acknowledged)
-}
-
-/// How many bytes may be retained in a volume of which so many are free besides.
-fn capacity(options: &EmbeddedOptions, retained: u64, free: Option<u64>) -> u64 {
-    let of_volume = free.map_or(u64::MAX, |free| {
-        retained
-            .saturating_add(free)
-            .saturating_sub(options.reserve_bytes)
-    });
-    options.max_bytes.min(of_volume)
-}
-
-/// What an unprivileged process can still write to the volume.
-fn free_space(directory: &Path) -> io::Result<u64> {
-    let volume = rustix::fs::statvfs(directory)?;
-    Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
 }

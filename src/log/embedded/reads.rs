@@ -28,7 +28,7 @@ use std::{
 use fjall::{AbstractTree, Keyspace};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::{broker::lock, store::ReadError};
+use super::{lock::lock, store::ReadError};
 use crate::log::LogError;
 
 const THREADS: usize = 4;

@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::broker::lock;
+use super::lock::lock;
 use crate::log::LogError;
 
 /// A change under the key in the storage.

@@ -13,9 +13,8 @@ use std::{
 
 use super::{
     acknowledged::{self, Acknowledged},
-    journal,
+    directory, journal,
     layout::{self, Registered},
-    lock_existing,
     raw::{self, Journal},
     store,
 };
@@ -163,7 +162,7 @@ type Newest = BTreeMap<Vec<u8>, (u64, Option<Vec<u8>>)>;
 
 impl Survey {
     pub(super) fn of(directory: &Path) -> Result<Self, LogError> {
-        let lock = lock_existing(directory)?;
+        let lock = directory::lock_existing(directory)?;
         let mut survey = Self {
             report: Report::default(),
             brokers: Vec::new(),

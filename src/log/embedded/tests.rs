@@ -17,7 +17,7 @@ use std::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::*;
+use super::{acknowledged::Acknowledged, store::MIB, *};
 use crate::log::conformance::{self, ALL, ByKey as _, Subject, at, payloads};
 
 /// A log in a temporary directory. Without a tail cache every read goes to the storage.

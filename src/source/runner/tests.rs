@@ -1,7 +1,7 @@
 //! The runner, on a clock controlled by the test.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicUsize},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 

@@ -1,5 +1,5 @@
 //! Limits the filters kept in memory per Trigger: of oversized filters, only enough to show that they are
-//! oversized.
+//! oversized. Pure.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Table tests for resolution, compiling and readiness.
+//! Table tests for resolution and compiling.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    Namespace, Observed, Outcome, Port, SecretName, SecretState, Service, Stage, TriggerDiagnosis, compile,
-    credentials::Naming, named_secrets,
+    Namespace, Naming, Observed, Outcome, Port, SecretName, SecretState, Service, TriggerDiagnosis, compile,
+    named_secrets,
 };
 use crate::{
     api,
@@ -869,30 +869,4 @@ fn dead_letter_sink_uses_its_own_credentials() {
     assert_ne!(revision("v1"), revision("v2"));
     let diagnosis = compile(&observed, DOMAIN).diagnoses.triggers.remove(0);
     assert_eq!(diagnosis.dead_letter_sink.unwrap().reason, "SecretAwaited");
-}
-
-#[test]
-fn waiting_controller_is_ready_while_the_lease_is_usable() {
-    let minute = Duration::from_secs(60);
-    for (stage, can_connect, lease_used, is_ready) in [
-        (Stage::Waiting, false, None, false),
-        (Stage::Waiting, false, Some(Duration::ZERO), true),
-        (Stage::Waiting, false, Some(minute), true),
-        (
-            Stage::Waiting,
-            true,
-            Some(minute + Duration::from_millis(1)),
-            false,
-        ),
-        (Stage::Listing, true, Some(Duration::ZERO), false),
-        (Stage::Leading, false, Some(Duration::ZERO), false),
-        (Stage::Leading, true, None, true),
-    ] {
-        let readiness = stage.readiness(can_connect, lease_used);
-        assert_eq!(
-            readiness.is_ok(),
-            is_ready,
-            "{stage:?} {lease_used:?}: {readiness:?}"
-        );
-    }
 }

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use http::{HeaderName, header};
 
 use super::{
-    diagnosis::Finding,
+    finding::Finding,
     observed::{SecretName, SecretState},
-    resolve::Resolver,
+    resolver::Resolver,
 };
 use crate::{
     api::{self, SecretKeyRef},
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Reason for a Secret that has not been read yet. Transient.
-pub(super) const SECRET_AWAITED: &str = "SecretAwaited";
+pub const SECRET_AWAITED: &str = "SecretAwaited";
 
 /// Maximum length of a value, in bytes. Servers accept about 8 KiB of headers in total.
 const MAX_VALUE: usize = 8 * 1024;

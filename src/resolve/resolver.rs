@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use http::Uri;
 
 use super::{
-    diagnosis::Finding,
+    finding::Finding,
     observed::{Namespace, Observed, SecretName, SecretState, Service},
 };
 use crate::{

@@ -1,4 +1,4 @@
-//! The observed state of the cluster, or of the files in local mode, as plain collections.
+//! The observed state of the cluster, or of the files in local mode, as plain collections. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 

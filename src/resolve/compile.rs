@@ -1,22 +1,21 @@
-//! Computes the routing configuration and the diagnoses from the observed resources. One pure function computes
-//! both, so that routing and status cannot disagree. Local mode uses it too.
+//! Computes the routing configuration and the diagnoses from the observed resources. Pure.
 
-use std::{collections::BTreeSet, io, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use kube::Resource;
-use serde::Serialize;
 
 use super::{
     credentials,
-    diagnosis::{Diagnoses, Finding, SinkDiagnosis, SourceDiagnosis, Subject, TriggerDiagnosis},
+    diagnosis::{Diagnoses, SinkDiagnosis, Subject, TriggerDiagnosis},
+    finding::Finding,
     observed::Observed,
-    resolve::{Address, Resolver},
+    resolver::{Address, Resolver},
+    revision, sources,
 };
 use crate::{
     api::{self, DeliverySpec},
-    cloudevents::EventBuilder,
     filter::Expression,
-    routing::{self, Authorities, AuthoritiesDigest, Bounds, Configuration, Delivery, Revision, broker_key},
+    routing::{self, Authorities, AuthoritiesDigest, Bounds, Configuration, Delivery, broker_key},
     trust,
 };
 
@@ -67,7 +66,7 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> Outcome {
     }
     for source in &observed.sources {
         let Some(subject) = subject(source) else { continue };
-        let (route, diagnosis) = compile_source(subject, &source.spec);
+        let (route, diagnosis) = sources::compile(subject, &source.spec);
         configuration.sources.extend(route);
         diagnoses.sources.push(diagnosis);
     }
@@ -82,7 +81,7 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> Outcome {
     diagnoses.sinks.sort_by(|a, b| by(&a.subject, &b.subject));
     diagnoses.sources.sort_by(|a, b| by(&a.subject, &b.subject));
     configuration.authorities = named_authorities(observed, &configuration.triggers);
-    configuration.revision = revision_of(configuration);
+    configuration.revision = revision::of(configuration);
     outcome
 }
 
@@ -389,163 +388,4 @@ fn merge(trigger: Option<&DeliverySpec>, sink: Option<&DeliverySpec>) -> Deliver
         }
     }
     delivery
-}
-
-fn compile_source(subject: Subject, spec: &api::SourceSpec) -> (Option<routing::Source>, SourceDiagnosis) {
-    let api::SourceSpec {
-        broker,
-        cron,
-        suspend,
-    } = spec;
-    let compiled = match cron {
-        Some(cron) => compile_cron(&subject, cron),
-        None => Err(Finding::bad("NoKind", "spec.cron must be set")),
-    };
-    let (cron, valid) = match compiled {
-        Ok(cron) => {
-            let message = format!(
-                "produces an event of type {:?} at each time of {:?}",
-                spec_type(spec),
-                cron.schedule
-            );
-            (Some(cron), Finding::good("Valid", message))
-        }
-        Err(finding) => (None, finding),
-    };
-    let route = cron.filter(|_| !suspend).map(|cron| routing::Source {
-        uid: subject.uid.clone(),
-        namespace: subject.namespace.clone(),
-        name: subject.name.clone(),
-        generation: subject.generation,
-        broker: broker.clone(),
-        kind: routing::SourceKind::Cron(cron),
-    });
-    let broker = broker_key(&subject.namespace, broker);
-    (
-        route,
-        SourceDiagnosis {
-            subject,
-            valid,
-            suspended: *suspend,
-            broker,
-        },
-    )
-}
-
-fn spec_type(spec: &api::SourceSpec) -> &str {
-    spec.cron.as_ref().map_or("", |cron| &cron.r#type)
-}
-
-fn compile_cron(subject: &Subject, cron: &api::CronSource) -> Result<routing::Cron, Finding> {
-    let api::CronSource {
-        schedule,
-        time_zone,
-        r#type,
-        source,
-        subject: about,
-        data,
-        extensions,
-    } = cron;
-    let (data, content_type) = cron_data(data.as_ref())?;
-    let source = source.clone().unwrap_or_else(|| {
-        format!(
-            "/apis/weir.dev/v1alpha1/namespaces/{}/sources/{}",
-            subject.namespace, subject.name
-        )
-    });
-    let fixed = [
-        ("type", Some(r#type.clone())),
-        ("source", Some(source)),
-        ("subject", about.clone()),
-        ("datacontenttype", content_type),
-    ];
-    let fixed = fixed
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
-    let attributes: Vec<_> = fixed.chain(extensions.clone()).collect();
-    let probe = attributes.iter().fold(
-        EventBuilder::new().attribute("id", "1"),
-        |builder, (name, value)| builder.attribute(name.as_str(), value.as_str()),
-    );
-    probe
-        .build()
-        .map_err(|invalid| Finding::bad("InvalidEvent", format!("spec.cron: {invalid}")))?;
-    let cron = routing::Cron {
-        schedule: schedule.clone(),
-        time_zone: time_zone.clone(),
-        attributes,
-        data,
-    };
-    // Parses the schedule like routers do, so that a Source that is Ready runs.
-    routing::Schedule::parse(&cron)
-        .map_err(|error| Finding::bad(error.label(), format!("spec.cron.{error}")))?;
-    Ok(cron)
-}
-
-fn cron_data(data: Option<&api::CronData>) -> Result<(Option<String>, Option<String>), Finding> {
-    let Some(api::CronData {
-        text,
-        json,
-        content_type,
-    }) = data
-    else {
-        return Ok((None, None));
-    };
-    let typed = |default: &str| Some(content_type.clone().unwrap_or_else(|| default.to_owned()));
-    match (text, json) {
-        (Some(text), None) => Ok((Some(text.clone()), typed("text/plain"))),
-        (None, Some(json)) => {
-            serde_json::from_str::<serde::de::IgnoredAny>(json).map_err(|error| {
-                Finding::bad("InvalidData", format!("spec.cron.data.json is not JSON: {error}"))
-            })?;
-            Ok((Some(json.clone()), typed("application/json")))
-        }
-        _ => Err(Finding::bad(
-            "InvalidData",
-            "spec.cron.data must have exactly one of text and json",
-        )),
-    }
-}
-
-/// Secrets enter the revision only by their version, so that values cannot be guessed from it.
-fn revision_of(configuration: &Configuration) -> Revision {
-    let Configuration {
-        revision: _,
-        namespaces,
-        triggers,
-        sources,
-        // Triggers reference them by digest.
-        authorities: _,
-        unread,
-        undecodable: _,
-    } = configuration;
-    let triggers: Vec<_> = triggers.iter().map(routing::Trigger::without_secrets).collect();
-    Revision(format!(
-        "{:016x}",
-        fingerprint(&(namespaces, triggers, sources, unread))
-    ))
-}
-
-/// Hashes plain data: 64-bit FNV-1a over its JSON form. Unlike `std::hash`, it is stable across builds.
-pub(super) fn fingerprint(data: &impl Serialize) -> u64 {
-    let mut hash = Hash(0xcbf2_9ce4_8422_2325);
-    // Neither serialization of plain data nor this writer can fail.
-    let _ = serde_json::to_writer(&mut hash, data);
-    hash.0
-}
-
-/// Hashes text of any length without buffering it.
-struct Hash(u64);
-
-impl io::Write for Hash {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 = bytes.iter().fold(self.0, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

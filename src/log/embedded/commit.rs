@@ -1,0 +1,113 @@
+//! A commit in the making: what it writes, which brokers it changes, and who is answered once it is durable.
+
+use std::{collections::HashMap, sync::Arc};
+
+use fjall::{Keyspace, OwnedWriteBatch};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    broker::{Broker, State, Stored},
+    fail_points::Contents,
+    layout::{self, Registered},
+    request::Reply,
+    store::Store,
+};
+use crate::log::{Offset, Record};
+
+/// A commit in the making.
+pub(super) struct Commit {
+    pub(super) batch: OwnedWriteBatch,
+    pub(super) bytes: u64,
+    pub(super) brokers: HashMap<Arc<str>, Staged>,
+    pub(super) fsync: bool,
+    pub(super) contents: Contents,
+    pub(super) answers: Vec<Answer>,
+    pub(super) trimmed: Vec<Arc<Broker>>,
+    /// Free space when the commit began; measured when it is first asked for.
+    pub(super) free: Option<u64>,
+}
+
+/// A broker as it will be after the commit.
+pub(super) struct Staged {
+    pub(super) broker: Arc<Broker>,
+    pub(super) stored: Stored,
+    pub(super) state: State,
+    pub(super) records: Vec<Record>,
+    pub(super) register: bool,
+}
+
+pub(super) enum Answer {
+    Offset(Reply<Offset>, Offset, OwnedSemaphorePermit),
+    Done(Reply<()>),
+    Saved(Vec<Reply<()>>),
+}
+
+impl Commit {
+    pub(super) fn new(store: &Store) -> Self {
+        Self {
+            batch: store.batch(),
+            bytes: 0,
+            brokers: HashMap::new(),
+            fsync: false,
+            contents: Contents::default(),
+            answers: Vec::new(),
+            trimmed: Vec::new(),
+            free: None,
+        }
+    }
+
+    /// Adds the entries of the brokers that need a new one.
+    pub(super) fn register(&mut self, meta: &Keyspace) {
+        for staged in self.brokers.values().filter(|staged| staged.register) {
+            let State {
+                first,
+                bytes_before_first,
+                last_accepted_millis,
+                ..
+            } = staged.state;
+            let entry = Registered {
+                id: staged.stored.id,
+                first,
+                bytes_before_first,
+                last_accepted_millis,
+            };
+            self.batch
+                .insert(meta, layout::broker_key(&staged.broker.name), entry.to_value());
+        }
+    }
+}
+
+/// The broker as the commit with these brokers leaves it.
+pub(super) fn stage<'a>(
+    brokers: &'a mut HashMap<Arc<str>, Staged>,
+    broker: &Arc<Broker>,
+    stored: &Stored,
+) -> &'a mut Staged {
+    brokers.entry(broker.name.clone()).or_insert_with(|| Staged {
+        broker: broker.clone(),
+        stored: stored.clone(),
+        state: broker.state(),
+        records: Vec::new(),
+        register: false,
+    })
+}
+
+impl Answer {
+    /// Says that it is done. Whoever asked may be gone; what was done stays done.
+    pub(super) fn done(self) {
+        match self {
+            Self::Offset(reply, offset, permit) => {
+                drop(permit);
+                let _ = reply.send(Ok(offset));
+            }
+            Self::Done(reply) => {
+                let _ = reply.send(Ok(()));
+            }
+            Self::Saved(replies) => {
+                for reply in replies {
+                    let _ = reply.send(Ok(()));
+                }
+            }
+        }
+    }
+}

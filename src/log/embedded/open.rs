@@ -1,0 +1,253 @@
+//! What is open of a directory, and what the logs and the checkpoints in it ask of it.
+
+use std::{
+    fs,
+    sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
+};
+
+use bytes::Bytes;
+use fjall::Keyspace;
+use jiff::Timestamp;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::{
+    broker::Broker,
+    layout,
+    lock::lock,
+    reads::{Origin, Readers},
+    request::{Purpose, Request},
+    shared::Shared,
+    store::{self, ReadError, Store},
+};
+use crate::log::{Append, Bounds, CheckpointChange, LogError, Offset, ReadLimit, Record};
+
+/// The queue's bytes are counted in units of this size.
+pub(super) const PERMIT_BYTES: usize = 1024;
+
+/// What is open of a directory.
+pub(super) struct Open {
+    pub(super) shared: Arc<Shared>,
+    pub(super) requests: Option<mpsc::Sender<Request>>,
+    pub(super) queue: Arc<Semaphore>,
+    /// The committer, then the keeper, which ends when the committer has.
+    pub(super) threads: Vec<JoinHandle<()>>,
+    pub(super) readers: Readers,
+    /// Freed last, after everything that uses the directory.
+    pub(super) _lock: fs::File,
+}
+
+impl Open {
+    pub(super) async fn request<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, LogError>>) -> Request,
+    ) -> Result<T, LogError> {
+        let (reply, answer) = oneshot::channel();
+        let answered = async {
+            self.requests.as_ref()?.send(request(reply)).await.ok()?;
+            answer.await.ok()
+        };
+        // A request that comes into the queue just as the committer goes is neither answered nor dropped, but the
+        // committer goes only after it has said why.
+        tokio::select! {
+            biased;
+            Some(answer) = answered => answer,
+            failure = self.shared.failed() => Err(failure),
+        }
+    }
+
+    pub(super) async fn save(&self, changes: Vec<CheckpointChange>) -> Result<(), LogError> {
+        let (reply, answer) = oneshot::channel();
+        let changes = changes.into_iter().map(|(key, value)| (key.to_string(), value));
+        let changes = changes.collect();
+        if self.shared.saves.add(changes, reply)
+            && let Some(requests) = &self.requests
+        {
+            // If the queue is full, the committer is about to take from it, and looks for cursors after that. If it is
+            // closed, the log has failed.
+            if requests.try_send(Request::Saves).is_err() {
+                self.shared.saves.heard();
+            }
+        }
+        tokio::select! {
+            biased;
+            Ok(answer) = answer => answer,
+            failure = self.shared.failed() => Err(failure),
+        }
+    }
+
+    pub(super) async fn append_for(
+        &self,
+        purpose: Purpose,
+        broker: Arc<Broker>,
+        Append { payloads, accepted }: Append,
+    ) -> Result<Offset, LogError> {
+        if payloads.is_empty() {
+            // No reason to keep a broker.
+            return Ok(broker.bounds().next);
+        }
+        let length: usize = payloads.iter().map(Bytes::len).sum();
+        // A log that is full says so at once, without a turn of the committer.
+        let retained = self.shared.retained.load(Ordering::Relaxed);
+        self.shared.options.check_room(purpose, retained, length as u64)?;
+        let all = self.shared.options.queue_bytes.div_ceil(PERMIT_BYTES);
+        // What is larger than the queue takes all of it.
+        let permits = u32::try_from((length / PERMIT_BYTES + 1).min(all)).unwrap_or(u32::MAX);
+        let permit = self.queue.clone().acquire_many_owned(permits).await;
+        let permit = permit.map_err(|_| LogError::Failed("it is closed".into()))?;
+        let accepted_millis = layout::millis(accepted);
+        self.request(|reply| Request::Append {
+            purpose,
+            broker,
+            payloads,
+            accepted_millis,
+            reply,
+            permit,
+        })
+        .await
+    }
+
+    fn cursors_error(&self, error: ReadError) -> LogError {
+        match error {
+            ReadError::Missing(_) => store::damaged(&self.shared.directory, "a cursor is missing"),
+            ReadError::Damaged(detail) => {
+                store::damaged(&self.shared.directory, format!("cursors: {detail}"))
+            }
+            ReadError::Unavailable(detail) => LogError::Unavailable(format!("cursors: {detail}")),
+        }
+    }
+
+    /// Reads a broker's records between these offsets from the storage.
+    async fn read_storage<T: Send + 'static>(
+        &self,
+        broker: &Broker,
+        keyspace: &Keyspace,
+        (from, to): (Offset, Offset),
+        read: impl FnOnce(&Store) -> Result<T, ReadError> + Clone + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let origin = Origin {
+            keyspace: keyspace.clone(),
+            offsets: Some((from.0, to.0)),
+        };
+        let is_trimmed = |offset| offset < broker.bounds().first.0;
+        let shared = self.shared.clone();
+        let read = move || read(&shared.store);
+        self.readers
+            .read(Some(&broker.turns), origin, is_trimmed, read)
+            .await
+    }
+
+    pub(super) async fn read_records(
+        &self,
+        broker: &Broker,
+        from: Offset,
+        limit: ReadLimit,
+    ) -> Result<Vec<Record>, LogError> {
+        let name = &*broker.name;
+        loop {
+            let Bounds { first, next } = broker.bounds();
+            let from = from.max(first);
+            let Some(stored) = broker.stored().filter(|_| from < next) else {
+                return Ok(Vec::new());
+            };
+            if let Some(records) = lock(&self.shared.tail).read(name, from, next, limit) {
+                return Ok(records);
+            }
+            let events = stored.events.clone();
+            let read = move |store: &Store| store.read(&events, from.0, next.0, limit);
+            match self
+                .read_storage(broker, &stored.events, (from, next), read)
+                .await
+            {
+                Ok(records) => return Ok(records),
+                // Trimmed while it was being read: begin again where the log begins now.
+                Err(ReadError::Missing(offset)) if offset < broker.bounds().first.0 => {}
+                Err(e) => return Err(self.shared.read_error(name, e)),
+            }
+        }
+    }
+
+    pub(super) async fn find_time(&self, broker: &Arc<Broker>, time: Timestamp) -> Result<Offset, LogError> {
+        let Some(stored) = broker.stored() else {
+            return Ok(Offset(0));
+        };
+        let (bounds, millis) = (broker.bounds(), layout::millis(time));
+        let (events, searched) = (stored.events.clone(), broker.clone());
+        let search = move |store: &Store| {
+            let (mut low, mut high) = (bounds.first.0, bounds.next.0);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                match store.header(&events, middle) {
+                    Ok(header) if header.accepted_millis >= millis => high = middle,
+                    Ok(_) => low = middle + 1,
+                    // Trimmed while it was being searched.
+                    Err(ReadError::Missing(_)) if middle < searched.bounds().first.0 => low = middle + 1,
+                    Err(e) => return Err(e),
+                }
+            }
+            Ok(Offset(low))
+        };
+        let range = (bounds.first, bounds.next);
+        let found = self.read_storage(broker, &stored.events, range, search).await;
+        let found = found.map_err(|e| self.shared.read_error(&broker.name, e))?;
+        Ok(found.max(broker.bounds().first))
+    }
+
+    pub(super) async fn trim_records(&self, broker: &Arc<Broker>, before: Offset) -> Result<(), LogError> {
+        let Some(stored) = broker.stored() else {
+            return Ok(());
+        };
+        // Only what is durable is trimmed: nobody can have settled more.
+        let state = broker.state();
+        let before = before.min(Offset(state.next));
+        // Read here, so that the disk keeps no commit waiting.
+        let bytes_before = if before.0 == state.next {
+            state.bytes_before_next
+        } else if before.0 <= state.first {
+            state.bytes_before_first
+        } else {
+            let events = stored.events.clone();
+            let read = move |store: &Store| store.header(&events, before.0);
+            let range = (before, before.plus(1));
+            match self.read_storage(broker, &stored.events, range, read).await {
+                Ok(header) => header.bytes_before,
+                // Trimmed further meanwhile.
+                Err(ReadError::Missing(_)) if before < broker.bounds().first => return Ok(()),
+                Err(e) => return Err(self.shared.read_error(&broker.name, e)),
+            }
+        };
+        self.request(|reply| Request::Trim {
+            broker: broker.clone(),
+            before,
+            bytes_before,
+            reply,
+        })
+        .await
+    }
+
+    /// Reads cursors from the storage.
+    pub(super) async fn read_cursors<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Store) -> Result<T, ReadError> + Clone + Send + 'static,
+    ) -> Result<T, LogError> {
+        let origin = Origin {
+            keyspace: self.shared.store.cursors.clone(),
+            offsets: None,
+        };
+        let shared = self.shared.clone();
+        let read = move || read(&shared.store);
+        let cursors = self.readers.read(None, origin, |_| false, read).await;
+        cursors.map_err(|error| self.cursors_error(error))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // The committer ends when nobody can ask it any more.
+        self.requests = None;
+        for thread in self.threads.drain(..) {
+            // If it panicked it has said so, and nobody is left to be told.
+            let _ = thread.join();
+        }
+    }
+}

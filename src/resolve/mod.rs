@@ -1,0 +1,26 @@
+//! Turns the watched resources into the routing configuration and a diagnosis of each resource. Pure.
+//!
+//! ```text
+//! observed -> compile -> (configuration, diagnoses)
+//! ```
+//! One function computes both, so that what routers do and what statuses say cannot disagree. The controller calls
+//! it with what it watches; `weir run`, `weir validate` and `weir explain` with resources from files.
+
+mod compile;
+mod credentials;
+mod diagnosis;
+mod finding;
+mod observed;
+mod resolver;
+mod revision;
+mod sources;
+#[cfg(test)]
+mod tests;
+pub mod trim;
+
+pub use compile::{Outcome, compile};
+pub use credentials::{Naming, SECRET_AWAITED, named as named_secrets};
+pub use diagnosis::{Diagnoses, SinkDiagnosis, SourceDiagnosis, Subject, TriggerDiagnosis};
+pub use finding::Finding;
+pub use observed::{Namespace, Observed, Port, SecretName, SecretState, Service};
+pub use revision::fingerprint;

@@ -1,0 +1,131 @@
+//! Compiles Sources: the events that they produce, and when. Pure.
+
+use super::{
+    diagnosis::{SourceDiagnosis, Subject},
+    finding::Finding,
+};
+use crate::{
+    api,
+    cloudevents::EventBuilder,
+    routing::{self, broker_key},
+};
+
+/// Compiles a Source. Only one that is valid and not suspended reaches the routers.
+pub(super) fn compile(
+    subject: Subject,
+    spec: &api::SourceSpec,
+) -> (Option<routing::Source>, SourceDiagnosis) {
+    let api::SourceSpec {
+        broker,
+        cron,
+        suspend,
+    } = spec;
+    let compiled = match cron {
+        Some(cron) => compile_cron(&subject, cron),
+        None => Err(Finding::bad("NoKind", "spec.cron must be set")),
+    };
+    let (cron, valid) = match compiled {
+        Ok(cron) => {
+            let message = format!(
+                "produces an event of type {:?} at each time of {:?}",
+                spec_type(spec),
+                cron.schedule
+            );
+            (Some(cron), Finding::good("Valid", message))
+        }
+        Err(finding) => (None, finding),
+    };
+    let route = cron.filter(|_| !suspend).map(|cron| routing::Source {
+        uid: subject.uid.clone(),
+        namespace: subject.namespace.clone(),
+        name: subject.name.clone(),
+        generation: subject.generation,
+        broker: broker.clone(),
+        kind: routing::SourceKind::Cron(cron),
+    });
+    let broker = broker_key(&subject.namespace, broker);
+    (
+        route,
+        SourceDiagnosis {
+            subject,
+            valid,
+            suspended: *suspend,
+            broker,
+        },
+    )
+}
+
+fn spec_type(spec: &api::SourceSpec) -> &str {
+    spec.cron.as_ref().map_or("", |cron| &cron.r#type)
+}
+
+fn compile_cron(subject: &Subject, cron: &api::CronSource) -> Result<routing::Cron, Finding> {
+    let api::CronSource {
+        schedule,
+        time_zone,
+        r#type,
+        source,
+        subject: about,
+        data,
+        extensions,
+    } = cron;
+    let (data, content_type) = cron_data(data.as_ref())?;
+    let source = source.clone().unwrap_or_else(|| {
+        format!(
+            "/apis/weir.dev/v1alpha1/namespaces/{}/sources/{}",
+            subject.namespace, subject.name
+        )
+    });
+    let fixed = [
+        ("type", Some(r#type.clone())),
+        ("source", Some(source)),
+        ("subject", about.clone()),
+        ("datacontenttype", content_type),
+    ];
+    let fixed = fixed
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let attributes: Vec<_> = fixed.chain(extensions.clone()).collect();
+    let probe = attributes.iter().fold(
+        EventBuilder::new().attribute("id", "1"),
+        |builder, (name, value)| builder.attribute(name.as_str(), value.as_str()),
+    );
+    probe
+        .build()
+        .map_err(|invalid| Finding::bad("InvalidEvent", format!("spec.cron: {invalid}")))?;
+    let cron = routing::Cron {
+        schedule: schedule.clone(),
+        time_zone: time_zone.clone(),
+        attributes,
+        data,
+    };
+    // Parses the schedule like routers do, so that a Source that is Ready runs.
+    routing::Schedule::parse(&cron)
+        .map_err(|error| Finding::bad(error.label(), format!("spec.cron.{error}")))?;
+    Ok(cron)
+}
+
+fn cron_data(data: Option<&api::CronData>) -> Result<(Option<String>, Option<String>), Finding> {
+    let Some(api::CronData {
+        text,
+        json,
+        content_type,
+    }) = data
+    else {
+        return Ok((None, None));
+    };
+    let typed = |default: &str| Some(content_type.clone().unwrap_or_else(|| default.to_owned()));
+    match (text, json) {
+        (Some(text), None) => Ok((Some(text.clone()), typed("text/plain"))),
+        (None, Some(json)) => {
+            serde_json::from_str::<serde::de::IgnoredAny>(json).map_err(|error| {
+                Finding::bad("InvalidData", format!("spec.cron.data.json is not JSON: {error}"))
+            })?;
+            Ok((Some(json.clone()), typed("application/json")))
+        }
+        _ => Err(Finding::bad(
+            "InvalidData",
+            "spec.cron.data must have exactly one of text and json",
+        )),
+    }
+}

@@ -1,0 +1,208 @@
+//! What the ingress counts, and the limits whose refusals it counts.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use http::StatusCode;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        histogram::Histogram,
+    },
+    registry::Registry,
+};
+
+use super::gauge::gauge_value;
+use crate::{
+    memory::Pool,
+    router::problem::Problem,
+    server::{ConnectionCounts, Limits, Refusal, Refused},
+};
+
+/// From well below one fsync to a disk in trouble, in seconds.
+const INGRESS_SECONDS: [f64; 12] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+];
+
+/// The reasons of answers 503 and 507, which are the router's and not the producers'. They are counted from 0 on: a
+/// series that begins with the first refusal has not increased, and no alert would fire.
+pub(super) const REASONS_OF_OURS: [&str; 9] = [
+    "no_configuration",
+    "too_many_connections",
+    "too_many_heads",
+    "too_many_bodies",
+    "too_many_events",
+    "log_failed",
+    "log_unavailable",
+    "log_full",
+    "log_limit",
+];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+/// What the ingress counts.
+#[derive(Debug)]
+pub(in crate::router) struct IngressMetrics {
+    accepted: Accepted,
+    rejected: Family<ReasonLabels, Counter>,
+    seconds: Histogram,
+    connections: ConnectionCounts,
+}
+
+/// How many events were accepted, by broker, as `namespace/name`. Clones are one and the same.
+#[derive(Clone, Debug, Default)]
+struct Accepted(Arc<Mutex<BTreeMap<String, u64>>>);
+
+impl Accepted {
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        // Each count is changed by one addition.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Collector for Accepted {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(
+            "events_accepted",
+            "Events that were made durable",
+            None,
+            MetricType::Counter,
+        )?;
+        let counts = self.counts().clone();
+        for (key, count) in counts {
+            let (namespace, broker) = key.split_once('/').unwrap_or(("", &key));
+            ConstCounter::new(count)
+                .encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
+        }
+        Ok(())
+    }
+}
+
+impl IngressMetrics {
+    pub(super) fn new() -> Self {
+        let rejected = Family::default();
+        for reason in REASONS_OF_OURS {
+            drop(rejected.get_or_create(&ReasonLabels { reason }));
+        }
+        Self {
+            accepted: Accepted::default(),
+            rejected,
+            seconds: Histogram::new(INGRESS_SECONDS),
+            connections: ConnectionCounts::default(),
+        }
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register_collector(Box::new(self.accepted.clone()));
+        registry.register_collector(Box::new(ConnectionCollector(self.connections.clone())));
+        registry.register(
+            "requests_rejected",
+            "Requests that were refused, by reason",
+            self.rejected.clone(),
+        );
+        registry.register(
+            "ingress_duration_seconds",
+            "Time from a request's head to the answer that its events are durable",
+            self.seconds.clone(),
+        );
+    }
+
+    /// Events of a broker were stored. One that is gone meanwhile, as `exists` tells, gets no new series.
+    pub(in crate::router) fn accepted(
+        &self,
+        broker: &str,
+        exists: impl Fn() -> bool,
+        events: usize,
+        took: Duration,
+    ) {
+        self.seconds.observe(took.as_secs_f64());
+        if events == 0 {
+            return;
+        }
+        let mut counts = self.accepted.counts();
+        match counts.get_mut(broker) {
+            Some(count) => *count += events as u64,
+            None if exists() => drop(counts.insert(broker.to_owned(), events as u64)),
+            None => {}
+        }
+    }
+
+    /// Forgets the brokers that are gone.
+    pub(in crate::router) fn retain(&self, exists: impl Fn(&str, &str) -> bool) {
+        self.accepted.counts().retain(|key, _| {
+            key.split_once('/')
+                .is_some_and(|(namespace, broker)| exists(namespace, broker))
+        });
+    }
+
+    pub(in crate::router) fn rejected(&self, reason: &'static str) {
+        self.rejected.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// The limits of the endpoint that producers post to: so many connections, and this for the heads of requests.
+    pub(in crate::router) fn limits(self: &Arc<Self>, connections: usize, memory: Pool) -> Limits {
+        let metrics = self.clone();
+        let refuse = move |refusal| {
+            let problem = busy(refusal);
+            metrics.rejected(problem.reason());
+            let (content_type, body) = problem.into_document();
+            Refused { content_type, body }
+        };
+        Limits {
+            connections,
+            memory,
+            counts: self.connections.clone(),
+            refuse: Arc::new(refuse),
+            ..Limits::default()
+        }
+    }
+}
+
+/// What whoever finds no room is told.
+fn busy(refusal: Refusal) -> Problem {
+    let (reason, detail) = match refusal {
+        Refusal::Connections => (
+            "too_many_connections",
+            "this client, or all together, have as many connections as they may; try again, and use them for more than one \
+             request",
+        ),
+        Refusal::Heads => (
+            "too_many_heads",
+            "the headers of this client's requests hold as much memory as they may; send the event again",
+        ),
+    };
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    Problem::new(status, reason, "The router is busy", detail).try_again()
+}
+
+/// The ingress's connections.
+#[derive(Debug)]
+struct ConnectionCollector(ConnectionCounts);
+
+impl Collector for ConnectionCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        gauge_value(self.0.open()).encode(encoder.encode_descriptor(
+            "ingress_connections",
+            "Connections of producers that are open",
+            None,
+            MetricType::Gauge,
+        )?)?;
+        ConstCounter::new(self.0.closed_for_room()).encode(encoder.encode_descriptor(
+            "ingress_connections_closed",
+            "Idle connections that were closed to make room for others, since the start",
+            None,
+            MetricType::Counter,
+        )?)
+    }
+}

@@ -1,0 +1,170 @@
+//! What Prometheus sees of a router. Names are listed in the operator's documentation.
+
+mod delivery;
+mod gauge;
+mod ingress;
+
+pub(super) use ingress::IngressMetrics;
+
+use std::{fmt, sync::Arc};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{MetricType, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use self::{delivery::DeliveryCollector, gauge::gauge_value};
+use crate::{delivery::Engine, descriptors, log::LogProvider, source::Statistics};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RevisionLabels {
+    revision: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabels {
+    version: &'static str,
+}
+
+/// All metrics of a router.
+pub(super) struct Metrics {
+    pub(super) registry: Registry,
+    pub(super) ingress: Arc<IngressMetrics>,
+    pub(super) configuration: ConfigurationInfo,
+}
+
+/// Which revision is applied.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ConfigurationInfo(Family<RevisionLabels, Gauge>);
+
+impl ConfigurationInfo {
+    pub(super) fn applied(&self, revision: &str) {
+        self.0.clear();
+        self.0
+            .get_or_create(&RevisionLabels {
+                revision: revision.to_owned(),
+            })
+            .set(1);
+    }
+}
+
+impl Metrics {
+    pub(super) fn new(logs: Arc<dyn LogProvider>, engine: Arc<Engine>, sources: Statistics) -> Self {
+        let mut all = Registry::default();
+        all.register_collector(Box::new(ProcessCollector));
+        let registry = all.sub_registry_with_prefix("weir");
+        let ingress = Arc::new(IngressMetrics::new());
+        let configuration = ConfigurationInfo::default();
+        let build = Family::<VersionLabels, Gauge>::default();
+        build
+            .get_or_create(&VersionLabels {
+                version: env!("CARGO_PKG_VERSION"),
+            })
+            .set(1);
+        registry.register("build_info", "The version that runs", build);
+        ingress.register(registry);
+        registry.register(
+            "router_configuration_info",
+            "1 for the revision of the routing configuration that is applied",
+            configuration.0.clone(),
+        );
+        registry.register_collector(Box::new(DeliveryCollector {
+            logs,
+            engine,
+            sources,
+        }));
+        Self {
+            registry: all,
+            ingress,
+            configuration,
+        }
+    }
+}
+
+/// What every process tells of itself, under the names that everybody uses.
+#[derive(Debug)]
+struct ProcessCollector;
+
+impl Collector for ProcessCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        if let Some(open) = descriptors::open() {
+            gauge_value(open).encode(encoder.encode_descriptor(
+                "process_open_fds",
+                "File descriptors that are open",
+                None,
+                MetricType::Gauge,
+            )?)?;
+        }
+        gauge_value(descriptors::limit()).encode(encoder.encode_descriptor(
+            "process_max_fds",
+            "File descriptors that may be open",
+            None,
+            MetricType::Gauge,
+        )?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use prometheus_client::encoding::text;
+
+    use super::{ingress::REASONS_OF_OURS, *};
+    use crate::{
+        delivery::{Addresses, Client, DeliveryOptions},
+        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        server::documented::assert_documented,
+        supervision::Supervisor,
+    };
+
+    fn page(registry: &Registry) -> String {
+        let mut page = String::new();
+        text::encode(&mut page, registry).unwrap();
+        page
+    }
+
+    #[tokio::test]
+    async fn the_page_of_metrics_has_the_routers() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let directory = tempfile::tempdir().unwrap();
+        let log: Arc<dyn LogProvider> =
+            Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
+        let runtime = tokio::runtime::Handle::current();
+        let engine = Engine::start(
+            log.clone(),
+            Client::new(1, Addresses::any()).unwrap(),
+            DeliveryOptions::default(),
+            Supervisor::default(),
+            &runtime,
+        );
+        let engine = engine.await.unwrap();
+        let metrics = Metrics::new(log, engine.clone(), Statistics::default());
+        let page = page(&metrics.registry);
+        for reason in REASONS_OF_OURS {
+            let series = format!("weir_requests_rejected_total{{reason=\"{reason}\"}} 0\n");
+            assert!(page.contains(&series), "{series} is not in {page}");
+        }
+        let accepted = |broker, exists: bool, events| {
+            let ingress = &metrics.ingress;
+            ingress.accepted(broker, || exists, events, Duration::ZERO);
+            self::page(&metrics.registry)
+                .matches("weir_events_accepted_total{")
+                .count()
+        };
+        assert_eq!(accepted("shop/default", true, 0), 0, "an empty batch is nothing");
+        assert_eq!(accepted("shop/gone", false, 1), 0);
+        assert_eq!(accepted("shop/old", true, 1), 1);
+        assert_eq!(accepted("shop/default", true, 1), 2);
+        metrics
+            .ingress
+            .retain(|namespace, broker| (namespace, broker) != ("shop", "old"));
+        assert_eq!(accepted("shop/old", false, 1), 1);
+        metrics.ingress.rejected("too_large");
+        metrics.configuration.applied("1");
+        assert_documented(&metrics.registry, |name| !name.starts_with("weir_controller_"));
+        engine.shutdown().await;
+    }
+}

@@ -1,0 +1,72 @@
+//! Counts what the Sources do, for metrics.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::routing;
+
+/// Counters of the Sources, for metrics. Clones share the counts.
+#[derive(Clone, Debug, Default)]
+pub struct Statistics(Arc<Mutex<Counts>>);
+
+/// By namespace and name.
+type Counts = BTreeMap<(String, String), Arc<Counters>>;
+
+/// Counts of one Source.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) produced: AtomicU64,
+    pub(super) missed: AtomicU64,
+}
+
+/// Counts of one Source since this process first ran it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceCounts {
+    /// Namespace of the Source.
+    pub namespace: String,
+    /// Name of the Source.
+    pub name: String,
+    /// Events appended to the log.
+    pub produced: u64,
+    /// Scheduled times without an event, because the log was full or the time was missed.
+    pub missed: u64,
+}
+
+impl Statistics {
+    /// Returns the counts of the running Sources, ordered by namespace and name.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<SourceCounts> {
+        self.lock()
+            .iter()
+            .map(|((namespace, name), counters)| SourceCounts {
+                namespace: namespace.clone(),
+                name: name.clone(),
+                produced: counters.produced.load(Ordering::Relaxed),
+                missed: counters.missed.load(Ordering::Relaxed),
+            })
+            .collect()
+    }
+
+    pub(super) fn of(&self, source: &routing::Source) -> Arc<Counters> {
+        let key = (source.namespace.clone(), source.name.clone());
+        Arc::clone(self.lock().entry(key).or_default())
+    }
+
+    pub(super) fn keep(&self, sources: &[routing::Source]) {
+        self.lock().retain(|(namespace, name), _| {
+            sources
+                .iter()
+                .any(|source| source.namespace == *namespace && source.name == *name)
+        });
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
+        // A panic elsewhere cannot leave a map of counters inconsistent.
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
