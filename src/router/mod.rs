@@ -9,7 +9,7 @@ mod body;
 mod controller_connector;
 mod controller_link;
 pub mod dead_letters;
-pub mod explain;
+mod explain;
 mod ingress;
 mod metrics;
 mod operator;

@@ -4,6 +4,7 @@
 mod authorities;
 mod bounds;
 mod configuration;
+mod explanation;
 mod index;
 pub mod protocol;
 mod schedule;
@@ -15,5 +16,6 @@ pub use configuration::{
     BackoffPolicy, Configuration, ContentMode, Cron, Delivery, Destination, Header, Ordering, RateLimit,
     Retry, Revision, Secret, ServiceName, Source, Start, Trigger,
 };
+pub use explanation::{Held, RouteExplanation, explain, explain_while};
 pub use schedule::{Schedule, ScheduleError};
 pub use table::{BrokerTable, Route, RoutingTable, broker_key};
