@@ -200,7 +200,7 @@ pub struct Args {
     )]
     pub listen: SocketAddr,
 
-    /// Address that serves health, readiness and metrics and, to this machine only, dead letters and explanations.
+    /// Address that serves health, readiness and metrics and, to this machine only, Triggers, dead letters and explanations.
     #[arg(
         long,
         env = "WEIR_ADMIN",

@@ -3,21 +3,24 @@
 //!
 //! The router, the controller's validation and the command line use the same evaluator. Pure.
 //!
-//! The cost of a Trigger's filters is bounded: their size when they are compiled (`limits.rs`), and their steps per
+//! The cost of a Trigger's filters is bounded: their size when they are compiled (`limits.rs`, `sizes.rs`), and their steps per
 //! event when they are evaluated (`fuel.rs`).
 
 pub mod cel;
 mod compiled;
 mod cover;
+mod error;
 mod explanation;
 mod expression;
 mod fuel;
 mod limits;
+mod sizes;
 pub mod sql;
 mod subject;
 
-pub use compiled::{CompileError, CompileProblem, Decision, Error, Filter};
+pub use compiled::{Decision, Error, Filter};
 pub use cover::{Cover, IndexTerm, Requirement, Text};
+pub use error::{CompileError, CompileProblem};
 pub use explanation::{Explanation, Outcome, Seen};
 pub use expression::Expression;
 pub use fuel::BUDGET;

@@ -1,8 +1,7 @@
-//! Why an event matches a Trigger or not: a pure function, and the admin endpoint's part that answers with it.
-//! `weir explain` speaks to it; with manifests in files, it and `weir test` call [`explain`] themselves.
+//! The admin endpoint's part that explains why an event matches a Trigger or not, and finds events in the log. `weir
+//! explain` speaks to it; with manifests in files, it and `weir test` call [`crate::routing::explain`] themselves.
 
 use std::{
-    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,20 +18,24 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    api::{
+        DeadLetterOf, DeletedTrigger, DeliveryProgress, EventName, EventPlace, EventState, Explained,
+        SinkDown, TriggerExplained,
+    },
     ingress::Ingress,
     problem::{Problem, of_log},
 };
 use crate::{
     cloudevents::{Event, Received, read_http},
     delivery::{Engine, KeptLetter, KeptTrigger, Selection, TriggerView},
-    filter::{Decision, Explanation, Expression, Filter},
+    filter::{Expression, Filter},
     log::{BrokerName, Log, LogError, LogName, LogProvider, Offset, ReadLimit},
-    routing::{Route, RoutingTable, broker_key},
+    routing::{Held, RouteExplanation, RoutingTable, broker_key, explain_while},
 };
 
 /// How many records are looked at for an event, the newest of the broker first, and for how long.
@@ -48,219 +51,6 @@ const READ_BYTES: usize = 1024 * 1024;
 
 /// How many dead letters of one event are told of.
 const MAX_LETTERS: usize = 100;
-
-/// What the Triggers of a broker make of an event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Explained {
-    /// As `namespace/name`.
-    pub broker: String,
-    /// Which event.
-    pub event: EventName,
-    /// Where it is in the broker's log, if it was looked for there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub found: Option<Found>,
-    /// Every Trigger of the broker, in order of their names.
-    pub triggers: Vec<TriggerExplained>,
-    /// Triggers of the broker that were deleted, and whose places the router keeps for others of their names.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub deleted: Vec<DeletedTrigger>,
-}
-
-/// A Trigger that was deleted, and whose place is kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct DeletedTrigger {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// How many events it wanted that were not settled.
-    pub pending: u64,
-    /// How many events of the broker it has not looked at.
-    pub not_looked_at: u64,
-    /// How much longer its place is kept.
-    pub seconds_left: u64,
-}
-
-/// What tells an event from others.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EventName {
-    /// Its `id`.
-    pub id: String,
-    /// Its `source`.
-    pub source: String,
-    /// Its `type`.
-    pub r#type: String,
-}
-
-/// Where an event is in its broker's log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Found {
-    /// Its place.
-    pub offset: Offset,
-    /// When it was accepted.
-    pub accepted: Timestamp,
-    /// How many records were looked at to find it, the newest first.
-    pub looked_at: u64,
-}
-
-/// What a Trigger makes of an event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TriggerExplained {
-    /// The Trigger's namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Whether it wants the event.
-    pub matches: bool,
-    /// What became of each of its filters, which all must hold.
-    pub filters: Vec<Explanation>,
-    /// Why its filters cannot be compiled, so that it wants nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub invalid: Option<String>,
-    /// Why it delivers nothing at present.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held: Option<Held>,
-    /// How far it is, for an event of the log.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub progress: Option<Progress>,
-}
-
-/// Why a Trigger delivers nothing, and events wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Held {
-    /// It is suspended.
-    Suspended,
-    /// Its Sink is not resolved.
-    NoDestination,
-    /// Its filters took more than their budget for too many events and are not evaluated any more.
-    FilterTooExpensive,
-}
-
-/// How far a Trigger is, seen from an event of the log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Progress {
-    /// What that means for the event, if the Trigger wants it.
-    pub state: EventState,
-    /// The offset that it looks at next.
-    pub next: Offset,
-    /// The first offset that it had not settled when its progress was last saved.
-    pub low: Offset,
-    /// How many events it wants that are not settled.
-    pub pending: u64,
-    /// Whether events wait and its Sink has not answered since the router started or the Sink was changed.
-    #[serde(default)]
-    pub sink_unproven: bool,
-    /// Why its Sink is taken to be down.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outage: Option<SinkOutage>,
-    /// What the event became for this Trigger.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dead_letter: Option<Letter>,
-}
-
-/// What a Trigger's cursor says of an event that it wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum EventState {
-    /// The Trigger has not come to it yet.
-    Ahead,
-    /// It waits to be delivered: it was the first that was not settled when progress was last saved.
-    Pending,
-    /// It is one of those that wait to be delivered, or settled.
-    PendingOrSettled,
-    /// It is settled, or the Trigger began behind it.
-    Settled,
-}
-
-/// A Sink that keeps failing or has asked for a long pause.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SinkOutage {
-    /// When it was taken to be down.
-    pub since: Timestamp,
-    /// What came of the last attempt.
-    pub detail: String,
-}
-
-/// A dead letter of the event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Letter {
-    /// Names it within its broker.
-    pub id: Offset,
-    /// Why delivery ended.
-    pub reason: String,
-    /// What came of the last attempt.
-    pub detail: String,
-}
-
-/// What each Trigger of a broker makes of an event, decided as for every event that is routed.
-pub fn explain(table: &RoutingTable, broker: &str, event: &Event) -> Vec<TriggerExplained> {
-    explain_while(table, broker, event, || true)
-}
-
-/// The same, of fewer Triggers once it is not to go on.
-fn explain_while(
-    table: &RoutingTable,
-    broker: &str,
-    event: &Event,
-    goes_on: impl Fn() -> bool,
-) -> Vec<TriggerExplained> {
-    let Some(broker) = table.brokers().get(broker) else {
-        return Vec::new();
-    };
-    let mut matching = BTreeSet::new();
-    broker.deciding(
-        event,
-        |_| goes_on(),
-        |index, decision| {
-            if matches!(decision, Decision::Pass) {
-                matching.insert(index);
-            }
-        },
-    );
-    let routes = broker.routes().iter().enumerate();
-    let mut explained: Vec<_> = routes
-        .take_while(|_| goes_on())
-        .map(|(index, route)| explain_route(route, matching.contains(&index), event))
-        .collect();
-    explained.sort_by(|a, b| a.name.cmp(&b.name));
-    explained
-}
-
-fn explain_route(route: &Route, matches: bool, event: &Event) -> TriggerExplained {
-    let Route { trigger, filter } = route;
-    TriggerExplained {
-        namespace: trigger.namespace.clone(),
-        name: trigger.name.clone(),
-        matches,
-        filters: filter
-            .as_ref()
-            .map(|filter| filter.explain(event))
-            .unwrap_or_default(),
-        invalid: filter.as_ref().err().map(ToString::to_string),
-        held: match (trigger.suspend, &trigger.destination) {
-            (true, _) => Some(Held::Suspended),
-            (false, None) => Some(Held::NoDestination),
-            (false, Some(_)) => None,
-        },
-        progress: None,
-    }
-}
-
-impl From<&Event> for EventName {
-    fn from(event: &Event) -> Self {
-        Self {
-            id: event.id().to_owned(),
-            source: event.source().to_owned(),
-            r#type: event.r#type().to_owned(),
-        }
-    }
-}
 
 /// What the endpoint answers from.
 pub(super) struct Explainer {
@@ -336,7 +126,9 @@ async fn in_log(
     let mut explained = explainer.explain(&namespace, &broker, event).await?;
     let views = explainer.engine.triggers();
     for trigger in &mut explained.triggers {
-        let of = |view: &&TriggerView| view.namespace == trigger.namespace && view.name == trigger.name;
+        let of = |view: &&TriggerView| {
+            view.namespace == trigger.route.namespace && view.name == trigger.route.name
+        };
         trigger.progress = views
             .iter()
             .filter(|view| view.broker().as_str() == key)
@@ -379,7 +171,7 @@ impl Explainer {
         };
         self.tell_set_aside(&broker, &mut triggers);
         Ok(Explained {
-            triggers,
+            triggers: triggers.into_iter().map(TriggerExplained::from).collect(),
             deleted: self.deleted(&broker),
             broker,
             event: name,
@@ -387,7 +179,7 @@ impl Explainer {
         })
     }
 
-    fn tell_set_aside(&self, broker: &str, triggers: &mut [TriggerExplained]) {
+    fn tell_set_aside(&self, broker: &str, triggers: &mut [RouteExplanation]) {
         let views = self.engine.triggers();
         let set_aside = views
             .iter()
@@ -434,7 +226,7 @@ impl Explainer {
     }
 }
 
-fn progress(offset: Offset, view: &TriggerView, letters: &[KeptLetter]) -> Progress {
+fn progress(offset: Offset, view: &TriggerView, letters: &[KeptLetter]) -> DeliveryProgress {
     let TriggerView {
         uid,
         name,
@@ -446,17 +238,17 @@ fn progress(offset: Offset, view: &TriggerView, letters: &[KeptLetter]) -> Progr
     let of_trigger = |kept: &&KeptLetter| kept.letter.trigger == *uid || kept.letter.name == *name;
     let letter = letters.iter().rev().find(of_trigger);
     let (next, low, pending) = (stats.next(), hold.low(), stats.pending());
-    Progress {
+    DeliveryProgress {
         state: state(offset, next, low, pending),
         next,
         low,
         pending,
         sink_unproven: stats.pending() > 0 && sink.is_unproven(),
-        outage: sink.outage().map(|outage| SinkOutage {
+        outage: sink.outage().map(|outage| SinkDown {
             since: outage.since,
             detail: outage.detail.clone(),
         }),
-        dead_letter: letter.map(|kept| Letter {
+        dead_letter: letter.map(|kept| DeadLetterOf {
             id: kept.id,
             reason: kept.letter.reason.clone(),
             detail: kept.letter.detail.clone(),
@@ -478,7 +270,7 @@ fn state(offset: Offset, next: Offset, low: Offset, pending: u64) -> EventState 
 
 /// What came of looking for an event.
 enum Search {
-    Found(Event, Found),
+    Found(Event, EventPlace),
     NotFound(Looked),
 }
 
@@ -528,7 +320,7 @@ async fn search(log: &dyn Log, wanted: &Wanted) -> Result<Search, LogError> {
             let looked_at = bounds.next.0 - offset.0;
             return Ok(Search::Found(
                 event,
-                Found {
+                EventPlace {
                     offset,
                     accepted,
                     looked_at,

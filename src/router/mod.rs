@@ -4,11 +4,12 @@
 //! ([`ControllerLink`]) or from files. Everything that the router must remember is in its data directory: the
 //! event log with the cursors, and the last configuration, with which it starts when the controller is away.
 
+pub mod api;
 mod body;
 mod controller_connector;
 mod controller_link;
 pub mod dead_letters;
-pub mod explain;
+mod explain;
 mod ingress;
 mod metrics;
 mod operator;
@@ -66,7 +67,7 @@ const CONNECTION_BYTES: usize = 16 * 1024;
 pub struct RouterOptions {
     /// Where producers post events.
     pub listen: SocketAddr,
-    /// Where health, readiness, metrics and, for this machine only, dead letters and explanations are.
+    /// Where health, readiness, metrics and, for this machine only, Triggers, dead letters and explanations are.
     pub admin: SocketAddr,
     /// The directory for everything that must outlive the process. Made if absent.
     pub data: PathBuf,
@@ -238,7 +239,13 @@ pub async fn run(
         table: table.clone(),
         turn: Arc::new(tokio::sync::Semaphore::new(1)),
     };
-    let operator = dead_letters::routes(engine.clone()).merge(explain::routes(explainer, options.max_body));
+    let triggers = api::Triggers {
+        engine: engine.clone(),
+        table: table.clone(),
+    };
+    let operator = dead_letters::routes(engine.clone())
+        .merge(explain::routes(explainer, options.max_body))
+        .merge(api::routes(triggers));
     let operator = server::on_main_runtime(operator::local_only(operator));
     let admin = server::admin(metrics.registry, Heartbeat::start(), move || {
         match table.load().as_ref() {

@@ -4,6 +4,7 @@
 mod authorities;
 mod bounds;
 mod configuration;
+mod explanation;
 mod index;
 pub mod protocol;
 mod schedule;
@@ -16,6 +17,7 @@ pub use configuration::{
     BackoffPolicy, Configuration, ContentMode, Delivery, Destination, Header, Ordering, RateLimit, Retry,
     Revision, Secret, ServiceName, Start, Trigger, Undecodable,
 };
+pub use explanation::{Held, RouteExplanation, explain, explain_while};
 pub use schedule::{Schedule, ScheduleError};
 pub use source::{Cron, Source, SourceKind};
 pub use table::{BrokerTable, Route, RoutingTable, broker_key};

@@ -25,24 +25,6 @@ const KNOWN: &[&[&str]] = &[
         "delivery/stats",
     ],
     &["delivery/letters", "delivery/scheduler"],
-    &[
-        "filter/cel",
-        "filter/cel/check",
-        "filter/cel/error",
-        "filter/cel/functions",
-        "filter/cel/json",
-        "filter/cel/network",
-        "filter/cel/pattern",
-        "filter/cel/tree",
-    ],
-    &["filter/compiled", "filter/limits"],
-    &[
-        "filter/sql",
-        "filter/sql/call",
-        "filter/sql/error",
-        "filter/sql/evaluate",
-        "filter/sql/tree",
-    ],
 ];
 
 type Module = Vec<String>;

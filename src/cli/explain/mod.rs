@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     cloudevents::{Event, HttpMessage},
-    router::explain::{EventName, Explained, Found, TriggerExplained, explain},
-    routing::RoutingTable,
+    router::api::{EventName, EventPlace, Explained, TriggerExplained},
+    routing::{self, RoutingTable},
 };
 
 /// Arguments of `weir explain`.
@@ -224,7 +224,10 @@ fn by_table(table: &RoutingTable, broker: Option<&str>, event: &Event) -> anyhow
         bail!("no Trigger in the manifests uses broker {unknown}; the brokers are {known}");
     }
     let explained = brokers.into_iter().map(|broker| Explained {
-        triggers: explain(table, &broker, event),
+        triggers: routing::explain(table, &broker, event)
+            .into_iter()
+            .map(TriggerExplained::from)
+            .collect(),
         broker,
         event: event.into(),
         found: None,
@@ -238,7 +241,7 @@ struct Line<'a> {
     broker: &'a str,
     event: &'a EventName,
     #[serde(skip_serializing_if = "Option::is_none")]
-    found: &'a Option<Found>,
+    found: &'a Option<EventPlace>,
     trigger: &'a TriggerExplained,
 }
 

@@ -7,7 +7,8 @@ use clap::builder::styling::{AnsiColor, Style};
 use super::super::{display::harmless, validate::counted};
 use crate::{
     filter::{Explanation, Outcome},
-    router::explain::{DeletedTrigger, EventState, Explained, Held, Progress, TriggerExplained},
+    router::api::{DeletedTrigger, DeliveryProgress, EventState, Explained, TriggerExplained},
+    routing::{Held, RouteExplanation},
 };
 
 const GOOD: Style = AnsiColor::Green.on_default();
@@ -36,24 +37,30 @@ pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
         writeln!(out, "  it has no Triggers, so the event is not delivered")?;
     }
     for trigger in triggers {
-        let (style, verdict) = match trigger.matches {
+        let RouteExplanation {
+            namespace,
+            name,
+            matches,
+            held,
+            ..
+        } = &trigger.route;
+        let (style, verdict) = match matches {
             true => (GOOD.bold(), "matches"),
             false => (BAD.bold(), "does not match"),
         };
-        let TriggerExplained { namespace, name, .. } = trigger;
         writeln!(
             out,
             "\n  {BOLD}Trigger {namespace}/{name}{BOLD:#} {style}{verdict}{style:#}"
         )?;
-        write_reasons(out, trigger, 2)?;
-        if trigger.held == Some(Held::FilterTooExpensive) {
+        write_reasons(out, &trigger.route, 2)?;
+        if *held == Some(Held::FilterTooExpensive) {
             writeln!(
                 out,
                 "    {BOLD}delivery:{BOLD:#} its filters exceeded the step limit too often and are no longer \
                  evaluated: events wait until its spec changes"
             )?;
         }
-        if trigger.matches {
+        if *matches {
             write_delivery(out, broker, found.is_some(), trigger)?;
         }
     }
@@ -87,9 +94,9 @@ fn counted_events(events: u64) -> String {
 }
 
 /// Writes why a Trigger matches the event or not, one clause per line, indented by `level` steps.
-pub fn write_reasons(out: &mut impl Write, trigger: &TriggerExplained, level: usize) -> io::Result<()> {
+pub fn write_reasons(out: &mut impl Write, trigger: &RouteExplanation, level: usize) -> io::Result<()> {
     let indent = "  ".repeat(level);
-    let TriggerExplained {
+    let RouteExplanation {
         matches,
         filters,
         invalid,
@@ -182,7 +189,7 @@ fn write_delivery(
     trigger: &TriggerExplained,
 ) -> io::Result<()> {
     let mut tell = |text: String| writeln!(out, "    {BOLD}delivery:{BOLD:#} {text}");
-    match trigger.held {
+    match trigger.route.held {
         Some(Held::Suspended) => tell("the Trigger is suspended: its events wait".to_owned())?,
         Some(Held::NoDestination) => {
             tell("the Trigger's sink cannot be resolved: its events wait".to_owned())?
@@ -196,7 +203,7 @@ fn write_delivery(
         }
         return Ok(());
     };
-    let Progress {
+    let DeliveryProgress {
         state,
         next,
         low: _,
@@ -265,7 +272,7 @@ mod tests {
             .attribute("priority", 7)
             .build()
             .unwrap();
-        let explained = crate::router::explain::explain(&table, "shop/default", &event);
+        let explained = crate::routing::explain(&table, "shop/default", &event);
         let mut out = Vec::new();
         write_reasons(&mut out, &explained[0], 0).unwrap();
         let text = String::from_utf8(anstream::adapter::strip_bytes(&out).into_vec()).unwrap();

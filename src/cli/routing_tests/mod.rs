@@ -17,10 +17,7 @@ use super::{
     manifests::Problem,
     validate::{Checked, Output, check, counted, write_problem},
 };
-use crate::{
-    router::explain::{TriggerExplained, explain},
-    routing::{RoutingTable, broker_key},
-};
+use crate::routing::{RouteExplanation, RoutingTable, broker_key, explain};
 use suite::{Case, Suite};
 
 /// Arguments of `weir test`.
@@ -72,9 +69,9 @@ enum Difference<'a> {
     /// The broker has no such Trigger.
     UnknownTrigger { trigger: &'a str, known: Vec<String> },
     /// A Trigger should match but does not.
-    Missing { trigger: TriggerExplained },
+    Missing { trigger: RouteExplanation },
     /// A Trigger should not match but does.
-    Unexpected { trigger: TriggerExplained },
+    Unexpected { trigger: RouteExplanation },
 }
 
 /// Number of tests, of failed tests, and of errors in files.

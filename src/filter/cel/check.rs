@@ -12,6 +12,7 @@ use cel::{
 
 use super::{
     Expression, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, ParseError, Problem,
+    limits::MAX_CONDITIONS,
     network::Network,
     pattern::Pattern,
     tree::{Arithmetic, Comparison, Conversion, Node, OfText, OfTexts},
@@ -22,9 +23,6 @@ const EVENT: &str = "event";
 
 /// The field of `event` that is not an attribute.
 pub(super) const DATA: &str = "data";
-
-/// Maximum number of question marks in a text, anywhere.
-pub(super) const MAX_CONDITIONS: usize = 64;
 
 impl Expression {
     /// Compiles a text.

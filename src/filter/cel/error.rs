@@ -3,8 +3,9 @@
 use cel::{ExecutionError, Value};
 
 use super::{
-    DataError, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, MAX_TEXT, check::MAX_CONDITIONS, functions,
-    pattern::MAX_SIMULATED,
+    DataError,
+    limits::{MAX_CONDITIONS, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, MAX_SIMULATED, MAX_TEXT},
+    signatures::SIGNATURES,
 };
 use crate::filter::fuel::Overrun;
 
@@ -73,7 +74,7 @@ pub enum Problem {
     #[error("a list in brackets may contain only constants")]
     ListElement,
     /// An unknown function, or one with other arguments.
-    #[error("there is no {call}: the functions are {}", functions::SIGNATURES.join(", "))]
+    #[error("there is no {call}: the functions are {}", SIGNATURES.join(", "))]
     Function {
         /// The call.
         call: String,

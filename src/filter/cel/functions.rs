@@ -6,25 +6,6 @@ use cel::Env;
 
 use super::tree::{Conversion, OfText, OfTexts};
 
-/// Signatures of the functions, for messages.
-pub(super) const SIGNATURES: &[&str] = &[
-    "has(event.field)",
-    "text.startsWith(text)",
-    "text.endsWith(text)",
-    "text.contains(text)",
-    "text.matches('regular expression')",
-    "text.lowerAscii()",
-    "text.upperAscii()",
-    "text.trim()",
-    "size(value)",
-    "string(value)",
-    "int(value)",
-    "uint(value)",
-    "double(value)",
-    "bool(value)",
-    "cidr('10.0.0.0/8').containsIP(text)",
-];
-
 impl OfTexts {
     pub(super) fn of_name(name: &str) -> Option<Self> {
         Some(match name {

@@ -23,37 +23,20 @@ mod evaluate;
 mod explain;
 mod functions;
 mod json;
+mod limits;
 mod network;
 mod pattern;
 mod requirement;
+mod signatures;
 #[cfg(test)]
 mod tests;
 mod tree;
 
 pub use error::{Failure, ParseError, Problem};
 pub(super) use json::{DataError, Json};
+pub use limits::{MAX_DATA, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, MAX_TEXT, MAX_VALUES};
 
 use tree::Node;
-
-/// Maximum length of an expression, in characters.
-pub const MAX_LENGTH: usize = 4096;
-
-/// Maximum nesting depth of an expression: parentheses, operators, calls and fields. A chain of `&&` or `||` has a
-/// depth logarithmic in its length.
-pub const MAX_DEPTH: usize = 32;
-
-/// Maximum number of operators, calls, fields, names and constants in an expression, not counting the constants in
-/// lists.
-pub const MAX_PARTS: usize = 256;
-
-/// Maximum size of data, in bytes. Evaluation of larger data fails.
-pub const MAX_DATA: usize = 256 * 1024;
-
-/// Maximum number of values in the data, including lists and objects.
-pub const MAX_VALUES: usize = 32 * 1024;
-
-/// Maximum size of a string created by `+`, in bytes.
-pub const MAX_TEXT: usize = 64 * 1024;
 
 /// A compiled expression.
 #[derive(Clone, Debug)]

@@ -12,11 +12,8 @@ use regex_automata::{
     util::{primitives::StateID, syntax},
 };
 
-use super::Problem;
+use super::{Problem, limits::MAX_SIMULATED};
 use crate::filter::fuel::{Fuel, Overrun};
-
-/// Maximum size of a simulated automaton, in bytes.
-pub(super) const MAX_SIMULATED: usize = 64 * 1024;
 
 /// Maximum size of a deterministic automaton, in bytes. Larger ones are simulated.
 const MAX_DETERMINISTIC: usize = 32 * 1024;

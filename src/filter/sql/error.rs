@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{MAX_DEPTH, MAX_LENGTH, Scalar, Span, Type};
+use super::{MAX_DEPTH, MAX_LENGTH, Scalar, Span, Type, tree::Call};
 use crate::filter::fuel::Overrun;
 
 /// A compile error with its position.
@@ -13,6 +13,16 @@ pub struct ParseError {
     pub column: usize,
     /// The error.
     pub problem: ParseProblem,
+}
+
+impl Span {
+    /// An error in this part of the text.
+    pub(super) fn error(self, text: &str, problem: ParseProblem) -> ParseError {
+        ParseError {
+            column: self.column(text),
+            problem,
+        }
+    }
 }
 
 /// What is wrong with a text.
@@ -39,7 +49,7 @@ pub enum ParseProblem {
     #[error("{0} is not a valid attribute name: names are letters and digits, and data is not an attribute")]
     AttributeName(String),
     /// Unknown function (the specification's "MissingFunctionError").
-    #[error("there is no function {name}: the functions are {}", super::call::NAMES.join(", "))]
+    #[error("there is no function {name}: the functions are {}", Call::NAMES.join(", "))]
     UnknownFunction {
         /// Name in upper case.
         name: String,

@@ -3,13 +3,16 @@
 use std::borrow::Cow;
 
 use super::{
-    Expression, Failure, Problem, Scalar, Span, Type,
-    tree::{Arithmetic, Binary, Comparison, Kind, Logic, Node},
+    Expression, Failure, Problem, Scalar, Span, Type, text,
+    tree::{Arithmetic, Binary, Call, Comparison, Kind, Logic, Node},
 };
 use crate::{
     cloudevents::Event,
     filter::fuel::{Fuel, Overrun, PART},
 };
+
+/// Cost per byte of a function's text.
+const TEXT: u64 = 2;
 
 /// The event and the remaining budget.
 #[derive(Clone, Copy)]
@@ -78,7 +81,7 @@ pub(super) fn boolean<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<bool, 
 }
 
 /// Evaluates a node, cast to Integer.
-pub(super) fn integer<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<i32, Failure<'a>> {
+fn integer<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<i32, Failure<'a>> {
     let value = evaluate(node, scope)?;
     if let Scalar::String(text) = &value {
         scope.fuel.pass(text.len()).map_err(too_expensive(node.span))?;
@@ -87,7 +90,7 @@ pub(super) fn integer<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<i32, F
 }
 
 /// Evaluates a node, cast to String.
-pub(super) fn string<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<Cow<'a, str>, Failure<'a>> {
+fn string<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<Cow<'a, str>, Failure<'a>> {
     evaluate(node, scope).map(Scalar::string)
 }
 
@@ -101,7 +104,7 @@ fn compared<'a>(target: &Scalar, value: &Scalar, scope: Scope, span: Span) -> Re
     scope.fuel.pass(bytes).map_err(too_expensive(span))
 }
 
-pub(super) fn too_expensive<'a>(span: Span) -> impl FnOnce(Overrun) -> Failure<'a> {
+fn too_expensive<'a>(span: Span) -> impl FnOnce(Overrun) -> Failure<'a> {
     move |Overrun| Failure {
         span,
         problem: Problem::TooExpensive,
@@ -163,7 +166,7 @@ pub(super) fn evaluate<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<Scala
             set,
             negated,
         } => Scalar::Boolean(contains(set, operand, scope)? != *negated),
-        Kind::Call(call) => call.evaluate(node.span, scope)?,
+        Kind::Call(call) => self::call(call, node.span, scope)?,
     })
 }
 
@@ -226,4 +229,84 @@ fn calculate<'a>(operator: Arithmetic, left: i32, right: i32) -> Result<i32, Pro
         Arithmetic::Remainder => Some(left.wrapping_rem(right)),
     };
     result.ok_or(Problem::Overflow)
+}
+
+/// Evaluates the call on an event. `span` is that of the call.
+fn call<'a>(call: &'a Call, span: Span, scope: Scope<'a, '_>) -> Result<Scalar<'a>, Failure<'a>> {
+    let failed = |problem| Failure { span, problem };
+    // Each of these traverses the text a few times, and may copy it.
+    let text_of = |node: &'a Node| {
+        let text = string(node, scope)?;
+        scope.fuel.read(text.len(), TEXT).map_err(too_expensive(span))?;
+        Ok(text)
+    };
+    Ok(match call {
+        Call::Abs(x) => Scalar::Integer(
+            integer(x, scope)?
+                .checked_abs()
+                .ok_or_else(|| failed(Problem::AbsoluteOverflow))?,
+        ),
+        Call::Bool(x) => Scalar::Boolean(boolean(x, scope)?),
+        Call::Int(x) => Scalar::Integer(integer(x, scope)?),
+        Call::Length(x) => {
+            let text = string(x, scope)?;
+            scope.fuel.pass(text.len()).map_err(too_expensive(span))?;
+            Scalar::Integer(integer_of(text.chars().count()))
+        }
+        Call::Concat(texts) => Scalar::String(join("", texts, span, scope)?.into()),
+        Call::ConcatWs { delimiter, texts } => {
+            let delimiter = string(delimiter, scope)?;
+            Scalar::String(join(&delimiter, texts, span, scope)?.into())
+        }
+        Call::Left { text, count } => {
+            let (text, count) = (text_of(text)?, integer(count, scope)?);
+            Scalar::String(text::left(text, count).map_err(failed)?)
+        }
+        Call::Right { text, count } => {
+            let (text, count) = (text_of(text)?, integer(count, scope)?);
+            Scalar::String(text::right(text, count).map_err(failed)?)
+        }
+        Call::Lower(x) => {
+            let changes = |character: char| !character.is_ascii() || character.is_ascii_uppercase();
+            Scalar::String(text::convert(text_of(x)?, changes, str::to_lowercase))
+        }
+        Call::Upper(x) => {
+            let changes = |character: char| !character.is_ascii() || character.is_ascii_lowercase();
+            Scalar::String(text::convert(text_of(x)?, changes, str::to_uppercase))
+        }
+        Call::String(x) => Scalar::String(string(x, scope)?),
+        Call::Trim(x) => Scalar::String(text::part(text_of(x)?, str::trim)),
+        Call::Substring {
+            text,
+            position,
+            length,
+        } => {
+            let (text, position) = (text_of(text)?, integer(position, scope)?);
+            let length = length.as_ref().map(|length| integer(length, scope)).transpose()?;
+            Scalar::String(text::substring(text, position, length).map_err(failed)?)
+        }
+    })
+}
+
+fn join<'a>(
+    delimiter: &str,
+    texts: &'a [Node],
+    span: Span,
+    scope: Scope<'a, '_>,
+) -> Result<String, Failure<'a>> {
+    let mut joined = String::new();
+    for (index, text) in texts.iter().enumerate() {
+        let text = string(text, scope)?;
+        let delimiter = if index > 0 { delimiter } else { "" };
+        let added = delimiter.len() + text.len();
+        scope.fuel.read(added, 1).map_err(too_expensive(span))?;
+        joined.push_str(delimiter);
+        joined.push_str(&text);
+    }
+    Ok(joined)
+}
+
+/// Converts a count. No event has enough characters to overflow it.
+fn integer_of(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
 }

@@ -29,14 +29,16 @@ mod parser;
 mod pattern;
 mod requirement;
 mod scalar;
+mod span;
 #[cfg(test)]
 mod tests;
+mod text;
 mod tree;
 
 pub use error::{Failure, ParseError, ParseProblem, Problem};
 pub use evaluate::Evaluation;
 pub use scalar::{Scalar, Type};
-pub use tree::Span;
+pub use span::Span;
 
 use tree::{Kind, Node};
 

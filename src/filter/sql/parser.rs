@@ -11,10 +11,9 @@
 
 use super::{
     Expression, MAX_DEPTH, MAX_LENGTH, ParseError, ParseProblem, Scalar, Span,
-    call::Call,
     lexer::{Kind as Token, Lexer, Token as Located},
     pattern::Pattern,
-    tree::{Arithmetic, Binary, Comparison, Kind, Logic, Node},
+    tree::{Arithmetic, Binary, Call, Comparison, Kind, Logic, Node},
 };
 
 const VALUE: &str = "a value, an attribute, a function, NOT, EXISTS, - or (";

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use proptest::{collection, prelude::*, sample::select};
 
-use super::*;
+use super::{tree::Call, *};
 use crate::cloudevents::{Event, EventBuilder, Value};
 
 fn event(attributes: &[(&str, Value)]) -> Event {
@@ -655,14 +655,14 @@ fn compile_errors_name_the_column() {
 
 #[test]
 fn knows_every_function() {
-    for name in call::NAMES {
+    for name in Call::NAMES {
         let problems = (0..=3).filter_map(|count| {
             let text = format!("{name}({})", vec!["1"; count].join(","));
             Expression::parse(&text).err()
         });
         assert!(problems.count() < 4, "{name}");
     }
-    assert!(call::NAMES.is_sorted());
+    assert!(Call::NAMES.is_sorted());
 }
 
 #[test]

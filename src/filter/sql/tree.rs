@@ -1,43 +1,6 @@
 //! The expression as a tree. Every node knows its position, and its type unless that depends on the event.
 
-use super::{ParseError, ParseProblem, Scalar, Type, call::Call, pattern::Pattern};
-
-/// A part of an expression's text, as a byte range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// Start, inclusive.
-    pub start: usize,
-    /// End, exclusive.
-    pub end: usize,
-}
-
-impl Span {
-    /// Returns the column of the start in the text: in characters, starting at 1.
-    #[must_use]
-    pub fn column(self, text: &str) -> usize {
-        text.get(..self.start).map_or(0, |before| before.chars().count()) + 1
-    }
-
-    /// Returns the part of the text.
-    #[must_use]
-    pub fn of(self, text: &str) -> &str {
-        text.get(self.start..self.end).unwrap_or_default()
-    }
-
-    pub(super) fn error(self, text: &str, problem: ParseProblem) -> ParseError {
-        ParseError {
-            column: self.column(text),
-            problem,
-        }
-    }
-
-    pub(super) fn to(self, last: Self) -> Self {
-        Self {
-            start: self.start,
-            end: last.end,
-        }
-    }
-}
+use super::{Scalar, Span, Type, pattern::Pattern};
 
 /// A value, an operator with its operands, or a function with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +69,37 @@ pub(super) enum Arithmetic {
     Remainder,
 }
 
+/// A function call with its arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    Abs(Box<Node>),
+    Bool(Box<Node>),
+    Concat(Vec<Node>),
+    ConcatWs {
+        delimiter: Box<Node>,
+        texts: Vec<Node>,
+    },
+    Int(Box<Node>),
+    Left {
+        text: Box<Node>,
+        count: Box<Node>,
+    },
+    Length(Box<Node>),
+    Lower(Box<Node>),
+    Right {
+        text: Box<Node>,
+        count: Box<Node>,
+    },
+    String(Box<Node>),
+    Substring {
+        text: Box<Node>,
+        position: Box<Node>,
+        length: Option<Box<Node>>,
+    },
+    Trim(Box<Node>),
+    Upper(Box<Node>),
+}
+
 impl Logic {
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -123,6 +117,42 @@ impl Binary {
             Self::Equal | Self::NotEqual | Self::Compare(_) => 0,
             Self::Calculate(Arithmetic::Add | Arithmetic::Subtract) => 1,
             Self::Calculate(Arithmetic::Multiply | Arithmetic::Divide | Arithmetic::Remainder) => 2,
+        }
+    }
+}
+
+impl Call {
+    /// Names of the functions, in alphabetical order.
+    pub(super) const NAMES: [&str; 13] = [
+        "ABS",
+        "BOOL",
+        "CONCAT",
+        "CONCAT_WS",
+        "INT",
+        "LEFT",
+        "LENGTH",
+        "LOWER",
+        "RIGHT",
+        "STRING",
+        "SUBSTRING",
+        "TRIM",
+        "UPPER",
+    ];
+
+    /// Returns the type of the result.
+    pub(super) fn r#type(&self) -> Type {
+        match self {
+            Self::Bool(_) => Type::Boolean,
+            Self::Abs(_) | Self::Int(_) | Self::Length(_) => Type::Integer,
+            Self::Concat(_)
+            | Self::ConcatWs { .. }
+            | Self::Left { .. }
+            | Self::Lower(_)
+            | Self::Right { .. }
+            | Self::String(_)
+            | Self::Substring { .. }
+            | Self::Trim(_)
+            | Self::Upper(_) => Type::String,
         }
     }
 }

@@ -1,0 +1,96 @@
+//! Why an event matches a Trigger or not, by the routing table that routes it. Pure.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Route, RoutingTable};
+use crate::{
+    cloudevents::Event,
+    filter::{Decision, Explanation},
+};
+
+/// Why a Trigger matches an event or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteExplanation {
+    /// The Trigger's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it matches the event.
+    pub matches: bool,
+    /// Result of each of its filters, which all must hold.
+    pub filters: Vec<Explanation>,
+    /// Why its filters do not compile, so that it matches nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invalid: Option<String>,
+    /// Why it delivers nothing at present.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+}
+
+/// Why a Trigger delivers nothing, and events wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Held {
+    /// It is suspended.
+    Suspended,
+    /// Its Sink is not resolved.
+    NoDestination,
+    /// Its filters took more than their budget for too many events and are not evaluated any more.
+    FilterTooExpensive,
+}
+
+/// Explains for each Trigger of a broker whether it matches an event, decided as for every event that is routed.
+pub fn explain(table: &RoutingTable, broker: &str, event: &Event) -> Vec<RouteExplanation> {
+    explain_while(table, broker, event, || true)
+}
+
+/// Explains like [`explain`], and stops with the Triggers explained so far once `goes_on` is false.
+pub fn explain_while(
+    table: &RoutingTable,
+    broker: &str,
+    event: &Event,
+    goes_on: impl Fn() -> bool,
+) -> Vec<RouteExplanation> {
+    let Some(broker) = table.brokers().get(broker) else {
+        return Vec::new();
+    };
+    let mut matching = BTreeSet::new();
+    broker.deciding(
+        event,
+        |_| goes_on(),
+        |index, decision| {
+            if matches!(decision, Decision::Pass) {
+                matching.insert(index);
+            }
+        },
+    );
+    let routes = broker.routes().iter().enumerate();
+    let mut explained: Vec<_> = routes
+        .take_while(|_| goes_on())
+        .map(|(index, route)| explain_route(route, matching.contains(&index), event))
+        .collect();
+    explained.sort_by(|a, b| a.name.cmp(&b.name));
+    explained
+}
+
+fn explain_route(route: &Route, matches: bool, event: &Event) -> RouteExplanation {
+    let Route { trigger, filter } = route;
+    RouteExplanation {
+        namespace: trigger.namespace.clone(),
+        name: trigger.name.clone(),
+        matches,
+        filters: filter
+            .as_ref()
+            .map(|filter| filter.explain(event))
+            .unwrap_or_default(),
+        invalid: filter.as_ref().err().map(ToString::to_string),
+        held: match (trigger.suspend, &trigger.destination) {
+            (true, _) => Some(Held::Suspended),
+            (false, None) => Some(Held::NoDestination),
+            (false, Some(_)) => None,
+        },
+    }
+}
