@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use weir::{
     api::{Trigger, TriggerSpec},
     cloudevents::{Event, EventBuilder},
-    controller::{Namespace, Observed, Outcome, compile},
     filter::Filter,
+    resolve::{Namespace, Observed, Outcome, compile},
     routing::{BrokerTable, Configuration, Route, RoutingTable},
 };
 
