@@ -19,7 +19,9 @@ use crate::{
     cloudevents::clean_text,
     filter::Expression,
     log::Offset,
-    router::dead_letters::{Brokers, DropAnswer, FullLetter, Letter, Letters, RedriveAnswer, Selected},
+    router::dead_letters::{
+        Brokers, DeadLetterList, DeadLetterSummary, DropAnswer, FullLetter, RedriveAnswer, Selected,
+    },
 };
 
 /// Time to wait for a full Trigger that settles nothing while redriving.
@@ -273,7 +275,7 @@ impl Router {
     async fn list(&self, broker: &str, mut selected: Selected, output: Output) -> anyhow::Result<()> {
         let mut rows = Vec::new();
         loop {
-            let Letters { items, next } = self.ask(broker, "list", &selected).await?;
+            let DeadLetterList { items, next } = self.ask(broker, "list", &selected).await?;
             match output {
                 Output::Json => {
                     let mut out = io::stdout().lock();
@@ -425,7 +427,7 @@ impl Router {
     }
 }
 
-fn row(letter: Letter) -> [String; 8] {
+fn row(letter: DeadLetterSummary) -> [String; 8] {
     [
         letter.id.to_string(),
         format!("{:.0}", letter.time),

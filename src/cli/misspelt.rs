@@ -1,7 +1,7 @@
 //! Warns about attribute names in filters that look misspelt. Any attribute name is valid, so this is only a
 //! warning.
 
-use super::manifests::{Manifest, Problem, Resource, distance};
+use super::manifests::{Manifest, ManifestProblem, Resource, distance};
 use crate::api::Filter;
 
 /// Attributes of CloudEvents 1.0 and common extensions.
@@ -20,7 +20,7 @@ const KNOWN: &[&str] = &[
 
 /// Returns a warning for each attribute in a Trigger's `exact`, `prefix` and `suffix` that closely resembles a
 /// known one.
-pub(super) fn warnings(manifest: &Manifest) -> Vec<Problem> {
+pub(super) fn warnings(manifest: &Manifest) -> Vec<ManifestProblem> {
     let Resource::Trigger(trigger) = &manifest.resource else {
         return Vec::new();
     };

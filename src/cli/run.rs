@@ -14,7 +14,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Usage,
-    manifests::{Grace, Loaded, Manifests, Problem, Resolution, STDIN, Surroundings, Unresolved, resolve},
+    manifests::{
+        Grace, Loaded, ManifestProblem, Manifests, Resolution, STDIN, Surroundings, Unresolved, resolve,
+    },
     router::LogArgs,
     shutdown,
     traces::TraceArgs,
@@ -173,7 +175,7 @@ struct Local {
     look_again: Option<Instant>,
     services: BTreeSet<ServiceName>,
     /// Problems already reported, so that each is reported once.
-    problems: Vec<Problem>,
+    problems: Vec<ManifestProblem>,
     /// Number of resources in force.
     resources: usize,
 }
@@ -271,7 +273,7 @@ async fn at(time: Option<Instant>) {
 }
 
 /// Describes a problem in terms of the --service flags.
-fn problem(unresolved: &Unresolved<'_>) -> Problem {
+fn problem(unresolved: &Unresolved<'_>) -> ManifestProblem {
     let consequence = match unresolved.path.as_str() {
         "spec.delivery.deadLetterSink" => "the router keeps dead letters",
         _ => "events have nowhere to go",

@@ -12,8 +12,8 @@ use serde::Serialize;
 use super::{
     Usage,
     manifests::{
-        Loaded, Manifest, Manifests, Problem, Resolution, Resource, Surroundings, Unresolved, named_services,
-        resolve,
+        Loaded, Manifest, ManifestProblem, Manifests, Resolution, Resource, Surroundings, Unresolved,
+        named_services, resolve,
     },
     misspelt,
 };
@@ -64,9 +64,9 @@ pub struct Checked {
     /// Number of Weir resources.
     pub resources: usize,
     /// Problems that would be rejected, or keep a resource from working.
-    pub errors: Vec<Problem>,
+    pub errors: Vec<ManifestProblem>,
     /// Problems that the files alone cannot confirm.
-    pub warnings: Vec<Problem>,
+    pub warnings: Vec<ManifestProblem>,
 }
 
 #[derive(Serialize)]
@@ -125,7 +125,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// If the output cannot be written.
 pub fn write_problem(
     out: &mut impl io::Write,
-    problem: &Problem,
+    problem: &ManifestProblem,
     severity: &'static str,
     output: Output,
 ) -> anyhow::Result<()> {
@@ -136,9 +136,9 @@ pub fn write_problem(
     Ok(())
 }
 
-fn shown(problem: &Problem, severity: &str) -> String {
+fn shown(problem: &ManifestProblem, severity: &str) -> String {
     match severity {
-        "warning" => Problem {
+        "warning" => ManifestProblem {
             message: format!("warning: {}", problem.message),
             ..problem.clone()
         }
@@ -147,8 +147,8 @@ fn shown(problem: &Problem, severity: &str) -> String {
     }
 }
 
-fn line<'a>(problem: &'a Problem, severity: &'static str) -> Line<'a> {
-    let Problem {
+fn line<'a>(problem: &'a ManifestProblem, severity: &'static str) -> Line<'a> {
+    let ManifestProblem {
         file,
         position,
         message,
@@ -276,7 +276,7 @@ mod tests {
         let Checked { errors, warnings, .. } =
             check(vec![directory.path().to_owned()], false, strict).unwrap();
         let prefix = format!("{}/", directory.path().display());
-        let shown = |problems: Vec<Problem>| {
+        let shown = |problems: Vec<ManifestProblem>| {
             let lines = problems
                 .iter()
                 .map(|problem| problem.to_string().replace(&prefix, ""));

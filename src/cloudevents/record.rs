@@ -176,7 +176,7 @@ fn put_number(record: &mut Vec<u8>, mut number: usize) {
 }
 
 fn read(record: Bytes) -> Result<Event, RecordError> {
-    let mut reader = Reader {
+    let mut reader = RecordReader {
         record: &record,
         at: 0,
     };
@@ -223,12 +223,12 @@ fn read(record: Bytes) -> Result<Event, RecordError> {
     Ok(Event::from_parts(attributes, content, Some(record.clone())).read_with(context, lineage))
 }
 
-struct Reader<'a> {
+struct RecordReader<'a> {
     record: &'a [u8],
     at: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> RecordReader<'a> {
     fn byte(&mut self) -> Result<u8, RecordError> {
         let byte = self
             .record

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     metrics::ControllerMetrics,
-    status_task::Found,
+    status_task::Resolved,
     status_writer::FIELD_MANAGER,
     watch::{self, Seen},
 };
@@ -91,11 +91,11 @@ impl Discovery {
     }
 
     /// Runs until told to stop.
-    pub(super) async fn run(mut self, latest: Receiver<Found>, stop: &CancellationToken) {
+    pub(super) async fn run(mut self, latest: Receiver<Resolved>, stop: &CancellationToken) {
         stop.run_until_cancelled(self.follow(latest)).await;
     }
 
-    async fn follow(&mut self, mut latest: Receiver<Found>) {
+    async fn follow(&mut self, mut latest: Receiver<Resolved>) {
         loop {
             let observed = latest.borrow_and_update().observed.clone();
             let all_done = self.act(&observed.namespaces).await;

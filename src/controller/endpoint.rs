@@ -19,7 +19,7 @@ use http::{StatusCode, header};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::routers::{Routers, Taken};
+use super::routers::{ReportOutcome, Routers};
 use crate::routing::{
     Configuration, Revision,
     protocol::{CONFIGURATION_PATH, ConfigurationQuery, MAX_REPORT, POLL_TIMEOUT, SINKS_PATH, SinkReport},
@@ -174,9 +174,9 @@ async fn take_report(
     }
     let taken = publication.routers().tells(&router, report);
     match taken {
-        Taken::News => publication.acknowledged.notify_one(),
-        Taken::Known => {}
-        Taken::TooEarly => {
+        ReportOutcome::News => publication.acknowledged.notify_one(),
+        ReportOutcome::Known => {}
+        ReportOutcome::TooEarly => {
             let problem = "the router must request the configuration first\n";
             return (StatusCode::CONFLICT, problem).into_response();
         }

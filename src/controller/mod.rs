@@ -45,7 +45,7 @@ use discovery::Discovery;
 use endpoint::Publication;
 use leadership::Candidate;
 use metrics::ControllerMetrics;
-use status_task::{Found, StatusTask};
+use status_task::{Resolved, StatusTask};
 use watch::Watches;
 
 /// Debounce time: changes within this time are computed together.
@@ -301,7 +301,7 @@ impl Routing {
     async fn follow(
         &self,
         mut watches: Watches,
-        found: tokio::sync::watch::Sender<Found>,
+        found: tokio::sync::watch::Sender<Resolved>,
         stop: &CancellationToken,
     ) {
         loop {
@@ -314,7 +314,7 @@ impl Routing {
         }
     }
 
-    fn compute(&self, watches: &mut Watches) -> Found {
+    fn compute(&self, watches: &mut Watches) -> Resolved {
         let observed = watches.observe();
         self.metrics.unreadable(watches.unreadable_count());
         let Outcome {
@@ -332,7 +332,7 @@ impl Routing {
                 "routing configuration published"
             );
         }
-        Found {
+        Resolved {
             observed: Arc::new(observed),
             diagnoses: Arc::new(diagnoses),
         }

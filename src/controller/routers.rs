@@ -58,7 +58,7 @@ struct Published {
 
 /// Outcome of a router's report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Taken {
+pub(super) enum ReportOutcome {
     /// It differs from the previous one.
     News,
     /// It equals the previous one.
@@ -137,16 +137,16 @@ impl Routers {
     }
 
     /// Records a router's report on its Triggers' Sinks.
-    pub(super) fn tells(&mut self, name: &str, report: SinkReport) -> Taken {
+    pub(super) fn tells(&mut self, name: &str, report: SinkReport) -> ReportOutcome {
         let (Some(router), Some(published)) = (self.known.get_mut(name), self.published.back()) else {
-            return Taken::TooEarly;
+            return ReportOutcome::TooEarly;
         };
         let heard = Heard::from_report(report, |uid| published.entries.contains_key(uid));
         if router.heard.as_ref() == Some(&heard) {
-            return Taken::Known;
+            return ReportOutcome::Known;
         }
         router.heard = Some(heard);
-        Taken::News
+        ReportOutcome::News
     }
 
     /// Returns the routers' combined view of a Trigger's Sink.
@@ -437,23 +437,27 @@ mod tests {
         let is_down = |routers: &Routers, uid: &str| matches!(routers.sink(uid), SinkSeen::Down { .. });
         let now = Instant::now();
         let mut routers = Routers::default();
-        assert_eq!(routers.tells("r", down(&["a"])), Taken::TooEarly, "who is it");
+        assert_eq!(
+            routers.tells("r", down(&["a"])),
+            ReportOutcome::TooEarly,
+            "who is it"
+        );
         routers.asks("r", &revision(""), now);
         assert_eq!(
             routers.tells("r", down(&["a"])),
-            Taken::TooEarly,
+            ReportOutcome::TooEarly,
             "nothing is published"
         );
         routers.publish(&configuration("1", &[("a", 1), ("b", 1)]), now);
         assert_eq!(routers.sink("a"), SinkSeen::Unsure, "it has told nothing");
-        assert_eq!(routers.tells("r", down(&["a", "unknown"])), Taken::News);
+        assert_eq!(routers.tells("r", down(&["a", "unknown"])), ReportOutcome::News);
         assert_eq!(
             routers.tells("r", down(&["a"])),
-            Taken::Known,
+            ReportOutcome::Known,
             "what is unknown is ignored"
         );
         assert!(is_down(&routers, "a") && !is_down(&routers, "b") && !is_down(&routers, "unknown"));
-        assert_eq!(routers.tells("r", down(&["b"])), Taken::News);
+        assert_eq!(routers.tells("r", down(&["b"])), ReportOutcome::News);
         assert!(!is_down(&routers, "a") && is_down(&routers, "b"));
 
         routers.asks("r2", &revision("1"), now);

@@ -62,7 +62,7 @@ impl Secrets {
             return Self { named, known: None };
         }
         let (publish, known) = watch::channel(Known::new());
-        let reader = Reader {
+        let reader = SecretReader {
             api: Arc::new(SecretApi {
                 client: client.clone(),
                 account: OnceCell::new(),
@@ -117,7 +117,7 @@ impl Secrets {
 
 type Read = (SecretName, Result<SecretState, String>);
 
-struct Reader {
+struct SecretReader {
     api: Arc<SecretApi>,
     metrics: Arc<ControllerMetrics>,
     changed: Arc<Notify>,
@@ -128,7 +128,7 @@ struct Reader {
     under_way: FuturesUnordered<BoxFuture<'static, Read>>,
 }
 
-impl Reader {
+impl SecretReader {
     async fn run(mut self, mut named: watch::Receiver<Named>) {
         loop {
             let next = self.begin(Instant::now());
@@ -351,7 +351,7 @@ mod tests {
     }
 
     /// A reader whose API server does not respond.
-    fn reader(names: &[SecretName]) -> Reader {
+    fn reader(names: &[SecretName]) -> SecretReader {
         let api_server = tower::service_fn(|_: http::Request<kube::client::Body>| {
             std::future::pending::<Result<http::Response<kube::client::Body>, kube::Error>>()
         });
@@ -359,7 +359,7 @@ mod tests {
             keys: ["token".to_owned()].into(),
             sinks: BTreeSet::new(),
         };
-        let mut reader = Reader {
+        let mut reader = SecretReader {
             api: Arc::new(SecretApi {
                 client: Client::new(api_server, "default"),
                 account: OnceCell::new(),
@@ -394,7 +394,7 @@ mod tests {
     async fn known_values_stay_in_force_while_reads_fail() {
         let (one, two) = (name("one"), name("two"));
         let mut reader = reader(&[one.clone(), two.clone()]);
-        let known = |reader: &Reader, name: &SecretName| reader.known.borrow().get(name).cloned();
+        let known = |reader: &SecretReader, name: &SecretName| reader.known.borrow().get(name).cloned();
         reader.ended(one.clone(), Ok(state("a")));
         reader.ended(one.clone(), Err("down".into()));
         assert_eq!(known(&reader, &one), Some(state("a")));

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     api,
-    resolve::{Diagnoses, Observed, Subject},
+    resolve::{Diagnoses, Observed, ResourceId},
 };
 
 /// Interval at which routers are checked for having gone.
@@ -31,7 +31,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The resources and the findings about them.
 #[derive(Clone)]
-pub(super) struct Found {
+pub(super) struct Resolved {
     pub(super) observed: Arc<Observed>,
     pub(super) diagnoses: Arc<Diagnoses>,
 }
@@ -59,7 +59,7 @@ impl StatusTask {
     }
 
     /// Runs until told to stop.
-    pub(super) async fn run(mut self, mut latest: watch::Receiver<Found>, stop: &CancellationToken) {
+    pub(super) async fn run(mut self, mut latest: watch::Receiver<Resolved>, stop: &CancellationToken) {
         let mut pause = FIRST_PAUSE;
         let mut look = tokio::time::interval(LOOK_FOR_ROUTERS_EVERY);
         loop {
@@ -93,12 +93,12 @@ impl StatusTask {
     }
 
     /// Writes outdated statuses. Returns whether all writes succeeded.
-    async fn write(&mut self, found: &Found) -> bool {
+    async fn write(&mut self, found: &Resolved) -> bool {
         let writes = self.outdated(found);
         writes.is_empty() || self.writer.perform(writes).await
     }
 
-    fn outdated(&mut self, Found { observed, diagnoses }: &Found) -> Vec<Write> {
+    fn outdated(&mut self, Resolved { observed, diagnoses }: &Resolved) -> Vec<Write> {
         let Self {
             writer,
             publication,
@@ -109,7 +109,7 @@ impl StatusTask {
         let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
         let (now, broker_url) = (Time(now), broker_url.as_deref());
         let routers = publication.routers();
-        let applied = |subject: &Subject| routers.applied(&subject.uid, Instant::now());
+        let applied = |subject: &ResourceId| routers.applied(&subject.uid, Instant::now());
         let mut writes = Vec::new();
         let (mut ready, mut not_ready) = (0, 0);
 

@@ -310,7 +310,7 @@ fn make(r#type: &str, finding: &Finding, generation: i64, before: &[Condition], 
 mod tests {
     use super::*;
     use crate::{
-        resolve::Subject,
+        resolve::ResourceId,
         routing::protocol::{Detail, SinkOutage},
     };
 
@@ -325,7 +325,7 @@ mod tests {
             message: format!("about {reason}"),
         };
         TriggerDiagnosis {
-            subject: Subject {
+            subject: ResourceId {
                 uid: "u".into(),
                 namespace: "n".into(),
                 name: "t".into(),

@@ -1,7 +1,7 @@
 //! The behaviour of every [`LogProvider`], as one suite: a provider's tests say how it is opened, and call
 //! [`conformance!`](crate::log::conformance::conformance) to get one test for each behaviour.
 //!
-//! Each behaviour gets a [`Subject`] whose logs are empty, and may close and open them again.
+//! Each behaviour gets a [`Tested`] whose logs are empty, and may close and open them again.
 
 use std::{collections::BTreeMap, future::Future, time::Duration};
 
@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Logs that can be opened, dropped, and opened again.
-pub(crate) trait Subject {
+pub(crate) trait Tested {
     type Logs: LogProvider;
 
     /// Opens the logs; what an earlier opening stored is there.
@@ -109,7 +109,7 @@ pub(crate) trait ByKey: LogProvider {
 
 impl<P: LogProvider + ?Sized> ByKey for P {}
 
-/// One test for each behaviour; `$subject` is an expression for a [`Subject`] with an empty log.
+/// One test for each behaviour; `$subject` is an expression for a [`Tested`] with an empty log.
 macro_rules! conformance {
     ($subject:expr) => {
         $crate::log::conformance::conformance! { @each $subject,
@@ -178,7 +178,7 @@ fn offsets(records: &[Record]) -> Vec<u64> {
     records.iter().map(|record| record.offset.0).collect()
 }
 
-pub(crate) async fn a_broker_without_records_is_empty(subject: impl Subject) {
+pub(crate) async fn a_broker_without_records_is_empty(subject: impl Tested) {
     let log = subject.open().await;
     assert_eq!(log.bounds("n/none"), bounds(0, 0));
     let asked = LogProvider::open(&log, &LogName::from_key("n/none"));
@@ -194,7 +194,7 @@ pub(crate) async fn a_broker_without_records_is_empty(subject: impl Subject) {
     log.sync().await.unwrap();
 }
 
-pub(crate) async fn what_was_appended_is_read_back(subject: impl Subject) {
+pub(crate) async fn what_was_appended_is_read_back(subject: impl Tested) {
     let log = subject.open().await;
     assert_eq!(
         log.append("n/b", payloads(&["one", "", "\0\u{7f}"]), at(1))
@@ -223,7 +223,7 @@ pub(crate) async fn what_was_appended_is_read_back(subject: impl Subject) {
     assert_eq!(log.read("n/b", Offset(4), ALL).await.unwrap(), []);
 }
 
-pub(crate) async fn an_append_of_nothing_stores_nothing(subject: impl Subject) {
+pub(crate) async fn an_append_of_nothing_stores_nothing(subject: impl Tested) {
     let log = subject.open().await;
     assert_eq!(log.append("n/b", vec![], at(0)).await.unwrap(), Offset(0));
     log.append("n/b", payloads(&["a"]), at(0)).await.unwrap();
@@ -231,7 +231,7 @@ pub(crate) async fn an_append_of_nothing_stores_nothing(subject: impl Subject) {
     assert_eq!(log.bounds("n/b"), bounds(0, 1));
 }
 
-pub(crate) async fn brokers_have_their_own_offsets(subject: impl Subject) {
+pub(crate) async fn brokers_have_their_own_offsets(subject: impl Tested) {
     let log = subject.open().await;
     let long = format!("{0}/{0}", "x".repeat(63));
     for broker in ["n/b", "n/bb", "nb/b", "n-b/b", &long] {
@@ -252,7 +252,7 @@ pub(crate) async fn brokers_have_their_own_offsets(subject: impl Subject) {
     assert_eq!(log.used().len(), 5);
 }
 
-pub(crate) async fn a_read_keeps_its_limit_and_gives_at_least_one_record(subject: impl Subject) {
+pub(crate) async fn a_read_keeps_its_limit_and_gives_at_least_one_record(subject: impl Tested) {
     let log = subject.open().await;
     log.append("n/b", payloads(&["aaaa", "bbbb", "cccc", "dddd"]), at(0))
         .await
@@ -271,7 +271,7 @@ pub(crate) async fn a_read_keeps_its_limit_and_gives_at_least_one_record(subject
     assert_eq!(read(100, 100).await, [1, 2, 3]);
 }
 
-pub(crate) async fn concurrent_appends_get_offsets_without_gaps(subject: impl Subject) {
+pub(crate) async fn concurrent_appends_get_offsets_without_gaps(subject: impl Tested) {
     let log = subject.open().await;
     let append = async |n: usize| {
         let texts = [format!("{n}/0"), format!("{n}/1"), format!("{n}/2")];
@@ -289,7 +289,7 @@ pub(crate) async fn concurrent_appends_get_offsets_without_gaps(subject: impl Su
     }
 }
 
-pub(crate) async fn a_restart_keeps_everything(subject: impl Subject) {
+pub(crate) async fn a_restart_keeps_everything(subject: impl Tested) {
     let log = subject.open().await;
     log.append("n/a", payloads(&["a0", "a1"]), at(10)).await.unwrap();
     log.append("n/b", payloads(&["b0"]), at(20)).await.unwrap();
@@ -313,7 +313,7 @@ pub(crate) async fn a_restart_keeps_everything(subject: impl Subject) {
     );
 }
 
-pub(crate) async fn trimmed_records_are_gone_for_good(subject: impl Subject) {
+pub(crate) async fn trimmed_records_are_gone_for_good(subject: impl Tested) {
     let log = subject.open().await;
     log.append("n/b", payloads(&["0", "1", "2", "3", "4"]), at(0))
         .await
@@ -336,7 +336,7 @@ pub(crate) async fn trimmed_records_are_gone_for_good(subject: impl Subject) {
     assert_eq!(log.offset_at("n/b", at(-1)).await.unwrap(), Offset(2));
 }
 
-pub(crate) async fn a_log_that_was_trimmed_whole_goes_on_counting(subject: impl Subject) {
+pub(crate) async fn a_log_that_was_trimmed_whole_goes_on_counting(subject: impl Tested) {
     let log = subject.open().await;
     log.append("n/b", payloads(&["0", "1", "2"]), at(0))
         .await
@@ -358,7 +358,7 @@ pub(crate) async fn a_log_that_was_trimmed_whole_goes_on_counting(subject: impl 
     );
 }
 
-pub(crate) async fn a_time_is_found(subject: impl Subject) {
+pub(crate) async fn a_time_is_found(subject: impl Tested) {
     let log = subject.open().await;
     for (millis, text) in [(10, "0"), (20, "1"), (20, "2"), (30, "3")] {
         log.append("n/b", payloads(&[text]), at(millis)).await.unwrap();
@@ -381,7 +381,7 @@ pub(crate) async fn a_time_is_found(subject: impl Subject) {
 }
 
 /// Clocks are set back; a search by time must still work.
-pub(crate) async fn times_never_decrease(subject: impl Subject) {
+pub(crate) async fn times_never_decrease(subject: impl Tested) {
     let log = subject.open().await;
     log.append("n/b", payloads(&["0"]), at(50)).await.unwrap();
     log.append("n/b", payloads(&["1"]), at(40)).await.unwrap();
@@ -394,7 +394,7 @@ pub(crate) async fn times_never_decrease(subject: impl Subject) {
     assert_eq!(log.offset_at("n/b", at(60)).await.unwrap(), Offset(3));
 }
 
-pub(crate) async fn checkpoints_are_kept(subject: impl Subject) {
+pub(crate) async fn checkpoints_are_kept(subject: impl Tested) {
     let log = subject.open().await;
     let value = |text: &'static str| Some(Bytes::from_static(text.as_bytes()));
     log.save(vec![("n/t1".into(), value("1")), ("n/t2".into(), value("2"))])
@@ -426,7 +426,7 @@ pub(crate) async fn checkpoints_are_kept(subject: impl Subject) {
     assert_eq!(sorted(&subject.open().await).await, expected);
 }
 
-pub(crate) async fn the_end_is_watched(subject: impl Subject) {
+pub(crate) async fn the_end_is_watched(subject: impl Tested) {
     let log = subject.open().await;
     let mut early = log.follow("n/b");
     log.append("n/b", payloads(&["0", "1"]), at(0)).await.unwrap();
@@ -438,7 +438,7 @@ pub(crate) async fn the_end_is_watched(subject: impl Subject) {
     assert!(!early.has_changed().unwrap());
 }
 
-pub(crate) async fn a_reader_follows_the_writers(subject: impl Subject) {
+pub(crate) async fn a_reader_follows_the_writers(subject: impl Tested) {
     const RECORDS: u64 = 200;
     let log = subject.open().await;
     let write = async {
@@ -470,7 +470,7 @@ pub(crate) async fn a_reader_follows_the_writers(subject: impl Subject) {
     futures::join!(write, read);
 }
 
-pub(crate) async fn usage_is_of_retained_payloads(subject: impl Subject) {
+pub(crate) async fn usage_is_of_retained_payloads(subject: impl Tested) {
     let log = subject.open().await;
     log.append("n/a", payloads(&["12345", "1234", ""]), at(0))
         .await
@@ -489,7 +489,7 @@ pub(crate) async fn usage_is_of_retained_payloads(subject: impl Subject) {
     assert_eq!(sorted(&subject.open().await), [("n/a".to_owned(), 4)]);
 }
 
-pub(crate) async fn large_records_are_stored(subject: impl Subject) {
+pub(crate) async fn large_records_are_stored(subject: impl Tested) {
     let log = subject.open().await;
     let large: Bytes = (0..700_000_u32)
         .map(|n| (n % 251) as u8)
@@ -623,7 +623,7 @@ fn outline(records: &[Record]) -> Vec<(u64, Timestamp, usize)> {
 }
 
 /// Takes the steps on a log and on the model, and compares what both say after each.
-pub(crate) async fn behaves_like_the_model(subject: impl Subject, steps: Vec<Step>) {
+pub(crate) async fn behaves_like_the_model(subject: impl Tested, steps: Vec<Step>) {
     const BROKERS: [&str; 3] = ["n/a", "n/b", "m/a"];
     let mut models: [Model; 3] = Default::default();
     let mut cursors = BTreeMap::new();

@@ -293,9 +293,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::log::conformance::{self, Subject};
+    use crate::log::conformance::{self, Tested};
 
-    impl Subject for MemoryLogs {
+    impl Tested for MemoryLogs {
         type Logs = Self;
 
         async fn open(&self) -> Self {

@@ -6,7 +6,7 @@ use kube::Resource;
 
 use super::{
     credentials,
-    diagnosis::{Diagnoses, SinkDiagnosis, Subject, TriggerDiagnosis},
+    diagnosis::{Diagnoses, ResourceId, SinkDiagnosis, TriggerDiagnosis},
     finding::Finding,
     observed::Observed,
     resolver::{Address, Resolver},
@@ -70,7 +70,9 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> Outcome {
         configuration.sources.extend(route);
         diagnoses.sources.push(diagnosis);
     }
-    let by = |a: &Subject, b: &Subject| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid));
+    let by = |a: &ResourceId, b: &ResourceId| {
+        (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid))
+    };
     configuration
         .triggers
         .sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
@@ -99,12 +101,12 @@ fn named_authorities(observed: &Observed, triggers: &[routing::Trigger]) -> Auth
 }
 
 /// Returns `None` for resources that are being deleted or were never stored.
-fn subject<K: Resource>(resource: &K) -> Option<Subject> {
+fn subject<K: Resource>(resource: &K) -> Option<ResourceId> {
     let metadata = resource.meta();
     if metadata.deletion_timestamp.is_some() {
         return None;
     }
-    Some(Subject {
+    Some(ResourceId {
         uid: metadata.uid.clone()?,
         namespace: metadata.namespace.clone()?,
         name: metadata.name.clone()?,
@@ -115,7 +117,7 @@ fn subject<K: Resource>(resource: &K) -> Option<Subject> {
 fn compile_trigger(
     resolver: &Resolver<'_>,
     bounds: &mut Bounds,
-    subject: Subject,
+    subject: ResourceId,
     spec: &api::TriggerSpec,
 ) -> (routing::Trigger, TriggerDiagnosis) {
     let api::TriggerSpec {
@@ -306,7 +308,7 @@ fn sink_destination(
     })
 }
 
-fn diagnose_sink(resolver: &Resolver<'_>, subject: Subject, spec: &api::SinkSpec) -> SinkDiagnosis {
+fn diagnose_sink(resolver: &Resolver<'_>, subject: ResourceId, spec: &api::SinkSpec) -> SinkDiagnosis {
     match sink_destination(resolver, &subject.namespace, spec) {
         Ok(routing::Destination { uri, .. }) => SinkDiagnosis {
             subject,

@@ -4,7 +4,7 @@ use super::finding::Finding;
 
 /// Identifies a resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Subject {
+pub struct ResourceId {
     /// UID.
     pub uid: String,
     /// Namespace.
@@ -19,7 +19,7 @@ pub struct Subject {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TriggerDiagnosis {
     /// The Trigger.
-    pub subject: Subject,
+    pub subject: ResourceId,
     /// Whether its filters compile.
     pub filters: Finding,
     /// Whether its destination is resolved.
@@ -38,7 +38,7 @@ pub struct TriggerDiagnosis {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkDiagnosis {
     /// The Sink.
-    pub subject: Subject,
+    pub subject: ResourceId,
     /// Whether the destination is resolved.
     pub resolved: Finding,
     /// URI of the destination.
@@ -49,7 +49,7 @@ pub struct SinkDiagnosis {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceDiagnosis {
     /// The Source.
-    pub subject: Subject,
+    pub subject: ResourceId,
     /// Whether it can produce events.
     pub valid: Finding,
     /// Whether it is suspended.

@@ -20,7 +20,7 @@ pub mod trim;
 
 pub use compile::{Outcome, compile};
 pub use credentials::{Naming, SECRET_AWAITED, named as named_secrets};
-pub use diagnosis::{Diagnoses, SinkDiagnosis, SourceDiagnosis, Subject, TriggerDiagnosis};
+pub use diagnosis::{Diagnoses, ResourceId, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis};
 pub use finding::Finding;
 pub use observed::{Namespace, Observed, Port, SecretName, SecretState, Service};
 pub use revision::fingerprint;

@@ -1,7 +1,7 @@
 //! Compiles Sources: the events that they produce, and when. Pure.
 
 use super::{
-    diagnosis::{SourceDiagnosis, Subject},
+    diagnosis::{ResourceId, SourceDiagnosis},
     finding::Finding,
 };
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 
 /// Compiles a Source. Only one that is valid and not suspended reaches the routers.
 pub(super) fn compile(
-    subject: Subject,
+    subject: ResourceId,
     spec: &api::SourceSpec,
 ) -> (Option<routing::Source>, SourceDiagnosis) {
     let api::SourceSpec {
@@ -59,7 +59,7 @@ fn spec_type(spec: &api::SourceSpec) -> &str {
     spec.cron.as_ref().map_or("", |cron| &cron.r#type)
 }
 
-fn compile_cron(subject: &Subject, cron: &api::CronSource) -> Result<routing::Cron, Finding> {
+fn compile_cron(subject: &ResourceId, cron: &api::CronSource) -> Result<routing::Cron, Finding> {
     let api::CronSource {
         schedule,
         time_zone,

@@ -62,9 +62,9 @@ pub struct BrokerCount {
 
 /// Some of the letters that were asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Letters {
+pub struct DeadLetterList {
     /// In the order in which they were kept.
-    pub items: Vec<Letter>,
+    pub items: Vec<DeadLetterSummary>,
     /// Where to go on; absent at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<Offset>,
@@ -73,7 +73,7 @@ pub struct Letters {
 /// What is told of a dead letter in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Letter {
+pub struct DeadLetterSummary {
     /// Names it within its broker.
     pub id: Offset,
     /// When delivery ended.
@@ -115,7 +115,7 @@ pub struct TriggerName {
 pub struct FullLetter {
     /// What a list tells.
     #[serde(flatten)]
-    pub letter: Letter,
+    pub letter: DeadLetterSummary,
     /// The event in the JSON format.
     pub event: Box<RawValue>,
 }
@@ -145,10 +145,7 @@ pub struct DropAnswer {
     pub next: Option<Offset>,
 }
 
-type Answer<T> = Result<Json<T>, Problem>;
 type Body = Result<Json<Selected>, JsonRejection>;
-type Broker = Path<(String, String)>;
-
 /// The routes under `/v1/dead-letters`.
 pub(super) fn routes(engine: Arc<Engine>) -> Router {
     Router::new()
@@ -180,16 +177,16 @@ async fn brokers(State(engine): State<Arc<Engine>>) -> Json<Brokers> {
 
 async fn list(
     State(engine): State<Arc<Engine>>,
-    Path((namespace, broker)): Broker,
+    Path((namespace, broker)): Path<(String, String)>,
     body: Body,
-) -> Answer<Letters> {
+) -> Result<Json<DeadLetterList>, Problem> {
     let (selection, from) = selection(body)?;
     let page = engine
         .dead_letters(&BrokerName::new(&namespace, &broker), &selection, from, PAGE)
         .await
         .map_err(of_log)?;
-    Ok(Json(Letters {
-        items: page.letters.into_iter().map(Letter::from).collect(),
+    Ok(Json(DeadLetterList {
+        items: page.letters.into_iter().map(DeadLetterSummary::from).collect(),
         next: page.next,
     }))
 }
@@ -197,7 +194,7 @@ async fn list(
 async fn show(
     State(engine): State<Arc<Engine>>,
     Path((namespace, broker, id)): Path<(String, String, u64)>,
-) -> Answer<FullLetter> {
+) -> Result<Json<FullLetter>, Problem> {
     let key = BrokerName::new(&namespace, &broker);
     let kept = engine.dead_letter(&key, Offset(id)).await.map_err(of_log)?.ok_or_else(|| {
         Problem::new(
@@ -227,9 +224,9 @@ async fn show(
 
 async fn redrive(
     State(engine): State<Arc<Engine>>,
-    Path((namespace, broker)): Broker,
+    Path((namespace, broker)): Path<(String, String)>,
     body: Body,
-) -> Answer<RedriveAnswer> {
+) -> Result<Json<RedriveAnswer>, Problem> {
     let (selection, from) = selection(body)?;
     let redriven = engine
         .redrive(&BrokerName::new(&namespace, &broker), &selection, from)
@@ -245,9 +242,9 @@ async fn redrive(
 
 async fn remove(
     State(engine): State<Arc<Engine>>,
-    Path((namespace, broker)): Broker,
+    Path((namespace, broker)): Path<(String, String)>,
     body: Body,
-) -> Answer<DropAnswer> {
+) -> Result<Json<DropAnswer>, Problem> {
     let (selection, from) = selection(body)?;
     let key = BrokerName::new(&namespace, &broker);
     let dropped = engine
@@ -278,7 +275,7 @@ fn selection(body: Body) -> Result<(Selection, Offset), Problem> {
     Ok((Selection { ids, trigger, filter }, from))
 }
 
-impl From<KeptLetter> for Letter {
+impl From<KeptLetter> for DeadLetterSummary {
     fn from(kept: KeptLetter) -> Self {
         let KeptLetter {
             id,

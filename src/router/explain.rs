@@ -66,13 +66,10 @@ pub(super) struct Explainer {
 /// Which event of the log is meant.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+struct EventQuery {
     id: String,
     source: Option<String>,
 }
-
-type Answer = Result<Json<Explained>, Problem>;
-type Broker = Path<(String, String)>;
 
 /// The routes under `/v1/explain`: an event that is posted, in any mode but batched, and one that is in the log.
 pub(super) fn routes(explainer: Explainer, max_body: usize) -> Router {
@@ -85,10 +82,10 @@ pub(super) fn routes(explainer: Explainer, max_body: usize) -> Router {
 
 async fn posted(
     State(explainer): State<Arc<Explainer>>,
-    Path((namespace, broker)): Broker,
+    Path((namespace, broker)): Path<(String, String)>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Answer {
+) -> Result<Json<Explained>, Problem> {
     let body = body.map_err(|rejection| {
         let title = "The event cannot be read";
         Problem::new(rejection.status(), "bad_event", title, rejection.body_text())
@@ -106,9 +103,9 @@ async fn posted(
 
 async fn in_log(
     State(explainer): State<Arc<Explainer>>,
-    Path((namespace, broker)): Broker,
-    wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Answer {
+    Path((namespace, broker)): Path<(String, String)>,
+    wanted: Result<Query<EventQuery>, QueryRejection>,
+) -> Result<Json<Explained>, Problem> {
     let Query(wanted) = wanted.map_err(|rejection| {
         let title = "The event is not named";
         let detail = rejection.body_text();
@@ -285,7 +282,7 @@ struct Looked {
 }
 
 /// Looks for an event, the newest first. If there are several, the newest is meant.
-async fn search(log: &dyn Log, wanted: &Wanted) -> Result<Search, LogError> {
+async fn search(log: &dyn Log, wanted: &EventQuery) -> Result<Search, LogError> {
     let began = Instant::now();
     let bounds = log.bounds().await?;
     let (mut end, mut records, mut oldest) = (bounds.next, 0, None);
@@ -336,7 +333,7 @@ async fn search(log: &dyn Log, wanted: &Wanted) -> Result<Search, LogError> {
     }))
 }
 
-impl Wanted {
+impl EventQuery {
     fn is(&self, event: &Event) -> bool {
         event.id() == self.id
             && self
@@ -346,8 +343,8 @@ impl Wanted {
     }
 }
 
-fn not_found(broker: &str, wanted: &Wanted, looked: &Looked) -> Problem {
-    let Wanted { id, source } = wanted;
+fn not_found(broker: &str, wanted: &EventQuery, looked: &Looked) -> Problem {
+    let EventQuery { id, source } = wanted;
     let from = source
         .as_ref()
         .map_or_else(String::new, |source| format!(" from source {source:?}"));
@@ -402,8 +399,8 @@ mod tests {
             .unwrap()
     }
 
-    fn wanted(id: &str, source: Option<&str>) -> Wanted {
-        Wanted {
+    fn wanted(id: &str, source: Option<&str>) -> EventQuery {
+        EventQuery {
             id: id.to_owned(),
             source: source.map(str::to_owned),
         }

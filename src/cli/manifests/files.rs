@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Key, Manifest, Position, Problem, Surroundings,
-    resource::{Read, Reader},
+    Key, Manifest, ManifestProblem, Position, Surroundings,
+    resource::{ManifestReader, Read},
 };
 
 /// Extensions of manifest files in a directory.
@@ -26,7 +26,7 @@ pub struct Manifests {
     paths: Vec<PathBuf>,
     /// Whether to read subdirectories too.
     recursive: bool,
-    reader: Reader,
+    reader: ManifestReader,
     files: BTreeMap<PathBuf, Content>,
 }
 
@@ -45,7 +45,7 @@ pub struct Loaded {
     /// Other resources of a cluster that the files contain.
     pub surroundings: Surroundings,
     /// All problems.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ManifestProblem>,
     /// Resources that exist but cannot be used because of errors.
     pub unusable: BTreeSet<Key>,
 }
@@ -68,7 +68,7 @@ impl Manifests {
         Ok(Self {
             paths,
             recursive: false,
-            reader: Reader::new(),
+            reader: ManifestReader::new(),
             files: BTreeMap::new(),
         })
     }
@@ -126,7 +126,7 @@ impl Manifests {
         }
     }
 
-    fn read(&mut self, file: &Path, problems: &mut Vec<Problem>) {
+    fn read(&mut self, file: &Path, problems: &mut Vec<ManifestProblem>) {
         let mut found = Vec::new();
         let read = match bytes_of(file) {
             Ok(bytes) => match std::str::from_utf8(&bytes) {
@@ -141,7 +141,7 @@ impl Manifests {
                         line: line as u64 + 1,
                         column: 1,
                     };
-                    found.push(Problem {
+                    found.push(ManifestProblem {
                         file: file.to_owned(),
                         position,
                         message: "not UTF-8".to_owned(),
@@ -182,7 +182,7 @@ impl Manifests {
         problems.extend(found);
     }
 
-    fn unique(&self, problems: &mut Vec<Problem>) -> Vec<Manifest> {
+    fn unique(&self, problems: &mut Vec<ManifestProblem>) -> Vec<Manifest> {
         let mut first = BTreeMap::new();
         let mut unique = Vec::new();
         for manifest in self.files.values().flat_map(|content| &content.read.manifests) {
@@ -193,7 +193,7 @@ impl Manifests {
                     first.insert(key, manifest.problem("", String::new()));
                     unique.push(manifest.clone());
                 }
-                Some(Problem { file, position, .. }) => {
+                Some(ManifestProblem { file, position, .. }) => {
                     let message = format!(
                         "{kind} {namespace}/{name} is already defined in {}:{}; this one is ignored",
                         file.display(),
@@ -212,8 +212,8 @@ fn without_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
-fn problem(file: &Path, message: String) -> Problem {
-    Problem {
+fn problem(file: &Path, message: String) -> ManifestProblem {
+    ManifestProblem {
         file: file.to_owned(),
         position: Position::START,
         message,

@@ -18,7 +18,7 @@ mod surroundings;
 pub use document::{Node, Position};
 pub use files::{Loaded, Manifests, STDIN};
 pub use grace::Grace;
-pub use problem::Problem;
+pub use problem::ManifestProblem;
 pub use resolution::{Resolution, Unresolved, named_services, resolve};
 pub use resource::{Manifest, Resource};
 pub use schema::{distance, unknown_field};

@@ -13,7 +13,7 @@ pub struct Issue {
 
 /// A problem in a manifest, with its position. Displayed as `file:line:column: message`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
+pub struct ManifestProblem {
     /// The file, as given on the command line or found in a directory.
     pub file: PathBuf,
     /// Position in the file.
@@ -22,7 +22,7 @@ pub struct Problem {
     pub message: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ManifestProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             file,

@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{DEFAULT_NAMESPACE, Key, Manifest, Problem, Resource, Surroundings};
+use super::{DEFAULT_NAMESPACE, Key, Manifest, ManifestProblem, Resource, Surroundings};
 use crate::{
     api::{self, DeliverySpec, Destination, Sink},
     resolve::{
-        self, Diagnoses, Finding, Namespace, Observed, Outcome, SecretName, SecretState, Subject,
+        self, Diagnoses, Finding, Namespace, Observed, Outcome, ResourceId, SecretName, SecretState,
         TriggerDiagnosis,
     },
     routing::{Configuration, ServiceName},
@@ -63,7 +63,7 @@ impl<'a> Unresolved<'a> {
     }
 
     /// Builds a problem with this message.
-    pub fn problem(&self, message: &str) -> Problem {
+    pub fn problem(&self, message: &str) -> ManifestProblem {
         let (kind, namespace, name) = self.manifest.key();
         self.manifest
             .problem(&self.path, format!("{kind} {namespace}/{name}: {message}"))
@@ -175,7 +175,7 @@ fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<Unresolved<'_
         sinks,
         sources,
     } = diagnoses;
-    let mut found: Vec<(&'static str, Subject, String, Finding)> = Vec::new();
+    let mut found: Vec<(&'static str, ResourceId, String, Finding)> = Vec::new();
     for trigger in triggers {
         let TriggerDiagnosis {
             subject,

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    DEFAULT_NAMESPACE, Issue, Key, Problem, Surroundings,
+    DEFAULT_NAMESPACE, Issue, Key, ManifestProblem, Surroundings,
     document::{self, Node, Places, Tree},
     schema::{Schema, unknown_field},
 };
@@ -96,8 +96,8 @@ impl Manifest {
     }
 
     /// Builds a problem at a path such as `spec.sink`.
-    pub fn problem(&self, path: &str, message: String) -> Problem {
-        Problem {
+    pub fn problem(&self, path: &str, message: String) -> ManifestProblem {
+        ManifestProblem {
             file: self.file.clone(),
             position: self.places.locate(path),
             message,
@@ -120,11 +120,11 @@ pub struct Read {
 }
 
 /// Converts documents to resources.
-pub struct Reader {
+pub struct ManifestReader {
     schemas: HashMap<String, Schema>,
 }
 
-impl Reader {
+impl ManifestReader {
     pub fn new() -> Self {
         let schemas = custom_resource_definitions()
             .into_iter()
@@ -134,7 +134,7 @@ impl Reader {
     }
 
     /// Reads the resources in a file's text, and appends errors to `problems`.
-    pub fn read(&self, file: &Path, text: &str, problems: &mut Vec<Problem>) -> Read {
+    pub fn read(&self, file: &Path, text: &str, problems: &mut Vec<ManifestProblem>) -> Read {
         let mut findings = Vec::new();
         let mut read = Read::default();
         for document in document::stream(&mut text.as_bytes()) {
@@ -150,11 +150,15 @@ impl Reader {
                 }
             }
         }
-        problems.extend(findings.into_iter().map(|Issue { position, message }| Problem {
-            file: file.to_owned(),
-            position,
-            message,
-        }));
+        problems.extend(
+            findings
+                .into_iter()
+                .map(|Issue { position, message }| ManifestProblem {
+                    file: file.to_owned(),
+                    position,
+                    message,
+                }),
+        );
         read
     }
 

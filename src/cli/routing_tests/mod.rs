@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::{
     Usage,
     explain::text::write_reasons,
-    manifests::Problem,
+    manifests::ManifestProblem,
     validate::{Checked, Output, check, counted, write_problem},
 };
 use crate::routing::{RouteExplanation, RoutingTable, broker_key, explain};
@@ -141,7 +141,7 @@ fn run_file(
                 let table = RoutingTable::compile(configuration);
                 verdicts.extend(cases.iter().map(|case| judge(file, &table, case)));
             }
-            Err(error) => problems.push(Problem {
+            Err(error) => problems.push(ManifestProblem {
                 file: file.to_owned(),
                 position: *position,
                 message: format!("manifests: {error}"),

@@ -8,7 +8,7 @@ use crate::{
     cli::{
         explain::event::{self, NoEvent},
         manifests::{
-            Node, Position, Problem,
+            ManifestProblem, Node, Position,
             document::{self, Tree},
             unknown_field,
         },
@@ -57,8 +57,8 @@ struct Defaults {
 ///
 /// # Errors
 /// All problems, in addition to the part that could be parsed.
-pub fn read(file: &Path, text: &str) -> (Option<Suite>, Vec<Problem>) {
-    let mut reader = Reader {
+pub fn read(file: &Path, text: &str) -> (Option<Suite>, Vec<ManifestProblem>) {
+    let mut reader = SuiteReader {
         file,
         problems: Vec::new(),
     };
@@ -66,14 +66,14 @@ pub fn read(file: &Path, text: &str) -> (Option<Suite>, Vec<Problem>) {
     (suite, reader.problems)
 }
 
-struct Reader<'a> {
+struct SuiteReader<'a> {
     file: &'a Path,
-    problems: Vec<Problem>,
+    problems: Vec<ManifestProblem>,
 }
 
-impl Reader<'_> {
+impl SuiteReader<'_> {
     fn refuse(&mut self, position: Position, message: impl Into<String>) {
-        self.problems.push(Problem {
+        self.problems.push(ManifestProblem {
             file: self.file.to_owned(),
             position,
             message: message.into(),

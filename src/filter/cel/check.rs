@@ -11,7 +11,7 @@ use cel::{
 };
 
 use super::{
-    Expression, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, ParseError, Problem,
+    Disallowed, Expression, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, ParseError,
     limits::MAX_CONDITIONS,
     network::Network,
     pattern::Pattern,
@@ -33,16 +33,16 @@ impl Expression {
         // The parser's own limit bounds its recursion on brackets, but not on nested conditionals. The resulting
         // nodes are bounded by the length, and visited no deeper than `MAX_DEPTH`.
         if text.chars().count() > MAX_LENGTH {
-            return Err(Problem::TooLong.into());
+            return Err(Disallowed::TooLong.into());
         }
         if text.matches('?').count() > MAX_CONDITIONS {
-            return Err(Problem::TooManyConditions.into());
+            return Err(Disallowed::TooManyConditions.into());
         }
         let parser = PrattParser::new().max_recursion_depth(MAX_DEPTH as u16);
         let root = parser.parse(text).map_err(|errors| syntax(&errors, text))?;
         let root = Check::default().node(root, 0)?;
         if !may_be_boolean(&root) {
-            return Err(Problem::NotBoolean.into());
+            return Err(Disallowed::NotBoolean.into());
         }
         Ok(Self {
             text: text.into(),
@@ -55,14 +55,14 @@ impl Expression {
 fn syntax(errors: &cel::ParseErrors, text: &str) -> ParseError {
     let placed = errors.errors.iter().find(|error| error.pos.0 > 0);
     let Some(error) = placed.or(errors.errors.first()) else {
-        return Problem::TooDeep.into();
+        return Disallowed::TooDeep.into();
     };
     if errors
         .errors
         .iter()
         .any(|error| error.msg.contains("recursion limit"))
     {
-        return Problem::TooDeep.into();
+        return Disallowed::TooDeep.into();
     }
     let position = |number: isize| usize::try_from(number).unwrap_or_default();
     let message = error.msg.strip_prefix("Syntax error: ").unwrap_or(&error.msg);
@@ -120,18 +120,18 @@ struct Check {
 
 impl Check {
     /// Converts a node: rejects what filters may not use, and resolves names and functions.
-    fn node(&mut self, node: IdedExpr, depth: usize) -> Result<Node, Problem> {
+    fn node(&mut self, node: IdedExpr, depth: usize) -> Result<Node, Disallowed> {
         self.parts += 1;
         if depth > MAX_DEPTH {
-            return Err(Problem::TooDeep);
+            return Err(Disallowed::TooDeep);
         }
         if self.parts > MAX_PARTS {
-            return Err(Problem::TooLarge);
+            return Err(Disallowed::TooLarge);
         }
         match node.expr {
             Expr::Literal(literal) => Ok(Node::Literal(literal)),
-            Expr::Ident(name) if name == EVENT => Err(Problem::WholeEvent),
-            Expr::Ident(name) => Err(Problem::Unknown(name)),
+            Expr::Ident(name) if name == EVENT => Err(Disallowed::WholeEvent),
+            Expr::Ident(name) => Err(Disallowed::Unknown(name)),
             Expr::Select(SelectExpr { operand, field, test }) if is_event(&operand.expr) => {
                 attribute(&field, test)
             }
@@ -148,15 +148,15 @@ impl Check {
                 .map(|element| constant(element.expr))
                 .collect::<Option<Vec<_>>>()
                 .map(|elements| Node::List(elements.into()))
-                .ok_or(Problem::ListElement),
+                .ok_or(Disallowed::ListElement),
             Expr::Call(call) => self.call(call, depth + 1),
-            Expr::Comprehension(_) => Err(Problem::Loop),
-            Expr::Map(_) | Expr::Struct(_) => Err(Problem::Braces),
-            Expr::Unspecified => Err(Problem::Unknown("value".to_owned())),
+            Expr::Comprehension(_) => Err(Disallowed::Loop),
+            Expr::Map(_) | Expr::Struct(_) => Err(Disallowed::Braces),
+            Expr::Unspecified => Err(Disallowed::Unknown("value".to_owned())),
         }
     }
 
-    fn call(&mut self, call: CallExpr, depth: usize) -> Result<Node, Problem> {
+    fn call(&mut self, call: CallExpr, depth: usize) -> Result<Node, Disallowed> {
         let CallExpr {
             func_name,
             target,
@@ -166,7 +166,7 @@ impl Check {
             (operators::INDEX, None, Ok([event, field])) if is_event(&event.expr) => {
                 match text(&field.expr) {
                     Some(name) => attribute(name, false),
-                    None => Err(Problem::WholeEvent),
+                    None => Err(Disallowed::WholeEvent),
                 }
             }
             (name, None, Ok([left, right])) if let Some(operator) = binary(name) => Ok(operator(Box::new([
@@ -181,11 +181,11 @@ impl Check {
     }
 
     /// Converts a call without a receiver: an operator with one or three operands, or a function.
-    fn function(&mut self, name: &str, args: Vec<IdedExpr>, depth: usize) -> Result<Node, Problem> {
+    fn function(&mut self, name: &str, args: Vec<IdedExpr>, depth: usize) -> Result<Node, Disallowed> {
         if name == "cidr"
             && let [network] = args.as_slice()
         {
-            let network = text(&network.expr).ok_or(Problem::NotConstant("cidr"))?;
+            let network = text(&network.expr).ok_or(Disallowed::NotConstant("cidr"))?;
             return Network::new(network).map(Node::Network);
         }
         if name == operators::CONDITIONAL {
@@ -218,7 +218,7 @@ impl Check {
         target: IdedExpr,
         args: Vec<IdedExpr>,
         depth: usize,
-    ) -> Result<Node, Problem> {
+    ) -> Result<Node, Disallowed> {
         let empty = args.is_empty();
         let mut args = args.into_iter();
         match (args.next(), args.next()) {
@@ -227,7 +227,7 @@ impl Check {
                 Ok(Node::OfText(function, Box::new(self.node(target, depth)?)))
             }
             (Some(pattern), None) if name == "matches" => {
-                let pattern = text(&pattern.expr).ok_or(Problem::NotConstant("matches"))?;
+                let pattern = text(&pattern.expr).ok_or(Disallowed::NotConstant("matches"))?;
                 let pattern = Box::new(Pattern::new(pattern)?);
                 Ok(Node::Matches(Box::new(self.node(target, depth)?), pattern))
             }
@@ -244,10 +244,10 @@ impl Check {
     }
 }
 
-fn unknown(name: &str, on_value: bool, has_arguments: bool) -> Problem {
+fn unknown(name: &str, on_value: bool, has_arguments: bool) -> Disallowed {
     let arguments = if has_arguments { "(...)" } else { "()" };
     let dot = if on_value { "." } else { "" };
-    Problem::Function {
+    Disallowed::Function {
         call: format!("{dot}{name}{arguments}"),
     }
 }
@@ -288,12 +288,12 @@ fn is_event(expression: &Expr) -> bool {
     matches!(expression, Expr::Ident(name) if name == EVENT)
 }
 
-fn attribute(name: &str, test: bool) -> Result<Node, Problem> {
+fn attribute(name: &str, test: bool) -> Result<Node, Disallowed> {
     let named = name
         .bytes()
         .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     match (named, name == DATA, test) {
-        (false, ..) => Err(Problem::AttributeName(name.to_owned())),
+        (false, ..) => Err(Disallowed::AttributeName(name.to_owned())),
         (_, true, true) => Ok(Node::HasData),
         (_, true, false) => Ok(Node::Data),
         (_, false, true) => Ok(Node::HasAttribute(name.into())),

@@ -24,7 +24,7 @@ pub enum ParseError {
     },
     /// It is valid CEL, but not allowed in a filter.
     #[error(transparent)]
-    Refused(#[from] Problem),
+    Refused(#[from] Disallowed),
 }
 
 fn place(line: usize, column: usize) -> String {
@@ -37,7 +37,7 @@ fn place(line: usize, column: usize) -> String {
 
 /// A construct that is not allowed in a filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
+pub enum Disallowed {
     /// Too long.
     #[error("the expression is longer than {MAX_LENGTH} characters")]
     TooLong,

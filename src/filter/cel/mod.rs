@@ -32,7 +32,7 @@ mod signatures;
 mod tests;
 mod tree;
 
-pub use error::{Failure, ParseError, Problem};
+pub use error::{Disallowed, Failure, ParseError};
 pub(super) use json::{DataError, Json};
 pub use limits::{MAX_DATA, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, MAX_TEXT, MAX_VALUES};
 

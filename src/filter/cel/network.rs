@@ -8,7 +8,7 @@ use cel::common::{
 };
 use ipnet::IpNet;
 
-use super::Problem;
+use super::Disallowed;
 
 static NETWORK: Type = Type::simple_type(Kind::Opaque, "network");
 
@@ -18,12 +18,12 @@ pub(super) struct Network(pub(super) IpNet);
 
 impl Network {
     /// Parses an address with a prefix length, or a single address.
-    pub(super) fn new(text: &str) -> Result<Self, Problem> {
+    pub(super) fn new(text: &str) -> Result<Self, Disallowed> {
         let network = text.parse::<IpNet>();
         network
             .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
             .map(Self)
-            .map_err(|_| Problem::Network(text.to_owned()))
+            .map_err(|_| Disallowed::Network(text.to_owned()))
     }
 }
 

@@ -12,7 +12,7 @@ use regex_automata::{
     util::{primitives::StateID, syntax},
 };
 
-use super::{Problem, limits::MAX_SIMULATED};
+use super::{Disallowed, limits::MAX_SIMULATED};
 use crate::filter::fuel::{Fuel, Overrun};
 
 /// Maximum size of a deterministic automaton, in bytes. Larger ones are simulated.
@@ -35,7 +35,7 @@ pub(super) enum Pattern {
 }
 
 impl Pattern {
-    pub(super) fn new(text: &str) -> Result<Self, Problem> {
+    pub(super) fn new(text: &str) -> Result<Self, Disallowed> {
         let syntax = syntax::Config::new().nest_limit(MAX_NESTING);
         let nfa = Compiler::new()
             .syntax(syntax)
@@ -46,8 +46,8 @@ impl Pattern {
             )
             .build(text)
             .map_err(|error| match error.size_limit() {
-                Some(_) => Problem::PatternTooLarge,
-                None => Problem::Pattern(reason(&error)),
+                Some(_) => Disallowed::PatternTooLarge,
+                None => Disallowed::Pattern(reason(&error)),
             })?;
         let config = dense::Config::new()
             .start_kind(StartKind::Unanchored)
@@ -233,12 +233,12 @@ mod tests {
         for text in ["[ab]*a[ab]{3000}c0", "(a{1000}){1000}", r"\pL{100}"] {
             assert_eq!(
                 Pattern::new(text).unwrap_err(),
-                Problem::PatternTooLarge,
+                Disallowed::PatternTooLarge,
                 "{text}"
             );
         }
         let nested = format!("{}a{}", "(".repeat(100), ")".repeat(100));
-        assert!(matches!(Pattern::new(&nested), Err(Problem::Pattern(_))));
+        assert!(matches!(Pattern::new(&nested), Err(Disallowed::Pattern(_))));
     }
 
     #[test]

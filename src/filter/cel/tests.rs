@@ -367,11 +367,11 @@ fn bounds_size() {
         Err(ParseError::Syntax { .. }) | Ok(_) => None,
     };
     let long = format!("event.type == '{}'", "x".repeat(MAX_LENGTH));
-    assert_eq!(refused(&long), Some(Problem::TooLong));
+    assert_eq!(refused(&long), Some(Disallowed::TooLong));
     let nested = format!("{}true{}", "!(".repeat(MAX_DEPTH + 1), ")".repeat(MAX_DEPTH + 1));
-    assert_eq!(refused(&nested), Some(Problem::TooDeep));
+    assert_eq!(refused(&nested), Some(Disallowed::TooDeep));
     let chain = vec!["event.urgent"; MAX_PARTS / 2 + 1].join(" && ");
-    assert_eq!(refused(&chain), Some(Problem::TooLarge));
+    assert_eq!(refused(&chain), Some(Disallowed::TooLarge));
     let list = vec!["'some.type'"; 300].join(",");
     assert_eq!(evaluate(&format!("event.type in [{list}]"), &event()), Ok(false));
 }

@@ -90,12 +90,12 @@ pub struct Failure<'a> {
     /// Span of the part that failed.
     pub span: Span,
     /// The cause.
-    pub problem: Problem<'a>,
+    pub problem: FailureCause<'a>,
 }
 
 /// Why a part of an expression failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem<'a> {
+pub enum FailureCause<'a> {
     /// The event does not have the attribute ("MissingAttributeError").
     #[error("the event has no attribute {0}")]
     MissingAttribute(&'a str),
@@ -140,7 +140,7 @@ pub enum Problem<'a> {
     TooExpensive,
 }
 
-impl<'a> Problem<'a> {
+impl<'a> FailureCause<'a> {
     /// Returns the result of the failed function, if it differs from the zero value of its type.
     pub(super) fn result(&self) -> Option<Scalar<'a>> {
         match self {

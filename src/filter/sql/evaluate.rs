@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::{
-    Expression, Failure, Problem, Scalar, Span, Type, text,
+    Expression, Failure, FailureCause, Scalar, Span, Type, text,
     tree::{Arithmetic, Binary, Call, Comparison, Kind, Logic, Node},
 };
 use crate::{
@@ -107,14 +107,14 @@ fn compared<'a>(target: &Scalar, value: &Scalar, scope: Scope, span: Span) -> Re
 fn too_expensive<'a>(span: Span) -> impl FnOnce(Overrun) -> Failure<'a> {
     move |Overrun| Failure {
         span,
-        problem: Problem::TooExpensive,
+        problem: FailureCause::TooExpensive,
     }
 }
 
 fn no_cast<'a>(span: Span, to: Type) -> impl FnOnce(Scalar<'a>) -> Failure<'a> {
     move |value| Failure {
         span,
-        problem: Problem::Cast { value, to },
+        problem: FailureCause::Cast { value, to },
     }
 }
 
@@ -130,13 +130,13 @@ pub(super) fn evaluate<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<Scala
             .event
             .attribute(name)
             .map(Scalar::from)
-            .ok_or_else(|| failed(Problem::MissingAttribute(name)))?,
+            .ok_or_else(|| failed(FailureCause::MissingAttribute(name)))?,
         Kind::Exists(name) => Scalar::Boolean(scope.event.attribute(name).is_some()),
         Kind::Not(operand) => Scalar::Boolean(!boolean(operand, scope)?),
         Kind::Negate(operand) => Scalar::Integer(
             integer(operand, scope)?
                 .checked_neg()
-                .ok_or_else(|| failed(Problem::Overflow))?,
+                .ok_or_else(|| failed(FailureCause::Overflow))?,
         ),
         Kind::Logic(operator, operands) => Scalar::Boolean(logic(*operator, operands, scope)?),
         Kind::Binary(operator, left, right) => match operator {
@@ -218,17 +218,17 @@ fn compare(operator: Comparison, left: i32, right: i32) -> bool {
     }
 }
 
-fn calculate<'a>(operator: Arithmetic, left: i32, right: i32) -> Result<i32, Problem<'a>> {
+fn calculate<'a>(operator: Arithmetic, left: i32, right: i32) -> Result<i32, FailureCause<'a>> {
     let result = match operator {
         Arithmetic::Add => left.checked_add(right),
         Arithmetic::Subtract => left.checked_sub(right),
         Arithmetic::Multiply => left.checked_mul(right),
-        Arithmetic::Divide | Arithmetic::Remainder if right == 0 => return Err(Problem::DivisionByZero),
+        Arithmetic::Divide | Arithmetic::Remainder if right == 0 => return Err(FailureCause::DivisionByZero),
         Arithmetic::Divide => left.checked_div(right),
         // Only the remainder by -1 can overflow internally; its result is 0.
         Arithmetic::Remainder => Some(left.wrapping_rem(right)),
     };
-    result.ok_or(Problem::Overflow)
+    result.ok_or(FailureCause::Overflow)
 }
 
 /// Evaluates the call on an event. `span` is that of the call.
@@ -244,7 +244,7 @@ fn call<'a>(call: &'a Call, span: Span, scope: Scope<'a, '_>) -> Result<Scalar<'
         Call::Abs(x) => Scalar::Integer(
             integer(x, scope)?
                 .checked_abs()
-                .ok_or_else(|| failed(Problem::AbsoluteOverflow))?,
+                .ok_or_else(|| failed(FailureCause::AbsoluteOverflow))?,
         ),
         Call::Bool(x) => Scalar::Boolean(boolean(x, scope)?),
         Call::Int(x) => Scalar::Integer(integer(x, scope)?),

@@ -35,7 +35,7 @@ mod tests;
 mod text;
 mod tree;
 
-pub use error::{Failure, ParseError, ParseProblem, Problem};
+pub use error::{Failure, FailureCause, ParseError, ParseProblem};
 pub use evaluate::Evaluation;
 pub use scalar::{Scalar, Type};
 pub use span::Span;

@@ -53,13 +53,17 @@ fn outcome(text: &str, event: &Event) -> String {
     );
     match error.map(|error| error.problem) {
         None => value.to_string(),
-        Some(Problem::MissingAttribute(_)) => format!("{value} missing"),
-        Some(Problem::Cast { .. }) => format!("{value} cast"),
-        Some(Problem::TooExpensive) => format!("{value} expensive"),
-        Some(Problem::Overflow | Problem::AbsoluteOverflow | Problem::DivisionByZero) => {
+        Some(FailureCause::MissingAttribute(_)) => format!("{value} missing"),
+        Some(FailureCause::Cast { .. }) => format!("{value} cast"),
+        Some(FailureCause::TooExpensive) => format!("{value} expensive"),
+        Some(FailureCause::Overflow | FailureCause::AbsoluteOverflow | FailureCause::DivisionByZero) => {
             format!("{value} math")
         }
-        Some(Problem::NegativeCount { .. } | Problem::NegativeLength(_) | Problem::Position { .. }) => {
+        Some(
+            FailureCause::NegativeCount { .. }
+            | FailureCause::NegativeLength(_)
+            | FailureCause::Position { .. },
+        ) => {
             format!("{value} function")
         }
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::Problem;
+use super::FailureCause;
 
 /// Converts a text, without copying it if no character changes.
 pub(super) fn convert<'a>(
@@ -33,19 +33,19 @@ fn offset(text: &str, characters: usize) -> usize {
 }
 
 /// Checks that a character count is not negative.
-fn count_of<'a>(text: &Cow<'a, str>, count: i32) -> Result<usize, Problem<'a>> {
-    usize::try_from(count).map_err(|_| Problem::NegativeCount {
+fn count_of<'a>(text: &Cow<'a, str>, count: i32) -> Result<usize, FailureCause<'a>> {
+    usize::try_from(count).map_err(|_| FailureCause::NegativeCount {
         text: text.clone(),
         count,
     })
 }
 
-pub(super) fn left(text: Cow<'_, str>, count: i32) -> Result<Cow<'_, str>, Problem<'_>> {
+pub(super) fn left(text: Cow<'_, str>, count: i32) -> Result<Cow<'_, str>, FailureCause<'_>> {
     let count = count_of(&text, count)?;
     Ok(part(text, |text| text.split_at(offset(text, count)).0))
 }
 
-pub(super) fn right(text: Cow<'_, str>, count: i32) -> Result<Cow<'_, str>, Problem<'_>> {
+pub(super) fn right(text: Cow<'_, str>, count: i32) -> Result<Cow<'_, str>, FailureCause<'_>> {
     let count = count_of(&text, count)?;
     Ok(part(text, |text| {
         let skipped = text.chars().count().saturating_sub(count);
@@ -57,10 +57,10 @@ pub(super) fn substring(
     text: Cow<'_, str>,
     position: i32,
     length: Option<i32>,
-) -> Result<Cow<'_, str>, Problem<'_>> {
+) -> Result<Cow<'_, str>, FailureCause<'_>> {
     let length = match length {
         None => usize::MAX,
-        Some(length) => usize::try_from(length).map_err(|_| Problem::NegativeLength(length))?,
+        Some(length) => usize::try_from(length).map_err(|_| FailureCause::NegativeLength(length))?,
     };
     if position == 0 {
         return Ok(Cow::Borrowed(""));
@@ -68,7 +68,7 @@ pub(super) fn substring(
     let characters = text.chars().count();
     let distance = position.unsigned_abs() as usize;
     if distance > characters {
-        return Err(Problem::Position {
+        return Err(FailureCause::Position {
             position,
             length: characters,
         });

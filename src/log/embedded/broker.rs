@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use fjall::Keyspace;
 use tokio::sync::watch;
 
-use super::{layout::Registered, lock::lock, reads::Turns, store::Found};
+use super::{layout::Registered, lock::lock, reads::Turns, store::StoredBroker};
 use crate::log::{Bounds, Offset};
 
 pub(super) struct Broker {
@@ -87,8 +87,8 @@ impl Broker {
     }
 
     /// A broker that the store has.
-    pub(super) fn found(found: Found, turns: Turns) -> Self {
-        let Found {
+    pub(super) fn found(found: StoredBroker, turns: Turns) -> Self {
+        let StoredBroker {
             name,
             events,
             registered,

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-use super::{broker::Broker, reads::Turns, store::Found};
+use super::{broker::Broker, reads::Turns, store::StoredBroker};
 
 /// It is looked for brokers to forget after so many new ones, or after as many as were left the last time.
 const LOOK_AFTER: usize = 64;
@@ -26,7 +26,7 @@ struct State {
 }
 
 impl Brokers {
-    pub(super) fn new(found: Vec<Found>) -> Self {
+    pub(super) fn new(found: Vec<StoredBroker>) -> Self {
         let mut state = State::default();
         for found in found {
             let turns = state.turns(&found.name);

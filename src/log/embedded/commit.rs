@@ -21,7 +21,7 @@ pub(super) struct Commit {
     pub(super) brokers: HashMap<Arc<str>, Staged>,
     pub(super) fsync: bool,
     pub(super) contents: Contents,
-    pub(super) answers: Vec<Answer>,
+    pub(super) answers: Vec<Acknowledgement>,
     pub(super) trimmed: Vec<Arc<Broker>>,
     /// Free space when the commit began; measured when it is first asked for.
     pub(super) free: Option<u64>,
@@ -36,7 +36,7 @@ pub(super) struct Staged {
     pub(super) register: bool,
 }
 
-pub(super) enum Answer {
+pub(super) enum Acknowledgement {
     Offset(Reply<Offset>, Offset, OwnedSemaphorePermit),
     Done(Reply<()>),
     Saved(Vec<Reply<()>>),
@@ -92,7 +92,7 @@ pub(super) fn stage<'a>(
     })
 }
 
-impl Answer {
+impl Acknowledgement {
     /// Says that it is done. Whoever asked may be gone; what was done stays done.
     pub(super) fn done(self) {
         match self {

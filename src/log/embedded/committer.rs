@@ -22,7 +22,7 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 use super::{
     acknowledged::Acknowledged,
     broker::{Broker, Stored},
-    commit::{self, Answer, Commit},
+    commit::{self, Acknowledgement, Commit},
     fail_points::{self, Contents},
     keeper::Keeper,
     layout::{self, Header},
@@ -196,7 +196,7 @@ impl Committer {
         }
         commit.bytes += cost;
         commit.contents.cursors = true;
-        commit.answers.push(Answer::Saved(replies));
+        commit.answers.push(Acknowledgement::Saved(replies));
     }
 
     fn add(&mut self, commit: &mut Commit, request: Request) -> Result<(), Fatal> {
@@ -219,7 +219,7 @@ impl Committer {
                 commit.bytes += cost;
                 commit.fsync = true;
                 commit.contents.records = true;
-                commit.answers.push(Answer::Offset(reply, first, permit));
+                commit.answers.push(Acknowledgement::Offset(reply, first, permit));
             }
             Request::Saves => self.shared.saves.heard(),
             Request::Trim {
@@ -228,14 +228,14 @@ impl Committer {
                 bytes_before,
                 reply,
             } => match self.stage_trim(commit, &broker, before, bytes_before) {
-                Ok(()) => commit.answers.push(Answer::Done(reply)),
+                Ok(()) => commit.answers.push(Acknowledgement::Done(reply)),
                 Err(refused) => {
                     let _ = reply.send(Err(refused));
                 }
             },
             Request::Sync { reply } => {
                 commit.fsync = true;
-                commit.answers.push(Answer::Done(reply));
+                commit.answers.push(Acknowledgement::Done(reply));
             }
         }
         Ok(())

@@ -91,7 +91,7 @@ use self::{
     request::{Purpose, Request},
     saves::Saves,
     shared::{FreeSpace, Shared},
-    store::{Found, Store},
+    store::{Store, StoredBroker},
     tail::Tail,
 };
 use super::{
@@ -136,7 +136,7 @@ impl EmbeddedLog {
             .unwrap_or(0);
         let records = found.iter().map(|broker| broker.next).sum();
         let acknowledged = directory::check_acknowledged(directory, records)?;
-        let retained = found.iter().map(Found::bytes).sum();
+        let retained = found.iter().map(StoredBroker::bytes).sum();
         let capacity = directory::capacity(&options, retained, directory::free_space(directory).ok());
         if capacity < options.max_bytes {
             tracing::warn!(

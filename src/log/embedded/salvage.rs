@@ -15,7 +15,7 @@ use super::{
     layout::{self, Header, Registered},
     raw,
     store::{MIB, Store},
-    survey::{Found, Place, Report, Survey},
+    survey::{Place, Report, Survey, SurveyedBroker},
 };
 use crate::log::LogError;
 
@@ -116,7 +116,12 @@ impl<'a> Writer<'a> {
     }
 
     /// Writes a broker's records; gives its entry, and where it ends.
-    fn write(mut self, survey: &Survey, found: &Found, id: u32) -> Result<(Registered, u64), String> {
+    fn write(
+        mut self,
+        survey: &Survey,
+        found: &SurveyedBroker,
+        id: u32,
+    ) -> Result<(Registered, u64), String> {
         let was = found.registered;
         self.next = was.first;
         self.accepted_millis = was.last_accepted_millis;

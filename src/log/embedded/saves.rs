@@ -14,15 +14,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
 
-use super::lock::lock;
-use crate::log::LogError;
+use super::{lock::lock, request::Reply};
 
 /// A change under the key in the storage.
 type Change = (String, Option<Bytes>);
-
-type Reply = oneshot::Sender<Result<(), LogError>>;
 
 #[derive(Default)]
 pub(super) struct Saves {
@@ -42,13 +38,13 @@ struct Waiting {
 /// What is saved together, and who waits for that.
 pub(super) struct Group {
     pub(super) changes: BTreeMap<String, Option<Bytes>>,
-    pub(super) replies: Vec<Reply>,
+    pub(super) replies: Vec<Reply<()>>,
     pub(super) since: Instant,
 }
 
 impl Saves {
     /// Adds what one call saves. Whether the committer is to be told.
-    pub(super) fn add(&self, changes: Vec<Change>, reply: Reply) -> bool {
+    pub(super) fn add(&self, changes: Vec<Change>, reply: Reply<()>) -> bool {
         self.lock().add(changes, reply);
         !self.announced.swap(true, AcqRel)
     }
@@ -80,7 +76,7 @@ impl Saves {
 }
 
 impl Waiting {
-    fn add(&mut self, changes: Vec<Change>, reply: Reply) {
+    fn add(&mut self, changes: Vec<Change>, reply: Reply<()>) {
         let mut touched: Vec<u64> = changes
             .iter()
             .filter_map(|(key, _)| self.group_of.get(key).copied())
@@ -118,8 +114,10 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokio::sync::oneshot;
 
     use super::*;
+    use crate::log::LogError;
 
     fn save(saves: &Saves, changes: &[(&str, u8)]) -> oneshot::Receiver<Result<(), LogError>> {
         let (reply, answer) = oneshot::channel();

@@ -31,7 +31,7 @@ use fjall::{
 use super::{
     fail_points, journal,
     layout::{self, FORMAT, FORMAT_KEY, Header, Registered},
-    tail::Taken,
+    tail::TailRead,
     versions,
 };
 use crate::log::{LogError, ReadLimit, Record};
@@ -57,7 +57,7 @@ pub(super) struct Store {
 }
 
 /// What an opened store says of a broker.
-pub(super) struct Found {
+pub(super) struct StoredBroker {
     pub(super) name: String,
     pub(super) events: Keyspace,
     pub(super) registered: Registered,
@@ -66,7 +66,7 @@ pub(super) struct Found {
     pub(super) last_accepted_millis: i64,
 }
 
-impl Found {
+impl StoredBroker {
     /// What the retained payloads take.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes_before_next
@@ -194,7 +194,7 @@ impl Store {
     }
 
     /// Every registered broker, checked.
-    pub(super) fn brokers(&self) -> Result<Vec<Found>, LogError> {
+    pub(super) fn brokers(&self) -> Result<Vec<StoredBroker>, LogError> {
         catch_unwind(AssertUnwindSafe(|| {
             self.meta
                 .prefix(layout::BROKER_PREFIX)
@@ -213,7 +213,7 @@ impl Store {
 
     /// Finds where a broker's records end, and that none is missing between the first retained one and there, as
     /// far as that can be seen without reading them: by the ends and the number of stored records.
-    fn check(&self, name: &str, registered: Registered) -> Result<Found, LogError> {
+    fn check(&self, name: &str, registered: Registered) -> Result<StoredBroker, LogError> {
         let keyspace = layout::events_keyspace(registered.id);
         if !self.database.keyspace_exists(&keyspace) {
             return Err(self.damaged(format!(
@@ -223,7 +223,7 @@ impl Store {
         let events = self
             .create_events(registered.id)
             .map_err(|e| self.unreadable(&e))?;
-        let mut found = Found {
+        let mut found = StoredBroker {
             name: name.to_owned(),
             events: events.clone(),
             registered,
@@ -310,7 +310,7 @@ impl Store {
         limit: ReadLimit,
     ) -> Result<Vec<Record>, ReadError> {
         fail_points::pass("log-read").map_err(|e| ReadError::of_io(&e))?;
-        let mut taken = Taken::new(limit);
+        let mut taken = TailRead::new(limit);
         let mut expected = from;
         for entry in events.range(from.to_be_bytes()..to.to_be_bytes()) {
             let (key, value) = entry.into_inner().map_err(|e| ReadError::of(&e))?;

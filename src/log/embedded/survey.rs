@@ -133,14 +133,14 @@ pub fn check(directory: impl AsRef<Path>) -> Result<Report, LogError> {
 pub(super) struct Survey {
     pub(super) report: Report,
     /// In the order of the report.
-    pub(super) brokers: Vec<Found>,
+    pub(super) brokers: Vec<SurveyedBroker>,
     pub(super) cursors: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(super) journals: Vec<Journal>,
     _lock: Option<fs::File>,
 }
 
 /// A broker's records.
-pub(super) struct Found {
+pub(super) struct SurveyedBroker {
     pub(super) registered: Registered,
     /// One after the other from the first offset on; those without a place are lost.
     pub(super) pieces: Vec<(Range<u64>, Option<Place>)>,
@@ -424,7 +424,7 @@ impl Survey {
             offsets: first..pieces.last().map_or(first, |(offsets, _)| offsets.end),
             lost: lost.map(|(offsets, _)| offsets.clone()).collect(),
         });
-        self.brokers.push(Found {
+        self.brokers.push(SurveyedBroker {
             registered: Registered { first, ..registered },
             pieces,
             in_journals,

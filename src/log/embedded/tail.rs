@@ -69,7 +69,7 @@ impl Tail {
         if skip >= records.len() {
             return None;
         }
-        let mut taken = Taken::new(limit);
+        let mut taken = TailRead::new(limit);
         for record in records
             .iter()
             .skip(skip)
@@ -107,13 +107,13 @@ fn cost(record: &Record) -> usize {
 }
 
 /// Records taken by one read, up to its limit.
-pub(super) struct Taken {
+pub(super) struct TailRead {
     pub(super) records: Vec<Record>,
     bytes: usize,
     limit: ReadLimit,
 }
 
-impl Taken {
+impl TailRead {
     pub(super) fn new(limit: ReadLimit) -> Self {
         Self {
             records: Vec::new(),

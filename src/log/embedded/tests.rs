@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::{acknowledged::Acknowledged, store::MIB, *};
-use crate::log::conformance::{self, ALL, ByKey as _, Subject, at, payloads};
+use crate::log::conformance::{self, ALL, ByKey as _, Tested, at, payloads};
 
 /// A log in a temporary directory. Without a tail cache every read goes to the storage.
 struct Directory {
@@ -35,7 +35,7 @@ impl Directory {
     }
 }
 
-impl Subject for Directory {
+impl Tested for Directory {
     type Logs = EmbeddedLog;
 
     async fn open(&self) -> EmbeddedLog {

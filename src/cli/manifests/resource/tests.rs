@@ -4,7 +4,7 @@ use super::*;
 
 fn read(text: &str) -> (Vec<Manifest>, Vec<String>) {
     let mut problems = Vec::new();
-    let read = Reader::new().read(Path::new("m.yaml"), text, &mut problems);
+    let read = ManifestReader::new().read(Path::new("m.yaml"), text, &mut problems);
     (read.manifests, problems.iter().map(ToString::to_string).collect())
 }
 
