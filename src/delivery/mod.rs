@@ -89,5 +89,5 @@ pub use view::TriggerView;
 
 use std::time::Duration;
 
-/// How long what a Trigger has settled stays unsaved at most.
+/// Longest time between settling an event and saving the checkpoint that says so.
 pub const SAVE_EVERY: Duration = Duration::from_millis(50);
