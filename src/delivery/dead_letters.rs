@@ -37,7 +37,7 @@ const REDRIVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct KeptLetter {
     /// Its offset in the broker's dead-letter log, which identifies it.
     pub id: Offset,
-    /// When it was kept.
+    /// Time at which it was kept.
     pub at: Timestamp,
     /// Description of the failed delivery.
     pub letter: DeadLetter,
@@ -70,7 +70,7 @@ impl Selection {
 pub struct Page {
     /// In the order in which they were kept.
     pub letters: Vec<KeptLetter>,
-    /// Where to continue; `None` at the end.
+    /// Offset to continue at; `None` at the end.
     pub next: Option<Offset>,
 }
 
@@ -83,7 +83,7 @@ pub struct Redriven {
     pub without_trigger: u64,
     /// Letters left because their Trigger has the maximum of unsettled events.
     pub without_room: u64,
-    /// Where to continue; `None` at the end.
+    /// Offset to continue at; `None` at the end.
     pub next: Option<Offset>,
 }
 
@@ -92,7 +92,7 @@ pub struct Redriven {
 pub struct Dropped {
     /// Letters dropped.
     pub dropped: u64,
-    /// Where to continue; `None` at the end.
+    /// Offset to continue at; `None` at the end.
     pub next: Option<Offset>,
 }
 

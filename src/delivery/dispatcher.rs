@@ -38,7 +38,7 @@ use crate::{
     memory::Pool,
 };
 
-/// How often an idle Trigger checkpoints its position.
+/// Interval at which an idle Trigger checkpoints its position.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 
 /// Backoff after a failed read of the log: initial, then maximum.
@@ -92,7 +92,7 @@ pub(super) struct Dispatcher {
     grace: Duration,
 }
 
-/// When to read the log again after a failed read.
+/// Backoff of reading the log after a failed read.
 struct ReadAgain {
     at: Option<Instant>,
     pause: Duration,

@@ -42,7 +42,7 @@ struct Letter {
     letter: DeadLetter,
     stage: Stage,
     is_under_way: bool,
-    /// When it is due, unless it is in flight.
+    /// Due time, unless it is in flight.
     due: Instant,
 }
 

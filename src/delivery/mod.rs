@@ -1,12 +1,12 @@
 //! Delivery: reads the event logs and delivers each event to the Sinks of the Triggers that want it.
 //!
-//! The router calls [`Engine::apply`] with each new routing table; nothing else drives delivery. One reader
+//! The router calls [`Engine::apply`] with each new routing table. One reader
 //! follows each broker's log and fills a bounded inbox for each Trigger; one dispatcher per Trigger sends, retries
 //! and settles, in any order within a bounded window. A Trigger whose inbox overflows reads the log by itself
 //! until it has caught up, so memory is bounded and a slow Sink delays nobody else.
 //!
-//! Progress is checkpointed beside the log every [`SAVE_EVERY`]. A crash repeats the deliveries since the last
-//! checkpoint; it loses none.
+//! Progress is checkpointed beside the log, every [`SAVE_EVERY`] and less often where a checkpoint is large. A crash
+//! repeats the deliveries since the last checkpoint; it loses none.
 //!
 //! Reading order:
 //!
@@ -89,5 +89,5 @@ pub use view::TriggerView;
 
 use std::time::Duration;
 
-/// Longest time between settling an event and saving the checkpoint that says so.
+/// Interval at which changed progress is saved. Large checkpoints are saved less often; see [`saver`].
 pub const SAVE_EVERY: Duration = Duration::from_millis(50);

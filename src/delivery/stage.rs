@@ -17,7 +17,7 @@ tokio::task_local! {
     static CURRENT: Arc<Stage>;
 }
 
-/// How far an attempt has got.
+/// Progress of an attempt: the resource of the router that it waits for.
 #[derive(Debug, Default)]
 pub(super) struct Stage {
     lack: AtomicU8,

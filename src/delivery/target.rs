@@ -30,7 +30,7 @@ use crate::{
     trust::{self, TrustError},
 };
 
-/// How long idle connections are kept; up to twice as long, until the pool next looks. It is below the time that
+/// Time that idle connections are kept; up to twice as long, until the pool next looks. It is below the time that
 /// an attempt waits for a connection, so that idle ones keep none from another Sink.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 

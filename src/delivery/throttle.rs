@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 /// Factor applied to the recent rate on a 429.
 const LEFT: f64 = 0.7;
 
-/// Fraction of that rate which a second of successes adds to the pace; the second value is its minimum, in events
-/// per second.
+/// Fraction of that rate which a second of successes adds to the pace, and the minimum, in events per second.
 const RAISE: f64 = 0.05;
 const LEAST_RAISE: f64 = 0.1;
 

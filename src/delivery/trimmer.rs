@@ -173,7 +173,7 @@ impl Figures {
 
 impl Trimmer {
     /// Trims settled events by age and size, and more of them when the log is nearly full. With `room_wanted`,
-    /// makes room as for new events instead; trimming by age is left to the regular passes.
+    /// a nearly full log gets room as for a waiting new event, and trimming by age is left to the regular passes.
     pub(super) async fn trim(&self, room_wanted: bool) -> Result<(), LogError> {
         let holds = &*self.holds();
         let now = Timestamp::now();

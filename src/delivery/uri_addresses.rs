@@ -12,14 +12,14 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 const REFUSED_V4: &[Ipv4Net] = &[
     v4([0, 0, 0, 0], 8),        // this network
     v4([10, 0, 0, 0], 8),       // private
-    v4([100, 64, 0, 0], 10),    // shared, of carriers; some clusters' pods; Alibaba's metadata
+    v4([100, 64, 0, 0], 10),    // carrier-grade NAT; pods of some clusters; Alibaba's metadata
     v4([127, 0, 0, 0], 8),      // loopback
     v4([168, 63, 129, 16], 32), // Azure's metadata and DNS
     v4([169, 254, 0, 0], 16),   // link-local, with most clouds' metadata
     v4([172, 16, 0, 0], 12),    // private
-    v4([192, 0, 0, 0], 24),     // of protocols; Oracle's metadata
+    v4([192, 0, 0, 0], 24),     // IETF protocols; Oracle's metadata
     v4([192, 0, 2, 0], 24),     // documentation
-    v4([192, 88, 99, 0], 24),   // relays of 6to4, given up
+    v4([192, 88, 99, 0], 24),   // 6to4 relay anycast, deprecated
     v4([192, 168, 0, 0], 16),   // private
     v4([198, 18, 0, 0], 15),    // benchmarks
     v4([198, 51, 100, 0], 24),  // documentation
@@ -33,7 +33,7 @@ const PUBLIC_V6: Ipv6Net = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
 
 /// Addresses in [`PUBLIC_V6`] that are not on the internet, by IANA's registry of special-purpose addresses.
 const REFUSED_V6: &[Ipv6Net] = &[
-    v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23),     // of protocols, such as Teredo
+    v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23),     // IETF protocols, such as Teredo
     v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), // documentation
     v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20),     // documentation
 ];

@@ -32,8 +32,8 @@ const REMEMBERED: usize = 32 * 1024;
 #[derive(Clone, Debug, Default)]
 pub struct Descendants(Arc<Mutex<Counts>>);
 
-/// Number of descendants by the origin's ID, in two generations. An origin is forgotten once [`REMEMBERED`] others
-/// have been used since its last use.
+/// Number of descendants by the origin's ID, in two generations. An origin may be forgotten once [`REMEMBERED`]
+/// others have been used since its last use.
 #[derive(Debug, Default)]
 struct Counts {
     young: HashMap<u64, u32>,

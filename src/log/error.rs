@@ -26,7 +26,7 @@ pub enum LogError {
     Damaged {
         /// Directory of the log.
         path: PathBuf,
-        /// What was found.
+        /// The damage.
         detail: String,
     },
     /// The log cannot be opened.

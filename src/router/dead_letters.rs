@@ -40,7 +40,7 @@ pub struct Selected {
     /// Letters whose events pass all of these filters.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub filters: Vec<Expression>,
-    /// Where to continue.
+    /// Offset to continue at.
     pub from: Offset,
 }
 
@@ -65,7 +65,7 @@ pub struct BrokerCount {
 pub struct Letters {
     /// In the order in which they were kept.
     pub items: Vec<Letter>,
-    /// Where to continue; absent at the end.
+    /// Offset to continue at; absent at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<Offset>,
 }
@@ -130,7 +130,7 @@ pub struct RedriveAnswer {
     pub without_trigger: u64,
     /// Letters left for now because their Trigger has too many unsettled events.
     pub without_room: u64,
-    /// Where to continue; absent at the end.
+    /// Offset to continue at; absent at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<Offset>,
 }
@@ -140,7 +140,7 @@ pub struct RedriveAnswer {
 pub struct DropAnswer {
     /// Letters dropped.
     pub dropped: u64,
-    /// Where to continue; absent at the end.
+    /// Offset to continue at; absent at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<Offset>,
 }

@@ -130,7 +130,7 @@ pub fn check(directory: impl AsRef<Path>) -> Result<Report, LogError> {
     Ok(Survey::of(directory.as_ref())?.report)
 }
 
-/// What was found, and where.
+/// Content of a log, and its location.
 pub(super) struct Survey {
     pub(super) report: Report,
     /// In the order of the report.
