@@ -89,5 +89,5 @@ pub use view::TriggerView;
 
 use std::time::Duration;
 
-/// Interval at which changed progress is saved. Large checkpoints are saved less often; see [`saver`].
+/// Interval at which changed progress is saved. Large checkpoints are saved less often; see `saver.rs`.
 pub const SAVE_EVERY: Duration = Duration::from_millis(50);

@@ -33,9 +33,9 @@ const PUBLIC_V6: Ipv6Net = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
 
 /// Addresses in [`PUBLIC_V6`] that are not on the internet, by IANA's registry of special-purpose addresses.
 const REFUSED_V6: &[Ipv6Net] = &[
-    v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23),     // IETF protocols, such as Teredo
+    v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), // IETF protocols, such as Teredo
     v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), // documentation
-    v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20),     // documentation
+    v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20), // documentation
 ];
 
 /// Addresses that no real Service has: the router's own machine, and cloud metadata.
