@@ -1,34 +1,34 @@
-//! Which addresses destinations may reach, by what names them.
+//! Addresses that destinations may reach, depending on who named them.
 
 use std::collections::BTreeSet;
 
 use super::UriAddresses;
 use crate::routing::{Destination, ServiceName};
 
-/// Which addresses destinations may reach.
+/// Addresses that destinations may reach.
 #[derive(Clone, Debug)]
 pub struct Addresses {
-    /// Those of a `uri`.
+    /// Addresses for a `uri`.
     pub uris: UriAddresses,
-    /// Those of a Service.
+    /// Addresses for a Service.
     pub services: UriAddresses,
-    /// Services that are reached wherever they are: whoever runs the router says where that is.
+    /// Services that may be reached at any address: the operator of the router says where they are.
     pub mapped: BTreeSet<ServiceName>,
 }
 
-/// What decides which addresses a destination may reach.
+/// Author of a destination's location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum NamedBy {
-    /// Whoever wrote a `uri`.
+    /// The author of a `uri`.
     Uri,
     /// A Service of the cluster.
     Service,
-    /// Whoever runs the router.
+    /// The operator of the router.
     Operator,
 }
 
 impl Addresses {
-    /// Every address, for a router whose user may reach the same by any other means.
+    /// Permits every address, for a router whose user can reach them by other means anyway.
     pub fn any() -> Self {
         Self {
             uris: UriAddresses::any(),

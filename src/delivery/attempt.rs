@@ -1,5 +1,5 @@
-//! Performs what a Trigger's scheduler decides: attempts, and what becomes of dead letters. Each is a future of its own
-//! that takes its part of the memory budget first.
+//! Performs the steps of a Trigger's scheduler: attempts, and sending or keeping dead letters. Each is a future of
+//! its own that reserves its memory first.
 
 use std::{
     sync::Arc,
@@ -29,13 +29,13 @@ use crate::{
     telemetry::Attempt,
 };
 
-/// What is taken to be the size of an event that is not in memory, in bytes; it is corrected once the event is read.
+/// Assumed size of an event that is not in memory, in bytes; corrected once the event is read.
 const LIKELY_SIZE: usize = 4 * 1024;
 
-/// How long an attempt waits for memory. It has not begun then, and is put off.
+/// Timeout of an attempt's wait for memory. On timeout the attempt has not begun and is postponed.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What one Trigger's attempts have in common.
+/// Shared state of one Trigger's attempts.
 pub(super) struct Performer {
     pub(super) logs: BrokerLogs,
     pub(super) intake: Intake,
@@ -47,7 +47,7 @@ pub(super) struct Performer {
     pub(super) trigger: Arc<str>,
 }
 
-/// What came of an attempt.
+/// Outcome of an attempt, with what the dispatcher needs to account for it.
 pub(super) struct Attempted {
     pub(super) made: Made,
     pub(super) outcome: Outcome,
@@ -56,9 +56,9 @@ pub(super) struct Attempted {
 /// An attempt that was made.
 pub(super) struct Made {
     pub(super) place: Place,
-    /// Where it went; the Trigger's Sink may be another by now.
+    /// Target it went to; the Trigger's Sink may have changed since.
     pub(super) target: Target,
-    /// How long it took.
+    /// Duration of the attempt.
     pub(super) took: Duration,
     /// The event, if it could be read.
     pub(super) about: Option<Event>,
@@ -69,11 +69,11 @@ pub(super) enum Outcome {
     ReplyNotStored(Answer),
     Expired,
     NotFetched(FetchError),
-    /// There is no memory or no connection for it now.
+    /// No memory or no connection for it now.
     NoRoom,
 }
 
-/// What came of sending a dead letter to the dead-letter Sink.
+/// Outcome of sending a dead letter to the dead-letter Sink.
 pub(super) enum Sent {
     Answered(Box<Answer>),
     NoSink,
@@ -81,7 +81,7 @@ pub(super) enum Sent {
     NoRoom,
 }
 
-/// What came of keeping a dead letter in the log.
+/// Outcome of keeping a dead letter in the log.
 pub(super) enum Kept {
     Stored,
     NoRoom(String),
@@ -159,7 +159,7 @@ impl Performer {
         }
     }
 
-    /// Posts a message in a span of its own; gives the trace context that went with it, too.
+    /// Posts a message in a span of its own; also returns the trace context that was sent.
     async fn post(
         &self,
         attempt: &Attempt<'_>,
@@ -175,7 +175,7 @@ impl Performer {
         (answer, context)
     }
 
-    /// The event with memory for an attempt.
+    /// Returns the event together with memory for an attempt.
     async fn take(&self, place: Place, held: Option<Held>) -> Result<(Event, Reservation), Outcome> {
         let mut size = held.as_ref().map_or(LIKELY_SIZE, Held::size);
         loop {
@@ -191,7 +191,7 @@ impl Performer {
             if memory.try_grow(ATTEMPT_OVERHEAD + 2 * event.size()) {
                 return Ok((event, memory));
             }
-            // It is read again once there is memory for it.
+            // Read again once there is memory for its real size.
             size = 2 * event.size();
         }
     }
@@ -200,7 +200,7 @@ impl Performer {
         place.fetch(&self.logs).await
     }
 
-    /// Stores what the Sink replied with. Where that cannot be done, the delivery has failed.
+    /// Stores the Sink's reply. If that fails, the delivery has failed.
     async fn with_reply(
         &self,
         place: Place,
@@ -264,7 +264,7 @@ impl Performer {
         .boxed()
     }
 
-    /// The room for what settles this event.
+    /// The room that settling this event may use.
     fn room(&self, place: Place) -> Room {
         if self.hold.is_first_unsettled(place) {
             Room::Reserve

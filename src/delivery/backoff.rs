@@ -1,10 +1,10 @@
-//! How long to wait before an event is tried again. Pure.
+//! Backoff between retries of an event. Pure.
 
 use std::time::Duration;
 
 use crate::routing::{BackoffPolicy, Delivery};
 
-/// The longest pause before the next attempt; the real one is drawn between zero and this (full jitter).
+/// Upper bound of the next pause; the pause itself is drawn between zero and this (full jitter).
 pub(super) fn ceiling(delivery: &Delivery, failed: u32) -> Duration {
     let factor = match delivery.backoff_policy {
         BackoffPolicy::Exponential => 1_u32.checked_shl(failed.saturating_sub(1)).unwrap_or(u32::MAX),
@@ -16,8 +16,8 @@ pub(super) fn ceiling(delivery: &Delivery, failed: u32) -> Duration {
         .min(delivery.backoff_max)
 }
 
-/// The pause before the next attempt, with `jitter` drawn evenly from 0 to 1. A Sink that names a time itself
-/// (`Retry-After`) is obeyed, up to a limit.
+/// Pause before the next attempt, with `jitter` drawn evenly from 0 to 1. `Retry-After` of the Sink is obeyed, up
+/// to a limit.
 pub(super) fn pause(
     delivery: &Delivery,
     failed: u32,
@@ -31,7 +31,7 @@ pub(super) fn pause(
     }
 }
 
-/// Whether an event is given up after so many failed attempts, so long after the first one began.
+/// Whether an event is given up after this many failed attempts, this long after the first one began.
 pub(super) fn exhausted(delivery: &Delivery, failed: u32, elapsed: Duration) -> bool {
     let by_number = delivery.retry.attempts.is_some_and(|retries| failed > retries);
     let by_time = delivery.retry.duration.is_some_and(|limit| elapsed >= limit);

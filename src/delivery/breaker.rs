@@ -1,69 +1,69 @@
-//! Tells a Sink that is down from events that fail: a Sink that seems down is probed instead of being hammered. Pure:
-//! time comes in as an argument.
+//! A circuit breaker that tells a Sink that is down from events that fail: a Sink that seems down is probed
+//! instead of hammered. Pure: time comes in as an argument.
 //!
-//! Only *different* events that fail speak against the Sink, one after another and without a success in between; an event
-//! that fails again, while others pass, is by itself. No answer, 429 and 502 to 504 weigh ten times as much as another
-//! answer that is to be tried again, such as 500: the Sink is there then, and may mean this one event.
+//! Only *different* events that fail in a row, without a success in between, count against the Sink; an event that
+//! keeps failing while others pass does not. No answer, 429 and 502 to 504 weigh ten times as much as another
+//! retryable answer such as 500: with a 500 the Sink is up and may mean this one event.
 //!
-//! While it is open, rounds of probes go out, each to other events: the first with one, the next ones with twice as many
-//! up to a limit, with pauses between them that grow up to a limit. A Sink that answers at all is probed more than one that
-//! does not: it may be refusing bad events. One success closes it. If it is closed that way again and again, the Sink is
-//! up and events are bad: the threshold doubles each time.
+//! While open, the breaker sends rounds of probes, each to other events: one probe first, then twice as many each
+//! round up to a limit, with growing pauses between them up to a limit. A Sink that answers at all is probed more
+//! than a silent one: it may be rejecting bad events. One success closes the breaker. A breaker closed that way
+//! again and again means that the Sink is up and events are bad: the threshold doubles each time.
 
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
-/// The weight of failures at which the Sink is taken to be down.
+/// Weight of failures that opens the breaker.
 const THRESHOLD: u32 = 100;
 
-/// How often the threshold doubles, at most.
+/// Maximum number of times the threshold doubles.
 const MAX_DOUBT: u32 = 6;
 
-/// A breaker that was not open for this long forgets its doubt.
+/// Time without opening after which a breaker resets its threshold.
 const DOUBT_LASTS: Duration = Duration::from_secs(120);
 
-/// The longest pause between two rounds of probes, and the most probes of one round.
+/// Limits of probing: the longest pause between two rounds, and the most probes of a round.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) pause: Duration,
     pub(super) width: u32,
 }
 
-/// For a Sink that does not answer.
+/// Limits for a Sink that does not answer.
 pub(super) const SILENT: Limits = Limits {
     pause: Duration::from_secs(10),
     width: 4,
 };
 
-/// For a Sink that answers.
+/// Limits for a Sink that answers.
 const ANSWERING: Limits = Limits {
     pause: Duration::from_secs(5),
     width: 16,
 };
 
-/// What a failed attempt says.
+/// Evidence of a failed attempt against the Sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Blame {
-    /// The Sink cannot be reached, or does not answer in time.
+    /// The Sink is unreachable or does not answer in time.
     Silent,
-    /// The Sink, or a gateway before it, says that it takes nothing now.
+    /// The Sink, or a gateway before it, accepts nothing now.
     Unavailable,
-    /// The Sink says that too many requests come to it.
+    /// The Sink reports too many requests.
     TooFast,
-    /// The Sink answered for this event.
+    /// The Sink rejected this event.
     Event,
 }
 
-/// Whether attempts may be made: closed, any number; open, in rounds.
+/// Decides whether attempts may begin: any number while closed, in rounds while open.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
-    /// The weight of the failures since the last success.
+    /// Weight of the failures since the last success.
     weight: u32,
     /// Whether one of them was an answer.
     has_answered: bool,
     open: Option<Round>,
-    /// How often a success closed it of late, and when it last did.
+    /// Number of recent times that a success closed the breaker, and when it last did.
     doubt: u32,
     closed: Option<Instant>,
 }
@@ -78,7 +78,7 @@ struct Round {
 }
 
 impl Blame {
-    /// What an answer that is to be tried again says, or no answer.
+    /// Classifies a retryable status, or no answer.
     pub(super) fn of(status: Option<StatusCode>) -> Self {
         match status.map(|status| status.as_u16()) {
             None => Self::Silent,
@@ -90,12 +90,12 @@ impl Blame {
 }
 
 impl Breaker {
-    /// Whether the Sink is taken to be down.
+    /// Whether the breaker is open.
     pub(super) fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
-    /// The Sink took or refused an event: it is up. Whether it was taken to be down.
+    /// Closes the breaker: the Sink accepted or rejected an event, so it is up. Returns whether it was open.
     pub(super) fn answered(&mut self, now: Instant) -> bool {
         self.weight = 0;
         self.has_answered = false;
@@ -107,8 +107,8 @@ impl Breaker {
         was_open
     }
 
-    /// An event failed that had not failed before, or not since the last success. `pause` tells how long to hold off
-    /// after so many rounds.
+    /// Counts an event that failed for the first time, or for the first time since the last success. `pause` is
+    /// the pause after that many rounds.
     pub(super) fn failed(&mut self, blame: Blame, now: Instant, pause: impl Fn(u32) -> Duration) {
         self.weight = self.weight.saturating_add(match blame {
             Blame::Silent | Blame::Unavailable | Blame::TooFast => 10,
@@ -120,8 +120,8 @@ impl Breaker {
         }
     }
 
-    /// When the next attempt may begin with `in_flight` under way: now, later, or (`None`) not before those have ended.
-    /// `pause` tells how long to hold off after so many rounds.
+    /// Time at which the next attempt may begin with `in_flight` attempts: now, later, or `None` for after those
+    /// have ended. `pause` is the pause after that many rounds.
     pub(super) fn permits(
         &mut self,
         now: Instant,
@@ -141,7 +141,7 @@ impl Breaker {
         Some(round.starts.max(now))
     }
 
-    /// An attempt begins.
+    /// Notes the start of an attempt.
     pub(super) fn begin(&mut self) {
         if let Some(round) = &mut self.open {
             round.left = round.left.saturating_sub(1);

@@ -1,4 +1,4 @@
-//! The HTTP client that every Trigger delivers with: pooled connections, no redirects, every wait bounded.
+//! The HTTP client that all Triggers share: pooled connections, no redirects, every wait bounded.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -28,21 +28,21 @@ use crate::{
     telemetry::{Admitted, Burst, Tracer},
 };
 
-/// How much of an answer is read: enough to use the connection again after an ordinary one.
+/// Bytes of an answer that are read, so that its connection can be reused after an ordinary one.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// How much of an answer is kept to tell why a delivery failed.
+/// Bytes of an answer that are kept to explain a failure.
 const MAX_EXCERPT: usize = 1024;
 
-/// Memory that an attempt takes beside its event, in bytes: the request, the connection's buffers, and their tasks.
+/// Memory of an attempt beside its event, in bytes: the request, the connection's buffers, and their tasks.
 pub const ATTEMPT_OVERHEAD: usize = 24 * 1024;
 
-/// What a reply takes in memory, in bytes for each of its own: the body and the records that are made of it. A batch
-/// of the smallest events is larger as records, each with what belongs to it, than as text.
+/// Memory of a reply, in bytes for each of its own: the body and the records made from it. A batch of the smallest
+/// events is larger as records, each with its own overhead, than as text.
 const REPLY_COST: usize = 3;
 const BATCH_COST: usize = 10;
 
-/// The memory for answers unless there is another bound.
+/// Default memory for answers.
 const ANSWERS: usize = 256 * 1024 * 1024;
 
 /// Posts events to Sinks.
@@ -54,14 +54,14 @@ pub struct Client {
     answers: Pool,
     descendants: Descendants,
     tracer: Tracer,
-    /// Bounds the lines about attempts that there is no room for.
+    /// Limits the log lines about postponed attempts.
     put_off: Arc<Mutex<Burst>>,
 }
 
-/// Why there is no client.
+/// Reasons why a client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The certificates of the authorities that this machine trusts cannot be read.
+    /// The certificates of the machine's authorities cannot be read.
     #[error("cannot read the certificate authorities that this machine trusts, needed for https Sinks: {0}")]
     Roots(#[source] std::io::Error),
     /// Names cannot be resolved.
@@ -69,27 +69,27 @@ pub enum ClientError {
     Names(String),
 }
 
-/// What came of one attempt.
+/// Result of one attempt.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) verdict: Verdict,
     pub(super) status: Option<StatusCode>,
     pub(super) retry_after: Option<Duration>,
-    /// What happened, for a person: the status with the beginning of the body, or why there was no answer.
+    /// Human-readable result: the status with the beginning of the body, or why there was no answer.
     pub(super) detail: String,
-    /// What it is a reply with, or why what is called an event is none.
+    /// Events of the reply, or why it is not a valid event.
     pub(super) reply: Option<Result<Replies, String>>,
-    /// The router had no room for the attempt: it says nothing about the Sink and is no attempt. Another may be made
-    /// shortly.
+    /// Whether the router had no room for the attempt. This says nothing about the Sink and does not count as an
+    /// attempt; another may follow shortly.
     pub(super) is_router_busy: bool,
 }
 
 impl Client {
-    /// A client that trusts the authorities that the machine trusts, or, where it has none, speaks `http` only.
-    /// Sinks are reached at these addresses only. A reply may have `max_reply` bytes.
+    /// Creates a client that trusts the machine's authorities; without any it supports only `http`. It connects
+    /// only to the permitted `addresses`. A reply may have at most `max_reply` bytes.
     ///
     /// # Errors
-    /// When the machine's authorities are there and cannot be read.
+    /// Fails when the machine has authorities that cannot be read.
     pub fn new(max_reply: usize, addresses: Addresses) -> Result<Self, ClientError> {
         Ok(Self {
             targets: Targets::new(addresses)?,
@@ -101,7 +101,7 @@ impl Client {
         })
     }
 
-    /// With this room for open connections to Sinks: one each.
+    /// Sets the pool of open connections to Sinks; each takes one unit.
     #[must_use]
     pub fn with_sockets(self, sockets: Pool) -> Self {
         Self {
@@ -110,30 +110,30 @@ impl Client {
         }
     }
 
-    /// With this memory for what Sinks answer.
+    /// Sets the memory for Sinks' answers.
     #[must_use]
     pub fn with_answers(self, answers: Pool) -> Self {
         Self { answers, ..self }
     }
 
-    /// Counts replies among what follows from events.
+    /// Counts replies as descendants of events.
     #[must_use]
     pub fn counting(self, descendants: Descendants) -> Self {
         Self { descendants, ..self }
     }
 
-    /// With spans for what it delivers.
+    /// Enables spans for deliveries.
     #[must_use]
     pub fn traced(self, tracer: Tracer) -> Self {
         Self { tracer, ..self }
     }
 
-    /// What makes the spans of what it delivers.
+    /// The tracer of deliveries.
     pub(super) fn tracer(&self) -> &Tracer {
         &self.tracer
     }
 
-    /// Says how many log lines were held back, where no later line has.
+    /// Reports suppressed log lines that no later line has reported.
     pub(super) fn tell_overdue(&self, now: Instant) {
         self.targets.tell_overdue(now);
         if let Some(held_back) = self.put_off().overdue(now) {
@@ -145,7 +145,7 @@ impl Client {
         }
     }
 
-    /// Makes a destination ready to post to, on behalf of a namespace. `authorities` are those of its configuration.
+    /// Prepares a destination on behalf of a namespace. `authorities` are those of its configuration.
     pub(super) fn target(
         &self,
         namespace: &str,
@@ -167,10 +167,10 @@ impl Client {
             header::USER_AGENT,
             HeaderValue::from_static(concat!("weir/", env!("CARGO_PKG_VERSION"))),
         );
-        // A reply is read as it is.
+        // Replies are not decompressed.
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if is_empty {
-            // hyper leaves it out, and some servers answer 411 then (RFC 9110, section 8.6).
+            // hyper omits it, and some servers then answer 411 (RFC 9110, section 8.6).
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         target.set_headers(headers);
@@ -201,7 +201,7 @@ impl Client {
     }
 
     fn put_off(&self) -> MutexGuard<'_, Burst> {
-        // No code that holds the lock can leave the counts half changed.
+        // No panic under the lock leaves the counts half changed.
         self.put_off.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -235,9 +235,9 @@ impl Client {
         })
     }
 
-    /// Reads an answer that is an event. One that breaks off is tried again: what was to come is not known. What says
-    /// how large it is waits for its memory without any of it; what does not, and finds none on the way, gives it back
-    /// at once.
+    /// Reads an answer that is an event. A truncated one is retried, since the rest is unknown. An answer with a
+    /// length waits for all of its memory before it is read; one without a length that finds no memory on the way
+    /// releases what it has.
     async fn reply(
         &self,
         target: &Target,
@@ -263,7 +263,7 @@ impl Client {
             .reserve(&target.namespace, length.saturating_mul(cost));
         let mut memory = room.await;
         stage.go_on();
-        // Frames share buffers that are larger than they are.
+        // Frames share buffers larger than themselves, so they are copied.
         let mut read = BytesMut::with_capacity(length);
         while let Some(frame) = body.frame().await {
             let data = match frame.map(http_body::Frame::into_data) {
@@ -328,9 +328,9 @@ impl Answer {
     }
 }
 
-/// Reads the body so that the connection can be used again, and keeps its beginning. A body that breaks off or is
-/// too long changes nothing about what the status said; one that is not there within the attempt's time makes it one
-/// without an answer.
+/// Drains the body so that the connection can be reused, and keeps its beginning. A body that is truncated or too
+/// long does not change what the status said; one that is not complete within the attempt's time counts as no
+/// answer.
 async fn excerpt(target: &Target, mut body: Incoming) -> String {
     let most = MAX_EXCERPT + target.longest_secret();
     let mut kept = BytesMut::new();
@@ -412,7 +412,7 @@ mod tests {
         client.post(target, message, timeout).await
     }
 
-    /// A Sink that sends this to whoever connects, and then nothing more.
+    /// A Sink that sends this to each connection, and then nothing more.
     async fn sink(answer: &'static str) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -462,7 +462,7 @@ mod tests {
         }
         assert!(!modest.is_router_busy, "{}", modest.detail);
         assert!(modest.detail.contains("no complete answer"), "{}", modest.detail);
-        // Closed with the attempts.
+        // Connections close with their attempts.
         tokio::time::timeout(PATIENCE, async {
             while sockets.free() < 16 {
                 tokio::task::yield_now().await;
@@ -481,7 +481,7 @@ mod tests {
             sink("HTTP/1.1 204 No Content\r\n\r\n").await,
         ];
         for address in [first, second, first] {
-            // One namespace may not take a second one while there is none left for another.
+            // One namespace may not take a second socket while none is left for another.
             let target = target(&client, "shop", address);
             let answer = post(&client, &target, PATIENCE).await;
             assert_eq!(answer.verdict, Verdict::Delivered, "{}", answer.detail);
@@ -492,14 +492,14 @@ mod tests {
     async fn a_reply_without_memory_is_put_off_and_one_that_is_too_large_is_told() {
         const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/cloudevents+json\r\n";
         let table = [
-            // It never ends, and holds what it has said that it needs.
+            // Its body never ends, and it holds the memory for its announced length.
             (
                 format!("{HEAD}content-length: 1000\r\n\r\n"),
                 16 * 1024,
                 "no complete answer",
                 false,
             ),
-            // The most of a pool is half of it, and that is taken.
+            // A namespace may hold half of a pool, and that is taken.
             (
                 format!("{HEAD}content-length: 1000\r\n\r\n"),
                 0,
@@ -526,7 +526,7 @@ mod tests {
             assert!(answer.detail.contains(detail), "{}", answer.detail);
             assert_eq!(answer.is_router_busy, busy, "{}", answer.detail);
         }
-        // All that there is is another's.
+        // All memory is held by another namespace.
         let answers = Pool::new(6000);
         let held = ["a", "b"].map(|name| answers.try_reserve(&name.into(), 3000).unwrap());
         let client = client().with_answers(answers);

@@ -1,8 +1,8 @@
-//! Opens connections to Sinks. Where a destination may not reach every address, the address that is connected to is
-//! the one that was looked at: names are resolved here, so that none can mean another address a moment later.
+//! Opens connections to Sinks. Where a destination may not reach every address, the connector connects to the very
+//! address that it checked: it resolves names itself, so that a name cannot point elsewhere a moment later.
 //!
-//! Open connections are counted by namespace, for as long as they are open. Where the router has no room for another,
-//! an attempt waits for some, within the time that connecting may take, and then ends as one that was not made.
+//! Open connections are counted by namespace while they are open. Without room for another, an attempt waits
+//! within the connect timeout, and then ends as one that was not made.
 
 use std::{
     fmt,
@@ -39,21 +39,20 @@ use crate::{
     telemetry::{Admitted, Burst},
 };
 
-/// How long connecting may take with all that belongs to it, within an attempt's own timeout: waiting for room,
-/// resolving the name, and TLS.
+/// Connect timeout, within an attempt's own timeout. Includes waiting for room, resolving the name, and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many addresses are logged.
+/// Maximum addresses in a log line.
 const TOLD: usize = 3;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// What may be reached by those that are named alike.
+/// Permitted addresses of destinations that are named in one way.
 #[derive(Debug)]
 pub(super) struct Permitted {
     addresses: UriAddresses,
     named_by: NamedBy,
-    /// Bounds what is said of names that lead elsewhere.
+    /// Limits the log lines about names that resolve to refused addresses.
     refusals: Mutex<Burst>,
 }
 
@@ -66,7 +65,7 @@ impl Permitted {
         }
     }
 
-    /// Says how many lines were held back, where no later line has.
+    /// Reports suppressed log lines that no later line has reported.
     pub(super) fn tell_overdue(&self, now: Instant) {
         if let Some(held_back) = self.refusals().overdue(now) {
             tracing::warn!(
@@ -77,7 +76,7 @@ impl Permitted {
         }
     }
 
-    /// Logs where a name leads: whoever wrote it must not learn that by writing it.
+    /// Logs where a name resolves to. Only the log says so: the author of a name must not learn it that way.
     fn tell_refused(&self, host: &str, addresses: &[IpAddr]) {
         let Some(Admitted { held_back }) = self.refusals().admit(Instant::now()) else {
             return;
@@ -94,22 +93,22 @@ impl Permitted {
     }
 
     fn refusals(&self) -> std::sync::MutexGuard<'_, Burst> {
-        // No code that holds the lock can leave the counts half changed.
+        // No panic under the lock leaves the counts half changed.
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Where connections come from, and on whose behalf.
+/// Shared origin of connections, and the namespace that they are opened for.
 #[derive(Clone)]
 pub(super) struct Origin {
     pub(super) permitted: Arc<Permitted>,
     pub(super) names: Names,
-    /// Room for open connections, in pieces.
+    /// Pool of open connections.
     pub(super) sockets: Pool,
     pub(super) namespace: Arc<str>,
 }
 
-/// Connects in time.
+/// Connects within the timeout.
 #[derive(Clone)]
 pub(super) struct Connector(HttpsConnector<Plain>);
 
@@ -149,7 +148,7 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// Connects to addresses that are permitted, without TLS.
+/// Connects to permitted addresses, without TLS.
 #[derive(Clone)]
 struct Plain(Arc<Origin>);
 
@@ -163,7 +162,7 @@ impl Service<Uri> for Plain {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        // Here, as the attempt's task may not be the one that goes on with the connection.
+        // Taken here, since another task than the attempt's may continue the connection.
         let (origin, stage) = (self.0.clone(), Stage::current());
         async move { origin.connect(uri, &stage).await }.boxed()
     }
@@ -172,7 +171,7 @@ impl Service<Uri> for Plain {
 impl Origin {
     async fn connect(&self, uri: Uri, stage: &Stage) -> Result<TokioIo<Socket>, Failure> {
         let addresses = match (literal(&uri), uri.host()) {
-            // The resolver is not asked about what is an address already.
+            // Addresses are not resolved.
             (Some(address), _) => {
                 self.check(address)?;
                 Vec::new()
@@ -203,7 +202,7 @@ impl Origin {
 
     async fn resolve(&self, host: &str, stage: &Stage) -> Result<Vec<SocketAddr>, Failure> {
         let addresses = self.names.resolve(&self.namespace, host, stage).await?;
-        // The port is the connector's to set.
+        // The connector sets the port.
         let addresses = addresses.iter().map(|&address| SocketAddr::new(address, 0));
         Ok(
             sift(addresses.collect(), &self.permitted.addresses).map_err(|bad| {
@@ -269,7 +268,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// Gives addresses that were resolved before.
+/// Returns addresses that were resolved before.
 #[derive(Clone)]
 struct Resolved(Vec<SocketAddr>);
 
@@ -287,12 +286,12 @@ impl Service<Name> for Resolved {
     }
 }
 
-/// The address that stands in a URI instead of a name.
+/// The IP address in a URI, if its host is one.
 fn literal(uri: &Uri) -> Option<IpAddr> {
     uri.host()?.trim_matches(['[', ']']).parse().ok()
 }
 
-/// Those of the addresses that are permitted, or those that are not, if there is none that is.
+/// The permitted ones of the addresses, or the refused ones if none is permitted.
 fn sift(addresses: Vec<SocketAddr>, permitted: &UriAddresses) -> Result<Vec<SocketAddr>, Vec<IpAddr>> {
     let (good, bad): (Vec<_>, Vec<_>) = addresses
         .into_iter()
@@ -303,10 +302,11 @@ fn sift(addresses: Vec<SocketAddr>, permitted: &UriAddresses) -> Result<Vec<Sock
     Ok(good)
 }
 
-/// An address may not be reached. Which one a name leads to is not told here: it goes to whoever wrote the name.
+/// Error: an address may not be reached. It does not tell where a name resolves to, since the name's author sees
+/// it.
 #[derive(Debug)]
 struct Refused {
-    /// The address, where it was written as one.
+    /// The address, if it was written as one.
     literal: Option<IpAddr>,
     named_by: NamedBy,
 }
@@ -347,7 +347,7 @@ mod tests {
             ("http://10.0.0.1:80/a", Some("10.0.0.1")),
             ("https://[::1]:80/a", Some("::1")),
             ("https://[::ffff:10.0.0.1]/", Some("::ffff:10.0.0.1")),
-            // The C library makes addresses of these.
+            // The C library parses these as addresses.
             ("http://127.1/", None),
             ("http://2130706433/", None),
             ("http://0x7f000001/", None),

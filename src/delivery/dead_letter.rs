@@ -1,52 +1,52 @@
-//! A dead letter: an event whose delivery ended without success, kept with the reason in a log of its own.
+//! The stored form of a dead letter: an event whose delivery ended without success, together with the reason.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::cloudevents::{Event, Invalid, RecordError, clean_text};
 
-/// How much of what is told of a failure goes into an attribute, in bytes of a header, in which it is percent-encoded.
+/// Maximum bytes of a failure's description in an attribute, counted as percent-encoded in a header.
 const MAX_ATTRIBUTE: usize = 1024;
 
-/// Why an event could not be delivered to one Trigger's Sink.
+/// Description of a failed delivery to one Trigger's Sink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetter {
-    /// The Trigger's UID.
+    /// UID of the Trigger.
     pub trigger: String,
-    /// The Trigger's namespace.
+    /// Namespace of the Trigger.
     pub namespace: String,
-    /// The Trigger's name.
+    /// Name of the Trigger.
     pub name: String,
-    /// The URI of the Sink that did not take it.
+    /// URI of the Sink that did not take it.
     pub sink: String,
-    /// Why no further attempt is made.
+    /// Reason why no further attempt is made.
     pub reason: String,
-    /// The status of the last answer, if there was one.
+    /// Status of the last answer, if there was one.
     pub status: Option<u16>,
-    /// The last answer's status and the beginning of its body, or why there was none.
+    /// Status of the last answer and the beginning of its body, or why there was none.
     pub detail: String,
-    /// How many attempts failed.
+    /// Number of failed attempts.
     pub attempts: u32,
 }
 
-/// Why a stored dead letter cannot be read.
+/// Reasons why a stored dead letter cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DeadLetterError {
-    /// It breaks off.
+    /// It is truncated.
     #[error("the dead letter breaks off")]
     Truncated,
-    /// What is told of the delivery is not readable.
+    /// The description of the failure is invalid.
     #[error("the dead letter's description is not readable: {0}")]
     Description(#[from] serde_json::Error),
-    /// The event in it is not readable.
+    /// The event in it is invalid.
     #[error(transparent)]
     Event(#[from] RecordError),
 }
 
 impl DeadLetter {
-    /// The event as a dead-letter Sink gets it: with extension attributes that tell of the failure. Names and meaning
-    /// are those of Knative's `knativeerror...`, under Weir's own prefix.
+    /// The event for a dead-letter Sink: with extension attributes that describe the failure. Names and meaning
+    /// follow Knative's `knativeerror...`, under Weir's own prefix.
     ///
     /// | attribute | value |
     /// | --- | --- |
@@ -54,11 +54,11 @@ impl DeadLetter {
     /// | `weirerrorcode` | the status of its last answer; not set if there was none |
     /// | `weirerrordata` | the beginning of its last answer, or why there was none; at most 1 KiB, counted as percent-encoded in a header |
     /// | `weirerrorreason` | why no further attempt is made |
-    /// | `weirerrorattempts` | how many attempts failed |
+    /// | `weirerrorattempts` | number of failed attempts |
     /// | `weirerrortrigger` | the Trigger, as `namespace/name` |
     ///
     /// # Errors
-    /// When the event has as many attributes as there may be.
+    /// Fails when the event already has the maximum number of attributes.
     pub fn mark(&self, event: &Event) -> Result<Event, Invalid> {
         let status = self.status.map(|status| status.to_string());
         let texts = [
@@ -78,23 +78,24 @@ impl DeadLetter {
         event.with_extensions(texts.iter().map(|(name, text)| (*name, text.as_str())))
     }
 
-    /// The stored form: the description's length in 4 bytes, big-endian, the description as JSON, the event.
+    /// Encodes the stored form: the description's length in 4 bytes, big-endian, the description as JSON, the
+    /// event.
     pub fn encode(&self, event: &Event) -> Bytes {
         // Numbers and strings always serialise.
         let description = serde_json::to_vec(self).unwrap_or_default();
         let record = event.to_record();
         let mut stored = BytesMut::with_capacity(4 + description.len() + record.len());
-        // What is told of a delivery is bounded to a few KiB.
+        // Descriptions are bounded to a few KiB.
         stored.put_u32(u32::try_from(description.len()).unwrap_or(u32::MAX));
         stored.put_slice(&description);
         stored.put_slice(&record);
         stored.freeze()
     }
 
-    /// Reads the stored form.
+    /// Decodes the stored form.
     ///
     /// # Errors
-    /// When it is not what [`DeadLetter::encode`] writes.
+    /// Fails when it is not what [`DeadLetter::encode`] writes.
     pub fn decode(mut stored: Bytes) -> Result<(Self, Event), DeadLetterError> {
         let length = stored.split_to_checked(4).ok_or(DeadLetterError::Truncated)?;
         let length = u32::from_be_bytes([length[0], length[1], length[2], length[3]]) as usize;
@@ -105,7 +106,7 @@ impl DeadLetter {
     }
 }
 
-/// As much of the beginning of a text as fits into an attribute.
+/// The longest prefix of a text that fits into an attribute.
 fn shorten(text: &str) -> String {
     let mut left = MAX_ATTRIBUTE;
     let fits = |character: &char| {
@@ -133,7 +134,7 @@ impl SplitChecked for Bytes {
 
 #[cfg(test)]
 impl DeadLetter {
-    /// One of Trigger `u`, called shop/t.
+    /// A dead letter of Trigger `u`, named shop/t.
     pub(super) fn of_a_test() -> Self {
         Self {
             trigger: "u".to_owned(),
@@ -182,7 +183,7 @@ mod tests {
         let (read, read_event) = DeadLetter::decode(stored.clone()).unwrap();
         assert_eq!(read, letter);
         assert_eq!(read_event.to_record(), event.to_record());
-        // The log's checksums keep the data itself; its length is the record's.
+        // The log's checksums protect the data itself; its length is the record's.
         for length in 0..stored.len() - "hello".len() {
             assert!(DeadLetter::decode(stored.slice(..length)).is_err(), "{length}");
         }

@@ -1,4 +1,4 @@
-//! The dead letters that are kept: listed, redriven and dropped by whoever operates the router.
+//! The kept dead letters, which operators list, redrive and drop.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,34 +25,34 @@ use crate::{
     telemetry::{Admitted, Burst},
 };
 
-/// How many records are looked at for one page, at most, and how many bytes of them are kept.
+/// Maximum records scanned for one page, and maximum bytes of them kept.
 const MAX_SCANNED: usize = 10_000;
 const MAX_PAGE: usize = 4 * 1024 * 1024;
 
-/// How long a Trigger may take to take letters over; it does so between two deliveries.
+/// Timeout for a Trigger to take letters over; it does so between two deliveries.
 const REDRIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A dead letter that is kept.
+/// A kept dead letter.
 #[derive(Clone, Debug)]
 pub struct KeptLetter {
-    /// Its place in its broker's dead-letter log, by which it is named.
+    /// Its offset in the broker's dead-letter log, which identifies it.
     pub id: Offset,
-    /// When it was kept.
+    /// Time at which it was kept.
     pub at: Timestamp,
-    /// What is told of the delivery.
+    /// Description of the failed delivery.
     pub letter: DeadLetter,
     /// The event.
     pub event: Event,
 }
 
-/// Which dead letters of a broker are meant: those that all of these want.
+/// Selection of a broker's dead letters; a letter has to match every field.
 #[derive(Debug, Default)]
 pub struct Selection {
-    /// These; `None` for all.
+    /// Letters by ID; `None` selects all.
     pub ids: Option<BTreeSet<Offset>>,
-    /// Those of the Trigger with this name.
+    /// Letters of the Trigger with this name.
     pub trigger: Option<String>,
-    /// Those with events that match.
+    /// Letters whose events pass the filter.
     pub filter: Option<Filter>,
 }
 
@@ -65,38 +65,38 @@ impl Selection {
     }
 }
 
-/// Some of a broker's dead letters.
+/// A page of a broker's dead letters.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     /// In the order in which they were kept.
     pub letters: Vec<KeptLetter>,
-    /// Where to go on; `None` at the end.
+    /// Offset to continue at; `None` at the end.
     pub next: Option<Offset>,
 }
 
-/// What came of asking for dead letters to be delivered again.
+/// Result of redriving dead letters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Redriven {
-    /// So many are with their Triggers again.
+    /// Letters handed to their Triggers.
     pub redriven: u64,
-    /// So many stay where they are, because there is no Trigger of their name any more.
+    /// Letters left because no Trigger has their name any more.
     pub without_trigger: u64,
-    /// So many stay where they are, because their Trigger has as many unsettled events as it may have.
+    /// Letters left because their Trigger has the maximum of unsettled events.
     pub without_room: u64,
-    /// Where to go on; `None` at the end.
+    /// Offset to continue at; `None` at the end.
     pub next: Option<Offset>,
 }
 
-/// What came of dropping dead letters.
+/// Result of dropping dead letters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
-    /// So many are gone.
+    /// Letters dropped.
     pub dropped: u64,
-    /// Where to go on; `None` at the end.
+    /// Offset to continue at; `None` at the end.
     pub next: Option<Offset>,
 }
 
-/// Where a letter can go.
+/// The Trigger that a letter can go to.
 #[derive(Clone)]
 pub(super) struct Recipient {
     pub(super) uid: String,
@@ -106,18 +106,18 @@ pub(super) struct Recipient {
     pub(super) redrives: mpsc::Sender<Redrive>,
 }
 
-/// Who does what with the letters of a broker at the moment.
+/// Locks on the letters of a broker.
 #[derive(Debug)]
 pub(super) struct BrokerLetters {
     /// Held while letters are taken out, so that none is taken twice.
     taking: Arc<Mutex<()>>,
-    /// Held while letters are trimmed, and for a moment by whoever begins to take some.
+    /// Held while letters are trimmed, and briefly by whoever begins to take some.
     trimming: Mutex<()>,
-    /// The first letter that is being taken; none from there on is trimmed.
+    /// First letter being taken; nothing from there on is trimmed.
     from: AtomicU64,
 }
 
-/// Stands for no letter: no log gets that far.
+/// Sentinel for "no letter": no log gets that far.
 const NONE: u64 = u64::MAX;
 
 impl Default for BrokerLetters {
@@ -136,7 +136,7 @@ impl BrokerLetters {
         self.trimming.lock().await
     }
 
-    /// The first letter that is being taken.
+    /// First letter that is being taken.
     pub(super) fn being_taken(&self) -> Option<Offset> {
         let from = self.from.load(Relaxed);
         (from != NONE).then_some(Offset(from))
@@ -154,7 +154,7 @@ impl BrokerLetters {
     }
 }
 
-/// Letters of a broker are being taken out, by one at a time.
+/// Guard for taking out a broker's letters, one holder at a time.
 #[derive(Debug)]
 pub(super) struct Taking {
     letters: Arc<BrokerLetters>,
@@ -162,7 +162,7 @@ pub(super) struct Taking {
 }
 
 impl Taking {
-    /// Those below are not wanted.
+    /// Releases the letters below.
     fn begins_at(&self, first: Option<Offset>) {
         self.letters
             .from
@@ -172,19 +172,19 @@ impl Taking {
 
 impl Drop for Taking {
     fn drop(&mut self) {
-        // Before the lock is let go of, and with it the next one begins.
+        // Before the lock is released, and the next holder begins.
         self.begins_at(None);
     }
 }
 
-/// The dead letters of all brokers.
+/// Dead letters of all brokers.
 pub(super) struct DeadLetters {
     logs: Arc<dyn LogProvider>,
     checkpoints: Arc<dyn Checkpoints>,
     taken: Arc<Taken>,
-    /// Of the brokers whose letters are being taken out or trimmed.
+    /// Brokers whose letters are being taken out or trimmed.
     brokers: sync::Mutex<HashMap<BrokerName, Weak<BrokerLetters>>>,
-    /// Bounds what is said of letters that cannot be read.
+    /// Limits the log lines about unreadable letters.
     unreadable: sync::Mutex<Burst>,
 }
 
@@ -203,7 +203,7 @@ impl DeadLetters {
         }
     }
 
-    /// A broker's letters.
+    /// The locks on a broker's letters.
     pub(super) fn of(&self, broker: &BrokerName) -> Arc<BrokerLetters> {
         let mut brokers = self.brokers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(letters) = brokers.get(broker).and_then(Weak::upgrade) {
@@ -219,14 +219,14 @@ impl DeadLetters {
         self.logs.open(&LogName::DeadLetters(broker.clone()))
     }
 
-    /// How many a broker has.
+    /// Number of dead letters of a broker.
     pub(super) fn count(&self, broker: &BrokerName) -> u64 {
         let bounds = self.log(broker).cached_bounds();
         let records = bounds.next.0.saturating_sub(bounds.first.0);
         records.saturating_sub(self.taken.count(broker))
     }
 
-    /// At most `limit` letters, from `from` on.
+    /// Lists at most `limit` letters, from `from` on.
     pub(super) async fn page(
         &self,
         broker: &BrokerName,
@@ -278,7 +278,7 @@ impl DeadLetters {
         }
     }
 
-    /// Says how many lines were held back, where no later line has.
+    /// Reports suppressed log lines that no later line has reported.
     pub(super) fn tell_overdue(&self, now: Instant) {
         if let Some(held_back) = self.unreadable().overdue(now) {
             tracing::warn!(
@@ -290,11 +290,11 @@ impl DeadLetters {
     }
 
     fn unreadable(&self) -> sync::MutexGuard<'_, Burst> {
-        // No code that holds the lock can leave the counts half changed.
+        // No panic under the lock leaves the counts half changed.
         self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives letters to the Triggers that they are from, or that have their names now.
+    /// Hands letters to the Triggers they came from, or to those that have their names now.
     pub(super) async fn redrive(
         &self,
         broker: &BrokerName,
@@ -363,7 +363,7 @@ impl DeadLetters {
                 result.next = Some(result.next.map_or(first, |next| next.min(first)));
             }
         }
-        // What is behind `next` is looked at again.
+        // Letters behind `next` are looked at again.
         let done = without_trigger
             .iter()
             .filter(|id| result.next.is_none_or(|next| **id < next));
@@ -371,8 +371,8 @@ impl DeadLetters {
         Ok(result)
     }
 
-    /// How many of them the Trigger took; none if it ends just now, or does not answer in time. It may take them even
-    /// then, and `taking` is held until it has.
+    /// Returns how many letters the Trigger took; 0 if it ends just now or does not answer in time. It may take
+    /// them even then, and `taking` is held until it has.
     async fn hand_over(
         &self,
         recipient: &Recipient,
@@ -396,7 +396,7 @@ impl DeadLetters {
         }
     }
 
-    /// Removes letters for good.
+    /// Deletes letters for good.
     pub(super) async fn remove(
         &self,
         broker: &BrokerName,

@@ -1,7 +1,5 @@
-//! One Trigger's delivery: the loop that performs what its scheduler decides, and saves how far it got.
-//!
-//! The feed brings events, the scheduler says what to do next, and this waits for what comes first. All of a Trigger's
-//! state is in one task, so nothing here is locked.
+//! The delivery loop of one Trigger. The feed brings events, the scheduler decides the next step, and the loop
+//! performs it and saves checkpoints. One task owns all state of a Trigger, so nothing here is locked.
 
 use std::{
     sync::Arc,
@@ -40,14 +38,14 @@ use crate::{
     memory::Pool,
 };
 
-/// How often an idle Trigger checkpoints its position, in case nothing that it wants comes.
+/// Interval at which an idle Trigger checkpoints its position.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 
-/// The pause before a read of the log that failed is tried again: the first time, and at most.
+/// Backoff after a failed read of the log: initial, then maximum.
 const READ_AGAIN: Duration = Duration::from_millis(100);
 const MAX_READ_AGAIN: Duration = Duration::from_secs(10);
 
-/// What a dispatcher works with.
+/// Dependencies of a dispatcher.
 pub(super) struct Parts {
     pub(super) logs: BrokerLogs,
     pub(super) checkpoints: Arc<dyn Checkpoints>,
@@ -57,17 +55,17 @@ pub(super) struct Parts {
     pub(super) inbox: Arc<Inbox>,
     /// Closed when the Trigger is gone.
     pub(super) settings: watch::Receiver<Settings>,
-    /// Dead letters that somebody wants delivered again.
+    /// Dead letters to redrive.
     pub(super) redrives: mpsc::Receiver<Redrive>,
     pub(super) stats: Arc<TriggerStats>,
     pub(super) hold: Arc<Hold>,
     pub(super) sink: Arc<SinkHealth>,
-    /// Told when something cannot be settled for want of room in the log.
+    /// Notified when settling needs room in the log.
     pub(super) room_wanted: Arc<Notify>,
-    /// The memory that attempts share.
+    /// Memory shared by attempts.
     pub(super) memory: Pool,
     pub(super) progress: Progress,
-    /// Ends delivery: what is under way may finish within the grace that follows.
+    /// Stops delivery: what is in flight may finish within the grace period.
     pub(super) stop: CancellationToken,
     pub(super) grace: Duration,
 }
@@ -94,7 +92,7 @@ pub(super) struct Dispatcher {
     grace: Duration,
 }
 
-/// When the log is read again after a read has failed.
+/// Backoff of reading the log after a failed read.
 struct ReadAgain {
     at: Option<Instant>,
     pause: Duration,
@@ -178,7 +176,7 @@ impl Dispatcher {
     /// Delivers until told to stop or the Trigger is gone.
     ///
     /// # Errors
-    /// When the log failed; the process has to end.
+    /// Fails when the log failed; the process has to exit.
     pub(super) async fn run(mut self: Box<Self>) -> Result<(), LogError> {
         let stop = self.stop.clone();
         let mut checkpoint = tokio::time::interval(CHECKPOINT_EVERY);
@@ -218,8 +216,8 @@ impl Dispatcher {
         }
     }
 
-    /// Lets what is under way finish, then makes the cursor say so. A dead letter that its Sink does not take in
-    /// time stays unsettled.
+    /// Drains what is in flight, then saves the checkpoint. A dead letter that its Sink does not take in time
+    /// stays unsettled.
     async fn finish(mut self: Box<Self>) -> Result<(), LogError> {
         let deadline = tokio::time::Instant::now() + self.grace;
         while let Ok(Some(attempted)) = tokio::time::timeout_at(deadline, self.attempts.next()).await {
@@ -255,7 +253,8 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Takes what there is room for from the inbox, or begins to read the log; whether there may be more at once.
+    /// Takes events from the inbox or begins to read the log, as far as there is room; returns whether there may
+    /// be more at once.
     fn fill(&mut self) -> bool {
         self.stats.show_full(self.scheduler.is_full());
         if !self.scheduler.wants_more() {
@@ -264,7 +263,7 @@ impl Dispatcher {
         if self.feed.is_attached() {
             return self.take_from_inbox();
         }
-        // What a Trigger has yet to look at waits while its filters are set aside.
+        // While its filters are set aside, a Trigger looks at no further events.
         if self.reading.is_none() && self.read_again.at.is_none() && !self.stats.is_set_aside() {
             let next = self.scheduler.progress().next();
             self.reading = Some(self.feed.read(next, self.scheduler.room(), &self.settings));
@@ -279,7 +278,7 @@ impl Dispatcher {
         more
     }
 
-    /// A read of the log has ended.
+    /// Handles the result of a read of the log.
     fn read(&mut self, read: Result<Batch, LogError>) -> Result<(), LogError> {
         match read {
             Ok(mut batch) => {
@@ -331,13 +330,13 @@ impl Dispatcher {
             }
         }
         self.scheduler.advance(next);
-        // Positions alone are saved now and then.
+        // A position that alone has moved is saved only now and then.
         if has_news || (next > before && !self.feed.is_attached()) {
             self.changed();
         }
     }
 
-    /// Performs what the scheduler says; tells when to look again, if time alone will allow more.
+    /// Performs all due steps; returns when to look again, if only time has to pass.
     fn perform(&mut self) -> Option<Instant> {
         loop {
             let step = self.scheduler.next(Instant::now());
@@ -347,7 +346,7 @@ impl Dispatcher {
         }
     }
 
-    /// Begins one step, or gives when to look again.
+    /// Begins one step, or returns when to look again.
     fn perform_step(&mut self, step: Step<Held>) -> Result<(), Option<Instant>> {
         let performer = self.performer.clone();
         match step {
@@ -382,17 +381,17 @@ impl Dispatcher {
             answer,
         } = redrive;
         if answer.is_closed() {
-            // Whoever asked has given up, and may have asked again.
+            // The requester has given up, and may have asked again.
             return Ok(());
         }
-        // Else an older checkpoint could be stored after the one that has the letters in it.
+        // Otherwise the save in flight could store an older checkpoint over the one with the letters in it.
         let ended = self.saver.end().await?;
         self.tell_unsaved(ended);
         let room = self.scheduler.redrive_room();
         let accepted: Vec<_> = letters.into_iter().take(room).collect();
         let offsets = || accepted.iter().map(|letter| letter.offset);
         let progress = self.scheduler.with_redriven(offsets());
-        // Before they are taken out: then trimming goes past them, were they not held.
+        // Hold them before they leave the dead-letter log: from then on only this hold stops trimming.
         self.hold.hold_dead_letters(progress.low());
         // One commit: a letter is either in the dead-letter log or in a Trigger's progress, never in both.
         let broker = self.performer.logs.broker();
@@ -411,7 +410,7 @@ impl Dispatcher {
         if let Err(error @ LogError::Failed(_)) = saved {
             return Err(error);
         }
-        // Whoever asked may have gone.
+        // The requester may be gone.
         let _ = answer.send(saved.map(|()| accepted.len()));
         Ok(())
     }
@@ -423,7 +422,7 @@ impl Dispatcher {
                 self.replied(made.about.as_ref(), reply.as_ref());
                 ending(answer)
             }
-            // The Sink answered; that the log has no room is not its failure.
+            // The Sink answered; a full log is not its failure.
             Outcome::ReplyNotStored(_) => {
                 self.attempt_ended(&made, false);
                 self.room_wanted.notify_one();
@@ -461,7 +460,8 @@ impl Dispatcher {
         self.stats.attempt_ended(delivered, made.took);
     }
 
-    /// What cannot be read again cannot be delivered; what cannot be read for now waits.
+    /// Settles or postpones an event that could not be read again: an unreadable one is dropped, a temporarily
+    /// unavailable one waits.
     fn not_fetched(&mut self, place: Place, error: &FetchError) -> Result<Unfetched, LogError> {
         match error {
             FetchError::Log(error @ LogError::Failed(_)) => Err(error.clone()),
@@ -491,7 +491,7 @@ impl Dispatcher {
         }
     }
 
-    /// What an answer, or none, tells of the Sink.
+    /// Updates the health of the Sink from an answer, or from none.
     fn heard(&mut self, made: &Made, answer: &Answer, was_down: bool) {
         if self.settings.target() != Some(&made.target) {
             return;
@@ -583,7 +583,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// What was last saved is no longer how it is.
+    /// Marks the progress as unsaved.
     fn changed(&mut self) {
         self.stats.show(self.scheduler.progress());
         self.hold.set_first_unsettled(self.scheduler.progress().low());
@@ -607,7 +607,7 @@ impl Dispatcher {
 
     fn settings_changed(&mut self) {
         let settings = self.new_settings.borrow_and_update().clone();
-        // What is being read is matched by the settings before.
+        // The read in progress matches by the old settings.
         self.reading = None;
         if settings.target() != self.settings.target() {
             self.scheduler.sink_changed(Instant::now());
@@ -620,17 +620,17 @@ impl Dispatcher {
         self.settings = settings;
         self.scheduler.set_policy(policy(&self.settings));
         if !self.settings.is_deliverable() {
-            // What the inbox holds is not counted yet: the Trigger reads it from the log when it goes on.
+            // The inbox's events are not counted yet: the Trigger reads them from the log when it resumes.
             self.feed.pause();
         }
     }
 }
 
-/// Why an event could not be read again.
+/// Reasons why an event could not be read again.
 enum Unfetched {
-    /// It cannot be had any more.
+    /// It can no longer be read.
     Gone,
-    /// The log cannot be read for now.
+    /// The log is unavailable for now.
     Away,
 }
 
@@ -659,7 +659,7 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// Waits for what is under way, for ever if nothing is.
+/// Waits for the running future; forever if there is none.
 async fn finished<T>(running: &mut Option<BoxFuture<'static, T>>) -> T {
     match running {
         Some(future) => {
@@ -701,7 +701,7 @@ mod tests {
         Settings::new(client, table.authorities(), table.brokers()[BROKER].clone(), 0)
     }
 
-    /// A dispatcher that does not run, of a Trigger with this Sink; with what changes its settings.
+    /// An idle dispatcher of a Trigger with this Sink, and the sender of its settings.
     fn dispatcher(directory: &tempfile::TempDir, sink: &str) -> (Dispatcher, watch::Sender<Settings>) {
         drop(rustls::crypto::ring::default_provider().install_default());
         let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();

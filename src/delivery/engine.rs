@@ -1,4 +1,5 @@
-//! Delivery as a whole: starts it, changes it with each routing table, and ends it.
+//! The entry point of delivery. Starts readers and dispatchers, applies each routing table, and shuts everything
+//! down.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -38,26 +39,26 @@ use crate::{
     supervision::Supervisor,
 };
 
-/// How delivery behaves as a whole.
+/// Options of all delivery in a router.
 #[derive(Clone, Debug)]
 pub struct DeliveryOptions {
-    /// What is retained of settled events.
+    /// Retention of settled events.
     pub retention: Retention,
-    /// What is retained of dead letters.
+    /// Retention of dead letters.
     pub dead_letters: Retention,
-    /// What happens when the log is full of events that are not settled.
+    /// Policy for a log that is full of unsettled events.
     pub when_full: WhenFull,
-    /// How long the place of a Trigger that is gone is kept for one that takes it up.
+    /// Retention of a deleted Trigger's checkpoint; a Trigger of the same name resumes from it.
     pub keep_deleted: Duration,
-    /// How long attempts under way may take to finish when the engine is shut down.
+    /// Grace period for attempts in flight at shutdown.
     pub grace: Duration,
-    /// The memory that events and attempts share.
+    /// Memory shared by buffered events and attempts.
     pub memory: Pool,
 }
 
 impl Default for DeliveryOptions {
-    /// Settled events for a day, dead letters for a week, a GiB of each; an hour for the places of deleted Triggers; ten
-    /// seconds to finish; 64 MiB of memory.
+    /// Retains settled events for a day, dead letters for a week, 1 GiB of each, and the checkpoints of deleted
+    /// Triggers for an hour. Grace is ten seconds, memory 64 MiB.
     fn default() -> Self {
         Self {
             retention: Retention::default(),
@@ -73,56 +74,56 @@ impl Default for DeliveryOptions {
     }
 }
 
-/// Why the engine cannot go on.
+/// Fatal errors of the engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The log failed.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// What was redriven and dropped cannot be read; guessing would redrive it again.
+    /// The stored list of redriven and dropped dead letters is unreadable. Guessing would redrive letters again.
     #[error(
         "the stored list {key} of the dead letters that were redriven or dropped cannot be used: {detail}"
     )]
     DeadLetters {
-        /// The list's key.
+        /// Key of the list.
         key: String,
-        /// What is wrong with it.
+        /// Cause.
         detail: String,
     },
-    /// A cursor is there and cannot be read; guessing would lose or repeat events.
+    /// A stored cursor is unreadable. Guessing would lose or repeat events.
     #[error("the stored cursor of Trigger {uid} cannot be used: {detail}")]
     Cursor {
-        /// The Trigger's UID.
+        /// UID of the Trigger.
         uid: String,
-        /// What is wrong with it.
+        /// Cause.
         detail: String,
     },
 }
 
-/// All delivery of a router.
+/// Delivery of one router.
 pub struct Engine {
     spawner: Spawner,
     pub(super) running: Mutex<Running>,
     pub(super) views: ArcSwap<Vec<TriggerView>>,
     pub(super) keeper: Arc<Keeper>,
-    /// Whether there was a table.
+    /// Whether a routing table was ever applied.
     applied: Arc<AtomicBool>,
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) trimmer: Arc<Trimmer>,
 }
 
-/// What runs, and the places of what does not.
+/// Running tasks, and the checkpoints of Triggers that do not run.
 pub(super) struct Running {
     placement: Placement,
     readers: BTreeMap<BrokerName, RunningReader>,
     pub(super) triggers: HashMap<String, RunningTrigger>,
 }
 
-/// The checkpoints of earlier runs, by what they are of.
+/// Checkpoints of earlier runs, by kind.
 #[derive(Default)]
 struct Stored {
     places: HashMap<String, StoredPlace>,
-    /// UIDs of which only the identity is stored.
+    /// UIDs with a stored identity and no checkpoint.
     without_place: Vec<String>,
     taken: Arc<Taken>,
     ran_before: Duration,
@@ -152,11 +153,11 @@ impl Stored {
 }
 
 impl Engine {
-    /// Reads the stored checkpoints; nothing is delivered before the first [`Engine::apply`]. The supervisor is told when
-    /// a task panicked that all delivery depends on. `runtime` is where readers and dispatchers run.
+    /// Loads the stored checkpoints. Nothing is delivered before the first [`Engine::apply`]. `runtime` runs the
+    /// readers and dispatchers; `supervisor` is notified when a task panics that all delivery depends on.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// Fails when the log cannot be read.
     pub async fn start(
         logs: Arc<dyn LogProvider>,
         client: Client,
@@ -243,7 +244,7 @@ impl Engine {
         }))
     }
 
-    /// Where new events are stored; it makes room for them in full logs.
+    /// The intake that stores new events. It makes room in a full log.
     pub fn intake(&self) -> Intake {
         self.spawner.intake.clone()
     }
@@ -252,12 +253,12 @@ impl Engine {
         &*self.spawner.logs
     }
 
-    /// Delivers by this table from now on. When it returns, the place of every Trigger that is new is durable, so
-    /// that an event accepted afterwards reaches it.
+    /// Applies a routing table. On return the checkpoint of every new Trigger is durable, so an event accepted
+    /// afterwards reaches it.
     ///
     /// # Errors
-    /// When the log fails, or a Trigger's stored checkpoint cannot be read. Where the log is damaged, only the Triggers
-    /// that need what cannot be read are stopped.
+    /// Fails when the log fails or a Trigger's stored checkpoint cannot be read. A damaged log stops only the
+    /// Triggers that need the damaged part.
     pub async fn apply(&self, table: &RoutingTable) -> Result<(), EngineError> {
         let running = &mut *self.running.lock().await;
         let turn = self.keeper.turn().await;
@@ -278,12 +279,12 @@ impl Engine {
                 let is_deliverable = settings.is_deliverable();
                 let inbox = match running.triggers.get(&route.trigger.uid) {
                     Some(trigger) => {
-                        // Nobody listens only if the dispatcher has ended, which is told where it does.
+                        // Send fails only after the dispatcher has ended; its end is reported where it happens.
                         let _ = trigger.settings.send(settings);
                         trigger.inbox.clone()
                     }
                     None => {
-                        // Every Trigger that does not run has a place by now.
+                        // `place_new` placed every Trigger that does not run.
                         let Some(place) = new.remove(&route.trigger.uid) else {
                             continue;
                         };
@@ -310,7 +311,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Shows what runs, and hands what was kept for it over to it.
+    /// Publishes the views of running Triggers, and hands over the holds kept for them.
     fn show(&self, running: &Running) {
         let mut views: Vec<_> = running
             .triggers
@@ -326,7 +327,7 @@ impl Engine {
         });
     }
 
-    /// Ends delivery: attempts under way may finish, and checkpoints are saved.
+    /// Shuts delivery down: attempts in flight may finish within the grace period, and checkpoints are saved.
     pub async fn shutdown(&self) {
         self.spawner.stop.cancel();
         self.spawner.tasks.close();
@@ -335,7 +336,7 @@ impl Engine {
 }
 
 impl Running {
-    /// The reader of a broker, started if there is none.
+    /// Returns the broker's reader; starts one if needed.
     async fn reader(&mut self, spawner: &Spawner, broker: &BrokerName) -> Result<Arc<Reader>, LogError> {
         if let Some(running) = self.readers.get(broker) {
             return Ok(running.reader.clone());
@@ -346,7 +347,7 @@ impl Running {
         Ok(reader)
     }
 
-    /// Ends the Triggers that are not in the table, and keeps their places.
+    /// Stops the Triggers that left the table and retains their checkpoints.
     async fn retire_absent(&mut self, table: &RoutingTable) -> Result<(), LogError> {
         let present: HashSet<_> = table.triggers().map(|trigger| trigger.uid.as_str()).collect();
         let absent = self.triggers.extract_if(|uid, _| !present.contains(uid.as_str()));

@@ -1,6 +1,6 @@
-//! Where one Trigger's events come from: first those that were outstanding when it began, then its broker's log, then,
-//! once it has caught up, the inbox that the broker's reader fills. It yields events that the Trigger wants, records that
-//! cannot be read, and gaps.
+//! The source of one Trigger's events. It first replays what was outstanding at startup, then reads the broker's
+//! log, and once caught up it takes from the inbox that the shared reader fills. It yields wanted events,
+//! unreadable records and gaps.
 
 #[cfg(test)]
 mod model;
@@ -24,19 +24,19 @@ use crate::{
     log::{LogError, Offset, ReadLimit, Record},
 };
 
-/// A Trigger that is at most this far behind the shared reader joins it.
+/// Maximum lag, in offsets, at which a Trigger joins the shared reader.
 const JOIN_WITHIN: u64 = 256;
 
-/// How much a Trigger reads by itself at once, in bytes; fewer records if it has room for fewer.
+/// Maximum bytes of one read by a single Trigger; fewer records if it has room for fewer.
 const READ_BYTES: usize = 256 * 1024;
 
-/// Records that are read at once at least, since most of them may not be wanted.
+/// Minimum records of one read, since the Trigger may not want most of them.
 const MIN_RECORDS: usize = 32;
 
-/// How long a read waits for memory before it is tried again.
+/// Timeout for reserving memory for a read, which is then retried.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a feed reads from.
+/// Feed of one Trigger.
 pub(super) struct Feed {
     logs: BrokerLogs,
     reader: Arc<Reader>,
@@ -46,60 +46,60 @@ pub(super) struct Feed {
     following: Following,
 }
 
-/// Where events come from.
+/// Current source of a feed.
 #[derive(Clone, Debug, PartialEq)]
 enum Following {
-    /// What was outstanding at the start, from the log.
+    /// Replaying from the log what was outstanding at startup.
     Recovering(Recovery),
-    /// From the log, by itself.
+    /// Reading the log by itself.
     Alone,
-    /// From the log up to here, then from the inbox.
+    /// Reading the log up to this offset, then switching to the inbox.
     Joining(Offset),
-    /// From the inbox.
+    /// Taking from the inbox.
     Attached,
 }
 
-/// Offsets that are still to be read again.
+/// Offsets that are still to be replayed.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Recovery {
     events: RoaringTreemap,
     redriven: RoaringTreemap,
 }
 
-/// One thing that a Trigger has to deal with.
+/// One item that the Trigger has to handle.
 #[derive(Debug)]
 pub(super) enum Fed {
-    /// An event that it wants. It is not in memory where there is no room or it could not be read.
+    /// A wanted event. `held` is `None` when memory is short or the event could not be read.
     Event {
         place: Place,
         key: Option<Box<str>>,
         held: Option<Held>,
     },
-    /// A record of which nobody can say whether the Trigger wants it. Whoever read it has told.
+    /// An unreadable record: nobody can tell whether the Trigger wants it. Whoever read it has logged it.
     Unreadable,
     /// An outstanding event that was removed from the log.
     Removed(Place),
-    /// So many events were removed from the log before the Trigger looked at them.
+    /// Number of events removed from the log before the Trigger looked at them.
     Missed(u64),
 }
 
-/// Some of what a feed yields, in order.
+/// Items that a feed yields, in order.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) fed: Vec<Fed>,
     /// Everything below was looked at.
     pub(super) next: Offset,
-    /// Problems with records that cannot be read, for the log.
+    /// Unreadable records, to be logged.
     pub(super) problems: Vec<(Place, String)>,
     at_end: bool,
     recovered: Option<Recovery>,
 }
 
-/// A read that goes on by itself.
+/// A read in progress; runs independently of the feed.
 pub(super) type Reading = BoxFuture<'static, Result<Batch, LogError>>;
 
 impl Feed {
-    /// A feed that first yields these outstanding places again.
+    /// Creates a feed that first replays these outstanding places.
     pub(super) fn new(
         logs: BrokerLogs,
         reader: Arc<Reader>,
@@ -130,17 +130,17 @@ impl Feed {
         &self.inbox
     }
 
-    /// Whether events come from the inbox: [`Feed::take`] has them. Otherwise [`Feed::read`] has.
+    /// Whether events come from the inbox, by [`Feed::take`]; otherwise from [`Feed::read`].
     pub(super) fn is_attached(&self) -> bool {
         self.following == Following::Attached
     }
 
-    /// Waits until there is something new in the inbox.
+    /// Waits until the inbox has something new.
     pub(super) async fn changed(&self) {
         self.inbox.changed().await;
     }
 
-    /// The Trigger's events wait: it reads from the log when it goes on.
+    /// Pauses the feed. It reads from the log when it resumes.
     pub(super) fn pause(&mut self) {
         self.inbox.detach();
         if !matches!(self.following, Following::Recovering(_)) {
@@ -148,9 +148,10 @@ impl Feed {
         }
     }
 
-    /// Takes from the inbox what the Trigger has not looked at, `next` and above. Whether there may be more.
+    /// Takes up to `room` unseen events, at `next` and above, from the inbox. Also returns whether there may be
+    /// more.
     pub(super) fn take(&mut self, next: Offset, room: usize) -> (Batch, bool) {
-        // The position is read first: what was offered below it is in the inbox by now.
+        // Read the position first: everything offered below it is in the inbox by now.
         let position = self.reader.position();
         let taken = self.inbox.take(room);
         let mut batch = Batch {
@@ -175,15 +176,15 @@ impl Feed {
         } else if taken.emptied && taken.is_attached {
             batch.next = batch.next.max(position);
         } else if taken.emptied {
-            // Detached by a configuration that another has followed since: what it missed meanwhile is in the log.
+            // Detached by a configuration that a later one replaced: what was missed meanwhile is in the log.
             self.following = Following::Alone;
             more = true;
         }
         (batch, more)
     }
 
-    /// Reads on from `next` by itself, and lets others have their turn meanwhile. What it gives is to be passed to
-    /// [`Feed::absorb`], unless the settings have changed.
+    /// Starts a read of the log from `next`, which yields to other tasks. Pass its result to [`Feed::absorb`],
+    /// unless the settings have changed.
     pub(super) fn read(&self, next: Offset, room: usize, settings: &Settings) -> Reading {
         let reading = ByItself {
             logs: self.logs.clone(),
@@ -210,7 +211,7 @@ impl Feed {
         }
     }
 
-    /// Takes over where a read has got to, and joins the shared reader when it is near.
+    /// Takes over the position that a read reached, and joins the shared reader when it is near.
     pub(super) fn absorb(&mut self, batch: &mut Batch) {
         if let Some(recovery) = batch.recovered.take() {
             self.following = Following::recovering(recovery);
@@ -227,7 +228,7 @@ impl Feed {
                     self.inbox.detach();
                 }
                 if !self.inbox.is_attached() {
-                    // The Trigger is set aside, or has to wait by settings that it is about to get.
+                    // The Trigger is set aside, or settings on their way make its events wait.
                     return;
                 }
                 self.following = if next >= position {
@@ -262,7 +263,7 @@ fn partition_key(event: &Event) -> Option<Box<str>> {
     event.attribute("partitionkey").map(|key| key.canonical().into())
 }
 
-/// Outstanding events below an offset that was read were removed from the log.
+/// Yields outstanding events below an offset that was read as removed from the log.
 fn removed_below(Offset(offset): Offset, outstanding: &mut RoaringTreemap, batch: &mut Batch) {
     while let Some(removed) = outstanding.min().filter(|&removed| removed < offset) {
         outstanding.remove(removed);
@@ -270,7 +271,7 @@ fn removed_below(Offset(offset): Offset, outstanding: &mut RoaringTreemap, batch
     }
 }
 
-/// Reads for one Trigger.
+/// Read of the log for one Trigger.
 struct ByItself {
     logs: BrokerLogs,
     stats: Arc<TriggerStats>,
@@ -279,7 +280,7 @@ struct ByItself {
 }
 
 impl ByItself {
-    /// Reads from `from` on, not beyond `until`, and keeps what the Trigger wants.
+    /// Reads on from `from`, but not beyond `until`, and keeps what the Trigger wants.
     async fn on(self, from: Offset, until: Option<Offset>, settings: &Settings) -> Result<Batch, LogError> {
         let mut batch = Batch {
             next: from,
@@ -294,7 +295,7 @@ impl ByItself {
             Some(record) => record.offset,
             None => self.logs.events.bounds().await?.first,
         };
-        // What comes from `until` on is in the inbox.
+        // Everything from `until` on is in the inbox.
         let found = until.map_or(found, |until| found.min(until));
         if found > from {
             batch.fed.push(Fed::Missed(found.0 - from.0));
@@ -308,7 +309,7 @@ impl ByItself {
             let offset = record.offset;
             let fed = self.look_at(record, settings, &mut batch, &mut turn).await;
             if self.stats.is_set_aside() {
-                // This event and those behind it wait until the filter is another.
+                // This event and those behind it wait for another filter.
                 break;
             }
             batch.fed.extend(fed);
@@ -354,7 +355,7 @@ impl ByItself {
         is_wanted
     }
 
-    /// The event with its part of the memory budget, or its place alone if there is none.
+    /// Holds the event in memory if the budget allows, or its place alone.
     fn hold(&self, place: Place, event: Event) -> Fed {
         let memory = self.memory.try_reserve(event.size());
         let key = partition_key(&event);
@@ -362,7 +363,7 @@ impl ByItself {
         Fed::Event { place, key, held }
     }
 
-    /// Reads some of what was outstanding at the start.
+    /// Replays some of what was outstanding at startup.
     async fn again(self, mut recovery: Recovery, next: Offset) -> Result<Batch, LogError> {
         let mut batch = Batch {
             next,
@@ -418,7 +419,7 @@ impl ByItself {
         Ok(())
     }
 
-    /// One event. What is wrong with it its attempt finds again, and settles it.
+    /// Replays one event. If it cannot be read, its attempt finds out and settles it.
     async fn event_again(&self, place: Place, batch: &mut Batch) -> Result<(), LogError> {
         batch.fed.push(match place.fetch(&self.logs).await {
             Ok(event) => self.hold(place, event),

@@ -1,4 +1,4 @@
-//! An event in memory, with its part of the memory budget.
+//! An event in memory together with its reservation of the memory budget.
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use crate::{
     memory::{Pool, Reservation},
 };
 
-/// An event that is held in memory until it is attempted. Clones share the event and its part of the budget.
+/// An event held in memory until it is attempted. Clones share the event and its reservation.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     event: Event,
-    /// Given back when the last clone is gone.
+    /// Released with the last clone.
     _memory: Arc<Reservation>,
 }
 
@@ -27,7 +27,7 @@ impl Held {
         &self.event
     }
 
-    /// The event's size in bytes.
+    /// Size of the event, in bytes.
     pub(super) fn size(&self) -> usize {
         self.event.size()
     }
@@ -40,7 +40,7 @@ impl Held {
     }
 }
 
-/// What a Trigger or a broker's reader may hold of the memory budget: it is a member of its namespace.
+/// Share of the memory budget for a Trigger or a broker's reader, as a member of its namespace.
 #[derive(Clone, Debug)]
 pub(super) struct Share {
     pool: Pool,

@@ -1,4 +1,4 @@
-//! What may not be trimmed: each Trigger holds its broker's logs from a low watermark on.
+//! Holds: low watermarks of the Triggers, from which on their broker's logs may not be trimmed.
 
 use std::{
     collections::HashMap,
@@ -14,18 +14,18 @@ use crate::log::{Bounds, BrokerName, Offset};
 /// Sentinel for "no offset".
 const NONE: u64 = u64::MAX;
 
-/// The part of its broker's logs that one Trigger holds, written by its dispatcher.
+/// The hold of one Trigger on its broker's logs, written by its dispatcher.
 #[derive(Debug)]
 pub struct Hold {
     low: AtomicU64,
     low_dead_letter: AtomicU64,
     first_unsettled: AtomicU64,
-    /// Counts the watermarks of all Triggers that rose.
+    /// Incremented whenever a Trigger's watermark rises.
     released: Arc<AtomicU64>,
 }
 
 impl Hold {
-    /// Holds everything from `low` on. `released` is counted up whenever less is held.
+    /// Holds everything from `low` on. `released` is incremented whenever the hold shrinks.
     pub(super) fn new(low: Low, released: Arc<AtomicU64>) -> Self {
         Self {
             low: AtomicU64::new(low.events.0),
@@ -35,18 +35,18 @@ impl Hold {
         }
     }
 
-    /// The low watermark: the first offset that was unsettled in the last saved checkpoint.
+    /// Low watermark: the first unsettled offset of the last saved checkpoint.
     pub fn low(&self) -> Offset {
         Offset(self.low.load(Relaxed))
     }
 
-    /// The first dead letter that was being redriven in the last saved checkpoint.
+    /// First dead letter being redriven in the last saved checkpoint.
     pub(super) fn low_dead_letter(&self) -> Option<Offset> {
         let offset = self.low_dead_letter.load(Relaxed);
         (offset != NONE).then_some(Offset(offset))
     }
 
-    /// Publishes the watermark of a checkpoint that was saved.
+    /// Publishes the durable low watermark of a saved checkpoint.
     pub(super) fn saved(&self, low: Low) {
         if self.low.swap(low.events.0, Relaxed) != low.events.0 {
             self.released.fetch_add(1, Relaxed);
@@ -54,17 +54,17 @@ impl Hold {
         self.low_dead_letter.store(dead_letter(low), Relaxed);
     }
 
-    /// Holds dead letters that are about to be redriven, before the checkpoint that says so is saved.
+    /// Holds dead letters that are about to be redriven, before the checkpoint with them is saved.
     pub(super) fn hold_dead_letters(&self, low: Low) {
         self.low_dead_letter.fetch_min(dead_letter(low), Relaxed);
     }
 
-    /// Notes the first unsettled event, saved or not.
+    /// Notes the first unsettled event, whether saved or not.
     pub(super) fn set_first_unsettled(&self, low: Low) {
         self.first_unsettled.store(low.events.0, Relaxed);
     }
 
-    /// Whether this is the first unsettled event: nothing behind it can be removed before it is settled.
+    /// Whether this is the first unsettled event: until it is settled, nothing behind it can be removed.
     pub(super) fn is_first_unsettled(&self, place: Place) -> bool {
         matches!(place, Place::Log(Offset(offset)) if offset == self.first_unsettled.load(Relaxed))
     }
@@ -74,7 +74,7 @@ fn dead_letter(low: Low) -> u64 {
     low.dead_letters.map_or(NONE, |offset| offset.0)
 }
 
-/// The holds of all Triggers, by broker: made anew with each configuration, and asked for every trim.
+/// Holds of all Triggers, by broker. Rebuilt with each configuration and read by every trim.
 #[derive(Debug, Default)]
 pub(super) struct Holds(HashMap<BrokerName, Vec<Arc<Hold>>>);
 
@@ -90,7 +90,7 @@ impl Holds {
         Self(of_broker)
     }
 
-    /// The same with those of further Triggers.
+    /// The same holds plus those of further Triggers.
     pub(super) fn with<'a>(&self, further: impl Iterator<Item = &'a TriggerView>) -> Self {
         let mut all = Self(self.0.clone());
         for (broker, holds) in Self::new(further).0 {
@@ -99,13 +99,13 @@ impl Holds {
         all
     }
 
-    /// The first event that some Trigger holds; the end of the log if there is none.
+    /// First event that some Trigger holds; the end of the log if none does.
     pub(super) fn unsettled(&self, broker: &BrokerName, bounds: Bounds) -> Offset {
         let low = self.of(broker).map(Hold::low).min();
         low.unwrap_or(bounds.next).min(bounds.next)
     }
 
-    /// The first dead letter that is being redriven.
+    /// First dead letter that is being redriven.
     pub(super) fn redriven(&self, broker: &BrokerName) -> Option<Offset> {
         self.of(broker).filter_map(Hold::low_dead_letter).min()
     }

@@ -10,14 +10,14 @@ use tokio::sync::Notify;
 use super::{TriggerStats, held::Held};
 use crate::{filter, log::Offset};
 
-/// How many events wait in an inbox at most.
+/// Maximum events in an inbox.
 const MAX_EVENTS: usize = 256;
 
-/// How many bytes of data wait in an inbox at most, unless a single event is larger.
+/// Maximum bytes of data in an inbox; a single larger event still fits.
 const MAX_BYTES: usize = 256 * 1024;
 
-/// Events that the shared reader found for a Trigger. Once it overflows it takes nothing more until the Trigger has
-/// caught up from the log and attaches again.
+/// Events that the shared reader found for a Trigger. An inbox that overflows takes nothing more until the Trigger
+/// has caught up from the log and attaches it again.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     state: Mutex<State>,
@@ -27,33 +27,33 @@ pub(super) struct Inbox {
 
 #[derive(Debug, Default)]
 struct State {
-    /// `None` for a record that cannot be read.
+    /// `None` for an unreadable record.
     queue: VecDeque<(Offset, Option<Held>)>,
     bytes: usize,
     attached: bool,
-    /// What is below was looked at before it was attached.
+    /// Offsets below were already looked at when the inbox was attached.
     from: Offset,
-    /// The first event that did not fit.
+    /// First event that did not fit.
     missed: Option<Offset>,
-    /// Whether it cannot be attached, as its Trigger has to wait.
+    /// Whether attaching is refused because the Trigger's events have to wait.
     shut: bool,
 }
 
-/// What a feed took from its inbox.
+/// Events taken out of an inbox.
 #[derive(Debug)]
 pub(super) struct Taken {
-    /// In order of their offsets; `None` for a record that cannot be read.
+    /// In offset order; `None` for an unreadable record.
     pub(super) events: Vec<(Offset, Option<Held>)>,
-    /// Where the Trigger goes on by itself, if the inbox had overflowed and is empty now.
+    /// Offset from which the Trigger reads the log, set once the inbox overflowed and is now empty.
     pub(super) missed: Option<Offset>,
-    /// Whether nothing is left in it.
+    /// Whether the inbox is empty now.
     pub(super) emptied: bool,
-    /// Whether the reader offers it what comes next.
+    /// Whether the reader still offers events to it.
     pub(super) is_attached: bool,
 }
 
 impl Inbox {
-    /// An empty inbox of the Trigger that has these figures.
+    /// Creates an empty inbox for the Trigger with these stats.
     pub(super) fn new(stats: Arc<TriggerStats>) -> Self {
         Self {
             stats,
@@ -61,8 +61,8 @@ impl Inbox {
         }
     }
 
-    /// The Trigger's filter ended in an error for an event that would have been offered. Where it is set aside by
-    /// that, the event waits with those behind it.
+    /// Counts a filter error for an event. If that sets the Trigger aside, the event waits in the log together
+    /// with those behind it.
     pub(super) fn filter_failed(&self, offset: Offset, error: &filter::Error<'_>) {
         if self.is_attached() {
             self.stats.filter_failed(error);
@@ -72,17 +72,17 @@ impl Inbox {
         }
     }
 
-    /// The Trigger's filter kept within its budget.
+    /// Counts an event whose filters stayed within their budget.
     pub(super) fn filter_held(&self) {
         self.stats.filter_held();
     }
 
-    /// Offers an event. If there is no room the Trigger is on its own from here.
+    /// Offers an event. If the inbox is full, it overflows and the Trigger falls back to reading the log.
     pub(super) fn push(&self, offset: Offset, event: &Held) {
         self.offer(offset, Some(event));
     }
 
-    /// Offers a record that cannot be read: the Trigger counts it as missed where it comes to it.
+    /// Offers an unreadable record, which the Trigger counts as missed when it gets there.
     pub(super) fn push_unreadable(&self, offset: Offset) {
         self.offer(offset, None);
     }
@@ -106,7 +106,7 @@ impl Inbox {
         }
     }
 
-    /// The events from here on cannot be offered: the Trigger is on its own.
+    /// Marks the inbox as overflowed at `missed`: the Trigger falls back to reading the log from there.
     pub(super) fn overflow(&self, missed: Offset) {
         let mut state = self.lock();
         if state.attached {
@@ -134,8 +134,8 @@ impl Inbox {
         }
     }
 
-    /// The reader offers its events from now on, but none below `from`. Only the reader's lock makes "now" a definite
-    /// offset. Does nothing while it is shut.
+    /// Attaches the inbox: the reader offers events from now on, but none below `from`. Call it under the reader's
+    /// lock, which makes "now" a definite offset. Does nothing while the inbox is shut.
     pub(super) fn attach(&self, from: Offset) {
         let mut state = self.lock();
         if state.shut {
@@ -148,7 +148,7 @@ impl Inbox {
         };
     }
 
-    /// Forgets what is queued and takes nothing more; the Trigger reads it from the log instead.
+    /// Drops what is queued and detaches; the Trigger reads it from the log instead.
     pub(super) fn detach(&self) {
         let mut state = self.lock();
         *state = State {
@@ -157,8 +157,8 @@ impl Inbox {
         };
     }
 
-    /// Shuts it, so that the reader passes no event of a Trigger that has to wait, or opens it again. Only the reader's
-    /// lock makes that agree with the table that it follows.
+    /// Shuts or reopens the inbox. While it is shut, the reader skips its Trigger. Call it under the reader's
+    /// lock, so that it agrees with the table that the reader follows.
     pub(super) fn set_shut(&self, shut: bool) {
         let mut state = self.lock();
         if shut {
@@ -171,7 +171,7 @@ impl Inbox {
         self.lock().attached
     }
 
-    /// Whether the event at this offset is to be looked at for it.
+    /// Whether the reader has to look at the event at this offset for this Trigger.
     pub(super) fn awaits(&self, offset: Offset) -> bool {
         let state = self.lock();
         state.attached && offset >= state.from
@@ -183,7 +183,7 @@ impl Inbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that holds the lock can leave the state half changed.
+        // No panic under the lock leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

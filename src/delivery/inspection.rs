@@ -1,4 +1,4 @@
-//! What metrics, the admin API and its users ask of delivery.
+//! Queries about delivery, for metrics and the admin API.
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
@@ -8,12 +8,13 @@ use super::{
 use crate::log::{BrokerName, LogError, LogName, Offset};
 
 impl Engine {
-    /// Every Trigger's figures, by namespace and name.
+    /// Views of all Triggers, by namespace and name.
     pub fn triggers(&self) -> Arc<Vec<TriggerView>> {
         self.views.load_full()
     }
 
-    /// The Trigger that holds most of the log: of the broker with the most bytes, the one that has settled least.
+    /// The Trigger that holds most of the log: of the broker with the most bytes, the one with the lowest
+    /// watermark.
     pub fn holds_most(&self) -> Option<TriggerView> {
         let usage = self.logs().usage().into_iter().collect::<BTreeMap<_, _>>();
         let triggers = self.triggers();
@@ -24,34 +25,34 @@ impl Engine {
         Some(most.clone())
     }
 
-    /// The Triggers that are gone and whose places are kept, those that have been gone for longest first.
+    /// Deleted Triggers whose checkpoints are retained, the oldest first.
     pub fn kept_triggers(&self) -> Vec<KeptTrigger> {
         self.keeper.triggers()
     }
 
-    /// How many those are.
+    /// Number of those.
     pub fn kept_count(&self) -> usize {
         self.keeper.count()
     }
 
-    /// How many events had matched and were not settled when the place of their Trigger, which was gone, was given up,
-    /// since the start. Of what it had not looked at yet nobody knows what it would have wanted.
+    /// Matched but unsettled events dropped since startup because the checkpoint of their deleted Trigger expired.
+    /// Events that it had not looked at are not counted: nobody knows which it would have wanted.
     pub fn dropped_with_trigger(&self) -> u64 {
         self.keeper.dropped()
     }
 
-    /// How many dead letters were removed because of their age, or because there were too many, since the start.
+    /// Dead letters removed since startup by age or size.
     pub fn dead_letters_expired(&self) -> u64 {
         self.trimmer.figures.letters_expired()
     }
 
-    /// How many events of each broker were dropped because the log was full, since the start: removed before every
-    /// Trigger had settled them.
+    /// Events dropped since startup because the log was full, by broker: removed before every Trigger had settled
+    /// them.
     pub fn dropped_when_full(&self) -> BTreeMap<BrokerName, u64> {
         self.trimmer.figures.dropped()
     }
 
-    /// The brokers that have dead letters, and how many.
+    /// Brokers that have dead letters, with their number.
     pub fn dead_letter_brokers(&self) -> Vec<(BrokerName, u64)> {
         let brokers = self
             .logs()
@@ -70,10 +71,10 @@ impl Engine {
             .collect()
     }
 
-    /// At most `limit` of a broker's dead letters, from `from` on.
+    /// Lists at most `limit` of a broker's dead letters, from `from` on.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// Fails when the log cannot be read.
     pub async fn dead_letters(
         &self,
         broker: &BrokerName,
@@ -84,10 +85,10 @@ impl Engine {
         self.dead_letters.page(broker, selection, from, limit).await
     }
 
-    /// One dead letter.
+    /// Returns one dead letter.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// Fails when the log cannot be read.
     pub async fn dead_letter(&self, broker: &BrokerName, id: Offset) -> Result<Option<KeptLetter>, LogError> {
         let page = self
             .dead_letters
@@ -96,12 +97,11 @@ impl Engine {
         Ok(page.letters.into_iter().find(|kept| kept.id == id))
     }
 
-    /// Has some of the selected dead letters delivered again, from `from` on; whoever calls goes on at
-    /// [`Redriven::next`]. Each goes to the Trigger that it is from, or that has its name now, and is settled like
-    /// any other event.
+    /// Redrives some of the selected dead letters, from `from` on; continue at [`Redriven::next`]. Each goes to
+    /// the Trigger it came from, or to the one that has its name now, and is settled like any other event.
     ///
     /// # Errors
-    /// When the log has no room to note it, or failed.
+    /// Fails when the log has no room to note it, or failed.
     pub async fn redrive(
         &self,
         broker: &BrokerName,
@@ -127,11 +127,10 @@ impl Engine {
             .await
     }
 
-    /// Removes some of the selected dead letters for good, from `from` on; whoever calls goes on at
-    /// [`Dropped::next`].
+    /// Deletes some of the selected dead letters for good, from `from` on; continue at [`Dropped::next`].
     ///
     /// # Errors
-    /// When the log has no room to note it, or failed.
+    /// Fails when the log has no room to note it, or failed.
     pub async fn drop_dead_letters(
         &self,
         broker: &BrokerName,

@@ -1,8 +1,8 @@
-//! Keeps the places of Triggers that are gone, for as long as the operator says: their events stay in the log, and a
-//! Trigger that comes back, or one that takes a deleted one's place, goes on where it was.
+//! Retains the checkpoints of deleted Triggers for as long as the operator says. Their events stay in the log, and
+//! a Trigger that comes back, or one that replaces a deleted one, resumes there.
 //!
-//! A place is the cursor as its dispatcher saved it last, with a [`Record`] beside it that says whose it is and since
-//! when it is kept. When the log is full, places are given up before a producer is refused.
+//! A retained place is the cursor as its dispatcher last saved it, with a [`Record`] beside it that says whose it
+//! is and since when it is retained. When the log is full, places are given up before a producer is refused.
 
 use std::{
     collections::HashMap,
@@ -26,33 +26,33 @@ use crate::{
     routing::Trigger,
 };
 
-/// The place of a Trigger that was deleted, kept for one that takes it up.
+/// Retained checkpoint of a deleted Trigger.
 #[derive(Clone, Debug)]
 pub struct KeptTrigger {
-    /// The Trigger as it was.
+    /// View of the Trigger when it ended.
     pub view: TriggerView,
-    /// How much longer it is kept.
+    /// Time until it expires.
     pub left: Duration,
 }
 
-/// A cursor that was found, and whose it is if that is known.
+/// A stored cursor, and its owner if known.
 #[derive(Clone, Debug)]
 pub(super) struct StoredPlace {
     pub(super) cursor: Bytes,
     pub(super) record: Option<Record>,
 }
 
-/// A Trigger that is not there any more.
+/// A Trigger that no longer exists.
 pub(super) struct Gone {
     pub(super) uid: String,
-    /// `None` if an earlier version stored its cursor, and nobody can take its place but by its UID.
+    /// `None` if an earlier version stored its cursor; then only a Trigger with the same UID can resume from it.
     pub(super) identity: Option<Identity>,
-    /// Its cursor and since when it is gone, if that was found at the start.
+    /// Its cursor and the time of its deletion, if found at startup.
     pub(super) found: Option<(Bytes, Option<Duration>)>,
 }
 
 impl Gone {
-    /// Its delivery has ended just now.
+    /// A Trigger whose delivery has just ended.
     pub(super) fn ended(view: &TriggerView) -> Self {
         Self {
             uid: view.uid.clone(),
@@ -65,7 +65,7 @@ impl Gone {
         }
     }
 
-    /// Its cursor was stored, and it is not in the configuration.
+    /// A Trigger with a stored cursor that is not in the configuration.
     pub(super) fn found(uid: String, StoredPlace { cursor, record }: StoredPlace) -> Self {
         let gone_at = record.as_ref().and_then(Record::gone_at);
         Self {
@@ -82,15 +82,16 @@ pub(super) struct Keeper {
     window: Duration,
     time: RunningTime,
     kept: Mutex<Kept>,
-    /// Held from what is found in `kept` until that is stored: else what is removed could be what was stored since.
+    /// Held from reading `kept` until the change is stored: otherwise a removal could hit what was stored
+    /// meanwhile.
     turn: tokio::sync::Mutex<()>,
-    /// UIDs of which something is stored still, for want of room on the disk to remove it.
+    /// UIDs whose stored data could not be removed yet because the disk is full.
     unremoved: Mutex<Vec<String>>,
     dropped: AtomicU64,
 }
 
 impl Keeper {
-    /// Keeps places for `window`; `ran_before` is how long routers ran on this data before.
+    /// Retains places for `window`; `ran_before` is the time that routers ran on this data before.
     pub(super) fn new(
         logs: Arc<dyn LogProvider>,
         checkpoints: Arc<dyn Checkpoints>,
@@ -109,22 +110,22 @@ impl Keeper {
         }
     }
 
-    /// While this is held no place is given up. Whoever keeps places or takes them up holds it until that is stored.
+    /// While this is held no place expires. Whoever adds or takes up places holds it until that is stored.
     pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.turn.lock().await
     }
 
-    /// How many events had matched and were not settled when the places of their Triggers were given up.
+    /// Matched but unsettled events dropped because the places of their Triggers expired.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
     }
 
-    /// How many places are kept.
+    /// Number of retained places.
     pub(super) fn count(&self) -> usize {
         self.kept().len()
     }
 
-    /// The places that are kept, the oldest first.
+    /// Retained places, the oldest first.
     pub(super) fn triggers(&self) -> Vec<KeptTrigger> {
         let now = self.now();
         let places = self.kept().places().into_iter();
@@ -135,7 +136,7 @@ impl Keeper {
         triggers.collect()
     }
 
-    /// What holds events in the log: what is kept, and what `others` gives. A place is among one of the two, also while
+    /// All holds: the retained ones plus those of `others`. A place is in one of the two at any time, also while
     /// it is handed over.
     pub(super) fn with_kept(&self, others: impl FnOnce() -> Arc<Holds>) -> Arc<Holds> {
         let kept = self.kept();
@@ -146,17 +147,17 @@ impl Keeper {
         Arc::new(others.with(kept.views()))
     }
 
-    /// What was taken up is held by those who took it, once they are made known.
+    /// Runs `make_known`, after which the new owners hold what they took up, and forgets those places.
     pub(super) fn hand_over(&self, make_known: impl FnOnce()) {
         let mut kept = self.kept();
         make_known();
         kept.forget_taken();
     }
 
-    /// Keeps the places of Triggers that are gone, or gives them up if none are to be kept.
+    /// Retains the places of deleted Triggers, or removes them if the window is zero.
     ///
     /// # Errors
-    /// When the log fails.
+    /// Fails when the log fails.
     pub(super) async fn keep(&self, gone: Vec<Gone>) -> Result<(), LogError> {
         let now = self.now();
         self.mark(&gone, now).await?;
@@ -204,7 +205,7 @@ impl Keeper {
         self.remove(unknown).await
     }
 
-    /// Notes durably whose places are kept, and since when.
+    /// Stores durably whose places are retained, and since when.
     async fn mark(&self, gone: &[Gone], now: Duration) -> Result<(), LogError> {
         if self.window.is_zero() {
             return Ok(());
@@ -222,7 +223,7 @@ impl Keeper {
         }
         changes.push(self.time.change(Instant::now()));
         match self.checkpoints.save(changes).await {
-            // Then the next start finds that they are gone.
+            // The next startup then finds that they are gone.
             Err(LogError::Full(error)) => {
                 tracing::warn!(
                     error,
@@ -234,12 +235,12 @@ impl Keeper {
         }
     }
 
-    /// The place that a new Trigger takes up: its own, or, unless it is to begin elsewhere, that of a deleted Trigger
-    /// of its name and broker. Gives the UID under which it is stored, and the cursor. What is in it is held until
-    /// [`Keeper::hand_over`].
+    /// Returns the place that a new Trigger resumes from: its own or, unless it begins elsewhere, that of a
+    /// deleted Trigger of the same name and broker. Returns the UID it is stored under, and the cursor. Its events
+    /// are held until [`Keeper::hand_over`].
     ///
     /// # Errors
-    /// When the log fails.
+    /// Fails when the log fails.
     pub(super) async fn take_up(
         &self,
         trigger: &Trigger,
@@ -272,8 +273,8 @@ impl Keeper {
         Ok(cursor.map(|cursor| (uid, cursor)))
     }
 
-    /// Takes out the places of Triggers that are there, though nobody can read them: they are held for as long as it
-    /// takes.
+    /// Takes out the places of Triggers that exist but cannot be read; the caller holds their events for as long
+    /// as it takes.
     pub(super) fn take_unread(&self, is_unread: impl Fn(&str) -> bool) -> Vec<String> {
         let mut kept = self.kept();
         let unread: Vec<_> = kept
@@ -287,10 +288,10 @@ impl Keeper {
         unread
     }
 
-    /// Gives up the places whose time is over, and notes the time.
+    /// Expires places whose time is over, and stores the running time.
     ///
     /// # Errors
-    /// When the log fails.
+    /// Fails when the log fails.
     pub(super) async fn tick(&self) -> Result<(), LogError> {
         let _turn = self.turn().await;
         let expired = self.kept().expire(self.now(), self.window);
@@ -308,17 +309,17 @@ impl Keeper {
             .save(vec![self.time.change(Instant::now())])
             .await
         {
-            // What is not noted makes a place be kept longer after the next start.
+            // An unsaved time only retains a place longer after the next startup.
             Err(LogError::Full(_)) => Ok(()),
             saved => saved,
         }
     }
 
-    /// Gives up the oldest place that holds what nobody else does; names it. `others` as in
+    /// Gives up the oldest place that holds what nobody else does, and returns it. `others` as in
     /// [`Kept::give_up_for_room`].
     ///
     /// # Errors
-    /// When the log fails.
+    /// Fails when the log fails.
     pub(super) async fn give_up_for_room(
         &self,
         others: impl Fn(&BrokerName) -> Offset,
@@ -331,8 +332,8 @@ impl Keeper {
         Ok(Some(place.view.uid))
     }
 
-    /// Removes what is stored; what cannot be for want of room on the disk is tried again. A crash before that keeps
-    /// the place again.
+    /// Removes stored places; those that a full disk prevents are tried again. A crash before that retains the
+    /// place again.
     async fn remove(&self, uids: Vec<String>) -> Result<(), LogError> {
         if uids.is_empty() {
             return Ok(());
@@ -395,7 +396,7 @@ impl Keeper {
     }
 }
 
-/// What was stored about Triggers, apart from each other: the cursors with their records, and what has no cursor.
+/// Sorts stored data: cursors with their records, and records without a cursor.
 pub(super) fn sort_out(
     cursors: HashMap<String, Bytes>,
     mut records: HashMap<String, Option<Record>>,
@@ -408,7 +409,7 @@ pub(super) fn sort_out(
     (stored, records.into_keys().collect())
 }
 
-/// What is seen of a Trigger that does not run, from its cursor.
+/// View of a Trigger that does not run, from its cursor.
 pub(super) fn view(
     logs: &dyn LogProvider,
     uid: &str,
@@ -445,6 +446,6 @@ fn shown_view(view: &TriggerView) -> String {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code that holds the lock can leave what it guards half changed.
+    // No panic under the lock leaves what it guards half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! The places of Triggers that are gone, kept for a while so that whoever comes back goes on there. Pure.
+//! The retained places of deleted Triggers. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,17 +13,17 @@ use crate::{
     routing::{Start, Trigger},
 };
 
-/// How many places are kept at most. Beyond it, the oldest of the namespace that has most is given up.
+/// Maximum retained places. Beyond it, the oldest of the namespace with the most is given up.
 const MAX_PLACES: usize = 10_000;
 
 const VERSION: u32 = 1;
 
-/// What a Trigger shares with the one that takes its place.
+/// Identity shared by a Trigger and its replacement.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Identity {
     pub(super) namespace: String,
     pub(super) name: String,
-    /// As `namespace/name`: the cursor is a place in this broker's log.
+    /// `namespace/name`: the cursor is an offset in this broker's log.
     pub(super) broker: String,
 }
 
@@ -37,8 +37,8 @@ impl Identity {
     }
 }
 
-/// Whose cursor is stored under a UID, and since when the Trigger is gone. Stored beside the cursor, which stays as it
-/// is.
+/// Owner of the cursor stored under a UID, and the time of its deletion. Stored beside the cursor, which stays
+/// unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     version: u32,
@@ -50,7 +50,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Of a Trigger that is there.
+    /// Record of a Trigger that exists.
     pub(super) fn present(identity: Identity) -> Self {
         Self {
             version: VERSION,
@@ -77,7 +77,7 @@ impl Record {
     }
 }
 
-/// What removes all that is stored of a Trigger.
+/// Changes that remove everything stored about a Trigger.
 pub(super) fn removal(uid: &str) -> [CheckpointChange; 2] {
     [
         (CheckpointKey::Trigger(uid.to_owned()), None),
@@ -86,15 +86,15 @@ pub(super) fn removal(uid: &str) -> [CheckpointChange; 2] {
 }
 
 impl Record {
-    /// Reads a stored record; `None` if this version cannot.
+    /// Decodes a stored record; `None` if this version cannot.
     pub(super) fn read(stored: &[u8]) -> Option<Self> {
         let record = serde_json::from_slice::<Self>(stored).ok();
         record.filter(|record| record.version == VERSION)
     }
 }
 
-/// How long routers have run on this data: no jump of the wall clock changes it, and time that passes while no router
-/// runs is not counted.
+/// Total time that routers have run on this data. Jumps of the wall clock do not change it, and downtime does not
+/// count.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RunningTime {
     before: Duration,
@@ -106,7 +106,7 @@ impl RunningTime {
         Self { before, since }
     }
 
-    /// Reads the stored time; zero if it is not readable.
+    /// Decodes the stored time; zero if it is unreadable.
     pub(super) fn read(stored: &[u8]) -> Duration {
         Duration::from_secs(serde_json::from_slice(stored).unwrap_or_default())
     }
@@ -121,12 +121,12 @@ impl RunningTime {
     }
 }
 
-/// Where a Trigger was.
+/// Retained place of a deleted Trigger.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
-    /// What is held for it, and its figures.
+    /// Its hold and stats.
     pub(super) view: TriggerView,
-    /// By the [`RunningTime`].
+    /// Time of its deletion, by the [`RunningTime`].
     pub(super) gone_at: Duration,
 }
 
@@ -140,28 +140,28 @@ impl Place {
     }
 }
 
-/// Whether a new Trigger is to begin where its `start` says, whatever there was before.
+/// Whether a new Trigger begins at its `start`, ignoring retained places.
 pub(super) fn begins_anew(trigger: &Trigger) -> bool {
-    // Only the default can have been left out, also where whoever wrote it knew no `startIsSet`.
+    // Only the default can have been omitted, also by an author that does not know `startIsSet`.
     trigger.start_is_set || trigger.start != Start::Latest
 }
 
-/// The kept places. Those that are being taken up still hold their events, until they are forgotten.
+/// The retained places. A place being taken up still holds its events until it is forgotten.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     places: HashMap<String, Place>,
-    /// The UID of each.
+    /// UID by identity.
     named: HashMap<Identity, String>,
-    /// By namespace, and within it the oldest first.
+    /// By namespace, then the oldest first.
     aged: BTreeMap<String, BTreeSet<Age>>,
     taken: Vec<Place>,
 }
 
-/// When a Trigger was gone, and its UID.
+/// Time of a Trigger's deletion, and its UID.
 type Age = (Duration, String);
 
 impl Kept {
-    /// Keeps a place. Gives back what has to make way: an older place of the same name, and what is too much.
+    /// Adds a place. Returns the places it displaces: an older one of the same name, and those beyond the limit.
     pub(super) fn keep(&mut self, place: Place) -> Vec<Place> {
         let uid = place.view.uid.clone();
         let mut given_up = Vec::from_iter(self.remove(&uid));
@@ -178,31 +178,31 @@ impl Kept {
         given_up
     }
 
-    /// Has the place of this UID taken up; it holds its events until it is forgotten.
+    /// Takes up the place of this UID; it holds its events until it is forgotten.
     pub(super) fn take(&mut self, uid: &str) -> Option<Place> {
         let place = self.remove(uid)?;
         self.taken.push(place.clone());
         Some(place)
     }
 
-    /// The same with the place of the Trigger that has this name and broker.
+    /// Takes up the place of the Trigger with this name and broker.
     pub(super) fn take_named(&mut self, identity: &Identity) -> Option<Place> {
         let uid = self.named.get(identity)?.clone();
         self.take(&uid)
     }
 
-    /// What was taken up holds nothing any more: somebody else does.
+    /// Forgets the places taken up: their new owners hold the events now.
     pub(super) fn forget_taken(&mut self) {
         self.taken.clear();
     }
 
-    /// Gives up the place that a new Trigger of its name does not want.
+    /// Removes a place that the new Trigger of its name does not want.
     pub(super) fn remove_named(&mut self, identity: &Identity) -> Option<Place> {
         let uid = self.named.get(identity)?.clone();
         self.remove(&uid)
     }
 
-    /// Gives up what was kept for long enough.
+    /// Expires places older than `window`.
     pub(super) fn expire(&mut self, now: Duration, window: Duration) -> Vec<Place> {
         let is_over = |(gone_at, _): &&Age| now.saturating_sub(*gone_at) >= window;
         let over = self
@@ -213,27 +213,27 @@ impl Kept {
         over.iter().filter_map(|uid| self.remove(uid)).collect()
     }
 
-    /// Gives up the oldest of those that hold events of their broker that nobody else holds. `others` gives the first
-    /// offset of a broker that is held for a Trigger that is there.
+    /// Gives up the oldest place that holds events of its broker that nobody else holds. `others` returns the
+    /// first offset of a broker held for an existing Trigger.
     pub(super) fn give_up_for_room(&mut self, others: impl Fn(&BrokerName) -> Offset) -> Option<Place> {
         let holds_more = |place: &&Place| place.view.hold.low() < others(place.view.broker());
         let (_, uid) = self.places.values().filter(holds_more).map(age).min()?;
         self.remove(&uid)
     }
 
-    /// Those that nobody has taken up, the oldest first.
+    /// Places that nobody has taken up, the oldest first.
     pub(super) fn places(&self) -> Vec<Place> {
         let mut places: Vec<_> = self.places.values().cloned().collect();
         places.sort_by_cached_key(age);
         places
     }
 
-    /// The UIDs of those that nobody has taken up.
+    /// UIDs of the places that nobody has taken up.
     pub(super) fn uids(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
     }
 
-    /// What holds events.
+    /// Views that hold events.
     pub(super) fn views(&self) -> impl Iterator<Item = &TriggerView> {
         self.places.values().chain(&self.taken).map(|place| &place.view)
     }
@@ -428,7 +428,7 @@ mod tests {
     }
 
     proptest! {
-        /// Nothing is lost and nothing is there twice: what was kept is kept, taken up or given up.
+        /// Each retained place is still there, taken up or given up: never lost and never duplicated.
         #[test]
         fn each_place_has_one_end(steps in prop::collection::vec((0_u8..6, 0_u64..8, 0_u64..4), 0..100)) {
             let (mut kept, mut next, mut ends) = (Kept::default(), 0_usize, Vec::new());

@@ -1,21 +1,21 @@
-//! Order by key: events of one `partitionkey` are under way one after another. Pure.
+//! Order by key: events with the same `partitionkey` are delivered one after another. Pure.
 //!
-//! A key that has an event under way, or waiting for a retry, holds the later events of that key, and no others. What is
-//! held is a place in the log, a byte or two each: its event is read again when its turn comes.
+//! A key with an event in flight, or waiting for a retry, holds back the later events of that key and no others. A
+//! held event is an offset in the log, a byte or two each; it is read again when its turn comes.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::place::Place;
 use crate::log::Offset;
 
-/// Memory that a key takes beside its text, in bytes, roughly: its entries in two hash maps and its queue.
+/// Approximate bytes of a key beside its text: its entries in two hash maps and its queue.
 const LANE_BYTES: usize = 200;
 
-/// The keys that have an event under way, and what waits behind each.
+/// Keys with an event in flight, and the events queued behind each.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     lanes: HashMap<Box<str>, Lane>,
-    /// Which event under way holds which key.
+    /// Key held by each event in flight.
     holders: HashMap<Place, Box<str>>,
     waiting: usize,
     bytes: usize,
@@ -23,13 +23,13 @@ pub(super) struct Lanes {
 
 #[derive(Debug, Default)]
 struct Lane {
-    /// Dead letters that are redriven; they are older than what waits in the log, and go first.
+    /// Redriven dead letters. They are older than the events waiting in the log, and go first.
     redriven: BTreeSet<Offset>,
     events: AscendingQueue,
 }
 
 impl Lanes {
-    /// Takes the key for an event; whether it may go now, or waits behind the one that holds the key.
+    /// Requests the key for an event; returns whether it may go now. Otherwise it queues behind the holder.
     pub(super) fn enter(&mut self, key: Box<str>, place: Place) -> bool {
         if self.holders.contains_key(&place) {
             return true;
@@ -51,7 +51,7 @@ impl Lanes {
         false
     }
 
-    /// The event is settled; gives the next one of its key, which then holds it.
+    /// Releases the key of a settled event; returns the next event of that key, which then holds it.
     pub(super) fn leave(&mut self, place: Place) -> Option<Place> {
         let key = self.holders.remove(&place)?;
         let lane = self.lanes.get_mut(&key)?;
@@ -78,33 +78,33 @@ impl Lanes {
         next
     }
 
-    /// How many events wait behind others of their key.
+    /// Number of events queued behind others of their key.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
         self.waiting
     }
 
-    /// Memory that it takes, in bytes, roughly.
+    /// Approximate bytes of memory in use.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 }
 
-/// Memory that a redriven dead letter takes in a lane, in bytes, roughly.
+/// Approximate bytes of a redriven dead letter in a lane.
 const REDRIVEN_BYTES: usize = 24;
 
-/// A queue of ascending offsets, kept as the distances between them in groups of seven bits (LEB128).
+/// A queue of ascending offsets, stored as distances in LEB128.
 #[derive(Debug, Default)]
 struct AscendingQueue {
     distances: VecDeque<u8>,
-    /// The offset that was taken out last; the first distance is from here.
+    /// Offset popped last; the first distance counts from it.
     popped: u64,
-    /// The offset that was put in last.
+    /// Offset pushed last.
     pushed: u64,
 }
 
 impl AscendingQueue {
-    /// Puts in an offset above those before it; gives the bytes it takes.
+    /// Pushes an offset above all before it; returns the bytes it takes.
     fn push(&mut self, Offset(offset): Offset) -> usize {
         let mut distance = offset.saturating_sub(self.pushed);
         self.pushed = offset;
@@ -119,7 +119,7 @@ impl AscendingQueue {
         length
     }
 
-    /// Takes out the lowest offset, and gives the bytes that it took.
+    /// Pops the lowest offset; returns it with the bytes it took.
     fn pop(&mut self) -> Option<(Offset, usize)> {
         let (mut distance, mut length) = (0, 0);
         loop {

@@ -1,5 +1,5 @@
-//! The dead letters of one Trigger that are not settled yet: each goes to the dead-letter Sink, as often as the Trigger's
-//! delivery says, and where there is none or that fails as well, into the dead-letter log. Pure: a part of the scheduler.
+//! Unsettled dead letters of one Trigger. Each is sent to the dead-letter Sink with the Trigger's retries, and
+//! kept in the dead-letter log if there is no such Sink or it fails. Pure: a part of the scheduler.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,23 +9,23 @@ use std::{
 use super::{backoff, dead_letter::DeadLetter, place::Place, progress::Attempts, scheduler::LetterSent};
 use crate::routing::Delivery;
 
-/// Dead letters that are under way to the dead-letter Sink at once, and into the log.
+/// Maximum dead letters in flight to the dead-letter Sink, and into the log.
 const CONCURRENCY: usize = 8;
 
-/// Dead letters that may be with the dead-letter Sink or wait for it. Those beyond are kept: they must not hold up what
+/// Maximum dead letters at the dead-letter Sink or waiting for it. Those beyond are kept: they must not delay what
 /// the Sink itself would take.
 const MAX_SENDING: usize = 512;
 
-/// Dead letters that are unsettled at most; with more, nothing is attempted that could become another one.
+/// Maximum unsettled dead letters; with more, nothing is attempted that could become another one.
 const MAX_LETTERS: usize = 1024;
 
-/// The pause before what found no room in the log is tried again: the first time, and at most.
+/// Backoff after the log had no room: initial, then maximum.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
 const MAX_NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
-/// For the first unsettled event: what was settled before it is removed in a moment.
+/// Pause of the first unsettled event: what was settled before it is removed in a moment.
 const AS_FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// The pause before a dead letter is sent that could not be, for want of a socket or of memory.
+/// Pause before a dead letter that could not be sent for lack of a socket or memory.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ pub(super) struct Letters {
     letters: BTreeMap<Place, Letter>,
     to_send: Queue,
     to_keep: Queue,
-    /// How many are to go to the dead-letter Sink, those under way too.
+    /// Number of letters for the dead-letter Sink, including those in flight.
     sending: usize,
 }
 
@@ -42,18 +42,18 @@ struct Letter {
     letter: DeadLetter,
     stage: Stage,
     is_under_way: bool,
-    /// When it is due, unless it is under way.
+    /// Due time, unless it is in flight.
     due: Instant,
 }
 
 #[derive(Debug)]
 enum Stage {
     Send(Attempts),
-    /// The pause after the next time without room.
+    /// Keep it in the log; contains the next pause if there is no room.
     Keep(Duration),
 }
 
-/// What is due, and how many are under way.
+/// Due letters, and the number in flight.
 #[derive(Debug, Default)]
 struct Queue {
     due: BTreeSet<(Instant, Place)>,
@@ -62,7 +62,7 @@ struct Queue {
     held_until: Option<Instant>,
 }
 
-/// What to do next with dead letters.
+/// Next step for dead letters.
 pub(super) enum Sending {
     Send {
         place: Place,
@@ -73,7 +73,7 @@ pub(super) enum Sending {
         place: Place,
         letter: DeadLetter,
     },
-    /// Nothing before this time, or before one that is under way has ended.
+    /// Nothing before this time, or before one in flight has ended.
     Wait(Option<Instant>),
 }
 
@@ -100,7 +100,7 @@ impl Queue {
 }
 
 impl Letters {
-    /// Whether there are so many that nothing more may be given up.
+    /// Whether the limit is reached, so that nothing more may be given up.
     pub(super) fn is_full(&self) -> bool {
         self.letters.len() >= MAX_LETTERS
     }
@@ -156,7 +156,7 @@ impl Letters {
         Sending::Wait(waits.into_iter().flatten().min())
     }
 
-    /// It was sent, and the dead-letter Sink has not taken it.
+    /// Handles a letter that the dead-letter Sink did not accept.
     pub(super) fn sent(
         &mut self,
         place: Place,
@@ -182,7 +182,7 @@ impl Letters {
             LetterSent::Failed { detail, retry_after } => {
                 attempts.failed = attempts.failed.saturating_add(1);
                 if let Some(asked) = retry_after {
-                    // The dead-letter Sink asks it for all.
+                    // `Retry-After` of the dead-letter Sink applies to all letters.
                     let until = now + asked.min(delivery.retry_after_max);
                     self.to_send.held_until = self.to_send.held_until.max(Some(until));
                 }
@@ -207,7 +207,7 @@ impl Letters {
         queue.due.insert((letter.due, place));
     }
 
-    /// The log has no room for it.
+    /// Handles a letter for which the log has no room.
     pub(super) fn found_no_room(&mut self, place: Place, is_first_unsettled: bool, now: Instant) {
         let Some(letter) = self.letters.get_mut(&place) else {
             return;
@@ -227,7 +227,7 @@ impl Letters {
         self.to_keep.due.insert((letter.due, place));
     }
 
-    /// It has become the first unsettled event, for which there may be room.
+    /// Retries a letter soon that has become the first unsettled event: there may be room for it.
     pub(super) fn hurry(&mut self, place: Place, now: Instant) {
         if let Some(letter) = self.letters.get_mut(&place)
             && !letter.is_under_way
@@ -239,7 +239,7 @@ impl Letters {
         }
     }
 
-    /// It is settled.
+    /// Forgets a settled letter.
     pub(super) fn forget(&mut self, place: Place) {
         let Some(letter) = self.letters.remove(&place) else {
             return;

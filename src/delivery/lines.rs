@@ -1,14 +1,14 @@
-//! What is logged of one Trigger's deliveries: every line with the same fields, and warnings a few at a time, since
-//! what goes wrong with one event goes wrong with the next.
+//! Log lines about one Trigger's deliveries. Every line has the same fields, and warnings are rate-limited, since
+//! what fails for one event fails for the next.
 //!
 //! | field | value |
 //! | --- | --- |
 //! | `trigger` | the Trigger as `namespace/name` |
 //! | `broker` | its broker as `namespace/name` |
-//! | `event_id`, `event_source`, `event_type` | the event's attributes, where it could be read; at most 256 bytes of each |
-//! | `trace_id` | the event's trace, if it is in one |
+//! | `event_id`, `event_source`, `event_type` | the event's attributes, if it could be read; at most 256 bytes of each |
+//! | `trace_id` | the event's trace, if it has one |
 //! | `error` | what went wrong |
-//! | `held_back` | how many lines of the kind before this one were not written |
+//! | `held_back` | number of suppressed lines of this kind before this one |
 
 use std::{sync::Arc, time::Instant};
 
@@ -20,17 +20,17 @@ use crate::{
     telemetry::{Admitted, Burst},
 };
 
-/// How much of an attribute is shown, in bytes.
+/// Maximum bytes shown of an attribute.
 const MAX_SHOWN: usize = 256;
 
-/// Writes the lines of one Trigger.
+/// Writes the log lines of one Trigger.
 pub(super) struct Lines {
     trigger: Arc<str>,
     broker: String,
     bursts: [(&'static str, Burst); 7],
 }
 
-/// What warnings are counted by.
+/// Kinds of warnings, each limited by itself.
 #[derive(Clone, Copy)]
 enum Kind {
     DeadLetter,
@@ -42,7 +42,7 @@ enum Kind {
     Unread,
 }
 
-/// A line with the fields that all have, at a level of `tracing`.
+/// A line with the common fields, at a level of `tracing`.
 macro_rules! line {
     ($level:ident, $lines:expr, $event:expr, $($field:tt)+) => {{
         let event: Option<&Event> = $event;
@@ -58,7 +58,7 @@ macro_rules! line {
     }};
 }
 
-/// Such a line, of which a few of a kind are written.
+/// Such a line, rate-limited by kind.
 macro_rules! few {
     ($kind:ident, $level:ident, $lines:expr, $event:expr, [$($field:tt)*], $message:literal) => {
         if let Some(Admitted { held_back }) = $lines.admit(Kind::$kind) {
@@ -102,7 +102,7 @@ impl Lines {
         );
     }
 
-    /// The reply to an event would be beyond the hop limit.
+    /// A reply exceeded the hop limit.
     pub(super) fn reply_beyond_max_hops(&mut self, event: Option<&Event>) {
         few!(
             Reply,
@@ -114,7 +114,7 @@ impl Lines {
         );
     }
 
-    /// The replies to an event would be beyond the number of events that may follow from one.
+    /// Replies exceeded the limit of events that may follow from one.
     pub(super) fn reply_beyond_max_descendants(&mut self, event: Option<&Event>) {
         few!(
             Reply,
@@ -126,7 +126,7 @@ impl Lines {
         );
     }
 
-    /// The reply to an event is none.
+    /// The reply is not a valid event.
     pub(super) fn invalid_reply(&mut self, event: Option<&Event>, error: &str) {
         few!(
             Reply,
@@ -138,7 +138,7 @@ impl Lines {
         );
     }
 
-    /// An event cannot be read again.
+    /// An event can no longer be read.
     pub(super) fn damaged(&mut self, place: Place, error: &str) {
         few!(
             Damaged,
@@ -150,7 +150,7 @@ impl Lines {
         );
     }
 
-    /// A record that passed the log's checksums and yet is no event was written by another Weir.
+    /// A record passed the log's checksums but is not an event: another version of Weir wrote it.
     pub(super) fn unreadable(&mut self, place: Place, error: &str) {
         few!(
             Damaged,
@@ -174,7 +174,7 @@ impl Lines {
         );
     }
 
-    /// There is no room for the Trigger's progress.
+    /// The disk has no room for the Trigger's checkpoint.
     pub(super) fn unsaved(&mut self, error: &str) {
         few!(
             Unsaved,
@@ -198,7 +198,7 @@ impl Lines {
         );
     }
 
-    /// The log cannot be read for now.
+    /// The log is unavailable for now.
     pub(super) fn unread(&mut self, error: &LogError) {
         few!(
             Unread,
@@ -210,7 +210,7 @@ impl Lines {
         );
     }
 
-    /// The Sink begins to be down.
+    /// The Sink went down.
     pub(super) fn sink_fails(&self, error: &str) {
         line!(
             warn,
@@ -226,27 +226,27 @@ impl Lines {
         line!(info, self, None, "the Sink answers again");
     }
 
-    /// An event is delivered.
+    /// An event was delivered.
     pub(super) fn delivered(&self, event: Option<&Event>, status: Option<u16>) {
         line!(debug, self, event, status, "an event was delivered");
     }
 
-    /// An attempt failed; whether another follows is not said.
+    /// An attempt failed. The line does not say whether a retry follows.
     pub(super) fn attempt_failed(&self, event: Option<&Event>, error: &str) {
         line!(debug, self, event, error, "an attempt to deliver an event failed");
     }
 
-    /// An event has expired.
+    /// An event expired.
     pub(super) fn expired(&self, event: Option<&Event>) {
         line!(debug, self, event, "an event expired before it was delivered");
     }
 
-    /// An event was removed, and who made the room has told how many went.
+    /// An event was removed. The trimmer has logged the number.
     pub(super) fn removed(&self, place: Place) {
         line!(debug, self, None, %place, "an event was removed before it was delivered");
     }
 
-    /// Says how many lines were held back, where no later line has.
+    /// Reports suppressed log lines that no later line has reported.
     pub(super) fn tell_overdue(&mut self, now: Instant) {
         for (kind, burst) in &mut self.bursts {
             if let Some(held_back) = burst.overdue(now) {
@@ -262,7 +262,7 @@ impl Lines {
     }
 }
 
-/// An event's trace as logs show it.
+/// The event's trace ID for logs.
 pub(super) fn trace_id(event: &Event) -> Option<String> {
     event.trace_context().as_ref().map(TraceContext::trace_id_text)
 }

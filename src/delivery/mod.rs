@@ -1,14 +1,29 @@
-//! Delivery: from the event log to the Sinks.
+//! Delivery: reads the event logs and delivers each event to the Sinks of the Triggers that want it.
 //!
-//! One [`reader`] follows each broker's log and offers what it reads to the broker's Triggers, each through a
-//! bounded [`inbox`]. One [`dispatcher`] a Trigger takes from its inbox, sends, waits out retries and settles, in
-//! any order within a bounded window. A Trigger whose inbox overflows leaves the shared reader and reads the log
-//! from its own place until it has caught up; so memory is bounded and a slow Sink moves nobody else.
+//! The router calls [`Engine::apply`] with each new routing table. One reader
+//! follows each broker's log and fills a bounded inbox for each Trigger; one dispatcher per Trigger sends, retries
+//! and settles, in any order within a bounded window. A Trigger whose inbox overflows reads the log by itself
+//! until it has caught up, so memory is bounded and a slow Sink delays nobody else.
 //!
-//! What a Trigger has settled is its [`progress`], durable beside the log. After a crash what was settled since
-//! the last save, [`SAVE_EVERY`] at most, is delivered again; nothing is left out.
+//! Progress is checkpointed beside the log, every [`SAVE_EVERY`] and less often where a checkpoint is large. A crash
+//! repeats the deliveries since the last checkpoint; it loses none.
 //!
-//! The router calls [`Engine::apply`] with each new routing table; nobody else calls in.
+//! Reading order:
+//!
+//! - [`engine`] starts and stops everything; [`placement`] finds where a Trigger begins, [`running`] spawns the
+//!   tasks, [`upkeep`] runs the periodic work.
+//! - [`reader`] follows a broker's log, [`inbox`] queues events for one Trigger, [`feed`] merges the log and the
+//!   inbox for it.
+//! - [`scheduler`] decides the next step, without I/O, from [`lanes`] (order by key), [`backoff`], [`breaker`],
+//!   [`throttle`], [`rate`], [`verdict`] and [`letters`] (dead letters in flight).
+//! - [`dispatcher`] is the loop that performs those steps; [`attempt`] performs one, [`progress`] tracks what is
+//!   settled, [`saver`] checkpoints it.
+//! - [`client`] posts to a [`target`] through [`connector`] and [`names`]; [`reply`] stores what the Sink answers.
+//! - [`dead_letter`] is the stored form, [`dead_letters`] lists, redrives and drops, [`redrive`] hands letters
+//!   back to their Triggers.
+//! - [`holds`] says what may not be trimmed, [`trimmer`] trims by retention and size, [`keeper`] and [`kept`]
+//!   retain the checkpoints of deleted Triggers.
+//! - [`stats`], [`sink_health`], [`view`] and [`inspection`] report to metrics, statuses and the API.
 
 mod addresses;
 mod attempt;
@@ -74,5 +89,5 @@ pub use view::TriggerView;
 
 use std::time::Duration;
 
-/// How long what a Trigger has settled stays unsaved at most.
+/// Interval at which changed progress is saved. Large checkpoints are saved less often; see `saver.rs`.
 pub const SAVE_EVERY: Duration = Duration::from_millis(50);

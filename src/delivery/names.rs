@@ -1,10 +1,10 @@
-//! Finds the addresses of hosts by DNS, without a thread for each lookup.
+//! Resolves hosts by DNS, without a thread for each lookup.
 //!
-//! The system's own function, `getaddrinfo`, holds a thread for as long as a nameserver is silent, and the runtime's
-//! threads for that are also those that read files. Here lookups are tasks, few at a time, divided by namespace; one
-//! serves all who ask for the same name; and what is found is kept for as long as its records say.
+//! The system's `getaddrinfo` blocks a thread while a nameserver is silent, and the runtime's blocking threads
+//! also read files. Here lookups are tasks, limited and divided by namespace; concurrent requests for a name share
+//! one lookup; answers are cached for the TTL of their records.
 //!
-//! `/etc/resolv.conf` and `/etc/hosts` are read once, when the router starts.
+//! `/etc/resolv.conf` and `/etc/hosts` are read once, at startup.
 
 use std::{
     collections::HashMap,
@@ -28,27 +28,27 @@ use hickory_resolver::{
 use super::stage::{Lack, Stage, is_exhausted};
 use crate::memory::Pool;
 
-/// How many lookups are under way at once. Each has two to four sockets.
+/// Maximum concurrent lookups. Each has two to four sockets.
 const LOOKUPS: usize = 32;
 
-/// How long a lookup may take, with all search domains and tries.
+/// Timeout of a lookup, with all search domains and retries.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// How long a nameserver may be silent before another, or it once more, is asked. What the system's configuration says
-/// goes if it is less.
+/// Time after which a silent nameserver is given up and another, or the same again, is asked. A shorter timeout in
+/// the system's configuration takes precedence.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
 
-/// How many names are remembered.
+/// Maximum cached names.
 const REMEMBERED: usize = 1024;
 
-/// How long what was found is used, whatever its records say.
+/// Bounds of the time that an answer is cached, whatever its TTL.
 const MIN_TTL: Duration = Duration::from_secs(1);
 const MAX_TTL: Duration = Duration::from_secs(300);
 
-/// How long it is remembered at most that a name has no address.
+/// Maximum time to cache that a name has no address.
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(5);
 
-/// Finds addresses. Clones share what is known.
+/// A caching resolver. Clones share the cache.
 #[derive(Clone)]
 pub(super) struct Names(Arc<Inner>);
 
@@ -71,7 +71,7 @@ struct Known {
 
 type Lookup = BoxFuture<'static, Result<Arc<[IpAddr]>, Unresolved>>;
 
-/// Why a host has no address.
+/// Reasons why a host has no address.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Unresolved {
     #[error("the host {0:?} is no name: an IPv4 address has four numbers")]
@@ -88,13 +88,13 @@ pub(super) enum Unresolved {
 }
 
 impl Names {
-    /// Resolves as the system is configured.
+    /// Creates a resolver with the system's configuration.
     ///
     /// # Errors
-    /// When there is no resolver.
+    /// Fails when no resolver can be created.
     pub(super) fn of_system() -> Result<Self, NetError> {
         let (config, options) = system_conf::read_system_conf().unwrap_or_else(|error| {
-            // What the C library does without a nameserver in the configuration.
+            // Same default as the C library without a configured nameserver.
             let local = NameServerConfig::udp_and_tcp(IpAddr::from([127, 0, 0, 1]));
             tracing::warn!(%error, "no nameserver in /etc/resolv.conf; names are asked of 127.0.0.1");
             let config = ResolverConfig::from_parts(None, Vec::new(), vec![local]);
@@ -103,13 +103,13 @@ impl Names {
         Self::configured(config, options)
     }
 
-    /// Resolves by these nameservers.
+    /// Creates a resolver with these nameservers.
     fn configured(config: ResolverConfig, mut options: ResolverOpts) -> Result<Self, NetError> {
         options.timeout = options.timeout.min(ASK_AGAIN);
         options.positive_max_ttl = Some(MAX_TTL);
         options.negative_max_ttl = Some(MAX_NEGATIVE_TTL);
         options.cache_size = REMEMBERED as u64;
-        // The domain of the host's name stands in for search domains, and is none beside them.
+        // The domain of the host's name replaces absent search domains; it is not an additional one.
         let config = match config.search() {
             [] => config,
             search => {
@@ -125,7 +125,7 @@ impl Names {
         })))
     }
 
-    /// The addresses of a host, on behalf of a namespace.
+    /// Resolves a host on behalf of a namespace.
     pub(super) async fn resolve(
         &self,
         namespace: &Arc<str>,
@@ -195,7 +195,7 @@ impl Inner {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that holds the lock can leave the maps half changed.
+        // No panic under the lock leaves the maps half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -236,7 +236,7 @@ fn unresolved(host: Arc<str>, error: NetError) -> Unresolved {
     }
 }
 
-/// Whether a host is one number or ends in one, as other forms of IPv4 addresses do. No name of DNS does.
+/// Whether a host is or ends in a number, as other notations of IPv4 addresses do. No DNS name does.
 fn is_number(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     let last = host.rsplit('.').next().unwrap_or(host);
@@ -258,7 +258,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// A nameserver that says nothing of names with `silent` in them, and has 10.0.0.7 for `quick.search.test`.
+    /// A nameserver that ignores names with `silent` in them, and resolves `quick.search.test` to 10.0.0.7.
     struct Nameserver {
         names: Names,
         asked: Arc<AtomicUsize>,
@@ -297,7 +297,7 @@ mod tests {
         }
     }
 
-    /// The answer to a query of one question; `None` for one that is ignored.
+    /// The answer to a query of one question; `None` if it is ignored.
     fn answer(query: &[u8]) -> Option<Vec<u8>> {
         let (mut at, mut name) = (12, Vec::new());
         while query[at] != 0 {
@@ -348,7 +348,7 @@ mod tests {
     #[tokio::test]
     async fn a_silent_nameserver_holds_nobody_who_asks_for_another_name() {
         let nameserver = Arc::new(Nameserver::start().await);
-        // As many for one name as there are lookups and more: they are one lookup.
+        // More requests for one name than lookups are allowed: they share one lookup.
         let asking = (0..2 * LOOKUPS).map(|_| {
             let nameserver = nameserver.clone();
             tokio::spawn(async move { nameserver.resolve("a", "silent").await })
@@ -378,7 +378,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         nameserver.resolve("modest", "quick").await.unwrap();
-        // What is known needs no lookup, so the greedy one gets it as well.
+        // A cached name needs no lookup, so the greedy namespace gets it as well.
         nameserver.resolve("greedy", "quick").await.unwrap();
         for asking in asking {
             asking.abort();

@@ -1,4 +1,4 @@
-//! A set of offsets, small where they lie side by side. Pure.
+//! A set of offsets, small when they are adjacent. Pure.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::log::Offset;
 
-/// Offsets, kept as ranges.
+/// Offsets, stored as ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<(u64, u64)>", into = "Vec<(u64, u64)>")]
 pub(super) struct OffsetSet {
-    /// From the first offset of a range to the one behind its last. No two touch.
+    /// Start of each range to its exclusive end. No two ranges touch.
     ranges: BTreeMap<u64, u64>,
 }
 
@@ -32,12 +32,12 @@ impl OffsetSet {
         self.range_of(offset).is_some()
     }
 
-    /// The first offset from this one on that is not in the set.
+    /// First offset from this one on that is not in the set.
     pub(super) fn first_absent(&self, Offset(offset): Offset) -> Offset {
         Offset(self.range_of(offset).unwrap_or(offset))
     }
 
-    /// Forgets everything below.
+    /// Removes everything below.
     pub(super) fn forget_below(&mut self, Offset(offset): Offset) {
         let kept = self.ranges.split_off(&offset);
         let last = self.ranges.pop_last().filter(|&(_, end)| end > offset);
@@ -45,7 +45,7 @@ impl OffsetSet {
         self.ranges.extend(last.map(|(_, end)| (offset, end)));
     }
 
-    /// Forgets this one and everything above; whether there was any.
+    /// Removes this offset and everything above; returns whether there was any.
     pub(super) fn forget_from(&mut self, Offset(offset): Offset) -> bool {
         let beyond = self.ranges.split_off(&offset);
         let within = self.ranges.last_entry().filter(|last| *last.get() > offset);
@@ -60,7 +60,7 @@ impl OffsetSet {
         self.ranges.iter().map(|(start, end)| end - start).sum()
     }
 
-    /// The end of the range that it is in.
+    /// End of the range that contains the offset.
     fn range_of(&self, offset: u64) -> Option<u64> {
         let (_, &end) = self.ranges.range(..=offset).next_back()?;
         (offset < end).then_some(end)

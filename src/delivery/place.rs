@@ -1,4 +1,4 @@
-//! Where an event that is to be delivered is kept.
+//! The location of an event that is to be delivered.
 
 use std::sync::Arc;
 
@@ -9,23 +9,23 @@ use crate::{
 
 use super::{dead_letter::DeadLetter, reader::READ};
 
-/// Names one event of a Trigger. What comes from the broker's log goes before what is redriven.
+/// Identifies one event of a Trigger. Events of the broker's log come before redriven ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Place {
-    /// In the broker's log.
+    /// An offset in the broker's log.
     Log(Offset),
-    /// In its dead-letter log: the event is redriven.
+    /// An offset in its dead-letter log: the event is redriven.
     DeadLetter(Offset),
 }
 
-/// Why an event cannot be had.
+/// Reasons why an event cannot be read.
 pub(super) enum FetchError {
-    /// It was removed to make room in the log.
+    /// Removed to make room in the log.
     Removed,
-    /// Its record is not what was written.
+    /// The record is damaged.
     Damaged(String),
-    /// The log could not be read for now ([`LogError::Unavailable`]): the event is there, and waits. Any other error
-    /// means that the log failed, and the process has to end.
+    /// The log cannot be read for now ([`LogError::Unavailable`]): the event exists and waits. Any other error
+    /// means that the log failed and the process has to exit.
     Log(LogError),
 }
 
@@ -47,7 +47,7 @@ impl Place {
     }
 }
 
-/// The logs of a broker.
+/// Logs of a broker.
 #[derive(Clone)]
 pub(super) struct BrokerLogs {
     pub(super) events: Arc<dyn Log>,

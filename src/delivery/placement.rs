@@ -1,5 +1,5 @@
-//! Where Triggers begin or go on: from their own checkpoints, from that of a deleted Trigger of their name, or where their
-//! `start` says. What is not stored yet is stored before a Trigger runs, so that an event accepted afterwards reaches it.
+//! Decides where a Trigger begins: at its own checkpoint, at that of a deleted Trigger of the same name, or at its
+//! `start`. A new position is stored before the Trigger runs, so that an event accepted afterwards reaches it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,16 +24,16 @@ use crate::{
     routing::{RoutingTable, Start, Trigger},
 };
 
-/// How long a Trigger waits before the log is asked again where it begins.
+/// Pause before the log is asked again for a start position.
 const FIND_AGAIN: Duration = Duration::from_secs(1);
 
-/// Where a Trigger begins or goes on.
+/// Start position of a Trigger.
 pub(super) struct Placed {
     pub(super) progress: Progress,
-    /// Why the log cannot tell where it begins. Nothing is delivered then, and all that is retained is held for it:
-    /// until the log can be read, or for damage until the router is started again.
+    /// Error that hides the start position. Until it is known nothing is delivered and everything retained is held
+    /// for the Trigger: until the log can be read again or, for damage, until the router restarts.
     pub(super) unknown: Option<LogError>,
-    /// Whether it goes on where it was before it was deleted, or where another of its name was.
+    /// Whether the Trigger resumes from the checkpoint of a deleted Trigger: its own or another of its name.
     pub(super) resumed: bool,
 }
 
@@ -47,12 +47,12 @@ impl Placed {
     }
 }
 
-/// The stored places of Triggers that do not run.
+/// Stored checkpoints of Triggers that do not run.
 pub(super) struct Placement {
     logs: Arc<dyn LogProvider>,
     checkpoints: Arc<dyn Checkpoints>,
     keeper: Arc<Keeper>,
-    /// Found at the start, until their Triggers appear.
+    /// Checkpoints loaded at startup, until their Triggers appear.
     stored: HashMap<String, StoredPlace>,
 }
 
@@ -71,7 +71,7 @@ impl Placement {
         }
     }
 
-    /// The place of each Trigger of the table that does not run yet, by UID. All are durable on return.
+    /// Places each Trigger of the table that does not run yet; keyed by UID. All positions are durable on return.
     pub(super) async fn place_new(
         &mut self,
         table: &RoutingTable,
@@ -104,7 +104,7 @@ impl Placement {
         Ok(places)
     }
 
-    /// Keeps the places of Triggers that have ended or were found, and are not in the table.
+    /// Retains the checkpoints of Triggers that ended or were loaded, and that are not in the table.
     pub(super) async fn retire(
         &mut self,
         ended: Vec<TriggerView>,
@@ -128,10 +128,11 @@ impl Placement {
         self.keeper.keep(gone).await
     }
 
-    /// Stores places so that they survive the machine.
+    /// Stores checkpoints and syncs them to disk.
     pub(super) async fn save(&self, changes: Vec<CheckpointChange>) -> Result<(), LogError> {
         match self.checkpoints.save(changes).await {
-            // Then there is no room for events either: none is accepted that a new Trigger could miss.
+            // A disk too full for checkpoints is too full for events: none is accepted that a new Trigger could
+            // miss.
             Err(LogError::Full(error)) => {
                 tracing::warn!(
                     error,
@@ -144,7 +145,7 @@ impl Placement {
         }
     }
 
-    /// Views of Triggers that do not run, so that what they have not settled stays in the log.
+    /// Views of Triggers that do not run, so that the log retains what they have not settled.
     pub(super) fn views(&self) -> Vec<TriggerView> {
         let mut views = Vec::new();
         for (uid, place) in &self.stored {
@@ -158,7 +159,7 @@ impl Placement {
         views
     }
 
-    /// What is stored of a Trigger that does not run yet, or of one whose place it takes.
+    /// Finds the stored checkpoint of a Trigger that does not run yet, or of the one it resumes.
     async fn found(&mut self, trigger: &Trigger, broker: &str) -> Result<Option<Found>, LogError> {
         if let Some(stored) = self.stored.remove(&trigger.uid) {
             let was_gone = stored
@@ -180,17 +181,17 @@ impl Placement {
     }
 }
 
-/// What is stored of a Trigger.
+/// Stored checkpoint of a Trigger.
 struct Found {
-    /// The UID under which it is stored; another's where the Trigger takes its place.
+    /// UID it is stored under; differs from the Trigger's when it resumes another.
     uid: String,
     stored: StoredPlace,
-    /// Whether that Trigger was gone.
+    /// Whether the stored Trigger had been deleted.
     was_gone: bool,
 }
 
-/// Where the Trigger was, and whether that differs from what is stored: it is clamped to the ends of the logs, which a
-/// damaged log may have lost.
+/// Restores the progress, clamped to the ends of the logs, which a damaged log may have lost. Also returns whether
+/// clamping changed it.
 async fn restored(
     logs: &BrokerLogs,
     stored: &Bytes,
@@ -229,7 +230,7 @@ async fn beginning(log: &dyn Log, start: Start) -> Result<Placed, LogError> {
     }
 }
 
-/// What has to be stored so that the Trigger has its place: one commit, so that the place is never there twice.
+/// Changes that store the Trigger's position. They go into one commit, so that no checkpoint exists twice.
 fn changes(
     trigger: &Trigger,
     broker: &str,
@@ -261,8 +262,8 @@ async fn find_start(log: &dyn Log, start: Start) -> Result<Offset, LogError> {
     }
 }
 
-/// Where a Trigger begins of which an error kept that from being known: waits while the log is away. `None` when the
-/// Trigger is deleted, or delivery ends.
+/// Finds the start position of a Trigger after an error hid it; waits while the log is unavailable. Returns `None`
+/// when the Trigger is deleted or delivery stops.
 pub(super) async fn find_start_later(
     mut error: LogError,
     trigger: &str,

@@ -1,8 +1,8 @@
-//! How far a Trigger has settled its broker's log: the durable part of its checkpoint. Pure: time comes in as an
+//! A Trigger's progress through its broker's log: the durable part of its checkpoint. Pure: time comes in as an
 //! argument.
 //!
-//! An event that waits is one offset in a compressed set, two bytes at most where many wait. Only an event that has
-//! failed has more: its attempts.
+//! A waiting event is one offset in a compressed set, at most two bytes where many wait. Only a failed event
+//! stores more: its attempts.
 
 use std::{
     collections::BTreeMap,
@@ -16,29 +16,29 @@ use serde::{Deserialize, Serialize};
 use super::{place::Place, stats::Settlement};
 use crate::log::Offset;
 
-/// Everything below `next` is settled, but for what is outstanding.
+/// Everything below `next` is settled, except the outstanding events.
 ///
-/// At every moment `matched` is the sum of the settlements and of what is outstanding.
+/// Invariant: `matched` is the sum of the settlements and of the outstanding events.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Progress {
     next: Offset,
-    /// Offsets of outstanding events in the broker's log.
+    /// Outstanding events, by offset in the broker's log.
     events: RoaringTreemap,
-    /// Offsets of outstanding events in its dead-letter log: they are redriven.
+    /// Outstanding redriven events, by offset in the dead-letter log.
     redriven: RoaringTreemap,
-    /// How many there are in both sets.
+    /// Size of both sets.
     pending: usize,
-    /// Those of them that have failed.
+    /// Outstanding events that have failed.
     tried: BTreeMap<Place, Attempts>,
     counts: Counts,
 }
 
-/// The failed attempts of one event.
+/// Failed attempts of one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Attempts {
     pub(super) failed: u32,
-    /// Time that the process saw pass since the first attempt began, up to `as_of`. Wall clocks jump; this does not,
-    /// and the time that the router is away does not count.
+    /// Time since the first attempt began, up to `as_of`, as the process saw it pass. It is immune to jumps of the
+    /// wall clock and excludes the router's downtime.
     elapsed: Duration,
     as_of: Instant,
 }
@@ -59,16 +59,16 @@ impl Attempts {
     }
 }
 
-/// The first places that are not settled: nothing from there on may be trimmed.
+/// Low watermarks: the first unsettled offsets. Nothing from there on may be trimmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Low {
     /// In the broker's log.
     pub(super) events: Offset,
-    /// In its dead-letter log, if dead letters are delivered again.
+    /// In its dead-letter log, while dead letters are being redriven.
     pub(super) dead_letters: Option<Offset>,
 }
 
-/// How many events the Trigger has wanted, and how they ended, since it was created.
+/// Events that the Trigger has wanted since its creation, and how they were settled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Counts {
     pub(super) matched: u64,
@@ -76,7 +76,7 @@ pub(super) struct Counts {
     pub(super) expired: u64,
     pub(super) dead_lettered: u64,
     pub(super) dropped: u64,
-    /// Of `matched`, those that were dead letters before.
+    /// Events of `matched` that were dead letters before.
     #[serde(default)]
     pub(super) redriven: u64,
 }
@@ -92,7 +92,7 @@ impl Counts {
     }
 }
 
-/// The stored form. `broker` tells which log `next` points into, also when the Trigger is gone.
+/// Stored form. `broker` names the log that `next` points into, also after the Trigger is gone.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     version: u32,
@@ -109,7 +109,7 @@ struct Stored {
 /// Offset, failed attempts, and milliseconds since the first one began.
 type StoredAttempts = (Offset, u32, u64);
 
-/// The stored form of version 1, which listed every outstanding event with its attempts.
+/// Stored form of version 1, which listed every outstanding event with its attempts.
 #[derive(Deserialize)]
 struct StoredV1 {
     broker: String,
@@ -120,8 +120,8 @@ struct StoredV1 {
     counts: Counts,
 }
 
-/// Offset, failed attempts, and when the first began in milliseconds since 1970. The time is not taken over: the retry
-/// duration of such an event begins again.
+/// Offset, failed attempts, and when the first began, in milliseconds since 1970. The time is ignored: the retry
+/// duration of such an event restarts.
 type StoredAttemptsV1 = (Offset, u32, Option<i64>);
 
 #[derive(Deserialize)]
@@ -131,7 +131,7 @@ struct StoredVersion {
 
 const VERSION: u32 = 2;
 
-/// Why a stored cursor cannot be used.
+/// Reasons why a stored cursor is invalid.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProgressError {
     #[error("it is not what Weir writes: {0}")]
@@ -143,7 +143,7 @@ pub(super) enum ProgressError {
 }
 
 impl Progress {
-    /// A Trigger that begins at `next`.
+    /// Progress of a Trigger that begins at `next`.
     pub(super) fn starting_at(next: Offset) -> Self {
         Self {
             next,
@@ -155,12 +155,12 @@ impl Progress {
         }
     }
 
-    /// What the Trigger looks at next.
+    /// Next offset to look at.
     pub(super) fn next(&self) -> Offset {
         self.next
     }
 
-    /// Where what is not settled begins.
+    /// Low watermarks.
     pub(super) fn low(&self) -> Low {
         let events = self.events.min().map_or(self.next, Offset);
         Low {
@@ -173,7 +173,7 @@ impl Progress {
         self.counts
     }
 
-    /// What was wanted and is not settled yet, in order.
+    /// Outstanding events, in order.
     pub(super) fn outstanding(&self) -> impl Iterator<Item = Place> {
         let events = self.events.iter().map(|offset| Place::Log(Offset(offset)));
         let redriven = self
@@ -187,12 +187,12 @@ impl Progress {
         self.pending
     }
 
-    /// How many dead letters are outstanding.
+    /// Number of outstanding redriven dead letters.
     pub(super) fn pending_redriven(&self) -> usize {
         usize::try_from(self.redriven.len()).unwrap_or(usize::MAX)
     }
 
-    /// Those of them that have failed, in order.
+    /// Outstanding events that have failed, in order.
     pub(super) fn tried_places(&self) -> impl Iterator<Item = (Place, Attempts)> {
         self.tried.iter().map(|(&place, &attempts)| (place, attempts))
     }
@@ -204,12 +204,12 @@ impl Progress {
         }
     }
 
-    /// How many of those outstanding have failed.
+    /// Number of outstanding events that have failed.
     pub(super) fn tried(&self) -> usize {
         self.tried.len()
     }
 
-    /// The event at this offset is wanted.
+    /// Adds a wanted event.
     pub(super) fn matched(&mut self, offset: Offset) {
         if self.events.insert(offset.0) {
             self.pending += 1;
@@ -218,7 +218,7 @@ impl Progress {
         self.advance(offset.plus(1));
     }
 
-    /// A dead letter is wanted again; it counts as matched once more, and is settled like any other event.
+    /// Adds a redriven dead letter. It counts as matched once more, and is settled like any other event.
     pub(super) fn redriven(&mut self, dead_letter: Offset) {
         if self.redriven.insert(dead_letter.0) {
             self.pending += 1;
@@ -227,28 +227,28 @@ impl Progress {
         }
     }
 
-    /// Everything below `next` has been looked at.
+    /// Notes that everything below `next` has been looked at.
     pub(super) fn advance(&mut self, next: Offset) {
         self.next = self.next.max(next);
     }
 
-    /// What has been tried for an event, if it has failed.
+    /// Failed attempts of an event, if any.
     pub(super) fn attempts(&self, place: Place) -> Option<Attempts> {
         self.tried.get(&place).copied()
     }
 
-    /// An attempt that began at `began` failed; gives what has been tried so far.
+    /// Counts a failed attempt that began at `began`; returns all failed attempts so far.
     pub(super) fn failed(&mut self, place: Place, began: Instant) -> Attempts {
         let mut attempts = self.attempts(place).unwrap_or_else(|| Attempts::begin(began));
         attempts.failed = attempts.failed.saturating_add(1);
-        // What is settled already stays so.
+        // A settled event stays settled.
         if self.is_outstanding(place) {
             self.tried.insert(place, attempts);
         }
         attempts
     }
 
-    /// Whether the event was outstanding.
+    /// Settles an event; returns whether it was outstanding.
     pub(super) fn settle(&mut self, place: Place, settlement: Settlement) -> bool {
         let was_outstanding = match place {
             Place::Log(Offset(offset)) => self.events.remove(offset),
@@ -262,8 +262,8 @@ impl Progress {
         was_outstanding
     }
 
-    /// Goes back to the ends of the logs where it is beyond them, because their ends were lost: other events will have
-    /// those offsets. What was outstanding there is settled as dropped. Whether anything was beyond.
+    /// Clamps the progress to the ends of logs that lost their tails: other events will get those offsets.
+    /// Outstanding events beyond them are settled as dropped. Returns whether anything was beyond.
     pub(super) fn keep_within(&mut self, events: Offset, dead_letters: Offset) -> bool {
         let lost = |place: &Place| match *place {
             Place::Log(offset) => offset >= events,
@@ -278,7 +278,7 @@ impl Progress {
         is_beyond
     }
 
-    /// The stored form, as of now.
+    /// Encodes the stored form, as of `now`.
     pub(super) fn encode(&self, broker: &str, now: Instant) -> Vec<u8> {
         let (mut tried, mut tried_redriven) = (Vec::new(), Vec::new());
         for (&place, attempts) in &self.tried {
@@ -306,7 +306,7 @@ impl Progress {
         Self::decode_with_broker(bytes, now).map(|(_, progress)| progress)
     }
 
-    /// The same, with the broker, as `namespace/name`.
+    /// Decodes the progress together with its broker, as `namespace/name`.
     pub(super) fn decode_with_broker(bytes: &[u8], now: Instant) -> Result<(String, Self), ProgressError> {
         match serde_json::from_slice::<StoredVersion>(bytes)?.version {
             1 => Ok(Self::restore_v1(serde_json::from_slice(bytes)?, now)),
@@ -396,7 +396,7 @@ impl Progress {
 
 fn encode_set(set: &RoaringTreemap) -> String {
     let mut bytes = Vec::with_capacity(set.serialized_size());
-    // A Vec takes whatever is written.
+    // Writing to a Vec cannot fail.
     let _ = set.serialize_into(&mut bytes);
     BASE64_STANDARD.encode(bytes)
 }
@@ -497,7 +497,7 @@ mod tests {
         progress.failed(log(0), now);
         let minute = Duration::from_secs(60);
         let stored = progress.encode("a/b", now + minute);
-        // Whatever the wall clock says, and however much later it is read.
+        // Independent of the wall clock and of how much later it is read.
         let later = now + 100 * minute;
         let attempts = Progress::decode(&stored, later)
             .unwrap()

@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 use crate::routing::RateLimit;
 
-/// Tokens are earned with time, up to the burst; an attempt costs one.
+/// A token bucket: refills with time, up to the burst; an attempt costs one token.
 #[derive(Debug, Default)]
 pub(super) struct Bucket {
-    /// Absent until the first attempt: it begins full.
+    /// `None` until the first attempt: the bucket begins full.
     state: Option<(Instant, f64)>,
 }
 
 impl Bucket {
-    /// When the next attempt may begin.
+    /// Time at which the next attempt may begin.
     pub(super) fn permits(&self, limit: RateLimit, now: Instant) -> Instant {
         let missing = 1.0 - self.tokens(limit, now);
         if missing <= 0.0 {
@@ -21,7 +21,7 @@ impl Bucket {
         now + Duration::from_secs_f64(missing / f64::from(limit.per_second.get()))
     }
 
-    /// An attempt begins.
+    /// Takes a token for an attempt.
     pub(super) fn take(&mut self, limit: RateLimit, now: Instant) {
         self.state = Some((now, self.tokens(limit, now) - 1.0));
     }

@@ -1,4 +1,4 @@
-//! The one reader of a broker's log that feeds all its Triggers.
+//! The shared reader of a broker's log. It offers each event to the inboxes of the Triggers that want it.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,26 +20,26 @@ use crate::{
     telemetry::{Admitted, Burst},
 };
 
-/// How much is read at once.
+/// Limit of one read.
 pub(super) const READ: ReadLimit = ReadLimit {
     records: 256,
     bytes: 1024 * 1024,
 };
 
-/// How often it is looked whether log lines were held back that nothing has told of.
+/// Interval between reports of suppressed log lines.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// Lets others on the same thread have their turn after as many steps of filters as one event may cost, about 2 ms.
+/// Yields to other tasks on the thread after as many filter steps as one event may cost, about 2 ms.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
-    /// Steps since others had their turn, but for those of the present event.
+    /// Steps since the last yield, without those of the present event.
     before: u64,
-    /// Steps for the present event that are accounted for.
+    /// Steps of the present event already counted.
     seen: u64,
 }
 
 impl Turn {
-    /// Filters have been evaluated on an event; `subject` counts all their steps for it.
+    /// Yields if the filters evaluated so far are over the limit. `subject` counts all steps of its event.
     pub(super) async fn pass(&mut self, subject: &Subject<'_>) {
         let steps = subject.steps();
         self.before += steps.saturating_sub(self.seen);
@@ -50,17 +50,17 @@ impl Turn {
         }
     }
 
-    /// The next event is another one.
+    /// Starts counting for the next event.
     pub(super) fn next(&mut self) {
         self.seen = 0;
     }
 }
 
-/// The pause before a read that failed is tried again: the first time, and at most.
+/// Backoff after a failed read: initial, then maximum.
 const READ_AGAIN: Duration = Duration::from_millis(100);
 const MAX_READ_AGAIN: Duration = Duration::from_secs(10);
 
-/// Which Triggers of a table one event was evaluated for: for each once, though others may attach meanwhile.
+/// Triggers of a table for which an event was already evaluated: each once, even when inboxes attach meanwhile.
 #[derive(Default)]
 struct LookedAt {
     inboxes: Arc<Vec<Arc<Inbox>>>,
@@ -69,7 +69,7 @@ struct LookedAt {
 }
 
 impl LookedAt {
-    /// Begins anew if the Triggers are others.
+    /// Resets when the table's Triggers change.
     fn by(&mut self, inboxes: &Arc<Vec<Arc<Inbox>>>) {
         if !Arc::ptr_eq(&self.inboxes, inboxes) {
             self.inboxes = inboxes.clone();
@@ -88,7 +88,7 @@ impl LookedAt {
 /// A Trigger that a reader feeds.
 pub(super) struct Listener {
     pub(super) inbox: Arc<Inbox>,
-    /// Whether its events are delivered now; otherwise they wait in the log.
+    /// Whether its events are delivered now; otherwise they stay in the log.
     pub(super) is_deliverable: bool,
 }
 
@@ -102,24 +102,24 @@ pub(super) struct Reader {
 struct State {
     /// Everything below was offered to every attached inbox that wanted it.
     position: Offset,
-    /// How often an inbox was attached.
+    /// Number of times an inbox was attached.
     attached: u64,
     table: Arc<BrokerTable>,
-    /// One for each route of the table; made anew with each table.
+    /// One inbox for each route; rebuilt with each table.
     inboxes: Arc<Vec<Arc<Inbox>>>,
-    /// Bounds what is said of records that cannot be read.
+    /// Limits the log lines about unreadable records.
     unreadable: Burst,
 }
 
 impl State {
-    /// Each Trigger reads by itself from here on, until it joins again.
+    /// Detaches every inbox: from here on each Trigger reads the log by itself until it joins again.
     fn leave_alone(&mut self, from: Offset) {
         self.inboxes.iter().for_each(|inbox| inbox.overflow(from));
     }
 }
 
 impl Reader {
-    /// A reader of a broker's log that begins at `position`: what is before it the Triggers read by themselves.
+    /// Creates a reader that begins at `position`. Triggers read what is before it by themselves.
     pub(super) fn new(log: Arc<dyn Log>, position: Offset, memory: &Pool) -> Self {
         let broker = log.name().broker();
         let memory = Share::new(memory, broker.namespace(), broker.as_str());
@@ -141,7 +141,7 @@ impl Reader {
         self.log.name().broker()
     }
 
-    /// Offers events by this table from now on, to a listener for each of its routes.
+    /// Switches to this table, with one listener for each of its routes.
     pub(super) fn follow(&self, table: Arc<BrokerTable>, listeners: Vec<Listener>) {
         let mut state = self.lock();
         for listener in &listeners {
@@ -152,12 +152,13 @@ impl Reader {
         state.inboxes = Arc::new(inboxes.collect());
     }
 
-    /// Everything below this was offered.
+    /// Everything below this offset was offered.
     pub(super) fn position(&self) -> Offset {
         self.lock().position
     }
 
-    /// Attaches an inbox; it is offered everything from the returned position on, but nothing below `next`.
+    /// Attaches an inbox and returns the current position. The inbox is offered everything from there on, but
+    /// nothing below `next`.
     pub(super) fn attach(&self, inbox: &Inbox, next: Offset) -> Offset {
         let mut state = self.lock();
         state.attached += 1;
@@ -165,10 +166,10 @@ impl Reader {
         state.position
     }
 
-    /// Follows the log until told to stop.
+    /// Follows the log until `stop` is cancelled.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// Fails when the log cannot be read.
     pub(super) async fn run(&self, stop: CancellationToken) -> Result<(), LogError> {
         let mut end = self.log.follow();
         let mut overdue = tokio::time::interval(TELL_EVERY);
@@ -207,7 +208,7 @@ impl Reader {
         }
     }
 
-    /// Says how many lines were held back, where no later line has.
+    /// Reports suppressed log lines that no later line has reported.
     fn tell_overdue(&self, now: Instant) {
         if let Some(held_back) = self.lock().unreadable.overdue(now) {
             tracing::warn!(
@@ -219,7 +220,7 @@ impl Reader {
         }
     }
 
-    /// Offers what is next in the log, below `end`.
+    /// Offers the next records of the log, below `end`.
     pub(super) async fn offer(&self, end: Offset) -> Result<(), LogError> {
         let Some(position) = self.position_if_needed(end) else {
             return Ok(());
@@ -230,14 +231,15 @@ impl Reader {
             None => self.log.bounds().await?.first,
         };
         if first > position {
-            // Removed from the full log before they were offered: each Trigger goes on alone, and tells.
+            // A full log removed these before they were offered: each Trigger reads on by itself and reports the
+            // gap.
             let mut state = self.lock();
             state.leave_alone(position);
             state.position = first;
         }
         let size = records.iter().map(|record| record.payload.len()).sum();
         let Some(mut memory) = self.memory.try_reserve(size) else {
-            // What does not fit now each Trigger reads by itself, as fast as it can.
+            // Out of memory for shared reading: each Trigger reads the rest by itself, at its own pace.
             self.leave_alone();
             return Ok(());
         };
@@ -249,7 +251,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Offers one record. No filter is evaluated while the lock is held.
+    /// Offers one record. Filters are evaluated without holding the lock.
     async fn offer_record(&self, record: Record, memory: Reservation, turn: &mut Turn) {
         let offset = record.offset;
         let event = match Event::from_record(record.payload) {
@@ -266,7 +268,7 @@ impl Reader {
             let subject = Subject::new(event.event());
             turn.next();
             for index in table.candidates(event.event()) {
-                // What is read by itself, or set aside, is not evaluated here.
+                // Detached Triggers and those set aside are not evaluated here.
                 let Some(inbox) = inboxes.get(index).filter(|inbox| inbox.awaits(offset)) else {
                     continue;
                 };
@@ -285,7 +287,7 @@ impl Reader {
             }
             let mut state = self.lock();
             if !Arc::ptr_eq(&state.inboxes, &inboxes) || state.attached != attached {
-                // Another table is in force by now, or another Trigger listens.
+                // The table or the Trigger's inbox changed meanwhile.
                 continue;
             }
             for inbox in looked_at.wanted.iter().filter_map(|&index| inboxes.get(index)) {
@@ -310,14 +312,14 @@ impl Reader {
         state.position = offset.plus(1);
     }
 
-    /// Each Trigger reads by itself from here on.
+    /// Detaches every inbox at the current position.
     fn leave_alone(&self) {
         let mut state = self.lock();
         let position = state.position;
         state.leave_alone(position);
     }
 
-    /// Where to read, unless nobody is attached: then the reader goes to the end without reading.
+    /// Next position to read, or `None` when no inbox is attached: then the reader skips to the end.
     fn position_if_needed(&self, end: Offset) -> Option<Offset> {
         let mut state = self.lock();
         if state.inboxes.iter().any(|inbox| inbox.is_attached()) {
@@ -328,7 +330,7 @@ impl Reader {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that holds the lock can leave the state half changed.
+        // No panic under the lock leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

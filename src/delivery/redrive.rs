@@ -1,4 +1,4 @@
-//! What the dead-letter log and the dispatchers share, so that a letter is in one place at a time.
+//! State shared by the dead-letter log and the dispatchers, so that a letter is in one place at a time.
 
 use std::{
     collections::HashMap,
@@ -12,39 +12,39 @@ use tokio::sync::oneshot;
 use super::{dead_letters::Taking, offsets::OffsetSet};
 use crate::log::{BrokerName, CheckpointChange, CheckpointKey, LogError, LogName, LogProvider, Offset};
 
-/// Asks a dispatcher to deliver dead letters again.
+/// Asks a dispatcher to redrive dead letters.
 pub(super) struct Redrive {
     pub(super) letters: Vec<Letter>,
     pub(super) taken: Arc<Taken>,
-    /// Held until they are taken or left, also when whoever asked does not wait for that: nobody else takes them
+    /// Held until the letters are taken or left, even if the requester has stopped waiting: nobody else takes them
     /// meanwhile.
     pub(super) taking: Arc<Taking>,
-    /// How many of them it took, the first ones; durable by then.
+    /// Number of letters taken, always the first ones; durable by then.
     pub(super) answer: oneshot::Sender<Result<usize, LogError>>,
 }
 
-/// A dead letter that is to be delivered again.
+/// A dead letter to redrive.
 pub(super) struct Letter {
-    /// In the dead-letter log.
+    /// Offset in the dead-letter log.
     pub(super) offset: Offset,
-    /// The event's `partitionkey`.
+    /// `partitionkey` of the event.
     pub(super) key: Option<Box<str>>,
 }
 
-/// Which letters were redriven or dropped, though their records are still in the dead-letter logs. Durable as a
-/// cursor for each broker.
+/// Letters that were redriven or dropped and still have records in the dead-letter logs. Durable, as a checkpoint
+/// for each broker.
 #[derive(Debug, Default)]
 pub(super) struct Taken(Mutex<HashMap<BrokerName, OffsetSet>>);
 
 impl Taken {
-    /// Reads what is stored of a broker.
+    /// Restores the stored set of a broker.
     pub(super) fn restore(&self, broker: BrokerName, stored: &Bytes) -> Result<(), serde_json::Error> {
         let set = serde_json::from_slice(stored)?;
         self.lock().insert(broker, set);
         Ok(())
     }
 
-    /// What to store so that letters are taken out.
+    /// The change to store so that letters are taken out.
     pub(super) fn change(
         &self,
         broker: &BrokerName,
@@ -55,7 +55,7 @@ impl Taken {
         stored(broker, &set)
     }
 
-    /// Takes letters out, once that is stored.
+    /// Takes letters out, once the change is stored.
     pub(super) fn take(&self, broker: &BrokerName, letters: impl Iterator<Item = Offset>) {
         let mut sets = self.lock();
         let set = sets.entry(broker.clone()).or_default();
@@ -69,11 +69,11 @@ impl Taken {
         }
     }
 
-    /// Forgets what is not within a broker's dead-letter log. Gives what to store where letters were beyond its end, as
-    /// others will have their offsets.
+    /// Removes offsets outside a broker's dead-letter log. Returns the changes to store for logs whose end was
+    /// lost, as other letters will get those offsets.
     ///
     /// # Errors
-    /// When the log fails.
+    /// Fails when the log fails.
     pub(super) async fn keep_within(
         &self,
         logs: &dyn LogProvider,
@@ -102,18 +102,18 @@ impl Taken {
         self.lock().get(broker).is_some_and(|set| set.contains(letter))
     }
 
-    /// The first letter from this one on that is not taken.
+    /// First letter from this one on that is not taken.
     pub(super) fn first_kept(&self, broker: &BrokerName, from: Offset) -> Offset {
         self.lock().get(broker).map_or(from, |set| set.first_absent(from))
     }
 
-    /// How many are taken and still have their records.
+    /// Number of taken letters that still have records.
     pub(super) fn count(&self, broker: &BrokerName) -> u64 {
         self.lock().get(broker).map_or(0, OffsetSet::len)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<BrokerName, OffsetSet>> {
-        // No code that holds the lock can leave a set half changed.
+        // No panic under the lock leaves a set half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

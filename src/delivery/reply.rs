@@ -1,7 +1,7 @@
-//! Replies: a Sink that answers with an event has it stored in the same broker, for all its Triggers.
+//! Replies: an event with which a Sink answers is stored in the same broker, for all its Triggers.
 //!
-//! A reply can make a Sink reply again. Each reply carries, in [`HOPS`], how many deliveries led to it, and has its
-//! place in the lineage of what it replies to, so that loops end: see [`super::descendants`].
+//! A reply can make a Sink reply again. To end such loops each reply carries the number of deliveries that led to
+//! it, in [`HOPS`], and inherits the lineage of what it replies to: see [`super::descendants`].
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -14,32 +14,32 @@ use crate::{
     memory::Reservation,
 };
 
-/// What a Sink answered, called an event or a batch and not parsed yet: a batch is larger as events than as text.
+/// A Sink's unparsed answer, declared as an event or a batch: a batch is larger as events than as text.
 #[derive(Debug)]
 pub(super) struct Replies {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-    /// Hides its secrets in what is said of the reply.
+    /// Hides its secrets in messages about the reply.
     pub(super) target: Target,
     pub(super) descendants: Descendants,
-    /// The memory of the body and of the records that are made of it.
+    /// Memory of the body and of the records made from it.
     pub(super) _memory: Reservation,
 }
 
-/// How a Sink's reply ended.
+/// Outcome of a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Reply {
-    /// So many events were stored in the broker.
+    /// Number of events stored in the broker.
     Stored(usize),
-    /// It is not stored: too many deliveries led to it.
+    /// Not stored: too many deliveries led to it.
     BeyondMaxHops,
-    /// It is not stored: too many events follow from the same one.
+    /// Not stored: too many events follow from the same one.
     BeyondMaxDescendants,
-    /// It is not stored: it is called an event and is none, or is too large.
+    /// Not stored: not a valid event, or too large.
     Invalid(String),
 }
 
-/// Why a reply makes no records.
+/// Reasons why a reply yields no records.
 enum Unusable {
     Invalid(String),
     BeyondMaxDescendants,
@@ -51,8 +51,8 @@ impl From<Invalid> for Unusable {
     }
 }
 
-/// Stores the reply of a Sink to `delivered` as one commit. A reply without a trace context continues `context`, that of
-/// the delivery.
+/// Stores a Sink's reply to `delivered` as one commit. A reply without a trace context continues `context`, the
+/// one of the delivery.
 ///
 /// # Errors
 /// Those of the log. When it is full, the delivery has to be retried.
@@ -82,7 +82,7 @@ pub(super) async fn store(
 }
 
 impl Replies {
-    /// The records of all events, each with its lineage.
+    /// Creates the records of all events, each with its lineage.
     async fn records(
         &self,
         next: Lineage,
@@ -236,7 +236,7 @@ mod tests {
         ];
         for (delivered, expected) in table {
             let before = log.bounds("a/b").next;
-            // What the Sink itself says of hops is not believed.
+            // The Sink's own hop count is not trusted.
             let replies = replies(&client, &[event(Some("7"))]);
             let stored = store(&intake, &broker, &event(delivered), &replies, None, Room::Common)
                 .await

@@ -1,16 +1,16 @@
-//! How long settled events stay in the log, for Triggers that begin with what was. Pure.
+//! Retention of settled events, for Triggers that start in the past. Pure.
 
 use std::time::Duration;
 
 use crate::log::{Bounds, Offset};
 
-/// How long and how much of a broker's settled events are retained. What a Trigger has not settled stays, whatever
-/// its age and size.
+/// Retention of a broker's settled events by age and size. What a Trigger has not settled stays, whatever its age
+/// and size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// Settled events older than this are removed.
+    /// Maximum age of settled events.
     pub age: Duration,
-    /// The oldest settled events beyond this many bytes a broker are removed.
+    /// Maximum bytes of a broker's log; beyond it the oldest settled events are removed.
     pub bytes: u64,
 }
 
@@ -24,9 +24,9 @@ impl Default for Retention {
     }
 }
 
-/// Below which offset a broker's log is trimmed: what is over age or over size, but nothing that is unsettled.
+/// Offset below which a broker's log is trimmed: what is over age or over size, but nothing unsettled.
 ///
-/// `too_old` is the first record within the age. The size is taken to be spread evenly over the records.
+/// `too_old` is the first record within the age. The size is assumed to be spread evenly over the records.
 pub(super) fn trim_before(
     bounds: Bounds,
     bytes: u64,
@@ -37,7 +37,7 @@ pub(super) fn trim_before(
     let records = bounds.next.0.saturating_sub(bounds.first.0);
     let excess = u128::from(bytes.saturating_sub(limit));
     let over_size = u128::from(records) * excess / u128::from(bytes.max(1));
-    // No more than `records`, which is a u64.
+    // At most `records`, which is a u64.
     let over_size = bounds.first.plus(u64::try_from(over_size).unwrap_or(records));
     over_size.max(too_old).min(unsettled).max(bounds.first)
 }

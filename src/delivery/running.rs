@@ -1,4 +1,4 @@
-//! The tasks of delivery: one that reads each broker's log, and one that delivers each Trigger's events.
+//! Spawns the tasks of delivery: one reader for each broker and one dispatcher for each Trigger.
 
 use std::sync::{Arc, atomic::AtomicU64};
 
@@ -30,14 +30,14 @@ use crate::{
     supervision::{self, Supervisor},
 };
 
-/// The reader of a broker that has Triggers.
+/// Running reader of a broker.
 pub(super) struct RunningReader {
     pub(super) reader: Arc<Reader>,
-    /// Ends it when it is dropped.
+    /// Stops the reader on drop.
     _stop: DropGuard,
 }
 
-/// The delivery of a Trigger.
+/// Running dispatcher of a Trigger.
 pub(super) struct RunningTrigger {
     pub(super) settings: watch::Sender<Settings>,
     pub(super) inbox: Arc<Inbox>,
@@ -47,26 +47,26 @@ pub(super) struct RunningTrigger {
 }
 
 impl RunningTrigger {
-    /// Ends it, and waits until it has.
+    /// Stops the dispatcher and waits for its end.
     pub(super) async fn end(self) -> TriggerView {
         drop(self.settings);
-        // It ends at once when its settings are closed; a panic in it was caught.
+        // Closing the settings ends the task at once; its panics are caught inside.
         let _ = self.task.await;
         self.inbox.detach();
         self.view
     }
 }
 
-/// Starts the tasks.
+/// Spawns readers and dispatchers.
 pub(super) struct Spawner {
     pub(super) logs: Arc<dyn LogProvider>,
     pub(super) checkpoints: Arc<dyn Checkpoints>,
     pub(super) intake: Intake,
     pub(super) client: Client,
     pub(super) options: DeliveryOptions,
-    /// Told when something cannot be settled for want of room.
+    /// Notified when settling needs room in the log.
     pub(super) room_wanted: Arc<Notify>,
-    /// Counted up when a Trigger holds less of the logs.
+    /// Incremented when a Trigger's hold shrinks.
     pub(super) released: Arc<AtomicU64>,
     pub(super) tasks: TaskTracker,
     pub(super) supervisor: Supervisor,
@@ -75,7 +75,7 @@ pub(super) struct Spawner {
 }
 
 impl Spawner {
-    /// Starts to read a broker's log, from its end on.
+    /// Starts a reader at the end of a broker's log.
     pub(super) async fn reader(&self, broker: &BrokerName) -> Result<RunningReader, LogError> {
         let log = self.logs.open(&LogName::Events(broker.clone()));
         let position = log.bounds().await?.next;
@@ -97,7 +97,7 @@ impl Spawner {
         Ok(running)
     }
 
-    /// Starts to deliver a Trigger's events.
+    /// Starts the dispatcher of a Trigger.
     pub(super) fn trigger(
         &self,
         reader: &Arc<Reader>,
@@ -131,7 +131,7 @@ impl Spawner {
             stats.resumed();
             tell_resumed(&view, &progress);
         }
-        // Boxed, like all that is large: tens of thousands of Triggers may each have this task.
+        // Boxed to keep the future small: each of tens of thousands of Triggers may have this task.
         let mut parts = Box::new(Parts {
             logs,
             checkpoints: self.checkpoints.clone(),

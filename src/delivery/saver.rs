@@ -1,4 +1,4 @@
-//! Saves the checkpoints of one Trigger: one at a time, and the larger they are, the less often.
+//! Saves the checkpoints of one Trigger: one at a time, and larger ones less often.
 
 use std::{
     sync::Arc,
@@ -13,13 +13,13 @@ use super::{
 };
 use crate::log::{BrokerName, CheckpointChange, CheckpointKey, Checkpoints, LogError};
 
-/// How long a checkpoint that found no room on the disk waits before it is retried.
+/// Pause before a checkpoint that found no room on the disk is retried.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
 
-/// A checkpoint of this many bytes is saved every [`SAVE_EVERY`]; a larger one is saved less often in proportion.
+/// Checkpoint size saved every [`SAVE_EVERY`]; a larger one is saved less often in proportion.
 const SAVE_BYTES: usize = 8 * 1024;
 
-/// The longest time between two checkpoints, however large they are.
+/// Longest time between two checkpoints of any size.
 const MAX_SAVE_EVERY: Duration = Duration::from_secs(2);
 
 pub(super) struct Saver {
@@ -28,14 +28,14 @@ pub(super) struct Saver {
     broker: BrokerName,
     hold: Arc<Hold>,
     under_way: Option<BoxFuture<'static, Result<(), LogError>>>,
-    /// The watermark of the checkpoint under way.
+    /// Watermark of the save in flight.
     low: Low,
     at: Option<Instant>,
     every: Duration,
 }
 
 impl Saver {
-    /// Saves under this key. What `hold` holds follows the saved checkpoints.
+    /// Creates a saver for this key. `hold` follows the saved checkpoints.
     pub(super) fn new(
         checkpoints: Arc<dyn Checkpoints>,
         key: CheckpointKey,
@@ -55,23 +55,23 @@ impl Saver {
         }
     }
 
-    /// The progress is no longer as it was last saved.
+    /// Marks the progress as unsaved.
     pub(super) fn changed(&mut self) {
         self.at.get_or_insert_with(|| Instant::now() + self.every);
     }
 
-    /// Whether there is progress that is not saved, and no save of it under way.
+    /// Whether unsaved progress waits and no save is in flight.
     #[cfg(test)]
     pub(super) fn is_due(&self) -> bool {
         self.at.is_some()
     }
 
-    /// When the next save is to begin, unless one is under way.
+    /// Time of the next save, unless one is in flight.
     pub(super) fn due(&self) -> Option<Instant> {
         self.at.filter(|_| self.under_way.is_none())
     }
 
-    /// Begins to save.
+    /// Begins a save.
     pub(super) fn begin(&mut self, progress: &Progress) {
         self.at = None;
         self.low = progress.low();
@@ -79,7 +79,7 @@ impl Saver {
         self.under_way = Some(async move { checkpoints.save(vec![change]).await }.boxed());
     }
 
-    /// Waits for the save under way; for ever if there is none. Its result is to be passed to [`Saver::ended`].
+    /// Waits for the save in flight; forever if there is none. Pass its result to [`Saver::ended`].
     pub(super) async fn finished(&mut self) -> Result<(), LogError> {
         let Some(under_way) = &mut self.under_way else {
             return std::future::pending().await;
@@ -89,9 +89,9 @@ impl Saver {
         saved
     }
 
-    /// A save has ended. Without room, delivery goes on, and what is settled meanwhile repeats after a crash. It may be
-    /// trimmed nevertheless, as that makes room; then it does not repeat, but is counted as dropped. Returns why there
-    /// was no room.
+    /// Handles the end of a save. A full disk does not stop delivery: what is settled meanwhile repeats after a
+    /// crash. It may also be trimmed to make room; then it does not repeat, but counts as dropped. Returns why
+    /// there was no room.
     pub(super) fn ended(&mut self, saved: Result<(), LogError>) -> Result<Option<String>, LogError> {
         match saved {
             Ok(()) => {
@@ -107,7 +107,7 @@ impl Saver {
         }
     }
 
-    /// Waits for the save under way, if there is one.
+    /// Waits for the save in flight, if there is one.
     pub(super) async fn end(&mut self) -> Result<Option<String>, LogError> {
         if self.under_way.is_none() {
             return Ok(None);
@@ -116,7 +116,7 @@ impl Saver {
         self.ended(saved)
     }
 
-    /// Saves now, after the save under way.
+    /// Saves now, after the save in flight.
     pub(super) async fn save(&mut self, progress: &Progress) -> Result<Option<String>, LogError> {
         self.end().await?;
         self.low = progress.low();
@@ -125,8 +125,8 @@ impl Saver {
         self.ended(saved)
     }
 
-    /// Saves this progress together with other changes, once no save is under way, which could store older progress
-    /// after it.
+    /// Saves this progress together with other changes. First waits for the save in flight, which could store
+    /// older progress over it.
     pub(super) async fn save_with(
         &mut self,
         progress: &Progress,
@@ -143,7 +143,7 @@ impl Saver {
         saved
     }
 
-    /// The checkpoint.
+    /// The change that stores the checkpoint.
     fn change(&mut self, progress: &Progress) -> CheckpointChange {
         let stored = progress.encode(self.broker.as_str(), Instant::now());
         let factor = u32::try_from(stored.len() / SAVE_BYTES).unwrap_or(u32::MAX);

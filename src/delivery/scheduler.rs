@@ -1,10 +1,10 @@
-//! Decides what one Trigger does next: which event is attempted, when one is tried again, when one is given up, and what
-//! becomes of dead letters. Pure: events, times and jitter come in, steps come out, and nothing here waits.
+//! Decides one Trigger's next step: which event to attempt, when to retry, when to give up, and where dead letters
+//! go. Pure: events, times and jitter come in, steps come out, and nothing here waits.
 //!
-//! An event is *fresh* until its first attempt, then it is settled or waits for a retry. Fresh events and retries take
-//! turns, and retries leave a part of the concurrency to fresh ones, so that however many events keep failing, one that
-//! the Sink would take is attempted soon. What waits is a place in the log and, once it has failed, its attempts; only the
-//! next few fresh events are held in memory. The dispatcher performs the steps.
+//! An event is *fresh* until its first attempt; afterwards it is settled or waits for a retry. Fresh events and
+//! retries alternate, and retries leave part of the concurrency to fresh events. So an event that the Sink would
+//! take is attempted soon, however many others keep failing. A waiting event is an offset and, once it has failed,
+//! its attempts; only the next few fresh events are held in memory. The dispatcher performs the steps.
 
 #[cfg(test)]
 mod model;
@@ -31,101 +31,101 @@ use crate::{
     routing::{Delivery, Ordering},
 };
 
-/// Memory that fresh events hold at most, in bytes, unless one alone is larger. The others are read again.
+/// Maximum bytes of fresh events in memory, unless a single one is larger. Others are read again.
 const MAX_FRESH_BYTES: usize = 256 * 1024;
 
-/// Fresh events that wait in memory at most, as a multiple of the concurrency.
+/// Maximum fresh events in memory, as a multiple of the concurrency.
 const FRESH_PER_ATTEMPT: usize = 2;
 
-/// Memory that waiting events take at most, in bytes. A Trigger that has more takes no new events until some settle.
+/// Maximum bytes of state for waiting events. Beyond it the Trigger takes no new events until some settle.
 const MAX_STATE_BYTES: usize = 8 * 1024 * 1024;
 
-/// Fresh events that are probed for each retry: one that has failed is less likely to show that the Sink is up.
+/// Fresh events probed for each retry: an event that has failed is less likely to show that the Sink is up.
 const FRESH_PROBES: u32 = 3;
 
-/// Memory that an event that has failed takes, in bytes, roughly: an entry in a map and one in a set.
+/// Approximate bytes of state for a failed event: an entry in a map and one in a set.
 const TRIED_BYTES: usize = 128;
 
-/// Redriven dead letters of a Trigger that are unsettled at most.
+/// Maximum unsettled redriven dead letters of a Trigger.
 const MAX_REDRIVEN: usize = 1024;
 
-/// The pause before an attempt that the router could not make, for want of a socket or of memory, is made.
+/// Pause before an attempt that the router could not make for lack of a socket or memory.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
 
-/// Within which time the events that failed while the Sink was down are tried once it is up.
+/// Window in which events that failed during an outage are retried once the Sink is up.
 const AFTER_OUTAGE: Duration = Duration::from_secs(1);
 
-/// Failed attempts in a row after which people are told that the Sink is down.
+/// Consecutive failed attempts after which the Sink is reported as down.
 const FAILURES_TOLD: u32 = 10;
 
-/// The pause that a Sink asks for after which people are told that it is down.
+/// Pause asked for by a Sink after which it is reported as down.
 const PAUSE_TOLD: Duration = Duration::from_secs(30);
 
-/// The events of one outage that are tried as soon as it ends, at most.
+/// Maximum events of one outage that are retried as soon as it ends.
 const MAX_SUSPECTS: usize = 4096;
 
-/// How a Trigger delivers.
+/// Delivery policy of a Trigger.
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
     pub(super) delivery: Delivery,
-    /// Whether events are attempted, or have to wait.
+    /// Whether events are attempted; otherwise they wait.
     pub(super) is_deliverable: bool,
 }
 
-/// What to do next.
+/// Next step of a Trigger.
 #[derive(Debug)]
 pub(super) enum Step<E> {
-    /// Attempt an event, and tell with [`Scheduler::ended`].
+    /// Attempt an event; report the result by [`Scheduler::ended`].
     Attempt(Launch<E>),
-    /// Send a dead letter to the dead-letter Sink, and tell with [`Scheduler::letter_sent`].
+    /// Send a dead letter to the dead-letter Sink; report the result by [`Scheduler::letter_sent`].
     SendLetter {
         place: Place,
         letter: DeadLetter,
         number: u32,
     },
-    /// Keep a dead letter in the log, and tell with [`Scheduler::letter_kept`].
+    /// Keep a dead letter in the log; report the result by [`Scheduler::letter_kept`].
     KeepLetter { place: Place, letter: DeadLetter },
-    /// Nothing before this time, or before something happens.
+    /// Do nothing before this time, or before something happens.
     Wait(Option<Instant>),
 }
 
-/// An attempt that begins.
+/// An attempt to begin.
 #[derive(Debug)]
 pub(super) struct Launch<E> {
     pub(super) place: Place,
     /// The event, if it is in memory.
     pub(super) event: Option<E>,
-    /// Which attempt it is, from 1 on.
+    /// Number of the attempt, from 1.
     pub(super) number: u32,
 }
 
-/// How an attempt ended.
+/// Result of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// The Sink has the event.
+    /// The Sink accepted the event.
     Delivered,
-    /// The Sink refused the event for good.
+    /// The Sink rejected the event for good.
     Refused,
-    /// Another attempt may succeed. Nobody is to blame when it is the router's log that has no room for the reply.
+    /// A retry may succeed. `blame` is `None` when the router's own log has no room for the reply.
     Failed {
         blame: Option<Blame>,
         retry_after: Option<Duration>,
     },
     /// The event had expired.
     Expired,
-    /// The event cannot be had any more.
+    /// The event can no longer be read.
     Gone,
-    /// No attempt was made: the router has no socket, no memory or no access to the log for now.
+    /// No attempt was made: the router lacks a socket, memory or access to the log for now.
     Busy,
 }
 
-/// What becomes of an event whose attempt has ended.
+/// Fate of an event whose attempt has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     Settled,
-    /// It is tried again.
+    /// It waits for a retry.
     Waits,
-    /// It is to become a dead letter, by [`Scheduler::bury`].
+    /// It becomes a dead letter, by [`Scheduler::bury`].
     GivenUp {
         attempts: u32,
         reason: &'static str,
@@ -138,12 +138,12 @@ struct Item<E> {
     bytes: usize,
 }
 
-/// An attempt under way.
+/// An attempt in flight.
 #[derive(Clone, Copy)]
 struct Flight {
     began: Instant,
     is_retry: bool,
-    /// Which Sink it goes to, counted.
+    /// Generation of the Sink it goes to.
     sink: u32,
 }
 
@@ -156,23 +156,23 @@ pub(super) struct Scheduler<E> {
     retries: BTreeSet<(Instant, Place)>,
     in_flight: HashMap<Place, Flight>,
     retries_in_flight: usize,
-    /// Fresh events that were attempted since the last retry.
+    /// Fresh events attempted since the last retry.
     fresh_in_a_row: u32,
     letters: Letters,
     breaker: Breaker,
-    /// Attempts that failed since the last success, of whichever events.
+    /// Failed attempts since the last success, of any event.
     failures: u32,
-    /// What failed for the first time since the last success.
+    /// Events that failed for the first time since the last success.
     suspects: Vec<Place>,
     bucket: Bucket,
     throttle: Throttle,
-    /// Whether the Sink has since its last success asked for a pause of which people are told.
+    /// Whether the Sink has asked since its last success for a pause long enough to be reported.
     asked_for_long_pause: bool,
     sink: u32,
 }
 
 impl<E> Scheduler<E> {
-    /// Goes on from `progress`. What had failed is tried again after a pause; the rest is offered again.
+    /// Resumes from `progress`. Failed events are retried after a pause; the rest have to be offered again.
     pub(super) fn new(
         progress: Progress,
         policy: Policy,
@@ -211,8 +211,8 @@ impl<E> Scheduler<E> {
         &self.progress
     }
 
-    /// What was outstanding at the start and has to be offered again, in order. With order by key that is everything: only
-    /// the events tell their keys.
+    /// Outstanding events at startup that have to be offered again, in order. With order by key these are all of
+    /// them: only the events tell their keys.
     pub(super) fn to_recover(&self) -> Vec<Place> {
         let by_key = self.is_by_key();
         let outstanding = self.progress.outstanding();
@@ -221,32 +221,32 @@ impl<E> Scheduler<E> {
             .collect()
     }
 
-    /// Whether more events are to be offered. The memory for what waits is bounded.
+    /// Whether more events may be offered. State for waiting events is bounded.
     pub(super) fn wants_more(&self) -> bool {
         self.policy.is_deliverable && self.room() > 0 && !self.is_full()
     }
 
-    /// How many events may be offered at once.
+    /// Number of events that may be offered at once.
     pub(super) fn room(&self) -> usize {
         (self.concurrency() * FRESH_PER_ATTEMPT).saturating_sub(self.fresh.len())
     }
 
-    /// Whether so much waits that no more events are taken.
+    /// Whether the state for waiting events is full, so that no more are taken.
     pub(super) fn is_full(&self) -> bool {
         self.state_bytes() >= MAX_STATE_BYTES || self.letters.is_full()
     }
 
-    /// Memory that waiting events take, in bytes, roughly.
+    /// Approximate bytes of state for waiting events.
     pub(super) fn state_bytes(&self) -> usize {
         self.progress.tried() * TRIED_BYTES + self.lanes.bytes()
     }
 
-    /// Everything below `next` was offered or is not wanted.
+    /// Notes that everything below `next` was offered or is not wanted.
     pub(super) fn advance(&mut self, next: Offset) {
         self.progress.advance(next);
     }
 
-    /// An event that the Trigger wants, of this size in memory. What is offered a second time is not counted again.
+    /// Offers a wanted event of this size in memory. An event offered twice is counted once.
     pub(super) fn offer(
         &mut self,
         place: Place,
@@ -273,12 +273,12 @@ impl<E> Scheduler<E> {
         }
     }
 
-    /// An outstanding event was removed from the log.
+    /// Settles an outstanding event that was removed from the log.
     pub(super) fn removed(&mut self, place: Place, now: Instant) {
         self.settle(place, Settlement::Dropped, now);
     }
 
-    /// How many dead letters may be redriven now.
+    /// Number of dead letters that may be redriven now.
     pub(super) fn redrive_room(&self) -> usize {
         MAX_REDRIVEN.saturating_sub(self.progress.pending_redriven())
     }
@@ -290,18 +290,18 @@ impl<E> Scheduler<E> {
         progress
     }
 
-    /// The dead letter is wanted again, which is durable.
+    /// Adds a redriven dead letter; that it is wanted again is durable by now.
     pub(super) fn redriven(&mut self, letter: Offset, key: Option<Box<str>>, now: Instant) {
         self.progress.redriven(letter);
         self.offer(Place::DeadLetter(letter), key, None, now, 0.0);
     }
 
-    /// The Trigger delivers by this from now on.
+    /// Replaces the delivery policy.
     pub(super) fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
     }
 
-    /// Events go to another Sink from now on. The pauses were earned by the one before.
+    /// Resets breaker, throttle and backoff for a new Sink: the pauses were the old one's.
     pub(super) fn sink_changed(&mut self, now: Instant) {
         self.sink = self.sink.wrapping_add(1);
         self.breaker = Breaker::default();
@@ -312,19 +312,19 @@ impl<E> Scheduler<E> {
         self.retries = self.retries.iter().map(|&(_, place)| (now, place)).collect();
     }
 
-    /// Whether people are told that the Sink is down: it is only probed, has taken none of the last attempts, be they of
-    /// few events, or has asked for a long pause.
+    /// Whether the Sink is reported as down: its circuit breaker is open, it has taken none of the last attempts
+    /// (of however few events), or it has asked for a long pause.
     pub(super) fn is_sink_down(&self) -> bool {
         self.breaker.is_open() || self.failures >= FAILURES_TOLD || self.asked_for_long_pause
     }
 
-    /// Attempts under way.
+    /// Attempts in flight.
     #[cfg(test)]
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
 
-    /// What to do next. A step that is not [`Step::Wait`] has begun.
+    /// Next step. Any step but [`Step::Wait`] counts as begun.
     pub(super) fn next(&mut self, now: Instant) -> Step<E> {
         let for_letters = match self.next_letter(now) {
             Step::Wait(at) => at,
@@ -336,7 +336,7 @@ impl<E> Scheduler<E> {
         }
     }
 
-    /// The same for dead letters only.
+    /// Next step for dead letters only.
     pub(super) fn next_letter(&mut self, now: Instant) -> Step<E> {
         match self.letters.next(now) {
             Sending::Send {
@@ -353,7 +353,7 @@ impl<E> Scheduler<E> {
         }
     }
 
-    /// The next attempt, or when to look again.
+    /// Next attempt, or the time to look again.
     fn attempt(&mut self, now: Instant) -> Result<Launch<E>, Option<Instant>> {
         if !self.policy.is_deliverable || self.in_flight.len() >= self.concurrency() || self.letters.is_full()
         {
@@ -406,7 +406,7 @@ impl<E> Scheduler<E> {
         })
     }
 
-    /// A retry that is due or a fresh event, in turns; whether it is a retry.
+    /// Picks a due retry or a fresh event, alternating; also returns whether it is a retry.
     fn pick(&mut self, now: Instant) -> Option<(Item<E>, bool)> {
         let is_due = self.may_retry() && self.retries.first().is_some_and(|&(at, _)| at <= now);
         let turns = if self.breaker.is_open() { FRESH_PROBES } else { 1 };
@@ -431,7 +431,7 @@ impl<E> Scheduler<E> {
         self.retries_in_flight < concurrency.saturating_sub(reserved).max(1)
     }
 
-    /// An attempt has ended.
+    /// Records the end of an attempt.
     pub(super) fn ended(&mut self, place: Place, ending: Ending, now: Instant, jitter: f64) -> Fate {
         let flight = self.in_flight.remove(&place);
         self.retries_in_flight -= usize::from(flight.is_some_and(|flight| flight.is_retry));
@@ -498,7 +498,7 @@ impl<E> Scheduler<E> {
         self.failures = self.failures.saturating_add(1);
         let delivery = &self.policy.delivery;
         let is_further_evidence = self.progress.attempts(place).is_none();
-        // An event that fails again is no further evidence.
+        // A repeated failure of the same event is no further evidence against the Sink.
         if is_further_evidence {
             self.breaker
                 .failed(blame, now, |rounds| backoff::ceiling(delivery, rounds));
@@ -509,7 +509,7 @@ impl<E> Scheduler<E> {
         if blame == Blame::TooFast {
             self.throttle.too_fast(began, now);
         }
-        // An event that keeps failing while others pass asks for itself alone, unless it is told of the rate.
+        // While others pass, an event that keeps failing pauses itself alone, unless the pause is about the rate.
         let asks_for_all = match blame {
             Blame::TooFast => true,
             Blame::Unavailable => is_further_evidence || self.breaker.is_open(),
@@ -522,7 +522,7 @@ impl<E> Scheduler<E> {
         }
     }
 
-    /// Once an outage is over, what failed in it is tried again soon.
+    /// Retries soon what failed during an outage, once it is over.
     fn sink_answered(&mut self, now: Instant, jitter: f64) {
         self.failures = 0;
         self.asked_for_long_pause = false;
@@ -544,12 +544,12 @@ impl<E> Scheduler<E> {
             .collect();
     }
 
-    /// The event becomes a dead letter: it goes to the dead-letter Sink, or is kept.
+    /// Turns the event into a dead letter, to be sent to the dead-letter Sink or kept.
     pub(super) fn bury(&mut self, place: Place, letter: DeadLetter, has_sink: bool, now: Instant) {
         self.letters.bury(place, letter, has_sink, now);
     }
 
-    /// A dead letter was sent to the dead-letter Sink.
+    /// Records the result of sending a dead letter to the dead-letter Sink.
     pub(super) fn letter_sent(&mut self, place: Place, sent: LetterSent, now: Instant, jitter: f64) {
         match sent {
             LetterSent::Taken => drop(self.settle(place, Settlement::DeadLettered, now)),
@@ -558,7 +558,7 @@ impl<E> Scheduler<E> {
         }
     }
 
-    /// A dead letter was kept in the log, or found no room.
+    /// Records whether a dead letter was kept in the log.
     pub(super) fn letter_kept(&mut self, place: Place, kept: LetterKept, now: Instant) {
         match kept {
             LetterKept::Stored => drop(self.settle(place, Settlement::DeadLettered, now)),
@@ -576,7 +576,7 @@ impl<E> Scheduler<E> {
         if let Some(next) = self.lanes.leave(place) {
             self.push_fresh(next, None);
         }
-        // The room that is kept for settling is for the first unsettled event.
+        // The reserve for settling is for the first unsettled event.
         self.letters.hurry(Place::Log(self.progress.low().events), now);
         Fate::Settled
     }
@@ -607,31 +607,31 @@ impl<E> Scheduler<E> {
     }
 }
 
-/// What came of sending a dead letter to the dead-letter Sink.
+/// Result of sending a dead letter to the dead-letter Sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum LetterSent {
     Taken,
-    /// There is no dead-letter Sink any more.
+    /// The dead-letter Sink was removed from the Trigger.
     NoSink,
-    /// It was refused for good.
+    /// Rejected for good.
     Refused(String),
-    /// Another attempt may succeed.
+    /// A retry may succeed.
     Failed {
         detail: String,
         retry_after: Option<Duration>,
     },
-    /// No attempt was made: the router has no socket, no memory or no access to the log for now.
+    /// No attempt was made: the router lacks a socket, memory or access to the log for now.
     Busy,
-    /// The event cannot be had any more.
+    /// The event can no longer be read.
     Gone,
 }
 
-/// What came of keeping a dead letter in the log.
+/// Result of keeping a dead letter in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LetterKept {
     Stored,
-    /// The log has no room for it, or is away for now.
+    /// The log has no room for it, or is unavailable for now.
     NoRoom,
-    /// The event cannot be had any more.
+    /// The event can no longer be read.
     Gone,
 }

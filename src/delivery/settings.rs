@@ -1,4 +1,4 @@
-//! What a dispatcher is told of its Trigger.
+//! Settings of a dispatcher: its Trigger's route and destinations.
 
 use std::sync::Arc;
 
@@ -8,18 +8,18 @@ use crate::{
     routing::{Authorities, BrokerTable, ContentMode, Delivery, Destination, Route, Trigger},
 };
 
-/// A table, and which of its routes is the Trigger's.
+/// A table, and the index of the Trigger's route in it.
 #[derive(Clone)]
 pub(super) struct Settings {
     table: Arc<BrokerTable>,
     index: usize,
-    /// Made ready once; `None` while events have to wait.
+    /// Prepared once; `None` while events have to wait.
     target: Option<Target>,
     dead_letter_target: Option<Target>,
 }
 
 impl Settings {
-    /// `authorities` are those that the table's destinations name.
+    /// Creates the settings. `authorities` are those that the table's destinations name.
     pub(super) fn new(
         client: &Client,
         authorities: &Authorities,
@@ -61,12 +61,12 @@ impl Settings {
         }
     }
 
-    /// Whether events are delivered, or have to wait.
+    /// Whether events are delivered; otherwise they wait.
     pub(super) fn is_deliverable(&self) -> bool {
         self.target.is_some() && self.route().filter.is_ok()
     }
 
-    /// Where events are posted; `None` while they have to wait.
+    /// Destination of events; `None` while they have to wait.
     pub(super) fn target(&self) -> Option<&Target> {
         self.target.as_ref().filter(|_| self.is_deliverable())
     }
@@ -83,12 +83,12 @@ impl Settings {
         &self.trigger().delivery
     }
 
-    /// The mode that the Sink asks for.
+    /// Content mode that the Sink asks for.
     pub(super) fn mode(&self) -> Option<Mode> {
         self.trigger().destination.as_ref().and_then(mode)
     }
 
-    /// Where dead letters are posted, and in which mode; `None` if they are kept.
+    /// Destination of dead letters and its content mode; `None` if they are kept.
     pub(super) fn dead_letter_target(&self) -> Option<(&Target, Option<Mode>)> {
         let target = self.dead_letter_target.as_ref()?;
         Some((target, self.delivery().dead_letter_sink.as_ref().and_then(mode)))

@@ -1,4 +1,4 @@
-//! Whether a Trigger's Sink answers, for statuses, metrics and explanations.
+//! Health of a Trigger's Sink, for statuses, metrics and explanations.
 
 use std::sync::{
     Arc,
@@ -8,16 +8,16 @@ use std::sync::{
 use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
 
-/// A Sink keeps failing or has asked for a long pause.
+/// The outage of a Sink that keeps failing or has asked for a long pause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outage {
-    /// When it was taken to be down.
+    /// Start of the outage.
     pub since: Timestamp,
-    /// The outcome of the last attempt, for a person.
+    /// Result of the last attempt, for people.
     pub detail: String,
 }
 
-/// The health of one Trigger's Sink, written by its dispatcher.
+/// Health of one Trigger's Sink, written by its dispatcher.
 #[derive(Debug, Default)]
 pub struct SinkHealth {
     answered: AtomicBool,
@@ -25,7 +25,7 @@ pub struct SinkHealth {
 }
 
 impl SinkHealth {
-    /// The Sink's outage, while it lasts.
+    /// The current outage, if any.
     pub fn outage(&self) -> Option<Arc<Outage>> {
         self.outage.load_full()
     }
@@ -39,7 +39,7 @@ impl SinkHealth {
         self.answered.store(true, Relaxed);
     }
 
-    /// The Sink is down, or still is.
+    /// Starts an outage, or updates the detail of the current one.
     pub(super) fn down(&self, now: Timestamp, detail: &str) {
         let since = self.outage().map_or(now, |outage| outage.since);
         let detail = detail.to_owned();
@@ -50,7 +50,7 @@ impl SinkHealth {
         self.outage.store(None);
     }
 
-    /// Forgets what was known: the Trigger has another Sink.
+    /// Resets the health, because the Trigger has another Sink.
     pub(super) fn changed(&self) {
         self.answered.store(false, Relaxed);
         self.up();

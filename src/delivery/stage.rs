@@ -1,4 +1,4 @@
-//! Tells whether an attempt that failed was the router's doing: it had no connection, no lookup or no memory left.
+//! Tells whether a failed attempt was the router's fault: it had no connection, lookup or memory left.
 
 use std::{
     error::Error,
@@ -13,18 +13,18 @@ use hyper_util::client::legacy::connect::CaptureConnection;
 use rustix::io::Errno;
 
 tokio::task_local! {
-    /// The stage of the attempt that this task makes. A connection is asked for by its URI alone.
+    /// Stage of the attempt made by this task. The connector gets only a URI, so it finds the stage here.
     static CURRENT: Arc<Stage>;
 }
 
-/// How far an attempt is.
+/// Progress of an attempt: the resource of the router that it waits for.
 #[derive(Debug, Default)]
 pub(super) struct Stage {
     lack: AtomicU8,
     connection: Option<CaptureConnection>,
 }
 
-/// What an attempt waits for that is the router's.
+/// Resource of the router that an attempt waits for.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 pub(super) enum Lack {
@@ -34,13 +34,13 @@ pub(super) enum Lack {
     Memory,
 }
 
-/// The router has no room for another connection or answer.
+/// Error: the router has no room for another connection or answer.
 #[derive(Debug, thiserror::Error)]
 #[error("the router is busy: {0}")]
 pub(super) struct Busy(pub(super) &'static str);
 
 impl Stage {
-    /// The stage of an attempt whose request tells of its connection.
+    /// Creates the stage of an attempt. `connection` captures the connection of its request.
     pub(super) fn new(connection: CaptureConnection) -> Self {
         Self {
             lack: AtomicU8::new(0),
@@ -48,28 +48,28 @@ impl Stage {
         }
     }
 
-    /// The stage of the attempt that is under way; another one outside of any.
+    /// Stage of the current attempt; a new one outside of any.
     pub(super) fn current() -> Arc<Self> {
         CURRENT.try_with(Arc::clone).unwrap_or_default()
     }
 
-    /// Makes an attempt with this stage.
+    /// Runs an attempt with this stage.
     pub(super) async fn of<F: Future>(self: Arc<Self>, attempt: F) -> F::Output {
         CURRENT.scope(self, attempt).await
     }
 
-    /// The attempt waits for something of the router's.
+    /// Marks the attempt as waiting for a resource of the router.
     pub(super) fn wait_for(&self, lack: Lack) {
         self.lack.store(lack as u8, Relaxed);
     }
 
-    /// It has it.
+    /// Marks the resource as granted.
     pub(super) fn go_on(&self) {
         self.lack.store(0, Relaxed);
     }
 
-    /// What the router has not given it. An attempt that got a connection that others had used may still have one of
-    /// its own that waits.
+    /// The resource that the attempt still lacks. An attempt that got a pooled connection may still have its own
+    /// one waiting.
     pub(super) fn lacks(&self) -> Option<&'static str> {
         let connection = self.connection.as_ref();
         let is_connected = || connection.is_some_and(|of| of.connection_metadata().is_some());
@@ -81,7 +81,7 @@ impl Stage {
     }
 }
 
-/// What to say of an error that the router is the cause of; `None` of another.
+/// Message for an error caused by the router; `None` for other errors.
 pub(super) fn busy(error: &(dyn Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -100,7 +100,7 @@ pub(super) fn busy(error: &(dyn Error + 'static)) -> Option<String> {
     None
 }
 
-/// Whether the process or the machine has no more of something: descriptors, ports or memory.
+/// Whether the process or the machine has run out of descriptors, ports or memory.
 pub(super) fn is_exhausted(error: &io::Error) -> bool {
     let exhausted = [
         Errno::MFILE,

@@ -1,4 +1,4 @@
-//! What can be seen of a Trigger's delivery from outside, for metrics and the admin endpoint.
+//! Stats of a Trigger's delivery, for metrics and the admin endpoint.
 
 use std::{
     sync::{
@@ -13,10 +13,10 @@ use arc_swap::ArcSwapOption;
 use super::{progress::Progress, reply::Reply};
 use crate::{filter, log::Offset};
 
-/// How an event ended for a Trigger that wanted it.
+/// Final state of an event for a Trigger that wanted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settlement {
-    /// The Sink has it.
+    /// The Sink accepted it.
     Delivered,
     /// Its `expirytime` had passed.
     Expired,
@@ -26,13 +26,13 @@ pub enum Settlement {
     Dropped,
 }
 
-/// Points for an event for which the filters took more than their budget; each other event takes one away.
+/// Points for an event whose filters exceed their budget; each other event takes one away.
 const OVERRUN: u32 = 16;
 
-/// With so many points a Trigger is set aside: 16 such events in a row, or fewer good ones than 16 for each of them.
+/// Points at which a Trigger is set aside: 16 such events in a row, or with fewer than 16 good ones for each.
 const SET_ASIDE: u32 = 16 * OVERRUN;
 
-/// Figures of one Trigger, written by its dispatcher. They are consistent with each other at rest.
+/// Stats of one Trigger, written by its dispatcher. They are consistent with each other at rest.
 #[derive(Debug, Default)]
 pub struct TriggerStats {
     matched: AtomicU64,
@@ -73,53 +73,53 @@ macro_rules! figures {
 }
 
 figures! {
-    /// Events that the Trigger wanted since it was created.
+    /// Events wanted since the Trigger was created.
     matched,
-    /// Events that its Sink took.
+    /// Events that the Sink accepted.
     delivered,
     /// Events that expired before they could be delivered.
     expired,
     /// Events that became dead letters.
     dead_lettered,
-    /// Events that were given up.
+    /// Events that were dropped.
     dropped,
-    /// Events that were dead letters and are wanted again, of those that matched.
+    /// Events of `matched` that were dead letters before.
     redriven,
-    /// Events that it wants and that are not settled.
+    /// Events wanted and not yet settled.
     pending,
     /// Attempts since the router started.
     attempts,
-    /// Attempts since the router started that did not deliver.
+    /// Failed attempts since the router started.
     failed_attempts,
-    /// Attempts since the router started that it put off, having no memory or no connection for them.
+    /// Attempts postponed since the router started, for lack of memory or a connection.
     put_off,
-    /// Attempts under way.
+    /// Attempts in flight.
     in_flight,
-    /// Events since the router started that the Trigger could not look at: they were removed from the log before, or
-    /// their records cannot be read.
+    /// Events missed since the router started: removed from the log before the Trigger looked at them, or
+    /// unreadable.
     missed,
-    /// Events that the Sink replied with and that were stored, since the router started.
+    /// Events stored from the Sink's replies since the router started.
     replies_stored,
-    /// Replies since the router started that were not stored because too many deliveries led to them.
+    /// Replies not stored since the router started because too many deliveries led to them.
     replies_beyond_max_hops,
-    /// Replies since the router started that were not stored because too many events had followed from one.
+    /// Replies not stored since the router started because too many events had followed from one.
     replies_beyond_max_descendants,
-    /// Replies since the router started that were no valid events, or too large.
+    /// Invalid or oversized replies since the router started.
     replies_invalid,
-    /// Events since the router started that the Trigger did not get because a filter ended in an error.
+    /// Events missed since the router started because a filter failed.
     filter_errors,
-    /// Those of them for which the filters took more than their budget.
+    /// Those of them whose filters exceeded their budget.
     filter_overruns,
 }
 
 impl TriggerStats {
-    /// What the Trigger looks at next.
+    /// Next offset that the Trigger looks at.
     pub fn next(&self) -> Offset {
         Offset(self.next.load(Relaxed))
     }
 
-    /// Whether its delivery has ended because the log failed or a record in it cannot be read: its events wait, and
-    /// the router has to be started again once the log is whole.
+    /// Whether delivery has stopped because the log failed or has an unreadable record: events wait, and the
+    /// router has to be restarted once the log is whole.
     pub fn is_stopped(&self) -> bool {
         self.stopped.load(Relaxed)
     }
@@ -128,12 +128,12 @@ impl TriggerStats {
         self.stopped.store(true, Relaxed);
     }
 
-    /// The log can be read.
+    /// Notes that the log can be read.
     pub(super) fn read(&self) {
         self.stopped.store(false, Relaxed);
     }
 
-    /// Whether so many events wait, for retries or for others of their key, that the Trigger takes no new ones.
+    /// Whether so many events wait for retries, or for others of their key, that the Trigger takes no new ones.
     pub fn is_full(&self) -> bool {
         self.full.load(Relaxed)
     }
@@ -142,7 +142,8 @@ impl TriggerStats {
         self.full.store(full, Relaxed);
     }
 
-    /// Whether the Trigger was gone, or another was that had its name, and it went on from there since the router started.
+    /// Whether the Trigger has resumed, since the router started, from the checkpoint of a deleted one: its own or
+    /// another of its name.
     pub fn is_resumed(&self) -> bool {
         self.resumed.load(Relaxed)
     }
@@ -163,7 +164,7 @@ impl TriggerStats {
         self.redriven.store(counts.redriven, Relaxed);
     }
 
-    /// How long the attempts since the router started took, all together.
+    /// Total duration of the attempts since the router started.
     pub fn attempts_took(&self) -> Duration {
         Duration::from_micros(self.attempts_microseconds.load(Relaxed))
     }
@@ -197,7 +198,7 @@ impl TriggerStats {
         };
     }
 
-    /// The last error in which a filter ended, for a person. It tells types and names, not the event's data.
+    /// Last error of a filter, for people. It names types and attributes, but no data of the event.
     pub fn filter_error(&self) -> Option<Arc<String>> {
         self.filter_error.load_full()
     }
@@ -215,28 +216,28 @@ impl TriggerStats {
         }
     }
 
-    /// The filters kept within their budget for an event.
+    /// Counts an event whose filters stayed within their budget.
     pub(super) fn filter_held(&self) {
-        // Most filters never have a point.
+        // Most Triggers never have a point.
         if self.overrun_points.load(Relaxed) > 0 {
             let less = |points: u32| points.checked_sub(1);
-            // Fails where another event has taken the last one.
+            // Fails when another event has taken the last point.
             let _ = self.overrun_points.fetch_update(Relaxed, Relaxed, less);
         }
     }
 
-    /// Whether the filters took more than their budget so often that they are not evaluated any more: events wait
-    /// until the Trigger's spec changes.
+    /// Whether the filters exceeded their budget so often that they are no longer evaluated: events wait until the
+    /// Trigger's spec changes.
     pub fn is_set_aside(&self) -> bool {
         self.set_aside.load(Relaxed)
     }
 
-    /// The generation of the Trigger that the filters are of.
+    /// Generation of the Trigger that the filters belong to.
     pub fn generation(&self) -> i64 {
         self.generation.load(Relaxed)
     }
 
-    /// What was known is about another filter.
+    /// Resets what was known about the previous filters.
     pub(super) fn filter_changed(&self, generation: i64) {
         self.generation.store(generation, Relaxed);
         self.filter_error.store(None);

@@ -1,4 +1,4 @@
-//! Where events are posted: a destination made ready, with the connections of those that trust the same.
+//! Targets: destinations prepared for posting. Targets with the same trust share connections.
 
 use std::{
     collections::HashMap,
@@ -30,31 +30,32 @@ use crate::{
     trust::{self, TrustError},
 };
 
-/// Idle connections are kept this long, and until the pool looks next, which is twice as long. It is below the time
-/// that an attempt waits for another connection, so that idle ones keep none from a Sink.
+/// Time that idle connections are kept; up to twice as long, until the pool next looks. It is below the time that
+/// an attempt waits for a connection, so that idle ones keep none from another Sink.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 
-/// How many idle connections are kept to one Sink: as many as attempts are under way by default.
+/// Maximum idle connections to one Sink: the default concurrency of a Trigger.
 const POOL_SIZE: usize = 32;
 
-/// How large the head of an answer may be, and how much of an answer is read ahead, in bytes.
+/// Maximum size of an answer's head, and read-ahead of an answer, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// How many header fields an answer may have.
+/// Maximum header fields of an answer.
 const MAX_HEADERS: usize = 1024;
 
-/// How many connections are open at once unless there is another bound.
+/// Default limit of open connections.
 const SOCKETS: usize = 512;
 
-/// What stands for a value that must not be told.
+/// Placeholder for a secret value.
 const HIDDEN: &str = "[secret]";
 
-/// A shorter value is not hidden, in bytes: it stands in most texts by chance, and can be guessed as fast as it is read.
+/// Minimum length of a value to be hidden, in bytes. A shorter one occurs in most texts by chance and is easily
+/// guessed.
 const SHORTEST_SECRET: usize = 4;
 
 pub(super) type HttpClient = legacy::Client<Connector, Full<Bytes>>;
 
-/// Makes targets of destinations. Those of a namespace that trust the same authorities share their connections.
+/// Creates targets from destinations. Those of a namespace that trust the same authorities share connections.
 #[derive(Clone)]
 pub(super) struct Targets {
     addresses: Arc<Addresses>,
@@ -62,20 +63,20 @@ pub(super) struct Targets {
     names: Names,
     sockets: Pool,
     public: Arc<ClientConfig>,
-    /// For as long as there is a target.
+    /// A client lives as long as one of its targets.
     clients: Arc<Mutex<HashMap<Sharing, Weak<HttpClient>>>>,
 }
 
-/// What those have in common that share connections.
+/// Key under which targets share connections.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Sharing {
     namespace: Arc<str>,
     named_by: NamedBy,
-    /// `None` for those of the machine.
+    /// `None` for the machine's authorities.
     authorities: Option<AuthoritiesDigest>,
 }
 
-/// Where events are posted.
+/// A prepared destination.
 #[derive(Clone)]
 pub(super) struct Target {
     pub(super) uri: Uri,
@@ -83,11 +84,11 @@ pub(super) struct Target {
     named_by: NamedBy,
     client: Arc<HttpClient>,
     headers: Arc<[(HeaderName, HeaderValue)]>,
-    /// What must not be told of the headers, the longest first.
+    /// Secret parts of the headers, the longest first.
     secrets: Arc<[String]>,
 }
 
-/// Something for each of those that decide where a destination is.
+/// One value for each way in which a destination is named.
 #[derive(Clone)]
 struct ByName<T> {
     uri: T,
@@ -97,7 +98,7 @@ struct ByName<T> {
 
 type Permissions = ByName<Arc<Permitted>>;
 
-/// Why a destination cannot be used; the controller lets none of these pass.
+/// Reasons why a destination is unusable. The controller lets none of these pass.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TargetError {
     #[error("its URI {0}")]
@@ -128,12 +129,12 @@ impl Targets {
         })
     }
 
-    /// With this room for open connections.
+    /// Sets the pool of open connections.
     pub(super) fn with_sockets(self, sockets: Pool) -> Self {
         Self { sockets, ..self }
     }
 
-    /// Says how many lines were held back, where no later line has.
+    /// Reports suppressed log lines that no later line has reported.
     pub(super) fn tell_overdue(&self, now: Instant) {
         let ByName {
             uri,
@@ -145,7 +146,7 @@ impl Targets {
         }
     }
 
-    /// `namespace` is that of the Trigger, and `authorities` are those of the destination's configuration.
+    /// Creates a target. `namespace` is the Trigger's; `authorities` are those of the destination's configuration.
     pub(super) fn target(
         &self,
         namespace: &str,
@@ -175,7 +176,7 @@ impl Targets {
     }
 
     fn client(&self, sharing: Sharing, authorities: &Authorities) -> Result<Arc<HttpClient>, TargetError> {
-        // No code that holds the lock can leave it half changed.
+        // No panic under the lock leaves it half changed.
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&sharing).and_then(Weak::upgrade) {
             return Ok(client);
@@ -218,7 +219,7 @@ impl<T> ByName<T> {
 }
 
 impl Target {
-    /// Whether the Sink is sent something secret.
+    /// Whether credentials are sent to the Sink.
     pub(super) fn shows_credentials(&self) -> bool {
         !self.headers.is_empty()
     }
@@ -227,20 +228,20 @@ impl Target {
         &self.client
     }
 
-    /// Sets what the Sink asks for beside the event's headers.
+    /// Sets the Sink's headers beside the event's.
     pub(super) fn set_headers(&self, headers: &mut HeaderMap) {
         for (name, value) in &*self.headers {
             headers.insert(name, value.clone());
         }
     }
 
-    /// How long the longest secret value is, in bytes; a text that ends within one has a part of it.
+    /// Length of the longest secret, in bytes. A text that is cut off may end with a part of one.
     pub(super) fn longest_secret(&self) -> usize {
         self.secrets.first().map(String::len).unwrap_or_default()
     }
 
-    /// The text of an answer without the secret values in it: a Sink may send back what it was sent. Values of fewer
-    /// than four bytes stay.
+    /// Replaces secret values in the text of an answer: a Sink may echo what it was sent. Values of fewer than
+    /// four bytes stay.
     pub(super) fn hide_secrets(&self, text: String) -> String {
         let secrets = self.secrets.iter();
         secrets.fold(text, |text, secret| text.replace(secret, HIDDEN))
@@ -255,7 +256,7 @@ impl PartialEq for Target {
             named_by,
             client,
             headers,
-            // Made of the headers.
+            // Derived from the headers.
             secrets: _,
         } = self;
         *uri == other.uri
@@ -284,8 +285,8 @@ fn parsed(header: &Header) -> Result<(HeaderName, HeaderValue), TargetError> {
     Ok((name, value))
 }
 
-/// The headers' values, and of `authorization` also what follows the scheme, the longest first: what is within another
-/// must not be hidden before it.
+/// Values to hide: the headers' values and, for `authorization`, also the part after the scheme. The longest come
+/// first, so that a value is not broken by hiding one within it.
 fn told_in_no_error(headers: &[Header]) -> Arc<[String]> {
     let parts = headers.iter().flat_map(|header| {
         let value = header.value.reveal().trim();
@@ -303,11 +304,11 @@ fn told_in_no_error(headers: &[Header]) -> Arc<[String]> {
     secrets.into()
 }
 
-/// TLS that trusts what this machine trusts.
+/// TLS that trusts this machine's authorities.
 fn public_tls() -> Result<ClientConfig, ClientError> {
     match ClientConfig::builder().with_native_roots() {
         Ok(config) => Ok(config.with_no_client_auth()),
-        // An empty image has no authorities: https Sinks then fail, one by one, with the TLS error.
+        // An image without authorities: https Sinks then fail one by one with the TLS error.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(tls(RootCertStore::empty())),
         Err(error) => Err(ClientError::Roots(error)),
     }
@@ -421,7 +422,7 @@ mod tests {
             (&[("authorization", "ApiKey  k3y1 k3y2")], "k3y1 k3y2", "[secret]"),
             (&[("authorization", "t0ken")], "t0ken", "[secret]"),
             (&[("x-api-key", "Basic k3y")], "Basic k3y, k3y", "[secret], k3y"),
-            // The one is the beginning of the other.
+            // One value is the prefix of the other.
             (
                 &[("a", "k3y1"), ("b", "k3y1-and-more")],
                 "k3y1-and-more, k3y1",

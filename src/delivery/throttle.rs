@@ -1,32 +1,32 @@
-//! Holds a Trigger to what its Sink says that it takes. Pure: time comes in as an argument.
+//! Adapts a Trigger's rate to what its Sink accepts. Pure: time comes in as an argument.
 //!
-//! A Sink that asks for a pause (`Retry-After`) gets it from all events, as the CloudEvents HTTP webhook specification 1.0
-//! wants (section 2.2). After the pause, and after each 429, attempts are paced. The pace follows TCP's congestion
-//! avoidance: a 429 lowers it below what the Sink took of late, each success raises it a little, and once there was no 429
-//! for a while there is no pace.
+//! A pause that the Sink asks for (`Retry-After`) applies to all events, as the CloudEvents HTTP webhook
+//! specification 1.0 requires (section 2.2). After the pause, and after each 429, attempts are paced. The pace
+//! follows TCP's congestion avoidance: a 429 lowers it below the rate the Sink took recently, each success raises
+//! it a little, and it is lifted after a while without a 429.
 
 use std::time::{Duration, Instant};
 
-/// What a 429 leaves of the rate at which the Sink took events.
+/// Factor applied to the recent rate on a 429.
 const LEFT: f64 = 0.7;
 
-/// How much of that a second of successes adds to the pace, and the least that it adds, in events a second.
+/// Fraction of that rate which a second of successes adds to the pace, and the minimum, in events per second.
 const RAISE: f64 = 0.05;
 const LEAST_RAISE: f64 = 0.1;
 
-/// The slowest pace, in events a second.
+/// Slowest pace, in events per second.
 const SLOWEST: f64 = 0.2;
 
-/// The slowest pace after a pause that a Sink asks for without a 429, and what a second of successes adds to it.
+/// Slowest pace after a pause asked for without a 429, and what a second of successes adds to it.
 const SLOWEST_AFTER_PAUSE: f64 = 2.0;
 
-/// How long there has to be no 429 until there is no pace.
+/// Time without a 429 after which the pace is lifted.
 const LASTS: Duration = Duration::from_secs(30);
 
-/// Successes are counted over this time.
+/// Window over which successes are counted.
 const WINDOW: Duration = Duration::from_secs(2);
 
-/// Less time than this tells no rate.
+/// Shortest time that yields a rate.
 const SHORTEST: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
@@ -38,14 +38,14 @@ pub(super) struct Throttle {
 #[derive(Debug)]
 struct Pace {
     per_second: f64,
-    /// What a second of successes adds.
+    /// Added by a second of successes.
     raise: f64,
     next: Instant,
     lowered: Instant,
     raised: Instant,
 }
 
-/// How many events a second the Sink takes.
+/// Rate at which the Sink takes events, per second.
 #[derive(Debug)]
 struct Taken {
     since: Instant,
@@ -65,12 +65,12 @@ impl Throttle {
         }
     }
 
-    /// When the next attempt may begin.
+    /// Time at which the next attempt may begin.
     pub(super) fn permits(&self, now: Instant) -> Instant {
         self.pace.as_ref().map_or(now, |pace| pace.next.max(now))
     }
 
-    /// An attempt begins.
+    /// Notes the start of an attempt.
     pub(super) fn begin(&mut self, now: Instant) {
         if self.pace.as_ref().is_some_and(|pace| now >= pace.lowered + LASTS) {
             self.pace = None;
@@ -80,7 +80,7 @@ impl Throttle {
         }
     }
 
-    /// The Sink took an event.
+    /// Notes that the Sink took an event.
     pub(super) fn taken(&mut self, now: Instant) {
         self.taken.add(now);
         if let Some(pace) = &mut self.pace {
@@ -90,16 +90,16 @@ impl Throttle {
         }
     }
 
-    /// The Sink answered 429 to an attempt that began then.
+    /// Handles a 429 to an attempt that began at `began`.
     pub(super) fn too_fast(&mut self, began: Instant, now: Instant) {
-        // Those that were under way say nothing of the pace since.
+        // Attempts begun before the pace was lowered say nothing about it.
         if self.pace.as_ref().is_none_or(|pace| began >= pace.lowered) {
             let rate = self.taken.rate(now) * LEFT;
             self.begin_pace(rate.max(SLOWEST), (rate * RAISE).max(LEAST_RAISE), now);
         }
     }
 
-    /// The Sink asks for no attempt until then.
+    /// Pauses all attempts until `until`.
     pub(super) fn hold(&mut self, until: Instant, now: Instant) {
         if self.pace.is_none() {
             let rate = (self.taken.rate(now) * LEFT).max(SLOWEST_AFTER_PAUSE);
@@ -149,8 +149,8 @@ mod tests {
 
     use super::*;
 
-    /// Posts without pause to a Sink that takes `limit` events in each second, for `seconds`; gives what it took and
-    /// refused in each. Its refusals say `Retry-After: 1` or nothing.
+    /// Posts without pause to a Sink that takes `limit` events in each second, for `seconds`; returns what it took
+    /// and refused in each. Its refusals carry `Retry-After: 1` if `says_when`.
     fn simulate(limit: u32, seconds: u64, says_when: bool) -> BTreeMap<u64, (u32, u32)> {
         let start = Instant::now();
         let (mut throttle, mut now) = (Throttle::new(start), start);

@@ -1,13 +1,13 @@
-//! What went wrong with TLS, for whoever has to mend it. Pure.
+//! Explains TLS errors to whoever has to fix them. Pure.
 
 use std::{error::Error, io};
 
 use rustls::CertificateError::{BadSignature, Expired, ExpiredContext, Other, UnknownIssuer};
 
-/// What the verifier says, which has no type for it, of a certificate as `openssl req -x509` makes it by default.
+/// The verifier's text, which has no type, about a certificate made by the defaults of `openssl req -x509`.
 const AUTHORITY_AS_SERVER: &str = "CaUsedAsEndEntity";
 
-/// What to say of an error that TLS is the cause of; `None` of another.
+/// Message for an error caused by TLS; `None` for other errors.
 pub(super) fn told(error: &(dyn Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -19,7 +19,7 @@ pub(super) fn told(error: &(dyn Error + 'static)) -> Option<String> {
     None
 }
 
-/// Input and output wrap the errors of TLS without naming them as their source.
+/// I/O errors wrap TLS errors without exposing them as their source.
 fn of_tls<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     match wrapped {
@@ -30,7 +30,7 @@ fn of_tls<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
 
 fn in_words(error: &rustls::Error) -> String {
     match error {
-        // An authority that was made anew has the same name and another key.
+        // A recreated authority has the same name and another key.
         rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
             "TLS: no authority that is trusted has signed the server's certificate; a Sink can name its authority in \
              caCerts"

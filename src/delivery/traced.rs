@@ -1,4 +1,4 @@
-//! An attempt's part in the trace of its event, and in the event's lineage: what it passes on, and its span.
+//! An attempt's part in the trace and the lineage of its event: the headers that it sends, and its span.
 
 use http::HeaderMap;
 
@@ -9,7 +9,7 @@ use crate::{
     telemetry::{Attempt, DeliverySpan, Tracer},
 };
 
-/// An attempt under way.
+/// Trace state of an attempt in flight.
 pub(super) struct Traced {
     context: Option<TraceContext>,
     span: Option<DeliverySpan>,
@@ -17,7 +17,7 @@ pub(super) struct Traced {
 }
 
 impl Traced {
-    /// The attempt begins.
+    /// Begins an attempt.
     pub(super) fn begin(tracer: &Tracer, attempt: &Attempt<'_>) -> Self {
         let span = tracer.delivery(attempt);
         let context = match &span {
@@ -31,7 +31,7 @@ impl Traced {
         }
     }
 
-    /// What the Sink continues: the span, or without one what the event came with.
+    /// Context that the Sink continues: the span's or, without a span, the event's own.
     pub(super) fn context(&self) -> Option<&TraceContext> {
         self.context.as_ref()
     }
@@ -44,7 +44,7 @@ impl Traced {
         self.lineage.set_header(headers);
     }
 
-    /// The attempt has ended.
+    /// Ends the attempt.
     pub(super) fn end(self, answer: &Answer) {
         if let Some(span) = self.span {
             let failure = (answer.verdict != Verdict::Delivered).then_some(answer.detail.as_str());

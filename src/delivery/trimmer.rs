@@ -1,5 +1,5 @@
-//! Keeps the logs within their bounds: what is settled is retained by age and size, and goes earlier when the log is
-//! full; what is not settled goes only if the operator chose that over refusing new events.
+//! Keeps the logs within their bounds. Settled events are retained by age and size, and removed earlier when the
+//! log is full. Unsettled events are removed only if the operator preferred that to refusing new events.
 
 use std::{
     collections::BTreeMap,
@@ -29,37 +29,37 @@ use crate::{
     log::{Bounds, BrokerName, Capacity, Log, LogError, LogName, LogProvider, Offset},
 };
 
-/// The part of the log's capacity that is freed at a time when it is full.
+/// Fraction of the log's capacity that is freed at once when it is full: one in so many.
 const PORTION: u64 = 8;
 
-/// A volume gives the space of removed events back after a while. Until then a full one is not helped by removing
-/// more.
+/// Pause between two trims of a full volume. It returns the space of removed events with a delay, until which
+/// removing more does not help.
 const VOLUME_PAUSE: Duration = Duration::from_secs(10);
 
-/// How long after an attempt to make room that gave less than it wanted another one is made.
+/// Pause after an attempt to make room that freed less than wanted.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(10);
 
-/// How long after an attempt that gave nothing another one is made, if no Trigger has settled anything since.
+/// Pause after an attempt that freed nothing, if no Trigger has settled anything since.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long a new event waits for room to be made.
+/// Timeout for a new event that waits for room.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the trimming of one log may take before the others go on without it, and how many are trimmed at a time.
+/// Timeout of trimming one log, after which the others go on without it; and the number of logs trimmed at once.
 const TRIM_TIMEOUT: Duration = Duration::from_secs(30);
 const AT_A_TIME: usize = 8;
 
-/// What happens to new events when the log is full of events that Triggers have not settled.
+/// Policy for new events when the log is full of unsettled ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenFull {
-    /// They are refused, with 507.
+    /// Refuse new events, with 507.
     #[default]
     Refuse,
-    /// The oldest events are dropped, with a warning and a metric.
+    /// Drop the oldest events, with a warning and a metric.
     DropOldest,
 }
 
-/// Removes what may go from the logs of all brokers.
+/// Trims the logs of all brokers.
 pub(super) struct Trimmer {
     pub(super) logs: Arc<dyn LogProvider>,
     pub(super) events: Retention,
@@ -67,28 +67,28 @@ pub(super) struct Trimmer {
     pub(super) when_full: WhenFull,
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) taken: Arc<Taken>,
-    /// What Triggers hold that are there.
+    /// Holds of present Triggers.
     pub(super) present: ArcSwap<Holds>,
-    /// What is held for those that are gone.
+    /// Holds for deleted Triggers.
     pub(super) keeper: Arc<Keeper>,
     pub(super) figures: Figures,
     pub(super) room: Room,
     pub(super) clock: StdMutex<WallClock>,
 }
 
-/// Attempts to make room in the log: one at a time, and what came of the last.
+/// Attempts to make room in the log: one at a time, with the result of the last.
 #[derive(Debug, Default)]
 pub(super) struct Room {
-    /// Held during an attempt; when one was last made for the volume.
+    /// Held during an attempt; contains the time of the last one made for the volume.
     making: Mutex<Option<Instant>>,
     last: StdMutex<Attempt>,
-    /// Counted up when a Trigger holds less of the logs.
+    /// Incremented whenever a Trigger's hold shrinks.
     released: Arc<AtomicU64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Attempt {
-    /// How many there were so far.
+    /// Number of attempts so far.
     number: u64,
     ended: Option<Instant>,
     outcome: Freed,
@@ -96,7 +96,7 @@ struct Attempt {
     released: u64,
 }
 
-/// What an attempt to make room gave.
+/// Result of an attempt to make room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Freed {
     #[default]
@@ -111,7 +111,7 @@ impl Room {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a Trigger counts up when it holds less of the logs.
+    /// The counter that Triggers increment when their holds shrink.
     pub(super) fn released(&self) -> Arc<AtomicU64> {
         self.released.clone()
     }
@@ -128,7 +128,7 @@ impl Room {
 }
 
 impl Attempt {
-    /// How long another one has to wait; `None` when it would find the same.
+    /// Pause before the next attempt; `None` if it would find the same.
     fn pause(&self, released: u64) -> Option<Duration> {
         let Some(ended) = self.ended else {
             return Some(Duration::ZERO);
@@ -137,14 +137,14 @@ impl Attempt {
         match self.outcome {
             Freed::Enough => Some(Duration::ZERO),
             Freed::Some => Some(pause),
-            // Now and then also without a reason to, as for a volume that was enlarged.
+            // Also now and then without a reason, for instance for a volume that was enlarged.
             Freed::Nothing if self.released == released && ended.elapsed() < LOOK_AGAIN => None,
             Freed::Nothing => Some(pause),
         }
     }
 }
 
-/// What was removed though somebody may have wanted it.
+/// Counters of what was removed although somebody may have wanted it.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
     letters_expired: AtomicU64,
@@ -152,12 +152,12 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    /// Dead letters that were too old, or too many.
+    /// Dead letters removed by age or size.
     pub(super) fn letters_expired(&self) -> u64 {
         self.letters_expired.load(Relaxed)
     }
 
-    /// Events by broker that were removed before every Trigger had settled them.
+    /// Events removed before every Trigger had settled them, by broker.
     pub(super) fn dropped(&self) -> BTreeMap<BrokerName, u64> {
         self.dropped
             .lock()
@@ -172,8 +172,8 @@ impl Figures {
 }
 
 impl Trimmer {
-    /// Removes what is settled and over age or over size, and more of what is settled when the log is nearly full. If
-    /// somebody waits for room then, as for new events; what is over age is left to the regular passes.
+    /// Trims settled events by age and size, and more of them when the log is nearly full. With `room_wanted`,
+    /// a nearly full log gets room as for a waiting new event, and trimming by age is left to the regular passes.
     pub(super) async fn trim(&self, room_wanted: bool) -> Result<(), LogError> {
         let holds = &*self.holds();
         let now = Timestamp::now();
@@ -192,7 +192,7 @@ impl Trimmer {
         while let Some(trimmed) = trimmed.next().await {
             trimmed?;
         }
-        // What is delivered makes room for dead letters and replies, also when no new event asks for any.
+        // Delivered events make room for dead letters and replies, even if no new event asks for any.
         if let Some(room) = self.logs.capacity()
             && room.retained() > room.capacity() - room.capacity() / (2 * PORTION)
         {
@@ -202,7 +202,7 @@ impl Trimmer {
         Ok(())
     }
 
-    /// Trims one log. What goes wrong there is no reason to leave the others, unless it is the end of all.
+    /// Trims one log. An error there does not stop the others, unless it is fatal.
     async fn within_time(
         &self,
         name: &LogName,
@@ -223,7 +223,7 @@ impl Trimmer {
         Ok(())
     }
 
-    /// Whether things may be removed for their age by the time of the wall clock.
+    /// Whether the wall clock is trusted enough to trim by age.
     fn trusts_clock(&self, wall: Timestamp) -> bool {
         let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -266,8 +266,8 @@ impl Trimmer {
         let bounds = log.bounds().await?;
         self.taken.forget_below(broker, bounds.first);
         let too_old = first_within(log, self.letters.age, now, bounds).await?;
-        // Nobody begins to take letters meanwhile. One that is being taken is held by whoever takes it, then by its
-        // Trigger, and only then it is taken out: what is held is looked at last, and in that order.
+        // Nobody begins to take letters meanwhile. A letter being taken is held first by the taker, then by its
+        // Trigger, and only then is it taken out. So look at the holds last, and in that order.
         let letters = self.dead_letters.of(broker);
         let _trimming = letters.trimming().await;
         let too_old = too_old.max(self.taken.first_kept(broker, bounds.first));
@@ -293,13 +293,13 @@ impl Trimmer {
         Ok(())
     }
 
-    /// The log had no room. Removes settled events, whatever their age, from where there are most; if that does not give
-    /// enough, what is held for Triggers that are gone alone; and, if the operator chose so, the oldest events. Returns
-    /// whether there may be room now.
+    /// Makes room in a full log. Removes settled events of any age, where there are most of them; then what is
+    /// held only for deleted Triggers; and then, if the operator chose so, the oldest events. Returns whether
+    /// there may be room now.
     ///
-    /// A full log refuses thousands of events a second, and most of them must not cost more than a look at a counter:
-    /// one attempt is under way at a time, whoever comes meanwhile waits for it, and none is made that would find what
-    /// the last one found.
+    /// A full log refuses thousands of events a second, and most of them must cost no more than reading a counter.
+    /// So one attempt runs at a time, latecomers wait for it, and none is made that would find what the last one
+    /// found.
     async fn free_some(&self) -> Result<bool, LogError> {
         let Some(capacity) = self.logs.capacity() else {
             return Ok(false);
@@ -339,7 +339,7 @@ impl Trimmer {
         let (capacity, used) = (room.capacity(), room.retained());
         let portion = capacity / PORTION;
         if used.saturating_add(portion / 2) < capacity {
-            // Room was made just now, or it is the volume that is full.
+            // Room was made just now, or the volume itself is full.
             if volume.is_some_and(|at| at.elapsed() < VOLUME_PAUSE) {
                 return Ok(Freed::Some);
             }
@@ -363,8 +363,8 @@ impl Trimmer {
         })
     }
 
-    /// Gives up the places of Triggers that are gone, the oldest first, until about so many bytes of events went that
-    /// were held for them alone; tells how many did.
+    /// Expires checkpoints of deleted Triggers, the oldest first, until about `wanted` bytes of events held only
+    /// for them are gone; returns the number of bytes.
     async fn free_kept(&self, wanted: u64) -> Result<u64, LogError> {
         let present = self.present.load_full();
         let others = |broker: &BrokerName| {
@@ -380,13 +380,13 @@ impl Trimmer {
         Ok(freed)
     }
 
-    /// What Triggers hold, those too that are gone and whose places are kept.
+    /// Holds of all Triggers, including deleted ones whose checkpoints are retained.
     fn holds(&self) -> Arc<Holds> {
         self.keeper.with_kept(|| self.present.load_full())
     }
 
-    /// Removes about so many bytes of the oldest events, from where there are most, but nothing at or above `limit`;
-    /// tells how many bytes went.
+    /// Removes about `wanted` bytes of the oldest events, where there are most, but nothing at or above `limit`;
+    /// returns the number of bytes.
     async fn free(
         &self,
         wanted: u64,
@@ -439,7 +439,7 @@ impl MakeRoom for Trimmer {
     }
 }
 
-/// The first record that is not older than `age`; the first one while it is not known what time it is.
+/// First record not older than `age`; the first one of all while the wall clock is not trusted.
 async fn first_within(
     log: &dyn Log,
     age: Duration,
@@ -532,7 +532,7 @@ mod tests {
     async fn unsettled_events_are_dropped_only_where_somebody_wants_room() {
         let directory = tempfile::tempdir().unwrap();
         let log = open(&directory);
-        // Between where it is trimmed and where new events are refused.
+        // Between the trim threshold and the refusal of new events.
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::DropOldest);
         let has_settled_nothing = trigger(BROKER, &trimmer.room);
@@ -569,7 +569,7 @@ mod tests {
         assert!(attempts as f64 <= looks + 1.0, "{attempts} in {took:?}");
         eprintln!("{refusals} refusals took {took:?} with {attempts} attempts");
 
-        // What is settled makes room at once.
+        // Settled events make room at once.
         triggers.iter().for_each(|trigger| settled_up_to(trigger, 61));
         assert!(trimmer.make_room().await.unwrap());
         append(&*log, BROKER, 4).await.unwrap();

@@ -1,5 +1,5 @@
-//! What delivery does now and then: trims the logs, gives up the places of Triggers that were deleted long ago, and says
-//! how many log lines were held back.
+//! Periodic work of delivery: trims the logs, expires the checkpoints of Triggers deleted long ago, and reports
+//! suppressed log lines.
 
 use std::{
     sync::{
@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Client, dead_letters::DeadLetters, keeper::Keeper, trimmer::Trimmer};
 
-/// How often the logs are trimmed.
+/// Interval between trims.
 const TRIM_EVERY: Duration = Duration::from_secs(10);
 
-/// How soon they are trimmed when settling needs room; what is settled meanwhile is trimmed with it.
+/// Delay before a trim that settling asked for; it also trims what is settled meanwhile.
 const TRIM_AT_ONCE: Duration = Duration::from_millis(100);
 
 pub(super) struct Upkeep {
@@ -25,15 +25,15 @@ pub(super) struct Upkeep {
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) keeper: Arc<Keeper>,
     pub(super) trimmer: Arc<Trimmer>,
-    /// Asked for by what cannot be settled for want of room.
+    /// Notified when settling needs room.
     pub(super) room_wanted: Arc<Notify>,
-    /// Whether there was a routing table: before, nobody knows which events are wanted.
+    /// Whether a routing table was ever applied. Before that nobody knows which events are wanted.
     pub(super) applied: Arc<AtomicBool>,
     pub(super) stop: CancellationToken,
 }
 
 impl Upkeep {
-    /// Runs until told to stop.
+    /// Runs until `stop` is cancelled.
     pub(super) async fn run(self) {
         let mut regularly = tokio::time::interval(TRIM_EVERY);
         regularly.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -62,7 +62,7 @@ impl Upkeep {
         }
     }
 
-    /// Says how many log lines were held back, where no later line has.
+    /// Reports suppressed log lines that no later line has reported.
     fn tell_overdue(&self, now: Instant) {
         self.client.tell_overdue(now);
         self.dead_letters.tell_overdue(now);

@@ -1,25 +1,25 @@
-//! Which addresses a `uri` may reach. Pure: resolving and connecting are the connector's.
+//! Addresses that a `uri` may reach. Pure: the connector resolves and connects.
 //!
-//! Whoever may write a Trigger chooses a `uri`, and the router connects from inside the cluster. So a `uri` reaches
-//! what is on the internet; what is inside the cluster, on its nodes or beside them is named as a Service.
+//! The author of a Trigger chooses a `uri`, and the router connects from inside the cluster. So a `uri` may reach
+//! only the internet; what is inside the cluster, on its nodes or beside them is named as a Service.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// What is not on the internet, by IANA's registry of special-purpose addresses of IPv4, and Azure's metadata and
-/// DNS, which has a public address.
+/// IPv4 addresses that are not on the internet, by IANA's registry of special-purpose addresses, plus Azure's
+/// metadata and DNS, which has a public address.
 const REFUSED_V4: &[Ipv4Net] = &[
     v4([0, 0, 0, 0], 8),        // this network
     v4([10, 0, 0, 0], 8),       // private
-    v4([100, 64, 0, 0], 10),    // shared, of carriers; some clusters' pods; Alibaba's metadata
+    v4([100, 64, 0, 0], 10),    // carrier-grade NAT; pods of some clusters; Alibaba's metadata
     v4([127, 0, 0, 0], 8),      // loopback
     v4([168, 63, 129, 16], 32), // Azure's metadata and DNS
     v4([169, 254, 0, 0], 16),   // link-local, with most clouds' metadata
     v4([172, 16, 0, 0], 12),    // private
-    v4([192, 0, 0, 0], 24),     // of protocols; Oracle's metadata
+    v4([192, 0, 0, 0], 24),     // IETF protocols; Oracle's metadata
     v4([192, 0, 2, 0], 24),     // documentation
-    v4([192, 88, 99, 0], 24),   // relays of 6to4, given up
+    v4([192, 88, 99, 0], 24),   // 6to4 relay anycast, deprecated
     v4([192, 168, 0, 0], 16),   // private
     v4([198, 18, 0, 0], 15),    // benchmarks
     v4([198, 51, 100, 0], 24),  // documentation
@@ -28,17 +28,17 @@ const REFUSED_V4: &[Ipv4Net] = &[
     v4([240, 0, 0, 0], 4),      // reserved, and broadcast
 ];
 
-/// Where every public unicast address of IPv6 is.
+/// All public unicast addresses of IPv6.
 const PUBLIC_V6: Ipv6Net = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
 
-/// What is in [`PUBLIC_V6`] and not on the internet, by IANA's registry of special-purpose addresses of IPv6.
+/// Addresses in [`PUBLIC_V6`] that are not on the internet, by IANA's registry of special-purpose addresses.
 const REFUSED_V6: &[Ipv6Net] = &[
-    v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23),     // of protocols, such as Teredo
+    v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), // IETF protocols, such as Teredo
     v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), // documentation
-    v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20),     // documentation
+    v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20), // documentation
 ];
 
-/// Where no Service leads to that is meant as one: the router's own machine, and the metadata of clouds.
+/// Addresses that no real Service has: the router's own machine, and cloud metadata.
 const REFUSED_TO_SERVICES: &[IpNet] = &[
     IpNet::V4(v4([0, 0, 0, 0], 8)),                            // this network
     IpNet::V4(v4([100, 100, 100, 200], 32)),                   // Alibaba's metadata
@@ -53,7 +53,7 @@ const REFUSED_TO_SERVICES: &[IpNet] = &[
     IpNet::V6(v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10)),          // link-local
 ];
 
-/// Addresses of IPv6 that lead to one of IPv4, and the byte where that begins.
+/// IPv6 ranges that embed an IPv4 address, and the byte at which it begins.
 const LEADING_TO_V4: &[(Ipv6Net, usize)] = &[
     (v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96), 12),    // mapped
     (v6([0, 0, 0, 0, 0xffff, 0, 0, 0], 96), 12),    // translated, by SIIT
@@ -61,17 +61,18 @@ const LEADING_TO_V4: &[(Ipv6Net, usize)] = &[
     (v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16), 2),     // 6to4
 ];
 
-/// Which addresses a `uri` may reach: what is denied never, what is allowed always, and else what is on the internet.
+/// Addresses that a `uri` may reach: never the denied ones, always the allowed ones, otherwise those on the
+/// internet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UriAddresses {
-    /// Reached also where it is not on the internet.
+    /// Permitted even if not on the internet.
     pub allow: Vec<IpNet>,
-    /// Never reached.
+    /// Never permitted.
     pub deny: Vec<IpNet>,
 }
 
 impl UriAddresses {
-    /// Every address, for a router whose user may reach the same by any other means.
+    /// Permits every address, for a router whose user can reach them by other means anyway.
     pub fn any() -> Self {
         Self {
             allow: vec![
@@ -82,8 +83,8 @@ impl UriAddresses {
         }
     }
 
-    /// Those of Services: every address but loopback, link-local and metadata. The cluster says where a Service is, and
-    /// whoever may change it, to an `ExternalName` for instance, must not lead the router there.
+    /// Addresses for Services: all but loopback, link-local and metadata. The cluster decides where a Service is,
+    /// and whoever may change it, for instance to an `ExternalName`, must not lead the router there.
     pub fn of_services() -> Self {
         Self {
             deny: REFUSED_TO_SERVICES.to_vec(),
@@ -91,7 +92,7 @@ impl UriAddresses {
         }
     }
 
-    /// Whether it may be connected to. What leads to an address of IPv4 is looked at in both forms.
+    /// Whether the address may be reached. One that embeds an IPv4 address is checked in both forms.
     pub fn permit(&self, address: IpAddr) -> bool {
         let Self { allow, deny } = self;
         let within_v4 = match address {

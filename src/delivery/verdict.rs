@@ -1,26 +1,25 @@
-//! What a Sink's answer means for the event. Pure.
+//! Interprets a Sink's answer. Pure.
 //!
-//! The rules are those of the CloudEvents HTTP webhook specification 1.0, with what Knative's data plane contract
-//! adds to what is retried.
+//! Follows the CloudEvents HTTP webhook specification 1.0, with the additional retries of Knative's data plane
+//! contract.
 
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 
-/// What becomes of the event.
+/// Meaning of an answer for the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The Sink has it.
+    /// The Sink accepted it.
     Delivered,
-    /// Another attempt may succeed.
+    /// A retry may succeed.
     Retry,
-    /// No attempt will succeed.
+    /// No retry will succeed.
     Refused,
 }
 
-/// What a status code means: 2xx delivers; 404, 408, 409, 429 and 5xx are tried again; anything else, redirects
-/// and 410 too, is final. So is 401, unless the Sink was shown credentials: others may take the place of those that
-/// have run out.
+/// Maps a status code: 2xx delivers; 404, 408, 409, 429 and 5xx are retried; anything else is final, including
+/// redirects and 410. 401 is final, too, unless credentials were sent: expired ones may be replaced.
 pub(super) fn verdict(status: StatusCode, with_credentials: bool) -> Verdict {
     match status.as_u16() {
         200..=299 => Verdict::Delivered,
@@ -30,8 +29,8 @@ pub(super) fn verdict(status: StatusCode, with_credentials: bool) -> Verdict {
     }
 }
 
-/// Reads `Retry-After` (RFC 9110, 10.2.3): seconds, or a date in any of its three forms (5.6.7). Anything else is as if it
-/// were not there.
+/// Parses `Retry-After` (RFC 9110, 10.2.3): seconds, or a date in any of its three forms (5.6.7). An invalid value
+/// is ignored.
 pub(super) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if let Ok(seconds) = value.parse::<u64>() {

@@ -1,36 +1,36 @@
-//! A Trigger's delivery as others see it.
+//! A Trigger's delivery as seen from outside.
 
 use std::sync::Arc;
 
 use super::{Hold, SinkHealth, TriggerStats};
 use crate::log::{BrokerName, Log};
 
-/// A Trigger's delivery as seen from outside.
+/// Handles to the state of a Trigger's delivery.
 #[derive(Clone, Debug)]
 pub struct TriggerView {
-    /// The Trigger's UID.
+    /// UID of the Trigger.
     pub uid: String,
-    /// Its namespace.
+    /// Namespace of the Trigger.
     pub namespace: String,
-    /// Its name.
+    /// Name of the Trigger.
     pub name: String,
-    /// The log of its broker's events.
+    /// Log of its broker's events.
     pub log: Arc<dyn Log>,
-    /// Its figures.
+    /// Stats.
     pub stats: Arc<TriggerStats>,
-    /// The part of the logs that it holds.
+    /// Hold on the logs.
     pub hold: Arc<Hold>,
-    /// The health of its Sink.
+    /// Health of its Sink.
     pub sink: Arc<SinkHealth>,
 }
 
 impl TriggerView {
-    /// Its broker.
+    /// Broker of the Trigger.
     pub fn broker(&self) -> &BrokerName {
         self.log.name().broker()
     }
 
-    /// Number of events of its broker that the Trigger has not looked at yet, as far as is known.
+    /// Number of events of its broker that the Trigger has not looked at yet, as last seen.
     pub fn backlog(&self) -> u64 {
         let end = self.log.cached_bounds().next;
         end.0.saturating_sub(self.stats.next().0)

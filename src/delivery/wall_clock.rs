@@ -1,16 +1,16 @@
-//! Whether the wall clock can be trusted to tell how old something is. Pure: time comes in as an argument.
+//! Decides whether the wall clock is reliable enough to tell ages. Pure: time comes in as an argument.
 
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
-/// By how much the wall clock may go otherwise than the time that passes, from one look to the next.
+/// Tolerated deviation of the wall clock from elapsed time, between two looks.
 const DEVIATION: SignedDuration = SignedDuration::from_mins(1);
 
-/// How long the wall clock is not trusted after it has jumped: it may be put right within this time.
+/// Time for which the wall clock is distrusted after a jump; it may be corrected within it.
 pub(super) const DISTRUST: Duration = Duration::from_secs(60 * 60);
 
-/// What was seen of the wall clock.
+/// Observations of the wall clock.
 #[derive(Debug, Default)]
 pub(super) struct WallClock {
     seen: Option<(Instant, Timestamp)>,
@@ -18,7 +18,7 @@ pub(super) struct WallClock {
 }
 
 impl WallClock {
-    /// Takes note of the time. Tells by how much the wall clock has jumped since it was last looked at, if it has.
+    /// Records the time. Returns by how much the wall clock has jumped since the last look, if it has.
     pub(super) fn look(&mut self, now: Instant, wall: Timestamp) -> Option<SignedDuration> {
         let (last, last_wall) = self.seen.replace((now, wall))?;
         let passed = SignedDuration::try_from(now.duration_since(last)).unwrap_or(SignedDuration::MAX);
@@ -30,7 +30,7 @@ impl WallClock {
         Some(jump)
     }
 
-    /// Whether it has gone evenly for long enough.
+    /// Whether it has run evenly for long enough.
     pub(super) fn is_trusted(&self, now: Instant) -> bool {
         self.jumped
             .is_none_or(|jumped| now.duration_since(jumped) >= DISTRUST)
@@ -46,7 +46,7 @@ mod tests {
         let start = Instant::now();
         let wall: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let mut clock = WallClock::default();
-        // (seconds that passed, by how much the clock is wrong then) -> (the jump in seconds, whether it is trusted)
+        // (elapsed seconds, error of the clock then) -> (the jump in seconds, whether it is trusted)
         for ((passed, wrong), (jump, trusted)) in [
             ((0, 0), (None, true)),
             ((10, 0), (None, true)),

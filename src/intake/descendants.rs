@@ -1,10 +1,10 @@
-//! Ends loops: bounds how long a chain of deliveries becomes, and how many events follow from one.
+//! Ends loops: limits the length of a chain of deliveries, and the number of events that follow from one.
 //!
-//! Whatever is delivered carries its [`Lineage`]: the hops that led to it, and the event that all began with. A Sink
-//! that leads back to a broker, of this router or another, brings it along, and a reply inherits it. Hops bound the
-//! depth of a loop. They do not bound its breadth: two Triggers that lead back double the events with each hop. So
-//! what follows from one origin is counted, by the router that stores it, and the count travels as well: each event
-//! carries the highest that was known. A router that knows less, since it was started again or has forgotten, goes on
+//! Every delivered event carries its [`Lineage`]: the hops that led to it, and its origin, the first event of the
+//! chain. A Sink that leads back to a broker, of this router or another, passes it on, and a reply inherits it.
+//! Hops limit the depth of a loop, but not its breadth: two Triggers that lead back double the events with each
+//! hop. So the router that stores descendants counts them by origin, and the count travels as well: each event
+//! carries the highest known one. A router that knows less, because it was restarted or has forgotten, continues
 //! from there.
 
 use std::{
@@ -16,31 +16,31 @@ use http::HeaderMap;
 
 use crate::cloudevents::{Event, Lineage, Origin};
 
-/// Extension attribute of a reply: the number of deliveries that led to it, the one to its Sink included.
+/// Extension attribute of a reply: the number of deliveries that led to it, including the one to its Sink.
 pub const HOPS: &str = "weirhops";
 
-/// How many deliveries may lead to an event, one from another.
+/// Maximum chain of deliveries that lead to an event.
 pub const MAX_HOPS: u32 = 32;
 
-/// How many events may follow from one: replies, and what is delivered to a broker, together.
+/// Maximum descendants of an event: replies and deliveries to a broker, together.
 pub const MAX_DESCENDANTS: u32 = 4096;
 
-/// How many origins are remembered at least, and half of how many at most.
+/// Minimum number of remembered origins, and half of the maximum.
 const REMEMBERED: usize = 32 * 1024;
 
-/// Counts the events that follow from others. Clones count together.
+/// Counts the events that follow from others. Clones share the counts.
 #[derive(Clone, Debug, Default)]
 pub struct Descendants(Arc<Mutex<Counts>>);
 
-/// The number of descendants by the origin's id, in two generations: what is not used while as many others are as are
-/// remembered is forgotten.
+/// Number of descendants by the origin's ID, in two generations. An origin may be forgotten once [`REMEMBERED`]
+/// others have been used since its last use.
 #[derive(Debug, Default)]
 struct Counts {
     young: HashMap<u64, u32>,
     old: HashMap<u64, u32>,
 }
 
-/// Why an event is not stored.
+/// Reasons why an event is not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Beyond {
     /// Too many deliveries led to it.
@@ -55,18 +55,19 @@ pub enum Beyond {
     Descendants,
 }
 
-/// Descendants that were counted. They are no longer counted when this is dropped, unless they are kept.
+/// Counted descendants. Dropping this uncounts them, unless [`Counted::keep`] was called.
 #[derive(Debug)]
 #[must_use]
 pub struct Counted {
     descendants: Descendants,
     id: u64,
     events: u32,
-    /// The number of the last of them.
+    /// Number of the last of them.
     last: u32,
 }
 
-/// The events of a request may be stored, each within its hops. They count once [`Admission::keep`] is called.
+/// Permission to store the events of a request, each within its hops. They count once [`Admission::keep`] is
+/// called.
 #[derive(Debug)]
 pub struct Admission {
     hops: u32,
@@ -74,10 +75,10 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Gives an event its lineage: that of the request, or else its own.
+    /// Gives an event its lineage: the request's, or else its own.
     ///
     /// # Errors
-    /// When too many deliveries led to it.
+    /// Fails when too many deliveries led to it.
     pub fn with_lineage(&self, event: Event) -> Result<Event, Beyond> {
         let hops = said_by_attribute(&event).max(self.hops);
         if hops > MAX_HOPS {
@@ -91,7 +92,7 @@ impl Admission {
         Ok(event.with_lineage(Lineage { hops, origin }))
     }
 
-    /// The events are stored.
+    /// Keeps the count, because the events are stored.
     pub fn keep(self) {
         if let Some(counted) = self.counted {
             counted.keep();
@@ -100,10 +101,10 @@ impl Admission {
 }
 
 impl Descendants {
-    /// Admits so many events of a request, by what its headers say of where they come from.
+    /// Admits this many events of a request, by the lineage in its headers.
     ///
     /// # Errors
-    /// When they are beyond the limit together.
+    /// Fails when they exceed the limit together.
     pub fn admit(&self, headers: &HeaderMap, events: usize) -> Result<Admission, Beyond> {
         let sent = Lineage::from_headers(headers).filter(|sent| sent.hops > 0);
         let counted = match sent {
@@ -116,7 +117,7 @@ impl Descendants {
         })
     }
 
-    /// Counts events that follow from an origin, or from one that is not known.
+    /// Counts events that follow from an origin, or from an unknown one.
     pub fn count(&self, origin: Option<Origin>, events: usize) -> Result<Counted, Beyond> {
         let Origin { id, descendants } = origin.unwrap_or_else(new_origin);
         let events = u32::try_from(events).unwrap_or(u32::MAX);
@@ -133,19 +134,19 @@ impl Descendants {
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        // No code that holds the lock can leave the counts half changed.
+        // No panic under the lock leaves the counts half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Counts {
-    /// The new number of descendants; `None` if that is too many, and nothing is counted.
+    /// Returns the new number of descendants; `None` if that is too many, and then counts nothing.
     fn add(&mut self, id: u64, known: u32, events: u32) -> Option<u32> {
         let before = self.young.get(&id).or_else(|| self.old.get(&id));
         let before = before.copied().unwrap_or(0).max(known);
         let sum = before.saturating_add(events);
         let fits = sum <= MAX_DESCENDANTS;
-        // What is used again is remembered longer, also if it is refused.
+        // An origin in use is remembered longer, even if its events are rejected.
         self.young.insert(id, if fits { sum } else { before });
         if self.young.len() >= REMEMBERED {
             self.old = std::mem::take(&mut self.young);
@@ -162,7 +163,7 @@ impl Counts {
 }
 
 impl Counted {
-    /// The origin, with how many events have followed from it.
+    /// The origin, with the number of events that have followed from it.
     pub fn origin(&self) -> Origin {
         Origin {
             id: self.id,
@@ -170,7 +171,7 @@ impl Counted {
         }
     }
 
-    /// The events are stored.
+    /// Keeps the count, because the events are stored.
     pub fn keep(mut self) {
         self.events = 0;
     }
@@ -184,7 +185,7 @@ impl Drop for Counted {
     }
 }
 
-/// The lineage of what is delivered, or replied to, `event`.
+/// Lineage of a delivery of `event`, or of a reply to it.
 pub fn next(event: &Event) -> Lineage {
     let Lineage { hops, origin } = event.lineage().unwrap_or_default();
     Lineage {
@@ -200,8 +201,8 @@ fn new_origin() -> Origin {
     }
 }
 
-/// The hops that a reply has as an attribute, also where a consumer passed it on by itself. What is no number is not
-/// ours, and counts as none.
+/// Hops from a reply's attribute, also when a consumer passed it on by itself. A value that is not a number is not
+/// ours, and counts as zero.
 fn said_by_attribute(event: &Event) -> u32 {
     event
         .attribute(HOPS)

@@ -1,6 +1,6 @@
-//! The one way into the logs: stores new events for the ingress and for Sources, and replies and dead letters for
-//! delivery. It knows how much of the room each of them may take, ends loops (`descendants.rs`), and makes the records of
-//! a batch without keeping a thread from others. Deduplication will have its place here.
+//! The one way into the logs. Stores new events for the ingress and for Sources, and replies and dead letters for
+//! delivery. It decides how much of the log's room each of them may use, ends loops (`descendants.rs`), and
+//! encodes batches without blocking other tasks. Deduplication will have its place here.
 
 mod descendants;
 
@@ -14,15 +14,15 @@ use jiff::Timestamp;
 
 use crate::log::{Append, BrokerName, LogError, LogName, LogProvider, Offset};
 
-/// Number of events of a batch after which other tasks get their turn.
+/// Number of events of a batch after which encoding yields to other tasks.
 const EVENTS_AT_ONCE: usize = 256;
 
-/// Knows what may be removed from full logs.
+/// Makes room in full logs.
 pub trait MakeRoom: Send + Sync {
-    /// Removes something. Returns whether there may be room now.
+    /// Removes records. Returns whether there may be room now.
     ///
     /// # Errors
-    /// When the log fails.
+    /// Fails when the log fails.
     fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>>;
 }
 
@@ -33,23 +33,23 @@ pub struct Intake {
     room: Arc<dyn MakeRoom>,
 }
 
-/// The part of the log's room that may be used.
+/// Part of the log's room that may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// The room for new events.
+    /// Room for new events.
     Common,
-    /// The reserve as well. It is for the first unsettled event alone: if others took it, that one could wait for good,
-    /// and nothing could be removed before it.
+    /// The reserve as well. It is for the first unsettled event alone: if others used it up, that event could wait
+    /// forever, and nothing behind it could be removed.
     Reserve,
 }
 
 impl Intake {
-    /// Stores events in these logs, and asks `room` when they are full.
+    /// Creates an intake for these logs; `room` makes room when they are full.
     pub fn new(logs: Arc<dyn LogProvider>, room: Arc<dyn MakeRoom>) -> Self {
         Self { logs, room }
     }
 
-    /// Stores new events of a broker as one commit; when the log is full, tries once more after room was made.
+    /// Stores new events of a broker as one commit. If the log is full, makes room and retries once.
     ///
     /// # Errors
     /// As [`Log::append`](crate::log::Log::append).
@@ -74,12 +74,12 @@ impl Intake {
             Ok(true) => append().await,
             Ok(false) => appended,
             Err(error @ LogError::Failed(_)) => Err(error),
-            // Logged where it happened. The events are rejected because the log is full.
+            // Already logged where it happened. The events are rejected because the log is full.
             Err(_) => appended,
         }
     }
 
-    /// Stores replies or a dead letter, which settle an event, as one commit. It does not ask for room: when the log is
+    /// Stores replies or a dead letter, which settle an event, as one commit. Does not make room: if the log is
     /// full, the delivery is retried.
     ///
     /// # Errors
@@ -98,7 +98,7 @@ impl Intake {
 
 #[cfg(test)]
 impl Intake {
-    /// An intake that never makes room.
+    /// Creates an intake that never makes room.
     pub(crate) fn without_room(logs: Arc<dyn LogProvider>) -> Self {
         struct NoRoom;
         impl MakeRoom for NoRoom {
@@ -110,11 +110,11 @@ impl Intake {
     }
 }
 
-/// Makes a record of each event. The events are read and encoded one after another, since a batch is larger as events
-/// than as text; other tasks get their turn in between.
+/// Creates a record of each event. Events are parsed and encoded one by one, since a batch is larger as events
+/// than as text, and other tasks run in between.
 ///
 /// # Errors
-/// The first error of `encode`, which gets the index of the event in the batch.
+/// Returns the first error of `encode`, which gets the event's index in the batch.
 pub async fn records<T, E>(
     events: impl ExactSizeIterator<Item = T>,
     mut encode: impl FnMut(usize, T) -> Result<Bytes, E>,
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
     use crate::log::memory::{MemoryLogs, Operation};
 
-    /// Counts how often it is asked, and has some room or none.
+    /// Counts calls, and has some room or none.
     #[derive(Default)]
     struct TestRoom {
         asked: AtomicUsize,

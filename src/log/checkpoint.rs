@@ -11,21 +11,21 @@ const IDENTITY: &str = "trigger:";
 const DEAD_LETTERS: &str = "dead-letters:";
 const RUNNING_TIME: &str = "running-time";
 
-/// Names one checkpoint.
+/// Key of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CheckpointKey {
-    /// How far the Trigger with this UID has settled its broker's log.
+    /// Progress of the Trigger with this UID through its broker's log.
     Trigger(String),
-    /// Whose checkpoint is stored under a Trigger's UID, and since when the Trigger is gone.
+    /// Owner of the checkpoint stored under a Trigger's UID, and the time of its deletion.
     Identity(String),
-    /// Dead letters of a broker that were redriven or dropped and still have their records.
+    /// Dead letters of a broker that were redriven or dropped and still have records.
     DeadLetters(BrokerName),
-    /// How long routers have run on this data.
+    /// Total time that routers have run on this data.
     RunningTime,
 }
 
 impl CheckpointKey {
-    /// Reads the form that [`fmt::Display`] writes, which is the key in the storage.
+    /// Parses the form that [`fmt::Display`] writes, which is the key in the storage.
     pub fn from_key(key: &str) -> Self {
         if key == RUNNING_TIME {
             Self::RunningTime
@@ -40,7 +40,7 @@ impl CheckpointKey {
 }
 
 impl fmt::Display for CheckpointKey {
-    /// The key in the storage. No UID of a Trigger has a prefix of the others.
+    /// Writes the key in the storage. No UID of a Trigger has the prefix of another kind.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Trigger(uid) => f.write_str(uid),
@@ -51,34 +51,34 @@ impl fmt::Display for CheckpointKey {
     }
 }
 
-/// A change to a checkpoint: `Some` stores a value, `None` removes it.
+/// Change of a checkpoint: `Some` stores a value, `None` removes it.
 pub type CheckpointChange = (CheckpointKey, Option<Bytes>);
 
-/// The right to change checkpoints. It is lost to whoever takes it at a later epoch, as when another router takes over a
-/// partition. The embedded log has one owner for good, at epoch 0.
+/// The right to change checkpoints. An owner loses it to one with a later epoch, for instance when another router
+/// takes over a partition. The embedded log has a single owner, at epoch 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Epoch(pub u64);
 
-/// The checkpoints of one owner.
+/// Checkpoints of one owner.
 pub trait Checkpoints: Send + Sync + 'static {
-    /// Every stored checkpoint.
+    /// Loads every stored checkpoint.
     ///
     /// # Errors
     /// As [`Log::read`](super::Log::read).
     fn load_all(&self) -> BoxFuture<'_, Result<Vec<(CheckpointKey, Bytes)>, LogError>>;
 
-    /// One checkpoint, if it is stored. A save that has not returned yet need not be seen.
+    /// Loads one checkpoint, if it is stored. A save that has not returned yet may be invisible.
     ///
     /// # Errors
     /// As [`Log::read`](super::Log::read).
     fn load<'a>(&'a self, key: &'a CheckpointKey) -> BoxFuture<'a, Result<Option<Bytes>, LogError>>;
 
-    /// Stores changes as one transaction. Of several values that wait under one key only the newest is stored; no append
-    /// waits for checkpoints. A saved value survives the process at once, and the machine with the next append or
-    /// [`LogProvider::sync`](super::LogProvider::sync).
+    /// Stores changes as one transaction. Of several values waiting under one key only the newest is stored;
+    /// appends never wait for checkpoints. A saved value survives a crash of the process at once, and one of the
+    /// machine from the next append or [`LogProvider::sync`](super::LogProvider::sync) on.
     ///
     /// # Errors
-    /// [`LogError::Fenced`] when another owner has taken over; otherwise as [`Log::append`](super::Log::append).
+    /// [`LogError::Fenced`] if another owner has taken over; otherwise as [`Log::append`](super::Log::append).
     fn save(&self, changes: Vec<CheckpointChange>) -> BoxFuture<'_, Result<(), LogError>>;
 }
 

@@ -1,7 +1,7 @@
-//! The behaviour of every [`LogProvider`], as one suite: a provider's tests say how it is opened, and call
+//! Conformance suite of every [`LogProvider`]. A provider's tests define how to open it, and call
 //! [`conformance!`](crate::log::conformance::conformance) to get one test for each behaviour.
 //!
-//! Each behaviour gets a [`Tested`] whose logs are empty, and may close and open them again.
+//! Each behaviour gets a [`Tested`] with empty logs, which it may close and open again.
 
 use std::{collections::BTreeMap, future::Future, time::Duration};
 
@@ -19,16 +19,16 @@ use super::{
 pub(crate) trait Tested {
     type Logs: LogProvider;
 
-    /// Opens the logs; what an earlier opening stored is there.
+    /// Opens the logs with what an earlier opening stored.
     fn open(&self) -> impl Future<Output = Self::Logs>;
 
-    /// Does at once what the provider does in the background sooner or later.
+    /// Does at once what the provider otherwise does in the background.
     fn settle(&self, _logs: &Self::Logs) {}
 }
 
 type Answer<T> = BoxFuture<'static, Result<T, LogError>>;
 
-/// Opens a log, or the checkpoints, for one operation. Tests write the keys of logs and checkpoints as they are stored.
+/// Opens a log or the checkpoints for one operation. Tests use the keys of the storage.
 pub(crate) trait ByKey: LogProvider {
     fn append(&self, log: &str, payloads: Vec<Bytes>, accepted: Timestamp) -> Answer<Offset> {
         let log = LogProvider::open(self, &LogName::from_key(log));
@@ -73,7 +73,7 @@ pub(crate) trait ByKey: LogProvider {
         Box::pin(async move { log.trim(before).await })
     }
 
-    /// What each log retains, by key.
+    /// Retained bytes of each log, by key.
     fn used(&self) -> Vec<(String, u64)> {
         let usage = self.usage().into_iter();
         let mut usage: Vec<_> = usage.map(|(name, bytes)| (name.to_string(), bytes)).collect();
@@ -109,7 +109,7 @@ pub(crate) trait ByKey: LogProvider {
 
 impl<P: LogProvider + ?Sized> ByKey for P {}
 
-/// One test for each behaviour; `$subject` is an expression for a [`Tested`] with an empty log.
+/// Generates one test for each behaviour; `$subject` is an expression for a [`Tested`] with empty logs.
 macro_rules! conformance {
     ($subject:expr) => {
         $crate::log::conformance::conformance! { @each $subject,
@@ -147,7 +147,7 @@ pub(crate) const ALL: ReadLimit = ReadLimit {
     bytes: usize::MAX,
 };
 
-/// A point in time, in milliseconds after an arbitrary one.
+/// A time, in milliseconds after an arbitrary one.
 pub(crate) fn at(millis: i64) -> Timestamp {
     Timestamp::from_millisecond(1_800_000_000_000 + millis).unwrap()
 }
@@ -380,7 +380,7 @@ pub(crate) async fn a_time_is_found(subject: impl Tested) {
     }
 }
 
-/// Clocks are set back; a search by time must still work.
+/// A search by time must work even after a clock was set back.
 pub(crate) async fn times_never_decrease(subject: impl Tested) {
     let log = subject.open().await;
     log.append("n/b", payloads(&["0"]), at(50)).await.unwrap();
@@ -510,7 +510,7 @@ pub(crate) async fn large_records_are_stored(subject: impl Tested) {
     assert!(records.iter().all(|record| record.payload == large));
 }
 
-/// One step of the model test.
+/// A step of the model test.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Append {
@@ -540,7 +540,7 @@ pub(crate) enum Step {
     Restart,
 }
 
-/// Steps for [`behaves_like_the_model`].
+/// Generates steps for [`behaves_like_the_model`].
 pub(crate) fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
     let broker = 0..3_usize;
     let step = prop_oneof![
@@ -557,7 +557,7 @@ pub(crate) fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..most)
 }
 
-/// A broker's log as it should be: all records ever appended, and how many of them were trimmed.
+/// Model of a broker's log: all records ever appended, and the number of trimmed ones.
 #[derive(Default)]
 struct Model {
     records: Vec<Record>,
@@ -614,7 +614,7 @@ impl Model {
     }
 }
 
-/// Everything but the payloads, which are too long to be printed.
+/// Everything but the payloads, which are too long to print.
 fn outline(records: &[Record]) -> Vec<(u64, Timestamp, usize)> {
     records
         .iter()
@@ -622,7 +622,7 @@ fn outline(records: &[Record]) -> Vec<(u64, Timestamp, usize)> {
         .collect()
 }
 
-/// Takes the steps on a log and on the model, and compares what both say after each.
+/// Applies the steps to a log and to the model, and compares the two after each.
 pub(crate) async fn behaves_like_the_model(subject: impl Tested, steps: Vec<Step>) {
     const BROKERS: [&str; 3] = ["n/a", "n/b", "m/a"];
     let mut models: [Model; 3] = Default::default();

@@ -1,4 +1,4 @@
-//! Logs in memory, for tests: they can be full, fail as a test says, and outlive being dropped.
+//! In-memory logs for tests. They can be full, fail as a test says, and survive being dropped.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use super::{
     LogProvider, Offset, ReadLimit, Record,
 };
 
-/// An operation that a [`Fault`] may keep from being done.
+/// An operation that a [`Fault`] may prevent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     Append,
@@ -25,7 +25,7 @@ pub(crate) enum Operation {
     Save,
 }
 
-/// Says why an operation on a log fails, or panics; `None` lets it pass. Saves concern no log.
+/// Decides whether an operation on a log fails, or panics; `None` lets it pass. Saves concern no log.
 pub(crate) type Fault = dyn Fn(Operation, Option<&LogName>) -> Option<LogError> + Send + Sync;
 
 /// All logs, in memory. Clones share them.
@@ -70,7 +70,7 @@ impl Records {
 }
 
 impl MemoryLogs {
-    /// From now on operations fail as this says.
+    /// Makes operations fail by this fault from now on.
     pub(crate) fn set_fault(
         &self,
         fault: impl Fn(Operation, Option<&LogName>) -> Option<LogError> + Send + Sync + 'static,
@@ -155,7 +155,7 @@ struct MemoryLog {
 }
 
 impl MemoryLog {
-    /// Does something with the records, unless a fault prevents it.
+    /// Runs an action on the records, unless a fault prevents it.
     fn with<T>(&self, operation: Operation, action: impl FnOnce(&mut Records) -> T) -> Result<T, LogError> {
         self.shared.check(operation, Some(&self.name))?;
         let mut state = self.shared.state();

@@ -1,24 +1,28 @@
-//! Logs by name: the durable, append-only records of accepted events and of dead letters, and the checkpoints of those
+//! Durable, append-only logs by name: a broker's accepted events and dead letters, and the checkpoints of those
 //! who read them.
 //!
-//! A [`LogProvider`] opens the [`Log`] of a [`LogName`] and the [`Checkpoints`] of an owner; [`embedded`] is the provider
-//! that keeps them on the router's volume. A record is opaque here: [`crate::cloudevents`] knows what is in it. Every
-//! provider passes the suite in `conformance.rs`; tests of other rooms use the one in `memory.rs`.
+//! A [`LogProvider`] opens the [`Log`] of a [`LogName`] and the [`Checkpoints`] of an owner. A record is opaque
+//! here; [`crate::cloudevents`] knows its content.
 //!
-//! # How a replicated log fits
-//! NATS JetStream, as the log of several routers, needs no other traits:
+//! Reading order: this file has the traits, `name.rs` the names of logs, `checkpoint.rs` the checkpoints,
+//! `error.rs` what can fail. [`embedded`] is the provider on the router's volume; its header continues the tour.
+//! `conformance.rs` is the test suite that every provider passes, `memory.rs` the provider for other modules'
+//! tests.
+//!
+//! # Fit for a replicated log
+//! NATS JetStream, as the log of several routers, fits these traits without further ones:
 //!
 //! | here | there |
 //! | --- | --- |
-//! | [`LogProvider::open`] | a stream a broker, made on the first append; one partition first, later a part of the [`LogName`] |
-//! | [`Log::append`] | an atomic batch; the key of the partition and the message id become fields of [`Append`] |
-//! | [`Offset`] | the stream's sequence less one; gaps are possible once there are several partitions |
-//! | [`Log::bounds`], [`Log::cached_bounds`] | the stream's state: asked for, and as of the last answer |
+//! | [`LogProvider::open`] | a stream per broker, created on the first append; one partition first, later a part of the [`LogName`] |
+//! | [`Log::append`] | an atomic batch; the partition key and the message id become fields of [`Append`] |
+//! | [`Offset`] | the stream's sequence minus one; gaps are possible once there are several partitions |
+//! | [`Log::bounds`], [`Log::cached_bounds`] | the stream's state: queried, and as of the last answer |
 //! | [`Log::follow`] | what the owner's consumer has seen |
 //! | [`Log::offset_at`], [`Log::trim`] | by the server's time; a purge by sequence |
 //! | [`LogProvider::checkpoints`] with an [`Epoch`] | a batch that the server accepts only while `own` has this sequence |
 //! | [`LogError::Unavailable`], [`Full`](LogError::Full), [`Limit`](LogError::Limit), [`Fenced`](LogError::Fenced) | NATS away, the stream full, the message too large, another owner |
-//! | [`LogProvider::capacity`] | `None`: what a stream may hold is the server's business |
+//! | [`LogProvider::capacity`] | `None`: the server manages the capacity of its streams |
 
 mod checkpoint;
 pub mod embedded;
@@ -48,7 +52,7 @@ use tokio::sync::watch;
 pub struct Offset(pub u64);
 
 impl Offset {
-    /// The offset `count` records later.
+    /// Returns the offset `count` records later.
     #[must_use]
     pub const fn plus(self, count: u64) -> Self {
         Self(self.0.saturating_add(count))
@@ -64,24 +68,24 @@ impl fmt::Display for Offset {
 /// One stored record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Its position in the log.
+    /// Position in the log.
     pub offset: Offset,
-    /// The time of its append, to the millisecond.
+    /// Time of the append, to the millisecond.
     pub accepted: Timestamp,
-    /// The appended payload.
+    /// Appended payload.
     pub payload: Bytes,
 }
 
 /// The retained part of a log: the records from `first` up to, not including, `next`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bounds {
-    /// The oldest retained record; equal to `next` when there is none.
+    /// Oldest retained record; equal to `next` if there is none.
     pub first: Offset,
-    /// The offset of the next record.
+    /// Offset of the next record.
     pub next: Offset,
 }
 
-/// Maximum size of one [`Log::read`]. At least one record is returned, however large, if there is one.
+/// Maximum size of one [`Log::read`]. It returns at least one record, however large, if there is one.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadLimit {
     /// Number of records.
@@ -93,84 +97,85 @@ pub struct ReadLimit {
 /// Records to append together.
 #[derive(Clone, Debug)]
 pub struct Append {
-    /// Their payloads, in order.
+    /// Payloads, in order.
     pub payloads: Vec<Bytes>,
-    /// When they were accepted.
+    /// Time of acceptance.
     pub accepted: Timestamp,
 }
 
-/// Opens logs.
+/// Opens logs and checkpoints.
 pub trait LogProvider: Send + Sync + 'static {
-    /// The log of this name. It exists from its first append on; until then it is empty.
+    /// Opens the log of this name. It exists from its first append on; until then it is empty.
     fn open(&self, name: &LogName) -> Arc<dyn Log>;
 
-    /// The checkpoints, for their owner since this epoch.
+    /// Opens the checkpoints for the owner at this epoch.
     fn checkpoints(&self, epoch: Epoch) -> Arc<dyn Checkpoints>;
 
-    /// The logs that have records, and the bytes of their retained payloads, as far as is known.
+    /// The logs that have records, and the bytes of their retained payloads, as last seen.
     fn usage(&self) -> Vec<(LogName, u64)>;
 
-    /// The room of a provider that all logs share, if it has such.
+    /// The capacity shared by all logs, if the provider has one.
     fn capacity(&self) -> Option<&dyn Capacity> {
         None
     }
 
-    /// Makes everything that was written durable.
+    /// Makes everything written durable.
     fn sync(&self) -> BoxFuture<'_, Result<(), LogError>>;
 
-    /// Number of attempts to read that failed for a reason that may pass, since the start.
+    /// Number of read attempts since the start that failed for a transient reason.
     fn read_errors(&self) -> u64 {
         0
     }
 
-    /// Resolves with the reason once the storage has failed and the process has to end.
+    /// Resolves with the reason once the storage has failed and the process has to exit.
     fn failed(&self) -> BoxFuture<'_, LogError>;
 }
 
-/// One log. Offsets that were trimmed are gone for good: reading from below [`Bounds::first`] begins there.
+/// One log. Trimmed offsets are gone for good: a read from below [`Bounds::first`] begins there.
 pub trait Log: Send + Sync + 'static {
-    /// Its name.
+    /// Name of the log.
     fn name(&self) -> &LogName;
 
-    /// Appends records in order, as one commit: all of them or none. Returns the offset of the first, once all are
+    /// Appends records in order, as one commit: all of them or none. Returns the offset of the first once all are
     /// durable. Concurrent calls share one fsync.
     ///
     /// # Errors
-    /// [`LogError::Full`] when there is no room (nothing was stored; later calls may succeed); [`LogError::Limit`] when
-    /// it is more than the log can ever take; [`LogError::Unavailable`] when the log is away (the records may have been
-    /// stored); [`LogError::Failed`] when the storage failed: it is not used again, and the process has to end.
+    /// [`LogError::Full`] if there is no room (nothing was stored; later calls may succeed); [`LogError::Limit`]
+    /// if it exceeds what the log can ever take; [`LogError::Unavailable`] if the log is unavailable (the records
+    /// may have been stored); [`LogError::Failed`] if the storage failed: it is not used again, and the process
+    /// has to exit.
     fn append(&self, append: Append) -> BoxFuture<'_, Result<Offset, LogError>>;
 
-    /// Reads durable records from `from` on, in order of their offsets; empty at the end of the log.
+    /// Reads durable records from `from` on, in offset order; empty at the end of the log.
     ///
     /// # Errors
-    /// [`LogError::Unavailable`] when it could not be read for now, after a few attempts; [`LogError::Damaged`] when
-    /// what is stored is not what was written.
+    /// [`LogError::Unavailable`] if it cannot be read for now, after a few attempts; [`LogError::Damaged`] if what
+    /// is stored is not what was written.
     fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, LogError>>;
 
-    /// The retained part; both offsets are 0 for a log that has had no record.
+    /// Returns the bounds of the retained part; both offsets are 0 for a log that never had a record.
     ///
     /// # Errors
-    /// [`LogError::Unavailable`] when it cannot be told for now.
+    /// [`LogError::Unavailable`] if they are unknown for now.
     fn bounds(&self) -> BoxFuture<'_, Result<Bounds, LogError>>;
 
-    /// [`Log::bounds`] as last seen, for metrics and log lines.
+    /// Returns [`Log::bounds`] as last seen, for metrics and log lines.
     fn cached_bounds(&self) -> Bounds;
 
-    /// The bytes of the retained payloads as last seen: this log's part of [`LogProvider::usage`].
+    /// Bytes of the retained payloads as last seen: this log's part of [`LogProvider::usage`].
     fn retained(&self) -> u64;
 
-    /// The offset of the first retained record that was accepted at `time` or later, else the end of the log.
+    /// Finds the first retained record accepted at `time` or later, else the end of the log.
     ///
     /// # Errors
     /// As [`Log::read`].
     fn offset_at(&self, time: Timestamp) -> BoxFuture<'_, Result<Offset, LogError>>;
 
-    /// Follows the end of the log ([`Bounds::next`]) as it grows.
+    /// Watches the end of the log ([`Bounds::next`]) as it grows.
     fn follow(&self) -> watch::Receiver<Offset>;
 
-    /// Removes the records below `before`. Durable with the next commit at the latest; their space is given back in the
-    /// background.
+    /// Removes the records below `before`. Durable with the next commit at the latest; their space is reclaimed in
+    /// the background.
     ///
     /// # Errors
     /// As [`Log::append`].
@@ -183,16 +188,16 @@ impl fmt::Debug for dyn Log {
     }
 }
 
-/// The room that all logs of one provider share, with a reserve for settling what is stored.
+/// The capacity that all logs of a provider share, with a reserve for settling stored events.
 pub trait Capacity: Send + Sync {
-    /// The bytes of retained payloads at which the logs are full.
+    /// Bytes of retained payloads at which the logs are full.
     fn capacity(&self) -> u64;
 
-    /// The bytes of the payloads that all logs retain.
+    /// Bytes of the payloads that all logs retain.
     fn retained(&self) -> u64;
 
-    /// As [`Log::append`], for what settling an event needs: a dead letter, or a reply. It may also use the reserve,
-    /// which new events may not, so that full logs can still be emptied.
+    /// Appends what settles an event: a dead letter or a reply. Unlike [`Log::append`] it may use the reserve, so
+    /// that full logs can still be emptied.
     ///
     /// # Errors
     /// As [`Log::append`].

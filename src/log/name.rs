@@ -1,8 +1,8 @@
-//! The names of logs. Pure.
+//! Names of logs. Pure.
 
 use std::{fmt, sync::Arc};
 
-/// Marks the dead-letter log of a broker in its key. No broker can have it in its name: names have no dot.
+/// Marks the dead-letter log of a broker in its key. Names of brokers cannot contain it: they have no dot.
 const DEAD_LETTERS: &str = ".dead-letters";
 
 /// A broker, as `namespace/name`. Cheap to clone.
@@ -10,17 +10,17 @@ const DEAD_LETTERS: &str = ".dead-letters";
 pub struct BrokerName(Arc<str>);
 
 impl BrokerName {
-    /// The broker `name` of a namespace.
+    /// Creates the name of a namespace's broker `name`.
     pub fn new(namespace: &str, name: &str) -> Self {
         Self(format!("{namespace}/{name}").into())
     }
 
-    /// The namespace.
+    /// Namespace of the broker.
     pub fn namespace(&self) -> &str {
         self.0.split_once('/').map_or(&self.0, |(namespace, _)| namespace)
     }
 
-    /// The name within the namespace.
+    /// Name within the namespace.
     pub fn name(&self) -> &str {
         self.0.split_once('/').map_or("", |(_, name)| name)
     }
@@ -32,7 +32,7 @@ impl BrokerName {
 }
 
 impl From<&str> for BrokerName {
-    /// From `namespace/name`.
+    /// Parses `namespace/name`.
     fn from(text: &str) -> Self {
         Self(text.into())
     }
@@ -50,24 +50,24 @@ impl fmt::Debug for BrokerName {
     }
 }
 
-/// One log.
+/// Name of a log.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LogName {
-    /// The events that a broker accepted.
+    /// Accepted events of a broker.
     Events(BrokerName),
-    /// The dead letters of a broker's Triggers.
+    /// Dead letters of a broker's Triggers.
     DeadLetters(BrokerName),
 }
 
 impl LogName {
-    /// The broker.
+    /// Broker of the log.
     pub fn broker(&self) -> &BrokerName {
         match self {
             Self::Events(broker) | Self::DeadLetters(broker) => broker,
         }
     }
 
-    /// Reads the form that [`fmt::Display`] writes, which is also the key under which a log is stored.
+    /// Parses the form that [`fmt::Display`] writes, which is also the key under which a log is stored.
     pub fn from_key(key: &str) -> Self {
         match key.strip_suffix(DEAD_LETTERS) {
             Some(broker) => Self::DeadLetters(broker.into()),

@@ -32,7 +32,7 @@ struct Wanted<'a> {
     reference: &'a SecretKeyRef,
 }
 
-/// How Sinks reference a Secret.
+/// References of Sinks to a Secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Naming {
     /// Referenced keys.

@@ -3,8 +3,8 @@
 //! ```text
 //! observed -> compile -> (configuration, diagnoses)
 //! ```
-//! One function computes both, so that what routers do and what statuses say cannot disagree. The controller calls
-//! it with what it watches; `weir run`, `weir validate` and `weir explain` with resources from files.
+//! One function computes both, so that routers and statuses cannot disagree. The controller calls it with the
+//! resources it watches; `weir run`, `weir validate` and `weir explain` with resources from files.
 
 mod compile;
 mod credentials;

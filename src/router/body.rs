@@ -1,9 +1,9 @@
-//! Reads the bodies of requests: each within a size, a time and a rate, and all of them within the memory budget.
+//! Reads request bodies: each within a size, a time and a rate, and all of them within the memory budget.
 //!
-//! A body draws from the budget as it arrives, for its namespace, which gets as much as is left free. Within a namespace
-//! the peers' addresses get as much as is left free of half of that, so that one client cannot hold all of it. What finds
-//! no room waits for a moment, and is then refused. The records of batches, which are much larger than their bodies, have a
-//! part of the budget of their own: bodies that are held can wait for it without keeping it from each other.
+//! A body reserves memory as it arrives, for its namespace, which may take as much as it leaves free. Within a
+//! namespace the same rule divides half of that by peer address, so that no single client can hold all of it. A
+//! body without room waits for a moment and is then rejected. Records of batches are much larger than their bodies
+//! and have a budget of their own, so that bodies in memory can wait for it without blocking each other.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,47 +20,47 @@ use crate::{
     server::{self, Peer},
 };
 
-/// How long a client may take to send a request's body.
+/// Timeout for a client to send a request's body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How many bytes of a body have to arrive in which time, until it is complete: 1 KiB a second on average.
+/// Bytes of an incomplete body that have to arrive in a period, and the period: 1 KiB a second on average.
 const RATE_BYTES: usize = 5 * 1024;
 const RATE_TIME: Duration = Duration::from_secs(5);
 
-/// How much of a body that is refused is read and thrown away before the answer, and for how long.
+/// Limits for draining a rejected body before the answer, in bytes and time.
 const DRAIN_BYTES: usize = 16 * 1024 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
-/// How long a body waits for room before it is refused, and how often it is looked for.
+/// Time that a body waits for room before it is rejected, and the interval between tries.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 const ROOM_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long a batch waits for the room that its records need. Each takes a few milliseconds.
+/// Time that a batch waits for the room that its records need. Each batch takes a few milliseconds.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A byte of a body takes that many of memory: the body is there, and the event's record as well.
+/// Bytes of memory per byte of body: for the body and for the event's record.
 const BODY_FACTOR: usize = 2;
 
-/// What an event of a batch takes in memory until it is stored, in bytes, besides its text: the record's attributes and
+/// Memory of a batch's event until it is stored, in bytes, beside its text: the record's attributes and
 /// allocations, and what the log needs to store it.
 const EVENT_BYTES: usize = 320;
 
-/// The part of the requests' budget that is for the records of batches.
+/// Fraction of the requests' budget, one in so many, for the records of batches.
 const BATCH_SHARE: usize = 4;
 
-/// Reads bodies.
+/// Reads bodies within their limits.
 pub(super) struct Bodies {
     max_body: usize,
-    /// By namespace.
+    /// Memory by namespace.
     memory: Pool,
-    /// By namespace and peer.
+    /// Memory by namespace and peer.
     peers: Pool,
     batches: Pool,
-    /// What `batches` consists of.
+    /// Reservation that `batches` divides.
     _batches: Option<Reservation>,
 }
 
-/// Whose body it is.
+/// Owner of a body.
 pub(super) struct Sender {
     namespace: Arc<str>,
     within: Arc<str>,
@@ -79,7 +79,7 @@ impl Sender {
     }
 }
 
-/// A body, and its part of the budget, which it gives back when it is dropped.
+/// A body with its reservation, which is released on drop.
 pub(super) struct Held {
     pub(super) bytes: Bytes,
     _room: Option<Room>,
@@ -97,7 +97,7 @@ impl Room {
 }
 
 impl Bodies {
-    /// Bodies may have `max_body` bytes each, and draw from this pool.
+    /// Creates a reader of bodies of at most `max_body` bytes each, with memory from this pool.
     pub(super) fn new(max_body: usize, memory: Pool) -> Self {
         let batches = memory.try_reserve(&"batches".into(), memory.capacity() / BATCH_SHARE);
         Self {
@@ -109,7 +109,7 @@ impl Bodies {
         }
     }
 
-    /// Reads one.
+    /// Reads a body.
     pub(super) async fn read(
         &self,
         sender: &Sender,
@@ -126,7 +126,7 @@ impl Bodies {
         let announced = announced.unwrap_or_default();
         match timeout(READ_TIMEOUT, self.collect(sender, announced, &mut body)).await {
             Ok(Ok(held)) => Ok(held),
-            // It would not come sooner now.
+            // It would not arrive sooner now.
             Ok(Err(problem)) if problem.reason() == TOO_SLOW => Err(problem),
             Ok(Err(problem)) => {
                 drain(body).await;
@@ -169,7 +169,7 @@ impl Bodies {
         Ok(Held { bytes, _room: room })
     }
 
-    /// Holds room for so many bytes; tells whether it had to wait.
+    /// Reserves room for `length` bytes; returns whether it had to wait.
     async fn hold(&self, room: &mut Option<Room>, sender: &Sender, length: usize) -> Result<bool, Problem> {
         let room = match room {
             Some(room) => room,
@@ -195,7 +195,7 @@ impl Bodies {
         Err(too_many_bodies())
     }
 
-    /// Waits for the room that the records of a batch need. It is an estimate, to be held to by [`BatchRoom::add`].
+    /// Waits for the estimated room of a batch's records, which [`BatchRoom::add`] enforces.
     pub(super) async fn room_for(
         &self,
         sender: &Sender,
@@ -220,14 +220,14 @@ impl Bodies {
     }
 }
 
-/// The room for the records of a batch.
+/// Room for the records of a batch.
 pub(super) struct BatchRoom {
     reservation: Reservation,
     used: usize,
 }
 
 impl BatchRoom {
-    /// Another record is there.
+    /// Accounts for another record.
     pub(super) fn add(&mut self, record: &Bytes) -> Result<(), Problem> {
         self.used += record.len() + EVENT_BYTES / 2;
         if self.reservation.try_grow(self.used) {
@@ -238,10 +238,10 @@ impl BatchRoom {
     }
 }
 
-/// The reason of [`Rate`]'s refusals.
+/// Reason of a rejection by [`Rate`].
 const TOO_SLOW: &str = "body_too_slow";
 
-/// Holds a body to a rate.
+/// Enforces a minimum rate on a body.
 struct Rate {
     end: Instant,
     bytes: usize,
@@ -255,7 +255,7 @@ impl Rate {
         }
     }
 
-    /// What is awaited, if the body is fast enough until it comes.
+    /// Waits for `next`, unless the body becomes too slow first.
     async fn watch<T>(&mut self, next: impl Future<Output = T>) -> Result<T, Problem> {
         tokio::pin!(next);
         loop {
@@ -266,7 +266,7 @@ impl Rate {
         }
     }
 
-    /// So many bytes came.
+    /// Notes the arrival of this many bytes.
     fn note(&mut self, bytes: usize) -> Result<(), Problem> {
         self.bytes += bytes;
         if Instant::now() < self.end {
@@ -320,7 +320,7 @@ fn incomplete(error: &axum::Error) -> Problem {
     )
 }
 
-/// Drains a body of which nothing was read, before a refusal, unless its client has yet to send it.
+/// Drains an unread body before a rejection, unless its client has not begun to send it.
 pub(super) async fn refuse_body(headers: &HeaderMap, body: Body) {
     if !server::waits_to_continue(headers) {
         drain(body).await;
@@ -331,7 +331,7 @@ async fn drain(body: Body) {
     server::drain(body, DRAIN_BYTES, DRAIN_TIME).await;
 }
 
-/// Refuses a body that is coded: see [`content_coding`].
+/// Rejects an encoded body: see [`content_coding`].
 pub(super) fn check_codings(headers: &HeaderMap) -> Result<(), Problem> {
     if let Some(coding) = content_coding(headers) {
         return Err(Problem::new(
@@ -364,7 +364,7 @@ mod tests {
         Body::from(vec![b'x'; bytes])
     }
 
-    /// Bodies of 4 KiB at most, which may hold 80 KiB less what is for batches.
+    /// Bodies of at most 4 KiB, which may take 80 KiB less the part for batches.
     fn bodies() -> Bodies {
         Bodies::new(4 * KIB, Pool::new(80 * KIB))
     }
@@ -377,7 +377,7 @@ mod tests {
         bodies.read(sender, &HeaderMap::new(), body(bytes)).await
     }
 
-    /// Reads bodies until one is refused.
+    /// Reads bodies until one is rejected.
     async fn fill(bodies: &Bodies, sender: &Sender) -> Vec<Held> {
         let mut held = Vec::new();
         loop {

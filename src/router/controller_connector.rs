@@ -1,4 +1,4 @@
-//! How a router connects to its controller: plain, or by TLS, trusting the authorities of a file.
+//! Connects a router to its controller: in plain text, or by TLS that trusts the authorities in a file.
 
 use std::{
     error::Error as StdError,
@@ -21,22 +21,22 @@ use tower::Service;
 
 use crate::delivery::with_causes;
 
-/// How long connecting may take.
+/// Timeout of a TCP connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long connecting may take with the TLS handshake.
+/// Timeout of connecting including the TLS handshake.
 const SECURE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connects to the controller.
+/// Connector for the controller.
 #[derive(Clone, Debug)]
 pub(super) struct ControllerConnector {
     http: HttpConnector,
-    /// The certificates of the authorities to trust, as PEM; read for each connection, as the kubelet renews the file.
-    /// Without it the connection is plain.
+    /// PEM file of trusted authorities; read for each connection, as the kubelet renews the file. Without it the
+    /// connection is plain text.
     authorities: Option<PathBuf>,
 }
 
-/// Why there is no connection.
+/// Reasons why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
     #[error(
@@ -115,7 +115,7 @@ impl Service<Uri> for ControllerConnector {
     }
 }
 
-/// A TLS configuration that trusts the authorities of a file, and no others.
+/// TLS configuration that trusts only the authorities in a file.
 async fn trusting(path: &Path) -> Result<ClientConfig, ConnectError> {
     let text = tokio::fs::read(path).await;
     let text = text.map_err(|source| ConnectError::Unreadable {
@@ -152,7 +152,7 @@ fn explained(error: &(dyn StdError + Send + Sync + 'static), path: PathBuf) -> C
     }
 }
 
-/// What TLS says, inside of the errors around it.
+/// Finds the TLS error within the errors around it.
 fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     if let Some(error) = error.downcast_ref() {
         return Some(error);

@@ -1,5 +1,5 @@
-//! The link to the controller: a long poll that brings routing configurations and tells what is applied, and beside
-//! it reports on which Sinks are down.
+//! The link to the controller. A long poll receives routing configurations and acknowledges the applied one;
+//! beside it, reports tell which Sinks are down.
 
 use std::{
     error::Error as _,
@@ -34,57 +34,56 @@ use crate::{
     supervision,
 };
 
-/// How much longer than the controller holds a poll the router waits for its end.
+/// Time that the router waits beyond the controller's hold time of a poll.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How large a routing configuration may be, in bytes.
+/// Maximum size of a routing configuration, in bytes.
 const MAX_CONFIGURATION: usize = 256 * 1024 * 1024;
 
-/// How much of an answer that is an error is read, in bytes.
+/// Maximum bytes read of an error response.
 const MAX_PROBLEM: usize = 4096;
 
-/// A report that failed so often in a row is told of in the log.
+/// Consecutive failures of a report after which they are logged.
 const FAILURES_TO_TELL: u32 = 8;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// A router's link to its controller.
+/// Link from a router to its controller.
 #[derive(Clone, Debug)]
 pub struct ControllerLink {
     controller: String,
     token: Option<PathBuf>,
     router: String,
     client: Client<ControllerConnector, Full<Bytes>>,
-    /// Rung when a poll has failed: the controller may have forgotten what it was told.
+    /// Notified when a poll has failed: the controller may have lost the last report.
     lost: Arc<Notify>,
 }
 
-/// Where a controller is, and how it and its router know each other.
+/// Address of a controller, and the files for mutual trust.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControllerAddress {
-    /// The base URL: `https` with `authorities`, else `http`.
+    /// Base URL: `https` with `authorities`, else `http`.
     pub url: String,
-    /// The file with the certificates of the authorities that the controller's is to be signed by, as PEM. Read again
-    /// for each connection.
+    /// PEM file of the authorities that sign the controller's certificate. Read again for each connection.
     pub authorities: Option<PathBuf>,
-    /// The file with the token that is sent along. Read again for each request.
+    /// File of the token that is sent. Read again for each request.
     pub token: Option<PathBuf>,
 }
 
-/// Why a request brought nothing.
+/// Reasons why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The controller's address is not usable.
+    /// The controller's address is invalid.
     #[error(
         "the controller's address {0:?} {1}; use a URL such as https://weir-controller:8090, or an http one if the \
          controller does not serve TLS"
     )]
     Address(String, HttpUrlError),
-    /// An https address, and nothing says whom to trust.
+    /// The address is https, but no authorities are configured.
     #[error("the controller's address {0:?} is https: say with --controller-ca which authorities to trust")]
     NoAuthorities(String),
-    /// Others could read along.
+    /// The configured secrets would travel in plain text.
     #[error(
         "the controller's address {0:?} is plain http, and --controller-ca and --controller-token are for https: a token \
          is not sent where others can read along"
@@ -93,26 +92,26 @@ pub enum LinkError {
     /// The token cannot be read.
     #[error("the token for the controller cannot be read from {} (--controller-token): {source}", .path.display())]
     Token {
-        /// Where it should be.
+        /// Path of the token.
         path: PathBuf,
-        /// Why it cannot be read.
+        /// Cause.
         source: io::Error,
     },
-    /// The controller cannot be reached.
+    /// The controller is unreachable.
     #[error("the controller cannot be reached: {0}")]
     Unreachable(String),
     /// The controller did not answer in time.
     #[error("the controller did not answer in time")]
     Timeout,
-    /// The controller has nothing to give.
+    /// The controller answered with an error.
     #[error("the controller answered {status}{}{}", if .problem.as_str().is_empty() { "" } else { ": " }, .problem.as_str())]
     Status {
-        /// The status.
+        /// Status of the answer.
         status: StatusCode,
-        /// What it said about it.
+        /// Its explanation.
         problem: Detail,
     },
-    /// What the controller sent is no routing configuration.
+    /// The controller's answer is not a valid routing configuration.
     #[error(
         "the controller's answer cannot be read as a routing configuration: {0}; do both run the same version?"
     )]
@@ -120,10 +119,10 @@ pub enum LinkError {
 }
 
 impl ControllerLink {
-    /// A link from the router of this name to a controller.
+    /// Creates the link of the router with this name to a controller.
     ///
     /// # Errors
-    /// When the address is no http or https URL, or of the other scheme than its files are for.
+    /// Fails when the address is not an http or https URL, or its scheme does not fit the files.
     pub fn new(controller: ControllerAddress, router: &str) -> Result<Self, LinkError> {
         let ControllerAddress {
             url,
@@ -150,9 +149,9 @@ impl ControllerLink {
         })
     }
 
-    /// Polls until told to stop, sends each new configuration and waits until it is applied before asking again:
-    /// asking is what acknowledges. What takes long to apply is asked for again by the revision before, so that the
-    /// controller sees the router all the while, and a newer one is not missed.
+    /// Polls until `stop` is cancelled. Publishes each new configuration and waits until it is applied before
+    /// polling on: the next poll is the acknowledgement. While a configuration takes long to apply, it polls with
+    /// the previous revision, so that the controller still sees the router, and no newer configuration is missed.
     pub async fn follow(
         self,
         configurations: watch::Sender<Option<Configuration>>,
@@ -242,8 +241,8 @@ impl ControllerLink {
             .map_err(|error| LinkError::Malformed(error.to_string()))
     }
 
-    /// Tells the controller which Sinks are down until told to stop: when that changes, when the controller may have
-    /// forgotten, and from time to time.
+    /// Reports to the controller which Sinks are down, until `stop` is cancelled: on changes, when the controller
+    /// may have lost the last report, and periodically.
     pub async fn report(self, reports: watch::Receiver<Option<SinkReport>>, stop: CancellationToken) {
         stop.run_until_cancelled(self.keep_telling(reports)).await;
     }

@@ -1,6 +1,6 @@
-//! The admin endpoint's part for dead letters: list, show, redrive and drop. `weir dead-letters` speaks to it.
+//! Admin routes for dead letters: list, show, redrive and drop. `weir dead-letters` uses them.
 //!
-//! Each answer is bounded; where there is more, `next` says where the following request goes on.
+//! Each answer is bounded; if there is more, `next` says where the following request continues.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -24,123 +24,123 @@ use crate::{
     log::{BrokerName, Offset},
 };
 
-/// How many letters are listed at once.
+/// Maximum letters in a list.
 const PAGE: usize = 200;
 
-/// Which dead letters of a broker are meant: those that hold for all of these.
+/// Selection of a broker's dead letters; a letter has to match every field.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Selected {
-    /// These ids; absent for all.
+    /// Letters with these IDs; absent for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ids: Option<BTreeSet<Offset>>,
-    /// Those of the Trigger with this name.
+    /// Letters of the Trigger with this name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,
-    /// Those with events for which all of these hold.
+    /// Letters whose events pass all of these filters.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub filters: Vec<Expression>,
-    /// Where to go on.
+    /// Offset to continue at.
     pub from: Offset,
 }
 
-/// The brokers that have dead letters.
+/// Brokers that have dead letters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Brokers {
-    /// In order of their names.
+    /// Ordered by name.
     pub brokers: Vec<BrokerCount>,
 }
 
-/// How many dead letters a broker has.
+/// Number of a broker's dead letters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BrokerCount {
-    /// As `namespace/name`.
+    /// Broker, as `namespace/name`.
     pub broker: String,
     /// At least 1.
     pub count: u64,
 }
 
-/// Some of the letters that were asked for.
+/// A page of the selected letters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetterList {
     /// In the order in which they were kept.
     pub items: Vec<DeadLetterSummary>,
-    /// Where to go on; absent at the end.
+    /// Offset to continue at; absent at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<Offset>,
 }
 
-/// What is told of a dead letter in a list.
+/// A dead letter in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetterSummary {
-    /// Names it within its broker.
+    /// Identifies it within its broker.
     pub id: Offset,
-    /// When delivery ended.
+    /// Time at which delivery ended.
     pub time: Timestamp,
-    /// The event's `id`.
+    /// `id` of the event.
     pub event_id: String,
-    /// The event's `source`.
+    /// `source` of the event.
     pub event_source: String,
-    /// The event's `type`.
+    /// `type` of the event.
     pub event_type: String,
-    /// Whose it is.
+    /// Trigger that it belongs to.
     pub trigger: TriggerName,
-    /// The URI of the Sink that did not take it.
+    /// URI of the Sink that did not take it.
     pub sink: String,
-    /// Why no further attempt was made.
+    /// Reason why no further attempt was made.
     pub reason: String,
-    /// The status of the last answer, if there was one.
+    /// Status of the last answer, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
-    /// The beginning of the last answer, or why there was none.
+    /// Beginning of the last answer, or why there was none.
     pub detail: String,
-    /// How many attempts failed.
+    /// Number of failed attempts.
     pub attempts: u32,
 }
 
-/// Names a Trigger, as `weir explain` does.
+/// Identifies a Trigger, as `weir explain` does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TriggerName {
-    /// Its namespace.
+    /// Namespace of the Trigger.
     pub namespace: String,
-    /// Its name.
+    /// Name of the Trigger.
     pub name: String,
-    /// Its UID: another Trigger may have had the name.
+    /// UID of the Trigger: another one may have had the same name.
     pub uid: String,
 }
 
 /// A dead letter with its event.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FullLetter {
-    /// What a list tells.
+    /// The fields of a list's letter.
     #[serde(flatten)]
     pub letter: DeadLetterSummary,
     /// The event in the JSON format.
     pub event: Box<RawValue>,
 }
 
-/// What became of those to be redriven.
+/// Result of redriving.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RedriveAnswer {
-    /// So many are with their Triggers again.
+    /// Letters handed to their Triggers.
     pub redriven: u64,
-    /// So many stay, because there is no Trigger of their name.
+    /// Letters left because no Trigger has their name.
     pub without_trigger: u64,
-    /// So many stay for now, because their Trigger has too many unsettled events.
+    /// Letters left for now because their Trigger has too many unsettled events.
     pub without_room: u64,
-    /// Where to go on; absent at the end.
+    /// Offset to continue at; absent at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<Offset>,
 }
 
-/// What became of those to be dropped.
+/// Result of dropping.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DropAnswer {
-    /// So many are gone.
+    /// Letters dropped.
     pub dropped: u64,
-    /// Where to go on; absent at the end.
+    /// Offset to continue at; absent at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<Offset>,
 }

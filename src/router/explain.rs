@@ -1,5 +1,5 @@
-//! The admin endpoint's part that explains why an event matches a Trigger or not, and finds events in the log. `weir
-//! explain` speaks to it; with manifests in files, it and `weir test` call [`crate::routing::explain`] themselves.
+//! Admin routes that explain why an event matches a Trigger or not, and that find events in the log. `weir
+//! explain` uses them; for manifests in files, it and `weir test` call [`crate::routing::explain`] themselves.
 
 use std::{
     sync::Arc,
@@ -38,32 +38,32 @@ use crate::{
     routing::{Held, RouteExplanation, RoutingTable, broker_key, explain_while},
 };
 
-/// How many records are looked at for an event, the newest of the broker first, and for how long.
+/// Maximum records searched for an event, the broker's newest first, and the time limit.
 const MAX_SCANNED: u64 = 100_000;
 const MAX_SCAN_TIME: Duration = Duration::from_secs(10);
 
-/// How long the Triggers' filters are explained.
+/// Time limit for explaining the Triggers' filters.
 const MAX_EXPLAIN_TIME: Duration = Duration::from_secs(10);
 
-/// How many records one step back takes, and how many bytes are read at once.
+/// Records of one step backwards, and bytes read at once.
 const STEP: u64 = 250;
 const READ_BYTES: usize = 1024 * 1024;
 
-/// How many dead letters of one event are told of.
+/// Maximum dead letters listed for one event.
 const MAX_LETTERS: usize = 100;
 
-/// What the endpoint answers from.
+/// State behind the routes.
 pub(super) struct Explainer {
     pub(super) logs: Arc<dyn LogProvider>,
     pub(super) engine: Arc<Engine>,
-    /// Absent until the first routing configuration is there.
+    /// `None` until the first routing configuration is applied.
     pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
-    /// Held while filters are explained, which may take a thousand times as long as to route an event: one at a time,
-    /// on a thread that serves nothing else.
+    /// Held while filters are explained, which may take a thousand times as long as routing an event. One
+    /// explanation runs at a time, on a thread that serves nothing else.
     pub(super) turn: Arc<Semaphore>,
 }
 
-/// Which event of the log is meant.
+/// Event of the log to explain.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EventQuery {
@@ -142,11 +142,11 @@ impl Explainer {
         Ingress::table_with_broker(table.as_deref(), namespace, broker)?;
         let broker = broker_key(namespace, broker);
         let (turn, key, name) = (self.turn.clone(), broker.clone(), EventName::from(&event));
-        // Whoever asked is gone, or the time is up.
+        // The client is gone, or the time limit is reached.
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
         let explaining = async move {
-            // Held to the end, also when nobody waits for it.
+            // Held to the end, even if nobody waits for it.
             let turn = turn.acquire_owned().await.ok()?;
             let explaining = tokio::task::spawn_blocking(move || {
                 let explained =
@@ -202,12 +202,12 @@ impl Explainer {
         deleted.collect()
     }
 
-    /// The dead letters that the event became.
+    /// Finds the dead letters that the event became.
     async fn letters(&self, broker: &str, event: &Event) -> Result<Vec<KeptLetter>, Problem> {
         let name = [("id", event.id()), ("source", event.source())]
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let selection = Selection {
-            // Both have a value, as every event has them; else no letter is told of.
+            // Every event has both attributes; should one be missing, no letter is listed.
             filter: Filter::compile(&[Expression::Exact(name.into())]).ok(),
             ..Selection::default()
         };
@@ -265,23 +265,23 @@ fn state(offset: Offset, next: Offset, low: Offset, pending: u64) -> EventState 
     }
 }
 
-/// What came of looking for an event.
+/// Result of a search for an event.
 enum Search {
     Found(Event, EventPlace),
     NotFound(Looked),
 }
 
-/// How far was looked.
+/// Extent of a search.
 struct Looked {
-    /// So many records.
+    /// Number of records.
     records: u64,
-    /// The oldest of them.
+    /// Oldest of them.
     oldest: Option<Timestamp>,
-    /// Whether these are all that the broker's log has.
+    /// Whether the whole log was searched.
     all: bool,
 }
 
-/// Looks for an event, the newest first. If there are several, the newest is meant.
+/// Searches for an event, the newest first. Of several, the newest is returned.
 async fn search(log: &dyn Log, wanted: &EventQuery) -> Result<Search, LogError> {
     let began = Instant::now();
     let bounds = log.bounds().await?;
@@ -296,7 +296,7 @@ async fn search(log: &dyn Log, wanted: &EventQuery) -> Result<Search, LogError> 
                 bytes: READ_BYTES,
             };
             let read = log.read(next, limit).await?;
-            // What was removed in the meantime is passed over.
+            // Records trimmed meanwhile are skipped.
             let read: Vec<_> = read.into_iter().filter(|record| record.offset < end).collect();
             let Some(last) = read.last() else { break };
             next = last.offset.plus(1);

@@ -1,4 +1,4 @@
-//! The ingress: takes CloudEvents at `/{namespace}/{broker}` and answers 202 once they are durable.
+//! The ingress: accepts CloudEvents at `/{namespace}/{broker}` and answers 202 once they are durable.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -32,23 +32,23 @@ use crate::{
     telemetry::{Burst, Receiver, Tracer},
 };
 
-/// What the ingress works with.
+/// State of the ingress.
 pub(super) struct Ingress {
     pub(super) intake: Intake,
     pub(super) engine: Arc<Engine>,
-    /// Absent until the first routing configuration is there.
+    /// `None` until the first routing configuration is applied.
     pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
     pub(super) metrics: Arc<IngressMetrics>,
     pub(super) bodies: Bodies,
     pub(super) tracer: Tracer,
-    /// Bounds the lines about events for which the log has no room.
+    /// Limits the log lines about events rejected by a full log.
     pub(super) refusals: Mutex<Burst>,
     pub(super) descendants: Descendants,
-    /// Bounds the lines about loops.
+    /// Limits the log lines about loops.
     pub(super) loops: Mutex<Burst>,
 }
 
-/// The endpoint that producers post to.
+/// Creates the endpoint that producers post to.
 pub(super) fn service(ingress: Ingress) -> Router {
     Router::new()
         .route("/", get(front).fallback(unknown_path))
@@ -89,7 +89,7 @@ async fn receive(
 }
 
 impl Ingress {
-    /// Checks and stores; gives the number of events.
+    /// Checks and stores events; returns their number.
     async fn accept(
         &self,
         namespace: &str,
@@ -121,7 +121,7 @@ impl Ingress {
             None => of_headers,
         };
         let context = receiver.begin(continued, &broker);
-        // The events of a batch are there one after the other, and their records together.
+        // Only one event of a batch is in memory at a time, beside all records.
         let records = intake::records(unread.in_context(context), |index, event| {
             let event = event?;
             if is_batch {
@@ -159,14 +159,15 @@ impl Ingress {
         appended.map(|_| ())
     }
 
-    /// Which Trigger holds most of a full log, for the operator: it may be another namespace's.
+    /// The Trigger that holds most of a full log. For the operator only: it may be another namespace's.
     fn held_by(&self, error: &LogError) -> Option<String> {
         let is_full = matches!(error, LogError::Full(_));
         let most = is_full.then(|| self.engine.holds_most()).flatten()?;
         Some(format!("{}/{}", most.namespace, most.name))
     }
 
-    /// Final for whoever sends it, another router above all: it makes the event a dead letter and tries no more.
+    /// A final rejection for the sender, above all for another router: that one turns the event into a dead letter
+    /// and stops retrying.
     fn loops(&self, broker: &str, index: usize, beyond: Beyond) -> Problem {
         let mut refusals = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(admitted) = refusals.admit(Instant::now()) {
@@ -194,7 +195,7 @@ impl Ingress {
         Self::table_with_broker(self.table.load().as_deref(), namespace, broker).map(|_| ())
     }
 
-    /// The table, if there is one and it has the broker.
+    /// Returns the table, if there is one and it has the broker.
     pub(super) fn table_with_broker<'a>(
         table: Option<&'a RoutingTable>,
         namespace: &str,
@@ -233,8 +234,8 @@ fn no_configuration() -> Problem {
     .try_again()
 }
 
-/// The validation handshake of the CloudEvents HTTP webhook specification 1.0, section 4: any origin may post, at
-/// any rate.
+/// Validation handshake of the CloudEvents HTTP webhook specification 1.0, section 4: any origin may post, at any
+/// rate.
 async fn validate(
     State(ingress): State<Arc<Ingress>>,
     Path((namespace, broker)): Path<(String, String)>,
@@ -254,7 +255,7 @@ async fn validate(
     response
 }
 
-/// For the health checks of load balancers, many of which ask for `/` and nothing else.
+/// For health checks of load balancers, many of which request only `/`.
 async fn front(State(ingress): State<Arc<Ingress>>) -> Result<&'static str, Problem> {
     match &*ingress.table.load() {
         Some(_) => Ok("events are posted to /NAMESPACE/BROKER\n"),

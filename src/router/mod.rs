@@ -1,8 +1,9 @@
 //! The router: puts ingress, event log, routing and delivery together.
 //!
 //! The command line calls [`run`] with a stream of routing configurations, from the controller
-//! ([`ControllerLink`]) or from files. Everything that the router must remember is in its data directory: the
-//! event log with the cursors, and the last configuration, with which it starts when the controller is away.
+//! ([`ControllerLink`]) or from files. Everything that must survive the process is in the data directory: the
+//! event log with the cursors, and the last configuration, with which the router starts when the controller is
+//! unavailable.
 
 pub mod api;
 mod body;
@@ -55,65 +56,66 @@ use metrics::Metrics;
 use saved::SavedConfiguration;
 use threads::Threads;
 
-/// How long after a configuration could not be written the router tries again.
+/// Pause before a configuration that could not be written is retried.
 const WRITE_AGAIN: Duration = Duration::from_secs(3);
 
-/// What a connection of a producer takes in memory, in bytes, besides its requests: there are no more connections than
-/// the budget for requests has room for.
+/// Memory of a producer's connection beside its requests, in bytes. The requests' budget limits the number of
+/// connections.
 const CONNECTION_BYTES: usize = 16 * 1024;
 
-/// How a router is set up.
+/// Options of a router.
 #[derive(Clone, Debug)]
 pub struct RouterOptions {
-    /// Where producers post events.
+    /// Address that producers post to.
     pub listen: SocketAddr,
-    /// Where health, readiness, metrics and, for this machine only, Triggers, dead letters and explanations are.
+    /// Address of health, readiness and metrics and, from this machine only, of Triggers, dead letters and
+    /// explanations.
     pub admin: SocketAddr,
-    /// The directory for everything that must outlive the process. Made if absent.
+    /// Directory of everything that must survive the process. Created if absent.
     pub data: PathBuf,
-    /// Whether to begin with an empty event log where there was one before.
+    /// Whether to start with an empty event log where there was one before.
     pub accept_empty_log: bool,
-    /// How long a producer's connection without a request stays open.
+    /// Time after which a producer's idle connection is closed.
     pub idle_timeout: Duration,
-    /// How large a request may be, in bytes.
+    /// Maximum size of a request, in bytes.
     pub max_body: usize,
-    /// Where Services are reached instead of by their cluster names; for a router outside the cluster.
+    /// Addresses of Services in place of their cluster names; for a router outside the cluster.
     pub services: BTreeMap<ServiceName, http::Uri>,
-    /// Which addresses a destination may reach that is no Service.
+    /// Addresses that destinations other than Services may reach.
     pub uri_addresses: UriAddresses,
-    /// Which addresses a Service may lead to that is not among `services`.
+    /// Addresses that Services not in `services` may resolve to.
     pub service_addresses: UriAddresses,
-    /// What requests, deliveries and answers may hold in memory.
+    /// Memory for requests, deliveries and answers.
     pub memory: MemoryBudget,
-    /// How many connections of each kind there may be.
+    /// Maximum connections of each kind.
     pub descriptors: Descriptors,
-    /// The event log's limits.
+    /// Options of the event log.
     pub log: EmbeddedOptions,
-    /// How delivery behaves.
+    /// Options of delivery.
     pub delivery: DeliveryOptions,
-    /// What makes the spans of requests and deliveries.
+    /// Creates the spans of requests and deliveries.
     pub tracer: Tracer,
 }
 
-/// Why a router ended.
+/// Reasons why a router ended.
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {
-    /// An address cannot be listened on.
+    /// An address cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The admin endpoint has no thread.
+    /// The admin endpoint's thread cannot be started.
     #[error(transparent)]
     Thread(#[from] ThreadError),
     /// The event log cannot be opened, or failed.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// There is no HTTP client.
+    /// The HTTP client cannot be created.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// Delivery cannot go on.
+    /// Delivery failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// The data directory, or the last configuration in it, cannot be used.
+    /// The data directory, or the last configuration in it, is unusable.
     #[error(transparent)]
     Saved(#[from] SavedError),
     /// The threads of delivery cannot be started.
@@ -121,34 +123,34 @@ pub enum RouterError {
         "cannot start the threads that deliver: {0}; is the limit of processes (ulimit -u, pids.max) too low?"
     )]
     Threads(#[source] std::io::Error),
-    /// There was an event log, and it is gone.
+    /// The event log of an earlier run is gone.
     #[error(
         "the event log in {log} is gone, though {configuration} tells that there was one: mount or restore the volume \
          that has it. To begin with an empty log, without the events and the Triggers' places that were in it, start \
          once with --accept-empty-log (WEIR_ACCEPT_EMPTY_LOG=true)"
     )]
     LogGone {
-        /// Where it should be.
+        /// Expected path of the log.
         log: PathBuf,
-        /// What is beside it.
+        /// Path of the configuration beside it.
         configuration: PathBuf,
     },
-    /// A task panicked that it cannot do without.
+    /// An essential task panicked.
     #[error("the router cannot go on: {0}")]
     Panicked(#[from] Panicked),
-    /// No configuration will come any more.
+    /// The stream of configurations has ended.
     #[error("the router cannot go on: what brings it configurations has ended")]
     NoConfigurations,
 }
 
-/// Runs a router until it is told to stop, then finishes what is under way.
+/// Runs a router until it is told to stop, then drains what is in flight.
 ///
-/// `configurations` is `None` until there is one; each that is applied is acknowledged on `applied`. One that cannot
-/// be written to the disk is not applied: it is tried again until it can, or a newer one comes. `sinks` is kept up to
-/// date with which Sinks are down, once that is known.
+/// `configurations` is `None` until there is one; each applied one is acknowledged on `applied`. A configuration
+/// that cannot be written to the disk is not applied: it is retried until it can, or a newer one comes. `sinks` is
+/// kept up to date with the Sinks that are down, once that is known.
 ///
 /// # Errors
-/// When it cannot start, or when the event log failed and the process has to end.
+/// Fails when it cannot start, or when the event log failed and the process has to exit.
 pub async fn run(
     options: RouterOptions,
     mut configurations: watch::Receiver<Option<Configuration>>,
@@ -276,7 +278,7 @@ pub async fn run(
         tokio::select! {
             changed = configurations.changed() => {
                 if changed.is_err() {
-                    // Whoever sends configurations ends when it is told to stop, as this does, or by a panic.
+                    // The sender of configurations ends when it is told to stop, like this loop, or by a panic.
                     break if stop.is_cancelled() { Ok(()) } else { Err(RouterError::NoConfigurations) };
                 }
                 let Some(configuration) = configurations.borrow_and_update().clone() else { continue };
@@ -295,7 +297,7 @@ pub async fn run(
         }
     };
 
-    // Producers first, so that nothing new comes in; then what produces inside; then delivery.
+    // Producers first, so that nothing new comes in; then Sources; then delivery.
     stop_ingress.cancel();
     stop_admin.cancel();
     servers.wait().await;
@@ -309,8 +311,8 @@ pub async fn run(
     outcome
 }
 
-/// A router that has had a configuration has had a log: if that is gone, so are events that were acknowledged, and nobody
-/// would know.
+/// A router that has a configuration has had a log. If the log is gone, acknowledged events are gone too, and
+/// nobody would notice.
 fn check_log_is_there(log: &Path, saved: &SavedConfiguration, accept: bool) -> Result<(), RouterError> {
     let (log, configuration) = (log.to_owned(), saved.path());
     let is_gone = configuration.exists() && !EmbeddedLog::exists_in(&log);
@@ -328,8 +330,8 @@ fn check_log_is_there(log: &Path, saved: &SavedConfiguration, accept: bool) -> R
     Ok(())
 }
 
-/// The configuration of the last run, if it can be read. Without it the router waits for the controller, and nothing
-/// is lost: where Triggers are is forgotten only when a configuration is applied that lacks them.
+/// Loads the configuration of the last run, if it can be read. Without it the router waits for the controller and
+/// loses nothing: a Trigger's checkpoint is given up only when a configuration without the Trigger is applied.
 fn last_configuration(saved: &SavedConfiguration) -> Result<Option<Configuration>, SavedError> {
     match saved.load() {
         Err(error @ SavedError::Malformed { .. }) => {
@@ -342,7 +344,7 @@ fn last_configuration(saved: &SavedConfiguration) -> Result<Option<Configuration
     }
 }
 
-/// Brings a configuration into force.
+/// Applies configurations.
 struct Applier {
     saved: SavedConfiguration,
     unsaved: Option<Unsaved>,
@@ -355,10 +357,10 @@ struct Applier {
     applied: watch::Sender<Revision>,
 }
 
-/// A configuration that could not be written, and is therefore not in force.
+/// A configuration that could not be written, and is therefore not applied.
 struct Unsaved {
     configuration: Configuration,
-    /// Why, as it was told last.
+    /// Cause, as last logged.
     problem: String,
 }
 
@@ -389,7 +391,7 @@ impl Applier {
         self.apply(configuration).await
     }
 
-    /// Takes over what could not be written before.
+    /// Applies a configuration that could not be written before.
     async fn try_again(&mut self) -> Result<(), RouterError> {
         match &self.unsaved {
             Some(Unsaved { configuration, .. }) => self.take_over(configuration.clone()).await,
@@ -411,7 +413,7 @@ impl Applier {
             RoutingTable::compile(configuration)
         });
         let table = Arc::new(compiling.await.map_err(RouterError::Panicked)?);
-        // Delivery first: an event that the new table lets in must find its Triggers in their places.
+        // Delivery first: an event that the new table lets in must find its Triggers placed.
         self.engine.apply(&table).await?;
         self.ingress
             .retain(|namespace, broker| table.has_broker(namespace, broker));
@@ -424,7 +426,7 @@ impl Applier {
     }
 }
 
-/// Replaces scheme, host and port of Services that are reached elsewhere; the path stays.
+/// Replaces scheme, host and port of Services that are reached elsewhere; keeps the path.
 fn reach_services_at(services: &BTreeMap<ServiceName, http::Uri>, configuration: &mut Configuration) {
     for trigger in &mut configuration.triggers {
         let destinations = [&mut trigger.destination, &mut trigger.delivery.dead_letter_sink];

@@ -1,9 +1,10 @@
-//! Who may use what changes things or shows events on the admin endpoint: whoever is on this machine, or in this
-//! pod, which a port-forward is too. Health and metrics are for everyone.
+//! Access to admin routes that change things or show events: only from this machine or pod; with a port-forward
+//! you reach them as if locally. Health and metrics are for everyone.
 //!
-//! Being local proves little: a page in a browser of this machine asks from here as well, under a name that its author
-//! makes lead here, and so does a proxy beside the router, for anybody. So a request has to name this machine, come from no
-//! other site and by no proxy, and one that changes something needs a header that no form of a browser can send.
+//! Being local proves little. A page in a local browser sends requests from here as well, by a name that its
+//! author resolves to this machine, and so does a proxy beside the router, for anybody. So a request has to name
+//! this machine, come from no other site and through no proxy; one that changes something also needs a header that
+//! no browser form can send.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -19,10 +20,10 @@ use http::{HeaderMap, HeaderName, StatusCode, Uri, header, uri::Authority};
 use super::problem::Problem;
 use crate::server::Peer;
 
-/// The header of requests that change something; its value makes no difference.
+/// Header of requests that change something; its value does not matter.
 pub const REQUEST_HEADER: HeaderName = HeaderName::from_static("x-weir-request");
 
-/// Headers by which proxies tell for whom they ask, and beginnings of such.
+/// Headers, and prefixes of headers, by which proxies name their clients.
 const FORWARDED: [&str; 6] = [
     "forwarded",
     "via",
@@ -33,7 +34,7 @@ const FORWARDED: [&str; 6] = [
 ];
 const FORWARDED_PREFIXES: [&str; 3] = ["x-forwarded", "x-envoy-", "x-original-"];
 
-/// Lets only requests of this machine through.
+/// Admits only requests from this machine.
 pub(super) fn local_only(routes: Router) -> Router {
     routes.layer(from_fn(async |request: Request, next: Next| {
         let peer = request.extensions().get::<Peer>().copied();
@@ -44,7 +45,7 @@ pub(super) fn local_only(routes: Router) -> Router {
     }))
 }
 
-/// Lets only requests through that say they are meant.
+/// Admits only requests with [`REQUEST_HEADER`].
 pub(super) fn changing<S: Clone + Send + Sync + 'static>(route: MethodRouter<S>) -> MethodRouter<S> {
     route.layer(from_fn(check_meant))
 }
@@ -84,7 +85,7 @@ fn is_forwarding(name: &HeaderName) -> bool {
     FORWARDED.contains(&name) || FORWARDED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// The host that the request names, which has to be an address or `localhost`: no other name can be trusted to lead here.
+/// Returns the request's host, which has to be an address or `localhost`: no other name reliably leads here.
 fn check_host(uri: &Uri, headers: &HeaderMap) -> Result<Authority, Problem> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let named: Option<Option<Authority>> = hosts.next().map(|host| Authority::try_from(host.as_bytes()).ok());
@@ -113,7 +114,7 @@ fn is_plain(authority: &Authority) -> bool {
         && (host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok())
 }
 
-/// Refuses what a page of another site has a browser ask.
+/// Rejects requests that a page of another site makes a browser send.
 fn check_site(host: &Authority, headers: &HeaderMap) -> Result<(), Problem> {
     let own = |origin: &[u8]| {
         let origin = std::str::from_utf8(origin).unwrap_or_default();
@@ -221,7 +222,7 @@ mod tests {
             of("/", &[("host", "localhost"), ("host", "localhost")]),
             "wrong_host"
         );
-        // HTTP/2 has it in the URI.
+        // HTTP/2 has the host in the URI.
         assert_eq!(of("http://localhost:9090/", &[]), "");
         assert_eq!(of("http://evil.example/", &[]), "wrong_host");
         assert_eq!(of("http://evil.example/", &[("host", "localhost")]), "wrong_host");

@@ -7,18 +7,18 @@ use serde::Serialize;
 
 use crate::{cloudevents::Invalid, log::LogError};
 
-/// An answer that says what is wrong and what to do.
+/// An error response that says what is wrong and what to do.
 #[derive(Debug, Serialize)]
 pub(super) struct Problem {
     title: &'static str,
     #[serde(serialize_with = "as_number")]
     status: StatusCode,
-    /// The same word as in the metrics.
+    /// Same word as in the metrics.
     reason: &'static str,
     detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     attribute: Option<String>,
-    /// Which event of a batch, from 0.
+    /// Index of the event in its batch, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<usize>,
     #[serde(skip)]
@@ -47,19 +47,19 @@ impl Problem {
         }
     }
 
-    /// The same request may succeed later.
+    /// Marks the request as retryable.
     pub(super) fn try_again(mut self) -> Self {
         self.retry = true;
         self
     }
 
-    /// It is about this event of the request, from 0.
+    /// Sets the index of the event in the request, from 0.
     pub(super) fn of_event(mut self, index: usize) -> Self {
         self.index = Some(index);
         self
     }
 
-    /// For metrics.
+    /// Reason for metrics.
     pub(super) fn reason(&self) -> &'static str {
         self.reason
     }
@@ -115,7 +115,7 @@ impl From<LogError> for Problem {
     }
 }
 
-/// What an operator, who stores nothing, is told when the log cannot do what he asks.
+/// Problem for an operator, who stores nothing, when the log cannot do what was asked.
 pub(super) fn of_log(error: LogError) -> Problem {
     match error {
         LogError::Full(detail) => Problem::new(
@@ -145,7 +145,7 @@ pub(super) fn of_log(error: LogError) -> Problem {
 }
 
 impl Problem {
-    /// The content type and the body of the answer.
+    /// Content type and body of the response.
     pub(super) fn into_document(self) -> (&'static str, Bytes) {
         // Numbers and strings always serialise.
         let body = serde_json::to_vec(&self).unwrap_or_default();

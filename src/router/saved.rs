@@ -10,25 +10,25 @@ use std::{
 
 use crate::routing::{Configuration, Revision};
 
-/// The file in the data directory.
+/// File in the data directory.
 const FILE: &str = "configuration.json";
 
-/// Only the owner reads it: it has the credentials of Sinks in it.
+/// Readable by the owner only: it contains credentials of Sinks.
 const MODE: u32 = 0o600;
 
 pub(super) struct SavedConfiguration {
     directory: PathBuf,
 }
 
-/// Why the last configuration cannot be read or kept.
+/// Reasons why the last configuration cannot be read or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum SavedError {
-    /// The data directory cannot be used.
+    /// The data directory is unusable.
     #[error("cannot use the data directory {path}: {source}; it must exist or be creatable, and be writable")]
     Directory {
         /// The directory.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the system.
         source: io::Error,
     },
     /// The file cannot be read or written.
@@ -36,21 +36,21 @@ pub enum SavedError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The file is not what this version writes.
+    /// The file is invalid for this version.
     #[error("{path} is not a routing configuration that this version can read: {source}")]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Cause.
         source: serde_json::Error,
     },
 }
 
 impl SavedConfiguration {
-    /// Makes the directory if it is absent.
+    /// Opens the directory; creates it if absent.
     pub(super) fn in_directory(directory: &Path) -> Result<Self, SavedError> {
         fs::create_dir_all(directory).map_err(|source| SavedError::Directory {
             path: directory.to_owned(),
@@ -61,7 +61,7 @@ impl SavedConfiguration {
         })
     }
 
-    /// Where it is kept.
+    /// Path of the file.
     pub(super) fn path(&self) -> PathBuf {
         self.directory.join(FILE)
     }
@@ -78,8 +78,9 @@ impl SavedConfiguration {
             .map_err(|source| SavedError::Malformed { path, source })
     }
 
-    /// Replaces the file as a whole: after a crash it is the old or the new one. A configuration with items that this
-    /// version cannot decode is stored without its revision, so that a newer version asks for all of it again.
+    /// Replaces the file atomically: after a crash it is the old or the new one. A configuration with items that
+    /// this version cannot decode is stored without its revision, so that a newer version requests all of it
+    /// again.
     pub(super) fn store(&self, configuration: &Configuration) -> Result<(), SavedError> {
         let configuration = if configuration.undecodable.is_empty() {
             Cow::Borrowed(configuration)
@@ -98,7 +99,7 @@ impl SavedConfiguration {
                 .truncate(true)
                 .mode(MODE)
                 .open(&beside)?;
-            // It may have been left there by another version.
+            // Another version may have left the file with other permissions.
             file.set_permissions(Permissions::from_mode(MODE))?;
             let mut buffered = BufWriter::new(&file);
             serde_json::to_writer(&mut buffered, &*configuration)?;

@@ -1,4 +1,4 @@
-//! Keeps an eye on which Sinks are down, for whoever tells the controller.
+//! Observes which Sinks are down, for the reports to the controller.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -11,11 +11,11 @@ use crate::{
     routing::protocol::{FilterError, SetAside, SinkOutage, SinkReport},
 };
 
-/// How often the Sinks are looked at: what changes within this time is told at once.
+/// Interval between looks at the Sinks; changes within it are reported together.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Keeps the report up to date until told to stop. Readers are rung when Sinks go down or answer again, not when
-/// the last error alone is another: that goes with the next report.
+/// Keeps the report up to date until told to stop. Notifies readers when Sinks go down or answer again, but not
+/// when only the last error differs: that is sent with the next report.
 pub(super) async fn keep(
     engine: Arc<Engine>,
     reports: watch::Sender<Option<SinkReport>>,
@@ -38,7 +38,7 @@ pub(super) async fn keep(
     }
 }
 
-/// Says once of each Trigger that it is set aside. Gives those that are.
+/// Logs each Trigger once when it is set aside. Returns those that are.
 fn tell_set_aside(triggers: &[TriggerView], told: &BTreeSet<String>) -> BTreeSet<String> {
     let set_aside = triggers.iter().filter(|view| view.stats.is_set_aside());
     set_aside

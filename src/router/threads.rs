@@ -1,15 +1,15 @@
-//! Threads of delivery's own: matching and delivering never hold up those that take requests.
+//! Dedicated threads of delivery: matching and delivering never delay the threads that serve requests.
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// A runtime whose threads end in the background when this is dropped.
+/// A runtime that shuts down in the background on drop.
 pub(super) struct Threads(Option<Runtime>);
 
 impl Threads {
-    /// Starts as many threads as the machine has cores. `name` is theirs.
+    /// Starts as many threads as the machine has cores, with this name.
     ///
     /// # Errors
-    /// When the machine starts no more threads.
+    /// Fails when the machine starts no more threads.
     pub(super) fn start(name: &str) -> std::io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .enable_all()
@@ -18,7 +18,7 @@ impl Threads {
         Ok(Self(Some(runtime)))
     }
 
-    /// Where to spawn tasks; the present runtime after the end.
+    /// Handle to spawn tasks; the current runtime's after the shutdown.
     pub(super) fn handle(&self) -> Handle {
         self.0
             .as_ref()
@@ -29,7 +29,7 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
-            // Waiting here would block a thread of the runtime that this is dropped on.
+            // Waiting would block a thread of the runtime that this is dropped on.
             runtime.shutdown_background();
         }
     }

@@ -1,4 +1,4 @@
-//! Delivery as a whole, on a real log.
+//! Tests of the whole of delivery on a real log.
 
 use std::{sync::atomic::AtomicU64, time::Instant};
 
@@ -49,7 +49,7 @@ fn open(directory: &tempfile::TempDir) -> EmbeddedLog {
     EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap()
 }
 
-/// A Trigger whose Sink does not answer.
+/// A Trigger whose Sink never answers.
 fn trigger(uid: &str, start: &Value, suspend: bool) -> Value {
     json!({
         "uid": uid, "namespace": "shop", "name": uid, "generation": 1, "broker": "default", "filters": [],
@@ -71,7 +71,7 @@ fn table(triggers: &[(&str, Value)]) -> RoutingTable {
     table_of(triggers.collect())
 }
 
-/// Logs in which no time can be found: they are away so many times, and then damaged, if at all.
+/// Logs that cannot find offsets by time: unavailable `away` times, then damaged if `is_damaged`.
 fn without_times(away: &Arc<AtomicU64>, is_damaged: bool) -> Arc<MemoryLogs> {
     let (logs, away) = (MemoryLogs::default(), away.clone());
     logs.set_fault(move |operation, _| {
@@ -128,7 +128,7 @@ async fn a_log_that_is_away_where_a_trigger_would_begin_is_waited_for() {
     eventually(|| stats.next() == Offset(2)).await;
     assert_eq!((stats.missed(), stats.is_stopped()), (1, false));
 
-    // One that goes meanwhile is not waited for.
+    // Deleting the Trigger meanwhile does not wait for the log.
     away.store(u64::MAX, Relaxed);
     engine
         .apply(&table(&[("timed", since.clone()), ("other", since.clone())]))
@@ -205,7 +205,7 @@ async fn a_place_beyond_the_end_of_the_log_skips_no_new_event() {
     engine.shutdown().await;
 }
 
-/// On one thread two configurations in succession come before the dispatcher sees the first.
+/// On one thread two configurations arrive before the dispatcher sees the first.
 #[tokio::test]
 async fn a_suspension_that_the_dispatcher_does_not_see_does_not_leave_it_deaf() {
     let directory = tempfile::tempdir().unwrap();
@@ -255,7 +255,7 @@ async fn what_an_unread_trigger_has_not_settled_stays_in_the_log() {
     engine.shutdown().await;
 }
 
-/// A Trigger with another name than its UID.
+/// A Trigger whose name differs from its UID.
 fn named(uid: &str, name: &str, more: Value) -> Value {
     let mut trigger = trigger(uid, &json!("Latest"), false);
     trigger["name"] = name.into();
@@ -275,7 +275,7 @@ async fn append(log: &Arc<dyn LogProvider>, events: usize) {
     log.append(BROKER, events, Timestamp::UNIX_EPOCH).await.unwrap();
 }
 
-/// A Trigger with UID `a` and name `t` that wants three events, whose Sink does not answer.
+/// A Trigger with UID `a` and name `t` that wants three events and whose Sink never answers.
 async fn with_backlog(log: &Arc<dyn LogProvider>) -> Arc<Engine> {
     let engine = start(log.clone()).await;
     engine
@@ -301,7 +301,7 @@ async fn keys(log: &Arc<dyn LogProvider>) -> Vec<String> {
     cursors.into_iter().map(|(key, _)| key).collect()
 }
 
-/// Matched, pending and what comes next of the Trigger with this UID.
+/// Matched, pending and next offset of the Trigger with this UID.
 fn figures(engine: &Engine, uid: &str) -> (u64, u64, Offset) {
     let triggers = engine.triggers();
     let view = triggers.iter().find(|view| view.uid == uid).unwrap();
@@ -332,7 +332,7 @@ async fn the_trigger_of_the_same_name_goes_on_where_the_deleted_one_was() {
             Offset(0),
             "it is old, and may be wanted"
         );
-        // A Trigger of another name, or broker, has nothing to do with it.
+        // A Trigger of another name or broker does not resume from it.
         let others = [
             named("x", "other", json!({})),
             named("y", "t", json!({"broker": "elsewhere"})),
@@ -385,7 +385,7 @@ async fn a_trigger_that_is_replaced_or_missing_for_a_moment_goes_on() {
         .unwrap();
     assert_eq!(figures(&engine, "b"), (3, 3, Offset(3)));
     engine.apply(&RoutingTable::default()).await.unwrap();
-    // The same Trigger, whatever it says of where a new one begins.
+    // The same Trigger resumes, whatever its `start`.
     let set = json!({"start": "Earliest", "startIsSet": true});
     engine.apply(&table_of(vec![named("b", "t", set)])).await.unwrap();
     assert_eq!(figures(&engine, "b"), (3, 3, Offset(3)));
@@ -437,7 +437,7 @@ async fn a_place_is_given_up_when_its_time_is_over() {
     assert_eq!(keys(&log).await, ["running-time"]);
 }
 
-/// As an earlier version left it.
+/// Stored by an earlier version.
 #[tokio::test]
 async fn a_cursor_without_a_name_is_its_triggers_alone() {
     let directory = tempfile::tempdir().unwrap();
@@ -479,7 +479,7 @@ async fn a_record_that_cannot_be_read_is_counted_once() {
     let engine = start(log.clone()).await;
     engine.apply(&table(&[("u", json!("Earliest"))])).await.unwrap();
     let stats = engine.triggers()[0].stats.clone();
-    // By itself, then from the reader.
+    // First by itself, then from the reader.
     for missed in 1..=5 {
         eventually(|| stats.missed() == missed && stats.next() == Offset(missed)).await;
         append().await;
@@ -490,7 +490,7 @@ async fn a_record_that_cannot_be_read_is_counted_once() {
     assert_eq!((stats.matched(), stats.pending(), stats.dropped()), (0, 0, 0));
 }
 
-/// Logs that panic when they are read.
+/// Logs that panic when read.
 async fn panicking() -> Arc<MemoryLogs> {
     let logs = MemoryLogs::default();
     logs.append(BROKER, vec![Bytes::new()], Timestamp::now())

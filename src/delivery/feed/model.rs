@@ -1,6 +1,6 @@
-//! Runs a feed and its broker's reader against a real log in any order of what can happen, and compares what it yields with
-//! what was appended: each event that is wanted once and in order, or told as missed; after a restart what was outstanding
-//! once more, or told as removed.
+//! Model test of a feed and its broker's reader. Runs them against a real log with operations in any order, and
+//! compares what they yield with what was appended: each wanted event once and in order, or reported as missed;
+//! after a restart, each outstanding event once more, or reported as removed.
 
 use std::{
     collections::BTreeSet,
@@ -40,18 +40,18 @@ enum Kind {
 #[derive(Clone, Debug)]
 enum Action {
     Append(Vec<Kind>),
-    /// The same, more than a feed may be behind to join.
+    /// Appends more than a feed may lag behind to join.
     AppendMany(Kind),
     /// The broker's reader reads on.
     Offer,
-    /// The feed does, with room for so many events.
+    /// The feed reads on, with room for this many events.
     Feed(usize),
-    /// So many of the oldest records are removed.
+    /// Removes this many of the oldest records.
     Trim(u64),
-    /// So many outstanding events are settled.
+    /// Settles this many outstanding events.
     Settle(usize),
     Pause,
-    /// The feed ends, and another goes on with what was outstanding.
+    /// Replaces the feed by a new one that starts with what was outstanding.
     Restart,
 }
 
@@ -77,7 +77,7 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// One log for all runs, each of which has a broker of its own in it.
+/// One log for all runs; each run has its own broker in it.
 static LOG: LazyLock<(tempfile::TempDir, Arc<dyn LogProvider>)> = LazyLock::new(|| {
     let directory = tempfile::tempdir().unwrap();
     let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
@@ -106,12 +106,12 @@ struct Run {
     feed: Feed,
     next: Offset,
     appended: Vec<Kind>,
-    /// What came for the first time, in its order.
+    /// Events yielded for the first time, in order.
     events: Vec<u64>,
     missed: Vec<Range<u64>>,
     unreadable: usize,
     outstanding: BTreeSet<u64>,
-    /// What the feed has to yield again.
+    /// Events that the feed has to replay.
     to_recover: BTreeSet<u64>,
 }
 
@@ -246,7 +246,7 @@ impl Run {
         self.next = batch.next;
     }
 
-    /// Goes on until nothing is left.
+    /// Runs until nothing is left.
     async fn finish(&mut self) {
         for _ in 0..10_000 {
             if self.next == self.end() && self.to_recover.is_empty() && self.feed.is_attached() {

@@ -1,6 +1,6 @@
-//! Runs a scheduler against simulated Sinks in simulated time, and compares it with what must hold whatever they answer:
-//! nothing is lost or delivered twice, keys keep their order, bounds are kept, the accounting adds up at every step, and an
-//! event that its Sink would take is delivered within a stated time.
+//! Model test of the scheduler. Runs it against simulated Sinks in simulated time and checks its invariants:
+//! nothing is lost or delivered twice, keys keep their order, bounds hold, the accounting adds up at every step,
+//! and an event that its Sink would take is delivered within a stated time.
 
 use std::{collections::BTreeMap, num::NonZeroU32};
 
@@ -12,7 +12,7 @@ use crate::{
     routing::{RateLimit, Retry},
 };
 
-/// What the Sink does with one event, every time.
+/// The Sink's answer to one event, every time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Nature {
     Good,
@@ -22,13 +22,13 @@ enum Nature {
     Unreachable,
     /// 500.
     Broken,
-    /// Takes the whole timeout, and then no answer.
+    /// No answer within the timeout.
     Hangs,
     /// 400.
     Refused,
-    /// 503 this often, then good.
+    /// 503 this often, then success.
     Recovers(u32),
-    /// 503, and no request for three seconds.
+    /// 503 with a pause of three seconds.
     Pauses,
     /// 429.
     TooFast,
@@ -41,17 +41,18 @@ struct Scenario {
     by_key: bool,
     rate: Option<u32>,
     retries: Option<u32>,
-    /// The log has no room for dead letters for this long.
+    /// Time for which the log has no room for dead letters.
     no_room: u64,
     dead_letter_sink: bool,
     jitter: Vec<u8>,
-    /// After so many steps the process is killed, and goes on with what was saved before so many more.
+    /// Crashes: after so many steps the process is killed, and resumes from the checkpoint saved so many steps
+    /// earlier.
     crashes: Vec<(usize, usize)>,
 }
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const ROUND_TRIP: Duration = Duration::from_millis(10);
-/// Between two attempts after a 429.
+/// Pause between two attempts after a 429.
 const SLOWEST_PACE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(3);
 
@@ -85,7 +86,7 @@ prop_compose! {
     }
 }
 
-/// What is under way, by when it ends.
+/// Work in flight, by its end.
 #[derive(Clone, Debug)]
 enum Ends {
     Attempt(Ending),
@@ -137,7 +138,7 @@ impl<'a> Simulation<'a> {
         Some(key.to_string().into())
     }
 
-    /// Offers what there is room for, as a feed does.
+    /// Offers as many events as there is room for, as a feed does.
     fn feed(&mut self) {
         while self.scheduler.wants_more() {
             let place = if let Some(place) = self.to_recover.pop_front() {
@@ -279,7 +280,7 @@ impl<'a> Simulation<'a> {
         assert!(self.scheduler.state_bytes() < MAX_STATE_BYTES);
     }
 
-    /// Begins again with what was saved, read later.
+    /// Restarts from a saved checkpoint, read later.
     fn crash(&mut self, saved: &[u8]) {
         let progress = Progress::decode(saved, self.now).unwrap();
         self.offered = progress.next().0;
@@ -288,7 +289,7 @@ impl<'a> Simulation<'a> {
         self.under_way.clear();
     }
 
-    /// Goes on until nothing is left to do or the time is over.
+    /// Runs until nothing is left to do or the time is over.
     fn run(&mut self, until: Instant) {
         let mut saved = VecDeque::from([self.scheduler.progress().encode("a/b", self.now)]);
         let mut crashes: VecDeque<_> = self.scenario.crashes.clone().into();
@@ -304,7 +305,7 @@ impl<'a> Simulation<'a> {
                 return;
             }
             assert!(at >= self.now);
-            // Nothing spins: where nothing ends, time goes on.
+            // No busy loop: time advances where nothing ends.
             assert!(ends.is_some_and(|ends| ends <= at) || at > self.now, "it spins");
             self.now = at;
             if ends == Some(at)
@@ -349,8 +350,8 @@ fn policy(scenario: &Scenario) -> Policy {
     }
 }
 
-/// When every event that the Sink takes at once is delivered at the latest: in the worst case one event after the other
-/// gets its turn by a probe, with the longest pause before it, after the longest attempts of retries before it, at the
+/// Latest time by which every event that the Sink takes at once is delivered. In the worst case each event gets
+/// its turn by a probe, with the longest pause before it, after the longest attempts of retries before it, at the
 /// slowest pace.
 fn latest(scenario: &Scenario) -> Duration {
     let turns = u32::try_from(scenario.events.len()).unwrap() + 20;
@@ -366,7 +367,7 @@ proptest! {
         let until = simulation.start + latest(&scenario);
         simulation.run(until);
         for (offset, &(nature, key)) in scenario.events.iter().enumerate() {
-            // By key, what comes behind an event that is not settled waits for it.
+            // With order by key, events behind an unsettled one wait for it.
             let waits = scenario.by_key && key.is_some() && scenario.events[..offset]
                 .iter()
                 .any(|(before, of_key)| *of_key == key && !matches!(before, Nature::Good));
@@ -404,7 +405,7 @@ proptest! {
         if scenario.by_key {
             let mut last = BTreeMap::new();
             let mut seen = BTreeSet::new();
-            // A crash may undo that an event was given up, and deliver it after those that had waited for it.
+            // A crash may undo giving up an event, and deliver it after those that had waited for it.
             let deliveries = simulation.deliveries.iter().filter(|offset| !simulation.given_up.contains(offset));
             for &offset in deliveries.filter(|&&offset| seen.insert(offset)) {
                 if let Some(key) = simulation.key(offset) {
@@ -430,7 +431,7 @@ fn scenario_of(events: Vec<(Nature, Option<u8>)>, by_key: bool) -> Scenario {
     }
 }
 
-/// How long it took until all good events were delivered.
+/// Time until all good events were delivered.
 fn took(scenario: &Scenario) -> Duration {
     let mut simulation = Simulation::new(scenario);
     simulation.run(simulation.start + Duration::from_secs(600));

@@ -1,14 +1,14 @@
-//! How many records have been acknowledged, ever: one number in a file of its own, beside the store.
+//! The number of records ever acknowledged, in a file of its own beside the store.
 //!
 //! The storage library ends the replay of a journal at the first entry that it cannot parse, and cuts the file
-//! there: it takes what follows for the torn end of a write that nobody was told of. A flipped bit in the middle
-//! looks the same, and everything after it, acknowledged or not, would be gone without a word. So the committer
-//! writes the number here after each fsync and before it acknowledges, and opening compares: a store with fewer
-//! records than were acknowledged is damaged.
+//! there: it takes the rest for the torn end of an unacknowledged write. A flipped bit in the middle looks the
+//! same, and everything after it, acknowledged or not, would be lost silently. So the committer writes the number
+//! here after each fsync and before it acknowledges, and opening compares: a store with fewer records than were
+//! acknowledged is damaged.
 //!
-//! The write is not fsynced (that would double the cost of a commit). A killed process therefore leaves the
-//! exact number, a machine that lost its power one that is at most as old as the kernel's write-back (seconds).
-//! It is never too high, because the records are durable before it is written.
+//! The write is not fsynced (that would double the cost of a commit). So after a process crash the number is
+//! exact, and after a power loss it is at most as old as the kernel's write-back (seconds). It is never too high,
+//! because the records are durable before it is written.
 
 use std::{
     fs::{File, OpenOptions},
@@ -17,10 +17,10 @@ use std::{
     path::Path,
 };
 
-/// The file's name in the log's directory.
+/// Name of the file in the log's directory.
 pub(super) const FILE_NAME: &str = "acknowledged";
 
-/// Two copies, in different sectors, written in turn: one of them survives a torn write.
+/// Two copies in different sectors, written in turn: one of them survives a torn write.
 const SLOTS: [u64; 2] = [0, 512];
 
 pub(super) struct Acknowledged {
@@ -29,7 +29,7 @@ pub(super) struct Acknowledged {
 }
 
 impl Acknowledged {
-    /// Opens the file, or creates it; returns the number in it, `None` in a new file.
+    /// Opens the file, or creates it; returns its number, `None` in a new file.
     pub(super) fn open(directory: &Path) -> io::Result<(Self, Option<u64>)> {
         let file = OpenOptions::new()
             .read(true)
@@ -41,7 +41,7 @@ impl Acknowledged {
         Ok((Self { file, turn: 0 }, highest))
     }
 
-    /// The number, without making the file where it is missing.
+    /// Reads the number without creating the file.
     pub(super) fn look(directory: &Path) -> io::Result<Option<u64>> {
         match File::open(directory.join(FILE_NAME)) {
             Ok(file) => highest(&file),
@@ -50,7 +50,7 @@ impl Acknowledged {
         }
     }
 
-    /// Writes the number. Survives the process at once.
+    /// Writes the number. It survives a crash of the process at once.
     pub(super) fn write(&mut self, records: u64) -> io::Result<()> {
         let mut slot = [0; 16];
         slot[..8].copy_from_slice(&records.to_le_bytes());
@@ -60,7 +60,7 @@ impl Acknowledged {
         Ok(())
     }
 
-    /// Makes the number survive the machine.
+    /// Makes the number survive a crash of the machine.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
     }

@@ -1,4 +1,4 @@
-//! What is in memory of each broker: where its records begin and end. The committer writes it, everyone reads it.
+//! In-memory state of each broker: where its records begin and end. The committer writes it, everyone reads it.
 
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -14,7 +14,7 @@ pub(super) struct Broker {
     stored: OnceLock<Stored>,
     state: Mutex<State>,
     end: watch::Sender<Offset>,
-    /// Of those who read it from the storage.
+    /// Turns of its reads from the storage.
     pub(super) turns: Turns,
 }
 
@@ -24,7 +24,7 @@ pub(super) struct Stored {
     pub(super) events: Keyspace,
 }
 
-/// What is durable of a broker's log. The byte counts are of all payloads before an offset, trimmed ones too.
+/// Durable state of a broker's log. Byte counts are of all payloads before an offset, including trimmed ones.
 #[derive(Clone, Copy)]
 pub(super) struct State {
     pub(super) first: u64,
@@ -64,7 +64,7 @@ impl Broker {
         *lock(&self.state)
     }
 
-    /// Takes over what has become durable, and tells those who watch the end.
+    /// Publishes what has become durable, and notifies those who watch the end.
     pub(super) fn publish(&self, state: State) {
         *lock(&self.state) = state;
         self.end.send_if_modified(|end| {
@@ -86,7 +86,7 @@ impl Broker {
         self.state().bounds()
     }
 
-    /// A broker that the store has.
+    /// Creates a broker found in the store.
     pub(super) fn found(found: StoredBroker, turns: Turns) -> Self {
         let StoredBroker {
             name,
@@ -123,7 +123,7 @@ impl State {
         }
     }
 
-    /// What the retained payloads take.
+    /// Bytes of the retained payloads.
     pub(super) fn bytes(self) -> u64 {
         self.bytes_before_next.saturating_sub(self.bytes_before_first)
     }

@@ -1,5 +1,5 @@
-//! Every broker that has records, is watched, or is about to get its first record. Others are forgotten: producers
-//! and resources can name any number of brokers.
+//! All brokers that have records, are watched, or are about to get their first record. Others are forgotten:
+//! producers and resources can name any number of brokers.
 
 use std::{
     collections::HashMap,
@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::{broker::Broker, reads::Turns, store::StoredBroker};
 
-/// It is looked for brokers to forget after so many new ones, or after as many as were left the last time.
+/// Minimum number of new brokers before looking for ones to forget; more if the last look left more.
 const LOOK_AFTER: usize = 64;
 
 pub(super) struct Brokers(RwLock<State>);
@@ -18,9 +18,9 @@ pub(super) struct Brokers(RwLock<State>);
 #[derive(Default)]
 struct State {
     by_name: HashMap<Arc<str>, Arc<Broker>>,
-    /// What the brokers of a namespace share, for as long as there are any.
+    /// State shared by the brokers of a namespace while there are any.
     namespaces: HashMap<Box<str>, Weak<Semaphore>>,
-    /// Since the last look, and how many it left.
+    /// New brokers since the last look, and how many it left.
     new: usize,
     left: usize,
 }
@@ -80,7 +80,7 @@ impl State {
         Turns::new(shared)
     }
 
-    /// Whoever uses one has taken it from here while it was locked, and holds or watches it.
+    /// A broker in use is held or watched by whoever took it from here under the lock.
     fn forget_unused(&mut self) {
         self.by_name.retain(|_, broker| {
             broker.stored().is_some() || broker.is_watched() || Arc::strong_count(broker) > 1

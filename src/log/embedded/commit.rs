@@ -1,4 +1,4 @@
-//! A commit in the making: what it writes, which brokers it changes, and who is answered once it is durable.
+//! A commit under construction: its writes, the brokers it changes, and the callers to answer once it is durable.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::log::{Offset, Record};
 
-/// A commit in the making.
+/// A commit under construction.
 pub(super) struct Commit {
     pub(super) batch: OwnedWriteBatch,
     pub(super) bytes: u64,
@@ -23,7 +23,7 @@ pub(super) struct Commit {
     pub(super) contents: Contents,
     pub(super) answers: Vec<Acknowledgement>,
     pub(super) trimmed: Vec<Arc<Broker>>,
-    /// Free space when the commit began; measured when it is first asked for.
+    /// Free space when the commit began; measured on first use.
     pub(super) free: Option<u64>,
 }
 
@@ -56,7 +56,7 @@ impl Commit {
         }
     }
 
-    /// Adds the entries of the brokers that need a new one.
+    /// Adds the entries of brokers that need a new one.
     pub(super) fn register(&mut self, meta: &Keyspace) {
         for staged in self.brokers.values().filter(|staged| staged.register) {
             let State {
@@ -77,7 +77,7 @@ impl Commit {
     }
 }
 
-/// The broker as the commit with these brokers leaves it.
+/// Returns the broker as it will be after a commit with these staged brokers.
 pub(super) fn stage<'a>(
     brokers: &'a mut HashMap<Arc<str>, Staged>,
     broker: &Arc<Broker>,
@@ -93,7 +93,7 @@ pub(super) fn stage<'a>(
 }
 
 impl Acknowledgement {
-    /// Says that it is done. Whoever asked may be gone; what was done stays done.
+    /// Answers the callers. A caller may be gone; its request is done nevertheless.
     pub(super) fn done(self) {
         match self {
             Self::Offset(reply, offset, permit) => {

@@ -1,14 +1,15 @@
-//! The one thread that writes. It takes whatever is waiting, writes it as one commit, makes it durable by one
-//! fsync, publishes the new ends and answers. While it waits for the disk the next commit gathers in the queue,
-//! so the slower the disk is, the more appends share an fsync.
+//! The only writer thread. It takes whatever is waiting, writes it as one commit, makes it durable by one fsync,
+//! publishes the new ends and answers. While it waits for the disk, the next commit gathers in the queue: the
+//! slower the disk, the more appends share an fsync.
 //!
-//! It promises:
+//! Guarantees:
 //! - Appends come first: cursors wait elsewhere (`saves.rs`), and a few of them are written between two commits.
 //! - An append is answered only after its records are durable, and readers see them only then.
-//! - After a write or an fsync that failed nothing is written any more: [`Shared::fail`], and the thread ends.
-//! - The storage library never sees a full disk, which it could not survive: what would leave less free space
-//!   than the reserve is refused beforehand. Appends stop first, cursors at half the reserve, trims at a quarter,
-//!   so that a full log can still be emptied; dropped tables give their space back and it goes on by itself.
+//! - After a failed write or fsync nothing more is written: [`Shared::fail`], and the thread ends.
+//! - The storage library never sees a full disk, which it could not survive: a write that would leave less free
+//!   space than the reserve is rejected beforehand. Appends stop first, cursors at half the reserve, trims at a
+//!   quarter, so that a full log can still be emptied; dropped tables return their space and the log recovers by
+//!   itself.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -35,24 +36,24 @@ use super::{
 };
 use crate::log::{LogError, Offset, Record};
 
-/// How much one commit takes at most, unless a single request is larger.
+/// Maximum bytes of one commit, unless a single request is larger.
 const COMMIT_BYTES: usize = 2 * 1024 * 1024;
 const COMMIT_REQUESTS: usize = 4096;
-/// How much of cursors is written between two commits of something else, unless what has to be written together is
-/// larger.
+/// Maximum bytes of cursors written between two other commits, unless a larger group has to be written together.
 const CURSOR_BYTES: u64 = 256 * 1024;
-/// Unwritten memtables beyond which cursors wait, so that appends do not have to, and for how long they do.
+/// Bytes of unwritten memtables beyond which cursors wait, so that appends do not have to, and the time that they
+/// wait.
 const CURSORS_WAIT_BEYOND: u64 = 12 * 1024 * 1024;
 const CURSORS_WAIT: Duration = Duration::from_millis(500);
-/// Trimmed space is looked for again after this long, when the disk is full.
+/// Interval between looks for trimmed space while the disk is full.
 const RECLAIM_AGAIN: Duration = Duration::from_secs(1);
-/// What a record, a cursor or a broker's entry adds to a commit beside its payload, roughly.
+/// Approximate overhead of a record, a cursor or a broker's entry in a commit, beside its payload.
 const ENTRY: u64 = 64;
-/// The largest record; the storage library's own limit is 4 GiB.
+/// Maximum size of a record; the storage library's own limit is 4 GiB.
 const MAX_RECORD: usize = 256 * 1024 * 1024;
 /// The storage library's queues have room for 1000 keyspaces when it opens.
 const MAX_BROKERS: u32 = 900;
-/// Unwritten memtables beyond which the committer waits for the background thread, and how long it waits.
+/// Bytes of unwritten memtables beyond which the committer waits for the background thread, and how long it waits.
 const MAX_UNFLUSHED: u64 = 18 * 1024 * 1024;
 const FLUSH_POLL: Duration = Duration::from_millis(2);
 const FLUSH_POLLS: u32 = 60_000;
@@ -62,15 +63,15 @@ pub(super) struct Committer {
     acknowledged: Acknowledged,
     keeper: Keeper,
     memory: Memory,
-    /// All records ever appended, and the retained payloads' bytes, over all brokers.
+    /// Number of all records ever appended, and retained payload bytes, over all brokers.
     records: u64,
     bytes: u64,
     next_id: u32,
-    /// When trimmed space was last looked for because the disk was full.
+    /// Last time that trimmed space was looked for because the disk was full.
     reclaimed: Option<Instant>,
 }
 
-/// The storage failed; the log is closed with this reason.
+/// Error: the storage failed; the log is closed with this reason.
 struct Fatal(String);
 
 impl Committer {
@@ -90,11 +91,11 @@ impl Committer {
         }
     }
 
-    /// Works until the log is dropped or has failed.
+    /// Runs until the log is dropped or has failed.
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let _failing_on_panic = FailOnPanic(self.shared.clone());
         if let Err(Fatal(reason)) = self.work(&mut requests) {
-            // The replies are dropped with the requests; those who wait then ask for the reason.
+            // The replies are dropped with the requests; the waiting callers then ask for the reason.
             self.shared.fail(reason);
             return;
         }
@@ -151,7 +152,7 @@ impl Committer {
         self.commit(commit)
     }
 
-    /// Saves some of the cursors that wait. Returns false if none could be saved now.
+    /// Saves some of the waiting cursors. Returns false if none could be saved now.
     fn save_some(&mut self) -> Result<bool, Fatal> {
         let Some(since) = self.shared.saves.since() else {
             return Ok(true);
@@ -270,8 +271,8 @@ impl Committer {
         self.room_on_disk(commit, reserve, cost)
     }
 
-    /// Whether `cost` more bytes leave the reserve free: in the journal, and again in a table later on, as
-    /// everything that is in memory still will be.
+    /// Checks whether `cost` more bytes leave the reserve free: once in the journal and again later in a table,
+    /// like everything that is in memory.
     fn room_on_disk(&mut self, commit: &mut Commit, reserve: u64, cost: u64) -> Result<(), LogError> {
         let needed = reserve + self.shared.store.unflushed() + 2 * (commit.bytes + cost);
         if self.free(commit)? >= needed {
@@ -324,7 +325,7 @@ impl Committer {
         if first == 0 {
             staged.register = true;
         }
-        // Never decreasing, so that a time can be searched for.
+        // Never decreasing, so that it can be searched by time.
         let accepted_millis = accepted_millis.max(staged.state.last_accepted_millis);
         for payload in payloads {
             let state = &mut staged.state;
@@ -352,15 +353,15 @@ impl Committer {
         Ok(Offset(first))
     }
 
-    /// A broker's place in the store. Its entry in `meta` is part of the commit that brings the first record; if
-    /// the process ends before that, the empty keyspace is found under the same number the next time.
+    /// Creates a broker's keyspace. Its entry in `meta` is part of the commit with its first record; if the
+    /// process dies before that, the empty keyspace is found under the same number next time.
     fn create<'a>(&mut self, broker: &'a Broker) -> Result<&'a Stored, Fatal> {
         let fatal = |e| Fatal(format!("cannot make room for broker {}: {e}", broker.name));
         loop {
             let id = self.next_id;
             self.next_id += 1;
             let events = self.shared.store.create_events(id).map_err(fatal)?;
-            // Never someone else's: an entry in `meta` may have been lost with a damaged journal.
+            // Never another broker's keyspace: an entry in `meta` may have been lost with a damaged journal.
             if events.is_empty().map_err(fatal)? {
                 return Ok(broker.set_stored(Stored { id, events }));
             }
@@ -377,7 +378,7 @@ impl Committer {
         let Some(stored) = broker.stored() else {
             return Ok(());
         };
-        // Even with nothing to trim: a table may have been written since, of what was trimmed earlier.
+        // Even with nothing to trim: a table of earlier trimmed records may have been written since.
         commit.trimmed.push(broker.clone());
         let staged = commit.brokers.get(&broker.name);
         if before <= staged.map_or(broker.state().first, |staged| staged.state.first) {
@@ -397,7 +398,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Writes, fsyncs, publishes, acknowledges, tidies up: in this order.
+    /// Writes, fsyncs, publishes, acknowledges and cleans up, in this order.
     fn commit(&mut self, mut commit: Commit) -> Result<(), Fatal> {
         commit.register(&self.shared.store.meta);
         self.wait_for_flush()?;
@@ -410,7 +411,7 @@ impl Committer {
                 .map_err(|e| Fatal(format!("an fsync failed: {e}")))?;
             self.shared.count_fsync();
             if let Err(e) = self.acknowledged.write(self.records) {
-                // Only weakens what the next opening can find out.
+                // This only weakens what the next opening can detect.
                 tracing::warn!(path = %self.shared.directory.display(), "cannot note the count of records: {e}");
             }
         }
@@ -461,8 +462,8 @@ impl Committer {
         Ok(())
     }
 
-    /// Holds the next commit back while the background thread has too much to write. Without this a thread that
-    /// has died would show as memory that grows, or as a commit that never returns.
+    /// Delays the next commit while the background thread has too much to write. Without this a dead thread would
+    /// show only as growing memory, or as a commit that never returns.
     fn wait_for_flush(&mut self) -> Result<(), Fatal> {
         let mut polls = 0;
         while self.shared.store.unflushed() > MAX_UNFLUSHED {
@@ -472,7 +473,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Gives the background thread a moment to write; `polls` times in a row so far.
+    /// Gives the background thread a moment to write; `polls` counts the consecutive calls.
     fn let_flush(&mut self, polls: u32) -> Result<(), Fatal> {
         if polls > FLUSH_POLLS {
             return Err(Fatal(format!(
@@ -490,7 +491,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Gives back the space of what was trimmed now, because it is needed.
+    /// Reclaims trimmed space at once, because it is needed.
     fn reclaim(&self, broker: &Broker) {
         let Some(stored) = broker.stored() else { return };
         if let Err(e) = store::reclaim(&stored.events, broker.state().first) {

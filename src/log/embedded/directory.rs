@@ -1,4 +1,4 @@
-//! The directory of the log: who may use it, how much it can hold, and whether what was acknowledged is in it.
+//! The directory of the log: its lock, its capacity, and the check that everything acknowledged is in it.
 
 use std::{fs, io, path::Path};
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::log::LogError;
 
-/// Makes the directory this process's own.
+/// Locks the directory for this process.
 pub(super) fn lock_directory(directory: &Path) -> Result<fs::File, LogError> {
     let opened = fs::create_dir_all(directory).and_then(|()| {
         fs::OpenOptions::new()
@@ -25,7 +25,8 @@ pub(super) fn lock_directory(directory: &Path) -> Result<fs::File, LogError> {
     take_lock(directory, lock)
 }
 
-/// Keeps a router from opening a log that is only read. Makes no file: without one no router has ever opened it.
+/// Locks a log that is only read, so that no router opens it. Creates no file: without one no router has ever
+/// opened the log.
 pub(super) fn lock_existing(directory: &Path) -> Result<Option<fs::File>, LogError> {
     match fs::File::open(directory.join("lock")) {
         Ok(lock) => take_lock(directory, lock).map(Some),
@@ -48,7 +49,7 @@ fn take_lock(directory: &Path, lock: fs::File) -> Result<fs::File, LogError> {
     }
 }
 
-/// Compares what the store holds with what was acknowledged.
+/// Compares the store's number of records with the number acknowledged.
 pub(super) fn check_acknowledged(directory: &Path, records: u64) -> Result<Acknowledged, LogError> {
     let file = directory.join(acknowledged::FILE_NAME);
     let accept = format!(
@@ -87,7 +88,7 @@ pub(super) fn check_acknowledged(directory: &Path, records: u64) -> Result<Ackno
     Ok(acknowledged)
 }
 
-/// How many bytes may be retained in a volume of which so many are free besides.
+/// Bytes that may be retained on a volume with `free` bytes left.
 pub(super) fn capacity(options: &EmbeddedOptions, retained: u64, free: Option<u64>) -> u64 {
     let of_volume = free.map_or(u64::MAX, |free| {
         retained
@@ -97,7 +98,7 @@ pub(super) fn capacity(options: &EmbeddedOptions, retained: u64, free: Option<u6
     options.max_bytes.min(of_volume)
 }
 
-/// What an unprivileged process can still write to the volume.
+/// Bytes that an unprivileged process can still write to the volume.
 pub(super) fn free_space(directory: &Path) -> io::Result<u64> {
     let volume = rustix::fs::statvfs(directory)?;
     Ok(volume.f_bavail.saturating_mul(volume.f_frsize))

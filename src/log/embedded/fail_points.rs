@@ -1,14 +1,15 @@
-//! Fail points: where a test ends the process, or has a step of the log fail. They are there only with the cargo
-//! feature `failpoints`; without it, as in a release, passing one does nothing.
+//! Fail points: places where a test kills the process or makes a step of the log fail. They exist only with the
+//! cargo feature `failpoints`; without it, as in a release, passing one does nothing.
 //!
-//! The environment variable `FAILPOINTS`, read when the process starts, says what happens, in the language of the
-//! crate [`fail`](https://docs.rs/fail):
+//! The environment variable `FAILPOINTS`, read at startup, configures them in the language of the crate
+//! [`fail`](https://docs.rs/fail):
 //!
 //! - `log-after-write=7*off->return(kill)` is `kill -9` at the eighth pass;
-//! - `return(late kill)` is one after the other threads went on for a moment, in which an acknowledgement that came too
-//!   early reaches its producer;
+//! - `return(late kill)` kills after the other threads went on for a moment, in which a premature acknowledgement
+//!   reaches its producer;
 //! - `log-before-fsync=return(no more)` is an fsync that fails with "no more";
-//! - `log-read=2*return(EIO)` is a disk that fails to read twice, `log-read=return(wrong)` one that has other bytes.
+//! - `log-read=2*return(EIO)` is a disk that fails to read twice, `log-read=return(wrong)` one that returns other
+//!   bytes.
 //!
 //! | name | where |
 //! | --- | --- |
@@ -16,7 +17,7 @@
 //! | `log-before-cursor-save`, `log-after-cursor-save` | around the write of a commit with cursors |
 //! | `log-before-trim`, `log-after-trim` | before the write of a commit that trims, after its fsync |
 //! | `log-before-fsync`, `log-after-fsync` | around the fsync; after it nothing is acknowledged yet |
-//! | `log-before-acknowledgement` | records are durable and published, those who appended do not know it yet |
+//! | `log-before-acknowledgement` | records are durable and published, but not yet acknowledged |
 //! | `log-before-drop`, `log-after-drop` | around the dropping of trimmed tables, before their files are removed |
 //! | `log-read` | before records are read from the storage, for each attempt |
 //!
@@ -24,7 +25,7 @@
 
 use std::io;
 
-/// What a commit has in it, and so which points it passes.
+/// Content of a commit, which decides the points that it passes.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Contents {
     pub(super) records: bool,
@@ -58,14 +59,14 @@ fn pass_if(condition: bool, point: &str) -> io::Result<()> {
     if condition { pass(point) } else { Ok(()) }
 }
 
-/// Passes a point. An error is what the test asked for, and stands for an error of the step there.
+/// Passes a point. An error is the one configured by the test, in place of an error of the step.
 #[cfg(feature = "failpoints")]
 pub(super) fn pass(point: &str) -> io::Result<()> {
     fail::fail_point!(point, happen);
     Ok(())
 }
 
-/// Passes a point, of which there are none in this build.
+/// Does nothing: this build has no fail points.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub(super) fn pass(_point: &str) -> io::Result<()> {
@@ -86,11 +87,11 @@ fn happen(action: Option<String>) -> io::Result<()> {
     }
 }
 
-/// Ends the process as `kill -9` does.
+/// Ends the process like `kill -9`.
 #[cfg(feature = "failpoints")]
 fn kill() -> ! {
     use rustix::process::{Signal, getpid, kill_process};
-    // It cannot fail; if it did, aborting would come next to it.
+    // It cannot fail; if it did, aborting is the closest alternative.
     let _ = kill_process(getpid(), Signal::KILL);
     std::process::abort()
 }

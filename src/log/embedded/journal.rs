@@ -1,13 +1,13 @@
-//! Cuts off the end of a journal that a machine wrote only in part before it lost its power.
+//! Cuts off the end of a journal that was only partly written before a power loss.
 //!
-//! A journal has its length before it is written, so a page that did not reach the disk reads as zeros. Where such a
-//! hole begins at an entry, the storage library takes it for the end of the journal. Where it lies within a value and
-//! what follows was written, the library finds a commit whose checksum is wrong, and does not open. Nobody was told of
-//! that commit, as its fsync had not returned.
+//! A journal gets its length before its content, so a page that did not reach the disk reads as zeros. If such a
+//! hole begins at an entry, the storage library takes it for the end of the journal. If it lies within a value and
+//! what follows was written, the library finds a commit with a wrong checksum and refuses to open. That commit was
+//! never acknowledged, as its fsync had not returned.
 //!
-//! So it is cut off here, if it has such a hole and no whole commit follows it. Whether something acknowledged is
-//! missing then is for [`super::acknowledged`] to say, as with every other end of a journal that is lost. Damage of any
-//! other kind is left for the library to refuse.
+//! So it is cut off here, if it has such a hole and no intact commit follows it. Whether acknowledged records are
+//! missing then is for [`super::acknowledged`] to decide, as with every other lost end of a journal. Any other
+//! damage is left for the library to reject.
 
 use std::{
     ffi::OsStr,
@@ -19,53 +19,53 @@ use std::{
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// What a machine writes to the disk as a whole or not at all: no page is smaller.
+/// Unit that a machine writes to the disk atomically: no page is smaller.
 const PAGE: usize = 4096;
 
-// The entries of a journal, in little-endian order. A commit is a start, its items, and an end.
+// Entries of a journal, little-endian. A commit is a start, its items, and an end.
 const START: u8 = 1;
 const ITEM: u8 = 2;
 const END: u8 = 3;
 const CLEAR: u8 = 4;
-/// The tag, the number of items, the sequence number.
+/// Tag, number of items, sequence number.
 const START_LENGTH: usize = 1 + 4 + 8;
-/// The tag, the kind of value, the compression (none), the keyspace, and the lengths of the key, of the value, and of
-/// the value as it is stored. Then come the key and the value.
+/// Tag, kind of value, compression (none), keyspace, and the lengths of the key, of the value, and of the stored
+/// value. Key and value follow.
 const ITEM_HEAD: usize = 1 + 1 + 1 + 8 + 2 + 4 + 4;
-/// The kind of a value that is there, and what is no compression.
+/// Kind of a present value, and "no compression".
 const VALUE: u8 = 0;
 const UNCOMPRESSED: u8 = 0;
-/// The tag and the keyspace.
+/// Tag and keyspace.
 const CLEAR_LENGTH: usize = 1 + 8;
-/// The tag, the checksum of all bytes of the items, and [`TRAILER`].
+/// Tag, checksum of all bytes of the items, and [`TRAILER`].
 const END_LENGTH: usize = 1 + 8 + TRAILER.len();
 const TRAILER: &[u8] = b"FJL\x03";
 
 /// A commit in a journal.
 struct Commit {
     bytes: Range<usize>,
-    /// Whether the checksum is that of its items.
+    /// Whether the checksum matches its items.
     whole: bool,
 }
 
-/// One change in a whole commit of a journal.
+/// One change in an intact commit of a journal.
 pub(super) struct Item {
     pub(super) keyspace: u64,
     pub(super) sequence: u64,
     pub(super) key: Range<usize>,
-    /// `None` for a key that is removed.
+    /// `None` for a removed key.
     pub(super) value: Option<Range<usize>>,
 }
 
-/// What can be read of a journal that may be damaged anywhere.
+/// The readable parts of a journal that may be damaged anywhere.
 pub(super) struct Read {
     /// In the order in which they were written.
     pub(super) items: Vec<Item>,
-    /// Where the bytes are no whole commits.
+    /// Ranges of bytes that are not intact commits.
     pub(super) damaged: Vec<Range<usize>>,
 }
 
-/// Reads every commit that is whole, also behind what is not.
+/// Reads every intact commit, also beyond damaged parts.
 pub(super) fn read(journal: &[u8]) -> Read {
     let end = journal
         .iter()
@@ -93,7 +93,7 @@ pub(super) fn read(journal: &[u8]) -> Read {
     read
 }
 
-/// The items of the commit that begins here, if it is whole, and where it ends.
+/// Returns the items and the end of the commit that begins here, if it is intact.
 fn whole_items(journal: &[u8], start: usize) -> Option<(Vec<Item>, usize)> {
     let commit = commit_at(journal, start).filter(|commit| commit.whole)?;
     let count = u32::from_le_bytes(*journal.get(start + 1..)?.first_chunk()?);
@@ -124,7 +124,7 @@ fn whole_items(journal: &[u8], start: usize) -> Option<(Vec<Item>, usize)> {
     (entries == count).then_some((items, commit.bytes.end))
 }
 
-/// The numbers and the paths of the journals in the folder, the oldest first.
+/// Numbers and paths of the journals in the folder, the oldest first.
 pub(super) fn all(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -140,7 +140,8 @@ pub(super) fn all(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(all)
 }
 
-/// Cuts the newest journal in the folder off where its last commit begins, if that is torn. Tells what was cut.
+/// Cuts the newest journal in the folder off where its last commit begins, if that is torn. Returns the journal
+/// that was cut.
 pub(super) fn cut_torn_end(folder: &Path) -> io::Result<Option<PathBuf>> {
     let Some((_, path)) = all(folder)?.pop() else {
         return Ok(None);
@@ -154,7 +155,7 @@ pub(super) fn cut_torn_end(folder: &Path) -> io::Result<Option<PathBuf>> {
     Ok(Some(path))
 }
 
-/// Where a commit begins that is torn, if no whole one follows.
+/// Start of a torn commit, if no intact one follows.
 fn torn_from(journal: &[u8]) -> Option<usize> {
     let mut commits = commits(journal).skip_while(|commit| commit.whole);
     let torn = commits.next()?.bytes;
@@ -162,8 +163,8 @@ fn torn_from(journal: &[u8]) -> Option<usize> {
     (is_last && has_hole(journal, &torn)).then_some(torn.start)
 }
 
-/// Whether a journal whose whole commits end here is as a crash leaves it: the storage library, or [`cut_torn_end`],
-/// cuts off what follows.
+/// Whether a journal whose intact commits end here is as a crash leaves it: the storage library, or
+/// [`cut_torn_end`], cuts off what follows.
 pub(super) fn is_torn(journal: &[u8], at: usize) -> bool {
     commit_at(journal, at).is_none_or(|commit| !commit.whole && has_hole(journal, &commit.bytes))
 }
@@ -174,7 +175,7 @@ fn has_hole(journal: &[u8], within: &Range<usize>) -> bool {
     pages.any(|page| journal[page..page + PAGE].iter().all(|byte| *byte == 0))
 }
 
-/// The commits up to the first entry that is none.
+/// Commits up to the first invalid entry.
 fn commits(journal: &[u8]) -> impl Iterator<Item = Commit> {
     let mut at = 0;
     std::iter::from_fn(move || {

@@ -1,23 +1,23 @@
-//! The thread that tidies up: it gives back the space of trimmed records and merges small tables. Nothing waits
-//! for it, and what it fails to do costs space or memory, no record; it is asked again.
+//! The cleanup thread: reclaims the space of trimmed records and merges small tables. Nothing waits for it. A
+//! failure costs space or memory, but no record, and the next trim asks again.
 
 use std::sync::{Arc, mpsc};
 
 use super::{broker::Broker, shared::Shared, store};
 
-/// How many brokers wait to be tidied up. More are not remembered: each trim asks again.
+/// Maximum brokers waiting for cleanup. More are not remembered: each trim asks again.
 const QUEUE: usize = 256;
 
-/// Asks the keeper.
+/// Requests cleanup from the thread.
 pub(super) struct Keeper(mpsc::SyncSender<Arc<Broker>>);
 
-/// What runs on the thread, until every [`Keeper`] is gone.
+/// Returns the handle and the thread's body, which runs until every [`Keeper`] is dropped.
 pub(super) fn keeper(shared: Arc<Shared>) -> (Keeper, impl FnOnce() + Send + 'static) {
     let (sender, brokers) = mpsc::sync_channel::<Arc<Broker>>(QUEUE);
     let run = move || {
         for broker in brokers {
             let Some(stored) = broker.stored() else { continue };
-            // What is published is durable, see `Store::reclaim`.
+            // Published state is durable, see `Store::reclaim`.
             let state = broker.state();
             let tidied = store::reclaim(&stored.events, state.first)
                 .and_then(|_| store::merge_small_tables(&stored.events, state.bytes()));

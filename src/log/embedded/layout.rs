@@ -1,19 +1,19 @@
-//! What is stored under which key, byte by byte.
+//! The storage layout, byte by byte.
 //!
 //! | keyspace | key | value |
 //! | --- | --- | --- |
-//! | `events-{id}`, one a log | offset, 8 bytes | version 2, accepted (ms) 8, bytes before it 8, checksum 8, payload |
+//! | `events-{id}`, one per log | offset, 8 bytes | version 2, accepted (ms) 8, bytes before it 8, checksum 8, payload |
 //! | the same, by earlier versions | offset, 8 bytes | version 1, accepted (ms) 8, bytes before it 8, payload |
 //! | `meta` | `format` | 4 bytes, [`FORMAT`] |
 //! | `meta` | `broker/{namespace/name}` | id 4, first retained offset 8, bytes before it 8, last accepted (ms) 8 |
 //! | `cursors` | the cursor's key | its value |
 //!
-//! Numbers are big-endian. "Bytes before it" is the sum of the payloads' lengths of all the broker's earlier
-//! records, trimmed ones too, so that what a range of offsets takes is one subtraction.
+//! Numbers are big-endian. "Bytes before it" is the sum of the payload lengths of all earlier records of the
+//! broker, including trimmed ones, so that the size of a range of offsets is one subtraction.
 //!
-//! The checksum of a record is XXH3-64 of its offset, of what stands before the checksum, and of the payload: a record
-//! that comes back at another offset, or changed in memory or on its way, is damage too. The storage library has checksums
-//! of its own, of each commit in the journal and of each block in a table.
+//! The checksum of a record is XXH3-64 of its offset, of what precedes the checksum, and of the payload. It also
+//! detects a record that comes back at another offset, or changed in memory or in transit. The storage library has
+//! checksums of its own, of each commit in the journal and of each block in a table.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -21,18 +21,18 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::log::{Offset, Record};
 
-/// The version of this layout; a store with another one is not opened.
+/// Version of this layout; a store with another one is not opened.
 pub(super) const FORMAT: u32 = 1;
 pub(super) const FORMAT_KEY: &[u8] = b"format";
 pub(super) const BROKER_PREFIX: &str = "broker/";
 
-/// A record with a checksum, and one of earlier versions, without.
+/// Versions of a record: with a checksum and, by earlier versions of Weir, without.
 const RECORD_VERSION: u8 = 2;
 const WITHOUT_CHECKSUM: u8 = 1;
 const HEADER: usize = 1 + 8 + 8;
 const CHECKSUM: usize = 8;
 
-/// What stands before the payload.
+/// The part of a record before the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) accepted_millis: i64,
@@ -45,7 +45,7 @@ pub(super) struct Registered {
     pub(super) id: u32,
     pub(super) first: u64,
     pub(super) bytes_before_first: u64,
-    /// As of the last trim; for when no record is left that could tell.
+    /// As of the last trim; used when no record is left.
     pub(super) last_accepted_millis: i64,
 }
 
@@ -75,7 +75,7 @@ fn checksum(offset: u64, header: &[u8], payload: &[u8]) -> u64 {
     checksum.digest()
 }
 
-/// The header and the payload of the record at an offset, or what is wrong with its value.
+/// Parses the header and the payload of the record at an offset; the error says what is invalid.
 pub(super) fn parse_value(offset: u64, value: &[u8]) -> Result<(Header, &[u8]), String> {
     let (version, rest) = value.split_first().ok_or("the value is empty")?;
     if !matches!(*version, WITHOUT_CHECKSUM | RECORD_VERSION) {

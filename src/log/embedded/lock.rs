@@ -1,8 +1,8 @@
-//! Locks what several threads share.
+//! Locking of shared state.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A lock that outlives a panic elsewhere: what these locks guard is replaced whole, never left half changed.
+/// Locks a mutex, ignoring poison: what these locks guard is replaced whole, never left half changed.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,11 @@
-//! When memtables are written to tables: decided here, not by the storage library, for three reasons.
+//! Decides when memtables are written to tables. This is not left to the storage library, for three reasons:
 //!
-//! - The library limits each keyspace's memtable, not their sum, which would grow with the number of brokers.
-//! - It asks its background thread for a rotation in every commit while a memtable is too large. The thread's
-//!   queue is bounded, and the thread itself puts a message into it for every rotation that it takes out: once
-//!   more than its length of commits came while one table was being written, it would wait for itself for good.
-//!   So the limits that it knows are set out of reach, and it is given a bounded number of tables to write.
-//! - A commit sleeps for as long as a keyspace has four memtables waiting. It never has, here.
+//! - The library limits each keyspace's memtable, but not their sum, which would grow with the number of brokers.
+//! - It requests a rotation from its background thread in every commit while a memtable is too large. That
+//!   thread's queue is bounded, and the thread itself enqueues a message for every rotation that it dequeues: with
+//!   more commits than the queue is long while one table is being written, it would wait for itself forever. So
+//!   the library's own limits are set out of reach, and it gets a bounded number of tables to write.
+//! - A commit sleeps while a keyspace has four memtables waiting. Here that never happens.
 
 use std::sync::Arc;
 
@@ -16,16 +16,17 @@ use super::{
     store::{MIB, Store},
 };
 
-/// The size at which the memtable of a broker, or of the other keyspaces, is written to a table.
+/// Size at which the memtable of a broker, or of the other keyspaces, is written to a table.
 const BROKER_MEMTABLE: u64 = 4 * MIB;
 const SMALL_MEMTABLE: u64 = MIB;
-/// The sum of all active memtables above which the largest is written to a table.
+/// Sum of all active memtables above which the largest is written to a table.
 const ACTIVE_MEMTABLES: u64 = 10 * MIB;
-/// Tables that the background thread is asked for at a time, and memtables of one keyspace that wait for it.
+/// Maximum tables requested from the background thread at a time; and memtables of one keyspace that may wait for
+/// it.
 const MAX_FLUSHES: usize = 64;
 const MAX_SEALED: usize = 3;
-/// A journal can go only when all that is in it is in tables. When there are more than this, every memtable is
-/// written, a few with each commit, so that a broker with little traffic does not keep journals for good.
+/// Number of journals beyond which every memtable is written, a few with each commit. A journal can be deleted
+/// only when all of its content is in tables, so a broker with little traffic would otherwise pin journals.
 const MAX_JOURNALS: usize = 2;
 const SWEPT_AT_ONCE: usize = 4;
 
@@ -36,7 +37,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Has written what is too large or holds a journal back. To be called after each commit, with the keyspaces
+    /// Writes out memtables that are too large or pin a journal. Call it after each commit, with the keyspaces
     /// that it wrote to. Returns the keyspaces that got, or are about to get, another table.
     pub(super) fn tend<'a>(
         &mut self,
@@ -91,7 +92,7 @@ impl Memory {
     }
 }
 
-/// Has the memtable written to a table, unless there is too much to write already.
+/// Requests that the memtable be written to a table, unless too many are waiting already.
 fn rotate(store: &Store, keyspace: &Keyspace) -> fjall::Result<bool> {
     if store.outstanding_flushes() >= MAX_FLUSHES || keyspace.sealed_memtable_count() >= MAX_SEALED {
         return Ok(false);

@@ -1,22 +1,22 @@
 //! The embedded event log: one directory, one process, [fjall](https://fjall-rs.github.io) as the storage.
 //!
-//! # What it promises
-//! - An append is answered after an fsync, and the appends that wait meanwhile share the next one.
-//! - After `kill -9` at any moment every acknowledged record is there. What is not whole at the end of the journal
-//!   was never acknowledged, and is dropped. Records that are missing otherwise are found when the log is opened
+//! # Guarantees
+//! - An append is answered after an fsync; appends that wait meanwhile share the next one.
+//! - After `kill -9` at any moment every acknowledged record is there. An incomplete end of the journal was never
+//!   acknowledged, and is dropped. Records missing otherwise are detected when the log is opened
 //!   ([`LogError::Damaged`]) or read, never skipped.
-//! - A disk that fails to read is no damage: the read is tried again, and then is [`LogError::Unavailable`]. Damaged is
-//!   what is wrong twice, the second time from the disk.
-//! - A full disk is refused before the storage sees it ([`LogError::Full`]) and heals by itself once there is
+//! - A disk that fails to read is not damage: the read is retried, and then fails with [`LogError::Unavailable`].
+//!   Damage is what is wrong twice, the second time from the disk.
+//! - A full disk is rejected before the storage sees it ([`LogError::Full`]) and heals by itself once there is
 //!   space; any other failure of a write or an fsync closes the log for good ([`LogError::Failed`]).
 //! - Memory is bounded, whatever the number of records and brokers: see `memory.rs`.
 //!
-//! # The layout, and why
-//! One keyspace a broker, keyed by offset. The keys of a keyspace are then written in ascending order, so its
-//! tables never overlap: nothing is rewritten by a compaction (but many small tables are merged once), and trimming
-//! drops whole tables instead of writing a tombstone for every record. (With one keyspace for all brokers both would be lost, and a broker that
-//! is never read would keep the space of the others.) The price, memory by keyspace, is bounded by writing the
-//! largest memtable to a table once all of them together exceed a few MiB.
+//! # Layout
+//! One keyspace per broker, keyed by offset. Keys of a keyspace are then written in ascending order, so its tables
+//! never overlap: no compaction rewrites anything (except that many small tables are merged once), and trimming
+//! drops whole tables instead of writing a tombstone for each record. A single keyspace for all brokers would lose
+//! both, and a broker that is never read would pin the space of the others. The price is memory per keyspace; it
+//! is bounded by writing the largest memtable to a table once all of them together exceed a few MiB.
 //!
 //! ```text
 //! {directory}/lock           held while the log is open
@@ -24,17 +24,20 @@
 //! {directory}/store/         the storage library's files (`layout.rs`, `store.rs`, `versions.rs`)
 //! ```
 //!
-//! # The parts
-//! The committer is one thread and the only writer of records (`request.rs`, `commit.rs`, `committer.rs`); another one tidies up after it
-//! (`keeper.rs`). Readers take recent records from memory (`tail.rs`) and older ones from the storage, on a few
-//! threads and in turns (`reads.rs`). A log that is damaged is read without the storage library (`survey.rs`, `raw.rs`),
-//! and what can be read written to a new one (`salvage.rs`). Where each broker begins and ends is in memory (`broker.rs`, `brokers.rs`).
+//! # Reading order
+//! `open.rs` serves appends, reads and saves. The committer is one thread and the only writer of records
+//! (`request.rs`, `saves.rs`, `commit.rs`, `committer.rs`); another thread cleans up after it (`keeper.rs`).
+//! Readers take recent records from memory (`tail.rs`) and older ones from the storage, on a few threads and in
+//! turns (`reads.rs`). `broker.rs` and `brokers.rs` hold in memory where each broker begins and ends. A damaged
+//! log is read without the storage library (`survey.rs`, `raw.rs`), and `salvage.rs` writes what is readable to a
+//! new one.
 //!
-//! # What it does not do
-//! - Beside the retained payloads the volume holds up to three or four journals of 64 MiB and, for each broker, the
-//!   newest table even if it is trimmed. A volume of less than 512 MiB may be full of journals and then not heal.
+//! # Limits
+//! - Beside the retained payloads the volume holds up to three or four journals of 64 MiB and, for each broker,
+//!   the newest table even if it is trimmed. A volume of less than 512 MiB may fill up with journals and then not
+//!   heal.
 //! - A broker's keyspace is never removed, and there can be 900 of them.
-//! - The tests kill processes, not machines: that a disk keeps what it said it has synced is taken for granted.
+//! - The tests kill processes, not machines: they assume that a disk keeps what it reported as synced.
 
 mod acknowledged;
 mod broker;
@@ -99,20 +102,20 @@ use super::{
     LogProvider, Offset, ReadLimit, Record,
 };
 
-/// How many requests wait for the committer before those who ask have to wait.
+/// Capacity of the committer's queue, in requests.
 const QUEUE: usize = 1024;
 
-/// The logs in a local directory. Dropping the last of it and of the logs that it opened waits for what is queued, and
-/// makes it durable.
+/// The logs in a local directory. Dropping the last handle of it and of its logs drains the queue and makes
+/// everything durable.
 pub struct EmbeddedLog(Arc<Open>);
 
 impl EmbeddedLog {
-    /// Opens the log in `directory`, or creates it there. Blocks: reads the journal of what is not yet in tables.
+    /// Opens the log in `directory`, or creates it there. Blocks: replays the journal of what is not yet in
+    /// tables.
     ///
     /// # Errors
-    /// [`LogError::Open`] when the directory cannot be used, another process has it open, or another version
-    /// wrote it; [`LogError::Damaged`] when records that were acknowledged are missing or what is there cannot
-    /// be read.
+    /// [`LogError::Open`] if the directory is unusable, another process has it open, or another version wrote it;
+    /// [`LogError::Damaged`] if acknowledged records are missing or what is there cannot be read.
     pub fn open(directory: impl AsRef<Path>, options: EmbeddedOptions) -> Result<Self, LogError> {
         Self::open_with(directory.as_ref(), options, Box::new(directory::free_space))
     }
@@ -160,7 +163,7 @@ impl EmbeddedLog {
             store,
             free_space,
         });
-        // A crash may have come between a trim and the dropping of its tables.
+        // A crash may have happened between a trim and dropping its tables.
         for broker in shared.brokers.all() {
             if let Some(stored) = broker.stored() {
                 store::reclaim(&stored.events, broker.state().first).map_err(|e| failed(e.to_string()))?;
@@ -187,7 +190,7 @@ impl EmbeddedLog {
         })))
     }
 
-    /// Whether there is a log in `directory`.
+    /// Whether `directory` contains a log.
     #[must_use]
     pub fn exists_in(directory: &Path) -> bool {
         directory.join(store::FOLDER).exists()
@@ -196,15 +199,15 @@ impl EmbeddedLog {
     /// Makes everything durable and closes the log.
     ///
     /// # Errors
-    /// [`LogError::Failed`] when that failed; the log is closed nevertheless.
+    /// [`LogError::Failed`] if that failed; the log is closed nevertheless.
     pub async fn close(self) -> Result<(), LogError> {
         let synced = self.sync().await;
-        // The thread is waited for.
+        // Dropping joins the threads, which blocks.
         let closed = tokio::task::spawn_blocking(move || drop(self)).await;
         synced.and(closed.map_err(|e| LogError::Failed(format!("closing it failed: {e}"))))
     }
 
-    /// How many fsyncs made commits durable since the log was opened.
+    /// Number of fsyncs of commits since the log was opened.
     #[must_use]
     pub fn fsyncs(&self) -> u64 {
         self.0.shared.fsyncs.load(Ordering::Relaxed)
@@ -220,7 +223,7 @@ impl LogProvider for EmbeddedLog {
         })
     }
 
-    /// The directory has one owner for good, so nobody is ever fenced.
+    /// The directory has a single owner, so nobody is ever fenced.
     fn checkpoints(&self, _: Epoch) -> Arc<dyn Checkpoints> {
         Arc::new(StoredCheckpoints(self.0.clone()))
     }

@@ -1,4 +1,4 @@
-//! What is open of a directory, and what the logs and the checkpoints in it ask of it.
+//! The open directory, and the operations of logs and checkpoints on it.
 
 use std::{
     fs,
@@ -22,18 +22,18 @@ use super::{
 };
 use crate::log::{Append, Bounds, CheckpointChange, LogError, Offset, ReadLimit, Record};
 
-/// The queue's bytes are counted in units of this size.
+/// Unit in which the queue's bytes are counted.
 pub(super) const PERMIT_BYTES: usize = 1024;
 
-/// What is open of a directory.
+/// The open directory.
 pub(super) struct Open {
     pub(super) shared: Arc<Shared>,
     pub(super) requests: Option<mpsc::Sender<Request>>,
     pub(super) queue: Arc<Semaphore>,
-    /// The committer, then the keeper, which ends when the committer has.
+    /// The committer, then the keeper, which ends after the committer.
     pub(super) threads: Vec<JoinHandle<()>>,
     pub(super) readers: Readers,
-    /// Freed last, after everything that uses the directory.
+    /// Dropped last, after everything that uses the directory.
     pub(super) _lock: fs::File,
 }
 
@@ -47,8 +47,8 @@ impl Open {
             self.requests.as_ref()?.send(request(reply)).await.ok()?;
             answer.await.ok()
         };
-        // A request that comes into the queue just as the committer goes is neither answered nor dropped, but the
-        // committer goes only after it has said why.
+        // A request enqueued just as the committer ends is neither answered nor dropped; but the committer reports
+        // its reason before it ends.
         tokio::select! {
             biased;
             Some(answer) = answered => answer,
@@ -63,8 +63,8 @@ impl Open {
         if self.shared.saves.add(changes, reply)
             && let Some(requests) = &self.requests
         {
-            // If the queue is full, the committer is about to take from it, and looks for cursors after that. If it is
-            // closed, the log has failed.
+            // If the queue is full, the committer is about to take from it, and looks for cursors after that. If
+            // it is closed, the log has failed.
             if requests.try_send(Request::Saves).is_err() {
                 self.shared.saves.heard();
             }
@@ -83,15 +83,15 @@ impl Open {
         Append { payloads, accepted }: Append,
     ) -> Result<Offset, LogError> {
         if payloads.is_empty() {
-            // No reason to keep a broker.
+            // An empty append does not create a broker.
             return Ok(broker.bounds().next);
         }
         let length: usize = payloads.iter().map(Bytes::len).sum();
-        // A log that is full says so at once, without a turn of the committer.
+        // Reject at once when the log is full, without involving the committer.
         let retained = self.shared.retained.load(Ordering::Relaxed);
         self.shared.options.check_room(purpose, retained, length as u64)?;
         let all = self.shared.options.queue_bytes.div_ceil(PERMIT_BYTES);
-        // What is larger than the queue takes all of it.
+        // A request larger than the queue takes all of it.
         let permits = u32::try_from((length / PERMIT_BYTES + 1).min(all)).unwrap_or(u32::MAX);
         let permit = self.queue.clone().acquire_many_owned(permits).await;
         let permit = permit.map_err(|_| LogError::Failed("it is closed".into()))?;
@@ -160,7 +160,7 @@ impl Open {
                 .await
             {
                 Ok(records) => return Ok(records),
-                // Trimmed while it was being read: begin again where the log begins now.
+                // Trimmed during the read: restart where the log begins now.
                 Err(ReadError::Missing(offset)) if offset < broker.bounds().first.0 => {}
                 Err(e) => return Err(self.shared.read_error(name, e)),
             }
@@ -180,7 +180,7 @@ impl Open {
                 match store.header(&events, middle) {
                     Ok(header) if header.accepted_millis >= millis => high = middle,
                     Ok(_) => low = middle + 1,
-                    // Trimmed while it was being searched.
+                    // Trimmed during the search.
                     Err(ReadError::Missing(_)) if middle < searched.bounds().first.0 => low = middle + 1,
                     Err(e) => return Err(e),
                 }
@@ -197,10 +197,10 @@ impl Open {
         let Some(stored) = broker.stored() else {
             return Ok(());
         };
-        // Only what is durable is trimmed: nobody can have settled more.
+        // Trim only durable records: nobody can have settled more.
         let state = broker.state();
         let before = before.min(Offset(state.next));
-        // Read here, so that the disk keeps no commit waiting.
+        // Read here, so that the disk delays no commit.
         let bytes_before = if before.0 == state.next {
             state.bytes_before_next
         } else if before.0 <= state.first {
@@ -243,10 +243,10 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        // The committer ends when nobody can ask it any more.
+        // The committer ends when its queue has no senders.
         self.requests = None;
         for thread in self.threads.drain(..) {
-            // If it panicked it has said so, and nobody is left to be told.
+            // A panic has been reported already, and nobody is left to be told.
             let _ = thread.join();
         }
     }

@@ -1,24 +1,24 @@
-//! How the embedded log uses its volume and its memory.
+//! Limits of the embedded log on its volume and memory.
 
 use super::request::Purpose;
 use crate::log::LogError;
 
 const MIB: u64 = 1024 * 1024;
-/// The part of the room, one in so many, that only [`Purpose::Settling`] may use.
+/// Fraction of the room, one in so many, that only [`Purpose::Settling`] may use.
 const KEPT_FOR_SETTLING: u64 = 32;
 
-/// How an [`EmbeddedLog`](super::EmbeddedLog) uses its volume and its memory.
+/// Limits of an [`EmbeddedLog`](super::EmbeddedLog) on its volume and memory.
 #[derive(Clone, Debug)]
 pub struct EmbeddedOptions {
-    /// The log is full when the retained payloads of all brokers add up to this; for new events a little earlier, so
-    /// that there is room for what settling the others needs.
+    /// Sum of all brokers' retained payloads at which the log is full. New events are rejected a little earlier,
+    /// which leaves room for settling the others.
     pub max_bytes: u64,
-    /// How much of the volume stays free. What would leave less, once everything in memory is written out, is
-    /// refused as [`LogError::Full`].
+    /// Bytes of the volume that stay free. A write that would leave less, once everything in memory is written
+    /// out, is rejected with [`LogError::Full`].
     pub reserve_bytes: u64,
-    /// The most recent records that are kept in memory for the readers that have caught up.
+    /// Bytes of the most recent records cached for readers that have caught up.
     pub tail_cache_bytes: usize,
-    /// How many bytes of payload wait for a commit before those who append have to wait.
+    /// Bytes of payload that may wait for a commit; beyond it, appends wait.
     pub queue_bytes: usize,
 }
 
@@ -34,7 +34,7 @@ impl Default for EmbeddedOptions {
 }
 
 impl EmbeddedOptions {
-    /// Whether so many more bytes may be retained.
+    /// Checks whether `length` more bytes may be retained.
     pub(super) fn check_room(&self, purpose: Purpose, retained: u64, length: u64) -> Result<(), LogError> {
         let max = match purpose {
             Purpose::NewEvents => self.max_bytes - self.max_bytes / KEPT_FOR_SETTLING,

@@ -1,5 +1,5 @@
-//! Reads the files of a store as they are, without the storage library and without changing them: everything that has
-//! the right checksum, also behind what has not.
+//! Reads the files of a store without the storage library and without changing them: everything with the right
+//! checksum, also beyond damaged parts.
 
 use std::{
     fs::{self, File},
@@ -22,25 +22,25 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::{journal, versions};
 
-/// What every block of a table begins with.
+/// First bytes of every block of a table.
 const MAGIC: &[u8] = b"LSM\x03";
-/// What is read at once of a file that the disk cannot read as a whole.
+/// Read size for a file that the disk cannot read as a whole.
 const PAGE: usize = 4096;
 
-/// A key with what it has, or `None` if it is removed.
+/// A key with its value; `None` if it is removed.
 pub(super) struct Entry<'a> {
     pub(super) key: &'a [u8],
     pub(super) value: Option<&'a [u8]>,
     pub(super) sequence: u64,
 }
 
-/// A file that is read, and what was wrong with that.
+/// Content of a file, and what was wrong with reading it.
 pub(super) struct Content {
     pub(super) bytes: Vec<u8>,
     pub(super) error: Option<io::Error>,
 }
 
-/// Reads a file. What the disk cannot read of it is zeros.
+/// Reads a file. What the disk cannot read becomes zeros.
 pub(super) fn read(path: &Path) -> io::Result<Content> {
     let error = match fs::read(path) {
         Ok(bytes) => return Ok(Content { bytes, error: None }),
@@ -60,13 +60,13 @@ pub(super) fn read(path: &Path) -> io::Result<Content> {
     })
 }
 
-/// The tables of a keyspace, and what is wrong with its list.
+/// Tables of a keyspace, and what is wrong with its list.
 pub(super) struct Tables {
     pub(super) paths: Vec<(PathBuf, Option<u128>)>,
     pub(super) damage: Option<String>,
 }
 
-/// The tables that the keyspace's list has; if that is damaged, all there are.
+/// Returns the tables in the keyspace's list; if that is damaged, all tables there are.
 pub(super) fn tables(keyspace: &Path) -> io::Result<Tables> {
     let folder = keyspace.join("tables");
     if let Some(listed) = versions::tables(keyspace)? {
@@ -95,7 +95,7 @@ pub(super) fn tables(keyspace: &Path) -> io::Result<Tables> {
     })
 }
 
-/// What is wrong with a table's file, if anything.
+/// Describes the damage of a table's file, if any.
 pub(super) fn damage(path: &Path, content: &Content, checksum: Option<u128>) -> Option<String> {
     let path = path.display();
     if let Some(error) = &content.error {
@@ -105,7 +105,8 @@ pub(super) fn damage(path: &Path, content: &Content, checksum: Option<u128>) -> 
     is_wrong.then(|| format!("{path} is not what was written"))
 }
 
-/// Calls with every entry that is whole from a position in a table on, and where its block begins, until told to stop.
+/// Calls `found` with every intact entry from a position in a table on, and the start of its block, until it
+/// returns false.
 pub(super) fn entries(
     table: &[u8],
     from: usize,
@@ -115,7 +116,7 @@ pub(super) fn entries(
     let mut at = from;
     while at < table.len() {
         let Some((block, end)) = block_at(table, at, is_compressed) else {
-            // The next that looks like one.
+            // Skip to the next possible block.
             let rest = &table[at + 1..];
             match rest.windows(MAGIC.len()).position(|window| window == MAGIC) {
                 Some(next) => at += 1 + next,
@@ -124,7 +125,7 @@ pub(super) fn entries(
             continue;
         };
         if let Some(block) = block {
-            // It has the right checksum; the library may still panic where it expects something else.
+            // The checksum is right; the library may still panic on unexpected content.
             let go_on = catch_unwind(AssertUnwindSafe(|| each(&block, |entry| found(entry, at))));
             if matches!(go_on, Ok(false)) {
                 return;
@@ -134,7 +135,7 @@ pub(super) fn entries(
     }
 }
 
-/// The block here, if it is one of data, and where it ends; `None` if it is damaged.
+/// Returns the block here, if it is a data block, and its end; `None` if it is damaged.
 fn block_at(table: &[u8], at: usize, is_compressed: bool) -> Option<(Option<DataBlock>, usize)> {
     let bytes = &table[at..];
     let header = Header::decode_from(&mut &*bytes).ok()?;
@@ -154,7 +155,7 @@ fn block_at(table: &[u8], at: usize, is_compressed: bool) -> Option<(Option<Data
     Some((Some(DataBlock::new(block)), at + end))
 }
 
-/// Whether to go on.
+/// Returns whether to go on.
 fn each(block: &DataBlock, mut found: impl FnMut(&Entry<'_>) -> bool) -> bool {
     let bytes = block.as_slice();
     let mut key = Vec::new();
@@ -181,7 +182,7 @@ fn each(block: &DataBlock, mut found: impl FnMut(&Entry<'_>) -> bool) -> bool {
     true
 }
 
-/// A journal that is read, and what is wrong with it.
+/// Content of a journal, and what is wrong with it.
 pub(super) struct Journal {
     pub(super) path: PathBuf,
     pub(super) bytes: Vec<u8>,

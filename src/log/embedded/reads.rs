@@ -1,15 +1,14 @@
-//! Reads the storage on threads of its own, in turns, and again where a read fails.
+//! Reads the storage on dedicated threads, in turns, and retries failed reads.
 //!
-//! - **Threads.** Reads block, and so do name lookups and files elsewhere. The runtime's threads for blocking work are
+//! - **Threads.** Reads block, and so do name lookups and files elsewhere. The runtime's blocking threads are
 //!   shared by all of these; the log has [`THREADS`] that nobody else can fill.
-//! - **Turns.** Of one broker at most [`OF_BROKER`] reads wait for a thread or have one, of one namespace at most
-//!   [`OF_NAMESPACE`]. Whoever wants more waits at their broker, then at their namespace. A thousand Triggers that
-//!   catch up are therefore never ahead of another namespace by more than a few reads, and no namespace has all
-//!   threads.
-//! - **Errors of the disk** pass, or somebody repairs them: they are tried again after a pause a few times, and then
-//!   reported as [`ReadError::Unavailable`], never as damage.
+//! - **Turns.** At most [`OF_BROKER`] reads of one broker and [`OF_NAMESPACE`] of one namespace wait for a thread
+//!   or have one. Others wait at their broker, then at their namespace. So a thousand Triggers catching up are
+//!   never ahead of another namespace by more than a few reads, and no namespace has all threads.
+//! - **Disk errors** are transient or get repaired: they are retried a few times after a pause, and then reported
+//!   as [`ReadError::Unavailable`], never as damage.
 //! - **Wrong bytes** are read once more, from the disk: the operating system's cached copy is dropped first. (The
-//!   storage library caches only blocks that had the right checksum.) Only what is wrong twice is damaged.
+//!   storage library caches only blocks with the right checksum.) Only what is wrong twice is damaged.
 
 use std::{
     fs::File,
@@ -35,10 +34,11 @@ const THREADS: usize = 4;
 const OF_BROKER: usize = 2;
 /// Fewer than the threads.
 const OF_NAMESPACE: usize = 3;
-/// Jobs that wait for a thread. The turns keep them below this for as many namespaces as there are brokers.
+/// Maximum jobs that wait for a thread. The turns keep them below this for as many namespaces as there can be
+/// brokers.
 const QUEUE: usize = 4096;
 
-/// Pauses before a read that failed is tried again.
+/// Backoff between attempts of a read.
 const PAUSES: [Duration; 4] = [
     Duration::from_millis(5),
     Duration::from_millis(25),
@@ -46,24 +46,24 @@ const PAUSES: [Duration; 4] = [
     Duration::from_millis(625),
 ];
 
-/// How long one attempt may take, from asking for a turn on. A disk that hangs is one that cannot be read just now.
+/// Timeout of one attempt, from asking for a turn on. A hanging disk counts as unreadable for now.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often failing reads are logged.
+/// Interval between log lines about failing reads.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The threads. They end when this is dropped and their jobs are done.
+/// The reader threads. They end after this is dropped and their jobs are done.
 pub(super) struct Readers {
     jobs: Option<mpsc::SyncSender<Job>>,
     threads: Vec<JoinHandle<()>>,
-    /// Attempts that the disk failed.
+    /// Failed attempts to read the disk.
     errors: AtomicU64,
     told: Mutex<Option<Instant>>,
 }
 
-/// Where a broker's reads wait for their turn.
+/// Turns of a broker's reads.
 pub(super) struct Turns {
     of_broker: Arc<Semaphore>,
     of_namespace: Arc<Semaphore>,
@@ -77,12 +77,12 @@ impl Turns {
         }
     }
 
-    /// What the brokers of a namespace share.
+    /// Turns shared by the brokers of a namespace.
     pub(super) fn of_namespace() -> Arc<Semaphore> {
         Arc::new(Semaphore::new(OF_NAMESPACE))
     }
 
-    /// Waits at the broker first, so that few of each broker wait at the namespace.
+    /// Waits at the broker first, so that few reads of each broker wait at the namespace.
     async fn take(&self) -> Option<[OwnedSemaphorePermit; 2]> {
         let of_broker = self.of_broker.clone().acquire_owned().await.ok()?;
         let of_namespace = self.of_namespace.clone().acquire_owned().await.ok()?;
@@ -90,11 +90,11 @@ impl Turns {
     }
 }
 
-/// Where the bytes of a read come from.
+/// Location of the bytes that a read needs.
 #[derive(Clone)]
 pub(super) struct Origin {
     pub(super) keyspace: Keyspace,
-    /// The offsets that are read; `None` for all that the keyspace has.
+    /// Range of offsets to read; `None` for the whole keyspace.
     pub(super) offsets: Option<(u64, u64)>,
 }
 
@@ -122,12 +122,12 @@ impl Readers {
         })
     }
 
-    /// How many attempts to read the disk failed.
+    /// Number of failed attempts to read the disk.
     pub(super) fn errors(&self) -> u64 {
         self.errors.load(Relaxed)
     }
 
-    /// Reads, and again where that fails. A [`ReadError::Missing`] that `is_trimmed` explains is returned at once.
+    /// Reads, with retries. A [`ReadError::Missing`] that `is_trimmed` explains is returned at once.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         turns: Option<&Turns>,
@@ -180,12 +180,12 @@ impl Readers {
             };
             let (reply, answer) = oneshot::channel();
             let job = Box::new(move || {
-                // Kept until the thread is free again, also when nobody waits for the answer any more.
+                // Held until the thread is free again, even if nobody waits for the answer any more.
                 let _permits = permits;
                 if reply.is_closed() {
                     return;
                 }
-                // A damaged file can make the library panic where it expects what it wrote itself.
+                // The library can panic on a damaged file.
                 let read = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
                     Err(ReadError::Damaged(
                         "the storage library panicked while it read its files".into(),
@@ -226,14 +226,14 @@ impl Drop for Readers {
     fn drop(&mut self) {
         self.jobs = None;
         for thread in self.threads.drain(..) {
-            // Its jobs catch their panics.
+            // Jobs catch their panics.
             let _ = thread.join();
         }
     }
 }
 
-/// Makes the next read of the tables go to the disk, and tells if the disk cannot be read. That looks like damage
-/// elsewhere: a read that fails half-way returns what it got so far, as at the end of a file that was cut off.
+/// Makes the next read of the tables go to the disk, and reports a disk that cannot be read. Such a disk otherwise
+/// looks like damage: a read that fails half-way returns what it got so far, as at the end of a truncated file.
 fn forget_cached(origin: &Origin) -> Result<(), ReadError> {
     let keys = origin
         .offsets
@@ -253,11 +253,11 @@ fn forget_cached(origin: &Origin) -> Result<(), ReadError> {
 fn read_through(path: &Path) -> std::io::Result<()> {
     let file = match File::open(path) {
         Ok(file) => file,
-        // What is gone is for the next read to tell.
+        // Left for the next read to report.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     };
-    // Advice: where it is not taken, the second read is of the same bytes.
+    // Only advice: if it is ignored, the second read gets the same bytes.
     let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     let mut buffer = vec![0; 64 * 1024];
     let mut at = 0;
@@ -301,8 +301,8 @@ mod tests {
         }
     }
 
-    /// What comes of a read whose first attempts end so; how many attempts there were, and how many of them count as
-    /// errors of the disk.
+    /// Result of a read whose first attempts end in these outcomes, with the number of attempts and of those that
+    /// count as disk errors.
     async fn read(outcomes: &'static [&'static str]) -> (Result<u32, ReadError>, u32, u64) {
         let directory = tempfile::tempdir().unwrap();
         let log = open(&directory);
@@ -370,8 +370,8 @@ mod tests {
         assert!(matches!(read, Err(ReadError::Missing(3))));
     }
 
-    /// A log whose records are in a table that is cut off. Opening it looked at the first and the last record only. Gives
-    /// the table and what it had in it.
+    /// A log whose records are in a truncated table. Opening it looked at the first and the last record only.
+    /// Returns the table and its original content.
     async fn cut_off(directory: &tempfile::TempDir) -> (EmbeddedLog, PathBuf, Vec<u8>) {
         let log = open(directory);
         let mut random = fastrand::Rng::with_seed(1);
@@ -410,12 +410,12 @@ mod tests {
         assert!(matches!(error, LogError::Damaged { .. }), "{error}");
     }
 
-    /// A read that the disk ends half-way looks as if the file were cut off.
+    /// A read that the disk ends half-way looks like a truncated file.
     #[tokio::test]
     async fn a_disk_that_reads_in_part_is_no_damage_and_heals() {
         let directory = tempfile::tempdir().unwrap();
         let (log, table, whole) = cut_off(&directory).await;
-        // A folder cannot be read as a file: an error of the system, whoever runs the test.
+        // A folder cannot be read as a file: a system error, whichever user runs the test.
         let aside = table.with_extension("aside");
         std::fs::rename(&table, &aside).unwrap();
         std::fs::create_dir(&table).unwrap();
@@ -438,7 +438,7 @@ mod tests {
         assert_eq!(log.bounds("n/b").first, Offset(150));
     }
 
-    /// Many readers of many brokers of one namespace wait for a disk that hangs, and another namespace reads.
+    /// Many readers of many brokers of one namespace wait for a hanging disk, and another namespace reads.
     #[tokio::test]
     async fn a_namespace_never_has_all_threads() {
         let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What the committer is asked for.
+//! Requests to the committer.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::broker::Broker;
 use crate::log::{LogError, Offset};
 
-/// Where the answer to a request goes.
+/// Channel for the answer to a request.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, LogError>>;
 
-/// What the committer is asked for.
+/// A request to the committer.
 pub(super) enum Request {
     Append {
         purpose: Purpose,
@@ -19,16 +19,16 @@ pub(super) enum Request {
         payloads: Vec<Bytes>,
         accepted_millis: i64,
         reply: Reply<Offset>,
-        /// Bounds the bytes that wait; given back when the request is done.
+        /// Bounds the waiting bytes; released when the request is done.
         permit: OwnedSemaphorePermit,
     },
-    /// Cursors wait to be saved.
+    /// Cursors are waiting to be saved.
     Saves,
     Trim {
         broker: Arc<Broker>,
-        /// At most the end of what is durable.
+        /// At most the durable end of the log.
         before: Offset,
-        /// The payloads' bytes below it.
+        /// Payload bytes below it.
         bytes_before: u64,
         reply: Reply<()>,
     },
@@ -37,11 +37,11 @@ pub(super) enum Request {
     },
 }
 
-/// What records are appended for.
+/// Purpose of an append.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Events that come in: the first to be refused.
+    /// New events: the first to be rejected.
     NewEvents,
-    /// What is needed to settle events, and so to make room.
+    /// Records that settle events, and so make room.
     Settling,
 }

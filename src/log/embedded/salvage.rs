@@ -1,9 +1,8 @@
-//! Writes a new log with everything that can be read of a damaged one, which stays as it is.
+//! Writes everything readable of a damaged log to a new one. The damaged log stays as it is.
 //!
-//! Records keep their offsets, so that cursors point at what they pointed at. Where records are lost, empty ones take
-//! their places: a reader tells each of them as a record that is no event. What is lost before the first record of a
-//! broker is trimmed, and what is lost behind the last one is not replaced: a Trigger that was beyond goes back to the
-//! end, and says so.
+//! Records keep their offsets, so that cursors stay valid. Empty records replace the lost ones: a reader reports
+//! each as a record that is not an event. Records lost before the first one of a broker count as trimmed, and
+//! those lost after the last one are not replaced: a Trigger beyond the end is clamped to it, and reports that.
 
 use std::{fs, path::Path};
 
@@ -19,17 +18,17 @@ use super::{
 };
 use crate::log::LogError;
 
-/// Where the new log is made, beside where it goes.
+/// Name of the new log while it is being written, beside its target.
 const IN_CREATION: &str = "salvage.incomplete";
-/// How much is written at once, and into one table.
+/// Bytes written at once, and into one table.
 const BATCH_BYTES: u64 = MIB;
 const TABLE_BYTES: u64 = 4 * MIB;
 
-/// Writes what can be read of the log in `directory`, which no router may have open, to a new one in `target`, which
-/// must not exist. Returns what there was and what is lost. Blocks.
+/// Writes everything readable of the log in `directory`, which no router may have open, to a new one in `target`,
+/// which must not exist. Returns a report of what there was and what is lost. Blocks.
 ///
 /// # Errors
-/// [`LogError::Open`] when the one cannot be read or the other not be written.
+/// [`LogError::Open`] if the old log cannot be read or the new one not be written.
 pub fn salvage(directory: impl AsRef<Path>, target: impl AsRef<Path>) -> Result<Report, LogError> {
     let target = target.as_ref();
     let cannot = |detail: String| LogError::Open {
@@ -53,7 +52,7 @@ pub fn salvage(directory: impl AsRef<Path>, target: impl AsRef<Path>) -> Result<
         acknowledged.sync()
     });
     noted.map_err(|e| cannot(e.to_string()))?;
-    // What a router would refuse is found now.
+    // Detects now what a router would reject.
     drop(EmbeddedLog::open(&aside, EmbeddedOptions::default())?);
     fs::rename(&aside, target).map_err(|e| cannot(e.to_string()))?;
     Ok(survey.report)
@@ -92,10 +91,10 @@ struct Writer<'a> {
     batch: fjall::OwnedWriteBatch,
     batched: u64,
     in_memory: u64,
-    /// Of the next record.
+    /// Value for the next record.
     bytes_before: Option<u64>,
     accepted_millis: i64,
-    /// The first record, and the payloads' bytes below it.
+    /// First record, and the payload bytes below it.
     first: Option<(u64, u64)>,
     next: u64,
 }
@@ -115,7 +114,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes a broker's records; gives its entry, and where it ends.
+    /// Writes a broker's records; returns its entry and its end.
     fn write(
         mut self,
         survey: &Survey,
@@ -127,7 +126,7 @@ impl<'a> Writer<'a> {
         self.accepted_millis = was.last_accepted_millis;
         for (offsets, place) in &found.pieces {
             match place {
-                // Before the first record there is nothing to keep a place for.
+                // Before the first record there is no place to keep.
                 None if self.first.is_none() => {}
                 None => {
                     for offset in offsets.clone() {
@@ -173,13 +172,13 @@ impl<'a> Writer<'a> {
         Ok((registered, self.next.max(registered.first)))
     }
 
-    /// A record, or an empty one in the place of one that is lost.
+    /// Writes a record, or an empty one in place of a lost one.
     fn record(&mut self, offset: u64, header: Option<Header>, payload: &[u8]) -> Result<(), String> {
         let before = match (self.bytes_before, header) {
             (Some(before), _) => before,
             (None, header) => header.map_or(0, |header| header.bytes_before),
         };
-        // Never decreasing, so that a time can be searched for.
+        // Never decreasing, so that it can be searched by time.
         let accepted = header.map_or(self.accepted_millis, |header| header.accepted_millis);
         self.accepted_millis = accepted.max(self.accepted_millis);
         self.first.get_or_insert((offset, before));

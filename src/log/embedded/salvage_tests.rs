@@ -1,4 +1,4 @@
-//! A log with damage anywhere is checked and salvaged: what is said is what is so, and what is whole is kept.
+//! Checks and salvages logs with damage anywhere: the report is right, and what is intact is kept.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use crate::log::conformance::{ALL, ByKey as _, at, payloads};
 const BROKERS: [&str; 2] = ["n/a", "n/b"];
 const RECORDS: u64 = 12;
 
-/// A log with tables and a journal, and cursors. Of the first broker the head is trimmed.
+/// A log with tables, a journal and cursors. The first broker's head is trimmed.
 async fn log(directory: &Path) {
     let log = open(directory).unwrap();
     for part in 0..3 {
@@ -45,8 +45,8 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
-/// What a router finds in a log: the records of each broker that are not empty, by offset, and the cursors. Nothing if
-/// it does not open or read it.
+/// Content of a log as a router reads it: the non-empty records of each broker, by offset, and the cursors. `None`
+/// if it cannot be opened or read.
 async fn what_a_router_finds(directory: &Path) -> Option<(BTreeMap<(String, u64), Bytes>, usize)> {
     let log = open(directory).ok()?;
     let mut records = BTreeMap::new();
@@ -74,7 +74,7 @@ fn all_records() -> BTreeMap<(String, u64), Bytes> {
     of(BROKERS[0], 2).chain(of(BROKERS[1], 0)).collect()
 }
 
-/// Checks and salvages; gives how many records are lost.
+/// Checks and salvages; returns the number of lost records.
 async fn check_and_salvage(directory: &Path, what: &str) -> u64 {
     let before = files(directory);
     let report = check(directory).unwrap();
@@ -86,20 +86,20 @@ async fn check_and_salvage(directory: &Path, what: &str) -> u64 {
 
     let (found, _) = what_a_router_finds(&out).await.unwrap();
     let all = all_records();
-    // What was trimmed may come back, where the commit is lost that trimmed it.
+    // Trimmed records may come back, if the commit that trimmed them is lost.
     for ((_, offset), payload) in &found {
         assert_eq!(*payload, format!("record {offset}"), "{what}");
     }
     let missing = all.keys().filter(|place| !found.contains_key(*place)).count() as u64;
     assert_eq!(report.lost_records(), missing, "{what}: {report}");
-    // The new log goes on, and says that it is whole.
+    // The new log goes on, and reports that it is intact.
     let checked = check(&out).unwrap();
     assert!(checked.is_whole(), "{what}: {checked}");
     let log = open(&out).unwrap();
     log.append(BROKERS[1], payloads(&["more"]), at(0)).await.unwrap();
     log.close().await.unwrap();
 
-    // Where all is said to be whole, a router reads all of it. It may still change what it opens.
+    // If everything is reported intact, a router reads all of it. It may still change what it opens.
     let found = what_a_router_finds(directory).await;
     if report.is_whole() {
         let (found, cursors) =
@@ -138,8 +138,8 @@ async fn a_log_that_is_open_is_left_alone() {
     assert!(matches!(nothing, LogError::Open { .. }), "{nothing}");
 }
 
-/// Flips some bits of each of these files, each in a copy of its own; gives how many there were and how many records
-/// each of them lost.
+/// Flips some bits of each of these files, each in a copy of its own; returns the number of lost records of each
+/// flip.
 async fn flip(directory: &Path, files: &BTreeMap<PathBuf, Vec<u8>>) -> Vec<u64> {
     let mut lost = Vec::new();
     for (file, bytes) in files {
@@ -172,7 +172,7 @@ async fn flipped_bits_are_named_and_the_rest_is_kept() {
     let files = files(&directory.path().join("store"));
     let lost = flip(directory.path(), &files).await;
     eprintln!("records that each flip lost: {lost:?}");
-    // What is in tables is in the journal too.
+    // Records in tables are in the journal, too.
     assert!(lost.len() > 40 && lost.iter().all(|lost| *lost <= 4), "{lost:?}");
 }
 

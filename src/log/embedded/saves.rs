@@ -1,8 +1,8 @@
-//! The cursors that wait to be saved. They have a place of their own beside the queue of the appends, so that any
-//! number of Triggers that save does not keep an append waiting.
+//! Cursors waiting to be saved. They wait beside the queue of the appends, so that no number of saving Triggers
+//! delays an append.
 //!
-//! Of each key only the newest value waits. What is saved by one call is saved by one commit: keys that were ever in
-//! one call stay together for as long as they wait.
+//! Only the newest value of each key waits. One call's changes are saved by one commit: keys that were ever in one
+//! call stay together while they wait.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,13 +17,13 @@ use bytes::Bytes;
 
 use super::{lock::lock, request::Reply};
 
-/// A change under the key in the storage.
+/// A change, with the key in the storage.
 type Change = (String, Option<Bytes>);
 
 #[derive(Default)]
 pub(super) struct Saves {
     waiting: Mutex<Waiting>,
-    /// Whether the committer was told that there are some.
+    /// Whether the committer has been notified.
     announced: AtomicBool,
 }
 
@@ -35,7 +35,7 @@ struct Waiting {
     next: u64,
 }
 
-/// What is saved together, and who waits for that.
+/// Changes saved together, and the callers waiting for them.
 pub(super) struct Group {
     pub(super) changes: BTreeMap<String, Option<Bytes>>,
     pub(super) replies: Vec<Reply<()>>,
@@ -43,18 +43,18 @@ pub(super) struct Group {
 }
 
 impl Saves {
-    /// Adds what one call saves. Whether the committer is to be told.
+    /// Adds the changes of one call. Returns whether the committer has to be notified.
     pub(super) fn add(&self, changes: Vec<Change>, reply: Reply<()>) -> bool {
         self.lock().add(changes, reply);
         !self.announced.swap(true, AcqRel)
     }
 
-    /// The committer was told, and is about to look.
+    /// Resets the notification: the committer is about to look.
     pub(super) fn heard(&self) {
         self.announced.store(false, std::sync::atomic::Ordering::Release);
     }
 
-    /// The group that waits the longest.
+    /// Takes the group that has waited longest.
     pub(super) fn take(&self) -> Option<Group> {
         let mut waiting = self.lock();
         let (_, group) = waiting.groups.pop_first()?;
@@ -64,7 +64,7 @@ impl Saves {
         Some(group)
     }
 
-    /// Since when the oldest waits.
+    /// Time since which the oldest group waits.
     pub(super) fn since(&self) -> Option<Instant> {
         let waiting = self.lock();
         waiting.groups.first_key_value().map(|(_, group)| group.since)
@@ -104,7 +104,7 @@ impl Waiting {
             self.group_of.insert(key.clone(), id);
             group.changes.insert(key, value);
         }
-        // Whoever does not wait any more needs no answer.
+        // Callers that have stopped waiting need no answer.
         group.replies.retain(|reply| !reply.is_closed());
         group.replies.push(reply);
         self.groups.insert(id, group);
@@ -165,8 +165,8 @@ mod tests {
     }
 
     proptest! {
-        /// However saves and takes alternate: what is taken is in the end the newest of each key, and what one call
-        /// saved is never apart.
+        /// However saves and takes interleave: in the end the newest value of each key is taken, and one call's
+        /// changes are never split.
         #[test]
         fn what_is_saved_together_is_taken_together(
             calls in prop::collection::vec((prop::collection::btree_set(0_u8..6, 1..4), any::<bool>()), 1..40),
@@ -175,7 +175,7 @@ mod tests {
             let (mut stored, mut expected) = (BTreeMap::new(), BTreeMap::new());
             let mut answers = Vec::new();
             let check = |stored: &BTreeMap<u8, u8>, calls: &[(std::collections::BTreeSet<u8>, bool)]| {
-                // A key of a call that is stored at least as new as the call means that all its keys are.
+                // If a key of a call is stored at least as new as the call, all its keys are.
                 for (number, (keys, _)) in calls.iter().enumerate() {
                     let newer = |key: &u8| stored.get(key).is_some_and(|value| usize::from(*value) >= number);
                     prop_assert!(keys.iter().all(newer) || !keys.iter().any(newer), "call {}: {:?}", number, stored);

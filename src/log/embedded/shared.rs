@@ -1,4 +1,4 @@
-//! What the committer, the keeper and the readers share.
+//! State shared by the committer, the keeper and the readers.
 
 use std::{
     io,
@@ -20,21 +20,21 @@ use super::{
 };
 use crate::log::LogError;
 
-/// Finds out how much of a volume is free.
+/// Returns the free bytes of a volume.
 pub(super) type FreeSpace = Box<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
 
-/// What the committer and the readers share.
+/// State shared by the committer and the readers.
 pub(super) struct Shared {
     pub(super) directory: PathBuf,
     pub(super) options: EmbeddedOptions,
-    /// How many bytes may be retained: as many as the options say, or fewer where the volume is smaller.
+    /// Bytes that may be retained: the configured maximum, or less on a smaller volume.
     pub(super) capacity: u64,
     pub(super) store: Store,
     pub(super) brokers: Brokers,
     pub(super) tail: Mutex<Tail>,
     pub(super) failure: watch::Sender<Option<LogError>>,
     pub(super) fsyncs: AtomicU64,
-    /// The payloads' bytes that all brokers retain, as of the last commit.
+    /// Retained payload bytes of all brokers, as of the last commit.
     pub(super) retained: AtomicU64,
     pub(super) saves: Saves,
     pub(super) free_space: FreeSpace,
@@ -59,7 +59,7 @@ impl Shared {
             .map(|failure| failure.clone())
         {
             Ok(Some(failure)) => failure,
-            // Cannot be: the sender lives as long as `self`.
+            // Unreachable: the sender lives as long as `self`.
             Ok(None) | Err(_) => LogError::Failed("it is closed".into()),
         }
     }

@@ -1,19 +1,20 @@
-//! The storage library (fjall), as the log uses it: how it is opened and set up, what is read from it, and how
-//! trimmed records are dropped. Everything here blocks.
+//! The storage library (fjall) as the log uses it: opening, setting up, reading, and dropping trimmed records.
+//! Everything here blocks.
 //!
-//! What was found in its sources and is relied on:
-//! - A write that fails poisons the database, and what it left in the journal is cut off by the next opening. It
-//!   cannot go on after ENOSPC, so a full disk has to be refused before it sees one ([`super::committer`]).
-//! - The values of a commit are checksummed in the journal, and blocks of tables with their headers too, and all
-//!   of that is verified when read. The replay of a journal however stops silently at an entry that it cannot
+//! Facts found in its sources that this relies on:
+//! - A failed write poisons the database, and what it left in the journal is cut off by the next opening. The
+//!   database cannot recover from ENOSPC, so a full disk has to be rejected before it sees one
+//!   ([`super::committer`]).
+//! - The values of a commit are checksummed in the journal, and blocks of tables including their headers, and all
+//!   of that is verified on reading. Replaying a journal, however, stops silently at an entry that it cannot
 //!   parse: see [`super::acknowledged`] and [`Store::check`].
 //! - The list of a keyspace's tables has a checksum that is not verified: see [`super::versions`].
 //! - On opening, a journal entry is replayed only if its sequence number is above the highest one in the
 //!   keyspace's tables, and a journal is deleted only when all of its keyspaces have tables above it. Dropping
-//!   *all* the tables of a keyspace would therefore bring records back and pin journals for good, so the newest
-//!   table always stays ([`reclaim`]).
+//!   *all* tables of a keyspace would therefore bring records back and pin journals for good, so the newest table
+//!   always stays ([`reclaim`]).
 //! - Journals and tables are compressed with an algorithm whose output may change between versions; a journal's
-//!   checksum is of the output recomputed. Journals are therefore not compressed.
+//!   checksum covers the recomputed output. Journals are therefore not compressed.
 
 use std::{
     fs, io,
@@ -39,11 +40,11 @@ use crate::log::{LogError, ReadLimit, Record};
 pub(super) const FOLDER: &str = "store";
 const FOLDER_IN_CREATION: &str = "store.new";
 
-/// Block cache: only readers that have fallen behind use it, and they read ahead.
+/// Block cache: only lagging readers use it, and they read ahead.
 const BLOCK_CACHE: u64 = 2 * MIB;
 const CACHED_FILES: usize = 64;
-/// When a keyspace has so many tables, and they hold this little on average, in bytes, they are merged: every table
-/// takes memory as well.
+/// Number of tables at which a keyspace's tables are merged, and the average size below which they are, in bytes:
+/// every table takes memory as well.
 const MERGE_TABLES: usize = 24;
 const SMALL_TABLE: u64 = MIB / 4;
 const MERGED_TABLE: u64 = 4 * MIB;
@@ -56,7 +57,7 @@ pub(super) struct Store {
     pub(super) cursors: Keyspace,
 }
 
-/// What an opened store says of a broker.
+/// State of a broker in an opened store.
 pub(super) struct StoredBroker {
     pub(super) name: String,
     pub(super) events: Keyspace,
@@ -67,21 +68,21 @@ pub(super) struct StoredBroker {
 }
 
 impl StoredBroker {
-    /// What the retained payloads take.
+    /// Bytes of the retained payloads.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes_before_next
             .saturating_sub(self.registered.bytes_before_first)
     }
 }
 
-/// Why records could not be read.
+/// Reasons why records could not be read.
 #[derive(Debug)]
 pub(super) enum ReadError {
-    /// A record is not there: it was trimmed just now, or the store is damaged.
+    /// A record is missing: it was trimmed just now, or the store is damaged.
     Missing(u64),
-    /// The storage library refuses, or returned what cannot be.
+    /// The storage library rejects the data, or returned an impossible result.
     Damaged(String),
-    /// The disk gave an error, or no answer. It says nothing of what is stored.
+    /// The disk returned an error or did not answer. This says nothing about what is stored.
     Unavailable(String),
 }
 
@@ -93,8 +94,8 @@ impl ReadError {
         }
     }
 
-    /// An error that the system reports is the disk's, but for a file that is gone. Others are the library's: the file
-    /// is too short, or what it holds is wrong.
+    /// Classifies an I/O error: one reported by the system is the disk's, except for a missing file. Others are
+    /// the library's: the file is too short, or its content is wrong.
     pub(super) fn of_io(error: &io::Error) -> Self {
         if error.raw_os_error().is_some() && error.kind() != io::ErrorKind::NotFound {
             Self::Unavailable(error.to_string())
@@ -122,7 +123,7 @@ impl Store {
             Self::create(directory, &folder)?;
         }
         check_lists(directory, &folder)?;
-        // A damaged file can make the library panic where it expects what it wrote itself.
+        // The library can panic on a damaged file.
         catch_unwind(|| Self::open_folder(directory, &folder)).unwrap_or_else(|_| {
             Err(damaged(
                 directory,
@@ -131,7 +132,8 @@ impl Store {
         })
     }
 
-    /// Creates the store aside and renames it, because the library cannot open what a crash has left half made.
+    /// Creates the store under another name and renames it, because the library cannot open one that a crash left
+    /// half made.
     fn create(directory: &Path, folder: &Path) -> Result<(), LogError> {
         let aside = directory.join(FOLDER_IN_CREATION);
         let created = || -> Result<(), fjall::Error> {
@@ -142,7 +144,7 @@ impl Store {
             let meta = database.keyspace("meta", small_keyspace)?;
             database.keyspace("cursors", small_keyspace)?;
             meta.insert(FORMAT_KEY, FORMAT.to_be_bytes())?;
-            // Into a table: a journal that is damaged later on must not make the store look like no store.
+            // Into a table: a journal that is damaged later must not make the store look like no store.
             meta.rotate_memtable_and_wait()?;
             database.persist(PersistMode::SyncAll)?;
             drop((meta, database));
@@ -193,7 +195,7 @@ impl Store {
         })
     }
 
-    /// Every registered broker, checked.
+    /// Returns every registered broker, checked.
     pub(super) fn brokers(&self) -> Result<Vec<StoredBroker>, LogError> {
         catch_unwind(AssertUnwindSafe(|| {
             self.meta
@@ -211,8 +213,8 @@ impl Store {
         .unwrap_or_else(|_| Err(self.damaged("the storage library panicked while it read its files")))
     }
 
-    /// Finds where a broker's records end, and that none is missing between the first retained one and there, as
-    /// far as that can be seen without reading them: by the ends and the number of stored records.
+    /// Finds the end of a broker's records and checks that none is missing after the first retained one, as far as
+    /// possible without reading them: by both ends and the number of stored records.
     fn check(&self, name: &str, registered: Registered) -> Result<StoredBroker, LogError> {
         let keyspace = layout::events_keyspace(registered.id);
         if !self.database.keyspace_exists(&keyspace) {
@@ -257,28 +259,28 @@ impl Store {
         Ok(found)
     }
 
-    /// A broker's keyspace, made durably if it does not exist.
+    /// Opens a broker's keyspace; creates it durably if it does not exist.
     pub(super) fn create_events(&self, id: u32) -> fjall::Result<Keyspace> {
         self.database
             .keyspace(&layout::events_keyspace(id), events_keyspace)
     }
 
     pub(super) fn batch(&self) -> fjall::OwnedWriteBatch {
-        // Written through to the operating system by the commit; the fsync is a step of its own.
+        // The commit hands its data to the operating system; the fsync is a separate step.
         self.database.batch().durability(Some(PersistMode::Buffer))
     }
 
-    /// Makes everything that was committed durable.
+    /// Makes everything committed durable.
     ///
-    /// The library's thread syncs the journal too, and the kernel tells an error of it once: if the thread was told,
-    /// this sync succeeds. So it is asked afterwards whether the thread still works. That is no proof: the library
-    /// marks the failure only after it has let go of the journal and written a log line.
+    /// The library's thread syncs the journal, too, and the kernel reports an error only once: if the thread got
+    /// it, this sync succeeds. So the thread's health is checked afterwards. That is no proof: the library marks
+    /// the failure only after it has released the journal and written a log line.
     pub(super) fn sync(&self) -> fjall::Result<()> {
         self.database.persist(PersistMode::SyncAll)?;
         self.is_alive()
     }
 
-    /// Whether the library still works: an error of its background thread shows here.
+    /// Fails if the library's background thread has failed.
     pub(super) fn is_alive(&self) -> fjall::Result<()> {
         self.database.persist(PersistMode::Buffer)
     }
@@ -296,12 +298,12 @@ impl Store {
         self.database.journal_count()
     }
 
-    /// The keyspaces that are no broker's.
+    /// Keyspaces that do not belong to a broker.
     pub(super) fn others(&self) -> impl Iterator<Item = &Keyspace> {
         [&self.meta, &self.cursors].into_iter()
     }
 
-    /// Records from `from` up to, not including, `to`, within the limit.
+    /// Reads records from `from` up to, not including, `to`, within the limit.
     pub(super) fn read(
         &self,
         events: &Keyspace,
@@ -333,7 +335,7 @@ impl Store {
         }
     }
 
-    /// One record's header.
+    /// Reads one record's header.
     pub(super) fn header(&self, events: &Keyspace, offset: u64) -> Result<Header, ReadError> {
         fail_points::pass("log-read").map_err(|e| ReadError::of_io(&e))?;
         let value = events.get(offset.to_be_bytes()).map_err(|e| ReadError::of(&e))?;
@@ -375,10 +377,10 @@ impl Store {
     }
 }
 
-/// Deletes the tables that lie wholly below `first`, except the newest one. No tombstones are written:
-/// records of one broker are written in order of their offsets, so tables never overlap.
+/// Deletes the tables that lie entirely below `first`, except the newest one. It writes no tombstones: records of
+/// a broker are written in offset order, so tables never overlap.
 ///
-/// The caller has made `first` durable, otherwise a crash could leave a log whose head is missing.
+/// The caller has made `first` durable; otherwise a crash could leave a log without its head.
 pub(super) fn reclaim(events: &Keyspace, first: u64) -> fjall::Result<bool> {
     let version = events.tree.current_version();
     let Some(newest) = version
@@ -399,8 +401,8 @@ pub(super) fn reclaim(events: &Keyspace, first: u64) -> fjall::Result<bool> {
     events.tree.drop_range(..below)?;
     fail_points::pass("log-after-drop")?;
     drop(version);
-    // The library keeps superseded versions, and with them the dropped tables' files, for snapshots of the
-    // past. There are none here: every read is of the latest version, and holds on to it while it runs.
+    // The library keeps superseded versions, and with them the dropped tables' files, for snapshots of the past.
+    // There are none here: every read is of the latest version, and pins it while it runs.
     events
         .tree
         .get_version_history_lock()
@@ -408,27 +410,27 @@ pub(super) fn reclaim(events: &Keyspace, first: u64) -> fjall::Result<bool> {
     Ok(true)
 }
 
-/// Merges a keyspace's tables when they are many and small. All are merged at once, and meanwhile the library writes no
-/// table of any keyspace: how small they are is told by the `retained` bytes in them, uncompressed, which are what the
-/// merge takes time for.
+/// Merges a keyspace's tables when they are many and small. All are merged at once, and meanwhile the library
+/// writes no table of any keyspace. So their size is judged by the uncompressed `retained` bytes in them, which
+/// determine how long the merge takes.
 pub(super) fn merge_small_tables(keyspace: &Keyspace, retained: u64) -> fjall::Result<()> {
     let tables = keyspace.table_count();
     if tables < MERGE_TABLES || retained > tables as u64 * SMALL_TABLE {
         return Ok(());
     }
-    // With 0 as the oldest snapshot nothing is left out, so the highest sequence number stays what it was.
+    // With 0 as the oldest snapshot nothing is dropped, so the highest sequence number stays the same.
     keyspace.tree.major_compact(MERGED_TABLE, 0)?;
     forget_past(keyspace)
 }
 
 /// The library keeps superseded versions, and with them the files of dropped tables, for snapshots of the past.
-/// There are none here: every read is of the latest version, and holds on to it while it runs.
+/// There are none here: every read is of the latest version, and pins it while it runs.
 fn forget_past(keyspace: &Keyspace) -> fjall::Result<()> {
     let mut versions = keyspace.tree.get_version_history_lock();
     Ok(versions.maintenance(keyspace.path(), fjall::SeqNo::MAX)?)
 }
 
-/// Opens the database, without a commit that never reached the disk as a whole.
+/// Opens the database, without a commit that never reached the disk completely.
 fn open_database(directory: &Path, folder: &Path) -> Result<Database, LogError> {
     let mut opened = builder(folder).open();
     if let Err(fjall::Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch)) = opened
@@ -460,7 +462,7 @@ fn small_keyspace() -> KeyspaceCreateOptions {
         .filter_block_pinning_policy(PinningPolicy::all(false))
 }
 
-/// Records are read in long ranges and hardly ever one by one: large blocks, no filters, nothing pinned.
+/// Records are read in long ranges and rarely one by one: large blocks, no filters, nothing pinned.
 fn events_keyspace() -> KeyspaceCreateOptions {
     small_keyspace()
         .data_block_size_policy(BlockSizePolicy::all(16 * 1024))

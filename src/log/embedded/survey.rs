@@ -1,8 +1,9 @@
-//! Reads everything of a log that no router has open, and tells what is whole and what is lost. Nothing is changed.
+//! Reads everything in a log that no router has open, and reports what is intact and what is lost. Changes
+//! nothing.
 //!
-//! For each broker the offsets between the first retained one and the last that is found are counted: those that are in
-//! no table and in no journal are lost. What is missing behind the last one nobody can tell by broker, but by how many
-//! records were acknowledged in all.
+//! For each broker it counts the offsets between the first retained record and the last one found: those in no
+//! table and no journal are lost. Records missing beyond the last one cannot be attributed to a broker; they show
+//! only in the total of acknowledged records.
 
 use std::{
     collections::BTreeMap,
@@ -20,40 +21,40 @@ use super::{
 };
 use crate::log::LogError;
 
-/// The keyspace in which the storage library keeps the others' names, and what their entries begin with.
+/// Keyspace with the names of the others, and the prefix of its entries.
 const NAMES: u64 = 0;
 const NAME: u8 = b'n';
 /// The storage library's mark of a store.
 const MARK: &[u8] = b"FJL\x03";
-/// Where the records of a broker go whose name is lost.
+/// Broker for the records of brokers whose names are lost.
 const NAMELESS: &str = "weir-salvage";
 
-/// What there is of a log.
+/// Report about a log.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// By name. A broker's dead letters are a log like any other.
     pub brokers: Vec<BrokerReport>,
-    /// How many cursors there are: of Triggers, and of dead letters that were redriven or dropped.
+    /// Number of cursors: of Triggers, and of redriven or dropped dead letters.
     pub cursors: usize,
-    /// How many records are missing behind the last ones that were found.
+    /// Number of records missing beyond the last ones found.
     pub missing_at_the_ends: u64,
-    /// What is wrong with which file, whether or not anything is lost by it.
+    /// Damage by file, whether or not it lost anything.
     pub damage: Vec<String>,
 }
 
-/// What there is of a broker's log.
+/// Report about a broker's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerReport {
     /// `namespace/name`.
     pub name: String,
-    /// The offsets from the first retained record to the one behind the last that was found.
+    /// Offsets from the first retained record to the last one found; the end is exclusive.
     pub offsets: Range<u64>,
-    /// Those of them that are lost.
+    /// Lost ranges of them.
     pub lost: Vec<Range<u64>>,
 }
 
 impl BrokerReport {
-    /// How many records are lost.
+    /// Number of lost records.
     #[must_use]
     pub fn lost_records(&self) -> u64 {
         self.lost.iter().map(|lost| lost.end - lost.start).sum()
@@ -67,7 +68,7 @@ impl Report {
         self.damage.is_empty() && self.lost_records() == 0
     }
 
-    /// How many records are lost.
+    /// Number of lost records.
     #[must_use]
     pub fn lost_records(&self) -> u64 {
         let of_brokers = self.brokers.iter().map(BrokerReport::lost_records);
@@ -124,12 +125,12 @@ fn shown(offsets: &Range<u64>) -> String {
 /// Checks the log in `directory`, which no router may have open. Reads all of it and changes nothing. Blocks.
 ///
 /// # Errors
-/// [`LogError::Open`] when it cannot be looked at: it is not there, or in use.
+/// [`LogError::Open`] if it cannot be examined: it does not exist, or is in use.
 pub fn check(directory: impl AsRef<Path>) -> Result<Report, LogError> {
     Ok(Survey::of(directory.as_ref())?.report)
 }
 
-/// What was found, and where.
+/// Content of a log, and its location.
 pub(super) struct Survey {
     pub(super) report: Report,
     /// In the order of the report.
@@ -142,22 +143,22 @@ pub(super) struct Survey {
 /// A broker's records.
 pub(super) struct SurveyedBroker {
     pub(super) registered: Registered,
-    /// One after the other from the first offset on; those without a place are lost.
+    /// Consecutive ranges from the first offset on; those without a place are lost.
     pub(super) pieces: Vec<(Range<u64>, Option<Place>)>,
-    /// The places in the journals, by offset.
+    /// Places in the journals, by offset.
     pub(super) in_journals: BTreeMap<u64, (usize, Range<usize>)>,
 }
 
-/// Where records are that follow each other.
+/// Location of consecutive records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// In a table, from a block on.
+    /// In a table, starting at this block.
     Table(PathBuf, usize),
     /// In the journals.
     Journals,
 }
 
-/// The newest value of each key.
+/// Newest value of each key.
 type Newest = BTreeMap<Vec<u8>, (u64, Option<Vec<u8>>)>;
 
 impl Survey {
@@ -252,8 +253,8 @@ impl Survey {
         self.report.damage.push(damage);
     }
 
-    /// The names of the keyspaces by the numbers of their folders. A name that is lost is known by when its keyspace was
-    /// made: first `meta`, then `cursors`, then those of brokers.
+    /// Names of the keyspaces by the numbers of their folders. A lost name is inferred from the order of creation:
+    /// first `meta`, then `cursors`, then the brokers'.
     fn names(&mut self, folders: &BTreeMap<u64, PathBuf>) -> io::Result<BTreeMap<u64, String>> {
         let mut names = BTreeMap::new();
         self.each_of(NAMES, folders, false, |key, value, _| {
@@ -281,7 +282,7 @@ impl Survey {
         Ok(names)
     }
 
-    /// Calls with every entry that can be read of a small keyspace's tables; tells what is damaged.
+    /// Calls `found` with every readable entry of a small keyspace's tables; reports damage.
     fn each_of(
         &mut self,
         number: u64,
@@ -320,7 +321,7 @@ impl Survey {
         }
     }
 
-    /// The newest value of each key of a small keyspace.
+    /// Newest value of each key of a small keyspace.
     fn newest(&mut self, number: Option<u64>, folders: &BTreeMap<u64, PathBuf>) -> io::Result<Newest> {
         let mut newest = Newest::new();
         let Some(number) = number else { return Ok(newest) };
@@ -399,7 +400,7 @@ impl Survey {
             }
         }
         if name.is_empty() && runs.is_empty() {
-            // Made just before a crash, and never used.
+            // Created just before a crash, and never used.
             return Ok(());
         }
         let is_nameless = name.is_empty();
@@ -432,7 +433,7 @@ impl Survey {
         Ok(())
     }
 
-    /// Compares what was found with what was acknowledged. A commit that was never acknowledged is no damage.
+    /// Compares what was found with what was acknowledged. A commit that was never acknowledged is not damage.
     fn count_missing(&mut self, directory: &Path) {
         let found = self.report.brokers.iter().map(|broker| broker.offsets.end).sum();
         match Acknowledged::look(directory) {
@@ -452,7 +453,7 @@ impl Survey {
         }
     }
 
-    /// What is said of the end of the newest journal, if only that is damaged.
+    /// Message about the end of the newest journal, if only that is damaged.
     fn torn_end(&self) -> Option<String> {
         let journal = self.journals.last()?;
         let bytes = journal.damaged.last()?;
@@ -479,7 +480,7 @@ fn unregistered(id: u32) -> Registered {
     }
 }
 
-/// The records of a table that follow each other, and where the block of the first one begins.
+/// Runs of consecutive records in a table, each with the start of its first block.
 fn runs_of(table: &[u8]) -> impl Iterator<Item = (Range<u64>, usize)> + use<> {
     let mut runs = Vec::<(Range<u64>, usize)>::new();
     raw::entries(table, 0, true, |entry, at| {
@@ -496,7 +497,7 @@ fn runs_of(table: &[u8]) -> impl Iterator<Item = (Range<u64>, usize)> + use<> {
     runs.into_iter()
 }
 
-/// What there is from the first offset on, one after the other.
+/// Splits the offsets from the first one on into consecutive pieces, found or lost.
 fn pieces(first: u64, mut runs: Vec<(Range<u64>, Place)>) -> Vec<(Range<u64>, Option<Place>)> {
     runs.sort_by_key(|(run, _)| (run.start, std::cmp::Reverse(run.end)));
     let (mut pieces, mut next) = (Vec::new(), first);

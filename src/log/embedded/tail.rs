@@ -1,5 +1,5 @@
 //! The most recent records of all brokers, in memory, so that a reader that has caught up never touches the
-//! storage. A ring by bytes: what came in first leaves first, whichever broker it belongs to.
+//! storage. A ring bounded by bytes: first in, first out, across brokers.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,15 +10,15 @@ use bytes::Bytes;
 
 use crate::log::{Offset, ReadLimit, Record};
 
-/// What a record costs beside its payload: the two queues' entries, roughly.
+/// Approximate overhead of a record: the entries in the two queues.
 const OVERHEAD: usize = 96;
 
 pub(super) struct Tail {
     capacity: usize,
     held: usize,
-    /// Whose record is the next to leave, oldest first.
+    /// Brokers of the cached records in the order of eviction, oldest first.
     order: VecDeque<Arc<str>>,
-    /// Each broker's records, without gaps, because they leave in the order in which they came.
+    /// Each broker's records. They have no gaps, because they are evicted in the order of insertion.
     brokers: HashMap<Arc<str>, VecDeque<Record>>,
 }
 
@@ -35,8 +35,8 @@ impl Tail {
     /// Adds a broker's next record. The payload is copied: it may be a view of a far larger buffer.
     pub(super) fn push(&mut self, broker: &Arc<str>, record: &Record) {
         if cost(record) > self.capacity {
-            // It would only push out everything else. What is held of the broker so far must go with it, so
-            // that its records stay without gaps; its entries in `order` find nothing and are skipped.
+            // Caching it would evict everything else. The broker's cached records must go with it, so that they
+            // stay without gaps; its entries in `order` then find nothing and are skipped.
             self.forget(broker);
             return;
         }
@@ -55,7 +55,7 @@ impl Tail {
         }
     }
 
-    /// The records from `from` up to `next`, within the limit; `None` when `from` is no longer here.
+    /// Returns the records from `from` up to `next`, within the limit; `None` if `from` is no longer cached.
     pub(super) fn read(
         &self,
         broker: &str,

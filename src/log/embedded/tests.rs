@@ -1,4 +1,5 @@
-//! The shared suite, and what only the embedded log promises: shared fsyncs, full disks, crashes, damage.
+//! Runs the conformance suite, and tests what only the embedded log guarantees: shared fsyncs, full disks,
+//! crashes, damage.
 
 use std::{
     collections::HashMap,
@@ -88,7 +89,7 @@ pub(super) fn flush(log: &EmbeddedLog) {
 #[tokio::test]
 async fn appends_that_wait_share_one_fsync() {
     let directory = tempfile::tempdir().unwrap();
-    // The first append stops at the question for free space until all the others wait.
+    // The first append stops at the query for free space until all others wait.
     let (go, wait) = mpsc::channel::<()>();
     let wait = Mutex::new(wait);
     let free_space = Box::new(move |_: &Path| {
@@ -119,7 +120,7 @@ async fn cursors_alone_cost_no_fsync() {
     assert_eq!(log.fsyncs(), 1);
 }
 
-/// Counts commits, by having each of them stop at the question for free space.
+/// Counts commits by stopping each at the query for free space.
 #[tokio::test]
 async fn a_flood_of_cursors_keeps_no_append_waiting() {
     let directory = tempfile::tempdir().unwrap();
@@ -139,7 +140,7 @@ async fn a_flood_of_cursors_keeps_no_append_waiting() {
     for number in 0..5 {
         let mut append = log.append("n/b", payloads(&["record"]), at(0));
         assert!(futures::poll!(&mut append).is_pending());
-        // The commit of cursors that is under way, and its own.
+        // The commit of cursors in flight, and the append's own.
         for _ in 0..2 {
             go.send(()).unwrap();
         }
@@ -171,7 +172,7 @@ async fn of_cursors_that_wait_the_newest_is_saved() {
         .collect();
     let mut saves = futures::future::join_all(saves);
     assert!(futures::poll!(&mut saves).is_pending());
-    // One commit for the append, one for all of them.
+    // One commit for the append, one for all cursors.
     go.send(()).unwrap();
     go.send(()).unwrap();
     append.await.unwrap();
@@ -251,7 +252,7 @@ async fn a_full_log_refuses_and_goes_on_after_a_trim() {
     let append =
         async |log: &EmbeddedLog, length| log.append("n/b", vec![vec![1; length].into()], at(0)).await;
     append(&log, 60).await.unwrap();
-    // The last three bytes are for settling what is there.
+    // The last three bytes are the reserve for settling.
     assert!(matches!(append(&log, 38).await, Err(LogError::Full(_))));
     assert_eq!(append(&log, 37).await.unwrap(), Offset(1));
     assert!(matches!(append(&log, 1).await, Err(LogError::Full(_))));
@@ -326,7 +327,7 @@ async fn the_space_of_trimmed_records_is_given_back() {
     };
     assert!(on_disk() > 3_000_000);
     log.trim("n/b", Offset(399)).await.unwrap();
-    // Closing waits for what is done in the background.
+    // Closing waits for background work.
     log.close().await.unwrap();
     assert!((2_000_000..3_000_000).contains(&on_disk()));
     let log = open(directory.path()).unwrap();
@@ -460,7 +461,7 @@ async fn a_failure_closes_the_log_for_good() {
     assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap().len(), 1);
 }
 
-/// Bytes that do not compress, the same for the same seed.
+/// Incompressible bytes, the same for the same seed.
 fn random(length: usize, seed: u32) -> Vec<u8> {
     let mut state = u64::from(seed) + 1;
     let mut next = || {
@@ -474,7 +475,7 @@ fn random(length: usize, seed: u32) -> Vec<u8> {
 
 // ---- Crashes
 
-/// The directory that the child of the test below writes to.
+/// Directory that the child of the test below writes to.
 const CHILD_DIRECTORY: &str = "WEIR_TEST_LOG_DIRECTORY";
 
 /// Not a test of its own: the child that [`what_was_acknowledged_survives_kill`] kills.
@@ -527,7 +528,7 @@ async fn what_was_acknowledged_survives_kill() {
             let [what @ ("acknowledged" | "saved"), broker, offset] = words[..] else {
                 return 0;
             };
-            // The last line may be cut by the kill; what was not printed whole, was not acknowledged to us.
+            // The kill may cut the last line; what was not printed whole was not acknowledged to us.
             let Ok(offset) = offset.parse::<u64>() else {
                 return 0;
             };
@@ -580,7 +581,7 @@ async fn what_was_acknowledged_survives_kill() {
     }
 }
 
-/// Copies a log's directory; journals without the zeros that they are filled up with.
+/// Copies a log's directory, with journals stripped of the zeros that pad them.
 pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -600,7 +601,7 @@ pub(super) fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A journal without the zeros at its end: after an entry's last byte, which is none.
+/// A journal without the zeros at its end; the last byte of an entry is not zero.
 pub(super) fn written(journal: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
     File::open(journal).unwrap().read_to_end(&mut bytes).unwrap();
@@ -632,7 +633,7 @@ pub(super) async fn numbered(log: &EmbeddedLog, broker: &str, numbers: std::ops:
     }
 }
 
-/// What a damaged copy may do: say so on opening or on reading, or still have everything.
+/// Allowed outcomes of a damaged copy: an error on opening or on reading, or everything still there.
 async fn says_so_or_has_everything(directory: &Path, brokers: &[&str], records: u64) -> bool {
     let log = match open(directory) {
         Ok(log) => log,
@@ -689,14 +690,14 @@ async fn a_write_that_a_crash_tore_is_dropped_silently() {
     }
 }
 
-/// Makes the log's notes say that so many records were acknowledged.
+/// Stores this number as the acknowledged records.
 fn note_acknowledged(directory: &Path, records: u64) {
     let (mut acknowledged, _) = Acknowledged::open(directory).unwrap();
     acknowledged.write(records).unwrap();
     acknowledged.write(records).unwrap();
 }
 
-/// Writes zeros over these pages of the journal, or something else.
+/// Overwrites these pages of the journal with zeros or another byte.
 fn overwrite(directory: &Path, pages: std::ops::Range<usize>, byte: u8) {
     let journal = File::options().write(true).open(journal(directory)).unwrap();
     let bytes = vec![byte; pages.len() * 4096];
@@ -722,7 +723,7 @@ async fn a_commit_that_lacks_a_page_is_cut_off_unless_it_was_acknowledged() {
             let copied = tempfile::tempdir().unwrap();
             copy(directory.path(), copied.path());
             overwrite(copied.path(), hole, 0);
-            // Lacking, and acknowledged.
+            // Missing, and acknowledged.
             let lacking = tempfile::tempdir().unwrap();
             copy(copied.path(), lacking.path());
             let refused = open(lacking.path()).err().unwrap().to_string();
@@ -730,7 +731,7 @@ async fn a_commit_that_lacks_a_page_is_cut_off_unless_it_was_acknowledged() {
                 refused.contains("6 records were acknowledged and only 5 are left"),
                 "{refused}"
             );
-            // Lacking, and nobody was told.
+            // Missing, but never acknowledged.
             note_acknowledged(copied.path(), 5);
             assert!(says_so_or_has_everything(copied.path(), &["n/b"], 5).await);
             let log = open(copied.path()).unwrap();
@@ -739,7 +740,7 @@ async fn a_commit_that_lacks_a_page_is_cut_off_unless_it_was_acknowledged() {
             assert!(says_so_or_has_everything(copied.path(), &["n/b"], 7).await);
         }
     }
-    // Damage that is no hole.
+    // Damage that is not a hole.
     note_acknowledged(directory.path(), 5);
     overwrite(directory.path(), pages.start..pages.start + 1, 1);
     let refused = open(directory.path()).err().unwrap().to_string();
@@ -780,7 +781,7 @@ async fn a_journal_that_was_cut_off_is_found_out() {
             .unwrap();
         let refused = open(copied.path()).err().unwrap();
         assert!(matches!(refused, LogError::Damaged { .. }), "{length}: {refused}");
-        // It says so again, until someone decides to go on without what is lost.
+        // It reports this again, until someone decides to go on without what is lost.
         let refused = open(copied.path()).err().unwrap().to_string();
         assert!(refused.contains("20 records were acknowledged"), "{refused}");
         fs::remove_file(copied.path().join("acknowledged")).unwrap();
@@ -828,7 +829,7 @@ async fn flipped_bits_in_a_table_are_found_out() {
     }
 }
 
-/// The library takes such a list as it is; with a number in it too large, it would end the process.
+/// The library uses such a list unchecked; too large a number in it would end the process.
 #[tokio::test]
 async fn a_flipped_bit_in_a_list_of_tables_is_named() {
     let directory = tempfile::tempdir().unwrap();
@@ -888,8 +889,8 @@ async fn flip_everywhere(directory: &Path, file: &Path, step: usize) {
     );
 }
 
-/// A data directory that the version before checksums of records wrote: with tables, a journal, a trimmed log, dead
-/// letters and checkpoints.
+/// A data directory written by the version before checksums of records: with tables, a journal, a trimmed log,
+/// dead letters and checkpoints.
 #[tokio::test]
 async fn a_directory_of_an_earlier_version_opens() {
     let directory = tempfile::tempdir().unwrap();
@@ -921,7 +922,7 @@ async fn a_directory_of_an_earlier_version_opens() {
             keys,
             ["dead-letters:shop/orders", "running-time", "trigger:uid", "uid"]
         );
-        // What is written now lies beside what was written then.
+        // New records lie beside the old ones.
         log.append("shop/orders", payloads(&["new"]), at(9))
             .await
             .unwrap();

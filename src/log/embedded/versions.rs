@@ -1,8 +1,8 @@
 //! Checks what the storage library does not: that the list of a keyspace's tables is what was written.
 //!
-//! The list is the file `v{number}` in the keyspace's folder. The file `current` beside it has the number and a
-//! checksum of the list, which the library writes and does not look at. A flipped bit in the list could then make it
-//! take other tables for the keyspace's, or ask for more memory than there is, which ends the process.
+//! The list is the file `v{number}` in the keyspace's folder. The file `current` beside it contains the number and
+//! a checksum of the list, which the library writes but never verifies. So a flipped bit in the list could make
+//! the library use other tables, or request more memory than there is, which ends the process.
 
 use std::{
     fs, io,
@@ -11,10 +11,10 @@ use std::{
 
 use xxhash_rust::xxh3::xxh3_128;
 
-/// The kind of checksum that is known here, as it is written in `current`.
+/// The known kind of checksum, as written in `current`.
 const XXH3: u8 = 0;
 
-/// The first list that is not what was written. What is missing or unknown is left to the library to judge.
+/// Finds the first list that is not what was written. Missing or unknown ones are left to the library to judge.
 pub(super) fn find_damaged(store: &Path) -> io::Result<Option<PathBuf>> {
     for keyspace in existing(fs::read_dir(store.join("keyspaces")))?
         .into_iter()
@@ -36,10 +36,10 @@ pub(super) fn find_damaged(store: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// The tables of a keyspace, and the checksums of their files.
+/// Tables of a keyspace, with the checksums of their files.
 pub(super) type Tables = Vec<(u64, u128)>;
 
-/// The tables that a keyspace's list has; `None` if the list is not what was written, or is missing.
+/// The tables in a keyspace's list; `None` if the list is missing or not what was written.
 pub(super) fn tables(keyspace: &Path) -> io::Result<Option<Tables>> {
     let Some((number, checksum)) =
         existing(fs::read(keyspace.join("current")))?.and_then(|current| parse(&current))
@@ -63,7 +63,7 @@ pub(super) fn tables(keyspace: &Path) -> io::Result<Option<Tables>> {
     Ok(section.and_then(parse_tables))
 }
 
-/// By levels, and by runs in them: number, kind of checksum, checksum, sequence number.
+/// Parses levels and the runs in them: number, kind of checksum, checksum, sequence number.
 fn parse_tables(mut section: &[u8]) -> Option<Tables> {
     fn take<const N: usize>(section: &mut &[u8]) -> Option<[u8; N]> {
         let (taken, rest) = section.split_first_chunk()?;
@@ -90,7 +90,7 @@ fn parse_tables(mut section: &[u8]) -> Option<Tables> {
     Some(tables)
 }
 
-/// The number of the list, its checksum and which kind that is, in little-endian order.
+/// Parses number, checksum and kind of checksum of the list; little-endian.
 fn parse(current: &[u8]) -> Option<(u64, u128)> {
     let (number, rest) = current.split_first_chunk()?;
     let (checksum, kind) = rest.split_first_chunk()?;

@@ -1,4 +1,4 @@
-//! What `/v1/explain` answers with: why an event matches each Trigger of a broker or not, and how far its delivery is.
+//! Answer of `/v1/explain`: why an event matches each Trigger of a broker or not, and how far its delivery is.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -6,106 +6,106 @@ use serde::{Deserialize, Serialize};
 use super::SinkDown;
 use crate::{cloudevents::Event, log::Offset, routing::RouteExplanation};
 
-/// What the Triggers of a broker make of an event.
+/// Explanation of an event for the Triggers of a broker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explained {
-    /// As `namespace/name`.
+    /// Broker, as `namespace/name`.
     pub broker: String,
-    /// Which event.
+    /// The event.
     pub event: EventName,
-    /// Where it is in the broker's log, if it was looked for there.
+    /// Its place in the broker's log, if it was looked up there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<EventPlace>,
-    /// Every Trigger of the broker, in order of their names.
+    /// Every Trigger of the broker, ordered by name.
     pub triggers: Vec<TriggerExplained>,
-    /// Triggers of the broker that were deleted, and whose places the router keeps for others of their names.
+    /// Deleted Triggers of the broker whose checkpoints the router retains for others of their names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deleted: Vec<DeletedTrigger>,
 }
 
-/// A Trigger that was deleted, and whose place is kept.
+/// A deleted Trigger whose checkpoint is retained.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeletedTrigger {
-    /// Its namespace.
+    /// Namespace of the Trigger.
     pub namespace: String,
-    /// Its name.
+    /// Name of the Trigger.
     pub name: String,
-    /// How many events it wanted that were not settled.
+    /// Number of events wanted and not settled.
     pub pending: u64,
-    /// How many events of the broker it has not looked at.
+    /// Number of events of the broker that it has not looked at.
     pub not_looked_at: u64,
-    /// How much longer its place is kept.
+    /// Seconds until its checkpoint expires.
     pub seconds_left: u64,
 }
 
-/// What tells an event from others.
+/// Identifies an event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventName {
-    /// Its `id`.
+    /// `id` of the event.
     pub id: String,
-    /// Its `source`.
+    /// `source` of the event.
     pub source: String,
-    /// Its `type`.
+    /// `type` of the event.
     pub r#type: String,
 }
 
-/// Where an event is in its broker's log.
+/// Place of an event in its broker's log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EventPlace {
-    /// Its place.
+    /// Offset of the event.
     pub offset: Offset,
-    /// When it was accepted.
+    /// Time of acceptance.
     pub accepted: Timestamp,
-    /// How many records were looked at to find it, the newest first.
+    /// Number of records searched to find it, the newest first.
     pub looked_at: u64,
 }
 
-/// Why a Trigger matches an event or not, and what that means for its delivery.
+/// Explanation of why a Trigger matches an event or not, with the state of its delivery.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TriggerExplained {
-    /// By the routing table.
+    /// Explanation by the routing table.
     #[serde(flatten)]
     pub route: RouteExplanation,
-    /// How far it is, for an event of the log.
+    /// Progress of the Trigger, for an event of the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<DeliveryProgress>,
 }
 
-/// How far a Trigger is, seen from an event of the log.
+/// Progress of a Trigger relative to an event of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryProgress {
-    /// What that means for the event, if the Trigger wants it.
+    /// State of the event, if the Trigger wants it.
     pub state: EventState,
-    /// The offset that it looks at next.
+    /// Next offset that it looks at.
     pub next: Offset,
-    /// The first offset that it had not settled when its progress was last saved.
+    /// Low watermark of its last saved checkpoint.
     pub low: Offset,
-    /// How many events it wants that are not settled.
+    /// Number of events wanted and not settled.
     pub pending: u64,
-    /// Whether events wait and its Sink has not answered since the router started or the Sink was changed.
+    /// Whether events wait and its Sink has not answered since the router started or the Sink changed.
     #[serde(default)]
     pub sink_unproven: bool,
-    /// Why its Sink is taken to be down.
+    /// Outage of its Sink.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage: Option<SinkDown>,
-    /// What the event became for this Trigger.
+    /// Dead letter that the event became for this Trigger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_letter: Option<DeadLetterOf>,
 }
 
-/// What a Trigger's cursor says of an event that it wants.
+/// State of a wanted event, by the Trigger's checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum EventState {
-    /// The Trigger has not come to it yet.
+    /// The Trigger has not reached it yet.
     Ahead,
-    /// It waits to be delivered: it was the first that was not settled when progress was last saved.
+    /// It waits for delivery: it was the first unsettled event of the last saved checkpoint.
     Pending,
-    /// It is one of those that wait to be delivered, or settled.
+    /// It waits for delivery, or is settled.
     PendingOrSettled,
     /// It is settled, or the Trigger began behind it.
     Settled,
@@ -114,11 +114,11 @@ pub enum EventState {
 /// A dead letter of the event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetterOf {
-    /// Names it within its broker.
+    /// Identifies it within its broker.
     pub id: Offset,
-    /// Why delivery ended.
+    /// Reason why delivery ended.
     pub reason: String,
-    /// What came of the last attempt.
+    /// Result of the last attempt.
     pub detail: String,
 }
 

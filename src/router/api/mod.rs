@@ -1,5 +1,5 @@
-//! What a router shows to people and tools: plain data with a stable JSON form, and the admin endpoint's routes that
-//! answer with it. To this machine only; see `operator.rs`.
+//! The router's API for people and tools: plain data with a stable JSON form, and the admin routes that answer
+//! with it. Local access only; see `operator.rs`.
 
 mod explanation;
 mod triggers;

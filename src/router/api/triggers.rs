@@ -1,4 +1,4 @@
-//! `GET /v1/triggers`: the delivery of each Trigger as it is at this moment.
+//! `GET /v1/triggers`: the current delivery of each Trigger.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -12,10 +12,10 @@ use crate::{
     routing::RoutingTable,
 };
 
-/// The Triggers of a router.
+/// Triggers of a router.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TriggerList {
-    /// In order of namespace and name.
+    /// Ordered by namespace and name.
     pub items: Vec<TriggerSnapshot>,
 }
 
@@ -40,7 +40,7 @@ pub struct TriggerSnapshot {
     pub dead_lettered: u64,
     /// Events that expired before they could be delivered.
     pub expired: u64,
-    /// Events that were given up, because they could not be read or were removed from a full log.
+    /// Events that were dropped, because they could not be read or were removed from a full log.
     pub dropped: u64,
     /// Events that matched and are not settled.
     pub pending: u64,
@@ -54,14 +54,14 @@ pub struct TriggerSnapshot {
     pub suspended: bool,
     /// Whether its filters exceeded their budget too often and are no longer evaluated, so that events wait.
     pub set_aside: bool,
-    /// Whether delivery has stopped, because the event log cannot be read.
+    /// Whether delivery has stopped because the event log cannot be read.
     pub stopped: bool,
 }
 
 /// The outage of a Sink that keeps failing or has asked for a long pause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkDown {
-    /// When it began.
+    /// Start of the outage.
     pub since: Timestamp,
     /// Result of the last attempt.
     pub detail: String,
@@ -102,7 +102,7 @@ impl TriggerSnapshot {
     }
 }
 
-/// What the route answers from.
+/// State behind the route.
 #[derive(Clone)]
 pub(in crate::router) struct Triggers {
     pub(in crate::router) engine: Arc<Engine>,
@@ -110,7 +110,7 @@ pub(in crate::router) struct Triggers {
     pub(in crate::router) table: Arc<ArcSwapOption<RoutingTable>>,
 }
 
-/// The route `/v1/triggers`.
+/// Creates the route `/v1/triggers`.
 pub(in crate::router) fn routes(triggers: Triggers) -> Router {
     Router::new()
         .route("/v1/triggers", get(list))
@@ -222,7 +222,7 @@ mod tests {
         log.append("shop/default", vec![event.to_record()], Timestamp::UNIX_EPOCH)
             .await
             .unwrap();
-        // Neither has a destination, so both wait and have not looked at it.
+        // Neither has a destination, so both wait and have looked at nothing yet.
         let item = |name: &str, suspended: bool| {
             json!({
                 "namespace": "shop", "name": name, "uid": format!("uid-{name}"), "broker": "shop/default",

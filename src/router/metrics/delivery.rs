@@ -1,4 +1,4 @@
-//! The figures of Triggers, Sources, dead letters and the event log.
+//! Metrics of Triggers, Sources, dead letters and the event log.
 
 use std::{fmt, sync::Arc};
 
@@ -15,7 +15,7 @@ use crate::{
     source::{SourceCounts, Statistics},
 };
 
-/// Reads the engine's and the log's figures when they are asked for, so that counting costs delivery nothing.
+/// Reads the engine's and the log's figures on each scrape, so that counting costs delivery nothing.
 pub(super) struct DeliveryCollector {
     pub(super) logs: Arc<dyn LogProvider>,
     pub(super) engine: Arc<Engine>,
@@ -223,7 +223,7 @@ impl DeliveryCollector {
         Ok(())
     }
 
-    /// Of every broker that has a Trigger, from 0 on: see [`REASONS_OF_OURS`](super::ingress::REASONS_OF_OURS).
+    /// For every broker with a Trigger, starting at 0: see [`REASONS_OF_OURS`](super::ingress::REASONS_OF_OURS).
     fn dropped_when_full(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
@@ -353,7 +353,7 @@ fn replies(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt
     )
 }
 
-/// A counter with the label `outcome` beside those of the Trigger.
+/// A counter with the label `outcome` beside the Trigger's labels.
 fn outcomes<const N: usize>(
     encoder: &mut DescriptorEncoder<'_>,
     triggers: &[TriggerView],

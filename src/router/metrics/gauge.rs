@@ -1,4 +1,4 @@
-//! A gauge of a number that is read when it is asked for.
+//! A gauge whose value is read on each scrape.
 
 use prometheus_client::metrics::gauge::ConstGauge;
 

@@ -1,4 +1,4 @@
-//! What the ingress counts, and the limits whose refusals it counts.
+//! Metrics of the ingress, and the limits whose rejections it counts.
 
 use std::{
     collections::BTreeMap,
@@ -27,13 +27,13 @@ use crate::{
     server::{ConnectionCounts, Limits, Refusal, Refused},
 };
 
-/// From well below one fsync to a disk in trouble, in seconds.
+/// Buckets in seconds, from well below one fsync to a disk in trouble.
 const INGRESS_SECONDS: [f64; 12] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
 
-/// The reasons of answers 503 and 507, which are the router's and not the producers'. They are counted from 0 on: a
-/// series that begins with the first refusal has not increased, and no alert would fire.
+/// Reasons of 503 and 507 answers, which are the router's fault and not the producers'. They are exported from 0
+/// on: a series that begins with the first rejection has no increase, and no alert would fire.
 pub(super) const REASONS_OF_OURS: [&str; 9] = [
     "no_configuration",
     "too_many_connections",
@@ -51,7 +51,7 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
-/// What the ingress counts.
+/// Metrics of the ingress.
 #[derive(Debug)]
 pub(in crate::router) struct IngressMetrics {
     accepted: Accepted,
@@ -60,13 +60,13 @@ pub(in crate::router) struct IngressMetrics {
     connections: ConnectionCounts,
 }
 
-/// How many events were accepted, by broker, as `namespace/name`. Clones are one and the same.
+/// Number of accepted events by broker, as `namespace/name`. Clones share the counts.
 #[derive(Clone, Debug, Default)]
 struct Accepted(Arc<Mutex<BTreeMap<String, u64>>>);
 
 impl Accepted {
     fn counts(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
-        // Each count is changed by one addition.
+        // Each count changes by one addition.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -118,7 +118,7 @@ impl IngressMetrics {
         );
     }
 
-    /// Events of a broker were stored. One that is gone meanwhile, as `exists` tells, gets no new series.
+    /// Counts stored events of a broker. A broker removed meanwhile, as `exists` tells, gets no new series.
     pub(in crate::router) fn accepted(
         &self,
         broker: &str,
@@ -138,7 +138,7 @@ impl IngressMetrics {
         }
     }
 
-    /// Forgets the brokers that are gone.
+    /// Removes the series of brokers that are gone.
     pub(in crate::router) fn retain(&self, exists: impl Fn(&str, &str) -> bool) {
         self.accepted.counts().retain(|key, _| {
             key.split_once('/')
@@ -150,7 +150,8 @@ impl IngressMetrics {
         self.rejected.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// The limits of the endpoint that producers post to: so many connections, and this for the heads of requests.
+    /// Limits of the endpoint that producers post to: this many connections, and this memory for heads of
+    /// requests.
     pub(in crate::router) fn limits(self: &Arc<Self>, connections: usize, memory: Pool) -> Limits {
         let metrics = self.clone();
         let refuse = move |refusal| {
@@ -169,7 +170,7 @@ impl IngressMetrics {
     }
 }
 
-/// What whoever finds no room is told.
+/// Problem for a client without room.
 fn busy(refusal: Refusal) -> Problem {
     let (reason, detail) = match refusal {
         Refusal::Connections => (
@@ -186,7 +187,7 @@ fn busy(refusal: Refusal) -> Problem {
     Problem::new(status, reason, "The router is busy", detail).try_again()
 }
 
-/// The ingress's connections.
+/// Connections of the ingress.
 #[derive(Debug)]
 struct ConnectionCollector(ConnectionCounts);
 

@@ -1,4 +1,4 @@
-//! What Prometheus sees of a router. Names are listed in the operator's documentation.
+//! Prometheus metrics of a router. The operator's documentation lists their names.
 
 mod delivery;
 mod gauge;
@@ -35,7 +35,7 @@ pub(super) struct Metrics {
     pub(super) configuration: ConfigurationInfo,
 }
 
-/// Which revision is applied.
+/// The applied revision.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ConfigurationInfo(Family<RevisionLabels, Gauge>);
 
@@ -83,7 +83,7 @@ impl Metrics {
     }
 }
 
-/// What every process tells of itself, under the names that everybody uses.
+/// Metrics of every process, under their conventional names.
 #[derive(Debug)]
 struct ProcessCollector;
 
