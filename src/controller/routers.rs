@@ -236,7 +236,13 @@ impl Routers {
             Vec::new()
         };
         for (name, router) in &self.known {
+            let cannot_decode = router
+                .heard
+                .as_ref()
+                .is_some_and(|heard| heard.cannot_decode(uid));
             match self.has(&router.revision, uid) {
+                // It acknowledged the revision, but left the resource out.
+                _ if cannot_decode => behind.push(name.clone()),
                 Has::Newest => {}
                 Has::Unknown if is_beginning => awaited.push(name.clone()),
                 Has::Older | Has::Unknown => behind.push(name.clone()),
@@ -419,6 +425,23 @@ mod tests {
         assert_eq!(routers.applied("a", later), Applied::Not(vec!["stuck".into()]));
         routers.forget_gone(later);
         assert_eq!(routers.names(), ["r".to_owned(), "stuck".to_owned()].into());
+    }
+
+    #[test]
+    fn what_a_router_cannot_decode_is_not_applied() {
+        let now = Instant::now();
+        let mut routers = Routers::default();
+        routers.publish(&configuration("1", &[("a", 1), ("b", 1)]), now);
+        routers.asks("r1", &revision("1"), now);
+        let report = |uids: &[&str]| SinkReport {
+            undecodable: uids.iter().map(|&uid| uid.to_owned()).collect(),
+            ..SinkReport::default()
+        };
+        assert!(matches!(routers.tells("r1", report(&["a"])), ReportOutcome::News));
+        assert_eq!(routers.applied("a", now), Applied::Not(vec!["r1".into()]));
+        assert_eq!(routers.applied("b", now), Applied::Everywhere);
+        routers.tells("r1", report(&[]));
+        assert_eq!(routers.applied("a", now), Applied::Everywhere);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub(super) struct Heard {
     /// By UID, the generation.
     set_aside: HashMap<String, i64>,
     resumed: HashSet<String>,
+    undecodable: HashSet<String>,
 }
 
 impl Heard {
@@ -24,6 +25,7 @@ impl Heard {
             filter_errors,
             set_aside,
             resumed,
+            undecodable,
         } = report;
         Self {
             down: down
@@ -43,12 +45,18 @@ impl Heard {
                 .map(|aside| (aside.uid, aside.generation))
                 .collect(),
             resumed: resumed.into_iter().filter(|uid| is_known(uid)).collect(),
+            undecodable: undecodable.into_iter().filter(|uid| is_known(uid)).collect(),
         }
     }
 
     /// Whether the Trigger resumed from its own position or that of a deleted Trigger with its name.
     pub(super) fn has_resumed(&self, uid: &str) -> bool {
         self.resumed.contains(uid)
+    }
+
+    /// Whether the router cannot decode this Trigger or Source.
+    pub(super) fn cannot_decode(&self, uid: &str) -> bool {
+        self.undecodable.contains(uid)
     }
 
     /// The last evaluation error of a Trigger's filters.
@@ -183,6 +191,7 @@ mod tests {
                 })
                 .into(),
             resumed: vec!["u".into(), "x".into()],
+            undecodable: vec!["v".into(), "y".into()],
         };
         let kept = Heard::from_report(report, |uid| matches!(uid, "u" | "v"));
         assert_eq!(
@@ -192,11 +201,13 @@ mod tests {
         assert_eq!(kept.filter_error("x"), None);
         assert!(kept.is_set_aside("v", 2) && !kept.is_set_aside("v", 3) && !kept.is_set_aside("y", 2));
         assert_eq!((kept.has_resumed("u"), kept.has_resumed("x")), (true, false));
+        assert_eq!((kept.cannot_decode("v"), kept.cannot_decode("y")), (true, false));
         let (filter_errors, set_aside) = (kept.filter_errors.clone(), kept.set_aside.clone());
         let expected = Heard {
             filter_errors,
             set_aside,
             resumed: ["u".to_owned()].into(),
+            undecodable: ["v".to_owned()].into(),
             ..heard(&[("u", 1)], &["v"])
         };
         assert_eq!(kept, expected);

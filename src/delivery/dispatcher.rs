@@ -1,38 +1,34 @@
 //! The delivery loop of one Trigger. The feed brings events, the scheduler decides the next step, and the loop
 //! performs it and saves checkpoints. One task owns all state of a Trigger, so nothing here is locked.
 
+mod outcomes;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Hold, SinkHealth, TriggerStats,
-    attempt::{Attempted, Kept, Made, Outcome, Performer, Sent},
-    breaker::Blame,
-    client::{Answer, Client},
-    dead_letter::DeadLetter,
+    attempt::{Attempted, Kept, Performer, Sent},
+    client::Client,
     feed::{Batch, Fed, Feed, Reading},
     held::{Held, Share},
     inbox::Inbox,
     lines::Lines,
-    place::{BrokerLogs, FetchError, Place},
+    place::{BrokerLogs, Place},
     progress::Progress,
     reader::Reader,
     redrive::Redrive,
-    reply::Reply,
     saver::Saver,
-    scheduler::{Ending, Fate, Launch, LetterKept, LetterSent, Policy, Scheduler, Step},
+    scheduler::{Launch, Policy, Scheduler, Step},
     settings::Settings,
-    verdict::Verdict,
 };
 use crate::{
-    cloudevents::Event,
     intake::Intake,
     log::{CheckpointKey, Checkpoints, LogError},
     memory::Pool,
@@ -415,174 +411,6 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn attempted(&mut self, Attempted { made, outcome }: Attempted) -> Result<(), LogError> {
-        let ending = match &outcome {
-            Outcome::Answered(answer, reply) => {
-                self.attempt_ended(&made, answer.verdict == Verdict::Delivered);
-                self.replied(made.about.as_ref(), reply.as_ref());
-                ending(answer)
-            }
-            // The Sink answered; a full log is not its failure.
-            Outcome::ReplyNotStored(_) => {
-                self.attempt_ended(&made, false);
-                self.room_wanted.notify_one();
-                Ending::Failed {
-                    blame: None,
-                    retry_after: None,
-                }
-            }
-            Outcome::Expired => {
-                self.attempt_ended(&made, false);
-                self.lines.expired(made.about.as_ref());
-                Ending::Expired
-            }
-            Outcome::NotFetched(error) => match self.not_fetched(made.place, error)? {
-                Unfetched::Gone => Ending::Gone,
-                Unfetched::Away => Ending::Busy,
-            },
-            Outcome::NoRoom => Ending::Busy,
-        };
-        let was_down = self.scheduler.is_sink_down();
-        let fate = self
-            .scheduler
-            .ended(made.place, ending, Instant::now(), fastrand::f64());
-        if let Outcome::Answered(answer, _) = &outcome {
-            self.heard(&made, answer, was_down);
-        }
-        if let Outcome::Answered(answer, _) | Outcome::ReplyNotStored(answer) = &outcome {
-            self.answered(&made, answer, fate);
-        }
-        self.changed();
-        Ok(())
-    }
-
-    fn attempt_ended(&self, made: &Made, delivered: bool) {
-        self.stats.attempt_ended(delivered, made.took);
-    }
-
-    /// Settles or postpones an event that could not be read again: an unreadable one is dropped, a temporarily
-    /// unavailable one waits.
-    fn not_fetched(&mut self, place: Place, error: &FetchError) -> Result<Unfetched, LogError> {
-        match error {
-            FetchError::Log(error @ LogError::Failed(_)) => Err(error.clone()),
-            FetchError::Log(error) => {
-                self.lines.unread(error);
-                Ok(Unfetched::Away)
-            }
-            FetchError::Removed => {
-                self.lines.removed(place);
-                Ok(Unfetched::Gone)
-            }
-            FetchError::Damaged(error) => {
-                self.lines.damaged(place, error);
-                Ok(Unfetched::Gone)
-            }
-        }
-    }
-
-    fn replied(&mut self, delivered: Option<&Event>, reply: Option<&Reply>) {
-        let Some(reply) = reply else { return };
-        self.stats.replied(reply);
-        match reply {
-            Reply::Stored(_) => {}
-            Reply::BeyondMaxHops => self.lines.reply_beyond_max_hops(delivered),
-            Reply::BeyondMaxDescendants => self.lines.reply_beyond_max_descendants(delivered),
-            Reply::Invalid(problem) => self.lines.invalid_reply(delivered, problem),
-        }
-    }
-
-    /// Updates the health of the Sink from an answer, or from none.
-    fn heard(&mut self, made: &Made, answer: &Answer, was_down: bool) {
-        if self.settings.target() != Some(&made.target) {
-            return;
-        }
-        if answer.verdict != Verdict::Retry {
-            self.sink.answered();
-        }
-        match (was_down, self.scheduler.is_sink_down()) {
-            (_, true) => {
-                self.sink.down(Timestamp::now(), &answer.detail);
-                if !was_down {
-                    self.lines.sink_fails(&answer.detail);
-                }
-            }
-            (true, false) => {
-                self.sink.up();
-                self.lines.sink_answers();
-            }
-            (false, false) => {}
-        }
-    }
-
-    fn answered(&mut self, made: &Made, answer: &Answer, fate: Fate) {
-        match fate {
-            Fate::Settled => {
-                let status = answer.status.map(|status| status.as_u16());
-                self.lines.delivered(made.about.as_ref(), status);
-            }
-            Fate::Waits => self.lines.attempt_failed(made.about.as_ref(), &answer.detail),
-            Fate::GivenUp { attempts, reason } => self.give_up(made, answer, attempts, reason),
-        }
-    }
-
-    fn give_up(&mut self, made: &Made, answer: &Answer, attempts: u32, reason: &str) {
-        let trigger = self.settings.trigger();
-        let letter = DeadLetter {
-            trigger: trigger.uid.clone(),
-            namespace: trigger.namespace.clone(),
-            name: trigger.name.clone(),
-            sink: made.target.uri.to_string(),
-            reason: reason.to_owned(),
-            status: answer.status.map(|status| status.as_u16()),
-            detail: answer.detail.clone(),
-            attempts,
-        };
-        self.lines.dead_letter(made.about.as_ref(), &letter);
-        let has_sink = self.settings.dead_letter_target().is_some();
-        self.scheduler.bury(made.place, letter, has_sink, Instant::now());
-    }
-
-    fn letter_sent(&mut self, place: Place, sent: Sent) -> Result<(), LogError> {
-        let sent = match sent {
-            Sent::Answered(answer) => match answer.verdict {
-                Verdict::Delivered => LetterSent::Taken,
-                Verdict::Refused => LetterSent::Refused(answer.detail),
-                Verdict::Retry => LetterSent::Failed {
-                    detail: answer.detail,
-                    retry_after: answer.retry_after,
-                },
-            },
-            Sent::NoSink => LetterSent::NoSink,
-            Sent::NoRoom => LetterSent::Busy,
-            Sent::NotFetched(error) => match self.not_fetched(place, &error)? {
-                Unfetched::Gone => LetterSent::Gone,
-                Unfetched::Away => LetterSent::Busy,
-            },
-        };
-        self.scheduler
-            .letter_sent(place, sent, Instant::now(), fastrand::f64());
-        self.changed();
-        Ok(())
-    }
-
-    fn letter_kept(&mut self, place: Place, kept: Kept) -> Result<(), LogError> {
-        let kept = match kept {
-            Kept::Stored => LetterKept::Stored,
-            Kept::NoRoom(detail) => {
-                self.lines.without_room(place, &detail);
-                self.room_wanted.notify_one();
-                LetterKept::NoRoom
-            }
-            Kept::NotFetched(error) => match self.not_fetched(place, &error)? {
-                Unfetched::Gone => LetterKept::Gone,
-                Unfetched::Away => LetterKept::NoRoom,
-            },
-        };
-        self.scheduler.letter_kept(place, kept, Instant::now());
-        self.changed();
-        Ok(())
-    }
-
     /// Marks the progress as unsaved.
     fn changed(&mut self) {
         self.stats.show(self.scheduler.progress());
@@ -626,29 +454,10 @@ impl Dispatcher {
     }
 }
 
-/// Reasons why an event could not be read again.
-enum Unfetched {
-    /// It can no longer be read.
-    Gone,
-    /// The log is unavailable for now.
-    Away,
-}
-
 fn policy(settings: &Settings) -> Policy {
     Policy {
         delivery: settings.delivery().clone(),
         is_deliverable: settings.is_deliverable(),
-    }
-}
-
-fn ending(answer: &Answer) -> Ending {
-    match answer.verdict {
-        Verdict::Delivered => Ending::Delivered,
-        Verdict::Refused => Ending::Refused,
-        Verdict::Retry => Ending::Failed {
-            blame: Some(Blame::of(answer.status)),
-            retry_after: answer.retry_after,
-        },
     }
 }
 
@@ -673,12 +482,19 @@ async fn finished<T>(running: &mut Option<BoxFuture<'static, T>>) -> T {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
     use serde_json::json;
 
     use super::*;
     use crate::{
         cloudevents::EventBuilder,
-        delivery::{Addresses, reader::READ},
+        delivery::{
+            Addresses, DeadLetter,
+            attempt::{Made, Outcome},
+            client::Answer,
+            reader::READ,
+            verdict::Verdict,
+        },
         log::{
             Append, Epoch, LogProvider, Offset,
             embedded::{EmbeddedLog, EmbeddedOptions},

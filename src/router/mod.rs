@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -233,6 +233,7 @@ pub async fn run(
         services: options.services,
         configuration: metrics.configuration.clone(),
         ingress: metrics.ingress.clone(),
+        undecodable: Arc::default(),
         applied,
     };
     let explainer = explain::Explainer {
@@ -268,7 +269,12 @@ pub async fn run(
         applier.apply(configuration).await?;
     }
     let stop_ingress = stop.child_token();
-    let reporting = sink_report::keep(engine.clone(), sinks, stop_ingress.clone());
+    let reporting = sink_report::keep(
+        engine.clone(),
+        applier.undecodable.clone(),
+        sinks,
+        stop_ingress.clone(),
+    );
     servers.spawn(supervisor.clone().watch("the report of Sinks", reporting));
     let serving = ingress_server.serve(ingress::service(ingress), stop_ingress.clone());
     servers.spawn(supervisor.clone().watch("the ingress", serving));
@@ -354,6 +360,8 @@ struct Applier {
     services: BTreeMap<ServiceName, http::Uri>,
     configuration: metrics::ConfigurationInfo,
     ingress: Arc<metrics::IngressMetrics>,
+    /// UIDs of the items of the applied configuration that cannot be decoded, for the report to the controller.
+    undecodable: Arc<ArcSwap<Vec<String>>>,
     applied: watch::Sender<Revision>,
 }
 
@@ -406,6 +414,8 @@ impl Applier {
                 "an item of the routing configuration cannot be decoded, and is left out; is the controller newer than this router?"
             );
         }
+        let undecodable = configuration.undecodable.iter().map(|item| item.uid.clone());
+        self.undecodable.store(Arc::new(undecodable.collect()));
         reach_services_at(&self.services, &mut configuration);
         let revision = configuration.revision.clone();
         let sources = configuration.sources.clone();

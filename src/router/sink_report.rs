@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// when only the last error differs: that is sent with the next report.
 pub(super) async fn keep(
     engine: Arc<Engine>,
+    undecodable: Arc<ArcSwap<Vec<String>>>,
     reports: watch::Sender<Option<SinkReport>>,
     stop: CancellationToken,
 ) {
@@ -25,7 +27,10 @@ pub(super) async fn keep(
     loop {
         let triggers = engine.triggers();
         told = tell_set_aside(&triggers, &told);
-        let report = report(&triggers);
+        let report = SinkReport {
+            undecodable: undecodable.load().to_vec(),
+            ..report(&triggers)
+        };
         reports.send_if_modified(|known| {
             let is_news = known.as_ref().is_none_or(|known| !same_sinks(known, &report));
             *known = Some(report);
@@ -104,6 +109,7 @@ fn same_sinks(one: &SinkReport, other: &SinkReport) -> bool {
         && one.resumed == other.resumed
         && failing(one) == failing(other)
         && one.set_aside == other.set_aside
+        && one.undecodable == other.undecodable
 }
 
 #[cfg(test)]

@@ -313,6 +313,8 @@ impl Default for Delivery {
 /// An item of the routing configuration that this version cannot decode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Undecodable {
+    /// UID.
+    pub uid: String,
     /// `Trigger` or `Source`.
     pub kind: &'static str,
     /// `namespace/name`.
@@ -323,7 +325,12 @@ pub struct Undecodable {
 
 impl fmt::Display for Undecodable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, name, error } = self;
+        let Self {
+            uid: _,
+            kind,
+            name,
+            error,
+        } = self;
         write!(f, "{kind} {name}: {error}")
     }
 }
@@ -362,11 +369,11 @@ impl From<Received> for Configuration {
             mut unread,
         } = received;
         let mut undecodable = Vec::new();
-        let triggers = decode("Trigger", triggers, |uid, item| {
-            unread.insert(uid);
+        let triggers = decode("Trigger", triggers, |item| {
+            unread.insert(item.uid.clone());
             undecodable.push(item);
         });
-        let sources = decode("Source", sources, |_, item| undecodable.push(item));
+        let sources = decode("Source", sources, |item| undecodable.push(item));
         Self {
             revision,
             namespaces,
@@ -379,11 +386,11 @@ impl From<Received> for Configuration {
     }
 }
 
-/// Decodes items; those that cannot be go to `failed` with their UIDs.
+/// Decodes items; those that cannot be go to `failed`.
 fn decode<T: DeserializeOwned>(
     kind: &'static str,
     items: Vec<Box<RawValue>>,
-    mut failed: impl FnMut(String, Undecodable),
+    mut failed: impl FnMut(Undecodable),
 ) -> Vec<T> {
     let mut decoded = Vec::with_capacity(items.len());
     for item in items {
@@ -393,7 +400,12 @@ fn decode<T: DeserializeOwned>(
                 let Named { uid, namespace, name } = serde_json::from_str(item.get()).unwrap_or_default();
                 let name = format!("{namespace}/{name}");
                 let error = error.to_string();
-                failed(uid, Undecodable { kind, name, error });
+                failed(Undecodable {
+                    uid,
+                    kind,
+                    name,
+                    error,
+                });
             }
         }
     }

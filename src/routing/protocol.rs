@@ -95,6 +95,9 @@ pub struct SinkReport {
     /// Triggers whose filters exceeded the budget for too many events, and are no longer evaluated.
     #[serde(default)]
     pub set_aside: Vec<SetAside>,
+    /// UIDs of the Triggers and Sources of the applied configuration that the router cannot decode.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undecodable: Vec<String>,
 }
 
 /// A Trigger whose events wait because its filters are too expensive.
