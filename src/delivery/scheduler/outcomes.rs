@@ -1,0 +1,144 @@
+//! What follows from the end of an attempt: for the event, and for the view of its Sink. Pure.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use super::{
+    super::{backoff, breaker::Blame, place::Place, stats::Settlement},
+    Ending, Fate, Scheduler,
+};
+
+/// Pause before an attempt that the router could not make for lack of a socket or memory.
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Window in which events that failed during an outage are retried once the Sink is up.
+const AFTER_OUTAGE: Duration = Duration::from_secs(1);
+
+/// Pause asked for by a Sink after which it is reported as down.
+const PAUSE_TOLD: Duration = Duration::from_secs(30);
+
+/// Maximum events of one outage that are retried as soon as it ends.
+const MAX_SUSPECTS: usize = 4096;
+
+impl<E> Scheduler<E> {
+    /// Records the end of an attempt.
+    pub(in crate::delivery) fn ended(
+        &mut self,
+        place: Place,
+        ending: Ending,
+        now: Instant,
+        jitter: f64,
+    ) -> Fate {
+        let flight = self.in_flight.remove(&place);
+        self.retries_in_flight -= usize::from(flight.is_some_and(|flight| flight.is_retry));
+        let began = flight.map_or(now, |flight| flight.began);
+        let is_of_this_sink = flight.is_some_and(|flight| flight.sink == self.sink);
+        match ending {
+            Ending::Delivered | Ending::Refused if is_of_this_sink => {
+                self.throttle.taken(now);
+                self.sink_answered(now, jitter);
+            }
+            _ => {}
+        }
+        match ending {
+            Ending::Delivered => self.settle(place, Settlement::Delivered, now),
+            Ending::Expired => self.settle(place, Settlement::Expired, now),
+            Ending::Gone => self.settle(place, Settlement::Dropped, now),
+            Ending::Busy => {
+                self.retries
+                    .insert((now + BUSY_PAUSE.mul_f64(0.5 + jitter / 2.0), place));
+                Fate::Waits
+            }
+            Ending::Refused => Fate::GivenUp {
+                attempts: self.progress.failed(place, began).failed,
+                reason: "refused",
+            },
+            Ending::Failed { blame, retry_after } => {
+                if let Some(blame) = blame.filter(|_| is_of_this_sink) {
+                    self.sink_failed(place, blame, retry_after, began, now);
+                }
+                self.failed(place, began, retry_after, now, jitter)
+            }
+        }
+    }
+
+    fn failed(
+        &mut self,
+        place: Place,
+        began: Instant,
+        retry_after: Option<Duration>,
+        now: Instant,
+        jitter: f64,
+    ) -> Fate {
+        let attempts = self.progress.failed(place, began);
+        let delivery = &self.policy.delivery;
+        if backoff::exhausted(delivery, attempts.failed, attempts.elapsed(now)) {
+            return Fate::GivenUp {
+                attempts: attempts.failed,
+                reason: "retries exhausted",
+            };
+        }
+        let pause = backoff::pause(delivery, attempts.failed, retry_after, jitter);
+        self.retries.insert((now + pause, place));
+        Fate::Waits
+    }
+
+    fn sink_failed(
+        &mut self,
+        place: Place,
+        blame: Blame,
+        retry_after: Option<Duration>,
+        began: Instant,
+        now: Instant,
+    ) {
+        self.failures = self.failures.saturating_add(1);
+        let delivery = &self.policy.delivery;
+        let is_further_evidence = self.progress.attempts(place).is_none();
+        // A repeated failure of the same event is no further evidence against the Sink.
+        if is_further_evidence {
+            self.breaker
+                .failed(blame, now, |rounds| backoff::ceiling(delivery, rounds));
+            if self.suspects.len() < MAX_SUSPECTS {
+                self.suspects.push(place);
+            }
+        }
+        if blame == Blame::TooFast {
+            self.throttle.too_fast(began, now);
+        }
+        // While others pass, an event that keeps failing pauses itself alone, unless the pause is about the rate.
+        let asks_for_all = match blame {
+            Blame::TooFast => true,
+            Blame::Unavailable => is_further_evidence || self.breaker.is_open(),
+            Blame::Silent | Blame::Event => false,
+        };
+        let asked = retry_after.map(|asked| asked.min(delivery.retry_after_max));
+        if let Some(asked) = asked.filter(|asked| asks_for_all && !asked.is_zero()) {
+            self.throttle.hold(now + asked, now);
+            self.asked_for_long_pause |= asked >= PAUSE_TOLD;
+        }
+    }
+
+    /// Retries soon what failed during an outage, once it is over.
+    fn sink_answered(&mut self, now: Instant, jitter: f64) {
+        self.failures = 0;
+        self.asked_for_long_pause = false;
+        let suspects = std::mem::take(&mut self.suspects);
+        if !self.breaker.answered(now) {
+            return;
+        }
+        let suspects: BTreeSet<_> = suspects.into_iter().collect();
+        let soon = now + AFTER_OUTAGE.mul_f64(jitter);
+        let waiting = std::mem::take(&mut self.retries).into_iter();
+        self.retries = waiting
+            .map(|(at, place)| {
+                if suspects.contains(&place) {
+                    (at.min(soon), place)
+                } else {
+                    (at, place)
+                }
+            })
+            .collect();
+    }
+}
