@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::{self, connect::capture_connection};
 
 use super::{
-    Addresses,
+    Addresses, ClientError,
     reply::Replies,
     stage::{self, Lack, Stage},
     target::{Target, TargetError, Targets},
@@ -56,17 +56,6 @@ pub struct Client {
     tracer: Tracer,
     /// Limits the log lines about postponed attempts.
     put_off: Arc<Mutex<Burst>>,
-}
-
-/// Reasons why a client cannot be created.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The certificates of the machine's authorities cannot be read.
-    #[error("cannot read the certificate authorities that this machine trusts, needed for https Sinks: {0}")]
-    Roots(#[source] std::io::Error),
-    /// Names cannot be resolved.
-    #[error("cannot resolve names: {0}")]
-    Names(String),
 }
 
 /// Result of one attempt.

@@ -2,21 +2,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{
-        self, Arc, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{self, Arc, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     dead_letter::{DeadLetter, DeadLetterError},
     lines::{shown, trace_id},
-    reader::READ,
+    place::READ,
     redrive::{Letter, Redrive, Taken},
+    taking::{BrokerLetters, Taking},
 };
 use crate::{
     cloudevents::Event,
@@ -104,77 +102,6 @@ pub(super) struct Recipient {
     /// `namespace/name`.
     pub(super) trigger: String,
     pub(super) redrives: mpsc::Sender<Redrive>,
-}
-
-/// Locks on the letters of a broker.
-#[derive(Debug)]
-pub(super) struct BrokerLetters {
-    /// Held while letters are taken out, so that none is taken twice.
-    taking: Arc<Mutex<()>>,
-    /// Held while letters are trimmed, and briefly by whoever begins to take some.
-    trimming: Mutex<()>,
-    /// First letter being taken; nothing from there on is trimmed.
-    from: AtomicU64,
-}
-
-/// Sentinel for "no letter": no log gets that far.
-const NONE: u64 = u64::MAX;
-
-impl Default for BrokerLetters {
-    fn default() -> Self {
-        Self {
-            taking: Arc::default(),
-            trimming: Mutex::default(),
-            from: AtomicU64::new(NONE),
-        }
-    }
-}
-
-impl BrokerLetters {
-    /// Keeps others from beginning to take letters.
-    pub(super) async fn trimming(&self) -> MutexGuard<'_, ()> {
-        self.trimming.lock().await
-    }
-
-    /// First letter that is being taken.
-    pub(super) fn being_taken(&self) -> Option<Offset> {
-        let from = self.from.load(Relaxed);
-        (from != NONE).then_some(Offset(from))
-    }
-
-    /// Takes letters from this one on, once nobody else does. They are not trimmed meanwhile.
-    pub(super) async fn take(self: Arc<Self>, from: Offset) -> Taking {
-        let taking = self.taking.clone().lock_owned().await;
-        let _trimming = self.trimming.lock().await;
-        self.from.store(from.0, Relaxed);
-        Taking {
-            letters: self.clone(),
-            _taking: taking,
-        }
-    }
-}
-
-/// Guard for taking out a broker's letters, one holder at a time.
-#[derive(Debug)]
-pub(super) struct Taking {
-    letters: Arc<BrokerLetters>,
-    _taking: OwnedMutexGuard<()>,
-}
-
-impl Taking {
-    /// Releases the letters below.
-    fn begins_at(&self, first: Option<Offset>) {
-        self.letters
-            .from
-            .store(first.map_or(NONE, |first| first.0), Relaxed);
-    }
-}
-
-impl Drop for Taking {
-    fn drop(&mut self) {
-        // Before the lock is released, and the next holder begins.
-        self.begins_at(None);
-    }
 }
 
 /// Dead letters of all brokers.

@@ -492,7 +492,7 @@ mod tests {
             Addresses, DeadLetter,
             attempt::{Made, Outcome},
             client::Answer,
-            reader::READ,
+            place::READ,
             verdict::Verdict,
         },
         log::{

@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Client, Retention, TriggerView, WhenFull,
+    Client, DeliveryOptions, EngineError, TriggerView,
     dead_letters::DeadLetters,
     holds::Holds,
     keeper::{self, Keeper, StoredPlace},
@@ -34,71 +34,9 @@ use super::{
 use crate::{
     intake::Intake,
     log::{BrokerName, CheckpointKey, Checkpoints, Epoch, LogError, LogProvider},
-    memory::Pool,
     routing::RoutingTable,
     supervision::Supervisor,
 };
-
-/// Options of all delivery in a router.
-#[derive(Clone, Debug)]
-pub struct DeliveryOptions {
-    /// Retention of settled events.
-    pub retention: Retention,
-    /// Retention of dead letters.
-    pub dead_letters: Retention,
-    /// Policy for a log that is full of unsettled events.
-    pub when_full: WhenFull,
-    /// Retention of a deleted Trigger's checkpoint; a Trigger of the same name resumes from it.
-    pub keep_deleted: Duration,
-    /// Grace period for attempts in flight at shutdown.
-    pub grace: Duration,
-    /// Memory shared by buffered events and attempts.
-    pub memory: Pool,
-}
-
-impl Default for DeliveryOptions {
-    /// Retains settled events for a day, dead letters for a week, 1 GiB of each, and the checkpoints of deleted
-    /// Triggers for an hour. Grace is ten seconds, memory 64 MiB.
-    fn default() -> Self {
-        Self {
-            retention: Retention::default(),
-            dead_letters: Retention {
-                age: Duration::from_secs(7 * 24 * 60 * 60),
-                ..Retention::default()
-            },
-            when_full: WhenFull::default(),
-            keep_deleted: Duration::from_secs(60 * 60),
-            grace: Duration::from_secs(10),
-            memory: Pool::new(64 * 1024 * 1024),
-        }
-    }
-}
-
-/// Fatal errors of the engine.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// The log failed.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// The stored list of redriven and dropped dead letters is unreadable. Guessing would redrive letters again.
-    #[error(
-        "the stored list {key} of the dead letters that were redriven or dropped cannot be used: {detail}"
-    )]
-    DeadLetters {
-        /// Key of the list.
-        key: String,
-        /// Cause.
-        detail: String,
-    },
-    /// A stored cursor is unreadable. Guessing would lose or repeat events.
-    #[error("the stored cursor of Trigger {uid} cannot be used: {detail}")]
-    Cursor {
-        /// UID of the Trigger.
-        uid: String,
-        /// Cause.
-        detail: String,
-    },
-}
 
 /// Delivery of one router.
 pub struct Engine {
@@ -320,7 +258,7 @@ impl Engine {
             .collect();
         views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         let waiting = running.placement.views();
-        let holds = Holds::new(views.iter().chain(waiting.iter()));
+        let holds = Holds::new(views.iter().chain(waiting.iter()).map(TriggerView::held));
         self.keeper.hand_over(|| {
             self.trimmer.present.store(Arc::new(holds));
             self.views.store(Arc::new(views));

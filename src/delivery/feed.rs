@@ -14,8 +14,8 @@ use super::{
     TriggerStats,
     held::{Held, Share},
     inbox::Inbox,
-    place::{BrokerLogs, FetchError, Place},
-    reader::{READ, Reader, Turn},
+    place::{BrokerLogs, FetchError, Place, READ},
+    reader::{Reader, Turn},
     settings::Settings,
 };
 use crate::{

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::{TriggerView, place::Place, progress::Low};
+use super::{place::Place, progress::Low};
 use crate::log::{Bounds, BrokerName, Offset};
 
 /// Sentinel for "no offset".
@@ -79,19 +79,17 @@ fn dead_letter(low: Low) -> u64 {
 pub(super) struct Holds(HashMap<BrokerName, Vec<Arc<Hold>>>);
 
 impl Holds {
-    pub(super) fn new<'a>(triggers: impl Iterator<Item = &'a TriggerView>) -> Self {
+    /// Collects what Triggers of these brokers hold.
+    pub(super) fn new<'a>(holds: impl Iterator<Item = (&'a BrokerName, &'a Arc<Hold>)>) -> Self {
         let mut of_broker = HashMap::<_, Vec<_>>::new();
-        for trigger in triggers {
-            of_broker
-                .entry(trigger.broker().clone())
-                .or_default()
-                .push(trigger.hold.clone());
+        for (broker, hold) in holds {
+            of_broker.entry(broker.clone()).or_default().push(hold.clone());
         }
         Self(of_broker)
     }
 
     /// The same holds plus those of further Triggers.
-    pub(super) fn with<'a>(&self, further: impl Iterator<Item = &'a TriggerView>) -> Self {
+    pub(super) fn with<'a>(&self, further: impl Iterator<Item = (&'a BrokerName, &'a Arc<Hold>)>) -> Self {
         let mut all = Self(self.0.clone());
         for (broker, holds) in Self::new(further).0 {
             all.0.entry(broker).or_default().extend(holds);

@@ -144,7 +144,7 @@ impl Keeper {
         if kept.views().next().is_none() {
             return others;
         }
-        Arc::new(others.with(kept.views()))
+        Arc::new(others.with(kept.views().map(TriggerView::held)))
     }
 
     /// Runs `make_known`, after which the new owners hold what they took up, and forgets those places.

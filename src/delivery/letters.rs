@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{backoff, dead_letter::DeadLetter, place::Place, progress::Attempts, scheduler::LetterSent};
+use super::{backoff, dead_letter::DeadLetter, place::Place, progress::Attempts};
 use crate::routing::Delivery;
 
 /// Maximum dead letters in flight to the dead-letter Sink, and into the log.
@@ -261,6 +261,35 @@ impl Letters {
 
 fn add_detail(letter: &mut DeadLetter, detail: &str) {
     letter.detail = format!("{}; then the dead-letter Sink: {detail}", letter.detail);
+}
+
+/// Result of sending a dead letter to the dead-letter Sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum LetterSent {
+    Taken,
+    /// The dead-letter Sink was removed from the Trigger.
+    NoSink,
+    /// Rejected for good.
+    Refused(String),
+    /// A retry may succeed.
+    Failed {
+        detail: String,
+        retry_after: Option<Duration>,
+    },
+    /// No attempt was made: the router lacks a socket, memory or access to the log for now.
+    Busy,
+    /// The event can no longer be read.
+    Gone,
+}
+
+/// Result of keeping a dead letter in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LetterKept {
+    Stored,
+    /// The log has no room for it, or is unavailable for now.
+    NoRoom,
+    /// The event can no longer be read.
+    Gone,
 }
 
 #[cfg(test)]

@@ -7,7 +7,13 @@ use crate::{
     log::{BrokerName, Log, LogError, LogName, LogProvider, Offset, ReadLimit},
 };
 
-use super::{dead_letter::DeadLetter, reader::READ};
+use super::dead_letter::DeadLetter;
+
+/// Limit of one read.
+pub(super) const READ: ReadLimit = ReadLimit {
+    records: 256,
+    bytes: 1024 * 1024,
+};
 
 /// Identifies one event of a Trigger. Events of the broker's log come before redriven ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -13,7 +13,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
 
-use super::{place::Place, stats::Settlement};
+use super::{place::Place, settlement::Settlement};
 use crate::log::Offset;
 
 /// Everything below `next` is settled, except the outstanding events.

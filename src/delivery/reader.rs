@@ -10,20 +10,15 @@ use tokio_util::sync::CancellationToken;
 use super::{
     held::{Held, Share},
     inbox::Inbox,
+    place::READ,
 };
 use crate::{
     cloudevents::Event,
     filter::{self, Decision, Subject},
-    log::{BrokerName, Log, LogError, Offset, ReadLimit, Record},
+    log::{BrokerName, Log, LogError, Offset, Record},
     memory::{Pool, Reservation},
     routing::BrokerTable,
     telemetry::{Admitted, Burst},
-};
-
-/// Limit of one read.
-pub(super) const READ: ReadLimit = ReadLimit {
-    records: 256,
-    bytes: 1024 * 1024,
 };
 
 /// Interval between reports of suppressed log lines.

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{dead_letters::Taking, offsets::OffsetSet};
+use super::{offsets::OffsetSet, taking::Taking};
 use crate::log::{BrokerName, CheckpointChange, CheckpointKey, LogError, LogName, LogProvider, Offset};
 
 /// Asks a dispatcher to redrive dead letters.

@@ -20,11 +20,11 @@ use super::{
     breaker::{Blame, Breaker},
     dead_letter::DeadLetter,
     lanes::Lanes,
-    letters::{Letters, Sending},
+    letters::{LetterKept, LetterSent, Letters, Sending},
     place::Place,
     progress::{Attempts, Progress},
     rate::Bucket,
-    stats::Settlement,
+    settlement::Settlement,
     throttle::Throttle,
 };
 use crate::{
@@ -481,33 +481,4 @@ impl<E> Scheduler<E> {
     fn concurrency(&self) -> usize {
         self.policy.delivery.concurrency.max(1) as usize
     }
-}
-
-/// Result of sending a dead letter to the dead-letter Sink.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum LetterSent {
-    Taken,
-    /// The dead-letter Sink was removed from the Trigger.
-    NoSink,
-    /// Rejected for good.
-    Refused(String),
-    /// A retry may succeed.
-    Failed {
-        detail: String,
-        retry_after: Option<Duration>,
-    },
-    /// No attempt was made: the router lacks a socket, memory or access to the log for now.
-    Busy,
-    /// The event can no longer be read.
-    Gone,
-}
-
-/// Result of keeping a dead letter in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LetterKept {
-    Stored,
-    /// The log has no room for it, or is unavailable for now.
-    NoRoom,
-    /// The event can no longer be read.
-    Gone,
 }

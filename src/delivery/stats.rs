@@ -13,19 +13,6 @@ use arc_swap::ArcSwapOption;
 use super::{progress::Progress, reply::Reply};
 use crate::{filter, log::Offset};
 
-/// Final state of an event for a Trigger that wanted it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settlement {
-    /// The Sink accepted it.
-    Delivered,
-    /// Its `expirytime` had passed.
-    Expired,
-    /// Delivery ended without success; the event is kept as a dead letter.
-    DeadLettered,
-    /// Its record could not be read, or was removed from the full log.
-    Dropped,
-}
-
 /// Points for an event whose filters exceed their budget; each other event takes one away.
 const OVERRUN: u32 = 16;
 

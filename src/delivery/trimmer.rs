@@ -536,7 +536,7 @@ mod tests {
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::DropOldest);
         let has_settled_nothing = trigger(BROKER, &trimmer.room);
-        let holds = Holds::new([&has_settled_nothing].into_iter());
+        let holds = Holds::new([has_settled_nothing.held()].into_iter());
         trimmer.present.store(Arc::new(holds));
         trimmer.trim(false).await.unwrap();
         assert_eq!(
@@ -557,7 +557,9 @@ mod tests {
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::Refuse);
         let triggers: Vec<_> = (0..10_000).map(|_| trigger(BROKER, &trimmer.room)).collect();
-        trimmer.present.store(Arc::new(Holds::new(triggers.iter())));
+        trimmer
+            .present
+            .store(Arc::new(Holds::new(triggers.iter().map(TriggerView::held))));
 
         let began = Instant::now();
         let refusals = 20_000;
@@ -581,7 +583,7 @@ mod tests {
         let log = open(&directory);
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::DropOldest);
-        let holds = Holds::new([&trigger(BROKER, &trimmer.room)].into_iter());
+        let holds = Holds::new([trigger(BROKER, &trimmer.room).held()].into_iter());
         trimmer.present.store(Arc::new(holds));
         let all = (0..100).map(|_| trimmer.make_room());
         for made in futures::future::join_all(all).await {

@@ -30,6 +30,11 @@ impl TriggerView {
         self.log.name().broker()
     }
 
+    /// Its hold, with the broker whose logs it holds.
+    pub(super) fn held(&self) -> (&BrokerName, &Arc<Hold>) {
+        (self.broker(), &self.hold)
+    }
+
     /// Number of events of its broker that the Trigger has not looked at yet, as last seen.
     pub fn backlog(&self) -> u64 {
         let end = self.log.cached_bounds().next;

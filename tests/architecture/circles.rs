@@ -10,60 +10,18 @@ use std::{
 
 use crate::sources::{Import, Source, all_sources};
 
-/// Circles that are left. Shorten this list; it is not to grow. Move what the files share into a file of its own
-/// instead.
-const KNOWN: &[&[&str]] = &[
-    &["delivery/client", "delivery/reply", "delivery/target"],
-    &["delivery/dead_letters", "delivery/redrive"],
-    &["delivery/engine", "delivery/placement", "delivery/running"],
-    &["delivery/holds", "delivery/view"],
-    &[
-        "delivery/inbox",
-        "delivery/place",
-        "delivery/progress",
-        "delivery/reader",
-        "delivery/stats",
-    ],
-    &["delivery/letters", "delivery/scheduler"],
-];
-
 type Module = Vec<String>;
 
 #[test]
-fn files_of_a_room_form_no_new_circles() {
+fn files_of_a_room_form_no_circles() {
     let sources = all_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
     let needs = Needs::of(&sources);
-    let found: Vec<(BTreeSet<String>, String)> = needs
-        .circles()
-        .into_iter()
-        .map(|circle| {
-            (
-                circle.iter().map(|module| module.join("/")).collect(),
-                needs.told(&circle),
-            )
-        })
-        .collect();
-    let known: Vec<BTreeSet<String>> = KNOWN
-        .iter()
-        .map(|circle| circle.iter().map(|module| (*module).to_owned()).collect())
-        .collect();
-    let is_new = |circle: &&(BTreeSet<String>, String)| !known.iter().any(|known| circle.0.is_subset(known));
-    let new: Vec<_> = found
-        .iter()
-        .filter(is_new)
-        .map(|(_, told)| told.as_str())
-        .collect();
+    let circles: Vec<_> = needs.circles().iter().map(|circle| needs.told(circle)).collect();
     assert!(
-        new.is_empty(),
-        "files need each other in a circle:\n{}",
-        new.join("\n")
+        circles.is_empty(),
+        "files need each other in a circle; move what they share into a file of its own:\n{}",
+        circles.join("\n")
     );
-    for circle in known {
-        assert!(
-            found.iter().any(|(modules, _)| *modules == circle),
-            "{circle:?} is no circle any more, or a smaller one: shorten the list of known circles"
-        );
-    }
 }
 
 /// Which module needs which of the same room, and the places where it names it.

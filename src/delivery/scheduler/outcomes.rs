@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    super::{backoff, breaker::Blame, place::Place, stats::Settlement},
+    super::{backoff, breaker::Blame, place::Place, settlement::Settlement},
     Ending, Fate, Scheduler,
 };
 

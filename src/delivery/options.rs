@@ -1,0 +1,67 @@
+//! The options of delivery, and why it cannot begin.
+
+use std::time::Duration;
+
+use super::{Retention, WhenFull};
+use crate::{log::LogError, memory::Pool};
+
+/// Options of all delivery in a router.
+#[derive(Clone, Debug)]
+pub struct DeliveryOptions {
+    /// Retention of settled events.
+    pub retention: Retention,
+    /// Retention of dead letters.
+    pub dead_letters: Retention,
+    /// Policy for a log that is full of unsettled events.
+    pub when_full: WhenFull,
+    /// Retention of a deleted Trigger's checkpoint; a Trigger of the same name resumes from it.
+    pub keep_deleted: Duration,
+    /// Grace period for attempts in flight at shutdown.
+    pub grace: Duration,
+    /// Memory shared by buffered events and attempts.
+    pub memory: Pool,
+}
+
+impl Default for DeliveryOptions {
+    /// Retains settled events for a day, dead letters for a week, 1 GiB of each, and the checkpoints of deleted
+    /// Triggers for an hour. Grace is ten seconds, memory 64 MiB.
+    fn default() -> Self {
+        Self {
+            retention: Retention::default(),
+            dead_letters: Retention {
+                age: Duration::from_secs(7 * 24 * 60 * 60),
+                ..Retention::default()
+            },
+            when_full: WhenFull::default(),
+            keep_deleted: Duration::from_secs(60 * 60),
+            grace: Duration::from_secs(10),
+            memory: Pool::new(64 * 1024 * 1024),
+        }
+    }
+}
+
+/// Fatal errors of the engine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The log failed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The stored list of redriven and dropped dead letters is unreadable. Guessing would redrive letters again.
+    #[error(
+        "the stored list {key} of the dead letters that were redriven or dropped cannot be used: {detail}"
+    )]
+    DeadLetters {
+        /// Key of the list.
+        key: String,
+        /// Cause.
+        detail: String,
+    },
+    /// A stored cursor is unreadable. Guessing would lose or repeat events.
+    #[error("the stored cursor of Trigger {uid} cannot be used: {detail}")]
+    Cursor {
+        /// UID of the Trigger.
+        uid: String,
+        /// Cause.
+        detail: String,
+    },
+}
