@@ -13,7 +13,7 @@ use super::{
     dead_letter::{DeadLetter, DeadLetterError},
     lines::{shown, trace_id},
     place::READ,
-    redrive::{Letter, Redrive, Taken},
+    redrive::{Redrive, RedrivenLetter, TakenLetters},
     taking::{BrokerLetters, Taking},
 };
 use crate::{
@@ -108,7 +108,7 @@ pub(super) struct Recipient {
 pub(super) struct DeadLetters {
     logs: Arc<dyn LogProvider>,
     checkpoints: Arc<dyn Checkpoints>,
-    taken: Arc<Taken>,
+    taken: Arc<TakenLetters>,
     /// Brokers whose letters are being taken out or trimmed.
     brokers: sync::Mutex<HashMap<BrokerName, Weak<BrokerLetters>>>,
     /// Limits the log lines about unreadable letters.
@@ -119,7 +119,7 @@ impl DeadLetters {
     pub(super) fn new(
         logs: Arc<dyn LogProvider>,
         checkpoints: Arc<dyn Checkpoints>,
-        taken: Arc<Taken>,
+        taken: Arc<TakenLetters>,
     ) -> Self {
         Self {
             logs,
@@ -237,7 +237,7 @@ impl DeadLetters {
             ..Redriven::default()
         };
         let mut without_trigger = Vec::new();
-        let mut by_recipient = BTreeMap::<usize, Vec<Letter>>::new();
+        let mut by_recipient = BTreeMap::<usize, Vec<RedrivenLetter>>::new();
         for KeptLetter {
             id, letter, event, ..
         } in page.letters
@@ -262,7 +262,7 @@ impl DeadLetters {
                         trace_id = trace_id(&event),
                         "a dead letter is to be delivered again"
                     );
-                    by_recipient.entry(recipient).or_default().push(Letter {
+                    by_recipient.entry(recipient).or_default().push(RedrivenLetter {
                         offset: id,
                         key: event.attribute("partitionkey").map(|key| key.canonical().into()),
                     });
@@ -303,7 +303,7 @@ impl DeadLetters {
     async fn hand_over(
         &self,
         recipient: &Recipient,
-        letters: Vec<Letter>,
+        letters: Vec<RedrivenLetter>,
         taking: Arc<Taking>,
     ) -> Result<usize, LogError> {
         let (answer, answered) = oneshot::channel();

@@ -25,7 +25,7 @@ use super::{
     kept::{self, removal},
     placement::Placement,
     reader::{Listener, Reader},
-    redrive::Taken,
+    redrive::TakenLetters,
     running::{RunningReader, RunningTrigger, Spawner},
     settings::Settings,
     trimmer::{Figures, Room, Trimmer},
@@ -63,7 +63,7 @@ struct Stored {
     places: HashMap<String, StoredPlace>,
     /// UIDs with a stored identity and no checkpoint.
     without_place: Vec<String>,
-    taken: Arc<Taken>,
+    taken: Arc<TakenLetters>,
     ran_before: Duration,
 }
 

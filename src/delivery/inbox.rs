@@ -41,7 +41,7 @@ struct State {
 
 /// Events taken out of an inbox.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct Drained {
     /// In offset order; `None` for an unreadable record.
     pub(super) events: Vec<(Offset, Option<Held>)>,
     /// Offset from which the Trigger reads the log, set once the inbox overflowed and is now empty.
@@ -118,7 +118,7 @@ impl Inbox {
     }
 
     /// Takes up to `limit` events.
-    pub(super) fn take(&self, limit: usize) -> Taken {
+    pub(super) fn take(&self, limit: usize) -> Drained {
         let mut state = self.lock();
         let count = limit.min(state.queue.len());
         let events: Vec<_> = state.queue.drain(..count).collect();
@@ -126,7 +126,7 @@ impl Inbox {
         state.bytes -= taken.map(Held::size).sum::<usize>();
         let emptied = state.queue.is_empty();
         let missed = if emptied { state.missed.take() } else { None };
-        Taken {
+        Drained {
             events,
             missed,
             emptied,

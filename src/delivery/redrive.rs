@@ -14,8 +14,8 @@ use crate::log::{BrokerName, CheckpointChange, CheckpointKey, LogError, LogName,
 
 /// Asks a dispatcher to redrive dead letters.
 pub(super) struct Redrive {
-    pub(super) letters: Vec<Letter>,
-    pub(super) taken: Arc<Taken>,
+    pub(super) letters: Vec<RedrivenLetter>,
+    pub(super) taken: Arc<TakenLetters>,
     /// Held until the letters are taken or left, even if the requester has stopped waiting: nobody else takes them
     /// meanwhile.
     pub(super) taking: Arc<Taking>,
@@ -24,7 +24,7 @@ pub(super) struct Redrive {
 }
 
 /// A dead letter to redrive.
-pub(super) struct Letter {
+pub(super) struct RedrivenLetter {
     /// Offset in the dead-letter log.
     pub(super) offset: Offset,
     /// `partitionkey` of the event.
@@ -34,9 +34,9 @@ pub(super) struct Letter {
 /// Letters that were redriven or dropped and still have records in the dead-letter logs. Durable, as a checkpoint
 /// for each broker.
 #[derive(Debug, Default)]
-pub(super) struct Taken(Mutex<HashMap<BrokerName, OffsetSet>>);
+pub(super) struct TakenLetters(Mutex<HashMap<BrokerName, OffsetSet>>);
 
-impl Taken {
+impl TakenLetters {
     /// Restores the stored set of a broker.
     pub(super) fn restore(&self, broker: BrokerName, stored: &Bytes) -> Result<(), serde_json::Error> {
         let set = serde_json::from_slice(stored)?;

@@ -1,7 +1,7 @@
 //! Replies: an event with which a Sink answers is stored in the same broker, for all its Triggers.
 //!
 //! A reply can make a Sink reply again. To end such loops each reply carries the number of deliveries that led to
-//! it, in [`HOPS`], and inherits the lineage of what it replies to: see [`super::descendants`].
+//! it, in [`HOPS`], and inherits the lineage of what it replies to: see [`crate::intake`].
 
 use bytes::Bytes;
 use http::HeaderMap;

@@ -32,7 +32,7 @@ const SHORTEST: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) struct Throttle {
     pace: Option<Pace>,
-    taken: Taken,
+    taken: RecentlyTaken,
 }
 
 #[derive(Debug)]
@@ -47,7 +47,7 @@ struct Pace {
 
 /// Rate at which the Sink takes events, per second.
 #[derive(Debug)]
-struct Taken {
+struct RecentlyTaken {
     since: Instant,
     count: u32,
     before: f64,
@@ -57,7 +57,7 @@ impl Throttle {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             pace: None,
-            taken: Taken {
+            taken: RecentlyTaken {
                 since: now,
                 count: 0,
                 before: 0.0,
@@ -122,7 +122,7 @@ impl Throttle {
     }
 }
 
-impl Taken {
+impl RecentlyTaken {
     fn add(&mut self, now: Instant) {
         let time = now.saturating_duration_since(self.since);
         if time >= WINDOW {

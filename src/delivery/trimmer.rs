@@ -20,7 +20,7 @@ use super::{
     dead_letters::DeadLetters,
     holds::Holds,
     keeper::Keeper,
-    redrive::Taken,
+    redrive::TakenLetters,
     retention,
     wall_clock::{self, WallClock},
 };
@@ -66,7 +66,7 @@ pub(super) struct Trimmer {
     pub(super) letters: Retention,
     pub(super) when_full: WhenFull,
     pub(super) dead_letters: Arc<DeadLetters>,
-    pub(super) taken: Arc<Taken>,
+    pub(super) taken: Arc<TakenLetters>,
     /// Holds of present Triggers.
     pub(super) present: ArcSwap<Holds>,
     /// Holds for deleted Triggers.
@@ -482,7 +482,7 @@ mod tests {
     }
 
     fn trimmer(log: &Arc<dyn LogProvider>, when_full: WhenFull) -> Trimmer {
-        let taken = Arc::<Taken>::default();
+        let taken = Arc::<TakenLetters>::default();
         let checkpoints = log.checkpoints(Epoch::default());
         Trimmer {
             logs: log.clone(),
@@ -549,7 +549,7 @@ mod tests {
         assert_eq!(trimmer.figures.dropped(), [(BROKER.into(), first.0)].into());
     }
 
-    /// As in the trial with 10,000 Triggers.
+    /// Many requests find a full log that 10,000 Triggers hold.
     #[tokio::test]
     async fn refusals_share_an_attempt_to_make_room() {
         let directory = tempfile::tempdir().unwrap();

@@ -170,7 +170,7 @@ async fn a_place_beyond_the_end_of_the_log_skips_no_new_event() {
     }
     let mut beyond = Progress::starting_at(Offset(1));
     beyond.matched(Offset(6));
-    let redriven = Taken::default().change(&BROKER.into(), [Offset(0), Offset(1)].into_iter());
+    let redriven = TakenLetters::default().change(&BROKER.into(), [Offset(0), Offset(1)].into_iter());
     let cursors = vec![
         ("u".to_owned(), Some(beyond.encode(BROKER, Instant::now()).into())),
         (redriven.0.to_string(), redriven.1),
@@ -189,7 +189,7 @@ async fn a_place_beyond_the_end_of_the_log_skips_no_new_event() {
         Progress::decode(&stored["u"], Instant::now()).unwrap().next(),
         Offset(1)
     );
-    let restored = Taken::default();
+    let restored = TakenLetters::default();
     restored
         .restore(BROKER.into(), &stored["dead-letters:shop/default"])
         .unwrap();

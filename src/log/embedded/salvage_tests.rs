@@ -164,7 +164,7 @@ async fn flip(directory: &Path, files: &BTreeMap<PathBuf, Vec<u8>>) -> Vec<u64> 
     lost
 }
 
-/// The trial of the issue: flipped bits anywhere in the store.
+/// Flips bits anywhere in the store.
 #[tokio::test]
 async fn flipped_bits_are_named_and_the_rest_is_kept() {
     let directory = tempfile::tempdir().unwrap();
