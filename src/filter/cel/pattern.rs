@@ -264,7 +264,12 @@ mod tests {
         ) {
             let pattern = pieces.concat();
             let expected = regex::Regex::new(&pattern).unwrap().is_match(&text);
-            prop_assert_eq!(Pattern::new(&pattern).unwrap().is_match(&text, &Fuel::new()), Ok(expected), "{}", pattern);
+            let compiled = match Pattern::new(&pattern) {
+                // Several Unicode classes in a row.
+                Err(Disallowed::PatternTooLarge) => return Ok(()),
+                compiled => compiled.unwrap(),
+            };
+            prop_assert_eq!(compiled.is_match(&text, &Fuel::new()), Ok(expected), "{}", pattern);
             prop_assert_eq!(simulated(&pattern).is_match(&text, &Fuel::new()), Ok(expected), "{}", pattern);
         }
     }
