@@ -306,6 +306,8 @@ mod tests {
     crate::log::conformance::conformance!(super::MemoryLogs::default());
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
         #[test]
         fn behaves_like_the_model(steps in conformance::steps(60)) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
