@@ -12,29 +12,7 @@ use serde::{
 use serde_json::{Map, Number, Value};
 use serde_saphyr::Spanned;
 
-/// A position in a text. Line and column start at 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position {
-    /// Line.
-    pub line: u64,
-    /// Column, in characters.
-    pub column: u64,
-}
-
-impl Position {
-    /// The start of a text.
-    pub const START: Self = Self { line: 1, column: 1 };
-}
-
-impl From<serde_saphyr::Location> for Position {
-    fn from(location: serde_saphyr::Location) -> Self {
-        // An unknown position is reported as the start.
-        Self {
-            line: location.line().max(1),
-            column: location.column().max(1),
-        }
-    }
-}
+use super::{Issue, Position};
 
 /// A value and its position.
 #[derive(Clone, Debug)]
@@ -76,18 +54,9 @@ pub struct Key {
 const MAX_NODES: usize = 1_000_000;
 const MAX_TEXT: usize = 256 * 1024 * 1024;
 
-/// A syntax error and its position.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReadError {
-    /// Position of the error.
-    pub position: Position,
-    /// What is wrong there.
-    pub message: String,
-}
-
 /// Parses the documents of a text one by one, up to the first error. Empty ones are skipped. Only one of them is in
 /// memory at a time.
-pub fn stream<'a>(text: &'a mut &[u8]) -> impl Iterator<Item = Result<Node, ReadError>> + 'a {
+pub fn stream<'a>(text: &'a mut &[u8]) -> impl Iterator<Item = Result<Node, Issue>> + 'a {
     let options = serde_saphyr::options! {
         with_snippet: false,
         budget: serde_saphyr::budget! {
@@ -100,7 +69,7 @@ pub fn stream<'a>(text: &'a mut &[u8]) -> impl Iterator<Item = Result<Node, Read
     };
     let mut failed = false;
     serde_saphyr::read_with_options(text, options)
-        .map(|document| document.map_err(|error| read_error(&error)))
+        .map(|document| document.map_err(|error| issue(&error)))
         .take_while(move |document| !std::mem::replace(&mut failed, document.is_err()))
 }
 
@@ -108,20 +77,20 @@ pub fn stream<'a>(text: &'a mut &[u8]) -> impl Iterator<Item = Result<Node, Read
 ///
 /// # Errors
 /// The first error, and its position.
-pub fn read(text: &str) -> Result<Vec<Node>, ReadError> {
+pub fn read(text: &str) -> Result<Vec<Node>, Issue> {
     stream(&mut text.as_bytes()).collect()
 }
 
-fn read_error(error: &serde_saphyr::Error) -> ReadError {
+fn issue(error: &serde_saphyr::Error) -> Issue {
     let error = error.without_snippet();
     let position = error.location().map_or(Position::START, Position::from);
     if matches!(error, serde_saphyr::Error::Budget { .. }) {
-        return ReadError {
+        return Issue {
             position,
             message: format!("the document is too large: it has more than {MAX_NODES} values; split it"),
         };
     }
-    ReadError {
+    Issue {
         position,
         message: without_place(&error.render_with_formatter(&serde_saphyr::UserMessageFormatter)),
     }
@@ -500,7 +469,7 @@ mod tests {
             ("a: .nan\n", at(1, 4), ""),
             ("{\"a\": 1,\n \"b\": ]", at(1, 1), ""),
         ] {
-            let Err(ReadError {
+            let Err(Issue {
                 position: found,
                 message,
                 ..

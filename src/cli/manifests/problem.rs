@@ -1,8 +1,30 @@
-//! Problems in manifests.
+//! Problems in manifests, and their positions.
 
 use std::{fmt, path::PathBuf};
 
-use super::Position;
+/// A position in a text. Line and column start at 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Line.
+    pub line: u64,
+    /// Column, in characters.
+    pub column: u64,
+}
+
+impl Position {
+    /// The start of a text.
+    pub const START: Self = Self { line: 1, column: 1 };
+}
+
+impl From<serde_saphyr::Location> for Position {
+    fn from(location: serde_saphyr::Location) -> Self {
+        // An unknown position is reported as the start.
+        Self {
+            line: location.line().max(1),
+            column: location.column().max(1),
+        }
+    }
+}
 
 /// A message with a position in a file that is being read.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -140,11 +140,8 @@ impl ManifestReader {
         for document in document::stream(&mut text.as_bytes()) {
             match document {
                 Ok(document) => self.document(file, document, &mut read, &mut findings),
-                Err(error) => {
-                    findings.push(Issue {
-                        position: error.position,
-                        message: error.message,
-                    });
+                Err(issue) => {
+                    findings.push(issue);
                     // A document before the error may be incomplete.
                     read = Read::default();
                 }

@@ -11,8 +11,8 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::{
-    Issue,
-    document::{Node, Position, Tree},
+    Issue, Position,
+    document::{Node, Tree},
     rules::{Broken, Rules, with_defaults},
 };
 
