@@ -250,19 +250,7 @@ async fn measure(process: &Process, target: &str, sink: SocketAddr, events: u64,
     for post in posting {
         post.await.unwrap();
     }
-    let accepted = began.elapsed();
-    await_count(&client, sink, events * fan_out).await;
-    let delivered = began.elapsed();
-    figures(
-        process,
-        &client,
-        sink,
-        events,
-        processor_before,
-        accepted,
-        delivered,
-    )
-    .await
+    figures(process, &client, sink, events, fan_out, processor_before, began).await
 }
 
 async fn post(client: &HttpClient, target: &str, number: u64, sent: u64, body: Bytes) {
@@ -296,15 +284,19 @@ async fn await_count(client: &HttpClient, sink: SocketAddr, expected: u64) {
     counted.expect("everything is delivered");
 }
 
+/// Waits for the deliveries of what was posted since `began`; all of it is accepted by now.
 async fn figures(
     process: &Process,
     client: &HttpClient,
     sink: SocketAddr,
     events: u64,
+    fan_out: u64,
     processor_before: Duration,
-    accepted: Duration,
-    delivered: Duration,
+    began: Instant,
 ) -> Figures {
+    let accepted = began.elapsed();
+    await_count(client, sink, events * fan_out).await;
+    let delivered = began.elapsed();
     let (processor, resident) = process.usage();
     let times = get(client, format!("http://{sink}/times")).await;
     let times: Vec<u64> = times.split(' ').map(|figure| figure.parse().unwrap()).collect();
@@ -335,17 +327,14 @@ async fn measure_open_loop(process: &Process, target: &str, sink: SocketAddr, ev
             .spawn(async move { post(&client, &target, number, sent, Bytes::from(vec![b'x'; BODY])).await });
     }
     posting.join_all().await;
-    let accepted = began.elapsed();
-    await_count(&client, sink, events).await;
-    let delivered = began.elapsed();
     figures(
         process,
         &client,
         sink,
         events,
+        1,
         processor_before,
-        accepted,
-        delivered,
+        began.into_std(),
     )
     .await
 }
