@@ -401,12 +401,7 @@ pub(super) fn reclaim(events: &Keyspace, first: u64) -> fjall::Result<bool> {
     events.tree.drop_range(..below)?;
     fail_points::pass("log-after-drop")?;
     drop(version);
-    // The library keeps superseded versions, and with them the dropped tables' files, for snapshots of the past.
-    // There are none here: every read is of the latest version, and pins it while it runs.
-    events
-        .tree
-        .get_version_history_lock()
-        .maintenance(events.path(), fjall::SeqNo::MAX)?;
+    forget_past(events)?;
     Ok(true)
 }
 
