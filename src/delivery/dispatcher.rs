@@ -24,7 +24,7 @@ use super::{
     progress::Progress,
     reader::Reader,
     redrive::Redrive,
-    saver::Saver,
+    saver::{Saver, finished},
     scheduler::{Launch, Policy, Scheduler, Step},
     settings::Settings,
 };
@@ -123,6 +123,7 @@ impl Dispatcher {
         stats.filter_changed(trigger.generation);
         stats.show(&progress);
         hold.saved(low);
+        hold.set_first_unsettled(low);
         let scheduler = Scheduler::new(progress, policy(&settings), Instant::now(), fastrand::f64);
         let feed = Feed::new(
             logs.clone(),
@@ -464,18 +465,6 @@ fn policy(settings: &Settings) -> Policy {
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits for the running future; forever if there is none.
-async fn finished<T>(running: &mut Option<BoxFuture<'static, T>>) -> T {
-    match running {
-        Some(future) => {
-            let ended = future.await;
-            *running = None;
-            ended
-        }
         None => std::future::pending().await,
     }
 }

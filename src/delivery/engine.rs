@@ -23,6 +23,7 @@ use super::{
     holds::Holds,
     keeper::{self, Keeper, StoredPlace},
     kept::{self, removal},
+    place::BrokerLogs,
     placement::Placement,
     reader::{Listener, Reader},
     redrive::TakenLetters,
@@ -210,6 +211,7 @@ impl Engine {
         for (broker, routes) in table.brokers() {
             let broker = BrokerName::from(broker.as_str());
             let reader = running.reader(&self.spawner, &broker).await?;
+            let logs = BrokerLogs::open(self.logs(), &broker);
             let mut listeners = Vec::with_capacity(routes.routes().len());
             for (index, route) in routes.routes().iter().enumerate() {
                 let settings =
@@ -226,9 +228,9 @@ impl Engine {
                         let Some(place) = new.remove(&route.trigger.uid) else {
                             continue;
                         };
-                        let trigger = self
-                            .spawner
-                            .trigger(&reader, settings, place, &broker, &route.trigger);
+                        let trigger =
+                            self.spawner
+                                .trigger(&reader, settings, place, logs.clone(), &route.trigger);
                         let inbox = trigger.inbox.clone();
                         running.triggers.insert(route.trigger.uid.clone(), trigger);
                         inbox
@@ -293,7 +295,7 @@ impl Running {
         for (_, trigger) in absent {
             ended.push(trigger.end().await);
         }
-        self.placement.retire(ended, table).await
+        self.placement.retire(ended, &present, table).await
     }
 }
 

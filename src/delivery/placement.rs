@@ -104,13 +104,13 @@ impl Placement {
         Ok(places)
     }
 
-    /// Retains the checkpoints of Triggers that ended or were loaded, and that are not in the table.
+    /// Retains the checkpoints of Triggers that ended or were loaded, and that are not `present` in the table.
     pub(super) async fn retire(
         &mut self,
         ended: Vec<TriggerView>,
+        present: &HashSet<&str>,
         table: &RoutingTable,
     ) -> Result<(), LogError> {
-        let present: HashSet<_> = table.triggers().map(|trigger| trigger.uid.as_str()).collect();
         let mut gone: Vec<_> = ended.iter().map(Gone::ended).collect();
         let is_gone = |uid: &str| !present.contains(uid) && !table.is_unread(uid);
         let stored = self.stored.extract_if(|uid, _| is_gone(uid));

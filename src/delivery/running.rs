@@ -103,7 +103,7 @@ impl Spawner {
         reader: &Arc<Reader>,
         settings: Settings,
         place: Placed,
-        broker: &BrokerName,
+        logs: BrokerLogs,
         trigger: &Trigger,
     ) -> RunningTrigger {
         let Placed {
@@ -117,7 +117,6 @@ impl Spawner {
         let hold = Arc::new(Hold::new(progress.low(), self.released.clone()));
         let inbox = Arc::new(Inbox::new(stats.clone()));
         stats.show(&progress);
-        let logs = BrokerLogs::open(&*self.logs, broker);
         let view = TriggerView {
             uid: trigger.uid.clone(),
             namespace: trigger.namespace.clone(),

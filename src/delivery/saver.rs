@@ -81,12 +81,7 @@ impl Saver {
 
     /// Waits for the save in flight; forever if there is none. Pass its result to [`Saver::ended`].
     pub(super) async fn finished(&mut self) -> Result<(), LogError> {
-        let Some(under_way) = &mut self.under_way else {
-            return std::future::pending().await;
-        };
-        let saved = under_way.await;
-        self.under_way = None;
-        saved
+        finished(&mut self.under_way).await
     }
 
     /// Handles the end of a save. A full disk does not stop delivery: what is settled meanwhile repeats after a
@@ -116,16 +111,14 @@ impl Saver {
         self.ended(saved)
     }
 
-    /// Saves now, after the save in flight.
+    /// Saves now, after the save in flight. Returns why one of the two found no room.
     pub(super) async fn save(&mut self, progress: &Progress) -> Result<Option<String>, LogError> {
-        self.end().await?;
-        self.low = progress.low();
-        let change = self.change(progress);
-        let saved = self.checkpoints.save(vec![change]).await;
-        self.ended(saved)
+        let before = self.end().await?;
+        self.begin(progress);
+        Ok(self.end().await?.or(before))
     }
 
-    /// Saves this progress together with other changes. First waits for the save in flight, which could store
+    /// Saves this progress together with another change. Call [`Saver::end`] first: a save in flight could store
     /// older progress over it.
     pub(super) async fn save_with(
         &mut self,
@@ -143,11 +136,23 @@ impl Saver {
         saved
     }
 
-    /// The change that stores the checkpoint.
+    /// Change that stores the checkpoint. Also sets how soon the next one is saved.
     fn change(&mut self, progress: &Progress) -> CheckpointChange {
         let stored = progress.encode(self.broker.as_str(), Instant::now());
         let factor = u32::try_from(stored.len() / SAVE_BYTES).unwrap_or(u32::MAX);
         self.every = SAVE_EVERY.saturating_mul(factor.max(1)).min(MAX_SAVE_EVERY);
         (self.key.clone(), Some(stored.into()))
+    }
+}
+
+/// Waits for the running future; forever if there is none.
+pub(super) async fn finished<T>(running: &mut Option<BoxFuture<'static, T>>) -> T {
+    match running {
+        Some(future) => {
+            let ended = future.await;
+            *running = None;
+            ended
+        }
+        None => std::future::pending().await,
     }
 }
