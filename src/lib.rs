@@ -9,6 +9,7 @@ pub mod cloudevents;
 pub mod controller;
 pub mod delivery;
 pub mod descriptors;
+pub mod destination;
 pub mod filter;
 pub mod http_url;
 pub mod intake;

@@ -71,6 +71,18 @@ const SYSTEM: Ban = Ban {
     ],
     reason: "what is pure asks nothing of the system",
 };
+const HTTP: Ban = Ban {
+    paths: &[
+        "http",
+        "http_body",
+        "http_body_util",
+        "hyper",
+        "hyper_util",
+        "hyper_rustls",
+        "rustls",
+    ],
+    reason: "only destination knows the protocol that events are sent by",
+};
 const RANDOM: Ban = Ban {
     paths: &["rand", "getrandom", "fastrand"],
     reason: "where it is pure, randomness comes in as an argument",
@@ -91,19 +103,20 @@ const ROOMS: &[Room] = &[
     Room::new("supervision", &[]).without_kubernetes(),
     Room::new("telemetry",   &["cloudevents", "http_url", "trust"]).without_kubernetes(),
     Room::new("intake",      &["cloudevents", "log"]).without_kubernetes(),
+    Room::new("destination", &["cloudevents", "http_url", "routing", "intake", "memory", "telemetry", "trust"]).without_kubernetes(),
     Room::new("delivery",    &[
-        "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "telemetry", "trust", "supervision",
-    ]).without_kubernetes(),
+        "cloudevents", "filter", "routing", "log", "intake", "memory", "telemetry", "destination", "supervision",
+    ]).without_kubernetes().without_http(),
     Room::new("server",      &["memory"]).without_kubernetes(),
     Room::new("source",      &["cloudevents", "routing", "log", "intake", "supervision"]).without_kubernetes(),
     Room::new("controller",  &["api", "filter", "routing", "resolve", "server"]),
     Room::new("router",      &[
-        "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "descriptors", "telemetry", "delivery", "server",
-        "source", "supervision",
+        "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "descriptors", "telemetry", "destination", "delivery",
+        "server", "source", "supervision",
     ]).without_kubernetes(),
     Room::new("cli", &[
-        "api", "cloudevents", "http_url", "filter", "routing", "log", "memory", "descriptors", "trust", "resolve", "telemetry", "delivery",
-        "server", "source", "controller", "router", "supervision",
+        "api", "cloudevents", "http_url", "filter", "routing", "log", "memory", "descriptors", "trust", "resolve", "telemetry",
+        "destination", "delivery", "server", "source", "controller", "router", "supervision",
     ]),
 ];
 
@@ -120,6 +133,13 @@ impl Room {
     const fn without_kubernetes(self) -> Self {
         Self {
             without: &[KUBERNETES],
+            ..self
+        }
+    }
+
+    const fn without_http(self) -> Self {
+        Self {
+            without: &[KUBERNETES, HTTP],
             ..self
         }
     }

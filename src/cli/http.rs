@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 
 use super::Usage;
-use crate::{delivery::with_causes, http_url, trust};
+use crate::{destination::with_causes, http_url, trust};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 

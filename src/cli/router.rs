@@ -14,8 +14,9 @@ use super::{
     units::{self, Size},
 };
 use crate::{
-    delivery::{DeliveryOptions, Retention, UriAddresses, WhenFull},
+    delivery::{DeliveryOptions, Retention, WhenFull},
     descriptors,
+    destination::UriAddresses,
     log::embedded::EmbeddedOptions,
     memory::MemoryBudget,
     router::{self, ControllerAddress, ControllerLink, RouterOptions},

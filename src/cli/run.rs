@@ -22,7 +22,7 @@ use super::{
     traces::TraceArgs,
 };
 use crate::{
-    delivery::UriAddresses,
+    destination::UriAddresses,
     router::{self, RouterOptions},
     routing::{Configuration, Revision, ServiceName},
     supervision,

@@ -7,26 +7,22 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use http::HeaderValue;
 use jiff::Timestamp;
 
 use super::{
-    ATTEMPT_OVERHEAD, Hold, TriggerStats,
-    client::{Answer, Client},
+    Hold, TriggerStats,
     dead_letter::DeadLetter,
     held::{Held, Share},
     place::{BrokerLogs, FetchError, Place},
     reply::{self, Reply},
     settings::Settings,
-    target::Target,
-    traced::Traced,
 };
 use crate::{
-    cloudevents::{Event, HttpMessage, TraceContext},
+    cloudevents::Event,
+    destination::{ATTEMPT_OVERHEAD, Answer, Client, Outgoing, Purpose, Target, Verdict},
     intake::{Intake, Room},
     log::LogError,
     memory::Reservation,
-    telemetry::Attempt,
 };
 
 /// Assumed size of an event that is not in memory, in bytes; corrected once the event is read.
@@ -98,7 +94,7 @@ impl Performer {
         held: Option<Held>,
         number: u32,
     ) -> BoxFuture<'static, Attempted> {
-        let (mode, timeout) = (settings.mode(), settings.delivery().timeout);
+        let timeout = settings.delivery().timeout;
         async move {
             let (event, _memory) = match self.take(place, held).await {
                 Ok(taken) => taken,
@@ -117,18 +113,14 @@ impl Performer {
             let outcome = if event.expires().is_some_and(|at| at <= time) {
                 Outcome::Expired
             } else {
-                let mut message = event.to_http(mode);
-                message
-                    .headers
-                    .insert("prefer", HeaderValue::from_static("reply"));
-                let attempt = self.described(&event, &target, number, false);
-                let (answer, context) = self.post(&attempt, &target, message, timeout).await;
-                if answer.is_router_busy {
+                let outgoing = self.outgoing(&event, Purpose::Delivery, number);
+                let answer = self.client.send(&target, &outgoing, timeout).await;
+                if answer.verdict == Verdict::RouterBusy {
                     self.stats.attempt_ended(false, began.elapsed());
                     self.stats.attempt_put_off();
                     Outcome::NoRoom
                 } else {
-                    self.with_reply(place, &event, context, answer).await
+                    self.with_reply(place, &event, answer).await
                 }
             };
             let made = Made {
@@ -142,37 +134,14 @@ impl Performer {
         .boxed()
     }
 
-    fn described<'a>(
-        &'a self,
-        event: &'a Event,
-        target: &'a Target,
-        number: u32,
-        is_dead_letter: bool,
-    ) -> Attempt<'a> {
-        Attempt {
+    fn outgoing<'a>(&'a self, event: &'a Event, purpose: Purpose, number: u32) -> Outgoing<'a> {
+        Outgoing {
             event,
+            purpose,
             trigger: &self.trigger,
             broker: self.logs.broker().as_str(),
-            target: &target.uri,
             number,
-            is_dead_letter,
         }
-    }
-
-    /// Posts a message in a span of its own; also returns the trace context that was sent.
-    async fn post(
-        &self,
-        attempt: &Attempt<'_>,
-        target: &Target,
-        mut message: HttpMessage,
-        timeout: Duration,
-    ) -> (Answer, Option<TraceContext>) {
-        let traced = Traced::begin(self.client.tracer(), attempt);
-        traced.set_headers(&mut message.headers);
-        let answer = self.client.post(target, message, timeout).await;
-        let context = traced.context().cloned();
-        traced.end(&answer);
-        (answer, context)
     }
 
     /// Returns the event together with memory for an attempt.
@@ -201,13 +170,7 @@ impl Performer {
     }
 
     /// Stores the Sink's reply. If that fails, the delivery has failed.
-    async fn with_reply(
-        &self,
-        place: Place,
-        event: &Event,
-        context: Option<TraceContext>,
-        mut answer: Answer,
-    ) -> Outcome {
+    async fn with_reply(&self, place: Place, event: &Event, mut answer: Answer) -> Outcome {
         let reply = match answer.reply.take() {
             None => None,
             Some(Err(problem)) => Some(Reply::Invalid(problem)),
@@ -217,7 +180,7 @@ impl Performer {
                     self.logs.events.name(),
                     event,
                     &replies,
-                    context.as_ref(),
+                    answer.context.as_ref(),
                     self.room(place),
                 );
                 match stored.await {
@@ -241,10 +204,12 @@ impl Performer {
         letter: DeadLetter,
         number: u32,
     ) -> BoxFuture<'static, (Place, Sent)> {
-        let sink = settings.dead_letter_target();
-        let sink = sink.map(|(target, mode)| (target.clone(), mode, settings.delivery().timeout));
+        let (target, timeout) = (
+            settings.dead_letter_target().cloned(),
+            settings.delivery().timeout,
+        );
         async move {
-            let Some((target, mode, timeout)) = sink else {
+            let Some(target) = target else {
                 return (place, Sent::NoSink);
             };
             let (event, _memory) = match self.take(place, None).await {
@@ -253,11 +218,10 @@ impl Performer {
                 Err(_) => return (place, Sent::NoRoom),
             };
             let event = letter.mark(&event).unwrap_or(event);
-            let attempt = self.described(&event, &target, number, true);
-            let (answer, _) = self.post(&attempt, &target, event.to_http(mode), timeout).await;
-            if answer.is_router_busy {
+            let outgoing = self.outgoing(&event, Purpose::DeadLetter, number);
+            let answer = self.client.send(&target, &outgoing, timeout).await;
+            if answer.verdict == Verdict::RouterBusy {
                 self.stats.attempt_put_off();
-                return (place, Sent::NoRoom);
             }
             (place, Sent::Answered(Box::new(answer)))
         }

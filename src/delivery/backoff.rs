@@ -1,8 +1,12 @@
 //! Backoff between retries of an event. Pure.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::progress::Attempts;
 use crate::routing::{BackoffPolicy, Delivery};
+
+/// Pause before an attempt that the router could not make for lack of a socket, memory or the log.
+const BUSY: Duration = Duration::from_millis(500);
 
 /// Upper bound of the next pause; the pause itself is drawn between zero and this (full jitter).
 pub(super) fn ceiling(delivery: &Delivery, failed: u32) -> Duration {
@@ -31,8 +35,26 @@ pub(super) fn pause(
     }
 }
 
+/// Pause before the next attempt of an event whose attempts have failed; `None` if no more are made. The same for
+/// Sinks and dead-letter Sinks.
+pub(super) fn retry(
+    delivery: &Delivery,
+    attempts: Attempts,
+    retry_after: Option<Duration>,
+    now: Instant,
+    jitter: f64,
+) -> Option<Duration> {
+    let ends = exhausted(delivery, attempts.failed, attempts.elapsed(now));
+    (!ends).then(|| pause(delivery, attempts.failed, retry_after, jitter))
+}
+
+/// Pause before the next attempt when the router could not make one.
+pub(super) fn busy(jitter: f64) -> Duration {
+    BUSY.mul_f64(0.5 + jitter / 2.0)
+}
+
 /// Whether an event is given up after this many failed attempts, this long after the first one began.
-pub(super) fn exhausted(delivery: &Delivery, failed: u32, elapsed: Duration) -> bool {
+fn exhausted(delivery: &Delivery, failed: u32, elapsed: Duration) -> bool {
     let by_number = delivery.retry.attempts.is_some_and(|retries| failed > retries);
     let by_time = delivery.retry.duration.is_some_and(|limit| elapsed >= limit);
     by_number || by_time

@@ -12,7 +12,7 @@
 
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
+use crate::destination::Blame;
 
 /// Weight of failures that opens the breaker.
 const THRESHOLD: u32 = 100;
@@ -42,19 +42,6 @@ const ANSWERING: Limits = Limits {
     width: 16,
 };
 
-/// Evidence of a failed attempt against the Sink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Blame {
-    /// The Sink is unreachable or does not answer in time.
-    Silent,
-    /// The Sink, or a gateway before it, accepts nothing now.
-    Unavailable,
-    /// The Sink reports too many requests.
-    TooFast,
-    /// The Sink rejected this event.
-    Event,
-}
-
 /// Decides whether attempts may begin: any number while closed, in rounds while open.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
@@ -75,18 +62,6 @@ struct Round {
     starts: Instant,
     /// Probes that may still begin in this round.
     left: u32,
-}
-
-impl Blame {
-    /// Classifies a retryable status, or no answer.
-    pub(super) fn of(status: Option<StatusCode>) -> Self {
-        match status.map(|status| status.as_u16()) {
-            None => Self::Silent,
-            Some(429) => Self::TooFast,
-            Some(502..=504) => Self::Unavailable,
-            Some(_) => Self::Event,
-        }
-    }
 }
 
 impl Breaker {

@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Hold, SinkHealth, TriggerStats,
     attempt::{Attempted, Kept, Performer, Sent},
-    client::Client,
     feed::{Batch, Fed, Feed, Reading},
     held::{Held, Share},
     inbox::Inbox,
@@ -29,6 +28,7 @@ use super::{
     settings::Settings,
 };
 use crate::{
+    destination::Client,
     intake::Intake,
     log::{CheckpointKey, Checkpoints, LogError},
     memory::Pool,
@@ -478,12 +478,11 @@ mod tests {
     use crate::{
         cloudevents::EventBuilder,
         delivery::{
-            Addresses, DeadLetter,
+            DeadLetter,
             attempt::{Made, Outcome},
-            client::Answer,
             place::READ,
-            verdict::Verdict,
         },
+        destination::{Answer, Verdict},
         log::{
             Append, Epoch, LogProvider, Offset,
             embedded::{EmbeddedLog, EmbeddedOptions},
@@ -508,11 +507,10 @@ mod tests {
 
     /// An idle dispatcher of a Trigger with this Sink, and the sender of its settings.
     fn dispatcher(directory: &tempfile::TempDir, sink: &str) -> (Dispatcher, watch::Sender<Settings>) {
-        drop(rustls::crypto::ring::default_provider().install_default());
         let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
         let logs: Arc<dyn LogProvider> = Arc::new(log);
         let of_broker = BrokerLogs::open(&*logs, &BROKER.into());
-        let client = Client::new(1, Addresses::any()).unwrap();
+        let client = Client::of_a_test();
         let (changes, settings) = watch::channel(settings(&client, sink));
         let (_, redrives) = mpsc::channel(1);
         let pool = Pool::new(1 << 20);
@@ -594,7 +592,7 @@ mod tests {
             about: None,
         };
         let refused = Answer {
-            verdict: Verdict::Refused,
+            verdict: Verdict::Rejected,
             ..Answer::none("no".to_owned())
         };
         dispatcher.stats.attempt_began();

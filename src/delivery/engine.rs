@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Client, DeliveryOptions, EngineError, TriggerView,
+    DeliveryOptions, EngineError, TriggerView,
     dead_letters::DeadLetters,
     holds::Holds,
     keeper::{self, Keeper, StoredPlace},
@@ -33,6 +33,7 @@ use super::{
     upkeep::Upkeep,
 };
 use crate::{
+    destination::Client,
     intake::Intake,
     log::{BrokerName, CheckpointKey, Checkpoints, Epoch, LogError, LogProvider},
     routing::RoutingTable,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{backoff, dead_letter::DeadLetter, place::Place, progress::Attempts};
+use super::{backoff, dead_letter::DeadLetter, ending::Ending, place::Place, progress::Attempts};
 use crate::routing::Delivery;
 
 /// Maximum dead letters in flight to the dead-letter Sink, and into the log.
@@ -24,9 +24,6 @@ const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
 const MAX_NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
 /// Pause of the first unsettled event: what was settled before it is removed in a moment.
 const AS_FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// Pause before a dead letter that could not be sent for lack of a socket or memory.
-const BUSY_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Default)]
 pub(super) struct Letters {
@@ -156,7 +153,7 @@ impl Letters {
         Sending::Wait(waits.into_iter().flatten().min())
     }
 
-    /// Handles a letter that the dead-letter Sink did not accept.
+    /// Handles a letter that the dead-letter Sink did not accept: it is sent again, or kept.
     pub(super) fn sent(
         &mut self,
         place: Place,
@@ -173,31 +170,25 @@ impl Letters {
         };
         letter.is_under_way = false;
         self.to_send.under_way -= 1;
-        let pause = match sent {
-            LetterSent::Busy => Some(BUSY_PAUSE),
-            LetterSent::Refused(detail) => {
-                add_detail(&mut letter.letter, &detail);
-                None
-            }
-            LetterSent::Failed { detail, retry_after } => {
+        let pause = match sent.ending {
+            Some(Ending::Busy) => Some(backoff::busy(jitter)),
+            Some(Ending::Failed { retry_after, .. }) => {
                 attempts.failed = attempts.failed.saturating_add(1);
                 if let Some(asked) = retry_after {
                     // `Retry-After` of the dead-letter Sink applies to all letters.
                     let until = now + asked.min(delivery.retry_after_max);
                     self.to_send.held_until = self.to_send.held_until.max(Some(until));
                 }
-                if backoff::exhausted(delivery, attempts.failed, attempts.elapsed(now)) {
-                    add_detail(&mut letter.letter, &detail);
-                    None
-                } else {
-                    Some(backoff::pause(delivery, attempts.failed, retry_after, jitter))
-                }
+                backoff::retry(delivery, *attempts, retry_after, now, jitter)
             }
-            LetterSent::NoSink | LetterSent::Taken | LetterSent::Gone => None,
+            Some(Ending::Rejected | Ending::Delivered | Ending::Expired | Ending::Gone) | None => None,
         };
         let queue = match pause {
             Some(_) => &mut self.to_send,
             None => {
+                if !sent.detail.is_empty() {
+                    add_detail(&mut letter.letter, &sent.detail);
+                }
                 self.sending -= 1;
                 letter.stage = Stage::Keep(NO_ROOM_PAUSE);
                 &mut self.to_keep
@@ -265,21 +256,11 @@ fn add_detail(letter: &mut DeadLetter, detail: &str) {
 
 /// Result of sending a dead letter to the dead-letter Sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum LetterSent {
-    Taken,
-    /// The dead-letter Sink was removed from the Trigger.
-    NoSink,
-    /// Rejected for good.
-    Refused(String),
-    /// A retry may succeed.
-    Failed {
-        detail: String,
-        retry_after: Option<Duration>,
-    },
-    /// No attempt was made: the router lacks a socket, memory or access to the log for now.
-    Busy,
-    /// The event can no longer be read.
-    Gone,
+pub(super) struct LetterSent {
+    /// `None` if the Trigger has no dead-letter Sink any more.
+    pub(super) ending: Option<Ending>,
+    /// What the dead-letter Sink answered, or why there was no answer.
+    pub(super) detail: String,
 }
 
 /// Result of keeping a dead letter in the log.
@@ -295,7 +276,7 @@ pub(super) enum LetterKept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::Offset;
+    use crate::{destination::Blame, log::Offset};
 
     fn log(offset: usize) -> Place {
         Place::Log(Offset(offset as u64))
@@ -337,9 +318,12 @@ mod tests {
         delivery.retry.attempts = Some(2);
         let mut letters = Letters::default();
         letters.bury(log(0), DeadLetter::of_a_test(), true, now);
-        let failed = || LetterSent::Failed {
+        let failed = || LetterSent {
+            ending: Some(Ending::Failed {
+                blame: Some(Blame::Unavailable),
+                retry_after: None,
+            }),
             detail: "503".to_owned(),
-            retry_after: None,
         };
         for number in 1..=3 {
             let Sending::Send { number: sent, .. } = letters.next(now) else {

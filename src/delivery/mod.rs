@@ -15,26 +15,23 @@
 //! - [`reader`] follows a broker's log, [`inbox`] queues events for one Trigger, [`feed`] merges the log and the
 //!   inbox for it.
 //! - [`scheduler`] decides the next step, without I/O, from [`lanes`] (order by key), [`backoff`], [`breaker`],
-//!   [`throttle`], [`rate`], [`verdict`] and [`letters`] (dead letters in flight).
-//! - [`dispatcher`] is the loop that performs those steps; [`attempt`] performs one, [`progress`] tracks what is
+//!   [`throttle`], [`rate`] and [`letters`] (dead letters in flight).
+//! - [`ending`] is how an attempt ended; [`dispatcher`] is the loop that performs those steps; [`attempt`] performs one, [`progress`] tracks what is
 //!   settled, [`saver`] checkpoints it.
-//! - [`client`] posts to a [`target`] through [`connector`] and [`names`]; [`reply`] stores what the Sink answers.
+//! - [`reply`] stores the events with which a Sink answers; [`crate::destination`] sends.
 //! - [`dead_letter`] is the stored form, [`dead_letters`] lists, redrives and drops, [`redrive`] hands letters
 //!   back to their Triggers.
 //! - [`holds`] says what may not be trimmed, [`trimmer`] trims by retention and size, [`keeper`] and [`kept`]
 //!   retain the checkpoints of deleted Triggers.
 //! - [`stats`], [`sink_health`], [`view`] and [`inspection`] report to metrics, statuses and the API.
 
-mod addresses;
 mod attempt;
 mod backoff;
 mod breaker;
-mod client;
-mod client_error;
-mod connector;
 mod dead_letter;
 mod dead_letters;
 mod dispatcher;
+mod ending;
 mod engine;
 mod feed;
 mod held;
@@ -46,7 +43,6 @@ mod kept;
 mod lanes;
 mod letters;
 mod lines;
-mod names;
 mod offsets;
 mod options;
 mod place;
@@ -63,23 +59,14 @@ mod scheduler;
 mod settings;
 mod settlement;
 mod sink_health;
-mod stage;
 mod stats;
 mod taking;
-mod target;
 mod throttle;
-mod tls_error;
-mod traced;
 mod trimmer;
 mod upkeep;
-mod uri_addresses;
-mod verdict;
 mod view;
 mod wall_clock;
 
-pub use addresses::Addresses;
-pub use client::{ATTEMPT_OVERHEAD, Client, with_causes};
-pub use client_error::ClientError;
 pub use dead_letter::{DeadLetter, DeadLetterError};
 pub use dead_letters::{Dropped, KeptLetter, Page, Redriven, Selection};
 pub use engine::Engine;
@@ -91,7 +78,6 @@ pub use settlement::Settlement;
 pub use sink_health::{Outage, SinkHealth};
 pub use stats::TriggerStats;
 pub use trimmer::WhenFull;
-pub use uri_addresses::UriAddresses;
 pub use view::TriggerView;
 
 use std::time::Duration;

@@ -1,30 +1,14 @@
 //! Replies: an event with which a Sink answers is stored in the same broker, for all its Triggers.
 //!
 //! A reply can make a Sink reply again. To end such loops each reply carries the number of deliveries that led to
-//! it, in [`HOPS`], and inherits the lineage of what it replies to: see [`crate::intake`].
+//! it, in [`HOPS`](crate::intake::HOPS), and inherits the lineage of what it replies to: see [`crate::intake`].
 
-use bytes::Bytes;
-use http::HeaderMap;
-
-use super::target::Target;
 use crate::{
-    cloudevents::{Event, Invalid, Lineage, TraceContext, content_coding, read_http_each, transfer_coding},
-    intake::{self, Beyond, Counted, Descendants, HOPS, Intake, MAX_HOPS, Room},
+    cloudevents::{Event, TraceContext},
+    destination::{Replies, UnusableReply},
+    intake::{self, Intake, MAX_HOPS, Room},
     log::{LogError, LogName},
-    memory::Reservation,
 };
-
-/// A Sink's unparsed answer, declared as an event or a batch: a batch is larger as events than as text.
-#[derive(Debug)]
-pub(super) struct Replies {
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
-    /// Hides its secrets in messages about the reply.
-    pub(super) target: Target,
-    pub(super) descendants: Descendants,
-    /// Memory of the body and of the records made from it.
-    pub(super) _memory: Reservation,
-}
 
 /// Outcome of a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,18 +21,6 @@ pub(super) enum Reply {
     BeyondMaxDescendants,
     /// Not stored: not a valid event, or too large.
     Invalid(String),
-}
-
-/// Reasons why a reply yields no records.
-enum Unusable {
-    Invalid(String),
-    BeyondMaxDescendants,
-}
-
-impl From<Invalid> for Unusable {
-    fn from(invalid: Invalid) -> Self {
-        Self::Invalid(invalid.to_string())
-    }
 }
 
 /// Stores a Sink's reply to `delivered` as one commit. A reply without a trace context continues `context`, the
@@ -70,8 +42,8 @@ pub(super) async fn store(
     }
     let (records, counted) = match replies.records(next, context).await {
         Ok(made) => made,
-        Err(Unusable::BeyondMaxDescendants) => return Ok(Reply::BeyondMaxDescendants),
-        Err(Unusable::Invalid(problem)) => return Ok(Reply::Invalid(replies.target.hide_secrets(problem))),
+        Err(UnusableReply::BeyondMaxDescendants) => return Ok(Reply::BeyondMaxDescendants),
+        Err(UnusableReply::Invalid(problem)) => return Ok(Reply::Invalid(problem)),
     };
     let count = records.len();
     if count > 0 {
@@ -81,59 +53,22 @@ pub(super) async fn store(
     Ok(Reply::Stored(count))
 }
 
-impl Replies {
-    /// Creates the records of all events, each with its lineage.
-    async fn records(
-        &self,
-        next: Lineage,
-        context: Option<&TraceContext>,
-    ) -> Result<(Vec<Bytes>, Counted), Unusable> {
-        let headers = &self.headers;
-        if let Some(coding) = content_coding(headers).or_else(|| transfer_coding(headers)) {
-            return Err(Unusable::Invalid(format!(
-                "its coding {coding:?} is not supported: send the body as it is"
-            )));
-        }
-        let events = read_http_each(headers, self.body.clone())?;
-        let events = events.in_context(TraceContext::from_headers(headers));
-        let counted = self.descendants.count(next.origin, events.len());
-        let counted = counted.map_err(|_: Beyond| Unusable::BeyondMaxDescendants)?;
-        let (hops, lineage) = (
-            next.hops.to_string(),
-            Lineage {
-                origin: Some(counted.origin()),
-                ..next
-            },
-        );
-        let records = intake::records(events, |_, event| {
-            let event = event?.with_extensions([(HOPS, hops.as_str())])?;
-            let event = match context {
-                Some(context) if event.trace_context().is_none() => event.with_trace_context(context.clone()),
-                _ => event,
-            };
-            Ok::<_, Unusable>(event.with_lineage(lineage).to_record())
-        });
-        Ok((records.await?, counted))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use http::{HeaderValue, header};
+    use bytes::Bytes;
 
     use super::*;
     use crate::{
-        cloudevents::EventBuilder,
-        delivery::{Addresses, Client},
+        cloudevents::{EventBuilder, Lineage},
+        destination::Client,
+        intake::{Descendants, HOPS},
         log::{
             Offset, ReadLimit,
             conformance::ByKey as _,
             embedded::{EmbeddedLog, EmbeddedOptions},
         },
-        memory::Pool,
-        routing::{Authorities, ContentMode, Destination},
     };
 
     fn event(hops: Option<&str>) -> Event {
@@ -148,32 +83,20 @@ mod tests {
         builder.build().unwrap()
     }
 
-    fn replies(client: &Client, events: &[Event]) -> Replies {
-        let destination = Destination {
-            uri: "http://sink/".to_owned(),
-            service: None,
-            content_mode: ContentMode::default(),
-            ca_certs: None,
-            headers: Vec::new(),
-        };
-        let target = client.target("a", &destination, &Authorities::default());
+    fn replies(client: &Client, events: &[Event], descendants: &Descendants) -> Replies {
         let texts: Vec<_> = events
             .iter()
             .map(|event| String::from_utf8(event.to_json().to_vec()).unwrap())
             .collect();
-        let format = HeaderValue::from_static("application/cloudevents-batch+json");
-        Replies {
-            headers: HeaderMap::from_iter([(header::CONTENT_TYPE, format)]),
-            body: format!("[{}]", texts.join(",")).into(),
-            target: target.unwrap(),
-            descendants: Descendants::default(),
-            _memory: Pool::new(1).try_reserve(&"a".into(), 0).unwrap(),
-        }
+        Replies::of_a_test(
+            client,
+            format!("[{}]", texts.join(",")).into(),
+            descendants.clone(),
+        )
     }
 
     fn client() -> Client {
-        drop(rustls::crypto::ring::default_provider().install_default());
-        Client::new(1, Addresses::any()).unwrap()
+        Client::of_a_test()
     }
 
     #[tokio::test]
@@ -183,7 +106,8 @@ mod tests {
         let (intake, broker) = (Intake::without_room(log.clone()), LogName::from_key("a/b"));
         let client = client();
         let origin = event(None).with_lineage(Lineage::of_origin(7));
-        let thousand = replies(&client, &vec![event(None); 1000]);
+        let descendants = Descendants::default();
+        let thousand = replies(&client, &vec![event(None); 1000], &descendants);
         for round in 1..=5 {
             let reply = store(&intake, &broker, &origin, &thousand, None, Room::Common)
                 .await
@@ -195,19 +119,13 @@ mod tests {
             assert_eq!(reply, expected);
         }
         assert_eq!(log.bounds("a/b").next, Offset(4000));
-        let few = replies(&client, &[event(None)]);
-        let few = Replies {
-            descendants: thousand.descendants.clone(),
-            ..few
-        };
+        let few = replies(&client, &[event(None)], &descendants);
         let reply = store(&intake, &broker, &origin, &few, None, Room::Common)
             .await
             .unwrap();
         assert_eq!(reply, Reply::Stored(1), "what fits still does");
-        let invalid = Replies {
-            body: Bytes::from_static(br#"[{"specversion":"1.0","id":"1","source":"/s","type":"t"},{}]"#),
-            ..few
-        };
+        let body = Bytes::from_static(br#"[{"specversion":"1.0","id":"1","source":"/s","type":"t"},{}]"#);
+        let invalid = Replies::of_a_test(&client, body, descendants);
         for _ in 0..100 {
             let reply = store(&intake, &broker, &origin, &invalid, None, Room::Common)
                 .await
@@ -237,7 +155,7 @@ mod tests {
         for (delivered, expected) in table {
             let before = log.bounds("a/b").next;
             // The Sink's own hop count is not trusted.
-            let replies = replies(&client, &[event(Some("7"))]);
+            let replies = replies(&client, &[event(Some("7"))], &Descendants::default());
             let stored = store(&intake, &broker, &event(delivered), &replies, None, Room::Common)
                 .await
                 .unwrap();

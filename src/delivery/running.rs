@@ -13,7 +13,7 @@ use tokio_util::{
 };
 
 use super::{
-    Client, DeliveryOptions, Hold, SinkHealth, TriggerStats, TriggerView,
+    DeliveryOptions, Hold, SinkHealth, TriggerStats, TriggerView,
     dispatcher::{Dispatcher, Parts},
     inbox::Inbox,
     place::BrokerLogs,
@@ -24,6 +24,7 @@ use super::{
     settings::Settings,
 };
 use crate::{
+    destination::Client,
     intake::Intake,
     log::{BrokerName, Checkpoints, LogError, LogName, LogProvider},
     routing::Trigger,

@@ -12,13 +12,14 @@ mod outcomes;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{
     backoff,
-    breaker::{Blame, Breaker},
+    breaker::Breaker,
     dead_letter::DeadLetter,
+    ending::Ending,
     lanes::Lanes,
     letters::{LetterKept, LetterSent, Letters, Sending},
     place::Place,
@@ -86,26 +87,6 @@ pub(super) struct Launch<E> {
     pub(super) event: Option<E>,
     /// Number of the attempt, from 1.
     pub(super) number: u32,
-}
-
-/// Result of an attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// The Sink accepted the event.
-    Delivered,
-    /// The Sink rejected the event for good.
-    Refused,
-    /// A retry may succeed. `blame` is `None` when the router's own log has no room for the reply.
-    Failed {
-        blame: Option<Blame>,
-        retry_after: Option<Duration>,
-    },
-    /// The event had expired.
-    Expired,
-    /// The event can no longer be read.
-    Gone,
-    /// No attempt was made: the router lacks a socket, memory or access to the log for now.
-    Busy,
 }
 
 /// Fate of an event whose attempt has ended.
@@ -427,10 +408,10 @@ impl<E> Scheduler<E> {
 
     /// Records the result of sending a dead letter to the dead-letter Sink.
     pub(super) fn letter_sent(&mut self, place: Place, sent: LetterSent, now: Instant, jitter: f64) {
-        match sent {
-            LetterSent::Taken => drop(self.settle(place, Settlement::DeadLettered, now)),
-            LetterSent::Gone => drop(self.settle(place, Settlement::Dropped, now)),
-            sent => self.letters.sent(place, sent, &self.policy.delivery, now, jitter),
+        match sent.ending {
+            Some(Ending::Delivered) => drop(self.settle(place, Settlement::DeadLettered, now)),
+            Some(Ending::Gone) => drop(self.settle(place, Settlement::Dropped, now)),
+            _ => self.letters.sent(place, sent, &self.policy.delivery, now, jitter),
         }
     }
 

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Client, target::Target};
 use crate::{
-    cloudevents::Mode,
-    routing::{Authorities, BrokerTable, ContentMode, Delivery, Destination, Route, Trigger},
+    destination::{Client, Target},
+    routing::{Authorities, BrokerTable, Delivery, Destination, Route, Trigger},
 };
 
 /// A table, and the index of the Trigger's route in it.
@@ -83,15 +82,9 @@ impl Settings {
         &self.trigger().delivery
     }
 
-    /// Content mode that the Sink asks for.
-    pub(super) fn mode(&self) -> Option<Mode> {
-        self.trigger().destination.as_ref().and_then(mode)
-    }
-
-    /// Destination of dead letters and its content mode; `None` if they are kept.
-    pub(super) fn dead_letter_target(&self) -> Option<(&Target, Option<Mode>)> {
-        let target = self.dead_letter_target.as_ref()?;
-        Some((target, self.delivery().dead_letter_sink.as_ref().and_then(mode)))
+    /// Target of dead letters; `None` if they are kept.
+    pub(super) fn dead_letter_target(&self) -> Option<&Target> {
+        self.dead_letter_target.as_ref()
     }
 }
 
@@ -104,16 +97,8 @@ fn ready(
 ) -> Option<Target> {
     let target = client.target(&trigger.namespace, destination, authorities).inspect_err(|error| {
         tracing::error!(
-            trigger = format!("{}/{}", trigger.namespace, trigger.name), uri = destination.uri, %error, "{consequence}"
+            trigger = format!("{}/{}", trigger.namespace, trigger.name), uri = destination.uri(), %error, "{consequence}"
         );
     });
     target.ok()
-}
-
-fn mode(destination: &Destination) -> Option<Mode> {
-    match destination.content_mode {
-        ContentMode::Binary => Some(Mode::Binary),
-        ContentMode::Structured => Some(Mode::Structured),
-        ContentMode::AsReceived => None,
-    }
 }

@@ -12,7 +12,8 @@ use std::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{Client, dead_letters::DeadLetters, keeper::Keeper, trimmer::Trimmer};
+use super::{dead_letters::DeadLetters, keeper::Keeper, trimmer::Trimmer};
+use crate::destination::Client;
 
 /// Interval between trims.
 const TRIM_EVERY: Duration = Duration::from_secs(10);
@@ -64,7 +65,7 @@ impl Upkeep {
 
     /// Reports suppressed log lines that no later line has reported.
     fn tell_overdue(&self, now: Instant) {
-        self.client.tell_overdue(now);
+        self.client.log_suppressed(now);
         self.dead_letters.tell_overdue(now);
     }
 }

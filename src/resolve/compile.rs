@@ -15,7 +15,9 @@ use super::{
 use crate::{
     api::{self, DeliverySpec},
     filter::Expression,
-    routing::{self, Authorities, AuthoritiesDigest, Bounds, Configuration, Delivery, broker_key},
+    routing::{
+        self, Authorities, AuthoritiesDigest, Bounds, Configuration, Delivery, HttpEndpoint, broker_key,
+    },
     trust,
 };
 
@@ -91,7 +93,7 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> Outcome {
 fn named_authorities(observed: &Observed, triggers: &[routing::Trigger]) -> Authorities {
     let destinations = triggers.iter().flat_map(routing::Trigger::destinations);
     let named: BTreeSet<_> = destinations
-        .filter_map(|destination| destination.ca_certs.as_ref())
+        .filter_map(|routing::Destination::Http(endpoint)| endpoint.ca_certs.as_ref())
         .collect();
     let sinks = observed.sinks.iter();
     sinks
@@ -132,7 +134,7 @@ fn compile_trigger(
     let (resolved, sink) = destination(resolver, &subject.namespace, sink);
     let (finding, destination) = match resolved {
         Ok(destination) => (
-            Finding::good("Resolved", format!("events go to {}", destination.uri)),
+            Finding::good("Resolved", format!("events go to {}", destination.uri())),
             Some(destination),
         ),
         Err(finding) => (finding, None),
@@ -144,7 +146,7 @@ fn compile_trigger(
     let dead_letter_sink = match dead_letter_sink(resolver, &subject.namespace, delivery.as_ref(), sink) {
         None => None,
         Some(Ok(destination)) => {
-            let finding = Finding::good("Resolved", format!("dead letters go to {}", destination.uri));
+            let finding = Finding::good("Resolved", format!("dead letters go to {}", destination.uri()));
             merged.dead_letter_sink = Some(destination);
             Some(finding)
         }
@@ -188,7 +190,7 @@ fn compile_trigger(
         filters,
         sink: finding,
         dead_letter_sink,
-        sink_uri: destination.map(|destination| destination.uri),
+        sink_uri: destination.map(|destination| destination.uri().to_owned()),
         suspended: *suspend,
     };
     (route, diagnosis)
@@ -218,12 +220,14 @@ fn destination<'a>(
             "exactly one of ref, service and uri must be set",
         )),
     };
-    let plain = |Address { uri, service }| routing::Destination {
-        uri,
-        service,
-        content_mode: routing::ContentMode::AsReceived,
-        ca_certs: None,
-        headers: Vec::new(),
+    let plain = |Address { uri, service }| {
+        routing::Destination::Http(HttpEndpoint {
+            uri,
+            service,
+            content_mode: routing::ContentMode::AsReceived,
+            ca_certs: None,
+            headers: Vec::new(),
+        })
     };
     (address.map(plain), None)
 }
@@ -295,7 +299,7 @@ fn sink_destination(
             "spec.uri: credentials are sent outside the cluster over https only; use an https:// uri, or a Service",
         ));
     }
-    Ok(routing::Destination {
+    Ok(routing::Destination::Http(HttpEndpoint {
         uri,
         service,
         content_mode: match content_mode {
@@ -305,15 +309,15 @@ fn sink_destination(
         },
         ca_certs: ca_certs.as_deref().map(AuthoritiesDigest::of),
         headers: credentials::headers(resolver, namespace, spec)?,
-    })
+    }))
 }
 
 fn diagnose_sink(resolver: &Resolver<'_>, subject: ResourceId, spec: &api::SinkSpec) -> SinkDiagnosis {
     match sink_destination(resolver, &subject.namespace, spec) {
-        Ok(routing::Destination { uri, .. }) => SinkDiagnosis {
+        Ok(destination) => SinkDiagnosis {
             subject,
-            resolved: Finding::good("Resolved", format!("events go to {uri}")),
-            uri: Some(uri),
+            resolved: Finding::good("Resolved", format!("events go to {}", destination.uri())),
+            uri: Some(destination.uri().to_owned()),
         },
         Err(resolved) => SinkDiagnosis {
             subject,

@@ -11,10 +11,17 @@ use super::{
 };
 use crate::{
     api,
-    routing::{BackoffPolicy, Configuration, ContentMode, Header, Ordering, Start},
+    routing::{self, BackoffPolicy, Configuration, ContentMode, Header, HttpEndpoint, Ordering, Start},
 };
 
 const DOMAIN: &str = "cluster.local";
+
+fn endpoint(destination: &Option<routing::Destination>) -> &HttpEndpoint {
+    let Some(routing::Destination::Http(endpoint)) = destination else {
+        panic!("no destination")
+    };
+    endpoint
+}
 
 fn resource<K: serde::de::DeserializeOwned>(kind: &str, namespace: &str, name: &str, spec: Value) -> K {
     serde_json::from_value(json!({
@@ -197,7 +204,7 @@ fn resolves_destinations() {
         let uri = outcome.configuration.triggers[0]
             .destination
             .as_ref()
-            .map(|destination| destination.uri.clone());
+            .map(|destination| destination.uri().to_owned());
         assert_eq!(diagnosis.sink_uri, uri, "routing and status cannot disagree");
         let found = uri.ok_or(diagnosis.sink.reason);
         assert_eq!(
@@ -242,10 +249,7 @@ fn trigger_settings_override_sink_settings_and_defaults() {
         (BackoffPolicy::Linear, 100)
     );
     assert_eq!(delivery.backoff_max.as_secs(), 300);
-    assert_eq!(
-        route.destination.as_ref().unwrap().content_mode,
-        ContentMode::Binary
-    );
+    assert_eq!(endpoint(&route.destination).content_mode, ContentMode::Binary);
     assert_eq!((route.start, route.generation), (Start::Earliest, 2));
 }
 
@@ -330,7 +334,7 @@ fn dead_letter_sink_is_resolved_relative_to_its_owner() {
             .delivery
             .dead_letter_sink
             .as_ref()
-            .map(|destination| destination.uri.as_str());
+            .map(|destination| destination.uri());
         let finding = outcome.diagnoses.triggers[0].dead_letter_sink.as_ref();
         match expected {
             None => assert_eq!((uri, finding), (None, None), "{spec}"),
@@ -589,7 +593,7 @@ fn credentials_become_headers_of_the_destination() {
     let found = secret(&[("token", "s3cret\n"), ("odd", "a b\r\n"), ("other", "\u{fffd}")]);
     let outcome = with_sink(spec.clone(), Some(found));
     assert_eq!(reason_of_sink(&outcome).0, "Resolved");
-    let destination = outcome.configuration.triggers[0].destination.as_ref().unwrap();
+    let destination = endpoint(&outcome.configuration.triggers[0].destination);
     let expected = |name: &str, value: &str, version: &str| Header {
         name: name.into(),
         value: value.to_owned().into(),
@@ -826,7 +830,9 @@ fn deduplicates_authorities() {
         .triggers
         .iter()
         .flat_map(|trigger| trigger.destinations())
-        .map(|destination| found.authorities.get(destination.ca_certs.as_ref().unwrap()))
+        .map(|routing::Destination::Http(endpoint)| {
+            found.authorities.get(endpoint.ca_certs.as_ref().unwrap())
+        })
         .collect();
     assert_eq!(named, [Some(&*first); 4]);
     let text = serde_json::to_string(&found).unwrap();
@@ -858,11 +864,7 @@ fn dead_letter_sink_uses_its_own_credentials() {
         };
         observed.secrets = [(name.clone(), state)].into();
         let configuration = compile(&observed, DOMAIN).configuration;
-        let graves = configuration.triggers[0]
-            .delivery
-            .dead_letter_sink
-            .clone()
-            .unwrap();
+        let graves = endpoint(&configuration.triggers[0].delivery.dead_letter_sink);
         assert_eq!(graves.headers[0].value.reveal(), "Bearer x");
         configuration.revision
     };

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::controller_connector::{ConnectError, ControllerConnector};
 use crate::{
-    delivery::with_causes,
+    destination::with_causes,
     http_url::{self, HttpUrlError},
     routing::{
         Configuration, Revision,

@@ -36,8 +36,9 @@ pub use operator::REQUEST_HEADER;
 pub use saved::SavedError;
 
 use crate::{
-    delivery::{Addresses, Client, ClientError, DeliveryOptions, Engine, EngineError, UriAddresses},
+    delivery::{DeliveryOptions, Engine, EngineError},
     descriptors::{self, Descriptors},
+    destination::{Addresses, Client, ClientError, UriAddresses},
     intake::Descendants,
     log::{
         LogError, LogProvider,
@@ -446,27 +447,27 @@ fn reach_services_at(services: &BTreeMap<ServiceName, http::Uri>, configuration:
     }
 }
 
-fn reach_at(services: &BTreeMap<ServiceName, http::Uri>, destination: &mut Destination) {
-    let Some(base) = destination
+fn reach_at(services: &BTreeMap<ServiceName, http::Uri>, Destination::Http(endpoint): &mut Destination) {
+    let Some(base) = endpoint
         .service
         .as_ref()
         .and_then(|service| services.get(service))
     else {
         return;
     };
-    let path = destination
+    let path = endpoint
         .uri
         .parse::<http::Uri>()
         .ok()
         .and_then(|uri| uri.path_and_query().map(|path| path.as_str().to_owned()))
         .unwrap_or_else(|| "/".to_owned());
-    destination.uri = format!("{}{path}", base.to_string().trim_end_matches('/'));
+    endpoint.uri = format!("{}{path}", base.to_string().trim_end_matches('/'));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::{ContentMode, Delivery, Start, Trigger};
+    use crate::routing::{ContentMode, Delivery, HttpEndpoint, Start, Trigger};
 
     #[test]
     fn a_service_reached_elsewhere_keeps_its_path() {
@@ -481,13 +482,13 @@ mod tests {
             generation: 1,
             broker: "default".into(),
             filters: vec![],
-            destination: Some(Destination {
+            destination: Some(Destination::Http(HttpEndpoint {
                 uri: "http://billing.shop.svc.cluster.local:8080/events?x=1".into(),
                 service,
                 content_mode: ContentMode::AsReceived,
                 ca_certs: None,
                 headers: vec![],
-            }),
+            })),
             delivery: Delivery::default(),
             start: Start::Latest,
             start_is_set: false,
@@ -503,7 +504,7 @@ mod tests {
         let uris: Vec<_> = configuration
             .triggers
             .iter()
-            .map(|t| &*t.destination.as_ref().unwrap().uri)
+            .map(|t| t.destination.as_ref().unwrap().uri())
             .collect();
         assert_eq!(
             uris,

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::{Destination, Trigger};
+use super::{Destination, HttpEndpoint, Trigger};
 use crate::filter::{CompileError, CompileProblem, Filter};
 
 /// Maximum size of the Triggers of a namespace, in bytes: their compiled filters and their destinations.
@@ -103,13 +103,13 @@ impl Bounds {
 
 /// Destinations are counted per Trigger, because each is configured and prepared separately.
 fn size_of_destination(destination: &Destination) -> usize {
-    let Destination {
+    let Destination::Http(HttpEndpoint {
         uri,
         service: _,
         content_mode: _,
         ca_certs: _,
         headers,
-    } = destination;
+    }) = destination;
     let headers = headers
         .iter()
         .map(|header| header.name.len() + header.value.reveal().len() + header.version.len());
@@ -173,8 +173,8 @@ mod tests {
     fn headers_count_towards_the_limit() {
         let mut heavy = trigger("a", "t", vec![]);
         let value = "x".repeat(8192);
-        if let Some(destination) = &mut heavy.destination {
-            destination.headers = (0..16)
+        if let Some(Destination::Http(endpoint)) = &mut heavy.destination {
+            endpoint.headers = (0..16)
                 .map(|n| Header {
                     name: format!("x-{n}"),
                     value: value.clone().into(),

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-use super::{Authorities, AuthoritiesDigest, Source};
+use super::{Authorities, Destination, Source};
 use crate::filter::Expression;
 
 /// Identifies a routing configuration by its content. The same resources give the same revision, whichever
@@ -32,7 +32,7 @@ pub struct Configuration {
     pub triggers: Vec<Trigger>,
     /// Valid Sources that are not suspended.
     pub sources: Vec<Source>,
-    /// Authorities referenced by [`Destination::ca_certs`].
+    /// Authorities referenced by [`HttpEndpoint::ca_certs`](super::HttpEndpoint::ca_certs).
     #[serde(default, skip_serializing_if = "Authorities::is_empty")]
     pub authorities: Authorities,
     /// UIDs of existing Triggers that the controller cannot decode because another version of Weir wrote them.
@@ -114,98 +114,17 @@ impl Trigger {
 
     /// Returns the Trigger without secret values, cloning only if it has any.
     pub fn without_secrets(&self) -> Cow<'_, Self> {
-        if self
-            .destinations()
-            .all(|destination| destination.headers.is_empty())
-        {
+        if !self.destinations().any(Destination::has_secrets) {
             return Cow::Borrowed(self);
         }
         let mut bare = self.clone();
         let destinations = [&mut bare.destination, &mut bare.delivery.dead_letter_sink];
-        for destination in destinations.into_iter().flatten() {
-            for header in &mut destination.headers {
-                header.value = Secret::default();
-            }
-        }
+        destinations
+            .into_iter()
+            .flatten()
+            .for_each(Destination::clear_secrets);
         Cow::Owned(bare)
     }
-}
-
-/// A resolved destination.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Destination {
-    /// Absolute `http` or `https` URI.
-    pub uri: String,
-    /// The Service behind the URI, if any, so that a router outside the cluster can use a different address.
-    pub service: Option<ServiceName>,
-    /// Content mode requested by the Sink.
-    pub content_mode: ContentMode,
-    /// Authorities trusted instead of the public ones, from [`Configuration::authorities`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_certs: Option<AuthoritiesDigest>,
-    /// Additional headers of each request.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub headers: Vec<Header>,
-}
-
-/// A header with a secret value.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Header {
-    /// Name, in lower case.
-    pub name: String,
-    /// Value.
-    pub value: Secret,
-    /// Opaque version that changes with the value and reveals nothing about it. Revisions are derived from it: they
-    /// are logged and shown in metrics, and a hash of the value could be used to guess it.
-    pub version: String,
-}
-
-/// A value that `Debug` does not show. Serialization writes it in clear, for the connection to routers
-/// and a router's disk.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Returns the value.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(value: String) -> Self {
-        Self(value)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[secret]")
-    }
-}
-
-/// Name of a Service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ServiceName {
-    /// Namespace.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-}
-
-/// Content mode of requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ContentMode {
-    /// Binary or structured, as received. Events from a batch are sent structured.
-    #[default]
-    AsReceived,
-    /// HTTP binary mode.
-    Binary,
-    /// HTTP structured mode in the JSON event format.
-    Structured,
 }
 
 /// Position at which a new Trigger starts.
@@ -419,14 +338,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_destination_of_earlier_version_without_credentials() {
-        let text = r#"{"uri":"http://a/","service":null,"contentMode":"AsReceived"}"#;
-        let destination: Destination = serde_json::from_str(text).unwrap();
-        assert_eq!((&destination.ca_certs, &*destination.headers), (&None, &[][..]));
-        assert_eq!(serde_json::to_string(&destination).unwrap(), text);
-    }
-
-    #[test]
     fn unreadable_trigger_is_carried_over_and_waits() {
         let trigger = |uid: &str| Trigger {
             uid: uid.into(),
@@ -435,13 +346,7 @@ mod tests {
             generation: 1,
             broker: "b".into(),
             filters: vec![],
-            destination: Some(Destination {
-                uri: "http://a/".into(),
-                service: None,
-                content_mode: ContentMode::AsReceived,
-                ca_certs: None,
-                headers: vec![],
-            }),
+            destination: Some(Destination::to_uri("http://a/")),
             delivery: Delivery::default(),
             start: Start::Latest,
             start_is_set: false,
@@ -462,15 +367,6 @@ mod tests {
             ..trigger("unread")
         };
         assert_eq!(configuration.triggers, [trigger("read"), waiting]);
-    }
-
-    #[test]
-    fn secret_is_serialized_but_not_displayed() {
-        let secret = Secret::from("s3cret".to_owned());
-        assert_eq!(format!("{secret:?}"), "[secret]");
-        let json = serde_json::to_string(&secret).unwrap();
-        assert_eq!(json, "\"s3cret\"");
-        assert_eq!(serde_json::from_str::<Secret>(&json).unwrap(), secret);
     }
 
     #[test]

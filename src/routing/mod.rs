@@ -4,6 +4,7 @@
 mod authorities;
 mod bounds;
 mod configuration;
+mod destination;
 mod explanation;
 mod index;
 pub mod protocol;
@@ -14,9 +15,9 @@ mod table;
 pub use authorities::{Authorities, AuthoritiesDigest};
 pub use bounds::{Bounds, MAX_OF_ALL, MAX_OF_NAMESPACE, Refusal};
 pub use configuration::{
-    BackoffPolicy, Configuration, ContentMode, Delivery, Destination, Header, Ordering, RateLimit, Retry,
-    Revision, Secret, ServiceName, Start, Trigger, Undecodable,
+    BackoffPolicy, Configuration, Delivery, Ordering, RateLimit, Retry, Revision, Start, Trigger, Undecodable,
 };
+pub use destination::{ContentMode, Destination, Header, HttpEndpoint, Secret, ServiceName};
 pub use explanation::{Held, RouteExplanation, explain, explain_while};
 pub use schedule::{Schedule, ScheduleError};
 pub use source::{Cron, Source, SourceKind};

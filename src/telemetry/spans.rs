@@ -198,7 +198,7 @@ impl Receiver<'_> {
         set(&mut span, "http.request.method", "POST");
         set(&mut span, "http.route", "/{namespace}/{broker}");
         set(&mut span, "url.scheme", "http");
-        set_status_code(&mut span, status);
+        set_status_code(&mut span, status.as_u16());
         if let Some(reason) = reason {
             set(&mut span, "weir.problem", reason);
         }
@@ -243,16 +243,14 @@ impl DeliverySpan {
         context(&self.span, Some(&self.parent)).unwrap_or_else(|| self.parent.clone())
     }
 
-    /// Ends the span with the status of the response, if there was one. `failure` is the cause if the attempt did
+    /// Ends the span with the status code of the response, if there was one. `failure` is the cause if the attempt did
     /// not deliver the event.
-    pub fn end(mut self, status: Option<StatusCode>, failure: Option<&str>) {
+    pub fn end(mut self, status: Option<u16>, failure: Option<&str>) {
         if let Some(status) = status {
             set_status_code(&mut self.span, status);
         }
         if let Some(failure) = failure {
-            let kind = status.map_or(Cow::Borrowed("no_answer"), |status| {
-                status.as_str().to_owned().into()
-            });
+            let kind = status.map_or(Cow::Borrowed("no_answer"), |status| status.to_string().into());
             set(&mut self.span, "error.type", kind.into_owned());
             self.span.set_status(Status::error(bounded(failure)));
         }
@@ -341,8 +339,8 @@ fn link_origin(span: &mut Span, event: &Event, parent: &TraceContext) {
     }
 }
 
-fn set_status_code(span: &mut Span, status: StatusCode) {
-    set(span, "http.response.status_code", i64::from(status.as_u16()));
+fn set_status_code(span: &mut Span, status: u16) {
+    set(span, "http.response.status_code", i64::from(status));
 }
 
 fn set(span: &mut Span, name: &'static str, value: impl Attribute) {

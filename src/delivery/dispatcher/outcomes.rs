@@ -7,18 +7,20 @@ use jiff::Timestamp;
 use super::{
     super::{
         attempt::{Attempted, Kept, Made, Outcome, Sent},
-        breaker::Blame,
-        client::Answer,
         dead_letter::DeadLetter,
+        ending::Ending,
         letters::{LetterKept, LetterSent},
         place::{FetchError, Place},
         reply::Reply,
-        scheduler::{Ending, Fate},
-        verdict::Verdict,
+        scheduler::Fate,
     },
     Dispatcher,
 };
-use crate::{cloudevents::Event, log::LogError};
+use crate::{
+    cloudevents::Event,
+    destination::{Answer, Verdict},
+    log::LogError,
+};
 
 impl Dispatcher {
     pub(super) fn attempted(&mut self, Attempted { made, outcome }: Attempted) -> Result<(), LogError> {
@@ -26,7 +28,7 @@ impl Dispatcher {
             Outcome::Answered(answer, reply) => {
                 self.attempt_ended(&made, answer.verdict == Verdict::Delivered);
                 self.replied(made.about.as_ref(), reply.as_ref());
-                ending(answer)
+                Ending::from(answer)
             }
             // The Sink answered; a full log is not its failure.
             Outcome::ReplyNotStored(_) => {
@@ -42,10 +44,7 @@ impl Dispatcher {
                 self.lines.expired(made.about.as_ref());
                 Ending::Expired
             }
-            Outcome::NotFetched(error) => match self.not_fetched(made.place, error)? {
-                Unfetched::Gone => Ending::Gone,
-                Unfetched::Away => Ending::Busy,
-            },
+            Outcome::NotFetched(error) => self.not_fetched(made.place, error)?,
             Outcome::NoRoom => Ending::Busy,
         };
         let was_down = self.scheduler.is_sink_down();
@@ -68,20 +67,20 @@ impl Dispatcher {
 
     /// Settles or postpones an event that could not be read again: an unreadable one is dropped, a temporarily
     /// unavailable one waits.
-    fn not_fetched(&mut self, place: Place, error: &FetchError) -> Result<Unfetched, LogError> {
+    fn not_fetched(&mut self, place: Place, error: &FetchError) -> Result<Ending, LogError> {
         match error {
             FetchError::Log(error @ LogError::Failed(_)) => Err(error.clone()),
             FetchError::Log(error) => {
                 self.lines.unread(error);
-                Ok(Unfetched::Away)
+                Ok(Ending::Busy)
             }
             FetchError::Removed => {
                 self.lines.removed(place);
-                Ok(Unfetched::Gone)
+                Ok(Ending::Gone)
             }
             FetchError::Damaged(error) => {
                 self.lines.damaged(place, error);
-                Ok(Unfetched::Gone)
+                Ok(Ending::Gone)
             }
         }
     }
@@ -102,7 +101,7 @@ impl Dispatcher {
         if self.settings.target() != Some(&made.target) {
             return;
         }
-        if answer.verdict != Verdict::Retry {
+        if matches!(answer.verdict, Verdict::Delivered | Verdict::Rejected) {
             self.sink.answered();
         }
         match (was_down, self.scheduler.is_sink_down()) {
@@ -123,8 +122,7 @@ impl Dispatcher {
     fn answered(&mut self, made: &Made, answer: &Answer, fate: Fate) {
         match fate {
             Fate::Settled => {
-                let status = answer.status.map(|status| status.as_u16());
-                self.lines.delivered(made.about.as_ref(), status);
+                self.lines.delivered(made.about.as_ref(), answer.code);
             }
             Fate::Waits => self.lines.attempt_failed(made.about.as_ref(), &answer.detail),
             Fate::GivenUp { attempts, reason } => self.give_up(made, answer, attempts, reason),
@@ -137,9 +135,9 @@ impl Dispatcher {
             trigger: trigger.uid.clone(),
             namespace: trigger.namespace.clone(),
             name: trigger.name.clone(),
-            sink: made.target.uri.to_string(),
+            sink: made.target.uri(),
             reason: reason.to_owned(),
-            status: answer.status.map(|status| status.as_u16()),
+            status: answer.code,
             detail: answer.detail.clone(),
             attempts,
         };
@@ -149,22 +147,13 @@ impl Dispatcher {
     }
 
     pub(super) fn letter_sent(&mut self, place: Place, sent: Sent) -> Result<(), LogError> {
-        let sent = match sent {
-            Sent::Answered(answer) => match answer.verdict {
-                Verdict::Delivered => LetterSent::Taken,
-                Verdict::Refused => LetterSent::Refused(answer.detail),
-                Verdict::Retry => LetterSent::Failed {
-                    detail: answer.detail,
-                    retry_after: answer.retry_after,
-                },
-            },
-            Sent::NoSink => LetterSent::NoSink,
-            Sent::NoRoom => LetterSent::Busy,
-            Sent::NotFetched(error) => match self.not_fetched(place, &error)? {
-                Unfetched::Gone => LetterSent::Gone,
-                Unfetched::Away => LetterSent::Busy,
-            },
+        let (ending, detail) = match sent {
+            Sent::Answered(answer) => (Some(Ending::from(&*answer)), answer.detail),
+            Sent::NoSink => (None, String::new()),
+            Sent::NoRoom => (Some(Ending::Busy), String::new()),
+            Sent::NotFetched(error) => (Some(self.not_fetched(place, &error)?), String::new()),
         };
+        let sent = LetterSent { ending, detail };
         self.scheduler
             .letter_sent(place, sent, Instant::now(), fastrand::f64());
         self.changed();
@@ -180,31 +169,12 @@ impl Dispatcher {
                 LetterKept::NoRoom
             }
             Kept::NotFetched(error) => match self.not_fetched(place, &error)? {
-                Unfetched::Gone => LetterKept::Gone,
-                Unfetched::Away => LetterKept::NoRoom,
+                Ending::Gone => LetterKept::Gone,
+                _ => LetterKept::NoRoom,
             },
         };
         self.scheduler.letter_kept(place, kept, Instant::now());
         self.changed();
         Ok(())
-    }
-}
-
-/// Reasons why an event could not be read again.
-enum Unfetched {
-    /// It can no longer be read.
-    Gone,
-    /// The log is unavailable for now.
-    Away,
-}
-
-fn ending(answer: &Answer) -> Ending {
-    match answer.verdict {
-        Verdict::Delivered => Ending::Delivered,
-        Verdict::Refused => Ending::Refused,
-        Verdict::Retry => Ending::Failed {
-            blame: Some(Blame::of(answer.status)),
-            retry_after: answer.retry_after,
-        },
     }
 }

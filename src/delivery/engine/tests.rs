@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     cloudevents::EventBuilder,
-    delivery::{Addresses, progress::Progress},
+    delivery::progress::Progress,
     log::{
         Offset,
         conformance::ByKey as _,
@@ -32,8 +32,7 @@ async fn eventually(mut holds: impl FnMut() -> bool) {
 }
 
 async fn start(log: Arc<dyn LogProvider>) -> Arc<Engine> {
-    drop(rustls::crypto::ring::default_provider().install_default());
-    let client = Client::new(1, Addresses::any()).unwrap();
+    let client = Client::of_a_test();
     Engine::start(
         log,
         client,
@@ -417,7 +416,7 @@ async fn a_place_is_given_up_when_its_time_is_over() {
             keep_deleted,
             ..DeliveryOptions::default()
         };
-        let client = Client::new(1, Addresses::any()).unwrap();
+        let client = Client::of_a_test();
         let engine = Engine::start(
             log.clone(),
             client,

@@ -19,7 +19,8 @@ use serde_json::json;
 use super::*;
 use crate::{
     cloudevents::EventBuilder,
-    delivery::{Addresses, Client, reader::Listener},
+    delivery::reader::Listener,
+    destination::Client,
     log::{
         Append, BrokerName, LogProvider,
         embedded::{EmbeddedLog, EmbeddedOptions},
@@ -118,7 +119,6 @@ struct Run {
 impl Run {
     fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        drop(rustls::crypto::ring::default_provider().install_default());
         let name = format!("b{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let logs = BrokerLogs::open(&*LOG.1, &BrokerName::new("shop", &name));
         let trigger = json!({
@@ -131,7 +131,7 @@ impl Run {
             triggers: vec![serde_json::from_value(trigger).unwrap()],
             ..Configuration::default()
         });
-        let client = Client::new(1, Addresses::any()).unwrap();
+        let client = Client::of_a_test();
         let settings = Settings::new(
             &client,
             table.authorities(),

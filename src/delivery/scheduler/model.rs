@@ -2,11 +2,12 @@
 //! nothing is lost or delivered twice, keys keep their order, bounds hold, the accounting adds up at every step,
 //! and an event that its Sink would take is delivered within a stated time.
 
-use std::{collections::BTreeMap, num::NonZeroU32};
+use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::destination::Blame;
 use crate::{
     delivery::{breaker, progress::Counts},
     routing::{RateLimit, Retry},
@@ -190,7 +191,7 @@ impl<'a> Simulation<'a> {
                         Nature::Unreachable => (failed(Blame::Silent), ROUND_TRIP),
                         Nature::Hangs => (failed(Blame::Silent), TIMEOUT),
                         Nature::Broken => (failed(Blame::Event), ROUND_TRIP),
-                        Nature::Refused => (Ending::Refused, ROUND_TRIP),
+                        Nature::Refused => (Ending::Rejected, ROUND_TRIP),
                         Nature::Recovers(after) if *tries <= after => (unavailable, ROUND_TRIP),
                         Nature::Recovers(_) => (Ending::Delivered, ROUND_TRIP),
                     };
@@ -202,14 +203,14 @@ impl<'a> Simulation<'a> {
                     }
                 }
                 Step::SendLetter { place, .. } => {
-                    let failed = LetterSent::Failed {
-                        detail: "503".to_owned(),
+                    let failed = Ending::Failed {
+                        blame: Some(Blame::Unavailable),
                         retry_after: None,
                     };
-                    let sent = if self.jitter() < 0.5 {
-                        LetterSent::Taken
-                    } else {
-                        failed
+                    let taken = self.jitter() < 0.5;
+                    let sent = LetterSent {
+                        ending: Some(if taken { Ending::Delivered } else { failed }),
+                        detail: "503".to_owned(),
                     };
                     self.under_way
                         .insert((self.now + ROUND_TRIP, place), Ends::Sent(sent));

@@ -6,12 +6,10 @@ use std::{
 };
 
 use super::{
-    super::{backoff, breaker::Blame, place::Place, settlement::Settlement},
-    Ending, Fate, Scheduler,
+    super::{backoff, ending::Ending, place::Place, settlement::Settlement},
+    Fate, Scheduler,
 };
-
-/// Pause before an attempt that the router could not make for lack of a socket or memory.
-const BUSY_PAUSE: Duration = Duration::from_millis(500);
+use crate::destination::Blame;
 
 /// Window in which events that failed during an outage are retried once the Sink is up.
 const AFTER_OUTAGE: Duration = Duration::from_secs(1);
@@ -36,7 +34,7 @@ impl<E> Scheduler<E> {
         let began = flight.map_or(now, |flight| flight.began);
         let is_of_this_sink = flight.is_some_and(|flight| flight.sink == self.sink);
         match ending {
-            Ending::Delivered | Ending::Refused if is_of_this_sink => {
+            Ending::Delivered | Ending::Rejected if is_of_this_sink => {
                 self.throttle.taken(now);
                 self.sink_answered(now, jitter);
             }
@@ -47,11 +45,10 @@ impl<E> Scheduler<E> {
             Ending::Expired => self.settle(place, Settlement::Expired, now),
             Ending::Gone => self.settle(place, Settlement::Dropped, now),
             Ending::Busy => {
-                self.retries
-                    .insert((now + BUSY_PAUSE.mul_f64(0.5 + jitter / 2.0), place));
+                self.retries.insert((now + backoff::busy(jitter), place));
                 Fate::Waits
             }
-            Ending::Refused => Fate::GivenUp {
+            Ending::Rejected => Fate::GivenUp {
                 attempts: self.progress.failed(place, began).failed,
                 reason: "refused",
             },
@@ -74,13 +71,12 @@ impl<E> Scheduler<E> {
     ) -> Fate {
         let attempts = self.progress.failed(place, began);
         let delivery = &self.policy.delivery;
-        if backoff::exhausted(delivery, attempts.failed, attempts.elapsed(now)) {
+        let Some(pause) = backoff::retry(delivery, attempts, retry_after, now, jitter) else {
             return Fate::GivenUp {
                 attempts: attempts.failed,
                 reason: "retries exhausted",
             };
-        }
-        let pause = backoff::pause(delivery, attempts.failed, retry_after, jitter);
+        };
         self.retries.insert((now + pause, place));
         Fate::Waits
     }

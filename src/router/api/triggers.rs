@@ -149,7 +149,8 @@ mod tests {
     use super::*;
     use crate::{
         cloudevents::EventBuilder,
-        delivery::{Addresses, Client, DeliveryOptions},
+        delivery::DeliveryOptions,
+        destination::Client,
         log::{
             LogProvider,
             conformance::ByKey as _,
@@ -188,13 +189,12 @@ mod tests {
 
     #[tokio::test]
     async fn lists_each_trigger_with_its_figures() {
-        drop(rustls::crypto::ring::default_provider().install_default());
         let directory = tempfile::tempdir().unwrap();
         let log = Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
         let runtime = tokio::runtime::Handle::current();
         let engine = Engine::start(
             log.clone() as Arc<dyn LogProvider>,
-            Client::new(1, Addresses::any()).unwrap(),
+            Client::of_a_test(),
             DeliveryOptions::default(),
             Supervisor::default(),
             &runtime,

@@ -114,7 +114,8 @@ mod tests {
 
     use super::{ingress::REASONS_OF_OURS, *};
     use crate::{
-        delivery::{Addresses, Client, DeliveryOptions},
+        delivery::DeliveryOptions,
+        destination::Client,
         log::embedded::{EmbeddedLog, EmbeddedOptions},
         server::documented::assert_documented,
         supervision::Supervisor,
@@ -128,14 +129,13 @@ mod tests {
 
     #[tokio::test]
     async fn the_page_of_metrics_has_the_routers() {
-        drop(rustls::crypto::ring::default_provider().install_default());
         let directory = tempfile::tempdir().unwrap();
         let log: Arc<dyn LogProvider> =
             Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
         let runtime = tokio::runtime::Handle::current();
         let engine = Engine::start(
             log.clone(),
-            Client::new(1, Addresses::any()).unwrap(),
+            Client::of_a_test(),
             DeliveryOptions::default(),
             Supervisor::default(),
             &runtime,

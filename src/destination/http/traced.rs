@@ -2,9 +2,9 @@
 
 use http::HeaderMap;
 
-use super::{client::Answer, verdict::Verdict};
 use crate::{
     cloudevents::{Lineage, TraceContext},
+    destination::answer::{Answer, Verdict},
     intake,
     telemetry::{Attempt, DeliverySpan, Tracer},
 };
@@ -31,11 +31,6 @@ impl Traced {
         }
     }
 
-    /// Context that the Sink continues: the span's or, without a span, the event's own.
-    pub(super) fn context(&self) -> Option<&TraceContext> {
-        self.context.as_ref()
-    }
-
     /// Sets the headers of the attempt.
     pub(super) fn set_headers(&self, headers: &mut HeaderMap) {
         if let Some(context) = &self.context {
@@ -44,11 +39,14 @@ impl Traced {
         self.lineage.set_header(headers);
     }
 
-    /// Ends the attempt.
-    pub(super) fn end(self, answer: &Answer) {
-        if let Some(span) = self.span {
+    /// Ends the attempt; the answer carries the context that the Sink continues: the span's or, without a span, the
+    /// event's own.
+    pub(super) fn end(self, answer: Answer) -> Answer {
+        let Self { context, span, .. } = self;
+        if let Some(span) = span {
             let failure = (answer.verdict != Verdict::Delivered).then_some(answer.detail.as_str());
-            span.end(answer.status, failure);
+            span.end(answer.code, failure);
         }
+        Answer { context, ..answer }
     }
 }

@@ -29,10 +29,10 @@ use tokio::{
 use tower::Service;
 
 use super::{
-    UriAddresses,
     addresses::NamedBy,
     names::Names,
     stage::{Busy, Lack, Stage},
+    uri_addresses::UriAddresses,
 };
 use crate::{
     memory::{Pool, Reservation},
@@ -66,7 +66,7 @@ impl Permitted {
     }
 
     /// Reports suppressed log lines that no later line has reported.
-    pub(super) fn tell_overdue(&self, now: Instant) {
+    pub(super) fn log_suppressed(&self, now: Instant) {
         if let Some(held_back) = self.refusals().overdue(now) {
             tracing::warn!(
                 held_back,

@@ -1,4 +1,23 @@
-//! The HTTP client that all Triggers share: pooled connections, no redirects, every wait bounded.
+//! HTTP endpoints: pooled connections, no redirects, every wait bounded.
+//!
+//! [`HttpSender`] posts to an [`HttpTarget`] through [`connector`] and [`names`]; [`status`] says what a status code
+//! means, [`replies`] reads events from an answer, [`stage`] tells the router's own lack from a Sink's failure.
+
+mod addresses;
+mod connector;
+mod names;
+mod replies;
+mod stage;
+mod status;
+mod target;
+mod tls_error;
+mod traced;
+mod uri_addresses;
+
+pub use addresses::Addresses;
+pub use replies::{Replies, UnusableReply};
+pub use target::{HttpTarget, TargetError};
+pub use uri_addresses::UriAddresses;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -12,20 +31,22 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{self, connect::capture_connection};
 
+use self::{
+    stage::{Lack, Stage},
+    target::Targets,
+    traced::Traced,
+};
 use super::{
-    Addresses, ClientError,
-    reply::Replies,
-    stage::{self, Lack, Stage},
-    target::{Target, TargetError, Targets},
-    tls_error,
-    verdict::{self, Verdict},
+    answer::{Answer, Verdict},
+    client_error::ClientError,
+    outgoing::{Outgoing, Purpose},
 };
 use crate::{
     cloudevents::{HttpMessage, is_batch, is_event},
     intake::Descendants,
     memory::Pool,
-    routing::{Authorities, Destination},
-    telemetry::{Admitted, Burst, Tracer},
+    routing::{Authorities, HttpEndpoint},
+    telemetry::{Admitted, Attempt, Burst, Tracer},
 };
 
 /// Bytes of an answer that are read, so that its connection can be reused after an ordinary one.
@@ -45,9 +66,9 @@ const BATCH_COST: usize = 10;
 /// Default memory for answers.
 const ANSWERS: usize = 256 * 1024 * 1024;
 
-/// Posts events to Sinks.
+/// Posts events to HTTP endpoints.
 #[derive(Clone)]
-pub struct Client {
+pub struct HttpSender {
     targets: Targets,
     max_reply: usize,
     /// Memory for replies, by namespace.
@@ -55,100 +76,100 @@ pub struct Client {
     descendants: Descendants,
     tracer: Tracer,
     /// Limits the log lines about postponed attempts.
-    put_off: Arc<Mutex<Burst>>,
+    postponed: Arc<Mutex<Burst>>,
 }
 
-/// Result of one attempt.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) verdict: Verdict,
-    pub(super) status: Option<StatusCode>,
-    pub(super) retry_after: Option<Duration>,
-    /// Human-readable result: the status with the beginning of the body, or why there was no answer.
-    pub(super) detail: String,
-    /// Events of the reply, or why it is not a valid event.
-    pub(super) reply: Option<Result<Replies, String>>,
-    /// Whether the router had no room for the attempt. This says nothing about the Sink and does not count as an
-    /// attempt; another may follow shortly.
-    pub(super) is_router_busy: bool,
-}
-
-impl Client {
-    /// Creates a client that trusts the machine's authorities; without any it supports only `http`. It connects
-    /// only to the permitted `addresses`. A reply may have at most `max_reply` bytes.
-    ///
-    /// # Errors
-    /// Fails when the machine has authorities that cannot be read.
-    pub fn new(max_reply: usize, addresses: Addresses) -> Result<Self, ClientError> {
+impl HttpSender {
+    /// See [`super::Client::new`].
+    pub(super) fn new(max_reply: usize, addresses: Addresses) -> Result<Self, ClientError> {
         Ok(Self {
             targets: Targets::new(addresses)?,
             max_reply,
             answers: Pool::new(ANSWERS),
             descendants: Descendants::default(),
             tracer: Tracer::default(),
-            put_off: Arc::default(),
+            postponed: Arc::default(),
         })
     }
 
-    /// Sets the pool of open connections to Sinks; each takes one unit.
-    #[must_use]
-    pub fn with_sockets(self, sockets: Pool) -> Self {
+    pub(super) fn with_sockets(self, sockets: Pool) -> Self {
         Self {
             targets: self.targets.with_sockets(sockets),
             ..self
         }
     }
 
-    /// Sets the memory for Sinks' answers.
-    #[must_use]
-    pub fn with_answers(self, answers: Pool) -> Self {
+    pub(super) fn with_answers(self, answers: Pool) -> Self {
         Self { answers, ..self }
     }
 
-    /// Counts replies as descendants of events.
-    #[must_use]
-    pub fn counting(self, descendants: Descendants) -> Self {
+    pub(super) fn counting(self, descendants: Descendants) -> Self {
         Self { descendants, ..self }
     }
 
-    /// Enables spans for deliveries.
-    #[must_use]
-    pub fn traced(self, tracer: Tracer) -> Self {
+    pub(super) fn traced(self, tracer: Tracer) -> Self {
         Self { tracer, ..self }
     }
 
-    /// The tracer of deliveries.
-    pub(super) fn tracer(&self) -> &Tracer {
-        &self.tracer
-    }
-
-    /// Reports suppressed log lines that no later line has reported.
-    pub(super) fn tell_overdue(&self, now: Instant) {
-        self.targets.tell_overdue(now);
-        if let Some(held_back) = self.put_off().overdue(now) {
+    /// Logs how many lines were suppressed.
+    pub(super) fn log_suppressed(&self, now: Instant) {
+        self.targets.log_suppressed(now);
+        if let Some(suppressed) = self.postponed().overdue(now) {
             tracing::warn!(
-                held_back,
+                held_back = suppressed,
                 of = "attempts that are put off",
                 "log lines were held back"
             );
         }
     }
 
-    /// Prepares a destination on behalf of a namespace. `authorities` are those of its configuration.
     pub(super) fn target(
         &self,
         namespace: &str,
-        destination: &Destination,
+        endpoint: &HttpEndpoint,
         authorities: &Authorities,
-    ) -> Result<Target, TargetError> {
-        self.targets.target(namespace, destination, authorities)
+    ) -> Result<HttpTarget, TargetError> {
+        self.targets.target(namespace, endpoint, authorities)
+    }
+
+    /// Makes one attempt, in a span of its own.
+    pub(super) async fn send(
+        &self,
+        target: &HttpTarget,
+        outgoing: &Outgoing<'_>,
+        timeout: Duration,
+    ) -> Answer {
+        let &Outgoing {
+            event,
+            purpose,
+            trigger,
+            broker,
+            number,
+        } = outgoing;
+        let mut message = event.to_http(target.mode());
+        if purpose == Purpose::Delivery {
+            let reply = HeaderValue::from_static("reply");
+            message.headers.insert("prefer", reply);
+        }
+        let attempt = Attempt {
+            event,
+            trigger,
+            broker,
+            target: target.uri(),
+            number,
+            is_dead_letter: purpose == Purpose::DeadLetter,
+        };
+        let traced = Traced::begin(&self.tracer, &attempt);
+        traced.set_headers(&mut message.headers);
+        let answer = self.post(target, message, timeout).await;
+        traced.end(answer)
     }
 
     /// Makes one attempt, which ends after `timeout` at the latest.
-    pub(super) async fn post(&self, target: &Target, message: HttpMessage, timeout: Duration) -> Answer {
+    async fn post(&self, target: &HttpTarget, message: HttpMessage, timeout: Duration) -> Answer {
         let mut request = Request::new(Full::new(message.body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = target.uri.clone();
+        *request.uri_mut() = target.uri().clone();
         *request.headers_mut() = message.headers;
         let is_empty = request.body().is_end_stream();
         let headers = request.headers_mut();
@@ -168,35 +189,37 @@ impl Client {
         let answer = match tokio::time::timeout(timeout, exchange).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => match stage::busy(&error) {
-                Some(detail) => Answer::busy(detail),
+                Some(detail) => Answer::router_busy(detail),
                 None => Answer::none(tls_error::told(&error).unwrap_or_else(|| with_causes(&error))),
             },
             Err(_) => match stage.lacks() {
-                Some(lacking) => Answer::busy(format!("the router is busy: {lacking} within {timeout:?}")),
+                Some(lacking) => {
+                    Answer::router_busy(format!("the router is busy: {lacking} within {timeout:?}"))
+                }
                 None => Answer::none(format!("no complete answer within {timeout:?}")),
             },
         };
-        if answer.is_router_busy {
-            self.tell_put_off(target, &answer.detail);
+        if answer.verdict == Verdict::RouterBusy {
+            self.log_postponed(target, &answer.detail);
         }
         answer
     }
 
-    fn tell_put_off(&self, target: &Target, error: &str) {
-        if let Some(Admitted { held_back }) = self.put_off().admit(Instant::now()) {
-            let (namespace, uri) = (&*target.namespace, &target.uri);
+    fn log_postponed(&self, target: &HttpTarget, error: &str) {
+        if let Some(Admitted { held_back }) = self.postponed().admit(Instant::now()) {
+            let (namespace, uri) = (&*target.namespace, target.uri());
             tracing::warn!(namespace, %uri, error, held_back, "an attempt to deliver is put off");
         }
     }
 
-    fn put_off(&self) -> MutexGuard<'_, Burst> {
+    fn postponed(&self) -> MutexGuard<'_, Burst> {
         // No panic under the lock leaves the counts half changed.
-        self.put_off.lock().unwrap_or_else(PoisonError::into_inner)
+        self.postponed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn exchange(
         &self,
-        target: &Target,
+        target: &HttpTarget,
         request: Request<Full<Bytes>>,
         stage: &Stage,
     ) -> Result<Answer, legacy::Error> {
@@ -207,7 +230,7 @@ impl Client {
         let retry_after = head
             .headers
             .get(header::RETRY_AFTER)
-            .and_then(|value| verdict::retry_after(value.to_str().ok()?, SystemTime::now()));
+            .and_then(|value| status::retry_after(value.to_str().ok()?, SystemTime::now()));
         let excerpt = excerpt(target, body).await;
         let detail = if excerpt.is_empty() {
             head.status.to_string()
@@ -215,12 +238,10 @@ impl Client {
             format!("{}: {excerpt}", head.status)
         };
         Ok(Answer {
-            verdict: verdict::verdict(head.status, target.shows_credentials()),
-            status: Some(head.status),
+            verdict: status::verdict(head.status, target.shows_credentials()),
+            code: Some(head.status.as_u16()),
             retry_after,
-            detail,
-            reply: None,
-            is_router_busy: false,
+            ..Answer::none(detail)
         })
     }
 
@@ -229,7 +250,7 @@ impl Client {
     /// releases what it has.
     async fn reply(
         &self,
-        target: &Target,
+        target: &HttpTarget,
         head: response::Parts,
         mut body: Incoming,
         stage: &Stage,
@@ -265,7 +286,7 @@ impl Client {
                 return self.too_large(&head);
             }
             if !memory.try_grow(length.saturating_mul(cost)) {
-                return Answer::busy(
+                return Answer::router_busy(
                     "the router is busy: there is no memory for the Sink's reply".to_owned(),
                 );
             }
@@ -278,49 +299,28 @@ impl Client {
             descendants: self.descendants.clone(),
             _memory: memory,
         };
-        Answer::with_reply(head.status, Ok(replies))
+        with_reply(head.status, Ok(replies))
     }
 
     fn too_large(&self, head: &response::Parts) -> Answer {
         let problem = format!("it has more than {} bytes", self.max_reply);
-        Answer::with_reply(head.status, Err(problem))
+        with_reply(head.status, Err(problem))
     }
 }
 
-impl Answer {
-    pub(super) fn none(detail: String) -> Self {
-        Self {
-            verdict: Verdict::Retry,
-            status: None,
-            retry_after: None,
-            detail,
-            reply: None,
-            is_router_busy: false,
-        }
-    }
-
-    /// The router had no room for the attempt.
-    pub(super) fn busy(detail: String) -> Self {
-        Self {
-            is_router_busy: true,
-            ..Self::none(detail)
-        }
-    }
-
-    fn with_reply(status: StatusCode, reply: Result<Replies, String>) -> Self {
-        Self {
-            verdict: Verdict::Delivered,
-            status: Some(status),
-            reply: Some(reply),
-            ..Self::none(status.to_string())
-        }
+fn with_reply(status: StatusCode, reply: Result<Replies, String>) -> Answer {
+    Answer {
+        verdict: Verdict::Delivered,
+        code: Some(status.as_u16()),
+        reply: Some(reply),
+        ..Answer::none(status.to_string())
     }
 }
 
 /// Drains the body so that the connection can be reused, and keeps its beginning. A body that is truncated or too
 /// long does not change what the status said; one that is not complete within the attempt's time counts as no
 /// answer.
-async fn excerpt(target: &Target, mut body: Incoming) -> String {
+async fn excerpt(target: &HttpTarget, mut body: Incoming) -> String {
     let most = MAX_EXCERPT + target.longest_secret();
     let mut kept = BytesMut::new();
     let mut read = 0;
@@ -376,29 +376,33 @@ mod tests {
     /// Long enough to connect on a busy machine.
     const SHORT: Duration = Duration::from_secs(2);
 
-    fn client() -> Client {
+    fn client() -> HttpSender {
         drop(rustls::crypto::ring::default_provider().install_default());
-        Client::new(1024 * 1024, Addresses::any()).unwrap()
+        HttpSender::new(1024 * 1024, Addresses::any()).unwrap()
     }
 
-    fn target(client: &Client, namespace: &str, address: SocketAddr) -> Target {
-        let destination = Destination {
+    fn target(client: &HttpSender, namespace: &str, address: SocketAddr) -> HttpTarget {
+        let endpoint = HttpEndpoint {
             uri: format!("http://{address}/"),
             service: None,
             content_mode: ContentMode::default(),
             ca_certs: None,
             headers: Vec::new(),
         };
-        let target = client.target(namespace, &destination, &Authorities::default());
+        let target = client.target(namespace, &endpoint, &Authorities::default());
         target.unwrap()
     }
 
-    async fn post(client: &Client, target: &Target, timeout: Duration) -> Answer {
+    async fn post(client: &HttpSender, target: &HttpTarget, timeout: Duration) -> Answer {
         let message = HttpMessage {
             headers: HeaderMap::new(),
             body: Bytes::from_static(b"data"),
         };
         client.post(target, message, timeout).await
+    }
+
+    fn is_busy(answer: &Answer) -> bool {
+        answer.verdict == Verdict::RouterBusy
     }
 
     /// A Sink that sends this to each connection, and then nothing more.
@@ -442,14 +446,14 @@ mod tests {
             answers = holding => panic!("{answers:?} from a Sink that hangs"),
         };
         for answer in greedy {
-            assert!(answer.is_router_busy, "{}", answer.detail);
+            assert!(is_busy(&answer), "{}", answer.detail);
             assert!(
                 answer.detail.contains("no connection was free"),
                 "{}",
                 answer.detail
             );
         }
-        assert!(!modest.is_router_busy, "{}", modest.detail);
+        assert!(!is_busy(&modest), "{}", modest.detail);
         assert!(modest.detail.contains("no complete answer"), "{}", modest.detail);
         // Connections close with their attempts.
         tokio::time::timeout(PATIENCE, async {
@@ -513,7 +517,7 @@ mod tests {
             let address = sink(Box::leak(answer.into_boxed_str())).await;
             let answer = post(&client, &target(&client, "shop", address), SHORT).await;
             assert!(answer.detail.contains(detail), "{}", answer.detail);
-            assert_eq!(answer.is_router_busy, busy, "{}", answer.detail);
+            assert_eq!(is_busy(&answer), busy, "{}", answer.detail);
         }
         // All memory is held by another namespace.
         let answers = Pool::new(6000);
@@ -525,7 +529,7 @@ mod tests {
         ] {
             let address = sink(Box::leak(format!("{HEAD}{body}").into_boxed_str())).await;
             let answer = post(&client, &target(&client, "shop", address), SHORT).await;
-            assert!(answer.is_router_busy, "{body}: {}", answer.detail);
+            assert!(is_busy(&answer), "{body}: {}", answer.detail);
             assert!(
                 answer.detail.contains("memory for the Sink's"),
                 "{}",

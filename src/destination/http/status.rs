@@ -1,4 +1,4 @@
-//! Interprets a Sink's answer. Pure.
+//! Interprets the head of an HTTP answer. Pure.
 //!
 //! Follows the CloudEvents HTTP webhook specification 1.0, with the additional retries of Knative's data plane
 //! contract.
@@ -7,25 +7,18 @@ use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 
-/// Meaning of an answer for the event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// The Sink accepted it.
-    Delivered,
-    /// A retry may succeed.
-    Retry,
-    /// No retry will succeed.
-    Refused,
-}
+use crate::destination::answer::{Blame, Verdict};
 
 /// Maps a status code: 2xx delivers; 404, 408, 409, 429 and 5xx are retried; anything else is final, including
 /// redirects and 410. 401 is final, too, unless credentials were sent: expired ones may be replaced.
 pub(super) fn verdict(status: StatusCode, with_credentials: bool) -> Verdict {
     match status.as_u16() {
         200..=299 => Verdict::Delivered,
-        401 if with_credentials => Verdict::Retry,
-        404 | 408 | 409 | 429 | 500..=599 => Verdict::Retry,
-        _ => Verdict::Refused,
+        401 if with_credentials => Verdict::Failed(Blame::Event),
+        429 => Verdict::Failed(Blame::TooFast),
+        502..=504 => Verdict::Failed(Blame::Unavailable),
+        404 | 408 | 409 | 500..=599 => Verdict::Failed(Blame::Event),
+        _ => Verdict::Rejected,
     }
 }
 
@@ -48,9 +41,14 @@ mod tests {
     fn what_each_status_means() {
         let table = [
             (Verdict::Delivered, vec![200, 201, 202, 204, 299]),
-            (Verdict::Retry, vec![404, 408, 409, 429, 500, 502, 503, 504, 599]),
+            (Verdict::Failed(Blame::TooFast), vec![429]),
+            (Verdict::Failed(Blame::Unavailable), vec![502, 503, 504]),
             (
-                Verdict::Refused,
+                Verdict::Failed(Blame::Event),
+                vec![404, 408, 409, 500, 501, 505, 599],
+            ),
+            (
+                Verdict::Rejected,
                 vec![301, 302, 307, 304, 400, 401, 403, 405, 410, 413, 415, 422],
             ),
         ];
@@ -58,7 +56,11 @@ mod tests {
             for code in codes {
                 let status = StatusCode::from_u16(code).unwrap();
                 assert_eq!(verdict(status, false), expected, "{code}");
-                let with_credentials = if code == 401 { Verdict::Retry } else { expected };
+                let with_credentials = if code == 401 {
+                    Verdict::Failed(Blame::Event)
+                } else {
+                    expected
+                };
                 assert_eq!(verdict(status, true), with_credentials, "{code}");
             }
         }

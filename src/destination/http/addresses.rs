@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::UriAddresses;
-use crate::routing::{Destination, ServiceName};
+use super::uri_addresses::UriAddresses;
+use crate::routing::{HttpEndpoint, ServiceName};
 
 /// Addresses that destinations may reach.
 #[derive(Clone, Debug)]
@@ -45,8 +45,8 @@ impl Addresses {
         }
     }
 
-    pub(super) fn named_by(&self, destination: &Destination) -> NamedBy {
-        match &destination.service {
+    pub(super) fn named_by(&self, endpoint: &HttpEndpoint) -> NamedBy {
+        match &endpoint.service {
             None => NamedBy::Uri,
             Some(service) if self.mapped.contains(service) => NamedBy::Operator,
             Some(_) => NamedBy::Service,

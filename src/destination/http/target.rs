@@ -18,15 +18,16 @@ use hyper_util::{
 use rustls::{ClientConfig, RootCertStore};
 
 use super::{
-    Addresses, ClientError,
-    addresses::NamedBy,
+    addresses::{Addresses, NamedBy},
     connector::{Connector, Origin, Permitted},
     names::Names,
 };
 use crate::{
+    cloudevents::Mode,
+    destination::client_error::ClientError,
     http_url::{self, HttpUrlError},
     memory::Pool,
-    routing::{Authorities, AuthoritiesDigest, Destination, Header},
+    routing::{Authorities, AuthoritiesDigest, ContentMode, Header, HttpEndpoint},
     trust::{self, TrustError},
 };
 
@@ -76,10 +77,12 @@ struct Sharing {
     authorities: Option<AuthoritiesDigest>,
 }
 
-/// A prepared destination.
+/// A prepared endpoint.
 #[derive(Clone)]
-pub(super) struct Target {
-    pub(super) uri: Uri,
+pub struct HttpTarget {
+    uri: Uri,
+    /// Content mode that the Sink asks for; `None` for that of each event.
+    mode: Option<Mode>,
     pub(super) namespace: Arc<str>,
     named_by: NamedBy,
     client: Arc<HttpClient>,
@@ -100,13 +103,17 @@ type Permissions = ByName<Arc<Permitted>>;
 
 /// Reasons why a destination is unusable. The controller lets none of these pass.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TargetError {
+pub enum TargetError {
+    /// The URI is invalid.
     #[error("its URI {0}")]
     Uri(#[from] HttpUrlError),
+    /// The authorities' certificates are invalid.
     #[error("its authorities cannot be used: {0}")]
     Authorities(#[from] TrustError),
-    #[error("its authorities are not in the configuration; it is to be made by a controller of this version")]
+    /// The configuration lacks the authorities.
+    #[error("its authorities are not in the configuration: upgrade the controller to this version")]
     UnknownAuthorities,
+    /// The header cannot be sent.
     #[error("its header {0:?} cannot be sent")]
     Header(String),
 }
@@ -135,14 +142,14 @@ impl Targets {
     }
 
     /// Reports suppressed log lines that no later line has reported.
-    pub(super) fn tell_overdue(&self, now: Instant) {
+    pub(super) fn log_suppressed(&self, now: Instant) {
         let ByName {
             uri,
             service,
             operator,
         } = &self.permitted;
         for permitted in [uri, service, operator] {
-            permitted.tell_overdue(now);
+            permitted.log_suppressed(now);
         }
     }
 
@@ -150,23 +157,24 @@ impl Targets {
     pub(super) fn target(
         &self,
         namespace: &str,
-        destination: &Destination,
+        endpoint: &HttpEndpoint,
         authorities: &Authorities,
-    ) -> Result<Target, TargetError> {
-        let Destination {
+    ) -> Result<HttpTarget, TargetError> {
+        let HttpEndpoint {
             uri,
             service: _,
-            content_mode: _,
+            content_mode,
             ca_certs,
             headers,
-        } = destination;
+        } = endpoint;
         let sharing = Sharing {
             namespace: namespace.into(),
-            named_by: self.addresses.named_by(destination),
+            named_by: self.addresses.named_by(endpoint),
             authorities: ca_certs.clone(),
         };
-        Ok(Target {
+        Ok(HttpTarget {
             uri: http_url::parse(uri)?,
+            mode: mode(*content_mode),
             namespace: sharing.namespace.clone(),
             named_by: sharing.named_by,
             client: self.client(sharing, authorities)?,
@@ -218,7 +226,17 @@ impl<T> ByName<T> {
     }
 }
 
-impl Target {
+impl HttpTarget {
+    /// Where events are posted to.
+    pub(in crate::destination) fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// Content mode that the Sink asks for; `None` for that of each event.
+    pub(super) fn mode(&self) -> Option<Mode> {
+        self.mode
+    }
+
     /// Whether credentials are sent to the Sink.
     pub(super) fn shows_credentials(&self) -> bool {
         !self.headers.is_empty()
@@ -248,10 +266,12 @@ impl Target {
     }
 }
 
-impl PartialEq for Target {
+impl PartialEq for HttpTarget {
     fn eq(&self, other: &Self) -> bool {
         let Self {
             uri,
+            // The Sink is the same, however it wants its events.
+            mode: _,
             namespace,
             named_by,
             client,
@@ -267,11 +287,19 @@ impl PartialEq for Target {
     }
 }
 
-impl fmt::Debug for Target {
+impl fmt::Debug for HttpTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Target")
+        f.debug_struct("HttpTarget")
             .field("uri", &self.uri)
             .finish_non_exhaustive()
+    }
+}
+
+fn mode(mode: ContentMode) -> Option<Mode> {
+    match mode {
+        ContentMode::Binary => Some(Mode::Binary),
+        ContentMode::Structured => Some(Mode::Structured),
+        ContentMode::AsReceived => None,
     }
 }
 
@@ -333,8 +361,8 @@ mod tests {
         }
     }
 
-    fn destination(service: Option<ServiceName>, headers: &[(&str, &str)]) -> Destination {
-        Destination {
+    fn destination(service: Option<ServiceName>, headers: &[(&str, &str)]) -> HttpEndpoint {
+        HttpEndpoint {
             uri: "https://example.com/".to_owned(),
             service,
             content_mode: ContentMode::default(),
@@ -389,7 +417,7 @@ mod tests {
         let targets = Targets::new(Addresses::any()).unwrap();
         let target = |pem: &str, authorities: &Authorities| {
             let ca_certs = Some(AuthoritiesDigest::of(pem));
-            let destination = Destination {
+            let destination = HttpEndpoint {
                 ca_certs,
                 ..destination(None, &[])
             };

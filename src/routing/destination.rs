@@ -1,0 +1,178 @@
+//! Destinations in the routing configuration: one type for each kind. Pure.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::AuthoritiesDigest;
+
+/// A resolved destination, of one of the kinds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "HttpEndpoint", into = "HttpEndpoint")]
+pub enum Destination {
+    /// An HTTP endpoint; in JSON, its fields are the destination's.
+    Http(HttpEndpoint),
+}
+
+impl Destination {
+    /// Returns the URI, as people know the destination.
+    pub fn uri(&self) -> &str {
+        let Self::Http(endpoint) = self;
+        &endpoint.uri
+    }
+
+    /// Whether it contains secret values.
+    pub fn has_secrets(&self) -> bool {
+        let Self::Http(endpoint) = self;
+        !endpoint.headers.is_empty()
+    }
+
+    /// Clears the secret values.
+    pub(super) fn clear_secrets(&mut self) {
+        let Self::Http(endpoint) = self;
+        for header in &mut endpoint.headers {
+            header.value = Secret::default();
+        }
+    }
+}
+
+impl From<HttpEndpoint> for Destination {
+    fn from(endpoint: HttpEndpoint) -> Self {
+        Self::Http(endpoint)
+    }
+}
+
+impl From<Destination> for HttpEndpoint {
+    fn from(destination: Destination) -> Self {
+        let Destination::Http(endpoint) = destination;
+        endpoint
+    }
+}
+
+/// An HTTP endpoint that events are posted to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpEndpoint {
+    /// Absolute `http` or `https` URI.
+    pub uri: String,
+    /// The Service behind the URI, if any, so that a router outside the cluster can use a different address.
+    pub service: Option<ServiceName>,
+    /// Content mode requested by the Sink.
+    pub content_mode: ContentMode,
+    /// Authorities trusted instead of the public ones, from [`Configuration::authorities`](super::Configuration::authorities).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_certs: Option<AuthoritiesDigest>,
+    /// Additional headers of each request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<Header>,
+}
+
+/// A header with a secret value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Header {
+    /// Name, in lower case.
+    pub name: String,
+    /// Value.
+    pub value: Secret,
+    /// Opaque version that changes with the value and reveals nothing about it. Revisions are derived from it: they
+    /// are logged and shown in metrics, and a hash of the value could be used to guess it.
+    pub version: String,
+}
+
+/// A value that `Debug` does not show. Serialization writes it in clear, for the connection to routers
+/// and a router's disk.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Returns the value.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(value: String) -> Self {
+        Self(value)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// Name of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// Content mode of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContentMode {
+    /// Binary or structured, as received. Events from a batch are sent structured.
+    #[default]
+    AsReceived,
+    /// HTTP binary mode.
+    Binary,
+    /// HTTP structured mode in the JSON event format.
+    Structured,
+}
+
+#[cfg(test)]
+impl Destination {
+    /// An HTTP endpoint without further settings.
+    pub fn to_uri(uri: &str) -> Self {
+        Self::Http(HttpEndpoint {
+            uri: uri.to_owned(),
+            service: None,
+            content_mode: ContentMode::AsReceived,
+            ca_certs: None,
+            headers: Vec::new(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_destination_of_earlier_version_without_credentials() {
+        let text = r#"{"uri":"http://a/","service":null,"contentMode":"AsReceived"}"#;
+        let destination: Destination = serde_json::from_str(text).unwrap();
+        let Destination::Http(endpoint) = &destination;
+        assert_eq!((&endpoint.ca_certs, &*endpoint.headers), (&None, &[][..]));
+        assert_eq!(serde_json::to_string(&destination).unwrap(), text);
+    }
+
+    #[test]
+    fn secret_is_serialized_but_not_displayed() {
+        let secret = Secret::from("s3cret".to_owned());
+        assert_eq!(format!("{secret:?}"), "[secret]");
+        let json = serde_json::to_string(&secret).unwrap();
+        assert_eq!(json, "\"s3cret\"");
+        assert_eq!(serde_json::from_str::<Secret>(&json).unwrap(), secret);
+    }
+
+    #[test]
+    fn rejects_unknown_kinds_and_fields() {
+        for (text, part) in [
+            (r#"{"topic":"orders"}"#, "unknown field `topic`"),
+            (
+                r#"{"uri":"http://a/","service":null,"contentMode":"AsReceived","audience":"a"}"#,
+                "unknown field `audience`",
+            ),
+        ] {
+            let error = serde_json::from_str::<Destination>(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
