@@ -203,6 +203,7 @@ impl Routers {
         let Configuration {
             revision,
             namespaces: _,
+            brokers: _,
             triggers,
             sources,
             authorities: _,

@@ -16,7 +16,8 @@ use crate::{
     api::{self, DeliverySpec},
     filter::Expression,
     routing::{
-        self, Authorities, AuthoritiesDigest, Bounds, Configuration, Delivery, HttpEndpoint, broker_key,
+        self, Authorities, AuthoritiesDigest, Bounds, Broker, Configuration, Delivery, HttpEndpoint,
+        broker_key,
     },
     trust,
 };
@@ -84,9 +85,23 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> Outcome {
     diagnoses.triggers.sort_by(|a, b| by(&a.subject, &b.subject));
     diagnoses.sinks.sort_by(|a, b| by(&a.subject, &b.subject));
     diagnoses.sources.sort_by(|a, b| by(&a.subject, &b.subject));
+    configuration.brokers = named_brokers(&configuration.triggers, &configuration.sources);
     configuration.authorities = named_authorities(observed, &configuration.triggers);
     configuration.revision = revision::of(configuration);
     outcome
+}
+
+/// Collects the brokers that Triggers and Sources name.
+fn named_brokers(triggers: &[routing::Trigger], sources: &[routing::Source]) -> BTreeSet<Broker> {
+    let by_triggers = triggers.iter().map(|item| (&item.namespace, &item.broker));
+    let by_sources = sources.iter().map(|item| (&item.namespace, &item.broker));
+    let named = by_triggers.chain(by_sources);
+    named
+        .map(|(namespace, name)| Broker {
+            namespace: namespace.clone(),
+            name: name.clone(),
+        })
+        .collect()
 }
 
 /// Collects the authorities that destinations reference.

@@ -11,6 +11,8 @@ pub(super) fn of(configuration: &Configuration) -> Revision {
     let Configuration {
         revision: _,
         namespaces,
+        // Triggers and Sources name them.
+        brokers: _,
         triggers,
         sources,
         // Triggers reference them by digest.

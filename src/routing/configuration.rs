@@ -28,6 +28,9 @@ pub struct Configuration {
     pub revision: Revision,
     /// Existing namespaces. Each has a broker `default`.
     pub namespaces: BTreeSet<String>,
+    /// Brokers that a Trigger or a Source names. They exist even on a router that cannot decode what names them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub brokers: BTreeSet<Broker>,
     /// All Triggers, including those without a destination, which keep their position in the log.
     pub triggers: Vec<Trigger>,
     /// Valid Sources that are not suspended.
@@ -64,6 +67,28 @@ impl Configuration {
             .collect();
         self.triggers.extend(kept);
     }
+}
+
+/// A broker.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Broker {
+    /// Namespace.
+    pub namespace: String,
+    /// Name, unique in the namespace.
+    pub name: String,
+}
+
+impl Broker {
+    /// Returns the key of the broker: `namespace/name`.
+    pub fn key(&self) -> String {
+        broker_key(&self.namespace, &self.name)
+    }
+}
+
+/// Returns the key of a broker: `namespace/name`.
+pub fn broker_key(namespace: &str, name: &str) -> String {
+    format!("{namespace}/{name}")
 }
 
 /// A resolved Trigger.
@@ -260,6 +285,8 @@ impl fmt::Display for Undecodable {
 struct Received {
     revision: Revision,
     namespaces: BTreeSet<String>,
+    #[serde(default)]
+    brokers: BTreeSet<Broker>,
     triggers: Vec<Box<RawValue>>,
     sources: Vec<Box<RawValue>>,
     #[serde(default)]
@@ -282,6 +309,7 @@ impl From<Received> for Configuration {
         let Received {
             revision,
             namespaces,
+            brokers,
             triggers,
             sources,
             authorities,
@@ -296,6 +324,7 @@ impl From<Received> for Configuration {
         Self {
             revision,
             namespaces,
+            brokers,
             triggers,
             sources,
             authorities,
@@ -381,7 +410,7 @@ mod tests {
         let source = |name: &str, kind: &str, value: Value| json!({"uid": name, "namespace": "n", "name": name, "generation": 1, "broker": "b", kind: value});
         let cron = json!({"schedule": "* * * * *", "timeZone": "UTC", "attributes": [], "data": null});
         let configuration = json!({
-            "revision": "1", "namespaces": ["n"],
+            "revision": "1", "namespaces": ["n"], "brokers": [{"namespace": "n", "name": "b"}],
             "triggers": [trigger("old", "Binary"), trigger("new", "Newer")],
             "sources": [source("clock", "cron", cron), source("hook", "webhook", json!({}))],
         });

@@ -15,10 +15,11 @@ mod table;
 pub use authorities::{Authorities, AuthoritiesDigest};
 pub use bounds::{Bounds, MAX_OF_ALL, MAX_OF_NAMESPACE, Refusal};
 pub use configuration::{
-    BackoffPolicy, Configuration, Delivery, Ordering, RateLimit, Retry, Revision, Start, Trigger, Undecodable,
+    BackoffPolicy, Broker, Configuration, Delivery, Ordering, RateLimit, Retry, Revision, Start, Trigger,
+    Undecodable, broker_key,
 };
 pub use destination::{ContentMode, Destination, Header, HttpEndpoint, Secret, ServiceName};
 pub use explanation::{Held, RouteExplanation, explain, explain_while};
 pub use schedule::{Schedule, ScheduleError};
 pub use source::{Cron, Source, SourceKind};
-pub use table::{BrokerTable, Route, RoutingTable, broker_key};
+pub use table::{BrokerTable, Route, RoutingTable};

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Authorities, Bounds, Configuration, Refusal, Revision, Trigger,
+    Authorities, Bounds, Configuration, Refusal, Revision, Trigger, broker_key,
     index::{Index, IndexBuilder},
 };
 use crate::{
@@ -22,7 +22,7 @@ const DEFAULT_BROKER: &str = "default";
 pub struct RoutingTable {
     revision: Revision,
     namespaces: BTreeSet<String>,
-    /// Brokers that a Trigger or a Source references, by `namespace/name`.
+    /// Brokers of the configuration, by `namespace/name`.
     brokers: BTreeMap<String, Arc<BrokerTable>>,
     authorities: Authorities,
     unread: BTreeSet<String>,
@@ -68,13 +68,15 @@ impl RoutingTable {
         let Configuration {
             revision,
             namespaces,
+            brokers,
             triggers,
             sources,
             authorities,
             unread,
             undecodable: _,
         } = configuration;
-        let mut routes: BTreeMap<String, Vec<Route>> = BTreeMap::new();
+        let brokers = brokers.iter().map(|broker| (broker.key(), Vec::new()));
+        let mut routes: BTreeMap<String, Vec<Route>> = brokers.collect();
         for source in sources {
             routes
                 .entry(broker_key(&source.namespace, &source.broker))
@@ -106,8 +108,7 @@ impl RoutingTable {
         &self.revision
     }
 
-    /// Whether the broker exists: `default` in an existing namespace, or a broker that a Trigger or a Source
-    /// references.
+    /// Whether the broker exists: `default` in an existing namespace, or a broker of the configuration.
     pub fn has_broker(&self, namespace: &str, name: &str) -> bool {
         (name == DEFAULT_BROKER && self.namespaces.contains(namespace))
             || self.brokers.contains_key(&broker_key(namespace, name))
@@ -134,7 +135,7 @@ impl RoutingTable {
         &self.authorities
     }
 
-    /// Returns the brokers that a Trigger or a Source references, by `namespace/name`.
+    /// Returns the brokers of the configuration, by `namespace/name`.
     pub fn brokers(&self) -> &BTreeMap<String, Arc<BrokerTable>> {
         &self.brokers
     }
@@ -189,11 +190,6 @@ impl BrokerTable {
         let candidates = self.index.candidates(event).into_iter();
         candidates.chain(self.evaluated.iter().copied())
     }
-}
-
-/// Returns the key of a broker: `namespace/name`.
-pub fn broker_key(namespace: &str, name: &str) -> String {
-    format!("{namespace}/{name}")
 }
 
 /// Files each route under the term that the fewest other routes share. Returns the index, and the routes that
@@ -253,6 +249,16 @@ mod tests {
             triggers,
             ..Configuration::default()
         }
+    }
+
+    #[test]
+    fn a_broker_exists_without_what_names_it() {
+        let configuration = json!({
+            "revision": "1", "namespaces": ["shop"], "brokers": [{"namespace": "shop", "name": "newer"}],
+            "triggers": [{"uid": "u", "kind": "of a newer version"}], "sources": [],
+        });
+        let table = RoutingTable::compile(serde_json::from_str(&configuration.to_string()).unwrap());
+        assert!(table.has_broker("shop", "newer"));
     }
 
     #[test]
