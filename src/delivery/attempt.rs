@@ -11,15 +11,15 @@ use jiff::Timestamp;
 
 use super::{
     Hold, TriggerStats,
+    buffered::{BufferedEvent, MemoryShare},
     dead_letter::DeadLetter,
-    held::{Held, Share},
-    place::{BrokerLogs, FetchError, Place},
-    reply::{self, Reply},
+    position::{BrokerLogs, EventPosition, FetchError},
+    reply::{self, ReplyOutcome},
     settings::Settings,
 };
 use crate::{
     cloudevents::Event,
-    destination::{ATTEMPT_OVERHEAD, Answer, Client, Outgoing, Purpose, Target, Verdict},
+    destination::{ATTEMPT_OVERHEAD, Answer, Client, Outgoing, SendPurpose, Target, Verdict},
     intake::{Intake, Room},
     log::LogError,
     memory::Reservation,
@@ -32,26 +32,26 @@ const LIKELY_SIZE: usize = 4 * 1024;
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Shared state of one Trigger's attempts.
-pub(super) struct Performer {
+pub(super) struct AttemptPerformer {
     pub(super) logs: BrokerLogs,
     pub(super) intake: Intake,
     pub(super) client: Client,
     pub(super) stats: Arc<TriggerStats>,
     pub(super) hold: Arc<Hold>,
-    pub(super) memory: Share,
+    pub(super) memory: MemoryShare,
     /// `namespace/name`.
     pub(super) trigger: Arc<str>,
 }
 
 /// Outcome of an attempt, with what the dispatcher needs to account for it.
-pub(super) struct Attempted {
-    pub(super) made: Made,
-    pub(super) outcome: Outcome,
+pub(super) struct CompletedAttempt {
+    pub(super) made: AttemptDetails,
+    pub(super) outcome: AttemptOutcome,
 }
 
 /// An attempt that was made.
-pub(super) struct Made {
-    pub(super) place: Place,
+pub(super) struct AttemptDetails {
+    pub(super) place: EventPosition,
     /// Target it went to; the Trigger's Sink may have changed since.
     pub(super) target: Target,
     /// Duration of the attempt.
@@ -60,8 +60,8 @@ pub(super) struct Made {
     pub(super) about: Option<Event>,
 }
 
-pub(super) enum Outcome {
-    Answered(Answer, Option<Reply>),
+pub(super) enum AttemptOutcome {
+    Answered(Answer, Option<ReplyOutcome>),
     ReplyNotStored(Answer),
     Expired,
     NotFetched(FetchError),
@@ -70,7 +70,7 @@ pub(super) enum Outcome {
 }
 
 /// Outcome of sending a dead letter to the dead-letter Sink.
-pub(super) enum Sent {
+pub(super) enum SendOutcome {
     Answered(Box<Answer>),
     NoSink,
     NotFetched(FetchError),
@@ -78,63 +78,63 @@ pub(super) enum Sent {
 }
 
 /// Outcome of keeping a dead letter in the log.
-pub(super) enum Kept {
+pub(super) enum KeepOutcome {
     Stored,
     NoRoom(String),
     NotFetched(FetchError),
 }
 
-impl Performer {
+impl AttemptPerformer {
     /// Attempts to deliver an event.
     pub(super) fn attempt(
         self: Arc<Self>,
         settings: &Settings,
         target: Target,
-        place: Place,
-        held: Option<Held>,
+        place: EventPosition,
+        held: Option<BufferedEvent>,
         number: u32,
-    ) -> BoxFuture<'static, Attempted> {
+    ) -> BoxFuture<'static, CompletedAttempt> {
         let timeout = settings.delivery().timeout;
         async move {
             let (event, _memory) = match self.take(place, held).await {
                 Ok(taken) => taken,
                 Err(outcome) => {
-                    let made = Made {
+                    let made = AttemptDetails {
                         place,
                         target,
                         took: Duration::ZERO,
                         about: None,
                     };
-                    return Attempted { made, outcome };
+                    return CompletedAttempt { made, outcome };
                 }
             };
             let (time, began) = (Timestamp::now(), Instant::now());
             self.stats.attempt_began();
             let outcome = if event.expires().is_some_and(|at| at <= time) {
-                Outcome::Expired
+                AttemptOutcome::Expired
             } else {
-                let outgoing = self.outgoing(&event, Purpose::Delivery, number);
+                let outgoing = self.outgoing(&event, SendPurpose::Delivery, number);
                 let answer = self.client.send(&target, &outgoing, timeout).await;
                 if answer.verdict == Verdict::RouterBusy {
                     self.stats.attempt_ended(false, began.elapsed());
                     self.stats.attempt_put_off();
-                    Outcome::NoRoom
+                    AttemptOutcome::NoRoom
                 } else {
                     self.with_reply(place, &event, answer).await
                 }
             };
-            let made = Made {
+            let made = AttemptDetails {
                 place,
                 target,
                 took: began.elapsed(),
                 about: Some(event),
             };
-            Attempted { made, outcome }
+            CompletedAttempt { made, outcome }
         }
         .boxed()
     }
 
-    fn outgoing<'a>(&'a self, event: &'a Event, purpose: Purpose, number: u32) -> Outgoing<'a> {
+    fn outgoing<'a>(&'a self, event: &'a Event, purpose: SendPurpose, number: u32) -> Outgoing<'a> {
         Outgoing {
             event,
             purpose,
@@ -145,18 +145,22 @@ impl Performer {
     }
 
     /// Returns the event together with memory for an attempt.
-    async fn take(&self, place: Place, held: Option<Held>) -> Result<(Event, Reservation), Outcome> {
-        let mut size = held.as_ref().map_or(LIKELY_SIZE, Held::size);
+    async fn take(
+        &self,
+        place: EventPosition,
+        held: Option<BufferedEvent>,
+    ) -> Result<(Event, Reservation), AttemptOutcome> {
+        let mut size = held.as_ref().map_or(LIKELY_SIZE, BufferedEvent::size);
         loop {
             let memory = self.memory.reserve(ATTEMPT_OVERHEAD + size);
             let Ok(mut memory) = tokio::time::timeout(MEMORY_TIMEOUT, memory).await else {
                 self.stats.attempt_put_off();
-                return Err(Outcome::NoRoom);
+                return Err(AttemptOutcome::NoRoom);
             };
             if let Some(held) = &held {
                 return Ok((held.event().clone(), memory));
             }
-            let event = self.fetch(place).await.map_err(Outcome::NotFetched)?;
+            let event = self.fetch(place).await.map_err(AttemptOutcome::NotFetched)?;
             if memory.try_grow(ATTEMPT_OVERHEAD + 2 * event.size()) {
                 return Ok((event, memory));
             }
@@ -165,15 +169,15 @@ impl Performer {
         }
     }
 
-    async fn fetch(&self, place: Place) -> Result<Event, FetchError> {
+    async fn fetch(&self, place: EventPosition) -> Result<Event, FetchError> {
         place.fetch(&self.logs).await
     }
 
     /// Stores the Sink's reply. If that fails, the delivery has failed.
-    async fn with_reply(&self, place: Place, event: &Event, mut answer: Answer) -> Outcome {
+    async fn with_reply(&self, place: EventPosition, event: &Event, mut answer: Answer) -> AttemptOutcome {
         let reply = match answer.reply.take() {
             None => None,
-            Some(Err(problem)) => Some(Reply::Invalid(problem)),
+            Some(Err(problem)) => Some(ReplyOutcome::Invalid(problem)),
             Some(Ok(replies)) => {
                 let stored = reply::store(
                     &self.intake,
@@ -187,49 +191,49 @@ impl Performer {
                     Ok(reply) => Some(reply),
                     Err(LogError::Full(detail) | LogError::Limit(detail)) => {
                         let detail = format!("the Sink's reply cannot be stored: {detail}");
-                        return Outcome::ReplyNotStored(Answer::none(detail));
+                        return AttemptOutcome::ReplyNotStored(Answer::none(detail));
                     }
-                    Err(error) => return Outcome::NotFetched(FetchError::Log(error)),
+                    Err(error) => return AttemptOutcome::NotFetched(FetchError::Log(error)),
                 }
             }
         };
-        Outcome::Answered(answer, reply)
+        AttemptOutcome::Answered(answer, reply)
     }
 
     /// Sends a dead letter to the dead-letter Sink.
     pub(super) fn send_letter(
         self: Arc<Self>,
         settings: &Settings,
-        place: Place,
+        place: EventPosition,
         letter: DeadLetter,
         number: u32,
-    ) -> BoxFuture<'static, (Place, Sent)> {
+    ) -> BoxFuture<'static, (EventPosition, SendOutcome)> {
         let (target, timeout) = (
             settings.dead_letter_target().cloned(),
             settings.delivery().timeout,
         );
         async move {
             let Some(target) = target else {
-                return (place, Sent::NoSink);
+                return (place, SendOutcome::NoSink);
             };
             let (event, _memory) = match self.take(place, None).await {
                 Ok(taken) => taken,
-                Err(Outcome::NotFetched(error)) => return (place, Sent::NotFetched(error)),
-                Err(_) => return (place, Sent::NoRoom),
+                Err(AttemptOutcome::NotFetched(error)) => return (place, SendOutcome::NotFetched(error)),
+                Err(_) => return (place, SendOutcome::NoRoom),
             };
             let event = letter.mark(&event).unwrap_or(event);
-            let outgoing = self.outgoing(&event, Purpose::DeadLetter, number);
+            let outgoing = self.outgoing(&event, SendPurpose::DeadLetter, number);
             let answer = self.client.send(&target, &outgoing, timeout).await;
             if answer.verdict == Verdict::RouterBusy {
                 self.stats.attempt_put_off();
             }
-            (place, Sent::Answered(Box::new(answer)))
+            (place, SendOutcome::Answered(Box::new(answer)))
         }
         .boxed()
     }
 
     /// The room that settling this event may use.
-    fn room(&self, place: Place) -> Room {
+    fn room(&self, place: EventPosition) -> Room {
         if self.hold.is_first_unsettled(place) {
             Room::Reserve
         } else {
@@ -240,20 +244,20 @@ impl Performer {
     /// Keeps a dead letter in the log.
     pub(super) fn keep_letter(
         self: Arc<Self>,
-        place: Place,
+        place: EventPosition,
         letter: DeadLetter,
-    ) -> BoxFuture<'static, (Place, Kept)> {
+    ) -> BoxFuture<'static, (EventPosition, KeepOutcome)> {
         async move {
             let event = match self.fetch(place).await {
                 Ok(event) => event,
-                Err(error) => return (place, Kept::NotFetched(error)),
+                Err(error) => return (place, KeepOutcome::NotFetched(error)),
             };
             let letter = vec![letter.encode(&event)];
             let log = self.logs.letters.name();
             let kept = match self.intake.settle(log, letter, self.room(place)).await {
-                Ok(_) => Kept::Stored,
-                Err(LogError::Full(detail) | LogError::Limit(detail)) => Kept::NoRoom(detail),
-                Err(error) => Kept::NotFetched(FetchError::Log(error)),
+                Ok(_) => KeepOutcome::Stored,
+                Err(LogError::Full(detail) | LogError::Limit(detail)) => KeepOutcome::NoRoom(detail),
+                Err(error) => KeepOutcome::NotFetched(FetchError::Log(error)),
             };
             (place, kept)
         }

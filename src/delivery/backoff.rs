@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::progress::Attempts;
+use super::progress::FailedAttempts;
 use crate::routing::{BackoffPolicy, Delivery};
 
 /// Pause before an attempt that the router could not make for lack of a socket, memory or the log.
@@ -39,7 +39,7 @@ pub(super) fn pause(
 /// Sinks and dead-letter Sinks.
 pub(super) fn retry(
     delivery: &Delivery,
-    attempts: Attempts,
+    attempts: FailedAttempts,
     retry_after: Option<Duration>,
     now: Instant,
     jitter: f64,

@@ -25,19 +25,19 @@ const DOUBT_LASTS: Duration = Duration::from_secs(120);
 
 /// Limits of probing: the longest pause between two rounds, and the most probes of a round.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct ProbeLimits {
     pub(super) pause: Duration,
     pub(super) width: u32,
 }
 
 /// Limits for a Sink that does not answer.
-pub(super) const SILENT: Limits = Limits {
+pub(super) const SILENT: ProbeLimits = ProbeLimits {
     pause: Duration::from_secs(10),
     width: 4,
 };
 
 /// Limits for a Sink that answers.
-const ANSWERING: Limits = Limits {
+const ANSWERING: ProbeLimits = ProbeLimits {
     pause: Duration::from_secs(5),
     width: 16,
 };
@@ -123,7 +123,7 @@ impl Breaker {
         }
     }
 
-    fn limits(&self) -> Limits {
+    fn limits(&self) -> ProbeLimits {
         if self.has_answered { ANSWERING } else { SILENT }
     }
 
@@ -138,7 +138,7 @@ impl Breaker {
 }
 
 impl Round {
-    fn begin(number: u32, limits: Limits, now: Instant, pause: impl Fn(u32) -> Duration) -> Self {
+    fn begin(number: u32, limits: ProbeLimits, now: Instant, pause: impl Fn(u32) -> Duration) -> Self {
         let width = 1_u32.checked_shl(number).unwrap_or(limits.width);
         Self {
             number,

@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     dead_letter::{DeadLetter, DeadLetterError},
     lines::{shown, trace_id},
-    place::READ,
+    position::READ,
     redrive::{Redrive, RedrivenLetter, TakenLetters},
-    taking::{BrokerLetters, Taking},
+    taking::{BrokerLetters, TakingGuard},
 };
 use crate::{
     cloudevents::Event,
@@ -65,7 +65,7 @@ impl Selection {
 
 /// A page of a broker's dead letters.
 #[derive(Clone, Debug, Default)]
-pub struct Page {
+pub struct DeadLetterPage {
     /// In the order in which they were kept.
     pub letters: Vec<KeptLetter>,
     /// Offset to continue at; `None` at the end.
@@ -160,9 +160,9 @@ impl DeadLetters {
         selection: &Selection,
         from: Offset,
         limit: usize,
-    ) -> Result<Page, LogError> {
+    ) -> Result<DeadLetterPage, LogError> {
         let log = self.log(broker);
-        let (mut page, mut next, mut scanned, mut bytes) = (Page::default(), from, 0, 0);
+        let (mut page, mut next, mut scanned, mut bytes) = (DeadLetterPage::default(), from, 0, 0);
         loop {
             let records = log.read(next, READ).await?;
             if records.is_empty() {
@@ -304,7 +304,7 @@ impl DeadLetters {
         &self,
         recipient: &Recipient,
         letters: Vec<RedrivenLetter>,
-        taking: Arc<Taking>,
+        taking: Arc<TakingGuard>,
     ) -> Result<usize, LogError> {
         let (answer, answered) = oneshot::channel();
         let redrive = Redrive {
@@ -331,7 +331,7 @@ impl DeadLetters {
         from: Offset,
     ) -> Result<Dropped, LogError> {
         let _taking = self.of(broker).take(from).await;
-        let Page { letters, next } = self.page(broker, selection, from, READ.records).await?;
+        let DeadLetterPage { letters, next } = self.page(broker, selection, from, READ.records).await?;
         let dropped = letters.len() as u64;
         if dropped > 0 {
             let ids = || letters.iter().map(|kept| kept.id);

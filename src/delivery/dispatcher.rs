@@ -14,17 +14,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Hold, SinkHealth, TriggerStats,
-    attempt::{Attempted, Kept, Performer, Sent},
-    feed::{Batch, Fed, Feed, Reading},
-    held::{Held, Share},
+    attempt::{AttemptPerformer, CompletedAttempt, KeepOutcome, SendOutcome},
+    buffered::{BufferedEvent, MemoryShare},
+    feed::{Batch, Feed, FeedItem, Reading},
     inbox::Inbox,
     lines::Lines,
-    place::{BrokerLogs, Place},
+    position::{BrokerLogs, EventPosition},
     progress::Progress,
     reader::Reader,
     redrive::Redrive,
     saver::{Saver, finished},
-    scheduler::{Launch, Policy, Scheduler, Step},
+    scheduler::{Launch, Policy, Scheduler, SchedulerStep},
     settings::Settings,
 };
 use crate::{
@@ -42,7 +42,7 @@ const READ_AGAIN: Duration = Duration::from_millis(100);
 const MAX_READ_AGAIN: Duration = Duration::from_secs(10);
 
 /// Dependencies of a dispatcher.
-pub(super) struct Parts {
+pub(super) struct DispatcherParts {
     pub(super) logs: BrokerLogs,
     pub(super) checkpoints: Arc<dyn Checkpoints>,
     pub(super) intake: Intake,
@@ -68,9 +68,9 @@ pub(super) struct Parts {
 
 pub(super) struct Dispatcher {
     saver: Saver,
-    performer: Arc<Performer>,
+    performer: Arc<AttemptPerformer>,
     feed: Feed,
-    scheduler: Scheduler<Held>,
+    scheduler: Scheduler<BufferedEvent>,
     settings: Settings,
     new_settings: watch::Receiver<Settings>,
     redrives: mpsc::Receiver<Redrive>,
@@ -81,9 +81,9 @@ pub(super) struct Dispatcher {
     lines: Lines,
     reading: Option<Reading>,
     read_again: ReadAgain,
-    attempts: FuturesUnordered<BoxFuture<'static, Attempted>>,
-    sent: FuturesUnordered<BoxFuture<'static, (Place, Sent)>>,
-    kept: FuturesUnordered<BoxFuture<'static, (Place, Kept)>>,
+    attempts: FuturesUnordered<BoxFuture<'static, CompletedAttempt>>,
+    sent: FuturesUnordered<BoxFuture<'static, (EventPosition, SendOutcome)>>,
+    kept: FuturesUnordered<BoxFuture<'static, (EventPosition, KeepOutcome)>>,
     stop: CancellationToken,
     grace: Duration,
 }
@@ -95,8 +95,8 @@ struct ReadAgain {
 }
 
 impl Dispatcher {
-    pub(super) fn new(parts: Parts) -> Self {
-        let Parts {
+    pub(super) fn new(parts: DispatcherParts) -> Self {
+        let DispatcherParts {
             logs,
             checkpoints,
             intake,
@@ -117,7 +117,7 @@ impl Dispatcher {
         let settings = new_settings.borrow().clone();
         let trigger = settings.trigger();
         let key = CheckpointKey::Trigger(trigger.uid.clone());
-        let memory = Share::new(&memory, &trigger.namespace, &trigger.uid);
+        let memory = MemoryShare::new(&memory, &trigger.namespace, &trigger.uid);
         let name: Arc<str> = format!("{}/{}", trigger.namespace, trigger.name).into();
         let low = progress.low();
         stats.filter_changed(trigger.generation);
@@ -135,7 +135,7 @@ impl Dispatcher {
         );
         let lines = Lines::new(name.clone(), logs.broker().to_string());
         let saver = Saver::new(checkpoints, key, logs.broker().clone(), hold.clone(), low);
-        let performer = Performer {
+        let performer = AttemptPerformer {
             logs,
             intake,
             client,
@@ -308,19 +308,19 @@ impl Dispatcher {
         let has_news = !fed.is_empty();
         for one in fed {
             match one {
-                Fed::Event { place, key, held } => {
+                FeedItem::Event { place, key, held } => {
                     let event = held.map(|held| {
                         let size = held.size();
                         (held, size)
                     });
                     self.scheduler.offer(place, key, event, now, fastrand::f64());
                 }
-                Fed::Unreadable => self.stats.count_missed(1),
-                Fed::Removed(place) => {
+                FeedItem::Unreadable => self.stats.count_missed(1),
+                FeedItem::Removed(place) => {
                     self.lines.removed(place);
                     self.scheduler.removed(place, now);
                 }
-                Fed::Missed(missed) => {
+                FeedItem::Missed(missed) => {
                     self.stats.count_missed(missed);
                     self.lines.missed(missed);
                 }
@@ -344,10 +344,10 @@ impl Dispatcher {
     }
 
     /// Begins one step, or returns when to look again.
-    fn perform_step(&mut self, step: Step<Held>) -> Result<(), Option<Instant>> {
+    fn perform_step(&mut self, step: SchedulerStep<BufferedEvent>) -> Result<(), Option<Instant>> {
         let performer = self.performer.clone();
         match step {
-            Step::Attempt(Launch { place, event, number }) => {
+            SchedulerStep::Attempt(Launch { place, event, number }) => {
                 // The scheduler attempts nothing while there is no target.
                 let Some(target) = self.settings.target().cloned() else {
                     return Err(None);
@@ -355,7 +355,7 @@ impl Dispatcher {
                 let attempt = performer.attempt(&self.settings, target, place, event, number);
                 self.attempts.push(attempt);
             }
-            Step::SendLetter {
+            SchedulerStep::SendLetter {
                 place,
                 letter,
                 number,
@@ -363,8 +363,10 @@ impl Dispatcher {
                 let sent = performer.send_letter(&self.settings, place, letter, number);
                 self.sent.push(sent);
             }
-            Step::KeepLetter { place, letter } => self.kept.push(performer.keep_letter(place, letter)),
-            Step::Wait(at) => return Err(at),
+            SchedulerStep::KeepLetter { place, letter } => {
+                self.kept.push(performer.keep_letter(place, letter))
+            }
+            SchedulerStep::Wait(at) => return Err(at),
         }
         Ok(())
     }
@@ -479,8 +481,8 @@ mod tests {
         cloudevents::EventBuilder,
         delivery::{
             DeadLetter,
-            attempt::{Made, Outcome},
-            place::READ,
+            attempt::{AttemptDetails, AttemptOutcome},
+            position::READ,
         },
         destination::{Answer, Verdict},
         log::{
@@ -514,7 +516,7 @@ mod tests {
         let (changes, settings) = watch::channel(settings(&client, sink));
         let (_, redrives) = mpsc::channel(1);
         let pool = Pool::new(1 << 20);
-        let dispatcher = Dispatcher::new(Parts {
+        let dispatcher = Dispatcher::new(DispatcherParts {
             reader: Arc::new(Reader::new(of_broker.events.clone(), Offset(0), &pool)),
             memory: pool,
             logs: of_broker,
@@ -581,11 +583,14 @@ mod tests {
             accepted: Timestamp::now(),
         };
         logs.events.append(append).await.unwrap();
-        let (place, now) = (Place::Log(Offset(0)), Instant::now());
+        let (place, now) = (EventPosition::Log(Offset(0)), Instant::now());
         dispatcher.scheduler.offer(place, None, None, now, 0.0);
-        assert!(matches!(dispatcher.scheduler.next(now), Step::Attempt(_)));
+        assert!(matches!(
+            dispatcher.scheduler.next(now),
+            SchedulerStep::Attempt(_)
+        ));
         let before = settings(&dispatcher.performer.client, "http://old/");
-        let made = Made {
+        let made = AttemptDetails {
             place,
             target: before.target().unwrap().clone(),
             took: Duration::ZERO,
@@ -596,8 +601,8 @@ mod tests {
             ..Answer::none("no".to_owned())
         };
         dispatcher.stats.attempt_began();
-        let outcome = Outcome::Answered(refused, None);
-        dispatcher.attempted(Attempted { made, outcome }).unwrap();
+        let outcome = AttemptOutcome::Answered(refused, None);
+        dispatcher.attempted(CompletedAttempt { made, outcome }).unwrap();
         dispatcher.perform();
         let (place, kept) = dispatcher.kept.next().await.unwrap();
         dispatcher.letter_kept(place, kept).unwrap();

@@ -21,15 +21,15 @@ use super::{
     DeliveryOptions, EngineError, TriggerView,
     dead_letters::DeadLetters,
     holds::Holds,
-    keeper::{self, Keeper, StoredPlace},
+    keeper::{self, DeletedTriggers, StoredCheckpoint},
     kept::{self, removal},
-    place::BrokerLogs,
     placement::Placement,
+    position::BrokerLogs,
     reader::{Listener, Reader},
     redrive::TakenLetters,
     running::{RunningReader, RunningTrigger, Spawner},
     settings::Settings,
-    trimmer::{Figures, Room, Trimmer},
+    trimmer::{Figures, RoomAttempts, Trimmer},
     upkeep::Upkeep,
 };
 use crate::{
@@ -43,9 +43,9 @@ use crate::{
 /// Delivery of one router.
 pub struct Engine {
     spawner: Spawner,
-    pub(super) running: Mutex<Running>,
+    pub(super) running: Mutex<RunningTasks>,
     pub(super) views: ArcSwap<Vec<TriggerView>>,
-    pub(super) keeper: Arc<Keeper>,
+    pub(super) keeper: Arc<DeletedTriggers>,
     /// Whether a routing table was ever applied.
     applied: Arc<AtomicBool>,
     pub(super) dead_letters: Arc<DeadLetters>,
@@ -53,7 +53,7 @@ pub struct Engine {
 }
 
 /// Running tasks, and the checkpoints of Triggers that do not run.
-pub(super) struct Running {
+pub(super) struct RunningTasks {
     placement: Placement,
     readers: BTreeMap<BrokerName, RunningReader>,
     pub(super) triggers: HashMap<String, RunningTrigger>,
@@ -61,22 +61,22 @@ pub(super) struct Running {
 
 /// Checkpoints of earlier runs, by kind.
 #[derive(Default)]
-struct Stored {
-    places: HashMap<String, StoredPlace>,
+struct LoadedCheckpoints {
+    places: HashMap<String, StoredCheckpoint>,
     /// UIDs with a stored identity and no checkpoint.
     without_place: Vec<String>,
     taken: Arc<TakenLetters>,
     ran_before: Duration,
 }
 
-impl Stored {
+impl LoadedCheckpoints {
     async fn load(checkpoints: &dyn Checkpoints) -> Result<Self, EngineError> {
         let (mut cursors, mut records) = (HashMap::new(), HashMap::new());
         let mut stored = Self::default();
         for (key, value) in checkpoints.load_all().await? {
             match key {
                 CheckpointKey::Trigger(uid) => drop(cursors.insert(uid, value)),
-                CheckpointKey::Identity(uid) => drop(records.insert(uid, kept::Record::read(&value))),
+                CheckpointKey::Identity(uid) => drop(records.insert(uid, kept::OwnerRecord::read(&value))),
                 CheckpointKey::RunningTime => stored.ran_before = kept::RunningTime::read(&value),
                 CheckpointKey::DeadLetters(ref broker) => {
                     let restored = stored.taken.restore(broker.clone(), &value);
@@ -106,15 +106,15 @@ impl Engine {
         runtime: &runtime::Handle,
     ) -> Result<Arc<Self>, EngineError> {
         let checkpoints = logs.checkpoints(Epoch::default());
-        let Stored {
+        let LoadedCheckpoints {
             places,
             without_place,
             taken,
             ran_before,
-        } = Stored::load(&*checkpoints).await?;
+        } = LoadedCheckpoints::load(&*checkpoints).await?;
         let lost = taken.keep_within(&*logs).await?;
         let dead_letters = Arc::new(DeadLetters::new(logs.clone(), checkpoints.clone(), taken.clone()));
-        let keeper = Arc::new(Keeper::new(
+        let keeper = Arc::new(DeletedTriggers::new(
             logs.clone(),
             checkpoints.clone(),
             options.keep_deleted,
@@ -136,7 +136,7 @@ impl Engine {
             present: ArcSwap::default(),
             keeper: keeper.clone(),
             figures: Figures::default(),
-            room: Room::default(),
+            room: RoomAttempts::default(),
             clock: StdMutex::default(),
         });
         let (stop, room_wanted, applied) =
@@ -171,7 +171,7 @@ impl Engine {
         };
         Ok(Arc::new(Self {
             spawner,
-            running: Mutex::new(Running {
+            running: Mutex::new(RunningTasks {
                 placement,
                 readers: BTreeMap::new(),
                 triggers: HashMap::new(),
@@ -253,7 +253,7 @@ impl Engine {
     }
 
     /// Publishes the views of running Triggers, and hands over the holds kept for them.
-    fn show(&self, running: &Running) {
+    fn show(&self, running: &RunningTasks) {
         let mut views: Vec<_> = running
             .triggers
             .values()
@@ -276,7 +276,7 @@ impl Engine {
     }
 }
 
-impl Running {
+impl RunningTasks {
     /// Returns the broker's reader; starts one if needed.
     async fn reader(&mut self, spawner: &Spawner, broker: &BrokerName) -> Result<Arc<Reader>, LogError> {
         if let Some(running) = self.readers.get(broker) {

@@ -12,10 +12,10 @@ use roaring::RoaringTreemap;
 
 use super::{
     TriggerStats,
-    held::{Held, Share},
+    buffered::{BufferedEvent, MemoryShare},
     inbox::Inbox,
-    place::{BrokerLogs, FetchError, Place, READ},
-    reader::{Reader, Turn},
+    position::{BrokerLogs, EventPosition, FetchError, READ},
+    reader::{FilterYield, Reader},
     settings::Settings,
 };
 use crate::{
@@ -42,13 +42,13 @@ pub(super) struct Feed {
     reader: Arc<Reader>,
     inbox: Arc<Inbox>,
     stats: Arc<TriggerStats>,
-    memory: Share,
-    following: Following,
+    memory: MemoryShare,
+    following: FeedSource,
 }
 
 /// Current source of a feed.
 #[derive(Clone, Debug, PartialEq)]
-enum Following {
+enum FeedSource {
     /// Replaying from the log what was outstanding at startup.
     Recovering(Recovery),
     /// Reading the log by itself.
@@ -68,17 +68,17 @@ struct Recovery {
 
 /// One item that the Trigger has to handle.
 #[derive(Debug)]
-pub(super) enum Fed {
+pub(super) enum FeedItem {
     /// A wanted event. `held` is `None` when memory is short or the event could not be read.
     Event {
-        place: Place,
+        place: EventPosition,
         key: Option<Box<str>>,
-        held: Option<Held>,
+        held: Option<BufferedEvent>,
     },
     /// An unreadable record: nobody can tell whether the Trigger wants it. Whoever read it has logged it.
     Unreadable,
     /// An outstanding event that was removed from the log.
-    Removed(Place),
+    Removed(EventPosition),
     /// Number of events removed from the log before the Trigger looked at them.
     Missed(u64),
 }
@@ -86,11 +86,11 @@ pub(super) enum Fed {
 /// Items that a feed yields, in order.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    pub(super) fed: Vec<Fed>,
+    pub(super) fed: Vec<FeedItem>,
     /// Everything below was looked at.
     pub(super) next: Offset,
     /// Unreadable records, to be logged.
-    pub(super) problems: Vec<(Place, String)>,
+    pub(super) problems: Vec<(EventPosition, String)>,
     at_end: bool,
     recovered: Option<Recovery>,
 }
@@ -105,14 +105,14 @@ impl Feed {
         reader: Arc<Reader>,
         inbox: Arc<Inbox>,
         stats: Arc<TriggerStats>,
-        memory: Share,
-        to_recover: impl IntoIterator<Item = Place>,
+        memory: MemoryShare,
+        to_recover: impl IntoIterator<Item = EventPosition>,
     ) -> Self {
         let mut recovery = Recovery::default();
         for place in to_recover {
             match place {
-                Place::Log(Offset(offset)) => recovery.events.insert(offset),
-                Place::DeadLetter(Offset(offset)) => recovery.redriven.insert(offset),
+                EventPosition::Log(Offset(offset)) => recovery.events.insert(offset),
+                EventPosition::DeadLetter(Offset(offset)) => recovery.redriven.insert(offset),
             };
         }
         Self {
@@ -121,7 +121,7 @@ impl Feed {
             inbox,
             stats,
             memory,
-            following: Following::recovering(recovery),
+            following: FeedSource::recovering(recovery),
         }
     }
 
@@ -132,7 +132,7 @@ impl Feed {
 
     /// Whether events come from the inbox, by [`Feed::take`]; otherwise from [`Feed::read`].
     pub(super) fn is_attached(&self) -> bool {
-        self.following == Following::Attached
+        self.following == FeedSource::Attached
     }
 
     /// Waits until the inbox has something new.
@@ -143,8 +143,8 @@ impl Feed {
     /// Pauses the feed. It reads from the log when it resumes.
     pub(super) fn pause(&mut self) {
         self.inbox.detach();
-        if !matches!(self.following, Following::Recovering(_)) {
-            self.following = Following::Alone;
+        if !matches!(self.following, FeedSource::Recovering(_)) {
+            self.following = FeedSource::Alone;
         }
     }
 
@@ -165,19 +165,19 @@ impl Feed {
             }
             batch.next = offset.plus(1);
             batch.fed.push(match held {
-                Some(held) => Fed::event(Place::Log(offset), held.event(), Some(held.clone())),
-                None => Fed::Unreadable,
+                Some(held) => FeedItem::event(EventPosition::Log(offset), held.event(), Some(held.clone())),
+                None => FeedItem::Unreadable,
             });
         }
         if let Some(missed) = taken.missed {
             batch.next = batch.next.max(missed);
-            self.following = Following::Alone;
+            self.following = FeedSource::Alone;
             more = true;
         } else if taken.emptied && taken.is_attached {
             batch.next = batch.next.max(position);
         } else if taken.emptied {
             // Detached by a configuration that a later one replaced: what was missed meanwhile is in the log.
-            self.following = Following::Alone;
+            self.following = FeedSource::Alone;
             more = true;
         }
         (batch, more)
@@ -186,7 +186,7 @@ impl Feed {
     /// Starts a read of the log from `next`, which yields to other tasks. Pass its result to [`Feed::absorb`],
     /// unless the settings have changed.
     pub(super) fn read(&self, next: Offset, room: usize, settings: &Settings) -> Reading {
-        let reading = ByItself {
+        let reading = LogRead {
             logs: self.logs.clone(),
             stats: self.stats.clone(),
             memory: self.memory.clone(),
@@ -196,15 +196,15 @@ impl Feed {
             },
         };
         match &self.following {
-            Following::Recovering(recovery) => {
+            FeedSource::Recovering(recovery) => {
                 let recovery = recovery.clone();
                 async move { reading.again(recovery, next).await }.boxed()
             }
-            Following::Joining(until) => {
+            FeedSource::Joining(until) => {
                 let (until, settings) = (Some(*until), settings.clone());
                 async move { reading.on(next, until, &settings).await }.boxed()
             }
-            Following::Alone | Following::Attached => {
+            FeedSource::Alone | FeedSource::Attached => {
                 let settings = settings.clone();
                 async move { reading.on(next, None, &settings).await }.boxed()
             }
@@ -214,15 +214,15 @@ impl Feed {
     /// Takes over the position that a read reached, and joins the shared reader when it is near.
     pub(super) fn absorb(&mut self, batch: &mut Batch) {
         if let Some(recovery) = batch.recovered.take() {
-            self.following = Following::recovering(recovery);
+            self.following = FeedSource::recovering(recovery);
             return;
         }
         let next = batch.next;
         match self.following {
-            Following::Joining(until) if next >= until || batch.at_end => {
-                self.following = Following::Attached
+            FeedSource::Joining(until) if next >= until || batch.at_end => {
+                self.following = FeedSource::Attached
             }
-            Following::Alone if batch.at_end || next.plus(JOIN_WITHIN) >= self.reader.position() => {
+            FeedSource::Alone if batch.at_end || next.plus(JOIN_WITHIN) >= self.reader.position() => {
                 let position = self.reader.attach(&self.inbox, next);
                 if self.stats.is_set_aside() {
                     self.inbox.detach();
@@ -232,9 +232,9 @@ impl Feed {
                     return;
                 }
                 self.following = if next >= position {
-                    Following::Attached
+                    FeedSource::Attached
                 } else {
-                    Following::Joining(position)
+                    FeedSource::Joining(position)
                 };
             }
             _ => {}
@@ -242,7 +242,7 @@ impl Feed {
     }
 }
 
-impl Following {
+impl FeedSource {
     fn recovering(recovery: Recovery) -> Self {
         if recovery.events.is_empty() && recovery.redriven.is_empty() {
             Self::Alone
@@ -252,8 +252,8 @@ impl Following {
     }
 }
 
-impl Fed {
-    fn event(place: Place, event: &Event, held: Option<Held>) -> Self {
+impl FeedItem {
+    fn event(place: EventPosition, event: &Event, held: Option<BufferedEvent>) -> Self {
         let key = partition_key(event);
         Self::Event { place, key, held }
     }
@@ -267,19 +267,21 @@ fn partition_key(event: &Event) -> Option<Box<str>> {
 fn removed_below(Offset(offset): Offset, outstanding: &mut RoaringTreemap, batch: &mut Batch) {
     while let Some(removed) = outstanding.min().filter(|&removed| removed < offset) {
         outstanding.remove(removed);
-        batch.fed.push(Fed::Removed(Place::Log(Offset(removed))));
+        batch
+            .fed
+            .push(FeedItem::Removed(EventPosition::Log(Offset(removed))));
     }
 }
 
 /// Read of the log for one Trigger.
-struct ByItself {
+struct LogRead {
     logs: BrokerLogs,
     stats: Arc<TriggerStats>,
-    memory: Share,
+    memory: MemoryShare,
     limit: ReadLimit,
 }
 
-impl ByItself {
+impl LogRead {
     /// Reads on from `from`, but not beyond `until`, and keeps what the Trigger wants.
     async fn on(self, from: Offset, until: Option<Offset>, settings: &Settings) -> Result<Batch, LogError> {
         let mut batch = Batch {
@@ -298,10 +300,10 @@ impl ByItself {
         // Everything from `until` on is in the inbox.
         let found = until.map_or(found, |until| found.min(until));
         if found > from {
-            batch.fed.push(Fed::Missed(found.0 - from.0));
+            batch.fed.push(FeedItem::Missed(found.0 - from.0));
             batch.next = found;
         }
-        let mut turn = Turn::default();
+        let mut turn = FilterYield::default();
         for record in records {
             if until.is_some_and(|until| record.offset >= until) {
                 break;
@@ -323,9 +325,9 @@ impl ByItself {
         record: Record,
         settings: &Settings,
         batch: &mut Batch,
-        turn: &mut Turn,
-    ) -> Option<Fed> {
-        let place = Place::Log(record.offset);
+        turn: &mut FilterYield,
+    ) -> Option<FeedItem> {
+        let place = EventPosition::Log(record.offset);
         match Event::from_record(record.payload) {
             Ok(event) => {
                 let is_wanted = self.wants(&event, settings, turn).await;
@@ -333,12 +335,12 @@ impl ByItself {
             }
             Err(error) => {
                 batch.problems.push((place, error.to_string()));
-                Some(Fed::Unreadable)
+                Some(FeedItem::Unreadable)
             }
         }
     }
 
-    async fn wants(&self, event: &Event, settings: &Settings, turn: &mut Turn) -> bool {
+    async fn wants(&self, event: &Event, settings: &Settings, turn: &mut FilterYield) -> bool {
         let subject = Subject::new(event);
         turn.next();
         let is_wanted = match settings.route().decide(&subject) {
@@ -356,11 +358,11 @@ impl ByItself {
     }
 
     /// Holds the event in memory if the budget allows, or its place alone.
-    fn hold(&self, place: Place, event: Event) -> Fed {
+    fn hold(&self, place: EventPosition, event: Event) -> FeedItem {
         let memory = self.memory.try_reserve(event.size());
         let key = partition_key(&event);
-        let held = memory.map(|memory| Held::new(event, memory));
-        Fed::Event { place, key, held }
+        let held = memory.map(|memory| BufferedEvent::new(event, memory));
+        FeedItem::Event { place, key, held }
     }
 
     /// Replays some of what was outstanding at startup.
@@ -373,7 +375,7 @@ impl ByItself {
             self.events_again(Offset(first), &mut recovery.events, &mut batch)
                 .await?;
         } else if let Some(first) = recovery.redriven.min() {
-            let place = Place::DeadLetter(Offset(first));
+            let place = EventPosition::DeadLetter(Offset(first));
             self.event_again(place, &mut batch).await?;
             recovery.redriven.remove(first);
         }
@@ -393,7 +395,7 @@ impl ByItself {
         let records = match self.logs.events.read(first, self.limit).await {
             Ok(records) => records,
             Err(LogError::Damaged { .. }) => {
-                self.event_again(Place::Log(first), batch).await?;
+                self.event_again(EventPosition::Log(first), batch).await?;
                 outstanding.remove(first.0);
                 return Ok(());
             }
@@ -409,10 +411,10 @@ impl ByItself {
             }
             removed_below(record.offset, outstanding, batch);
             outstanding.remove(record.offset.0);
-            let place = Place::Log(record.offset);
+            let place = EventPosition::Log(record.offset);
             batch.fed.push(match Event::from_record(record.payload) {
                 Ok(event) => self.hold(place, event),
-                Err(_) => Fed::without_event(place),
+                Err(_) => FeedItem::without_event(place),
             });
         }
         removed_below(end, outstanding, batch);
@@ -420,18 +422,18 @@ impl ByItself {
     }
 
     /// Replays one event. If it cannot be read, its attempt finds out and settles it.
-    async fn event_again(&self, place: Place, batch: &mut Batch) -> Result<(), LogError> {
+    async fn event_again(&self, place: EventPosition, batch: &mut Batch) -> Result<(), LogError> {
         batch.fed.push(match place.fetch(&self.logs).await {
             Ok(event) => self.hold(place, event),
-            Err(FetchError::Removed | FetchError::Damaged(_)) => Fed::without_event(place),
+            Err(FetchError::Removed | FetchError::Damaged(_)) => FeedItem::without_event(place),
             Err(FetchError::Log(error)) => return Err(error),
         });
         Ok(())
     }
 }
 
-impl Fed {
-    fn without_event(place: Place) -> Self {
+impl FeedItem {
+    fn without_event(place: EventPosition) -> Self {
         Self::Event {
             place,
             key: None,

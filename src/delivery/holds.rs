@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::{place::Place, progress::Low};
+use super::{position::EventPosition, progress::LowWatermarks};
 use crate::log::{Bounds, BrokerName, Offset};
 
 /// Sentinel for "no offset".
@@ -26,7 +26,7 @@ pub struct Hold {
 
 impl Hold {
     /// Holds everything from `low` on. `released` is incremented whenever the hold shrinks.
-    pub(super) fn new(low: Low, released: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(low: LowWatermarks, released: Arc<AtomicU64>) -> Self {
         Self {
             low: AtomicU64::new(low.events.0),
             low_dead_letter: AtomicU64::new(dead_letter(low)),
@@ -47,7 +47,7 @@ impl Hold {
     }
 
     /// Publishes the durable low watermark of a saved checkpoint.
-    pub(super) fn saved(&self, low: Low) {
+    pub(super) fn saved(&self, low: LowWatermarks) {
         if self.low.swap(low.events.0, Relaxed) != low.events.0 {
             self.released.fetch_add(1, Relaxed);
         }
@@ -55,22 +55,22 @@ impl Hold {
     }
 
     /// Holds dead letters that are about to be redriven, before the checkpoint with them is saved.
-    pub(super) fn hold_dead_letters(&self, low: Low) {
+    pub(super) fn hold_dead_letters(&self, low: LowWatermarks) {
         self.low_dead_letter.fetch_min(dead_letter(low), Relaxed);
     }
 
     /// Notes the first unsettled event, whether saved or not.
-    pub(super) fn set_first_unsettled(&self, low: Low) {
+    pub(super) fn set_first_unsettled(&self, low: LowWatermarks) {
         self.first_unsettled.store(low.events.0, Relaxed);
     }
 
     /// Whether this is the first unsettled event: until it is settled, nothing behind it can be removed.
-    pub(super) fn is_first_unsettled(&self, place: Place) -> bool {
-        matches!(place, Place::Log(Offset(offset)) if offset == self.first_unsettled.load(Relaxed))
+    pub(super) fn is_first_unsettled(&self, place: EventPosition) -> bool {
+        matches!(place, EventPosition::Log(Offset(offset)) if offset == self.first_unsettled.load(Relaxed))
     }
 }
 
-fn dead_letter(low: Low) -> u64 {
+fn dead_letter(low: LowWatermarks) -> u64 {
     low.dead_letters.map_or(NONE, |offset| offset.0)
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{TriggerStats, held::Held};
+use super::{TriggerStats, buffered::BufferedEvent};
 use crate::{filter, log::Offset};
 
 /// Maximum events in an inbox.
@@ -20,15 +20,15 @@ const MAX_BYTES: usize = 256 * 1024;
 /// has caught up from the log and attaches it again.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
-    state: Mutex<State>,
+    state: Mutex<InboxState>,
     changed: Notify,
     stats: Arc<TriggerStats>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct InboxState {
     /// `None` for an unreadable record.
-    queue: VecDeque<(Offset, Option<Held>)>,
+    queue: VecDeque<(Offset, Option<BufferedEvent>)>,
     bytes: usize,
     attached: bool,
     /// Offsets below were already looked at when the inbox was attached.
@@ -43,7 +43,7 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Drained {
     /// In offset order; `None` for an unreadable record.
-    pub(super) events: Vec<(Offset, Option<Held>)>,
+    pub(super) events: Vec<(Offset, Option<BufferedEvent>)>,
     /// Offset from which the Trigger reads the log, set once the inbox overflowed and is now empty.
     pub(super) missed: Option<Offset>,
     /// Whether the inbox is empty now.
@@ -78,7 +78,7 @@ impl Inbox {
     }
 
     /// Offers an event. If the inbox is full, it overflows and the Trigger falls back to reading the log.
-    pub(super) fn push(&self, offset: Offset, event: &Held) {
+    pub(super) fn push(&self, offset: Offset, event: &BufferedEvent) {
         self.offer(offset, Some(event));
     }
 
@@ -87,12 +87,12 @@ impl Inbox {
         self.offer(offset, None);
     }
 
-    fn offer(&self, offset: Offset, event: Option<&Held>) {
+    fn offer(&self, offset: Offset, event: Option<&BufferedEvent>) {
         let mut state = self.lock();
         if !state.attached || offset < state.from {
             return;
         }
-        let size = event.map_or(0, Held::size);
+        let size = event.map_or(0, BufferedEvent::size);
         let fits =
             state.queue.len() < MAX_EVENTS && (state.bytes + size <= MAX_BYTES || state.queue.is_empty());
         if fits {
@@ -123,7 +123,7 @@ impl Inbox {
         let count = limit.min(state.queue.len());
         let events: Vec<_> = state.queue.drain(..count).collect();
         let taken = events.iter().filter_map(|(_, event)| event.as_ref());
-        state.bytes -= taken.map(Held::size).sum::<usize>();
+        state.bytes -= taken.map(BufferedEvent::size).sum::<usize>();
         let emptied = state.queue.is_empty();
         let missed = if emptied { state.missed.take() } else { None };
         Drained {
@@ -141,19 +141,19 @@ impl Inbox {
         if state.shut {
             return;
         }
-        *state = State {
+        *state = InboxState {
             attached: true,
             from,
-            ..State::default()
+            ..InboxState::default()
         };
     }
 
     /// Drops what is queued and detaches; the Trigger reads it from the log instead.
     pub(super) fn detach(&self) {
         let mut state = self.lock();
-        *state = State {
+        *state = InboxState {
             shut: state.shut,
-            ..State::default()
+            ..InboxState::default()
         };
     }
 
@@ -162,7 +162,7 @@ impl Inbox {
     pub(super) fn set_shut(&self, shut: bool) {
         let mut state = self.lock();
         if shut {
-            *state = State::default();
+            *state = InboxState::default();
         }
         state.shut = shut;
     }
@@ -182,7 +182,7 @@ impl Inbox {
         self.changed.notified().await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, InboxState> {
         // No panic under the lock leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -193,12 +193,12 @@ mod tests {
     use super::*;
     use crate::cloudevents::EventBuilder;
 
-    fn event(bytes: usize) -> Held {
+    fn event(bytes: usize) -> BufferedEvent {
         let builder = EventBuilder::new()
             .attribute("id", "1")
             .attribute("source", "/s")
             .attribute("type", "t");
-        Held::of_a_test(builder.data("text/plain", vec![b'x'; bytes]).build().unwrap())
+        BufferedEvent::of_a_test(builder.data("text/plain", vec![b'x'; bytes]).build().unwrap())
     }
 
     #[test]

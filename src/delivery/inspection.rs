@@ -3,7 +3,8 @@
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use super::{
-    Dropped, Engine, KeptLetter, KeptTrigger, Page, Redriven, Selection, TriggerView, dead_letters::Recipient,
+    DeadLetterPage, Dropped, Engine, KeptLetter, Redriven, RetainedTrigger, Selection, TriggerView,
+    dead_letters::Recipient,
 };
 use crate::log::{BrokerName, LogError, LogName, Offset};
 
@@ -26,7 +27,7 @@ impl Engine {
     }
 
     /// Deleted Triggers whose checkpoints are retained, the oldest first.
-    pub fn kept_triggers(&self) -> Vec<KeptTrigger> {
+    pub fn kept_triggers(&self) -> Vec<RetainedTrigger> {
         self.keeper.triggers()
     }
 
@@ -81,7 +82,7 @@ impl Engine {
         selection: &Selection,
         from: Offset,
         limit: usize,
-    ) -> Result<Page, LogError> {
+    ) -> Result<DeadLetterPage, LogError> {
         self.dead_letters.page(broker, selection, from, limit).await
     }
 

@@ -1,7 +1,7 @@
 //! Retains the checkpoints of deleted Triggers for as long as the operator says. Their events stay in the log, and
 //! a Trigger that comes back, or one that replaces a deleted one, resumes there.
 //!
-//! A retained place is the cursor as its dispatcher last saved it, with a [`Record`] beside it that says whose it
+//! A retained place is the cursor as its dispatcher last saved it, with a [`OwnerRecord`] beside it that says whose it
 //! is and since when it is retained. When the log is full, places are given up before a producer is refused.
 
 use std::{
@@ -18,7 +18,9 @@ use bytes::Bytes;
 use super::{
     Hold, TriggerStats, TriggerView,
     holds::Holds,
-    kept::{Identity, Kept, Place, Record, RunningTime, begins_anew, removal},
+    kept::{
+        Identity, OwnerRecord, RetainedCheckpoint, RetainedCheckpoints, RunningTime, begins_anew, removal,
+    },
     progress::{Progress, ProgressError},
 };
 use crate::{
@@ -28,7 +30,7 @@ use crate::{
 
 /// Retained checkpoint of a deleted Trigger.
 #[derive(Clone, Debug)]
-pub struct KeptTrigger {
+pub struct RetainedTrigger {
     /// View of the Trigger when it ended.
     pub view: TriggerView,
     /// Time until it expires.
@@ -37,13 +39,13 @@ pub struct KeptTrigger {
 
 /// A stored cursor, and its owner if known.
 #[derive(Clone, Debug)]
-pub(super) struct StoredPlace {
+pub(super) struct StoredCheckpoint {
     pub(super) cursor: Bytes,
-    pub(super) record: Option<Record>,
+    pub(super) record: Option<OwnerRecord>,
 }
 
 /// A Trigger that no longer exists.
-pub(super) struct Gone {
+pub(super) struct RetiredTrigger {
     pub(super) uid: String,
     /// `None` if an earlier version stored its cursor; then only a Trigger with the same UID can resume from it.
     pub(super) identity: Option<Identity>,
@@ -51,7 +53,7 @@ pub(super) struct Gone {
     pub(super) found: Option<(Bytes, Option<Duration>)>,
 }
 
-impl Gone {
+impl RetiredTrigger {
     /// A Trigger whose delivery has just ended.
     pub(super) fn ended(view: &TriggerView) -> Self {
         Self {
@@ -66,8 +68,8 @@ impl Gone {
     }
 
     /// A Trigger with a stored cursor that is not in the configuration.
-    pub(super) fn found(uid: String, StoredPlace { cursor, record }: StoredPlace) -> Self {
-        let gone_at = record.as_ref().and_then(Record::gone_at);
+    pub(super) fn found(uid: String, StoredCheckpoint { cursor, record }: StoredCheckpoint) -> Self {
+        let gone_at = record.as_ref().and_then(OwnerRecord::gone_at);
         Self {
             uid,
             identity: record.map(|record| record.identity),
@@ -76,12 +78,12 @@ impl Gone {
     }
 }
 
-pub(super) struct Keeper {
+pub(super) struct DeletedTriggers {
     logs: Arc<dyn LogProvider>,
     checkpoints: Arc<dyn Checkpoints>,
     window: Duration,
     time: RunningTime,
-    kept: Mutex<Kept>,
+    kept: Mutex<RetainedCheckpoints>,
     /// Held from reading `kept` until the change is stored: otherwise a removal could hit what was stored
     /// meanwhile.
     turn: tokio::sync::Mutex<()>,
@@ -90,7 +92,7 @@ pub(super) struct Keeper {
     dropped: AtomicU64,
 }
 
-impl Keeper {
+impl DeletedTriggers {
     /// Retains places for `window`; `ran_before` is the time that routers ran on this data before.
     pub(super) fn new(
         logs: Arc<dyn LogProvider>,
@@ -126,10 +128,10 @@ impl Keeper {
     }
 
     /// Retained places, the oldest first.
-    pub(super) fn triggers(&self) -> Vec<KeptTrigger> {
+    pub(super) fn triggers(&self) -> Vec<RetainedTrigger> {
         let now = self.now();
         let places = self.kept().places().into_iter();
-        let triggers = places.map(|Place { view, gone_at }| KeptTrigger {
+        let triggers = places.map(|RetainedCheckpoint { view, gone_at }| RetainedTrigger {
             view,
             left: self.window.saturating_sub(now.saturating_sub(gone_at)),
         });
@@ -158,11 +160,11 @@ impl Keeper {
     ///
     /// # Errors
     /// Fails when the log fails.
-    pub(super) async fn keep(&self, gone: Vec<Gone>) -> Result<(), LogError> {
+    pub(super) async fn keep(&self, gone: Vec<RetiredTrigger>) -> Result<(), LogError> {
         let now = self.now();
         self.mark(&gone, now).await?;
         let (mut given_up, mut unknown) = (Vec::new(), Vec::new());
-        for Gone { uid, identity, found } in gone {
+        for RetiredTrigger { uid, identity, found } in gone {
             let (cursor, gone_at) = match found {
                 Some((cursor, gone_at)) => (Some(cursor), gone_at),
                 None => {
@@ -187,7 +189,7 @@ impl Keeper {
                 }
                 Some(Ok(view)) => {
                     let gone_at = gone_at.unwrap_or(now);
-                    let place = Place { view, gone_at };
+                    let place = RetainedCheckpoint { view, gone_at };
                     if identity.is_none() || self.window.is_zero() {
                         self.give_up(&place, "it is not kept");
                         unknown.push(uid);
@@ -206,7 +208,7 @@ impl Keeper {
     }
 
     /// Stores durably whose places are retained, and since when.
-    async fn mark(&self, gone: &[Gone], now: Duration) -> Result<(), LogError> {
+    async fn mark(&self, gone: &[RetiredTrigger], now: Duration) -> Result<(), LogError> {
         if self.window.is_zero() {
             return Ok(());
         }
@@ -215,7 +217,7 @@ impl Keeper {
             .filter(|gone| !matches!(gone.found, Some((_, Some(_)))));
         let marks = unmarked.filter_map(|gone| {
             let identity = gone.identity.clone()?;
-            Some(Record::gone(identity, now).change(&gone.uid))
+            Some(OwnerRecord::gone(identity, now).change(&gone.uid))
         });
         let mut changes: Vec<_> = marks.collect();
         if changes.is_empty() {
@@ -237,7 +239,7 @@ impl Keeper {
 
     /// Returns the place that a new Trigger resumes from: its own or, unless it begins elsewhere, that of a
     /// deleted Trigger of the same name and broker. Returns the UID it is stored under, and the cursor. Its events
-    /// are held until [`Keeper::hand_over`].
+    /// are held until [`DeletedTriggers::hand_over`].
     ///
     /// # Errors
     /// Fails when the log fails.
@@ -316,7 +318,7 @@ impl Keeper {
     }
 
     /// Gives up the oldest place that holds what nobody else does, and returns it. `others` as in
-    /// [`Kept::give_up_for_room`].
+    /// [`RetainedCheckpoints::give_up_for_room`].
     ///
     /// # Errors
     /// Fails when the log fails.
@@ -348,7 +350,7 @@ impl Keeper {
         }
     }
 
-    fn give_up(&self, Place { view, .. }: &Place, why: &'static str) {
+    fn give_up(&self, RetainedCheckpoint { view, .. }: &RetainedCheckpoint, why: &'static str) {
         let (pending, backlog) = (view.stats.pending(), view.backlog());
         self.dropped.fetch_add(pending, Relaxed);
         let trigger = shown_view(view);
@@ -365,7 +367,7 @@ impl Keeper {
         }
     }
 
-    fn tell_kept(&self, Place { view, gone_at }: &Place) {
+    fn tell_kept(&self, RetainedCheckpoint { view, gone_at }: &RetainedCheckpoint) {
         let (pending, backlog) = (view.stats.pending(), view.backlog());
         let left = self.window.saturating_sub(self.now().saturating_sub(*gone_at));
         let (trigger, seconds) = (shown_view(view), left.as_secs());
@@ -391,7 +393,7 @@ impl Keeper {
         self.time.at(Instant::now())
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, RetainedCheckpoints> {
         lock(&self.kept)
     }
 }
@@ -399,11 +401,11 @@ impl Keeper {
 /// Sorts stored data: cursors with their records, and records without a cursor.
 pub(super) fn sort_out(
     cursors: HashMap<String, Bytes>,
-    mut records: HashMap<String, Option<Record>>,
-) -> (HashMap<String, StoredPlace>, Vec<String>) {
+    mut records: HashMap<String, Option<OwnerRecord>>,
+) -> (HashMap<String, StoredCheckpoint>, Vec<String>) {
     let stored = cursors.into_iter().map(|(uid, cursor)| {
         let record = records.remove(&uid).flatten();
-        (uid, StoredPlace { cursor, record })
+        (uid, StoredCheckpoint { cursor, record })
     });
     let stored = stored.collect();
     (stored, records.into_keys().collect())

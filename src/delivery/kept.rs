@@ -40,7 +40,7 @@ impl Identity {
 /// Owner of the cursor stored under a UID, and the time of its deletion. Stored beside the cursor, which stays
 /// unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(super) struct OwnerRecord {
     version: u32,
     #[serde(flatten)]
     pub(super) identity: Identity,
@@ -49,7 +49,7 @@ pub(super) struct Record {
     gone_at: Option<u64>,
 }
 
-impl Record {
+impl OwnerRecord {
     /// Record of a Trigger that exists.
     pub(super) fn present(identity: Identity) -> Self {
         Self {
@@ -85,7 +85,7 @@ pub(super) fn removal(uid: &str) -> [CheckpointChange; 2] {
     ]
 }
 
-impl Record {
+impl OwnerRecord {
     /// Decodes a stored record; `None` if this version cannot.
     pub(super) fn read(stored: &[u8]) -> Option<Self> {
         let record = serde_json::from_slice::<Self>(stored).ok();
@@ -123,14 +123,14 @@ impl RunningTime {
 
 /// Retained place of a deleted Trigger.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct RetainedCheckpoint {
     /// Its hold and stats.
     pub(super) view: TriggerView,
     /// Time of its deletion, by the [`RunningTime`].
     pub(super) gone_at: Duration,
 }
 
-impl Place {
+impl RetainedCheckpoint {
     pub(super) fn identity(&self) -> Identity {
         Identity {
             namespace: self.view.namespace.clone(),
@@ -148,21 +148,21 @@ pub(super) fn begins_anew(trigger: &Trigger) -> bool {
 
 /// The retained places. A place being taken up still holds its events until it is forgotten.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
-    places: HashMap<String, Place>,
+pub(super) struct RetainedCheckpoints {
+    places: HashMap<String, RetainedCheckpoint>,
     /// UID by identity.
     named: HashMap<Identity, String>,
     /// By namespace, then the oldest first.
     aged: BTreeMap<String, BTreeSet<Age>>,
-    taken: Vec<Place>,
+    taken: Vec<RetainedCheckpoint>,
 }
 
 /// Time of a Trigger's deletion, and its UID.
 type Age = (Duration, String);
 
-impl Kept {
+impl RetainedCheckpoints {
     /// Adds a place. Returns the places it displaces: an older one of the same name, and those beyond the limit.
-    pub(super) fn keep(&mut self, place: Place) -> Vec<Place> {
+    pub(super) fn keep(&mut self, place: RetainedCheckpoint) -> Vec<RetainedCheckpoint> {
         let uid = place.view.uid.clone();
         let mut given_up = Vec::from_iter(self.remove(&uid));
         given_up.extend(self.remove_named(&place.identity()));
@@ -179,14 +179,14 @@ impl Kept {
     }
 
     /// Takes up the place of this UID; it holds its events until it is forgotten.
-    pub(super) fn take(&mut self, uid: &str) -> Option<Place> {
+    pub(super) fn take(&mut self, uid: &str) -> Option<RetainedCheckpoint> {
         let place = self.remove(uid)?;
         self.taken.push(place.clone());
         Some(place)
     }
 
     /// Takes up the place of the Trigger with this name and broker.
-    pub(super) fn take_named(&mut self, identity: &Identity) -> Option<Place> {
+    pub(super) fn take_named(&mut self, identity: &Identity) -> Option<RetainedCheckpoint> {
         let uid = self.named.get(identity)?.clone();
         self.take(&uid)
     }
@@ -197,13 +197,13 @@ impl Kept {
     }
 
     /// Removes a place that the new Trigger of its name does not want.
-    pub(super) fn remove_named(&mut self, identity: &Identity) -> Option<Place> {
+    pub(super) fn remove_named(&mut self, identity: &Identity) -> Option<RetainedCheckpoint> {
         let uid = self.named.get(identity)?.clone();
         self.remove(&uid)
     }
 
     /// Expires places older than `window`.
-    pub(super) fn expire(&mut self, now: Duration, window: Duration) -> Vec<Place> {
+    pub(super) fn expire(&mut self, now: Duration, window: Duration) -> Vec<RetainedCheckpoint> {
         let is_over = |(gone_at, _): &&Age| now.saturating_sub(*gone_at) >= window;
         let over = self
             .aged
@@ -215,14 +215,17 @@ impl Kept {
 
     /// Gives up the oldest place that holds events of its broker that nobody else holds. `others` returns the
     /// first offset of a broker held for an existing Trigger.
-    pub(super) fn give_up_for_room(&mut self, others: impl Fn(&BrokerName) -> Offset) -> Option<Place> {
-        let holds_more = |place: &&Place| place.view.hold.low() < others(place.view.broker());
+    pub(super) fn give_up_for_room(
+        &mut self,
+        others: impl Fn(&BrokerName) -> Offset,
+    ) -> Option<RetainedCheckpoint> {
+        let holds_more = |place: &&RetainedCheckpoint| place.view.hold.low() < others(place.view.broker());
         let (_, uid) = self.places.values().filter(holds_more).map(age).min()?;
         self.remove(&uid)
     }
 
     /// Places that nobody has taken up, the oldest first.
-    pub(super) fn places(&self) -> Vec<Place> {
+    pub(super) fn places(&self) -> Vec<RetainedCheckpoint> {
         let mut places: Vec<_> = self.places.values().cloned().collect();
         places.sort_by_cached_key(age);
         places
@@ -242,7 +245,7 @@ impl Kept {
         self.places.len()
     }
 
-    fn remove(&mut self, uid: &str) -> Option<Place> {
+    fn remove(&mut self, uid: &str) -> Option<RetainedCheckpoint> {
         let place = self.places.remove(uid)?;
         self.named.remove(&place.identity());
         if let Some(aged) = self.aged.get_mut(&place.view.namespace) {
@@ -255,7 +258,7 @@ impl Kept {
     }
 }
 
-fn age(place: &Place) -> Age {
+fn age(place: &RetainedCheckpoint) -> Age {
     (place.gone_at, place.view.uid.clone())
 }
 
@@ -281,8 +284,8 @@ mod tests {
     }
 
     /// A place that holds its broker's log from `low` on.
-    fn place(uid: &str, identity: &Identity, gone_at: u64, low: u64) -> Place {
-        Place {
+    fn place(uid: &str, identity: &Identity, gone_at: u64, low: u64) -> RetainedCheckpoint {
+        RetainedCheckpoint {
             view: TriggerView {
                 uid: uid.to_owned(),
                 namespace: identity.namespace.clone(),
@@ -299,14 +302,14 @@ mod tests {
         }
     }
 
-    fn uids<'a>(places: impl IntoIterator<Item = &'a Place>) -> Vec<&'a str> {
+    fn uids<'a>(places: impl IntoIterator<Item = &'a RetainedCheckpoint>) -> Vec<&'a str> {
         places.into_iter().map(|place| place.view.uid.as_str()).collect()
     }
 
     #[test]
     fn a_place_is_taken_by_its_uid_or_by_its_name_once() {
         let (a, b) = (identity("shop", "a"), identity("shop", "b"));
-        let mut kept = Kept::default();
+        let mut kept = RetainedCheckpoints::default();
         assert!(kept.keep(place("1", &a, 0, 7)).is_empty());
         assert!(kept.keep(place("2", &b, 0, 7)).is_empty());
         assert!(kept.take_named(&identity("other", "a")).is_none());
@@ -327,7 +330,7 @@ mod tests {
     #[test]
     fn the_newest_place_of_a_name_is_kept() {
         let a = identity("shop", "a");
-        let mut kept = Kept::default();
+        let mut kept = RetainedCheckpoints::default();
         kept.keep(place("1", &a, 0, 7));
         assert_eq!(uids(&kept.keep(place("2", &a, 1, 9))), ["1"]);
         assert_eq!(uids(&kept.remove_named(&a)), ["2"]);
@@ -336,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_place_is_given_up_when_its_time_is_over() {
-        let mut kept = Kept::default();
+        let mut kept = RetainedCheckpoints::default();
         for (uid, gone_at) in [("1", 10), ("2", 20), ("3", 30)] {
             kept.keep(place(uid, &identity("shop", uid), gone_at, 0));
         }
@@ -353,7 +356,7 @@ mod tests {
 
     #[test]
     fn for_room_the_oldest_goes_that_holds_what_nobody_else_does() {
-        let mut kept = Kept::default();
+        let mut kept = RetainedCheckpoints::default();
         for (uid, gone_at, low) in [("needless", 1, 100), ("old", 2, 50), ("new", 3, 10)] {
             kept.keep(place(uid, &identity("shop", uid), gone_at, low));
         }
@@ -370,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_namespace_that_has_too_many_gives_up_its_own() {
-        let mut kept = Kept::default();
+        let mut kept = RetainedCheckpoints::default();
         kept.keep(place("neighbour", &identity("bank", "x"), 0, 0));
         let mut given_up = Vec::new();
         for number in 0..MAX_PLACES as u64 + 1 {
@@ -384,10 +387,10 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_read() {
-        let record = Record::gone(identity("shop", "a"), Duration::from_millis(61_900));
+        let record = OwnerRecord::gone(identity("shop", "a"), Duration::from_millis(61_900));
         let (key, value) = record.change("u");
         assert_eq!(key, CheckpointKey::Identity("u".to_owned()));
-        assert_eq!(Record::read(&value.unwrap()), Some(record));
+        assert_eq!(OwnerRecord::read(&value.unwrap()), Some(record));
         let now = Instant::now();
         let time = RunningTime::new(Duration::from_secs(5), now);
         let (key, value) = time.change(now + Duration::from_millis(2_500));
@@ -402,7 +405,7 @@ mod tests {
             r#"{"version":2,"namespace":"n","name":"a","broker":"n/b"}"#,
             "nothing",
         ] {
-            assert_eq!(Record::read(other.as_bytes()), None, "{other}");
+            assert_eq!(OwnerRecord::read(other.as_bytes()), None, "{other}");
         }
     }
 
@@ -431,7 +434,7 @@ mod tests {
         /// Each retained place is still there, taken up or given up: never lost and never duplicated.
         #[test]
         fn each_place_has_one_end(steps in prop::collection::vec((0_u8..6, 0_u64..8, 0_u64..4), 0..100)) {
-            let (mut kept, mut next, mut ends) = (Kept::default(), 0_usize, Vec::new());
+            let (mut kept, mut next, mut ends) = (RetainedCheckpoints::default(), 0_usize, Vec::new());
             for (now, (step, which, name)) in steps.into_iter().enumerate() {
                 let identity = identity(if name < 2 { "shop" } else { "bank" }, &name.to_string());
                 let gone_at = now as u64;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use super::place::Place;
+use super::position::EventPosition;
 use crate::log::Offset;
 
 /// Approximate bytes of a key beside its text: its entries in two hash maps and its queue.
@@ -16,7 +16,7 @@ const LANE_BYTES: usize = 200;
 pub(super) struct Lanes {
     lanes: HashMap<Box<str>, Lane>,
     /// Key held by each event in flight.
-    holders: HashMap<Place, Box<str>>,
+    holders: HashMap<EventPosition, Box<str>>,
     waiting: usize,
     bytes: usize,
 }
@@ -30,7 +30,7 @@ struct Lane {
 
 impl Lanes {
     /// Requests the key for an event; returns whether it may go now. Otherwise it queues behind the holder.
-    pub(super) fn enter(&mut self, key: Box<str>, place: Place) -> bool {
+    pub(super) fn enter(&mut self, key: Box<str>, place: EventPosition) -> bool {
         if self.holders.contains_key(&place) {
             return true;
         }
@@ -41,8 +41,8 @@ impl Lanes {
             return true;
         };
         match place {
-            Place::Log(offset) => self.bytes += lane.events.push(offset),
-            Place::DeadLetter(offset) => {
+            EventPosition::Log(offset) => self.bytes += lane.events.push(offset),
+            EventPosition::DeadLetter(offset) => {
                 lane.redriven.insert(offset);
                 self.bytes += REDRIVEN_BYTES;
             }
@@ -52,17 +52,17 @@ impl Lanes {
     }
 
     /// Releases the key of a settled event; returns the next event of that key, which then holds it.
-    pub(super) fn leave(&mut self, place: Place) -> Option<Place> {
+    pub(super) fn leave(&mut self, place: EventPosition) -> Option<EventPosition> {
         let key = self.holders.remove(&place)?;
         let lane = self.lanes.get_mut(&key)?;
         let next = match lane.redriven.pop_first() {
             Some(offset) => {
                 self.bytes = self.bytes.saturating_sub(REDRIVEN_BYTES);
-                Some(Place::DeadLetter(offset))
+                Some(EventPosition::DeadLetter(offset))
             }
             None => lane.events.pop().map(|(offset, bytes)| {
                 self.bytes = self.bytes.saturating_sub(bytes);
-                Place::Log(offset)
+                EventPosition::Log(offset)
             }),
         };
         match next {
@@ -144,8 +144,8 @@ mod tests {
 
     use super::*;
 
-    fn log(offset: u64) -> Place {
-        Place::Log(Offset(offset))
+    fn log(offset: u64) -> EventPosition {
+        EventPosition::Log(Offset(offset))
     }
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn what_is_redriven_goes_before_what_is_new() {
         let mut lanes = Lanes::default();
-        let letter = |offset| Place::DeadLetter(Offset(offset));
+        let letter = |offset| EventPosition::DeadLetter(Offset(offset));
         assert!(lanes.enter("a".into(), log(1)));
         assert!(!lanes.enter("a".into(), log(2)));
         assert!(!lanes.enter("a".into(), letter(9)));

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{backoff, dead_letter::DeadLetter, ending::Ending, place::Place, progress::Attempts};
+use super::{
+    backoff, dead_letter::DeadLetter, ending::Ending, position::EventPosition, progress::FailedAttempts,
+};
 use crate::routing::Delivery;
 
 /// Maximum dead letters in flight to the dead-letter Sink, and into the log.
@@ -26,56 +28,56 @@ const MAX_NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
 const AS_FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
-pub(super) struct Letters {
-    letters: BTreeMap<Place, Letter>,
-    to_send: Queue,
-    to_keep: Queue,
+pub(super) struct PendingLetters {
+    letters: BTreeMap<EventPosition, PendingLetter>,
+    to_send: DueQueue,
+    to_keep: DueQueue,
     /// Number of letters for the dead-letter Sink, including those in flight.
     sending: usize,
 }
 
 #[derive(Debug)]
-struct Letter {
+struct PendingLetter {
     letter: DeadLetter,
-    stage: Stage,
+    stage: LetterStage,
     is_under_way: bool,
     /// Due time, unless it is in flight.
     due: Instant,
 }
 
 #[derive(Debug)]
-enum Stage {
-    Send(Attempts),
+enum LetterStage {
+    Send(FailedAttempts),
     /// Keep it in the log; contains the next pause if there is no room.
     Keep(Duration),
 }
 
 /// Due letters, and the number in flight.
 #[derive(Debug, Default)]
-struct Queue {
-    due: BTreeSet<(Instant, Place)>,
+struct DueQueue {
+    due: BTreeSet<(Instant, EventPosition)>,
     under_way: usize,
     /// Nothing is due before this.
     held_until: Option<Instant>,
 }
 
 /// Next step for dead letters.
-pub(super) enum Sending {
+pub(super) enum LetterStep {
     Send {
-        place: Place,
+        place: EventPosition,
         letter: DeadLetter,
         number: u32,
     },
     Keep {
-        place: Place,
+        place: EventPosition,
         letter: DeadLetter,
     },
     /// Nothing before this time, or before one in flight has ended.
     Wait(Option<Instant>),
 }
 
-impl Queue {
-    fn next(&mut self, now: Instant) -> Result<Place, Option<Instant>> {
+impl DueQueue {
+    fn next(&mut self, now: Instant) -> Result<EventPosition, Option<Instant>> {
         if self.under_way == CONCURRENCY {
             return Err(None);
         }
@@ -96,13 +98,19 @@ impl Queue {
     }
 }
 
-impl Letters {
+impl PendingLetters {
     /// Whether the limit is reached, so that nothing more may be given up.
     pub(super) fn is_full(&self) -> bool {
         self.letters.len() >= MAX_LETTERS
     }
 
-    pub(super) fn bury(&mut self, place: Place, mut letter: DeadLetter, has_sink: bool, now: Instant) {
+    pub(super) fn bury(
+        &mut self,
+        place: EventPosition,
+        mut letter: DeadLetter,
+        has_sink: bool,
+        now: Instant,
+    ) {
         let sends = has_sink && self.sending < MAX_SENDING;
         if has_sink && !sends {
             add_detail(&mut letter, &format!("{MAX_SENDING} others wait for it already"));
@@ -110,12 +118,12 @@ impl Letters {
         let stage = if sends {
             self.sending += 1;
             self.to_send.due.insert((now, place));
-            Stage::Send(Attempts::begin(now))
+            LetterStage::Send(FailedAttempts::begin(now))
         } else {
             self.to_keep.due.insert((now, place));
-            Stage::Keep(NO_ROOM_PAUSE)
+            LetterStage::Keep(NO_ROOM_PAUSE)
         };
-        let letter = Letter {
+        let letter = PendingLetter {
             letter,
             stage,
             is_under_way: false,
@@ -124,7 +132,7 @@ impl Letters {
         self.letters.insert(place, letter);
     }
 
-    pub(super) fn next(&mut self, now: Instant) -> Sending {
+    pub(super) fn next(&mut self, now: Instant) -> LetterStep {
         let mut waits = [None; 2];
         for (queue, wait) in [&mut self.to_keep, &mut self.to_send].into_iter().zip(&mut waits) {
             let place = match queue.next(now) {
@@ -142,21 +150,21 @@ impl Letters {
             letter.is_under_way = true;
             let text = letter.letter.clone();
             return match letter.stage {
-                Stage::Send(attempts) => Sending::Send {
+                LetterStage::Send(attempts) => LetterStep::Send {
                     place,
                     letter: text,
                     number: attempts.failed.saturating_add(1),
                 },
-                Stage::Keep(_) => Sending::Keep { place, letter: text },
+                LetterStage::Keep(_) => LetterStep::Keep { place, letter: text },
             };
         }
-        Sending::Wait(waits.into_iter().flatten().min())
+        LetterStep::Wait(waits.into_iter().flatten().min())
     }
 
     /// Handles a letter that the dead-letter Sink did not accept: it is sent again, or kept.
     pub(super) fn sent(
         &mut self,
-        place: Place,
+        place: EventPosition,
         sent: LetterSent,
         delivery: &Delivery,
         now: Instant,
@@ -165,7 +173,7 @@ impl Letters {
         let Some(letter) = self.letters.get_mut(&place) else {
             return;
         };
-        let Stage::Send(attempts) = &mut letter.stage else {
+        let LetterStage::Send(attempts) = &mut letter.stage else {
             return;
         };
         letter.is_under_way = false;
@@ -190,7 +198,7 @@ impl Letters {
                     add_detail(&mut letter.letter, &sent.detail);
                 }
                 self.sending -= 1;
-                letter.stage = Stage::Keep(NO_ROOM_PAUSE);
+                letter.stage = LetterStage::Keep(NO_ROOM_PAUSE);
                 &mut self.to_keep
             }
         };
@@ -199,11 +207,11 @@ impl Letters {
     }
 
     /// Handles a letter for which the log has no room.
-    pub(super) fn found_no_room(&mut self, place: Place, is_first_unsettled: bool, now: Instant) {
+    pub(super) fn found_no_room(&mut self, place: EventPosition, is_first_unsettled: bool, now: Instant) {
         let Some(letter) = self.letters.get_mut(&place) else {
             return;
         };
-        let Stage::Keep(pause) = &mut letter.stage else {
+        let LetterStage::Keep(pause) = &mut letter.stage else {
             return;
         };
         letter.is_under_way = false;
@@ -219,10 +227,10 @@ impl Letters {
     }
 
     /// Retries a letter soon that has become the first unsettled event: there may be room for it.
-    pub(super) fn hurry(&mut self, place: Place, now: Instant) {
+    pub(super) fn hurry(&mut self, place: EventPosition, now: Instant) {
         if let Some(letter) = self.letters.get_mut(&place)
             && !letter.is_under_way
-            && matches!(letter.stage, Stage::Keep(_))
+            && matches!(letter.stage, LetterStage::Keep(_))
             && self.to_keep.due.remove(&(letter.due, place))
         {
             letter.due = letter.due.min(now);
@@ -231,16 +239,16 @@ impl Letters {
     }
 
     /// Forgets a settled letter.
-    pub(super) fn forget(&mut self, place: Place) {
+    pub(super) fn forget(&mut self, place: EventPosition) {
         let Some(letter) = self.letters.remove(&place) else {
             return;
         };
         let queue = match letter.stage {
-            Stage::Send(_) => {
+            LetterStage::Send(_) => {
                 self.sending -= 1;
                 &mut self.to_send
             }
-            Stage::Keep(_) => &mut self.to_keep,
+            LetterStage::Keep(_) => &mut self.to_keep,
         };
         if letter.is_under_way {
             queue.under_way -= 1;
@@ -278,17 +286,17 @@ mod tests {
     use super::*;
     use crate::{destination::Blame, log::Offset};
 
-    fn log(offset: usize) -> Place {
-        Place::Log(Offset(offset as u64))
+    fn log(offset: usize) -> EventPosition {
+        EventPosition::Log(Offset(offset as u64))
     }
 
-    fn begun(letters: &mut Letters, now: Instant) -> (Vec<Place>, Vec<Place>) {
+    fn begun(letters: &mut PendingLetters, now: Instant) -> (Vec<EventPosition>, Vec<EventPosition>) {
         let (mut sent, mut kept) = (Vec::new(), Vec::new());
         loop {
             match letters.next(now) {
-                Sending::Send { place, .. } => sent.push(place),
-                Sending::Keep { place, .. } => kept.push(place),
-                Sending::Wait(_) => return (sent, kept),
+                LetterStep::Send { place, .. } => sent.push(place),
+                LetterStep::Keep { place, .. } => kept.push(place),
+                LetterStep::Wait(_) => return (sent, kept),
             }
         }
     }
@@ -296,7 +304,7 @@ mod tests {
     #[test]
     fn letters_beyond_those_that_wait_for_a_sink_that_hangs_are_kept() {
         let now = Instant::now();
-        let mut letters = Letters::default();
+        let mut letters = PendingLetters::default();
         for number in 0..=MAX_SENDING {
             letters.bury(log(number), DeadLetter::of_a_test(), true, now);
         }
@@ -316,7 +324,7 @@ mod tests {
         let mut now = Instant::now();
         let mut delivery = Delivery::default();
         delivery.retry.attempts = Some(2);
-        let mut letters = Letters::default();
+        let mut letters = PendingLetters::default();
         letters.bury(log(0), DeadLetter::of_a_test(), true, now);
         let failed = || LetterSent {
             ending: Some(Ending::Failed {
@@ -326,12 +334,12 @@ mod tests {
             detail: "503".to_owned(),
         };
         for number in 1..=3 {
-            let Sending::Send { number: sent, .. } = letters.next(now) else {
+            let LetterStep::Send { number: sent, .. } = letters.next(now) else {
                 panic!("{number}")
             };
             assert_eq!(sent, number);
             letters.sent(log(0), failed(), &delivery, now, 1.0);
-            if let Sending::Wait(Some(at)) = letters.next(now) {
+            if let LetterStep::Wait(Some(at)) = letters.next(now) {
                 now = at;
             } else {
                 assert_eq!(number, 3);
@@ -345,7 +353,7 @@ mod tests {
     #[test]
     fn what_finds_no_room_waits_longer_and_longer_unless_it_is_first() {
         let mut now = Instant::now();
-        let mut letters = Letters::default();
+        let mut letters = PendingLetters::default();
         letters.bury(log(0), DeadLetter::of_a_test(), false, now);
         for (is_first, pause) in [
             (false, 200),
@@ -355,19 +363,19 @@ mod tests {
             (false, 3200),
             (false, 5000),
         ] {
-            assert!(matches!(letters.next(now), Sending::Keep { .. }));
+            assert!(matches!(letters.next(now), LetterStep::Keep { .. }));
             letters.found_no_room(log(0), is_first, now);
-            let Sending::Wait(Some(at)) = letters.next(now) else {
+            let LetterStep::Wait(Some(at)) = letters.next(now) else {
                 panic!()
             };
             assert_eq!(at - now, Duration::from_millis(pause));
             now = at;
         }
-        assert!(matches!(letters.next(now), Sending::Keep { .. }));
+        assert!(matches!(letters.next(now), LetterStep::Keep { .. }));
         letters.found_no_room(log(0), false, now);
         letters.hurry(log(0), now);
-        assert!(matches!(letters.next(now), Sending::Keep { .. }));
+        assert!(matches!(letters.next(now), LetterStep::Keep { .. }));
         letters.forget(log(0));
-        assert!(matches!(letters.next(now), Sending::Wait(None)));
+        assert!(matches!(letters.next(now), LetterStep::Wait(None)));
     }
 }

@@ -12,7 +12,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{dead_letter::DeadLetter, place::Place};
+use super::{dead_letter::DeadLetter, position::EventPosition};
 use crate::{
     cloudevents::{Event, TraceContext},
     intake::{MAX_DESCENDANTS, MAX_HOPS},
@@ -32,7 +32,7 @@ pub(super) struct Lines {
 
 /// Kinds of warnings, each limited by itself.
 #[derive(Clone, Copy)]
-enum Kind {
+enum WarningKind {
     DeadLetter,
     Reply,
     Damaged,
@@ -61,7 +61,7 @@ macro_rules! line {
 /// Such a line, rate-limited by kind.
 macro_rules! few {
     ($kind:ident, $level:ident, $lines:expr, $event:expr, [$($field:tt)*], $message:literal) => {
-        if let Some(Admitted { held_back }) = $lines.admit(Kind::$kind) {
+        if let Some(Admitted { held_back }) = $lines.admit(WarningKind::$kind) {
             line!($level, $lines, $event, $($field)* held_back, $message);
         }
     };
@@ -139,7 +139,7 @@ impl Lines {
     }
 
     /// An event can no longer be read.
-    pub(super) fn damaged(&mut self, place: Place, error: &str) {
+    pub(super) fn damaged(&mut self, place: EventPosition, error: &str) {
         few!(
             Damaged,
             error,
@@ -151,7 +151,7 @@ impl Lines {
     }
 
     /// A record passed the log's checksums but is not an event: another version of Weir wrote it.
-    pub(super) fn unreadable(&mut self, place: Place, error: &str) {
+    pub(super) fn unreadable(&mut self, place: EventPosition, error: &str) {
         few!(
             Damaged,
             error,
@@ -187,7 +187,7 @@ impl Lines {
     }
 
     /// The log has no room for a dead letter.
-    pub(super) fn without_room(&mut self, place: Place, error: &str) {
+    pub(super) fn without_room(&mut self, place: EventPosition, error: &str) {
         few!(
             NoRoom,
             warn,
@@ -242,7 +242,7 @@ impl Lines {
     }
 
     /// An event was removed. The trimmer has logged the number.
-    pub(super) fn removed(&self, place: Place) {
+    pub(super) fn removed(&self, place: EventPosition) {
         line!(debug, self, None, %place, "an event was removed before it was delivered");
     }
 
@@ -256,7 +256,7 @@ impl Lines {
         }
     }
 
-    fn admit(&mut self, kind: Kind) -> Option<Admitted> {
+    fn admit(&mut self, kind: WarningKind) -> Option<Admitted> {
         let (_, burst) = &mut self.bursts[kind as usize];
         burst.admit(Instant::now())
     }

@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     EngineError, TriggerView,
-    keeper::{self, Gone, Keeper, StoredPlace},
-    kept::{Identity, Record, removal},
-    place::BrokerLogs,
+    keeper::{self, DeletedTriggers, RetiredTrigger, StoredCheckpoint},
+    kept::{Identity, OwnerRecord, removal},
+    position::BrokerLogs,
     progress::Progress,
     settings::Settings,
 };
@@ -28,7 +28,7 @@ use crate::{
 const FIND_AGAIN: Duration = Duration::from_secs(1);
 
 /// Start position of a Trigger.
-pub(super) struct Placed {
+pub(super) struct StartPosition {
     pub(super) progress: Progress,
     /// Error that hides the start position. Until it is known nothing is delivered and everything retained is held
     /// for the Trigger: until the log can be read again or, for damage, until the router restarts.
@@ -37,7 +37,7 @@ pub(super) struct Placed {
     pub(super) resumed: bool,
 }
 
-impl Placed {
+impl StartPosition {
     fn known(progress: Progress) -> Self {
         Self {
             progress,
@@ -51,17 +51,17 @@ impl Placed {
 pub(super) struct Placement {
     logs: Arc<dyn LogProvider>,
     checkpoints: Arc<dyn Checkpoints>,
-    keeper: Arc<Keeper>,
+    keeper: Arc<DeletedTriggers>,
     /// Checkpoints loaded at startup, until their Triggers appear.
-    stored: HashMap<String, StoredPlace>,
+    stored: HashMap<String, StoredCheckpoint>,
 }
 
 impl Placement {
     pub(super) fn new(
         logs: Arc<dyn LogProvider>,
         checkpoints: Arc<dyn Checkpoints>,
-        keeper: Arc<Keeper>,
-        stored: HashMap<String, StoredPlace>,
+        keeper: Arc<DeletedTriggers>,
+        stored: HashMap<String, StoredCheckpoint>,
     ) -> Self {
         Self {
             logs,
@@ -76,7 +76,7 @@ impl Placement {
         &mut self,
         table: &RoutingTable,
         runs: impl Fn(&str) -> bool,
-    ) -> Result<HashMap<String, Placed>, EngineError> {
+    ) -> Result<HashMap<String, StartPosition>, EngineError> {
         let (mut places, mut changed) = (HashMap::new(), Vec::new());
         for (broker, routes) in table.brokers() {
             let logs = BrokerLogs::open(&*self.logs, &BrokerName::from(broker.as_str()));
@@ -111,17 +111,17 @@ impl Placement {
         present: &HashSet<&str>,
         table: &RoutingTable,
     ) -> Result<(), LogError> {
-        let mut gone: Vec<_> = ended.iter().map(Gone::ended).collect();
+        let mut gone: Vec<_> = ended.iter().map(RetiredTrigger::ended).collect();
         let is_gone = |uid: &str| !present.contains(uid) && !table.is_unread(uid);
         let stored = self.stored.extract_if(|uid, _| is_gone(uid));
-        gone.extend(stored.map(|(uid, place)| Gone::found(uid, place)));
+        gone.extend(stored.map(|(uid, place)| RetiredTrigger::found(uid, place)));
         let unread = gone.extract_if(.., |gone| table.is_unread(&gone.uid));
         let mut unread: Vec<_> = unread.map(|gone| gone.uid).collect();
         unread.extend(self.keeper.take_unread(|uid| table.is_unread(uid)));
         for uid in unread {
             let key = CheckpointKey::Trigger(uid.clone());
             if let Some(cursor) = self.checkpoints.load(&key).await? {
-                let place = StoredPlace { cursor, record: None };
+                let place = StoredCheckpoint { cursor, record: None };
                 self.stored.insert(uid, place);
             }
         }
@@ -160,32 +160,32 @@ impl Placement {
     }
 
     /// Finds the stored checkpoint of a Trigger that does not run yet, or of the one it resumes.
-    async fn found(&mut self, trigger: &Trigger, broker: &str) -> Result<Option<Found>, LogError> {
+    async fn found(&mut self, trigger: &Trigger, broker: &str) -> Result<Option<FoundCheckpoint>, LogError> {
         if let Some(stored) = self.stored.remove(&trigger.uid) {
             let was_gone = stored
                 .record
                 .as_ref()
                 .is_some_and(|record| record.gone_at().is_some());
-            return Ok(Some(Found {
+            return Ok(Some(FoundCheckpoint {
                 uid: trigger.uid.clone(),
                 stored,
                 was_gone,
             }));
         }
         let taken_up = self.keeper.take_up(trigger, broker).await?;
-        Ok(taken_up.map(|(uid, cursor)| Found {
+        Ok(taken_up.map(|(uid, cursor)| FoundCheckpoint {
             uid,
-            stored: StoredPlace { cursor, record: None },
+            stored: StoredCheckpoint { cursor, record: None },
             was_gone: true,
         }))
     }
 }
 
 /// Stored checkpoint of a Trigger.
-struct Found {
+struct FoundCheckpoint {
     /// UID it is stored under; differs from the Trigger's when it resumes another.
     uid: String,
-    stored: StoredPlace,
+    stored: StoredCheckpoint,
     /// Whether the stored Trigger had been deleted.
     was_gone: bool,
 }
@@ -196,7 +196,7 @@ async fn restored(
     logs: &BrokerLogs,
     stored: &Bytes,
     trigger: &Trigger,
-) -> Result<(Placed, bool), EngineError> {
+) -> Result<(StartPosition, bool), EngineError> {
     let mut progress = Progress::decode(stored, Instant::now()).map_err(|error| EngineError::Cursor {
         uid: trigger.uid.clone(),
         detail: error.to_string(),
@@ -216,15 +216,15 @@ async fn restored(
              what it had not settled beyond is dropped"
         );
     }
-    Ok((Placed::known(progress), is_beyond))
+    Ok((StartPosition::known(progress), is_beyond))
 }
 
-async fn beginning(log: &dyn Log, start: Start) -> Result<Placed, LogError> {
+async fn beginning(log: &dyn Log, start: Start) -> Result<StartPosition, LogError> {
     match find_start(log, start).await {
-        Ok(offset) => Ok(Placed::known(Progress::starting_at(offset))),
-        Err(error @ (LogError::Damaged { .. } | LogError::Unavailable(_))) => Ok(Placed {
+        Ok(offset) => Ok(StartPosition::known(Progress::starting_at(offset))),
+        Err(error @ (LogError::Damaged { .. } | LogError::Unavailable(_))) => Ok(StartPosition {
             unknown: Some(error),
-            ..Placed::known(Progress::starting_at(log.cached_bounds().first))
+            ..StartPosition::known(Progress::starting_at(log.cached_bounds().first))
         }),
         Err(error) => Err(error),
     }
@@ -236,7 +236,7 @@ fn changes(
     broker: &str,
     progress: &Progress,
     is_new: bool,
-    found: Option<&Found>,
+    found: Option<&FoundCheckpoint>,
 ) -> Vec<CheckpointChange> {
     let mut changes = Vec::new();
     let others = found.map(|found| &*found.uid).filter(|uid| *uid != trigger.uid);
@@ -246,7 +246,7 @@ fn changes(
             Some(progress.encode(broker, Instant::now()).into()),
         ));
     }
-    let record = Record::present(Identity::of(trigger, broker));
+    let record = OwnerRecord::present(Identity::of(trigger, broker));
     if found.and_then(|found| found.stored.record.as_ref()) != Some(&record) {
         changes.push(record.change(&trigger.uid));
     }

@@ -13,7 +13,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
 
-use super::{place::Place, settlement::Settlement};
+use super::{position::EventPosition, settlement::Settlement};
 use crate::log::Offset;
 
 /// Everything below `next` is settled, except the outstanding events.
@@ -29,13 +29,13 @@ pub(super) struct Progress {
     /// Size of both sets.
     pending: usize,
     /// Outstanding events that have failed.
-    tried: BTreeMap<Place, Attempts>,
-    counts: Counts,
+    tried: BTreeMap<EventPosition, FailedAttempts>,
+    counts: SettlementCounts,
 }
 
 /// Failed attempts of one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Attempts {
+pub(super) struct FailedAttempts {
     pub(super) failed: u32,
     /// Time since the first attempt began, up to `as_of`, as the process saw it pass. It is immune to jumps of the
     /// wall clock and excludes the router's downtime.
@@ -43,7 +43,7 @@ pub(super) struct Attempts {
     as_of: Instant,
 }
 
-impl Attempts {
+impl FailedAttempts {
     /// No failed attempt yet; the first one begins now.
     pub(super) fn begin(now: Instant) -> Self {
         Self {
@@ -61,7 +61,7 @@ impl Attempts {
 
 /// Low watermarks: the first unsettled offsets. Nothing from there on may be trimmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Low {
+pub(super) struct LowWatermarks {
     /// In the broker's log.
     pub(super) events: Offset,
     /// In its dead-letter log, while dead letters are being redriven.
@@ -70,7 +70,7 @@ pub(super) struct Low {
 
 /// Events that the Trigger has wanted since its creation, and how they were settled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Counts {
+pub(super) struct SettlementCounts {
     pub(super) matched: u64,
     pub(super) delivered: u64,
     pub(super) expired: u64,
@@ -81,7 +81,7 @@ pub(super) struct Counts {
     pub(super) redriven: u64,
 }
 
-impl Counts {
+impl SettlementCounts {
     fn count(&mut self, settlement: Settlement) {
         *match settlement {
             Settlement::Delivered => &mut self.delivered,
@@ -94,7 +94,7 @@ impl Counts {
 
 /// Stored form. `broker` names the log that `next` points into, also after the Trigger is gone.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredProgress {
     version: u32,
     broker: String,
     next: Offset,
@@ -103,7 +103,7 @@ struct Stored {
     redriven: String,
     tried: Vec<StoredAttempts>,
     tried_redriven: Vec<StoredAttempts>,
-    counts: Counts,
+    counts: SettlementCounts,
 }
 
 /// Offset, failed attempts, and milliseconds since the first one began.
@@ -111,13 +111,13 @@ type StoredAttempts = (Offset, u32, u64);
 
 /// Stored form of version 1, which listed every outstanding event with its attempts.
 #[derive(Deserialize)]
-struct StoredV1 {
+struct StoredProgressV1 {
     broker: String,
     next: Offset,
     outstanding: Vec<StoredAttemptsV1>,
     #[serde(default)]
     redriven: Vec<StoredAttemptsV1>,
-    counts: Counts,
+    counts: SettlementCounts,
 }
 
 /// Offset, failed attempts, and when the first began, in milliseconds since 1970. The time is ignored: the retry
@@ -125,7 +125,7 @@ struct StoredV1 {
 type StoredAttemptsV1 = (Offset, u32, Option<i64>);
 
 #[derive(Deserialize)]
-struct StoredVersion {
+struct StoredProgressVersion {
     version: u32,
 }
 
@@ -151,7 +151,7 @@ impl Progress {
             redriven: RoaringTreemap::new(),
             pending: 0,
             tried: BTreeMap::new(),
-            counts: Counts::default(),
+            counts: SettlementCounts::default(),
         }
     }
 
@@ -161,25 +161,28 @@ impl Progress {
     }
 
     /// Low watermarks.
-    pub(super) fn low(&self) -> Low {
+    pub(super) fn low(&self) -> LowWatermarks {
         let events = self.events.min().map_or(self.next, Offset);
-        Low {
+        LowWatermarks {
             events: events.min(self.next),
             dead_letters: self.redriven.min().map(Offset),
         }
     }
 
-    pub(super) fn counts(&self) -> Counts {
+    pub(super) fn counts(&self) -> SettlementCounts {
         self.counts
     }
 
     /// Outstanding events, in order.
-    pub(super) fn outstanding(&self) -> impl Iterator<Item = Place> {
-        let events = self.events.iter().map(|offset| Place::Log(Offset(offset)));
+    pub(super) fn outstanding(&self) -> impl Iterator<Item = EventPosition> {
+        let events = self
+            .events
+            .iter()
+            .map(|offset| EventPosition::Log(Offset(offset)));
         let redriven = self
             .redriven
             .iter()
-            .map(|offset| Place::DeadLetter(Offset(offset)));
+            .map(|offset| EventPosition::DeadLetter(Offset(offset)));
         events.chain(redriven)
     }
 
@@ -193,14 +196,14 @@ impl Progress {
     }
 
     /// Outstanding events that have failed, in order.
-    pub(super) fn tried_places(&self) -> impl Iterator<Item = (Place, Attempts)> {
+    pub(super) fn tried_places(&self) -> impl Iterator<Item = (EventPosition, FailedAttempts)> {
         self.tried.iter().map(|(&place, &attempts)| (place, attempts))
     }
 
-    pub(super) fn is_outstanding(&self, place: Place) -> bool {
+    pub(super) fn is_outstanding(&self, place: EventPosition) -> bool {
         match place {
-            Place::Log(Offset(offset)) => self.events.contains(offset),
-            Place::DeadLetter(Offset(offset)) => self.redriven.contains(offset),
+            EventPosition::Log(Offset(offset)) => self.events.contains(offset),
+            EventPosition::DeadLetter(Offset(offset)) => self.redriven.contains(offset),
         }
     }
 
@@ -233,13 +236,15 @@ impl Progress {
     }
 
     /// Failed attempts of an event, if any.
-    pub(super) fn attempts(&self, place: Place) -> Option<Attempts> {
+    pub(super) fn attempts(&self, place: EventPosition) -> Option<FailedAttempts> {
         self.tried.get(&place).copied()
     }
 
     /// Counts a failed attempt that began at `began`; returns all failed attempts so far.
-    pub(super) fn failed(&mut self, place: Place, began: Instant) -> Attempts {
-        let mut attempts = self.attempts(place).unwrap_or_else(|| Attempts::begin(began));
+    pub(super) fn failed(&mut self, place: EventPosition, began: Instant) -> FailedAttempts {
+        let mut attempts = self
+            .attempts(place)
+            .unwrap_or_else(|| FailedAttempts::begin(began));
         attempts.failed = attempts.failed.saturating_add(1);
         // A settled event stays settled.
         if self.is_outstanding(place) {
@@ -249,10 +254,10 @@ impl Progress {
     }
 
     /// Settles an event; returns whether it was outstanding.
-    pub(super) fn settle(&mut self, place: Place, settlement: Settlement) -> bool {
+    pub(super) fn settle(&mut self, place: EventPosition, settlement: Settlement) -> bool {
         let was_outstanding = match place {
-            Place::Log(Offset(offset)) => self.events.remove(offset),
-            Place::DeadLetter(Offset(offset)) => self.redriven.remove(offset),
+            EventPosition::Log(Offset(offset)) => self.events.remove(offset),
+            EventPosition::DeadLetter(Offset(offset)) => self.redriven.remove(offset),
         };
         if was_outstanding {
             self.pending -= 1;
@@ -265,9 +270,9 @@ impl Progress {
     /// Clamps the progress to the ends of logs that lost their tails: other events will get those offsets.
     /// Outstanding events beyond them are settled as dropped. Returns whether anything was beyond.
     pub(super) fn keep_within(&mut self, events: Offset, dead_letters: Offset) -> bool {
-        let lost = |place: &Place| match *place {
-            Place::Log(offset) => offset >= events,
-            Place::DeadLetter(offset) => offset >= dead_letters,
+        let lost = |place: &EventPosition| match *place {
+            EventPosition::Log(offset) => offset >= events,
+            EventPosition::DeadLetter(offset) => offset >= dead_letters,
         };
         let lost: Vec<_> = self.outstanding().filter(lost).collect();
         let is_beyond = self.next > events || !lost.is_empty();
@@ -284,11 +289,11 @@ impl Progress {
         for (&place, attempts) in &self.tried {
             let elapsed = u64::try_from(attempts.elapsed(now).as_millis()).unwrap_or(u64::MAX);
             match place {
-                Place::Log(offset) => tried.push((offset, attempts.failed, elapsed)),
-                Place::DeadLetter(offset) => tried_redriven.push((offset, attempts.failed, elapsed)),
+                EventPosition::Log(offset) => tried.push((offset, attempts.failed, elapsed)),
+                EventPosition::DeadLetter(offset) => tried_redriven.push((offset, attempts.failed, elapsed)),
             }
         }
-        let stored = Stored {
+        let stored = StoredProgress {
             version: VERSION,
             broker: broker.to_owned(),
             next: self.next,
@@ -308,15 +313,15 @@ impl Progress {
 
     /// Decodes the progress together with its broker, as `namespace/name`.
     pub(super) fn decode_with_broker(bytes: &[u8], now: Instant) -> Result<(String, Self), ProgressError> {
-        match serde_json::from_slice::<StoredVersion>(bytes)?.version {
+        match serde_json::from_slice::<StoredProgressVersion>(bytes)?.version {
             1 => Ok(Self::restore_v1(serde_json::from_slice(bytes)?, now)),
             VERSION => Self::restore(serde_json::from_slice(bytes)?, now),
             other => Err(ProgressError::Version(other)),
         }
     }
 
-    fn restore(stored: Stored, now: Instant) -> Result<(String, Self), ProgressError> {
-        let Stored {
+    fn restore(stored: StoredProgress, now: Instant) -> Result<(String, Self), ProgressError> {
+        let StoredProgress {
             version: _,
             broker,
             next,
@@ -333,9 +338,9 @@ impl Progress {
             ..Self::starting_at(next)
         };
         progress.count_pending();
-        let of = |place: fn(Offset) -> Place| {
+        let of = |place: fn(Offset) -> EventPosition| {
             move |(offset, failed, elapsed): StoredAttempts| {
-                let attempts = Attempts {
+                let attempts = FailedAttempts {
                     failed,
                     elapsed: Duration::from_millis(elapsed),
                     as_of: now,
@@ -343,8 +348,8 @@ impl Progress {
                 (place(offset), attempts)
             }
         };
-        let tried = tried.into_iter().map(of(Place::Log));
-        let redriven = tried_redriven.into_iter().map(of(Place::DeadLetter));
+        let tried = tried.into_iter().map(of(EventPosition::Log));
+        let redriven = tried_redriven.into_iter().map(of(EventPosition::DeadLetter));
         for (place, attempts) in tried.chain(redriven) {
             if progress.is_outstanding(place) {
                 progress.tried.insert(place, attempts);
@@ -353,8 +358,8 @@ impl Progress {
         Ok((broker, progress))
     }
 
-    fn restore_v1(stored: StoredV1, now: Instant) -> (String, Self) {
-        let StoredV1 {
+    fn restore_v1(stored: StoredProgressV1, now: Instant) -> (String, Self) {
+        let StoredProgressV1 {
             broker,
             next,
             outstanding,
@@ -370,17 +375,17 @@ impl Progress {
         progress.count_pending();
         let outstanding = outstanding
             .into_iter()
-            .map(|(offset, failed, _)| (Place::Log(offset), failed));
+            .map(|(offset, failed, _)| (EventPosition::Log(offset), failed));
         let redriven = redriven
             .into_iter()
-            .map(|(offset, failed, _)| (Place::DeadLetter(offset), failed));
+            .map(|(offset, failed, _)| (EventPosition::DeadLetter(offset), failed));
         progress.tried = outstanding
             .chain(redriven)
             .filter(|&(_, failed)| failed > 0)
             .map(|(place, failed)| {
-                let attempts = Attempts {
+                let attempts = FailedAttempts {
                     failed,
-                    ..Attempts::begin(now)
+                    ..FailedAttempts::begin(now)
                 };
                 (place, attempts)
             })
@@ -414,8 +419,8 @@ mod tests {
 
     use super::*;
 
-    fn log(offset: u64) -> Place {
-        Place::Log(Offset(offset))
+    fn log(offset: u64) -> EventPosition {
+        EventPosition::Log(Offset(offset))
     }
 
     #[test]
@@ -433,12 +438,12 @@ mod tests {
         assert_eq!(progress.low().dead_letters, None);
         progress.redriven(Offset(3));
         progress.redriven(Offset(30));
-        let low = Low {
+        let low = LowWatermarks {
             events: Offset(20),
             dead_letters: Some(Offset(3)),
         };
         assert_eq!(progress.low(), low);
-        progress.settle(Place::DeadLetter(Offset(3)), Settlement::Delivered);
+        progress.settle(EventPosition::DeadLetter(Offset(3)), Settlement::Delivered);
         assert_eq!(progress.low().dead_letters, Some(Offset(30)));
     }
 
@@ -450,10 +455,10 @@ mod tests {
         assert!(!progress.settle(log(0), Settlement::DeadLettered));
         assert_eq!(
             progress.counts(),
-            Counts {
+            SettlementCounts {
                 matched: 1,
                 delivered: 1,
-                ..Counts::default()
+                ..SettlementCounts::default()
             }
         );
     }
@@ -471,7 +476,7 @@ mod tests {
         assert!(progress.keep_within(Offset(6), Offset(3)));
         assert_eq!(
             progress.outstanding().collect::<Vec<_>>(),
-            [log(2), Place::DeadLetter(Offset(2))]
+            [log(2), EventPosition::DeadLetter(Offset(2))]
         );
         assert_eq!((progress.next(), progress.counts().dropped), (Offset(6), 2));
         assert!(progress.keep_within(Offset(4), Offset(3)), "the place alone");
@@ -519,7 +524,7 @@ mod tests {
         );
         assert_eq!(
             progress.outstanding().collect::<Vec<_>>(),
-            [log(3), log(5), Place::DeadLetter(Offset(1))]
+            [log(3), log(5), EventPosition::DeadLetter(Offset(1))]
         );
         assert_eq!(progress.attempts(log(3)), None);
         let attempts = progress.attempts(log(5)).unwrap();
@@ -547,7 +552,7 @@ mod tests {
             let mut progress = Progress::starting_at(Offset(0));
             for (offset, redriven, step) in steps {
                 let offset = Offset(offset);
-                let place = if redriven { Place::DeadLetter(offset) } else { Place::Log(offset) };
+                let place = if redriven { EventPosition::DeadLetter(offset) } else { EventPosition::Log(offset) };
                 match step {
                     0 if redriven => progress.redriven(offset),
                     0 if offset >= progress.next() => progress.matched(offset),

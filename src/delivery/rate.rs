@@ -6,12 +6,12 @@ use crate::routing::RateLimit;
 
 /// A token bucket: refills with time, up to the burst; an attempt costs one token.
 #[derive(Debug, Default)]
-pub(super) struct Bucket {
+pub(super) struct TokenBucket {
     /// `None` until the first attempt: the bucket begins full.
     state: Option<(Instant, f64)>,
 }
 
-impl Bucket {
+impl TokenBucket {
     /// Time at which the next attempt may begin.
     pub(super) fn permits(&self, limit: RateLimit, now: Instant) -> Instant {
         let missing = 1.0 - self.tokens(limit, now);
@@ -48,7 +48,7 @@ mod tests {
             per_second: NonZeroU32::new(10).unwrap(),
             burst: NonZeroU32::new(3).unwrap(),
         };
-        let (mut bucket, start) = (Bucket::default(), Instant::now());
+        let (mut bucket, start) = (TokenBucket::default(), Instant::now());
         let mut now = start;
         for _ in 0..23 {
             now = bucket.permits(limit, now);

@@ -8,9 +8,9 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    held::{Held, Share},
+    buffered::{BufferedEvent, MemoryShare},
     inbox::Inbox,
-    place::READ,
+    position::READ,
 };
 use crate::{
     cloudevents::Event,
@@ -26,14 +26,14 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Yields to other tasks on the thread after as many filter steps as one event may cost, about 2 ms.
 #[derive(Debug, Default)]
-pub(super) struct Turn {
+pub(super) struct FilterYield {
     /// Steps since the last yield, without those of the present event.
     before: u64,
     /// Steps of the present event already counted.
     seen: u64,
 }
 
-impl Turn {
+impl FilterYield {
     /// Yields if the filters evaluated so far are over the limit. `subject` counts all steps of its event.
     pub(super) async fn pass(&mut self, subject: &Subject<'_>) {
         let steps = subject.steps();
@@ -57,13 +57,13 @@ const MAX_READ_AGAIN: Duration = Duration::from_secs(10);
 
 /// Triggers of a table for which an event was already evaluated: each once, even when inboxes attach meanwhile.
 #[derive(Default)]
-struct LookedAt {
+struct EvaluatedTriggers {
     inboxes: Arc<Vec<Arc<Inbox>>>,
     done: Vec<bool>,
     wanted: Vec<usize>,
 }
 
-impl LookedAt {
+impl EvaluatedTriggers {
     /// Resets when the table's Triggers change.
     fn by(&mut self, inboxes: &Arc<Vec<Arc<Inbox>>>) {
         if !Arc::ptr_eq(&self.inboxes, inboxes) {
@@ -90,11 +90,11 @@ pub(super) struct Listener {
 /// Follows one broker's log and offers each event to the Triggers that want it.
 pub(super) struct Reader {
     log: Arc<dyn Log>,
-    memory: Share,
-    state: Mutex<State>,
+    memory: MemoryShare,
+    state: Mutex<ReaderState>,
 }
 
-struct State {
+struct ReaderState {
     /// Everything below was offered to every attached inbox that wanted it.
     position: Offset,
     /// Number of times an inbox was attached.
@@ -106,7 +106,7 @@ struct State {
     unreadable: Burst,
 }
 
-impl State {
+impl ReaderState {
     /// Detaches every inbox: from here on each Trigger reads the log by itself until it joins again.
     fn leave_alone(&mut self, from: Offset) {
         self.inboxes.iter().for_each(|inbox| inbox.overflow(from));
@@ -117,8 +117,8 @@ impl Reader {
     /// Creates a reader that begins at `position`. Triggers read what is before it by themselves.
     pub(super) fn new(log: Arc<dyn Log>, position: Offset, memory: &Pool) -> Self {
         let broker = log.name().broker();
-        let memory = Share::new(memory, broker.namespace(), broker.as_str());
-        let state = State {
+        let memory = MemoryShare::new(memory, broker.namespace(), broker.as_str());
+        let state = ReaderState {
             position,
             attached: 0,
             table: Arc::default(),
@@ -238,7 +238,7 @@ impl Reader {
             self.leave_alone();
             return Ok(());
         };
-        let mut turn = Turn::default();
+        let mut turn = FilterYield::default();
         for record in records {
             let part = memory.split(record.payload.len());
             self.offer_record(record, part, &mut turn).await;
@@ -247,13 +247,13 @@ impl Reader {
     }
 
     /// Offers one record. Filters are evaluated without holding the lock.
-    async fn offer_record(&self, record: Record, memory: Reservation, turn: &mut Turn) {
+    async fn offer_record(&self, record: Record, memory: Reservation, turn: &mut FilterYield) {
         let offset = record.offset;
         let event = match Event::from_record(record.payload) {
-            Ok(event) => Held::new(event, memory),
+            Ok(event) => BufferedEvent::new(event, memory),
             Err(error) => return self.unreadable(offset, &error),
         };
-        let mut looked_at = LookedAt::default();
+        let mut looked_at = EvaluatedTriggers::default();
         loop {
             let (table, inboxes, attached) = {
                 let state = self.lock();
@@ -324,7 +324,7 @@ impl Reader {
         None
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ReaderState> {
         // No panic under the lock leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{offsets::OffsetSet, taking::Taking};
+use super::{offsets::OffsetSet, taking::TakingGuard};
 use crate::log::{BrokerName, CheckpointChange, CheckpointKey, LogError, LogName, LogProvider, Offset};
 
 /// Asks a dispatcher to redrive dead letters.
@@ -18,7 +18,7 @@ pub(super) struct Redrive {
     pub(super) taken: Arc<TakenLetters>,
     /// Held until the letters are taken or left, even if the requester has stopped waiting: nobody else takes them
     /// meanwhile.
-    pub(super) taking: Arc<Taking>,
+    pub(super) taking: Arc<TakingGuard>,
     /// Number of letters taken, always the first ones; durable by then.
     pub(super) answer: oneshot::Sender<Result<usize, LogError>>,
 }

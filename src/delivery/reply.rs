@@ -12,7 +12,7 @@ use crate::{
 
 /// Outcome of a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Reply {
+pub(super) enum ReplyOutcome {
     /// Number of events stored in the broker.
     Stored(usize),
     /// Not stored: too many deliveries led to it.
@@ -35,22 +35,22 @@ pub(super) async fn store(
     replies: &Replies,
     context: Option<&TraceContext>,
     room: Room,
-) -> Result<Reply, LogError> {
+) -> Result<ReplyOutcome, LogError> {
     let next = intake::next(delivered);
     if next.hops > MAX_HOPS {
-        return Ok(Reply::BeyondMaxHops);
+        return Ok(ReplyOutcome::BeyondMaxHops);
     }
     let (records, counted) = match replies.records(next, context).await {
         Ok(made) => made,
-        Err(UnusableReply::BeyondMaxDescendants) => return Ok(Reply::BeyondMaxDescendants),
-        Err(UnusableReply::Invalid(problem)) => return Ok(Reply::Invalid(problem)),
+        Err(UnusableReply::BeyondMaxDescendants) => return Ok(ReplyOutcome::BeyondMaxDescendants),
+        Err(UnusableReply::Invalid(problem)) => return Ok(ReplyOutcome::Invalid(problem)),
     };
     let count = records.len();
     if count > 0 {
         intake.settle(log, records, room).await?;
     }
     counted.keep();
-    Ok(Reply::Stored(count))
+    Ok(ReplyOutcome::Stored(count))
 }
 
 #[cfg(test)]
@@ -113,8 +113,8 @@ mod tests {
                 .await
                 .unwrap();
             let expected = match round {
-                5 => Reply::BeyondMaxDescendants,
-                _ => Reply::Stored(1000),
+                5 => ReplyOutcome::BeyondMaxDescendants,
+                _ => ReplyOutcome::Stored(1000),
             };
             assert_eq!(reply, expected);
         }
@@ -123,7 +123,7 @@ mod tests {
         let reply = store(&intake, &broker, &origin, &few, None, Room::Common)
             .await
             .unwrap();
-        assert_eq!(reply, Reply::Stored(1), "what fits still does");
+        assert_eq!(reply, ReplyOutcome::Stored(1), "what fits still does");
         let body = Bytes::from_static(br#"[{"specversion":"1.0","id":"1","source":"/s","type":"t"},{}]"#);
         let invalid = Replies::of_a_test(&client, body, descendants);
         for _ in 0..100 {
@@ -131,7 +131,7 @@ mod tests {
                 .await
                 .unwrap();
             assert!(
-                matches!(reply, Reply::Invalid(_)),
+                matches!(reply, ReplyOutcome::Invalid(_)),
                 "and does not count: {reply:?}"
             );
         }
@@ -170,8 +170,8 @@ mod tests {
             });
             assert_eq!(hops.as_deref(), expected, "{delivered:?}");
             let reply = match expected {
-                Some(_) => Reply::Stored(1),
-                None => Reply::BeyondMaxHops,
+                Some(_) => ReplyOutcome::Stored(1),
+                None => ReplyOutcome::BeyondMaxHops,
             };
             assert_eq!(stored, reply);
         }

@@ -14,10 +14,10 @@ use tokio_util::{
 
 use super::{
     DeliveryOptions, Hold, SinkHealth, TriggerStats, TriggerView,
-    dispatcher::{Dispatcher, Parts},
+    dispatcher::{Dispatcher, DispatcherParts},
     inbox::Inbox,
-    place::BrokerLogs,
-    placement::{Placed, find_start_later},
+    placement::{StartPosition, find_start_later},
+    position::BrokerLogs,
     progress::Progress,
     reader::Reader,
     redrive::Redrive,
@@ -103,11 +103,11 @@ impl Spawner {
         &self,
         reader: &Arc<Reader>,
         settings: Settings,
-        place: Placed,
+        place: StartPosition,
         logs: BrokerLogs,
         trigger: &Trigger,
     ) -> RunningTrigger {
-        let Placed {
+        let StartPosition {
             progress,
             unknown,
             resumed,
@@ -132,7 +132,7 @@ impl Spawner {
             tell_resumed(&view, &progress);
         }
         // Boxed to keep the future small: each of tens of thousands of Triggers may have this task.
-        let mut parts = Box::new(Parts {
+        let mut parts = Box::new(DispatcherParts {
             logs,
             checkpoints: self.checkpoints.clone(),
             intake: self.intake.clone(),
@@ -154,7 +154,7 @@ impl Spawner {
         let start = trigger.start;
         let delivering = async move {
             if let Some(error) = unknown {
-                let Parts {
+                let DispatcherParts {
                     logs, settings, stop, ..
                 } = &mut *parts;
                 match Box::pin(find_start_later(

@@ -9,7 +9,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 
 use super::{
     Hold, SAVE_EVERY,
-    progress::{Low, Progress},
+    progress::{LowWatermarks, Progress},
 };
 use crate::log::{BrokerName, CheckpointChange, CheckpointKey, Checkpoints, LogError};
 
@@ -29,7 +29,7 @@ pub(super) struct Saver {
     hold: Arc<Hold>,
     under_way: Option<BoxFuture<'static, Result<(), LogError>>>,
     /// Watermark of the save in flight.
-    low: Low,
+    low: LowWatermarks,
     at: Option<Instant>,
     every: Duration,
 }
@@ -41,7 +41,7 @@ impl Saver {
         key: CheckpointKey,
         broker: BrokerName,
         hold: Arc<Hold>,
-        low: Low,
+        low: LowWatermarks,
     ) -> Self {
         Self {
             checkpoints,

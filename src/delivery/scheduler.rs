@@ -21,10 +21,10 @@ use super::{
     dead_letter::DeadLetter,
     ending::Ending,
     lanes::Lanes,
-    letters::{LetterKept, LetterSent, Letters, Sending},
-    place::Place,
-    progress::{Attempts, Progress},
-    rate::Bucket,
+    letters::{LetterKept, LetterSent, LetterStep, PendingLetters},
+    position::EventPosition,
+    progress::{FailedAttempts, Progress},
+    rate::TokenBucket,
     settlement::Settlement,
     throttle::Throttle,
 };
@@ -64,17 +64,20 @@ pub(super) struct Policy {
 
 /// Next step of a Trigger.
 #[derive(Debug)]
-pub(super) enum Step<E> {
+pub(super) enum SchedulerStep<E> {
     /// Attempt an event; report the result by [`Scheduler::ended`].
     Attempt(Launch<E>),
     /// Send a dead letter to the dead-letter Sink; report the result by [`Scheduler::letter_sent`].
     SendLetter {
-        place: Place,
+        place: EventPosition,
         letter: DeadLetter,
         number: u32,
     },
     /// Keep a dead letter in the log; report the result by [`Scheduler::letter_kept`].
-    KeepLetter { place: Place, letter: DeadLetter },
+    KeepLetter {
+        place: EventPosition,
+        letter: DeadLetter,
+    },
     /// Do nothing before this time, or before something happens.
     Wait(Option<Instant>),
 }
@@ -82,7 +85,7 @@ pub(super) enum Step<E> {
 /// An attempt to begin.
 #[derive(Debug)]
 pub(super) struct Launch<E> {
-    pub(super) place: Place,
+    pub(super) place: EventPosition,
     /// The event, if it is in memory.
     pub(super) event: Option<E>,
     /// Number of the attempt, from 1.
@@ -102,8 +105,8 @@ pub(super) enum Fate {
     },
 }
 
-struct Item<E> {
-    place: Place,
+struct QueuedEvent<E> {
+    place: EventPosition,
     event: Option<E>,
     bytes: usize,
 }
@@ -120,21 +123,21 @@ struct Flight {
 pub(super) struct Scheduler<E> {
     policy: Policy,
     progress: Progress,
-    fresh: VecDeque<Item<E>>,
+    fresh: VecDeque<QueuedEvent<E>>,
     fresh_bytes: usize,
     lanes: Lanes,
-    retries: BTreeSet<(Instant, Place)>,
-    in_flight: HashMap<Place, Flight>,
+    retries: BTreeSet<(Instant, EventPosition)>,
+    in_flight: HashMap<EventPosition, Flight>,
     retries_in_flight: usize,
     /// Fresh events attempted since the last retry.
     fresh_in_a_row: u32,
-    letters: Letters,
+    letters: PendingLetters,
     breaker: Breaker,
     /// Failed attempts since the last success, of any event.
     failures: u32,
     /// Events that failed for the first time since the last success.
-    suspects: Vec<Place>,
-    bucket: Bucket,
+    suspects: Vec<EventPosition>,
+    bucket: TokenBucket,
     throttle: Throttle,
     /// Whether the Sink has asked since its last success for a pause long enough to be reported.
     asked_for_long_pause: bool,
@@ -159,11 +162,11 @@ impl<E> Scheduler<E> {
             in_flight: HashMap::new(),
             retries_in_flight: 0,
             fresh_in_a_row: 0,
-            letters: Letters::default(),
+            letters: PendingLetters::default(),
             breaker: Breaker::default(),
             failures: 0,
             suspects: Vec::new(),
-            bucket: Bucket::default(),
+            bucket: TokenBucket::default(),
             throttle: Throttle::new(now),
             asked_for_long_pause: false,
             sink: 0,
@@ -183,7 +186,7 @@ impl<E> Scheduler<E> {
 
     /// Outstanding events at startup that have to be offered again, in order. With order by key these are all of
     /// them: only the events tell their keys.
-    pub(super) fn to_recover(&self) -> Vec<Place> {
+    pub(super) fn to_recover(&self) -> Vec<EventPosition> {
         let by_key = self.is_by_key();
         let outstanding = self.progress.outstanding();
         outstanding
@@ -219,13 +222,13 @@ impl<E> Scheduler<E> {
     /// Offers a wanted event of this size in memory. An event offered twice is counted once.
     pub(super) fn offer(
         &mut self,
-        place: Place,
+        place: EventPosition,
         key: Option<Box<str>>,
         event: Option<(E, usize)>,
         now: Instant,
         jitter: f64,
     ) {
-        if let Place::Log(offset) = place
+        if let EventPosition::Log(offset) = place
             && offset >= self.progress.next()
         {
             self.progress.matched(offset);
@@ -244,7 +247,7 @@ impl<E> Scheduler<E> {
     }
 
     /// Settles an outstanding event that was removed from the log.
-    pub(super) fn removed(&mut self, place: Place, now: Instant) {
+    pub(super) fn removed(&mut self, place: EventPosition, now: Instant) {
         self.settle(place, Settlement::Dropped, now);
     }
 
@@ -263,7 +266,7 @@ impl<E> Scheduler<E> {
     /// Adds a redriven dead letter; that it is wanted again is durable by now.
     pub(super) fn redriven(&mut self, letter: Offset, key: Option<Box<str>>, now: Instant) {
         self.progress.redriven(letter);
-        self.offer(Place::DeadLetter(letter), key, None, now, 0.0);
+        self.offer(EventPosition::DeadLetter(letter), key, None, now, 0.0);
     }
 
     /// Replaces the delivery policy.
@@ -294,32 +297,32 @@ impl<E> Scheduler<E> {
         self.in_flight.len()
     }
 
-    /// Next step. Any step but [`Step::Wait`] counts as begun.
-    pub(super) fn next(&mut self, now: Instant) -> Step<E> {
+    /// Next step. Any step but [`SchedulerStep::Wait`] counts as begun.
+    pub(super) fn next(&mut self, now: Instant) -> SchedulerStep<E> {
         let for_letters = match self.next_letter(now) {
-            Step::Wait(at) => at,
+            SchedulerStep::Wait(at) => at,
             step => return step,
         };
         match self.attempt(now) {
-            Ok(launch) => Step::Attempt(launch),
-            Err(at) => Step::Wait([at, for_letters].into_iter().flatten().min()),
+            Ok(launch) => SchedulerStep::Attempt(launch),
+            Err(at) => SchedulerStep::Wait([at, for_letters].into_iter().flatten().min()),
         }
     }
 
     /// Next step for dead letters only.
-    pub(super) fn next_letter(&mut self, now: Instant) -> Step<E> {
+    pub(super) fn next_letter(&mut self, now: Instant) -> SchedulerStep<E> {
         match self.letters.next(now) {
-            Sending::Send {
+            LetterStep::Send {
                 place,
                 letter,
                 number,
-            } => Step::SendLetter {
+            } => SchedulerStep::SendLetter {
                 place,
                 letter,
                 number,
             },
-            Sending::Keep { place, letter } => Step::KeepLetter { place, letter },
-            Sending::Wait(at) => Step::Wait(at),
+            LetterStep::Keep { place, letter } => SchedulerStep::KeepLetter { place, letter },
+            LetterStep::Wait(at) => SchedulerStep::Wait(at),
         }
     }
 
@@ -377,7 +380,7 @@ impl<E> Scheduler<E> {
     }
 
     /// Picks a due retry or a fresh event, alternating; also returns whether it is a retry.
-    fn pick(&mut self, now: Instant) -> Option<(Item<E>, bool)> {
+    fn pick(&mut self, now: Instant) -> Option<(QueuedEvent<E>, bool)> {
         let is_due = self.may_retry() && self.retries.first().is_some_and(|&(at, _)| at <= now);
         let turns = if self.breaker.is_open() { FRESH_PROBES } else { 1 };
         if !is_due || (self.fresh_in_a_row < turns && !self.fresh.is_empty()) {
@@ -386,7 +389,7 @@ impl<E> Scheduler<E> {
             return Some((item, false));
         }
         let (_, place) = self.retries.pop_first()?;
-        let item = Item {
+        let item = QueuedEvent {
             place,
             event: None,
             bytes: 0,
@@ -402,12 +405,12 @@ impl<E> Scheduler<E> {
     }
 
     /// Turns the event into a dead letter, to be sent to the dead-letter Sink or kept.
-    pub(super) fn bury(&mut self, place: Place, letter: DeadLetter, has_sink: bool, now: Instant) {
+    pub(super) fn bury(&mut self, place: EventPosition, letter: DeadLetter, has_sink: bool, now: Instant) {
         self.letters.bury(place, letter, has_sink, now);
     }
 
     /// Records the result of sending a dead letter to the dead-letter Sink.
-    pub(super) fn letter_sent(&mut self, place: Place, sent: LetterSent, now: Instant, jitter: f64) {
+    pub(super) fn letter_sent(&mut self, place: EventPosition, sent: LetterSent, now: Instant, jitter: f64) {
         match sent.ending {
             Some(Ending::Delivered) => drop(self.settle(place, Settlement::DeadLettered, now)),
             Some(Ending::Gone) => drop(self.settle(place, Settlement::Dropped, now)),
@@ -416,7 +419,7 @@ impl<E> Scheduler<E> {
     }
 
     /// Records whether a dead letter was kept in the log.
-    pub(super) fn letter_kept(&mut self, place: Place, kept: LetterKept, now: Instant) {
+    pub(super) fn letter_kept(&mut self, place: EventPosition, kept: LetterKept, now: Instant) {
         match kept {
             LetterKept::Stored => drop(self.settle(place, Settlement::DeadLettered, now)),
             LetterKept::Gone => drop(self.settle(place, Settlement::Dropped, now)),
@@ -427,32 +430,33 @@ impl<E> Scheduler<E> {
         }
     }
 
-    fn settle(&mut self, place: Place, settlement: Settlement, now: Instant) -> Fate {
+    fn settle(&mut self, place: EventPosition, settlement: Settlement, now: Instant) -> Fate {
         self.progress.settle(place, settlement);
         self.letters.forget(place);
         if let Some(next) = self.lanes.leave(place) {
             self.push_fresh(next, None);
         }
         // The reserve for settling is for the first unsettled event.
-        self.letters.hurry(Place::Log(self.progress.low().events), now);
+        self.letters
+            .hurry(EventPosition::Log(self.progress.low().events), now);
         Fate::Settled
     }
 
-    fn is_first_unsettled(&self, place: Place) -> bool {
-        place == Place::Log(self.progress.low().events)
+    fn is_first_unsettled(&self, place: EventPosition) -> bool {
+        place == EventPosition::Log(self.progress.low().events)
     }
 
-    fn resume(&mut self, place: Place, attempts: Attempts, now: Instant, jitter: f64) {
+    fn resume(&mut self, place: EventPosition, attempts: FailedAttempts, now: Instant, jitter: f64) {
         let pause = backoff::pause(&self.policy.delivery, attempts.failed, None, jitter);
         self.retries.insert((now + pause, place));
     }
 
-    fn push_fresh(&mut self, place: Place, event: Option<(E, usize)>) {
+    fn push_fresh(&mut self, place: EventPosition, event: Option<(E, usize)>) {
         let event =
             event.filter(|(_, bytes)| self.fresh_bytes == 0 || self.fresh_bytes + bytes <= MAX_FRESH_BYTES);
         let (event, bytes) = event.map_or((None, 0), |(event, bytes)| (Some(event), bytes));
         self.fresh_bytes += bytes;
-        self.fresh.push_back(Item { place, event, bytes });
+        self.fresh.push_back(QueuedEvent { place, event, bytes });
     }
 
     fn is_by_key(&self) -> bool {

@@ -10,7 +10,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 
-use super::{progress::Progress, reply::Reply};
+use super::{progress::Progress, reply::ReplyOutcome};
 use crate::{filter, log::Offset};
 
 /// Points for an event whose filters exceed their budget; each other event takes one away.
@@ -176,12 +176,12 @@ impl TriggerStats {
         self.missed.fetch_add(events, Relaxed);
     }
 
-    pub(super) fn replied(&self, reply: &Reply) {
+    pub(super) fn replied(&self, reply: &ReplyOutcome) {
         match reply {
-            Reply::Stored(events) => self.replies_stored.fetch_add(*events as u64, Relaxed),
-            Reply::BeyondMaxHops => self.replies_beyond_max_hops.fetch_add(1, Relaxed),
-            Reply::BeyondMaxDescendants => self.replies_beyond_max_descendants.fetch_add(1, Relaxed),
-            Reply::Invalid(_) => self.replies_invalid.fetch_add(1, Relaxed),
+            ReplyOutcome::Stored(events) => self.replies_stored.fetch_add(*events as u64, Relaxed),
+            ReplyOutcome::BeyondMaxHops => self.replies_beyond_max_hops.fetch_add(1, Relaxed),
+            ReplyOutcome::BeyondMaxDescendants => self.replies_beyond_max_descendants.fetch_add(1, Relaxed),
+            ReplyOutcome::Invalid(_) => self.replies_invalid.fetch_add(1, Relaxed),
         };
     }
 

@@ -46,11 +46,11 @@ impl BrokerLetters {
     }
 
     /// Takes letters from this one on, once nobody else does. They are not trimmed meanwhile.
-    pub(super) async fn take(self: Arc<Self>, from: Offset) -> Taking {
+    pub(super) async fn take(self: Arc<Self>, from: Offset) -> TakingGuard {
         let taking = self.taking.clone().lock_owned().await;
         let _trimming = self.trimming.lock().await;
         self.from.store(from.0, Relaxed);
-        Taking {
+        TakingGuard {
             letters: self.clone(),
             _taking: taking,
         }
@@ -59,12 +59,12 @@ impl BrokerLetters {
 
 /// Guard for taking out a broker's letters, one holder at a time.
 #[derive(Debug)]
-pub(super) struct Taking {
+pub(super) struct TakingGuard {
     letters: Arc<BrokerLetters>,
     _taking: OwnedMutexGuard<()>,
 }
 
-impl Taking {
+impl TakingGuard {
     /// Releases the letters below.
     pub(super) fn begins_at(&self, first: Option<Offset>) {
         self.letters
@@ -73,7 +73,7 @@ impl Taking {
     }
 }
 
-impl Drop for Taking {
+impl Drop for TakingGuard {
     fn drop(&mut self) {
         // Before the lock is released, and the next holder begins.
         self.begins_at(None);

@@ -19,7 +19,7 @@ use super::{
     Retention,
     dead_letters::DeadLetters,
     holds::Holds,
-    keeper::Keeper,
+    keeper::DeletedTriggers,
     redrive::TakenLetters,
     retention,
     wall_clock::{self, WallClock},
@@ -70,29 +70,29 @@ pub(super) struct Trimmer {
     /// Holds of present Triggers.
     pub(super) present: ArcSwap<Holds>,
     /// Holds for deleted Triggers.
-    pub(super) keeper: Arc<Keeper>,
+    pub(super) keeper: Arc<DeletedTriggers>,
     pub(super) figures: Figures,
-    pub(super) room: Room,
+    pub(super) room: RoomAttempts,
     pub(super) clock: StdMutex<WallClock>,
 }
 
 /// Attempts to make room in the log: one at a time, with the result of the last.
 #[derive(Debug, Default)]
-pub(super) struct Room {
+pub(super) struct RoomAttempts {
     /// Held during an attempt; contains the time of the last one made for the volume.
     making: Mutex<Option<Instant>>,
-    last: StdMutex<Attempt>,
+    last: StdMutex<RoomAttempt>,
     /// Incremented whenever a Trigger's hold shrinks.
     released: Arc<AtomicU64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Attempt {
+struct RoomAttempt {
     /// Number of attempts so far.
     number: u64,
     ended: Option<Instant>,
     outcome: Freed,
-    /// [`Room::released`] when it began.
+    /// [`RoomAttempts::released`] when it began.
     released: u64,
 }
 
@@ -106,8 +106,8 @@ enum Freed {
     Enough,
 }
 
-impl Room {
-    fn last(&self) -> Attempt {
+impl RoomAttempts {
+    fn last(&self) -> RoomAttempt {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -118,7 +118,7 @@ impl Room {
 
     fn ended(&self, outcome: Freed, released: u64) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = Attempt {
+        *last = RoomAttempt {
             number: last.number + 1,
             ended: Some(Instant::now()),
             outcome,
@@ -127,7 +127,7 @@ impl Room {
     }
 }
 
-impl Attempt {
+impl RoomAttempt {
     /// Pause before the next attempt; `None` if it would find the same.
     fn pause(&self, released: u64) -> Option<Duration> {
         let Some(ended) = self.ended else {
@@ -495,19 +495,19 @@ mod tests {
             dead_letters: Arc::new(DeadLetters::new(log.clone(), checkpoints.clone(), taken.clone())),
             taken,
             present: ArcSwap::default(),
-            keeper: Arc::new(Keeper::new(
+            keeper: Arc::new(DeletedTriggers::new(
                 log.clone(),
                 checkpoints,
                 Duration::ZERO,
                 Duration::ZERO,
             )),
             figures: Figures::default(),
-            room: Room::default(),
+            room: RoomAttempts::default(),
             clock: StdMutex::default(),
         }
     }
 
-    fn trigger(broker: &str, room: &Room) -> TriggerView {
+    fn trigger(broker: &str, room: &RoomAttempts) -> TriggerView {
         TriggerView {
             uid: "u".to_owned(),
             namespace: "shop".to_owned(),

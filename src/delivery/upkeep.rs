@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{dead_letters::DeadLetters, keeper::Keeper, trimmer::Trimmer};
+use super::{dead_letters::DeadLetters, keeper::DeletedTriggers, trimmer::Trimmer};
 use crate::destination::Client;
 
 /// Interval between trims.
@@ -24,7 +24,7 @@ const TRIM_AT_ONCE: Duration = Duration::from_millis(100);
 pub(super) struct Upkeep {
     pub(super) client: Client,
     pub(super) dead_letters: Arc<DeadLetters>,
-    pub(super) keeper: Arc<Keeper>,
+    pub(super) keeper: Arc<DeletedTriggers>,
     pub(super) trimmer: Arc<Trimmer>,
     /// Notified when settling needs room.
     pub(super) room_wanted: Arc<Notify>,

@@ -32,10 +32,10 @@ use super::{
 };
 use crate::{
     cloudevents::{Event, Received, read_http},
-    delivery::{Engine, KeptLetter, KeptTrigger, Selection, TriggerView},
+    delivery::{Engine, KeptLetter, RetainedTrigger, Selection, TriggerView},
     filter::{Expression, Filter},
     log::{BrokerName, Log, LogError, LogName, LogProvider, Offset, ReadLimit},
-    routing::{Held, RouteExplanation, RoutingTable, broker_key, explain_while},
+    routing::{RouteExplanation, RoutingTable, WaitReason, broker_key, explain_while},
 };
 
 /// Maximum records searched for an event, the broker's newest first, and the time limit.
@@ -184,15 +184,15 @@ impl Explainer {
         for view in set_aside {
             let trigger = triggers.iter_mut().find(|trigger| trigger.name == view.name);
             if let Some(trigger) = trigger {
-                trigger.held = trigger.held.or(Some(Held::FilterTooExpensive));
+                trigger.held = trigger.held.or(Some(WaitReason::FilterTooExpensive));
             }
         }
     }
 
     fn deleted(&self, broker: &str) -> Vec<DeletedTrigger> {
         let kept = self.engine.kept_triggers().into_iter();
-        let of_broker = kept.filter(|KeptTrigger { view, .. }| view.broker().as_str() == broker);
-        let deleted = of_broker.map(|KeptTrigger { view, left }| DeletedTrigger {
+        let of_broker = kept.filter(|RetainedTrigger { view, .. }| view.broker().as_str() == broker);
+        let deleted = of_broker.map(|RetainedTrigger { view, left }| DeletedTrigger {
             pending: view.stats.pending(),
             not_looked_at: view.backlog(),
             seconds_left: left.as_secs(),

@@ -22,7 +22,7 @@ pub struct Revision(pub String);
 /// A Trigger or a Source that a router cannot decode, because a newer controller wrote it, fails by itself: see
 /// [`Configuration::undecodable`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", from = "Received")]
+#[serde(rename_all = "camelCase", from = "RawConfiguration")]
 pub struct Configuration {
     /// Revision of this content.
     pub revision: Revision,
@@ -282,7 +282,7 @@ impl fmt::Display for Undecodable {
 /// A configuration whose items are not decoded yet.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Received {
+struct RawConfiguration {
     revision: Revision,
     namespaces: BTreeSet<String>,
     #[serde(default)]
@@ -298,15 +298,15 @@ struct Received {
 /// What every item has, in any version.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Named {
+struct ItemName {
     uid: String,
     namespace: String,
     name: String,
 }
 
-impl From<Received> for Configuration {
-    fn from(received: Received) -> Self {
-        let Received {
+impl From<RawConfiguration> for Configuration {
+    fn from(received: RawConfiguration) -> Self {
+        let RawConfiguration {
             revision,
             namespaces,
             brokers,
@@ -345,7 +345,7 @@ fn decode<T: DeserializeOwned>(
         match serde_json::from_str(item.get()) {
             Ok(item) => decoded.push(item),
             Err(error) => {
-                let Named { uid, namespace, name } = serde_json::from_str(item.get()).unwrap_or_default();
+                let ItemName { uid, namespace, name } = serde_json::from_str(item.get()).unwrap_or_default();
                 let name = format!("{namespace}/{name}");
                 let error = error.to_string();
                 failed(Undecodable {

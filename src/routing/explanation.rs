@@ -27,13 +27,13 @@ pub struct RouteExplanation {
     pub invalid: Option<String>,
     /// Why it delivers nothing at present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held: Option<Held>,
+    pub held: Option<WaitReason>,
 }
 
 /// Why a Trigger delivers nothing, and events wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Held {
+pub enum WaitReason {
     /// It is suspended.
     Suspended,
     /// Its Sink is not resolved.
@@ -88,8 +88,8 @@ fn explain_route(route: &Route, matches: bool, event: &Event) -> RouteExplanatio
             .unwrap_or_default(),
         invalid: filter.as_ref().err().map(ToString::to_string),
         held: match (trigger.suspend, &trigger.destination) {
-            (true, _) => Some(Held::Suspended),
-            (false, None) => Some(Held::NoDestination),
+            (true, _) => Some(WaitReason::Suspended),
+            (false, None) => Some(WaitReason::NoDestination),
             (false, Some(_)) => None,
         },
     }

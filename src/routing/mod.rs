@@ -19,7 +19,7 @@ pub use configuration::{
     Undecodable, broker_key,
 };
 pub use destination::{ContentMode, Destination, Header, HttpEndpoint, Secret, ServiceName};
-pub use explanation::{Held, RouteExplanation, explain, explain_while};
+pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};
 pub use schedule::{Schedule, ScheduleError};
 pub use source::{Cron, Source, SourceKind};
 pub use table::{BrokerTable, Route, RoutingTable};

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A validated Source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Wire", into = "Wire")]
+#[serde(try_from = "SourceJson", into = "SourceJson")]
 pub struct Source {
     /// UID of the resource.
     pub uid: String,
@@ -45,7 +45,7 @@ pub struct Cron {
 /// The JSON form. An unknown kind is an unknown field.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Wire {
+struct SourceJson {
     uid: String,
     namespace: String,
     name: String,
@@ -60,10 +60,10 @@ struct Wire {
 #[error("the Source has no kind")]
 struct NoKind;
 
-impl TryFrom<Wire> for Source {
+impl TryFrom<SourceJson> for Source {
     type Error = NoKind;
 
-    fn try_from(wire: Wire) -> Result<Self, NoKind> {
+    fn try_from(wire: SourceJson) -> Result<Self, NoKind> {
         Ok(Self {
             uid: wire.uid,
             namespace: wire.namespace,
@@ -75,7 +75,7 @@ impl TryFrom<Wire> for Source {
     }
 }
 
-impl From<Source> for Wire {
+impl From<Source> for SourceJson {
     fn from(source: Source) -> Self {
         let SourceKind::Cron(cron) = source.kind;
         Self {

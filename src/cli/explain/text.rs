@@ -8,7 +8,7 @@ use super::super::{display::harmless, validate::counted};
 use crate::{
     filter::{Explanation, Outcome},
     router::api::{DeletedTrigger, DeliveryProgress, EventState, Explained, TriggerExplained},
-    routing::{Held, RouteExplanation},
+    routing::{RouteExplanation, WaitReason},
 };
 
 const GOOD: Style = AnsiColor::Green.on_default();
@@ -53,7 +53,7 @@ pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
             "\n  {BOLD}Trigger {namespace}/{name}{BOLD:#} {style}{verdict}{style:#}"
         )?;
         write_reasons(out, &trigger.route, 2)?;
-        if *held == Some(Held::FilterTooExpensive) {
+        if *held == Some(WaitReason::FilterTooExpensive) {
             writeln!(
                 out,
                 "    {BOLD}delivery:{BOLD:#} its filters exceeded the step limit too often and are no longer \
@@ -190,12 +190,12 @@ fn write_delivery(
 ) -> io::Result<()> {
     let mut tell = |text: String| writeln!(out, "    {BOLD}delivery:{BOLD:#} {text}");
     match trigger.route.held {
-        Some(Held::Suspended) => tell("the Trigger is suspended: its events wait".to_owned())?,
-        Some(Held::NoDestination) => {
+        Some(WaitReason::Suspended) => tell("the Trigger is suspended: its events wait".to_owned())?,
+        Some(WaitReason::NoDestination) => {
             tell("the Trigger's sink cannot be resolved: its events wait".to_owned())?
         }
         // Reported for Triggers that do not match, too.
-        Some(Held::FilterTooExpensive) | None => {}
+        Some(WaitReason::FilterTooExpensive) | None => {}
     }
     let Some(progress) = &trigger.progress else {
         if is_in_log {

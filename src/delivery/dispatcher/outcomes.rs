@@ -6,12 +6,12 @@ use jiff::Timestamp;
 
 use super::{
     super::{
-        attempt::{Attempted, Kept, Made, Outcome, Sent},
+        attempt::{AttemptDetails, AttemptOutcome, CompletedAttempt, KeepOutcome, SendOutcome},
         dead_letter::DeadLetter,
         ending::Ending,
         letters::{LetterKept, LetterSent},
-        place::{FetchError, Place},
-        reply::Reply,
+        position::{EventPosition, FetchError},
+        reply::ReplyOutcome,
         scheduler::Fate,
     },
     Dispatcher,
@@ -23,15 +23,18 @@ use crate::{
 };
 
 impl Dispatcher {
-    pub(super) fn attempted(&mut self, Attempted { made, outcome }: Attempted) -> Result<(), LogError> {
+    pub(super) fn attempted(
+        &mut self,
+        CompletedAttempt { made, outcome }: CompletedAttempt,
+    ) -> Result<(), LogError> {
         let ending = match &outcome {
-            Outcome::Answered(answer, reply) => {
+            AttemptOutcome::Answered(answer, reply) => {
                 self.attempt_ended(&made, answer.verdict == Verdict::Delivered);
                 self.replied(made.about.as_ref(), reply.as_ref());
                 Ending::from(answer)
             }
             // The Sink answered; a full log is not its failure.
-            Outcome::ReplyNotStored(_) => {
+            AttemptOutcome::ReplyNotStored(_) => {
                 self.attempt_ended(&made, false);
                 self.room_wanted.notify_one();
                 Ending::Failed {
@@ -39,35 +42,35 @@ impl Dispatcher {
                     retry_after: None,
                 }
             }
-            Outcome::Expired => {
+            AttemptOutcome::Expired => {
                 self.attempt_ended(&made, false);
                 self.lines.expired(made.about.as_ref());
                 Ending::Expired
             }
-            Outcome::NotFetched(error) => self.not_fetched(made.place, error)?,
-            Outcome::NoRoom => Ending::Busy,
+            AttemptOutcome::NotFetched(error) => self.not_fetched(made.place, error)?,
+            AttemptOutcome::NoRoom => Ending::Busy,
         };
         let was_down = self.scheduler.is_sink_down();
         let fate = self
             .scheduler
             .ended(made.place, ending, Instant::now(), fastrand::f64());
-        if let Outcome::Answered(answer, _) = &outcome {
+        if let AttemptOutcome::Answered(answer, _) = &outcome {
             self.heard(&made, answer, was_down);
         }
-        if let Outcome::Answered(answer, _) | Outcome::ReplyNotStored(answer) = &outcome {
+        if let AttemptOutcome::Answered(answer, _) | AttemptOutcome::ReplyNotStored(answer) = &outcome {
             self.answered(&made, answer, fate);
         }
         self.changed();
         Ok(())
     }
 
-    fn attempt_ended(&self, made: &Made, delivered: bool) {
+    fn attempt_ended(&self, made: &AttemptDetails, delivered: bool) {
         self.stats.attempt_ended(delivered, made.took);
     }
 
     /// Settles or postpones an event that could not be read again: an unreadable one is dropped, a temporarily
     /// unavailable one waits.
-    fn not_fetched(&mut self, place: Place, error: &FetchError) -> Result<Ending, LogError> {
+    fn not_fetched(&mut self, place: EventPosition, error: &FetchError) -> Result<Ending, LogError> {
         match error {
             FetchError::Log(error @ LogError::Failed(_)) => Err(error.clone()),
             FetchError::Log(error) => {
@@ -85,19 +88,19 @@ impl Dispatcher {
         }
     }
 
-    fn replied(&mut self, delivered: Option<&Event>, reply: Option<&Reply>) {
+    fn replied(&mut self, delivered: Option<&Event>, reply: Option<&ReplyOutcome>) {
         let Some(reply) = reply else { return };
         self.stats.replied(reply);
         match reply {
-            Reply::Stored(_) => {}
-            Reply::BeyondMaxHops => self.lines.reply_beyond_max_hops(delivered),
-            Reply::BeyondMaxDescendants => self.lines.reply_beyond_max_descendants(delivered),
-            Reply::Invalid(problem) => self.lines.invalid_reply(delivered, problem),
+            ReplyOutcome::Stored(_) => {}
+            ReplyOutcome::BeyondMaxHops => self.lines.reply_beyond_max_hops(delivered),
+            ReplyOutcome::BeyondMaxDescendants => self.lines.reply_beyond_max_descendants(delivered),
+            ReplyOutcome::Invalid(problem) => self.lines.invalid_reply(delivered, problem),
         }
     }
 
     /// Updates the health of the Sink from an answer, or from none.
-    fn heard(&mut self, made: &Made, answer: &Answer, was_down: bool) {
+    fn heard(&mut self, made: &AttemptDetails, answer: &Answer, was_down: bool) {
         if self.settings.target() != Some(&made.target) {
             return;
         }
@@ -119,7 +122,7 @@ impl Dispatcher {
         }
     }
 
-    fn answered(&mut self, made: &Made, answer: &Answer, fate: Fate) {
+    fn answered(&mut self, made: &AttemptDetails, answer: &Answer, fate: Fate) {
         match fate {
             Fate::Settled => {
                 self.lines.delivered(made.about.as_ref(), answer.code);
@@ -129,7 +132,7 @@ impl Dispatcher {
         }
     }
 
-    fn give_up(&mut self, made: &Made, answer: &Answer, attempts: u32, reason: &str) {
+    fn give_up(&mut self, made: &AttemptDetails, answer: &Answer, attempts: u32, reason: &str) {
         let trigger = self.settings.trigger();
         let letter = DeadLetter {
             trigger: trigger.uid.clone(),
@@ -146,12 +149,12 @@ impl Dispatcher {
         self.scheduler.bury(made.place, letter, has_sink, Instant::now());
     }
 
-    pub(super) fn letter_sent(&mut self, place: Place, sent: Sent) -> Result<(), LogError> {
+    pub(super) fn letter_sent(&mut self, place: EventPosition, sent: SendOutcome) -> Result<(), LogError> {
         let (ending, detail) = match sent {
-            Sent::Answered(answer) => (Some(Ending::from(&*answer)), answer.detail),
-            Sent::NoSink => (None, String::new()),
-            Sent::NoRoom => (Some(Ending::Busy), String::new()),
-            Sent::NotFetched(error) => (Some(self.not_fetched(place, &error)?), String::new()),
+            SendOutcome::Answered(answer) => (Some(Ending::from(&*answer)), answer.detail),
+            SendOutcome::NoSink => (None, String::new()),
+            SendOutcome::NoRoom => (Some(Ending::Busy), String::new()),
+            SendOutcome::NotFetched(error) => (Some(self.not_fetched(place, &error)?), String::new()),
         };
         let sent = LetterSent { ending, detail };
         self.scheduler
@@ -160,15 +163,15 @@ impl Dispatcher {
         Ok(())
     }
 
-    pub(super) fn letter_kept(&mut self, place: Place, kept: Kept) -> Result<(), LogError> {
+    pub(super) fn letter_kept(&mut self, place: EventPosition, kept: KeepOutcome) -> Result<(), LogError> {
         let kept = match kept {
-            Kept::Stored => LetterKept::Stored,
-            Kept::NoRoom(detail) => {
+            KeepOutcome::Stored => LetterKept::Stored,
+            KeepOutcome::NoRoom(detail) => {
                 self.lines.without_room(place, &detail);
                 self.room_wanted.notify_one();
                 LetterKept::NoRoom
             }
-            Kept::NotFetched(error) => match self.not_fetched(place, &error)? {
+            KeepOutcome::NotFetched(error) => match self.not_fetched(place, &error)? {
                 Ending::Gone => LetterKept::Gone,
                 _ => LetterKept::NoRoom,
             },

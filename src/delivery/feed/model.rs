@@ -103,7 +103,7 @@ struct Run {
     reader: Arc<Reader>,
     settings: Settings,
     table: RoutingTable,
-    memory: Share,
+    memory: MemoryShare,
     feed: Feed,
     next: Offset,
     appended: Vec<Kind>,
@@ -140,7 +140,7 @@ impl Run {
         );
         let pool = Pool::new(1 << 26);
         let reader = Arc::new(Reader::new(logs.events.clone(), Offset(0), &pool));
-        let memory = Share::new(&pool, "shop", "t");
+        let memory = MemoryShare::new(&pool, "shop", "t");
         let feed = begun(&logs, &reader, &table, &memory, &BTreeSet::new());
         Self {
             logs,
@@ -212,8 +212,8 @@ impl Run {
         };
         for fed in batch.fed {
             match fed {
-                Fed::Event {
-                    place: Place::Log(Offset(offset)),
+                FeedItem::Event {
+                    place: EventPosition::Log(Offset(offset)),
                     ..
                 } => {
                     if !self.to_recover.remove(&offset) {
@@ -222,7 +222,7 @@ impl Run {
                         self.outstanding.insert(offset);
                     }
                 }
-                Fed::Removed(Place::Log(Offset(offset))) => {
+                FeedItem::Removed(EventPosition::Log(Offset(offset))) => {
                     assert!(self.to_recover.remove(&offset), "{offset} was not outstanding");
                     assert!(
                         offset < self.logs.events.cached_bounds().first.0,
@@ -230,7 +230,7 @@ impl Run {
                     );
                     self.outstanding.remove(&offset);
                 }
-                Fed::Missed(count) => {
+                FeedItem::Missed(count) => {
                     let missed = self.next.0..self.next.0 + count;
                     assert!(
                         missed.end <= self.logs.events.cached_bounds().first.0,
@@ -238,7 +238,7 @@ impl Run {
                     );
                     self.missed.push(missed);
                 }
-                Fed::Unreadable => self.unreadable += 1,
+                FeedItem::Unreadable => self.unreadable += 1,
                 other => panic!("{other:?}"),
             }
         }
@@ -281,7 +281,7 @@ fn begun(
     logs: &BrokerLogs,
     reader: &Arc<Reader>,
     table: &RoutingTable,
-    memory: &Share,
+    memory: &MemoryShare,
     to_recover: &BTreeSet<u64>,
 ) -> Feed {
     let (stats, inbox) = (Arc::<TriggerStats>::default(), Arc::<Inbox>::default());
@@ -292,7 +292,9 @@ fn begun(
             is_deliverable: true,
         }],
     );
-    let to_recover = to_recover.iter().map(|&offset| Place::Log(Offset(offset)));
+    let to_recover = to_recover
+        .iter()
+        .map(|&offset| EventPosition::Log(Offset(offset)));
     Feed::new(
         logs.clone(),
         reader.clone(),

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::destination::Blame;
 use crate::{
-    delivery::{breaker, progress::Counts},
+    delivery::{breaker, progress::SettlementCounts},
     routing::{RateLimit, Retry},
 };
 
@@ -100,9 +100,9 @@ struct Simulation<'a> {
     scheduler: Scheduler<u64>,
     start: Instant,
     now: Instant,
-    under_way: BTreeMap<(Instant, Place), Ends>,
+    under_way: BTreeMap<(Instant, EventPosition), Ends>,
     offered: u64,
-    to_recover: VecDeque<Place>,
+    to_recover: VecDeque<EventPosition>,
     tries: BTreeMap<u64, u32>,
     delivered: BTreeMap<u64, Instant>,
     deliveries: Vec<u64>,
@@ -147,11 +147,11 @@ impl<'a> Simulation<'a> {
             } else if (self.offered as usize) < self.scenario.events.len() {
                 let offset = self.offered.max(self.scheduler.progress().next().0);
                 self.offered = offset + 1;
-                Place::Log(Offset(offset))
+                EventPosition::Log(Offset(offset))
             } else {
                 return;
             };
-            let Place::Log(Offset(offset)) = place else {
+            let EventPosition::Log(Offset(offset)) = place else {
                 unreachable!()
             };
             let (key, jitter) = (self.key(offset), self.jitter());
@@ -163,8 +163,8 @@ impl<'a> Simulation<'a> {
     fn begin(&mut self) -> Option<Instant> {
         loop {
             match self.scheduler.next(self.now) {
-                Step::Attempt(launch) => {
-                    let Place::Log(Offset(offset)) = launch.place else {
+                SchedulerStep::Attempt(launch) => {
+                    let EventPosition::Log(Offset(offset)) = launch.place else {
                         unreachable!()
                     };
                     assert!(launch.event.is_none_or(|event| event == offset));
@@ -202,7 +202,7 @@ impl<'a> Simulation<'a> {
                         self.check_keys_under_way();
                     }
                 }
-                Step::SendLetter { place, .. } => {
+                SchedulerStep::SendLetter { place, .. } => {
                     let failed = Ending::Failed {
                         blame: Some(Blame::Unavailable),
                         retry_after: None,
@@ -215,7 +215,7 @@ impl<'a> Simulation<'a> {
                     self.under_way
                         .insert((self.now + ROUND_TRIP, place), Ends::Sent(sent));
                 }
-                Step::KeepLetter { place, .. } => {
+                SchedulerStep::KeepLetter { place, .. } => {
                     let has_room = self.now >= self.start + Duration::from_secs(self.scenario.no_room);
                     let kept = if has_room {
                         LetterKept::Stored
@@ -225,7 +225,7 @@ impl<'a> Simulation<'a> {
                     self.under_way
                         .insert((self.now + ROUND_TRIP, place), Ends::Kept(kept));
                 }
-                Step::Wait(at) => return at,
+                SchedulerStep::Wait(at) => return at,
             }
         }
     }
@@ -233,7 +233,7 @@ impl<'a> Simulation<'a> {
     fn check_keys_under_way(&self) {
         let mut keys = BTreeSet::new();
         for ((_, place), ends) in &self.under_way {
-            if let (Place::Log(Offset(offset)), Ends::Attempt(_)) = (place, ends)
+            if let (EventPosition::Log(Offset(offset)), Ends::Attempt(_)) = (place, ends)
                 && let Some(key) = self.key(*offset)
             {
                 assert!(keys.insert(key.clone()), "two events of key {key} are under way");
@@ -241,9 +241,9 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    fn end(&mut self, place: Place, ends: Ends) {
+    fn end(&mut self, place: EventPosition, ends: Ends) {
         let (now, jitter) = (self.now, self.jitter());
-        let Place::Log(Offset(offset)) = place else {
+        let EventPosition::Log(Offset(offset)) = place else {
             unreachable!()
         };
         match ends {
@@ -267,7 +267,7 @@ impl<'a> Simulation<'a> {
     }
 
     fn check_accounting(&self) {
-        let Counts {
+        let SettlementCounts {
             matched,
             delivered,
             expired,

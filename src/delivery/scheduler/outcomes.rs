@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    super::{backoff, ending::Ending, place::Place, settlement::Settlement},
+    super::{backoff, ending::Ending, position::EventPosition, settlement::Settlement},
     Fate, Scheduler,
 };
 use crate::destination::Blame;
@@ -24,7 +24,7 @@ impl<E> Scheduler<E> {
     /// Records the end of an attempt.
     pub(in crate::delivery) fn ended(
         &mut self,
-        place: Place,
+        place: EventPosition,
         ending: Ending,
         now: Instant,
         jitter: f64,
@@ -63,7 +63,7 @@ impl<E> Scheduler<E> {
 
     fn failed(
         &mut self,
-        place: Place,
+        place: EventPosition,
         began: Instant,
         retry_after: Option<Duration>,
         now: Instant,
@@ -83,7 +83,7 @@ impl<E> Scheduler<E> {
 
     fn sink_failed(
         &mut self,
-        place: Place,
+        place: EventPosition,
         blame: Blame,
         retry_after: Option<Duration>,
         began: Instant,

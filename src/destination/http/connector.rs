@@ -31,7 +31,7 @@ use tower::Service;
 use super::{
     addresses::NamedBy,
     names::Names,
-    stage::{Busy, Lack, Stage},
+    stage::{AttemptStage, Busy, Lack},
     uri_addresses::UriAddresses,
 };
 use crate::{
@@ -45,7 +45,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum addresses in a log line.
 const TOLD: usize = 3;
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Permitted addresses of destinations that are named in one way.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ impl Permitted {
 
 /// Shared origin of connections, and the namespace that they are opened for.
 #[derive(Clone)]
-pub(super) struct Origin {
+pub(super) struct ConnectionContext {
     pub(super) permitted: Arc<Permitted>,
     pub(super) names: Names,
     /// Pool of open connections.
@@ -110,30 +110,30 @@ pub(super) struct Origin {
 
 /// Connects within the timeout.
 #[derive(Clone)]
-pub(super) struct Connector(HttpsConnector<Plain>);
+pub(super) struct Connector(HttpsConnector<PlainConnector>);
 
 impl Connector {
-    pub(super) fn new(origin: Origin, tls: ClientConfig) -> Self {
+    pub(super) fn new(origin: ConnectionContext, tls: ClientConfig) -> Self {
         let https = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(Plain(Arc::new(origin)));
+            .wrap_connector(PlainConnector(Arc::new(origin)));
         Self(https)
     }
 }
 
 impl Service<Uri> for Connector {
     type Response = MaybeHttpsStream<TokioIo<Socket>>;
-    type Error = Failure;
-    type Future = BoxFuture<'static, Result<Self::Response, Failure>>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.0.poll_ready(context)
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let stage = Stage::current();
+        let stage = AttemptStage::current();
         let connecting = tokio::time::timeout(CONNECT_TIMEOUT, self.0.call(uri));
         async move {
             match connecting.await {
@@ -150,26 +150,26 @@ impl Service<Uri> for Connector {
 
 /// Connects to permitted addresses, without TLS.
 #[derive(Clone)]
-struct Plain(Arc<Origin>);
+struct PlainConnector(Arc<ConnectionContext>);
 
-impl Service<Uri> for Plain {
+impl Service<Uri> for PlainConnector {
     type Response = TokioIo<Socket>;
-    type Error = Failure;
-    type Future = BoxFuture<'static, Result<Self::Response, Failure>>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         // Taken here, since another task than the attempt's may continue the connection.
-        let (origin, stage) = (self.0.clone(), Stage::current());
+        let (origin, stage) = (self.0.clone(), AttemptStage::current());
         async move { origin.connect(uri, &stage).await }.boxed()
     }
 }
 
-impl Origin {
-    async fn connect(&self, uri: Uri, stage: &Stage) -> Result<TokioIo<Socket>, Failure> {
+impl ConnectionContext {
+    async fn connect(&self, uri: Uri, stage: &AttemptStage) -> Result<TokioIo<Socket>, BoxError> {
         let addresses = match (literal(&uri), uri.host()) {
             // Addresses are not resolved.
             (Some(address), _) => {
@@ -184,15 +184,15 @@ impl Origin {
         stage.wait_for(Lack::Connection);
         let room = self.sockets.reserve_for(&self.namespace, &sink, 1).await;
         stage.go_on();
-        let mut http = HttpConnector::new_with_resolver(Resolved(addresses));
+        let mut http = HttpConnector::new_with_resolver(FixedAddresses(addresses));
         http.enforce_http(false);
         http.set_nodelay(true);
         let stream = http.call(uri).await?.into_inner();
         Ok(TokioIo::new(Socket { stream, _room: room }))
     }
 
-    fn check(&self, address: IpAddr) -> Result<(), Refused> {
-        let refused = Refused {
+    fn check(&self, address: IpAddr) -> Result<(), ForbiddenAddress> {
+        let refused = ForbiddenAddress {
             literal: Some(address),
             named_by: self.permitted.named_by,
         };
@@ -200,14 +200,14 @@ impl Origin {
         is_permitted.then_some(()).ok_or(refused)
     }
 
-    async fn resolve(&self, host: &str, stage: &Stage) -> Result<Vec<SocketAddr>, Failure> {
+    async fn resolve(&self, host: &str, stage: &AttemptStage) -> Result<Vec<SocketAddr>, BoxError> {
         let addresses = self.names.resolve(&self.namespace, host, stage).await?;
         // The connector sets the port.
         let addresses = addresses.iter().map(|&address| SocketAddr::new(address, 0));
         Ok(
             sift(addresses.collect(), &self.permitted.addresses).map_err(|bad| {
                 self.permitted.tell_refused(host, &bad);
-                Refused {
+                ForbiddenAddress {
                     literal: None,
                     named_by: self.permitted.named_by,
                 }
@@ -270,14 +270,14 @@ impl AsyncWrite for Socket {
 
 /// Returns addresses that were resolved before.
 #[derive(Clone)]
-struct Resolved(Vec<SocketAddr>);
+struct FixedAddresses(Vec<SocketAddr>);
 
-impl Service<Name> for Resolved {
+impl Service<Name> for FixedAddresses {
     type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = Failure;
-    type Future = std::future::Ready<Result<Self::Response, Failure>>;
+    type Error = BoxError;
+    type Future = std::future::Ready<Result<Self::Response, BoxError>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
 
@@ -305,13 +305,13 @@ fn sift(addresses: Vec<SocketAddr>, permitted: &UriAddresses) -> Result<Vec<Sock
 /// Error: an address may not be reached. It does not tell where a name resolves to, since the name's author sees
 /// it.
 #[derive(Debug)]
-struct Refused {
+struct ForbiddenAddress {
     /// The address, if it was written as one.
     literal: Option<IpAddr>,
     named_by: NamedBy,
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for ForbiddenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.literal {
             Some(address) => write!(f, "{address} is an address")?,
@@ -334,7 +334,7 @@ impl fmt::Display for Refused {
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for ForbiddenAddress {}
 
 #[cfg(test)]
 mod tests {
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn a_refusal_tells_an_address_only_to_who_wrote_it() {
-        let refused = |literal, named_by| Refused { literal, named_by }.to_string();
+        let refused = |literal, named_by| ForbiddenAddress { literal, named_by }.to_string();
         let address = "10.0.0.1".parse().ok();
         let table = [
             (
@@ -409,7 +409,7 @@ mod tests {
         let names = Names::of_system().unwrap();
         let connect = async |permitted: UriAddresses, named_by, host: &str| {
             let uri = format!("http://{host}:{port}/").parse().unwrap();
-            let origin = Origin {
+            let origin = ConnectionContext {
                 permitted: Arc::new(Permitted::new(permitted, named_by)),
                 names: names.clone(),
                 sockets: Pool::new(2),

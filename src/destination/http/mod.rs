@@ -32,14 +32,14 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::{self, connect::capture_connection};
 
 use self::{
-    stage::{Lack, Stage},
+    stage::{AttemptStage, Lack},
     target::Targets,
     traced::Traced,
 };
 use super::{
     answer::{Answer, Verdict},
     client_error::ClientError,
-    outgoing::{Outgoing, Purpose},
+    outgoing::{Outgoing, SendPurpose},
 };
 use crate::{
     cloudevents::{HttpMessage, is_batch, is_event},
@@ -147,7 +147,7 @@ impl HttpSender {
             number,
         } = outgoing;
         let mut message = event.to_http(target.mode());
-        if purpose == Purpose::Delivery {
+        if purpose == SendPurpose::Delivery {
             let reply = HeaderValue::from_static("reply");
             message.headers.insert("prefer", reply);
         }
@@ -157,7 +157,7 @@ impl HttpSender {
             broker,
             target: target.uri(),
             number,
-            is_dead_letter: purpose == Purpose::DeadLetter,
+            is_dead_letter: purpose == SendPurpose::DeadLetter,
         };
         let traced = Traced::begin(&self.tracer, &attempt);
         traced.set_headers(&mut message.headers);
@@ -184,7 +184,7 @@ impl HttpSender {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         target.set_headers(headers);
-        let stage = Arc::new(Stage::new(capture_connection(&mut request)));
+        let stage = Arc::new(AttemptStage::new(capture_connection(&mut request)));
         let exchange = stage.clone().of(self.exchange(target, request, &stage));
         let answer = match tokio::time::timeout(timeout, exchange).await {
             Ok(Ok(answer)) => answer,
@@ -221,7 +221,7 @@ impl HttpSender {
         &self,
         target: &HttpTarget,
         request: Request<Full<Bytes>>,
-        stage: &Stage,
+        stage: &AttemptStage,
     ) -> Result<Answer, legacy::Error> {
         let (head, body) = target.http().request(request).await?.into_parts();
         if matches!(head.status, StatusCode::OK | StatusCode::CREATED) && is_event(&head.headers) {
@@ -253,7 +253,7 @@ impl HttpSender {
         target: &HttpTarget,
         head: response::Parts,
         mut body: Incoming,
-        stage: &Stage,
+        stage: &AttemptStage,
     ) -> Answer {
         let cost = if is_batch(&head.headers) {
             BATCH_COST

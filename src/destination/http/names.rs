@@ -25,7 +25,7 @@ use hickory_resolver::{
     system_conf,
 };
 
-use super::stage::{Lack, Stage, is_exhausted};
+use super::stage::{AttemptStage, Lack, is_exhausted};
 use crate::memory::Pool;
 
 /// Maximum concurrent lookups. Each has two to four sockets.
@@ -50,30 +50,30 @@ const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(5);
 
 /// A caching resolver. Clones share the cache.
 #[derive(Clone)]
-pub(super) struct Names(Arc<Inner>);
+pub(super) struct Names(Arc<SharedResolver>);
 
-struct Inner {
+struct SharedResolver {
     resolver: TokioResolver,
     lookups: Pool,
-    state: Mutex<State>,
+    state: Mutex<ResolverState>,
 }
 
 #[derive(Default)]
-struct State {
-    known: HashMap<Arc<str>, Known>,
+struct ResolverState {
+    known: HashMap<Arc<str>, CachedAddresses>,
     under_way: HashMap<Arc<str>, WeakShared<Lookup>>,
 }
 
-struct Known {
+struct CachedAddresses {
     addresses: Arc<[IpAddr]>,
     until: Instant,
 }
 
-type Lookup = BoxFuture<'static, Result<Arc<[IpAddr]>, Unresolved>>;
+type Lookup = BoxFuture<'static, Result<Arc<[IpAddr]>, ResolveError>>;
 
 /// Reasons why a host has no address.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum Unresolved {
+pub(super) enum ResolveError {
     #[error("the host {0:?} is no name: an IPv4 address has four numbers")]
     NoName(Arc<str>),
     #[error("the host {0:?} has no address in DNS")]
@@ -118,7 +118,7 @@ impl Names {
             }
         };
         let resolver = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(SharedResolver {
             resolver: resolver.with_options(options).build()?,
             lookups: Pool::new(LOOKUPS),
             state: Mutex::default(),
@@ -130,11 +130,11 @@ impl Names {
         &self,
         namespace: &Arc<str>,
         host: &str,
-        stage: &Stage,
-    ) -> Result<Arc<[IpAddr]>, Unresolved> {
+        stage: &AttemptStage,
+    ) -> Result<Arc<[IpAddr]>, ResolveError> {
         let host: Arc<str> = host.to_ascii_lowercase().into();
         if is_number(&host) {
-            return Err(Unresolved::NoName(host));
+            return Err(ResolveError::NoName(host));
         }
         if let Some(found) = self.known_or_under_way(&host) {
             return found.await;
@@ -169,24 +169,24 @@ impl Names {
         self.lock().find(host)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ResolverState> {
         self.0.lock()
     }
 }
 
-impl Inner {
-    async fn look_up(&self, host: Arc<str>) -> Result<Arc<[IpAddr]>, Unresolved> {
+impl SharedResolver {
+    async fn look_up(&self, host: Arc<str>) -> Result<Arc<[IpAddr]>, ResolveError> {
         let found = tokio::time::timeout(LOOKUP_TIMEOUT, self.resolver.lookup_ip(&*host)).await;
         let mut state = self.lock();
         state.under_way.remove(&host);
         let found = match found {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => return Err(unresolved(host, error)),
-            Err(_) => return Err(Unresolved::Silent(host)),
+            Err(_) => return Err(ResolveError::Silent(host)),
         };
         let addresses: Arc<[IpAddr]> = found.iter().collect();
         if addresses.is_empty() {
-            return Err(Unresolved::Unknown(host));
+            return Err(ResolveError::Unknown(host));
         }
         let now = Instant::now();
         let until = found.valid_until().clamp(now + MIN_TTL, now + MAX_TTL);
@@ -194,13 +194,13 @@ impl Inner {
         Ok(addresses)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ResolverState> {
         // No panic under the lock leaves the maps half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl ResolverState {
     fn find(&self, host: &str) -> Option<Shared<Lookup>> {
         let now = Instant::now();
         if let Some(known) = self.known.get(host).filter(|known| known.until > now) {
@@ -217,7 +217,7 @@ impl State {
         if self.known.len() >= REMEMBERED {
             self.known.clear();
         }
-        self.known.insert(host, Known { addresses, until });
+        self.known.insert(host, CachedAddresses { addresses, until });
     }
 }
 
@@ -227,12 +227,12 @@ impl fmt::Debug for Names {
     }
 }
 
-fn unresolved(host: Arc<str>, error: NetError) -> Unresolved {
+fn unresolved(host: Arc<str>, error: NetError) -> ResolveError {
     match error {
-        NetError::Io(error) if is_exhausted(&error) => Unresolved::Exhausted(host, error),
-        NetError::Timeout => Unresolved::Silent(host),
-        error if error.is_nx_domain() || error.is_no_records_found() => Unresolved::Unknown(host),
-        error => Unresolved::Failed(host, error.to_string()),
+        NetError::Io(error) if is_exhausted(&error) => ResolveError::Exhausted(host, error),
+        NetError::Timeout => ResolveError::Silent(host),
+        error if error.is_nx_domain() || error.is_no_records_found() => ResolveError::Unknown(host),
+        error => ResolveError::Failed(host, error.to_string()),
     }
 }
 
@@ -290,8 +290,8 @@ mod tests {
             }
         }
 
-        async fn resolve(&self, namespace: &str, host: &str) -> Result<Arc<[IpAddr]>, Unresolved> {
-            let (namespace, stage) = (namespace.into(), Stage::default());
+        async fn resolve(&self, namespace: &str, host: &str) -> Result<Arc<[IpAddr]>, ResolveError> {
+            let (namespace, stage) = (namespace.into(), AttemptStage::default());
             let found = self.names.resolve(&namespace, host, &stage);
             tokio::time::timeout(PATIENCE, found).await.unwrap()
         }
@@ -340,9 +340,9 @@ mod tests {
             "nobody is asked for this machine"
         );
         let unknown = nameserver.resolve("a", "unknown").await.unwrap_err();
-        assert!(matches!(unknown, Unresolved::Unknown(_)), "{unknown:?}");
+        assert!(matches!(unknown, ResolveError::Unknown(_)), "{unknown:?}");
         let number = nameserver.resolve("a", "0x7f.1").await.unwrap_err();
-        assert!(matches!(number, Unresolved::NoName(_)), "{number:?}");
+        assert!(matches!(number, ResolveError::NoName(_)), "{number:?}");
     }
 
     #[tokio::test]
@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(nameserver.names.0.lookups.free(), LOOKUPS - 1);
         for found in asking {
             let silent = found.await.unwrap().unwrap_err();
-            assert!(matches!(silent, Unresolved::Silent(_)), "{silent:?}");
+            assert!(matches!(silent, ResolveError::Silent(_)), "{silent:?}");
         }
         assert_eq!(nameserver.names.0.lookups.free(), LOOKUPS);
     }
@@ -389,7 +389,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut state = State::default();
+        let mut state = ResolverState::default();
         let now = Instant::now();
         for number in 0..3 * REMEMBERED {
             let until = now + Duration::from_secs(60);

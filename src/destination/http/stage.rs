@@ -14,12 +14,12 @@ use rustix::io::Errno;
 
 tokio::task_local! {
     /// Stage of the attempt made by this task. The connector gets only a URI, so it finds the stage here.
-    static CURRENT: Arc<Stage>;
+    static CURRENT: Arc<AttemptStage>;
 }
 
 /// Progress of an attempt: the resource of the router that it waits for.
 #[derive(Debug, Default)]
-pub(super) struct Stage {
+pub(super) struct AttemptStage {
     lack: AtomicU8,
     connection: Option<CaptureConnection>,
 }
@@ -39,7 +39,7 @@ pub(super) enum Lack {
 #[error("the router is busy: {0}")]
 pub(super) struct Busy(pub(super) &'static str);
 
-impl Stage {
+impl AttemptStage {
     /// Creates the stage of an attempt. `connection` captures the connection of its request.
     pub(super) fn new(connection: CaptureConnection) -> Self {
         Self {

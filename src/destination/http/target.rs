@@ -19,7 +19,7 @@ use rustls::{ClientConfig, RootCertStore};
 
 use super::{
     addresses::{Addresses, NamedBy},
-    connector::{Connector, Origin, Permitted},
+    connector::{ConnectionContext, Connector, Permitted},
     names::Names,
 };
 use crate::{
@@ -196,7 +196,7 @@ impl Targets {
             }
             None => ClientConfig::clone(&self.public),
         };
-        let origin = Origin {
+        let origin = ConnectionContext {
             permitted: self.permitted.of(sharing.named_by).clone(),
             names: self.names.clone(),
             sockets: self.sockets.clone(),

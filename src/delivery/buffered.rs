@@ -9,13 +9,13 @@ use crate::{
 
 /// An event held in memory until it is attempted. Clones share the event and its reservation.
 #[derive(Clone, Debug)]
-pub(super) struct Held {
+pub(super) struct BufferedEvent {
     event: Event,
     /// Released with the last clone.
     _memory: Arc<Reservation>,
 }
 
-impl Held {
+impl BufferedEvent {
     pub(super) fn new(event: Event, memory: Reservation) -> Self {
         Self {
             event,
@@ -34,7 +34,7 @@ impl Held {
 
     #[cfg(test)]
     pub(super) fn of_a_test(event: Event) -> Self {
-        let share = Share::new(&Pool::new(usize::MAX / 4), "shop", "test");
+        let share = MemoryShare::new(&Pool::new(usize::MAX / 4), "shop", "test");
         let size = event.size();
         Self::new(event, share.try_reserve(size).unwrap())
     }
@@ -42,13 +42,13 @@ impl Held {
 
 /// Share of the memory budget for a Trigger or a broker's reader, as a member of its namespace.
 #[derive(Clone, Debug)]
-pub(super) struct Share {
+pub(super) struct MemoryShare {
     pool: Pool,
     namespace: Arc<str>,
     member: Arc<str>,
 }
 
-impl Share {
+impl MemoryShare {
     pub(super) fn new(pool: &Pool, namespace: &str, member: &str) -> Self {
         Self {
             pool: pool.clone(),

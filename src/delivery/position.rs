@@ -17,7 +17,7 @@ pub(super) const READ: ReadLimit = ReadLimit {
 
 /// Identifies one event of a Trigger. Events of the broker's log come before redriven ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Place {
+pub(super) enum EventPosition {
     /// An offset in the broker's log.
     Log(Offset),
     /// An offset in its dead-letter log: the event is redriven.
@@ -35,7 +35,7 @@ pub(super) enum FetchError {
     Log(LogError),
 }
 
-impl Place {
+impl EventPosition {
     /// Reads the event from its broker's logs.
     pub(super) async fn fetch(self, logs: &BrokerLogs) -> Result<Event, FetchError> {
         let damaged = |error: &dyn std::fmt::Display| FetchError::Damaged(error.to_string());
@@ -85,7 +85,7 @@ async fn record(log: &dyn Log, offset: Offset) -> Result<bytes::Bytes, FetchErro
     }
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for EventPosition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Log(offset) => write!(f, "{offset}"),
