@@ -45,19 +45,19 @@ pub(super) struct AttemptPerformer {
 
 /// Outcome of an attempt, with what the dispatcher needs to account for it.
 pub(super) struct CompletedAttempt {
-    pub(super) made: AttemptDetails,
+    pub(super) details: AttemptDetails,
     pub(super) outcome: AttemptOutcome,
 }
 
 /// An attempt that was made.
 pub(super) struct AttemptDetails {
-    pub(super) place: EventPosition,
+    pub(super) position: EventPosition,
     /// Target it went to; the Trigger's Sink may have changed since.
     pub(super) target: Target,
     /// Duration of the attempt.
     pub(super) took: Duration,
     /// The event, if it could be read.
-    pub(super) about: Option<Event>,
+    pub(super) event: Option<Event>,
 }
 
 pub(super) enum AttemptOutcome {
@@ -90,22 +90,22 @@ impl AttemptPerformer {
         self: Arc<Self>,
         settings: &Settings,
         target: Target,
-        place: EventPosition,
+        position: EventPosition,
         held: Option<BufferedEvent>,
         number: u32,
     ) -> BoxFuture<'static, CompletedAttempt> {
         let timeout = settings.delivery().timeout;
         async move {
-            let (event, _memory) = match self.take(place, held).await {
+            let (event, _memory) = match self.take(position, held).await {
                 Ok(taken) => taken,
                 Err(outcome) => {
-                    let made = AttemptDetails {
-                        place,
+                    let details = AttemptDetails {
+                        position,
                         target,
                         took: Duration::ZERO,
-                        about: None,
+                        event: None,
                     };
-                    return CompletedAttempt { made, outcome };
+                    return CompletedAttempt { details, outcome };
                 }
             };
             let (time, began) = (Timestamp::now(), Instant::now());
@@ -117,19 +117,19 @@ impl AttemptPerformer {
                 let answer = self.client.send(&target, &outgoing, timeout).await;
                 if answer.verdict == Verdict::RouterBusy {
                     self.stats.attempt_ended(false, began.elapsed());
-                    self.stats.attempt_put_off();
+                    self.stats.attempt_postponed();
                     AttemptOutcome::NoRoom
                 } else {
-                    self.with_reply(place, &event, answer).await
+                    self.store_reply(position, &event, answer).await
                 }
             };
-            let made = AttemptDetails {
-                place,
+            let details = AttemptDetails {
+                position,
                 target,
                 took: began.elapsed(),
-                about: Some(event),
+                event: Some(event),
             };
-            CompletedAttempt { made, outcome }
+            CompletedAttempt { details, outcome }
         }
         .boxed()
     }
@@ -147,20 +147,20 @@ impl AttemptPerformer {
     /// Returns the event together with memory for an attempt.
     async fn take(
         &self,
-        place: EventPosition,
+        position: EventPosition,
         held: Option<BufferedEvent>,
     ) -> Result<(Event, Reservation), AttemptOutcome> {
         let mut size = held.as_ref().map_or(LIKELY_SIZE, BufferedEvent::size);
         loop {
             let memory = self.memory.reserve(ATTEMPT_OVERHEAD + size);
             let Ok(mut memory) = tokio::time::timeout(MEMORY_TIMEOUT, memory).await else {
-                self.stats.attempt_put_off();
+                self.stats.attempt_postponed();
                 return Err(AttemptOutcome::NoRoom);
             };
             if let Some(held) = &held {
                 return Ok((held.event().clone(), memory));
             }
-            let event = self.fetch(place).await.map_err(AttemptOutcome::NotFetched)?;
+            let event = self.fetch(position).await.map_err(AttemptOutcome::NotFetched)?;
             if memory.try_grow(ATTEMPT_OVERHEAD + 2 * event.size()) {
                 return Ok((event, memory));
             }
@@ -169,12 +169,17 @@ impl AttemptPerformer {
         }
     }
 
-    async fn fetch(&self, place: EventPosition) -> Result<Event, FetchError> {
-        place.fetch(&self.logs).await
+    async fn fetch(&self, position: EventPosition) -> Result<Event, FetchError> {
+        position.fetch(&self.logs).await
     }
 
     /// Stores the Sink's reply. If that fails, the delivery has failed.
-    async fn with_reply(&self, place: EventPosition, event: &Event, mut answer: Answer) -> AttemptOutcome {
+    async fn store_reply(
+        &self,
+        position: EventPosition,
+        event: &Event,
+        mut answer: Answer,
+    ) -> AttemptOutcome {
         let reply = match answer.reply.take() {
             None => None,
             Some(Err(problem)) => Some(ReplyOutcome::Invalid(problem)),
@@ -185,7 +190,7 @@ impl AttemptPerformer {
                     event,
                     &replies,
                     answer.context.as_ref(),
-                    self.room(place),
+                    self.room(position),
                 );
                 match stored.await {
                     Ok(reply) => Some(reply),
@@ -204,7 +209,7 @@ impl AttemptPerformer {
     pub(super) fn send_letter(
         self: Arc<Self>,
         settings: &Settings,
-        place: EventPosition,
+        position: EventPosition,
         letter: DeadLetter,
         number: u32,
     ) -> BoxFuture<'static, (EventPosition, SendOutcome)> {
@@ -214,27 +219,27 @@ impl AttemptPerformer {
         );
         async move {
             let Some(target) = target else {
-                return (place, SendOutcome::NoSink);
+                return (position, SendOutcome::NoSink);
             };
-            let (event, _memory) = match self.take(place, None).await {
+            let (event, _memory) = match self.take(position, None).await {
                 Ok(taken) => taken,
-                Err(AttemptOutcome::NotFetched(error)) => return (place, SendOutcome::NotFetched(error)),
-                Err(_) => return (place, SendOutcome::NoRoom),
+                Err(AttemptOutcome::NotFetched(error)) => return (position, SendOutcome::NotFetched(error)),
+                Err(_) => return (position, SendOutcome::NoRoom),
             };
             let event = letter.mark(&event).unwrap_or(event);
             let outgoing = self.outgoing(&event, SendPurpose::DeadLetter, number);
             let answer = self.client.send(&target, &outgoing, timeout).await;
             if answer.verdict == Verdict::RouterBusy {
-                self.stats.attempt_put_off();
+                self.stats.attempt_postponed();
             }
-            (place, SendOutcome::Answered(Box::new(answer)))
+            (position, SendOutcome::Answered(Box::new(answer)))
         }
         .boxed()
     }
 
     /// The room that settling this event may use.
-    fn room(&self, place: EventPosition) -> Room {
-        if self.hold.is_first_unsettled(place) {
+    fn room(&self, position: EventPosition) -> Room {
+        if self.hold.is_first_unsettled(position) {
             Room::Reserve
         } else {
             Room::Common
@@ -244,22 +249,22 @@ impl AttemptPerformer {
     /// Keeps a dead letter in the log.
     pub(super) fn keep_letter(
         self: Arc<Self>,
-        place: EventPosition,
+        position: EventPosition,
         letter: DeadLetter,
     ) -> BoxFuture<'static, (EventPosition, KeepOutcome)> {
         async move {
-            let event = match self.fetch(place).await {
+            let event = match self.fetch(position).await {
                 Ok(event) => event,
-                Err(error) => return (place, KeepOutcome::NotFetched(error)),
+                Err(error) => return (position, KeepOutcome::NotFetched(error)),
             };
             let letter = vec![letter.encode(&event)];
             let log = self.logs.letters.name();
-            let kept = match self.intake.settle(log, letter, self.room(place)).await {
+            let kept = match self.intake.settle(log, letter, self.room(position)).await {
                 Ok(_) => KeepOutcome::Stored,
                 Err(LogError::Full(detail) | LogError::Limit(detail)) => KeepOutcome::NoRoom(detail),
                 Err(error) => KeepOutcome::NotFetched(FetchError::Log(error)),
             };
-            (place, kept)
+            (position, kept)
         }
         .boxed()
     }

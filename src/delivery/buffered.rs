@@ -33,7 +33,7 @@ impl BufferedEvent {
     }
 
     #[cfg(test)]
-    pub(super) fn of_a_test(event: Event) -> Self {
+    pub(super) fn for_test(event: Event) -> Self {
         let share = MemoryShare::new(&Pool::new(usize::MAX / 4), "shop", "test");
         let size = event.size();
         Self::new(event, share.try_reserve(size).unwrap())

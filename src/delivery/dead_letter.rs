@@ -135,7 +135,7 @@ impl SplitChecked for Bytes {
 #[cfg(test)]
 impl DeadLetter {
     /// A dead letter of Trigger `u`, named shop/t.
-    pub(super) fn of_a_test() -> Self {
+    pub(super) fn for_test() -> Self {
         Self {
             trigger: "u".to_owned(),
             namespace: "shop".to_owned(),

@@ -193,20 +193,20 @@ impl DeadLetters {
                             page.letters.push(kept);
                         }
                     }
-                    Err(error) => self.tell_unreadable(broker, record.offset, &error),
+                    Err(error) => self.log_unreadable(broker, record.offset, &error),
                 }
             }
         }
     }
 
-    fn tell_unreadable(&self, broker: &BrokerName, letter: Offset, error: &DeadLetterError) {
+    fn log_unreadable(&self, broker: &BrokerName, letter: Offset, error: &DeadLetterError) {
         if let Some(Admitted { held_back }) = self.unreadable().admit(Instant::now()) {
             tracing::error!(%broker, %letter, %error, held_back, "a dead letter cannot be read");
         }
     }
 
     /// Reports suppressed log lines that no later line has reported.
-    pub(super) fn tell_overdue(&self, now: Instant) {
+    pub(super) fn log_suppressed(&self, now: Instant) {
         if let Some(held_back) = self.unreadable().overdue(now) {
             tracing::warn!(
                 held_back,
@@ -231,7 +231,7 @@ impl DeadLetters {
     ) -> Result<Redriven, LogError> {
         let taking = Arc::new(self.of(broker).take(from).await);
         let page = self.page(broker, selection, from, READ.records).await?;
-        taking.begins_at(page.letters.first().map(|kept| kept.id));
+        taking.hold_from(page.letters.first().map(|kept| kept.id));
         let mut result = Redriven {
             next: page.next,
             ..Redriven::default()
@@ -361,7 +361,7 @@ mod tests {
             .attribute("id", "1")
             .attribute("source", "/s")
             .attribute("type", "t");
-        let letter = DeadLetter::of_a_test();
+        let letter = DeadLetter::for_test();
         let payload = letter.encode(&event.build().unwrap());
         let key = format!("{BROKER}.dead-letters");
         logs.append(&key, vec![payload], Timestamp::now()).await.unwrap();

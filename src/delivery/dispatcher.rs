@@ -184,8 +184,8 @@ impl Dispatcher {
             let save = self.saver.due();
             tokio::select! {
                 Some(attempted) = self.attempts.next() => self.attempted(attempted)?,
-                Some((place, sent)) = self.sent.next() => self.letter_sent(place, sent)?,
-                Some((place, kept)) = self.kept.next() => self.letter_kept(place, kept)?,
+                Some((position, sent)) = self.sent.next() => self.letter_sent(position, sent)?,
+                Some((position, kept)) = self.kept.next() => self.letter_kept(position, kept)?,
                 Some(redrive) = self.redrives.recv() => Box::pin(self.redrive(redrive)).await?,
                 () = self.feed.changed(), if self.feed.is_attached() && self.scheduler.wants_more() => {}
                 read = finished(&mut self.reading) => self.read(read)?,
@@ -194,18 +194,18 @@ impl Dispatcher {
                 () = at(save) => self.saver.begin(self.scheduler.progress()),
                 saved = self.saver.finished() => {
                     let ended = self.saver.ended(saved)?;
-                    self.tell_unsaved(ended);
+                    self.log_unsaved(ended);
                 }
                 changed = self.new_settings.changed() => match changed {
                     Ok(()) => self.settings_changed(),
                     Err(_) => {
-                        self.note_position();
+                        self.checkpoint_position();
                         return Box::pin(self.save()).await;
                     }
                 },
                 _ = checkpoint.tick() => {
-                    self.note_position();
-                    self.lines.tell_overdue(Instant::now());
+                    self.checkpoint_position();
+                    self.lines.log_suppressed(Instant::now());
                 }
                 () = std::future::ready(()), if more => {}
                 () = stop.cancelled() => return self.finish().await,
@@ -229,14 +229,14 @@ impl Dispatcher {
             }
             let ended = async {
                 tokio::select! {
-                    Some((place, sent)) = self.sent.next() => Some((place, Ok(sent))),
-                    Some((place, kept)) = self.kept.next() => Some((place, Err(kept))),
+                    Some((position, sent)) = self.sent.next() => Some((position, Ok(sent))),
+                    Some((position, kept)) = self.kept.next() => Some((position, Err(kept))),
                     else => None,
                 }
             };
             match tokio::time::timeout_at(deadline, ended).await {
-                Ok(Some((place, Ok(sent)))) => self.letter_sent(place, sent)?,
-                Ok(Some((place, Err(kept)))) => self.letter_kept(place, kept)?,
+                Ok(Some((position, Ok(sent)))) => self.letter_sent(position, sent)?,
+                Ok(Some((position, Err(kept)))) => self.letter_kept(position, kept)?,
                 Ok(None) | Err(_) => break,
             }
         }
@@ -246,7 +246,7 @@ impl Dispatcher {
     /// Saves the last checkpoint.
     async fn save(&mut self) -> Result<(), LogError> {
         let ended = self.saver.save(self.scheduler.progress()).await?;
-        self.tell_unsaved(ended);
+        self.log_unsaved(ended);
         Ok(())
     }
 
@@ -300,25 +300,25 @@ impl Dispatcher {
         let Batch {
             fed, next, problems, ..
         } = batch;
-        for (place, problem) in problems {
-            self.lines.unreadable(place, &problem);
+        for (position, problem) in problems {
+            self.lines.unreadable(position, &problem);
         }
         let now = Instant::now();
         let before = self.scheduler.progress().next();
         let has_news = !fed.is_empty();
         for one in fed {
             match one {
-                FeedItem::Event { place, key, held } => {
+                FeedItem::Event { position, key, held } => {
                     let event = held.map(|held| {
                         let size = held.size();
                         (held, size)
                     });
-                    self.scheduler.offer(place, key, event, now, fastrand::f64());
+                    self.scheduler.offer(position, key, event, now, fastrand::f64());
                 }
                 FeedItem::Unreadable => self.stats.count_missed(1),
-                FeedItem::Removed(place) => {
-                    self.lines.removed(place);
-                    self.scheduler.removed(place, now);
+                FeedItem::Removed(position) => {
+                    self.lines.removed(position);
+                    self.scheduler.removed(position, now);
                 }
                 FeedItem::Missed(missed) => {
                     self.stats.count_missed(missed);
@@ -347,24 +347,28 @@ impl Dispatcher {
     fn perform_step(&mut self, step: SchedulerStep<BufferedEvent>) -> Result<(), Option<Instant>> {
         let performer = self.performer.clone();
         match step {
-            SchedulerStep::Attempt(Launch { place, event, number }) => {
+            SchedulerStep::Attempt(Launch {
+                position,
+                event,
+                number,
+            }) => {
                 // The scheduler attempts nothing while there is no target.
                 let Some(target) = self.settings.target().cloned() else {
                     return Err(None);
                 };
-                let attempt = performer.attempt(&self.settings, target, place, event, number);
+                let attempt = performer.attempt(&self.settings, target, position, event, number);
                 self.attempts.push(attempt);
             }
             SchedulerStep::SendLetter {
-                place,
+                position,
                 letter,
                 number,
             } => {
-                let sent = performer.send_letter(&self.settings, place, letter, number);
+                let sent = performer.send_letter(&self.settings, position, letter, number);
                 self.sent.push(sent);
             }
-            SchedulerStep::KeepLetter { place, letter } => {
-                self.kept.push(performer.keep_letter(place, letter))
+            SchedulerStep::KeepLetter { position, letter } => {
+                self.kept.push(performer.keep_letter(position, letter))
             }
             SchedulerStep::Wait(at) => return Err(at),
         }
@@ -385,7 +389,7 @@ impl Dispatcher {
         }
         // Otherwise the save in flight could store an older checkpoint over the one with the letters in it.
         let ended = self.saver.end().await?;
-        self.tell_unsaved(ended);
+        self.log_unsaved(ended);
         let room = self.scheduler.redrive_room();
         let accepted: Vec<_> = letters.into_iter().take(room).collect();
         let offsets = || accepted.iter().map(|letter| letter.offset);
@@ -421,13 +425,13 @@ impl Dispatcher {
         self.saver.changed();
     }
 
-    fn tell_unsaved(&mut self, no_room: Option<String>) {
+    fn log_unsaved(&mut self, no_room: Option<String>) {
         if let Some(detail) = no_room {
             self.lines.unsaved(&detail);
         }
     }
 
-    fn note_position(&mut self) {
+    fn checkpoint_position(&mut self) {
         if self.feed.is_attached() {
             self.take_from_inbox();
         }
@@ -512,7 +516,7 @@ mod tests {
         let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
         let logs: Arc<dyn LogProvider> = Arc::new(log);
         let of_broker = BrokerLogs::open(&*logs, &BROKER.into());
-        let client = Client::of_a_test();
+        let client = Client::for_test();
         let (changes, settings) = watch::channel(settings(&client, sink));
         let (_, redrives) = mpsc::channel(1);
         let pool = Pool::new(1 << 20);
@@ -564,7 +568,7 @@ mod tests {
         read(&mut dispatcher).await;
         dispatcher.scheduler.advance(Offset(1));
         assert_eq!(stats.next(), Offset(0));
-        dispatcher.note_position();
+        dispatcher.checkpoint_position();
         assert_eq!(stats.next(), Offset(1));
         assert!(dispatcher.saver.is_due());
     }
@@ -583,18 +587,18 @@ mod tests {
             accepted: Timestamp::now(),
         };
         logs.events.append(append).await.unwrap();
-        let (place, now) = (EventPosition::Log(Offset(0)), Instant::now());
-        dispatcher.scheduler.offer(place, None, None, now, 0.0);
+        let (position, now) = (EventPosition::Log(Offset(0)), Instant::now());
+        dispatcher.scheduler.offer(position, None, None, now, 0.0);
         assert!(matches!(
             dispatcher.scheduler.next(now),
             SchedulerStep::Attempt(_)
         ));
         let before = settings(&dispatcher.performer.client, "http://old/");
-        let made = AttemptDetails {
-            place,
+        let details = AttemptDetails {
+            position,
             target: before.target().unwrap().clone(),
             took: Duration::ZERO,
-            about: None,
+            event: None,
         };
         let refused = Answer {
             verdict: Verdict::Rejected,
@@ -602,10 +606,12 @@ mod tests {
         };
         dispatcher.stats.attempt_began();
         let outcome = AttemptOutcome::Answered(refused, None);
-        dispatcher.attempted(CompletedAttempt { made, outcome }).unwrap();
+        dispatcher
+            .attempted(CompletedAttempt { details, outcome })
+            .unwrap();
         dispatcher.perform();
-        let (place, kept) = dispatcher.kept.next().await.unwrap();
-        dispatcher.letter_kept(place, kept).unwrap();
+        let (position, kept) = dispatcher.kept.next().await.unwrap();
+        dispatcher.letter_kept(position, kept).unwrap();
         assert_eq!(dispatcher.stats.dead_lettered(), 1);
         let kept = logs.letters.read(Offset(0), READ).await.unwrap();
         let (letter, _) = DeadLetter::decode(kept[0].payload.clone()).unwrap();

@@ -20,13 +20,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     DeliveryOptions, EngineError, TriggerView,
     dead_letters::DeadLetters,
+    deleted_triggers::{self, DeletedTriggers, StoredCheckpoint},
     holds::Holds,
-    keeper::{self, DeletedTriggers, StoredCheckpoint},
-    kept::{self, removal},
     placement::Placement,
     position::BrokerLogs,
     reader::{Listener, Reader},
     redrive::TakenLetters,
+    retained::{self, removal},
     running::{RunningReader, RunningTrigger, Spawner},
     settings::Settings,
     trimmer::{Figures, RoomAttempts, Trimmer},
@@ -45,7 +45,7 @@ pub struct Engine {
     spawner: Spawner,
     pub(super) running: Mutex<RunningTasks>,
     pub(super) views: ArcSwap<Vec<TriggerView>>,
-    pub(super) keeper: Arc<DeletedTriggers>,
+    pub(super) deleted_triggers: Arc<DeletedTriggers>,
     /// Whether a routing table was ever applied.
     applied: Arc<AtomicBool>,
     pub(super) dead_letters: Arc<DeadLetters>,
@@ -76,8 +76,10 @@ impl LoadedCheckpoints {
         for (key, value) in checkpoints.load_all().await? {
             match key {
                 CheckpointKey::Trigger(uid) => drop(cursors.insert(uid, value)),
-                CheckpointKey::Identity(uid) => drop(records.insert(uid, kept::OwnerRecord::read(&value))),
-                CheckpointKey::RunningTime => stored.ran_before = kept::RunningTime::read(&value),
+                CheckpointKey::Identity(uid) => {
+                    drop(records.insert(uid, retained::OwnerRecord::read(&value)))
+                }
+                CheckpointKey::RunningTime => stored.ran_before = retained::RunningTime::read(&value),
                 CheckpointKey::DeadLetters(ref broker) => {
                     let restored = stored.taken.restore(broker.clone(), &value);
                     restored.map_err(|error| EngineError::DeadLetters {
@@ -87,7 +89,7 @@ impl LoadedCheckpoints {
                 }
             }
         }
-        (stored.places, stored.without_place) = keeper::sort_out(cursors, records);
+        (stored.places, stored.without_place) = deleted_triggers::pair_with_owners(cursors, records);
         Ok(stored)
     }
 }
@@ -114,13 +116,18 @@ impl Engine {
         } = LoadedCheckpoints::load(&*checkpoints).await?;
         let lost = taken.keep_within(&*logs).await?;
         let dead_letters = Arc::new(DeadLetters::new(logs.clone(), checkpoints.clone(), taken.clone()));
-        let keeper = Arc::new(DeletedTriggers::new(
+        let deleted_triggers = Arc::new(DeletedTriggers::new(
             logs.clone(),
             checkpoints.clone(),
             options.keep_deleted,
             ran_before,
         ));
-        let placement = Placement::new(logs.clone(), checkpoints.clone(), keeper.clone(), places);
+        let placement = Placement::new(
+            logs.clone(),
+            checkpoints.clone(),
+            deleted_triggers.clone(),
+            places,
+        );
         let needless = without_place.iter().flat_map(|uid| removal(uid));
         let changes: Vec<_> = lost.into_iter().chain(needless).collect();
         if !changes.is_empty() {
@@ -134,7 +141,7 @@ impl Engine {
             dead_letters: dead_letters.clone(),
             taken,
             present: ArcSwap::default(),
-            keeper: keeper.clone(),
+            deleted_triggers: deleted_triggers.clone(),
             figures: Figures::default(),
             room: RoomAttempts::default(),
             clock: StdMutex::default(),
@@ -144,7 +151,7 @@ impl Engine {
         let upkeep = Upkeep {
             client: client.clone(),
             dead_letters: dead_letters.clone(),
-            keeper: keeper.clone(),
+            deleted_triggers: deleted_triggers.clone(),
             trimmer: trimmer.clone(),
             room_wanted: room_wanted.clone(),
             applied: Arc::clone(&applied),
@@ -177,7 +184,7 @@ impl Engine {
                 triggers: HashMap::new(),
             }),
             views: ArcSwap::default(),
-            keeper,
+            deleted_triggers,
             applied,
             dead_letters,
             trimmer,
@@ -201,7 +208,7 @@ impl Engine {
     /// Triggers that need the damaged part.
     pub async fn apply(&self, table: &RoutingTable) -> Result<(), EngineError> {
         let running = &mut *self.running.lock().await;
-        let turn = self.keeper.turn().await;
+        let turn = self.deleted_triggers.turn().await;
         running.retire_absent(table).await?;
         let triggers = &running.triggers;
         let mut new = running
@@ -262,7 +269,7 @@ impl Engine {
         views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         let waiting = running.placement.views();
         let holds = Holds::new(views.iter().chain(waiting.iter()).map(TriggerView::held));
-        self.keeper.hand_over(|| {
+        self.deleted_triggers.hand_over(|| {
             self.trimmer.present.store(Arc::new(holds));
             self.views.store(Arc::new(views));
         });

@@ -71,7 +71,7 @@ struct Recovery {
 pub(super) enum FeedItem {
     /// A wanted event. `held` is `None` when memory is short or the event could not be read.
     Event {
-        place: EventPosition,
+        position: EventPosition,
         key: Option<Box<str>>,
         held: Option<BufferedEvent>,
     },
@@ -99,7 +99,7 @@ pub(super) struct Batch {
 pub(super) type Reading = BoxFuture<'static, Result<Batch, LogError>>;
 
 impl Feed {
-    /// Creates a feed that first replays these outstanding places.
+    /// Creates a feed that first replays these outstanding positions.
     pub(super) fn new(
         logs: BrokerLogs,
         reader: Arc<Reader>,
@@ -109,8 +109,8 @@ impl Feed {
         to_recover: impl IntoIterator<Item = EventPosition>,
     ) -> Self {
         let mut recovery = Recovery::default();
-        for place in to_recover {
-            match place {
+        for position in to_recover {
+            match position {
                 EventPosition::Log(Offset(offset)) => recovery.events.insert(offset),
                 EventPosition::DeadLetter(Offset(offset)) => recovery.redriven.insert(offset),
             };
@@ -198,15 +198,15 @@ impl Feed {
         match &self.following {
             FeedSource::Recovering(recovery) => {
                 let recovery = recovery.clone();
-                async move { reading.again(recovery, next).await }.boxed()
+                async move { reading.replay(recovery, next).await }.boxed()
             }
             FeedSource::Joining(until) => {
                 let (until, settings) = (Some(*until), settings.clone());
-                async move { reading.on(next, until, &settings).await }.boxed()
+                async move { reading.read_from(next, until, &settings).await }.boxed()
             }
             FeedSource::Alone | FeedSource::Attached => {
                 let settings = settings.clone();
-                async move { reading.on(next, None, &settings).await }.boxed()
+                async move { reading.read_from(next, None, &settings).await }.boxed()
             }
         }
     }
@@ -253,9 +253,9 @@ impl FeedSource {
 }
 
 impl FeedItem {
-    fn event(place: EventPosition, event: &Event, held: Option<BufferedEvent>) -> Self {
+    fn event(position: EventPosition, event: &Event, held: Option<BufferedEvent>) -> Self {
         let key = partition_key(event);
-        Self::Event { place, key, held }
+        Self::Event { position, key, held }
     }
 }
 
@@ -283,7 +283,12 @@ struct LogRead {
 
 impl LogRead {
     /// Reads on from `from`, but not beyond `until`, and keeps what the Trigger wants.
-    async fn on(self, from: Offset, until: Option<Offset>, settings: &Settings) -> Result<Batch, LogError> {
+    async fn read_from(
+        self,
+        from: Offset,
+        until: Option<Offset>,
+        settings: &Settings,
+    ) -> Result<Batch, LogError> {
         let mut batch = Batch {
             next: from,
             ..Batch::default()
@@ -309,7 +314,7 @@ impl LogRead {
                 break;
             }
             let offset = record.offset;
-            let fed = self.look_at(record, settings, &mut batch, &mut turn).await;
+            let fed = self.evaluate(record, settings, &mut batch, &mut turn).await;
             if self.stats.is_set_aside() {
                 // This event and those behind it wait for another filter.
                 break;
@@ -320,21 +325,21 @@ impl LogRead {
         Ok(batch)
     }
 
-    async fn look_at(
+    async fn evaluate(
         &self,
         record: Record,
         settings: &Settings,
         batch: &mut Batch,
         turn: &mut FilterYield,
     ) -> Option<FeedItem> {
-        let place = EventPosition::Log(record.offset);
+        let position = EventPosition::Log(record.offset);
         match Event::from_record(record.payload) {
             Ok(event) => {
                 let is_wanted = self.wants(&event, settings, turn).await;
-                is_wanted.then(|| self.hold(place, event))
+                is_wanted.then(|| self.hold(position, event))
             }
             Err(error) => {
-                batch.problems.push((place, error.to_string()));
+                batch.problems.push((position, error.to_string()));
                 Some(FeedItem::Unreadable)
             }
         }
@@ -349,7 +354,7 @@ impl LogRead {
                 false
             }
             decision => {
-                self.stats.filter_held();
+                self.stats.filter_within_budget();
                 matches!(decision, Decision::Pass)
             }
         };
@@ -357,33 +362,33 @@ impl LogRead {
         is_wanted
     }
 
-    /// Holds the event in memory if the budget allows, or its place alone.
-    fn hold(&self, place: EventPosition, event: Event) -> FeedItem {
+    /// Holds the event in memory if the budget allows, or its position alone.
+    fn hold(&self, position: EventPosition, event: Event) -> FeedItem {
         let memory = self.memory.try_reserve(event.size());
         let key = partition_key(&event);
         let held = memory.map(|memory| BufferedEvent::new(event, memory));
-        FeedItem::Event { place, key, held }
+        FeedItem::Event { position, key, held }
     }
 
     /// Replays some of what was outstanding at startup.
-    async fn again(self, mut recovery: Recovery, next: Offset) -> Result<Batch, LogError> {
+    async fn replay(self, mut recovery: Recovery, next: Offset) -> Result<Batch, LogError> {
         let mut batch = Batch {
             next,
             ..Batch::default()
         };
         if let Some(first) = recovery.events.min() {
-            self.events_again(Offset(first), &mut recovery.events, &mut batch)
+            self.replay_events(Offset(first), &mut recovery.events, &mut batch)
                 .await?;
         } else if let Some(first) = recovery.redriven.min() {
-            let place = EventPosition::DeadLetter(Offset(first));
-            self.event_again(place, &mut batch).await?;
+            let position = EventPosition::DeadLetter(Offset(first));
+            self.replay_event(position, &mut batch).await?;
             recovery.redriven.remove(first);
         }
         batch.recovered = Some(recovery);
         Ok(batch)
     }
 
-    async fn events_again(
+    async fn replay_events(
         &self,
         first: Offset,
         outstanding: &mut RoaringTreemap,
@@ -395,7 +400,7 @@ impl LogRead {
         let records = match self.logs.events.read(first, self.limit).await {
             Ok(records) => records,
             Err(LogError::Damaged { .. }) => {
-                self.event_again(EventPosition::Log(first), batch).await?;
+                self.replay_event(EventPosition::Log(first), batch).await?;
                 outstanding.remove(first.0);
                 return Ok(());
             }
@@ -411,10 +416,10 @@ impl LogRead {
             }
             removed_below(record.offset, outstanding, batch);
             outstanding.remove(record.offset.0);
-            let place = EventPosition::Log(record.offset);
+            let position = EventPosition::Log(record.offset);
             batch.fed.push(match Event::from_record(record.payload) {
-                Ok(event) => self.hold(place, event),
-                Err(_) => FeedItem::without_event(place),
+                Ok(event) => self.hold(position, event),
+                Err(_) => FeedItem::without_event(position),
             });
         }
         removed_below(end, outstanding, batch);
@@ -422,10 +427,10 @@ impl LogRead {
     }
 
     /// Replays one event. If it cannot be read, its attempt finds out and settles it.
-    async fn event_again(&self, place: EventPosition, batch: &mut Batch) -> Result<(), LogError> {
-        batch.fed.push(match place.fetch(&self.logs).await {
-            Ok(event) => self.hold(place, event),
-            Err(FetchError::Removed | FetchError::Damaged(_)) => FeedItem::without_event(place),
+    async fn replay_event(&self, position: EventPosition, batch: &mut Batch) -> Result<(), LogError> {
+        batch.fed.push(match position.fetch(&self.logs).await {
+            Ok(event) => self.hold(position, event),
+            Err(FetchError::Removed | FetchError::Damaged(_)) => FeedItem::without_event(position),
             Err(FetchError::Log(error)) => return Err(error),
         });
         Ok(())
@@ -433,9 +438,9 @@ impl LogRead {
 }
 
 impl FeedItem {
-    fn without_event(place: EventPosition) -> Self {
+    fn without_event(position: EventPosition) -> Self {
         Self::Event {
-            place,
+            position,
             key: None,
             held: None,
         }

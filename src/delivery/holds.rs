@@ -65,8 +65,8 @@ impl Hold {
     }
 
     /// Whether this is the first unsettled event: until it is settled, nothing behind it can be removed.
-    pub(super) fn is_first_unsettled(&self, place: EventPosition) -> bool {
-        matches!(place, EventPosition::Log(Offset(offset)) if offset == self.first_unsettled.load(Relaxed))
+    pub(super) fn is_first_unsettled(&self, position: EventPosition) -> bool {
+        matches!(position, EventPosition::Log(Offset(offset)) if offset == self.first_unsettled.load(Relaxed))
     }
 }
 

@@ -73,8 +73,8 @@ impl Inbox {
     }
 
     /// Counts an event whose filters stayed within their budget.
-    pub(super) fn filter_held(&self) {
-        self.stats.filter_held();
+    pub(super) fn filter_within_budget(&self) {
+        self.stats.filter_within_budget();
     }
 
     /// Offers an event. If the inbox is full, it overflows and the Trigger falls back to reading the log.
@@ -198,7 +198,7 @@ mod tests {
             .attribute("id", "1")
             .attribute("source", "/s")
             .attribute("type", "t");
-        BufferedEvent::of_a_test(builder.data("text/plain", vec![b'x'; bytes]).build().unwrap())
+        BufferedEvent::for_test(builder.data("text/plain", vec![b'x'; bytes]).build().unwrap())
     }
 
     #[test]
@@ -230,11 +230,11 @@ mod tests {
         inbox.push(Offset(1), &event(1));
         inbox.push_unreadable(Offset(2));
         let taken = inbox.take(10).events;
-        let places: Vec<_> = taken
+        let positions: Vec<_> = taken
             .iter()
             .map(|(offset, event)| (offset.0, event.is_some()))
             .collect();
-        assert_eq!(places, [(1, true), (2, false)]);
+        assert_eq!(positions, [(1, true), (2, false)]);
     }
 
     #[test]

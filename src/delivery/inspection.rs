@@ -27,19 +27,19 @@ impl Engine {
     }
 
     /// Deleted Triggers whose checkpoints are retained, the oldest first.
-    pub fn kept_triggers(&self) -> Vec<RetainedTrigger> {
-        self.keeper.triggers()
+    pub fn retained_triggers(&self) -> Vec<RetainedTrigger> {
+        self.deleted_triggers.triggers()
     }
 
     /// Number of those.
-    pub fn kept_count(&self) -> usize {
-        self.keeper.count()
+    pub fn retained_count(&self) -> usize {
+        self.deleted_triggers.count()
     }
 
     /// Matched but unsettled events dropped since startup because the checkpoint of their deleted Trigger expired.
     /// Events that it had not looked at are not counted: nobody knows which it would have wanted.
     pub fn dropped_with_trigger(&self) -> u64 {
-        self.keeper.dropped()
+        self.deleted_triggers.dropped()
     }
 
     /// Dead letters removed since startup by age or size.

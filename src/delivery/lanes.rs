@@ -30,17 +30,17 @@ struct Lane {
 
 impl Lanes {
     /// Requests the key for an event; returns whether it may go now. Otherwise it queues behind the holder.
-    pub(super) fn enter(&mut self, key: Box<str>, place: EventPosition) -> bool {
-        if self.holders.contains_key(&place) {
+    pub(super) fn enter(&mut self, key: Box<str>, position: EventPosition) -> bool {
+        if self.holders.contains_key(&position) {
             return true;
         }
         let Some(lane) = self.lanes.get_mut(&key) else {
             self.bytes += LANE_BYTES + 2 * key.len();
             self.lanes.insert(key.clone(), Lane::default());
-            self.holders.insert(place, key);
+            self.holders.insert(position, key);
             return true;
         };
-        match place {
+        match position {
             EventPosition::Log(offset) => self.bytes += lane.events.push(offset),
             EventPosition::DeadLetter(offset) => {
                 lane.redriven.insert(offset);
@@ -52,8 +52,8 @@ impl Lanes {
     }
 
     /// Releases the key of a settled event; returns the next event of that key, which then holds it.
-    pub(super) fn leave(&mut self, place: EventPosition) -> Option<EventPosition> {
-        let key = self.holders.remove(&place)?;
+    pub(super) fn leave(&mut self, position: EventPosition) -> Option<EventPosition> {
+        let key = self.holders.remove(&position)?;
         let lane = self.lanes.get_mut(&key)?;
         let next = match lane.redriven.pop_first() {
             Some(offset) => {

@@ -40,7 +40,7 @@ pub(super) struct PendingLetters {
 struct PendingLetter {
     letter: DeadLetter,
     stage: LetterStage,
-    is_under_way: bool,
+    is_in_flight: bool,
     /// Due time, unless it is in flight.
     due: Instant,
 }
@@ -56,7 +56,7 @@ enum LetterStage {
 #[derive(Debug, Default)]
 struct DueQueue {
     due: BTreeSet<(Instant, EventPosition)>,
-    under_way: usize,
+    in_flight: usize,
     /// Nothing is due before this.
     held_until: Option<Instant>,
 }
@@ -64,12 +64,12 @@ struct DueQueue {
 /// Next step for dead letters.
 pub(super) enum LetterStep {
     Send {
-        place: EventPosition,
+        position: EventPosition,
         letter: DeadLetter,
         number: u32,
     },
     Keep {
-        place: EventPosition,
+        position: EventPosition,
         letter: DeadLetter,
     },
     /// Nothing before this time, or before one in flight has ended.
@@ -78,7 +78,7 @@ pub(super) enum LetterStep {
 
 impl DueQueue {
     fn next(&mut self, now: Instant) -> Result<EventPosition, Option<Instant>> {
-        if self.under_way == CONCURRENCY {
+        if self.in_flight == CONCURRENCY {
             return Err(None);
         }
         if let Some(until) = self
@@ -88,10 +88,10 @@ impl DueQueue {
             return Err(Some(until));
         }
         match self.due.first() {
-            Some(&(at, place)) if at <= now => {
+            Some(&(at, position)) if at <= now => {
                 self.due.pop_first();
-                self.under_way += 1;
-                Ok(place)
+                self.in_flight += 1;
+                Ok(position)
             }
             first => Err(first.map(|&(at, _)| at)),
         }
@@ -104,9 +104,9 @@ impl PendingLetters {
         self.letters.len() >= MAX_LETTERS
     }
 
-    pub(super) fn bury(
+    pub(super) fn add(
         &mut self,
-        place: EventPosition,
+        position: EventPosition,
         mut letter: DeadLetter,
         has_sink: bool,
         now: Instant,
@@ -117,45 +117,48 @@ impl PendingLetters {
         }
         let stage = if sends {
             self.sending += 1;
-            self.to_send.due.insert((now, place));
+            self.to_send.due.insert((now, position));
             LetterStage::Send(FailedAttempts::begin(now))
         } else {
-            self.to_keep.due.insert((now, place));
+            self.to_keep.due.insert((now, position));
             LetterStage::Keep(NO_ROOM_PAUSE)
         };
         let letter = PendingLetter {
             letter,
             stage,
-            is_under_way: false,
+            is_in_flight: false,
             due: now,
         };
-        self.letters.insert(place, letter);
+        self.letters.insert(position, letter);
     }
 
     pub(super) fn next(&mut self, now: Instant) -> LetterStep {
         let mut waits = [None; 2];
         for (queue, wait) in [&mut self.to_keep, &mut self.to_send].into_iter().zip(&mut waits) {
-            let place = match queue.next(now) {
-                Ok(place) => place,
+            let position = match queue.next(now) {
+                Ok(position) => position,
                 Err(at) => {
                     *wait = at;
                     continue;
                 }
             };
-            let Some(letter) = self.letters.get_mut(&place) else {
-                // Forgotten together with its place in the queue.
-                queue.under_way -= 1;
+            let Some(letter) = self.letters.get_mut(&position) else {
+                // Forgotten together with its position in the queue.
+                queue.in_flight -= 1;
                 continue;
             };
-            letter.is_under_way = true;
+            letter.is_in_flight = true;
             let text = letter.letter.clone();
             return match letter.stage {
                 LetterStage::Send(attempts) => LetterStep::Send {
-                    place,
+                    position,
                     letter: text,
                     number: attempts.failed.saturating_add(1),
                 },
-                LetterStage::Keep(_) => LetterStep::Keep { place, letter: text },
+                LetterStage::Keep(_) => LetterStep::Keep {
+                    position,
+                    letter: text,
+                },
             };
         }
         LetterStep::Wait(waits.into_iter().flatten().min())
@@ -164,20 +167,20 @@ impl PendingLetters {
     /// Handles a letter that the dead-letter Sink did not accept: it is sent again, or kept.
     pub(super) fn sent(
         &mut self,
-        place: EventPosition,
+        position: EventPosition,
         sent: LetterSent,
         delivery: &Delivery,
         now: Instant,
         jitter: f64,
     ) {
-        let Some(letter) = self.letters.get_mut(&place) else {
+        let Some(letter) = self.letters.get_mut(&position) else {
             return;
         };
         let LetterStage::Send(attempts) = &mut letter.stage else {
             return;
         };
-        letter.is_under_way = false;
-        self.to_send.under_way -= 1;
+        letter.is_in_flight = false;
+        self.to_send.in_flight -= 1;
         let pause = match sent.ending {
             Some(Ending::Busy) => Some(backoff::busy(jitter)),
             Some(Ending::Failed { retry_after, .. }) => {
@@ -203,19 +206,19 @@ impl PendingLetters {
             }
         };
         letter.due = now + pause.unwrap_or_default();
-        queue.due.insert((letter.due, place));
+        queue.due.insert((letter.due, position));
     }
 
     /// Handles a letter for which the log has no room.
-    pub(super) fn found_no_room(&mut self, place: EventPosition, is_first_unsettled: bool, now: Instant) {
-        let Some(letter) = self.letters.get_mut(&place) else {
+    pub(super) fn no_room_for(&mut self, position: EventPosition, is_first_unsettled: bool, now: Instant) {
+        let Some(letter) = self.letters.get_mut(&position) else {
             return;
         };
         let LetterStage::Keep(pause) = &mut letter.stage else {
             return;
         };
-        letter.is_under_way = false;
-        self.to_keep.under_way -= 1;
+        letter.is_in_flight = false;
+        self.to_keep.in_flight -= 1;
         letter.due = now
             + if is_first_unsettled {
                 AS_FIRST_PAUSE
@@ -223,24 +226,24 @@ impl PendingLetters {
                 *pause
             };
         *pause = (*pause * 2).min(MAX_NO_ROOM_PAUSE);
-        self.to_keep.due.insert((letter.due, place));
+        self.to_keep.due.insert((letter.due, position));
     }
 
     /// Retries a letter soon that has become the first unsettled event: there may be room for it.
-    pub(super) fn hurry(&mut self, place: EventPosition, now: Instant) {
-        if let Some(letter) = self.letters.get_mut(&place)
-            && !letter.is_under_way
+    pub(super) fn retry_now(&mut self, position: EventPosition, now: Instant) {
+        if let Some(letter) = self.letters.get_mut(&position)
+            && !letter.is_in_flight
             && matches!(letter.stage, LetterStage::Keep(_))
-            && self.to_keep.due.remove(&(letter.due, place))
+            && self.to_keep.due.remove(&(letter.due, position))
         {
             letter.due = letter.due.min(now);
-            self.to_keep.due.insert((letter.due, place));
+            self.to_keep.due.insert((letter.due, position));
         }
     }
 
     /// Forgets a settled letter.
-    pub(super) fn forget(&mut self, place: EventPosition) {
-        let Some(letter) = self.letters.remove(&place) else {
+    pub(super) fn forget(&mut self, position: EventPosition) {
+        let Some(letter) = self.letters.remove(&position) else {
             return;
         };
         let queue = match letter.stage {
@@ -250,10 +253,10 @@ impl PendingLetters {
             }
             LetterStage::Keep(_) => &mut self.to_keep,
         };
-        if letter.is_under_way {
-            queue.under_way -= 1;
+        if letter.is_in_flight {
+            queue.in_flight -= 1;
         } else {
-            queue.due.remove(&(letter.due, place));
+            queue.due.remove(&(letter.due, position));
         }
     }
 }
@@ -294,8 +297,8 @@ mod tests {
         let (mut sent, mut kept) = (Vec::new(), Vec::new());
         loop {
             match letters.next(now) {
-                LetterStep::Send { place, .. } => sent.push(place),
-                LetterStep::Keep { place, .. } => kept.push(place),
+                LetterStep::Send { position, .. } => sent.push(position),
+                LetterStep::Keep { position, .. } => kept.push(position),
                 LetterStep::Wait(_) => return (sent, kept),
             }
         }
@@ -306,13 +309,13 @@ mod tests {
         let now = Instant::now();
         let mut letters = PendingLetters::default();
         for number in 0..=MAX_SENDING {
-            letters.bury(log(number), DeadLetter::of_a_test(), true, now);
+            letters.add(log(number), DeadLetter::for_test(), true, now);
         }
         let (sent, kept) = begun(&mut letters, now);
         assert_eq!((sent.len(), kept), (CONCURRENCY, vec![log(MAX_SENDING)]));
         assert!(!letters.is_full());
         for number in MAX_SENDING..MAX_LETTERS {
-            letters.bury(log(number), DeadLetter::of_a_test(), true, now);
+            letters.add(log(number), DeadLetter::for_test(), true, now);
         }
         assert!(letters.is_full());
         letters.forget(log(0));
@@ -325,7 +328,7 @@ mod tests {
         let mut delivery = Delivery::default();
         delivery.retry.attempts = Some(2);
         let mut letters = PendingLetters::default();
-        letters.bury(log(0), DeadLetter::of_a_test(), true, now);
+        letters.add(log(0), DeadLetter::for_test(), true, now);
         let failed = || LetterSent {
             ending: Some(Ending::Failed {
                 blame: Some(Blame::Unavailable),
@@ -354,7 +357,7 @@ mod tests {
     fn what_finds_no_room_waits_longer_and_longer_unless_it_is_first() {
         let mut now = Instant::now();
         let mut letters = PendingLetters::default();
-        letters.bury(log(0), DeadLetter::of_a_test(), false, now);
+        letters.add(log(0), DeadLetter::for_test(), false, now);
         for (is_first, pause) in [
             (false, 200),
             (false, 400),
@@ -364,7 +367,7 @@ mod tests {
             (false, 5000),
         ] {
             assert!(matches!(letters.next(now), LetterStep::Keep { .. }));
-            letters.found_no_room(log(0), is_first, now);
+            letters.no_room_for(log(0), is_first, now);
             let LetterStep::Wait(Some(at)) = letters.next(now) else {
                 panic!()
             };
@@ -372,8 +375,8 @@ mod tests {
             now = at;
         }
         assert!(matches!(letters.next(now), LetterStep::Keep { .. }));
-        letters.found_no_room(log(0), false, now);
-        letters.hurry(log(0), now);
+        letters.no_room_for(log(0), false, now);
+        letters.retry_now(log(0), now);
         assert!(matches!(letters.next(now), LetterStep::Keep { .. }));
         letters.forget(log(0));
         assert!(matches!(letters.next(now), LetterStep::Wait(None)));

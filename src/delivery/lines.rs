@@ -139,25 +139,25 @@ impl Lines {
     }
 
     /// An event can no longer be read.
-    pub(super) fn damaged(&mut self, place: EventPosition, error: &str) {
+    pub(super) fn damaged(&mut self, position: EventPosition, error: &str) {
         few!(
             Damaged,
             error,
             self,
             None,
-            [%place, error,],
+            [%position, error,],
             "an event cannot be read again and is dropped"
         );
     }
 
     /// A record passed the log's checksums but is not an event: another version of Weir wrote it.
-    pub(super) fn unreadable(&mut self, place: EventPosition, error: &str) {
+    pub(super) fn unreadable(&mut self, position: EventPosition, error: &str) {
         few!(
             Damaged,
             error,
             self,
             None,
-            [%place, error,],
+            [%position, error,],
             "a record of the event log cannot be read as an event and is passed over"
         );
     }
@@ -187,13 +187,13 @@ impl Lines {
     }
 
     /// The log has no room for a dead letter.
-    pub(super) fn without_room(&mut self, place: EventPosition, error: &str) {
+    pub(super) fn without_room(&mut self, position: EventPosition, error: &str) {
         few!(
             NoRoom,
             warn,
             self,
             None,
-            [%place, error,],
+            [%position, error,],
             "no room for a dead letter; it waits for some"
         );
     }
@@ -242,12 +242,12 @@ impl Lines {
     }
 
     /// An event was removed. The trimmer has logged the number.
-    pub(super) fn removed(&self, place: EventPosition) {
-        line!(debug, self, None, %place, "an event was removed before it was delivered");
+    pub(super) fn removed(&self, position: EventPosition) {
+        line!(debug, self, None, %position, "an event was removed before it was delivered");
     }
 
     /// Reports suppressed log lines that no later line has reported.
-    pub(super) fn tell_overdue(&mut self, now: Instant) {
+    pub(super) fn log_suppressed(&mut self, now: Instant) {
         for (kind, burst) in &mut self.bursts {
             if let Some(held_back) = burst.overdue(now) {
                 let (trigger, broker) = (&*self.trigger, self.broker.as_str());

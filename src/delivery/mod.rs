@@ -21,7 +21,7 @@
 //! - [`reply`] stores the events with which a Sink answers; [`crate::destination`] sends.
 //! - [`dead_letter`] is the stored form, [`dead_letters`] lists, redrives and drops, [`redrive`] hands letters
 //!   back to their Triggers.
-//! - [`holds`] says what may not be trimmed, [`trimmer`] trims by retention and size, [`keeper`] and [`kept`]
+//! - [`holds`] says what may not be trimmed, [`trimmer`] trims by retention and size, [`deleted_triggers`] and [`retained`]
 //!   retain the checkpoints of deleted Triggers.
 //! - [`stats`], [`sink_health`], [`view`] and [`inspection`] report to metrics, statuses and the API.
 
@@ -31,6 +31,7 @@ mod breaker;
 mod buffered;
 mod dead_letter;
 mod dead_letters;
+mod deleted_triggers;
 mod dispatcher;
 mod ending;
 mod engine;
@@ -38,8 +39,6 @@ mod feed;
 mod holds;
 mod inbox;
 mod inspection;
-mod keeper;
-mod kept;
 mod lanes;
 mod letters;
 mod lines;
@@ -52,6 +51,7 @@ mod rate;
 mod reader;
 mod redrive;
 mod reply;
+mod retained;
 mod retention;
 mod running;
 mod saver;
@@ -69,9 +69,9 @@ mod wall_clock;
 
 pub use dead_letter::{DeadLetter, DeadLetterError};
 pub use dead_letters::{DeadLetterPage, Dropped, KeptLetter, Redriven, Selection};
+pub use deleted_triggers::RetainedTrigger;
 pub use engine::Engine;
 pub use holds::Hold;
-pub use keeper::RetainedTrigger;
 pub use options::{DeliveryOptions, EngineError};
 pub use retention::Retention;
 pub use settlement::Settlement;

@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     EngineError, TriggerView,
-    keeper::{self, DeletedTriggers, RetiredTrigger, StoredCheckpoint},
-    kept::{Identity, OwnerRecord, removal},
+    deleted_triggers::{self, DeletedTriggers, RetiredTrigger, StoredCheckpoint},
     position::BrokerLogs,
     progress::Progress,
+    retained::{Identity, OwnerRecord, removal},
     settings::Settings,
 };
 use crate::{
@@ -51,7 +51,7 @@ impl StartPosition {
 pub(super) struct Placement {
     logs: Arc<dyn LogProvider>,
     checkpoints: Arc<dyn Checkpoints>,
-    keeper: Arc<DeletedTriggers>,
+    deleted_triggers: Arc<DeletedTriggers>,
     /// Checkpoints loaded at startup, until their Triggers appear.
     stored: HashMap<String, StoredCheckpoint>,
 }
@@ -60,13 +60,13 @@ impl Placement {
     pub(super) fn new(
         logs: Arc<dyn LogProvider>,
         checkpoints: Arc<dyn Checkpoints>,
-        keeper: Arc<DeletedTriggers>,
+        deleted_triggers: Arc<DeletedTriggers>,
         stored: HashMap<String, StoredCheckpoint>,
     ) -> Self {
         Self {
             logs,
             checkpoints,
-            keeper,
+            deleted_triggers,
             stored,
         }
     }
@@ -117,7 +117,7 @@ impl Placement {
         gone.extend(stored.map(|(uid, place)| RetiredTrigger::found(uid, place)));
         let unread = gone.extract_if(.., |gone| table.is_unread(&gone.uid));
         let mut unread: Vec<_> = unread.map(|gone| gone.uid).collect();
-        unread.extend(self.keeper.take_unread(|uid| table.is_unread(uid)));
+        unread.extend(self.deleted_triggers.take_unread(|uid| table.is_unread(uid)));
         for uid in unread {
             let key = CheckpointKey::Trigger(uid.clone());
             if let Some(cursor) = self.checkpoints.load(&key).await? {
@@ -125,7 +125,7 @@ impl Placement {
                 self.stored.insert(uid, place);
             }
         }
-        self.keeper.keep(gone).await
+        self.deleted_triggers.retain(gone).await
     }
 
     /// Stores checkpoints and syncs them to disk.
@@ -149,7 +149,7 @@ impl Placement {
     pub(super) fn views(&self) -> Vec<TriggerView> {
         let mut views = Vec::new();
         for (uid, place) in &self.stored {
-            match keeper::view(&*self.logs, uid, None, &place.cursor) {
+            match deleted_triggers::view(&*self.logs, uid, None, &place.cursor) {
                 Ok(view) => views.push(view),
                 Err(error) => {
                     tracing::error!(uid, %error, "the stored cursor of a Trigger cannot be used, and nothing is held for it");
@@ -172,7 +172,7 @@ impl Placement {
                 was_gone,
             }));
         }
-        let taken_up = self.keeper.take_up(trigger, broker).await?;
+        let taken_up = self.deleted_triggers.resume(trigger, broker).await?;
         Ok(taken_up.map(|(uid, cursor)| FoundCheckpoint {
             uid,
             stored: StoredCheckpoint { cursor, record: None },

@@ -196,12 +196,14 @@ impl Progress {
     }
 
     /// Outstanding events that have failed, in order.
-    pub(super) fn tried_places(&self) -> impl Iterator<Item = (EventPosition, FailedAttempts)> {
-        self.tried.iter().map(|(&place, &attempts)| (place, attempts))
+    pub(super) fn tried_positions(&self) -> impl Iterator<Item = (EventPosition, FailedAttempts)> {
+        self.tried
+            .iter()
+            .map(|(&position, &attempts)| (position, attempts))
     }
 
-    pub(super) fn is_outstanding(&self, place: EventPosition) -> bool {
-        match place {
+    pub(super) fn is_outstanding(&self, position: EventPosition) -> bool {
+        match position {
             EventPosition::Log(Offset(offset)) => self.events.contains(offset),
             EventPosition::DeadLetter(Offset(offset)) => self.redriven.contains(offset),
         }
@@ -236,32 +238,32 @@ impl Progress {
     }
 
     /// Failed attempts of an event, if any.
-    pub(super) fn attempts(&self, place: EventPosition) -> Option<FailedAttempts> {
-        self.tried.get(&place).copied()
+    pub(super) fn attempts(&self, position: EventPosition) -> Option<FailedAttempts> {
+        self.tried.get(&position).copied()
     }
 
     /// Counts a failed attempt that began at `began`; returns all failed attempts so far.
-    pub(super) fn failed(&mut self, place: EventPosition, began: Instant) -> FailedAttempts {
+    pub(super) fn failed(&mut self, position: EventPosition, began: Instant) -> FailedAttempts {
         let mut attempts = self
-            .attempts(place)
+            .attempts(position)
             .unwrap_or_else(|| FailedAttempts::begin(began));
         attempts.failed = attempts.failed.saturating_add(1);
         // A settled event stays settled.
-        if self.is_outstanding(place) {
-            self.tried.insert(place, attempts);
+        if self.is_outstanding(position) {
+            self.tried.insert(position, attempts);
         }
         attempts
     }
 
     /// Settles an event; returns whether it was outstanding.
-    pub(super) fn settle(&mut self, place: EventPosition, settlement: Settlement) -> bool {
-        let was_outstanding = match place {
+    pub(super) fn settle(&mut self, position: EventPosition, settlement: Settlement) -> bool {
+        let was_outstanding = match position {
             EventPosition::Log(Offset(offset)) => self.events.remove(offset),
             EventPosition::DeadLetter(Offset(offset)) => self.redriven.remove(offset),
         };
         if was_outstanding {
             self.pending -= 1;
-            self.tried.remove(&place);
+            self.tried.remove(&position);
             self.counts.count(settlement);
         }
         was_outstanding
@@ -270,14 +272,14 @@ impl Progress {
     /// Clamps the progress to the ends of logs that lost their tails: other events will get those offsets.
     /// Outstanding events beyond them are settled as dropped. Returns whether anything was beyond.
     pub(super) fn keep_within(&mut self, events: Offset, dead_letters: Offset) -> bool {
-        let lost = |place: &EventPosition| match *place {
+        let lost = |position: &EventPosition| match *position {
             EventPosition::Log(offset) => offset >= events,
             EventPosition::DeadLetter(offset) => offset >= dead_letters,
         };
         let lost: Vec<_> = self.outstanding().filter(lost).collect();
         let is_beyond = self.next > events || !lost.is_empty();
-        for place in lost {
-            self.settle(place, Settlement::Dropped);
+        for position in lost {
+            self.settle(position, Settlement::Dropped);
         }
         self.next = self.next.min(events);
         is_beyond
@@ -286,9 +288,9 @@ impl Progress {
     /// Encodes the stored form, as of `now`.
     pub(super) fn encode(&self, broker: &str, now: Instant) -> Vec<u8> {
         let (mut tried, mut tried_redriven) = (Vec::new(), Vec::new());
-        for (&place, attempts) in &self.tried {
+        for (&position, attempts) in &self.tried {
             let elapsed = u64::try_from(attempts.elapsed(now).as_millis()).unwrap_or(u64::MAX);
-            match place {
+            match position {
                 EventPosition::Log(offset) => tried.push((offset, attempts.failed, elapsed)),
                 EventPosition::DeadLetter(offset) => tried_redriven.push((offset, attempts.failed, elapsed)),
             }
@@ -338,21 +340,21 @@ impl Progress {
             ..Self::starting_at(next)
         };
         progress.count_pending();
-        let of = |place: fn(Offset) -> EventPosition| {
+        let of = |position: fn(Offset) -> EventPosition| {
             move |(offset, failed, elapsed): StoredAttempts| {
                 let attempts = FailedAttempts {
                     failed,
                     elapsed: Duration::from_millis(elapsed),
                     as_of: now,
                 };
-                (place(offset), attempts)
+                (position(offset), attempts)
             }
         };
         let tried = tried.into_iter().map(of(EventPosition::Log));
         let redriven = tried_redriven.into_iter().map(of(EventPosition::DeadLetter));
-        for (place, attempts) in tried.chain(redriven) {
-            if progress.is_outstanding(place) {
-                progress.tried.insert(place, attempts);
+        for (position, attempts) in tried.chain(redriven) {
+            if progress.is_outstanding(position) {
+                progress.tried.insert(position, attempts);
             }
         }
         Ok((broker, progress))
@@ -382,12 +384,12 @@ impl Progress {
         progress.tried = outstanding
             .chain(redriven)
             .filter(|&(_, failed)| failed > 0)
-            .map(|(place, failed)| {
+            .map(|(position, failed)| {
                 let attempts = FailedAttempts {
                     failed,
                     ..FailedAttempts::begin(now)
                 };
-                (place, attempts)
+                (position, attempts)
             })
             .collect();
         (broker, progress)
@@ -479,7 +481,7 @@ mod tests {
             [log(2), EventPosition::DeadLetter(Offset(2))]
         );
         assert_eq!((progress.next(), progress.counts().dropped), (Offset(6), 2));
-        assert!(progress.keep_within(Offset(4), Offset(3)), "the place alone");
+        assert!(progress.keep_within(Offset(4), Offset(3)), "the position alone");
         assert_eq!((progress.next(), progress.counts().dropped), (Offset(4), 2));
     }
 
@@ -552,18 +554,18 @@ mod tests {
             let mut progress = Progress::starting_at(Offset(0));
             for (offset, redriven, step) in steps {
                 let offset = Offset(offset);
-                let place = if redriven { EventPosition::DeadLetter(offset) } else { EventPosition::Log(offset) };
+                let position = if redriven { EventPosition::DeadLetter(offset) } else { EventPosition::Log(offset) };
                 match step {
                     0 if redriven => progress.redriven(offset),
                     0 if offset >= progress.next() => progress.matched(offset),
                     0 | 1 => progress.advance(offset),
-                    2 => drop(progress.settle(place, Settlement::Delivered)),
-                    3 => drop(progress.settle(place, Settlement::Expired)),
-                    4 => drop(progress.settle(place, Settlement::DeadLettered)),
+                    2 => drop(progress.settle(position, Settlement::Delivered)),
+                    3 => drop(progress.settle(position, Settlement::Expired)),
+                    4 => drop(progress.settle(position, Settlement::DeadLettered)),
                     5 => {
-                        progress.failed(place, now);
+                        progress.failed(position, now);
                     }
-                    _ => drop(progress.settle(place, Settlement::Dropped)),
+                    _ => drop(progress.settle(position, Settlement::Dropped)),
                 }
                 let counts = progress.counts();
                 let ended = counts.delivered + counts.expired + counts.dead_lettered + counts.dropped;

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Interval between reports of suppressed log lines.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+const LOG_SUPPRESSED_EVERY: Duration = Duration::from_secs(10);
 
 /// Yields to other tasks on the thread after as many filter steps as one event may cost, about 2 ms.
 #[derive(Debug, Default)]
@@ -65,7 +65,7 @@ struct EvaluatedTriggers {
 
 impl EvaluatedTriggers {
     /// Resets when the table's Triggers change.
-    fn by(&mut self, inboxes: &Arc<Vec<Arc<Inbox>>>) {
+    fn reset_for(&mut self, inboxes: &Arc<Vec<Arc<Inbox>>>) {
         if !Arc::ptr_eq(&self.inboxes, inboxes) {
             self.inboxes = inboxes.clone();
             self.done = vec![false; inboxes.len()];
@@ -108,7 +108,7 @@ struct ReaderState {
 
 impl ReaderState {
     /// Detaches every inbox: from here on each Trigger reads the log by itself until it joins again.
-    fn leave_alone(&mut self, from: Offset) {
+    fn detach_all(&mut self, from: Offset) {
         self.inboxes.iter().for_each(|inbox| inbox.overflow(from));
     }
 }
@@ -167,7 +167,7 @@ impl Reader {
     /// Fails when the log cannot be read.
     pub(super) async fn run(&self, stop: CancellationToken) -> Result<(), LogError> {
         let mut end = self.log.follow();
-        let mut overdue = tokio::time::interval(TELL_EVERY);
+        let mut overdue = tokio::time::interval(LOG_SUPPRESSED_EVERY);
         overdue.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut pause = READ_AGAIN;
         loop {
@@ -185,7 +185,7 @@ impl Reader {
                             broker = %self.broker(), %error,
                             "the broker's log cannot be read on; its Triggers read by themselves"
                         );
-                        self.leave_alone();
+                        self.detach_all();
                         tokio::select! {
                             () = tokio::time::sleep(pause) => {}
                             () = stop.cancelled() => return Ok(()),
@@ -197,14 +197,14 @@ impl Reader {
             }
             tokio::select! {
                 changed = end.changed() => if changed.is_err() { return Ok(()) },
-                _ = overdue.tick() => self.tell_overdue(Instant::now()),
+                _ = overdue.tick() => self.log_suppressed(Instant::now()),
                 () = stop.cancelled() => return Ok(()),
             }
         }
     }
 
     /// Reports suppressed log lines that no later line has reported.
-    fn tell_overdue(&self, now: Instant) {
+    fn log_suppressed(&self, now: Instant) {
         if let Some(held_back) = self.lock().unreadable.overdue(now) {
             tracing::warn!(
                 broker = %self.broker(),
@@ -229,13 +229,13 @@ impl Reader {
             // A full log removed these before they were offered: each Trigger reads on by itself and reports the
             // gap.
             let mut state = self.lock();
-            state.leave_alone(position);
+            state.detach_all(position);
             state.position = first;
         }
         let size = records.iter().map(|record| record.payload.len()).sum();
         let Some(mut memory) = self.memory.try_reserve(size) else {
             // Out of memory for shared reading: each Trigger reads the rest by itself, at its own pace.
-            self.leave_alone();
+            self.detach_all();
             return Ok(());
         };
         let mut turn = FilterYield::default();
@@ -253,13 +253,13 @@ impl Reader {
             Ok(event) => BufferedEvent::new(event, memory),
             Err(error) => return self.unreadable(offset, &error),
         };
-        let mut looked_at = EvaluatedTriggers::default();
+        let mut evaluated = EvaluatedTriggers::default();
         loop {
             let (table, inboxes, attached) = {
                 let state = self.lock();
                 (state.table.clone(), state.inboxes.clone(), state.attached)
             };
-            looked_at.by(&inboxes);
+            evaluated.reset_for(&inboxes);
             let subject = Subject::new(event.event());
             turn.next();
             for index in table.candidates(event.event()) {
@@ -267,15 +267,15 @@ impl Reader {
                 let Some(inbox) = inboxes.get(index).filter(|inbox| inbox.awaits(offset)) else {
                     continue;
                 };
-                if !looked_at.first_time(index) {
+                if !evaluated.first_time(index) {
                     continue;
                 }
                 match table.routes()[index].decide(&subject) {
                     Decision::Pass => {
-                        inbox.filter_held();
-                        looked_at.wanted.push(index);
+                        inbox.filter_within_budget();
+                        evaluated.wanted.push(index);
                     }
-                    Decision::Skip => inbox.filter_held(),
+                    Decision::Skip => inbox.filter_within_budget(),
                     Decision::Failed(error) => inbox.filter_failed(offset, &error),
                 }
                 turn.pass(&subject).await;
@@ -285,7 +285,7 @@ impl Reader {
                 // The table or the Trigger's inbox changed meanwhile.
                 continue;
             }
-            for inbox in looked_at.wanted.iter().filter_map(|&index| inboxes.get(index)) {
+            for inbox in evaluated.wanted.iter().filter_map(|&index| inboxes.get(index)) {
                 inbox.push(offset, &event);
             }
             state.position = offset.plus(1);
@@ -300,7 +300,7 @@ impl Reader {
         }
         if let Some(Admitted { held_back }) = state.unreadable.admit(Instant::now()) {
             tracing::error!(
-                broker = %self.broker(), place = %offset, %error, held_back,
+                broker = %self.broker(), position = %offset, %error, held_back,
                 "a record of the event log cannot be read as an event and is passed over"
             );
         }
@@ -308,10 +308,10 @@ impl Reader {
     }
 
     /// Detaches every inbox at the current position.
-    fn leave_alone(&self) {
+    fn detach_all(&self) {
         let mut state = self.lock();
         let position = state.position;
-        state.leave_alone(position);
+        state.detach_all(position);
     }
 
     /// Next position to read, or `None` when no inbox is attached: then the reader skips to the end.

@@ -1,4 +1,4 @@
-//! State shared by the dead-letter log and the dispatchers, so that a letter is in one place at a time.
+//! State shared by the dead-letter log and the dispatchers, so that a letter is in one position at a time.
 
 use std::{
     collections::HashMap,

@@ -88,7 +88,7 @@ mod tests {
             .iter()
             .map(|event| String::from_utf8(event.to_json().to_vec()).unwrap())
             .collect();
-        Replies::of_a_test(
+        Replies::for_test(
             client,
             format!("[{}]", texts.join(",")).into(),
             descendants.clone(),
@@ -96,7 +96,7 @@ mod tests {
     }
 
     fn client() -> Client {
-        Client::of_a_test()
+        Client::for_test()
     }
 
     #[tokio::test]
@@ -125,7 +125,7 @@ mod tests {
             .unwrap();
         assert_eq!(reply, ReplyOutcome::Stored(1), "what fits still does");
         let body = Bytes::from_static(br#"[{"specversion":"1.0","id":"1","source":"/s","type":"t"},{}]"#);
-        let invalid = Replies::of_a_test(&client, body, descendants);
+        let invalid = Replies::for_test(&client, body, descendants);
         for _ in 0..100 {
             let reply = store(&intake, &broker, &origin, &invalid, None, Room::Common)
                 .await

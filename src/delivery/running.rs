@@ -129,7 +129,7 @@ impl Spawner {
         };
         if resumed {
             stats.resumed();
-            tell_resumed(&view, &progress);
+            log_resumed(&view, &progress);
         }
         // Boxed to keep the future small: each of tens of thousands of Triggers may have this task.
         let mut parts = Box::new(DispatcherParts {
@@ -201,7 +201,7 @@ impl Spawner {
     }
 }
 
-fn tell_resumed(view: &TriggerView, progress: &Progress) {
+fn log_resumed(view: &TriggerView, progress: &Progress) {
     tracing::info!(
         trigger = format!("{}/{}", view.namespace, view.name),
         broker = %view.broker(),

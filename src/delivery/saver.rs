@@ -27,7 +27,7 @@ pub(super) struct Saver {
     key: CheckpointKey,
     broker: BrokerName,
     hold: Arc<Hold>,
-    under_way: Option<BoxFuture<'static, Result<(), LogError>>>,
+    in_flight: Option<BoxFuture<'static, Result<(), LogError>>>,
     /// Watermark of the save in flight.
     low: LowWatermarks,
     at: Option<Instant>,
@@ -48,7 +48,7 @@ impl Saver {
             key,
             broker,
             hold,
-            under_way: None,
+            in_flight: None,
             low,
             at: None,
             every: SAVE_EVERY,
@@ -68,7 +68,7 @@ impl Saver {
 
     /// Time of the next save, unless one is in flight.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.at.filter(|_| self.under_way.is_none())
+        self.at.filter(|_| self.in_flight.is_none())
     }
 
     /// Begins a save.
@@ -76,12 +76,12 @@ impl Saver {
         self.at = None;
         self.low = progress.low();
         let (checkpoints, change) = (self.checkpoints.clone(), self.change(progress));
-        self.under_way = Some(async move { checkpoints.save(vec![change]).await }.boxed());
+        self.in_flight = Some(async move { checkpoints.save(vec![change]).await }.boxed());
     }
 
     /// Waits for the save in flight; forever if there is none. Pass its result to [`Saver::ended`].
     pub(super) async fn finished(&mut self) -> Result<(), LogError> {
-        finished(&mut self.under_way).await
+        finished(&mut self.in_flight).await
     }
 
     /// Handles the end of a save. A full disk does not stop delivery: what is settled meanwhile repeats after a
@@ -104,7 +104,7 @@ impl Saver {
 
     /// Waits for the save in flight, if there is one.
     pub(super) async fn end(&mut self) -> Result<Option<String>, LogError> {
-        if self.under_way.is_none() {
+        if self.in_flight.is_none() {
             return Ok(None);
         }
         let saved = self.finished().await;

@@ -52,7 +52,7 @@ const TRIED_BYTES: usize = 128;
 const MAX_REDRIVEN: usize = 1024;
 
 /// Consecutive failed attempts after which the Sink is reported as down.
-const FAILURES_TOLD: u32 = 10;
+const FAILURES_WHEN_DOWN: u32 = 10;
 
 /// Delivery policy of a Trigger.
 #[derive(Clone, Debug)]
@@ -69,13 +69,13 @@ pub(super) enum SchedulerStep<E> {
     Attempt(Launch<E>),
     /// Send a dead letter to the dead-letter Sink; report the result by [`Scheduler::letter_sent`].
     SendLetter {
-        place: EventPosition,
+        position: EventPosition,
         letter: DeadLetter,
         number: u32,
     },
     /// Keep a dead letter in the log; report the result by [`Scheduler::letter_kept`].
     KeepLetter {
-        place: EventPosition,
+        position: EventPosition,
         letter: DeadLetter,
     },
     /// Do nothing before this time, or before something happens.
@@ -85,7 +85,7 @@ pub(super) enum SchedulerStep<E> {
 /// An attempt to begin.
 #[derive(Debug)]
 pub(super) struct Launch<E> {
-    pub(super) place: EventPosition,
+    pub(super) position: EventPosition,
     /// The event, if it is in memory.
     pub(super) event: Option<E>,
     /// Number of the attempt, from 1.
@@ -98,7 +98,7 @@ pub(super) enum Fate {
     Settled,
     /// It waits for a retry.
     Waits,
-    /// It becomes a dead letter, by [`Scheduler::bury`].
+    /// It becomes a dead letter, by [`Scheduler::dead_letter`].
     GivenUp {
         attempts: u32,
         reason: &'static str,
@@ -106,7 +106,7 @@ pub(super) enum Fate {
 }
 
 struct QueuedEvent<E> {
-    place: EventPosition,
+    position: EventPosition,
     event: Option<E>,
     bytes: usize,
 }
@@ -172,9 +172,9 @@ impl<E> Scheduler<E> {
             sink: 0,
         };
         if !scheduler.is_by_key() {
-            let tried: Vec<_> = scheduler.progress.tried_places().collect();
-            for (place, attempts) in tried {
-                scheduler.resume(place, attempts, now, jitter());
+            let tried: Vec<_> = scheduler.progress.tried_positions().collect();
+            for (position, attempts) in tried {
+                scheduler.resume(position, attempts, now, jitter());
             }
         }
         scheduler
@@ -190,7 +190,7 @@ impl<E> Scheduler<E> {
         let by_key = self.is_by_key();
         let outstanding = self.progress.outstanding();
         outstanding
-            .filter(|&place| by_key || self.progress.attempts(place).is_none())
+            .filter(|&position| by_key || self.progress.attempts(position).is_none())
             .collect()
     }
 
@@ -222,33 +222,33 @@ impl<E> Scheduler<E> {
     /// Offers a wanted event of this size in memory. An event offered twice is counted once.
     pub(super) fn offer(
         &mut self,
-        place: EventPosition,
+        position: EventPosition,
         key: Option<Box<str>>,
         event: Option<(E, usize)>,
         now: Instant,
         jitter: f64,
     ) {
-        if let EventPosition::Log(offset) = place
+        if let EventPosition::Log(offset) = position
             && offset >= self.progress.next()
         {
             self.progress.matched(offset);
         }
-        if !self.progress.is_outstanding(place) || self.in_flight.contains_key(&place) {
+        if !self.progress.is_outstanding(position) || self.in_flight.contains_key(&position) {
             return;
         }
         let key = key.filter(|_| self.is_by_key());
-        if key.is_some_and(|key| !self.lanes.enter(key, place)) {
+        if key.is_some_and(|key| !self.lanes.enter(key, position)) {
             return;
         }
-        match self.progress.attempts(place) {
-            Some(attempts) => self.resume(place, attempts, now, jitter),
-            None => self.push_fresh(place, event),
+        match self.progress.attempts(position) {
+            Some(attempts) => self.resume(position, attempts, now, jitter),
+            None => self.push_fresh(position, event),
         }
     }
 
     /// Settles an outstanding event that was removed from the log.
-    pub(super) fn removed(&mut self, place: EventPosition, now: Instant) {
-        self.settle(place, Settlement::Dropped, now);
+    pub(super) fn removed(&mut self, position: EventPosition, now: Instant) {
+        self.settle(position, Settlement::Dropped, now);
     }
 
     /// Number of dead letters that may be redriven now.
@@ -282,13 +282,17 @@ impl<E> Scheduler<E> {
         self.asked_for_long_pause = false;
         self.failures = 0;
         self.suspects.clear();
-        self.retries = self.retries.iter().map(|&(_, place)| (now, place)).collect();
+        self.retries = self
+            .retries
+            .iter()
+            .map(|&(_, position)| (now, position))
+            .collect();
     }
 
     /// Whether the Sink is reported as down: its circuit breaker is open, it has taken none of the last attempts
     /// (of however few events), or it has asked for a long pause.
     pub(super) fn is_sink_down(&self) -> bool {
-        self.breaker.is_open() || self.failures >= FAILURES_TOLD || self.asked_for_long_pause
+        self.breaker.is_open() || self.failures >= FAILURES_WHEN_DOWN || self.asked_for_long_pause
     }
 
     /// Attempts in flight.
@@ -313,15 +317,15 @@ impl<E> Scheduler<E> {
     pub(super) fn next_letter(&mut self, now: Instant) -> SchedulerStep<E> {
         match self.letters.next(now) {
             LetterStep::Send {
-                place,
+                position,
                 letter,
                 number,
             } => SchedulerStep::SendLetter {
-                place,
+                position,
                 letter,
                 number,
             },
-            LetterStep::Keep { place, letter } => SchedulerStep::KeepLetter { place, letter },
+            LetterStep::Keep { position, letter } => SchedulerStep::KeepLetter { position, letter },
             LetterStep::Wait(at) => SchedulerStep::Wait(at),
         }
     }
@@ -367,13 +371,13 @@ impl<E> Scheduler<E> {
             is_retry,
             sink: self.sink,
         };
-        self.in_flight.insert(item.place, flight);
+        self.in_flight.insert(item.position, flight);
         let failed = self
             .progress
-            .attempts(item.place)
+            .attempts(item.position)
             .map_or(0, |attempts| attempts.failed);
         Ok(Launch {
-            place: item.place,
+            position: item.position,
             event: item.event,
             number: failed.saturating_add(1),
         })
@@ -388,9 +392,9 @@ impl<E> Scheduler<E> {
             self.fresh_bytes -= item.bytes;
             return Some((item, false));
         }
-        let (_, place) = self.retries.pop_first()?;
+        let (_, position) = self.retries.pop_first()?;
         let item = QueuedEvent {
-            place,
+            position,
             event: None,
             bytes: 0,
         };
@@ -405,58 +409,76 @@ impl<E> Scheduler<E> {
     }
 
     /// Turns the event into a dead letter, to be sent to the dead-letter Sink or kept.
-    pub(super) fn bury(&mut self, place: EventPosition, letter: DeadLetter, has_sink: bool, now: Instant) {
-        self.letters.bury(place, letter, has_sink, now);
+    pub(super) fn dead_letter(
+        &mut self,
+        position: EventPosition,
+        letter: DeadLetter,
+        has_sink: bool,
+        now: Instant,
+    ) {
+        self.letters.add(position, letter, has_sink, now);
     }
 
     /// Records the result of sending a dead letter to the dead-letter Sink.
-    pub(super) fn letter_sent(&mut self, place: EventPosition, sent: LetterSent, now: Instant, jitter: f64) {
+    pub(super) fn letter_sent(
+        &mut self,
+        position: EventPosition,
+        sent: LetterSent,
+        now: Instant,
+        jitter: f64,
+    ) {
         match sent.ending {
-            Some(Ending::Delivered) => drop(self.settle(place, Settlement::DeadLettered, now)),
-            Some(Ending::Gone) => drop(self.settle(place, Settlement::Dropped, now)),
-            _ => self.letters.sent(place, sent, &self.policy.delivery, now, jitter),
+            Some(Ending::Delivered) => drop(self.settle(position, Settlement::DeadLettered, now)),
+            Some(Ending::Gone) => drop(self.settle(position, Settlement::Dropped, now)),
+            _ => self
+                .letters
+                .sent(position, sent, &self.policy.delivery, now, jitter),
         }
     }
 
     /// Records whether a dead letter was kept in the log.
-    pub(super) fn letter_kept(&mut self, place: EventPosition, kept: LetterKept, now: Instant) {
+    pub(super) fn letter_kept(&mut self, position: EventPosition, kept: LetterKept, now: Instant) {
         match kept {
-            LetterKept::Stored => drop(self.settle(place, Settlement::DeadLettered, now)),
-            LetterKept::Gone => drop(self.settle(place, Settlement::Dropped, now)),
+            LetterKept::Stored => drop(self.settle(position, Settlement::DeadLettered, now)),
+            LetterKept::Gone => drop(self.settle(position, Settlement::Dropped, now)),
             LetterKept::NoRoom => {
-                let is_first = self.is_first_unsettled(place);
-                self.letters.found_no_room(place, is_first, now);
+                let is_first = self.is_first_unsettled(position);
+                self.letters.no_room_for(position, is_first, now);
             }
         }
     }
 
-    fn settle(&mut self, place: EventPosition, settlement: Settlement, now: Instant) -> Fate {
-        self.progress.settle(place, settlement);
-        self.letters.forget(place);
-        if let Some(next) = self.lanes.leave(place) {
+    fn settle(&mut self, position: EventPosition, settlement: Settlement, now: Instant) -> Fate {
+        self.progress.settle(position, settlement);
+        self.letters.forget(position);
+        if let Some(next) = self.lanes.leave(position) {
             self.push_fresh(next, None);
         }
         // The reserve for settling is for the first unsettled event.
         self.letters
-            .hurry(EventPosition::Log(self.progress.low().events), now);
+            .retry_now(EventPosition::Log(self.progress.low().events), now);
         Fate::Settled
     }
 
-    fn is_first_unsettled(&self, place: EventPosition) -> bool {
-        place == EventPosition::Log(self.progress.low().events)
+    fn is_first_unsettled(&self, position: EventPosition) -> bool {
+        position == EventPosition::Log(self.progress.low().events)
     }
 
-    fn resume(&mut self, place: EventPosition, attempts: FailedAttempts, now: Instant, jitter: f64) {
+    fn resume(&mut self, position: EventPosition, attempts: FailedAttempts, now: Instant, jitter: f64) {
         let pause = backoff::pause(&self.policy.delivery, attempts.failed, None, jitter);
-        self.retries.insert((now + pause, place));
+        self.retries.insert((now + pause, position));
     }
 
-    fn push_fresh(&mut self, place: EventPosition, event: Option<(E, usize)>) {
+    fn push_fresh(&mut self, position: EventPosition, event: Option<(E, usize)>) {
         let event =
             event.filter(|(_, bytes)| self.fresh_bytes == 0 || self.fresh_bytes + bytes <= MAX_FRESH_BYTES);
         let (event, bytes) = event.map_or((None, 0), |(event, bytes)| (Some(event), bytes));
         self.fresh_bytes += bytes;
-        self.fresh.push_back(QueuedEvent { place, event, bytes });
+        self.fresh.push_back(QueuedEvent {
+            position,
+            event,
+            bytes,
+        });
     }
 
     fn is_by_key(&self) -> bool {

@@ -32,7 +32,7 @@ pub struct TriggerStats {
     redriven: AtomicU64,
     attempts: AtomicU64,
     failed_attempts: AtomicU64,
-    put_off: AtomicU64,
+    postponed: AtomicU64,
     attempts_microseconds: AtomicU64,
     in_flight: AtomicU64,
     missed: AtomicU64,
@@ -79,7 +79,7 @@ figures! {
     /// Failed attempts since the router started.
     failed_attempts,
     /// Attempts postponed since the router started, for lack of memory or a connection.
-    put_off,
+    postponed,
     /// Attempts in flight.
     in_flight,
     /// Events missed since the router started: removed from the log before the Trigger looked at them, or
@@ -168,8 +168,8 @@ impl TriggerStats {
         self.failed_attempts.fetch_add(u64::from(!delivered), Relaxed);
     }
 
-    pub(super) fn attempt_put_off(&self) {
-        self.put_off.fetch_add(1, Relaxed);
+    pub(super) fn attempt_postponed(&self) {
+        self.postponed.fetch_add(1, Relaxed);
     }
 
     pub(super) fn count_missed(&self, events: u64) {
@@ -194,7 +194,7 @@ impl TriggerStats {
         self.filter_errors.fetch_add(1, Relaxed);
         self.filter_error.store(Some(Arc::new(error.to_string())));
         if !matches!(error, filter::Error::TooExpensive) {
-            return self.filter_held();
+            return self.filter_within_budget();
         }
         self.filter_overruns.fetch_add(1, Relaxed);
         let points = self.overrun_points.fetch_add(OVERRUN, Relaxed) + OVERRUN;
@@ -204,7 +204,7 @@ impl TriggerStats {
     }
 
     /// Counts an event whose filters stayed within their budget.
-    pub(super) fn filter_held(&self) {
+    pub(super) fn filter_within_budget(&self) {
         // Most Triggers never have a point.
         if self.overrun_points.load(Relaxed) > 0 {
             let less = |points: u32| points.checked_sub(1);
@@ -257,7 +257,7 @@ mod tests {
         let overrun = || stats.filter_failed(&filter::Error::TooExpensive);
         for _ in 0..100 {
             overrun();
-            (0..16).for_each(|_| stats.filter_held());
+            (0..16).for_each(|_| stats.filter_within_budget());
         }
         assert!(!stats.is_set_aside(), "one in 17");
         (0..15).for_each(|_| overrun());

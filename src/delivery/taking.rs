@@ -66,7 +66,7 @@ pub(super) struct TakingGuard {
 
 impl TakingGuard {
     /// Releases the letters below.
-    pub(super) fn begins_at(&self, first: Option<Offset>) {
+    pub(super) fn hold_from(&self, first: Option<Offset>) {
         self.letters
             .from
             .store(first.map_or(NONE, |first| first.0), Relaxed);
@@ -76,6 +76,6 @@ impl TakingGuard {
 impl Drop for TakingGuard {
     fn drop(&mut self) {
         // Before the lock is released, and the next holder begins.
-        self.begins_at(None);
+        self.hold_from(None);
     }
 }

@@ -18,8 +18,8 @@ use tokio::sync::Mutex;
 use super::{
     Retention,
     dead_letters::DeadLetters,
+    deleted_triggers::DeletedTriggers,
     holds::Holds,
-    keeper::DeletedTriggers,
     redrive::TakenLetters,
     retention,
     wall_clock::{self, WallClock},
@@ -70,7 +70,7 @@ pub(super) struct Trimmer {
     /// Holds of present Triggers.
     pub(super) present: ArcSwap<Holds>,
     /// Holds for deleted Triggers.
-    pub(super) keeper: Arc<DeletedTriggers>,
+    pub(super) deleted_triggers: Arc<DeletedTriggers>,
     pub(super) figures: Figures,
     pub(super) room: RoomAttempts,
     pub(super) clock: StdMutex<WallClock>,
@@ -350,7 +350,7 @@ impl Trimmer {
         let unsettled = |broker: &BrokerName, bounds| holds.unsettled(broker, bounds);
         let mut freed = self.free(wanted, &holds, unsettled).await?;
         if room_wanted && freed < wanted {
-            freed += self.free_kept(wanted - freed).await?;
+            freed += self.free_retained(wanted - freed).await?;
         }
         if room_wanted && freed < wanted && self.when_full == WhenFull::DropOldest {
             let everything = |_: &BrokerName, bounds: Bounds| bounds.next;
@@ -365,14 +365,14 @@ impl Trimmer {
 
     /// Expires checkpoints of deleted Triggers, the oldest first, until about `wanted` bytes of events held only
     /// for them are gone; returns the number of bytes.
-    async fn free_kept(&self, wanted: u64) -> Result<u64, LogError> {
+    async fn free_retained(&self, wanted: u64) -> Result<u64, LogError> {
         let present = self.present.load_full();
         let others = |broker: &BrokerName| {
             let log = self.logs.open(&LogName::Events(broker.clone()));
             present.unsettled(broker, log.cached_bounds())
         };
         let mut freed = 0;
-        while freed < wanted && self.keeper.give_up_for_room(&others).await?.is_some() {
+        while freed < wanted && self.deleted_triggers.discard_for_room(&others).await?.is_some() {
             let holds = self.holds();
             let unsettled = |broker: &BrokerName, bounds| holds.unsettled(broker, bounds);
             freed += self.free(wanted - freed, &holds, unsettled).await?;
@@ -382,7 +382,7 @@ impl Trimmer {
 
     /// Holds of all Triggers, including deleted ones whose checkpoints are retained.
     fn holds(&self) -> Arc<Holds> {
-        self.keeper.with_kept(|| self.present.load_full())
+        self.deleted_triggers.with_retained(|| self.present.load_full())
     }
 
     /// Removes about `wanted` bytes of the oldest events, where there are most, but nothing at or above `limit`;
@@ -409,7 +409,7 @@ impl Trimmer {
             if before > bounds.first {
                 let trim = async {
                     log.trim(before).await?;
-                    self.tell_dropped(broker, bounds, before, holds);
+                    self.report_dropped(broker, bounds, before, holds);
                     Ok(())
                 };
                 self.within_time(&name, trim).await?;
@@ -419,7 +419,7 @@ impl Trimmer {
         Ok(freed)
     }
 
-    fn tell_dropped(&self, broker: &BrokerName, bounds: Bounds, before: Offset, holds: &Holds) {
+    fn report_dropped(&self, broker: &BrokerName, bounds: Bounds, before: Offset, holds: &Holds) {
         let settled = holds.unsettled(broker, bounds).max(bounds.first);
         let dropped = before.0.saturating_sub(settled.0);
         if dropped > 0 {
@@ -495,7 +495,7 @@ mod tests {
             dead_letters: Arc::new(DeadLetters::new(log.clone(), checkpoints.clone(), taken.clone())),
             taken,
             present: ArcSwap::default(),
-            keeper: Arc::new(DeletedTriggers::new(
+            deleted_triggers: Arc::new(DeletedTriggers::new(
                 log.clone(),
                 checkpoints,
                 Duration::ZERO,

@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{dead_letters::DeadLetters, keeper::DeletedTriggers, trimmer::Trimmer};
+use super::{dead_letters::DeadLetters, deleted_triggers::DeletedTriggers, trimmer::Trimmer};
 use crate::destination::Client;
 
 /// Interval between trims.
@@ -24,7 +24,7 @@ const TRIM_AT_ONCE: Duration = Duration::from_millis(100);
 pub(super) struct Upkeep {
     pub(super) client: Client,
     pub(super) dead_letters: Arc<DeadLetters>,
-    pub(super) keeper: Arc<DeletedTriggers>,
+    pub(super) deleted_triggers: Arc<DeletedTriggers>,
     pub(super) trimmer: Arc<Trimmer>,
     /// Notified when settling needs room.
     pub(super) room_wanted: Arc<Notify>,
@@ -47,7 +47,7 @@ impl Upkeep {
                 }
                 () = self.stop.cancelled() => return,
             };
-            self.tell_overdue(Instant::now());
+            self.log_suppressed(Instant::now());
             if self.applied.load(Relaxed) {
                 self.trim(room_wanted).await;
             }
@@ -55,8 +55,8 @@ impl Upkeep {
     }
 
     async fn trim(&self, room_wanted: bool) {
-        if let Err(error) = self.keeper.tick().await {
-            tracing::error!(%error, "the places of deleted Triggers cannot be seen to");
+        if let Err(error) = self.deleted_triggers.tick().await {
+            tracing::error!(%error, "the positions of deleted Triggers cannot be seen to");
         }
         if let Err(error) = self.trimmer.trim(room_wanted).await {
             tracing::error!(%error, "the event log cannot be trimmed");
@@ -64,8 +64,8 @@ impl Upkeep {
     }
 
     /// Reports suppressed log lines that no later line has reported.
-    fn tell_overdue(&self, now: Instant) {
+    fn log_suppressed(&self, now: Instant) {
         self.client.log_suppressed(now);
-        self.dead_letters.tell_overdue(now);
+        self.dead_letters.log_suppressed(now);
     }
 }

@@ -124,7 +124,7 @@ impl Target {
 #[cfg(test)]
 impl Client {
     /// A client that reaches every address.
-    pub fn of_a_test() -> Self {
+    pub fn for_test() -> Self {
         drop(rustls::crypto::ring::default_provider().install_default());
         // A machine whose authorities cannot be read fails the tests.
         Self::new(1, Addresses::any()).unwrap()

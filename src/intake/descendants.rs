@@ -80,7 +80,7 @@ impl Admission {
     /// # Errors
     /// Fails when too many deliveries led to it.
     pub fn with_lineage(&self, event: Event) -> Result<Event, Beyond> {
-        let hops = said_by_attribute(&event).max(self.hops);
+        let hops = hops_of_attribute(&event).max(self.hops);
         if hops > MAX_HOPS {
             return Err(Beyond::Hops);
         }
@@ -189,7 +189,7 @@ impl Drop for Counted {
 pub fn next(event: &Event) -> Lineage {
     let Lineage { hops, origin } = event.lineage().unwrap_or_default();
     Lineage {
-        hops: hops.max(said_by_attribute(event)).saturating_add(1),
+        hops: hops.max(hops_of_attribute(event)).saturating_add(1),
         origin,
     }
 }
@@ -203,7 +203,7 @@ fn new_origin() -> Origin {
 
 /// Hops from a reply's attribute, also when a consumer passed it on by itself. A value that is not a number is not
 /// ours, and counts as zero.
-fn said_by_attribute(event: &Event) -> u32 {
+fn hops_of_attribute(event: &Event) -> u32 {
     event
         .attribute(HOPS)
         .and_then(|value| value.canonical().parse().ok())

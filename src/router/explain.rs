@@ -190,7 +190,7 @@ impl Explainer {
     }
 
     fn deleted(&self, broker: &str) -> Vec<DeletedTrigger> {
-        let kept = self.engine.kept_triggers().into_iter();
+        let kept = self.engine.retained_triggers().into_iter();
         let of_broker = kept.filter(|RetainedTrigger { view, .. }| view.broker().as_str() == broker);
         let deleted = of_broker.map(|RetainedTrigger { view, left }| DeletedTrigger {
             pending: view.stats.pending(),

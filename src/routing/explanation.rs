@@ -47,12 +47,12 @@ pub fn explain(table: &RoutingTable, broker: &str, event: &Event) -> Vec<RouteEx
     explain_while(table, broker, event, || true)
 }
 
-/// Explains like [`explain`], and stops with the Triggers explained so far once `goes_on` is false.
+/// Explains like [`explain`], and stops with the Triggers explained so far once `should_continue` is false.
 pub fn explain_while(
     table: &RoutingTable,
     broker: &str,
     event: &Event,
-    goes_on: impl Fn() -> bool,
+    should_continue: impl Fn() -> bool,
 ) -> Vec<RouteExplanation> {
     let Some(broker) = table.brokers().get(broker) else {
         return Vec::new();
@@ -60,7 +60,7 @@ pub fn explain_while(
     let mut matching = BTreeSet::new();
     broker.deciding(
         event,
-        |_| goes_on(),
+        |_| should_continue(),
         |index, decision| {
             if matches!(decision, Decision::Pass) {
                 matching.insert(index);
@@ -69,7 +69,7 @@ pub fn explain_while(
     );
     let routes = broker.routes().iter().enumerate();
     let mut explained: Vec<_> = routes
-        .take_while(|_| goes_on())
+        .take_while(|_| should_continue())
         .map(|(index, route)| explain_route(route, matching.contains(&index), event))
         .collect();
     explained.sort_by(|a, b| a.name.cmp(&b.name));

@@ -154,7 +154,7 @@ impl From<&str> for Detail {
     fn from(text: &str) -> Self {
         const MARK: char = '…';
         let mut clean = String::new();
-        for word in text.split(|character: char| character.is_whitespace() || acts(character)) {
+        for word in text.split(|character: char| character.is_whitespace() || is_invisible(character)) {
             if word.is_empty() {
                 continue;
             }
@@ -173,7 +173,7 @@ impl From<&str> for Detail {
 }
 
 /// Whether a character is a control, bidirectional or invisible character.
-fn acts(character: char) -> bool {
+fn is_invisible(character: char) -> bool {
     let hidden = matches!(
         character,
         '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'

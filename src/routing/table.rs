@@ -143,7 +143,7 @@ impl RoutingTable {
 
 impl BrokerTable {
     fn new(routes: Vec<Route>) -> Self {
-        let (index, evaluated) = file(&routes);
+        let (index, evaluated) = build_index(&routes);
         Self {
             routes,
             index,
@@ -169,18 +169,18 @@ impl BrokerTable {
         );
     }
 
-    /// Calls `tell` with the position of each Trigger that could match, and its decision. Skips the evaluation of
+    /// Calls `report` with the position of each Trigger that could match, and its decision. Skips the evaluation of
     /// Triggers for which `is_asked` returns false.
     pub fn deciding(
         &self,
         event: &Event,
         is_asked: impl Fn(usize) -> bool,
-        mut tell: impl FnMut(usize, Decision<'_>),
+        mut report: impl FnMut(usize, Decision<'_>),
     ) {
         let subject = Subject::new(event);
         for index in self.candidates(event) {
             if is_asked(index) {
-                tell(index, self.routes[index].decide(&subject));
+                report(index, self.routes[index].decide(&subject));
             }
         }
     }
@@ -194,7 +194,7 @@ impl BrokerTable {
 
 /// Files each route under the term that the fewest other routes share. Returns the index, and the routes that
 /// cannot be filed.
-fn file(routes: &[Route]) -> (Index, Vec<usize>) {
+fn build_index(routes: &[Route]) -> (Index, Vec<usize>) {
     let requirements: Vec<Option<Requirement>> = routes
         .iter()
         .map(|route| route.filter.as_ref().ok().map(Filter::requirement))

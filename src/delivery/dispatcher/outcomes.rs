@@ -25,17 +25,17 @@ use crate::{
 impl Dispatcher {
     pub(super) fn attempted(
         &mut self,
-        CompletedAttempt { made, outcome }: CompletedAttempt,
+        CompletedAttempt { details, outcome }: CompletedAttempt,
     ) -> Result<(), LogError> {
         let ending = match &outcome {
             AttemptOutcome::Answered(answer, reply) => {
-                self.attempt_ended(&made, answer.verdict == Verdict::Delivered);
-                self.replied(made.about.as_ref(), reply.as_ref());
+                self.attempt_ended(&details, answer.verdict == Verdict::Delivered);
+                self.replied(details.event.as_ref(), reply.as_ref());
                 Ending::from(answer)
             }
             // The Sink answered; a full log is not its failure.
             AttemptOutcome::ReplyNotStored(_) => {
-                self.attempt_ended(&made, false);
+                self.attempt_ended(&details, false);
                 self.room_wanted.notify_one();
                 Ending::Failed {
                     blame: None,
@@ -43,34 +43,34 @@ impl Dispatcher {
                 }
             }
             AttemptOutcome::Expired => {
-                self.attempt_ended(&made, false);
-                self.lines.expired(made.about.as_ref());
+                self.attempt_ended(&details, false);
+                self.lines.expired(details.event.as_ref());
                 Ending::Expired
             }
-            AttemptOutcome::NotFetched(error) => self.not_fetched(made.place, error)?,
+            AttemptOutcome::NotFetched(error) => self.not_fetched(details.position, error)?,
             AttemptOutcome::NoRoom => Ending::Busy,
         };
         let was_down = self.scheduler.is_sink_down();
         let fate = self
             .scheduler
-            .ended(made.place, ending, Instant::now(), fastrand::f64());
+            .ended(details.position, ending, Instant::now(), fastrand::f64());
         if let AttemptOutcome::Answered(answer, _) = &outcome {
-            self.heard(&made, answer, was_down);
+            self.update_sink_health(&details, answer, was_down);
         }
         if let AttemptOutcome::Answered(answer, _) | AttemptOutcome::ReplyNotStored(answer) = &outcome {
-            self.answered(&made, answer, fate);
+            self.report_attempt(&details, answer, fate);
         }
         self.changed();
         Ok(())
     }
 
-    fn attempt_ended(&self, made: &AttemptDetails, delivered: bool) {
-        self.stats.attempt_ended(delivered, made.took);
+    fn attempt_ended(&self, details: &AttemptDetails, delivered: bool) {
+        self.stats.attempt_ended(delivered, details.took);
     }
 
     /// Settles or postpones an event that could not be read again: an unreadable one is dropped, a temporarily
     /// unavailable one waits.
-    fn not_fetched(&mut self, place: EventPosition, error: &FetchError) -> Result<Ending, LogError> {
+    fn not_fetched(&mut self, position: EventPosition, error: &FetchError) -> Result<Ending, LogError> {
         match error {
             FetchError::Log(error @ LogError::Failed(_)) => Err(error.clone()),
             FetchError::Log(error) => {
@@ -78,11 +78,11 @@ impl Dispatcher {
                 Ok(Ending::Busy)
             }
             FetchError::Removed => {
-                self.lines.removed(place);
+                self.lines.removed(position);
                 Ok(Ending::Gone)
             }
             FetchError::Damaged(error) => {
-                self.lines.damaged(place, error);
+                self.lines.damaged(position, error);
                 Ok(Ending::Gone)
             }
         }
@@ -100,8 +100,8 @@ impl Dispatcher {
     }
 
     /// Updates the health of the Sink from an answer, or from none.
-    fn heard(&mut self, made: &AttemptDetails, answer: &Answer, was_down: bool) {
-        if self.settings.target() != Some(&made.target) {
+    fn update_sink_health(&mut self, details: &AttemptDetails, answer: &Answer, was_down: bool) {
+        if self.settings.target() != Some(&details.target) {
             return;
         }
         if matches!(answer.verdict, Verdict::Delivered | Verdict::Rejected) {
@@ -122,61 +122,62 @@ impl Dispatcher {
         }
     }
 
-    fn answered(&mut self, made: &AttemptDetails, answer: &Answer, fate: Fate) {
+    fn report_attempt(&mut self, details: &AttemptDetails, answer: &Answer, fate: Fate) {
         match fate {
             Fate::Settled => {
-                self.lines.delivered(made.about.as_ref(), answer.code);
+                self.lines.delivered(details.event.as_ref(), answer.code);
             }
-            Fate::Waits => self.lines.attempt_failed(made.about.as_ref(), &answer.detail),
-            Fate::GivenUp { attempts, reason } => self.give_up(made, answer, attempts, reason),
+            Fate::Waits => self.lines.attempt_failed(details.event.as_ref(), &answer.detail),
+            Fate::GivenUp { attempts, reason } => self.give_up(details, answer, attempts, reason),
         }
     }
 
-    fn give_up(&mut self, made: &AttemptDetails, answer: &Answer, attempts: u32, reason: &str) {
+    fn give_up(&mut self, details: &AttemptDetails, answer: &Answer, attempts: u32, reason: &str) {
         let trigger = self.settings.trigger();
         let letter = DeadLetter {
             trigger: trigger.uid.clone(),
             namespace: trigger.namespace.clone(),
             name: trigger.name.clone(),
-            sink: made.target.uri(),
+            sink: details.target.uri(),
             reason: reason.to_owned(),
             status: answer.code,
             detail: answer.detail.clone(),
             attempts,
         };
-        self.lines.dead_letter(made.about.as_ref(), &letter);
+        self.lines.dead_letter(details.event.as_ref(), &letter);
         let has_sink = self.settings.dead_letter_target().is_some();
-        self.scheduler.bury(made.place, letter, has_sink, Instant::now());
+        self.scheduler
+            .dead_letter(details.position, letter, has_sink, Instant::now());
     }
 
-    pub(super) fn letter_sent(&mut self, place: EventPosition, sent: SendOutcome) -> Result<(), LogError> {
+    pub(super) fn letter_sent(&mut self, position: EventPosition, sent: SendOutcome) -> Result<(), LogError> {
         let (ending, detail) = match sent {
             SendOutcome::Answered(answer) => (Some(Ending::from(&*answer)), answer.detail),
             SendOutcome::NoSink => (None, String::new()),
             SendOutcome::NoRoom => (Some(Ending::Busy), String::new()),
-            SendOutcome::NotFetched(error) => (Some(self.not_fetched(place, &error)?), String::new()),
+            SendOutcome::NotFetched(error) => (Some(self.not_fetched(position, &error)?), String::new()),
         };
         let sent = LetterSent { ending, detail };
         self.scheduler
-            .letter_sent(place, sent, Instant::now(), fastrand::f64());
+            .letter_sent(position, sent, Instant::now(), fastrand::f64());
         self.changed();
         Ok(())
     }
 
-    pub(super) fn letter_kept(&mut self, place: EventPosition, kept: KeepOutcome) -> Result<(), LogError> {
+    pub(super) fn letter_kept(&mut self, position: EventPosition, kept: KeepOutcome) -> Result<(), LogError> {
         let kept = match kept {
             KeepOutcome::Stored => LetterKept::Stored,
             KeepOutcome::NoRoom(detail) => {
-                self.lines.without_room(place, &detail);
+                self.lines.without_room(position, &detail);
                 self.room_wanted.notify_one();
                 LetterKept::NoRoom
             }
-            KeepOutcome::NotFetched(error) => match self.not_fetched(place, &error)? {
+            KeepOutcome::NotFetched(error) => match self.not_fetched(position, &error)? {
                 Ending::Gone => LetterKept::Gone,
                 _ => LetterKept::NoRoom,
             },
         };
-        self.scheduler.letter_kept(place, kept, Instant::now());
+        self.scheduler.letter_kept(position, kept, Instant::now());
         self.changed();
         Ok(())
     }

@@ -32,7 +32,7 @@ async fn eventually(mut holds: impl FnMut() -> bool) {
 }
 
 async fn start(log: Arc<dyn LogProvider>) -> Arc<Engine> {
-    let client = Client::of_a_test();
+    let client = Client::for_test();
     Engine::start(
         log,
         client,
@@ -242,7 +242,7 @@ async fn what_an_unread_trigger_has_not_settled_stays_in_the_log() {
         let table = RoutingTable::compile(configuration);
         engine.apply(&table).await.unwrap();
         let first = trim(&engine, &log).await;
-        (first, engine.kept_count())
+        (first, engine.retained_count())
     };
     assert_eq!(
         first_after(&["u"]).await,
@@ -325,7 +325,7 @@ async fn the_trigger_of_the_same_name_goes_on_where_the_deleted_one_was() {
             engine = start(log.clone()).await;
             engine.apply(&RoutingTable::default()).await.unwrap();
         }
-        assert_eq!((engine.kept_count(), engine.dropped_with_trigger()), (1, 0));
+        assert_eq!((engine.retained_count(), engine.dropped_with_trigger()), (1, 0));
         assert_eq!(
             trim(&engine, &log).await,
             Offset(0),
@@ -338,7 +338,7 @@ async fn the_trigger_of_the_same_name_goes_on_where_the_deleted_one_was() {
         ];
         engine.apply(&table_of(others.to_vec())).await.unwrap();
         assert_eq!(figures(&engine, "x"), (0, 0, Offset(5)));
-        assert_eq!(engine.kept_count(), 1);
+        assert_eq!(engine.retained_count(), 1);
         let triggers = vec![others[0].clone(), others[1].clone(), named("b", "t", json!({}))];
         engine.apply(&table_of(triggers)).await.unwrap();
         eventually(|| figures(&engine, "b") == (5, 5, Offset(5))).await;
@@ -349,7 +349,7 @@ async fn the_trigger_of_the_same_name_goes_on_where_the_deleted_one_was() {
                 .all(|view| view.stats.is_resumed() == (view.uid == "b"))
         );
         assert_eq!(trim(&engine, &log).await, Offset(0));
-        assert_eq!((engine.kept_count(), engine.dropped_with_trigger()), (0, 0));
+        assert_eq!((engine.retained_count(), engine.dropped_with_trigger()), (0, 0));
         let keys = keys(&log).await;
         assert!(
             !keys.iter().any(|key| key == "a" || key == "trigger:a"),
@@ -401,7 +401,7 @@ async fn a_start_that_is_set_begins_there_and_gives_the_place_up() {
     let latest = named("b", "t", json!({"startIsSet": true}));
     engine.apply(&table_of(vec![latest])).await.unwrap();
     assert_eq!(figures(&engine, "b"), (0, 0, Offset(3)));
-    assert_eq!((engine.kept_count(), engine.dropped_with_trigger()), (0, 3));
+    assert_eq!((engine.retained_count(), engine.dropped_with_trigger()), (0, 3));
     assert!(!engine.triggers()[0].stats.is_resumed());
     engine.shutdown().await;
 }
@@ -416,7 +416,7 @@ async fn a_place_is_given_up_when_its_time_is_over() {
             keep_deleted,
             ..DeliveryOptions::default()
         };
-        let client = Client::of_a_test();
+        let client = Client::for_test();
         let engine = Engine::start(
             log.clone(),
             client,
@@ -427,8 +427,8 @@ async fn a_place_is_given_up_when_its_time_is_over() {
         .await
         .unwrap();
         engine.apply(&RoutingTable::default()).await.unwrap();
-        engine.keeper.tick().await.unwrap();
-        assert_eq!(engine.kept_count(), kept);
+        engine.deleted_triggers.tick().await.unwrap();
+        assert_eq!(engine.retained_count(), kept);
         assert_eq!(engine.dropped_with_trigger(), if kept == 0 { 3 } else { 0 });
         assert_eq!(trim(&engine, &log).await, Offset(if kept == 0 { 3 } else { 0 }));
         engine.shutdown().await;

@@ -131,7 +131,7 @@ impl Run {
             triggers: vec![serde_json::from_value(trigger).unwrap()],
             ..Configuration::default()
         });
-        let client = Client::of_a_test();
+        let client = Client::for_test();
         let settings = Settings::new(
             &client,
             table.authorities(),
@@ -213,7 +213,7 @@ impl Run {
         for fed in batch.fed {
             match fed {
                 FeedItem::Event {
-                    place: EventPosition::Log(Offset(offset)),
+                    position: EventPosition::Log(Offset(offset)),
                     ..
                 } => {
                     if !self.to_recover.remove(&offset) {

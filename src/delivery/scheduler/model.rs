@@ -100,7 +100,7 @@ struct Simulation<'a> {
     scheduler: Scheduler<u64>,
     start: Instant,
     now: Instant,
-    under_way: BTreeMap<(Instant, EventPosition), Ends>,
+    in_flight: BTreeMap<(Instant, EventPosition), Ends>,
     offered: u64,
     to_recover: VecDeque<EventPosition>,
     tries: BTreeMap<u64, u32>,
@@ -118,7 +118,7 @@ impl<'a> Simulation<'a> {
             scheduler: Scheduler::new(Progress::starting_at(Offset(0)), policy(scenario), start, || 0.5),
             start,
             now: start,
-            under_way: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
             offered: 0,
             to_recover: VecDeque::new(),
             tries: BTreeMap::new(),
@@ -142,8 +142,8 @@ impl<'a> Simulation<'a> {
     /// Offers as many events as there is room for, as a feed does.
     fn feed(&mut self) {
         while self.scheduler.wants_more() {
-            let place = if let Some(place) = self.to_recover.pop_front() {
-                place
+            let position = if let Some(position) = self.to_recover.pop_front() {
+                position
             } else if (self.offered as usize) < self.scenario.events.len() {
                 let offset = self.offered.max(self.scheduler.progress().next().0);
                 self.offered = offset + 1;
@@ -151,12 +151,12 @@ impl<'a> Simulation<'a> {
             } else {
                 return;
             };
-            let EventPosition::Log(Offset(offset)) = place else {
+            let EventPosition::Log(Offset(offset)) = position else {
                 unreachable!()
             };
             let (key, jitter) = (self.key(offset), self.jitter());
             self.scheduler
-                .offer(place, key, Some((offset, 10)), self.now, jitter);
+                .offer(position, key, Some((offset, 10)), self.now, jitter);
         }
     }
 
@@ -164,12 +164,15 @@ impl<'a> Simulation<'a> {
         loop {
             match self.scheduler.next(self.now) {
                 SchedulerStep::Attempt(launch) => {
-                    let EventPosition::Log(Offset(offset)) = launch.place else {
+                    let EventPosition::Log(Offset(offset)) = launch.position else {
                         unreachable!()
                     };
                     assert!(launch.event.is_none_or(|event| event == offset));
                     assert!(
-                        !self.under_way.keys().any(|&(_, place)| place == launch.place),
+                        !self
+                            .in_flight
+                            .keys()
+                            .any(|&(_, position)| position == launch.position),
                         "{offset} is under way twice"
                     );
                     let tries = self.tries.entry(offset).or_default();
@@ -195,14 +198,14 @@ impl<'a> Simulation<'a> {
                         Nature::Recovers(after) if *tries <= after => (unavailable, ROUND_TRIP),
                         Nature::Recovers(_) => (Ending::Delivered, ROUND_TRIP),
                     };
-                    self.under_way
-                        .insert((self.now + took, launch.place), Ends::Attempt(ending));
+                    self.in_flight
+                        .insert((self.now + took, launch.position), Ends::Attempt(ending));
                     assert!(self.scheduler.in_flight() <= self.scenario.concurrency as usize);
                     if self.scenario.by_key {
                         self.check_keys_under_way();
                     }
                 }
-                SchedulerStep::SendLetter { place, .. } => {
+                SchedulerStep::SendLetter { position, .. } => {
                     let failed = Ending::Failed {
                         blame: Some(Blame::Unavailable),
                         retry_after: None,
@@ -212,18 +215,18 @@ impl<'a> Simulation<'a> {
                         ending: Some(if taken { Ending::Delivered } else { failed }),
                         detail: "503".to_owned(),
                     };
-                    self.under_way
-                        .insert((self.now + ROUND_TRIP, place), Ends::Sent(sent));
+                    self.in_flight
+                        .insert((self.now + ROUND_TRIP, position), Ends::Sent(sent));
                 }
-                SchedulerStep::KeepLetter { place, .. } => {
+                SchedulerStep::KeepLetter { position, .. } => {
                     let has_room = self.now >= self.start + Duration::from_secs(self.scenario.no_room);
                     let kept = if has_room {
                         LetterKept::Stored
                     } else {
                         LetterKept::NoRoom
                     };
-                    self.under_way
-                        .insert((self.now + ROUND_TRIP, place), Ends::Kept(kept));
+                    self.in_flight
+                        .insert((self.now + ROUND_TRIP, position), Ends::Kept(kept));
                 }
                 SchedulerStep::Wait(at) => return at,
             }
@@ -232,8 +235,8 @@ impl<'a> Simulation<'a> {
 
     fn check_keys_under_way(&self) {
         let mut keys = BTreeSet::new();
-        for ((_, place), ends) in &self.under_way {
-            if let (EventPosition::Log(Offset(offset)), Ends::Attempt(_)) = (place, ends)
+        for ((_, position), ends) in &self.in_flight {
+            if let (EventPosition::Log(Offset(offset)), Ends::Attempt(_)) = (position, ends)
                 && let Some(key) = self.key(*offset)
             {
                 assert!(keys.insert(key.clone()), "two events of key {key} are under way");
@@ -241,14 +244,14 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    fn end(&mut self, place: EventPosition, ends: Ends) {
+    fn end(&mut self, position: EventPosition, ends: Ends) {
         let (now, jitter) = (self.now, self.jitter());
-        let EventPosition::Log(Offset(offset)) = place else {
+        let EventPosition::Log(Offset(offset)) = position else {
             unreachable!()
         };
         match ends {
             Ends::Attempt(ending) => {
-                let fate = self.scheduler.ended(place, ending, now, jitter);
+                let fate = self.scheduler.ended(position, ending, now, jitter);
                 if ending == Ending::Delivered {
                     assert_eq!(fate, Fate::Settled);
                     self.delivered.entry(offset).or_insert(now);
@@ -258,11 +261,12 @@ impl<'a> Simulation<'a> {
                     assert!(attempts > 0);
                     self.given_up.insert(offset);
                     let has_sink = self.scenario.dead_letter_sink;
-                    self.scheduler.bury(place, DeadLetter::of_a_test(), has_sink, now);
+                    self.scheduler
+                        .dead_letter(position, DeadLetter::for_test(), has_sink, now);
                 }
             }
-            Ends::Sent(sent) => self.scheduler.letter_sent(place, sent, now, jitter),
-            Ends::Kept(kept) => self.scheduler.letter_kept(place, kept, now),
+            Ends::Sent(sent) => self.scheduler.letter_sent(position, sent, now, jitter),
+            Ends::Kept(kept) => self.scheduler.letter_kept(position, kept, now),
         }
     }
 
@@ -287,7 +291,7 @@ impl<'a> Simulation<'a> {
         self.offered = progress.next().0;
         self.scheduler = Scheduler::new(progress, policy(self.scenario), self.now, || 0.5);
         self.to_recover = self.scheduler.to_recover().into();
-        self.under_way.clear();
+        self.in_flight.clear();
     }
 
     /// Runs until nothing is left to do or the time is over.
@@ -298,7 +302,7 @@ impl<'a> Simulation<'a> {
             self.feed();
             let wake = self.begin();
             self.check_accounting();
-            let ends = self.under_way.first_key_value().map(|(&(at, _), _)| at);
+            let ends = self.in_flight.first_key_value().map(|(&(at, _), _)| at);
             let Some(at) = [ends, wake].into_iter().flatten().min() else {
                 return;
             };
@@ -310,9 +314,9 @@ impl<'a> Simulation<'a> {
             assert!(ends.is_some_and(|ends| ends <= at) || at > self.now, "it spins");
             self.now = at;
             if ends == Some(at)
-                && let Some(((_, place), ends)) = self.under_way.pop_first()
+                && let Some(((_, position), ends)) = self.in_flight.pop_first()
             {
-                self.end(place, ends);
+                self.end(position, ends);
             }
             saved.push_back(self.scheduler.progress().encode("a/b", self.now));
             if saved.len() > 20 {

@@ -15,7 +15,7 @@ use crate::destination::Blame;
 const AFTER_OUTAGE: Duration = Duration::from_secs(1);
 
 /// Pause asked for by a Sink after which it is reported as down.
-const PAUSE_TOLD: Duration = Duration::from_secs(30);
+const LONG_PAUSE: Duration = Duration::from_secs(30);
 
 /// Maximum events of one outage that are retried as soon as it ends.
 const MAX_SUSPECTS: usize = 4096;
@@ -24,12 +24,12 @@ impl<E> Scheduler<E> {
     /// Records the end of an attempt.
     pub(in crate::delivery) fn ended(
         &mut self,
-        place: EventPosition,
+        position: EventPosition,
         ending: Ending,
         now: Instant,
         jitter: f64,
     ) -> Fate {
-        let flight = self.in_flight.remove(&place);
+        let flight = self.in_flight.remove(&position);
         self.retries_in_flight -= usize::from(flight.is_some_and(|flight| flight.is_retry));
         let began = flight.map_or(now, |flight| flight.began);
         let is_of_this_sink = flight.is_some_and(|flight| flight.sink == self.sink);
@@ -41,35 +41,35 @@ impl<E> Scheduler<E> {
             _ => {}
         }
         match ending {
-            Ending::Delivered => self.settle(place, Settlement::Delivered, now),
-            Ending::Expired => self.settle(place, Settlement::Expired, now),
-            Ending::Gone => self.settle(place, Settlement::Dropped, now),
+            Ending::Delivered => self.settle(position, Settlement::Delivered, now),
+            Ending::Expired => self.settle(position, Settlement::Expired, now),
+            Ending::Gone => self.settle(position, Settlement::Dropped, now),
             Ending::Busy => {
-                self.retries.insert((now + backoff::busy(jitter), place));
+                self.retries.insert((now + backoff::busy(jitter), position));
                 Fate::Waits
             }
             Ending::Rejected => Fate::GivenUp {
-                attempts: self.progress.failed(place, began).failed,
+                attempts: self.progress.failed(position, began).failed,
                 reason: "refused",
             },
             Ending::Failed { blame, retry_after } => {
                 if let Some(blame) = blame.filter(|_| is_of_this_sink) {
-                    self.sink_failed(place, blame, retry_after, began, now);
+                    self.sink_failed(position, blame, retry_after, began, now);
                 }
-                self.failed(place, began, retry_after, now, jitter)
+                self.failed(position, began, retry_after, now, jitter)
             }
         }
     }
 
     fn failed(
         &mut self,
-        place: EventPosition,
+        position: EventPosition,
         began: Instant,
         retry_after: Option<Duration>,
         now: Instant,
         jitter: f64,
     ) -> Fate {
-        let attempts = self.progress.failed(place, began);
+        let attempts = self.progress.failed(position, began);
         let delivery = &self.policy.delivery;
         let Some(pause) = backoff::retry(delivery, attempts, retry_after, now, jitter) else {
             return Fate::GivenUp {
@@ -77,13 +77,13 @@ impl<E> Scheduler<E> {
                 reason: "retries exhausted",
             };
         };
-        self.retries.insert((now + pause, place));
+        self.retries.insert((now + pause, position));
         Fate::Waits
     }
 
     fn sink_failed(
         &mut self,
-        place: EventPosition,
+        position: EventPosition,
         blame: Blame,
         retry_after: Option<Duration>,
         began: Instant,
@@ -91,13 +91,13 @@ impl<E> Scheduler<E> {
     ) {
         self.failures = self.failures.saturating_add(1);
         let delivery = &self.policy.delivery;
-        let is_further_evidence = self.progress.attempts(place).is_none();
+        let is_further_evidence = self.progress.attempts(position).is_none();
         // A repeated failure of the same event is no further evidence against the Sink.
         if is_further_evidence {
             self.breaker
                 .failed(blame, now, |rounds| backoff::ceiling(delivery, rounds));
             if self.suspects.len() < MAX_SUSPECTS {
-                self.suspects.push(place);
+                self.suspects.push(position);
             }
         }
         if blame == Blame::TooFast {
@@ -112,7 +112,7 @@ impl<E> Scheduler<E> {
         let asked = retry_after.map(|asked| asked.min(delivery.retry_after_max));
         if let Some(asked) = asked.filter(|asked| asks_for_all && !asked.is_zero()) {
             self.throttle.hold(now + asked, now);
-            self.asked_for_long_pause |= asked >= PAUSE_TOLD;
+            self.asked_for_long_pause |= asked >= LONG_PAUSE;
         }
     }
 
@@ -128,11 +128,11 @@ impl<E> Scheduler<E> {
         let soon = now + AFTER_OUTAGE.mul_f64(jitter);
         let waiting = std::mem::take(&mut self.retries).into_iter();
         self.retries = waiting
-            .map(|(at, place)| {
-                if suspects.contains(&place) {
-                    (at.min(soon), place)
+            .map(|(at, position)| {
+                if suspects.contains(&position) {
+                    (at.min(soon), position)
                 } else {
-                    (at, place)
+                    (at, position)
                 }
             })
             .collect();

@@ -43,7 +43,7 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum addresses in a log line.
-const TOLD: usize = 3;
+const MAX_LOGGED: usize = 3;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -77,12 +77,12 @@ impl Permitted {
     }
 
     /// Logs where a name resolves to. Only the log says so: the author of a name must not learn it that way.
-    fn tell_refused(&self, host: &str, addresses: &[IpAddr]) {
+    fn log_forbidden(&self, host: &str, addresses: &[IpAddr]) {
         let Some(Admitted { held_back }) = self.refusals().admit(Instant::now()) else {
             return;
         };
-        let told: Vec<_> = addresses.iter().take(TOLD).map(IpAddr::to_string).collect();
-        let (told, more) = (told.join(", "), addresses.len().saturating_sub(TOLD));
+        let told: Vec<_> = addresses.iter().take(MAX_LOGGED).map(IpAddr::to_string).collect();
+        let (told, more) = (told.join(", "), addresses.len().saturating_sub(MAX_LOGGED));
         tracing::warn!(
             host,
             addresses = told,
@@ -183,7 +183,7 @@ impl ConnectionContext {
         let sink = uri.authority().map_or("", |authority| authority.as_str()).into();
         stage.wait_for(Lack::Connection);
         let room = self.sockets.reserve_for(&self.namespace, &sink, 1).await;
-        stage.go_on();
+        stage.granted();
         let mut http = HttpConnector::new_with_resolver(FixedAddresses(addresses));
         http.enforce_http(false);
         http.set_nodelay(true);
@@ -206,7 +206,7 @@ impl ConnectionContext {
         let addresses = addresses.iter().map(|&address| SocketAddr::new(address, 0));
         Ok(
             sift(addresses.collect(), &self.permitted.addresses).map_err(|bad| {
-                self.permitted.tell_refused(host, &bad);
+                self.permitted.log_forbidden(host, &bad);
                 ForbiddenAddress {
                     literal: None,
                     named_by: self.permitted.named_by,

@@ -190,7 +190,7 @@ impl HttpSender {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => match stage::busy(&error) {
                 Some(detail) => Answer::router_busy(detail),
-                None => Answer::none(tls_error::told(&error).unwrap_or_else(|| with_causes(&error))),
+                None => Answer::none(tls_error::explain(&error).unwrap_or_else(|| with_causes(&error))),
             },
             Err(_) => match stage.lacks() {
                 Some(lacking) => {
@@ -238,7 +238,7 @@ impl HttpSender {
             format!("{}: {excerpt}", head.status)
         };
         Ok(Answer {
-            verdict: status::verdict(head.status, target.shows_credentials()),
+            verdict: status::verdict(head.status, target.sends_credentials()),
             code: Some(head.status.as_u16()),
             retry_after,
             ..Answer::none(detail)
@@ -272,7 +272,7 @@ impl HttpSender {
             .answers
             .reserve(&target.namespace, length.saturating_mul(cost));
         let mut memory = room.await;
-        stage.go_on();
+        stage.granted();
         // Frames share buffers larger than themselves, so they are copied.
         let mut read = BytesMut::with_capacity(length);
         while let Some(frame) = body.frame().await {

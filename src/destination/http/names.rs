@@ -61,7 +61,7 @@ struct SharedResolver {
 #[derive(Default)]
 struct ResolverState {
     known: HashMap<Arc<str>, CachedAddresses>,
-    under_way: HashMap<Arc<str>, WeakShared<Lookup>>,
+    lookups_in_flight: HashMap<Arc<str>, WeakShared<Lookup>>,
 }
 
 struct CachedAddresses {
@@ -136,12 +136,12 @@ impl Names {
         if is_number(&host) {
             return Err(ResolveError::NoName(host));
         }
-        if let Some(found) = self.known_or_under_way(&host) {
+        if let Some(found) = self.cached_or_in_flight(&host) {
             return found.await;
         }
         stage.wait_for(Lack::Connection);
         let room = self.0.lookups.reserve(namespace, 1).await;
-        stage.go_on();
+        stage.granted();
         let lookup = {
             let mut state = self.lock();
             match state.find(&host) {
@@ -154,9 +154,11 @@ impl Names {
                         inner.look_up(name).await
                     };
                     let lookup = lookup.boxed().shared();
-                    state.under_way.retain(|_, lookup| lookup.upgrade().is_some());
+                    state
+                        .lookups_in_flight
+                        .retain(|_, lookup| lookup.upgrade().is_some());
                     if let Some(weak) = lookup.downgrade() {
-                        state.under_way.insert(host, weak);
+                        state.lookups_in_flight.insert(host, weak);
                     }
                     lookup
                 }
@@ -165,7 +167,7 @@ impl Names {
         lookup.await
     }
 
-    fn known_or_under_way(&self, host: &str) -> Option<Shared<Lookup>> {
+    fn cached_or_in_flight(&self, host: &str) -> Option<Shared<Lookup>> {
         self.lock().find(host)
     }
 
@@ -178,7 +180,7 @@ impl SharedResolver {
     async fn look_up(&self, host: Arc<str>) -> Result<Arc<[IpAddr]>, ResolveError> {
         let found = tokio::time::timeout(LOOKUP_TIMEOUT, self.resolver.lookup_ip(&*host)).await;
         let mut state = self.lock();
-        state.under_way.remove(&host);
+        state.lookups_in_flight.remove(&host);
         let found = match found {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => return Err(unresolved(host, error)),
@@ -207,7 +209,7 @@ impl ResolverState {
             let addresses = known.addresses.clone();
             return Some(std::future::ready(Ok(addresses)).boxed().shared());
         }
-        self.under_way.get(host)?.upgrade()
+        self.lookups_in_flight.get(host)?.upgrade()
     }
 
     fn remember(&mut self, host: Arc<str>, addresses: Arc<[IpAddr]>, until: Instant, now: Instant) {

@@ -91,7 +91,7 @@ impl Replies {
 #[cfg(test)]
 impl Replies {
     /// A batch with which a Sink replied.
-    pub fn of_a_test(client: &crate::destination::Client, body: Bytes, descendants: Descendants) -> Self {
+    pub fn for_test(client: &crate::destination::Client, body: Bytes, descendants: Descendants) -> Self {
         use crate::{
             destination::Target,
             memory::Pool,

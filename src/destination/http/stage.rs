@@ -64,7 +64,7 @@ impl AttemptStage {
     }
 
     /// Marks the resource as granted.
-    pub(super) fn go_on(&self) {
+    pub(super) fn granted(&self) {
         self.lack.store(0, Relaxed);
     }
 

@@ -179,7 +179,7 @@ impl Targets {
             named_by: sharing.named_by,
             client: self.client(sharing, authorities)?,
             headers: headers.iter().map(parsed).collect::<Result<_, _>>()?,
-            secrets: told_in_no_error(headers),
+            secrets: secrets_in(headers),
         })
     }
 
@@ -238,7 +238,7 @@ impl HttpTarget {
     }
 
     /// Whether credentials are sent to the Sink.
-    pub(super) fn shows_credentials(&self) -> bool {
+    pub(super) fn sends_credentials(&self) -> bool {
         !self.headers.is_empty()
     }
 
@@ -315,7 +315,7 @@ fn parsed(header: &Header) -> Result<(HeaderName, HeaderValue), TargetError> {
 
 /// Values to hide: the headers' values and, for `authorization`, also the part after the scheme. The longest come
 /// first, so that a value is not broken by hiding one within it.
-fn told_in_no_error(headers: &[Header]) -> Arc<[String]> {
+fn secrets_in(headers: &[Header]) -> Arc<[String]> {
     let parts = headers.iter().flat_map(|header| {
         let value = header.value.reveal().trim();
         let credentials = (header.name == header::AUTHORIZATION.as_str())

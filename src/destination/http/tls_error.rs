@@ -8,11 +8,11 @@ use rustls::CertificateError::{BadSignature, Expired, ExpiredContext, Other, Unk
 const AUTHORITY_AS_SERVER: &str = "CaUsedAsEndEntity";
 
 /// Message for an error caused by TLS; `None` for other errors.
-pub(super) fn told(error: &(dyn Error + 'static)) -> Option<String> {
+pub(super) fn explain(error: &(dyn Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(tls) = of_tls(error) {
-            return Some(in_words(tls));
+        if let Some(tls) = tls_error_in(error) {
+            return Some(message(tls));
         }
         cause = error.source();
     }
@@ -20,15 +20,15 @@ pub(super) fn told(error: &(dyn Error + 'static)) -> Option<String> {
 }
 
 /// I/O errors wrap TLS errors without exposing them as their source.
-fn of_tls<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+fn tls_error_in<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     match wrapped {
-        Some(inner) => of_tls(inner),
+        Some(inner) => tls_error_in(inner),
         None => error.downcast_ref(),
     }
 }
 
-fn in_words(error: &rustls::Error) -> String {
+fn message(error: &rustls::Error) -> String {
     match error {
         // A recreated authority has the same name and another key.
         rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
@@ -84,7 +84,7 @@ mod tests {
         let error = verifier
             .verify_server_cert(own.der(), &[], &"sink".try_into().unwrap(), &[], UnixTime::now())
             .unwrap_err();
-        let told = told(&error).unwrap();
+        let told = explain(&error).unwrap();
         assert!(told.contains("CA:FALSE"), "{told}");
     }
 
@@ -111,13 +111,13 @@ mod tests {
                 Connect(io::Error::other(error.clone()).into()),
                 Connect(Connect(io::Error::other(io::Error::other(error)).into()).into()),
             ] {
-                let told = told(&error).unwrap();
+                let told = explain(&error).unwrap();
                 assert!(told.starts_with(beginning), "{told}");
             }
         }
-        assert_eq!(told(&Connect(io::Error::other("refused").into())), None);
+        assert_eq!(explain(&Connect(io::Error::other("refused").into())), None);
         assert_eq!(
-            told(&Connect(io::Error::from(io::ErrorKind::ConnectionRefused).into())),
+            explain(&Connect(io::Error::from(io::ErrorKind::ConnectionRefused).into())),
             None
         );
     }

@@ -194,7 +194,7 @@ mod tests {
         let runtime = tokio::runtime::Handle::current();
         let engine = Engine::start(
             log.clone() as Arc<dyn LogProvider>,
-            Client::of_a_test(),
+            Client::for_test(),
             DeliveryOptions::default(),
             Supervisor::default(),
             &runtime,

@@ -118,7 +118,7 @@ impl Collector for DeliveryCollector {
             &triggers,
             "trigger_attempts_put_off",
             "Delivery attempts since the start that the router put off, having no memory or no connection for them",
-            TriggerStats::put_off,
+            TriggerStats::postponed,
         )?;
         attempts_took(&mut encoder, &triggers)?;
         gauge(
@@ -157,7 +157,7 @@ impl Collector for DeliveryCollector {
             None,
             MetricType::Counter,
         )?)?;
-        let kept = gauge_value(self.engine.kept_count() as u64);
+        let kept = gauge_value(self.engine.retained_count() as u64);
         kept.encode(encoder.encode_descriptor(
             "triggers_kept",
             "Deleted Triggers whose places are kept for others of their names",

@@ -135,7 +135,7 @@ mod tests {
         let runtime = tokio::runtime::Handle::current();
         let engine = Engine::start(
             log.clone(),
-            Client::of_a_test(),
+            Client::for_test(),
             DeliveryOptions::default(),
             Supervisor::default(),
             &runtime,

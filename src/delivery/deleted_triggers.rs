@@ -18,10 +18,11 @@ use bytes::Bytes;
 use super::{
     Hold, TriggerStats, TriggerView,
     holds::Holds,
-    kept::{
-        Identity, OwnerRecord, RetainedCheckpoint, RetainedCheckpoints, RunningTime, begins_anew, removal,
-    },
     progress::{Progress, ProgressError},
+    retained::{
+        Identity, OwnerRecord, RetainedCheckpoint, RetainedCheckpoints, RunningTime, has_explicit_start,
+        removal,
+    },
 };
 use crate::{
     log::{BrokerName, CheckpointChange, CheckpointKey, Checkpoints, LogError, LogName, LogProvider, Offset},
@@ -83,7 +84,7 @@ pub(super) struct DeletedTriggers {
     checkpoints: Arc<dyn Checkpoints>,
     window: Duration,
     time: RunningTime,
-    kept: Mutex<RetainedCheckpoints>,
+    retained: Mutex<RetainedCheckpoints>,
     /// Held from reading `kept` until the change is stored: otherwise a removal could hit what was stored
     /// meanwhile.
     turn: tokio::sync::Mutex<()>,
@@ -105,7 +106,7 @@ impl DeletedTriggers {
             checkpoints,
             window,
             time: RunningTime::new(ran_before, Instant::now()),
-            kept: Mutex::default(),
+            retained: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             unremoved: Mutex::default(),
             dropped: AtomicU64::new(0),
@@ -124,13 +125,13 @@ impl DeletedTriggers {
 
     /// Number of retained places.
     pub(super) fn count(&self) -> usize {
-        self.kept().len()
+        self.retained().len()
     }
 
     /// Retained places, the oldest first.
     pub(super) fn triggers(&self) -> Vec<RetainedTrigger> {
         let now = self.now();
-        let places = self.kept().places().into_iter();
+        let places = self.retained().oldest_first().into_iter();
         let triggers = places.map(|RetainedCheckpoint { view, gone_at }| RetainedTrigger {
             view,
             left: self.window.saturating_sub(now.saturating_sub(gone_at)),
@@ -140,30 +141,30 @@ impl DeletedTriggers {
 
     /// All holds: the retained ones plus those of `others`. A place is in one of the two at any time, also while
     /// it is handed over.
-    pub(super) fn with_kept(&self, others: impl FnOnce() -> Arc<Holds>) -> Arc<Holds> {
-        let kept = self.kept();
+    pub(super) fn with_retained(&self, others: impl FnOnce() -> Arc<Holds>) -> Arc<Holds> {
+        let retained = self.retained();
         let others = others();
-        if kept.views().next().is_none() {
+        if retained.views().next().is_none() {
             return others;
         }
-        Arc::new(others.with(kept.views().map(TriggerView::held)))
+        Arc::new(others.with(retained.views().map(TriggerView::held)))
     }
 
     /// Runs `make_known`, after which the new owners hold what they took up, and forgets those places.
     pub(super) fn hand_over(&self, make_known: impl FnOnce()) {
-        let mut kept = self.kept();
+        let mut retained = self.retained();
         make_known();
-        kept.forget_taken();
+        retained.forget_taken();
     }
 
     /// Retains the places of deleted Triggers, or removes them if the window is zero.
     ///
     /// # Errors
     /// Fails when the log fails.
-    pub(super) async fn keep(&self, gone: Vec<RetiredTrigger>) -> Result<(), LogError> {
+    pub(super) async fn retain(&self, gone: Vec<RetiredTrigger>) -> Result<(), LogError> {
         let now = self.now();
         self.mark(&gone, now).await?;
-        let (mut given_up, mut unknown) = (Vec::new(), Vec::new());
+        let (mut discarded, mut unknown) = (Vec::new(), Vec::new());
         for RetiredTrigger { uid, identity, found } in gone {
             let (cursor, gone_at) = match found {
                 Some((cursor, gone_at)) => (Some(cursor), gone_at),
@@ -191,19 +192,19 @@ impl DeletedTriggers {
                     let gone_at = gone_at.unwrap_or(now);
                     let place = RetainedCheckpoint { view, gone_at };
                     if identity.is_none() || self.window.is_zero() {
-                        self.give_up(&place, "it is not kept");
+                        self.discard(&place, "it is not kept");
                         unknown.push(uid);
                     } else {
-                        self.tell_kept(&place);
-                        given_up.extend(self.kept().keep(place));
+                        self.log_retained(&place);
+                        discarded.extend(self.retained().retain(place));
                     }
                 }
             }
         }
-        for place in &given_up {
-            self.give_up(place, "there are more of its name, or too many");
+        for place in &discarded {
+            self.discard(place, "there are more of its name, or too many");
         }
-        unknown.extend(given_up.into_iter().map(|place| place.view.uid));
+        unknown.extend(discarded.into_iter().map(|place| place.view.uid));
         self.remove(unknown).await
     }
 
@@ -243,20 +244,20 @@ impl DeletedTriggers {
     ///
     /// # Errors
     /// Fails when the log fails.
-    pub(super) async fn take_up(
+    pub(super) async fn resume(
         &self,
         trigger: &Trigger,
         broker: &str,
     ) -> Result<Option<(String, Bytes)>, LogError> {
         lock(&self.unremoved).retain(|uid| *uid != trigger.uid);
         let identity = Identity::of(trigger, broker);
-        let own = self.kept().take(&trigger.uid);
+        let own = self.retained().take(&trigger.uid);
         let place = match own {
             Some(place) => Some(place),
-            None if begins_anew(trigger) => {
-                let unwanted = self.kept().remove_named(&identity);
+            None if has_explicit_start(trigger) => {
+                let unwanted = self.retained().remove_named(&identity);
                 if let Some(place) = unwanted {
-                    self.give_up(
+                    self.discard(
                         &place,
                         "a new Trigger of its name begins elsewhere, by its spec.start",
                     );
@@ -264,7 +265,7 @@ impl DeletedTriggers {
                 }
                 None
             }
-            None => self.kept().take_named(&identity),
+            None => self.retained().take_named(&identity),
         };
         let Some(place) = place else { return Ok(None) };
         let uid = place.view.uid;
@@ -278,14 +279,14 @@ impl DeletedTriggers {
     /// Takes out the places of Triggers that exist but cannot be read; the caller holds their events for as long
     /// as it takes.
     pub(super) fn take_unread(&self, is_unread: impl Fn(&str) -> bool) -> Vec<String> {
-        let mut kept = self.kept();
-        let unread: Vec<_> = kept
+        let mut retained = self.retained();
+        let unread: Vec<_> = retained
             .uids()
             .filter(|uid| is_unread(uid))
             .map(str::to_owned)
             .collect();
         for uid in &unread {
-            drop(kept.take(uid));
+            drop(retained.take(uid));
         }
         unread
     }
@@ -296,9 +297,9 @@ impl DeletedTriggers {
     /// Fails when the log fails.
     pub(super) async fn tick(&self) -> Result<(), LogError> {
         let _turn = self.turn().await;
-        let expired = self.kept().expire(self.now(), self.window);
+        let expired = self.retained().expire(self.now(), self.window);
         for place in &expired {
-            self.give_up(place, "its time is over");
+            self.discard(place, "its time is over");
         }
         let mut uids: Vec<_> = std::mem::take(&mut *lock(&self.unremoved));
         uids.extend(expired.into_iter().map(|place| place.view.uid));
@@ -318,18 +319,18 @@ impl DeletedTriggers {
     }
 
     /// Gives up the oldest place that holds what nobody else does, and returns it. `others` as in
-    /// [`RetainedCheckpoints::give_up_for_room`].
+    /// [`RetainedCheckpoints::discard_for_room`].
     ///
     /// # Errors
     /// Fails when the log fails.
-    pub(super) async fn give_up_for_room(
+    pub(super) async fn discard_for_room(
         &self,
         others: impl Fn(&BrokerName) -> Offset,
     ) -> Result<Option<String>, LogError> {
         let _turn = self.turn().await;
-        let given_up = self.kept().give_up_for_room(others);
-        let Some(place) = given_up else { return Ok(None) };
-        self.give_up(&place, "the event log is full");
+        let discarded = self.retained().discard_for_room(others);
+        let Some(place) = discarded else { return Ok(None) };
+        self.discard(&place, "the event log is full");
         self.remove(vec![place.view.uid.clone()]).await?;
         Ok(Some(place.view.uid))
     }
@@ -350,7 +351,7 @@ impl DeletedTriggers {
         }
     }
 
-    fn give_up(&self, RetainedCheckpoint { view, .. }: &RetainedCheckpoint, why: &'static str) {
+    fn discard(&self, RetainedCheckpoint { view, .. }: &RetainedCheckpoint, why: &'static str) {
         let (pending, backlog) = (view.stats.pending(), view.backlog());
         self.dropped.fetch_add(pending, Relaxed);
         let trigger = shown_view(view);
@@ -367,7 +368,7 @@ impl DeletedTriggers {
         }
     }
 
-    fn tell_kept(&self, RetainedCheckpoint { view, gone_at }: &RetainedCheckpoint) {
+    fn log_retained(&self, RetainedCheckpoint { view, gone_at }: &RetainedCheckpoint) {
         let (pending, backlog) = (view.stats.pending(), view.backlog());
         let left = self.window.saturating_sub(self.now().saturating_sub(*gone_at));
         let (trigger, seconds) = (shown_view(view), left.as_secs());
@@ -375,7 +376,7 @@ impl DeletedTriggers {
             tracing::info!(
                 trigger,
                 seconds,
-                "the Trigger is gone; its place is kept for so long"
+                "the Trigger is gone; its place is retained for so long"
             );
         } else {
             tracing::warn!(
@@ -384,7 +385,7 @@ impl DeletedTriggers {
                 pending,
                 not_looked_at = backlog,
                 "the Trigger is gone: it was deleted, or its namespace is not watched any more; what it had not \
-                 delivered is kept for so long, for a Trigger of its name"
+                 delivered is retained for so long, for a Trigger of its name"
             );
         }
     }
@@ -393,13 +394,13 @@ impl DeletedTriggers {
         self.time.at(Instant::now())
     }
 
-    fn kept(&self) -> MutexGuard<'_, RetainedCheckpoints> {
-        lock(&self.kept)
+    fn retained(&self) -> MutexGuard<'_, RetainedCheckpoints> {
+        lock(&self.retained)
     }
 }
 
 /// Sorts stored data: cursors with their records, and records without a cursor.
-pub(super) fn sort_out(
+pub(super) fn pair_with_owners(
     cursors: HashMap<String, Bytes>,
     mut records: HashMap<String, Option<OwnerRecord>>,
 ) -> (HashMap<String, StoredCheckpoint>, Vec<String>) {

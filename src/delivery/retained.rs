@@ -1,4 +1,4 @@
-//! The retained places of deleted Triggers. Pure.
+//! The retained checkpoints of deleted Triggers. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,7 +13,7 @@ use crate::{
     routing::{Start, Trigger},
 };
 
-/// Maximum retained places. Beyond it, the oldest of the namespace with the most is given up.
+/// Maximum retained checkpoints. Beyond it, the oldest of the namespace with the most is given up.
 const MAX_PLACES: usize = 10_000;
 
 const VERSION: u32 = 1;
@@ -121,7 +121,7 @@ impl RunningTime {
     }
 }
 
-/// Retained place of a deleted Trigger.
+/// Retained checkpoint of a deleted Trigger.
 #[derive(Clone, Debug)]
 pub(super) struct RetainedCheckpoint {
     /// Its hold and stats.
@@ -140,16 +140,16 @@ impl RetainedCheckpoint {
     }
 }
 
-/// Whether a new Trigger begins at its `start`, ignoring retained places.
-pub(super) fn begins_anew(trigger: &Trigger) -> bool {
+/// Whether a new Trigger begins at its `start`, ignoring retained checkpoints.
+pub(super) fn has_explicit_start(trigger: &Trigger) -> bool {
     // Only the default can have been omitted, also by an author that does not know `startIsSet`.
     trigger.start_is_set || trigger.start != Start::Latest
 }
 
-/// The retained places. A place being taken up still holds its events until it is forgotten.
+/// The retained checkpoints. A checkpoint being taken up still holds its events until it is forgotten.
 #[derive(Debug, Default)]
 pub(super) struct RetainedCheckpoints {
-    places: HashMap<String, RetainedCheckpoint>,
+    by_uid: HashMap<String, RetainedCheckpoint>,
     /// UID by identity.
     named: HashMap<Identity, String>,
     /// By namespace, then the oldest first.
@@ -161,48 +161,48 @@ pub(super) struct RetainedCheckpoints {
 type Age = (Duration, String);
 
 impl RetainedCheckpoints {
-    /// Adds a place. Returns the places it displaces: an older one of the same name, and those beyond the limit.
-    pub(super) fn keep(&mut self, place: RetainedCheckpoint) -> Vec<RetainedCheckpoint> {
-        let uid = place.view.uid.clone();
-        let mut given_up = Vec::from_iter(self.remove(&uid));
-        given_up.extend(self.remove_named(&place.identity()));
-        let aged = self.aged.entry(place.view.namespace.clone()).or_default();
-        aged.insert(age(&place));
-        self.named.insert(place.identity(), uid.clone());
-        self.places.insert(uid, place);
-        if self.places.len() > MAX_PLACES {
+    /// Adds a checkpoint. Returns the checkpoints it displaces: an older one of the same name, and those beyond the limit.
+    pub(super) fn retain(&mut self, checkpoint: RetainedCheckpoint) -> Vec<RetainedCheckpoint> {
+        let uid = checkpoint.view.uid.clone();
+        let mut discarded = Vec::from_iter(self.remove(&uid));
+        discarded.extend(self.remove_named(&checkpoint.identity()));
+        let aged = self.aged.entry(checkpoint.view.namespace.clone()).or_default();
+        aged.insert(age(&checkpoint));
+        self.named.insert(checkpoint.identity(), uid.clone());
+        self.by_uid.insert(uid, checkpoint);
+        if self.by_uid.len() > MAX_PLACES {
             let largest = self.aged.values().max_by_key(|aged| aged.len());
             let oldest = largest.and_then(BTreeSet::first).cloned();
-            given_up.extend(oldest.and_then(|(_, uid)| self.remove(&uid)));
+            discarded.extend(oldest.and_then(|(_, uid)| self.remove(&uid)));
         }
-        given_up
+        discarded
     }
 
-    /// Takes up the place of this UID; it holds its events until it is forgotten.
+    /// Takes up the checkpoint of this UID; it holds its events until it is forgotten.
     pub(super) fn take(&mut self, uid: &str) -> Option<RetainedCheckpoint> {
-        let place = self.remove(uid)?;
-        self.taken.push(place.clone());
-        Some(place)
+        let checkpoint = self.remove(uid)?;
+        self.taken.push(checkpoint.clone());
+        Some(checkpoint)
     }
 
-    /// Takes up the place of the Trigger with this name and broker.
+    /// Takes up the checkpoint of the Trigger with this name and broker.
     pub(super) fn take_named(&mut self, identity: &Identity) -> Option<RetainedCheckpoint> {
         let uid = self.named.get(identity)?.clone();
         self.take(&uid)
     }
 
-    /// Forgets the places taken up: their new owners hold the events now.
+    /// Forgets the checkpoints taken up: their new owners hold the events now.
     pub(super) fn forget_taken(&mut self) {
         self.taken.clear();
     }
 
-    /// Removes a place that the new Trigger of its name does not want.
+    /// Removes a checkpoint that the new Trigger of its name does not want.
     pub(super) fn remove_named(&mut self, identity: &Identity) -> Option<RetainedCheckpoint> {
         let uid = self.named.get(identity)?.clone();
         self.remove(&uid)
     }
 
-    /// Expires places older than `window`.
+    /// Expires checkpoints older than `window`.
     pub(super) fn expire(&mut self, now: Duration, window: Duration) -> Vec<RetainedCheckpoint> {
         let is_over = |(gone_at, _): &&Age| now.saturating_sub(*gone_at) >= window;
         let over = self
@@ -213,53 +213,57 @@ impl RetainedCheckpoints {
         over.iter().filter_map(|uid| self.remove(uid)).collect()
     }
 
-    /// Gives up the oldest place that holds events of its broker that nobody else holds. `others` returns the
+    /// Gives up the oldest checkpoint that holds events of its broker that nobody else holds. `others` returns the
     /// first offset of a broker held for an existing Trigger.
-    pub(super) fn give_up_for_room(
+    pub(super) fn discard_for_room(
         &mut self,
         others: impl Fn(&BrokerName) -> Offset,
     ) -> Option<RetainedCheckpoint> {
-        let holds_more = |place: &&RetainedCheckpoint| place.view.hold.low() < others(place.view.broker());
-        let (_, uid) = self.places.values().filter(holds_more).map(age).min()?;
+        let holds_more =
+            |checkpoint: &&RetainedCheckpoint| checkpoint.view.hold.low() < others(checkpoint.view.broker());
+        let (_, uid) = self.by_uid.values().filter(holds_more).map(age).min()?;
         self.remove(&uid)
     }
 
     /// Places that nobody has taken up, the oldest first.
-    pub(super) fn places(&self) -> Vec<RetainedCheckpoint> {
-        let mut places: Vec<_> = self.places.values().cloned().collect();
-        places.sort_by_cached_key(age);
-        places
+    pub(super) fn oldest_first(&self) -> Vec<RetainedCheckpoint> {
+        let mut checkpoints: Vec<_> = self.by_uid.values().cloned().collect();
+        checkpoints.sort_by_cached_key(age);
+        checkpoints
     }
 
-    /// UIDs of the places that nobody has taken up.
+    /// UIDs of the checkpoints that nobody has taken up.
     pub(super) fn uids(&self) -> impl Iterator<Item = &str> {
-        self.places.keys().map(String::as_str)
+        self.by_uid.keys().map(String::as_str)
     }
 
     /// Views that hold events.
     pub(super) fn views(&self) -> impl Iterator<Item = &TriggerView> {
-        self.places.values().chain(&self.taken).map(|place| &place.view)
+        self.by_uid
+            .values()
+            .chain(&self.taken)
+            .map(|checkpoint| &checkpoint.view)
     }
 
     pub(super) fn len(&self) -> usize {
-        self.places.len()
+        self.by_uid.len()
     }
 
     fn remove(&mut self, uid: &str) -> Option<RetainedCheckpoint> {
-        let place = self.places.remove(uid)?;
-        self.named.remove(&place.identity());
-        if let Some(aged) = self.aged.get_mut(&place.view.namespace) {
-            aged.remove(&age(&place));
+        let checkpoint = self.by_uid.remove(uid)?;
+        self.named.remove(&checkpoint.identity());
+        if let Some(aged) = self.aged.get_mut(&checkpoint.view.namespace) {
+            aged.remove(&age(&checkpoint));
             if aged.is_empty() {
-                self.aged.remove(&place.view.namespace);
+                self.aged.remove(&checkpoint.view.namespace);
             }
         }
-        Some(place)
+        Some(checkpoint)
     }
 }
 
-fn age(place: &RetainedCheckpoint) -> Age {
-    (place.gone_at, place.view.uid.clone())
+fn age(checkpoint: &RetainedCheckpoint) -> Age {
+    (checkpoint.gone_at, checkpoint.view.uid.clone())
 }
 
 #[cfg(test)]
@@ -283,7 +287,7 @@ mod tests {
         }
     }
 
-    /// A place that holds its broker's log from `low` on.
+    /// A checkpoint that holds its broker's log from `low` on.
     fn place(uid: &str, identity: &Identity, gone_at: u64, low: u64) -> RetainedCheckpoint {
         RetainedCheckpoint {
             view: TriggerView {
@@ -302,16 +306,19 @@ mod tests {
         }
     }
 
-    fn uids<'a>(places: impl IntoIterator<Item = &'a RetainedCheckpoint>) -> Vec<&'a str> {
-        places.into_iter().map(|place| place.view.uid.as_str()).collect()
+    fn uids<'a>(checkpoints: impl IntoIterator<Item = &'a RetainedCheckpoint>) -> Vec<&'a str> {
+        checkpoints
+            .into_iter()
+            .map(|checkpoint| checkpoint.view.uid.as_str())
+            .collect()
     }
 
     #[test]
     fn a_place_is_taken_by_its_uid_or_by_its_name_once() {
         let (a, b) = (identity("shop", "a"), identity("shop", "b"));
         let mut kept = RetainedCheckpoints::default();
-        assert!(kept.keep(place("1", &a, 0, 7)).is_empty());
-        assert!(kept.keep(place("2", &b, 0, 7)).is_empty());
+        assert!(kept.retain(place("1", &a, 0, 7)).is_empty());
+        assert!(kept.retain(place("2", &b, 0, 7)).is_empty());
         assert!(kept.take_named(&identity("other", "a")).is_none());
         let elsewhere = Identity {
             broker: "shop/other".to_owned(),
@@ -331,8 +338,8 @@ mod tests {
     fn the_newest_place_of_a_name_is_kept() {
         let a = identity("shop", "a");
         let mut kept = RetainedCheckpoints::default();
-        kept.keep(place("1", &a, 0, 7));
-        assert_eq!(uids(&kept.keep(place("2", &a, 1, 9))), ["1"]);
+        kept.retain(place("1", &a, 0, 7));
+        assert_eq!(uids(&kept.retain(place("2", &a, 1, 9))), ["1"]);
         assert_eq!(uids(&kept.remove_named(&a)), ["2"]);
         assert_eq!(kept.len(), 0);
     }
@@ -341,12 +348,12 @@ mod tests {
     fn a_place_is_given_up_when_its_time_is_over() {
         let mut kept = RetainedCheckpoints::default();
         for (uid, gone_at) in [("1", 10), ("2", 20), ("3", 30)] {
-            kept.keep(place(uid, &identity("shop", uid), gone_at, 0));
+            kept.retain(place(uid, &identity("shop", uid), gone_at, 0));
         }
         let window = Duration::from_secs(60);
         let mut expired = |now| {
-            let places = kept.expire(Duration::from_secs(now), window);
-            uids(&places).join(" ")
+            let checkpoints = kept.expire(Duration::from_secs(now), window);
+            uids(&checkpoints).join(" ")
         };
         assert_eq!(expired(69), "");
         assert_eq!(expired(80), "1 2");
@@ -358,29 +365,29 @@ mod tests {
     fn for_room_the_oldest_goes_that_holds_what_nobody_else_does() {
         let mut kept = RetainedCheckpoints::default();
         for (uid, gone_at, low) in [("needless", 1, 100), ("old", 2, 50), ("new", 3, 10)] {
-            kept.keep(place(uid, &identity("shop", uid), gone_at, low));
+            kept.retain(place(uid, &identity("shop", uid), gone_at, low));
         }
-        kept.keep(place("elsewhere", &identity("bank", "x"), 4, 50));
-        kept.keep(place("taken", &identity("shop", "taken"), 0, 0));
+        kept.retain(place("elsewhere", &identity("bank", "x"), 4, 50));
+        kept.retain(place("taken", &identity("shop", "taken"), 0, 0));
         kept.take("taken");
         let others = |broker: &BrokerName| Offset(if broker.as_str() == "shop/default" { 100 } else { 0 });
-        let mut given_up = Vec::new();
-        while let Some(place) = kept.give_up_for_room(others) {
-            given_up.push(place.view.uid);
+        let mut discarded = Vec::new();
+        while let Some(checkpoint) = kept.discard_for_room(others) {
+            discarded.push(checkpoint.view.uid);
         }
-        assert_eq!(given_up, ["old", "new"]);
+        assert_eq!(discarded, ["old", "new"]);
     }
 
     #[test]
     fn a_namespace_that_has_too_many_gives_up_its_own() {
         let mut kept = RetainedCheckpoints::default();
-        kept.keep(place("neighbour", &identity("bank", "x"), 0, 0));
-        let mut given_up = Vec::new();
+        kept.retain(place("neighbour", &identity("bank", "x"), 0, 0));
+        let mut discarded = Vec::new();
         for number in 0..MAX_PLACES as u64 + 1 {
             let uid = number.to_string();
-            given_up.extend(kept.keep(place(&uid, &identity("shop", &uid), number, 0)));
+            discarded.extend(kept.retain(place(&uid, &identity("shop", &uid), number, 0)));
         }
-        assert_eq!(uids(&given_up), ["0", "1"]);
+        assert_eq!(uids(&discarded), ["0", "1"]);
         assert_eq!(kept.len(), MAX_PLACES);
         assert!(kept.take("neighbour").is_some());
     }
@@ -426,12 +433,12 @@ mod tests {
                 trigger["startIsSet"] = is_set.into();
             }
             let trigger: Trigger = serde_json::from_value(trigger).unwrap();
-            assert_eq!(begins_anew(&trigger), anew, "{start} {is_set:?}");
+            assert_eq!(has_explicit_start(&trigger), anew, "{start} {is_set:?}");
         }
     }
 
     proptest! {
-        /// Each retained place is still there, taken up or given up: never lost and never duplicated.
+        /// Each retained checkpoint is still there, taken up or given up: never lost and never duplicated.
         #[test]
         fn each_place_has_one_end(steps in prop::collection::vec((0_u8..6, 0_u64..8, 0_u64..4), 0..100)) {
             let (mut kept, mut next, mut ends) = (RetainedCheckpoints::default(), 0_usize, Vec::new());
@@ -440,13 +447,13 @@ mod tests {
                 let gone_at = now as u64;
                 match step {
                     0 | 1 => {
-                        ends.extend(kept.keep(place(&next.to_string(), &identity, gone_at, which)));
+                        ends.extend(kept.retain(place(&next.to_string(), &identity, gone_at, which)));
                         next += 1;
                     }
                     2 => ends.extend(kept.take_named(&identity)),
                     3 => ends.extend(kept.take(&which.to_string())),
                     4 => ends.extend(kept.expire(Duration::from_secs(gone_at), Duration::from_secs(which))),
-                    _ => ends.extend(kept.give_up_for_room(|_| Offset(4))),
+                    _ => ends.extend(kept.discard_for_room(|_| Offset(4))),
                 }
                 let mut all: Vec<usize> = uids(&ends).into_iter().chain(kept.uids()).map(|uid| uid.parse().unwrap()).collect();
                 all.sort_unstable();
