@@ -1,5 +1,5 @@
-//! Performs the steps of a Trigger's scheduler: attempts, and sending or keeping dead letters. Each is a future of
-//! its own that reserves its memory first.
+//! Performs the steps of a Trigger's scheduler: delivery attempts, and sending or storing dead letters. Each step is
+//! a separate future that first reserves its memory.
 
 use std::{
     sync::Arc,
@@ -28,7 +28,7 @@ use crate::{
 /// Assumed size of an event that is not in memory, in bytes; corrected once the event is read.
 const LIKELY_SIZE: usize = 4 * 1024;
 
-/// Timeout of an attempt's wait for memory. On timeout the attempt has not begun and is postponed.
+/// Maximum time that an attempt waits for memory; then it is postponed.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Shared state of one Trigger's attempts.
@@ -43,16 +43,16 @@ pub(super) struct AttemptPerformer {
     pub(super) trigger: Arc<str>,
 }
 
-/// Outcome of an attempt, with what the dispatcher needs to account for it.
+/// A completed attempt: its outcome and the details that the dispatcher needs to account for it.
 pub(super) struct CompletedAttempt {
     pub(super) details: AttemptDetails,
     pub(super) outcome: AttemptOutcome,
 }
 
-/// An attempt that was made.
+/// Details of an attempt.
 pub(super) struct AttemptDetails {
     pub(super) position: EventPosition,
-    /// Target it went to; the Trigger's Sink may have changed since.
+    /// Target of the attempt; the Trigger's Sink may have changed since.
     pub(super) target: Target,
     /// Duration of the attempt.
     pub(super) took: Duration,
@@ -65,7 +65,7 @@ pub(super) enum AttemptOutcome {
     ReplyNotStored(Answer),
     Expired,
     NotFetched(FetchError),
-    /// No memory or no connection for it now.
+    /// No memory or no connection was available.
     NoRoom,
 }
 
@@ -77,7 +77,7 @@ pub(super) enum SendOutcome {
     NoRoom,
 }
 
-/// Outcome of keeping a dead letter in the log.
+/// Outcome of storing a dead letter in the log.
 pub(super) enum KeepOutcome {
     Stored,
     NoRoom(String),
@@ -144,7 +144,7 @@ impl AttemptPerformer {
         }
     }
 
-    /// Returns the event together with memory for an attempt.
+    /// Returns the event and the memory reserved for its attempt.
     async fn take(
         &self,
         position: EventPosition,
@@ -164,7 +164,7 @@ impl AttemptPerformer {
             if memory.try_grow(ATTEMPT_OVERHEAD + 2 * event.size()) {
                 return Ok((event, memory));
             }
-            // Read again once there is memory for its real size.
+            // Read it again once enough memory is reserved for its actual size.
             size = 2 * event.size();
         }
     }
@@ -173,7 +173,7 @@ impl AttemptPerformer {
         position.fetch(&self.logs).await
     }
 
-    /// Stores the Sink's reply. If that fails, the delivery has failed.
+    /// Stores the Sink's reply, if any. If storing fails, the delivery fails.
     async fn store_reply(
         &self,
         position: EventPosition,
@@ -195,7 +195,7 @@ impl AttemptPerformer {
                 match stored.await {
                     Ok(reply) => Some(reply),
                     Err(LogError::Full(detail) | LogError::Limit(detail)) => {
-                        let detail = format!("the Sink's reply cannot be stored: {detail}");
+                        let detail = format!("cannot store the Sink's reply: {detail}");
                         return AttemptOutcome::ReplyNotStored(Answer::none(detail));
                     }
                     Err(error) => return AttemptOutcome::NotFetched(FetchError::Log(error)),
@@ -237,7 +237,7 @@ impl AttemptPerformer {
         .boxed()
     }
 
-    /// The room that settling this event may use.
+    /// Part of the log's capacity that settling this event may use.
     fn room(&self, position: EventPosition) -> Room {
         if self.hold.is_first_unsettled(position) {
             Room::Reserve
@@ -246,7 +246,7 @@ impl AttemptPerformer {
         }
     }
 
-    /// Keeps a dead letter in the log.
+    /// Stores a dead letter in the log.
     pub(super) fn keep_letter(
         self: Arc<Self>,
         position: EventPosition,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::progress::FailedAttempts;
 use crate::routing::{BackoffPolicy, Delivery};
 
-/// Pause before an attempt that the router could not make for lack of a socket, memory or the log.
+/// Pause before the retry of an attempt postponed because a socket, memory or the log was unavailable.
 const BUSY: Duration = Duration::from_millis(500);
 
 /// Upper bound of the next pause; the pause itself is drawn between zero and this (full jitter).
@@ -20,8 +20,8 @@ pub(super) fn ceiling(delivery: &Delivery, failed: u32) -> Duration {
         .min(delivery.backoff_max)
 }
 
-/// Pause before the next attempt, with `jitter` drawn evenly from 0 to 1. `Retry-After` of the Sink is obeyed, up
-/// to a limit.
+/// Pause before the next attempt, with `jitter` drawn uniformly from 0 to 1. Honours the Sink's `Retry-After`, up to
+/// a limit.
 pub(super) fn pause(
     delivery: &Delivery,
     failed: u32,
@@ -35,8 +35,8 @@ pub(super) fn pause(
     }
 }
 
-/// Pause before the next attempt of an event whose attempts have failed; `None` if no more are made. The same for
-/// Sinks and dead-letter Sinks.
+/// Pause before the next attempt of an event that has failed; `None` once its retries are exhausted. Applies to Sinks
+/// and dead-letter Sinks alike.
 pub(super) fn retry(
     delivery: &Delivery,
     attempts: FailedAttempts,
@@ -48,12 +48,12 @@ pub(super) fn retry(
     (!ends).then(|| pause(delivery, attempts.failed, retry_after, jitter))
 }
 
-/// Pause before the next attempt when the router could not make one.
+/// Pause before the retry of a postponed attempt.
 pub(super) fn busy(jitter: f64) -> Duration {
     BUSY.mul_f64(0.5 + jitter / 2.0)
 }
 
-/// Whether an event is given up after this many failed attempts, this long after the first one began.
+/// Whether the retries of an event are exhausted after this many failed attempts and this much time since the first.
 fn exhausted(delivery: &Delivery, failed: u32, elapsed: Duration) -> bool {
     let by_number = delivery.retry.attempts.is_some_and(|retries| failed > retries);
     let by_time = delivery.retry.duration.is_some_and(|limit| elapsed >= limit);
@@ -76,14 +76,14 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_up_to_the_longest() {
+    fn pauses_grow_up_to_the_maximum() {
         let seconds = |policy| [1, 2, 3, 4, 5, 40, u32::MAX].map(|n| ceiling(&delivery(policy), n).as_secs());
         assert_eq!(seconds(BackoffPolicy::Exponential), [1, 2, 4, 8, 10, 10, 10]);
         assert_eq!(seconds(BackoffPolicy::Linear), [1, 2, 3, 4, 5, 10, 10]);
     }
 
     #[test]
-    fn a_pause_is_drawn_below_its_ceiling_and_not_before_what_the_sink_asks() {
+    fn a_pause_is_below_its_ceiling_and_honours_retry_after() {
         let delivery = delivery(BackoffPolicy::Exponential);
         assert_eq!(pause(&delivery, 3, None, 0.5), Duration::from_secs(2));
         assert_eq!(
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn retries_end_by_number_or_by_time_whichever_is_first() {
+    fn retries_end_at_the_first_limit_reached() {
         let check = |attempts, duration: Option<u64>, failed, elapsed| {
             let retry = Retry {
                 attempts,

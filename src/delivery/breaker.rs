@@ -1,14 +1,14 @@
-//! A circuit breaker that tells a Sink that is down from events that fail: a Sink that seems down is probed
-//! instead of hammered. Pure: time comes in as an argument.
+//! A circuit breaker that distinguishes a Sink that is down from events that fail. While the Sink seems down, it is
+//! only probed. Pure: time comes in as an argument.
 //!
-//! Only *different* events that fail in a row, without a success in between, count against the Sink; an event that
-//! keeps failing while others pass does not. No answer, 429 and 502 to 504 weigh ten times as much as another
-//! retryable answer such as 500: with a 500 the Sink is up and may mean this one event.
+//! Only consecutive failures of *different* events count against the Sink; an event that keeps failing while others
+//! succeed does not. No answer, 429 and 502 to 504 weigh ten times as much as another retryable answer such as 500,
+//! which shows that the Sink is up and may concern this event only.
 //!
-//! While open, the breaker sends rounds of probes, each to other events: one probe first, then twice as many each
-//! round up to a limit, with growing pauses between them up to a limit. A Sink that answers at all is probed more
-//! than a silent one: it may be rejecting bad events. One success closes the breaker. A breaker closed that way
-//! again and again means that the Sink is up and events are bad: the threshold doubles each time.
+//! While open, the breaker permits rounds of probes, each probe with a different event: one probe first, then twice as
+//! many each round, with growing pauses between rounds; both have a limit. A Sink that answers at all is probed more
+//! often than a silent one: it may be failing on bad events only. One success closes the breaker. If it opens and
+//! closes repeatedly, the Sink is up and the events are bad: the threshold doubles each time.
 
 use std::time::{Duration, Instant};
 
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn many_events_that_fail_in_another_way_open_it_too() {
+    fn many_failures_of_low_weight_open_it_too() {
         let now = Instant::now();
         let mut breaker = Breaker::default();
         for _ in 0..99 {
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn rounds_of_probes_grow_and_so_do_their_pauses() {
+    fn probe_rounds_and_their_pauses_grow() {
         let silent = [(1, 4), (2, 8), (4, 10), (4, 10)];
         let answering = [(1, 4), (2, 5), (4, 5), (8, 5), (16, 5), (16, 5)];
         for (blame, rounds) in [(Blame::Silent, &silent[..]), (Blame::Unavailable, &answering[..])] {
@@ -205,7 +205,11 @@ mod tests {
                     assert_eq!(breaker.permits(now, probe, seconds), Some(start), "{width}");
                     breaker.begin();
                 }
-                assert_eq!(breaker.permits(start, 1, seconds), None, "the round has to end");
+                assert_eq!(
+                    breaker.permits(start, 1, seconds),
+                    None,
+                    "wait for the probes of this round"
+                );
                 breaker.failed(blame, start, seconds);
                 now = start;
             }
@@ -217,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_that_turns_out_to_be_up_is_doubted_less_easily() {
+    fn the_threshold_doubles_each_time_a_success_closes_it() {
         let now = Instant::now();
         let mut breaker = Breaker::default();
         let failures = [(); 8].map(|()| {

@@ -18,9 +18,9 @@ pub struct DeadLetter {
     pub namespace: String,
     /// Name of the Trigger.
     pub name: String,
-    /// URI of the Sink that did not take it.
+    /// URI of the Sink that did not accept it.
     pub sink: String,
-    /// Reason why no further attempt is made.
+    /// Why no further attempt is made.
     pub reason: String,
     /// Status of the last answer, if there was one.
     pub status: Option<u16>,
@@ -30,14 +30,14 @@ pub struct DeadLetter {
     pub attempts: u32,
 }
 
-/// Reasons why a stored dead letter cannot be read.
+/// Why a stored dead letter cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum DeadLetterError {
     /// It is truncated.
-    #[error("the dead letter breaks off")]
+    #[error("the dead letter is truncated")]
     Truncated,
     /// The description of the failure is invalid.
-    #[error("the dead letter's description is not readable: {0}")]
+    #[error("the dead letter has an invalid description: {0}")]
     Description(#[from] serde_json::Error),
     /// The event in it is invalid.
     #[error(transparent)]
@@ -50,7 +50,7 @@ impl DeadLetter {
     ///
     /// | attribute | value |
     /// | --- | --- |
-    /// | `weirerrordest` | the URI of the Sink that did not take it |
+    /// | `weirerrordest` | the URI of the Sink that did not accept it |
     /// | `weirerrorcode` | the status of its last answer; not set if there was none |
     /// | `weirerrordata` | the beginning of its last answer, or why there was none; at most 1 KiB, counted as percent-encoded in a header |
     /// | `weirerrorreason` | why no further attempt is made |
@@ -155,7 +155,7 @@ mod tests {
     use crate::cloudevents::EventBuilder;
 
     #[test]
-    fn what_is_told_is_short_in_a_header_too() {
+    fn detail_is_truncated_to_fit_a_percent_encoded_header() {
         for (text, characters) in [("a", 1024), (" ", 341), ("é", 170), ("€", 113), ("😀", 85)] {
             assert_eq!(shorten(&text.repeat(2000)).chars().count(), characters, "{text}");
         }
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn is_read_as_it_was_written_and_not_when_it_breaks_off() {
+    fn decodes_what_was_encoded_and_rejects_truncated_records() {
         let event = EventBuilder::new()
             .attribute("id", "1")
             .attribute("source", "/s")

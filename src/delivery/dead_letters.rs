@@ -1,4 +1,4 @@
-//! The kept dead letters, which operators list, redrive and drop.
+//! Lists, redrives and drops the dead letters stored in the brokers' dead-letter logs.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -23,19 +23,19 @@ use crate::{
     telemetry::{Admitted, Burst},
 };
 
-/// Maximum records scanned for one page, and maximum bytes of them kept.
+/// Maximum records scanned for one page, and maximum bytes of a page.
 const MAX_SCANNED: usize = 10_000;
 const MAX_PAGE: usize = 4 * 1024 * 1024;
 
-/// Timeout for a Trigger to take letters over; it does so between two deliveries.
+/// Timeout for a Trigger to take over letters, which it does between two deliveries.
 const REDRIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A kept dead letter.
+/// A stored dead letter.
 #[derive(Clone, Debug)]
 pub struct KeptLetter {
     /// Its offset in the broker's dead-letter log, which identifies it.
     pub id: Offset,
-    /// Time at which it was kept.
+    /// Time at which it was stored.
     pub at: Timestamp,
     /// Description of the failed delivery.
     pub letter: DeadLetter,
@@ -66,7 +66,7 @@ impl Selection {
 /// A page of a broker's dead letters.
 #[derive(Clone, Debug, Default)]
 pub struct DeadLetterPage {
-    /// In the order in which they were kept.
+    /// In the order in which they were stored.
     pub letters: Vec<KeptLetter>,
     /// Offset to continue at; `None` at the end.
     pub next: Option<Offset>,
@@ -79,7 +79,7 @@ pub struct Redriven {
     pub redriven: u64,
     /// Letters left because no Trigger has their name any more.
     pub without_trigger: u64,
-    /// Letters left because their Trigger has the maximum of unsettled events.
+    /// Letters left because their Trigger has the maximum number of unsettled redriven events.
     pub without_room: u64,
     /// Offset to continue at; `None` at the end.
     pub next: Option<Offset>,
@@ -201,18 +201,14 @@ impl DeadLetters {
 
     fn log_unreadable(&self, broker: &BrokerName, letter: Offset, error: &DeadLetterError) {
         if let Some(Admitted { held_back }) = self.unreadable().admit(Instant::now()) {
-            tracing::error!(%broker, %letter, %error, held_back, "a dead letter cannot be read");
+            tracing::error!(%broker, %letter, %error, held_back, "cannot read a dead letter");
         }
     }
 
-    /// Reports suppressed log lines that no later line has reported.
+    /// Logs how many lines were suppressed since the last line, once their interval is over.
     pub(super) fn log_suppressed(&self, now: Instant) {
         if let Some(held_back) = self.unreadable().overdue(now) {
-            tracing::warn!(
-                held_back,
-                of = "dead letters that cannot be read",
-                "log lines were held back"
-            );
+            tracing::warn!(held_back, of = "unreadable dead letters", "log lines suppressed");
         }
     }
 
@@ -221,7 +217,7 @@ impl DeadLetters {
         self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands letters to the Triggers they came from, or to those that have their names now.
+    /// Hands letters to the Triggers they came from, or to their successors of the same name.
     pub(super) async fn redrive(
         &self,
         broker: &BrokerName,
@@ -260,7 +256,7 @@ impl DeadLetters {
                         event_source = shown(event.source()),
                         event_type = shown(event.r#type()),
                         trace_id = trace_id(&event),
-                        "a dead letter is to be delivered again"
+                        "dead letter handed to its Trigger for redelivery"
                     );
                     by_recipient.entry(recipient).or_default().push(RedrivenLetter {
                         offset: id,
@@ -281,7 +277,7 @@ impl DeadLetters {
                     trigger,
                     %broker,
                     redriven = accepted,
-                    "dead letters are delivered again on request"
+                    "redriving dead letters on request"
                 );
             }
             result.redriven += accepted as u64;
@@ -290,7 +286,7 @@ impl DeadLetters {
                 result.next = Some(result.next.map_or(first, |next| next.min(first)));
             }
         }
-        // Letters behind `next` are looked at again.
+        // Letters from `next` on are scanned again.
         let done = without_trigger
             .iter()
             .filter(|id| result.next.is_none_or(|next| **id < next));
@@ -298,8 +294,8 @@ impl DeadLetters {
         Ok(result)
     }
 
-    /// Returns how many letters the Trigger took; 0 if it ends just now or does not answer in time. It may take
-    /// them even then, and `taking` is held until it has.
+    /// Returns how many letters the Trigger took over; 0 if it is stopping or does not answer in time. It may take them
+    /// over even after the timeout, so `taking` is held until it has.
     async fn hand_over(
         &self,
         recipient: &Recipient,
@@ -323,7 +319,7 @@ impl DeadLetters {
         }
     }
 
-    /// Deletes letters for good.
+    /// Deletes letters permanently.
     pub(super) async fn remove(
         &self,
         broker: &BrokerName,
@@ -339,7 +335,7 @@ impl DeadLetters {
                 .save(vec![self.taken.change(broker, ids())])
                 .await?;
             self.taken.take(broker, ids());
-            tracing::info!(%broker, dropped, "dead letters were dropped on request");
+            tracing::info!(%broker, dropped, "dropped dead letters on request");
         }
         Ok(Dropped { dropped, next })
     }
@@ -369,7 +365,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_slow_trigger_is_still_taking_is_not_given_to_it_again() {
+    async fn letters_that_a_slow_trigger_is_still_taking_are_not_offered_twice() {
         let logs = logs_of_one_letter().await;
         let checkpoints = logs.checkpoints(Epoch::default());
         let letters = Arc::new(DeadLetters::new(logs, checkpoints, Arc::default()));
@@ -398,7 +394,7 @@ mod tests {
         let being_taken = asked.recv().await.unwrap();
         let second = tokio::spawn(redrive());
         tokio::time::sleep(REDRIVE_TIMEOUT / 2).await;
-        assert!(asked.try_recv().is_err(), "asked for once more");
+        assert!(asked.try_recv().is_err(), "the letters were offered twice");
         being_taken.taken.take(&BROKER.into(), [Offset(0)].into_iter());
         drop(being_taken);
         assert_eq!(second.await.unwrap(), Redriven::default());

@@ -1,8 +1,8 @@
-//! Retains the checkpoints of deleted Triggers for as long as the operator says. Their events stay in the log, and
-//! a Trigger that comes back, or one that replaces a deleted one, resumes there.
+//! Retains the checkpoints of deleted Triggers for a configured time. Their events stay in the log, and a Trigger that
+//! is re-created, or that replaces a deleted one of its name, resumes from the checkpoint.
 //!
-//! A retained place is the cursor as its dispatcher last saved it, with a [`OwnerRecord`] beside it that says whose it
-//! is and since when it is retained. When the log is full, places are given up before a producer is refused.
+//! A retained checkpoint is the cursor as its dispatcher last saved it. An [`OwnerRecord`] beside it names its owner
+//! and the time of deletion. When the log is full, checkpoints are discarded before new events are rejected.
 
 use std::{
     collections::HashMap,
@@ -48,7 +48,7 @@ pub(super) struct StoredCheckpoint {
 /// A Trigger that no longer exists.
 pub(super) struct RetiredTrigger {
     pub(super) uid: String,
-    /// `None` if an earlier version stored its cursor; then only a Trigger with the same UID can resume from it.
+    /// `None` if an earlier version stored the cursor; then only a Trigger with the same UID can resume from it.
     pub(super) identity: Option<Identity>,
     /// Its cursor and the time of its deletion, if found at startup.
     pub(super) found: Option<(Bytes, Option<Duration>)>,
@@ -85,16 +85,16 @@ pub(super) struct DeletedTriggers {
     window: Duration,
     time: RunningTime,
     retained: Mutex<RetainedCheckpoints>,
-    /// Held from reading `kept` until the change is stored: otherwise a removal could hit what was stored
-    /// meanwhile.
+    /// Held from reading `retained` until the change is stored; otherwise a removal could delete a newer
+    /// checkpoint.
     turn: tokio::sync::Mutex<()>,
-    /// UIDs whose stored data could not be removed yet because the disk is full.
+    /// UIDs whose stored data is still to be removed because the disk was full.
     unremoved: Mutex<Vec<String>>,
     dropped: AtomicU64,
 }
 
 impl DeletedTriggers {
-    /// Retains places for `window`; `ran_before` is the time that routers ran on this data before.
+    /// Retains checkpoints for `window`; `ran_before` is the time that routers ran on this data before.
     pub(super) fn new(
         logs: Arc<dyn LogProvider>,
         checkpoints: Arc<dyn Checkpoints>,
@@ -113,34 +113,34 @@ impl DeletedTriggers {
         }
     }
 
-    /// While this is held no place expires. Whoever adds or takes up places holds it until that is stored.
+    /// Keeps checkpoints from expiring. Hold it from adding or resuming checkpoints until the change is stored.
     pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.turn.lock().await
     }
 
-    /// Matched but unsettled events dropped because the places of their Triggers expired.
+    /// Matched but unsettled events dropped because the checkpoints of their deleted Triggers were discarded.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
     }
 
-    /// Number of retained places.
+    /// Number of retained checkpoints.
     pub(super) fn count(&self) -> usize {
         self.retained().len()
     }
 
-    /// Retained places, the oldest first.
+    /// Retained checkpoints, the oldest first.
     pub(super) fn triggers(&self) -> Vec<RetainedTrigger> {
         let now = self.now();
-        let places = self.retained().oldest_first().into_iter();
-        let triggers = places.map(|RetainedCheckpoint { view, gone_at }| RetainedTrigger {
+        let checkpoints = self.retained().oldest_first().into_iter();
+        let triggers = checkpoints.map(|RetainedCheckpoint { view, gone_at }| RetainedTrigger {
             view,
             left: self.window.saturating_sub(now.saturating_sub(gone_at)),
         });
         triggers.collect()
     }
 
-    /// All holds: the retained ones plus those of `others`. A place is in one of the two at any time, also while
-    /// it is handed over.
+    /// All holds: the retained ones plus those of `others`. A checkpoint is always in one of the two, also during a
+    /// hand-over.
     pub(super) fn with_retained(&self, others: impl FnOnce() -> Arc<Holds>) -> Arc<Holds> {
         let retained = self.retained();
         let others = others();
@@ -150,14 +150,14 @@ impl DeletedTriggers {
         Arc::new(others.with(retained.views().map(TriggerView::held)))
     }
 
-    /// Runs `make_known`, after which the new owners hold what they took up, and forgets those places.
-    pub(super) fn hand_over(&self, make_known: impl FnOnce()) {
+    /// Runs `publish`, after which the new owners hold the events of resumed checkpoints, and forgets these.
+    pub(super) fn hand_over(&self, publish: impl FnOnce()) {
         let mut retained = self.retained();
-        make_known();
+        publish();
         retained.forget_taken();
     }
 
-    /// Retains the places of deleted Triggers, or removes them if the window is zero.
+    /// Retains the checkpoints of deleted Triggers, or removes them if the window is zero.
     ///
     /// # Errors
     /// Fails when the log fails.
@@ -181,34 +181,37 @@ impl DeletedTriggers {
                     let identity = identity.as_ref();
                     tracing::info!(
                         trigger = shown(identity, &uid),
-                        "the Trigger is gone, and had no place yet"
+                        "Trigger deleted before it had a checkpoint"
                     );
                 }
                 Some(Err(error)) => {
-                    tracing::error!(uid, %error, "the stored cursor of a Trigger that is gone cannot be used, and is removed");
+                    tracing::error!(uid, %error, "removing the unreadable checkpoint of a deleted Trigger");
                     unknown.push(uid);
                 }
                 Some(Ok(view)) => {
                     let gone_at = gone_at.unwrap_or(now);
-                    let place = RetainedCheckpoint { view, gone_at };
+                    let checkpoint = RetainedCheckpoint { view, gone_at };
                     if identity.is_none() || self.window.is_zero() {
-                        self.discard(&place, "it is not kept");
+                        self.discard(&checkpoint, "not retained");
                         unknown.push(uid);
                     } else {
-                        self.log_retained(&place);
-                        discarded.extend(self.retained().retain(place));
+                        self.log_retained(&checkpoint);
+                        discarded.extend(self.retained().retain(checkpoint));
                     }
                 }
             }
         }
-        for place in &discarded {
-            self.discard(place, "there are more of its name, or too many");
+        for checkpoint in &discarded {
+            self.discard(
+                checkpoint,
+                "replaced by a newer one of its name, or over the limit",
+            );
         }
-        unknown.extend(discarded.into_iter().map(|place| place.view.uid));
+        unknown.extend(discarded.into_iter().map(|checkpoint| checkpoint.view.uid));
         self.remove(unknown).await
     }
 
-    /// Stores durably whose places are retained, and since when.
+    /// Durably stores the owners of retained checkpoints and the time of their deletion.
     async fn mark(&self, gone: &[RetiredTrigger], now: Duration) -> Result<(), LogError> {
         if self.window.is_zero() {
             return Ok(());
@@ -226,11 +229,11 @@ impl DeletedTriggers {
         }
         changes.push(self.time.change(Instant::now()));
         match self.checkpoints.save(changes).await {
-            // The next startup then finds that they are gone.
+            // At the next startup they are found to be deleted.
             Err(LogError::Full(error)) => {
                 tracing::warn!(
                     error,
-                    "no room to note since when the places of deleted Triggers are kept"
+                    "disk full: cannot store when these Triggers were deleted; their checkpoints are retained from the next start"
                 );
                 Ok(())
             }
@@ -238,9 +241,9 @@ impl DeletedTriggers {
         }
     }
 
-    /// Returns the place that a new Trigger resumes from: its own or, unless it begins elsewhere, that of a
-    /// deleted Trigger of the same name and broker. Returns the UID it is stored under, and the cursor. Its events
-    /// are held until [`DeletedTriggers::hand_over`].
+    /// Returns the checkpoint that a new Trigger resumes from, as the UID it is stored under and the cursor: its own
+    /// or, unless its start is explicit, that of a deleted Trigger of the same name and broker. Its events are held
+    /// until [`DeletedTriggers::hand_over`].
     ///
     /// # Errors
     /// Fails when the log fails.
@@ -252,23 +255,22 @@ impl DeletedTriggers {
         lock(&self.unremoved).retain(|uid| *uid != trigger.uid);
         let identity = Identity::of(trigger, broker);
         let own = self.retained().take(&trigger.uid);
-        let place = match own {
-            Some(place) => Some(place),
+        let checkpoint = match own {
+            Some(checkpoint) => Some(checkpoint),
             None if has_explicit_start(trigger) => {
                 let unwanted = self.retained().remove_named(&identity);
-                if let Some(place) = unwanted {
-                    self.discard(
-                        &place,
-                        "a new Trigger of its name begins elsewhere, by its spec.start",
-                    );
-                    self.remove(vec![place.view.uid]).await?;
+                if let Some(checkpoint) = unwanted {
+                    self.discard(&checkpoint, "a new Trigger of its name has a spec.start");
+                    self.remove(vec![checkpoint.view.uid]).await?;
                 }
                 None
             }
             None => self.retained().take_named(&identity),
         };
-        let Some(place) = place else { return Ok(None) };
-        let uid = place.view.uid;
+        let Some(checkpoint) = checkpoint else {
+            return Ok(None);
+        };
+        let uid = checkpoint.view.uid;
         let cursor = self
             .checkpoints
             .load(&CheckpointKey::Trigger(uid.clone()))
@@ -276,8 +278,8 @@ impl DeletedTriggers {
         Ok(cursor.map(|cursor| (uid, cursor)))
     }
 
-    /// Takes out the places of Triggers that exist but cannot be read; the caller holds their events for as long
-    /// as it takes.
+    /// Removes and returns the checkpoints of Triggers that exist but cannot be decoded; the caller holds their events
+    /// meanwhile.
     pub(super) fn take_unread(&self, is_unread: impl Fn(&str) -> bool) -> Vec<String> {
         let mut retained = self.retained();
         let unread: Vec<_> = retained
@@ -291,18 +293,18 @@ impl DeletedTriggers {
         unread
     }
 
-    /// Expires places whose time is over, and stores the running time.
+    /// Removes expired checkpoints, and stores the running time.
     ///
     /// # Errors
     /// Fails when the log fails.
     pub(super) async fn tick(&self) -> Result<(), LogError> {
         let _turn = self.turn().await;
         let expired = self.retained().expire(self.now(), self.window);
-        for place in &expired {
-            self.discard(place, "its time is over");
+        for checkpoint in &expired {
+            self.discard(checkpoint, "retention expired");
         }
         let mut uids: Vec<_> = std::mem::take(&mut *lock(&self.unremoved));
-        uids.extend(expired.into_iter().map(|place| place.view.uid));
+        uids.extend(expired.into_iter().map(|checkpoint| checkpoint.view.uid));
         self.remove(uids).await?;
         if self.count() == 0 {
             return Ok(());
@@ -312,13 +314,13 @@ impl DeletedTriggers {
             .save(vec![self.time.change(Instant::now())])
             .await
         {
-            // An unsaved time only retains a place longer after the next startup.
+            // If the time is not saved, checkpoints are only retained longer after the next startup.
             Err(LogError::Full(_)) => Ok(()),
             saved => saved,
         }
     }
 
-    /// Gives up the oldest place that holds what nobody else does, and returns it. `others` as in
+    /// Discards the oldest checkpoint that holds events nothing else holds, and returns its UID. `others` as in
     /// [`RetainedCheckpoints::discard_for_room`].
     ///
     /// # Errors
@@ -329,14 +331,16 @@ impl DeletedTriggers {
     ) -> Result<Option<String>, LogError> {
         let _turn = self.turn().await;
         let discarded = self.retained().discard_for_room(others);
-        let Some(place) = discarded else { return Ok(None) };
-        self.discard(&place, "the event log is full");
-        self.remove(vec![place.view.uid.clone()]).await?;
-        Ok(Some(place.view.uid))
+        let Some(checkpoint) = discarded else {
+            return Ok(None);
+        };
+        self.discard(&checkpoint, "the event log is full");
+        self.remove(vec![checkpoint.view.uid.clone()]).await?;
+        Ok(Some(checkpoint.view.uid))
     }
 
-    /// Removes stored places; those that a full disk prevents are tried again. A crash before that retains the
-    /// place again.
+    /// Removes stored checkpoints. On a full disk the removal is retried later; after a crash in between, the
+    /// checkpoint is retained again.
     async fn remove(&self, uids: Vec<String>) -> Result<(), LogError> {
         if uids.is_empty() {
             return Ok(());
@@ -356,14 +360,14 @@ impl DeletedTriggers {
         self.dropped.fetch_add(pending, Relaxed);
         let trigger = shown_view(view);
         if pending + backlog == 0 {
-            tracing::info!(trigger, why, "the place of a Trigger that is gone is given up");
+            tracing::info!(trigger, why, "discarded the checkpoint of a deleted Trigger");
         } else {
             tracing::warn!(
                 trigger,
                 why,
                 dropped = pending,
                 not_looked_at = backlog,
-                "the place of a Trigger that is gone is given up, and with it what it had not delivered"
+                "discarded the checkpoint of a deleted Trigger, and with it its undelivered events"
             );
         }
     }
@@ -376,7 +380,7 @@ impl DeletedTriggers {
             tracing::info!(
                 trigger,
                 seconds,
-                "the Trigger is gone; its place is retained for so long"
+                "Trigger deleted; its checkpoint is retained for this many seconds"
             );
         } else {
             tracing::warn!(
@@ -384,8 +388,8 @@ impl DeletedTriggers {
                 seconds,
                 pending,
                 not_looked_at = backlog,
-                "the Trigger is gone: it was deleted, or its namespace is not watched any more; what it had not \
-                 delivered is retained for so long, for a Trigger of its name"
+                "Trigger deleted, or its namespace no longer watched; its undelivered events are retained for this many \
+                 seconds, for a Trigger of its name"
             );
         }
     }

@@ -1,5 +1,5 @@
-//! The delivery loop of one Trigger. The feed brings events, the scheduler decides the next step, and the loop
-//! performs it and saves checkpoints. One task owns all state of a Trigger, so nothing here is locked.
+//! The delivery loop of one Trigger. The feed supplies events, the scheduler decides the next step, and the loop
+//! performs it and saves checkpoints. One task owns all state of a Trigger, so no locks are needed.
 
 mod outcomes;
 
@@ -213,8 +213,8 @@ impl Dispatcher {
         }
     }
 
-    /// Drains what is in flight, then saves the checkpoint. A dead letter that its Sink does not take in time
-    /// stays unsettled.
+    /// Drains what is in flight, then saves the checkpoint. A dead letter that its Sink does not accept in time stays
+    /// unsettled.
     async fn finish(mut self: Box<Self>) -> Result<(), LogError> {
         let deadline = tokio::time::Instant::now() + self.grace;
         while let Ok(Some(attempted)) = tokio::time::timeout_at(deadline, self.attempts.next()).await {
@@ -250,8 +250,8 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Takes events from the inbox or begins to read the log, as far as there is room; returns whether there may
-    /// be more at once.
+    /// Takes as many events as there is room for, from the inbox or by starting a read of the log. Returns whether
+    /// more may be available at once.
     fn fill(&mut self) -> bool {
         self.stats.show_full(self.scheduler.is_full());
         if !self.scheduler.wants_more() {
@@ -260,7 +260,7 @@ impl Dispatcher {
         if self.feed.is_attached() {
             return self.take_from_inbox();
         }
-        // While its filters are set aside, a Trigger looks at no further events.
+        // While its filters are set aside, a Trigger evaluates no further events.
         if self.reading.is_none() && self.read_again.at.is_none() && !self.stats.is_set_aside() {
             let next = self.scheduler.progress().next();
             self.reading = Some(self.feed.read(next, self.scheduler.room(), &self.settings));
@@ -327,13 +327,13 @@ impl Dispatcher {
             }
         }
         self.scheduler.advance(next);
-        // A position that alone has moved is saved only now and then.
+        // If only the position has moved, it is saved at the next periodic checkpoint.
         if has_news || (next > before && !self.feed.is_attached()) {
             self.changed();
         }
     }
 
-    /// Performs all due steps; returns when to look again, if only time has to pass.
+    /// Performs all due steps; returns the time of the next one, if known.
     fn perform(&mut self) -> Option<Instant> {
         loop {
             let step = self.scheduler.next(Instant::now());
@@ -343,7 +343,7 @@ impl Dispatcher {
         }
     }
 
-    /// Begins one step, or returns when to look again.
+    /// Begins one step, or returns the time of the next one, if known.
     fn perform_step(&mut self, step: SchedulerStep<BufferedEvent>) -> Result<(), Option<Instant>> {
         let performer = self.performer.clone();
         match step {
@@ -375,7 +375,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Takes dead letters as if they had just matched, as many as there is room for.
+    /// Takes over as many dead letters as there is room for, as if they had just matched.
     async fn redrive(&mut self, redrive: Redrive) -> Result<(), LogError> {
         let Redrive {
             letters,
@@ -387,7 +387,7 @@ impl Dispatcher {
             // The requester has given up, and may have asked again.
             return Ok(());
         }
-        // Otherwise the save in flight could store an older checkpoint over the one with the letters in it.
+        // A save in flight could overwrite the checkpoint that includes the letters with an older one.
         let ended = self.saver.end().await?;
         self.log_unsaved(ended);
         let room = self.scheduler.redrive_room();
@@ -455,7 +455,7 @@ impl Dispatcher {
         self.settings = settings;
         self.scheduler.set_policy(policy(&self.settings));
         if !self.settings.is_deliverable() {
-            // The inbox's events are not counted yet: the Trigger reads them from the log when it resumes.
+            // The events in the inbox are not counted yet: the Trigger reads them from the log when it resumes.
             self.feed.pause();
         }
     }
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dispatcher_does_not_attach_while_the_table_has_it_wait() {
+    async fn does_not_attach_while_the_inbox_is_shut() {
         let directory = tempfile::tempdir().unwrap();
         let (mut dispatcher, _changes) = dispatcher(&directory, "http://sink/");
         dispatcher.feed.inbox().set_shut(true);
@@ -574,7 +574,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dead_letter_names_the_sink_that_did_not_take_it() {
+    async fn a_dead_letter_names_the_sink_that_rejected_it() {
         let directory = tempfile::tempdir().unwrap();
         let (mut dispatcher, _changes) = dispatcher(&directory, "http://new/");
         let logs = dispatcher.performer.logs.clone();
@@ -600,12 +600,12 @@ mod tests {
             took: Duration::ZERO,
             event: None,
         };
-        let refused = Answer {
+        let rejected = Answer {
             verdict: Verdict::Rejected,
             ..Answer::none("no".to_owned())
         };
         dispatcher.stats.attempt_began();
-        let outcome = AttemptOutcome::Answered(refused, None);
+        let outcome = AttemptOutcome::Answered(rejected, None);
         dispatcher
             .attempted(CompletedAttempt { details, outcome })
             .unwrap();

@@ -1,4 +1,4 @@
-//! How an attempt ended, at a Sink or a dead-letter Sink. Pure.
+//! The result of an attempt at a Sink or a dead-letter Sink. Pure.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::destination::{Answer, Blame, Verdict};
 pub(super) enum Ending {
     /// The Sink accepted the event.
     Delivered,
-    /// The Sink rejected the event for good.
+    /// The Sink rejected the event; no retry will succeed.
     Rejected,
     /// A retry may succeed. `blame` is `None` when the router's own log has no room for the reply.
     Failed {
@@ -20,7 +20,7 @@ pub(super) enum Ending {
     Expired,
     /// The event can no longer be read.
     Gone,
-    /// No attempt was made: the router lacks a socket, memory or access to the log for now.
+    /// No attempt was made: the router temporarily lacks a socket, memory or access to the log.
     Busy,
 }
 

@@ -62,9 +62,9 @@ pub(super) struct RunningTasks {
 /// Checkpoints of earlier runs, by kind.
 #[derive(Default)]
 struct LoadedCheckpoints {
-    places: HashMap<String, StoredCheckpoint>,
-    /// UIDs with a stored identity and no checkpoint.
-    without_place: Vec<String>,
+    by_uid: HashMap<String, StoredCheckpoint>,
+    /// UIDs that have a stored owner record but no checkpoint.
+    without_checkpoint: Vec<String>,
     taken: Arc<TakenLetters>,
     ran_before: Duration,
 }
@@ -89,7 +89,7 @@ impl LoadedCheckpoints {
                 }
             }
         }
-        (stored.places, stored.without_place) = deleted_triggers::pair_with_owners(cursors, records);
+        (stored.by_uid, stored.without_checkpoint) = deleted_triggers::pair_with_owners(cursors, records);
         Ok(stored)
     }
 }
@@ -109,8 +109,8 @@ impl Engine {
     ) -> Result<Arc<Self>, EngineError> {
         let checkpoints = logs.checkpoints(Epoch::default());
         let LoadedCheckpoints {
-            places,
-            without_place,
+            by_uid,
+            without_checkpoint,
             taken,
             ran_before,
         } = LoadedCheckpoints::load(&*checkpoints).await?;
@@ -126,9 +126,9 @@ impl Engine {
             logs.clone(),
             checkpoints.clone(),
             deleted_triggers.clone(),
-            places,
+            by_uid,
         );
-        let needless = without_place.iter().flat_map(|uid| removal(uid));
+        let needless = without_checkpoint.iter().flat_map(|uid| removal(uid));
         let changes: Vec<_> = lost.into_iter().chain(needless).collect();
         if !changes.is_empty() {
             placement.save(changes).await?;
@@ -233,12 +233,16 @@ impl Engine {
                     }
                     None => {
                         // `place_new` placed every Trigger that does not run.
-                        let Some(place) = new.remove(&route.trigger.uid) else {
+                        let Some(start_position) = new.remove(&route.trigger.uid) else {
                             continue;
                         };
-                        let trigger =
-                            self.spawner
-                                .trigger(&reader, settings, place, logs.clone(), &route.trigger);
+                        let trigger = self.spawner.trigger(
+                            &reader,
+                            settings,
+                            start_position,
+                            logs.clone(),
+                            &route.trigger,
+                        );
                         let inbox = trigger.inbox.clone();
                         running.triggers.insert(route.trigger.uid.clone(), trigger);
                         inbox
@@ -259,7 +263,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Publishes the views of running Triggers, and hands over the holds kept for them.
+    /// Publishes the views of running Triggers, and hands over the holds retained for them.
     fn show(&self, running: &RunningTasks) {
         let mut views: Vec<_> = running
             .triggers

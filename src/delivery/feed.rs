@@ -1,5 +1,5 @@
-//! The source of one Trigger's events. It first replays what was outstanding at startup, then reads the broker's
-//! log, and once caught up it takes from the inbox that the shared reader fills. It yields wanted events,
+//! The source of one Trigger's events. It first replays the events outstanding at startup, then reads the broker's
+//! log, and once caught up takes events from the inbox that the shared reader fills. It yields wanted events,
 //! unreadable records and gaps.
 
 #[cfg(test)]
@@ -49,9 +49,9 @@ pub(super) struct Feed {
 /// Current source of a feed.
 #[derive(Clone, Debug, PartialEq)]
 enum FeedSource {
-    /// Replaying from the log what was outstanding at startup.
+    /// Replaying the events outstanding at startup.
     Recovering(Recovery),
-    /// Reading the log by itself.
+    /// Reading the log independently of the shared reader.
     Alone,
     /// Reading the log up to this offset, then switching to the inbox.
     Joining(Offset),
@@ -75,11 +75,11 @@ pub(super) enum FeedItem {
         key: Option<Box<str>>,
         held: Option<BufferedEvent>,
     },
-    /// An unreadable record: nobody can tell whether the Trigger wants it. Whoever read it has logged it.
+    /// An unreadable record: it is unknown whether the Trigger wants it. Already logged by its reader.
     Unreadable,
     /// An outstanding event that was removed from the log.
     Removed(EventPosition),
-    /// Number of events removed from the log before the Trigger looked at them.
+    /// Number of events removed from the log before the Trigger evaluated them.
     Missed(u64),
 }
 
@@ -87,7 +87,7 @@ pub(super) enum FeedItem {
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) fed: Vec<FeedItem>,
-    /// Everything below was looked at.
+    /// Everything below has been evaluated.
     pub(super) next: Offset,
     /// Unreadable records, to be logged.
     pub(super) problems: Vec<(EventPosition, String)>,
@@ -176,7 +176,7 @@ impl Feed {
         } else if taken.emptied && taken.is_attached {
             batch.next = batch.next.max(position);
         } else if taken.emptied {
-            // Detached by a configuration that a later one replaced: what was missed meanwhile is in the log.
+            // Detached by a configuration that has been replaced since: the events missed meanwhile are in the log.
             self.following = FeedSource::Alone;
             more = true;
         }
@@ -211,7 +211,7 @@ impl Feed {
         }
     }
 
-    /// Takes over the position that a read reached, and joins the shared reader when it is near.
+    /// Applies the result of a read, and joins the shared reader once the Trigger has nearly caught up.
     pub(super) fn absorb(&mut self, batch: &mut Batch) {
         if let Some(recovery) = batch.recovered.take() {
             self.following = FeedSource::recovering(recovery);
@@ -228,7 +228,7 @@ impl Feed {
                     self.inbox.detach();
                 }
                 if !self.inbox.is_attached() {
-                    // The Trigger is set aside, or settings on their way make its events wait.
+                    // The Trigger is set aside, or pending settings make its events wait.
                     return;
                 }
                 self.following = if next >= position {
@@ -263,7 +263,7 @@ fn partition_key(event: &Event) -> Option<Box<str>> {
     event.attribute("partitionkey").map(|key| key.canonical().into())
 }
 
-/// Yields outstanding events below an offset that was read as removed from the log.
+/// Yields the outstanding events below `offset` as removed from the log.
 fn removed_below(Offset(offset): Offset, outstanding: &mut RoaringTreemap, batch: &mut Batch) {
     while let Some(removed) = outstanding.min().filter(|&removed| removed < offset) {
         outstanding.remove(removed);
@@ -282,7 +282,7 @@ struct LogRead {
 }
 
 impl LogRead {
-    /// Reads on from `from`, but not beyond `until`, and keeps what the Trigger wants.
+    /// Reads from `from`, but not beyond `until`, and returns what the Trigger wants.
     async fn read_from(
         self,
         from: Offset,
@@ -316,7 +316,7 @@ impl LogRead {
             let offset = record.offset;
             let fed = self.evaluate(record, settings, &mut batch, &mut turn).await;
             if self.stats.is_set_aside() {
-                // This event and those behind it wait for another filter.
+                // This event and those after it wait until the filter changes.
                 break;
             }
             batch.fed.extend(fed);
@@ -362,7 +362,7 @@ impl LogRead {
         is_wanted
     }
 
-    /// Holds the event in memory if the budget allows, or its position alone.
+    /// Buffers the event if the memory budget allows, otherwise only its position.
     fn hold(&self, position: EventPosition, event: Event) -> FeedItem {
         let memory = self.memory.try_reserve(event.size());
         let key = partition_key(&event);
@@ -370,7 +370,7 @@ impl LogRead {
         FeedItem::Event { position, key, held }
     }
 
-    /// Replays some of what was outstanding at startup.
+    /// Replays some of the events outstanding at startup.
     async fn replay(self, mut recovery: Recovery, next: Offset) -> Result<Batch, LogError> {
         let mut batch = Batch {
             next,
@@ -426,7 +426,7 @@ impl LogRead {
         Ok(())
     }
 
-    /// Replays one event. If it cannot be read, its attempt finds out and settles it.
+    /// Replays one event. If it is unreadable, its attempt fails and settles it.
     async fn replay_event(&self, position: EventPosition, batch: &mut Batch) -> Result<(), LogError> {
         batch.fed.push(match position.fetch(&self.logs).await {
             Ok(event) => self.hold(position, event),

@@ -1,4 +1,4 @@
-//! Holds: low watermarks of the Triggers, from which on their broker's logs may not be trimmed.
+//! Holds: the low watermarks of Triggers. A broker's logs may not be trimmed at or above the lowest of them.
 
 use std::{
     collections::HashMap,
@@ -64,7 +64,7 @@ impl Hold {
         self.first_unsettled.store(low.events.0, Relaxed);
     }
 
-    /// Whether this is the first unsettled event: until it is settled, nothing behind it can be removed.
+    /// Whether this is the first unsettled event: until it is settled, no later event can be removed.
     pub(super) fn is_first_unsettled(&self, position: EventPosition) -> bool {
         matches!(position, EventPosition::Log(Offset(offset)) if offset == self.first_unsettled.load(Relaxed))
     }

@@ -31,11 +31,11 @@ struct InboxState {
     queue: VecDeque<(Offset, Option<BufferedEvent>)>,
     bytes: usize,
     attached: bool,
-    /// Offsets below were already looked at when the inbox was attached.
+    /// Offsets below were already evaluated when the inbox was attached.
     from: Offset,
     /// First event that did not fit.
     missed: Option<Offset>,
-    /// Whether attaching is refused because the Trigger's events have to wait.
+    /// Whether the inbox may not be attached because the Trigger's events have to wait.
     shut: bool,
 }
 
@@ -61,8 +61,7 @@ impl Inbox {
         }
     }
 
-    /// Counts a filter error for an event. If that sets the Trigger aside, the event waits in the log together
-    /// with those behind it.
+    /// Counts a filter error for an event. If that sets the Trigger aside, this event and later ones wait in the log.
     pub(super) fn filter_failed(&self, offset: Offset, error: &filter::Error<'_>) {
         if self.is_attached() {
             self.stats.filter_failed(error);
@@ -148,7 +147,7 @@ impl Inbox {
         };
     }
 
-    /// Drops what is queued and detaches; the Trigger reads it from the log instead.
+    /// Drops the queued events and detaches; the Trigger reads them from the log instead.
     pub(super) fn detach(&self) {
         let mut state = self.lock();
         *state = InboxState {
@@ -171,7 +170,7 @@ impl Inbox {
         self.lock().attached
     }
 
-    /// Whether the reader has to look at the event at this offset for this Trigger.
+    /// Whether the reader has to evaluate the event at this offset for this Trigger.
     pub(super) fn awaits(&self, offset: Offset) -> bool {
         let state = self.lock();
         state.attached && offset >= state.from
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_the_order_and_says_what_it_missed() {
+    fn keeps_the_order_and_reports_the_first_missed_offset() {
         let inbox = Inbox::default();
         inbox.push(Offset(0), &event(1));
         assert!(inbox.take(10).events.is_empty(), "not attached");
@@ -223,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_cannot_be_read_has_its_place() {
+    fn unreadable_records_keep_their_position() {
         let inbox = Inbox::default();
         inbox.push_unreadable(Offset(0));
         inbox.attach(Offset(0));
@@ -238,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_filter_is_counted_while_attached() {
+    fn filter_errors_are_counted_only_while_attached() {
         let stats = Arc::<TriggerStats>::default();
         let inbox = Inbox::new(stats.clone());
         let failure = filter::cel::Failure::NotBoolean("int".to_owned());
@@ -247,7 +246,7 @@ mod tests {
         assert_eq!(
             (stats.filter_errors(), stats.filter_error()),
             (0, None),
-            "counted by who reads alone"
+            "counted by the feed that reads the log"
         );
         inbox.attach(Offset(0));
         inbox.filter_failed(Offset(1), &error);
@@ -276,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn is_bounded_in_bytes_but_takes_one_event_of_any_size() {
+    fn is_bounded_in_bytes_but_accepts_one_event_of_any_size() {
         let inbox = Inbox::default();
         inbox.attach(Offset(0));
         inbox.push(Offset(0), &event(MAX_BYTES * 2));

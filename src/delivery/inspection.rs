@@ -31,13 +31,13 @@ impl Engine {
         self.deleted_triggers.triggers()
     }
 
-    /// Number of those.
+    /// Number of deleted Triggers whose checkpoints are retained.
     pub fn retained_count(&self) -> usize {
         self.deleted_triggers.count()
     }
 
     /// Matched but unsettled events dropped since startup because the checkpoint of their deleted Trigger expired.
-    /// Events that it had not looked at are not counted: nobody knows which it would have wanted.
+    /// Events that it had not evaluated are not counted: it is unknown which of them it would have matched.
     pub fn dropped_with_trigger(&self) -> u64 {
         self.deleted_triggers.dropped()
     }
@@ -102,7 +102,7 @@ impl Engine {
     /// the Trigger it came from, or to the one that has its name now, and is settled like any other event.
     ///
     /// # Errors
-    /// Fails when the log has no room to note it, or failed.
+    /// Fails when the log is full or failed.
     pub async fn redrive(
         &self,
         broker: &BrokerName,
@@ -128,10 +128,10 @@ impl Engine {
             .await
     }
 
-    /// Deletes some of the selected dead letters for good, from `from` on; continue at [`Dropped::next`].
+    /// Permanently deletes some of the selected dead letters, from `from` on; continue at [`Dropped::next`].
     ///
     /// # Errors
-    /// Fails when the log has no room to note it, or failed.
+    /// Fails when the log is full or failed.
     pub async fn drop_dead_letters(
         &self,
         broker: &BrokerName,

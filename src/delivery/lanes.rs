@@ -1,7 +1,7 @@
 //! Order by key: events with the same `partitionkey` are delivered one after another. Pure.
 //!
-//! A key with an event in flight, or waiting for a retry, holds back the later events of that key and no others. A
-//! held event is an offset in the log, a byte or two each; it is read again when its turn comes.
+//! While an event of a key is in flight or waits for a retry, later events of that key wait, and no others. A waiting
+//! event takes a byte or two, for its offset; it is read again when its turn comes.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn one_key_is_one_after_another_and_holds_no_other() {
+    fn events_of_a_key_go_one_after_another_and_block_no_other_key() {
         let mut lanes = Lanes::default();
         assert!(lanes.enter("a".into(), log(1)));
         assert!(!lanes.enter("a".into(), log(2)));
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_redriven_goes_before_what_is_new() {
+    fn redriven_events_go_before_new_ones() {
         let mut lanes = Lanes::default();
         let letter = |offset| EventPosition::DeadLetter(Offset(offset));
         assert!(lanes.enter("a".into(), log(1)));
@@ -196,7 +196,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_put_into_a_queue_comes_out_in_order(distances in prop::collection::vec((1_u64..1 << 40, any::<bool>()), 0..100)) {
+        fn a_queue_returns_offsets_in_order(distances in prop::collection::vec((1_u64..1 << 40, any::<bool>()), 0..100)) {
             let (mut queue, mut expected, mut last, mut bytes) = (AscendingQueue::default(), VecDeque::new(), 0, 0);
             for (distance, pop) in distances {
                 last += distance;

@@ -1,5 +1,5 @@
-//! Unsettled dead letters of one Trigger. Each is sent to the dead-letter Sink with the Trigger's retries, and
-//! kept in the dead-letter log if there is no such Sink or it fails. Pure: a part of the scheduler.
+//! Pending dead letters of one Trigger: not yet settled. Each is sent to the dead-letter Sink with the Trigger's
+//! retries, and stored in the dead-letter log if there is no such Sink or it fails. Pure: a part of the scheduler.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,17 +14,17 @@ use crate::routing::Delivery;
 /// Maximum dead letters in flight to the dead-letter Sink, and into the log.
 const CONCURRENCY: usize = 8;
 
-/// Maximum dead letters at the dead-letter Sink or waiting for it. Those beyond are kept: they must not delay what
-/// the Sink itself would take.
+/// Maximum dead letters in flight to the dead-letter Sink or waiting for it. Further ones are stored in the log, so
+/// that a slow dead-letter Sink does not stop deliveries.
 const MAX_SENDING: usize = 512;
 
-/// Maximum unsettled dead letters; with more, nothing is attempted that could become another one.
+/// Maximum pending dead letters. At the limit no event is attempted, since it could become another one.
 const MAX_LETTERS: usize = 1024;
 
-/// Backoff after the log had no room: initial, then maximum.
+/// Backoff while the log is full: initial, then maximum.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
 const MAX_NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
-/// Pause of the first unsettled event: what was settled before it is removed in a moment.
+/// Pause for the first unsettled event: settled events before it are trimmed shortly.
 const AS_FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
@@ -48,16 +48,16 @@ struct PendingLetter {
 #[derive(Debug)]
 enum LetterStage {
     Send(FailedAttempts),
-    /// Keep it in the log; contains the next pause if there is no room.
+    /// Store it in the log; contains the next pause while the log is full.
     Keep(Duration),
 }
 
-/// Due letters, and the number in flight.
+/// Due letters, and the number of letters in flight.
 #[derive(Debug, Default)]
 struct DueQueue {
     due: BTreeSet<(Instant, EventPosition)>,
     in_flight: usize,
-    /// Nothing is due before this.
+    /// Nothing is sent before this time.
     held_until: Option<Instant>,
 }
 
@@ -72,7 +72,7 @@ pub(super) enum LetterStep {
         position: EventPosition,
         letter: DeadLetter,
     },
-    /// Nothing before this time, or before one in flight has ended.
+    /// Nothing to do before this time, or before one in flight has ended.
     Wait(Option<Instant>),
 }
 
@@ -99,11 +99,12 @@ impl DueQueue {
 }
 
 impl PendingLetters {
-    /// Whether the limit is reached, so that nothing more may be given up.
+    /// Whether the limit is reached.
     pub(super) fn is_full(&self) -> bool {
         self.letters.len() >= MAX_LETTERS
     }
 
+    /// Adds a dead letter, to be sent if there is a dead-letter Sink and its queue is not full, otherwise stored.
     pub(super) fn add(
         &mut self,
         position: EventPosition,
@@ -113,7 +114,10 @@ impl PendingLetters {
     ) {
         let sends = has_sink && self.sending < MAX_SENDING;
         if has_sink && !sends {
-            add_detail(&mut letter, &format!("{MAX_SENDING} others wait for it already"));
+            add_detail(
+                &mut letter,
+                &format!("{MAX_SENDING} dead letters wait for it already"),
+            );
         }
         let stage = if sends {
             self.sending += 1;
@@ -143,7 +147,7 @@ impl PendingLetters {
                 }
             };
             let Some(letter) = self.letters.get_mut(&position) else {
-                // Forgotten together with its position in the queue.
+                // The letter was forgotten meanwhile.
                 queue.in_flight -= 1;
                 continue;
             };
@@ -164,7 +168,7 @@ impl PendingLetters {
         LetterStep::Wait(waits.into_iter().flatten().min())
     }
 
-    /// Handles a letter that the dead-letter Sink did not accept: it is sent again, or kept.
+    /// Handles a letter that the dead-letter Sink did not accept: it is retried, or stored in the log.
     pub(super) fn sent(
         &mut self,
         position: EventPosition,
@@ -209,7 +213,7 @@ impl PendingLetters {
         queue.due.insert((letter.due, position));
     }
 
-    /// Handles a letter for which the log has no room.
+    /// Postpones a letter for which the log has no room.
     pub(super) fn no_room_for(&mut self, position: EventPosition, is_first_unsettled: bool, now: Instant) {
         let Some(letter) = self.letters.get_mut(&position) else {
             return;
@@ -229,7 +233,7 @@ impl PendingLetters {
         self.to_keep.due.insert((letter.due, position));
     }
 
-    /// Retries a letter soon that has become the first unsettled event: there may be room for it.
+    /// Retries the letter of the first unsettled event at once: it may use the log's reserve.
     pub(super) fn retry_now(&mut self, position: EventPosition, now: Instant) {
         if let Some(letter) = self.letters.get_mut(&position)
             && !letter.is_in_flight
@@ -274,7 +278,7 @@ pub(super) struct LetterSent {
     pub(super) detail: String,
 }
 
-/// Result of keeping a dead letter in the log.
+/// Result of storing a dead letter in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LetterKept {
     Stored,
@@ -305,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_beyond_those_that_wait_for_a_sink_that_hangs_are_kept() {
+    fn letters_beyond_the_queue_of_a_hanging_sink_are_stored() {
         let now = Instant::now();
         let mut letters = PendingLetters::default();
         for number in 0..=MAX_SENDING {
@@ -323,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_is_sent_as_often_as_the_delivery_says_and_then_kept() {
+    fn a_letter_is_stored_once_its_retries_are_exhausted() {
         let mut now = Instant::now();
         let mut delivery = Delivery::default();
         delivery.retry.attempts = Some(2);
@@ -354,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_finds_no_room_waits_longer_and_longer_unless_it_is_first() {
+    fn pauses_grow_while_the_log_is_full_except_for_the_first_unsettled_event() {
         let mut now = Instant::now();
         let mut letters = PendingLetters::default();
         letters.add(log(0), DeadLetter::for_test(), false, now);

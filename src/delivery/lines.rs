@@ -1,5 +1,5 @@
-//! Log lines about one Trigger's deliveries. Every line has the same fields, and warnings are rate-limited, since
-//! what fails for one event fails for the next.
+//! Log lines about one Trigger's deliveries. All lines share the same fields. Warnings are rate-limited, since a cause
+//! of failure usually affects many events.
 //!
 //! | field | value |
 //! | --- | --- |
@@ -8,7 +8,7 @@
 //! | `event_id`, `event_source`, `event_type` | the event's attributes, if it could be read; at most 256 bytes of each |
 //! | `trace_id` | the event's trace, if it has one |
 //! | `error` | what went wrong |
-//! | `held_back` | number of suppressed lines of this kind before this one |
+//! | `held_back` | number of lines of this kind suppressed since the last one |
 
 use std::{sync::Arc, time::Instant};
 
@@ -30,7 +30,7 @@ pub(super) struct Lines {
     bursts: [(&'static str, Burst); 7],
 }
 
-/// Kinds of warnings, each limited by itself.
+/// Kinds of warnings, each with its own rate limit.
 #[derive(Clone, Copy)]
 enum WarningKind {
     DeadLetter,
@@ -71,12 +71,12 @@ impl Lines {
     pub(super) fn new(trigger: Arc<str>, broker: String) -> Self {
         let kinds = [
             "dead letters",
-            "replies that are not stored",
-            "events that cannot be read",
-            "events that were removed",
-            "progress that is not saved",
-            "dead letters without room",
-            "reads of the event log that failed",
+            "replies not stored",
+            "unreadable events",
+            "events removed before delivery",
+            "checkpoints not saved",
+            "dead letters waiting for room",
+            "failed reads of the event log",
         ];
         Self {
             trigger,
@@ -110,7 +110,7 @@ impl Lines {
             self,
             event,
             [],
-            "the Sink's reply is not stored: {MAX_HOPS} deliveries led to it, and this looks like a loop"
+            "the Sink's reply is not stored: a chain of {MAX_HOPS} deliveries led to it; this looks like a loop"
         );
     }
 
@@ -122,7 +122,7 @@ impl Lines {
             self,
             event,
             [],
-            "the Sink's reply is not stored: with it more than {MAX_DESCENDANTS} events would follow from one"
+            "the Sink's reply is not stored: more than {MAX_DESCENDANTS} events would descend from one event"
         );
     }
 
@@ -134,7 +134,7 @@ impl Lines {
             self,
             event,
             [error,],
-            "the Sink's reply is no valid event and is not stored"
+            "the Sink's reply is not a valid event and is not stored"
         );
     }
 
@@ -158,11 +158,11 @@ impl Lines {
             self,
             None,
             [%position, error,],
-            "a record of the event log cannot be read as an event and is passed over"
+            "a record of the event log is not a readable event and is skipped"
         );
     }
 
-    /// Events were removed before the Trigger looked at them.
+    /// Events were removed before the Trigger evaluated them.
     pub(super) fn missed(&mut self, missed: u64) {
         few!(
             Missed,
@@ -170,11 +170,11 @@ impl Lines {
             self,
             None,
             [missed,],
-            "events were removed from the full log before the Trigger looked at them"
+            "events were removed from the full log before the Trigger evaluated them"
         );
     }
 
-    /// The disk has no room for the Trigger's checkpoint.
+    /// The disk is too full for the Trigger's checkpoint.
     pub(super) fn unsaved(&mut self, error: &str) {
         few!(
             Unsaved,
@@ -182,7 +182,7 @@ impl Lines {
             self,
             None,
             [error,],
-            "no room to save progress; it is tried again"
+            "disk full: cannot save the checkpoint; retrying"
         );
     }
 
@@ -194,11 +194,11 @@ impl Lines {
             self,
             None,
             [%position, error,],
-            "no room for a dead letter; it waits for some"
+            "log full: cannot store a dead letter; it waits for room"
         );
     }
 
-    /// The log is unavailable for now.
+    /// The log is temporarily unavailable.
     pub(super) fn unread(&mut self, error: &LogError) {
         few!(
             Unread,
@@ -206,7 +206,7 @@ impl Lines {
             self,
             None,
             [%error,],
-            "the event log cannot be read; the Trigger's events wait, and it is tried again"
+            "the event log cannot be read; the Trigger's events wait, retrying"
         );
     }
 
@@ -246,12 +246,12 @@ impl Lines {
         line!(debug, self, None, %position, "an event was removed before it was delivered");
     }
 
-    /// Reports suppressed log lines that no later line has reported.
+    /// Logs how many lines were suppressed since the last line of their kind, once its interval is over.
     pub(super) fn log_suppressed(&mut self, now: Instant) {
         for (kind, burst) in &mut self.bursts {
             if let Some(held_back) = burst.overdue(now) {
                 let (trigger, broker) = (&*self.trigger, self.broker.as_str());
-                tracing::warn!(trigger, broker, held_back, of = *kind, "log lines were held back");
+                tracing::warn!(trigger, broker, held_back, of = *kind, "log lines suppressed");
             }
         }
     }

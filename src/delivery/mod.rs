@@ -1,28 +1,25 @@
 //! Delivery: reads the event logs and delivers each event to the Sinks of the Triggers that want it.
 //!
-//! The router calls [`Engine::apply`] with each new routing table. One reader
-//! follows each broker's log and fills a bounded inbox for each Trigger; one dispatcher per Trigger sends, retries
-//! and settles, in any order within a bounded window. A Trigger whose inbox overflows reads the log by itself
-//! until it has caught up, so memory is bounded and a slow Sink delays nobody else.
-//!
-//! Progress is checkpointed beside the log, every [`SAVE_EVERY`] and less often where a checkpoint is large. A crash
-//! repeats the deliveries since the last checkpoint; it loses none.
+//! One reader follows each broker's log and fills a bounded inbox for each Trigger, and one dispatcher per Trigger
+//! sends, retries and settles; a Trigger whose inbox overflows reads the log independently until it has caught up, so
+//! that memory is bounded and a slow Sink delays no other Trigger. Progress is checkpointed beside the log, so a crash
+//! repeats the deliveries since the last checkpoint but loses none.
 //!
 //! Reading order:
 //!
-//! - [`engine`] starts and stops everything; [`placement`] finds where a Trigger begins, [`running`] spawns the
-//!   tasks, [`upkeep`] runs the periodic work.
+//! - [`engine`] starts and stops everything and applies each routing table; [`placement`] finds the start position of a
+//!   Trigger, [`running`] spawns the tasks, [`upkeep`] runs the periodic work.
 //! - [`reader`] follows a broker's log, [`inbox`] queues events for one Trigger, [`feed`] merges the log and the
 //!   inbox for it.
 //! - [`scheduler`] decides the next step, without I/O, from [`lanes`] (order by key), [`backoff`], [`breaker`],
 //!   [`throttle`], [`rate`] and [`letters`] (dead letters in flight).
-//! - [`ending`] is how an attempt ended; [`dispatcher`] is the loop that performs those steps; [`attempt`] performs one, [`progress`] tracks what is
-//!   settled, [`saver`] checkpoints it.
-//! - [`reply`] stores the events with which a Sink answers; [`crate::destination`] sends.
-//! - [`dead_letter`] is the stored form, [`dead_letters`] lists, redrives and drops, [`redrive`] hands letters
-//!   back to their Triggers.
-//! - [`holds`] says what may not be trimmed, [`trimmer`] trims by retention and size, [`deleted_triggers`] and [`retained`]
-//!   retain the checkpoints of deleted Triggers.
+//! - [`dispatcher`] is the loop that performs those steps, [`attempt`] performs one, [`ending`] is its result.
+//!   [`progress`] tracks what is settled, [`saver`] checkpoints it.
+//! - [`reply`] stores the events that a Sink replies with; [`crate::destination`] sends.
+//! - [`dead_letter`] is the stored form of a dead letter, [`dead_letters`] lists, redrives and drops them, [`redrive`]
+//!   hands them back to their Triggers.
+//! - [`holds`] limits what may be trimmed, [`trimmer`] trims by retention and size, [`deleted_triggers`] and
+//!   [`retained`] retain the checkpoints of deleted Triggers.
 //! - [`stats`], [`sink_health`], [`view`] and [`inspection`] report to metrics, statuses and the API.
 
 mod attempt;

@@ -1,4 +1,4 @@
-//! The options of delivery, and why it cannot begin.
+//! Options of delivery, and its fatal errors.
 
 use std::time::Duration;
 
@@ -47,9 +47,7 @@ pub enum EngineError {
     #[error(transparent)]
     Log(#[from] LogError),
     /// The stored list of redriven and dropped dead letters is unreadable. Guessing would redrive letters again.
-    #[error(
-        "the stored list {key} of the dead letters that were redriven or dropped cannot be used: {detail}"
-    )]
+    #[error("cannot decode the stored list {key} of redriven and dropped dead letters: {detail}")]
     DeadLetters {
         /// Key of the list.
         key: String,
@@ -57,7 +55,7 @@ pub enum EngineError {
         detail: String,
     },
     /// A stored cursor is unreadable. Guessing would lose or repeat events.
-    #[error("the stored cursor of Trigger {uid} cannot be used: {detail}")]
+    #[error("cannot decode the stored checkpoint of Trigger {uid}: {detail}")]
     Cursor {
         /// UID of the Trigger.
         uid: String,

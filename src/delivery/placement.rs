@@ -1,4 +1,4 @@
-//! Decides where a Trigger begins: at its own checkpoint, at that of a deleted Trigger of the same name, or at its
+//! Decides where a Trigger starts: at its own checkpoint, at that of a deleted Trigger of the same name, or at its
 //! `start`. A new position is stored before the Trigger runs, so that an event accepted afterwards reaches it.
 
 use std::{
@@ -24,14 +24,14 @@ use crate::{
     routing::{RoutingTable, Start, Trigger},
 };
 
-/// Pause before the log is asked again for a start position.
+/// Pause before another attempt to find a start position.
 const FIND_AGAIN: Duration = Duration::from_secs(1);
 
 /// Start position of a Trigger.
 pub(super) struct StartPosition {
     pub(super) progress: Progress,
-    /// Error that hides the start position. Until it is known nothing is delivered and everything retained is held
-    /// for the Trigger: until the log can be read again or, for damage, until the router restarts.
+    /// Error that prevented finding the start position. Until it is found, nothing is delivered and everything retained
+    /// is held for the Trigger: until the log can be read again or, for damage, until the router restarts.
     pub(super) unknown: Option<LogError>,
     /// Whether the Trigger resumes from the checkpoint of a deleted Trigger: its own or another of its name.
     pub(super) resumed: bool,
@@ -77,31 +77,31 @@ impl Placement {
         table: &RoutingTable,
         runs: impl Fn(&str) -> bool,
     ) -> Result<HashMap<String, StartPosition>, EngineError> {
-        let (mut places, mut changed) = (HashMap::new(), Vec::new());
+        let (mut positions, mut changed) = (HashMap::new(), Vec::new());
         for (broker, routes) in table.brokers() {
             let logs = BrokerLogs::open(&*self.logs, &BrokerName::from(broker.as_str()));
             for trigger in routes.routes().iter().map(|route| &route.trigger) {
                 let uid = &trigger.uid;
-                if runs(uid) || places.contains_key(uid) {
+                if runs(uid) || positions.contains_key(uid) {
                     continue;
                 }
                 let found = self.found(trigger, broker).await?;
-                let (mut place, is_new) = match &found {
+                let (mut position, is_new) = match &found {
                     Some(found) => restored(&logs, &found.stored.cursor, trigger).await?,
                     None => (beginning(&*logs.events, trigger.start).await?, true),
                 };
-                place.resumed = found.as_ref().is_some_and(|found| found.was_gone);
-                if place.unknown.is_none() {
+                position.resumed = found.as_ref().is_some_and(|found| found.was_gone);
+                if position.unknown.is_none() {
                     let found = found.as_ref();
-                    changed.extend(changes(trigger, broker, &place.progress, is_new, found));
+                    changed.extend(changes(trigger, broker, &position.progress, is_new, found));
                 }
-                places.insert(uid.clone(), place);
+                positions.insert(uid.clone(), position);
             }
         }
         if !changed.is_empty() {
             self.save(changed).await?;
         }
-        Ok(places)
+        Ok(positions)
     }
 
     /// Retains the checkpoints of Triggers that ended or were loaded, and that are not `present` in the table.
@@ -114,15 +114,15 @@ impl Placement {
         let mut gone: Vec<_> = ended.iter().map(RetiredTrigger::ended).collect();
         let is_gone = |uid: &str| !present.contains(uid) && !table.is_unread(uid);
         let stored = self.stored.extract_if(|uid, _| is_gone(uid));
-        gone.extend(stored.map(|(uid, place)| RetiredTrigger::found(uid, place)));
+        gone.extend(stored.map(|(uid, checkpoint)| RetiredTrigger::found(uid, checkpoint)));
         let unread = gone.extract_if(.., |gone| table.is_unread(&gone.uid));
         let mut unread: Vec<_> = unread.map(|gone| gone.uid).collect();
         unread.extend(self.deleted_triggers.take_unread(|uid| table.is_unread(uid)));
         for uid in unread {
             let key = CheckpointKey::Trigger(uid.clone());
             if let Some(cursor) = self.checkpoints.load(&key).await? {
-                let place = StoredCheckpoint { cursor, record: None };
-                self.stored.insert(uid, place);
+                let checkpoint = StoredCheckpoint { cursor, record: None };
+                self.stored.insert(uid, checkpoint);
             }
         }
         self.deleted_triggers.retain(gone).await
@@ -131,12 +131,11 @@ impl Placement {
     /// Stores checkpoints and syncs them to disk.
     pub(super) async fn save(&self, changes: Vec<CheckpointChange>) -> Result<(), LogError> {
         match self.checkpoints.save(changes).await {
-            // A disk too full for checkpoints is too full for events: none is accepted that a new Trigger could
-            // miss.
+            // A disk too full for checkpoints is too full for events, so a new Trigger misses none.
             Err(LogError::Full(error)) => {
                 tracing::warn!(
                     error,
-                    "no room to keep where Triggers begin; they keep it with their progress"
+                    "disk full: cannot store the start positions of new Triggers; they are stored with their first checkpoints"
                 );
                 Ok(())
             }
@@ -148,11 +147,11 @@ impl Placement {
     /// Views of Triggers that do not run, so that the log retains what they have not settled.
     pub(super) fn views(&self) -> Vec<TriggerView> {
         let mut views = Vec::new();
-        for (uid, place) in &self.stored {
-            match deleted_triggers::view(&*self.logs, uid, None, &place.cursor) {
+        for (uid, checkpoint) in &self.stored {
+            match deleted_triggers::view(&*self.logs, uid, None, &checkpoint.cursor) {
                 Ok(view) => views.push(view),
                 Err(error) => {
-                    tracing::error!(uid, %error, "the stored cursor of a Trigger cannot be used, and nothing is held for it");
+                    tracing::error!(uid, %error, "cannot decode the stored checkpoint of a Trigger; nothing is held for it");
                 }
             }
         }
@@ -190,8 +189,8 @@ struct FoundCheckpoint {
     was_gone: bool,
 }
 
-/// Restores the progress, clamped to the ends of the logs, which a damaged log may have lost. Also returns whether
-/// clamping changed it.
+/// Restores the progress, clamped to the ends of the logs, since a damaged log may have lost its tail. Also returns
+/// whether clamping changed it.
 async fn restored(
     logs: &BrokerLogs,
     stored: &Bytes,
@@ -203,17 +202,17 @@ async fn restored(
     })?;
     let end = logs.events.bounds().await?.next;
     let dead_letters = logs.letters.bounds().await?.next;
-    let (place, dropped) = (progress.next(), progress.counts().dropped);
+    let (position, dropped) = (progress.next(), progress.counts().dropped);
     let is_beyond = progress.keep_within(end, dead_letters);
     if is_beyond {
         tracing::warn!(
             trigger = format!("{}/{}", trigger.namespace, trigger.name),
             broker = %logs.broker(),
-            %place,
+            %position,
             %end,
             dropped = progress.counts().dropped - dropped,
-            "the Trigger's place is beyond the end of the log, which has lost its end: it goes on at the end, and \
-             what it had not settled beyond is dropped"
+            "the log has lost its tail: the Trigger's position was beyond its end and is set to the end; its unsettled \
+             events beyond are dropped"
         );
     }
     Ok((StartPosition::known(progress), is_beyond))
@@ -262,7 +261,7 @@ async fn find_start(log: &dyn Log, start: Start) -> Result<Offset, LogError> {
     }
 }
 
-/// Finds the start position of a Trigger after an error hid it; waits while the log is unavailable. Returns `None`
+/// Finds the start position of a Trigger after a first failure; retries while the log is unavailable. Returns `None`
 /// when the Trigger is deleted or delivery stops.
 pub(super) async fn find_start_later(
     mut error: LogError,
@@ -276,7 +275,7 @@ pub(super) async fn find_start_later(
         tracing::warn!(
             trigger,
             reason,
-            "where the Trigger begins cannot be read; it waits until it can"
+            "cannot find the Trigger's start position: the event log is unavailable; retrying"
         );
         let again = async {
             tokio::time::sleep(FIND_AGAIN).await;

@@ -1,4 +1,4 @@
-//! The location of an event that is to be delivered.
+//! The position of an event that is to be delivered: an offset in one of its broker's logs.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ pub(super) const READ: ReadLimit = ReadLimit {
     bytes: 1024 * 1024,
 };
 
-/// Identifies one event of a Trigger. Events of the broker's log come before redriven ones.
+/// Identifies an event of a Trigger. Events of the broker's log sort before redriven ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum EventPosition {
     /// An offset in the broker's log.
@@ -24,14 +24,14 @@ pub(super) enum EventPosition {
     DeadLetter(Offset),
 }
 
-/// Reasons why an event cannot be read.
+/// Why an event cannot be read.
 pub(super) enum FetchError {
     /// Removed to make room in the log.
     Removed,
     /// The record is damaged.
     Damaged(String),
-    /// The log cannot be read for now ([`LogError::Unavailable`]): the event exists and waits. Any other error
-    /// means that the log failed and the process has to exit.
+    /// The log is temporarily unavailable ([`LogError::Unavailable`]): the event exists and waits. Any other error means
+    /// that the log failed and the process has to exit.
     Log(LogError),
 }
 

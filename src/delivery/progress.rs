@@ -131,14 +131,14 @@ struct StoredProgressVersion {
 
 const VERSION: u32 = 2;
 
-/// Reasons why a stored cursor is invalid.
+/// Why a stored checkpoint cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProgressError {
-    #[error("it is not what Weir writes: {0}")]
+    #[error("malformed checkpoint: {0}")]
     Malformed(#[from] serde_json::Error),
-    #[error("a set of offsets in it is not what Weir writes: {0}")]
+    #[error("malformed set of offsets in the checkpoint: {0}")]
     Set(String),
-    #[error("it has version {0}, and this Weir reads versions 1 to {VERSION}")]
+    #[error("unsupported checkpoint version {0}: this Weir reads versions 1 to {VERSION}")]
     Version(u32),
 }
 
@@ -155,7 +155,7 @@ impl Progress {
         }
     }
 
-    /// Next offset to look at.
+    /// Next offset to evaluate.
     pub(super) fn next(&self) -> Offset {
         self.next
     }
@@ -232,7 +232,7 @@ impl Progress {
         }
     }
 
-    /// Notes that everything below `next` has been looked at.
+    /// Marks everything below `next` as evaluated.
     pub(super) fn advance(&mut self, next: Offset) {
         self.next = self.next.max(next);
     }
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_the_ends_of_the_logs_is_dropped() {
+    fn events_beyond_the_ends_of_the_logs_are_dropped() {
         let mut progress = Progress::starting_at(Offset(0));
         for offset in [2, 6] {
             progress.matched(Offset(offset));
@@ -481,7 +481,10 @@ mod tests {
             [log(2), EventPosition::DeadLetter(Offset(2))]
         );
         assert_eq!((progress.next(), progress.counts().dropped), (Offset(6), 2));
-        assert!(progress.keep_within(Offset(4), Offset(3)), "the position alone");
+        assert!(
+            progress.keep_within(Offset(4), Offset(3)),
+            "only the position was beyond"
+        );
         assert_eq!((progress.next(), progress.counts().dropped), (Offset(4), 2));
     }
 
@@ -497,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_that_the_router_is_away_does_not_count() {
+    fn downtime_of_the_router_does_not_count() {
         let now = Instant::now();
         let mut progress = Progress::starting_at(Offset(0));
         progress.matched(Offset(0));
@@ -515,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn what_version_1_stored_is_taken_over() {
+    fn decodes_version_1() {
         let stored = br#"{"version":1,"broker":"a/b","next":9,"outstanding":[[3,0,null],[5,2,1700000000000]],
             "redriven":[[1,1,1700000000000]],"counts":{"matched":7,"delivered":4,"expired":0,"dead_lettered":0,"dropped":0}}"#;
         let now = Instant::now();
@@ -538,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_of_another_version_is_not_read() {
+    fn rejects_unknown_versions() {
         let now = Instant::now();
         let stored = Progress::starting_at(Offset(1)).encode("a/b", now);
         let mut stored: serde_json::Value = serde_json::from_slice(&stored).unwrap();
@@ -549,7 +552,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_matched_is_settled_or_pending_and_survives_storing(steps in prop::collection::vec((0_u64..50, any::<bool>(), 0_u8..7), 0..200)) {
+        fn matched_events_are_settled_or_pending_and_survive_storing(steps in prop::collection::vec((0_u64..50, any::<bool>(), 0_u8..7), 0..200)) {
             let now = Instant::now();
             let mut progress = Progress::starting_at(Offset(0));
             for (offset, redriven, step) in steps {

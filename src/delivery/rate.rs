@@ -64,7 +64,7 @@ mod tests {
             assert_eq!(
                 bucket.permits(limit, later),
                 later,
-                "no more than the burst is saved up"
+                "tokens accumulate up to the burst only"
             );
             bucket.take(limit, later);
         }

@@ -55,7 +55,8 @@ impl FilterYield {
 const READ_AGAIN: Duration = Duration::from_millis(100);
 const MAX_READ_AGAIN: Duration = Duration::from_secs(10);
 
-/// Triggers of a table for which an event was already evaluated: each once, even when inboxes attach meanwhile.
+/// Triggers for which the current event was already evaluated, so that each is evaluated once even if inboxes attach
+/// meanwhile.
 #[derive(Default)]
 struct EvaluatedTriggers {
     inboxes: Arc<Vec<Arc<Inbox>>>,
@@ -107,14 +108,14 @@ struct ReaderState {
 }
 
 impl ReaderState {
-    /// Detaches every inbox: from here on each Trigger reads the log by itself until it joins again.
+    /// Detaches every inbox at `from`: each Trigger reads the log independently from there until it has caught up.
     fn detach_all(&mut self, from: Offset) {
         self.inboxes.iter().for_each(|inbox| inbox.overflow(from));
     }
 }
 
 impl Reader {
-    /// Creates a reader that begins at `position`. Triggers read what is before it by themselves.
+    /// Creates a reader that starts at `position`. Triggers read earlier events independently.
     pub(super) fn new(log: Arc<dyn Log>, position: Offset, memory: &Pool) -> Self {
         let broker = log.name().broker();
         let memory = MemoryShare::new(memory, broker.namespace(), broker.as_str());
@@ -183,7 +184,7 @@ impl Reader {
                     Err(error) => {
                         tracing::error!(
                             broker = %self.broker(), %error,
-                            "the broker's log cannot be read on; its Triggers read by themselves"
+                            "cannot read the broker's log; each of its Triggers reads it independently, retrying"
                         );
                         self.detach_all();
                         tokio::select! {
@@ -203,14 +204,14 @@ impl Reader {
         }
     }
 
-    /// Reports suppressed log lines that no later line has reported.
+    /// Logs how many lines were suppressed since the last line, once their interval is over.
     fn log_suppressed(&self, now: Instant) {
         if let Some(held_back) = self.lock().unreadable.overdue(now) {
             tracing::warn!(
                 broker = %self.broker(),
                 held_back,
-                of = "records that cannot be read",
-                "log lines were held back"
+                of = "unreadable records",
+                "log lines suppressed"
             );
         }
     }
@@ -226,15 +227,15 @@ impl Reader {
             None => self.log.bounds().await?.first,
         };
         if first > position {
-            // A full log removed these before they were offered: each Trigger reads on by itself and reports the
-            // gap.
+            // These were removed from a full log before they were offered: each Trigger reads on independently and
+            // reports the gap.
             let mut state = self.lock();
             state.detach_all(position);
             state.position = first;
         }
         let size = records.iter().map(|record| record.payload.len()).sum();
         let Some(mut memory) = self.memory.try_reserve(size) else {
-            // Out of memory for shared reading: each Trigger reads the rest by itself, at its own pace.
+            // No memory for shared reading: each Trigger reads on independently, at its own pace.
             self.detach_all();
             return Ok(());
         };
@@ -282,7 +283,7 @@ impl Reader {
             }
             let mut state = self.lock();
             if !Arc::ptr_eq(&state.inboxes, &inboxes) || state.attached != attached {
-                // The table or the Trigger's inbox changed meanwhile.
+                // The table or an inbox changed during the evaluation.
                 continue;
             }
             for inbox in evaluated.wanted.iter().filter_map(|&index| inboxes.get(index)) {
@@ -301,7 +302,7 @@ impl Reader {
         if let Some(Admitted { held_back }) = state.unreadable.admit(Instant::now()) {
             tracing::error!(
                 broker = %self.broker(), position = %offset, %error, held_back,
-                "a record of the event log cannot be read as an event and is passed over"
+                "a record of the event log is not a readable event and is skipped"
             );
         }
         state.position = offset.plus(1);
@@ -350,7 +351,7 @@ mod tests {
     const BROKER: &str = "shop/default";
 
     #[tokio::test]
-    async fn a_record_that_cannot_be_read_is_offered_to_all_as_such() {
+    async fn unreadable_records_are_offered_to_all_triggers() {
         let directory = tempfile::tempdir().unwrap();
         let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
         let trigger = |name: &str, filters| {

@@ -1,4 +1,4 @@
-//! State shared by the dead-letter log and the dispatchers, so that a letter is in one position at a time.
+//! State shared by the dead-letter logs and the dispatchers, which keeps a letter from being owned by both.
 
 use std::{
     collections::HashMap,
@@ -16,8 +16,8 @@ use crate::log::{BrokerName, CheckpointChange, CheckpointKey, LogError, LogName,
 pub(super) struct Redrive {
     pub(super) letters: Vec<RedrivenLetter>,
     pub(super) taken: Arc<TakenLetters>,
-    /// Held until the letters are taken or left, even if the requester has stopped waiting: nobody else takes them
-    /// meanwhile.
+    /// Held until the letters are taken or left, even if the requester has stopped waiting, so that nobody else takes
+    /// them meanwhile.
     pub(super) taking: Arc<TakingGuard>,
     /// Number of letters taken, always the first ones; durable by then.
     pub(super) answer: oneshot::Sender<Result<usize, LogError>>,
@@ -62,7 +62,7 @@ impl TakenLetters {
         letters.for_each(|letter| set.insert(letter));
     }
 
-    /// Forgets what is below, once its records are gone.
+    /// Forgets letters below `offset`, once their records are trimmed.
     pub(super) fn forget_below(&self, broker: &BrokerName, offset: Offset) {
         if let Some(set) = self.lock().get_mut(broker) {
             set.forget_below(offset);
@@ -90,7 +90,7 @@ impl TakenLetters {
             if set.forget_from(bounds.next) {
                 tracing::warn!(
                     %broker, end = %bounds.next,
-                    "dead letters that were redriven or dropped are missing at the end of their log; it was damaged"
+                    "the dead-letter log has lost its tail; redriven or dropped dead letters in it are forgotten"
                 );
                 changes.push(stored(&broker, set));
             }

@@ -1,7 +1,7 @@
-//! Replies: an event with which a Sink answers is stored in the same broker, for all its Triggers.
+//! Replies: events in a Sink's answer are stored in the same broker, for all its Triggers.
 //!
-//! A reply can make a Sink reply again. To end such loops each reply carries the number of deliveries that led to
-//! it, in [`HOPS`](crate::intake::HOPS), and inherits the lineage of what it replies to: see [`crate::intake`].
+//! A reply can cause another reply. To end such loops, each reply carries the number of deliveries that led to it, in
+//! [`HOPS`](crate::intake::HOPS), and inherits the lineage of the event it replies to: see [`crate::intake`].
 
 use crate::{
     cloudevents::{Event, TraceContext},
@@ -17,7 +17,7 @@ pub(super) enum ReplyOutcome {
     Stored(usize),
     /// Not stored: too many deliveries led to it.
     BeyondMaxHops,
-    /// Not stored: too many events follow from the same one.
+    /// Not stored: too many events descend from the same one.
     BeyondMaxDescendants,
     /// Not stored: not a valid event, or too large.
     Invalid(String),
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn replies_beyond_the_number_that_may_follow_from_one_are_not_stored() {
+    async fn replies_beyond_the_maximum_of_descendants_are_not_stored() {
         let directory = tempfile::tempdir().unwrap();
         let log = Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
         let (intake, broker) = (Intake::without_room(log.clone()), LogName::from_key("a/b"));
@@ -123,7 +123,7 @@ mod tests {
         let reply = store(&intake, &broker, &origin, &few, None, Room::Common)
             .await
             .unwrap();
-        assert_eq!(reply, ReplyOutcome::Stored(1), "what fits still does");
+        assert_eq!(reply, ReplyOutcome::Stored(1), "a smaller reply still fits");
         let body = Bytes::from_static(br#"[{"specversion":"1.0","id":"1","source":"/s","type":"t"},{}]"#);
         let invalid = Replies::for_test(&client, body, descendants);
         for _ in 0..100 {
@@ -132,14 +132,14 @@ mod tests {
                 .unwrap();
             assert!(
                 matches!(reply, ReplyOutcome::Invalid(_)),
-                "and does not count: {reply:?}"
+                "an invalid reply does not count: {reply:?}"
             );
         }
         assert_eq!(log.bounds("a/b").next, Offset(4001));
     }
 
     #[tokio::test]
-    async fn a_reply_counts_its_hops_and_the_chain_ends() {
+    async fn replies_count_hops_up_to_the_maximum() {
         let directory = tempfile::tempdir().unwrap();
         let log = Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
         let (intake, broker) = (Intake::without_room(log.clone()), LogName::from_key("a/b"));

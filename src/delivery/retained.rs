@@ -13,8 +13,8 @@ use crate::{
     routing::{Start, Trigger},
 };
 
-/// Maximum retained checkpoints. Beyond it, the oldest of the namespace with the most is given up.
-const MAX_PLACES: usize = 10_000;
+/// Maximum number of retained checkpoints. Beyond it, the namespace with the most loses its oldest.
+const MAX_CHECKPOINTS: usize = 10_000;
 
 const VERSION: u32 = 1;
 
@@ -140,13 +140,13 @@ impl RetainedCheckpoint {
     }
 }
 
-/// Whether a new Trigger begins at its `start`, ignoring retained checkpoints.
+/// Whether a new Trigger starts at its `start`, ignoring retained checkpoints.
 pub(super) fn has_explicit_start(trigger: &Trigger) -> bool {
-    // Only the default can have been omitted, also by an author that does not know `startIsSet`.
+    // Only the default can be implicit, also in a configuration from before `startIsSet` existed.
     trigger.start_is_set || trigger.start != Start::Latest
 }
 
-/// The retained checkpoints. A checkpoint being taken up still holds its events until it is forgotten.
+/// The retained checkpoints. A checkpoint that a Trigger resumes from still holds its events until it is forgotten.
 #[derive(Debug, Default)]
 pub(super) struct RetainedCheckpoints {
     by_uid: HashMap<String, RetainedCheckpoint>,
@@ -161,7 +161,7 @@ pub(super) struct RetainedCheckpoints {
 type Age = (Duration, String);
 
 impl RetainedCheckpoints {
-    /// Adds a checkpoint. Returns the checkpoints it displaces: an older one of the same name, and those beyond the limit.
+    /// Adds a checkpoint. Returns those it displaces: an older one of the same name, and one beyond the limit.
     pub(super) fn retain(&mut self, checkpoint: RetainedCheckpoint) -> Vec<RetainedCheckpoint> {
         let uid = checkpoint.view.uid.clone();
         let mut discarded = Vec::from_iter(self.remove(&uid));
@@ -170,7 +170,7 @@ impl RetainedCheckpoints {
         aged.insert(age(&checkpoint));
         self.named.insert(checkpoint.identity(), uid.clone());
         self.by_uid.insert(uid, checkpoint);
-        if self.by_uid.len() > MAX_PLACES {
+        if self.by_uid.len() > MAX_CHECKPOINTS {
             let largest = self.aged.values().max_by_key(|aged| aged.len());
             let oldest = largest.and_then(BTreeSet::first).cloned();
             discarded.extend(oldest.and_then(|(_, uid)| self.remove(&uid)));
@@ -178,25 +178,25 @@ impl RetainedCheckpoints {
         discarded
     }
 
-    /// Takes up the checkpoint of this UID; it holds its events until it is forgotten.
+    /// Takes the checkpoint of this UID for a Trigger that resumes; it holds its events until it is forgotten.
     pub(super) fn take(&mut self, uid: &str) -> Option<RetainedCheckpoint> {
         let checkpoint = self.remove(uid)?;
         self.taken.push(checkpoint.clone());
         Some(checkpoint)
     }
 
-    /// Takes up the checkpoint of the Trigger with this name and broker.
+    /// Takes the checkpoint of the Trigger with this name and broker.
     pub(super) fn take_named(&mut self, identity: &Identity) -> Option<RetainedCheckpoint> {
         let uid = self.named.get(identity)?.clone();
         self.take(&uid)
     }
 
-    /// Forgets the checkpoints taken up: their new owners hold the events now.
+    /// Forgets the checkpoints that were taken: their new owners hold the events now.
     pub(super) fn forget_taken(&mut self) {
         self.taken.clear();
     }
 
-    /// Removes a checkpoint that the new Trigger of its name does not want.
+    /// Removes the checkpoint of the Trigger with this name and broker.
     pub(super) fn remove_named(&mut self, identity: &Identity) -> Option<RetainedCheckpoint> {
         let uid = self.named.get(identity)?.clone();
         self.remove(&uid)
@@ -213,7 +213,7 @@ impl RetainedCheckpoints {
         over.iter().filter_map(|uid| self.remove(uid)).collect()
     }
 
-    /// Gives up the oldest checkpoint that holds events of its broker that nobody else holds. `others` returns the
+    /// Discards the oldest checkpoint that holds events of its broker that nothing else holds. `others` returns the
     /// first offset of a broker held for an existing Trigger.
     pub(super) fn discard_for_room(
         &mut self,
@@ -225,14 +225,14 @@ impl RetainedCheckpoints {
         self.remove(&uid)
     }
 
-    /// Places that nobody has taken up, the oldest first.
+    /// Places that no Trigger has taken, the oldest first.
     pub(super) fn oldest_first(&self) -> Vec<RetainedCheckpoint> {
         let mut checkpoints: Vec<_> = self.by_uid.values().cloned().collect();
         checkpoints.sort_by_cached_key(age);
         checkpoints
     }
 
-    /// UIDs of the checkpoints that nobody has taken up.
+    /// UIDs of the checkpoints that no Trigger has taken.
     pub(super) fn uids(&self) -> impl Iterator<Item = &str> {
         self.by_uid.keys().map(String::as_str)
     }
@@ -288,7 +288,7 @@ mod tests {
     }
 
     /// A checkpoint that holds its broker's log from `low` on.
-    fn place(uid: &str, identity: &Identity, gone_at: u64, low: u64) -> RetainedCheckpoint {
+    fn checkpoint(uid: &str, identity: &Identity, gone_at: u64, low: u64) -> RetainedCheckpoint {
         RetainedCheckpoint {
             view: TriggerView {
                 uid: uid.to_owned(),
@@ -314,11 +314,11 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_taken_by_its_uid_or_by_its_name_once() {
+    fn a_checkpoint_is_taken_once_by_uid_or_by_name() {
         let (a, b) = (identity("shop", "a"), identity("shop", "b"));
         let mut kept = RetainedCheckpoints::default();
-        assert!(kept.retain(place("1", &a, 0, 7)).is_empty());
-        assert!(kept.retain(place("2", &b, 0, 7)).is_empty());
+        assert!(kept.retain(checkpoint("1", &a, 0, 7)).is_empty());
+        assert!(kept.retain(checkpoint("2", &b, 0, 7)).is_empty());
         assert!(kept.take_named(&identity("other", "a")).is_none());
         let elsewhere = Identity {
             broker: "shop/other".to_owned(),
@@ -329,26 +329,26 @@ mod tests {
         assert!(kept.take_named(&a).is_none() && kept.take("1").is_none());
         assert_eq!(kept.take("2").unwrap().view.uid, "2");
         assert_eq!(kept.len(), 0);
-        assert_eq!(kept.views().count(), 2, "held until others hold it");
+        assert_eq!(kept.views().count(), 2, "still held until they are forgotten");
         kept.forget_taken();
         assert_eq!(kept.views().count(), 0);
     }
 
     #[test]
-    fn the_newest_place_of_a_name_is_kept() {
+    fn only_the_newest_checkpoint_of_a_name_is_retained() {
         let a = identity("shop", "a");
         let mut kept = RetainedCheckpoints::default();
-        kept.retain(place("1", &a, 0, 7));
-        assert_eq!(uids(&kept.retain(place("2", &a, 1, 9))), ["1"]);
+        kept.retain(checkpoint("1", &a, 0, 7));
+        assert_eq!(uids(&kept.retain(checkpoint("2", &a, 1, 9))), ["1"]);
         assert_eq!(uids(&kept.remove_named(&a)), ["2"]);
         assert_eq!(kept.len(), 0);
     }
 
     #[test]
-    fn a_place_is_given_up_when_its_time_is_over() {
+    fn checkpoints_expire() {
         let mut kept = RetainedCheckpoints::default();
         for (uid, gone_at) in [("1", 10), ("2", 20), ("3", 30)] {
-            kept.retain(place(uid, &identity("shop", uid), gone_at, 0));
+            kept.retain(checkpoint(uid, &identity("shop", uid), gone_at, 0));
         }
         let window = Duration::from_secs(60);
         let mut expired = |now| {
@@ -357,18 +357,18 @@ mod tests {
         };
         assert_eq!(expired(69), "");
         assert_eq!(expired(80), "1 2");
-        assert_eq!(expired(5), "", "a clock that stood still");
+        assert_eq!(expired(5), "", "the time never goes back");
         assert_eq!(expired(90), "3");
     }
 
     #[test]
-    fn for_room_the_oldest_goes_that_holds_what_nobody_else_does() {
+    fn discards_the_oldest_checkpoint_that_alone_holds_events() {
         let mut kept = RetainedCheckpoints::default();
         for (uid, gone_at, low) in [("needless", 1, 100), ("old", 2, 50), ("new", 3, 10)] {
-            kept.retain(place(uid, &identity("shop", uid), gone_at, low));
+            kept.retain(checkpoint(uid, &identity("shop", uid), gone_at, low));
         }
-        kept.retain(place("elsewhere", &identity("bank", "x"), 4, 50));
-        kept.retain(place("taken", &identity("shop", "taken"), 0, 0));
+        kept.retain(checkpoint("elsewhere", &identity("bank", "x"), 4, 50));
+        kept.retain(checkpoint("taken", &identity("shop", "taken"), 0, 0));
         kept.take("taken");
         let others = |broker: &BrokerName| Offset(if broker.as_str() == "shop/default" { 100 } else { 0 });
         let mut discarded = Vec::new();
@@ -379,21 +379,21 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_that_has_too_many_gives_up_its_own() {
+    fn the_namespace_with_the_most_checkpoints_loses_its_oldest() {
         let mut kept = RetainedCheckpoints::default();
-        kept.retain(place("neighbour", &identity("bank", "x"), 0, 0));
+        kept.retain(checkpoint("neighbour", &identity("bank", "x"), 0, 0));
         let mut discarded = Vec::new();
-        for number in 0..MAX_PLACES as u64 + 1 {
+        for number in 0..MAX_CHECKPOINTS as u64 + 1 {
             let uid = number.to_string();
-            discarded.extend(kept.retain(place(&uid, &identity("shop", &uid), number, 0)));
+            discarded.extend(kept.retain(checkpoint(&uid, &identity("shop", &uid), number, 0)));
         }
         assert_eq!(uids(&discarded), ["0", "1"]);
-        assert_eq!(kept.len(), MAX_PLACES);
+        assert_eq!(kept.len(), MAX_CHECKPOINTS);
         assert!(kept.take("neighbour").is_some());
     }
 
     #[test]
-    fn what_is_stored_is_read() {
+    fn stored_records_are_decoded() {
         let record = OwnerRecord::gone(identity("shop", "a"), Duration::from_millis(61_900));
         let (key, value) = record.change("u");
         assert_eq!(key, CheckpointKey::Identity("u".to_owned()));
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_somebody_wrote_is_where_a_trigger_begins() {
+    fn an_explicit_start_overrides_a_retained_checkpoint() {
         for (start, is_set, anew) in [
             (json!("Latest"), None, false),
             (json!("Latest"), Some(false), false),
@@ -438,16 +438,16 @@ mod tests {
     }
 
     proptest! {
-        /// Each retained checkpoint is still there, taken up or given up: never lost and never duplicated.
+        /// Each checkpoint is still retained, taken or discarded: never lost and never duplicated.
         #[test]
-        fn each_place_has_one_end(steps in prop::collection::vec((0_u8..6, 0_u64..8, 0_u64..4), 0..100)) {
+        fn each_checkpoint_ends_once(steps in prop::collection::vec((0_u8..6, 0_u64..8, 0_u64..4), 0..100)) {
             let (mut kept, mut next, mut ends) = (RetainedCheckpoints::default(), 0_usize, Vec::new());
             for (now, (step, which, name)) in steps.into_iter().enumerate() {
                 let identity = identity(if name < 2 { "shop" } else { "bank" }, &name.to_string());
                 let gone_at = now as u64;
                 match step {
                     0 | 1 => {
-                        ends.extend(kept.retain(place(&next.to_string(), &identity, gone_at, which)));
+                        ends.extend(kept.retain(checkpoint(&next.to_string(), &identity, gone_at, which)));
                         next += 1;
                     }
                     2 => ends.extend(kept.take_named(&identity)),

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use crate::log::{Bounds, Offset};
 
-/// Retention of a broker's settled events by age and size. What a Trigger has not settled stays, whatever its age
-/// and size.
+/// Retention of a broker's settled events by age and size. Unsettled events stay regardless of either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// Maximum age of settled events.
@@ -24,7 +23,7 @@ impl Default for Retention {
     }
 }
 
-/// Offset below which a broker's log is trimmed: what is over age or over size, but nothing unsettled.
+/// Offset below which a broker's log is trimmed: events over the age or the size, but nothing unsettled.
 ///
 /// `too_old` is the first record within the age. The size is assumed to be spread evenly over the records.
 pub(super) fn trim_before(
@@ -47,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn trims_what_is_old_or_too_much_but_nothing_unsettled() {
+    fn trims_by_age_and_size_but_nothing_unsettled() {
         let bounds = Bounds {
             first: Offset(100),
             next: Offset(200),

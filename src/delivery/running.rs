@@ -89,7 +89,7 @@ impl Spawner {
         let name = broker.clone();
         let reading = async move {
             if let Err(error) = reader.run(stop).await {
-                tracing::error!(broker = %name, %error, "the event log failed: nothing of the broker is read any more");
+                tracing::error!(broker = %name, %error, "the event log failed; the broker's events are no longer read");
             }
         };
         let name = format!("the reader of {broker}");
@@ -103,7 +103,7 @@ impl Spawner {
         &self,
         reader: &Arc<Reader>,
         settings: Settings,
-        place: StartPosition,
+        start_position: StartPosition,
         logs: BrokerLogs,
         trigger: &Trigger,
     ) -> RunningTrigger {
@@ -111,7 +111,7 @@ impl Spawner {
             progress,
             unknown,
             resumed,
-        } = place;
+        } = start_position;
         let (sender, receiver) = watch::channel(settings);
         let (redrives, asked) = mpsc::channel(1);
         let (stats, sink) = (Arc::<TriggerStats>::default(), Arc::<SinkHealth>::default());
@@ -172,8 +172,8 @@ impl Spawner {
                         stats.stop();
                         tracing::error!(
                             trigger = name, %error,
-                            "where the Trigger begins cannot be found in the damaged log, and all that is retained is \
-                             held for it: make it anew with another start"
+                            "cannot find the Trigger's start position in the damaged log; all retained events are held for \
+                             it: recreate the Trigger with another spec.start"
                         );
                         return;
                     }
@@ -185,7 +185,7 @@ impl Spawner {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     stats.stop();
-                    tracing::error!(trigger = name, %error, "delivery has ended: the event log failed");
+                    tracing::error!(trigger = name, %error, "the event log failed; delivery has stopped");
                 }
                 Err(_) => stats.stop(),
             }
@@ -207,6 +207,6 @@ fn log_resumed(view: &TriggerView, progress: &Progress) {
         broker = %view.broker(),
         pending = progress.pending(),
         not_looked_at = view.backlog(),
-        "the Trigger goes on where it was, or one of its name, before that was gone"
+        "the Trigger resumes from the checkpoint of a deleted Trigger: itself or one of its name"
     );
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::log::{BrokerName, CheckpointChange, CheckpointKey, Checkpoints, LogError};
 
-/// Pause before a checkpoint that found no room on the disk is retried.
+/// Pause before a checkpoint is retried on a full disk.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
 
 /// Checkpoint size saved every [`SAVE_EVERY`]; a larger one is saved less often in proportion.
@@ -84,9 +84,8 @@ impl Saver {
         finished(&mut self.in_flight).await
     }
 
-    /// Handles the end of a save. A full disk does not stop delivery: what is settled meanwhile repeats after a
-    /// crash. It may also be trimmed to make room; then it does not repeat, but counts as dropped. Returns why
-    /// there was no room.
+    /// Handles the end of a save. A full disk does not stop delivery: events settled meanwhile are delivered again
+    /// after a crash, or count as dropped if they were trimmed to make room. Returns why there was no room.
     pub(super) fn ended(&mut self, saved: Result<(), LogError>) -> Result<Option<String>, LogError> {
         match saved {
             Ok(()) => {
@@ -111,7 +110,7 @@ impl Saver {
         self.ended(saved)
     }
 
-    /// Saves now, after the save in flight. Returns why one of the two found no room.
+    /// Saves now, after the save in flight. If the disk was full for either, returns why.
     pub(super) async fn save(&mut self, progress: &Progress) -> Result<Option<String>, LogError> {
         let before = self.end().await?;
         self.begin(progress);

@@ -1,9 +1,9 @@
-//! Decides one Trigger's next step: which event to attempt, when to retry, when to give up, and where dead letters
-//! go. Pure: events, times and jitter come in, steps come out, and nothing here waits.
+//! Decides one Trigger's next step: which event to attempt, when to retry, when to give up, and where dead letters go.
+//! Pure: events, times and jitter come in, steps come out, and nothing here waits.
 //!
 //! An event is *fresh* until its first attempt; afterwards it is settled or waits for a retry. Fresh events and
 //! retries alternate, and retries leave part of the concurrency to fresh events. So an event that the Sink would
-//! take is attempted soon, however many others keep failing. A waiting event is an offset and, once it has failed,
+//! accept is attempted soon, however many others keep failing. A waiting event is an offset and, once it has failed,
 //! its attempts; only the next few fresh events are held in memory. The dispatcher performs the steps.
 
 #[cfg(test)]
@@ -33,7 +33,7 @@ use crate::{
     routing::{Delivery, Ordering},
 };
 
-/// Maximum bytes of fresh events in memory, unless a single one is larger. Others are read again.
+/// Maximum bytes of fresh events in memory, unless a single one is larger. Others are read again from the log.
 const MAX_FRESH_BYTES: usize = 256 * 1024;
 
 /// Maximum fresh events in memory, as a multiple of the concurrency.
@@ -42,7 +42,7 @@ const FRESH_PER_ATTEMPT: usize = 2;
 /// Maximum bytes of state for waiting events. Beyond it the Trigger takes no new events until some settle.
 const MAX_STATE_BYTES: usize = 8 * 1024 * 1024;
 
-/// Fresh events probed for each retry: an event that has failed is less likely to show that the Sink is up.
+/// Fresh events probed for each retry: an event that has already failed says less about whether the Sink is up.
 const FRESH_PROBES: u32 = 3;
 
 /// Approximate bytes of state for a failed event: an entry in a map and one in a set.
@@ -73,7 +73,7 @@ pub(super) enum SchedulerStep<E> {
         letter: DeadLetter,
         number: u32,
     },
-    /// Keep a dead letter in the log; report the result by [`Scheduler::letter_kept`].
+    /// Store a dead letter in the log; report the result by [`Scheduler::letter_kept`].
     KeepLetter {
         position: EventPosition,
         letter: DeadLetter,
@@ -82,7 +82,7 @@ pub(super) enum SchedulerStep<E> {
     Wait(Option<Instant>),
 }
 
-/// An attempt to begin.
+/// An attempt to start.
 #[derive(Debug)]
 pub(super) struct Launch<E> {
     pub(super) position: EventPosition,
@@ -184,8 +184,8 @@ impl<E> Scheduler<E> {
         &self.progress
     }
 
-    /// Outstanding events at startup that have to be offered again, in order. With order by key these are all of
-    /// them: only the events tell their keys.
+    /// Outstanding events at startup that have to be offered again, in order. With order by key these are all of them,
+    /// since keys are known only from the events.
     pub(super) fn to_recover(&self) -> Vec<EventPosition> {
         let by_key = self.is_by_key();
         let outstanding = self.progress.outstanding();
@@ -214,7 +214,7 @@ impl<E> Scheduler<E> {
         self.progress.tried() * TRIED_BYTES + self.lanes.bytes()
     }
 
-    /// Notes that everything below `next` was offered or is not wanted.
+    /// Marks everything below `next` as offered or not wanted.
     pub(super) fn advance(&mut self, next: Offset) {
         self.progress.advance(next);
     }
@@ -263,7 +263,7 @@ impl<E> Scheduler<E> {
         progress
     }
 
-    /// Adds a redriven dead letter; that it is wanted again is durable by now.
+    /// Adds a redriven dead letter, which the saved checkpoint already includes.
     pub(super) fn redriven(&mut self, letter: Offset, key: Option<Box<str>>, now: Instant) {
         self.progress.redriven(letter);
         self.offer(EventPosition::DeadLetter(letter), key, None, now, 0.0);
@@ -274,7 +274,7 @@ impl<E> Scheduler<E> {
         self.policy = policy;
     }
 
-    /// Resets breaker, throttle and backoff for a new Sink: the pauses were the old one's.
+    /// Resets breaker, throttle and backoff, because the Trigger has another Sink.
     pub(super) fn sink_changed(&mut self, now: Instant) {
         self.sink = self.sink.wrapping_add(1);
         self.breaker = Breaker::default();
@@ -289,8 +289,8 @@ impl<E> Scheduler<E> {
             .collect();
     }
 
-    /// Whether the Sink is reported as down: its circuit breaker is open, it has taken none of the last attempts
-    /// (of however few events), or it has asked for a long pause.
+    /// Whether the Sink is reported as down: its circuit breaker is open, the last attempts all failed (even of a
+    /// single event), or it has asked for a long pause.
     pub(super) fn is_sink_down(&self) -> bool {
         self.breaker.is_open() || self.failures >= FAILURES_WHEN_DOWN || self.asked_for_long_pause
     }
@@ -330,7 +330,7 @@ impl<E> Scheduler<E> {
         }
     }
 
-    /// Next attempt, or the time to look again.
+    /// Next attempt, or the time of the next one, if known.
     fn attempt(&mut self, now: Instant) -> Result<Launch<E>, Option<Instant>> {
         if !self.policy.is_deliverable || self.in_flight.len() >= self.concurrency() || self.letters.is_full()
         {
@@ -408,7 +408,7 @@ impl<E> Scheduler<E> {
         self.retries_in_flight < concurrency.saturating_sub(reserved).max(1)
     }
 
-    /// Turns the event into a dead letter, to be sent to the dead-letter Sink or kept.
+    /// Turns the event into a dead letter, to be sent to the dead-letter Sink or stored in the log.
     pub(super) fn dead_letter(
         &mut self,
         position: EventPosition,
@@ -436,7 +436,7 @@ impl<E> Scheduler<E> {
         }
     }
 
-    /// Records whether a dead letter was kept in the log.
+    /// Records the result of storing a dead letter in the log.
     pub(super) fn letter_kept(&mut self, position: EventPosition, kept: LetterKept, now: Instant) {
         match kept {
             LetterKept::Stored => drop(self.settle(position, Settlement::DeadLettered, now)),
@@ -454,7 +454,7 @@ impl<E> Scheduler<E> {
         if let Some(next) = self.lanes.leave(position) {
             self.push_fresh(next, None);
         }
-        // The reserve for settling is for the first unsettled event.
+        // Only the first unsettled event may use the log's reserve.
         self.letters
             .retry_now(EventPosition::Log(self.progress.low().events), now);
         Fate::Settled

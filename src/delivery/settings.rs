@@ -36,7 +36,7 @@ impl Settings {
                     authorities,
                     trigger,
                     destination,
-                    "the Sink cannot be used; events wait",
+                    "unusable Sink; events wait",
                 )
             });
         let dead_letter_target = trigger
@@ -49,7 +49,7 @@ impl Settings {
                     authorities,
                     trigger,
                     destination,
-                    "the dead-letter Sink cannot be used; dead letters are kept here",
+                    "unusable dead-letter Sink; dead letters are stored by the router",
                 )
             });
         Self {
@@ -82,7 +82,7 @@ impl Settings {
         &self.trigger().delivery
     }
 
-    /// Target of dead letters; `None` if they are kept.
+    /// Target of dead letters; `None` if the router stores them.
     pub(super) fn dead_letter_target(&self) -> Option<&Target> {
         self.dead_letter_target.as_ref()
     }

@@ -1,4 +1,4 @@
-//! How an event ends for a Trigger. Pure.
+//! The final state of an event for a Trigger. Pure.
 
 /// Final state of an event for a Trigger that wanted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

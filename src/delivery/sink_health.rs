@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_keeps_its_beginning_and_the_last_error() {
+    fn an_outage_keeps_its_start_and_the_last_error() {
         let sink = SinkHealth::default();
         assert_eq!(sink.outage(), None);
         sink.down(at("2026-01-01T00:00:00Z"), "503");

@@ -13,10 +13,10 @@ use arc_swap::ArcSwapOption;
 use super::{progress::Progress, reply::ReplyOutcome};
 use crate::{filter, log::Offset};
 
-/// Points for an event whose filters exceed their budget; each other event takes one away.
+/// Points for an event whose filters exceed their budget; every other event subtracts one.
 const OVERRUN: u32 = 16;
 
-/// Points at which a Trigger is set aside: 16 such events in a row, or with fewer than 16 good ones for each.
+/// Points at which a Trigger is set aside: 16 such events in a row, or more if other events come in between.
 const SET_ASIDE: u32 = 16 * OVERRUN;
 
 /// Stats of one Trigger, written by its dispatcher. They are consistent with each other at rest.
@@ -82,14 +82,14 @@ figures! {
     postponed,
     /// Attempts in flight.
     in_flight,
-    /// Events missed since the router started: removed from the log before the Trigger looked at them, or
+    /// Events missed since the router started: removed from the log before the Trigger evaluated them, or
     /// unreadable.
     missed,
     /// Events stored from the Sink's replies since the router started.
     replies_stored,
     /// Replies not stored since the router started because too many deliveries led to them.
     replies_beyond_max_hops,
-    /// Replies not stored since the router started because too many events had followed from one.
+    /// Replies not stored since the router started because too many events descended from one.
     replies_beyond_max_descendants,
     /// Invalid or oversized replies since the router started.
     replies_invalid,
@@ -100,7 +100,7 @@ figures! {
 }
 
 impl TriggerStats {
-    /// Next offset that the Trigger looks at.
+    /// Next offset that the Trigger evaluates.
     pub fn next(&self) -> Offset {
         Offset(self.next.load(Relaxed))
     }
@@ -115,12 +115,12 @@ impl TriggerStats {
         self.stopped.store(true, Relaxed);
     }
 
-    /// Notes that the log can be read.
+    /// Marks the log as readable.
     pub(super) fn read(&self) {
         self.stopped.store(false, Relaxed);
     }
 
-    /// Whether so many events wait for retries, or for others of their key, that the Trigger takes no new ones.
+    /// Whether the Trigger takes no new events because too many wait for retries or for others of their key.
     pub fn is_full(&self) -> bool {
         self.full.load(Relaxed)
     }
@@ -205,7 +205,7 @@ impl TriggerStats {
 
     /// Counts an event whose filters stayed within their budget.
     pub(super) fn filter_within_budget(&self) {
-        // Most Triggers never have a point.
+        // Most Triggers never have any points.
         if self.overrun_points.load(Relaxed) > 0 {
             let less = |points: u32| points.checked_sub(1);
             // Fails when another event has taken the last point.
@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attempts_add_up_how_long_they_took() {
+    fn durations_of_attempts_add_up() {
         let stats = TriggerStats::default();
         for (delivered, milliseconds) in [(true, 1500), (false, 20)] {
             stats.attempt_began();
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_that_keep_taking_too_much_are_set_aside_until_they_change() {
+    fn filters_over_their_budget_are_set_aside_until_they_change() {
         let stats = TriggerStats::default();
         let overrun = || stats.filter_failed(&filter::Error::TooExpensive);
         for _ in 0..100 {

@@ -1,4 +1,4 @@
-//! Locks that keep a broker's dead letters from being taken out twice, or trimmed while they are taken out.
+//! Locks that keep a broker's dead letters from being taken twice, or trimmed while they are taken.
 
 use std::sync::{
     Arc,

@@ -149,9 +149,9 @@ mod tests {
 
     use super::*;
 
-    /// Posts without pause to a Sink that takes `limit` events in each second, for `seconds`; returns what it took
-    /// and refused in each. Its refusals carry `Retry-After: 1` if `says_when`.
-    fn simulate(limit: u32, seconds: u64, says_when: bool) -> BTreeMap<u64, (u32, u32)> {
+    /// Posts without pause to a Sink that accepts `limit` events per second, for `seconds`; returns the numbers of
+    /// accepted and rejected events by second. Rejections carry `Retry-After: 1` if `with_retry_after`.
+    fn simulate(limit: u32, seconds: u64, with_retry_after: bool) -> BTreeMap<u64, (u32, u32)> {
         let start = Instant::now();
         let (mut throttle, mut now) = (Throttle::new(start), start);
         let mut figures = BTreeMap::<u64, (u32, u32)>::new();
@@ -164,47 +164,51 @@ mod tests {
             throttle.begin(now);
             let began = now;
             now += Duration::from_millis(5);
-            let (taken, refused) = figures.entry(second).or_default();
+            let (taken, rejected) = figures.entry(second).or_default();
             if *taken < limit {
                 *taken += 1;
                 throttle.taken(now);
                 continue;
             }
-            *refused += 1;
+            *rejected += 1;
             throttle.too_fast(began, now);
-            if says_when {
+            if with_retry_after {
                 throttle.hold(now + Duration::from_secs(1), now);
             }
         }
     }
 
     #[test]
-    fn a_sink_with_a_limit_gets_nearly_that_and_refuses_little() {
-        for (limit, says_when) in [(2, false), (10, false), (10, true), (100, false), (100, true)] {
-            let figures = simulate(limit, 60, says_when);
+    fn a_rate_limited_sink_gets_nearly_its_rate_with_few_rejections() {
+        for (limit, with_retry_after) in [(2, false), (10, false), (10, true), (100, false), (100, true)] {
+            let figures = simulate(limit, 60, with_retry_after);
             let taken: u32 = figures.values().map(|(taken, _)| taken).sum();
-            let refused: u32 = figures.values().map(|(_, refused)| refused).sum();
+            let rejected: u32 = figures.values().map(|(_, rejected)| rejected).sum();
             let share = f64::from(taken) / f64::from(limit * 60);
             assert!(
                 share > 0.6,
-                "{limit}, {says_when}: {share} of what it takes; {figures:?}"
+                "{limit}, {with_retry_after}: {share} of its rate; {figures:?}"
             );
             assert!(
-                refused < 30.max(limit * 60 / 50),
-                "{limit}, {says_when}: {refused} are refused"
+                rejected < 30.max(limit * 60 / 50),
+                "{limit}, {with_retry_after}: {rejected} rejections"
             );
         }
     }
 
     #[test]
-    fn a_pause_is_kept_and_what_comes_then_begins_slowly() {
+    fn a_pause_is_honoured_and_attempts_then_begin_slowly() {
         let start = Instant::now();
         let mut throttle = Throttle::new(start);
         let asked = start + Duration::from_secs(60);
         throttle.hold(asked, start);
         assert_eq!(throttle.permits(start), asked);
         throttle.hold(start + Duration::from_secs(1), start);
-        assert_eq!(throttle.permits(start), asked, "a shorter one takes nothing back");
+        assert_eq!(
+            throttle.permits(start),
+            asked,
+            "a shorter pause does not shorten it"
+        );
         throttle.begin(asked);
         assert_eq!(throttle.permits(asked), asked + Duration::from_millis(500));
         let mut now = asked;
@@ -214,11 +218,11 @@ mod tests {
             throttle.taken(now);
         }
         assert!(now - asked < LASTS + Duration::from_secs(1), "{:?}", now - asked);
-        assert_eq!(throttle.permits(now), now, "there is no pace any more");
+        assert_eq!(throttle.permits(now), now, "the pace is lifted");
     }
 
     #[test]
-    fn a_limit_that_is_lifted_is_noticed() {
+    fn the_pace_is_lifted_when_the_limit_is_gone() {
         let start = Instant::now();
         let mut throttle = Throttle::new(start);
         throttle.too_fast(start, start);

@@ -1,5 +1,5 @@
-//! Keeps the logs within their bounds. Settled events are retained by age and size, and removed earlier when the
-//! log is full. Unsettled events are removed only if the operator preferred that to refusing new events.
+//! Keeps the logs within their limits. Settled events are retained by age and size, and removed earlier when the log
+//! is full. Unsettled events are removed only if the operator prefers that to rejecting new events.
 
 use std::{
     collections::BTreeMap,
@@ -29,14 +29,14 @@ use crate::{
     log::{Bounds, BrokerName, Capacity, Log, LogError, LogName, LogProvider, Offset},
 };
 
-/// Fraction of the log's capacity that is freed at once when it is full: one in so many.
+/// Divisor of the log's capacity that gives the bytes freed at once when it is full.
 const PORTION: u64 = 8;
 
-/// Pause between two trims of a full volume. It returns the space of removed events with a delay, until which
+/// Pause between two trims of a full volume. The space of removed events becomes free with a delay; until then,
 /// removing more does not help.
 const VOLUME_PAUSE: Duration = Duration::from_secs(10);
 
-/// Pause after an attempt to make room that freed less than wanted.
+/// Pause after an attempt to make room that did not free enough.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(10);
 
 /// Pause after an attempt that freed nothing, if no Trigger has settled anything since.
@@ -52,7 +52,7 @@ const AT_A_TIME: usize = 8;
 /// Policy for new events when the log is full of unsettled ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenFull {
-    /// Refuse new events, with 507.
+    /// Reject new events, with 507.
     #[default]
     Refuse,
     /// Drop the oldest events, with a warning and a metric.
@@ -128,7 +128,7 @@ impl RoomAttempts {
 }
 
 impl RoomAttempt {
-    /// Pause before the next attempt; `None` if it would find the same.
+    /// Pause before the next attempt; `None` if its result would be the same.
     fn pause(&self, released: u64) -> Option<Duration> {
         let Some(ended) = self.ended else {
             return Some(Duration::ZERO);
@@ -137,14 +137,14 @@ impl RoomAttempt {
         match self.outcome {
             Freed::Enough => Some(Duration::ZERO),
             Freed::Some => Some(pause),
-            // Also now and then without a reason, for instance for a volume that was enlarged.
+            // Retried occasionally even if nothing was released: the volume may have been enlarged.
             Freed::Nothing if self.released == released && ended.elapsed() < LOOK_AGAIN => None,
             Freed::Nothing => Some(pause),
         }
     }
 }
 
-/// Counters of what was removed although somebody may have wanted it.
+/// Counters of removed events and dead letters that may still have been wanted.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
     letters_expired: AtomicU64,
@@ -212,12 +212,12 @@ impl Trimmer {
             Ok(Ok(())) => {}
             Ok(Err(error @ LogError::Failed(_))) => return Err(error),
             Ok(Err(error)) => {
-                tracing::error!(log = %name, %error, "a log cannot be trimmed; it is tried again")
+                tracing::error!(log = %name, %error, "cannot trim a log; retrying")
             }
             Err(_) => tracing::error!(
                 log = %name,
                 seconds = TRIM_TIMEOUT.as_secs(),
-                "a log was not trimmed in time; it is tried again"
+                "timed out trimming a log; retrying"
             ),
         }
         Ok(())
@@ -227,10 +227,10 @@ impl Trimmer {
     fn trusts_clock(&self, wall: Timestamp) -> bool {
         let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if let Some(jump) = clock.look(now, wall) {
+        if let Some(jump) = clock.observe(now, wall) {
             tracing::warn!(
                 seconds = jump.as_secs(),
-                "the clock has jumped: for {} minutes nothing is removed for its age",
+                "the wall clock jumped: trimming by age is off for {} minutes",
                 wall_clock::DISTRUST.as_secs() / 60
             );
         }
@@ -266,8 +266,8 @@ impl Trimmer {
         let bounds = log.bounds().await?;
         self.taken.forget_below(broker, bounds.first);
         let too_old = first_within(log, self.letters.age, now, bounds).await?;
-        // Nobody begins to take letters meanwhile. A letter being taken is held first by the taker, then by its
-        // Trigger, and only then is it taken out. So look at the holds last, and in that order.
+        // Nobody starts to take letters meanwhile. A letter being taken is first held by the taker, then by its Trigger,
+        // and only then removed from the log. So read the holds last, and in that order.
         let letters = self.dead_letters.of(broker);
         let _trimming = letters.trimming().await;
         let too_old = too_old.max(self.taken.first_kept(broker, bounds.first));
@@ -287,19 +287,18 @@ impl Trimmer {
             tracing::warn!(
                 %broker,
                 expired,
-                "dead letters were removed: they were too old, or too many"
+                "removed dead letters over the retention's age or size"
             );
         }
         Ok(())
     }
 
-    /// Makes room in a full log. Removes settled events of any age, where there are most of them; then what is
-    /// held only for deleted Triggers; and then, if the operator chose so, the oldest events. Returns whether
-    /// there may be room now.
+    /// Makes room in a full log. Removes settled events of any age from the largest logs, then events held only for
+    /// deleted Triggers, and then, if so configured, the oldest events. Returns whether there may be room now.
     ///
-    /// A full log refuses thousands of events a second, and most of them must cost no more than reading a counter.
-    /// So one attempt runs at a time, latecomers wait for it, and none is made that would find what the last one
-    /// found.
+    /// A full log may reject thousands of events a second, and most rejections must cost no more than reading a
+    /// counter. So one attempt runs at a time, later callers wait for it, and none is made whose result would be the
+    /// same as the last one's.
     async fn free_some(&self) -> Result<bool, LogError> {
         let Some(capacity) = self.logs.capacity() else {
             return Ok(false);
@@ -339,7 +338,7 @@ impl Trimmer {
         let (capacity, used) = (room.capacity(), room.retained());
         let portion = capacity / PORTION;
         if used.saturating_add(portion / 2) < capacity {
-            // Room was made just now, or the volume itself is full.
+            // Room was made just now, or the volume rather than the log is full.
             if volume.is_some_and(|at| at.elapsed() < VOLUME_PAUSE) {
                 return Ok(Freed::Some);
             }
@@ -427,7 +426,7 @@ impl Trimmer {
             tracing::warn!(
                 %broker,
                 dropped,
-                "the event log is full: the oldest events were dropped before every Trigger had settled them"
+                "the event log is full: dropped the oldest events before every Trigger had settled them"
             );
         }
     }
@@ -529,10 +528,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn unsettled_events_are_dropped_only_where_somebody_wants_room() {
+    async fn unsettled_events_are_dropped_only_when_room_is_wanted() {
         let directory = tempfile::tempdir().unwrap();
         let log = open(&directory);
-        // Between the trim threshold and the refusal of new events.
+        // Between the trim threshold and the rejection of new events.
         append(&*log, BROKER, 61).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::DropOldest);
         let has_settled_nothing = trigger(BROKER, &trimmer.room);
@@ -551,7 +550,7 @@ mod tests {
 
     /// Many requests find a full log that 10,000 Triggers hold.
     #[tokio::test]
-    async fn refusals_share_an_attempt_to_make_room() {
+    async fn rejections_share_an_attempt_to_make_room() {
         let directory = tempfile::tempdir().unwrap();
         let log = open(&directory);
         append(&*log, BROKER, 61).await.unwrap();
@@ -562,14 +561,14 @@ mod tests {
             .store(Arc::new(Holds::new(triggers.iter().map(TriggerView::held))));
 
         let began = Instant::now();
-        let refusals = 20_000;
-        for _ in 0..refusals {
+        let rejections = 20_000;
+        for _ in 0..rejections {
             assert!(!trimmer.make_room().await.unwrap());
         }
         let (attempts, took) = (trimmer.room.last().number, began.elapsed());
         let looks = took.div_duration_f64(LOOK_AGAIN);
         assert!(attempts as f64 <= looks + 1.0, "{attempts} in {took:?}");
-        eprintln!("{refusals} refusals took {took:?} with {attempts} attempts");
+        eprintln!("{rejections} rejections took {took:?} with {attempts} attempts");
 
         // Settled events make room at once.
         triggers.iter().for_each(|trigger| settled_up_to(trigger, 61));
@@ -578,7 +577,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_who_come_during_an_attempt_wait_for_it() {
+    async fn concurrent_callers_wait_for_the_attempt_in_progress() {
         let directory = tempfile::tempdir().unwrap();
         let log = open(&directory);
         append(&*log, BROKER, 61).await.unwrap();
@@ -598,7 +597,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_redrive_of_one_broker_keeps_no_other_from_being_trimmed() {
+    async fn a_redrive_of_one_broker_does_not_block_trimming_another() {
         let directory = tempfile::tempdir().unwrap();
         let log = open(&directory);
         let trimmer = trimmer(&log, WhenFull::Refuse);

@@ -18,7 +18,7 @@ use crate::destination::Client;
 /// Interval between trims.
 const TRIM_EVERY: Duration = Duration::from_secs(10);
 
-/// Delay before a trim that settling asked for; it also trims what is settled meanwhile.
+/// Delay before a trim requested by settling, so that it covers events settled meanwhile.
 const TRIM_AT_ONCE: Duration = Duration::from_millis(100);
 
 pub(super) struct Upkeep {
@@ -28,7 +28,7 @@ pub(super) struct Upkeep {
     pub(super) trimmer: Arc<Trimmer>,
     /// Notified when settling needs room.
     pub(super) room_wanted: Arc<Notify>,
-    /// Whether a routing table was ever applied. Before that nobody knows which events are wanted.
+    /// Whether a routing table was ever applied. Before that it is unknown which events are wanted.
     pub(super) applied: Arc<AtomicBool>,
     pub(super) stop: CancellationToken,
 }
@@ -56,14 +56,14 @@ impl Upkeep {
 
     async fn trim(&self, room_wanted: bool) {
         if let Err(error) = self.deleted_triggers.tick().await {
-            tracing::error!(%error, "the positions of deleted Triggers cannot be seen to");
+            tracing::error!(%error, "cannot update the checkpoints of deleted Triggers; retrying");
         }
         if let Err(error) = self.trimmer.trim(room_wanted).await {
-            tracing::error!(%error, "the event log cannot be trimmed");
+            tracing::error!(%error, "cannot trim the event log; retrying");
         }
     }
 
-    /// Reports suppressed log lines that no later line has reported.
+    /// Logs how many lines were suppressed.
     fn log_suppressed(&self, now: Instant) {
         self.client.log_suppressed(now);
         self.dead_letters.log_suppressed(now);

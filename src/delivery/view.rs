@@ -1,4 +1,4 @@
-//! A Trigger's delivery as seen from outside.
+//! A view of a Trigger's delivery for metrics, the API and the trimmer.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ impl TriggerView {
         (self.broker(), &self.hold)
     }
 
-    /// Number of events of its broker that the Trigger has not looked at yet, as last seen.
+    /// Approximate number of events of its broker that the Trigger has not evaluated yet.
     pub fn backlog(&self) -> u64 {
         let end = self.log.cached_bounds().next;
         end.0.saturating_sub(self.stats.next().0)

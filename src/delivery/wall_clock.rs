@@ -1,10 +1,10 @@
-//! Decides whether the wall clock is reliable enough to tell ages. Pure: time comes in as an argument.
+//! Decides whether the wall clock is reliable enough to determine ages. Pure: time comes in as an argument.
 
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Tolerated deviation of the wall clock from elapsed time, between two looks.
+/// Tolerated deviation of the wall clock from elapsed time, between two observations.
 const DEVIATION: SignedDuration = SignedDuration::from_mins(1);
 
 /// Time for which the wall clock is distrusted after a jump; it may be corrected within it.
@@ -18,8 +18,8 @@ pub(super) struct WallClock {
 }
 
 impl WallClock {
-    /// Records the time. Returns by how much the wall clock has jumped since the last look, if it has.
-    pub(super) fn look(&mut self, now: Instant, wall: Timestamp) -> Option<SignedDuration> {
+    /// Records the time. Returns by how much the wall clock has jumped since the last observation, if it has.
+    pub(super) fn observe(&mut self, now: Instant, wall: Timestamp) -> Option<SignedDuration> {
         let (last, last_wall) = self.seen.replace((now, wall))?;
         let passed = SignedDuration::try_from(now.duration_since(last)).unwrap_or(SignedDuration::MAX);
         let jump = wall.duration_since(last_wall).saturating_sub(passed);
@@ -62,7 +62,7 @@ mod tests {
             let now = start + Duration::from_secs(passed);
             let shown = wall + Duration::from_secs(passed) + SignedDuration::from_secs(wrong);
             let found = (
-                clock.look(now, shown).map(|jump| jump.as_secs()),
+                clock.observe(now, shown).map(|jump| jump.as_secs()),
                 clock.is_trusted(now),
             );
             assert_eq!(found, (jump, trusted), "after {passed} s, wrong by {wrong} s");

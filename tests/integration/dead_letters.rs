@@ -188,7 +188,7 @@ fn a_letter_of_a_trigger_that_is_gone_goes_to_its_successor_of_that_name() {
     assert_eq!(router.post("old", "1", &[]).status, 202);
     wait_for_letters(&router, 1);
     router.apply(&trigger("new", ""));
-    let is_gone = |line: &str| line.contains("the Trigger is gone") && line.contains("shop/old");
+    let is_gone = |line: &str| line.contains("Trigger deleted") && line.contains("shop/old");
     router.process.wait_for_line(PATIENCE, is_gone);
     let (success, output) = dead_letters(&router, &["redrive", "shop/default", "--all"]);
     assert!(

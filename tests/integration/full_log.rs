@@ -99,7 +99,7 @@ fn the_oldest_events_are_dropped_where_the_operator_chose_that() {
     }
     router
         .process
-        .wait_for_line(PATIENCE, |line| line.contains("the oldest events were dropped"));
+        .wait_for_line(PATIENCE, |line| line.contains("dropped the oldest events"));
     let dropped = router.metric(&["weir_events_dropped_when_full_total", "broker=\"default\""]);
     let dropped = dropped.expect("it is counted");
     assert!((1500..3000).contains(&dropped), "{dropped}");

@@ -1,4 +1,4 @@
-//! Applies the outcomes of attempts and of dead letters to a Trigger: its scheduler, figures, Sink health and log lines.
+//! Applies the outcomes of attempts and of dead letters to a Trigger's scheduler, stats, Sink health and log.
 
 use std::time::Instant;
 

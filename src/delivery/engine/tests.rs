@@ -90,7 +90,7 @@ fn without_times(away: &Arc<AtomicU64>, is_damaged: bool) -> Arc<MemoryLogs> {
 }
 
 #[tokio::test]
-async fn damage_where_a_trigger_would_begin_stops_that_trigger_alone() {
+async fn damage_at_the_start_position_stops_only_that_trigger() {
     let log = without_times(&Arc::default(), true);
     let engine = start(log.clone()).await;
     let table = table(&[
@@ -108,12 +108,16 @@ async fn damage_where_a_trigger_would_begin_stops_that_trigger_alone() {
     eventually(|| stopped() == [false, true]).await;
     let cursors = log.stored().await.unwrap();
     let kept: Vec<_> = cursors.iter().map(|(key, _)| key.as_str()).collect();
-    assert_eq!(kept, ["latest", "trigger:latest"], "the next start looks again");
+    assert_eq!(
+        kept,
+        ["latest", "trigger:latest"],
+        "the start position is not stored"
+    );
     engine.shutdown().await;
 }
 
 #[tokio::test]
-async fn a_log_that_is_away_where_a_trigger_would_begin_is_waited_for() {
+async fn a_trigger_waits_while_its_start_position_is_unavailable() {
     let away = Arc::new(AtomicU64::new(2));
     let log = without_times(&away, false);
     let record = || vec![Bytes::from_static(&[9, 0])];
@@ -139,7 +143,7 @@ async fn a_log_that_is_away_where_a_trigger_would_begin_is_waited_for() {
 }
 
 #[tokio::test]
-async fn the_readers_of_brokers_without_triggers_end() {
+async fn readers_of_brokers_without_triggers_stop() {
     let directory = tempfile::tempdir().unwrap();
     let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
     let engine = start(log.clone()).await;
@@ -159,7 +163,7 @@ async fn the_readers_of_brokers_without_triggers_end() {
 }
 
 #[tokio::test]
-async fn a_place_beyond_the_end_of_the_log_skips_no_new_event() {
+async fn a_position_beyond_the_end_of_the_log_skips_no_new_event() {
     let directory = tempfile::tempdir().unwrap();
     let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
     let other_version = || vec![Bytes::from_static(&[9, 0])];
@@ -206,7 +210,7 @@ async fn a_place_beyond_the_end_of_the_log_skips_no_new_event() {
 
 /// On one thread two configurations arrive before the dispatcher sees the first.
 #[tokio::test]
-async fn a_suspension_that_the_dispatcher_does_not_see_does_not_leave_it_deaf() {
+async fn a_suspension_that_the_dispatcher_misses_does_not_stall_it() {
     let directory = tempfile::tempdir().unwrap();
     let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
     let engine = start(log.clone()).await;
@@ -224,7 +228,7 @@ async fn a_suspension_that_the_dispatcher_does_not_see_does_not_leave_it_deaf() 
 }
 
 #[tokio::test]
-async fn what_an_unread_trigger_has_not_settled_stays_in_the_log() {
+async fn unsettled_events_of_an_undecodable_trigger_stay_in_the_log() {
     let directory = tempfile::tempdir().unwrap();
     let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
     let engine = start(log.clone()).await;
@@ -247,10 +251,10 @@ async fn what_an_unread_trigger_has_not_settled_stays_in_the_log() {
     assert_eq!(
         first_after(&["u"]).await,
         (Offset(0), 0),
-        "it is old, and somebody wants it"
+        "old, but held for the Trigger"
     );
-    assert_eq!(first_after(&[]).await, (Offset(0), 1), "it is gone");
-    assert_eq!(first_after(&["u"]).await, (Offset(0), 0), "it is there again");
+    assert_eq!(first_after(&[]).await, (Offset(0), 1), "deleted");
+    assert_eq!(first_after(&["u"]).await, (Offset(0), 0), "undecodable again");
     engine.shutdown().await;
 }
 
@@ -313,7 +317,7 @@ async fn trim(engine: &Engine, log: &Arc<dyn LogProvider>) -> Offset {
 }
 
 #[tokio::test]
-async fn the_trigger_of_the_same_name_goes_on_where_the_deleted_one_was() {
+async fn a_trigger_resumes_from_a_deleted_one_of_its_name() {
     for restarts in [false, true] {
         let directory = tempfile::tempdir().unwrap();
         let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
@@ -329,7 +333,7 @@ async fn the_trigger_of_the_same_name_goes_on_where_the_deleted_one_was() {
         assert_eq!(
             trim(&engine, &log).await,
             Offset(0),
-            "it is old, and may be wanted"
+            "old, but held for a Trigger of its name"
         );
         // A Trigger of another name or broker does not resume from it.
         let others = [
@@ -353,14 +357,14 @@ async fn the_trigger_of_the_same_name_goes_on_where_the_deleted_one_was() {
         let keys = keys(&log).await;
         assert!(
             !keys.iter().any(|key| key == "a" || key == "trigger:a"),
-            "it is there once: {keys:?}"
+            "the old checkpoint is removed: {keys:?}"
         );
         engine.shutdown().await;
     }
 }
 
 #[tokio::test]
-async fn a_trigger_that_was_replaced_while_no_router_ran_goes_on() {
+async fn a_trigger_replaced_while_no_router_ran_resumes() {
     let directory = tempfile::tempdir().unwrap();
     let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
     with_backlog(&log).await.shutdown().await;
@@ -374,7 +378,7 @@ async fn a_trigger_that_was_replaced_while_no_router_ran_goes_on() {
 }
 
 #[tokio::test]
-async fn a_trigger_that_is_replaced_or_missing_for_a_moment_goes_on() {
+async fn a_trigger_that_is_replaced_or_briefly_missing_resumes() {
     let directory = tempfile::tempdir().unwrap();
     let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
     let engine = with_backlog(&log).await;
@@ -393,7 +397,7 @@ async fn a_trigger_that_is_replaced_or_missing_for_a_moment_goes_on() {
 }
 
 #[tokio::test]
-async fn a_start_that_is_set_begins_there_and_gives_the_place_up() {
+async fn an_explicit_start_discards_the_retained_checkpoint() {
     let directory = tempfile::tempdir().unwrap();
     let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
     let engine = with_backlog(&log).await;
@@ -407,7 +411,7 @@ async fn a_start_that_is_set_begins_there_and_gives_the_place_up() {
 }
 
 #[tokio::test]
-async fn a_place_is_given_up_when_its_time_is_over() {
+async fn retained_checkpoints_expire() {
     let directory = tempfile::tempdir().unwrap();
     let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
     with_backlog(&log).await.shutdown().await;
@@ -438,7 +442,7 @@ async fn a_place_is_given_up_when_its_time_is_over() {
 
 /// Stored by an earlier version.
 #[tokio::test]
-async fn a_cursor_without_a_name_is_its_triggers_alone() {
+async fn only_the_same_uid_resumes_from_a_checkpoint_without_an_owner_record() {
     let directory = tempfile::tempdir().unwrap();
     let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
     with_backlog(&log).await.shutdown().await;
@@ -451,7 +455,7 @@ async fn a_cursor_without_a_name_is_its_triggers_alone() {
     assert_eq!(figures(&engine, "a"), (3, 3, Offset(3)));
     assert!(
         keys(&log).await.contains(&"trigger:a".to_owned()),
-        "it has one now"
+        "the owner record is added"
     );
     engine.shutdown().await;
     log.save(vec![("trigger:a".to_owned(), None)]).await.unwrap();
@@ -466,7 +470,7 @@ async fn a_cursor_without_a_name_is_its_triggers_alone() {
 }
 
 #[tokio::test]
-async fn a_record_that_cannot_be_read_is_counted_once() {
+async fn an_unreadable_record_is_counted_once() {
     let directory = tempfile::tempdir().unwrap();
     let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
     let append = async || {
@@ -478,7 +482,7 @@ async fn a_record_that_cannot_be_read_is_counted_once() {
     let engine = start(log.clone()).await;
     engine.apply(&table(&[("u", json!("Earliest"))])).await.unwrap();
     let stats = engine.triggers()[0].stats.clone();
-    // First by itself, then from the reader.
+    // First from the log, then from the shared reader.
     for missed in 1..=5 {
         eventually(|| stats.missed() == missed && stats.next() == Offset(missed)).await;
         append().await;

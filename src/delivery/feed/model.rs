@@ -41,11 +41,11 @@ enum Kind {
 #[derive(Clone, Debug)]
 enum Action {
     Append(Vec<Kind>),
-    /// Appends more than a feed may lag behind to join.
+    /// Appends more than the maximum lag at which a feed joins the shared reader.
     AppendMany(Kind),
-    /// The broker's reader reads on.
+    /// Runs the broker's reader.
     Offer,
-    /// The feed reads on, with room for this many events.
+    /// Runs the feed, with room for this many events.
     Feed(usize),
     /// Removes this many of the oldest records.
     Trim(u64),
@@ -217,7 +217,7 @@ impl Run {
                     ..
                 } => {
                     if !self.to_recover.remove(&offset) {
-                        assert!(offset >= self.next.0, "{offset} comes again");
+                        assert!(offset >= self.next.0, "{offset} was yielded twice");
                         self.events.push(offset);
                         self.outstanding.insert(offset);
                     }
@@ -226,7 +226,7 @@ impl Run {
                     assert!(self.to_recover.remove(&offset), "{offset} was not outstanding");
                     assert!(
                         offset < self.logs.events.cached_bounds().first.0,
-                        "{offset} is there"
+                        "{offset} is still in the log"
                     );
                     self.outstanding.remove(&offset);
                 }
@@ -234,7 +234,7 @@ impl Run {
                     let missed = self.next.0..self.next.0 + count;
                     assert!(
                         missed.end <= self.logs.events.cached_bounds().first.0,
-                        "{missed:?} is there"
+                        "{missed:?} are still in the log"
                     );
                     self.missed.push(missed);
                 }
@@ -242,7 +242,7 @@ impl Run {
                 other => panic!("{other:?}"),
             }
         }
-        assert!(batch.next >= self.next, "it goes back");
+        assert!(batch.next >= self.next, "the position went back");
         self.next = batch.next;
     }
 
@@ -256,7 +256,7 @@ impl Run {
             self.feed(64).await;
         }
         panic!(
-            "it is at {}, {:?}, {:?} are to come again",
+            "not finished at {}, {:?}, still to replay: {:?}",
             self.next, self.feed.following, self.to_recover
         );
     }
@@ -309,7 +309,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn each_wanted_event_comes_once_and_in_order(actions in prop::collection::vec(action(), 1..40)) {
+    fn yields_each_wanted_event_once_and_in_order(actions in prop::collection::vec(action(), 1..40)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut run = Run::new();

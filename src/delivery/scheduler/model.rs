@@ -1,6 +1,6 @@
 //! Model test of the scheduler. Runs it against simulated Sinks in simulated time and checks its invariants:
 //! nothing is lost or delivered twice, keys keep their order, bounds hold, the accounting adds up at every step,
-//! and an event that its Sink would take is delivered within a stated time.
+//! and an event that its Sink would accept is delivered within a stated time.
 
 use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
@@ -26,7 +26,7 @@ enum Nature {
     /// No answer within the timeout.
     Hangs,
     /// 400.
-    Refused,
+    Rejected,
     /// 503 this often, then success.
     Recovers(u32),
     /// 503 with a pause of three seconds.
@@ -64,7 +64,7 @@ fn nature() -> impl Strategy<Value = Nature> {
         1 => Just(Nature::Unreachable),
         2 => Just(Nature::Broken),
         1 => Just(Nature::Hangs),
-        1 => Just(Nature::Refused),
+        1 => Just(Nature::Rejected),
         1 => Just(Nature::Pauses),
         1 => Just(Nature::TooFast),
         1 => (1_u32..4).prop_map(Nature::Recovers),
@@ -173,7 +173,7 @@ impl<'a> Simulation<'a> {
                             .in_flight
                             .keys()
                             .any(|&(_, position)| position == launch.position),
-                        "{offset} is under way twice"
+                        "{offset} is in flight twice"
                     );
                     let tries = self.tries.entry(offset).or_default();
                     *tries += 1;
@@ -194,7 +194,7 @@ impl<'a> Simulation<'a> {
                         Nature::Unreachable => (failed(Blame::Silent), ROUND_TRIP),
                         Nature::Hangs => (failed(Blame::Silent), TIMEOUT),
                         Nature::Broken => (failed(Blame::Event), ROUND_TRIP),
-                        Nature::Refused => (Ending::Rejected, ROUND_TRIP),
+                        Nature::Rejected => (Ending::Rejected, ROUND_TRIP),
                         Nature::Recovers(after) if *tries <= after => (unavailable, ROUND_TRIP),
                         Nature::Recovers(_) => (Ending::Delivered, ROUND_TRIP),
                     };
@@ -202,7 +202,7 @@ impl<'a> Simulation<'a> {
                         .insert((self.now + took, launch.position), Ends::Attempt(ending));
                     assert!(self.scheduler.in_flight() <= self.scenario.concurrency as usize);
                     if self.scenario.by_key {
-                        self.check_keys_under_way();
+                        self.check_keys_in_flight();
                     }
                 }
                 SchedulerStep::SendLetter { position, .. } => {
@@ -233,13 +233,13 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    fn check_keys_under_way(&self) {
+    fn check_keys_in_flight(&self) {
         let mut keys = BTreeSet::new();
         for ((_, position), ends) in &self.in_flight {
             if let (EventPosition::Log(Offset(offset)), Ends::Attempt(_)) = (position, ends)
                 && let Some(key) = self.key(*offset)
             {
-                assert!(keys.insert(key.clone()), "two events of key {key} are under way");
+                assert!(keys.insert(key.clone()), "two events of key {key} are in flight");
             }
         }
     }
@@ -294,7 +294,7 @@ impl<'a> Simulation<'a> {
         self.in_flight.clear();
     }
 
-    /// Runs until nothing is left to do or the time is over.
+    /// Runs until nothing is left to do, or until `until`.
     fn run(&mut self, until: Instant) {
         let mut saved = VecDeque::from([self.scheduler.progress().encode("a/b", self.now)]);
         let mut crashes: VecDeque<_> = self.scenario.crashes.clone().into();
@@ -311,7 +311,7 @@ impl<'a> Simulation<'a> {
             }
             assert!(at >= self.now);
             // No busy loop: time advances where nothing ends.
-            assert!(ends.is_some_and(|ends| ends <= at) || at > self.now, "it spins");
+            assert!(ends.is_some_and(|ends| ends <= at) || at > self.now, "busy loop");
             self.now = at;
             if ends == Some(at)
                 && let Some(((_, position), ends)) = self.in_flight.pop_first()
@@ -355,7 +355,7 @@ fn policy(scenario: &Scenario) -> Policy {
     }
 }
 
-/// Latest time by which every event that the Sink takes at once is delivered. In the worst case each event gets
+/// Latest time by which every event that the Sink accepts at once is delivered. In the worst case each event gets
 /// its turn by a probe, with the longest pause before it, after the longest attempts of retries before it, at the
 /// slowest pace.
 fn latest(scenario: &Scenario) -> Duration {
@@ -367,7 +367,7 @@ fn latest(scenario: &Scenario) -> Duration {
 
 proptest! {
     #[test]
-    fn what_its_sink_would_take_is_delivered_in_time(scenario in scenario()) {
+    fn good_events_are_delivered_in_time(scenario in scenario()) {
         let mut simulation = Simulation::new(&scenario);
         let until = simulation.start + latest(&scenario);
         simulation.run(until);
@@ -386,7 +386,7 @@ proptest! {
     }
 
     #[test]
-    fn everything_ends_once_and_in_order(scenario in scenario()) {
+    fn every_event_is_settled_once_and_in_order(scenario in scenario()) {
         let mut simulation = Simulation::new(&scenario);
         // Beyond every retry duration.
         let until = simulation.start + Duration::from_secs(100 * 3600);
@@ -465,7 +465,7 @@ fn good_events_are_delivered_within_seconds_whatever_the_share_of_bad_ones() {
 }
 
 #[test]
-fn a_thousand_events_behind_a_failing_one_of_their_key_hold_no_other() {
+fn events_behind_a_failing_one_of_their_key_block_no_other_key() {
     let mut events = vec![(Nature::Unavailable, Some(0))];
     events.extend([(Nature::Good, Some(0)); 20_000]);
     events.extend([(Nature::Good, Some(1)); 20]);

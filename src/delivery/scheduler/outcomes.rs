@@ -1,4 +1,4 @@
-//! What follows from the end of an attempt: for the event, and for the view of its Sink. Pure.
+//! Applies the result of an attempt to the event and to the health of its Sink. Pure.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +14,7 @@ use crate::destination::Blame;
 /// Window in which events that failed during an outage are retried once the Sink is up.
 const AFTER_OUTAGE: Duration = Duration::from_secs(1);
 
-/// Pause asked for by a Sink after which it is reported as down.
+/// Minimum pause asked for by a Sink at which it is reported as down.
 const LONG_PAUSE: Duration = Duration::from_secs(30);
 
 /// Maximum events of one outage that are retried as soon as it ends.
@@ -103,7 +103,7 @@ impl<E> Scheduler<E> {
         if blame == Blame::TooFast {
             self.throttle.too_fast(began, now);
         }
-        // While others pass, an event that keeps failing pauses itself alone, unless the pause is about the rate.
+        // While others succeed, a pause asked for by one event applies to it alone, unless it is about the rate.
         let asks_for_all = match blame {
             Blame::TooFast => true,
             Blame::Unavailable => is_further_evidence || self.breaker.is_open(),
@@ -116,7 +116,7 @@ impl<E> Scheduler<E> {
         }
     }
 
-    /// Retries soon what failed during an outage, once it is over.
+    /// After an outage, soon retries the events that failed during it.
     fn sink_answered(&mut self, now: Instant, jitter: f64) {
         self.failures = 0;
         self.asked_for_long_pause = false;

@@ -52,7 +52,7 @@ fn sinks_that_hang_leave_descriptors_for_the_log_and_for_other_sinks() {
             match put_off {
                 Some(count) if count > 0 => Ok(()),
                 _ => Err(format!(
-                    "no attempt is put off, {} descriptors",
+                    "no attempt is postponed, {} descriptors",
                     descriptors(&router)
                 )),
             }
@@ -67,7 +67,7 @@ fn sinks_that_hang_leave_descriptors_for_the_log_and_for_other_sinks() {
             well.answer(Answer::status(204));
         }
     }
-    // None of the attempts that the router put off counts as one.
+    // None of the attempts that the router postponed counts as one.
     hanging.answer(Answer::status(204));
 }
 

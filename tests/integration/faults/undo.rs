@@ -74,7 +74,7 @@ fn a_manifest_that_is_empty_while_an_editor_saves_it_takes_nothing_away() {
     assert_eq!(router.times_applied(), applied + 1);
     check_all_arrive(&router, &any, BACKLOG);
     let lines = router.process.lines();
-    assert!(!lines.iter().any(|line| line.contains("the Trigger is gone")));
+    assert!(!lines.iter().any(|line| line.contains("Trigger deleted")));
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn a_full_log_refuses_nobody_for_a_deleted_trigger() {
     // Until it is gone, probes of its Sink make it look at more.
     let gone = router
         .process
-        .wait_for_line(PATIENCE, |line| line.contains("the Trigger is gone"));
+        .wait_for_line(PATIENCE, |line| line.contains("Trigger deleted"));
     let pending = gone.split_once("pending=").unwrap().1;
     let waits = pending.split(' ').next().unwrap().parse().ok();
     assert_eq!(router.metric(&["weir_triggers_kept"]), Some(1));
@@ -137,13 +137,14 @@ fn a_full_log_refuses_nobody_for_a_deleted_trigger() {
         Some(0)
     );
 
-    // There is room for them once the place is given up, which takes no refusal.
+    // There is room for them once the checkpoint is discarded, without rejecting an event.
     let producers = Producers::with_data(&router.url(), 8 * 1024);
     producers.wait_for_more(100);
     assert_eq!(producers.refused_with(507), 0);
     all_arrive(&other, &producers.finish());
     assert_eq!(router.metric(&["weir_triggers_kept"]), Some(0));
     assert_eq!(router.metric(&["weir_events_dropped_with_trigger_total"]), waits);
-    let told = |line: &str| line.contains("given up") && line.contains("the event log is full");
+    let told =
+        |line: &str| line.contains("discarded the checkpoint") && line.contains("the event log is full");
     router.process.wait_for_line(PATIENCE, told);
 }
