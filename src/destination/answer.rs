@@ -1,4 +1,4 @@
-//! The answer of a destination of any kind, and what it means for the event. Pure.
+//! The answer of a destination of any kind, and its meaning for the event. Pure.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use crate::cloudevents::TraceContext;
 /// Result of one attempt.
 #[derive(Debug)]
 pub struct Answer {
-    /// What it means for the event.
+    /// Its meaning for the event.
     pub verdict: Verdict,
-    /// Code of the answer in the destination's protocol, if there was an answer: HTTP's status code.
+    /// Status code of the answer in the destination's protocol, if there was one.
     pub code: Option<u16>,
-    /// Pause that the destination asks for.
+    /// Pause requested by the destination.
     pub retry_after: Option<Duration>,
     /// The code with the beginning of the answer, or why there was no answer.
     pub detail: String,
@@ -22,7 +22,7 @@ pub struct Answer {
     pub context: Option<TraceContext>,
 }
 
-/// What an answer means for the event.
+/// Meaning of an answer for the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The destination accepted it.
@@ -31,17 +31,17 @@ pub enum Verdict {
     Failed(Blame),
     /// The destination rejected it: no retry will succeed.
     Rejected,
-    /// The router had no room for the attempt. This says nothing about the destination and does not count as an
-    /// attempt; another may follow shortly.
+    /// The router lacked a connection or memory. This says nothing about the destination and does not count as an
+    /// attempt; another follows shortly.
     RouterBusy,
 }
 
-/// Evidence of a failed attempt against its destination.
+/// What a failed attempt says about its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
     /// The destination is unreachable or does not answer in time.
     Silent,
-    /// The destination, or a gateway before it, accepts nothing now.
+    /// The destination, or a gateway in front of it, is temporarily unavailable.
     Unavailable,
     /// The destination reports too many requests.
     TooFast,
@@ -62,7 +62,7 @@ impl Answer {
         }
     }
 
-    /// The router had no room for the attempt, for the reason in `detail`.
+    /// The router lacked a resource for the attempt, named in `detail`.
     pub fn router_busy(detail: String) -> Self {
         Self {
             verdict: Verdict::RouterBusy,

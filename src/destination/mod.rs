@@ -1,8 +1,8 @@
-//! Destinations: where events go. A [`Target`] is a destination prepared for sending, of one of the kinds that
-//! [`crate::routing::Destination`] has; [`Client::send`] makes one attempt and says what it means for the event. What
-//! a protocol's answers and errors mean is known here only: the rest of Weir sees an [`Answer`].
+//! Sends events to destinations. A [`Target`] is a destination prepared for sending, of one of the kinds of
+//! [`crate::routing::Destination`]; [`Client::send`] makes one attempt. Only this module interprets a protocol's
+//! answers and errors: the rest of Weir sees an [`Answer`].
 //!
-//! `http` is the kind for Services and URIs. Another kind is one more member of [`Target`].
+//! `http` is the kind for Services and URIs. Another kind is another variant of [`Target`].
 
 mod answer;
 mod client_error;
@@ -30,7 +30,7 @@ pub struct Client {
     http: HttpSender,
 }
 
-/// A destination that is prepared for sending. Targets are equal if they are the same Sink with the same credentials.
+/// A destination prepared for sending. Targets are equal if they are the same Sink with the same credentials.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     /// An HTTP endpoint.
@@ -84,7 +84,7 @@ impl Client {
     /// Prepares a destination on behalf of a namespace. `authorities` are those of its configuration.
     ///
     /// # Errors
-    /// Fails when the destination cannot be used. The controller lets no such destination pass.
+    /// Fails when the destination is unusable. The controller rejects such destinations.
     pub fn target(
         &self,
         namespace: &str,
@@ -113,7 +113,7 @@ impl Client {
 }
 
 impl Target {
-    /// The destination's address, as people know it.
+    /// The destination's URI, which identifies it to users.
     pub fn uri(&self) -> String {
         match self {
             Self::Http(target) => target.uri().to_string(),

@@ -1,4 +1,4 @@
-//! What a destination is sent. Pure.
+//! An event to send to a destination. Pure.
 
 use crate::cloudevents::Event;
 

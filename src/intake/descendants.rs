@@ -1,11 +1,10 @@
 //! Ends loops: limits the length of a chain of deliveries, and the number of events that follow from one.
 //!
-//! Every delivered event carries its [`Lineage`]: the hops that led to it, and its origin, the first event of the
-//! chain. A Sink that leads back to a broker, of this router or another, passes it on, and a reply inherits it.
-//! Hops limit the depth of a loop, but not its breadth: two Triggers that lead back double the events with each
-//! hop. So the router that stores descendants counts them by origin, and the count travels as well: each event
-//! carries the highest known one. A router that knows less, because it was restarted or has forgotten, continues
-//! from there.
+//! Every delivered event carries its [`Lineage`]: the number of hops that led to it, and its origin, the first event of
+//! the chain. A Sink that is a broker, of this router or another, passes it on, and a reply inherits it. Hops limit
+//! the depth of a loop, but not its breadth: two Triggers that post back double the events with each hop. So routers
+//! also count descendants by origin when they store them, and each event carries the highest known count, from which
+//! a router that was restarted or has forgotten the origin continues.
 
 use std::{
     collections::HashMap,
@@ -28,7 +27,7 @@ pub const MAX_DESCENDANTS: u32 = 4096;
 /// Minimum number of remembered origins, and half of the maximum.
 const REMEMBERED: usize = 32 * 1024;
 
-/// Counts the events that follow from others. Clones share the counts.
+/// Counts the descendants of events. Clones share the counts.
 #[derive(Clone, Debug, Default)]
 pub struct Descendants(Arc<Mutex<Counts>>);
 
@@ -40,17 +39,17 @@ struct Counts {
     old: HashMap<u64, u32>,
 }
 
-/// Reasons why an event is not stored.
+/// Why an event is not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Beyond {
     /// Too many deliveries led to it.
     #[error(
-        "more than {MAX_HOPS} deliveries led to this event, one from another: a Sink or dead-letter Sink leads back to its broker"
+        "a chain of more than {MAX_HOPS} deliveries led to this event: a Sink or dead-letter Sink posts back to its broker"
     )]
     Hops,
-    /// Too many events follow from the same one.
+    /// Too many events descend from the same one.
     #[error(
-        "{MAX_DESCENDANTS} events have followed from the one that this event follows from, as replies or by Sinks that lead to a broker"
+        "more than {MAX_DESCENDANTS} events would descend from one original event, as replies or through Sinks that post to a broker"
     )]
     Descendants,
 }
@@ -62,7 +61,7 @@ pub struct Counted {
     descendants: Descendants,
     id: u64,
     events: u32,
-    /// Number of the last of them.
+    /// Descendants of the origin including these.
     last: u32,
 }
 
@@ -117,7 +116,7 @@ impl Descendants {
         })
     }
 
-    /// Counts events that follow from an origin, or from an unknown one.
+    /// Counts descendants of an origin, or of an unknown one.
     pub fn count(&self, origin: Option<Origin>, events: usize) -> Result<Counted, Beyond> {
         let Origin { id, descendants } = origin.unwrap_or_else(new_origin);
         let events = u32::try_from(events).unwrap_or(u32::MAX);
@@ -163,7 +162,7 @@ impl Counts {
 }
 
 impl Counted {
-    /// The origin, with the number of events that have followed from it.
+    /// The origin, with its number of descendants.
     pub fn origin(&self) -> Origin {
         Origin {
             id: self.id,
@@ -201,8 +200,8 @@ fn new_origin() -> Origin {
     }
 }
 
-/// Hops from a reply's attribute, also when a consumer passed it on by itself. A value that is not a number is not
-/// ours, and counts as zero.
+/// Hops from a reply's attribute, which a consumer may have copied to another event. A value that is not a number was
+/// not set by Weir, and counts as zero.
 fn hops_of_attribute(event: &Event) -> u32 {
     event
         .attribute(HOPS)
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_ends_and_its_origin_stays() {
+    fn a_chain_ends_at_the_hop_limit_and_keeps_its_origin() {
         let descendants = Descendants::default();
         let first = receive(&descendants, &HeaderMap::new()).unwrap();
         assert_eq!(first.lineage().unwrap().hops, 0);
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_doubles_with_each_hop_ends_at_the_number_of_descendants() {
+    fn a_loop_that_doubles_with_each_hop_ends_at_the_descendant_limit() {
         let descendants = Descendants::default();
         let first = receive(&descendants, &HeaderMap::new()).unwrap();
         let (mut waiting, mut stored) = (vec![first], 0);
@@ -273,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_router_that_has_forgotten_goes_on_from_what_the_event_says() {
+    fn a_router_that_forgot_the_origin_continues_from_the_count_in_the_event() {
         let origin = |descendants| Some(Origin { id: 7, descendants });
         let new = Descendants::default();
         new.count(origin(MAX_DESCENDANTS - 2), 1).unwrap().keep();
@@ -282,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_stored_does_not_count() {
+    fn events_that_are_not_stored_do_not_count() {
         let descendants = Descendants::default();
         let origin = Some(Origin {
             id: 7,
@@ -322,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_what_is_used_stays() {
+    fn remembered_origins_are_bounded_and_used_ones_stay() {
         let mut counts = Counts::default();
         for id in 1..=5 * REMEMBERED as u64 {
             counts.add(id, 0, 1);

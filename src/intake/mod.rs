@@ -1,6 +1,6 @@
-//! The one way into the logs. Stores new events for the ingress and for Sources, and replies and dead letters for
-//! delivery. It decides how much of the log's room each of them may use, ends loops (`descendants.rs`), and
-//! encodes batches without blocking other tasks. Deduplication will have its place here.
+//! The only way into the logs. Stores new events for the ingress and for Sources, and replies and dead letters for
+//! delivery. It decides how much of the log's capacity each of them may use, ends loops (`descendants.rs`), and
+//! encodes batches without blocking other tasks.
 
 mod descendants;
 
@@ -33,13 +33,13 @@ pub struct Intake {
     room: Arc<dyn MakeRoom>,
 }
 
-/// Part of the log's room that may be used.
+/// Part of the log's capacity that may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
     /// Room for new events.
     Common,
-    /// The reserve as well. It is for the first unsettled event alone: if others used it up, that event could wait
-    /// forever, and nothing behind it could be removed.
+    /// The reserve as well. It is for the first unsettled event only: if others used it up, that event could wait
+    /// forever, and no later event could be removed.
     Reserve,
 }
 
@@ -74,7 +74,7 @@ impl Intake {
             Ok(true) => append().await,
             Ok(false) => appended,
             Err(error @ LogError::Failed(_)) => Err(error),
-            // Already logged where it happened. The events are rejected because the log is full.
+            // Already logged where it happened; the events are rejected because the log is full.
             Err(_) => appended,
         }
     }
@@ -110,8 +110,8 @@ impl Intake {
     }
 }
 
-/// Creates a record of each event. Events are parsed and encoded one by one, since a batch is larger as events
-/// than as text, and other tasks run in between.
+/// Creates a record of each event. Events are parsed and encoded one by one, since a batch takes more memory as events
+/// than as text, and other tasks can run in between.
 ///
 /// # Errors
 /// Returns the first error of `encode`, which gets the event's index in the batch.
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn new_events_ask_a_full_log_for_room_once() {
+    async fn new_events_request_room_in_a_full_log_once() {
         let (broker, record) = (BrokerName::from("shop/orders"), [Bytes::from_static(b"event")]);
         for (has_some, stored) in [(true, 1), (false, 0)] {
             let (intake, room, logs) = full(has_some);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn settling_does_not_ask_for_room() {
+    async fn settling_does_not_request_room() {
         let (intake, room, _) = full(true);
         let log = LogName::DeadLetters("shop/orders".into());
         let settled = intake.settle(&log, vec![Bytes::new()], Room::Common).await;

@@ -194,9 +194,9 @@ fn compile_trigger(
     let filters = match bounds.admit(&route) {
         Ok(_) if route.filters.is_empty() => Finding::good("NoFilters", "every event of the broker matches"),
         Ok(_) => Finding::good("Compiled", "the filters are valid"),
-        Err(refusal) => {
-            route.refuse(refusal.to_string());
-            Finding::bad(refusal.label(), format!("spec.{refusal}"))
+        Err(rejection) => {
+            route.reject(rejection.to_string());
+            Finding::bad(rejection.label(), format!("spec.{rejection}"))
         }
     };
     let diagnosis = TriggerDiagnosis {

@@ -25,7 +25,7 @@ pub struct Bounds {
 
 /// Why a Trigger is not admitted. It matches nothing, and its events wait.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum TriggerRejection {
     /// Its filters do not compile or are too large.
     #[error(transparent)]
     Filters(#[from] CompileError),
@@ -53,10 +53,10 @@ pub enum Refusal {
     },
     /// The controller rejected it, for this reason.
     #[error("{0}")]
-    Before(String),
+    ByController(String),
 }
 
-impl Refusal {
+impl TriggerRejection {
     /// Stable label, used as the reason in conditions.
     pub fn label(&self) -> &'static str {
         match self {
@@ -68,7 +68,7 @@ impl Refusal {
             },
             Self::Namespace { .. } => "NamespaceTooLarge",
             Self::All { .. } => "ConfigurationTooLarge",
-            Self::Before(_) => "Refused",
+            Self::ByController(_) => "Refused",
         }
     }
 }
@@ -78,9 +78,9 @@ impl Bounds {
     ///
     /// # Errors
     /// Why it is not admitted. A rejected Trigger uses no space.
-    pub fn admit(&mut self, trigger: &Trigger) -> Result<Filter, Refusal> {
+    pub fn admit(&mut self, trigger: &Trigger) -> Result<Filter, TriggerRejection> {
         if let Some(reason) = &trigger.refused {
-            return Err(Refusal::Before(reason.clone()));
+            return Err(TriggerRejection::ByController(reason.clone()));
         }
         let filter = Filter::compile(&trigger.filters)?;
         let size = filter.size() + trigger.destinations().map(size_of_destination).sum::<usize>();
@@ -90,10 +90,10 @@ impl Bounds {
             .copied()
             .unwrap_or_default();
         if used + size > MAX_OF_NAMESPACE {
-            return Err(Refusal::Namespace { size, used });
+            return Err(TriggerRejection::Namespace { size, used });
         }
         if self.all + size > MAX_OF_ALL {
-            return Err(Refusal::All { size, used: self.all });
+            return Err(TriggerRejection::All { size, used: self.all });
         }
         self.all += size;
         self.namespaces.insert(trigger.namespace.clone(), used + size);
@@ -147,17 +147,17 @@ mod tests {
         let mut bounds = Bounds::default();
         let size = Filter::compile(&large()).unwrap().size();
         assert!(size > 400_000, "{size}");
-        let mut refused = Vec::new();
+        let mut rejected = Vec::new();
         for namespace in ["a", "b", "c", "d", "e"] {
             for name in 0..50 {
                 let admitted = bounds.admit(&trigger(namespace, &name.to_string(), large()));
-                refused.extend(admitted.err().map(|refusal| (namespace, refusal.label())));
+                rejected.extend(admitted.err().map(|rejection| (namespace, rejection.label())));
             }
             // Small Triggers still fit where large ones do not.
             assert!(bounds.admit(&trigger(namespace, "small", vec![])).is_ok());
         }
-        assert!(refused.contains(&("a", "NamespaceTooLarge")), "{refused:?}");
-        assert!(refused.contains(&("e", "ConfigurationTooLarge")), "{refused:?}");
+        assert!(rejected.contains(&("a", "NamespaceTooLarge")), "{rejected:?}");
+        assert!(rejected.contains(&("e", "ConfigurationTooLarge")), "{rejected:?}");
         assert!(bounds.all <= MAX_OF_ALL);
         let message = bounds
             .admit(&trigger("a", "one", large()))
@@ -189,11 +189,11 @@ mod tests {
 
     #[test]
     fn trigger_rejected_by_the_controller_stays_rejected() {
-        let mut refused = trigger("a", "t", vec![]);
-        refused.refused = Some("too large".to_owned());
-        let refusal = Bounds::default().admit(&refused).unwrap_err();
+        let mut rejected = trigger("a", "t", vec![]);
+        rejected.refused = Some("too large".to_owned());
+        let rejection = Bounds::default().admit(&rejected).unwrap_err();
         assert_eq!(
-            (refusal.to_string().as_str(), refusal.label()),
+            (rejection.to_string().as_str(), rejection.label()),
             ("too large", "Refused")
         );
     }

@@ -19,7 +19,7 @@ pub struct Revision(pub String);
 
 /// Everything a router needs to know.
 ///
-/// A Trigger or a Source that a router cannot decode, because a newer controller wrote it, fails by itself: see
+/// A Trigger or a Source that a router cannot decode, because a newer controller wrote it, fails alone: see
 /// [`Configuration::undecodable`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", from = "RawConfiguration")]
@@ -127,7 +127,7 @@ pub struct Trigger {
 impl Trigger {
     /// Marks the Trigger as rejected. Replaces its filters, which must not be compiled, by one that matches nothing
     /// in any version of Weir.
-    pub fn refuse(&mut self, reason: String) {
+    pub fn reject(&mut self, reason: String) {
         self.filters = vec![Expression::Any(Vec::new())];
         self.refused = Some(reason);
     }
@@ -279,7 +279,7 @@ impl fmt::Display for Undecodable {
     }
 }
 
-/// A configuration whose items are not decoded yet.
+/// A configuration with undecoded items.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawConfiguration {
@@ -295,7 +295,7 @@ struct RawConfiguration {
     unread: BTreeSet<String>,
 }
 
-/// What every item has, in any version.
+/// Name of an item, which every version can decode.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct ItemName {
@@ -334,7 +334,7 @@ impl From<RawConfiguration> for Configuration {
     }
 }
 
-/// Decodes items; those that cannot be go to `failed`.
+/// Decodes items. Calls `failed` with those that cannot be decoded.
 fn decode<T: DeserializeOwned>(
     kind: &'static str,
     items: Vec<Box<RawValue>>,
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_newer_controller_wrote_fails_by_itself() {
+    fn undecodable_items_of_a_newer_controller_fail_alone() {
         let trigger = |name: &str, mode: &str| {
             json!({
                 "uid": name, "namespace": "n", "name": name, "generation": 1, "broker": "b", "filters": [],
@@ -423,18 +423,18 @@ mod tests {
         assert_eq!(names, ["old"]);
         assert_eq!(configuration.unread, ["new".to_owned()].into());
         assert_eq!(configuration.sources.len(), 1);
-        let told: Vec<_> = configuration
+        let errors: Vec<_> = configuration
             .undecodable
             .iter()
             .map(Undecodable::to_string)
             .collect();
         assert!(
-            told[0].starts_with("Trigger n/new: unknown variant `Newer`"),
-            "{told:?}"
+            errors[0].starts_with("Trigger n/new: unknown variant `Newer`"),
+            "{errors:?}"
         );
         assert!(
-            told[1].starts_with("Source n/hook: unknown field `webhook`"),
-            "{told:?}"
+            errors[1].starts_with("Source n/hook: unknown field `webhook`"),
+            "{errors:?}"
         );
     }
 }

@@ -15,7 +15,7 @@ pub enum Destination {
 }
 
 impl Destination {
-    /// Returns the URI, as people know the destination.
+    /// Returns the URI, which identifies the destination to users.
     pub fn uri(&self) -> &str {
         let Self::Http(endpoint) = self;
         &endpoint.uri

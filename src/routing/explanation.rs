@@ -1,4 +1,4 @@
-//! Why an event matches a Trigger or not, by the routing table that routes it. Pure.
+//! Explains whether an event matches each Trigger, and why, with the routing table that routes it. Pure.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ pub struct RouteExplanation {
     pub name: String,
     /// Whether it matches the event.
     pub matches: bool,
-    /// Result of each of its filters, which all must hold.
+    /// Result of each of its filters, which must all match.
     pub filters: Vec<Explanation>,
     /// Why its filters do not compile, so that it matches nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -38,11 +38,11 @@ pub enum WaitReason {
     Suspended,
     /// Its Sink is not resolved.
     NoDestination,
-    /// Its filters took more than their budget for too many events and are not evaluated any more.
+    /// Its filters exceeded their budget for too many events and are no longer evaluated.
     FilterTooExpensive,
 }
 
-/// Explains for each Trigger of a broker whether it matches an event, decided as for every event that is routed.
+/// Explains for each Trigger of a broker whether it matches an event. The decisions are those of routing.
 pub fn explain(table: &RoutingTable, broker: &str, event: &Event) -> Vec<RouteExplanation> {
     explain_while(table, broker, event, || true)
 }

@@ -7,7 +7,7 @@ use crate::{
     filter::{IndexTerm, Text},
 };
 
-/// Indexes routes, by their position in a list, under exact values and prefixes of attributes.
+/// Indexes routes, by their index in a list, under exact values and prefixes of attributes.
 ///
 /// A look-up takes one step per attribute of the event, each with a search in logarithmic time over the prefixes.
 #[derive(Debug, Default)]
@@ -81,7 +81,7 @@ struct Prefixes(Vec<Prefix>);
 #[derive(Debug)]
 struct Prefix {
     text: Box<str>,
-    /// Position of the longest other prefix that this one starts with.
+    /// Index of the longest other prefix that this one starts with.
     shorter: Option<usize>,
     routes: Vec<usize>,
 }

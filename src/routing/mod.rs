@@ -13,7 +13,7 @@ mod source;
 mod table;
 
 pub use authorities::{Authorities, AuthoritiesDigest};
-pub use bounds::{Bounds, MAX_OF_ALL, MAX_OF_NAMESPACE, Refusal};
+pub use bounds::{Bounds, MAX_OF_ALL, MAX_OF_NAMESPACE, TriggerRejection};
 pub use configuration::{
     BackoffPolicy, Broker, Configuration, Delivery, Ordering, RateLimit, Retry, Revision, Start, Trigger,
     Undecodable, broker_key,

@@ -126,7 +126,7 @@ pub struct FilterError {
 pub struct SinkOutage {
     /// UID of the Trigger that delivers to it.
     pub uid: String,
-    /// Time since which it is considered down.
+    /// Start of the outage.
     pub since: Timestamp,
     /// Outcome of the last attempt.
     pub detail: Detail,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Authorities, Bounds, Configuration, Refusal, Revision, Trigger, broker_key,
+    Authorities, Bounds, Configuration, Revision, Trigger, TriggerRejection, broker_key,
     index::{Index, IndexBuilder},
 };
 use crate::{
@@ -44,7 +44,7 @@ pub struct Route {
     /// The Trigger as configured.
     pub trigger: Trigger,
     /// Its filters, or why it matches nothing.
-    pub filter: Result<Filter, Refusal>,
+    pub filter: Result<Filter, TriggerRejection>,
 }
 
 impl Route {
@@ -125,7 +125,7 @@ impl RoutingTable {
         routes.map(|route| &route.trigger)
     }
 
-    /// Whether there is an unreadable Trigger with this UID, whose position must be kept.
+    /// Whether there is an undecodable Trigger with this UID, whose checkpoint must be kept.
     pub fn is_unread(&self, uid: &str) -> bool {
         self.unread.contains(uid)
     }
@@ -151,12 +151,12 @@ impl BrokerTable {
         }
     }
 
-    /// Returns all Triggers of the broker. [`BrokerTable::matching`] reports positions in this list.
+    /// Returns all Triggers of the broker. [`BrokerTable::matching`] reports indices into this list.
     pub fn routes(&self) -> &[Route] {
         &self.routes
     }
 
-    /// Calls `found` with the position of each matching Trigger, in no particular order.
+    /// Calls `found` with the index of each matching Trigger, in no particular order.
     pub fn matching(&self, event: &Event, mut found: impl FnMut(usize)) {
         self.deciding(
             event,
@@ -169,7 +169,7 @@ impl BrokerTable {
         );
     }
 
-    /// Calls `report` with the position of each Trigger that could match, and its decision. Skips the evaluation of
+    /// Calls `report` with the index of each Trigger that could match, and its decision. Skips the evaluation of
     /// Triggers for which `is_asked` returns false.
     pub fn deciding(
         &self,
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_exists_without_what_names_it() {
+    fn a_broker_exists_even_if_what_names_it_is_undecodable() {
         let configuration = json!({
             "revision": "1", "namespaces": ["shop"], "brokers": [{"namespace": "shop", "name": "newer"}],
             "triggers": [{"uid": "u", "kind": "of a newer version"}], "sources": [],

@@ -111,11 +111,11 @@ fn an_authority_and_credentials_without_a_cluster() {
     for (event, part) in [
         (
             "unknown",
-            "TLS: no authority that is trusted has signed the server's certificate",
+            "TLS: no trusted authority has signed the server's certificate",
         ),
         ("expired", "TLS: the server's certificate has expired"),
         ("misnamed", "localhost"),
-        ("plain", "TLS: what answers there speaks no TLS"),
+        ("plain", "TLS: the server does not speak TLS"),
         ("echo", ", you said [secret]"),
     ] {
         await_told(&router.process, &format!("{event:?}"), part);

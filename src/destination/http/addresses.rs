@@ -12,11 +12,11 @@ pub struct Addresses {
     pub uris: UriAddresses,
     /// Addresses for a Service.
     pub services: UriAddresses,
-    /// Services that may be reached at any address: the operator of the router says where they are.
+    /// Services that may be reached at any address, since the router's operator configured their addresses.
     pub mapped: BTreeSet<ServiceName>,
 }
 
-/// Author of a destination's location.
+/// Who determined a destination's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum NamedBy {
     /// The author of a `uri`.
@@ -28,7 +28,7 @@ pub(super) enum NamedBy {
 }
 
 impl Addresses {
-    /// Permits every address, for a router whose user can reach them by other means anyway.
+    /// Permits every address, for a router whose user can reach them anyway.
     pub fn any() -> Self {
         Self {
             uris: UriAddresses::any(),

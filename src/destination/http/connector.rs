@@ -1,8 +1,8 @@
-//! Opens connections to Sinks. Where a destination may not reach every address, the connector connects to the very
-//! address that it checked: it resolves names itself, so that a name cannot point elsewhere a moment later.
+//! Opens connections to Sinks. The connector resolves names itself and connects to the address that it checked, so that
+//! a name cannot resolve to a forbidden address between check and connection.
 //!
-//! Open connections are counted by namespace while they are open. Without room for another, an attempt waits
-//! within the connect timeout, and then ends as one that was not made.
+//! Open connections are limited by namespace. At the limit an attempt waits within the connect timeout, and is then
+//! postponed.
 
 use std::{
     fmt,
@@ -39,7 +39,7 @@ use crate::{
     telemetry::{Admitted, Burst},
 };
 
-/// Connect timeout, within an attempt's own timeout. Includes waiting for room, resolving the name, and TLS.
+/// Connect timeout, within an attempt's own timeout. Includes waiting for a free connection, resolving the name, and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum addresses in a log line.
@@ -47,12 +47,12 @@ const MAX_LOGGED: usize = 3;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Permitted addresses of destinations that are named in one way.
+/// Permitted addresses of destinations, for one value of [`NamedBy`].
 #[derive(Debug)]
 pub(super) struct Permitted {
     addresses: UriAddresses,
     named_by: NamedBy,
-    /// Limits the log lines about names that resolve to refused addresses.
+    /// Limits the log lines about names that resolve to forbidden addresses.
     refusals: Mutex<Burst>,
 }
 
@@ -65,18 +65,19 @@ impl Permitted {
         }
     }
 
-    /// Reports suppressed log lines that no later line has reported.
+    /// Logs how many lines were suppressed since the last line, once their interval is over.
     pub(super) fn log_suppressed(&self, now: Instant) {
         if let Some(held_back) = self.refusals().overdue(now) {
             tracing::warn!(
                 held_back,
-                of = "hosts at addresses that they may not reach",
-                "log lines were held back"
+                of = "hosts that resolve to forbidden addresses",
+                "log lines suppressed"
             );
         }
     }
 
-    /// Logs where a name resolves to. Only the log says so: the author of a name must not learn it that way.
+    /// Logs the addresses that a name resolves to. They are only logged, since the author of the name must not learn
+    /// them.
     fn log_forbidden(&self, host: &str, addresses: &[IpAddr]) {
         let Some(Admitted { held_back }) = self.refusals().admit(Instant::now()) else {
             return;
@@ -88,7 +89,7 @@ impl Permitted {
             addresses = told,
             more,
             held_back,
-            "a destination's host resolves to an address that it may not reach, and is not connected to"
+            "connection rejected: a destination's host resolves to an address that it may not reach"
         );
     }
 
@@ -98,7 +99,7 @@ impl Permitted {
     }
 }
 
-/// Shared origin of connections, and the namespace that they are opened for.
+/// What a connector needs to open connections for a namespace.
 #[derive(Clone)]
 pub(super) struct ConnectionContext {
     pub(super) permitted: Arc<Permitted>,
@@ -162,7 +163,7 @@ impl Service<Uri> for PlainConnector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        // Taken here, since another task than the attempt's may continue the connection.
+        // Read here, since another task than the attempt's may continue connecting.
         let (origin, stage) = (self.0.clone(), AttemptStage::current());
         async move { origin.connect(uri, &stage).await }.boxed()
     }
@@ -179,7 +180,7 @@ impl ConnectionContext {
             (None, Some(host)) => self.resolve(host, stage).await?,
             (None, None) => return Err("the URI has no host".into()),
         };
-        // One Sink that hangs leaves room for others of its namespace.
+        // A hanging Sink leaves connections for others of its namespace.
         let sink = uri.authority().map_or("", |authority| authority.as_str()).into();
         stage.wait_for(Lack::Connection);
         let room = self.sockets.reserve_for(&self.namespace, &sink, 1).await;
@@ -205,7 +206,7 @@ impl ConnectionContext {
         // The connector sets the port.
         let addresses = addresses.iter().map(|&address| SocketAddr::new(address, 0));
         Ok(
-            sift(addresses.collect(), &self.permitted.addresses).map_err(|bad| {
+            filter_permitted(addresses.collect(), &self.permitted.addresses).map_err(|bad| {
                 self.permitted.log_forbidden(host, &bad);
                 ForbiddenAddress {
                     literal: None,
@@ -268,7 +269,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// Returns addresses that were resolved before.
+/// A resolver that returns these addresses.
 #[derive(Clone)]
 struct FixedAddresses(Vec<SocketAddr>);
 
@@ -291,8 +292,11 @@ fn literal(uri: &Uri) -> Option<IpAddr> {
     uri.host()?.trim_matches(['[', ']']).parse().ok()
 }
 
-/// The permitted ones of the addresses, or the refused ones if none is permitted.
-fn sift(addresses: Vec<SocketAddr>, permitted: &UriAddresses) -> Result<Vec<SocketAddr>, Vec<IpAddr>> {
+/// Returns the permitted addresses, or, if none is permitted, the forbidden ones.
+fn filter_permitted(
+    addresses: Vec<SocketAddr>,
+    permitted: &UriAddresses,
+) -> Result<Vec<SocketAddr>, Vec<IpAddr>> {
     let (good, bad): (Vec<_>, Vec<_>) = addresses
         .into_iter()
         .partition(|address| permitted.permit(address.ip()));
@@ -302,8 +306,8 @@ fn sift(addresses: Vec<SocketAddr>, permitted: &UriAddresses) -> Result<Vec<Sock
     Ok(good)
 }
 
-/// Error: an address may not be reached. It does not tell where a name resolves to, since the name's author sees
-/// it.
+/// Error for an address that may not be reached. Does not contain the address that a name resolves to, since the
+/// author of the name sees the error.
 #[derive(Debug)]
 struct ForbiddenAddress {
     /// The address, if it was written as one.
@@ -323,13 +327,13 @@ impl fmt::Display for ForbiddenAddress {
                  (router.uri.allow in the chart)"
             }
             NamedBy::Service | NamedBy::Operator => {
-                " that no Service may lead to: loopback, link-local and metadata addresses are refused; change where \
-                 the Service leads"
+                " that no Service may point to: loopback, link-local and metadata addresses are rejected; point the \
+                 Service elsewhere"
             }
         })?;
         match self.literal {
             Some(_) => Ok(()),
-            None => f.write_str("; the router's log tells the address"),
+            None => f.write_str("; the router's log has the address"),
         }
     }
 }
@@ -341,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_literal_is_found() {
+    fn parses_literal_addresses() {
         let table = [
             ("http://10.0.0.1/a", Some("10.0.0.1")),
             ("http://10.0.0.1:80/a", Some("10.0.0.1")),
@@ -360,26 +364,26 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_permitted_is_tried() {
+    fn connects_only_to_permitted_addresses() {
         let addresses = |texts: &[&str]| -> Vec<SocketAddr> {
             let addresses = texts.iter().map(|text| text.parse::<IpAddr>().unwrap());
             addresses.map(|address| (address, 0).into()).collect()
         };
-        let sift = |texts| sift(addresses(texts), &UriAddresses::default());
-        assert_eq!(sift(&[]), Ok(vec![]));
+        let filter_permitted = |texts| filter_permitted(addresses(texts), &UriAddresses::default());
+        assert_eq!(filter_permitted(&[]), Ok(vec![]));
         assert_eq!(
-            sift(&["10.0.0.1", "1.1.1.1", "::1", "2a00::1"]),
+            filter_permitted(&["10.0.0.1", "1.1.1.1", "::1", "2a00::1"]),
             Ok(addresses(&["1.1.1.1", "2a00::1"]))
         );
         let refused = addresses(&["10.0.0.1", "::1"])
             .iter()
             .map(SocketAddr::ip)
             .collect();
-        assert_eq!(sift(&["10.0.0.1", "::1"]), Err(refused));
+        assert_eq!(filter_permitted(&["10.0.0.1", "::1"]), Err(refused));
     }
 
     #[test]
-    fn a_refusal_tells_an_address_only_to_who_wrote_it() {
+    fn errors_contain_only_literal_addresses() {
         let refused = |literal, named_by| ForbiddenAddress { literal, named_by }.to_string();
         let address = "10.0.0.1".parse().ok();
         let table = [
@@ -393,7 +397,7 @@ mod tests {
             ),
             (
                 refused(None, NamedBy::Service),
-                "the host resolves to an address that no Service may lead to: loopback",
+                "the host resolves to an address that no Service may point to: loopback",
             ),
         ];
         for (told, beginning) in table {
@@ -402,7 +406,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_leads_to_loopback_is_not_reached() {
+    async fn rejects_hosts_that_resolve_to_loopback() {
         drop(rustls::crypto::ring::default_provider().install_default());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -426,10 +430,10 @@ mod tests {
         let told = "that a uri may not reach";
         let hosts = [
             ("127.0.0.1", told, true),
-            ("127.1", "is no name", false),
-            ("2130706433", "is no name", false),
-            ("0x7f.1", "is no name", false),
-            ("0x7f000001", "is no name", false),
+            ("127.1", "is not a valid name", false),
+            ("2130706433", "is not a valid name", false),
+            ("0x7f.1", "is not a valid name", false),
+            ("0x7f000001", "is not a valid name", false),
             ("localhost", told, false),
             ("LocalHost", told, false),
             ("[::ffff:127.0.0.1]", told, true),
@@ -442,7 +446,7 @@ mod tests {
         }
         let refused = connect(UriAddresses::of_services(), NamedBy::Service, "localhost").await;
         let refused = refused.unwrap_err();
-        assert!(refused.contains("that no Service may lead to"), "{refused}");
+        assert!(refused.contains("that no Service may point to"), "{refused}");
         for host in ["127.0.0.1", "localhost"] {
             let connected = connect(UriAddresses::any(), NamedBy::Operator, host).await;
             assert_eq!(connected, Ok(()), "{host}");

@@ -1,7 +1,7 @@
 //! HTTP endpoints: pooled connections, no redirects, every wait bounded.
 //!
-//! [`HttpSender`] posts to an [`HttpTarget`] through [`connector`] and [`names`]; [`status`] says what a status code
-//! means, [`replies`] reads events from an answer, [`stage`] tells the router's own lack from a Sink's failure.
+//! [`HttpSender`] posts to an [`HttpTarget`] through [`connector`] and [`names`]; [`status`] interprets status codes,
+//! [`replies`] reads events from an answer, [`stage`] distinguishes a busy router from a failing Sink.
 
 mod addresses;
 mod connector;
@@ -49,17 +49,17 @@ use crate::{
     telemetry::{Admitted, Attempt, Burst, Tracer},
 };
 
-/// Bytes of an answer that are read, so that its connection can be reused after an ordinary one.
+/// Maximum bytes of an answer that are read so that its connection can be reused.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// Bytes of an answer that are kept to explain a failure.
+/// Maximum bytes of an answer that are kept to explain a failure.
 const MAX_EXCERPT: usize = 1024;
 
-/// Memory of an attempt beside its event, in bytes: the request, the connection's buffers, and their tasks.
+/// Memory of an attempt in addition to its event, in bytes: the request, the connection's buffers, and their tasks.
 pub const ATTEMPT_OVERHEAD: usize = 24 * 1024;
 
-/// Memory of a reply, in bytes for each of its own: the body and the records made from it. A batch of the smallest
-/// events is larger as records, each with its own overhead, than as text.
+/// Memory of a reply as a multiple of its size: the body and the records made from it. A batch of small events takes
+/// more memory as records, each with its own overhead, than as text.
 const REPLY_COST: usize = 3;
 const BATCH_COST: usize = 10;
 
@@ -111,14 +111,14 @@ impl HttpSender {
         Self { tracer, ..self }
     }
 
-    /// Logs how many lines were suppressed.
+    /// Logs how many lines were suppressed since the last line of their kind, once their interval is over.
     pub(super) fn log_suppressed(&self, now: Instant) {
         self.targets.log_suppressed(now);
         if let Some(suppressed) = self.postponed().overdue(now) {
             tracing::warn!(
                 held_back = suppressed,
-                of = "attempts that are put off",
-                "log lines were held back"
+                of = "postponed attempts",
+                "log lines suppressed"
             );
         }
     }
@@ -208,7 +208,7 @@ impl HttpSender {
     fn log_postponed(&self, target: &HttpTarget, error: &str) {
         if let Some(Admitted { held_back }) = self.postponed().admit(Instant::now()) {
             let (namespace, uri) = (&*target.namespace, target.uri());
-            tracing::warn!(namespace, %uri, error, held_back, "an attempt to deliver is put off");
+            tracing::warn!(namespace, %uri, error, held_back, "postponed a delivery attempt");
         }
     }
 
@@ -245,9 +245,9 @@ impl HttpSender {
         })
     }
 
-    /// Reads an answer that is an event. A truncated one is retried, since the rest is unknown. An answer with a
-    /// length waits for all of its memory before it is read; one without a length that finds no memory on the way
-    /// releases what it has.
+    /// Reads an answer that is an event. A truncated answer is retried, since the rest is unknown. Memory for an answer
+    /// with a length is reserved before it is read; one without a length reserves memory as it is read, and is dropped
+    /// if none is left.
     async fn reply(
         &self,
         target: &HttpTarget,
@@ -279,16 +279,16 @@ impl HttpSender {
             let data = match frame.map(http_body::Frame::into_data) {
                 Ok(Ok(data)) => data,
                 Ok(Err(_trailers)) => continue,
-                Err(error) => return Answer::none(format!("{}: the reply breaks off: {error}", head.status)),
+                Err(error) => {
+                    return Answer::none(format!("{}: the reply is truncated: {error}", head.status));
+                }
             };
             let length = read.len() + data.len();
             if length > self.max_reply {
                 return self.too_large(&head);
             }
             if !memory.try_grow(length.saturating_mul(cost)) {
-                return Answer::router_busy(
-                    "the router is busy: there is no memory for the Sink's reply".to_owned(),
-                );
+                return Answer::router_busy("the router is busy: no memory for the Sink's reply".to_owned());
             }
             read.extend_from_slice(&data);
         }
@@ -303,7 +303,7 @@ impl HttpSender {
     }
 
     fn too_large(&self, head: &response::Parts) -> Answer {
-        let problem = format!("it has more than {} bytes", self.max_reply);
+        let problem = format!("it is larger than {} bytes", self.max_reply);
         with_reply(head.status, Err(problem))
     }
 }
@@ -317,9 +317,8 @@ fn with_reply(status: StatusCode, reply: Result<Replies, String>) -> Answer {
     }
 }
 
-/// Drains the body so that the connection can be reused, and keeps its beginning. A body that is truncated or too
-/// long does not change what the status said; one that is not complete within the attempt's time counts as no
-/// answer.
+/// Drains the body so that the connection can be reused, and returns its beginning. A truncated or long body does not
+/// change the meaning of the status; one that is incomplete when the attempt times out counts as no answer.
 async fn excerpt(target: &HttpTarget, mut body: Incoming) -> String {
     let most = MAX_EXCERPT + target.longest_secret();
     let mut kept = BytesMut::new();
@@ -344,7 +343,7 @@ async fn excerpt(target: &HttpTarget, mut body: Incoming) -> String {
     text.trim().to_owned()
 }
 
-/// An error and its causes in one line; HTTP clients put the telling part last.
+/// An error with its causes on one line, since HTTP clients put the informative part last.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -424,7 +423,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn attempts_without_a_socket_are_none_of_the_sinks_and_others_have_theirs() {
+    async fn a_namespace_without_free_sockets_is_busy_and_others_are_not() {
         let sockets = Pool::new(16);
         let client = client().with_sockets(sockets.clone());
         let hanging = sink("").await;
@@ -466,7 +465,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn idle_connections_are_closed_before_an_attempt_gives_up_waiting() {
+    async fn idle_connections_close_before_a_waiting_attempt_times_out() {
         let sockets = Pool::new(2);
         let client = client().with_sockets(sockets.clone());
         let [first, second] = [
@@ -482,7 +481,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reply_without_memory_is_put_off_and_one_that_is_too_large_is_told() {
+    async fn a_reply_without_memory_is_postponed_and_a_large_one_is_rejected() {
         const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/cloudevents+json\r\n";
         let table = [
             // Its body never ends, and it holds the memory for its announced length.

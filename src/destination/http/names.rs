@@ -34,12 +34,12 @@ const LOOKUPS: usize = 32;
 /// Timeout of a lookup, with all search domains and retries.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Time after which a silent nameserver is given up and another, or the same again, is asked. A shorter timeout in
-/// the system's configuration takes precedence.
-const ASK_AGAIN: Duration = Duration::from_secs(3);
+/// Time after which another nameserver, or the same one again, is asked. A shorter timeout in the system's
+/// configuration takes precedence.
+const NAMESERVER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Maximum cached names.
-const REMEMBERED: usize = 1024;
+const MAX_CACHED: usize = 1024;
 
 /// Bounds of the time that an answer is cached, whatever its TTL.
 const MIN_TTL: Duration = Duration::from_secs(1);
@@ -71,19 +71,19 @@ struct CachedAddresses {
 
 type Lookup = BoxFuture<'static, Result<Arc<[IpAddr]>, ResolveError>>;
 
-/// Reasons why a host has no address.
+/// Why a host has no address.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum ResolveError {
-    #[error("the host {0:?} is no name: an IPv4 address has four numbers")]
+    #[error("the host {0:?} is not a valid name: an IPv4 address has four numbers")]
     NoName(Arc<str>),
     #[error("the host {0:?} has no address in DNS")]
     Unknown(Arc<str>),
-    #[error("the host {0:?} cannot be resolved: no nameserver answered within {LOOKUP_TIMEOUT:?}")]
+    #[error("cannot resolve the host {0:?}: no nameserver answered within {LOOKUP_TIMEOUT:?}")]
     Silent(Arc<str>),
-    #[error("the host {0:?} cannot be resolved: {1}")]
+    #[error("cannot resolve the host {0:?}: {1}")]
     Failed(Arc<str>, String),
-    /// The router has no socket to ask with.
-    #[error("the host {0:?} cannot be resolved now")]
+    /// The router has no socket left for the lookup.
+    #[error("cannot resolve the host {0:?} at the moment")]
     Exhausted(Arc<str>, #[source] Arc<io::Error>),
 }
 
@@ -96,7 +96,7 @@ impl Names {
         let (config, options) = system_conf::read_system_conf().unwrap_or_else(|error| {
             // Same default as the C library without a configured nameserver.
             let local = NameServerConfig::udp_and_tcp(IpAddr::from([127, 0, 0, 1]));
-            tracing::warn!(%error, "no nameserver in /etc/resolv.conf; names are asked of 127.0.0.1");
+            tracing::warn!(%error, "no nameserver in /etc/resolv.conf; using 127.0.0.1");
             let config = ResolverConfig::from_parts(None, Vec::new(), vec![local]);
             (config, ResolverOpts::default())
         });
@@ -105,10 +105,10 @@ impl Names {
 
     /// Creates a resolver with these nameservers.
     fn configured(config: ResolverConfig, mut options: ResolverOpts) -> Result<Self, NetError> {
-        options.timeout = options.timeout.min(ASK_AGAIN);
+        options.timeout = options.timeout.min(NAMESERVER_TIMEOUT);
         options.positive_max_ttl = Some(MAX_TTL);
         options.negative_max_ttl = Some(MAX_NEGATIVE_TTL);
-        options.cache_size = REMEMBERED as u64;
+        options.cache_size = MAX_CACHED as u64;
         // The domain of the host's name replaces absent search domains; it is not an additional one.
         let config = match config.search() {
             [] => config,
@@ -213,10 +213,10 @@ impl ResolverState {
     }
 
     fn remember(&mut self, host: Arc<str>, addresses: Arc<[IpAddr]>, until: Instant, now: Instant) {
-        if self.known.len() >= REMEMBERED {
+        if self.known.len() >= MAX_CACHED {
             self.known.retain(|_, known| known.until > now);
         }
-        if self.known.len() >= REMEMBERED {
+        if self.known.len() >= MAX_CACHED {
             self.known.clear();
         }
         self.known.insert(host, CachedAddresses { addresses, until });
@@ -238,7 +238,7 @@ fn unresolved(host: Arc<str>, error: NetError) -> ResolveError {
     }
 }
 
-/// Whether a host is or ends in a number, as other notations of IPv4 addresses do. No DNS name does.
+/// Whether a host is or ends in a number, as in other notations of IPv4 addresses. No DNS name ends so.
 fn is_number(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     let last = host.rsplit('.').next().unwrap_or(host);
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_are_found_by_search_domains_and_in_the_hosts_file_and_remembered() {
+    async fn resolves_by_search_domain_and_hosts_file_and_caches() {
         let nameserver = Nameserver::start().await;
         for host in ["quick", "QUICK", "quick.search.test."] {
             let found = nameserver.resolve("a", host).await.unwrap();
@@ -333,14 +333,10 @@ mod tests {
         }
         let asked = nameserver.asked.load(Relaxed);
         nameserver.resolve("b", "quick").await.unwrap();
-        assert_eq!(nameserver.asked.load(Relaxed), asked, "it is known");
+        assert_eq!(nameserver.asked.load(Relaxed), asked, "cached");
         let localhost = nameserver.resolve("a", "localhost").await.unwrap();
         assert!(localhost.iter().all(IpAddr::is_loopback) && !localhost.is_empty());
-        assert_eq!(
-            nameserver.asked.load(Relaxed),
-            asked,
-            "nobody is asked for this machine"
-        );
+        assert_eq!(nameserver.asked.load(Relaxed), asked, "found in the hosts file");
         let unknown = nameserver.resolve("a", "unknown").await.unwrap_err();
         assert!(matches!(unknown, ResolveError::Unknown(_)), "{unknown:?}");
         let number = nameserver.resolve("a", "0x7f.1").await.unwrap_err();
@@ -348,7 +344,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_nameserver_holds_nobody_who_asks_for_another_name() {
+    async fn a_silent_lookup_blocks_no_other_name() {
         let nameserver = Arc::new(Nameserver::start().await);
         // More requests for one name than lookups are allowed: they share one lookup.
         let asking = (0..2 * LOOKUPS).map(|_| {
@@ -369,7 +365,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_namespace_that_asks_for_many_silent_names_leaves_room_for_others() {
+    async fn many_silent_lookups_of_a_namespace_leave_room_for_others() {
         let nameserver = Arc::new(Nameserver::start().await);
         let ask = |number: usize| {
             let nameserver = nameserver.clone();
@@ -390,18 +386,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_cache_is_bounded() {
         let mut state = ResolverState::default();
         let now = Instant::now();
-        for number in 0..3 * REMEMBERED {
+        for number in 0..3 * MAX_CACHED {
             let until = now + Duration::from_secs(60);
             state.remember(number.to_string().into(), Arc::new([]), until, now);
-            assert!(state.known.len() <= REMEMBERED);
+            assert!(state.known.len() <= MAX_CACHED);
         }
     }
 
     #[test]
-    fn numbers_are_no_names() {
+    fn numbers_are_not_names() {
         for (host, expected) in [
             ("127.1", true),
             ("127.0.0.1", true),

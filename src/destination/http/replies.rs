@@ -10,24 +10,25 @@ use crate::{
     memory::Reservation,
 };
 
-/// A Sink's unparsed answer, declared as an event or a batch: a batch is larger as events than as text.
+/// A Sink's unparsed answer whose headers declare an event or a batch. It is parsed late, because a batch takes more
+/// memory as events than as text.
 #[derive(Debug)]
 pub struct Replies {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-    /// Hides its secrets in messages about the reply.
+    /// Its secrets are hidden in messages about the reply.
     pub(super) target: HttpTarget,
     pub(super) descendants: Descendants,
     /// Memory of the body and of the records made from it.
     pub(super) _memory: Reservation,
 }
 
-/// Reasons why a reply yields no records.
+/// Why a reply yields no records.
 #[derive(Debug)]
 pub enum UnusableReply {
     /// It is not a valid event or batch.
     Invalid(String),
-    /// Too many events follow from the same one.
+    /// Too many events descend from the same one.
     BeyondMaxDescendants,
 }
 
@@ -41,7 +42,7 @@ impl Replies {
     /// Creates the records of all events, each with its lineage. Events without a trace context continue `context`.
     ///
     /// # Errors
-    /// Fails when the answer is no valid event or batch, or has more events than may still follow from their origin.
+    /// Fails when the answer is not a valid event or batch, or has more events than their origin may still have descendants.
     pub async fn records(
         &self,
         next: Lineage,
@@ -62,7 +63,7 @@ impl Replies {
         let headers = &self.headers;
         if let Some(coding) = content_coding(headers).or_else(|| transfer_coding(headers)) {
             return Err(UnusableReply::Invalid(format!(
-                "its coding {coding:?} is not supported: send the body as it is"
+                "unsupported coding {coding:?}: send the body unencoded"
             )));
         }
         let events = read_http_each(headers, self.body.clone())?;

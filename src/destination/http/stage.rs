@@ -1,4 +1,4 @@
-//! Tells whether a failed attempt was the router's fault: it had no connection, lookup or memory left.
+//! Determines whether an attempt failed because the router was busy: it had no connection, lookup or memory left.
 
 use std::{
     error::Error,
@@ -17,7 +17,7 @@ tokio::task_local! {
     static CURRENT: Arc<AttemptStage>;
 }
 
-/// Progress of an attempt: the resource of the router that it waits for.
+/// State of an attempt: the resource of the router that it waits for.
 #[derive(Debug, Default)]
 pub(super) struct AttemptStage {
     lack: AtomicU8,
@@ -28,13 +28,13 @@ pub(super) struct AttemptStage {
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 pub(super) enum Lack {
-    /// Room to resolve a name or to open a connection.
+    /// A lookup or a connection.
     Connection = 1,
     /// Memory for the Sink's answer.
     Memory,
 }
 
-/// Error: the router has no room for another connection or answer.
+/// Error for a router that has no connection or memory left.
 #[derive(Debug, thiserror::Error)]
 #[error("the router is busy: {0}")]
 pub(super) struct Busy(pub(super) &'static str);
@@ -68,8 +68,8 @@ impl AttemptStage {
         self.lack.store(0, Relaxed);
     }
 
-    /// The resource that the attempt still lacks. An attempt that got a pooled connection may still have its own
-    /// one waiting.
+    /// The resource that the attempt lacks. An attempt that got a pooled connection lacks none, even if its own is still
+    /// connecting.
     pub(super) fn lacks(&self) -> Option<&'static str> {
         let connection = self.connection.as_ref();
         let is_connected = || connection.is_some_and(|of| of.connection_metadata().is_some());
@@ -121,7 +121,7 @@ mod tests {
     struct Connect(#[source] Box<dyn Error + Send + Sync>);
 
     #[test]
-    fn what_the_router_lacks_is_found_however_deep() {
+    fn finds_a_busy_router_in_any_cause() {
         let table: [(Box<dyn Error + Send + Sync>, bool); 5] = [
             (Busy("no socket is free").into(), true),
             (io::Error::from(Errno::MFILE).into(), true),

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_each_status_means() {
+    fn maps_each_status() {
         let table = [
             (Verdict::Delivered, vec![200, 201, 202, 204, 299]),
             (Verdict::Failed(Blame::TooFast), vec![429]),

@@ -31,8 +31,8 @@ use crate::{
     trust::{self, TrustError},
 };
 
-/// Time that idle connections are kept; up to twice as long, until the pool next looks. It is below the time that
-/// an attempt waits for a connection, so that idle ones keep none from another Sink.
+/// Time after which idle connections are closed, at the latest twice as long. Shorter than an attempt waits for a
+/// connection, so that idle ones do not starve another Sink.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 
 /// Maximum idle connections to one Sink: the default concurrency of a Trigger.
@@ -50,13 +50,12 @@ const SOCKETS: usize = 512;
 /// Placeholder for a secret value.
 const HIDDEN: &str = "[secret]";
 
-/// Minimum length of a value to be hidden, in bytes. A shorter one occurs in most texts by chance and is easily
-/// guessed.
+/// Minimum length of a value to be hidden, in bytes. Shorter ones occur in most texts by chance and are easily guessed.
 const SHORTEST_SECRET: usize = 4;
 
 pub(super) type HttpClient = legacy::Client<Connector, Full<Bytes>>;
 
-/// Creates targets from destinations. Those of a namespace that trust the same authorities share connections.
+/// Creates targets from destinations. Targets of a namespace that trust the same authorities share connections.
 #[derive(Clone)]
 pub(super) struct Targets {
     addresses: Arc<Addresses>,
@@ -101,20 +100,20 @@ struct ByName<T> {
 
 type Permissions = ByName<Arc<Permitted>>;
 
-/// Reasons why a destination is unusable. The controller lets none of these pass.
+/// Why a destination is unusable. The controller rejects all of these.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// The URI is invalid.
-    #[error("its URI {0}")]
+    #[error("invalid URI: it {0}")]
     Uri(#[from] HttpUrlError),
     /// The authorities' certificates are invalid.
-    #[error("its authorities cannot be used: {0}")]
+    #[error("invalid certificate authorities: {0}")]
     Authorities(#[from] TrustError),
     /// The configuration lacks the authorities.
-    #[error("its authorities are not in the configuration: upgrade the controller to this version")]
+    #[error("certificate authorities missing from the configuration: upgrade the controller to this version")]
     UnknownAuthorities,
     /// The header cannot be sent.
-    #[error("its header {0:?} cannot be sent")]
+    #[error("invalid header {0:?}")]
     Header(String),
 }
 
@@ -141,7 +140,7 @@ impl Targets {
         Self { sockets, ..self }
     }
 
-    /// Reports suppressed log lines that no later line has reported.
+    /// Logs how many lines were suppressed since the last line of their kind, once their interval is over.
     pub(super) fn log_suppressed(&self, now: Instant) {
         let ByName {
             uri,
@@ -227,7 +226,7 @@ impl<T> ByName<T> {
 }
 
 impl HttpTarget {
-    /// Where events are posted to.
+    /// URI that events are posted to.
     pub(in crate::destination) fn uri(&self) -> &Uri {
         &self.uri
     }
@@ -253,13 +252,13 @@ impl HttpTarget {
         }
     }
 
-    /// Length of the longest secret, in bytes. A text that is cut off may end with a part of one.
+    /// Length of the longest secret, in bytes. A truncated text may end with a part of one.
     pub(super) fn longest_secret(&self) -> usize {
         self.secrets.first().map(String::len).unwrap_or_default()
     }
 
-    /// Replaces secret values in the text of an answer: a Sink may echo what it was sent. Values of fewer than
-    /// four bytes stay.
+    /// Replaces secret values in the text of an answer, since a Sink may echo its request. Values of fewer than four
+    /// bytes stay.
     pub(super) fn hide_secrets(&self, text: String) -> String {
         let secrets = self.secrets.iter();
         secrets.fold(text, |text, secret| text.replace(secret, HIDDEN))
@@ -270,7 +269,7 @@ impl PartialEq for HttpTarget {
     fn eq(&self, other: &Self) -> bool {
         let Self {
             uri,
-            // The Sink is the same, however it wants its events.
+            // Another content mode does not make it another Sink.
             mode: _,
             namespace,
             named_by,
@@ -314,7 +313,7 @@ fn parsed(header: &Header) -> Result<(HeaderName, HeaderValue), TargetError> {
 }
 
 /// Values to hide: the headers' values and, for `authorization`, also the part after the scheme. The longest come
-/// first, so that a value is not broken by hiding one within it.
+/// first, so that a value that contains another is hidden as a whole.
 fn secrets_in(headers: &[Header]) -> Arc<[String]> {
     let parts = headers.iter().flat_map(|header| {
         let value = header.value.reveal().trim();
@@ -336,7 +335,7 @@ fn secrets_in(headers: &[Header]) -> Arc<[String]> {
 fn public_tls() -> Result<ClientConfig, ClientError> {
     match ClientConfig::builder().with_native_roots() {
         Ok(config) => Ok(config.with_no_client_auth()),
-        // An image without authorities: https Sinks then fail one by one with the TLS error.
+        // An image without authorities: each attempt at an https Sink then fails with a TLS error.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(tls(RootCertStore::empty())),
         Err(error) => Err(ClientError::Roots(error)),
     }
@@ -379,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_service_that_is_mapped_is_reached_anywhere() {
+    fn only_mapped_services_may_be_at_any_address() {
         drop(rustls::crypto::ring::default_provider().install_default());
         let name = |name: &str| ServiceName {
             namespace: "shop".to_owned(),
@@ -407,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_trust_the_same_share_connections() {
+    fn targets_with_the_same_authorities_share_connections() {
         drop(rustls::crypto::ring::default_provider().install_default());
         let [ours, theirs] = ["ours", "theirs"].map(|name| {
             let made = rcgen::generate_simple_self_signed([name.to_owned()]);
@@ -431,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_sink_is_sent_is_hidden_in_what_it_answers() {
+    fn hides_sent_secrets_in_answers() {
         type Headers = &'static [(&'static str, &'static str)];
         let table: &[(Headers, &str, &str)] = &[
             (&[], "Bearer abcd", "Bearer abcd"),
@@ -456,7 +455,7 @@ mod tests {
                 "k3y1-and-more, k3y1",
                 "[secret], [secret]",
             ),
-            // Too short to be told from other text.
+            // Too short to be distinguished from other text.
             (&[("a", "abc"), ("b", "a"), ("c", "")], "an abc", "an abc"),
             (&[("authorization", "Key abc")], "abc, Key abc", "abc, [secret]"),
         ];

@@ -1,10 +1,10 @@
-//! Explains TLS errors to whoever has to fix them. Pure.
+//! Messages for TLS errors that say how to fix them. Pure.
 
 use std::{error::Error, io};
 
 use rustls::CertificateError::{BadSignature, Expired, ExpiredContext, Other, UnknownIssuer};
 
-/// The verifier's text, which has no type, about a certificate made by the defaults of `openssl req -x509`.
+/// The verifier's untyped error for a certificate made with the defaults of `openssl req -x509`.
 const AUTHORITY_AS_SERVER: &str = "CaUsedAsEndEntity";
 
 /// Message for an error caused by TLS; `None` for other errors.
@@ -32,22 +32,21 @@ fn message(error: &rustls::Error) -> String {
     match error {
         // A recreated authority has the same name and another key.
         rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
-            "TLS: no authority that is trusted has signed the server's certificate; a Sink can name its authority in \
-             caCerts"
+            "TLS: no trusted authority has signed the server's certificate; name its authority in the Sink's caCerts"
                 .to_owned()
         }
         rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
             "TLS: the server's certificate has expired".to_owned()
         }
         rustls::Error::InvalidCertificate(Other(problem)) if problem.to_string() == AUTHORITY_AS_SERVER => {
-            "TLS: the server shows the certificate of an authority (CA:TRUE) as its own; it needs one that an authority \
-             has signed, or one signed by itself with CA:FALSE"
+            "TLS: the server's certificate is that of an authority (CA:TRUE); use one that an authority has signed, or a \
+             self-signed one with CA:FALSE"
                 .to_owned()
         }
         rustls::Error::InvalidCertificate(problem) => {
-            format!("TLS: the server's certificate cannot be accepted: {problem}")
+            format!("TLS: invalid server certificate: {problem}")
         }
-        rustls::Error::InvalidMessage(_) => "TLS: what answers there speaks no TLS".to_owned(),
+        rustls::Error::InvalidMessage(_) => "TLS: the server does not speak TLS".to_owned(),
         other => format!("TLS: {other}"),
     }
 }
@@ -69,7 +68,7 @@ mod tests {
     struct Connect(#[source] Box<dyn Error + Send + Sync>);
 
     #[test]
-    fn an_authority_that_is_shown_as_a_servers_certificate_is_told() {
+    fn explains_an_authority_used_as_a_server_certificate() {
         let mut parameters = rcgen::CertificateParams::new(["sink".to_owned()]).unwrap();
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let own = parameters
@@ -84,16 +83,16 @@ mod tests {
         let error = verifier
             .verify_server_cert(own.der(), &[], &"sink".try_into().unwrap(), &[], UnixTime::now())
             .unwrap_err();
-        let told = explain(&error).unwrap();
-        assert!(told.contains("CA:FALSE"), "{told}");
+        let message = explain(&error).unwrap();
+        assert!(message.contains("CA:FALSE"), "{message}");
     }
 
     #[test]
-    fn the_error_of_tls_is_found_however_deep() {
+    fn finds_tls_errors_in_any_cause() {
         let table = [
             (
                 rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer),
-                "TLS: no authority that is trusted has signed",
+                "TLS: no trusted authority has signed",
             ),
             (
                 rustls::Error::InvalidCertificate(CertificateError::Expired),
@@ -101,7 +100,7 @@ mod tests {
             ),
             (
                 rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType),
-                "TLS: what answers there speaks no TLS",
+                "TLS: the server does not speak TLS",
             ),
             (rustls::Error::DecryptError, "TLS: cannot decrypt peer's message"),
         ];
@@ -111,8 +110,8 @@ mod tests {
                 Connect(io::Error::other(error.clone()).into()),
                 Connect(Connect(io::Error::other(io::Error::other(error)).into()).into()),
             ] {
-                let told = explain(&error).unwrap();
-                assert!(told.starts_with(beginning), "{told}");
+                let message = explain(&error).unwrap();
+                assert!(message.starts_with(beginning), "{message}");
             }
         }
         assert_eq!(explain(&Connect(io::Error::other("refused").into())), None);

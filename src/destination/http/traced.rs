@@ -1,4 +1,4 @@
-//! An attempt's part in the trace and the lineage of its event: the headers that it sends, and its span.
+//! Trace and lineage of an attempt: its span, and the headers that it sends.
 
 use http::HeaderMap;
 

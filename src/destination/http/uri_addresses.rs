@@ -1,7 +1,7 @@
 //! Addresses that a `uri` may reach. Pure: the connector resolves and connects.
 //!
-//! The author of a Trigger chooses a `uri`, and the router connects from inside the cluster. So a `uri` may reach
-//! only the internet; what is inside the cluster, on its nodes or beside them is named as a Service.
+//! The author of a Trigger chooses a `uri`, and the router connects from inside the cluster. So a `uri` may reach only
+//! the internet; destinations in the cluster, on its nodes or in their network are referenced as Services.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// IPv4 addresses that are not on the internet, by IANA's registry of special-purpose addresses, plus Azure's
 /// metadata and DNS, which has a public address.
-const REFUSED_V4: &[Ipv4Net] = &[
+const FORBIDDEN_V4: &[Ipv4Net] = &[
     v4([0, 0, 0, 0], 8),        // this network
     v4([10, 0, 0, 0], 8),       // private
     v4([100, 64, 0, 0], 10),    // carrier-grade NAT; pods of some clusters; Alibaba's metadata
@@ -32,14 +32,14 @@ const REFUSED_V4: &[Ipv4Net] = &[
 const PUBLIC_V6: Ipv6Net = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
 
 /// Addresses in [`PUBLIC_V6`] that are not on the internet, by IANA's registry of special-purpose addresses.
-const REFUSED_V6: &[Ipv6Net] = &[
+const FORBIDDEN_V6: &[Ipv6Net] = &[
     v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), // IETF protocols, such as Teredo
     v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), // documentation
     v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20), // documentation
 ];
 
 /// Addresses that no real Service has: the router's own machine, and cloud metadata.
-const REFUSED_TO_SERVICES: &[IpNet] = &[
+const FORBIDDEN_TO_SERVICES: &[IpNet] = &[
     IpNet::V4(v4([0, 0, 0, 0], 8)),                            // this network
     IpNet::V4(v4([100, 100, 100, 200], 32)),                   // Alibaba's metadata
     IpNet::V4(v4([127, 0, 0, 0], 8)),                          // loopback
@@ -54,7 +54,7 @@ const REFUSED_TO_SERVICES: &[IpNet] = &[
 ];
 
 /// IPv6 ranges that embed an IPv4 address, and the byte at which it begins.
-const LEADING_TO_V4: &[(Ipv6Net, usize)] = &[
+const EMBEDDING_V4: &[(Ipv6Net, usize)] = &[
     (v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96), 12),    // mapped
     (v6([0, 0, 0, 0, 0xffff, 0, 0, 0], 96), 12),    // translated, by SIIT
     (v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96), 12), // translated, by NAT64
@@ -72,7 +72,7 @@ pub struct UriAddresses {
 }
 
 impl UriAddresses {
-    /// Permits every address, for a router whose user can reach them by other means anyway.
+    /// Permits every address, for a router whose user can reach them anyway.
     pub fn any() -> Self {
         Self {
             allow: vec![
@@ -83,11 +83,11 @@ impl UriAddresses {
         }
     }
 
-    /// Addresses for Services: all but loopback, link-local and metadata. The cluster decides where a Service is,
-    /// and whoever may change it, for instance to an `ExternalName`, must not lead the router there.
+    /// Addresses for Services: all but loopback, link-local and metadata addresses, so that nobody can direct the router
+    /// there with a Service, for instance an `ExternalName`.
     pub fn of_services() -> Self {
         Self {
-            deny: REFUSED_TO_SERVICES.to_vec(),
+            deny: FORBIDDEN_TO_SERVICES.to_vec(),
             ..Self::any()
         }
     }
@@ -97,7 +97,7 @@ impl UriAddresses {
         let Self { allow, deny } = self;
         let within_v4 = match address {
             IpAddr::V4(_) => None,
-            IpAddr::V6(address) => leads_to(address),
+            IpAddr::V6(address) => embedded_v4(address),
         };
         let forms = [Some(address), within_v4.map(IpAddr::V4)];
         let is_in = |networks: &[IpNet]| {
@@ -116,15 +116,15 @@ impl UriAddresses {
 }
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
-    !REFUSED_V4.iter().any(|network| network.contains(&address))
+    !FORBIDDEN_V4.iter().any(|network| network.contains(&address))
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
-    PUBLIC_V6.contains(&address) && !REFUSED_V6.iter().any(|network| network.contains(&address))
+    PUBLIC_V6.contains(&address) && !FORBIDDEN_V6.iter().any(|network| network.contains(&address))
 }
 
-fn leads_to(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let (_, at) = LEADING_TO_V4
+fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let (_, at) = EMBEDDING_V4
         .iter()
         .find(|(network, _)| network.contains(&address))?;
     let octets = address.octets();
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_the_internet_is_permitted() {
+    fn permits_public_addresses() {
         let public = UriAddresses::default();
         for address in [
             "1.1.1.1",
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_is_refused_in_every_form() {
+    fn rejects_other_addresses_in_every_form() {
         let public = UriAddresses::default();
         for address in [
             "0.0.0.0",
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_wins_over_the_built_in_and_what_is_denied_over_all() {
+    fn allow_overrides_the_built_in_list_and_deny_overrides_both() {
         let addresses = UriAddresses {
             allow: networks(&["10.1.0.0/16", "169.254.169.254/32", "fd00::/8", "64:ff9b:1::/48"]),
             deny: networks(&["10.1.2.0/24", "35.0.0.0/8", "2600::/16", "fd00:ec2::254/128"]),
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_leads_everywhere_but_to_this_machine_and_to_metadata() {
+    fn services_may_be_anywhere_but_on_this_machine_and_at_metadata() {
         let services = UriAddresses::of_services();
         for (address, permitted) in [
             ("0.0.0.0", false),
@@ -339,12 +339,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_is_every_address(address in any::<IpAddr>()) {
+        fn any_permits_every_address(address in any::<IpAddr>()) {
             prop_assert!(UriAddresses::any().permit(address));
         }
 
         #[test]
-        fn a_mapped_address_is_the_address(address in any::<Ipv4Addr>()) {
+        fn mapped_addresses_are_treated_like_ipv4(address in any::<Ipv4Addr>()) {
             let public = UriAddresses::default();
             prop_assert_eq!(public.permit(address.into()), public.permit(address.to_ipv6_mapped().into()));
         }
