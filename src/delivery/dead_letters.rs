@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     dead_letter::{DeadLetter, DeadLetterError},
-    lines::{shown, trace_id},
+    lines::{excerpt, trace_id},
     position::READ,
     redrive::{Redrive, RedrivenLetter, TakenLetters},
     taking::{BrokerLetters, TakingGuard},
@@ -252,9 +252,9 @@ impl DeadLetters {
                         trigger = format!("{}/{}", letter.namespace, letter.name),
                         %broker,
                         letter = %id,
-                        event_id = shown(event.id()),
-                        event_source = shown(event.source()),
-                        event_type = shown(event.r#type()),
+                        event_id = excerpt(event.id()),
+                        event_source = excerpt(event.source()),
+                        event_type = excerpt(event.r#type()),
                         trace_id = trace_id(&event),
                         "dead letter handed to its Trigger for redelivery"
                     );

@@ -180,7 +180,7 @@ impl DeletedTriggers {
                 None => {
                     let identity = identity.as_ref();
                     tracing::info!(
-                        trigger = shown(identity, &uid),
+                        trigger = trigger_name(identity, &uid),
                         "Trigger deleted before it had a checkpoint"
                     );
                 }
@@ -192,7 +192,7 @@ impl DeletedTriggers {
                     let gone_at = gone_at.unwrap_or(now);
                     let checkpoint = RetainedCheckpoint { view, gone_at };
                     if identity.is_none() || self.window.is_zero() {
-                        self.discard(&checkpoint, "not retained");
+                        self.report_discarded(&checkpoint, "not retained");
                         unknown.push(uid);
                     } else {
                         self.log_retained(&checkpoint);
@@ -202,7 +202,7 @@ impl DeletedTriggers {
             }
         }
         for checkpoint in &discarded {
-            self.discard(
+            self.report_discarded(
                 checkpoint,
                 "replaced by a newer one of its name, or over the limit",
             );
@@ -233,7 +233,7 @@ impl DeletedTriggers {
             Err(LogError::Full(error)) => {
                 tracing::warn!(
                     error,
-                    "disk full: cannot store when these Triggers were deleted; their checkpoints are retained from the next start"
+                    "disk full: cannot store when these Triggers were deleted; after a restart their retention starts over"
                 );
                 Ok(())
             }
@@ -260,7 +260,7 @@ impl DeletedTriggers {
             None if has_explicit_start(trigger) => {
                 let unwanted = self.retained().remove_named(&identity);
                 if let Some(checkpoint) = unwanted {
-                    self.discard(&checkpoint, "a new Trigger of its name has a spec.start");
+                    self.report_discarded(&checkpoint, "a new Trigger of its name has a spec.start");
                     self.remove(vec![checkpoint.view.uid]).await?;
                 }
                 None
@@ -301,7 +301,7 @@ impl DeletedTriggers {
         let _turn = self.turn().await;
         let expired = self.retained().expire(self.now(), self.window);
         for checkpoint in &expired {
-            self.discard(checkpoint, "retention expired");
+            self.report_discarded(checkpoint, "retention expired");
         }
         let mut uids: Vec<_> = std::mem::take(&mut *lock(&self.unremoved));
         uids.extend(expired.into_iter().map(|checkpoint| checkpoint.view.uid));
@@ -334,7 +334,7 @@ impl DeletedTriggers {
         let Some(checkpoint) = discarded else {
             return Ok(None);
         };
-        self.discard(&checkpoint, "the event log is full");
+        self.report_discarded(&checkpoint, "the event log is full");
         self.remove(vec![checkpoint.view.uid.clone()]).await?;
         Ok(Some(checkpoint.view.uid))
     }
@@ -355,10 +355,10 @@ impl DeletedTriggers {
         }
     }
 
-    fn discard(&self, RetainedCheckpoint { view, .. }: &RetainedCheckpoint, why: &'static str) {
+    fn report_discarded(&self, RetainedCheckpoint { view, .. }: &RetainedCheckpoint, why: &'static str) {
         let (pending, backlog) = (view.stats.pending(), view.backlog());
         self.dropped.fetch_add(pending, Relaxed);
-        let trigger = shown_view(view);
+        let trigger = view_name(view);
         if pending + backlog == 0 {
             tracing::info!(trigger, why, "discarded the checkpoint of a deleted Trigger");
         } else {
@@ -366,7 +366,7 @@ impl DeletedTriggers {
                 trigger,
                 why,
                 dropped = pending,
-                not_looked_at = backlog,
+                backlog,
                 "discarded the checkpoint of a deleted Trigger, and with it its undelivered events"
             );
         }
@@ -375,7 +375,7 @@ impl DeletedTriggers {
     fn log_retained(&self, RetainedCheckpoint { view, gone_at }: &RetainedCheckpoint) {
         let (pending, backlog) = (view.stats.pending(), view.backlog());
         let left = self.window.saturating_sub(self.now().saturating_sub(*gone_at));
-        let (trigger, seconds) = (shown_view(view), left.as_secs());
+        let (trigger, seconds) = (view_name(view), left.as_secs());
         if pending + backlog == 0 {
             tracing::info!(
                 trigger,
@@ -387,7 +387,7 @@ impl DeletedTriggers {
                 trigger,
                 seconds,
                 pending,
-                not_looked_at = backlog,
+                backlog,
                 "Trigger deleted, or its namespace no longer watched; its undelivered events are retained for this many \
                  seconds, for a Trigger of its name"
             );
@@ -403,7 +403,7 @@ impl DeletedTriggers {
     }
 }
 
-/// Sorts stored data: cursors with their records, and records without a cursor.
+/// Pairs stored cursors with their owner records. Also returns the UIDs of owner records without a cursor.
 pub(super) fn pair_with_owners(
     cursors: HashMap<String, Bytes>,
     mut records: HashMap<String, Option<OwnerRecord>>,
@@ -438,16 +438,16 @@ pub(super) fn view(
     })
 }
 
-fn shown(identity: Option<&Identity>, uid: &str) -> String {
+fn trigger_name(identity: Option<&Identity>, uid: &str) -> String {
     identity.map_or_else(
-        || format!("with the UID {uid}"),
+        || format!("UID {uid}"),
         |Identity { namespace, name, .. }| format!("{namespace}/{name}"),
     )
 }
 
-fn shown_view(view: &TriggerView) -> String {
+fn view_name(view: &TriggerView) -> String {
     match view.name.as_str() {
-        "" => format!("with the UID {}", view.uid),
+        "" => format!("UID {}", view.uid),
         name => format!("{}/{name}", view.namespace),
     }
 }

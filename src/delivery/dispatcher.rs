@@ -170,7 +170,7 @@ impl Dispatcher {
         }
     }
 
-    /// Delivers until told to stop or the Trigger is gone.
+    /// Delivers until it is stopped or the Trigger is deleted.
     ///
     /// # Errors
     /// Fails when the log failed; the process has to exit.

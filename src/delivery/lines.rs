@@ -20,7 +20,7 @@ use crate::{
     telemetry::{Admitted, Burst},
 };
 
-/// Maximum bytes shown of an attribute.
+/// Maximum bytes excerpt of an attribute.
 const MAX_SHOWN: usize = 256;
 
 /// Writes the log lines of one Trigger.
@@ -49,9 +49,9 @@ macro_rules! line {
         tracing::$level!(
             trigger = &*$lines.trigger,
             broker = $lines.broker.as_str(),
-            event_id = event.map(|event| shown(event.id())),
-            event_source = event.map(|event| shown(event.source())),
-            event_type = event.map(|event| shown(event.r#type())),
+            event_id = event.map(|event| excerpt(event.id())),
+            event_source = event.map(|event| excerpt(event.source())),
+            event_type = event.map(|event| excerpt(event.r#type())),
             trace_id = event.and_then(trace_id),
             $($field)+
         );
@@ -268,6 +268,6 @@ pub(super) fn trace_id(event: &Event) -> Option<String> {
 }
 
 /// The beginning of an attribute.
-pub(super) fn shown(text: &str) -> &str {
+pub(super) fn excerpt(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_SHOWN)]
 }

@@ -206,7 +206,7 @@ fn log_resumed(view: &TriggerView, progress: &Progress) {
         trigger = format!("{}/{}", view.namespace, view.name),
         broker = %view.broker(),
         pending = progress.pending(),
-        not_looked_at = view.backlog(),
+        backlog = view.backlog(),
         "the Trigger resumes from the checkpoint of a deleted Trigger: itself or one of its name"
     );
 }

@@ -1,4 +1,5 @@
-//! A Trigger that is deleted and created anew, as GitOps tools do: the new one has another UID and the old one's place.
+//! A Trigger that is deleted and re-created, as GitOps tools do: the new one, with another UID, resumes from the old one's
+//! checkpoint.
 
 use crate::{
     cluster::{Weir, post_binary, trigger},

@@ -82,11 +82,11 @@ impl Permitted {
         let Some(Admitted { held_back }) = self.refusals().admit(Instant::now()) else {
             return;
         };
-        let told: Vec<_> = addresses.iter().take(MAX_LOGGED).map(IpAddr::to_string).collect();
-        let (told, more) = (told.join(", "), addresses.len().saturating_sub(MAX_LOGGED));
+        let shown: Vec<_> = addresses.iter().take(MAX_LOGGED).map(IpAddr::to_string).collect();
+        let (shown, more) = (shown.join(", "), addresses.len().saturating_sub(MAX_LOGGED));
         tracing::warn!(
             host,
-            addresses = told,
+            addresses = shown,
             more,
             held_back,
             "connection rejected: a destination's host resolves to an address that it may not reach"
@@ -400,8 +400,8 @@ mod tests {
                 "the host resolves to an address that no Service may point to: loopback",
             ),
         ];
-        for (told, beginning) in table {
-            assert!(told.starts_with(beginning), "{told}");
+        for (message, beginning) in table {
+            assert!(message.starts_with(beginning), "{message}");
         }
     }
 
@@ -427,26 +427,26 @@ mod tests {
                 .map(drop)
                 .map_err(|error| super::super::with_causes(&*error))
         };
-        let told = "that a uri may not reach";
+        let forbidden = "that a uri may not reach";
         let hosts = [
-            ("127.0.0.1", told, true),
+            ("127.0.0.1", forbidden, true),
             ("127.1", "is not a valid name", false),
             ("2130706433", "is not a valid name", false),
             ("0x7f.1", "is not a valid name", false),
             ("0x7f000001", "is not a valid name", false),
-            ("localhost", told, false),
-            ("LocalHost", told, false),
-            ("[::ffff:127.0.0.1]", told, true),
+            ("localhost", forbidden, false),
+            ("LocalHost", forbidden, false),
+            ("[::ffff:127.0.0.1]", forbidden, true),
         ];
-        for (host, told, is_literal) in hosts {
-            let refused = connect(UriAddresses::default(), NamedBy::Uri, host).await;
-            let refused = refused.unwrap_err();
-            assert!(refused.contains(told), "{host}: {refused}");
-            assert_eq!(refused.contains("127.0.0.1"), is_literal, "{host}: {refused}");
+        for (host, part, is_literal) in hosts {
+            let error = connect(UriAddresses::default(), NamedBy::Uri, host).await;
+            let error = error.unwrap_err();
+            assert!(error.contains(part), "{host}: {error}");
+            assert_eq!(error.contains("127.0.0.1"), is_literal, "{host}: {error}");
         }
-        let refused = connect(UriAddresses::of_services(), NamedBy::Service, "localhost").await;
-        let refused = refused.unwrap_err();
-        assert!(refused.contains("that no Service may point to"), "{refused}");
+        let error = connect(UriAddresses::of_services(), NamedBy::Service, "localhost").await;
+        let error = error.unwrap_err();
+        assert!(error.contains("that no Service may point to"), "{error}");
         for host in ["127.0.0.1", "localhost"] {
             let connected = connect(UriAddresses::any(), NamedBy::Operator, host).await;
             assert_eq!(connected, Ok(()), "{host}");

@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reply_without_memory_is_postponed_and_a_large_one_is_rejected() {
+    async fn a_reply_without_memory_is_postponed_and_a_large_one_is_reported() {
         const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/cloudevents+json\r\n";
         let table = [
             // Its body never ends, and it holds the memory for its announced length.

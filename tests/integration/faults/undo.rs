@@ -53,7 +53,7 @@ fn check_all_arrive(router: &LocalRouter, any: &Consumer, end: u32) {
 fn wait_until_kept(router: &LocalRouter, count: u64) {
     eventually(PATIENCE, || match router.metric(&["weir_triggers_kept"]) {
         Some(kept) if kept == count => Ok(()),
-        kept => Err(format!("{kept:?} places are kept, not {count}")),
+        kept => Err(format!("{kept:?} checkpoints are kept, not {count}")),
     });
 }
 
