@@ -78,7 +78,7 @@ pub(super) enum SendOutcome {
 }
 
 /// Outcome of storing a dead letter in the log.
-pub(super) enum KeepOutcome {
+pub(super) enum StoreOutcome {
     Stored,
     NoRoom(String),
     NotFetched(FetchError),
@@ -91,12 +91,12 @@ impl AttemptPerformer {
         settings: &Settings,
         target: Target,
         position: EventPosition,
-        held: Option<BufferedEvent>,
+        buffered: Option<BufferedEvent>,
         number: u32,
     ) -> BoxFuture<'static, CompletedAttempt> {
         let timeout = settings.delivery().timeout;
         async move {
-            let (event, _memory) = match self.take(position, held).await {
+            let (event, _memory) = match self.take(position, buffered).await {
                 Ok(taken) => taken,
                 Err(outcome) => {
                     let details = AttemptDetails {
@@ -148,17 +148,17 @@ impl AttemptPerformer {
     async fn take(
         &self,
         position: EventPosition,
-        held: Option<BufferedEvent>,
+        buffered: Option<BufferedEvent>,
     ) -> Result<(Event, Reservation), AttemptOutcome> {
-        let mut size = held.as_ref().map_or(LIKELY_SIZE, BufferedEvent::size);
+        let mut size = buffered.as_ref().map_or(LIKELY_SIZE, BufferedEvent::size);
         loop {
             let memory = self.memory.reserve(ATTEMPT_OVERHEAD + size);
             let Ok(mut memory) = tokio::time::timeout(MEMORY_TIMEOUT, memory).await else {
                 self.stats.attempt_postponed();
                 return Err(AttemptOutcome::NoRoom);
             };
-            if let Some(held) = &held {
-                return Ok((held.event().clone(), memory));
+            if let Some(buffered) = &buffered {
+                return Ok((buffered.event().clone(), memory));
             }
             let event = self.fetch(position).await.map_err(AttemptOutcome::NotFetched)?;
             if memory.try_grow(ATTEMPT_OVERHEAD + 2 * event.size()) {
@@ -247,24 +247,24 @@ impl AttemptPerformer {
     }
 
     /// Stores a dead letter in the log.
-    pub(super) fn keep_letter(
+    pub(super) fn store_letter(
         self: Arc<Self>,
         position: EventPosition,
         letter: DeadLetter,
-    ) -> BoxFuture<'static, (EventPosition, KeepOutcome)> {
+    ) -> BoxFuture<'static, (EventPosition, StoreOutcome)> {
         async move {
             let event = match self.fetch(position).await {
                 Ok(event) => event,
-                Err(error) => return (position, KeepOutcome::NotFetched(error)),
+                Err(error) => return (position, StoreOutcome::NotFetched(error)),
             };
             let letter = vec![letter.encode(&event)];
             let log = self.logs.letters.name();
-            let kept = match self.intake.settle(log, letter, self.room(position)).await {
-                Ok(_) => KeepOutcome::Stored,
-                Err(LogError::Full(detail) | LogError::Limit(detail)) => KeepOutcome::NoRoom(detail),
-                Err(error) => KeepOutcome::NotFetched(FetchError::Log(error)),
+            let stored = match self.intake.settle(log, letter, self.room(position)).await {
+                Ok(_) => StoreOutcome::Stored,
+                Err(LogError::Full(detail) | LogError::Limit(detail)) => StoreOutcome::NoRoom(detail),
+                Err(error) => StoreOutcome::NotFetched(FetchError::Log(error)),
             };
-            (position, kept)
+            (position, stored)
         }
         .boxed()
     }

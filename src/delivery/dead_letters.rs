@@ -32,7 +32,7 @@ const REDRIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A stored dead letter.
 #[derive(Clone, Debug)]
-pub struct KeptLetter {
+pub struct StoredLetter {
     /// Its offset in the broker's dead-letter log, which identifies it.
     pub id: Offset,
     /// Time at which it was stored.
@@ -55,11 +55,11 @@ pub struct Selection {
 }
 
 impl Selection {
-    fn wants(&self, kept: &KeptLetter) -> bool {
+    fn wants(&self, stored: &StoredLetter) -> bool {
         let Self { ids, trigger, filter } = self;
-        ids.as_ref().is_none_or(|ids| ids.contains(&kept.id))
-            && trigger.as_ref().is_none_or(|name| *name == kept.letter.name)
-            && filter.as_ref().is_none_or(|filter| filter.matches(&kept.event))
+        ids.as_ref().is_none_or(|ids| ids.contains(&stored.id))
+            && trigger.as_ref().is_none_or(|name| *name == stored.letter.name)
+            && filter.as_ref().is_none_or(|filter| filter.matches(&stored.event))
     }
 }
 
@@ -67,7 +67,7 @@ impl Selection {
 #[derive(Clone, Debug, Default)]
 pub struct DeadLetterPage {
     /// In the order in which they were stored.
-    pub letters: Vec<KeptLetter>,
+    pub letters: Vec<StoredLetter>,
     /// Offset to continue at; `None` at the end.
     pub next: Option<Offset>,
 }
@@ -182,15 +182,15 @@ impl DeadLetters {
                 let size = record.payload.len();
                 match DeadLetter::decode(record.payload) {
                     Ok((letter, event)) => {
-                        let kept = KeptLetter {
+                        let stored = StoredLetter {
                             id: record.offset,
                             at: record.accepted,
                             letter,
                             event,
                         };
-                        if selection.wants(&kept) {
+                        if selection.wants(&stored) {
                             bytes += size;
-                            page.letters.push(kept);
+                            page.letters.push(stored);
                         }
                     }
                     Err(error) => self.log_unreadable(broker, record.offset, &error),
@@ -227,14 +227,14 @@ impl DeadLetters {
     ) -> Result<Redriven, LogError> {
         let taking = Arc::new(self.of(broker).take(from).await);
         let page = self.page(broker, selection, from, READ.records).await?;
-        taking.hold_from(page.letters.first().map(|kept| kept.id));
+        taking.hold_from(page.letters.first().map(|stored| stored.id));
         let mut result = Redriven {
             next: page.next,
             ..Redriven::default()
         };
         let mut without_trigger = Vec::new();
         let mut by_recipient = BTreeMap::<usize, Vec<RedrivenLetter>>::new();
-        for KeptLetter {
+        for StoredLetter {
             id, letter, event, ..
         } in page.letters
         {
@@ -330,7 +330,7 @@ impl DeadLetters {
         let DeadLetterPage { letters, next } = self.page(broker, selection, from, READ.records).await?;
         let dropped = letters.len() as u64;
         if dropped > 0 {
-            let ids = || letters.iter().map(|kept| kept.id);
+            let ids = || letters.iter().map(|stored| stored.id);
             self.checkpoints
                 .save(vec![self.taken.change(broker, ids())])
                 .await?;

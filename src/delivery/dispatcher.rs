@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Hold, SinkHealth, TriggerStats,
-    attempt::{AttemptPerformer, CompletedAttempt, KeepOutcome, SendOutcome},
+    attempt::{AttemptPerformer, CompletedAttempt, SendOutcome, StoreOutcome},
     buffered::{BufferedEvent, MemoryShare},
     feed::{Batch, Feed, FeedItem, Reading},
     inbox::Inbox,
@@ -83,7 +83,7 @@ pub(super) struct Dispatcher {
     read_again: ReadAgain,
     attempts: FuturesUnordered<BoxFuture<'static, CompletedAttempt>>,
     sent: FuturesUnordered<BoxFuture<'static, (EventPosition, SendOutcome)>>,
-    kept: FuturesUnordered<BoxFuture<'static, (EventPosition, KeepOutcome)>>,
+    stored: FuturesUnordered<BoxFuture<'static, (EventPosition, StoreOutcome)>>,
     stop: CancellationToken,
     grace: Duration,
 }
@@ -164,7 +164,7 @@ impl Dispatcher {
             },
             attempts: FuturesUnordered::new(),
             sent: FuturesUnordered::new(),
-            kept: FuturesUnordered::new(),
+            stored: FuturesUnordered::new(),
             stop,
             grace,
         }
@@ -185,7 +185,7 @@ impl Dispatcher {
             tokio::select! {
                 Some(attempted) = self.attempts.next() => self.attempted(attempted)?,
                 Some((position, sent)) = self.sent.next() => self.letter_sent(position, sent)?,
-                Some((position, kept)) = self.kept.next() => self.letter_kept(position, kept)?,
+                Some((position, stored)) = self.stored.next() => self.letter_stored(position, stored)?,
                 Some(redrive) = self.redrives.recv() => Box::pin(self.redrive(redrive)).await?,
                 () = self.feed.changed(), if self.feed.is_attached() && self.scheduler.wants_more() => {}
                 read = finished(&mut self.reading) => self.read(read)?,
@@ -230,13 +230,13 @@ impl Dispatcher {
             let ended = async {
                 tokio::select! {
                     Some((position, sent)) = self.sent.next() => Some((position, Ok(sent))),
-                    Some((position, kept)) = self.kept.next() => Some((position, Err(kept))),
+                    Some((position, stored)) = self.stored.next() => Some((position, Err(stored))),
                     else => None,
                 }
             };
             match tokio::time::timeout_at(deadline, ended).await {
                 Ok(Some((position, Ok(sent)))) => self.letter_sent(position, sent)?,
-                Ok(Some((position, Err(kept)))) => self.letter_kept(position, kept)?,
+                Ok(Some((position, Err(stored)))) => self.letter_stored(position, stored)?,
                 Ok(None) | Err(_) => break,
             }
         }
@@ -308,10 +308,14 @@ impl Dispatcher {
         let has_news = !fed.is_empty();
         for one in fed {
             match one {
-                FeedItem::Event { position, key, held } => {
-                    let event = held.map(|held| {
-                        let size = held.size();
-                        (held, size)
+                FeedItem::Event {
+                    position,
+                    key,
+                    buffered,
+                } => {
+                    let event = buffered.map(|buffered| {
+                        let size = buffered.size();
+                        (buffered, size)
                     });
                     self.scheduler.offer(position, key, event, now, fastrand::f64());
                 }
@@ -367,8 +371,8 @@ impl Dispatcher {
                 let sent = performer.send_letter(&self.settings, position, letter, number);
                 self.sent.push(sent);
             }
-            SchedulerStep::KeepLetter { position, letter } => {
-                self.kept.push(performer.keep_letter(position, letter))
+            SchedulerStep::StoreLetter { position, letter } => {
+                self.stored.push(performer.store_letter(position, letter))
             }
             SchedulerStep::Wait(at) => return Err(at),
         }
@@ -610,11 +614,11 @@ mod tests {
             .attempted(CompletedAttempt { details, outcome })
             .unwrap();
         dispatcher.perform();
-        let (position, kept) = dispatcher.kept.next().await.unwrap();
-        dispatcher.letter_kept(position, kept).unwrap();
+        let (position, stored) = dispatcher.stored.next().await.unwrap();
+        dispatcher.letter_stored(position, stored).unwrap();
         assert_eq!(dispatcher.stats.dead_lettered(), 1);
-        let kept = logs.letters.read(Offset(0), READ).await.unwrap();
-        let (letter, _) = DeadLetter::decode(kept[0].payload.clone()).unwrap();
+        let stored = logs.letters.read(Offset(0), READ).await.unwrap();
+        let (letter, _) = DeadLetter::decode(stored[0].payload.clone()).unwrap();
         assert_eq!(letter.sink, "http://old/");
     }
 }

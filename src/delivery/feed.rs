@@ -69,11 +69,11 @@ struct Recovery {
 /// One item that the Trigger has to handle.
 #[derive(Debug)]
 pub(super) enum FeedItem {
-    /// A wanted event. `held` is `None` when memory is short or the event could not be read.
+    /// A wanted event. `buffered` is `None` when memory is short or the event could not be read.
     Event {
         position: EventPosition,
         key: Option<Box<str>>,
-        held: Option<BufferedEvent>,
+        buffered: Option<BufferedEvent>,
     },
     /// An unreadable record: it is unknown whether the Trigger wants it. Already logged by its reader.
     Unreadable,
@@ -159,13 +159,17 @@ impl Feed {
             ..Batch::default()
         };
         let mut more = !taken.events.is_empty();
-        for (offset, held) in taken.events {
+        for (offset, buffered) in taken.events {
             if offset < next {
                 continue;
             }
             batch.next = offset.plus(1);
-            batch.fed.push(match held {
-                Some(held) => FeedItem::event(EventPosition::Log(offset), held.event(), Some(held.clone())),
+            batch.fed.push(match buffered {
+                Some(buffered) => FeedItem::event(
+                    EventPosition::Log(offset),
+                    buffered.event(),
+                    Some(buffered.clone()),
+                ),
                 None => FeedItem::Unreadable,
             });
         }
@@ -253,9 +257,13 @@ impl FeedSource {
 }
 
 impl FeedItem {
-    fn event(position: EventPosition, event: &Event, held: Option<BufferedEvent>) -> Self {
+    fn event(position: EventPosition, event: &Event, buffered: Option<BufferedEvent>) -> Self {
         let key = partition_key(event);
-        Self::Event { position, key, held }
+        Self::Event {
+            position,
+            key,
+            buffered,
+        }
     }
 }
 
@@ -308,13 +316,15 @@ impl LogRead {
             batch.fed.push(FeedItem::Missed(found.0 - from.0));
             batch.next = found;
         }
-        let mut turn = FilterYield::default();
+        let mut filter_yield = FilterYield::default();
         for record in records {
             if until.is_some_and(|until| record.offset >= until) {
                 break;
             }
             let offset = record.offset;
-            let fed = self.evaluate(record, settings, &mut batch, &mut turn).await;
+            let fed = self
+                .evaluate(record, settings, &mut batch, &mut filter_yield)
+                .await;
             if self.stats.is_set_aside() {
                 // This event and those after it wait until the filter changes.
                 break;
@@ -330,13 +340,13 @@ impl LogRead {
         record: Record,
         settings: &Settings,
         batch: &mut Batch,
-        turn: &mut FilterYield,
+        filter_yield: &mut FilterYield,
     ) -> Option<FeedItem> {
         let position = EventPosition::Log(record.offset);
         match Event::from_record(record.payload) {
             Ok(event) => {
-                let is_wanted = self.wants(&event, settings, turn).await;
-                is_wanted.then(|| self.hold(position, event))
+                let is_wanted = self.wants(&event, settings, filter_yield).await;
+                is_wanted.then(|| self.buffer(position, event))
             }
             Err(error) => {
                 batch.problems.push((position, error.to_string()));
@@ -345,9 +355,9 @@ impl LogRead {
         }
     }
 
-    async fn wants(&self, event: &Event, settings: &Settings, turn: &mut FilterYield) -> bool {
+    async fn wants(&self, event: &Event, settings: &Settings, filter_yield: &mut FilterYield) -> bool {
         let subject = Subject::new(event);
-        turn.next();
+        filter_yield.next_event();
         let is_wanted = match settings.route().decide(&subject) {
             Decision::Failed(error) => {
                 self.stats.filter_failed(&error);
@@ -358,16 +368,20 @@ impl LogRead {
                 matches!(decision, Decision::Pass)
             }
         };
-        turn.pass(&subject).await;
+        filter_yield.yield_if_due(&subject).await;
         is_wanted
     }
 
     /// Buffers the event if the memory budget allows, otherwise only its position.
-    fn hold(&self, position: EventPosition, event: Event) -> FeedItem {
+    fn buffer(&self, position: EventPosition, event: Event) -> FeedItem {
         let memory = self.memory.try_reserve(event.size());
         let key = partition_key(&event);
-        let held = memory.map(|memory| BufferedEvent::new(event, memory));
-        FeedItem::Event { position, key, held }
+        let buffered = memory.map(|memory| BufferedEvent::new(event, memory));
+        FeedItem::Event {
+            position,
+            key,
+            buffered,
+        }
     }
 
     /// Replays some of the events outstanding at startup.
@@ -418,7 +432,7 @@ impl LogRead {
             outstanding.remove(record.offset.0);
             let position = EventPosition::Log(record.offset);
             batch.fed.push(match Event::from_record(record.payload) {
-                Ok(event) => self.hold(position, event),
+                Ok(event) => self.buffer(position, event),
                 Err(_) => FeedItem::without_event(position),
             });
         }
@@ -429,7 +443,7 @@ impl LogRead {
     /// Replays one event. If it is unreadable, its attempt fails and settles it.
     async fn replay_event(&self, position: EventPosition, batch: &mut Batch) -> Result<(), LogError> {
         batch.fed.push(match position.fetch(&self.logs).await {
-            Ok(event) => self.hold(position, event),
+            Ok(event) => self.buffer(position, event),
             Err(FetchError::Removed | FetchError::Damaged(_)) => FeedItem::without_event(position),
             Err(FetchError::Log(error)) => return Err(error),
         });
@@ -442,7 +456,7 @@ impl FeedItem {
         Self::Event {
             position,
             key: None,
-            held: None,
+            buffered: None,
         }
     }
 }

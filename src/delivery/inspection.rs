@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use super::{
-    DeadLetterPage, Dropped, Engine, KeptLetter, Redriven, RetainedTrigger, Selection, TriggerView,
+    DeadLetterPage, Dropped, Engine, Redriven, RetainedTrigger, Selection, StoredLetter, TriggerView,
     dead_letters::Recipient,
 };
 use crate::log::{BrokerName, LogError, LogName, Offset};
@@ -90,7 +90,11 @@ impl Engine {
     ///
     /// # Errors
     /// Fails when the log cannot be read.
-    pub async fn dead_letter(&self, broker: &BrokerName, id: Offset) -> Result<Option<KeptLetter>, LogError> {
+    pub async fn dead_letter(
+        &self,
+        broker: &BrokerName,
+        id: Offset,
+    ) -> Result<Option<StoredLetter>, LogError> {
         let page = self
             .dead_letters
             .page(broker, &Selection::default(), id, 1)

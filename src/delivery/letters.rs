@@ -31,7 +31,7 @@ const AS_FIRST_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct PendingLetters {
     letters: BTreeMap<EventPosition, PendingLetter>,
     to_send: DueQueue,
-    to_keep: DueQueue,
+    to_store: DueQueue,
     /// Number of letters for the dead-letter Sink, including those in flight.
     sending: usize,
 }
@@ -49,7 +49,7 @@ struct PendingLetter {
 enum LetterStage {
     Send(FailedAttempts),
     /// Store it in the log; contains the next pause while the log is full.
-    Keep(Duration),
+    Store(Duration),
 }
 
 /// Due letters, and the number of letters in flight.
@@ -68,7 +68,7 @@ pub(super) enum LetterStep {
         letter: DeadLetter,
         number: u32,
     },
-    Keep {
+    Store {
         position: EventPosition,
         letter: DeadLetter,
     },
@@ -124,8 +124,8 @@ impl PendingLetters {
             self.to_send.due.insert((now, position));
             LetterStage::Send(FailedAttempts::begin(now))
         } else {
-            self.to_keep.due.insert((now, position));
-            LetterStage::Keep(NO_ROOM_PAUSE)
+            self.to_store.due.insert((now, position));
+            LetterStage::Store(NO_ROOM_PAUSE)
         };
         let letter = PendingLetter {
             letter,
@@ -138,7 +138,10 @@ impl PendingLetters {
 
     pub(super) fn next(&mut self, now: Instant) -> LetterStep {
         let mut waits = [None; 2];
-        for (queue, wait) in [&mut self.to_keep, &mut self.to_send].into_iter().zip(&mut waits) {
+        for (queue, wait) in [&mut self.to_store, &mut self.to_send]
+            .into_iter()
+            .zip(&mut waits)
+        {
             let position = match queue.next(now) {
                 Ok(position) => position,
                 Err(at) => {
@@ -159,7 +162,7 @@ impl PendingLetters {
                     letter: text,
                     number: attempts.failed.saturating_add(1),
                 },
-                LetterStage::Keep(_) => LetterStep::Keep {
+                LetterStage::Store(_) => LetterStep::Store {
                     position,
                     letter: text,
                 },
@@ -205,8 +208,8 @@ impl PendingLetters {
                     add_detail(&mut letter.letter, &sent.detail);
                 }
                 self.sending -= 1;
-                letter.stage = LetterStage::Keep(NO_ROOM_PAUSE);
-                &mut self.to_keep
+                letter.stage = LetterStage::Store(NO_ROOM_PAUSE);
+                &mut self.to_store
             }
         };
         letter.due = now + pause.unwrap_or_default();
@@ -218,11 +221,11 @@ impl PendingLetters {
         let Some(letter) = self.letters.get_mut(&position) else {
             return;
         };
-        let LetterStage::Keep(pause) = &mut letter.stage else {
+        let LetterStage::Store(pause) = &mut letter.stage else {
             return;
         };
         letter.is_in_flight = false;
-        self.to_keep.in_flight -= 1;
+        self.to_store.in_flight -= 1;
         letter.due = now
             + if is_first_unsettled {
                 AS_FIRST_PAUSE
@@ -230,18 +233,18 @@ impl PendingLetters {
                 *pause
             };
         *pause = (*pause * 2).min(MAX_NO_ROOM_PAUSE);
-        self.to_keep.due.insert((letter.due, position));
+        self.to_store.due.insert((letter.due, position));
     }
 
     /// Retries the letter of the first unsettled event at once: it may use the log's reserve.
     pub(super) fn retry_now(&mut self, position: EventPosition, now: Instant) {
         if let Some(letter) = self.letters.get_mut(&position)
             && !letter.is_in_flight
-            && matches!(letter.stage, LetterStage::Keep(_))
-            && self.to_keep.due.remove(&(letter.due, position))
+            && matches!(letter.stage, LetterStage::Store(_))
+            && self.to_store.due.remove(&(letter.due, position))
         {
             letter.due = letter.due.min(now);
-            self.to_keep.due.insert((letter.due, position));
+            self.to_store.due.insert((letter.due, position));
         }
     }
 
@@ -255,7 +258,7 @@ impl PendingLetters {
                 self.sending -= 1;
                 &mut self.to_send
             }
-            LetterStage::Keep(_) => &mut self.to_keep,
+            LetterStage::Store(_) => &mut self.to_store,
         };
         if letter.is_in_flight {
             queue.in_flight -= 1;
@@ -280,7 +283,7 @@ pub(super) struct LetterSent {
 
 /// Result of storing a dead letter in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LetterKept {
+pub(super) enum LetterStored {
     Stored,
     /// The log has no room for it, or is unavailable for now.
     NoRoom,
@@ -298,12 +301,12 @@ mod tests {
     }
 
     fn begun(letters: &mut PendingLetters, now: Instant) -> (Vec<EventPosition>, Vec<EventPosition>) {
-        let (mut sent, mut kept) = (Vec::new(), Vec::new());
+        let (mut sent, mut stored) = (Vec::new(), Vec::new());
         loop {
             match letters.next(now) {
                 LetterStep::Send { position, .. } => sent.push(position),
-                LetterStep::Keep { position, .. } => kept.push(position),
-                LetterStep::Wait(_) => return (sent, kept),
+                LetterStep::Store { position, .. } => stored.push(position),
+                LetterStep::Wait(_) => return (sent, stored),
             }
         }
     }
@@ -315,8 +318,8 @@ mod tests {
         for number in 0..=MAX_SENDING {
             letters.add(log(number), DeadLetter::for_test(), true, now);
         }
-        let (sent, kept) = begun(&mut letters, now);
-        assert_eq!((sent.len(), kept), (CONCURRENCY, vec![log(MAX_SENDING)]));
+        let (sent, stored) = begun(&mut letters, now);
+        assert_eq!((sent.len(), stored), (CONCURRENCY, vec![log(MAX_SENDING)]));
         assert!(!letters.is_full());
         for number in MAX_SENDING..MAX_LETTERS {
             letters.add(log(number), DeadLetter::for_test(), true, now);
@@ -353,8 +356,8 @@ mod tests {
                 break;
             }
         }
-        let kept = letters.letters[&log(0)].letter.detail.clone();
-        assert!(kept.ends_with("; then the dead-letter Sink: 503"), "{kept}");
+        let stored = letters.letters[&log(0)].letter.detail.clone();
+        assert!(stored.ends_with("; then the dead-letter Sink: 503"), "{stored}");
     }
 
     #[test]
@@ -370,7 +373,7 @@ mod tests {
             (false, 3200),
             (false, 5000),
         ] {
-            assert!(matches!(letters.next(now), LetterStep::Keep { .. }));
+            assert!(matches!(letters.next(now), LetterStep::Store { .. }));
             letters.no_room_for(log(0), is_first, now);
             let LetterStep::Wait(Some(at)) = letters.next(now) else {
                 panic!()
@@ -378,10 +381,10 @@ mod tests {
             assert_eq!(at - now, Duration::from_millis(pause));
             now = at;
         }
-        assert!(matches!(letters.next(now), LetterStep::Keep { .. }));
+        assert!(matches!(letters.next(now), LetterStep::Store { .. }));
         letters.no_room_for(log(0), false, now);
         letters.retry_now(log(0), now);
-        assert!(matches!(letters.next(now), LetterStep::Keep { .. }));
+        assert!(matches!(letters.next(now), LetterStep::Store { .. }));
         letters.forget(log(0));
         assert!(matches!(letters.next(now), LetterStep::Wait(None)));
     }

@@ -65,7 +65,7 @@ mod view;
 mod wall_clock;
 
 pub use dead_letter::{DeadLetter, DeadLetterError};
-pub use dead_letters::{DeadLetterPage, Dropped, KeptLetter, Redriven, Selection};
+pub use dead_letters::{DeadLetterPage, Dropped, Redriven, Selection, StoredLetter};
 pub use deleted_triggers::RetainedTrigger;
 pub use engine::Engine;
 pub use holds::Hold;

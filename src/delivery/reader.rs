@@ -35,7 +35,7 @@ pub(super) struct FilterYield {
 
 impl FilterYield {
     /// Yields if the filters evaluated so far are over the limit. `subject` counts all steps of its event.
-    pub(super) async fn pass(&mut self, subject: &Subject<'_>) {
+    pub(super) async fn yield_if_due(&mut self, subject: &Subject<'_>) {
         let steps = subject.steps();
         self.before += steps.saturating_sub(self.seen);
         self.seen = steps;
@@ -46,7 +46,7 @@ impl FilterYield {
     }
 
     /// Starts counting for the next event.
-    pub(super) fn next(&mut self) {
+    pub(super) fn next_event(&mut self) {
         self.seen = 0;
     }
 }
@@ -239,16 +239,16 @@ impl Reader {
             self.detach_all();
             return Ok(());
         };
-        let mut turn = FilterYield::default();
+        let mut filter_yield = FilterYield::default();
         for record in records {
             let part = memory.split(record.payload.len());
-            self.offer_record(record, part, &mut turn).await;
+            self.offer_record(record, part, &mut filter_yield).await;
         }
         Ok(())
     }
 
     /// Offers one record. Filters are evaluated without holding the lock.
-    async fn offer_record(&self, record: Record, memory: Reservation, turn: &mut FilterYield) {
+    async fn offer_record(&self, record: Record, memory: Reservation, filter_yield: &mut FilterYield) {
         let offset = record.offset;
         let event = match Event::from_record(record.payload) {
             Ok(event) => BufferedEvent::new(event, memory),
@@ -262,7 +262,7 @@ impl Reader {
             };
             evaluated.reset_for(&inboxes);
             let subject = Subject::new(event.event());
-            turn.next();
+            filter_yield.next_event();
             for index in table.candidates(event.event()) {
                 // Detached Triggers and those set aside are not evaluated here.
                 let Some(inbox) = inboxes.get(index).filter(|inbox| inbox.awaits(offset)) else {
@@ -279,7 +279,7 @@ impl Reader {
                     Decision::Skip => inbox.filter_within_budget(),
                     Decision::Failed(error) => inbox.filter_failed(offset, &error),
                 }
-                turn.pass(&subject).await;
+                filter_yield.yield_if_due(&subject).await;
             }
             let mut state = self.lock();
             if !Arc::ptr_eq(&state.inboxes, &inboxes) || state.attached != attached {

@@ -21,7 +21,7 @@ use super::{
     dead_letter::DeadLetter,
     ending::Ending,
     lanes::Lanes,
-    letters::{LetterKept, LetterSent, LetterStep, PendingLetters},
+    letters::{LetterSent, LetterStep, LetterStored, PendingLetters},
     position::EventPosition,
     progress::{FailedAttempts, Progress},
     rate::TokenBucket,
@@ -73,8 +73,8 @@ pub(super) enum SchedulerStep<E> {
         letter: DeadLetter,
         number: u32,
     },
-    /// Store a dead letter in the log; report the result by [`Scheduler::letter_kept`].
-    KeepLetter {
+    /// Store a dead letter in the log; report the result by [`Scheduler::letter_stored`].
+    StoreLetter {
         position: EventPosition,
         letter: DeadLetter,
     },
@@ -325,7 +325,7 @@ impl<E> Scheduler<E> {
                 letter,
                 number,
             },
-            LetterStep::Keep { position, letter } => SchedulerStep::KeepLetter { position, letter },
+            LetterStep::Store { position, letter } => SchedulerStep::StoreLetter { position, letter },
             LetterStep::Wait(at) => SchedulerStep::Wait(at),
         }
     }
@@ -437,11 +437,11 @@ impl<E> Scheduler<E> {
     }
 
     /// Records the result of storing a dead letter in the log.
-    pub(super) fn letter_kept(&mut self, position: EventPosition, kept: LetterKept, now: Instant) {
-        match kept {
-            LetterKept::Stored => drop(self.settle(position, Settlement::DeadLettered, now)),
-            LetterKept::Gone => drop(self.settle(position, Settlement::Dropped, now)),
-            LetterKept::NoRoom => {
+    pub(super) fn letter_stored(&mut self, position: EventPosition, stored: LetterStored, now: Instant) {
+        match stored {
+            LetterStored::Stored => drop(self.settle(position, Settlement::DeadLettered, now)),
+            LetterStored::Gone => drop(self.settle(position, Settlement::Dropped, now)),
+            LetterStored::NoRoom => {
                 let is_first = self.is_first_unsettled(position);
                 self.letters.no_room_for(position, is_first, now);
             }

@@ -19,7 +19,7 @@ use super::{
     problem::{Problem, of_log},
 };
 use crate::{
-    delivery::{DeadLetter, Engine, KeptLetter, Selection},
+    delivery::{DeadLetter, Engine, Selection, StoredLetter},
     filter::{Expression, Filter},
     log::{BrokerName, Offset},
 };
@@ -275,9 +275,9 @@ fn selection(body: Body) -> Result<(Selection, Offset), Problem> {
     Ok((Selection { ids, trigger, filter }, from))
 }
 
-impl From<KeptLetter> for DeadLetterSummary {
-    fn from(kept: KeptLetter) -> Self {
-        let KeptLetter {
+impl From<StoredLetter> for DeadLetterSummary {
+    fn from(kept: StoredLetter) -> Self {
+        let StoredLetter {
             id,
             at,
             letter:

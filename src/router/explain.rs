@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     cloudevents::{Event, Received, read_http},
-    delivery::{Engine, KeptLetter, RetainedTrigger, Selection, TriggerView},
+    delivery::{Engine, RetainedTrigger, Selection, StoredLetter, TriggerView},
     filter::{Expression, Filter},
     log::{BrokerName, Log, LogError, LogName, LogProvider, Offset, ReadLimit},
     routing::{RouteExplanation, RoutingTable, WaitReason, broker_key, explain_while},
@@ -203,7 +203,7 @@ impl Explainer {
     }
 
     /// Finds the dead letters that the event became.
-    async fn letters(&self, broker: &str, event: &Event) -> Result<Vec<KeptLetter>, Problem> {
+    async fn letters(&self, broker: &str, event: &Event) -> Result<Vec<StoredLetter>, Problem> {
         let name = [("id", event.id()), ("source", event.source())]
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let selection = Selection {
@@ -223,7 +223,7 @@ impl Explainer {
     }
 }
 
-fn progress(offset: Offset, view: &TriggerView, letters: &[KeptLetter]) -> DeliveryProgress {
+fn progress(offset: Offset, view: &TriggerView, letters: &[StoredLetter]) -> DeliveryProgress {
     let TriggerView {
         uid,
         name,
@@ -232,7 +232,7 @@ fn progress(offset: Offset, view: &TriggerView, letters: &[KeptLetter]) -> Deliv
         sink,
         ..
     } = view;
-    let of_trigger = |kept: &&KeptLetter| kept.letter.trigger == *uid || kept.letter.name == *name;
+    let of_trigger = |kept: &&StoredLetter| kept.letter.trigger == *uid || kept.letter.name == *name;
     let letter = letters.iter().rev().find(of_trigger);
     let (next, low, pending) = (stats.next(), hold.low(), stats.pending());
     DeliveryProgress {

@@ -6,10 +6,10 @@ use jiff::Timestamp;
 
 use super::{
     super::{
-        attempt::{AttemptDetails, AttemptOutcome, CompletedAttempt, KeepOutcome, SendOutcome},
+        attempt::{AttemptDetails, AttemptOutcome, CompletedAttempt, SendOutcome, StoreOutcome},
         dead_letter::DeadLetter,
         ending::Ending,
-        letters::{LetterKept, LetterSent},
+        letters::{LetterSent, LetterStored},
         position::{EventPosition, FetchError},
         reply::ReplyOutcome,
         scheduler::Fate,
@@ -164,20 +164,24 @@ impl Dispatcher {
         Ok(())
     }
 
-    pub(super) fn letter_kept(&mut self, position: EventPosition, kept: KeepOutcome) -> Result<(), LogError> {
-        let kept = match kept {
-            KeepOutcome::Stored => LetterKept::Stored,
-            KeepOutcome::NoRoom(detail) => {
+    pub(super) fn letter_stored(
+        &mut self,
+        position: EventPosition,
+        stored: StoreOutcome,
+    ) -> Result<(), LogError> {
+        let stored = match stored {
+            StoreOutcome::Stored => LetterStored::Stored,
+            StoreOutcome::NoRoom(detail) => {
                 self.lines.without_room(position, &detail);
                 self.room_wanted.notify_one();
-                LetterKept::NoRoom
+                LetterStored::NoRoom
             }
-            KeepOutcome::NotFetched(error) => match self.not_fetched(position, &error)? {
-                Ending::Gone => LetterKept::Gone,
-                _ => LetterKept::NoRoom,
+            StoreOutcome::NotFetched(error) => match self.not_fetched(position, &error)? {
+                Ending::Gone => LetterStored::Gone,
+                _ => LetterStored::NoRoom,
             },
         };
-        self.scheduler.letter_kept(position, kept, Instant::now());
+        self.scheduler.letter_stored(position, stored, Instant::now());
         self.changed();
         Ok(())
     }

@@ -92,7 +92,7 @@ prop_compose! {
 enum Ends {
     Attempt(Ending),
     Sent(LetterSent),
-    Kept(LetterKept),
+    Stored(LetterStored),
 }
 
 struct Simulation<'a> {
@@ -218,15 +218,15 @@ impl<'a> Simulation<'a> {
                     self.in_flight
                         .insert((self.now + ROUND_TRIP, position), Ends::Sent(sent));
                 }
-                SchedulerStep::KeepLetter { position, .. } => {
+                SchedulerStep::StoreLetter { position, .. } => {
                     let has_room = self.now >= self.start + Duration::from_secs(self.scenario.no_room);
-                    let kept = if has_room {
-                        LetterKept::Stored
+                    let stored = if has_room {
+                        LetterStored::Stored
                     } else {
-                        LetterKept::NoRoom
+                        LetterStored::NoRoom
                     };
                     self.in_flight
-                        .insert((self.now + ROUND_TRIP, position), Ends::Kept(kept));
+                        .insert((self.now + ROUND_TRIP, position), Ends::Stored(stored));
                 }
                 SchedulerStep::Wait(at) => return at,
             }
@@ -266,7 +266,7 @@ impl<'a> Simulation<'a> {
                 }
             }
             Ends::Sent(sent) => self.scheduler.letter_sent(position, sent, now, jitter),
-            Ends::Kept(kept) => self.scheduler.letter_kept(position, kept, now),
+            Ends::Stored(stored) => self.scheduler.letter_stored(position, stored, now),
         }
     }
 
