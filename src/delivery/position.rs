@@ -30,8 +30,8 @@ pub(super) enum FetchError {
     Removed,
     /// The record is damaged.
     Damaged(String),
-    /// The log is temporarily unavailable ([`LogError::Unavailable`]): the event exists and waits. Any other error means
-    /// that the log failed and the process has to exit.
+    /// The log is temporarily unavailable ([`LogError::Unavailable`]): the event exists and waits. Any other error
+    /// means that the log failed and the process has to exit.
     Log(LogError),
 }
 

@@ -266,8 +266,8 @@ impl Trimmer {
         let bounds = log.bounds().await?;
         self.taken.forget_below(broker, bounds.first);
         let too_old = first_within(log, self.letters.age, now, bounds).await?;
-        // Nobody starts to take letters meanwhile. A letter being taken is first held by the taker, then by its Trigger,
-        // and only then removed from the log. So read the holds last, and in that order.
+        // Nobody starts to take letters meanwhile. A letter being taken is first held by the taker, then by its
+        // Trigger, and only then removed from the log. So read the holds last, and in that order.
         let letters = self.dead_letters.of(broker);
         let _trimming = letters.trimming().await;
         let too_old = too_old.max(self.taken.first_kept(broker, bounds.first));

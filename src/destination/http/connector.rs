@@ -39,7 +39,8 @@ use crate::{
     telemetry::{Admitted, Burst},
 };
 
-/// Connect timeout, within an attempt's own timeout. Includes waiting for a free connection, resolving the name, and TLS.
+/// Connect timeout, within an attempt's own timeout. Includes waiting for a free connection, resolving the name, and
+/// TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum addresses in a log line.

@@ -42,7 +42,7 @@ impl Replies {
     /// Creates the records of all events, each with its lineage. Events without a trace context continue `context`.
     ///
     /// # Errors
-    /// Fails when the answer is not a valid event or batch, or has more events than their origin may still have descendants.
+    /// Fails when the answer is not a valid event or batch, or would exceed the limit of descendants of its origin.
     pub async fn records(
         &self,
         next: Lineage,

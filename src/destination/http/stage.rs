@@ -68,8 +68,8 @@ impl AttemptStage {
         self.lack.store(0, Relaxed);
     }
 
-    /// The resource that the attempt lacks. An attempt that got a pooled connection lacks none, even if its own is still
-    /// connecting.
+    /// The resource that the attempt lacks. An attempt that got a pooled connection lacks none, even if its own is
+    /// still connecting.
     pub(super) fn lacks(&self) -> Option<&'static str> {
         let connection = self.connection.as_ref();
         let is_connected = || connection.is_some_and(|of| of.connection_metadata().is_some());

@@ -83,8 +83,8 @@ impl UriAddresses {
         }
     }
 
-    /// Addresses for Services: all but loopback, link-local and metadata addresses, so that nobody can direct the router
-    /// there with a Service, for instance an `ExternalName`.
+    /// Addresses for Services: all but loopback, link-local and metadata addresses, so that nobody can direct the
+    /// router there with a Service, for instance an `ExternalName`.
     pub fn of_services() -> Self {
         Self {
             deny: FORBIDDEN_TO_SERVICES.to_vec(),
