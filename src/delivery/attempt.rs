@@ -26,7 +26,7 @@ use crate::{
     intake::{Intake, Room},
     log::LogError,
     memory::Reservation,
-    telemetry::Attempt,
+    telemetry::DeliveryAttempt,
 };
 
 /// Assumed size of an event that is not in memory, in bytes; corrected once the event is read.
@@ -148,8 +148,8 @@ impl Performer {
         target: &'a Target,
         number: u32,
         is_dead_letter: bool,
-    ) -> Attempt<'a> {
-        Attempt {
+    ) -> DeliveryAttempt<'a> {
+        DeliveryAttempt {
             event,
             trigger: &self.trigger,
             broker: self.logs.broker().as_str(),
@@ -162,7 +162,7 @@ impl Performer {
     /// Posts a message in a span of its own; also returns the trace context that was sent.
     async fn post(
         &self,
-        attempt: &Attempt<'_>,
+        attempt: &DeliveryAttempt<'_>,
         target: &Target,
         mut message: HttpMessage,
         timeout: Duration,
