@@ -13,10 +13,10 @@ use super::{broker::Broker, reads::Turns, store::StoredBroker};
 /// Minimum number of new brokers before looking for ones to forget; more if the last look left more.
 const LOOK_AFTER: usize = 64;
 
-pub(super) struct Brokers(RwLock<State>);
+pub(super) struct Brokers(RwLock<BrokersState>);
 
 #[derive(Default)]
-struct State {
+struct BrokersState {
     by_name: HashMap<Arc<str>, Arc<Broker>>,
     /// State shared by the brokers of a namespace while there are any.
     namespaces: HashMap<Box<str>, Weak<Semaphore>>,
@@ -27,7 +27,7 @@ struct State {
 
 impl Brokers {
     pub(super) fn new(found: Vec<StoredBroker>) -> Self {
-        let mut state = State::default();
+        let mut state = BrokersState::default();
         for found in found {
             let turns = state.turns(&found.name);
             let broker = Arc::new(Broker::found(found, turns));
@@ -69,7 +69,7 @@ impl Brokers {
     }
 }
 
-impl State {
+impl BrokersState {
     fn turns(&mut self, broker: &str) -> Turns {
         let namespace = broker.split_once('/').map_or(broker, |(namespace, _)| namespace);
         if let Some(shared) = self.namespaces.get(namespace).and_then(Weak::upgrade) {

@@ -6,13 +6,13 @@ use fjall::{Keyspace, OwnedWriteBatch};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    broker::{Broker, State, Stored},
+    broker::{Broker, BrokerKeyspace, LogState},
     fail_points::Contents,
     layout::{self, Registered},
-    request::Reply,
+    request::ReplySender,
     store::Store,
 };
-use crate::log::{Offset, Record};
+use crate::log::{LogRecord, Offset};
 
 /// A commit under construction.
 pub(super) struct Commit {
@@ -30,16 +30,16 @@ pub(super) struct Commit {
 /// A broker as it will be after the commit.
 pub(super) struct Staged {
     pub(super) broker: Arc<Broker>,
-    pub(super) stored: Stored,
-    pub(super) state: State,
-    pub(super) records: Vec<Record>,
+    pub(super) stored: BrokerKeyspace,
+    pub(super) state: LogState,
+    pub(super) records: Vec<LogRecord>,
     pub(super) register: bool,
 }
 
 pub(super) enum Acknowledgement {
-    Offset(Reply<Offset>, Offset, OwnedSemaphorePermit),
-    Done(Reply<()>),
-    Saved(Vec<Reply<()>>),
+    Offset(ReplySender<Offset>, Offset, OwnedSemaphorePermit),
+    Done(ReplySender<()>),
+    Saved(Vec<ReplySender<()>>),
 }
 
 impl Commit {
@@ -59,7 +59,7 @@ impl Commit {
     /// Adds the entries of brokers that need a new one.
     pub(super) fn register(&mut self, meta: &Keyspace) {
         for staged in self.brokers.values().filter(|staged| staged.register) {
-            let State {
+            let LogState {
                 first,
                 bytes_before_first,
                 last_accepted_millis,
@@ -81,7 +81,7 @@ impl Commit {
 pub(super) fn stage<'a>(
     brokers: &'a mut HashMap<Arc<str>, Staged>,
     broker: &Arc<Broker>,
-    stored: &Stored,
+    stored: &BrokerKeyspace,
 ) -> &'a mut Staged {
     brokers.entry(broker.name.clone()).or_insert_with(|| Staged {
         broker: broker.clone(),

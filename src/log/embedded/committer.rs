@@ -22,11 +22,11 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::{
     acknowledged::Acknowledged,
-    broker::{Broker, Stored},
+    broker::{Broker, BrokerKeyspace},
     commit::{self, Acknowledgement, Commit},
     fail_points::{self, Contents},
-    keeper::Keeper,
-    layout::{self, Header},
+    keeper::CleanupQueue,
+    layout::{self, RecordHeader},
     lock::lock,
     memory::Memory,
     request::{Purpose, Request},
@@ -34,7 +34,7 @@ use super::{
     shared::Shared,
     store,
 };
-use crate::log::{LogError, Offset, Record};
+use crate::log::{LogError, LogRecord, Offset};
 
 /// Maximum bytes of one commit, unless a single request is larger.
 const COMMIT_BYTES: usize = 2 * 1024 * 1024;
@@ -61,7 +61,7 @@ const FLUSH_POLLS: u32 = 60_000;
 pub(super) struct Committer {
     shared: Arc<Shared>,
     acknowledged: Acknowledged,
-    keeper: Keeper,
+    keeper: CleanupQueue,
     memory: Memory,
     /// Number of all records ever appended, and retained payload bytes, over all brokers.
     records: u64,
@@ -75,7 +75,12 @@ pub(super) struct Committer {
 struct Fatal(String);
 
 impl Committer {
-    pub(super) fn new(shared: Arc<Shared>, acknowledged: Acknowledged, keeper: Keeper, next_id: u32) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        acknowledged: Acknowledged,
+        keeper: CleanupQueue,
+        next_id: u32,
+    ) -> Self {
         let brokers = shared.brokers.all();
         let records = brokers.iter().map(|broker| broker.state().next).sum();
         let bytes = brokers.iter().map(|broker| broker.state().bytes()).sum();
@@ -329,7 +334,7 @@ impl Committer {
         let accepted_millis = accepted_millis.max(staged.state.last_accepted_millis);
         for payload in payloads {
             let state = &mut staged.state;
-            let header = Header {
+            let header = RecordHeader {
                 accepted_millis,
                 bytes_before: state.bytes_before_next,
             };
@@ -344,7 +349,7 @@ impl Committer {
             state.last_accepted_millis = accepted_millis;
             self.records += 1;
             self.bytes += payload.len() as u64;
-            staged.records.push(Record {
+            staged.records.push(LogRecord {
                 offset,
                 accepted: layout::timestamp(accepted_millis),
                 payload,
@@ -355,7 +360,7 @@ impl Committer {
 
     /// Creates a broker's keyspace. Its entry in `meta` is part of the commit with its first record; if the
     /// process dies before that, the empty keyspace is found under the same number next time.
-    fn create<'a>(&mut self, broker: &'a Broker) -> Result<&'a Stored, Fatal> {
+    fn create<'a>(&mut self, broker: &'a Broker) -> Result<&'a BrokerKeyspace, Fatal> {
         let fatal = |e| Fatal(format!("cannot make room for broker {}: {e}", broker.name));
         loop {
             let id = self.next_id;
@@ -363,7 +368,7 @@ impl Committer {
             let events = self.shared.store.create_events(id).map_err(fatal)?;
             // Never another broker's keyspace: an entry in `meta` may have been lost with a damaged journal.
             if events.is_empty().map_err(fatal)? {
-                return Ok(broker.set_stored(Stored { id, events }));
+                return Ok(broker.set_stored(BrokerKeyspace { id, events }));
             }
         }
     }

@@ -9,10 +9,10 @@ use super::{broker::Broker, shared::Shared, store};
 const QUEUE: usize = 256;
 
 /// Requests cleanup from the thread.
-pub(super) struct Keeper(mpsc::SyncSender<Arc<Broker>>);
+pub(super) struct CleanupQueue(mpsc::SyncSender<Arc<Broker>>);
 
-/// Returns the handle and the thread's body, which runs until every [`Keeper`] is dropped.
-pub(super) fn keeper(shared: Arc<Shared>) -> (Keeper, impl FnOnce() + Send + 'static) {
+/// Returns the handle and the thread's body, which runs until every [`CleanupQueue`] is dropped.
+pub(super) fn keeper(shared: Arc<Shared>) -> (CleanupQueue, impl FnOnce() + Send + 'static) {
     let (sender, brokers) = mpsc::sync_channel::<Arc<Broker>>(QUEUE);
     let run = move || {
         for broker in brokers {
@@ -27,10 +27,10 @@ pub(super) fn keeper(shared: Arc<Shared>) -> (Keeper, impl FnOnce() + Send + 'st
             }
         }
     };
-    (Keeper(sender), run)
+    (CleanupQueue(sender), run)
 }
 
-impl Keeper {
+impl CleanupQueue {
     pub(super) fn tidy(&self, broker: &Arc<Broker>) {
         let _ = self.0.try_send(broker.clone());
     }

@@ -15,12 +15,12 @@ use super::{
     broker::Broker,
     layout,
     lock::lock,
-    reads::{Origin, Readers},
+    reads::{ReadRange, Readers},
     request::{Purpose, Request},
     shared::Shared,
     store::{self, ReadError, Store},
 };
-use crate::log::{Append, Bounds, CheckpointChange, LogError, Offset, ReadLimit, Record};
+use crate::log::{Append, CheckpointChange, LogBounds, LogError, LogRecord, Offset, ReadLimit};
 
 /// Unit in which the queue's bytes are counted.
 pub(super) const PERMIT_BYTES: usize = 1024;
@@ -125,7 +125,7 @@ impl Open {
         (from, to): (Offset, Offset),
         read: impl FnOnce(&Store) -> Result<T, ReadError> + Clone + Send + 'static,
     ) -> Result<T, ReadError> {
-        let origin = Origin {
+        let origin = ReadRange {
             keyspace: keyspace.clone(),
             offsets: Some((from.0, to.0)),
         };
@@ -142,10 +142,10 @@ impl Open {
         broker: &Broker,
         from: Offset,
         limit: ReadLimit,
-    ) -> Result<Vec<Record>, LogError> {
+    ) -> Result<Vec<LogRecord>, LogError> {
         let name = &*broker.name;
         loop {
-            let Bounds { first, next } = broker.bounds();
+            let LogBounds { first, next } = broker.bounds();
             let from = from.max(first);
             let Some(stored) = broker.stored().filter(|_| from < next) else {
                 return Ok(Vec::new());
@@ -230,7 +230,7 @@ impl Open {
         &self,
         read: impl FnOnce(&Store) -> Result<T, ReadError> + Clone + Send + 'static,
     ) -> Result<T, LogError> {
-        let origin = Origin {
+        let origin = ReadRange {
             keyspace: self.shared.store.cursors.clone(),
             offsets: None,
         };

@@ -9,7 +9,7 @@ use super::broker::Broker;
 use crate::log::{LogError, Offset};
 
 /// Channel for the answer to a request.
-pub(super) type Reply<T> = oneshot::Sender<Result<T, LogError>>;
+pub(super) type ReplySender<T> = oneshot::Sender<Result<T, LogError>>;
 
 /// A request to the committer.
 pub(super) enum Request {
@@ -18,7 +18,7 @@ pub(super) enum Request {
         broker: Arc<Broker>,
         payloads: Vec<Bytes>,
         accepted_millis: i64,
-        reply: Reply<Offset>,
+        reply: ReplySender<Offset>,
         /// Bounds the waiting bytes; released when the request is done.
         permit: OwnedSemaphorePermit,
     },
@@ -30,10 +30,10 @@ pub(super) enum Request {
         before: Offset,
         /// Payload bytes below it.
         bytes_before: u64,
-        reply: Reply<()>,
+        reply: ReplySender<()>,
     },
     Sync {
-        reply: Reply<()>,
+        reply: ReplySender<()>,
     },
 }
 
