@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use weir::{
     api::{Trigger, TriggerSpec},
     cloudevents::{Event, EventBuilder},
-    filter::Filter,
+    filter::CompiledFilter,
     resolve::{Namespace, Observed, Outcome, compile},
     routing::{BrokerTable, Configuration, Route, RoutingTable},
 };
@@ -42,7 +42,7 @@ fuzz_target!(|input: &[u8]| {
     } = compile(&observed(specs), "cluster.local");
     for (trigger, diagnosis) in configuration.triggers.iter().zip(&diagnoses.triggers) {
         assert_eq!(trigger.uid, diagnosis.subject.uid);
-        let compiles = Filter::compile(&trigger.filters).is_ok();
+        let compiles = CompiledFilter::compile(&trigger.filters).is_ok();
         assert_eq!(diagnosis.filters.holds, compiles, "{diagnosis:?}");
     }
 

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     delivery::{DeadLetter, Engine, KeptLetter, Selection},
-    filter::{Expression, Filter},
+    filter::{CompiledFilter, Expression},
     log::{BrokerName, Offset},
 };
 
@@ -270,7 +270,7 @@ fn selection(body: Body) -> Result<(Selection, Offset), Problem> {
     }) = body.map_err(|rejection| bad(rejection.body_text()))?;
     let filter = match filters.as_slice() {
         [] => None,
-        filters => Some(Filter::compile(filters).map_err(|error| bad(error.to_string()))?),
+        filters => Some(CompiledFilter::compile(filters).map_err(|error| bad(error.to_string()))?),
     };
     Ok((Selection { ids, trigger, filter }, from))
 }

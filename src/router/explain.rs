@@ -33,7 +33,7 @@ use super::{
 use crate::{
     cloudevents::{Event, Received, read_http},
     delivery::{Engine, KeptLetter, KeptTrigger, Selection, TriggerView},
-    filter::{Expression, Filter},
+    filter::{CompiledFilter, Expression},
     log::{BrokerName, Log, LogError, LogName, LogProvider, Offset, ReadLimit},
     routing::{Held, RouteExplanation, RoutingTable, broker_key, explain_while},
 };
@@ -208,7 +208,7 @@ impl Explainer {
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let selection = Selection {
             // Every event has both attributes; should one be missing, no letter is listed.
-            filter: Filter::compile(&[Expression::Exact(name.into())]).ok(),
+            filter: CompiledFilter::compile(&[Expression::Exact(name.into())]).ok(),
             ..Selection::default()
         };
         if selection.filter.is_none() {
