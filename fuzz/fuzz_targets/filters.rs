@@ -11,7 +11,7 @@ use weir::{
     api::{Trigger, TriggerSpec},
     cloudevents::{Event, EventBuilder},
     filter::CompiledFilter,
-    resolve::{Namespace, Observed, Outcome, compile},
+    resolve::{CompileOutcome, Namespace, Observed, compile},
     routing::{BrokerTable, Configuration, Route, RoutingTable},
 };
 
@@ -36,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
     if specs.is_empty() {
         return;
     }
-    let Outcome {
+    let CompileOutcome {
         configuration,
         diagnoses,
     } = compile(&observed(specs), "cluster.local");

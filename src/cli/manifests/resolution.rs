@@ -7,7 +7,7 @@ use super::{DEFAULT_NAMESPACE, Key, Manifest, ManifestProblem, Resource, Surroun
 use crate::{
     api::{self, DeliverySpec, Destination, Sink},
     resolve::{
-        self, Diagnoses, Finding, Namespace, Observed, Outcome, ResourceId, SecretName, SecretState,
+        self, CompileOutcome, Diagnoses, Finding, Namespace, Observed, ResourceId, SecretName, SecretState,
         TriggerDiagnosis,
     },
     routing::{Configuration, ServiceName},
@@ -79,7 +79,7 @@ pub fn resolve<'a>(
     surroundings: Surroundings,
 ) -> Resolution<'a> {
     let observed = observe(manifests, surroundings);
-    let Outcome {
+    let CompileOutcome {
         configuration,
         diagnoses,
     } = resolve::compile(&observed, CLUSTER_DOMAIN);
