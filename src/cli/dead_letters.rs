@@ -20,7 +20,8 @@ use crate::{
     filter::Expression,
     log::Offset,
     router::dead_letters::{
-        Brokers, DeadLetterList, DeadLetterSummary, DropAnswer, FullLetter, RedriveAnswer, Selected,
+        BrokersWithDeadLetters, DeadLetterList, DeadLetterSummary, DropAnswer, FullLetter, RedriveAnswer,
+        Selected,
     },
 };
 
@@ -255,7 +256,7 @@ struct Router {
 
 impl Router {
     async fn brokers(&self, output: Output) -> anyhow::Result<()> {
-        let Brokers { brokers } = self.get("").await?;
+        let BrokersWithDeadLetters { brokers } = self.get("").await?;
         let mut out = io::stdout().lock();
         match output {
             Output::Json => {

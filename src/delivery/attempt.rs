@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     cloudevents::{Event, HttpMessage, TraceContext},
-    intake::{Intake, Room},
+    intake::{Intake, UsableRoom},
     log::LogError,
     memory::Reservation,
     telemetry::DeliveryAttempt,
@@ -265,11 +265,11 @@ impl Performer {
     }
 
     /// The room that settling this event may use.
-    fn room(&self, place: Place) -> Room {
+    fn room(&self, place: Place) -> UsableRoom {
         if self.hold.is_first_unsettled(place) {
-            Room::Reserve
+            UsableRoom::Reserve
         } else {
-            Room::Common
+            UsableRoom::Common
         }
     }
 

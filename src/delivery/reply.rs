@@ -9,7 +9,7 @@ use http::HeaderMap;
 use super::target::Target;
 use crate::{
     cloudevents::{Event, Invalid, Lineage, TraceContext, content_coding, read_http_each, transfer_coding},
-    intake::{self, Beyond, Counted, Descendants, HOPS, Intake, MAX_HOPS, Room},
+    intake::{self, Beyond, Counted, Descendants, HOPS, Intake, MAX_HOPS, UsableRoom},
     log::{LogError, LogName},
     memory::Reservation,
 };
@@ -62,7 +62,7 @@ pub(super) async fn store(
     delivered: &Event,
     replies: &Replies,
     context: Option<&TraceContext>,
-    room: Room,
+    room: UsableRoom,
 ) -> Result<Reply, LogError> {
     let next = intake::next(delivered);
     if next.hops > MAX_HOPS {
@@ -185,7 +185,7 @@ mod tests {
         let origin = event(None).with_lineage(Lineage::of_origin(7));
         let thousand = replies(&client, &vec![event(None); 1000]);
         for round in 1..=5 {
-            let reply = store(&intake, &broker, &origin, &thousand, None, Room::Common)
+            let reply = store(&intake, &broker, &origin, &thousand, None, UsableRoom::Common)
                 .await
                 .unwrap();
             let expected = match round {
@@ -200,7 +200,7 @@ mod tests {
             descendants: thousand.descendants.clone(),
             ..few
         };
-        let reply = store(&intake, &broker, &origin, &few, None, Room::Common)
+        let reply = store(&intake, &broker, &origin, &few, None, UsableRoom::Common)
             .await
             .unwrap();
         assert_eq!(reply, Reply::Stored(1), "what fits still does");
@@ -209,7 +209,7 @@ mod tests {
             ..few
         };
         for _ in 0..100 {
-            let reply = store(&intake, &broker, &origin, &invalid, None, Room::Common)
+            let reply = store(&intake, &broker, &origin, &invalid, None, UsableRoom::Common)
                 .await
                 .unwrap();
             assert!(
@@ -238,9 +238,16 @@ mod tests {
             let before = log.bounds("a/b").next;
             // The Sink's own hop count is not trusted.
             let replies = replies(&client, &[event(Some("7"))]);
-            let stored = store(&intake, &broker, &event(delivered), &replies, None, Room::Common)
-                .await
-                .unwrap();
+            let stored = store(
+                &intake,
+                &broker,
+                &event(delivered),
+                &replies,
+                None,
+                UsableRoom::Common,
+            )
+            .await
+            .unwrap();
             let limit = ReadLimit {
                 records: 1,
                 bytes: 1024,

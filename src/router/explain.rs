@@ -31,7 +31,7 @@ use super::{
     problem::{Problem, of_log},
 };
 use crate::{
-    cloudevents::{Event, Received, read_http},
+    cloudevents::{Event, ReceivedEvents, read_http},
     delivery::{Engine, KeptLetter, KeptTrigger, Selection, TriggerView},
     filter::{CompiledFilter, Expression},
     log::{BrokerName, Log, LogError, LogName, LogProvider, Offset, ReadLimit},
@@ -90,7 +90,7 @@ async fn posted(
         let title = "The event cannot be read";
         Problem::new(rejection.status(), "bad_event", title, rejection.body_text())
     })?;
-    let Received::Single(event) = read_http(&headers, body)? else {
+    let ReceivedEvents::Single(event) = read_http(&headers, body)? else {
         return Err(Problem::new(
             StatusCode::BAD_REQUEST,
             "batch",
