@@ -1,4 +1,4 @@
-//! A CESQL expression: it is refused with a column, or means one thing however it is asked.
+//! A CESQL expression: it is rejected with a column, or means one thing however it is asked.
 
 #![no_main]
 

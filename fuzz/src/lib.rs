@@ -16,7 +16,7 @@ pub fn read_as(content_type: &'static str, body: &[u8]) -> Result<ReceivedEvents
     checked(read_http(&headers, Bytes::copy_from_slice(body)))
 }
 
-/// What was read; a refusal is one that a producer can be answered with.
+/// What was read; a rejection is one that a producer can be answered with.
 pub fn checked(read: Result<ReceivedEvents, Invalid>) -> Result<ReceivedEvents, Invalid> {
     if let Err(invalid) = &read {
         assert!(invalid.status().is_client_error(), "{invalid:?}");

@@ -108,7 +108,7 @@ impl IngressMetrics {
         registry.register_collector(Box::new(ConnectionCollector(self.connections.clone())));
         registry.register(
             "requests_rejected",
-            "Requests that were refused, by reason",
+            "Requests that were rejected, by reason",
             self.rejected.clone(),
         );
         registry.register(
