@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     cloudevents::Event,
-    destination::{ATTEMPT_OVERHEAD, Answer, Client, Outgoing, Purpose, Target, Verdict},
-    intake::{Intake, Room},
+    destination::{ATTEMPT_OVERHEAD, Answer, Client, Outgoing, SendPurpose, Target, Verdict},
+    intake::{Intake, UsableRoom},
     log::LogError,
     memory::Reservation,
 };
@@ -113,7 +113,7 @@ impl Performer {
             let outcome = if event.expires().is_some_and(|at| at <= time) {
                 Outcome::Expired
             } else {
-                let outgoing = self.outgoing(&event, Purpose::Delivery, number);
+                let outgoing = self.outgoing(&event, SendPurpose::Delivery, number);
                 let answer = self.client.send(&target, &outgoing, timeout).await;
                 if answer.verdict == Verdict::RouterBusy {
                     self.stats.attempt_ended(false, began.elapsed());
@@ -134,7 +134,7 @@ impl Performer {
         .boxed()
     }
 
-    fn outgoing<'a>(&'a self, event: &'a Event, purpose: Purpose, number: u32) -> Outgoing<'a> {
+    fn outgoing<'a>(&'a self, event: &'a Event, purpose: SendPurpose, number: u32) -> Outgoing<'a> {
         Outgoing {
             event,
             purpose,
@@ -218,7 +218,7 @@ impl Performer {
                 Err(_) => return (place, Sent::NoRoom),
             };
             let event = letter.mark(&event).unwrap_or(event);
-            let outgoing = self.outgoing(&event, Purpose::DeadLetter, number);
+            let outgoing = self.outgoing(&event, SendPurpose::DeadLetter, number);
             let answer = self.client.send(&target, &outgoing, timeout).await;
             if answer.verdict == Verdict::RouterBusy {
                 self.stats.attempt_put_off();
@@ -229,11 +229,11 @@ impl Performer {
     }
 
     /// The room that settling this event may use.
-    fn room(&self, place: Place) -> Room {
+    fn room(&self, place: Place) -> UsableRoom {
         if self.hold.is_first_unsettled(place) {
-            Room::Reserve
+            UsableRoom::Reserve
         } else {
-            Room::Common
+            UsableRoom::Common
         }
     }
 

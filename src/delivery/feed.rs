@@ -21,7 +21,7 @@ use super::{
 use crate::{
     cloudevents::Event,
     filter::{Decision, Subject},
-    log::{LogError, Offset, ReadLimit, Record},
+    log::{LogError, LogRecord, Offset, ReadLimit},
 };
 
 /// Maximum lag, in offsets, at which a Trigger joins the shared reader.
@@ -320,7 +320,7 @@ impl ByItself {
 
     async fn look_at(
         &self,
-        record: Record,
+        record: LogRecord,
         settings: &Settings,
         batch: &mut Batch,
         turn: &mut Turn,

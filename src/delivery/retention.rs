@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::log::{Bounds, Offset};
+use crate::log::{LogBounds, Offset};
 
 /// Retention of a broker's settled events by age and size. What a Trigger has not settled stays, whatever its age
 /// and size.
@@ -28,7 +28,7 @@ impl Default for Retention {
 ///
 /// `too_old` is the first record within the age. The size is assumed to be spread evenly over the records.
 pub(super) fn trim_before(
-    bounds: Bounds,
+    bounds: LogBounds,
     bytes: u64,
     limit: u64,
     too_old: Offset,
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn trims_what_is_old_or_too_much_but_nothing_unsettled() {
-        let bounds = Bounds {
+        let bounds = LogBounds {
             first: Offset(100),
             next: Offset(200),
         };

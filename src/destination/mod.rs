@@ -12,7 +12,7 @@ mod outgoing;
 pub use answer::{Answer, Blame, Verdict};
 pub use client_error::ClientError;
 pub use http::{ATTEMPT_OVERHEAD, Addresses, Replies, UnusableReply, UriAddresses, with_causes};
-pub use outgoing::{Outgoing, Purpose};
+pub use outgoing::{Outgoing, SendPurpose};
 
 use std::time::{Duration, Instant};
 

@@ -8,7 +8,7 @@ pub struct Outgoing<'a> {
     /// The event.
     pub event: &'a Event,
     /// Why it is sent.
-    pub purpose: Purpose,
+    pub purpose: SendPurpose,
     /// The Trigger, as `namespace/name`.
     pub trigger: &'a str,
     /// The Trigger's broker, as `namespace/name`.
@@ -19,7 +19,7 @@ pub struct Outgoing<'a> {
 
 /// Why an event is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
+pub enum SendPurpose {
     /// The Trigger wants it. The destination may reply with events.
     Delivery,
     /// It is a dead letter, for the Trigger's dead-letter Sink. Replies are ignored.

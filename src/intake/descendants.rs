@@ -14,7 +14,7 @@ use std::{
 
 use http::HeaderMap;
 
-use crate::cloudevents::{Event, Lineage, Origin};
+use crate::cloudevents::{ChainOrigin, Event, Lineage};
 
 /// Extension attribute of a reply: the number of deliveries that led to it, including the one to its Sink.
 pub const HOPS: &str = "weirhops";
@@ -30,12 +30,12 @@ const REMEMBERED: usize = 32 * 1024;
 
 /// Counts the events that follow from others. Clones share the counts.
 #[derive(Clone, Debug, Default)]
-pub struct Descendants(Arc<Mutex<Counts>>);
+pub struct Descendants(Arc<Mutex<DescendantCounts>>);
 
 /// Number of descendants by the origin's ID, in two generations. An origin may be forgotten once [`REMEMBERED`]
 /// others have been used since its last use.
 #[derive(Debug, Default)]
-struct Counts {
+struct DescendantCounts {
     young: HashMap<u64, u32>,
     old: HashMap<u64, u32>,
 }
@@ -118,8 +118,8 @@ impl Descendants {
     }
 
     /// Counts events that follow from an origin, or from an unknown one.
-    pub fn count(&self, origin: Option<Origin>, events: usize) -> Result<Counted, Beyond> {
-        let Origin { id, descendants } = origin.unwrap_or_else(new_origin);
+    pub fn count(&self, origin: Option<ChainOrigin>, events: usize) -> Result<Counted, Beyond> {
+        let ChainOrigin { id, descendants } = origin.unwrap_or_else(new_origin);
         let events = u32::try_from(events).unwrap_or(u32::MAX);
         let last = self
             .lock()
@@ -133,13 +133,13 @@ impl Descendants {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counts> {
+    fn lock(&self) -> MutexGuard<'_, DescendantCounts> {
         // No panic under the lock leaves the counts half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Counts {
+impl DescendantCounts {
     /// Returns the new number of descendants; `None` if that is too many, and then counts nothing.
     fn add(&mut self, id: u64, known: u32, events: u32) -> Option<u32> {
         let before = self.young.get(&id).or_else(|| self.old.get(&id));
@@ -164,8 +164,8 @@ impl Counts {
 
 impl Counted {
     /// The origin, with the number of events that have followed from it.
-    pub fn origin(&self) -> Origin {
-        Origin {
+    pub fn origin(&self) -> ChainOrigin {
+        ChainOrigin {
             id: self.id,
             descendants: self.last,
         }
@@ -194,8 +194,8 @@ pub fn next(event: &Event) -> Lineage {
     }
 }
 
-fn new_origin() -> Origin {
-    Origin {
+fn new_origin() -> ChainOrigin {
+    ChainOrigin {
         id: fastrand::u64(..),
         descendants: 0,
     }
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_router_that_has_forgotten_goes_on_from_what_the_event_says() {
-        let origin = |descendants| Some(Origin { id: 7, descendants });
+        let origin = |descendants| Some(ChainOrigin { id: 7, descendants });
         let new = Descendants::default();
         new.count(origin(MAX_DESCENDANTS - 2), 1).unwrap().keep();
         new.count(origin(0), 1).unwrap().keep();
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn what_was_not_stored_does_not_count() {
         let descendants = Descendants::default();
-        let origin = Some(Origin {
+        let origin = Some(ChainOrigin {
             id: 7,
             descendants: 0,
         });
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded_and_what_is_used_stays() {
-        let mut counts = Counts::default();
+        let mut counts = DescendantCounts::default();
         for id in 1..=5 * REMEMBERED as u64 {
             counts.add(id, 0, 1);
             if id % 1000 == 0 {

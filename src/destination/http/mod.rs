@@ -39,14 +39,14 @@ use self::{
 use super::{
     answer::{Answer, Verdict},
     client_error::ClientError,
-    outgoing::{Outgoing, Purpose},
+    outgoing::{Outgoing, SendPurpose},
 };
 use crate::{
     cloudevents::{HttpMessage, is_batch, is_event},
     intake::Descendants,
     memory::Pool,
     routing::{Authorities, HttpEndpoint},
-    telemetry::{Admitted, Attempt, Burst, Tracer},
+    telemetry::{Admitted, Burst, DeliveryAttempt, Tracer},
 };
 
 /// Bytes of an answer that are read, so that its connection can be reused after an ordinary one.
@@ -147,17 +147,17 @@ impl HttpSender {
             number,
         } = outgoing;
         let mut message = event.to_http(target.mode());
-        if purpose == Purpose::Delivery {
+        if purpose == SendPurpose::Delivery {
             let reply = HeaderValue::from_static("reply");
             message.headers.insert("prefer", reply);
         }
-        let attempt = Attempt {
+        let attempt = DeliveryAttempt {
             event,
             trigger,
             broker,
             target: target.uri(),
             number,
-            is_dead_letter: purpose == Purpose::DeadLetter,
+            is_dead_letter: purpose == SendPurpose::DeadLetter,
         };
         let traced = Traced::begin(&self.tracer, &attempt);
         traced.set_headers(&mut message.headers);

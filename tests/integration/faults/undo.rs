@@ -1,5 +1,5 @@
 //! What is taken away by mistake, and put back: a manifest that is empty for a moment, a Trigger that is deleted and
-//! created anew, a router that is killed meanwhile. And a deleted Trigger refuses no producer.
+//! created anew, a router that is killed meanwhile. And a deleted Trigger rejects no producer.
 
 use std::{thread, time::Duration};
 
@@ -137,7 +137,7 @@ fn a_full_log_refuses_nobody_for_a_deleted_trigger() {
         Some(0)
     );
 
-    // There is room for them once the place is given up, which takes no refusal.
+    // There is room for them once the place is given up, which takes no rejection.
     let producers = Producers::with_data(&router.url(), 8 * 1024);
     producers.wait_for_more(100);
     assert_eq!(producers.refused_with(507), 0);
