@@ -10,7 +10,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use serde_json::{Value, json};
 use weir::{
     cloudevents::{Event, EventBuilder},
-    filter::Filter,
+    filter::CompiledFilter,
     routing::{Configuration, Delivery, RoutingTable},
 };
 
@@ -131,7 +131,7 @@ fn filters(criterion: &mut Criterion) {
             json!([{"cel": "event.data.amount > 100"}]),
         ),
     ] {
-        let filter = Filter::compile(&serde_json::from_value::<Vec<_>>(filter).unwrap()).unwrap();
+        let filter = CompiledFilter::compile(&serde_json::from_value::<Vec<_>>(filter).unwrap()).unwrap();
         assert!(filter.matches(&event));
         group.bench_function(name, |bencher| bencher.iter(|| filter.matches(black_box(&event))));
     }

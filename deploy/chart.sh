@@ -22,7 +22,7 @@ if [[ $(grep --count '^  unhealthyPodEvictionPolicy: AlwaysAllow' <<<"$manifests
   wrong "a PodDisruptionBudget does not let pods go that are not ready"
 fi
 
-# Without quotes YAML reads some names as numbers and booleans, which the API server refuses. The values in ci/ have such names.
+# Without quotes YAML reads some names as numbers and booleans, which the API server rejects. The values in ci/ have such names.
 strange() { render weir --namespace 2024 --values charts/weir/ci/everything-values.yaml "$@"; }
 manifests=$(
   strange
@@ -32,7 +32,7 @@ if grep --extended-regexp '([-:,] +|[[{])(2024|on) *([],}#]|$)' <<<"$manifests";
   wrong "these names lack quotes"
 fi
 
-# A label that is there twice: helm takes the last one, others refuse the file. Those of one object stand below each other.
+# A label that is there twice: helm takes the last one, others reject the file. Those of one object stand below each other.
 twice() {
   awk '
     { match($0, /^ */); if (RLENGTH != indent) { split("", seen); indent = RLENGTH } }
@@ -149,7 +149,7 @@ for needed in router router.logSize router.persistence controller.podDisruptionB
     wrong "$needed can be unset"
   fi
 done
-# A value that cannot hold is refused, and the error says why.
+# A value that cannot hold is rejected, and the error says why.
 sed 's/ *| */|/g' <<'TABLE' |
 router.service.loadBalancerClass="lb"        | loadBalancerClass needs router.service.type LoadBalancer
 router.service.externalTrafficPolicy="Local" | externalTrafficPolicy needs router.service.type LoadBalancer or NodePort
@@ -169,7 +169,7 @@ httpRoute.rules=[{"backendRefs":[]}]         | backendRefs
 TABLE
   while IFS='|' read -r value expected; do
     if said=$(render weir --set-json="$value" 2>&1 >/dev/null); then
-      wrong "$value is not refused"
+      wrong "$value is not rejected"
     elif [[ "$said" != *"$expected"* ]]; then
       wrong "the error for $value does not have: $expected"$'\n'"$said"
     fi

@@ -76,17 +76,17 @@ fn cgroup_limit(root: &Path) -> Option<u64> {
 
 /// A part of the budget, shared by tenants. Clones share the same pool.
 #[derive(Clone, Debug)]
-pub struct Pool(Arc<Shared>);
+pub struct Pool(Arc<PoolShared>);
 
 #[derive(Debug)]
-struct Shared {
+struct PoolShared {
     capacity: usize,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     released: Notify,
 }
 
 #[derive(Debug)]
-struct State {
+struct PoolState {
     free: usize,
     /// Tenants that hold any bytes.
     tenants: HashMap<Arc<str>, Tenant>,
@@ -102,9 +102,9 @@ struct Tenant {
 impl Pool {
     /// Creates a pool of this many bytes.
     pub fn new(capacity: usize) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(PoolShared {
             capacity,
-            state: Mutex::new(State {
+            state: Mutex::new(PoolState {
                 free: capacity,
                 tenants: HashMap::new(),
             }),
@@ -161,7 +161,7 @@ impl Pool {
         self.empty(tenant, Some(member)).growing(bytes)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         // No holder of the lock can panic halfway through a change.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -244,7 +244,7 @@ impl Reservation {
     }
 }
 
-impl State {
+impl PoolState {
     /// Whether a tenant, or one of its members, may take `more` bytes in addition to the `own` bytes of a
     /// reservation.
     fn allows(&self, tenant: &Arc<str>, member: Option<&Arc<str>>, more: usize, own: usize) -> bool {

@@ -1,5 +1,5 @@
-//! Holds the arrows between the rooms of `src/`, keeps pure what says that it is, and finds circles between files. Holds
-//! the table of dependencies in `docs/contributing.md` to `Cargo.toml`, too.
+//! Holds the arrows between the rooms of `src/`, keeps pure what says that it is, and finds circles between files and
+//! names that two types have. Holds the table of dependencies in `docs/contributing.md` to `Cargo.toml`, too.
 //!
 //! It reads the sources' tokens, not their types: every path that is written down, in `use` and elsewhere, without
 //! comments and strings; for the arrows in tests too. A new room needs a row in [`ROOMS`]; a new arrow is a decision about the
@@ -9,6 +9,8 @@
 
 #[path = "architecture/circles.rs"]
 mod circles;
+#[path = "architecture/names.rs"]
+mod names;
 #[path = "architecture/purity.rs"]
 mod purity;
 #[path = "architecture/sources.rs"]

@@ -3,12 +3,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use weir::cloudevents::{Event, Received};
+use weir::cloudevents::{Event, ReceivedEvents};
 use weir_fuzz::{BATCH, STRUCTURED, check_event, read_as};
 
 fuzz_target!(|body: &[u8]| {
     let events = match read_as(BATCH, body) {
-        Ok(Received::Batch(events)) => events,
+        Ok(ReceivedEvents::Batch(events)) => events,
         Ok(single) => panic!("{single:?}"),
         Err(_) => return,
     };
@@ -16,11 +16,11 @@ fuzz_target!(|body: &[u8]| {
     for (event, text) in events.iter().zip(&texts) {
         assert_eq!(
             read_as(STRUCTURED, text),
-            Ok(Received::Single(event.clone())),
+            Ok(ReceivedEvents::Single(event.clone())),
             "alone it is the same"
         );
         check_event(event);
     }
     let rebuilt = [b"[", &texts.join(&b","[..])[..], b"]"].concat();
-    assert_eq!(read_as(BATCH, &rebuilt), Ok(Received::Batch(events)));
+    assert_eq!(read_as(BATCH, &rebuilt), Ok(ReceivedEvents::Batch(events)));
 });

@@ -4,7 +4,7 @@
 
 use http::{HeaderMap, header::CONTENT_TYPE};
 use libfuzzer_sys::fuzz_target;
-use weir::cloudevents::{HttpMessage, Mode, Received, TraceContext, is_event, read_http};
+use weir::cloudevents::{HttpMessage, Mode, ReceivedEvents, TraceContext, is_event, read_http};
 use weir_fuzz::{check_event, checked, message};
 
 fuzz_target!(|input: &[u8]| {
@@ -13,7 +13,7 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     assert!(is_event(&sent.headers));
-    if let Received::Single(event) = &received {
+    if let ReceivedEvents::Single(event) = &received {
         let sent_on = event.to_http(None);
         assert_eq!(sent_on.body, sent.body);
         assert_eq!(sent_on.headers, kept(&sent, event.mode()));

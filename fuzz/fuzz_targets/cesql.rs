@@ -1,4 +1,4 @@
-//! A CESQL expression: it is refused with a column, or means one thing however it is asked.
+//! A CESQL expression: it is rejected with a column, or means one thing however it is asked.
 
 #![no_main]
 
@@ -8,8 +8,8 @@ use libfuzzer_sys::{Corpus, fuzz_target};
 use weir::{
     cloudevents::{Event, EventBuilder, Value},
     filter::{
-        self, Explanation, Filter, IndexTerm, Outcome, Text,
-        sql::{Expression, Scalar},
+        self, ClauseOutcome, CompiledFilter, Explanation, IndexTerm, Text,
+        sql::{Scalar, SqlExpression},
     },
 };
 
@@ -41,7 +41,7 @@ fn event(extensions: &[(&str, Value)]) -> Event {
 }
 
 fuzz_target!(|text: &str| -> Corpus {
-    let expression = match Expression::parse(text) {
+    let expression = match SqlExpression::parse(text) {
         Ok(expression) => expression,
         Err(error) => {
             assert!((1..=text.chars().count() + 1).contains(&error.column), "{error}");
@@ -55,7 +55,7 @@ fuzz_target!(|text: &str| -> Corpus {
     Corpus::Keep
 });
 
-fn check(expression: &Expression, event: &Event) {
+fn check(expression: &SqlExpression, event: &Event) {
     let evaluation = expression.evaluate(event);
     let holds = evaluation.error.is_none() && evaluation.value == Scalar::Boolean(true);
     assert_eq!(expression.holds(event), holds);
@@ -74,7 +74,7 @@ fn check(expression: &Expression, event: &Event) {
         }
     }
     let text = expression.text().to_owned();
-    if let Ok(filter) = Filter::compile(&[filter::Expression::Sql(text)]) {
+    if let Ok(filter) = CompiledFilter::compile(&[filter::Expression::Sql(text)]) {
         assert_eq!(filter.matches(event), holds);
     } else {
         assert!(!holds, "what can hold is a filter");
@@ -92,7 +92,7 @@ fn has(event: &Event, IndexTerm { attribute, text }: &IndexTerm) -> bool {
 fn check_explanation(explanation: &Explanation) {
     let _ = explanation.to_string();
     assert!(!(explanation.holds() && explanation.error.is_some()));
-    let not_reached = |clause: &Explanation| clause.outcome == Outcome::NotReached;
+    let not_reached = |clause: &Explanation| clause.outcome == ClauseOutcome::NotReached;
     assert!(
         explanation.clauses.is_sorted_by_key(not_reached),
         "{explanation:?}"

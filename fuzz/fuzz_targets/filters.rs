@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use weir::{
     api::{Trigger, TriggerSpec},
     cloudevents::{Event, EventBuilder},
-    filter::Filter,
-    resolve::{Namespace, Observed, Outcome, compile},
+    filter::CompiledFilter,
+    resolve::{CompileOutcome, Namespace, Observed, compile},
     routing::{BrokerTable, Configuration, Route, RoutingTable},
 };
 
@@ -36,13 +36,13 @@ fuzz_target!(|input: &[u8]| {
     if specs.is_empty() {
         return;
     }
-    let Outcome {
+    let CompileOutcome {
         configuration,
         diagnoses,
     } = compile(&observed(specs), "cluster.local");
     for (trigger, diagnosis) in configuration.triggers.iter().zip(&diagnoses.triggers) {
         assert_eq!(trigger.uid, diagnosis.subject.uid);
-        let compiles = Filter::compile(&trigger.filters).is_ok();
+        let compiles = CompiledFilter::compile(&trigger.filters).is_ok();
         assert_eq!(diagnosis.filters.holds, compiles, "{diagnosis:?}");
     }
 

@@ -3,12 +3,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use weir::cloudevents::Received;
+use weir::cloudevents::ReceivedEvents;
 use weir_fuzz::{STRUCTURED, check_event, read_as};
 
 fuzz_target!(|body: &[u8]| {
     let event = match read_as(STRUCTURED, body) {
-        Ok(Received::Single(event)) => event,
+        Ok(ReceivedEvents::Single(event)) => event,
         Ok(batch) => panic!("{batch:?}"),
         Err(invalid) => return assert_eq!(invalid.index(), None),
     };

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
-use weir::cloudevents::{Data, Event, HttpMessage, Invalid, Mode, Received, Value, read_http};
+use weir::cloudevents::{Data, Event, HttpMessage, Invalid, Mode, ReceivedEvents, Value, read_http};
 
 /// The media type of one event in the JSON format.
 pub const STRUCTURED: &str = "application/cloudevents+json";
@@ -11,13 +11,13 @@ pub const STRUCTURED: &str = "application/cloudevents+json";
 pub const BATCH: &str = "application/cloudevents-batch+json";
 
 /// Reads a body that came with a content type and without other headers.
-pub fn read_as(content_type: &'static str, body: &[u8]) -> Result<Received, Invalid> {
+pub fn read_as(content_type: &'static str, body: &[u8]) -> Result<ReceivedEvents, Invalid> {
     let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]);
     checked(read_http(&headers, Bytes::copy_from_slice(body)))
 }
 
-/// What was read; a refusal is one that a producer can be answered with.
-pub fn checked(read: Result<Received, Invalid>) -> Result<Received, Invalid> {
+/// What was read; a rejection is one that a producer can be answered with.
+pub fn checked(read: Result<ReceivedEvents, Invalid>) -> Result<ReceivedEvents, Invalid> {
     if let Err(invalid) = &read {
         assert!(invalid.status().is_client_error(), "{invalid:?}");
         assert!(!invalid.to_string().is_empty(), "{invalid:?}");
@@ -130,7 +130,7 @@ fn check_extension(event: &Event) {
 fn again(event: &Event, mode: Mode) -> Event {
     let HttpMessage { headers, body } = event.to_http(Some(mode));
     match read_http(&headers, body.clone()) {
-        Ok(Received::Single(again)) => {
+        Ok(ReceivedEvents::Single(again)) => {
             assert_eq!(again.mode(), mode);
             again
         }

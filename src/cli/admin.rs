@@ -8,16 +8,16 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Usage,
-    http::{Refused, exchange, parse_url},
+    http::{ErrorResponse, exchange, parse_url},
 };
 use crate::router::REQUEST_HEADER;
 
 /// A router's admin endpoint.
-pub struct Admin {
+pub struct AdminClient {
     base: String,
 }
 
-impl Admin {
+impl AdminClient {
     /// Creates a client of the endpoint at this URL. The scheme may be omitted.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl Admin {
 
     /// Explains a response from a server that does not know the path; its own message would mislead.
     fn explained(&self, error: anyhow::Error) -> anyhow::Error {
-        let misses = |refused: &&Refused| {
+        let misses = |refused: &&ErrorResponse| {
             matches!(
                 refused.status,
                 StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
@@ -59,7 +59,7 @@ impl Admin {
                 None | Some("unknown_path" | "wrong_method")
             )
         };
-        match error.downcast_ref::<Refused>().filter(misses) {
+        match error.downcast_ref::<ErrorResponse>().filter(misses) {
             Some(refused) => anyhow::anyhow!("{} (it answered {})", self.is_another(), refused.status),
             None => error,
         }

@@ -14,7 +14,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// The flags of `weir controller`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct ControllerArgs {
     /// Address that serves the routing configuration to routers.
     #[arg(
         long,
@@ -126,8 +126,8 @@ impl ChannelArgs {
 ///
 /// # Errors
 /// If it cannot start.
-pub async fn run(args: Args) -> anyhow::Result<()> {
-    let Args {
+pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
+    let ControllerArgs {
         listen,
         admin,
         cluster_domain,
@@ -185,7 +185,7 @@ mod tests {
     #[derive(Debug, Parser)]
     struct Command {
         #[command(flatten)]
-        args: Args,
+        args: ControllerArgs,
     }
 
     #[test]

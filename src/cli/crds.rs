@@ -13,7 +13,7 @@ use crate::api::custom_resource_definitions;
 
 /// Arguments of `weir crds`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct CrdsArgs {
     /// Directory to write one file per definition to, named PLURAL.weir.dev.yaml, instead of stdout.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -23,8 +23,8 @@ pub struct Args {
 ///
 /// # Errors
 /// If they cannot be written.
-pub fn run(args: &Args) -> anyhow::Result<()> {
-    let Args { out } = args;
+pub fn run(args: &CrdsArgs) -> anyhow::Result<()> {
+    let CrdsArgs { out } = args;
     let files = files()?;
     let Some(directory) = out else {
         let mut stdout = io::stdout().lock();

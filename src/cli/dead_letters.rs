@@ -13,14 +13,15 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Usage,
-    admin::{Admin, checked_broker},
+    admin::{AdminClient, checked_broker},
 };
 use crate::{
     cloudevents::clean_text,
     filter::Expression,
     log::Offset,
     router::dead_letters::{
-        Brokers, DeadLetterList, DeadLetterSummary, DropAnswer, FullLetter, RedriveAnswer, Selected,
+        BrokersWithDeadLetters, DeadLetterList, DeadLetterSummary, DropAnswer, FullLetter, RedriveAnswer,
+        Selected,
     },
 };
 
@@ -36,7 +37,7 @@ const NO_ROOM_PAUSE: Duration = Duration::from_millis(500);
     after_help = "In a cluster, each router keeps its own dead letters: run this command in the router's pod (kubectl exec POD -- /weir \
                   dead-letters ...), or forward the pod's admin port (kubectl port-forward POD 9090)."
 )]
-pub struct Args {
+pub struct DeadLettersArgs {
     /// Admin address of the router.
     #[arg(
         long,
@@ -49,12 +50,12 @@ pub struct Args {
 
     /// Action to perform.
     #[command(subcommand)]
-    pub action: Action,
+    pub action: DeadLettersAction,
 }
 
 /// Actions on dead letters.
 #[derive(Debug, clap::Subcommand)]
-pub enum Action {
+pub enum DeadLettersAction {
     /// List the dead letters of a broker, or, without a broker, the brokers that have any.
     List {
         /// Broker, as NAMESPACE/NAME.
@@ -65,7 +66,7 @@ pub enum Action {
         which: Which,
         /// Output format.
         #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
-        output: Output,
+        output: DeadLettersOutput,
     },
     /// Show a dead letter and its event.
     Show {
@@ -77,7 +78,7 @@ pub enum Action {
         id: u64,
         /// Output format.
         #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
-        output: Output,
+        output: DeadLettersOutput,
     },
     /// Redeliver dead letters to their Triggers. Each is then settled like any other event.
     Redrive(Many),
@@ -126,7 +127,7 @@ pub struct Which {
 
 /// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Output {
+pub enum DeadLettersOutput {
     /// Human-readable text.
     #[default]
     Text,
@@ -217,28 +218,28 @@ impl Many {
 ///
 /// # Errors
 /// If the router cannot be reached or rejects a request, or some letters could not be redriven.
-pub async fn run(args: Args) -> anyhow::Result<()> {
-    let Args { router, action } = args;
-    let router = Router {
-        admin: Admin::new(&router)?,
+pub async fn run(args: DeadLettersArgs) -> anyhow::Result<()> {
+    let DeadLettersArgs { router, action } = args;
+    let router = RouterClient {
+        admin: AdminClient::new(&router)?,
     };
     match action {
-        Action::List {
+        DeadLettersAction::List {
             broker: None,
             which: _,
             output,
         } => router.brokers(output).await,
-        Action::List {
+        DeadLettersAction::List {
             broker: Some(broker),
             which,
             output,
         } => router.list(&broker, which.selected(), output).await,
-        Action::Show { broker, id, output } => router.show(&broker, id, output).await,
-        Action::Redrive(many) => {
+        DeadLettersAction::Show { broker, id, output } => router.show(&broker, id, output).await,
+        DeadLettersAction::Redrive(many) => {
             let (broker, selected) = many.selected()?;
             router.redrive(&broker, selected).await
         }
-        Action::Drop { many, yes } => {
+        DeadLettersAction::Drop { many, yes } => {
             if many.all && !yes {
                 confirm(&many.broker)?;
             }
@@ -249,22 +250,22 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Client of the router.
-struct Router {
-    admin: Admin,
+struct RouterClient {
+    admin: AdminClient,
 }
 
-impl Router {
-    async fn brokers(&self, output: Output) -> anyhow::Result<()> {
-        let Brokers { brokers } = self.get("").await?;
+impl RouterClient {
+    async fn brokers(&self, output: DeadLettersOutput) -> anyhow::Result<()> {
+        let BrokersWithDeadLetters { brokers } = self.get("").await?;
         let mut out = io::stdout().lock();
         match output {
-            Output::Json => {
+            DeadLettersOutput::Json => {
                 for broker in brokers {
                     writeln!(out, "{}", serde_json::to_string(&broker)?)?;
                 }
             }
-            Output::Text if brokers.is_empty() => writeln!(out, "no dead letters")?,
-            Output::Text => {
+            DeadLettersOutput::Text if brokers.is_empty() => writeln!(out, "no dead letters")?,
+            DeadLettersOutput::Text => {
                 let rows = brokers.into_iter().map(|row| [row.broker, row.count.to_string()]);
                 write!(out, "{}", table(["BROKER", "DEAD LETTERS"], rows.collect()))?;
             }
@@ -272,25 +273,30 @@ impl Router {
         Ok(())
     }
 
-    async fn list(&self, broker: &str, mut selected: Selected, output: Output) -> anyhow::Result<()> {
+    async fn list(
+        &self,
+        broker: &str,
+        mut selected: Selected,
+        output: DeadLettersOutput,
+    ) -> anyhow::Result<()> {
         let mut rows = Vec::new();
         loop {
             let DeadLetterList { items, next } = self.ask(broker, "list", &selected).await?;
             match output {
-                Output::Json => {
+                DeadLettersOutput::Json => {
                     let mut out = io::stdout().lock();
                     for letter in items {
                         writeln!(out, "{}", serde_json::to_string(&letter)?)?;
                     }
                 }
-                Output::Text => rows.extend(items.into_iter().map(row)),
+                DeadLettersOutput::Text => rows.extend(items.into_iter().map(row)),
             }
             match next {
                 Some(next) => selected.from = next,
                 None => break,
             }
         }
-        if output == Output::Text {
+        if output == DeadLettersOutput::Text {
             let text = if rows.is_empty() {
                 format!("broker {broker} has no matching dead letters\n")
             } else {
@@ -311,12 +317,12 @@ impl Router {
         Ok(())
     }
 
-    async fn show(&self, broker: &str, id: u64, output: Output) -> anyhow::Result<()> {
+    async fn show(&self, broker: &str, id: u64, output: DeadLettersOutput) -> anyhow::Result<()> {
         let full: FullLetter = self
             .get(&format!("/{}/letters/{id}", checked_broker(broker)?))
             .await?;
         let mut out = io::stdout().lock();
-        if output == Output::Json {
+        if output == DeadLettersOutput::Json {
             writeln!(out, "{}", serde_json::to_string(&full)?)?;
             return Ok(());
         }

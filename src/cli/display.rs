@@ -32,7 +32,7 @@ const MAX_PRETTY: usize = 64 * 1024;
 
 /// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Output {
+pub enum DisplayOutput {
     /// Human-readable block of lines.
     #[default]
     Text,
@@ -42,7 +42,7 @@ pub enum Output {
 
 /// Arguments of `weir display`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct DisplayArgs {
     /// Address to receive events on.
     #[arg(long, default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
     pub listen: SocketAddr,
@@ -53,15 +53,15 @@ pub struct Args {
 
     /// Output format.
     #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
-    pub output: Output,
+    pub output: DisplayOutput,
 }
 
 /// Prints events until it is told to stop.
 ///
 /// # Errors
 /// If it cannot listen, or stdout cannot be written.
-pub async fn run(args: Args) -> anyhow::Result<()> {
-    let Args { listen, name, output } = args;
+pub async fn run(args: DisplayArgs) -> anyhow::Result<()> {
+    let DisplayArgs { listen, name, output } = args;
     let stop = shutdown::token()?;
     let server = Server::bind("display", listen).await?;
     let (printed, mut failed) = mpsc::channel(1);
@@ -81,7 +81,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 struct Display {
     name: Option<String>,
-    output: Output,
+    output: DisplayOutput,
     /// Receives the error that ends printing.
     printed: mpsc::Sender<io::Error>,
 }
@@ -122,8 +122,8 @@ impl Display {
         let mut stdout = io::stdout().lock();
         for event in events {
             match self.output {
-                Output::Text => writeln!(stdout, "{}", block(event, self.name.as_deref()))?,
-                Output::Json => writeln!(stdout, "{}", line(event, self.name.as_deref()))?,
+                DisplayOutput::Text => writeln!(stdout, "{}", block(event, self.name.as_deref()))?,
+                DisplayOutput::Json => writeln!(stdout, "{}", line(event, self.name.as_deref()))?,
             }
         }
         stdout.flush()

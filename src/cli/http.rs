@@ -33,7 +33,7 @@ pub fn parse_url(text: &str) -> anyhow::Result<Uri> {
 /// Sends a request and returns the response if its status is a success.
 ///
 /// # Errors
-/// If there is no response within 30 seconds; [`Refused`] for any other status.
+/// If there is no response within 30 seconds; [`ErrorResponse`] for any other status.
 pub async fn exchange(mut request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
     if request.method() == Method::POST && request.body().is_end_stream() {
         // hyper omits it, and some servers then respond with 411 (RFC 9110, section 8.6).
@@ -64,7 +64,7 @@ pub async fn exchange(mut request: Request<Full<Bytes>>) -> anyhow::Result<(Stat
     .await
     .with_context(|| format!("{url} did not respond within {} s", TIMEOUT.as_secs()))??;
     if !status.is_success() {
-        return Err(Refused {
+        return Err(ErrorResponse {
             url,
             status,
             reason: member(&answer, "reason"),
@@ -78,7 +78,7 @@ pub async fn exchange(mut request: Request<Full<Bytes>>) -> anyhow::Result<(Stat
 /// A response with a status other than success.
 #[derive(Debug, thiserror::Error)]
 #[error("{url} answered {status}{}{detail}", if .detail.is_empty() { "" } else { ": " })]
-pub struct Refused {
+pub struct ErrorResponse {
     /// URL of the request.
     pub url: Uri,
     /// Status of the response.

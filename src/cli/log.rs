@@ -16,14 +16,14 @@ const CONFIGURATION: &str = "configuration.json";
 
 /// Arguments of `weir log`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct LogCommandArgs {
     /// Action to perform.
     #[command(subcommand)]
-    command: Command,
+    command: LogAction,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Command {
+enum LogAction {
     /// Read a whole event log and report what is intact and what is lost. Changes nothing. Exits with 1 if anything
     /// is damaged.
     Check {
@@ -48,9 +48,9 @@ enum Command {
 ///
 /// # Errors
 /// If the log cannot be read, or the check found damage.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: LogCommandArgs) -> anyhow::Result<()> {
     match args.command {
-        Command::Check { directory } => {
+        LogAction::Check { directory } => {
             let log = log_in(&directory)?;
             let report = embedded::check(&log)?;
             print(&report.to_string())?;
@@ -59,7 +59,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             }
             print("the log is intact\n")
         }
-        Command::Salvage { directory, out } => {
+        LogAction::Salvage { directory, out } => {
             let log = log_in(&directory)?;
             let is_empty = !out.exists() || fs::read_dir(&out)?.next().is_none();
             ensure!(is_empty, "{} is not empty: choose a new directory", out.display());

@@ -40,6 +40,12 @@ use std::{
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 
+use self::{
+    controller::ControllerArgs, crds::CrdsArgs, dead_letters::DeadLettersArgs, display::DisplayArgs,
+    explain::ExplainArgs, log::LogCommandArgs, router::RouterArgs, routing_tests::TestArgs, run::RunArgs,
+    send::SendArgs, validate::ValidateArgs,
+};
+
 /// Routes CloudEvents inside a Kubernetes cluster.
 #[derive(Debug, Parser)]
 #[command(
@@ -80,27 +86,27 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the controller: watch the resources, resolve them, and serve the routing configuration to the routers.
-    Controller(controller::Args),
+    Controller(ControllerArgs),
     /// Run a router: accept events, store them durably, and deliver them to the Triggers that match.
-    Router(router::Args),
+    Router(RouterArgs),
     /// Run a router without a cluster, from manifests in files. Changed files are applied at once.
-    Run(run::Args),
+    Run(RunArgs),
     /// Receive events over HTTP and print them.
-    Display(display::Args),
+    Display(DisplayArgs),
     /// Create an event and send it to a broker or to any other CloudEvents endpoint over HTTP.
-    Send(send::Args),
+    Send(SendArgs),
     /// List, show, redrive and drop the dead letters that a router keeps.
-    DeadLetters(dead_letters::Args),
+    DeadLetters(DeadLettersArgs),
     /// Check the event log of a stopped router, and salvage a damaged one.
-    Log(log::Args),
+    Log(LogCommandArgs),
     /// Explain which Triggers an event matches, by manifests in files or by the routing table of a running router.
-    Explain(explain::Args),
+    Explain(ExplainArgs),
     /// Test routing: check which Triggers in manifests match which events.
-    Test(routing_tests::Args),
+    Test(TestArgs),
     /// Validate manifests in files: fields, filters and references.
-    Validate(validate::Args),
+    Validate(ValidateArgs),
     /// Print the custom resource definitions as YAML, for kubectl apply -f -.
-    Crds(crds::Args),
+    Crds(CrdsArgs),
 }
 
 /// Parses the command line and runs the subcommand.

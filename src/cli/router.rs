@@ -187,7 +187,7 @@ impl LogArgs {
 
 /// Arguments of `weir router`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct RouterArgs {
     /// Name of this router, by which the controller identifies it. Default: the host name.
     #[arg(long, env = "WEIR_ROUTER_NAME", value_name = "NAME")]
     pub name: Option<String>,
@@ -277,8 +277,8 @@ fn network(text: &str) -> Result<IpNet, String> {
 ///
 /// # Errors
 /// If it cannot start, or when its event log fails.
-pub async fn run(args: Args) -> anyhow::Result<()> {
-    let Args {
+pub async fn run(args: RouterArgs) -> anyhow::Result<()> {
+    let RouterArgs {
         name,
         listen,
         admin,

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     Usage,
     manifests::{
-        Grace, Loaded, ManifestProblem, Manifests, Resolution, STDIN, Surroundings, Unresolved, resolve,
+        Grace, Loaded, ManifestProblem, Manifests, Resolution, STDIN, Surroundings, UnresolvedField, resolve,
     },
     router::LogArgs,
     shutdown,
@@ -36,7 +36,7 @@ const NOT_QUIET: Duration = Duration::from_secs(1);
 
 /// Arguments of `weir run`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct RunArgs {
     /// Manifests of Sources, Triggers and Sinks: files, or directories with such files (*.yaml, *.yml, *.json).
     /// Secrets referenced by Sinks are read from them too; other resources are ignored.
     #[arg(required = true, value_name = "DIR|FILE")]
@@ -78,8 +78,8 @@ pub struct Args {
 ///
 /// # Errors
 /// If a path cannot be read, there are no usable resources, or the router fails.
-pub async fn run(args: Args) -> anyhow::Result<()> {
-    let Args {
+pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+    let RunArgs {
         paths,
         listen,
         admin,
@@ -273,7 +273,7 @@ async fn at(time: Option<Instant>) {
 }
 
 /// Describes a problem in terms of the --service flags.
-fn problem(unresolved: &Unresolved<'_>) -> ManifestProblem {
+fn problem(unresolved: &UnresolvedField<'_>) -> ManifestProblem {
     let consequence = match unresolved.path.as_str() {
         "spec.delivery.deadLetterSink" => "the router keeps dead letters",
         _ => "events have nowhere to go",

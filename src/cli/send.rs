@@ -31,7 +31,7 @@ pub enum SendMode {
 
 /// Arguments of `weir send`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct SendArgs {
     /// URL to post to: a broker, such as http://127.0.0.1:8080/default/default, or any CloudEvents endpoint.
     #[arg(value_name = "URL", env = "K_SINK")]
     pub url: String,
@@ -87,7 +87,7 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
 ///
 /// # Errors
 /// If the event is invalid, cannot be sent, or is rejected.
-pub async fn run(args: Args) -> anyhow::Result<()> {
+pub async fn run(args: SendArgs) -> anyhow::Result<()> {
     let url = parse_url(&args.url)?;
     let mode = args.mode;
     let data = read_data(&args)?;
@@ -107,7 +107,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn read_data(args: &Args) -> anyhow::Result<Option<Vec<u8>>> {
+fn read_data(args: &SendArgs) -> anyhow::Result<Option<Vec<u8>>> {
     match (&args.data, &args.data_file) {
         (Some(text), _) => Ok(Some(text.clone().into_bytes())),
         (None, Some(file)) if file.as_os_str() == "-" => {
@@ -125,7 +125,7 @@ fn read_data(args: &Args) -> anyhow::Result<Option<Vec<u8>>> {
     }
 }
 
-fn make(args: Args, data: Option<Vec<u8>>) -> anyhow::Result<Event> {
+fn make(args: SendArgs, data: Option<Vec<u8>>) -> anyhow::Result<Event> {
     let mut builder = EventBuilder::new()
         .attribute("type", args.r#type)
         .attribute("source", args.source)

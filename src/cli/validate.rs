@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{
     Usage,
     manifests::{
-        Loaded, Manifest, ManifestProblem, Manifests, Resolution, Resource, Surroundings, Unresolved,
+        Loaded, Manifest, ManifestProblem, Manifests, Resolution, Resource, Surroundings, UnresolvedField,
         named_services, resolve,
     },
     misspelt,
@@ -26,7 +26,7 @@ use crate::routing::Configuration;
                   A Service that is not among the files is assumed to exist; one that is must have the referenced \
                   port. A missing Secret, or a missing Sink in another namespace, is a warning."
 )]
-pub struct Args {
+pub struct ValidateArgs {
     /// Manifests of Sources, Triggers and Sinks: files, directories with such files (*.yaml, *.yml, *.json, except
     /// *.test.yaml), or - for stdin. Services, Namespaces and Secrets in them are taken into account; other
     /// resources are ignored.
@@ -43,12 +43,12 @@ pub struct Args {
 
     /// Output format.
     #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
-    pub output: Output,
+    pub output: ValidateOutput,
 }
 
 /// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Output {
+pub enum ValidateOutput {
     /// file:line:column: message.
     #[default]
     Text,
@@ -70,7 +70,7 @@ pub struct Checked {
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct ProblemLine<'a> {
     file: String,
     line: u64,
     column: u64,
@@ -82,8 +82,8 @@ struct Line<'a> {
 ///
 /// # Errors
 /// If any problem is an error, or there are no resources at all.
-pub fn run(args: Args) -> anyhow::Result<()> {
-    let Args {
+pub fn run(args: ValidateArgs) -> anyhow::Result<()> {
+    let ValidateArgs {
         paths,
         recursive,
         strict,
@@ -104,7 +104,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     match (errors.len(), resources) {
         (0, 0) => bail!("no Source, Trigger or Sink found in these files"),
-        (0, _) if output == Output::Text => writeln!(
+        (0, _) if output == ValidateOutput::Text => writeln!(
             out,
             "{}: no errors{}",
             counted(resources, "resource"),
@@ -127,11 +127,11 @@ pub fn write_problem(
     out: &mut impl io::Write,
     problem: &ManifestProblem,
     severity: &'static str,
-    output: Output,
+    output: ValidateOutput,
 ) -> anyhow::Result<()> {
     match output {
-        Output::Text => writeln!(out, "{}", shown(problem, severity))?,
-        Output::Json => writeln!(out, "{}", serde_json::to_string(&line(problem, severity))?)?,
+        ValidateOutput::Text => writeln!(out, "{}", shown(problem, severity))?,
+        ValidateOutput::Json => writeln!(out, "{}", serde_json::to_string(&line(problem, severity))?)?,
     }
     Ok(())
 }
@@ -147,13 +147,13 @@ fn shown(problem: &ManifestProblem, severity: &str) -> String {
     }
 }
 
-fn line<'a>(problem: &'a ManifestProblem, severity: &'static str) -> Line<'a> {
+fn line<'a>(problem: &'a ManifestProblem, severity: &'static str) -> ProblemLine<'a> {
     let ManifestProblem {
         file,
         position,
         message,
     } = problem;
-    Line {
+    ProblemLine {
         file: file.display().to_string(),
         line: position.line,
         column: position.column,
@@ -222,7 +222,7 @@ pub fn check(paths: Vec<PathBuf>, recursive: bool, strict: bool) -> anyhow::Resu
 fn untold(
     manifests: &[Manifest],
     surroundings: &Surroundings,
-    unresolved: &Unresolved<'_>,
+    unresolved: &UnresolvedField<'_>,
 ) -> Option<String> {
     if let Some(service) = &unresolved.missing_service {
         return Some(format!(

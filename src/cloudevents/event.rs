@@ -23,10 +23,10 @@ pub enum Mode {
 
 /// A CloudEvent 1.0. Valid by construction, immutable, cheap to clone.
 #[derive(Clone)]
-pub struct Event(Arc<Inner>);
+pub struct Event(Arc<EventInner>);
 
 #[derive(Clone)]
-struct Inner {
+struct EventInner {
     /// Sorted by name, without duplicates.
     attributes: Box<[Attribute]>,
     content: Content,
@@ -40,7 +40,7 @@ struct Inner {
 impl Event {
     /// The caller guarantees the order of the attributes, the required ones, and the ranges.
     pub(super) fn from_parts(attributes: Box<[Attribute]>, content: Content, record: Option<Bytes>) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(EventInner {
             attributes,
             content,
             trace_context: None,

@@ -31,14 +31,14 @@ pub struct HttpMessage {
 
 /// Content of a received message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Received {
+pub enum ReceivedEvents {
     /// A single event, in binary or structured mode.
     Single(Event),
     /// A batch, which may be empty.
     Batch(Vec<Event>),
 }
 
-impl Received {
+impl ReceivedEvents {
     /// Returns the events in the order of the message.
     #[must_use]
     pub fn into_events(self) -> Vec<Event> {
@@ -113,7 +113,7 @@ impl Unread {
         }
     }
 
-    /// Sets the trace context of the hop; see [`Received::into_events_in`].
+    /// Sets the trace context of the hop; see [`ReceivedEvents::into_events_in`].
     #[must_use]
     pub fn in_context(self, context: Option<TraceContext>) -> Self {
         Self { context, ..self }
@@ -193,13 +193,13 @@ fn is_event_format(content_type: &str) -> bool {
 ///
 /// # Errors
 /// [`Invalid`] if it is not a valid event; for a batch, with the index of the first invalid one.
-pub fn read_http(headers: &HeaderMap, body: Bytes) -> Result<Received, Invalid> {
+pub fn read_http(headers: &HeaderMap, body: Bytes) -> Result<ReceivedEvents, Invalid> {
     match read_http_each(headers, body)? {
         Unread {
             message: Message::Single(Some(event)),
             ..
-        } => Ok(Received::Single(event)),
-        events => events.collect::<Result<_, _>>().map(Received::Batch),
+        } => Ok(ReceivedEvents::Single(event)),
+        events => events.collect::<Result<_, _>>().map(ReceivedEvents::Batch),
     }
 }
 
@@ -498,7 +498,7 @@ mod tests {
     }
 
     fn read(pairs: &[(&str, &str)], body: &'static str) -> Result<Vec<Event>, Invalid> {
-        read_http(&headers(pairs), Bytes::from_static(body.as_bytes())).map(Received::into_events)
+        read_http(&headers(pairs), Bytes::from_static(body.as_bytes())).map(ReceivedEvents::into_events)
     }
 
     fn structured(content_type: &str, body: &'static str) -> Result<Vec<Event>, Invalid> {
@@ -651,8 +651,8 @@ mod tests {
         let plain = || binary(&[], "").unwrap();
         let own = || binary(&[("ce-traceparent", ORIGIN)], "").unwrap();
         let invalid = || binary(&[("ce-traceparent", "none")], "").unwrap();
-        let single = |event: fn() -> Event| Received::Single(event());
-        let batch = || Received::Batch(vec![plain(), own(), invalid()]);
+        let single = |event: fn() -> Event| ReceivedEvents::Single(event());
+        let batch = || ReceivedEvents::Batch(vec![plain(), own(), invalid()]);
         let table = [
             (single(plain), None, None, vec![None]),
             (single(plain), Some(HOP), Some(HOP), vec![Some(HOP)]),

@@ -10,12 +10,12 @@ pub struct Lineage {
     /// Number of successive deliveries that led to the event.
     pub hops: u32,
     /// The event that the chain started with; `None` if unknown.
-    pub origin: Option<Origin>,
+    pub origin: Option<ChainOrigin>,
 }
 
 /// Identifies the first event of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub struct ChainOrigin {
     /// Random id, assigned when that event was accepted.
     pub id: u64,
     /// Number of events derived from it so far, including this one; 0 for the origin itself.
@@ -31,7 +31,7 @@ impl Lineage {
     pub fn of_origin(id: u64) -> Self {
         Self {
             hops: 0,
-            origin: Some(Origin { id, descendants: 0 }),
+            origin: Some(ChainOrigin { id, descendants: 0 }),
         }
     }
 
@@ -49,7 +49,7 @@ impl Lineage {
                 _ => {}
             }
         }
-        let origin = id.map(|id| Origin {
+        let origin = id.map(|id| ChainOrigin {
             id,
             descendants: descendants.unwrap_or(0),
         });
@@ -67,7 +67,7 @@ impl Lineage {
 impl fmt::Display for Lineage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.hops)?;
-        if let Some(Origin { id, descendants }) = self.origin {
+        if let Some(ChainOrigin { id, descendants }) = self.origin {
             write!(f, ";origin={id:016x};descendants={descendants}")?;
         }
         Ok(())
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn survives_a_round_trip() {
-        let origin = |id, descendants| Some(Origin { id, descendants });
+        let origin = |id, descendants| Some(ChainOrigin { id, descendants });
         let table = [
             (0, None),
             (3, origin(0, 0)),
@@ -104,7 +104,7 @@ mod tests {
     fn ignores_unknown_parameters_and_rejects_invalid_headers() {
         let with_origin = Lineage {
             hops: 2,
-            origin: Some(Origin {
+            origin: Some(ChainOrigin {
                 id: 255,
                 descendants: 0,
             }),

@@ -39,11 +39,11 @@ pub use checks::{MAX_ATTRIBUTES, MAX_NAME, clean_text};
 pub use data::Data;
 pub use event::{Event, Mode};
 pub use http::{
-    HttpMessage, Received, Unread, content_coding, is_batch, is_event, read_http, read_http_each,
+    HttpMessage, ReceivedEvents, Unread, content_coding, is_batch, is_event, read_http, read_http_each,
     transfer_coding,
 };
 pub use invalid::{Invalid, Reason};
-pub use lineage::{Lineage, Origin};
+pub use lineage::{ChainOrigin, Lineage};
 pub use record::RecordError;
 pub use trace_context::{MAX_TRACESTATE, SAMPLED, TraceContext, TraceparentError};
 pub use value::Value;

@@ -8,7 +8,7 @@ use super::invalid::{Invalid, Reason};
 
 /// A well-known name: needs no allocation, takes one byte in a record, and has a prepared header.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct KnownName {
     /// Code of the name in records. Never changed, and never reused for another name.
     pub(super) code: u8,
     name: &'static str,
@@ -17,7 +17,7 @@ pub(super) struct Known {
 
 macro_rules! known {
     ($($code:literal $name:literal)*) => {
-        const KNOWN: &[Known] = &[$(Known { code: $code, name: $name, header: concat!("ce-", $name) }),*];
+        const KNOWN: &[KnownName] = &[$(KnownName { code: $code, name: $name, header: concat!("ce-", $name) }),*];
     };
 }
 
@@ -49,7 +49,7 @@ const LAST_CORE: u8 = 8;
 /// A validated name, from [`super::checks::name`] or from a record that repeats its check.
 #[derive(Clone, Debug)]
 pub(super) enum Name {
-    Known(&'static Known),
+    Known(&'static KnownName),
     Other(Box<str>),
 }
 

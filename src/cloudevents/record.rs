@@ -22,7 +22,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use super::{
-    Event, Lineage, Origin, TraceContext, checks,
+    ChainOrigin, Event, Lineage, TraceContext, checks,
     name::Name,
     parts::{Attribute, Content, Member},
     value::Value,
@@ -109,7 +109,7 @@ fn put_lineage(record: &mut Vec<u8>, Lineage { hops, origin }: Lineage, has_cont
     let context = if has_context { HAS_CONTEXT } else { 0 };
     record.push(context | origin.map_or(0, |_| HAS_ORIGIN));
     put_number(record, hops as usize);
-    if let Some(Origin { id, descendants }) = origin {
+    if let Some(ChainOrigin { id, descendants }) = origin {
         record.extend_from_slice(&id.to_le_bytes());
         put_number(record, descendants as usize);
     }
@@ -279,7 +279,7 @@ impl<'a> RecordReader<'a> {
         let origin = if follows & HAS_ORIGIN == 0 {
             None
         } else {
-            Some(Origin {
+            Some(ChainOrigin {
                 id: u64::from_le_bytes(self.array()?),
                 descendants: self.small_number()?,
             })
@@ -439,7 +439,7 @@ mod tests {
             .into_iter()
             .flat_map(|hops| origins.map(|origin| (hops, origin)))
         {
-            let origin = origin.map(|(id, descendants)| Origin { id, descendants });
+            let origin = origin.map(|(id, descendants)| ChainOrigin { id, descendants });
             let lineage = Lineage { hops, origin };
             for event in [event(), event().with_trace_context(context.clone())] {
                 let descended = event.clone().with_lineage(lineage);

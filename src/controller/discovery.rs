@@ -22,9 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     metrics::ControllerMetrics,
-    status_task::Resolved,
+    status_task::ResolvedResources,
     status_writer::FIELD_MANAGER,
-    watch::{self, Seen},
+    watch::{self, ResourceStores},
 };
 use crate::resolve::Namespace;
 
@@ -51,10 +51,10 @@ pub(super) struct Discovery {
     client: Client,
     recorder: Recorder,
     base_url: String,
-    config_maps: Seen<ConfigMap>,
+    config_maps: ResourceStores<ConfigMap>,
     changed: Arc<Notify>,
     /// Actions whose failure was already logged, by namespace.
-    told: BTreeSet<(String, Action)>,
+    told: BTreeSet<(String, ConfigMapAction)>,
     /// Resource version of the last write, by namespace, so that each change is logged once: a write without a
     /// change returns the same version.
     written: BTreeMap<String, String>,
@@ -62,7 +62,7 @@ pub(super) struct Discovery {
 
 /// Action needed in a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Action {
+enum ConfigMapAction {
     Write,
     Remove,
     /// Someone else created it; leave it unchanged.
@@ -91,11 +91,11 @@ impl Discovery {
     }
 
     /// Runs until told to stop.
-    pub(super) async fn run(mut self, latest: Receiver<Resolved>, stop: &CancellationToken) {
+    pub(super) async fn run(mut self, latest: Receiver<ResolvedResources>, stop: &CancellationToken) {
         stop.run_until_cancelled(self.follow(latest)).await;
     }
 
-    async fn follow(&mut self, mut latest: Receiver<Resolved>) {
+    async fn follow(&mut self, mut latest: Receiver<ResolvedResources>) {
         loop {
             let observed = latest.borrow_and_update().observed.clone();
             let all_done = self.act(&observed.namespaces).await;
@@ -136,7 +136,7 @@ impl Discovery {
         for ((namespace, action), result) in results {
             let is_news = self.told.insert((namespace.clone(), action));
             match result {
-                Ok(_) if action == Action::Leave => {}
+                Ok(_) if action == ConfigMapAction::Leave => {}
                 Ok(written) => {
                     self.told.remove(&(namespace.clone(), action));
                     self.tell_of_written(namespace, written);
@@ -174,18 +174,20 @@ impl Discovery {
     async fn perform(
         &self,
         namespace: &str,
-        action: Action,
+        action: ConfigMapAction,
         present: Option<&Arc<ConfigMap>>,
     ) -> Result<Option<String>, String> {
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), namespace);
         let request = async {
             match (action, present) {
-                (Action::Write, _) => return self.write(&api, namespace).await,
-                (Action::Remove, Some(config_map)) => remove(&api, config_map).await?,
-                (Action::Leave, Some(config_map)) if !self.told.contains(&(namespace.to_owned(), action)) => {
+                (ConfigMapAction::Write, _) => return self.write(&api, namespace).await,
+                (ConfigMapAction::Remove, Some(config_map)) => remove(&api, config_map).await?,
+                (ConfigMapAction::Leave, Some(config_map))
+                    if !self.told.contains(&(namespace.to_owned(), action)) =>
+                {
                     self.tell_of_foreign(namespace, config_map).await?;
                 }
-                (Action::Remove | Action::Leave, _) => {}
+                (ConfigMapAction::Remove | ConfigMapAction::Leave, _) => {}
             }
             Ok(None)
         };
@@ -244,18 +246,18 @@ fn actions<'a>(
     namespaces: impl IntoIterator<Item = &'a Namespace>,
     present: &BTreeMap<String, Arc<ConfigMap>>,
     base_url: &str,
-) -> BTreeMap<String, Action> {
+) -> BTreeMap<String, ConfigMapAction> {
     let action = |namespace: &Namespace| {
         let wanted = namespace
             .labels
             .get(WANTED.0)
             .is_some_and(|value| value == WANTED.1);
         match present.get(&namespace.name) {
-            None => wanted.then_some(Action::Write),
-            Some(config_map) if !is_ours(config_map) => wanted.then_some(Action::Leave),
-            Some(_) if !wanted => Some(Action::Remove),
+            None => wanted.then_some(ConfigMapAction::Write),
+            Some(config_map) if !is_ours(config_map) => wanted.then_some(ConfigMapAction::Leave),
+            Some(_) if !wanted => Some(ConfigMapAction::Remove),
             Some(config_map) => {
-                (!says(config_map, &data(&namespace.name, base_url))).then_some(Action::Write)
+                (!says(config_map, &data(&namespace.name, base_url))).then_some(ConfigMapAction::Write)
             }
         }
     };
@@ -318,18 +320,33 @@ mod tests {
         let (yes, no, other) = (Some("enabled"), None, Some("disabled"));
         for (case, label, present, wanted) in [
             ("nothing is asked for", no, None, None),
-            ("it is asked for", yes, None, Some(Action::Write)),
+            ("it is asked for", yes, None, Some(ConfigMapAction::Write)),
             ("it is not enabled", other, None, None),
             ("it is there", yes, Some(&right), None),
-            ("it says something else", yes, Some(&wrong), Some(Action::Write)),
+            (
+                "it says something else",
+                yes,
+                Some(&wrong),
+                Some(ConfigMapAction::Write),
+            ),
             (
                 "it is no longer asked for",
                 no,
                 Some(&right),
-                Some(Action::Remove),
+                Some(ConfigMapAction::Remove),
             ),
-            ("it was disabled", other, Some(&right), Some(Action::Remove)),
-            ("somebody else made it", yes, Some(&foreign), Some(Action::Leave)),
+            (
+                "it was disabled",
+                other,
+                Some(&right),
+                Some(ConfigMapAction::Remove),
+            ),
+            (
+                "somebody else made it",
+                yes,
+                Some(&foreign),
+                Some(ConfigMapAction::Leave),
+            ),
             ("somebody else made it, unasked", no, Some(&foreign), None),
         ] {
             let present = present.map(|map| ("shop".to_owned(), Arc::new(map.clone())));

@@ -18,7 +18,7 @@ struct WriteLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RevisionLabels {
+struct ServedRevisionLabels {
     revision: String,
 }
 
@@ -37,7 +37,7 @@ struct RefusalLabels {
 pub(super) struct ControllerMetrics {
     leader: Gauge,
     compilations: Counter,
-    revision: Family<RevisionLabels, Gauge>,
+    revision: Family<ServedRevisionLabels, Gauge>,
     routers: Gauge,
     triggers: Family<ReadyLabels, Gauge>,
     unreadable: Gauge,
@@ -109,7 +109,7 @@ impl ControllerMetrics {
     pub(super) fn published(&self, revision: &str) {
         self.revision.clear();
         self.revision
-            .get_or_create(&RevisionLabels {
+            .get_or_create(&ServedRevisionLabels {
                 revision: revision.to_owned(),
             })
             .set(1);

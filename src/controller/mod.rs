@@ -37,7 +37,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    resolve::{self, Outcome},
+    resolve::{self, CompileOutcome},
     server::{self, BindError, Heartbeat, OwnThread, Server, ThreadError},
 };
 use channel::Channel;
@@ -45,7 +45,7 @@ use discovery::Discovery;
 use endpoint::Publication;
 use leadership::Candidate;
 use metrics::ControllerMetrics;
-use status_task::{Resolved, StatusTask};
+use status_task::{ResolvedResources, StatusTask};
 use watch::Watches;
 
 /// Debounce time: changes within this time are computed together.
@@ -104,13 +104,13 @@ pub enum ControllerError {
 
 /// Lifecycle stage of a controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum LifecycleStage {
     Waiting,
     Listing,
     Leading,
 }
 
-impl Stage {
+impl LifecycleStage {
     /// Returns readiness. `lease_used` is the time since the Lease was last usable. A controller that has never
     /// used the Lease could not take over, so a rollout must not replace one that can.
     fn readiness(self, can_connect: bool, lease_used: Option<Duration>) -> Result<String, String> {
@@ -141,7 +141,7 @@ pub async fn run(
     let metrics = Arc::<ControllerMetrics>::default();
     let mut registry = Registry::with_prefix("weir_controller");
     metrics.register(&mut registry);
-    let (stage, staged) = tokio::sync::watch::channel(Stage::Waiting);
+    let (stage, staged) = tokio::sync::watch::channel(LifecycleStage::Waiting);
     let limits = server::admin_limits(ADMIN_CONNECTIONS);
     let admin = Server::bind("admin", options.admin).await?.with_limits(limits);
     if !options.secure_channel {
@@ -184,7 +184,7 @@ struct Controller {
     client: Client,
     metrics: Arc<ControllerMetrics>,
     channel: Channel,
-    stage: tokio::sync::watch::Sender<Stage>,
+    stage: tokio::sync::watch::Sender<LifecycleStage>,
     /// Time at which the Lease was last usable.
     last_used: tokio::sync::watch::Sender<Option<tokio::time::Instant>>,
     /// Names of the routers known to the leader.
@@ -219,7 +219,7 @@ impl Controller {
             };
             let (lost, led) = tokio::join!(keep, lead);
             self.metrics.leads(false);
-            self.stage.send_replace(Stage::Waiting);
+            self.stage.send_replace(LifecycleStage::Waiting);
             if !lost {
                 candidate.release().await;
             }
@@ -230,7 +230,7 @@ impl Controller {
 
     /// Watches, serves routers and writes statuses, until told to stop.
     async fn lead(&self, stop: &CancellationToken) -> Result<(), ControllerError> {
-        self.stage.send_replace(Stage::Listing);
+        self.stage.send_replace(LifecycleStage::Listing);
         self.metrics.leads(true);
         let Self {
             options,
@@ -263,7 +263,7 @@ impl Controller {
                 publication: publication.clone(),
             };
             let (found, latest) = tokio::sync::watch::channel(routing.compute(&mut watches));
-            stage.send_replace(Stage::Leading);
+            stage.send_replace(LifecycleStage::Leading);
             // Runs concurrently, so that slow status writes do not delay routing.
             let statuses = StatusTask::new(
                 client.clone(),
@@ -301,7 +301,7 @@ impl Routing {
     async fn follow(
         &self,
         mut watches: Watches,
-        found: tokio::sync::watch::Sender<Resolved>,
+        found: tokio::sync::watch::Sender<ResolvedResources>,
         stop: &CancellationToken,
     ) {
         loop {
@@ -314,10 +314,10 @@ impl Routing {
         }
     }
 
-    fn compute(&self, watches: &mut Watches) -> Resolved {
+    fn compute(&self, watches: &mut Watches) -> ResolvedResources {
         let observed = watches.observe();
         self.metrics.unreadable(watches.unreadable_count());
-        let Outcome {
+        let CompileOutcome {
             configuration,
             diagnoses,
         } = resolve::compile(&observed, &self.cluster_domain);
@@ -332,7 +332,7 @@ impl Routing {
                 "routing configuration published"
             );
         }
-        Resolved {
+        ResolvedResources {
             observed: Arc::new(observed),
             diagnoses: Arc::new(diagnoses),
         }
@@ -359,18 +359,18 @@ mod tests {
     fn waiting_controller_is_ready_while_the_lease_is_usable() {
         let minute = Duration::from_secs(60);
         for (stage, can_connect, lease_used, is_ready) in [
-            (Stage::Waiting, false, None, false),
-            (Stage::Waiting, false, Some(Duration::ZERO), true),
-            (Stage::Waiting, false, Some(minute), true),
+            (LifecycleStage::Waiting, false, None, false),
+            (LifecycleStage::Waiting, false, Some(Duration::ZERO), true),
+            (LifecycleStage::Waiting, false, Some(minute), true),
             (
-                Stage::Waiting,
+                LifecycleStage::Waiting,
                 true,
                 Some(minute + Duration::from_millis(1)),
                 false,
             ),
-            (Stage::Listing, true, Some(Duration::ZERO), false),
-            (Stage::Leading, false, Some(Duration::ZERO), false),
-            (Stage::Leading, true, None, true),
+            (LifecycleStage::Listing, true, Some(Duration::ZERO), false),
+            (LifecycleStage::Leading, false, Some(Duration::ZERO), false),
+            (LifecycleStage::Leading, true, None, true),
         ] {
             let readiness = stage.readiness(can_connect, lease_used);
             assert_eq!(

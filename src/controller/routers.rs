@@ -28,7 +28,7 @@ const HISTORY: usize = 16;
 /// The controller's view of its routers.
 #[derive(Debug, Default)]
 pub(super) struct Routers {
-    known: BTreeMap<String, Router>,
+    known: BTreeMap<String, PollingRouter>,
     /// Routers known to the previous controller that have not polled yet.
     awaited: BTreeSet<String>,
     /// Whether any router has polled.
@@ -40,7 +40,7 @@ pub(super) struct Routers {
 }
 
 #[derive(Debug)]
-struct Router {
+struct PollingRouter {
     revision: Revision,
     /// Pending polls. A restarted router may overlap with its former self.
     asking: usize,
@@ -116,7 +116,7 @@ impl Routers {
                 news
             }
             None => {
-                let router = Router {
+                let router = PollingRouter {
                     revision: revision.clone(),
                     asking: 1,
                     seen: now,

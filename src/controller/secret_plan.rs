@@ -30,7 +30,7 @@ const PACE_OF_MISSING: Duration = Duration::from_millis(50);
 
 /// Outcome of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(super) enum ReadOutcome {
     /// Every referenced key exists.
     Serves,
     /// Something is missing or may not be read.
@@ -44,16 +44,16 @@ pub(super) enum Ended {
 
 /// The referenced Secrets, and when each is read next.
 pub(super) struct Plan {
-    entries: BTreeMap<SecretName, Entry>,
+    entries: BTreeMap<SecretName, PlannedSecret>,
     /// Never read.
-    new: Queue,
+    new: SecretQueue,
     /// Usable.
-    regular: Queue,
+    regular: SecretQueue,
     /// Unusable at the last read.
-    missing: Queue,
+    missing: SecretQueue,
 }
 
-struct Entry {
+struct PlannedSecret {
     naming: Naming,
     /// Time of the next read; `None` while it is being read.
     due: Option<Instant>,
@@ -76,9 +76,9 @@ impl Plan {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             entries: BTreeMap::new(),
-            new: Queue::new(Duration::ZERO, now),
-            regular: Queue::new(PACE, now),
-            missing: Queue::new(PACE_OF_MISSING, now),
+            new: SecretQueue::new(Duration::ZERO, now),
+            regular: SecretQueue::new(PACE, now),
+            missing: SecretQueue::new(PACE_OF_MISSING, now),
         }
     }
 
@@ -103,7 +103,7 @@ impl Plan {
     }
 
     fn add(&mut self, name: &SecretName, naming: &Naming, now: Instant) {
-        let entry = Entry {
+        let entry = PlannedSecret {
             naming: naming.clone(),
             due: Some(now),
             again: false,
@@ -174,22 +174,22 @@ impl Plan {
     }
 
     /// Records the outcome of a read.
-    pub(super) fn ended(&mut self, name: &SecretName, ended: Ended, now: Instant) {
+    pub(super) fn ended(&mut self, name: &SecretName, ended: ReadOutcome, now: Instant) {
         // A Secret that was dropped and referenced again in the meantime must be read again.
         let Some(entry) = self.entries.get_mut(name).filter(|entry| entry.due.is_none()) else {
             return;
         };
         let pause = match ended {
-            Ended::Serves => {
+            ReadOutcome::Serves => {
                 (entry.last_read, entry.pause) = (LastRead::Serves, FIRST_PAUSE);
                 READ_EVERY
             }
-            Ended::Missing { is_news } => {
+            ReadOutcome::Missing { is_news } => {
                 let pause = if is_news { FIRST_PAUSE } else { entry.pause };
                 (entry.last_read, entry.pause) = (LastRead::Missing, (pause * 2).min(LONGEST_PAUSE));
                 pause
             }
-            Ended::Failed => READ_EVERY,
+            ReadOutcome::Failed => READ_EVERY,
         };
         let due = if entry.again { now } else { now + pause };
         entry.due = Some(due);
@@ -197,7 +197,7 @@ impl Plan {
         self.queue(last_read).insert(due, name.clone());
     }
 
-    fn queue(&mut self, last_read: LastRead) -> &mut Queue {
+    fn queue(&mut self, last_read: LastRead) -> &mut SecretQueue {
         match last_read {
             LastRead::Never => &mut self.new,
             LastRead::Serves => &mut self.regular,
@@ -207,7 +207,7 @@ impl Plan {
 }
 
 /// Secrets ordered by time, and, once due, taken namespace by namespace.
-struct Queue {
+struct SecretQueue {
     pace: Duration,
     /// Time from which the next may be taken.
     open: Instant,
@@ -218,7 +218,7 @@ struct Queue {
     last: String,
 }
 
-impl Queue {
+impl SecretQueue {
     fn new(pace: Duration, now: Instant) -> Self {
         Self {
             pace,
@@ -283,8 +283,8 @@ mod tests {
 
     use super::*;
 
-    const SAME: Ended = Ended::Missing { is_news: false };
-    const NEWS: Ended = Ended::Missing { is_news: true };
+    const SAME: ReadOutcome = ReadOutcome::Missing { is_news: false };
+    const NEWS: ReadOutcome = ReadOutcome::Missing { is_news: true };
 
     fn name(namespace: &str, name: &str) -> SecretName {
         SecretName {
@@ -304,7 +304,7 @@ mod tests {
     }
 
     /// Creates a plan with one Secret that was read once, with this outcome.
-    fn read_once(ended: Ended) -> (Plan, SecretName, Instant) {
+    fn read_once(ended: ReadOutcome) -> (Plan, SecretName, Instant) {
         let (now, one) = (Instant::now(), name("shop", "one"));
         let mut plan = Plan::new(now);
         plan.take_over(&[(one.clone(), naming(&["a"], &[("u", 1)]))].into(), now);
@@ -321,17 +321,17 @@ mod tests {
     #[test]
     fn delay_depends_on_the_outcome() {
         for (ends, pauses) in [
-            (&[Ended::Serves, Ended::Serves][..], &[30, 30][..]),
+            (&[ReadOutcome::Serves, ReadOutcome::Serves][..], &[30, 30][..]),
             (&[NEWS, SAME, SAME, SAME, SAME], &[10, 20, 40, 60, 60]),
             // News indicates that somebody is working on it.
             (&[NEWS, SAME, SAME, NEWS, SAME], &[10, 20, 40, 10, 20]),
             (
-                &[NEWS, SAME, SAME, Ended::Serves, SAME, SAME],
+                &[NEWS, SAME, SAME, ReadOutcome::Serves, SAME, SAME],
                 &[10, 20, 40, 30, 10, 20],
             ),
             // Without a response it is not known to have changed.
-            (&[NEWS, SAME, Ended::Failed, SAME], &[10, 20, 30, 40]),
-            (&[Ended::Failed, NEWS], &[30, 10]),
+            (&[NEWS, SAME, ReadOutcome::Failed, SAME], &[10, 20, 30, 40]),
+            (&[ReadOutcome::Failed, NEWS], &[30, 10]),
         ] {
             let (mut plan, one, mut now) = read_once(ends[0]);
             let mut found = vec![pause(&plan, now)];
@@ -349,10 +349,10 @@ mod tests {
     #[test]
     fn new_references_are_read_at_once_if_that_can_bring_news() {
         for (ended, after, seconds) in [
-            (Ended::Serves, naming(&["a"], &[("u", 1)]), 30),
-            (Ended::Serves, naming(&["a"], &[("u", 2), ("v", 1)]), 30),
-            (Ended::Serves, naming(&["a", "b"], &[("u", 2)]), 0),
-            (Ended::Serves, naming(&[], &[("u", 1)]), 30),
+            (ReadOutcome::Serves, naming(&["a"], &[("u", 1)]), 30),
+            (ReadOutcome::Serves, naming(&["a"], &[("u", 2), ("v", 1)]), 30),
+            (ReadOutcome::Serves, naming(&["a", "b"], &[("u", 2)]), 0),
+            (ReadOutcome::Serves, naming(&[], &[("u", 1)]), 30),
             (NEWS, naming(&["a"], &[("u", 1)]), 10),
             (NEWS, naming(&["a"], &[("u", 2)]), 0),
             (NEWS, naming(&["a"], &[("u", 1), ("v", 1)]), 0),
@@ -385,7 +385,7 @@ mod tests {
 
     #[test]
     fn handles_changes_during_a_read() {
-        let (mut plan, one, now) = read_once(Ended::Serves);
+        let (mut plan, one, now) = read_once(ReadOutcome::Serves);
         let later = now + READ_EVERY;
         plan.begin(later).unwrap();
         // A read in flight does not include the new key.
@@ -399,7 +399,7 @@ mod tests {
         plan.take_over(&BTreeMap::new(), later);
         assert_eq!((plan.keys(&one), plan.next()), (None, None));
         plan.take_over(&[(one.clone(), naming(&["c"], &[("v", 1)]))].into(), later);
-        plan.ended(&one, Ended::Serves, later);
+        plan.ended(&one, ReadOutcome::Serves, later);
         assert_eq!(pause(&plan, later), 0);
     }
 
@@ -430,8 +430,8 @@ mod tests {
             let (name, _) = plan.begin(now).unwrap();
             let is_news = seen.insert(name.clone());
             let end = match is_missing(&name) {
-                true => Ended::Missing { is_news },
-                false => Ended::Serves,
+                true => ReadOutcome::Missing { is_news },
+                false => ReadOutcome::Serves,
             };
             plan.ended(&name, end, now);
             read.push((now - start, name));
@@ -517,12 +517,12 @@ mod tests {
                         named.insert(name.clone(), naming(&[&key], &[("u", generation)]));
                     }
                     2 => drop(plan.begin(now)),
-                    3 => plan.ended(name, Ended::Serves, now),
+                    3 => plan.ended(name, ReadOutcome::Serves, now),
                     4 => plan.ended(name, SAME, now),
-                    _ => plan.ended(name, Ended::Failed, now),
+                    _ => plan.ended(name, ReadOutcome::Failed, now),
                 }
                 plan.take_over(&named, now);
-                let queued = |queue: &Queue| -> BTreeSet<(Instant, SecretName)> {
+                let queued = |queue: &SecretQueue| -> BTreeSet<(Instant, SecretName)> {
                     let due = queue.due.iter().flat_map(|(namespace, due)| {
                         due.iter().map(move |(at, secret)| (*at, super::tests::name(namespace, secret)))
                     });

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     metrics::ControllerMetrics,
-    secret_plan::{Ended, Plan},
+    secret_plan::{Plan, ReadOutcome},
 };
 use crate::{
     api,
@@ -36,15 +36,15 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// leave events without a destination.
 const AWAITED_AT_START: Duration = Duration::from_secs(15);
 
-type Named = BTreeMap<SecretName, Naming>;
+type SecretNamings = BTreeMap<SecretName, Naming>;
 
-type Known = BTreeMap<SecretName, SecretState>;
+type SecretStates = BTreeMap<SecretName, SecretState>;
 
 /// Known state of the referenced Secrets.
 pub(super) struct Secrets {
-    named: watch::Sender<Named>,
+    named: watch::Sender<SecretNamings>,
     /// `None` if Secrets are not read.
-    known: Option<watch::Receiver<Known>>,
+    known: Option<watch::Receiver<SecretStates>>,
 }
 
 impl Secrets {
@@ -57,11 +57,11 @@ impl Secrets {
         secure_channel: bool,
         stop: &CancellationToken,
     ) -> Self {
-        let (named, to_read) = watch::channel(Named::new());
+        let (named, to_read) = watch::channel(SecretNamings::new());
         if !secure_channel {
             return Self { named, known: None };
         }
-        let (publish, known) = watch::channel(Known::new());
+        let (publish, known) = watch::channel(SecretStates::new());
         let reader = SecretReader {
             api: Arc::new(SecretApi {
                 client: client.clone(),
@@ -83,7 +83,7 @@ impl Secrets {
     }
 
     /// Returns the known state for these Sinks. Newly referenced Secrets are read at once.
-    pub(super) fn observe<'a>(&self, sinks: impl IntoIterator<Item = &'a api::Sink>) -> Known {
+    pub(super) fn observe<'a>(&self, sinks: impl IntoIterator<Item = &'a api::Sink>) -> SecretStates {
         let named = resolve::named_secrets(sinks);
         self.named.send_if_modified(|before| {
             let is_new = *before != named;
@@ -115,21 +115,21 @@ impl Secrets {
     }
 }
 
-type Read = (SecretName, Result<SecretState, String>);
+type SecretRead = (SecretName, Result<SecretState, String>);
 
 struct SecretReader {
     api: Arc<SecretApi>,
     metrics: Arc<ControllerMetrics>,
     changed: Arc<Notify>,
-    known: watch::Sender<Known>,
+    known: watch::Sender<SecretStates>,
     plan: Plan,
     /// Secrets whose last read failed.
     failing: BTreeSet<SecretName>,
-    under_way: FuturesUnordered<BoxFuture<'static, Read>>,
+    under_way: FuturesUnordered<BoxFuture<'static, SecretRead>>,
 }
 
 impl SecretReader {
-    async fn run(mut self, mut named: watch::Receiver<Named>) {
+    async fn run(mut self, mut named: watch::Receiver<SecretNamings>) {
         loop {
             let next = self.begin(Instant::now());
             tokio::select! {
@@ -165,9 +165,9 @@ impl SecretReader {
             return;
         };
         let ended = match &read {
-            Err(_) => Ended::Failed,
-            Ok(state) if serves(state, keys) => Ended::Serves,
-            Ok(state) => Ended::Missing {
+            Err(_) => ReadOutcome::Failed,
+            Ok(state) if serves(state, keys) => ReadOutcome::Serves,
+            Ok(state) => ReadOutcome::Missing {
                 is_news: self.known.borrow().get(&name) != Some(state),
             },
         };
@@ -202,7 +202,7 @@ impl SecretReader {
         self.publish(|known| known.insert(name.clone(), state.clone()) != Some(state));
     }
 
-    fn take_over(&mut self, named: &Named) {
+    fn take_over(&mut self, named: &SecretNamings) {
         self.plan.take_over(named, Instant::now());
         self.failing.retain(|name| named.contains_key(name));
         self.publish(|known| {
@@ -212,7 +212,7 @@ impl SecretReader {
         });
     }
 
-    fn publish(&self, change: impl FnOnce(&mut Known) -> bool) {
+    fn publish(&self, change: impl FnOnce(&mut SecretStates) -> bool) {
         if self.known.send_if_modified(change) {
             self.changed.notify_one();
         }
@@ -366,7 +366,7 @@ mod tests {
             }),
             metrics: Arc::default(),
             changed: Arc::default(),
-            known: watch::Sender::new(Known::new()),
+            known: watch::Sender::new(SecretStates::new()),
             plan: Plan::new(Instant::now()),
             failing: BTreeSet::new(),
             under_way: FuturesUnordered::new(),
@@ -409,8 +409,8 @@ mod tests {
             known(&reader, &one),
             Some(SecretState::Forbidden { account: None })
         );
-        reader.take_over(&Named::new());
-        assert_eq!(*reader.known.borrow(), Known::new());
+        reader.take_over(&SecretNamings::new());
+        assert_eq!(*reader.known.borrow(), SecretStates::new());
         // A late response changes nothing.
         reader.ended(one.clone(), Ok(state("a")));
         assert_eq!(known(&reader, &one), None);

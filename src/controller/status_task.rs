@@ -31,7 +31,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The resources and the findings about them.
 #[derive(Clone)]
-pub(super) struct Resolved {
+pub(super) struct ResolvedResources {
     pub(super) observed: Arc<Observed>,
     pub(super) diagnoses: Arc<Diagnoses>,
 }
@@ -59,7 +59,11 @@ impl StatusTask {
     }
 
     /// Runs until told to stop.
-    pub(super) async fn run(mut self, mut latest: watch::Receiver<Resolved>, stop: &CancellationToken) {
+    pub(super) async fn run(
+        mut self,
+        mut latest: watch::Receiver<ResolvedResources>,
+        stop: &CancellationToken,
+    ) {
         let mut pause = FIRST_PAUSE;
         let mut look = tokio::time::interval(LOOK_FOR_ROUTERS_EVERY);
         loop {
@@ -93,12 +97,12 @@ impl StatusTask {
     }
 
     /// Writes outdated statuses. Returns whether all writes succeeded.
-    async fn write(&mut self, found: &Resolved) -> bool {
+    async fn write(&mut self, found: &ResolvedResources) -> bool {
         let writes = self.outdated(found);
         writes.is_empty() || self.writer.perform(writes).await
     }
 
-    fn outdated(&mut self, Resolved { observed, diagnoses }: &Resolved) -> Vec<Write> {
+    fn outdated(&mut self, ResolvedResources { observed, diagnoses }: &ResolvedResources) -> Vec<Write> {
         let Self {
             writer,
             publication,

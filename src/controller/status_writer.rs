@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST_NOTE: usize = 1024;
 
 /// A kind of resource whose status is written.
-pub(super) trait Kind:
+pub(super) trait StatusKind:
     Resource<DynamicType = (), Scope = NamespaceResourceScope>
     + HasStatus<Status: Clone + PartialEq + Serialize + DeserializeOwned>
     + Clone
@@ -51,7 +51,7 @@ pub(super) trait Kind:
 
 macro_rules! kinds {
     ($($kind:ident),*) => {
-        $(impl Kind for api::$kind {
+        $(impl StatusKind for api::$kind {
             const NAME: &'static str = stringify!($kind);
 
             fn conditions(status: &Self::Status) -> &[Condition] {
@@ -69,10 +69,10 @@ pub(super) struct StatusWriter {
     recorder: Recorder,
     metrics: Arc<ControllerMetrics>,
     /// By UID, writes that the watch may not have delivered yet.
-    written: HashMap<String, Written>,
+    written: HashMap<String, WrittenStatus>,
 }
 
-struct Written {
+struct WrittenStatus {
     resource_version: u64,
     status: Value,
 }
@@ -114,7 +114,7 @@ impl StatusWriter {
 
     /// Prepares the write of a resource's status. Returns `None` if the resource does not exist or `wanted` does
     /// not change its status.
-    pub(super) fn outdated<K: Kind>(
+    pub(super) fn outdated<K: StatusKind>(
         &mut self,
         resources: &HashMap<&str, &K>,
         uid: &str,
@@ -132,7 +132,7 @@ impl StatusWriter {
     }
 
     /// Returns a resource's status: the last one written, until the watch delivers it or something newer.
-    fn present<K: Kind>(&mut self, resource: &K) -> Option<K::Status> {
+    fn present<K: StatusKind>(&mut self, resource: &K) -> Option<K::Status> {
         let uid = resource.meta().uid.as_deref().unwrap_or_default();
         if let Some(written) = self.written.get(uid) {
             if version(resource) < written.resource_version {
@@ -144,7 +144,7 @@ impl StatusWriter {
     }
 
     /// Prepares a write and the Events for its transitions.
-    fn write<K: Kind>(&self, resource: &K, status: &K::Status, transitions: Vec<Transition>) -> Write {
+    fn write<K: StatusKind>(&self, resource: &K, status: &K::Status, transitions: Vec<Transition>) -> Write {
         let kind = K::NAME;
         // Serializing plain data cannot fail.
         let status = serde_json::to_value(status).unwrap_or_default();
@@ -202,7 +202,7 @@ impl StatusWriter {
                 Ok(Some(resource_version)) => {
                     self.written.insert(
                         uid,
-                        Written {
+                        WrittenStatus {
                             resource_version,
                             status,
                         },

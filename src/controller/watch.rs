@@ -42,7 +42,7 @@ const PAGE: u32 = 50;
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// A kind of resource that can be watched.
-pub(super) trait Watched:
+pub(super) trait WatchedKind:
     Resource<DynamicType = ()>
     + Lookup<DynamicType = ()>
     + Clone
@@ -54,7 +54,7 @@ pub(super) trait Watched:
 {
 }
 
-impl<K> Watched for K where
+impl<K> WatchedKind for K where
     K: Resource<DynamicType = ()>
         + Lookup<DynamicType = ()>
         + Clone
@@ -70,9 +70,11 @@ impl<K> Watched for K where
 type Guarded<K> = DeserializeGuard<K>;
 
 /// The resources of one kind: in one store, or in one per watched namespace, along with its name.
-pub(super) struct Seen<K: Lookup<DynamicType = ()> + Clone + 'static>(Vec<(Option<String>, Store<K>)>);
+pub(super) struct ResourceStores<K: Lookup<DynamicType = ()> + Clone + 'static>(
+    Vec<(Option<String>, Store<K>)>,
+);
 
-impl<K: Lookup<DynamicType = ()> + Clone + 'static> Seen<K> {
+impl<K: Lookup<DynamicType = ()> + Clone + 'static> ResourceStores<K> {
     /// Whether the resources of this namespace have been listed.
     pub(super) fn is_listed(&self, namespace: &str) -> bool {
         self.awaited()
@@ -93,11 +95,11 @@ impl<K: Lookup<DynamicType = ()> + Clone + 'static> Seen<K> {
 
 /// The current resources of the cluster.
 pub(super) struct Watches {
-    sources: Seen<Guarded<api::Source>>,
-    triggers: Seen<Guarded<api::Trigger>>,
-    sinks: Seen<Guarded<api::Sink>>,
-    services: Seen<v1::Service>,
-    namespaces: Seen<v1::Namespace>,
+    sources: ResourceStores<Guarded<api::Source>>,
+    triggers: ResourceStores<Guarded<api::Trigger>>,
+    sinks: ResourceStores<Guarded<api::Sink>>,
+    services: ResourceStores<v1::Service>,
+    namespaces: ResourceStores<v1::Namespace>,
     secrets: Secrets,
     changed: Arc<Notify>,
     /// Unreadable resources already logged, by UID.
@@ -256,7 +258,7 @@ pub(super) fn config_maps(
     name: &str,
     metrics: &Arc<ControllerMetrics>,
     stop: &CancellationToken,
-) -> (Seen<v1::ConfigMap>, Arc<Notify>) {
+) -> (ResourceStores<v1::ConfigMap>, Arc<Notify>) {
     let changed = Arc::new(Notify::new());
     let starter = Starter {
         client,
@@ -278,39 +280,39 @@ struct Starter<'a> {
 }
 
 impl Starter<'_> {
-    fn watch<K>(&self, kind: &'static str, config: &watcher::Config, strip: fn(&mut K)) -> Seen<K>
+    fn watch<K>(&self, kind: &'static str, config: &watcher::Config, strip: fn(&mut K)) -> ResourceStores<K>
     where
-        K: Watched + Resource<Scope = NamespaceResourceScope>,
+        K: WatchedKind + Resource<Scope = NamespaceResourceScope>,
     {
         if self.namespaces.is_empty() {
             let api = Api::all(self.client.clone());
-            return Seen(vec![self.store(kind, None, api, config.clone(), strip)]);
+            return ResourceStores(vec![self.store(kind, None, api, config.clone(), strip)]);
         }
         let watch = |namespace: &String| {
             let api = Api::namespaced(self.client.clone(), namespace);
             self.store(kind, Some(namespace), api, config.clone(), strip)
         };
-        Seen(self.namespaces.iter().map(watch).collect())
+        ResourceStores(self.namespaces.iter().map(watch).collect())
     }
 
     /// Watches each namespace by name, which works for accounts that may not see the others.
-    fn watch_namespaces(&self) -> Seen<v1::Namespace> {
+    fn watch_namespaces(&self) -> ResourceStores<v1::Namespace> {
         let everything = watched();
         let watch = |name: Option<&String>, config| {
             let api = Api::all(self.client.clone());
             self.store("Namespace", name, api, config, keep_labels)
         };
         if self.namespaces.is_empty() {
-            return Seen(vec![watch(None, everything)]);
+            return ResourceStores(vec![watch(None, everything)]);
         }
         let named = |name: &String| {
             let config = everything.clone().fields(&format!("metadata.name={name}"));
             watch(Some(name), config)
         };
-        Seen(self.namespaces.iter().map(named).collect())
+        ResourceStores(self.namespaces.iter().map(named).collect())
     }
 
-    fn store<K: Watched>(
+    fn store<K: WatchedKind>(
         &self,
         kind: &'static str,
         namespace: Option<&String>,
@@ -380,7 +382,7 @@ async fn follow<T>(
 }
 
 /// Returns the readable resources. Errors of the others are added to `unreadable`, by UID.
-fn readable<K>(store: &Seen<Guarded<K>>, unreadable: &mut HashMap<String, String>) -> Vec<K>
+fn readable<K>(store: &ResourceStores<Guarded<K>>, unreadable: &mut HashMap<String, String>) -> Vec<K>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
     Guarded<K>: Lookup<DynamicType = ()>,

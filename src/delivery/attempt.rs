@@ -20,7 +20,7 @@ use super::{
 use crate::{
     cloudevents::Event,
     destination::{ATTEMPT_OVERHEAD, Answer, Client, Outgoing, SendPurpose, Target, Verdict},
-    intake::{Intake, Room},
+    intake::{Intake, UsableRoom},
     log::LogError,
     memory::Reservation,
 };
@@ -238,11 +238,11 @@ impl AttemptPerformer {
     }
 
     /// Part of the log's capacity that settling this event may use.
-    fn room(&self, position: EventPosition) -> Room {
+    fn room(&self, position: EventPosition) -> UsableRoom {
         if self.hold.is_first_unsettled(position) {
-            Room::Reserve
+            UsableRoom::Reserve
         } else {
-            Room::Common
+            UsableRoom::Common
         }
     }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     cloudevents::Event,
-    filter::Filter,
+    filter::CompiledFilter,
     log::{BrokerName, Checkpoints, Log, LogError, LogName, LogProvider, Offset},
     telemetry::{Admitted, Burst},
 };
@@ -51,7 +51,7 @@ pub struct Selection {
     /// Letters of the Trigger with this name.
     pub trigger: Option<String>,
     /// Letters whose events pass the filter.
-    pub filter: Option<Filter>,
+    pub filter: Option<CompiledFilter>,
 }
 
 impl Selection {

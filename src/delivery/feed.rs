@@ -21,7 +21,7 @@ use super::{
 use crate::{
     cloudevents::Event,
     filter::{Decision, Subject},
-    log::{LogError, Offset, ReadLimit, Record},
+    log::{LogError, LogRecord, Offset, ReadLimit},
 };
 
 /// Maximum lag, in offsets, at which a Trigger joins the shared reader.
@@ -337,7 +337,7 @@ impl LogRead {
 
     async fn evaluate(
         &self,
-        record: Record,
+        record: LogRecord,
         settings: &Settings,
         batch: &mut Batch,
         filter_yield: &mut FilterYield,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{position::EventPosition, progress::LowWatermarks};
-use crate::log::{Bounds, BrokerName, Offset};
+use crate::log::{BrokerName, LogBounds, Offset};
 
 /// Sentinel for "no offset".
 const NONE: u64 = u64::MAX;
@@ -98,7 +98,7 @@ impl Holds {
     }
 
     /// First event that some Trigger holds; the end of the log if none does.
-    pub(super) fn unsettled(&self, broker: &BrokerName, bounds: Bounds) -> Offset {
+    pub(super) fn unsettled(&self, broker: &BrokerName, bounds: LogBounds) -> Offset {
         let low = self.of(broker).map(Hold::low).min();
         low.unwrap_or(bounds.next).min(bounds.next)
     }

@@ -240,7 +240,7 @@ mod tests {
     fn filter_errors_are_counted_only_while_attached() {
         let stats = Arc::<TriggerStats>::default();
         let inbox = Inbox::new(stats.clone());
-        let failure = filter::cel::Failure::NotBoolean("int".to_owned());
+        let failure = filter::cel::CelFailure::NotBoolean("int".to_owned());
         let error = filter::Error::Cel(failure);
         inbox.filter_failed(Offset(0), &error);
         assert_eq!(

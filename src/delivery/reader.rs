@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cloudevents::Event,
     filter::{self, Decision, Subject},
-    log::{BrokerName, Log, LogError, Offset, Record},
+    log::{BrokerName, Log, LogError, LogRecord, Offset},
     memory::{Pool, Reservation},
     routing::BrokerTable,
     telemetry::{Admitted, Burst},
@@ -248,7 +248,7 @@ impl Reader {
     }
 
     /// Offers one record. Filters are evaluated without holding the lock.
-    async fn offer_record(&self, record: Record, memory: Reservation, filter_yield: &mut FilterYield) {
+    async fn offer_record(&self, record: LogRecord, memory: Reservation, filter_yield: &mut FilterYield) {
         let offset = record.offset;
         let event = match Event::from_record(record.payload) {
             Ok(event) => BufferedEvent::new(event, memory),

@@ -6,7 +6,7 @@
 use crate::{
     cloudevents::{Event, TraceContext},
     destination::{Replies, UnusableReply},
-    intake::{self, Intake, MAX_HOPS, Room},
+    intake::{self, Intake, MAX_HOPS, UsableRoom},
     log::{LogError, LogName},
 };
 
@@ -34,7 +34,7 @@ pub(super) async fn store(
     delivered: &Event,
     replies: &Replies,
     context: Option<&TraceContext>,
-    room: Room,
+    room: UsableRoom,
 ) -> Result<ReplyOutcome, LogError> {
     let next = intake::next(delivered);
     if next.hops > MAX_HOPS {
@@ -109,7 +109,7 @@ mod tests {
         let descendants = Descendants::default();
         let thousand = replies(&client, &vec![event(None); 1000], &descendants);
         for round in 1..=5 {
-            let reply = store(&intake, &broker, &origin, &thousand, None, Room::Common)
+            let reply = store(&intake, &broker, &origin, &thousand, None, UsableRoom::Common)
                 .await
                 .unwrap();
             let expected = match round {
@@ -120,14 +120,14 @@ mod tests {
         }
         assert_eq!(log.bounds("a/b").next, Offset(4000));
         let few = replies(&client, &[event(None)], &descendants);
-        let reply = store(&intake, &broker, &origin, &few, None, Room::Common)
+        let reply = store(&intake, &broker, &origin, &few, None, UsableRoom::Common)
             .await
             .unwrap();
         assert_eq!(reply, ReplyOutcome::Stored(1), "a smaller reply still fits");
         let body = Bytes::from_static(br#"[{"specversion":"1.0","id":"1","source":"/s","type":"t"},{}]"#);
         let invalid = Replies::for_test(&client, body, descendants);
         for _ in 0..100 {
-            let reply = store(&intake, &broker, &origin, &invalid, None, Room::Common)
+            let reply = store(&intake, &broker, &origin, &invalid, None, UsableRoom::Common)
                 .await
                 .unwrap();
             assert!(
@@ -156,9 +156,16 @@ mod tests {
             let before = log.bounds("a/b").next;
             // The Sink's own hop count is not trusted.
             let replies = replies(&client, &[event(Some("7"))], &Descendants::default());
-            let stored = store(&intake, &broker, &event(delivered), &replies, None, Room::Common)
-                .await
-                .unwrap();
+            let stored = store(
+                &intake,
+                &broker,
+                &event(delivered),
+                &replies,
+                None,
+                UsableRoom::Common,
+            )
+            .await
+            .unwrap();
             let limit = ReadLimit {
                 records: 1,
                 bytes: 1024,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::log::{Bounds, Offset};
+use crate::log::{LogBounds, Offset};
 
 /// Retention of a broker's settled events by age and size. Unsettled events stay regardless of either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Default for Retention {
 ///
 /// `too_old` is the first record within the age. The size is assumed to be spread evenly over the records.
 pub(super) fn trim_before(
-    bounds: Bounds,
+    bounds: LogBounds,
     bytes: u64,
     limit: u64,
     too_old: Offset,
@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn trims_by_age_and_size_but_nothing_unsettled() {
-        let bounds = Bounds {
+        let bounds = LogBounds {
             first: Offset(100),
             next: Offset(200),
         };

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     intake::MakeRoom,
-    log::{Bounds, BrokerName, Capacity, Log, LogError, LogName, LogProvider, Offset},
+    log::{BrokerName, Capacity, Log, LogBounds, LogError, LogName, LogProvider, Offset},
 };
 
 /// Divisor of the log's capacity that gives the bytes freed at once when it is full.
@@ -352,7 +352,7 @@ impl Trimmer {
             freed += self.free_retained(wanted - freed).await?;
         }
         if room_wanted && freed < wanted && self.when_full == WhenFull::DropOldest {
-            let everything = |_: &BrokerName, bounds: Bounds| bounds.next;
+            let everything = |_: &BrokerName, bounds: LogBounds| bounds.next;
             freed += self.free(wanted - freed, &self.holds(), everything).await?;
         }
         Ok(match freed {
@@ -390,7 +390,7 @@ impl Trimmer {
         &self,
         wanted: u64,
         holds: &Holds,
-        limit: impl Fn(&BrokerName, Bounds) -> Offset,
+        limit: impl Fn(&BrokerName, LogBounds) -> Offset,
     ) -> Result<u64, LogError> {
         let mut usage = self.logs.usage();
         usage.retain(|(name, _)| matches!(name, LogName::Events(_)));
@@ -418,7 +418,7 @@ impl Trimmer {
         Ok(freed)
     }
 
-    fn report_dropped(&self, broker: &BrokerName, bounds: Bounds, before: Offset, holds: &Holds) {
+    fn report_dropped(&self, broker: &BrokerName, bounds: LogBounds, before: Offset, holds: &Holds) {
         let settled = holds.unsettled(broker, bounds).max(bounds.first);
         let dropped = before.0.saturating_sub(settled.0);
         if dropped > 0 {
@@ -443,7 +443,7 @@ async fn first_within(
     log: &dyn Log,
     age: Duration,
     now: Option<Timestamp>,
-    bounds: Bounds,
+    bounds: LogBounds,
 ) -> Result<Offset, LogError> {
     let age = SignedDuration::try_from(age).ok();
     let oldest = now.zip(age).and_then(|(now, age)| now.checked_sub(age).ok());

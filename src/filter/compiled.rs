@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Explanation, Expression, Requirement, Seen, Subject, cel,
+    Explanation, Expression, ReadAttribute, Requirement, Subject, cel,
     error::{CompileError, CompileProblem},
     fuel::{BUDGET, Fuel, Overrun, PART},
     limits::MAX_DEPTH,
@@ -14,7 +14,7 @@ use crate::cloudevents::Event;
 
 /// Filter expressions that must all match. An empty list matches every event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Filter {
+pub struct CompiledFilter {
     clauses: Vec<Clause>,
     size: usize,
 }
@@ -26,12 +26,12 @@ const EXPLAINING: u64 = 8;
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Clause {
     /// Every term matches.
-    Terms(Comparison, Vec<Term>),
+    Terms(StringMatch, Vec<Term>),
     All(Vec<Clause>),
     Any(Vec<Clause>),
     Not(Box<Clause>),
-    Sql(sql::Expression),
-    Cel(cel::Expression),
+    Sql(sql::SqlExpression),
+    Cel(cel::CelExpression),
 }
 
 /// Result of evaluating a filter on an event.
@@ -50,10 +50,10 @@ pub enum Decision<'a> {
 pub enum Error<'a> {
     /// In a `sql` expression.
     #[error("sql: {0}")]
-    Sql(sql::Failure<'a>),
+    Sql(sql::SqlFailure<'a>),
     /// In a `cel` expression.
     #[error("cel: {0}")]
-    Cel(cel::Failure),
+    Cel(cel::CelFailure),
     /// The filters together exceed [`BUDGET`] steps for the event.
     #[error("{Overrun}")]
     TooExpensive,
@@ -61,7 +61,7 @@ pub enum Error<'a> {
 
 /// The dialects that compare attributes with values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Comparison {
+enum StringMatch {
     Exact,
     Prefix,
     Suffix,
@@ -73,7 +73,7 @@ struct Term {
     value: Box<str>,
 }
 
-impl Filter {
+impl CompiledFilter {
     /// Compiles a Trigger's list of filters.
     ///
     /// # Errors
@@ -205,7 +205,7 @@ impl Clause {
     }
 }
 
-impl Comparison {
+impl StringMatch {
     /// Compares the attribute. A missing attribute compares as false.
     fn holds(self, term: &Term, event: &Event, fuel: &Fuel) -> bool {
         let Some(actual) = event.attribute(&term.attribute) else {
@@ -235,7 +235,7 @@ impl Comparison {
         let Term { attribute, value } = term;
         let clause = format!("{} {attribute} = {value:?}", self.name());
         Explanation {
-            saw: vec![Seen::new(attribute, event)],
+            saw: vec![ReadAttribute::new(attribute, event)],
             ..Explanation::new(clause, self.holds(term, event, fuel))
         }
     }
@@ -289,9 +289,9 @@ fn clause(
         Expression::Sql(_) | Expression::Cel(_) => {}
     }
     match expression {
-        Expression::Exact(map) => terms(path, Comparison::Exact, map),
-        Expression::Prefix(map) => terms(path, Comparison::Prefix, map),
-        Expression::Suffix(map) => terms(path, Comparison::Suffix, map),
+        Expression::Exact(map) => terms(path, StringMatch::Exact, map),
+        Expression::Prefix(map) => terms(path, StringMatch::Prefix, map),
+        Expression::Suffix(map) => terms(path, StringMatch::Suffix, map),
         Expression::All(list) => children(format!("{path}.all"), list, depth, sizes).map(Clause::All),
         Expression::Any(list) => children(format!("{path}.any"), list, depth, sizes).map(Clause::Any),
         Expression::Not(child) => {
@@ -306,7 +306,7 @@ fn clause(
             Ok(Clause::Sql(expression))
         }
         Expression::Cel(text) => {
-            let expression = cel::Expression::parse(text).map_err(|error| CompileError {
+            let expression = cel::CelExpression::parse(text).map_err(|error| CompileError {
                 path: format!("{path}.cel"),
                 problem: error.into(),
             })?;
@@ -316,8 +316,8 @@ fn clause(
     }
 }
 
-fn sql(text: &str) -> Result<sql::Expression, CompileProblem> {
-    let expression = sql::Expression::parse(text)?;
+fn sql(text: &str) -> Result<sql::SqlExpression, CompileProblem> {
+    let expression = sql::SqlExpression::parse(text)?;
     match expression.r#type() {
         Some(r#type @ (Type::Integer | Type::String)) => Err(CompileProblem::NotBoolean(r#type)),
         Some(Type::Boolean) | None => Ok(expression),
@@ -339,7 +339,11 @@ fn children(
     clauses(&path, list, depth + 1, sizes)
 }
 
-fn terms(path: &str, comparison: Comparison, map: &BTreeMap<String, String>) -> Result<Clause, CompileError> {
+fn terms(
+    path: &str,
+    comparison: StringMatch,
+    map: &BTreeMap<String, String>,
+) -> Result<Clause, CompileError> {
     let fail = |problem| {
         Err(CompileError {
             path: format!("{path}.{}", comparison.name()),
@@ -376,7 +380,7 @@ mod tests {
     use super::*;
     use crate::{
         cloudevents::EventBuilder,
-        filter::{IndexTerm, Outcome, Text},
+        filter::{ClauseOutcome, IndexTerm, Text},
     };
 
     fn event() -> Event {
@@ -390,8 +394,8 @@ mod tests {
             .unwrap()
     }
 
-    fn filter(expressions: serde_json::Value) -> Result<Filter, CompileError> {
-        Filter::compile(&serde_json::from_value::<Vec<Expression>>(expressions).unwrap())
+    fn filter(expressions: serde_json::Value) -> Result<CompiledFilter, CompileError> {
+        CompiledFilter::compile(&serde_json::from_value::<Vec<Expression>>(expressions).unwrap())
     }
 
     #[test]
@@ -503,7 +507,7 @@ mod tests {
             nested = Expression::Not(Box::new(nested));
         }
         assert_eq!(
-            Filter::compile(&[nested]).unwrap_err().problem,
+            CompiledFilter::compile(&[nested]).unwrap_err().problem,
             CompileProblem::TooDeep
         );
     }
@@ -526,9 +530,9 @@ mod tests {
     fn lines(explanations: &[Explanation], depth: usize, into: &mut Vec<String>) {
         for explanation in explanations {
             let mark = match explanation.outcome {
-                Outcome::Holds => "+",
-                Outcome::Fails => "-",
-                Outcome::NotReached => "?",
+                ClauseOutcome::Holds => "+",
+                ClauseOutcome::Fails => "-",
+                ClauseOutcome::NotReached => "?",
             };
             into.push(format!("{}{mark} {explanation}", "  ".repeat(depth)));
             lines(&explanation.clauses, depth + 1, into);

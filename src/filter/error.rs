@@ -3,7 +3,7 @@
 use super::{
     cel,
     limits::{MAX_DEPTH, MAX_PARTS, MAX_SIZE, MAX_TEXT},
-    sql::{ParseError, Type},
+    sql::{SqlParseError, Type},
 };
 
 /// Why filters do not compile.
@@ -38,10 +38,10 @@ pub enum CompileProblem {
     TooDeep,
     /// Invalid CESQL expression.
     #[error(transparent)]
-    Sql(#[from] ParseError),
+    Sql(#[from] SqlParseError),
     /// Invalid CEL expression, or one that is not allowed in a filter.
     #[error(transparent)]
-    Cel(#[from] cel::ParseError),
+    Cel(#[from] cel::CelParseError),
     /// A CESQL expression that can match no event, because its value is not a Boolean.
     #[error("expected Boolean, got {0}, which never matches: compare it with a value")]
     NotBoolean(Type),

@@ -15,10 +15,10 @@ pub struct Explanation {
     /// The clause: its dialect and condition, or the text of that part of a `sql` expression.
     pub clause: String,
     /// Result of the clause.
-    pub outcome: Outcome,
+    pub outcome: ClauseOutcome,
     /// Attributes that it read, if it has no nested clauses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub saw: Vec<Seen>,
+    pub saw: Vec<ReadAttribute>,
     /// Why a `sql` or `cel` clause failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -30,7 +30,7 @@ pub struct Explanation {
 /// Result of a clause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Outcome {
+pub enum ClauseOutcome {
     /// It holds.
     Holds,
     /// It does not hold, or failed with an error.
@@ -42,7 +42,7 @@ pub enum Outcome {
 /// An attribute that a clause read, or a field of the data in a `cel` expression.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Seen {
+pub struct ReadAttribute {
     /// Name of the attribute, or path of the field, such as `data.order.id`.
     pub attribute: String,
     /// Canonical string; `None` if the event does not have it.
@@ -53,7 +53,11 @@ impl Explanation {
     pub(super) fn new(clause: impl Into<String>, holds: bool) -> Self {
         Self {
             clause: clause.into(),
-            outcome: if holds { Outcome::Holds } else { Outcome::Fails },
+            outcome: if holds {
+                ClauseOutcome::Holds
+            } else {
+                ClauseOutcome::Fails
+            },
             saw: Vec::new(),
             error: None,
             clauses: Vec::new(),
@@ -63,11 +67,11 @@ impl Explanation {
     /// Whether the clause holds.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.outcome == Outcome::Holds
+        self.outcome == ClauseOutcome::Holds
     }
 }
 
-impl Seen {
+impl ReadAttribute {
     pub(super) fn new(attribute: &str, event: &Event) -> Self {
         Self {
             attribute: attribute.to_owned(),
@@ -90,7 +94,7 @@ impl fmt::Display for Explanation {
         if let Some(error) = &self.error {
             return write!(f, ": {error}");
         }
-        for (index, Seen { attribute, value }) in self.saw.iter().enumerate() {
+        for (index, ReadAttribute { attribute, value }) in self.saw.iter().enumerate() {
             f.write_str(if index == 0 { ": the event has " } else { ", " })?;
             match value {
                 None => write!(f, "no {attribute}")?,

@@ -18,10 +18,10 @@ mod sizes;
 pub mod sql;
 mod subject;
 
-pub use compiled::{Decision, Error, Filter};
+pub use compiled::{CompiledFilter, Decision, Error};
 pub use cover::{Cover, IndexTerm, Requirement, Text};
 pub use error::{CompileError, CompileProblem};
-pub use explanation::{Explanation, Outcome, Seen};
+pub use explanation::{ClauseOutcome, Explanation, ReadAttribute};
 pub use expression::Expression;
 pub use fuel::BUDGET;
 pub use limits::{MAX_PARTS, MAX_SIZE, MAX_TEXT};

@@ -13,7 +13,7 @@ use std::{
 
 use http::HeaderMap;
 
-use crate::cloudevents::{Event, Lineage, Origin};
+use crate::cloudevents::{ChainOrigin, Event, Lineage};
 
 /// Extension attribute of a reply: the number of deliveries that led to it, including the one to its Sink.
 pub const HOPS: &str = "weirhops";
@@ -29,12 +29,12 @@ const REMEMBERED: usize = 32 * 1024;
 
 /// Counts the descendants of events. Clones share the counts.
 #[derive(Clone, Debug, Default)]
-pub struct Descendants(Arc<Mutex<Counts>>);
+pub struct Descendants(Arc<Mutex<DescendantCounts>>);
 
 /// Number of descendants by the origin's ID, in two generations. An origin may be forgotten once [`REMEMBERED`]
 /// others have been used since its last use.
 #[derive(Debug, Default)]
-struct Counts {
+struct DescendantCounts {
     young: HashMap<u64, u32>,
     old: HashMap<u64, u32>,
 }
@@ -116,9 +116,9 @@ impl Descendants {
         })
     }
 
-    /// Counts descendants of an origin, or of an unknown one.
-    pub fn count(&self, origin: Option<Origin>, events: usize) -> Result<Counted, Beyond> {
-        let Origin { id, descendants } = origin.unwrap_or_else(new_origin);
+    /// DescendantCounts descendants of an origin, or of an unknown one.
+    pub fn count(&self, origin: Option<ChainOrigin>, events: usize) -> Result<Counted, Beyond> {
+        let ChainOrigin { id, descendants } = origin.unwrap_or_else(new_origin);
         let events = u32::try_from(events).unwrap_or(u32::MAX);
         let last = self
             .lock()
@@ -132,13 +132,13 @@ impl Descendants {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counts> {
+    fn lock(&self) -> MutexGuard<'_, DescendantCounts> {
         // No panic under the lock leaves the counts half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Counts {
+impl DescendantCounts {
     /// Returns the new number of descendants; `None` if that is too many, and then counts nothing.
     fn add(&mut self, id: u64, known: u32, events: u32) -> Option<u32> {
         let before = self.young.get(&id).or_else(|| self.old.get(&id));
@@ -163,8 +163,8 @@ impl Counts {
 
 impl Counted {
     /// The origin, with its number of descendants.
-    pub fn origin(&self) -> Origin {
-        Origin {
+    pub fn origin(&self) -> ChainOrigin {
+        ChainOrigin {
             id: self.id,
             descendants: self.last,
         }
@@ -193,8 +193,8 @@ pub fn next(event: &Event) -> Lineage {
     }
 }
 
-fn new_origin() -> Origin {
-    Origin {
+fn new_origin() -> ChainOrigin {
+    ChainOrigin {
         id: fastrand::u64(..),
         descendants: 0,
     }
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_router_that_forgot_the_origin_continues_from_the_count_in_the_event() {
-        let origin = |descendants| Some(Origin { id: 7, descendants });
+        let origin = |descendants| Some(ChainOrigin { id: 7, descendants });
         let new = Descendants::default();
         new.count(origin(MAX_DESCENDANTS - 2), 1).unwrap().keep();
         new.count(origin(0), 1).unwrap().keep();
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn events_that_are_not_stored_do_not_count() {
         let descendants = Descendants::default();
-        let origin = Some(Origin {
+        let origin = Some(ChainOrigin {
             id: 7,
             descendants: 0,
         });
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn remembered_origins_are_bounded_and_used_ones_stay() {
-        let mut counts = Counts::default();
+        let mut counts = DescendantCounts::default();
         for id in 1..=5 * REMEMBERED as u64 {
             counts.add(id, 0, 1);
             if id % 1000 == 0 {

@@ -35,7 +35,7 @@ pub struct Intake {
 
 /// Part of the log's capacity that may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
+pub enum UsableRoom {
     /// Room for new events.
     Common,
     /// The reserve as well. It is for the first unsettled event only: if others used it up, that event could wait
@@ -84,12 +84,17 @@ impl Intake {
     ///
     /// # Errors
     /// As [`Log::append`](crate::log::Log::append).
-    pub async fn settle(&self, log: &LogName, records: Vec<Bytes>, room: Room) -> Result<Offset, LogError> {
+    pub async fn settle(
+        &self,
+        log: &LogName,
+        records: Vec<Bytes>,
+        room: UsableRoom,
+    ) -> Result<Offset, LogError> {
         let append = Append {
             payloads: records,
             accepted: Timestamp::now(),
         };
-        match self.logs.capacity().filter(|_| room == Room::Reserve) {
+        match self.logs.capacity().filter(|_| room == UsableRoom::Reserve) {
             Some(capacity) => capacity.append_to_settle(log, append).await,
             None => self.logs.open(log).append(append).await,
         }
@@ -182,7 +187,7 @@ mod tests {
     async fn settling_does_not_request_room() {
         let (intake, room, _) = full(true);
         let log = LogName::DeadLetters("shop/orders".into());
-        let settled = intake.settle(&log, vec![Bytes::new()], Room::Common).await;
+        let settled = intake.settle(&log, vec![Bytes::new()], UsableRoom::Common).await;
         assert!(matches!(settled, Err(LogError::Full(_))), "{settled:?}");
         assert_eq!(room.asked.load(Relaxed), 0);
     }

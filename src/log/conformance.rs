@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use tokio::sync::watch;
 
 use super::{
-    Append, Bounds, CheckpointKey, Epoch, LogError, LogName, LogProvider, Offset, ReadLimit, Record,
+    Append, CheckpointKey, Epoch, LogBounds, LogError, LogName, LogProvider, LogRecord, Offset, ReadLimit,
 };
 
 /// Logs that can be opened, dropped, and opened again.
@@ -50,12 +50,12 @@ pub(crate) trait ByKey: LogProvider {
         })
     }
 
-    fn read(&self, log: &str, from: Offset, limit: ReadLimit) -> Answer<Vec<Record>> {
+    fn read(&self, log: &str, from: Offset, limit: ReadLimit) -> Answer<Vec<LogRecord>> {
         let log = LogProvider::open(self, &LogName::from_key(log));
         Box::pin(async move { log.read(from, limit).await })
     }
 
-    fn bounds(&self, log: &str) -> Bounds {
+    fn bounds(&self, log: &str) -> LogBounds {
         LogProvider::open(self, &LogName::from_key(log)).cached_bounds()
     }
 
@@ -159,22 +159,22 @@ pub(crate) fn payloads(texts: &[&str]) -> Vec<Bytes> {
         .collect()
 }
 
-fn record(offset: u64, millis: i64, text: &str) -> Record {
-    Record {
+fn record(offset: u64, millis: i64, text: &str) -> LogRecord {
+    LogRecord {
         offset: Offset(offset),
         accepted: at(millis),
         payload: Bytes::copy_from_slice(text.as_bytes()),
     }
 }
 
-fn bounds(first: u64, next: u64) -> Bounds {
-    Bounds {
+fn bounds(first: u64, next: u64) -> LogBounds {
+    LogBounds {
         first: Offset(first),
         next: Offset(next),
     }
 }
 
-fn offsets(records: &[Record]) -> Vec<u64> {
+fn offsets(records: &[LogRecord]) -> Vec<u64> {
     records.iter().map(|record| record.offset.0).collect()
 }
 
@@ -560,7 +560,7 @@ pub(crate) fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
 /// Model of a broker's log: all records ever appended, and the number of trimmed ones.
 #[derive(Default)]
 struct Model {
-    records: Vec<Record>,
+    records: Vec<LogRecord>,
     first: usize,
 }
 
@@ -572,7 +572,7 @@ impl Model {
             .map_or(accepted, |record| record.accepted.max(accepted));
         for payload in payloads {
             let offset = Offset(self.records.len() as u64);
-            self.records.push(Record {
+            self.records.push(LogRecord {
                 offset,
                 accepted: last,
                 payload: payload.clone(),
@@ -580,10 +580,10 @@ impl Model {
         }
     }
 
-    fn read(&self, from: u64, limit: ReadLimit) -> Vec<Record> {
+    fn read(&self, from: u64, limit: ReadLimit) -> Vec<LogRecord> {
         let from = (from as usize).clamp(self.first, self.records.len());
         let mut bytes = 0;
-        let fits = |(n, record): &(usize, &Record)| {
+        let fits = |(n, record): &(usize, &LogRecord)| {
             bytes += record.payload.len();
             *n == 0 || (*n < limit.records && bytes <= limit.bytes)
         };
@@ -615,7 +615,7 @@ impl Model {
 }
 
 /// Everything but the payloads, which are too long to print.
-fn outline(records: &[Record]) -> Vec<(u64, Timestamp, usize)> {
+fn outline(records: &[LogRecord]) -> Vec<(u64, Timestamp, usize)> {
     records
         .iter()
         .map(|record| (record.offset.0, record.accepted, record.payload.len()))

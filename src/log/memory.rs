@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{
-    Append, Bounds, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogError, LogName,
-    LogProvider, Offset, ReadLimit, Record,
+    Append, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogBounds, LogError, LogName,
+    LogProvider, LogRecord, Offset, ReadLimit,
 };
 
 /// An operation that a [`Fault`] may prevent.
@@ -30,16 +30,16 @@ pub(crate) type Fault = dyn Fn(Operation, Option<&LogName>) -> Option<LogError> 
 
 /// All logs, in memory. Clones share them.
 #[derive(Clone, Default)]
-pub(crate) struct MemoryLogs(Arc<Shared>);
+pub(crate) struct MemoryLogs(Arc<MemoryLogShared>);
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct MemoryLogShared {
+    state: Mutex<MemoryLogState>,
     fault: Mutex<Option<Arc<Fault>>>,
 }
 
 #[derive(Default)]
-struct State {
+struct MemoryLogState {
     logs: BTreeMap<LogName, Records>,
     checkpoints: BTreeMap<CheckpointKey, Bytes>,
     epoch: Epoch,
@@ -48,14 +48,14 @@ struct State {
 #[derive(Default)]
 struct Records {
     first: u64,
-    retained: Vec<Record>,
+    retained: Vec<LogRecord>,
     last_accepted: Option<Timestamp>,
     end: watch::Sender<Offset>,
 }
 
 impl Records {
-    fn bounds(&self) -> Bounds {
-        Bounds {
+    fn bounds(&self) -> LogBounds {
+        LogBounds {
             first: Offset(self.first),
             next: Offset(self.first).plus(self.retained.len() as u64),
         }
@@ -79,8 +79,8 @@ impl MemoryLogs {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl MemoryLogShared {
+    fn state(&self) -> MutexGuard<'_, MemoryLogState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -150,7 +150,7 @@ impl Capacity for MemoryLogs {
 }
 
 struct MemoryLog {
-    shared: Arc<Shared>,
+    shared: Arc<MemoryLogShared>,
     name: LogName,
 }
 
@@ -181,7 +181,7 @@ impl Log for MemoryLog {
                 }
                 for payload in payloads {
                     let offset = records.bounds().next;
-                    records.retained.push(Record {
+                    records.retained.push(LogRecord {
                         offset,
                         accepted,
                         payload,
@@ -196,7 +196,7 @@ impl Log for MemoryLog {
         })
     }
 
-    fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, LogError>> {
+    fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<LogRecord>, LogError>> {
         Box::pin(async move {
             self.with(Operation::Read, |records| {
                 let mut bytes = 0;
@@ -210,11 +210,11 @@ impl Log for MemoryLog {
         })
     }
 
-    fn bounds(&self) -> BoxFuture<'_, Result<Bounds, LogError>> {
+    fn bounds(&self) -> BoxFuture<'_, Result<LogBounds, LogError>> {
         Box::pin(async { Ok(self.cached_bounds()) })
     }
 
-    fn cached_bounds(&self) -> Bounds {
+    fn cached_bounds(&self) -> LogBounds {
         let state = self.shared.state();
         state
             .logs
@@ -244,7 +244,7 @@ impl Log for MemoryLog {
     fn trim(&self, before: Offset) -> BoxFuture<'_, Result<(), LogError>> {
         Box::pin(async move {
             self.with(Operation::Trim, |records| {
-                let Bounds { first, next } = records.bounds();
+                let LogBounds { first, next } = records.bounds();
                 let before = before.clamp(first, next);
                 records.retained.retain(|record| record.offset >= before);
                 records.first = before.0;
@@ -254,7 +254,7 @@ impl Log for MemoryLog {
 }
 
 struct MemoryCheckpoints {
-    shared: Arc<Shared>,
+    shared: Arc<MemoryLogShared>,
     epoch: Epoch,
 }
 

@@ -67,7 +67,7 @@ impl fmt::Display for Offset {
 
 /// One stored record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct LogRecord {
     /// Position in the log.
     pub offset: Offset,
     /// Time of the append, to the millisecond.
@@ -78,7 +78,7 @@ pub struct Record {
 
 /// The retained part of a log: the records from `first` up to, not including, `next`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Bounds {
+pub struct LogBounds {
     /// Oldest retained record; equal to `next` if there is none.
     pub first: Offset,
     /// Offset of the next record.
@@ -131,7 +131,7 @@ pub trait LogProvider: Send + Sync + 'static {
     fn failed(&self) -> BoxFuture<'_, LogError>;
 }
 
-/// One log. Trimmed offsets are gone for good: a read from below [`Bounds::first`] begins there.
+/// One log. Trimmed offsets are gone for good: a read from below [`LogBounds::first`] begins there.
 pub trait Log: Send + Sync + 'static {
     /// Name of the log.
     fn name(&self) -> &LogName;
@@ -151,16 +151,16 @@ pub trait Log: Send + Sync + 'static {
     /// # Errors
     /// [`LogError::Unavailable`] if it cannot be read for now, after a few attempts; [`LogError::Damaged`] if what
     /// is stored is not what was written.
-    fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, LogError>>;
+    fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<LogRecord>, LogError>>;
 
     /// Returns the bounds of the retained part; both offsets are 0 for a log that never had a record.
     ///
     /// # Errors
     /// [`LogError::Unavailable`] if they are unknown for now.
-    fn bounds(&self) -> BoxFuture<'_, Result<Bounds, LogError>>;
+    fn bounds(&self) -> BoxFuture<'_, Result<LogBounds, LogError>>;
 
     /// Returns [`Log::bounds`] as last seen, for metrics and log lines.
-    fn cached_bounds(&self) -> Bounds;
+    fn cached_bounds(&self) -> LogBounds;
 
     /// Bytes of the retained payloads as last seen: this log's part of [`LogProvider::usage`].
     fn retained(&self) -> u64;
@@ -171,7 +171,7 @@ pub trait Log: Send + Sync + 'static {
     /// As [`Log::read`].
     fn offset_at(&self, time: Timestamp) -> BoxFuture<'_, Result<Offset, LogError>>;
 
-    /// Watches the end of the log ([`Bounds::next`]) as it grows.
+    /// Watches the end of the log ([`LogBounds::next`]) as it grows.
     fn follow(&self) -> watch::Receiver<Offset>;
 
     /// Removes the records below `before`. Durable with the next commit at the latest; their space is reclaimed in

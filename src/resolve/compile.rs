@@ -24,7 +24,7 @@ use crate::{
 
 /// Result of compiling.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Outcome {
+pub struct CompileOutcome {
     /// Configuration for the routers.
     pub configuration: Configuration,
     /// Input for the statuses.
@@ -34,10 +34,10 @@ pub struct Outcome {
 /// Computes routing. The result does not depend on the order of the resources.
 ///
 /// `cluster_domain` is the suffix after `.svc.` in names of Services, usually `cluster.local`.
-pub fn compile(observed: &Observed, cluster_domain: &str) -> Outcome {
+pub fn compile(observed: &Observed, cluster_domain: &str) -> CompileOutcome {
     let resolver = Resolver::new(observed, cluster_domain);
-    let mut outcome = Outcome::default();
-    let Outcome {
+    let mut outcome = CompileOutcome::default();
+    let CompileOutcome {
         configuration,
         diagnoses,
     } = &mut outcome;

@@ -18,7 +18,7 @@ mod sources;
 mod tests;
 pub mod trim;
 
-pub use compile::{Outcome, compile};
+pub use compile::{CompileOutcome, compile};
 pub use credentials::{Naming, SECRET_AWAITED, named as named_secrets};
 pub use diagnosis::{Diagnoses, ResourceId, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis};
 pub use finding::Finding;

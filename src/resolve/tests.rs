@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    Namespace, Naming, Observed, Outcome, Port, SecretName, SecretState, Service, TriggerDiagnosis, compile,
-    named_secrets,
+    CompileOutcome, Namespace, Naming, Observed, Port, SecretName, SecretState, Service, TriggerDiagnosis,
+    compile, named_secrets,
 };
 use crate::{
     api,
@@ -116,7 +116,7 @@ fn cluster() -> Observed {
     }
 }
 
-fn with_trigger(spec: Value) -> (Outcome, TriggerDiagnosis) {
+fn with_trigger(spec: Value) -> (CompileOutcome, TriggerDiagnosis) {
     let mut observed = cluster();
     observed.triggers.push(trigger("t", spec));
     let outcome = compile(&observed, DOMAIN);
@@ -540,7 +540,7 @@ fn looked_for(keys: &[&str]) -> SecretState {
 }
 
 /// Compiles a Sink with this spec, and a Trigger that references it.
-fn with_sink(spec: Value, state: Option<SecretState>) -> Outcome {
+fn with_sink(spec: Value, state: Option<SecretState>) -> CompileOutcome {
     let mut observed = cluster();
     observed.sinks.push(resource("Sink", "shop", "asking", spec));
     let name = SecretName {
@@ -554,7 +554,7 @@ fn with_sink(spec: Value, state: Option<SecretState>) -> Outcome {
     compile(&observed, DOMAIN)
 }
 
-fn reason_of_sink(outcome: &Outcome) -> (&'static str, String) {
+fn reason_of_sink(outcome: &CompileOutcome) -> (&'static str, String) {
     let mut sinks = outcome.diagnoses.sinks.iter();
     let sink = sinks.find(|sink| sink.subject.name == "asking").unwrap();
     let trigger = &outcome.diagnoses.triggers[0].sink;

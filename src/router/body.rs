@@ -80,17 +80,17 @@ impl Sender {
 }
 
 /// A body with its reservation, which is released on drop.
-pub(super) struct Held {
+pub(super) struct ReservedBody {
     pub(super) bytes: Bytes,
-    _room: Option<Room>,
+    _room: Option<BodyReservation>,
 }
 
-struct Room {
+struct BodyReservation {
     peer: Reservation,
     namespace: Reservation,
 }
 
-impl Room {
+impl BodyReservation {
     fn try_grow(&mut self, bytes: usize) -> bool {
         self.peer.try_grow(bytes) && self.namespace.try_grow(bytes)
     }
@@ -115,7 +115,7 @@ impl Bodies {
         sender: &Sender,
         headers: &HeaderMap,
         mut body: Body,
-    ) -> Result<Held, Problem> {
+    ) -> Result<ReservedBody, Problem> {
         let announced = headers
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
@@ -141,7 +141,12 @@ impl Bodies {
         }
     }
 
-    async fn collect(&self, sender: &Sender, announced: usize, body: &mut Body) -> Result<Held, Problem> {
+    async fn collect(
+        &self,
+        sender: &Sender,
+        announced: usize,
+        body: &mut Body,
+    ) -> Result<ReservedBody, Problem> {
         let (mut first, mut rest, mut room) = (Bytes::new(), BytesMut::new(), None);
         let mut rate = Rate::new();
         while let Some(frame) = rate.watch(body.frame()).await? {
@@ -166,16 +171,21 @@ impl Bodies {
             rest.extend_from_slice(&data);
         }
         let bytes = if rest.is_empty() { first } else { rest.freeze() };
-        Ok(Held { bytes, _room: room })
+        Ok(ReservedBody { bytes, _room: room })
     }
 
     /// Reserves room for `length` bytes; returns whether it had to wait.
-    async fn hold(&self, room: &mut Option<Room>, sender: &Sender, length: usize) -> Result<bool, Problem> {
+    async fn hold(
+        &self,
+        room: &mut Option<BodyReservation>,
+        sender: &Sender,
+        length: usize,
+    ) -> Result<bool, Problem> {
         let room = match room {
             Some(room) => room,
             None => {
                 let none = |pool: &Pool, tenant| pool.try_reserve(tenant, 0).ok_or_else(too_many_bodies);
-                room.insert(Room {
+                room.insert(BodyReservation {
                     peer: none(&self.peers, &sender.within)?,
                     namespace: none(&self.memory, &sender.namespace)?,
                 })
@@ -373,12 +383,12 @@ mod tests {
         Sender::new(namespace, Some(Peer(([10, 0, 0, peer], 1).into())))
     }
 
-    async fn read(bodies: &Bodies, sender: &Sender, bytes: usize) -> Result<Held, Problem> {
+    async fn read(bodies: &Bodies, sender: &Sender, bytes: usize) -> Result<ReservedBody, Problem> {
         bodies.read(sender, &HeaderMap::new(), body(bytes)).await
     }
 
     /// Reads bodies until one is rejected.
-    async fn fill(bodies: &Bodies, sender: &Sender) -> Vec<Held> {
+    async fn fill(bodies: &Bodies, sender: &Sender) -> Vec<ReservedBody> {
         let mut held = Vec::new();
         loop {
             match read(bodies, sender, 4 * KIB).await {

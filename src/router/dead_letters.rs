@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     delivery::{DeadLetter, Engine, Selection, StoredLetter},
-    filter::{Expression, Filter},
+    filter::{CompiledFilter, Expression},
     log::{BrokerName, Offset},
 };
 
@@ -46,7 +46,7 @@ pub struct Selected {
 
 /// Brokers that have dead letters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Brokers {
+pub struct BrokersWithDeadLetters {
     /// Ordered by name.
     pub brokers: Vec<BrokerCount>,
 }
@@ -163,7 +163,7 @@ pub(super) fn routes(engine: Arc<Engine>) -> Router {
         .with_state(engine)
 }
 
-async fn brokers(State(engine): State<Arc<Engine>>) -> Json<Brokers> {
+async fn brokers(State(engine): State<Arc<Engine>>) -> Json<BrokersWithDeadLetters> {
     let brokers = engine.dead_letter_brokers().into_iter();
     let mut brokers: Vec<_> = brokers
         .map(|(broker, count)| BrokerCount {
@@ -172,7 +172,7 @@ async fn brokers(State(engine): State<Arc<Engine>>) -> Json<Brokers> {
         })
         .collect();
     brokers.sort_by(|a, b| a.broker.cmp(&b.broker));
-    Json(Brokers { brokers })
+    Json(BrokersWithDeadLetters { brokers })
 }
 
 async fn list(
@@ -270,7 +270,7 @@ fn selection(body: Body) -> Result<(Selection, Offset), Problem> {
     }) = body.map_err(|rejection| bad(rejection.body_text()))?;
     let filter = match filters.as_slice() {
         [] => None,
-        filters => Some(Filter::compile(filters).map_err(|error| bad(error.to_string()))?),
+        filters => Some(CompiledFilter::compile(filters).map_err(|error| bad(error.to_string()))?),
     };
     Ok((Selection { ids, trigger, filter }, from))
 }

@@ -31,9 +31,9 @@ use super::{
     problem::{Problem, of_log},
 };
 use crate::{
-    cloudevents::{Event, Received, read_http},
+    cloudevents::{Event, ReceivedEvents, read_http},
     delivery::{Engine, RetainedTrigger, Selection, StoredLetter, TriggerView},
-    filter::{Expression, Filter},
+    filter::{CompiledFilter, Expression},
     log::{BrokerName, Log, LogError, LogName, LogProvider, Offset, ReadLimit},
     routing::{RouteExplanation, RoutingTable, WaitReason, broker_key, explain_while},
 };
@@ -90,7 +90,7 @@ async fn posted(
         let title = "The event cannot be read";
         Problem::new(rejection.status(), "bad_event", title, rejection.body_text())
     })?;
-    let Received::Single(event) = read_http(&headers, body)? else {
+    let ReceivedEvents::Single(event) = read_http(&headers, body)? else {
         return Err(Problem::new(
             StatusCode::BAD_REQUEST,
             "batch",
@@ -208,7 +208,7 @@ impl Explainer {
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let selection = Selection {
             // Every event has both attributes; should one be missing, no letter is listed.
-            filter: Filter::compile(&[Expression::Exact(name.into())]).ok(),
+            filter: CompiledFilter::compile(&[Expression::Exact(name.into())]).ok(),
             ..Selection::default()
         };
         if selection.filter.is_none() {

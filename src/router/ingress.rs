@@ -172,7 +172,7 @@ impl Ingress {
         let mut refusals = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(admitted) = refusals.admit(Instant::now()) {
             let held_back = admitted.held_back;
-            tracing::warn!(broker, error = %beyond, held_back, "an event is refused with 422: this looks like a loop");
+            tracing::warn!(broker, error = %beyond, held_back, "an event is rejected with 422: this looks like a loop");
         }
         let (reason, title) = match beyond {
             Beyond::Hops => ("too_many_hops", "Too many deliveries led to the event"),
@@ -187,7 +187,7 @@ impl Ingress {
         if let Some(admitted) = refusals.admit(Instant::now()) {
             let held_back = admitted.held_back;
             let held_by = self.held_by(error);
-            tracing::warn!(broker, %error, held_by, held_back, "events are refused with 507");
+            tracing::warn!(broker, %error, held_by, held_back, "events are rejected with 507");
         }
     }
 

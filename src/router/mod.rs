@@ -46,7 +46,7 @@ use crate::{
     },
     memory::{MemoryBudget, Pool},
     routing::{Configuration, Destination, Revision, RoutingTable, ServiceName, protocol::SinkReport},
-    server::{self, BindError, Heartbeat, Limits, OwnThread, Server, ThreadError},
+    server::{self, BindError, Heartbeat, OwnThread, Server, ServerLimits, ThreadError},
     source::Sources,
     supervision::{self, Panicked, Supervisor},
     telemetry::Tracer,
@@ -217,7 +217,7 @@ pub async fn run(
         loops: Mutex::default(),
     };
     let connections = (requests.capacity() / CONNECTION_BYTES).min(options.descriptors.ingress);
-    let limits = Limits {
+    let limits = ServerLimits {
         idle_timeout: options.idle_timeout,
         ..metrics.ingress.limits(connections, requests)
     };

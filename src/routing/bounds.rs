@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use super::{Destination, HttpEndpoint, Trigger};
-use crate::filter::{CompileError, CompileProblem, Filter};
+use crate::filter::{CompileError, CompileProblem, CompiledFilter};
 
 /// Maximum size of the Triggers of a namespace, in bytes: their compiled filters and their destinations.
 pub const MAX_OF_NAMESPACE: usize = 16 * 1024 * 1024;
@@ -78,11 +78,11 @@ impl Bounds {
     ///
     /// # Errors
     /// Why it is not admitted. A rejected Trigger uses no space.
-    pub fn admit(&mut self, trigger: &Trigger) -> Result<Filter, TriggerRejection> {
+    pub fn admit(&mut self, trigger: &Trigger) -> Result<CompiledFilter, TriggerRejection> {
         if let Some(reason) = &trigger.refused {
             return Err(TriggerRejection::ByController(reason.clone()));
         }
-        let filter = Filter::compile(&trigger.filters)?;
+        let filter = CompiledFilter::compile(&trigger.filters)?;
         let size = filter.size() + trigger.destinations().map(size_of_destination).sum::<usize>();
         let used = self
             .namespaces
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn limits_each_namespace_and_the_total() {
         let mut bounds = Bounds::default();
-        let size = Filter::compile(&large()).unwrap().size();
+        let size = CompiledFilter::compile(&large()).unwrap().size();
         assert!(size > 400_000, "{size}");
         let mut rejected = Vec::new();
         for namespace in ["a", "b", "c", "d", "e"] {

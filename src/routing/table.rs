@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cloudevents::Event,
-    filter::{Decision, Filter, IndexTerm, Requirement, Subject, Text},
+    filter::{CompiledFilter, Decision, IndexTerm, Requirement, Subject, Text},
 };
 
 /// Name of the broker that exists in every namespace.
@@ -44,7 +44,7 @@ pub struct Route {
     /// The Trigger as configured.
     pub trigger: Trigger,
     /// Its filters, or why it matches nothing.
-    pub filter: Result<Filter, TriggerRejection>,
+    pub filter: Result<CompiledFilter, TriggerRejection>,
 }
 
 impl Route {
@@ -197,7 +197,7 @@ impl BrokerTable {
 fn build_index(routes: &[Route]) -> (Index, Vec<usize>) {
     let requirements: Vec<Option<Requirement>> = routes
         .iter()
-        .map(|route| route.filter.as_ref().ok().map(Filter::requirement))
+        .map(|route| route.filter.as_ref().ok().map(CompiledFilter::requirement))
         .collect();
     let mut named: HashMap<&IndexTerm, usize> = HashMap::new();
     for requirement in requirements.iter().flatten() {

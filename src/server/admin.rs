@@ -13,7 +13,7 @@ use http::{StatusCode, header};
 use prometheus_client::registry::Registry;
 
 use super::{
-    Heartbeat, Limits,
+    Heartbeat, ServerLimits,
     page::{PageBody, Pages},
 };
 use crate::memory::Pool;
@@ -29,7 +29,7 @@ const LONGEST_REQUEST: Duration = Duration::from_secs(60);
 
 type Readiness = dyn Fn() -> Result<String, String> + Send + Sync;
 
-struct Admin {
+struct AdminState {
     pages: Pages,
     heartbeat: Heartbeat,
     ready: Box<Readiness>,
@@ -42,7 +42,7 @@ pub fn admin(
     heartbeat: Heartbeat,
     ready: impl Fn() -> Result<String, String> + Send + Sync + 'static,
 ) -> Router {
-    let admin = Admin {
+    let admin = AdminState {
         pages: Pages::new(registry),
         heartbeat,
         ready: Box::new(ready),
@@ -55,16 +55,16 @@ pub fn admin(
 }
 
 /// Returns the limits of an admin endpoint with this many connections.
-pub fn admin_limits(connections: usize) -> Limits {
-    Limits {
+pub fn admin_limits(connections: usize) -> ServerLimits {
+    ServerLimits {
         connections,
         memory: Pool::new(MEMORY),
         longest_request: LONGEST_REQUEST,
-        ..Limits::default()
+        ..ServerLimits::default()
     }
 }
 
-async fn health(State(admin): State<Arc<Admin>>) -> Response {
+async fn health(State(admin): State<Arc<AdminState>>) -> Response {
     let silence = admin.heartbeat.silent_for();
     if silence <= MAX_SILENCE {
         return "ok\n".into_response();
@@ -74,14 +74,14 @@ async fn health(State(admin): State<Arc<Admin>>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
 }
 
-async fn readiness(State(admin): State<Arc<Admin>>) -> Response {
+async fn readiness(State(admin): State<Arc<AdminState>>) -> Response {
     match (admin.ready)() {
         Ok(how) => format!("ok: {how}\n").into_response(),
         Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}\n")).into_response(),
     }
 }
 
-async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+async fn metrics(State(admin): State<Arc<AdminState>>) -> Response {
     match admin.pages.page().await {
         Ok(page) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

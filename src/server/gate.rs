@@ -18,7 +18,7 @@ use tower::ServiceExt as _;
 use super::{
     Peer,
     drain::{drain, waits_to_continue},
-    limits::{FIELD_BYTES, Refusal},
+    limits::{ExhaustedResource, FIELD_BYTES},
     places::UnderWay,
     stream::Connection,
 };
@@ -63,7 +63,7 @@ impl hyper::service::Service<Request<Incoming>> for Gate {
             }
         };
         let Some(held) = memory.try_reserve(tenant, memory_of(request.headers())) else {
-            let answer = refuse(Refusal::Heads);
+            let answer = refuse(ExhaustedResource::Heads);
             let drains = request.version() < Version::HTTP_2 && !waits_to_continue(request.headers());
             let body = request.into_body();
             return Box::pin(async move {

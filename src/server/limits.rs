@@ -36,7 +36,7 @@ const LONGEST_REQUEST: Duration = Duration::from_secs(180);
 
 /// Limits of connections and heads. A peer may use as much as it leaves free.
 #[derive(Clone)]
-pub struct Limits {
+pub struct ServerLimits {
     /// Maximum number of connections. An HTTP/2 connection counts as four.
     pub connections: usize,
     /// Memory for the heads of requests.
@@ -52,11 +52,11 @@ pub struct Limits {
 }
 
 /// Builds the response for rejected clients.
-pub type Refuse = dyn Fn(Refusal) -> Refused + Send + Sync;
+pub type Refuse = dyn Fn(ExhaustedResource) -> OverloadResponse + Send + Sync;
 
 /// The exhausted resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum ExhaustedResource {
     /// Connections.
     Connections,
     /// Memory for heads of requests.
@@ -65,14 +65,14 @@ pub enum Refusal {
 
 /// Body of a 503 response.
 #[derive(Clone, Debug)]
-pub struct Refused {
+pub struct OverloadResponse {
     /// Content type.
     pub content_type: &'static str,
     /// Content.
     pub body: Bytes,
 }
 
-impl Default for Limits {
+impl Default for ServerLimits {
     fn default() -> Self {
         Self {
             connections: DEFAULT_CONNECTIONS,
@@ -80,11 +80,11 @@ impl Default for Limits {
             longest_request: LONGEST_REQUEST,
             idle_timeout: IDLE_TIMEOUT,
             counts: ConnectionCounts::default(),
-            refuse: Arc::new(|refusal| Refused {
+            refuse: Arc::new(|refusal| OverloadResponse {
                 content_type: "text/plain",
                 body: match refusal {
-                    Refusal::Connections => "there are too many connections; try again\n",
-                    Refusal::Heads => "there are too many requests; try again\n",
+                    ExhaustedResource::Connections => "there are too many connections; try again\n",
+                    ExhaustedResource::Heads => "there are too many requests; try again\n",
                 }
                 .into(),
             }),
@@ -92,15 +92,15 @@ impl Default for Limits {
     }
 }
 
-impl fmt::Debug for Limits {
+impl fmt::Debug for ServerLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Limits")
+        f.debug_struct("ServerLimits")
             .field("connections", &self.connections)
             .finish_non_exhaustive()
     }
 }
 
-impl Refused {
+impl OverloadResponse {
     pub(super) fn to_response(&self) -> Response<Body> {
         let mut response = Response::new(Body::from(self.body.clone()));
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;

@@ -2,7 +2,7 @@
 //!
 //! Unlike `axum::serve`, it has timeouts for headers and idle connections, and limits the number of connections.
 //! The router, the controller and `weir display` use it. Connections and the memory of heads are shared among the
-//! peers' addresses ([`Limits`]).
+//! peers' addresses ([`ServerLimits`]).
 
 mod admin;
 #[cfg(test)]
@@ -22,7 +22,7 @@ mod tls;
 pub use admin::{admin, admin_limits};
 pub use drain::{drain, waits_to_continue};
 pub use heartbeat::Heartbeat;
-pub use limits::{IDLE_TIMEOUT, Limits, Refusal, Refuse, Refused};
+pub use limits::{ExhaustedResource, IDLE_TIMEOUT, OverloadResponse, Refuse, ServerLimits};
 pub use peer::Peer;
 pub use places::ConnectionCounts;
 pub use thread::{OwnThread, ThreadError, on_main_runtime};
@@ -52,8 +52,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use gate::Gate;
 use limits::MAX_HEAD;
-use places::{Place, Places};
-use stream::{Connection, Watched};
+use places::{ConnectionPlace, ConnectionPlaces};
+use stream::{Connection, MeteredStream};
 
 /// Maximum number of header fields, about as many as fit into the maximum size.
 const MAX_HEADERS: usize = 8192;
@@ -90,7 +90,7 @@ pub struct Server {
     name: &'static str,
     listener: std::net::TcpListener,
     address: SocketAddr,
-    limits: Limits,
+    limits: ServerLimits,
 }
 
 /// Cannot listen on an address.
@@ -121,13 +121,13 @@ impl Server {
             name,
             listener,
             address,
-            limits: Limits::default(),
+            limits: ServerLimits::default(),
         })
     }
 
     /// Replaces the limits.
     #[must_use]
-    pub fn with_limits(self, limits: Limits) -> Self {
+    pub fn with_limits(self, limits: ServerLimits) -> Self {
         Self { limits, ..self }
     }
 
@@ -165,7 +165,7 @@ impl Server {
                 return;
             }
         };
-        let places = Places::new(limits.connections, limits.counts.clone());
+        let places = ConnectionPlaces::new(limits.connections, limits.counts.clone());
         let (tasks, was_cut) = (TaskTracker::new(), Arc::new(AtomicBool::new(false)));
         loop {
             let (stream, peer) = tokio::select! {
@@ -173,13 +173,13 @@ impl Server {
                 () = stop.cancelled() => break,
             };
             let Some(place) = places.admit(peer.0.ip().to_canonical()) else {
-                let answer = (limits.refuse)(Refusal::Connections);
+                let answer = (limits.refuse)(ExhaustedResource::Connections);
                 if tls.is_none() {
                     refuse(stream, &answer);
                 }
                 continue;
             };
-            let connection = Serving {
+            let connection = ConnectionTask {
                 peer,
                 place,
                 service: service.clone(),
@@ -192,13 +192,13 @@ impl Server {
                     None => connection.serve(stream).await,
                     Some(tls) => match tls::accept(stream, tls).await {
                         Ok(stream) => connection.serve(stream).await,
-                        Err(error) => Err(Ended::Failed(error.into())),
+                        Err(error) => Err(ConnectionError::Failed(error.into())),
                     },
                 };
                 match served {
                     Ok(()) => {}
-                    Err(Ended::Cut) => was_cut.store(true, Ordering::Relaxed),
-                    Err(Ended::Failed(error)) => {
+                    Err(ConnectionError::Cut) => was_cut.store(true, Ordering::Relaxed),
+                    Err(ConnectionError::Failed(error)) => {
                         tracing::debug!(listener = name, client = %peer.0, error, "a connection ended early");
                     }
                 }
@@ -235,7 +235,7 @@ async fn accept(name: &'static str, listener: &TcpListener) -> (TcpStream, Peer)
 }
 
 /// Tells a client that there is no capacity, if the response can be sent without waiting.
-fn refuse(stream: TcpStream, answer: &Refused) {
+fn refuse(stream: TcpStream, answer: &OverloadResponse) {
     if let Ok(mut stream) = stream.into_std() {
         // The connection is closed in any case.
         let _ = stream.write(&answer.to_http1());
@@ -244,23 +244,26 @@ fn refuse(stream: TcpStream, answer: &Refused) {
 }
 
 /// A connection to be served.
-struct Serving {
+struct ConnectionTask {
     peer: Peer,
-    place: Place,
+    place: ConnectionPlace,
     service: axum::Router,
-    limits: Limits,
+    limits: ServerLimits,
     stop: CancellationToken,
 }
 
 /// Why a connection ended early.
-enum Ended {
+enum ConnectionError {
     /// It exceeded the grace period.
     Cut,
     Failed(Box<dyn std::error::Error + Send + Sync>),
 }
 
-impl Serving {
-    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<(), Ended> {
+impl ConnectionTask {
+    async fn serve(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    ) -> Result<(), ConnectionError> {
         let Self {
             peer,
             place,
@@ -269,7 +272,7 @@ impl Serving {
             stop,
         } = self;
         let slot = place.slot().clone();
-        let Limits {
+        let ServerLimits {
             memory,
             longest_request,
             idle_timeout,
@@ -277,7 +280,7 @@ impl Serving {
             ..
         } = limits;
         let connection = Arc::new(Connection::new(place, memory, peer.tenant(), refuse));
-        let stream = Watched::new(stream, connection.clone());
+        let stream = MeteredStream::new(stream, connection.clone());
         let gate = Gate {
             service,
             peer,
@@ -290,12 +293,12 @@ impl Serving {
             served = poll_fn(|context| {
                 connection.note_turn();
                 serving.as_mut().poll(context)
-            }) => return served.map_err(Ended::Failed),
+            }) => return served.map_err(ConnectionError::Failed),
             () = slot.wanted() => GIVE_UP_TIME,
             () = lasts(idle_timeout, || slot.without_request_since()) => GIVE_UP_TIME,
             () = stop.cancelled() => GRACE,
             () = lasts(longest_request, || slot.oldest()) => {
-                return Err(Ended::Failed("a request took too long".into()));
+                return Err(ConnectionError::Failed("a request took too long".into()));
             }
         };
         serving.as_mut().graceful_shutdown();
@@ -304,8 +307,8 @@ impl Serving {
             serving.as_mut().poll(context)
         });
         match timeout(grace, finishing).await {
-            Ok(served) => served.map_err(Ended::Failed),
-            Err(_) if slot.oldest().is_some() => Err(Ended::Cut),
+            Ok(served) => served.map_err(ConnectionError::Failed),
+            Err(_) if slot.oldest().is_some() => Err(ConnectionError::Cut),
             Err(_) => Ok(()),
         }
     }
@@ -338,7 +341,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // hyper's timeout also runs between requests; the one of `Watched` does not.
+        // hyper's timeout also runs between requests; the one of `MeteredStream` does not.
         .header_read_timeout(None)
         // A client may have finished sending and still wait for the response.
         .half_close(true)
@@ -376,10 +379,10 @@ mod tests {
     /// A connection to a server that responds to each request after a second.
     fn connected() -> (DuplexStream, JoinHandle<bool>) {
         let (client, stream) = duplex(1024);
-        let limits = Limits::default();
-        let places = Places::new(limits.connections, limits.counts.clone());
+        let limits = ServerLimits::default();
+        let places = ConnectionPlaces::new(limits.connections, limits.counts.clone());
         let answer = async || sleep(Duration::from_secs(1)).await;
-        let serving = Serving {
+        let serving = ConnectionTask {
             peer: Peer((Ipv4Addr::LOCALHOST, 1).into()),
             place: places.admit(Ipv4Addr::LOCALHOST.into()).unwrap(),
             service: axum::Router::new().route("/", post(answer)),

@@ -23,11 +23,11 @@ const MAX_BEING_SENT: usize = 32 * 1024 * 1024;
 pub(super) struct Pages {
     registry: Arc<Registry>,
     /// Pages being sent, oldest first.
-    sent: Mutex<Vec<Weak<Page>>>,
+    sent: Mutex<Vec<Weak<MetricsPage>>>,
 }
 
 /// A snapshot of the registry.
-pub(super) struct Page {
+pub(super) struct MetricsPage {
     begun: Instant,
     size: usize,
     pieces: Vec<Bytes>,
@@ -51,7 +51,7 @@ impl Pages {
     }
 
     /// Returns a page whose construction started after this call, unless earlier pages take too much memory.
-    pub(super) async fn page(&self) -> Result<Arc<Page>, PageError> {
+    pub(super) async fn page(&self) -> Result<Arc<MetricsPage>, PageError> {
         let asked = Instant::now();
         let mut sent = self.sent.lock().await;
         sent.retain(|page| page.strong_count() > 0);
@@ -62,14 +62,14 @@ impl Pages {
             }
         }
         let registry = self.registry.clone();
-        let building = tokio::task::spawn_blocking(move || Page::build(&registry));
+        let building = tokio::task::spawn_blocking(move || MetricsPage::build(&registry));
         let page = Arc::new(building.await.map_err(|_| PageError::Panicked)??);
         sent.push(Arc::downgrade(&page));
         Ok(page)
     }
 }
 
-impl Page {
+impl MetricsPage {
     fn build(registry: &Registry) -> Result<Self, fmt::Error> {
         let begun = Instant::now();
         let mut pieces = Pieces::default();
@@ -117,13 +117,13 @@ impl fmt::Write for Pieces {
 
 /// A page as the body of a response.
 pub(super) struct PageBody {
-    page: Arc<Page>,
+    page: Arc<MetricsPage>,
     next: usize,
     left: usize,
 }
 
 impl PageBody {
-    pub(super) fn new(page: Arc<Page>) -> Self {
+    pub(super) fn new(page: Arc<MetricsPage>) -> Self {
         Self {
             next: 0,
             left: page.size,

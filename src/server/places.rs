@@ -32,10 +32,10 @@ const SEARCH_TIME: Duration = Duration::from_millis(100);
 
 /// A server's counters of connections. Clones share the counts.
 #[derive(Clone, Debug, Default)]
-pub struct ConnectionCounts(Arc<Counts>);
+pub struct ConnectionCounts(Arc<ConnectionCounters>);
 
 #[derive(Debug, Default)]
-struct Counts {
+struct ConnectionCounters {
     open: AtomicU64,
     closed_for_room: AtomicU64,
 }
@@ -54,7 +54,7 @@ impl ConnectionCounts {
 
 /// The places of a server.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct ConnectionPlaces {
     pool: Pool,
     counts: ConnectionCounts,
     peers: Mutex<HashMap<IpAddr, BTreeMap<u64, Arc<Slot>>>>,
@@ -65,8 +65,8 @@ pub(super) struct Places {
 
 /// The place of a connection, released on drop.
 #[derive(Debug)]
-pub(super) struct Place {
-    places: Arc<Places>,
+pub(super) struct ConnectionPlace {
+    places: Arc<ConnectionPlaces>,
     peer: IpAddr,
     key: u64,
     slot: Arc<Slot>,
@@ -75,7 +75,7 @@ pub(super) struct Place {
 /// State of a connection.
 #[derive(Debug)]
 pub(super) struct Slot {
-    state: Mutex<State>,
+    state: Mutex<ConnectionActivity>,
     /// Cancelled when the place is needed for another connection.
     wanted: CancellationToken,
     /// `None` once the place was taken over.
@@ -83,7 +83,7 @@ pub(super) struct Slot {
 }
 
 #[derive(Debug)]
-struct State {
+struct ConnectionActivity {
     next: u64,
     /// Start times of the requests in flight.
     requests: BTreeMap<u64, Instant>,
@@ -97,7 +97,7 @@ pub(super) struct UnderWay {
     key: u64,
 }
 
-impl Places {
+impl ConnectionPlaces {
     pub(super) fn new(capacity: usize, counts: ConnectionCounts) -> Arc<Self> {
         Arc::new(Self {
             pool: Pool::new(capacity),
@@ -109,13 +109,13 @@ impl Places {
     }
 
     /// Returns a place for a connection of this peer, evicting an idle one if necessary and possible.
-    pub(super) fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
+    pub(super) fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<ConnectionPlace> {
         let tenant: Arc<str> = peer.to_string().into();
         let reserve = || self.pool.try_reserve(&tenant, 1);
         let place = reserve()
             .or_else(|| (0..MAX_VICTIMS).find_map(|_| self.close_one_idle(peer).then(reserve).flatten()))?;
         let slot = Arc::new(Slot {
-            state: Mutex::new(State {
+            state: Mutex::new(ConnectionActivity {
                 next: 0,
                 requests: BTreeMap::new(),
                 idle_since: Instant::now(),
@@ -128,7 +128,7 @@ impl Places {
         peers.entry(peer).or_default().insert(key, slot.clone());
         drop(peers);
         self.counts.0.open.fetch_add(1, Ordering::Relaxed);
-        Some(Place {
+        Some(ConnectionPlace {
             places: self.clone(),
             peer,
             key,
@@ -176,7 +176,7 @@ impl Places {
     }
 }
 
-impl Place {
+impl ConnectionPlace {
     pub(super) fn slot(&self) -> &Arc<Slot> {
         &self.slot
     }
@@ -191,7 +191,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPlace {
     fn drop(&mut self) {
         let mut peers = self.places.peers();
         if let Some(slots) = peers.get_mut(&self.peer) {
@@ -270,8 +270,8 @@ mod tests {
         [10, 0, 0, number].into()
     }
 
-    fn places(capacity: usize) -> Arc<Places> {
-        Places::new(capacity, ConnectionCounts::default())
+    fn places(capacity: usize) -> Arc<ConnectionPlaces> {
+        ConnectionPlaces::new(capacity, ConnectionCounts::default())
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,8 +23,8 @@ use tokio::{
 
 use super::{
     frames::Frames,
-    limits::{FIELD_BYTES, HEADER_READ_TIMEOUT, HTTP2_PLACES, MAX_HEAD, Refusal, Refuse},
-    places::Place,
+    limits::{ExhaustedResource, FIELD_BYTES, HEADER_READ_TIMEOUT, HTTP2_PLACES, MAX_HEAD, Refuse},
+    places::ConnectionPlace,
 };
 use crate::memory::{Pool, Reservation};
 
@@ -56,7 +56,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// State shared by a connection's stream and its requests.
 pub(super) struct Connection {
-    pub(super) place: Place,
+    pub(super) place: ConnectionPlace,
     pub(super) memory: Pool,
     pub(super) tenant: Arc<str>,
     pub(super) refuse: Arc<Refuse>,
@@ -69,7 +69,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(place: Place, memory: Pool, tenant: Arc<str>, refuse: Arc<Refuse>) -> Self {
+    pub(super) fn new(place: ConnectionPlace, memory: Pool, tenant: Arc<str>, refuse: Arc<Refuse>) -> Self {
         Self {
             place,
             memory,
@@ -108,7 +108,7 @@ enum Protocol {
 }
 
 /// A stream that accounts for heads.
-pub(super) struct Watched<S> {
+pub(super) struct MeteredStream<S> {
     stream: S,
     connection: Arc<Connection>,
     protocol: Protocol,
@@ -122,22 +122,22 @@ pub(super) struct Watched<S> {
     held: Option<Reservation>,
     /// Input that waits for room, because hyper would decode it.
     unread: Bytes,
-    waiting: Option<Waiting>,
-    refused: Option<Refused>,
+    waiting: Option<MemoryWait>,
+    refused: Option<RejectedConnection>,
 }
 
-struct Waiting {
+struct MemoryWait {
     end: Instant,
     pause: Pin<Box<Sleep>>,
 }
 
-struct Refused {
+struct RejectedConnection {
     answer: Bytes,
     end: Pin<Box<Sleep>>,
     drained: usize,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> MeteredStream<S> {
     pub(super) fn new(stream: S, connection: Arc<Connection>) -> Self {
         Self {
             stream,
@@ -161,7 +161,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
                 self.waiting = None;
                 return Poll::Ready(Ok(()));
             }
-            let waiting = self.waiting.get_or_insert_with(|| Waiting {
+            let waiting = self.waiting.get_or_insert_with(|| MemoryWait {
                 end: Instant::now() + ROOM_TIMEOUT,
                 pause: Box::pin(sleep(ROOM_PAUSE)),
             });
@@ -224,7 +224,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
                 return Ok(());
             } else {
                 if !self.connection.place.widen(HTTP2_PLACES) {
-                    drop((self.connection.refuse)(Refusal::Connections));
+                    drop((self.connection.refuse)(ExhaustedResource::Connections));
                     return Err(no_room());
                 }
                 self.protocol = Protocol::Http2 {
@@ -328,7 +328,7 @@ fn no_room() -> io::Error {
     io::Error::other("there is no room for the connection's requests")
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for MeteredStream<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -343,12 +343,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
         }
         loop {
             if ready!(this.poll_room(context)).is_err() {
-                let answer = (this.connection.refuse)(Refusal::Heads);
+                let answer = (this.connection.refuse)(ExhaustedResource::Heads);
                 // HTTP/2 has no response to an incomplete request.
                 if !matches!(this.protocol, Protocol::Http1) {
                     return Poll::Ready(Err(no_room()));
                 }
-                this.refused = Some(Refused {
+                this.refused = Some(RejectedConnection {
                     answer: answer.to_http1(),
                     end: Box::pin(sleep(DRAIN_TIME)),
                     drained: 0,
@@ -372,7 +372,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for MeteredStream<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(context, data)
     }

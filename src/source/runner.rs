@@ -16,7 +16,7 @@ use crate::{intake::Intake, log::BrokerName, routing, supervision};
 pub struct Sources {
     intake: Intake,
     clock: Arc<dyn Clock>,
-    running: HashMap<String, Running>,
+    running: HashMap<String, RunningSource>,
     statistics: Statistics,
     tasks: TaskTracker,
 }
@@ -28,7 +28,7 @@ async fn run(source: routing::Source, context: Context) {
     }
 }
 
-struct Running {
+struct RunningSource {
     source: routing::Source,
     stop: CancellationToken,
 }
@@ -83,7 +83,7 @@ impl Sources {
             let stop = CancellationToken::new();
             self.running.insert(
                 source.uid.clone(),
-                Running {
+                RunningSource {
                     source: source.clone(),
                     stop: stop.clone(),
                 },

@@ -12,10 +12,10 @@ use crate::routing;
 
 /// Counters of the Sources, for metrics. Clones share the counts.
 #[derive(Clone, Debug, Default)]
-pub struct Statistics(Arc<Mutex<Counts>>);
+pub struct Statistics(Arc<Mutex<CountersBySource>>);
 
 /// By namespace and name.
-type Counts = BTreeMap<(String, String), Arc<Counters>>;
+type CountersBySource = BTreeMap<(String, String), Arc<Counters>>;
 
 /// Counts of one Source.
 #[derive(Debug, Default)]
@@ -65,7 +65,7 @@ impl Statistics {
         });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, CountersBySource> {
         // A panic elsewhere cannot leave a map of counters inconsistent.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

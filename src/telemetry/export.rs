@@ -240,10 +240,10 @@ impl opentelemetry_sdk::trace::SpanExporter for Exporter {
 
 /// State of exports.
 #[derive(Debug, Default)]
-struct ExportState(Mutex<Outage>);
+struct ExportState(Mutex<ExportOutage>);
 
 #[derive(Debug, Default)]
-struct Outage {
+struct ExportOutage {
     /// Number of spans in failed exports since exports started to fail; `None` while they succeed. Excludes spans
     /// dropped by the full queue, which the SDK does not report.
     lost: Option<u64>,
@@ -273,7 +273,7 @@ impl ExportState {
     }
 
     fn succeeded(&self, endpoint: &str) {
-        let Outage { lost, cause: _ } = std::mem::take(&mut *self.lock());
+        let ExportOutage { lost, cause: _ } = std::mem::take(&mut *self.lock());
         if let Some(lost) = lost {
             tracing::info!(
                 endpoint,
@@ -283,7 +283,7 @@ impl ExportState {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Outage> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, ExportOutage> {
         // No holder of the lock can panic halfway through a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -12,4 +12,4 @@ mod spans;
 pub use burst::{Admitted, Burst};
 pub use export::{Export, ExportError, start};
 pub use options::{Options, OptionsError, Sampling};
-pub use spans::{Attempt, DeliverySpan, Receiver, RequestSpan, Tracer};
+pub use spans::{DeliveryAttempt, DeliverySpan, Receiver, RequestSpan, Tracer};

@@ -53,7 +53,7 @@ impl Tracer {
     /// Creates a span for an attempt that starts now. `None` if tracing is off, the event has no context, or its
     /// trace is not sampled.
     #[must_use]
-    pub fn delivery(&self, attempt: &Attempt<'_>) -> Option<DeliverySpan> {
+    pub fn delivery(&self, attempt: &DeliveryAttempt<'_>) -> Option<DeliverySpan> {
         let tracer = self.0.as_ref()?;
         let parent = attempt.event.trace_context()?;
         let operation = if attempt.is_dead_letter {
@@ -214,7 +214,7 @@ impl Receiver<'_> {
 
 /// Description of a delivery attempt.
 #[derive(Clone, Copy, Debug)]
-pub struct Attempt<'a> {
+pub struct DeliveryAttempt<'a> {
     /// The event.
     pub event: &'a Event,
     /// The Trigger, as `namespace/name`.
@@ -343,28 +343,28 @@ fn set_status_code(span: &mut Span, status: u16) {
     set(span, "http.response.status_code", i64::from(status));
 }
 
-fn set(span: &mut Span, name: &'static str, value: impl Attribute) {
+fn set(span: &mut Span, name: &'static str, value: impl AttributeValue) {
     span.set_attribute(KeyValue::new(name, value.value()));
 }
 
 /// Values of attributes. Text is truncated.
-trait Attribute {
+trait AttributeValue {
     fn value(self) -> Value;
 }
 
-impl Attribute for &str {
+impl AttributeValue for &str {
     fn value(self) -> Value {
         bounded(self).into()
     }
 }
 
-impl Attribute for String {
+impl AttributeValue for String {
     fn value(self) -> Value {
         bounded(&self).into()
     }
 }
 
-impl Attribute for i64 {
+impl AttributeValue for i64 {
     fn value(self) -> Value {
         self.into()
     }

@@ -916,7 +916,7 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
         let refusal = kubectl.apply_err(&manifest);
         assert!(
             refusal.contains(expected),
-            "{manifest}\nwas refused with\n{refusal}\nwithout {expected:?}"
+            "{manifest}\nwas rejected with\n{refusal}\nwithout {expected:?}"
         );
     }
     kubectl.apply(&trigger(

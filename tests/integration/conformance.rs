@@ -14,7 +14,7 @@
 //! | Booleans, 32-bit integers, strings without control characters, noncharacters, surrogates | `checks::rejects_forbidden_characters`, `json::maps_json_types_to_attribute_types`, `json::errors_name_the_attribute`; REFUSED |
 //! | A timestamp is RFC 3339 and stays as it was written | `syntax::recognizes_timestamps`; ARRIVES |
 //! | 64 KiB pass in every mode, more up to the limit, then 413; nothing is cut off | `cluster::an_event_of_64_kib_passes_in_every_mode`; ARRIVES, `the_limit_is_exact_and_nothing_is_cut_off` |
-//! | Another `specversion` is refused | `checks::rejects_other_versions_before_anything_else`; REFUSED |
+//! | Another `specversion` is rejected | `checks::rejects_other_versions_before_anything_else`; REFUSED |
 //! | Media types compare without case, parameters included | `media_type`; ARRIVES |
 //! | **HTTP binding** | |
 //! | The mode is told by the content type; an unknown format is 415 | `http::content_type_determines_the_mode`; REFUSED, ARRIVES |
@@ -54,7 +54,7 @@ fn trigger(name: &str, sink: &str, delivery: &str) -> String {
     )
 }
 
-/// Posts exactly these bytes as headers and body: a client library would change or refuse some.
+/// Posts exactly these bytes as headers and body: a client library would change or reject some.
 fn post_raw(router: &LocalRouter, headers: &[(&str, &[u8])], body: &[u8]) -> RawResponse {
     let mut request = b"POST /shop/default HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n".to_vec();
     for (name, value) in headers {
@@ -119,7 +119,7 @@ impl Message<'_> {
     }
 }
 
-/// What is refused: the rule, the message, the status, the reason, and the attribute that is named.
+/// What is rejected: the rule, the message, the status, the reason, and the attribute that is named.
 type Refused<'a> = (&'a str, Message<'a>, u16, &'a str, Option<&'a str>);
 
 #[rustfmt::skip]
@@ -191,7 +191,7 @@ fn what_is_no_event_is_refused_and_the_rule_is_named() {
     assert_eq!(
         router.accounting("t")["matched"],
         1,
-        "nothing that was refused is stored"
+        "nothing that was rejected is stored"
     );
 }
 

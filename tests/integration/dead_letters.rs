@@ -106,7 +106,7 @@ fn dead_letters_are_listed_shown_redriven_and_dropped() {
     let (success, said) = dead_letters(&router, &["drop", "shop/default", "--all"]);
     assert!(!success && said.contains("add --yes"), "{said}");
 
-    // What is redriven while its Sink still refuses is a dead letter again, and counts each time.
+    // What is redriven while its Sink still rejects is a dead letter again, and counts each time.
     let redrive = dead_letters(&router, &["redrive", "shop/default", "--trigger=stock"]);
     assert_eq!(redrive, (true, "1 redriven".to_owned()));
     eventually(PATIENCE, || match router.accounting("stock") {

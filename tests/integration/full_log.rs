@@ -1,4 +1,4 @@
-//! A log that is full: what is settled goes first; then new events are refused, or the oldest are dropped.
+//! A log that is full: what is settled goes first; then new events are rejected, or the oldest are dropped.
 
 use crate::support::{Answer, Consumer, LocalRouter, PATIENCE, eventually};
 

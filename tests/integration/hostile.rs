@@ -230,7 +230,7 @@ fn bodies_that_stop_midway_hold_no_more_memory_than_they_may_together() {
     let stopped: Vec<_> = (0..200)
         .map(|_| {
             let mut stream = connect(target.address());
-            // Whoever is refused is read for a while longer, and then may find the connection closed.
+            // Whoever is rejected is read for a while longer, and then may find the connection closed.
             let _ = stream.write_all(&part);
             stream
         })
@@ -242,7 +242,7 @@ fn bodies_that_stop_midway_hold_no_more_memory_than_they_may_together() {
         if refused > 100 {
             Ok(())
         } else {
-            Err(format!("{refused} were refused"))
+            Err(format!("{refused} were rejected"))
         }
     });
     drop(stopped);

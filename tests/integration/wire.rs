@@ -99,7 +99,7 @@ fn a_sink_that_takes_so_many_requests_a_second_refuses_few() {
     router.wait_until_all_are("web", "delivered", 200);
     let refused = consumer.received().len() - 200;
     // Without a pace it is some two thousand.
-    assert!(refused < 120, "{refused} were refused");
+    assert!(refused < 120, "{refused} were rejected");
 }
 
 #[test]

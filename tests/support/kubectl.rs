@@ -78,12 +78,12 @@ impl Kubectl {
             .unwrap_or_else(|error| panic!("{error}\nmanifests:\n{manifests}"))
     }
 
-    /// Applies manifests that have to be refused, and returns what the person who applied them reads.
+    /// Applies manifests that have to be rejected, and returns what the person who applied them reads.
     #[track_caller]
     pub(crate) fn apply_err(&self, manifests: &str) -> String {
         match self.output(["apply", "-f", "-"], Some(&as_yaml(manifests))) {
             Err(error) => error,
-            Ok(output) => panic!("accepted, but should be refused: {output}\nmanifests:\n{manifests}"),
+            Ok(output) => panic!("accepted, but should be rejected: {output}\nmanifests:\n{manifests}"),
         }
     }
 

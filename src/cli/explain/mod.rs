@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::{
     Usage,
-    admin::{Admin, checked_broker},
+    admin::{AdminClient, checked_broker},
     validate::{Checked, check, counted},
 };
 use crate::{
@@ -35,7 +35,7 @@ use crate::{
     weir explain shop/default --id 42                    an event in the router's log\n\n\
     In a cluster, run this command in the router's pod (kubectl exec POD -- /weir explain ...), or forward the pod's admin port \
     (kubectl port-forward POD 9090).")]
-pub struct Args {
+pub struct ExplainArgs {
     /// Broker, as NAMESPACE/NAME or as a URL: the router's admin address followed by /NAMESPACE/NAME. Optional with
     /// manifests, where the default is all brokers.
     #[arg(value_name = "BROKER")]
@@ -72,12 +72,12 @@ pub struct Args {
 
     /// Output format.
     #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
-    pub output: Output,
+    pub output: ExplainOutput,
 }
 
 /// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Output {
+pub enum ExplainOutput {
     /// Human-readable text, coloured on a terminal unless NO_COLOR is set.
     #[default]
     Text,
@@ -89,8 +89,8 @@ pub enum Output {
 ///
 /// # Errors
 /// If the event or the broker does not exist, the router cannot be reached, or the manifests have errors.
-pub async fn run(args: Args) -> anyhow::Result<()> {
-    let Args {
+pub async fn run(args: ExplainArgs) -> anyhow::Result<()> {
+    let ExplainArgs {
         broker,
         broker_flag,
         files,
@@ -172,11 +172,11 @@ fn read_event(file: &Path) -> anyhow::Result<Event> {
 }
 
 /// The router and the broker to ask about.
-fn place(router: &str, broker: Option<String>) -> anyhow::Result<(Admin, String)> {
+fn place(router: &str, broker: Option<String>) -> anyhow::Result<(AdminClient, String)> {
     let broker =
         broker.ok_or_else(|| Usage("give a broker, as NAMESPACE/NAME, or manifests with -f".to_owned()))?;
     let (router, broker) = split(router, &broker);
-    Ok((Admin::new(router)?, checked_broker(broker)?.to_owned()))
+    Ok((AdminClient::new(router)?, checked_broker(broker)?.to_owned()))
 }
 
 /// Splits router address and broker, which may be given as one URL or separately.
@@ -192,13 +192,18 @@ fn split<'a>(router: &'a str, broker: &'a str) -> (&'a str, &'a str) {
     }
 }
 
-async fn ask(admin: &Admin, broker: &str, event: &Event) -> anyhow::Result<Explained> {
+async fn ask(admin: &AdminClient, broker: &str, event: &Event) -> anyhow::Result<Explained> {
     let HttpMessage { headers, body } = event.to_http(None);
     let path = format!("/v1/explain/{broker}");
     admin.exchange(Method::POST, &path, headers, body).await
 }
 
-async fn ask_for(admin: &Admin, broker: &str, id: &str, source: Option<&str>) -> anyhow::Result<Explained> {
+async fn ask_for(
+    admin: &AdminClient,
+    broker: &str,
+    id: &str,
+    source: Option<&str>,
+) -> anyhow::Result<Explained> {
     let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
     let mut path = format!("/v1/explain/{broker}/events?id={}", encoded(id));
     if let Some(source) = source {
@@ -237,7 +242,7 @@ fn by_table(table: &RoutingTable, broker: Option<&str>, event: &Event) -> anyhow
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct ExplanationLine<'a> {
     broker: &'a str,
     event: &'a EventName,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -245,10 +250,10 @@ struct Line<'a> {
     trigger: &'a TriggerExplained,
 }
 
-fn print(explained: &[Explained], output: Output) -> anyhow::Result<()> {
+fn print(explained: &[Explained], output: ExplainOutput) -> anyhow::Result<()> {
     match output {
-        Output::Json => print_json(explained),
-        Output::Text => print_text(explained),
+        ExplainOutput::Json => print_json(explained),
+        ExplainOutput::Text => print_text(explained),
     }
 }
 
@@ -263,7 +268,7 @@ fn print_json(explained: &[Explained]) -> anyhow::Result<()> {
     } in explained
     {
         for trigger in triggers {
-            let line = Line {
+            let line = ExplanationLine {
                 broker,
                 event,
                 found,

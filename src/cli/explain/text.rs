@@ -6,7 +6,7 @@ use clap::builder::styling::{AnsiColor, Style};
 
 use super::super::{display::harmless, validate::counted};
 use crate::{
-    filter::{Explanation, Outcome},
+    filter::{ClauseOutcome, Explanation},
     router::api::{DeletedTrigger, DeliveryProgress, EventState, Explained, TriggerExplained},
     routing::{RouteExplanation, WaitReason},
 };
@@ -128,9 +128,9 @@ fn write_clause(
 ) -> io::Result<()> {
     let indent = "  ".repeat(level);
     let (style, outcome) = match explanation.outcome {
-        Outcome::Holds => (GOOD, "yes"),
-        Outcome::Fails => (BAD, "no "),
-        Outcome::NotReached => (DIM, "-  "),
+        ClauseOutcome::Holds => (GOOD, "yes"),
+        ClauseOutcome::Fails => (BAD, "no "),
+        ClauseOutcome::NotReached => (DIM, "-  "),
     };
     write!(
         out,
@@ -150,7 +150,7 @@ fn write_clause(
 
 /// A remark that the clause's own line does not convey.
 fn remark(explanation: &Explanation) -> &'static str {
-    if explanation.outcome == Outcome::NotReached {
+    if explanation.outcome == ClauseOutcome::NotReached {
         return ": not evaluated, the result was already decided";
     }
     if explanation.clauses.is_empty() {
@@ -173,7 +173,7 @@ fn is_decisive(around: &Explanation, clause: &Explanation) -> bool {
         .any(|clause| clause.outcome == around.outcome);
     match alike {
         true => clause.outcome == around.outcome,
-        false => clause.outcome != Outcome::NotReached,
+        false => clause.outcome != ClauseOutcome::NotReached,
     }
 }
 

@@ -16,7 +16,7 @@ use super::{Issue, Position};
 
 /// A value and its position.
 #[derive(Clone, Debug)]
-pub struct Node {
+pub struct DocumentNode {
     /// Start of the value.
     pub position: Position,
     /// The value.
@@ -35,14 +35,14 @@ pub enum Tree {
     /// A string.
     String(String),
     /// A list.
-    List(Vec<Node>),
+    List(Vec<DocumentNode>),
     /// A mapping, in source order.
-    Map(Vec<(Key, Node)>),
+    Map(Vec<(MappingKey, DocumentNode)>),
 }
 
 /// A key of a mapping and its position.
 #[derive(Clone, Debug)]
-pub struct Key {
+pub struct MappingKey {
     /// Start of the key.
     pub position: Position,
     /// Name of the key.
@@ -56,7 +56,7 @@ const MAX_TEXT: usize = 256 * 1024 * 1024;
 
 /// Parses the documents of a text one by one, up to the first error. Empty ones are skipped. Only one of them is in
 /// memory at a time.
-pub fn stream<'a>(text: &'a mut &[u8]) -> impl Iterator<Item = Result<Node, Issue>> + 'a {
+pub fn stream<'a>(text: &'a mut &[u8]) -> impl Iterator<Item = Result<DocumentNode, Issue>> + 'a {
     let options = serde_saphyr::options! {
         with_snippet: false,
         budget: serde_saphyr::budget! {
@@ -77,7 +77,7 @@ pub fn stream<'a>(text: &'a mut &[u8]) -> impl Iterator<Item = Result<Node, Issu
 ///
 /// # Errors
 /// The first error, and its position.
-pub fn read(text: &str) -> Result<Vec<Node>, Issue> {
+pub fn read(text: &str) -> Result<Vec<DocumentNode>, Issue> {
     stream(&mut text.as_bytes()).collect()
 }
 
@@ -109,7 +109,7 @@ fn without_place(message: &str) -> String {
     }
 }
 
-impl Node {
+impl DocumentNode {
     /// Converts the value to JSON. Drops members that are `null`, which Kubernetes treats as absent.
     pub fn to_json(&self) -> Value {
         match &self.tree {
@@ -149,7 +149,7 @@ impl Node {
     }
 
     /// Returns the entries of a mapping, or an empty slice for any other value.
-    pub fn entries(&self) -> &[(Key, Self)] {
+    pub fn entries(&self) -> &[(MappingKey, Self)] {
         match &self.tree {
             Tree::Map(entries) => entries,
             Tree::Null | Tree::Bool(_) | Tree::Number(_) | Tree::String(_) | Tree::List(_) => &[],
@@ -224,11 +224,11 @@ impl Node {
 
 /// Positions of a document's values, by path. Takes 24 bytes per value, and outlives the document.
 #[derive(Clone, Debug, Default)]
-pub struct Places(Vec<(u64, Position)>);
+pub struct ValuePositions(Vec<(u64, Position)>);
 
-impl Places {
+impl ValuePositions {
     /// Collects the positions of a value and of everything in it.
-    pub fn of(node: &Node) -> Self {
+    pub fn of(node: &DocumentNode) -> Self {
         let mut places = Self::default();
         places.add(node, node.position, &mut String::new());
         places.0.sort_unstable_by_key(|(path, _)| *path);
@@ -236,7 +236,7 @@ impl Places {
         places
     }
 
-    /// Returns the position of the value at a path such as `spec.filters[0].exact`, like [`Node::locate`].
+    /// Returns the position of the value at a path such as `spec.filters[0].exact`, like [`DocumentNode::locate`].
     pub fn locate(&self, path: &str) -> Position {
         let mut path = path;
         loop {
@@ -251,7 +251,7 @@ impl Places {
         }
     }
 
-    fn add(&mut self, node: &Node, position: Position, path: &mut String) {
+    fn add(&mut self, node: &DocumentNode, position: Position, path: &mut String) {
         self.0.push((hash(path), position));
         let length = path.len();
         for (key, value) in node.entries() {
@@ -278,7 +278,7 @@ fn hash(path: &str) -> u64 {
     hasher.finish()
 }
 
-impl<'de> Deserialize<'de> for Node {
+impl<'de> Deserialize<'de> for DocumentNode {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Spanned {
             value: tree,
@@ -354,7 +354,7 @@ impl<'de> Visitor<'de> for TreeVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Tree, A::Error> {
-        let mut entries: Vec<(Key, Node)> = Vec::new();
+        let mut entries: Vec<(MappingKey, DocumentNode)> = Vec::new();
         while let Some((
             Spanned {
                 value: name,
@@ -362,13 +362,13 @@ impl<'de> Visitor<'de> for TreeVisitor {
                 ..
             },
             value,
-        )) = access.next_entry::<Spanned<String>, Node>()?
+        )) = access.next_entry::<Spanned<String>, DocumentNode>()?
         {
             if entries.iter().any(|(key, _)| key.name == name) {
                 return Err(A::Error::custom(format!("duplicate key {name:?}")));
             }
             entries.push((
-                Key {
+                MappingKey {
                     position: referenced.into(),
                     name,
                 },
@@ -424,7 +424,7 @@ mod tests {
         assert_eq!(documents[0].locate("spec.items[0].missing.x"), at(5, 5));
         assert_eq!(documents[0].locate("spec.items[7]"), at(4, 3));
         assert_eq!(documents[0].locate(""), at(2, 1));
-        let places = Places::of(&documents[0]);
+        let places = ValuePositions::of(&documents[0]);
         for path in [
             "",
             "spec",

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Key, Manifest, ManifestProblem, Position, Surroundings,
-    resource::{ManifestReader, Read},
+    Manifest, ManifestProblem, Position, ResourceKey, Surroundings,
+    resource::{FileResources, ManifestReader},
 };
 
 /// Extensions of manifest files in a directory.
@@ -27,12 +27,12 @@ pub struct Manifests {
     /// Whether to read subdirectories too.
     recursive: bool,
     reader: ManifestReader,
-    files: BTreeMap<PathBuf, Content>,
+    files: BTreeMap<PathBuf, CachedFile>,
 }
 
 /// Cached content of a file.
-struct Content {
-    read: Read,
+struct CachedFile {
+    read: FileResources,
     /// Whether the whole file was valid. Only valid content is kept while the file is broken.
     whole: bool,
 }
@@ -47,7 +47,7 @@ pub struct Loaded {
     /// All problems.
     pub problems: Vec<ManifestProblem>,
     /// Resources that exist but cannot be used because of errors.
-    pub unusable: BTreeSet<Key>,
+    pub unusable: BTreeSet<ResourceKey>,
 }
 
 impl Manifests {
@@ -146,7 +146,7 @@ impl Manifests {
                         position,
                         message: "not UTF-8".to_owned(),
                     });
-                    Read::default()
+                    FileResources::default()
                 }
             },
             // The file was removed after the directory was listed, or a directory has such a name.
@@ -161,7 +161,7 @@ impl Manifests {
             }
             Err(error) => {
                 found.push(problem(file, format!("cannot be read: {error}")));
-                Read::default()
+                FileResources::default()
             }
         };
         let whole = found.is_empty();
@@ -177,7 +177,7 @@ impl Manifests {
                     .push_str("; the previous content of the file stays in force");
             }
         } else if whole || !self.files.get(file).is_some_and(|content| content.whole) {
-            self.files.insert(file.to_owned(), Content { read, whole });
+            self.files.insert(file.to_owned(), CachedFile { read, whole });
         }
         problems.extend(found);
     }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Key, Loaded, Manifest, Surroundings};
+use super::{Loaded, Manifest, ResourceKey, Surroundings};
 
 /// Time for which a missing resource is kept.
 pub const GRACE: Duration = Duration::from_secs(3);
@@ -14,8 +14,8 @@ pub const GRACE: Duration = Duration::from_secs(3);
 /// The last resources in the files, and since when each is missing.
 #[derive(Debug, Default)]
 pub struct Grace {
-    present: BTreeMap<Key, Manifest>,
-    missing: BTreeMap<Key, (Instant, Manifest)>,
+    present: BTreeMap<ResourceKey, Manifest>,
+    missing: BTreeMap<ResourceKey, (Instant, Manifest)>,
     /// The surroundings at the time when the first of the missing resources was still present.
     surroundings: Surroundings,
 }

@@ -15,11 +15,11 @@ mod rules;
 mod schema;
 mod surroundings;
 
-pub use document::Node;
+pub use document::DocumentNode;
 pub use files::{Loaded, Manifests, STDIN};
 pub use grace::Grace;
 pub use problem::{ManifestProblem, Position};
-pub use resolution::{Resolution, Unresolved, named_services, resolve};
+pub use resolution::{Resolution, UnresolvedField, named_services, resolve};
 pub use resource::{Manifest, Resource};
 pub use schema::{distance, unknown_field};
 pub use surroundings::Surroundings;
@@ -27,7 +27,7 @@ pub use surroundings::Surroundings;
 use problem::Issue;
 
 /// Identity of a resource: kind, namespace and name.
-pub type Key = (&'static str, String, String);
+pub type ResourceKey = (&'static str, String, String);
 
 /// Namespace of a manifest without one.
 const DEFAULT_NAMESPACE: &str = "default";

@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{DEFAULT_NAMESPACE, Key, Manifest, ManifestProblem, Resource, Surroundings};
+use super::{DEFAULT_NAMESPACE, Manifest, ManifestProblem, Resource, ResourceKey, Surroundings};
 use crate::{
     api::{self, DeliverySpec, Destination, Sink},
     resolve::{
-        self, Diagnoses, Finding, Namespace, Observed, Outcome, ResourceId, SecretName, SecretState,
+        self, CompileOutcome, Diagnoses, Finding, Namespace, Observed, ResourceId, SecretName, SecretState,
         TriggerDiagnosis,
     },
     routing::{Configuration, ServiceName},
@@ -22,12 +22,12 @@ pub struct Resolution<'a> {
     /// Routing configuration.
     pub configuration: Configuration,
     /// Unresolved fields.
-    pub unresolved: Vec<Unresolved<'a>>,
+    pub unresolved: Vec<UnresolvedField<'a>>,
 }
 
 /// A finding that the controller would report in a status.
 #[derive(Debug)]
-pub struct Unresolved<'a> {
+pub struct UnresolvedField<'a> {
     /// The manifest it concerns.
     pub manifest: &'a Manifest,
     /// The field, such as `spec.sink`.
@@ -38,7 +38,7 @@ pub struct Unresolved<'a> {
     pub missing_service: Option<ServiceName>,
 }
 
-impl<'a> Unresolved<'a> {
+impl<'a> UnresolvedField<'a> {
     /// Returns the Sink that a Trigger's field references, and the Trigger's namespace.
     pub fn named_sink(&self) -> Option<(String, &'a api::SinkRef)> {
         let Resource::Trigger(trigger) = &self.manifest.resource else {
@@ -53,7 +53,7 @@ impl<'a> Unresolved<'a> {
     }
 
     /// Returns the Sink that is missing or does not allow the namespace, if that is the cause.
-    fn missing_sink(&self) -> Option<Key> {
+    fn missing_sink(&self) -> Option<ResourceKey> {
         if !matches!(self.finding.reason, "SinkNotFound" | "SinkNotAllowed") {
             return None;
         }
@@ -75,11 +75,11 @@ impl<'a> Unresolved<'a> {
 /// resources that exist but have errors.
 pub fn resolve<'a>(
     manifests: &'a [Manifest],
-    unusable: &BTreeSet<Key>,
+    unusable: &BTreeSet<ResourceKey>,
     surroundings: Surroundings,
 ) -> Resolution<'a> {
     let observed = observe(manifests, surroundings);
-    let Outcome {
+    let CompileOutcome {
         configuration,
         diagnoses,
     } = resolve::compile(&observed, CLUSTER_DOMAIN);
@@ -169,7 +169,7 @@ fn all_named(
     secrets
 }
 
-fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<Unresolved<'_>> {
+fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<UnresolvedField<'_>> {
     let Diagnoses {
         triggers,
         sinks,
@@ -205,7 +205,7 @@ fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<Unresolved<'_
     bad.filter_map(|(kind, subject, path, finding)| {
         let key = (kind, subject.namespace, subject.name);
         let manifest = manifests.iter().find(|manifest| manifest.key() == key)?;
-        Some(Unresolved {
+        Some(UnresolvedField {
             missing_service: missing_service(manifests, manifest, &path, &finding),
             manifest,
             path,

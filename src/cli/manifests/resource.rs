@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    DEFAULT_NAMESPACE, Issue, Key, ManifestProblem, Surroundings,
-    document::{self, Node, Places, Tree},
+    DEFAULT_NAMESPACE, Issue, ManifestProblem, ResourceKey, Surroundings,
+    document::{self, DocumentNode, Tree, ValuePositions},
     schema::{Schema, unknown_field},
 };
 use crate::{
@@ -81,12 +81,12 @@ pub struct Manifest {
     /// File it was read from.
     pub file: PathBuf,
     /// Positions of its fields.
-    places: Arc<Places>,
+    places: Arc<ValuePositions>,
 }
 
 impl Manifest {
     /// Identity of the resource: kind, namespace and name.
-    pub fn key(&self) -> Key {
+    pub fn key(&self) -> ResourceKey {
         let meta = self.resource.meta();
         (
             self.resource.kind(),
@@ -110,13 +110,13 @@ const MAX_VALUES: usize = 20_000;
 
 /// Content of a file's documents.
 #[derive(Clone, Debug, Default)]
-pub struct Read {
+pub struct FileResources {
     /// Weir resources, in file order.
     pub manifests: Vec<Manifest>,
     /// Other resources of a cluster.
     pub surroundings: Surroundings,
     /// Resources with errors.
-    pub unusable: Vec<Key>,
+    pub unusable: Vec<ResourceKey>,
 }
 
 /// Converts documents to resources.
@@ -134,16 +134,16 @@ impl ManifestReader {
     }
 
     /// Reads the resources in a file's text, and appends errors to `problems`.
-    pub fn read(&self, file: &Path, text: &str, problems: &mut Vec<ManifestProblem>) -> Read {
+    pub fn read(&self, file: &Path, text: &str, problems: &mut Vec<ManifestProblem>) -> FileResources {
         let mut findings = Vec::new();
-        let mut read = Read::default();
+        let mut read = FileResources::default();
         for document in document::stream(&mut text.as_bytes()) {
             match document {
                 Ok(document) => self.document(file, document, &mut read, &mut findings),
                 Err(issue) => {
                     findings.push(issue);
                     // A document before the error may be incomplete.
-                    read = Read::default();
+                    read = FileResources::default();
                 }
             }
         }
@@ -159,7 +159,7 @@ impl ManifestReader {
         read
     }
 
-    fn document(&self, file: &Path, node: Node, read: &mut Read, findings: &mut Vec<Issue>) {
+    fn document(&self, file: &Path, node: DocumentNode, read: &mut FileResources, findings: &mut Vec<Issue>) {
         let mut refuse = |position, message: String| findings.push(Issue { position, message });
         if !matches!(node.tree, Tree::Map(_)) {
             return refuse(
@@ -168,8 +168,8 @@ impl ManifestReader {
             );
         }
         let (Some(version), Some(kind)) = (
-            node.get("apiVersion").and_then(Node::text),
-            node.get("kind").and_then(Node::text),
+            node.get("apiVersion").and_then(DocumentNode::text),
+            node.get("kind").and_then(DocumentNode::text),
         ) else {
             // Skips events, which may be stored next to the manifests for `weir explain`.
             if node.get("specversion").is_none() {
@@ -181,7 +181,7 @@ impl ManifestReader {
             return;
         };
         if (version, kind) == ("v1", "List") {
-            for item in node.get("items").map(Node::items).unwrap_or_default() {
+            for item in node.get("items").map(DocumentNode::items).unwrap_or_default() {
                 self.document(file, item.clone(), read, findings);
             }
             return;
@@ -255,7 +255,7 @@ impl ManifestReader {
                 read.manifests.push(Manifest {
                     resource,
                     file: file.to_owned(),
-                    places: Arc::new(Places::of(&node)),
+                    places: Arc::new(ValuePositions::of(&node)),
                 });
             }
             Err(error) => {
@@ -270,16 +270,21 @@ impl ManifestReader {
 }
 
 /// Identity of a document if it is a Sink, the only kind that others reference.
-fn key(node: &Node) -> Option<Key> {
+fn key(node: &DocumentNode) -> Option<ResourceKey> {
     let metadata = node.get("metadata")?;
-    let text = |field| metadata.get(field).and_then(Node::text).map(str::to_owned);
-    let is_sink = node.get("kind").and_then(Node::text) == Some("Sink");
+    let text = |field| {
+        metadata
+            .get(field)
+            .and_then(DocumentNode::text)
+            .map(str::to_owned)
+    };
+    let is_sink = node.get("kind").and_then(DocumentNode::text) == Some("Sink");
     let namespace = text("namespace").unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
     is_sink.then_some(("Sink", namespace, text("name")?))
 }
 
 /// Returns the relevant metadata. Fields that the API server sets are dropped.
-fn metadata(node: &Node, findings: &mut Vec<Issue>) -> Option<ObjectMeta> {
+fn metadata(node: &DocumentNode, findings: &mut Vec<Issue>) -> Option<ObjectMeta> {
     let mut refuse = |position, message: String| findings.push(Issue { position, message });
     let Some(metadata) = node.get("metadata") else {
         refuse(
@@ -304,7 +309,7 @@ fn metadata(node: &Node, findings: &mut Vec<Issue>) -> Option<ObjectMeta> {
     }
     let mut text = |field: &str| match metadata.get(field) {
         None => Some(None),
-        Some(Node {
+        Some(DocumentNode {
             tree: Tree::String(text),
             ..
         }) => Some(Some(text.clone())),

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 /// The rules of a schema and of what is in it, compiled.
 pub struct Rules {
-    root: Place,
+    root: SchemaRules,
     context: Context<'static, 'static>,
 }
 
@@ -29,7 +29,7 @@ pub struct Broken {
 
 /// The rules at one place of a schema, and those below it.
 #[derive(Default)]
-struct Place {
+struct SchemaRules {
     rules: Vec<Rule>,
     properties: BTreeMap<String, Self>,
     additional: Option<Box<Self>>,
@@ -66,7 +66,7 @@ impl Rules {
         ];
         debug_assert!(added.iter().all(Result::is_ok), "{added:?}");
         Self {
-            root: Place::of(schema),
+            root: SchemaRules::of(schema),
             context,
         }
     }
@@ -111,7 +111,7 @@ impl Rules {
     }
 }
 
-impl Place {
+impl SchemaRules {
     fn of(schema: &Value) -> Self {
         let rules = schema.get("x-kubernetes-validations").and_then(Value::as_array);
         let properties = schema.get("properties").and_then(Value::as_object);

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     Issue, Position,
-    document::{Node, Tree},
+    document::{DocumentNode, Tree},
     rules::{Broken, Rules, with_defaults},
 };
 
@@ -87,7 +87,7 @@ impl Schema {
     }
 
     /// Checks a `spec` and returns it with defaults filled in. Appends errors to `findings`.
-    pub fn check(&self, spec: &Node, position: Position, findings: &mut Vec<Issue>) -> Value {
+    pub fn check(&self, spec: &DocumentNode, position: Position, findings: &mut Vec<Issue>) -> Value {
         let path = Path {
             above: None,
             segment: Segment::Member("spec"),
@@ -117,7 +117,14 @@ impl Schema {
         value
     }
 
-    fn value(&self, schema: &Value, node: &Node, key: Position, path: &Path<'_>, findings: &mut Vec<Issue>) {
+    fn value(
+        &self,
+        schema: &Value,
+        node: &DocumentNode,
+        key: Position,
+        path: &Path<'_>,
+        findings: &mut Vec<Issue>,
+    ) {
         let mut refuse = |position: Position, message: String| {
             findings.push(Issue {
                 position,
@@ -320,7 +327,7 @@ pub fn distance(a: &str, b: &str) -> usize {
     row.last().copied().unwrap_or_default()
 }
 
-fn is_integer(node: &Node) -> bool {
+fn is_integer(node: &DocumentNode) -> bool {
     match &node.tree {
         Tree::Number(number) => {
             !number.is_f64() || number.as_f64().is_some_and(|number| number.fract() == 0.0)

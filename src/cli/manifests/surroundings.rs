@@ -11,7 +11,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
-use super::{DEFAULT_NAMESPACE, Node};
+use super::{DEFAULT_NAMESPACE, DocumentNode};
 use crate::{
     resolve::{Namespace, Port, SecretName, SecretState, Service},
     routing::{Secret, ServiceName},
@@ -71,7 +71,7 @@ impl Surroundings {
     }
 
     /// Adds the document if it is a Service, a namespace or a Secret. Returns whether it is.
-    pub(super) fn take_note(&mut self, group: &str, kind: &str, node: &Node) -> bool {
+    pub(super) fn take_note(&mut self, group: &str, kind: &str, node: &DocumentNode) -> bool {
         let manifest = node.to_json();
         match (group, kind) {
             ("", "Service") => self.services.extend(service(&manifest)),
@@ -164,7 +164,7 @@ mod tests {
         let mut surroundings = Surroundings::default();
         let mut noted = Vec::new();
         for node in document::read(text).unwrap() {
-            let kind = node.get("kind").and_then(Node::text).unwrap();
+            let kind = node.get("kind").and_then(DocumentNode::text).unwrap();
             noted.push(surroundings.take_note("", kind, &node));
         }
         assert_eq!(noted, [true, true, true, true, false]);

@@ -15,7 +15,7 @@ use super::{
     Usage,
     explain::text::write_reasons,
     manifests::ManifestProblem,
-    validate::{Checked, Output, check, counted, write_problem},
+    validate::{Checked, ValidateOutput, check, counted, write_problem},
 };
 use crate::routing::{RouteExplanation, RoutingTable, broker_key, explain};
 use suite::{Case, Suite};
@@ -35,20 +35,20 @@ use suite::{Case, Suite};
       triggers: []\n\n\
     Name it like routing.test.yaml to keep it next to the manifests.\n\
     Exit codes: 0 all tests passed, 1 a test failed or a file has errors, 2 invalid command line or unreadable file.")]
-pub struct Args {
+pub struct TestArgs {
     /// Files with tests.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
 
     /// Output format.
     #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
-    pub output: Output,
+    pub output: ValidateOutput,
 }
 
 /// Result of a test.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Verdict<'a> {
+struct TestResult<'a> {
     file: String,
     line: u64,
     column: u64,
@@ -86,8 +86,8 @@ struct Sum {
 ///
 /// # Errors
 /// If a test fails, or a file has errors.
-pub fn run(args: Args) -> anyhow::Result<()> {
-    let Args { files, output } = args;
+pub fn run(args: TestArgs) -> anyhow::Result<()> {
+    let TestArgs { files, output } = args;
     let mut out = anstream::stdout().lock();
     let mut sum = Sum::default();
     for file in &files {
@@ -102,7 +102,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     } = sum;
     match (failed, errors) {
         (0, 0) => {
-            if output == Output::Text {
+            if output == ValidateOutput::Text {
                 writeln!(out, "{} passed", counted(tests, "test"))?;
             }
             Ok(())
@@ -120,11 +120,11 @@ fn run_file(
     out: &mut impl Write,
     file: &Path,
     text: &str,
-    output: Output,
+    output: ValidateOutput,
     sum: &mut Sum,
 ) -> anyhow::Result<()> {
     let (suite, mut problems) = suite::read(file, text);
-    let mut verdicts = Vec::new();
+    let mut results = Vec::new();
     if let Some(Suite {
         manifests,
         position,
@@ -139,7 +139,7 @@ fn run_file(
             }) => {
                 problems.extend(errors);
                 let table = RoutingTable::compile(configuration);
-                verdicts.extend(cases.iter().map(|case| judge(file, &table, case)));
+                results.extend(cases.iter().map(|case| judge(file, &table, case)));
             }
             Err(error) => problems.push(ManifestProblem {
                 file: file.to_owned(),
@@ -151,19 +151,19 @@ fn run_file(
     for problem in &problems {
         write_problem(out, problem, "error", output)?;
     }
-    for verdict in &verdicts {
+    for result in &results {
         match output {
-            Output::Text => write_verdict(out, verdict)?,
-            Output::Json => writeln!(out, "{}", serde_json::to_string(verdict)?)?,
+            ValidateOutput::Text => write_result(out, result)?,
+            ValidateOutput::Json => writeln!(out, "{}", serde_json::to_string(result)?)?,
         }
     }
-    sum.tests += verdicts.len();
-    sum.failed += verdicts.iter().filter(|verdict| !verdict.passed).count();
+    sum.tests += results.len();
+    sum.failed += results.iter().filter(|result| !result.passed).count();
     sum.errors += problems.len();
     Ok(())
 }
 
-fn judge<'a>(file: &Path, table: &RoutingTable, case: &'a Case) -> Verdict<'a> {
+fn judge<'a>(file: &Path, table: &RoutingTable, case: &'a Case) -> TestResult<'a> {
     let Case {
         position,
         name,
@@ -192,7 +192,7 @@ fn judge<'a>(file: &Path, table: &RoutingTable, case: &'a Case) -> Verdict<'a> {
             (true, true) | (false, false) => {}
         }
     }
-    Verdict {
+    TestResult {
         file: file.display().to_string(),
         line: position.line,
         column: position.column,
@@ -203,8 +203,8 @@ fn judge<'a>(file: &Path, table: &RoutingTable, case: &'a Case) -> Verdict<'a> {
     }
 }
 
-fn write_verdict(out: &mut impl Write, verdict: &Verdict<'_>) -> io::Result<()> {
-    let Verdict {
+fn write_result(out: &mut impl Write, result: &TestResult<'_>) -> io::Result<()> {
+    let TestResult {
         file,
         line,
         column,
@@ -212,7 +212,7 @@ fn write_verdict(out: &mut impl Write, verdict: &Verdict<'_>) -> io::Result<()> 
         broker,
         passed,
         differences,
-    } = verdict;
+    } = result;
     let (style, word) = match passed {
         true => (AnsiColor::Green.on_default(), "ok"),
         false => (AnsiColor::Red.on_default().bold(), "FAILED"),
@@ -274,7 +274,7 @@ mod tests {
         std::fs::write(directory.path().join("triggers.yaml"), manifests).unwrap();
         let (mut out, mut sum) = (Vec::new(), Sum::default());
         let file = directory.path().join("x.test.yaml");
-        run_file(&mut out, &file, tests, Output::Text, &mut sum).unwrap();
+        run_file(&mut out, &file, tests, ValidateOutput::Text, &mut sum).unwrap();
         let plain = anstream::adapter::strip_bytes(&out).into_vec();
         let text = String::from_utf8(plain).unwrap();
         let prefix = format!("{}/", directory.path().display());

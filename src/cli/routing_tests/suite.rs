@@ -8,7 +8,7 @@ use crate::{
     cli::{
         explain::event::{self, NoEvent},
         manifests::{
-            ManifestProblem, Node, Position,
+            DocumentNode, ManifestProblem, Position,
             document::{self, Tree},
             unknown_field,
         },
@@ -110,7 +110,7 @@ impl SuiteReader<'_> {
         if tests.is_none_or(|tests| tests.items().is_empty()) {
             self.refuse(root.position_of("tests"), "tests: must be a list of tests");
         }
-        let items = tests.map(Node::items).unwrap_or_default();
+        let items = tests.map(DocumentNode::items).unwrap_or_default();
         let cases = items.iter().enumerate();
         Some(Suite {
             manifests,
@@ -122,7 +122,7 @@ impl SuiteReader<'_> {
     }
 
     /// Resolves the paths relative to the file's directory. Without paths, returns that directory.
-    fn manifests(&mut self, root: &Node) -> Vec<PathBuf> {
+    fn manifests(&mut self, root: &DocumentNode) -> Vec<PathBuf> {
         let directory = match self.file.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -136,7 +136,7 @@ impl SuiteReader<'_> {
         }
     }
 
-    fn case(&mut self, path: &str, node: &Node, defaults: &Defaults) -> Option<Case> {
+    fn case(&mut self, path: &str, node: &DocumentNode, defaults: &Defaults) -> Option<Case> {
         let before = self.problems.len();
         self.mapping(node, path, &["name", "event", "namespace", "broker", "triggers"])?;
         let name = self.text(node, path, "name");
@@ -172,7 +172,7 @@ impl SuiteReader<'_> {
     }
 
     /// An event in the JSON format. `id` and `specversion` are optional.
-    fn event(&mut self, path: &str, node: &Node) -> Option<Event> {
+    fn event(&mut self, path: &str, node: &DocumentNode) -> Option<Event> {
         let Value::Object(given) = node.to_json() else {
             self.refuse(
                 node.position,
@@ -199,7 +199,7 @@ impl SuiteReader<'_> {
     }
 
     /// Checks that the mapping has only these members.
-    fn mapping(&mut self, node: &Node, path: &str, members: &[&str]) -> Option<()> {
+    fn mapping(&mut self, node: &DocumentNode, path: &str, members: &[&str]) -> Option<()> {
         if !matches!(node.tree, Tree::Map(_)) {
             let what = if path.is_empty() { "a test file" } else { path };
             self.refuse(
@@ -218,13 +218,13 @@ impl SuiteReader<'_> {
         Some(())
     }
 
-    fn text(&mut self, node: &Node, path: &str, name: &str) -> Option<String> {
+    fn text(&mut self, node: &DocumentNode, path: &str, name: &str) -> Option<String> {
         let value = node.get(name)?;
         let path = member(path, name);
         self.string(value, &path)
     }
 
-    fn texts(&mut self, list: &Node, path: &str) -> Vec<String> {
+    fn texts(&mut self, list: &DocumentNode, path: &str) -> Vec<String> {
         if !matches!(list.tree, Tree::List(_)) {
             self.refuse(
                 list.position,
@@ -237,7 +237,7 @@ impl SuiteReader<'_> {
             .collect()
     }
 
-    fn string(&mut self, node: &Node, path: &str) -> Option<String> {
+    fn string(&mut self, node: &DocumentNode, path: &str) -> Option<String> {
         match node.text() {
             Some(text) if !text.is_empty() => Some(text.to_owned()),
             Some(_) => {

@@ -61,7 +61,7 @@ pub(super) struct Caller {
 
 /// Why a request is rejected. The text is the body of the response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum CallerRejection {
     #[error(
         "the request has no token: start the router with --controller-token FILE, a ServiceAccount token for the \
          audience {TOKEN_AUDIENCE}"
@@ -83,7 +83,7 @@ pub(super) enum Refusal {
     Unavailable,
 }
 
-impl Refusal {
+impl CallerRejection {
     /// Label in metrics.
     pub(super) fn label(&self) -> &'static str {
         match self {
@@ -97,7 +97,7 @@ impl Refusal {
 }
 
 /// Identifies the caller from the API server's review of its token.
-pub(super) fn judge(status: TokenReviewStatus, account: &RouterAccount) -> Result<Caller, Refusal> {
+pub(super) fn judge(status: TokenReviewStatus, account: &RouterAccount) -> Result<Caller, CallerRejection> {
     let TokenReviewStatus {
         audiences,
         authenticated,
@@ -106,7 +106,7 @@ pub(super) fn judge(status: TokenReviewStatus, account: &RouterAccount) -> Resul
     } = status;
     if authenticated != Some(true) {
         let reason = error.filter(|error| !error.is_empty());
-        return Err(Refusal::Invalid(
+        return Err(CallerRejection::Invalid(
             reason.unwrap_or_else(|| "it is not valid".into()).into(),
         ));
     }
@@ -116,12 +116,12 @@ pub(super) fn judge(status: TokenReviewStatus, account: &RouterAccount) -> Resul
         .iter()
         .any(|audience| audience == TOKEN_AUDIENCE)
     {
-        return Err(Refusal::Invalid("it is for another audience".into()));
+        return Err(CallerRejection::Invalid("it is for another audience".into()));
     }
     let UserInfo { username, extra, .. } = user.unwrap_or_default();
     let username = username.unwrap_or_default();
     if username != account.user() {
-        return Err(Refusal::OtherAccount {
+        return Err(CallerRejection::OtherAccount {
             user: username.into(),
             account: account.clone(),
         });
@@ -133,9 +133,9 @@ pub(super) fn judge(status: TokenReviewStatus, account: &RouterAccount) -> Resul
 impl Caller {
     /// Checks that the caller may act as the router of this name. A token bound to a pod permits only that pod's
     /// name; any other token permits every name.
-    pub(super) fn may_be(&self, router: Option<&str>) -> Result<(), Refusal> {
+    pub(super) fn may_be(&self, router: Option<&str>) -> Result<(), CallerRejection> {
         match &self.pod {
-            Some(pod) if router != Some(pod) => Err(Refusal::OtherPod { pod: pod.clone() }),
+            Some(pod) if router != Some(pod) => Err(CallerRejection::OtherPod { pod: pod.clone() }),
             _ => Ok(()),
         }
     }

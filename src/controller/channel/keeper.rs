@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     TlsOptions,
     material::{AUTHORITIES, Material},
-    plan::{Step, next_step},
+    plan::{RenewalStep, next_step},
     telling::Telling,
 };
 use crate::controller::{metrics::ControllerMetrics, status_writer::FIELD_MANAGER};
@@ -63,7 +63,7 @@ impl Served {
 }
 
 /// Maintains the stored objects.
-pub(super) struct Keeper {
+pub(super) struct CertificateKeeper {
     secrets: Api<Secret>,
     config_maps: Api<ConfigMap>,
     namespace: String,
@@ -105,13 +105,13 @@ enum KeepError {
 
 /// Outcome of a write.
 #[derive(PartialEq, Eq)]
-enum Written {
+enum WriteOutcome {
     Done,
     /// Another writer was faster; read again.
     Conflict,
 }
 
-impl Keeper {
+impl CertificateKeeper {
     pub(super) fn new(
         options: TlsOptions,
         client: Client,
@@ -170,10 +170,10 @@ impl Keeper {
             self.serve(&material);
             let step = next_step(&material.stored(), &self.names, now);
             let (why, made) = match step {
-                Step::Keep => return self.give_out(&material).await,
-                Step::MakeAll(why) => (why, Material::make(&self.names, now)),
-                Step::RenewAuthority(why) => (why, material.with_new_authority(now)),
-                Step::RenewServing(why) => {
+                RenewalStep::Keep => return self.give_out(&material).await,
+                RenewalStep::MakeAll(why) => (why, Material::make(&self.names, now)),
+                RenewalStep::RenewAuthority(why) => (why, material.with_new_authority(now)),
+                RenewalStep::RenewServing(why) => {
                     // An authority must not sign before routers can know it.
                     self.give_out(&material).await?;
                     (why, material.with_new_certificate(&self.names, now))
@@ -183,7 +183,7 @@ impl Keeper {
                 names: self.names.clone(),
                 source,
             })?;
-            if let Step::RenewAuthority(_) = step {
+            if let RenewalStep::RenewAuthority(_) = step {
                 // Published before it is stored, because its waiting time starts when it is stored.
                 self.give_out(&made).await?;
             }
@@ -191,7 +191,7 @@ impl Keeper {
                 None => self.create(made).await,
                 Some(secret) => self.replace(secret, made).await,
             };
-            if written? == Written::Done {
+            if written? == WriteOutcome::Done {
                 let secret = &self.secret;
                 tracing::info!(
                     secret,
@@ -222,7 +222,7 @@ impl Keeper {
 
     /// Creates the Secret. Uses server-side apply, because RBAC cannot restrict a plain create by name, and does
     /// not force, so that it fails if another controller has created the Secret in the meantime.
-    async fn create(&self, material: Material) -> Result<Written, KeepError> {
+    async fn create(&self, material: Material) -> Result<WriteOutcome, KeepError> {
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": self.metadata(&self.secret), "data": material.into_data(),
         });
@@ -235,7 +235,7 @@ impl Keeper {
     }
 
     /// Replaces the Secret that was read, unless it was changed since.
-    async fn replace(&self, mut secret: Secret, material: Material) -> Result<Written, KeepError> {
+    async fn replace(&self, mut secret: Secret, material: Material) -> Result<WriteOutcome, KeepError> {
         secret.data = Some(material.into_data());
         let replaced = self
             .secrets
@@ -244,11 +244,11 @@ impl Keeper {
         self.written("renew", replaced)
     }
 
-    fn written<T>(&self, verb: &'static str, result: kube::Result<T>) -> Result<Written, KeepError> {
+    fn written<T>(&self, verb: &'static str, result: kube::Result<T>) -> Result<WriteOutcome, KeepError> {
         match result {
-            Ok(_) => Ok(Written::Done),
+            Ok(_) => Ok(WriteOutcome::Done),
             Err(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found() => {
-                Ok(Written::Conflict)
+                Ok(WriteOutcome::Conflict)
             }
             Err(error) => Err(self.secret_error(verb, error)),
         }
@@ -390,7 +390,8 @@ mod tests {
                 service: "weir-controller".into(),
             };
             let client = client(&stored, &writes);
-            let keeper = Keeper::new(options, client, "cluster.local", served.clone(), Arc::default());
+            let keeper =
+                CertificateKeeper::new(options, client, "cluster.local", served.clone(), Arc::default());
             let error = keeper.check().await.unwrap_err().to_string();
             assert!(
                 error.contains("cannot write ConfigMap default/c"),

@@ -15,7 +15,7 @@ use rustls::{
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
-use super::plan::{AUTHORITY_LIFE, SERVING_LIFE, Serving, Stored, Validity};
+use super::plan::{AUTHORITY_LIFE, SERVING_LIFE, ServingCertificate, StoredMaterial, Validity};
 
 /// Key of the authorities' certificates in the ConfigMap and in the Secret. The first authority signs.
 pub(super) const AUTHORITIES: &str = "ca.crt";
@@ -84,8 +84,8 @@ impl Material {
     }
 
     /// Returns the usable parts.
-    pub(super) fn stored(&self) -> Stored {
-        Stored {
+    pub(super) fn stored(&self) -> StoredMaterial {
+        StoredMaterial {
             authority: self.authority(),
             serving: self.serving(),
         }
@@ -99,7 +99,7 @@ impl Material {
         fits.then(|| validity(&certificate)).flatten()
     }
 
-    fn serving(&self) -> Option<Serving> {
+    fn serving(&self) -> Option<ServingCertificate> {
         let key = self.certified_key()?;
         let certificate = parse(key.cert.first()?)?;
         let is_signed = certificates(&self.authorities).iter().any(|authority| {
@@ -109,7 +109,7 @@ impl Material {
         if !is_signed {
             return None;
         }
-        Some(Serving {
+        Some(ServingCertificate {
             validity: validity(&certificate)?,
             names: names(&certificate)?,
         })
@@ -248,7 +248,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::controller::channel::plan::{Step, next_step};
+    use crate::controller::channel::plan::{RenewalStep, next_step};
 
     fn day(day: i64) -> Timestamp {
         let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
@@ -285,7 +285,7 @@ mod tests {
         let serving = stored.serving.clone().unwrap();
         assert_eq!(Some(serving.validity), validity(SERVING_LIFE));
         assert_eq!(serving.names, names());
-        assert_eq!(next_step(&stored, &names(), day(1)), Step::Keep);
+        assert_eq!(next_step(&stored, &names(), day(1)), RenewalStep::Keep);
         for (name, accepted) in [
             ("weir-controller", true),
             ("weir-controller.weir-system.svc", true),
@@ -319,7 +319,7 @@ mod tests {
     fn mismatched_parts_are_unusable() {
         let one = Material::make(&names(), day(0)).unwrap();
         let other = Material::make(&names(), day(0)).unwrap();
-        let nothing = Stored::default();
+        let nothing = StoredMaterial::default();
         assert_eq!(Material::default().stored(), nothing);
         let broken = Material {
             authorities: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".into(),

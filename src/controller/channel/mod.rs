@@ -30,12 +30,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics::ControllerMetrics;
 use crate::server::Server;
-use keeper::{Keeper, Served};
+use keeper::{CertificateKeeper, Served};
 use token_check::{TokenCheck, admit};
 
 /// The channel, served while the controller leads.
 pub(super) struct Channel {
-    tls: Option<(Arc<Served>, Keeper)>,
+    tls: Option<(Arc<Served>, CertificateKeeper)>,
     check: Option<Arc<TokenCheck>>,
 }
 
@@ -49,7 +49,7 @@ impl Channel {
         let ChannelOptions { tls, routers } = options.clone();
         let tls = tls.map(|tls| {
             let served = Arc::<Served>::default();
-            let keeper = Keeper::new(
+            let keeper = CertificateKeeper::new(
                 tls,
                 client.clone(),
                 cluster_domain,

@@ -47,24 +47,24 @@ impl Validity {
 
 /// Summary of the stored material.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Stored {
+pub(super) struct StoredMaterial {
     /// The signing authority; `None` if it or its key is unusable.
     pub(super) authority: Option<Validity>,
     /// The serving certificate; `None` if it or its key is unusable, or no stored authority signed it.
-    pub(super) serving: Option<Serving>,
+    pub(super) serving: Option<ServingCertificate>,
 }
 
 /// Summary of a serving certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Serving {
+pub(super) struct ServingCertificate {
     pub(super) validity: Validity,
     /// DNS names that it is valid for.
     pub(super) names: Vec<String>,
 }
 
-/// The next step. Each step except [`Step::Keep`] has its cause.
+/// The next step. Each step except [`RenewalStep::Keep`] has its cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum RenewalStep {
     /// Nothing to do.
     Keep,
     /// Create an authority and a serving certificate, and discard the old ones.
@@ -76,37 +76,37 @@ pub(super) enum Step {
 }
 
 /// Returns the next step for the controller to serve under these names.
-pub(super) fn next_step(stored: &Stored, names: &[String], now: Timestamp) -> Step {
-    let Stored { authority, serving } = stored;
+pub(super) fn next_step(stored: &StoredMaterial, names: &[String], now: Timestamp) -> RenewalStep {
+    let StoredMaterial { authority, serving } = stored;
     let Some(authority) = authority else {
-        return Step::MakeAll("no usable authority");
+        return RenewalStep::MakeAll("no usable authority");
     };
     if !authority.covers(now) {
-        return Step::MakeAll("the authority is not currently valid");
+        return RenewalStep::MakeAll("the authority is not currently valid");
     }
-    let Some(Serving {
+    let Some(ServingCertificate {
         validity,
         names: present,
     }) = serving
     else {
-        return Step::RenewServing("no usable serving certificate");
+        return RenewalStep::RenewServing("no usable serving certificate");
     };
     if present != names {
-        return Step::RenewServing("the serving certificate is for other names");
+        return RenewalStep::RenewServing("the serving certificate is for other names");
     }
     if !validity.covers(now) {
-        return Step::RenewServing("the serving certificate is not currently valid");
+        return RenewalStep::RenewServing("the serving certificate is not currently valid");
     }
     // Order matters: a certificate signed by the old authority is usable at once, one signed by a new authority
     // only later.
     let is_settled = now.duration_since(authority.from) >= SETTLING;
     if validity.is_old(now) && is_settled {
-        return Step::RenewServing("the serving certificate has passed two thirds of its lifetime");
+        return RenewalStep::RenewServing("the serving certificate has passed two thirds of its lifetime");
     }
     if authority.is_old(now) {
-        return Step::RenewAuthority("the authority has passed two thirds of its lifetime");
+        return RenewalStep::RenewAuthority("the authority has passed two thirds of its lifetime");
     }
-    Step::Keep
+    RenewalStep::Keep
 }
 
 #[cfg(test)]
@@ -127,10 +127,10 @@ mod tests {
         }
     }
 
-    fn stored(authority: Validity, serving: Validity) -> Stored {
-        Stored {
+    fn stored(authority: Validity, serving: Validity) -> StoredMaterial {
+        StoredMaterial {
             authority: Some(authority),
-            serving: Some(Serving {
+            serving: Some(ServingCertificate {
                 validity: serving,
                 names: names(),
             }),
@@ -175,17 +175,17 @@ mod tests {
     #[test]
     fn next_step_replaces_missing_material_and_changed_names() {
         let whole = stored(days(0, 365), days(0, 90));
-        let without_authority = Stored {
+        let without_authority = StoredMaterial {
             authority: None,
             ..whole.clone()
         };
-        let without_serving = Stored {
+        let without_serving = StoredMaterial {
             serving: None,
             ..whole.clone()
         };
         let others = vec!["other".to_owned()];
         for (stored, names, step) in [
-            (&Stored::default(), &names(), "MakeAll"),
+            (&StoredMaterial::default(), &names(), "MakeAll"),
             (&without_authority, &names(), "MakeAll"),
             (&without_serving, &names(), "RenewServing"),
             (&whole, &others, "RenewServing"),
@@ -210,28 +210,28 @@ mod tests {
         #[test]
         fn routers_can_always_connect(pauses in prop::collection::vec(1_u64..24 * 21, 1..400)) {
             let mut now = day(0);
-            let mut stored = Stored::default();
+            let mut stored = StoredMaterial::default();
             let mut given_out = now;
             for (number, pause) in pauses.into_iter().enumerate() {
                 for _ in 0..3 {
                     match next_step(&stored, &names(), now) {
-                        Step::Keep => {}
-                        Step::MakeAll(why) if number > 0 => prop_assert!(false, "{now}: {why}"),
-                        Step::MakeAll(_) | Step::RenewAuthority(_) => {
+                        RenewalStep::Keep => {}
+                        RenewalStep::MakeAll(why) if number > 0 => prop_assert!(false, "{now}: {why}"),
+                        RenewalStep::MakeAll(_) | RenewalStep::RenewAuthority(_) => {
                             stored.authority = Some(Validity::new(now, AUTHORITY_LIFE, None));
                             given_out = now;
                             if number == 0 {
                                 stored.serving = Some(served(now, stored.authority));
                             }
                         }
-                        Step::RenewServing(why) => {
+                        RenewalStep::RenewServing(why) => {
                             let settled = now.duration_since(given_out) >= SignedDuration::from_hours(23);
                             prop_assert!(settled, "{}: {}", now, why);
                             stored.serving = Some(served(now, stored.authority));
                         }
                     }
                 }
-                prop_assert_eq!(next_step(&stored, &names(), now), Step::Keep);
+                prop_assert_eq!(next_step(&stored, &names(), now), RenewalStep::Keep);
                 now += SignedDuration::from_hours(i64::try_from(pause).unwrap());
                 let serving = stored.serving.as_ref().unwrap().validity;
                 prop_assert!(serving.covers(now), "{} is not in {:?}", now, serving);
@@ -239,8 +239,8 @@ mod tests {
         }
     }
 
-    fn served(now: Timestamp, issuer: Option<Validity>) -> Serving {
-        Serving {
+    fn served(now: Timestamp, issuer: Option<Validity>) -> ServingCertificate {
+        ServingCertificate {
             validity: Validity::new(now, SERVING_LIFE, issuer),
             names: names(),
         }

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    callers::{Caller, Refusal, RouterAccount, judge},
+    callers::{Caller, CallerRejection, RouterAccount, judge},
     telling::Telling,
     verdicts::{Digest, Remembered, Verdicts},
 };
@@ -89,7 +89,7 @@ async fn router_of(parts: &mut Parts) -> Option<String> {
     query.ok().map(|Query(query)| query.router)
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for CallerRejection {
     fn into_response(self) -> Response {
         let text = format!("{self}\n");
         match self {
@@ -121,10 +121,10 @@ impl TokenCheck {
         }
     }
 
-    async fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
-        let token = bearer(headers).ok_or(Refusal::NoToken)?;
+    async fn caller(&self, headers: &HeaderMap) -> Result<Caller, CallerRejection> {
+        let token = bearer(headers).ok_or(CallerRejection::NoToken)?;
         if token.len() > MAX_TOKEN {
-            return Err(Refusal::Invalid("it is too long".into()));
+            return Err(CallerRejection::Invalid("it is too long".into()));
         }
         let mut key = Digest::default();
         key.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
@@ -153,7 +153,7 @@ impl TokenCheck {
                          minutes are still accepted"
                     );
                 }
-                before.ok_or(Refusal::Unavailable)
+                before.ok_or(CallerRejection::Unavailable)
             }
         }
     }
@@ -177,10 +177,10 @@ impl TokenCheck {
         }
     }
 
-    fn tell(&self, refusal: &Refusal, router: Option<String>, peer: Option<&Peer>) {
+    fn tell(&self, refusal: &CallerRejection, router: Option<String>, peer: Option<&Peer>) {
         let reason = refusal.label();
         self.metrics.refused(reason);
-        if matches!(refusal, Refusal::Unavailable) {
+        if matches!(refusal, CallerRejection::Unavailable) {
             return; // already logged by the review
         }
         if let Some(times) = self.telling().happened(reason, Instant::now().into_std()) {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::callers::{Caller, Refusal};
+use super::callers::{Caller, CallerRejection};
 
 /// Time for which a valid token is not reviewed again.
 const GOOD_FOR: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ pub(super) type Digest = [u8; 32];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Remembered {
     /// Recent verdict.
-    Fresh(Result<Caller, Refusal>),
+    Fresh(Result<Caller, CallerRejection>),
     /// The token was valid some time ago. Used only if the API server does not respond.
     Good(Caller),
     /// No verdict.
@@ -39,7 +39,7 @@ pub(super) enum Remembered {
 #[derive(Debug, Default)]
 pub(super) struct Verdicts {
     good: HashMap<Digest, (Caller, Instant)>,
-    bad: HashMap<Digest, (Refusal, Instant)>,
+    bad: HashMap<Digest, (CallerRejection, Instant)>,
 }
 
 impl Verdicts {
@@ -59,7 +59,7 @@ impl Verdicts {
         }
     }
 
-    pub(super) fn remember(&mut self, token: Digest, verdict: Result<Caller, Refusal>, now: Instant) {
+    pub(super) fn remember(&mut self, token: Digest, verdict: Result<Caller, CallerRejection>, now: Instant) {
         match verdict {
             Ok(caller) => {
                 self.bad.remove(&token);
@@ -116,15 +116,15 @@ mod tests {
         let mut verdicts = Verdicts::default();
         let (good, bad, unknown) = (digest(1), digest(2), digest(3));
         verdicts.remember(good, Ok(caller()), start);
-        verdicts.remember(bad, Err(Refusal::NoToken), start);
+        verdicts.remember(bad, Err(CallerRejection::NoToken), start);
         for (token, seconds, expected) in [
             (good, 0, Remembered::Fresh(Ok(caller()))),
             (good, 59, Remembered::Fresh(Ok(caller()))),
             (good, 60, Remembered::Good(caller())),
             (good, 599, Remembered::Good(caller())),
             (good, 600, Remembered::Nothing),
-            (bad, 0, Remembered::Fresh(Err(Refusal::NoToken))),
-            (bad, 4, Remembered::Fresh(Err(Refusal::NoToken))),
+            (bad, 0, Remembered::Fresh(Err(CallerRejection::NoToken))),
+            (bad, 4, Remembered::Fresh(Err(CallerRejection::NoToken))),
             (bad, 5, Remembered::Nothing),
             (unknown, 0, Remembered::Nothing),
         ] {
@@ -138,7 +138,7 @@ mod tests {
         let now = Instant::now();
         let mut verdicts = Verdicts::default();
         verdicts.remember(digest(1), Ok(caller()), now);
-        verdicts.remember(digest(1), Err(Refusal::NoToken), now);
+        verdicts.remember(digest(1), Err(CallerRejection::NoToken), now);
         let later = now + BAD_FOR;
         assert_eq!(
             verdicts.recall(&digest(1), later),
@@ -156,7 +156,7 @@ mod tests {
         let mut verdicts = Verdicts::default();
         verdicts.remember(digest(0), Ok(caller()), start);
         for number in 1..3 * MAX_REMEMBERED {
-            verdicts.remember(digest(number), Err(Refusal::NoToken), at(number));
+            verdicts.remember(digest(number), Err(CallerRejection::NoToken), at(number));
         }
         assert!(verdicts.bad.len() <= MAX_REMEMBERED, "{}", verdicts.bad.len());
         let last = digest(3 * MAX_REMEMBERED - 1);

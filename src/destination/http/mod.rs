@@ -46,7 +46,7 @@ use crate::{
     intake::Descendants,
     memory::Pool,
     routing::{Authorities, HttpEndpoint},
-    telemetry::{Admitted, Attempt, Burst, Tracer},
+    telemetry::{Admitted, Burst, DeliveryAttempt, Tracer},
 };
 
 /// Maximum bytes of an answer that are read so that its connection can be reused.
@@ -151,7 +151,7 @@ impl HttpSender {
             let reply = HeaderValue::from_static("reply");
             message.headers.insert("prefer", reply);
         }
-        let attempt = Attempt {
+        let attempt = DeliveryAttempt {
             event,
             trigger,
             broker,

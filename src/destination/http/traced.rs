@@ -6,7 +6,7 @@ use crate::{
     cloudevents::{Lineage, TraceContext},
     destination::answer::{Answer, Verdict},
     intake,
-    telemetry::{Attempt, DeliverySpan, Tracer},
+    telemetry::{DeliveryAttempt, DeliverySpan, Tracer},
 };
 
 /// Trace state of an attempt in flight.
@@ -18,7 +18,7 @@ pub(super) struct Traced {
 
 impl Traced {
     /// Begins an attempt.
-    pub(super) fn begin(tracer: &Tracer, attempt: &Attempt<'_>) -> Self {
+    pub(super) fn begin(tracer: &Tracer, attempt: &DeliveryAttempt<'_>) -> Self {
         let span = tracer.delivery(attempt);
         let context = match &span {
             Some(span) => Some(span.context()),

@@ -11,11 +11,11 @@ use cel::{
 };
 
 use super::{
-    Disallowed, Expression, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, ParseError,
+    CelExpression, CelParseError, Disallowed, MAX_DEPTH, MAX_LENGTH, MAX_PARTS,
     limits::MAX_CONDITIONS,
     network::Network,
-    pattern::Pattern,
-    tree::{Arithmetic, Comparison, Conversion, Node, OfText, OfTexts},
+    pattern::RegexPattern,
+    tree::{CelArithmetic, CelComparison, CelNode, Conversion, OfText, OfTexts},
 };
 
 /// The only variable.
@@ -24,12 +24,12 @@ const EVENT: &str = "event";
 /// The field of `event` that is not an attribute.
 pub(super) const DATA: &str = "data";
 
-impl Expression {
+impl CelExpression {
     /// Compiles a text.
     ///
     /// # Errors
     /// What is wrong with it, with the position for syntax errors.
-    pub fn parse(text: &str) -> Result<Self, ParseError> {
+    pub fn parse(text: &str) -> Result<Self, CelParseError> {
         // The parser's own limit bounds its recursion on brackets, but not on nested conditionals. The resulting
         // nodes are bounded by the length, and visited no deeper than `MAX_DEPTH`.
         if text.chars().count() > MAX_LENGTH {
@@ -52,7 +52,7 @@ impl Expression {
 }
 
 /// Returns the first error that has a position. The others are consequences of it.
-fn syntax(errors: &cel::ParseErrors, text: &str) -> ParseError {
+fn syntax(errors: &cel::ParseErrors, text: &str) -> CelParseError {
     let placed = errors.errors.iter().find(|error| error.pos.0 > 0);
     let Some(error) = placed.or(errors.errors.first()) else {
         return Disallowed::TooDeep.into();
@@ -66,7 +66,7 @@ fn syntax(errors: &cel::ParseErrors, text: &str) -> ParseError {
     }
     let position = |number: isize| usize::try_from(number).unwrap_or_default();
     let message = error.msg.strip_prefix("Syntax error: ").unwrap_or(&error.msg);
-    ParseError::Syntax {
+    CelParseError::Syntax {
         line: position(error.pos.0),
         column: position(error.pos.1),
         message: match meant(text) {
@@ -120,7 +120,7 @@ struct Check {
 
 impl Check {
     /// Converts a node: rejects what filters may not use, and resolves names and functions.
-    fn node(&mut self, node: IdedExpr, depth: usize) -> Result<Node, Disallowed> {
+    fn node(&mut self, node: IdedExpr, depth: usize) -> Result<CelNode, Disallowed> {
         self.parts += 1;
         if depth > MAX_DEPTH {
             return Err(Disallowed::TooDeep);
@@ -129,7 +129,7 @@ impl Check {
             return Err(Disallowed::TooLarge);
         }
         match node.expr {
-            Expr::Literal(literal) => Ok(Node::Literal(literal)),
+            Expr::Literal(literal) => Ok(CelNode::Literal(literal)),
             Expr::Ident(name) if name == EVENT => Err(Disallowed::WholeEvent),
             Expr::Ident(name) => Err(Disallowed::Unknown(name)),
             Expr::Select(SelectExpr { operand, field, test }) if is_event(&operand.expr) => {
@@ -138,8 +138,8 @@ impl Check {
             Expr::Select(SelectExpr { operand, field, test }) => {
                 let operand = Box::new(self.node(*operand, depth + 1)?);
                 Ok(match test {
-                    true => Node::HasField(operand, field.into()),
-                    false => Node::Field(operand, field.into()),
+                    true => CelNode::HasField(operand, field.into()),
+                    false => CelNode::Field(operand, field.into()),
                 })
             }
             Expr::List(list) => list
@@ -147,7 +147,7 @@ impl Check {
                 .into_iter()
                 .map(|element| constant(element.expr))
                 .collect::<Option<Vec<_>>>()
-                .map(|elements| Node::List(elements.into()))
+                .map(|elements| CelNode::List(elements.into()))
                 .ok_or(Disallowed::ListElement),
             Expr::Call(call) => self.call(call, depth + 1),
             Expr::Comprehension(_) => Err(Disallowed::Loop),
@@ -156,7 +156,7 @@ impl Check {
         }
     }
 
-    fn call(&mut self, call: CallExpr, depth: usize) -> Result<Node, Disallowed> {
+    fn call(&mut self, call: CallExpr, depth: usize) -> Result<CelNode, Disallowed> {
         let CallExpr {
             func_name,
             target,
@@ -181,17 +181,17 @@ impl Check {
     }
 
     /// Converts a call without a receiver: an operator with one or three operands, or a function.
-    fn function(&mut self, name: &str, args: Vec<IdedExpr>, depth: usize) -> Result<Node, Disallowed> {
+    fn function(&mut self, name: &str, args: Vec<IdedExpr>, depth: usize) -> Result<CelNode, Disallowed> {
         if name == "cidr"
             && let [network] = args.as_slice()
         {
             let network = text(&network.expr).ok_or(Disallowed::NotConstant("cidr"))?;
-            return Network::new(network).map(Node::Network);
+            return Network::new(network).map(CelNode::Network);
         }
         if name == operators::CONDITIONAL {
             let nodes: Result<Vec<_>, _> = args.into_iter().map(|arg| self.node(arg, depth)).collect();
-            return match <[Node; 3]>::try_from(nodes?) {
-                Ok(nodes) => Ok(Node::Conditional(Box::new(nodes))),
+            return match <[CelNode; 3]>::try_from(nodes?) {
+                Ok(nodes) => Ok(CelNode::Conditional(Box::new(nodes))),
                 Err(_) => Err(unknown(name, false, true)),
             };
         }
@@ -201,12 +201,12 @@ impl Check {
             return Err(unknown(name, false, !empty));
         };
         if name == "size" {
-            return Ok(Node::Size(Box::new(self.node(arg, depth)?)));
+            return Ok(CelNode::Size(Box::new(self.node(arg, depth)?)));
         }
         match (name, Conversion::of_name(name)) {
-            (operators::LOGICAL_NOT, _) => Ok(Node::Not(Box::new(self.node(arg, depth)?))),
-            (operators::NEGATE, _) => Ok(Node::Negate(Box::new(self.node(arg, depth)?))),
-            (_, Some(conversion)) => Ok(Node::Convert(conversion, Box::new(self.node(arg, depth)?))),
+            (operators::LOGICAL_NOT, _) => Ok(CelNode::Not(Box::new(self.node(arg, depth)?))),
+            (operators::NEGATE, _) => Ok(CelNode::Negate(Box::new(self.node(arg, depth)?))),
+            (_, Some(conversion)) => Ok(CelNode::Convert(conversion, Box::new(self.node(arg, depth)?))),
             (_, None) => Err(unknown(name, false, true)),
         }
     }
@@ -218,26 +218,26 @@ impl Check {
         target: IdedExpr,
         args: Vec<IdedExpr>,
         depth: usize,
-    ) -> Result<Node, Disallowed> {
+    ) -> Result<CelNode, Disallowed> {
         let empty = args.is_empty();
         let mut args = args.into_iter();
         match (args.next(), args.next()) {
-            (None, _) if name == "size" => Ok(Node::Size(Box::new(self.node(target, depth)?))),
+            (None, _) if name == "size" => Ok(CelNode::Size(Box::new(self.node(target, depth)?))),
             (None, _) if let Some(function) = OfText::of_name(name) => {
-                Ok(Node::OfText(function, Box::new(self.node(target, depth)?)))
+                Ok(CelNode::OfText(function, Box::new(self.node(target, depth)?)))
             }
             (Some(pattern), None) if name == "matches" => {
                 let pattern = text(&pattern.expr).ok_or(Disallowed::NotConstant("matches"))?;
-                let pattern = Box::new(Pattern::new(pattern)?);
-                Ok(Node::Matches(Box::new(self.node(target, depth)?), pattern))
+                let pattern = Box::new(RegexPattern::new(pattern)?);
+                Ok(CelNode::Matches(Box::new(self.node(target, depth)?), pattern))
             }
             (Some(arg), None) if let Some(function) = OfTexts::of_name(name) => {
                 let nodes = [self.node(target, depth)?, self.node(arg, depth)?];
-                Ok(Node::OfTexts(function, Box::new(nodes)))
+                Ok(CelNode::OfTexts(function, Box::new(nodes)))
             }
             (Some(arg), None) if name == "containsIP" => {
                 let nodes = [self.node(target, depth)?, self.node(arg, depth)?];
-                Ok(Node::ContainsIp(Box::new(nodes)))
+                Ok(CelNode::ContainsIp(Box::new(nodes)))
             }
             _ => Err(unknown(name, true, !empty)),
         }
@@ -252,26 +252,26 @@ fn unknown(name: &str, on_value: bool, has_arguments: bool) -> Disallowed {
     }
 }
 
-type Operands = Box<[Node; 2]>;
+type Operands = Box<[CelNode; 2]>;
 
 /// Returns the constructor of a binary operator.
-fn binary(name: &str) -> Option<fn(Operands) -> Node> {
+fn binary(name: &str) -> Option<fn(Operands) -> CelNode> {
     Some(match name {
-        operators::LOGICAL_AND => Node::And,
-        operators::LOGICAL_OR => Node::Or,
-        operators::EQUALS => Node::Equal,
-        operators::NOT_EQUALS => Node::NotEqual,
-        operators::LESS => |nodes| Node::Compare(Comparison::Less, nodes),
-        operators::LESS_EQUALS => |nodes| Node::Compare(Comparison::LessOrEqual, nodes),
-        operators::GREATER => |nodes| Node::Compare(Comparison::Greater, nodes),
-        operators::GREATER_EQUALS => |nodes| Node::Compare(Comparison::GreaterOrEqual, nodes),
-        operators::IN => Node::In,
-        operators::INDEX => Node::Index,
-        operators::ADD => |nodes| Node::Calculate(Arithmetic::Add, nodes),
-        operators::SUBSTRACT => |nodes| Node::Calculate(Arithmetic::Subtract, nodes),
-        operators::MULTIPLY => |nodes| Node::Calculate(Arithmetic::Multiply, nodes),
-        operators::DIVIDE => |nodes| Node::Calculate(Arithmetic::Divide, nodes),
-        operators::MODULO => |nodes| Node::Calculate(Arithmetic::Remainder, nodes),
+        operators::LOGICAL_AND => CelNode::And,
+        operators::LOGICAL_OR => CelNode::Or,
+        operators::EQUALS => CelNode::Equal,
+        operators::NOT_EQUALS => CelNode::NotEqual,
+        operators::LESS => |nodes| CelNode::Compare(CelComparison::Less, nodes),
+        operators::LESS_EQUALS => |nodes| CelNode::Compare(CelComparison::LessOrEqual, nodes),
+        operators::GREATER => |nodes| CelNode::Compare(CelComparison::Greater, nodes),
+        operators::GREATER_EQUALS => |nodes| CelNode::Compare(CelComparison::GreaterOrEqual, nodes),
+        operators::IN => CelNode::In,
+        operators::INDEX => CelNode::Index,
+        operators::ADD => |nodes| CelNode::Calculate(CelArithmetic::Add, nodes),
+        operators::SUBSTRACT => |nodes| CelNode::Calculate(CelArithmetic::Subtract, nodes),
+        operators::MULTIPLY => |nodes| CelNode::Calculate(CelArithmetic::Multiply, nodes),
+        operators::DIVIDE => |nodes| CelNode::Calculate(CelArithmetic::Divide, nodes),
+        operators::MODULO => |nodes| CelNode::Calculate(CelArithmetic::Remainder, nodes),
         _ => return None,
     })
 }
@@ -288,16 +288,16 @@ fn is_event(expression: &Expr) -> bool {
     matches!(expression, Expr::Ident(name) if name == EVENT)
 }
 
-fn attribute(name: &str, test: bool) -> Result<Node, Disallowed> {
+fn attribute(name: &str, test: bool) -> Result<CelNode, Disallowed> {
     let named = name
         .bytes()
         .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     match (named, name == DATA, test) {
         (false, ..) => Err(Disallowed::AttributeName(name.to_owned())),
-        (_, true, true) => Ok(Node::HasData),
-        (_, true, false) => Ok(Node::Data),
-        (_, false, true) => Ok(Node::HasAttribute(name.into())),
-        (_, false, false) => Ok(Node::Attribute(name.into())),
+        (_, true, true) => Ok(CelNode::HasData),
+        (_, true, false) => Ok(CelNode::Data),
+        (_, false, true) => Ok(CelNode::HasAttribute(name.into())),
+        (_, false, false) => Ok(CelNode::Attribute(name.into())),
     }
 }
 
@@ -328,16 +328,16 @@ fn value(literal: LiteralValue) -> Box<dyn Val> {
 }
 
 /// Whether the value is a Boolean, or depends on the event.
-fn may_be_boolean(node: &Node) -> bool {
+fn may_be_boolean(node: &CelNode) -> bool {
     match node {
-        Node::Literal(literal) => matches!(literal, LiteralValue::Boolean(_)),
-        Node::List(_)
-        | Node::Network(_)
-        | Node::Negate(_)
-        | Node::Calculate(..)
-        | Node::OfText(..)
-        | Node::Size(_) => false,
-        Node::Convert(conversion, _) => *conversion == Conversion::Bool,
+        CelNode::Literal(literal) => matches!(literal, LiteralValue::Boolean(_)),
+        CelNode::List(_)
+        | CelNode::Network(_)
+        | CelNode::Negate(_)
+        | CelNode::Calculate(..)
+        | CelNode::OfText(..)
+        | CelNode::Size(_) => false,
+        CelNode::Convert(conversion, _) => *conversion == Conversion::Bool,
         _ => true,
     }
 }

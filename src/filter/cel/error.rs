@@ -11,7 +11,7 @@ use crate::filter::fuel::Overrun;
 
 /// Why a text does not compile.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ParseError {
+pub enum CelParseError {
     /// It is not valid CEL.
     #[error("{}{message}", place(*line, *column))]
     Syntax {
@@ -101,7 +101,7 @@ pub enum Disallowed {
 
 /// Why an evaluation failed. Displays types and names, never the data.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Failure {
+pub enum CelFailure {
     /// An operator or a function failed.
     Execution(ExecutionError),
     /// The value has this type instead of Boolean.
@@ -114,15 +114,15 @@ pub enum Failure {
     TooExpensive,
 }
 
-impl From<Overrun> for Failure {
+impl From<Overrun> for CelFailure {
     fn from(Overrun: Overrun) -> Self {
         Self::TooExpensive
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for CelFailure {}
 
-impl std::fmt::Display for Failure {
+impl std::fmt::Display for CelFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let error = match self {
             Self::NotBoolean(r#type) => return write!(f, "expected bool, got {type}"),

@@ -11,10 +11,10 @@ use cel::{
 };
 
 use super::{
-    DataError, Expression, Failure, MAX_TEXT,
+    CelExpression, CelFailure, DataError, MAX_TEXT,
     functions::environment,
     network::Network,
-    tree::{Arithmetic, Comparison, Conversion, Node, OfText, OfTexts},
+    tree::{CelArithmetic, CelComparison, CelNode, Conversion, OfText, OfTexts},
 };
 use crate::{
     cloudevents,
@@ -33,64 +33,64 @@ const ELEMENT: u64 = 40;
 static TRUE: CelBool = CelBool::TRUE;
 static FALSE: CelBool = CelBool::FALSE;
 
-type Evaluated<'b> = Result<CowVal<'b, 'b>, Failure>;
+type Evaluated<'b> = Result<CowVal<'b, 'b>, CelFailure>;
 
-impl Expression {
+impl CelExpression {
     /// Returns whether the event matches.
     ///
     /// # Errors
     /// If the evaluation fails or the value is not a Boolean. The event then does not match.
-    pub fn evaluate(&self, subject: &Subject) -> Result<bool, Failure> {
+    pub fn evaluate(&self, subject: &Subject) -> Result<bool, CelFailure> {
         self.decide(subject, &Fuel::new())
     }
 
     /// Evaluates within the remaining budget.
-    pub(in crate::filter) fn decide(&self, subject: &Subject, fuel: &Fuel) -> Result<bool, Failure> {
-        let value = Scope { subject, fuel }.value(&self.root)?;
-        boolean_of(&*value).ok_or_else(|| Failure::NotBoolean(type_of(&*value)))
+    pub(in crate::filter) fn decide(&self, subject: &Subject, fuel: &Fuel) -> Result<bool, CelFailure> {
+        let value = CelScope { subject, fuel }.value(&self.root)?;
+        boolean_of(&*value).ok_or_else(|| CelFailure::NotBoolean(type_of(&*value)))
     }
 }
 
 /// The event and the remaining budget.
 #[derive(Clone, Copy)]
-pub(super) struct Scope<'b> {
+pub(super) struct CelScope<'b> {
     pub(super) subject: &'b Subject<'b>,
     pub(super) fuel: &'b Fuel,
 }
 
-impl<'b> Scope<'b> {
-    pub(super) fn value(self, node: &'b Node) -> Evaluated<'b> {
+impl<'b> CelScope<'b> {
+    pub(super) fn value(self, node: &'b CelNode) -> Evaluated<'b> {
         self.fuel.spend(PART)?;
         match node {
-            Node::Literal(literal) => Ok(literal.to_val()),
-            Node::List(list) => Ok(CowVal::Borrowed(list)),
-            Node::Network(network) => Ok(CowVal::Borrowed(network)),
-            Node::Attribute(name) => self.attribute(name),
-            Node::Data => self.data(),
-            Node::HasAttribute(name) => Ok(truth(self.subject.event().attribute(name).is_some())),
-            Node::HasData => self.has_data().map(truth),
-            Node::Field(operand, name) => index(self.value(operand)?, name, "_._"),
-            Node::HasField(operand, name) => has_field(&*self.value(operand)?, name).map(truth),
-            Node::Index(nodes) => {
+            CelNode::Literal(literal) => Ok(literal.to_val()),
+            CelNode::List(list) => Ok(CowVal::Borrowed(list)),
+            CelNode::Network(network) => Ok(CowVal::Borrowed(network)),
+            CelNode::Attribute(name) => self.attribute(name),
+            CelNode::Data => self.data(),
+            CelNode::HasAttribute(name) => Ok(truth(self.subject.event().attribute(name).is_some())),
+            CelNode::HasData => self.has_data().map(truth),
+            CelNode::Field(operand, name) => index(self.value(operand)?, name, "_._"),
+            CelNode::HasField(operand, name) => has_field(&*self.value(operand)?, name).map(truth),
+            CelNode::Index(nodes) => {
                 let [container, at] = self.values(nodes)?;
                 if let Some(name) = at.downcast_ref::<CelString>() {
                     self.fuel.pass(name.inner().len())?;
                 }
                 index(container, &*at, "_[_]")
             }
-            Node::Not(operand) => {
+            CelNode::Not(operand) => {
                 let value = self.value(operand)?;
                 let boolean = boolean_of(&*value).ok_or_else(|| overload("!_", &[&*value]))?;
                 Ok(truth(!boolean))
             }
-            Node::Negate(operand) => {
+            CelNode::Negate(operand) => {
                 let value = self.value(operand)?;
                 let negator = value.as_negator().ok_or_else(|| overload("-_", &[&*value]))?;
-                Ok(CowVal::Owned(negator.negate().map_err(Failure::Execution)?))
+                Ok(CowVal::Owned(negator.negate().map_err(CelFailure::Execution)?))
             }
-            Node::And(nodes) => self.logic(nodes, "_&&_", false),
-            Node::Or(nodes) => self.logic(nodes, "_||_", true),
-            Node::Conditional(nodes) => {
+            CelNode::And(nodes) => self.logic(nodes, "_&&_", false),
+            CelNode::Or(nodes) => self.logic(nodes, "_||_", true),
+            CelNode::Conditional(nodes) => {
                 let [condition, then, otherwise] = &**nodes;
                 let value = self.value(condition)?;
                 match boolean_of(&*value) {
@@ -99,12 +99,12 @@ impl<'b> Scope<'b> {
                     None => Err(no_boolean(&*value)),
                 }
             }
-            Node::Equal(nodes) => self.equal(nodes).map(truth),
-            Node::NotEqual(nodes) => self.equal(nodes).map(|equal| truth(!equal)),
-            Node::Compare(operator, nodes) => self.compare(*operator, nodes).map(truth),
-            Node::In(nodes) => self.contains(nodes).map(truth),
-            Node::Calculate(operator, nodes) => self.calculate(*operator, nodes),
-            Node::Matches(operand, pattern) => {
+            CelNode::Equal(nodes) => self.equal(nodes).map(truth),
+            CelNode::NotEqual(nodes) => self.equal(nodes).map(|equal| truth(!equal)),
+            CelNode::Compare(operator, nodes) => self.compare(*operator, nodes).map(truth),
+            CelNode::In(nodes) => self.contains(nodes).map(truth),
+            CelNode::Calculate(operator, nodes) => self.calculate(*operator, nodes),
+            CelNode::Matches(operand, pattern) => {
                 let value = self.value(operand)?;
                 match value.downcast_ref::<CelString>() {
                     Some(text) => Ok(truth(pattern.is_match(text.inner(), self.fuel)?)),
@@ -114,15 +114,15 @@ impl<'b> Scope<'b> {
                     )),
                 }
             }
-            Node::OfTexts(function, nodes) => self.of_texts(*function, nodes).map(truth),
-            Node::OfText(function, operand) => self.of_text(*function, operand),
-            Node::Size(operand) => self.size(operand),
-            Node::Convert(conversion, operand) => self.convert(*conversion, operand),
-            Node::ContainsIp(nodes) => self.contains_ip(nodes).map(truth),
+            CelNode::OfTexts(function, nodes) => self.of_texts(*function, nodes).map(truth),
+            CelNode::OfText(function, operand) => self.of_text(*function, operand),
+            CelNode::Size(operand) => self.size(operand),
+            CelNode::Convert(conversion, operand) => self.convert(*conversion, operand),
+            CelNode::ContainsIp(nodes) => self.contains_ip(nodes).map(truth),
         }
     }
 
-    fn values(self, nodes: &'b [Node; 2]) -> Result<[CowVal<'b, 'b>; 2], Failure> {
+    fn values(self, nodes: &'b [CelNode; 2]) -> Result<[CowVal<'b, 'b>; 2], CelFailure> {
         let [left, right] = nodes;
         Ok([self.value(left)?, self.value(right)?])
     }
@@ -142,20 +142,20 @@ impl<'b> Scope<'b> {
         match self.subject.data() {
             Ok(data) => Ok(CowVal::Borrowed(data.value())),
             Err(DataError::Absent) => Err(missing("data in the event")),
-            Err(error) => Err(Failure::Execution(error.into())),
+            Err(error) => Err(CelFailure::Execution(error.into())),
         }
     }
 
-    fn has_data(self) -> Result<bool, Failure> {
+    fn has_data(self) -> Result<bool, CelFailure> {
         match self.subject.data() {
             Ok(_) => Ok(true),
             Err(DataError::Absent) => Ok(false),
-            Err(error) => Err(Failure::Execution(error.into())),
+            Err(error) => Err(CelFailure::Execution(error.into())),
         }
     }
 
     /// `&&` and `||`: an operand equal to `decisive` decides, even if the other one fails.
-    fn logic(self, nodes: &'b [Node; 2], operator: &'static str, decisive: bool) -> Evaluated<'b> {
+    fn logic(self, nodes: &'b [CelNode; 2], operator: &'static str, decisive: bool) -> Evaluated<'b> {
         let [left, right] = nodes;
         let left = match self.value(left) {
             Ok(value) => boolean_of(&*value).ok_or_else(|| no_boolean(&*value)),
@@ -169,14 +169,16 @@ impl<'b> Scope<'b> {
             (_, Some(right)) if right == decisive => Ok(truth(decisive)),
             (Ok(_), Some(_)) => Ok(truth(!decisive)),
             (Ok(_), None) => Err(of_types(operator, vec!["bool".to_owned(), type_of(&*value)])),
-            (Err(Failure::Execution(ExecutionError::UnexpectedType { got, want })), _) if want == "bool" => {
+            (Err(CelFailure::Execution(ExecutionError::UnexpectedType { got, want })), _)
+                if want == "bool" =>
+            {
                 Err(of_types(operator, vec![got, type_of(&*value)]))
             }
             (Err(failure), _) => Err(failure),
         }
     }
 
-    fn equal(self, nodes: &'b [Node; 2]) -> Result<bool, Failure> {
+    fn equal(self, nodes: &'b [CelNode; 2]) -> Result<bool, CelFailure> {
         let [left, right] = self.values(nodes)?;
         self.pay_for_comparing(&*left, &*right)?;
         Ok(left.equals(&*right))
@@ -236,13 +238,13 @@ impl<'b> Scope<'b> {
         }
     }
 
-    fn compare(self, operator: Comparison, nodes: &'b [Node; 2]) -> Result<bool, Failure> {
+    fn compare(self, operator: CelComparison, nodes: &'b [CelNode; 2]) -> Result<bool, CelFailure> {
         let [left, right] = self.values(nodes)?;
         let name = match operator {
-            Comparison::Less => "_<_",
-            Comparison::LessOrEqual => "_<=_",
-            Comparison::Greater => "_>_",
-            Comparison::GreaterOrEqual => "_>=_",
+            CelComparison::Less => "_<_",
+            CelComparison::LessOrEqual => "_<=_",
+            CelComparison::Greater => "_>_",
+            CelComparison::GreaterOrEqual => "_>=_",
         };
         let unfit = || overload(name, &[&*left, &*right]);
         // The crate would copy values that it cannot compare.
@@ -253,14 +255,14 @@ impl<'b> Scope<'b> {
         self.pay_for_comparing(&*left, &*right)?;
         let ordering = comparer.compare(&*right).map_err(|_| unfit())?;
         Ok(match operator {
-            Comparison::Less => ordering == Ordering::Less,
-            Comparison::LessOrEqual => ordering != Ordering::Greater,
-            Comparison::Greater => ordering == Ordering::Greater,
-            Comparison::GreaterOrEqual => ordering != Ordering::Less,
+            CelComparison::Less => ordering == Ordering::Less,
+            CelComparison::LessOrEqual => ordering != Ordering::Greater,
+            CelComparison::Greater => ordering == Ordering::Greater,
+            CelComparison::GreaterOrEqual => ordering != Ordering::Less,
         })
     }
 
-    fn contains(self, nodes: &'b [Node; 2]) -> Result<bool, Failure> {
+    fn contains(self, nodes: &'b [CelNode; 2]) -> Result<bool, CelFailure> {
         let [value, container] = self.values(nodes)?;
         let unfit = || overload("@in", &[&*value, &*container]);
         if let Some(list) = container.downcast_ref::<CelList>() {
@@ -278,14 +280,14 @@ impl<'b> Scope<'b> {
         container.contains(&*value).map_err(|_| unfit())
     }
 
-    fn calculate(self, operator: Arithmetic, nodes: &'b [Node; 2]) -> Evaluated<'b> {
+    fn calculate(self, operator: CelArithmetic, nodes: &'b [CelNode; 2]) -> Evaluated<'b> {
         let [left, right] = self.values(nodes)?;
         let name = match operator {
-            Arithmetic::Add => "_+_",
-            Arithmetic::Subtract => "_-_",
-            Arithmetic::Multiply => "_*_",
-            Arithmetic::Divide => "_/_",
-            Arithmetic::Remainder => "_%_",
+            CelArithmetic::Add => "_+_",
+            CelArithmetic::Subtract => "_-_",
+            CelArithmetic::Multiply => "_*_",
+            CelArithmetic::Divide => "_/_",
+            CelArithmetic::Remainder => "_%_",
         };
         let unfit = || overload(name, &[&*left, &*right]);
         // The crate would copy operands that it cannot calculate with, and would concatenate lists.
@@ -295,10 +297,10 @@ impl<'b> Scope<'b> {
         let text = left
             .downcast_ref::<CelString>()
             .zip(right.downcast_ref::<CelString>());
-        if let (Arithmetic::Add, Some((left, right))) = (operator, text) {
+        if let (CelArithmetic::Add, Some((left, right))) = (operator, text) {
             let length = left.inner().len() + right.inner().len();
             if length > MAX_TEXT {
-                return Err(Failure::TextTooLong);
+                return Err(CelFailure::TextTooLong);
             }
             self.fuel.pass(length)?;
             return Ok(CowVal::owned(CelString::from(
@@ -309,20 +311,20 @@ impl<'b> Scope<'b> {
             return Err(unfit());
         }
         let result = match operator {
-            Arithmetic::Add => left.as_adder().map(|left| left.add(&*right)),
-            Arithmetic::Subtract => left.as_subtractor().map(|left| left.sub(&*right)),
-            Arithmetic::Multiply => left.as_multiplier().map(|left| left.mul(&*right)),
-            Arithmetic::Divide => left.as_divider().map(|left| left.div(&*right)),
-            Arithmetic::Remainder => left.as_modder().map(|left| left.modulo(&*right)),
+            CelArithmetic::Add => left.as_adder().map(|left| left.add(&*right)),
+            CelArithmetic::Subtract => left.as_subtractor().map(|left| left.sub(&*right)),
+            CelArithmetic::Multiply => left.as_multiplier().map(|left| left.mul(&*right)),
+            CelArithmetic::Divide => left.as_divider().map(|left| left.div(&*right)),
+            CelArithmetic::Remainder => left.as_modder().map(|left| left.modulo(&*right)),
         };
         match result {
             None | Some(Err(ExecutionError::UnsupportedBinaryOperator(..))) => Err(unfit()),
-            Some(Err(error)) => Err(Failure::Execution(error)),
+            Some(Err(error)) => Err(CelFailure::Execution(error)),
             Some(Ok(value)) => Ok(CowVal::Owned(value.into_owned())),
         }
     }
 
-    fn of_texts(self, function: OfTexts, nodes: &'b [Node; 2]) -> Result<bool, Failure> {
+    fn of_texts(self, function: OfTexts, nodes: &'b [CelNode; 2]) -> Result<bool, CelFailure> {
         let values = self.values(nodes)?;
         let [Some(text), Some(other)] = values.each_ref().map(|value| value.downcast_ref::<CelString>())
         else {
@@ -348,7 +350,7 @@ impl<'b> Scope<'b> {
         })
     }
 
-    fn of_text(self, function: OfText, operand: &'b Node) -> Evaluated<'b> {
+    fn of_text(self, function: OfText, operand: &'b CelNode) -> Evaluated<'b> {
         let value = self.value(operand)?;
         let text = value
             .downcast_ref::<CelString>()
@@ -363,7 +365,7 @@ impl<'b> Scope<'b> {
         Ok(CowVal::owned(CelString::from(text)))
     }
 
-    fn size(self, operand: &'b Node) -> Evaluated<'b> {
+    fn size(self, operand: &'b CelNode) -> Evaluated<'b> {
         let value = self.value(operand)?;
         if let Some(text) = value.downcast_ref::<CelString>() {
             self.fuel.pass(text.inner().len())?;
@@ -377,7 +379,7 @@ impl<'b> Scope<'b> {
         Ok(CowVal::owned(size))
     }
 
-    fn convert(self, conversion: Conversion, operand: &'b Node) -> Evaluated<'b> {
+    fn convert(self, conversion: Conversion, operand: &'b CelNode) -> Evaluated<'b> {
         let value = self.value(operand)?;
         if let Some(text) = value.downcast_ref::<CelString>() {
             if conversion == Conversion::String {
@@ -388,12 +390,12 @@ impl<'b> Scope<'b> {
         }
         let arguments = [value];
         match environment().find_overload(conversion.name(), &arguments) {
-            Some(function) => function(arguments.into()).map_err(Failure::Execution),
+            Some(function) => function(arguments.into()).map_err(CelFailure::Execution),
             None => Err(overload(conversion.name(), &[&*arguments[0]])),
         }
     }
 
-    fn contains_ip(self, nodes: &'b [Node; 2]) -> Result<bool, Failure> {
+    fn contains_ip(self, nodes: &'b [CelNode; 2]) -> Result<bool, CelFailure> {
         let [network, address] = self.values(nodes)?;
         let (Some(Network(network)), Some(address)) = (
             network.downcast_ref::<Network>(),
@@ -406,7 +408,7 @@ impl<'b> Scope<'b> {
         let address: Option<IpAddr> = (address.len() <= 64).then(|| address.parse().ok()).flatten();
         address
             .map(|address| network.contains(&address))
-            .ok_or(Failure::NoAddress)
+            .ok_or(CelFailure::NoAddress)
     }
 }
 
@@ -425,14 +427,14 @@ fn index<'b>(container: CowVal<'b, 'b>, at: &dyn Val, operator: &'static str) ->
     }
 }
 
-fn of_index(error: ExecutionError, unfit: impl FnOnce() -> Failure) -> Failure {
+fn of_index(error: ExecutionError, unfit: impl FnOnce() -> CelFailure) -> CelFailure {
     match error {
-        ExecutionError::NoSuchKey(_) | ExecutionError::IndexOutOfBounds(_) => Failure::Execution(error),
+        ExecutionError::NoSuchKey(_) | ExecutionError::IndexOutOfBounds(_) => CelFailure::Execution(error),
         _ => unfit(),
     }
 }
 
-fn has_field(container: &dyn Val, name: &CelString<'static>) -> Result<bool, Failure> {
+fn has_field(container: &dyn Val, name: &CelString<'static>) -> Result<bool, CelFailure> {
     let unfit = || overload("_._", &[container, name]);
     match container.as_indexer().ok_or_else(unfit)?.get(name) {
         Ok(_) => Ok(true),
@@ -457,21 +459,21 @@ pub(super) fn type_of(value: &dyn Val) -> String {
     value.get_type().name().to_owned()
 }
 
-fn no_boolean(value: &dyn Val) -> Failure {
-    Failure::Execution(ExecutionError::UnexpectedType {
+fn no_boolean(value: &dyn Val) -> CelFailure {
+    CelFailure::Execution(ExecutionError::UnexpectedType {
         got: type_of(value),
         want: "bool".to_owned(),
     })
 }
 
-fn missing(what: &str) -> Failure {
-    Failure::Execution(ExecutionError::no_such_key(what))
+fn missing(what: &str) -> CelFailure {
+    CelFailure::Execution(ExecutionError::no_such_key(what))
 }
 
-fn overload(operator: &str, values: &[&dyn Val]) -> Failure {
+fn overload(operator: &str, values: &[&dyn Val]) -> CelFailure {
     of_types(operator, values.iter().map(|value| type_of(*value)).collect())
 }
 
-fn of_types(operator: &str, types: Vec<String>) -> Failure {
-    Failure::Execution(ExecutionError::no_such_overload(operator, types))
+fn of_types(operator: &str, types: Vec<String>) -> CelFailure {
+    CelFailure::Execution(ExecutionError::no_such_overload(operator, types))
 }

@@ -7,17 +7,17 @@ use cel::common::{
     value::Val,
 };
 
-use super::{Expression, Failure, check::DATA, evaluate::Scope, tree::Node};
+use super::{CelExpression, CelFailure, check::DATA, evaluate::CelScope, tree::CelNode};
 use crate::filter::{
     Subject,
-    explanation::{Explanation, Seen, one_line},
+    explanation::{Explanation, ReadAttribute, one_line},
     fuel::Fuel,
 };
 
 /// Maximum number of characters shown of a text in the data.
 const MAX_SHOWN: usize = 256;
 
-impl Expression {
+impl CelExpression {
     /// Explains the result of the expression: the fields that it references, including those of the data, and the
     /// error if it failed.
     #[must_use]
@@ -31,7 +31,7 @@ impl Expression {
         let clause = format!("cel {}", one_line(self.text.trim()));
         let mut explanation = Explanation::new(clause, result == Ok(true));
         explanation.error = result.err().map(|failure| failure.to_string());
-        let (scope, mut told) = (Scope { subject, fuel }, BTreeSet::new());
+        let (scope, mut told) = (CelScope { subject, fuel }, BTreeSet::new());
         for_each_field(&self.root, &mut |path, shown| {
             if told.insert(path.clone()) {
                 let value = match shown {
@@ -44,8 +44,8 @@ impl Expression {
                         text(&*field)
                     }),
                 };
-                let value: Result<_, Failure> = value;
-                explanation.saw.push(Seen {
+                let value: Result<_, CelFailure> = value;
+                explanation.saw.push(ReadAttribute {
                     attribute: path,
                     value: value.ok().flatten(),
                 });
@@ -76,18 +76,18 @@ fn text(value: &dyn Val) -> Option<String> {
 
 /// How a field is shown.
 enum Shown<'a> {
-    Part(&'a Node),
+    Part(&'a CelNode),
     Attribute(&'a str),
     Data,
-    Field(&'a Node, &'a CelString<'static>),
+    Field(&'a CelNode, &'a CelString<'static>),
 }
 
 /// Calls `see` with the event fields that a part of an expression references, with the longest path.
-fn for_each_field<'a>(node: &'a Node, see: &mut impl FnMut(String, Shown<'a>)) {
+fn for_each_field<'a>(node: &'a CelNode, see: &mut impl FnMut(String, Shown<'a>)) {
     match (node, path(node)) {
-        (Node::HasAttribute(name), Some(path)) => see(path, Shown::Attribute(name)),
-        (Node::HasData, Some(path)) => see(path, Shown::Data),
-        (Node::HasField(operand, name), Some(path)) => see(path, Shown::Field(operand, name)),
+        (CelNode::HasAttribute(name), Some(path)) => see(path, Shown::Attribute(name)),
+        (CelNode::HasData, Some(path)) => see(path, Shown::Data),
+        (CelNode::HasField(operand, name), Some(path)) => see(path, Shown::Field(operand, name)),
         (node, Some(path)) => see(path, Shown::Part(node)),
         (node, None) => node
             .children()
@@ -97,11 +97,11 @@ fn for_each_field<'a>(node: &'a Node, see: &mut impl FnMut(String, Shown<'a>)) {
 }
 
 /// Returns `data.order.id` for `event.data.order.id`.
-fn path(node: &Node) -> Option<String> {
+fn path(node: &CelNode) -> Option<String> {
     match node {
-        Node::Attribute(name) | Node::HasAttribute(name) => Some(name.to_string()),
-        Node::Data | Node::HasData => Some(DATA.to_owned()),
-        Node::Field(operand, name) | Node::HasField(operand, name) => {
+        CelNode::Attribute(name) | CelNode::HasAttribute(name) => Some(name.to_string()),
+        CelNode::Data | CelNode::HasData => Some(DATA.to_owned()),
+        CelNode::Field(operand, name) | CelNode::HasField(operand, name) => {
             Some(format!("{}.{}", path(operand)?, name.inner()))
         }
         _ => None,

@@ -1,8 +1,8 @@
 //! CEL, the Common Expression Language (cel-spec, `doc/langdef.md`), on an event and its data.
 //!
 //! An expression has one variable, `event`: its fields are the attributes in their own types, and `data`, which is
-//! the data of an event whose content type is JSON. [`Expression::parse`] compiles a text once,
-//! [`Expression::evaluate`] evaluates it on an event.
+//! the data of an event whose content type is JSON. [`CelExpression::parse`] compiles a text once,
+//! [`CelExpression::evaluate`] evaluates it on an event.
 //!
 //! The crate `cel` provides the parser and the values. This module restricts the language, evaluates it, and
 //! charges every part. It omits what could take unbounded time or memory for one event:
@@ -32,20 +32,20 @@ mod signatures;
 mod tests;
 mod tree;
 
-pub use error::{Disallowed, Failure, ParseError};
+pub use error::{CelFailure, CelParseError, Disallowed};
 pub(super) use json::{DataError, Json};
 pub use limits::{MAX_DATA, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, MAX_TEXT, MAX_VALUES};
 
-use tree::Node;
+use tree::CelNode;
 
 /// A compiled expression.
 #[derive(Clone, Debug)]
-pub struct Expression {
+pub struct CelExpression {
     text: Box<str>,
-    root: Node,
+    root: CelNode,
 }
 
-impl Expression {
+impl CelExpression {
     /// Returns the source text.
     #[must_use]
     pub fn text(&self) -> &str {
@@ -64,10 +64,10 @@ impl Expression {
 }
 
 /// The source text determines everything.
-impl PartialEq for Expression {
+impl PartialEq for CelExpression {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text
     }
 }
 
-impl Eq for Expression {}
+impl Eq for CelExpression {}

@@ -29,12 +29,12 @@ const VISIT: u64 = 4;
 
 /// A compiled regular expression.
 #[derive(Clone, Debug)]
-pub(super) enum Pattern {
+pub(super) enum RegexPattern {
     Deterministic(Box<dense::DFA<Vec<u32>>>),
     Simulated(NFA),
 }
 
-impl Pattern {
+impl RegexPattern {
     pub(super) fn new(text: &str) -> Result<Self, Disallowed> {
         let syntax = syntax::Config::new().nest_limit(MAX_NESTING);
         let nfa = Compiler::new()
@@ -81,7 +81,7 @@ impl Pattern {
                     Err(_) => Ok(false),
                 }
             }
-            Self::Simulated(nfa) => Simulation::new(nfa, fuel)?.is_match(text, fuel),
+            Self::Simulated(nfa) => NfaSimulation::new(nfa, fuel)?.is_match(text, fuel),
         }
     }
 }
@@ -93,7 +93,7 @@ fn reason(error: &regex_automata::nfa::thompson::BuildError) -> String {
 }
 
 /// The set of states reached by the text so far.
-struct Simulation<'a> {
+struct NfaSimulation<'a> {
     nfa: &'a NFA,
     /// States that consume a byte.
     now: Vec<StateID>,
@@ -103,7 +103,7 @@ struct Simulation<'a> {
     pending: Vec<StateID>,
 }
 
-impl<'a> Simulation<'a> {
+impl<'a> NfaSimulation<'a> {
     fn new(nfa: &'a NFA, fuel: &Fuel) -> Result<Self, Overrun> {
         let states = nfa.states().len();
         fuel.pass(states * size_of::<u32>())?;
@@ -198,11 +198,11 @@ mod tests {
 
     use super::*;
 
-    fn simulated(text: &str) -> Pattern {
+    fn simulated(text: &str) -> RegexPattern {
         let compiler = Compiler::new()
             .configure(Config::new().which_captures(WhichCaptures::None))
             .build(text);
-        Pattern::Simulated(compiler.unwrap())
+        RegexPattern::Simulated(compiler.unwrap())
     }
 
     #[test]
@@ -217,9 +217,9 @@ mod tests {
             (r"[ab]*a[ab]{12}c", false),
             (r"\bword\b", false),
         ] {
-            let pattern = Pattern::new(text).unwrap();
+            let pattern = RegexPattern::new(text).unwrap();
             assert_eq!(
-                matches!(pattern, Pattern::Deterministic(_)),
+                matches!(pattern, RegexPattern::Deterministic(_)),
                 deterministic,
                 "{text}: {}",
                 pattern.size()
@@ -232,18 +232,18 @@ mod tests {
     fn rejects_large_patterns() {
         for text in ["[ab]*a[ab]{3000}c0", "(a{1000}){1000}", r"\pL{100}"] {
             assert_eq!(
-                Pattern::new(text).unwrap_err(),
+                RegexPattern::new(text).unwrap_err(),
                 Disallowed::PatternTooLarge,
                 "{text}"
             );
         }
         let nested = format!("{}a{}", "(".repeat(100), ")".repeat(100));
-        assert!(matches!(Pattern::new(&nested), Err(Disallowed::Pattern(_))));
+        assert!(matches!(RegexPattern::new(&nested), Err(Disallowed::Pattern(_))));
     }
 
     #[test]
     fn charges_every_visited_state() {
-        let pattern = Pattern::new("[ab]*a[ab]{500}c0").unwrap();
+        let pattern = RegexPattern::new("[ab]*a[ab]{500}c0").unwrap();
         let text = "ab".repeat(125_000);
         let fuel = Fuel::new();
         assert_eq!(pattern.is_match(&text, &fuel), Err(Overrun));
@@ -264,7 +264,7 @@ mod tests {
         ) {
             let pattern = pieces.concat();
             let expected = regex::Regex::new(&pattern).unwrap().is_match(&text);
-            let compiled = match Pattern::new(&pattern) {
+            let compiled = match RegexPattern::new(&pattern) {
                 // Several Unicode classes in a row.
                 Err(Disallowed::PatternTooLarge) => return Ok(()),
                 compiled => compiled.unwrap(),

@@ -3,12 +3,12 @@
 use cel::common::{ast::LiteralValue, types::CelString};
 
 use super::{
-    Expression,
-    tree::{Node, OfTexts},
+    CelExpression,
+    tree::{CelNode, OfTexts},
 };
 use crate::filter::Requirement;
 
-impl Expression {
+impl CelExpression {
     /// Returns a condition that every matching event satisfies.
     #[must_use]
     pub fn requirement(&self) -> Requirement<'_> {
@@ -17,18 +17,18 @@ impl Expression {
 }
 
 /// A string equals no value of another type, so `event.x == 'text'` requires one canonical string.
-fn requirement(node: &Node) -> Requirement<'_> {
+fn requirement(node: &CelNode) -> Requirement<'_> {
     match node {
-        Node::And(nodes) => Requirement::All(nodes.iter().map(requirement).collect()),
-        Node::Or(nodes) => Requirement::Any(nodes.iter().map(requirement).collect()),
-        Node::Equal(nodes) => match &**nodes {
-            [Node::Attribute(name), other] | [other, Node::Attribute(name)] => {
+        CelNode::And(nodes) => Requirement::All(nodes.iter().map(requirement).collect()),
+        CelNode::Or(nodes) => Requirement::Any(nodes.iter().map(requirement).collect()),
+        CelNode::Equal(nodes) => match &**nodes {
+            [CelNode::Attribute(name), other] | [other, CelNode::Attribute(name)] => {
                 text(other).map_or(Requirement::UNKNOWN, |text| Requirement::exact(name, text))
             }
             _ => Requirement::UNKNOWN,
         },
-        Node::In(nodes) => match &**nodes {
-            [Node::Attribute(name), Node::List(list)] => {
+        CelNode::In(nodes) => match &**nodes {
+            [CelNode::Attribute(name), CelNode::List(list)] => {
                 let texts = list.iter().map(|element| element.downcast_ref::<CelString>());
                 let terms = texts.map(|text| Some(Requirement::exact(name, text?.inner())));
                 let terms = terms.collect::<Option<_>>();
@@ -36,8 +36,8 @@ fn requirement(node: &Node) -> Requirement<'_> {
             }
             _ => Requirement::UNKNOWN,
         },
-        Node::OfTexts(OfTexts::StartsWith, nodes) => match &**nodes {
-            [Node::Attribute(name), prefix] => {
+        CelNode::OfTexts(OfTexts::StartsWith, nodes) => match &**nodes {
+            [CelNode::Attribute(name), prefix] => {
                 text(prefix).map_or(Requirement::UNKNOWN, |prefix| Requirement::prefix(name, prefix))
             }
             _ => Requirement::UNKNOWN,
@@ -46,9 +46,9 @@ fn requirement(node: &Node) -> Requirement<'_> {
     }
 }
 
-fn text(node: &Node) -> Option<&str> {
+fn text(node: &CelNode) -> Option<&str> {
     match node {
-        Node::Literal(LiteralValue::String(text)) => Some(text.inner()),
+        CelNode::Literal(LiteralValue::String(text)) => Some(text.inner()),
         _ => None,
     }
 }

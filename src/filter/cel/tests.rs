@@ -13,7 +13,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     cloudevents::{Event, EventBuilder, Mode, Value, read_http},
-    filter::{Filter, Subject},
+    filter::{CompiledFilter, Subject},
 };
 
 fn event_with(data: &str, content_type: &str) -> Event {
@@ -38,7 +38,7 @@ fn event() -> Event {
 }
 
 fn evaluate(text: &str, event: &Event) -> Result<bool, String> {
-    let expression = Expression::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+    let expression = CelExpression::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
     expression
         .evaluate(&Subject::new(event))
         .map_err(|failure| failure.to_string())
@@ -252,7 +252,8 @@ fn reads_json_data_in_every_mode() {
 #[test]
 fn parses_data_lazily_and_once() {
     let event = event();
-    let filter = |text: &str| Filter::compile(&[crate::filter::Expression::Cel(text.to_owned())]).unwrap();
+    let filter =
+        |text: &str| CompiledFilter::compile(&[crate::filter::Expression::Cel(text.to_owned())]).unwrap();
     let subject = Subject::new(&event);
     assert!(matches!(
         filter("event.priority == 7").decide(&subject),
@@ -285,7 +286,7 @@ fn suggests_cel_syntax_for_other_languages() {
         ("event.type == '=' AND event.id == 'and'", "; use && for and, "),
         ("event.type == 'a = b' &&", ""),
     ] {
-        let error = Expression::parse(text).map(|_| ()).unwrap_err().to_string();
+        let error = CelExpression::parse(text).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains(told), "{text}: {error}");
         assert_eq!(error.contains("; "), !told.is_empty(), "{text}: {error}");
     }
@@ -355,16 +356,16 @@ fn compile_errors_name_the_cause() {
         ("event.?type == 'a'", "column "),
     ];
     for (text, expected) in table {
-        let message = Expression::parse(text).map(|_| ()).unwrap_err().to_string();
+        let message = CelExpression::parse(text).map(|_| ()).unwrap_err().to_string();
         assert!(message.starts_with(expected), "{text}: {message}");
     }
 }
 
 #[test]
 fn bounds_size() {
-    let refused = |text: &str| match Expression::parse(text) {
-        Err(ParseError::Refused(problem)) => Some(problem),
-        Err(ParseError::Syntax { .. }) | Ok(_) => None,
+    let refused = |text: &str| match CelExpression::parse(text) {
+        Err(CelParseError::Refused(problem)) => Some(problem),
+        Err(CelParseError::Syntax { .. }) | Ok(_) => None,
     };
     let long = format!("event.type == '{}'", "x".repeat(MAX_LENGTH));
     assert_eq!(refused(&long), Some(Disallowed::TooLong));
@@ -413,7 +414,7 @@ fn no_nesting_exhausts_the_stack() {
         for end in ["", "a", ")"] {
             let text = format!("{}{end}", piece.repeat((MAX_LENGTH - 1) / piece.len()));
             let thread = std::thread::Builder::new().stack_size(1024 * 1024);
-            let parsed = thread.spawn(move || Expression::parse(&text).is_ok()).unwrap();
+            let parsed = thread.spawn(move || CelExpression::parse(&text).is_ok()).unwrap();
             assert!(!parsed.join().unwrap(), "{piece} {end}");
         }
     }
@@ -445,7 +446,7 @@ fn explanation_shows_the_fields_read() {
         ),
     ];
     for (text, line, holds) in table {
-        let explanation = Expression::parse(text)
+        let explanation = CelExpression::parse(text)
             .unwrap()
             .explain(&Subject::new(&subject_of));
         assert_eq!(
@@ -473,7 +474,7 @@ fn string_comparisons_yield_index_terms() {
         ("has(event.type)", None),
     ];
     for (text, expected) in table {
-        let expression = Expression::parse(text).unwrap();
+        let expression = CelExpression::parse(text).unwrap();
         let requirement = expression.requirement();
         let cover = requirement.cheapest_cover(&|_| 1);
         let attributes = cover.map(|cover| {
@@ -664,7 +665,7 @@ proptest! {
     #[test]
     fn agrees_with_the_cel_crate(text in nested()) {
         let event = event();
-        let Ok(expression) = Expression::parse(&text) else { return Ok(()) };
+        let Ok(expression) = CelExpression::parse(&text) else { return Ok(()) };
         let given = expression.evaluate(&Subject::new(&event));
         // Identical except that strings are limited to `MAX_TEXT`, and lists are not concatenated.
         let expected = by_the_crate(&text, &event);
@@ -698,7 +699,7 @@ fn expensive_expressions_are_stopped() {
         (any("event.data == event.data && false", 20), &list),
         (any("2 in event.data.list", 20), &list),
     ] {
-        let filter = Filter::compile(&[crate::filter::Expression::Cel(text.clone())]);
+        let filter = CompiledFilter::compile(&[crate::filter::Expression::Cel(text.clone())]);
         let filter = filter.unwrap_or_else(|error| panic!("{text}: {error}"));
         let subject = Subject::new(event);
         assert!(
@@ -710,7 +711,10 @@ fn expensive_expressions_are_stopped() {
             subject.steps()
         );
         assert!(subject.steps() <= crate::filter::BUDGET, "{text}");
-        assert_eq!(filter.explain(event)[0].outcome, crate::filter::Outcome::Fails);
+        assert_eq!(
+            filter.explain(event)[0].outcome,
+            crate::filter::ClauseOutcome::Fails
+        );
     }
     for (text, event) in [
         ("event.data.text.matches('ab$')", &text),
@@ -734,7 +738,8 @@ fn too_expensive_expression_never_matches() {
         json!([{"cel": "event.data.matches('[ab]*a[ab]{500}c0') || true"}]),
         json!([{"not": {"cel": "event.data.matches('[ab]*a[ab]{500}c0') && false"}}]),
     ] {
-        let filter = Filter::compile(&serde_json::from_value::<Vec<_>>(filters.clone()).unwrap()).unwrap();
+        let filter =
+            CompiledFilter::compile(&serde_json::from_value::<Vec<_>>(filters.clone()).unwrap()).unwrap();
         assert!(!filter.matches(&event), "{filters}");
     }
 }
@@ -742,7 +747,7 @@ fn too_expensive_expression_never_matches() {
 proptest! {
     #[test]
     fn no_text_panics(text in any::<String>()) {
-        if let Ok(expression) = Expression::parse(&text) {
+        if let Ok(expression) = CelExpression::parse(&text) {
             drop(expression.evaluate(&Subject::new(&event())));
         }
     }
@@ -750,15 +755,15 @@ proptest! {
     #[test]
     fn no_sequence_of_tokens_panics(tokens in collection::vec(token(), 0..24), space in select(vec!["", " "])) {
         let text = tokens.join(space);
-        match Expression::parse(&text) {
+        match CelExpression::parse(&text) {
             Ok(expression) => {
                 let event = event();
                 let subject = Subject::new(&event);
                 let explained = expression.explain(&subject).holds();
                 prop_assert_eq!(explained, expression.evaluate(&subject) == Ok(true), "{}", text);
             }
-            Err(ParseError::Syntax { column, .. }) => prop_assert!(column <= text.chars().count() + 1, "{}", text),
-            Err(ParseError::Refused(_)) => {}
+            Err(CelParseError::Syntax { column, .. }) => prop_assert!(column <= text.chars().count() + 1, "{}", text),
+            Err(CelParseError::Refused(_)) => {}
         }
     }
 
@@ -771,7 +776,7 @@ proptest! {
         data in select(vec![r#"{"n": 7}"#, r#"{"n": "a"}"#, "{}"]),
     ) {
         let text = terms.join(operator);
-        let Ok(expression) = Expression::parse(&text) else { return Ok(()) };
+        let Ok(expression) = CelExpression::parse(&text) else { return Ok(()) };
         let mut builder = EventBuilder::new()
             .attribute("id", "1")
             .attribute("source", "/")
@@ -790,7 +795,7 @@ proptest! {
 #[test]
 fn distinguishes_errors_from_non_matches() {
     let decide = |filters: serde_json::Value| {
-        let filter = Filter::compile(&serde_json::from_value::<Vec<_>>(filters).unwrap()).unwrap();
+        let filter = CompiledFilter::compile(&serde_json::from_value::<Vec<_>>(filters).unwrap()).unwrap();
         let event = event();
         match filter.decide(&Subject::new(&event)) {
             crate::filter::Decision::Pass => "pass".to_owned(),

@@ -6,10 +6,10 @@ use cel::common::{
     types::{CelList, CelString},
 };
 
-use super::{network::Network, pattern::Pattern};
+use super::{network::Network, pattern::RegexPattern};
 
 #[derive(Clone, Debug)]
-pub(super) enum Node {
+pub(super) enum CelNode {
     Literal(LiteralValue),
     /// A list of constants.
     List(CelList<'static>),
@@ -22,33 +22,33 @@ pub(super) enum Node {
     HasAttribute(Box<str>),
     /// `has(event.data)`.
     HasData,
-    Field(Box<Node>, CelString<'static>),
-    HasField(Box<Node>, CelString<'static>),
-    Index(Box<[Node; 2]>),
-    Not(Box<Node>),
-    Negate(Box<Node>),
-    And(Box<[Node; 2]>),
-    Or(Box<[Node; 2]>),
+    Field(Box<CelNode>, CelString<'static>),
+    HasField(Box<CelNode>, CelString<'static>),
+    Index(Box<[CelNode; 2]>),
+    Not(Box<CelNode>),
+    Negate(Box<CelNode>),
+    And(Box<[CelNode; 2]>),
+    Or(Box<[CelNode; 2]>),
     /// The condition, and the results if it is true and if it is false.
-    Conditional(Box<[Node; 3]>),
-    Equal(Box<[Node; 2]>),
-    NotEqual(Box<[Node; 2]>),
-    Compare(Comparison, Box<[Node; 2]>),
-    In(Box<[Node; 2]>),
-    Calculate(Arithmetic, Box<[Node; 2]>),
-    Matches(Box<Node>, Box<Pattern>),
+    Conditional(Box<[CelNode; 3]>),
+    Equal(Box<[CelNode; 2]>),
+    NotEqual(Box<[CelNode; 2]>),
+    Compare(CelComparison, Box<[CelNode; 2]>),
+    In(Box<[CelNode; 2]>),
+    Calculate(CelArithmetic, Box<[CelNode; 2]>),
+    Matches(Box<CelNode>, Box<RegexPattern>),
     /// A function of a text and an argument text.
-    OfTexts(OfTexts, Box<[Node; 2]>),
+    OfTexts(OfTexts, Box<[CelNode; 2]>),
     /// A function of a text.
-    OfText(OfText, Box<Node>),
-    Size(Box<Node>),
-    Convert(Conversion, Box<Node>),
+    OfText(OfText, Box<CelNode>),
+    Size(Box<CelNode>),
+    Convert(Conversion, Box<CelNode>),
     /// A network and an address.
-    ContainsIp(Box<[Node; 2]>),
+    ContainsIp(Box<[CelNode; 2]>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Comparison {
+pub(super) enum CelComparison {
     Less,
     LessOrEqual,
     Greater,
@@ -56,7 +56,7 @@ pub(super) enum Comparison {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arithmetic {
+pub(super) enum CelArithmetic {
     Add,
     Subtract,
     Multiply,
@@ -87,7 +87,7 @@ pub(super) enum Conversion {
     Bool,
 }
 
-impl Node {
+impl CelNode {
     /// The direct children.
     pub(super) fn children(&self) -> &[Self] {
         match self {

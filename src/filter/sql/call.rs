@@ -2,12 +2,12 @@
 
 use super::{
     ParseProblem,
-    tree::{Call, Node},
+    tree::{Call, SqlNode},
 };
 
 impl Call {
     /// Returns the call of the function with this name, in any case, if it exists and takes this many arguments.
-    pub(super) fn new(name: &str, arguments: Vec<Node>) -> Result<Self, ParseProblem> {
+    pub(super) fn new(name: &str, arguments: Vec<SqlNode>) -> Result<Self, ParseProblem> {
         let name = name.to_ascii_uppercase();
         let given = arguments.len();
         let wrong = |takes| ParseProblem::Arguments {
@@ -17,7 +17,7 @@ impl Call {
         };
         let mut arguments = arguments.into_iter();
         let mut next = || arguments.next().map(Box::new);
-        let one = |call: fn(Box<Node>) -> Self, argument: Option<Box<Node>>| match argument {
+        let one = |call: fn(Box<SqlNode>) -> Self, argument: Option<Box<SqlNode>>| match argument {
             Some(argument) if given == 1 => Ok(call(argument)),
             _ => Err(wrong("one argument")),
         };

@@ -8,7 +8,7 @@ use crate::filter::fuel::Overrun;
 /// A compile error with its position.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("column {column}: {problem}")]
-pub struct ParseError {
+pub struct SqlParseError {
     /// Column, in characters, starting at 1.
     pub column: usize,
     /// The error.
@@ -17,8 +17,8 @@ pub struct ParseError {
 
 impl Span {
     /// An error in this part of the text.
-    pub(super) fn error(self, text: &str, problem: ParseProblem) -> ParseError {
-        ParseError {
+    pub(super) fn error(self, text: &str, problem: ParseProblem) -> SqlParseError {
+        SqlParseError {
             column: self.column(text),
             problem,
         }
@@ -86,7 +86,7 @@ pub enum ParseProblem {
 /// An evaluation error: the part of the expression that failed, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}")]
-pub struct Failure<'a> {
+pub struct SqlFailure<'a> {
     /// Span of the part that failed.
     pub span: Span,
     /// The cause.

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use super::{
-    Expression, Failure, FailureCause, Scalar, Span, Type, text,
-    tree::{Arithmetic, Binary, Call, Comparison, Kind, Logic, Node},
+    FailureCause, Scalar, Span, SqlExpression, SqlFailure, Type, text,
+    tree::{Binary, Call, Logic, SqlArithmetic, SqlComparison, SqlNode, SqlNodeKind},
 };
 use crate::{
     cloudevents::Event,
@@ -16,7 +16,7 @@ const TEXT: u64 = 2;
 
 /// The event and the remaining budget.
 #[derive(Clone, Copy)]
-pub(super) struct Scope<'a, 'f> {
+pub(super) struct SqlScope<'a, 'f> {
     pub(super) event: &'a Event,
     pub(super) fuel: &'f Fuel,
 }
@@ -28,15 +28,15 @@ pub struct Evaluation<'a> {
     /// type, or `false` if the type depends on an attribute.
     pub value: Scalar<'a>,
     /// The error that ended the evaluation.
-    pub error: Option<Failure<'a>>,
+    pub error: Option<SqlFailure<'a>>,
 }
 
-impl Expression {
+impl SqlExpression {
     /// Evaluates the expression on an event.
     #[must_use]
     pub fn evaluate<'a>(&'a self, event: &'a Event) -> Evaluation<'a> {
         let fuel = Fuel::new();
-        match evaluate(&self.root, Scope { event, fuel: &fuel }) {
+        match evaluate(&self.root, SqlScope { event, fuel: &fuel }) {
             Ok(value) => Evaluation { value, error: None },
             Err(failure) => {
                 let own = failure
@@ -66,8 +66,8 @@ impl Expression {
         &'a self,
         event: &'a Event,
         fuel: &Fuel,
-    ) -> Result<bool, Failure<'a>> {
-        match evaluate(&self.root, Scope { event, fuel })? {
+    ) -> Result<bool, SqlFailure<'a>> {
+        match evaluate(&self.root, SqlScope { event, fuel })? {
             Scalar::Boolean(boolean) => Ok(boolean),
             value => Err(no_cast(self.root.span, Type::Boolean)(value)),
         }
@@ -75,13 +75,13 @@ impl Expression {
 }
 
 /// Evaluates a node, cast to Boolean.
-pub(super) fn boolean<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<bool, Failure<'a>> {
+pub(super) fn boolean<'a>(node: &'a SqlNode, scope: SqlScope<'a, '_>) -> Result<bool, SqlFailure<'a>> {
     let value = evaluate(node, scope)?;
     value.boolean().map_err(no_cast(node.span, Type::Boolean))
 }
 
 /// Evaluates a node, cast to Integer.
-fn integer<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<i32, Failure<'a>> {
+fn integer<'a>(node: &'a SqlNode, scope: SqlScope<'a, '_>) -> Result<i32, SqlFailure<'a>> {
     let value = evaluate(node, scope)?;
     if let Scalar::String(text) = &value {
         scope.fuel.pass(text.len()).map_err(too_expensive(node.span))?;
@@ -90,12 +90,12 @@ fn integer<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<i32, Failure<'a>>
 }
 
 /// Evaluates a node, cast to String.
-fn string<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<Cow<'a, str>, Failure<'a>> {
+fn string<'a>(node: &'a SqlNode, scope: SqlScope<'a, '_>) -> Result<Cow<'a, str>, SqlFailure<'a>> {
     evaluate(node, scope).map(Scalar::string)
 }
 
 /// Charges for `target.equals(value)`.
-fn compared<'a>(target: &Scalar, value: &Scalar, scope: Scope, span: Span) -> Result<(), Failure<'a>> {
+fn compared<'a>(target: &Scalar, value: &Scalar, scope: SqlScope, span: Span) -> Result<(), SqlFailure<'a>> {
     let bytes = match (target, value) {
         (Scalar::String(target), Scalar::String(value)) => target.len().min(value.len()),
         (_, Scalar::String(value)) => value.len(),
@@ -104,42 +104,42 @@ fn compared<'a>(target: &Scalar, value: &Scalar, scope: Scope, span: Span) -> Re
     scope.fuel.pass(bytes).map_err(too_expensive(span))
 }
 
-fn too_expensive<'a>(span: Span) -> impl FnOnce(Overrun) -> Failure<'a> {
-    move |Overrun| Failure {
+fn too_expensive<'a>(span: Span) -> impl FnOnce(Overrun) -> SqlFailure<'a> {
+    move |Overrun| SqlFailure {
         span,
         problem: FailureCause::TooExpensive,
     }
 }
 
-fn no_cast<'a>(span: Span, to: Type) -> impl FnOnce(Scalar<'a>) -> Failure<'a> {
-    move |value| Failure {
+fn no_cast<'a>(span: Span, to: Type) -> impl FnOnce(Scalar<'a>) -> SqlFailure<'a> {
+    move |value| SqlFailure {
         span,
         problem: FailureCause::Cast { value, to },
     }
 }
 
-pub(super) fn evaluate<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<Scalar<'a>, Failure<'a>> {
-    let failed = |problem| Failure {
+pub(super) fn evaluate<'a>(node: &'a SqlNode, scope: SqlScope<'a, '_>) -> Result<Scalar<'a>, SqlFailure<'a>> {
+    let failed = |problem| SqlFailure {
         span: node.span,
         problem,
     };
     scope.fuel.spend(PART).map_err(too_expensive(node.span))?;
     Ok(match &node.kind {
-        Kind::Literal(value) => value.borrowed(),
-        Kind::Attribute(name) => scope
+        SqlNodeKind::Literal(value) => value.borrowed(),
+        SqlNodeKind::Attribute(name) => scope
             .event
             .attribute(name)
             .map(Scalar::from)
             .ok_or_else(|| failed(FailureCause::MissingAttribute(name)))?,
-        Kind::Exists(name) => Scalar::Boolean(scope.event.attribute(name).is_some()),
-        Kind::Not(operand) => Scalar::Boolean(!boolean(operand, scope)?),
-        Kind::Negate(operand) => Scalar::Integer(
+        SqlNodeKind::Exists(name) => Scalar::Boolean(scope.event.attribute(name).is_some()),
+        SqlNodeKind::Not(operand) => Scalar::Boolean(!boolean(operand, scope)?),
+        SqlNodeKind::Negate(operand) => Scalar::Integer(
             integer(operand, scope)?
                 .checked_neg()
                 .ok_or_else(|| failed(FailureCause::Overflow))?,
         ),
-        Kind::Logic(operator, operands) => Scalar::Boolean(logic(*operator, operands, scope)?),
-        Kind::Binary(operator, left, right) => match operator {
+        SqlNodeKind::Logic(operator, operands) => Scalar::Boolean(logic(*operator, operands, scope)?),
+        SqlNodeKind::Binary(operator, left, right) => match operator {
             Binary::Equal => Scalar::Boolean(equal(left, right, scope)?),
             Binary::NotEqual => Scalar::Boolean(!equal(left, right, scope)?),
             Binary::Compare(operator) => {
@@ -149,7 +149,7 @@ pub(super) fn evaluate<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<Scala
                 calculate(*operator, integer(left, scope)?, integer(right, scope)?).map_err(failed)?,
             ),
         },
-        Kind::Like {
+        SqlNodeKind::Like {
             operand,
             pattern,
             negated,
@@ -161,17 +161,21 @@ pub(super) fn evaluate<'a>(node: &'a Node, scope: Scope<'a, '_>) -> Result<Scala
                 .map_err(too_expensive(node.span))?;
             Scalar::Boolean(pattern.matches(&text) != *negated)
         }
-        Kind::In {
+        SqlNodeKind::In {
             operand,
             set,
             negated,
         } => Scalar::Boolean(contains(set, operand, scope)? != *negated),
-        Kind::Call(call) => self::call(call, node.span, scope)?,
+        SqlNodeKind::Call(call) => self::call(call, node.span, scope)?,
     })
 }
 
 /// Evaluates operands from left to right. The first `false` ends an AND, the first `true` an OR.
-fn logic<'a>(operator: Logic, operands: &'a [Node], scope: Scope<'a, '_>) -> Result<bool, Failure<'a>> {
+fn logic<'a>(
+    operator: Logic,
+    operands: &'a [SqlNode],
+    scope: SqlScope<'a, '_>,
+) -> Result<bool, SqlFailure<'a>> {
     let mut result = operator == Logic::And;
     for operand in operands {
         let value = boolean(operand, scope)?;
@@ -186,7 +190,7 @@ fn logic<'a>(operator: Logic, operands: &'a [Node], scope: Scope<'a, '_>) -> Res
 }
 
 /// Casts the left operand to the type of the right one.
-fn equal<'a>(left: &'a Node, right: &'a Node, scope: Scope<'a, '_>) -> Result<bool, Failure<'a>> {
+fn equal<'a>(left: &'a SqlNode, right: &'a SqlNode, scope: SqlScope<'a, '_>) -> Result<bool, SqlFailure<'a>> {
     let value = evaluate(left, scope)?;
     let target = evaluate(right, scope)?;
     compared(&target, &value, scope, left.span)?;
@@ -194,7 +198,11 @@ fn equal<'a>(left: &'a Node, right: &'a Node, scope: Scope<'a, '_>) -> Result<bo
 }
 
 /// Casts each element to the type of the operand.
-fn contains<'a>(set: &'a [Node], operand: &'a Node, scope: Scope<'a, '_>) -> Result<bool, Failure<'a>> {
+fn contains<'a>(
+    set: &'a [SqlNode],
+    operand: &'a SqlNode,
+    scope: SqlScope<'a, '_>,
+) -> Result<bool, SqlFailure<'a>> {
     let target = evaluate(operand, scope)?;
     for element in set {
         let value = evaluate(element, scope)?;
@@ -209,33 +217,35 @@ fn contains<'a>(set: &'a [Node], operand: &'a Node, scope: Scope<'a, '_>) -> Res
     Ok(false)
 }
 
-fn compare(operator: Comparison, left: i32, right: i32) -> bool {
+fn compare(operator: SqlComparison, left: i32, right: i32) -> bool {
     match operator {
-        Comparison::Less => left < right,
-        Comparison::LessOrEqual => left <= right,
-        Comparison::Greater => left > right,
-        Comparison::GreaterOrEqual => left >= right,
+        SqlComparison::Less => left < right,
+        SqlComparison::LessOrEqual => left <= right,
+        SqlComparison::Greater => left > right,
+        SqlComparison::GreaterOrEqual => left >= right,
     }
 }
 
-fn calculate<'a>(operator: Arithmetic, left: i32, right: i32) -> Result<i32, FailureCause<'a>> {
+fn calculate<'a>(operator: SqlArithmetic, left: i32, right: i32) -> Result<i32, FailureCause<'a>> {
     let result = match operator {
-        Arithmetic::Add => left.checked_add(right),
-        Arithmetic::Subtract => left.checked_sub(right),
-        Arithmetic::Multiply => left.checked_mul(right),
-        Arithmetic::Divide | Arithmetic::Remainder if right == 0 => return Err(FailureCause::DivisionByZero),
-        Arithmetic::Divide => left.checked_div(right),
+        SqlArithmetic::Add => left.checked_add(right),
+        SqlArithmetic::Subtract => left.checked_sub(right),
+        SqlArithmetic::Multiply => left.checked_mul(right),
+        SqlArithmetic::Divide | SqlArithmetic::Remainder if right == 0 => {
+            return Err(FailureCause::DivisionByZero);
+        }
+        SqlArithmetic::Divide => left.checked_div(right),
         // Only the remainder by -1 can overflow internally; its result is 0.
-        Arithmetic::Remainder => Some(left.wrapping_rem(right)),
+        SqlArithmetic::Remainder => Some(left.wrapping_rem(right)),
     };
     result.ok_or(FailureCause::Overflow)
 }
 
 /// Evaluates the call on an event. `span` is that of the call.
-fn call<'a>(call: &'a Call, span: Span, scope: Scope<'a, '_>) -> Result<Scalar<'a>, Failure<'a>> {
-    let failed = |problem| Failure { span, problem };
+fn call<'a>(call: &'a Call, span: Span, scope: SqlScope<'a, '_>) -> Result<Scalar<'a>, SqlFailure<'a>> {
+    let failed = |problem| SqlFailure { span, problem };
     // Each of these traverses the text a few times, and may copy it.
-    let text_of = |node: &'a Node| {
+    let text_of = |node: &'a SqlNode| {
         let text = string(node, scope)?;
         scope.fuel.read(text.len(), TEXT).map_err(too_expensive(span))?;
         Ok(text)
@@ -290,10 +300,10 @@ fn call<'a>(call: &'a Call, span: Span, scope: Scope<'a, '_>) -> Result<Scalar<'
 
 fn join<'a>(
     delimiter: &str,
-    texts: &'a [Node],
+    texts: &'a [SqlNode],
     span: Span,
-    scope: Scope<'a, '_>,
-) -> Result<String, Failure<'a>> {
+    scope: SqlScope<'a, '_>,
+) -> Result<String, SqlFailure<'a>> {
     let mut joined = String::new();
     for (index, text) in texts.iter().enumerate() {
         let text = string(text, scope)?;

@@ -2,18 +2,18 @@
 
 use std::borrow::Cow;
 
-use super::{ParseError, ParseProblem, Span};
+use super::{ParseProblem, Span, SqlParseError};
 
 /// A token and its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Token<'a> {
-    pub(super) kind: Kind<'a>,
+    pub(super) kind: TokenKind<'a>,
     pub(super) span: Span,
 }
 
 /// Kind of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind<'a> {
+pub(super) enum TokenKind<'a> {
     And,
     Or,
     Xor,
@@ -47,35 +47,35 @@ pub(super) enum Kind<'a> {
     End,
 }
 
-const KEYWORDS: [(&str, Kind<'static>); 9] = [
-    ("AND", Kind::And),
-    ("OR", Kind::Or),
-    ("XOR", Kind::Xor),
-    ("NOT", Kind::Not),
-    ("LIKE", Kind::Like),
-    ("IN", Kind::In),
-    ("EXISTS", Kind::Exists),
-    ("TRUE", Kind::True),
-    ("FALSE", Kind::False),
+const KEYWORDS: [(&str, TokenKind<'static>); 9] = [
+    ("AND", TokenKind::And),
+    ("OR", TokenKind::Or),
+    ("XOR", TokenKind::Xor),
+    ("NOT", TokenKind::Not),
+    ("LIKE", TokenKind::Like),
+    ("IN", TokenKind::In),
+    ("EXISTS", TokenKind::Exists),
+    ("TRUE", TokenKind::True),
+    ("FALSE", TokenKind::False),
 ];
 
 /// Symbols. Longer ones come before their prefixes.
-const SYMBOLS: [(&str, Kind<'static>); 15] = [
-    ("!=", Kind::NotEqual),
-    ("<>", Kind::NotEqual),
-    ("<=", Kind::LessOrEqual),
-    (">=", Kind::GreaterOrEqual),
-    ("<", Kind::Less),
-    (">", Kind::Greater),
-    ("=", Kind::Equal),
-    ("(", Kind::Open),
-    (")", Kind::Close),
-    (",", Kind::Comma),
-    ("+", Kind::Plus),
-    ("-", Kind::Minus),
-    ("*", Kind::Star),
-    ("/", Kind::Slash),
-    ("%", Kind::Percent),
+const SYMBOLS: [(&str, TokenKind<'static>); 15] = [
+    ("!=", TokenKind::NotEqual),
+    ("<>", TokenKind::NotEqual),
+    ("<=", TokenKind::LessOrEqual),
+    (">=", TokenKind::GreaterOrEqual),
+    ("<", TokenKind::Less),
+    (">", TokenKind::Greater),
+    ("=", TokenKind::Equal),
+    ("(", TokenKind::Open),
+    (")", TokenKind::Close),
+    (",", TokenKind::Comma),
+    ("+", TokenKind::Plus),
+    ("-", TokenKind::Minus),
+    ("*", TokenKind::Star),
+    ("/", TokenKind::Slash),
+    ("%", TokenKind::Percent),
 ];
 
 pub(super) struct Lexer<'a> {
@@ -89,12 +89,12 @@ impl<'a> Lexer<'a> {
         Self { text, rest: text }
     }
 
-    /// Returns the next token, or [`Kind::End`] forever after the last.
-    pub(super) fn next(&mut self) -> Result<Token<'a>, ParseError> {
+    /// Returns the next token, or [`TokenKind::End`] forever after the last.
+    pub(super) fn next(&mut self) -> Result<Token<'a>, SqlParseError> {
         self.rest = self.rest.trim_start_matches([' ', '\t', '\r', '\n']);
         let start = self.position();
         let kind = match self.rest.chars().next() {
-            None => Kind::End,
+            None => TokenKind::End,
             Some(quote @ ('\'' | '"')) => self.string(quote)?,
             Some(first) if first.is_ascii_alphanumeric() => self.word(),
             Some(first) => self.symbol(first)?,
@@ -110,12 +110,12 @@ impl<'a> Lexer<'a> {
         self.text.len() - self.rest.len()
     }
 
-    fn error(&self, problem: ParseProblem) -> ParseError {
+    fn error(&self, problem: ParseProblem) -> SqlParseError {
         let at = self.position();
         Span { start: at, end: at }.error(self.text, problem)
     }
 
-    fn word(&mut self) -> Kind<'a> {
+    fn word(&mut self) -> TokenKind<'a> {
         let end = self
             .rest
             .find(|character: char| !character.is_ascii_alphanumeric() && character != '_')
@@ -123,15 +123,15 @@ impl<'a> Lexer<'a> {
         let (word, rest) = self.rest.split_at(end);
         self.rest = rest;
         if word.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Kind::Integer(word);
+            return TokenKind::Integer(word);
         }
         KEYWORDS
             .iter()
             .find(|(keyword, _)| keyword.eq_ignore_ascii_case(word))
-            .map_or(Kind::Name(word), |(_, kind)| kind.clone())
+            .map_or(TokenKind::Name(word), |(_, kind)| kind.clone())
     }
 
-    fn symbol(&mut self, first: char) -> Result<Kind<'a>, ParseError> {
+    fn symbol(&mut self, first: char) -> Result<TokenKind<'a>, SqlParseError> {
         for (symbol, kind) in &SYMBOLS {
             if let Some(rest) = self.rest.strip_prefix(symbol) {
                 self.rest = rest;
@@ -141,7 +141,7 @@ impl<'a> Lexer<'a> {
         Err(self.error(ParseProblem::Character(first)))
     }
 
-    fn string(&mut self, quote: char) -> Result<Kind<'a>, ParseError> {
+    fn string(&mut self, quote: char) -> Result<TokenKind<'a>, SqlParseError> {
         let mut text = String::new();
         let mut characters = self.rest.chars();
         characters.next();
@@ -151,7 +151,7 @@ impl<'a> Lexer<'a> {
                     let after = characters.as_str();
                     let Some(doubled) = after.strip_prefix(quote) else {
                         self.rest = after;
-                        return Ok(Kind::String(text.into()));
+                        return Ok(TokenKind::String(text.into()));
                     };
                     text.push(quote);
                     characters = doubled.chars();
@@ -174,12 +174,12 @@ impl<'a> Lexer<'a> {
 mod tests {
     use super::*;
 
-    fn kinds(text: &str) -> Vec<Kind<'_>> {
+    fn kinds(text: &str) -> Vec<TokenKind<'_>> {
         let mut lexer = Lexer::new(text);
         let mut kinds = Vec::new();
         loop {
             match lexer.next().unwrap().kind {
-                Kind::End => return kinds,
+                TokenKind::End => return kinds,
                 kind => kinds.push(kind),
             }
         }
@@ -187,25 +187,25 @@ mod tests {
 
     #[test]
     fn splits_text_into_tokens() {
-        let text = |text: &str| Kind::String(text.to_owned().into());
+        let text = |text: &str| TokenKind::String(text.to_owned().into());
         #[rustfmt::skip]
         let table = [
             ("", vec![]),
             (" \t\r\n", vec![]),
             ("and OR xOr Not LIKE in EXISTS true FALSE", vec![
-                Kind::And, Kind::Or, Kind::Xor, Kind::Not, Kind::Like, Kind::In, Kind::Exists, Kind::True, Kind::False,
+                TokenKind::And, TokenKind::Or, TokenKind::Xor, TokenKind::Not, TokenKind::Like, TokenKind::In, TokenKind::Exists, TokenKind::True, TokenKind::False,
             ]),
             ("Type ANDy CONCAT_WS 5g 05", vec![
-                Kind::Name("Type"), Kind::Name("ANDy"), Kind::Name("CONCAT_WS"), Kind::Name("5g"), Kind::Integer("05"),
+                TokenKind::Name("Type"), TokenKind::Name("ANDy"), TokenKind::Name("CONCAT_WS"), TokenKind::Name("5g"), TokenKind::Integer("05"),
             ]),
             ("(,)+-*/%", vec![
-                Kind::Open, Kind::Comma, Kind::Close, Kind::Plus, Kind::Minus, Kind::Star, Kind::Slash, Kind::Percent,
+                TokenKind::Open, TokenKind::Comma, TokenKind::Close, TokenKind::Plus, TokenKind::Minus, TokenKind::Star, TokenKind::Slash, TokenKind::Percent,
             ]),
             ("= != <> < <= > >=", vec![
-                Kind::Equal, Kind::NotEqual, Kind::NotEqual, Kind::Less, Kind::LessOrEqual, Kind::Greater,
-                Kind::GreaterOrEqual,
+                TokenKind::Equal, TokenKind::NotEqual, TokenKind::NotEqual, TokenKind::Less, TokenKind::LessOrEqual, TokenKind::Greater,
+                TokenKind::GreaterOrEqual,
             ]),
-            ("a<=-1", vec![Kind::Name("a"), Kind::LessOrEqual, Kind::Minus, Kind::Integer("1")]),
+            ("a<=-1", vec![TokenKind::Name("a"), TokenKind::LessOrEqual, TokenKind::Minus, TokenKind::Integer("1")]),
             ("'' \"\"", vec![text(""), text("")]),
             ("'aB c' \"d'e\"", vec![text("aB c"), text("d'e")]),
             (r#"'a"b\'c' "a'b\"c""#, vec![text("a\"b'c"), text("a'b\"c")]),

@@ -1,7 +1,7 @@
 //! CESQL 1.0, the CloudEvents SQL expression language (cloudevents/spec, `cesql/spec.md`).
 //!
-//! [`Expression::parse`] compiles a text once. [`Expression::evaluate`] evaluates it on an event and returns a
-//! value and possibly an error. [`Expression::holds`] returns whether the event matches. Every text either compiles
+//! [`SqlExpression::parse`] compiles a text once. [`SqlExpression::evaluate`] evaluates it on an event and returns a
+//! value and possibly an error. [`SqlExpression::holds`] returns whether the event matches. Every text either compiles
 //! or yields an error with its column. Evaluation cannot panic or run away: length and depth are bounded, and
 //! arithmetic is checked.
 //!
@@ -35,12 +35,12 @@ mod tests;
 mod text;
 mod tree;
 
-pub use error::{Failure, FailureCause, ParseError, ParseProblem};
+pub use error::{FailureCause, ParseProblem, SqlFailure, SqlParseError};
 pub use evaluate::Evaluation;
 pub use scalar::{Scalar, Type};
 pub use span::Span;
 
-use tree::{Kind, Node};
+use tree::{SqlNode, SqlNodeKind};
 
 use super::Requirement;
 
@@ -53,12 +53,12 @@ pub const MAX_DEPTH: usize = 64;
 
 /// A compiled expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Expression {
+pub struct SqlExpression {
     text: Box<str>,
-    root: Node,
+    root: SqlNode,
 }
 
-impl Expression {
+impl SqlExpression {
     /// Returns a condition that every matching event satisfies.
     #[must_use]
     pub fn requirement(&self) -> Requirement<'_> {
@@ -82,7 +82,7 @@ impl Expression {
     pub(super) fn patterns(&self) -> usize {
         let mut bytes = 0;
         self.root.for_each(&mut |node| {
-            if let Kind::Like { pattern, .. } = &node.kind {
+            if let SqlNodeKind::Like { pattern, .. } = &node.kind {
                 bytes += pattern.size();
             }
         });

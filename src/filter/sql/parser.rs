@@ -10,29 +10,29 @@
 //! ```
 
 use super::{
-    Expression, MAX_DEPTH, MAX_LENGTH, ParseError, ParseProblem, Scalar, Span,
-    lexer::{Kind as Token, Lexer, Token as Located},
-    pattern::Pattern,
-    tree::{Arithmetic, Binary, Call, Comparison, Kind, Logic, Node},
+    MAX_DEPTH, MAX_LENGTH, ParseProblem, Scalar, Span, SqlExpression, SqlParseError,
+    lexer::{Lexer, Token, TokenKind},
+    pattern::LikePattern,
+    tree::{Binary, Call, Logic, SqlArithmetic, SqlComparison, SqlNode, SqlNodeKind},
 };
 
 const VALUE: &str = "a value, an attribute, a function, NOT, EXISTS, - or (";
 
-impl Expression {
+impl SqlExpression {
     /// Compiles a text.
     ///
     /// # Errors
     /// The first error in the text, with its column.
-    pub fn parse(text: &str) -> Result<Self, ParseError> {
+    pub fn parse(text: &str) -> Result<Self, SqlParseError> {
         if text.chars().nth(MAX_LENGTH).is_some() {
-            return Err(ParseError {
+            return Err(SqlParseError {
                 column: MAX_LENGTH + 1,
                 problem: ParseProblem::TooLong,
             });
         }
         let mut parser = Parser::new(text)?;
         let root = parser.expression()?;
-        parser.expect(Token::End, "an operator or the end")?;
+        parser.expect(TokenKind::End, "an operator or the end")?;
         Ok(Self {
             text: text.into(),
             root,
@@ -44,12 +44,12 @@ struct Parser<'a> {
     text: &'a str,
     lexer: Lexer<'a>,
     /// The next token.
-    next: Located<'a>,
+    next: Token<'a>,
     depth: usize,
 }
 
 impl<'a> Parser<'a> {
-    fn new(text: &'a str) -> Result<Self, ParseError> {
+    fn new(text: &'a str) -> Result<Self, SqlParseError> {
         let mut lexer = Lexer::new(text);
         Ok(Self {
             text,
@@ -59,13 +59,13 @@ impl<'a> Parser<'a> {
         })
     }
 
-    fn advance(&mut self) -> Result<Located<'a>, ParseError> {
+    fn advance(&mut self) -> Result<Token<'a>, SqlParseError> {
         let next = self.lexer.next()?;
         Ok(std::mem::replace(&mut self.next, next))
     }
 
     /// Consumes the next token if it is this one.
-    fn take(&mut self, kind: &Token<'_>) -> Result<bool, ParseError> {
+    fn take(&mut self, kind: &TokenKind<'_>) -> Result<bool, SqlParseError> {
         let found = self.next.kind == *kind;
         if found {
             self.advance()?;
@@ -73,44 +73,47 @@ impl<'a> Parser<'a> {
         Ok(found)
     }
 
-    fn expect(&mut self, kind: Token<'_>, expected: &'static str) -> Result<Span, ParseError> {
+    fn expect(&mut self, kind: TokenKind<'_>, expected: &'static str) -> Result<Span, SqlParseError> {
         if self.next.kind != kind {
             return Err(self.unexpected(expected));
         }
         self.advance().map(|token| token.span)
     }
 
-    fn unexpected(&self, expected: &'static str) -> ParseError {
+    fn unexpected(&self, expected: &'static str) -> SqlParseError {
         let found = match self.next.kind {
-            Token::End => "the end".to_owned(),
+            TokenKind::End => "the end".to_owned(),
             _ => excerpt(self.next.span.of(self.text)),
         };
         self.error(ParseProblem::Unexpected { expected, found })
     }
 
     /// Creates an error at the next token.
-    fn error(&self, problem: ParseProblem) -> ParseError {
+    fn error(&self, problem: ParseProblem) -> SqlParseError {
         self.next.span.error(self.text, problem)
     }
 
     /// Creates a node above children of the given height.
-    fn node(&self, kind: Kind, span: Span, below: usize) -> Result<Node, ParseError> {
+    fn node(&self, kind: SqlNodeKind, span: Span, below: usize) -> Result<SqlNode, SqlParseError> {
         if below == MAX_DEPTH {
             return Err(span.error(self.text, ParseProblem::TooDeep));
         }
-        Ok(Node {
+        Ok(SqlNode {
             kind,
             span,
             height: below + 1,
         })
     }
 
-    fn leaf(&self, kind: Kind, span: Span) -> Result<Node, ParseError> {
+    fn leaf(&self, kind: SqlNodeKind, span: Span) -> Result<SqlNode, SqlParseError> {
         self.node(kind, span, 0)
     }
 
     /// Parses one nesting level deeper.
-    fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T, ParseError>) -> Result<T, ParseError> {
+    fn nested<T>(
+        &mut self,
+        parse: impl FnOnce(&mut Self) -> Result<T, SqlParseError>,
+    ) -> Result<T, SqlParseError> {
         if self.depth == MAX_DEPTH {
             return Err(self.error(ParseProblem::TooDeep));
         }
@@ -120,7 +123,7 @@ impl<'a> Parser<'a> {
         Ok(parsed)
     }
 
-    fn expression(&mut self) -> Result<Node, ParseError> {
+    fn expression(&mut self) -> Result<SqlNode, SqlParseError> {
         let first = self.binary(0)?;
         let Some(operator) = logic(&self.next.kind) else {
             return Ok(first);
@@ -137,17 +140,17 @@ impl<'a> Parser<'a> {
             operands.push(self.binary(0)?);
         }
         let (span, height) = extent(&operands);
-        self.node(Kind::Logic(operator, operands), span, height)
+        self.node(SqlNodeKind::Logic(operator, operands), span, height)
     }
 
-    fn binary(&mut self, level: u8) -> Result<Node, ParseError> {
+    fn binary(&mut self, level: u8) -> Result<SqlNode, SqlParseError> {
         let mut left = self.suffixed()?;
         while let Some(operator) = binary(&self.next.kind).filter(|operator| operator.level() >= level) {
             self.advance()?;
             let right = self.binary(operator.level() + 1)?;
             let (span, height) = (left.span.to(right.span), left.height.max(right.height));
             left = self.node(
-                Kind::Binary(operator, Box::new(left), Box::new(right)),
+                SqlNodeKind::Binary(operator, Box::new(left), Box::new(right)),
                 span,
                 height,
             )?;
@@ -155,29 +158,29 @@ impl<'a> Parser<'a> {
         Ok(left)
     }
 
-    fn suffixed(&mut self) -> Result<Node, ParseError> {
+    fn suffixed(&mut self) -> Result<SqlNode, SqlParseError> {
         let mut operand = self.unary()?;
         loop {
-            let negated = self.take(&Token::Not)?;
+            let negated = self.take(&TokenKind::Not)?;
             operand = match self.next.kind {
-                Token::Like => self.like(operand, negated)?,
-                Token::In => self.r#in(operand, negated)?,
+                TokenKind::Like => self.like(operand, negated)?,
+                TokenKind::In => self.r#in(operand, negated)?,
                 _ if negated => return Err(self.unexpected("LIKE or IN after NOT")),
                 _ => return Ok(operand),
             };
         }
     }
 
-    fn like(&mut self, operand: Node, negated: bool) -> Result<Node, ParseError> {
+    fn like(&mut self, operand: SqlNode, negated: bool) -> Result<SqlNode, SqlParseError> {
         self.advance()?;
-        let Token::String(pattern) = &self.next.kind else {
+        let TokenKind::String(pattern) = &self.next.kind else {
             return Err(self.unexpected("a string literal, the pattern, after LIKE"));
         };
-        let pattern = Pattern::new(pattern);
+        let pattern = LikePattern::new(pattern);
         let (span, height) = (operand.span.to(self.advance()?.span), operand.height);
         let operand = Box::new(operand);
         self.node(
-            Kind::Like {
+            SqlNodeKind::Like {
                 operand,
                 pattern,
                 negated,
@@ -187,15 +190,15 @@ impl<'a> Parser<'a> {
         )
     }
 
-    fn r#in(&mut self, operand: Node, negated: bool) -> Result<Node, ParseError> {
+    fn r#in(&mut self, operand: SqlNode, negated: bool) -> Result<SqlNode, SqlParseError> {
         self.advance()?;
-        self.expect(Token::Open, "( after IN")?;
+        self.expect(TokenKind::Open, "( after IN")?;
         let (set, close) = self.list()?;
         let (_, height) = extent(&set);
         let (span, height) = (operand.span.to(close), height.max(operand.height));
         let operand = Box::new(operand);
         self.node(
-            Kind::In {
+            SqlNodeKind::In {
                 operand,
                 set,
                 negated,
@@ -206,25 +209,25 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses one or more expressions and the closing parenthesis.
-    fn list(&mut self) -> Result<(Vec<Node>, Span), ParseError> {
+    fn list(&mut self) -> Result<(Vec<SqlNode>, Span), SqlParseError> {
         let mut list = Vec::new();
         loop {
             list.push(self.nested(Self::expression)?);
-            if !self.take(&Token::Comma)? {
-                let close = self.expect(Token::Close, "an operator, a comma or )")?;
+            if !self.take(&TokenKind::Comma)? {
+                let close = self.expect(TokenKind::Close, "an operator, a comma or )")?;
                 return Ok((list, close));
             }
         }
     }
 
-    fn unary(&mut self) -> Result<Node, ParseError> {
-        let kind: fn(Box<Node>) -> Kind = match self.next.kind {
-            Token::Not => Kind::Not,
-            Token::Minus => Kind::Negate,
+    fn unary(&mut self) -> Result<SqlNode, SqlParseError> {
+        let kind: fn(Box<SqlNode>) -> SqlNodeKind = match self.next.kind {
+            TokenKind::Not => SqlNodeKind::Not,
+            TokenKind::Minus => SqlNodeKind::Negate,
             _ => return self.primary(),
         };
         let operator = self.advance()?.span;
-        if let Token::Integer(_) = self.next.kind
+        if let TokenKind::Integer(_) = self.next.kind
             && self.text.get(operator.start..self.next.span.start) == Some("-")
         {
             return self.integer(operator);
@@ -234,24 +237,24 @@ impl<'a> Parser<'a> {
         self.node(kind(Box::new(operand)), span, height)
     }
 
-    fn primary(&mut self) -> Result<Node, ParseError> {
+    fn primary(&mut self) -> Result<SqlNode, SqlParseError> {
         let span = self.next.span;
         let kind = match &self.next.kind {
-            Token::True => Kind::Literal(Scalar::Boolean(true)),
-            Token::False => Kind::Literal(Scalar::Boolean(false)),
-            Token::String(text) => Kind::Literal(Scalar::String(text.clone().into_owned().into())),
-            Token::Integer(_) => return self.integer(span),
-            Token::Plus => return self.positive(),
-            Token::Exists => return self.exists(),
-            Token::Name(name) => {
+            TokenKind::True => SqlNodeKind::Literal(Scalar::Boolean(true)),
+            TokenKind::False => SqlNodeKind::Literal(Scalar::Boolean(false)),
+            TokenKind::String(text) => SqlNodeKind::Literal(Scalar::String(text.clone().into_owned().into())),
+            TokenKind::Integer(_) => return self.integer(span),
+            TokenKind::Plus => return self.positive(),
+            TokenKind::Exists => return self.exists(),
+            TokenKind::Name(name) => {
                 let name = *name;
                 return self.name(name);
             }
-            Token::Open => {
+            TokenKind::Open => {
                 self.advance()?;
                 let inner = self.nested(Self::expression)?;
-                let close = self.expect(Token::Close, "an operator or )")?;
-                return Ok(Node {
+                let close = self.expect(TokenKind::Close, "an operator or )")?;
+                return Ok(SqlNode {
                     span: span.to(close),
                     ..inner
                 });
@@ -263,52 +266,52 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses the next digits. `start` is the position of the sign, if there is one.
-    fn integer(&mut self, start: Span) -> Result<Node, ParseError> {
+    fn integer(&mut self, start: Span) -> Result<SqlNode, SqlParseError> {
         let span = start.to(self.advance()?.span);
         let text = span.of(self.text);
         match text.parse() {
-            Ok(integer) => self.leaf(Kind::Literal(Scalar::Integer(integer)), span),
+            Ok(integer) => self.leaf(SqlNodeKind::Literal(Scalar::Integer(integer)), span),
             Err(_) => Err(span.error(self.text, ParseProblem::IntegerRange(excerpt(text)))),
         }
     }
 
     /// Parses a `+` before a literal, where an operand is expected.
-    fn positive(&mut self) -> Result<Node, ParseError> {
+    fn positive(&mut self) -> Result<SqlNode, SqlParseError> {
         let sign = self.advance()?.span;
         match self.next.kind {
-            Token::Integer(_) if self.next.span.start == sign.end => self.integer(sign),
+            TokenKind::Integer(_) if self.next.span.start == sign.end => self.integer(sign),
             _ => Err(self.unexpected("digits after the sign +")),
         }
     }
 
-    fn exists(&mut self) -> Result<Node, ParseError> {
+    fn exists(&mut self) -> Result<SqlNode, SqlParseError> {
         let start = self.advance()?.span;
-        let (Token::Name(name) | Token::Integer(name)) = self.next.kind else {
+        let (TokenKind::Name(name) | TokenKind::Integer(name)) = self.next.kind else {
             return Err(self.unexpected("an attribute's name, without parentheses, after EXISTS"));
         };
         let name = self.attribute(name, self.next.span)?;
         let end = self.advance()?.span;
-        self.leaf(Kind::Exists(name), start.to(end))
+        self.leaf(SqlNodeKind::Exists(name), start.to(end))
     }
 
     /// Parses a function if a parenthesis follows, otherwise an attribute.
-    fn name(&mut self, name: &str) -> Result<Node, ParseError> {
+    fn name(&mut self, name: &str) -> Result<SqlNode, SqlParseError> {
         let start = self.advance()?.span;
-        if self.next.kind != Token::Open {
+        if self.next.kind != TokenKind::Open {
             let name = self.attribute(name, start)?;
-            return self.leaf(Kind::Attribute(name), start);
+            return self.leaf(SqlNodeKind::Attribute(name), start);
         }
         self.advance()?;
         let (arguments, close) = match self.next.kind {
-            Token::Close => (Vec::new(), self.advance()?.span),
+            TokenKind::Close => (Vec::new(), self.advance()?.span),
             _ => self.list()?,
         };
         let (_, height) = extent(&arguments);
         let call = Call::new(name, arguments).map_err(|problem| start.error(self.text, problem))?;
-        self.node(Kind::Call(call), start.to(close), height)
+        self.node(SqlNodeKind::Call(call), start.to(close), height)
     }
 
-    fn attribute(&self, name: &str, span: Span) -> Result<Box<str>, ParseError> {
+    fn attribute(&self, name: &str, span: Span) -> Result<Box<str>, SqlParseError> {
         let lower = name.to_ascii_lowercase();
         if lower == "data" || lower.contains('_') {
             return Err(span.error(self.text, ParseProblem::AttributeName(excerpt(name))));
@@ -318,7 +321,7 @@ impl<'a> Parser<'a> {
 }
 
 /// Returns the span from the first node to the last, and the maximum height.
-fn extent(nodes: &[Node]) -> (Span, usize) {
+fn extent(nodes: &[SqlNode]) -> (Span, usize) {
     let height = nodes.iter().map(|node| node.height).max().unwrap_or(0);
     match (nodes.first(), nodes.last()) {
         (Some(first), Some(last)) => (first.span.to(last.span), height),
@@ -326,28 +329,28 @@ fn extent(nodes: &[Node]) -> (Span, usize) {
     }
 }
 
-fn logic(token: &Token<'_>) -> Option<Logic> {
+fn logic(token: &TokenKind<'_>) -> Option<Logic> {
     match token {
-        Token::And => Some(Logic::And),
-        Token::Or => Some(Logic::Or),
-        Token::Xor => Some(Logic::Xor),
+        TokenKind::And => Some(Logic::And),
+        TokenKind::Or => Some(Logic::Or),
+        TokenKind::Xor => Some(Logic::Xor),
         _ => None,
     }
 }
 
-fn binary(token: &Token<'_>) -> Option<Binary> {
+fn binary(token: &TokenKind<'_>) -> Option<Binary> {
     Some(match token {
-        Token::Equal => Binary::Equal,
-        Token::NotEqual => Binary::NotEqual,
-        Token::Less => Binary::Compare(Comparison::Less),
-        Token::LessOrEqual => Binary::Compare(Comparison::LessOrEqual),
-        Token::Greater => Binary::Compare(Comparison::Greater),
-        Token::GreaterOrEqual => Binary::Compare(Comparison::GreaterOrEqual),
-        Token::Plus => Binary::Calculate(Arithmetic::Add),
-        Token::Minus => Binary::Calculate(Arithmetic::Subtract),
-        Token::Star => Binary::Calculate(Arithmetic::Multiply),
-        Token::Slash => Binary::Calculate(Arithmetic::Divide),
-        Token::Percent => Binary::Calculate(Arithmetic::Remainder),
+        TokenKind::Equal => Binary::Equal,
+        TokenKind::NotEqual => Binary::NotEqual,
+        TokenKind::Less => Binary::Compare(SqlComparison::Less),
+        TokenKind::LessOrEqual => Binary::Compare(SqlComparison::LessOrEqual),
+        TokenKind::Greater => Binary::Compare(SqlComparison::Greater),
+        TokenKind::GreaterOrEqual => Binary::Compare(SqlComparison::GreaterOrEqual),
+        TokenKind::Plus => Binary::Calculate(SqlArithmetic::Add),
+        TokenKind::Minus => Binary::Calculate(SqlArithmetic::Subtract),
+        TokenKind::Star => Binary::Calculate(SqlArithmetic::Multiply),
+        TokenKind::Slash => Binary::Calculate(SqlArithmetic::Divide),
+        TokenKind::Percent => Binary::Calculate(SqlArithmetic::Remainder),
         _ => return None,
     })
 }

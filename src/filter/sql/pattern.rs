@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::HashMap, iter};
 /// text. A piece between two `%` that contains `_` takes time proportional to the text's length for every 64
 /// characters of the piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Pattern {
+pub(super) struct LikePattern {
     first: Piece,
     middle: Vec<Piece>,
     /// `None` without a `%`, in which case `first` must match the whole text.
@@ -32,7 +32,7 @@ struct Wild {
     only: HashMap<char, Vec<(usize, u64)>>,
 }
 
-impl Pattern {
+impl LikePattern {
     /// Every text is a valid pattern.
     pub(super) fn new(text: &str) -> Self {
         let mut pieces = Vec::new();
@@ -300,7 +300,7 @@ mod tests {
             (r"a\\%", r"a\b", false),
         ] {
             assert_eq!(
-                Pattern::new(pattern).matches(text),
+                LikePattern::new(pattern).matches(text),
                 expected,
                 "{text} LIKE {pattern}"
             );
@@ -335,7 +335,7 @@ mod tests {
                 (format!("%{}%{}%d_%", piece("d"), piece("d")), false),
             ] {
                 assert_eq!(
-                    Pattern::new(&pattern).matches(&text),
+                    LikePattern::new(&pattern).matches(&text),
                     expected,
                     "{length}: {pattern}"
                 );
@@ -348,7 +348,7 @@ mod tests {
         fn agrees_with_the_reference_implementation(pattern in r"[ab%_\\ü]{0,8}", text in r"[ab%_\\ü]{0,10}") {
             let characters = |text: &str| text.chars().collect::<Vec<_>>();
             prop_assert_eq!(
-                Pattern::new(&pattern).matches(&text),
+                LikePattern::new(&pattern).matches(&text),
                 by_definition(&characters(&pattern), &characters(&text))
             );
         }

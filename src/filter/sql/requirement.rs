@@ -2,39 +2,39 @@
 
 use super::{
     Scalar,
-    tree::{Binary, Kind, Logic, Node},
+    tree::{Binary, Logic, SqlNode, SqlNodeKind},
 };
 use crate::filter::Requirement;
 
-impl Node {
+impl SqlNode {
     /// Returns a condition that every event satisfies for which the node is true without an error.
     pub(super) fn requirement(&self) -> Requirement<'_> {
         match &self.kind {
-            Kind::Logic(Logic::And, operands) => Requirement::All(each(operands)),
-            Kind::Logic(Logic::Or, operands) => Requirement::Any(each(operands)),
-            Kind::Binary(Binary::Equal, left, right) => match (&left.kind, &right.kind) {
+            SqlNodeKind::Logic(Logic::And, operands) => Requirement::All(each(operands)),
+            SqlNodeKind::Logic(Logic::Or, operands) => Requirement::Any(each(operands)),
+            SqlNodeKind::Binary(Binary::Equal, left, right) => match (&left.kind, &right.kind) {
                 // Casts the attribute to String. In the other direction, or with a number, several strings can be
                 // equal.
-                (Kind::Attribute(name), Kind::Literal(Scalar::String(text))) => {
+                (SqlNodeKind::Attribute(name), SqlNodeKind::Literal(Scalar::String(text))) => {
                     Requirement::exact(name, &**text)
                 }
                 _ => Requirement::UNKNOWN,
             },
-            Kind::Like {
+            SqlNodeKind::Like {
                 operand,
                 pattern,
                 negated: false,
             } => match (&operand.kind, pattern.only()) {
-                (Kind::Attribute(name), Some(text)) => Requirement::exact(name, text),
-                (Kind::Attribute(name), None) => Requirement::prefix(name, pattern.beginning()),
+                (SqlNodeKind::Attribute(name), Some(text)) => Requirement::exact(name, text),
+                (SqlNodeKind::Attribute(name), None) => Requirement::prefix(name, pattern.beginning()),
                 _ => Requirement::UNKNOWN,
             },
-            Kind::In {
+            SqlNodeKind::In {
                 operand,
                 set,
                 negated: false,
             } => match &operand.kind {
-                Kind::Attribute(name) => one_of(name, set),
+                SqlNodeKind::Attribute(name) => one_of(name, set),
                 _ => Requirement::UNKNOWN,
             },
             _ => Requirement::UNKNOWN,
@@ -43,9 +43,9 @@ impl Node {
 }
 
 /// `IN` casts the elements to the type of the attribute: several strings can equal one number or Boolean.
-fn one_of<'a>(name: &'a str, set: &'a [Node]) -> Requirement<'a> {
-    let one = |element: &'a Node| match &element.kind {
-        Kind::Literal(text @ Scalar::String(value)) if is_only_text(text) => {
+fn one_of<'a>(name: &'a str, set: &'a [SqlNode]) -> Requirement<'a> {
+    let one = |element: &'a SqlNode| match &element.kind {
+        SqlNodeKind::Literal(text @ Scalar::String(value)) if is_only_text(text) => {
             Some(Requirement::exact(name, &**value))
         }
         _ => None,
@@ -61,6 +61,6 @@ fn is_only_text(value: &Scalar) -> bool {
     value.borrowed().boolean().is_err() && value.borrowed().integer().is_err()
 }
 
-fn each(nodes: &[Node]) -> Vec<Requirement<'_>> {
-    nodes.iter().map(Node::requirement).collect()
+fn each(nodes: &[SqlNode]) -> Vec<Requirement<'_>> {
+    nodes.iter().map(SqlNode::requirement).collect()
 }

@@ -44,7 +44,7 @@ fn typed() -> Event {
 
 /// Returns the value as an expression literal, and the specification's name of the error.
 fn outcome(text: &str, event: &Event) -> String {
-    let expression = Expression::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+    let expression = SqlExpression::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
     let Evaluation { value, error } = expression.evaluate(event);
     assert_eq!(
         expression.holds(event),
@@ -652,7 +652,7 @@ fn compile_errors_name_the_column() {
             "column 5: expected an operator or the end, found ' '",
         ),
     ] {
-        let message = Expression::parse(text).unwrap_err().to_string();
+        let message = SqlExpression::parse(text).unwrap_err().to_string();
         assert!(message.starts_with(expected), "{text}: {message}");
     }
 }
@@ -662,7 +662,7 @@ fn knows_every_function() {
     for name in Call::NAMES {
         let problems = (0..=3).filter_map(|count| {
             let text = format!("{name}({})", vec!["1"; count].join(","));
-            Expression::parse(&text).err()
+            SqlExpression::parse(&text).err()
         });
         assert!(problems.count() < 4, "{name}");
     }
@@ -699,7 +699,7 @@ fn errors_name_the_failed_part_and_cause() {
         ),
         ("(1 + 'ü') = 2", "'ü'", "'ü' cannot be cast to Integer"),
     ] {
-        let expression = Expression::parse(text).unwrap();
+        let expression = SqlExpression::parse(text).unwrap();
         let failure = expression.evaluate(&event).error.unwrap();
         assert_eq!(failure.span.of(text), part);
         assert_eq!(failure.to_string(), expected, "{text}");
@@ -709,9 +709,9 @@ fn errors_name_the_failed_part_and_cause() {
 #[test]
 fn length_is_bounded_in_characters() {
     let text = |length: usize| format!("'{}'", "ü".repeat(length - 2));
-    assert!(Expression::parse(&text(MAX_LENGTH)).is_ok());
+    assert!(SqlExpression::parse(&text(MAX_LENGTH)).is_ok());
     assert_eq!(
-        Expression::parse(&text(MAX_LENGTH + 1)).unwrap_err().problem,
+        SqlExpression::parse(&text(MAX_LENGTH + 1)).unwrap_err().problem,
         ParseProblem::TooLong
     );
 }
@@ -740,7 +740,7 @@ fn depth_is_bounded() {
         for count in [MAX_DEPTH + 1, 300] {
             let text = nested(open, inner, close, count);
             assert_eq!(
-                Expression::parse(&text).unwrap_err().problem,
+                SqlExpression::parse(&text).unwrap_err().problem,
                 ParseProblem::TooDeep,
                 "{text}"
             );
@@ -748,7 +748,7 @@ fn depth_is_bounded() {
     }
     let many = vec!["true"; 400];
     for operator in [" AND ", " OR ", " XOR "] {
-        assert!(Expression::parse(&many.join(operator)).is_ok());
+        assert!(SqlExpression::parse(&many.join(operator)).is_ok());
     }
 }
 
@@ -762,7 +762,7 @@ fn common_path_borrows_values() {
         "LOWER(subject)",
         "SUBSTRING(subject, 2)",
     ] {
-        let expression = Expression::parse(text).unwrap();
+        let expression = SqlExpression::parse(text).unwrap();
         let value = expression.evaluate(&event).value;
         assert!(matches!(value, Scalar::String(Cow::Borrowed(_))), "{text}");
     }
@@ -881,7 +881,7 @@ fn expression() -> impl Strategy<Value = String> {
 proptest! {
     #[test]
     fn no_text_panics(text in any::<String>()) {
-        if let Ok(expression) = Expression::parse(&text) {
+        if let Ok(expression) = SqlExpression::parse(&text) {
             drop(expression.evaluate(&typed()));
         }
     }
@@ -889,7 +889,7 @@ proptest! {
     #[test]
     fn no_sequence_of_tokens_panics(tokens in collection::vec(token(), 0..24)) {
         let text = tokens.join(" ");
-        match Expression::parse(&text) {
+        match SqlExpression::parse(&text) {
             Ok(expression) => {
                 let event = typed();
                 prop_assert_eq!(expression.explain(&event).holds(), expression.holds(&event), "{}", text);
@@ -900,7 +900,7 @@ proptest! {
 
     #[test]
     fn no_expression_panics_or_changes_type(text in expression()) {
-        let expression = Expression::parse(&text).map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
+        let expression = SqlExpression::parse(&text).map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
         let event = typed();
         prop_assert_eq!(expression.explain(&event).holds(), expression.holds(&event), "{}", text);
         let Evaluation { value, error } = expression.evaluate(&event);
@@ -921,7 +921,7 @@ proptest! {
         let event = event(&[("n", n), ("ten", 10.into())]);
         for more in [String::new(), format!(" AND ({more})")] {
             let text = format!("{}{more}", terms.join(" AND "));
-            let Ok(expression) = Expression::parse(&text) else { continue };
+            let Ok(expression) = SqlExpression::parse(&text) else { continue };
             if expression.holds(&event) {
                 prop_assert!(expression.requirement().allows(&event), "{}", text);
             }
@@ -961,7 +961,8 @@ fn expensive_expressions_are_stopped() {
         ),
         format!("id IN ({})", vec!["TRIM(subject)"; 200].join(", ")),
     ] {
-        let filter = crate::filter::Filter::compile(&[crate::filter::Expression::Sql(text.clone())]).unwrap();
+        let filter =
+            crate::filter::CompiledFilter::compile(&[crate::filter::Expression::Sql(text.clone())]).unwrap();
         let subject = crate::filter::Subject::new(&long);
         assert!(
             matches!(
@@ -974,7 +975,7 @@ fn expensive_expressions_are_stopped() {
         assert!(subject.steps() <= crate::filter::BUDGET);
     }
     assert!(
-        Expression::parse("LENGTH(subject) = 800000 AND subject LIKE 'a%bab'")
+        SqlExpression::parse("LENGTH(subject) = 800000 AND subject LIKE 'a%bab'")
             .unwrap()
             .holds(&long)
     );

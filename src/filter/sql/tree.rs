@@ -1,11 +1,11 @@
 //! The expression as a tree. Every node knows its position, and its type unless that depends on the event.
 
-use super::{Scalar, Span, Type, pattern::Pattern};
+use super::{Scalar, Span, Type, pattern::LikePattern};
 
 /// A value, an operator with its operands, or a function with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Node {
-    pub(super) kind: Kind,
+pub(super) struct SqlNode {
+    pub(super) kind: SqlNodeKind,
     /// Includes enclosing parentheses.
     pub(super) span: Span,
     /// Number of levels, including its own.
@@ -13,24 +13,24 @@ pub(super) struct Node {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum SqlNodeKind {
     Literal(Scalar<'static>),
     /// Name of an attribute, in lower case.
     Attribute(Box<str>),
     Exists(Box<str>),
-    Not(Box<Node>),
-    Negate(Box<Node>),
+    Not(Box<SqlNode>),
+    Negate(Box<SqlNode>),
     /// Two or more operands, each evaluated only if the earlier ones do not decide.
-    Logic(Logic, Vec<Node>),
-    Binary(Binary, Box<Node>, Box<Node>),
+    Logic(Logic, Vec<SqlNode>),
+    Binary(Binary, Box<SqlNode>, Box<SqlNode>),
     Like {
-        operand: Box<Node>,
-        pattern: Pattern,
+        operand: Box<SqlNode>,
+        pattern: LikePattern,
         negated: bool,
     },
     In {
-        operand: Box<Node>,
-        set: Vec<Node>,
+        operand: Box<SqlNode>,
+        set: Vec<SqlNode>,
         negated: bool,
     },
     Call(Call),
@@ -47,13 +47,13 @@ pub(super) enum Logic {
 pub(super) enum Binary {
     Equal,
     NotEqual,
-    Compare(Comparison),
-    Calculate(Arithmetic),
+    Compare(SqlComparison),
+    Calculate(SqlArithmetic),
 }
 
 /// Of integers only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Comparison {
+pub(super) enum SqlComparison {
     Less,
     LessOrEqual,
     Greater,
@@ -61,7 +61,7 @@ pub(super) enum Comparison {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arithmetic {
+pub(super) enum SqlArithmetic {
     Add,
     Subtract,
     Multiply,
@@ -72,32 +72,32 @@ pub(super) enum Arithmetic {
 /// A function call with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Call {
-    Abs(Box<Node>),
-    Bool(Box<Node>),
-    Concat(Vec<Node>),
+    Abs(Box<SqlNode>),
+    Bool(Box<SqlNode>),
+    Concat(Vec<SqlNode>),
     ConcatWs {
-        delimiter: Box<Node>,
-        texts: Vec<Node>,
+        delimiter: Box<SqlNode>,
+        texts: Vec<SqlNode>,
     },
-    Int(Box<Node>),
+    Int(Box<SqlNode>),
     Left {
-        text: Box<Node>,
-        count: Box<Node>,
+        text: Box<SqlNode>,
+        count: Box<SqlNode>,
     },
-    Length(Box<Node>),
-    Lower(Box<Node>),
+    Length(Box<SqlNode>),
+    Lower(Box<SqlNode>),
     Right {
-        text: Box<Node>,
-        count: Box<Node>,
+        text: Box<SqlNode>,
+        count: Box<SqlNode>,
     },
-    String(Box<Node>),
+    String(Box<SqlNode>),
     Substring {
-        text: Box<Node>,
-        position: Box<Node>,
-        length: Option<Box<Node>>,
+        text: Box<SqlNode>,
+        position: Box<SqlNode>,
+        length: Option<Box<SqlNode>>,
     },
-    Trim(Box<Node>),
-    Upper(Box<Node>),
+    Trim(Box<SqlNode>),
+    Upper(Box<SqlNode>),
 }
 
 impl Logic {
@@ -115,8 +115,8 @@ impl Binary {
     pub(super) fn level(self) -> u8 {
         match self {
             Self::Equal | Self::NotEqual | Self::Compare(_) => 0,
-            Self::Calculate(Arithmetic::Add | Arithmetic::Subtract) => 1,
-            Self::Calculate(Arithmetic::Multiply | Arithmetic::Divide | Arithmetic::Remainder) => 2,
+            Self::Calculate(SqlArithmetic::Add | SqlArithmetic::Subtract) => 1,
+            Self::Calculate(SqlArithmetic::Multiply | SqlArithmetic::Divide | SqlArithmetic::Remainder) => 2,
         }
     }
 }
@@ -157,18 +157,22 @@ impl Call {
     }
 }
 
-impl Node {
+impl SqlNode {
     /// Returns the type of the value; `None` if it depends on an attribute.
     pub(super) fn r#type(&self) -> Option<Type> {
         match &self.kind {
-            Kind::Literal(value) => Some(value.r#type()),
-            Kind::Attribute(_) => None,
-            Kind::Exists(_) | Kind::Not(_) | Kind::Logic(..) | Kind::Like { .. } | Kind::In { .. } => {
+            SqlNodeKind::Literal(value) => Some(value.r#type()),
+            SqlNodeKind::Attribute(_) => None,
+            SqlNodeKind::Exists(_)
+            | SqlNodeKind::Not(_)
+            | SqlNodeKind::Logic(..)
+            | SqlNodeKind::Like { .. }
+            | SqlNodeKind::In { .. } => Some(Type::Boolean),
+            SqlNodeKind::Binary(Binary::Equal | Binary::NotEqual | Binary::Compare(_), ..) => {
                 Some(Type::Boolean)
             }
-            Kind::Binary(Binary::Equal | Binary::NotEqual | Binary::Compare(_), ..) => Some(Type::Boolean),
-            Kind::Binary(Binary::Calculate(_), ..) | Kind::Negate(_) => Some(Type::Integer),
-            Kind::Call(call) => Some(call.r#type()),
+            SqlNodeKind::Binary(Binary::Calculate(_), ..) | SqlNodeKind::Negate(_) => Some(Type::Integer),
+            SqlNodeKind::Call(call) => Some(call.r#type()),
         }
     }
 
@@ -176,15 +180,19 @@ impl Node {
     pub(super) fn for_each<'a>(&'a self, see: &mut impl FnMut(&'a Self)) {
         see(self);
         match &self.kind {
-            Kind::Literal(_) | Kind::Attribute(_) | Kind::Exists(_) => {}
-            Kind::Not(operand) | Kind::Negate(operand) | Kind::Like { operand, .. } => operand.for_each(see),
-            Kind::Logic(_, operands) => operands.iter().for_each(|operand| operand.for_each(see)),
-            Kind::Binary(_, left, right) => [left, right].into_iter().for_each(|node| node.for_each(see)),
-            Kind::In { operand, set, .. } => {
+            SqlNodeKind::Literal(_) | SqlNodeKind::Attribute(_) | SqlNodeKind::Exists(_) => {}
+            SqlNodeKind::Not(operand) | SqlNodeKind::Negate(operand) | SqlNodeKind::Like { operand, .. } => {
+                operand.for_each(see)
+            }
+            SqlNodeKind::Logic(_, operands) => operands.iter().for_each(|operand| operand.for_each(see)),
+            SqlNodeKind::Binary(_, left, right) => {
+                [left, right].into_iter().for_each(|node| node.for_each(see))
+            }
+            SqlNodeKind::In { operand, set, .. } => {
                 operand.for_each(see);
                 set.iter().for_each(|element| element.for_each(see));
             }
-            Kind::Call(call) => match call {
+            SqlNodeKind::Call(call) => match call {
                 Call::Abs(x)
                 | Call::Bool(x)
                 | Call::Int(x)

@@ -6,27 +6,28 @@ use fjall::Keyspace;
 use tokio::sync::watch;
 
 use super::{layout::Registered, lock::lock, reads::Turns, store::StoredBroker};
-use crate::log::{Bounds, Offset};
+use crate::log::{LogBounds, Offset};
 
-pub(super) struct Broker {
+/// A log, as long as somebody uses it.
+pub(super) struct OpenLog {
     pub(super) name: Arc<str>,
     /// Set with the first record; a broker that is only watched has no place in the store.
-    stored: OnceLock<Stored>,
-    state: Mutex<State>,
+    stored: OnceLock<BrokerKeyspace>,
+    state: Mutex<LogState>,
     end: watch::Sender<Offset>,
     /// Turns of its reads from the storage.
     pub(super) turns: Turns,
 }
 
 #[derive(Clone)]
-pub(super) struct Stored {
+pub(super) struct BrokerKeyspace {
     pub(super) id: u32,
     pub(super) events: Keyspace,
 }
 
 /// Durable state of a broker's log. Byte counts are of all payloads before an offset, including trimmed ones.
 #[derive(Clone, Copy)]
-pub(super) struct State {
+pub(super) struct LogState {
     pub(super) first: u64,
     pub(super) bytes_before_first: u64,
     pub(super) next: u64,
@@ -34,9 +35,9 @@ pub(super) struct State {
     pub(super) last_accepted_millis: i64,
 }
 
-impl Broker {
+impl OpenLog {
     pub(super) fn new(name: &str, turns: Turns) -> Self {
-        let state = State {
+        let state = LogState {
             first: 0,
             bytes_before_first: 0,
             next: 0,
@@ -52,20 +53,20 @@ impl Broker {
         }
     }
 
-    pub(super) fn stored(&self) -> Option<&Stored> {
+    pub(super) fn stored(&self) -> Option<&BrokerKeyspace> {
         self.stored.get()
     }
 
-    pub(super) fn set_stored(&self, stored: Stored) -> &Stored {
+    pub(super) fn set_stored(&self, stored: BrokerKeyspace) -> &BrokerKeyspace {
         self.stored.get_or_init(|| stored)
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> LogState {
         *lock(&self.state)
     }
 
     /// Publishes what has become durable, and notifies those who watch the end.
-    pub(super) fn publish(&self, state: State) {
+    pub(super) fn publish(&self, state: LogState) {
         *lock(&self.state) = state;
         self.end.send_if_modified(|end| {
             let grown = end.0 < state.next;
@@ -82,7 +83,7 @@ impl Broker {
         self.end.receiver_count() > 0
     }
 
-    pub(super) fn bounds(&self) -> Bounds {
+    pub(super) fn bounds(&self) -> LogBounds {
         self.state().bounds()
     }
 
@@ -103,8 +104,8 @@ impl Broker {
             last_accepted_millis: _,
         } = registered;
         let broker = Self::new(&name, turns);
-        broker.set_stored(Stored { id, events });
-        broker.publish(State {
+        broker.set_stored(BrokerKeyspace { id, events });
+        broker.publish(LogState {
             first,
             bytes_before_first,
             next,
@@ -115,9 +116,9 @@ impl Broker {
     }
 }
 
-impl State {
-    pub(super) fn bounds(self) -> Bounds {
-        Bounds {
+impl LogState {
+    pub(super) fn bounds(self) -> LogBounds {
+        LogBounds {
             first: Offset(self.first),
             next: Offset(self.next),
         }

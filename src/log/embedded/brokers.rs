@@ -8,16 +8,16 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-use super::{broker::Broker, reads::Turns, store::StoredBroker};
+use super::{broker::OpenLog, reads::Turns, store::StoredBroker};
 
 /// Minimum number of new brokers before looking for ones to forget; more if the last look left more.
 const LOOK_AFTER: usize = 64;
 
-pub(super) struct Brokers(RwLock<State>);
+pub(super) struct Brokers(RwLock<BrokersState>);
 
 #[derive(Default)]
-struct State {
-    by_name: HashMap<Arc<str>, Arc<Broker>>,
+struct BrokersState {
+    by_name: HashMap<Arc<str>, Arc<OpenLog>>,
     /// State shared by the brokers of a namespace while there are any.
     namespaces: HashMap<Box<str>, Weak<Semaphore>>,
     /// New brokers since the last look, and how many it left.
@@ -27,21 +27,21 @@ struct State {
 
 impl Brokers {
     pub(super) fn new(found: Vec<StoredBroker>) -> Self {
-        let mut state = State::default();
+        let mut state = BrokersState::default();
         for found in found {
             let turns = state.turns(&found.name);
-            let broker = Arc::new(Broker::found(found, turns));
+            let broker = Arc::new(OpenLog::found(found, turns));
             state.by_name.insert(broker.name.clone(), broker);
         }
         Self(RwLock::new(state))
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<Arc<Broker>> {
+    pub(super) fn get(&self, name: &str) -> Option<Arc<OpenLog>> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         state.by_name.get(name).cloned()
     }
 
-    pub(super) fn get_or_new(&self, name: &str) -> Arc<Broker> {
+    pub(super) fn get_or_new(&self, name: &str) -> Arc<OpenLog> {
         if let Some(broker) = self.get(name) {
             return broker;
         }
@@ -53,12 +53,12 @@ impl Brokers {
             state.forget_unused();
         }
         state.new += 1;
-        let broker = Arc::new(Broker::new(name, state.turns(name)));
+        let broker = Arc::new(OpenLog::new(name, state.turns(name)));
         state.by_name.insert(broker.name.clone(), broker.clone());
         broker
     }
 
-    pub(super) fn all(&self) -> Vec<Arc<Broker>> {
+    pub(super) fn all(&self) -> Vec<Arc<OpenLog>> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         state.by_name.values().cloned().collect()
     }
@@ -69,7 +69,7 @@ impl Brokers {
     }
 }
 
-impl State {
+impl BrokersState {
     fn turns(&mut self, broker: &str) -> Turns {
         let namespace = broker.split_once('/').map_or(broker, |(namespace, _)| namespace);
         if let Some(shared) = self.namespaces.get(namespace).and_then(Weak::upgrade) {

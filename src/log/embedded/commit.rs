@@ -6,13 +6,13 @@ use fjall::{Keyspace, OwnedWriteBatch};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    broker::{Broker, State, Stored},
+    broker::{BrokerKeyspace, LogState, OpenLog},
     fail_points::Contents,
     layout::{self, Registered},
-    request::Reply,
+    request::ReplySender,
     store::Store,
 };
-use crate::log::{Offset, Record};
+use crate::log::{LogRecord, Offset};
 
 /// A commit under construction.
 pub(super) struct Commit {
@@ -22,24 +22,24 @@ pub(super) struct Commit {
     pub(super) fsync: bool,
     pub(super) contents: Contents,
     pub(super) answers: Vec<Acknowledgement>,
-    pub(super) trimmed: Vec<Arc<Broker>>,
+    pub(super) trimmed: Vec<Arc<OpenLog>>,
     /// Free space when the commit began; measured on first use.
     pub(super) free: Option<u64>,
 }
 
 /// A broker as it will be after the commit.
 pub(super) struct Staged {
-    pub(super) broker: Arc<Broker>,
-    pub(super) stored: Stored,
-    pub(super) state: State,
-    pub(super) records: Vec<Record>,
+    pub(super) broker: Arc<OpenLog>,
+    pub(super) stored: BrokerKeyspace,
+    pub(super) state: LogState,
+    pub(super) records: Vec<LogRecord>,
     pub(super) register: bool,
 }
 
 pub(super) enum Acknowledgement {
-    Offset(Reply<Offset>, Offset, OwnedSemaphorePermit),
-    Done(Reply<()>),
-    Saved(Vec<Reply<()>>),
+    Offset(ReplySender<Offset>, Offset, OwnedSemaphorePermit),
+    Done(ReplySender<()>),
+    Saved(Vec<ReplySender<()>>),
 }
 
 impl Commit {
@@ -59,7 +59,7 @@ impl Commit {
     /// Adds the entries of brokers that need a new one.
     pub(super) fn register(&mut self, meta: &Keyspace) {
         for staged in self.brokers.values().filter(|staged| staged.register) {
-            let State {
+            let LogState {
                 first,
                 bytes_before_first,
                 last_accepted_millis,
@@ -80,8 +80,8 @@ impl Commit {
 /// Returns the broker as it will be after a commit with these staged brokers.
 pub(super) fn stage<'a>(
     brokers: &'a mut HashMap<Arc<str>, Staged>,
-    broker: &Arc<Broker>,
-    stored: &Stored,
+    broker: &Arc<OpenLog>,
+    stored: &BrokerKeyspace,
 ) -> &'a mut Staged {
     brokers.entry(broker.name.clone()).or_insert_with(|| Staged {
         broker: broker.clone(),

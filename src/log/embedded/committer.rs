@@ -22,11 +22,11 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::{
     acknowledged::Acknowledged,
-    broker::{Broker, Stored},
+    broker::{BrokerKeyspace, OpenLog},
     commit::{self, Acknowledgement, Commit},
     fail_points::{self, Contents},
-    keeper::Keeper,
-    layout::{self, Header},
+    keeper::CleanupQueue,
+    layout::{self, RecordHeader},
     lock::lock,
     memory::Memory,
     request::{Purpose, Request},
@@ -34,7 +34,7 @@ use super::{
     shared::Shared,
     store,
 };
-use crate::log::{LogError, Offset, Record};
+use crate::log::{LogError, LogRecord, Offset};
 
 /// Maximum bytes of one commit, unless a single request is larger.
 const COMMIT_BYTES: usize = 2 * 1024 * 1024;
@@ -61,7 +61,7 @@ const FLUSH_POLLS: u32 = 60_000;
 pub(super) struct Committer {
     shared: Arc<Shared>,
     acknowledged: Acknowledged,
-    keeper: Keeper,
+    keeper: CleanupQueue,
     memory: Memory,
     /// Number of all records ever appended, and retained payload bytes, over all brokers.
     records: u64,
@@ -75,7 +75,12 @@ pub(super) struct Committer {
 struct Fatal(String);
 
 impl Committer {
-    pub(super) fn new(shared: Arc<Shared>, acknowledged: Acknowledged, keeper: Keeper, next_id: u32) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        acknowledged: Acknowledged,
+        keeper: CleanupQueue,
+        next_id: u32,
+    ) -> Self {
         let brokers = shared.brokers.all();
         let records = brokers.iter().map(|broker| broker.state().next).sum();
         let bytes = brokers.iter().map(|broker| broker.state().bytes()).sum();
@@ -246,7 +251,7 @@ impl Committer {
         &mut self,
         commit: &mut Commit,
         purpose: Purpose,
-        broker: &Broker,
+        broker: &OpenLog,
         payloads: &[Bytes],
         cost: u64,
     ) -> Result<(), LogError> {
@@ -312,7 +317,7 @@ impl Committer {
     fn stage_append(
         &mut self,
         commit: &mut Commit,
-        broker: &Arc<Broker>,
+        broker: &Arc<OpenLog>,
         payloads: Vec<Bytes>,
         accepted_millis: i64,
     ) -> Result<Offset, Fatal> {
@@ -329,7 +334,7 @@ impl Committer {
         let accepted_millis = accepted_millis.max(staged.state.last_accepted_millis);
         for payload in payloads {
             let state = &mut staged.state;
-            let header = Header {
+            let header = RecordHeader {
                 accepted_millis,
                 bytes_before: state.bytes_before_next,
             };
@@ -344,7 +349,7 @@ impl Committer {
             state.last_accepted_millis = accepted_millis;
             self.records += 1;
             self.bytes += payload.len() as u64;
-            staged.records.push(Record {
+            staged.records.push(LogRecord {
                 offset,
                 accepted: layout::timestamp(accepted_millis),
                 payload,
@@ -355,7 +360,7 @@ impl Committer {
 
     /// Creates a broker's keyspace. Its entry in `meta` is part of the commit with its first record; if the
     /// process dies before that, the empty keyspace is found under the same number next time.
-    fn create<'a>(&mut self, broker: &'a Broker) -> Result<&'a Stored, Fatal> {
+    fn create<'a>(&mut self, broker: &'a OpenLog) -> Result<&'a BrokerKeyspace, Fatal> {
         let fatal = |e| Fatal(format!("cannot make room for broker {}: {e}", broker.name));
         loop {
             let id = self.next_id;
@@ -363,7 +368,7 @@ impl Committer {
             let events = self.shared.store.create_events(id).map_err(fatal)?;
             // Never another broker's keyspace: an entry in `meta` may have been lost with a damaged journal.
             if events.is_empty().map_err(fatal)? {
-                return Ok(broker.set_stored(Stored { id, events }));
+                return Ok(broker.set_stored(BrokerKeyspace { id, events }));
             }
         }
     }
@@ -371,7 +376,7 @@ impl Committer {
     fn stage_trim(
         &mut self,
         commit: &mut Commit,
-        broker: &Arc<Broker>,
+        broker: &Arc<OpenLog>,
         Offset(before): Offset,
         bytes_before: u64,
     ) -> Result<(), LogError> {
@@ -454,7 +459,7 @@ impl Committer {
         let written = written.map_err(|e| Fatal(format!("writing tables failed: {e}")))?;
         if !written.is_empty() {
             let has_more =
-                |broker: &&Arc<Broker>| broker.stored().is_some_and(|s| written.contains(&s.events));
+                |broker: &&Arc<OpenLog>| broker.stored().is_some_and(|s| written.contains(&s.events));
             for broker in brokers.iter().filter(has_more) {
                 self.keeper.tidy(broker);
             }
@@ -492,7 +497,7 @@ impl Committer {
     }
 
     /// Reclaims trimmed space at once, because it is needed.
-    fn reclaim(&self, broker: &Broker) {
+    fn reclaim(&self, broker: &OpenLog) {
         let Some(stored) = broker.stored() else { return };
         if let Err(e) = store::reclaim(&stored.events, broker.state().first) {
             tracing::warn!(broker = %broker.name, "cannot give back the space of trimmed records: {e}");

@@ -42,14 +42,14 @@ const END_LENGTH: usize = 1 + 8 + TRAILER.len();
 const TRAILER: &[u8] = b"FJL\x03";
 
 /// A commit in a journal.
-struct Commit {
+struct JournalCommit {
     bytes: Range<usize>,
     /// Whether the checksum matches its items.
     whole: bool,
 }
 
 /// One change in an intact commit of a journal.
-pub(super) struct Item {
+pub(super) struct JournalItem {
     pub(super) keyspace: u64,
     pub(super) sequence: u64,
     pub(super) key: Range<usize>,
@@ -58,20 +58,20 @@ pub(super) struct Item {
 }
 
 /// The readable parts of a journal that may be damaged anywhere.
-pub(super) struct Read {
+pub(super) struct JournalContents {
     /// In the order in which they were written.
-    pub(super) items: Vec<Item>,
+    pub(super) items: Vec<JournalItem>,
     /// Ranges of bytes that are not intact commits.
     pub(super) damaged: Vec<Range<usize>>,
 }
 
 /// Reads every intact commit, also beyond damaged parts.
-pub(super) fn read(journal: &[u8]) -> Read {
+pub(super) fn read(journal: &[u8]) -> JournalContents {
     let end = journal
         .iter()
         .rposition(|byte| *byte != 0)
         .map_or(0, |last| last + 1);
-    let mut read = Read {
+    let mut read = JournalContents {
         items: Vec::new(),
         damaged: Vec::new(),
     };
@@ -94,7 +94,7 @@ pub(super) fn read(journal: &[u8]) -> Read {
 }
 
 /// Returns the items and the end of the commit that begins here, if it is intact.
-fn whole_items(journal: &[u8], start: usize) -> Option<(Vec<Item>, usize)> {
+fn whole_items(journal: &[u8], start: usize) -> Option<(Vec<JournalItem>, usize)> {
     let commit = commit_at(journal, start).filter(|commit| commit.whole)?;
     let count = u32::from_le_bytes(*journal.get(start + 1..)?.first_chunk()?);
     let sequence = u64::from_le_bytes(*journal.get(start + 5..)?.first_chunk()?);
@@ -114,7 +114,7 @@ fn whole_items(journal: &[u8], start: usize) -> Option<(Vec<Item>, usize)> {
             return None;
         }
         at = value.end;
-        items.push(Item {
+        items.push(JournalItem {
             keyspace: u64::from_le_bytes(*head[3..].first_chunk()?),
             sequence,
             key,
@@ -176,7 +176,7 @@ fn has_hole(journal: &[u8], within: &Range<usize>) -> bool {
 }
 
 /// Commits up to the first invalid entry.
-fn commits(journal: &[u8]) -> impl Iterator<Item = Commit> {
+fn commits(journal: &[u8]) -> impl Iterator<Item = JournalCommit> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let commit = commit_at(journal, at)?;
@@ -185,7 +185,7 @@ fn commits(journal: &[u8]) -> impl Iterator<Item = Commit> {
     })
 }
 
-fn commit_at(journal: &[u8], start: usize) -> Option<Commit> {
+fn commit_at(journal: &[u8], start: usize) -> Option<JournalCommit> {
     if *journal.get(start)? != START {
         return None;
     }
@@ -209,7 +209,7 @@ fn commit_at(journal: &[u8], start: usize) -> Option<Commit> {
         return None;
     }
     let checksum = u64::from_le_bytes(*end[1..].first_chunk()?);
-    Some(Commit {
+    Some(JournalCommit {
         bytes: start..at + END_LENGTH,
         whole: xxh3_64(journal.get(items..at)?) == checksum,
     })

@@ -3,17 +3,17 @@
 
 use std::sync::{Arc, mpsc};
 
-use super::{broker::Broker, shared::Shared, store};
+use super::{broker::OpenLog, shared::Shared, store};
 
 /// Maximum brokers waiting for cleanup. More are not remembered: each trim asks again.
 const QUEUE: usize = 256;
 
 /// Requests cleanup from the thread.
-pub(super) struct Keeper(mpsc::SyncSender<Arc<Broker>>);
+pub(super) struct CleanupQueue(mpsc::SyncSender<Arc<OpenLog>>);
 
-/// Returns the handle and the thread's body, which runs until every [`Keeper`] is dropped.
-pub(super) fn keeper(shared: Arc<Shared>) -> (Keeper, impl FnOnce() + Send + 'static) {
-    let (sender, brokers) = mpsc::sync_channel::<Arc<Broker>>(QUEUE);
+/// Returns the handle and the thread's body, which runs until every [`CleanupQueue`] is dropped.
+pub(super) fn keeper(shared: Arc<Shared>) -> (CleanupQueue, impl FnOnce() + Send + 'static) {
+    let (sender, brokers) = mpsc::sync_channel::<Arc<OpenLog>>(QUEUE);
     let run = move || {
         for broker in brokers {
             let Some(stored) = broker.stored() else { continue };
@@ -27,11 +27,11 @@ pub(super) fn keeper(shared: Arc<Shared>) -> (Keeper, impl FnOnce() + Send + 'st
             }
         }
     };
-    (Keeper(sender), run)
+    (CleanupQueue(sender), run)
 }
 
-impl Keeper {
-    pub(super) fn tidy(&self, broker: &Arc<Broker>) {
+impl CleanupQueue {
+    pub(super) fn tidy(&self, broker: &Arc<OpenLog>) {
         let _ = self.0.try_send(broker.clone());
     }
 }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::log::{Offset, Record};
+use crate::log::{LogRecord, Offset};
 
 /// Version of this layout; a store with another one is not opened.
 pub(super) const FORMAT: u32 = 1;
@@ -34,7 +34,7 @@ const CHECKSUM: usize = 8;
 
 /// The part of a record before the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Header {
+pub(super) struct RecordHeader {
     pub(super) accepted_millis: i64,
     pub(super) bytes_before: u64,
 }
@@ -57,7 +57,7 @@ pub(super) fn broker_key(broker: &str) -> Vec<u8> {
     [BROKER_PREFIX.as_bytes(), broker.as_bytes()].concat()
 }
 
-pub(super) fn record_value(offset: u64, header: Header, payload: &[u8]) -> Vec<u8> {
+pub(super) fn record_value(offset: u64, header: RecordHeader, payload: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(HEADER + CHECKSUM + payload.len());
     value.push(RECORD_VERSION);
     value.extend(header.accepted_millis.to_be_bytes());
@@ -76,7 +76,7 @@ fn checksum(offset: u64, header: &[u8], payload: &[u8]) -> u64 {
 }
 
 /// Parses the header and the payload of the record at an offset; the error says what is invalid.
-pub(super) fn parse_value(offset: u64, value: &[u8]) -> Result<(Header, &[u8]), String> {
+pub(super) fn parse_value(offset: u64, value: &[u8]) -> Result<(RecordHeader, &[u8]), String> {
     let (version, rest) = value.split_first().ok_or("the value is empty")?;
     if !matches!(*version, WITHOUT_CHECKSUM | RECORD_VERSION) {
         return Err(format!(
@@ -85,7 +85,7 @@ pub(super) fn parse_value(offset: u64, value: &[u8]) -> Result<(Header, &[u8]), 
     }
     let (accepted, rest) = rest.split_first_chunk::<8>().ok_or("the value is too short")?;
     let (before, payload) = rest.split_first_chunk::<8>().ok_or("the value is too short")?;
-    let header = Header {
+    let header = RecordHeader {
         accepted_millis: i64::from_be_bytes(*accepted),
         bytes_before: u64::from_be_bytes(*before),
     };
@@ -101,9 +101,9 @@ pub(super) fn parse_value(offset: u64, value: &[u8]) -> Result<(Header, &[u8]), 
     Ok((header, payload))
 }
 
-pub(super) fn parse_record(offset: u64, value: &[u8]) -> Result<Record, String> {
+pub(super) fn parse_record(offset: u64, value: &[u8]) -> Result<LogRecord, String> {
     let (header, payload) = parse_value(offset, value)?;
-    Ok(Record {
+    Ok(LogRecord {
         offset: Offset(offset),
         accepted: timestamp(header.accepted_millis),
         payload: Bytes::copy_from_slice(payload),
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn values_are_read_back() {
-        let header = Header {
+        let header = RecordHeader {
             accepted_millis: -5,
             bytes_before: 77,
         };
@@ -192,7 +192,7 @@ mod tests {
         ] {
             assert!(parse_value(0, wrong).is_err(), "{wrong:?}");
         }
-        let header = Header {
+        let header = RecordHeader {
             accepted_millis: 1,
             bytes_before: 2,
         };

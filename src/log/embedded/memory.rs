@@ -12,7 +12,7 @@ use std::sync::Arc;
 use fjall::{AbstractTree, Keyspace};
 
 use super::{
-    broker::Broker,
+    broker::OpenLog,
     store::{MIB, Store},
 };
 
@@ -43,7 +43,7 @@ impl Memory {
         &mut self,
         store: &Store,
         touched: impl Iterator<Item = &'a Keyspace>,
-        brokers: &[Arc<Broker>],
+        brokers: &[Arc<OpenLog>],
     ) -> fjall::Result<Vec<Keyspace>> {
         let mut written = Vec::new();
         let limited = touched.map(|events| (events, BROKER_MEMTABLE));

@@ -86,7 +86,7 @@ use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use self::{
-    broker::Broker,
+    broker::OpenLog,
     brokers::Brokers,
     committer::Committer,
     open::{Open, PERMIT_BYTES},
@@ -98,8 +98,8 @@ use self::{
     tail::Tail,
 };
 use super::{
-    Append, Bounds, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogError, LogName,
-    LogProvider, Offset, ReadLimit, Record,
+    Append, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogBounds, LogError, LogName,
+    LogProvider, LogRecord, Offset, ReadLimit,
 };
 
 /// Capacity of the committer's queue, in requests.
@@ -278,7 +278,7 @@ impl Capacity for EmbeddedLog {
 /// One log of the directory.
 struct OneLog {
     open: Arc<Open>,
-    broker: Arc<Broker>,
+    broker: Arc<OpenLog>,
     name: LogName,
 }
 
@@ -292,15 +292,15 @@ impl Log for OneLog {
         Box::pin(self.open.append_for(Purpose::NewEvents, broker, append))
     }
 
-    fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, LogError>> {
+    fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<LogRecord>, LogError>> {
         Box::pin(self.open.read_records(&self.broker, from, limit))
     }
 
-    fn bounds(&self) -> BoxFuture<'_, Result<Bounds, LogError>> {
+    fn bounds(&self) -> BoxFuture<'_, Result<LogBounds, LogError>> {
         Box::pin(async { Ok(self.broker.bounds()) })
     }
 
-    fn cached_bounds(&self) -> Bounds {
+    fn cached_bounds(&self) -> LogBounds {
         self.broker.bounds()
     }
 

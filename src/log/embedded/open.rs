@@ -12,15 +12,15 @@ use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
-    broker::Broker,
+    broker::OpenLog,
     layout,
     lock::lock,
-    reads::{Origin, Readers},
+    reads::{ReadRange, Readers},
     request::{Purpose, Request},
     shared::Shared,
     store::{self, ReadError, Store},
 };
-use crate::log::{Append, Bounds, CheckpointChange, LogError, Offset, ReadLimit, Record};
+use crate::log::{Append, CheckpointChange, LogBounds, LogError, LogRecord, Offset, ReadLimit};
 
 /// Unit in which the queue's bytes are counted.
 pub(super) const PERMIT_BYTES: usize = 1024;
@@ -79,7 +79,7 @@ impl Open {
     pub(super) async fn append_for(
         &self,
         purpose: Purpose,
-        broker: Arc<Broker>,
+        broker: Arc<OpenLog>,
         Append { payloads, accepted }: Append,
     ) -> Result<Offset, LogError> {
         if payloads.is_empty() {
@@ -120,12 +120,12 @@ impl Open {
     /// Reads a broker's records between these offsets from the storage.
     async fn read_storage<T: Send + 'static>(
         &self,
-        broker: &Broker,
+        broker: &OpenLog,
         keyspace: &Keyspace,
         (from, to): (Offset, Offset),
         read: impl FnOnce(&Store) -> Result<T, ReadError> + Clone + Send + 'static,
     ) -> Result<T, ReadError> {
-        let origin = Origin {
+        let origin = ReadRange {
             keyspace: keyspace.clone(),
             offsets: Some((from.0, to.0)),
         };
@@ -139,13 +139,13 @@ impl Open {
 
     pub(super) async fn read_records(
         &self,
-        broker: &Broker,
+        broker: &OpenLog,
         from: Offset,
         limit: ReadLimit,
-    ) -> Result<Vec<Record>, LogError> {
+    ) -> Result<Vec<LogRecord>, LogError> {
         let name = &*broker.name;
         loop {
-            let Bounds { first, next } = broker.bounds();
+            let LogBounds { first, next } = broker.bounds();
             let from = from.max(first);
             let Some(stored) = broker.stored().filter(|_| from < next) else {
                 return Ok(Vec::new());
@@ -167,7 +167,7 @@ impl Open {
         }
     }
 
-    pub(super) async fn find_time(&self, broker: &Arc<Broker>, time: Timestamp) -> Result<Offset, LogError> {
+    pub(super) async fn find_time(&self, broker: &Arc<OpenLog>, time: Timestamp) -> Result<Offset, LogError> {
         let Some(stored) = broker.stored() else {
             return Ok(Offset(0));
         };
@@ -193,7 +193,7 @@ impl Open {
         Ok(found.max(broker.bounds().first))
     }
 
-    pub(super) async fn trim_records(&self, broker: &Arc<Broker>, before: Offset) -> Result<(), LogError> {
+    pub(super) async fn trim_records(&self, broker: &Arc<OpenLog>, before: Offset) -> Result<(), LogError> {
         let Some(stored) = broker.stored() else {
             return Ok(());
         };
@@ -230,7 +230,7 @@ impl Open {
         &self,
         read: impl FnOnce(&Store) -> Result<T, ReadError> + Clone + Send + 'static,
     ) -> Result<T, LogError> {
-        let origin = Origin {
+        let origin = ReadRange {
             keyspace: self.shared.store.cursors.clone(),
             offsets: None,
         };

@@ -35,15 +35,15 @@ pub(super) struct Entry<'a> {
 }
 
 /// Content of a file, and what was wrong with reading it.
-pub(super) struct Content {
+pub(super) struct FileContent {
     pub(super) bytes: Vec<u8>,
     pub(super) error: Option<io::Error>,
 }
 
 /// Reads a file. What the disk cannot read becomes zeros.
-pub(super) fn read(path: &Path) -> io::Result<Content> {
+pub(super) fn read(path: &Path) -> io::Result<FileContent> {
     let error = match fs::read(path) {
-        Ok(bytes) => return Ok(Content { bytes, error: None }),
+        Ok(bytes) => return Ok(FileContent { bytes, error: None }),
         Err(error) => error,
     };
     let file = File::open(path)?;
@@ -54,7 +54,7 @@ pub(super) fn read(path: &Path) -> io::Result<Content> {
             page.fill(0);
         }
     }
-    Ok(Content {
+    Ok(FileContent {
         bytes,
         error: Some(error),
     })
@@ -96,7 +96,7 @@ pub(super) fn tables(keyspace: &Path) -> io::Result<Tables> {
 }
 
 /// Describes the damage of a table's file, if any.
-pub(super) fn damage(path: &Path, content: &Content, checksum: Option<u128>) -> Option<String> {
+pub(super) fn damage(path: &Path, content: &FileContent, checksum: Option<u128>) -> Option<String> {
     let path = path.display();
     if let Some(error) = &content.error {
         return Some(format!("{path} cannot be read: {error}"));
@@ -186,15 +186,15 @@ fn each(block: &DataBlock, mut found: impl FnMut(&Entry<'_>) -> bool) -> bool {
 pub(super) struct Journal {
     pub(super) path: PathBuf,
     pub(super) bytes: Vec<u8>,
-    pub(super) items: Vec<journal::Item>,
+    pub(super) items: Vec<journal::JournalItem>,
     pub(super) damaged: Vec<Range<usize>>,
     pub(super) error: Option<io::Error>,
 }
 
 /// Reads a journal.
 pub(super) fn journal(path: PathBuf) -> io::Result<Journal> {
-    let Content { bytes, error } = read(&path)?;
-    let journal::Read { items, damaged } = journal::read(&bytes);
+    let FileContent { bytes, error } = read(&path)?;
+    let journal::JournalContents { items, damaged } = journal::read(&bytes);
     Ok(Journal {
         path,
         bytes,

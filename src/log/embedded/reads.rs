@@ -92,7 +92,7 @@ impl Turns {
 
 /// Location of the bytes that a read needs.
 #[derive(Clone)]
-pub(super) struct Origin {
+pub(super) struct ReadRange {
     pub(super) keyspace: Keyspace,
     /// Range of offsets to read; `None` for the whole keyspace.
     pub(super) offsets: Option<(u64, u64)>,
@@ -131,7 +131,7 @@ impl Readers {
     pub(super) async fn read<T: Send + 'static>(
         &self,
         turns: Option<&Turns>,
-        origin: Origin,
+        origin: ReadRange,
         is_trimmed: impl Fn(u64) -> bool,
         read: impl FnOnce() -> Result<T, ReadError> + Clone + Send + 'static,
     ) -> Result<T, ReadError> {
@@ -234,7 +234,7 @@ impl Drop for Readers {
 
 /// Makes the next read of the tables go to the disk, and reports a disk that cannot be read. Such a disk otherwise
 /// looks like damage: a read that fails half-way returns what it got so far, as at the end of a truncated file.
-fn forget_cached(origin: &Origin) -> Result<(), ReadError> {
+fn forget_cached(origin: &ReadRange) -> Result<(), ReadError> {
     let keys = origin
         .offsets
         .map(|(from, to)| (from.to_be_bytes(), to.to_be_bytes()));
@@ -294,8 +294,8 @@ mod tests {
         EmbeddedLog::open(directory.path(), options).unwrap()
     }
 
-    fn origin(log: &EmbeddedLog) -> Origin {
-        Origin {
+    fn origin(log: &EmbeddedLog) -> ReadRange {
+        ReadRange {
             keyspace: log.0.shared.store.cursors.clone(),
             offsets: None,
         }

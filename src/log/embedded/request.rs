@@ -5,35 +5,35 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::broker::Broker;
+use super::broker::OpenLog;
 use crate::log::{LogError, Offset};
 
 /// Channel for the answer to a request.
-pub(super) type Reply<T> = oneshot::Sender<Result<T, LogError>>;
+pub(super) type ReplySender<T> = oneshot::Sender<Result<T, LogError>>;
 
 /// A request to the committer.
 pub(super) enum Request {
     Append {
         purpose: Purpose,
-        broker: Arc<Broker>,
+        broker: Arc<OpenLog>,
         payloads: Vec<Bytes>,
         accepted_millis: i64,
-        reply: Reply<Offset>,
+        reply: ReplySender<Offset>,
         /// Bounds the waiting bytes; released when the request is done.
         permit: OwnedSemaphorePermit,
     },
     /// Cursors are waiting to be saved.
     Saves,
     Trim {
-        broker: Arc<Broker>,
+        broker: Arc<OpenLog>,
         /// At most the durable end of the log.
         before: Offset,
         /// Payload bytes below it.
         bytes_before: u64,
-        reply: Reply<()>,
+        reply: ReplySender<()>,
     },
     Sync {
-        reply: Reply<()>,
+        reply: ReplySender<()>,
     },
 }
 

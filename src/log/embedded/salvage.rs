@@ -11,10 +11,10 @@ use fjall::{Keyspace, PersistMode};
 use super::{
     EmbeddedLog, EmbeddedOptions,
     acknowledged::Acknowledged,
-    layout::{self, Header, Registered},
+    layout::{self, RecordHeader, Registered},
     raw,
     store::{MIB, Store},
-    survey::{Place, Report, Survey, SurveyedBroker},
+    survey::{RecordLocation, Report, Survey, SurveyedBroker},
 };
 use crate::log::LogError;
 
@@ -133,7 +133,7 @@ impl<'a> Writer<'a> {
                         self.record(offset, None, &[])?;
                     }
                 }
-                Some(Place::Table(path, at)) => {
+                Some(RecordLocation::Table(path, at)) => {
                     let table = raw::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
                     let mut written = Ok(());
                     raw::entries(&table.bytes, *at, true, |entry, _| {
@@ -149,7 +149,7 @@ impl<'a> Writer<'a> {
                     });
                     written?;
                 }
-                Some(Place::Journals) => {
+                Some(RecordLocation::Journals) => {
                     for (offset, (journal, value)) in found.in_journals.range(offsets.clone()) {
                         let value = &survey.journals[*journal].bytes[value.clone()];
                         let (header, payload) = layout::parse_value(*offset, value)?;
@@ -173,7 +173,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Writes a record, or an empty one in place of a lost one.
-    fn record(&mut self, offset: u64, header: Option<Header>, payload: &[u8]) -> Result<(), String> {
+    fn record(&mut self, offset: u64, header: Option<RecordHeader>, payload: &[u8]) -> Result<(), String> {
         let before = match (self.bytes_before, header) {
             (Some(before), _) => before,
             (None, header) => header.map_or(0, |header| header.bytes_before),
@@ -182,7 +182,7 @@ impl<'a> Writer<'a> {
         let accepted = header.map_or(self.accepted_millis, |header| header.accepted_millis);
         self.accepted_millis = accepted.max(self.accepted_millis);
         self.first.get_or_insert((offset, before));
-        let header = Header {
+        let header = RecordHeader {
             accepted_millis: self.accepted_millis,
             bytes_before: before,
         };

@@ -103,7 +103,7 @@ async fn check_and_salvage(directory: &Path, what: &str) -> u64 {
     let found = what_a_router_finds(directory).await;
     if report.is_whole() {
         let (found, cursors) =
-            found.unwrap_or_else(|| panic!("{what}: a router refuses what is said to be whole"));
+            found.unwrap_or_else(|| panic!("{what}: a router rejects what is said to be whole"));
         assert!(all.keys().all(|place| found.contains_key(place)), "{what}");
         assert_eq!(cursors, 2, "{what}");
     }

@@ -15,20 +15,20 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{lock::lock, request::Reply};
+use super::{lock::lock, request::ReplySender};
 
 /// A change, with the key in the storage.
 type Change = (String, Option<Bytes>);
 
 #[derive(Default)]
 pub(super) struct Saves {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<PendingSaves>,
     /// Whether the committer has been notified.
     announced: AtomicBool,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct PendingSaves {
     /// The oldest first.
     groups: BTreeMap<u64, Group>,
     group_of: HashMap<String, u64>,
@@ -38,13 +38,13 @@ struct Waiting {
 /// Changes saved together, and the callers waiting for them.
 pub(super) struct Group {
     pub(super) changes: BTreeMap<String, Option<Bytes>>,
-    pub(super) replies: Vec<Reply<()>>,
+    pub(super) replies: Vec<ReplySender<()>>,
     pub(super) since: Instant,
 }
 
 impl Saves {
     /// Adds the changes of one call. Returns whether the committer has to be notified.
-    pub(super) fn add(&self, changes: Vec<Change>, reply: Reply<()>) -> bool {
+    pub(super) fn add(&self, changes: Vec<Change>, reply: ReplySender<()>) -> bool {
         self.lock().add(changes, reply);
         !self.announced.swap(true, AcqRel)
     }
@@ -70,13 +70,13 @@ impl Saves {
         waiting.groups.first_key_value().map(|(_, group)| group.since)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, PendingSaves> {
         lock(&self.waiting)
     }
 }
 
-impl Waiting {
-    fn add(&mut self, changes: Vec<Change>, reply: Reply<()>) {
+impl PendingSaves {
+    fn add(&mut self, changes: Vec<Change>, reply: ReplySender<()>) {
         let mut touched: Vec<u64> = changes
             .iter()
             .filter_map(|(key, _)| self.group_of.get(key).copied())

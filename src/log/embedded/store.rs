@@ -31,11 +31,11 @@ use fjall::{
 
 use super::{
     fail_points, journal,
-    layout::{self, FORMAT, FORMAT_KEY, Header, Registered},
+    layout::{self, FORMAT, FORMAT_KEY, RecordHeader, Registered},
     tail::TailRead,
     versions,
 };
-use crate::log::{LogError, ReadLimit, Record};
+use crate::log::{LogError, LogRecord, ReadLimit};
 
 pub(super) const FOLDER: &str = "store";
 const FOLDER_IN_CREATION: &str = "store.new";
@@ -310,7 +310,7 @@ impl Store {
         from: u64,
         to: u64,
         limit: ReadLimit,
-    ) -> Result<Vec<Record>, ReadError> {
+    ) -> Result<Vec<LogRecord>, ReadError> {
         fail_points::pass("log-read").map_err(|e| ReadError::of_io(&e))?;
         let mut taken = TailRead::new(limit);
         let mut expected = from;
@@ -336,7 +336,7 @@ impl Store {
     }
 
     /// Reads one record's header.
-    pub(super) fn header(&self, events: &Keyspace, offset: u64) -> Result<Header, ReadError> {
+    pub(super) fn header(&self, events: &Keyspace, offset: u64) -> Result<RecordHeader, ReadError> {
         fail_points::pass("log-read").map_err(|e| ReadError::of_io(&e))?;
         let value = events.get(offset.to_be_bytes()).map_err(|e| ReadError::of(&e))?;
         let value = value.ok_or(ReadError::Missing(offset))?;

@@ -144,14 +144,14 @@ pub(super) struct Survey {
 pub(super) struct SurveyedBroker {
     pub(super) registered: Registered,
     /// Consecutive ranges from the first offset on; those without a place are lost.
-    pub(super) pieces: Vec<(Range<u64>, Option<Place>)>,
+    pub(super) pieces: Vec<(Range<u64>, Option<RecordLocation>)>,
     /// Places in the journals, by offset.
     pub(super) in_journals: BTreeMap<u64, (usize, Range<usize>)>,
 }
 
 /// Location of consecutive records.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum RecordLocation {
     /// In a table, starting at this block.
     Table(PathBuf, usize),
     /// In the journals.
@@ -308,7 +308,7 @@ impl Survey {
         Ok(())
     }
 
-    fn content(&mut self, path: &Path, checksum: Option<u128>) -> io::Result<Option<raw::Content>> {
+    fn content(&mut self, path: &Path, checksum: Option<u128>) -> io::Result<Option<raw::FileContent>> {
         match raw::read(path) {
             Ok(content) => {
                 self.report.damage.extend(raw::damage(path, &content, checksum));
@@ -375,7 +375,8 @@ impl Survey {
                 for (path, checksum) in tables.paths {
                     if let Some(content) = self.content(&path, checksum)? {
                         runs.extend(
-                            runs_of(&content.bytes).map(|(run, at)| (run, Place::Table(path.clone(), at))),
+                            runs_of(&content.bytes)
+                                .map(|(run, at)| (run, RecordLocation::Table(path.clone(), at))),
                         );
                     }
                 }
@@ -395,8 +396,8 @@ impl Survey {
         }
         for offset in in_journals.keys().copied() {
             match runs.last_mut() {
-                Some((run, Place::Journals)) if run.end == offset => run.end += 1,
-                _ => runs.push((offset..offset + 1, Place::Journals)),
+                Some((run, RecordLocation::Journals)) if run.end == offset => run.end += 1,
+                _ => runs.push((offset..offset + 1, RecordLocation::Journals)),
             }
         }
         if name.is_empty() && runs.is_empty() {
@@ -498,7 +499,10 @@ fn runs_of(table: &[u8]) -> impl Iterator<Item = (Range<u64>, usize)> + use<> {
 }
 
 /// Splits the offsets from the first one on into consecutive pieces, found or lost.
-fn pieces(first: u64, mut runs: Vec<(Range<u64>, Place)>) -> Vec<(Range<u64>, Option<Place>)> {
+fn pieces(
+    first: u64,
+    mut runs: Vec<(Range<u64>, RecordLocation)>,
+) -> Vec<(Range<u64>, Option<RecordLocation>)> {
     runs.sort_by_key(|(run, _)| (run.start, std::cmp::Reverse(run.end)));
     let (mut pieces, mut next) = (Vec::new(), first);
     for (run, place) in runs {
@@ -520,9 +524,9 @@ mod tests {
 
     #[test]
     fn pieces_follow_each_other_and_what_is_nowhere_is_lost() {
-        let table = |name: &str| Place::Table(name.into(), 0);
+        let table = |name: &str| RecordLocation::Table(name.into(), 0);
         let runs = vec![
-            (12..15, Place::Journals),
+            (12..15, RecordLocation::Journals),
             (0..4, table("trimmed")),
             (3..9, table("a")),
             (5..7, table("old")),
@@ -534,7 +538,7 @@ mod tests {
                 (4..9, Some(table("a"))),
                 (9..10, Some(table("b"))),
                 (10..12, None),
-                (12..15, Some(Place::Journals)),
+                (12..15, Some(RecordLocation::Journals)),
             ]
         );
         assert_eq!(pieces(4, vec![(0..4, table("trimmed"))]), []);

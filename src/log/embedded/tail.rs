@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::log::{Offset, ReadLimit, Record};
+use crate::log::{LogRecord, Offset, ReadLimit};
 
 /// Approximate overhead of a record: the entries in the two queues.
 const OVERHEAD: usize = 96;
@@ -19,7 +19,7 @@ pub(super) struct Tail {
     /// Brokers of the cached records in the order of eviction, oldest first.
     order: VecDeque<Arc<str>>,
     /// Each broker's records. They have no gaps, because they are evicted in the order of insertion.
-    brokers: HashMap<Arc<str>, VecDeque<Record>>,
+    brokers: HashMap<Arc<str>, VecDeque<LogRecord>>,
 }
 
 impl Tail {
@@ -33,14 +33,14 @@ impl Tail {
     }
 
     /// Adds a broker's next record. The payload is copied: it may be a view of a far larger buffer.
-    pub(super) fn push(&mut self, broker: &Arc<str>, record: &Record) {
+    pub(super) fn push(&mut self, broker: &Arc<str>, record: &LogRecord) {
         if cost(record) > self.capacity {
             // Caching it would evict everything else. The broker's cached records must go with it, so that they
             // stay without gaps; its entries in `order` then find nothing and are skipped.
             self.forget(broker);
             return;
         }
-        let record = Record {
+        let record = LogRecord {
             payload: Bytes::copy_from_slice(&record.payload),
             ..record.clone()
         };
@@ -62,7 +62,7 @@ impl Tail {
         from: Offset,
         next: Offset,
         limit: ReadLimit,
-    ) -> Option<Vec<Record>> {
+    ) -> Option<Vec<LogRecord>> {
         let records = self.brokers.get(broker)?;
         let first = records.front()?.offset;
         let skip = usize::try_from(from.0.checked_sub(first.0)?).ok()?;
@@ -102,13 +102,13 @@ impl Tail {
     }
 }
 
-fn cost(record: &Record) -> usize {
+fn cost(record: &LogRecord) -> usize {
     record.payload.len() + OVERHEAD
 }
 
 /// Records taken by one read, up to its limit.
 pub(super) struct TailRead {
-    pub(super) records: Vec<Record>,
+    pub(super) records: Vec<LogRecord>,
     bytes: usize,
     limit: ReadLimit,
 }
@@ -129,7 +129,7 @@ impl TailRead {
                 && self.bytes.saturating_add(length) <= self.limit.bytes)
     }
 
-    pub(super) fn push(&mut self, record: Record) {
+    pub(super) fn push(&mut self, record: LogRecord) {
         self.bytes = self.bytes.saturating_add(record.payload.len());
         self.records.push(record);
     }
@@ -144,15 +144,15 @@ mod tests {
         bytes: usize::MAX,
     };
 
-    fn record(offset: u64, length: usize) -> Record {
-        Record {
+    fn record(offset: u64, length: usize) -> LogRecord {
+        LogRecord {
             offset: Offset(offset),
             accepted: jiff::Timestamp::UNIX_EPOCH,
             payload: vec![1; length].into(),
         }
     }
 
-    fn offsets(records: Option<Vec<Record>>) -> Option<Vec<u64>> {
+    fn offsets(records: Option<Vec<LogRecord>>) -> Option<Vec<u64>> {
         records.map(|records| records.iter().map(|record| record.offset.0).collect())
     }
 

@@ -337,7 +337,7 @@ async fn the_space_of_trimmed_records_is_given_back() {
     let log = open(directory.path()).unwrap();
     assert_eq!(
         log.bounds("n/b"),
-        Bounds {
+        LogBounds {
             first: Offset(600),
             next: Offset(600)
         }
@@ -398,7 +398,7 @@ async fn brokers_that_were_only_named_are_forgotten() {
         let name = format!("n/b{number}");
         drop(log.follow(&name));
         assert_eq!(log.append(&name, vec![], at(0)).await.unwrap(), Offset(0));
-        assert_eq!(log.bounds(&name), Bounds::default());
+        assert_eq!(log.bounds(&name), LogBounds::default());
     }
     let count = log.0.shared.brokers.count();
     assert!(count < 2 * 64 + 2, "{count} are remembered");
@@ -552,7 +552,7 @@ async fn what_was_acknowledged_survives_kill() {
 
         let log = open(directory.path()).unwrap();
         for (broker, highest) in &acknowledged {
-            let Bounds { first, next } = log.bounds(broker);
+            let LogBounds { first, next } = log.bounds(broker);
             assert!(
                 next.0 > *highest,
                 "{broker}: {highest} was acknowledged, the log ends at {next}"
@@ -646,7 +646,7 @@ async fn says_so_or_has_everything(directory: &Path, brokers: &[&str], records: 
     for broker in brokers {
         assert_eq!(
             log.bounds(broker),
-            Bounds {
+            LogBounds {
                 first: Offset(0),
                 next: Offset(records)
             }

@@ -37,10 +37,10 @@ pub(super) fn find_damaged(store: &Path) -> io::Result<Option<PathBuf>> {
 }
 
 /// Tables of a keyspace, with the checksums of their files.
-pub(super) type Tables = Vec<(u64, u128)>;
+pub(super) type ListedTables = Vec<(u64, u128)>;
 
 /// The tables in a keyspace's list; `None` if the list is missing or not what was written.
-pub(super) fn tables(keyspace: &Path) -> io::Result<Option<Tables>> {
+pub(super) fn tables(keyspace: &Path) -> io::Result<Option<ListedTables>> {
     let Some((number, checksum)) =
         existing(fs::read(keyspace.join("current")))?.and_then(|current| parse(&current))
     else {
@@ -64,7 +64,7 @@ pub(super) fn tables(keyspace: &Path) -> io::Result<Option<Tables>> {
 }
 
 /// Parses levels and the runs in them: number, kind of checksum, checksum, sequence number.
-fn parse_tables(mut section: &[u8]) -> Option<Tables> {
+fn parse_tables(mut section: &[u8]) -> Option<ListedTables> {
     fn take<const N: usize>(section: &mut &[u8]) -> Option<[u8; N]> {
         let (taken, rest) = section.split_first_chunk()?;
         *section = rest;

@@ -24,7 +24,7 @@ use super::gauge::gauge_value;
 use crate::{
     memory::Pool,
     router::problem::Problem,
-    server::{ConnectionCounts, Limits, Refusal, Refused},
+    server::{ConnectionCounts, ExhaustedResource, OverloadResponse, ServerLimits},
 };
 
 /// Buckets in seconds, from well below one fsync to a disk in trouble.
@@ -108,7 +108,7 @@ impl IngressMetrics {
         registry.register_collector(Box::new(ConnectionCollector(self.connections.clone())));
         registry.register(
             "requests_rejected",
-            "Requests that were refused, by reason",
+            "Requests that were rejected, by reason",
             self.rejected.clone(),
         );
         registry.register(
@@ -152,33 +152,33 @@ impl IngressMetrics {
 
     /// Limits of the endpoint that producers post to: this many connections, and this memory for heads of
     /// requests.
-    pub(in crate::router) fn limits(self: &Arc<Self>, connections: usize, memory: Pool) -> Limits {
+    pub(in crate::router) fn limits(self: &Arc<Self>, connections: usize, memory: Pool) -> ServerLimits {
         let metrics = self.clone();
         let refuse = move |refusal| {
             let problem = busy(refusal);
             metrics.rejected(problem.reason());
             let (content_type, body) = problem.into_document();
-            Refused { content_type, body }
+            OverloadResponse { content_type, body }
         };
-        Limits {
+        ServerLimits {
             connections,
             memory,
             counts: self.connections.clone(),
             refuse: Arc::new(refuse),
-            ..Limits::default()
+            ..ServerLimits::default()
         }
     }
 }
 
 /// Problem for a client without room.
-fn busy(refusal: Refusal) -> Problem {
+fn busy(refusal: ExhaustedResource) -> Problem {
     let (reason, detail) = match refusal {
-        Refusal::Connections => (
+        ExhaustedResource::Connections => (
             "too_many_connections",
             "this client, or all together, have as many connections as they may; try again, and use them for more than one \
              request",
         ),
-        Refusal::Heads => (
+        ExhaustedResource::Heads => (
             "too_many_heads",
             "the headers of this client's requests hold as much memory as they may; send the event again",
         ),

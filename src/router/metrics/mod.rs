@@ -19,7 +19,7 @@ use self::{delivery::DeliveryCollector, gauge::gauge_value};
 use crate::{delivery::Engine, descriptors, log::LogProvider, source::Statistics};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RevisionLabels {
+struct AppliedRevisionLabels {
     revision: String,
 }
 
@@ -37,13 +37,13 @@ pub(super) struct Metrics {
 
 /// The applied revision.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ConfigurationInfo(Family<RevisionLabels, Gauge>);
+pub(super) struct ConfigurationInfo(Family<AppliedRevisionLabels, Gauge>);
 
 impl ConfigurationInfo {
     pub(super) fn applied(&self, revision: &str) {
         self.0.clear();
         self.0
-            .get_or_create(&RevisionLabels {
+            .get_or_create(&AppliedRevisionLabels {
                 revision: revision.to_owned(),
             })
             .set(1);

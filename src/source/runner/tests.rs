@@ -88,7 +88,7 @@ impl Clock for TestClock {
     }
 }
 
-/// Logs that can be full, and count the appends that they refused.
+/// Logs that can be full, and count the appends that they rejected.
 #[derive(Default)]
 struct TestLog {
     logs: MemoryLogs,

@@ -52,10 +52,10 @@ fn check_healed(router: &LocalRouter, consumer: &Consumer, producers: Producers)
     assert_eq!(
         arrivals.events(),
         acknowledged.len(),
-        "what was refused was not stored"
+        "what was rejected was not stored"
     );
     eprintln!(
-        "{} acknowledged and delivered, {refused} times refused for want of room",
+        "{} acknowledged and delivered, {refused} times rejected for want of room",
         acknowledged.len()
     );
 }
@@ -122,7 +122,7 @@ fn a_configuration_that_cannot_be_written_waits_until_it_can() {
     router.process.wait_for_line(PATIENCE, waits);
 
     assert_eq!(router.post("t", "refused", &[]).status, 507);
-    let refused = |line: &str| line.contains("events are refused with 507");
+    let refused = |line: &str| line.contains("events are rejected with 507");
     router.process.wait_for_line(PATIENCE, refused);
     consumer.answer(Answer::status(204));
     consumer.wait_for(1);

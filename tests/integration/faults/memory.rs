@@ -136,7 +136,7 @@ fn heads_of_http2_that_grow_when_they_are_decoded() {
     eventually(PATIENCE, || {
         match router.metric(&["weir_requests_rejected_total", "\"too_many_heads\""]) {
             Some(refused) if refused > 100 => Ok(()),
-            refused => Err(format!("{refused:?} were refused")),
+            refused => Err(format!("{refused:?} were rejected")),
         }
     });
     drop(connections);

@@ -1,5 +1,5 @@
 //! One namespace does its worst, and another, which posts a little to a Sink that is well, is served as if it were alone:
-//! no post is refused, every event arrives, and the router's memory stays within its budget.
+//! no post is rejected, every event arrives, and the router's memory stays within its budget.
 //!
 //! The long form, `make bench-neighbour`, measures how long the neighbour's events take, for `benches/README.md`.
 

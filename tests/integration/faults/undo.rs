@@ -1,5 +1,5 @@
 //! What is taken away by mistake, and put back: a manifest that is empty for a moment, a Trigger that is deleted and
-//! created anew, a router that is killed meanwhile. And a deleted Trigger refuses no producer.
+//! created anew, a router that is killed meanwhile. And a deleted Trigger rejects no producer.
 
 use std::{thread, time::Duration};
 

@@ -20,7 +20,7 @@ function eventOf(given, mode) {
   return new CloudEvent(event);
 }
 
-// The SDK leaves the percent-encoding of headers to whoever calls it, and Node.js refuses what is beyond Latin-1.
+// The SDK leaves the percent-encoding of headers to whoever calls it, and Node.js rejects what is beyond Latin-1.
 function encodeHeader(value) {
   return String(value).replace(/[^\x21-\x7e]|["%]/gu, (character) =>
     Buffer.from(character).reduce((text, byte) => `${text}%${byte.toString(16).padStart(2, "0").toUpperCase()}`, ""),
