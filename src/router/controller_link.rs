@@ -189,7 +189,7 @@ impl ControllerLink {
                         tracing::warn!(
                             controller = self.controller,
                             error,
-                            "no news from the controller; the router goes on with what it has"
+                            "no answer from the controller; the router keeps its configuration"
                         );
                     }
                     problem = Some(error);

@@ -388,7 +388,7 @@ impl Applier {
             if before.is_none_or(|before| before.problem != problem) {
                 tracing::error!(
                     revision = configuration.revision.0,
-                    "the new configuration waits: {problem}; the router goes on with what it has, and tries again"
+                    "cannot apply the new configuration: {problem}; the router keeps its present one and retries"
                 );
             }
             self.unsaved = Some(Unsaved {

@@ -158,10 +158,10 @@ fn https(address: SocketAddr) -> String {
     format!("https://localhost:{}", address.port())
 }
 
-/// Waits until the router says why it has no news.
+/// Waits until the router says why the controller does not answer.
 fn await_problem(router: &Process, parts: &[&str]) {
     let line = router.wait_for_line(PATIENCE, |line| {
-        line.contains("no news from the controller") && parts.iter().all(|part| line.contains(part))
+        line.contains("no answer from the controller") && parts.iter().all(|part| line.contains(part))
     });
     eprintln!("{line}");
 }
@@ -471,7 +471,7 @@ fn a_router_goes_on_with_its_configuration_while_the_api_server_is_away() {
     await_problem(&unknown, &["503 Service Unavailable"]);
     setup.plane.start_api_server();
     await_problem(&unknown, &["401 Unauthorized"]);
-    assert!(!router.lines().iter().any(|line| line.contains("no news")));
+    assert!(!router.lines().iter().any(|line| line.contains("no answer from the controller")));
 }
 
 #[test]

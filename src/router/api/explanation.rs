@@ -14,7 +14,7 @@ pub struct Explained {
     pub broker: String,
     /// The event.
     pub event: EventName,
-    /// Its place in the broker's log, if it was looked up there.
+    /// Its offset in the log of the broker, if it was looked up there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<EventPlace>,
     /// Every Trigger of the broker, ordered by name.

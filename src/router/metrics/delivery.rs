@@ -117,7 +117,7 @@ impl Collector for DeliveryCollector {
             &mut encoder,
             &triggers,
             "trigger_attempts_put_off",
-            "Delivery attempts since the start that the router put off, having no memory or no connection for them",
+            "Delivery attempts that the router postponed since it started, for lack of memory or of a connection",
             TriggerStats::postponed,
         )?;
         attempts_took(&mut encoder, &triggers)?;
@@ -153,7 +153,7 @@ impl Collector for DeliveryCollector {
         let dropped = ConstCounter::new(self.engine.dropped_with_trigger());
         dropped.encode(encoder.encode_descriptor(
             "events_dropped_with_trigger",
-            "Events that had matched and were not settled when the place of their deleted Trigger was given up, since the start; its backlog is not counted",
+            "Matched, unsettled events of deleted Triggers whose checkpoints were discarded, since the router started; a backlog is not counted",
             None,
             MetricType::Counter,
         )?)?;

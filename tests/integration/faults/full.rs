@@ -118,7 +118,7 @@ fn a_configuration_that_cannot_be_written_waits_until_it_can() {
     let ballast = volume.fill_but(0);
     let applied = router.times_applied();
     router.change(&[trigger("any", ""), trigger("late", "")].concat());
-    let waits = |line: &str| line.contains("the new configuration waits") && line.contains("No space");
+    let waits = |line: &str| line.contains("cannot apply the new configuration") && line.contains("No space");
     router.process.wait_for_line(PATIENCE, waits);
 
     assert_eq!(router.post("t", "refused", &[]).status, 507);
