@@ -28,6 +28,7 @@ mod checkpoint;
 pub mod embedded;
 mod error;
 mod name;
+mod record;
 
 #[cfg(test)]
 pub(crate) mod conformance;

@@ -34,7 +34,7 @@ use super::{
     shared::Shared,
     store,
 };
-use crate::log::{LogError, Offset, Record};
+use crate::log::{LogError, Offset, Record, record};
 
 /// Maximum bytes of one commit, unless a single request is larger.
 const COMMIT_BYTES: usize = 2 * 1024 * 1024;
@@ -346,7 +346,7 @@ impl Committer {
             self.bytes += payload.len() as u64;
             staged.records.push(Record {
                 offset,
-                accepted: layout::timestamp(accepted_millis),
+                accepted: record::timestamp(accepted_millis),
                 payload,
             });
         }
