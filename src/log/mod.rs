@@ -5,8 +5,8 @@
 //! here; [`crate::cloudevents`] knows its content.
 //!
 //! Reading order: this file has the traits, `name.rs` the names of logs, `checkpoint.rs` the checkpoints,
-//! `error.rs` what can fail. [`embedded`] is the provider on the router's volume; its header continues the tour.
-//! `conformance.rs` is the test suite that every provider passes, `memory.rs` the provider for other modules'
+//! `error.rs` what can fail. [`embedded`] is the provider on the router's volume, [`jetstream`] the one of several
+//! routers; their headers continue the tour. `conformance.rs` is the test suite that every provider passes, `memory.rs` the provider for other modules'
 //! tests.
 //!
 //! # Fit for a replicated log
@@ -27,6 +27,7 @@
 mod checkpoint;
 pub mod embedded;
 mod error;
+pub mod jetstream;
 mod name;
 mod record;
 
@@ -112,7 +113,8 @@ pub trait LogProvider: Send + Sync + 'static {
     /// Opens the checkpoints for the owner at this epoch.
     fn checkpoints(&self, epoch: Epoch) -> Arc<dyn Checkpoints>;
 
-    /// The logs that have records, and the bytes of their retained payloads, as last seen.
+    /// The logs that have records, and the bytes of their retained payloads, as last seen. A provider may add what
+    /// it stores with each record.
     fn usage(&self) -> Vec<(LogName, u64)>;
 
     /// The capacity shared by all logs, if the provider has one.

@@ -1,0 +1,111 @@
+//! Appends: what a log takes, the stream made on the way, and retries until the timeout. The records of one append are
+//! one message, or one atomic batch.
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::{
+    layout,
+    patience::Patience,
+    publish::{HEADERS, MAX_BATCH, Outgoing},
+    session::NatsError,
+    streams::{JetStream, PERMIT_BYTES},
+    tracked::Tracked,
+};
+use crate::log::{Append, LogError, LogName, Offset, record};
+
+impl JetStream {
+    pub(super) async fn append(&self, log: &Tracked, append: Append) -> Result<Offset, LogError> {
+        let Append { payloads, accepted } = append;
+        if payloads.is_empty() {
+            return Ok(self.bounds(log).await?.next);
+        }
+        self.check_size(log, &payloads)?;
+        let mut patience = Patience::new(self.options.timeout);
+        let bytes: usize = payloads.iter().map(Bytes::len).sum();
+        let _room = patience
+            .within("other appends", self.room.acquire_many(self.permits(bytes)))
+            .await?;
+        let _batch = match payloads.len() {
+            1 => None,
+            _ => Some(patience.within("other batches", log.batches.acquire()).await?),
+        };
+        let before = log.bounds().next;
+        let (count, id) = (payloads.len() as u64, Uuid::new_v4().to_string());
+        let mut payloads = Some(payloads);
+        let mut messages = Vec::new();
+        let sequence = loop {
+            let wait = patience.attempt();
+            let attempt = async {
+                if !log.is_ready() {
+                    self.make(log, wait).await?;
+                }
+                if let Some(payloads) = payloads.take() {
+                    let millis = log.accept(record::millis(accepted));
+                    messages = outgoing(&log.location.subject, millis, &payloads);
+                }
+                self.session.store(&id, &messages, wait).await
+            };
+            match attempt.await {
+                Ok(sequence) => break sequence,
+                Err(error) => {
+                    if matches!(error, NatsError::NoResponders(_)) {
+                        log.set_unready();
+                    }
+                    patience.after(error).await?;
+                }
+            }
+        };
+        let first = Offset(sequence.saturating_sub(1));
+        let stored: usize = messages.iter().map(|message| message.content.len()).sum();
+        log.appended(before, first, count, stored as u64);
+        self.grew(&log.name);
+        Ok(first)
+    }
+
+    /// Checks what no retry would change.
+    fn check_size(&self, log: &Tracked, payloads: &[Bytes]) -> Result<(), LogError> {
+        if payloads.len() > MAX_BATCH {
+            return Err(LogError::Limit(format!(
+                "{} records in one append, and NATS takes {MAX_BATCH}; send smaller batches",
+                payloads.len()
+            )));
+        }
+        let overhead = HEADERS + layout::OVERHEAD;
+        let largest = payloads.iter().map(Bytes::len).max().unwrap_or(0) + overhead;
+        let max_payload = self.session.client().max_payload();
+        if largest > max_payload {
+            return Err(LogError::Limit(format!(
+                "a record of {largest} bytes with its headers, and the NATS server takes {max_payload} (max_payload)"
+            )));
+        }
+        let total: usize = payloads.iter().map(|payload| payload.len() + overhead).sum();
+        let max_bytes = match log.name {
+            LogName::Events(_) => self.options.max_bytes,
+            LogName::DeadLetters(_) => self.options.dead_letters_max_bytes,
+        };
+        if total as u64 > max_bytes {
+            return Err(LogError::Limit(format!(
+                "{total} bytes in one append, and the stream has {max_bytes} in all"
+            )));
+        }
+        Ok(())
+    }
+
+    /// An append that is larger than all the room takes all of it.
+    fn permits(&self, bytes: usize) -> u32 {
+        let all = self.options.in_flight_bytes.div_ceil(PERMIT_BYTES);
+        let wanted = bytes.div_ceil(PERMIT_BYTES).clamp(1, all.max(1));
+        u32::try_from(wanted).unwrap_or(u32::MAX)
+    }
+}
+
+fn outgoing(subject: &str, accepted_millis: i64, payloads: &[Bytes]) -> Vec<Outgoing> {
+    let messages = payloads.iter().map(|payload| Outgoing {
+        subject: subject.to_owned(),
+        headers: HeaderMap::new(),
+        content: layout::encode(subject, accepted_millis, payload),
+    });
+    messages.collect()
+}

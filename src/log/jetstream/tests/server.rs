@@ -1,0 +1,152 @@
+//! A nats-server of a test's own: on loopback, on a port that the system chose, in a directory of its own. The kernel
+//! ends it with the test process.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use crate::log::jetstream::{JetStreamLog, JetStreamOptions};
+
+/// For how long a test waits for what should happen soon.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Configuration of a server that is fit for the log.
+pub(super) const FIT: &str = "max_payload: 2MB\njetstream { sync_interval: always, max_file: 1GB }\n";
+
+/// A server that can be killed and started again on the same port.
+pub(super) struct NatsServer {
+    directory: TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl NatsServer {
+    /// Starts a server that is fit for the log.
+    pub(super) fn start() -> Self {
+        Self::configured(FIT)
+    }
+
+    /// Starts a server with this configuration besides its port and its directory.
+    pub(super) fn configured(configuration: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = directory.path().join("store");
+        let configuration = configuration.replace(
+            "jetstream {",
+            &format!("jetstream {{ store_dir: {:?},", store.display()),
+        );
+        fs::write(directory.path().join("nats.conf"), configuration).unwrap();
+        let mut server = Self {
+            directory,
+            port: 0,
+            child: None,
+        };
+        server.start_again();
+        server
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Options for this server, with timeouts for tests.
+    pub(super) fn options(&self) -> JetStreamOptions {
+        JetStreamOptions {
+            urls: vec![self.url()],
+            replicas: 1,
+            max_bytes: 64 * 1024 * 1024,
+            dead_letters_max_bytes: 64 * 1024 * 1024,
+            timeout: Duration::from_secs(30),
+            ..Default::default()
+        }
+    }
+
+    pub(super) async fn connect(&self) -> JetStreamLog {
+        JetStreamLog::connect(self.options()).await.unwrap()
+    }
+
+    pub(super) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Starts it with the same data and on the same port, and waits until it listens.
+    pub(super) fn start_again(&mut self) {
+        let ports = self.directory.path().join("ports");
+        drop(fs::remove_dir_all(&ports));
+        fs::create_dir(&ports).unwrap();
+        let port = match self.port {
+            0 => "-1".to_owned(),
+            port => port.to_string(),
+        };
+        let log = fs::File::create(self.directory.path().join("log")).unwrap();
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(binary())
+            .args(["--addr", "127.0.0.1", "--port", &port, "--ports_file_dir"])
+            .arg(&ports)
+            .arg("--config")
+            .arg(self.directory.path().join("nats.conf"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        self.port = self.wait_for_port(&ports);
+    }
+
+    fn wait_for_port(&mut self, ports: &Path) -> u16 {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if let Some(port) = port_in(ports) {
+                return port;
+            }
+            let ended = self.child.as_mut().unwrap().try_wait().unwrap();
+            if let Some(status) = ended {
+                panic!("nats-server ended with {status}: {}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("nats-server does not listen: {}", self.log());
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap()
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The server to test with. A test fails without it: what is not tested must not look as if it were.
+fn binary() -> PathBuf {
+    let folder = std::env::var_os("WEIR_NATS").unwrap_or_else(|| {
+        panic!("WEIR_NATS is not set; run: export WEIR_NATS=$(tests/nats/build.sh), or make unit")
+    });
+    let binary = Path::new(&folder).join("nats-server");
+    assert!(
+        binary.exists(),
+        "{} does not exist; unset WEIR_NATS and run: export WEIR_NATS=$(tests/nats/build.sh)",
+        binary.display()
+    );
+    binary
+}
+
+/// Port in the file that the server writes when it listens: `{"nats":["nats://127.0.0.1:4222"], ...}`.
+fn port_in(ports: &Path) -> Option<u16> {
+    let entry = fs::read_dir(ports).ok()?.next()?.ok()?;
+    let text = fs::read_to_string(entry.path()).ok()?;
+    let ports: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let url = ports["nats"][0].as_str()?;
+    url.rsplit_once(':')?.1.parse().ok()
+}
