@@ -63,13 +63,10 @@ fn servers(urls: &[String]) -> Result<Vec<ServerAddr>, String> {
         let server: ServerAddr = url
             .parse()
             .map_err(|e| format!("{url} is not the URL of a NATS server, such as nats://nats:4222: {e}"))?;
-        match server.scheme() {
-            "nats" | "tls" => {}
-            scheme => {
-                return Err(format!(
-                    "{url} has the scheme {scheme}; only nats and tls are supported"
-                ));
-            }
+        if server.is_websocket() {
+            return Err(format!(
+                "{url} is a websocket; only nats:// and tls:// are supported"
+            ));
         }
         if server.username().is_some() || server.password().is_some() {
             return Err(

@@ -1,7 +1,10 @@
 //! Runs the conformance suite on a real server, and tests what only this log can run into: a server that is away,
 //! killed, full or configured wrongly, other routers, damaged messages.
 
+mod faults;
+mod routers;
 mod server;
+mod setup;
 
 use proptest::prelude::*;
 

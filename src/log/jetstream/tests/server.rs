@@ -33,20 +33,25 @@ impl NatsServer {
 
     /// Starts a server with this configuration besides its port and its directory.
     pub(super) fn configured(configuration: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = directory.path().join("store");
-        let configuration = configuration.replace(
-            "jetstream {",
-            &format!("jetstream {{ store_dir: {:?},", store.display()),
-        );
-        fs::write(directory.path().join("nats.conf"), configuration).unwrap();
         let mut server = Self {
-            directory,
+            directory: tempfile::tempdir().unwrap(),
             port: 0,
             child: None,
         };
+        server.configure(configuration);
         server.start_again();
         server
+    }
+
+    /// Replaces the configuration for the next start.
+    pub(super) fn configure(&self, configuration: &str) {
+        let store = format!("jetstream {{ store_dir: {:?},", self.directory().join("store"));
+        let configuration = configuration.replace("jetstream {", &store);
+        fs::write(self.directory().join("nats.conf"), configuration).unwrap();
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     pub(super) fn url(&self) -> String {
@@ -78,21 +83,21 @@ impl NatsServer {
 
     /// Starts it with the same data and on the same port, and waits until it listens.
     pub(super) fn start_again(&mut self) {
-        let ports = self.directory.path().join("ports");
+        let ports = self.directory().join("ports");
         drop(fs::remove_dir_all(&ports));
         fs::create_dir(&ports).unwrap();
         let port = match self.port {
             0 => "-1".to_owned(),
             port => port.to_string(),
         };
-        let log = fs::File::create(self.directory.path().join("log")).unwrap();
+        let log = fs::File::create(self.directory().join("log")).unwrap();
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(binary())
             .args(["--addr", "127.0.0.1", "--port", &port, "--ports_file_dir"])
             .arg(&ports)
             .arg("--config")
-            .arg(self.directory.path().join("nats.conf"))
+            .arg(self.directory().join("nats.conf"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -118,13 +123,25 @@ impl NatsServer {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join("log")).unwrap()
+        fs::read_to_string(self.directory().join("log")).unwrap()
     }
 }
 
 impl Drop for NatsServer {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Tries until it succeeds.
+pub(super) async fn eventually<T, E: std::fmt::Debug>(mut attempt: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match attempt().await {
+            Ok(done) => return done,
+            Err(error) => assert!(Instant::now() < end, "it still fails: {error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
