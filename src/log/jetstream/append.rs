@@ -22,7 +22,7 @@ impl JetStream {
             return Ok(self.bounds(log).await?.next);
         }
         self.check_size(log, &payloads)?;
-        let mut patience = Patience::new(self.options.timeout);
+        let patience = Patience::new(self.options.timeout);
         let bytes: usize = payloads.iter().map(Bytes::len).sum();
         let _room = patience
             .within("other appends", self.room.acquire_many(self.permits(bytes)))
@@ -31,24 +31,45 @@ impl JetStream {
             1 => None,
             _ => Some(patience.within("other batches", log.batches.acquire()).await?),
         };
-        let before = log.bounds().next;
-        let (count, id) = (payloads.len() as u64, Uuid::new_v4().to_string());
+        let (before, count) = (log.bounds().next, payloads.len() as u64);
+        let (sequence, bytes) = self
+            .store_records(log, record::millis(accepted), payloads, patience)
+            .await?;
+        let first = Offset(sequence.saturating_sub(1));
+        log.appended(before, first, count, bytes as u64);
+        self.grew(&log.name);
+        Ok(first)
+    }
+
+    /// Stores records, with retries, and returns the sequence of the first and their bytes.
+    async fn store_records(
+        &self,
+        log: &Tracked,
+        accepted_millis: i64,
+        payloads: Vec<Bytes>,
+        mut patience: Patience,
+    ) -> Result<(u64, usize), LogError> {
+        let id = Uuid::new_v4().to_string();
         let mut payloads = Some(payloads);
         let mut messages = Vec::new();
-        let sequence = loop {
+        loop {
             let wait = patience.attempt();
             let attempt = async {
                 if !log.is_ready() {
                     self.make(log, wait).await?;
                 }
                 if let Some(payloads) = payloads.take() {
-                    let millis = log.accept(record::millis(accepted));
+                    let millis = log.accept(accepted_millis);
                     messages = outgoing(&log.location.subject, millis, &payloads);
                 }
                 self.session.store(&id, &messages, wait).await
             };
-            match attempt.await {
-                Ok(sequence) => break sequence,
+            // Each message of a batch may take as long as an attempt.
+            match patience.within("the stream", attempt).await? {
+                Ok(sequence) => {
+                    let bytes = messages.iter().map(|message| message.content.len()).sum();
+                    return Ok((sequence, bytes));
+                }
                 Err(error) => {
                     if matches!(error, NatsError::NoResponders(_)) {
                         log.set_unready();
@@ -56,12 +77,7 @@ impl JetStream {
                     patience.after(error).await?;
                 }
             }
-        };
-        let first = Offset(sequence.saturating_sub(1));
-        let stored: usize = messages.iter().map(|message| message.content.len()).sum();
-        log.appended(before, first, count, stored as u64);
-        self.grew(&log.name);
-        Ok(first)
+        }
     }
 
     /// Checks what no retry would change.

@@ -21,10 +21,13 @@ use crate::log::LogError;
 const CHECK: Duration = Duration::from_secs(5);
 /// Longest pause between two attempts to connect again.
 const RECONNECT: Duration = Duration::from_secs(1);
+/// Interval of pings; after two without answer the connection counts as lost.
+const PING: Duration = Duration::from_secs(3);
 /// First version that syncs once for many messages, and takes batches safely.
 const VERSION: (i64, i64) = (2, 15);
 /// Requests that are allowed if they are answered in any way: no stream is named so.
-const RIGHTS: [&str; 6] = [
+const RIGHTS: [&str; 7] = [
+    "$JS.API.STREAM.CREATE._",
     "$JS.API.STREAM.PURGE._",
     "$JS.API.STREAM.MSG.GET._",
     "$JS.API.DIRECT.GET._",
@@ -98,7 +101,7 @@ fn connect_options(options: &JetStreamOptions) -> ConnectOptions {
     })
     .name("weir")
     .connection_timeout(CHECK)
-    .ping_interval(Duration::from_secs(10))
+    .ping_interval(PING)
     .reconnect_delay_callback(|attempts| {
         let exponent = u32::try_from(attempts.min(10)).unwrap_or(10);
         RECONNECT.min(Duration::from_millis(2_u64.saturating_pow(exponent)))
@@ -212,8 +215,11 @@ async fn check_rights(streams: &JetStream) -> Result<(), LogError> {
     check_telling(streams)
         .await
         .map_err(|e| check_error(streams, &e))?;
-    streams.load_all().await?;
-    Ok(())
+    let loaded = streams.load_all().await;
+    loaded.map(drop).map_err(|e| match e {
+        LogError::Unavailable(detail) => check_error(streams, &NatsError::NoAnswer(detail)),
+        other => other,
+    })
 }
 
 /// Sends a message to itself, as routers tell each other of the ends of logs.
@@ -255,6 +261,9 @@ fn check_error(streams: &JetStream, error: &NatsError) -> LogError {
                 .to_owned()
         }
         NatsError::NoAnswer(detail) => return LogError::Unavailable(detail.clone()),
+        NatsError::Rejected(rejection) if rejection.code >= 500 && error.lasting().is_none() => {
+            return LogError::Unavailable(error.to_string());
+        }
         NatsError::Rejected(_) | NatsError::Unexpected(_) | NatsError::TooLarge(_) => {
             if let Some(lasting) = error.lasting() {
                 return lasting;

@@ -3,7 +3,7 @@
 //! # Guarantees
 //! - An append is answered once the stream's servers have acknowledged it: a quorum of its replicas, which have synced
 //!   it with `sync_interval: always`. A client cannot see that setting; operators have to make it.
-//! - A retry stores nothing twice: each append has an id that the server remembers for two minutes.
+//! - A retry stores nothing twice: each append has an id that the server remembers for longer than it is retried.
 //! - The records of one append are one atomic batch: all of them or none, and next to each other.
 //! - Each record has a checksum of ours. JetStream returns damaged records; this log does not.
 //! - A save of checkpoints with an epoch is refused once another owner has taken over.

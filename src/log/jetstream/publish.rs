@@ -1,5 +1,5 @@
 //! Stores messages: one by a plain request, several as an atomic batch (ADR-50 of NATS). The id makes a retry safe:
-//! the server refuses a second message with it for two minutes, and says where the first one is.
+//! the server refuses a second message with it for a while, and says where the first one is.
 
 use std::time::Duration;
 

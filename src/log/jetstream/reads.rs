@@ -63,26 +63,28 @@ impl JetStream {
             let (error, is_damage) = match self.fetch(log, from, records, bytes, patience.attempt()).await {
                 Ok(Fetched::Records(records)) => return Ok(records),
                 Ok(Fetched::Nothing) if from >= log.bounds().next => return Ok(Vec::new()),
-                Ok(Fetched::Damage(detail)) => (detail, true),
                 Ok(Fetched::Nothing) => (format!("the record at offset {from} is missing"), false),
                 Ok(Fetched::Later) => (format!("the record at offset {from} is missing"), true),
+                Ok(Fetched::Damage(detail)) => (detail, true),
                 Err(error) => {
                     self.read_errors.fetch_add(1, Ordering::Relaxed);
                     patience.after(error).await?;
                     continue;
                 }
             };
-            // The leader says whether there should be a record.
-            let bounds = self.bounds(log).await?;
-            if from >= bounds.next {
-                return Ok(Vec::new());
-            }
-            if from < bounds.first {
-                from = bounds.first;
-                continue;
-            }
             attempts += 1;
-            self.read_errors.fetch_add(1, Ordering::Relaxed);
+            // A replica that is a little behind is not worth asking the leader.
+            if is_damage || attempts > 1 {
+                let bounds = self.bounds(log).await?;
+                if from >= bounds.next {
+                    return Ok(Vec::new());
+                }
+                if from < bounds.first {
+                    from = bounds.first;
+                    continue;
+                }
+                self.read_errors.fetch_add(1, Ordering::Relaxed);
+            }
             if is_damage && attempts >= ATTEMPTS {
                 return Err(self.damaged(&log.location.stream, &error));
             }

@@ -77,7 +77,8 @@ impl JetStream {
         let id = Uuid::new_v4().to_string();
         let mut patience = Patience::new(self.options.timeout);
         loop {
-            match self.session.store(&id, &messages, patience.attempt()).await {
+            let attempt = self.session.store(&id, &messages, patience.attempt());
+            match patience.within("the stream of the state", attempt).await? {
                 Ok(sequence) => return Ok(sequence),
                 Err(NatsError::Rejected(rejection)) if rejection.err_code == WRONG_SEQUENCE => {
                     return Err(LogError::Fenced(format!(

@@ -27,8 +27,10 @@ const PARTITIONS: &str = "weir.dev/partitions";
 const ONE: &str = "1";
 /// Unit of the room for appends.
 pub(super) const PERMIT_BYTES: usize = 1024;
-/// Nanoseconds for which the server knows the ids of messages: longer than any operation is retried.
-const ID_WINDOW: u64 = 120_000_000_000;
+/// For how long the server knows the ids of messages, in timeouts of operations: they are retried for one. The ids of
+/// 10,000 messages a second take a few ten MB of the server's memory.
+const ID_TIMEOUTS: u32 = 3;
+const LEAST_ID_WINDOW: Duration = Duration::from_secs(30);
 
 /// All streams, and what is known of them.
 pub(super) struct JetStream {
@@ -84,16 +86,19 @@ impl JetStream {
         self.grown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at the streams of all logs.
+    /// Looks at the streams of all logs; the error is of the last one that is not as it should be.
     pub(super) async fn look(&self, wait: Duration) -> Result<(), NatsError> {
+        let mut looked = Ok(());
         for info in self.session.streams(wait).await? {
             let Some(name) = names::log_of(&info.config.name) else {
                 continue;
             };
-            check_partitions(&info)?;
-            self.log(&name).observe(&info);
+            match check_partitions(&info) {
+                Ok(()) => self.log(&name).observe(&info),
+                wrong => looked = wrong,
+            }
         }
-        Ok(())
+        looked
     }
 
     /// Looks at the stream of a log, if there is one.
@@ -167,7 +172,7 @@ impl JetStream {
             "deny_delete": true,
             "allow_atomic": true,
             "allow_direct": true,
-            "duplicate_window": ID_WINDOW,
+            "duplicate_window": self.id_window(),
             "metadata": { PARTITIONS: ONE },
         })
     }
@@ -186,9 +191,15 @@ impl JetStream {
             "allow_atomic": true,
             "allow_msg_ttl": true,
             "allow_direct": false,
-            "duplicate_window": ID_WINDOW,
+            "duplicate_window": self.id_window(),
         });
         self.session.stream_or_new(&config, wait).await
+    }
+
+    /// Nanoseconds for which the server knows ids.
+    fn id_window(&self) -> u64 {
+        let window = self.options.timeout.saturating_mul(ID_TIMEOUTS);
+        u64::try_from(window.max(LEAST_ID_WINDOW).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// The error of a damaged record.

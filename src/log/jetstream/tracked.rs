@@ -123,6 +123,7 @@ impl Tracked {
                 "the stream has lost acknowledged records at its end"
             );
             sight.bounds.next = next;
+            sight.bounds.first = sight.bounds.first.min(next);
         }
         sight.bounds.next = sight.bounds.next.max(next);
         sight.bytes += bytes;

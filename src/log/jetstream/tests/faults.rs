@@ -17,9 +17,8 @@ use crate::log::{
     jetstream::publish::Outgoing,
 };
 
-/// Appends that are made while the server is killed again and again.
-const APPENDS: usize = 600;
-const KILLS: usize = 4;
+/// Appends that are made while something fails again and again.
+const APPENDS: usize = 2000;
 
 /// Appends one record or three, and returns their offsets with what they are.
 async fn append_some(log: &JetStreamLog, number: usize) -> Vec<(Offset, String)> {
@@ -34,10 +33,9 @@ async fn append_some(log: &JetStreamLog, number: usize) -> Vec<(Offset, String)>
         .collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_acknowledged_is_lost_or_stored_twice_when_the_server_is_killed() {
-    let mut server = NatsServer::start();
-    let log = server.connect().await;
+/// Appends with many in flight, and calls `fault` some times meanwhile. What was acknowledged must be stored, where
+/// the acknowledgement said, and once.
+pub(super) async fn appends_survive(log: &JetStreamLog, faults: usize, mut fault: impl AsyncFnMut()) {
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let writer = async || {
         let mut acknowledged = Vec::new();
@@ -46,23 +44,22 @@ async fn nothing_acknowledged_is_lost_or_stored_twice_when_the_server_is_killed(
             if number >= APPENDS {
                 return acknowledged;
             }
-            acknowledged.extend(append_some(&log, number).await);
+            acknowledged.extend(append_some(log, number).await);
             done.fetch_add(1, Ordering::Relaxed);
         }
     };
-    let killer = async {
-        for kill in 1..=KILLS {
-            let some = kill * APPENDS / (KILLS + 1);
+    let failing = async {
+        for number in 1..=faults {
+            let some = number * APPENDS / (faults + 1);
             eventually(async || match done.load(Ordering::Relaxed) {
                 done if done >= some => Ok(()),
                 done => Err(done),
             })
             .await;
-            server.kill();
-            server.start_again();
+            fault().await;
         }
     };
-    let (written, ()) = futures::join!(join_all((0..16).map(|_| writer())), killer);
+    let (written, ()) = futures::join!(join_all((0..16).map(|_| writer())), failing);
 
     let records = log.read("n/b", Offset(0), ALL).await.unwrap();
     for (offset, text) in written.iter().flatten() {
@@ -71,6 +68,17 @@ async fn nothing_acknowledged_is_lost_or_stored_twice_when_the_server_is_killed(
     let stored: HashSet<_> = records.iter().map(|record| record.payload.clone()).collect();
     assert_eq!(stored.len(), records.len(), "records are stored twice");
     assert_eq!(records.len(), written.iter().flatten().count());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_or_stored_twice_when_the_server_is_killed() {
+    let mut server = NatsServer::start();
+    let log = server.connect().await;
+    appends_survive(&log, 5, async || {
+        server.kill();
+        server.start_again();
+    })
+    .await;
 }
 
 #[tokio::test]

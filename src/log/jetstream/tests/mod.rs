@@ -1,6 +1,7 @@
 //! Runs the conformance suite on a real server, and tests what only this log can run into: a server that is away,
 //! killed, full or configured wrongly, other routers, damaged messages.
 
+mod cluster;
 mod faults;
 mod routers;
 mod server;

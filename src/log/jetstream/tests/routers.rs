@@ -145,3 +145,20 @@ async fn more_checkpoints_than_a_batch_takes_are_saved_and_loaded() {
     checkpoints.save(removed.collect()).await.unwrap();
     assert_eq!(checkpoints.load_all().await.unwrap().len(), 500);
 }
+
+#[tokio::test]
+async fn dead_letters_have_a_stream_of_their_own() {
+    let server = NatsServer::start();
+    let log = server.connect().await;
+    log.append("n/b", payloads(&["event"]), at(0)).await.unwrap();
+    let letters = payloads(&["letter", "another"]);
+    let first = log.append("n/b.dead-letters", letters, at(0)).await.unwrap();
+    assert_eq!(first, Offset(0));
+    let other = server.connect().await;
+    let keys: Vec<_> = other.used().into_iter().map(|(key, _)| key).collect();
+    assert_eq!(keys, ["n/b", "n/b.dead-letters"]);
+    other.trim("n/b.dead-letters", Offset(1)).await.unwrap();
+    let rest = log.read("n/b.dead-letters", Offset(0), ALL).await.unwrap();
+    assert_eq!(rest[0].payload, "another");
+    assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap().len(), 1);
+}

@@ -1,14 +1,16 @@
-//! A nats-server of a test's own: on loopback, on a port that the system chose, in a directory of its own. The kernel
+//! A nats-server of a test's own: on loopback, on a port of its own, in a directory of its own. The kernel
 //! ends it with the test process.
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 use crate::log::jetstream::{JetStreamLog, JetStreamOptions};
 
@@ -18,10 +20,26 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Configuration of a server that is fit for the log.
 pub(super) const FIT: &str = "max_payload: 2MB\njetstream { sync_interval: always, max_file: 1GB }\n";
 
+/// A port that nobody else gets, also while no server listens there: it is bound, and a server may bind it, too.
+pub(super) struct HeldPort(TcpSocket);
+
+impl HeldPort {
+    pub(super) fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        Self(socket)
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
+}
+
 /// A server that can be killed and started again on the same port.
 pub(super) struct NatsServer {
     directory: TempDir,
-    port: u16,
+    port: HeldPort,
     child: Option<Child>,
 }
 
@@ -35,7 +53,7 @@ impl NatsServer {
     pub(super) fn configured(configuration: &str) -> Self {
         let mut server = Self {
             directory: tempfile::tempdir().unwrap(),
-            port: 0,
+            port: HeldPort::new(),
             child: None,
         };
         server.configure(configuration);
@@ -55,7 +73,7 @@ impl NatsServer {
     }
 
     pub(super) fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        format!("nats://{}", self.port.address())
     }
 
     /// Options for this server, with timeouts for tests.
@@ -86,10 +104,7 @@ impl NatsServer {
         let ports = self.directory().join("ports");
         drop(fs::remove_dir_all(&ports));
         fs::create_dir(&ports).unwrap();
-        let port = match self.port {
-            0 => "-1".to_owned(),
-            port => port.to_string(),
-        };
+        let port = self.port.address().port().to_string();
         let log = fs::File::create(self.directory().join("log")).unwrap();
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
@@ -104,14 +119,15 @@ impl NatsServer {
             .spawn()
             .unwrap();
         self.child = Some(child);
-        self.port = self.wait_for_port(&ports);
+        self.wait_until_it_listens(&ports);
     }
 
-    fn wait_for_port(&mut self, ports: &Path) -> u16 {
+    /// Waits for the file that the server writes then.
+    fn wait_until_it_listens(&mut self, ports: &Path) {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
-            if let Some(port) = port_in(ports) {
-                return port;
+            if fs::read_dir(ports).unwrap().next().is_some() {
+                return;
             }
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
             if let Some(status) = ended {
@@ -157,13 +173,4 @@ fn binary() -> PathBuf {
         binary.display()
     );
     binary
-}
-
-/// Port in the file that the server writes when it listens: `{"nats":["nats://127.0.0.1:4222"], ...}`.
-fn port_in(ports: &Path) -> Option<u16> {
-    let entry = fs::read_dir(ports).ok()?.next()?.ok()?;
-    let text = fs::read_to_string(entry.path()).ok()?;
-    let ports: serde_json::Value = serde_json::from_str(&text).ok()?;
-    let url = ports["nats"][0].as_str()?;
-    url.rsplit_once(':')?.1.parse().ok()
 }

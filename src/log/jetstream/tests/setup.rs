@@ -8,6 +8,7 @@ use std::{
     thread,
 };
 
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use nkeys::KeyPair;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer};
 
@@ -151,14 +152,26 @@ async fn missing_rights_are_named() {
             "{FIT}authorization {{ users: [{{ user: weir, password: secret, permissions: {{ publish: {{ deny: [{denied:?}] }} }} }}] }}\n"
         )
     };
-    for denied in ["weir.ev.>", "$JS.API.STREAM.PURGE.*", "weir.end.>", "$JS.API.>"] {
+    let denied = [
+        "weir.ev.>",
+        "weir.st.>",
+        "weir.end.>",
+        "$JS.API.STREAM.PURGE.*",
+        "$JS.API.CONSUMER.MSG.NEXT.>",
+        "$JS.API.>",
+    ];
+    let checks = denied.map(async |denied| {
         let server = NatsServer::configured(&permissions(denied));
-        let options = with_password(&server, "secret");
+        let options = JetStreamOptions {
+            timeout: std::time::Duration::from_secs(2),
+            ..with_password(&server, "secret")
+        };
         says(
             &refusal(options).await,
             &["Permissions Violation", "allow the user to publish"],
         );
-    }
+    });
+    futures::future::join_all(checks).await;
 }
 
 fn with_password(server: &NatsServer, password: &str) -> JetStreamOptions {
@@ -211,6 +224,78 @@ async fn an_nkey_signs_in() {
     fs::write(&path, KeyPair::new_user().seed().unwrap()).unwrap();
     says(&refusal(options.clone()).await, &["refuses the credentials"]);
     fs::write(&path, format!("{}\n", key.seed().unwrap())).unwrap();
+    works(options).await;
+}
+
+/// A JWT of NATS: claims about a key, signed by its issuer.
+fn jwt(issuer: &KeyPair, subject: &KeyPair, claims: serde_json::Value) -> String {
+    let part = |value: serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    let header = part(serde_json::json!({ "typ": "JWT", "alg": "ed25519-nkey" }));
+    let claims = part(serde_json::json!({
+        "iss": issuer.public_key(),
+        "sub": subject.public_key(),
+        "iat": 1_800_000_000,
+        "nats": claims,
+    }));
+    let signed = format!("{header}.{claims}");
+    let signature = issuer.sign(signed.as_bytes()).unwrap();
+    format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
+}
+
+/// Configuration of a server with an operator, a system account and an account with JetStream; and that account.
+fn operator_mode() -> (String, KeyPair) {
+    let (operator, system, account) = (
+        KeyPair::new_operator(),
+        KeyPair::new_account(),
+        KeyPair::new_account(),
+    );
+    let claims = |storage: i64| {
+        let limits = serde_json::json!({
+            "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
+            "mem_storage": storage, "disk_storage": storage, "streams": storage, "consumer": storage,
+        });
+        serde_json::json!({ "type": "account", "version": 2, "limits": limits })
+    };
+    let configuration = format!(
+        "{FIT}operator: {}\nsystem_account: {}\nresolver: MEMORY\nresolver_preload: {{ {}: {}, {}: {} }}\n",
+        jwt(
+            &operator,
+            &operator,
+            serde_json::json!({ "type": "operator", "version": 2 })
+        ),
+        system.public_key(),
+        system.public_key(),
+        jwt(&operator, &system, claims(0)),
+        account.public_key(),
+        jwt(&operator, &account, claims(-1)),
+    );
+    (configuration, account)
+}
+
+#[tokio::test]
+async fn a_credentials_file_signs_in() {
+    let (configuration, account) = operator_mode();
+    let server = NatsServer::configured(&configuration);
+    let path = server.directory().join("weir.creds");
+    let options = JetStreamOptions {
+        auth: NatsAuth::Credentials(path.clone()),
+        ..server.options()
+    };
+    let write = |account: &KeyPair| {
+        let user = KeyPair::new_user();
+        let claims =
+            serde_json::json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1 });
+        let text = format!(
+            "-----BEGIN NATS USER JWT-----\n{}\n------END NATS USER JWT------\n\n\
+             -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
+            jwt(account, &user, claims),
+            user.seed().unwrap()
+        );
+        fs::write(&path, text).unwrap();
+    };
+    write(&KeyPair::new_account());
+    says(&refusal(options.clone()).await, &["refuses the credentials"]);
+    write(&account);
     works(options).await;
 }
 
