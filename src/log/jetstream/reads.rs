@@ -1,12 +1,15 @@
 //! Reads, by batched direct gets: they need no consumer on the server and begin anywhere. Any replica answers, also
-//! one that is behind: what is missing is looked for again, and only damage that several answers agree on is damage.
+//! one that is behind or damaged: the leader is asked for what is missing or wrong, and only what it does not have
+//! either, after several answers of replicas, is damage.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
 use async_nats::{Message, header};
 use serde_json::json;
 
-use super::{layout, patience::Patience, session::NatsError, streams::JetStream, tracked::Tracked};
+use super::{
+    layout, names::Location, patience::Patience, session::NatsError, streams::JetStream, tracked::Tracked,
+};
 use crate::log::{Bounds, LogError, Offset, ReadLimit, Record, record};
 
 /// Maximum records of one request; the client buffers more messages than this.
@@ -84,12 +87,28 @@ impl JetStream {
                     continue;
                 }
                 self.read_errors.fetch_add(1, Ordering::Relaxed);
+                if let Some(record) = self.ask_leader(log, from, patience.attempt()).await {
+                    return Ok(vec![record]);
+                }
             }
             if is_damage && attempts >= ATTEMPTS {
                 return Err(self.damaged(&log.location.stream, &error));
             }
             patience.after(NatsError::NoAnswer(error)).await?;
         }
+    }
+
+    /// Asks the leader for one record; `None` if it has none that is intact, or does not answer.
+    async fn ask_leader(&self, log: &Tracked, offset: Offset, wait: Duration) -> Option<Record> {
+        let Location { stream, subject } = &log.location;
+        let which = json!({ "seq": offset.plus(1).0 });
+        let content = self.session.message(stream, &which, wait).await.ok()??;
+        let (millis, payload) = layout::decode(subject, &content).ok()?;
+        Some(Record {
+            offset,
+            accepted: record::timestamp(millis),
+            payload,
+        })
     }
 
     /// Asks one replica for records.

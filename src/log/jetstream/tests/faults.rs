@@ -18,7 +18,7 @@ use crate::log::{
 };
 
 /// Appends that are made while something fails again and again.
-const APPENDS: usize = 2000;
+const APPENDS: usize = 1000;
 
 /// Appends one record or three, and returns their offsets with what they are.
 async fn append_some(log: &JetStreamLog, number: usize) -> Vec<(Offset, String)> {
