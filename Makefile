@@ -40,7 +40,8 @@ lint: rust ## Check the formatting and the lints; a warning is an error
 	$(CARGO) clippy --locked --no-default-features --manifest-path fuzz/Cargo.toml --target-dir $(target) -- -D warnings
 
 .PHONY: unit
-unit: rust ## Test what needs nothing but the code: units, examples in the docs, the arrows between rooms
+unit: rust ## Test units (those of the JetStream log with a NATS server), examples in the docs, arrows between rooms
+	export WEIR_NATS="$$(tests/nats/build.sh)"
 	$(CARGO) test --locked $(test_features) --lib --bins --test architecture
 	$(CARGO) test --locked $(test_features) --doc
 
@@ -163,8 +164,8 @@ fuzz: rust ## Feed each fuzz target for FUZZ_SECONDS, 60 by default (see tests/R
 	done
 
 .PHONY: clean-cache
-clean-cache: ## Remove what the tests built and installed: Kubernetes binaries, helm, cargo-deny and CloudEvents SDKs
-	rm -rf "$(cache)"/kubernetes-* "$(cache)"/node-* "$(cache)"/helm-* "$(cache)"/cargo-deny-* "$(cache)"/interop*
+clean-cache: ## Remove what the tests built and installed: Kubernetes binaries, NATS, helm, cargo-deny, CloudEvents SDKs
+	rm -rf "$(cache)"/kubernetes-* "$(cache)"/nats-* "$(cache)"/node-* "$(cache)"/helm-* "$(cache)"/cargo-deny-* "$(cache)"/interop*
 
 .PHONY: rust
 rust:

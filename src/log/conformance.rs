@@ -24,6 +24,24 @@ pub(crate) trait Tested {
 
     /// Does at once what the provider otherwise does in the background.
     fn settle(&self, _logs: &Self::Logs) {}
+
+    /// Whether the provider may count so many bytes for so many records with payloads of these bytes in all.
+    fn counts(&self, counted: u64, payloads: u64, _records: u64) -> bool {
+        counted == payloads
+    }
+
+    /// Compares the usage of the logs with the expected one: key, bytes of the payloads, number of records.
+    fn check_usage(&self, logs: &Self::Logs, expected: &[(&str, u64, u64)]) {
+        let used = logs.used();
+        let is_right = used.len() == expected.len()
+            && used
+                .iter()
+                .zip(expected)
+                .all(|((key, bytes), (name, payloads, records))| {
+                    key == name && self.counts(*bytes, *payloads, *records)
+                });
+        assert!(is_right, "{used:?}, expected {expected:?}");
+    }
 }
 
 type Answer<T> = BoxFuture<'static, Result<T, LogError>>;
@@ -211,7 +229,7 @@ pub(crate) async fn what_was_appended_is_read_back(subject: impl Tested) {
     let opened = LogProvider::open(&log, &LogName::from_key("n/b"));
     assert_eq!(opened.name().to_string(), "n/b");
     assert_eq!(opened.bounds().await.unwrap(), bounds(0, 4));
-    assert_eq!(opened.retained(), 9);
+    assert!(subject.counts(opened.retained(), 9, 4), "{}", opened.retained());
     let expected = [
         record(0, 1, "one"),
         record(1, 1, ""),
@@ -294,10 +312,13 @@ pub(crate) async fn a_restart_keeps_everything(subject: impl Tested) {
     log.append("n/a", payloads(&["a0", "a1"]), at(10)).await.unwrap();
     log.append("n/b", payloads(&["b0"]), at(20)).await.unwrap();
     log.save(vec![("k".into(), Some("v".into()))]).await.unwrap();
-    let before = (log.used(), log.stored().await.unwrap());
+    let usage = [("n/a", 4, 2), ("n/b", 2, 1)];
+    subject.check_usage(&log, &usage);
+    let stored = log.stored().await.unwrap();
     drop(log);
     let log = subject.open().await;
-    assert_eq!((log.used(), log.stored().await.unwrap()), before);
+    subject.check_usage(&log, &usage);
+    assert_eq!(log.stored().await.unwrap(), stored);
     assert_eq!(
         log.read("n/a", Offset(0), ALL).await.unwrap(),
         [record(0, 10, "a0"), record(1, 10, "a1")]
@@ -476,17 +497,12 @@ pub(crate) async fn usage_is_of_retained_payloads(subject: impl Tested) {
         .await
         .unwrap();
     log.append("n/b", payloads(&["123"]), at(0)).await.unwrap();
-    let sorted = |log: &dyn LogProvider| {
-        let mut usage = log.used();
-        usage.sort();
-        usage
-    };
-    assert_eq!(sorted(&log), [("n/a".to_owned(), 9), ("n/b".to_owned(), 3)]);
+    subject.check_usage(&log, &[("n/a", 9, 3), ("n/b", 3, 1)]);
     log.trim("n/a", Offset(1)).await.unwrap();
     log.trim("n/b", Offset(1)).await.unwrap();
-    assert_eq!(sorted(&log), [("n/a".to_owned(), 4)]);
+    subject.check_usage(&log, &[("n/a", 4, 2)]);
     drop(log);
-    assert_eq!(sorted(&subject.open().await), [("n/a".to_owned(), 4)]);
+    subject.check_usage(&subject.open().await, &[("n/a", 4, 2)]);
 }
 
 pub(crate) async fn large_records_are_stored(subject: impl Tested) {
@@ -690,13 +706,11 @@ pub(crate) async fn behaves_like_the_model(subject: impl Tested, steps: Vec<Step
             );
             assert_eq!(log.follow(broker).borrow().0, model.records.len() as u64);
             if model.first < model.records.len() {
-                usage.push((broker.to_owned(), model.bytes()));
+                usage.push((broker, model.bytes(), (model.records.len() - model.first) as u64));
             }
         }
-        usage.sort();
-        let mut logged = log.used();
-        logged.sort();
-        assert_eq!(logged, usage);
+        usage.sort_unstable();
+        subject.check_usage(&log, &usage);
         let mut logged = log.stored().await.unwrap();
         logged.sort();
         assert_eq!(logged, cursors.clone().into_iter().collect::<Vec<_>>());

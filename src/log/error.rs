@@ -24,7 +24,7 @@ pub enum LogError {
     /// A record is not what was written, as read from the storage twice.
     #[error("the event log in {path} is damaged: {detail}")]
     Damaged {
-        /// Directory of the log.
+        /// Directory of the log, or its stream behind the URLs of the servers.
         path: PathBuf,
         /// The damage.
         detail: String,
@@ -32,7 +32,7 @@ pub enum LogError {
     /// The log cannot be opened.
     #[error("cannot open the event log in {path}: {detail}")]
     Open {
-        /// Directory of the log.
+        /// Directory of the log, or the URLs of its servers.
         path: PathBuf,
         /// The cause, and how to fix it.
         detail: String,

@@ -5,29 +5,33 @@
 //! here; [`crate::cloudevents`] knows its content.
 //!
 //! Reading order: this file has the traits, `name.rs` the names of logs, `checkpoint.rs` the checkpoints,
-//! `error.rs` what can fail. [`embedded`] is the provider on the router's volume; its header continues the tour.
-//! `conformance.rs` is the test suite that every provider passes, `memory.rs` the provider for other modules'
+//! `error.rs` what can fail. [`embedded`] is the provider on the router's volume, [`jetstream`] the one of several
+//! routers; their headers continue the tour. `conformance.rs` is the test suite that every provider passes, `memory.rs` the provider for other modules'
 //! tests.
 //!
-//! # Fit for a replicated log
-//! NATS JetStream, as the log of several routers, fits these traits without further ones:
+//! # The traits and JetStream
+//! What the operations are on NATS JetStream, the log of several routers:
 //!
 //! | here | there |
 //! | --- | --- |
-//! | [`LogProvider::open`] | a stream per broker, created on the first append; one partition first, later a part of the [`LogName`] |
-//! | [`Log::append`] | an atomic batch; the partition key and the message id become fields of [`Append`] |
-//! | [`Offset`] | the stream's sequence minus one; gaps are possible once there are several partitions |
+//! | [`LogProvider::open`] | a stream for each log, created by the first append, with one partition |
+//! | [`Log::append`] | a message, or an atomic batch, with an id for retries |
+//! | [`Offset`] | the stream's sequence minus one |
+//! | [`Log::read`] | a batched direct get, from any replica |
 //! | [`Log::bounds`], [`Log::cached_bounds`] | the stream's state: queried, and as of the last answer |
-//! | [`Log::follow`] | what the owner's consumer has seen |
-//! | [`Log::offset_at`], [`Log::trim`] | by the server's time; a purge by sequence |
-//! | [`LogProvider::checkpoints`] with an [`Epoch`] | a batch that the server accepts only while `own` has this sequence |
+//! | [`Log::follow`] | what this router has appended, what others tell, and a regular look |
+//! | [`Log::offset_at`] | a search by halves, by the times in the records |
+//! | [`Log::trim`] | a purge by sequence |
+//! | [`LogProvider::checkpoints`] with an [`Epoch`] | a batch that the server accepts only while `weir.st.own` has this sequence |
 //! | [`LogError::Unavailable`], [`Full`](LogError::Full), [`Limit`](LogError::Limit), [`Fenced`](LogError::Fenced) | NATS away, the stream full, the message too large, another owner |
 //! | [`LogProvider::capacity`] | `None`: the server manages the capacity of its streams |
 
 mod checkpoint;
 pub mod embedded;
 mod error;
+pub mod jetstream;
 mod name;
+mod record;
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -111,7 +115,8 @@ pub trait LogProvider: Send + Sync + 'static {
     /// Opens the checkpoints for the owner at this epoch.
     fn checkpoints(&self, epoch: Epoch) -> Arc<dyn Checkpoints>;
 
-    /// The logs that have records, and the bytes of their retained payloads, as last seen.
+    /// The logs that have records, and the bytes of their retained payloads, as last seen. A provider may add what
+    /// it stores with each record.
     fn usage(&self) -> Vec<(LogName, u64)>;
 
     /// The capacity shared by all logs, if the provider has one.

@@ -471,7 +471,12 @@ fn a_router_goes_on_with_its_configuration_while_the_api_server_is_away() {
     await_problem(&unknown, &["503 Service Unavailable"]);
     setup.plane.start_api_server();
     await_problem(&unknown, &["401 Unauthorized"]);
-    assert!(!router.lines().iter().any(|line| line.contains("no answer from the controller")));
+    assert!(
+        !router
+            .lines()
+            .iter()
+            .any(|line| line.contains("no answer from the controller"))
+    );
 }
 
 #[test]

@@ -34,7 +34,7 @@ use super::{
     shared::Shared,
     store,
 };
-use crate::log::{LogError, LogRecord, Offset};
+use crate::log::{LogError, LogRecord, Offset, record};
 
 /// Maximum bytes of one commit, unless a single request is larger.
 const COMMIT_BYTES: usize = 2 * 1024 * 1024;
@@ -351,7 +351,7 @@ impl Committer {
             self.bytes += payload.len() as u64;
             staged.records.push(LogRecord {
                 offset,
-                accepted: layout::timestamp(accepted_millis),
+                accepted: record::timestamp(accepted_millis),
                 payload,
             });
         }

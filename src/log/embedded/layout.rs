@@ -16,10 +16,11 @@
 //! checksums of its own, of each commit in the journal and of each block in a table.
 
 use bytes::Bytes;
-use jiff::Timestamp;
-use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::log::{LogRecord, Offset};
+use crate::log::{
+    LogRecord, Offset,
+    record::{checksum, timestamp},
+};
 
 /// Version of this layout; a store with another one is not opened.
 pub(super) const FORMAT: u32 = 1;
@@ -62,17 +63,9 @@ pub(super) fn record_value(offset: u64, header: RecordHeader, payload: &[u8]) ->
     value.push(RECORD_VERSION);
     value.extend(header.accepted_millis.to_be_bytes());
     value.extend(header.bytes_before.to_be_bytes());
-    value.extend(checksum(offset, &value, payload).to_be_bytes());
+    value.extend(checksum(&offset.to_be_bytes(), &value, payload).to_be_bytes());
     value.extend(payload);
     value
-}
-
-fn checksum(offset: u64, header: &[u8], payload: &[u8]) -> u64 {
-    let mut checksum = Xxh3Default::new();
-    checksum.update(&offset.to_be_bytes());
-    checksum.update(header);
-    checksum.update(payload);
-    checksum.digest()
 }
 
 /// Parses the header and the payload of the record at an offset; the error says what is invalid.
@@ -95,7 +88,7 @@ pub(super) fn parse_value(offset: u64, value: &[u8]) -> Result<(RecordHeader, &[
     let (stored, payload) = payload
         .split_first_chunk::<CHECKSUM>()
         .ok_or("the value is too short")?;
-    if u64::from_be_bytes(*stored) != checksum(offset, &value[..HEADER], payload) {
+    if u64::from_be_bytes(*stored) != checksum(&offset.to_be_bytes(), &value[..HEADER], payload) {
         return Err("the value does not match its checksum".to_owned());
     }
     Ok((header, payload))
@@ -145,20 +138,6 @@ impl Registered {
     }
 }
 
-/// Whole milliseconds since 1970, rounded down.
-pub(super) fn millis(time: Timestamp) -> i64 {
-    // The range of `Timestamp` fits: years -9999 to 9999.
-    i64::try_from(time.as_nanosecond().div_euclid(1_000_000)).unwrap_or(i64::MAX)
-}
-
-pub(super) fn timestamp(millis: i64) -> Timestamp {
-    Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 {
-        Timestamp::MIN
-    } else {
-        Timestamp::MAX
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,15 +185,5 @@ mod tests {
         assert_eq!(Registered::parse(&[0; 27]), None);
         assert_eq!(Registered::parse(&[0; 29]), None);
         assert!(parse_offset(b"1234567").is_err());
-    }
-
-    #[test]
-    fn times_are_cut_to_the_millisecond_downwards() {
-        let time: Timestamp = "1969-12-31T23:59:59.9995Z".parse().unwrap();
-        assert_eq!(millis(time), -1);
-        assert_eq!(
-            timestamp(millis("2030-01-01T00:00:00.1239Z".parse().unwrap())).to_string(),
-            "2030-01-01T00:00:00.123Z"
-        );
     }
 }

@@ -13,14 +13,13 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     broker::OpenLog,
-    layout,
     lock::lock,
     reads::{ReadRange, Readers},
     request::{Purpose, Request},
     shared::Shared,
     store::{self, ReadError, Store},
 };
-use crate::log::{Append, CheckpointChange, LogBounds, LogError, LogRecord, Offset, ReadLimit};
+use crate::log::{Append, CheckpointChange, LogBounds, LogError, LogRecord, Offset, ReadLimit, record};
 
 /// Unit in which the queue's bytes are counted.
 pub(super) const PERMIT_BYTES: usize = 1024;
@@ -95,7 +94,7 @@ impl Open {
         let permits = u32::try_from((length / PERMIT_BYTES + 1).min(all)).unwrap_or(u32::MAX);
         let permit = self.queue.clone().acquire_many_owned(permits).await;
         let permit = permit.map_err(|_| LogError::Failed("it is closed".into()))?;
-        let accepted_millis = layout::millis(accepted);
+        let accepted_millis = record::millis(accepted);
         self.request(|reply| Request::Append {
             purpose,
             broker,
@@ -171,7 +170,7 @@ impl Open {
         let Some(stored) = broker.stored() else {
             return Ok(Offset(0));
         };
-        let (bounds, millis) = (broker.bounds(), layout::millis(time));
+        let (bounds, millis) = (broker.bounds(), record::millis(time));
         let (events, searched) = (stored.events.clone(), broker.clone());
         let search = move |store: &Store| {
             let (mut low, mut high) = (bounds.first.0, bounds.next.0);

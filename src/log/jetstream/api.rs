@@ -1,0 +1,186 @@
+//! Requests to JetStream's API: the account, streams and consumers, as JSON. Only the fields that are used.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_nats::HeaderMap;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::json;
+
+use super::{
+    names,
+    session::{NatsError, Rejection, Session},
+};
+use crate::log::{LogBounds, Offset};
+
+/// A stream, as its leader sees it.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct StreamInfo {
+    pub(super) config: StreamConfig,
+    pub(super) state: StreamState,
+    /// Time of creation, which tells a stream from a later one of this name.
+    pub(super) created: String,
+}
+
+/// Configuration of a stream.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct StreamConfig {
+    pub(super) name: String,
+    pub(super) num_replicas: u8,
+    #[serde(default)]
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+/// Content of a stream.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct StreamState {
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+    pub(super) first_seq: u64,
+    pub(super) last_seq: u64,
+}
+
+impl StreamInfo {
+    /// Offsets begin at 0 and sequences at 1.
+    pub(super) fn bounds(&self) -> LogBounds {
+        let StreamState {
+            messages,
+            first_seq,
+            last_seq,
+            ..
+        } = self.state;
+        LogBounds {
+            first: Offset(match messages {
+                0 => last_seq,
+                _ => first_seq.saturating_sub(1),
+            }),
+            next: Offset(last_seq),
+        }
+    }
+}
+
+/// A message as the API sends it.
+#[derive(Deserialize)]
+struct Encoded {
+    #[serde(default)]
+    data: String,
+}
+
+/// Page of a list of streams.
+#[derive(Deserialize)]
+struct Streams {
+    total: usize,
+    #[serde(default)]
+    streams: Option<Vec<StreamInfo>>,
+}
+
+#[derive(Deserialize)]
+struct Answered {
+    error: Option<Rejection>,
+}
+
+const STREAM_NOT_FOUND: u32 = 10059;
+const NAME_IN_USE: u32 = 10058;
+const NO_MESSAGE: u32 = 10037;
+
+impl Session {
+    /// Sends a request to the API.
+    ///
+    /// # Errors
+    /// Besides what can go wrong on the way, [`NatsError::Rejected`] if JetStream refuses it.
+    pub(super) async fn api<T: DeserializeOwned>(
+        &self,
+        request: &str,
+        body: &impl Serialize,
+        wait: Duration,
+    ) -> Result<T, NatsError> {
+        let unexpected = |e: serde_json::Error| NatsError::Unexpected(format!("{request}: {e}"));
+        let subject = format!("$JS.API.{request}");
+        let body = serde_json::to_vec(body).map_err(unexpected)?;
+        let answer = self
+            .request(&subject, HeaderMap::new(), body.into(), wait)
+            .await?;
+        let Answered { error } = serde_json::from_slice(&answer.payload).map_err(unexpected)?;
+        match error {
+            Some(rejection) => Err(NatsError::Rejected(rejection)),
+            None => serde_json::from_slice(&answer.payload).map_err(unexpected),
+        }
+    }
+
+    /// Asks for a stream; `None` if there is none of this name.
+    pub(super) async fn stream(&self, name: &str, wait: Duration) -> Result<Option<StreamInfo>, NatsError> {
+        let info = self.api(&format!("STREAM.INFO.{name}"), &json!({}), wait).await;
+        match info {
+            Ok(info) => Ok(Some(info)),
+            Err(NatsError::Rejected(rejection)) if rejection.err_code == STREAM_NOT_FOUND => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks for a stream, and makes it if there is none of this name.
+    pub(super) async fn stream_or_new(
+        &self,
+        config: &serde_json::Value,
+        wait: Duration,
+    ) -> Result<StreamInfo, NatsError> {
+        let name = config["name"].as_str().unwrap_or_default();
+        if let Some(info) = self.stream(name, wait).await? {
+            return Ok(info);
+        }
+        match self.api(&format!("STREAM.CREATE.{name}"), config, wait).await {
+            // Another router made it meanwhile, with other options.
+            Err(
+                error @ NatsError::Rejected(Rejection {
+                    err_code: NAME_IN_USE,
+                    ..
+                }),
+            ) => self.stream(name, wait).await?.ok_or(error),
+            made => made,
+        }
+    }
+
+    /// Lists the streams of all logs.
+    pub(super) async fn streams(&self, wait: Duration) -> Result<Vec<StreamInfo>, NatsError> {
+        let mut found = Vec::new();
+        loop {
+            let body = json!({ "offset": found.len(), "subject": names::ALL });
+            let Streams { total, streams } = self.api("STREAM.LIST", &body, wait).await?;
+            let page = streams.unwrap_or_default();
+            let is_last = page.is_empty() || found.len() + page.len() >= total;
+            found.extend(page);
+            if is_last {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Asks the leader of a stream for the content of a message, by its sequence (`seq`) or as the last of its subject
+    /// (`last_by_subj`).
+    pub(super) async fn message(
+        &self,
+        stream: &str,
+        which: &serde_json::Value,
+        wait: Duration,
+    ) -> Result<Option<Bytes>, NatsError> {
+        #[derive(Deserialize)]
+        struct Found {
+            message: Encoded,
+        }
+        let found = self.api(&format!("STREAM.MSG.GET.{stream}"), which, wait).await;
+        let Found { message } = match found {
+            Err(NatsError::Rejected(rejection)) if rejection.err_code == NO_MESSAGE => return Ok(None),
+            found => found?,
+        };
+        let content = BASE64_STANDARD.decode(message.data);
+        let content = content.map_err(|e| NatsError::Unexpected(e.to_string()))?;
+        Ok(Some(content.into()))
+    }
+
+    /// Removes the messages below a sequence.
+    pub(super) async fn purge(&self, name: &str, below: u64, wait: Duration) -> Result<(), NatsError> {
+        let request = format!("STREAM.PURGE.{name}");
+        let _: serde_json::Value = self.api(&request, &json!({ "seq": below }), wait).await?;
+        Ok(())
+    }
+}

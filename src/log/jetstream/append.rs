@@ -1,0 +1,127 @@
+//! Appends: what a log takes, the stream made on the way, and retries until the timeout. The records of one append are
+//! one message, or one atomic batch.
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::{
+    layout,
+    patience::Patience,
+    publish::{HEADERS, MAX_BATCH, NatsMessage},
+    session::NatsError,
+    streams::{JetStream, PERMIT_BYTES},
+    tracked::Tracked,
+};
+use crate::log::{Append, LogError, LogName, Offset, record};
+
+impl JetStream {
+    pub(super) async fn append(&self, log: &Tracked, append: Append) -> Result<Offset, LogError> {
+        let Append { payloads, accepted } = append;
+        if payloads.is_empty() {
+            return Ok(self.bounds(log).await?.next);
+        }
+        self.check_size(log, &payloads)?;
+        let patience = Patience::new(self.options.timeout);
+        let bytes: usize = payloads.iter().map(Bytes::len).sum();
+        let _room = patience
+            .within("other appends", self.room.acquire_many(self.permits(bytes)))
+            .await?;
+        let _batch = match payloads.len() {
+            1 => None,
+            _ => Some(patience.within("other batches", log.batches.acquire()).await?),
+        };
+        let (before, count) = (log.bounds().next, payloads.len() as u64);
+        let (sequence, bytes) = self
+            .store_records(log, record::millis(accepted), payloads, patience)
+            .await?;
+        let first = Offset(sequence.saturating_sub(1));
+        log.appended(before, first, count, bytes as u64);
+        self.grew(&log.name);
+        Ok(first)
+    }
+
+    /// Stores records, with retries, and returns the sequence of the first and their bytes.
+    async fn store_records(
+        &self,
+        log: &Tracked,
+        accepted_millis: i64,
+        payloads: Vec<Bytes>,
+        mut patience: Patience,
+    ) -> Result<(u64, usize), LogError> {
+        let id = Uuid::new_v4().to_string();
+        let mut payloads = Some(payloads);
+        let mut messages = Vec::new();
+        loop {
+            let wait = patience.attempt();
+            let attempt = async {
+                if !log.is_ready() {
+                    self.make(log, wait).await?;
+                }
+                if let Some(payloads) = payloads.take() {
+                    let millis = log.accept(accepted_millis);
+                    messages = outgoing(&log.location.subject, millis, &payloads);
+                }
+                self.session.store(&id, &messages, wait).await
+            };
+            // Each message of a batch may take as long as an attempt.
+            match patience.within("the stream", attempt).await? {
+                Ok(sequence) => {
+                    let bytes = messages.iter().map(|message| message.content.len()).sum();
+                    return Ok((sequence, bytes));
+                }
+                Err(error) => {
+                    if matches!(error, NatsError::NoResponders(_)) {
+                        log.set_unready();
+                    }
+                    patience.after(error).await?;
+                }
+            }
+        }
+    }
+
+    /// Checks what no retry would change.
+    fn check_size(&self, log: &Tracked, payloads: &[Bytes]) -> Result<(), LogError> {
+        if payloads.len() > MAX_BATCH {
+            return Err(LogError::Limit(format!(
+                "{} records in one append, and NATS takes {MAX_BATCH}; send smaller batches",
+                payloads.len()
+            )));
+        }
+        let overhead = HEADERS + layout::OVERHEAD;
+        let largest = payloads.iter().map(Bytes::len).max().unwrap_or(0) + overhead;
+        let max_payload = self.session.client().max_payload();
+        if largest > max_payload {
+            return Err(LogError::Limit(format!(
+                "a record of {largest} bytes with its headers, and the NATS server takes {max_payload} (max_payload)"
+            )));
+        }
+        let total: usize = payloads.iter().map(|payload| payload.len() + overhead).sum();
+        let max_bytes = match log.name {
+            LogName::Events(_) => self.options.max_bytes,
+            LogName::DeadLetters(_) => self.options.dead_letters_max_bytes,
+        };
+        if total as u64 > max_bytes {
+            return Err(LogError::Limit(format!(
+                "{total} bytes in one append, and the stream has {max_bytes} in all"
+            )));
+        }
+        Ok(())
+    }
+
+    /// An append that is larger than all the room takes all of it.
+    fn permits(&self, bytes: usize) -> u32 {
+        let all = self.options.in_flight_bytes.div_ceil(PERMIT_BYTES);
+        let wanted = bytes.div_ceil(PERMIT_BYTES).clamp(1, all.max(1));
+        u32::try_from(wanted).unwrap_or(u32::MAX)
+    }
+}
+
+fn outgoing(subject: &str, accepted_millis: i64, payloads: &[Bytes]) -> Vec<NatsMessage> {
+    let messages = payloads.iter().map(|payload| NatsMessage {
+        subject: subject.to_owned(),
+        headers: HeaderMap::new(),
+        content: layout::encode(subject, accepted_millis, payload),
+    });
+    messages.collect()
+}

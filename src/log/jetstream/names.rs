@@ -1,0 +1,157 @@
+//! Names of streams and subjects: a stream for each log, one for the state. The tokens of a name are DNS labels, which
+//! have no `_` and no `.`, so a name leads back to its log; any other character is percent-encoded. Pure.
+//!
+//! | what | stream | subject |
+//! | --- | --- | --- |
+//! | events of a broker | `weir_NAMESPACE_BROKER` | `weir.ev.NAMESPACE.BROKER.PARTITION` |
+//! | dead letters of a broker | `weir_NAMESPACE_BROKER_dl` | `weir.dl.NAMESPACE.BROKER` |
+//! | checkpoints | `weir_state` | `weir.st.checkpoint.KEY` |
+//! | the owner of the checkpoints | `weir_state` | `weir.st.own` |
+//! | the lease of the router that delivers | `weir_state` | `weir.st.lease` |
+//! | newest time of an emptied log | `weir_state` | `weir.st.newest.STREAM` |
+//! | barrier of a load | `weir_state` | `weir.st.barrier.UUID` |
+//! | end of a log, to other routers | none | `weir.end.STREAM` |
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use crate::log::{BrokerName, CheckpointKey, LogName};
+
+/// Stream of the state.
+pub(super) const STATE: &str = "weir_state";
+/// Subjects of the state.
+pub(super) const STATE_SUBJECTS: &str = "weir.st.>";
+/// Subjects of the checkpoints.
+pub(super) const CHECKPOINTS: &str = "weir.st.checkpoint.>";
+/// Subject whose newest sequence is the epoch of the owner.
+pub(super) const OWNER: &str = "weir.st.own";
+/// Subject whose message names the router that delivers.
+pub(super) const LEASE: &str = "weir.st.lease";
+/// Start of a subject that is written before checkpoints are loaded.
+pub(super) const BARRIER: &str = "weir.st.barrier";
+/// Subjects on which routers tell each other how far logs have grown.
+pub(super) const ENDS: &str = "weir.end.*";
+/// Subjects of everything that is stored.
+pub(super) const ALL: &str = "weir.>";
+
+const STREAM: &str = "weir_";
+const DEAD_LETTERS: &str = "dl";
+const CHECKPOINT: &str = "weir.st.checkpoint.";
+const NEWEST: &str = "weir.st.newest.";
+const END: &str = "weir.end.";
+/// Number of the only partition.
+const PARTITION: u32 = 0;
+
+/// What stands for itself in a token.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-');
+
+/// Where the records of a log are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Location {
+    /// Name of the stream.
+    pub(super) stream: String,
+    /// Subject of its messages.
+    pub(super) subject: String,
+}
+
+impl Location {
+    pub(super) fn of(log: &LogName) -> Self {
+        let (namespace, broker) = (token(log.broker().namespace()), token(log.broker().name()));
+        match log {
+            LogName::Events(_) => Self {
+                stream: format!("{STREAM}{namespace}_{broker}"),
+                subject: format!("weir.ev.{namespace}.{broker}.{PARTITION}"),
+            },
+            LogName::DeadLetters(_) => Self {
+                stream: format!("{STREAM}{namespace}_{broker}_{DEAD_LETTERS}"),
+                subject: format!("weir.dl.{namespace}.{broker}"),
+            },
+        }
+    }
+}
+
+/// Returns the log of a stream, unless it is another stream.
+pub(super) fn log_of(stream: &str) -> Option<LogName> {
+    let mut tokens = stream.strip_prefix(STREAM)?.split('_');
+    let broker = BrokerName::new(&text(tokens.next()?)?, &text(tokens.next()?)?);
+    match (tokens.next(), tokens.next()) {
+        (None, _) => Some(LogName::Events(broker)),
+        (Some(DEAD_LETTERS), None) => Some(LogName::DeadLetters(broker)),
+        _ => None,
+    }
+}
+
+pub(super) fn checkpoint(key: &CheckpointKey) -> String {
+    format!("{CHECKPOINT}{}", token(&key.to_string()))
+}
+
+pub(super) fn checkpoint_key(subject: &str) -> Option<CheckpointKey> {
+    let key = text(subject.strip_prefix(CHECKPOINT)?)?;
+    Some(CheckpointKey::from_key(&key))
+}
+
+/// Subject of the newest time of a log that was trimmed whole.
+pub(super) fn newest(stream: &str) -> String {
+    format!("{NEWEST}{stream}")
+}
+
+/// Subject on which the end of a stream is told.
+pub(super) fn end(stream: &str) -> String {
+    format!("{END}{stream}")
+}
+
+/// Stream whose end is told on a subject.
+pub(super) fn ended(subject: &str) -> Option<&str> {
+    subject.strip_prefix(END)
+}
+
+fn token(text: &str) -> String {
+    utf8_percent_encode(text, PLAIN).to_string()
+}
+
+fn text(token: &str) -> Option<String> {
+    let text = percent_decode_str(token).decode_utf8().ok()?;
+    Some(text.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_to_their_logs() {
+        for (key, stream, subject) in [
+            ("shop/orders", "weir_shop_orders", "weir.ev.shop.orders.0"),
+            (
+                "shop/orders.dead-letters",
+                "weir_shop_orders_dl",
+                "weir.dl.shop.orders",
+            ),
+            ("a-b/state", "weir_a-b_state", "weir.ev.a-b.state.0"),
+            ("a_b/c.d*", "weir_a%5Fb_c%2Ed%2A", "weir.ev.a%5Fb.c%2Ed%2A.0"),
+        ] {
+            let name = LogName::from_key(key);
+            let location = Location::of(&name);
+            assert_eq!((&*location.stream, &*location.subject), (stream, subject));
+            assert_eq!(log_of(stream), Some(name));
+        }
+        for other in [STATE, "weir_a_b_c", "weir_a_b_dl_x", "orders", ""] {
+            assert_eq!(log_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn subjects_lead_back_to_their_checkpoints() {
+        for key in [
+            "uid-1",
+            "trigger:uid-1",
+            "dead-letters:shop/orders",
+            "running-time",
+        ] {
+            let key = CheckpointKey::from_key(key);
+            let subject = checkpoint(&key);
+            assert_eq!(subject.split('.').count(), 4, "{subject}");
+            assert_eq!(checkpoint_key(&subject), Some(key));
+        }
+        assert_eq!(checkpoint_key(OWNER), None);
+    }
+}

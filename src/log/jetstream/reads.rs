@@ -1,0 +1,185 @@
+//! Reads, by batched direct gets: they need no consumer on the server and begin anywhere. Any replica answers, also
+//! one that is behind or damaged: the leader is asked for what is missing or wrong, and only what it does not have
+//! either, after several answers of replicas, is damage.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use async_nats::{Message, header};
+use serde_json::json;
+
+use super::{
+    layout, names::Location, patience::Patience, session::NatsError, streams::JetStream, tracked::Tracked,
+};
+use crate::log::{LogBounds, LogError, LogRecord, Offset, ReadLimit, record};
+
+/// Maximum records of one request; the client buffers more messages than this.
+const PAGE_RECORDS: usize = 1000;
+/// Bytes after which a server ends its answer.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Attempts to read a record that is damaged or missing, which may be answered by other replicas.
+const ATTEMPTS: u32 = 5;
+
+impl JetStream {
+    pub(super) async fn read(
+        &self,
+        log: &Tracked,
+        from: Offset,
+        limit: ReadLimit,
+    ) -> Result<Vec<LogRecord>, LogError> {
+        if !log.is_seen() && self.bounds(log).await? == LogBounds::default() {
+            return Ok(Vec::new());
+        }
+        let mut next = from.max(log.bounds().first);
+        let (mut records, mut bytes): (Vec<LogRecord>, usize) = (Vec::new(), 0);
+        loop {
+            let wanted = limit.records.max(1).saturating_sub(records.len());
+            let room = limit.bytes.saturating_sub(bytes);
+            let page = self.page(log, next, wanted, room).await?;
+            let Some(last) = page.last() else {
+                return Ok(records);
+            };
+            next = last.offset.plus(1);
+            for record in page {
+                bytes = bytes.saturating_add(record.payload.len());
+                if !records.is_empty() && bytes > limit.bytes {
+                    return Ok(records);
+                }
+                records.push(record);
+            }
+            if records.len() >= limit.records || bytes >= limit.bytes || next >= log.bounds().next {
+                return Ok(records);
+            }
+        }
+    }
+
+    /// Reads some records from an offset on, or from the first retained one; none at the end of the log.
+    async fn page(
+        &self,
+        log: &Tracked,
+        mut from: Offset,
+        records: usize,
+        bytes: usize,
+    ) -> Result<Vec<LogRecord>, LogError> {
+        let mut patience = Patience::new(self.options.timeout);
+        let mut attempts = 0;
+        loop {
+            let (error, is_damage) = match self.fetch(log, from, records, bytes, patience.attempt()).await {
+                Ok(Fetched::Records(records)) => return Ok(records),
+                Ok(Fetched::Nothing) if from >= log.bounds().next => return Ok(Vec::new()),
+                Ok(Fetched::Nothing) => (format!("the record at offset {from} is missing"), false),
+                Ok(Fetched::Later) => (format!("the record at offset {from} is missing"), true),
+                Ok(Fetched::Damage(detail)) => (detail, true),
+                Err(error) => {
+                    self.read_errors.fetch_add(1, Ordering::Relaxed);
+                    patience.after(error).await?;
+                    continue;
+                }
+            };
+            attempts += 1;
+            // A replica that is a little behind is not worth asking the leader.
+            if is_damage || attempts > 1 {
+                let bounds = self.bounds(log).await?;
+                if from >= bounds.next {
+                    return Ok(Vec::new());
+                }
+                if from < bounds.first {
+                    from = bounds.first;
+                    continue;
+                }
+                self.read_errors.fetch_add(1, Ordering::Relaxed);
+                if let Some(record) = self.ask_leader(log, from, patience.attempt()).await {
+                    return Ok(vec![record]);
+                }
+            }
+            if is_damage && attempts >= ATTEMPTS {
+                return Err(self.damaged(&log.location.stream, &error));
+            }
+            patience.after(NatsError::NoAnswer(error)).await?;
+        }
+    }
+
+    /// Asks the leader for one record; `None` if it has none that is intact, or does not answer.
+    async fn ask_leader(&self, log: &Tracked, offset: Offset, wait: Duration) -> Option<LogRecord> {
+        let Location { stream, subject } = &log.location;
+        let which = json!({ "seq": offset.plus(1).0 });
+        let content = self.session.message(stream, &which, wait).await.ok()??;
+        let (millis, payload) = layout::decode(subject, &content).ok()?;
+        Some(LogRecord {
+            offset,
+            accepted: record::timestamp(millis),
+            payload,
+        })
+    }
+
+    /// Asks one replica for records.
+    async fn fetch(
+        &self,
+        log: &Tracked,
+        from: Offset,
+        records: usize,
+        bytes: usize,
+        wait: Duration,
+    ) -> Result<Fetched, NatsError> {
+        let request = json!({
+            "seq": from.plus(1).0,
+            "batch": records.min(PAGE_RECORDS),
+            "max_bytes": bytes.clamp(1, PAGE_BYTES),
+        });
+        let subject = format!("$JS.API.DIRECT.GET.{}", log.location.stream);
+        let (mut found, mut problem) = (Vec::new(), None);
+        self.session
+            .request_many(&subject, request.to_string().into(), wait, |answer| {
+                // A status ends the answer: that was all, or there is nothing.
+                if answer.status.is_some() {
+                    return Ok(false);
+                }
+                let expected = from.plus(found.len() as u64);
+                if problem.is_none() {
+                    match parse(&log.location.subject, expected, &answer)? {
+                        Ok(record) => found.push(record),
+                        Err(other) => problem = Some(other),
+                    }
+                }
+                Ok(true)
+            })
+            .await?;
+        Ok(match problem {
+            Some(problem) if found.is_empty() => problem,
+            None if found.is_empty() => Fetched::Nothing,
+            _ => Fetched::Records(found),
+        })
+    }
+}
+
+/// Answer to a request for records.
+enum Fetched {
+    /// Records from the wanted offset on.
+    Records(Vec<LogRecord>),
+    /// The replica has none from there on.
+    Nothing,
+    /// The replica has only later ones.
+    Later,
+    /// The record there is not what was written.
+    Damage(String),
+}
+
+/// Parses the record at an offset; the inner error is another answer.
+fn parse(subject: &str, expected: Offset, answer: &Message) -> Result<Result<LogRecord, Fetched>, NatsError> {
+    let sequence = answer
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.get(header::NATS_SEQUENCE))
+        .and_then(|sequence| sequence.as_str().parse::<u64>().ok())
+        .ok_or_else(|| NatsError::Unexpected("a record without sequence".to_owned()))?;
+    if sequence != expected.plus(1).0 {
+        return Ok(Err(Fetched::Later));
+    }
+    Ok(match layout::decode(subject, &answer.payload) {
+        Ok((millis, payload)) => Ok(LogRecord {
+            offset: expected,
+            accepted: record::timestamp(millis),
+            payload,
+        }),
+        Err(detail) => Err(Fetched::Damage(format!("offset {expected}: {detail}"))),
+    })
+}

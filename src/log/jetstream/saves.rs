@@ -1,0 +1,79 @@
+//! One task saves all checkpoints, one batch at a time: the server refuses a fenced batch while another one is under
+//! way. Saves that wait meanwhile are stored together, of each key only the newest value.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{publish::MAX_BATCH, streams::JetStream};
+use crate::log::{CheckpointChange, CheckpointKey, Epoch, LogError};
+
+/// Maximum saves that wait.
+pub(super) const QUEUE: usize = 1024;
+
+/// Changes to save together.
+pub(super) struct SaveRequest {
+    pub(super) changes: Vec<CheckpointChange>,
+    pub(super) epoch: Epoch,
+    pub(super) reply: oneshot::Sender<Result<(), LogError>>,
+}
+
+/// Saves that become one batch.
+struct Merged {
+    epoch: Epoch,
+    changes: BTreeMap<CheckpointKey, Option<Bytes>>,
+    replies: Vec<oneshot::Sender<Result<(), LogError>>>,
+}
+
+impl Merged {
+    fn new(request: SaveRequest) -> Self {
+        let SaveRequest {
+            changes,
+            epoch,
+            reply,
+        } = request;
+        Self {
+            epoch,
+            changes: changes.into_iter().collect(),
+            replies: vec![reply],
+        }
+    }
+
+    /// Adds a save, or gives it back if it does not fit.
+    fn add(&mut self, request: SaveRequest) -> Result<(), SaveRequest> {
+        if request.epoch != self.epoch || self.changes.len() + request.changes.len() > MAX_BATCH {
+            return Err(request);
+        }
+        self.changes.extend(request.changes);
+        self.replies.push(request.reply);
+        Ok(())
+    }
+}
+
+/// Saves until all senders are dropped.
+pub(super) async fn run(streams: Arc<JetStream>, mut requests: mpsc::Receiver<SaveRequest>) {
+    let mut left_over = None;
+    loop {
+        let first = match left_over.take() {
+            Some(request) => request,
+            None => match requests.recv().await {
+                Some(request) => request,
+                None => return,
+            },
+        };
+        let mut merged = Merged::new(first);
+        while let Ok(request) = requests.try_recv() {
+            if let Err(request) = merged.add(request) {
+                left_over = Some(request);
+                break;
+            }
+        }
+        let changes: Vec<_> = merged.changes.into_iter().collect();
+        let saved = streams.save(&changes, merged.epoch).await;
+        for reply in merged.replies {
+            // Whoever asked may have gone.
+            let _ = reply.send(saved.clone());
+        }
+    }
+}

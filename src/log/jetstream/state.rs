@@ -1,0 +1,225 @@
+//! Checkpoints, as messages of one stream that keeps the last of each subject: loading them, and the fence of a save.
+//!
+//! A removed checkpoint is an empty message, which expires: unlike a purge it is part of the batch, so it is fenced
+//! and stored with the other changes or not at all. Every other message has the layout of a record, and is not empty.
+//!
+//! The epoch of an owner is the sequence of its message on `weir.st.own`. A save carries the epoch as the sequence
+//! that this subject has to have; the server refuses it once another owner has written there.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{
+    layout, names,
+    patience::Patience,
+    publish::{MAX_BATCH, NatsMessage},
+    session::NatsError,
+    streams::JetStream,
+};
+use crate::log::{CheckpointKey, Epoch, LogError};
+
+const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
+const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+const TTL: &str = "Nats-TTL";
+/// For how long a removed checkpoint is known to be removed.
+const REMOVED_FOR: Duration = Duration::from_secs(60 * 60);
+const BARRIER_FOR: Duration = Duration::from_secs(60);
+/// The subject has another sequence.
+const WRONG_SEQUENCE: u32 = 10071;
+/// Messages of one pull.
+const PULL: usize = 500;
+/// Nanoseconds after which an unused consumer is removed.
+const UNUSED: u64 = 10_000_000_000;
+
+/// The last message that a subject has to have.
+#[derive(Clone, Copy)]
+pub(super) struct Expected {
+    pub(super) subject: &'static str,
+    /// Sequence of the message; 0 if there must be none.
+    pub(super) sequence: u64,
+}
+
+#[derive(Deserialize)]
+struct Consumer {
+    name: String,
+}
+
+impl JetStream {
+    /// Makes the caller the owner of all checkpoints; saves of earlier owners are refused from now on.
+    pub(super) async fn take_over(&self, owner: &str) -> Result<Epoch, LogError> {
+        let message = stored(names::OWNER.to_owned(), owner.as_bytes());
+        let sequence = self.store_state(&[message], None).await?;
+        Ok(Epoch(sequence))
+    }
+
+    /// Stores changes, fenced by an epoch that is not 0: as one batch, or in several if it would be too large.
+    pub(super) async fn save(
+        &self,
+        changes: &[(CheckpointKey, Option<Bytes>)],
+        epoch: Epoch,
+    ) -> Result<(), LogError> {
+        for part in changes.chunks(MAX_BATCH) {
+            let messages = part.iter().map(|(key, value)| {
+                let subject = names::checkpoint(key);
+                match value {
+                    Some(value) => stored(subject, value),
+                    None => expiring(subject, REMOVED_FOR, Bytes::new()),
+                }
+            });
+            let owner = (epoch != Epoch::default()).then_some(Expected {
+                subject: names::OWNER,
+                sequence: epoch.0,
+            });
+            self.store_state(&messages.collect::<Vec<_>>(), owner).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores messages together, if the last message of the expected subject is the expected one.
+    ///
+    /// # Errors
+    /// [`LogError::Fenced`] if it is another one.
+    pub(super) async fn store_state(
+        &self,
+        messages: &[NatsMessage],
+        expected: Option<Expected>,
+    ) -> Result<u64, LogError> {
+        let mut messages = messages.to_vec();
+        if let (Some(first), Some(Expected { subject, sequence })) = (messages.first_mut(), expected) {
+            first.headers.insert(EXPECTED_SEQUENCE, sequence.to_string());
+            first.headers.insert(EXPECTED_SUBJECT, subject);
+        }
+        let id = Uuid::new_v4().to_string();
+        let mut patience = Patience::new(self.options.timeout);
+        loop {
+            let attempt = self.session.store(&id, &messages, patience.attempt());
+            match patience.within("the stream of the state", attempt).await? {
+                Ok(sequence) => return Ok(sequence),
+                Err(NatsError::Rejected(rejection)) if rejection.err_code == WRONG_SEQUENCE => {
+                    return Err(LogError::Fenced(format!(
+                        "another router has taken over: {rejection}"
+                    )));
+                }
+                Err(error) => patience.after(error).await?,
+            }
+        }
+    }
+
+    /// Loads one checkpoint from the leader.
+    pub(super) async fn load(&self, key: &CheckpointKey) -> Result<Option<Bytes>, LogError> {
+        let subject = names::checkpoint(key);
+        let which = json!({ "last_by_subj": subject });
+        let mut patience = Patience::new(self.options.timeout);
+        loop {
+            let wait = patience.attempt();
+            match self.session.message(names::STATE, &which, wait).await {
+                Ok(content) => return content.map_or(Ok(None), |content| self.value(&subject, &content)),
+                Err(error) => patience.after(error).await?,
+            }
+        }
+    }
+
+    /// Loads every checkpoint that was saved before the call.
+    pub(super) async fn load_all(&self) -> Result<Vec<(CheckpointKey, Bytes)>, LogError> {
+        // A consumer may be at a replica that is behind. Once it delivers the barrier, nothing earlier is missing.
+        let barrier = format!("{}.{}", names::BARRIER, Uuid::new_v4().simple());
+        self.store_state(&[expiring(barrier.clone(), BARRIER_FOR, Bytes::new())], None)
+            .await?;
+        let mut patience = Patience::new(self.options.timeout);
+        let contents = loop {
+            match self.pull_until(&barrier, &patience).await {
+                Ok(contents) => break contents,
+                Err(error) => patience.after(error).await?,
+            }
+        };
+        let mut checkpoints = Vec::new();
+        for (subject, content) in contents {
+            if let Some(key) = names::checkpoint_key(&subject)
+                && let Some(value) = self.value(&subject, &content)?
+            {
+                checkpoints.push((key, value));
+            }
+        }
+        Ok(checkpoints)
+    }
+
+    /// Reads the last message of each checkpoint, by a consumer of its own, up to the barrier.
+    async fn pull_until(
+        &self,
+        barrier: &str,
+        patience: &Patience,
+    ) -> Result<BTreeMap<String, Bytes>, NatsError> {
+        let create = format!("CONSUMER.CREATE.{}", names::STATE);
+        let config = json!({
+            "deliver_policy": "last_per_subject",
+            "ack_policy": "none",
+            "filter_subjects": [names::CHECKPOINTS, barrier],
+            "mem_storage": true,
+            "num_replicas": 1,
+            "inactive_threshold": UNUSED,
+        });
+        let body = json!({ "stream_name": names::STATE, "config": config });
+        let Consumer { name } = self.session.api(&create, &body, patience.attempt()).await?;
+        let next = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{name}", names::STATE);
+        let (mut contents, mut is_complete) = (BTreeMap::new(), false);
+        while !is_complete {
+            let wait = patience.attempt();
+            if wait.is_zero() {
+                return Err(NatsError::NoAnswer("checkpoints are still read".to_owned()));
+            }
+            let mut left = PULL;
+            let pull = json!({ "batch": PULL, "expires": expiry(wait) });
+            self.session
+                .request_many(&next, pull.to_string().into(), wait, |message| {
+                    if message.status.is_some() {
+                        return Ok(false);
+                    }
+                    is_complete = *message.subject == *barrier;
+                    contents.insert(message.subject.to_string(), message.payload);
+                    left -= 1;
+                    Ok(left > 0 && !is_complete)
+                })
+                .await?;
+        }
+        Ok(contents)
+    }
+
+    /// Value of a checkpoint; `None` if it was removed.
+    fn value(&self, subject: &str, content: &Bytes) -> Result<Option<Bytes>, LogError> {
+        if content.is_empty() {
+            return Ok(None);
+        }
+        let (_, value) = layout::decode(subject, content)
+            .map_err(|e| self.damaged(names::STATE, &format!("{subject}: {e}")))?;
+        Ok(Some(value))
+    }
+}
+
+/// Nanoseconds after which the server ends a pull: before the client does.
+fn expiry(wait: Duration) -> u64 {
+    u64::try_from((wait / 2).as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn stored(subject: String, value: &[u8]) -> NatsMessage {
+    NatsMessage {
+        content: layout::encode(&subject, 0, value),
+        headers: HeaderMap::new(),
+        subject,
+    }
+}
+
+/// A message that the server removes after this time, in whole seconds.
+pub(super) fn expiring(subject: String, ttl: Duration, content: Bytes) -> NatsMessage {
+    let mut headers = HeaderMap::new();
+    headers.insert(TTL, format!("{}s", ttl.as_secs()));
+    NatsMessage {
+        subject,
+        headers,
+        content,
+    }
+}

@@ -1,0 +1,179 @@
+//! Three servers, and streams with three replicas: leaders are killed, and any replica answers reads.
+
+use std::time::Duration;
+
+use super::{
+    super::*,
+    faults::appends_survive,
+    server::{FIT, HeldPort, NatsServer, PATIENCE, eventually},
+};
+use crate::log::conformance::{self, ALL, ByKey as _, Tested, at, payloads};
+
+/// Servers of one cluster.
+struct NatsCluster {
+    servers: Vec<NatsServer>,
+    _ports: Vec<HeldPort>,
+}
+
+impl NatsCluster {
+    async fn start() -> Self {
+        let ports: Vec<_> = (0..3).map(|_| HeldPort::new()).collect();
+        let servers = (0..3).map(|number| NatsServer::configured(&configuration(number, &ports)));
+        let cluster = Self {
+            servers: servers.collect(),
+            _ports: ports,
+        };
+        eventually(async || JetStreamLog::connect(cluster.options()).await.map(drop)).await;
+        cluster
+    }
+
+    fn options(&self) -> JetStreamOptions {
+        JetStreamOptions {
+            urls: self.servers.iter().map(NatsServer::url).collect(),
+            replicas: 3,
+            ..self.servers[0].options()
+        }
+    }
+
+    async fn connect(&self) -> JetStreamLog {
+        JetStreamLog::connect(self.options()).await.unwrap()
+    }
+
+    async fn delete_streams(&self) {
+        let log = self.connect().await;
+        for stream in ["weir_n_b", "weir_n_a", names::STATE] {
+            let request = format!("STREAM.DELETE.{stream}");
+            let session = &log.0.streams.session;
+            let deleted: Result<serde_json::Value, _> =
+                session.api(&request, &serde_json::json!({}), PATIENCE).await;
+            assert!(
+                deleted.is_ok() || session.stream(stream, PATIENCE).await.unwrap().is_none(),
+                "{deleted:?}"
+            );
+        }
+    }
+
+    /// Index of the server that leads a stream.
+    async fn leader(&self, log: &JetStreamLog, stream: &str) -> usize {
+        let session = &log.0.streams.session;
+        let request = format!("STREAM.INFO.{stream}");
+        eventually(async || {
+            let info: serde_json::Value = session
+                .api(&request, &serde_json::json!({}), Duration::from_secs(5))
+                .await
+                .map_err(|e| e.to_string())?;
+            let leader = info["cluster"]["leader"].as_str().unwrap_or_default();
+            leader
+                .strip_prefix("server-")
+                .and_then(|number| number.parse().ok())
+                .ok_or_else(|| info["cluster"].to_string())
+        })
+        .await
+    }
+}
+
+/// Another connection to the same cluster each time.
+impl Tested for &NatsCluster {
+    type Logs = JetStreamLog;
+
+    async fn open(&self) -> JetStreamLog {
+        self.connect().await
+    }
+
+    fn counts(&self, counted: u64, payloads: u64, records: u64) -> bool {
+        self.servers[0].counts(counted, payloads, records)
+    }
+}
+
+fn configuration(number: usize, ports: &[HeldPort]) -> String {
+    let routes = ports
+        .iter()
+        .map(|port| format!("nats-route://{}", port.address()));
+    let routes: Vec<_> = routes.collect();
+    let listen = ports[number].address().to_string();
+    format!(
+        "{FIT}server_name: server-{number}\ncluster {{ name: weir, listen: {listen:?}, routes: {routes:?} }}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_or_stored_twice_when_leaders_are_killed() {
+    let mut cluster = NatsCluster::start().await;
+    let log = cluster.connect().await;
+    log.append("n/a", payloads(&["first"]), at(0)).await.unwrap();
+    appends_survive(&log, 2, async || {
+        let leader = cluster.leader(&log, "weir_n_b").await;
+        cluster.servers[leader].kill();
+        let last = cluster.leader(&log, "weir_n_b").await;
+        assert_ne!(last, leader);
+        cluster.servers[leader].start_again();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_appended_is_read_at_once_from_any_replica() {
+    let cluster = NatsCluster::start().await;
+    let (one, other) = futures::join!(cluster.connect(), cluster.connect());
+    let mut end = other.follow("n/b");
+    for number in 0..200 {
+        let count = if number % 10 == 0 { 3 } else { 1 };
+        let first = one
+            .append("n/b", payloads(&vec!["x"; count]), at(0))
+            .await
+            .unwrap();
+        assert_eq!(one.read("n/b", first, ALL).await.unwrap().len(), count);
+        let next = first.plus(count as u64);
+        let told = end.wait_for(|end| *end >= next);
+        tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
+        assert_eq!(other.read("n/b", first, ALL).await.unwrap().len(), count);
+    }
+}
+
+#[tokio::test]
+async fn an_earlier_owner_is_fenced_by_the_quorum() {
+    let cluster = NatsCluster::start().await;
+    let (one, other) = futures::join!(cluster.connect(), cluster.connect());
+    let change = |value: &'static str| {
+        ["a", "b"].map(|key| {
+            (
+                CheckpointKey::Trigger(key.into()),
+                Some(Bytes::from_static(value.as_bytes())),
+            )
+        })
+    };
+    let mut owners = [&one, &other].into_iter().cycle();
+    let mut before = one.take_over("one").await.unwrap();
+    for value in ["1", "2", "3", "4", "5", "6"] {
+        let owner = owners.next().unwrap();
+        let epoch = owner.take_over("owner").await.unwrap();
+        let fenced = one.checkpoints(before).save(change("old").to_vec()).await;
+        assert!(matches!(fenced, Err(LogError::Fenced(_))), "{fenced:?}");
+        let checkpoints = owner.checkpoints(epoch);
+        let saves =
+            [change(value).to_vec(), change(value)[..1].to_vec()].map(|changes| checkpoints.save(changes));
+        for saved in futures::future::join_all(saves).await {
+            saved.unwrap();
+        }
+        let stored = other.stored().await.unwrap();
+        assert_eq!(
+            stored,
+            ["a", "b"].map(|key| (key.to_owned(), Bytes::from_static(value.as_bytes())))
+        );
+        before = epoch;
+    }
+}
+
+/// The behaviours that depend on what a replica has applied.
+#[tokio::test]
+async fn the_suite_holds_with_three_replicas() {
+    let cluster = NatsCluster::start().await;
+    conformance::what_was_appended_is_read_back(&cluster).await;
+    cluster.delete_streams().await;
+    conformance::concurrent_appends_get_offsets_without_gaps(&cluster).await;
+    cluster.delete_streams().await;
+    conformance::a_log_that_was_trimmed_whole_goes_on_counting(&cluster).await;
+    cluster.delete_streams().await;
+    conformance::checkpoints_are_kept(&cluster).await;
+    conformance::a_reader_follows_the_writers(&cluster).await;
+}

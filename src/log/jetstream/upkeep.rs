@@ -1,0 +1,108 @@
+//! Bounds, the search by time, and trimming.
+
+use async_nats::HeaderMap;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{
+    api::StreamInfo, layout, names, patience::Patience, publish::NatsMessage, streams::JetStream,
+    tracked::Tracked,
+};
+use crate::log::{LogBounds, LogError, Offset, ReadLimit, record};
+
+impl JetStream {
+    /// Asks the leader for the bounds.
+    pub(super) async fn bounds(&self, log: &Tracked) -> Result<LogBounds, LogError> {
+        self.info(log).await?;
+        Ok(log.bounds())
+    }
+
+    async fn info(&self, log: &Tracked) -> Result<Option<StreamInfo>, LogError> {
+        let mut patience = Patience::new(self.options.timeout);
+        loop {
+            match self.look_at(log, patience.attempt()).await {
+                Ok(info) => return Ok(info),
+                Err(error) => patience.after(error).await?,
+            }
+        }
+    }
+
+    /// Searches by halves: times hardly ever decrease (see `layout.rs`).
+    pub(super) async fn offset_at(&self, log: &Tracked, time: Timestamp) -> Result<Offset, LogError> {
+        let LogBounds { mut first, mut next } = self.bounds(log).await?;
+        let limit = ReadLimit {
+            records: 1,
+            bytes: usize::MAX,
+        };
+        let time = record::millis(time);
+        while first < next {
+            let middle = Offset(first.0 + (next.0 - first.0) / 2);
+            let found = self.read(log, middle, limit).await?;
+            let Some(found) = found.first() else {
+                next = middle;
+                continue;
+            };
+            if record::millis(found.accepted) < time {
+                first = found.offset.plus(1);
+            } else {
+                next = middle;
+            }
+        }
+        Ok(first)
+    }
+
+    /// Removes the records below an offset, at most all that the leader has now.
+    pub(super) async fn trim(&self, log: &Tracked, before: Offset) -> Result<(), LogError> {
+        let Some(info) = self.info(log).await? else {
+            return Ok(());
+        };
+        let bounds = info.bounds();
+        let before = before.min(bounds.next);
+        if before <= bounds.first {
+            return Ok(());
+        }
+        let mut patience = Patience::new(self.options.timeout);
+        if before == bounds.next {
+            self.keep_newest(log, &info, &mut patience).await?;
+        }
+        let stream = &log.location.stream;
+        loop {
+            let wait = patience.attempt();
+            match self.session.purge(stream, before.plus(1).0, wait).await {
+                Ok(()) => break,
+                Err(error) => patience.after(error).await?,
+            }
+        }
+        self.info(log).await?;
+        Ok(())
+    }
+
+    /// Keeps the newest time of a log that is trimmed whole, so that times do not decrease afterwards.
+    async fn keep_newest(
+        &self,
+        log: &Tracked,
+        info: &StreamInfo,
+        patience: &mut Patience,
+    ) -> Result<(), LogError> {
+        let subject = names::newest(&log.location.stream);
+        let id = Uuid::new_v4().to_string();
+        loop {
+            let wait = patience.attempt();
+            let attempt = async {
+                let Some(millis) = self.newest(log, info, wait).await? else {
+                    return Ok(0);
+                };
+                let message = NatsMessage {
+                    content: layout::encode(&subject, millis, &[]),
+                    headers: HeaderMap::new(),
+                    subject: subject.clone(),
+                };
+                self.session.store(&id, &[message], wait).await
+            };
+            match attempt.await {
+                Ok(_) => return Ok(()),
+                Err(error) => patience.after(error).await?,
+            }
+        }
+    }
+}
