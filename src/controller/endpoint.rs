@@ -309,7 +309,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn accepts_reports_only_from_routers_that_have_polled() {
         let publication = Publication::new(watch::Sender::default());
-        publication.publish(&configuration("1"));
+        let trigger = serde_json::json!({
+            "uid": "u", "namespace": "n", "name": "u", "generation": 1, "broker": "b", "filters": [], "destination": null,
+            "delivery": crate::routing::Delivery::default(), "start": "Latest", "suspend": false,
+        });
+        publication.publish(&Configuration {
+            triggers: vec![serde_json::from_value(trigger).unwrap()],
+            ..configuration("1")
+        });
         let path = sinks_path("r-0.x_y");
         let empty = r#"{"down": []}"#;
         assert_eq!(tell(&publication, &path, empty).await, StatusCode::CONFLICT);

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::sinks_seen::{self, FiltersSeen, Heard, SinkSeen};
+use super::sinks_seen::{self, FiltersSeen, Heard, ReportingRouter, SinkSeen};
 use crate::{
     resolve::fingerprint,
     routing::{
@@ -151,10 +151,17 @@ impl Routers {
 
     /// Returns the routers' combined view of a Trigger's Sink.
     pub(super) fn sink(&self, uid: &str) -> SinkSeen {
-        let told = self
-            .known
-            .iter()
-            .map(|(name, router)| (name.as_str(), router.heard.as_ref()));
+        let told = self.known.iter().map(|(name, router)| {
+            let heard = router.heard.as_ref();
+            // A router of an earlier version does not say which revision its report is about.
+            let said = heard.map(Heard::revision).filter(|revision| !revision.is_none());
+            let revision = said.unwrap_or(&router.revision);
+            ReportingRouter {
+                name,
+                heard,
+                is_current: matches!(self.has(revision, uid), Has::Newest),
+            }
+        });
         sinks_seen::seen(told, uid)
     }
 
@@ -443,6 +450,35 @@ mod tests {
         assert_eq!(routers.applied("b", now), Applied::Everywhere);
         routers.tells("r1", report(&[]));
         assert_eq!(routers.applied("a", now), Applied::Everywhere);
+    }
+
+    #[test]
+    fn a_sink_answers_only_by_a_report_about_the_present_trigger() {
+        let now = Instant::now();
+        let mut routers = Routers::default();
+        let report = |text: &str| SinkReport {
+            revision: revision(text),
+            ..SinkReport::default()
+        };
+        routers.publish(&configuration("1", &[("a", 1)]), now);
+        routers.asks("r", &revision("1"), now);
+        routers.tells("r", report("1"));
+        assert_eq!(routers.sink("a"), SinkSeen::Answering);
+        routers.publish(&configuration("2", &[("a", 2), ("b", 1)]), now);
+        routers.asks("r", &revision("2"), now);
+        for uid in ["a", "b"] {
+            assert_eq!(routers.sink(uid), SinkSeen::Unsure, "the report is older");
+        }
+        routers.tells("r", report("2"));
+        for uid in ["a", "b"] {
+            assert_eq!(routers.sink(uid), SinkSeen::Answering);
+        }
+        routers.tells("r", report(""));
+        assert_eq!(
+            routers.sink("b"),
+            SinkSeen::Answering,
+            "by a router that does not say its revision"
+        );
     }
 
     #[test]

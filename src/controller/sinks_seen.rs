@@ -2,11 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::routing::protocol::{Detail, SinkOutage, SinkReport};
+use crate::routing::{
+    Revision,
+    protocol::{Detail, SinkOutage, SinkReport},
+};
 
 /// A router's last report, by UID of the Trigger.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Heard {
+    revision: Revision,
     down: HashMap<String, SinkOutage>,
     unproven: HashSet<String>,
     filter_errors: HashMap<String, Detail>,
@@ -20,6 +24,7 @@ impl Heard {
     /// Converts a report, keeping only existing Triggers.
     pub(super) fn from_report(report: SinkReport, is_known: impl Fn(&str) -> bool) -> Self {
         let SinkReport {
+            revision,
             down,
             unproven,
             filter_errors,
@@ -28,6 +33,7 @@ impl Heard {
             undecodable,
         } = report;
         Self {
+            revision,
             down: down
                 .into_iter()
                 .filter(|outage| is_known(&outage.uid))
@@ -47,6 +53,11 @@ impl Heard {
             resumed: resumed.into_iter().filter(|uid| is_known(uid)).collect(),
             undecodable: undecodable.into_iter().filter(|uid| is_known(uid)).collect(),
         }
+    }
+
+    /// Revision that the router routed by; none for a router that does not say.
+    pub(super) fn revision(&self) -> &Revision {
+        &self.revision
     }
 
     /// Whether the Trigger resumed from its own position or that of a deleted Trigger with its name.
@@ -95,15 +106,21 @@ pub(super) enum SinkSeen {
     },
 }
 
+/// A router, with its last report.
+#[derive(Clone, Copy)]
+pub(super) struct ReportingRouter<'a> {
+    pub(super) name: &'a str,
+    pub(super) heard: Option<&'a Heard>,
+    /// Whether the report is about the Trigger as it is now.
+    pub(super) is_current: bool,
+}
+
 /// Combines the reports of every router that has sent one, for one Trigger's Sink.
-pub(super) fn seen<'a>(
-    routers: impl Iterator<Item = (&'a str, Option<&'a Heard>)> + Clone,
-    uid: &str,
-) -> SinkSeen {
+pub(super) fn seen<'a>(routers: impl Iterator<Item = ReportingRouter<'a>> + Clone, uid: &str) -> SinkSeen {
     let of = routers.clone().count();
     let down = routers
         .clone()
-        .filter_map(|(name, heard)| Some((name, heard?.down.get(uid)?)));
+        .filter_map(|router| Some((router.name, router.heard?.down.get(uid)?)));
     if let Some((longest, outage)) = down.clone().min_by_key(|(_, outage)| outage.since) {
         return SinkSeen::Down {
             routers: down.count(),
@@ -112,8 +129,10 @@ pub(super) fn seen<'a>(
             outage: outage.clone(),
         };
     }
-    let sure = |heard: Option<&Heard>| heard.is_some_and(|heard| !heard.unproven.contains(uid));
-    if of > 0 && routers.into_iter().all(|(_, heard)| sure(heard)) {
+    let is_sure = |router: ReportingRouter<'_>| {
+        router.is_current && router.heard.is_some_and(|heard| !heard.unproven.contains(uid))
+    };
+    if of > 0 && routers.into_iter().all(is_sure) {
         SinkSeen::Answering
     } else {
         SinkSeen::Unsure
@@ -168,14 +187,29 @@ mod tests {
         ];
         let names = ["r0", "r1", "r2"];
         for (routers, expected) in table {
-            let told = names.into_iter().zip(routers.iter().map(|heard| heard.as_ref()));
-            assert_eq!(seen(told, "u"), expected, "{routers:?}");
+            let told = |is_current| {
+                names
+                    .into_iter()
+                    .zip(routers)
+                    .map(move |(name, heard)| ReportingRouter {
+                        name,
+                        heard: heard.as_ref(),
+                        is_current,
+                    })
+            };
+            assert_eq!(seen(told(true), "u"), expected, "{routers:?}");
+            let of_an_earlier_version = match expected {
+                SinkSeen::Answering => SinkSeen::Unsure,
+                expected => expected,
+            };
+            assert_eq!(seen(told(false), "u"), of_an_earlier_version, "{routers:?}");
         }
     }
 
     #[test]
     fn ignores_reports_about_unknown_triggers() {
         let report = SinkReport {
+            revision: Revision::default(),
             down: heard(&[("u", 1), ("x", 1)], &[]).down.into_values().collect(),
             unproven: vec!["v".into(), "y".into()],
             filter_errors: ["u", "x"]

@@ -247,6 +247,7 @@ pub async fn run(
         engine: engine.clone(),
         table: table.clone(),
     };
+    let table_of_report = table.clone();
     let operator = dead_letters::routes(engine.clone())
         .merge(explain::routes(explainer, options.max_body))
         .merge(api::routes(triggers));
@@ -272,6 +273,7 @@ pub async fn run(
     let stop_ingress = stop.child_token();
     let reporting = sink_report::keep(
         engine.clone(),
+        table_of_report,
         applier.undecodable.clone(),
         sinks,
         stop_ingress.clone(),

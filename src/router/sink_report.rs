@@ -2,14 +2,17 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     delivery::{Engine, TriggerView},
     filter,
-    routing::protocol::{FilterError, SetAside, SinkOutage, SinkReport},
+    routing::{
+        RoutingTable,
+        protocol::{FilterError, SetAside, SinkOutage, SinkReport},
+    },
 };
 
 /// Interval between looks at the Sinks; changes within it are reported together.
@@ -19,15 +22,19 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// when only the last error differs: that is sent with the next report.
 pub(super) async fn keep(
     engine: Arc<Engine>,
+    table: Arc<ArcSwapOption<RoutingTable>>,
     undecodable: Arc<ArcSwap<Vec<String>>>,
     reports: watch::Sender<Option<SinkReport>>,
     stop: CancellationToken,
 ) {
     let mut told = BTreeSet::new();
     loop {
+        // Before the Triggers: the engine may run newer ones, which the report then does not count in.
+        let revision = table.load().as_ref().map(|table| table.revision().clone());
         let triggers = engine.triggers();
         told = tell_set_aside(&triggers, &told);
         let report = SinkReport {
+            revision: revision.unwrap_or_default(),
             undecodable: undecodable.load().to_vec(),
             ..report(&triggers)
         };
@@ -104,7 +111,8 @@ fn same_sinks(one: &SinkReport, other: &SinkReport) -> bool {
         let errors = report.filter_errors.iter();
         errors.map(|error| error.uid.clone()).collect()
     };
-    outages(one) == outages(other)
+    one.revision == other.revision
+        && outages(one) == outages(other)
         && one.unproven == other.unproven
         && one.resumed == other.resumed
         && failing(one) == failing(other)

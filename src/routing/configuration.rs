@@ -17,6 +17,13 @@ use crate::filter::Expression;
 #[serde(transparent)]
 pub struct Revision(pub String);
 
+impl Revision {
+    /// Whether it is the revision of no configuration.
+    pub fn is_none(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// Everything a router needs to know.
 ///
 /// A Trigger or a Source that a router cannot decode, because a newer controller wrote it, fails alone: see

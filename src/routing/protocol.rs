@@ -79,6 +79,9 @@ pub fn sinks_path(router: &str) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SinkReport {
+    /// Revision that the router routes by: the report says nothing about Triggers that came later.
+    #[serde(default, skip_serializing_if = "Revision::is_none")]
+    pub revision: Revision,
     /// Sinks that keep failing or have asked for a long pause.
     pub down: Vec<SinkOutage>,
     /// UIDs of Triggers whose Sink has not responded since the router started or the Sink was changed, so that its

@@ -1,5 +1,7 @@
 //! A Sink that keeps failing is seen in its Trigger's status, until it answers again.
 
+use serde_json::Value;
+
 use crate::{
     cluster::{Weir, post_binary, trigger},
     controller::{condition, events},
@@ -39,8 +41,17 @@ fn a_sink_that_keeps_failing_is_seen_in_status_until_it_answers() {
         ]
         .concat(),
     );
-    for name in ["trigger/failing", "trigger/fine"] {
+    let names = ["trigger/failing", "trigger/fine"];
+    for name in names {
         kubectl.wait_ready(name);
+        assert_eq!(
+            condition(&kubectl, name, TYPE),
+            Value::Null,
+            "nothing was sent yet"
+        );
+    }
+    post_binary(&weir.broker(kubectl.namespace()), "0", "t", "{}");
+    for name in names {
         kubectl.wait_condition(name, TYPE);
     }
 
@@ -68,6 +79,8 @@ fn a_sink_that_keeps_failing_is_seen_in_status_until_it_answers() {
     await_outage_in_metrics(&weir);
     weir.kill_and_restart_controller(&plane);
     kubectl.apply(&trigger("new", "[]", &to(&fine), delivery));
+    kubectl.wait_ready("trigger/new");
+    post_binary(&weir.broker(kubectl.namespace()), "4", "t", "{}");
     kubectl.wait_condition("trigger/new", TYPE);
     let still = condition(&kubectl, "trigger/failing", TYPE);
     assert_eq!(

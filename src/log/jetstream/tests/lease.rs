@@ -26,11 +26,7 @@ async fn a_lease_has_one_holder_until_it_is_given_up() {
     assert_eq!(one.lease_holder().await.unwrap().as_deref(), Some("other"));
     let fenced = before.save(change("2")).await;
     assert!(matches!(fenced, Err(LogError::Fenced(_))), "{fenced:?}");
-    other
-        .checkpoints(second.epoch())
-        .save(change("3"))
-        .await
-        .unwrap();
+    other.checkpoints(second.epoch()).save(change("3")).await.unwrap();
 }
 
 #[tokio::test]
