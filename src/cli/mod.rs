@@ -19,6 +19,7 @@ pub mod log;
 pub mod logging;
 pub mod manifests;
 mod misspelt;
+pub mod nats;
 pub mod router;
 pub mod routing_tests;
 pub mod run;

@@ -5,9 +5,11 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use anyhow::Context as _;
 use ipnet::IpNet;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     host::host_name,
+    nats::NatsArgs,
     service::{self, ServiceAddress},
     shutdown,
     traces::TraceArgs,
@@ -19,7 +21,7 @@ use crate::{
     destination::UriAddresses,
     log::embedded::EmbeddedOptions,
     memory::MemoryBudget,
-    router::{self, ControllerAddress, ControllerLink, RouterOptions},
+    router::{self, ControllerAddress, ControllerLink, LogOptions, OwnedLog, RouterError, RouterOptions},
     routing::Revision,
     telemetry::Tracer,
 };
@@ -55,7 +57,22 @@ pub struct LogArgs {
     )]
     pub retention_size: Size,
 
-    /// Maximum size of the event log in total.
+    /// Where events are stored: embedded in the data directory of this router, or in NATS JetStream, which several
+    /// routers share: one delivers, and the others stand by.
+    #[arg(
+        long = "log",
+        env = "WEIR_LOG_ENGINE",
+        default_value = "embedded",
+        value_enum,
+        value_name = "ENGINE"
+    )]
+    pub engine: LogEngine,
+
+    /// Connection to NATS.
+    #[command(flatten)]
+    pub nats: NatsArgs,
+
+    /// Maximum size of the embedded event log in total.
     #[arg(long, env = "WEIR_LOG_SIZE", default_value = "8GiB", value_name = "SIZE")]
     pub log_size: Size,
 
@@ -108,6 +125,15 @@ pub struct LogArgs {
     pub services: Vec<ServiceAddress>,
 }
 
+/// Where events are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogEngine {
+    /// In the data directory of the router.
+    Embedded,
+    /// In NATS JetStream.
+    Jetstream,
+}
+
 /// Policy for new events when the log is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum FullPolicy {
@@ -121,7 +147,8 @@ impl LogArgs {
     /// Converts the flags to the router's options.
     ///
     /// # Errors
-    /// If a Service is given twice, or the process's limit of file descriptors is too low.
+    /// If a Service is given twice, an option does not fit the log, or the process's limit of file descriptors is too
+    /// low.
     pub fn into_options(
         self,
         listen: SocketAddr,
@@ -135,6 +162,8 @@ impl LogArgs {
             idle_timeout,
             retention_age,
             retention_size,
+            engine,
+            nats,
             log_size,
             when_full,
             keep_deleted_triggers,
@@ -145,6 +174,20 @@ impl LogArgs {
             memory_budget,
             accept_empty_log,
         } = self;
+        let log = match engine {
+            LogEngine::Embedded => LogOptions::Embedded(EmbeddedOptions {
+                max_bytes: log_size.0,
+                reserve_bytes: disk_reserve.0,
+                ..EmbeddedOptions::default()
+            }),
+            LogEngine::Jetstream => {
+                anyhow::ensure!(
+                    when_full == FullPolicy::Refuse,
+                    "--when-full drop-oldest is for the embedded log: a stream of JetStream is trimmed by retention only"
+                );
+                LogOptions::JetStream(nats.into_options(max_event_size)?)
+            }
+        };
         let services: BTreeMap<_, _> = service::by_name(services)?;
         let memory = memory_budget.map_or_else(MemoryBudget::default_bytes, |size| size.0);
         Ok(RouterOptions {
@@ -159,11 +202,7 @@ impl LogArgs {
             descriptors: descriptors::for_router()?,
             uri_addresses,
             service_addresses,
-            log: EmbeddedOptions {
-                max_bytes: log_size.0,
-                reserve_bytes: disk_reserve.0,
-                ..EmbeddedOptions::default()
-            },
+            log,
             delivery: DeliveryOptions {
                 retention: Retention {
                     age: retention_age,
@@ -311,18 +350,58 @@ pub async fn run(args: RouterArgs) -> anyhow::Result<()> {
         token: controller_token,
     };
     let link = ControllerLink::new(controller, &name)?;
+    let outcome = by_turns(&options, &name, &stop, |log| deliver(&options, log, &link, &stop)).await;
+    export.end().await;
+    outcome
+}
+
+/// Delivers with `deliver` whenever this router owns the log, until told to stop.
+///
+/// # Errors
+/// If the log cannot be opened, or `deliver` fails for another reason than the loss of the lease.
+pub async fn by_turns<F>(
+    options: &RouterOptions,
+    name: &str,
+    stop: &CancellationToken,
+    deliver: impl Fn(OwnedLog) -> F,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    while let Some(log) = OwnedLog::open(options, name, stop).await? {
+        let ended = deliver(log).await;
+        match ended.as_ref().map_err(|error| error.downcast_ref()) {
+            Err(Some(RouterError::LeaseLost(reason))) => {
+                tracing::warn!(%reason, "this router stands by: it no longer holds the lease of the log")
+            }
+            _ => return ended,
+        }
+    }
+    Ok(())
+}
+
+/// Delivers with configurations of the controller.
+async fn deliver(
+    options: &RouterOptions,
+    log: OwnedLog,
+    link: &ControllerLink,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let stop = stop.child_token();
     let (configurations, received) = watch::channel(None);
     let (applied, acknowledged) = watch::channel(Revision::default());
     let (sinks, reports) = watch::channel(None);
     let following = tokio::spawn(link.clone().follow(configurations, acknowledged, stop.clone()));
     // The guard is also dropped by a panic, which then stops the router too.
-    let (report, ends_the_router) = (link.report(reports, stop.clone()), stop.clone().drop_guard());
+    let (report, ends_the_router) = (
+        link.clone().report(reports, stop.clone()),
+        stop.clone().drop_guard(),
+    );
     let reporting = tokio::spawn(async move {
         report.await;
         drop(ends_the_router);
     });
-    let outcome = router::run(options, received, applied, sinks, stop.clone()).await;
-    export.end().await;
+    let outcome = router::run(options.clone(), log, received, applied, sinks, stop.clone()).await;
     stop.cancel();
     following
         .await

@@ -14,10 +14,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Usage,
+    host::host_name,
     manifests::{
         Grace, Loaded, ManifestProblem, Manifests, Resolution, STDIN, Surroundings, UnresolvedField, resolve,
     },
-    router::LogArgs,
+    router::{LogArgs, by_turns},
     shutdown,
     traces::TraceArgs,
 };
@@ -126,10 +127,23 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     configurations.send_replace(Some(configuration));
     let (applied, _) = watch::channel(Revision::default());
     tokio::spawn(local.follow(changed, configurations));
-    let (sinks, _) = watch::channel(None);
-    let outcome = router::run(options, received, applied, sinks, stop).await;
+    // Several may run on one machine.
+    let name = format!("{}/{}", host_name()?, std::process::id());
+    let outcome = by_turns(&options, &name, &stop, |log| {
+        let (sinks, _) = watch::channel(None);
+        let running = router::run(
+            options.clone(),
+            log,
+            received.clone(),
+            applied.clone(),
+            sinks,
+            stop.clone(),
+        );
+        async { Ok(running.await?) }
+    });
+    let outcome = outcome.await;
     export.end().await;
-    Ok(outcome?)
+    outcome
 }
 
 fn shown(paths: &[PathBuf]) -> String {

@@ -96,18 +96,20 @@ impl LoadedCheckpoints {
 
 impl Engine {
     /// Loads the stored checkpoints. Nothing is delivered before the first [`Engine::apply`]. `runtime` runs the
-    /// readers and dispatchers; `supervisor` is notified when a task panics that all delivery depends on.
+    /// readers and dispatchers; `supervisor` is notified when a task panics that all delivery depends on. Checkpoints
+    /// are saved as the owner at `epoch`.
     ///
     /// # Errors
     /// Fails when the log cannot be read.
     pub async fn start(
         logs: Arc<dyn LogProvider>,
+        epoch: Epoch,
         client: Client,
         options: DeliveryOptions,
         supervisor: Supervisor,
         runtime: &runtime::Handle,
     ) -> Result<Arc<Self>, EngineError> {
-        let checkpoints = logs.checkpoints(Epoch::default());
+        let checkpoints = logs.checkpoints(epoch);
         let LoadedCheckpoints {
             by_uid,
             without_checkpoint,

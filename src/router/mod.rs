@@ -14,6 +14,7 @@ mod explain;
 mod ingress;
 mod metrics;
 mod operator;
+mod owned_log;
 mod problem;
 mod saved;
 mod sink_report;
@@ -22,7 +23,7 @@ mod threads;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -33,6 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use controller_link::{ControllerAddress, ControllerLink, LinkError};
 pub use operator::REQUEST_HEADER;
+pub use owned_log::{LogOptions, OwnedLog};
 pub use saved::SavedError;
 
 use crate::{
@@ -40,10 +42,7 @@ use crate::{
     descriptors::{self, Descriptors},
     destination::{Addresses, Client, ClientError, UriAddresses},
     intake::Descendants,
-    log::{
-        LogError, LogProvider,
-        embedded::{EmbeddedLog, EmbeddedOptions},
-    },
+    log::LogError,
     memory::{MemoryBudget, Pool},
     routing::{Configuration, Destination, Revision, RoutingTable, ServiceName, protocol::SinkReport},
     server::{self, BindError, Heartbeat, OwnThread, Server, ServerLimits, ThreadError},
@@ -90,8 +89,8 @@ pub struct RouterOptions {
     pub memory: MemoryBudget,
     /// Maximum connections of each kind.
     pub descriptors: Descriptors,
-    /// Options of the event log.
-    pub log: EmbeddedOptions,
+    /// Where events are stored.
+    pub log: LogOptions,
     /// Options of delivery.
     pub delivery: DeliveryOptions,
     /// Creates the spans of requests and deliveries.
@@ -124,6 +123,9 @@ pub enum RouterError {
         "cannot start the threads that deliver: {0}; is the limit of processes (ulimit -u, pids.max) too low?"
     )]
     Threads(#[source] std::io::Error),
+    /// Another router delivers now, or this one can no longer tell. It has stopped and may wait for its turn.
+    #[error("this router no longer delivers: {0}")]
+    LeaseLost(LogError),
     /// The event log of an earlier run is gone.
     #[error(
         "the event log in {log} is gone, though {configuration} tells that there was one: mount or restore the volume \
@@ -148,21 +150,20 @@ pub enum RouterError {
 ///
 /// `configurations` is `None` until there is one; each applied one is acknowledged on `applied`. A configuration
 /// that cannot be written to the disk is not applied: it is retried until it can, or a newer one comes. `sinks` is
-/// kept up to date with the Sinks that are down, once that is known.
+/// kept up to date with the Sinks that are down, once that is known. Gives up the lease of the log, if it has one.
 ///
 /// # Errors
-/// Fails when it cannot start, or when the event log failed and the process has to exit.
+/// Fails when it cannot start, when the event log failed and the process has to exit, or when the lease is lost.
 pub async fn run(
     options: RouterOptions,
+    log: OwnedLog,
     mut configurations: watch::Receiver<Option<Configuration>>,
     applied: watch::Sender<Revision>,
     sinks: watch::Sender<Option<SinkReport>>,
     stop: CancellationToken,
 ) -> Result<(), RouterError> {
     let saved = SavedConfiguration::in_directory(&options.data)?;
-    let log = options.data.join("log");
-    check_log_is_there(&log, &saved, options.accept_empty_log)?;
-    let logs: Arc<dyn LogProvider> = Arc::new(EmbeddedLog::open(log, options.log.clone())?);
+    let logs = log.logs.clone();
     let addresses = Addresses {
         uris: options.uri_addresses,
         services: options.service_addresses,
@@ -182,6 +183,7 @@ pub async fn run(
     let delivering = Threads::start("delivery").map_err(RouterError::Threads)?;
     let engine = Engine::start(
         logs.clone(),
+        log.epoch(),
         client,
         delivery,
         supervisor.clone(),
@@ -301,6 +303,7 @@ pub async fn run(
                 }
             }
             error = logs.failed() => break Err(RouterError::Log(error)),
+            reason = log.lost() => break Err(RouterError::LeaseLost(reason)),
             panicked = supervisor.panicked() => break Err(RouterError::Panicked(panicked)),
             () = stop.cancelled() => break Ok(()),
         }
@@ -316,27 +319,9 @@ pub async fn run(
     if outcome.is_ok() {
         logs.sync().await?;
     }
+    log.give_up().await;
     tracing::info!("the router has stopped");
     outcome
-}
-
-/// A router that has a configuration has had a log. If the log is gone, acknowledged events are gone too, and
-/// nobody would notice.
-fn check_log_is_there(log: &Path, saved: &SavedConfiguration, accept: bool) -> Result<(), RouterError> {
-    let (log, configuration) = (log.to_owned(), saved.path());
-    let is_gone = configuration.exists() && !EmbeddedLog::exists_in(&log);
-    let (path, flag) = (log.display(), "--accept-empty-log");
-    match (is_gone, accept) {
-        (true, false) => return Err(RouterError::LogGone { log, configuration }),
-        (true, true) => {
-            tracing::warn!(%path, "the event log is gone, and an empty one is begun, as {flag} says")
-        }
-        (false, true) => {
-            tracing::warn!(%path, "{flag} is not needed: take it away, so that a log that goes is told")
-        }
-        (false, false) => {}
-    }
-    Ok(())
 }
 
 /// Loads the configuration of the last run, if it can be read. Without it the router waits for the controller and

@@ -194,6 +194,7 @@ mod tests {
         let runtime = tokio::runtime::Handle::current();
         let engine = Engine::start(
             log.clone() as Arc<dyn LogProvider>,
+            crate::log::Epoch::default(),
             Client::for_test(),
             DeliveryOptions::default(),
             Supervisor::default(),

@@ -135,6 +135,7 @@ mod tests {
         let runtime = tokio::runtime::Handle::current();
         let engine = Engine::start(
             log.clone(),
+            crate::log::Epoch::default(),
             Client::for_test(),
             DeliveryOptions::default(),
             Supervisor::default(),

@@ -1,0 +1,203 @@
+//! Opens the event log that a router delivers from. The embedded log is this process's own. A JetStream log is shared
+//! by routers: one of them holds its lease and delivers, and the others stand by until it is theirs.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use super::{RouterError, RouterOptions, saved::SavedConfiguration};
+use crate::{
+    log::{
+        Epoch, LogError, LogProvider,
+        embedded::{EmbeddedLog, EmbeddedOptions},
+        jetstream::{JetStreamLog, JetStreamOptions, Lease},
+    },
+    server::{self, Heartbeat, OwnThread, Server},
+};
+
+/// Pause between attempts to connect or to take the lease.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// Where events are stored.
+#[derive(Clone, Debug)]
+pub enum LogOptions {
+    /// In the data directory of this router.
+    Embedded(EmbeddedOptions),
+    /// In NATS JetStream.
+    JetStream(JetStreamOptions),
+}
+
+/// An opened log that this router delivers from.
+pub struct OwnedLog {
+    pub(super) logs: Arc<dyn LogProvider>,
+    /// `None` for a log that no other router can open.
+    lease: Option<Lease>,
+}
+
+impl OwnedLog {
+    /// Opens the log. For one that routers share, stands by until this router, `name`, holds its lease; health and
+    /// readiness are served meanwhile. Returns `None` if told to stop before.
+    ///
+    /// # Errors
+    /// Fails if the log cannot be opened. Servers that are away are waited for.
+    pub async fn open(
+        options: &RouterOptions,
+        name: &str,
+        stop: &CancellationToken,
+    ) -> Result<Option<Self>, RouterError> {
+        match &options.log {
+            LogOptions::Embedded(log) => open_embedded(options, log).map(Some),
+            LogOptions::JetStream(log) => {
+                let state = StandbyState::default();
+                let serving = StandbyServer::start(options, state.clone()).await?;
+                let opened = stop.run_until_cancelled(stand_by(log, name, &state)).await;
+                serving.end().await;
+                opened.transpose().map_err(RouterError::Log)
+            }
+        }
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.lease.as_ref().map(Lease::epoch).unwrap_or_default()
+    }
+
+    /// Resolves once another router may deliver. Never for a log of this router's own.
+    pub(super) async fn lost(&self) -> LogError {
+        match &self.lease {
+            Some(lease) => lease.lost().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Lets another router deliver.
+    pub(super) async fn give_up(self) {
+        if let Some(lease) = self.lease {
+            lease.give_up().await;
+        }
+    }
+}
+
+fn open_embedded(options: &RouterOptions, log: &EmbeddedOptions) -> Result<OwnedLog, RouterError> {
+    let saved = SavedConfiguration::in_directory(&options.data)?;
+    let path = options.data.join("log");
+    check_log_is_there(&path, &saved.path(), options.accept_empty_log)?;
+    Ok(OwnedLog {
+        logs: Arc::new(EmbeddedLog::open(path, log.clone())?),
+        lease: None,
+    })
+}
+
+/// A router that has a configuration has had a log. If the log is gone, acknowledged events are gone too, and
+/// nobody would notice.
+fn check_log_is_there(log: &Path, configuration: &Path, accept: bool) -> Result<(), RouterError> {
+    let is_gone = configuration.exists() && !EmbeddedLog::exists_in(log);
+    let (path, flag) = (log.display(), "--accept-empty-log");
+    match (is_gone, accept) {
+        (true, false) => {
+            return Err(RouterError::LogGone {
+                log: log.to_owned(),
+                configuration: configuration.to_owned(),
+            });
+        }
+        (true, true) => {
+            tracing::warn!(%path, "the event log is gone; starting with an empty one, because of {flag}")
+        }
+        (false, true) => {
+            tracing::warn!(%path, "remove {flag}: it is not needed, and with it a lost event log goes unnoticed")
+        }
+        (false, false) => {}
+    }
+    Ok(())
+}
+
+/// Connects, and waits for the lease.
+async fn stand_by(
+    options: &JetStreamOptions,
+    name: &str,
+    state: &StandbyState,
+) -> Result<OwnedLog, LogError> {
+    let log = loop {
+        match JetStreamLog::connect(options.clone()).await {
+            Ok(log) => break log,
+            Err(LogError::Unavailable(error)) => state.wait(format!("NATS cannot be reached: {error}")).await,
+            Err(error) => return Err(error),
+        }
+    };
+    loop {
+        match log.take_lease(name).await {
+            Ok(lease) => {
+                tracing::info!(
+                    router = name,
+                    "this router delivers: it holds the lease of the log"
+                );
+                return Ok(OwnedLog {
+                    logs: Arc::new(log),
+                    lease: Some(lease),
+                });
+            }
+            Err(LogError::Fenced(_)) => {
+                let holder = log.lease_holder().await.ok().flatten();
+                let holder = holder.unwrap_or_else(|| "another router".to_owned());
+                state.wait(format!("standing by: {holder} delivers")).await;
+            }
+            Err(LogError::Unavailable(error)) => state.wait(format!("NATS does not answer: {error}")).await,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What a router waits for, as its readiness says.
+#[derive(Clone, Default)]
+struct StandbyState(Arc<Mutex<Option<String>>>);
+
+impl StandbyState {
+    /// Says why the router waits, and pauses.
+    async fn wait(&self, why: String) {
+        self.say(why);
+        tokio::time::sleep(TRY_AGAIN).await;
+    }
+
+    /// Logs why the router waits when that changes.
+    fn say(&self, why: String) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref() != Some(&why) {
+            tracing::info!("{why}");
+            *known = Some(why);
+        }
+    }
+
+    fn why(&self) -> String {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        known.unwrap_or_else(|| "connecting to NATS".to_owned())
+    }
+}
+
+/// Serves health and readiness while the router stands by.
+struct StandbyServer {
+    server: OwnThread,
+    stop: CancellationToken,
+}
+
+impl StandbyServer {
+    async fn start(options: &RouterOptions, state: StandbyState) -> Result<Self, RouterError> {
+        let limits = server::admin_limits(options.descriptors.admin);
+        let server = Server::bind("admin", options.admin).await?.with_limits(limits);
+        let stop = CancellationToken::new();
+        let admin = server::admin(Registry::default(), Heartbeat::start(), move || Err(state.why()));
+        Ok(Self {
+            server: OwnThread::serve(server, admin, stop.clone())?,
+            stop,
+        })
+    }
+
+    /// Ends it, so that the router can listen on its address.
+    async fn end(self) {
+        self.stop.cancel();
+        self.server.ended().await;
+    }
+}
