@@ -67,9 +67,9 @@ use super::{
 };
 
 /// The logs in a JetStream account. Dropping the last handle of it and of its logs ends its tasks and its connection.
-pub struct JetStreamLog(Arc<Parts>);
+pub struct JetStreamLog(Arc<Connected>);
 
-struct Parts {
+struct Connected {
     streams: Arc<JetStream>,
     saves: mpsc::Sender<SaveRequest>,
     _tasks: JoinSet<()>,
@@ -88,7 +88,7 @@ impl JetStreamLog {
         let (saves, requests) = mpsc::channel(saves::QUEUE);
         // Ends once all senders are dropped, after what they sent is saved.
         tokio::spawn(saves::run(streams.clone(), requests));
-        Ok(Self(Arc::new(Parts {
+        Ok(Self(Arc::new(Connected {
             _tasks: watch::start(&streams),
             streams,
             saves,
@@ -109,14 +109,14 @@ impl LogProvider for JetStreamLog {
     fn open(&self, name: &LogName) -> Arc<dyn Log> {
         Arc::new(StreamLog {
             log: self.0.streams.log(name),
-            parts: self.0.clone(),
+            connected: self.0.clone(),
         })
     }
 
     /// With the default epoch, saves are not fenced.
     fn checkpoints(&self, epoch: Epoch) -> Arc<dyn Checkpoints> {
         Arc::new(StateCheckpoints {
-            parts: self.0.clone(),
+            connected: self.0.clone(),
             epoch,
         })
     }
@@ -145,7 +145,7 @@ impl LogProvider for JetStreamLog {
 
 /// One log, in its stream.
 struct StreamLog {
-    parts: Arc<Parts>,
+    connected: Arc<Connected>,
     log: Arc<Tracked>,
 }
 
@@ -155,15 +155,15 @@ impl Log for StreamLog {
     }
 
     fn append(&self, append: Append) -> BoxFuture<'_, Result<Offset, LogError>> {
-        Box::pin(self.parts.streams.append(&self.log, append))
+        Box::pin(self.connected.streams.append(&self.log, append))
     }
 
     fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Record>, LogError>> {
-        Box::pin(self.parts.streams.read(&self.log, from, limit))
+        Box::pin(self.connected.streams.read(&self.log, from, limit))
     }
 
     fn bounds(&self) -> BoxFuture<'_, Result<Bounds, LogError>> {
-        Box::pin(self.parts.streams.bounds(&self.log))
+        Box::pin(self.connected.streams.bounds(&self.log))
     }
 
     fn cached_bounds(&self) -> Bounds {
@@ -175,7 +175,7 @@ impl Log for StreamLog {
     }
 
     fn offset_at(&self, time: Timestamp) -> BoxFuture<'_, Result<Offset, LogError>> {
-        Box::pin(self.parts.streams.offset_at(&self.log, time))
+        Box::pin(self.connected.streams.offset_at(&self.log, time))
     }
 
     fn follow(&self) -> watching::Receiver<Offset> {
@@ -183,13 +183,13 @@ impl Log for StreamLog {
     }
 
     fn trim(&self, before: Offset) -> BoxFuture<'_, Result<(), LogError>> {
-        Box::pin(self.parts.streams.trim(&self.log, before))
+        Box::pin(self.connected.streams.trim(&self.log, before))
     }
 }
 
 /// Checkpoints of the owner at an epoch.
 struct StateCheckpoints {
-    parts: Arc<Parts>,
+    connected: Arc<Connected>,
     epoch: Epoch,
 }
 
@@ -205,18 +205,18 @@ impl StateCheckpoints {
             epoch: self.epoch,
             reply,
         };
-        self.parts.saves.send(request).await.map_err(|_| gone())?;
+        self.connected.saves.send(request).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
 
 impl Checkpoints for StateCheckpoints {
     fn load_all(&self) -> BoxFuture<'_, Result<Vec<(CheckpointKey, Bytes)>, LogError>> {
-        Box::pin(self.parts.streams.load_all())
+        Box::pin(self.connected.streams.load_all())
     }
 
     fn load<'a>(&'a self, key: &'a CheckpointKey) -> BoxFuture<'a, Result<Option<Bytes>, LogError>> {
-        Box::pin(self.parts.streams.load(key))
+        Box::pin(self.connected.streams.load(key))
     }
 
     fn save(&self, changes: Vec<CheckpointChange>) -> BoxFuture<'_, Result<(), LogError>> {
