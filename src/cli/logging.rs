@@ -6,9 +6,9 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
 
 use super::Usage;
 
-/// Default levels of the storage library, whose info messages are meant for its developers. The user's filter can
-/// override them.
-const QUIET: &str = "fjall=warn,lsm_tree=warn";
+/// Default levels of the libraries of the logs, whose info messages are meant for their developers. The user's filter
+/// can override them.
+const QUIET: &str = "fjall=warn,lsm_tree=warn,async_nats=warn";
 
 /// Format of log messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]

@@ -164,11 +164,11 @@ impl Session {
         wait: Duration,
     ) -> Result<Option<Bytes>, NatsError> {
         #[derive(Deserialize)]
-        struct Found {
+        struct OneMessage {
             message: Encoded,
         }
         let found = self.api(&format!("STREAM.MSG.GET.{stream}"), which, wait).await;
-        let Found { message } = match found {
+        let OneMessage { message } = match found {
             Err(NatsError::Rejected(rejection)) if rejection.err_code == NO_MESSAGE => return Ok(None),
             found => found?,
         };

@@ -70,9 +70,9 @@ use super::{
 };
 
 /// The logs in a JetStream account. Dropping the last handle of it and of its logs ends its tasks and its connection.
-pub struct JetStreamLog(Arc<Parts>);
+pub struct JetStreamLog(Arc<Connected>);
 
-struct Parts {
+struct Connected {
     streams: Arc<JetStream>,
     saves: mpsc::Sender<SaveRequest>,
     _tasks: JoinSet<()>,
@@ -91,7 +91,7 @@ impl JetStreamLog {
         let (saves, requests) = mpsc::channel(saves::QUEUE);
         // Ends once all senders are dropped, after what they sent is saved.
         tokio::spawn(saves::run(streams.clone(), requests));
-        Ok(Self(Arc::new(Parts {
+        Ok(Self(Arc::new(Connected {
             _tasks: watch::start(&streams),
             streams,
             saves,
@@ -128,14 +128,14 @@ impl LogProvider for JetStreamLog {
     fn open(&self, name: &LogName) -> Arc<dyn Log> {
         Arc::new(StreamLog {
             log: self.0.streams.log(name),
-            parts: self.0.clone(),
+            connected: self.0.clone(),
         })
     }
 
     /// With the default epoch, saves are not fenced.
     fn checkpoints(&self, epoch: Epoch) -> Arc<dyn Checkpoints> {
         Arc::new(StateCheckpoints {
-            parts: self.0.clone(),
+            connected: self.0.clone(),
             epoch,
         })
     }
@@ -164,7 +164,7 @@ impl LogProvider for JetStreamLog {
 
 /// One log, in its stream.
 struct StreamLog {
-    parts: Arc<Parts>,
+    connected: Arc<Connected>,
     log: Arc<Tracked>,
 }
 
@@ -174,15 +174,15 @@ impl Log for StreamLog {
     }
 
     fn append(&self, append: Append) -> BoxFuture<'_, Result<Offset, LogError>> {
-        Box::pin(self.parts.streams.append(&self.log, append))
+        Box::pin(self.connected.streams.append(&self.log, append))
     }
 
     fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<LogRecord>, LogError>> {
-        Box::pin(self.parts.streams.read(&self.log, from, limit))
+        Box::pin(self.connected.streams.read(&self.log, from, limit))
     }
 
     fn bounds(&self) -> BoxFuture<'_, Result<LogBounds, LogError>> {
-        Box::pin(self.parts.streams.bounds(&self.log))
+        Box::pin(self.connected.streams.bounds(&self.log))
     }
 
     fn cached_bounds(&self) -> LogBounds {
@@ -194,7 +194,7 @@ impl Log for StreamLog {
     }
 
     fn offset_at(&self, time: Timestamp) -> BoxFuture<'_, Result<Offset, LogError>> {
-        Box::pin(self.parts.streams.offset_at(&self.log, time))
+        Box::pin(self.connected.streams.offset_at(&self.log, time))
     }
 
     fn follow(&self) -> watching::Receiver<Offset> {
@@ -202,13 +202,13 @@ impl Log for StreamLog {
     }
 
     fn trim(&self, before: Offset) -> BoxFuture<'_, Result<(), LogError>> {
-        Box::pin(self.parts.streams.trim(&self.log, before))
+        Box::pin(self.connected.streams.trim(&self.log, before))
     }
 }
 
 /// Checkpoints of the owner at an epoch.
 struct StateCheckpoints {
-    parts: Arc<Parts>,
+    connected: Arc<Connected>,
     epoch: Epoch,
 }
 
@@ -224,18 +224,18 @@ impl StateCheckpoints {
             epoch: self.epoch,
             reply,
         };
-        self.parts.saves.send(request).await.map_err(|_| gone())?;
+        self.connected.saves.send(request).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
 
 impl Checkpoints for StateCheckpoints {
     fn load_all(&self) -> BoxFuture<'_, Result<Vec<(CheckpointKey, Bytes)>, LogError>> {
-        Box::pin(self.parts.streams.load_all())
+        Box::pin(self.connected.streams.load_all())
     }
 
     fn load<'a>(&'a self, key: &'a CheckpointKey) -> BoxFuture<'a, Result<Option<Bytes>, LogError>> {
-        Box::pin(self.parts.streams.load(key))
+        Box::pin(self.connected.streams.load(key))
     }
 
     fn save(&self, changes: Vec<CheckpointChange>) -> BoxFuture<'_, Result<(), LogError>> {

@@ -1,6 +1,6 @@
 //! Reads, by batched direct gets: they need no consumer on the server and begin anywhere. Any replica answers, also
-//! one that is behind or damaged: the leader is asked for what is missing or wrong, and only what it does not have
-//! either, after several answers of replicas, is damage.
+//! one that is behind or damaged: the leader is asked for what is missing or wrong, and only what stays so until the
+//! timeout is damage.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -16,8 +16,6 @@ use crate::log::{LogBounds, LogError, LogRecord, Offset, ReadLimit, record};
 const PAGE_RECORDS: usize = 1000;
 /// Bytes after which a server ends its answer.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
-/// Attempts to read a record that is damaged or missing, which may be answered by other replicas.
-const ATTEMPTS: u32 = 5;
 
 impl JetStream {
     pub(super) async fn read(
@@ -91,10 +89,12 @@ impl JetStream {
                     return Ok(vec![record]);
                 }
             }
-            if is_damage && attempts >= ATTEMPTS {
+            // A server repairs its replica in a while; until then it may be the leader, and the one that answers here.
+            let paused = patience.after(NatsError::NoAnswer(error.clone())).await;
+            if is_damage && paused.is_err() {
                 return Err(self.damaged(&log.location.stream, &error));
             }
-            patience.after(NatsError::NoAnswer(error)).await?;
+            paused?;
         }
     }
 

@@ -1,6 +1,6 @@
 //! Three servers, and streams with three replicas: leaders are killed, and any replica answers reads.
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
 use super::{
     super::*,
@@ -51,6 +51,21 @@ impl NatsCluster {
                 "{deleted:?}"
             );
         }
+    }
+
+    /// Makes a server the leader of a stream.
+    async fn lead(&self, log: &JetStreamLog, stream: &str, server: usize) {
+        let session = &log.0.streams.session;
+        let request = format!("STREAM.LEADER.STEPDOWN.{stream}");
+        let body = serde_json::json!({ "placement": { "preferred": format!("server-{server}") } });
+        eventually(async || {
+            let asked: Result<serde_json::Value, _> = session.api(&request, &body, PATIENCE).await;
+            match self.leader(log, stream).await {
+                leader if leader == server => Ok(()),
+                leader => Err((leader, asked)),
+            }
+        })
+        .await;
     }
 
     /// Index of the server that leads a stream.
@@ -176,4 +191,56 @@ async fn the_suite_holds_with_three_replicas() {
     cluster.delete_streams().await;
     conformance::checkpoints_are_kept(&cluster).await;
     conformance::a_reader_follows_the_writers(&cluster).await;
+}
+
+/// Flips a bit in the files of a stream, in the record with this payload.
+fn flip_in(directory: &Path, payload: &[u8]) {
+    let mut folders = vec![directory.join("store")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let mut content = fs::read(&path).unwrap();
+            let found = content
+                .windows(payload.len())
+                .position(|window| window == payload);
+            if let Some(at) = found
+                && path.to_string_lossy().contains("weir_n_b")
+            {
+                content[at] ^= 1;
+                fs::write(&path, content).unwrap();
+                return;
+            }
+        }
+    }
+    panic!("the record is not in {}", directory.display());
+}
+
+#[tokio::test]
+async fn a_record_that_one_replica_has_damaged_is_read_from_others() {
+    let mut cluster = NatsCluster::start().await;
+    let log = cluster.connect().await;
+    let texts: Vec<_> = (0..50)
+        .map(|number| format!("record-{number}-of-fifty"))
+        .collect();
+    let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+    log.append("n/b", payloads(&texts), at(0)).await.unwrap();
+    let damaged = (cluster.leader(&log, "weir_n_b").await + 1) % 3;
+    let follower = &mut cluster.servers[damaged];
+    follower.stop();
+    flip_in(follower.directory(), texts[20].as_bytes());
+    follower.start_again();
+    let log = cluster.connect().await;
+    let read = async || {
+        for _ in 0..20 {
+            let records = log.read("n/b", Offset(0), ALL).await.unwrap();
+            assert!(records.iter().map(|record| &record.payload).eq(&texts));
+        }
+    };
+    read().await;
+    cluster.lead(&log, "weir_n_b", damaged).await;
+    read().await;
 }

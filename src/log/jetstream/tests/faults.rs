@@ -195,7 +195,11 @@ async fn a_repeated_attempt_finds_what_the_first_one_stored() {
 #[tokio::test]
 async fn a_damaged_record_is_reported_and_not_returned() {
     let server = NatsServer::start();
-    let log = server.connect().await;
+    let options = JetStreamOptions {
+        timeout: Duration::from_secs(2),
+        ..server.options()
+    };
+    let log = JetStreamLog::connect(options).await.unwrap();
     log.append("n/b", payloads(&["0", "1"]), at(0)).await.unwrap();
     let mut damaged = layout::encode("weir.ev.n.b.0", 0, b"2").to_vec();
     damaged[12] ^= 1;

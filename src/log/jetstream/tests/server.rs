@@ -99,6 +99,15 @@ impl NatsServer {
         }
     }
 
+    /// Lets it end in its own time, with everything written.
+    pub(super) fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let id = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+            child.wait().unwrap();
+        }
+    }
+
     /// Starts it with the same data and on the same port, and waits until it listens.
     pub(super) fn start_again(&mut self) {
         let ports = self.directory().join("ports");
