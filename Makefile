@@ -49,8 +49,8 @@ unit: rust ## Test units (those of the JetStream log with a NATS server), exampl
 .PHONY: integration
 integration: rust ## Test against a real API server, built on the first run (see tests/README.md)
 	assets="$$(tests/kubernetes/build.sh $(KUBERNETES))"
-	interop="$$(tests/interop/build.sh)"
-	KUBEBUILDER_ASSETS="$$assets" WEIR_INTEROP="$$interop" \
+	interop="$$(tests/interop/build.sh)" nats="$$(tests/nats/build.sh)"
+	KUBEBUILDER_ASSETS="$$assets" WEIR_INTEROP="$$interop" WEIR_NATS="$$nats" \
 	  $(CARGO) test --locked $(test_features) --test integration -- --skip e2e::
 
 # On the cluster of KUBECONFIG, if WEIR_IMAGE_REFERENCE names the image that it is to pull; else on a node of its own, on
@@ -142,8 +142,8 @@ bench-neighbour: rust ## Measure what a namespace that does its worst costs anot
 
 .PHONY: faults
 faults: rust ## Kill routers hundreds of times, break their disks and Sinks, and count what arrives
-	assets="$$(tests/kubernetes/build.sh)"
-	KUBEBUILDER_ASSETS="$$assets" WEIR_KILLS=200 $(CARGO) test --locked --release $(test_features) --test integration faults:: -- --nocapture
+	assets="$$(tests/kubernetes/build.sh)" nats="$$(tests/nats/build.sh)"
+	KUBEBUILDER_ASSETS="$$assets" WEIR_NATS="$$nats" WEIR_KILLS=200 $(CARGO) test --locked --release $(test_features) --test integration faults:: -- --nocapture
 
 # A minute shows that nothing broke; what is to be found takes longer. A target is one of fuzz/fuzz_targets, or all.
 FUZZ_SECONDS ?= 60

@@ -10,10 +10,12 @@ mod body;
 mod controller_connector;
 mod controller_link;
 pub mod dead_letters;
+mod error;
 mod explain;
 mod ingress;
 mod metrics;
 mod operator;
+mod options;
 mod owned_log;
 mod problem;
 mod saved;
@@ -22,8 +24,6 @@ mod threads;
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
-    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -33,22 +33,22 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use controller_link::{ControllerAddress, ControllerLink, LinkError};
+pub use error::RouterError;
 pub use operator::REQUEST_HEADER;
-pub use owned_log::{LogOptions, OwnedLog};
+pub use options::{LogOptions, RouterOptions};
+pub use owned_log::OwnedLog;
 pub use saved::SavedError;
 
 use crate::{
-    delivery::{DeliveryOptions, Engine, EngineError},
+    delivery::{DeliveryOptions, Engine},
     descriptors::{self, Descriptors},
-    destination::{Addresses, Client, ClientError, UriAddresses},
+    destination::{Addresses, Client},
     intake::Descendants,
-    log::LogError,
-    memory::{MemoryBudget, Pool},
+    memory::Pool,
     routing::{Configuration, Destination, Revision, RoutingTable, ServiceName, protocol::SinkReport},
-    server::{self, BindError, Heartbeat, OwnThread, Server, ServerLimits, ThreadError},
+    server::{self, Heartbeat, OwnThread, Server, ServerLimits},
     source::Sources,
-    supervision::{self, Panicked, Supervisor},
-    telemetry::Tracer,
+    supervision::{self, Supervisor},
 };
 
 use body::Bodies;
@@ -62,89 +62,6 @@ const WRITE_AGAIN: Duration = Duration::from_secs(3);
 /// Memory of a producer's connection beside its requests, in bytes. The requests' budget limits the number of
 /// connections.
 const CONNECTION_BYTES: usize = 16 * 1024;
-
-/// Options of a router.
-#[derive(Clone, Debug)]
-pub struct RouterOptions {
-    /// Address that producers post to.
-    pub listen: SocketAddr,
-    /// Address of health, readiness and metrics and, from this machine only, of Triggers, dead letters and
-    /// explanations.
-    pub admin: SocketAddr,
-    /// Directory of everything that must survive the process. Created if absent.
-    pub data: PathBuf,
-    /// Whether to start with an empty event log where there was one before.
-    pub accept_empty_log: bool,
-    /// Time after which a producer's idle connection is closed.
-    pub idle_timeout: Duration,
-    /// Maximum size of a request, in bytes.
-    pub max_body: usize,
-    /// Addresses of Services in place of their cluster names; for a router outside the cluster.
-    pub services: BTreeMap<ServiceName, http::Uri>,
-    /// Addresses that destinations other than Services may reach.
-    pub uri_addresses: UriAddresses,
-    /// Addresses that Services not in `services` may resolve to.
-    pub service_addresses: UriAddresses,
-    /// Memory for requests, deliveries and answers.
-    pub memory: MemoryBudget,
-    /// Maximum connections of each kind.
-    pub descriptors: Descriptors,
-    /// Where events are stored.
-    pub log: LogOptions,
-    /// Options of delivery.
-    pub delivery: DeliveryOptions,
-    /// Creates the spans of requests and deliveries.
-    pub tracer: Tracer,
-}
-
-/// Reasons why a router ended.
-#[derive(Debug, thiserror::Error)]
-pub enum RouterError {
-    /// An address cannot be bound.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// The admin endpoint's thread cannot be started.
-    #[error(transparent)]
-    Thread(#[from] ThreadError),
-    /// The event log cannot be opened, or failed.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// The HTTP client cannot be created.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// Delivery failed.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    /// The data directory, or the last configuration in it, is unusable.
-    #[error(transparent)]
-    Saved(#[from] SavedError),
-    /// The threads of delivery cannot be started.
-    #[error(
-        "cannot start the threads that deliver: {0}; is the limit of processes (ulimit -u, pids.max) too low?"
-    )]
-    Threads(#[source] std::io::Error),
-    /// Another router delivers now, or this one can no longer tell. It has stopped and may wait for its turn.
-    #[error("this router no longer delivers: {0}")]
-    LeaseLost(LogError),
-    /// The event log of an earlier run is gone.
-    #[error(
-        "the event log in {log} is gone, though {configuration} tells that there was one: mount or restore the volume \
-         that has it. To begin with an empty log, without the events and the Triggers' places that were in it, start \
-         once with --accept-empty-log (WEIR_ACCEPT_EMPTY_LOG=true)"
-    )]
-    LogGone {
-        /// Expected path of the log.
-        log: PathBuf,
-        /// Path of the configuration beside it.
-        configuration: PathBuf,
-    },
-    /// An essential task panicked.
-    #[error("the router cannot go on: {0}")]
-    Panicked(#[from] Panicked),
-    /// The stream of configurations has ended.
-    #[error("the router cannot go on: what brings it configurations has ended")]
-    NoConfigurations,
-}
 
 /// Runs a router until it is told to stop, then drains what is in flight.
 ///

@@ -10,7 +10,11 @@ use std::{
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use super::{RouterError, RouterOptions, saved::SavedConfiguration};
+use super::{
+    error::RouterError,
+    options::{LogOptions, RouterOptions},
+    saved::SavedConfiguration,
+};
 use crate::{
     log::{
         Epoch, LogError, LogProvider,
@@ -22,15 +26,6 @@ use crate::{
 
 /// Pause between attempts to connect or to take the lease.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
-
-/// Where events are stored.
-#[derive(Clone, Debug)]
-pub enum LogOptions {
-    /// In the data directory of this router.
-    Embedded(EmbeddedOptions),
-    /// In NATS JetStream.
-    JetStream(JetStreamOptions),
-}
 
 /// An opened log that this router delivers from.
 pub struct OwnedLog {

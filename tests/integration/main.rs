@@ -25,6 +25,7 @@ mod full_log;
 mod harness;
 mod hostile;
 mod interop;
+mod jetstream;
 mod leadership;
 mod local;
 mod logs;

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
 /// `weir run` with its manifests, its data and its address, which outlive the process.
 pub(crate) struct LocalRouter {
     pub(crate) process: Process,
-    port: ReservedPort,
+    port: Arc<ReservedPort>,
     manifests: Scratch,
     data: Data,
     arguments: Vec<String>,
@@ -34,6 +35,7 @@ pub(crate) struct Setup {
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
     data: Option<PathBuf>,
+    port: Option<Arc<ReservedPort>>,
     fail_points: String,
     by: Vec<String>,
 }
@@ -49,6 +51,7 @@ impl Setup {
                 .collect(),
             variables: Vec::new(),
             data: None,
+            port: None,
             fail_points: String::new(),
             by: Vec::new(),
         }
@@ -69,6 +72,12 @@ impl Setup {
     /// With its data in this directory, which stays.
     pub(crate) fn data(mut self, directory: &Path) -> Self {
         self.data = Some(directory.to_owned());
+        self
+    }
+
+    /// On the port of another router, which it can use while the other one does not.
+    pub(crate) fn on_the_port_of(mut self, router: &LocalRouter) -> Self {
+        self.port = Some(router.port.clone());
         self
     }
 
@@ -100,10 +109,12 @@ impl Setup {
             arguments,
             variables,
             data,
+            port,
             fail_points,
             by,
         } = self;
-        let (port, scratch) = (ReservedPort::new(), Scratch::new());
+        let port = port.unwrap_or_else(|| Arc::new(ReservedPort::new()));
+        let scratch = Scratch::new();
         scratch.write("manifests.yaml", manifests);
         let data = data.map_or_else(|| Data::Own(Scratch::new()), Data::Given);
         LocalRouter {

@@ -121,12 +121,16 @@ impl Process {
     /// `listener` and `address`, as text or as JSON. Let the process bind to port 0 and there is no race for it.
     #[track_caller]
     pub(crate) fn address(&self, listener: &str) -> SocketAddr {
-        let line = self.wait_for_line(PATIENCE, |line| {
+        let is_told = |line: &str| {
             line.contains("listening")
                 && field(line, "listener").as_deref() == Some(listener)
                 && field(line, "address").is_some()
-        });
-        let address = field(&line, "address").expect("the line was chosen for having it");
+        };
+        let first = self.wait_for_line(PATIENCE, is_told);
+        // A router that stood by listens anew.
+        let lines = self.lines();
+        let line = lines.iter().rfind(|line| is_told(line)).unwrap_or(&first);
+        let address = field(line, "address").expect("the line was chosen for having it");
         address
             .parse()
             .unwrap_or_else(|error| panic!("{address:?} is no address ({error}): {line}"))

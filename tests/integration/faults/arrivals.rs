@@ -10,14 +10,14 @@ use crate::support::{Consumer, Received, eventually};
 
 /// The events that have arrived at a consumer, in order of their first arrival.
 #[derive(Default)]
-pub(super) struct Arrivals {
+pub(crate) struct Arrivals {
     looked_at: usize,
     number: HashMap<String, usize>,
 }
 
 impl Arrivals {
     /// Looks at what is new.
-    pub(super) fn catch_up(&mut self, consumer: &Consumer) {
+    pub(crate) fn catch_up(&mut self, consumer: &Consumer) {
         consumer.look(|received| {
             for message in &received[self.looked_at..] {
                 *self.number.entry(id_of(message)).or_default() += 1;
@@ -27,18 +27,18 @@ impl Arrivals {
     }
 
     /// How many different events have arrived.
-    pub(super) fn events(&self) -> usize {
+    pub(crate) fn events(&self) -> usize {
         self.number.len()
     }
 
     /// How many deliveries were repeats.
-    pub(super) fn repeats(&self) -> usize {
+    pub(crate) fn repeats(&self) -> usize {
         self.looked_at - self.number.len()
     }
 
     /// Waits until a consumer has every acknowledged event.
     #[track_caller]
-    pub(super) fn wait_for(&mut self, consumer: &Consumer, acknowledged: &BTreeSet<String>) {
+    pub(crate) fn wait_for(&mut self, consumer: &Consumer, acknowledged: &BTreeSet<String>) {
         let patience = Duration::from_secs(if is_long() { 600 } else { 120 });
         eventually(patience, || {
             self.catch_up(consumer);
@@ -56,14 +56,14 @@ impl Arrivals {
 
 /// Waits until a consumer has every acknowledged event.
 #[track_caller]
-pub(super) fn all_arrive(consumer: &Consumer, acknowledged: &BTreeSet<String>) -> Arrivals {
+pub(crate) fn all_arrive(consumer: &Consumer, acknowledged: &BTreeSet<String>) -> Arrivals {
     let mut arrivals = Arrivals::default();
     arrivals.wait_for(consumer, acknowledged);
     arrivals
 }
 
 /// An event's id, of a message in either mode.
-pub(super) fn id_of(message: &Received) -> String {
+pub(crate) fn id_of(message: &Received) -> String {
     match message.header("ce-id") {
         Some(id) => id.to_owned(),
         None => serde_json::from_slice::<serde_json::Value>(&message.body).unwrap()["id"]
@@ -76,7 +76,7 @@ pub(super) fn id_of(message: &Received) -> String {
 /// The events of one key arrive in the order in which they were posted, leaving repeats aside. What
 /// [`super::Producers`] post is numbered.
 #[track_caller]
-pub(super) fn check_order_by_key(consumer: &Consumer) {
+pub(crate) fn check_order_by_key(consumer: &Consumer) {
     let mut highest = BTreeMap::<String, u64>::new();
     let mut seen = BTreeSet::new();
     consumer.look(|received| {

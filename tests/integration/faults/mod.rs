@@ -20,7 +20,7 @@ mod sockets;
 mod storage;
 mod undo;
 
-use arrivals::{all_arrive, check_order_by_key};
+pub(crate) use arrivals::{all_arrive, check_order_by_key};
 pub(crate) use producers::Producers;
 
 use crate::support::{LocalRouter, Setup, mapped};

@@ -1,0 +1,56 @@
+//! Options of a router.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::{
+    delivery::DeliveryOptions,
+    descriptors::Descriptors,
+    destination::UriAddresses,
+    log::{embedded::EmbeddedOptions, jetstream::JetStreamOptions},
+    memory::MemoryBudget,
+    routing::ServiceName,
+    telemetry::Tracer,
+};
+
+/// Options of a router.
+#[derive(Clone, Debug)]
+pub struct RouterOptions {
+    /// Address that producers post to.
+    pub listen: SocketAddr,
+    /// Address of health, readiness and metrics and, from this machine only, of Triggers, dead letters and
+    /// explanations.
+    pub admin: SocketAddr,
+    /// Directory of everything that must survive the process. Created if absent.
+    pub data: PathBuf,
+    /// Whether to start with an empty event log where there was one before.
+    pub accept_empty_log: bool,
+    /// Time after which a producer's idle connection is closed.
+    pub idle_timeout: Duration,
+    /// Maximum size of a request, in bytes.
+    pub max_body: usize,
+    /// Addresses of Services in place of their cluster names; for a router outside the cluster.
+    pub services: BTreeMap<ServiceName, http::Uri>,
+    /// Addresses that destinations other than Services may reach.
+    pub uri_addresses: UriAddresses,
+    /// Addresses that Services not in `services` may resolve to.
+    pub service_addresses: UriAddresses,
+    /// Memory for requests, deliveries and answers.
+    pub memory: MemoryBudget,
+    /// Maximum connections of each kind.
+    pub descriptors: Descriptors,
+    /// Where events are stored.
+    pub log: LogOptions,
+    /// Options of delivery.
+    pub delivery: DeliveryOptions,
+    /// Creates the spans of requests and deliveries.
+    pub tracer: Tracer,
+}
+
+/// Where events are stored.
+#[derive(Clone, Debug)]
+pub enum LogOptions {
+    /// In the data directory of this router.
+    Embedded(EmbeddedOptions),
+    /// In NATS JetStream.
+    JetStream(JetStreamOptions),
+}
