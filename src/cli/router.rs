@@ -372,7 +372,7 @@ where
         let ended = deliver(log).await;
         match ended.as_ref().map_err(|error| error.downcast_ref()) {
             Err(Some(RouterError::LeaseLost(reason))) => {
-                tracing::warn!(%reason, "this router stands by: it no longer holds the lease of the log")
+                tracing::warn!(%reason, "this router no longer holds the lease of the log and stands by")
             }
             _ => return ended,
         }

@@ -183,6 +183,9 @@ impl Spawner {
             let delivery = Box::pin(Box::new(Dispatcher::new(*parts)).run());
             match supervision::caught(&format!("delivery of {name}"), delivery).await {
                 Ok(Ok(())) => {}
+                Ok(Err(error @ LogError::Fenced(_))) => {
+                    tracing::warn!(trigger = name, %error, "delivery has stopped");
+                }
                 Ok(Err(error)) => {
                     stats.stop();
                     tracing::error!(trigger = name, %error, "the event log failed; delivery has stopped");

@@ -19,7 +19,7 @@ pub enum LogError {
     #[error("the event log cannot be reached at the moment: {0}")]
     Unavailable(String),
     /// Fenced: another owner has taken over, and this one's checkpoints are no longer stored.
-    #[error("another router has taken over: {0}")]
+    #[error("this router no longer owns the log: {0}")]
     Fenced(String),
     /// A record is not what was written, as read from the storage twice.
     #[error("the event log in {path} is damaged: {detail}")]

@@ -153,7 +153,7 @@ impl Renewal {
                 (self.sequence, self.began) = (sequence, asked);
                 Ok(())
             }
-            Ok(Err(LogError::Fenced(_))) => Err("another router has taken the lease".to_owned()),
+            Ok(Err(LogError::Fenced(_))) => Err("another one has taken the lease".to_owned()),
             Ok(Err(LogError::Unavailable(_))) if Instant::now() < deadline => Ok(()),
             Ok(Err(error)) => Err(format!("cannot renew the lease: {error}")),
             Err(_) => Err("cannot renew the lease: NATS does not answer".to_owned()),

@@ -102,7 +102,7 @@ impl JetStream {
                 Ok(sequence) => return Ok(sequence),
                 Err(NatsError::Rejected(rejection)) if rejection.err_code == WRONG_SEQUENCE => {
                     return Err(LogError::Fenced(format!(
-                        "another router has taken over: {rejection}"
+                        "another one has taken over: {rejection}"
                     )));
                 }
                 Err(error) => patience.after(error).await?,
