@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     error::RouterError,
+    metrics,
     options::{LogOptions, RouterOptions},
     saved::SavedConfiguration,
 };
@@ -183,7 +183,9 @@ impl StandbyServer {
         let limits = server::admin_limits(options.descriptors.admin);
         let server = Server::bind("admin", options.admin).await?.with_limits(limits);
         let stop = CancellationToken::new();
-        let admin = server::admin(Registry::default(), Heartbeat::start(), move || Err(state.why()));
+        let admin = server::admin(metrics::of_every_router(false), Heartbeat::start(), move || {
+            Err(state.why())
+        });
         Ok(Self {
             server: OwnThread::serve(server, admin, stop.clone())?,
             stop,

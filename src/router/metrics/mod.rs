@@ -52,18 +52,10 @@ impl ConfigurationInfo {
 
 impl Metrics {
     pub(super) fn new(logs: Arc<dyn LogProvider>, engine: Arc<Engine>, sources: Statistics) -> Self {
-        let mut all = Registry::default();
-        all.register_collector(Box::new(ProcessCollector));
+        let mut all = of_every_router(true);
         let registry = all.sub_registry_with_prefix("weir");
         let ingress = Arc::new(IngressMetrics::new());
         let configuration = ConfigurationInfo::default();
-        let build = Family::<VersionLabels, Gauge>::default();
-        build
-            .get_or_create(&VersionLabels {
-                version: env!("CARGO_PKG_VERSION"),
-            })
-            .set(1);
-        registry.register("build_info", "The version that runs", build);
         ingress.register(registry);
         registry.register(
             "router_configuration_info",
@@ -81,6 +73,28 @@ impl Metrics {
             configuration,
         }
     }
+}
+
+/// Metrics of a router, also while it stands by.
+pub(super) fn of_every_router(delivers: bool) -> Registry {
+    let mut all = Registry::default();
+    all.register_collector(Box::new(ProcessCollector));
+    let registry = all.sub_registry_with_prefix("weir");
+    let build = Family::<VersionLabels, Gauge>::default();
+    build
+        .get_or_create(&VersionLabels {
+            version: env!("CARGO_PKG_VERSION"),
+        })
+        .set(1);
+    registry.register("build_info", "The version that runs", build);
+    let gauge = Gauge::<i64>::default();
+    gauge.set(delivers.into());
+    registry.register(
+        "router_delivers",
+        "1 if the router takes events and delivers; 0 while it stands by for another router on the same log",
+        gauge,
+    );
+    all
 }
 
 /// Metrics of every process, under their conventional names.
