@@ -1,4 +1,4 @@
-//! `weir log`: checks and salvages the event log of a stopped router.
+//! `weir log`: checks, salvages and copies the event log of a stopped router.
 
 use std::{
     fs,
@@ -8,7 +8,15 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::log::embedded::{self, EmbeddedLog, Report};
+use super::{nats::NatsArgs, units::Size};
+use crate::log::{
+    LogBounds, LogError,
+    embedded::{self, EmbeddedLog, EmbeddedOptions, Report},
+    jetstream::JetStreamLog,
+};
+
+/// Size of the largest event that NATS has to take.
+const MAX_EVENT: Size = Size(1024 * 1024);
 
 /// Folder of the event log in a router's data directory, next to its last configuration.
 const LOG: &str = "log";
@@ -42,13 +50,24 @@ enum LogAction {
         #[arg(value_name = "OUT")]
         out: PathBuf,
     },
+    /// Copy the event log of a stopped router into NATS JetStream: events, dead letters and checkpoints. The old one is
+    /// not changed. If it is interrupted, run it again. Then start routers with --log jetstream.
+    Copy {
+        /// Data directory of a stopped router (its --data), or the log's directory in it.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+
+        /// Connection to NATS.
+        #[command(flatten)]
+        nats: Box<NatsArgs>,
+    },
 }
 
-/// Checks or salvages an event log.
+/// Checks, salvages or copies an event log.
 ///
 /// # Errors
-/// If the log cannot be read, or the check found damage.
-pub fn run(args: LogCommandArgs) -> anyhow::Result<()> {
+/// If the log cannot be read or written, or the check found damage.
+pub async fn run(args: LogCommandArgs) -> anyhow::Result<()> {
     match args.command {
         LogAction::Check { directory } => {
             let log = log_in(&directory)?;
@@ -72,7 +91,33 @@ pub fn run(args: LogCommandArgs) -> anyhow::Result<()> {
                 out.display()
             ))
         }
+        LogAction::Copy { directory, nats } => copy(&log_in(&directory)?, *nats).await,
     }
+}
+
+async fn copy(log: &Path, nats: NatsArgs) -> anyhow::Result<()> {
+    let options = nats.into_options(MAX_EVENT)?;
+    let from = EmbeddedLog::open(log, EmbeddedOptions::default())?;
+    let to = JetStreamLog::connect(options).await?;
+    let report = match to.copy_from(&from, from.names()).await {
+        Err(LogError::Fenced(_)) => {
+            let holder = to.lease_holder().await.ok().flatten();
+            let holder = holder.unwrap_or_else(|| "another router".to_owned());
+            bail!("{holder} uses the event log in NATS: stop the routers first");
+        }
+        report => report?,
+    };
+    for (name, LogBounds { first, next }) in &report.logs {
+        print(&format!(
+            "{name}: {} records, from offset {first}\n",
+            next.0 - first.0
+        ))?;
+    }
+    print(&format!(
+        "{} checkpoints\ncopied: start the routers with --log jetstream, and keep {} until they deliver\n",
+        report.checkpoints,
+        log.display()
+    ))
 }
 
 fn log_in(directory: &Path) -> anyhow::Result<PathBuf> {

@@ -158,7 +158,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Send(args) => send::run(args).await,
             Command::DeadLetters(args) => dead_letters::run(args).await,
             Command::Crds(args) => crds::run(&args),
-            Command::Log(args) => log::run(args),
+            Command::Log(args) => log::run(args).await,
             Command::Explain(args) => explain::run(args).await,
             Command::Test(args) => routing_tests::run(args),
             Command::Validate(args) => validate::run(args),

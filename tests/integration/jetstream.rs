@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     faults::{Producers, all_arrive, check_order_by_key},
-    support::{Consumer, LocalRouter, Nats, Setup, eventually, mapped},
+    support::{Answer, Consumer, LocalRouter, Nats, Process, Setup, eventually, mapped},
 };
 
 /// For longer than a lease lasts.
@@ -134,4 +134,54 @@ fn nothing_is_lost_while_the_servers_are_away() {
             .ok_or("none delivers".to_owned())
     });
     routers.check(delivers, producers);
+}
+
+#[test]
+fn a_router_goes_on_in_jetstream_with_the_log_that_it_had() {
+    let (nats, consumer) = (Nats::start(), Consumer::start());
+    let manifest = "---\napiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {name: all, namespace: shop}\n\
+                    spec:\n  sink: {service: {name: all}}\n  delivery: {backoffDelay: 20ms, backoffMax: 200ms}\n";
+    let setup = || Setup::new(manifest, &[mapped("all", &consumer)]);
+    let mut before = setup().start();
+    for id in 0..20 {
+        assert_eq!(before.post("t", &id.to_string(), &[]).status, 202);
+    }
+    consumer.wait_for(20);
+    consumer.answer(Answer::status(503));
+    for id in 20..40 {
+        assert_eq!(before.post("t", &id.to_string(), &[]).status, 202);
+    }
+    before.process.terminate();
+
+    let url = format!("--nats={}", nats.url());
+    let data = before.data().display().to_string();
+    let copied = Process::weir(["log", "copy", &data, &url, "--nats-replicas=1"]).run();
+    let copied = copied.unwrap();
+    assert!(
+        copied.contains("shop/default: 40 records, from offset 0"),
+        "{copied}"
+    );
+    let again = Process::weir(["log", "copy", &data, &url, "--nats-replicas=1"]).run();
+    let again = again.unwrap_err();
+    assert!(again.contains("an event log was copied there before"), "{again}");
+
+    consumer.answer(Answer::status(204));
+    let tried = consumer.received().len();
+    let after = setup()
+        .argument("--log=jetstream")
+        .argument(url)
+        .argument("--nats-replicas=1")
+        .start();
+    after.wait_until_all_are("all", "delivered", 40);
+    let arrived = &consumer.received()[tried..];
+    let mut ids: Vec<u32> = arrived
+        .iter()
+        .map(|message| message.header("ce-id").unwrap().parse().unwrap())
+        .collect();
+    ids.sort_unstable();
+    assert_eq!(
+        ids,
+        (20..40).collect::<Vec<_>>(),
+        "what was delivered is not repeated"
+    );
 }

@@ -120,6 +120,15 @@ impl EmbeddedLog {
         Self::open_with(directory.as_ref(), options, Box::new(directory::free_space))
     }
 
+    /// Returns the names of all logs that ever had a record.
+    pub fn names(&self) -> Vec<LogName> {
+        let brokers = self.0.shared.brokers.all().into_iter();
+        let stored = brokers.filter(|broker| broker.stored().is_some());
+        let mut names: Vec<_> = stored.map(|broker| LogName::from_key(&broker.name)).collect();
+        names.sort();
+        names
+    }
+
     fn open_with(
         directory: &Path,
         options: EmbeddedOptions,

@@ -81,7 +81,7 @@ impl JetStream {
     }
 
     /// Checks what no retry would change.
-    fn check_size(&self, log: &Tracked, payloads: &[Bytes]) -> Result<(), LogError> {
+    pub(super) fn check_size(&self, log: &Tracked, payloads: &[Bytes]) -> Result<(), LogError> {
         if payloads.len() > MAX_BATCH {
             return Err(LogError::Limit(format!(
                 "{} records in one append, and NATS takes {MAX_BATCH}; send smaller batches",

@@ -22,7 +22,7 @@
 //! knows which failures last (`patience.rs` retries the others), `api.rs` has the JSON. `streams.rs` and `tracked.rs`
 //! hold what is known of each stream, and `watch.rs` keeps it up to date. `append.rs` (on `publish.rs`), `reads.rs` and
 //! `upkeep.rs` are the operations of a log, `state.rs` and `saves.rs` those of checkpoints. `lease.rs`
-//! is the lease of the one router that delivers.
+//! is the lease of the one router that delivers, and `copy.rs` moves the logs of another provider here.
 //!
 //! # Limits
 //! - 1,000 records in an append; more checkpoints in one save are stored in several batches, each fenced.
@@ -32,6 +32,7 @@
 mod api;
 mod append;
 mod connect;
+mod copy;
 mod credentials;
 mod layout;
 mod lease;
@@ -50,6 +51,7 @@ mod tracked;
 mod upkeep;
 mod watch;
 
+pub use copy::CopyReport;
 pub use lease::Lease;
 pub use options::{JetStreamOptions, NatsAuth, NatsTls};
 
@@ -105,6 +107,20 @@ impl JetStreamLog {
     /// As [`Checkpoints::save`].
     pub async fn take_over(&self, owner: &str) -> Result<Epoch, LogError> {
         self.0.streams.take_over(owner).await
+    }
+
+    /// Copies these logs of another provider, and all of its checkpoints. Offsets stay the same. An interrupted copy can
+    /// be called again. Nobody may append to the logs meanwhile; the lease keeps routers away from this one.
+    ///
+    /// # Errors
+    /// [`LogError::Fenced`] if a router holds the lease; [`LogError::Open`] if routers have used this log already;
+    /// otherwise as [`Log::append`] and [`Log::read`].
+    pub async fn copy_from(
+        &self,
+        from: &dyn LogProvider,
+        names: Vec<LogName>,
+    ) -> Result<CopyReport, LogError> {
+        self.0.streams.copy_from(from, names).await
     }
 
     /// Takes the lease of the router that delivers, and owns all checkpoints from then on. Makes one attempt.

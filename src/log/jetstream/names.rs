@@ -7,6 +7,7 @@
 //! | dead letters of a broker | `weir_NAMESPACE_BROKER_dl` | `weir.dl.NAMESPACE.BROKER` |
 //! | checkpoints | `weir_state` | `weir.st.checkpoint.KEY` |
 //! | the owner of the checkpoints | `weir_state` | `weir.st.own` |
+//! | the mark of a copied log | `weir_state` | `weir.st.copy` |
 //! | the lease of the router that delivers | `weir_state` | `weir.st.lease` |
 //! | newest time of an emptied log | `weir_state` | `weir.st.newest.STREAM` |
 //! | barrier of a load | `weir_state` | `weir.st.barrier.UUID` |
@@ -26,6 +27,8 @@ pub(super) const CHECKPOINTS: &str = "weir.st.checkpoint.>";
 pub(super) const OWNER: &str = "weir.st.own";
 /// Subject whose message names the router that delivers.
 pub(super) const LEASE: &str = "weir.st.lease";
+/// Subject of the mark that a log was copied here.
+pub(super) const COPY: &str = "weir.st.copy";
 /// Start of a subject that is written before checkpoints are loaded.
 pub(super) const BARRIER: &str = "weir.st.barrier";
 /// Subjects on which routers tell each other how far logs have grown.

@@ -112,13 +112,17 @@ impl JetStream {
 
     /// Loads one checkpoint from the leader.
     pub(super) async fn load(&self, key: &CheckpointKey) -> Result<Option<Bytes>, LogError> {
-        let subject = names::checkpoint(key);
+        self.load_value(&names::checkpoint(key)).await
+    }
+
+    /// Loads the value of one subject from the leader.
+    pub(super) async fn load_value(&self, subject: &str) -> Result<Option<Bytes>, LogError> {
         let which = json!({ "last_by_subj": subject });
         let mut patience = Patience::new(self.options.timeout);
         loop {
             let wait = patience.attempt();
             match self.session.message(names::STATE, &which, wait).await {
-                Ok(content) => return content.map_or(Ok(None), |content| self.value(&subject, &content)),
+                Ok(content) => return content.map_or(Ok(None), |content| self.value(subject, &content)),
                 Err(error) => patience.after(error).await?,
             }
         }
@@ -205,7 +209,7 @@ fn expiry(wait: Duration) -> u64 {
     u64::try_from((wait / 2).as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn stored(subject: String, value: &[u8]) -> NatsMessage {
+pub(super) fn stored(subject: String, value: &[u8]) -> NatsMessage {
     NatsMessage {
         content: layout::encode(&subject, 0, value),
         headers: HeaderMap::new(),

@@ -152,7 +152,7 @@ impl JetStream {
         Ok(message.and_then(|message| time(&kept, &message)))
     }
 
-    fn config_of(&self, log: &Tracked) -> Value {
+    pub(super) fn config_of(&self, log: &Tracked) -> Value {
         let Location { stream, subject } = &log.location;
         let (subjects, max_bytes) = match log.name {
             LogName::Events(_) => {

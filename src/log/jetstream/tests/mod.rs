@@ -2,6 +2,7 @@
 //! killed, full or configured wrongly, other routers, damaged messages.
 
 mod cluster;
+mod copy;
 mod faults;
 mod lease;
 mod routers;

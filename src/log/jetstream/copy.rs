@@ -1,0 +1,196 @@
+//! Copies the logs and checkpoints of another provider into JetStream. Offsets stay the same, since a stream can begin
+//! at any sequence, so checkpoints are copied as they are. An interrupted copy goes on where it ended: a mark in the
+//! state says that one was begun, and each batch names the record that it follows.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::{HeaderMap, header};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::{
+    lease::Lease,
+    names,
+    patience::Patience,
+    publish::{MAX_BATCH, NatsMessage},
+    state,
+    streams::JetStream,
+};
+use crate::log::{
+    Epoch, Log, LogBounds, LogError, LogName, LogProvider, LogRecord, Offset, ReadLimit, record,
+};
+
+/// Records of one batch.
+const BATCH: ReadLimit = ReadLimit {
+    records: MAX_BATCH,
+    bytes: 1024 * 1024,
+};
+
+/// Time after which the lease of a copy or a router that was killed has ended, and the pause between attempts to take
+/// it.
+const LEASE_ENDS: Duration = Duration::from_secs(12);
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+
+/// State of the copy, in its mark.
+const BEGUN: &[u8] = b"begun";
+const DONE: &[u8] = b"done";
+
+/// What a copy has stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CopyReport {
+    /// The logs with their bounds.
+    pub logs: Vec<(LogName, LogBounds)>,
+    /// Number of checkpoints.
+    pub checkpoints: usize,
+}
+
+impl JetStream {
+    /// Copies these logs and all checkpoints. Nobody may append to them meanwhile.
+    pub(super) async fn copy_from(
+        self: &Arc<Self>,
+        from: &dyn LogProvider,
+        names: Vec<LogName>,
+    ) -> Result<CopyReport, LogError> {
+        let lease = self.lease_of_copy().await?;
+        let copied = tokio::select! {
+            copied = self.copy_under(&lease, from, names) => copied,
+            lost = lease.lost() => Err(lost),
+        };
+        lease.give_up().await;
+        copied
+    }
+
+    /// Takes the lease. Waits for that of a copy that was interrupted, which has not ended yet.
+    async fn lease_of_copy(self: &Arc<Self>) -> Result<Lease, LogError> {
+        let end = Instant::now() + LEASE_ENDS;
+        loop {
+            match self.take_lease("weir log copy").await {
+                Err(LogError::Fenced(_)) if Instant::now() < end => sleep(TRY_AGAIN).await,
+                taken => return taken,
+            }
+        }
+    }
+
+    async fn copy_under(
+        &self,
+        lease: &Lease,
+        from: &dyn LogProvider,
+        names: Vec<LogName>,
+    ) -> Result<CopyReport, LogError> {
+        self.begin().await?;
+        let mut report = CopyReport::default();
+        for name in names {
+            let bounds = self.copy_log(&*from.open(&name)).await?;
+            report.logs.push((name, bounds));
+        }
+        let checkpoints: Vec<_> = from
+            .checkpoints(Epoch::default())
+            .load_all()
+            .await?
+            .into_iter()
+            .map(|(key, value)| (key, Some(value)))
+            .collect();
+        self.save(&checkpoints, lease.epoch()).await?;
+        report.checkpoints = checkpoints.len();
+        self.mark(DONE).await?;
+        Ok(report)
+    }
+
+    /// Refuses servers that routers use already, and marks the others.
+    async fn begin(&self) -> Result<(), LogError> {
+        let refused = |detail: &str| {
+            Err(LogError::Open {
+                path: self.session.place(),
+                detail: detail.to_owned(),
+            })
+        };
+        match self.load_value(names::COPY).await?.as_deref() {
+            Some(DONE) => refused(
+                "an event log was copied there before, and routers may have used it since. To copy once more, delete the \
+                 streams whose names begin with weir_",
+            ),
+            Some(_) => Ok(()),
+            None if self.is_in_use().await? => refused(
+                "there are events or checkpoints of routers already; copy into an account of NATS that no router has used",
+            ),
+            None => self.mark(BEGUN).await,
+        }
+    }
+
+    async fn is_in_use(&self) -> Result<bool, LogError> {
+        let mut patience = Patience::new(self.options.timeout);
+        loop {
+            match self.look(patience.attempt()).await {
+                Ok(()) => break,
+                Err(error) => patience.after(error).await?,
+            }
+        }
+        let has_streams = self.logs().iter().any(|log| log.is_seen());
+        Ok(has_streams || !self.load_all().await?.is_empty())
+    }
+
+    async fn mark(&self, mark: &'static [u8]) -> Result<(), LogError> {
+        let message = state::stored(names::COPY.to_owned(), mark);
+        self.store_state(&[message], None).await.map(|_| ())
+    }
+
+    /// Copies what is retained of one log, from where its stream ends.
+    async fn copy_log(&self, from: &dyn Log) -> Result<LogBounds, LogError> {
+        let bounds = from.bounds().await?;
+        let log = self.log(from.name());
+        let mut at = self.begin_at(from.name(), bounds.first).await?;
+        while at < bounds.next {
+            let records = from.read(at, BATCH).await?;
+            let Some(last) = records.last() else { break };
+            let next = last.offset.plus(1);
+            let payloads: Vec<_> = records.iter().map(|record| record.payload.clone()).collect();
+            self.check_size(&log, &payloads)?;
+            self.store_after(&log.location.subject, at, &records).await?;
+            at = next;
+        }
+        Ok(bounds)
+    }
+
+    /// Makes the stream of a log so that its first record has this offset, and returns where it ends.
+    async fn begin_at(&self, name: &LogName, first: Offset) -> Result<Offset, LogError> {
+        let log = self.log(name);
+        let mut config = self.config_of(&log);
+        config["first_seq"] = (first.0 + 1).into();
+        let mut patience = Patience::new(self.options.timeout);
+        loop {
+            match self.session.stream_or_new(&config, patience.attempt()).await {
+                Ok(info) => return Ok(info.bounds().next),
+                Err(error) => patience.after(error).await?,
+            }
+        }
+    }
+
+    /// Stores records as one batch, if they follow the last one of the stream.
+    async fn store_after(&self, subject: &str, at: Offset, records: &[LogRecord]) -> Result<(), LogError> {
+        let messages: Vec<_> = records
+            .iter()
+            .enumerate()
+            .map(|(index, of)| {
+                let mut headers = HeaderMap::new();
+                if index == 0 {
+                    headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, at.0.to_string());
+                }
+                let content = super::layout::encode(subject, record::millis(of.accepted), &of.payload);
+                NatsMessage {
+                    subject: subject.to_owned(),
+                    headers,
+                    content,
+                }
+            })
+            .collect();
+        let id = Uuid::new_v4().to_string();
+        let mut patience = Patience::new(self.options.timeout);
+        loop {
+            let attempt = self.session.store(&id, &messages, patience.attempt());
+            match patience.within("the stream", attempt).await? {
+                Ok(_) => return Ok(()),
+                Err(error) => patience.after(error).await?,
+            }
+        }
+    }
+}

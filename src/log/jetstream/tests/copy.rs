@@ -1,0 +1,121 @@
+//! Copying an embedded log: what is retained, at the same offsets, also when the copy is interrupted.
+
+use std::time::Duration;
+
+use super::{
+    super::*,
+    server::{NatsServer, eventually},
+};
+use crate::log::{
+    conformance::{ALL, ByKey as _, at, payloads},
+    embedded::{EmbeddedLog, EmbeddedOptions},
+};
+
+/// A log that was trimmed, one that was trimmed whole, dead letters, and checkpoints.
+async fn embedded(directory: &tempfile::TempDir, records: usize) -> EmbeddedLog {
+    let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
+    for first in (0..records).step_by(500) {
+        let texts: Vec<_> = (first..(first + 500).min(records))
+            .map(|number| format!("{number}-{}", "x".repeat(200)))
+            .collect();
+        let payloads = texts.into_iter().map(Bytes::from).collect();
+        log.append("n/b", payloads, at(first as i64)).await.unwrap();
+    }
+    log.append("n/empty", payloads(&["0", "1"]), at(7)).await.unwrap();
+    log.append("n/b.dead-letters", payloads(&["letter"]), at(9))
+        .await
+        .unwrap();
+    log.trim("n/b", Offset(3)).await.unwrap();
+    log.trim("n/empty", Offset(2)).await.unwrap();
+    let changes = (0..1200).map(|number| (format!("t{number}"), Some(Bytes::from(number.to_string()))));
+    log.save(changes.collect()).await.unwrap();
+    log
+}
+
+async fn all(log: &impl LogProvider, key: &str) -> Vec<LogRecord> {
+    let (mut records, bounds) = (
+        Vec::new(),
+        log.open(&LogName::from_key(key)).bounds().await.unwrap(),
+    );
+    let mut next = bounds.first;
+    while next < bounds.next {
+        let read = log.read(key, next, ALL).await.unwrap();
+        next = read.last().unwrap().offset.plus(1);
+        records.extend(read);
+    }
+    records
+}
+
+async fn check(from: &EmbeddedLog, to: &JetStreamLog) {
+    for key in ["n/b", "n/empty", "n/b.dead-letters"] {
+        let name = LogName::from_key(key);
+        let bounds = from.open(&name).bounds().await.unwrap();
+        assert_eq!(to.open(&name).bounds().await.unwrap(), bounds, "{key}");
+        assert_eq!(all(to, key).await, all(from, key).await, "{key}");
+    }
+    assert_eq!(to.stored().await.unwrap(), from.stored().await.unwrap());
+}
+
+#[tokio::test]
+async fn everything_that_is_retained_is_copied_once() {
+    let (directory, server) = (tempfile::tempdir().unwrap(), NatsServer::start());
+    let from = embedded(&directory, 2500).await;
+    let to = server.connect().await;
+    let report = to.copy_from(&from, from.names()).await.unwrap();
+    assert_eq!((report.logs.len(), report.checkpoints), (3, 1200));
+    check(&from, &to).await;
+    let again = to.copy_from(&from, from.names()).await;
+    assert!(matches!(again, Err(LogError::Open { .. })), "{again:?}");
+    let next = to.append("n/empty", payloads(&["2"]), at(8)).await.unwrap();
+    assert_eq!(next, Offset(2), "the log goes on where it ended");
+}
+
+#[tokio::test]
+async fn an_interrupted_copy_goes_on() {
+    let (directory, mut server) = (tempfile::tempdir().unwrap(), NatsServer::start());
+    let from = embedded(&directory, 20_000).await;
+    let to = JetStreamLog::connect(JetStreamOptions {
+        timeout: Duration::from_secs(1),
+        ..server.options()
+    });
+    let to = to.await.unwrap();
+    let copied = {
+        let copy = to.copy_from(&from, from.names());
+        tokio::pin!(copy);
+        let begun = eventually(async || match to.open(&LogName::from_key("n/b")).bounds().await {
+            Ok(bounds) if bounds.next > Offset(3) => Ok(()),
+            bounds => Err(bounds),
+        });
+        tokio::select! {
+            copied = &mut copy => panic!("{copied:?} before it was interrupted"),
+            () = begun => {}
+        }
+        server.kill();
+        copy.await
+    };
+    assert!(copied.is_err(), "{copied:?}");
+    drop(to);
+    server.start_again();
+    let to = server.connect().await;
+    // The lease of the interrupted copy has to end.
+    eventually(async || to.copy_from(&from, from.names()).await).await;
+    check(&from, &to).await;
+}
+
+#[tokio::test]
+async fn servers_that_routers_use_are_left_alone() {
+    let (directory, server) = (tempfile::tempdir().unwrap(), NatsServer::start());
+    let from = embedded(&directory, 1).await;
+    let to = server.connect().await;
+    let lease = to.take_lease("router").await.unwrap();
+    let fenced = to.copy_from(&from, from.names()).await;
+    assert!(matches!(fenced, Err(LogError::Fenced(_))), "{fenced:?}");
+    lease.give_up().await;
+    to.append("n/b", payloads(&["event"]), at(0)).await.unwrap();
+    eventually(async || match to.copy_from(&from, from.names()).await {
+        Err(LogError::Open { detail, .. }) if detail.contains("no router has used") => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    assert_eq!(all(&to, "n/b").await.len(), 1);
+}
