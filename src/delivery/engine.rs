@@ -79,6 +79,7 @@ impl LoadedCheckpoints {
                 CheckpointKey::Identity(uid) => {
                     drop(records.insert(uid, retained::OwnerRecord::read(&value)))
                 }
+                CheckpointKey::Revision => {}
                 CheckpointKey::RunningTime => stored.ran_before = retained::RunningTime::read(&value),
                 CheckpointKey::DeadLetters(ref broker) => {
                     let restored = stored.taken.restore(broker.clone(), &value);

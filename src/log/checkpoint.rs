@@ -10,6 +10,7 @@ use super::{BrokerName, LogError};
 const IDENTITY: &str = "trigger:";
 const DEAD_LETTERS: &str = "dead-letters:";
 const RUNNING_TIME: &str = "running-time";
+const REVISION: &str = "routing-revision";
 
 /// Key of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +23,8 @@ pub enum CheckpointKey {
     DeadLetters(BrokerName),
     /// Total time that routers have run on this data.
     RunningTime,
+    /// Revision of the newest routing configuration that a router on a shared log applies.
+    Revision,
 }
 
 impl CheckpointKey {
@@ -29,6 +32,8 @@ impl CheckpointKey {
     pub fn from_key(key: &str) -> Self {
         if key == RUNNING_TIME {
             Self::RunningTime
+        } else if key == REVISION {
+            Self::Revision
         } else if let Some(uid) = key.strip_prefix(IDENTITY) {
             Self::Identity(uid.to_owned())
         } else if let Some(broker) = key.strip_prefix(DEAD_LETTERS) {
@@ -47,6 +52,7 @@ impl fmt::Display for CheckpointKey {
             Self::Identity(uid) => write!(f, "{IDENTITY}{uid}"),
             Self::DeadLetters(broker) => write!(f, "{DEAD_LETTERS}{broker}"),
             Self::RunningTime => f.write_str(RUNNING_TIME),
+            Self::Revision => f.write_str(REVISION),
         }
     }
 }
@@ -96,6 +102,7 @@ mod tests {
                 "dead-letters:shop/orders",
             ),
             (CheckpointKey::RunningTime, "running-time"),
+            (CheckpointKey::Revision, "routing-revision"),
         ] {
             assert_eq!(key.to_string(), text);
             assert_eq!(CheckpointKey::from_key(text), key);

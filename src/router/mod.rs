@@ -53,6 +53,7 @@ use crate::{
 
 use body::Bodies;
 use metrics::Metrics;
+use owned_log::SharedRevision;
 use saved::SavedConfiguration;
 use threads::Threads;
 
@@ -154,6 +155,7 @@ pub async fn run(
         configuration: metrics.configuration.clone(),
         ingress: metrics.ingress.clone(),
         undecodable: Arc::default(),
+        shared_revision: log.shared_revision(),
         applied,
     };
     let explainer = explain::Explainer {
@@ -182,13 +184,7 @@ pub async fn run(
     let servers = TaskTracker::new();
     let stop_admin = CancellationToken::new();
     let admin = OwnThread::serve(admin_server, admin, stop_admin.clone())?;
-    if let Some(configuration) = before {
-        tracing::info!(
-            revision = configuration.revision.0,
-            "starting with the configuration of the last run"
-        );
-        applier.apply(configuration).await?;
-    }
+    let begun = applier.begin(before).await;
     let stop_ingress = stop.child_token();
     let reporting = sink_report::keep(
         engine.clone(),
@@ -203,6 +199,9 @@ pub async fn run(
     servers.close();
 
     let outcome = loop {
+        if begun.is_err() {
+            break begun;
+        }
         tokio::select! {
             changed = configurations.changed() => {
                 if changed.is_err() {
@@ -236,6 +235,7 @@ pub async fn run(
     if outcome.is_ok() {
         logs.sync().await?;
     }
+    let outcome = outcome.map_err(|error| log.lost_by(error));
     log.give_up().await;
     tracing::info!("the router has stopped");
     outcome
@@ -265,6 +265,7 @@ struct Applier {
     services: BTreeMap<ServiceName, http::Uri>,
     configuration: metrics::ConfigurationInfo,
     ingress: Arc<metrics::IngressMetrics>,
+    shared_revision: Option<SharedRevision>,
     /// UIDs of the items of the applied configuration that cannot be decoded, for the report to the controller.
     undecodable: Arc<ArcSwap<Vec<String>>>,
     applied: watch::Sender<Revision>,
@@ -312,6 +313,28 @@ impl Applier {
         }
     }
 
+    /// Applies the configuration of the last run, unless another router has applied a newer one since.
+    async fn begin(&mut self, before: Option<Configuration>) -> Result<(), RouterError> {
+        let Some(configuration) = before else {
+            return Ok(());
+        };
+        let revision = &configuration.revision;
+        if let Some(shared) = &self.shared_revision
+            && !shared.is_newest(revision).await?
+        {
+            tracing::info!(
+                revision = revision.0,
+                "waiting for a configuration: another router has applied a newer one than that of the last run"
+            );
+            return Ok(());
+        }
+        tracing::info!(
+            revision = revision.0,
+            "starting with the configuration of the last run"
+        );
+        self.apply(configuration).await
+    }
+
     async fn apply(&mut self, mut configuration: Configuration) -> Result<(), RouterError> {
         for item in &configuration.undecodable {
             tracing::error!(
@@ -323,6 +346,9 @@ impl Applier {
         self.undecodable.store(Arc::new(undecodable.collect()));
         reach_services_at(&self.services, &mut configuration);
         let revision = configuration.revision.clone();
+        if let Some(shared) = &self.shared_revision {
+            shared.set(&revision).await?;
+        }
         let sources = configuration.sources.clone();
         let compiling = supervision::apart("compiling the routing configuration", || {
             RoutingTable::compile(configuration)

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -16,11 +17,13 @@ use super::{
     saved::SavedConfiguration,
 };
 use crate::{
+    delivery::EngineError,
     log::{
-        Epoch, LogError, LogProvider,
+        CheckpointKey, Checkpoints, Epoch, LogError, LogProvider,
         embedded::{EmbeddedLog, EmbeddedOptions},
         jetstream::{JetStreamLog, JetStreamOptions, Lease},
     },
+    routing::Revision,
     server::{self, Heartbeat, OwnThread, Server},
 };
 
@@ -61,6 +64,12 @@ impl OwnedLog {
         self.lease.as_ref().map(Lease::epoch).unwrap_or_default()
     }
 
+    /// The revision that routers on a shared log agree on; `None` for a log of this router's own.
+    pub(super) fn shared_revision(&self) -> Option<SharedRevision> {
+        let lease = self.lease.as_ref()?;
+        Some(SharedRevision(self.logs.checkpoints(lease.epoch())))
+    }
+
     /// Resolves once another router may deliver. Never for a log of this router's own.
     pub(super) async fn lost(&self) -> LogError {
         match &self.lease {
@@ -69,11 +78,42 @@ impl OwnedLog {
         }
     }
 
+    /// Returns the error with which the router ends. While a shared log is away the router stands by, and does not exit.
+    pub(super) fn lost_by(&self, error: RouterError) -> RouterError {
+        match error {
+            RouterError::Log(reason) | RouterError::Engine(EngineError::Log(reason))
+                if self.lease.is_some()
+                    && matches!(reason, LogError::Unavailable(_) | LogError::Fenced(_)) =>
+            {
+                RouterError::LeaseLost(reason)
+            }
+            error => error,
+        }
+    }
+
     /// Lets another router deliver.
     pub(super) async fn give_up(self) {
         if let Some(lease) = self.lease {
             lease.give_up().await;
         }
+    }
+}
+
+/// Revision of the newest routing configuration that any router on a shared log applied, stored beside the checkpoints.
+/// A router that takes over with an older configuration of its own would take newer Triggers for deleted.
+pub(super) struct SharedRevision(Arc<dyn Checkpoints>);
+
+impl SharedRevision {
+    /// Whether a configuration is the newest one.
+    pub(super) async fn is_newest(&self, revision: &Revision) -> Result<bool, LogError> {
+        let newest = self.0.load(&CheckpointKey::Revision).await?;
+        Ok(newest.is_some_and(|newest| newest == revision.0.as_bytes()))
+    }
+
+    /// Stores the revision of a configuration that is about to be applied.
+    pub(super) async fn set(&self, revision: &Revision) -> Result<(), LogError> {
+        let value = Bytes::copy_from_slice(revision.0.as_bytes());
+        self.0.save(vec![(CheckpointKey::Revision, Some(value))]).await
     }
 }
 

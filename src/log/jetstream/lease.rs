@@ -12,8 +12,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    names,
-    patience::Patience,
+    layout, names,
     state::{Expected, expiring},
     streams::JetStream,
 };
@@ -99,22 +98,14 @@ impl JetStream {
 
     /// Returns the router that holds the lease.
     pub(super) async fn lease_holder(&self) -> Result<Option<String>, LogError> {
-        let which = serde_json::json!({ "last_by_subj": names::LEASE });
-        let mut patience = Patience::new(self.options.timeout);
-        loop {
-            let wait = patience.attempt();
-            match self.session.message(names::STATE, &which, wait).await {
-                Ok(holder) => {
-                    return Ok(holder.map(|holder| String::from_utf8_lossy(&holder).into_owned()));
-                }
-                Err(error) => patience.after(error).await?,
-            }
-        }
+        let holder = self.load_value(names::LEASE).await?;
+        Ok(holder.map(|holder| String::from_utf8_lossy(&holder).into_owned()))
     }
 
     /// Writes the lease over its message with this sequence; 0 stands for no message.
     async fn write_lease(&self, router: &str, over: u64, ttl: Duration) -> Result<u64, LogError> {
-        let message = expiring(names::LEASE.to_owned(), ttl, router.to_owned().into());
+        let content = layout::encode(names::LEASE, 0, router.as_bytes());
+        let message = expiring(names::LEASE.to_owned(), ttl, content);
         let expected = Expected {
             subject: names::LEASE,
             sequence: over,
