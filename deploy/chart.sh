@@ -27,6 +27,7 @@ strange() { render weir --namespace 2024 --values charts/weir/ci/everything-valu
 manifests=$(
   strange
   strange --set router.persistence.enabled=true --set-string router.persistence.storageClass=2024
+  strange --values charts/weir/ci/jetstream-values.yaml --set router.updateStrategy=null
 )
 if grep --extended-regexp '([-:,] +|[[{])(2024|on) *([],}#]|$)' <<<"$manifests"; then
   wrong "these names lack quotes"
@@ -111,6 +112,19 @@ Ingress/weir               | ingress={"enabled":true,"className":"nginx","hosts"
 Ingress/weir               | ingress={"enabled":true,"hosts":[{"host":"a","paths":[{"path":"/shop","pathType":"Exact"}]}],"tls":[{"secretName":"b"}]} | tls: - secretName: b rules: - host: "a" http: paths: - path: "/shop" pathType: Exact
 HTTPRoute/weir             | httpRoute={"enabled":true,"parentRefs":[{"name":"a"}],"hostnames":["b"]} router.service.port=8080 | parentRefs: - name: a hostnames: - b rules: - matches: - path: type: PathPrefix value: / backendRefs: [{name: "weir", port: 8080}]
 Service/weir               |                                               | ports: - {name: http, port: 80, targetPort: events, appProtocol: http}
+StatefulSet/weir-router    |                                               | ! --log=
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a:4222","tls://b"] | - --log=jetstream - "--nats=nats://a:4222,tls://b" - --nats-replicas=3 - --nats-stream-size=2GiB - --nats-dead-letter-stream-size=1280MiB - --keep-deleted-triggers
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] | replicas: 1 # A new router becomes ready only after the old one has given up its lease, so no update may wait for it. strategy: {type: Recreate}
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.replicas=2 | strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 100%, maxUnavailable: 100%}}
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.updateStrategy={"rollingUpdate":{"maxUnavailable":"100%"}} | strategy: rollingUpdate: maxUnavailable: 100%
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] | - {name: data, emptyDir: {sizeLimit: 1Gi}}
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] | ! nats/
+Deployment/weir-router     | log.engine="jetstream" log.jetstream={"urls":["nats://a"],"credentialsSecret":{"name":"b"}} | - --nats-credentials=/var/run/weir/nats/credentials - --keep-deleted-triggers
+Deployment/weir-router     | log.engine="jetstream" log.jetstream={"urls":["nats://a"],"credentialsSecret":{"name":"b"}} | - name: nats projected: sources: - secret: {name: "b", items: [{key: "nats.creds", path: credentials}]} - {name: data,
+Deployment/weir-router     | log.engine="jetstream" log.jetstream={"urls":["tls://a"],"caConfigMap":{"name":"b"},"certificateSecret":{"name":"c"}} | - --nats-ca=/var/run/weir/nats/ca.crt - --nats-certificate=/var/run/weir/nats/tls.crt - --nats-key=/var/run/weir/nats/tls.key
+Deployment/weir-router     | log.engine="jetstream" log.jetstream={"urls":["tls://a"],"caConfigMap":{"name":"b"},"certificateSecret":{"name":"c"}} | sources: - configMap: {name: "b", items: [{key: "ca.crt", path: ca.crt}]} - secret: {name: "c", items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]}
+NetworkPolicy/weir-router  | log.engine="jetstream" log.jetstream.urls=["nats://a","tls://b:4443","nats://c:4222"] networkPolicy.egress.enabled=true | - ports: [{port: 4222}, {port: 4443}] # NATS
+NetworkPolicy/weir-router  | networkPolicy.egress.enabled=true             | ! NATS
 Service/weir               |                                               | ! admin
 TABLE
   while IFS='|' read -r object values expected; do
@@ -159,16 +173,26 @@ router.livenessProbe.httpGet={}              | httpGet
 controller.readinessProbe.periodSeconds=0    | /controller/readinessProbe/periodSeconds
 controller.extraContainers=[{"image":"a"}]   | /controller/extraContainers/0
 extraObjects=[{"kind":"ConfigMap"}]          | /extraObjects/0
-serviceMonitor.scrapeTimeout="10 seconds"    | /serviceMonitor/scrapeTimeout
+serviceMonitor.scrapeTimeout="10seconds"     | /serviceMonitor/scrapeTimeout
 ingress.enabled=true                         | /ingress/hosts
 ingress.hosts=[{"host":"https://a"}]         | /ingress/hosts/0/host
 ingress.hosts=[{"paths":[{"path":"/"}]}]     | missing property 'host'
 ingress.hosts=[{"host":"a","paths":[{"path":"shop"}]}] | /ingress/hosts/0/paths/0/path
 httpRoute.enabled=true                       | /httpRoute/parentRefs
 httpRoute.rules=[{"backendRefs":[]}]         | backendRefs
+log.engine="jetstream"                       | /log/jetstream/urls
+log={"engine":"jetstream","jetstream":{"urls":["nats://a:b@c"]}} | /log/jetstream/urls/0
+log={"engine":"jetstream","jetstream":{"urls":["nats://a"],"replicas":2}} | /log/jetstream/replicas
+log={"engine":"jetstream","jetstream":{"urls":["nats://a"],"streamSize":"1024MiB"}} | log.jetstream.streamSize must be larger than router.retentionSize
+log={"engine":"jetstream","jetstream":{"urls":["nats://a"],"deadLetterStreamSize":"1G"}} | log.jetstream.deadLetterStreamSize must be larger than router.deadLetterSize
+log={"engine":"jetstream","jetstream":{"urls":["nats://a"]}} router.whenFull="drop-oldest" | router.whenFull drop-oldest needs log.engine embedded
+log={"engine":"jetstream","jetstream":{"urls":["nats://a"]}} router.updateStrategy={"rollingUpdate":{"partition":1,"maxUnavailable":"100%"}} | partition
+log={"engine":"jetstream","jetstream":{"urls":["nats://a"]}} router.updateStrategy={"type":"RollingUpdate"} | /router/updateStrategy
+log={"engine":"jetstream","jetstream":{"urls":["nats://a"]}} router.updateStrategy={"rollingUpdate":{"maxUnavailable":1}} | /router/updateStrategy/rollingUpdate/maxUnavailable
 TABLE
   while IFS='|' read -r value expected; do
-    if said=$(render weir --set-json="$value" 2>&1 >/dev/null); then
+    read -ra sets <<<"$value"
+    if said=$(render weir "${sets[@]/#/--set-json=}" 2>&1 >/dev/null); then
       wrong "$value is not rejected"
     elif [[ "$said" != *"$expected"* ]]; then
       wrong "the error for $value does not have: $expected"$'\n'"$said"

@@ -44,7 +44,7 @@ readme | put charts/weir/README.md
 dockerfile | put deploy/Dockerfile
 
 helm=$(deploy/helm.sh)
-for values in charts/weir/values.yaml charts/weir/ci/everything-values.yaml; do
+for values in charts/weir/values.yaml charts/weir/ci/*-values.yaml; do
   "$helm" lint --kube-version 1.30 --quiet --strict charts/weir --values "$values"
 done
 deploy/chart.sh "$helm" || stale=1

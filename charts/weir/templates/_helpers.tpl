@@ -163,3 +163,51 @@ relabelings: {{- toYaml . | nindent 2 }}
 metricRelabelings: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
+
+{{/* A router's flags for NATS. Call: with log.jetstream */}}
+{{- define "weir.nats" -}}
+- --log=jetstream
+- {{ printf "--nats=%s" (join "," .urls) | quote }}
+- --nats-replicas={{ .replicas }}
+- --nats-stream-size={{ .streamSize }}
+- --nats-dead-letter-stream-size={{ .deadLetterStreamSize }}
+{{- if (.credentialsSecret).name }}
+- --nats-credentials=/var/run/weir/nats/credentials
+{{- end }}
+{{- if (.caConfigMap).name }}
+- --nats-ca=/var/run/weir/nats/ca.crt
+{{- end }}
+{{- if (.certificateSecret).name }}
+- --nats-certificate=/var/run/weir/nats/tls.crt
+- --nats-key=/var/run/weir/nats/tls.key
+{{- end }}
+{{- end -}}
+
+{{/* The files that these flags name. Call: with log.jetstream */}}
+{{- define "weir.natsFiles" -}}
+{{- with .credentialsSecret }}{{ if .name }}
+- secret: {name: {{ .name | quote }}, items: [{key: {{ .key | quote }}, path: credentials}]}
+{{- end }}{{ end }}
+{{- with .caConfigMap }}{{ if .name }}
+- configMap: {name: {{ .name | quote }}, items: [{key: {{ .key | quote }}, path: ca.crt}]}
+{{- end }}{{ end }}
+{{- with .certificateSecret }}{{ if .name }}
+- secret: {name: {{ .name | quote }}, items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]}
+{{- end }}{{ end }}
+{{- end -}}
+
+{{/* The number of bytes of a size, such as 1GiB. Call: with the size */}}
+{{- define "weir.bytes" -}}
+{{- $unit := regexFind "[A-Za-z]*$" . | lower | trimSuffix "b" -}}
+{{- $factors := dict "" 1 "k" 1000 "m" 1000000 "g" 1000000000 "t" 1000000000000 "ki" 1024 "mi" 1048576 "gi" 1073741824 "ti" 1099511627776 -}}
+{{- mul (regexFind "^[0-9]+" . | int64) (index $factors $unit | int64) -}}
+{{- end -}}
+
+{{/* Fails unless a stream is larger than what is retained in it: only what exceeds that is removed. Call: with .Values */}}
+{{- define "weir.checkStreams" -}}
+{{- range $stream, $retained := dict "streamSize" "retentionSize" "deadLetterStreamSize" "deadLetterSize" -}}
+{{- if le (include "weir.bytes" (index $.log.jetstream $stream) | int64) (include "weir.bytes" (index $.router $retained) | int64) -}}
+{{- fail (printf "log.jetstream.%s must be larger than router.%s, or retained events fill the stream" $stream $retained) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
