@@ -174,6 +174,7 @@ impl LogArgs {
             memory_budget,
             accept_empty_log,
         } = self;
+        let mut most_retained = (retention_size.0, dead_letter_size.0);
         let log = match engine {
             LogEngine::Embedded => LogOptions::Embedded(EmbeddedOptions {
                 max_bytes: log_size.0,
@@ -185,7 +186,11 @@ impl LogArgs {
                     when_full == FullPolicy::Refuse,
                     "--when-full drop-oldest is for the embedded log: a stream of JetStream is trimmed by retention only"
                 );
-                LogOptions::JetStream(nats.into_options(max_event_size)?)
+                let log = nats.into_options(max_event_size)?;
+                // A full stream makes no room by itself, so that what is retained must leave some.
+                most_retained.0 = most_retained.0.min(log.max_bytes / 2);
+                most_retained.1 = most_retained.1.min(log.dead_letters_max_bytes / 2);
+                LogOptions::JetStream(log)
             }
         };
         let services: BTreeMap<_, _> = service::by_name(services)?;
@@ -206,11 +211,11 @@ impl LogArgs {
             delivery: DeliveryOptions {
                 retention: Retention {
                     age: retention_age,
-                    bytes: retention_size.0,
+                    bytes: most_retained.0,
                 },
                 dead_letters: Retention {
                     age: dead_letter_age,
-                    bytes: dead_letter_size.0,
+                    bytes: most_retained.1,
                 },
                 when_full: match when_full {
                     FullPolicy::Refuse => WhenFull::Refuse,

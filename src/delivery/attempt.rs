@@ -194,7 +194,7 @@ impl AttemptPerformer {
                 );
                 match stored.await {
                     Ok(reply) => Some(reply),
-                    Err(LogError::Full(detail) | LogError::Limit(detail)) => {
+                    Err(LogError::Full(detail) | LogError::Limit(detail) | LogError::TooLarge(detail)) => {
                         let detail = format!("cannot store the Sink's reply: {detail}");
                         return AttemptOutcome::ReplyNotStored(Answer::none(detail));
                     }
@@ -261,7 +261,9 @@ impl AttemptPerformer {
             let log = self.logs.letters.name();
             let stored = match self.intake.settle(log, letter, self.room(position)).await {
                 Ok(_) => StoreOutcome::Stored,
-                Err(LogError::Full(detail) | LogError::Limit(detail)) => StoreOutcome::NoRoom(detail),
+                Err(LogError::Full(detail) | LogError::Limit(detail) | LogError::TooLarge(detail)) => {
+                    StoreOutcome::NoRoom(detail)
+                }
                 Err(error) => StoreOutcome::NotFetched(FetchError::Log(error)),
             };
             (position, stored)

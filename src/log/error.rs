@@ -11,6 +11,9 @@ pub enum LogError {
     /// The log cannot take this, even if it were empty.
     #[error("the event log does not take it: {0}")]
     Limit(String),
+    /// A record or a batch is larger than the log ever takes.
+    #[error("it is too large for the event log: {0}")]
+    TooLarge(String),
     /// The storage failed. It is not used again: the state after a failed fsync is unknown.
     #[error("the event log failed and is closed: {0}")]
     Failed(String),

@@ -23,7 +23,7 @@
 //! | [`Log::offset_at`] | a search by halves, by the times in the records |
 //! | [`Log::trim`] | a purge by sequence |
 //! | [`LogProvider::checkpoints`] with an [`Epoch`] | a batch that the server accepts only while `weir.st.own` has this sequence |
-//! | [`LogError::Unavailable`], [`Full`](LogError::Full), [`Limit`](LogError::Limit), [`Fenced`](LogError::Fenced) | NATS away, the stream full, the message too large, another owner |
+//! | [`LogError::Unavailable`], [`Full`](LogError::Full), [`TooLarge`](LogError::TooLarge), [`Fenced`](LogError::Fenced) | NATS away, the stream full, the message too large, another owner |
 //! | [`LogProvider::capacity`] | `None`: the server manages the capacity of its streams |
 
 mod checkpoint;
@@ -145,7 +145,8 @@ pub trait Log: Send + Sync + 'static {
     /// durable. Concurrent calls share one fsync.
     ///
     /// # Errors
-    /// [`LogError::Full`] if there is no room (nothing was stored; later calls may succeed); [`LogError::Limit`]
+    /// [`LogError::Full`] if there is no room (nothing was stored; later calls may succeed); [`LogError::TooLarge`] and
+    /// [`LogError::Limit`]
     /// if it exceeds what the log can ever take; [`LogError::Unavailable`] if the log is unavailable (the records
     /// may have been stored); [`LogError::Failed`] if the storage failed: it is not used again, and the process
     /// has to exit.

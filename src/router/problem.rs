@@ -95,6 +95,12 @@ impl From<LogError> for Problem {
                 "The event log does not take the event",
                 format!("{detail}; the event was not stored"),
             ),
+            LogError::TooLarge(detail) => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                "The request is too large for the event log",
+                format!("{detail}; nothing was stored"),
+            ),
             LogError::Unavailable(detail) => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "log_unavailable",

@@ -170,9 +170,9 @@ impl Task {
                     tracing::debug!(%namespace, source = %name, %scheduled, %offset, "produced an event");
                     return true;
                 }
-                Err(LogError::Full(reason) | LogError::Limit(reason)) => {
+                Err(LogError::Full(reason) | LogError::Limit(reason) | LogError::TooLarge(reason)) => {
                     if !tried {
-                        tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log is full; trying again");
+                        tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log does not take the event; trying again");
                         tried = true;
                     }
                 }

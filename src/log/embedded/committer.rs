@@ -256,7 +256,7 @@ impl Committer {
         cost: u64,
     ) -> Result<(), LogError> {
         if let Some(large) = payloads.iter().find(|payload| payload.len() > MAX_RECORD) {
-            return Err(LogError::Limit(format!(
+            return Err(LogError::TooLarge(format!(
                 "a record of {} bytes is more than the log takes at once ({MAX_RECORD})",
                 large.len()
             )));

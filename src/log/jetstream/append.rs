@@ -83,7 +83,7 @@ impl JetStream {
     /// Checks what no retry would change.
     pub(super) fn check_size(&self, log: &Tracked, payloads: &[Bytes]) -> Result<(), LogError> {
         if payloads.len() > MAX_BATCH {
-            return Err(LogError::Limit(format!(
+            return Err(LogError::TooLarge(format!(
                 "{} records in one append, and NATS takes {MAX_BATCH}; send smaller batches",
                 payloads.len()
             )));
@@ -92,7 +92,7 @@ impl JetStream {
         let largest = payloads.iter().map(Bytes::len).max().unwrap_or(0) + overhead;
         let max_payload = self.session.client().max_payload();
         if largest > max_payload {
-            return Err(LogError::Limit(format!(
+            return Err(LogError::TooLarge(format!(
                 "a record of {largest} bytes with its headers, and the NATS server takes {max_payload} (max_payload)"
             )));
         }
@@ -102,7 +102,7 @@ impl JetStream {
             LogName::DeadLetters(_) => self.options.dead_letters_max_bytes,
         };
         if total as u64 > max_bytes {
-            return Err(LogError::Limit(format!(
+            return Err(LogError::TooLarge(format!(
                 "{total} bytes in one append, and the stream has {max_bytes} in all"
             )));
         }

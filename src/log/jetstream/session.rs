@@ -246,7 +246,7 @@ impl NatsError {
     pub(super) fn lasting(&self) -> Option<LogError> {
         match self {
             Self::Rejected(rejection) => rejection.lasting(),
-            Self::TooLarge(_) => Some(LogError::Limit(self.to_string())),
+            Self::TooLarge(_) => Some(LogError::TooLarge(self.to_string())),
             Self::NoResponders(_) | Self::NoAnswer(_) | Self::Unexpected(_) => None,
         }
     }
@@ -268,7 +268,7 @@ impl Rejection {
                  limit of the stream"
             ))),
             codes::MESSAGE_TOO_LARGE | codes::HEADERS_TOO_LARGE | codes::BATCH_TOO_LARGE => {
-                Some(LogError::Limit(text))
+                Some(LogError::TooLarge(text))
             }
             _ => None,
         }

@@ -157,7 +157,7 @@ async fn what_the_servers_never_take_is_refused_at_once() {
         vec![record(1024 * 1024); 65],
     ] {
         let refused = log.append("n/b", records, at(0)).await;
-        assert!(matches!(refused, Err(LogError::Limit(_))), "{refused:?}");
+        assert!(matches!(refused, Err(LogError::TooLarge(_))), "{refused:?}");
     }
     let first = log.append("n/b", vec![record(1); 1000], at(0)).await.unwrap();
     assert_eq!(first, Offset(0));
