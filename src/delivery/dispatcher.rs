@@ -41,6 +41,9 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 const READ_AGAIN: Duration = Duration::from_millis(100);
 const MAX_READ_AGAIN: Duration = Duration::from_secs(10);
 
+/// Pause before the save of redriven dead letters is retried.
+const SAVE_AGAIN: Duration = Duration::from_secs(1);
+
 /// Dependencies of a dispatcher.
 pub(super) struct DispatcherParts {
     pub(super) logs: BrokerLogs,
@@ -402,10 +405,13 @@ impl Dispatcher {
         self.hold.hold_dead_letters(progress.low());
         // One commit: a letter is either in the dead-letter log or in a Trigger's progress, never in both.
         let broker = self.performer.logs.broker();
-        let saved = self
-            .saver
-            .save_with(&progress, taken.change(broker, offsets()))
-            .await;
+        let change = taken.change(broker, offsets());
+        let mut saved = self.saver.save_with(&progress, change.clone()).await;
+        // It may have been stored: a save of other progress would then lose the letters.
+        while matches!(saved, Err(LogError::Unavailable(_))) && !self.stop.is_cancelled() {
+            tokio::time::sleep(SAVE_AGAIN).await;
+            saved = self.saver.save_with(&progress, change.clone()).await;
+        }
         if saved.is_ok() {
             taken.take(broker, offsets());
             for letter in &accepted {
@@ -414,7 +420,7 @@ impl Dispatcher {
             }
             self.changed();
         }
-        if let Err(error @ LogError::Failed(_)) = saved {
+        if let Err(error @ (LogError::Failed(_) | LogError::Unavailable(_) | LogError::Fenced(_))) = saved {
             return Err(error);
         }
         // The requester may be gone.

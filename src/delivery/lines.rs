@@ -182,7 +182,7 @@ impl Lines {
             self,
             None,
             [error,],
-            "disk full: cannot save the checkpoint; retrying"
+            "cannot save the checkpoint; retrying"
         );
     }
 

@@ -16,6 +16,9 @@ use crate::log::{BrokerName, CheckpointChange, CheckpointKey, Checkpoints, LogEr
 /// Pause before a checkpoint is retried on a full disk.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
 
+/// Pause before a checkpoint is retried while the log is unavailable.
+const AWAY_PAUSE: Duration = Duration::from_secs(1);
+
 /// Checkpoint size saved every [`SAVE_EVERY`]; a larger one is saved less often in proportion.
 const SAVE_BYTES: usize = 8 * 1024;
 
@@ -85,7 +88,8 @@ impl Saver {
     }
 
     /// Handles the end of a save. A full disk does not stop delivery: events settled meanwhile are delivered again
-    /// after a crash, or count as dropped if they were trimmed to make room. Returns why there was no room.
+    /// after a crash, or count as dropped if they were trimmed to make room. Neither does a log that is unavailable.
+    /// Returns why the checkpoint is not saved.
     pub(super) fn ended(&mut self, saved: Result<(), LogError>) -> Result<Option<String>, LogError> {
         match saved {
             Ok(()) => {
@@ -95,6 +99,11 @@ impl Saver {
             Err(LogError::Full(detail)) => {
                 self.hold.saved(self.low);
                 self.at = Some(Instant::now() + NO_ROOM_PAUSE);
+                Ok(Some(detail))
+            }
+            // It may have been stored or not; what is not settled durably stays held.
+            Err(LogError::Unavailable(detail)) => {
+                self.at = Some(Instant::now() + AWAY_PAUSE);
                 Ok(Some(detail))
             }
             Err(error) => Err(error),

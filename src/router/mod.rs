@@ -209,7 +209,11 @@ pub async fn run(
                     break if stop.is_cancelled() { Ok(()) } else { Err(RouterError::NoConfigurations) };
                 }
                 let Some(configuration) = configurations.borrow_and_update().clone() else { continue };
-                if let Err(error) = applier.take_over(configuration).await {
+                let applied = tokio::select! {
+                    applied = applier.take_over(configuration) => applied,
+                    reason = log.lost() => Err(RouterError::LeaseLost(reason)),
+                };
+                if let Err(error) = applied {
                     break Err(error);
                 }
             }
@@ -228,10 +232,17 @@ pub async fn run(
     // Producers first, so that nothing new comes in; then Sources; then delivery.
     stop_ingress.cancel();
     stop_admin.cancel();
-    servers.wait().await;
-    admin.ended().await;
-    applier.sources.shutdown().await;
-    engine.shutdown().await;
+    let sources = applier.sources;
+    if matches!(outcome, Err(RouterError::LeaseLost(_))) {
+        // Another router may deliver already.
+        tokio::join!(sources.shutdown(), engine.shutdown(), servers.wait());
+        admin.ended().await;
+    } else {
+        servers.wait().await;
+        admin.ended().await;
+        sources.shutdown().await;
+        engine.shutdown().await;
+    }
     if outcome.is_ok() {
         logs.sync().await?;
     }

@@ -113,7 +113,14 @@ impl SharedRevision {
     /// Stores the revision of a configuration that is about to be applied.
     pub(super) async fn set(&self, revision: &Revision) -> Result<(), LogError> {
         let value = Bytes::copy_from_slice(revision.0.as_bytes());
-        self.0.save(vec![(CheckpointKey::Revision, Some(value))]).await
+        match self.0.save(vec![(CheckpointKey::Revision, Some(value))]).await {
+            // Then no saved configuration counts as the newest, and a router that takes over waits for one.
+            Err(LogError::Full(error)) => {
+                tracing::warn!(error, "cannot store the revision of the routing configuration");
+                Ok(())
+            }
+            saved => saved,
+        }
     }
 }
 
@@ -177,8 +184,14 @@ async fn stand_by(
             }
             Err(LogError::Fenced(_)) => {
                 let holder = log.lease_holder().await.ok().flatten();
-                let holder = holder.unwrap_or_else(|| "another router".to_owned());
-                state.wait(format!("standing by: {holder} delivers")).await;
+                let why = match holder.as_deref() {
+                    Some(holder) if holder == name => {
+                        "waiting for an earlier lease of this router to end".to_owned()
+                    }
+                    Some(holder) => format!("standing by: {holder} delivers"),
+                    None => "standing by: another router delivers".to_owned(),
+                };
+                state.wait(why).await;
             }
             Err(LogError::Unavailable(error)) => state.wait(format!("NATS does not answer: {error}")).await,
             Err(error) => return Err(error),

@@ -38,6 +38,15 @@ impl JetStream {
         let first = Offset(sequence.saturating_sub(1));
         log.appended(before, first, count, bytes as u64);
         self.grew(&log.name);
+        if log.is_shortened() {
+            // Triggers may have passed this offset. They are placed anew first, and the producer sends again.
+            let reason = format!(
+                "the stream {} has lost acknowledged records at its end; positions of Triggers are checked again",
+                log.location.stream
+            );
+            self.turn.end(LogError::Unavailable(reason.clone()));
+            return Err(LogError::Unavailable(reason));
+        }
         Ok(first)
     }
 

@@ -15,6 +15,7 @@ use super::{
     publish::{MAX_BATCH, NatsMessage},
     state,
     streams::JetStream,
+    tracked::Tracked,
 };
 use crate::log::{
     Epoch, Log, LogBounds, LogError, LogName, LogProvider, LogRecord, Offset, ReadLimit, record,
@@ -64,7 +65,7 @@ impl JetStream {
     async fn lease_of_copy(self: &Arc<Self>) -> Result<Lease, LogError> {
         let end = Instant::now() + LEASE_ENDS;
         loop {
-            match self.take_lease("weir log copy").await {
+            match self.take_lease_of("weir log copy").await {
                 Err(LogError::Fenced(_)) if Instant::now() < end => sleep(TRY_AGAIN).await,
                 taken => return taken,
             }
@@ -117,6 +118,12 @@ impl JetStream {
         }
     }
 
+    /// Whether a copy was begun and not finished.
+    pub(super) async fn is_copied_in_part(&self) -> Result<bool, LogError> {
+        let mark = self.load_value(names::COPY).await?;
+        Ok(mark.is_some_and(|mark| mark == BEGUN))
+    }
+
     async fn is_in_use(&self) -> Result<bool, LogError> {
         let mut patience = Patience::new(self.options.timeout);
         loop {
@@ -139,6 +146,7 @@ impl JetStream {
         let bounds = from.bounds().await?;
         let log = self.log(from.name());
         let mut at = self.begin_at(from.name(), bounds.first).await?;
+        self.check_end(&log, from, bounds, at).await?;
         while at < bounds.next {
             let records = from.read(at, BATCH).await?;
             let Some(last) = records.last() else { break };
@@ -149,6 +157,37 @@ impl JetStream {
             at = next;
         }
         Ok(bounds)
+    }
+
+    /// Checks that what an interrupted copy has stored is of this log, by its last record.
+    async fn check_end(
+        &self,
+        log: &Arc<Tracked>,
+        from: &dyn Log,
+        bounds: LogBounds,
+        at: Offset,
+    ) -> Result<(), LogError> {
+        if at == bounds.first {
+            return Ok(());
+        }
+        let other = || LogError::Open {
+            path: self.session.place(),
+            detail: format!(
+                "the stream {} has records that are not of this log; copy the log with which the copy was begun, or delete the \
+                 streams whose names begin with weir_",
+                log.location.stream
+            ),
+        };
+        if at < bounds.first || at > bounds.next {
+            return Err(other());
+        }
+        let last = Offset(at.0 - 1);
+        let one = ReadLimit { records: 1, ..BATCH };
+        let (ours, theirs) = (from.read(last, one).await?, self.read(log, last, one).await?);
+        match ours.first() == theirs.first() {
+            true => Ok(()),
+            false => Err(other()),
+        }
     }
 
     /// Makes the stream of a log so that its first record has this offset, and returns where it ends.

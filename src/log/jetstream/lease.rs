@@ -5,9 +5,8 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::watch,
     task::JoinHandle,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -20,7 +19,7 @@ use crate::log::{Epoch, LogError};
 
 /// Time after which a lease that is not renewed ends.
 const TTL: Duration = Duration::from_secs(10);
-const RENEW_EVERY: Duration = Duration::from_secs(3);
+const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// Time before its end at which the holder of a lease that was not renewed stops.
 const MARGIN: Duration = Duration::from_secs(2);
 /// Time after which a lease that was given up ends; the least that the servers know.
@@ -28,8 +27,8 @@ const GIVEN_UP_FOR: Duration = Duration::from_secs(1);
 
 /// The lease, as long as this router holds it. Dropping it stops its renewal: it ends after [`TTL`].
 pub struct Lease {
+    streams: Arc<JetStream>,
     epoch: Epoch,
-    lost: watch::Receiver<Option<LogError>>,
     give_up: CancellationToken,
     renewal: JoinHandle<()>,
     _stop: DropGuard,
@@ -41,12 +40,9 @@ impl Lease {
         self.epoch
     }
 
-    /// Resolves with the reason once this router no longer holds the lease and has to stop delivering.
+    /// Resolves with the reason once this router has to stop delivering.
     pub async fn lost(&self) -> LogError {
-        let mut lost = self.lost.clone();
-        let reason = lost.wait_for(Option::is_some).await.ok();
-        let reason = reason.and_then(|reason| reason.clone());
-        reason.unwrap_or_else(|| LogError::Fenced("the lease is no longer renewed".to_owned()))
+        self.streams.turn.over().await
     }
 
     /// Gives the lease up, so that another router can take it at once. Takes a few seconds at most.
@@ -69,30 +65,55 @@ struct Renewal {
 }
 
 impl JetStream {
-    /// Takes the lease unless another router holds it, and makes this router the owner of the checkpoints.
+    /// Takes the lease for a router.
     ///
     /// # Errors
-    /// [`LogError::Fenced`] if another router holds it.
+    /// [`LogError::Open`] if an embedded log was copied here in part; otherwise as [`JetStream::take_lease_of`].
     pub(super) async fn take_lease(self: &Arc<Self>, router: &str) -> Result<Lease, LogError> {
-        let began = Instant::now();
-        let sequence = self.write_lease(router, 0, TTL).await?;
-        let renewal = Renewal {
+        let lease = self.take_lease_of(router).await?;
+        if self.is_copied_in_part().await? {
+            lease.give_up().await;
+            return Err(LogError::Open {
+                path: self.session.place(),
+                detail: "an embedded log was copied there only in part; run weir log copy again, to its end"
+                    .to_owned(),
+            });
+        }
+        Ok(lease)
+    }
+
+    /// Takes the lease unless another router holds it, and makes its holder the owner of the checkpoints.
+    ///
+    /// # Errors
+    /// [`LogError::Fenced`] if another router holds it; [`LogError::Unavailable`] if it took too long.
+    pub(super) async fn take_lease_of(self: &Arc<Self>, router: &str) -> Result<Lease, LogError> {
+        let mut renewal = Renewal {
             streams: self.clone(),
             holder: router.to_owned(),
-            sequence,
-            began,
+            began: Instant::now(),
+            sequence: 0,
         };
-        let (tell, lost) = watch::channel(None);
+        renewal.sequence = self.write_lease(router, 0, TTL).await?;
+        // Only as the holder: what is written late by a router that was paused must not fence the next one.
+        let holder = Expected {
+            subject: names::LEASE,
+            sequence: renewal.sequence,
+        };
+        let epoch = self.take_over_as(router, Some(holder)).await?;
+        if Instant::now() >= renewal.deadline() {
+            return Err(LogError::Unavailable(
+                "NATS took too long to answer for the lease to be of use".to_owned(),
+            ));
+        }
+        self.turn.last_until(renewal.deadline());
         let (give_up, stop) = (CancellationToken::new(), CancellationToken::new());
-        let renewal = renewal.run(tell, give_up.clone(), stop.clone());
-        let renewal = tokio::spawn(renewal);
-        let stop = stop.drop_guard();
+        let renewal = tokio::spawn(renewal.run(give_up.clone(), stop.clone()));
         Ok(Lease {
-            epoch: self.take_over(router).await?,
-            lost,
+            streams: self.clone(),
+            epoch,
             give_up,
             renewal,
-            _stop: stop,
+            _stop: stop.drop_guard(),
         })
     }
 
@@ -115,21 +136,22 @@ impl JetStream {
 }
 
 impl Renewal {
+    /// Time at which the holder stops unless it has renewed the lease.
+    fn deadline(&self) -> Instant {
+        self.began + TTL - MARGIN
+    }
+
     /// Renews the lease until it is lost, given up, or dropped.
-    async fn run(
-        mut self,
-        lost: watch::Sender<Option<LogError>>,
-        give_up: CancellationToken,
-        stop: CancellationToken,
-    ) {
+    async fn run(mut self, give_up: CancellationToken, stop: CancellationToken) {
         loop {
+            let next = self.deadline().min(Instant::now() + RENEW_EVERY);
             tokio::select! {
-                () = sleep(RENEW_EVERY) => {}
+                () = sleep_until(next) => {}
                 () = give_up.cancelled() => return self.give_up().await,
                 () = stop.cancelled() => return,
             }
             if let Err(reason) = self.renew().await {
-                lost.send_replace(Some(LogError::Fenced(reason)));
+                self.streams.turn.end(LogError::Fenced(reason));
                 return;
             }
         }
@@ -137,14 +159,17 @@ impl Renewal {
 
     /// Renews the lease once; an attempt may fail as long as the lease lasts. Returns why it is lost.
     async fn renew(&mut self) -> Result<(), String> {
-        let (asked, deadline) = (Instant::now(), self.began + TTL - MARGIN);
+        let (asked, deadline) = (Instant::now(), self.deadline());
         let renewal = self.streams.write_lease(&self.holder, self.sequence, TTL);
         match timeout_at(deadline, renewal).await {
             Ok(Ok(sequence)) => {
                 (self.sequence, self.began) = (sequence, asked);
+                self.streams.turn.last_until(self.deadline());
                 Ok(())
             }
-            Ok(Err(LogError::Fenced(_))) => Err("another one has taken the lease".to_owned()),
+            Ok(Err(LogError::Fenced(_))) => {
+                Err("the lease has ended, or another router has taken it".to_owned())
+            }
             Ok(Err(LogError::Unavailable(_))) if Instant::now() < deadline => Ok(()),
             Ok(Err(error)) => Err(format!("cannot renew the lease: {error}")),
             Err(_) => Err("cannot renew the lease: NATS does not answer".to_owned()),

@@ -22,7 +22,7 @@
 //! knows which failures last (`patience.rs` retries the others), `api.rs` has the JSON. `streams.rs` and `tracked.rs`
 //! hold what is known of each stream, and `watch.rs` keeps it up to date. `append.rs` (on `publish.rs`), `reads.rs` and
 //! `upkeep.rs` are the operations of a log, `state.rs` and `saves.rs` those of checkpoints. `lease.rs`
-//! is the lease of the one router that delivers, and `copy.rs` moves the logs of another provider here.
+//! is the lease of the one router that delivers (`turn.rs` says for how long), and `copy.rs` moves the logs of another provider here.
 //!
 //! # Limits
 //! - 1,000 records in an append; more checkpoints in one save are stored in several batches, each fenced.
@@ -48,6 +48,7 @@ mod streams;
 #[cfg(test)]
 mod tests;
 mod tracked;
+mod turn;
 mod upkeep;
 mod watch;
 

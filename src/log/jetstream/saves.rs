@@ -71,6 +71,10 @@ pub(super) async fn run(streams: Arc<JetStream>, mut requests: mpsc::Receiver<Sa
         }
         let changes: Vec<_> = merged.changes.into_iter().collect();
         let saved = streams.save(&changes, merged.epoch).await;
+        if let Err(error @ LogError::Fenced(_)) = &saved {
+            // Whoever cannot save must not deliver.
+            streams.turn.end(error.clone());
+        }
         for reply in merged.replies {
             // Whoever asked may have gone.
             let _ = reply.send(saved.clone());

@@ -52,8 +52,17 @@ struct Consumer {
 impl JetStream {
     /// Makes the caller the owner of all checkpoints; saves of earlier owners are refused from now on.
     pub(super) async fn take_over(&self, owner: &str) -> Result<Epoch, LogError> {
+        self.take_over_as(owner, None).await
+    }
+
+    /// As [`JetStream::take_over`], if the expected message is there.
+    pub(super) async fn take_over_as(
+        &self,
+        owner: &str,
+        expected: Option<Expected>,
+    ) -> Result<Epoch, LogError> {
         let message = stored(names::OWNER.to_owned(), owner.as_bytes());
-        let sequence = self.store_state(&[message], None).await?;
+        let sequence = self.store_state(&[message], expected).await?;
         Ok(Epoch(sequence))
     }
 

@@ -18,8 +18,9 @@ use super::{
     names::{self, Location},
     session::{NatsError, Session},
     tracked::Tracked,
+    turn::Turn,
 };
-use crate::log::{LogError, LogName};
+use crate::log::{LogError, LogName, Offset};
 
 /// Key of the number of partitions in a stream's metadata.
 const PARTITIONS: &str = "weir.dev/partitions";
@@ -38,6 +39,8 @@ pub(super) struct JetStream {
     pub(super) options: JetStreamOptions,
     /// Room for the payloads of appends, in units of [`PERMIT_BYTES`].
     pub(super) room: Semaphore,
+    /// The lease of this router, if it delivers.
+    pub(super) turn: Turn,
     /// Number of failed attempts to read.
     pub(super) read_errors: AtomicU64,
     /// Logs that grew since other routers were told.
@@ -52,6 +55,7 @@ impl JetStream {
             room: Semaphore::new(options.in_flight_bytes.div_ceil(PERMIT_BYTES)),
             session,
             options,
+            turn: Turn::default(),
             read_errors: AtomicU64::new(0),
             grown: Mutex::default(),
             growth: Notify::new(),
@@ -122,7 +126,12 @@ impl JetStream {
         if log.is_ready() {
             return Ok(());
         }
-        let config = self.config_of(log);
+        let mut config = self.config_of(log);
+        let known = log.bounds().next;
+        if known > Offset(0) {
+            // The stream was deleted. Its offsets are not used again: Triggers have passed them.
+            config["first_seq"] = (known.0 + 1).into();
+        }
         let info = self.session.stream_or_new(&config, wait).await?;
         check_partitions(&info)?;
         log.observe(&info);

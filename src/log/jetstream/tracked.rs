@@ -27,6 +27,8 @@ pub(super) struct Tracked {
 struct Sight {
     bounds: LogBounds,
     bytes: u64,
+    /// Whether the stream has lost records at its end, so that Triggers may have passed it.
+    is_shortened: bool,
     /// When the stream was created; `None` before it was seen.
     created: Option<String>,
     /// Newest time of a record, in milliseconds, if this router may append.
@@ -56,6 +58,12 @@ impl Tracked {
 
     pub(super) fn follow(&self) -> watch::Receiver<Offset> {
         self.end.subscribe()
+    }
+
+    /// Whether the stream has lost records at its end since this connection began. What is appended then may be below
+    /// the positions of Triggers.
+    pub(super) fn is_shortened(&self) -> bool {
+        self.sight().is_shortened
     }
 
     /// Whether the stream was seen.
@@ -122,6 +130,7 @@ impl Tracked {
                 to = before.0,
                 "the stream has lost acknowledged records at its end"
             );
+            sight.is_shortened = true;
             sight.bounds.next = next;
             sight.bounds.first = sight.bounds.first.min(next);
         }

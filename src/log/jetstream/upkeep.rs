@@ -67,6 +67,8 @@ impl JetStream {
         }
         let stream = &log.location.stream;
         loop {
+            // What another router needs, this one cannot know.
+            self.turn.check()?;
             let wait = patience.attempt();
             match self.session.purge(stream, before.plus(1).0, wait).await {
                 Ok(()) => break,

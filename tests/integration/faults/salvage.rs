@@ -82,7 +82,7 @@ fn a_log_that_is_gone_is_told_and_not_begun_anew() {
             .data(router.data())
             .argument("--accept-empty-log")
             .start();
-        let said = |line: &str| line.contains("an empty one is begun");
+        let said = |line: &str| line.contains("starting with an empty one");
         accepted.process.wait_for_line(PATIENCE, said);
         assert_eq!(accepted.post("t", "new", &[]).status, 202);
         consumer.wait_for(1);

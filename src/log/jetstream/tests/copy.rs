@@ -97,6 +97,13 @@ async fn an_interrupted_copy_goes_on() {
     drop(to);
     server.start_again();
     let to = server.connect().await;
+    let half = eventually(async || match to.take_lease("router").await {
+        Err(LogError::Open { detail, .. }) => Ok(detail),
+        Err(other) => Err(other.to_string()),
+        Ok(_) => panic!("a router may not deliver from half a copy"),
+    });
+    let half = half.await;
+    assert!(half.contains("only in part"), "{half}");
     // The lease of the interrupted copy has to end.
     eventually(async || to.copy_from(&from, from.names()).await).await;
     check(&from, &to).await;

@@ -52,3 +52,25 @@ async fn the_holder_is_told_when_it_cannot_renew_its_lease() {
     let reason = lease.lost().await.to_string();
     assert!(reason.contains("cannot renew the lease"), "{reason}");
 }
+
+#[tokio::test]
+async fn a_router_whose_save_is_fenced_has_to_stop() {
+    let server = NatsServer::start();
+    let (one, other) = futures::join!(server.connect(), server.connect());
+    let lease = one.take_lease("one").await.unwrap();
+    let checkpoints = one.checkpoints(lease.epoch());
+    other.take_over("other").await.unwrap();
+    let fenced = checkpoints.save(change("1")).await;
+    assert!(matches!(fenced, Err(LogError::Fenced(_))), "{fenced:?}");
+    let reason = lease.lost().await.to_string();
+    assert!(reason.contains("no longer owns the log"), "{reason}");
+    let log = one.open(&LogName::from_key("n/b"));
+    log.append(Append {
+        payloads: vec![Bytes::from_static(b"event")],
+        accepted: Timestamp::UNIX_EPOCH,
+    })
+    .await
+    .unwrap();
+    let trimmed = log.trim(Offset(1)).await;
+    assert!(trimmed.is_err(), "what another router needs is not trimmed");
+}

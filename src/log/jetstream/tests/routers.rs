@@ -162,3 +162,19 @@ async fn dead_letters_have_a_stream_of_their_own() {
     assert_eq!(rest[0].payload, "another");
     assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn a_stream_that_was_deleted_goes_on_at_the_offset_where_it_ended() {
+    let server = NatsServer::start();
+    let log = server.connect().await;
+    log.append("n/b", payloads(&["0", "1", "2"]), at(0))
+        .await
+        .unwrap();
+    let (session, nothing) = (&log.0.streams.session, serde_json::json!({}));
+    let deleted: Result<serde_json::Value, _> =
+        session.api("STREAM.DELETE.weir_n_b", &nothing, PATIENCE).await;
+    deleted.unwrap();
+    let next = log.append("n/b", payloads(&["3"]), at(0)).await.unwrap();
+    assert_eq!(next, Offset(3), "Triggers have passed the offsets before");
+    assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap().len(), 1);
+}
