@@ -1,4 +1,4 @@
-//! Requests to JetStream's API: the account, streams and consumers, as JSON. Only the fields that are used.
+//! Requests to the JetStream API, as JSON. The types have only the fields that Weir uses.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,12 +14,12 @@ use super::{
 };
 use crate::log::{LogBounds, Offset};
 
-/// A stream, as its leader sees it.
+/// A stream, as reported by its leader.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct StreamInfo {
     pub(super) config: StreamConfig,
     pub(super) state: StreamState,
-    /// Time of creation, which tells a stream from a later one of this name.
+    /// Creation time. Distinguishes a stream from a later one with the same name.
     pub(super) created: String,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct StreamConfig {
     pub(super) metadata: BTreeMap<String, String>,
 }
 
-/// Content of a stream.
+/// State of a stream.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct StreamState {
     pub(super) messages: u64,
@@ -42,7 +42,7 @@ pub(super) struct StreamState {
 }
 
 impl StreamInfo {
-    /// Offsets begin at 0 and sequences at 1.
+    /// Returns the bounds as offsets, which begin at 0; sequences begin at 1.
     pub(super) fn bounds(&self) -> LogBounds {
         let StreamState {
             messages,
@@ -60,14 +60,14 @@ impl StreamInfo {
     }
 }
 
-/// A message as the API sends it.
+/// A message in an API response, with its content in base64.
 #[derive(Deserialize)]
 struct Encoded {
     #[serde(default)]
     data: String,
 }
 
-/// Page of a list of streams.
+/// One page of the list of streams.
 #[derive(Deserialize)]
 struct Streams {
     total: usize,
@@ -88,7 +88,7 @@ impl Session {
     /// Sends a request to the API.
     ///
     /// # Errors
-    /// Besides what can go wrong on the way, [`NatsError::Rejected`] if JetStream refuses it.
+    /// [`NatsError::Rejected`] if JetStream rejects the request; otherwise as [`Session::request`].
     pub(super) async fn api<T: DeserializeOwned>(
         &self,
         request: &str,
@@ -108,7 +108,7 @@ impl Session {
         }
     }
 
-    /// Asks for a stream; `None` if there is none of this name.
+    /// Returns a stream; `None` if it does not exist.
     pub(super) async fn stream(&self, name: &str, wait: Duration) -> Result<Option<StreamInfo>, NatsError> {
         let info = self.api(&format!("STREAM.INFO.{name}"), &json!({}), wait).await;
         match info {
@@ -118,7 +118,7 @@ impl Session {
         }
     }
 
-    /// Asks for a stream, and makes it if there is none of this name.
+    /// Returns a stream, and creates it if it does not exist.
     pub(super) async fn stream_or_new(
         &self,
         config: &serde_json::Value,
@@ -129,7 +129,7 @@ impl Session {
             return Ok(info);
         }
         match self.api(&format!("STREAM.CREATE.{name}"), config, wait).await {
-            // Another router made it meanwhile, with other options.
+            // Another router has created it meanwhile, with other options.
             Err(
                 error @ NatsError::Rejected(Rejection {
                     err_code: NAME_IN_USE,
@@ -155,8 +155,8 @@ impl Session {
         }
     }
 
-    /// Asks the leader of a stream for the content of a message, by its sequence (`seq`) or as the last of its subject
-    /// (`last_by_subj`).
+    /// Returns the content of a message from the leader of its stream, by its sequence (`seq`) or as the last of its
+    /// subject (`last_by_subj`).
     pub(super) async fn message(
         &self,
         stream: &str,

@@ -1,5 +1,5 @@
-//! Appends: what a log takes, the stream made on the way, and retries until the timeout. The records of one append are
-//! one message, or one atomic batch.
+//! Appends: size limits, creation of the stream, and retries until the timeout. One record is stored as a message,
+//! several as one atomic batch.
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -39,9 +39,11 @@ impl JetStream {
         log.appended(before, first, count, bytes as u64);
         self.grew(&log.name);
         if log.is_shortened() {
-            // Triggers may have passed this offset. They are placed anew first, and the producer sends again.
+            // Triggers may be past this offset and would skip the records. The producer must retry once their positions
+            // are corrected.
             let reason = format!(
-                "the stream {} has lost acknowledged records at its end; positions of Triggers are checked again",
+                "the stream {} has lost acknowledged records at its end; retry once the router has corrected the Triggers' \
+                     positions",
                 log.location.stream
             );
             self.turn.end(LogError::Unavailable(reason.clone()));
@@ -50,7 +52,7 @@ impl JetStream {
         Ok(first)
     }
 
-    /// Stores records, with retries, and returns the sequence of the first and their bytes.
+    /// Stores records, with retries. Returns the sequence of the first one, and their size in bytes.
     async fn store_records(
         &self,
         log: &Tracked,
@@ -73,7 +75,7 @@ impl JetStream {
                 }
                 self.session.store(&id, &messages, wait).await
             };
-            // Each message of a batch may take as long as an attempt.
+            // The messages of a batch may together take longer than an attempt.
             match patience.within("the stream", attempt).await? {
                 Ok(sequence) => {
                     let bytes = messages.iter().map(|message| message.content.len()).sum();
@@ -89,11 +91,11 @@ impl JetStream {
         }
     }
 
-    /// Checks what no retry would change.
+    /// Checks the limits of NATS and of the stream, so that an append beyond them fails without a retry.
     pub(super) fn check_size(&self, log: &Tracked, payloads: &[Bytes]) -> Result<(), LogError> {
         if payloads.len() > MAX_BATCH {
             return Err(LogError::TooLarge(format!(
-                "{} records in one append, and NATS takes {MAX_BATCH}; send smaller batches",
+                "{} records at once, and NATS accepts at most {MAX_BATCH}; send smaller batches",
                 payloads.len()
             )));
         }
@@ -102,7 +104,7 @@ impl JetStream {
         let max_payload = self.session.client().max_payload();
         if largest > max_payload {
             return Err(LogError::TooLarge(format!(
-                "a record of {largest} bytes with its headers, and the NATS server takes {max_payload} (max_payload)"
+                "a record of {largest} bytes with its headers, and the NATS server accepts at most {max_payload}; raise its max_payload"
             )));
         }
         let total: usize = payloads.iter().map(|payload| payload.len() + overhead).sum();
@@ -112,13 +114,13 @@ impl JetStream {
         };
         if total as u64 > max_bytes {
             return Err(LogError::TooLarge(format!(
-                "{total} bytes in one append, and the stream has {max_bytes} in all"
+                "{total} bytes at once, and the maximum size of the stream is {max_bytes}; send less at once"
             )));
         }
         Ok(())
     }
 
-    /// An append that is larger than all the room takes all of it.
+    /// Returns the permits for an append: at most all of them, so that a large one can proceed.
     fn permits(&self, bytes: usize) -> u32 {
         let all = self.options.in_flight_bytes.div_ceil(PERMIT_BYTES);
         let wanted = bytes.div_ceil(PERMIT_BYTES).clamp(1, all.max(1));

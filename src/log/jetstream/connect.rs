@@ -1,5 +1,5 @@
-//! Connects, and checks that the servers can hold the log: version, message size, JetStream, replicas, rights. What is
-//! wrong is reported with what to do about it, before an event is accepted.
+//! Connects, and checks the servers before any event is accepted: version, message size, JetStream, replicas and
+//! permissions. Each error says how to fix it.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -19,13 +19,14 @@ use crate::log::LogError;
 
 /// Timeout of each check.
 const CHECK: Duration = Duration::from_secs(5);
-/// Longest pause between two attempts to connect again.
+/// Maximum backoff between attempts to reconnect.
 const RECONNECT: Duration = Duration::from_secs(1);
-/// Interval of pings; after two without answer the connection counts as lost.
+/// Interval of pings. After two without a response the connection counts as lost.
 const PING: Duration = Duration::from_secs(3);
-/// First version that syncs once for many messages, and takes batches safely.
+/// First version that shares one sync among many messages and stores batches safely.
 const VERSION: (i64, i64) = (2, 15);
-/// Requests that are allowed if they are answered in any way: no stream is named so.
+/// Subjects of requests that check permissions. No such stream exists, so any response, even an error, shows that the
+/// request is permitted.
 const RIGHTS: [&str; 7] = [
     "$JS.API.STREAM.CREATE._",
     "$JS.API.STREAM.PURGE._",
@@ -36,9 +37,9 @@ const RIGHTS: [&str; 7] = [
     "weir.dl._.check",
 ];
 
-/// JetStream is off, for the server and for the account.
+/// Errors: JetStream is disabled, for the server or for the account.
 const OFF: [u32; 2] = [10076, 10039];
-/// There are too few servers for the replicas.
+/// Errors: fewer servers than replicas.
 const REPLICAS: [u32; 2] = [10074, 10005];
 
 /// Connects to the servers and checks them.
@@ -68,20 +69,19 @@ fn servers(urls: &[String]) -> Result<Vec<ServerAddr>, String> {
             .map_err(|e| format!("{url} is not the URL of a NATS server, such as nats://nats:4222: {e}"))?;
         if server.is_websocket() {
             return Err(format!(
-                "{url} is a websocket; only nats:// and tls:// are supported"
+                "{url} is a websocket URL; only nats:// and tls:// are supported"
             ));
         }
         if server.username().is_some() || server.password().is_some() {
             return Err(
-                "a URL has a user or a password in it, which would be logged; give them separately"
-                    .to_owned(),
+                "a URL contains a user or a password, which would be logged; give them separately".to_owned(),
             );
         }
         Ok(server)
     });
     let servers = servers.collect::<Result<Vec<_>, _>>()?;
     if servers.is_empty() {
-        return Err("no URL of a NATS server is given".to_owned());
+        return Err("there is no URL of a NATS server".to_owned());
     }
     Ok(servers)
 }
@@ -94,7 +94,7 @@ fn connect_options(options: &JetStreamOptions) -> ConnectOptions {
         async move {
             let signed = sign_in(&auth, &nonce).await;
             signed.map_err(|e| {
-                tracing::error!(error = %e, "cannot sign in at NATS");
+                tracing::error!(error = %e, "cannot authenticate to NATS");
                 async_nats::AuthError::new(e.to_string())
             })
         }
@@ -115,12 +115,12 @@ fn connect_options(options: &JetStreamOptions) -> ConnectOptions {
     connect
 }
 
-/// `Err` is what to do about a wrong setting, `Ok` the error of servers that are away.
+/// Returns `Ok` with the error if the servers are unavailable, and `Err` with an explanation if a setting is wrong.
 fn connect_error(error: &ConnectError, options: &JetStreamOptions) -> Result<LogError, String> {
     let cause = std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => Err(format!(
-            "the server refuses the credentials{cause}; check them, and the users of the server"
+            "the server refuses the credentials{cause}; check them, and the users in its configuration"
         )),
         ConnectErrorKind::Tls => Err(format!("TLS failed{cause}; check the certificates")),
         _ if is_tls(error) => Err(format!(
@@ -170,14 +170,14 @@ fn check_server(session: &Session, options: &JetStreamOptions) -> Result<(), Str
     );
     if max_payload < needed {
         return Err(format!(
-            "the NATS server takes messages of {max_payload} bytes, and the largest event needs {needed}; set max_payload: 2MB in its \
-             configuration"
+            "the NATS server accepts messages of at most {max_payload} bytes, and the largest event needs {needed}; set \
+             max_payload: 2MB in its configuration"
         ));
     }
     Ok(())
 }
 
-/// Makes the stream of the state, and looks at all others.
+/// Creates the state stream, and checks all others.
 async fn check_streams(streams: &JetStream) -> Result<(), LogError> {
     let failed = |e: NatsError| check_error(streams, &e);
     let _: Value = streams
@@ -192,10 +192,10 @@ async fn check_streams(streams: &JetStream) -> Result<(), LogError> {
             stream = names::STATE,
             replicas = is,
             wanted,
-            "the stream was made with another number of replicas; change it with: nats stream edit --replicas"
+            "the stream was created with another number of replicas; change it with: nats stream edit --replicas"
         );
     }
-    streams.look(CHECK).await.map_err(failed)
+    streams.refresh_all(CHECK).await.map_err(failed)
 }
 
 async fn check_rights(streams: &JetStream) -> Result<(), LogError> {
@@ -212,7 +212,7 @@ async fn check_rights(streams: &JetStream) -> Result<(), LogError> {
     for answer in futures::future::join_all(asked).await {
         answer?;
     }
-    check_telling(streams)
+    check_announcements(streams)
         .await
         .map_err(|e| check_error(streams, &e))?;
     let loaded = streams.load_all().await;
@@ -222,8 +222,8 @@ async fn check_rights(streams: &JetStream) -> Result<(), LogError> {
     })
 }
 
-/// Sends a message to itself, as routers tell each other of the ends of logs.
-async fn check_telling(streams: &JetStream) -> Result<(), NatsError> {
+/// Checks that this router can send and receive announcements: it sends one to itself.
+async fn check_announcements(streams: &JetStream) -> Result<(), NatsError> {
     let session = &streams.session;
     let subject = names::end("_");
     let subscribed = session.client().subscribe(names::ENDS).await;
@@ -242,7 +242,7 @@ async fn check_telling(streams: &JetStream) -> Result<(), NatsError> {
     session.while_connected(&subject, CHECK, heard).await
 }
 
-/// Explains what a failed check asks for.
+/// Returns the error of a check, with how to fix it.
 fn check_error(streams: &JetStream, error: &NatsError) -> LogError {
     let options = &streams.options;
     let todo = match error {
@@ -268,7 +268,7 @@ fn check_error(streams: &JetStream, error: &NatsError) -> LogError {
             if let Some(lasting) = error.lasting() {
                 return lasting;
             }
-            "check the limits of the account".to_owned()
+            "check the JetStream limits of the account".to_owned()
         }
     };
     LogError::Open {

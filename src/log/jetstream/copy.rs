@@ -1,6 +1,6 @@
-//! Copies the logs and checkpoints of another provider into JetStream. Offsets stay the same, since a stream can begin
-//! at any sequence, so checkpoints are copied as they are. An interrupted copy goes on where it ended: a mark in the
-//! state says that one was begun, and each batch names the record that it follows.
+//! Copies the logs and checkpoints of another provider into JetStream. A stream can begin at any sequence, so offsets
+//! stay the same and checkpoints are copied unchanged. An interrupted copy can resume: the state stream records that a
+//! copy has begun, and each batch names the sequence that it must follow.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,32 +21,32 @@ use crate::log::{
     Epoch, Log, LogBounds, LogError, LogName, LogProvider, LogRecord, Offset, ReadLimit, record,
 };
 
-/// Records of one batch.
+/// Limits of one batch.
 const BATCH: ReadLimit = ReadLimit {
     records: MAX_BATCH,
     bytes: 1024 * 1024,
 };
 
-/// Time after which the lease of a copy or a router that was killed has ended, and the pause between attempts to take
-/// it.
+/// Time after which the lease of a killed copy or router has expired.
 const LEASE_ENDS: Duration = Duration::from_secs(12);
+/// Pause between attempts to take the lease.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
-/// State of the copy, in its mark.
+/// Values of the state of a copy.
 const BEGUN: &[u8] = b"begun";
 const DONE: &[u8] = b"done";
 
-/// What a copy has stored.
+/// Result of a copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CopyReport {
-    /// The logs with their bounds.
+    /// Copied logs with their bounds.
     pub logs: Vec<(LogName, LogBounds)>,
-    /// Number of checkpoints.
+    /// Number of copied checkpoints.
     pub checkpoints: usize,
 }
 
 impl JetStream {
-    /// Copies these logs and all checkpoints. Nobody may append to them meanwhile.
+    /// Copies these logs and all checkpoints. The logs must not change meanwhile.
     pub(super) async fn copy_from(
         self: &Arc<Self>,
         from: &dyn LogProvider,
@@ -61,7 +61,7 @@ impl JetStream {
         copied
     }
 
-    /// Takes the lease. Waits for that of a copy that was interrupted, which has not ended yet.
+    /// Takes the lease. Waits until the lease of an interrupted copy has expired.
     async fn lease_of_copy(self: &Arc<Self>) -> Result<Lease, LogError> {
         let end = Instant::now() + LEASE_ENDS;
         loop {
@@ -93,11 +93,11 @@ impl JetStream {
             .collect();
         self.save(&checkpoints, lease.epoch()).await?;
         report.checkpoints = checkpoints.len();
-        self.mark(DONE).await?;
+        self.set_copy_state(DONE).await?;
         Ok(report)
     }
 
-    /// Refuses servers that routers use already, and marks the others.
+    /// Records that a copy has begun. Fails if routers have used the servers.
     async fn begin(&self) -> Result<(), LogError> {
         let refused = |detail: &str| {
             Err(LogError::Open {
@@ -107,27 +107,27 @@ impl JetStream {
         };
         match self.load_value(names::COPY).await?.as_deref() {
             Some(DONE) => refused(
-                "an event log was copied there before, and routers may have used it since. To copy once more, delete the \
-                 streams whose names begin with weir_",
+                "an event log was copied there before, and routers may have used it since. To copy again, delete the streams whose \
+                 names begin with weir_, with all events in them",
             ),
             Some(_) => Ok(()),
             None if self.is_in_use().await? => refused(
-                "there are events or checkpoints of routers already; copy into an account of NATS that no router has used",
+                "there are events or checkpoints of routers already; copy into a NATS account that no router has used",
             ),
-            None => self.mark(BEGUN).await,
+            None => self.set_copy_state(BEGUN).await,
         }
     }
 
     /// Whether a copy was begun and not finished.
     pub(super) async fn is_copied_in_part(&self) -> Result<bool, LogError> {
-        let mark = self.load_value(names::COPY).await?;
-        Ok(mark.is_some_and(|mark| mark == BEGUN))
+        let state = self.load_value(names::COPY).await?;
+        Ok(state.is_some_and(|state| state == BEGUN))
     }
 
     async fn is_in_use(&self) -> Result<bool, LogError> {
         let mut patience = Patience::new(self.options.timeout);
         loop {
-            match self.look(patience.attempt()).await {
+            match self.refresh_all(patience.attempt()).await {
                 Ok(()) => break,
                 Err(error) => patience.after(error).await?,
             }
@@ -136,12 +136,12 @@ impl JetStream {
         Ok(has_streams || !self.load_all().await?.is_empty())
     }
 
-    async fn mark(&self, mark: &'static [u8]) -> Result<(), LogError> {
-        let message = state::stored(names::COPY.to_owned(), mark);
+    async fn set_copy_state(&self, state: &'static [u8]) -> Result<(), LogError> {
+        let message = state::stored(names::COPY.to_owned(), state);
         self.store_state(&[message], None).await.map(|_| ())
     }
 
-    /// Copies what is retained of one log, from where its stream ends.
+    /// Copies the retained records of one log that its stream does not have yet.
     async fn copy_log(&self, from: &dyn Log) -> Result<LogBounds, LogError> {
         let bounds = from.bounds().await?;
         let log = self.log(from.name());
@@ -159,7 +159,7 @@ impl JetStream {
         Ok(bounds)
     }
 
-    /// Checks that what an interrupted copy has stored is of this log, by its last record.
+    /// Checks that an interrupted copy was of this log, by the last record that it stored.
     async fn check_end(
         &self,
         log: &Arc<Tracked>,
@@ -173,7 +173,7 @@ impl JetStream {
         let other = || LogError::Open {
             path: self.session.place(),
             detail: format!(
-                "the stream {} has records that are not of this log; copy the log with which the copy was begun, or delete the \
+                "the stream {} has records of another log; copy the log that the interrupted copy began with, or delete the \
                  streams whose names begin with weir_",
                 log.location.stream
             ),
@@ -190,7 +190,7 @@ impl JetStream {
         }
     }
 
-    /// Makes the stream of a log so that its first record has this offset, and returns where it ends.
+    /// Creates the stream of a log with this first offset. Returns the offset after its last record.
     async fn begin_at(&self, name: &LogName, first: Offset) -> Result<Offset, LogError> {
         let log = self.log(name);
         let mut config = self.config_of(&log);
@@ -204,7 +204,7 @@ impl JetStream {
         }
     }
 
-    /// Stores records as one batch, if they follow the last one of the stream.
+    /// Stores records as one batch, if `at` is the end of the stream.
     async fn store_after(&self, subject: &str, at: Offset, records: &[LogRecord]) -> Result<(), LogError> {
         let messages: Vec<_> = records
             .iter()

@@ -1,5 +1,5 @@
-//! Reads credentials, and signs what a server asks to have signed. The client calls this for each connection, so a
-//! replaced file is used from the next connection on.
+//! Reads credentials, and signs the nonce of a server. The client calls this for each connection, so a replaced file
+//! takes effect with the next connection.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ pub(super) enum CredentialsError {
     Invalid { path: PathBuf, expected: &'static str },
 }
 
-/// Signs in with these credentials; `nonce` is what the server asks to have signed.
+/// Returns the response to a server's request to authenticate. `nonce` is the value to sign.
 pub(super) async fn sign_in(auth: &NatsAuth, nonce: &[u8]) -> Result<Auth, CredentialsError> {
     let mut signed = Auth::new();
     match auth {
@@ -58,7 +58,7 @@ async fn read(path: &Path) -> Result<String, CredentialsError> {
     })
 }
 
-/// Content of the first two sections between dashed lines.
+/// Returns the content of the first two sections, which are enclosed by dashed lines.
 fn sections(text: &str) -> Option<(&str, &str)> {
     let mut found = Vec::new();
     let mut is_inside = false;

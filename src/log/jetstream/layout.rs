@@ -1,10 +1,11 @@
-//! The content of a message, byte by byte: version 1, accepted (ms) 8, checksum 8, payload; numbers are big-endian. The
-//! checksum is XXH3-64 of the subject, of what precedes it, and of the payload: JetStream returns a flipped bit of its
-//! disk as it is. The sequence is not part of it, since the server assigns it. Pure.
+//! Layout of a message: version (1 byte), time of acceptance in milliseconds (8), checksum (8), payload; numbers are
+//! big-endian. The checksum is XXH3-64 of the subject, the bytes before the checksum, and the payload. JetStream does
+//! not detect every bit flipped on disk; the checksum does. It does not cover the sequence, which the server assigns.
+//! Pure.
 //!
-//! The time is the writer's own and not the one that the server stamps: it is the time of the request that
-//! [`Record::accepted`](crate::log::Record::accepted) promises, a retry keeps it, and a copy of a log too. A router
-//! never writes an earlier time than it has seen, so times decrease only by the difference of two routers' clocks.
+//! The time is that of the request, as [`Record::accepted`](crate::log::Record::accepted) promises, and not the
+//! server's: retries and copies of a log keep it. A router never writes an earlier time than one that it has seen, so
+//! times decrease at most by the difference between the clocks of two routers.
 
 use bytes::Bytes;
 
@@ -25,7 +26,7 @@ pub(super) fn encode(subject: &str, accepted_millis: i64, payload: &[u8]) -> Byt
     content.into()
 }
 
-/// Returns the time and the payload; the error says what is invalid.
+/// Returns the time and the payload, or why the message is invalid.
 pub(super) fn decode(subject: &str, content: &Bytes) -> Result<(i64, Bytes), String> {
     let (header, rest) = content
         .split_first_chunk::<HEADER>()
@@ -54,10 +55,7 @@ mod tests {
         let content = encode("weir.ev.n.b.0", -5, b"abc");
         let expected = (-5, Bytes::from_static(b"abc"));
         assert_eq!(decode("weir.ev.n.b.0", &content), Ok(expected));
-        assert!(
-            decode("weir.ev.n.c.0", &content).is_err(),
-            "it belongs to another subject"
-        );
+        assert!(decode("weir.ev.n.c.0", &content).is_err(), "the subject differs");
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! The lease of the router that delivers: a message of the state that expires unless its holder renews it. A holder
-//! that cannot renew it stops before the servers give the lease away. One that is paused longer finds out when it
-//! runs again; until then its saves are refused, because the next holder has a newer epoch.
+//! The lease of the router that delivers: a message in the state stream that expires unless its holder renews it. A
+//! holder that cannot renew the lease stops before it expires. A paused holder may not notice in time; its saves are
+//! fenced by the newer epoch of the next holder.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,15 +17,15 @@ use super::{
 };
 use crate::log::{Epoch, LogError};
 
-/// Time after which a lease that is not renewed ends.
+/// Time after the last renewal at which a lease expires.
 const TTL: Duration = Duration::from_secs(10);
 const RENEW_EVERY: Duration = Duration::from_secs(1);
-/// Time before its end at which the holder of a lease that was not renewed stops.
+/// Time before the expiry at which a holder that cannot renew its lease stops.
 const MARGIN: Duration = Duration::from_secs(2);
-/// Time after which a lease that was given up ends; the least that the servers know.
+/// Time after which a lease that was given up expires: the minimum that servers allow.
 const GIVEN_UP_FOR: Duration = Duration::from_secs(1);
 
-/// The lease, as long as this router holds it. Dropping it stops its renewal: it ends after [`TTL`].
+/// The lease, held and renewed by this router. If dropped, it is no longer renewed and expires after [`TTL`].
 pub struct Lease {
     streams: Arc<JetStream>,
     epoch: Epoch,
@@ -45,11 +45,11 @@ impl Lease {
         self.streams.turn.over().await
     }
 
-    /// Gives the lease up, so that another router can take it at once. Takes a few seconds at most.
+    /// Gives the lease up to let another router take it within about a second. Takes a few seconds at most.
     pub async fn give_up(self) {
         self.give_up.cancel();
         if let Err(error) = self.renewal.await {
-            tracing::error!(%error, "the renewal of the lease ended early; the lease ends by itself");
+            tracing::error!(%error, "the task that renews the lease failed; the lease expires by itself");
         }
     }
 }
@@ -60,7 +60,7 @@ struct Renewal {
     holder: String,
     /// Sequence of the lease's message.
     sequence: u64,
-    /// Time from which the lease lasts.
+    /// Time of the last renewal.
     began: Instant,
 }
 
@@ -75,14 +75,15 @@ impl JetStream {
             lease.give_up().await;
             return Err(LogError::Open {
                 path: self.session.place(),
-                detail: "an embedded log was copied there only in part; run weir log copy again, to its end"
-                    .to_owned(),
+                detail:
+                    "an embedded log was copied there only in part; run weir log copy again until it succeeds"
+                        .to_owned(),
             });
         }
         Ok(lease)
     }
 
-    /// Takes the lease unless another router holds it, and makes its holder the owner of the checkpoints.
+    /// Takes the lease unless another router holds it, and takes over the checkpoints.
     ///
     /// # Errors
     /// [`LogError::Fenced`] if another router holds it; [`LogError::Unavailable`] if it took too long.
@@ -94,7 +95,7 @@ impl JetStream {
             sequence: 0,
         };
         renewal.sequence = self.write_lease(router, 0, TTL).await?;
-        // Only as the holder: what is written late by a router that was paused must not fence the next one.
+        // Expects its own lease: a late write by a paused router must not fence the current holder.
         let holder = Expected {
             subject: names::LEASE,
             sequence: renewal.sequence,
@@ -102,7 +103,7 @@ impl JetStream {
         let epoch = self.take_over_as(router, Some(holder)).await?;
         if Instant::now() >= renewal.deadline() {
             return Err(LogError::Unavailable(
-                "NATS took too long to answer for the lease to be of use".to_owned(),
+                "NATS responded too slowly: the lease is about to expire".to_owned(),
             ));
         }
         self.turn.last_until(renewal.deadline());
@@ -123,7 +124,7 @@ impl JetStream {
         Ok(holder.map(|holder| String::from_utf8_lossy(&holder).into_owned()))
     }
 
-    /// Writes the lease over its message with this sequence; 0 stands for no message.
+    /// Replaces the lease's message with this sequence; 0 if there must be none.
     async fn write_lease(&self, router: &str, over: u64, ttl: Duration) -> Result<u64, LogError> {
         let content = layout::encode(names::LEASE, 0, router.as_bytes());
         let message = expiring(names::LEASE.to_owned(), ttl, content);
@@ -136,7 +137,7 @@ impl JetStream {
 }
 
 impl Renewal {
-    /// Time at which the holder stops unless it has renewed the lease.
+    /// Time at which the holder stops unless it renews the lease.
     fn deadline(&self) -> Instant {
         self.began + TTL - MARGIN
     }
@@ -157,7 +158,7 @@ impl Renewal {
         }
     }
 
-    /// Renews the lease once; an attempt may fail as long as the lease lasts. Returns why it is lost.
+    /// Tries to renew the lease once. A failure is an error only if the lease is lost.
     async fn renew(&mut self) -> Result<(), String> {
         let (asked, deadline) = (Instant::now(), self.deadline());
         let renewal = self.streams.write_lease(&self.holder, self.sequence, TTL);
@@ -168,7 +169,7 @@ impl Renewal {
                 Ok(())
             }
             Ok(Err(LogError::Fenced(_))) => {
-                Err("the lease has ended, or another router has taken it".to_owned())
+                Err("the lease has expired, or another router has taken it".to_owned())
             }
             Ok(Err(LogError::Unavailable(_))) if Instant::now() < deadline => Ok(()),
             Ok(Err(error)) => Err(format!("cannot renew the lease: {error}")),
@@ -181,10 +182,10 @@ impl Renewal {
             .streams
             .write_lease(&self.holder, self.sequence, GIVEN_UP_FOR);
         match timeout_at(Instant::now() + MARGIN, write).await {
-            // Another router has it already.
+            // Fenced: another router already holds it.
             Ok(Ok(_) | Err(LogError::Fenced(_))) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "cannot give up the lease; it ends by itself"),
-            Err(_) => tracing::warn!("cannot give up the lease: NATS does not answer; it ends by itself"),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot give up the lease; it expires by itself"),
+            Err(_) => tracing::warn!("cannot give up the lease: NATS does not answer; it expires by itself"),
         }
     }
 }

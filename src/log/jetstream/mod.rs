@@ -1,33 +1,34 @@
-//! The event log of several routers: streams of NATS JetStream, replicated by its servers.
+//! The event log in NATS JetStream, shared by several routers and replicated by the NATS servers.
 //!
 //! # Guarantees
-//! - An append is answered once the stream's servers have acknowledged it: a quorum of its replicas, which have synced
-//!   it with `sync_interval: always`. A client cannot see that setting; operators have to make it.
-//! - A retry stores nothing twice: each append has an id that the server remembers for longer than it is retried.
-//! - The records of one append are one atomic batch: all of them or none, and next to each other.
-//! - Each record has a checksum of ours. JetStream returns damaged records; this log does not.
-//! - A save of checkpoints with an epoch is refused once another owner has taken over.
-//! - No operation waits longer than [`JetStreamOptions::timeout`]: NATS away is [`LogError::Unavailable`].
-//! - Nothing waits here for NATS to come back but the requests whose callers wait: memory is bounded by
-//!   [`JetStreamOptions::in_flight_bytes`] and by the reads under way.
+//! - An append succeeds once a quorum of the stream's replicas has acknowledged it. With `sync_interval: always` they
+//!   have then synced it to disk. A client cannot check this setting; operators must set it.
+//! - A retry stores nothing twice: each append has an id, which the server remembers for longer than retries last.
+//! - The records of one append are stored atomically and at consecutive offsets.
+//! - Each record has a checksum of Weir's own. JetStream can return damaged records; this log does not.
+//! - Saves of checkpoints with an epoch are fenced once another owner has taken over.
+//! - Operations time out after [`JetStreamOptions::timeout`], with [`LogError::Unavailable`] if NATS is unavailable.
+//! - Nothing is buffered while NATS is unavailable. Memory is bounded by [`JetStreamOptions::in_flight_bytes`] and by
+//!   the reads in flight.
 //!
 //! # Layout
-//! A stream for each log, made by its first append, and one for the state; `names.rs` has their names, `layout.rs` the
-//! content of a message. Each log has one partition, so its stream has one subject, and an offset is the sequence
-//! minus one. No stream deletes anything by itself: it is trimmed by purging below a sequence, and refuses appends when
-//! it is full. Two installations of Weir need two accounts of NATS.
+//! Each log has a stream, created by its first append. The state stream has the checkpoints and the lease. `names.rs`
+//! has the names of streams and subjects, `layout.rs` the layout of a message. A log has one partition, so its stream
+//! has one subject, and an offset is the sequence minus one. Streams never delete records by themselves: trimming
+//! purges them, and a full stream rejects appends. Each installation of Weir needs its own NATS account.
 //!
 //! # Reading order
-//! `connect.rs` connects and checks the servers (`credentials.rs`, `options.rs`), `session.rs` makes requests and
-//! knows which failures last (`patience.rs` retries the others), `api.rs` has the JSON. `streams.rs` and `tracked.rs`
-//! hold what is known of each stream, and `watch.rs` keeps it up to date. `append.rs` (on `publish.rs`), `reads.rs` and
-//! `upkeep.rs` are the operations of a log, `state.rs` and `saves.rs` those of checkpoints. `lease.rs`
-//! is the lease of the one router that delivers (`turn.rs` says for how long), and `copy.rs` moves the logs of another provider here.
+//! `connect.rs` connects and checks the servers (`credentials.rs`, `options.rs`). `session.rs` makes requests and
+//! classifies failures as permanent or retryable (`patience.rs` retries); `api.rs` has the JSON. `streams.rs` and
+//! `tracked.rs` cache the state of each stream, and `watch.rs` updates it. `append.rs` (on `publish.rs`), `reads.rs`
+//! and `upkeep.rs` are the operations of a log, `state.rs` and `saves.rs` those of checkpoints. `lease.rs` is the lease
+//! of the router that delivers, `turn.rs` the period for which it may, and `copy.rs` copies the logs of another
+//! provider.
 //!
 //! # Limits
-//! - 1,000 records in an append; more checkpoints in one save are stored in several batches, each fenced.
-//! - The bytes of [`Log::retained`] are those that the server stores, headers included.
-//! - Times in a log decrease by as much as the clocks of routers differ, and a search by time is as exact.
+//! - An append has at most 1,000 records. A save of more checkpoints is stored in several batches, each fenced.
+//! - [`Log::retained`] includes the headers that the server stores.
+//! - Times in a log can decrease by the difference between the clocks of routers, so a search by time is only as exact.
 
 mod api;
 mod append;
@@ -72,7 +73,8 @@ use super::{
     LogProvider, LogRecord, Offset, ReadLimit,
 };
 
-/// The logs in a JetStream account. Dropping the last handle of it and of its logs ends its tasks and its connection.
+/// The logs in a JetStream account. The connection and the background tasks end once this and all handles of its logs
+/// are dropped.
 pub struct JetStreamLog(Arc<Connected>);
 
 struct Connected {
@@ -82,17 +84,17 @@ struct Connected {
 }
 
 impl JetStreamLog {
-    /// Connects to the servers, checks them, and makes the stream of the state. Needs a tokio runtime and, for TLS, an
-    /// installed default provider of rustls.
+    /// Connects to the servers, checks them, and creates the state stream. Needs a tokio runtime and, for TLS, an
+    /// installed default rustls provider.
     ///
     /// # Errors
-    /// [`LogError::Open`] if a setting here or of the servers is wrong, with what to do about it;
-    /// [`LogError::Unavailable`] if no server can be reached, which a later call may change; [`LogError::Full`] if the
-    /// servers have no room for the stream of the state.
+    /// [`LogError::Open`] if a setting of the router or of the servers is wrong, with how to fix it;
+    /// [`LogError::Unavailable`] if no server can be reached, for which a retry may help; [`LogError::Full`] if the
+    /// servers have no room for the state stream.
     pub async fn connect(options: JetStreamOptions) -> Result<Self, LogError> {
         let streams = Arc::new(connect::connect(options).await?);
         let (saves, requests) = mpsc::channel(saves::QUEUE);
-        // Ends once all senders are dropped, after what they sent is saved.
+        // Ends once all senders are dropped and their saves are stored.
         tokio::spawn(saves::run(streams.clone(), requests));
         Ok(Self(Arc::new(Connected {
             _tasks: watch::start(&streams),
@@ -101,8 +103,8 @@ impl JetStreamLog {
         })))
     }
 
-    /// Makes this router the owner of all checkpoints, and returns its epoch: saves with earlier epochs are refused
-    /// from now on. `owner` is the router's name, for people who look.
+    /// Makes this router the owner of all checkpoints, and returns its epoch. Saves with earlier epochs are fenced from
+    /// now on. `owner` is the router's name, stored for diagnosis only.
     ///
     /// # Errors
     /// As [`Checkpoints::save`].
@@ -110,8 +112,9 @@ impl JetStreamLog {
         self.0.streams.take_over(owner).await
     }
 
-    /// Copies these logs of another provider, and all of its checkpoints. Offsets stay the same. An interrupted copy can
-    /// be called again. Nobody may append to the logs meanwhile; the lease keeps routers away from this one.
+    /// Copies these logs of another provider, and all of its checkpoints. Offsets stay the same. To resume an
+    /// interrupted copy, call this again. The source must not change meanwhile. The copy holds the lease, so no router
+    /// can deliver.
     ///
     /// # Errors
     /// [`LogError::Fenced`] if a router holds the lease; [`LogError::Open`] if routers have used this log already;
@@ -124,18 +127,19 @@ impl JetStreamLog {
         self.0.streams.copy_from(from, names).await
     }
 
-    /// Takes the lease of the router that delivers, and owns all checkpoints from then on. Makes one attempt.
+    /// Tries once to take the lease of the router that delivers, and to take over all checkpoints.
     ///
     /// # Errors
-    /// [`LogError::Fenced`] if another router holds it; else as [`Checkpoints::save`].
+    /// [`LogError::Fenced`] if another router holds it; [`LogError::Open`] if an embedded log was copied here only in
+    /// part; otherwise as [`Checkpoints::save`].
     pub async fn take_lease(&self, router: &str) -> Result<Lease, LogError> {
         self.0.streams.take_lease(router).await
     }
 
-    /// Returns the name of the router that holds the lease, if there is one.
+    /// Returns the name of the router that holds the lease, if any.
     ///
     /// # Errors
-    /// [`LogError::Unavailable`] if it is unknown for now.
+    /// [`LogError::Unavailable`] if NATS does not respond.
     pub async fn lease_holder(&self) -> Result<Option<String>, LogError> {
         self.0.streams.lease_holder().await
     }
@@ -149,7 +153,7 @@ impl LogProvider for JetStreamLog {
         })
     }
 
-    /// With the default epoch, saves are not fenced.
+    /// Returns the checkpoints for saves with an epoch. Saves with the default epoch are not fenced.
     fn checkpoints(&self, epoch: Epoch) -> Arc<dyn Checkpoints> {
         Arc::new(StateCheckpoints {
             connected: self.0.clone(),
@@ -164,7 +168,7 @@ impl LogProvider for JetStreamLog {
             .collect()
     }
 
-    /// What was acknowledged is durable.
+    /// Does nothing: acknowledged records are durable.
     fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
         Box::pin(async { Ok(()) })
     }
@@ -173,7 +177,7 @@ impl LogProvider for JetStreamLog {
         self.0.streams.read_errors.load(Ordering::Relaxed)
     }
 
-    /// Never: the servers repair their storage, and this process needs no restart.
+    /// Never resolves: no failure of the servers requires a restart of this process.
     fn failed(&self) -> BoxFuture<'_, LogError> {
         Box::pin(std::future::pending())
     }
@@ -223,7 +227,7 @@ impl Log for StreamLog {
     }
 }
 
-/// Checkpoints of the owner at an epoch.
+/// Checkpoints, saved with an epoch.
 struct StateCheckpoints {
     connected: Arc<Connected>,
     epoch: Epoch,
@@ -234,7 +238,7 @@ impl StateCheckpoints {
         if changes.is_empty() {
             return Ok(());
         }
-        let gone = || LogError::Unavailable("checkpoints are no longer saved".to_owned());
+        let gone = || LogError::Unavailable("the task that saves checkpoints has ended".to_owned());
         let (reply, answer) = oneshot::channel();
         let request = SaveRequest {
             changes,

@@ -1,39 +1,39 @@
-//! Names of streams and subjects: a stream for each log, one for the state. The tokens of a name are DNS labels, which
-//! have no `_` and no `.`, so a name leads back to its log; any other character is percent-encoded. Pure.
+//! Names of streams and subjects. Namespaces and brokers are DNS labels, without `_` and `.`, so a name can be parsed
+//! back; other characters are percent-encoded. Pure.
 //!
-//! | what | stream | subject |
+//! | content | stream | subject |
 //! | --- | --- | --- |
 //! | events of a broker | `weir_NAMESPACE_BROKER` | `weir.ev.NAMESPACE.BROKER.PARTITION` |
 //! | dead letters of a broker | `weir_NAMESPACE_BROKER_dl` | `weir.dl.NAMESPACE.BROKER` |
 //! | checkpoints | `weir_state` | `weir.st.checkpoint.KEY` |
-//! | the owner of the checkpoints | `weir_state` | `weir.st.own` |
-//! | the mark of a copied log | `weir_state` | `weir.st.copy` |
-//! | the lease of the router that delivers | `weir_state` | `weir.st.lease` |
-//! | newest time of an emptied log | `weir_state` | `weir.st.newest.STREAM` |
+//! | owner of the checkpoints | `weir_state` | `weir.st.own` |
+//! | state of a copy by `weir log copy` | `weir_state` | `weir.st.copy` |
+//! | lease of the router that delivers | `weir_state` | `weir.st.lease` |
+//! | newest time of a log that was trimmed to empty | `weir_state` | `weir.st.newest.STREAM` |
 //! | barrier of a load | `weir_state` | `weir.st.barrier.UUID` |
-//! | end of a log, to other routers | none | `weir.end.STREAM` |
+//! | announcement of the end of a log to other routers | none | `weir.end.STREAM` |
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::log::{BrokerName, CheckpointKey, LogName};
 
-/// Stream of the state.
+/// The state stream.
 pub(super) const STATE: &str = "weir_state";
-/// Subjects of the state.
+/// Subjects of the state stream.
 pub(super) const STATE_SUBJECTS: &str = "weir.st.>";
 /// Subjects of the checkpoints.
 pub(super) const CHECKPOINTS: &str = "weir.st.checkpoint.>";
-/// Subject whose newest sequence is the epoch of the owner.
+/// Subject whose last sequence is the epoch of the owner.
 pub(super) const OWNER: &str = "weir.st.own";
-/// Subject whose message names the router that delivers.
+/// Subject of the lease; its message names the holder.
 pub(super) const LEASE: &str = "weir.st.lease";
-/// Subject of the mark that a log was copied here.
+/// Subject of the state of a copy.
 pub(super) const COPY: &str = "weir.st.copy";
-/// Start of a subject that is written before checkpoints are loaded.
+/// Prefix of the subject that is written before checkpoints are loaded.
 pub(super) const BARRIER: &str = "weir.st.barrier";
-/// Subjects on which routers tell each other how far logs have grown.
+/// Subjects on which routers announce the ends of logs.
 pub(super) const ENDS: &str = "weir.end.*";
-/// Subjects of everything that is stored.
+/// All subjects of stored messages.
 pub(super) const ALL: &str = "weir.>";
 
 const STREAM: &str = "weir_";
@@ -44,10 +44,10 @@ const END: &str = "weir.end.";
 /// Number of the only partition.
 const PARTITION: u32 = 0;
 
-/// What stands for itself in a token.
+/// Characters to percent-encode in a token.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-');
 
-/// Where the records of a log are.
+/// Stream and subject of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Location {
     /// Name of the stream.
@@ -72,7 +72,7 @@ impl Location {
     }
 }
 
-/// Returns the log of a stream, unless it is another stream.
+/// Returns the log of a stream; `None` for the state stream and foreign streams.
 pub(super) fn log_of(stream: &str) -> Option<LogName> {
     let mut tokens = stream.strip_prefix(STREAM)?.split('_');
     let broker = BrokerName::new(&text(tokens.next()?)?, &text(tokens.next()?)?);
@@ -92,17 +92,17 @@ pub(super) fn checkpoint_key(subject: &str) -> Option<CheckpointKey> {
     Some(CheckpointKey::from_key(&key))
 }
 
-/// Subject of the newest time of a log that was trimmed whole.
+/// Subject of the newest time of a log that was trimmed to empty.
 pub(super) fn newest(stream: &str) -> String {
     format!("{NEWEST}{stream}")
 }
 
-/// Subject on which the end of a stream is told.
+/// Subject of the announcements of a stream's end.
 pub(super) fn end(stream: &str) -> String {
     format!("{END}{stream}")
 }
 
-/// Stream whose end is told on a subject.
+/// Returns the stream whose end is announced on a subject.
 pub(super) fn ended(subject: &str) -> Option<&str> {
     subject.strip_prefix(END)
 }

@@ -1,4 +1,4 @@
-//! What a JetStream log needs to know: servers, credentials, limits of the streams.
+//! Options of the JetStream log.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,17 +13,17 @@ pub struct JetStreamOptions {
     pub auth: NatsAuth,
     /// Certificates.
     pub tls: NatsTls,
-    /// Copies of each stream: 1, 3 or 5.
+    /// Replicas of each stream: 1, 3 or 5.
     pub replicas: u8,
-    /// Bytes of a broker's stream of events at which it is full. The server reserves them.
+    /// Maximum bytes of each broker's event stream. The servers reserve them.
     pub max_bytes: u64,
-    /// The same of a broker's stream of dead letters.
+    /// Maximum bytes of each broker's dead-letter stream.
     pub dead_letters_max_bytes: u64,
-    /// Bytes of the largest record. The server's `max_payload` has to allow it.
+    /// Maximum bytes of a record. The servers' `max_payload` must allow it.
     pub largest_record: usize,
-    /// Bytes of the payloads of all appends in flight; beyond it, appends wait.
+    /// Maximum bytes of all appends in flight. Further appends wait.
     pub in_flight_bytes: usize,
-    /// Timeout of an operation, with its retries. A lost leader of a stream takes 4 to 8 seconds to be replaced.
+    /// Timeout of an operation, including retries. A stream that loses its leader has a new one after 4 to 8 seconds.
     pub timeout: Duration,
 }
 
@@ -57,15 +57,15 @@ pub enum NatsAuth {
     User {
         /// Name of the user.
         name: String,
-        /// File with the password; the end of its line is not part of it.
+        /// File with the password. A trailing line break is ignored.
         password: PathBuf,
     },
 }
 
-/// Certificates for NATS, as PEM files that are read again for each connection.
+/// Certificates for NATS: PEM files, read again for each connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NatsTls {
-    /// Authorities that the servers' certificates are checked against; those of the system by default.
+    /// Authorities trusted to sign the servers' certificates; by default those of the system.
     pub authorities: Option<PathBuf>,
     /// Certificate of this client and its private key.
     pub client: Option<(PathBuf, PathBuf)>,

@@ -1,5 +1,5 @@
-//! The deadline of an operation and the pauses between its attempts. NATS being away, or a stream without a leader,
-//! is waited for; what a retry cannot change fails at once.
+//! The deadline of an operation and the backoff between its attempts. Temporary failures, such as a stream without a
+//! leader, are retried until the deadline; permanent ones fail at once.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::session::NatsError;
 use crate::log::LogError;
 
-/// Timeout of one attempt: a request that went to a lost leader is repeated.
+/// Timeout of one attempt. Short, so that a request that went to a lost leader is soon repeated.
 const ATTEMPT: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Deadline and pauses of one operation.
+/// Deadline and backoff of one operation.
 pub(super) struct Patience {
     deadline: Instant,
     pause: Duration,
@@ -32,10 +32,10 @@ impl Patience {
         ATTEMPT.min(self.deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Pauses after a failed attempt.
+    /// Waits after a failed attempt.
     ///
     /// # Errors
-    /// If the failure is final, or the time is up.
+    /// If the failure is permanent, or the deadline would pass.
     pub(super) async fn after(&mut self, error: NatsError) -> Result<(), LogError> {
         if let Some(error) = error.lasting() {
             return Err(error);
@@ -48,10 +48,10 @@ impl Patience {
         Ok(())
     }
 
-    /// Waits until the deadline.
+    /// Waits for a future until the deadline.
     ///
     /// # Errors
-    /// [`LogError::Unavailable`] with what was waited for.
+    /// [`LogError::Unavailable`], which names `what`, at the deadline.
     pub(super) async fn within<T>(&self, what: &str, future: impl Future<Output = T>) -> Result<T, LogError> {
         let waited = timeout_at(self.deadline, future).await;
         waited.map_err(|_| LogError::Unavailable(format!("timed out waiting for {what}")))

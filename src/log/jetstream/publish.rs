@@ -1,5 +1,5 @@
-//! Stores messages: one by a plain request, several as an atomic batch (ADR-50 of NATS). The id makes a retry safe:
-//! the server refuses a second message with it for a while, and says where the first one is.
+//! Stores messages: a single one by a plain request, several as an atomic batch (NATS ADR-50). An id makes retries
+//! safe: for a while the server rejects a duplicate, and returns the sequence of the first message with this id.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use uuid::Uuid;
 
 use super::session::{NatsError, Rejection, Session};
 
-/// Largest number of messages in a batch that servers take by default.
+/// Maximum messages of a batch, by default of the servers.
 pub(super) const MAX_BATCH: usize = 1000;
-/// Bytes that headers and protocol may add to a message.
+/// Maximum bytes that headers and protocol add to a message.
 pub(super) const HEADERS: usize = 512;
 
 const BATCH_ID: &str = "Nats-Batch-Id";
 const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
 const BATCH_COMMIT: &str = "Nats-Batch-Commit";
-/// The batch has an id that was stored already.
+/// Error: the batch has an id that is already stored.
 const DUPLICATE_IN_BATCH: u32 = 10201;
 
 /// A message to store.
@@ -29,7 +29,7 @@ pub(super) struct NatsMessage {
     pub(super) content: Bytes,
 }
 
-/// What the server answers to a message that it stored, or refused.
+/// Response of the server: the sequence of a stored message, or an error.
 #[derive(Deserialize)]
 struct Ack {
     #[serde(default)]
@@ -43,7 +43,7 @@ impl Ack {
         match ack.error {
             Some(rejection) => Err(NatsError::Rejected(rejection)),
             None if ack.seq == 0 => Err(NatsError::Unexpected(
-                "an acknowledgement without sequence".to_owned(),
+                "an acknowledgement without a sequence".to_owned(),
             )),
             None => Ok(ack.seq),
         }
@@ -51,8 +51,8 @@ impl Ack {
 }
 
 impl Session {
-    /// Makes one attempt to store messages of one stream, all or none, and returns the sequence of the first. Further
-    /// attempts with the same id store nothing if this one did.
+    /// Tries once to store messages in one stream, all or none, and returns the sequence of the first. If an earlier
+    /// attempt with this id has stored them, nothing is stored again.
     pub(super) async fn store(
         &self,
         id: &str,
@@ -85,7 +85,7 @@ impl Session {
         Ack::parse(&answer.payload)
     }
 
-    /// The first message is answered before the others are sent, so that a refusal costs one message.
+    /// Waits for the response to the first message before it sends the others: a rejection then costs only one message.
     async fn store_batch(
         &self,
         first: &NatsMessage,
@@ -106,7 +106,7 @@ impl Session {
         if !answer.payload.is_empty() {
             Ack::parse(&answer.payload)?;
             return Err(NatsError::Unexpected(
-                "the stream does not take batches".to_owned(),
+                "the stream does not support batches (allow_atomic)".to_owned(),
             ));
         }
         for (message, sequence) in between.iter().zip(2..) {
@@ -124,8 +124,8 @@ impl Session {
         Ok((sequence + 1).saturating_sub(count as u64))
     }
 
-    /// Asks for the sequence of the message that has an id, by a message with it that cannot be stored: no message has
-    /// the id that it expects before it, and the server looks for the duplicate first.
+    /// Returns the sequence of the message with an id. Sends a duplicate that the server answers with that sequence. If
+    /// the id is unknown, an expected last id that no message has prevents the duplicate from being stored.
     async fn stored_before(&self, subject: &str, id: &str, wait: Duration) -> Result<u64, NatsError> {
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_ID, id);

@@ -1,6 +1,6 @@
-//! Reads, by batched direct gets: they need no consumer on the server and begin anywhere. Any replica answers, also
-//! one that is behind or damaged: the leader is asked for what is missing or wrong, and only what stays so until the
-//! timeout is damage.
+//! Reads, by batched direct gets, which need no consumer and can begin at any sequence. Any replica may respond, even
+//! one that is behind or damaged. Records that are missing or damaged are requested from the leader; they count as
+//! damaged only if that fails until the timeout.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -12,9 +12,9 @@ use super::{
 };
 use crate::log::{LogBounds, LogError, LogRecord, Offset, ReadLimit, record};
 
-/// Maximum records of one request; the client buffers more messages than this.
+/// Maximum records of one request. Less than the client's message buffer holds.
 const PAGE_RECORDS: usize = 1000;
-/// Bytes after which a server ends its answer.
+/// Maximum bytes of a response.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 impl JetStream {
@@ -50,7 +50,7 @@ impl JetStream {
         }
     }
 
-    /// Reads some records from an offset on, or from the first retained one; none at the end of the log.
+    /// Reads some records, from an offset or the first retained record on. Returns none at the end of the log.
     async fn page(
         &self,
         log: &Tracked,
@@ -74,7 +74,7 @@ impl JetStream {
                 }
             };
             attempts += 1;
-            // A replica that is a little behind is not worth asking the leader.
+            // A replica is often slightly behind: retry once before asking the leader.
             if is_damage || attempts > 1 {
                 let bounds = self.bounds(log).await?;
                 if from >= bounds.next {
@@ -89,7 +89,7 @@ impl JetStream {
                     return Ok(vec![record]);
                 }
             }
-            // A server repairs its replica in a while; until then it may be the leader, and the one that answers here.
+            // A server repairs its replica after a while. Until then it may be the leader and respond to every request.
             let paused = patience.after(NatsError::NoAnswer(error.clone())).await;
             if is_damage && paused.is_err() {
                 return Err(self.damaged(&log.location.stream, &error));
@@ -98,7 +98,7 @@ impl JetStream {
         }
     }
 
-    /// Asks the leader for one record; `None` if it has none that is intact, or does not answer.
+    /// Requests one record from the leader. Returns `None` if it is missing or damaged there, or on an error.
     async fn ask_leader(&self, log: &Tracked, offset: Offset, wait: Duration) -> Option<LogRecord> {
         let Location { stream, subject } = &log.location;
         let which = json!({ "seq": offset.plus(1).0 });
@@ -111,7 +111,7 @@ impl JetStream {
         })
     }
 
-    /// Asks one replica for records.
+    /// Requests records from any replica.
     async fn fetch(
         &self,
         log: &Tracked,
@@ -129,7 +129,7 @@ impl JetStream {
         let (mut found, mut problem) = (Vec::new(), None);
         self.session
             .request_many(&subject, request.to_string().into(), wait, |answer| {
-                // A status ends the answer: that was all, or there is nothing.
+                // A status ends the response, also if there are no records.
                 if answer.status.is_some() {
                     return Ok(false);
                 }
@@ -151,26 +151,26 @@ impl JetStream {
     }
 }
 
-/// Answer to a request for records.
+/// Response to a request for records.
 enum Fetched {
-    /// Records from the wanted offset on.
+    /// Records from the requested offset on.
     Records(Vec<LogRecord>),
-    /// The replica has none from there on.
+    /// The replica has no records from this offset on.
     Nothing,
-    /// The replica has only later ones.
+    /// The replica lacks the record at this offset and has later ones.
     Later,
-    /// The record there is not what was written.
+    /// The record at this offset is damaged.
     Damage(String),
 }
 
-/// Parses the record at an offset; the inner error is another answer.
+/// Parses the record at an offset. The inner error is the problem with it.
 fn parse(subject: &str, expected: Offset, answer: &Message) -> Result<Result<LogRecord, Fetched>, NatsError> {
     let sequence = answer
         .headers
         .as_ref()
         .and_then(|headers| headers.get(header::NATS_SEQUENCE))
         .and_then(|sequence| sequence.as_str().parse::<u64>().ok())
-        .ok_or_else(|| NatsError::Unexpected("a record without sequence".to_owned()))?;
+        .ok_or_else(|| NatsError::Unexpected("a record without a sequence".to_owned()))?;
     if sequence != expected.plus(1).0 {
         return Ok(Err(Fetched::Later));
     }

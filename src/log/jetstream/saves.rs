@@ -1,5 +1,5 @@
-//! One task saves all checkpoints, one batch at a time: the server refuses a fenced batch while another one is under
-//! way. Saves that wait meanwhile are stored together, of each key only the newest value.
+//! One task saves all checkpoints, one batch at a time: the server rejects a fenced batch while another is in flight.
+//! Saves that are queued meanwhile are merged; of each key only the newest value is stored.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{publish::MAX_BATCH, streams::JetStream};
 use crate::log::{CheckpointChange, CheckpointKey, Epoch, LogError};
 
-/// Maximum saves that wait.
+/// Maximum queued saves.
 pub(super) const QUEUE: usize = 1024;
 
 /// Changes to save together.
@@ -19,7 +19,7 @@ pub(super) struct SaveRequest {
     pub(super) reply: oneshot::Sender<Result<(), LogError>>,
 }
 
-/// Saves that become one batch.
+/// Saves to store as one batch.
 struct Merged {
     epoch: Epoch,
     changes: BTreeMap<CheckpointKey, Option<Bytes>>,
@@ -40,7 +40,7 @@ impl Merged {
         }
     }
 
-    /// Adds a save, or gives it back if it does not fit.
+    /// Adds a save, or returns it if it does not fit.
     fn add(&mut self, request: SaveRequest) -> Result<(), SaveRequest> {
         if request.epoch != self.epoch || self.changes.len() + request.changes.len() > MAX_BATCH {
             return Err(request);
@@ -72,11 +72,11 @@ pub(super) async fn run(streams: Arc<JetStream>, mut requests: mpsc::Receiver<Sa
         let changes: Vec<_> = merged.changes.into_iter().collect();
         let saved = streams.save(&changes, merged.epoch).await;
         if let Err(error @ LogError::Fenced(_)) = &saved {
-            // Whoever cannot save must not deliver.
+            // A router that cannot save must not deliver.
             streams.turn.end(error.clone());
         }
         for reply in merged.replies {
-            // Whoever asked may have gone.
+            // The caller may have been cancelled.
             let _ = reply.send(saved.clone());
         }
     }

@@ -1,5 +1,5 @@
-//! The connection to NATS: requests with a timeout, and answers in several messages. The client reconnects by itself
-//! and would send what it holds then; a request here waits for the connection and holds nothing.
+//! The connection to NATS: requests with a timeout, with one response or several. The client reconnects by itself, but
+//! would buffer messages until then; requests here wait for the connection instead.
 
 use std::{
     path::PathBuf,
@@ -21,29 +21,31 @@ use tokio::{
 
 use crate::log::LogError;
 
-/// How often a request looks whether the connection is back.
-const LOOK: Duration = Duration::from_millis(20);
+/// Interval at which a request checks whether the client has reconnected.
+const POLL: Duration = Duration::from_millis(20);
 
 /// Why a request to NATS failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum NatsError {
-    /// The stream does not exist, has no leader, or JetStream is off.
-    #[error("nobody answers requests to {0}")]
+    /// The stream does not exist or has no leader, or JetStream is disabled.
+    #[error(
+        "no server responds to {0}: the stream does not exist or has no leader, or JetStream is disabled"
+    )]
     NoResponders(String),
     #[error("{0}")]
     NoAnswer(String),
     #[error(transparent)]
     Rejected(Rejection),
-    #[error("unexpected answer: {0}")]
+    #[error("unexpected response from NATS: {0}")]
     Unexpected(String),
     /// The message is larger than `max_payload`.
-    #[error("the server takes messages of at most {0} bytes (max_payload)")]
+    #[error("the NATS server accepts messages of at most {0} bytes (max_payload)")]
     TooLarge(usize),
 }
 
-/// An error that JetStream answers with.
+/// An error response of JetStream.
 #[derive(Clone, Debug, Deserialize, thiserror::Error)]
-#[error("{description} (error {err_code} of JetStream)")]
+#[error("{description} (JetStream error {err_code})")]
 pub(super) struct Rejection {
     pub(super) code: u16,
     #[serde(default)]
@@ -52,12 +54,13 @@ pub(super) struct Rejection {
     pub(super) description: String,
 }
 
-/// A connection, and what was last seen of it.
+/// A connection to NATS.
 pub(super) struct Session {
     client: Client,
     /// Number of times that the connection was lost.
     losses: watch::Receiver<u64>,
-    told: Arc<Mutex<Option<String>>>,
+    /// Last error of the connection, reported apart from responses.
+    reported: Arc<Mutex<Option<String>>>,
     place: PathBuf,
 }
 
@@ -69,16 +72,16 @@ impl Session {
         place: PathBuf,
     ) -> Result<Self, async_nats::ConnectError> {
         let (lost, losses) = watch::channel(0);
-        let told = Arc::new(Mutex::new(None));
-        let tell = told.clone();
+        let reported = Arc::new(Mutex::new(None));
+        let report = reported.clone();
         let options = options.event_callback(move |event| {
-            note(&event, &lost, &tell);
+            note(&event, &lost, &report);
             std::future::ready(())
         });
         Ok(Self {
             client: options.connect(urls).await?,
             losses,
-            told,
+            reported,
             place,
         })
     }
@@ -87,12 +90,12 @@ impl Session {
         &self.client
     }
 
-    /// The servers, for errors.
+    /// Returns the servers, for errors.
     pub(super) fn place(&self) -> PathBuf {
         self.place.clone()
     }
 
-    /// Sends a request and waits for its answer.
+    /// Sends a request and waits for its response.
     pub(super) async fn request(
         &self,
         subject: &str,
@@ -108,7 +111,7 @@ impl Session {
         self.while_connected(subject, wait, answer).await
     }
 
-    /// Publishes a message that nobody answers.
+    /// Publishes a message without waiting for a response.
     pub(super) async fn publish(
         &self,
         subject: &str,
@@ -126,7 +129,7 @@ impl Session {
         self.while_connected(subject, wait, published).await
     }
 
-    /// Sends a request, and calls `found` with each answer until it returns false.
+    /// Sends a request, and calls `found` with each response until it returns false.
     pub(super) async fn request_many(
         &self,
         subject: &str,
@@ -159,7 +162,7 @@ impl Session {
         self.while_connected(subject, wait, all).await
     }
 
-    /// Waits for the connection, then for the action; fails once the connection is lost or the time is up.
+    /// Waits for the connection, then for the action. Fails if the connection is lost, or after the timeout.
     pub(super) async fn while_connected<T>(
         &self,
         subject: &str,
@@ -168,7 +171,7 @@ impl Session {
     ) -> Result<T, NatsError> {
         let connected = async {
             while self.client.connection_state() != State::Connected {
-                sleep(LOOK).await;
+                sleep(POLL).await;
             }
             let mut losses = self.losses.clone();
             losses.mark_unchanged();
@@ -191,24 +194,31 @@ impl Session {
         }
     }
 
-    /// A missing right is told apart from the request, and the request stays unanswered.
+    /// Returns the error of a request without a response. Includes the last reported error: the server does not respond
+    /// to a request without permission, and reports the violation separately.
     fn unanswered(&self, subject: &str, wait: Duration) -> NatsError {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let told = told.map_or_else(String::new, |told| format!("; the server last reported: {told}"));
+        let reported = self
+            .reported
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let reported = reported.map_or_else(String::new, |error| {
+            format!("; last error of the connection: {error}")
+        });
         let away = match self.client.connection_state() {
-            State::Connected => format!("no answer to {subject} within {wait:?}"),
-            _ => "not connected".to_owned(),
+            State::Connected => format!("NATS did not respond to {subject} within {wait:?}"),
+            _ => "not connected to NATS".to_owned(),
         };
-        NatsError::NoAnswer(format!("{away}{told}"))
+        NatsError::NoAnswer(format!("{away}{reported}"))
     }
 }
 
-fn note(event: &Event, lost: &watch::Sender<u64>, told: &Mutex<Option<String>>) {
-    let tell = |text| *told.lock().unwrap_or_else(PoisonError::into_inner) = text;
+fn note(event: &Event, lost: &watch::Sender<u64>, reported: &Mutex<Option<String>>) {
+    let report = |text| *reported.lock().unwrap_or_else(PoisonError::into_inner) = text;
     match event {
         Event::Connected => {
             tracing::info!("connected to NATS");
-            tell(None);
+            report(None);
         }
         Event::Disconnected => {
             tracing::warn!("the connection to NATS was lost");
@@ -216,20 +226,20 @@ fn note(event: &Event, lost: &watch::Sender<u64>, told: &Mutex<Option<String>>) 
         }
         Event::ServerError(error) => {
             tracing::warn!(%error, "NATS reports an error");
-            tell(Some(error.to_string()));
+            report(Some(error.to_string()));
         }
         Event::ClientError(error) => {
-            tracing::debug!(%error, "NATS cannot be reached");
-            tell(Some(error.to_string()));
+            tracing::debug!(%error, "cannot reach NATS");
+            report(Some(error.to_string()));
         }
         Event::SlowConsumer(_) => {
-            tracing::warn!("messages of NATS were dropped, since they are read too slowly")
+            tracing::warn!("messages from NATS were dropped because they were not read fast enough")
         }
         Event::LameDuckMode | Event::Draining | Event::Closed => {}
     }
 }
 
-/// Codes of JetStream's errors.
+/// JetStream error codes.
 mod codes {
     pub(super) const ACCOUNT_RESOURCES_EXCEEDED: u32 = 10002;
     pub(super) const INSUFFICIENT_RESOURCES: u32 = 10023;
@@ -242,7 +252,7 @@ mod codes {
 }
 
 impl NatsError {
-    /// Returns the error that a retry cannot change; `None` if one may succeed.
+    /// Returns the error if it is permanent; `None` if a retry may succeed.
     pub(super) fn lasting(&self) -> Option<LogError> {
         match self {
             Self::Rejected(rejection) => rejection.lasting(),
@@ -260,12 +270,12 @@ impl Rejection {
             | codes::INSUFFICIENT_RESOURCES
             | codes::MEMORY_EXCEEDED
             | codes::STORAGE_EXCEEDED => Some(LogError::Full(format!(
-                "{text}; free storage of the NATS servers, or give them or the account more"
+                "{text}; free storage on the NATS servers, or raise the limits of the servers or the account"
             ))),
-            // Failures of the disk have this code, too.
+            // Disk failures have the same code.
             codes::STORE_FAILED if text.contains("maximum") => Some(LogError::Full(format!(
-                "{text}: the stream holds events that Triggers have not settled; let them be delivered, delete a Trigger, or raise the \
-                 limit of the stream"
+                "{text}: the stream is full of unsettled and retained events; let the backlog be delivered, or enlarge the stream \
+                 with: nats stream edit --max-bytes"
             ))),
             codes::MESSAGE_TOO_LARGE | codes::HEADERS_TOO_LARGE | codes::BATCH_TOO_LARGE => {
                 Some(LogError::TooLarge(text))

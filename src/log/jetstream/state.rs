@@ -1,10 +1,10 @@
-//! Checkpoints, as messages of one stream that keeps the last of each subject: loading them, and the fence of a save.
+//! Loads and saves checkpoints, which are messages in the state stream. It keeps only the last message of each subject.
 //!
-//! A removed checkpoint is an empty message, which expires: unlike a purge it is part of the batch, so it is fenced
-//! and stored with the other changes or not at all. Every other message has the layout of a record, and is not empty.
+//! A checkpoint is removed by an empty message, which expires. Unlike a purge it is part of the atomic batch, and so it
+//! is fenced like the other changes. All other messages have the layout of a record and are not empty.
 //!
-//! The epoch of an owner is the sequence of its message on `weir.st.own`. A save carries the epoch as the sequence
-//! that this subject has to have; the server refuses it once another owner has written there.
+//! The epoch of an owner is the sequence of its message on `weir.st.own`. A save expects this sequence there; the
+//! server rejects it once another owner has written to this subject.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -26,17 +26,17 @@ use crate::log::{CheckpointKey, Epoch, LogError};
 const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 const TTL: &str = "Nats-TTL";
-/// For how long a removed checkpoint is known to be removed.
+/// Time after which the message of a removed checkpoint expires.
 const REMOVED_FOR: Duration = Duration::from_secs(60 * 60);
 const BARRIER_FOR: Duration = Duration::from_secs(60);
-/// The subject has another sequence.
+/// Error: the last sequence of the subject is not the expected one.
 const WRONG_SEQUENCE: u32 = 10071;
-/// Messages of one pull.
+/// Maximum messages of one pull.
 const PULL: usize = 500;
-/// Nanoseconds after which an unused consumer is removed.
+/// Nanoseconds after which the server removes an unused consumer.
 const UNUSED: u64 = 10_000_000_000;
 
-/// The last message that a subject has to have.
+/// The expected last message of a subject.
 #[derive(Clone, Copy)]
 pub(super) struct Expected {
     pub(super) subject: &'static str,
@@ -50,12 +50,12 @@ struct Consumer {
 }
 
 impl JetStream {
-    /// Makes the caller the owner of all checkpoints; saves of earlier owners are refused from now on.
+    /// Makes the caller the owner of all checkpoints. Saves of earlier owners are fenced from now on.
     pub(super) async fn take_over(&self, owner: &str) -> Result<Epoch, LogError> {
         self.take_over_as(owner, None).await
     }
 
-    /// As [`JetStream::take_over`], if the expected message is there.
+    /// As [`JetStream::take_over`], but only if the expected message is there.
     pub(super) async fn take_over_as(
         &self,
         owner: &str,
@@ -66,7 +66,7 @@ impl JetStream {
         Ok(Epoch(sequence))
     }
 
-    /// Stores changes, fenced by an epoch that is not 0: as one batch, or in several if it would be too large.
+    /// Stores changes, in several batches if there are many. Fenced unless the epoch is 0.
     pub(super) async fn save(
         &self,
         changes: &[(CheckpointKey, Option<Bytes>)],
@@ -89,10 +89,10 @@ impl JetStream {
         Ok(())
     }
 
-    /// Stores messages together, if the last message of the expected subject is the expected one.
+    /// Stores messages atomically, if the expected message is the last of its subject.
     ///
     /// # Errors
-    /// [`LogError::Fenced`] if it is another one.
+    /// [`LogError::Fenced`] if it is not.
     pub(super) async fn store_state(
         &self,
         messages: &[NatsMessage],
@@ -107,11 +107,11 @@ impl JetStream {
         let mut patience = Patience::new(self.options.timeout);
         loop {
             let attempt = self.session.store(&id, &messages, patience.attempt());
-            match patience.within("the stream of the state", attempt).await? {
+            match patience.within("the state stream", attempt).await? {
                 Ok(sequence) => return Ok(sequence),
                 Err(NatsError::Rejected(rejection)) if rejection.err_code == WRONG_SEQUENCE => {
                     return Err(LogError::Fenced(format!(
-                        "another one has taken over: {rejection}"
+                        "another router has taken over: {rejection}"
                     )));
                 }
                 Err(error) => patience.after(error).await?,
@@ -139,7 +139,8 @@ impl JetStream {
 
     /// Loads every checkpoint that was saved before the call.
     pub(super) async fn load_all(&self) -> Result<Vec<(CheckpointKey, Bytes)>, LogError> {
-        // A consumer may be at a replica that is behind. Once it delivers the barrier, nothing earlier is missing.
+        // A consumer may read from a replica that is behind. Once it has delivered the barrier, nothing older is
+        // missing.
         let barrier = format!("{}.{}", names::BARRIER, Uuid::new_v4().simple());
         self.store_state(&[expiring(barrier.clone(), BARRIER_FOR, Bytes::new())], None)
             .await?;
@@ -161,7 +162,7 @@ impl JetStream {
         Ok(checkpoints)
     }
 
-    /// Reads the last message of each checkpoint, by a consumer of its own, up to the barrier.
+    /// Reads the last message of each checkpoint up to the barrier, with a temporary consumer.
     async fn pull_until(
         &self,
         barrier: &str,
@@ -183,7 +184,9 @@ impl JetStream {
         while !is_complete {
             let wait = patience.attempt();
             if wait.is_zero() {
-                return Err(NatsError::NoAnswer("checkpoints are still read".to_owned()));
+                return Err(NatsError::NoAnswer(
+                    "timed out reading the checkpoints".to_owned(),
+                ));
             }
             let mut left = PULL;
             let pull = json!({ "batch": PULL, "expires": expiry(wait) });
@@ -202,7 +205,7 @@ impl JetStream {
         Ok(contents)
     }
 
-    /// Value of a checkpoint; `None` if it was removed.
+    /// Returns the value of a checkpoint; `None` if it was removed.
     fn value(&self, subject: &str, content: &Bytes) -> Result<Option<Bytes>, LogError> {
         if content.is_empty() {
             return Ok(None);
@@ -213,7 +216,7 @@ impl JetStream {
     }
 }
 
-/// Nanoseconds after which the server ends a pull: before the client does.
+/// Returns the nanoseconds after which the server ends a pull: less than the client's timeout.
 fn expiry(wait: Duration) -> u64 {
     u64::try_from((wait / 2).as_nanos()).unwrap_or(u64::MAX)
 }
@@ -226,7 +229,7 @@ pub(super) fn stored(subject: String, value: &[u8]) -> NatsMessage {
     }
 }
 
-/// A message that the server removes after this time, in whole seconds.
+/// Returns a message that the server removes after this time, in whole seconds.
 pub(super) fn expiring(subject: String, ttl: Duration, content: Bytes) -> NatsMessage {
     let mut headers = HeaderMap::new();
     headers.insert(TTL, format!("{}s", ttl.as_secs()));

@@ -1,5 +1,5 @@
-//! The streams of an installation: one for each log, made by its first append, and one for the state. Every operation
-//! of a log goes through here; `append.rs`, `reads.rs`, `upkeep.rs` and `state.rs` continue.
+//! The streams of an installation: one for each log, created by its first append, and the state stream. `append.rs`,
+//! `reads.rs`, `upkeep.rs` and `state.rs` implement the operations on them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,28 +22,28 @@ use super::{
 };
 use crate::log::{LogError, LogName, Offset};
 
-/// Key of the number of partitions in a stream's metadata.
+/// Metadata key of a stream for its number of partitions.
 const PARTITIONS: &str = "weir.dev/partitions";
 /// Number of partitions of each log.
 const ONE: &str = "1";
-/// Unit of the room for appends.
+/// Bytes of one permit for appends in flight.
 pub(super) const PERMIT_BYTES: usize = 1024;
-/// For how long the server knows the ids of messages, in timeouts of operations: they are retried for one. The ids of
-/// 10,000 messages a second take a few ten MB of the server's memory.
+/// Time for which the server remembers ids, as a multiple of the timeout of operations, which limits retries. At 10,000
+/// messages a second the ids take tens of megabytes of the server's memory.
 const ID_TIMEOUTS: u32 = 3;
 const LEAST_ID_WINDOW: Duration = Duration::from_secs(30);
 
-/// All streams, and what is known of them.
+/// The connection, and the cached state of all streams.
 pub(super) struct JetStream {
     pub(super) session: Session,
     pub(super) options: JetStreamOptions,
-    /// Room for the payloads of appends, in units of [`PERMIT_BYTES`].
+    /// Limits the payloads of appends in flight, in units of [`PERMIT_BYTES`].
     pub(super) room: Semaphore,
-    /// The lease of this router, if it delivers.
+    /// The period for which this router may deliver.
     pub(super) turn: Turn,
     /// Number of failed attempts to read.
     pub(super) read_errors: AtomicU64,
-    /// Logs that grew since other routers were told.
+    /// Logs that grew since their ends were last announced.
     grown: Mutex<BTreeSet<LogName>>,
     pub(super) growth: Notify,
     logs: Mutex<BTreeMap<LogName, Arc<Tracked>>>,
@@ -74,14 +74,14 @@ impl JetStream {
         logs.values().cloned().collect()
     }
 
-    /// Other routers are to be told of a log's end.
+    /// Schedules the announcement of a log's end to other routers.
     pub(super) fn grew(&self, name: &LogName) {
         if self.grown().insert(name.clone()) {
             self.growth.notify_one();
         }
     }
 
-    /// Takes the logs that other routers are to be told of.
+    /// Takes the logs whose ends are to be announced.
     pub(super) fn take_grown(&self) -> BTreeSet<LogName> {
         std::mem::take(&mut self.grown())
     }
@@ -90,23 +90,23 @@ impl JetStream {
         self.grown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at the streams of all logs; the error is of the last one that is not as it should be.
-    pub(super) async fn look(&self, wait: Duration) -> Result<(), NatsError> {
-        let mut looked = Ok(());
+    /// Updates the cached state of all logs. If streams are invalid, returns the error of the last one.
+    pub(super) async fn refresh_all(&self, wait: Duration) -> Result<(), NatsError> {
+        let mut outcome = Ok(());
         for info in self.session.streams(wait).await? {
             let Some(name) = names::log_of(&info.config.name) else {
                 continue;
             };
             match check_partitions(&info) {
                 Ok(()) => self.log(&name).observe(&info),
-                wrong => looked = wrong,
+                invalid => outcome = invalid,
             }
         }
-        looked
+        outcome
     }
 
-    /// Looks at the stream of a log, if there is one.
-    pub(super) async fn look_at(
+    /// Updates the cached state of a log. Returns its stream, if it exists.
+    pub(super) async fn refresh(
         &self,
         log: &Tracked,
         wait: Duration,
@@ -119,17 +119,18 @@ impl JetStream {
         Ok(info)
     }
 
-    /// Makes the stream of a log if there is none, and finds out the newest time in it.
+    /// Creates the stream of a log if it does not exist, and reads the newest time in it.
     pub(super) async fn make(&self, log: &Tracked, wait: Duration) -> Result<(), NatsError> {
         let waited = tokio::time::timeout(wait, log.making.lock()).await;
-        let _making = waited.map_err(|_| NatsError::NoAnswer("the stream is still looked up".to_owned()))?;
+        let _making = waited
+            .map_err(|_| NatsError::NoAnswer("timed out waiting for the stream to be created".to_owned()))?;
         if log.is_ready() {
             return Ok(());
         }
         let mut config = self.config_of(log);
         let known = log.bounds().next;
         if known > Offset(0) {
-            // The stream was deleted. Its offsets are not used again: Triggers have passed them.
+            // The stream was deleted. Its offsets must not be reused: Triggers have passed them.
             config["first_seq"] = (known.0 + 1).into();
         }
         let info = self.session.stream_or_new(&config, wait).await?;
@@ -139,7 +140,7 @@ impl JetStream {
         Ok(())
     }
 
-    /// Newest time in a log: that of its last record, or else the one kept when it was trimmed whole.
+    /// Returns the newest time in a log: that of its last record, or the one stored when it was trimmed to empty.
     pub(super) async fn newest(
         &self,
         log: &Tracked,
@@ -186,7 +187,7 @@ impl JetStream {
         })
     }
 
-    /// Makes the stream of the state if there is none.
+    /// Creates the state stream if it does not exist.
     pub(super) async fn make_state(&self, wait: Duration) -> Result<StreamInfo, NatsError> {
         let config = json!({
             "name": names::STATE,
@@ -205,13 +206,13 @@ impl JetStream {
         self.session.stream_or_new(&config, wait).await
     }
 
-    /// Nanoseconds for which the server knows ids.
+    /// Returns the nanoseconds for which the server remembers ids.
     fn id_window(&self) -> u64 {
         let window = self.options.timeout.saturating_mul(ID_TIMEOUTS);
         u64::try_from(window.max(LEAST_ID_WINDOW).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// The error of a damaged record.
+    /// Returns the error for a damaged record.
     pub(super) fn damaged(&self, stream: &str, detail: &str) -> LogError {
         LogError::Damaged {
             path: self.session.place().join(stream),
@@ -226,8 +227,8 @@ fn check_partitions(info: &StreamInfo) -> Result<(), NatsError> {
         return Ok(());
     }
     Err(NatsError::Unexpected(format!(
-        "the stream {} has {} in its metadata for {PARTITIONS}, and this Weir knows {ONE}; upgrade Weir, or delete the stream if Weir \
-         did not make it",
+        "the stream {} has {} as {PARTITIONS} in its metadata, and this Weir supports only {ONE}; upgrade Weir, or delete the \
+         stream if Weir did not create it",
         info.config.name,
         partitions.unwrap_or("nothing")
     )))

@@ -1,5 +1,5 @@
-//! What this router knows of each log: its bounds, its bytes, and the newest time in it. Answers of the server and
-//! messages of other routers bring it up to date; nothing of it is needed to find a record again.
+//! The cached state of each log: its bounds, its size, and the newest time in it. Updated from responses of the servers
+//! and announcements of other routers. The servers can supply all of it again.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,16 +8,16 @@ use tokio::sync::{Semaphore, watch};
 use super::{api::StreamInfo, names::Location};
 use crate::log::{LogBounds, LogName, Offset};
 
-/// Maximum batches of a log that are under way; a server takes 50 of a stream, from all routers.
+/// Maximum batches in flight per log. A server accepts 50 per stream, of all routers together.
 const BATCHES: usize = 16;
 
-/// A log, as last seen.
+/// A log and its cached state.
 pub(super) struct Tracked {
     pub(super) name: LogName,
     pub(super) location: Location,
-    /// Held while the stream is made or looked up.
+    /// Held while the stream is created or looked up.
     pub(super) making: tokio::sync::Mutex<()>,
-    /// Batches that may still be sent.
+    /// Limits the batches in flight.
     pub(super) batches: Semaphore,
     end: watch::Sender<Offset>,
     sight: Mutex<Sight>,
@@ -27,11 +27,11 @@ pub(super) struct Tracked {
 struct Sight {
     bounds: LogBounds,
     bytes: u64,
-    /// Whether the stream has lost records at its end, so that Triggers may have passed it.
+    /// Whether the stream has lost records at its end, so that positions of Triggers may be beyond it.
     is_shortened: bool,
-    /// When the stream was created; `None` before it was seen.
+    /// Creation time of the stream; `None` until it is known.
     created: Option<String>,
-    /// Newest time of a record, in milliseconds, if this router may append.
+    /// Newest time of a record, in milliseconds; `None` until it is known, and appends must wait.
     newest: Option<i64>,
 }
 
@@ -51,7 +51,7 @@ impl Tracked {
         self.sight().bounds
     }
 
-    /// Bytes that the server stores for the retained records.
+    /// Returns the bytes that the server stores for the retained records.
     pub(super) fn bytes(&self) -> u64 {
         self.sight().bytes
     }
@@ -60,13 +60,13 @@ impl Tracked {
         self.end.subscribe()
     }
 
-    /// Whether the stream has lost records at its end since this connection began. What is appended then may be below
-    /// the positions of Triggers.
+    /// Whether the stream has lost records at its end during this connection. New records may then be below the
+    /// positions of Triggers, which would skip them.
     pub(super) fn is_shortened(&self) -> bool {
         self.sight().is_shortened
     }
 
-    /// Whether the stream was seen.
+    /// Whether the stream is known to exist.
     pub(super) fn is_seen(&self) -> bool {
         self.sight().created.is_some()
     }
@@ -76,18 +76,18 @@ impl Tracked {
         self.sight().newest.is_some()
     }
 
-    /// Allows appends: there is no newer time in the log.
+    /// Allows appends. `newest_millis` is the newest time in the log.
     pub(super) fn set_ready(&self, newest_millis: i64) {
         let mut sight = self.sight();
         sight.newest = sight.newest.max(Some(newest_millis));
     }
 
-    /// The stream has to be looked up before the next append.
+    /// Requires that the stream is looked up before the next append.
     pub(super) fn set_unready(&self) {
         self.sight().newest = None;
     }
 
-    /// Returns the time for records that are appended now: not before any earlier one.
+    /// Returns the time for new records: `millis`, or the newest time in the log if that is later.
     pub(super) fn accept(&self, millis: i64) -> i64 {
         let mut sight = self.sight();
         let accepted = sight.newest.map_or(millis, |newest| newest.max(millis));
@@ -95,8 +95,8 @@ impl Tracked {
         accepted
     }
 
-    /// Takes over what the server says. Answers may overtake each other, so bounds only grow, unless it is another
-    /// stream.
+    /// Updates the state from a response. Responses may arrive out of order, so bounds only grow, unless the stream was
+    /// created again.
     pub(super) fn observe(&self, info: &StreamInfo) {
         let bounds = info.bounds();
         let mut sight = self.sight();
@@ -107,7 +107,7 @@ impl Tracked {
         {
             tracing::warn!(
                 stream = info.config.name,
-                "the stream was deleted and made again; its records are gone"
+                "the stream was deleted and created again; its earlier records are lost"
             );
             sight.bounds = bounds;
         }
@@ -118,12 +118,12 @@ impl Tracked {
         self.publish(sight);
     }
 
-    /// Notes records that were appended when the log ended at `before` or later.
+    /// Updates the state after an append that began when the log ended at `before`.
     pub(super) fn appended(&self, before: Offset, first: Offset, count: u64, bytes: u64) {
         let mut sight = self.sight();
         let next = first.plus(count);
         if first < before {
-            // The end only moves backwards if the servers lost what they had acknowledged.
+            // The end moves backwards only if the servers have lost acknowledged records.
             tracing::error!(
                 stream = self.location.stream,
                 from = first.0,
@@ -139,8 +139,8 @@ impl Tracked {
         self.publish(sight);
     }
 
-    /// Notes what another router says of the end.
-    pub(super) fn told(&self, next: Offset) {
+    /// Updates the end from an announcement of another router.
+    pub(super) fn announced(&self, next: Offset) {
         let mut sight = self.sight();
         sight.bounds.next = sight.bounds.next.max(next);
         self.publish(sight);

@@ -1,5 +1,5 @@
-//! The turn of a router that delivers: how long it lasts, and why it is over. A turn ends when the lease is lost, when a
-//! save is fenced, or when a stream has lost records, so that the positions of Triggers have to be checked again.
+//! The turn of a router: the period for which it holds the lease and may deliver. It ends when the lease is lost, when
+//! a save is fenced, or when a stream has lost records: then positions of Triggers must be corrected by the next turn.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,9 +7,9 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::log::LogError;
 
-/// A turn. Without a lease there is none, and nothing here refuses anything.
+/// A turn. Until a lease is taken, every check passes.
 pub(super) struct Turn {
-    /// Time up to which no other router can hold the lease.
+    /// Time until which no other router can hold the lease.
     lasts_until: Mutex<Option<Instant>>,
     over: watch::Sender<Option<LogError>>,
 }
@@ -24,12 +24,12 @@ impl Default for Turn {
 }
 
 impl Turn {
-    /// Begins or prolongs the turn.
+    /// Begins or extends the turn.
     pub(super) fn last_until(&self, end: Instant) {
         *self.lasts_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
     }
 
-    /// Ends the turn. The first reason counts.
+    /// Ends the turn. The first reason is kept.
     pub(super) fn end(&self, reason: LogError) {
         self.over.send_if_modified(|over| {
             let is_first = over.is_none();
@@ -46,10 +46,10 @@ impl Turn {
         reason.unwrap_or_else(|| LogError::Fenced("the lease is no longer renewed".to_owned()))
     }
 
-    /// Checks whether this router may still change what only the router that delivers may.
+    /// Checks that the turn is not over, before a change that only the router that delivers may make.
     ///
     /// # Errors
-    /// The reason why its turn is over.
+    /// The reason why the turn is over.
     pub(super) fn check(&self) -> Result<(), LogError> {
         if let Some(reason) = self.over.borrow().as_ref() {
             return Err(reason.clone());
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_turn_is_over_when_it_is_not_prolonged_or_ended() {
+    async fn a_turn_ends_when_it_expires_or_is_ended() {
         let turn = Turn::default();
         assert!(turn.check().is_ok(), "no lease was taken");
         turn.last_until(Instant::now() + Duration::from_secs(8));

@@ -11,7 +11,7 @@ use super::{
 use crate::log::{LogBounds, LogError, Offset, ReadLimit, record};
 
 impl JetStream {
-    /// Asks the leader for the bounds.
+    /// Returns the bounds, as reported by the leader.
     pub(super) async fn bounds(&self, log: &Tracked) -> Result<LogBounds, LogError> {
         self.info(log).await?;
         Ok(log.bounds())
@@ -20,14 +20,14 @@ impl JetStream {
     async fn info(&self, log: &Tracked) -> Result<Option<StreamInfo>, LogError> {
         let mut patience = Patience::new(self.options.timeout);
         loop {
-            match self.look_at(log, patience.attempt()).await {
+            match self.refresh(log, patience.attempt()).await {
                 Ok(info) => return Ok(info),
                 Err(error) => patience.after(error).await?,
             }
         }
     }
 
-    /// Searches by halves: times hardly ever decrease (see `layout.rs`).
+    /// Finds an offset by binary search. Times hardly ever decrease (see `layout.rs`).
     pub(super) async fn offset_at(&self, log: &Tracked, time: Timestamp) -> Result<Offset, LogError> {
         let LogBounds { mut first, mut next } = self.bounds(log).await?;
         let limit = ReadLimit {
@@ -51,7 +51,7 @@ impl JetStream {
         Ok(first)
     }
 
-    /// Removes the records below an offset, at most all that the leader has now.
+    /// Removes the records below an offset, at most up to the current end.
     pub(super) async fn trim(&self, log: &Tracked, before: Offset) -> Result<(), LogError> {
         let Some(info) = self.info(log).await? else {
             return Ok(());
@@ -67,7 +67,7 @@ impl JetStream {
         }
         let stream = &log.location.stream;
         loop {
-            // What another router needs, this one cannot know.
+            // Only the router that delivers knows which records Triggers still need.
             self.turn.check()?;
             let wait = patience.attempt();
             match self.session.purge(stream, before.plus(1).0, wait).await {
@@ -79,7 +79,7 @@ impl JetStream {
         Ok(())
     }
 
-    /// Keeps the newest time of a log that is trimmed whole, so that times do not decrease afterwards.
+    /// Stores the newest time of a log before it is trimmed to empty, so that later times do not decrease.
     async fn keep_newest(
         &self,
         log: &Tracked,

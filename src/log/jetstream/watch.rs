@@ -1,5 +1,5 @@
-//! Notices what other routers append and trim. Routers tell each other of the ends of logs by plain messages, which
-//! are cheap and may be lost; a regular look at all streams finds what was not told. No log has a consumer.
+//! Follows the appends and trims of other routers, without consumers. Routers announce the ends of logs by plain
+//! messages, which are cheap but can be lost; polling all streams finds the rest.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,74 +13,74 @@ use tokio::{
 use super::{names, streams::JetStream};
 use crate::log::Offset;
 
-/// Interval between looks at all streams.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Timeout of a look.
-const LOOK: Duration = Duration::from_secs(10);
-/// Least time between two messages about the same log.
-const TELL_EVERY: Duration = Duration::from_millis(5);
-/// Pause before listening again.
-const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+/// Interval at which all streams are polled.
+const POLL_EVERY: Duration = Duration::from_secs(2);
+/// Timeout of a poll.
+const POLL: Duration = Duration::from_secs(10);
+/// Minimum time between two announcements for the same log.
+const ANNOUNCE_EVERY: Duration = Duration::from_millis(5);
+/// Pause before subscribing again.
+const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Starts the tasks; they end when the set is dropped.
 pub(super) fn start(streams: &Arc<JetStream>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    tasks.spawn(look(streams.clone()));
-    tasks.spawn(tell(streams.clone()));
+    tasks.spawn(poll(streams.clone()));
+    tasks.spawn(announce(streams.clone()));
     tasks.spawn(listen(streams.clone()));
     tasks
 }
 
-async fn look(streams: Arc<JetStream>) {
-    let mut ticks = interval(LOOK_EVERY);
+async fn poll(streams: Arc<JetStream>) {
+    let mut ticks = interval(POLL_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(error) = streams.look(LOOK).await {
-            tracing::debug!(%error, "the streams cannot be listed");
+        if let Err(error) = streams.refresh_all(POLL).await {
+            tracing::debug!(%error, "cannot list the streams");
         }
     }
 }
 
-async fn tell(streams: Arc<JetStream>) {
+async fn announce(streams: Arc<JetStream>) {
     loop {
         streams.growth.notified().await;
         for name in streams.take_grown() {
             let log = streams.log(&name);
             let subject = names::end(&log.location.stream);
             let end = log.bounds().next.to_string();
-            let told = streams
+            let announced = streams
                 .session
-                .publish(&subject, HeaderMap::new(), end.into(), LOOK_EVERY);
-            if let Err(error) = told.await {
-                tracing::debug!(%error, "other routers were not told of new records");
+                .publish(&subject, HeaderMap::new(), end.into(), POLL_EVERY);
+            if let Err(error) = announced.await {
+                tracing::debug!(%error, "cannot announce new records to other routers");
             }
         }
-        sleep(TELL_EVERY).await;
+        sleep(ANNOUNCE_EVERY).await;
     }
 }
 
 async fn listen(streams: Arc<JetStream>) {
     loop {
         match streams.session.client().subscribe(names::ENDS).await {
-            // It survives a lost connection.
+            // The subscription survives a lost connection.
             Ok(mut ends) => {
                 while let Some(message) = ends.next().await {
-                    told(&streams, &message);
+                    receive(&streams, &message);
                 }
             }
-            Err(error) => tracing::debug!(%error, "cannot listen to other routers"),
+            Err(error) => tracing::debug!(%error, "cannot subscribe to announcements of other routers"),
         }
-        sleep(LISTEN_AGAIN).await;
+        sleep(SUBSCRIBE_AGAIN).await;
     }
 }
 
-fn told(streams: &JetStream, message: &async_nats::Message) {
+fn receive(streams: &JetStream, message: &async_nats::Message) {
     let name = names::ended(&message.subject).and_then(names::log_of);
     let end = str::from_utf8(&message.payload)
         .ok()
         .and_then(|end| end.parse().ok());
     if let (Some(name), Some(end)) = (name, end) {
-        streams.log(&name).told(Offset(end));
+        streams.log(&name).announced(Offset(end));
     }
 }

@@ -1,4 +1,4 @@
-//! Three servers, and streams with three replicas: leaders are killed, and any replica answers reads.
+//! Tests with three servers and streams with three replicas: leaders are killed, and any replica responds to reads.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -87,7 +87,7 @@ impl NatsCluster {
     }
 }
 
-/// Another connection to the same cluster each time.
+/// Opens the log by a new connection each time.
 impl Tested for &NatsCluster {
     type Logs = JetStreamLog;
 
@@ -127,7 +127,7 @@ async fn nothing_acknowledged_is_lost_or_stored_twice_when_leaders_are_killed() 
 }
 
 #[tokio::test]
-async fn what_was_appended_is_read_at_once_from_any_replica() {
+async fn records_are_read_from_any_replica_right_after_the_append() {
     let cluster = NatsCluster::start().await;
     let (one, other) = futures::join!(cluster.connect(), cluster.connect());
     let mut end = other.follow("n/b");
@@ -139,8 +139,8 @@ async fn what_was_appended_is_read_at_once_from_any_replica() {
             .unwrap();
         assert_eq!(one.read("n/b", first, ALL).await.unwrap().len(), count);
         let next = first.plus(count as u64);
-        let told = end.wait_for(|end| *end >= next);
-        tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
+        let grown = end.wait_for(|end| *end >= next);
+        tokio::time::timeout(PATIENCE, grown).await.unwrap().unwrap();
         assert_eq!(other.read("n/b", first, ALL).await.unwrap().len(), count);
     }
 }
@@ -179,7 +179,7 @@ async fn an_earlier_owner_is_fenced_by_the_quorum() {
     }
 }
 
-/// The behaviours that depend on what a replica has applied.
+/// Runs the tests whose outcome depends on what a replica has applied.
 #[tokio::test]
 async fn the_suite_holds_with_three_replicas() {
     let cluster = NatsCluster::start().await;
@@ -220,7 +220,7 @@ fn flip_in(directory: &Path, payload: &[u8]) {
 }
 
 #[tokio::test]
-async fn a_record_that_one_replica_has_damaged_is_read_from_others() {
+async fn a_record_damaged_in_one_replica_is_read_from_others() {
     let mut cluster = NatsCluster::start().await;
     let log = cluster.connect().await;
     let texts: Vec<_> = (0..50)

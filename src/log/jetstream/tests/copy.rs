@@ -1,4 +1,4 @@
-//! Copying an embedded log: what is retained, at the same offsets, also when the copy is interrupted.
+//! Tests of copies of an embedded log: all retained records, at the same offsets, even after an interruption.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::log::{
     embedded::{EmbeddedLog, EmbeddedOptions},
 };
 
-/// A log that was trimmed, one that was trimmed whole, dead letters, and checkpoints.
+/// Returns a provider with a trimmed log, a log trimmed to empty, dead letters, and checkpoints.
 async fn embedded(directory: &tempfile::TempDir, records: usize) -> EmbeddedLog {
     let log = EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap();
     for first in (0..records).step_by(500) {
@@ -57,7 +57,7 @@ async fn check(from: &EmbeddedLog, to: &JetStreamLog) {
 }
 
 #[tokio::test]
-async fn everything_that_is_retained_is_copied_once() {
+async fn all_retained_records_are_copied_once() {
     let (directory, server) = (tempfile::tempdir().unwrap(), NatsServer::start());
     let from = embedded(&directory, 2500).await;
     let to = server.connect().await;
@@ -67,11 +67,11 @@ async fn everything_that_is_retained_is_copied_once() {
     let again = to.copy_from(&from, from.names()).await;
     assert!(matches!(again, Err(LogError::Open { .. })), "{again:?}");
     let next = to.append("n/empty", payloads(&["2"]), at(8)).await.unwrap();
-    assert_eq!(next, Offset(2), "the log goes on where it ended");
+    assert_eq!(next, Offset(2), "the offset does not follow the last one");
 }
 
 #[tokio::test]
-async fn an_interrupted_copy_goes_on() {
+async fn an_interrupted_copy_resumes() {
     let (directory, mut server) = (tempfile::tempdir().unwrap(), NatsServer::start());
     let from = embedded(&directory, 20_000).await;
     let to = JetStreamLog::connect(JetStreamOptions {
@@ -87,7 +87,7 @@ async fn an_interrupted_copy_goes_on() {
             bounds => Err(bounds),
         });
         tokio::select! {
-            copied = &mut copy => panic!("{copied:?} before it was interrupted"),
+            copied = &mut copy => panic!("the copy ended before it was interrupted: {copied:?}"),
             () = begun => {}
         }
         server.kill();
@@ -100,17 +100,17 @@ async fn an_interrupted_copy_goes_on() {
     let half = eventually(async || match to.take_lease("router").await {
         Err(LogError::Open { detail, .. }) => Ok(detail),
         Err(other) => Err(other.to_string()),
-        Ok(_) => panic!("a router may not deliver from half a copy"),
+        Ok(_) => panic!("a router takes the lease of a partial copy"),
     });
     let half = half.await;
     assert!(half.contains("only in part"), "{half}");
-    // The lease of the interrupted copy has to end.
+    // Waits until the lease of the interrupted copy expires.
     eventually(async || to.copy_from(&from, from.names()).await).await;
     check(&from, &to).await;
 }
 
 #[tokio::test]
-async fn servers_that_routers_use_are_left_alone() {
+async fn a_copy_is_refused_by_servers_that_routers_use() {
     let (directory, server) = (tempfile::tempdir().unwrap(), NatsServer::start());
     let from = embedded(&directory, 1).await;
     let to = server.connect().await;

@@ -1,4 +1,4 @@
-//! A server that is killed, away, full or damaged.
+//! Tests with a server that is killed, unavailable, full or damaged.
 
 use std::{
     collections::HashSet,
@@ -17,10 +17,10 @@ use crate::log::{
     jetstream::publish::NatsMessage,
 };
 
-/// Appends that are made while something fails again and again.
+/// Number of appends during repeated faults.
 const APPENDS: usize = 1000;
 
-/// Appends one record or three, and returns their offsets with what they are.
+/// Appends one record or three, and returns their offsets and texts.
 async fn append_some(log: &JetStreamLog, number: usize) -> Vec<(Offset, String)> {
     let count = if number.is_multiple_of(4) { 3 } else { 1 };
     let texts: Vec<_> = (0..count).map(|part| format!("{number}/{part}")).collect();
@@ -33,8 +33,8 @@ async fn append_some(log: &JetStreamLog, number: usize) -> Vec<(Offset, String)>
         .collect()
 }
 
-/// Appends with many in flight, and calls `fault` some times meanwhile. What was acknowledged must be stored, where
-/// the acknowledgement said, and once.
+/// Runs concurrent appends, and calls `fault` repeatedly meanwhile. Checks that all acknowledged records are stored
+/// once, at the acknowledged offsets.
 pub(super) async fn appends_survive(log: &JetStreamLog, faults: usize, mut fault: impl AsyncFnMut()) {
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let writer = async || {
@@ -82,7 +82,7 @@ async fn nothing_acknowledged_is_lost_or_stored_twice_when_the_server_is_killed(
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_makes_the_log_unavailable_until_it_is_back() {
+async fn the_log_is_unavailable_until_the_server_is_back() {
     let mut server = NatsServer::start();
     let options = JetStreamOptions {
         timeout: Duration::from_secs(1),
@@ -116,7 +116,7 @@ async fn a_server_that_is_away_makes_the_log_unavailable_until_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_full_stream_takes_more_after_it_was_trimmed() {
+async fn a_full_stream_accepts_records_after_a_trim() {
     let server = NatsServer::start();
     let options = JetStreamOptions {
         max_bytes: 100_000,
@@ -146,7 +146,7 @@ async fn a_full_stream_takes_more_after_it_was_trimmed() {
 }
 
 #[tokio::test]
-async fn what_the_servers_never_take_is_refused_at_once() {
+async fn appends_beyond_the_limits_of_the_server_fail_at_once() {
     let server = NatsServer::start();
     let log = server.connect().await;
     let record = |bytes: usize| Bytes::from(vec![b'x'; bytes]);
@@ -165,7 +165,7 @@ async fn what_the_servers_never_take_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn a_repeated_attempt_finds_what_the_first_one_stored() {
+async fn a_retry_returns_the_sequence_of_the_first_attempt() {
     let server = NatsServer::start();
     let log = server.connect().await;
     log.append("n/b", payloads(&["before"]), at(0)).await.unwrap();

@@ -1,4 +1,4 @@
-//! The lease of the router that delivers: one router holds it, and another gets it when it is given up or ends.
+//! Tests of the lease: one router holds it, and another gets it when it is given up or expires.
 
 use super::{
     super::*,
@@ -30,7 +30,7 @@ async fn a_lease_has_one_holder_until_it_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_lease_that_is_renewed_stays_and_one_that_is_not_ends() {
+async fn a_lease_expires_unless_it_is_renewed() {
     let server = NatsServer::start();
     let (one, other) = futures::join!(server.connect(), server.connect());
     let first = one.take_lease("one").await.unwrap();
@@ -38,13 +38,13 @@ async fn a_lease_that_is_renewed_stays_and_one_that_is_not_ends() {
     let lost = tokio::time::timeout(std::time::Duration::from_secs(13), first.lost()).await;
     assert!(lost.is_err(), "{lost:?}");
     assert!(other.take_lease("other").await.is_err());
-    // As if the router were killed.
+    // Simulates a killed router.
     drop((first, one));
     eventually(async || other.take_lease("other").await).await;
 }
 
 #[tokio::test]
-async fn the_holder_is_told_when_it_cannot_renew_its_lease() {
+async fn a_holder_that_cannot_renew_its_lease_loses_it() {
     let mut server = NatsServer::start();
     let one = server.connect().await;
     let lease = one.take_lease("one").await.unwrap();
@@ -54,7 +54,7 @@ async fn the_holder_is_told_when_it_cannot_renew_its_lease() {
 }
 
 #[tokio::test]
-async fn a_router_whose_save_is_fenced_has_to_stop() {
+async fn a_fenced_save_ends_the_turn() {
     let server = NatsServer::start();
     let (one, other) = futures::join!(server.connect(), server.connect());
     let lease = one.take_lease("one").await.unwrap();
@@ -72,5 +72,5 @@ async fn a_router_whose_save_is_fenced_has_to_stop() {
     .await
     .unwrap();
     let trimmed = log.trim(Offset(1)).await;
-    assert!(trimmed.is_err(), "what another router needs is not trimmed");
+    assert!(trimmed.is_err(), "a router whose turn is over trims a log");
 }

@@ -1,5 +1,5 @@
-//! Runs the conformance suite on a real server, and tests what only this log can run into: a server that is away,
-//! killed, full or configured wrongly, other routers, damaged messages.
+//! Runs the conformance suite on a real server, and tests what is specific to this log: servers that are unavailable,
+//! killed, full or misconfigured, several routers, and damaged messages.
 
 mod cluster;
 mod copy;
@@ -15,7 +15,7 @@ use super::*;
 use crate::log::conformance::{self, Tested};
 use server::NatsServer;
 
-/// A server, whose log is opened by a new connection each time.
+/// Opens the log by a new connection each time.
 impl Tested for NatsServer {
     type Logs = JetStreamLog;
 
@@ -23,7 +23,7 @@ impl Tested for NatsServer {
         self.connect().await
     }
 
-    /// The server counts what it stores: subjects, headers and its own fields, too.
+    /// Allows for the subjects, headers and fields that the server stores with each record.
     fn counts(&self, counted: u64, payloads: u64, records: u64) -> bool {
         (payloads..=payloads + 400 * records).contains(&counted)
     }

@@ -1,4 +1,4 @@
-//! Several routers on the same streams: each notices what the others do, and an earlier owner is fenced.
+//! Tests with several routers on the same streams: each follows the others, and an earlier owner is fenced.
 
 use super::{
     super::*,
@@ -29,9 +29,9 @@ async fn a_router_follows_what_another_one_appends() {
     grows_to(&mut one.follow("n/b"), 21).await;
 }
 
-/// As if the message to the other routers were lost.
+/// Simulates a lost announcement: stores the record directly.
 #[tokio::test]
-async fn records_that_nobody_told_of_are_found() {
+async fn records_are_found_without_an_announcement() {
     let server = NatsServer::start();
     let (one, other) = futures::join!(server.connect(), server.connect());
     one.append("n/b", payloads(&["0"]), at(0)).await.unwrap();
@@ -52,7 +52,7 @@ async fn records_that_nobody_told_of_are_found() {
 }
 
 #[tokio::test]
-async fn a_read_begins_after_what_another_router_trimmed() {
+async fn a_read_begins_after_records_trimmed_by_another_router() {
     let server = NatsServer::start();
     let (one, other) = futures::join!(server.connect(), server.connect());
     one.append("n/b", payloads(&["0", "1", "2", "3"]), at(0))
@@ -106,7 +106,7 @@ async fn an_earlier_owner_is_fenced() {
 }
 
 #[tokio::test]
-async fn saves_that_wait_are_stored_in_their_order() {
+async fn queued_saves_are_stored_in_order() {
     let server = NatsServer::start();
     let log = server.connect().await;
     let epoch = log.take_over("router").await.unwrap();
@@ -132,7 +132,7 @@ async fn saves_that_wait_are_stored_in_their_order() {
 }
 
 #[tokio::test]
-async fn more_checkpoints_than_a_batch_takes_are_saved_and_loaded() {
+async fn more_checkpoints_than_fit_a_batch_are_saved_and_loaded() {
     let server = NatsServer::start();
     let log = server.connect().await;
     let epoch = log.take_over("router").await.unwrap();
@@ -164,7 +164,7 @@ async fn dead_letters_have_a_stream_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_stream_that_was_deleted_goes_on_at_the_offset_where_it_ended() {
+async fn a_deleted_stream_continues_at_the_offset_where_it_ended() {
     let server = NatsServer::start();
     let log = server.connect().await;
     log.append("n/b", payloads(&["0", "1", "2"]), at(0))
@@ -175,6 +175,6 @@ async fn a_stream_that_was_deleted_goes_on_at_the_offset_where_it_ended() {
         session.api("STREAM.DELETE.weir_n_b", &nothing, PATIENCE).await;
     deleted.unwrap();
     let next = log.append("n/b", payloads(&["3"]), at(0)).await.unwrap();
-    assert_eq!(next, Offset(3), "Triggers have passed the offsets before");
+    assert_eq!(next, Offset(3), "an offset that Triggers have passed is reused");
     assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap().len(), 1);
 }

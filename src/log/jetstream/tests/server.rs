@@ -1,5 +1,5 @@
-//! A nats-server of a test's own: on loopback, on a port of its own, in a directory of its own. The kernel
-//! ends it with the test process.
+//! A NATS server for one test, on loopback, with its own port and directory. The kernel kills it when the test process
+//! ends.
 
 use std::{
     fs,
@@ -14,13 +14,14 @@ use tokio::net::TcpSocket;
 
 use crate::log::jetstream::{JetStreamLog, JetStreamOptions};
 
-/// For how long a test waits for what should happen soon.
+/// Timeout of every wait in the tests.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Configuration of a server that is fit for the log.
+/// Configuration of a server that meets the requirements of the log.
 pub(super) const FIT: &str = "max_payload: 2MB\njetstream { sync_interval: always, max_file: 1GB }\n";
 
-/// A port that nobody else gets, also while no server listens there: it is bound, and a server may bind it, too.
+/// A port reserved for a server even while none listens: it stays bound, with `SO_REUSEADDR`, so a server can bind it
+/// too.
 pub(super) struct HeldPort(TcpSocket);
 
 impl HeldPort {
@@ -44,12 +45,12 @@ pub(super) struct NatsServer {
 }
 
 impl NatsServer {
-    /// Starts a server that is fit for the log.
+    /// Starts a server that meets the requirements of the log.
     pub(super) fn start() -> Self {
         Self::configured(FIT)
     }
 
-    /// Starts a server with this configuration besides its port and its directory.
+    /// Starts a server with this configuration, to which port and directory are added.
     pub(super) fn configured(configuration: &str) -> Self {
         let mut server = Self {
             directory: tempfile::tempdir().unwrap(),
@@ -99,7 +100,7 @@ impl NatsServer {
         }
     }
 
-    /// Lets it end in its own time, with everything written.
+    /// Shuts the server down gracefully, after it has written everything.
     pub(super) fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let id = rustix::process::Pid::from_child(&child);
@@ -108,7 +109,7 @@ impl NatsServer {
         }
     }
 
-    /// Starts it with the same data and on the same port, and waits until it listens.
+    /// Starts the server with the same data and port, and waits until it listens.
     pub(super) fn start_again(&mut self) {
         let ports = self.directory().join("ports");
         drop(fs::remove_dir_all(&ports));
@@ -131,7 +132,7 @@ impl NatsServer {
         self.wait_until_it_listens(&ports);
     }
 
-    /// Waits for the file that the server writes then.
+    /// Waits for the file that the server writes once it listens.
     fn wait_until_it_listens(&mut self, ports: &Path) {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
@@ -158,7 +159,7 @@ impl Drop for NatsServer {
     }
 }
 
-/// Tries until it succeeds.
+/// Retries until the attempt succeeds.
 pub(super) async fn eventually<T, E: std::fmt::Debug>(mut attempt: impl AsyncFnMut() -> Result<T, E>) -> T {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -170,7 +171,7 @@ pub(super) async fn eventually<T, E: std::fmt::Debug>(mut attempt: impl AsyncFnM
     }
 }
 
-/// The server to test with. A test fails without it: what is not tested must not look as if it were.
+/// Returns the path of the server. Panics if there is none: a skipped test would look like a passed one.
 fn binary() -> PathBuf {
     let folder = std::env::var_os("WEIR_NATS").unwrap_or_else(|| {
         panic!("WEIR_NATS is not set; run: export WEIR_NATS=$(tests/nats/build.sh), or make unit")

@@ -1,4 +1,4 @@
-//! Servers and settings that are wrong: each is reported with what to do about it. And credentials of every kind.
+//! Tests that wrong servers and settings are reported with how to fix them, and that each kind of credentials works.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::log::conformance::{ByKey as _, at, payloads};
 
-/// The reason why the log does not connect.
+/// Returns the error of a failed connection.
 async fn refusal(options: JetStreamOptions) -> String {
     match JetStreamLog::connect(options).await {
         Err(LogError::Open { detail, .. }) => detail,
@@ -227,7 +227,7 @@ async fn an_nkey_signs_in() {
     works(options).await;
 }
 
-/// A JWT of NATS: claims about a key, signed by its issuer.
+/// Returns a NATS JWT: claims about a key, signed by its issuer.
 fn jwt(issuer: &KeyPair, subject: &KeyPair, claims: serde_json::Value) -> String {
     let part = |value: serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
     let header = part(serde_json::json!({ "typ": "JWT", "alg": "ed25519-nkey" }));
@@ -242,7 +242,8 @@ fn jwt(issuer: &KeyPair, subject: &KeyPair, claims: serde_json::Value) -> String
     format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
 }
 
-/// Configuration of a server with an operator, a system account and an account with JetStream; and that account.
+/// Returns the configuration of a server with an operator, a system account and an account with JetStream, and the
+/// latter's key.
 fn operator_mode() -> (String, KeyPair) {
     let (operator, system, account) = (
         KeyPair::new_operator(),
@@ -299,7 +300,7 @@ async fn a_credentials_file_signs_in() {
     works(options).await;
 }
 
-/// Certificates of an authority of the test's own, as PEM files.
+/// Certificates of a test authority, as PEM files.
 struct Certificates {
     authority: PathBuf,
     server: (PathBuf, PathBuf),
