@@ -15,7 +15,7 @@ use crate::log::{
     jetstream::JetStreamLog,
 };
 
-/// Size of the largest event that NATS has to take.
+/// Maximum event size that the NATS servers are checked for.
 const MAX_EVENT: Size = Size(1024 * 1024);
 
 /// Folder of the event log in a router's data directory, next to its last configuration.
@@ -50,8 +50,8 @@ enum LogAction {
         #[arg(value_name = "OUT")]
         out: PathBuf,
     },
-    /// Copy the event log of a stopped router into NATS JetStream: events, dead letters and checkpoints. The old one is
-    /// not changed. If it is interrupted, run it again. Then start routers with --log jetstream.
+    /// Copy the event log of a stopped router into NATS JetStream: events, dead letters and checkpoints. The old log is
+    /// not changed. If the copy is interrupted, run it again. Then start routers with --log jetstream.
     Copy {
         /// Data directory of a stopped router (its --data), or the log's directory in it.
         #[arg(value_name = "DIR")]
@@ -103,7 +103,9 @@ async fn copy(log: &Path, nats: NatsArgs) -> anyhow::Result<()> {
         Err(LogError::Fenced(_)) => {
             let holder = to.lease_holder().await.ok().flatten();
             let holder = holder.unwrap_or_else(|| "another router".to_owned());
-            bail!("{holder} uses the event log in NATS: stop the routers first");
+            bail!(
+                "{holder} holds the lease of the event log in NATS: stop all routers and other copies, then retry"
+            );
         }
         report => report?,
     };
@@ -134,7 +136,8 @@ fn damaged(log: &Path, report: &Report) -> String {
     )
 }
 
-/// Lets the router start without the controller. Keeps the file mode, since the file contains credentials.
+/// Copies the saved configuration, with which the router can start without the controller. Keeps the file mode, since
+/// the file contains credentials.
 fn copy_configuration(log: &Path, out: &Path) -> anyhow::Result<()> {
     let Some(from) = log.parent().map(|data| data.join(CONFIGURATION)) else {
         return Ok(());

@@ -7,14 +7,14 @@ use anyhow::bail;
 use super::units::Size;
 use crate::log::jetstream::{JetStreamOptions, NatsAuth, NatsTls};
 
-/// Bytes of a record beside the event's body: its attributes, the trace context, and the headers of the message.
+/// Maximum bytes of a record besides the request body: attributes, the trace context, and headers.
 const BESIDE_BODY: u64 = 64 * 1024;
 
-/// Connection to NATS, and limits of its streams. Used only with `--log jetstream`.
+/// Connection to NATS and limits of the streams. Used only with `--log jetstream`.
 #[derive(Debug, clap::Args)]
 pub struct NatsArgs {
-    /// URLs of NATS servers of one cluster, nats://HOST:PORT, or tls://HOST:PORT to require TLS. Needed for --log
-    /// jetstream. Servers 2.15 or newer, with sync_interval always in their jetstream block.
+    /// URLs of servers of one NATS cluster: nats://HOST:PORT, or tls://HOST:PORT to require TLS. Required with --log
+    /// jetstream. The servers must be version 2.15 or newer and have sync_interval: always in their jetstream block.
     #[arg(
         long = "nats",
         env = "WEIR_NATS_URLS",
@@ -23,7 +23,7 @@ pub struct NatsArgs {
     )]
     pub urls: Vec<String>,
 
-    /// Credentials file for NATS, with a JWT and the seed of its NKey. Changes to the file are picked up.
+    /// Credentials file for NATS, with a JWT and the seed of its NKey. Read again for each new connection.
     #[arg(long = "nats-credentials", env = "WEIR_NATS_CREDENTIALS", value_name = "FILE", conflicts_with_all = ["nkey", "user"])]
     pub credentials: Option<PathBuf>,
 
@@ -36,7 +36,7 @@ pub struct NatsArgs {
     )]
     pub nkey: Option<PathBuf>,
 
-    /// Name of a user of NATS.
+    /// NATS user, for authentication by password.
     #[arg(
         long = "nats-user",
         env = "WEIR_NATS_USER",
@@ -59,7 +59,7 @@ pub struct NatsArgs {
     #[arg(long = "nats-ca", env = "WEIR_NATS_CA", value_name = "FILE")]
     pub ca: Option<PathBuf>,
 
-    /// PEM file with the certificate that this router shows to the NATS servers.
+    /// PEM file with the client certificate for the NATS servers.
     #[arg(
         long = "nats-certificate",
         env = "WEIR_NATS_CERTIFICATE",
@@ -68,7 +68,7 @@ pub struct NatsArgs {
     )]
     pub certificate: Option<PathBuf>,
 
-    /// PEM file with the private key of that certificate.
+    /// PEM file with the private key of the client certificate.
     #[arg(
         long = "nats-key",
         env = "WEIR_NATS_KEY",
@@ -77,7 +77,8 @@ pub struct NatsArgs {
     )]
     pub key: Option<PathBuf>,
 
-    /// Copies of each stream, on as many NATS servers: 1, 3 or 5. With 1, events do not outlive their server.
+    /// Replicas of each stream, each on a different NATS server: 1, 3 or 5. With 1, events are lost with the storage
+    /// of their server.
     #[arg(
         long = "nats-replicas",
         env = "WEIR_NATS_REPLICAS",
@@ -86,8 +87,8 @@ pub struct NatsArgs {
     )]
     pub replicas: u8,
 
-    /// Maximum size of a broker's stream of events; the NATS servers reserve it. When it is full, new events are
-    /// rejected with 507.
+    /// Maximum size of each broker's event stream, reserved on the NATS servers. When it is full, new events are
+    /// rejected with 507. Existing streams keep their size.
     #[arg(
         long = "nats-stream-size",
         env = "WEIR_NATS_STREAM_SIZE",
@@ -96,7 +97,8 @@ pub struct NatsArgs {
     )]
     pub stream_size: Size,
 
-    /// Maximum size of a broker's stream of dead letters; the NATS servers reserve it.
+    /// Maximum size of each broker's dead-letter stream, reserved on the NATS servers. Existing streams keep their
+    /// size.
     #[arg(
         long = "nats-dead-letter-stream-size",
         env = "WEIR_NATS_DEAD_LETTER_STREAM_SIZE",
@@ -110,7 +112,7 @@ impl NatsArgs {
     /// Converts the flags. `max_event_size` is the maximum size of a request.
     ///
     /// # Errors
-    /// If there is no URL, or the number of replicas is not 1, 3 or 5.
+    /// If there is no URL, or `replicas` is not 1, 3 or 5.
     pub fn into_options(self, max_event_size: Size) -> anyhow::Result<JetStreamOptions> {
         let Self {
             urls,

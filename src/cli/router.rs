@@ -57,8 +57,8 @@ pub struct LogArgs {
     )]
     pub retention_size: Size,
 
-    /// Where events are stored: embedded in the data directory of this router, or in NATS JetStream, which several
-    /// routers share: one delivers, and the others stand by.
+    /// Where to store events: embedded, in this router's data directory; or jetstream, in NATS JetStream, shared by
+    /// several routers, of which one delivers and the others stand by.
     #[arg(
         long = "log",
         env = "WEIR_LOG_ENGINE",
@@ -147,8 +147,8 @@ impl LogArgs {
     /// Converts the flags to the router's options.
     ///
     /// # Errors
-    /// If a Service is given twice, an option does not fit the log, or the process's limit of file descriptors is too
-    /// low.
+    /// If a Service is given twice, an option does not apply to the log, or the process's limit of file descriptors is
+    /// too low.
     pub fn into_options(
         self,
         listen: SocketAddr,
@@ -184,10 +184,10 @@ impl LogArgs {
             LogEngine::Jetstream => {
                 anyhow::ensure!(
                     when_full == FullPolicy::Refuse,
-                    "--when-full drop-oldest is for the embedded log: a stream of JetStream is trimmed by retention only"
+                    "--when-full drop-oldest works only with --log embedded: JetStream streams are trimmed only by retention"
                 );
                 let log = nats.into_options(max_event_size)?;
-                // A full stream makes no room by itself, so that what is retained must leave some.
+                // A full stream makes no room by itself, so retained events may take only half of it.
                 most_retained.0 = most_retained.0.min(log.max_bytes / 2);
                 most_retained.1 = most_retained.1.min(log.dead_letters_max_bytes / 2);
                 LogOptions::JetStream(log)
@@ -245,7 +245,8 @@ pub struct RouterArgs {
     )]
     pub listen: SocketAddr,
 
-    /// Address that serves health, readiness and metrics and, to this machine only, Triggers, dead letters and explanations.
+    /// Address that serves health, readiness and metrics and, to this machine only, Triggers, dead letters and
+    /// explanations.
     #[arg(
         long,
         env = "WEIR_ADMIN",
@@ -317,7 +318,7 @@ fn network(text: &str) -> Result<IpNet, String> {
     })
 }
 
-/// Runs a router until it is told to stop.
+/// Runs a router until it is stopped.
 ///
 /// # Errors
 /// If it cannot start, or when its event log fails.
@@ -360,10 +361,10 @@ pub async fn run(args: RouterArgs) -> anyhow::Result<()> {
     outcome
 }
 
-/// Delivers with `deliver` whenever this router owns the log, until told to stop.
+/// Runs `deliver` whenever this router owns the log, until stopped.
 ///
 /// # Errors
-/// If the log cannot be opened, or `deliver` fails for another reason than the loss of the lease.
+/// If the log cannot be opened, or `deliver` fails for a reason other than a lost lease.
 pub async fn by_turns<F>(
     options: &RouterOptions,
     name: &str,
@@ -377,7 +378,7 @@ where
         let ended = deliver(log).await;
         match ended.as_ref().map_err(|error| error.downcast_ref()) {
             Err(Some(RouterError::LeaseLost(reason))) => {
-                tracing::warn!(%reason, "this router no longer holds the lease of the log and stands by")
+                tracing::warn!(%reason, "this router no longer holds the lease of the log; standing by")
             }
             _ => return ended,
         }
@@ -385,7 +386,7 @@ where
     Ok(())
 }
 
-/// Delivers with configurations of the controller.
+/// Delivers with configurations from the controller.
 async fn deliver(
     options: &RouterOptions,
     log: OwnedLog,
@@ -411,6 +412,6 @@ async fn deliver(
     following
         .await
         .and(reporting.await)
-        .context("the task that talks to the controller failed")?;
+        .context("the task that connects to the controller failed")?;
     Ok(outcome?)
 }

@@ -5,31 +5,31 @@ use std::path::PathBuf;
 /// Errors of a log.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LogError {
-    /// There is no room for more records until some are removed.
+    /// There is no room until records are removed.
     #[error("the event log is full: {0}")]
     Full(String),
-    /// The log cannot take this, even if it were empty.
-    #[error("the event log does not take it: {0}")]
+    /// A limit of the log is reached that removing records does not change.
+    #[error("a limit of the event log is reached: {0}")]
     Limit(String),
-    /// A record or a batch is larger than the log ever takes.
-    #[error("it is too large for the event log: {0}")]
+    /// A record or a batch exceeds the maximum size, even for an empty log.
+    #[error("too large for the event log: {0}")]
     TooLarge(String),
-    /// The storage failed. It is not used again: the state after a failed fsync is unknown.
+    /// The storage failed. It is not used again, because its state after a failed fsync is unknown.
     #[error("the event log failed and is closed: {0}")]
     Failed(String),
-    /// The log is unavailable for now: the disk or the server returned an error or did not answer. Stored records
-    /// may be intact and must not be treated as gone: wait, and retry.
-    #[error("the event log cannot be reached at the moment: {0}")]
+    /// The disk or the server returned an error or did not respond. Stored records may be intact and must not be
+    /// treated as lost. Retry later.
+    #[error("the event log is unavailable at the moment: {0}")]
     Unavailable(String),
-    /// Fenced: another owner has taken over, and this one's checkpoints are no longer stored.
+    /// Another owner has taken over. Checkpoints of this one are no longer stored.
     #[error("this router no longer owns the log: {0}")]
     Fenced(String),
-    /// A record is not what was written, as read from the storage twice.
+    /// A record was damaged in two reads from the storage.
     #[error("the event log in {path} is damaged: {detail}")]
     Damaged {
-        /// Directory of the log, or its stream behind the URLs of the servers.
+        /// Directory of the log, or the URLs of the servers followed by the stream.
         path: PathBuf,
-        /// The damage.
+        /// Description of the damage.
         detail: String,
     },
     /// The log cannot be opened.

@@ -33,17 +33,15 @@ pub enum RouterError {
     #[error(transparent)]
     Saved(#[from] SavedError),
     /// The threads of delivery cannot be started.
-    #[error(
-        "cannot start the threads that deliver: {0}; is the limit of processes (ulimit -u, pids.max) too low?"
-    )]
+    #[error("cannot start the delivery threads: {0}; check the limit of processes (ulimit -u, pids.max)")]
     Threads(#[source] std::io::Error),
-    /// Another router delivers now, or this one can no longer tell. It has stopped and may wait for its turn.
+    /// The lease of a shared log was lost, or could not be renewed. The router has stopped delivering and may stand by.
     #[error("this router no longer delivers: {0}")]
     LeaseLost(LogError),
-    /// The event log of an earlier run is gone.
+    /// The event log of an earlier run is missing.
     #[error(
-        "the event log in {log} is gone, though {configuration} tells that there was one: mount or restore the volume \
-         that has it. To begin with an empty log, without the events and the Triggers' places that were in it, start \
+        "the event log in {log} is missing, but {configuration} shows that there was one: mount or restore the volume \
+         that has it. To start with an empty log, and lose the events and the Triggers' positions in the old one, start \
          once with --accept-empty-log (WEIR_ACCEPT_EMPTY_LOG=true)"
     )]
     LogGone {
@@ -53,9 +51,9 @@ pub enum RouterError {
         configuration: PathBuf,
     },
     /// An essential task panicked.
-    #[error("the router cannot go on: {0}")]
+    #[error("the router must stop: {0}")]
     Panicked(#[from] Panicked),
-    /// The stream of configurations has ended.
-    #[error("the router cannot go on: what brings it configurations has ended")]
+    /// The task that receives configurations has ended.
+    #[error("the router must stop: the task that receives its configuration has ended")]
     NoConfigurations,
 }

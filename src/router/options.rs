@@ -17,24 +17,24 @@ use crate::{
 pub struct RouterOptions {
     /// Address that producers post to.
     pub listen: SocketAddr,
-    /// Address of health, readiness and metrics and, from this machine only, of Triggers, dead letters and
+    /// Address that serves health, readiness and metrics and, to this machine only, Triggers, dead letters and
     /// explanations.
     pub admin: SocketAddr,
-    /// Directory of everything that must survive the process. Created if absent.
+    /// Directory for all persistent data. Created if absent.
     pub data: PathBuf,
-    /// Whether to start with an empty event log where there was one before.
+    /// Whether to start with an empty event log although the data directory had one before.
     pub accept_empty_log: bool,
     /// Time after which a producer's idle connection is closed.
     pub idle_timeout: Duration,
     /// Maximum size of a request, in bytes.
     pub max_body: usize,
-    /// Addresses of Services in place of their cluster names; for a router outside the cluster.
+    /// Addresses of Services in place of their cluster names, for a router outside the cluster.
     pub services: BTreeMap<ServiceName, http::Uri>,
     /// Addresses that destinations other than Services may reach.
     pub uri_addresses: UriAddresses,
     /// Addresses that Services not in `services` may resolve to.
     pub service_addresses: UriAddresses,
-    /// Memory for requests, deliveries and answers.
+    /// Memory for requests, deliveries and responses.
     pub memory: MemoryBudget,
     /// Maximum connections of each kind.
     pub descriptors: Descriptors,

@@ -1,5 +1,5 @@
-//! Opens the event log that a router delivers from. The embedded log is this process's own. A JetStream log is shared
-//! by routers: one of them holds its lease and delivers, and the others stand by until it is theirs.
+//! Opens the event log of a router. An embedded log belongs to one router. A JetStream log is shared: the router that
+//! holds its lease delivers, and the others stand by until they get the lease.
 
 use std::{
     path::Path,
@@ -30,19 +30,19 @@ use crate::{
 /// Pause between attempts to connect or to take the lease.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
-/// An opened log that this router delivers from.
+/// An open log that this router may deliver from.
 pub struct OwnedLog {
     pub(super) logs: Arc<dyn LogProvider>,
-    /// `None` for a log that no other router can open.
+    /// `None` for an embedded log.
     lease: Option<Lease>,
 }
 
 impl OwnedLog {
-    /// Opens the log. For one that routers share, stands by until this router, `name`, holds its lease; health and
-    /// readiness are served meanwhile. Returns `None` if told to stop before.
+    /// Opens the log. For a shared log, stands by until this router, `name`, holds the lease, and serves health and
+    /// readiness meanwhile. Returns `None` if stopped before.
     ///
     /// # Errors
-    /// Fails if the log cannot be opened. Servers that are away are waited for.
+    /// If the log cannot be opened. Waits for servers that are unavailable.
     pub async fn open(
         options: &RouterOptions,
         name: &str,
@@ -64,13 +64,13 @@ impl OwnedLog {
         self.lease.as_ref().map(Lease::epoch).unwrap_or_default()
     }
 
-    /// The revision that routers on a shared log agree on; `None` for a log of this router's own.
+    /// Returns the revision stored in a shared log; `None` for an embedded log.
     pub(super) fn shared_revision(&self) -> Option<SharedRevision> {
         let lease = self.lease.as_ref()?;
         Some(SharedRevision(self.logs.checkpoints(lease.epoch())))
     }
 
-    /// Resolves once another router may deliver. Never for a log of this router's own.
+    /// Resolves when this router has lost the lease. Never for an embedded log.
     pub(super) async fn lost(&self) -> LogError {
         match &self.lease {
             Some(lease) => lease.lost().await,
@@ -78,7 +78,7 @@ impl OwnedLog {
         }
     }
 
-    /// Returns the error with which the router ends. While a shared log is away the router stands by, and does not exit.
+    /// Converts an error: if a shared log is unavailable or fenced, the router stands by instead of exiting.
     pub(super) fn lost_by(&self, error: RouterError) -> RouterError {
         match error {
             RouterError::Log(reason) | RouterError::Engine(EngineError::Log(reason))
@@ -91,7 +91,7 @@ impl OwnedLog {
         }
     }
 
-    /// Lets another router deliver.
+    /// Gives up the lease to let another router deliver.
     pub(super) async fn give_up(self) {
         if let Some(lease) = self.lease {
             lease.give_up().await;
@@ -99,12 +99,12 @@ impl OwnedLog {
     }
 }
 
-/// Revision of the newest routing configuration that any router on a shared log applied, stored beside the checkpoints.
-/// A router that takes over with an older configuration of its own would take newer Triggers for deleted.
+/// Revision of the newest routing configuration that any router on a shared log has applied, stored with the
+/// checkpoints. A router that took over with an older saved configuration would treat newer Triggers as deleted.
 pub(super) struct SharedRevision(Arc<dyn Checkpoints>);
 
 impl SharedRevision {
-    /// Whether a configuration is the newest one.
+    /// Whether this is the revision of the newest configuration.
     pub(super) async fn is_newest(&self, revision: &Revision) -> Result<bool, LogError> {
         let newest = self.0.load(&CheckpointKey::Revision).await?;
         Ok(newest.is_some_and(|newest| newest == revision.0.as_bytes()))
@@ -114,7 +114,7 @@ impl SharedRevision {
     pub(super) async fn set(&self, revision: &Revision) -> Result<(), LogError> {
         let value = Bytes::copy_from_slice(revision.0.as_bytes());
         match self.0.save(vec![(CheckpointKey::Revision, Some(value))]).await {
-            // Then no saved configuration counts as the newest, and a router that takes over waits for one.
+            // A router that takes over then waits for the controller, since its saved configuration is not the newest.
             Err(LogError::Full(error)) => {
                 tracing::warn!(error, "cannot store the revision of the routing configuration");
                 Ok(())
@@ -134,8 +134,8 @@ fn open_embedded(options: &RouterOptions, log: &EmbeddedOptions) -> Result<Owned
     })
 }
 
-/// A router that has a configuration has had a log. If the log is gone, acknowledged events are gone too, and
-/// nobody would notice.
+/// Checks that a router that has had a configuration still has its log: without it, acknowledged events would be lost
+/// silently.
 fn check_log_is_there(log: &Path, configuration: &Path, accept: bool) -> Result<(), RouterError> {
     let is_gone = configuration.exists() && !EmbeddedLog::exists_in(log);
     let (path, flag) = (log.display(), "--accept-empty-log");
@@ -147,10 +147,10 @@ fn check_log_is_there(log: &Path, configuration: &Path, accept: bool) -> Result<
             });
         }
         (true, true) => {
-            tracing::warn!(%path, "the event log is gone; starting with an empty one, because of {flag}")
+            tracing::warn!(%path, "the event log is missing; starting with an empty one because of {flag}")
         }
         (false, true) => {
-            tracing::warn!(%path, "remove {flag}: it is not needed, and with it a lost event log goes unnoticed")
+            tracing::warn!(%path, "remove {flag}: it is not needed, and it hides the loss of an event log")
         }
         (false, false) => {}
     }
@@ -186,7 +186,7 @@ async fn stand_by(
                 let holder = log.lease_holder().await.ok().flatten();
                 let why = match holder.as_deref() {
                     Some(holder) if holder == name => {
-                        "waiting for an earlier lease of this router to end".to_owned()
+                        "waiting for the earlier lease of this router to expire".to_owned()
                     }
                     Some(holder) => format!("standing by: {holder} delivers"),
                     None => "standing by: another router delivers".to_owned(),
@@ -199,18 +199,18 @@ async fn stand_by(
     }
 }
 
-/// What a router waits for, as its readiness says.
+/// The reason why a router stands by, for its readiness.
 #[derive(Clone, Default)]
 struct StandbyState(Arc<Mutex<Option<String>>>);
 
 impl StandbyState {
-    /// Says why the router waits, and pauses.
+    /// Sets the reason, and pauses.
     async fn wait(&self, why: String) {
         self.say(why);
         tokio::time::sleep(TRY_AGAIN).await;
     }
 
-    /// Logs why the router waits when that changes.
+    /// Sets the reason, and logs it if it has changed.
     fn say(&self, why: String) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.as_ref() != Some(&why) {
@@ -245,7 +245,7 @@ impl StandbyServer {
         })
     }
 
-    /// Ends it, so that the router can listen on its address.
+    /// Ends the server and frees its address for the router.
     async fn end(self) {
         self.stop.cancel();
         self.server.ended().await;

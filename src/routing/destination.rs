@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::AuthoritiesDigest;
 
-/// A resolved destination, of one of the kinds.
+/// A resolved destination.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "HttpEndpoint", into = "HttpEndpoint")]
 pub enum Destination {
-    /// An HTTP endpoint; in JSON, its fields are the destination's.
+    /// An HTTP endpoint. In JSON its fields are at the top level.
     Http(HttpEndpoint),
 }
 
@@ -59,7 +59,8 @@ pub struct HttpEndpoint {
     pub service: Option<ServiceName>,
     /// Content mode requested by the Sink.
     pub content_mode: ContentMode,
-    /// Authorities trusted instead of the public ones, from [`Configuration::authorities`](super::Configuration::authorities).
+    /// Authorities trusted instead of the public ones, from
+    /// [`Configuration::authorities`](super::Configuration::authorities).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_certs: Option<AuthoritiesDigest>,
     /// Additional headers of each request.

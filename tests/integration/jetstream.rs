@@ -1,4 +1,5 @@
-//! Routers on NATS JetStream: one delivers, and another takes over when it ends. No acknowledged event is lost.
+//! Routers with a log in NATS JetStream: one delivers, and another takes over when it ends. No acknowledged event is
+//! lost.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +8,10 @@ use crate::{
     support::{Answer, Consumer, LocalRouter, Nats, Process, Setup, eventually, mapped},
 };
 
-/// For longer than a lease lasts.
+/// Timeout of a takeover, longer than the time to live of a lease.
 const TAKEOVER: Duration = Duration::from_secs(60);
 
-/// Two routers on the same address, of which one listens there at a time: as producers see them through a Service.
+/// Two routers with the same address, on which one listens at a time. Producers reach them as through a Service.
 struct Routers {
     nats: Nats,
     routers: [LocalRouter; 2],
@@ -41,7 +42,7 @@ impl Routers {
         }
     }
 
-    /// Waits until one of the routers delivers that has applied so many configurations.
+    /// Waits until a router delivers: it has applied this many configurations.
     #[track_caller]
     fn await_delivery(&self, router: usize, times: usize) {
         eventually(TAKEOVER, || match self.routers[router].times_applied() {
@@ -50,7 +51,7 @@ impl Routers {
         });
     }
 
-    /// Waits until everything that was acknowledged has arrived in order, and the accounting of a router adds up.
+    /// Waits until all acknowledged events have arrived in order, and the accounting of a router adds up.
     #[track_caller]
     fn check(&self, router: usize, producers: Producers) -> usize {
         let acknowledged = producers.finish();
@@ -86,7 +87,7 @@ fn a_router_takes_over_when_another_is_killed() {
         routers.routers[killed].process.kill();
         let began = Instant::now();
         routers.await_delivery(other, before + 1);
-        eprintln!("taken over after {:?}", began.elapsed());
+        eprintln!("takeover after {:?}", began.elapsed());
         routers.routers[killed].relaunch("");
     }
     producers.wait_for_more(100);
@@ -94,7 +95,7 @@ fn a_router_takes_over_when_another_is_killed() {
 }
 
 #[test]
-fn a_router_that_is_told_to_stop_hands_over_without_repeats() {
+fn a_router_that_shuts_down_hands_over_without_repeats() {
     let mut routers = Routers::start();
     let producers = Producers::start(&routers.routers[0].url());
     producers.wait_for_more(100);
@@ -107,37 +108,35 @@ fn a_router_that_is_told_to_stop_hands_over_without_repeats() {
 }
 
 #[test]
-fn nothing_is_lost_while_the_servers_are_away() {
+fn no_event_is_lost_while_nats_is_unavailable() {
     let mut routers = Routers::start();
     let producers = Producers::start(&routers.routers[0].url());
     producers.wait_for_more(100);
     routers.nats.kill();
-    // No router can tell any more that it alone delivers.
+    // No router can hold the lease.
     routers.routers[0]
         .process
         .wait_for_line(TAKEOVER, |line| line.contains("no longer holds the lease"));
     routers.nats.start_again();
     producers.wait_for_more(100);
     let delivers = eventually(TAKEOVER, || {
-        let responds = |router: &usize| {
+        let delivers = |router: &usize| {
             let lines = routers.routers[*router].process.lines();
-            let last = lines.iter().rfind(|line| {
-                line.contains("configuration applied")
-                    || line.contains("standing by")
-                    || line.contains("stands by")
-            });
+            let last = lines
+                .iter()
+                .rfind(|line| line.contains("configuration applied") || line.contains("standing by"));
             last.is_some_and(|line| line.contains("configuration applied"))
         };
         [0, 1]
             .into_iter()
-            .find(responds)
+            .find(delivers)
             .ok_or("none delivers".to_owned())
     });
     routers.check(delivers, producers);
 }
 
 #[test]
-fn a_router_goes_on_in_jetstream_with_the_log_that_it_had() {
+fn a_router_resumes_in_jetstream_with_its_copied_log() {
     let (nats, consumer) = (Nats::start(), Consumer::start());
     let manifest = "---\napiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {name: all, namespace: shop}\n\
                     spec:\n  sink: {service: {name: all}}\n  delivery: {backoffDelay: 20ms, backoffMax: 200ms}\n";
@@ -182,6 +181,6 @@ fn a_router_goes_on_in_jetstream_with_the_log_that_it_had() {
     assert_eq!(
         ids,
         (20..40).collect::<Vec<_>>(),
-        "what was delivered is not repeated"
+        "exactly the undelivered events arrive"
     );
 }

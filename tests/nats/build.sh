@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Prints the folder that holds nats-server, for the tests of the JetStream log.
+# Prints the folder with nats-server, for the tests of the JetStream log.
 #
-# It is built from this Go module into the cache, once, and again whenever the module changes. WEIR_NATS, where set, is
-# the folder instead and has to hold nats-server. Only the folder goes to standard output.
+# Builds nats-server from this Go module into the cache, and again when the module changes. If WEIR_NATS is set, it is the
+# folder instead and must contain nats-server. Only the folder is written to standard output.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -16,7 +16,7 @@ need() { command -v "$1" >/dev/null 2>&1 || fail "$1 is missing: $2"; }
 
 if [[ -n "${WEIR_NATS:-}" ]]; then
   [[ -x "$WEIR_NATS/nats-server" ]] ||
-    fail "WEIR_NATS=$WEIR_NATS lacks nats-server. Put it there, or unset the variable to have it built."
+    fail "there is no nats-server in $WEIR_NATS (WEIR_NATS): put it there, or unset the variable to build it"
   printf '%s\n' "$WEIR_NATS"
   exit 0
 fi
@@ -43,13 +43,13 @@ if ! up_to_date; then
   if ! up_to_date; then
     need go 'install Go 1.21 or newer (on Debian, apt-get install golang-go); it fetches the version in go.mod itself'
     say "building nats-server $version for the tests into $folder: about 3 minutes the first time"
-    rm -rf "$folder".build.* # of a run that was killed
+    rm -rf "$folder".build.* # left by a killed run
     build=$(mktemp -d "$folder.build.XXXXXX")
     trap 'rm -rf "$build"' EXIT
     CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$build/nats-server" $package >&2
     printf '%s\n' "$stamp" >"$build/stamp"
     chmod 755 "$build"
-    # Whoever runs the old binary keeps it: it is unlinked, not overwritten.
+    # Unlinks the old binary instead of overwriting it, since a test may be running it.
     rm -rf "$folder"
     mv -T "$build" "$folder"
     trap - EXIT

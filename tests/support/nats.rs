@@ -1,8 +1,8 @@
-//! A NATS server of a test's own, which can be killed and started again on the same port and data.
+//! A NATS server for one test, which can be killed and started again with the same port and data.
 
 use super::{PATIENCE, Process, ReservedPort, Scratch};
 
-/// A server with JetStream that syncs what it acknowledges.
+/// A server with JetStream that syncs messages before it acknowledges them.
 pub(crate) struct Nats {
     process: Process,
     port: ReservedPort,
