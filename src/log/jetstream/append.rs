@@ -67,7 +67,7 @@ impl JetStream {
             let wait = patience.attempt();
             let attempt = async {
                 if !log.is_ready() {
-                    self.make(log, wait).await?;
+                    self.create(log, wait).await?;
                 }
                 if let Some(payloads) = payloads.take() {
                     let millis = log.accept(accepted_millis);

@@ -26,7 +26,7 @@ const PING: Duration = Duration::from_secs(3);
 /// First version that shares one sync among many messages and stores batches safely.
 const VERSION: (i64, i64) = (2, 15);
 /// Subjects of requests that check permissions. No such stream exists, so any response, even an error, shows that the
-/// request is permitted.
+/// user has the permission.
 const RIGHTS: [&str; 7] = [
     "$JS.API.STREAM.CREATE._",
     "$JS.API.STREAM.PURGE._",
@@ -185,7 +185,7 @@ async fn check_streams(streams: &JetStream) -> Result<(), LogError> {
         .api("INFO", &json!({}), CHECK)
         .await
         .map_err(failed)?;
-    let state = streams.make_state(CHECK).await.map_err(failed)?;
+    let state = streams.create_state(CHECK).await.map_err(failed)?;
     let (is, wanted) = (state.config.num_replicas, streams.options.replicas);
     if is != wanted {
         tracing::warn!(

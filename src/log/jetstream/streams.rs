@@ -120,9 +120,9 @@ impl JetStream {
     }
 
     /// Creates the stream of a log if it does not exist, and reads the newest time in it.
-    pub(super) async fn make(&self, log: &Tracked, wait: Duration) -> Result<(), NatsError> {
-        let waited = tokio::time::timeout(wait, log.making.lock()).await;
-        let _making = waited
+    pub(super) async fn create(&self, log: &Tracked, wait: Duration) -> Result<(), NatsError> {
+        let waited = tokio::time::timeout(wait, log.creating.lock()).await;
+        let _creating = waited
             .map_err(|_| NatsError::NoAnswer("timed out waiting for the stream to be created".to_owned()))?;
         if log.is_ready() {
             return Ok(());
@@ -188,7 +188,7 @@ impl JetStream {
     }
 
     /// Creates the state stream if it does not exist.
-    pub(super) async fn make_state(&self, wait: Duration) -> Result<StreamInfo, NatsError> {
+    pub(super) async fn create_state(&self, wait: Duration) -> Result<StreamInfo, NatsError> {
         let config = json!({
             "name": names::STATE,
             "subjects": [names::STATE_SUBJECTS],

@@ -16,7 +16,7 @@ pub(super) struct Tracked {
     pub(super) name: LogName,
     pub(super) location: Location,
     /// Held while the stream is created or looked up.
-    pub(super) making: tokio::sync::Mutex<()>,
+    pub(super) creating: tokio::sync::Mutex<()>,
     /// Limits the batches in flight.
     pub(super) batches: Semaphore,
     end: watch::Sender<Offset>,
@@ -40,7 +40,7 @@ impl Tracked {
         Self {
             location: Location::of(&name),
             name,
-            making: tokio::sync::Mutex::default(),
+            creating: tokio::sync::Mutex::default(),
             batches: Semaphore::new(BATCHES),
             end: watch::Sender::default(),
             sight: Mutex::default(),
