@@ -71,7 +71,7 @@ fn a_log_that_is_gone_is_told_and_not_begun_anew() {
         let lines = refused.process.lines();
         let told = lines.last().unwrap();
         assert!(
-            told.contains("is gone")
+            told.contains("is missing")
                 && told.contains("--accept-empty-log")
                 && told.contains("configuration.json"),
             "{told}"
