@@ -174,7 +174,7 @@ impl LogArgs {
             memory_budget,
             accept_empty_log,
         } = self;
-        let mut most_retained = (retention_size.0, dead_letter_size.0);
+        let (mut retained_bytes, mut dead_letter_bytes) = (retention_size.0, dead_letter_size.0);
         let log = match engine {
             LogEngine::Embedded => LogOptions::Embedded(EmbeddedOptions {
                 max_bytes: log_size.0,
@@ -188,8 +188,8 @@ impl LogArgs {
                 );
                 let log = nats.into_options(max_event_size)?;
                 // A full stream makes no room by itself, so retained events may take only half of it.
-                most_retained.0 = most_retained.0.min(log.max_bytes / 2);
-                most_retained.1 = most_retained.1.min(log.dead_letters_max_bytes / 2);
+                retained_bytes = retained_bytes.min(log.max_bytes / 2);
+                dead_letter_bytes = dead_letter_bytes.min(log.dead_letters_max_bytes / 2);
                 LogOptions::JetStream(log)
             }
         };
@@ -211,11 +211,11 @@ impl LogArgs {
             delivery: DeliveryOptions {
                 retention: Retention {
                     age: retention_age,
-                    bytes: most_retained.0,
+                    bytes: retained_bytes,
                 },
                 dead_letters: Retention {
                     age: dead_letter_age,
-                    bytes: most_retained.1,
+                    bytes: dead_letter_bytes,
                 },
                 when_full: match when_full {
                     FullPolicy::Refuse => WhenFull::Refuse,

@@ -44,6 +44,7 @@ use crate::{
     descriptors::{self, Descriptors},
     destination::{Addresses, Client},
     intake::Descendants,
+    log::LogProvider,
     memory::Pool,
     routing::{Configuration, Destination, Revision, RoutingTable, ServiceName, protocol::SinkReport},
     server::{self, Heartbeat, OwnThread, Server, ServerLimits},
@@ -198,36 +199,14 @@ pub async fn run(
     servers.spawn(supervisor.clone().watch("the ingress", serving));
     servers.close();
 
-    let outcome = loop {
-        if begun.is_err() {
-            break begun;
-        }
-        tokio::select! {
-            changed = configurations.changed() => {
-                if changed.is_err() {
-                    // The sender of configurations ends when it is told to stop, like this loop, or by a panic.
-                    break if stop.is_cancelled() { Ok(()) } else { Err(RouterError::NoConfigurations) };
-                }
-                let Some(configuration) = configurations.borrow_and_update().clone() else { continue };
-                let applied = tokio::select! {
-                    applied = applier.take_over(configuration) => applied,
-                    reason = log.lost() => Err(RouterError::LeaseLost(reason)),
-                };
-                if let Err(error) = applied {
-                    break Err(error);
-                }
-            }
-            () = tokio::time::sleep(WRITE_AGAIN), if applier.unsaved.is_some() => {
-                if let Err(error) = applier.try_again().await {
-                    break Err(error);
-                }
-            }
-            error = logs.failed() => break Err(RouterError::Log(error)),
-            reason = log.lost() => break Err(RouterError::LeaseLost(reason)),
-            panicked = supervisor.panicked() => break Err(RouterError::Panicked(panicked)),
-            () = stop.cancelled() => break Ok(()),
-        }
+    let outcome = match begun {
+        Ok(()) => tokio::select! {
+            ended = applier.follow(&mut configurations, &*logs, &supervisor, &stop) => ended,
+            reason = log.lost() => Err(RouterError::LeaseLost(reason)),
+        },
+        failed => failed,
     };
+    let outcome = outcome.map_err(|error| log.lost_by(error));
 
     // Producers first, so that nothing new comes in; then Sources; then delivery.
     stop_ingress.cancel();
@@ -246,7 +225,6 @@ pub async fn run(
     if outcome.is_ok() {
         logs.sync().await?;
     }
-    let outcome = outcome.map_err(|error| log.lost_by(error));
     log.give_up().await;
     tracing::info!("the router has stopped");
     outcome
@@ -344,6 +322,32 @@ impl Applier {
             "starting with the configuration of the last run"
         );
         self.apply(configuration).await
+    }
+
+    /// Applies each new configuration until told to stop.
+    async fn follow(
+        &mut self,
+        configurations: &mut watch::Receiver<Option<Configuration>>,
+        logs: &dyn LogProvider,
+        supervisor: &Supervisor,
+        stop: &CancellationToken,
+    ) -> Result<(), RouterError> {
+        loop {
+            tokio::select! {
+                changed = configurations.changed() => {
+                    if changed.is_err() {
+                        // The sender of configurations ends when it is told to stop, like this loop, or by a panic.
+                        return if stop.is_cancelled() { Ok(()) } else { Err(RouterError::NoConfigurations) };
+                    }
+                    let Some(configuration) = configurations.borrow_and_update().clone() else { continue };
+                    self.take_over(configuration).await?;
+                }
+                () = tokio::time::sleep(WRITE_AGAIN), if self.unsaved.is_some() => self.try_again().await?,
+                error = logs.failed() => return Err(RouterError::Log(error)),
+                panicked = supervisor.panicked() => return Err(RouterError::Panicked(panicked)),
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
     }
 
     async fn apply(&mut self, mut configuration: Configuration) -> Result<(), RouterError> {

@@ -1,7 +1,6 @@
 //! Appends: size limits, creation of the stream, and retries until the timeout. One record is stored as a message,
 //! several as one atomic batch.
 
-use async_nats::HeaderMap;
 use bytes::Bytes;
 use uuid::Uuid;
 
@@ -129,10 +128,7 @@ impl JetStream {
 }
 
 fn outgoing(subject: &str, accepted_millis: i64, payloads: &[Bytes]) -> Vec<NatsMessage> {
-    let messages = payloads.iter().map(|payload| NatsMessage {
-        subject: subject.to_owned(),
-        headers: HeaderMap::new(),
-        content: layout::encode(subject, accepted_millis, payload),
-    });
+    let messages = payloads.iter();
+    let messages = messages.map(|payload| NatsMessage::encoded(subject, accepted_millis, payload));
     messages.collect()
 }

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::{HeaderMap, header};
+use async_nats::header;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -13,7 +13,6 @@ use super::{
     names,
     patience::Patience,
     publish::{MAX_BATCH, NatsMessage},
-    state,
     streams::JetStream,
     tracked::Tracked,
 };
@@ -126,18 +125,13 @@ impl JetStream {
 
     async fn is_in_use(&self) -> Result<bool, LogError> {
         let mut patience = Patience::new(self.options.timeout);
-        loop {
-            match self.refresh_all(patience.attempt()).await {
-                Ok(()) => break,
-                Err(error) => patience.after(error).await?,
-            }
-        }
+        patience.retry(|wait| self.refresh_all(wait)).await?;
         let has_streams = self.logs().iter().any(|log| log.is_seen());
         Ok(has_streams || !self.load_all().await?.is_empty())
     }
 
     async fn set_copy_state(&self, state: &'static [u8]) -> Result<(), LogError> {
-        let message = state::stored(names::COPY.to_owned(), state);
+        let message = NatsMessage::encoded(names::COPY, 0, state);
         self.store_state(&[message], None).await.map(|_| ())
     }
 
@@ -193,35 +187,22 @@ impl JetStream {
     /// Creates the stream of a log with this first offset. Returns the offset after its last record.
     async fn begin_at(&self, name: &LogName, first: Offset) -> Result<Offset, LogError> {
         let log = self.log(name);
-        let mut config = self.config_of(&log);
-        config["first_seq"] = (first.0 + 1).into();
+        let config = self.config_of(&log, first);
         let mut patience = Patience::new(self.options.timeout);
-        loop {
-            match self.session.stream_or_new(&config, patience.attempt()).await {
-                Ok(info) => return Ok(info.bounds().next),
-                Err(error) => patience.after(error).await?,
-            }
-        }
+        let create = |wait| self.session.stream_or_new(&config, wait);
+        let info = patience.retry(create).await?;
+        Ok(info.bounds().next)
     }
 
     /// Stores records as one batch, if `at` is the end of the stream.
     async fn store_after(&self, subject: &str, at: Offset, records: &[LogRecord]) -> Result<(), LogError> {
-        let messages: Vec<_> = records
-            .iter()
-            .enumerate()
-            .map(|(index, of)| {
-                let mut headers = HeaderMap::new();
-                if index == 0 {
-                    headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, at.0.to_string());
-                }
-                let content = super::layout::encode(subject, record::millis(of.accepted), &of.payload);
-                NatsMessage {
-                    subject: subject.to_owned(),
-                    headers,
-                    content,
-                }
-            })
-            .collect();
+        let encode = |of: &LogRecord| NatsMessage::encoded(subject, record::millis(of.accepted), &of.payload);
+        let mut messages: Vec<_> = records.iter().map(encode).collect();
+        if let Some(first) = messages.first_mut() {
+            first
+                .headers
+                .insert(header::NATS_EXPECTED_LAST_SEQUENCE, at.0.to_string());
+        }
         let id = Uuid::new_v4().to_string();
         let mut patience = Patience::new(self.options.timeout);
         loop {

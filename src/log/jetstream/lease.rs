@@ -100,7 +100,7 @@ impl JetStream {
             subject: names::LEASE,
             sequence: renewal.sequence,
         };
-        let epoch = self.take_over_as(router, Some(holder)).await?;
+        let epoch = self.take_over(router, Some(holder)).await?;
         if Instant::now() >= renewal.deadline() {
             return Err(LogError::Unavailable(
                 "NATS responded too slowly: the lease is about to expire".to_owned(),

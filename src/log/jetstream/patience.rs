@@ -48,6 +48,22 @@ impl Patience {
         Ok(())
     }
 
+    /// Retries an attempt, which gets its timeout, until it succeeds.
+    ///
+    /// # Errors
+    /// If a failure is permanent, or the deadline would pass.
+    pub(super) async fn retry<T, F>(&mut self, mut attempt: impl FnMut(Duration) -> F) -> Result<T, LogError>
+    where
+        F: Future<Output = Result<T, NatsError>>,
+    {
+        loop {
+            match attempt(self.attempt()).await {
+                Ok(done) => return Ok(done),
+                Err(error) => self.after(error).await?,
+            }
+        }
+    }
+
     /// Waits for a future until the deadline.
     ///
     /// # Errors

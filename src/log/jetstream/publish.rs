@@ -8,7 +8,10 @@ use bytes::Bytes;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::session::{NatsError, Rejection, Session};
+use super::{
+    layout,
+    session::{NatsError, Rejection, Session},
+};
 
 /// Maximum messages of a batch, by default of the servers.
 pub(super) const MAX_BATCH: usize = 1000;
@@ -27,6 +30,17 @@ pub(super) struct NatsMessage {
     pub(super) subject: String,
     pub(super) headers: HeaderMap,
     pub(super) content: Bytes,
+}
+
+impl NatsMessage {
+    /// Creates a message in the layout of a record.
+    pub(super) fn encoded(subject: &str, accepted_millis: i64, payload: &[u8]) -> Self {
+        Self {
+            subject: subject.to_owned(),
+            headers: HeaderMap::new(),
+            content: layout::encode(subject, accepted_millis, payload),
+        }
+    }
 }
 
 /// Response of the server: the sequence of a stored message, or an error.

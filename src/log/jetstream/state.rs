@@ -50,18 +50,10 @@ struct Consumer {
 }
 
 impl JetStream {
-    /// Makes the caller the owner of all checkpoints. Saves of earlier owners are fenced from now on.
-    pub(super) async fn take_over(&self, owner: &str) -> Result<Epoch, LogError> {
-        self.take_over_as(owner, None).await
-    }
-
-    /// As [`JetStream::take_over`], but only if the expected message is there.
-    pub(super) async fn take_over_as(
-        &self,
-        owner: &str,
-        expected: Option<Expected>,
-    ) -> Result<Epoch, LogError> {
-        let message = stored(names::OWNER.to_owned(), owner.as_bytes());
+    /// Makes the caller the owner of all checkpoints, if the expected message is there. Saves of earlier owners are fenced
+    /// from now on.
+    pub(super) async fn take_over(&self, owner: &str, expected: Option<Expected>) -> Result<Epoch, LogError> {
+        let message = NatsMessage::encoded(names::OWNER, 0, owner.as_bytes());
         let sequence = self.store_state(&[message], expected).await?;
         Ok(Epoch(sequence))
     }
@@ -76,7 +68,7 @@ impl JetStream {
             let messages = part.iter().map(|(key, value)| {
                 let subject = names::checkpoint(key);
                 match value {
-                    Some(value) => stored(subject, value),
+                    Some(value) => NatsMessage::encoded(&subject, 0, value),
                     None => expiring(subject, REMOVED_FOR, Bytes::new()),
                 }
             });
@@ -128,13 +120,9 @@ impl JetStream {
     pub(super) async fn load_value(&self, subject: &str) -> Result<Option<Bytes>, LogError> {
         let which = json!({ "last_by_subj": subject });
         let mut patience = Patience::new(self.options.timeout);
-        loop {
-            let wait = patience.attempt();
-            match self.session.message(names::STATE, &which, wait).await {
-                Ok(content) => return content.map_or(Ok(None), |content| self.value(subject, &content)),
-                Err(error) => patience.after(error).await?,
-            }
-        }
+        let message = |wait| self.session.message(names::STATE, &which, wait);
+        let content = patience.retry(message).await?;
+        content.map_or(Ok(None), |content| self.value(subject, &content))
     }
 
     /// Loads every checkpoint that was saved before the call.
@@ -219,14 +207,6 @@ impl JetStream {
 /// Returns the nanoseconds after which the server ends a pull: less than the client's timeout.
 fn expiry(wait: Duration) -> u64 {
     u64::try_from((wait / 2).as_nanos()).unwrap_or(u64::MAX)
-}
-
-pub(super) fn stored(subject: String, value: &[u8]) -> NatsMessage {
-    NatsMessage {
-        content: layout::encode(&subject, 0, value),
-        headers: HeaderMap::new(),
-        subject,
-    }
 }
 
 /// Returns a message that the server removes after this time, in whole seconds.

@@ -127,12 +127,8 @@ impl JetStream {
         if log.is_ready() {
             return Ok(());
         }
-        let mut config = self.config_of(log);
-        let known = log.bounds().next;
-        if known > Offset(0) {
-            // The stream was deleted. Its offsets must not be reused: Triggers have passed them.
-            config["first_seq"] = (known.0 + 1).into();
-        }
+        // If the stream was deleted, it does not reuse the offsets that Triggers are past.
+        let config = self.config_of(log, log.bounds().next);
         let info = self.session.stream_or_new(&config, wait).await?;
         check_partitions(&info)?;
         log.observe(&info);
@@ -162,7 +158,8 @@ impl JetStream {
         Ok(message.and_then(|message| time(&kept, &message)))
     }
 
-    pub(super) fn config_of(&self, log: &Tracked) -> Value {
+    /// Configuration of the stream of a log. If it is created, its first record has this offset.
+    pub(super) fn config_of(&self, log: &Tracked, first: Offset) -> Value {
         let Location { stream, subject } = &log.location;
         let (subjects, max_bytes) = match log.name {
             LogName::Events(_) => {
@@ -183,6 +180,7 @@ impl JetStream {
             "allow_atomic": true,
             "allow_direct": true,
             "duplicate_window": self.id_window(),
+            "first_seq": first.plus(1).0,
             "metadata": { PARTITIONS: ONE },
         })
     }

@@ -1,12 +1,10 @@
 //! Bounds, the search by time, and trimming.
 
-use async_nats::HeaderMap;
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
-    api::StreamInfo, layout, names, patience::Patience, publish::NatsMessage, streams::JetStream,
-    tracked::Tracked,
+    api::StreamInfo, names, patience::Patience, publish::NatsMessage, streams::JetStream, tracked::Tracked,
 };
 use crate::log::{LogBounds, LogError, Offset, ReadLimit, record};
 
@@ -19,12 +17,7 @@ impl JetStream {
 
     async fn info(&self, log: &Tracked) -> Result<Option<StreamInfo>, LogError> {
         let mut patience = Patience::new(self.options.timeout);
-        loop {
-            match self.refresh(log, patience.attempt()).await {
-                Ok(info) => return Ok(info),
-                Err(error) => patience.after(error).await?,
-            }
-        }
+        patience.retry(|wait| self.refresh(log, wait)).await
     }
 
     /// Finds an offset by binary search. Times hardly ever decrease (see `layout.rs`).
@@ -94,11 +87,7 @@ impl JetStream {
                 let Some(millis) = self.newest(log, info, wait).await? else {
                     return Ok(0);
                 };
-                let message = NatsMessage {
-                    content: layout::encode(&subject, millis, &[]),
-                    headers: HeaderMap::new(),
-                    subject: subject.clone(),
-                };
+                let message = NatsMessage::encoded(&subject, millis, &[]);
                 self.session.store(&id, &[message], wait).await
             };
             match attempt.await {
