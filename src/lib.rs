@@ -15,6 +15,7 @@ pub mod http_url;
 pub mod intake;
 pub mod log;
 pub mod memory;
+mod ownership;
 pub mod resolve;
 pub mod router;
 pub mod routing;

@@ -111,10 +111,11 @@ const ROOMS: &[Room] = &[
     ]).without_kubernetes().without_http(),
     Room::new("server",      &["memory"]).without_kubernetes(),
     Room::new("source",      &["cloudevents", "routing", "log", "intake", "supervision"]).without_kubernetes(),
+    Room::new("ownership",   &["routing", "log", "intake", "destination", "delivery", "source", "supervision"]).without_kubernetes(),
     Room::new("controller",  &["api", "filter", "routing", "resolve", "server"]),
     Room::new("router",      &[
         "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "descriptors", "telemetry", "destination", "delivery",
-        "server", "source", "supervision",
+        "server", "source", "ownership", "supervision",
     ]).without_kubernetes(),
     Room::new("cli", &[
         "api", "cloudevents", "http_url", "filter", "routing", "log", "memory", "descriptors", "trust", "resolve", "telemetry",

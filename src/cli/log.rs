@@ -9,10 +9,13 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 
 use super::{nats::NatsArgs, units::Size};
-use crate::log::{
-    LogBounds, LogError,
-    embedded::{self, EmbeddedLog, EmbeddedOptions, Report},
-    jetstream::JetStreamLog,
+use crate::{
+    delivery,
+    log::{
+        LogBounds, LogError,
+        embedded::{self, EmbeddedLog, EmbeddedOptions, Report},
+        jetstream::JetStreamLog,
+    },
 };
 
 /// Maximum event size that the NATS servers are checked for.
@@ -99,14 +102,11 @@ async fn copy(log: &Path, nats: NatsArgs) -> anyhow::Result<()> {
     let options = nats.into_options(MAX_EVENT)?;
     let from = EmbeddedLog::open(log, EmbeddedOptions::default())?;
     let to = JetStreamLog::connect(options).await?;
-    let report = match to.copy_from(&from, from.names()).await {
-        Err(LogError::Fenced(_)) => {
-            let holder = to.lease_holder().await.ok().flatten();
-            let holder = holder.unwrap_or_else(|| "another router".to_owned());
-            bail!(
-                "{holder} holds the lease of the event log in NATS: stop all routers and other copies, then retry"
-            );
-        }
+    let report = match to
+        .copy_from(&from, from.names(), delivery::broker_of_checkpoint)
+        .await
+    {
+        Err(LogError::Fenced(reason)) => bail!("{reason}: stop all routers and other copies, then retry"),
         report => report?,
     };
     for (name, LogBounds { first, next }) in &report.logs {

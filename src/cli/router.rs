@@ -21,7 +21,7 @@ use crate::{
     destination::UriAddresses,
     log::embedded::EmbeddedOptions,
     memory::MemoryBudget,
-    router::{self, ControllerAddress, ControllerLink, LogOptions, OwnedLog, RouterError, RouterOptions},
+    router::{self, ControllerAddress, ControllerLink, LogOptions, RouterLog, RouterOptions},
     routing::Revision,
     telemetry::Tracer,
 };
@@ -356,40 +356,19 @@ pub async fn run(args: RouterArgs) -> anyhow::Result<()> {
         token: controller_token,
     };
     let link = ControllerLink::new(controller, &name)?;
-    let outcome = by_turns(&options, &name, &stop, |log| deliver(&options, log, &link, &stop)).await;
+    let outcome = match RouterLog::open(&options, &stop).await? {
+        Some(log) => deliver(options, &name, log, &link, &stop).await,
+        None => Ok(()),
+    };
     export.end().await;
     outcome
 }
 
-/// Runs `deliver` whenever this router owns the log, until stopped.
-///
-/// # Errors
-/// If the log cannot be opened, or `deliver` fails for a reason other than a lost lease.
-pub async fn by_turns<F>(
-    options: &RouterOptions,
-    name: &str,
-    stop: &CancellationToken,
-    deliver: impl Fn(OwnedLog) -> F,
-) -> anyhow::Result<()>
-where
-    F: Future<Output = anyhow::Result<()>>,
-{
-    while let Some(log) = OwnedLog::open(options, name, stop).await? {
-        let ended = deliver(log).await;
-        match ended.as_ref().map_err(|error| error.downcast_ref()) {
-            Err(Some(RouterError::LeaseLost(reason))) => {
-                tracing::warn!(%reason, "this router no longer holds the lease of the log; standing by")
-            }
-            _ => return ended,
-        }
-    }
-    Ok(())
-}
-
 /// Delivers with configurations from the controller.
 async fn deliver(
-    options: &RouterOptions,
-    log: OwnedLog,
+    options: RouterOptions,
+    name: &str,
+    log: RouterLog,
     link: &ControllerLink,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -407,7 +386,7 @@ async fn deliver(
         report.await;
         drop(ends_the_router);
     });
-    let outcome = router::run(options.clone(), log, received, applied, sinks, stop.clone()).await;
+    let outcome = router::run(options, name, log, received, applied, sinks, stop.clone()).await;
     stop.cancel();
     following
         .await

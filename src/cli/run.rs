@@ -18,13 +18,13 @@ use super::{
     manifests::{
         Grace, Loaded, ManifestProblem, Manifests, Resolution, STDIN, Surroundings, UnresolvedField, resolve,
     },
-    router::{LogArgs, by_turns},
+    router::LogArgs,
     shutdown,
     traces::TraceArgs,
 };
 use crate::{
     destination::UriAddresses,
-    router::{self, RouterOptions},
+    router::{self, RouterLog, RouterOptions},
     routing::{Configuration, Revision, ServiceName},
     supervision,
 };
@@ -129,19 +129,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tokio::spawn(local.follow(changed, configurations));
     // Several may run on one machine.
     let name = format!("{}/{}", host_name()?, std::process::id());
-    let outcome = by_turns(&options, &name, &stop, |log| {
-        let (sinks, _) = watch::channel(None);
-        let running = router::run(
-            options.clone(),
-            log,
-            received.clone(),
-            applied.clone(),
-            sinks,
-            stop.clone(),
-        );
-        async { Ok(running.await?) }
-    });
-    let outcome = outcome.await;
+    let (sinks, _) = watch::channel(None);
+    let outcome = match RouterLog::open(&options, &stop).await? {
+        Some(log) => {
+            let running = router::run(options, &name, log, received, applied, sinks, stop.clone());
+            running.await.map_err(anyhow::Error::from)
+        }
+        None => Ok(()),
+    };
     export.end().await;
     outcome
 }

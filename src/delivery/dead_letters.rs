@@ -346,7 +346,7 @@ mod tests {
     use super::*;
     use crate::{
         cloudevents::EventBuilder,
-        log::{Epoch, conformance::ByKey as _, memory::MemoryLogs},
+        log::{Ownership, conformance::ByKey as _, memory::MemoryLogs},
     };
 
     const BROKER: &str = "shop/default";
@@ -367,7 +367,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn letters_that_a_slow_trigger_is_still_taking_are_not_offered_twice() {
         let logs = logs_of_one_letter().await;
-        let checkpoints = logs.checkpoints(Epoch::default());
+        let checkpoints = logs.checkpoints(Ownership::default());
         let letters = Arc::new(DeadLetters::new(logs, checkpoints, Arc::default()));
         let (redrives, mut asked) = mpsc::channel(1);
         let recipient = Recipient {

@@ -500,7 +500,7 @@ mod tests {
         },
         destination::{Answer, Verdict},
         log::{
-            Append, Epoch, LogProvider, Offset,
+            Append, LogProvider, Offset, Ownership,
             embedded::{EmbeddedLog, EmbeddedOptions},
         },
         routing::{Configuration, Delivery, RoutingTable},
@@ -534,7 +534,7 @@ mod tests {
             reader: Arc::new(Reader::new(of_broker.events.clone(), Offset(0), &pool)),
             memory: pool,
             logs: of_broker,
-            checkpoints: logs.checkpoints(Epoch::default()),
+            checkpoints: logs.checkpoints(Ownership::default()),
             intake: Intake::without_room(logs),
             client,
             inbox: Arc::default(),

@@ -7,10 +7,11 @@ use std::{
         Arc, Mutex as StdMutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
+use futures::future::BoxFuture;
 use tokio::{
     runtime,
     sync::{Mutex, Notify},
@@ -24,6 +25,7 @@ use super::{
     holds::Holds,
     placement::Placement,
     position::BrokerLogs,
+    progress::Progress,
     reader::{Listener, Reader},
     redrive::TakenLetters,
     retained::{self, removal},
@@ -34,8 +36,8 @@ use super::{
 };
 use crate::{
     destination::Client,
-    intake::Intake,
-    log::{BrokerName, CheckpointKey, Checkpoints, Epoch, LogError, LogProvider},
+    intake::{Intake, MakeRoom},
+    log::{BrokerName, CheckpointKey, Checkpoints, LogError, LogProvider, Ownership},
     routing::RoutingTable,
     supervision::Supervisor,
 };
@@ -97,20 +99,20 @@ impl LoadedCheckpoints {
 
 impl Engine {
     /// Loads the stored checkpoints. Nothing is delivered before the first [`Engine::apply`]. `runtime` runs the
-    /// readers and dispatchers; `supervisor` is notified when a task panics that all delivery depends on. Checkpoints
-    /// are saved as the owner at `epoch`.
+    /// readers and dispatchers; `supervisor` is notified when a task panics that all delivery depends on. `ownership` is
+    /// of the shard whose brokers are in `logs`.
     ///
     /// # Errors
     /// Fails when the log cannot be read.
     pub async fn start(
         logs: Arc<dyn LogProvider>,
-        epoch: Epoch,
+        ownership: Ownership,
         client: Client,
         options: DeliveryOptions,
         supervisor: Supervisor,
         runtime: &runtime::Handle,
     ) -> Result<Arc<Self>, EngineError> {
-        let checkpoints = logs.checkpoints(epoch);
+        let checkpoints = logs.checkpoints(ownership);
         let LoadedCheckpoints {
             by_uid,
             without_checkpoint,
@@ -194,12 +196,13 @@ impl Engine {
         }))
     }
 
-    /// The intake that stores new events. It makes room in a full log.
-    pub fn intake(&self) -> Intake {
-        self.spawner.intake.clone()
+    /// The checkpoints of its shard.
+    pub fn checkpoints(&self) -> &dyn Checkpoints {
+        &*self.spawner.checkpoints
     }
 
-    pub(super) fn logs(&self) -> &dyn LogProvider {
+    /// The logs of its brokers.
+    pub fn logs(&self) -> &dyn LogProvider {
         &*self.spawner.logs
     }
 
@@ -311,6 +314,28 @@ impl RunningTasks {
             ended.push(trigger.end().await);
         }
         self.placement.retire(ended, &present, table).await
+    }
+}
+
+/// Returns the broker of a stored checkpoint; `None` if it has none or cannot be decoded.
+pub fn broker_of_checkpoint(key: &CheckpointKey, value: &[u8]) -> Option<BrokerName> {
+    match key {
+        CheckpointKey::Trigger(_) => {
+            let (broker, _) = Progress::decode_with_broker(value, Instant::now()).ok()?;
+            Some(broker.as_str().into())
+        }
+        CheckpointKey::Identity(_) => {
+            let record = retained::OwnerRecord::read(value)?;
+            Some(record.identity.broker.as_str().into())
+        }
+        CheckpointKey::DeadLetters(broker) => Some(broker.clone()),
+        CheckpointKey::RunningTime | CheckpointKey::Revision => None,
+    }
+}
+
+impl MakeRoom for Engine {
+    fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>> {
+        self.trimmer.make_room()
     }
 }
 

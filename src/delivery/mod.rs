@@ -67,7 +67,7 @@ mod wall_clock;
 pub use dead_letter::{DeadLetter, DeadLetterError};
 pub use dead_letters::{DeadLetterPage, Dropped, Redriven, Selection, StoredLetter};
 pub use deleted_triggers::RetainedTrigger;
-pub use engine::Engine;
+pub use engine::{Engine, broker_of_checkpoint};
 pub use holds::Hold;
 pub use options::{DeliveryOptions, EngineError};
 pub use retention::Retention;

@@ -461,7 +461,7 @@ mod tests {
     use crate::{
         delivery::{Hold, TriggerView, progress::Progress},
         log::{
-            Epoch,
+            Ownership,
             conformance::ByKey as _,
             embedded::{EmbeddedLog, EmbeddedOptions},
             memory::MemoryLogs,
@@ -482,7 +482,7 @@ mod tests {
 
     fn trimmer(log: &Arc<dyn LogProvider>, when_full: WhenFull) -> Trimmer {
         let taken = Arc::<TakenLetters>::default();
-        let checkpoints = log.checkpoints(Epoch::default());
+        let checkpoints = log.checkpoints(Ownership::default());
         Trimmer {
             logs: log.clone(),
             events: Retention::default(),

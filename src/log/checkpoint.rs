@@ -60,14 +60,13 @@ impl fmt::Display for CheckpointKey {
 /// Change of a checkpoint: `Some` stores a value, `None` removes it.
 pub type CheckpointChange = (CheckpointKey, Option<Bytes>);
 
-/// The right to change checkpoints. An owner loses it to one with a later epoch, for instance when another router
-/// takes over a partition. The embedded log has a single owner, at epoch 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+/// The epoch of an owner of checkpoints. Once another router takes over with a later epoch, saves of earlier ones fail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);
 
 /// Checkpoints of one owner.
 pub trait Checkpoints: Send + Sync + 'static {
-    /// Loads every stored checkpoint.
+    /// Loads every stored checkpoint of the shard.
     ///
     /// # Errors
     /// As [`Log::read`](super::Log::read).

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use tokio::sync::watch;
 
 use super::{
-    Append, CheckpointKey, Epoch, LogBounds, LogError, LogName, LogProvider, LogRecord, Offset, ReadLimit,
+    Append, CheckpointKey, LogBounds, LogError, LogName, LogProvider, LogRecord, Offset, Ownership, ReadLimit,
 };
 
 /// Logs that can be opened, dropped, and opened again.
@@ -101,7 +101,7 @@ pub(crate) trait ByKey: LogProvider {
 
     /// Every checkpoint, by key.
     fn stored(&self) -> Answer<Vec<(String, Bytes)>> {
-        let checkpoints = self.checkpoints(Epoch(0));
+        let checkpoints = self.checkpoints(Ownership::default());
         Box::pin(async move {
             let stored = checkpoints.load_all().await?.into_iter();
             let mut stored: Vec<_> = stored.map(|(key, value)| (key.to_string(), value)).collect();
@@ -111,12 +111,15 @@ pub(crate) trait ByKey: LogProvider {
     }
 
     fn checkpoint(&self, key: &str) -> Answer<Option<Bytes>> {
-        let (checkpoints, key) = (self.checkpoints(Epoch(0)), CheckpointKey::from_key(key));
+        let (checkpoints, key) = (
+            self.checkpoints(Ownership::default()),
+            CheckpointKey::from_key(key),
+        );
         Box::pin(async move { checkpoints.load(&key).await })
     }
 
     fn save(&self, changes: Vec<(String, Option<Bytes>)>) -> Answer<()> {
-        let checkpoints = self.checkpoints(Epoch(0));
+        let checkpoints = self.checkpoints(Ownership::default());
         let changes = changes.into_iter();
         let changes = changes
             .map(|(key, value)| (CheckpointKey::from_key(&key), value))

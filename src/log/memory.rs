@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::{
     Append, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogBounds, LogError, LogName,
-    LogProvider, LogRecord, Offset, ReadLimit,
+    LogProvider, LogRecord, Offset, Ownership, ReadLimit,
 };
 
 /// An operation that a [`Fault`] may prevent.
@@ -98,7 +98,7 @@ impl LogProvider for MemoryLogs {
         })
     }
 
-    fn checkpoints(&self, epoch: Epoch) -> Arc<dyn Checkpoints> {
+    fn checkpoints(&self, Ownership { epoch, .. }: Ownership) -> Arc<dyn Checkpoints> {
         let mut state = self.0.state();
         state.epoch = state.epoch.max(epoch);
         Arc::new(MemoryCheckpoints {
@@ -319,9 +319,13 @@ mod tests {
     async fn an_owner_at_an_earlier_epoch_is_fenced() {
         let logs = MemoryLogs::default();
         let change = || vec![(CheckpointKey::RunningTime, Some(Bytes::from_static(b"1")))];
-        let before = logs.checkpoints(Epoch(1));
+        let of = |epoch| Ownership {
+            epoch: Epoch(epoch),
+            ..Ownership::default()
+        };
+        let before = logs.checkpoints(of(1));
         before.save(change()).await.unwrap();
-        let after = logs.checkpoints(Epoch(2));
+        let after = logs.checkpoints(of(2));
         assert!(matches!(before.save(change()).await, Err(LogError::Fenced(_))));
         after.save(change()).await.unwrap();
     }

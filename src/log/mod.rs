@@ -4,8 +4,8 @@
 //! A [`LogProvider`] opens the [`Log`] of a [`LogName`] and the [`Checkpoints`] of an owner. A record is opaque
 //! here; [`crate::cloudevents`] knows its content.
 //!
-//! Reading order: this file has the traits, `name.rs` the names of logs, `checkpoint.rs` the checkpoints,
-//! `error.rs` what can fail. [`embedded`] is the provider on the router's volume, [`jetstream`] the one of several
+//! Reading order: this file has the traits, `name.rs` the names of logs, `checkpoint.rs` the checkpoints, `shard.rs` who
+//! may change them, `error.rs` what can fail. [`embedded`] is the provider on the router's volume, [`jetstream`] the one of several
 //! routers; their headers continue the tour. `conformance.rs` is the test suite that every provider passes, `memory.rs` the provider for other modules'
 //! tests.
 //!
@@ -22,7 +22,7 @@
 //! | [`Log::follow`] | what this router has appended, what others tell, and a regular look |
 //! | [`Log::offset_at`] | a search by halves, by the times in the records |
 //! | [`Log::trim`] | a purge by sequence |
-//! | [`LogProvider::checkpoints`] with an [`Epoch`] | a batch that the server accepts only while `weir.st.own` has this sequence |
+//! | [`LogProvider::checkpoints`] of an [`Ownership`] | a batch that the server accepts only while `weir.st.own.SHARD` has the sequence of its epoch |
 //! | [`LogError::Unavailable`], [`Full`](LogError::Full), [`TooLarge`](LogError::TooLarge), [`Fenced`](LogError::Fenced) | NATS away, the stream full, the message too large, another owner |
 //! | [`LogProvider::capacity`] | `None`: the server manages the capacity of its streams |
 
@@ -32,6 +32,7 @@ mod error;
 pub mod jetstream;
 mod name;
 mod record;
+mod shard;
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -41,6 +42,7 @@ pub(crate) mod memory;
 pub use checkpoint::{CheckpointChange, CheckpointKey, Checkpoints, Epoch};
 pub use error::LogError;
 pub use name::{BrokerName, LogName};
+pub use shard::{Ownership, Shard};
 
 use std::{fmt, sync::Arc};
 
@@ -112,8 +114,8 @@ pub trait LogProvider: Send + Sync + 'static {
     /// Opens the log of this name. It exists from its first append on; until then it is empty.
     fn open(&self, name: &LogName) -> Arc<dyn Log>;
 
-    /// Opens the checkpoints for the owner at this epoch.
-    fn checkpoints(&self, epoch: Epoch) -> Arc<dyn Checkpoints>;
+    /// Opens the checkpoints of a shard for its owner.
+    fn checkpoints(&self, ownership: Ownership) -> Arc<dyn Checkpoints>;
 
     /// The logs that have records, and the bytes of their retained payloads, as last seen. A provider may add what
     /// it stores with each record.

@@ -22,6 +22,7 @@ use crate::{
     delivery::{DeadLetter, Engine, Selection, StoredLetter},
     filter::{CompiledFilter, Expression},
     log::{BrokerName, Offset},
+    ownership::Shards,
 };
 
 /// Maximum letters in a list.
@@ -147,7 +148,7 @@ pub struct DropAnswer {
 
 type Body = Result<Json<Selected>, JsonRejection>;
 /// The routes under `/v1/dead-letters`.
-pub(super) fn routes(engine: Arc<Engine>) -> Router {
+pub(super) fn routes(shards: Arc<Shards>) -> Router {
     Router::new()
         .route("/v1/dead-letters", get(brokers))
         .route("/v1/dead-letters/{namespace}/{broker}/list", post(list))
@@ -160,11 +161,11 @@ pub(super) fn routes(engine: Arc<Engine>) -> Router {
             changing(post(remove)),
         )
         .route("/v1/dead-letters/{namespace}/{broker}/letters/{id}", get(show))
-        .with_state(engine)
+        .with_state(shards)
 }
 
-async fn brokers(State(engine): State<Arc<Engine>>) -> Json<BrokersWithDeadLetters> {
-    let brokers = engine.dead_letter_brokers().into_iter();
+async fn brokers(State(shards): State<Arc<Shards>>) -> Json<BrokersWithDeadLetters> {
+    let brokers = shards.dead_letter_brokers().into_iter();
     let mut brokers: Vec<_> = brokers
         .map(|(broker, count)| BrokerCount {
             broker: broker.to_string(),
@@ -176,13 +177,14 @@ async fn brokers(State(engine): State<Arc<Engine>>) -> Json<BrokersWithDeadLette
 }
 
 async fn list(
-    State(engine): State<Arc<Engine>>,
+    State(shards): State<Arc<Shards>>,
     Path((namespace, broker)): Path<(String, String)>,
     body: Body,
 ) -> Result<Json<DeadLetterList>, Problem> {
     let (selection, from) = selection(body)?;
-    let page = engine
-        .dead_letters(&BrokerName::new(&namespace, &broker), &selection, from, PAGE)
+    let broker = BrokerName::new(&namespace, &broker);
+    let page = engine_of(&shards, &broker)?
+        .dead_letters(&broker, &selection, from, PAGE)
         .await
         .map_err(of_log)?;
     Ok(Json(DeadLetterList {
@@ -192,11 +194,11 @@ async fn list(
 }
 
 async fn show(
-    State(engine): State<Arc<Engine>>,
+    State(shards): State<Arc<Shards>>,
     Path((namespace, broker, id)): Path<(String, String, u64)>,
 ) -> Result<Json<FullLetter>, Problem> {
     let key = BrokerName::new(&namespace, &broker);
-    let kept = engine.dead_letter(&key, Offset(id)).await.map_err(of_log)?.ok_or_else(|| {
+    let kept = engine_of(&shards, &key)?.dead_letter(&key, Offset(id)).await.map_err(of_log)?.ok_or_else(|| {
         Problem::new(
             StatusCode::NOT_FOUND,
             "no_such_dead_letter",
@@ -223,13 +225,14 @@ async fn show(
 }
 
 async fn redrive(
-    State(engine): State<Arc<Engine>>,
+    State(shards): State<Arc<Shards>>,
     Path((namespace, broker)): Path<(String, String)>,
     body: Body,
 ) -> Result<Json<RedriveAnswer>, Problem> {
     let (selection, from) = selection(body)?;
-    let redriven = engine
-        .redrive(&BrokerName::new(&namespace, &broker), &selection, from)
+    let broker = BrokerName::new(&namespace, &broker);
+    let redriven = engine_of(&shards, &broker)?
+        .redrive(&broker, &selection, from)
         .await
         .map_err(of_log)?;
     Ok(Json(RedriveAnswer {
@@ -241,13 +244,13 @@ async fn redrive(
 }
 
 async fn remove(
-    State(engine): State<Arc<Engine>>,
+    State(shards): State<Arc<Shards>>,
     Path((namespace, broker)): Path<(String, String)>,
     body: Body,
 ) -> Result<Json<DropAnswer>, Problem> {
     let (selection, from) = selection(body)?;
     let key = BrokerName::new(&namespace, &broker);
-    let dropped = engine
+    let dropped = engine_of(&shards, &key)?
         .drop_dead_letters(&key, &selection, from)
         .await
         .map_err(of_log)?;
@@ -255,6 +258,21 @@ async fn remove(
         dropped: dropped.dropped,
         next: dropped.next,
     }))
+}
+
+/// Returns the engine of a broker.
+///
+/// # Errors
+/// If this router does not own the broker's shard.
+pub(super) fn engine_of(shards: &Shards, broker: &BrokerName) -> Result<Arc<Engine>, Problem> {
+    shards.engine_of(broker).ok_or_else(|| {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no_owner",
+            "No router delivers the broker's events at present",
+            format!("the shard of broker {broker} changes its owner; try again in a few seconds"),
+        )
+    })
 }
 
 fn selection(body: Body) -> Result<(Selection, Offset), Problem> {

@@ -35,9 +35,6 @@ pub enum RouterError {
     /// The threads of delivery cannot be started.
     #[error("cannot start the delivery threads: {0}; check the limit of processes (ulimit -u, pids.max)")]
     Threads(#[source] std::io::Error),
-    /// The lease of a shared log was lost, or could not be renewed. The router has stopped delivering and may stand by.
-    #[error("this router no longer delivers: {0}")]
-    LeaseLost(LogError),
     /// The event log of an earlier run is missing.
     #[error(
         "the event log in {log} is missing, but {configuration} shows that there was one: mount or restore the volume \

@@ -27,14 +27,16 @@ use super::{
         DeadLetterOf, DeletedTrigger, DeliveryProgress, EventName, EventPlace, EventState, Explained,
         SinkDown, TriggerExplained,
     },
+    dead_letters::engine_of,
     ingress::Ingress,
     problem::{Problem, of_log},
 };
 use crate::{
     cloudevents::{Event, ReceivedEvents, read_http},
-    delivery::{Engine, RetainedTrigger, Selection, StoredLetter, TriggerView},
+    delivery::{RetainedTrigger, Selection, StoredLetter, TriggerView},
     filter::{CompiledFilter, Expression},
     log::{BrokerName, Log, LogError, LogName, LogProvider, Offset, ReadLimit},
+    ownership::Shards,
     routing::{RouteExplanation, RoutingTable, WaitReason, broker_key, explain_while},
 };
 
@@ -55,7 +57,7 @@ const MAX_LETTERS: usize = 100;
 /// State behind the routes.
 pub(super) struct Explainer {
     pub(super) logs: Arc<dyn LogProvider>,
-    pub(super) engine: Arc<Engine>,
+    pub(super) shards: Arc<Shards>,
     /// `None` until the first routing configuration is applied.
     pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
     /// Held while filters are explained, which may take a thousand times as long as routing an event. One
@@ -121,7 +123,7 @@ async fn in_log(
     };
     let letters = explainer.letters(&key, &event).await?;
     let mut explained = explainer.explain(&namespace, &broker, event).await?;
-    let views = explainer.engine.triggers();
+    let views = explainer.shards.triggers();
     for trigger in &mut explained.triggers {
         let of = |view: &&TriggerView| {
             view.namespace == trigger.route.namespace && view.name == trigger.route.name
@@ -177,7 +179,7 @@ impl Explainer {
     }
 
     fn tell_set_aside(&self, broker: &str, triggers: &mut [RouteExplanation]) {
-        let views = self.engine.triggers();
+        let views = self.shards.triggers();
         let set_aside = views
             .iter()
             .filter(|view| view.broker().as_str() == broker && view.stats.is_set_aside());
@@ -190,7 +192,7 @@ impl Explainer {
     }
 
     fn deleted(&self, broker: &str) -> Vec<DeletedTrigger> {
-        let kept = self.engine.retained_triggers().into_iter();
+        let kept = self.shards.retained_triggers().into_iter();
         let of_broker = kept.filter(|RetainedTrigger { view, .. }| view.broker().as_str() == broker);
         let deleted = of_broker.map(|RetainedTrigger { view, left }| DeletedTrigger {
             pending: view.stats.pending(),
@@ -214,9 +216,9 @@ impl Explainer {
         if selection.filter.is_none() {
             return Ok(Vec::new());
         }
-        let page = self
-            .engine
-            .dead_letters(&broker.into(), &selection, Offset(0), MAX_LETTERS)
+        let broker = broker.into();
+        let page = engine_of(&self.shards, &broker)?
+            .dead_letters(&broker, &selection, Offset(0), MAX_LETTERS)
             .await
             .map_err(of_log)?;
         Ok(page.letters)

@@ -24,9 +24,9 @@ use super::{
 };
 use crate::{
     cloudevents::{TraceContext, read_http_each},
-    delivery::Engine,
     intake::{self, Beyond, Descendants, Intake},
     log::{BrokerName, LogError},
+    ownership::Shards,
     routing::{RoutingTable, broker_key},
     server::Peer,
     telemetry::{Burst, Receiver, Tracer},
@@ -35,7 +35,7 @@ use crate::{
 /// State of the ingress.
 pub(super) struct Ingress {
     pub(super) intake: Intake,
-    pub(super) engine: Arc<Engine>,
+    pub(super) shards: Arc<Shards>,
     /// `None` until the first routing configuration is applied.
     pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
     pub(super) metrics: Arc<IngressMetrics>,
@@ -162,7 +162,7 @@ impl Ingress {
     /// The Trigger that holds most of a full log. For the operator only: it may be another namespace's.
     fn held_by(&self, error: &LogError) -> Option<String> {
         let is_full = matches!(error, LogError::Full(_));
-        let most = is_full.then(|| self.engine.holds_most()).flatten()?;
+        let most = is_full.then(|| self.shards.holds_most()).flatten()?;
         Some(format!("{}/{}", most.namespace, most.name))
     }
 

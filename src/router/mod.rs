@@ -16,8 +16,8 @@ mod ingress;
 mod metrics;
 mod operator;
 mod options;
-mod owned_log;
 mod problem;
+mod router_log;
 mod saved;
 mod sink_report;
 mod threads;
@@ -36,25 +36,24 @@ pub use controller_link::{ControllerAddress, ControllerLink, LinkError};
 pub use error::RouterError;
 pub use operator::REQUEST_HEADER;
 pub use options::{LogOptions, RouterOptions};
-pub use owned_log::OwnedLog;
+pub use router_log::RouterLog;
 pub use saved::SavedError;
 
 use crate::{
-    delivery::{DeliveryOptions, Engine},
+    delivery::DeliveryOptions,
     descriptors::{self, Descriptors},
     destination::{Addresses, Client},
     intake::Descendants,
-    log::LogProvider,
+    log::{LogError, LogProvider},
     memory::Pool,
+    ownership::{EngineStarter, Shards, WorkSharing},
     routing::{Configuration, Destination, Revision, RoutingTable, ServiceName, protocol::SinkReport},
     server::{self, Heartbeat, OwnThread, Server, ServerLimits},
-    source::Sources,
     supervision::{self, Supervisor},
 };
 
 use body::Bodies;
 use metrics::Metrics;
-use owned_log::SharedRevision;
 use saved::SavedConfiguration;
 use threads::Threads;
 
@@ -65,24 +64,26 @@ const WRITE_AGAIN: Duration = Duration::from_secs(3);
 /// connections.
 const CONNECTION_BYTES: usize = 16 * 1024;
 
-/// Runs a router until it is told to stop, then drains what is in flight.
+/// Runs a router until it is told to stop, then drains what is in flight. `name` is unique among the routers that share
+/// the log.
 ///
-/// `configurations` is `None` until there is one; each applied one is acknowledged on `applied`. A configuration
-/// that cannot be written to the disk is not applied: it is retried until it can, or a newer one comes. `sinks` is
-/// kept up to date with the Sinks that are down, once that is known. Gives up the lease of the log, if it has one.
+/// `configurations` is `None` until there is one; each applied one is acknowledged on `applied`, once all routers that
+/// share the log have applied it. A configuration that cannot be written to the disk is not applied: it is retried until
+/// it can, or a newer one comes. `sinks` is kept up to date with the Sinks that are down, once that is known.
 ///
 /// # Errors
-/// Fails when it cannot start, when the event log failed and the process has to exit, or when the lease is lost.
+/// Fails when it cannot start, or when the event log failed and the process has to exit.
 pub async fn run(
     options: RouterOptions,
-    log: OwnedLog,
+    name: &str,
+    log: RouterLog,
     mut configurations: watch::Receiver<Option<Configuration>>,
     applied: watch::Sender<Revision>,
     sinks: watch::Sender<Option<SinkReport>>,
     stop: CancellationToken,
 ) -> Result<(), RouterError> {
     let saved = SavedConfiguration::in_directory(&options.data)?;
-    let logs = log.logs.clone();
+    let logs = log.provider();
     let addresses = Addresses {
         uris: options.uri_addresses,
         services: options.service_addresses,
@@ -100,17 +101,26 @@ pub async fn run(
         ..options.delivery
     };
     let delivering = Threads::start("delivery").map_err(RouterError::Threads)?;
-    let engine = Engine::start(
-        logs.clone(),
-        log.epoch(),
+    let starter = EngineStarter {
+        logs: logs.clone(),
         client,
-        delivery,
-        supervisor.clone(),
-        &delivering.handle(),
-    )
-    .await?;
-    let sources = Sources::new(engine.intake());
-    let metrics = Metrics::new(logs.clone(), engine.clone(), sources.statistics());
+        options: delivery,
+        supervisor: supervisor.clone(),
+        runtime: delivering.handle(),
+    };
+    let (shards, sharing) = match log {
+        RouterLog::Embedded(_) => (Shards::alone(starter).await?, None),
+        RouterLog::JetStream(log) => {
+            let shards = Shards::of_shared(starter, log.clone());
+            let sharing = WorkSharing {
+                log,
+                router: name.to_owned(),
+                shards: shards.clone(),
+            };
+            (shards, Some(sharing))
+        }
+    };
+    let metrics = Metrics::new(logs.clone(), shards.clone());
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
     let requests = options.memory.requests;
     let Descriptors {
@@ -127,8 +137,8 @@ pub async fn run(
         "file descriptors are divided"
     );
     let ingress = ingress::Ingress {
-        intake: engine.intake(),
-        engine: engine.clone(),
+        intake: shards.intake(),
+        shards: shards.clone(),
         table: table.clone(),
         metrics: metrics.ingress.clone(),
         bodies: Bodies::new(options.max_body, requests.clone()),
@@ -149,46 +159,57 @@ pub async fn run(
     let mut applier = Applier {
         saved,
         unsaved: None,
-        engine: engine.clone(),
-        sources,
+        shards: shards.clone(),
         table: table.clone(),
         services: options.services,
         configuration: metrics.configuration.clone(),
         ingress: metrics.ingress.clone(),
         undecodable: Arc::default(),
-        shared_revision: log.shared_revision(),
+        unacknowledged: None,
         applied,
     };
     let explainer = explain::Explainer {
         logs: logs.clone(),
-        engine: engine.clone(),
+        shards: shards.clone(),
         table: table.clone(),
         turn: Arc::new(tokio::sync::Semaphore::new(1)),
     };
     let triggers = api::Triggers {
-        engine: engine.clone(),
+        shards: shards.clone(),
         table: table.clone(),
     };
     let table_of_report = table.clone();
-    let operator = dead_letters::routes(engine.clone())
+    let operator = dead_letters::routes(shards.clone())
         .merge(explain::routes(explainer, options.max_body))
         .merge(api::routes(triggers));
     let operator = server::on_main_runtime(operator::local_only(operator));
+    let shards_of_readiness = shards.clone();
     let admin = server::admin(metrics.registry, Heartbeat::start(), move || {
-        match table.load().as_ref() {
-            Some(table) => Ok(format!("revision {}", table.revision().0)),
-            None => Err("no routing configuration yet".to_owned()),
+        match (shards_of_readiness.problem(), table.load().as_ref()) {
+            (Some(problem), _) => Err(problem),
+            (None, Some(table)) => Ok(format!("revision {}", table.revision().0)),
+            (None, None) => Err("no routing configuration yet".to_owned()),
         }
     })
     .merge(operator);
 
-    let servers = TaskTracker::new();
+    let (servers, sharing_tasks) = (TaskTracker::new(), TaskTracker::new());
     let stop_admin = CancellationToken::new();
     let admin = OwnThread::serve(admin_server, admin, stop_admin.clone())?;
+    let leave = CancellationToken::new();
+    let (sharing_ended, ended) = watch::channel(None);
+    if let Some(sharing) = sharing {
+        let leave = leave.clone();
+        let sharing = async move { drop(sharing_ended.send(sharing.run(leave).await.err())) };
+        let watched = supervisor
+            .clone()
+            .watch("sharing the work among routers", sharing);
+        sharing_tasks.spawn(watched);
+    }
     let begun = applier.begin(before).await;
     let stop_ingress = stop.child_token();
     let reporting = sink_report::keep(
-        engine.clone(),
+        shards.clone(),
         table_of_report,
         applier.undecodable.clone(),
         sinks,
@@ -200,34 +221,44 @@ pub async fn run(
     servers.close();
 
     let outcome = match begun {
-        Ok(()) => tokio::select! {
-            ended = applier.follow(&mut configurations, &*logs, &supervisor, &stop) => ended,
-            reason = log.lost() => Err(RouterError::LeaseLost(reason)),
-        },
+        Ok(()) => {
+            let refused = refused_to_share(ended);
+            tokio::select! {
+                ended = applier.follow(&mut configurations, &*logs, &supervisor, &stop) => ended,
+                error = refused => Err(RouterError::Log(error)),
+            }
+        }
         failed => failed,
     };
-    let outcome = outcome.map_err(|error| log.lost_by(error));
 
     // Producers first, so that nothing new comes in; then Sources; then delivery.
     stop_ingress.cancel();
     stop_admin.cancel();
-    let sources = applier.sources;
-    if matches!(outcome, Err(RouterError::LeaseLost(_))) {
-        // Another router may deliver already.
-        tokio::join!(sources.shutdown(), engine.shutdown(), servers.wait());
-        admin.ended().await;
-    } else {
-        servers.wait().await;
-        admin.ended().await;
-        sources.shutdown().await;
-        engine.shutdown().await;
-    }
+    servers.wait().await;
+    admin.ended().await;
+    leave.cancel();
+    sharing_tasks.close();
+    sharing_tasks.wait().await;
+    shards.shutdown().await;
     if outcome.is_ok() {
         logs.sync().await?;
     }
-    log.give_up().await;
     tracing::info!("the router has stopped");
     outcome
+}
+
+/// Resolves with the error of a router that may not share the log.
+async fn refused_to_share(mut ended: watch::Receiver<Option<LogError>>) -> LogError {
+    let refused = ended
+        .wait_for(Option::is_some)
+        .await
+        .ok()
+        .and_then(|ended| ended.clone());
+    match refused {
+        Some(error) => error,
+        // It has ended because it was told to, or panicked, which the supervisor tells.
+        None => std::future::pending().await,
+    }
 }
 
 /// Loads the configuration of the last run, if it can be read. Without it the router waits for the controller and
@@ -248,15 +279,15 @@ fn last_configuration(saved: &SavedConfiguration) -> Result<Option<Configuration
 struct Applier {
     saved: SavedConfiguration,
     unsaved: Option<Unsaved>,
-    engine: Arc<Engine>,
-    sources: Sources,
+    shards: Arc<Shards>,
     table: Arc<ArcSwapOption<RoutingTable>>,
     services: BTreeMap<ServiceName, http::Uri>,
     configuration: metrics::ConfigurationInfo,
     ingress: Arc<metrics::IngressMetrics>,
-    shared_revision: Option<SharedRevision>,
     /// UIDs of the items of the applied configuration that cannot be decoded, for the report to the controller.
     undecodable: Arc<ArcSwap<Vec<String>>>,
+    /// Applied revision that other routers may not have applied yet.
+    unacknowledged: Option<Revision>,
     applied: watch::Sender<Revision>,
 }
 
@@ -272,7 +303,6 @@ impl Applier {
         let before = self.unsaved.take();
         if let Some(table) = self.table.load().as_deref() {
             if *table.revision() == configuration.revision {
-                self.applied.send_replace(configuration.revision);
                 return Ok(());
             }
             configuration.keep_unread(table.triggers());
@@ -291,7 +321,7 @@ impl Applier {
             });
             return Ok(());
         }
-        self.apply(configuration).await
+        self.apply(configuration, false).await
     }
 
     /// Applies a configuration that could not be written before.
@@ -302,26 +332,16 @@ impl Applier {
         }
     }
 
-    /// Applies the configuration of the last run, unless another router has applied a newer one since.
+    /// Applies the configuration of the last run.
     async fn begin(&mut self, before: Option<Configuration>) -> Result<(), RouterError> {
         let Some(configuration) = before else {
             return Ok(());
         };
-        let revision = &configuration.revision;
-        if let Some(shared) = &self.shared_revision
-            && !shared.is_newest(revision).await?
-        {
-            tracing::info!(
-                revision = revision.0,
-                "waiting for a configuration: another router has applied a newer one than that of the last run"
-            );
-            return Ok(());
-        }
         tracing::info!(
-            revision = revision.0,
+            revision = configuration.revision.0,
             "starting with the configuration of the last run"
         );
-        self.apply(configuration).await
+        self.apply(configuration, true).await
     }
 
     /// Applies each new configuration until told to stop.
@@ -333,6 +353,7 @@ impl Applier {
         stop: &CancellationToken,
     ) -> Result<(), RouterError> {
         loop {
+            let unacknowledged = self.unacknowledged.clone();
             tokio::select! {
                 changed = configurations.changed() => {
                     if changed.is_err() {
@@ -342,6 +363,10 @@ impl Applier {
                     let Some(configuration) = configurations.borrow_and_update().clone() else { continue };
                     self.take_over(configuration).await?;
                 }
+                revision = all_have_applied(&self.shards, unacknowledged) => {
+                    self.unacknowledged = None;
+                    self.applied.send_replace(revision);
+                }
                 () = tokio::time::sleep(WRITE_AGAIN), if self.unsaved.is_some() => self.try_again().await?,
                 error = logs.failed() => return Err(RouterError::Log(error)),
                 panicked = supervisor.panicked() => return Err(RouterError::Panicked(panicked)),
@@ -350,7 +375,8 @@ impl Applier {
         }
     }
 
-    async fn apply(&mut self, mut configuration: Configuration) -> Result<(), RouterError> {
+    /// Applies a configuration; `is_saved` if it is that of the last run.
+    async fn apply(&mut self, mut configuration: Configuration, is_saved: bool) -> Result<(), RouterError> {
         for item in &configuration.undecodable {
             tracing::error!(
                 %item,
@@ -361,24 +387,31 @@ impl Applier {
         self.undecodable.store(Arc::new(undecodable.collect()));
         reach_services_at(&self.services, &mut configuration);
         let revision = configuration.revision.clone();
-        if let Some(shared) = &self.shared_revision {
-            shared.set(&revision).await?;
-        }
         let sources = configuration.sources.clone();
         let compiling = supervision::apart("compiling the routing configuration", || {
             RoutingTable::compile(configuration)
         });
         let table = Arc::new(compiling.await.map_err(RouterError::Panicked)?);
         // Delivery first: an event that the new table lets in must find its Triggers placed.
-        self.engine.apply(&table).await?;
+        self.shards.apply(table.clone(), sources, is_saved).await?;
         self.ingress
             .retain(|namespace, broker| table.has_broker(namespace, broker));
         self.table.store(Some(table));
-        self.sources.apply(&sources);
         self.configuration.applied(&revision.0);
         tracing::info!(revision = revision.0, "routing configuration applied");
-        self.applied.send_replace(revision);
+        self.unacknowledged = Some(revision);
         Ok(())
+    }
+}
+
+/// Resolves with the revision once all routers that share the log have applied it; never for `None`.
+async fn all_have_applied(shards: &Shards, revision: Option<Revision>) -> Revision {
+    match revision {
+        Some(revision) => {
+            shards.all_have_applied(&revision).await;
+            revision
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -7,8 +7,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    delivery::{Engine, TriggerView},
+    delivery::TriggerView,
     filter,
+    ownership::Shards,
     routing::{
         RoutingTable,
         protocol::{FilterError, SetAside, SinkOutage, SinkReport},
@@ -21,7 +22,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Keeps the report up to date until told to stop. Notifies readers when Sinks go down or answer again, but not
 /// when only the last error differs: that is sent with the next report.
 pub(super) async fn keep(
-    engine: Arc<Engine>,
+    shards: Arc<Shards>,
     table: Arc<ArcSwapOption<RoutingTable>>,
     undecodable: Arc<ArcSwap<Vec<String>>>,
     reports: watch::Sender<Option<SinkReport>>,
@@ -29,9 +30,9 @@ pub(super) async fn keep(
 ) {
     let mut told = BTreeSet::new();
     loop {
-        // Before the Triggers: the engine may run newer ones, which the report then does not count in.
+        // Before the Triggers: the engines may run newer ones, which the report then does not count in.
         let revision = table.load().as_ref().map(|table| table.revision().clone());
-        let triggers = engine.triggers();
+        let triggers = shards.triggers();
         told = tell_set_aside(&triggers, &told);
         let report = SinkReport {
             revision: revision.unwrap_or_default(),

@@ -103,6 +103,21 @@ impl RoutingTable {
         }
     }
 
+    /// Returns the part of the table with these brokers, by `namespace/name`.
+    #[must_use]
+    pub fn of_brokers(&self, is_wanted: impl Fn(&str) -> bool) -> Self {
+        let brokers = self.brokers.iter().filter(|(broker, _)| is_wanted(broker));
+        Self {
+            revision: self.revision.clone(),
+            namespaces: self.namespaces.clone(),
+            brokers: brokers
+                .map(|(broker, table)| (broker.clone(), table.clone()))
+                .collect(),
+            authorities: self.authorities.clone(),
+            unread: self.unread.clone(),
+        }
+    }
+
     /// Returns the revision of the configuration.
     pub fn revision(&self) -> &Revision {
         &self.revision

@@ -1,71 +1,113 @@
-//! Routers with a log in NATS JetStream: one delivers, and another takes over when it ends. No acknowledged event is
-//! lost.
+//! Routers that share a log in NATS JetStream: they divide the work, and others take over when one ends. No acknowledged
+//! event is lost.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
 use crate::{
-    faults::{Producers, all_arrive, check_order_by_key},
+    faults::{Producers, all_arrive, check_order_by_key, kills, post_event},
     support::{Answer, Consumer, LocalRouter, Nats, Process, Setup, eventually, mapped},
 };
 
 /// Timeout of a takeover, longer than the time to live of a lease.
 const TAKEOVER: Duration = Duration::from_secs(60);
+/// Number of shards of an installation.
+const SHARDS: u64 = 24;
+/// Number of brokers, each with a Trigger.
+const BROKERS: usize = 12;
 
-/// Two routers with the same address, on which one listens at a time. Producers reach them as through a Service.
+/// Three routers on the same log, and one consumer of all events.
 struct Routers {
     nats: Nats,
-    routers: [LocalRouter; 2],
+    routers: Vec<LocalRouter>,
     consumer: Consumer,
+}
+
+/// The Trigger of a broker, in order by key.
+fn trigger(broker: usize) -> String {
+    format!(
+        "---\napiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {{name: t{broker}, namespace: shop}}\n\
+         spec:\n  broker: b{broker}\n  sink: {{service: {{name: all}}}}\n  \
+         delivery: {{ordering: ByKey, backoffDelay: 20ms, backoffMax: 200ms}}\n"
+    )
 }
 
 impl Routers {
     fn start() -> Self {
         let (nats, consumer) = (Nats::start(), Consumer::start());
-        let manifest = "---\napiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {name: keyed, namespace: shop}\n\
-                        spec:\n  sink: {service: {name: keyed}}\n  \
-                        delivery: {ordering: ByKey, backoffDelay: 20ms, backoffMax: 200ms}\n";
-        let setup = || {
-            Setup::new(manifest, &[mapped("keyed", &consumer)])
+        let manifest: String = (0..BROKERS).map(trigger).collect();
+        let start = |_| {
+            Setup::new(&manifest, &[mapped("all", &consumer)])
                 .argument("--log=jetstream")
                 .argument(format!("--nats={}", nats.url()))
                 .argument("--nats-replicas=1")
+                .start()
         };
-        let first = setup().start();
-        let second = setup().on_the_port_of(&first).launch();
-        second
-            .process
-            .wait_for_line(TAKEOVER, |line| line.contains("standing by"));
-        Self {
-            routers: [first, second],
+        let routers = Self {
+            routers: (0..3).map(start).collect(),
             nats,
             consumer,
-        }
+        };
+        routers.await_division(&[0, 1, 2]);
+        routers
     }
 
-    /// Waits until a router delivers: it has applied this many configurations.
+    /// Starts producers, each with a key and a broker of its own. A producer whose event was not accepted continues at
+    /// another router.
+    fn produce(&self) -> Producers {
+        let addresses: Vec<_> = self
+            .routers
+            .iter()
+            .map(|router| router.url().replace("default", ""))
+            .collect();
+        let next: Vec<_> = (0..BROKERS).map(AtomicUsize::new).collect();
+        Producers::by(BROKERS, move |key, id| {
+            let broker = key.trim_start_matches('k');
+            let router = &next[broker.parse::<usize>().unwrap()];
+            let address = &addresses[router.load(Ordering::Relaxed) % addresses.len()];
+            let answer = post_event(&format!("{address}b{broker}"), id, key, vec![b'x'; 512]);
+            if !answer.as_ref().is_ok_and(|response| response.status == 202) {
+                router.fetch_add(1, Ordering::Relaxed);
+            }
+            answer
+        })
+    }
+
+    /// Waits until these routers own all shards, in equal parts.
     #[track_caller]
-    fn await_delivery(&self, router: usize, times: usize) {
-        eventually(TAKEOVER, || match self.routers[router].times_applied() {
-            applied if applied >= times => Ok(()),
-            applied => Err(format!("router {router} has applied {applied} configurations")),
+    fn await_division(&self, routers: &[usize]) {
+        let part = SHARDS / routers.len() as u64;
+        eventually(TAKEOVER, || {
+            let owned: Vec<_> = routers
+                .iter()
+                .map(|router| self.routers[*router].metric(&["weir_router_shards"]))
+                .collect();
+            let is_divided = owned.iter().all(|owned| *owned == Some(part));
+            is_divided
+                .then_some(())
+                .ok_or(format!("{owned:?} shards are owned"))
         });
     }
 
-    /// Waits until all acknowledged events have arrived in order, and the accounting of a router adds up.
+    /// Waits until all acknowledged events have arrived in order, and the accounting adds up. Returns the repeats.
     #[track_caller]
-    fn check(&self, router: usize, producers: Producers) -> usize {
+    fn check(&self, producers: Producers) -> usize {
         let acknowledged = producers.finish();
         let mut arrivals = all_arrive(&self.consumer, &acknowledged);
-        let router = &self.routers[router];
-        let stored = router.accounting("keyed")["matched"];
         eventually(TAKEOVER, || {
             arrivals.catch_up(&self.consumer);
+            let delivered: u64 = (0..BROKERS)
+                .map(|broker| self.delivered(&format!("t{broker}")))
+                .sum();
             match arrivals.events() as u64 {
-                events if events >= stored => Ok(()),
-                events => Err(format!("{events} of {stored} arrived")),
+                events if events == delivered => Ok(()),
+                events => Err(format!(
+                    "{events} events arrived, and {delivered} count as delivered"
+                )),
             }
         });
-        router.wait_until_all_are("keyed", "delivered", arrivals.events());
         check_order_by_key(&self.consumer);
         eprintln!(
             "{} acknowledged, 0 lost, {} repeats",
@@ -74,65 +116,98 @@ impl Routers {
         );
         arrivals.repeats()
     }
+
+    /// Number of events that a Trigger has delivered, and nothing else, as its owner tells.
+    #[track_caller]
+    fn delivered(&self, trigger: &str) -> u64 {
+        let of = format!("trigger=\"{trigger}\"");
+        let owner = eventually(TAKEOVER, || {
+            let owns = |router: &&LocalRouter| {
+                router
+                    .metric(&["weir_trigger_events_matched_total", &of])
+                    .is_some()
+            };
+            self.routers
+                .iter()
+                .find(owns)
+                .ok_or(format!("nobody delivers {trigger}"))
+        });
+        let accounting = owner.accounting(trigger);
+        assert_eq!(
+            accounting["matched"],
+            accounting["delivered"] + accounting["pending"]
+        );
+        accounting["delivered"]
+    }
 }
 
 #[test]
-fn a_router_takes_over_when_another_is_killed() {
+fn routers_take_over_the_shards_of_one_that_is_killed() {
     let mut routers = Routers::start();
-    let producers = Producers::start(&routers.routers[0].url());
-    for killed in [0, 1, 0] {
-        let other = 1 - killed;
-        producers.wait_for_more(100);
-        let before = routers.routers[other].times_applied();
+    let producers = routers.produce();
+    for kill in 0..kills().min(20) as usize / 2 {
+        let killed = kill % 3;
+        producers.wait_for_more(100 + (kill * 37) % 150);
         routers.routers[killed].process.kill();
         let began = Instant::now();
-        routers.await_delivery(other, before + 1);
-        eprintln!("takeover after {:?}", began.elapsed());
-        routers.routers[killed].relaunch("");
+        let others: Vec<_> = (0..3).filter(|router| *router != killed).collect();
+        routers.await_division(&others);
+        eprintln!("taken over after {:?}", began.elapsed());
+        routers.routers[killed].restart();
+        routers.await_division(&[0, 1, 2]);
     }
     producers.wait_for_more(100);
-    routers.check(1, producers);
+    routers.check(producers);
 }
 
 #[test]
-fn a_router_that_shuts_down_hands_over_without_repeats() {
+fn a_rolling_update_hands_over_without_repeats() {
     let mut routers = Routers::start();
-    let producers = Producers::start(&routers.routers[0].url());
+    let producers = routers.produce();
+    for replaced in 0..3 {
+        producers.wait_for_more(100);
+        let began = Instant::now();
+        routers.routers[replaced].process.terminate();
+        eprintln!("handed over after {:?}", began.elapsed());
+        producers.wait_for_more(100);
+        routers.routers[replaced].restart();
+        routers.await_division(&[0, 1, 2]);
+    }
     producers.wait_for_more(100);
-    routers.routers[0].process.terminate();
-    let began = Instant::now();
-    routers.await_delivery(1, 1);
-    eprintln!("handed over after {:?}", began.elapsed());
+    assert_eq!(routers.check(producers), 0);
+}
+
+/// A paused router does not notice that its lease has expired. What it saves afterwards is fenced.
+#[test]
+fn a_router_that_was_paused_rejoins() {
+    let routers = Routers::start();
+    let producers = routers.produce();
     producers.wait_for_more(100);
-    assert_eq!(routers.check(1, producers), 0);
+    routers.routers[0].process.signal("STOP");
+    routers.await_division(&[1, 2]);
+    producers.wait_for_more(100);
+    routers.routers[0].process.signal("CONT");
+    routers.await_division(&[0, 1, 2]);
+    producers.wait_for_more(100);
+    routers.check(producers);
 }
 
 #[test]
 fn no_event_is_lost_while_nats_is_unavailable() {
     let mut routers = Routers::start();
-    let producers = Producers::start(&routers.routers[0].url());
+    let producers = routers.produce();
     producers.wait_for_more(100);
     routers.nats.kill();
-    // No router can hold the lease.
-    routers.routers[0]
-        .process
-        .wait_for_line(TAKEOVER, |line| line.contains("no longer holds the lease"));
+    for router in &routers.routers {
+        router
+            .process
+            .wait_for_line(TAKEOVER, |line| line.contains("gives up its shards"));
+    }
+    assert_eq!(routers.routers[0].post("t", "0", &[]).status, 503);
     routers.nats.start_again();
     producers.wait_for_more(100);
-    let delivers = eventually(TAKEOVER, || {
-        let delivers = |router: &usize| {
-            let lines = routers.routers[*router].process.lines();
-            let last = lines
-                .iter()
-                .rfind(|line| line.contains("configuration applied") || line.contains("standing by"));
-            last.is_some_and(|line| line.contains("configuration applied"))
-        };
-        [0, 1]
-            .into_iter()
-            .find(delivers)
-            .ok_or("none delivers".to_owned())
-    });
-    routers.check(delivers, producers);
+    routers.await_division(&[0, 1, 2]);
+    routers.check(producers);
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use super::{
@@ -15,7 +14,7 @@ use super::{
 /// `weir run` with its manifests, its data and its address, which outlive the process.
 pub(crate) struct LocalRouter {
     pub(crate) process: Process,
-    port: Arc<ReservedPort>,
+    port: ReservedPort,
     manifests: Scratch,
     data: Data,
     arguments: Vec<String>,
@@ -35,7 +34,6 @@ pub(crate) struct Setup {
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
     data: Option<PathBuf>,
-    port: Option<Arc<ReservedPort>>,
     fail_points: String,
     by: Vec<String>,
 }
@@ -51,7 +49,6 @@ impl Setup {
                 .collect(),
             variables: Vec::new(),
             data: None,
-            port: None,
             fail_points: String::new(),
             by: Vec::new(),
         }
@@ -72,12 +69,6 @@ impl Setup {
     /// With its data in this directory, which stays.
     pub(crate) fn data(mut self, directory: &Path) -> Self {
         self.data = Some(directory.to_owned());
-        self
-    }
-
-    /// On the port of another router, which it can use while the other one does not.
-    pub(crate) fn on_the_port_of(mut self, router: &LocalRouter) -> Self {
-        self.port = Some(router.port.clone());
         self
     }
 
@@ -109,11 +100,10 @@ impl Setup {
             arguments,
             variables,
             data,
-            port,
             fail_points,
             by,
         } = self;
-        let port = port.unwrap_or_else(|| Arc::new(ReservedPort::new()));
+        let port = ReservedPort::new();
         let scratch = Scratch::new();
         scratch.write("manifests.yaml", manifests);
         let data = data.map_or_else(|| Data::Own(Scratch::new()), Data::Given);

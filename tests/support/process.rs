@@ -127,7 +127,7 @@ impl Process {
                 && field(line, "address").is_some()
         };
         let first = self.wait_for_line(PATIENCE, is_told);
-        // A router that stood by listens anew.
+        // A router that waited for NATS listens anew.
         let lines = self.lines();
         let line = lines.iter().rfind(|line| is_told(line)).unwrap_or(&first);
         let address = field(line, "address").expect("the line was chosen for having it");

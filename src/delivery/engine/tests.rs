@@ -35,7 +35,7 @@ async fn start(log: Arc<dyn LogProvider>) -> Arc<Engine> {
     let client = Client::for_test();
     Engine::start(
         log,
-        crate::log::Epoch::default(),
+        crate::log::Ownership::default(),
         client,
         DeliveryOptions::default(),
         Supervisor::default(),
@@ -424,7 +424,7 @@ async fn retained_checkpoints_expire() {
         let client = Client::for_test();
         let engine = Engine::start(
             log.clone(),
-            crate::log::Epoch::default(),
+            crate::log::Ownership::default(),
             client,
             options,
             Supervisor::default(),

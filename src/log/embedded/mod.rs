@@ -98,8 +98,8 @@ use self::{
     tail::Tail,
 };
 use super::{
-    Append, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogBounds, LogError, LogName,
-    LogProvider, LogRecord, Offset, ReadLimit,
+    Append, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError, LogName,
+    LogProvider, LogRecord, Offset, Ownership, ReadLimit,
 };
 
 /// Capacity of the committer's queue, in requests.
@@ -233,7 +233,7 @@ impl LogProvider for EmbeddedLog {
     }
 
     /// The directory has a single owner, so nobody is ever fenced.
-    fn checkpoints(&self, _: Epoch) -> Arc<dyn Checkpoints> {
+    fn checkpoints(&self, _: Ownership) -> Arc<dyn Checkpoints> {
         Arc::new(StoredCheckpoints(self.0.clone()))
     }
 

@@ -63,6 +63,7 @@ impl StreamInfo {
 /// A message in an API response, with its content in base64.
 #[derive(Deserialize)]
 struct Encoded {
+    seq: u64,
     #[serde(default)]
     data: String,
 }
@@ -155,14 +156,25 @@ impl Session {
         }
     }
 
-    /// Returns the content of a message from the leader of its stream, by its sequence (`seq`) or as the last of its
-    /// subject (`last_by_subj`).
+    /// Returns the content of a message: see [`Session::stored_message`].
     pub(super) async fn message(
         &self,
         stream: &str,
         which: &serde_json::Value,
         wait: Duration,
     ) -> Result<Option<Bytes>, NatsError> {
+        let found = self.stored_message(stream, which, wait).await?;
+        Ok(found.map(|(_, content)| content))
+    }
+
+    /// Returns a message from the leader of its stream, as its sequence and content, by its sequence (`seq`) or as the
+    /// last of its subject (`last_by_subj`).
+    pub(super) async fn stored_message(
+        &self,
+        stream: &str,
+        which: &serde_json::Value,
+        wait: Duration,
+    ) -> Result<Option<(u64, Bytes)>, NatsError> {
         #[derive(Deserialize)]
         struct OneMessage {
             message: Encoded,
@@ -174,7 +186,7 @@ impl Session {
         };
         let content = BASE64_STANDARD.decode(message.data);
         let content = content.map_err(|e| NatsError::Unexpected(e.to_string()))?;
-        Ok(Some(content.into()))
+        Ok(Some((message.seq, content.into())))
     }
 
     /// Removes the messages below a sequence.

@@ -15,7 +15,7 @@ use super::{
     session::{NatsError, Session},
     streams::JetStream,
 };
-use crate::log::LogError;
+use crate::log::{LogError, Shard};
 
 /// Timeout of each check.
 const CHECK: Duration = Duration::from_secs(5);
@@ -215,7 +215,7 @@ async fn check_rights(streams: &JetStream) -> Result<(), LogError> {
     check_announcements(streams)
         .await
         .map_err(|e| check_error(streams, &e))?;
-    let loaded = streams.load_all().await;
+    let loaded = streams.load_all(Shard::default()).await;
     loaded.map(drop).map_err(|e| match e {
         LogError::Unavailable(detail) => check_error(streams, &NatsError::NoAnswer(detail)),
         other => other,

@@ -5,19 +5,21 @@
 use std::{sync::Arc, time::Duration};
 
 use async_nats::header;
+use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
     lease::Lease,
-    names,
+    names::{self, SHARDS},
     patience::Patience,
     publish::{MAX_BATCH, NatsMessage},
     streams::JetStream,
     tracked::Tracked,
 };
 use crate::log::{
-    Epoch, Log, LogBounds, LogError, LogName, LogProvider, LogRecord, Offset, ReadLimit, record,
+    BrokerName, CheckpointKey, Epoch, Log, LogBounds, LogError, LogName, LogProvider, LogRecord, Offset,
+    Ownership, ReadLimit, Shard, record,
 };
 
 /// Limits of one batch.
@@ -26,7 +28,7 @@ const BATCH: ReadLimit = ReadLimit {
     bytes: 1024 * 1024,
 };
 
-/// Time after which the lease of a killed copy or router has expired.
+/// Time after which the lease of a killed copy has expired.
 const LEASE_ENDS: Duration = Duration::from_secs(12);
 /// Pause between attempts to take the lease.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
@@ -34,6 +36,9 @@ const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// Values of the state of a copy.
 const BEGUN: &[u8] = b"begun";
 const DONE: &[u8] = b"done";
+
+/// Returns the broker of a checkpoint, if it has one.
+pub type BrokerOf = fn(&CheckpointKey, &[u8]) -> Option<BrokerName>;
 
 /// Result of a copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,10 +55,11 @@ impl JetStream {
         self: &Arc<Self>,
         from: &dyn LogProvider,
         names: Vec<LogName>,
+        broker_of: BrokerOf,
     ) -> Result<CopyReport, LogError> {
         let lease = self.lease_of_copy().await?;
         let copied = tokio::select! {
-            copied = self.copy_under(&lease, from, names) => copied,
+            copied = self.copy_all(from, names, broker_of) => copied,
             lost = lease.lost() => Err(lost),
         };
         lease.give_up().await;
@@ -64,18 +70,18 @@ impl JetStream {
     async fn lease_of_copy(self: &Arc<Self>) -> Result<Lease, LogError> {
         let end = Instant::now() + LEASE_ENDS;
         loop {
-            match self.take_lease_of("weir log copy").await {
+            match self.take_lease(names::COPYING.to_owned(), Bytes::new()).await {
                 Err(LogError::Fenced(_)) if Instant::now() < end => sleep(TRY_AGAIN).await,
                 taken => return taken,
             }
         }
     }
 
-    async fn copy_under(
+    async fn copy_all(
         &self,
-        lease: &Lease,
         from: &dyn LogProvider,
         names: Vec<LogName>,
+        broker_of: BrokerOf,
     ) -> Result<CopyReport, LogError> {
         self.begin().await?;
         let mut report = CopyReport::default();
@@ -83,21 +89,60 @@ impl JetStream {
             let bounds = self.copy_log(&*from.open(&name)).await?;
             report.logs.push((name, bounds));
         }
-        let checkpoints: Vec<_> = from
-            .checkpoints(Epoch::default())
-            .load_all()
-            .await?
-            .into_iter()
-            .map(|(key, value)| (key, Some(value)))
-            .collect();
-        self.save(&checkpoints, lease.epoch()).await?;
+        let checkpoints = from.checkpoints(Ownership::default()).load_all().await?;
         report.checkpoints = checkpoints.len();
+        self.copy_checkpoints(&checkpoints, broker_of).await?;
         self.set_copy_state(DONE).await?;
         Ok(report)
     }
 
-    /// Records that a copy has begun. Fails if routers have used the servers.
+    /// Copies each checkpoint to the shard of its broker. One without a broker is of the whole log, or unreadable: all
+    /// shards get it, and each decides as the embedded log would.
+    async fn copy_checkpoints(
+        &self,
+        checkpoints: &[(CheckpointKey, Bytes)],
+        broker_of: BrokerOf,
+    ) -> Result<(), LogError> {
+        for shard in Shard::all(SHARDS) {
+            let of_shard = checkpoints.iter().filter(|(key, value)| {
+                broker_of(key, value).is_none_or(|broker| Shard::of(&broker, SHARDS) == shard)
+            });
+            let changes: Vec<_> = of_shard
+                .map(|(key, value)| (key.clone(), Some(value.clone())))
+                .collect();
+            let unfenced = Ownership {
+                shard,
+                epoch: Epoch::default(),
+            };
+            self.save(&changes, unfenced).await?;
+        }
+        Ok(())
+    }
+
+    /// Records that a copy has begun. Fails if routers use the servers, or have used them.
     async fn begin(&self) -> Result<(), LogError> {
+        self.check_no_router_runs().await?;
+        self.set_begun().await?;
+        // A router that joined meanwhile may not have seen that the copy had begun.
+        self.check_no_router_runs().await
+    }
+
+    async fn check_no_router_runs(&self) -> Result<(), LogError> {
+        let members = self.load_subjects(names::MEMBERS).await?;
+        let routers: Vec<_> = members
+            .iter()
+            .filter_map(|(subject, _)| names::member_of(subject))
+            .collect();
+        match routers.is_empty() {
+            true => Ok(()),
+            false => Err(LogError::Fenced(format!(
+                "routers use the servers: {}",
+                routers.join(", ")
+            ))),
+        }
+    }
+
+    async fn set_begun(&self) -> Result<(), LogError> {
         let refused = |detail: &str| {
             Err(LogError::Open {
                 path: self.session.place(),
@@ -127,7 +172,8 @@ impl JetStream {
         let mut patience = Patience::new(self.options.timeout);
         patience.retry(|wait| self.refresh_all(wait)).await?;
         let has_streams = self.logs().iter().any(|log| log.is_seen());
-        Ok(has_streams || !self.load_all().await?.is_empty())
+        let checkpoints = names::checkpoints_of_all();
+        Ok(has_streams || !self.load_subjects(&checkpoints).await?.is_empty())
     }
 
     async fn set_copy_state(&self, state: &'static [u8]) -> Result<(), LogError> {

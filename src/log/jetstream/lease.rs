@@ -1,21 +1,22 @@
-//! The lease of the router that delivers: a message in the state stream that expires unless its holder renews it. A
-//! holder that cannot renew the lease stops before it expires. A paused holder may not notice in time; its saves are
-//! fenced by the newer epoch of the next holder.
+//! Leases: a lease is a message in the state stream that expires unless its holder renews it. A holder that cannot
+//! renew its lease stops before it expires. A paused holder may not notice in time; what it then writes is fenced.
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::{
+    sync::watch,
     task::JoinHandle,
     time::{Instant, sleep_until, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    layout, names,
+    layout,
     state::{Expected, expiring},
     streams::JetStream,
 };
-use crate::log::{Epoch, LogError};
+use crate::log::LogError;
 
 /// Time after the last renewal at which a lease expires.
 const TTL: Duration = Duration::from_secs(10);
@@ -25,28 +26,28 @@ const MARGIN: Duration = Duration::from_secs(2);
 /// Time after which a lease that was given up expires: the minimum that servers allow.
 const GIVEN_UP_FOR: Duration = Duration::from_secs(1);
 
-/// The lease, held and renewed by this router. If dropped, it is no longer renewed and expires after [`TTL`].
-pub struct Lease {
+/// A lease, held and renewed by this process. If dropped, it is no longer renewed and expires after [`TTL`].
+pub(super) struct Lease {
     streams: Arc<JetStream>,
-    epoch: Epoch,
+    value: watch::Sender<Bytes>,
     give_up: CancellationToken,
     renewal: JoinHandle<()>,
     _stop: DropGuard,
 }
 
 impl Lease {
-    /// Epoch of this router's checkpoints.
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
-    }
-
-    /// Resolves with the reason once this router has to stop delivering.
-    pub async fn lost(&self) -> LogError {
+    /// Resolves with the reason once the lease is lost, or the turn of its holder ended otherwise.
+    pub(super) async fn lost(&self) -> LogError {
         self.streams.turn.over().await
     }
 
-    /// Gives the lease up to let another router take it within about a second. Takes a few seconds at most.
-    pub async fn give_up(self) {
+    /// Replaces the value, by a renewal at once.
+    pub(super) fn set_value(&self, value: Bytes) {
+        self.value.send_replace(value);
+    }
+
+    /// Gives the lease up to let another process take it within about a second. Takes a few seconds at most.
+    pub(super) async fn give_up(self) {
         self.give_up.cancel();
         if let Err(error) = self.renewal.await {
             tracing::error!(%error, "the task that renews the lease failed; the lease expires by itself");
@@ -57,7 +58,8 @@ impl Lease {
 /// Renews a lease.
 struct Renewal {
     streams: Arc<JetStream>,
-    holder: String,
+    subject: String,
+    value: watch::Receiver<Bytes>,
     /// Sequence of the lease's message.
     sequence: u64,
     /// Time of the last renewal.
@@ -65,74 +67,39 @@ struct Renewal {
 }
 
 impl JetStream {
-    /// Takes the lease for a router.
+    /// Takes the lease of a subject and begins the turn of this process. Its message has this value.
     ///
     /// # Errors
-    /// [`LogError::Open`] if an embedded log was copied here in part; otherwise as [`JetStream::take_lease_of`].
-    pub(super) async fn take_lease(self: &Arc<Self>, router: &str) -> Result<Lease, LogError> {
-        let lease = self.take_lease_of(router).await?;
-        if self.is_copied_in_part().await? {
-            lease.give_up().await;
-            return Err(LogError::Open {
-                path: self.session.place(),
-                detail:
-                    "an embedded log was copied there only in part; run weir log copy again until it succeeds"
-                        .to_owned(),
-            });
-        }
-        Ok(lease)
-    }
-
-    /// Takes the lease unless another router holds it, and takes over the checkpoints.
-    ///
-    /// # Errors
-    /// [`LogError::Fenced`] if another router holds it; [`LogError::Unavailable`] if it took too long.
-    pub(super) async fn take_lease_of(self: &Arc<Self>, router: &str) -> Result<Lease, LogError> {
+    /// [`LogError::Fenced`] if another process holds it; [`LogError::Unavailable`] if it took too long.
+    pub(super) async fn take_lease(
+        self: &Arc<Self>,
+        subject: String,
+        value: Bytes,
+    ) -> Result<Lease, LogError> {
+        let (value, received) = watch::channel(value);
         let mut renewal = Renewal {
             streams: self.clone(),
-            holder: router.to_owned(),
+            subject,
+            value: received,
             began: Instant::now(),
             sequence: 0,
         };
-        renewal.sequence = self.write_lease(router, 0, TTL).await?;
-        // Expects its own lease: a late write by a paused router must not fence the current holder.
-        let holder = Expected {
-            subject: names::LEASE,
-            sequence: renewal.sequence,
-        };
-        let epoch = self.take_over(router, Some(holder)).await?;
+        renewal.sequence = renewal.write(TTL).await?;
         if Instant::now() >= renewal.deadline() {
             return Err(LogError::Unavailable(
                 "NATS responded too slowly: the lease is about to expire".to_owned(),
             ));
         }
-        self.turn.last_until(renewal.deadline());
+        self.begin_turn(renewal.deadline());
         let (give_up, stop) = (CancellationToken::new(), CancellationToken::new());
         let renewal = tokio::spawn(renewal.run(give_up.clone(), stop.clone()));
         Ok(Lease {
             streams: self.clone(),
-            epoch,
+            value,
             give_up,
             renewal,
             _stop: stop.drop_guard(),
         })
-    }
-
-    /// Returns the router that holds the lease.
-    pub(super) async fn lease_holder(&self) -> Result<Option<String>, LogError> {
-        let holder = self.load_value(names::LEASE).await?;
-        Ok(holder.map(|holder| String::from_utf8_lossy(&holder).into_owned()))
-    }
-
-    /// Replaces the lease's message with this sequence; 0 if there must be none.
-    async fn write_lease(&self, router: &str, over: u64, ttl: Duration) -> Result<u64, LogError> {
-        let content = layout::encode(names::LEASE, 0, router.as_bytes());
-        let message = expiring(names::LEASE.to_owned(), ttl, content);
-        let expected = Expected {
-            subject: names::LEASE,
-            sequence: over,
-        };
-        self.store_state(&[message], Some(expected)).await
     }
 }
 
@@ -148,6 +115,7 @@ impl Renewal {
             let next = self.deadline().min(Instant::now() + RENEW_EVERY);
             tokio::select! {
                 () = sleep_until(next) => {}
+                Ok(()) = self.value.changed() => {}
                 () = give_up.cancelled() => return self.give_up().await,
                 () = stop.cancelled() => return,
             }
@@ -161,15 +129,14 @@ impl Renewal {
     /// Tries to renew the lease once. A failure is an error only if the lease is lost.
     async fn renew(&mut self) -> Result<(), String> {
         let (asked, deadline) = (Instant::now(), self.deadline());
-        let renewal = self.streams.write_lease(&self.holder, self.sequence, TTL);
-        match timeout_at(deadline, renewal).await {
+        match timeout_at(deadline, self.write(TTL)).await {
             Ok(Ok(sequence)) => {
                 (self.sequence, self.began) = (sequence, asked);
                 self.streams.turn.last_until(self.deadline());
                 Ok(())
             }
             Ok(Err(LogError::Fenced(_))) => {
-                Err("the lease has expired, or another router has taken it".to_owned())
+                Err("the lease has expired, or another process has taken it".to_owned())
             }
             Ok(Err(LogError::Unavailable(_))) if Instant::now() < deadline => Ok(()),
             Ok(Err(error)) => Err(format!("cannot renew the lease: {error}")),
@@ -178,14 +145,22 @@ impl Renewal {
     }
 
     async fn give_up(self) {
-        let write = self
-            .streams
-            .write_lease(&self.holder, self.sequence, GIVEN_UP_FOR);
-        match timeout_at(Instant::now() + MARGIN, write).await {
-            // Fenced: another router already holds it.
+        match timeout_at(Instant::now() + MARGIN, self.write(GIVEN_UP_FOR)).await {
+            // Fenced: another process already holds it.
             Ok(Ok(_) | Err(LogError::Fenced(_))) => {}
             Ok(Err(error)) => tracing::warn!(%error, "cannot give up the lease; it expires by itself"),
             Err(_) => tracing::warn!("cannot give up the lease: NATS does not answer; it expires by itself"),
         }
+    }
+
+    /// Replaces the message of the lease.
+    async fn write(&self, ttl: Duration) -> Result<u64, LogError> {
+        let content = layout::encode(&self.subject, 0, &self.value.borrow());
+        let message = expiring(self.subject.clone(), ttl, content);
+        let expected = Expected {
+            subject: self.subject.clone().into(),
+            sequence: self.sequence,
+        };
+        self.streams.store_state(&[message], Some(expected)).await
     }
 }

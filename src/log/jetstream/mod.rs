@@ -12,7 +12,7 @@
 //!   the reads in flight.
 //!
 //! # Layout
-//! Each log has a stream, created by its first append. The state stream has the checkpoints and the lease. `names.rs`
+//! Each log has a stream, created by its first append. The state stream has the checkpoints, the routers and the owners. `names.rs`
 //! has the names of streams and subjects, `layout.rs` the layout of a message. A log has one partition, so its stream
 //! has one subject, and an offset is the sequence minus one. Streams never delete records by themselves: trimming
 //! purges them, and a full stream rejects appends. Each installation of Weir needs its own NATS account.
@@ -21,9 +21,9 @@
 //! `connect.rs` connects and checks the servers (`credentials.rs`, `options.rs`). `session.rs` makes requests and
 //! classifies failures as permanent or retryable (`patience.rs` retries); `api.rs` has the JSON. `streams.rs` and
 //! `tracked.rs` cache the state of each stream, and `watch.rs` updates it. `append.rs` (on `publish.rs`), `reads.rs`
-//! and `upkeep.rs` are the operations of a log, `state.rs` and `saves.rs` those of checkpoints. `lease.rs` is the lease
-//! of the router that delivers, `turn.rs` the period for which it may, and `copy.rs` copies the logs of another
-//! provider.
+//! and `upkeep.rs` are the operations of a log, `state.rs` and `saves.rs` those of checkpoints. `members.rs` has the
+//! routers and the shards that they own, by leases (`lease.rs`); `turn.rs` is the period for which this router may
+//! deliver. `copy.rs` copies the logs of another provider.
 //!
 //! # Limits
 //! - An append has at most 1,000 records. A save of more checkpoints is stored in several batches, each fenced.
@@ -37,6 +37,7 @@ mod copy;
 mod credentials;
 mod layout;
 mod lease;
+mod members;
 mod names;
 mod options;
 mod patience;
@@ -53,11 +54,15 @@ mod turn;
 mod upkeep;
 mod watch;
 
-pub use copy::CopyReport;
-pub use lease::Lease;
+pub use copy::{BrokerOf, CopyReport};
+pub use members::{Membership, Seen};
+pub use names::SHARDS;
 pub use options::{JetStreamOptions, NatsAuth, NatsTls};
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -69,8 +74,8 @@ use tokio::{
 
 use self::{saves::SaveRequest, streams::JetStream, tracked::Tracked};
 use super::{
-    Append, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogBounds, LogError, LogName,
-    LogProvider, LogRecord, Offset, ReadLimit,
+    Append, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError, LogName, LogProvider,
+    LogRecord, Offset, Ownership, ReadLimit, Shard,
 };
 
 /// The logs in a JetStream account. The connection and the background tasks end once this and all handles of its logs
@@ -79,7 +84,6 @@ pub struct JetStreamLog(Arc<Connected>);
 
 struct Connected {
     streams: Arc<JetStream>,
-    saves: mpsc::Sender<SaveRequest>,
     _tasks: JoinSet<()>,
 }
 
@@ -93,52 +97,58 @@ impl JetStreamLog {
     /// servers have no room for the state stream.
     pub async fn connect(options: JetStreamOptions) -> Result<Self, LogError> {
         let streams = Arc::new(connect::connect(options).await?);
-        let (saves, requests) = mpsc::channel(saves::QUEUE);
-        // Ends once all senders are dropped and their saves are stored.
-        tokio::spawn(saves::run(streams.clone(), requests));
         Ok(Self(Arc::new(Connected {
             _tasks: watch::start(&streams),
             streams,
-            saves,
         })))
     }
 
-    /// Makes this router the owner of all checkpoints without the lease, and returns its epoch.
+    /// Makes this connection the owner of the first shard, without a membership.
     #[cfg(test)]
-    async fn take_over(&self, owner: &str) -> Result<Epoch, LogError> {
-        self.0.streams.take_over(owner, None).await
+    async fn take_over(&self, owner: &str) -> Result<Ownership, LogError> {
+        let (streams, shard) = (&self.0.streams, Shard::default());
+        let (before, _) = streams.load_with_sequence(&names::owner(shard)).await?;
+        let epoch = streams.set_owner(shard, owner.as_bytes(), before).await?;
+        Ok(Ownership { shard, epoch })
     }
 
     /// Copies these logs of another provider, and all of its checkpoints. Offsets stay the same. To resume an
-    /// interrupted copy, call this again. The source must not change meanwhile. The copy holds the lease, so no router
-    /// can deliver.
+    /// interrupted copy, call this again. The source must not change meanwhile. Until the copy is complete, no router
+    /// can join. `broker_of` finds the shard of a checkpoint.
     ///
     /// # Errors
-    /// [`LogError::Fenced`] if a router holds the lease; [`LogError::Open`] if routers have used this log already;
-    /// otherwise as [`Log::append`] and [`Log::read`].
+    /// [`LogError::Fenced`] if routers or another copy use the servers; [`LogError::Open`] if routers have used this log
+    /// already; otherwise as [`Log::append`] and [`Log::read`].
     pub async fn copy_from(
         &self,
         from: &dyn LogProvider,
         names: Vec<LogName>,
+        broker_of: BrokerOf,
     ) -> Result<CopyReport, LogError> {
-        self.0.streams.copy_from(from, names).await
+        self.0.streams.copy_from(from, names, broker_of).await
     }
 
-    /// Tries once to take the lease of the router that delivers, and to take over all checkpoints.
+    /// Tries once to make this router a member, which may own shards. Every earlier membership of this connection must
+    /// have ended.
     ///
     /// # Errors
-    /// [`LogError::Fenced`] if another router holds it; [`LogError::Open`] if an embedded log was copied here only in
-    /// part; otherwise as [`Checkpoints::save`].
-    pub async fn take_lease(&self, router: &str) -> Result<Lease, LogError> {
-        self.0.streams.take_lease(router).await
+    /// [`LogError::Fenced`] if a router of this name is a member; [`LogError::Open`] if an embedded log was copied here
+    /// only in part; [`LogError::Unavailable`] if NATS does not respond.
+    pub async fn join(&self, router: &str) -> Result<Membership, LogError> {
+        self.0.streams.join(router).await
     }
 
-    /// Returns the name of the router that holds the lease, if any.
+    /// Returns the checkpoints with this key, by shard. They may be stale.
     ///
     /// # Errors
     /// [`LogError::Unavailable`] if NATS does not respond.
-    pub async fn lease_holder(&self) -> Result<Option<String>, LogError> {
-        self.0.streams.lease_holder().await
+    pub async fn checkpoint_of_all(&self, key: &CheckpointKey) -> Result<BTreeMap<Shard, Bytes>, LogError> {
+        let seen = self.0.streams.glance(&[&names::checkpoint_of_all(key)]).await?;
+        let by_shard = seen.into_iter().filter_map(|(subject, value)| {
+            let (shard, _) = names::checkpoint_key(&subject)?;
+            Some((shard, value))
+        });
+        Ok(by_shard.collect())
     }
 }
 
@@ -150,11 +160,16 @@ impl LogProvider for JetStreamLog {
         })
     }
 
-    /// Returns the checkpoints for saves with an epoch. Saves with the default epoch are not fenced.
-    fn checkpoints(&self, epoch: Epoch) -> Arc<dyn Checkpoints> {
+    /// Opens the checkpoints of a shard. An owner opens them once; see `saves.rs`. Saves with the default epoch are not
+    /// fenced.
+    fn checkpoints(&self, ownership: Ownership) -> Arc<dyn Checkpoints> {
+        let (saves, requests) = mpsc::channel(saves::QUEUE);
+        // Ends once the sender is dropped and its saves are stored.
+        tokio::spawn(saves::run(self.0.streams.clone(), ownership, requests));
         Arc::new(StateCheckpoints {
             connected: self.0.clone(),
-            epoch,
+            shard: ownership.shard,
+            saves,
         })
     }
 
@@ -224,10 +239,11 @@ impl Log for StreamLog {
     }
 }
 
-/// Checkpoints, saved with an epoch.
+/// Checkpoints of a shard, for its owner.
 struct StateCheckpoints {
     connected: Arc<Connected>,
-    epoch: Epoch,
+    shard: Shard,
+    saves: mpsc::Sender<SaveRequest>,
 }
 
 impl StateCheckpoints {
@@ -237,23 +253,19 @@ impl StateCheckpoints {
         }
         let gone = || LogError::Unavailable("the task that saves checkpoints has ended".to_owned());
         let (reply, answer) = oneshot::channel();
-        let request = SaveRequest {
-            changes,
-            epoch: self.epoch,
-            reply,
-        };
-        self.connected.saves.send(request).await.map_err(|_| gone())?;
+        let request = SaveRequest { changes, reply };
+        self.saves.send(request).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
 
 impl Checkpoints for StateCheckpoints {
     fn load_all(&self) -> BoxFuture<'_, Result<Vec<(CheckpointKey, Bytes)>, LogError>> {
-        Box::pin(self.connected.streams.load_all())
+        Box::pin(self.connected.streams.load_all(self.shard))
     }
 
     fn load<'a>(&'a self, key: &'a CheckpointKey) -> BoxFuture<'a, Result<Option<Bytes>, LogError>> {
-        Box::pin(self.connected.streams.load(key))
+        Box::pin(self.connected.streams.load(self.shard, key))
     }
 
     fn save(&self, changes: Vec<CheckpointChange>) -> BoxFuture<'_, Result<(), LogError>> {

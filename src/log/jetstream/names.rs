@@ -5,40 +5,50 @@
 //! | --- | --- | --- |
 //! | events of a broker | `weir_NAMESPACE_BROKER` | `weir.ev.NAMESPACE.BROKER.PARTITION` |
 //! | dead letters of a broker | `weir_NAMESPACE_BROKER_dl` | `weir.dl.NAMESPACE.BROKER` |
-//! | checkpoints | `weir_state` | `weir.st.checkpoint.KEY` |
-//! | owner of the checkpoints | `weir_state` | `weir.st.own` |
-//! | state of a copy by `weir log copy` | `weir_state` | `weir.st.copy` |
-//! | lease of the router that delivers | `weir_state` | `weir.st.lease` |
+//! | checkpoints of a shard | `weir_state` | `weir.st.checkpoint.SHARD.KEY` |
+//! | owner of a shard | `weir_state` | `weir.st.own.SHARD` |
+//! | lease of a router | `weir_state` | `weir.st.member.ROUTER` |
+//! | lease of a copy by `weir log copy` | `weir_state` | `weir.st.copying` |
+//! | state of a copy | `weir_state` | `weir.st.copy` |
 //! | newest time of a log that was trimmed to empty | `weir_state` | `weir.st.newest.STREAM` |
 //! | barrier of a load | `weir_state` | `weir.st.barrier.UUID` |
 //! | announcement of the end of a log to other routers | none | `weir.end.STREAM` |
+//! | announcement of changed owners | none | `weir.end.owners` |
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use crate::log::{BrokerName, CheckpointKey, LogName};
+use crate::log::{BrokerName, CheckpointKey, LogName, Shard};
+
+/// Number of shards. Checkpoints are stored by shard, so this must never change. Divides evenly among 1, 2, 3, 4, 6, 8 or
+/// 12 routers.
+pub const SHARDS: u16 = 24;
 
 /// The state stream.
 pub(super) const STATE: &str = "weir_state";
 /// Subjects of the state stream.
 pub(super) const STATE_SUBJECTS: &str = "weir.st.>";
-/// Subjects of the checkpoints.
-pub(super) const CHECKPOINTS: &str = "weir.st.checkpoint.>";
-/// Subject whose last sequence is the epoch of the owner.
-pub(super) const OWNER: &str = "weir.st.own";
-/// Subject of the lease; its message names the holder.
-pub(super) const LEASE: &str = "weir.st.lease";
+/// Subjects of the leases of routers.
+pub(super) const MEMBERS: &str = "weir.st.member.*";
+/// Subjects of the owners of shards.
+pub(super) const OWNERS: &str = "weir.st.own.*";
+/// Subject of the lease of a copy.
+pub(super) const COPYING: &str = "weir.st.copying";
 /// Subject of the state of a copy.
 pub(super) const COPY: &str = "weir.st.copy";
 /// Prefix of the subject that is written before checkpoints are loaded.
 pub(super) const BARRIER: &str = "weir.st.barrier";
 /// Subjects on which routers announce the ends of logs.
 pub(super) const ENDS: &str = "weir.end.*";
+/// Subject on which routers announce changed owners. No stream of a log has this name.
+pub(super) const OWNERS_CHANGED: &str = "weir.end.owners";
 /// All subjects of stored messages.
 pub(super) const ALL: &str = "weir.>";
 
 const STREAM: &str = "weir_";
 const DEAD_LETTERS: &str = "dl";
 const CHECKPOINT: &str = "weir.st.checkpoint.";
+const MEMBER: &str = "weir.st.member.";
+const OWNER: &str = "weir.st.own.";
 const NEWEST: &str = "weir.st.newest.";
 const END: &str = "weir.end.";
 /// Number of the only partition.
@@ -83,13 +93,48 @@ pub(super) fn log_of(stream: &str) -> Option<LogName> {
     }
 }
 
-pub(super) fn checkpoint(key: &CheckpointKey) -> String {
-    format!("{CHECKPOINT}{}", token(&key.to_string()))
+/// Subject of a router's lease.
+pub(super) fn member(router: &str) -> String {
+    format!("{MEMBER}{}", token(router))
 }
 
-pub(super) fn checkpoint_key(subject: &str) -> Option<CheckpointKey> {
-    let key = text(subject.strip_prefix(CHECKPOINT)?)?;
-    Some(CheckpointKey::from_key(&key))
+/// Returns the router of a lease.
+pub(super) fn member_of(subject: &str) -> Option<String> {
+    text(subject.strip_prefix(MEMBER)?)
+}
+
+/// Subject whose last message names the owner of a shard, and whose last sequence is the owner's epoch.
+pub(super) fn owner(shard: Shard) -> String {
+    format!("{OWNER}{shard}")
+}
+
+/// Returns the shard of an owner's subject.
+pub(super) fn owned_shard(subject: &str) -> Option<Shard> {
+    subject.strip_prefix(OWNER)?.parse().ok().map(Shard)
+}
+
+/// Subjects of the checkpoints of a shard.
+pub(super) fn checkpoints(shard: Shard) -> String {
+    format!("{CHECKPOINT}{shard}.*")
+}
+
+/// Subjects of the checkpoints of all shards.
+pub(super) fn checkpoints_of_all() -> String {
+    format!("{CHECKPOINT}>")
+}
+
+/// Subjects of the checkpoints with this key, of all shards.
+pub(super) fn checkpoint_of_all(key: &CheckpointKey) -> String {
+    format!("{CHECKPOINT}*.{}", token(&key.to_string()))
+}
+
+pub(super) fn checkpoint(shard: Shard, key: &CheckpointKey) -> String {
+    format!("{CHECKPOINT}{shard}.{}", token(&key.to_string()))
+}
+
+pub(super) fn checkpoint_key(subject: &str) -> Option<(Shard, CheckpointKey)> {
+    let (shard, key) = subject.strip_prefix(CHECKPOINT)?.split_once('.')?;
+    Some((Shard(shard.parse().ok()?), CheckpointKey::from_key(&text(key)?)))
 }
 
 /// Subject of the newest time of a log that was trimmed to empty.
@@ -151,10 +196,21 @@ mod tests {
             "running-time",
         ] {
             let key = CheckpointKey::from_key(key);
-            let subject = checkpoint(&key);
-            assert_eq!(subject.split('.').count(), 4, "{subject}");
-            assert_eq!(checkpoint_key(&subject), Some(key));
+            let subject = checkpoint(Shard(7), &key);
+            assert_eq!(subject.split('.').count(), 5, "{subject}");
+            assert_eq!(checkpoint_key(&subject), Some((Shard(7), key)));
         }
-        assert_eq!(checkpoint_key(OWNER), None);
+        assert_eq!(checkpoint_key(&owner(Shard(7))), None);
+    }
+
+    #[test]
+    fn subjects_lead_back_to_routers_and_shards() {
+        for router in ["weir-router-0", "host.example/17", "a b*"] {
+            let subject = member(router);
+            assert_eq!(subject.split('.').count(), 4, "{subject}");
+            assert_eq!(member_of(&subject).as_deref(), Some(router));
+        }
+        assert_eq!(owned_shard(&owner(Shard(23))), Some(Shard(23)));
+        assert_eq!(owned_shard(&member("weir-router-0")), None);
     }
 }

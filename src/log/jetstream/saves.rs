@@ -1,5 +1,5 @@
-//! One task saves all checkpoints, one batch at a time: the server rejects a fenced batch while another is in flight.
-//! Saves that are queued meanwhile are merged; of each key only the newest value is stored.
+//! One task saves the checkpoints of an owner, one batch at a time: the server rejects a fenced batch while another is
+//! in flight. Saves that are queued meanwhile are merged; of each key only the newest value is stored.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{publish::MAX_BATCH, streams::JetStream};
-use crate::log::{CheckpointChange, CheckpointKey, Epoch, LogError};
+use crate::log::{CheckpointChange, CheckpointKey, LogError, Ownership};
 
 /// Maximum queued saves.
 pub(super) const QUEUE: usize = 1024;
@@ -15,26 +15,19 @@ pub(super) const QUEUE: usize = 1024;
 /// Changes to save together.
 pub(super) struct SaveRequest {
     pub(super) changes: Vec<CheckpointChange>,
-    pub(super) epoch: Epoch,
     pub(super) reply: oneshot::Sender<Result<(), LogError>>,
 }
 
 /// Saves to store as one batch.
 struct Merged {
-    epoch: Epoch,
     changes: BTreeMap<CheckpointKey, Option<Bytes>>,
     replies: Vec<oneshot::Sender<Result<(), LogError>>>,
 }
 
 impl Merged {
     fn new(request: SaveRequest) -> Self {
-        let SaveRequest {
-            changes,
-            epoch,
-            reply,
-        } = request;
+        let SaveRequest { changes, reply } = request;
         Self {
-            epoch,
             changes: changes.into_iter().collect(),
             replies: vec![reply],
         }
@@ -42,7 +35,7 @@ impl Merged {
 
     /// Adds a save, or returns it if it does not fit.
     fn add(&mut self, request: SaveRequest) -> Result<(), SaveRequest> {
-        if request.epoch != self.epoch || self.changes.len() + request.changes.len() > MAX_BATCH {
+        if self.changes.len() + request.changes.len() > MAX_BATCH {
             return Err(request);
         }
         self.changes.extend(request.changes);
@@ -51,8 +44,12 @@ impl Merged {
     }
 }
 
-/// Saves until all senders are dropped.
-pub(super) async fn run(streams: Arc<JetStream>, mut requests: mpsc::Receiver<SaveRequest>) {
+/// Saves for this owner until all senders are dropped.
+pub(super) async fn run(
+    streams: Arc<JetStream>,
+    ownership: Ownership,
+    mut requests: mpsc::Receiver<SaveRequest>,
+) {
     let mut left_over = None;
     loop {
         let first = match left_over.take() {
@@ -70,7 +67,7 @@ pub(super) async fn run(streams: Arc<JetStream>, mut requests: mpsc::Receiver<Sa
             }
         }
         let changes: Vec<_> = merged.changes.into_iter().collect();
-        let saved = streams.save(&changes, merged.epoch).await;
+        let saved = streams.save(&changes, ownership).await;
         if let Err(error @ LogError::Fenced(_)) = &saved {
             // A router that cannot save must not deliver.
             streams.turn.end(error.clone());

@@ -3,12 +3,12 @@
 //! A checkpoint is removed by an empty message, which expires. Unlike a purge it is part of the atomic batch, and so it
 //! is fenced like the other changes. All other messages have the layout of a record and are not empty.
 //!
-//! The epoch of an owner is the sequence of its message on `weir.st.own`. A save expects this sequence there; the
-//! server rejects it once another owner has written to this subject.
+//! The epoch of a shard's owner is the sequence of its message on `weir.st.own.SHARD`. A save expects this sequence
+//! there; the server rejects it once another owner has written to this subject.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, header};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
@@ -21,7 +21,7 @@ use super::{
     session::NatsError,
     streams::JetStream,
 };
-use crate::log::{CheckpointKey, Epoch, LogError};
+use crate::log::{CheckpointKey, Epoch, LogError, Ownership, Shard};
 
 const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
@@ -37,9 +37,9 @@ const PULL: usize = 500;
 const UNUSED: u64 = 10_000_000_000;
 
 /// The expected last message of a subject.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Expected {
-    pub(super) subject: &'static str,
+    pub(super) subject: Cow<'static, str>,
     /// Sequence of the message; 0 if there must be none.
     pub(super) sequence: u64,
 }
@@ -50,11 +50,16 @@ struct Consumer {
 }
 
 impl JetStream {
-    /// Makes the caller the owner of all checkpoints, if the expected message is there. Saves of earlier owners are fenced
-    /// from now on.
-    pub(super) async fn take_over(&self, owner: &str, expected: Option<Expected>) -> Result<Epoch, LogError> {
-        let message = NatsMessage::encoded(names::OWNER, 0, owner.as_bytes());
-        let sequence = self.store_state(&[message], expected).await?;
+    /// Stores the owner of a shard if the message before has this sequence (0 if there must be none). Saves of earlier
+    /// owners are fenced from now on.
+    pub(super) async fn set_owner(&self, shard: Shard, owner: &[u8], before: u64) -> Result<Epoch, LogError> {
+        let subject = names::owner(shard);
+        let message = NatsMessage::encoded(&subject, 0, owner);
+        let expected = Expected {
+            subject: subject.into(),
+            sequence: before,
+        };
+        let sequence = self.store_state(&[message], Some(expected)).await?;
         Ok(Epoch(sequence))
     }
 
@@ -62,18 +67,18 @@ impl JetStream {
     pub(super) async fn save(
         &self,
         changes: &[(CheckpointKey, Option<Bytes>)],
-        epoch: Epoch,
+        Ownership { shard, epoch }: Ownership,
     ) -> Result<(), LogError> {
         for part in changes.chunks(MAX_BATCH) {
             let messages = part.iter().map(|(key, value)| {
-                let subject = names::checkpoint(key);
+                let subject = names::checkpoint(shard, key);
                 match value {
                     Some(value) => NatsMessage::encoded(&subject, 0, value),
                     None => expiring(subject, REMOVED_FOR, Bytes::new()),
                 }
             });
-            let owner = (epoch != Epoch::default()).then_some(Expected {
-                subject: names::OWNER,
+            let owner = (epoch != Epoch::default()).then(|| Expected {
+                subject: names::owner(shard).into(),
                 sequence: epoch.0,
             });
             self.store_state(&messages.collect::<Vec<_>>(), owner).await?;
@@ -93,7 +98,7 @@ impl JetStream {
         let mut messages = messages.to_vec();
         if let (Some(first), Some(Expected { subject, sequence })) = (messages.first_mut(), expected) {
             first.headers.insert(EXPECTED_SEQUENCE, sequence.to_string());
-            first.headers.insert(EXPECTED_SUBJECT, subject);
+            first.headers.insert(EXPECTED_SUBJECT, &*subject);
         }
         let id = Uuid::new_v4().to_string();
         let mut patience = Patience::new(self.options.timeout);
@@ -112,21 +117,67 @@ impl JetStream {
     }
 
     /// Loads one checkpoint from the leader.
-    pub(super) async fn load(&self, key: &CheckpointKey) -> Result<Option<Bytes>, LogError> {
-        self.load_value(&names::checkpoint(key)).await
+    pub(super) async fn load(&self, shard: Shard, key: &CheckpointKey) -> Result<Option<Bytes>, LogError> {
+        self.load_value(&names::checkpoint(shard, key)).await
     }
 
     /// Loads the value of one subject from the leader.
     pub(super) async fn load_value(&self, subject: &str) -> Result<Option<Bytes>, LogError> {
-        let which = json!({ "last_by_subj": subject });
-        let mut patience = Patience::new(self.options.timeout);
-        let message = |wait| self.session.message(names::STATE, &which, wait);
-        let content = patience.retry(message).await?;
-        content.map_or(Ok(None), |content| self.value(subject, &content))
+        Ok(self.load_with_sequence(subject).await?.1)
     }
 
-    /// Loads every checkpoint that was saved before the call.
-    pub(super) async fn load_all(&self) -> Result<Vec<(CheckpointKey, Bytes)>, LogError> {
+    /// Loads the value of one subject from the leader, with the sequence of its last message; 0 if there is none.
+    pub(super) async fn load_with_sequence(&self, subject: &str) -> Result<(u64, Option<Bytes>), LogError> {
+        let which = json!({ "last_by_subj": subject });
+        let mut patience = Patience::new(self.options.timeout);
+        let message = |wait| self.session.stored_message(names::STATE, &which, wait);
+        Ok(match patience.retry(message).await? {
+            Some((sequence, content)) => (sequence, self.value(subject, &content)?),
+            None => (0, None),
+        })
+    }
+
+    /// Returns the last values of these subjects, which may have wildcards, from any replica: they may be stale.
+    pub(super) async fn glance(&self, subjects: &[&str]) -> Result<Vec<(String, Bytes)>, LogError> {
+        let request = json!({ "multi_last": subjects });
+        let get = format!("$JS.API.DIRECT.GET.{}", names::STATE);
+        let mut patience = Patience::new(self.options.timeout);
+        let found = loop {
+            let mut found = Vec::new();
+            let seen =
+                self.session
+                    .request_many(&get, request.to_string().into(), patience.attempt(), |message| {
+                        // A status ends the response, also if there are no messages.
+                        if message.status.is_some() {
+                            return Ok(false);
+                        }
+                        let headers = message.headers.as_ref();
+                        let subject = headers.and_then(|headers| headers.get(header::NATS_SUBJECT));
+                        let subject = subject
+                            .ok_or_else(|| NatsError::Unexpected("a message without a subject".to_owned()))?;
+                        found.push((subject.as_str().to_owned(), message.payload));
+                        Ok(true)
+                    });
+            match seen.await {
+                Ok(()) => break found,
+                Err(error) => patience.after(error).await?,
+            }
+        };
+        self.values(found)
+    }
+
+    /// Loads every checkpoint of a shard that was saved before the call.
+    pub(super) async fn load_all(&self, shard: Shard) -> Result<Vec<(CheckpointKey, Bytes)>, LogError> {
+        let checkpoints = self.load_subjects(&names::checkpoints(shard)).await?.into_iter();
+        let checkpoints = checkpoints.filter_map(|(subject, value)| {
+            let (_, key) = names::checkpoint_key(&subject)?;
+            Some((key, value))
+        });
+        Ok(checkpoints.collect())
+    }
+
+    /// Loads the values of these subjects that were saved before the call. `subjects` has a wildcard.
+    pub(super) async fn load_subjects(&self, subjects: &str) -> Result<Vec<(String, Bytes)>, LogError> {
         // A consumer may read from a replica that is behind. Once it has delivered the barrier, nothing older is
         // missing.
         let barrier = format!("{}.{}", names::BARRIER, Uuid::new_v4().simple());
@@ -134,25 +185,18 @@ impl JetStream {
             .await?;
         let mut patience = Patience::new(self.options.timeout);
         let contents = loop {
-            match self.pull_until(&barrier, &patience).await {
+            match self.pull_until(subjects, &barrier, &patience).await {
                 Ok(contents) => break contents,
                 Err(error) => patience.after(error).await?,
             }
         };
-        let mut checkpoints = Vec::new();
-        for (subject, content) in contents {
-            if let Some(key) = names::checkpoint_key(&subject)
-                && let Some(value) = self.value(&subject, &content)?
-            {
-                checkpoints.push((key, value));
-            }
-        }
-        Ok(checkpoints)
+        self.values(contents)
     }
 
-    /// Reads the last message of each checkpoint up to the barrier, with a temporary consumer.
+    /// Reads the last message of each of these subjects up to the barrier, with a temporary consumer.
     async fn pull_until(
         &self,
+        subjects: &str,
         barrier: &str,
         patience: &Patience,
     ) -> Result<BTreeMap<String, Bytes>, NatsError> {
@@ -160,7 +204,7 @@ impl JetStream {
         let config = json!({
             "deliver_policy": "last_per_subject",
             "ack_policy": "none",
-            "filter_subjects": [names::CHECKPOINTS, barrier],
+            "filter_subjects": [subjects, barrier],
             "mem_storage": true,
             "num_replicas": 1,
             "inactive_threshold": UNUSED,
@@ -191,6 +235,20 @@ impl JetStream {
                 .await?;
         }
         Ok(contents)
+    }
+
+    /// Returns the values that were not removed, by subject.
+    fn values(
+        &self,
+        contents: impl IntoIterator<Item = (String, Bytes)>,
+    ) -> Result<Vec<(String, Bytes)>, LogError> {
+        let mut values = Vec::new();
+        for (subject, content) in contents {
+            if let Some(value) = self.value(&subject, &content)? {
+                values.push((subject, value));
+            }
+        }
+        Ok(values)
     }
 
     /// Returns the value of a checkpoint; `None` if it was removed.

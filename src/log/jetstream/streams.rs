@@ -9,7 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, Semaphore};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 
 use super::{
     JetStreamOptions,
@@ -41,6 +44,8 @@ pub(super) struct JetStream {
     pub(super) room: Semaphore,
     /// The period for which this router may deliver.
     pub(super) turn: Turn,
+    /// Notified when another router announces changed owners.
+    pub(super) owners_changed: Notify,
     /// Number of failed attempts to read.
     pub(super) read_errors: AtomicU64,
     /// Logs that grew since their ends were last announced.
@@ -56,6 +61,7 @@ impl JetStream {
             session,
             options,
             turn: Turn::default(),
+            owners_changed: Notify::new(),
             read_errors: AtomicU64::new(0),
             grown: Mutex::default(),
             growth: Notify::new(),
@@ -72,6 +78,14 @@ impl JetStream {
     pub(super) fn logs(&self) -> Vec<Arc<Tracked>> {
         let logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
         logs.values().cloned().collect()
+    }
+
+    /// Begins a turn. The Triggers' positions are read again, so streams that lost records accept appends again.
+    pub(super) fn begin_turn(&self, end: Instant) {
+        for log in self.logs() {
+            log.accept_shortened();
+        }
+        self.turn.begin(end);
     }
 
     /// Schedules the announcement of a log's end to other routers.
@@ -198,7 +212,7 @@ impl JetStream {
             "deny_delete": true,
             "allow_atomic": true,
             "allow_msg_ttl": true,
-            "allow_direct": false,
+            "allow_direct": true,
             "duplicate_window": self.id_window(),
         });
         self.session.stream_or_new(&config, wait).await

@@ -66,6 +66,11 @@ impl Tracked {
         self.sight().is_shortened
     }
 
+    /// Forgets that the stream has lost records.
+    pub(super) fn accept_shortened(&self) {
+        self.sight().is_shortened = false;
+    }
+
     /// Whether the stream is known to exist.
     pub(super) fn is_seen(&self) -> bool {
         self.sight().created.is_some()

@@ -1,5 +1,5 @@
-//! The turn of a router: the period for which it holds the lease and may deliver. It ends when the lease is lost, when
-//! a save is fenced, or when a stream has lost records: then positions of Triggers must be corrected by the next turn.
+//! The turn of a router: the period for which it holds its lease and may deliver. It ends when the lease is lost, when a
+//! save is fenced, or when a stream has lost records: then positions of Triggers must be corrected by the next turn.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use crate::log::LogError;
 
 /// A turn. Until a lease is taken, every check passes.
 pub(super) struct Turn {
-    /// Time until which no other router can hold the lease.
+    /// Time until which the lease lasts.
     lasts_until: Mutex<Option<Instant>>,
     over: watch::Sender<Option<LogError>>,
 }
@@ -24,7 +24,13 @@ impl Default for Turn {
 }
 
 impl Turn {
-    /// Begins or extends the turn.
+    /// Begins a turn after an earlier one has ended.
+    pub(super) fn begin(&self, end: Instant) {
+        self.over.send_replace(None);
+        self.last_until(end);
+    }
+
+    /// Extends the turn.
     pub(super) fn last_until(&self, end: Instant) {
         *self.lasts_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
     }
@@ -84,5 +90,7 @@ mod tests {
         turn.end(LogError::Fenced("second".to_owned()));
         assert!(turn.over().await.to_string().ends_with("first"));
         assert!(turn.check().is_err());
+        turn.begin(Instant::now() + Duration::from_secs(8));
+        assert!(turn.check().is_ok());
     }
 }

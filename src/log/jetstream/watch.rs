@@ -76,6 +76,10 @@ async fn listen(streams: Arc<JetStream>) {
 }
 
 fn receive(streams: &JetStream, message: &async_nats::Message) {
+    if *message.subject == *names::OWNERS_CHANGED {
+        streams.owners_changed.notify_one();
+        return;
+    }
     let name = names::ended(&message.subject).and_then(names::log_of);
     let end = str::from_utf8(&message.payload)
         .ok()

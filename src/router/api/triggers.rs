@@ -7,10 +7,7 @@ use axum::{Json, Router, extract::State, routing::get};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    delivery::{Engine, TriggerView},
-    routing::RoutingTable,
-};
+use crate::{delivery::TriggerView, ownership::Shards, routing::RoutingTable};
 
 /// Triggers of a router.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,7 +102,7 @@ impl TriggerSnapshot {
 /// State behind the route.
 #[derive(Clone)]
 pub(in crate::router) struct Triggers {
-    pub(in crate::router) engine: Arc<Engine>,
+    pub(in crate::router) shards: Arc<Shards>,
     /// `None` until the first routing configuration has been applied.
     pub(in crate::router) table: Arc<ArcSwapOption<RoutingTable>>,
 }
@@ -129,7 +126,7 @@ impl Triggers {
             .filter(|trigger| trigger.suspend)
             .map(|trigger| trigger.uid.as_str())
             .collect();
-        let views = self.engine.triggers();
+        let views = self.shards.triggers();
         TriggerList {
             items: views
                 .iter()
@@ -152,10 +149,10 @@ mod tests {
         delivery::DeliveryOptions,
         destination::Client,
         log::{
-            LogProvider,
             conformance::ByKey as _,
             embedded::{EmbeddedLog, EmbeddedOptions},
         },
+        ownership::EngineStarter,
         routing::{Configuration, Delivery, Start, Trigger},
         supervision::Supervisor,
     };
@@ -192,18 +189,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
         let runtime = tokio::runtime::Handle::current();
-        let engine = Engine::start(
-            log.clone() as Arc<dyn LogProvider>,
-            crate::log::Epoch::default(),
-            Client::for_test(),
-            DeliveryOptions::default(),
-            Supervisor::default(),
-            &runtime,
-        );
-        let engine = engine.await.unwrap();
+        let shards = Shards::alone(EngineStarter {
+            logs: log.clone(),
+            client: Client::for_test(),
+            options: DeliveryOptions::default(),
+            supervisor: Supervisor::default(),
+            runtime,
+        });
+        let shards = shards.await.unwrap();
         let table = Arc::new(ArcSwapOption::empty());
         let routes = routes(Triggers {
-            engine: engine.clone(),
+            shards: shards.clone(),
             table: table.clone(),
         });
         assert_eq!(get(&routes).await, json!({"items": []}));
@@ -212,7 +208,7 @@ mod tests {
             triggers: vec![trigger("billing", false), trigger("audit", true)],
             ..Configuration::default()
         }));
-        engine.apply(&applied).await.unwrap();
+        shards.apply(applied.clone(), vec![], false).await.unwrap();
         table.store(Some(applied));
         let event = EventBuilder::new()
             .attribute("id", "1")
@@ -236,7 +232,7 @@ mod tests {
         assert_eq!(get(&routes).await, expected);
         let read: TriggerList = serde_json::from_value(expected).unwrap();
         assert_eq!(read.items.len(), 2);
-        engine.shutdown().await;
+        shards.shutdown().await;
     }
 
     #[test]

@@ -10,16 +10,16 @@ use prometheus_client::{
 
 use super::gauge::gauge_value;
 use crate::{
-    delivery::{Engine, TriggerStats, TriggerView},
+    delivery::{TriggerStats, TriggerView},
     log::LogProvider,
-    source::{SourceCounts, Statistics},
+    ownership::Shards,
+    source::SourceCounts,
 };
 
 /// Reads the engine's and the log's figures on each scrape, so that counting costs delivery nothing.
 pub(super) struct DeliveryCollector {
     pub(super) logs: Arc<dyn LogProvider>,
-    pub(super) engine: Arc<Engine>,
-    pub(super) sources: Statistics,
+    pub(super) shards: Arc<Shards>,
 }
 
 impl fmt::Debug for DeliveryCollector {
@@ -41,7 +41,7 @@ fn labels(view: &TriggerView) -> Labels<'_> {
 
 impl Collector for DeliveryCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let triggers = self.engine.triggers();
+        let triggers = self.shards.triggers();
         counter(
             &mut encoder,
             &triggers,
@@ -150,27 +150,28 @@ impl Collector for DeliveryCollector {
             |view| u64::from(view.stats.is_full()),
         )?;
         replies(&mut encoder, &triggers)?;
-        let dropped = ConstCounter::new(self.engine.dropped_with_trigger());
+        let dropped = ConstCounter::new(self.shards.dropped_with_trigger());
         dropped.encode(encoder.encode_descriptor(
             "events_dropped_with_trigger",
             "Matched, unsettled events of deleted Triggers whose checkpoints were discarded, since the router started; a backlog is not counted",
             None,
             MetricType::Counter,
         )?)?;
-        let kept = gauge_value(self.engine.retained_count() as u64);
+        let kept = gauge_value(self.shards.retained_count() as u64);
         kept.encode(encoder.encode_descriptor(
             "triggers_kept",
             "Deleted Triggers whose places are kept for others of their names",
             None,
             MetricType::Gauge,
         )?)?;
-        let expired = ConstCounter::new(self.engine.dead_letters_expired());
+        let expired = ConstCounter::new(self.shards.dead_letters_expired());
         expired.encode(encoder.encode_descriptor(
             "dead_letters_expired",
             "Dead letters removed because of their age or their number, since the start",
             None,
             MetricType::Counter,
         )?)?;
+        self.shards(&mut encoder)?;
         self.dropped_when_full(&mut encoder, &triggers)?;
         self.dead_letters(&mut encoder)?;
         self.produced(&mut encoder)?;
@@ -195,8 +196,28 @@ impl Collector for DeliveryCollector {
 }
 
 impl DeliveryCollector {
+    fn shards(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let gauges = [
+            (
+                "router_shards",
+                "Shards that this router owns: it delivers the events of their brokers",
+                self.shards.owned_count(),
+            ),
+            (
+                "shards_without_owner",
+                "Shards that no live router owns, as this router sees it: the events of their brokers are not delivered",
+                self.shards.without_owner(),
+            ),
+        ];
+        for (name, help, count) in gauges {
+            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            gauge_value(count as u64).encode(encoder)?;
+        }
+        Ok(())
+    }
+
     fn produced(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let sources = self.sources.snapshot();
+        let sources = self.shards.statistics().snapshot();
         type Count = fn(&SourceCounts) -> u64;
         let counters: [(&str, &str, Count); 2] = [
             (
@@ -235,7 +256,7 @@ impl DeliveryCollector {
             None,
             MetricType::Counter,
         )?;
-        let mut dropped = self.engine.dropped_when_full();
+        let mut dropped = self.shards.dropped_when_full();
         for view in triggers {
             dropped.entry(view.broker().clone()).or_default();
         }
@@ -253,7 +274,7 @@ impl DeliveryCollector {
             None,
             MetricType::Gauge,
         )?;
-        for (broker, count) in self.engine.dead_letter_brokers() {
+        for (broker, count) in self.shards.dead_letter_brokers() {
             let labels = [("namespace", broker.namespace()), ("broker", broker.name())];
             gauge_value(count).encode(family.encode_family(&labels)?)?;
         }
@@ -267,7 +288,7 @@ impl DeliveryCollector {
             None,
             MetricType::Gauge,
         )?;
-        for (name, bytes) in self.logs.usage() {
+        for (name, bytes) in self.shards.usage() {
             let key = name.to_string();
             let (namespace, broker) = key.split_once('/').unwrap_or(("", &key));
             gauge_value(bytes)

@@ -16,7 +16,7 @@ use prometheus_client::{
 };
 
 use self::{delivery::DeliveryCollector, gauge::gauge_value};
-use crate::{delivery::Engine, descriptors, log::LogProvider, source::Statistics};
+use crate::{descriptors, log::LogProvider, ownership::Shards};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AppliedRevisionLabels {
@@ -51,8 +51,8 @@ impl ConfigurationInfo {
 }
 
 impl Metrics {
-    pub(super) fn new(logs: Arc<dyn LogProvider>, engine: Arc<Engine>, sources: Statistics) -> Self {
-        let mut all = of_every_router(true);
+    pub(super) fn new(logs: Arc<dyn LogProvider>, shards: Arc<Shards>) -> Self {
+        let mut all = of_every_router();
         let registry = all.sub_registry_with_prefix("weir");
         let ingress = Arc::new(IngressMetrics::new());
         let configuration = ConfigurationInfo::default();
@@ -62,11 +62,7 @@ impl Metrics {
             "1 for the revision of the routing configuration that is applied",
             configuration.0.clone(),
         );
-        registry.register_collector(Box::new(DeliveryCollector {
-            logs,
-            engine,
-            sources,
-        }));
+        registry.register_collector(Box::new(DeliveryCollector { logs, shards }));
         Self {
             registry: all,
             ingress,
@@ -75,8 +71,8 @@ impl Metrics {
     }
 }
 
-/// Metrics of a router, also while it stands by.
-pub(super) fn of_every_router(delivers: bool) -> Registry {
+/// Metrics of a router, also while it waits for its log.
+pub(super) fn of_every_router() -> Registry {
     let mut all = Registry::default();
     all.register_collector(Box::new(ProcessCollector));
     let registry = all.sub_registry_with_prefix("weir");
@@ -87,13 +83,6 @@ pub(super) fn of_every_router(delivers: bool) -> Registry {
         })
         .set(1);
     registry.register("build_info", "The version that runs", build);
-    let gauge = Gauge::<i64>::default();
-    gauge.set(delivers.into());
-    registry.register(
-        "router_delivers",
-        "1 if the router takes events and delivers; 0 while it stands by for another router on the same log",
-        gauge,
-    );
     all
 }
 
@@ -131,6 +120,7 @@ mod tests {
         delivery::DeliveryOptions,
         destination::Client,
         log::embedded::{EmbeddedLog, EmbeddedOptions},
+        ownership::EngineStarter,
         server::documented::assert_documented,
         supervision::Supervisor,
     };
@@ -147,16 +137,15 @@ mod tests {
         let log: Arc<dyn LogProvider> =
             Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
         let runtime = tokio::runtime::Handle::current();
-        let engine = Engine::start(
-            log.clone(),
-            crate::log::Epoch::default(),
-            Client::for_test(),
-            DeliveryOptions::default(),
-            Supervisor::default(),
-            &runtime,
-        );
-        let engine = engine.await.unwrap();
-        let metrics = Metrics::new(log, engine.clone(), Statistics::default());
+        let shards = Shards::alone(EngineStarter {
+            logs: log.clone(),
+            client: Client::for_test(),
+            options: DeliveryOptions::default(),
+            supervisor: Supervisor::default(),
+            runtime,
+        });
+        let shards = shards.await.unwrap();
+        let metrics = Metrics::new(log, shards.clone());
         let page = page(&metrics.registry);
         for reason in REASONS_OF_OURS {
             let series = format!("weir_requests_rejected_total{{reason=\"{reason}\"}} 0\n");
@@ -180,6 +169,6 @@ mod tests {
         metrics.ingress.rejected("too_large");
         metrics.configuration.applied("1");
         assert_documented(&metrics.registry, |name| !name.starts_with("weir_controller_"));
-        engine.shutdown().await;
+        shards.shutdown().await;
     }
 }

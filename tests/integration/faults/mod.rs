@@ -21,12 +21,12 @@ mod storage;
 mod undo;
 
 pub(crate) use arrivals::{all_arrive, check_order_by_key};
-pub(crate) use producers::Producers;
+pub(crate) use producers::{Producers, post_event};
 
 use crate::support::{LocalRouter, Setup, mapped};
 
 /// How often the router is killed at random: `WEIR_KILLS`, else a few times.
-fn kills() -> u32 {
+pub(crate) fn kills() -> u32 {
     kills_asked_for().unwrap_or(6)
 }
 

@@ -161,10 +161,10 @@ async fn an_earlier_owner_is_fenced_by_the_quorum() {
     let mut before = one.take_over("one").await.unwrap();
     for value in ["1", "2", "3", "4", "5", "6"] {
         let owner = owners.next().unwrap();
-        let epoch = owner.take_over("owner").await.unwrap();
+        let owned = owner.take_over("owner").await.unwrap();
         let fenced = one.checkpoints(before).save(change("old").to_vec()).await;
         assert!(matches!(fenced, Err(LogError::Fenced(_))), "{fenced:?}");
-        let checkpoints = owner.checkpoints(epoch);
+        let checkpoints = owner.checkpoints(owned);
         let saves =
             [change(value).to_vec(), change(value)[..1].to_vec()].map(|changes| checkpoints.save(changes));
         for saved in futures::future::join_all(saves).await {
@@ -175,7 +175,7 @@ async fn an_earlier_owner_is_fenced_by_the_quorum() {
             stored,
             ["a", "b"].map(|key| (key.to_owned(), Bytes::from_static(value.as_bytes())))
         );
-        before = epoch;
+        before = owned;
     }
 }
 

@@ -4,7 +4,7 @@
 mod cluster;
 mod copy;
 mod faults;
-mod lease;
+mod members;
 mod routers;
 mod server;
 mod setup;

@@ -74,8 +74,8 @@ async fn an_earlier_owner_is_fenced() {
     let server = NatsServer::start();
     let (one, other) = futures::join!(server.connect(), server.connect());
     let change = |key: &str, value: &str| (CheckpointKey::Trigger(key.into()), Some(value.to_owned().into()));
-    let epoch = one.take_over("one").await.unwrap();
-    let before = one.checkpoints(epoch);
+    let earlier = one.take_over("one").await.unwrap();
+    let before = one.checkpoints(earlier);
     before
         .save(vec![change("a", "1"), change("b", "1")])
         .await
@@ -83,7 +83,7 @@ async fn an_earlier_owner_is_fenced() {
     before.save(vec![change("a", "2")]).await.unwrap();
 
     let later = other.take_over("other").await.unwrap();
-    assert!(later > epoch);
+    assert!(later.epoch > earlier.epoch);
     let after = other.checkpoints(later);
     for changes in [
         vec![change("a", "3"), change("b", "3")],
@@ -109,8 +109,8 @@ async fn an_earlier_owner_is_fenced() {
 async fn queued_saves_are_stored_in_order() {
     let server = NatsServer::start();
     let log = server.connect().await;
-    let epoch = log.take_over("router").await.unwrap();
-    let checkpoints = log.checkpoints(epoch);
+    let owned = log.take_over("router").await.unwrap();
+    let checkpoints = log.checkpoints(owned);
     let saves = (0..100).map(|number: u32| {
         let own = (
             CheckpointKey::Trigger(format!("t{number}")),
@@ -135,8 +135,8 @@ async fn queued_saves_are_stored_in_order() {
 async fn more_checkpoints_than_fit_a_batch_are_saved_and_loaded() {
     let server = NatsServer::start();
     let log = server.connect().await;
-    let epoch = log.take_over("router").await.unwrap();
-    let checkpoints = log.checkpoints(epoch);
+    let owned = log.take_over("router").await.unwrap();
+    let checkpoints = log.checkpoints(owned);
     let key = |number: u32| CheckpointKey::Trigger(format!("t{number}"));
     let changes = (0..2500).map(|number| (key(number), Some(Bytes::from(vec![b'x'; 300]))));
     checkpoints.save(changes.collect()).await.unwrap();

@@ -1,0 +1,161 @@
+//! Tests of members and shards: a shard has one owner until it is released, or until the lease of its owner expires.
+
+use super::{
+    super::*,
+    server::{NatsServer, eventually},
+};
+
+const SHARD: Shard = Shard(3);
+
+fn change(value: &str) -> Vec<CheckpointChange> {
+    vec![(CheckpointKey::Trigger("t".into()), Some(value.to_owned().into()))]
+}
+
+fn names(routers: &[&str]) -> Vec<String> {
+    routers.iter().map(|router| (*router).to_owned()).collect()
+}
+
+/// Waits until a router sees these routers, and the owner of [`SHARD`].
+async fn sees(membership: &Membership, routers: &[&str], owner: Option<&str>) {
+    eventually(async || {
+        let seen = membership.seen().await.unwrap();
+        let is_expected = seen.routers.iter().eq(names(routers).iter())
+            && seen.owners.get(&SHARD).map(String::as_str) == owner;
+        is_expected.then_some(()).ok_or(seen)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_shard_has_one_owner_until_it_is_released() {
+    let server = NatsServer::start();
+    let (one, other) = futures::join!(server.connect(), server.connect());
+    let (first, second) = (one.join("one").await.unwrap(), other.join("other").await.unwrap());
+    sees(&first, &["one", "other"], None).await;
+    let owned = first.take(SHARD).await.unwrap();
+    sees(&second, &["one", "other"], Some("one")).await;
+    let refused = second.take(SHARD).await.err();
+    assert!(matches!(refused, Some(LogError::Fenced(_))), "{refused:?}");
+    let before = one.checkpoints(owned);
+    before.save(change("1")).await.unwrap();
+
+    first.release(owned).await.unwrap();
+    sees(&second, &["one", "other"], None).await;
+    let later = second.take(SHARD).await.unwrap();
+    sees(&first, &["one", "other"], Some("other")).await;
+    let after = other.checkpoints(later);
+    assert_eq!(after.load_all().await.unwrap().len(), 1);
+    after.save(change("2")).await.unwrap();
+    let fenced = before.save(change("3")).await;
+    assert!(matches!(fenced, Err(LogError::Fenced(_))), "{fenced:?}");
+    assert_eq!(
+        after.load(&CheckpointKey::Trigger("t".into())).await.unwrap(),
+        Some("2".into())
+    );
+}
+
+#[tokio::test]
+async fn a_router_that_leaves_owns_its_shards_until_it_releases_them() {
+    let server = NatsServer::start();
+    let (one, other) = futures::join!(server.connect(), server.connect());
+    let (first, second) = (one.join("one").await.unwrap(), other.join("other").await.unwrap());
+    let owned = first.take(SHARD).await.unwrap();
+    first.prepare_to_leave();
+    sees(&second, &["other"], Some("one")).await;
+    assert!(second.take(SHARD).await.is_err());
+    first.release(owned).await.unwrap();
+    first.leave().await;
+    second.take(SHARD).await.unwrap();
+    eventually(async || one.join("one").await).await;
+}
+
+#[tokio::test]
+async fn a_shard_is_free_once_the_lease_of_its_owner_has_expired() {
+    let server = NatsServer::start();
+    let (one, other) = futures::join!(server.connect(), server.connect());
+    let (first, second) = (one.join("one").await.unwrap(), other.join("other").await.unwrap());
+    first.take(SHARD).await.unwrap();
+    // Longer than a lease lasts without a renewal.
+    let lost = tokio::time::timeout(std::time::Duration::from_secs(13), first.lost()).await;
+    assert!(lost.is_err(), "{lost:?}");
+    let again = other.join("one").await.err();
+    assert!(
+        matches!(again, Some(LogError::Fenced(_))),
+        "the name is in use: {again:?}"
+    );
+    // Simulates a killed router.
+    drop((first, one));
+    eventually(async || second.take(SHARD).await).await;
+}
+
+#[tokio::test]
+async fn a_shard_of_an_earlier_router_of_the_same_name_is_free() {
+    let server = NatsServer::start();
+    let (one, again) = futures::join!(server.connect(), server.connect());
+    let first = one.join("one").await.unwrap();
+    let owned = first.take(SHARD).await.unwrap();
+    drop(first);
+    let second = eventually(async || again.join("one").await).await;
+    sees(&second, &["one"], None).await;
+    let later = second.take(SHARD).await.unwrap();
+    assert!(later.epoch > owned.epoch);
+}
+
+#[tokio::test]
+async fn a_router_that_cannot_renew_its_lease_loses_it_and_joins_again() {
+    let mut server = NatsServer::start();
+    let one = server.connect().await;
+    let membership = one.join("one").await.unwrap();
+    server.kill();
+    let reason = membership.lost().await.to_string();
+    assert!(reason.contains("cannot renew the lease"), "{reason}");
+    drop(membership);
+    server.start_again();
+    let membership = eventually(async || one.join("one").await).await;
+    membership.take(SHARD).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_fenced_save_ends_the_turn() {
+    let server = NatsServer::start();
+    let (one, other) = futures::join!(server.connect(), server.connect());
+    let membership = one.join("one").await.unwrap();
+    let checkpoints = one.checkpoints(membership.take(Shard::default()).await.unwrap());
+    other.take_over("other").await.unwrap();
+    let fenced = checkpoints.save(change("1")).await;
+    assert!(matches!(fenced, Err(LogError::Fenced(_))), "{fenced:?}");
+    let reason = membership.lost().await.to_string();
+    assert!(reason.contains("no longer owns the log"), "{reason}");
+    let log = one.open(&LogName::from_key("n/b"));
+    log.append(Append {
+        payloads: vec![Bytes::from_static(b"event")],
+        accepted: Timestamp::UNIX_EPOCH,
+    })
+    .await
+    .unwrap();
+    let trimmed = log.trim(Offset(1)).await;
+    assert!(trimmed.is_err(), "a router whose turn is over trims a log");
+}
+
+#[tokio::test]
+async fn shards_do_not_share_checkpoints() {
+    let server = NatsServer::start();
+    let log = server.connect().await;
+    let membership = log.join("one").await.unwrap();
+    let mut owned = Vec::new();
+    for shard in [Shard(1), Shard(2), Shard(11)] {
+        let checkpoints = log.checkpoints(membership.take(shard).await.unwrap());
+        checkpoints.save(change(&shard.to_string())).await.unwrap();
+        owned.push(checkpoints);
+    }
+    for (checkpoints, value) in owned.iter().zip(["1", "2", "11"]) {
+        let expected = vec![(CheckpointKey::Trigger("t".into()), Bytes::from(value))];
+        assert_eq!(checkpoints.load_all().await.unwrap(), expected);
+    }
+    let of_all = log
+        .checkpoint_of_all(&CheckpointKey::Trigger("t".into()))
+        .await
+        .unwrap();
+    let shards: Vec<_> = of_all.into_keys().collect();
+    assert_eq!(shards, [Shard(1), Shard(2), Shard(11)]);
+}

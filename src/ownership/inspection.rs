@@ -1,0 +1,92 @@
+//! Queries about the delivery of all shards of this router, for metrics and the admin API.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use super::Shards;
+use crate::{
+    delivery::{Engine, RetainedTrigger, TriggerView},
+    log::{BrokerName, LogName},
+};
+
+impl Shards {
+    /// Number of shards that this router owns.
+    pub fn owned_count(&self) -> usize {
+        self.owned().len()
+    }
+
+    /// Number of shards that no live router owns, as last seen.
+    pub fn without_owner(&self) -> usize {
+        self.without_owner.load(Relaxed)
+    }
+
+    /// Views of all Triggers, by namespace and name.
+    pub fn triggers(&self) -> Vec<TriggerView> {
+        let mut views = self.of_each(|engine| Vec::clone(&engine.triggers()));
+        views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        views
+    }
+
+    /// The Trigger that holds most of the log, as [`Engine::holds_most`] of the shard with the largest broker.
+    pub fn holds_most(&self) -> Option<TriggerView> {
+        let most = self.of_each(|engine| engine.holds_most().into_iter().collect());
+        most.into_iter().max_by_key(|view| view.log.retained())
+    }
+
+    /// Deleted Triggers whose checkpoints are retained.
+    pub fn retained_triggers(&self) -> Vec<RetainedTrigger> {
+        self.of_each(Engine::retained_triggers)
+    }
+
+    /// Number of deleted Triggers whose checkpoints are retained.
+    pub fn retained_count(&self) -> usize {
+        self.owned()
+            .values()
+            .map(|owned| owned.engine.retained_count())
+            .sum()
+    }
+
+    /// As [`Engine::dropped_with_trigger`], of all shards.
+    pub fn dropped_with_trigger(&self) -> u64 {
+        let owned = self.owned();
+        owned
+            .values()
+            .map(|owned| owned.engine.dropped_with_trigger())
+            .sum()
+    }
+
+    /// Dead letters removed by age or size since this router took their shards.
+    pub fn dead_letters_expired(&self) -> u64 {
+        let owned = self.owned();
+        owned
+            .values()
+            .map(|owned| owned.engine.dead_letters_expired())
+            .sum()
+    }
+
+    /// As [`Engine::dropped_when_full`], of all shards.
+    pub fn dropped_when_full(&self) -> BTreeMap<BrokerName, u64> {
+        let dropped = self.of_each(|engine| engine.dropped_when_full().into_iter().collect());
+        dropped.into_iter().collect()
+    }
+
+    /// Brokers that have dead letters, with their number.
+    pub fn dead_letter_brokers(&self) -> Vec<(BrokerName, u64)> {
+        let mut brokers = self.of_each(Engine::dead_letter_brokers);
+        brokers.sort();
+        brokers
+    }
+
+    /// The logs that have records, and the bytes of their retained payloads, as last seen.
+    pub fn usage(&self) -> Vec<(LogName, u64)> {
+        self.of_each(|engine| engine.logs().usage())
+    }
+
+    fn of_each<T>(&self, ask: impl Fn(&Engine) -> Vec<T>) -> Vec<T> {
+        let owned = self.owned();
+        let engines = owned.values().map(|owned| Arc::clone(&owned.engine));
+        engines.flat_map(|engine| ask(&engine)).collect()
+    }
+}

@@ -1,0 +1,19 @@
+//! Which shards this router owns, and the delivery of each.
+//!
+//! A router with an embedded log owns its only shard for good. Routers that share a log in NATS JetStream divide its
+//! shards: each shard has one owner, which delivers the events of its brokers, runs their Sources, and alone may save
+//! their checkpoints.
+//!
+//! Reading order: `shards.rs` has the shards of this router and their engines, `inspection.rs` answers questions about
+//! them all. `sharing.rs` takes shards and gives them up as routers come and go, and `assignment.rs` decides which.
+//! `logs.rs` shows an engine the logs of its shard, and `applied.rs` records which routing configuration it has.
+
+mod applied;
+mod assignment;
+mod inspection;
+mod logs;
+mod shards;
+mod sharing;
+
+pub use shards::{EngineStarter, Shards};
+pub use sharing::WorkSharing;

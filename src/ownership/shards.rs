@@ -1,0 +1,404 @@
+//! The shards that this router owns: an engine for each, and the Sources of their brokers.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex as StdMutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use futures::future::{BoxFuture, join_all};
+use tokio::{runtime, sync::Mutex};
+
+use super::{applied, logs::ShardLogs};
+use crate::{
+    delivery::{DeliveryOptions, Engine, EngineError},
+    destination::Client,
+    intake::{Intake, MakeRoom},
+    log::{
+        BrokerName, CheckpointKey, LogError, LogProvider, Ownership, Shard,
+        jetstream::{JetStreamLog, Membership, SHARDS},
+    },
+    routing::{self, Revision, RoutingTable},
+    source::{Sources, Statistics},
+    supervision::Supervisor,
+};
+
+/// Interval at which the shards' revisions are read until all have the newest one.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What the engines of all shards are started with.
+pub struct EngineStarter {
+    /// All logs.
+    pub logs: Arc<dyn LogProvider>,
+    /// The client that delivers.
+    pub client: Client,
+    /// Options of delivery.
+    pub options: DeliveryOptions,
+    /// Notified when a task panics that all delivery depends on.
+    pub supervisor: Supervisor,
+    /// Runs readers and dispatchers.
+    pub runtime: runtime::Handle,
+}
+
+/// The shards of this router.
+pub struct Shards {
+    starter: EngineStarter,
+    /// The log, if several routers share it.
+    shared: Option<Arc<JetStreamLog>>,
+    /// Number of shards of the installation.
+    pub(super) count: u16,
+    owned: Arc<Owned>,
+    /// Held while shards or the configuration change.
+    work: Mutex<Work>,
+    statistics: Statistics,
+    /// Whether shards may be taken.
+    takes: AtomicBool,
+    /// Why this router shares no work at present.
+    pub(super) problem: StdMutex<Option<String>>,
+    /// Number of shards that no live router owns, as last seen.
+    pub(super) without_owner: AtomicUsize,
+}
+
+/// The owned shards.
+#[derive(Default)]
+struct Owned(ArcSwap<BTreeMap<Shard, OwnedShard>>);
+
+/// A shard with its engine.
+#[derive(Clone)]
+pub(super) struct OwnedShard {
+    ownership: Ownership,
+    pub(super) engine: Arc<Engine>,
+}
+
+struct Work {
+    configuration: Option<WantedConfiguration>,
+    /// `None` once shut down.
+    sources: Option<Sources>,
+}
+
+/// The configuration that every shard gets.
+struct WantedConfiguration {
+    table: Arc<RoutingTable>,
+    sources: Vec<routing::Source>,
+    /// Whether it is from an earlier run, so that other routers may have applied a newer one.
+    is_saved: bool,
+}
+
+impl Shards {
+    /// Creates the only shard of a log that is not shared, and starts its engine.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub async fn alone(starter: EngineStarter) -> Result<Arc<Self>, EngineError> {
+        let shards = Self::new(starter, None, 1);
+        let engine = shards.start(Ownership::default()).await?;
+        shards.insert(Ownership::default(), engine);
+        Ok(shards)
+    }
+
+    /// Creates the shards of a shared log. This router owns none of them yet; see [`WorkSharing`](super::WorkSharing).
+    pub fn of_shared(starter: EngineStarter, log: Arc<JetStreamLog>) -> Arc<Self> {
+        Self::new(starter, Some(log), SHARDS)
+    }
+
+    fn new(starter: EngineStarter, shared: Option<Arc<JetStreamLog>>, count: u16) -> Arc<Self> {
+        let owned = Arc::<Owned>::default();
+        let sources = Sources::new(Intake::new(starter.logs.clone(), owned.clone()));
+        Arc::new(Self {
+            starter,
+            shared,
+            count,
+            owned,
+            statistics: sources.statistics(),
+            work: Mutex::new(Work {
+                configuration: None,
+                sources: Some(sources),
+            }),
+            takes: AtomicBool::new(true),
+            problem: StdMutex::default(),
+            without_owner: AtomicUsize::new(0),
+        })
+    }
+
+    /// The intake that stores new events, of all brokers. It makes room in a full log.
+    pub fn intake(&self) -> Intake {
+        Intake::new(self.starter.logs.clone(), self.owned.clone())
+    }
+
+    /// Counts of the Sources.
+    pub fn statistics(&self) -> Statistics {
+        self.statistics.clone()
+    }
+
+    pub(super) fn owned(&self) -> Arc<BTreeMap<Shard, OwnedShard>> {
+        self.owned.0.load_full()
+    }
+
+    /// Returns the engine of a broker, if this router owns its shard.
+    pub fn engine_of(&self, broker: &BrokerName) -> Option<Arc<Engine>> {
+        let owned = self.owned.0.load();
+        let owned = owned.get(&Shard::of(broker, self.count))?;
+        Some(owned.engine.clone())
+    }
+
+    /// Applies a configuration to all shards of this router, and to those that it takes later. On return the checkpoint
+    /// of every new Trigger of these shards is durable. `is_saved`: the configuration is that of an earlier run.
+    ///
+    /// # Errors
+    /// As [`Engine::apply`], unless routers share the log: a shard that fails is then given up, and taken again.
+    pub async fn apply(
+        &self,
+        table: Arc<RoutingTable>,
+        sources: Vec<routing::Source>,
+        is_saved: bool,
+    ) -> Result<(), EngineError> {
+        let mut work = self.work.lock().await;
+        let configuration = work.configuration.insert(WantedConfiguration {
+            table,
+            sources,
+            is_saved,
+        });
+        let owned = self.owned();
+        let applying = owned.values().map(|owned| self.apply_to(owned, configuration));
+        for (shard, applied) in owned.values().zip(join_all(applying).await) {
+            match applied {
+                Err(error) if self.shared.is_some() => self.fail(shard, &error).await,
+                applied => applied?,
+            }
+        }
+        self.run_sources(&mut work);
+        Ok(())
+    }
+
+    /// Resolves once every shard of the installation has an owner that has applied this revision.
+    pub async fn all_have_applied(&self, revision: &Revision) {
+        let Some(log) = &self.shared else { return };
+        loop {
+            match log.checkpoint_of_all(&CheckpointKey::Revision).await {
+                Ok(stored) => {
+                    let applied = stored
+                        .values()
+                        .filter(|value| applied::is_applied(value, revision));
+                    if applied.count() == usize::from(self.count) {
+                        return;
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "cannot read which configuration the shards have"),
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Stops the Sources, then delivery: attempts in flight may finish within the grace period, and checkpoints are
+    /// saved.
+    pub async fn shutdown(&self) {
+        let sources = self.work.lock().await.sources.take();
+        if let Some(sources) = sources {
+            sources.shutdown().await;
+        }
+        self.give_up_all(None).await;
+    }
+
+    /// Takes a shard and starts its engine with the present configuration.
+    ///
+    /// # Errors
+    /// [`EngineError::Log`] with [`LogError::Fenced`] if another router owns the shard; otherwise as
+    /// [`Engine::start`] and [`Engine::apply`].
+    pub(super) async fn take(&self, membership: &Membership, shard: Shard) -> Result<(), EngineError> {
+        let ownership = membership.take(shard).await?;
+        let taken = self.begin(ownership).await;
+        if taken.is_err() {
+            // Best effort: otherwise the shard is free once this membership ends.
+            drop(membership.release(ownership).await);
+        }
+        taken
+    }
+
+    async fn begin(&self, ownership: Ownership) -> Result<(), EngineError> {
+        let engine = self.start(ownership).await?;
+        let owned = OwnedShard { ownership, engine };
+        let mut work = self.work.lock().await;
+        let ready = match &work.configuration {
+            // A change that comes later waits for the lock, and then finds the shard.
+            Some(configuration) if self.takes() => self.apply_to(&owned, configuration).await,
+            _ => Ok(()),
+        };
+        if !self.takes() || ready.is_err() {
+            owned.engine.shutdown().await;
+            return ready;
+        }
+        self.insert(ownership, owned.engine);
+        self.run_sources(&mut work);
+        Ok(())
+    }
+
+    /// Stops the engine of a shard, then releases the shard.
+    pub(super) async fn give_up(&self, membership: &Membership, shard: Shard) {
+        if let Some(owned) = self.remove(shard).await {
+            owned.engine.shutdown().await;
+            release(membership, owned.ownership).await;
+        }
+    }
+
+    /// Allows shards to be taken.
+    pub(super) fn accept_shards(&self) {
+        self.takes.store(true, Relaxed);
+    }
+
+    /// Stops all engines at once and takes no more shards. Releases each shard to a membership that has not ended.
+    pub(super) async fn give_up_all(&self, membership: Option<&Membership>) {
+        self.takes.store(false, Relaxed);
+        let owned = {
+            let mut work = self.work.lock().await;
+            let owned = self.owned.0.swap(Arc::default());
+            self.run_sources(&mut work);
+            owned
+        };
+        let ending = owned.values().map(|owned| async move {
+            owned.engine.shutdown().await;
+            if let Some(membership) = membership {
+                release(membership, owned.ownership).await;
+            }
+        });
+        join_all(ending).await;
+    }
+
+    fn takes(&self) -> bool {
+        self.takes.load(Relaxed)
+    }
+
+    async fn start(&self, ownership: Ownership) -> Result<Arc<Engine>, EngineError> {
+        let EngineStarter {
+            logs,
+            client,
+            options,
+            supervisor,
+            runtime,
+        } = &self.starter;
+        let logs = Arc::new(ShardLogs {
+            logs: logs.clone(),
+            shard: ownership.shard,
+            shards: self.count,
+        });
+        Engine::start(
+            logs,
+            ownership,
+            client.clone(),
+            options.clone(),
+            supervisor.clone(),
+            runtime,
+        )
+        .await
+    }
+
+    /// Applies a configuration to one shard.
+    async fn apply_to(
+        &self,
+        OwnedShard { ownership, engine }: &OwnedShard,
+        WantedConfiguration { table, is_saved, .. }: &WantedConfiguration,
+    ) -> Result<(), EngineError> {
+        if self.shared.is_none() {
+            return engine.apply(table).await;
+        }
+        let (checkpoints, revision) = (engine.checkpoints(), table.revision());
+        if *is_saved && !applied::is_last(checkpoints, revision).await? {
+            tracing::info!(
+                shard = ownership.shard.0,
+                revision = revision.0,
+                "waiting for a configuration: another router has applied a newer one than that of the last run"
+            );
+            return Ok(());
+        }
+        applied::begin(checkpoints, revision).await?;
+        let of_shard = table.of_brokers(|broker| self.shard_of(broker) == ownership.shard);
+        engine.apply(&of_shard).await?;
+        applied::end(checkpoints, revision).await?;
+        Ok(())
+    }
+
+    /// Gives up a shard whose engine failed.
+    async fn fail(&self, OwnedShard { ownership, engine }: &OwnedShard, error: &EngineError) {
+        let shard = ownership.shard;
+        tracing::error!(shard = shard.0, %error, "cannot apply the new configuration to a shard; it is given up and taken again");
+        self.owned.remove(shard);
+        engine.shutdown().await;
+    }
+
+    fn insert(&self, ownership: Ownership, engine: Arc<Engine>) {
+        self.owned.insert(OwnedShard { ownership, engine });
+    }
+
+    async fn remove(&self, shard: Shard) -> Option<OwnedShard> {
+        let mut work = self.work.lock().await;
+        let removed = self.owned.remove(shard);
+        self.run_sources(&mut work);
+        removed
+    }
+
+    /// Runs the Sources of the brokers of this router's shards, and no others.
+    fn run_sources(&self, work: &mut Work) {
+        let (Some(configuration), Some(sources)) = (&work.configuration, &mut work.sources) else {
+            return;
+        };
+        let owned = self.owned();
+        let is_owned = |source: &&routing::Source| {
+            let broker = BrokerName::new(&source.namespace, &source.broker);
+            owned.contains_key(&Shard::of(&broker, self.count))
+        };
+        let running: Vec<_> = configuration.sources.iter().filter(is_owned).cloned().collect();
+        sources.apply(&running);
+    }
+
+    fn shard_of(&self, broker: &str) -> Shard {
+        Shard::of(&broker.into(), self.count)
+    }
+
+    /// Returns why this router shares no work at present, if so.
+    pub fn problem(&self) -> Option<String> {
+        self.problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+async fn release(membership: &Membership, ownership: Ownership) {
+    if let Err(error) = membership.release(ownership).await {
+        tracing::warn!(%error, shard = ownership.shard.0, "cannot release a shard; it is free once this router's lease has expired");
+    }
+}
+
+impl Owned {
+    fn insert(&self, new: OwnedShard) {
+        self.0.rcu(|owned| {
+            let mut owned = BTreeMap::clone(owned);
+            owned.insert(new.ownership.shard, new.clone());
+            owned
+        });
+    }
+
+    fn remove(&self, shard: Shard) -> Option<OwnedShard> {
+        let before = self.0.rcu(|owned| {
+            let mut owned = BTreeMap::clone(owned);
+            owned.remove(&shard);
+            owned
+        });
+        before.get(&shard).cloned()
+    }
+}
+
+impl MakeRoom for Owned {
+    fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>> {
+        Box::pin(async {
+            let mut is_made = false;
+            for owned in self.0.load_full().values() {
+                is_made |= owned.engine.make_room().await?;
+            }
+            Ok(is_made)
+        })
+    }
+}
