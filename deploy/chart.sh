@@ -114,9 +114,19 @@ HTTPRoute/weir             | httpRoute={"enabled":true,"parentRefs":[{"name":"a"
 Service/weir               |                                               | ports: - {name: http, port: 80, targetPort: events, appProtocol: http}
 StatefulSet/weir-router    |                                               | ! --log=
 Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a:4222","tls://b"] | - --log=jetstream - "--nats=nats://a:4222,tls://b" - --nats-replicas=3 - --nats-stream-size=2GiB - --nats-dead-letter-stream-size=1280MiB - --keep-deleted-triggers
-Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] | replicas: 1 # A new router becomes ready only after the old one has given up its lease, so no update may wait for it. strategy: {type: Recreate}
-Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.replicas=2 | strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 100%, maxUnavailable: 100%}}
-Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.updateStrategy={"rollingUpdate":{"maxUnavailable":"100%"}} | strategy: rollingUpdate: maxUnavailable: 100%
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] | replicas: 1 strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 1, maxUnavailable: 0}} #
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.replicas=24 | replicas: 24 strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 1, maxUnavailable: 0}} #
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.updateStrategy={"type":"Recreate"} | strategy: type: Recreate selector:
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.updateStrategy={"rollingUpdate":{"maxUnavailable":1}} | strategy: rollingUpdate: maxUnavailable: 1 selector:
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] | terminationGracePeriodSeconds: 60
+PodDisruptionBudget/weir-router | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.replicas=3 | maxUnavailable: 1 unhealthyPodEvictionPolicy: AlwaysAllow
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.autoscaling.enabled=true | ! replicas:
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.replicas=null | ! replicas:
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.replicas=0 | spec: replicas: 0 strategy:
+HorizontalPodAutoscaler/weir-router | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.autoscaling.enabled=true | spec: scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: "weir-router"} minReplicas: 2 maxReplicas: 6 metrics: - {type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 80}}}
+HorizontalPodAutoscaler/weir-router | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.autoscaling.enabled=true | ! behavior
+HorizontalPodAutoscaler/weir-router | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.autoscaling={"enabled":true,"maxReplicas":24,"metrics":[{"type":"Pods"}],"behavior":{"scaleDown":{"stabilizationWindowSeconds":600}}} | maxReplicas: 24 metrics: - {type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 80}}} - type: Pods behavior: scaleDown: stabilizationWindowSeconds: 600
+HorizontalPodAutoscaler/weir-router | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.autoscaling={"enabled":true,"targetCPUUtilizationPercentage":null,"metrics":[{"type":"Pods"}]} | metrics: - type: Pods
 Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] | - {name: data, emptyDir: {sizeLimit: 1Gi}}
 Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] | ! nats/
 Deployment/weir-router     | log.engine="jetstream" log.jetstream={"urls":["nats://a"],"credentialsSecret":{"name":"b"}} | - --nats-credentials=/var/run/weir/nats/credentials - --keep-deleted-triggers
@@ -152,7 +162,7 @@ done
 optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets tracing.endpoint extraObjects
   {controller,router}.{replicas,updateStrategy,extraArgs,extraEnvFrom,extraContainers,{startup,liveness,readiness}Probe}
   {controller,router}.{podLabels,podAnnotations,resources,affinity,topologySpreadConstraints}
-  router.persistence.storageClass router.service.{loadBalancerClass,externalTrafficPolicy} ingress httpRoute
+  router.autoscaling router.persistence.storageClass router.service.{loadBalancerClass,externalTrafficPolicy} ingress httpRoute
   networkPolicy.{egress,metricsFrom} {service,pod}Monitor.{scrapeTimeout,relabelings,metricRelabelings} podSecurityContext)
 nulls=("${optional[@]/#/--set=}")
 if ! render weir "${nulls[@]/%/=null}" >/dev/null; then
@@ -168,6 +178,11 @@ sed 's/ *| */|/g' <<'TABLE' |
 router.service.loadBalancerClass="lb"        | loadBalancerClass needs router.service.type LoadBalancer
 router.service.externalTrafficPolicy="Local" | externalTrafficPolicy needs router.service.type LoadBalancer or NodePort
 controller.updateStrategy.type="OnDelete"    | /controller/updateStrategy/type
+router.autoscaling.enabled=true              | router.autoscaling needs log.engine jetstream
+router.autoscaling.maxReplicas=25            | /router/autoscaling/maxReplicas
+router.autoscaling.minReplicas=0             | /router/autoscaling/minReplicas
+router.autoscaling={"enabled":true,"targetCPUUtilizationPercentage":null} | /router/autoscaling
+router.autoscaling.targetMemory=1            | targetMemory
 router.updateStrategy.rollingUpdate.maxSurge=1 | maxSurge
 router.livenessProbe.httpGet={}              | httpGet
 controller.readinessProbe.periodSeconds=0    | /controller/readinessProbe/periodSeconds
@@ -186,9 +201,9 @@ log={"engine":"jetstream","jetstream":{"urls":["nats://a"],"replicas":2}} | /log
 log={"engine":"jetstream","jetstream":{"urls":["nats://a"],"streamSize":"1024MiB"}} | log.jetstream.streamSize must be larger than router.retentionSize
 log={"engine":"jetstream","jetstream":{"urls":["nats://a"],"deadLetterStreamSize":"1G"}} | log.jetstream.deadLetterStreamSize must be larger than router.deadLetterSize
 log={"engine":"jetstream","jetstream":{"urls":["nats://a"]}} router.whenFull="drop-oldest" | router.whenFull drop-oldest needs log.engine embedded
-log={"engine":"jetstream","jetstream":{"urls":["nats://a"]}} router.updateStrategy={"rollingUpdate":{"partition":1,"maxUnavailable":"100%"}} | partition
-log={"engine":"jetstream","jetstream":{"urls":["nats://a"]}} router.updateStrategy={"type":"RollingUpdate"} | /router/updateStrategy
-log={"engine":"jetstream","jetstream":{"urls":["nats://a"]}} router.updateStrategy={"rollingUpdate":{"maxUnavailable":1}} | /router/updateStrategy/rollingUpdate/maxUnavailable
+log={"engine":"jetstream","jetstream":{"urls":["nats://a"]}} router.updateStrategy={"rollingUpdate":{"partition":1}} | partition
+log={"engine":"jetstream","jetstream":{"urls":["nats://a"]}} router.updateStrategy.type="OnDelete" | /router/updateStrategy/type
+log={"engine":"jetstream","jetstream":{"urls":["nats://a"]}} router.autoscaling={"enabled":true,"minReplicas":7} | router.autoscaling.minReplicas must not be above router.autoscaling.maxReplicas
 TABLE
   while IFS='|' read -r value expected; do
     read -ra sets <<<"$value"
