@@ -34,8 +34,8 @@ const NO_ROOM_PAUSE: Duration = Duration::from_millis(500);
 /// Arguments of `weir dead-letters`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "In a cluster, each router keeps its own dead letters: run this command in the router's pod (kubectl exec POD -- /weir \
-                  dead-letters ...), or forward the pod's admin port (kubectl port-forward POD 9090)."
+    after_help = "In a cluster, run this command in a router's pod (kubectl exec POD -- /weir dead-letters ...), or forward the pod's admin port (kubectl \
+                  port-forward POD 9090). With --log embedded, each router keeps its own dead letters; with --log jetstream, any router answers for all."
 )]
 pub struct DeadLettersArgs {
     /// Admin address of the router.

@@ -58,7 +58,7 @@ pub struct LogArgs {
     pub retention_size: Size,
 
     /// Where to store events: embedded, in this router's data directory; or jetstream, in NATS JetStream, shared by
-    /// several routers, of which one delivers and the others stand by.
+    /// several routers, which divide the work.
     #[arg(
         long = "log",
         env = "WEIR_LOG_ENGINE",

@@ -2,10 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, PoisonError},
 };
 
-use super::Shards;
+use super::{Shards, past::PastCounts};
 use crate::{
     delivery::{Engine, RetainedTrigger, TriggerView},
     log::{BrokerName, LogName},
@@ -19,7 +19,10 @@ impl Shards {
 
     /// Number of shards that no live router owns, as last seen.
     pub fn without_owner(&self) -> usize {
-        self.without_owner.load(Relaxed)
+        match self.is_shared() {
+            true => usize::from(self.count).saturating_sub(self.seen.load().owners.len()),
+            false => 0,
+        }
     }
 
     /// Views of all Triggers, by namespace and name.
@@ -48,28 +51,27 @@ impl Shards {
             .sum()
     }
 
-    /// As [`Engine::dropped_with_trigger`], of all shards.
+    /// As [`Engine::dropped_with_trigger`], of all shards that this router owned since startup.
     pub fn dropped_with_trigger(&self) -> u64 {
-        let owned = self.owned();
-        owned
-            .values()
-            .map(|owned| owned.engine.dropped_with_trigger())
-            .sum()
+        self.counts().dropped_with_trigger
     }
 
-    /// Dead letters removed by age or size since this router took their shards.
+    /// As [`Engine::dead_letters_expired`], of all shards that this router owned since startup.
     pub fn dead_letters_expired(&self) -> u64 {
-        let owned = self.owned();
-        owned
-            .values()
-            .map(|owned| owned.engine.dead_letters_expired())
-            .sum()
+        self.counts().dead_letters_expired
     }
 
-    /// As [`Engine::dropped_when_full`], of all shards.
+    /// As [`Engine::dropped_when_full`], of all shards that this router owned since startup.
     pub fn dropped_when_full(&self) -> BTreeMap<BrokerName, u64> {
-        let dropped = self.of_each(|engine| engine.dropped_when_full().into_iter().collect());
-        dropped.into_iter().collect()
+        self.counts().dropped_when_full
+    }
+
+    fn counts(&self) -> PastCounts {
+        let mut counts = self.past.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for owned in self.owned().values() {
+            counts.add(&owned.engine);
+        }
+        counts
     }
 
     /// Brokers that have dead letters, with their number.

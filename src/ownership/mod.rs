@@ -6,12 +6,13 @@
 //!
 //! Reading order: `shards.rs` has the shards of this router and their engines, `inspection.rs` answers questions about
 //! them all. `sharing.rs` takes shards and gives them up as routers come and go, and `assignment.rs` decides which.
-//! `logs.rs` shows an engine the logs of its shard, and `applied.rs` records which routing configuration it has.
+//! `logs.rs` shows an engine the logs of its shard, and `applied.rs` records which routing configuration it has. `past.rs` has the counts of engines that ended.
 
 mod applied;
 mod assignment;
 mod inspection;
 mod logs;
+mod past;
 mod shards;
 mod sharing;
 

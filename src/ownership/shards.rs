@@ -1,10 +1,10 @@
 //! The shards that this router owns: an engine for each, and the Sources of their brokers.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex as StdMutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -13,14 +13,14 @@ use arc_swap::ArcSwap;
 use futures::future::{BoxFuture, join_all};
 use tokio::{runtime, sync::Mutex};
 
-use super::{applied, logs::ShardLogs};
+use super::{applied, logs::ShardLogs, past::PastCounts};
 use crate::{
     delivery::{DeliveryOptions, Engine, EngineError},
     destination::Client,
     intake::{Intake, MakeRoom},
     log::{
         BrokerName, CheckpointKey, LogError, LogProvider, Ownership, Shard,
-        jetstream::{JetStreamLog, Membership, SHARDS},
+        jetstream::{JetStreamLog, Membership, SHARDS, Seen},
     },
     routing::{self, Revision, RoutingTable},
     source::{Sources, Statistics},
@@ -59,8 +59,10 @@ pub struct Shards {
     takes: AtomicBool,
     /// Why this router shares no work at present.
     pub(super) problem: StdMutex<Option<String>>,
-    /// Number of shards that no live router owns, as last seen.
-    pub(super) without_owner: AtomicUsize,
+    /// Routers and owners, as last seen. Empty if no other router shares the log.
+    pub(super) seen: ArcSwap<Seen>,
+    /// Counts of engines that have ended.
+    pub(super) past: StdMutex<PastCounts>,
 }
 
 /// The owned shards.
@@ -120,7 +122,8 @@ impl Shards {
             }),
             takes: AtomicBool::new(true),
             problem: StdMutex::default(),
-            without_owner: AtomicUsize::new(0),
+            seen: ArcSwap::default(),
+            past: StdMutex::default(),
         })
     }
 
@@ -143,6 +146,17 @@ impl Shards {
         let owned = self.owned.0.load();
         let owned = owned.get(&Shard::of(broker, self.count))?;
         Some(owned.engine.clone())
+    }
+
+    /// Returns the router that owns a broker's shard, as last seen; `None` if no other router shares the log.
+    pub fn owner_of(&self, broker: &BrokerName) -> Option<String> {
+        let seen = self.seen.load();
+        seen.owners.get(&Shard::of(broker, self.count)).cloned()
+    }
+
+    /// Returns the routers that own shards, as last seen.
+    pub fn owners(&self) -> BTreeSet<String> {
+        self.seen.load().owners.values().cloned().collect()
     }
 
     /// Applies a configuration to all shards of this router, and to those that it takes later. On return the checkpoint
@@ -228,7 +242,7 @@ impl Shards {
             _ => Ok(()),
         };
         if !self.takes() || ready.is_err() {
-            owned.engine.shutdown().await;
+            self.end(&owned.engine).await;
             return ready;
         }
         self.insert(ownership, owned.engine);
@@ -236,10 +250,24 @@ impl Shards {
         Ok(())
     }
 
+    /// Stops the engine of a shard that this router no longer owns, which it checks.
+    pub(super) async fn drop_if_lost(&self, membership: &Membership, shard: Shard) {
+        let Some(OwnedShard { ownership, .. }) = self.owned().get(&shard).cloned() else {
+            return;
+        };
+        if !matches!(membership.owns(ownership).await, Ok(false)) {
+            return;
+        }
+        tracing::warn!(shard = shard.0, "this router no longer owns a shard");
+        if let Some(owned) = self.remove(shard).await {
+            self.end(&owned.engine).await;
+        }
+    }
+
     /// Stops the engine of a shard, then releases the shard.
     pub(super) async fn give_up(&self, membership: &Membership, shard: Shard) {
         if let Some(owned) = self.remove(shard).await {
-            owned.engine.shutdown().await;
+            self.end(&owned.engine).await;
             release(membership, owned.ownership).await;
         }
     }
@@ -259,7 +287,7 @@ impl Shards {
             owned
         };
         let ending = owned.values().map(|owned| async move {
-            owned.engine.shutdown().await;
+            self.end(&owned.engine).await;
             if let Some(membership) = membership {
                 release(membership, owned.ownership).await;
             }
@@ -325,7 +353,14 @@ impl Shards {
         let shard = ownership.shard;
         tracing::error!(shard = shard.0, %error, "cannot apply the new configuration to a shard; it is given up and taken again");
         self.owned.remove(shard);
+        self.end(engine).await;
+    }
+
+    /// Shuts an engine down, and keeps its counts.
+    async fn end(&self, engine: &Engine) {
         engine.shutdown().await;
+        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        past.add(engine);
     }
 
     fn insert(&self, ownership: Ownership, engine: Arc<Engine>) {
@@ -355,6 +390,11 @@ impl Shards {
 
     fn shard_of(&self, broker: &str) -> Shard {
         Shard::of(&broker.into(), self.count)
+    }
+
+    /// Whether several routers may share the log.
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared.is_some()
     }
 
     /// Returns why this router shares no work at present, if so.

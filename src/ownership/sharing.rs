@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -107,15 +107,18 @@ impl WorkSharing {
     /// Gives up the shards that other routers should have, and takes those that this one should have and that are free.
     async fn adjust(&self, membership: &Membership, seen: &Seen, failures: &mut Failures) {
         let Seen { routers, owners } = seen;
-        self.shards
-            .without_owner
-            .store(usize::from(self.shards.count) - owners.len(), Relaxed);
+        self.shards.seen.store(Arc::new(seen.clone()));
         let wanted = assign(routers, self.shards.count);
         let wanted: BTreeSet<_> = wanted
             .into_iter()
             .filter(|(_, router)| *router == self.router)
             .map(|(shard, _)| shard)
             .collect();
+        let before = self.shards.owned();
+        let lost = before
+            .keys()
+            .filter(|shard| owners.get(shard) != Some(&self.router));
+        join_all(lost.map(|shard| self.shards.drop_if_lost(membership, *shard))).await;
         let owned: BTreeSet<_> = self.shards.owned().keys().copied().collect();
         let given_up = owned
             .difference(&wanted)

@@ -12,6 +12,7 @@ mod controller_link;
 pub mod dead_letters;
 mod error;
 mod explain;
+mod forwarding;
 mod ingress;
 mod metrics;
 mod operator;
@@ -29,7 +30,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use controller_link::{ControllerAddress, ControllerLink, LinkError};
@@ -53,6 +54,7 @@ use crate::{
 };
 
 use body::Bodies;
+use forwarding::Forwarding;
 use metrics::Metrics;
 use saved::SavedConfiguration;
 use threads::Threads;
@@ -108,16 +110,22 @@ pub async fn run(
         supervisor: supervisor.clone(),
         runtime: delivering.handle(),
     };
-    let (shards, sharing) = match log {
+    let (shards, shared) = match log {
         RouterLog::Embedded(_) => (Shards::alone(starter).await?, None),
         RouterLog::JetStream(log) => {
             let shards = Shards::of_shared(starter, log.clone());
             let sharing = WorkSharing {
-                log,
+                log: log.clone(),
                 router: name.to_owned(),
                 shards: shards.clone(),
             };
-            (shards, Some(sharing))
+            let forwarding = Forwarding {
+                log,
+                router: name.to_owned(),
+                shards: shards.clone(),
+                max_body: options.max_body,
+            };
+            (shards, Some((sharing, Arc::new(forwarding))))
         }
     };
     let metrics = Metrics::new(logs.clone(), shards.clone());
@@ -182,7 +190,11 @@ pub async fn run(
     let operator = dead_letters::routes(shards.clone())
         .merge(explain::routes(explainer, options.max_body))
         .merge(api::routes(triggers));
-    let operator = server::on_main_runtime(operator::local_only(operator));
+    let of_installation = match &shared {
+        Some((_, forwarding)) => forwarding.clone().layer(operator.clone()),
+        None => operator.clone(),
+    };
+    let of_installation = server::on_main_runtime(operator::local_only(of_installation));
     let shards_of_readiness = shards.clone();
     let admin = server::admin(metrics.registry, Heartbeat::start(), move || {
         match (shards_of_readiness.problem(), table.load().as_ref()) {
@@ -191,14 +203,16 @@ pub async fn run(
             (None, None) => Err("no routing configuration yet".to_owned()),
         }
     })
-    .merge(operator);
+    .merge(of_installation);
 
     let (servers, sharing_tasks) = (TaskTracker::new(), TaskTracker::new());
     let stop_admin = CancellationToken::new();
     let admin = OwnThread::serve(admin_server, admin, stop_admin.clone())?;
     let leave = CancellationToken::new();
     let (sharing_ended, ended) = watch::channel(None);
-    if let Some(sharing) = sharing {
+    let mut answering = JoinSet::new();
+    if let Some((sharing, forwarding)) = shared {
+        answering.spawn(forwarding.answer_others(operator));
         let leave = leave.clone();
         let sharing = async move { drop(sharing_ended.send(sharing.run(leave).await.err())) };
         let watched = supervisor
@@ -240,6 +254,7 @@ pub async fn run(
     sharing_tasks.close();
     sharing_tasks.wait().await;
     shards.shutdown().await;
+    drop(answering);
     if outcome.is_ok() {
         logs.sync().await?;
     }

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     faults::{Producers, all_arrive, check_order_by_key, kills, post_event},
-    support::{Answer, Consumer, LocalRouter, Nats, Process, Setup, eventually, mapped},
+    support::{Answer, Consumer, LocalRouter, Nats, Process, Setup, eventually, get, mapped},
 };
 
 /// Timeout of a takeover, longer than the time to live of a lease.
@@ -43,6 +43,8 @@ impl Routers {
                 .argument("--log=jetstream")
                 .argument(format!("--nats={}", nats.url()))
                 .argument("--nats-replicas=1")
+                .argument("--nats-stream-size=64MiB")
+                .argument("--nats-dead-letter-stream-size=16MiB")
                 .start()
         };
         let routers = Self {
@@ -94,6 +96,11 @@ impl Routers {
     /// Waits until all acknowledged events have arrived in order, and the accounting adds up. Returns the repeats.
     #[track_caller]
     fn check(&self, producers: Producers) -> usize {
+        assert_eq!(
+            producers.refused_with(507),
+            0,
+            "the servers are too small for this test"
+        );
         let acknowledged = producers.finish();
         let mut arrivals = all_arrive(&self.consumer, &acknowledged);
         eventually(TAKEOVER, || {
@@ -117,11 +124,11 @@ impl Routers {
         arrivals.repeats()
     }
 
-    /// Number of events that a Trigger has delivered, and nothing else, as its owner tells.
+    /// The router that delivers a Trigger's events.
     #[track_caller]
-    fn delivered(&self, trigger: &str) -> u64 {
+    fn owner(&self, trigger: &str) -> &LocalRouter {
         let of = format!("trigger=\"{trigger}\"");
-        let owner = eventually(TAKEOVER, || {
+        eventually(TAKEOVER, || {
             let owns = |router: &&LocalRouter| {
                 router
                     .metric(&["weir_trigger_events_matched_total", &of])
@@ -131,8 +138,13 @@ impl Routers {
                 .iter()
                 .find(owns)
                 .ok_or(format!("nobody delivers {trigger}"))
-        });
-        let accounting = owner.accounting(trigger);
+        })
+    }
+
+    /// Number of events that a Trigger has delivered, and nothing else, as its owner tells.
+    #[track_caller]
+    fn delivered(&self, trigger: &str) -> u64 {
+        let accounting = self.owner(trigger).accounting(trigger);
         assert_eq!(
             accounting["matched"],
             accounting["delivered"] + accounting["pending"]
@@ -208,6 +220,78 @@ fn no_event_is_lost_while_nats_is_unavailable() {
     producers.wait_for_more(100);
     routers.await_division(&[0, 1, 2]);
     routers.check(producers);
+}
+
+/// A command of `weir` with this router, and what it prints.
+#[track_caller]
+fn weir(router: &LocalRouter, arguments: &[&str]) -> String {
+    let address = format!("--router={}", router.admin(""));
+    let all = arguments.iter().copied().chain([address.as_str()]);
+    Process::weir(all).quiet().run().unwrap()
+}
+
+#[test]
+fn any_router_answers_for_all() {
+    let routers = Routers::start();
+    routers.consumer.answer(Answer::status(422));
+    for broker in 0..BROKERS {
+        let url = routers.routers[0].url().replace("default", &format!("b{broker}"));
+        assert_eq!(
+            post_event(&url, &format!("0-{broker}"), "k", "data")
+                .unwrap()
+                .status,
+            202
+        );
+    }
+    for router in &routers.routers {
+        eventually(TAKEOVER, || {
+            let list = weir(router, &["dead-letters", "list"]);
+            match list.matches("shop/b").count() {
+                BROKERS => Ok(()),
+                _ => Err(list),
+            }
+        });
+        let triggers: serde_json::Value =
+            serde_json::from_slice(&get(&router.admin("/v1/triggers")).body).unwrap();
+        let names = triggers["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|item| item["name"].as_str().unwrap());
+        let mut expected: Vec<_> = (0..BROKERS).map(|broker| format!("t{broker}")).collect();
+        expected.sort();
+        assert_eq!(names.collect::<Vec<_>>(), expected);
+        for broker in 0..BROKERS {
+            let (broker, id) = (format!("shop/b{broker}"), format!("0-{broker}"));
+            let letters = weir(router, &["dead-letters", "list", &broker, "-o", "json"]);
+            assert!(letters.contains(&id), "{letters}");
+            let explained = weir(router, &["explain", &broker, "--id", &id]);
+            assert!(explained.contains("dead letter"), "{explained}");
+        }
+    }
+    routers.consumer.answer(Answer::status(204));
+    for broker in 0..BROKERS {
+        weir(
+            &routers.routers[broker % 3],
+            &["dead-letters", "redrive", &format!("shop/b{broker}"), "--all"],
+        );
+    }
+    eventually(TAKEOVER, || {
+        match weir(&routers.routers[1], &["dead-letters", "list"]) {
+            list if list.contains("shop/b") => Err(list),
+            _ => Ok(()),
+        }
+    });
+    for broker in 0..BROKERS {
+        let trigger = format!("t{broker}");
+        let accounting = routers.owner(&trigger).accounting(&trigger);
+        let settled = (
+            accounting["dead_lettered"],
+            accounting["delivered"],
+            accounting["pending"],
+        );
+        assert_eq!(settled, (1, 1, 0));
+    }
 }
 
 #[test]

@@ -6,13 +6,14 @@ use uuid::Uuid;
 
 use super::{
     layout,
+    names::{self, SHARDS},
     patience::Patience,
     publish::{HEADERS, MAX_BATCH, NatsMessage},
     session::NatsError,
     streams::{JetStream, PERMIT_BYTES},
     tracked::Tracked,
 };
-use crate::log::{Append, LogError, LogName, Offset, record};
+use crate::log::{Append, LogError, LogName, Offset, Shard, record};
 
 impl JetStream {
     pub(super) async fn append(&self, log: &Tracked, append: Append) -> Result<Offset, LogError> {
@@ -40,15 +41,25 @@ impl JetStream {
         if log.is_shortened() {
             // Triggers may be past this offset and would skip the records. The producer must retry once their positions
             // are corrected.
-            let reason = format!(
-                "the stream {} has lost acknowledged records at its end; retry once the router has corrected the Triggers' \
-                     positions",
+            self.fence_owner(log).await?;
+            log.accept_shortened();
+            return Err(LogError::Unavailable(format!(
+                "the stream {} has lost acknowledged records at its end; retry once the Triggers' positions are corrected",
                 log.location.stream
-            );
-            self.turn.end(LogError::Unavailable(reason.clone()));
-            return Err(LogError::Unavailable(reason));
+            )));
         }
         Ok(first)
+    }
+
+    /// Fences the owner of a log's shard. The next owner reads the end of the stream again, and corrects the positions.
+    async fn fence_owner(&self, log: &Tracked) -> Result<(), LogError> {
+        let shard = Shard::of(log.name.broker(), SHARDS);
+        let (before, _) = self.load_with_sequence(&names::owner(shard)).await?;
+        match self.set_owner(shard, &[], before).await {
+            // Fenced: there is a new owner already.
+            Ok(_) | Err(LogError::Fenced(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Stores records, with retries. Returns the sequence of the first one, and their size in bytes.

@@ -212,9 +212,14 @@ async fn check_rights(streams: &JetStream) -> Result<(), LogError> {
     for answer in futures::future::join_all(asked).await {
         answer?;
     }
-    check_announcements(streams)
-        .await
-        .map_err(|e| check_error(streams, &e))?;
+    for (subjects, subject) in [
+        (names::ENDS, names::end("_")),
+        (names::QUESTIONS, names::ask("_")),
+    ] {
+        check_hearing(streams, subjects, subject)
+            .await
+            .map_err(|e| check_error(streams, &e))?;
+    }
     let loaded = streams.load_all(Shard::default()).await;
     loaded.map(drop).map_err(|e| match e {
         LogError::Unavailable(detail) => check_error(streams, &NatsError::NoAnswer(detail)),
@@ -222,17 +227,20 @@ async fn check_rights(streams: &JetStream) -> Result<(), LogError> {
     })
 }
 
-/// Checks that this router can send and receive announcements: it sends one to itself.
-async fn check_announcements(streams: &JetStream) -> Result<(), NatsError> {
+/// Checks that this router can send and receive messages of a subject: it sends one to itself.
+async fn check_hearing(
+    streams: &JetStream,
+    subjects: &'static str,
+    subject: String,
+) -> Result<(), NatsError> {
     let session = &streams.session;
-    let subject = names::end("_");
-    let subscribed = session.client().subscribe(names::ENDS).await;
-    let mut ends = subscribed.map_err(|e| NatsError::NoAnswer(e.to_string()))?;
+    let subscribed = session.client().subscribe(subjects).await;
+    let mut messages = subscribed.map_err(|e| NatsError::NoAnswer(e.to_string()))?;
     session
         .publish(&subject, HeaderMap::new(), "0".into(), CHECK)
         .await?;
     let heard = async {
-        while let Some(message) = ends.next().await {
+        while let Some(message) = messages.next().await {
             if *message.subject == *subject {
                 return Ok(());
             }
@@ -257,7 +265,7 @@ fn check_error(streams: &JetStream, error: &NatsError) -> LogError {
             "enable JetStream in the configuration of the server and for the account".to_owned()
         }
         NatsError::NoAnswer(detail) if detail.to_lowercase().contains("permissions violation") => {
-            "allow the user to publish to weir.> and $JS.API.>, and to subscribe to weir.end.* and _INBOX.>"
+            "allow the user to publish to weir.> and $JS.API.>, and to subscribe to weir.end.*, weir.ask.* and _INBOX.>"
                 .to_owned()
         }
         NatsError::NoAnswer(detail) => return LogError::Unavailable(detail.clone()),

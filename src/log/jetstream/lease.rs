@@ -90,7 +90,7 @@ impl JetStream {
                 "NATS responded too slowly: the lease is about to expire".to_owned(),
             ));
         }
-        self.begin_turn(renewal.deadline());
+        self.turn.begin(renewal.deadline());
         let (give_up, stop) = (CancellationToken::new(), CancellationToken::new());
         let renewal = tokio::spawn(renewal.run(give_up.clone(), stop.clone()));
         Ok(Lease {

@@ -15,7 +15,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::{lease::Lease, names, streams::JetStream};
+use super::{
+    lease::Lease,
+    names::{self, SHARDS},
+    streams::JetStream,
+};
 use crate::log::{LogError, Ownership, Shard};
 
 /// Timeout of an announcement of changed owners.
@@ -118,8 +122,21 @@ impl Membership {
         };
         let epoch = self.streams.set_owner(shard, &encode(&owner), sequence).await?;
         self.streams.turn.check()?;
+        let logs = self.streams.logs().into_iter();
+        for log in logs.filter(|log| Shard::of(log.name.broker(), SHARDS) == shard) {
+            log.forget_bounds();
+        }
         self.announce().await;
         Ok(Ownership { shard, epoch })
+    }
+
+    /// Whether a shard is still owned at this epoch, as the leader of the state stream reports.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] if NATS does not respond.
+    pub async fn owns(&self, Ownership { shard, epoch }: Ownership) -> Result<bool, LogError> {
+        let (sequence, _) = self.streams.load_with_sequence(&names::owner(shard)).await?;
+        Ok(sequence == epoch.0)
     }
 
     /// Gives a shard up to let another router take it.

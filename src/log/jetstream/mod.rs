@@ -23,7 +23,7 @@
 //! `tracked.rs` cache the state of each stream, and `watch.rs` updates it. `append.rs` (on `publish.rs`), `reads.rs`
 //! and `upkeep.rs` are the operations of a log, `state.rs` and `saves.rs` those of checkpoints. `members.rs` has the
 //! routers and the shards that they own, by leases (`lease.rs`); `turn.rs` is the period for which this router may
-//! deliver. `copy.rs` copies the logs of another provider.
+//! deliver. `copy.rs` copies the logs of another provider, and `ask.rs` lets routers ask each other.
 //!
 //! # Limits
 //! - An append has at most 1,000 records. A save of more checkpoints is stored in several batches, each fenced.
@@ -32,6 +32,7 @@
 
 mod api;
 mod append;
+mod ask;
 mod connect;
 mod copy;
 mod credentials;
@@ -62,6 +63,7 @@ pub use options::{JetStreamOptions, NatsAuth, NatsTls};
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -136,6 +138,23 @@ impl JetStreamLog {
     /// only in part; [`LogError::Unavailable`] if NATS does not respond.
     pub async fn join(&self, router: &str) -> Result<Membership, LogError> {
         self.0.streams.join(router).await
+    }
+
+    /// Asks another router that shares the log, and waits for its answer.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] if the router or NATS does not answer in time; [`LogError::TooLarge`] if the question is
+    /// larger than a message.
+    pub async fn ask(&self, router: &str, question: Bytes, wait: Duration) -> Result<Bytes, LogError> {
+        self.0.streams.ask(router, question, wait).await
+    }
+
+    /// Answers the questions of other routers to this one. Never ends.
+    pub async fn answer<F>(&self, router: String, answer: impl Fn(Bytes) -> F)
+    where
+        F: Future<Output = Bytes>,
+    {
+        self.0.streams.clone().answer(router, answer).await;
     }
 
     /// Returns the checkpoints with this key, by shard. They may be stale.

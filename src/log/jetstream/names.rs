@@ -14,6 +14,7 @@
 //! | barrier of a load | `weir_state` | `weir.st.barrier.UUID` |
 //! | announcement of the end of a log to other routers | none | `weir.end.STREAM` |
 //! | announcement of changed owners | none | `weir.end.owners` |
+//! | questions to a router | none | `weir.ask.ROUTER` |
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
@@ -39,6 +40,8 @@ pub(super) const COPY: &str = "weir.st.copy";
 pub(super) const BARRIER: &str = "weir.st.barrier";
 /// Subjects on which routers announce the ends of logs.
 pub(super) const ENDS: &str = "weir.end.*";
+/// Subjects of the questions to routers.
+pub(super) const QUESTIONS: &str = "weir.ask.*";
 /// Subject on which routers announce changed owners. No stream of a log has this name.
 pub(super) const OWNERS_CHANGED: &str = "weir.end.owners";
 /// All subjects of stored messages.
@@ -51,6 +54,7 @@ const MEMBER: &str = "weir.st.member.";
 const OWNER: &str = "weir.st.own.";
 const NEWEST: &str = "weir.st.newest.";
 const END: &str = "weir.end.";
+const ASK: &str = "weir.ask.";
 /// Number of the only partition.
 const PARTITION: u32 = 0;
 
@@ -91,6 +95,11 @@ pub(super) fn log_of(stream: &str) -> Option<LogName> {
         (Some(DEAD_LETTERS), None) => Some(LogName::DeadLetters(broker)),
         _ => None,
     }
+}
+
+/// Subject of questions to a router.
+pub(super) fn ask(router: &str) -> String {
+    format!("{ASK}{}", token(router))
 }
 
 /// Subject of a router's lease.

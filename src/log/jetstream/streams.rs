@@ -9,10 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::{
-    sync::{Notify, Semaphore},
-    time::Instant,
-};
+use tokio::sync::{Notify, Semaphore};
 
 use super::{
     JetStreamOptions,
@@ -78,14 +75,6 @@ impl JetStream {
     pub(super) fn logs(&self) -> Vec<Arc<Tracked>> {
         let logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
         logs.values().cloned().collect()
-    }
-
-    /// Begins a turn. The Triggers' positions are read again, so streams that lost records accept appends again.
-    pub(super) fn begin_turn(&self, end: Instant) {
-        for log in self.logs() {
-            log.accept_shortened();
-        }
-        self.turn.begin(end);
     }
 
     /// Schedules the announcement of a log's end to other routers.

@@ -66,7 +66,12 @@ impl Tracked {
         self.sight().is_shortened
     }
 
-    /// Forgets that the stream has lost records.
+    /// Forgets the bounds, which are then read again. Otherwise they only grow.
+    pub(super) fn forget_bounds(&self) {
+        self.sight().bounds = LogBounds::default();
+    }
+
+    /// Forgets that the stream has lost records, once positions of Triggers will be corrected.
     pub(super) fn accept_shortened(&self) {
         self.sight().is_shortened = false;
     }

@@ -1,5 +1,5 @@
-//! The turn of a router: the period for which it holds its lease and may deliver. It ends when the lease is lost, when a
-//! save is fenced, or when a stream has lost records: then positions of Triggers must be corrected by the next turn.
+//! The turn of a router: the period for which it holds its lease and may deliver. It ends when the lease is lost, or when
+//! a save is fenced.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -159,3 +159,70 @@ async fn shards_do_not_share_checkpoints() {
     let shards: Vec<_> = of_all.into_keys().collect();
     assert_eq!(shards, [Shard(1), Shard(2), Shard(11)]);
 }
+
+/// Simulates a lost end: the router believes that the stream was longer.
+#[tokio::test]
+async fn a_stream_that_lost_its_end_gets_another_owner() {
+    let server = NatsServer::start();
+    let (one, other) = futures::join!(server.connect(), server.connect());
+    let (first, second) = (one.join("one").await.unwrap(), other.join("other").await.unwrap());
+    let name = LogName::from_key("n/b");
+    let owned = first.take(Shard::of(name.broker(), SHARDS)).await.unwrap();
+    let append = |log: &JetStreamLog| {
+        let log = log.open(&name);
+        async move {
+            let payloads = vec![Bytes::from_static(b"event")];
+            let accepted = Timestamp::UNIX_EPOCH;
+            log.append(Append { payloads, accepted }).await
+        }
+    };
+    append(&one).await.unwrap();
+    assert!(first.owns(owned).await.unwrap());
+    for log in [&one, &other] {
+        log.0.streams.log(&name).announced(Offset(100));
+    }
+    let refused = append(&other).await;
+    assert!(matches!(refused, Err(LogError::Unavailable(_))), "{refused:?}");
+    assert!(!first.owns(owned).await.unwrap());
+    assert_eq!(append(&other).await.unwrap(), Offset(2));
+
+    let later = second.take(owned.shard).await.unwrap();
+    first.release(owned).await.unwrap();
+    assert!(
+        second.owns(later).await.unwrap(),
+        "an earlier owner releases the shard"
+    );
+    second.release(later).await.unwrap();
+    first.take(owned.shard).await.unwrap();
+    assert_eq!(
+        one.open(&name).bounds().await.unwrap().next,
+        Offset(3),
+        "the end is that of before"
+    );
+}
+
+#[tokio::test]
+async fn routers_ask_each_other() {
+    let server = NatsServer::start();
+    let (one, other) = futures::join!(server.connect(), server.connect());
+    let answering = one.answer("one".to_owned(), async |question: Bytes| {
+        question.repeat(100_000).into()
+    });
+    let asking = async {
+        let wait = std::time::Duration::from_secs(10);
+        let ask = async |question: &'static str| other.ask("one", question.into(), wait).await;
+        eventually(async || ask("").await).await;
+        for question in ["a", "0123456789"] {
+            let answer = ask(question).await.unwrap();
+            assert!(answer == question.repeat(100_000), "{} bytes", answer.len());
+        }
+        let unknown = other.ask("nobody", "a".into(), wait).await;
+        assert!(matches!(unknown, Err(LogError::Unavailable(_))), "{unknown:?}");
+        let large = other.ask("one", vec![0; 3_000_000].into(), wait).await;
+        assert!(matches!(large, Err(LogError::TooLarge(_))), "{large:?}");
+    };
+    tokio::select! {
+        () = answering => {}
+        () = asking => {}
+    }
+}

@@ -156,6 +156,7 @@ async fn missing_rights_are_named() {
         "weir.ev.>",
         "weir.st.>",
         "weir.end.>",
+        "weir.ask.>",
         "$JS.API.STREAM.PURGE.*",
         "$JS.API.CONSUMER.MSG.NEXT.>",
         "$JS.API.>",
