@@ -169,7 +169,7 @@ pub struct TriggerStatus {
     /// Ready: events flow. FiltersValid: the filters compile. SinkResolved: the destination is known. Applied:
     /// every live router routes by this generation. If one of them is not True, reason and message say what to do.
     /// SinkAnswering: the Sink responds, with success or failure. False while a router sees it failing repeatedly,
-    /// or after it asked for a long pause. Ready does not depend on it. Set once the Sink has responded and every
+    /// or after it asked for a long pause, or if no router delivers the broker's events. Ready does not depend on it. Set once the Sink has responded and every
     /// router has reported, while events may flow.
     /// Resumed: present if the Trigger resumed from the position of a deleted Trigger with its name.
     #[serde(default)]

@@ -17,6 +17,8 @@ pub(super) struct Heard {
     /// By UID, the generation.
     set_aside: HashMap<String, i64>,
     resumed: HashSet<String>,
+    undelivered: HashSet<String>,
+    problem: Option<Detail>,
     undecodable: HashSet<String>,
 }
 
@@ -30,6 +32,8 @@ impl Heard {
             filter_errors,
             set_aside,
             resumed,
+            undelivered,
+            problem,
             undecodable,
         } = report;
         Self {
@@ -51,6 +55,8 @@ impl Heard {
                 .map(|aside| (aside.uid, aside.generation))
                 .collect(),
             resumed: resumed.into_iter().filter(|uid| is_known(uid)).collect(),
+            undelivered: undelivered.into_iter().filter(|uid| is_known(uid)).collect(),
+            problem,
             undecodable: undecodable.into_iter().filter(|uid| is_known(uid)).collect(),
         }
     }
@@ -97,6 +103,8 @@ pub(super) enum SinkSeen {
     Unsure,
     /// No router sees it down.
     Answering,
+    /// No router delivers the events at present, with the reason of one that has a problem.
+    Undelivered(Option<Detail>),
     /// Number of routers that see it down, and the one that has seen it down longest.
     Down {
         routers: usize,
@@ -128,6 +136,12 @@ pub(super) fn seen<'a>(routers: impl Iterator<Item = ReportingRouter<'a>> + Clon
             longest: longest.to_owned(),
             outage: outage.clone(),
         };
+    }
+    let undelivered =
+        |router: &ReportingRouter<'_>| router.heard.is_some_and(|heard| heard.undelivered.contains(uid));
+    if of > 0 && routers.clone().all(|router| undelivered(&router)) {
+        let problem = routers.clone().find_map(|router| router.heard?.problem.clone());
+        return SinkSeen::Undelivered(problem);
     }
     let is_sure = |router: ReportingRouter<'_>| {
         router.is_current && router.heard.is_some_and(|heard| !heard.unproven.contains(uid))
@@ -207,6 +221,38 @@ mod tests {
     }
 
     #[test]
+    fn events_are_undelivered_if_all_routers_say_so() {
+        let report = |undelivered: &[&str], problem: Option<&str>| {
+            let report = SinkReport {
+                undelivered: undelivered.iter().map(|uid| (*uid).to_owned()).collect(),
+                problem: problem.map(Detail::from),
+                ..SinkReport::default()
+            };
+            Some(Heard::from_report(report, |_| true))
+        };
+        let (owner, stale) = (report(&["other"], None), report(&["u"], None));
+        let away = report(&["u"], Some("NATS does not answer"));
+        let table: [(&[&Option<Heard>], SinkSeen); 5] = [
+            (&[&stale], SinkSeen::Undelivered(None)),
+            (
+                &[&stale, &away],
+                SinkSeen::Undelivered(Some("NATS does not answer".into())),
+            ),
+            (&[&stale, &owner], SinkSeen::Answering),
+            (&[&away, &owner], SinkSeen::Answering),
+            (&[&away, &None], SinkSeen::Unsure),
+        ];
+        for (routers, expected) in table {
+            let told = routers.iter().map(|heard| ReportingRouter {
+                name: "r",
+                heard: heard.as_ref(),
+                is_current: true,
+            });
+            assert_eq!(seen(told, "u"), expected, "{routers:?}");
+        }
+    }
+
+    #[test]
     fn ignores_reports_about_unknown_triggers() {
         let report = SinkReport {
             revision: Revision::default(),
@@ -218,6 +264,8 @@ mod tests {
                     detail: "no such attribute".into(),
                 })
                 .into(),
+            undelivered: vec!["u".into(), "y".into()],
+            problem: Some("NATS does not answer".into()),
             set_aside: ["v", "y"]
                 .map(|uid| SetAside {
                     uid: uid.into(),
@@ -238,6 +286,8 @@ mod tests {
         assert_eq!((kept.cannot_decode("v"), kept.cannot_decode("y")), (true, false));
         let (filter_errors, set_aside) = (kept.filter_errors.clone(), kept.set_aside.clone());
         let expected = Heard {
+            undelivered: ["u".to_owned()].into(),
+            problem: Some("NATS does not answer".into()),
             filter_errors,
             set_aside,
             resumed: ["u".to_owned()].into(),

@@ -284,6 +284,19 @@ fn answering_finding(applied: &Applied, seen: &SinkSeen) -> Option<Finding> {
                 outage.detail.as_str(),
             ),
         )),
+        (Applied::Everywhere, SinkSeen::Undelivered(problem)) => Some(Finding::bad(
+            "NotDelivering",
+            match problem {
+                Some(problem) => format!(
+                    "no router delivers the events of the broker, and they wait: {}",
+                    problem.as_str()
+                ),
+                None => {
+                    "no router delivers the events of the broker, and they wait; the routers' logs say why"
+                        .to_owned()
+                }
+            },
+        )),
         _ => None,
     }
 }

@@ -1,11 +1,8 @@
 //! Queries about the delivery of all shards of this router, for metrics and the admin API.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Shards, past::PastCounts};
+use super::{Shards, past::PastCounts, shards::lock};
 use crate::{
     delivery::{Engine, RetainedTrigger, TriggerView},
     log::{BrokerName, LogName},
@@ -15,14 +12,6 @@ impl Shards {
     /// Number of shards that this router owns.
     pub fn owned_count(&self) -> usize {
         self.owned().len()
-    }
-
-    /// Number of shards that no live router owns, as last seen.
-    pub fn without_owner(&self) -> usize {
-        match self.is_shared() {
-            true => usize::from(self.count).saturating_sub(self.seen.load().owners.len()),
-            false => 0,
-        }
     }
 
     /// Views of all Triggers, by namespace and name.
@@ -67,7 +56,7 @@ impl Shards {
     }
 
     fn counts(&self) -> PastCounts {
-        let mut counts = self.past.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut counts = lock(&self.past).clone();
         for owned in self.owned().values() {
             counts.add(&owned.engine);
         }

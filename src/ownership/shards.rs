@@ -3,10 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex as StdMutex, PoisonError,
+        Arc, Mutex as StdMutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -29,6 +29,9 @@ use crate::{
 
 /// Interval at which the shards' revisions are read until all have the newest one.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Time after which a shard without an owner is told of: longer than a hand-over takes.
+const TELL_AFTER: Duration = Duration::from_secs(5);
 
 /// What the engines of all shards are started with.
 pub struct EngineStarter {
@@ -58,9 +61,11 @@ pub struct Shards {
     /// Whether shards may be taken.
     takes: AtomicBool,
     /// Why this router shares no work at present.
-    pub(super) problem: StdMutex<Option<String>>,
-    /// Routers and owners, as last seen. Empty if no other router shares the log.
-    pub(super) seen: ArcSwap<Seen>,
+    problem: StdMutex<Option<String>>,
+    /// Routers and owners, as last seen. Empty if no other router shares the log, or while NATS does not answer.
+    seen: ArcSwap<Seen>,
+    /// Shards without an owner, and since when.
+    without_owner: StdMutex<BTreeMap<Shard, Instant>>,
     /// Counts of engines that have ended.
     pub(super) past: StdMutex<PastCounts>,
 }
@@ -123,6 +128,7 @@ impl Shards {
             takes: AtomicBool::new(true),
             problem: StdMutex::default(),
             seen: ArcSwap::default(),
+            without_owner: StdMutex::default(),
             past: StdMutex::default(),
         })
     }
@@ -359,8 +365,7 @@ impl Shards {
     /// Shuts an engine down, and keeps its counts.
     async fn end(&self, engine: &Engine) {
         engine.shutdown().await;
-        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
-        past.add(engine);
+        lock(&self.past).add(engine);
     }
 
     fn insert(&self, ownership: Ownership, engine: Arc<Engine>) {
@@ -392,17 +397,44 @@ impl Shards {
         Shard::of(&broker.into(), self.count)
     }
 
-    /// Whether several routers may share the log.
-    pub(super) fn is_shared(&self) -> bool {
-        self.shared.is_some()
+    /// Notes the routers and the owners of shards.
+    pub(super) fn note_seen(&self, seen: Seen) {
+        let mut without_owner = lock(&self.without_owner);
+        without_owner.retain(|shard, _| !seen.owners.contains_key(shard));
+        for shard in Shard::all(self.count).filter(|shard| !seen.owners.contains_key(shard)) {
+            without_owner.entry(shard).or_insert_with(Instant::now);
+        }
+        self.seen.store(Arc::new(seen));
+    }
+
+    /// Notes why this router shares no work, and logs it if it is news; `None` if it does. Nothing is known of other
+    /// routers meanwhile.
+    pub(super) fn note_problem(&self, problem: Option<String>) {
+        let mut known = lock(&self.problem);
+        if let Some(problem) = &problem {
+            if known.as_ref() != Some(problem) {
+                tracing::info!("{problem}");
+            }
+            self.note_seen(Seen::default());
+        }
+        *known = problem;
+    }
+
+    /// Whether no router has delivered a broker's events for a while, as last seen.
+    pub fn is_without_owner(&self, broker: &BrokerName) -> bool {
+        let without_owner = lock(&self.without_owner);
+        let since = without_owner.get(&Shard::of(broker, self.count));
+        since.is_some_and(|since| since.elapsed() >= TELL_AFTER)
+    }
+
+    /// Number of shards that no live router owns, as last seen.
+    pub fn without_owner(&self) -> usize {
+        lock(&self.without_owner).len()
     }
 
     /// Returns why this router shares no work at present, if so.
     pub fn problem(&self) -> Option<String> {
-        self.problem
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.problem).clone()
     }
 }
 
@@ -410,6 +442,11 @@ async fn release(membership: &Membership, ownership: Ownership) {
     if let Err(error) = membership.release(ownership).await {
         tracing::warn!(%error, shard = ownership.shard.0, "cannot release a shard; it is free once this router's lease has expired");
     }
+}
+
+/// Locks what no panic leaves half changed.
+pub(super) fn lock<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Owned {

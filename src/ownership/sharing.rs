@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -45,7 +45,7 @@ impl WorkSharing {
     pub async fn run(self, leave: CancellationToken) -> Result<(), LogError> {
         while let Some(membership) = leave.run_until_cancelled(self.join()).await.transpose()? {
             self.shards.accept_shards();
-            self.set_problem(None);
+            self.shards.note_problem(None);
             let closing = CancellationToken::new();
             let end = async {
                 let lost = leave.run_until_cancelled(membership.lost()).await;
@@ -53,7 +53,7 @@ impl WorkSharing {
                 match &lost {
                     Some(reason) => {
                         tracing::warn!(%reason, "this router gives up its shards");
-                        self.set_problem(Some(reason.to_string()));
+                        self.shards.note_problem(Some(reason.to_string()));
                         // Another router may take the shards, and deliver already.
                         self.shards.give_up_all(None).await;
                     }
@@ -82,7 +82,7 @@ impl WorkSharing {
                 Err(LogError::Unavailable(error)) => format!("NATS does not answer: {error}"),
                 Err(error) => return Err(error),
             };
-            self.set_problem(Some(problem));
+            self.shards.note_problem(Some(problem));
             tokio::time::sleep(JOIN_AGAIN).await;
         }
     }
@@ -107,7 +107,7 @@ impl WorkSharing {
     /// Gives up the shards that other routers should have, and takes those that this one should have and that are free.
     async fn adjust(&self, membership: &Membership, seen: &Seen, failures: &mut Failures) {
         let Seen { routers, owners } = seen;
-        self.shards.seen.store(Arc::new(seen.clone()));
+        self.shards.note_seen(seen.clone());
         let wanted = assign(routers, self.shards.count);
         let wanted: BTreeSet<_> = wanted
             .into_iter()
@@ -144,17 +144,6 @@ impl WorkSharing {
                 "this router owns other shards than before"
             );
         }
-    }
-
-    /// Sets why this router shares no work, and logs it if it has changed.
-    fn set_problem(&self, problem: Option<String>) {
-        let mut known = self.shards.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(problem) = &problem
-            && known.as_ref() != Some(problem)
-        {
-            tracing::info!("{problem}");
-        }
-        *known = problem;
     }
 }
 

@@ -37,6 +37,12 @@ pub(super) async fn keep(
         let report = SinkReport {
             revision: revision.unwrap_or_default(),
             undecodable: undecodable.load().to_vec(),
+            undelivered: table
+                .load()
+                .as_deref()
+                .map(|table| undelivered(&shards, table))
+                .unwrap_or_default(),
+            problem: shards.problem().map(|problem| problem.as_str().into()),
             ..report(&triggers)
         };
         reports.send_if_modified(|known| {
@@ -66,6 +72,16 @@ fn tell_set_aside(triggers: &[TriggerView], told: &BTreeSet<String>) -> BTreeSet
             }
             uid.clone()
         })
+        .collect()
+}
+
+/// Returns the Triggers whose events no router has delivered for a while.
+fn undelivered(shards: &Shards, table: &RoutingTable) -> Vec<String> {
+    let brokers = table.brokers().iter();
+    let waiting = brokers.filter(|(broker, _)| shards.is_without_owner(&broker.as_str().into()));
+    waiting
+        .flat_map(|(_, table)| table.routes())
+        .map(|route| route.trigger.uid.clone())
         .collect()
 }
 
@@ -118,6 +134,8 @@ fn same_sinks(one: &SinkReport, other: &SinkReport) -> bool {
         && one.resumed == other.resumed
         && failing(one) == failing(other)
         && one.set_aside == other.set_aside
+        && one.undelivered == other.undelivered
+        && one.problem == other.problem
         && one.undecodable == other.undecodable
 }
 

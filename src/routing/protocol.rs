@@ -98,6 +98,12 @@ pub struct SinkReport {
     /// Triggers whose filters exceeded the budget for too many events, and are no longer evaluated.
     #[serde(default)]
     pub set_aside: Vec<SetAside>,
+    /// UIDs of Triggers whose events no router delivers at present, as this router sees it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undelivered: Vec<String>,
+    /// Why this router takes no part in delivery at present, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Detail>,
     /// UIDs of the Triggers and Sources of the applied configuration that the router cannot decode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub undecodable: Vec<String>,
