@@ -66,6 +66,36 @@ impl Intake {
                 accepted,
             })
         };
+        self.with_room(append).await
+    }
+
+    /// Stores a new event that another router may store as well: see
+    /// [`Log::append_once`](crate::log::Log::append_once). If the log is full, makes room and retries once.
+    ///
+    /// # Errors
+    /// As [`Log::append_once`](crate::log::Log::append_once).
+    pub async fn accept_once(
+        &self,
+        broker: &BrokerName,
+        id: &str,
+        record: &Bytes,
+        accepted: Timestamp,
+    ) -> Result<Offset, LogError> {
+        let log = self.logs.open(&LogName::Events(broker.clone()));
+        let append = || {
+            let append = Append {
+                payloads: vec![record.clone()],
+                accepted,
+            };
+            log.append_once(id, append)
+        };
+        self.with_room(append).await
+    }
+
+    async fn with_room<'a>(
+        &self,
+        append: impl Fn() -> BoxFuture<'a, Result<Offset, LogError>>,
+    ) -> Result<Offset, LogError> {
         let appended = append().await;
         if !matches!(appended, Err(LogError::Full(_))) {
             return appended;

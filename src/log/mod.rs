@@ -44,13 +44,16 @@ pub use error::LogError;
 pub use name::{BrokerName, LogName};
 pub use shard::{Ownership, Shard};
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+/// Time for which [`Log::append_once`] remembers an id, at least.
+pub const REMEMBERED: Duration = Duration::from_secs(30);
 
 /// A position in one log. The first record has offset 0; offsets have no gaps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -153,6 +156,17 @@ pub trait Log: Send + Sync + 'static {
     /// may have been stored); [`LogError::Failed`] if the storage failed: it is not used again, and the process
     /// has to exit.
     fn append(&self, append: Append) -> BoxFuture<'_, Result<Offset, LogError>>;
+
+    /// Appends one record for the owner of the log's shard. Of calls with the same `id`, by this and earlier owners, a log
+    /// that routers share stores only the first, if the others follow within [`REMEMBERED`]; all return its offset.
+    ///
+    /// # Errors
+    /// As [`Log::append`], and [`LogError::Fenced`] if this router may own no shards at present.
+    fn append_once<'a>(&'a self, id: &'a str, append: Append) -> BoxFuture<'a, Result<Offset, LogError>> {
+        // A log of one router has one owner, which appends each record once.
+        let _ = id;
+        self.append(append)
+    }
 
     /// Reads durable records from `from` on, in offset order; empty at the end of the log.
     ///

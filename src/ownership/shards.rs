@@ -190,7 +190,7 @@ impl Shards {
                 applied => applied?,
             }
         }
-        self.run_sources(&mut work);
+        self.run_sources(&mut work, None);
         Ok(())
     }
 
@@ -244,16 +244,29 @@ impl Shards {
         let mut work = self.work.lock().await;
         let ready = match &work.configuration {
             // A change that comes later waits for the lock, and then finds the shard.
-            Some(configuration) if self.takes() => self.apply_to(&owned, configuration).await,
-            _ => Ok(()),
+            Some(configuration) if self.takes() => self.apply_first(&owned, configuration).await,
+            _ => Ok(false),
         };
         if !self.takes() || ready.is_err() {
             self.end(&owned.engine).await;
-            return ready;
+            return ready.map(drop);
         }
         self.insert(ownership, owned.engine);
-        self.run_sources(&mut work);
+        let continues = ready?.then_some(ownership.shard);
+        self.run_sources(&mut work, continues);
         Ok(())
+    }
+
+    /// Applies a configuration to a shard that was taken. Returns whether the owner before had applied it too.
+    async fn apply_first(
+        &self,
+        owned: &OwnedShard,
+        configuration: &WantedConfiguration,
+    ) -> Result<bool, EngineError> {
+        let (checkpoints, revision) = (owned.engine.checkpoints(), configuration.table.revision());
+        let is_last = applied::is_last(checkpoints, revision).await?;
+        self.apply_to(owned, configuration).await?;
+        Ok(is_last)
     }
 
     /// Stops the engine of a shard that this router no longer owns, which it checks.
@@ -289,7 +302,7 @@ impl Shards {
         let owned = {
             let mut work = self.work.lock().await;
             let owned = self.owned.0.swap(Arc::default());
-            self.run_sources(&mut work);
+            self.run_sources(&mut work, None);
             owned
         };
         let ending = owned.values().map(|owned| async move {
@@ -375,22 +388,28 @@ impl Shards {
     async fn remove(&self, shard: Shard) -> Option<OwnedShard> {
         let mut work = self.work.lock().await;
         let removed = self.owned.remove(shard);
-        self.run_sources(&mut work);
+        self.run_sources(&mut work, None);
         removed
     }
 
-    /// Runs the Sources of the brokers of this router's shards, and no others.
-    fn run_sources(&self, work: &mut Work) {
+    /// Runs the Sources of the brokers of this router's shards, and no others. Those of the shard that `continues` ran at
+    /// another router before.
+    fn run_sources(&self, work: &mut Work, continues: Option<Shard>) {
         let (Some(configuration), Some(sources)) = (&work.configuration, &mut work.sources) else {
             return;
         };
         let owned = self.owned();
-        let is_owned = |source: &&routing::Source| {
+        let shard_of = |source: &routing::Source| {
             let broker = BrokerName::new(&source.namespace, &source.broker);
-            owned.contains_key(&Shard::of(&broker, self.count))
+            Shard::of(&broker, self.count)
         };
-        let running: Vec<_> = configuration.sources.iter().filter(is_owned).cloned().collect();
-        sources.apply(&running);
+        let running: Vec<_> = configuration
+            .sources
+            .iter()
+            .filter(|source| owned.contains_key(&shard_of(source)))
+            .cloned()
+            .collect();
+        sources.apply(&running, |source| continues == Some(shard_of(source)));
     }
 
     fn shard_of(&self, broker: &str) -> Shard {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::{clock::Clock, statistics::Counters};
@@ -12,6 +13,8 @@ pub(super) struct Context {
     pub(super) broker: BrokerName,
     pub(super) intake: Intake,
     pub(super) clock: Arc<dyn Clock>,
+    /// Time after which events are due.
+    pub(super) begins: Timestamp,
     pub(super) counters: Arc<Counters>,
     pub(super) stop: CancellationToken,
 }

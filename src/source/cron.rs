@@ -72,7 +72,7 @@ enum Wait {
 
 impl Task {
     async fn run(self) {
-        let mut next = self.schedule.next_after(self.context.clock.now());
+        let mut next = self.schedule.next_after(self.context.begins);
         while let Some(scheduled) = next {
             match self.wait(scheduled).await {
                 Wait::Stopped => return,
@@ -146,10 +146,11 @@ impl Task {
     /// Appends the event of a scheduled time. Returns false if the Source must stop.
     async fn produce(&self, scheduled: Timestamp, next: Option<Timestamp>) -> bool {
         let routing::Source { namespace, name, .. } = &self.source;
-        let record = match event(&self.source.uid, &self.cron, scheduled) {
-            Ok(event) => event
-                .with_lineage(Lineage::of_origin(fastrand::u64(..)))
-                .to_record(),
+        let (id, record) = match event(&self.source.uid, &self.cron, scheduled) {
+            Ok(event) => {
+                let event = event.with_lineage(Lineage::of_origin(fastrand::u64(..)));
+                (event.id().to_owned(), event.to_record())
+            }
             Err(error) => {
                 self.context.counters.missed.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%namespace, source = %name, %scheduled, %error, "missed a scheduled time");
@@ -159,11 +160,13 @@ impl Task {
         let mut tried = false;
         loop {
             // Not cancelled on stop, so that every appended event is accounted for.
-            let record = std::slice::from_ref(&record);
-            let appended = self
-                .context
-                .intake
-                .accept(&self.context.broker, record, self.context.clock.now());
+            let Context {
+                broker,
+                clock,
+                intake,
+                ..
+            } = &self.context;
+            let appended = intake.accept_once(broker, &id, &record, clock.now());
             match appended.await {
                 Ok(offset) => {
                     self.context.counters.produced.fetch_add(1, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! Starts and stops the Sources, and counts what they do. Each kind has a module of its own, which [`run`] calls.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -10,7 +10,16 @@ use super::{
     context::Context,
     cron,
 };
-use crate::{intake::Intake, log::BrokerName, routing, supervision};
+use crate::{
+    intake::Intake,
+    log::{BrokerName, REMEMBERED},
+    routing, supervision,
+};
+
+/// Time that a router has to continue the Sources of one that was killed. Shorter than [`REMEMBERED`], so that no event is
+/// stored twice.
+const OVERLAP: Duration = Duration::from_secs(20);
+const _: () = assert!(OVERLAP.as_secs() < REMEMBERED.as_secs());
 
 /// The running Sources. Dropping it stops them without waiting; see [`Sources::shutdown`].
 pub struct Sources {
@@ -64,8 +73,9 @@ impl Sources {
     }
 
     /// Replaces the set of running Sources. Must be called within a tokio runtime. Unchanged Sources continue
-    /// undisturbed; a changed one continues with its next time from now.
-    pub fn apply(&mut self, sources: &[routing::Source]) {
+    /// undisturbed; a changed one continues with its next time from now. One that `continues` ran at another router until
+    /// recently: what was due in the last [`OVERLAP`] is produced too, unless the other router has.
+    pub fn apply(&mut self, sources: &[routing::Source], continues: impl Fn(&routing::Source) -> bool) {
         self.running.retain(|uid, running| {
             let unchanged = sources
                 .iter()
@@ -88,7 +98,13 @@ impl Sources {
                     stop: stop.clone(),
                 },
             );
+            let now = self.clock.now();
+            let begins = match continues(source) {
+                true => now.saturating_sub(OVERLAP).unwrap_or(now),
+                false => now,
+            };
             let context = Context {
+                begins,
                 broker: BrokerName::new(&source.namespace, &source.broker),
                 intake: self.intake.clone(),
                 clock: Arc::clone(&self.clock),
@@ -105,7 +121,7 @@ impl Sources {
 
     /// Stops all Sources. Waits for appends in progress.
     pub async fn shutdown(mut self) {
-        self.apply(&[]);
+        self.apply(&[], |_| false);
         self.tasks.close();
         self.tasks.wait().await;
     }

@@ -2,6 +2,7 @@
 //! event is lost.
 
 use std::{
+    collections::BTreeMap,
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
@@ -36,8 +37,14 @@ fn trigger(broker: usize) -> String {
 
 impl Routers {
     fn start() -> Self {
+        Self::with("")
+    }
+
+    /// With further manifests.
+    fn with(manifests: &str) -> Self {
         let (nats, consumer) = (Nats::start(), Consumer::start());
-        let manifest: String = (0..BROKERS).map(trigger).collect();
+        let triggers: String = (0..BROKERS).map(trigger).collect();
+        let manifest = triggers + manifests;
         let start = |_| {
             Setup::new(&manifest, &[mapped("all", &consumer)])
                 .argument("--log=jetstream")
@@ -292,6 +299,67 @@ fn any_router_answers_for_all() {
         );
         assert_eq!(settled, (1, 1, 0));
     }
+}
+
+/// Each scheduled time has one event, also those at which the owner of the Source is dead.
+#[test]
+fn a_schedule_has_each_of_its_events_once() {
+    let clock: String = (0..6)
+        .map(|broker| {
+            format!(
+                "---\napiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {{name: clock{broker}, namespace: shop}}\n\
+                 spec: {{broker: b{broker}, cron: {{schedule: '* * * * * *', type: tick}}}}\n"
+            )
+        })
+        .collect();
+    let mut routers = Routers::with(&clock);
+    let stored = |routers: &Routers| routers.consumer.received().len();
+    let wait_for_more = |routers: &Routers, events: usize| {
+        let before = stored(routers);
+        eventually(TAKEOVER, || match stored(routers) - before {
+            more if more >= events => Ok(()),
+            more => Err(format!("{more} events have arrived")),
+        });
+    };
+    wait_for_more(&routers, 12);
+    routers.routers[0].process.kill();
+    routers.await_division(&[1, 2]);
+    wait_for_more(&routers, 12);
+    routers.routers[1].process.terminate();
+    wait_for_more(&routers, 24);
+
+    // By Source, the scheduled times, in Unix seconds.
+    let mut times = BTreeMap::<String, Vec<u64>>::new();
+    for message in routers.consumer.received() {
+        let id = message.header("ce-id").unwrap();
+        let (source, time) = id.rsplit_once('-').unwrap();
+        times
+            .entry(source.to_owned())
+            .or_default()
+            .push(time.parse().unwrap());
+    }
+    assert_eq!(times.len(), 6);
+    let matched: u64 = (0..6)
+        .map(|broker| format!("t{broker}"))
+        .map(|trigger| routers.routers[2].accounting(&trigger)["matched"])
+        .sum();
+    let mut distinct = 0;
+    for (source, mut times) in times {
+        times.sort_unstable();
+        times.dedup();
+        let (first, last) = (times[0], times[times.len() - 1]);
+        assert_eq!(
+            last - first + 1,
+            times.len() as u64,
+            "{source} has gaps: {times:?}"
+        );
+        distinct += times.len() as u64;
+    }
+    // The Sources go on meanwhile.
+    assert!(
+        matched <= distinct + 12,
+        "{matched} events are stored for {distinct} scheduled times"
+    );
 }
 
 #[test]

@@ -17,27 +17,16 @@ use crate::log::{Append, LogError, LogName, Offset, Shard, record};
 
 impl JetStream {
     pub(super) async fn append(&self, log: &Tracked, append: Append) -> Result<Offset, LogError> {
-        let Append { payloads, accepted } = append;
-        if payloads.is_empty() {
+        if append.payloads.is_empty() {
             return Ok(self.bounds(log).await?.next);
         }
-        self.check_size(log, &payloads)?;
-        let patience = Patience::new(self.options.timeout);
-        let bytes: usize = payloads.iter().map(Bytes::len).sum();
-        let _room = patience
-            .within("other appends", self.room.acquire_many(self.permits(bytes)))
+        let before = log.bounds().next;
+        let first = self
+            .store_append(log, &Uuid::new_v4().to_string(), append)
             .await?;
-        let _batch = match payloads.len() {
-            1 => None,
-            _ => Some(patience.within("other batches", log.batches.acquire()).await?),
-        };
-        let (before, count) = (log.bounds().next, payloads.len() as u64);
-        let (sequence, bytes) = self
-            .store_records(log, record::millis(accepted), payloads, patience)
-            .await?;
-        let first = Offset(sequence.saturating_sub(1));
-        log.appended(before, first, count, bytes as u64);
-        self.grew(&log.name);
+        if first < before {
+            log.lost_end(before, first);
+        }
         if log.is_shortened() {
             // Triggers may be past this offset and would skip the records. The producer must retry once their positions
             // are corrected.
@@ -48,6 +37,40 @@ impl JetStream {
                 log.location.stream
             )));
         }
+        Ok(first)
+    }
+
+    /// Appends unless an append with this id is remembered, and returns the offset of that one then.
+    pub(super) async fn append_once(
+        &self,
+        log: &Tracked,
+        id: &str,
+        append: Append,
+    ) -> Result<Offset, LogError> {
+        // A router that was paused would append what others have appended long ago.
+        self.turn.check()?;
+        self.store_append(log, id, append).await
+    }
+
+    async fn store_append(&self, log: &Tracked, id: &str, append: Append) -> Result<Offset, LogError> {
+        let Append { payloads, accepted } = append;
+        self.check_size(log, &payloads)?;
+        let patience = Patience::new(self.options.timeout);
+        let bytes: usize = payloads.iter().map(Bytes::len).sum();
+        let _room = patience
+            .within("other appends", self.room.acquire_many(self.permits(bytes)))
+            .await?;
+        let _batch = match payloads.len() {
+            1 => None,
+            _ => Some(patience.within("other batches", log.batches.acquire()).await?),
+        };
+        let count = payloads.len() as u64;
+        let (sequence, bytes) = self
+            .store_records(log, id, record::millis(accepted), payloads, patience)
+            .await?;
+        let first = Offset(sequence.saturating_sub(1));
+        log.appended(first.plus(count), bytes as u64);
+        self.grew(&log.name);
         Ok(first)
     }
 
@@ -66,11 +89,11 @@ impl JetStream {
     async fn store_records(
         &self,
         log: &Tracked,
+        id: &str,
         accepted_millis: i64,
         payloads: Vec<Bytes>,
         mut patience: Patience,
     ) -> Result<(u64, usize), LogError> {
-        let id = Uuid::new_v4().to_string();
         let mut payloads = Some(payloads);
         let mut messages = Vec::new();
         loop {
@@ -83,7 +106,7 @@ impl JetStream {
                     let millis = log.accept(accepted_millis);
                     messages = outgoing(&log.location.subject, millis, &payloads);
                 }
-                self.session.store(&id, &messages, wait).await
+                self.session.store(id, &messages, wait).await
             };
             // The messages of a batch may together take longer than an attempt.
             match patience.within("the stream", attempt).await? {

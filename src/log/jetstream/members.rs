@@ -66,11 +66,6 @@ impl Membership {
         self.lease.lost().await
     }
 
-    /// Ends the membership, because of an error.
-    pub fn end(&self, reason: LogError) {
-        self.streams.turn.end(reason);
-    }
-
     /// Resolves when a router announces that it has taken or released a shard.
     pub async fn changed(&self) {
         self.streams.owners_changed.notified().await;

@@ -229,6 +229,10 @@ impl Log for StreamLog {
         Box::pin(self.connected.streams.append(&self.log, append))
     }
 
+    fn append_once<'a>(&'a self, id: &'a str, append: Append) -> BoxFuture<'a, Result<Offset, LogError>> {
+        Box::pin(self.connected.streams.append_once(&self.log, id, append))
+    }
+
     fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<LogRecord>, LogError>> {
         Box::pin(self.connected.streams.read(&self.log, from, limit))
     }

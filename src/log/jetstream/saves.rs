@@ -1,13 +1,19 @@
 //! One task saves the checkpoints of an owner, one batch at a time: the server rejects a fenced batch while another is
 //! in flight. Saves that are queued meanwhile are merged; of each key only the newest value is stored.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
 
 use super::{publish::MAX_BATCH, streams::JetStream};
 use crate::log::{CheckpointChange, CheckpointKey, LogError, Ownership};
+
+/// Minimum time between two batches of an owner. Each is stored by all replicas, and many Triggers save often.
+const PACE: Duration = Duration::from_millis(100);
 
 /// Maximum queued saves.
 pub(super) const QUEUE: usize = 1024;
@@ -50,7 +56,7 @@ pub(super) async fn run(
     ownership: Ownership,
     mut requests: mpsc::Receiver<SaveRequest>,
 ) {
-    let mut left_over = None;
+    let (mut left_over, mut next) = (None, Instant::now());
     loop {
         let first = match left_over.take() {
             Some(request) => request,
@@ -59,6 +65,8 @@ pub(super) async fn run(
                 None => return,
             },
         };
+        sleep_until(next).await;
+        next = Instant::now() + PACE;
         let mut merged = Merged::new(first);
         while let Ok(request) = requests.try_recv() {
             if let Err(request) = merged.add(request) {

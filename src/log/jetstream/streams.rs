@@ -20,7 +20,7 @@ use super::{
     tracked::Tracked,
     turn::Turn,
 };
-use crate::log::{LogError, LogName, Offset};
+use crate::log::{LogError, LogName, Offset, REMEMBERED};
 
 /// Metadata key of a stream for its number of partitions.
 const PARTITIONS: &str = "weir.dev/partitions";
@@ -31,7 +31,6 @@ pub(super) const PERMIT_BYTES: usize = 1024;
 /// Time for which the server remembers ids, as a multiple of the timeout of operations, which limits retries. At 10,000
 /// messages a second the ids take tens of megabytes of the server's memory.
 const ID_TIMEOUTS: u32 = 3;
-const LEAST_ID_WINDOW: Duration = Duration::from_secs(30);
 
 /// The connection, and the cached state of all streams.
 pub(super) struct JetStream {
@@ -210,7 +209,7 @@ impl JetStream {
     /// Returns the nanoseconds for which the server remembers ids.
     fn id_window(&self) -> u64 {
         let window = self.options.timeout.saturating_mul(ID_TIMEOUTS);
-        u64::try_from(window.max(LEAST_ID_WINDOW).as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(window.max(REMEMBERED).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Returns the error for a damaged record.

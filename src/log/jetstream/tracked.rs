@@ -128,24 +128,27 @@ impl Tracked {
         self.publish(sight);
     }
 
-    /// Updates the state after an append that began when the log ended at `before`.
-    pub(super) fn appended(&self, before: Offset, first: Offset, count: u64, bytes: u64) {
+    /// Updates the state after an append that ends at `next`.
+    pub(super) fn appended(&self, next: Offset, bytes: u64) {
         let mut sight = self.sight();
-        let next = first.plus(count);
-        if first < before {
-            // The end moves backwards only if the servers have lost acknowledged records.
-            tracing::error!(
-                stream = self.location.stream,
-                from = first.0,
-                to = before.0,
-                "the stream has lost acknowledged records at its end"
-            );
-            sight.is_shortened = true;
-            sight.bounds.next = next;
-            sight.bounds.first = sight.bounds.first.min(next);
-        }
         sight.bounds.next = sight.bounds.next.max(next);
         sight.bytes += bytes;
+        self.publish(sight);
+    }
+
+    /// Notes that the stream ended at `before`, and that a later append got the offset `first`, below it. The end moves
+    /// backwards only if the servers have lost acknowledged records.
+    pub(super) fn lost_end(&self, before: Offset, first: Offset) {
+        tracing::error!(
+            stream = self.location.stream,
+            from = first.0,
+            to = before.0,
+            "the stream has lost acknowledged records at its end"
+        );
+        let mut sight = self.sight();
+        sight.is_shortened = true;
+        sight.bounds.next = first.plus(1);
+        sight.bounds.first = sight.bounds.first.min(sight.bounds.next);
         self.publish(sight);
     }
 

@@ -171,7 +171,7 @@ fn counts(sources: &Sources) -> Vec<(String, u64, u64)> {
 #[tokio::test]
 async fn produces_one_event_per_scheduled_time() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00.5Z");
-    sources.apply(&[source("a", "*/2 * * * * *")]);
+    sources.apply(&[source("a", "*/2 * * * * *")], |_| false);
     clock.advance(1, Duration::from_millis(1_500)).await;
     assert_eq!(log.times(1).await, ["2026-11-24T08:00:02Z"]);
     clock.advance(1, SECOND).await;
@@ -193,12 +193,12 @@ async fn unchanged_sources_continue_changed_ones_restart_and_removed_ones_stop()
         source("changed", "0 * * * * *"),
         source("removed", "0 * * * * *"),
     );
-    sources.apply(&[kept.clone(), changed.clone(), removed]);
+    sources.apply(&[kept.clone(), changed.clone(), removed], |_| false);
     clock.asleep(3).await;
     let routing::SourceKind::Cron(cron) = &mut changed.kind;
     cron.schedule = "10 * * * * *".to_owned();
     changed.generation = 2;
-    sources.apply(&[kept, changed]);
+    sources.apply(&[kept, changed], |_| false);
     clock.asleep(4).await;
     clock.advance(0, 10 * SECOND).await;
     assert_eq!(log.times(1).await, ["2026-11-24T08:00:10Z"]);
@@ -218,7 +218,7 @@ async fn unchanged_sources_continue_changed_ones_restart_and_removed_ones_stop()
 #[tokio::test]
 async fn clock_set_forward_catches_up_the_last_minute_only() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
-    sources.apply(&[source("a", "*/20 * * * * *")]);
+    sources.apply(&[source("a", "*/20 * * * * *")], |_| false);
     clock.put(1, "2026-11-24T09:00:05Z").await;
     clock.advance(1, 20 * SECOND).await;
     let times = log.times(3).await;
@@ -239,7 +239,7 @@ async fn clock_set_forward_catches_up_the_last_minute_only() {
 #[tokio::test]
 async fn jump_over_years_is_noticed_at_once_and_counted_roughly() {
     let (log, clock, mut sources) = start("1970-01-01T00:00:00Z");
-    sources.apply(&[source("a", "* * * * * *")]);
+    sources.apply(&[source("a", "* * * * * *")], |_| false);
     clock.put(1, "2026-11-24T09:00:00Z").await;
     clock.advance(1, SECOND).await;
     assert_eq!(log.times(60).await[0], "2026-11-24T08:59:02Z");
@@ -249,7 +249,7 @@ async fn jump_over_years_is_noticed_at_once_and_counted_roughly() {
 #[tokio::test]
 async fn clock_set_back_far_restarts_the_schedule() {
     let (log, clock, mut sources) = start("2099-01-01T00:00:00Z");
-    sources.apply(&[source("a", "0 * * * *")]);
+    sources.apply(&[source("a", "0 * * * *")], |_| false);
     clock.put(1, "2026-11-24T08:59:50Z").await;
     clock.advance(1, LOOK).await;
     clock.advance(1, LOOK).await;
@@ -263,7 +263,7 @@ async fn clock_set_back_far_restarts_the_schedule() {
 async fn retries_a_full_log_until_the_next_time_is_due() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
     log.full.store(true, Ordering::Relaxed);
-    sources.apply(&[source("a", "*/3 * * * * *")]);
+    sources.apply(&[source("a", "*/3 * * * * *")], |_| false);
     clock.advance(1, 3 * SECOND).await; // 08:00:03 is due: the log is full
     clock.advance(1, SECOND).await; // still full
     clock.advance(1, SECOND).await; // still full
@@ -285,7 +285,7 @@ async fn frees_space_in_a_full_log() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
     log.full.store(true, Ordering::Relaxed);
     log.has_room_to_make.store(true, Ordering::Relaxed);
-    sources.apply(&[source("a", "*/3 * * * * *")]);
+    sources.apply(&[source("a", "*/3 * * * * *")], |_| false);
     clock.advance(1, 3 * SECOND).await;
     assert_eq!(log.times(1).await, ["2026-11-24T08:00:03Z"]);
     clock.asleep(1).await;
@@ -296,15 +296,25 @@ async fn frees_space_in_a_full_log() {
 #[tokio::test]
 async fn shutdown_does_not_wait_for_the_next_time() {
     let (_, _clock, mut sources) = start("2026-11-24T08:00:00Z");
-    sources.apply(&[source("a", "0 0 1 1 *"), source("b", "0 0 1 1 *")]);
+    sources.apply(&[source("a", "0 0 1 1 *"), source("b", "0 0 1 1 *")], |_| false);
     sources.shutdown().await;
 }
 
 #[tokio::test]
 async fn failing_source_does_not_affect_others() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
-    sources.apply(&[source("broken", "x"), source("a", "* * * * * *")]);
+    sources.apply(&[source("broken", "x"), source("a", "* * * * * *")], |_| false);
     clock.advance(1, SECOND).await;
     assert_eq!(log.times(1).await, ["2026-11-24T08:00:01Z"]);
     sources.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_source_that_continues_produces_what_was_due_shortly_before() {
+    let (log, clock, mut sources) = start("2026-11-24T08:00:10Z");
+    let each_minute = [source("a", "0 * * * * *"), source("b", "0 * * * * *")];
+    sources.apply(&each_minute, |source| source.name == "a");
+    assert_eq!(log.times(1).await, ["2026-11-24T08:00:00Z"]);
+    clock.asleep(2).await;
+    assert_eq!(counts(&sources), [("a".into(), 1, 0), ("b".into(), 0, 0)]);
 }

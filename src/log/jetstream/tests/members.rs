@@ -202,6 +202,28 @@ async fn a_stream_that_lost_its_end_gets_another_owner() {
 }
 
 #[tokio::test]
+async fn a_record_with_an_id_is_appended_once() {
+    let server = NatsServer::start();
+    let (one, other) = futures::join!(server.connect(), server.connect());
+    let _membership = one.join("one").await.unwrap();
+    let logs = [&one, &other].map(|log| log.open(&LogName::from_key("n/b")));
+    let append = |payload: &'static str| Append {
+        payloads: vec![Bytes::from_static(payload.as_bytes())],
+        accepted: Timestamp::UNIX_EPOCH,
+    };
+    for (log, id, offset) in [(0, "a", 0), (1, "a", 0), (0, "b", 1), (0, "a", 0), (1, "b", 1)] {
+        let appended = logs[log].append_once(id, append(id)).await.unwrap();
+        assert_eq!(appended, Offset(offset), "{id}");
+    }
+    assert_eq!(logs[0].append(append("c")).await.unwrap(), Offset(2));
+    let over = LogError::Fenced("the turn is over".to_owned());
+    one.0.streams.turn.end(over);
+    let fenced = logs[0].append_once("d", append("d")).await;
+    assert!(matches!(fenced, Err(LogError::Fenced(_))), "{fenced:?}");
+    assert_eq!(logs[1].bounds().await.unwrap().next, Offset(3));
+}
+
+#[tokio::test]
 async fn routers_ask_each_other() {
     let server = NatsServer::start();
     let (one, other) = futures::join!(server.connect(), server.connect());
