@@ -257,9 +257,10 @@ impl AttemptPerformer {
                 Ok(event) => event,
                 Err(error) => return (position, StoreOutcome::NotFetched(error)),
             };
-            let letter = vec![letter.encode(&event)];
-            let log = self.logs.letters.name();
-            let stored = match self.intake.settle(log, letter, self.room(position)).await {
+            let id = format!("{}/{position}", letter.trigger);
+            let (log, letter) = (self.logs.letters.name(), letter.encode(&event));
+            let stored = self.intake.settle_once(log, &id, letter, self.room(position));
+            let stored = match stored.await {
                 Ok(_) => StoreOutcome::Stored,
                 Err(LogError::Full(detail) | LogError::Limit(detail) | LogError::TooLarge(detail)) => {
                     StoreOutcome::NoRoom(detail)

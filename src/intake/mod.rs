@@ -109,8 +109,8 @@ impl Intake {
         }
     }
 
-    /// Stores replies or a dead letter, which settle an event, as one commit. Does not make room: if the log is
-    /// full, the delivery is retried.
+    /// Stores replies, which settle an event, as one commit. Does not make room: if the log is full, the delivery is
+    /// retried.
     ///
     /// # Errors
     /// As [`Log::append`](crate::log::Log::append).
@@ -127,6 +127,28 @@ impl Intake {
         match self.logs.capacity().filter(|_| room == UsableRoom::Reserve) {
             Some(capacity) => capacity.append_to_settle(log, append).await,
             None => self.logs.open(log).append(append).await,
+        }
+    }
+
+    /// Stores a dead letter, which settles an event. The next owner of its shard may store it as well: see
+    /// [`Log::append_once`](crate::log::Log::append_once). Does not make room, as [`Intake::settle`].
+    ///
+    /// # Errors
+    /// As [`Log::append_once`](crate::log::Log::append_once).
+    pub async fn settle_once(
+        &self,
+        log: &LogName,
+        id: &str,
+        letter: Bytes,
+        room: UsableRoom,
+    ) -> Result<Offset, LogError> {
+        let append = Append {
+            payloads: vec![letter],
+            accepted: Timestamp::now(),
+        };
+        match self.logs.capacity().filter(|_| room == UsableRoom::Reserve) {
+            Some(capacity) => capacity.append_to_settle(log, append).await,
+            None => self.logs.open(log).append_once(id, append).await,
         }
     }
 }

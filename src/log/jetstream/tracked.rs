@@ -66,9 +66,11 @@ impl Tracked {
         self.sight().is_shortened
     }
 
-    /// Forgets the bounds, which are then read again. Otherwise they only grow.
+    /// Forgets the bounds, which are then read again before the next read. Otherwise they only grow.
     pub(super) fn forget_bounds(&self) {
-        self.sight().bounds = LogBounds::default();
+        let mut sight = self.sight();
+        sight.bounds = LogBounds::default();
+        sight.created = None;
     }
 
     /// Forgets that the stream has lost records, once positions of Triggers will be corrected.
