@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex as StdMutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
@@ -251,7 +251,13 @@ impl Shards {
             self.end(&owned.engine).await;
             return ready.map(drop);
         }
-        self.insert(ownership, owned.engine);
+        self.insert(ownership, owned.engine.clone());
+        if !self.takes() {
+            // All shards were given up meanwhile.
+            self.owned.remove(ownership.shard);
+            self.end(&owned.engine).await;
+            return Ok(());
+        }
         let continues = ready?.then_some(ownership.shard);
         self.run_sources(&mut work, continues);
         Ok(())
@@ -293,29 +299,26 @@ impl Shards {
 
     /// Allows shards to be taken.
     pub(super) fn accept_shards(&self) {
-        self.takes.store(true, Relaxed);
+        self.takes.store(true, SeqCst);
     }
 
     /// Stops all engines at once and takes no more shards. Releases each shard to a membership that has not ended.
     pub(super) async fn give_up_all(&self, membership: Option<&Membership>) {
-        self.takes.store(false, Relaxed);
-        let owned = {
-            let mut work = self.work.lock().await;
-            let owned = self.owned.0.swap(Arc::default());
-            self.run_sources(&mut work, None);
-            owned
-        };
+        self.takes.store(false, SeqCst);
+        // Does not wait for a change in progress, which may take as long as NATS does not answer.
+        let owned = self.owned.0.swap(Arc::default());
         let ending = owned.values().map(|owned| async move {
             self.end(&owned.engine).await;
             if let Some(membership) = membership {
                 release(membership, owned.ownership).await;
             }
         });
-        join_all(ending).await;
+        let stop_sources = async { self.run_sources(&mut *self.work.lock().await, None) };
+        tokio::join!(join_all(ending), stop_sources);
     }
 
     fn takes(&self) -> bool {
-        self.takes.load(Relaxed)
+        self.takes.load(SeqCst)
     }
 
     async fn start(&self, ownership: Ownership) -> Result<Arc<Engine>, EngineError> {
