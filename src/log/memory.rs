@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{
-    Append, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogBounds, LogError, LogName,
-    LogProvider, LogRecord, Offset, Ownership, ReadLimit,
+    Append, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogBounds, LogError,
+    LogHealth, LogName, LogProvider, LogRecord, Offset, Ownership, ReadLimit,
 };
 
 /// An operation that a [`Fault`] may prevent.
@@ -36,6 +36,7 @@ pub(crate) struct MemoryLogs(Arc<MemoryLogShared>);
 struct MemoryLogShared {
     state: Mutex<MemoryLogState>,
     fault: Mutex<Option<Arc<Fault>>>,
+    health: Mutex<Option<LogHealth>>,
 }
 
 #[derive(Default)]
@@ -76,6 +77,11 @@ impl MemoryLogs {
         fault: impl Fn(Operation, Option<&LogName>) -> Option<LogError> + Send + Sync + 'static,
     ) {
         *self.0.fault.lock().unwrap() = Some(Arc::new(fault));
+    }
+
+    /// Pretends that servers keep the logs.
+    pub(crate) fn set_health(&self, health: LogHealth) {
+        *self.0.health.lock().unwrap() = Some(health);
     }
 }
 
@@ -123,6 +129,14 @@ impl LogProvider for MemoryLogs {
 
     fn sync(&self) -> BoxFuture<'_, Result<(), LogError>> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn health(&self) -> Option<LogHealth> {
+        self.0
+            .health
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn failed(&self) -> BoxFuture<'_, LogError> {

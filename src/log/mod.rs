@@ -5,9 +5,9 @@
 //! here; [`crate::cloudevents`] knows its content.
 //!
 //! Reading order: this file has the traits, `name.rs` the names of logs, `checkpoint.rs` the checkpoints, `shard.rs` who
-//! may change them, `error.rs` what can fail. [`embedded`] is the provider on the router's volume, [`jetstream`] the one of several
-//! routers; their headers continue the tour. `conformance.rs` is the test suite that every provider passes, `memory.rs` the provider for other modules'
-//! tests.
+//! may change them, `error.rs` what can fail, `health.rs` the health of servers. [`embedded`] is the provider on the
+//! router's volume, [`jetstream`] the one of several routers; their headers continue the tour. `conformance.rs` is the
+//! test suite that every provider passes, `memory.rs` the provider for other modules' tests.
 //!
 //! # The traits and JetStream
 //! What the operations are on NATS JetStream, the log of several routers:
@@ -29,6 +29,7 @@
 mod checkpoint;
 pub mod embedded;
 mod error;
+mod health;
 pub mod jetstream;
 mod name;
 mod record;
@@ -41,6 +42,7 @@ pub(crate) mod memory;
 
 pub use checkpoint::{CheckpointChange, CheckpointKey, Checkpoints, Epoch};
 pub use error::LogError;
+pub use health::{LogHealth, StreamHealth};
 pub use name::{BrokerName, LogName};
 pub use shard::{Ownership, Shard};
 
@@ -135,6 +137,11 @@ pub trait LogProvider: Send + Sync + 'static {
     /// Number of read attempts since the start that failed for a transient reason.
     fn read_errors(&self) -> u64 {
         0
+    }
+
+    /// The health of the servers that keep the logs, if there are any.
+    fn health(&self) -> Option<LogHealth> {
+        None
     }
 
     /// Resolves with the reason once the storage has failed and the process has to exit.

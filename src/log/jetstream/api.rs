@@ -21,6 +21,8 @@ pub(super) struct StreamInfo {
     pub(super) state: StreamState,
     /// Creation time. Distinguishes a stream from a later one with the same name.
     pub(super) created: String,
+    /// Replicas; `None` if the server is not part of a cluster.
+    pub(super) cluster: Option<StreamCluster>,
 }
 
 /// Configuration of a stream.
@@ -28,6 +30,8 @@ pub(super) struct StreamInfo {
 pub(super) struct StreamConfig {
     pub(super) name: String,
     pub(super) num_replicas: u8,
+    /// -1 if there is no limit.
+    pub(super) max_bytes: i64,
     #[serde(default)]
     pub(super) metadata: BTreeMap<String, String>,
 }
@@ -39,6 +43,27 @@ pub(super) struct StreamState {
     pub(super) bytes: u64,
     pub(super) first_seq: u64,
     pub(super) last_seq: u64,
+}
+
+/// Servers with a stream.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct StreamCluster {
+    pub(super) leader: Option<String>,
+    /// All replicas except the leader.
+    pub(super) replicas: Option<Vec<Replica>>,
+}
+
+/// A replica, as its leader sees it.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Replica {
+    /// ID of the server.
+    pub(super) peer: String,
+    /// Whether the replica was seen recently and has everything that a quorum has.
+    pub(super) current: bool,
+    #[serde(default)]
+    pub(super) offline: bool,
+    /// Nanoseconds since the replica was last seen.
+    pub(super) active: u64,
 }
 
 impl StreamInfo {
@@ -68,12 +93,40 @@ struct Encoded {
     data: String,
 }
 
-/// One page of the list of streams.
+/// One page of the list of streams, which is ordered by name.
 #[derive(Deserialize)]
-struct Streams {
+#[serde(from = "StreamList")]
+pub(super) struct StreamPage {
+    /// Number of streams in the list.
+    pub(super) total: usize,
+    /// Streams by name, with `None` for those whose leader did not respond.
+    pub(super) streams: BTreeMap<String, Option<StreamInfo>>,
+}
+
+#[derive(Deserialize)]
+struct StreamList {
     total: usize,
-    #[serde(default)]
     streams: Option<Vec<StreamInfo>>,
+    /// Names of streams without a response.
+    missing: Option<Vec<String>>,
+}
+
+impl From<StreamList> for StreamPage {
+    fn from(list: StreamList) -> Self {
+        let mut streams = BTreeMap::new();
+        // Without a leader, a stream is listed once for each replica.
+        for info in list.streams.into_iter().flatten() {
+            streams.entry(info.config.name.clone()).or_insert(Some(info));
+        }
+        // If all of its servers are offline, a stream is also listed, as if it were empty.
+        for name in list.missing.into_iter().flatten() {
+            streams.insert(name, None);
+        }
+        Self {
+            total: list.total,
+            streams,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -141,19 +194,10 @@ impl Session {
         }
     }
 
-    /// Lists the streams of all logs.
-    pub(super) async fn streams(&self, wait: Duration) -> Result<Vec<StreamInfo>, NatsError> {
-        let mut found = Vec::new();
-        loop {
-            let body = json!({ "offset": found.len(), "subject": names::ALL });
-            let Streams { total, streams } = self.api("STREAM.LIST", &body, wait).await?;
-            let page = streams.unwrap_or_default();
-            let is_last = page.is_empty() || found.len() + page.len() >= total;
-            found.extend(page);
-            if is_last {
-                return Ok(found);
-            }
-        }
+    /// Returns a page of the list of all streams: those after the first `offset`.
+    pub(super) async fn streams(&self, offset: usize, wait: Duration) -> Result<StreamPage, NatsError> {
+        let body = json!({ "offset": offset, "subject": names::ALL });
+        self.api("STREAM.LIST", &body, wait).await
     }
 
     /// Returns the content of a message: see [`Session::stored_message`].
@@ -194,5 +238,36 @@ impl Session {
         let request = format!("STREAM.PURGE.{name}");
         let _: serde_json::Value = self.api(&request, &json!({ "seq": below }), wait).await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(name: &str, messages: u64) -> serde_json::Value {
+        json!({
+            "config": { "name": name, "num_replicas": 3, "max_bytes": -1 },
+            "state": { "messages": messages, "bytes": 0, "first_seq": 1, "last_seq": messages },
+            "created": "2026-11-30T00:00:00Z",
+        })
+    }
+
+    #[test]
+    fn a_page_has_each_stream_once() {
+        let page = json!({
+            "total": 5,
+            "streams": [stream("a", 1), stream("b", 2), stream("b", 1), stream("c", 0)],
+            "missing": ["c", "d"],
+        });
+        let page: StreamPage = serde_json::from_value(page).unwrap();
+        assert_eq!(page.total, 5);
+        let messages = |info: StreamInfo| info.state.messages;
+        let streams = page.streams.into_iter();
+        let streams: Vec<_> = streams.map(|(name, info)| (name, info.map(messages))).collect();
+        let expected = [("a", Some(1)), ("b", Some(2)), ("c", None), ("d", None)];
+        assert_eq!(streams, expected.map(|(name, info)| (name.to_owned(), info)));
+        let empty: StreamPage = serde_json::from_value(json!({ "total": 0, "streams": null })).unwrap();
+        assert!(empty.streams.is_empty());
     }
 }

@@ -20,10 +20,11 @@
 //! # Reading order
 //! `connect.rs` connects and checks the servers (`credentials.rs`, `options.rs`). `session.rs` makes requests and
 //! classifies failures as permanent or retryable (`patience.rs` retries); `api.rs` has the JSON. `streams.rs` and
-//! `tracked.rs` cache the state of each stream, and `watch.rs` updates it. `append.rs` (on `publish.rs`), `reads.rs`
-//! and `upkeep.rs` are the operations of a log, `state.rs` and `saves.rs` those of checkpoints. `members.rs` has the
-//! routers and the shards that they own, by leases (`lease.rs`); `turn.rs` is the period for which this router may
-//! deliver. `copy.rs` copies the logs of another provider, and `ask.rs` lets routers ask each other.
+//! `tracked.rs` cache the state of each stream, and `health.rs` that of the servers; `watch.rs` updates both.
+//! `append.rs` (on `publish.rs`), `reads.rs` and `upkeep.rs` are the operations of a log, `state.rs` and `saves.rs` those
+//! of checkpoints. `members.rs` has the routers and the shards that they own, by leases (`lease.rs`); `turn.rs` is the
+//! period for which this router may deliver. `copy.rs` copies the logs of another provider, and `ask.rs` lets routers
+//! ask each other.
 //!
 //! # Limits
 //! - An append has at most 1,000 records. A save of more checkpoints is stored in several batches, each fenced.
@@ -36,6 +37,7 @@ mod ask;
 mod connect;
 mod copy;
 mod credentials;
+mod health;
 mod layout;
 mod lease;
 mod members;
@@ -72,12 +74,13 @@ use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot, watch as watching},
     task::JoinSet,
+    time::Instant,
 };
 
 use self::{saves::SaveRequest, streams::JetStream, tracked::Tracked};
 use super::{
-    Append, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError, LogName, LogProvider,
-    LogRecord, Offset, Ownership, ReadLimit, Shard,
+    Append, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError, LogHealth, LogName,
+    LogProvider, LogRecord, Offset, Ownership, ReadLimit, Shard,
 };
 
 /// The logs in a JetStream account. The connection and the background tasks end once this and all handles of its logs
@@ -206,6 +209,11 @@ impl LogProvider for JetStreamLog {
 
     fn read_errors(&self) -> u64 {
         self.0.streams.read_errors.load(Ordering::Relaxed)
+    }
+
+    fn health(&self) -> Option<LogHealth> {
+        let JetStream { session, health, .. } = &*self.0.streams;
+        Some(health.get(session.is_connected(), Instant::now()))
     }
 
     /// Never resolves: no failure of the servers requires a restart of this process.

@@ -90,6 +90,10 @@ impl Session {
         &self.client
     }
 
+    pub(super) fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
     /// Returns the servers, for errors.
     pub(super) fn place(&self) -> PathBuf {
         self.place.clone()
@@ -170,7 +174,7 @@ impl Session {
         action: impl Future<Output = Result<T, NatsError>>,
     ) -> Result<T, NatsError> {
         let connected = async {
-            while self.client.connection_state() != State::Connected {
+            while !self.is_connected() {
                 sleep(POLL).await;
             }
             let mut losses = self.losses.clone();

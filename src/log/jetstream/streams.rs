@@ -9,11 +9,15 @@ use std::{
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, Semaphore};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 
 use super::{
     JetStreamOptions,
-    api::StreamInfo,
+    api::{StreamInfo, StreamPage},
+    health::ServerHealth,
     layout,
     names::{self, Location},
     session::{NatsError, Session},
@@ -44,6 +48,8 @@ pub(super) struct JetStream {
     pub(super) owners_changed: Notify,
     /// Number of failed attempts to read.
     pub(super) read_errors: AtomicU64,
+    /// Health of the servers and all streams, as last polled.
+    pub(super) health: ServerHealth,
     /// Logs that grew since their ends were last announced.
     grown: Mutex<BTreeSet<LogName>>,
     pub(super) growth: Notify,
@@ -59,6 +65,7 @@ impl JetStream {
             turn: Turn::default(),
             owners_changed: Notify::new(),
             read_errors: AtomicU64::new(0),
+            health: ServerHealth::default(),
             grown: Mutex::default(),
             growth: Notify::new(),
             logs: Mutex::default(),
@@ -92,10 +99,13 @@ impl JetStream {
         self.grown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Updates the cached state of all logs. If streams are invalid, returns the error of the last one.
+    /// Updates the cached state of all logs, and the health of all streams. If streams are invalid, returns the error of
+    /// the last one.
     pub(super) async fn refresh_all(&self, wait: Duration) -> Result<(), NatsError> {
+        let streams = self.list(wait).await?;
+        self.health.update(&streams, Instant::now());
         let mut outcome = Ok(());
-        for info in self.session.streams(wait).await? {
+        for info in streams.into_values().flatten() {
             let Some(name) = names::log_of(&info.config.name) else {
                 continue;
             };
@@ -105,6 +115,20 @@ impl JetStream {
             }
         }
         outcome
+    }
+
+    /// Lists all streams by name, with `None` for those whose leader did not respond. Each page gets this timeout.
+    async fn list(&self, wait: Duration) -> Result<BTreeMap<String, Option<StreamInfo>>, NatsError> {
+        let mut listed = BTreeMap::new();
+        loop {
+            let StreamPage { total, streams } = self.session.streams(listed.len(), wait).await?;
+            self.health.responded(Instant::now());
+            let is_last = streams.is_empty() || listed.len() + streams.len() >= total;
+            listed.extend(streams);
+            if is_last {
+                return Ok(listed);
+            }
+        }
     }
 
     /// Updates the cached state of a log. Returns its stream, if it exists.

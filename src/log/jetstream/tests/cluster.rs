@@ -5,6 +5,7 @@ use std::{fs, path::Path, time::Duration};
 use super::{
     super::*,
     faults::appends_survive,
+    health,
     server::{FIT, HeldPort, NatsServer, PATIENCE, eventually},
 };
 use crate::log::conformance::{self, ALL, ByKey as _, Tested, at, payloads};
@@ -243,4 +244,44 @@ async fn a_record_damaged_in_one_replica_is_read_from_others() {
     read().await;
     cluster.lead(&log, "weir_n_b", damaged).await;
     read().await;
+}
+
+/// Missing replicas of each stream; `None` while the servers are unavailable.
+fn missing(log: &JetStreamLog) -> Option<Vec<(String, u64)>> {
+    let streams = health::streams(log)?;
+    let with_leader = streams.iter().filter(|stream| stream.has_leader);
+    Some(
+        with_leader
+            .map(|stream| (stream.name.clone(), stream.replicas_missing))
+            .collect(),
+    )
+}
+
+#[tokio::test]
+async fn replicas_of_a_lost_server_are_missing() {
+    let mut cluster = NatsCluster::start().await;
+    let log = cluster.connect().await;
+    log.append("n/b", payloads(&["0"]), at(0)).await.unwrap();
+    let becomes = async |expected: Option<u64>| {
+        let expected = expected.map(|missing| {
+            ["weir_n_b", names::STATE]
+                .map(|stream| (stream.to_owned(), missing))
+                .to_vec()
+        });
+        eventually(async || match missing(&log) {
+            seen if seen == expected => Ok(()),
+            seen => Err(seen),
+        })
+        .await;
+    };
+    becomes(Some(0)).await;
+    let lost = cluster.leader(&log, "weir_n_b").await;
+    cluster.servers[lost].kill();
+    becomes(Some(1)).await;
+    cluster.servers[lost].start_again();
+    becomes(Some(0)).await;
+    for server in &mut cluster.servers {
+        server.kill();
+    }
+    becomes(None).await;
 }

@@ -4,6 +4,7 @@
 mod cluster;
 mod copy;
 mod faults;
+mod health;
 mod members;
 mod routers;
 mod server;
