@@ -144,7 +144,7 @@ impl WaitingServer {
         let limits = server::admin_limits(options.descriptors.admin);
         let server = Server::bind("admin", options.admin).await?.with_limits(limits);
         let stop = CancellationToken::new();
-        let admin = server::admin(metrics::of_every_router(), Heartbeat::start(), move || {
+        let admin = server::admin(metrics::while_waiting(), Heartbeat::start(), move || {
             Err(state.why())
         });
         Ok(Self {

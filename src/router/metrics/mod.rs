@@ -3,6 +3,7 @@
 mod delivery;
 mod gauge;
 mod ingress;
+mod servers;
 
 pub(super) use ingress::IngressMetrics;
 
@@ -15,7 +16,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use self::{delivery::DeliveryCollector, gauge::gauge_value};
+use self::{delivery::DeliveryCollector, gauge::gauge_value, servers::ServerCollector};
 use crate::{descriptors, log::LogProvider, ownership::Shards};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -62,6 +63,10 @@ impl Metrics {
             "1 for the revision of the routing configuration that is applied",
             configuration.0.clone(),
         );
+        registry.register_collector(Box::new(ServerCollector {
+            logs: logs.clone(),
+            shards: shards.clone(),
+        }));
         registry.register_collector(Box::new(DeliveryCollector { logs, shards }));
         Self {
             registry: all,
@@ -71,8 +76,15 @@ impl Metrics {
     }
 }
 
-/// Metrics of a router, also while it waits for its log.
-pub(super) fn of_every_router() -> Registry {
+/// Metrics of a router that waits for the servers that keep its log.
+pub(super) fn while_waiting() -> Registry {
+    let mut all = of_every_router();
+    servers::register_unavailable(all.sub_registry_with_prefix("weir"));
+    all
+}
+
+/// Metrics of a router, with any log.
+fn of_every_router() -> Registry {
     let mut all = Registry::default();
     all.register_collector(Box::new(ProcessCollector));
     let registry = all.sub_registry_with_prefix("weir");
@@ -119,7 +131,7 @@ mod tests {
     use crate::{
         delivery::DeliveryOptions,
         destination::Client,
-        log::embedded::{EmbeddedLog, EmbeddedOptions},
+        log::{Append, LogHealth, LogName, StreamHealth, memory::MemoryLogs},
         ownership::EngineStarter,
         server::documented::assert_documented,
         supervision::Supervisor,
@@ -131,21 +143,94 @@ mod tests {
         page
     }
 
-    #[tokio::test]
-    async fn the_page_of_metrics_has_the_routers() {
-        let directory = tempfile::tempdir().unwrap();
-        let log: Arc<dyn LogProvider> =
-            Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
-        let runtime = tokio::runtime::Handle::current();
+    async fn metrics(logs: &MemoryLogs) -> (Metrics, Arc<Shards>) {
+        let logs: Arc<dyn LogProvider> = Arc::new(logs.clone());
         let shards = Shards::alone(EngineStarter {
-            logs: log.clone(),
+            logs: logs.clone(),
             client: Client::for_test(),
             options: DeliveryOptions::default(),
             supervisor: Supervisor::default(),
-            runtime,
+            runtime: tokio::runtime::Handle::current(),
         });
         let shards = shards.await.unwrap();
-        let metrics = Metrics::new(log, shards.clone());
+        (Metrics::new(logs, shards.clone()), shards)
+    }
+
+    /// Series of the log's servers and streams, without descriptions.
+    fn of_servers(page: &str) -> Vec<&str> {
+        let names = ["available", "replica", "stream"].map(|name| format!("weir_log_{name}"));
+        let lines = page.lines();
+        lines
+            .filter(|line| names.iter().any(|name| line.starts_with(name)))
+            .collect()
+    }
+
+    fn stream(name: &str, log: Option<&str>, replicas_missing: u64) -> StreamHealth {
+        StreamHealth {
+            name: name.to_owned(),
+            log: log.map(LogName::from_key),
+            max_bytes: log.map(|_| 1000),
+            replicas_missing,
+            has_leader: true,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_page_has_the_servers_of_the_log() {
+        let logs = MemoryLogs::default();
+        let (metrics, shards) = metrics(&logs).await;
+        assert!(
+            of_servers(&page(&metrics.registry)).is_empty(),
+            "no servers keep the log"
+        );
+        logs.set_health(LogHealth::Unavailable);
+        assert_eq!(of_servers(&page(&metrics.registry)), ["weir_log_available 0"]);
+        assert_eq!(of_servers(&page(&while_waiting())), ["weir_log_available 0"]);
+        let append = Append {
+            payloads: vec!["event".into()],
+            accepted: jiff::Timestamp::now(),
+        };
+        let log = logs.open(&LogName::from_key("shop/default.dead-letters"));
+        log.append(append).await.unwrap();
+        let streams = [
+            stream("weir_billing_default", Some("billing/default"), 0),
+            stream("weir_shop_default", Some("shop/default"), 1),
+            stream("weir_shop_default_dl", Some("shop/default.dead-letters"), 0),
+            stream("weir_state", None, 2),
+            StreamHealth {
+                has_leader: false,
+                max_bytes: None,
+                ..stream("weir_shop_orders", Some("shop/orders"), 0)
+            },
+        ];
+        logs.set_health(LogHealth::Available(streams.into()));
+        assert_eq!(
+            of_servers(&page(&metrics.registry)),
+            [
+                "weir_log_available 1",
+                "weir_log_replicas_missing 3",
+                "weir_log_streams_without_leader 1",
+                r#"weir_log_stream_replicas_missing{stream="weir_state",namespace="",broker=""} 2"#,
+                r#"weir_log_stream_replicas_missing{stream="weir_shop_default",namespace="shop",broker="default"} 1"#,
+                r#"weir_log_stream_max_bytes{namespace="shop",broker="default.dead-letters"} 1000"#,
+            ]
+        );
+        let streams = (0..5000).map(|number| {
+            let log = format!("n{number:04}/default");
+            stream(&format!("weir_n{number:04}_default"), Some(&log), 1)
+        });
+        logs.set_health(LogHealth::Available(streams.collect()));
+        let page = page(&metrics.registry);
+        assert!(page.contains("weir_log_replicas_missing 5000\n"), "{page}");
+        assert_eq!(page.matches("weir_log_stream_replicas_missing{").count(), 100);
+        shards.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn the_page_of_metrics_has_the_routers() {
+        let logs = MemoryLogs::default();
+        logs.set_health(LogHealth::Available(Arc::default()));
+        let (metrics, shards) = metrics(&logs).await;
         let page = page(&metrics.registry);
         for reason in REASONS_OF_OURS {
             let series = format!("weir_requests_rejected_total{{reason=\"{reason}\"}} 0\n");
