@@ -62,7 +62,13 @@ impl JetStream {
         let mut attempts = 0;
         loop {
             let (error, is_damage) = match self.fetch(log, from, records, bytes, patience.attempt()).await {
-                Ok(Fetched::Records(records)) => return Ok(records),
+                Ok(Fetched::Records(records)) => {
+                    // Another replica may lack them. It must not be taken for the end of the log when they are read again.
+                    if let Some(last) = records.last() {
+                        log.ends_at_least_at(last.offset.plus(1));
+                    }
+                    return Ok(records);
+                }
                 Ok(Fetched::Nothing) if from >= log.bounds().next => return Ok(Vec::new()),
                 Ok(Fetched::Nothing) => (format!("the record at offset {from} is missing"), false),
                 Ok(Fetched::Later) => (format!("the record at offset {from} is missing"), true),

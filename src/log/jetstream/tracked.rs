@@ -154,8 +154,8 @@ impl Tracked {
         self.publish(sight);
     }
 
-    /// Updates the end from an announcement of another router.
-    pub(super) fn announced(&self, next: Offset) {
+    /// Updates the end: another router has announced records below this offset, or a replica has returned them.
+    pub(super) fn ends_at_least_at(&self, next: Offset) {
         let mut sight = self.sight();
         sight.bounds.next = sight.bounds.next.max(next);
         self.publish(sight);

@@ -85,6 +85,6 @@ fn receive(streams: &JetStream, message: &async_nats::Message) {
         .ok()
         .and_then(|end| end.parse().ok());
     if let (Some(name), Some(end)) = (name, end) {
-        streams.log(&name).announced(Offset(end));
+        streams.log(&name).ends_at_least_at(Offset(end));
     }
 }

@@ -230,3 +230,19 @@ async fn a_damaged_record_is_reported_and_not_returned() {
     }
     assert_eq!(log.read("n/b", Offset(3), ALL).await.unwrap()[0].payload, "3");
 }
+
+/// Another replica may lack a record that was read. The end of the log must not be before it: the record would count as
+/// removed when it is read again.
+#[tokio::test]
+async fn the_known_end_is_beyond_all_records_that_were_read() {
+    let server = NatsServer::start();
+    let log = server.connect().await;
+    log.append("n/b", payloads(&["0"]), at(0)).await.unwrap();
+    // Stored without an announcement.
+    let message = NatsMessage::encoded("weir.ev.n.b.0", 0, b"1");
+    let session = &log.0.streams.session;
+    let stored = session.store("id", &[message], Duration::from_secs(10)).await;
+    assert_eq!(stored.unwrap(), 2);
+    assert_eq!(log.read("n/b", Offset(0), ALL).await.unwrap().len(), 2);
+    assert_eq!(log.bounds("n/b").next, Offset(2));
+}

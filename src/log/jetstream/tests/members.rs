@@ -179,7 +179,7 @@ async fn a_stream_that_lost_its_end_gets_another_owner() {
     append(&one).await.unwrap();
     assert!(first.owns(owned).await.unwrap());
     for log in [&one, &other] {
-        log.0.streams.log(&name).announced(Offset(100));
+        log.0.streams.log(&name).ends_at_least_at(Offset(100));
     }
     let refused = append(&other).await;
     assert!(matches!(refused, Err(LogError::Unavailable(_))), "{refused:?}");
