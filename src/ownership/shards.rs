@@ -177,20 +177,42 @@ impl Shards {
         is_saved: bool,
     ) -> Result<(), EngineError> {
         let mut work = self.work.lock().await;
-        let configuration = work.configuration.insert(WantedConfiguration {
+        work.configuration = Some(WantedConfiguration {
             table,
             sources,
             is_saved,
         });
-        let owned = self.owned();
-        let applying = owned.values().map(|owned| self.apply_to(owned, configuration));
-        for (shard, applied) in owned.values().zip(join_all(applying).await) {
-            match applied {
-                Err(error) if self.shared.is_some() => self.fail(shard, &error).await,
-                applied => applied?,
+        self.apply_to_all(&mut work).await
+    }
+
+    /// Confirms that the configuration of an earlier run is the present one. Shards that waited for a newer one get it.
+    ///
+    /// # Errors
+    /// As [`Shards::apply`].
+    pub async fn confirm(&self) -> Result<(), EngineError> {
+        let mut work = self.work.lock().await;
+        match &mut work.configuration {
+            Some(configuration) if configuration.is_saved => configuration.is_saved = false,
+            _ => return Ok(()),
+        }
+        if self.shared.is_none() {
+            return Ok(());
+        }
+        self.apply_to_all(&mut work).await
+    }
+
+    async fn apply_to_all(&self, work: &mut Work) -> Result<(), EngineError> {
+        if let Some(configuration) = &work.configuration {
+            let owned = self.owned();
+            let applying = owned.values().map(|owned| self.apply_to(owned, configuration));
+            for (shard, applied) in owned.values().zip(join_all(applying).await) {
+                match applied {
+                    Err(error) if self.shared.is_some() => self.fail(shard, &error).await,
+                    applied => applied?,
+                }
             }
         }
-        self.run_sources(&mut work, None);
+        self.run_sources(work, None);
         Ok(())
     }
 
@@ -355,7 +377,7 @@ impl Shards {
             return engine.apply(table).await;
         }
         let (checkpoints, revision) = (engine.checkpoints(), table.revision());
-        if *is_saved && !applied::is_last(checkpoints, revision).await? {
+        if *is_saved && !applied::is_last_begun(checkpoints, revision).await? {
             tracing::info!(
                 shard = ownership.shard.0,
                 revision = revision.0,

@@ -318,7 +318,7 @@ impl Applier {
         let before = self.unsaved.take();
         if let Some(table) = self.table.load().as_deref() {
             if *table.revision() == configuration.revision {
-                return Ok(());
+                return Ok(self.shards.confirm().await?);
             }
             configuration.keep_unread(table.triggers());
         }
