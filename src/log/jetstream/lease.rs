@@ -1,7 +1,10 @@
 //! Leases: a lease is a message in the state stream that expires unless its holder renews it. A holder that cannot
 //! renew its lease stops before it expires. A paused holder may not notice in time; what it then writes is fenced.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{
@@ -85,6 +88,8 @@ impl JetStream {
             sequence: 0,
         };
         renewal.sequence = renewal.write(TTL).await?;
+        // The stream may have been deleted and created again.
+        self.state_end.store(renewal.sequence, Relaxed);
         if Instant::now() >= renewal.deadline() {
             return Err(LogError::Unavailable(
                 "NATS responded too slowly: the lease is about to expire".to_owned(),

@@ -84,7 +84,11 @@ impl Membership {
                 owners.extend(parse::<ShardOwner>(&value).map(|owner| (shard, owner)));
             }
         }
-        members.insert(self.router.clone(), self.value());
+        if members.insert(self.router.clone(), self.value()).is_none() {
+            return Err(LogError::Unavailable(
+                "a replica responds that lacks the lease of this router".to_owned(),
+            ));
+        }
         let is_live = |owner: &ShardOwner| {
             let member = members.get(&owner.router);
             member.is_some_and(|member| member.id == owner.member)

@@ -6,9 +6,9 @@
 //! The epoch of a shard's owner is the sequence of its message on `weir.st.own.SHARD`. A save expects this sequence
 //! there; the server rejects it once another owner has written to this subject.
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use async_nats::{HeaderMap, header};
+use async_nats::{HeaderMap, Message, header};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
@@ -26,6 +26,13 @@ use crate::log::{CheckpointKey, Epoch, LogError, Ownership, Shard};
 const EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 const TTL: &str = "Nats-TTL";
+/// Last sequence of a replica that responds.
+const UP_TO: &str = "Nats-UpTo-Sequence";
+/// Status of a response that is complete.
+const COMPLETE: u16 = 204;
+/// Status and description of a response without messages.
+const NOT_FOUND: u16 = 404;
+const NO_RESULTS: &str = "No Results";
 /// Time after which the message of a removed checkpoint expires.
 const REMOVED_FOR: Duration = Duration::from_secs(60 * 60);
 const BARRIER_FOR: Duration = Duration::from_secs(60);
@@ -105,7 +112,10 @@ impl JetStream {
         loop {
             let attempt = self.session.store(&id, &messages, patience.attempt());
             match patience.within("the state stream", attempt).await? {
-                Ok(sequence) => return Ok(sequence),
+                Ok(sequence) => {
+                    self.state_end.fetch_max(sequence, Relaxed);
+                    return Ok(sequence);
+                }
                 Err(NatsError::Rejected(rejection)) if rejection.err_code == WRONG_SEQUENCE => {
                     return Err(LogError::Fenced(format!(
                         "another router has taken over: {rejection}"
@@ -137,18 +147,21 @@ impl JetStream {
         })
     }
 
-    /// Returns the last values of these subjects, which may have wildcards, from any replica: they may be stale.
+    /// Returns the last values of these subjects, which may have wildcards, from any replica that has what this router
+    /// stored before. They may be stale, and a replica that has none of them may be far behind.
     pub(super) async fn glance(&self, subjects: &[&str]) -> Result<Vec<(String, Bytes)>, LogError> {
         let request = json!({ "multi_last": subjects });
         let get = format!("$JS.API.DIRECT.GET.{}", names::STATE);
+        // A server that recovers responds from a replica that may be minutes behind.
+        let known = self.state_end.load(Relaxed);
         let mut patience = Patience::new(self.options.timeout);
         let found = loop {
-            let mut found = Vec::new();
+            let (mut found, mut end) = (Vec::new(), None);
             let seen =
                 self.session
                     .request_many(&get, request.to_string().into(), patience.attempt(), |message| {
-                        // A status ends the response, also if there are no messages.
                         if message.status.is_some() {
+                            end = end_of(&message)?;
                             return Ok(false);
                         }
                         let headers = message.headers.as_ref();
@@ -159,7 +172,11 @@ impl JetStream {
                         Ok(true)
                     });
             match seen.await {
-                Ok(()) => break found,
+                Ok(()) if end.is_none_or(|end| end >= known) => break found,
+                Ok(()) => {
+                    let behind = format!("a replica of {} responds that is behind", names::STATE);
+                    patience.after(NatsError::NoAnswer(behind)).await?;
+                }
                 Err(error) => patience.after(error).await?,
             }
         };
@@ -220,7 +237,7 @@ impl JetStream {
                     "timed out reading the checkpoints".to_owned(),
                 ));
             }
-            let mut left = PULL;
+            let (mut left, before) = (PULL, contents.len());
             let pull = json!({ "batch": PULL, "expires": expiry(wait) });
             self.session
                 .request_many(&next, pull.to_string().into(), wait, |message| {
@@ -233,6 +250,12 @@ impl JetStream {
                     Ok(left > 0 && !is_complete)
                 })
                 .await?;
+            if !is_complete && contents.len() == before {
+                // The consumer is on a server that recovers. The next attempt may get another one.
+                return Err(NatsError::NoAnswer(
+                    "a replica responds that lacks the newest checkpoints".to_owned(),
+                ));
+            }
         }
         Ok(contents)
     }
@@ -259,6 +282,25 @@ impl JetStream {
         let (_, value) = layout::decode(subject, content)
             .map_err(|e| self.damaged(names::STATE, &format!("{subject}: {e}")))?;
         Ok(Some(value))
+    }
+}
+
+/// Returns the last sequence that a replica had when it read the messages of a response, from the status that ends it;
+/// `None` if there are no messages.
+fn end_of(status: &Message) -> Result<Option<u64>, NatsError> {
+    let unexpected = || {
+        let description = status.description.as_deref().unwrap_or_default();
+        NatsError::Unexpected(format!("status {:?}: {description}", status.status))
+    };
+    match status.status.map(|status| status.as_u16()) {
+        Some(COMPLETE) => {
+            let headers = status.headers.as_ref();
+            let end = headers.and_then(|headers| headers.get(UP_TO));
+            let end = end.and_then(|end| end.as_str().parse().ok());
+            end.map(Some).ok_or_else(unexpected)
+        }
+        Some(NOT_FOUND) if status.description.as_deref() == Some(NO_RESULTS) => Ok(None),
+        _ => Err(unexpected()),
     }
 }
 

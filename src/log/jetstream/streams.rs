@@ -44,6 +44,8 @@ pub(super) struct JetStream {
     pub(super) room: Semaphore,
     /// The period for which this router may deliver.
     pub(super) turn: Turn,
+    /// Highest sequence of the state stream that this router knows. A replica that does not have it is behind.
+    pub(super) state_end: AtomicU64,
     /// Notified when another router announces changed owners.
     pub(super) owners_changed: Notify,
     /// Number of failed attempts to read.
@@ -63,6 +65,7 @@ impl JetStream {
             session,
             options,
             turn: Turn::default(),
+            state_end: AtomicU64::new(0),
             owners_changed: Notify::new(),
             read_errors: AtomicU64::new(0),
             health: ServerHealth::default(),

@@ -1,5 +1,7 @@
 //! Tests of members and shards: a shard has one owner until it is released, or until the lease of its owner expires.
 
+use std::time::Duration;
+
 use super::{
     super::*,
     server::{NatsServer, eventually},
@@ -247,4 +249,26 @@ async fn routers_ask_each_other() {
         () = answering => {}
         () = asking => {}
     }
+}
+
+/// A server that recovers responds from a replica that may lack the newest leases and owners.
+#[tokio::test]
+async fn the_view_of_a_replica_that_is_behind_is_rejected() {
+    let server = NatsServer::start();
+    let options = JetStreamOptions {
+        timeout: Duration::from_millis(200),
+        ..server.options()
+    };
+    let (one, other) = futures::join!(JetStreamLog::connect(options), server.connect());
+    let one = one.unwrap();
+    let first = one.join("one").await.unwrap();
+    let _second = other.join("other").await.unwrap();
+    sees(&first, &["one", "other"], None).await;
+    // As if this router had stored more than the server has.
+    let known = &one.0.streams.state_end;
+    let end = known.fetch_add(1000, Ordering::Relaxed);
+    let seen = first.seen().await;
+    assert!(matches!(seen, Err(LogError::Unavailable(_))), "{seen:?}");
+    known.store(end, Ordering::Relaxed);
+    sees(&first, &["one", "other"], None).await;
 }
