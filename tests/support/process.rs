@@ -3,7 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write as _},
     net::SocketAddr,
     os::unix::process::CommandExt,
     path::Path,
@@ -286,7 +286,10 @@ impl Launch {
         let mut child = spawn(command).unwrap_or_else(|error| {
             panic!("cannot start setpriv (on Debian, apt-get install util-linux) for {name}: {error}")
         });
-        let log = Arc::new(Log::default());
+        let log = Arc::new(Log {
+            copy: copy_of(&name, child.id()),
+            ..Log::default()
+        });
         log.follow(child.stdout.take().expect("standard output is a pipe"));
         log.follow(child.stderr.take().expect("standard error is a pipe"));
         Process {
@@ -303,6 +306,16 @@ impl Launch {
 struct Log {
     state: Mutex<LogState>,
     grown: Condvar,
+    copy: Option<fs::File>,
+}
+
+/// A file for a process's output in the directory `WEIR_TEST_LOGS`, if that is set: what remains of a process that was
+/// killed or started again.
+fn copy_of(name: &str, id: u32) -> Option<fs::File> {
+    let folder = std::env::var_os("WEIR_TEST_LOGS")?;
+    let path = Path::new(&folder).join(format!("{name}-{id}.log"));
+    let file = fs::File::create(&path);
+    Some(file.unwrap_or_else(|error| panic!("cannot create {}: {error}", path.display())))
 }
 
 #[derive(Debug, Default)]
@@ -322,6 +335,9 @@ impl Log {
         let log = Arc::clone(self);
         thread::spawn(move || {
             for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                if let Some(mut copy) = log.copy.as_ref() {
+                    let _ = copy.write_all(&[&line[..], b"\n"].concat());
+                }
                 log.state()
                     .lines
                     .push(String::from_utf8_lossy(&line).into_owned());
