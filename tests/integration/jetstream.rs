@@ -1,6 +1,8 @@
 //! Routers that share a log in NATS JetStream: they divide the work, and others take over when one ends. No acknowledged
 //! event is lost.
 
+mod faults;
+
 use std::{
     collections::BTreeMap,
     sync::atomic::{AtomicUsize, Ordering},
@@ -8,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    faults::{Producers, all_arrive, check_order_by_key, kills, post_event},
+    faults::{Producers, all_arrive, check_order_of_acknowledged, kills, post_event},
     support::{Answer, Consumer, LocalRouter, Nats, Process, Setup, eventually, get, mapped},
 };
 
@@ -20,8 +22,8 @@ const SHARDS: u64 = 24;
 const BROKERS: usize = 12;
 
 /// Three routers on the same log, and one consumer of all events.
-struct Routers {
-    nats: Nats,
+struct Routers<N = Nats> {
+    nats: N,
     routers: Vec<LocalRouter>,
     consumer: Consumer,
 }
@@ -42,16 +44,26 @@ impl Routers {
 
     /// With further manifests.
     fn with(manifests: &str) -> Self {
-        let (nats, consumer) = (Nats::start(), Consumer::start());
+        let nats = Nats::start();
+        let url = nats.url();
+        Self::on(nats, &url, 1, manifests)
+    }
+}
+
+impl<N> Routers<N> {
+    /// Starts routers on these servers, with so many replicas of each stream, and with further manifests.
+    fn on(nats: N, urls: &str, replicas: u8, manifests: &str) -> Self {
+        let consumer = Consumer::start();
         let triggers: String = (0..BROKERS).map(trigger).collect();
         let manifest = triggers + manifests;
         let start = |_| {
             Setup::new(&manifest, &[mapped("all", &consumer)])
                 .argument("--log=jetstream")
-                .argument(format!("--nats={}", nats.url()))
-                .argument("--nats-replicas=1")
+                .argument(format!("--nats={urls}"))
+                .argument(format!("--nats-replicas={replicas}"))
                 .argument("--nats-stream-size=64MiB")
                 .argument("--nats-dead-letter-stream-size=16MiB")
+                .argument("--retention-size=1MiB")
                 .start()
         };
         let routers = Self {
@@ -102,13 +114,14 @@ impl Routers {
 
     /// Waits until all acknowledged events have arrived in order, and the accounting adds up. Returns the repeats.
     #[track_caller]
-    fn check(&self, producers: Producers) -> usize {
+    fn check(&self, producers: &Producers) -> usize {
         assert_eq!(
             producers.refused_with(507),
             0,
             "the servers are too small for this test"
         );
-        let acknowledged = producers.finish();
+        let _rest = producers.rest();
+        let acknowledged = producers.acknowledged();
         let mut arrivals = all_arrive(&self.consumer, &acknowledged);
         eventually(TAKEOVER, || {
             arrivals.catch_up(&self.consumer);
@@ -122,7 +135,7 @@ impl Routers {
                 )),
             }
         });
-        check_order_by_key(&self.consumer);
+        check_order_of_acknowledged(&self.consumer, &acknowledged);
         eprintln!(
             "{} acknowledged, 0 lost, {} repeats",
             acknowledged.len(),
@@ -176,7 +189,7 @@ fn routers_take_over_the_shards_of_one_that_is_killed() {
         routers.await_division(&[0, 1, 2]);
     }
     producers.wait_for_more(100);
-    routers.check(producers);
+    routers.check(&producers);
 }
 
 #[test]
@@ -193,7 +206,7 @@ fn a_rolling_update_hands_over_without_repeats() {
         routers.await_division(&[0, 1, 2]);
     }
     producers.wait_for_more(100);
-    assert_eq!(routers.check(producers), 0);
+    assert_eq!(routers.check(&producers), 0);
 }
 
 /// A paused router does not notice that its lease has expired. What it saves afterwards is fenced.
@@ -208,7 +221,7 @@ fn a_router_that_was_paused_rejoins() {
     routers.routers[0].process.signal("CONT");
     routers.await_division(&[0, 1, 2]);
     producers.wait_for_more(100);
-    routers.check(producers);
+    routers.check(&producers);
 }
 
 #[test]
@@ -226,7 +239,25 @@ fn no_event_is_lost_while_nats_is_unavailable() {
     routers.nats.start_again();
     producers.wait_for_more(100);
     routers.await_division(&[0, 1, 2]);
-    routers.check(producers);
+    routers.check(&producers);
+}
+
+/// The router must not wait for another configuration than the one that it already has.
+#[test]
+fn a_restarted_router_delivers_although_others_have_applied_another_configuration() {
+    let mut routers = Routers::start();
+    let producers = routers.produce();
+    producers.wait_for_more(100);
+    routers.routers[0].process.terminate();
+    let manifest: String = (0..BROKERS).map(trigger).collect();
+    for router in [1, 2] {
+        let other = manifest.replace("backoffMax: 200ms", "backoffMax: 300ms");
+        routers.routers[router].apply(&other);
+    }
+    routers.routers[0].restart();
+    routers.await_division(&[0, 1, 2]);
+    producers.wait_for_more(100);
+    routers.check(&producers);
 }
 
 /// A command of `weir` with this router, and what it prints.

@@ -77,12 +77,24 @@ pub(crate) fn id_of(message: &Received) -> String {
 /// [`super::Producers`] post is numbered.
 #[track_caller]
 pub(crate) fn check_order_by_key(consumer: &Consumer) {
+    check_order_by_key_of(consumer, |_| true);
+}
+
+/// Checks the order by key of the acknowledged events. One that was not acknowledged may be stored at any later time, if
+/// the router that has its request was paused, say.
+#[track_caller]
+pub(crate) fn check_order_of_acknowledged(consumer: &Consumer, acknowledged: &BTreeSet<String>) {
+    check_order_by_key_of(consumer, |id| acknowledged.contains(id));
+}
+
+#[track_caller]
+fn check_order_by_key_of(consumer: &Consumer, counts: impl Fn(&str) -> bool) {
     let mut highest = BTreeMap::<String, u64>::new();
     let mut seen = BTreeSet::new();
     consumer.look(|received| {
         for message in received {
             let id = id_of(message);
-            if !seen.insert(id.clone()) {
+            if !counts(&id) || !seen.insert(id.clone()) {
                 continue;
             }
             let number = id.split_once('-').unwrap().1.parse().unwrap();

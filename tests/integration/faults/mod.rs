@@ -20,7 +20,7 @@ mod sockets;
 mod storage;
 mod undo;
 
-pub(crate) use arrivals::{all_arrive, check_order_by_key};
+pub(crate) use arrivals::{all_arrive, check_order_by_key, check_order_of_acknowledged, id_of};
 pub(crate) use producers::{Producers, post_event};
 
 use crate::support::{LocalRouter, Setup, mapped};
@@ -31,7 +31,7 @@ pub(crate) fn kills() -> u32 {
 }
 
 /// Whether the long form of the tests was asked for, by `WEIR_KILLS`.
-fn is_long() -> bool {
+pub(crate) fn is_long() -> bool {
     kills_asked_for().is_some()
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -16,6 +16,8 @@ use crate::support::{PATIENCE, Response, eventually, try_post};
 /// thread has its own `partitionkey`, and posts one event after another.
 pub(crate) struct Producers {
     stop: Arc<AtomicBool>,
+    /// Held for reading by whoever posts.
+    posting: Arc<RwLock<()>>,
     log: Arc<Mutex<Log>>,
     threads: Vec<thread::JoinHandle<()>>,
 }
@@ -46,12 +48,14 @@ impl Producers {
         post: impl Fn(&str, &str) -> Result<Response, String> + Send + Sync + 'static,
     ) -> Self {
         let (stop, log) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Log>>::default());
-        let post = Arc::new(post);
+        let (post, posting) = (Arc::new(post), Arc::<RwLock<()>>::default());
         let threads = (0..threads)
             .map(|thread| {
                 let (stop, log, post) = (stop.clone(), log.clone(), post.clone());
+                let posting = posting.clone();
                 thread::spawn(move || {
                     for number in 0.. {
+                        let _posting = posting.read().unwrap_or_else(PoisonError::into_inner);
                         if stop.load(Ordering::Relaxed) {
                             return;
                         }
@@ -72,7 +76,12 @@ impl Producers {
                 })
             })
             .collect();
-        Self { stop, log, threads }
+        Self {
+            stop,
+            posting,
+            log,
+            threads,
+        }
     }
 
     /// How many events were acknowledged.
@@ -116,6 +125,11 @@ impl Producers {
                 ))
             }
         });
+    }
+
+    /// Waits until nobody posts. Nobody does until what this returns is dropped.
+    pub(crate) fn rest(&self) -> RwLockWriteGuard<'_, ()> {
+        self.posting.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends it, and gives what was acknowledged.
