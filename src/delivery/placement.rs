@@ -20,7 +20,10 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    log::{BrokerName, CheckpointChange, CheckpointKey, Checkpoints, Log, LogError, LogProvider, Offset},
+    log::{
+        BrokerName, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError, LogProvider,
+        Offset,
+    },
     routing::{RoutingTable, Start, Trigger},
 };
 
@@ -80,15 +83,24 @@ impl Placement {
         let (mut positions, mut changed) = (HashMap::new(), Vec::new());
         for (broker, routes) in table.brokers() {
             let logs = BrokerLogs::open(&*self.logs, &BrokerName::from(broker.as_str()));
+            // Read once: a broker may have thousands of Triggers, and the log may be on other machines.
+            let mut bounds = None;
             for trigger in routes.routes().iter().map(|route| &route.trigger) {
                 let uid = &trigger.uid;
                 if runs(uid) || positions.contains_key(uid) {
                     continue;
                 }
+                let bounds = match &bounds {
+                    Some(bounds) => bounds,
+                    None => bounds.insert(PresentBounds::read(&logs).await),
+                };
                 let found = self.found(trigger, broker).await?;
                 let (mut position, is_new) = match &found {
-                    Some(found) => restored(&logs, &found.stored.cursor, trigger).await?,
-                    None => (beginning(&*logs.events, trigger.start).await?, true),
+                    Some(found) => restored(&logs, bounds, &found.stored.cursor, trigger)?,
+                    None => (
+                        beginning(&*logs.events, &bounds.events, trigger.start).await?,
+                        true,
+                    ),
                 };
                 position.resumed = found.as_ref().is_some_and(|found| found.was_gone);
                 if position.unknown.is_none() {
@@ -189,10 +201,24 @@ struct FoundCheckpoint {
     was_gone: bool,
 }
 
+/// The bounds of a broker's logs, as its new Triggers are placed.
+struct PresentBounds {
+    events: Result<LogBounds, LogError>,
+    letters: Result<LogBounds, LogError>,
+}
+
+impl PresentBounds {
+    async fn read(logs: &BrokerLogs) -> Self {
+        let (events, letters) = tokio::join!(logs.events.bounds(), logs.letters.bounds());
+        Self { events, letters }
+    }
+}
+
 /// Restores the progress, clamped to the ends of the logs, since a damaged log may have lost its tail. Also returns
 /// whether clamping changed it.
-async fn restored(
+fn restored(
     logs: &BrokerLogs,
+    bounds: &PresentBounds,
     stored: &Bytes,
     trigger: &Trigger,
 ) -> Result<(StartPosition, bool), EngineError> {
@@ -200,8 +226,8 @@ async fn restored(
         uid: trigger.uid.clone(),
         detail: error.to_string(),
     })?;
-    let end = logs.events.bounds().await?.next;
-    let dead_letters = logs.letters.bounds().await?.next;
+    let end = bounds.events.clone()?.next;
+    let dead_letters = bounds.letters.clone()?.next;
     let (position, dropped) = (progress.next(), progress.counts().dropped);
     let is_beyond = progress.keep_within(end, dead_letters);
     if is_beyond {
@@ -218,8 +244,12 @@ async fn restored(
     Ok((StartPosition::known(progress), is_beyond))
 }
 
-async fn beginning(log: &dyn Log, start: Start) -> Result<StartPosition, LogError> {
-    match find_start(log, start).await {
+async fn beginning(
+    log: &dyn Log,
+    bounds: &Result<LogBounds, LogError>,
+    start: Start,
+) -> Result<StartPosition, LogError> {
+    match find_start(log, bounds.clone(), start).await {
         Ok(offset) => Ok(StartPosition::known(Progress::starting_at(offset))),
         Err(error @ (LogError::Damaged { .. } | LogError::Unavailable(_))) => Ok(StartPosition {
             unknown: Some(error),
@@ -253,10 +283,14 @@ fn changes(
     changes
 }
 
-async fn find_start(log: &dyn Log, start: Start) -> Result<Offset, LogError> {
+async fn find_start(
+    log: &dyn Log,
+    bounds: Result<LogBounds, LogError>,
+    start: Start,
+) -> Result<Offset, LogError> {
     match start {
-        Start::Latest => Ok(log.bounds().await?.next),
-        Start::Earliest => Ok(log.bounds().await?.first),
+        Start::Latest => Ok(bounds?.next),
+        Start::Earliest => Ok(bounds?.first),
         Start::At(time) => log.offset_at(time).await,
     }
 }
@@ -279,7 +313,7 @@ pub(super) async fn find_start_later(
         );
         let again = async {
             tokio::time::sleep(FIND_AGAIN).await;
-            find_start(log, start).await
+            find_start(log, log.bounds().await, start).await
         };
         let gone = async { while settings.changed().await.is_ok() {} };
         tokio::select! {
