@@ -141,7 +141,7 @@ bench-neighbour: rust ## Measure what a namespace that does its worst costs anot
 	WEIR_KILLS=1 $(CARGO) test --locked --release $(test_features) --test integration faults::neighbour -- --nocapture
 
 .PHONY: faults
-faults: rust ## Kill routers hundreds of times, break their disks and Sinks, and count what arrives
+faults: rust ## Kill routers and NATS servers hundreds of times, break their disks and Sinks, and count what arrives
 	assets="$$(tests/kubernetes/build.sh)" nats="$$(tests/nats/build.sh)"
 	KUBEBUILDER_ASSETS="$$assets" WEIR_NATS="$$nats" WEIR_KILLS=200 $(CARGO) test --locked --release $(test_features) --test integration faults:: -- --nocapture
 

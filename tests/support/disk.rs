@@ -23,14 +23,16 @@ const SHUT_DOWN: &str =
 pub(crate) struct Disk {
     cleaner: Child,
     mounted: Scratch,
-    image: Volume,
+    images: Volume,
+    /// How often the power was cut: the name of the present image.
+    cuts: u32,
 }
 
 impl Disk {
     /// Makes one of so many MiB. An error says why that is not possible here: it needs root and loop devices.
     pub(crate) fn mount(mebibytes: u64) -> Result<Self, String> {
-        let image = Volume::mount(mebibytes + 1)?;
-        let file = image.path().join("image");
+        let images = Volume::mount(mebibytes + 1)?;
+        let file = images.path().join("0");
         let size = mebibytes * 1024 * 1024;
         std::fs::File::create(&file)
             .and_then(|created| created.set_len(size))
@@ -38,7 +40,7 @@ impl Disk {
         run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&file))?;
         run(Command::new("perl").args(["-e", "1"]))?;
         let mounted = Scratch::new();
-        mount(&image, &mounted)?;
+        mount(&file, &mounted)?;
         let cleaner = Command::new("sh")
             .args(["-c", CLEANER])
             .arg(mounted.path())
@@ -51,7 +53,8 @@ impl Disk {
         Ok(Self {
             cleaner,
             mounted,
-            image,
+            images,
+            cuts: 0,
         })
     }
 
@@ -69,11 +72,17 @@ impl Disk {
 
     /// Mounts it again, after the end of all processes that had files open on it.
     #[track_caller]
-    pub(crate) fn restore(&self) {
-        let unmounted = run(Command::new("umount").arg(self.path()));
-        unmounted
-            .and_then(|()| mount(&self.image, &self.mounted))
-            .expect("cannot mount the disk again");
+    pub(crate) fn restore(&mut self) {
+        let unmounted = run(Command::new("umount").arg("-l").arg(self.path()));
+        unmounted.expect("cannot unmount the disk");
+        // Whoever has made a mount namespace meanwhile keeps the dead file system mounted, and with it the image.
+        let before = self.images.path().join(self.cuts.to_string());
+        self.cuts += 1;
+        let after = self.images.path().join(self.cuts.to_string());
+        run(Command::new("cp").arg("--sparse=always").args([&before, &after]))
+            .expect("cannot copy the image");
+        std::fs::remove_file(before).expect("cannot remove the image");
+        mount(&after, &self.mounted).expect("cannot mount the disk again");
     }
 }
 
@@ -85,10 +94,10 @@ impl Drop for Disk {
 }
 
 /// With `discard`, the image gives freed blocks back.
-fn mount(image: &Volume, at: &Scratch) -> Result<(), String> {
+fn mount(image: &Path, at: &Scratch) -> Result<(), String> {
     let mut mount = Command::new("mount");
     mount.args(["-o", "loop,discard"]);
-    run(mount.arg(image.path().join("image")).arg(at.path()))
+    run(mount.arg(image).arg(at.path()))
 }
 
 fn run(command: &mut Command) -> Result<(), String> {

@@ -137,7 +137,10 @@ impl NatsCluster {
         let cluster = Self {
             members: routes.into_iter().enumerate().map(start).collect(),
         };
-        cluster.wait_until_current();
+        eventually(RECOVERY, || {
+            let mut servers = cluster.servers();
+            servers.try_for_each(|server| cluster.is_healthy(server))
+        });
         cluster
     }
 
@@ -245,11 +248,11 @@ impl NatsCluster {
                     }
                 }
             }
-            self.servers().try_for_each(|server| self.is_healthy(server))
+            Ok(())
         });
     }
 
-    /// Checks that a server has a leader for each of its streams, and does not lag behind it.
+    /// Checks that a server knows the leaders, and does not lag behind them. Under load there is always a stream with a lag.
     fn is_healthy(&self, server: usize) -> Result<(), String> {
         let health = self.monitor(server, "/healthz")?;
         if health["status"] == "ok" {
