@@ -372,7 +372,7 @@ async fn deliver(
     link: &ControllerLink,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let stop = stop.child_token();
+    let (stop, is_shared) = (stop.child_token(), log.is_shared());
     let (configurations, received) = watch::channel(None);
     let (applied, acknowledged) = watch::channel(Revision::default());
     let (sinks, reports) = watch::channel(None);
@@ -392,5 +392,8 @@ async fn deliver(
         .await
         .and(reporting.await)
         .context("the task that connects to the controller failed")?;
+    if is_shared {
+        link.leave().await;
+    }
     Ok(outcome?)
 }

@@ -12,7 +12,7 @@ use axum::{
     extract::{DefaultBodyLimit, Path, Query, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, put},
+    routing::{delete, get, put},
 };
 use bytes::Bytes;
 use http::{StatusCode, header};
@@ -22,7 +22,9 @@ use tokio_util::sync::CancellationToken;
 use super::routers::{ReportOutcome, Routers};
 use crate::routing::{
     Configuration, Revision,
-    protocol::{CONFIGURATION_PATH, ConfigurationQuery, MAX_REPORT, POLL_TIMEOUT, SINKS_PATH, SinkReport},
+    protocol::{
+        CONFIGURATION_PATH, ConfigurationQuery, MAX_REPORT, POLL_TIMEOUT, ROUTER_PATH, SINKS_PATH, SinkReport,
+    },
 };
 
 /// The configuration sent to routers, serialized once. Not `Debug`, since it contains the credentials of Sinks.
@@ -89,6 +91,16 @@ impl Publication {
         is_news
     }
 
+    /// Removes a router that ends.
+    fn leaves(&self, router: &str) {
+        let mut routers = self.routers();
+        if routers.leaves(router) {
+            tracing::info!(router, "a router has left");
+            self.tell_names(&routers);
+            self.acknowledged.notify_one();
+        }
+    }
+
     /// Removes routers that are gone, and returns their names.
     pub(super) fn forget_gone(&self) -> Vec<String> {
         let mut routers = self.routers();
@@ -118,6 +130,7 @@ pub(super) fn service(publication: Arc<Publication>, stop: &CancellationToken) -
     });
     Router::new()
         .route(CONFIGURATION_PATH, get(poll))
+        .route(ROUTER_PATH, delete(leave))
         .route(
             SINKS_PATH,
             put(take_report).layer(DefaultBodyLimit::max(MAX_REPORT)),
@@ -162,6 +175,11 @@ async fn poll(
         }
         Err(_) => StatusCode::NO_CONTENT.into_response(),
     }
+}
+
+async fn leave(State(publication): State<Arc<Publication>>, Path(router): Path<String>) -> StatusCode {
+    publication.leaves(&router);
+    StatusCode::NO_CONTENT
 }
 
 async fn take_report(
@@ -221,7 +239,7 @@ mod tests {
     use super::*;
     use crate::{
         controller::{routers::Applied, sinks_seen::SinkSeen},
-        routing::protocol::sinks_path,
+        routing::protocol::{router_path, sinks_path},
     };
 
     fn configuration(revision: &str) -> Configuration {
@@ -292,6 +310,23 @@ mod tests {
                 "{router}"
             );
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn router_that_leaves_is_forgotten_and_told_to_the_next_leader() {
+        let (names, stored) = watch::channel(["r-0".to_owned(), "r-1".to_owned()].into());
+        let publication = Publication::new(names);
+        publication.publish(&configuration("1"));
+        ask(&publication, "router=r-0&revision=1").await;
+        publication.acknowledged().await;
+        let request = Request::delete(router_path("r-1")).body(Body::empty()).unwrap();
+        let response = service(publication.clone(), &CancellationToken::new())
+            .oneshot(request)
+            .await
+            .unwrap();
+        assert_eq!(response.status(), StatusCode::NO_CONTENT);
+        publication.acknowledged().await;
+        assert_eq!(*stored.borrow(), ["r-0".to_owned()].into());
     }
 
     async fn tell(publication: &Arc<Publication>, path: &str, body: impl Into<Body>) -> StatusCode {

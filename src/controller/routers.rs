@@ -187,6 +187,17 @@ impl Routers {
         heard.any(|heard| heard.has_resumed(uid))
     }
 
+    /// Removes a router that ends, so that nobody waits for it. Returns whether it was removed: the last router stays
+    /// until it is gone, since its successor may be about to start.
+    pub(super) fn leaves(&mut self, name: &str) -> bool {
+        let is_last = self.known.keys().all(|known| known == name);
+        if is_last {
+            return false;
+        }
+        let was_awaited = self.awaited.remove(name);
+        self.known.remove(name).is_some() || was_awaited
+    }
+
     /// Removes routers that are gone, and returns their names.
     pub(super) fn forget_gone(&mut self, now: Instant) -> Vec<String> {
         let gone: Vec<String> = self
@@ -375,6 +386,26 @@ mod tests {
             Applied::NoRouter,
             "not awaited any more"
         );
+    }
+
+    #[test]
+    fn router_that_leaves_is_not_waited_for_unless_it_is_the_last() {
+        let now = Instant::now();
+        let mut routers = Routers::awaiting(["r1".to_owned(), "r2".to_owned(), "r3".to_owned()].into());
+        routers.publish(&configuration("1", &[("a", 1)]), now);
+        assert!(!routers.leaves("r1"), "no other has polled");
+        routers.asks("r1", &revision("1"), now);
+        routers.asks("r2", &revision(""), now);
+        assert_eq!(
+            routers.applied("a", now),
+            Applied::Not(vec!["r2".into(), "r3".into()])
+        );
+        assert!(routers.leaves("r2") && routers.leaves("r3"));
+        assert!(!routers.leaves("r2"), "unknown");
+        routers.asked("r2", now);
+        assert_eq!(routers.applied("a", now), Applied::Everywhere);
+        assert!(!routers.leaves("r1"));
+        assert_eq!(routers.names(), ["r1".to_owned()].into());
     }
 
     #[test]

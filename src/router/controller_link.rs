@@ -28,7 +28,7 @@ use crate::{
         Configuration, Revision,
         protocol::{
             CONFIGURATION_PATH, ConfigurationQuery, Detail, POLL_TIMEOUT, REPORT_EVERY, SinkReport,
-            sinks_path,
+            router_path, sinks_path,
         },
     },
     supervision,
@@ -36,6 +36,9 @@ use crate::{
 
 /// Time that the router waits beyond the controller's hold time of a poll.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Time that an ending router waits for the controller.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum size of a routing configuration, in bytes.
 const MAX_CONFIGURATION: usize = 256 * 1024 * 1024;
@@ -292,6 +295,27 @@ impl ControllerLink {
         }
     }
 
+    /// Tells the controller that this router has ended and that others do its work, so that no Trigger waits for it.
+    /// If it fails, the controller finds out after a while.
+    pub async fn leave(&self) {
+        let left = tokio::time::timeout(LEAVE_TIMEOUT, self.delete()).await;
+        if let Err(error) = left.unwrap_or(Err(LinkError::Timeout)) {
+            tracing::info!(controller = self.controller, %error, "the controller was not told that the router ends");
+        }
+    }
+
+    async fn delete(&self) -> Result<(), LinkError> {
+        let uri = format!("{}{}", self.controller, router_path(&self.router));
+        let request = Request::delete(uri.as_str())
+            .body(Full::default())
+            .map_err(|error| LinkError::Address(uri, HttpUrlError::Syntax(error.to_string())))?;
+        let response = self.send(request).await?;
+        match response.status() {
+            StatusCode::NO_CONTENT => Ok(()),
+            _ => Err(problem(response).await),
+        }
+    }
+
     async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, LinkError> {
         if let Some(path) = &self.token {
             let bearer = bearer(path).await?;
@@ -337,9 +361,14 @@ async fn problem(response: Response<Incoming>) -> LinkError {
 mod tests {
     use std::sync::Mutex;
 
-    use axum::{Json, Router, extract::Query, routing::get};
+    use axum::{
+        Json, Router,
+        extract::{Path, Query},
+        routing::{delete, get},
+    };
 
     use super::*;
+    use crate::routing::protocol::ROUTER_PATH;
 
     #[test]
     fn an_address_is_of_the_scheme_that_its_files_are_for() {
@@ -427,6 +456,28 @@ mod tests {
         assert_eq!(asked.lock().unwrap()[..2], ["", ""], "nothing is acknowledged");
         stop.cancel();
         following.await.unwrap();
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_router_that_leaves_tells_the_controller_its_name() {
+        let left = Arc::new(Mutex::new(Vec::new()));
+        let heard = left.clone();
+        let answer = move |Path(router): Path<String>| async move {
+            heard.lock().unwrap().push(router);
+            StatusCode::NO_CONTENT
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = ControllerAddress {
+            url: format!("http://{}", listener.local_addr().unwrap()),
+            authorities: None,
+            token: None,
+        };
+        let link = ControllerLink::new(address, "r-0").unwrap();
+        let service = Router::new().route(ROUTER_PATH, delete(answer));
+        let serving = tokio::spawn(async { axum::serve(listener, service).await });
+        link.leave().await;
+        assert_eq!(*left.lock().unwrap(), ["r-0"]);
         serving.abort();
     }
 

@@ -56,6 +56,14 @@ impl RouterLog {
         }
     }
 
+    /// Whether other routers take over this router's work when it ends.
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Self::Embedded(_) => false,
+            Self::JetStream(_) => true,
+        }
+    }
+
     pub(super) fn provider(&self) -> Arc<dyn LogProvider> {
         match self {
             Self::Embedded(log) => log.clone(),

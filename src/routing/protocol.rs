@@ -5,6 +5,8 @@
 //! [`POLL_TIMEOUT`]. The request is also the acknowledgement: the router routes by the revision it names, or by
 //! none yet if it is empty.
 //!
+//! A router that ends, and whose work the other routers take over, says so by `DELETE /v1/routers/NAME`.
+//!
 //! A router reports failing Sinks by `PUT /v1/routers/NAME/sinks` with a [`SinkReport`]: when the report changes,
 //! and every [`REPORT_EVERY`], so that a restarted controller learns it again. The response is 204, or 409 if the
 //! router has not polled yet. A report replaces the previous one, and is dropped when the router stops polling.
@@ -28,6 +30,9 @@ pub const TOKEN_AUDIENCE: &str = "weir-controller";
 
 /// Path of the configuration endpoint.
 pub const CONFIGURATION_PATH: &str = "/v1/configuration";
+
+/// Path of a router.
+pub const ROUTER_PATH: &str = "/v1/routers/{router}";
 
 /// Path for reports on failing Sinks.
 pub const SINKS_PATH: &str = "/v1/routers/{router}/sinks";
@@ -66,9 +71,18 @@ impl ConfigurationQuery {
     }
 }
 
+/// Returns [`ROUTER_PATH`] with the name filled in.
+pub fn router_path(router: &str) -> String {
+    with_name(ROUTER_PATH, router)
+}
+
 /// Returns the path for this router's reports: [`SINKS_PATH`] with the name filled in.
 pub fn sinks_path(router: &str) -> String {
-    SINKS_PATH.replace(
+    with_name(SINKS_PATH, router)
+}
+
+fn with_name(path: &str, router: &str) -> String {
+    path.replace(
         "{router}",
         &utf8_percent_encode(router, NON_ALPHANUMERIC).to_string(),
     )
@@ -243,6 +257,7 @@ mod tests {
 
     #[test]
     fn router_name_stays_a_single_path_segment() {
+        assert_eq!(router_path("router-0"), "/v1/routers/router%2D0");
         assert_eq!(sinks_path("router-0"), "/v1/routers/router%2D0/sinks");
         assert_eq!(sinks_path("a/../b"), "/v1/routers/a%2F%2E%2E%2Fb/sinks");
     }

@@ -267,6 +267,7 @@ mod tests {
         let check = TokenCheck::new(Client::new(client, "default"), account, Arc::default());
         let service = Router::new()
             .route("/v1/configuration", get(|| async {}))
+            .route("/v1/routers/{router}", get(|| async {}))
             .route("/v1/routers/{router}/sinks", get(|| async {}))
             .route_layer(from_fn_with_state(Arc::new(check), admit));
         (server, service)
@@ -290,8 +291,10 @@ mod tests {
         for (path, token, status) in [
             (POLL, Some("good"), 200),
             ("/v1/routers/r%2D0/sinks", Some("good"), 200),
+            ("/v1/routers/r-0", Some("good"), 200),
             ("/v1/configuration?router=r-1", Some("good"), 401),
             ("/v1/configuration", Some("good"), 401),
+            ("/v1/routers/r-1", Some("good"), 401),
             ("/v1/routers/r-1/sinks?router=r-0", Some("good"), 401),
             (POLL, Some("bad"), 401),
             (POLL, Some("bad"), 401),
