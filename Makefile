@@ -70,7 +70,7 @@ e2e: rust ## Test Weir as it is installed, on a cluster of one node or a given o
 	fi
 	$(MAKE) image
 	export KUBEBUILDER_ASSETS="$$(tests/kubernetes/build.sh)" WEIR_NODE_ASSETS="$$(tests/kubernetes/build.sh node)"
-	export WEIR_IMAGE="$(abspath $(image))"
+	export WEIR_IMAGE="$(abspath $(image))" WEIR_NATS="$$(tests/nats/build.sh)"
 	run
 
 # The advisories need the RustSec database, which is fetched from the network: ADVISORIES=1 asks for them.

@@ -160,6 +160,25 @@ impl Node {
             .unwrap_or_else(|error| panic!("cannot import {}: {error}", archive.display()));
     }
 
+    /// Packs a static binary into an image for pods, with the binary's name and the tag `test`.
+    #[track_caller]
+    pub(crate) fn import_binary(&self, binary: &Path) {
+        let name = binary.file_name().unwrap_or_default().to_string_lossy();
+        let archive = self.file(&name).with_extension("tar");
+        let packed = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/image.sh"))
+            .arg(binary)
+            .arg(format!("docker.io/library/{name}:test"))
+            .arg(&archive)
+            .output()
+            .expect("cannot start deploy/image.sh");
+        assert!(
+            packed.status.success(),
+            "{}",
+            String::from_utf8_lossy(&packed.stderr)
+        );
+        self.import(&archive);
+    }
+
     /// Kills the API server. What it knew stays in etcd. The controllers and the scheduler end with it, as those do
     /// that have to hold a Lease.
     pub(crate) fn stop_api_server(&self) {
@@ -432,19 +451,7 @@ impl Node {
     /// Packs one of the node's own programs into an image.
     #[track_caller]
     fn import_program(&self, name: &str) {
-        let archive = self.file(name).with_extension("tar");
-        let packed = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/image.sh"))
-            .arg(self.assets.join(name))
-            .arg(format!("docker.io/library/{name}:test"))
-            .arg(&archive)
-            .output()
-            .expect("cannot start deploy/image.sh");
-        assert!(
-            packed.status.success(),
-            "{}",
-            String::from_utf8_lossy(&packed.stderr)
-        );
-        self.import(&archive);
+        self.import_binary(&self.assets.join(name));
     }
 }
 

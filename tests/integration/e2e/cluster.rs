@@ -84,19 +84,25 @@ impl Cluster {
         }
     }
 
-    /// Where a namespace's default broker is reached: on the tests' own node at the Service's address, else through the
-    /// API server, which alone is sure to be reached.
+    /// Where a namespace's default broker is reached.
     #[track_caller]
     pub(super) fn broker(&self, namespace: &str) -> String {
+        self.broker_named(namespace, "default")
+    }
+
+    /// Where a broker is reached: on the tests' own node at the Service's address, else through the API server, which
+    /// alone is sure to be reached.
+    #[track_caller]
+    pub(super) fn broker_named(&self, namespace: &str, broker: &str) -> String {
         match self {
             Self::Node(_) => {
                 let service = self.kubectl(SYSTEM).get("service/weir");
                 let address = service["spec"]["clusterIP"].as_str();
                 let address = address.expect("a Service has an address");
-                format!("http://{address}/{namespace}/default")
+                format!("http://{address}/{namespace}/{broker}")
             }
             Self::Given(_) => {
-                format!("/api/v1/namespaces/{SYSTEM}/services/weir:http/proxy/{namespace}/default")
+                format!("/api/v1/namespaces/{SYSTEM}/services/weir:http/proxy/{namespace}/{broker}")
             }
         }
     }

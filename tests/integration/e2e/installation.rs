@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
     path::PathBuf,
-    sync::LazyLock,
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -147,9 +150,15 @@ impl Installation {
 
     /// Posts events until told to stop, by the harness that counts what is lost in the fault suite.
     pub(super) fn producers(&'static self, namespace: &str) -> Producers {
-        let broker = self.cluster.broker(namespace);
+        self.producers_to(vec![self.cluster.broker(namespace)])
+    }
+
+    /// The same, to these brokers in turn.
+    pub(super) fn producers_to(&'static self, brokers: Vec<String>) -> Producers {
+        let turn = AtomicUsize::new(0);
         Producers::by(2, move |_, id| {
-            self.cluster.send(&broker, id)?;
+            let broker = &brokers[turn.fetch_add(1, Ordering::Relaxed) % brokers.len()];
+            self.cluster.send(broker, id)?;
             Ok(Response {
                 status: StatusCode::ACCEPTED,
                 headers: HeaderMap::new(),
@@ -183,6 +192,12 @@ fn start_node() -> Node {
 /// Installs the chart with its default values, and waits until everything is ready.
 #[track_caller]
 pub(super) fn install(cluster: &Cluster) {
+    install_with(cluster, &[]);
+}
+
+/// Installs the chart with further arguments for helm, and waits until everything is ready.
+#[track_caller]
+pub(super) fn install_with(cluster: &Cluster, arguments: &[&str]) {
     let chart = project("charts/weir");
     let install = [
         "install",
@@ -194,7 +209,8 @@ pub(super) fn install(cluster: &Cluster) {
         "--timeout=3m",
     ];
     let image = image_values();
-    if let Err(error) = cluster.helm(install.into_iter().chain(image.iter().map(String::as_str))) {
+    let values = image.iter().map(String::as_str).chain(arguments.iter().copied());
+    if let Err(error) = cluster.helm(install.into_iter().chain(values)) {
         let system = cluster.kubectl(SYSTEM);
         let state = |arguments: &[&str]| system.try_run(arguments).unwrap_or_else(|error| error);
         panic!(

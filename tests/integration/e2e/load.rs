@@ -14,13 +14,13 @@ use super::installation::{Installation, LONG, SYSTEM, event_id, image_values, pr
 use crate::support::{Kubectl, Process, eventually};
 
 /// Reads the logs of all pods of an app, also of those that end: each from its beginning, while it is there.
-struct Followed {
+pub(super) struct Followed {
     pods: Mutex<BTreeMap<String, Process>>,
     ended: AtomicBool,
 }
 
 impl Followed {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             pods: Mutex::default(),
             ended: AtomicBool::new(false),
@@ -28,7 +28,7 @@ impl Followed {
     }
 
     /// Looks for new pods until told to stop.
-    fn follow(&self, installation: &Installation, kubectl: &Kubectl, app: &str) {
+    pub(super) fn follow(&self, installation: &Installation, kubectl: &Kubectl, app: &str) {
         let selector = format!("--selector=app={app}");
         let names =
             "--output=jsonpath={range .items[?(@.status.phase=='Running')]}{.metadata.name}{'\\n'}{end}";
@@ -47,6 +47,11 @@ impl Followed {
         }
     }
 
+    /// Stops looking for new pods when dropped, also when the test fails meanwhile.
+    pub(super) fn end_on_drop(&self) -> EndOnDrop<'_> {
+        EndOnDrop(&self.ended)
+    }
+
     /// How often each event was delivered, by its ID.
     fn delivered(&self) -> Result<BTreeMap<String, usize>, String> {
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,8 +65,7 @@ impl Followed {
     }
 }
 
-/// Ends the following, also when the test fails meanwhile.
-struct EndOnDrop<'a>(&'a AtomicBool);
+pub(super) struct EndOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
@@ -78,7 +82,7 @@ fn everything_may_be_replaced_under_load() {
     let followed = Followed::new();
     thread::scope(|scope| {
         scope.spawn(|| followed.follow(installation, &kubectl, "consumer"));
-        let _ends = EndOnDrop(&followed.ended);
+        let _ends = followed.end_on_drop();
         let producers = installation.producers("load");
         for (what, disrupt) in disruptions(installation, &kubectl) {
             producers.wait_for_more(20);
@@ -156,7 +160,7 @@ fn upgrade(installation: &Installation) -> Result<String, String> {
 }
 
 /// How many events were delivered more than once, when all were delivered.
-fn all_delivered(followed: &Followed, acknowledged: &BTreeSet<String>) -> Result<usize, String> {
+pub(super) fn all_delivered(followed: &Followed, acknowledged: &BTreeSet<String>) -> Result<usize, String> {
     let delivered = followed.delivered()?;
     let lost = acknowledged
         .iter()

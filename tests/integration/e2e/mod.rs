@@ -5,6 +5,7 @@
 
 mod cluster;
 mod installation;
+mod jetstream;
 mod load;
 mod network_policies;
 mod outages;
