@@ -173,6 +173,11 @@ impl Session {
         wait: Duration,
         action: impl Future<Output = Result<T, NatsError>>,
     ) -> Result<T, NatsError> {
+        if wait.is_zero() {
+            // A timeout polls its future once: the message would still be sent. After a pause of this process, the
+            // server may no longer know its id.
+            return Err(self.unanswered(subject, wait));
+        }
         let connected = async {
             while !self.is_connected() {
                 sleep(POLL).await;

@@ -192,6 +192,23 @@ async fn a_retry_returns_the_sequence_of_the_first_attempt() {
     assert_eq!(opened.bounds().await.unwrap().next, Offset(7));
 }
 
+/// An append whose time is over, because the process was paused, must not be retried: the server forgets its id.
+#[tokio::test]
+async fn nothing_is_sent_once_the_time_is_over() {
+    let server = NatsServer::start();
+    let log = server.connect().await;
+    log.append("n/b", payloads(&["0"]), at(0)).await.unwrap();
+    let message = NatsMessage::encoded("weir.ev.n.b.0", 0, b"1");
+    let session = &log.0.streams.session;
+    for count in [1, 2] {
+        let messages = vec![message.clone(); count];
+        let stored = session.store("id", &messages, Duration::ZERO).await;
+        assert!(stored.is_err(), "{stored:?}");
+    }
+    let next = log.append("n/b", payloads(&["2"]), at(0)).await.unwrap();
+    assert_eq!(next, Offset(1));
+}
+
 #[tokio::test]
 async fn a_damaged_record_is_reported_and_not_returned() {
     let server = NatsServer::start();
