@@ -31,7 +31,7 @@ pub(crate) struct Disk {
 impl Disk {
     /// Makes one of so many MiB. An error says why that is not possible here: it needs root and loop devices.
     pub(crate) fn mount(mebibytes: u64) -> Result<Self, String> {
-        let images = Volume::mount(mebibytes + 1)?;
+        let images = Volume::mount(4 * mebibytes)?;
         let file = images.path().join("0");
         let size = mebibytes * 1024 * 1024;
         std::fs::File::create(&file)
