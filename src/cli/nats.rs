@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 
 use super::units::Size;
-use crate::log::jetstream::{JetStreamOptions, NatsAuth, NatsTls};
+use crate::log::jetstream::{JetStreamOptions, NatsAuth, NatsTls, SHARDS};
 
 /// Maximum bytes of a record besides the request body: attributes, the trace context, and headers.
 const BESIDE_BODY: u64 = 64 * 1024;
@@ -106,6 +106,17 @@ pub struct NatsArgs {
         value_name = "SIZE"
     )]
     pub dead_letter_stream_size: Size,
+
+    /// Partitions of each broker, from its first use on: 1 to 24. With several, as many routers can deliver the events of
+    /// one broker. Brokers in use keep their number.
+    #[arg(
+        long = "nats-partitions",
+        env = "WEIR_NATS_PARTITIONS",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(SHARDS)),
+        value_name = "NUMBER"
+    )]
+    pub partitions: u16,
 }
 
 impl NatsArgs {
@@ -126,6 +137,7 @@ impl NatsArgs {
             replicas,
             stream_size,
             dead_letter_stream_size,
+            partitions,
         } = self;
         if urls.is_empty() {
             bail!("--log jetstream needs the URLs of the NATS servers: set --nats (WEIR_NATS_URLS)");
@@ -150,6 +162,7 @@ impl NatsArgs {
             replicas,
             max_bytes: stream_size.0,
             dead_letters_max_bytes: dead_letter_stream_size.0,
+            partitions,
             largest_record: usize::try_from(largest).unwrap_or(usize::MAX),
             ..JetStreamOptions::default()
         })

@@ -13,6 +13,7 @@ pub(super) struct Heard {
     revision: Revision,
     down: HashMap<String, SinkOutage>,
     unproven: HashSet<String>,
+    proven: HashSet<String>,
     filter_errors: HashMap<String, Detail>,
     /// By UID, the generation.
     set_aside: HashMap<String, i64>,
@@ -29,6 +30,7 @@ impl Heard {
             revision,
             down,
             unproven,
+            proven,
             filter_errors,
             set_aside,
             resumed,
@@ -44,6 +46,7 @@ impl Heard {
                 .map(|outage| (outage.uid.clone(), outage))
                 .collect(),
             unproven: unproven.into_iter().filter(|uid| is_known(uid)).collect(),
+            proven: proven.into_iter().filter(|uid| is_known(uid)).collect(),
             filter_errors: filter_errors
                 .into_iter()
                 .filter(|error| is_known(&error.uid))
@@ -143,10 +146,15 @@ pub(super) fn seen<'a>(routers: impl Iterator<Item = ReportingRouter<'a>> + Clon
         let problem = routers.clone().find_map(|router| router.heard?.problem.clone());
         return SinkSeen::Undelivered(problem);
     }
-    let is_sure = |router: ReportingRouter<'_>| {
-        router.is_current && router.heard.is_some_and(|heard| !heard.unproven.contains(uid))
+    let current = || {
+        routers
+            .clone()
+            .map(|router| router.heard.filter(|_| router.is_current))
     };
-    if of > 0 && routers.into_iter().all(is_sure) {
+    let is_proven = current().flatten().any(|heard| heard.proven.contains(uid));
+    let is_sure =
+        |heard: Option<&Heard>| heard.is_some_and(|heard| is_proven || !heard.unproven.contains(uid));
+    if of > 0 && current().all(is_sure) {
         SinkSeen::Answering
     } else {
         SinkSeen::Unsure
@@ -186,13 +194,21 @@ mod tests {
             longest: longest.to_owned(),
             outage: by.as_ref().unwrap().down["u"].clone(),
         };
-        let table: [(&[&Option<Heard>], SinkSeen); 11] = [
+        // The routers deliver partitions of a broker.
+        let proven = Some(Heard {
+            proven: ["u".to_owned()].into(),
+            ..heard(&[], &[])
+        });
+        let table: [(&[&Option<Heard>], SinkSeen); 14] = [
             (&[], SinkSeen::Unsure),
             (&[&None], SinkSeen::Unsure),
             (&[&fine], SinkSeen::Answering),
             (&[&other, &fine], SinkSeen::Answering),
             (&[&fine, &None], SinkSeen::Unsure),
             (&[&fine, &unproven], SinkSeen::Unsure),
+            (&[&proven, &unproven], SinkSeen::Answering),
+            (&[&proven, &None], SinkSeen::Unsure),
+            (&[&proven, &late], down(1, 2, "r1", &late)),
             (&[&early], down(1, 1, "r0", &early)),
             (&[&fine, &early], down(1, 2, "r1", &early)),
             (&[&None, &late], down(1, 2, "r1", &late)),
@@ -258,6 +274,7 @@ mod tests {
             revision: Revision::default(),
             down: heard(&[("u", 1), ("x", 1)], &[]).down.into_values().collect(),
             unproven: vec!["v".into(), "y".into()],
+            proven: vec!["v".into(), "y".into()],
             filter_errors: ["u", "x"]
                 .map(|uid| FilterError {
                     uid: uid.into(),
@@ -292,6 +309,7 @@ mod tests {
             set_aside,
             resumed: ["u".to_owned()].into(),
             undecodable: ["v".to_owned()].into(),
+            proven: ["v".to_owned()].into(),
             ..heard(&[("u", 1)], &["v"])
         };
         assert_eq!(kept, expected);

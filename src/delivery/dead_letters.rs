@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     dead_letter::{DeadLetter, DeadLetterError},
+    keys::key_of,
     lines::{excerpt, trace_id},
     position::READ,
     redrive::{Redrive, RedrivenLetter, TakenLetters},
@@ -260,7 +261,7 @@ impl DeadLetters {
                     );
                     by_recipient.entry(recipient).or_default().push(RedrivenLetter {
                         offset: id,
-                        key: event.attribute("partitionkey").map(|key| key.canonical().into()),
+                        key: key_of(&event),
                     });
                 }
                 None => without_trigger.push(id),

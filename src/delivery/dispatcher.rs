@@ -474,6 +474,7 @@ impl Dispatcher {
 fn policy(settings: &Settings) -> Policy {
     Policy {
         delivery: settings.delivery().clone(),
+        partition: settings.partition(),
         is_deliverable: settings.is_deliverable(),
     }
 }
@@ -500,7 +501,7 @@ mod tests {
         },
         destination::{Answer, Verdict},
         log::{
-            Append, LogProvider, Offset, Ownership,
+            Append, LogProvider, Offset, Ownership, Partition,
             embedded::{EmbeddedLog, EmbeddedOptions},
         },
         routing::{Configuration, Delivery, RoutingTable},
@@ -518,7 +519,8 @@ mod tests {
             triggers: vec![serde_json::from_value(trigger).unwrap()],
             ..Configuration::default()
         });
-        Settings::new(client, table.authorities(), table.brokers()[BROKER].clone(), 0)
+        let broker = table.brokers()[BROKER].clone();
+        Settings::new(client, table.authorities(), broker, 0, Partition::WHOLE)
     }
 
     /// An idle dispatcher of a Trigger with this Sink, and the sender of its settings.

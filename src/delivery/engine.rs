@@ -81,7 +81,7 @@ impl LoadedCheckpoints {
                 CheckpointKey::Identity(uid) => {
                     drop(records.insert(uid, retained::OwnerRecord::read(&value)))
                 }
-                CheckpointKey::Revision => {}
+                CheckpointKey::Revision | CheckpointKey::TrimPoints => {}
                 CheckpointKey::RunningTime => stored.ran_before = retained::RunningTime::read(&value),
                 CheckpointKey::DeadLetters(ref broker) => {
                     let restored = stored.taken.restore(broker.clone(), &value);
@@ -228,8 +228,13 @@ impl Engine {
             let logs = BrokerLogs::open(self.logs(), &broker);
             let mut listeners = Vec::with_capacity(routes.routes().len());
             for (index, route) in routes.routes().iter().enumerate() {
-                let settings =
-                    Settings::new(&self.spawner.client, table.authorities(), routes.clone(), index);
+                let settings = Settings::new(
+                    &self.spawner.client,
+                    table.authorities(),
+                    routes.clone(),
+                    index,
+                    logs.events.partition(),
+                );
                 let is_deliverable = settings.is_deliverable();
                 let inbox = match running.triggers.get(&route.trigger.uid) {
                     Some(trigger) => {
@@ -329,7 +334,7 @@ pub fn broker_of_checkpoint(key: &CheckpointKey, value: &[u8]) -> Option<BrokerN
             Some(record.identity.broker.as_str().into())
         }
         CheckpointKey::DeadLetters(broker) => Some(broker.clone()),
-        CheckpointKey::RunningTime | CheckpointKey::Revision => None,
+        CheckpointKey::RunningTime | CheckpointKey::Revision | CheckpointKey::TrimPoints => None,
     }
 }
 

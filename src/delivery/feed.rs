@@ -14,6 +14,7 @@ use super::{
     TriggerStats,
     buffered::{BufferedEvent, MemoryShare},
     inbox::Inbox,
+    keys::{is_in, key_of},
     position::{BrokerLogs, EventPosition, FetchError, READ},
     reader::{FilterYield, Reader},
     settings::Settings,
@@ -258,17 +259,13 @@ impl FeedSource {
 
 impl FeedItem {
     fn event(position: EventPosition, event: &Event, buffered: Option<BufferedEvent>) -> Self {
-        let key = partition_key(event);
+        let key = key_of(event);
         Self::Event {
             position,
             key,
             buffered,
         }
     }
-}
-
-fn partition_key(event: &Event) -> Option<Box<str>> {
-    event.attribute("partitionkey").map(|key| key.canonical().into())
 }
 
 /// Yields the outstanding events below `offset` as removed from the log.
@@ -342,12 +339,16 @@ impl LogRead {
         batch: &mut Batch,
         filter_yield: &mut FilterYield,
     ) -> Option<FeedItem> {
-        let position = EventPosition::Log(record.offset);
+        let (position, partition) = (EventPosition::Log(record.offset), self.logs.events.partition());
         match Event::from_record(record.payload) {
             Ok(event) => {
+                if !is_in(partition, &event, record.offset) {
+                    return None;
+                }
                 let is_wanted = self.wants(&event, settings, filter_yield).await;
                 is_wanted.then(|| self.buffer(position, event))
             }
+            Err(_) if !partition.has(None, record.offset) => None,
             Err(error) => {
                 batch.problems.push((position, error.to_string()));
                 Some(FeedItem::Unreadable)
@@ -375,7 +376,7 @@ impl LogRead {
     /// Buffers the event if the memory budget allows, otherwise only its position.
     fn buffer(&self, position: EventPosition, event: Event) -> FeedItem {
         let memory = self.memory.try_reserve(event.size());
-        let key = partition_key(&event);
+        let key = key_of(&event);
         let buffered = memory.map(|memory| BufferedEvent::new(event, memory));
         FeedItem::Event {
             position,

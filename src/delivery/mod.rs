@@ -12,7 +12,8 @@
 //! - [`reader`] follows a broker's log, [`inbox`] queues events for one Trigger, [`feed`] merges the log and the
 //!   inbox for it.
 //! - [`scheduler`] decides the next step, without I/O, from [`lanes`] (order by key), [`backoff`], [`breaker`],
-//!   [`throttle`], [`rate`] and [`letters`] (dead letters in flight).
+//!   [`throttle`], [`rate`] and [`letters`] (dead letters in flight). [`keys`] has the keys of events, and tells which
+//!   are in the partition that is delivered here.
 //! - [`dispatcher`] is the loop that performs those steps, [`attempt`] performs one, [`ending`] is its result.
 //!   [`progress`] tracks what is settled, [`saver`] checkpoints it.
 //! - [`reply`] stores the events that a Sink replies with; [`crate::destination`] sends.
@@ -36,6 +37,7 @@ mod feed;
 mod holds;
 mod inbox;
 mod inspection;
+mod keys;
 mod lanes;
 mod letters;
 mod lines;
@@ -69,6 +71,7 @@ pub use dead_letters::{DeadLetterPage, Dropped, Redriven, Selection, StoredLette
 pub use deleted_triggers::RetainedTrigger;
 pub use engine::{Engine, broker_of_checkpoint};
 pub use holds::Hold;
+pub use keys::partition_of;
 pub use options::{DeliveryOptions, EngineError};
 pub use retention::Retention;
 pub use settlement::Settlement;

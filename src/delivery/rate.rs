@@ -2,7 +2,26 @@
 
 use std::time::{Duration, Instant};
 
-use crate::routing::RateLimit;
+use crate::{log::Partition, routing::RateLimit};
+
+/// A rate of attempts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AttemptRate {
+    per_second: f64,
+    /// Attempts at once after an idle period. At least 1.
+    burst: f64,
+}
+
+impl AttemptRate {
+    /// The share of a partition in the rate limit of a Trigger.
+    pub(super) fn new(limit: RateLimit, partition: Partition) -> Self {
+        let of = f64::from(partition.of.max(1));
+        Self {
+            per_second: f64::from(limit.per_second.get()) / of,
+            burst: (f64::from(limit.burst.get()) / of).max(1.0),
+        }
+    }
+}
 
 /// A token bucket: refills with time, up to the burst; an attempt costs one token.
 #[derive(Debug, Default)]
@@ -13,26 +32,25 @@ pub(super) struct TokenBucket {
 
 impl TokenBucket {
     /// Time at which the next attempt may begin.
-    pub(super) fn permits(&self, limit: RateLimit, now: Instant) -> Instant {
-        let missing = 1.0 - self.tokens(limit, now);
+    pub(super) fn permits(&self, rate: AttemptRate, now: Instant) -> Instant {
+        let missing = 1.0 - self.tokens(rate, now);
         if missing <= 0.0 {
             return now;
         }
-        now + Duration::from_secs_f64(missing / f64::from(limit.per_second.get()))
+        now + Duration::from_secs_f64(missing / rate.per_second)
     }
 
     /// Takes a token for an attempt.
-    pub(super) fn take(&mut self, limit: RateLimit, now: Instant) {
-        self.state = Some((now, self.tokens(limit, now) - 1.0));
+    pub(super) fn take(&mut self, rate: AttemptRate, now: Instant) {
+        self.state = Some((now, self.tokens(rate, now) - 1.0));
     }
 
-    fn tokens(&self, limit: RateLimit, now: Instant) -> f64 {
-        let burst = f64::from(limit.burst.get());
+    fn tokens(&self, rate: AttemptRate, now: Instant) -> f64 {
         let Some((at, tokens)) = self.state else {
-            return burst;
+            return rate.burst;
         };
-        let earned = now.saturating_duration_since(at).as_secs_f64() * f64::from(limit.per_second.get());
-        (tokens + earned).min(burst)
+        let earned = now.saturating_duration_since(at).as_secs_f64() * rate.per_second;
+        (tokens + earned).min(rate.burst)
     }
 }
 
@@ -48,6 +66,7 @@ mod tests {
             per_second: NonZeroU32::new(10).unwrap(),
             burst: NonZeroU32::new(3).unwrap(),
         };
+        let limit = AttemptRate::new(limit, Partition::WHOLE);
         let (mut bucket, start) = (TokenBucket::default(), Instant::now());
         let mut now = start;
         for _ in 0..23 {
@@ -69,5 +88,19 @@ mod tests {
             bucket.take(limit, later);
         }
         assert!(bucket.permits(limit, later) > later);
+    }
+
+    #[test]
+    fn partitions_share_the_rate() {
+        let limit = RateLimit {
+            per_second: NonZeroU32::new(2).unwrap(),
+            burst: NonZeroU32::new(8).unwrap(),
+        };
+        let shares: Vec<_> = Partition::all(16)
+            .map(|partition| AttemptRate::new(limit, partition))
+            .collect();
+        let total: f64 = shares.iter().map(|rate| rate.per_second).sum();
+        assert!((1.99..2.01).contains(&total), "{total}");
+        assert!(shares.iter().all(|rate| (0.99..1.01).contains(&rate.burst)));
     }
 }

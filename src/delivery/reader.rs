@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     buffered::{BufferedEvent, MemoryShare},
     inbox::Inbox,
+    keys::is_in,
     position::READ,
 };
 use crate::{
@@ -249,10 +250,11 @@ impl Reader {
 
     /// Offers one record. Filters are evaluated without holding the lock.
     async fn offer_record(&self, record: LogRecord, memory: Reservation, filter_yield: &mut FilterYield) {
-        let offset = record.offset;
+        let (offset, partition) = (record.offset, self.log.partition());
         let event = match Event::from_record(record.payload) {
-            Ok(event) => BufferedEvent::new(event, memory),
-            Err(error) => return self.unreadable(offset, &error),
+            Ok(event) if is_in(partition, &event, offset) => BufferedEvent::new(event, memory),
+            Err(error) if partition.has(None, offset) => return self.unreadable(offset, &error),
+            _ => return self.pass(offset),
         };
         let mut evaluated = EvaluatedTriggers::default();
         loop {
@@ -292,6 +294,11 @@ impl Reader {
             state.position = offset.plus(1);
             return;
         }
+    }
+
+    /// Passes a record of another partition.
+    fn pass(&self, offset: Offset) {
+        self.lock().position = offset.plus(1);
     }
 
     fn unreadable(&self, offset: Offset, error: &dyn std::error::Error) {

@@ -24,12 +24,12 @@ use super::{
     letters::{LetterSent, LetterStep, LetterStored, PendingLetters},
     position::EventPosition,
     progress::{FailedAttempts, Progress},
-    rate::TokenBucket,
+    rate::{AttemptRate, TokenBucket},
     settlement::Settlement,
     throttle::Throttle,
 };
 use crate::{
-    log::Offset,
+    log::{Offset, Partition},
     routing::{Delivery, Ordering},
 };
 
@@ -58,6 +58,8 @@ const FAILURES_WHEN_DOWN: u32 = 10;
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
     pub(super) delivery: Delivery,
+    /// The part of the broker's events that is scheduled here, with its share of the concurrency and the rate.
+    pub(super) partition: Partition,
     /// Whether events are attempted; otherwise they wait.
     pub(super) is_deliverable: bool,
 }
@@ -341,9 +343,10 @@ impl<E> Scheduler<E> {
         let Some(by_breaker) = self.breaker.permits(now, self.in_flight.len(), pause) else {
             return Err(None);
         };
-        let by_rate = delivery
+        let rate = delivery
             .rate_limit
-            .map_or(now, |limit| self.bucket.permits(limit, now));
+            .map(|limit| AttemptRate::new(limit, self.policy.partition));
+        let by_rate = rate.map_or(now, |rate| self.bucket.permits(rate, now));
         let due = self.retries.first().map(|&(at, _)| at);
         if self.fresh.is_empty() && due.is_none() {
             return Err(None);
@@ -355,8 +358,8 @@ impl<E> Scheduler<E> {
         let Some((item, is_retry)) = self.pick(now) else {
             return Err(due.filter(|_| self.may_retry()));
         };
-        if let Some(limit) = self.policy.delivery.rate_limit {
-            self.bucket.take(limit, now);
+        if let Some(rate) = rate {
+            self.bucket.take(rate, now);
         }
         self.breaker.begin();
         self.throttle.begin(now);
@@ -486,6 +489,6 @@ impl<E> Scheduler<E> {
     }
 
     fn concurrency(&self) -> usize {
-        self.policy.delivery.concurrency.max(1) as usize
+        self.policy.partition.share(self.policy.delivery.concurrency) as usize
     }
 }

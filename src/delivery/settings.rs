@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     destination::{Client, Target},
+    log::Partition,
     routing::{Authorities, BrokerTable, Delivery, Destination, Route, Trigger},
 };
 
@@ -15,15 +16,19 @@ pub(super) struct Settings {
     /// Prepared once; `None` while events have to wait.
     target: Option<Target>,
     dead_letter_target: Option<Target>,
+    /// The part of the broker's events that is delivered here.
+    partition: Partition,
 }
 
 impl Settings {
-    /// Creates the settings. `authorities` are those that the table's destinations name.
+    /// Creates the settings for a partition of the broker's events. `authorities` are those that the table's
+    /// destinations name.
     pub(super) fn new(
         client: &Client,
         authorities: &Authorities,
         table: Arc<BrokerTable>,
         index: usize,
+        partition: Partition,
     ) -> Self {
         let trigger = &table.routes()[index].trigger;
         let target = trigger
@@ -57,6 +62,7 @@ impl Settings {
             index,
             target,
             dead_letter_target,
+            partition,
         }
     }
 
@@ -80,6 +86,11 @@ impl Settings {
 
     pub(super) fn delivery(&self) -> &Delivery {
         &self.trigger().delivery
+    }
+
+    /// The part of the broker's events that is delivered here.
+    pub(super) fn partition(&self) -> Partition {
+        self.partition
     }
 
     /// Target of dead letters; `None` if the router stores them.

@@ -35,9 +35,11 @@ impl TriggerView {
         (self.broker(), &self.hold)
     }
 
-    /// Approximate number of events of its broker that the Trigger has not evaluated yet.
+    /// Approximate number of events of its broker that the Trigger has not evaluated yet. If the broker has several
+    /// partitions, they are assumed to be of the same size.
     pub fn backlog(&self) -> u64 {
         let end = self.log.cached_bounds().next;
-        end.0.saturating_sub(self.stats.next().0)
+        let behind = end.0.saturating_sub(self.stats.next().0);
+        behind.div_ceil(u64::from(self.log.partition().of.max(1)))
     }
 }

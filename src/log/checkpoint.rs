@@ -11,6 +11,7 @@ const IDENTITY: &str = "trigger:";
 const DEAD_LETTERS: &str = "dead-letters:";
 const RUNNING_TIME: &str = "running-time";
 const REVISION: &str = "routing-revision";
+const TRIM_POINTS: &str = "trim-points";
 
 /// Key of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,6 +26,8 @@ pub enum CheckpointKey {
     RunningTime,
     /// Revision of the newest routing configuration that a router on a shared log applies.
     Revision,
+    /// Offsets below which the events of the shard's partitions are not needed any more.
+    TrimPoints,
 }
 
 impl CheckpointKey {
@@ -34,6 +37,8 @@ impl CheckpointKey {
             Self::RunningTime
         } else if key == REVISION {
             Self::Revision
+        } else if key == TRIM_POINTS {
+            Self::TrimPoints
         } else if let Some(uid) = key.strip_prefix(IDENTITY) {
             Self::Identity(uid.to_owned())
         } else if let Some(broker) = key.strip_prefix(DEAD_LETTERS) {
@@ -53,6 +58,7 @@ impl fmt::Display for CheckpointKey {
             Self::DeadLetters(broker) => write!(f, "{DEAD_LETTERS}{broker}"),
             Self::RunningTime => f.write_str(RUNNING_TIME),
             Self::Revision => f.write_str(REVISION),
+            Self::TrimPoints => f.write_str(TRIM_POINTS),
         }
     }
 }
@@ -102,6 +108,7 @@ mod tests {
             ),
             (CheckpointKey::RunningTime, "running-time"),
             (CheckpointKey::Revision, "routing-revision"),
+            (CheckpointKey::TrimPoints, "trim-points"),
         ] {
             assert_eq!(key.to_string(), text);
             assert_eq!(CheckpointKey::from_key(text), key);

@@ -289,7 +289,8 @@ pub(crate) async fn a_read_keeps_its_limit_and_gives_at_least_one_record(subject
     assert_eq!(read(usize::MAX, 8).await, [1, 2]);
     assert_eq!(read(usize::MAX, 11).await, [1, 2]);
     assert_eq!(read(usize::MAX, 1).await, [1]);
-    assert_eq!(read(100, 100).await, [1, 2, 3]);
+    let read = read(100, 100).await;
+    assert!(!read.is_empty() && [1, 2, 3].starts_with(&read), "{read:?}");
 }
 
 pub(crate) async fn concurrent_appends_get_offsets_without_gaps(subject: impl Tested) {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::{
     Append, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogBounds, LogError,
-    LogHealth, LogName, LogProvider, LogRecord, Offset, Ownership, ReadLimit,
+    LogHealth, LogName, LogProvider, LogRecord, Offset, Ownership, Partition, ReadLimit,
 };
 
 /// An operation that a [`Fault`] may prevent.
@@ -180,6 +180,10 @@ impl MemoryLog {
 impl Log for MemoryLog {
     fn name(&self) -> &LogName {
         &self.name
+    }
+
+    fn partition(&self) -> Partition {
+        Partition::WHOLE
     }
 
     fn append(&self, Append { payloads, accepted }: Append) -> BoxFuture<'_, Result<Offset, LogError>> {

@@ -5,7 +5,7 @@
 //! here; [`crate::cloudevents`] knows its content.
 //!
 //! Reading order: this file has the traits, `name.rs` the names of logs, `checkpoint.rs` the checkpoints, `shard.rs` who
-//! may change them, `error.rs` what can fail, `health.rs` the health of servers. [`embedded`] is the provider on the
+//! may change them, `partition.rs` how the events of a broker are divided, `error.rs` what can fail, `health.rs` the health of servers. [`embedded`] is the provider on the
 //! router's volume, [`jetstream`] the one of several routers; their headers continue the tour. `conformance.rs` is the
 //! test suite that every provider passes, `memory.rs` the provider for other modules' tests.
 //!
@@ -14,7 +14,7 @@
 //!
 //! | here | there |
 //! | --- | --- |
-//! | [`LogProvider::open`] | a stream for each log, created by the first append, with one partition |
+//! | [`LogProvider::open`] | a stream for each log, created by the first append |
 //! | [`Log::append`] | a message, or an atomic batch, with an id for retries |
 //! | [`Offset`] | the stream's sequence minus one |
 //! | [`Log::read`] | a batched direct get, from any replica |
@@ -32,6 +32,8 @@ mod error;
 mod health;
 pub mod jetstream;
 mod name;
+mod offset;
+mod partition;
 mod record;
 mod shard;
 
@@ -44,6 +46,8 @@ pub use checkpoint::{CheckpointChange, CheckpointKey, Checkpoints, Epoch};
 pub use error::LogError;
 pub use health::{LogHealth, StreamHealth};
 pub use name::{BrokerName, LogName};
+pub use offset::Offset;
+pub use partition::Partition;
 pub use shard::{Ownership, Shard};
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -51,30 +55,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 /// Time for which [`Log::append_once`] remembers an id, at least.
 pub const REMEMBERED: Duration = Duration::from_secs(30);
-
-/// A position in one log. The first record has offset 0; offsets have no gaps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Offset(pub u64);
-
-impl Offset {
-    /// Returns the offset `count` records later.
-    #[must_use]
-    pub const fn plus(self, count: u64) -> Self {
-        Self(self.0.saturating_add(count))
-    }
-}
-
-impl fmt::Display for Offset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// One stored record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,6 +137,9 @@ pub trait Log: Send + Sync + 'static {
     /// Name of the log.
     fn name(&self) -> &LogName;
 
+    /// The partition that this handle is for. Reads return the records of all partitions; see [`Partition::has`].
+    fn partition(&self) -> Partition;
+
     /// Appends records in order, as one commit: all of them or none. Returns the offset of the first once all are
     /// durable. Concurrent calls share one fsync.
     ///
@@ -175,7 +162,8 @@ pub trait Log: Send + Sync + 'static {
         self.append(append)
     }
 
-    /// Reads durable records from `from` on, in offset order; empty at the end of the log.
+    /// Reads durable records from `from` on, in offset order; empty at the end of the log. There may be fewer than the
+    /// limit allows.
     ///
     /// # Errors
     /// [`LogError::Unavailable`] if it cannot be read for now, after a few attempts; [`LogError::Damaged`] if what

@@ -1,11 +1,14 @@
 //! Queries about the delivery of all shards of this router, for metrics and the admin API.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use super::{Shards, past::PastCounts, shards::lock};
+use super::{OwnedTrigger, Shards, past::PastCounts, shards::lock};
 use crate::{
     delivery::{Engine, RetainedTrigger, TriggerView},
-    log::{BrokerName, LogName},
+    log::{BrokerName, LogName, Shard},
 };
 
 impl Shards {
@@ -14,11 +17,9 @@ impl Shards {
         self.owned().len()
     }
 
-    /// Views of all Triggers, by namespace and name.
-    pub fn triggers(&self) -> Vec<TriggerView> {
-        let mut views = self.of_each(|engine| Vec::clone(&engine.triggers()));
-        views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-        views
+    /// All Triggers, by namespace and name.
+    pub fn triggers(&self) -> Vec<OwnedTrigger> {
+        OwnedTrigger::group(self.of_each(|engine| Vec::clone(&engine.triggers())))
     }
 
     /// The Trigger that holds most of the log, as [`Engine::holds_most`] of the shard with the largest broker.
@@ -34,10 +35,9 @@ impl Shards {
 
     /// Number of deleted Triggers whose checkpoints are retained.
     pub fn retained_count(&self) -> usize {
-        self.owned()
-            .values()
-            .map(|owned| owned.engine.retained_count())
-            .sum()
+        let retained = self.retained_triggers();
+        let uids: BTreeSet<_> = retained.iter().map(|retained| &retained.view.uid).collect();
+        uids.len()
     }
 
     /// As [`Engine::dropped_with_trigger`], of all shards that this router owned since startup.
@@ -70,9 +70,13 @@ impl Shards {
         brokers
     }
 
-    /// The logs that have records, and the bytes of their retained payloads, as last seen.
+    /// The logs that have records, and the bytes of their retained payloads, as last seen. Each log is with the owner of
+    /// its broker's shard, also if others own partitions of it.
     pub fn usage(&self) -> Vec<(LogName, u64)> {
-        self.of_each(|engine| engine.logs().usage())
+        let owned = self.owned();
+        let mut usage = self.logs().usage();
+        usage.retain(|(name, _)| owned.contains_key(&Shard::of(name.broker(), self.count)));
+        usage
     }
 
     fn of_each<T>(&self, ask: impl Fn(&Engine) -> Vec<T>) -> Vec<T> {

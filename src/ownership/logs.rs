@@ -1,31 +1,108 @@
-//! The logs of one shard: what its owner may trim and count.
+//! The logs of one shard, as its owner sees them: of each broker only the partition that is in the shard.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
+};
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::sync::{Mutex, watch};
 
-use crate::log::{Capacity, Checkpoints, Log, LogError, LogName, LogProvider, Ownership, Shard};
+use crate::log::{
+    Append, BrokerName, Capacity, CheckpointKey, Checkpoints, Log, LogBounds, LogError, LogName, LogProvider,
+    LogRecord, Offset, Ownership, Partition, ReadLimit, Shard,
+    jetstream::{JetStreamLog, SHARDS},
+};
 
 /// The logs of a shard's brokers. [`LogProvider::usage`] has only these; all others can be opened.
 pub(super) struct ShardLogs {
-    pub(super) logs: Arc<dyn LogProvider>,
-    pub(super) shard: Shard,
-    /// Number of shards.
-    pub(super) shards: u16,
+    logs: Arc<dyn LogProvider>,
+    /// The checkpoints of the shard.
+    checkpoints: Arc<dyn Checkpoints>,
+    /// `None` if the shard is the only one.
+    shared: Option<SharedShard>,
+}
+
+/// A shard of a log that routers share.
+struct SharedShard {
+    log: Arc<JetStreamLog>,
+    shard: Shard,
+    trim_points: Arc<TrimPoints>,
+}
+
+impl ShardLogs {
+    /// Opens the logs of a shard for its owner. `shared` is the log, if several routers share it.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::load`].
+    pub(super) async fn open(
+        logs: Arc<dyn LogProvider>,
+        shared: Option<&Arc<JetStreamLog>>,
+        ownership: Ownership,
+    ) -> Result<Self, LogError> {
+        let checkpoints = logs.checkpoints(ownership);
+        let shared = match shared {
+            Some(log) => Some(SharedShard {
+                log: log.clone(),
+                shard: ownership.shard,
+                trim_points: Arc::new(TrimPoints::load(log, &checkpoints).await?),
+            }),
+            None => None,
+        };
+        Ok(Self {
+            logs,
+            checkpoints,
+            shared,
+        })
+    }
+}
+
+impl SharedShard {
+    fn partition_of(&self, broker: &BrokerName) -> Option<Partition> {
+        Partition::in_shard(broker, self.log.partitions_of(broker), self.shard, SHARDS)
+    }
+
+    /// Whether the shard has this log: a partition of the events, or the dead letters, which are in the first one.
+    fn has(&self, name: &LogName) -> bool {
+        let partition = self.partition_of(name.broker());
+        match name {
+            LogName::Events(_) => partition.is_some(),
+            LogName::DeadLetters(_) => partition.is_some_and(|partition| partition.number == 0),
+        }
+    }
 }
 
 impl LogProvider for ShardLogs {
     fn open(&self, name: &LogName) -> Arc<dyn Log> {
-        self.logs.open(name)
+        let log = self.logs.open(name);
+        let (LogName::Events(broker), Some(shared)) = (name, &self.shared) else {
+            return log;
+        };
+        match shared.partition_of(broker) {
+            Some(partition) if partition != Partition::WHOLE => Arc::new(PartitionLog {
+                log,
+                partition,
+                trim_points: shared.trim_points.clone(),
+            }),
+            _ => log,
+        }
     }
 
-    fn checkpoints(&self, ownership: Ownership) -> Arc<dyn Checkpoints> {
-        self.logs.checkpoints(ownership)
+    /// Returns the checkpoints that this was opened with.
+    fn checkpoints(&self, _: Ownership) -> Arc<dyn Checkpoints> {
+        self.checkpoints.clone()
     }
 
     fn usage(&self) -> Vec<(LogName, u64)> {
         let mut usage = self.logs.usage();
-        usage.retain(|(name, _)| Shard::of(name.broker(), self.shards) == self.shard);
+        if let Some(shared) = &self.shared {
+            usage.retain(|(name, _)| shared.has(name));
+            for (name, bytes) in &mut usage {
+                *bytes = self.open(name).retained();
+            }
+        }
         usage
     }
 
@@ -44,4 +121,164 @@ impl LogProvider for ShardLogs {
     fn failed(&self) -> BoxFuture<'_, LogError> {
         self.logs.failed()
     }
+}
+
+/// The events of a broker for the owner of one of several partitions. Those below its trim point are gone for it, and
+/// removed once they are gone for all partitions.
+struct PartitionLog {
+    /// The events of all partitions.
+    log: Arc<dyn Log>,
+    partition: Partition,
+    trim_points: Arc<TrimPoints>,
+}
+
+impl PartitionLog {
+    fn within(&self, LogBounds { first, next }: LogBounds) -> LogBounds {
+        LogBounds {
+            first: first.max(self.trim_points.get(self.name().broker())).min(next),
+            next,
+        }
+    }
+}
+
+impl Log for PartitionLog {
+    fn name(&self) -> &LogName {
+        self.log.name()
+    }
+
+    fn partition(&self) -> Partition {
+        self.partition
+    }
+
+    fn append(&self, append: Append) -> BoxFuture<'_, Result<Offset, LogError>> {
+        self.log.append(append)
+    }
+
+    fn append_once<'a>(&'a self, id: &'a str, append: Append) -> BoxFuture<'a, Result<Offset, LogError>> {
+        self.log.append_once(id, append)
+    }
+
+    fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<LogRecord>, LogError>> {
+        self.log
+            .read(from.max(self.trim_points.get(self.name().broker())), limit)
+    }
+
+    fn bounds(&self) -> BoxFuture<'_, Result<LogBounds, LogError>> {
+        Box::pin(async {
+            let bounds = self.log.bounds().await?;
+            self.trim_points
+                .keep_within(self.name().broker(), bounds.next)
+                .await?;
+            Ok(self.within(bounds))
+        })
+    }
+
+    fn cached_bounds(&self) -> LogBounds {
+        self.within(self.log.cached_bounds())
+    }
+
+    /// The bytes from the trim point on, if they are spread evenly over the records.
+    fn retained(&self) -> u64 {
+        let all = self.log.cached_bounds();
+        let own = self.within(all);
+        let records = |bounds: LogBounds| u128::from(bounds.next.0.saturating_sub(bounds.first.0));
+        let bytes = u128::from(self.log.retained()) * records(own) / records(all).max(1);
+        // At most all bytes, which are a u64.
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    fn offset_at(&self, time: Timestamp) -> BoxFuture<'_, Result<Offset, LogError>> {
+        Box::pin(async move {
+            let found = self.log.offset_at(time).await?;
+            Ok(found.max(self.trim_points.get(self.name().broker())))
+        })
+    }
+
+    fn follow(&self) -> watch::Receiver<Offset> {
+        self.log.follow()
+    }
+
+    fn trim(&self, before: Offset) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(async move {
+            let broker = self.name().broker();
+            self.trim_points.raise(broker, before).await?;
+            let lowest = self.trim_points.lowest(broker, self.partition.of).await?;
+            self.log.trim(lowest).await
+        })
+    }
+}
+
+/// The offsets below which the shard's partitions need no events any more. Stored as a checkpoint of the shard, so that
+/// only its owner can change them.
+struct TrimPoints {
+    log: Arc<JetStreamLog>,
+    checkpoints: Arc<dyn Checkpoints>,
+    points: StdMutex<BTreeMap<String, Offset>>,
+    /// Held while a point is changed.
+    changing: Mutex<()>,
+}
+
+impl TrimPoints {
+    async fn load(log: &Arc<JetStreamLog>, checkpoints: &Arc<dyn Checkpoints>) -> Result<Self, LogError> {
+        let stored = checkpoints.load(&CheckpointKey::TrimPoints).await?;
+        Ok(Self {
+            log: log.clone(),
+            checkpoints: checkpoints.clone(),
+            points: StdMutex::new(stored.map(|stored| decode(&stored)).unwrap_or_default()),
+            changing: Mutex::default(),
+        })
+    }
+
+    fn get(&self, broker: &BrokerName) -> Offset {
+        self.points().get(broker.as_str()).copied().unwrap_or_default()
+    }
+
+    fn points(&self) -> MutexGuard<'_, BTreeMap<String, Offset>> {
+        // No panic under the lock leaves the map half changed.
+        self.points.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Raises the point of a broker's partition.
+    async fn raise(&self, broker: &BrokerName, before: Offset) -> Result<(), LogError> {
+        self.change(broker, |point| point.max(before)).await
+    }
+
+    /// Lowers the point of a broker's partition to the end of a log that has lost its tail: other events will get the
+    /// offsets beyond.
+    async fn keep_within(&self, broker: &BrokerName, end: Offset) -> Result<(), LogError> {
+        match self.get(broker) > end {
+            true => self.change(broker, |point| point.min(end)).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Changes a point, once the change is stored.
+    async fn change(&self, broker: &BrokerName, change: impl Fn(Offset) -> Offset) -> Result<(), LogError> {
+        let _changing = self.changing.lock().await;
+        let mut points = self.points().clone();
+        let point = points.entry(broker.as_str().to_owned()).or_default();
+        *point = change(*point);
+        // Strings and numbers always serialise.
+        let stored = Bytes::from(serde_json::to_vec(&points).unwrap_or_default());
+        let change = (CheckpointKey::TrimPoints, Some(stored));
+        self.checkpoints.save(vec![change]).await?;
+        *self.points() = points;
+        Ok(())
+    }
+
+    /// Returns the lowest point of a broker's partitions, or one that was the lowest before.
+    async fn lowest(&self, broker: &BrokerName, partitions: u16) -> Result<Offset, LogError> {
+        let stored = self.log.checkpoint_of_all(&CheckpointKey::TrimPoints).await?;
+        let points = Partition::all(partitions).map(|partition| {
+            let stored = stored.get(&partition.shard(broker, SHARDS));
+            let points = stored.map(|stored| decode(stored)).unwrap_or_default();
+            points.get(broker.as_str()).copied().unwrap_or_default()
+        });
+        Ok(points.min().unwrap_or_default())
+    }
+}
+
+/// Decodes stored points. Of those that cannot be read nothing is trimmed.
+fn decode(stored: &[u8]) -> BTreeMap<String, Offset> {
+    serde_json::from_slice(stored).unwrap_or_default()
 }

@@ -19,7 +19,7 @@ use crate::{
     destination::Client,
     intake::{Intake, MakeRoom},
     log::{
-        BrokerName, CheckpointKey, LogError, LogProvider, Ownership, Shard,
+        BrokerName, CheckpointKey, LogError, LogProvider, Ownership, Partition, Shard,
         jetstream::{JetStreamLog, Membership, SHARDS, Seen},
     },
     routing::{self, Revision, RoutingTable},
@@ -143,11 +143,17 @@ impl Shards {
         self.statistics.clone()
     }
 
+    /// All logs.
+    pub(super) fn logs(&self) -> &dyn LogProvider {
+        &*self.starter.logs
+    }
+
     pub(super) fn owned(&self) -> Arc<BTreeMap<Shard, OwnedShard>> {
         self.owned.0.load_full()
     }
 
-    /// Returns the engine of a broker, if this router owns its shard.
+    /// Returns the engine of a broker, if this router owns its shard. It has the dead letters and, if the broker has
+    /// several partitions, the first one.
     pub fn engine_of(&self, broker: &BrokerName) -> Option<Arc<Engine>> {
         let owned = self.owned.0.load();
         let owned = owned.get(&Shard::of(broker, self.count))?;
@@ -158,6 +164,29 @@ impl Shards {
     pub fn owner_of(&self, broker: &BrokerName) -> Option<String> {
         let seen = self.seen.load();
         seen.owners.get(&Shard::of(broker, self.count)).cloned()
+    }
+
+    /// Returns the routers that own partitions of a broker, as last seen.
+    pub fn owners_of(&self, broker: &BrokerName) -> BTreeSet<String> {
+        let seen = self.seen.load();
+        let owners = self
+            .shards_of(broker)
+            .filter_map(|shard| seen.owners.get(&shard).cloned());
+        owners.collect()
+    }
+
+    /// Number of partitions of a broker.
+    pub fn partitions_of(&self, broker: &BrokerName) -> u16 {
+        self.shared.as_ref().map_or(1, |log| log.partitions_of(broker))
+    }
+
+    fn shards_of(&self, broker: &BrokerName) -> impl Iterator<Item = Shard> {
+        Partition::all(self.partitions_of(broker)).map(|partition| partition.shard(broker, self.count))
+    }
+
+    /// Whether a shard has a partition of a broker.
+    fn has_part_of(&self, shard: Shard, broker: &BrokerName) -> bool {
+        Partition::in_shard(broker, self.partitions_of(broker), shard, self.count).is_some()
     }
 
     /// Returns the routers that own shards, as last seen.
@@ -351,13 +380,9 @@ impl Shards {
             supervisor,
             runtime,
         } = &self.starter;
-        let logs = Arc::new(ShardLogs {
-            logs: logs.clone(),
-            shard: ownership.shard,
-            shards: self.count,
-        });
+        let logs = ShardLogs::open(logs.clone(), self.shared.as_ref(), ownership).await?;
         Engine::start(
-            logs,
+            Arc::new(logs),
             ownership,
             client.clone(),
             options.clone(),
@@ -373,9 +398,9 @@ impl Shards {
         OwnedShard { ownership, engine }: &OwnedShard,
         WantedConfiguration { table, is_saved, .. }: &WantedConfiguration,
     ) -> Result<(), EngineError> {
-        if self.shared.is_none() {
+        let Some(log) = &self.shared else {
             return engine.apply(table).await;
-        }
+        };
         let (checkpoints, revision) = (engine.checkpoints(), table.revision());
         if *is_saved && !applied::is_last_begun(checkpoints, revision).await? {
             tracing::info!(
@@ -385,8 +410,10 @@ impl Shards {
             );
             return Ok(());
         }
+        let brokers = table.brokers().keys().map(|broker| broker.as_str().into());
+        log.decide_partitions(brokers.collect()).await?;
         applied::begin(checkpoints, revision).await?;
-        let of_shard = table.of_brokers(|broker| self.shard_of(broker) == ownership.shard);
+        let of_shard = table.of_brokers(|broker| self.has_part_of(ownership.shard, &broker.into()));
         engine.apply(&of_shard).await?;
         applied::end(checkpoints, revision).await?;
         Ok(())
@@ -437,10 +464,6 @@ impl Shards {
         sources.apply(&running, |source| continues == Some(shard_of(source)));
     }
 
-    fn shard_of(&self, broker: &str) -> Shard {
-        Shard::of(&broker.into(), self.count)
-    }
-
     /// Notes the routers and the owners of shards.
     pub(super) fn note_seen(&self, seen: Seen) {
         let mut without_owner = lock(&self.without_owner);
@@ -464,11 +487,13 @@ impl Shards {
         *known = problem;
     }
 
-    /// Whether no router has delivered a broker's events for a while, as last seen.
+    /// Whether no router has delivered a broker's events, or those of one of its partitions, for a while, as last seen.
     pub fn is_without_owner(&self, broker: &BrokerName) -> bool {
         let without_owner = lock(&self.without_owner);
-        let since = without_owner.get(&Shard::of(broker, self.count));
-        since.is_some_and(|since| since.elapsed() >= TELL_AFTER)
+        let mut since = self
+            .shards_of(broker)
+            .filter_map(|shard| without_owner.get(&shard));
+        since.any(|since| since.elapsed() >= TELL_AFTER)
     }
 
     /// Number of shards that no live router owns, as last seen.

@@ -24,16 +24,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     api::{
-        DeadLetterOf, DeletedTrigger, DeliveryProgress, EventName, EventPlace, EventState, Explained,
-        SinkDown, TriggerExplained,
+        BrokerDelivery, DeadLetterOf, DeliveryProgress, EventName, EventPlace, EventState, Explained,
+        TriggerExplained, TriggerPart,
     },
     dead_letters::engine_of,
+    forwarding::Forwarding,
     ingress::Ingress,
     problem::{Problem, of_log},
 };
 use crate::{
     cloudevents::{Event, ReceivedEvents, read_http},
-    delivery::{RetainedTrigger, Selection, StoredLetter, TriggerView},
+    delivery::{Selection, StoredLetter, partition_of},
     filter::{CompiledFilter, Expression},
     log::{BrokerName, Log, LogError, LogName, LogProvider, Offset, ReadLimit},
     ownership::Shards,
@@ -58,6 +59,8 @@ const MAX_LETTERS: usize = 100;
 pub(super) struct Explainer {
     pub(super) logs: Arc<dyn LogProvider>,
     pub(super) shards: Arc<Shards>,
+    /// Asks the routers that deliver other partitions; `None` if no other router shares the log.
+    pub(super) others: Option<Arc<Forwarding>>,
     /// `None` until the first routing configuration is applied.
     pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
     /// Held while filters are explained, which may take a thousand times as long as routing an event. One
@@ -100,7 +103,9 @@ async fn posted(
             "a batch cannot be explained: send one event",
         ));
     };
-    explainer.explain(&namespace, &broker, event).await.map(Json)
+    let delivery = explainer.delivery(&BrokerName::new(&namespace, &broker)).await?;
+    let explained = explainer.explain(&namespace, &broker, event, &delivery).await?;
+    Ok(Json(explained))
 }
 
 async fn in_log(
@@ -114,32 +119,49 @@ async fn in_log(
         Problem::new(StatusCode::BAD_REQUEST, "bad_query", title, detail)
     })?;
     Ingress::table_with_broker(explainer.table.load().as_deref(), &namespace, &broker)?;
-    let key = broker_key(&namespace, &broker);
-    let log = LogName::Events(BrokerName::new(&namespace, &broker));
-    let log = explainer.logs.open(&log);
+    let (key, name) = (
+        broker_key(&namespace, &broker),
+        BrokerName::new(&namespace, &broker),
+    );
+    let log = explainer.logs.open(&LogName::Events(name.clone()));
     let (event, found) = match search(&*log, &wanted).await.map_err(of_log)? {
         Search::Found(event, found) => (event, found),
         Search::NotFound(looked) => return Err(not_found(&key, &wanted, &looked)),
     };
-    let letters = explainer.letters(&key, &event).await?;
-    let mut explained = explainer.explain(&namespace, &broker, event).await?;
-    let views = explainer.shards.triggers();
+    let letters = explainer.letters(&name, &event).await?;
+    let delivery = explainer.delivery(&name).await?;
+    let partition = partition_of(&event, found.offset, explainer.shards.partitions_of(&name));
+    let mut explained = explainer.explain(&namespace, &broker, event, &delivery).await?;
     for trigger in &mut explained.triggers {
-        let of = |view: &&TriggerView| {
-            view.namespace == trigger.route.namespace && view.name == trigger.route.name
-        };
-        trigger.progress = views
-            .iter()
-            .filter(|view| view.broker().as_str() == key)
-            .find(of)
-            .map(|view| progress(found.offset, view, &letters));
+        let of = |part: &&TriggerPart| part.name == trigger.route.name && part.partition == partition.number;
+        let part = delivery.parts.iter().find(of);
+        trigger.progress = part.map(|part| progress(found.offset, part, &letters));
     }
     explained.found = Some(found);
     Ok(Json(explained))
 }
 
 impl Explainer {
-    async fn explain(&self, namespace: &str, broker: &str, event: Event) -> Result<Explained, Problem> {
+    /// Returns how far the delivery of a broker is, of all its partitions.
+    async fn delivery(&self, broker: &BrokerName) -> Result<BrokerDelivery, Problem> {
+        let own = BrokerDelivery::of_router(&self.shards, broker);
+        match &self.others {
+            Some(others) => {
+                let path = format!("/v1/delivery/{broker}");
+                let delivered = others.ask_others(&self.shards.owners_of(broker), &path).await?;
+                Ok(delivered.into_iter().fold(own, BrokerDelivery::with))
+            }
+            None => Ok(own),
+        }
+    }
+
+    async fn explain(
+        &self,
+        namespace: &str,
+        broker: &str,
+        event: Event,
+        delivery: &BrokerDelivery,
+    ) -> Result<Explained, Problem> {
         let table = self.table.load_full();
         Ingress::table_with_broker(table.as_deref(), namespace, broker)?;
         let broker = broker_key(namespace, broker);
@@ -168,44 +190,18 @@ impl Explainer {
             )
             .try_again());
         };
-        self.tell_set_aside(&broker, &mut triggers);
+        tell_set_aside(delivery, &mut triggers);
         Ok(Explained {
             triggers: triggers.into_iter().map(TriggerExplained::from).collect(),
-            deleted: self.deleted(&broker),
+            deleted: delivery.deleted.clone(),
             broker,
             event: name,
             found: None,
         })
     }
 
-    fn tell_set_aside(&self, broker: &str, triggers: &mut [RouteExplanation]) {
-        let views = self.shards.triggers();
-        let set_aside = views
-            .iter()
-            .filter(|view| view.broker().as_str() == broker && view.stats.is_set_aside());
-        for view in set_aside {
-            let trigger = triggers.iter_mut().find(|trigger| trigger.name == view.name);
-            if let Some(trigger) = trigger {
-                trigger.held = trigger.held.or(Some(WaitReason::FilterTooExpensive));
-            }
-        }
-    }
-
-    fn deleted(&self, broker: &str) -> Vec<DeletedTrigger> {
-        let kept = self.shards.retained_triggers().into_iter();
-        let of_broker = kept.filter(|RetainedTrigger { view, .. }| view.broker().as_str() == broker);
-        let deleted = of_broker.map(|RetainedTrigger { view, left }| DeletedTrigger {
-            pending: view.stats.pending(),
-            not_looked_at: view.backlog(),
-            seconds_left: left.as_secs(),
-            namespace: view.namespace,
-            name: view.name,
-        });
-        deleted.collect()
-    }
-
     /// Finds the dead letters that the event became.
-    async fn letters(&self, broker: &str, event: &Event) -> Result<Vec<StoredLetter>, Problem> {
+    async fn letters(&self, broker: &BrokerName, event: &Event) -> Result<Vec<StoredLetter>, Problem> {
         let name = [("id", event.id()), ("source", event.source())]
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let selection = Selection {
@@ -216,37 +212,44 @@ impl Explainer {
         if selection.filter.is_none() {
             return Ok(Vec::new());
         }
-        let broker = broker.into();
-        let page = engine_of(&self.shards, &broker)?
-            .dead_letters(&broker, &selection, Offset(0), MAX_LETTERS)
+        let page = engine_of(&self.shards, broker)?
+            .dead_letters(broker, &selection, Offset(0), MAX_LETTERS)
             .await
             .map_err(of_log)?;
         Ok(page.letters)
     }
 }
 
-fn progress(offset: Offset, view: &TriggerView, letters: &[StoredLetter]) -> DeliveryProgress {
-    let TriggerView {
+fn tell_set_aside(delivery: &BrokerDelivery, triggers: &mut [RouteExplanation]) {
+    for part in delivery.parts.iter().filter(|part| part.set_aside) {
+        let trigger = triggers.iter_mut().find(|trigger| trigger.name == part.name);
+        if let Some(trigger) = trigger {
+            trigger.held = trigger.held.or(Some(WaitReason::FilterTooExpensive));
+        }
+    }
+}
+
+fn progress(offset: Offset, part: &TriggerPart, letters: &[StoredLetter]) -> DeliveryProgress {
+    let TriggerPart {
         uid,
         name,
-        stats,
-        hold,
-        sink,
-        ..
-    } = view;
-    let of_trigger = |kept: &&StoredLetter| kept.letter.trigger == *uid || kept.letter.name == *name;
-    let letter = letters.iter().rev().find(of_trigger);
-    let (next, low, pending) = (stats.next(), hold.low(), stats.pending());
-    DeliveryProgress {
-        state: state(offset, next, low, pending),
+        partition: _,
         next,
         low,
         pending,
-        sink_unproven: stats.pending() > 0 && sink.is_unproven(),
-        outage: sink.outage().map(|outage| SinkDown {
-            since: outage.since,
-            detail: outage.detail.clone(),
-        }),
+        sink_unproven,
+        set_aside: _,
+        outage,
+    } = part;
+    let of_trigger = |kept: &&StoredLetter| kept.letter.trigger == *uid || kept.letter.name == *name;
+    let letter = letters.iter().rev().find(of_trigger);
+    DeliveryProgress {
+        state: state(offset, *next, *low, *pending),
+        next: *next,
+        low: *low,
+        pending: *pending,
+        sink_unproven: *pending > 0 && *sink_unproven,
+        outage: outage.clone(),
         dead_letter: letter.map(|kept| DeadLetterOf {
             id: kept.id,
             reason: kept.letter.reason.clone(),

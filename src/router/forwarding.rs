@@ -1,7 +1,7 @@
 //! Lets any router answer for the installation: passes a request about a broker on to the router that owns its shard, and
 //! collects lists from all owners.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -108,9 +108,7 @@ impl Forwarding {
             None => Ok(next.run(request).await),
             Some(Topic::Triggers) => {
                 let lists = self.collect::<TriggerList>(request, next).await?;
-                let mut items: Vec<_> = lists.into_iter().flat_map(|list| list.items).collect();
-                items.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-                Ok(Json(TriggerList { items }).into_response())
+                Ok(Json(TriggerList::combine(lists)).into_response())
             }
             Some(Topic::DeadLetters) => {
                 let lists = self.collect::<BrokersWithDeadLetters>(request, next).await?;
@@ -131,24 +129,38 @@ impl Forwarding {
 
     /// Collects a list from this router and all other owners.
     async fn collect<T: DeserializeOwned>(&self, request: Request, next: Next) -> Result<Vec<T>, Problem> {
-        let (parts, _) = request.into_parts();
-        let mut owners = self.shards.owners();
-        owners.remove(&self.router);
-        let asked = owners.iter().map(|owner| self.ask(owner, &parts, Bytes::new()));
-        let own = next.run(Request::from_parts(parts.clone(), Body::empty()));
-        let (own, others) = tokio::join!(own, join_all(asked));
-        let mut lists = vec![read(own).await?];
-        for (owner, answered) in owners.iter().zip(others) {
+        let owners = self.shards.owners();
+        let path = request.uri().path().to_owned();
+        let (own, others) = tokio::join!(next.run(request), self.ask_others(&owners, &path));
+        let mut lists = others?;
+        lists.push(read(own).await?);
+        Ok(lists)
+    }
+
+    /// Asks these routers, except this one, for what they know.
+    pub(super) async fn ask_others<T: DeserializeOwned>(
+        &self,
+        routers: &BTreeSet<String>,
+        path: &str,
+    ) -> Result<Vec<T>, Problem> {
+        let request = Request::get(path).body(Body::empty());
+        let (parts, _) = request
+            .map_err(|error| unanswered(error.to_string()))?
+            .into_parts();
+        let others: Vec<_> = routers.iter().filter(|router| **router != self.router).collect();
+        let asked = others.iter().map(|router| self.ask(router, &parts, Bytes::new()));
+        let mut answers = Vec::new();
+        for (router, answered) in others.iter().zip(join_all(asked).await) {
             let answered = answered?;
             if !answered.status().is_success() {
                 return Err(unanswered(format!(
-                    "router {owner} answered {}",
+                    "router {router} answered {}",
                     answered.status()
                 )));
             }
-            lists.push(read(answered).await?);
+            answers.push(read(answered).await?);
         }
-        Ok(lists)
+        Ok(answers)
     }
 
     /// Passes a request on to another router.

@@ -180,6 +180,7 @@ pub async fn run(
         logs: logs.clone(),
         shards: shards.clone(),
         table: table.clone(),
+        others: shared.as_ref().map(|(_, forwarding)| forwarding.clone()),
         turn: Arc::new(tokio::sync::Semaphore::new(1)),
     };
     let triggers = api::Triggers {
@@ -189,7 +190,8 @@ pub async fn run(
     let table_of_report = table.clone();
     let operator = dead_letters::routes(shards.clone())
         .merge(explain::routes(explainer, options.max_body))
-        .merge(api::routes(triggers));
+        .merge(api::routes(triggers))
+        .merge(api::delivery_route(shards.clone()));
     let of_installation = match &shared {
         Some((_, forwarding)) => forwarding.clone().layer(operator.clone()),
         None => operator.clone(),

@@ -7,9 +7,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    delivery::TriggerView,
+    delivery::TriggerStats,
     filter,
-    ownership::Shards,
+    ownership::{OwnedTrigger, Shards},
     routing::{
         RoutingTable,
         protocol::{FilterError, SetAside, SinkOutage, SinkReport},
@@ -58,19 +58,21 @@ pub(super) async fn keep(
 }
 
 /// Logs each Trigger once when it is set aside. Returns those that are.
-fn tell_set_aside(triggers: &[TriggerView], told: &BTreeSet<String>) -> BTreeSet<String> {
-    let set_aside = triggers.iter().filter(|view| view.stats.is_set_aside());
+fn tell_set_aside(triggers: &[OwnedTrigger], told: &BTreeSet<String>) -> BTreeSet<String> {
+    let set_aside = triggers
+        .iter()
+        .filter(|trigger| trigger.any(TriggerStats::is_set_aside));
     set_aside
-        .map(|TriggerView { uid, namespace, name, .. }| {
-            if !told.contains(uid) {
+        .map(|trigger| {
+            if !told.contains(trigger.uid()) {
                 tracing::error!(
-                    trigger = format!("{namespace}/{name}"),
+                    trigger = format!("{}/{}", trigger.namespace(), trigger.name()),
                     budget = filter::BUDGET,
                     "the filters take more steps than their budget for too many events and are not evaluated any more; \
                      events wait until the Trigger's spec changes"
                 );
             }
-            uid.clone()
+            trigger.uid().to_owned()
         })
         .collect()
 }
@@ -85,32 +87,35 @@ fn undelivered(shards: &Shards, table: &RoutingTable) -> Vec<String> {
         .collect()
 }
 
-fn report(triggers: &[TriggerView]) -> SinkReport {
+fn report(triggers: &[OwnedTrigger]) -> SinkReport {
     let mut report = SinkReport::default();
-    for TriggerView { uid, stats, sink, .. } in triggers {
-        if stats.is_resumed() {
+    for trigger in triggers {
+        let uid = trigger.uid().to_owned();
+        if trigger.any(TriggerStats::is_resumed) {
             report.resumed.push(uid.clone());
         }
-        if let Some(error) = stats.filter_error() {
+        if let Some(error) = trigger.parts().find_map(|part| part.stats.filter_error()) {
             report.filter_errors.push(FilterError {
                 uid: uid.clone(),
                 detail: error.as_str().into(),
             });
         }
-        if stats.is_set_aside() {
+        if let Some(part) = trigger.parts().find(|part| part.stats.is_set_aside()) {
             report.set_aside.push(SetAside {
                 uid: uid.clone(),
-                generation: stats.generation(),
+                generation: part.stats.generation(),
             });
         }
-        if let Some(outage) = sink.outage() {
+        if let Some(outage) = trigger.outage() {
             report.down.push(SinkOutage {
-                uid: uid.clone(),
+                uid,
                 since: outage.since,
                 detail: outage.detail.as_str().into(),
             });
-        } else if sink.is_unproven() {
-            report.unproven.push(uid.clone());
+        } else if trigger.is_unproven() {
+            report.unproven.push(uid);
+        } else if trigger.is_partitioned() {
+            report.proven.push(uid);
         }
     }
     report
@@ -131,6 +136,7 @@ fn same_sinks(one: &SinkReport, other: &SinkReport) -> bool {
     one.revision == other.revision
         && outages(one) == outages(other)
         && one.unproven == other.unproven
+        && one.proven == other.proven
         && one.resumed == other.resumed
         && failing(one) == failing(other)
         && one.set_aside == other.set_aside

@@ -102,6 +102,10 @@ pub struct SinkReport {
     /// state is unknown.
     #[serde(default)]
     pub unproven: Vec<String>,
+    /// UIDs of Triggers whose Sink has responded for a partition that this router delivers. Other routers, which
+    /// deliver other partitions, may have had no event for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proven: Vec<String>,
     /// Triggers whose filters failed with an error for some event, which then did not match.
     #[serde(default)]
     pub filter_errors: Vec<FilterError>,

@@ -21,9 +21,14 @@ const SHARDS: u64 = 24;
 /// Number of brokers, each with a Trigger.
 const BROKERS: usize = 12;
 
+/// Number of partitions of each broker in tests with several: not a multiple of the number of routers.
+const PARTITIONS: usize = 4;
+
 /// Three routers on the same log, and one consumer of all events.
 struct Routers<N = Nats> {
     nats: N,
+    /// Partitions of each broker.
+    partitions: usize,
     routers: Vec<LocalRouter>,
     consumer: Consumer,
 }
@@ -38,21 +43,23 @@ fn trigger(broker: usize) -> String {
 }
 
 impl Routers {
-    fn start() -> Self {
-        Self::with("")
+    /// With so many partitions of each broker.
+    fn start(partitions: usize) -> Self {
+        Self::with(partitions, "")
     }
 
     /// With further manifests.
-    fn with(manifests: &str) -> Self {
+    fn with(partitions: usize, manifests: &str) -> Self {
         let nats = Nats::start();
         let url = nats.url();
-        Self::on(nats, &url, 1, manifests)
+        Self::on(nats, &url, 1, partitions, manifests)
     }
 }
 
 impl<N> Routers<N> {
-    /// Starts routers on these servers, with so many replicas of each stream, and with further manifests.
-    fn on(nats: N, urls: &str, replicas: u8, manifests: &str) -> Self {
+    /// Starts routers on these servers, with so many replicas of each stream and partitions of each broker, and with
+    /// further manifests.
+    fn on(nats: N, urls: &str, replicas: u8, partitions: usize, manifests: &str) -> Self {
         let consumer = Consumer::start();
         let triggers: String = (0..BROKERS).map(trigger).collect();
         let manifest = triggers + manifests;
@@ -61,6 +68,7 @@ impl<N> Routers<N> {
                 .argument("--log=jetstream")
                 .argument(format!("--nats={urls}"))
                 .argument(format!("--nats-replicas={replicas}"))
+                .argument(format!("--nats-partitions={partitions}"))
                 .argument("--nats-stream-size=64MiB")
                 .argument("--nats-dead-letter-stream-size=16MiB")
                 .argument("--retention-size=1MiB")
@@ -69,24 +77,26 @@ impl<N> Routers<N> {
         let routers = Self {
             routers: (0..3).map(start).collect(),
             nats,
+            partitions,
             consumer,
         };
         routers.await_division(&[0, 1, 2]);
         routers
     }
 
-    /// Starts producers, each with a key and a broker of its own. A producer whose event was not accepted continues at
-    /// another router.
+    /// Starts producers, each with a key of its own: one for each broker, or two if it has several partitions. A producer
+    /// whose event was not accepted continues at another router.
     fn produce(&self) -> Producers {
         let addresses: Vec<_> = self
             .routers
             .iter()
             .map(|router| router.url().replace("default", ""))
             .collect();
-        let next: Vec<_> = (0..BROKERS).map(AtomicUsize::new).collect();
-        Producers::by(BROKERS, move |key, id| {
-            let broker = key.trim_start_matches('k');
-            let router = &next[broker.parse::<usize>().unwrap()];
+        let keys = BROKERS * self.partitions.min(2);
+        let next: Vec<_> = (0..keys).map(AtomicUsize::new).collect();
+        Producers::by(keys, move |key, id| {
+            let number: usize = key.trim_start_matches('k').parse().unwrap();
+            let (broker, router) = (number % BROKERS, &next[number]);
             let address = &addresses[router.load(Ordering::Relaxed) % addresses.len()];
             let answer = post_event(&format!("{address}b{broker}"), id, key, vec![b'x'; 512]);
             if !answer.as_ref().is_ok_and(|response| response.status == 202) {
@@ -125,9 +135,7 @@ impl<N> Routers<N> {
         let mut arrivals = all_arrive(&self.consumer, &acknowledged);
         eventually(TAKEOVER, || {
             arrivals.catch_up(&self.consumer);
-            let delivered: u64 = (0..BROKERS)
-                .map(|broker| self.delivered(&format!("t{broker}")))
-                .sum();
+            let delivered = self.delivered()?;
             match arrivals.events() as u64 {
                 events if events == delivered => Ok(()),
                 events => Err(format!(
@@ -144,38 +152,41 @@ impl<N> Routers<N> {
         arrivals.repeats()
     }
 
-    /// The router that delivers a Trigger's events.
-    #[track_caller]
-    fn owner(&self, trigger: &str) -> &LocalRouter {
-        let of = format!("trigger=\"{trigger}\"");
-        eventually(TAKEOVER, || {
-            let owns = |router: &&LocalRouter| {
-                router
-                    .metric(&["weir_trigger_events_matched_total", &of])
-                    .is_some()
-            };
-            self.routers
-                .iter()
-                .find(owns)
-                .ok_or(format!("nobody delivers {trigger}"))
-        })
+    /// The Triggers with their figures, as a router tells for all.
+    fn triggers(&self, router: usize) -> Result<Vec<serde_json::Value>, String> {
+        let answer = get(&self.routers[router].admin("/v1/triggers"));
+        let list: serde_json::Value =
+            serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
+        let items = list["items"].as_array().cloned();
+        items.ok_or_else(|| list.to_string())
     }
 
-    /// Number of events that a Trigger has delivered, and nothing else, as its owner tells.
-    #[track_caller]
-    fn delivered(&self, trigger: &str) -> u64 {
-        let accounting = self.owner(trigger).accounting(trigger);
-        assert_eq!(
-            accounting["matched"],
-            accounting["delivered"] + accounting["pending"]
-        );
-        accounting["delivered"]
+    /// Number of events that all Triggers have delivered, and nothing else.
+    fn delivered(&self) -> Result<u64, String> {
+        let mut sum = 0;
+        for trigger in self.triggers(0)? {
+            let figure = |name: &str| trigger[name].as_u64().unwrap();
+            if figure("matched") != figure("delivered") + figure("pending") {
+                return Err(trigger.to_string());
+            }
+            sum += figure("delivered");
+        }
+        Ok(sum)
     }
 }
 
 #[test]
 fn routers_take_over_the_shards_of_one_that_is_killed() {
-    let mut routers = Routers::start();
+    check_takeover(1);
+}
+
+#[test]
+fn routers_take_over_the_partitions_of_one_that_is_killed() {
+    check_takeover(PARTITIONS);
+}
+
+fn check_takeover(partitions: usize) {
+    let mut routers = Routers::start(partitions);
     let producers = routers.produce();
     for kill in 0..kills().min(20) as usize / 2 {
         let killed = kill % 3;
@@ -194,7 +205,16 @@ fn routers_take_over_the_shards_of_one_that_is_killed() {
 
 #[test]
 fn a_rolling_update_hands_over_without_repeats() {
-    let mut routers = Routers::start();
+    check_rolling_update(1);
+}
+
+#[test]
+fn a_rolling_update_hands_partitions_over_without_repeats() {
+    check_rolling_update(PARTITIONS);
+}
+
+fn check_rolling_update(partitions: usize) {
+    let mut routers = Routers::start(partitions);
     let producers = routers.produce();
     for replaced in 0..3 {
         producers.wait_for_more(100);
@@ -212,7 +232,7 @@ fn a_rolling_update_hands_over_without_repeats() {
 /// A paused router does not notice that its lease has expired. What it saves afterwards is fenced.
 #[test]
 fn a_router_that_was_paused_rejoins() {
-    let routers = Routers::start();
+    let routers = Routers::start(1);
     let producers = routers.produce();
     producers.wait_for_more(100);
     routers.routers[0].process.signal("STOP");
@@ -226,7 +246,7 @@ fn a_router_that_was_paused_rejoins() {
 
 #[test]
 fn no_event_is_lost_while_nats_is_unavailable() {
-    let mut routers = Routers::start();
+    let mut routers = Routers::start(PARTITIONS);
     let producers = routers.produce();
     producers.wait_for_more(100);
     routers.nats.kill();
@@ -245,7 +265,7 @@ fn no_event_is_lost_while_nats_is_unavailable() {
 /// The router must not wait for another configuration than the one that it already has.
 #[test]
 fn a_restarted_router_delivers_although_others_have_applied_another_configuration() {
-    let mut routers = Routers::start();
+    let mut routers = Routers::start(PARTITIONS);
     let producers = routers.produce();
     producers.wait_for_more(100);
     routers.routers[0].process.terminate();
@@ -270,18 +290,27 @@ fn weir(router: &LocalRouter, arguments: &[&str]) -> String {
 
 #[test]
 fn any_router_answers_for_all() {
-    let routers = Routers::start();
+    check_any_router(1);
+}
+
+#[test]
+fn any_router_answers_for_all_partitions() {
+    check_any_router(PARTITIONS);
+}
+
+fn check_any_router(partitions: usize) {
+    let routers = Routers::start(partitions);
     routers.consumer.answer(Answer::status(422));
     for broker in 0..BROKERS {
         let url = routers.routers[0].url().replace("default", &format!("b{broker}"));
         assert_eq!(
-            post_event(&url, &format!("0-{broker}"), "k", "data")
+            post_event(&url, &format!("0-{broker}"), &format!("k{broker}"), "data")
                 .unwrap()
                 .status,
             202
         );
     }
-    for router in &routers.routers {
+    for (number, router) in routers.routers.iter().enumerate() {
         eventually(TAKEOVER, || {
             let list = weir(router, &["dead-letters", "list"]);
             match list.matches("shop/b").count() {
@@ -289,13 +318,8 @@ fn any_router_answers_for_all() {
                 _ => Err(list),
             }
         });
-        let triggers: serde_json::Value =
-            serde_json::from_slice(&get(&router.admin("/v1/triggers")).body).unwrap();
-        let names = triggers["items"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|item| item["name"].as_str().unwrap());
+        let triggers = routers.triggers(number).unwrap();
+        let names = triggers.iter().map(|item| item["name"].as_str().unwrap());
         let mut expected: Vec<_> = (0..BROKERS).map(|broker| format!("t{broker}")).collect();
         expected.sort();
         assert_eq!(names.collect::<Vec<_>>(), expected);
@@ -320,16 +344,93 @@ fn any_router_answers_for_all() {
             _ => Ok(()),
         }
     });
-    for broker in 0..BROKERS {
-        let trigger = format!("t{broker}");
-        let accounting = routers.owner(&trigger).accounting(&trigger);
-        let settled = (
-            accounting["dead_lettered"],
-            accounting["delivered"],
-            accounting["pending"],
-        );
-        assert_eq!(settled, (1, 1, 0));
+    eventually(TAKEOVER, || {
+        let is_settled = |trigger: &serde_json::Value| {
+            let figure = |name: &str| trigger[name].as_u64().unwrap();
+            (figure("deadLettered"), figure("delivered"), figure("pending")) == (1, 1, 0)
+        };
+        let triggers = routers.triggers(2)?;
+        match triggers.len() == BROKERS && triggers.iter().all(is_settled) {
+            true => Ok(()),
+            false => Err(format!("{triggers:?}")),
+        }
+    });
+}
+
+/// One broker is delivered by all routers, and its log is trimmed once all of them have settled its events.
+#[test]
+fn all_routers_deliver_a_broker_with_several_partitions() {
+    const EVENTS: u64 = 600;
+    let mut routers = Routers::start(6);
+    let url = routers.routers[0].url().replace("default", "b0");
+    let data = bytes::Bytes::from(vec![b'x'; 8 * 1024]);
+    for number in 0..EVENTS {
+        let key = format!("k{}", number % 30);
+        let answer = post_event(&url, &format!("0-{number}"), &key, data.clone()).unwrap();
+        assert_eq!(answer.status, 202);
     }
+    for router in 0..3 {
+        eventually(TAKEOVER, || {
+            let triggers = routers.triggers(router)?;
+            let trigger = triggers.iter().find(|trigger| trigger["name"] == "t0");
+            let trigger = trigger.ok_or("t0 is missing")?;
+            match (trigger["matched"].as_u64(), trigger["delivered"].as_u64()) {
+                (Some(EVENTS), Some(EVENTS)) => Ok(()),
+                _ => Err(trigger.to_string()),
+            }
+        });
+    }
+    let delivered = |router: &LocalRouter| {
+        let series = "weir_trigger_events_settled_total";
+        let of_trigger = [series, "trigger=\"t0\"", "outcome=\"delivered\""];
+        router.metric(&of_trigger).unwrap_or_default()
+    };
+    let of_each: Vec<_> = routers.routers.iter().map(delivered).collect();
+    assert!(of_each.iter().all(|events| *events > 0), "{of_each:?}");
+    assert_eq!(of_each.iter().sum::<u64>(), EVENTS);
+    for number in 0..6 {
+        let id = format!("0-{}", EVENTS - 1 - number);
+        let explained = weir(&routers.routers[1], &["explain", "shop/b0", "--id", &id]);
+        assert!(explained.contains("settled"), "{explained}");
+    }
+    await_trimmed(&routers);
+
+    // New owners know what is trimmed, and new Triggers begin at what is retained.
+    routers.routers[0].process.kill();
+    routers.await_division(&[1, 2]);
+    let manifest: String = (0..BROKERS).map(trigger).collect();
+    let replaying = trigger(0)
+        .replace("name: t0", "name: replay")
+        .replace("spec:\n", "spec:\n  start: Earliest\n");
+    for router in [1, 2] {
+        routers.routers[router].apply(&(manifest.clone() + &replaying));
+    }
+    eventually(TAKEOVER, || {
+        let triggers = routers.triggers(1)?;
+        let trigger = triggers.iter().find(|trigger| trigger["name"] == "replay");
+        let trigger = trigger.ok_or("the Trigger is missing")?;
+        let figure = |name: &str| trigger[name].as_u64().unwrap();
+        let is_done = figure("backlog") == 0 && figure("matched") == figure("delivered");
+        match is_done && figure("matched") > 0 && figure("matched") < EVENTS {
+            true => Ok(()),
+            false => Err(trigger.to_string()),
+        }
+    });
+}
+
+/// Waits until about as much of a broker is retained as `--retention-size` allows.
+#[track_caller]
+fn await_trimmed(routers: &Routers) {
+    eventually(TAKEOVER, || {
+        let retained = routers.routers.iter();
+        let retained: u64 = retained
+            .filter_map(|router| router.metric(&["weir_log_retained_bytes", "broker=\"b0\""]))
+            .sum();
+        match retained {
+            1..2_000_000 => Ok(()),
+            _ => Err(format!("{retained} bytes are retained")),
+        }
+    });
 }
 
 /// Each scheduled time has one event, also those at which the owner of the Source is dead.
@@ -343,7 +444,7 @@ fn a_schedule_has_each_of_its_events_once() {
             )
         })
         .collect();
-    let mut routers = Routers::with(&clock);
+    let mut routers = Routers::with(1, &clock);
     let stored = |routers: &Routers| routers.consumer.received().len();
     let wait_for_more = |routers: &Routers, events: usize| {
         let before = stored(routers);

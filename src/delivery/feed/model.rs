@@ -22,7 +22,7 @@ use crate::{
     delivery::reader::Listener,
     destination::Client,
     log::{
-        Append, BrokerName, LogProvider,
+        Append, BrokerName, LogProvider, Partition,
         embedded::{EmbeddedLog, EmbeddedOptions},
     },
     memory::Pool,
@@ -137,6 +137,7 @@ impl Run {
             table.authorities(),
             table.brokers()[logs.broker().as_str()].clone(),
             0,
+            Partition::WHOLE,
         );
         let pool = Pool::new(1 << 26);
         let reader = Arc::new(Reader::new(logs.events.clone(), Offset(0), &pool));

@@ -351,6 +351,7 @@ fn policy(scenario: &Scenario) -> Policy {
             }),
             ..Delivery::default()
         },
+        partition: Partition::WHOLE,
         is_deliverable: true,
     }
 }

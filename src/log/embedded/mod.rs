@@ -99,7 +99,7 @@ use self::{
 };
 use super::{
     Append, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError, LogName,
-    LogProvider, LogRecord, Offset, Ownership, ReadLimit,
+    LogProvider, LogRecord, Offset, Ownership, Partition, ReadLimit,
 };
 
 /// Capacity of the committer's queue, in requests.
@@ -294,6 +294,10 @@ struct OneLog {
 impl Log for OneLog {
     fn name(&self) -> &LogName {
         &self.name
+    }
+
+    fn partition(&self) -> Partition {
+        Partition::WHOLE
     }
 
     fn append(&self, append: Append) -> BoxFuture<'_, Result<Offset, LogError>> {

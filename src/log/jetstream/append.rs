@@ -13,7 +13,7 @@ use super::{
     streams::{JetStream, PERMIT_BYTES},
     tracked::Tracked,
 };
-use crate::log::{Append, LogError, LogName, Offset, Shard, record};
+use crate::log::{Append, LogError, LogName, Offset, Partition, record};
 
 impl JetStream {
     pub(super) async fn append(&self, log: &Tracked, append: Append) -> Result<Offset, LogError> {
@@ -30,7 +30,7 @@ impl JetStream {
         if log.is_shortened() {
             // Triggers may be past this offset and would skip the records. The producer must retry once their positions
             // are corrected.
-            self.fence_owner(log).await?;
+            self.fence_owners(log).await?;
             log.accept_shortened();
             return Err(LogError::Unavailable(format!(
                 "the stream {} has lost acknowledged records at its end; retry once the Triggers' positions are corrected",
@@ -55,6 +55,13 @@ impl JetStream {
     async fn store_append(&self, log: &Tracked, id: &str, append: Append) -> Result<Offset, LogError> {
         let Append { payloads, accepted } = append;
         self.check_size(log, &payloads)?;
+        if !log.is_ready()
+            && let LogName::Events(broker) = &log.name
+        {
+            // Before the stream is created.
+            self.decide_partitions(vec![broker.clone()], self.options.partitions)
+                .await?;
+        }
         let patience = Patience::new(self.options.timeout);
         let bytes: usize = payloads.iter().map(Bytes::len).sum();
         let _room = patience
@@ -74,15 +81,19 @@ impl JetStream {
         Ok(first)
     }
 
-    /// Fences the owner of a log's shard. The next owner reads the end of the stream again, and corrects the positions.
-    async fn fence_owner(&self, log: &Tracked) -> Result<(), LogError> {
-        let shard = Shard::of(log.name.broker(), SHARDS);
-        let (before, _) = self.load_with_sequence(&names::owner(shard)).await?;
-        match self.set_owner(shard, &[], before).await {
-            // Fenced: there is a new owner already.
-            Ok(_) | Err(LogError::Fenced(_)) => Ok(()),
-            Err(error) => Err(error),
+    /// Fences the owners of a log's shards. The next owners read the end of the stream again, and correct the positions.
+    async fn fence_owners(&self, log: &Tracked) -> Result<(), LogError> {
+        let broker = log.name.broker();
+        for partition in Partition::all(self.partitions.get(broker).unwrap_or(1)) {
+            let shard = partition.shard(broker, SHARDS);
+            let (before, _) = self.load_with_sequence(&names::owner(shard)).await?;
+            match self.set_owner(shard, &[], before).await {
+                // Fenced: there is a new owner already.
+                Ok(_) | Err(LogError::Fenced(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(())
     }
 
     /// Stores records, with retries. Returns the sequence of the first one, and their size in bytes.

@@ -59,6 +59,7 @@ pub(super) async fn connect(options: JetStreamOptions) -> Result<JetStream, LogE
     let streams = JetStream::new(session, options);
     check_streams(&streams).await?;
     check_rights(&streams).await?;
+    streams.load_partitions().await?;
     Ok(streams)
 }
 

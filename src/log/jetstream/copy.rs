@@ -85,6 +85,9 @@ impl JetStream {
     ) -> Result<CopyReport, LogError> {
         self.begin().await?;
         let mut report = CopyReport::default();
+        // The positions of an embedded log are of whole brokers.
+        let brokers = names.iter().map(|name| name.broker().clone());
+        self.decide_partitions(brokers.collect(), 1).await?;
         for name in names {
             let bounds = self.copy_log(&*from.open(&name)).await?;
             report.logs.push((name, bounds));

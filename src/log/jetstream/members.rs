@@ -20,7 +20,7 @@ use super::{
     names::{self, SHARDS},
     streams::JetStream,
 };
-use crate::log::{LogError, Ownership, Shard};
+use crate::log::{BrokerName, LogError, Ownership, Partition, Shard};
 
 /// Timeout of an announcement of changed owners.
 const ANNOUNCE: Duration = Duration::from_secs(1);
@@ -122,7 +122,7 @@ impl Membership {
         let epoch = self.streams.set_owner(shard, &encode(&owner), sequence).await?;
         self.streams.turn.check()?;
         let logs = self.streams.logs().into_iter();
-        for log in logs.filter(|log| Shard::of(log.name.broker(), SHARDS) == shard) {
+        for log in logs.filter(|log| self.streams.has_part_of(shard, log.name.broker())) {
             log.forget_bounds();
         }
         self.announce().await;
@@ -190,6 +190,12 @@ impl Membership {
 }
 
 impl JetStream {
+    /// Whether a shard has a partition of a broker.
+    fn has_part_of(&self, shard: Shard, broker: &BrokerName) -> bool {
+        let partitions = self.partitions.get(broker).unwrap_or(1);
+        Partition::in_shard(broker, partitions, shard, SHARDS).is_some()
+    }
+
     /// Makes this router a member. Every earlier membership of this connection must have ended.
     ///
     /// # Errors

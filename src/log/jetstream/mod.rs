@@ -13,15 +13,15 @@
 //!
 //! # Layout
 //! Each log has a stream, created by its first append. The state stream has the checkpoints, the routers and the owners. `names.rs`
-//! has the names of streams and subjects, `layout.rs` the layout of a message. A log has one partition, so its stream
-//! has one subject, and an offset is the sequence minus one. Streams never delete records by themselves: trimming
+//! has the names of streams and subjects, `layout.rs` the layout of a message. An offset is the sequence minus one. Streams never delete records by themselves: trimming
 //! purges them, and a full stream rejects appends. Each installation of Weir needs its own NATS account.
 //!
 //! # Reading order
 //! `connect.rs` connects and checks the servers (`credentials.rs`, `options.rs`). `session.rs` makes requests and
 //! classifies failures as permanent or retryable (`patience.rs` retries); `api.rs` has the JSON. `streams.rs` and
 //! `tracked.rs` cache the state of each stream, and `health.rs` that of the servers; `watch.rs` updates both.
-//! `append.rs` (on `publish.rs`), `reads.rs` and `upkeep.rs` are the operations of a log, `state.rs` and `saves.rs` those
+//! `append.rs` (on `publish.rs`), `reads.rs` (with `recent.rs`) and `upkeep.rs` are the operations of a log,
+//! `decide.rs` (on `partitions.rs`) decides into how many partitions the events of a broker are divided, `state.rs` and `saves.rs` those
 //! of checkpoints. `members.rs` has the routers and the shards that they own, by leases (`lease.rs`); `turn.rs` is the
 //! period for which this router may deliver. `copy.rs` copies the logs of another provider, and `ask.rs` lets routers
 //! ask each other.
@@ -37,15 +37,18 @@ mod ask;
 mod connect;
 mod copy;
 mod credentials;
+mod decide;
 mod health;
 mod layout;
 mod lease;
 mod members;
 mod names;
 mod options;
+mod partitions;
 mod patience;
 mod publish;
 mod reads;
+mod recent;
 mod saves;
 mod session;
 mod state;
@@ -79,8 +82,8 @@ use tokio::{
 
 use self::{saves::SaveRequest, streams::JetStream, tracked::Tracked};
 use super::{
-    Append, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError, LogHealth, LogName,
-    LogProvider, LogRecord, Offset, Ownership, ReadLimit, Shard,
+    Append, BrokerName, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError, LogHealth,
+    LogName, LogProvider, LogRecord, Offset, Ownership, Partition, ReadLimit, Shard,
 };
 
 /// The logs in a JetStream account. The connection and the background tasks end once this and all handles of its logs
@@ -160,6 +163,22 @@ impl JetStreamLog {
         self.0.streams.clone().answer(router, answer).await;
     }
 
+    /// Returns the number of partitions of a broker; 1 if it is not decided. See [`JetStreamLog::decide_partitions`].
+    pub fn partitions_of(&self, broker: &BrokerName) -> u16 {
+        self.0.streams.partitions.get(broker).unwrap_or(1)
+    }
+
+    /// Decides the numbers of partitions of those brokers that no router has used yet. They never change afterwards.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] if NATS does not respond.
+    pub async fn decide_partitions(&self, brokers: Vec<BrokerName>) -> Result<(), LogError> {
+        let streams = &self.0.streams;
+        streams
+            .decide_partitions(brokers, streams.options.partitions)
+            .await
+    }
+
     /// Returns the checkpoints with this key, by shard. They may be stale.
     ///
     /// # Errors
@@ -231,6 +250,10 @@ struct StreamLog {
 impl Log for StreamLog {
     fn name(&self) -> &LogName {
         &self.log.name
+    }
+
+    fn partition(&self) -> Partition {
+        Partition::WHOLE
     }
 
     fn append(&self, append: Append) -> BoxFuture<'_, Result<Offset, LogError>> {

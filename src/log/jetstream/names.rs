@@ -3,13 +3,14 @@
 //!
 //! | content | stream | subject |
 //! | --- | --- | --- |
-//! | events of a broker | `weir_NAMESPACE_BROKER` | `weir.ev.NAMESPACE.BROKER.PARTITION` |
+//! | events of a broker | `weir_NAMESPACE_BROKER` | `weir.ev.NAMESPACE.BROKER.0` |
 //! | dead letters of a broker | `weir_NAMESPACE_BROKER_dl` | `weir.dl.NAMESPACE.BROKER` |
 //! | checkpoints of a shard | `weir_state` | `weir.st.checkpoint.SHARD.KEY` |
 //! | owner of a shard | `weir_state` | `weir.st.own.SHARD` |
 //! | lease of a router | `weir_state` | `weir.st.member.ROUTER` |
 //! | lease of a copy by `weir log copy` | `weir_state` | `weir.st.copying` |
 //! | state of a copy | `weir_state` | `weir.st.copy` |
+//! | number of partitions of a broker | `weir_state` | `weir.st.partitions.NAMESPACE.BROKER` |
 //! | newest time of a log that was trimmed to empty | `weir_state` | `weir.st.newest.STREAM` |
 //! | barrier of a load | `weir_state` | `weir.st.barrier.UUID` |
 //! | announcement of the end of a log to other routers | none | `weir.end.STREAM` |
@@ -36,6 +37,8 @@ pub(super) const OWNERS: &str = "weir.st.own.*";
 pub(super) const COPYING: &str = "weir.st.copying";
 /// Subject of the state of a copy.
 pub(super) const COPY: &str = "weir.st.copy";
+/// Subjects of the numbers of partitions.
+pub(super) const PARTITIONS: &str = "weir.st.partitions.*.*";
 /// Prefix of the subject that is written before checkpoints are loaded.
 pub(super) const BARRIER: &str = "weir.st.barrier";
 /// Subjects on which routers announce the ends of logs.
@@ -55,8 +58,7 @@ const OWNER: &str = "weir.st.own.";
 const NEWEST: &str = "weir.st.newest.";
 const END: &str = "weir.end.";
 const ASK: &str = "weir.ask.";
-/// Number of the only partition.
-const PARTITION: u32 = 0;
+const PARTITIONS_OF: &str = "weir.st.partitions.";
 
 /// Characters to percent-encode in a token.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-');
@@ -76,7 +78,7 @@ impl Location {
         match log {
             LogName::Events(_) => Self {
                 stream: format!("{STREAM}{namespace}_{broker}"),
-                subject: format!("weir.ev.{namespace}.{broker}.{PARTITION}"),
+                subject: format!("weir.ev.{namespace}.{broker}.0"),
             },
             LogName::DeadLetters(_) => Self {
                 stream: format!("{STREAM}{namespace}_{broker}_{DEAD_LETTERS}"),
@@ -146,6 +148,18 @@ pub(super) fn checkpoint_key(subject: &str) -> Option<(Shard, CheckpointKey)> {
     Some((Shard(shard.parse().ok()?), CheckpointKey::from_key(&text(key)?)))
 }
 
+/// Subject of the number of partitions of a broker.
+pub(super) fn partitions(broker: &BrokerName) -> String {
+    let (namespace, name) = (token(broker.namespace()), token(broker.name()));
+    format!("{PARTITIONS_OF}{namespace}.{name}")
+}
+
+/// Returns the broker whose number of partitions has this subject.
+pub(super) fn partitioned_broker(subject: &str) -> Option<BrokerName> {
+    let (namespace, name) = subject.strip_prefix(PARTITIONS_OF)?.split_once('.')?;
+    Some(BrokerName::new(&text(namespace)?, &text(name)?))
+}
+
 /// Subject of the newest time of a log that was trimmed to empty.
 pub(super) fn newest(stream: &str) -> String {
     format!("{NEWEST}{stream}")
@@ -210,6 +224,17 @@ mod tests {
             assert_eq!(checkpoint_key(&subject), Some((Shard(7), key)));
         }
         assert_eq!(checkpoint_key(&owner(Shard(7))), None);
+    }
+
+    #[test]
+    fn subjects_lead_back_to_partitioned_brokers() {
+        for broker in ["shop/orders", "a_b/c.d*"] {
+            let broker = BrokerName::from(broker);
+            let subject = partitions(&broker);
+            assert_eq!(subject.split('.').count(), 5, "{subject}");
+            assert_eq!(partitioned_broker(&subject), Some(broker));
+        }
+        assert_eq!(partitioned_broker(&owner(Shard(7))), None);
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct JetStreamOptions {
     pub max_bytes: u64,
     /// Maximum bytes of each broker's dead-letter stream.
     pub dead_letters_max_bytes: u64,
+    /// Partitions of each broker that no router has used yet: 1 to [`SHARDS`](super::SHARDS).
+    pub partitions: u16,
     /// Maximum bytes of a record. The servers' `max_payload` must allow it.
     pub largest_record: usize,
     /// Maximum bytes of all appends in flight. Further appends wait.
@@ -36,6 +38,7 @@ impl Default for JetStreamOptions {
             replicas: 3,
             max_bytes: 1024 * MIB as u64,
             dead_letters_max_bytes: 256 * MIB as u64,
+            partitions: 1,
             largest_record: MIB + MIB / 4,
             in_flight_bytes: 32 * MIB,
             timeout: Duration::from_secs(10),

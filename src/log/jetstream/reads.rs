@@ -8,7 +8,8 @@ use async_nats::{Message, header};
 use serde_json::json;
 
 use super::{
-    layout, names::Location, patience::Patience, session::NatsError, streams::JetStream, tracked::Tracked,
+    layout, names::Location, patience::Patience, recent::Found, session::NatsError, streams::JetStream,
+    tracked::Tracked,
 };
 use crate::log::{LogBounds, LogError, LogRecord, Offset, ReadLimit, record};
 
@@ -18,7 +19,38 @@ const PAGE_RECORDS: usize = 1000;
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 impl JetStream {
+    /// Reads records from memory or from the servers.
     pub(super) async fn read(
+        &self,
+        log: &Tracked,
+        from: Offset,
+        limit: ReadLimit,
+    ) -> Result<Vec<LogRecord>, LogError> {
+        if self
+            .partitions
+            .get(log.name.broker())
+            .is_none_or(|partitions| partitions == 1)
+        {
+            return self.read_stored(log, from, limit).await;
+        }
+        let from = from.max(log.bounds().first);
+        match log.recent.get(from, limit) {
+            Found::Records(records) => return Ok(records),
+            Found::Older => return self.read_stored(log, from, limit).await,
+            Found::Newer => {}
+        }
+        let patience = Patience::new(self.options.timeout);
+        let _reading = patience.within("another read", log.recent.reading.lock()).await?;
+        if let Found::Records(records) = log.recent.get(from, limit) {
+            return Ok(records);
+        }
+        let records = self.read_stored(log, from, limit).await?;
+        log.recent.add(&records);
+        Ok(records)
+    }
+
+    /// Reads records from the servers.
+    async fn read_stored(
         &self,
         log: &Tracked,
         from: Offset,

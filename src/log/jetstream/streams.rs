@@ -19,7 +19,8 @@ use super::{
     api::{StreamInfo, StreamPage},
     health::ServerHealth,
     layout,
-    names::{self, Location},
+    names::{self, Location, SHARDS},
+    partitions::KnownPartitions,
     session::{NatsError, Session},
     tracked::Tracked,
     turn::Turn,
@@ -28,8 +29,6 @@ use crate::log::{LogError, LogName, Offset, REMEMBERED};
 
 /// Metadata key of a stream for its number of partitions.
 const PARTITIONS: &str = "weir.dev/partitions";
-/// Number of partitions of each log.
-const ONE: &str = "1";
 /// Bytes of one permit for appends in flight.
 pub(super) const PERMIT_BYTES: usize = 1024;
 /// Time for which the server remembers ids, as a multiple of the timeout of operations, which limits retries. At 10,000
@@ -48,6 +47,8 @@ pub(super) struct JetStream {
     pub(super) state_end: AtomicU64,
     /// Notified when another router announces changed owners.
     pub(super) owners_changed: Notify,
+    /// The numbers of partitions of brokers.
+    pub(super) partitions: KnownPartitions,
     /// Number of failed attempts to read.
     pub(super) read_errors: AtomicU64,
     /// Health of the servers and all streams, as last polled.
@@ -67,6 +68,7 @@ impl JetStream {
             turn: Turn::default(),
             state_end: AtomicU64::new(0),
             owners_changed: Notify::new(),
+            partitions: KnownPartitions::default(),
             read_errors: AtomicU64::new(0),
             health: ServerHealth::default(),
             grown: Mutex::default(),
@@ -190,12 +192,13 @@ impl JetStream {
     /// Configuration of the stream of a log. If it is created, its first record has this offset.
     pub(super) fn config_of(&self, log: &Tracked, first: Offset) -> Value {
         let Location { stream, subject } = &log.location;
-        let (subjects, max_bytes) = match log.name {
-            LogName::Events(_) => {
-                let partitions = subject.rsplit_once('.').map_or(&**subject, |(all, _)| all);
-                (format!("{partitions}.*"), self.options.max_bytes)
+        let (subjects, max_bytes, partitions) = match &log.name {
+            LogName::Events(broker) => {
+                let all = subject.rsplit_once('.').map_or(&**subject, |(all, _)| all);
+                let partitions = self.partitions.get(broker).unwrap_or(1);
+                (format!("{all}.*"), self.options.max_bytes, partitions)
             }
-            LogName::DeadLetters(_) => (subject.clone(), self.options.dead_letters_max_bytes),
+            LogName::DeadLetters(_) => (subject.clone(), self.options.dead_letters_max_bytes, 1),
         };
         json!({
             "name": stream,
@@ -210,7 +213,7 @@ impl JetStream {
             "allow_direct": true,
             "duplicate_window": self.id_window(),
             "first_seq": first.plus(1).0,
-            "metadata": { PARTITIONS: ONE },
+            "metadata": { PARTITIONS: partitions.to_string() },
         })
     }
 
@@ -248,14 +251,20 @@ impl JetStream {
     }
 }
 
+/// Returns the number of partitions of a stream's broker; `None` if this version does not support it.
+pub(super) fn partitions_of_stream(info: &StreamInfo) -> Option<u16> {
+    let partitions = info.config.metadata.get(PARTITIONS)?.parse().ok()?;
+    (1..=SHARDS).contains(&partitions).then_some(partitions)
+}
+
 fn check_partitions(info: &StreamInfo) -> Result<(), NatsError> {
-    let partitions = info.config.metadata.get(PARTITIONS).map(String::as_str);
-    if partitions == Some(ONE) {
+    if partitions_of_stream(info).is_some() {
         return Ok(());
     }
+    let partitions = info.config.metadata.get(PARTITIONS).map(String::as_str);
     Err(NatsError::Unexpected(format!(
-        "the stream {} has {} as {PARTITIONS} in its metadata, and this Weir supports only {ONE}; upgrade Weir, or delete the \
-         stream if Weir did not create it",
+        "the stream {} has {} as {PARTITIONS} in its metadata, and this Weir supports 1 to {SHARDS}; upgrade Weir, or delete \
+         the stream if Weir did not create it",
         info.config.name,
         partitions.unwrap_or("nothing")
     )))

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, watch};
 
-use super::{api::StreamInfo, names::Location};
+use super::{api::StreamInfo, names::Location, recent::RecentRecords};
 use crate::log::{LogBounds, LogName, Offset};
 
 /// Maximum batches in flight per log. A server accepts 50 per stream, of all routers together.
@@ -19,6 +19,8 @@ pub(super) struct Tracked {
     pub(super) creating: tokio::sync::Mutex<()>,
     /// Limits the batches in flight.
     pub(super) batches: Semaphore,
+    /// Used if the broker has several partitions.
+    pub(super) recent: RecentRecords,
     end: watch::Sender<Offset>,
     sight: Mutex<Sight>,
 }
@@ -42,6 +44,7 @@ impl Tracked {
             name,
             creating: tokio::sync::Mutex::default(),
             batches: Semaphore::new(BATCHES),
+            recent: RecentRecords::default(),
             end: watch::Sender::default(),
             sight: Mutex::default(),
         }
@@ -68,6 +71,7 @@ impl Tracked {
 
     /// Forgets the bounds, which are then read again before the next read. Otherwise they only grow.
     pub(super) fn forget_bounds(&self) {
+        self.recent.forget();
         let mut sight = self.sight();
         sight.bounds = LogBounds::default();
         sight.created = None;
@@ -122,6 +126,7 @@ impl Tracked {
                 "the stream was deleted and created again; its earlier records are lost"
             );
             sight.bounds = bounds;
+            self.recent.forget();
         }
         sight.created = Some(info.created.clone());
         sight.bounds.next = sight.bounds.next.max(bounds.next);
@@ -147,6 +152,7 @@ impl Tracked {
             to = before.0,
             "the stream has lost acknowledged records at its end"
         );
+        self.recent.forget();
         let mut sight = self.sight();
         sight.is_shortened = true;
         sight.bounds.next = first.plus(1);

@@ -39,6 +39,7 @@ async fn poll(streams: Arc<JetStream>) {
         if let Err(error) = streams.refresh_all(POLL).await {
             tracing::debug!(%error, "cannot list the streams");
         }
+        streams.logs().iter().for_each(|log| log.recent.forget_idle());
     }
 }
 

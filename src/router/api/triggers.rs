@@ -1,13 +1,20 @@
 //! `GET /v1/triggers`: the current delivery of each Trigger.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwapOption;
 use axum::{Json, Router, extract::State, routing::get};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{delivery::TriggerView, ownership::Shards, routing::RoutingTable};
+use crate::{
+    delivery::TriggerStats,
+    ownership::{OwnedTrigger, Shards},
+    routing::RoutingTable,
+};
 
 /// Triggers of a router.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,36 +72,65 @@ pub struct SinkDown {
 }
 
 impl TriggerSnapshot {
-    fn of(view: &TriggerView, suspended: &BTreeSet<&str>) -> Self {
-        let TriggerView {
-            uid,
-            namespace,
-            name,
-            log: _,
-            stats,
-            hold: _,
-            sink,
-        } = view;
+    fn of(trigger: &OwnedTrigger, suspended: &BTreeSet<&str>) -> Self {
         Self {
-            namespace: namespace.clone(),
-            name: name.clone(),
-            uid: uid.clone(),
-            broker: view.broker().to_string(),
-            matched: stats.matched(),
-            delivered: stats.delivered(),
-            dead_lettered: stats.dead_lettered(),
-            expired: stats.expired(),
-            dropped: stats.dropped(),
-            pending: stats.pending(),
-            backlog: view.backlog(),
-            in_flight: stats.in_flight(),
-            sink_down: sink.outage().map(|outage| SinkDown {
+            namespace: trigger.namespace().to_owned(),
+            name: trigger.name().to_owned(),
+            uid: trigger.uid().to_owned(),
+            broker: trigger.broker().to_string(),
+            matched: trigger.sum(TriggerStats::matched),
+            delivered: trigger.sum(TriggerStats::delivered),
+            dead_lettered: trigger.sum(TriggerStats::dead_lettered),
+            expired: trigger.sum(TriggerStats::expired),
+            dropped: trigger.sum(TriggerStats::dropped),
+            pending: trigger.sum(TriggerStats::pending),
+            backlog: trigger.backlog(),
+            in_flight: trigger.sum(TriggerStats::in_flight),
+            sink_down: trigger.outage().map(|outage| SinkDown {
                 since: outage.since,
                 detail: outage.detail.clone(),
             }),
-            suspended: suspended.contains(uid.as_str()),
-            set_aside: stats.is_set_aside(),
-            stopped: stats.is_stopped(),
+            suspended: suspended.contains(trigger.uid()),
+            set_aside: trigger.any(TriggerStats::is_set_aside),
+            stopped: trigger.any(TriggerStats::is_stopped),
+        }
+    }
+
+    /// Adds the delivery of other partitions by another router.
+    fn add(&mut self, other: Self) {
+        self.matched += other.matched;
+        self.delivered += other.delivered;
+        self.dead_lettered += other.dead_lettered;
+        self.expired += other.expired;
+        self.dropped += other.dropped;
+        self.pending += other.pending;
+        self.backlog += other.backlog;
+        self.in_flight += other.in_flight;
+        let outages = self.sink_down.take().into_iter().chain(other.sink_down);
+        self.sink_down = outages.min_by_key(|down| down.since);
+        self.suspended |= other.suspended;
+        self.set_aside |= other.set_aside;
+        self.stopped |= other.stopped;
+    }
+}
+
+impl TriggerList {
+    /// Combines the lists of several routers. Each may deliver some partitions of a Trigger's broker.
+    pub(in crate::router) fn combine(lists: impl IntoIterator<Item = Self>) -> Self {
+        let mut triggers = BTreeMap::new();
+        for trigger in lists.into_iter().flat_map(|list| list.items) {
+            let key = (
+                trigger.namespace.clone(),
+                trigger.name.clone(),
+                trigger.uid.clone(),
+            );
+            match triggers.entry(key) {
+                Entry::Vacant(entry) => drop(entry.insert(trigger)),
+                Entry::Occupied(mut known) => known.get_mut().add(trigger),
+            }
+        }
+        Self {
+            items: triggers.into_values().collect(),
         }
     }
 }
@@ -126,11 +162,11 @@ impl Triggers {
             .filter(|trigger| trigger.suspend)
             .map(|trigger| trigger.uid.as_str())
             .collect();
-        let views = self.shards.triggers();
+        let triggers = self.shards.triggers();
         TriggerList {
-            items: views
+            items: triggers
                 .iter()
-                .map(|view| TriggerSnapshot::of(view, &suspended))
+                .map(|trigger| TriggerSnapshot::of(trigger, &suspended))
                 .collect(),
         }
     }
@@ -233,6 +269,46 @@ mod tests {
         let read: TriggerList = serde_json::from_value(expected).unwrap();
         assert_eq!(read.items.len(), 2);
         shards.shutdown().await;
+    }
+
+    #[test]
+    fn lists_of_routers_are_combined() {
+        let snapshot = |name: &str, matched, since: Option<&str>| TriggerSnapshot {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            uid: format!("uid-{name}"),
+            broker: "shop/default".to_owned(),
+            matched,
+            delivered: matched,
+            dead_lettered: 0,
+            expired: 0,
+            dropped: 0,
+            pending: 0,
+            backlog: 1,
+            in_flight: 0,
+            sink_down: since.map(|since| SinkDown {
+                since: since.parse().unwrap(),
+                detail: since.to_owned(),
+            }),
+            suspended: false,
+            set_aside: since.is_some(),
+            stopped: false,
+        };
+        let (early, late) = (Some("2026-11-24T08:00:00Z"), Some("2026-11-24T09:00:00Z"));
+        let lists = [
+            vec![snapshot("b", 2, late), snapshot("c", 7, None)],
+            vec![snapshot("a", 1, None), snapshot("b", 3, early)],
+            vec![snapshot("b", 4, None)],
+        ];
+        let combined = TriggerList::combine(lists.map(|items| TriggerList { items }));
+        let b = TriggerSnapshot {
+            backlog: 3,
+            ..snapshot("b", 9, early)
+        };
+        assert_eq!(
+            combined.items,
+            [snapshot("a", 1, None), b, snapshot("c", 7, None)]
+        );
     }
 
     #[test]

@@ -10,9 +10,9 @@ use prometheus_client::{
 
 use super::gauge::gauge_value;
 use crate::{
-    delivery::{TriggerStats, TriggerView},
+    delivery::TriggerStats,
     log::LogProvider,
-    ownership::Shards,
+    ownership::{OwnedTrigger, Shards},
     source::SourceCounts,
 };
 
@@ -28,13 +28,16 @@ impl fmt::Debug for DeliveryCollector {
     }
 }
 
+/// A figure of a Trigger.
+type Figure = fn(&TriggerStats) -> u64;
+
 type Labels<'a> = [(&'static str, &'a str); 3];
 
-fn labels(view: &TriggerView) -> Labels<'_> {
-    let broker = view.broker().name();
+fn labels(trigger: &OwnedTrigger) -> Labels<'_> {
+    let broker = trigger.broker().name();
     [
-        ("namespace", &view.namespace),
-        ("trigger", &view.name),
+        ("namespace", trigger.namespace()),
+        ("trigger", trigger.name()),
         ("broker", broker),
     ]
 }
@@ -83,21 +86,21 @@ impl Collector for DeliveryCollector {
             &triggers,
             "trigger_set_aside",
             "1 while the filters are not evaluated, as they took more than their budget too often",
-            |view| u64::from(view.stats.is_set_aside()),
+            |trigger| u64::from(trigger.any(TriggerStats::is_set_aside)),
         )?;
         gauge(
             &mut encoder,
             &triggers,
             "trigger_events_pending",
             "Events wanted and not settled",
-            |view| view.stats.pending(),
+            |trigger| trigger.sum(TriggerStats::pending),
         )?;
         gauge(
             &mut encoder,
             &triggers,
             "trigger_backlog_events",
             "Events of the broker not looked at yet",
-            |view| view.backlog(),
+            OwnedTrigger::backlog,
         )?;
         counter(
             &mut encoder,
@@ -126,28 +129,28 @@ impl Collector for DeliveryCollector {
             &triggers,
             "trigger_attempts_in_flight",
             "Delivery attempts under way",
-            |view| view.stats.in_flight(),
+            |trigger| trigger.sum(TriggerStats::in_flight),
         )?;
         gauge(
             &mut encoder,
             &triggers,
             "trigger_sink_down",
             "1 while the Sink keeps failing or has asked for a long pause",
-            |view| u64::from(view.sink.outage().is_some()),
+            |trigger| u64::from(trigger.outage().is_some()),
         )?;
         gauge(
             &mut encoder,
             &triggers,
             "trigger_stopped",
             "1 once delivery has ended because the event log cannot be read, or by a fault in Weir",
-            |view| u64::from(view.stats.is_stopped()),
+            |trigger| u64::from(trigger.any(TriggerStats::is_stopped)),
         )?;
         gauge(
             &mut encoder,
             &triggers,
             "trigger_waiting_full",
             "1 while so many events wait for retries or for others of their key that no new ones are taken",
-            |view| u64::from(view.stats.is_full()),
+            |trigger| u64::from(trigger.any(TriggerStats::is_full)),
         )?;
         replies(&mut encoder, &triggers)?;
         let dropped = ConstCounter::new(self.shards.dropped_with_trigger());
@@ -248,7 +251,7 @@ impl DeliveryCollector {
     fn dropped_when_full(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
-        triggers: &[TriggerView],
+        triggers: &[OwnedTrigger],
     ) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "events_dropped_when_full",
@@ -257,8 +260,8 @@ impl DeliveryCollector {
             MetricType::Counter,
         )?;
         let mut dropped = self.shards.dropped_when_full();
-        for view in triggers {
-            dropped.entry(view.broker().clone()).or_default();
+        for trigger in triggers {
+            dropped.entry(trigger.broker().clone()).or_default();
         }
         for (broker, count) in dropped {
             let labels = [("namespace", broker.namespace()), ("broker", broker.name())];
@@ -300,94 +303,93 @@ impl DeliveryCollector {
 
 fn counter(
     encoder: &mut DescriptorEncoder<'_>,
-    triggers: &[TriggerView],
+    triggers: &[OwnedTrigger],
     name: &str,
     help: &str,
     value: impl Fn(&TriggerStats) -> u64,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for view in triggers {
-        ConstCounter::new(value(&view.stats)).encode(family.encode_family(&labels(view))?)?;
+    for trigger in triggers {
+        ConstCounter::new(trigger.sum(&value)).encode(family.encode_family(&labels(trigger))?)?;
     }
     Ok(())
 }
 
 fn gauge(
     encoder: &mut DescriptorEncoder<'_>,
-    triggers: &[TriggerView],
+    triggers: &[OwnedTrigger],
     name: &str,
     help: &str,
-    value: impl Fn(&TriggerView) -> u64,
+    value: impl Fn(&OwnedTrigger) -> u64,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    for view in triggers {
-        gauge_value(value(view)).encode(family.encode_family(&labels(view))?)?;
+    for trigger in triggers {
+        gauge_value(value(trigger)).encode(family.encode_family(&labels(trigger))?)?;
     }
     Ok(())
 }
 
-fn attempts_took(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt::Result {
+fn attempts_took(encoder: &mut DescriptorEncoder<'_>, triggers: &[OwnedTrigger]) -> fmt::Result {
     let mut family = encoder.encode_descriptor(
         "trigger_attempt_duration_seconds",
         "Time that ended delivery attempts took, all together, since the start",
         None,
         MetricType::Counter,
     )?;
-    for view in triggers {
-        let seconds = view.stats.attempts_took().as_secs_f64();
-        ConstCounter::new(seconds).encode(family.encode_family(&labels(view))?)?;
+    for trigger in triggers {
+        let seconds = trigger.attempts_took().as_secs_f64();
+        ConstCounter::new(seconds).encode(family.encode_family(&labels(trigger))?)?;
     }
     Ok(())
 }
 
-fn settled(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt::Result {
+fn settled(encoder: &mut DescriptorEncoder<'_>, triggers: &[OwnedTrigger]) -> fmt::Result {
     outcomes(
         encoder,
         triggers,
         "trigger_events_settled",
         "Events that the Trigger wanted, by how they ended",
-        |stats| {
-            [
-                ("delivered", stats.delivered()),
-                ("expired", stats.expired()),
-                ("dead_lettered", stats.dead_lettered()),
-                ("dropped", stats.dropped()),
-            ]
-        },
+        [
+            ("delivered", TriggerStats::delivered),
+            ("expired", TriggerStats::expired),
+            ("dead_lettered", TriggerStats::dead_lettered),
+            ("dropped", TriggerStats::dropped),
+        ],
     )
 }
 
-fn replies(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt::Result {
+fn replies(encoder: &mut DescriptorEncoder<'_>, triggers: &[OwnedTrigger]) -> fmt::Result {
     outcomes(
         encoder,
         triggers,
         "trigger_replies",
         "Events that the Sink replied with, by what became of them, since the start",
-        |stats| {
-            [
-                ("stored", stats.replies_stored()),
-                ("beyond_max_hops", stats.replies_beyond_max_hops()),
-                ("beyond_max_descendants", stats.replies_beyond_max_descendants()),
-                ("invalid", stats.replies_invalid()),
-            ]
-        },
+        [
+            ("stored", TriggerStats::replies_stored),
+            ("beyond_max_hops", TriggerStats::replies_beyond_max_hops),
+            (
+                "beyond_max_descendants",
+                TriggerStats::replies_beyond_max_descendants,
+            ),
+            ("invalid", TriggerStats::replies_invalid),
+        ],
     )
 }
 
 /// A counter with the label `outcome` beside the Trigger's labels.
 fn outcomes<const N: usize>(
     encoder: &mut DescriptorEncoder<'_>,
-    triggers: &[TriggerView],
+    triggers: &[OwnedTrigger],
     name: &str,
     help: &str,
-    values: impl Fn(&TriggerStats) -> [(&'static str, u64); N],
+    figures: [(&'static str, Figure); N],
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for view in triggers {
-        for (outcome, value) in values(&view.stats) {
-            let [namespace, trigger, broker] = labels(view);
-            let labels = [namespace, trigger, broker, ("outcome", outcome)];
-            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+    for trigger in triggers {
+        for (outcome, figure) in figures {
+            let [namespace, name, broker] = labels(trigger);
+            let labels = [namespace, name, broker, ("outcome", outcome)];
+            ConstCounter::new(trigger.sum(figure)).encode(family.encode_family(&labels)?)?;
         }
     }
     Ok(())

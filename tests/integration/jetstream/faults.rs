@@ -9,7 +9,7 @@ use std::{
 
 use fastrand::Rng;
 
-use super::{BROKERS, Routers, TAKEOVER};
+use super::{BROKERS, PARTITIONS, Routers, TAKEOVER};
 use crate::{
     faults::{id_of, is_long, kills},
     support::{NatsCluster, eventually},
@@ -353,7 +353,9 @@ fn no_acknowledged_event_is_lost_by_random_faults_of_routers_and_servers() {
     let nats = NatsCluster::start();
     let plan = plan(&mut rng, nats.can_lose_power());
     let urls = nats.urls();
-    let mut routers = Routers::on(nats, &urls, 3, "");
+    let partitions = if rng.bool() { 1 } else { PARTITIONS };
+    eprintln!("{partitions} partitions of each broker");
+    let mut routers = Routers::on(nats, &urls, 3, partitions, "");
     let producers = routers.produce();
     let (began, mut history, mut counts) = (Instant::now(), History::default(), BTreeMap::new());
     for (batch, part) in plan.chunks(BATCH).enumerate() {

@@ -6,6 +6,7 @@ mod copy;
 mod faults;
 mod health;
 mod members;
+mod partitions;
 mod routers;
 mod server;
 mod setup;

@@ -130,7 +130,7 @@ async fn a_stream_with_other_partitions_is_refused() {
     let config = serde_json::json!({
         "name": "weir_n_b",
         "subjects": ["weir.ev.n.b.*"],
-        "metadata": { "weir.dev/partitions": "16" },
+        "metadata": { "weir.dev/partitions": "25" },
     });
     let session = &log.0.streams.session;
     let wait = std::time::Duration::from_secs(10);
@@ -141,7 +141,7 @@ async fn a_stream_with_other_partitions_is_refused() {
     assert_eq!(made["config"]["name"], "weir_n_b");
     says(
         &refusal(server.options()).await,
-        &["weir_n_b", "16", "upgrade Weir"],
+        &["weir_n_b", "25", "upgrade Weir"],
     );
 }
 

@@ -1,0 +1,109 @@
+//! Partitions: the parts into which the events of a broker are divided, so that several routers can deliver them. A log
+//! that one router uses alone has one partition for each broker. Pure.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{BrokerName, Shard, offset::Offset};
+
+/// One partition of a broker's events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partition {
+    /// Number of the partition, from 0.
+    pub number: u16,
+    /// Number of partitions of the broker.
+    pub of: u16,
+}
+
+impl Partition {
+    /// The only partition of a broker.
+    pub const WHOLE: Self = Self { number: 0, of: 1 };
+
+    /// Returns the partition, of so many, that a shard has of a broker. The partitions of a broker are in consecutive
+    /// shards, from the shard of the broker on, so there can be as many as shards.
+    pub fn in_shard(broker: &BrokerName, partitions: u16, shard: Shard, shards: u16) -> Option<Self> {
+        let Shard(home) = Shard::of(broker, shards);
+        let number = (shard.0 + shards).checked_sub(home)? % shards.max(1);
+        (number < partitions).then_some(Self {
+            number,
+            of: partitions,
+        })
+    }
+
+    /// Returns the shard of this partition of a broker.
+    pub fn shard(self, broker: &BrokerName, shards: u16) -> Shard {
+        let Shard(home) = Shard::of(broker, shards);
+        Shard((home + self.number) % shards.max(1))
+    }
+
+    /// Iterates over this many partitions.
+    pub fn all(partitions: u16) -> impl Iterator<Item = Self> {
+        (0..partitions).map(move |number| Self {
+            number,
+            of: partitions,
+        })
+    }
+
+    /// Whether an event is in this partition: by its `partitionkey`, or by its offset if it has none. Positions are
+    /// stored by partition, so this must never change.
+    pub fn has(self, key: Option<&str>, offset: Offset) -> bool {
+        let spread = key.map_or(offset.0, |key| xxh3_64(key.as_bytes()));
+        spread % u64::from(self.of.max(1)) == u64::from(self.number)
+    }
+
+    /// Returns the share of this partition in an amount that all partitions divide, but at least 1.
+    pub fn share(self, amount: u32) -> u32 {
+        let of = u32::from(self.of.max(1));
+        let share = amount / of + u32::from(u32::from(self.number) < amount % of);
+        share.max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn each_event_is_in_one_partition(key in proptest::option::of("[a-z]{0,6}"), offset: u64, of in 1_u16..=24) {
+            let has = |partition: &Partition| partition.has(key.as_deref(), Offset(offset));
+            prop_assert_eq!(Partition::all(of).filter(has).count(), 1);
+        }
+
+        #[test]
+        fn each_partition_is_in_one_shard(broker in "[a-z]{1,6}/[a-z]{1,6}", of in 1_u16..=24) {
+            let broker = BrokerName::from(broker.as_str());
+            let found: Vec<_> = Shard::all(24)
+                .filter_map(|shard| Some((Partition::in_shard(&broker, of, shard, 24)?, shard)))
+                .collect();
+            prop_assert_eq!(found.len(), usize::from(of));
+            for (partition, shard) in found {
+                prop_assert_eq!(partition.shard(&broker, 24), shard);
+            }
+            prop_assert_eq!(Partition { number: 0, of }.shard(&broker, 24), Shard::of(&broker, 24));
+        }
+
+        #[test]
+        fn shares_add_up_to_the_amount_if_it_reaches_all(amount in 1_u32..200, of in 1_u16..=24) {
+            let shares: u32 = Partition::all(of).map(|partition| partition.share(amount)).sum();
+            prop_assert_eq!(shares, amount.max(u32::from(of)));
+        }
+    }
+
+    #[test]
+    fn the_partition_of_an_event_never_changes() {
+        let events = [
+            (Some("order-1"), 0, 16),
+            (Some("order-2"), 0, 16),
+            (Some("order-1"), 1, 5),
+            (None, 37, 16),
+            (None, 37, 1),
+        ];
+        let found = events.map(|(key, offset, of)| {
+            let found = Partition::all(of).find(|partition| partition.has(key, Offset(offset)));
+            found.unwrap().number
+        });
+        assert_eq!(found, [6, 12, 4, 5, 0]);
+    }
+}
