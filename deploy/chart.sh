@@ -113,7 +113,7 @@ Ingress/weir               | ingress={"enabled":true,"hosts":[{"host":"a","paths
 HTTPRoute/weir             | httpRoute={"enabled":true,"parentRefs":[{"name":"a"}],"hostnames":["b"]} router.service.port=8080 | parentRefs: - name: a hostnames: - b rules: - matches: - path: type: PathPrefix value: / backendRefs: [{name: "weir", port: 8080}]
 Service/weir               |                                               | ports: - {name: http, port: 80, targetPort: events, appProtocol: http}
 StatefulSet/weir-router    |                                               | ! --log=
-Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a:4222","tls://b"] | - --log=jetstream - "--nats=nats://a:4222,tls://b" - --nats-replicas=3 - --nats-stream-size=2GiB - --nats-dead-letter-stream-size=1280MiB - --keep-deleted-triggers
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a:4222","tls://b"] | - --log=jetstream - "--nats=nats://a:4222,tls://b" - --nats-replicas=3 - --nats-stream-size=2GiB - --nats-dead-letter-stream-size=1280MiB - --nats-partitions=1 - --keep-deleted-triggers
 Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] | replicas: 1 strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 1, maxUnavailable: 0}} #
 Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.replicas=24 | replicas: 24 strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 1, maxUnavailable: 0}} #
 Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.updateStrategy={"type":"Recreate"} | strategy: type: Recreate selector:
@@ -198,6 +198,7 @@ httpRoute.rules=[{"backendRefs":[]}]         | backendRefs
 log.engine="jetstream"                       | /log/jetstream/urls
 log={"engine":"jetstream","jetstream":{"urls":["nats://a:b@c"]}} | /log/jetstream/urls/0
 log={"engine":"jetstream","jetstream":{"urls":["nats://a"],"replicas":2}} | /log/jetstream/replicas
+log={"engine":"jetstream","jetstream":{"urls":["nats://a"],"partitions":25}} | /log/jetstream/partitions
 log={"engine":"jetstream","jetstream":{"urls":["nats://a"],"streamSize":"1024MiB"}} | log.jetstream.streamSize must be larger than router.retentionSize
 log={"engine":"jetstream","jetstream":{"urls":["nats://a"],"deadLetterStreamSize":"1G"}} | log.jetstream.deadLetterStreamSize must be larger than router.deadLetterSize
 log={"engine":"jetstream","jetstream":{"urls":["nats://a"]}} router.whenFull="drop-oldest" | router.whenFull drop-oldest needs log.engine embedded

@@ -171,6 +171,7 @@ metricRelabelings: {{- toYaml . | nindent 2 }}
 - --nats-replicas={{ .replicas }}
 - --nats-stream-size={{ .streamSize }}
 - --nats-dead-letter-stream-size={{ .deadLetterStreamSize }}
+- --nats-partitions={{ .partitions }}
 {{- if (.credentialsSecret).name }}
 - --nats-credentials=/var/run/weir/nats/credentials
 {{- end }}
