@@ -51,7 +51,7 @@ mod session;
 mod state;
 mod streams;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tracked;
 mod turn;
 mod upkeep;

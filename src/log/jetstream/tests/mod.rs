@@ -7,7 +7,7 @@ mod faults;
 mod health;
 mod members;
 mod routers;
-mod server;
+pub(crate) mod server;
 mod setup;
 
 use proptest::prelude::*;
