@@ -353,7 +353,7 @@ mod tests {
             ..configuration("1")
         });
         let path = sinks_path("r-0.x_y");
-        let empty = r#"{"down": []}"#;
+        let empty = r#"{"revision": "1", "down": []}"#;
         assert_eq!(tell(&publication, &path, empty).await, StatusCode::CONFLICT);
         ask(&publication, "router=r-0.x_y&revision=1").await;
         publication.acknowledged().await;

@@ -64,7 +64,7 @@ impl Heard {
         }
     }
 
-    /// Revision that the router routed by; none for a router that does not say.
+    /// Revision that the router routed by; none if it had no configuration yet.
     pub(super) fn revision(&self) -> &Revision {
         &self.revision
     }

@@ -3,11 +3,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
 
-use futures::future::join_all;
+use futures::{
+    StreamExt as _,
+    stream::{self, FuturesUnordered},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Shards, assignment::assign};
@@ -87,64 +91,104 @@ impl WorkSharing {
         }
     }
 
-    /// Takes and gives up shards until told to stop.
+    /// Takes and gives up shards until told to stop, then waits for the changes under way. Each shard changes
+    /// independently, so that attempts in flight, which may take long to end, delay only their own shard.
     async fn share(&self, membership: &Membership, closing: &CancellationToken) {
-        let mut failures = Failures::default();
-        loop {
-            match membership.seen().await {
-                Ok(seen) if !closing.is_cancelled() => self.adjust(membership, &seen, &mut failures).await,
-                Ok(_) => {}
-                Err(error) => tracing::debug!(%error, "cannot read the owners of shards"),
-            }
+        let (mut failures, mut told) = (Failures::default(), BTreeSet::new());
+        let (mut changes, mut changing) = (FuturesUnordered::new(), BTreeSet::new());
+        let looks = stream::unfold(tokio::time::interval(LOOK_EVERY), |mut interval| async move {
             tokio::select! {
                 () = membership.changed() => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = closing.cancelled() => return,
+                _ = interval.tick() => {}
             }
+            Some((membership.seen().await, interval))
+        });
+        let mut looks = pin!(looks);
+        loop {
+            let seen = tokio::select! {
+                biased;
+                () = closing.cancelled() => break,
+                Some((shard, result)) = changes.next() => {
+                    changing.remove(&shard);
+                    failures.note(shard, result);
+                    continue;
+                }
+                Some(seen) = looks.next() => seen,
+            };
+            let seen = match seen {
+                Ok(seen) => seen,
+                Err(error) => {
+                    tracing::debug!(%error, "cannot read the owners of shards");
+                    continue;
+                }
+            };
+            let owned: BTreeSet<_> = self.shards.owned().keys().copied().collect();
+            for (shard, change) in self.plan(&owned, &seen, &failures) {
+                if changing.insert(shard) {
+                    changes.push(self.change(membership, shard, change));
+                }
+            }
+            if changing.is_empty() && owned != told {
+                tracing::info!(
+                    shards = owned.len(),
+                    of = self.shards.count,
+                    routers = seen.routers.len(),
+                    "this router owns other shards than before"
+                );
+                told = owned;
+            }
+            self.shards.note_seen(seen);
         }
+        while changes.next().await.is_some() {}
     }
 
-    /// Gives up the shards that other routers should have, and takes those that this one should have and that are free.
-    async fn adjust(&self, membership: &Membership, seen: &Seen, failures: &mut Failures) {
-        let Seen { routers, owners } = seen;
-        self.shards.note_seen(seen.clone());
+    /// Plans to give up the shards that other routers have or should have, and to take those that this one should have
+    /// and that are free.
+    fn plan(
+        &self,
+        owned: &BTreeSet<Shard>,
+        Seen { routers, owners }: &Seen,
+        failures: &Failures,
+    ) -> Vec<(Shard, ShardChange)> {
         let wanted = assign(routers, self.shards.count);
-        let wanted: BTreeSet<_> = wanted
-            .into_iter()
-            .filter(|(_, router)| *router == self.router)
-            .map(|(shard, _)| shard)
-            .collect();
-        let before = self.shards.owned();
-        let lost = before
-            .keys()
-            .filter(|shard| owners.get(shard) != Some(&self.router));
-        join_all(lost.map(|shard| self.shards.drop_if_lost(membership, *shard))).await;
-        let owned: BTreeSet<_> = self.shards.owned().keys().copied().collect();
-        let given_up = owned
-            .difference(&wanted)
-            .map(|shard| self.shards.give_up(membership, *shard));
-        let is_free = |shard: &&Shard| owners.get(shard).is_none_or(|owner| *owner == self.router);
-        let taken: Vec<_> = wanted
-            .difference(&owned)
-            .filter(is_free)
-            .filter(|shard| failures.may_try(**shard))
-            .copied()
-            .collect();
-        let taking = taken.iter().map(|shard| self.shards.take(membership, *shard));
-        let (_, results) = tokio::join!(join_all(given_up), join_all(taking));
-        for (shard, result) in taken.into_iter().zip(results) {
-            failures.note(shard, result);
-        }
-        let after: BTreeSet<_> = self.shards.owned().keys().copied().collect();
-        if after != owned {
-            tracing::info!(
-                shards = after.len(),
-                of = self.shards.count,
-                routers = routers.len(),
-                "this router owns other shards than before"
-            );
-        }
+        let change = |shard| {
+            let is_wanted = wanted.get(&shard) == Some(&self.router.as_str());
+            let owner = owners.get(&shard);
+            let is_own = owner == Some(&self.router);
+            let change = match owned.contains(&shard) {
+                true if !is_own => ShardChange::DropIfLost,
+                true if !is_wanted => ShardChange::GiveUp,
+                false if is_wanted && (is_own || owner.is_none()) && failures.may_try(shard) => {
+                    ShardChange::Take
+                }
+                _ => return None,
+            };
+            Some((shard, change))
+        };
+        Shard::all(self.shards.count).filter_map(change).collect()
     }
+
+    /// Changes a shard. Returns it with the outcome.
+    async fn change(
+        &self,
+        membership: &Membership,
+        shard: Shard,
+        change: ShardChange,
+    ) -> (Shard, Result<(), EngineError>) {
+        match change {
+            ShardChange::DropIfLost => self.shards.drop_if_lost(membership, shard).await,
+            ShardChange::GiveUp => self.shards.give_up(membership, shard).await,
+            ShardChange::Take => return (shard, self.shards.take(membership, shard).await),
+        }
+        (shard, Ok(()))
+    }
+}
+
+/// A change of which shards this router owns.
+enum ShardChange {
+    DropIfLost,
+    GiveUp,
+    Take,
 }
 
 /// Shards whose engines did not start, which are tried again after a pause.
@@ -172,3 +216,6 @@ impl Failures {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

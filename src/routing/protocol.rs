@@ -93,7 +93,8 @@ fn with_name(path: &str, router: &str) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SinkReport {
-    /// Revision that the router routes by: the report says nothing about Triggers that came later.
+    /// Revision that the router routes by, empty before the first: the report says nothing about Triggers that came
+    /// later.
     #[serde(default, skip_serializing_if = "Revision::is_none")]
     pub revision: Revision,
     /// Sinks that keep failing or have asked for a long pause.

@@ -54,7 +54,7 @@ mod session;
 mod state;
 mod streams;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tracked;
 mod turn;
 mod upkeep;

@@ -8,7 +8,7 @@ mod health;
 mod members;
 mod partitions;
 mod routers;
-mod server;
+pub(crate) mod server;
 mod setup;
 
 use proptest::prelude::*;

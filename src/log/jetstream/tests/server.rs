@@ -15,7 +15,7 @@ use tokio::net::TcpSocket;
 use crate::log::jetstream::{JetStreamLog, JetStreamOptions};
 
 /// Timeout of every wait in the tests.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Configuration of a server that meets the requirements of the log.
 pub(super) const FIT: &str = "max_payload: 2MB\njetstream { sync_interval: always, max_file: 1GB }\n";
@@ -38,7 +38,7 @@ impl HeldPort {
 }
 
 /// A server that can be killed and started again on the same port.
-pub(super) struct NatsServer {
+pub(crate) struct NatsServer {
     directory: TempDir,
     port: HeldPort,
     child: Option<Child>,
@@ -46,7 +46,7 @@ pub(super) struct NatsServer {
 
 impl NatsServer {
     /// Starts a server that meets the requirements of the log.
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::configured(FIT)
     }
 
@@ -89,7 +89,7 @@ impl NatsServer {
         }
     }
 
-    pub(super) async fn connect(&self) -> JetStreamLog {
+    pub(crate) async fn connect(&self) -> JetStreamLog {
         JetStreamLog::connect(self.options()).await.unwrap()
     }
 
@@ -160,7 +160,7 @@ impl Drop for NatsServer {
 }
 
 /// Retries until the attempt succeeds.
-pub(super) async fn eventually<T, E: std::fmt::Debug>(mut attempt: impl AsyncFnMut() -> Result<T, E>) -> T {
+pub(crate) async fn eventually<T, E: std::fmt::Debug>(mut attempt: impl AsyncFnMut() -> Result<T, E>) -> T {
     let end = Instant::now() + PATIENCE;
     loop {
         match attempt().await {
