@@ -132,6 +132,11 @@ quickstart: rust ## Build Weir, run it without a cluster, and see events arrive;
 bench: rust ## Measure throughput side by side with a plain proxy (see benches/README.md)
 	$(CARGO) bench --locked --bench throughput
 
+.PHONY: bench-jetstream
+bench-jetstream: rust ## Measure throughput on three NATS servers, side by side with a plain publisher (see benches/README.md)
+	nats="$$(tests/nats/build.sh)"
+	WEIR_NATS="$$nats" $(CARGO) bench --locked --bench throughput -- jetstream
+
 .PHONY: bench-matching
 bench-matching: rust ## Measure how long matching takes, by the number of Triggers (see benches/README.md)
 	$(CARGO) bench --locked --bench matching

@@ -3,6 +3,7 @@
 //! `make bench` runs it. Everything is a process of its own on loopback: this one makes the load, others are the
 //! sink, the proxy and Weir. `WEIR_BENCH_EVENTS` sets the number of events of each run, `WEIR_BENCH_BACKLOG` that
 //! of the backlog, and `WEIR_BENCH_BINARY` another `weir` to measure, such as one of an earlier commit.
+//! `make bench-jetstream` runs it with the argument `jetstream`; see `jetstream.rs`.
 
 #![allow(
     missing_docs,
@@ -12,6 +13,8 @@
     clippy::panic,
     reason = "a bench ends by panicking and prints its results"
 )]
+
+mod jetstream;
 
 use std::{
     convert::Infallible,
@@ -51,6 +54,9 @@ fn main() {
     match arguments.get(1).map(String::as_str) {
         Some("sink") => runtime.block_on(sink()),
         Some("proxy") => runtime.block_on(proxy(arguments[2].parse().unwrap())),
+        _ if arguments.iter().any(|argument| argument == "jetstream") => {
+            runtime.block_on(jetstream::compare());
+        }
         _ => runtime.block_on(compare()),
     }
 }
@@ -168,14 +174,15 @@ impl Process {
         (Self(child), line.trim().parse().unwrap())
     }
 
-    /// Weir on these manifests; gives where events are posted.
-    fn weir(directory: &std::path::Path, services: &[String]) -> (Self, SocketAddr) {
+    /// Weir on these manifests, with more arguments; gives where events are posted.
+    fn weir(directory: &std::path::Path, services: &[String], more: &[String]) -> (Self, SocketAddr) {
         let binary = std::env::var("WEIR_BENCH_BINARY");
         let mut command = Command::new(binary.as_deref().unwrap_or(env!("CARGO_BIN_EXE_weir")));
         command.args(["run", directory.join("manifests").to_str().unwrap()]);
         command.arg(format!("--data={}", directory.join("data").display()));
         command.args(["--listen=127.0.0.1:0", "--admin=127.0.0.1:0"]);
         command.args(services.iter().map(|service| format!("--service={service}")));
+        command.args(more);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut address = None;
@@ -225,14 +232,21 @@ async fn get(client: &HttpClient, uri: String) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
-/// Posts events over 64 connections and waits until the sink has `fan_out` times as many.
-async fn measure(process: &Process, target: &str, sink: SocketAddr, events: u64, fan_out: u64) -> Figures {
+/// Posts events over so many connections and waits until the sink has `fan_out` times as many.
+async fn measure(
+    process: &Process,
+    target: &str,
+    sink: SocketAddr,
+    events: u64,
+    fan_out: u64,
+    connections: u64,
+) -> Figures {
     let client = client();
     get(&client, format!("http://{sink}/times")).await;
     let (processor_before, _) = process.usage();
     let (began, next) = (Instant::now(), Arc::new(AtomicU64::new(0)));
     let body = Bytes::from(vec![b'x'; BODY]);
-    let posting: Vec<_> = (0..CONNECTIONS)
+    let posting: Vec<_> = (0..connections)
         .map(|_| {
             let (client, next, body, target) =
                 (client.clone(), next.clone(), body.clone(), target.to_owned());
@@ -361,6 +375,11 @@ struct Weir {
 
 impl Weir {
     fn start(manifests: &str, sink: SocketAddr) -> Self {
+        Self::with(manifests, sink, &[])
+    }
+
+    /// With more arguments.
+    fn with(manifests: &str, sink: SocketAddr, arguments: &[String]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("manifests")).unwrap();
         fs::write(directory.path().join("manifests/all.yaml"), manifests).unwrap();
@@ -368,7 +387,7 @@ impl Weir {
             format!("bench/live=http://{sink}"),
             "bench/dead=http://127.0.0.1:1".to_owned(),
         ];
-        let (process, address) = Process::weir(directory.path(), &services);
+        let (process, address) = Process::weir(directory.path(), &services, arguments);
         Self {
             process,
             target: format!("http://{address}/bench/default"),
@@ -378,8 +397,13 @@ impl Weir {
 
     /// After a tenth as much to warm up.
     async fn measure(&self, sink: SocketAddr, events: u64, fan_out: u64) -> Figures {
-        measure(&self.process, &self.target, sink, events / 10, fan_out).await;
-        measure(&self.process, &self.target, sink, events, fan_out).await
+        self.measure_over(sink, events, fan_out, CONNECTIONS).await
+    }
+
+    async fn measure_over(&self, sink: SocketAddr, events: u64, fan_out: u64, connections: u64) -> Figures {
+        let (process, target) = (&self.process, &self.target);
+        measure(process, target, sink, events / 10, fan_out, connections).await;
+        measure(process, target, sink, events, fan_out, connections).await
     }
 }
 
@@ -423,8 +447,8 @@ async fn compare() {
 async fn limit(sink: SocketAddr, events: u64) -> f64 {
     let (process, address) = Process::role(&["proxy", &sink.to_string()]);
     let target = format!("http://{address}/");
-    measure(&process, &target, sink, events / 10, 1).await;
-    let limit = measure(&process, &target, sink, events, 1).await;
+    measure(&process, &target, sink, events / 10, 1, CONNECTIONS).await;
+    let limit = measure(&process, &target, sink, events, 1, CONNECTIONS).await;
     print(&limit, "plain proxy, keeps nothing", limit.delivered);
     let open = measure_open_loop(&process, &target, sink, 10 * OPEN_LOOP_RATE).await;
     print(&open, "plain proxy, open loop at 1,000 a second", limit.delivered);
@@ -457,7 +481,7 @@ async fn dead_sink(sink: SocketAddr, events: u64, limit: f64) {
 async fn backlog(sink: SocketAddr, events: u64) {
     let manifests = trigger("live", "wanted", "live") + &trigger("dead", "wanted", "dead");
     let weir = Weir::start(&manifests, sink);
-    let figures = measure(&weir.process, &weir.target, sink, events, 1).await;
+    let figures = measure(&weir.process, &weir.target, sink, events, 1, CONNECTIONS).await;
     println!(
         "backlog of {events} events at a dead Sink: {:.1} MiB resident, {:.0} events a second accepted and \
          delivered to a live one",
