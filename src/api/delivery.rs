@@ -50,8 +50,9 @@ pub struct DeliverySpec {
     #[schemars(schema_with = "super::schema::optional_positive_duration")]
     pub timeout: Option<DurationText>,
 
-    /// Maximum number of events in flight at once. 1 delivers one event at a time. Routers that share a log divide it; a
-    /// broker with several partitions has at least one event in flight for each. Otherwise it is per router. Default: 32.
+    /// Maximum number of events in flight at once: per router with embedded logs, in total with JetStream, where the
+    /// partitions of the broker share it equally, with at least one each. 1 delivers one event at a time if the broker
+    /// has one partition. Default: 32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub concurrency: Option<u32>,
@@ -61,7 +62,8 @@ pub struct DeliverySpec {
     #[schemars(schema_with = "super::schema::optional_duration")]
     pub retry_after_max: Option<DurationText>,
 
-    /// Maximum rate of delivery attempts. Routers that share a log divide it; otherwise it is per router. Default: no limit.
+    /// Maximum rate of delivery attempts: per router with embedded logs, in total with JetStream, where the partitions
+    /// of the broker share it equally. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
 

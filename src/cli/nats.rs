@@ -107,8 +107,8 @@ pub struct NatsArgs {
     )]
     pub dead_letter_stream_size: Size,
 
-    /// Partitions of each broker, from its first use on: 1 to 24. With several, as many routers can deliver the events of
-    /// one broker. Brokers in use keep their number.
+    /// Number of partitions of each new broker, 1 to 24. Up to that many routers deliver the events of a broker in
+    /// parallel. Existing brokers keep the number they started with.
     #[arg(
         long = "nats-partitions",
         env = "WEIR_NATS_PARTITIONS",

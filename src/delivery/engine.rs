@@ -81,7 +81,7 @@ impl LoadedCheckpoints {
                 CheckpointKey::Identity(uid) => {
                     drop(records.insert(uid, retained::OwnerRecord::read(&value)))
                 }
-                CheckpointKey::Revision | CheckpointKey::TrimPoints => {}
+                CheckpointKey::Revision | CheckpointKey::TrimPoint(_) => {}
                 CheckpointKey::RunningTime => stored.ran_before = retained::RunningTime::read(&value),
                 CheckpointKey::DeadLetters(ref broker) => {
                     let restored = stored.taken.restore(broker.clone(), &value);
@@ -334,7 +334,7 @@ pub fn broker_of_checkpoint(key: &CheckpointKey, value: &[u8]) -> Option<BrokerN
             Some(record.identity.broker.as_str().into())
         }
         CheckpointKey::DeadLetters(broker) => Some(broker.clone()),
-        CheckpointKey::RunningTime | CheckpointKey::Revision | CheckpointKey::TrimPoints => None,
+        CheckpointKey::RunningTime | CheckpointKey::Revision | CheckpointKey::TrimPoint(_) => None,
     }
 }
 

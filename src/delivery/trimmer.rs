@@ -249,7 +249,7 @@ impl Trimmer {
         let too_old = first_within(log, self.events.age, now, bounds).await?;
         let unsettled = holds.unsettled(broker, bounds);
         let before = retention::trim_before(bounds, bytes, self.events.bytes, too_old, unsettled);
-        if before > bounds.first {
+        if before > bounds.first || !log.is_trimmed() {
             log.trim(before).await?;
         }
         Ok(())

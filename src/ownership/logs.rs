@@ -8,11 +8,11 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
 use crate::log::{
-    Append, BrokerName, Capacity, CheckpointKey, Checkpoints, Log, LogBounds, LogError, LogName, LogProvider,
-    LogRecord, Offset, Ownership, Partition, ReadLimit, Shard,
+    Append, BrokerName, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError,
+    LogName, LogProvider, LogRecord, Offset, Ownership, Partition, ReadLimit, Shard,
     jetstream::{JetStreamLog, SHARDS},
 };
 
@@ -34,34 +34,40 @@ struct SharedShard {
 
 impl ShardLogs {
     /// Opens the logs of a shard for its owner. `shared` is the log, if several routers share it.
-    ///
-    /// # Errors
-    /// As [`Checkpoints::load`].
-    pub(super) async fn open(
+    pub(super) fn new(
         logs: Arc<dyn LogProvider>,
         shared: Option<&Arc<JetStreamLog>>,
         ownership: Ownership,
-    ) -> Result<Self, LogError> {
+    ) -> Self {
         let checkpoints = logs.checkpoints(ownership);
-        let shared = match shared {
-            Some(log) => Some(SharedShard {
+        let Some(log) = shared else {
+            return Self {
+                logs,
+                checkpoints,
+                shared: None,
+            };
+        };
+        let trim_points = Arc::new(TrimPoints {
+            log: log.clone(),
+            checkpoints,
+            points: StdMutex::default(),
+        });
+        Self {
+            logs,
+            checkpoints: trim_points.clone(),
+            shared: Some(SharedShard {
                 log: log.clone(),
                 shard: ownership.shard,
-                trim_points: Arc::new(TrimPoints::load(log, &checkpoints).await?),
+                trim_points,
             }),
-            None => None,
-        };
-        Ok(Self {
-            logs,
-            checkpoints,
-            shared,
-        })
+        }
     }
 }
 
 impl SharedShard {
+    /// Returns the partition of a broker in this shard; `None` if the number of its partitions is unknown.
     fn partition_of(&self, broker: &BrokerName) -> Option<Partition> {
-        Partition::in_shard(broker, self.log.partitions_of(broker), self.shard, SHARDS)
+        Partition::in_shard(broker, self.log.partitions_of(broker)?, self.shard, SHARDS)
     }
 
     /// Whether the shard has this log: a partition of the events, or the dead letters, which are in the first one.
@@ -123,8 +129,8 @@ impl LogProvider for ShardLogs {
     }
 }
 
-/// The events of a broker for the owner of one of several partitions. Those below its trim point are gone for it, and
-/// removed once they are gone for all partitions.
+/// The events of a broker for the owner of one of several partitions. Events below its trim point count as trimmed. The
+/// stream is purged up to the lowest trim point of all partitions.
 struct PartitionLog {
     /// The events of all partitions.
     log: Arc<dyn Log>,
@@ -177,7 +183,7 @@ impl Log for PartitionLog {
         self.within(self.log.cached_bounds())
     }
 
-    /// The bytes from the trim point on, if they are spread evenly over the records.
+    /// An estimate, which assumes records of equal size.
     fn retained(&self) -> u64 {
         let all = self.log.cached_bounds();
         let own = self.within(all);
@@ -198,6 +204,10 @@ impl Log for PartitionLog {
         self.log.follow()
     }
 
+    fn is_trimmed(&self) -> bool {
+        self.log.cached_bounds().first >= self.trim_points.get(self.name().broker())
+    }
+
     fn trim(&self, before: Offset) -> BoxFuture<'_, Result<(), LogError>> {
         Box::pin(async move {
             let broker = self.name().broker();
@@ -208,77 +218,91 @@ impl Log for PartitionLog {
     }
 }
 
-/// The offsets below which the shard's partitions need no events any more. Stored as a checkpoint of the shard, so that
-/// only its owner can change them.
+/// The offsets below which the shard's partitions need no events any more. They are checkpoints of the shard, so that
+/// only its owner can change them, and they are loaded with the others.
 struct TrimPoints {
     log: Arc<JetStreamLog>,
+    /// The checkpoints of the shard.
     checkpoints: Arc<dyn Checkpoints>,
-    points: StdMutex<BTreeMap<String, Offset>>,
-    /// Held while a point is changed.
-    changing: Mutex<()>,
+    points: StdMutex<BTreeMap<BrokerName, Offset>>,
 }
 
 impl TrimPoints {
-    async fn load(log: &Arc<JetStreamLog>, checkpoints: &Arc<dyn Checkpoints>) -> Result<Self, LogError> {
-        let stored = checkpoints.load(&CheckpointKey::TrimPoints).await?;
-        Ok(Self {
-            log: log.clone(),
-            checkpoints: checkpoints.clone(),
-            points: StdMutex::new(stored.map(|stored| decode(&stored)).unwrap_or_default()),
-            changing: Mutex::default(),
-        })
-    }
-
     fn get(&self, broker: &BrokerName) -> Offset {
-        self.points().get(broker.as_str()).copied().unwrap_or_default()
-    }
-
-    fn points(&self) -> MutexGuard<'_, BTreeMap<String, Offset>> {
-        // No panic under the lock leaves the map half changed.
-        self.points.lock().unwrap_or_else(PoisonError::into_inner)
+        self.points().get(broker).copied().unwrap_or_default()
     }
 
     /// Raises the point of a broker's partition.
     async fn raise(&self, broker: &BrokerName, before: Offset) -> Result<(), LogError> {
-        self.change(broker, |point| point.max(before)).await
+        match before > self.get(broker) {
+            true => self.set(broker, before).await,
+            false => Ok(()),
+        }
     }
 
     /// Lowers the point of a broker's partition to the end of a log that has lost its tail: other events will get the
     /// offsets beyond.
     async fn keep_within(&self, broker: &BrokerName, end: Offset) -> Result<(), LogError> {
         match self.get(broker) > end {
-            true => self.change(broker, |point| point.min(end)).await,
+            true => self.set(broker, end).await,
             false => Ok(()),
         }
     }
 
-    /// Changes a point, once the change is stored.
-    async fn change(&self, broker: &BrokerName, change: impl Fn(Offset) -> Offset) -> Result<(), LogError> {
-        let _changing = self.changing.lock().await;
-        let mut points = self.points().clone();
-        let point = points.entry(broker.as_str().to_owned()).or_default();
-        *point = change(*point);
-        // Strings and numbers always serialise.
-        let stored = Bytes::from(serde_json::to_vec(&points).unwrap_or_default());
-        let change = (CheckpointKey::TrimPoints, Some(stored));
+    /// Sets a point, once it is stored.
+    async fn set(&self, broker: &BrokerName, point: Offset) -> Result<(), LogError> {
+        let stored = Bytes::from(point.to_string());
+        let change = (CheckpointKey::TrimPoint(broker.clone()), Some(stored));
         self.checkpoints.save(vec![change]).await?;
-        *self.points() = points;
+        self.points().insert(broker.clone(), point);
         Ok(())
     }
 
-    /// Returns the lowest point of a broker's partitions, or one that was the lowest before.
+    /// Returns the lowest point of a broker's partitions. It may be stale, and is then too low.
     async fn lowest(&self, broker: &BrokerName, partitions: u16) -> Result<Offset, LogError> {
-        let stored = self.log.checkpoint_of_all(&CheckpointKey::TrimPoints).await?;
+        let key = CheckpointKey::TrimPoint(broker.clone());
+        let stored = self.log.checkpoint_of_all(&key).await?;
         let points = Partition::all(partitions).map(|partition| {
             let stored = stored.get(&partition.shard(broker, SHARDS));
-            let points = stored.map(|stored| decode(stored)).unwrap_or_default();
-            points.get(broker.as_str()).copied().unwrap_or_default()
+            stored.and_then(|stored| decode(stored)).unwrap_or_default()
         });
         Ok(points.min().unwrap_or_default())
     }
+
+    fn points(&self) -> MutexGuard<'_, BTreeMap<BrokerName, Offset>> {
+        // No panic under the lock leaves the map half changed.
+        self.points.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// Decodes stored points. Of those that cannot be read nothing is trimmed.
-fn decode(stored: &[u8]) -> BTreeMap<String, Offset> {
-    serde_json::from_slice(stored).unwrap_or_default()
+/// The checkpoints of the shard without the trim points, which are kept here.
+impl Checkpoints for TrimPoints {
+    fn load_all(&self) -> BoxFuture<'_, Result<Vec<(CheckpointKey, Bytes)>, LogError>> {
+        Box::pin(async {
+            let mut others = Vec::new();
+            for (key, value) in self.checkpoints.load_all().await? {
+                match key {
+                    // From a point that cannot be read on nothing is trimmed.
+                    CheckpointKey::TrimPoint(broker) => {
+                        let point = decode(&value).unwrap_or_default();
+                        self.points().insert(broker, point);
+                    }
+                    key => others.push((key, value)),
+                }
+            }
+            Ok(others)
+        })
+    }
+
+    fn load<'a>(&'a self, key: &'a CheckpointKey) -> BoxFuture<'a, Result<Option<Bytes>, LogError>> {
+        self.checkpoints.load(key)
+    }
+
+    fn save(&self, changes: Vec<CheckpointChange>) -> BoxFuture<'_, Result<(), LogError>> {
+        self.checkpoints.save(changes)
+    }
+}
+
+fn decode(stored: &[u8]) -> Option<Offset> {
+    str::from_utf8(stored).ok()?.parse().ok().map(Offset)
 }

@@ -175,9 +175,10 @@ impl Shards {
         owners.collect()
     }
 
-    /// Number of partitions of a broker.
+    /// Number of partitions of a broker, as far as this router knows.
     pub fn partitions_of(&self, broker: &BrokerName) -> u16 {
-        self.shared.as_ref().map_or(1, |log| log.partitions_of(broker))
+        let shared = self.shared.as_ref();
+        shared.and_then(|log| log.partitions_of(broker)).unwrap_or(1)
     }
 
     fn shards_of(&self, broker: &BrokerName) -> impl Iterator<Item = Shard> {
@@ -380,7 +381,7 @@ impl Shards {
             supervisor,
             runtime,
         } = &self.starter;
-        let logs = ShardLogs::open(logs.clone(), self.shared.as_ref(), ownership).await?;
+        let logs = ShardLogs::new(logs.clone(), self.shared.as_ref(), ownership);
         Engine::start(
             Arc::new(logs),
             ownership,

@@ -1,6 +1,6 @@
 //! A Trigger as this router delivers it: with the figures of all partitions of its broker that the router owns.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use crate::{
     delivery::{Outage, TriggerStats, TriggerView},
@@ -65,14 +65,9 @@ impl OwnedTrigger {
         self.parts().map(|part| figure(&part.stats)).sum()
     }
 
-    /// Whether something is so for any part.
-    pub fn any(&self, is_so: impl Fn(&TriggerStats) -> bool) -> bool {
-        self.parts().any(|part| is_so(&part.stats))
-    }
-
-    /// Total duration of the attempts since the router started.
-    pub fn attempts_took(&self) -> Duration {
-        self.parts().map(|part| part.stats.attempts_took()).sum()
+    /// Whether the predicate holds for any part.
+    pub fn any(&self, predicate: impl Fn(&TriggerStats) -> bool) -> bool {
+        self.parts().any(|part| predicate(&part.stats))
     }
 
     /// Approximate number of events that it has not evaluated yet; see [`TriggerView::backlog`].

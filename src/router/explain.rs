@@ -52,6 +52,9 @@ const MAX_EXPLAIN_TIME: Duration = Duration::from_secs(10);
 const STEP: u64 = 250;
 const READ_BYTES: usize = 1024 * 1024;
 
+/// Maximum time to wait for the owners of other partitions.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+
 /// Maximum dead letters listed for one event.
 const MAX_LETTERS: usize = 100;
 
@@ -103,7 +106,7 @@ async fn posted(
             "a batch cannot be explained: send one event",
         ));
     };
-    let delivery = explainer.delivery(&BrokerName::new(&namespace, &broker)).await?;
+    let delivery = explainer.delivery(&BrokerName::new(&namespace, &broker)).await;
     let explained = explainer.explain(&namespace, &broker, event, &delivery).await?;
     Ok(Json(explained))
 }
@@ -129,7 +132,7 @@ async fn in_log(
         Search::NotFound(looked) => return Err(not_found(&key, &wanted, &looked)),
     };
     let letters = explainer.letters(&name, &event).await?;
-    let delivery = explainer.delivery(&name).await?;
+    let delivery = explainer.delivery(&name).await;
     let partition = partition_of(&event, found.offset, explainer.shards.partitions_of(&name));
     let mut explained = explainer.explain(&namespace, &broker, event, &delivery).await?;
     for trigger in &mut explained.triggers {
@@ -142,17 +145,16 @@ async fn in_log(
 }
 
 impl Explainer {
-    /// Returns how far the delivery of a broker is, of all its partitions.
-    async fn delivery(&self, broker: &BrokerName) -> Result<BrokerDelivery, Problem> {
+    /// Returns the delivery progress of a broker, of all partitions whose owners answer.
+    async fn delivery(&self, broker: &BrokerName) -> BrokerDelivery {
         let own = BrokerDelivery::of_router(&self.shards, broker);
-        match &self.others {
-            Some(others) => {
-                let path = format!("/v1/delivery/{broker}");
-                let delivered = others.ask_others(&self.shards.owners_of(broker), &path).await?;
-                Ok(delivered.into_iter().fold(own, BrokerDelivery::with))
-            }
-            None => Ok(own),
-        }
+        let Some(others) = &self.others else { return own };
+        let (path, owners) = (format!("/v1/delivery/{broker}"), self.shards.owners_of(broker));
+        let asked = others.ask_others(&owners, &path, MAX_WAIT).await.into_iter();
+        asked.fold(own, |delivery, (router, answered)| match answered {
+            Ok(other) => delivery.with(other),
+            Err(problem) => delivery.without(format!("{router}: {}", problem.detail())),
+        })
     }
 
     async fn explain(
@@ -194,6 +196,7 @@ impl Explainer {
         Ok(Explained {
             triggers: triggers.into_iter().map(TriggerExplained::from).collect(),
             deleted: delivery.deleted.clone(),
+            unanswered: delivery.unanswered.clone(),
             broker,
             event: name,
             found: None,

@@ -120,7 +120,7 @@ impl Forwarding {
                 Some(owner) if self.shards.engine_of(&broker).is_none() && owner != self.router => {
                     let (parts, body) = request.into_parts();
                     let body = body::to_bytes(body, self.max_body).await.map_err(too_large)?;
-                    self.ask(&owner, &parts, body).await
+                    self.ask(&owner, &parts, body, WAIT).await
                 }
                 _ => Ok(next.run(request).await),
             },
@@ -131,40 +131,54 @@ impl Forwarding {
     async fn collect<T: DeserializeOwned>(&self, request: Request, next: Next) -> Result<Vec<T>, Problem> {
         let owners = self.shards.owners();
         let path = request.uri().path().to_owned();
-        let (own, others) = tokio::join!(next.run(request), self.ask_others(&owners, &path));
-        let mut lists = others?;
-        lists.push(read(own).await?);
+        let (own, others) = tokio::join!(next.run(request), self.ask_others(&owners, &path, WAIT));
+        let mut lists = vec![read(own).await?];
+        for (_, list) in others {
+            lists.push(list?);
+        }
         Ok(lists)
     }
 
-    /// Asks these routers, except this one, for what they know.
+    /// Asks these routers, except this one, for what they know. Returns the answer or the problem of each, by name.
     pub(super) async fn ask_others<T: DeserializeOwned>(
         &self,
         routers: &BTreeSet<String>,
         path: &str,
-    ) -> Result<Vec<T>, Problem> {
+        wait: Duration,
+    ) -> Vec<(String, Result<T, Problem>)> {
+        let others = routers.iter().filter(|router| **router != self.router);
+        let asked = others.map(|router| async move {
+            let answered = self.ask_for(router, path, wait).await;
+            (router.clone(), answered)
+        });
+        join_all(asked).await
+    }
+
+    async fn ask_for<T: DeserializeOwned>(
+        &self,
+        router: &str,
+        path: &str,
+        wait: Duration,
+    ) -> Result<T, Problem> {
         let request = Request::get(path).body(Body::empty());
         let (parts, _) = request
             .map_err(|error| unanswered(error.to_string()))?
             .into_parts();
-        let others: Vec<_> = routers.iter().filter(|router| **router != self.router).collect();
-        let asked = others.iter().map(|router| self.ask(router, &parts, Bytes::new()));
-        let mut answers = Vec::new();
-        for (router, answered) in others.iter().zip(join_all(asked).await) {
-            let answered = answered?;
-            if !answered.status().is_success() {
-                return Err(unanswered(format!(
-                    "router {router} answered {}",
-                    answered.status()
-                )));
-            }
-            answers.push(read(answered).await?);
+        let answered = self.ask(router, &parts, Bytes::new(), wait).await?;
+        match answered.status() {
+            status if status.is_success() => read(answered).await,
+            status => Err(unanswered(format!("router {router} answered {status}"))),
         }
-        Ok(answers)
     }
 
     /// Passes a request on to another router.
-    async fn ask(&self, router: &str, parts: &Parts, body: Bytes) -> Result<Response, Problem> {
+    async fn ask(
+        &self,
+        router: &str,
+        parts: &Parts,
+        body: Bytes,
+        wait: Duration,
+    ) -> Result<Response, Problem> {
         let headers = HEADERS.iter().filter_map(|name| {
             let value = parts.headers.get(name)?.to_str().ok()?;
             Some((name.to_string(), value.to_owned()))
@@ -175,7 +189,7 @@ impl Forwarding {
             uri: uri.map_or_else(String::new, ToString::to_string),
             headers: headers.collect(),
         };
-        let answer = self.log.ask(router, encode(&head, &body), WAIT).await;
+        let answer = self.log.ask(router, encode(&head, &body), wait).await;
         let answer = answer.map_err(|error| match error {
             LogError::TooLarge(_) => too_large(error),
             error => unanswered(error.to_string()),

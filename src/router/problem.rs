@@ -59,6 +59,11 @@ impl Problem {
         self
     }
 
+    /// What is wrong, and what to do.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// Reason for metrics.
     pub(super) fn reason(&self) -> &'static str {
         self.reason

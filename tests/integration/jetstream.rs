@@ -380,12 +380,25 @@ fn all_routers_deliver_a_broker_with_several_partitions() {
             }
         });
     }
-    let delivered = |router: &LocalRouter| {
+    let delivered = |router: &LocalRouter, partition: usize| {
         let series = "weir_trigger_events_settled_total";
-        let of_trigger = [series, "trigger=\"t0\"", "outcome=\"delivered\""];
-        router.metric(&of_trigger).unwrap_or_default()
+        let partition = format!("partition=\"{partition}\"");
+        let of_partition = [series, "trigger=\"t0\"", "outcome=\"delivered\"", &partition];
+        router.metric(&of_partition)
     };
-    let of_each: Vec<_> = routers.routers.iter().map(delivered).collect();
+    let mut of_each = [0; 3];
+    for partition in 0..6 {
+        let delivered = routers.routers.iter().map(|router| delivered(router, partition));
+        let delivered: Vec<_> = delivered.collect();
+        let owners = delivered.iter().flatten().count();
+        assert_eq!(
+            owners, 1,
+            "partition {partition} is delivered by {owners} routers"
+        );
+        for (sum, delivered) in of_each.iter_mut().zip(delivered) {
+            *sum += delivered.unwrap_or_default();
+        }
+    }
     assert!(of_each.iter().all(|events| *events > 0), "{of_each:?}");
     assert_eq!(of_each.iter().sum::<u64>(), EVENTS);
     for number in 0..6 {

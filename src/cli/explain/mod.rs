@@ -237,6 +237,7 @@ fn by_table(table: &RoutingTable, broker: Option<&str>, event: &Event) -> anyhow
         event: event.into(),
         found: None,
         deleted: Vec::new(),
+        unanswered: Vec::new(),
     });
     Ok(explained.collect())
 }
@@ -265,6 +266,7 @@ fn print_json(explained: &[Explained]) -> anyhow::Result<()> {
         found,
         triggers,
         deleted: _,
+        unanswered: _,
     } in explained
     {
         for trigger in triggers {

@@ -24,6 +24,7 @@ pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
         found,
         triggers,
         deleted,
+        unanswered,
     } = explained;
     writeln!(out, "\nBroker {broker}")?;
     if let Some(found) = found {
@@ -64,7 +65,16 @@ pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
             write_delivery(out, broker, found.is_some(), trigger)?;
         }
     }
-    deleted.iter().try_for_each(|deleted| write_deleted(out, deleted))
+    for deleted in deleted {
+        write_deleted(out, deleted)?;
+    }
+    for router in unanswered {
+        writeln!(
+            out,
+            "\n  {BAD}no answer{BAD:#} from router {router}:\n    what it knows of its partitions of the broker is missing"
+        )?;
+    }
+    Ok(())
 }
 
 /// Writes a deleted Trigger and what is kept for a new one with its name.

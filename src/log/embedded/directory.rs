@@ -1,6 +1,10 @@
 //! The directory of the log: its lock, its capacity, and the check that everything acknowledged is in it.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use super::{
     EmbeddedOptions,
@@ -8,6 +12,10 @@ use super::{
     store,
 };
 use crate::log::LogError;
+
+/// Time to wait for the lock. A process that was started while the log was open holds it until it runs its own program.
+const WAIT_FOR_LOCK: Duration = Duration::from_millis(500);
+const TRY_LOCK_EVERY: Duration = Duration::from_millis(10);
 
 /// Locks the directory for this process.
 pub(super) fn lock_directory(directory: &Path) -> Result<fs::File, LogError> {
@@ -39,13 +47,21 @@ pub(super) fn lock_existing(directory: &Path) -> Result<Option<fs::File>, LogErr
 }
 
 fn take_lock(directory: &Path, lock: fs::File) -> Result<fs::File, LogError> {
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => Err(store::in_use(directory)),
-        Err(fs::TryLockError::Error(e)) => Err(LogError::Open {
-            path: directory.to_owned(),
-            detail: format!("it cannot be locked: {e}"),
-        }),
+    let deadline = Instant::now() + WAIT_FOR_LOCK;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(store::in_use(directory));
+            }
+            Err(fs::TryLockError::WouldBlock) => std::thread::sleep(TRY_LOCK_EVERY),
+            Err(fs::TryLockError::Error(e)) => {
+                return Err(LogError::Open {
+                    path: directory.to_owned(),
+                    detail: format!("it cannot be locked: {e}"),
+                });
+            }
+        }
     }
 }
 

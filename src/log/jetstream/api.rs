@@ -104,6 +104,11 @@ pub(super) struct StreamPage {
 }
 
 #[derive(Deserialize)]
+struct StreamNames {
+    total: usize,
+}
+
+#[derive(Deserialize)]
 struct StreamList {
     total: usize,
     streams: Option<Vec<StreamInfo>>,
@@ -198,6 +203,14 @@ impl Session {
     pub(super) async fn streams(&self, offset: usize, wait: Duration) -> Result<StreamPage, NatsError> {
         let body = json!({ "offset": offset, "subject": names::ALL });
         self.api("STREAM.LIST", &body, wait).await
+    }
+
+    /// Whether a stream has this subject. Its leader need not respond.
+    pub(super) async fn has_stream(&self, subject: &str, wait: Duration) -> Result<bool, NatsError> {
+        let names: StreamNames = self
+            .api("STREAM.NAMES", &json!({ "subject": subject }), wait)
+            .await?;
+        Ok(names.total > 0)
     }
 
     /// Returns the content of a message: see [`Session::stored_message`].

@@ -25,7 +25,7 @@ impl JetStream {
             .store_append(log, &Uuid::new_v4().to_string(), append)
             .await?;
         if first < before {
-            log.lost_end(before, first);
+            log.lost_end(before, first, first.plus(1), true);
         }
         if log.is_shortened() {
             // Triggers may be past this offset and would skip the records. The producer must retry once their positions
@@ -55,14 +55,14 @@ impl JetStream {
     async fn store_append(&self, log: &Tracked, id: &str, append: Append) -> Result<Offset, LogError> {
         let Append { payloads, accepted } = append;
         self.check_size(log, &payloads)?;
+        let patience = Patience::new(self.options.timeout);
         if !log.is_ready()
             && let LogName::Events(broker) = &log.name
         {
             // Before the stream is created.
-            self.decide_partitions(vec![broker.clone()], self.options.partitions)
-                .await?;
+            let deciding = self.decide_partitions(vec![broker.clone()], self.options.partitions);
+            patience.within("the number of partitions", deciding).await??;
         }
-        let patience = Patience::new(self.options.timeout);
         let bytes: usize = payloads.iter().map(Bytes::len).sum();
         let _room = patience
             .within("other appends", self.room.acquire_many(self.permits(bytes)))

@@ -1,6 +1,8 @@
 //! Decides the number of partitions of each broker: the first router that uses a broker stores it in the state stream. It
 //! never changes, since the positions of Triggers are stored by partition.
 
+use std::collections::BTreeSet;
+
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
@@ -8,7 +10,7 @@ use super::{
     patience::Patience,
     publish::NatsMessage,
     state::Expected,
-    streams::{JetStream, partitions_of_stream},
+    streams::JetStream,
 };
 use crate::log::{BrokerName, LogError, LogName};
 
@@ -36,17 +38,26 @@ impl JetStream {
         if !brokers.iter().any(is_undecided) {
             return Ok(());
         }
+        let all = async {
+            let _deciding = self.partitions.deciding.lock().await;
+            brokers.retain(is_undecided);
+            let deciding = brokers
+                .into_iter()
+                .map(|broker| async move { self.decide(&broker, wanted).await });
+            let mut decided = stream::iter(deciding).buffer_unordered(AT_ONCE);
+            while decided.try_next().await?.is_some() {}
+            Ok(())
+        };
         let patience = Patience::new(self.options.timeout);
-        let _deciding = patience
-            .within("other decisions", self.partitions.deciding.lock())
-            .await?;
-        brokers.retain(is_undecided);
-        let deciding = brokers
-            .into_iter()
-            .map(|broker| async move { self.decide(&broker, wanted).await });
-        let mut decided = stream::iter(deciding).buffer_unordered(AT_ONCE);
-        while decided.try_next().await?.is_some() {}
-        Ok(())
+        patience.within("the number of partitions", all).await?
+    }
+
+    /// Learns or decides the number of partitions of all brokers with a stream, which other routers may have created.
+    pub(super) async fn decide_existing(&self) -> Result<(), LogError> {
+        let logs = self.logs().into_iter().filter(|log| log.is_seen());
+        let brokers: BTreeSet<_> = logs.map(|log| log.name.broker().clone()).collect();
+        self.decide_partitions(brokers.into_iter().collect(), self.options.partitions)
+            .await
     }
 
     async fn decide(&self, broker: &BrokerName, wanted: u16) -> Result<(), LogError> {
@@ -63,9 +74,12 @@ impl JetStream {
     async fn propose(&self, broker: &BrokerName, subject: &str, wanted: u16) -> Result<u16, LogError> {
         let log = self.log(&LogName::Events(broker.clone()));
         let mut patience = Patience::new(self.options.timeout);
-        let stream = patience.retry(|wait| self.refresh(&log, wait)).await?;
-        // A stream that is older than this decision has the number in its metadata.
-        let partitions = stream.as_ref().and_then(partitions_of_stream).unwrap_or(wanted);
+        let exists = |wait| self.session.has_stream(&log.location.subject, wait);
+        // A stream that is older than its number of partitions has one.
+        let partitions = match patience.retry(exists).await? {
+            true => 1,
+            false => wanted,
+        };
         let message = NatsMessage::encoded(subject, 0, partitions.to_string().as_bytes());
         let first = Expected {
             subject: subject.to_owned().into(),
@@ -91,7 +105,7 @@ impl JetStream {
                 let text = String::from_utf8_lossy(value);
                 self.damaged(
                     names::STATE,
-                    &format!("{subject}: {text:?} is no number of partitions"),
+                    &format!("{subject}: {text:?} is not a valid number of partitions (1 to {SHARDS})"),
                 )
             })
     }

@@ -12,6 +12,7 @@ use std::{
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use futures::future::join_all;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
@@ -122,9 +123,9 @@ impl Membership {
         let epoch = self.streams.set_owner(shard, &encode(&owner), sequence).await?;
         self.streams.turn.check()?;
         let logs = self.streams.logs().into_iter();
-        for log in logs.filter(|log| self.streams.has_part_of(shard, log.name.broker())) {
-            log.forget_bounds();
-        }
+        let logs = logs.filter(|log| self.streams.has_part_of(shard, log.name.broker()));
+        let logs: Vec<_> = logs.collect();
+        join_all(logs.iter().map(|log| self.streams.confirm_end(log))).await;
         self.announce().await;
         Ok(Ownership { shard, epoch })
     }
@@ -190,10 +191,10 @@ impl Membership {
 }
 
 impl JetStream {
-    /// Whether a shard has a partition of a broker.
+    /// Whether a shard has a partition of a broker, if the number of its partitions is known.
     fn has_part_of(&self, shard: Shard, broker: &BrokerName) -> bool {
-        let partitions = self.partitions.get(broker).unwrap_or(1);
-        Partition::in_shard(broker, partitions, shard, SHARDS).is_some()
+        let partitions = self.partitions.get(broker);
+        partitions.is_some_and(|partitions| Partition::in_shard(broker, partitions, shard, SHARDS).is_some())
     }
 
     /// Makes this router a member. Every earlier membership of this connection must have ended.

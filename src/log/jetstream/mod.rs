@@ -163,9 +163,9 @@ impl JetStreamLog {
         self.0.streams.clone().answer(router, answer).await;
     }
 
-    /// Returns the number of partitions of a broker; 1 if it is not decided. See [`JetStreamLog::decide_partitions`].
-    pub fn partitions_of(&self, broker: &BrokerName) -> u16 {
-        self.0.streams.partitions.get(broker).unwrap_or(1)
+    /// Returns the number of partitions of a broker, if this router knows it. See [`JetStreamLog::decide_partitions`].
+    pub fn partitions_of(&self, broker: &BrokerName) -> Option<u16> {
+        self.0.streams.partitions.get(broker)
     }
 
     /// Decides the numbers of partitions of those brokers that no router has used yet. They never change afterwards.

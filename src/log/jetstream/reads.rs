@@ -37,15 +37,18 @@ impl JetStream {
         match log.recent.get(from, limit) {
             Found::Records(records) => return Ok(records),
             Found::Older => return self.read_stored(log, from, limit).await,
-            Found::Newer => {}
+            Found::Newer(_) => {}
         }
         let patience = Patience::new(self.options.timeout);
         let _reading = patience.within("another read", log.recent.reading.lock()).await?;
-        if let Found::Records(records) = log.recent.get(from, limit) {
+        let found = log.recent.get(from, limit);
+        if let Found::Records(records) = found {
             return Ok(records);
         }
         let records = self.read_stored(log, from, limit).await?;
-        log.recent.add(&records);
+        if let Found::Newer(generation) = found {
+            log.recent.add(&records, generation);
+        }
         Ok(records)
     }
 

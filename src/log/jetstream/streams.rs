@@ -3,7 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize},
+    },
     time::Duration,
 };
 
@@ -21,6 +24,7 @@ use super::{
     layout,
     names::{self, Location, SHARDS},
     partitions::KnownPartitions,
+    recent::RecentRecords,
     session::{NatsError, Session},
     tracked::Tracked,
     turn::Turn,
@@ -49,6 +53,8 @@ pub(super) struct JetStream {
     pub(super) owners_changed: Notify,
     /// The numbers of partitions of brokers.
     pub(super) partitions: KnownPartitions,
+    /// Bytes of the recent records that are kept of all logs.
+    recent_bytes: Arc<AtomicUsize>,
     /// Number of failed attempts to read.
     pub(super) read_errors: AtomicU64,
     /// Health of the servers and all streams, as last polled.
@@ -69,6 +75,7 @@ impl JetStream {
             state_end: AtomicU64::new(0),
             owners_changed: Notify::new(),
             partitions: KnownPartitions::default(),
+            recent_bytes: Arc::default(),
             read_errors: AtomicU64::new(0),
             health: ServerHealth::default(),
             grown: Mutex::default(),
@@ -79,7 +86,8 @@ impl JetStream {
 
     pub(super) fn log(&self, name: &LogName) -> Arc<Tracked> {
         let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Tracked::new(name.clone()));
+        let recent = || RecentRecords::new(self.recent_bytes.clone());
+        let new = || Arc::new(Tracked::new(name.clone(), recent()));
         logs.entry(name.clone()).or_insert_with(new).clone()
     }
 
@@ -251,17 +259,12 @@ impl JetStream {
     }
 }
 
-/// Returns the number of partitions of a stream's broker; `None` if this version does not support it.
-pub(super) fn partitions_of_stream(info: &StreamInfo) -> Option<u16> {
-    let partitions = info.config.metadata.get(PARTITIONS)?.parse().ok()?;
-    (1..=SHARDS).contains(&partitions).then_some(partitions)
-}
-
 fn check_partitions(info: &StreamInfo) -> Result<(), NatsError> {
-    if partitions_of_stream(info).is_some() {
+    let partitions = info.config.metadata.get(PARTITIONS).map(String::as_str);
+    let number = partitions.and_then(|partitions| partitions.parse().ok());
+    if number.is_some_and(|number| (1..=SHARDS).contains(&number)) {
         return Ok(());
     }
-    let partitions = info.config.metadata.get(PARTITIONS).map(String::as_str);
     Err(NatsError::Unexpected(format!(
         "the stream {} has {} as {PARTITIONS} in its metadata, and this Weir supports 1 to {SHARDS}; upgrade Weir, or delete \
          the stream if Weir did not create it",

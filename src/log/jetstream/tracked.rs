@@ -38,13 +38,13 @@ struct Sight {
 }
 
 impl Tracked {
-    pub(super) fn new(name: LogName) -> Self {
+    pub(super) fn new(name: LogName, recent: RecentRecords) -> Self {
         Self {
             location: Location::of(&name),
             name,
             creating: tokio::sync::Mutex::default(),
             batches: Semaphore::new(BATCHES),
-            recent: RecentRecords::default(),
+            recent,
             end: watch::Sender::default(),
             sight: Mutex::default(),
         }
@@ -67,14 +67,6 @@ impl Tracked {
     /// positions of Triggers, which would skip them.
     pub(super) fn is_shortened(&self) -> bool {
         self.sight().is_shortened
-    }
-
-    /// Forgets the bounds, which are then read again before the next read. Otherwise they only grow.
-    pub(super) fn forget_bounds(&self) {
-        self.recent.forget();
-        let mut sight = self.sight();
-        sight.bounds = LogBounds::default();
-        sight.created = None;
     }
 
     /// Forgets that the stream has lost records, once positions of Triggers will be corrected.
@@ -125,6 +117,7 @@ impl Tracked {
                 stream = info.config.name,
                 "the stream was deleted and created again; its earlier records are lost"
             );
+            sight.is_shortened |= bounds.next < sight.bounds.next;
             sight.bounds = bounds;
             self.recent.forget();
         }
@@ -143,9 +136,10 @@ impl Tracked {
         self.publish(sight);
     }
 
-    /// Notes that the stream ended at `before`, and that a later append got the offset `first`, below it. The end moves
-    /// backwards only if the servers have lost acknowledged records.
-    pub(super) fn lost_end(&self, before: Offset, first: Offset) {
+    /// Notes that the stream ended at `before`, and that it has lost its records from `first` on. Its end is now `next`. The
+    /// end moves backwards only if the servers have lost acknowledged records. `is_shortened`: positions of Triggers may be
+    /// beyond it, and nobody corrects them yet.
+    pub(super) fn lost_end(&self, before: Offset, first: Offset, next: Offset, is_shortened: bool) {
         tracing::error!(
             stream = self.location.stream,
             from = first.0,
@@ -154,9 +148,9 @@ impl Tracked {
         );
         self.recent.forget();
         let mut sight = self.sight();
-        sight.is_shortened = true;
-        sight.bounds.next = first.plus(1);
-        sight.bounds.first = sight.bounds.first.min(sight.bounds.next);
+        sight.is_shortened |= is_shortened;
+        sight.bounds.next = next;
+        sight.bounds.first = sight.bounds.first.min(next);
         self.publish(sight);
     }
 

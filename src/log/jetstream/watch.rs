@@ -39,6 +39,9 @@ async fn poll(streams: Arc<JetStream>) {
         if let Err(error) = streams.refresh_all(POLL).await {
             tracing::debug!(%error, "cannot list the streams");
         }
+        if let Err(error) = streams.decide_existing().await {
+            tracing::debug!(%error, "cannot read the numbers of partitions");
+        }
         streams.logs().iter().for_each(|log| log.recent.forget_idle());
     }
 }

@@ -1,4 +1,4 @@
-//! `GET /v1/delivery/NAMESPACE/BROKER`: how far this router's delivery of a broker is, by partition. Routers that share a
+//! `GET /v1/delivery/NAMESPACE/BROKER`: this router's delivery progress for a broker, by partition. Routers that share a
 //! broker ask each other for it.
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -24,6 +24,9 @@ pub(in crate::router) struct BrokerDelivery {
     pub(in crate::router) parts: Vec<TriggerPart>,
     /// Ordered by namespace and name.
     pub(in crate::router) deleted: Vec<DeletedTrigger>,
+    /// Routers that did not answer, each with the problem.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::router) unanswered: Vec<String>,
 }
 
 /// Delivery of one Trigger for one partition of its broker.
@@ -89,6 +92,7 @@ impl BrokerDelivery {
         Self::default().with(Self {
             parts: parts.map(TriggerPart::of).collect(),
             deleted: deleted.collect(),
+            unanswered: Vec::new(),
         })
     }
 
@@ -108,6 +112,12 @@ impl BrokerDelivery {
                 .or_insert(trigger);
         }
         self.deleted = deleted.into_values().collect();
+        self
+    }
+
+    /// Notes a router that did not answer.
+    pub(in crate::router) fn without(mut self, router: String) -> Self {
+        self.unanswered.push(router);
         self
     }
 }

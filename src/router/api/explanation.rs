@@ -22,6 +22,10 @@ pub struct Explained {
     /// Deleted Triggers of the broker whose checkpoints the router retains for others of their names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deleted: Vec<DeletedTrigger>,
+    /// Routers that deliver other partitions of the broker and did not answer, each with the problem. What they know is
+    /// missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<String>,
 }
 
 /// A deleted Trigger whose checkpoint is retained.

@@ -4,15 +4,15 @@ use std::{fmt, sync::Arc};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder},
     metrics::{MetricType, counter::ConstCounter},
 };
 
 use super::gauge::gauge_value;
 use crate::{
-    delivery::TriggerStats,
-    log::LogProvider,
-    ownership::{OwnedTrigger, Shards},
+    delivery::{TriggerStats, TriggerView},
+    log::{LogProvider, Partition},
+    ownership::Shards,
     source::SourceCounts,
 };
 
@@ -28,23 +28,30 @@ impl fmt::Debug for DeliveryCollector {
     }
 }
 
-/// A figure of a Trigger.
-type Figure = fn(&TriggerStats) -> u64;
-
-type Labels<'a> = [(&'static str, &'a str); 3];
-
-fn labels(trigger: &OwnedTrigger) -> Labels<'_> {
-    let broker = trigger.broker().name();
-    [
-        ("namespace", trigger.namespace()),
-        ("trigger", trigger.name()),
-        ("broker", broker),
-    ]
+/// Encodes a figure of a Trigger, with its labels. With several partitions each has series of its own: a sum would jump
+/// when a partition gets another owner.
+fn encode_of(
+    view: &TriggerView,
+    outcome: Option<&'static str>,
+    family: &mut MetricEncoder<'_>,
+    metric: &impl EncodeMetric,
+) -> fmt::Result {
+    let Partition { number, of } = view.log.partition();
+    let number = number.to_string();
+    let labels = [
+        Some(("namespace", view.namespace.as_str())),
+        Some(("trigger", view.name.as_str())),
+        Some(("broker", view.broker().name())),
+        outcome.map(|outcome| ("outcome", outcome)),
+        (of > 1).then_some(("partition", number.as_str())),
+    ];
+    let labels: Vec<_> = labels.into_iter().flatten().collect();
+    metric.encode(family.encode_family(&labels)?)
 }
 
 impl Collector for DeliveryCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let triggers = self.shards.triggers();
+        let triggers = self.shards.parts();
         counter(
             &mut encoder,
             &triggers,
@@ -86,21 +93,21 @@ impl Collector for DeliveryCollector {
             &triggers,
             "trigger_set_aside",
             "1 while the filters are not evaluated, as they took more than their budget too often",
-            |trigger| u64::from(trigger.any(TriggerStats::is_set_aside)),
+            |view| u64::from(view.stats.is_set_aside()),
         )?;
         gauge(
             &mut encoder,
             &triggers,
             "trigger_events_pending",
             "Events wanted and not settled",
-            |trigger| trigger.sum(TriggerStats::pending),
+            |view| view.stats.pending(),
         )?;
         gauge(
             &mut encoder,
             &triggers,
             "trigger_backlog_events",
             "Events of the broker not looked at yet",
-            OwnedTrigger::backlog,
+            |view| view.backlog(),
         )?;
         counter(
             &mut encoder,
@@ -129,28 +136,28 @@ impl Collector for DeliveryCollector {
             &triggers,
             "trigger_attempts_in_flight",
             "Delivery attempts under way",
-            |trigger| trigger.sum(TriggerStats::in_flight),
+            |view| view.stats.in_flight(),
         )?;
         gauge(
             &mut encoder,
             &triggers,
             "trigger_sink_down",
             "1 while the Sink keeps failing or has asked for a long pause",
-            |trigger| u64::from(trigger.outage().is_some()),
+            |view| u64::from(view.sink.outage().is_some()),
         )?;
         gauge(
             &mut encoder,
             &triggers,
             "trigger_stopped",
             "1 once delivery has ended because the event log cannot be read, or by a fault in Weir",
-            |trigger| u64::from(trigger.any(TriggerStats::is_stopped)),
+            |view| u64::from(view.stats.is_stopped()),
         )?;
         gauge(
             &mut encoder,
             &triggers,
             "trigger_waiting_full",
             "1 while so many events wait for retries or for others of their key that no new ones are taken",
-            |trigger| u64::from(trigger.any(TriggerStats::is_full)),
+            |view| u64::from(view.stats.is_full()),
         )?;
         replies(&mut encoder, &triggers)?;
         let dropped = ConstCounter::new(self.shards.dropped_with_trigger());
@@ -251,7 +258,7 @@ impl DeliveryCollector {
     fn dropped_when_full(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
-        triggers: &[OwnedTrigger],
+        triggers: &[TriggerView],
     ) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "events_dropped_when_full",
@@ -260,8 +267,8 @@ impl DeliveryCollector {
             MetricType::Counter,
         )?;
         let mut dropped = self.shards.dropped_when_full();
-        for trigger in triggers {
-            dropped.entry(trigger.broker().clone()).or_default();
+        for view in triggers {
+            dropped.entry(view.broker().clone()).or_default();
         }
         for (broker, count) in dropped {
             let labels = [("namespace", broker.namespace()), ("broker", broker.name())];
@@ -303,93 +310,92 @@ impl DeliveryCollector {
 
 fn counter(
     encoder: &mut DescriptorEncoder<'_>,
-    triggers: &[OwnedTrigger],
+    triggers: &[TriggerView],
     name: &str,
     help: &str,
     value: impl Fn(&TriggerStats) -> u64,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for trigger in triggers {
-        ConstCounter::new(trigger.sum(&value)).encode(family.encode_family(&labels(trigger))?)?;
+    for view in triggers {
+        encode_of(view, None, &mut family, &ConstCounter::new(value(&view.stats)))?;
     }
     Ok(())
 }
 
 fn gauge(
     encoder: &mut DescriptorEncoder<'_>,
-    triggers: &[OwnedTrigger],
+    triggers: &[TriggerView],
     name: &str,
     help: &str,
-    value: impl Fn(&OwnedTrigger) -> u64,
+    value: impl Fn(&TriggerView) -> u64,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    for trigger in triggers {
-        gauge_value(value(trigger)).encode(family.encode_family(&labels(trigger))?)?;
+    for view in triggers {
+        encode_of(view, None, &mut family, &gauge_value(value(view)))?;
     }
     Ok(())
 }
 
-fn attempts_took(encoder: &mut DescriptorEncoder<'_>, triggers: &[OwnedTrigger]) -> fmt::Result {
+fn attempts_took(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt::Result {
     let mut family = encoder.encode_descriptor(
         "trigger_attempt_duration_seconds",
         "Time that ended delivery attempts took, all together, since the start",
         None,
         MetricType::Counter,
     )?;
-    for trigger in triggers {
-        let seconds = trigger.attempts_took().as_secs_f64();
-        ConstCounter::new(seconds).encode(family.encode_family(&labels(trigger))?)?;
+    for view in triggers {
+        let seconds = view.stats.attempts_took().as_secs_f64();
+        encode_of(view, None, &mut family, &ConstCounter::new(seconds))?;
     }
     Ok(())
 }
 
-fn settled(encoder: &mut DescriptorEncoder<'_>, triggers: &[OwnedTrigger]) -> fmt::Result {
+fn settled(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt::Result {
     outcomes(
         encoder,
         triggers,
         "trigger_events_settled",
         "Events that the Trigger wanted, by how they ended",
-        [
-            ("delivered", TriggerStats::delivered),
-            ("expired", TriggerStats::expired),
-            ("dead_lettered", TriggerStats::dead_lettered),
-            ("dropped", TriggerStats::dropped),
-        ],
+        |stats| {
+            [
+                ("delivered", stats.delivered()),
+                ("expired", stats.expired()),
+                ("dead_lettered", stats.dead_lettered()),
+                ("dropped", stats.dropped()),
+            ]
+        },
     )
 }
 
-fn replies(encoder: &mut DescriptorEncoder<'_>, triggers: &[OwnedTrigger]) -> fmt::Result {
+fn replies(encoder: &mut DescriptorEncoder<'_>, triggers: &[TriggerView]) -> fmt::Result {
     outcomes(
         encoder,
         triggers,
         "trigger_replies",
         "Events that the Sink replied with, by what became of them, since the start",
-        [
-            ("stored", TriggerStats::replies_stored),
-            ("beyond_max_hops", TriggerStats::replies_beyond_max_hops),
-            (
-                "beyond_max_descendants",
-                TriggerStats::replies_beyond_max_descendants,
-            ),
-            ("invalid", TriggerStats::replies_invalid),
-        ],
+        |stats| {
+            [
+                ("stored", stats.replies_stored()),
+                ("beyond_max_hops", stats.replies_beyond_max_hops()),
+                ("beyond_max_descendants", stats.replies_beyond_max_descendants()),
+                ("invalid", stats.replies_invalid()),
+            ]
+        },
     )
 }
 
 /// A counter with the label `outcome` beside the Trigger's labels.
 fn outcomes<const N: usize>(
     encoder: &mut DescriptorEncoder<'_>,
-    triggers: &[OwnedTrigger],
+    triggers: &[TriggerView],
     name: &str,
     help: &str,
-    figures: [(&'static str, Figure); N],
+    values: impl Fn(&TriggerStats) -> [(&'static str, u64); N],
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for trigger in triggers {
-        for (outcome, figure) in figures {
-            let [namespace, name, broker] = labels(trigger);
-            let labels = [namespace, name, broker, ("outcome", outcome)];
-            ConstCounter::new(trigger.sum(figure)).encode(family.encode_family(&labels)?)?;
+    for view in triggers {
+        for (outcome, value) in values(&view.stats) {
+            encode_of(view, Some(outcome), &mut family, &ConstCounter::new(value))?;
         }
     }
     Ok(())

@@ -60,7 +60,10 @@ async fn more_streams_than_fit_a_page_are_polled() {
     let log = server.connect().await;
     let all = &log.0.streams;
     let new = (0..300).map(|number| async move {
-        let tracked = Tracked::new(LogName::from_key(&format!("n/b{number}")));
+        let tracked = Tracked::new(
+            LogName::from_key(&format!("n/b{number}")),
+            recent::RecentRecords::new(Arc::default()),
+        );
         let mut config = all.config_of(&tracked, Offset(0));
         config["storage"] = "memory".into();
         config["max_bytes"] = 10_000.into();
