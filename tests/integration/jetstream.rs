@@ -361,7 +361,7 @@ fn check_any_router(partitions: usize) {
 #[test]
 fn all_routers_deliver_a_broker_with_several_partitions() {
     const EVENTS: u64 = 600;
-    let mut routers = Routers::start(6);
+    let mut routers = Routers::start(24);
     let url = routers.routers[0].url().replace("default", "b0");
     let data = bytes::Bytes::from(vec![b'x'; 8 * 1024]);
     for number in 0..EVENTS {
@@ -387,7 +387,7 @@ fn all_routers_deliver_a_broker_with_several_partitions() {
         router.metric(&of_partition)
     };
     let mut of_each = [0; 3];
-    for partition in 0..6 {
+    for partition in 0..24 {
         let delivered = routers.routers.iter().map(|router| delivered(router, partition));
         let delivered: Vec<_> = delivered.collect();
         let owners = delivered.iter().flatten().count();
