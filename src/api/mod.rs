@@ -8,6 +8,7 @@
     reason = "false positive: repeated `printcolumn` attributes define different columns"
 )]
 
+mod broker;
 mod condition;
 mod delivery;
 mod destination;
@@ -18,6 +19,7 @@ mod sink;
 mod source;
 mod trigger;
 
+pub use broker::{Broker, BrokerRetention, BrokerSpec, BrokerStatus};
 pub use condition::condition;
 pub use delivery::{BackoffPolicy, DeliverySpec, DurationText, Ordering, RateLimit};
 pub use destination::{Destination, Scheme, ServicePort, ServiceTarget, SinkRef};
@@ -41,7 +43,7 @@ pub const DEFAULT_BROKER: &str = "default";
 
 /// The custom resource definitions.
 pub fn custom_resource_definitions() -> Vec<CustomResourceDefinition> {
-    vec![Source::crd(), Trigger::crd(), Sink::crd()]
+    vec![Source::crd(), Broker::crd(), Trigger::crd(), Sink::crd()]
 }
 
 fn default_broker() -> String {

@@ -33,6 +33,19 @@ pub(super) fn optional_positive_duration(generator: &mut SchemaGenerator) -> Sch
     schema
 }
 
+/// An optional size in bytes, in the format of Kubernetes quantities: `512Mi`, `10Gi`, `2G`.
+pub(super) fn optional_size(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 20,
+        "nullable": true,
+        "x-kubernetes-validations": [{
+            "rule": "self.matches('^[0-9]{1,12}(k|M|G|T|Ki|Mi|Gi|Ti)?$')",
+            "message": "must be a size, such as 512Mi or 10Gi",
+        }],
+    })
+}
+
 /// An optional absolute `http` or `https` URI. Rejects what the controller would reject, as far as a pattern can
 /// express it.
 pub(super) fn optional_http_uri(_: &mut SchemaGenerator) -> Schema {

@@ -175,6 +175,7 @@ impl LogArgs {
             accept_empty_log,
         } = self;
         let (mut retained_bytes, mut dead_letter_bytes) = (retention_size.0, dead_letter_size.0);
+        let mut max_retention = u64::MAX;
         let log = match engine {
             LogEngine::Embedded => LogOptions::Embedded(EmbeddedOptions {
                 max_bytes: log_size.0,
@@ -188,7 +189,8 @@ impl LogArgs {
                 );
                 let log = nats.into_options(max_event_size)?;
                 // A full stream makes no room by itself, so retained events may take only half of it.
-                retained_bytes = retained_bytes.min(log.max_bytes / 2);
+                max_retention = log.max_bytes / 2;
+                retained_bytes = retained_bytes.min(max_retention);
                 dead_letter_bytes = dead_letter_bytes.min(log.dead_letters_max_bytes / 2);
                 LogOptions::JetStream(log)
             }
@@ -213,6 +215,7 @@ impl LogArgs {
                     age: retention_age,
                     bytes: retained_bytes,
                 },
+                max_retention,
                 dead_letters: Retention {
                     age: dead_letter_age,
                     bytes: dead_letter_bytes,

@@ -52,7 +52,7 @@ struct PollingRouter {
 #[derive(Debug)]
 struct Published {
     revision: Revision,
-    /// Fingerprint of each Trigger and Source, by UID.
+    /// Fingerprint of each Broker, Trigger and Source, by UID.
     entries: HashMap<String, u64>,
 }
 
@@ -187,6 +187,12 @@ impl Routers {
         heard.any(|heard| heard.has_resumed(uid))
     }
 
+    /// Returns the number of partitions that a Broker's broker has, if it is not the one that the Broker says.
+    pub(super) fn other_partitions(&self, uid: &str) -> Option<u16> {
+        let mut heard = self.known.values().filter_map(|router| router.heard.as_ref());
+        heard.find_map(|heard| heard.other_partitions(uid))
+    }
+
     /// Removes a router that ends, so that nobody waits for it. Returns whether it was removed: the last router stays
     /// until it is gone, since its successor may be about to start.
     pub(super) fn leaves(&mut self, name: &str) -> bool {
@@ -222,6 +228,7 @@ impl Routers {
             revision,
             namespaces: _,
             brokers: _,
+            policies,
             triggers,
             sources,
             authorities: _,
@@ -234,7 +241,10 @@ impl Routers {
         let sources = sources
             .iter()
             .map(|source| (source.uid.clone(), fingerprint(source)));
-        let entries = triggers.chain(sources).collect();
+        let policies = policies
+            .iter()
+            .map(|policy| (policy.uid.clone(), fingerprint(policy)));
+        let entries = triggers.chain(sources).chain(policies).collect();
         self.published.retain(|published| published.revision != *revision);
         self.published.push_back(Published {
             revision: revision.clone(),

@@ -20,6 +20,8 @@ pub(super) struct Heard {
     resumed: HashSet<String>,
     undelivered: HashSet<String>,
     problem: Option<Detail>,
+    /// By UID of the Broker, the number of partitions that the broker has instead.
+    other_partitions: HashMap<String, u16>,
     undecodable: HashSet<String>,
 }
 
@@ -36,6 +38,7 @@ impl Heard {
             resumed,
             undelivered,
             problem,
+            other_partitions,
             undecodable,
         } = report;
         Self {
@@ -60,6 +63,11 @@ impl Heard {
             resumed: resumed.into_iter().filter(|uid| is_known(uid)).collect(),
             undelivered: undelivered.into_iter().filter(|uid| is_known(uid)).collect(),
             problem,
+            other_partitions: other_partitions
+                .into_iter()
+                .filter(|other| is_known(&other.uid))
+                .map(|other| (other.uid, other.partitions))
+                .collect(),
             undecodable: undecodable.into_iter().filter(|uid| is_known(uid)).collect(),
         }
     }
@@ -77,6 +85,11 @@ impl Heard {
     /// Whether the router cannot decode this Trigger or Source.
     pub(super) fn cannot_decode(&self, uid: &str) -> bool {
         self.undecodable.contains(uid)
+    }
+
+    /// The number of partitions that a Broker's broker has instead of the one that it says.
+    pub(super) fn other_partitions(&self, uid: &str) -> Option<u16> {
+        self.other_partitions.get(uid).copied()
     }
 
     /// The last evaluation error of a Trigger's filters.
@@ -164,7 +177,7 @@ pub(super) fn seen<'a>(routers: impl Iterator<Item = ReportingRouter<'a>> + Clon
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::protocol::{FilterError, SetAside};
+    use crate::routing::protocol::{FilterError, OtherPartitions, SetAside};
 
     /// A report with Sinks down since a minute of the hour, and unproven ones.
     fn heard(down: &[(&str, u8)], unproven: &[&str]) -> Heard {
@@ -290,6 +303,12 @@ mod tests {
                 })
                 .into(),
             resumed: vec!["u".into(), "x".into()],
+            other_partitions: [("u", 1), ("y", 2)]
+                .map(|(uid, partitions)| OtherPartitions {
+                    uid: uid.into(),
+                    partitions,
+                })
+                .into(),
             undecodable: vec!["v".into(), "y".into()],
         };
         let kept = Heard::from_report(report, |uid| matches!(uid, "u" | "v"));
@@ -309,6 +328,7 @@ mod tests {
             set_aside,
             resumed: ["u".to_owned()].into(),
             undecodable: ["v".to_owned()].into(),
+            other_partitions: [("u".to_owned(), 1)].into(),
             proven: ["v".to_owned()].into(),
             ..heard(&[("u", 1)], &["v"])
         };

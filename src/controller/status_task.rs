@@ -154,8 +154,27 @@ impl StatusTask {
                 statuses::source(diagnosis, &applied(subject), present, broker_url, &now)
             }));
         }
-        writer
-            .retain(|uid| triggers.contains_key(uid) || sinks.contains_key(uid) || sources.contains_key(uid));
+        let brokers = by_uid(&observed.brokers);
+        for diagnosis in &diagnoses.brokers {
+            let subject = &diagnosis.subject;
+            writes.extend(writer.outdated(&brokers, &subject.uid, |present| {
+                let other_partitions = routers.other_partitions(&subject.uid);
+                statuses::broker(
+                    diagnosis,
+                    &applied(subject),
+                    other_partitions,
+                    present,
+                    broker_url,
+                    &now,
+                )
+            }));
+        }
+        writer.retain(|uid| {
+            triggers.contains_key(uid)
+                || sinks.contains_key(uid)
+                || sources.contains_key(uid)
+                || brokers.contains_key(uid)
+        });
         writes
     }
 }

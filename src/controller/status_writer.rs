@@ -61,7 +61,7 @@ macro_rules! kinds {
     };
 }
 
-kinds!(Trigger, Sink, Source);
+kinds!(Broker, Trigger, Sink, Source);
 
 /// Writes statuses to the API server.
 pub(super) struct StatusWriter {

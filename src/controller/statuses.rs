@@ -7,9 +7,9 @@ use super::{
     sinks_seen::{FiltersSeen, SinkSeen},
 };
 use crate::{
-    api::{SinkStatus, SourceStatus, TriggerStatus, condition},
+    api::{BrokerStatus, SinkStatus, SourceStatus, TriggerStatus, condition},
     filter::BUDGET,
-    resolve::{Finding, SECRET_AWAITED, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis},
+    resolve::{BrokerDiagnosis, Finding, SECRET_AWAITED, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis},
 };
 
 /// Transient reasons for not being Ready, which every change of a resource passes through.
@@ -146,6 +146,40 @@ pub(super) fn sink(diagnosis: &SinkDiagnosis, present: Option<&SinkStatus>, now:
         observed_generation: Some(subject.generation),
         conditions: vec![make(READY, resolved, subject.generation, before, now)],
         uri: uri.clone(),
+    }
+}
+
+/// Computes a Broker's status.
+pub(super) fn broker(
+    diagnosis: &BrokerDiagnosis,
+    applied: &Applied,
+    other_partitions: Option<u16>,
+    present: Option<&BrokerStatus>,
+    broker_url: Option<&str>,
+    now: &Time,
+) -> BrokerStatus {
+    let BrokerDiagnosis {
+        subject,
+        valid,
+        broker,
+    } = diagnosis;
+    let before = present
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
+    let applied = applied_finding(applied, condition(before, READY), subject.generation);
+    let partitions = other_partitions.map(|partitions| {
+        let message = format!(
+            "spec.partitions: the broker was used before and has {partitions}, which cannot be changed; remove the field, or use \
+             another broker"
+        );
+        Finding::bad("PartitionsFixed", message)
+    });
+    let ready = first_problem([Some(valid), Some(&applied), partitions.as_ref()])
+        .unwrap_or_else(|| Finding::good("Ready", &*valid.message));
+    BrokerStatus {
+        observed_generation: Some(subject.generation),
+        conditions: vec![make(READY, &ready, subject.generation, before, now)],
+        url: url(broker_url, broker),
     }
 }
 
@@ -383,6 +417,45 @@ mod tests {
                     .all(|condition| condition.observed_generation == Some(3))
             );
             assert_eq!(made.broker_url.as_deref(), Some("http://weir/n/default"));
+        }
+    }
+
+    #[test]
+    fn a_broker_is_ready_with_its_settings_everywhere() {
+        let diagnosis = |holds, reason| BrokerDiagnosis {
+            subject: ResourceId {
+                uid: "u".into(),
+                namespace: "n".into(),
+                name: "b".into(),
+                generation: 3,
+            },
+            valid: Finding {
+                holds,
+                reason,
+                message: "about it".into(),
+            },
+            broker: "n/b".into(),
+        };
+        let (good, bad) = (diagnosis(true, "Ready"), diagnosis(false, "InvalidSize"));
+        let behind = Applied::Not(vec!["r1".into()]);
+        for (diagnosis, applied, other_partitions, status, reason) in [
+            (&good, &Applied::Everywhere, None, "True", "Ready"),
+            (&good, &Applied::Everywhere, Some(1), "False", "PartitionsFixed"),
+            (&good, &behind, Some(1), "False", "RouterOutOfDate"),
+            (&bad, &behind, None, "False", "InvalidSize"),
+        ] {
+            let now = at("2026-01-01T00:00:00Z");
+            let made = broker(
+                diagnosis,
+                applied,
+                other_partitions,
+                None,
+                Some("http://weir/"),
+                &now,
+            );
+            let ready = condition(&made.conditions, READY).unwrap();
+            assert_eq!((&*ready.status, &*ready.reason), (status, reason));
+            assert_eq!(made.url.as_deref(), Some("http://weir/n/b"));
         }
     }
 

@@ -95,6 +95,7 @@ impl<K: Lookup<DynamicType = ()> + Clone + 'static> ResourceStores<K> {
 
 /// The current resources of the cluster.
 pub(super) struct Watches {
+    brokers: ResourceStores<Guarded<api::Broker>>,
     sources: ResourceStores<Guarded<api::Source>>,
     triggers: ResourceStores<Guarded<api::Trigger>>,
     sinks: ResourceStores<Guarded<api::Sink>>,
@@ -127,6 +128,7 @@ impl Watches {
         let everything = watched();
         let ours = watched().page_size(PAGE);
         Self {
+            brokers: starter.watch("Broker", &ours, |_| {}),
             sources: starter.watch("Source", &ours, |_| {}),
             triggers: starter.watch("Trigger", &ours, keep_of_trigger),
             sinks: starter.watch("Sink", &ours, |_| {}),
@@ -171,11 +173,16 @@ impl Watches {
             .filter(|namespace| namespace.metadata.deletion_timestamp.is_none())
             .map(|namespace| namespace.name_any())
             .collect();
+        let brokers = self.brokers.awaited().map(of("Broker"));
         let sources = self.sources.awaited().map(of("Source"));
         let triggers = self.triggers.awaited().map(of("Trigger"));
         let sinks = self.sinks.awaited().map(of("Sink"));
         let services = self.services.awaited().map(of("Service"));
-        let all = sources.chain(triggers).chain(sinks).chain(services);
+        let all = brokers
+            .chain(sources)
+            .chain(triggers)
+            .chain(sinks)
+            .chain(services);
         all.filter(|(_, namespace)| namespace.is_none_or(|namespace| there.contains(namespace)))
             .collect()
     }
@@ -189,11 +196,13 @@ impl Watches {
     pub(super) fn observe(&mut self) -> Observed {
         let mut unreadable = HashMap::new();
         let sinks = readable(&self.sinks, &mut unreadable);
+        let brokers = readable(&self.brokers, &mut unreadable);
         let sources = readable(&self.sources, &mut unreadable);
         let mut unread = HashMap::new();
         let triggers = readable(&self.triggers, &mut unread);
         let observed = Observed {
             secrets: self.secrets.observe(&sinks),
+            brokers,
             sources,
             triggers,
             unread_triggers: unread.keys().cloned().collect(),

@@ -145,6 +145,8 @@ impl Engine {
             when_full: options.when_full,
             dead_letters: dead_letters.clone(),
             taken,
+            policies: ArcSwap::default(),
+            max_bytes: options.max_retention,
             present: ArcSwap::default(),
             deleted_triggers: deleted_triggers.clone(),
             figures: Figures::default(),
@@ -269,6 +271,7 @@ impl Engine {
         running
             .readers
             .retain(|broker, _| table.brokers().contains_key(broker.as_str()));
+        self.trimmer.policies.store(table.policies().clone());
         self.show(running);
         self.applied.store(true, Relaxed);
         Ok(())

@@ -10,6 +10,8 @@ use crate::{log::LogError, memory::Pool};
 pub struct DeliveryOptions {
     /// Retention of settled events.
     pub retention: Retention,
+    /// Maximum bytes of a broker's settled events, whatever a Broker says.
+    pub max_retention: u64,
     /// Retention of dead letters.
     pub dead_letters: Retention,
     /// Policy for a log that is full of unsettled events.
@@ -28,6 +30,7 @@ impl Default for DeliveryOptions {
     fn default() -> Self {
         Self {
             retention: Retention::default(),
+            max_retention: u64::MAX,
             dead_letters: Retention {
                 age: Duration::from_secs(7 * 24 * 60 * 60),
                 ..Retention::default()

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     intake::MakeRoom,
     log::{BrokerName, Capacity, Log, LogBounds, LogError, LogName, LogProvider, Offset},
+    routing::BrokerPolicy,
 };
 
 /// Divisor of the log's capacity that gives the bytes freed at once when it is full.
@@ -67,6 +68,10 @@ pub(super) struct Trimmer {
     pub(super) when_full: WhenFull,
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) taken: Arc<TakenLetters>,
+    /// Settings of brokers, by `namespace/name`.
+    pub(super) policies: ArcSwap<BTreeMap<String, BrokerPolicy>>,
+    /// Maximum bytes of settled events of a broker, whatever its settings.
+    pub(super) max_bytes: u64,
     /// Holds of present Triggers.
     pub(super) present: ArcSwap<Holds>,
     /// Holds for deleted Triggers.
@@ -237,6 +242,19 @@ impl Trimmer {
         clock.is_trusted(now)
     }
 
+    /// Retention of a broker's settled events: by its settings, or else the router's.
+    fn retention_of(&self, broker: &BrokerName) -> Retention {
+        let policies = self.policies.load();
+        let policy = policies.get(broker.as_str());
+        let bytes = policy.and_then(|policy| policy.retention_bytes);
+        Retention {
+            age: policy
+                .and_then(|policy| policy.retention_age)
+                .unwrap_or(self.events.age),
+            bytes: bytes.unwrap_or(self.events.bytes).min(self.max_bytes),
+        }
+    }
+
     async fn trim_events(
         &self,
         broker: &BrokerName,
@@ -246,9 +264,10 @@ impl Trimmer {
         holds: &Holds,
     ) -> Result<(), LogError> {
         let bounds = log.bounds().await?;
-        let too_old = first_within(log, self.events.age, now, bounds).await?;
+        let retention = self.retention_of(broker);
+        let too_old = first_within(log, retention.age, now, bounds).await?;
         let unsettled = holds.unsettled(broker, bounds);
-        let before = retention::trim_before(bounds, bytes, self.events.bytes, too_old, unsettled);
+        let before = retention::trim_before(bounds, bytes, retention.bytes, too_old, unsettled);
         if before > bounds.first || !log.is_trimmed() {
             log.trim(before).await?;
         }
@@ -493,6 +512,8 @@ mod tests {
             when_full,
             dead_letters: Arc::new(DeadLetters::new(log.clone(), checkpoints.clone(), taken.clone())),
             taken,
+            policies: ArcSwap::default(),
+            max_bytes: u64::MAX,
             present: ArcSwap::default(),
             deleted_triggers: Arc::new(DeletedTriggers::new(
                 log.clone(),

@@ -177,8 +177,12 @@ impl Shards {
 
     /// Number of partitions of a broker, as far as this router knows.
     pub fn partitions_of(&self, broker: &BrokerName) -> u16 {
-        let shared = self.shared.as_ref();
-        shared.and_then(|log| log.partitions_of(broker)).unwrap_or(1)
+        self.decided_partitions(broker).unwrap_or(1)
+    }
+
+    /// Returns the number of partitions of a broker, if routers share the log and this one knows it.
+    pub fn decided_partitions(&self, broker: &BrokerName) -> Option<u16> {
+        self.shared.as_ref()?.partitions_of(broker)
     }
 
     fn shards_of(&self, broker: &BrokerName) -> impl Iterator<Item = Shard> {
@@ -206,6 +210,12 @@ impl Shards {
         sources: Vec<routing::Source>,
         is_saved: bool,
     ) -> Result<(), EngineError> {
+        if let Some(log) = &self.shared {
+            let policies = table.policies().iter();
+            let wanted =
+                policies.filter_map(|(broker, policy)| Some((broker.as_str().into(), policy.partitions?)));
+            log.want_partitions(wanted.collect());
+        }
         let mut work = self.work.lock().await;
         work.configuration = Some(WantedConfiguration {
             table,

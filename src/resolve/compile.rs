@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use kube::Resource;
 
 use super::{
-    credentials,
+    brokers, credentials,
     diagnosis::{Diagnoses, ResourceId, SinkDiagnosis, TriggerDiagnosis},
     finding::Finding,
     observed::Observed,
@@ -67,6 +67,12 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> CompileOutcome {
             .sinks
             .push(diagnose_sink(&resolver, subject, &sink.spec));
     }
+    for broker in &observed.brokers {
+        let Some(subject) = subject(broker) else { continue };
+        let (policy, diagnosis) = brokers::compile(subject, &broker.spec);
+        configuration.policies.extend(policy);
+        diagnoses.brokers.push(diagnosis);
+    }
     for source in &observed.sources {
         let Some(subject) = subject(source) else { continue };
         let (route, diagnosis) = sources::compile(subject, &source.spec);
@@ -80,22 +86,33 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> CompileOutcome {
         .triggers
         .sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
     configuration
+        .policies
+        .sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
+    configuration
         .sources
         .sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
     diagnoses.triggers.sort_by(|a, b| by(&a.subject, &b.subject));
     diagnoses.sinks.sort_by(|a, b| by(&a.subject, &b.subject));
     diagnoses.sources.sort_by(|a, b| by(&a.subject, &b.subject));
-    configuration.brokers = named_brokers(&configuration.triggers, &configuration.sources);
+    diagnoses.brokers.sort_by(|a, b| by(&a.subject, &b.subject));
+    configuration.brokers = named_brokers(configuration);
     configuration.authorities = named_authorities(observed, &configuration.triggers);
     configuration.revision = revision::of(configuration);
     outcome
 }
 
-/// Collects the brokers that Triggers and Sources name.
-fn named_brokers(triggers: &[routing::Trigger], sources: &[routing::Source]) -> BTreeSet<Broker> {
+/// Collects the brokers that Brokers, Triggers and Sources name.
+fn named_brokers(configuration: &Configuration) -> BTreeSet<Broker> {
+    let Configuration {
+        policies,
+        triggers,
+        sources,
+        ..
+    } = configuration;
+    let by_policies = policies.iter().map(|item| (&item.namespace, &item.name));
     let by_triggers = triggers.iter().map(|item| (&item.namespace, &item.broker));
     let by_sources = sources.iter().map(|item| (&item.namespace, &item.broker));
-    let named = by_triggers.chain(by_sources);
+    let named = by_policies.chain(by_triggers).chain(by_sources);
     named
         .map(|(namespace, name)| Broker {
             namespace: namespace.clone(),

@@ -45,6 +45,17 @@ pub struct SinkDiagnosis {
     pub uri: Option<String>,
 }
 
+/// Findings about a Broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerDiagnosis {
+    /// The Broker.
+    pub subject: ResourceId,
+    /// Whether its settings are valid.
+    pub valid: Finding,
+    /// Its broker, as `namespace/name`.
+    pub broker: String,
+}
+
 /// Findings about a Source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceDiagnosis {
@@ -67,4 +78,6 @@ pub struct Diagnoses {
     pub sinks: Vec<SinkDiagnosis>,
     /// Sources.
     pub sources: Vec<SourceDiagnosis>,
+    /// Brokers.
+    pub brokers: Vec<BrokerDiagnosis>,
 }

@@ -6,6 +6,7 @@
 //! One function computes both, so that routers and statuses cannot disagree. The controller calls it with the
 //! resources it watches; `weir run`, `weir validate` and `weir explain` with resources from files.
 
+mod brokers;
 mod compile;
 mod credentials;
 mod diagnosis;
@@ -20,7 +21,9 @@ pub mod trim;
 
 pub use compile::{CompileOutcome, compile};
 pub use credentials::{Naming, SECRET_AWAITED, named as named_secrets};
-pub use diagnosis::{Diagnoses, ResourceId, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis};
+pub use diagnosis::{
+    BrokerDiagnosis, Diagnoses, ResourceId, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis,
+};
 pub use finding::Finding;
 pub use observed::{Namespace, Observed, Port, SecretName, SecretState, Service};
 pub use revision::fingerprint;

@@ -7,6 +7,8 @@ use crate::{api, routing::Secret};
 /// The resources that routing is computed from. Their order does not matter.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
+    /// Brokers.
+    pub brokers: Vec<api::Broker>,
     /// Sources.
     pub sources: Vec<api::Source>,
     /// Triggers, except unreadable ones.

@@ -11,8 +11,9 @@ pub(super) fn of(configuration: &Configuration) -> Revision {
     let Configuration {
         revision: _,
         namespaces,
-        // Triggers and Sources name them.
+        // Brokers, Triggers and Sources name them.
         brokers: _,
+        policies,
         triggers,
         sources,
         // Triggers reference them by digest.
@@ -23,7 +24,7 @@ pub(super) fn of(configuration: &Configuration) -> Revision {
     let triggers: Vec<_> = triggers.iter().map(routing::Trigger::without_secrets).collect();
     Revision(format!(
         "{:016x}",
-        fingerprint(&(namespaces, triggers, sources, unread))
+        fingerprint(&(namespaces, policies, triggers, sources, unread))
     ))
 }
 

@@ -12,7 +12,7 @@ use crate::{
     ownership::{OwnedTrigger, Shards},
     routing::{
         RoutingTable,
-        protocol::{FilterError, SetAside, SinkOutage, SinkReport},
+        protocol::{FilterError, OtherPartitions, SetAside, SinkOutage, SinkReport},
     },
 };
 
@@ -41,6 +41,11 @@ pub(super) async fn keep(
                 .load()
                 .as_deref()
                 .map(|table| undelivered(&shards, table))
+                .unwrap_or_default(),
+            other_partitions: table
+                .load()
+                .as_deref()
+                .map(|table| other_partitions(&shards, table))
                 .unwrap_or_default(),
             problem: shards.problem().map(|problem| problem.as_str().into()),
             ..report(&triggers)
@@ -85,6 +90,20 @@ fn undelivered(shards: &Shards, table: &RoutingTable) -> Vec<String> {
         .flat_map(|(_, table)| table.routes())
         .map(|route| route.trigger.uid.clone())
         .collect()
+}
+
+/// Returns the brokers that have another number of partitions than their Broker says.
+fn other_partitions(shards: &Shards, table: &RoutingTable) -> Vec<OtherPartitions> {
+    let policies = table.policies().iter();
+    let others = policies.filter_map(|(broker, policy)| {
+        let partitions = shards.decided_partitions(&broker.as_str().into())?;
+        let is_other = policy.partitions.is_some_and(|wanted| wanted != partitions);
+        is_other.then(|| OtherPartitions {
+            uid: policy.uid.clone(),
+            partitions,
+        })
+    });
+    others.collect()
 }
 
 fn report(triggers: &[OwnedTrigger]) -> SinkReport {
@@ -142,6 +161,7 @@ fn same_sinks(one: &SinkReport, other: &SinkReport) -> bool {
         && one.set_aside == other.set_aside
         && one.undelivered == other.undelivered
         && one.problem == other.problem
+        && one.other_partitions == other.other_partitions
         && one.undecodable == other.undecodable
 }
 

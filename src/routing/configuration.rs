@@ -35,9 +35,12 @@ pub struct Configuration {
     pub revision: Revision,
     /// Existing namespaces. Each has a broker `default`.
     pub namespaces: BTreeSet<String>,
-    /// Brokers that a Trigger or a Source names. They exist even on a router that cannot decode what names them.
+    /// Brokers that a Broker, a Trigger or a Source names. They exist even on a router that cannot decode what names them.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub brokers: BTreeSet<Broker>,
+    /// Valid Brokers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<BrokerPolicy>,
     /// All Triggers, including those without a destination, which keep their position in the log.
     pub triggers: Vec<Trigger>,
     /// Valid Sources that are not suspended.
@@ -91,6 +94,29 @@ impl Broker {
     pub fn key(&self) -> String {
         broker_key(&self.namespace, &self.name)
     }
+}
+
+/// The settings of a broker, from a Broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerPolicy {
+    /// UID of the resource.
+    pub uid: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Name of the Broker and of its broker.
+    pub name: String,
+    /// Generation of the resource.
+    pub generation: i64,
+    /// Maximum age of settled events; `None` for the router's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_age: Option<Duration>,
+    /// Bytes of the broker's log beyond which settled events are removed; `None` for the router's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_bytes: Option<u64>,
+    /// Number of partitions, if no router has used the broker yet; `None` for the router's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<u16>,
 }
 
 /// Returns the key of a broker: `namespace/name`.
@@ -266,7 +292,7 @@ impl Default for Delivery {
 pub struct Undecodable {
     /// UID.
     pub uid: String,
-    /// `Trigger` or `Source`.
+    /// `Broker`, `Trigger` or `Source`.
     pub kind: &'static str,
     /// `namespace/name`.
     pub name: String,
@@ -294,6 +320,8 @@ struct RawConfiguration {
     namespaces: BTreeSet<String>,
     #[serde(default)]
     brokers: BTreeSet<Broker>,
+    #[serde(default)]
+    policies: Vec<Box<RawValue>>,
     triggers: Vec<Box<RawValue>>,
     sources: Vec<Box<RawValue>>,
     #[serde(default)]
@@ -317,6 +345,7 @@ impl From<RawConfiguration> for Configuration {
             revision,
             namespaces,
             brokers,
+            policies,
             triggers,
             sources,
             authorities,
@@ -328,10 +357,12 @@ impl From<RawConfiguration> for Configuration {
             undecodable.push(item);
         });
         let sources = decode("Source", sources, |item| undecodable.push(item));
+        let policies = decode("Broker", policies, |item| undecodable.push(item));
         Self {
             revision,
             namespaces,
             brokers,
+            policies,
             triggers,
             sources,
             authorities,

@@ -15,8 +15,8 @@ mod table;
 pub use authorities::{Authorities, AuthoritiesDigest};
 pub use bounds::{Bounds, MAX_OF_ALL, MAX_OF_NAMESPACE, TriggerRejection};
 pub use configuration::{
-    BackoffPolicy, Broker, Configuration, Delivery, Ordering, RateLimit, Retry, Revision, Start, Trigger,
-    Undecodable, broker_key,
+    BackoffPolicy, Broker, BrokerPolicy, Configuration, Delivery, Ordering, RateLimit, Retry, Revision,
+    Start, Trigger, Undecodable, broker_key,
 };
 pub use destination::{ContentMode, Destination, Header, HttpEndpoint, Secret, ServiceName};
 pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};

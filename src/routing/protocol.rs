@@ -123,9 +123,22 @@ pub struct SinkReport {
     /// Why this router takes no part in delivery at present, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Detail>,
-    /// UIDs of the Triggers and Sources of the applied configuration that the router cannot decode.
+    /// Brokers that have another number of partitions than their Broker says, since they were used before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_partitions: Vec<OtherPartitions>,
+    /// UIDs of the Brokers, Triggers and Sources of the applied configuration that the router cannot decode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub undecodable: Vec<String>,
+}
+
+/// A broker whose number of partitions is not that of its Broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OtherPartitions {
+    /// UID of the Broker.
+    pub uid: String,
+    /// Number of partitions that the broker has.
+    pub partitions: u16,
 }
 
 /// A Trigger whose events wait because its filters are too expensive.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Authorities, Bounds, Configuration, Revision, Trigger, TriggerRejection, broker_key,
+    Authorities, Bounds, BrokerPolicy, Configuration, Revision, Trigger, TriggerRejection, broker_key,
     index::{Index, IndexBuilder},
 };
 use crate::{
@@ -24,6 +24,7 @@ pub struct RoutingTable {
     namespaces: BTreeSet<String>,
     /// Brokers of the configuration, by `namespace/name`.
     brokers: BTreeMap<String, Arc<BrokerTable>>,
+    policies: Arc<BTreeMap<String, BrokerPolicy>>,
     authorities: Authorities,
     unread: BTreeSet<String>,
 }
@@ -69,6 +70,7 @@ impl RoutingTable {
             revision,
             namespaces,
             brokers,
+            policies,
             triggers,
             sources,
             authorities,
@@ -90,6 +92,9 @@ impl RoutingTable {
                 .or_default()
                 .push(Route { trigger, filter });
         }
+        let policies = policies
+            .into_iter()
+            .map(|policy| (broker_key(&policy.namespace, &policy.name), policy));
         let brokers = routes
             .into_iter()
             .map(|(key, routes)| (key, Arc::new(BrokerTable::new(routes))))
@@ -98,6 +103,7 @@ impl RoutingTable {
             revision,
             namespaces,
             brokers,
+            policies: Arc::new(policies.collect()),
             authorities,
             unread,
         }
@@ -113,9 +119,15 @@ impl RoutingTable {
             brokers: brokers
                 .map(|(broker, table)| (broker.clone(), table.clone()))
                 .collect(),
+            policies: self.policies.clone(),
             authorities: self.authorities.clone(),
             unread: self.unread.clone(),
         }
+    }
+
+    /// Returns the settings of the brokers that have any, by `namespace/name`.
+    pub fn policies(&self) -> &Arc<BTreeMap<String, BrokerPolicy>> {
+        &self.policies
     }
 
     /// Returns the revision of the configuration.

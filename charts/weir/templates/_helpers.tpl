@@ -74,8 +74,8 @@ http://{{ include "weir.fullname" . }}.{{ .Release.Namespace }}.svc
 
 {{/* What the controller does in the namespaces that it looks at. */}}
 {{- define "weir.controllerRules" }}
-- {apiGroups: [weir.dev], resources: [sources, triggers, sinks], verbs: [list, watch]}
-- {apiGroups: [weir.dev], resources: [sources/status, triggers/status, sinks/status], verbs: [patch]}
+- {apiGroups: [weir.dev], resources: [brokers, sources, triggers, sinks], verbs: [list, watch]}
+- {apiGroups: [weir.dev], resources: [brokers/status, sources/status, triggers/status, sinks/status], verbs: [patch]}
 - {apiGroups: [""], resources: [services], verbs: [list, watch]}
 - {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}
 - {apiGroups: [""], resources: [configmaps], resourceNames: [weir-broker], verbs: [list, watch, create, patch, delete]}

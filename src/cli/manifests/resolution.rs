@@ -102,7 +102,7 @@ pub fn named_services(manifests: &[Manifest]) -> BTreeSet<ServiceName> {
     let named = manifests.iter().flat_map(|manifest| {
         let (_, namespace, _) = manifest.key();
         let (service, destination) = match &manifest.resource {
-            Resource::Source(_) => (None, None),
+            Resource::Broker(_) | Resource::Source(_) => (None, None),
             Resource::Sink(sink) => (sink.spec.service.clone(), dead_letters(&sink.spec.delivery)),
             Resource::Trigger(trigger) => (
                 trigger.spec.sink.service.clone(),
@@ -146,6 +146,7 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
     };
     for manifest in manifests {
         match manifest.resource.clone() {
+            Resource::Broker(broker) => observed.brokers.push(broker),
             Resource::Source(source) => observed.sources.push(source),
             Resource::Trigger(trigger) => observed.triggers.push(trigger),
             Resource::Sink(sink) => observed.sinks.push(sink),
@@ -161,7 +162,7 @@ fn all_named(
 ) -> BTreeMap<SecretName, SecretState> {
     let sinks = manifests.iter().filter_map(|manifest| match &manifest.resource {
         Resource::Sink(sink) => Some(sink),
-        Resource::Source(_) | Resource::Trigger(_) => None,
+        Resource::Broker(_) | Resource::Source(_) | Resource::Trigger(_) => None,
     });
     for name in resolve::named_secrets(sinks).into_keys() {
         secrets.entry(name).or_insert(SecretState::NotFound);
@@ -174,6 +175,7 @@ fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<UnresolvedFie
         triggers,
         sinks,
         sources,
+        brokers,
     } = diagnoses;
     let mut found: Vec<(&'static str, ResourceId, String, Finding)> = Vec::new();
     for trigger in triggers {
@@ -200,6 +202,10 @@ fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<UnresolvedFie
     }
     for source in sources {
         found.push(("Source", source.subject, "spec.cron".to_owned(), source.valid));
+    }
+    for broker in brokers {
+        let path = field_of(&broker.valid, "metadata.name");
+        found.push(("Broker", broker.subject, path, broker.valid));
     }
     let bad = found.into_iter().filter(|(.., finding)| !finding.holds);
     bad.filter_map(|(kind, subject, path, finding)| {
@@ -238,7 +244,7 @@ fn missing_service(
     }
     let (_, namespace, _) = manifest.key();
     match &manifest.resource {
-        Resource::Source(_) => None,
+        Resource::Broker(_) | Resource::Source(_) => None,
         Resource::Sink(sink) => Some(ServiceName {
             namespace,
             name: sink.spec.service.as_ref()?.name.clone(),
@@ -285,6 +291,6 @@ fn sink_of<'a>(
     let manifest = manifests.iter().find(|manifest| manifest.key() == key)?;
     match &manifest.resource {
         Resource::Sink(sink) => Some((namespace.to_owned(), sink)),
-        Resource::Source(_) | Resource::Trigger(_) => None,
+        Resource::Broker(_) | Resource::Source(_) | Resource::Trigger(_) => None,
     }
 }

@@ -45,6 +45,8 @@ const METADATA: &[&str] = &[
 /// A Weir resource.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Resource {
+    /// A Broker.
+    Broker(api::Broker),
     /// A Source.
     Source(api::Source),
     /// A Trigger.
@@ -57,6 +59,7 @@ impl Resource {
     /// Kind, as in a manifest.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::Broker(_) => "Broker",
             Self::Source(_) => "Source",
             Self::Trigger(_) => "Trigger",
             Self::Sink(_) => "Sink",
@@ -66,6 +69,7 @@ impl Resource {
     /// Metadata.
     pub fn meta(&self) -> &ObjectMeta {
         match self {
+            Self::Broker(broker) => broker.meta(),
             Self::Source(source) => source.meta(),
             Self::Trigger(trigger) => trigger.meta(),
             Self::Sink(sink) => sink.meta(),
@@ -401,6 +405,10 @@ fn resource(kind: &str, mut metadata: ObjectMeta, spec: Value) -> Result<Resourc
         metadata.namespace.as_deref().unwrap_or_default()
     );
     let resource = match kind {
+        "Broker" => Resource::Broker(api::Broker {
+            metadata,
+            ..api::Broker::new(&name, typed(spec)?)
+        }),
         "Source" => Resource::Source(api::Source {
             metadata,
             ..api::Source::new(&name, typed(spec)?)
@@ -422,6 +430,10 @@ fn resource(kind: &str, mut metadata: ObjectMeta, spec: Value) -> Result<Resourc
         }
     };
     Ok(match resource {
+        Resource::Broker(mut broker) => {
+            broker.meta_mut().uid = Some(uid);
+            Resource::Broker(broker)
+        }
         Resource::Source(mut source) => {
             source.meta_mut().uid = Some(uid);
             Resource::Source(source)

@@ -60,7 +60,7 @@ impl JetStream {
             && let LogName::Events(broker) = &log.name
         {
             // Before the stream is created.
-            let deciding = self.decide_partitions(vec![broker.clone()], self.options.partitions);
+            let deciding = self.decide_partitions(vec![broker.clone()]);
             patience.within("the number of partitions", deciding).await??;
         }
         let bytes: usize = payloads.iter().map(Bytes::len).sum();

@@ -86,8 +86,10 @@ impl JetStream {
         self.begin().await?;
         let mut report = CopyReport::default();
         // The positions of an embedded log are of whole brokers.
-        let brokers = names.iter().map(|name| name.broker().clone());
-        self.decide_partitions(brokers.collect(), 1).await?;
+        let brokers: Vec<_> = names.iter().map(|name| name.broker().clone()).collect();
+        self.partitions
+            .want(brokers.iter().map(|broker| (broker.clone(), 1)).collect());
+        self.decide_partitions(brokers).await?;
         for name in names {
             let bounds = self.copy_log(&*from.open(&name)).await?;
             report.logs.push((name, bounds));

@@ -29,11 +29,7 @@ impl JetStream {
     }
 
     /// Decides the number of partitions of brokers that have none yet.
-    pub(super) async fn decide_partitions(
-        &self,
-        mut brokers: Vec<BrokerName>,
-        wanted: u16,
-    ) -> Result<(), LogError> {
+    pub(super) async fn decide_partitions(&self, mut brokers: Vec<BrokerName>) -> Result<(), LogError> {
         let is_undecided = |broker: &BrokerName| self.partitions.get(broker).is_none();
         if !brokers.iter().any(is_undecided) {
             return Ok(());
@@ -43,7 +39,7 @@ impl JetStream {
             brokers.retain(is_undecided);
             let deciding = brokers
                 .into_iter()
-                .map(|broker| async move { self.decide(&broker, wanted).await });
+                .map(|broker| async move { self.decide(&broker).await });
             let mut decided = stream::iter(deciding).buffer_unordered(AT_ONCE);
             while decided.try_next().await?.is_some() {}
             Ok(())
@@ -56,29 +52,28 @@ impl JetStream {
     pub(super) async fn decide_existing(&self) -> Result<(), LogError> {
         let logs = self.logs().into_iter().filter(|log| log.is_seen());
         let brokers: BTreeSet<_> = logs.map(|log| log.name.broker().clone()).collect();
-        self.decide_partitions(brokers.into_iter().collect(), self.options.partitions)
-            .await
+        self.decide_partitions(brokers.into_iter().collect()).await
     }
 
-    async fn decide(&self, broker: &BrokerName, wanted: u16) -> Result<(), LogError> {
+    async fn decide(&self, broker: &BrokerName) -> Result<(), LogError> {
         let subject = names::partitions(broker);
         let partitions = match self.load_value(&subject).await? {
             Some(value) => self.number(&subject, &value)?,
-            None => self.propose(broker, &subject, wanted).await?,
+            None => self.propose(broker, &subject).await?,
         };
         self.partitions.insert(broker, partitions);
         Ok(())
     }
 
     /// Stores the number of partitions of a broker, unless another router does so first. Returns the stored number.
-    async fn propose(&self, broker: &BrokerName, subject: &str, wanted: u16) -> Result<u16, LogError> {
+    async fn propose(&self, broker: &BrokerName, subject: &str) -> Result<u16, LogError> {
         let log = self.log(&LogName::Events(broker.clone()));
         let mut patience = Patience::new(self.options.timeout);
         let exists = |wait| self.session.has_stream(&log.location.subject, wait);
         // A stream that is older than its number of partitions has one.
         let partitions = match patience.retry(exists).await? {
             true => 1,
-            false => wanted,
+            false => self.partitions.wanted(broker).unwrap_or(self.options.partitions),
         };
         let message = NatsMessage::encoded(subject, 0, partitions.to_string().as_bytes());
         let first = Expected {

@@ -168,15 +168,18 @@ impl JetStreamLog {
         self.0.streams.partitions.get(broker)
     }
 
+    /// Sets the numbers of partitions for those brokers that no router has used yet, in place of
+    /// [`JetStreamOptions::partitions`].
+    pub fn want_partitions(&self, wanted: BTreeMap<BrokerName, u16>) {
+        self.0.streams.partitions.want(wanted);
+    }
+
     /// Decides the numbers of partitions of those brokers that no router has used yet. They never change afterwards.
     ///
     /// # Errors
     /// [`LogError::Unavailable`] if NATS does not respond.
     pub async fn decide_partitions(&self, brokers: Vec<BrokerName>) -> Result<(), LogError> {
-        let streams = &self.0.streams;
-        streams
-            .decide_partitions(brokers, streams.options.partitions)
-            .await
+        self.0.streams.decide_partitions(brokers).await
     }
 
     /// Returns the checkpoints with this key, by shard. They may be stale.

@@ -21,8 +21,9 @@ const BATCH: usize = 10;
 const PAUSE: Duration = Duration::from_secs(30);
 /// Time for which NATS is away in the long form.
 const AWAY: Duration = Duration::from_secs(60);
-/// Maximum time between a delivery whose checkpoint is lost and the fault: checkpoints are saved more often.
-const UNSAVED: Duration = Duration::from_secs(3);
+/// Maximum time between a delivery whose checkpoint is lost and the fault. Checkpoints are saved more often, but servers
+/// that recover, on a busy machine, take some seconds to store one.
+const UNSAVED: Duration = Duration::from_secs(10);
 /// Maximum time for which a router delivers without being able to save: until it gives up its shards, plus some seconds.
 const LEASE: Duration = Duration::from_secs(15);
 

@@ -1,0 +1,85 @@
+//! A Broker: what its owner says about a broker.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::DurationText;
+
+/// Settings of the broker that has its name.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "weir.dev",
+    version = "v1alpha1",
+    kind = "Broker",
+    plural = "brokers",
+    shortname = "wbr",
+    category = "weir",
+    category = "eventing",
+    namespaced,
+    status = "BrokerStatus",
+    derive = "PartialEq",
+    doc = "A Broker has the settings of the broker of its name in its namespace. It is optional: without one, a broker exists once a Trigger or a Source names it, with the settings of the installation. With one, it exists from then on.",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerSpec {
+    /// How long settled events are kept, for Triggers that start in the past. Events that are not settled stay
+    /// regardless. Default: the installation's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<BrokerRetention>,
+
+    /// Number of partitions that the events are divided into by key, so that as many routers can deliver them. It takes
+    /// effect when the broker is first used, and cannot be changed. Ignored by routers with an embedded log, which have
+    /// one partition. Default: the installation's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 24))]
+    #[x_kube(validation = ("self == oldSelf", "partitions cannot be changed: use another broker"))]
+    pub partitions: Option<u16>,
+}
+
+/// Retention of settled events. Whichever limit is reached first removes the oldest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerRetention {
+    /// Maximum age of settled events. 0s keeps none. Default: the installation's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::optional_duration")]
+    pub age: Option<DurationText>,
+
+    /// Size of the broker's log beyond which settled events are removed, such as 512Mi or 10Gi. Default: the
+    /// installation's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::optional_size")]
+    pub size: Option<String>,
+}
+
+/// Status reported by the controller.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerStatus {
+    /// Generation of the spec that this status describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// Ready: routers accept events for the broker with these settings. If not, reason and message say what to do.
+    #[serde(default)]
+    #[schemars(schema_with = "super::schema::conditions")]
+    pub conditions: Vec<Condition>,
+
+    /// URL that events are posted to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}

@@ -1,0 +1,148 @@
+//! Compiles Brokers: the settings of brokers. Pure.
+
+use std::time::Duration;
+
+use super::{
+    diagnosis::{BrokerDiagnosis, ResourceId},
+    finding::Finding,
+};
+use crate::{
+    api,
+    routing::{BrokerPolicy, broker_key},
+};
+
+/// Maximum length of a broker's name, which is a DNS label.
+const MAX_NAME: usize = 63;
+
+/// Units of sizes, and their bytes.
+const UNITS: [(&str, u64); 9] = [
+    ("Ki", 1 << 10),
+    ("Mi", 1 << 20),
+    ("Gi", 1 << 30),
+    ("Ti", 1 << 40),
+    ("k", 1_000),
+    ("M", 1_000_000),
+    ("G", 1_000_000_000),
+    ("T", 1_000_000_000_000),
+    ("", 1),
+];
+
+/// Compiles a Broker. Only a valid one reaches the routers.
+pub(super) fn compile(
+    subject: ResourceId,
+    spec: &api::BrokerSpec,
+) -> (Option<BrokerPolicy>, BrokerDiagnosis) {
+    let broker = broker_key(&subject.namespace, &subject.name);
+    let (policy, valid) = match policy(&subject, spec) {
+        Ok(policy) => {
+            let message = format!("events are accepted for broker {broker}");
+            (Some(policy), Finding::good("Ready", message))
+        }
+        Err(finding) => (None, finding),
+    };
+    (
+        policy,
+        BrokerDiagnosis {
+            subject,
+            valid,
+            broker,
+        },
+    )
+}
+
+fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, Finding> {
+    let api::BrokerSpec {
+        retention,
+        partitions,
+    } = spec;
+    let api::BrokerRetention { age, size } = retention.clone().unwrap_or_default();
+    if subject.name.len() > MAX_NAME || subject.name.contains('.') {
+        return Err(Finding::bad(
+            "InvalidName",
+            format!(
+                "{} cannot be the name of a broker, since it is part of a URL: use at most {MAX_NAME} lower-case \
+                 letters, digits and hyphens",
+                subject.name
+            ),
+        ));
+    }
+    let retention_bytes = size.as_deref().map(|size| {
+        bytes(size).ok_or_else(|| {
+            let message =
+                format!("spec.retention.size: {size:?} is not a size; use for example 512Mi or 10Gi");
+            Finding::bad("InvalidSize", message)
+        })
+    });
+    Ok(BrokerPolicy {
+        uid: subject.uid.clone(),
+        namespace: subject.namespace.clone(),
+        name: subject.name.clone(),
+        generation: subject.generation,
+        retention_age: age.map(Duration::from),
+        retention_bytes: retention_bytes.transpose()?,
+        partitions: *partitions,
+    })
+}
+
+/// Parses a size in the format of Kubernetes quantities.
+fn bytes(text: &str) -> Option<u64> {
+    let (number, factor) = UNITS
+        .iter()
+        .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)))?;
+    if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_parsed() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("1500", Some(1500)),
+            ("2k", Some(2000)),
+            ("512Mi", Some(512 << 20)),
+            ("10Gi", Some(10 << 30)),
+            ("3T", Some(3_000_000_000_000)),
+            ("", None),
+            ("Gi", None),
+            ("+1Gi", None),
+            ("1.5Gi", None),
+            ("1gb", None),
+            ("99999999999Ti", None),
+        ] {
+            assert_eq!(bytes(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_broker_with_an_invalid_name_or_size_is_left_out() {
+        let subject = |name: &str| ResourceId {
+            uid: "u".into(),
+            namespace: "shop".into(),
+            name: name.into(),
+            generation: 1,
+        };
+        let spec = |size: &str| api::BrokerSpec {
+            retention: Some(api::BrokerRetention {
+                age: None,
+                size: Some(size.to_owned()),
+            }),
+            partitions: Some(4),
+        };
+        for (name, size, reason) in [
+            ("orders", "1Gi", "Ready"),
+            ("orders", "1 GB", "InvalidSize"),
+            ("my.orders", "1Gi", "InvalidName"),
+            (&"o".repeat(64), "1Gi", "InvalidName"),
+        ] {
+            let (policy, diagnosis) = compile(subject(name), &spec(size));
+            assert_eq!(diagnosis.valid.reason, reason, "{name} {size}");
+            assert_eq!(policy.is_some(), reason == "Ready");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Brokers: the settings of brokers.
+
+use crate::{
+    cluster::Weir,
+    support::{Consumer, ControlPlane, LocalRouter, Nats, PATIENCE, Setup, eventually, get, mapped, post},
+};
+
+fn broker(name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: weir.dev/v1alpha1\nkind: Broker\nmetadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
+    )
+}
+
+fn trigger(broker: &str) -> String {
+    format!(
+        "---\napiVersion: weir.dev/v1alpha1\nkind: Trigger\nmetadata: {{name: of-{broker}, namespace: shop}}\n\
+         spec: {{broker: {broker}, sink: {{service: {{name: all}}}}}}\n"
+    )
+}
+
+const EVENT: [(&str, &str); 4] = [
+    ("ce-specversion", "1.0"),
+    ("ce-id", "1"),
+    ("ce-source", "/s"),
+    ("ce-type", "t"),
+];
+
+#[test]
+fn a_broker_exists_before_a_trigger_names_it() {
+    let plane = ControlPlane::start();
+    let weir = Weir::install(&plane, &[]);
+    plane.admin().run(["create", "namespace", "shop"]);
+    let kubectl = plane.admin().in_namespace("shop");
+    let url = weir.broker("shop").replace("/default", "/orders");
+    eventually(PATIENCE, || match post(&url, &EVENT, "").status.as_u16() {
+        404 => Ok(()),
+        status => Err(format!("{status}")),
+    });
+
+    kubectl.apply(&broker(
+        "orders",
+        "{retention: {age: 12h, size: 512Mi}, partitions: 4}",
+    ));
+    kubectl.run(["wait", "--for=condition=Ready", "broker.weir.dev/orders"]);
+    assert_eq!(post(&url, &EVENT, "").status, 202);
+    let shown = kubectl.run(["get", "brokers.weir.dev"]);
+    assert!(
+        shown.contains("http://weir/shop/orders") && shown.contains("True"),
+        "{shown}"
+    );
+
+    for (spec, problem) in [
+        ("{partitions: 5}", "partitions cannot be changed"),
+        ("{retention: {size: 1gb}}", "must be a size"),
+        ("{retention: {age: forever}}", "must be a duration"),
+        ("{partitions: 25}", "less than or equal to 24"),
+    ] {
+        let refused = kubectl.apply_err(&broker("orders", spec));
+        assert!(refused.contains(problem), "{spec}: {refused}");
+    }
+
+    // A name that cannot be in a URL is valid for Kubernetes.
+    kubectl.apply(&broker("my.orders", "{}"));
+    let reason = r#"jsonpath={.status.conditions[?(@.type=="Ready")].reason}"#;
+    eventually(PATIENCE, || {
+        match kubectl.run(["get", "broker.weir.dev/my.orders", "-o", reason]) {
+            reason if reason == "InvalidName" => Ok(()),
+            other => Err(other),
+        }
+    });
+
+    kubectl.run(["delete", "broker.weir.dev/orders"]);
+    eventually(PATIENCE, || match post(&url, &EVENT, "").status.as_u16() {
+        404 => Ok(()),
+        status => Err(format!("{status}")),
+    });
+}
+
+/// Bytes that are retained of a broker.
+fn retained(router: &LocalRouter, broker: &str) -> u64 {
+    let of_broker = format!("broker=\"{broker}\"");
+    router
+        .metric(&["weir_log_retained_bytes", &of_broker])
+        .unwrap_or_default()
+}
+
+#[test]
+fn a_broker_says_how_long_settled_events_are_kept() {
+    let consumer = Consumer::start();
+    let manifest = broker("short", "{retention: {age: 0s}}") + &trigger("short") + &trigger("default");
+    let router = Setup::new(&manifest, &[mapped("all", &consumer)]).start();
+    for name in ["short", "default"] {
+        let url = router.url().replace("/default", &format!("/{name}"));
+        assert_eq!(post(&url, &EVENT, "").status, 202);
+    }
+    consumer.wait_for(2);
+    eventually(PATIENCE, || match retained(&router, "short") {
+        0 => Ok(()),
+        bytes => Err(format!("{bytes} bytes are retained")),
+    });
+    assert!(retained(&router, "default") > 0);
+}
+
+#[test]
+fn a_broker_says_how_many_partitions_it_has() {
+    let (nats, consumer) = (Nats::start(), Consumer::start());
+    let before = trigger("divided") + &trigger("default");
+    let setup = |manifest: &str| {
+        Setup::new(manifest, &[mapped("all", &consumer)])
+            .argument("--log=jetstream")
+            .argument(format!("--nats={}", nats.url()))
+            .argument("--nats-replicas=1")
+            .argument("--nats-stream-size=64MiB")
+            .argument("--nats-dead-letter-stream-size=16MiB")
+            .start()
+    };
+    // The broker of the second Trigger is in use, and keeps its number.
+    let manifest = broker("divided", "{partitions: 3}") + &before;
+    let router = setup(&manifest);
+    router.apply(&(manifest.clone() + &broker("default", "{partitions: 5}")));
+    let partitions = |broker: &str| {
+        let metrics = get(&router.admin("/metrics")).text();
+        let of_trigger = format!("trigger=\"of-{broker}\"");
+        let matched = metrics.lines().filter(|line| {
+            line.starts_with("weir_trigger_events_matched_total{") && line.contains(&of_trigger)
+        });
+        matched.count()
+    };
+    eventually(PATIENCE, || {
+        match (partitions("divided"), partitions("default")) {
+            (3, 1) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+}
