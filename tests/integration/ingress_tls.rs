@@ -331,6 +331,27 @@ fn request_in_flight_ends_before_the_router_does() {
 }
 
 #[test]
+fn weir_send_trusts_what_it_is_told_to() {
+    let target = Target::start();
+    let files = Scratch::new();
+    let file = files.write("ca.crt", target.authority.pem());
+    let url = format!("https://{}/shop/default", target.address());
+    let ca = format!("--ca={}", file.display());
+    let send = |arguments: &[&str]| Process::weir([&["send", "--type=t"], arguments].concat());
+    assert!(send(&[&url, &ca]).run().is_ok());
+    let by_environment = send(&[]).env("K_SINK", &url);
+    let by_environment = by_environment.env("K_CA_CERTS", target.authority.pem());
+    assert!(by_environment.run().is_ok());
+    target.consumer.wait_for(2);
+    let untrusted = send(&[&url]).env(
+        "SSL_CERT_FILE",
+        files.write("other.crt", Authority::new("another").pem()),
+    );
+    let refused = untrusted.quiet().run().unwrap_err();
+    assert!(refused.contains("UnknownIssuer"), "{refused}");
+}
+
+#[test]
 fn pair_that_cannot_be_used_at_the_start_is_an_error_that_says_what_to_do() {
     let (authority, manifests, data) = (Authority::new("weir's tests"), Scratch::new(), Scratch::new());
     manifests.write("t.yaml", TRIGGER);
