@@ -233,12 +233,21 @@ fn plain_http_can_be_switched_off() {
 #[test]
 fn clients_that_stall_their_handshake_are_cut_off_and_hold_back_nobody() {
     let target = Target::start();
-    let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+    target.serves();
+    let at_rest = target.router.process.resident_memory();
+    // The first 12 KiB of a ClientHello of 16 KiB.
+    let mut hello = b"\x16\x03\x01\x3f\xff\x01\x00\x3f\xfb\x03\x03".to_vec();
+    hello.resize(12 * 1024, 0);
     let mut stalled: Vec<_> = (0..400).map(|_| connect(target.address())).collect();
     for stream in stalled.iter_mut().skip(200) {
-        stream.write_all(hello).unwrap();
+        stream.write_all(&hello).unwrap();
     }
     target.serves();
+    let growth = target.router.process.resident_memory().saturating_sub(at_rest);
+    assert!(
+        growth <= 32 * 1024 * 1024,
+        "{growth} bytes more than at rest, for 400 unfinished handshakes"
+    );
     for mut stream in stalled {
         let ended = stream.read_to_end(&mut Vec::new());
         assert!(
