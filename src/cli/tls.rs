@@ -37,7 +37,7 @@ pub struct TlsArgs {
     pub tls_key: Option<PathBuf>,
 
     /// Do not listen on --listen: producers can post events only over HTTPS.
-    #[arg(long, env = "WEIR_TLS_ONLY", requires = "listen_tls")]
+    #[arg(long, env = "WEIR_TLS_ONLY", requires_if("true", "listen_tls"))]
     pub tls_only: bool,
 }
 
