@@ -112,6 +112,26 @@ Ingress/weir               | ingress={"enabled":true,"className":"nginx","hosts"
 Ingress/weir               | ingress={"enabled":true,"hosts":[{"host":"a","paths":[{"path":"/shop","pathType":"Exact"}]}],"tls":[{"secretName":"b"}]} | tls: - secretName: b rules: - host: "a" http: paths: - path: "/shop" pathType: Exact
 HTTPRoute/weir             | httpRoute={"enabled":true,"parentRefs":[{"name":"a"}],"hostnames":["b"]} router.service.port=8080 | parentRefs: - name: a hostnames: - b rules: - matches: - path: type: PathPrefix value: / backendRefs: [{name: "weir", port: 8080}]
 Service/weir               |                                               | ports: - {name: http, port: 80, targetPort: events, appProtocol: http}
+Service/weir               | router.tls={"enabled":true,"secretName":"a"}  | ports: - {name: http, port: 80, targetPort: events, appProtocol: http} - {name: https, port: 443, targetPort: events-tls, appProtocol: https}
+Service/weir               | router.tls={"enabled":true,"secretName":"a","plainHttp":false,"port":80} | ports: - {name: https, port: 80, targetPort: events-tls, appProtocol: https}
+StatefulSet/weir-router    |                                               | ! tls
+StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a"}  | - --listen-tls=0.0.0.0:8443 - --tls-certificate=/var/run/weir/tls/tls.crt - --tls-key=/var/run/weir/tls/tls.key - --max-event-size
+StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a"}  | ports: - {name: events, containerPort: 8080} - {name: events-tls, containerPort: 8443} - {name: admin, containerPort: 9090}
+StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a"}  | - {name: tls, mountPath: /var/run/weir/tls, readOnly: true}
+StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a"}  | secret: {secretName: "a", items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]}
+StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a","plainHttp":false} | - --tls-only - --max-event-size
+StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a","plainHttp":false} | ports: - {name: events-tls, containerPort: 8443} - {name: admin, containerPort: 9090}
+Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.tls={"enabled":true,"secretName":"a"} | - name: tls # a directory, not single files: only that is kept up to date secret: {secretName: "a",
+NetworkPolicy/weir-router  | router.tls={"enabled":true,"secretName":"a"}  | ingress: - ports: [{port: events}, {port: events-tls}]
+NetworkPolicy/weir-router  | router.tls={"enabled":true,"secretName":"a","plainHttp":false} | ingress: - ports: [{port: events-tls}]
+Ingress/weir               | router.tls={"enabled":true,"secretName":"a","plainHttp":false} ingress={"enabled":true,"hosts":[{"host":"a"}]} | port: {name: https}
+HTTPRoute/weir             | router.tls={"enabled":true,"secretName":"a","plainHttp":false} httpRoute={"enabled":true,"parentRefs":[{"name":"a"}]} | backendRefs: [{name: "weir", port: 443}]
+Deployment/weir-controller |                                               | --broker-base-url=http://weir.weir-system.svc - --lease
+Deployment/weir-controller | router.tls={"enabled":true,"secretName":"a"}  | --broker-base-url=https://weir.weir-system.svc - --broker-ca=/var/run/weir/broker/ca.crt
+Deployment/weir-controller | router.tls={"enabled":true,"secretName":"a","port":8443} | --broker-base-url=https://weir.weir-system.svc:8443 - --broker-ca
+Deployment/weir-controller | router.tls={"enabled":true,"secretName":"a"}  | volumeMounts: - {name: broker-ca, mountPath: /var/run/weir/broker, readOnly: true} volumes: - name: broker-ca secret: {secretName: "a", items: [{key: ca.crt, path: ca.crt}], optional: true}
+Deployment/weir-controller | router.tls={"enabled":true,"secretName":"a"}  | ! tls.key
+Pod/weir-test              | router.tls={"enabled":true,"secretName":"a"}  | args: [send, "https://weir.weir-system.svc/weir-system/default", --type=dev.weir.helm-test, --ca=/var/run/weir/broker/ca.crt] volumeMounts: [{name: broker-ca, mountPath: /var/run/weir/broker, readOnly: true}] volumes: - name: broker-ca
 StatefulSet/weir-router    |                                               | ! --log=
 Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a:4222","tls://b"] | - --log=jetstream - "--nats=nats://a:4222,tls://b" - --nats-replicas=3 - --nats-stream-size=2GiB - --nats-dead-letter-stream-size=1280MiB - --nats-partitions=1 - --keep-deleted-triggers
 Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] | replicas: 1 strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 1, maxUnavailable: 0}} #
@@ -177,6 +197,9 @@ done
 sed 's/ *| */|/g' <<'TABLE' |
 router.service.loadBalancerClass="lb"        | loadBalancerClass needs router.service.type LoadBalancer
 router.service.externalTrafficPolicy="Local" | externalTrafficPolicy needs router.service.type LoadBalancer or NodePort
+router.tls.enabled=true                      | /router/tls/secretName
+router.tls={"enabled":true,"secretName":"a","port":80} | router.tls.port must not be router.service.port
+router.tls.clientCa="a"                      | clientCa
 controller.updateStrategy.type="OnDelete"    | /controller/updateStrategy/type
 router.autoscaling.enabled=true              | router.autoscaling needs log.engine jetstream
 router.autoscaling.maxReplicas=25            | /router/autoscaling/maxReplicas

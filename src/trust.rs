@@ -52,6 +52,13 @@ pub fn for_uri(uri: &Uri) -> io::Result<ClientConfig> {
     Ok(builder.with_no_client_auth())
 }
 
+/// Returns the TLS configuration that trusts only these authorities.
+pub fn only(authorities: RootCertStore) -> ClientConfig {
+    ClientConfig::builder()
+        .with_root_certificates(authorities)
+        .with_no_client_auth()
+}
+
 /// Parses the authorities in a PEM text with one or more certificates.
 ///
 /// # Errors

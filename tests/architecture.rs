@@ -112,7 +112,7 @@ const ROOMS: &[Room] = &[
     Room::new("server",      &["memory"]).without_kubernetes(),
     Room::new("source",      &["cloudevents", "routing", "log", "intake", "supervision"]).without_kubernetes(),
     Room::new("ownership",   &["routing", "log", "intake", "destination", "delivery", "source", "supervision"]).without_kubernetes(),
-    Room::new("controller",  &["api", "filter", "routing", "resolve", "server"]),
+    Room::new("controller",  &["api", "filter", "routing", "trust", "resolve", "server"]),
     Room::new("router",      &[
         "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "descriptors", "telemetry", "destination", "delivery",
         "server", "source", "ownership", "supervision",

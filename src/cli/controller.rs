@@ -1,6 +1,6 @@
 //! `weir controller`: the control plane.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 
@@ -47,6 +47,16 @@ pub struct ControllerArgs {
     /// namespaces labelled weir.dev/inject=enabled.
     #[arg(long, env = "WEIR_BROKER_BASE_URL", value_name = "URL")]
     pub broker_base_url: Option<String>,
+
+    /// PEM file with the authorities that signed the certificate of an https --broker-base-url. Published in the
+    /// ConfigMap weir-broker, as K_CA_CERTS, if the file exists. Changes to the file are picked up.
+    #[arg(
+        long,
+        env = "WEIR_BROKER_CA",
+        value_name = "FILE",
+        requires = "broker_base_url"
+    )]
+    pub broker_ca: Option<PathBuf>,
 
     /// Namespaces to watch, separated by commas. Events for other namespaces are rejected with 404. Default: all.
     #[arg(
@@ -132,6 +142,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         admin,
         cluster_domain,
         broker_base_url,
+        broker_ca,
         watch_namespaces,
         lease,
         channel,
@@ -154,6 +165,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         admin,
         cluster_domain,
         broker_base_url,
+        broker_authority: broker_ca,
         watch_namespaces: each_once(watch_namespaces),
         election,
     };

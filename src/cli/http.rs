@@ -8,6 +8,7 @@ use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use rustls::ClientConfig;
 
 use super::Usage;
 use crate::{destination::with_causes, http_url, trust};
@@ -34,15 +35,26 @@ pub fn parse_url(text: &str) -> anyhow::Result<Uri> {
 ///
 /// # Errors
 /// If there is no response within 30 seconds; [`ErrorResponse`] for any other status.
-pub async fn exchange(mut request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
+pub async fn exchange(request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
+    let tls = trust::for_uri(request.uri())
+        .context("cannot read the certificate authorities that this machine trusts")?;
+    exchange_with(request, tls).await
+}
+
+/// The same, with this configuration for `https`.
+///
+/// # Errors
+/// As [`exchange`].
+pub async fn exchange_with(
+    mut request: Request<Full<Bytes>>,
+    tls: ClientConfig,
+) -> anyhow::Result<(StatusCode, Bytes)> {
     if request.method() == Method::POST && request.body().is_end_stream() {
         // hyper omits it, and some servers then respond with 411 (RFC 9110, section 8.6).
         let none = HeaderValue::from_static("0");
         request.headers_mut().insert(header::CONTENT_LENGTH, none);
     }
     let url = request.uri().clone();
-    let tls =
-        trust::for_uri(&url).context("cannot read the certificate authorities that this machine trusts")?;
     let connector = hyper_rustls::HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_or_http()

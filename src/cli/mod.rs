@@ -26,6 +26,7 @@ pub mod run;
 pub mod send;
 pub mod service;
 pub mod shutdown;
+pub mod tls;
 pub mod traces;
 pub mod units;
 mod usage;

@@ -12,6 +12,7 @@ use super::{
     nats::NatsArgs,
     service::{self, ServiceAddress},
     shutdown,
+    tls::TlsArgs,
     traces::TraceArgs,
     units::{self, Size},
 };
@@ -21,7 +22,7 @@ use crate::{
     destination::UriAddresses,
     log::embedded::EmbeddedOptions,
     memory::MemoryBudget,
-    router::{self, ControllerAddress, ControllerLink, LogOptions, RouterLog, RouterOptions},
+    router::{self, ControllerAddress, ControllerLink, Listeners, LogOptions, RouterLog, RouterOptions},
     routing::Revision,
     telemetry::Tracer,
 };
@@ -151,7 +152,7 @@ impl LogArgs {
     /// too low.
     pub fn into_options(
         self,
-        listen: SocketAddr,
+        listen: Listeners,
         admin: SocketAddr,
         data: PathBuf,
         uri_addresses: UriAddresses,
@@ -248,6 +249,10 @@ pub struct RouterArgs {
     )]
     pub listen: SocketAddr,
 
+    /// TLS at the ingress.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+
     /// Address that serves health, readiness and metrics and, to this machine only, Triggers, dead letters and
     /// explanations.
     #[arg(
@@ -329,6 +334,7 @@ pub async fn run(args: RouterArgs) -> anyhow::Result<()> {
     let RouterArgs {
         name,
         listen,
+        tls,
         admin,
         data,
         controller,
@@ -348,6 +354,7 @@ pub async fn run(args: RouterArgs) -> anyhow::Result<()> {
         allow: allow_uri_addresses,
         deny: deny_uri_addresses,
     };
+    let listen = tls.into_listeners(listen).await?;
     let export = traces.start()?;
     let options = RouterOptions {
         tracer: export.tracer(),

@@ -20,6 +20,7 @@ use super::{
     },
     router::LogArgs,
     shutdown,
+    tls::TlsArgs,
     traces::TraceArgs,
 };
 use crate::{
@@ -52,6 +53,10 @@ pub struct RunArgs {
     )]
     pub listen: SocketAddr,
 
+    /// TLS at the ingress.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+
     /// Address that serves health, readiness and metrics and, to this machine only, Triggers, dead letters and explanations.
     #[arg(
         long,
@@ -83,6 +88,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let RunArgs {
         paths,
         listen,
+        tls,
         admin,
         data,
         log,
@@ -95,6 +101,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         .into());
     }
     let stop = shutdown::token()?;
+    let listen = tls.into_listeners(listen).await?;
     let export = traces.start()?;
     // The author of the manifests is on this machine and can reach these addresses without the router.
     let options = RouterOptions {

@@ -9,13 +9,21 @@ use anyhow::Context as _;
 use http::{HeaderValue, Method, Request, header};
 use http_body_util::Full;
 use jiff::Timestamp;
+use rustls::RootCertStore;
 use uuid::Uuid;
 
 use super::{
     Usage,
-    http::{exchange, parse_url},
+    http::{exchange, exchange_with, parse_url},
 };
-use crate::cloudevents::{Event, EventBuilder, HttpMessage, Mode};
+use crate::{
+    cloudevents::{Event, EventBuilder, HttpMessage, Mode},
+    trust,
+};
+
+/// Variable with the URL to post to, and the one with the authorities to trust there, in PEM.
+const SINK: &str = "K_SINK";
+const AUTHORITIES: &str = "K_CA_CERTS";
 
 /// Content mode of the request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -33,8 +41,13 @@ pub enum SendMode {
 #[derive(Debug, clap::Args)]
 pub struct SendArgs {
     /// URL to post to: a broker, such as http://127.0.0.1:8080/default/default, or any CloudEvents endpoint.
-    #[arg(value_name = "URL", env = "K_SINK")]
+    #[arg(value_name = "URL", env = SINK)]
     pub url: String,
+
+    /// PEM file with the authorities to trust for an https URL. Default: those in the variable K_CA_CERTS, if the URL
+    /// is that of K_SINK; else those of this machine.
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
 
     /// Type of the event.
     #[arg(long = "type", value_name = "TYPE")]
@@ -89,6 +102,7 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
 /// If the event is invalid, cannot be sent, or is rejected.
 pub async fn run(args: SendArgs) -> anyhow::Result<()> {
     let url = parse_url(&args.url)?;
+    let authorities = authorities(&args)?;
     let mode = args.mode;
     let data = read_data(&args)?;
     let event = make(args, data)?;
@@ -97,7 +111,10 @@ pub async fn run(args: SendArgs) -> anyhow::Result<()> {
     *request.method_mut() = Method::POST;
     *request.uri_mut() = url;
     *request.headers_mut() = headers;
-    let (status, _) = exchange(request).await?;
+    let (status, _) = match authorities {
+        Some(authorities) => exchange_with(request, trust::only(authorities)).await?,
+        None => exchange(request).await?,
+    };
     writeln!(
         io::stdout().lock(),
         "{status}  id={} source={}",
@@ -105,6 +122,27 @@ pub async fn run(args: SendArgs) -> anyhow::Result<()> {
         event.source()
     )?;
     Ok(())
+}
+
+/// Returns the authorities to trust; `None` for those of this machine.
+fn authorities(args: &SendArgs) -> anyhow::Result<Option<RootCertStore>> {
+    let variable = |name| std::env::var(name).ok();
+    let (text, place) = match &args.ca {
+        Some(file) => {
+            let place = file.display().to_string();
+            let text = std::fs::read_to_string(file);
+            (text.with_context(|| format!("cannot read {place}"))?, place)
+        }
+        None if variable(SINK).as_ref() == Some(&args.url) => match variable(AUTHORITIES) {
+            Some(text) => (text, AUTHORITIES.to_owned()),
+            None => return Ok(None),
+        },
+        None => return Ok(None),
+    };
+    let authorities = trust::authorities(&text);
+    Ok(Some(authorities.with_context(|| {
+        format!("cannot use the authorities in {place}")
+    })?))
 }
 
 fn read_data(args: &SendArgs) -> anyhow::Result<Option<Vec<u8>>> {

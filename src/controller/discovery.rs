@@ -1,7 +1,8 @@
 //! Publishes the broker's address to workloads: in each namespace with the label `weir.dev/inject=enabled`, a
 //! ConfigMap of environment variables for `envFrom`.
 //!
-//! `K_SINK` is Knative's name for the URL to post to, which many producers already support.
+//! `K_SINK` is Knative's name for the URL to post to, and `K_CA_CERTS` that for the authorities to trust there. Many
+//! producers already support them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,6 +22,7 @@ use tokio::sync::{Notify, watch::Receiver};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    broker_authority::BrokerAuthority,
     metrics::ControllerMetrics,
     status_task::ResolvedResources,
     status_writer::FIELD_MANAGER,
@@ -46,11 +48,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Delay before failed actions are retried.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// Interval at which the file with the authorities is read.
+const READ_EVERY: Duration = Duration::from_secs(15);
+
+/// Variables of the authorities. They are absent without any.
+const AUTHORITIES: [&str; 2] = ["K_CA_CERTS", "WEIR_BROKER_CA_CERTS"];
+
 /// Keeps the ConfigMaps up to date.
 pub(super) struct Discovery {
     client: Client,
     recorder: Recorder,
     base_url: String,
+    authority: BrokerAuthority,
     config_maps: ResourceStores<ConfigMap>,
     changed: Arc<Notify>,
     /// Actions whose failure was already logged, by namespace.
@@ -74,6 +83,7 @@ impl Discovery {
     pub(super) fn start(
         client: &Client,
         base_url: &str,
+        authority: BrokerAuthority,
         namespaces: &[String],
         metrics: &Arc<ControllerMetrics>,
         stop: &CancellationToken,
@@ -83,6 +93,7 @@ impl Discovery {
             client: client.clone(),
             recorder: Recorder::new(client.clone(), Reporter::from(FIELD_MANAGER)),
             base_url: base_url.to_owned(),
+            authority,
             config_maps,
             changed,
             told: BTreeSet::new(),
@@ -97,12 +108,14 @@ impl Discovery {
 
     async fn follow(&mut self, mut latest: Receiver<ResolvedResources>) {
         loop {
+            self.authority.refresh().await;
             let observed = latest.borrow_and_update().observed.clone();
             let all_done = self.act(&observed.namespaces).await;
             tokio::select! {
                 changed = latest.changed() => if changed.is_err() { return },
                 () = self.changed.notified() => {}
                 () = tokio::time::sleep(RETRY_AFTER), if !all_done => {}
+                () = tokio::time::sleep(READ_EVERY), if self.authority.may_change() => {}
             }
         }
     }
@@ -118,7 +131,7 @@ impl Discovery {
         let listed = namespaces
             .iter()
             .filter(|namespace| self.config_maps.is_listed(&namespace.name));
-        let actions = actions(listed, &present, &self.base_url);
+        let actions = actions(listed, &present, &self.address());
         self.told
             .retain(|(namespace, action)| actions.get(namespace) == Some(action));
         self.written
@@ -153,6 +166,13 @@ impl Discovery {
             }
         }
         all_done
+    }
+
+    fn address(&self) -> BrokerAddress<'_> {
+        BrokerAddress {
+            base_url: &self.base_url,
+            authorities: self.authority.text(),
+        }
     }
 
     fn tell_of_written(&mut self, namespace: String, resource_version: Option<String>) {
@@ -201,7 +221,7 @@ impl Discovery {
         let patch = json!({
             "apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": NAME, "labels": {OURS.0: OURS.1}},
-            "data": data(namespace, &self.base_url),
+            "data": self.address().data(namespace),
         });
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let written = api.patch(NAME, &parameters, &Patch::Apply(&patch)).await?;
@@ -245,7 +265,7 @@ async fn remove(api: &Api<ConfigMap>, config_map: &ConfigMap) -> Result<(), kube
 fn actions<'a>(
     namespaces: impl IntoIterator<Item = &'a Namespace>,
     present: &BTreeMap<String, Arc<ConfigMap>>,
-    base_url: &str,
+    address: &BrokerAddress<'_>,
 ) -> BTreeMap<String, ConfigMapAction> {
     let action = |namespace: &Namespace| {
         let wanted = namespace
@@ -257,7 +277,7 @@ fn actions<'a>(
             Some(config_map) if !is_ours(config_map) => wanted.then_some(ConfigMapAction::Leave),
             Some(_) if !wanted => Some(ConfigMapAction::Remove),
             Some(config_map) => {
-                (!says(config_map, &data(&namespace.name, base_url))).then_some(ConfigMapAction::Write)
+                (!says(config_map, &address.data(&namespace.name))).then_some(ConfigMapAction::Write)
             }
         }
     };
@@ -279,19 +299,44 @@ fn says(config_map: &ConfigMap, data: &BTreeMap<&str, String>) -> bool {
     let has = |(key, value): (&&str, &String)| {
         config_map.data.as_ref().and_then(|data| data.get(*key)) == Some(value)
     };
-    data.iter().all(has)
+    let is_left_over = |key: &&str| {
+        let present = config_map
+            .data
+            .as_ref()
+            .is_some_and(|data| data.contains_key(*key));
+        present && !data.contains_key(key)
+    };
+    data.iter().all(has) && !AUTHORITIES.iter().any(is_left_over)
 }
 
-fn data(namespace: &str, base_url: &str) -> BTreeMap<&'static str, String> {
-    let url = format!("{}/{namespace}/default", base_url.trim_end_matches('/'));
-    BTreeMap::from([("K_SINK", url.clone()), ("WEIR_BROKER_URL", url)])
+/// What workloads are told.
+struct BrokerAddress<'a> {
+    base_url: &'a str,
+    /// In PEM.
+    authorities: Option<&'a str>,
+}
+
+impl BrokerAddress<'_> {
+    fn data(&self, namespace: &str) -> BTreeMap<&'static str, String> {
+        let url = format!("{}/{namespace}/default", self.base_url.trim_end_matches('/'));
+        let authorities = self.authorities.into_iter();
+        let authorities =
+            authorities.flat_map(|authorities| AUTHORITIES.map(|name| (name, authorities.to_owned())));
+        [("K_SINK", url.clone()), ("WEIR_BROKER_URL", url)]
+            .into_iter()
+            .chain(authorities)
+            .collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const BASE_URL: &str = "http://weir.weir-system.svc";
+    const ADDRESS: BrokerAddress<'static> = BrokerAddress {
+        base_url: "http://weir.weir-system.svc",
+        authorities: None,
+    };
 
     fn namespace(label: Option<&str>) -> Namespace {
         Namespace {
@@ -351,13 +396,13 @@ mod tests {
         ] {
             let present = present.map(|map| ("shop".to_owned(), Arc::new(map.clone())));
             let present = present.into_iter().collect();
-            let actions = actions(&[namespace(label)], &present, BASE_URL);
+            let actions = actions(&[namespace(label)], &present, &ADDRESS);
             assert_eq!(actions.get("shop").copied(), wanted, "{case}");
             let terminating = Namespace {
                 terminating: true,
                 ..namespace(label)
             };
-            let actions = super::actions(&[terminating], &present, BASE_URL);
+            let actions = super::actions(&[terminating], &present, &ADDRESS);
             assert!(actions.is_empty(), "{case}, and the namespace is being deleted");
         }
     }
@@ -366,7 +411,36 @@ mod tests {
     fn both_variables_hold_url_of_the_default_broker() {
         let url = "http://weir.weir-system.svc/shop/default".to_owned();
         let wanted = BTreeMap::from([("K_SINK", url.clone()), ("WEIR_BROKER_URL", url)]);
-        assert_eq!(data("shop", BASE_URL), wanted);
-        assert_eq!(data("shop", "http://weir.weir-system.svc/"), wanted);
+        assert_eq!(ADDRESS.data("shop"), wanted);
+        let with_slash = BrokerAddress {
+            base_url: "http://weir.weir-system.svc/",
+            ..ADDRESS
+        };
+        assert_eq!(with_slash.data("shop"), wanted);
+    }
+
+    #[test]
+    fn authorities_are_published_and_removed() {
+        let of = |authorities| BrokerAddress {
+            authorities,
+            ..ADDRESS
+        };
+        let (none, one, other) = (of(None), of(Some("one")), of(Some("other")));
+        assert_eq!(one.data("shop").len(), 4);
+        let as_config_map = |address: &BrokerAddress<'_>| {
+            let mut config_map = config_map("weir", "");
+            let data = address.data("shop").into_iter();
+            config_map.data = Some(data.map(|(key, value)| (key.to_owned(), value)).collect());
+            config_map
+        };
+        for (present, wanted, says_so) in [
+            (&none, &none, true),
+            (&one, &one, true),
+            (&none, &one, false),
+            (&one, &none, false),
+            (&one, &other, false),
+        ] {
+            assert_eq!(says(&as_config_map(present), &wanted.data("shop")), says_so);
+        }
     }
 }

@@ -14,6 +14,7 @@
 //! update and patch on the Secret and the ConfigMap of [`TlsOptions`]. It may get only those `secrets` that a
 //! namespace's owner grants it, each by name; the status of a Sink that references another one says so.
 
+mod broker_authority;
 mod channel;
 mod discovery;
 mod endpoint;
@@ -30,7 +31,7 @@ mod watch;
 
 pub use channel::{ChannelOptions, RouterAccount, RouterAccountError, TlsOptions};
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use kube::Client;
 use prometheus_client::registry::Registry;
@@ -40,6 +41,7 @@ use crate::{
     resolve::{self, CompileOutcome},
     server::{self, BindError, Heartbeat, OwnThread, Server, ThreadError},
 };
+use broker_authority::BrokerAuthority;
 use channel::Channel;
 use discovery::Discovery;
 use endpoint::Publication;
@@ -76,6 +78,8 @@ pub struct ControllerOptions {
     pub cluster_domain: String,
     /// URL prefix before `/NAMESPACE/BROKER` for producers. Published in statuses and to workloads, if set.
     pub broker_base_url: Option<String>,
+    /// File with the authorities that signed the certificate of that URL. Published to workloads, if it exists.
+    pub broker_authority: Option<PathBuf>,
     /// Namespaces to watch; empty for all.
     pub watch_namespaces: Vec<String>,
     /// Leader election; `None` for a single controller.
@@ -273,9 +277,17 @@ impl Controller {
             );
             let telling = async {
                 if let Some(base_url) = &options.broker_base_url {
-                    Discovery::start(client, base_url, &options.watch_namespaces, metrics, stop)
-                        .run(latest.clone(), stop)
-                        .await;
+                    let authority = BrokerAuthority::in_file(options.broker_authority.clone());
+                    Discovery::start(
+                        client,
+                        base_url,
+                        authority,
+                        &options.watch_namespaces,
+                        metrics,
+                        stop,
+                    )
+                    .run(latest.clone(), stop)
+                    .await;
                 }
             };
             tokio::join!(

@@ -14,6 +14,7 @@ mod error;
 mod explain;
 mod forwarding;
 mod ingress;
+mod ingress_servers;
 mod metrics;
 mod operator;
 mod options;
@@ -36,7 +37,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use controller_link::{ControllerAddress, ControllerLink, LinkError};
 pub use error::RouterError;
 pub use operator::REQUEST_HEADER;
-pub use options::{LogOptions, RouterOptions};
+pub use options::{Listeners, LogOptions, RouterOptions, TlsListener};
 pub use router_log::RouterLog;
 pub use saved::SavedError;
 
@@ -55,6 +56,7 @@ use crate::{
 
 use body::Bodies;
 use forwarding::Forwarding;
+use ingress_servers::IngressServers;
 use metrics::Metrics;
 use saved::SavedConfiguration;
 use threads::Threads;
@@ -128,7 +130,8 @@ pub async fn run(
             (shards, Some((sharing, Arc::new(forwarding))))
         }
     };
-    let metrics = Metrics::new(logs.clone(), shards.clone());
+    let certificate = options.listen.tls.as_ref().map(|tls| tls.certificate.clone());
+    let metrics = Metrics::new(logs.clone(), shards.clone(), certificate);
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
     let requests = options.memory.requests;
     let Descriptors {
@@ -160,7 +163,7 @@ pub async fn run(
         idle_timeout: options.idle_timeout,
         ..metrics.ingress.limits(connections, requests)
     };
-    let ingress_server = Server::bind("ingress", options.listen).await?.with_limits(limits);
+    let ingress_servers = IngressServers::bind(options.listen, limits).await?;
     let limits = server::admin_limits(options.descriptors.admin);
     let admin_server = Server::bind("admin", options.admin).await?.with_limits(limits);
     let before = last_configuration(&saved)?;
@@ -232,8 +235,7 @@ pub async fn run(
         stop_ingress.clone(),
     );
     servers.spawn(supervisor.clone().watch("the report of Sinks", reporting));
-    let serving = ingress_server.serve(ingress::service(ingress), stop_ingress.clone());
-    servers.spawn(supervisor.clone().watch("the ingress", serving));
+    ingress_servers.serve(&ingress::service(ingress), &servers, &supervisor, &stop_ingress);
     servers.close();
 
     let outcome = match begun {

@@ -9,14 +9,15 @@ use crate::{
     log::{embedded::EmbeddedOptions, jetstream::JetStreamOptions},
     memory::MemoryBudget,
     routing::ServiceName,
+    server::FileCertificate,
     telemetry::Tracer,
 };
 
 /// Options of a router.
 #[derive(Clone, Debug)]
 pub struct RouterOptions {
-    /// Address that producers post to.
-    pub listen: SocketAddr,
+    /// Addresses that producers post to.
+    pub listen: Listeners,
     /// Address that serves health, readiness and metrics and, to this machine only, Triggers, dead letters and
     /// explanations.
     pub admin: SocketAddr,
@@ -44,6 +45,24 @@ pub struct RouterOptions {
     pub delivery: DeliveryOptions,
     /// Creates the spans of requests and deliveries.
     pub tracer: Tracer,
+}
+
+/// Addresses that producers post to.
+#[derive(Clone, Debug)]
+pub struct Listeners {
+    /// Address for HTTP.
+    pub plain: Option<SocketAddr>,
+    /// Address for HTTPS.
+    pub tls: Option<TlsListener>,
+}
+
+/// A listener for HTTPS.
+#[derive(Clone, Debug)]
+pub struct TlsListener {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Its certificate.
+    pub certificate: FileCertificate,
 }
 
 /// Where events are stored.

@@ -13,7 +13,7 @@ use http::{StatusCode, header};
 use prometheus_client::registry::Registry;
 
 use super::{
-    Heartbeat, ServerLimits,
+    ConnectionCounts, ConnectionPlaces, Heartbeat, ServerLimits,
     page::{PageBody, Pages},
 };
 use crate::memory::Pool;
@@ -57,7 +57,7 @@ pub fn admin(
 /// Returns the limits of an admin endpoint with this many connections.
 pub fn admin_limits(connections: usize) -> ServerLimits {
     ServerLimits {
-        connections,
+        places: ConnectionPlaces::new(connections, ConnectionCounts::default()),
         memory: Pool::new(MEMORY),
         longest_request: LONGEST_REQUEST,
         ..ServerLimits::default()

@@ -6,7 +6,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::places::ConnectionCounts;
+use super::places::{ConnectionCounts, ConnectionPlaces};
 use crate::memory::Pool;
 
 /// Timeout for sending the head of a request, from its first byte on.
@@ -23,9 +23,12 @@ pub(super) const MAX_HEAD: usize = 256 * 1024;
 /// Maximum memory of a header field besides its name and value, in bytes: its entries in a [`http::HeaderMap`].
 pub(super) const FIELD_BYTES: usize = 112;
 
-/// Number of places that an HTTP/2 connection takes. It has more buffers than an HTTP/1 connection, and many
+/// Number of further places that an HTTP/2 connection takes. It has more buffers than an HTTP/1 connection, and many
 /// requests.
-pub(super) const HTTP2_PLACES: usize = 4;
+pub(super) const HTTP2_PLACES: usize = 3;
+
+/// Number of further places that a TLS connection takes, for its records that wait to be decrypted or sent.
+pub(super) const TLS_PLACES: usize = 1;
 
 /// Default number of connections, and default memory of heads.
 const DEFAULT_CONNECTIONS: usize = 1024;
@@ -34,19 +37,18 @@ const DEFAULT_MEMORY: usize = 16 * 1024 * 1024;
 /// Default timeout of a request, from its head to the end of the response.
 const LONGEST_REQUEST: Duration = Duration::from_secs(180);
 
-/// Limits of connections and heads. A peer may use as much as it leaves free.
+/// Limits of connections and heads. A peer may use as much as it leaves free. Servers with clones of the limits share
+/// them.
 #[derive(Clone)]
 pub struct ServerLimits {
-    /// Maximum number of connections. An HTTP/2 connection counts as four.
-    pub connections: usize,
+    /// Places of connections. An HTTP/2 connection takes three more than another one, a TLS connection one more.
+    pub places: Arc<ConnectionPlaces>,
     /// Memory for the heads of requests.
     pub memory: Pool,
     /// Timeout of a request, from its head to the end of the response.
     pub longest_request: Duration,
     /// Timeout of idle connections.
     pub idle_timeout: Duration,
-    /// Counters of connections.
-    pub counts: ConnectionCounts,
     /// Builds the response for rejected clients.
     pub refuse: Arc<Refuse>,
 }
@@ -75,11 +77,10 @@ pub struct OverloadResponse {
 impl Default for ServerLimits {
     fn default() -> Self {
         Self {
-            connections: DEFAULT_CONNECTIONS,
+            places: ConnectionPlaces::new(DEFAULT_CONNECTIONS, ConnectionCounts::default()),
             memory: Pool::new(DEFAULT_MEMORY),
             longest_request: LONGEST_REQUEST,
             idle_timeout: IDLE_TIMEOUT,
-            counts: ConnectionCounts::default(),
             refuse: Arc::new(|refusal| OverloadResponse {
                 content_type: "text/plain",
                 body: match refusal {
@@ -95,7 +96,7 @@ impl Default for ServerLimits {
 impl fmt::Debug for ServerLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerLimits")
-            .field("connections", &self.connections)
+            .field("connections", &self.places.capacity())
             .finish_non_exhaustive()
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! Unlike `axum::serve`, it has timeouts for headers and idle connections, and limits the number of connections.
 //! The router, the controller and `weir display` use it. Connections and the memory of heads are shared among the
-//! peers' addresses ([`ServerLimits`]).
+//! peers' addresses ([`ServerLimits`]), and among servers with the same limits.
 
 mod admin;
+mod certificate;
 #[cfg(test)]
 pub(crate) mod documented;
 mod drain;
@@ -20,11 +21,12 @@ mod thread;
 mod tls;
 
 pub use admin::{admin, admin_limits};
+pub use certificate::{CertificateError, CertificateFiles, CertificateStatus, FileCertificate};
 pub use drain::{drain, waits_to_continue};
 pub use heartbeat::Heartbeat;
 pub use limits::{ExhaustedResource, IDLE_TIMEOUT, OverloadResponse, Refuse, ServerLimits};
 pub use peer::Peer;
-pub use places::ConnectionCounts;
+pub use places::{ConnectionCounts, ConnectionPlaces};
 pub use thread::{OwnThread, ThreadError, on_main_runtime};
 
 use std::{
@@ -51,8 +53,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use gate::Gate;
-use limits::MAX_HEAD;
-use places::{ConnectionPlace, ConnectionPlaces};
+use limits::{MAX_HEAD, TLS_PLACES};
+use places::ConnectionPlace;
 use stream::{Connection, MeteredStream};
 
 /// Maximum number of header fields, about as many as fit into the maximum size.
@@ -103,8 +105,8 @@ pub struct BindError {
 }
 
 impl Server {
-    /// Starts to listen, and logs the address. `name` is the purpose: `ingress`, `admin`, `configuration` or
-    /// `display`.
+    /// Starts to listen, and logs the address. `name` is the purpose: `ingress`, `ingress-tls`, `admin`,
+    /// `configuration` or `display`.
     ///
     /// # Errors
     /// If the address is in use or does not belong to this machine.
@@ -165,14 +167,14 @@ impl Server {
                 return;
             }
         };
-        let places = ConnectionPlaces::new(limits.connections, limits.counts.clone());
         let (tasks, was_cut) = (TaskTracker::new(), Arc::new(AtomicBool::new(false)));
         loop {
             let (stream, peer) = tokio::select! {
                 accepted = accept(name, &listener) => accepted,
                 () = stop.cancelled() => break,
             };
-            let Some(place) = places.admit(peer.0.ip().to_canonical()) else {
+            let admitted = limits.places.admit(peer.0.ip().to_canonical());
+            let Some(place) = admitted.filter(|place| tls.is_none() || place.widen(TLS_PLACES)) else {
                 let answer = (limits.refuse)(ExhaustedResource::Connections);
                 if tls.is_none() {
                     refuse(stream, &answer);
@@ -190,10 +192,7 @@ impl Server {
             tasks.spawn(async move {
                 let served = match tls {
                     None => connection.serve(stream).await,
-                    Some(tls) => match tls::accept(stream, tls).await {
-                        Ok(stream) => connection.serve(stream).await,
-                        Err(error) => Err(ConnectionError::Failed(error.into())),
-                    },
+                    Some(tls) => connection.serve_tls(stream, tls).await,
                 };
                 match served {
                     Ok(()) => {}
@@ -260,6 +259,21 @@ enum ConnectionError {
 }
 
 impl ConnectionTask {
+    async fn serve_tls(self, stream: TcpStream, config: Arc<ServerConfig>) -> Result<(), ConnectionError> {
+        let accepted = tokio::select! {
+            accepted = tls::accept(stream, config) => accepted.map_err(Into::into),
+            () = self.place.slot().wanted() => Err("its place was needed during the handshake".into()),
+            () = self.stop.cancelled() => return Ok(()),
+        };
+        match accepted {
+            Ok(stream) => self.serve(stream).await,
+            Err(error) => {
+                self.limits.places.counts().note_failed_handshake();
+                Err(ConnectionError::Failed(error))
+            }
+        }
+    }
+
     async fn serve(
         self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -380,11 +394,10 @@ mod tests {
     fn connected() -> (DuplexStream, JoinHandle<bool>) {
         let (client, stream) = duplex(1024);
         let limits = ServerLimits::default();
-        let places = ConnectionPlaces::new(limits.connections, limits.counts.clone());
         let answer = async || sleep(Duration::from_secs(1)).await;
         let serving = ConnectionTask {
             peer: Peer((Ipv4Addr::LOCALHOST, 1).into()),
-            place: places.admit(Ipv4Addr::LOCALHOST.into()).unwrap(),
+            place: limits.places.admit(Ipv4Addr::LOCALHOST.into()).unwrap(),
             service: axum::Router::new().route("/", post(answer)),
             limits,
             stop: CancellationToken::new(),

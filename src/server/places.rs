@@ -38,6 +38,7 @@ pub struct ConnectionCounts(Arc<ConnectionCounters>);
 struct ConnectionCounters {
     open: AtomicU64,
     closed_for_room: AtomicU64,
+    failed_handshakes: AtomicU64,
 }
 
 impl ConnectionCounts {
@@ -50,11 +51,20 @@ impl ConnectionCounts {
     pub fn closed_for_room(&self) -> u64 {
         self.0.closed_for_room.load(Ordering::Relaxed)
     }
+
+    /// Number of connections that ended before their TLS handshake was complete.
+    pub fn failed_handshakes(&self) -> u64 {
+        self.0.failed_handshakes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_failed_handshake(&self) {
+        self.0.failed_handshakes.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
-/// The places of a server.
+/// The places of a server, or of several that share them.
 #[derive(Debug)]
-pub(super) struct ConnectionPlaces {
+pub struct ConnectionPlaces {
     pool: Pool,
     counts: ConnectionCounts,
     peers: Mutex<HashMap<IpAddr, BTreeMap<u64, Arc<Slot>>>>,
@@ -98,7 +108,8 @@ pub(super) struct UnderWay {
 }
 
 impl ConnectionPlaces {
-    pub(super) fn new(capacity: usize, counts: ConnectionCounts) -> Arc<Self> {
+    /// Creates this many places.
+    pub fn new(capacity: usize, counts: ConnectionCounts) -> Arc<Self> {
         Arc::new(Self {
             pool: Pool::new(capacity),
             counts,
@@ -106,6 +117,14 @@ impl ConnectionPlaces {
             next: AtomicU64::new(0),
             searches: Mutex::new((Instant::now(), 0)),
         })
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.pool.capacity()
+    }
+
+    pub(super) fn counts(&self) -> &ConnectionCounts {
+        &self.counts
     }
 
     /// Returns a place for a connection of this peer, evicting an idle one if necessary and possible.
@@ -181,10 +200,10 @@ impl ConnectionPlace {
         &self.slot
     }
 
-    /// Grows to this many places.
-    pub(super) fn widen(&self, places: usize) -> bool {
+    /// Grows by this many places, evicting idle connections if necessary and possible.
+    pub(super) fn widen(&self, more: usize) -> bool {
         let grow = || match &mut *lock(&self.slot.place) {
-            Some(place) => place.try_grow(places),
+            Some(place) => place.try_grow(place.bytes() + more),
             None => true,
         };
         grow() || (0..MAX_VICTIMS).any(|_| self.places.close_one_idle(self.peer) && grow())
@@ -314,7 +333,7 @@ mod tests {
         let more: Vec<_> = [2, 3].map(|number| places.admit(peer(number)).unwrap()).into();
         tokio::time::advance(IDLE).await;
         let newcomer = places.admit(peer(4)).unwrap();
-        assert!(newcomer.widen(4));
+        assert!(newcomer.widen(3));
         assert!(more.iter().all(|place| !place.slot().wanted.is_cancelled()));
         assert!(many.iter().any(|place| place.slot().wanted.is_cancelled()));
     }

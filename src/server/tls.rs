@@ -1,10 +1,16 @@
-//! Server-side TLS: a bounded handshake, and a plain response to clients that speak plain HTTP.
+//! Server-side TLS: a handshake of bounded time and size, and a plain response to clients that speak plain HTTP.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use rustls::ServerConfig;
+use rustls::{ServerConfig, ServerConnection};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
     time::timeout,
 };
@@ -12,6 +18,13 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 /// Timeout of the handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Maximum size of what a client sends until the handshake is complete, in bytes: as much as of an HTTP/1 head without
+/// a reservation. rustls alone would buffer 64 KiB.
+const MAX_HANDSHAKE: usize = 16 * 1024;
+
+/// Maximum size of a response's encrypted records that wait to be sent, in bytes.
+const SEND_BUFFER: usize = 16 * 1024;
 
 /// Response to clients that speak plain HTTP.
 const PLAIN_ANSWER: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
@@ -24,12 +37,15 @@ const MAX_PLAIN: u64 = 64 * 1024;
 /// Performs the TLS handshake.
 ///
 /// # Errors
-/// If the client is silent for too long, does not speak TLS, or no parameters can be agreed on.
-pub(super) async fn accept(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<TlsStream<TcpStream>> {
+/// If the client is silent for too long, sends too much, does not speak TLS, or no parameters can be agreed on.
+pub(super) async fn accept(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+) -> io::Result<TlsStream<HandshakeStream>> {
     timeout(HANDSHAKE_TIMEOUT, handshake(stream, config)).await?
 }
 
-async fn handshake(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<TlsStream<TcpStream>> {
+async fn handshake(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<TlsStream<HandshakeStream>> {
     let mut first = [0];
     stream.peek(&mut first).await?;
     // An HTTP method starts with a letter, a TLS record does not.
@@ -40,7 +56,14 @@ async fn handshake(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<T
             "the client speaks plain HTTP, not TLS",
         ));
     }
-    TlsAcceptor::from(config).accept(stream).await
+    let stream = HandshakeStream {
+        stream,
+        left: Some(MAX_HANDSHAKE),
+    };
+    let limit = |connection: &mut ServerConnection| connection.set_buffer_limit(Some(SEND_BUFFER));
+    let mut stream = TlsAcceptor::from(config).accept_with(stream, limit).await?;
+    stream.get_mut().0.left = None;
+    Ok(stream)
 }
 
 async fn refuse(mut stream: TcpStream) -> io::Result<()> {
@@ -48,6 +71,66 @@ async fn refuse(mut stream: TcpStream) -> io::Result<()> {
     stream.shutdown().await?;
     tokio::io::copy(&mut stream.take(MAX_PLAIN), &mut tokio::io::sink()).await?;
     Ok(())
+}
+
+/// A stream whose input is limited until the handshake is complete.
+#[derive(Debug)]
+pub(super) struct HandshakeStream {
+    stream: TcpStream,
+    /// Bytes that the client may still send.
+    left: Option<usize>,
+}
+
+impl AsyncRead for HandshakeStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let Some(left) = &mut this.left else {
+            return Pin::new(&mut this.stream).poll_read(context, buffer);
+        };
+        if *left == 0 {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the client sent too much during the handshake",
+            )));
+        }
+        let length = buffer.remaining().min(*left);
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(length));
+        ready!(Pin::new(&mut this.stream).poll_read(context, &mut part))?;
+        let read = part.filled().len();
+        buffer.advance(read);
+        *left -= read;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for HandshakeStream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, data)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
 }
 
 #[cfg(test)]
@@ -92,7 +175,7 @@ mod tests {
                 .unwrap()
         }
 
-        async fn accept(&self) -> io::Result<TlsStream<TcpStream>> {
+        async fn accept(&self) -> io::Result<TlsStream<HandshakeStream>> {
             let (stream, _) = self.listener.accept().await.unwrap();
             accept(stream, self.server.clone()).await
         }
@@ -136,6 +219,29 @@ mod tests {
         let _silent = ends.client().await;
         let error = ends.accept().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn client_that_sends_too_much_is_disconnected() {
+        let ends = Ends::new().await;
+        let mut stream = ends.client().await;
+        // A ClientHello of 60 KiB in four records, of which all but the last byte comes.
+        let mut sent = vec![1, 0, 0xf0, 0];
+        sent.resize(60 * 1024 - 1, 0);
+        let record = |part: &[u8]| {
+            let length = u16::try_from(part.len()).unwrap().to_be_bytes();
+            [&[22, 3, 1], &length[..], part].concat()
+        };
+        let sent: Vec<u8> = sent.chunks(15 * 1024).flat_map(record).collect();
+        let sending = tokio::spawn(async move {
+            // The server may hang up before all is sent.
+            let _ = stream.write_all(&sent).await;
+            stream
+        });
+        let error = ends.accept().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+        assert!(error.to_string().contains("too much"), "{error}");
+        drop(sending.await);
     }
 
     #[tokio::test]

@@ -8,7 +8,9 @@ use serde_json::Value;
 use crate::{
     cluster::post_binary,
     controller::{events, install_definitions},
-    support::{Consumer, ControlPlane, Kubectl, PATIENCE, Process, ReservedPort, Scratch, eventually, get},
+    support::{
+        Authority, Consumer, ControlPlane, Kubectl, PATIENCE, Process, ReservedPort, Scratch, eventually, get,
+    },
 };
 
 /// A Lease that its holder does not give up runs out after fifteen seconds, and is looked at every two.
@@ -299,6 +301,46 @@ fn an_account_that_may_see_some_namespaces_serves_these() {
         .in_namespace("other")
         .try_run(["get", "configmap/weir-broker"]);
     assert!(other.unwrap_err().contains("NotFound"));
+}
+
+#[test]
+fn workloads_are_told_the_authority_of_an_https_broker() {
+    let plane = ControlPlane::start();
+    let account = account(&plane);
+    let admin = plane.admin();
+    install_definitions(&admin);
+    let files = Scratch::new();
+    let [first, second] = ["first", "second"].map(Authority::new);
+    let file = files.write("ca.crt", first.pem());
+    let flag = format!("--broker-ca={}", file.display());
+    let controller = controller(&account, "127.0.0.1:0".parse().unwrap(), &[&flag]);
+    await_readiness(&controller, LEADS);
+    admin.run(["create", "namespace", "shop"]);
+    admin.run(["label", "namespace/shop", "weir.dev/inject=enabled"]);
+    let shop = admin.in_namespace("shop");
+    let await_authority = |wanted: Option<&str>| {
+        eventually(PATIENCE * 2, || {
+            let text = shop.try_run(["get", "configmap/weir-broker", "--output=jsonpath={.data}"])?;
+            let data: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+            let told = ["K_CA_CERTS", "WEIR_BROKER_CA_CERTS"].map(|name| data[name].as_str());
+            if told == [wanted; 2] && data["K_SINK"].is_string() {
+                Ok(())
+            } else {
+                Err(text)
+            }
+        });
+    };
+    await_authority(Some(first.pem()));
+    files.write("ca.crt", second.pem());
+    await_authority(Some(second.pem()));
+    // What cannot be authorities is told, and changes nothing.
+    files.write("ca.crt", second.pair().key);
+    controller.wait_for_line(PATIENCE * 2, |line| {
+        line.contains("--broker-ca") && line.contains("private key")
+    });
+    await_authority(Some(second.pem()));
+    std::fs::remove_file(&file).unwrap();
+    await_authority(None);
 }
 
 #[test]

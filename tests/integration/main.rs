@@ -25,6 +25,7 @@ mod faults;
 mod full_log;
 mod harness;
 mod hostile;
+mod ingress_tls;
 mod interop;
 mod jetstream;
 mod leadership;

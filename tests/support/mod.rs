@@ -9,6 +9,7 @@ mod collector;
 mod consumer;
 mod control_plane;
 mod disk;
+mod https_client;
 mod kubectl;
 mod local_router;
 mod nameserver;
@@ -26,6 +27,7 @@ pub(crate) use collector::{Collector, Exported};
 pub(crate) use consumer::{Answer, Consumer, Received};
 pub(crate) use control_plane::ControlPlane;
 pub(crate) use disk::Disk;
+pub(crate) use https_client::{HttpsClient, TlsStream};
 pub(crate) use kubectl::{Kubectl, kubectl_binary};
 pub(crate) use local_router::{LocalRouter, Setup, mapped};
 pub(crate) use nameserver::Nameserver;
@@ -35,7 +37,7 @@ pub(crate) use port::ReservedPort;
 pub(crate) use process::{Launch, Process};
 pub(crate) use raw::{RawResponse, connect, connect_from, exchange, exchange_bytes, exchange_on};
 pub(crate) use scratch::Scratch;
-pub(crate) use tls::Authority;
+pub(crate) use tls::{Authority, Pair, SecretVolume};
 pub(crate) use volume::Volume;
 
 use std::{

@@ -1,6 +1,6 @@
-//! HTTPS in front of a consumer, with certificates of an authority of the test's own.
+//! Certificates of an authority of the test's own: HTTPS in front of a consumer, and Secrets as a pod sees them.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{fs, net::SocketAddr, os::unix::fs::symlink, sync::Arc};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::net::{TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use tokio_rustls::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Consumer, ReservedPort, runtime};
+use super::{Consumer, ReservedPort, Scratch, runtime};
 
 /// Signs certificates.
 pub(crate) struct Authority {
@@ -22,6 +22,68 @@ pub(crate) struct Authority {
 pub(crate) struct HttpsFront {
     port: ReservedPort,
     _stop: DropGuard,
+}
+
+/// A certificate and its key, in PEM.
+#[derive(Clone, Debug)]
+pub(crate) struct Pair {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+}
+
+/// A Secret of type `kubernetes.io/tls` as Kubernetes mounts it: files that are links into `..data`, a link to a directory that
+/// is replaced as a whole.
+pub(crate) struct SecretVolume {
+    scratch: Scratch,
+    version: u32,
+}
+
+impl Pair {
+    /// The certificate with the key of another.
+    pub(crate) fn with_key_of(&self, other: &Self) -> Self {
+        Self {
+            certificate: self.certificate.clone(),
+            key: other.key.clone(),
+        }
+    }
+}
+
+impl SecretVolume {
+    pub(crate) fn new(pair: &Pair) -> Self {
+        let mut volume = Self {
+            scratch: Scratch::new(),
+            version: 0,
+        };
+        volume.replace(pair);
+        for name in ["tls.crt", "tls.key"] {
+            symlink(format!("..data/{name}"), volume.scratch.path().join(name)).unwrap();
+        }
+        volume
+    }
+
+    /// Replaces the content, as the kubelet does.
+    pub(crate) fn replace(&mut self, Pair { certificate, key }: &Pair) {
+        let root = self.scratch.path();
+        let old = root.join(format!("..{}", self.version));
+        self.version += 1;
+        let new = format!("..{}", self.version);
+        self.scratch.write(&format!("{new}/tls.crt"), certificate);
+        self.scratch.write(&format!("{new}/tls.key"), key);
+        symlink(&new, root.join("..data_tmp")).unwrap();
+        fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
+        if old.exists() {
+            fs::remove_dir_all(old).unwrap();
+        }
+    }
+
+    /// The flags that name the files.
+    pub(crate) fn flags(&self) -> [String; 2] {
+        let path = self.scratch.path().display();
+        [
+            format!("--tls-certificate={path}/tls.crt"),
+            format!("--tls-key={path}/tls.key"),
+        ]
+    }
 }
 
 impl Authority {
@@ -38,6 +100,23 @@ impl Authority {
     /// Its certificate.
     pub(crate) fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// A certificate for 127.0.0.1.
+    pub(crate) fn pair(&self) -> Pair {
+        self.pair_until(4000)
+    }
+
+    /// The same, which expires in this year.
+    pub(crate) fn pair_until(&self, year: i32) -> Pair {
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        Pair {
+            certificate: params.signed_by(&key, &self.issuer).unwrap().pem(),
+            key: key.serialize_pem(),
+        }
     }
 
     /// Serves a consumer over TLS, with a certificate for this name.

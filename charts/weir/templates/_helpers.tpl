@@ -68,8 +68,30 @@ annotations: {{- toYaml . | nindent 2 }}
 
 {{/* What comes before /NAMESPACE/BROKER. */}}
 {{- define "weir.brokerUrl" -}}
+{{- $tls := .Values.router.tls -}}
+{{- if $tls.enabled -}}
+https://{{ include "weir.fullname" . }}.{{ .Release.Namespace }}.svc
+{{- if ne (int $tls.port) 443 }}:{{ $tls.port }}{{ end -}}
+{{- else -}}
+{{ include "weir.plainUrl" . }}
+{{- end -}}
+{{- end -}}
+
+{{/* The same, for plain HTTP. */}}
+{{- define "weir.plainUrl" -}}
 http://{{ include "weir.fullname" . }}.{{ .Release.Namespace }}.svc
 {{- with .Values.router.service.port }}{{ if ne (int .) 80 }}:{{ . }}{{ end }}{{ end -}}
+{{- end -}}
+
+{{/* Whether events come in over plain HTTP: empty if not. */}}
+{{- define "weir.hasPlain" -}}
+{{- if or (not .Values.router.tls.enabled) .Values.router.tls.plainHttp }}true{{ end -}}
+{{- end -}}
+
+{{/* The volume with the authority of the ingress certificate, if its Secret has one: without the certificate's key. */}}
+{{- define "weir.brokerAuthority" -}}
+- name: broker-ca
+  secret: {secretName: {{ .Values.router.tls.secretName | quote }}, items: [{key: ca.crt, path: ca.crt}], optional: true}
 {{- end -}}
 
 {{/* What the controller does in the namespaces that it looks at. */}}

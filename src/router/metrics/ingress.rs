@@ -24,7 +24,7 @@ use super::gauge::gauge_value;
 use crate::{
     memory::Pool,
     router::problem::Problem,
-    server::{ConnectionCounts, ExhaustedResource, OverloadResponse, ServerLimits},
+    server::{ConnectionCounts, ConnectionPlaces, ExhaustedResource, OverloadResponse, ServerLimits},
 };
 
 /// Buckets in seconds, from well below one fsync to a disk in trouble.
@@ -103,6 +103,10 @@ impl IngressMetrics {
         }
     }
 
+    pub(super) fn connections(&self) -> ConnectionCounts {
+        self.connections.clone()
+    }
+
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(self.accepted.clone()));
         registry.register_collector(Box::new(ConnectionCollector(self.connections.clone())));
@@ -161,9 +165,8 @@ impl IngressMetrics {
             OverloadResponse { content_type, body }
         };
         ServerLimits {
-            connections,
+            places: ConnectionPlaces::new(connections, self.connections.clone()),
             memory,
-            counts: self.connections.clone(),
             refuse: Arc::new(refuse),
             ..ServerLimits::default()
         }

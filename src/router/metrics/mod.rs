@@ -1,5 +1,6 @@
 //! Prometheus metrics of a router. The operator's documentation lists their names.
 
+mod certificate;
 mod delivery;
 mod gauge;
 mod ingress;
@@ -16,8 +17,11 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use self::{delivery::DeliveryCollector, gauge::gauge_value, servers::ServerCollector};
-use crate::{descriptors, log::LogProvider, ownership::Shards};
+use self::{
+    certificate::CertificateCollector, delivery::DeliveryCollector, gauge::gauge_value,
+    servers::ServerCollector,
+};
+use crate::{descriptors, log::LogProvider, ownership::Shards, server::FileCertificate};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AppliedRevisionLabels {
@@ -52,12 +56,23 @@ impl ConfigurationInfo {
 }
 
 impl Metrics {
-    pub(super) fn new(logs: Arc<dyn LogProvider>, shards: Arc<Shards>) -> Self {
+    /// `certificate` is that of the ingress, if it speaks TLS.
+    pub(super) fn new(
+        logs: Arc<dyn LogProvider>,
+        shards: Arc<Shards>,
+        certificate: Option<FileCertificate>,
+    ) -> Self {
         let mut all = of_every_router();
         let registry = all.sub_registry_with_prefix("weir");
         let ingress = Arc::new(IngressMetrics::new());
         let configuration = ConfigurationInfo::default();
         ingress.register(registry);
+        if let Some(certificate) = certificate {
+            registry.register_collector(Box::new(CertificateCollector {
+                certificate,
+                connections: ingress.connections(),
+            }));
+        }
         registry.register(
             "router_configuration_info",
             "1 for the revision of the routing configuration that is applied",
@@ -153,7 +168,8 @@ mod tests {
             runtime: tokio::runtime::Handle::current(),
         });
         let shards = shards.await.unwrap();
-        (Metrics::new(logs, shards.clone()), shards)
+        let certificate = FileCertificate::for_test().await;
+        (Metrics::new(logs, shards.clone(), Some(certificate)), shards)
     }
 
     /// Series of the log's servers and streams, without descriptions.

@@ -1,0 +1,85 @@
+//! The servers of the ingress, for HTTP and HTTPS. They share all limits.
+
+use std::sync::Arc;
+
+use axum::Router;
+use rustls::ServerConfig;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    error::RouterError,
+    options::{Listeners, TlsListener},
+};
+use crate::{
+    server::{FileCertificate, Server, ServerLimits},
+    supervision::Supervisor,
+};
+
+/// Sockets that producers post to, ready to serve.
+pub(super) struct IngressServers {
+    plain: Option<Server>,
+    tls: Option<TlsServer>,
+}
+
+struct TlsServer {
+    server: Server,
+    config: Arc<ServerConfig>,
+    certificate: FileCertificate,
+}
+
+impl IngressServers {
+    /// Starts to listen.
+    ///
+    /// # Errors
+    /// If an address cannot be listened on.
+    pub(super) async fn bind(listeners: Listeners, limits: ServerLimits) -> Result<Self, RouterError> {
+        let Listeners { plain, tls } = listeners;
+        let plain = match plain {
+            Some(address) => Some(
+                Server::bind("ingress", address)
+                    .await?
+                    .with_limits(limits.clone()),
+            ),
+            None => None,
+        };
+        let tls = match tls {
+            Some(TlsListener { address, certificate }) => Some(TlsServer {
+                server: Server::bind("ingress-tls", address).await?.with_limits(limits),
+                config: Arc::new(certificate.server_config()),
+                certificate,
+            }),
+            None => None,
+        };
+        Ok(Self { plain, tls })
+    }
+
+    /// Serves until told to stop.
+    pub(super) fn serve(
+        self,
+        service: &Router,
+        tasks: &TaskTracker,
+        supervisor: &Supervisor,
+        stop: &CancellationToken,
+    ) {
+        let Self { plain, tls } = self;
+        if let Some(server) = plain {
+            let serving = server.serve(service.clone(), stop.clone());
+            tasks.spawn(supervisor.clone().watch("the ingress", serving));
+        }
+        if let Some(TlsServer {
+            server,
+            config,
+            certificate,
+        }) = tls
+        {
+            let serving = server.serve_tls(config, service.clone(), stop.clone());
+            tasks.spawn(supervisor.clone().watch("the ingress with TLS", serving));
+            let following = certificate.follow(stop.clone());
+            tasks.spawn(
+                supervisor
+                    .clone()
+                    .watch("the certificate of the ingress", following),
+            );
+        }
+    }
+}
