@@ -72,7 +72,8 @@ impl Servers {
         let config = json!({"name": "plain", "subjects": ["plain.>"], "num_replicas": 3, "storage": "file"});
         let creating = async {
             loop {
-                if let Ok(client) = async_nats::connect(&self.urls).await {
+                let urls: Vec<_> = self.urls.split(',').collect();
+                if let Ok(client) = async_nats::connect(&urls[..]).await {
                     let request = client.request("$JS.API.STREAM.CREATE.plain", config.to_string().into());
                     let answer = request.await.map(|answer| answer.payload).unwrap_or_default();
                     let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
