@@ -18,7 +18,7 @@ use async_nats::Client;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{BODY, Figures, Process, Weir, mebibytes, number, trigger};
+use super::{BODY, Figures, Process, Weir, client, get, mebibytes, number, trigger};
 
 /// Requests in flight.
 const IN_FLIGHT: [u64; 2] = [64, 256];
@@ -129,6 +129,7 @@ pub(crate) async fn compare() {
             let name = format!("JetStream, partitions: {partitions}");
             let servers = Servers::start().await;
             let weir = Weir::with(&one_trigger(), sink, &servers.arguments(partitions));
+            delivers(&weir).await;
             let before = servers.processor();
             let figures = weir.measure_over(sink, events, 1, in_flight).await;
             // With the tenth of events that warms up.
@@ -140,6 +141,18 @@ pub(crate) async fn compare() {
             .await;
         print("embedded", in_flight, &figures, plain, "");
     }
+}
+
+/// Waits until the router owns the shards of its Trigger: it gets no event that came before.
+async fn delivers(weir: &Weir) {
+    let delivering = async {
+        let (client, uri) = (client(), format!("http://{}/v1/triggers", weir.admin));
+        while !get(&client, uri.clone()).await.contains("live") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(60), delivering).await;
+    waited.expect("the router takes its shards");
 }
 
 fn one_trigger() -> String {

@@ -174,8 +174,12 @@ impl Process {
         (Self(child), line.trim().parse().unwrap())
     }
 
-    /// Weir on these manifests, with more arguments; gives where events are posted.
-    fn weir(directory: &std::path::Path, services: &[String], more: &[String]) -> (Self, SocketAddr) {
+    /// Weir on these manifests, with more arguments; gives where events are posted, and the admin port.
+    fn weir(
+        directory: &std::path::Path,
+        services: &[String],
+        more: &[String],
+    ) -> (Self, SocketAddr, SocketAddr) {
         let binary = std::env::var("WEIR_BENCH_BINARY");
         let mut command = Command::new(binary.as_deref().unwrap_or(env!("CARGO_BIN_EXE_weir")));
         command.args(["run", directory.join("manifests").to_str().unwrap()]);
@@ -185,14 +189,18 @@ impl Process {
         command.args(more);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut address = None;
+        let (mut ingress, mut admin) = (None, None);
         for line in lines.by_ref() {
             let line = line.unwrap();
-            if line.contains("listener=\"ingress\"") {
-                address = line
-                    .split("address=")
+            let address = || {
+                line.split("address=")
                     .nth(1)
-                    .map(|text| text.trim().parse().unwrap());
+                    .map(|text| text.trim().parse().unwrap())
+            };
+            if line.contains("listener=\"ingress\"") {
+                ingress = address();
+            } else if line.contains("listener=\"admin\"") {
+                admin = address();
             }
             if line.contains("routing configuration applied") {
                 break;
@@ -200,7 +208,8 @@ impl Process {
         }
         // What it says later must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        (Self(child), address.expect("weir says where it listens"))
+        let says = "weir says where it listens";
+        (Self(child), ingress.expect(says), admin.expect(says))
     }
 
     /// Processor time so far, and resident memory in KiB.
@@ -370,6 +379,7 @@ fn number(variable: &str, default: u64) -> u64 {
 struct Weir {
     process: Process,
     target: String,
+    admin: SocketAddr,
     _directory: tempfile::TempDir,
 }
 
@@ -387,10 +397,11 @@ impl Weir {
             format!("bench/live=http://{sink}"),
             "bench/dead=http://127.0.0.1:1".to_owned(),
         ];
-        let (process, address) = Process::weir(directory.path(), &services, arguments);
+        let (process, address, admin) = Process::weir(directory.path(), &services, arguments);
         Self {
             process,
             target: format!("http://{address}/bench/default"),
+            admin,
             _directory: directory,
         }
     }
