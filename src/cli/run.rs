@@ -39,7 +39,7 @@ const NOT_QUIET: Duration = Duration::from_secs(1);
 /// Arguments of `weir run`.
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// Manifests of Sources, Triggers and Sinks: files, or directories with such files (*.yaml, *.yml, *.json).
+    /// Manifests of Brokers, Sources, Triggers and Sinks: files, or directories with such files (*.yaml, *.yml, *.json).
     /// Secrets referenced by Sinks are read from them too; other resources are ignored.
     #[arg(required = true, value_name = "DIR|FILE")]
     pub paths: Vec<PathBuf>,

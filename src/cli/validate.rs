@@ -27,7 +27,7 @@ use crate::routing::Configuration;
                   port. A missing Secret, or a missing Sink in another namespace, is a warning."
 )]
 pub struct ValidateArgs {
-    /// Manifests of Sources, Triggers and Sinks: files, directories with such files (*.yaml, *.yml, *.json, except
+    /// Manifests of Brokers, Sources, Triggers and Sinks: files, directories with such files (*.yaml, *.yml, *.json, except
     /// *.test.yaml), or - for stdin. Services, Namespaces and Secrets in them are taken into account; other
     /// resources are ignored.
     #[arg(required = true, value_name = "DIR|FILE|-")]

@@ -175,6 +175,11 @@ impl Shards {
         owners.collect()
     }
 
+    /// Whether several routers may share the shards.
+    pub fn are_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
     /// Number of partitions of a broker, as far as this router knows.
     pub fn partitions_of(&self, broker: &BrokerName) -> u16 {
         self.decided_partitions(broker).unwrap_or(1)

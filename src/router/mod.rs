@@ -384,6 +384,10 @@ impl Applier {
                 }
                 revision = all_have_applied(&self.shards, unacknowledged) => {
                     self.unacknowledged = None;
+                    if self.shards.are_shared() {
+                        let revision = &revision.0;
+                        tracing::info!(revision, "all shards have the configuration: its Triggers get the events accepted from now on");
+                    }
                     self.applied.send_replace(revision);
                 }
                 () = tokio::time::sleep(WRITE_AGAIN), if self.unsaved.is_some() => self.try_again().await?,
