@@ -20,7 +20,7 @@ use super::DurationText;
     namespaced,
     status = "BrokerStatus",
     derive = "PartialEq",
-    doc = "A Broker has the settings of the broker of its name in its namespace. It is optional: without one, a broker exists once a Trigger or a Source names it, with the settings of the installation. With one, it exists from then on.",
+    doc = "A Broker configures the broker with the same name in its namespace. It is optional: without one, a broker exists once a Trigger or a Source names it, with the settings of the installation. A Broker also creates its broker, before any Trigger names it.",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -41,9 +41,9 @@ pub struct BrokerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<BrokerRetention>,
 
-    /// Number of partitions that the events are divided into by key, so that as many routers can deliver them. It takes
-    /// effect when the broker is first used, and cannot be changed. Ignored by routers with an embedded log, which have
-    /// one partition. Default: the installation's.
+    /// Number of partitions, by event key. Up to that many routers deliver the broker's events in parallel. Fixed when the
+    /// broker is first used, so apply the Broker before its first Trigger and event. Ignored by routers with an embedded
+    /// log. Default: the installation's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 24))]
     #[x_kube(validation = ("self == oldSelf", "partitions cannot be changed: use another broker"))]

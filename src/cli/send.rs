@@ -134,8 +134,10 @@ fn authorities(args: &SendArgs) -> anyhow::Result<Option<RootCertStore>> {
             (text.with_context(|| format!("cannot read {place}"))?, place)
         }
         None if variable(SINK).as_ref() == Some(&args.url) => match variable(AUTHORITIES) {
-            Some(text) => (text, AUTHORITIES.to_owned()),
-            None => return Ok(None),
+            Some(text) if !text.trim().is_empty() && args.url.starts_with("https:") => {
+                (text, AUTHORITIES.to_owned())
+            }
+            _ => return Ok(None),
         },
         None => return Ok(None),
     };

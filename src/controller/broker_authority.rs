@@ -40,8 +40,8 @@ impl BrokerAuthority {
         let Some(file) = &self.file else { return };
         let read = match tokio::fs::read_to_string(file).await {
             Ok(text) => check(&text).map(|()| Some(text)),
-            // A Secret may have no ca.crt.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // A Secret may have no ca.crt. One that is deleted, to be issued again, takes no authority back.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.text.is_none() => Ok(None),
             Err(error) => Err(error.to_string()),
         };
         match read {
@@ -104,6 +104,6 @@ mod tests {
         }
         fs::remove_file(&file).unwrap();
         authority.refresh().await;
-        assert_eq!(authority.text(), None);
+        assert_eq!(authority.text(), Some(good.as_str()));
     }
 }

@@ -189,8 +189,9 @@ impl Routers {
 
     /// Returns the number of partitions that a Broker's broker has, if it is not the one that the Broker says.
     pub(super) fn other_partitions(&self, uid: &str) -> Option<u16> {
-        let mut heard = self.known.values().filter_map(|router| router.heard.as_ref());
-        heard.find_map(|heard| heard.other_partitions(uid))
+        let heard = self.known.values().filter_map(|router| router.heard.as_ref());
+        let mut current = heard.filter(|heard| matches!(self.has(heard.revision(), uid), Has::Newest));
+        current.find_map(|heard| heard.other_partitions(uid))
     }
 
     /// Removes a router that ends, so that nobody waits for it. Returns whether it was removed: the last router stays

@@ -169,8 +169,8 @@ pub(super) fn broker(
     let applied = applied_finding(applied, condition(before, READY), subject.generation);
     let partitions = other_partitions.map(|partitions| {
         let message = format!(
-            "spec.partitions: the broker was used before and has {partitions}, which cannot be changed; remove the field, or use \
-             another broker"
+            "spec.partitions: the broker is already in use with {partitions} partitions, which cannot be changed; remove the field, \
+             or use another broker"
         );
         Finding::bad("PartitionsFixed", message)
     });

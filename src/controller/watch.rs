@@ -561,14 +561,15 @@ mod tests {
             let watches = Watches::start(&api_server.client(), &namespaces, &Arc::default(), false, &stop);
             let ready = tokio::time::timeout(MINUTE * 2, watches.ready()).await;
             assert_eq!(ready.is_ok(), is_ready, "{case}: {:?}", watches.awaited());
-            let awaited = if is_ready { 0 } else { 4 };
+            let awaited = if is_ready { 0 } else { 5 };
             assert_eq!(watches.awaited(), &ALL_OF_SHOP[..awaited], "{case}");
             assert!(!watches.triggers.is_listed("shop") && watches.triggers.is_listed("bank"));
             stop.cancel();
         }
     }
 
-    const ALL_OF_SHOP: [(&str, Option<&str>); 4] = [
+    const ALL_OF_SHOP: [(&str, Option<&str>); 5] = [
+        ("Broker", Some("shop")),
         ("Source", Some("shop")),
         ("Trigger", Some("shop")),
         ("Sink", Some("shop")),

@@ -92,7 +92,9 @@ fn bytes(text: &str) -> Option<u64> {
     if !number.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    number.parse::<u64>().ok()?.checked_mul(factor)
+    let number = number.parse::<u64>().ok()?;
+    // More than any log is as good as no limit.
+    Some(number.saturating_mul(factor))
 }
 
 #[cfg(test)]
@@ -113,7 +115,7 @@ mod tests {
             ("+1Gi", None),
             ("1.5Gi", None),
             ("1gb", None),
-            ("99999999999Ti", None),
+            ("99999999999Ti", Some(u64::MAX)),
         ] {
             assert_eq!(bytes(text), expected, "{text:?}");
         }

@@ -1,6 +1,7 @@
 //! Server-side TLS: a handshake of bounded time and size, and a plain response to clients that speak plain HTTP.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::Arc,
@@ -61,7 +62,17 @@ async fn handshake(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<T
         left: Some(MAX_HANDSHAKE),
     };
     let limit = |connection: &mut ServerConnection| connection.set_buffer_limit(Some(SEND_BUFFER));
-    let mut stream = TlsAcceptor::from(config).accept_with(stream, limit).await?;
+    let mut accepting = TlsAcceptor::from(config).accept_with(stream, limit);
+    let accepted = poll_fn(|context| match Pin::new(&mut accepting).poll(context) {
+        Poll::Pending if accepting.get_ref().is_some_and(|stream| stream.left == Some(0)) => {
+            Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the client sent too much during the handshake",
+            )))
+        }
+        accepted => accepted,
+    });
+    let mut stream = accepted.await?;
     stream.get_mut().0.left = None;
     Ok(stream)
 }
@@ -92,10 +103,9 @@ impl AsyncRead for HandshakeStream {
             return Pin::new(&mut this.stream).poll_read(context, buffer);
         };
         if *left == 0 {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the client sent too much during the handshake",
-            )));
+            // The handshake may be complete: rustls reads on as long as there is something, such as the first request.
+            // Otherwise `handshake` ends it.
+            return Poll::Pending;
         }
         let length = buffer.remaining().min(*left);
         let mut part = ReadBuf::new(buffer.initialize_unfilled_to(length));
@@ -190,6 +200,24 @@ mod tests {
         let mut client = client.unwrap();
         server.unwrap().write_all(b"x").await.unwrap();
         assert_eq!(client.read_u8().await.unwrap(), b'x');
+    }
+
+    /// The end of the handshake and the first request come together.
+    #[tokio::test]
+    async fn a_large_request_right_behind_the_handshake_is_read() {
+        let ends = Ends::new().await;
+        let (name, request) = (ServerName::try_from("weir").unwrap(), vec![b'x'; 60 * 1024]);
+        let stream = ends.client().await;
+        let (server, client) = tokio::join!(ends.accept(), async {
+            let mut client = ends.client.connect(name, stream).await.unwrap();
+            client.write_all(&request[..40 * 1024]).await.unwrap();
+            client
+        });
+        let (mut server, mut client) = (server.unwrap(), client);
+        let mut received = vec![0; request.len()];
+        let sent = client.write_all(&request[40 * 1024..]);
+        let (read, sent) = tokio::join!(server.read_exact(&mut received), sent);
+        assert!(read.is_ok() && sent.is_ok() && received == request);
     }
 
     #[tokio::test]

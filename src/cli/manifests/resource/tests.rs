@@ -104,7 +104,7 @@ fn reports_errors_in_triggers_with_their_positions() {
         (
             "kind: Trigger",
             "kind: Triger",
-            "m.yaml:2:1: kind: weir.dev has no kind \"Triger\"; there are Sink, Source, Trigger",
+            "m.yaml:2:1: kind: weir.dev has no kind \"Triger\"; there are Broker, Sink, Source, Trigger",
         ),
         (
             "v1alpha1",
