@@ -339,8 +339,12 @@ fn workloads_are_told_the_authority_of_an_https_broker() {
         line.contains("--broker-ca") && line.contains("private key")
     });
     await_authority(Some(second.pem()));
+    // A Secret that is deleted, to be issued again, takes no authority back.
     std::fs::remove_file(&file).unwrap();
-    await_authority(None);
+    controller.wait_for_line(PATIENCE * 2, |line| {
+        line.contains("--broker-ca") && line.contains("No such file")
+    });
+    await_authority(Some(second.pem()));
 }
 
 #[test]
