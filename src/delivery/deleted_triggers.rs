@@ -123,9 +123,9 @@ impl DeletedTriggers {
         self.dropped.load(Relaxed)
     }
 
-    /// Number of retained checkpoints.
+    /// As [`RetainedCheckpoints::count`].
     pub(super) fn count(&self) -> usize {
-        self.retained().len()
+        self.retained().count()
     }
 
     /// Retained checkpoints, the oldest first.

@@ -31,7 +31,8 @@ impl Engine {
         self.deleted_triggers.triggers()
     }
 
-    /// Number of deleted Triggers whose checkpoints are retained.
+    /// Number of deleted Triggers whose checkpoints are retained. A Trigger of a broker with several partitions is
+    /// counted by the owner of the first one.
     pub fn retained_count(&self) -> usize {
         self.deleted_triggers.count()
     }

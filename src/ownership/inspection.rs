@@ -35,12 +35,12 @@ impl Shards {
         self.of_each(Engine::retained_triggers)
     }
 
-    /// Number of deleted Triggers whose checkpoints are retained.
+    /// As [`Engine::retained_count`], of all shards that this router owns.
     pub fn retained_count(&self) -> usize {
-        let retained = self.retained_triggers().into_iter();
-        // With several partitions, other routers have the rest.
-        let first = retained.filter(|retained| retained.view.log.partition().number == 0);
-        first.count()
+        self.owned()
+            .values()
+            .map(|owned| owned.engine.retained_count())
+            .sum()
     }
 
     /// As [`Engine::dropped_with_trigger`], of all shards that this router owned since startup.

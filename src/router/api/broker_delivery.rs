@@ -77,9 +77,8 @@ impl TriggerPart {
 impl BrokerDelivery {
     /// The delivery of the partitions that this router owns.
     pub(in crate::router) fn of_router(shards: &Shards, broker: &BrokerName) -> Self {
-        let triggers = shards.triggers();
-        let of_broker = triggers.iter().filter(|trigger| trigger.broker() == broker);
-        let parts = of_broker.flat_map(|trigger| trigger.parts());
+        let parts = shards.parts();
+        let parts = parts.iter().filter(|view| view.broker() == broker);
         let retained = shards.retained_triggers().into_iter();
         let deleted = retained.filter(|RetainedTrigger { view, .. }| view.broker() == broker);
         let deleted = deleted.map(|RetainedTrigger { view, left }| DeletedTrigger {

@@ -37,15 +37,14 @@ fn encode_of(
     metric: &impl EncodeMetric,
 ) -> fmt::Result {
     let Partition { number, of } = view.log.partition();
-    let number = number.to_string();
-    let labels = [
-        Some(("namespace", view.namespace.as_str())),
-        Some(("trigger", view.name.as_str())),
-        Some(("broker", view.broker().name())),
-        outcome.map(|outcome| ("outcome", outcome)),
-        (of > 1).then_some(("partition", number.as_str())),
+    let trigger = [
+        ("namespace", view.namespace.as_str()),
+        ("trigger", view.name.as_str()),
+        ("broker", view.broker().name()),
     ];
-    let labels: Vec<_> = labels.into_iter().flatten().collect();
+    let outcome = outcome.map(|outcome| ("outcome", outcome));
+    let partition = (of > 1).then_some(("partition", number));
+    let labels = (trigger, (outcome.as_slice(), partition.as_slice()));
     metric.encode(family.encode_family(&labels)?)
 }
 
