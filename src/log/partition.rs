@@ -43,11 +43,21 @@ impl Partition {
         })
     }
 
-    /// Whether an event is in this partition: by its `partitionkey`, or by its offset if it has none. Positions are
-    /// stored by partition, so this must never change.
+    /// Returns the partition of an event: by its `partitionkey`, or by its offset if it has none. Positions are stored
+    /// by partition, so this must never change.
+    pub fn of_event(key: Option<&str>, offset: Offset, partitions: u16) -> Self {
+        let hash = key.map_or_else(|| xxh3_64(&offset.0.to_be_bytes()), |key| xxh3_64(key.as_bytes()));
+        let number = hash % u64::from(partitions.max(1));
+        Self {
+            // Less than `partitions`, so it fits.
+            number: number as u16,
+            of: partitions,
+        }
+    }
+
+    /// Whether the event of this key and offset is in this partition.
     pub fn has(self, key: Option<&str>, offset: Offset) -> bool {
-        let spread = key.map_or_else(|| xxh3_64(&offset.0.to_be_bytes()), |key| xxh3_64(key.as_bytes()));
-        spread % u64::from(self.of.max(1)) == u64::from(self.number)
+        Self::of_event(key, offset, self.of) == self
     }
 
     /// Returns the share of this partition in an amount that all partitions divide, but at least 1.
@@ -67,8 +77,8 @@ mod tests {
     proptest! {
         #[test]
         fn each_event_is_in_one_partition(key in proptest::option::of("[a-z]{0,6}"), offset: u64, of in 1_u16..=24) {
-            let has = |partition: &Partition| partition.has(key.as_deref(), Offset(offset));
-            prop_assert_eq!(Partition::all(of).filter(has).count(), 1);
+            let found = Partition::of_event(key.as_deref(), Offset(offset), of);
+            prop_assert_eq!(Partition::all(of).filter(|partition| *partition == found).count(), 1);
         }
 
         #[test]
@@ -100,10 +110,7 @@ mod tests {
             (None, 37, 16),
             (None, 37, 1),
         ];
-        let found = events.map(|(key, offset, of)| {
-            let found = Partition::all(of).find(|partition| partition.has(key, Offset(offset)));
-            found.unwrap().number
-        });
+        let found = events.map(|(key, offset, of)| Partition::of_event(key, Offset(offset), of).number);
         assert_eq!(found, [6, 12, 4, 10, 0]);
     }
 }
