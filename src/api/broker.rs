@@ -1,4 +1,4 @@
-//! A Broker: what its owner says about a broker.
+//! A Broker: the settings of a broker.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};

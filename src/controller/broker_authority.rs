@@ -52,7 +52,7 @@ impl BrokerAuthority {
             Err(problem) => {
                 if self.problem.as_ref() != Some(&problem) {
                     let file = file.display();
-                    tracing::warn!(%file, problem, "cannot tell producers the authorities in --broker-ca");
+                    tracing::warn!(%file, problem, "cannot publish the authorities in --broker-ca");
                 }
                 self.problem = Some(problem);
             }

@@ -310,7 +310,7 @@ impl LogRead {
         // Everything from `until` on is in the inbox.
         let found = until.map_or(found, |until| found.min(until));
         if found > from {
-            // Of the gap, this partition has its part.
+            // The gap has records of all partitions.
             let of = u64::from(self.logs.events.partition().of.max(1));
             batch.fed.push(FeedItem::Missed((found.0 - from.0).div_ceil(of)));
             batch.next = found;

@@ -296,7 +296,7 @@ impl Reader {
         }
     }
 
-    /// Passes a record of another partition.
+    /// Skips a record of another partition.
     fn pass(&self, offset: Offset) {
         self.lock().position = offset.plus(1);
     }

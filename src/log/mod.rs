@@ -5,8 +5,8 @@
 //! here; [`crate::cloudevents`] knows its content.
 //!
 //! Reading order: this file has the traits, `name.rs` the names of logs, `checkpoint.rs` the checkpoints, `shard.rs` who
-//! may change them, `partition.rs` how the events of a broker are divided, `error.rs` what can fail, `health.rs` the health of servers. [`embedded`] is the provider on the
-//! router's volume, [`jetstream`] the one of several routers; their headers continue the tour. `conformance.rs` is the
+//! may change them, `partition.rs` how the events of a broker are divided, `error.rs` what can fail, `health.rs` the
+//! health of servers. [`embedded`] is the provider on the router's volume, [`jetstream`] the one of several routers; their headers continue the tour. `conformance.rs` is the
 //! test suite that every provider passes, `memory.rs` the provider for other modules' tests.
 //!
 //! # The traits and JetStream

@@ -282,7 +282,7 @@ impl Checkpoints for TrimPoints {
             let mut others = Vec::new();
             for (key, value) in self.checkpoints.load_all().await? {
                 match key {
-                    // From a point that cannot be read on nothing is trimmed.
+                    // A trim point that cannot be decoded becomes 0, which trims nothing.
                     CheckpointKey::TrimPoint(broker) => {
                         let point = decode(&value).unwrap_or_default();
                         self.points().insert(broker, point);

@@ -92,7 +92,7 @@ fn undelivered(shards: &Shards, table: &RoutingTable) -> Vec<String> {
         .collect()
 }
 
-/// Returns the brokers that have another number of partitions than their Broker says.
+/// Returns the brokers whose number of partitions differs from their Broker's.
 fn other_partitions(shards: &Shards, table: &RoutingTable) -> Vec<OtherPartitions> {
     let policies = table.policies().iter();
     let others = policies.filter_map(|(broker, policy)| {

@@ -123,7 +123,7 @@ pub struct SinkReport {
     /// Why this router takes no part in delivery at present, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Detail>,
-    /// Brokers that have another number of partitions than their Broker says, since they were used before.
+    /// Brokers whose number of partitions differs from their Broker's, because they were in use before it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_partitions: Vec<OtherPartitions>,
     /// UIDs of the Brokers, Triggers and Sources of the applied configuration that the router cannot decode.

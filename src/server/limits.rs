@@ -41,7 +41,7 @@ const LONGEST_REQUEST: Duration = Duration::from_secs(180);
 /// them.
 #[derive(Clone)]
 pub struct ServerLimits {
-    /// Places of connections. An HTTP/2 connection takes three more than another one, a TLS connection one more.
+    /// Places of connections. An HTTP/1 connection takes one; HTTP/2 adds three, TLS adds one.
     pub places: Arc<ConnectionPlaces>,
     /// Memory for the heads of requests.
     pub memory: Pool,

@@ -43,7 +43,7 @@ fn trigger(broker: usize) -> String {
 }
 
 impl Routers {
-    /// With so many partitions of each broker.
+    /// With this many partitions per broker.
     fn start(partitions: usize) -> Self {
         Self::with(partitions, "")
     }

@@ -12,17 +12,18 @@
 //!   the reads in flight.
 //!
 //! # Layout
-//! Each log has a stream, created by its first append. The state stream has the checkpoints, the routers and the owners. `names.rs`
-//! has the names of streams and subjects, `layout.rs` the layout of a message. An offset is the sequence minus one. Streams never delete records by themselves: trimming
-//! purges them, and a full stream rejects appends. Each installation of Weir needs its own NATS account.
+//! Each log has a stream, created by its first append. The state stream has the checkpoints, the routers and the
+//! owners. `names.rs` has the names of streams and subjects, `layout.rs` the layout of a message. An offset is the
+//! sequence minus one. Streams never delete records by themselves: trimming purges them, and a full stream rejects
+//! appends. Each installation of Weir needs its own NATS account.
 //!
 //! # Reading order
 //! `connect.rs` connects and checks the servers (`credentials.rs`, `options.rs`). `session.rs` makes requests and
 //! classifies failures as permanent or retryable (`patience.rs` retries); `api.rs` has the JSON. `streams.rs` and
 //! `tracked.rs` cache the state of each stream, and `health.rs` that of the servers; `watch.rs` updates both.
 //! `append.rs` (on `publish.rs`), `reads.rs` (with `recent.rs`) and `upkeep.rs` are the operations of a log,
-//! `decide.rs` (on `partitions.rs`) decides into how many partitions the events of a broker are divided, `state.rs` and `saves.rs` those
-//! of checkpoints. `members.rs` has the routers and the shards that they own, by leases (`lease.rs`); `turn.rs` is the
+//! `state.rs` and `saves.rs` those of checkpoints. `decide.rs` (on `partitions.rs`) decides into how many partitions the
+//! events of a broker are divided. `members.rs` has the routers and the shards that they own, by leases (`lease.rs`); `turn.rs` is the
 //! period for which this router may deliver. `copy.rs` copies the logs of another provider, and `ask.rs` lets routers
 //! ask each other.
 //!
