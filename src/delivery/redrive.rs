@@ -107,9 +107,9 @@ impl TakenLetters {
         self.lock().get(broker).map_or(from, |set| set.first_absent(from))
     }
 
-    /// Number of taken letters that still have records.
-    pub(super) fn count(&self, broker: &BrokerName) -> u64 {
-        self.lock().get(broker).map_or(0, OffsetSet::len)
+    /// Number of taken letters from this one on.
+    pub(super) fn count_from(&self, broker: &BrokerName, from: Offset) -> u64 {
+        self.lock().get(broker).map_or(0, |set| set.count_from(from))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<BrokerName, OffsetSet>> {

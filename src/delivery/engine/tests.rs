@@ -197,7 +197,7 @@ async fn a_position_beyond_the_end_of_the_log_skips_no_new_event() {
     restored
         .restore(BROKER.into(), &stored["dead-letters:shop/default"])
         .unwrap();
-    assert_eq!(restored.count(&BROKER.into()), 1);
+    assert_eq!(restored.count_from(&BROKER.into(), Offset(0)), 1);
     log.append(BROKER, other_version(), Timestamp::now())
         .await
         .unwrap();
