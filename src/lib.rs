@@ -3,6 +3,7 @@
 //! A single binary is the controller, the router and the command line. Dependencies between the modules point one
 //! way, which `tests/architecture.rs` enforces.
 
+mod access;
 pub mod api;
 pub mod cli;
 pub mod cloudevents;

@@ -97,6 +97,7 @@ const ROOMS: &[Room] = &[
     Room::new("cloudevents", &[]).pure(),
     Room::new("filter",      &["cloudevents"]).pure(),
     Room::new("routing",     &["cloudevents", "filter"]).pure(),
+    Room::new("access",      &["cloudevents", "filter", "routing"]).pure(),
     Room::new("log",         &[]).without_kubernetes(),
     Room::new("memory",      &[]).without_kubernetes(),
     Room::new("descriptors", &[]).without_kubernetes(),
@@ -114,7 +115,7 @@ const ROOMS: &[Room] = &[
     Room::new("ownership",   &["routing", "log", "intake", "destination", "delivery", "source", "supervision"]).without_kubernetes(),
     Room::new("controller",  &["api", "filter", "routing", "trust", "resolve", "server"]),
     Room::new("router",      &[
-        "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "descriptors", "telemetry", "destination", "delivery",
+        "access", "cloudevents", "http_url", "filter", "routing", "log", "intake", "memory", "descriptors", "telemetry", "destination", "delivery",
         "server", "source", "ownership", "supervision",
     ]).without_kubernetes(),
     Room::new("cli", &[

@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::DurationText;
+use super::{DurationText, Filter};
 
 /// Settings of the broker that has its name.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -48,6 +48,48 @@ pub struct BrokerSpec {
     #[schemars(range(min = 1, max = 24))]
     #[x_kube(validation = ("self == oldSelf", "partitions cannot be changed: use another broker"))]
     pub partitions: Option<u16>,
+
+    /// Producers that may post events to this broker; everyone else gets 401 or 403. An empty list lets nobody post.
+    /// Events from Sources and replies are not affected. Default: the installation's rule, which lets everyone post
+    /// unless the operator has set another. At most 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub producers: Option<Vec<Producer>>,
+}
+
+/// A producer, and the events that it may post.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Producer {
+    /// ServiceAccount whose token authenticates the producer. The token is sent as "Authorization: Bearer TOKEN" and
+    /// must be issued for the audience weir-broker.
+    pub service_account: ProducerAccount,
+
+    /// Events that this producer may post: those that match all filters. Default: every event. A producer that is
+    /// listed several times may post what any of its entries allows. At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub filters: Vec<Filter>,
+}
+
+/// One ServiceAccount, or all of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProducerAccount {
+    /// Namespace of the ServiceAccount. Default: the Broker's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub namespace: Option<String>,
+
+    /// Name of the ServiceAccount; "*" for all in the namespace.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^(\*|[a-z0-9]([-.a-z0-9]*[a-z0-9])?)$")
+    )]
+    pub name: String,
 }
 
 /// Retention of settled events. Whichever limit is reached first removes the oldest.

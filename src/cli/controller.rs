@@ -5,8 +5,10 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration}
 use anyhow::Context as _;
 
 use super::{host::host_name, shutdown};
-use crate::controller::{self, ChannelOptions, ControllerOptions, Election, RouterAccount, TlsOptions};
-use crate::descriptors;
+use crate::controller::{
+    self, ChannelOptions, ControllerOptions, Election, ProducerOptions, RouterAccount, TlsOptions,
+};
+use crate::{descriptors, routing::UnlistedBrokers};
 
 /// Read timeout of the API server. A watch ends earlier because it requests one minute; the timeout catches lists
 /// on a dead connection, which would otherwise hang forever.
@@ -67,6 +69,22 @@ pub struct ControllerArgs {
     )]
     pub watch_namespaces: Vec<String>,
 
+    /// Who may post to a broker whose Broker does not list its producers: allow, everyone, without a token;
+    /// same-namespace, ServiceAccounts of the broker's namespace; deny, nobody.
+    #[arg(
+        long,
+        env = "WEIR_PRODUCERS",
+        default_value = "allow",
+        value_enum,
+        value_name = "RULE"
+    )]
+    pub producers: UnlistedProducers,
+
+    /// Let every request pass, and count and log those that would be rejected because of their producer. For a trial
+    /// of --producers and of the producers in Brokers.
+    #[arg(long, env = "WEIR_PRODUCERS_AUDIT")]
+    pub producers_audit: bool,
+
     /// Lease for leader election among several controllers, in the controller's own namespace. Default: none; run
     /// only one controller.
     #[arg(long, env = "WEIR_LEASE", value_name = "NAME")]
@@ -75,6 +93,17 @@ pub struct ControllerArgs {
     /// Authentication of routers and encryption of the routing configuration.
     #[command(flatten)]
     pub channel: ChannelArgs,
+}
+
+/// Who may post to a broker whose Broker does not list its producers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum UnlistedProducers {
+    /// Everyone, without a token.
+    Allow,
+    /// ServiceAccounts of the broker's namespace.
+    SameNamespace,
+    /// Nobody.
+    Deny,
 }
 
 /// Flags that secure the connection from routers.
@@ -144,6 +173,8 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         broker_base_url,
         broker_ca,
         watch_namespaces,
+        producers,
+        producers_audit,
         lease,
         channel,
     } = args;
@@ -167,6 +198,14 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         broker_base_url,
         broker_authority: broker_ca,
         watch_namespaces: each_once(watch_namespaces),
+        producers: ProducerOptions {
+            others: match producers {
+                UnlistedProducers::Allow => UnlistedBrokers::Allow,
+                UnlistedProducers::SameNamespace => UnlistedBrokers::SameNamespace,
+                UnlistedProducers::Deny => UnlistedBrokers::Deny,
+            },
+            audit: producers_audit,
+        },
         election,
     };
     Ok(controller::run(options, client, stop).await?)

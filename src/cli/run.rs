@@ -16,7 +16,8 @@ use super::{
     Usage,
     host::host_name,
     manifests::{
-        Grace, Loaded, ManifestProblem, Manifests, Resolution, STDIN, Surroundings, UnresolvedField, resolve,
+        Grace, Loaded, Manifest, ManifestProblem, Manifests, Resolution, Resource, STDIN, Surroundings,
+        UnresolvedField, resolve,
     },
     router::LogArgs,
     shutdown,
@@ -269,6 +270,7 @@ impl Local {
             unresolved,
         } = resolve(&manifests, &unusable, surroundings);
         problems.extend(unresolved.iter().map(problem));
+        problems.extend(manifests.iter().filter_map(unchecked_producers));
         problems.sort();
         problems.dedup();
         let mut stderr = io::stderr().lock();
@@ -286,6 +288,19 @@ async fn at(time: Option<Instant>) {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
     }
+}
+
+/// Warns that the producers of a Broker are not checked.
+fn unchecked_producers(manifest: &Manifest) -> Option<ManifestProblem> {
+    let Resource::Broker(broker) = &manifest.resource else {
+        return None;
+    };
+    broker.spec.producers.as_ref()?;
+    let (kind, namespace, name) = manifest.key();
+    let message = format!(
+        "{kind} {namespace}/{name}: everyone may post to the broker, since weir run has no keys to verify tokens with"
+    );
+    Some(manifest.problem("spec.producers", message))
 }
 
 /// Describes a problem in terms of the --service flags.

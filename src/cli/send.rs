@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
@@ -48,6 +48,11 @@ pub struct SendArgs {
     /// is that of K_SINK; else those of this machine.
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
+
+    /// File with the token to authenticate with, such as a ServiceAccount token for the audience weir-broker. It is
+    /// sent as "Authorization: Bearer TOKEN".
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 
     /// Type of the event.
     #[arg(long = "type", value_name = "TYPE")]
@@ -103,6 +108,7 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
 pub async fn run(args: SendArgs) -> anyhow::Result<()> {
     let url = parse_url(&args.url)?;
     let authorities = authorities(&args)?;
+    let token = args.token_file.as_deref().map(bearer_token).transpose()?;
     let mode = args.mode;
     let data = read_data(&args)?;
     let event = make(args, data)?;
@@ -111,6 +117,9 @@ pub async fn run(args: SendArgs) -> anyhow::Result<()> {
     *request.method_mut() = Method::POST;
     *request.uri_mut() = url;
     *request.headers_mut() = headers;
+    request
+        .headers_mut()
+        .extend(token.map(|token| (header::AUTHORIZATION, token)));
     let (status, _) = match authorities {
         Some(authorities) => exchange_with(request, trust::only(authorities)).await?,
         None => exchange(request).await?,
@@ -122,6 +131,16 @@ pub async fn run(args: SendArgs) -> anyhow::Result<()> {
         event.source()
     )?;
     Ok(())
+}
+
+/// Reads a token, as the value of the header.
+fn bearer_token(file: &Path) -> anyhow::Result<HeaderValue> {
+    let place = file.display();
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {place}"))?;
+    let value = HeaderValue::try_from(format!("Bearer {}", text.trim()));
+    let mut value = value.with_context(|| format!("the content of {place} is not a token"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// Returns the authorities to trust; `None` for those of this machine.

@@ -28,7 +28,7 @@ use super::{
     status_writer::FIELD_MANAGER,
     watch::{self, ResourceStores},
 };
-use crate::resolve::Namespace;
+use crate::{resolve::Namespace, routing::PRODUCER_AUDIENCE};
 
 /// Name of the ConfigMap.
 pub(super) const NAME: &str = "weir-broker";
@@ -322,7 +322,8 @@ impl BrokerAddress<'_> {
         let authorities = self.authorities.into_iter();
         let authorities =
             authorities.flat_map(|authorities| AUTHORITIES.map(|name| (name, authorities.to_owned())));
-        [("K_SINK", url.clone()), ("WEIR_BROKER_URL", url)]
+        let audience = ("WEIR_BROKER_AUDIENCE", PRODUCER_AUDIENCE.to_owned());
+        [("K_SINK", url.clone()), ("WEIR_BROKER_URL", url), audience]
             .into_iter()
             .chain(authorities)
             .collect()
@@ -352,7 +353,7 @@ mod tests {
     fn config_map(managed_by: &str, url: &str) -> ConfigMap {
         let map = json!({
             "metadata": {"name": NAME, "namespace": "shop", "labels": {OURS.0: managed_by}},
-            "data": {"K_SINK": url, "WEIR_BROKER_URL": url, "MORE": "of somebody's"},
+            "data": {"K_SINK": url, "WEIR_BROKER_URL": url, "WEIR_BROKER_AUDIENCE": "weir-broker", "MORE": "of somebody's"},
         });
         serde_json::from_value(map).unwrap()
     }
@@ -410,7 +411,8 @@ mod tests {
     #[test]
     fn both_variables_hold_url_of_the_default_broker() {
         let url = "http://weir.weir-system.svc/shop/default".to_owned();
-        let wanted = BTreeMap::from([("K_SINK", url.clone()), ("WEIR_BROKER_URL", url)]);
+        let audience = ("WEIR_BROKER_AUDIENCE", "weir-broker".to_owned());
+        let wanted = BTreeMap::from([("K_SINK", url.clone()), ("WEIR_BROKER_URL", url), audience]);
         assert_eq!(ADDRESS.data("shop"), wanted);
         let with_slash = BrokerAddress {
             base_url: "http://weir.weir-system.svc/",
@@ -426,7 +428,7 @@ mod tests {
             ..ADDRESS
         };
         let (none, one, other) = (of(None), of(Some("one")), of(Some("other")));
-        assert_eq!(one.data("shop").len(), 4);
+        assert_eq!(one.data("shop").len(), 5);
         let as_config_map = |address: &BrokerAddress<'_>| {
             let mut config_map = config_map("weir", "");
             let data = address.data("shop").into_iter();

@@ -6,8 +6,9 @@
 //! ```
 //! [`crate::resolve`], `statuses`, `routers` and `sinks_seen` are pure. The command line calls [`run`].
 //!
-//! Permissions of the account: list and watch on `sources`, `triggers`, `sinks` (weir.dev), `services` and
-//! `namespaces`; patch on the `status` of the first three; create and patch on `events` (events.k8s.io). With
+//! Permissions of the account: list and watch on `brokers`, `sources`, `triggers`, `sinks` (weir.dev), `services`,
+//! `serviceaccounts` and `namespaces`; get on the two paths of OpenID Connect Discovery; patch on the `status` of the
+//! first four; create and patch on `events` (events.k8s.io). With
 //! leader election: create, get and update on one `leases` object (coordination.k8s.io) in its own namespace. To
 //! publish the broker's address to workloads: list, watch, create, patch and delete on `configmaps` named
 //! [`discovery::NAME`]. For a secured channel: create on `tokenreviews` (authentication.k8s.io); get, create,
@@ -20,9 +21,11 @@ mod discovery;
 mod endpoint;
 mod leadership;
 mod metrics;
+mod producer_options;
 mod routers;
 mod secret_plan;
 mod secrets;
+mod signing_keys;
 mod sinks_seen;
 mod status_task;
 mod status_writer;
@@ -30,6 +33,7 @@ mod statuses;
 mod watch;
 
 pub use channel::{ChannelOptions, RouterAccount, RouterAccountError, TlsOptions};
+pub use producer_options::ProducerOptions;
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -82,6 +86,8 @@ pub struct ControllerOptions {
     pub broker_authority: Option<PathBuf>,
     /// Namespaces to watch; empty for all.
     pub watch_namespaces: Vec<String>,
+    /// Who may post.
+    pub producers: ProducerOptions,
     /// Leader election; `None` for a single controller.
     pub election: Option<Election>,
 }
@@ -263,6 +269,7 @@ impl Controller {
             tracing::info!("all resources are known");
             let routing = Routing {
                 cluster_domain: options.cluster_domain.clone(),
+                producers: options.producers,
                 metrics: metrics.clone(),
                 publication: publication.clone(),
             };
@@ -306,6 +313,7 @@ struct Routing {
     publication: Arc<Publication>,
     metrics: Arc<ControllerMetrics>,
     cluster_domain: String,
+    producers: ProducerOptions,
 }
 
 impl Routing {
@@ -327,7 +335,7 @@ impl Routing {
     }
 
     fn compute(&self, watches: &mut Watches) -> ResolvedResources {
-        let observed = watches.observe();
+        let observed = watches.observe(self.producers);
         self.metrics.unreadable(watches.unreadable_count());
         let CompileOutcome {
             configuration,

@@ -234,6 +234,8 @@ impl Routers {
             sources,
             authorities: _,
             unread: _,
+            producers: _,
+            closed: _,
             undecodable: _,
         } = configuration;
         let triggers = triggers

@@ -26,10 +26,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{metrics::ControllerMetrics, secrets::Secrets};
+use super::{
+    metrics::ControllerMetrics, producer_options::ProducerOptions, secrets::Secrets,
+    signing_keys::SigningKeys,
+};
 use crate::{
     api,
-    resolve::{Namespace, Observed, Port, Service, trim},
+    resolve::{Namespace, Observed, Port, ProducerCheck, Service, ServiceAccount, trim},
+    routing::Broker,
 };
 
 /// Interval at which outstanding lists are logged at the start.
@@ -101,7 +105,9 @@ pub(super) struct Watches {
     sinks: ResourceStores<Guarded<api::Sink>>,
     services: ResourceStores<v1::Service>,
     namespaces: ResourceStores<v1::Namespace>,
+    accounts: ResourceStores<v1::ServiceAccount>,
     secrets: Secrets,
+    signing_keys: SigningKeys,
     changed: Arc<Notify>,
     /// Unreadable resources already logged, by UID.
     unreadable: HashMap<String, String>,
@@ -134,7 +140,9 @@ impl Watches {
             sinks: starter.watch("Sink", &ours, |_| {}),
             services: starter.watch("Service", &everything, keep_ports),
             namespaces: starter.watch_namespaces(),
+            accounts: starter.watch("ServiceAccount", &everything, keep_identity),
             secrets: Secrets::start(client, metrics, &changed, secure_channel, stop),
+            signing_keys: SigningKeys::start(client, &changed, stop),
             changed,
             unreadable: HashMap::new(),
         }
@@ -156,7 +164,7 @@ impl Watches {
             }
         }
         let sinks = readable(&self.sinks, &mut HashMap::new());
-        self.secrets.ready(&sinks).await;
+        tokio::join!(self.secrets.ready(&sinks), self.signing_keys.tried());
     }
 
     /// Returns what is yet to be listed, by kind and namespace. Namespaces come first, since the rest depends on
@@ -178,11 +186,13 @@ impl Watches {
         let triggers = self.triggers.awaited().map(of("Trigger"));
         let sinks = self.sinks.awaited().map(of("Sink"));
         let services = self.services.awaited().map(of("Service"));
+        let accounts = self.accounts.awaited().map(of("ServiceAccount"));
         let all = brokers
             .chain(sources)
             .chain(triggers)
             .chain(sinks)
-            .chain(services);
+            .chain(services)
+            .chain(accounts);
         all.filter(|(_, namespace)| namespace.is_none_or(|namespace| there.contains(namespace)))
             .collect()
     }
@@ -192,17 +202,23 @@ impl Watches {
         self.changed.notified().await;
     }
 
-    /// Returns the current resources.
-    pub(super) fn observe(&mut self) -> Observed {
+    /// Returns the current resources, with who may post to a broker whose Broker lists no producers.
+    pub(super) fn observe(&mut self, producers: ProducerOptions) -> Observed {
         let mut unreadable = HashMap::new();
         let sinks = readable(&self.sinks, &mut unreadable);
         let brokers = readable(&self.brokers, &mut unreadable);
+        let unread_brokers = self
+            .brokers
+            .state()
+            .filter_map(|guarded| unread_broker(&guarded))
+            .collect();
         let sources = readable(&self.sources, &mut unreadable);
         let mut unread = HashMap::new();
         let triggers = readable(&self.triggers, &mut unread);
         let observed = Observed {
             secrets: self.secrets.observe(&sinks),
             brokers,
+            unread_brokers,
             sources,
             triggers,
             unread_triggers: unread.keys().cloned().collect(),
@@ -222,6 +238,7 @@ impl Watches {
                     terminating: namespace.metadata.deletion_timestamp.is_some(),
                 })
                 .collect(),
+            producers: Some(self.producer_check(producers)),
         };
         unreadable.extend(unread);
         for (uid, problem) in &unreadable {
@@ -235,6 +252,20 @@ impl Watches {
         }
         self.unreadable = unreadable;
         observed
+    }
+
+    fn producer_check(&self, ProducerOptions { others, audit }: ProducerOptions) -> ProducerCheck {
+        let accounts = self.accounts.state().map(|account| ServiceAccount {
+            namespace: ResourceExt::namespace(&*account).unwrap_or_default(),
+            name: account.name_any(),
+            uid: ResourceExt::uid(&*account).unwrap_or_default(),
+        });
+        ProducerCheck {
+            others,
+            audit,
+            issuer: self.signing_keys.latest(),
+            accounts: accounts.collect(),
+        }
     }
 
     /// Returns the number of resources that could not be read at the last call.
@@ -413,6 +444,15 @@ where
     resources
 }
 
+/// The broker of a Broker that cannot be decoded.
+fn unread_broker(guarded: &Guarded<api::Broker>) -> Option<Broker> {
+    let invalid = guarded.0.as_ref().err()?;
+    Some(Broker {
+        namespace: invalid.metadata.namespace.clone()?,
+        name: invalid.metadata.name.clone()?,
+    })
+}
+
 fn observe_service(service: &v1::Service) -> Service {
     let spec = service.spec.as_ref();
     let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
@@ -454,6 +494,12 @@ fn keep_of_trigger(trigger: &mut Guarded<api::Trigger>) {
     if let Ok(trigger) = &mut trigger.0 {
         trim::filters(&mut trigger.spec.filters);
     }
+}
+
+fn keep_identity(account: &mut v1::ServiceAccount) {
+    account.metadata.annotations = None;
+    account.metadata.labels = None;
+    (account.secrets, account.image_pull_secrets) = (None, None);
 }
 
 fn keep_labels(namespace: &mut v1::Namespace) {
@@ -561,19 +607,20 @@ mod tests {
             let watches = Watches::start(&api_server.client(), &namespaces, &Arc::default(), false, &stop);
             let ready = tokio::time::timeout(MINUTE * 2, watches.ready()).await;
             assert_eq!(ready.is_ok(), is_ready, "{case}: {:?}", watches.awaited());
-            let awaited = if is_ready { 0 } else { 5 };
+            let awaited = if is_ready { 0 } else { ALL_OF_SHOP.len() };
             assert_eq!(watches.awaited(), &ALL_OF_SHOP[..awaited], "{case}");
             assert!(!watches.triggers.is_listed("shop") && watches.triggers.is_listed("bank"));
             stop.cancel();
         }
     }
 
-    const ALL_OF_SHOP: [(&str, Option<&str>); 5] = [
+    const ALL_OF_SHOP: [(&str, Option<&str>); 6] = [
         ("Broker", Some("shop")),
         ("Source", Some("shop")),
         ("Trigger", Some("shop")),
         ("Sink", Some("shop")),
         ("Service", Some("shop")),
+        ("ServiceAccount", Some("shop")),
     ];
 
     #[tokio::test(start_paused = true)]

@@ -5,10 +5,12 @@ use std::time::Duration;
 use super::{
     diagnosis::{BrokerDiagnosis, ResourceId},
     finding::Finding,
+    observed::ProducerCheck,
+    producers,
 };
 use crate::{
     api,
-    routing::{BrokerPolicy, broker_key},
+    routing::{self, Bounds, BrokerPolicy, broker_key},
 };
 
 /// Maximum length of a broker's name, which is a DNS label.
@@ -27,18 +29,26 @@ const UNITS: [(&str, u64); 9] = [
     ("", 1),
 ];
 
-/// Compiles a Broker. Only a valid one reaches the routers.
+/// Compiles a Broker. An invalid one reaches the routers only if it lists producers: without it everyone could post.
 pub(super) fn compile(
     subject: ResourceId,
     spec: &api::BrokerSpec,
+    check: Option<&ProducerCheck>,
+    bounds: &mut Bounds,
 ) -> (Option<BrokerPolicy>, BrokerDiagnosis) {
     let broker = broker_key(&subject.namespace, &subject.name);
-    let (policy, valid) = match policy(&subject, spec) {
-        Ok(policy) => {
-            let message = format!("events are accepted for broker {broker}");
-            (Some(policy), Finding::good("Ready", message))
+    let producers = match &spec.producers {
+        Some(listed) => producers::listed(&subject.namespace, listed, bounds).map(Some),
+        None => Ok(None),
+    };
+    let (policy, valid) = match (policy(&subject, spec), producers) {
+        (Ok(policy), Ok(producers)) => {
+            let valid = accepts(&broker, producers.as_deref(), check);
+            (Some(BrokerPolicy { producers, ..policy }), valid)
         }
-        Err(finding) => (None, finding),
+        (Err(finding), Ok(None)) => (None, finding),
+        (Err(finding), Ok(producers)) => (Some(only_producers(&subject, producers)), finding),
+        (_, Err(finding)) => (Some(only_producers(&subject, Some(Vec::new()))), finding),
     };
     (
         policy,
@@ -50,10 +60,47 @@ pub(super) fn compile(
     )
 }
 
+fn accepts(broker: &str, producers: Option<&[routing::Producer]>, check: Option<&ProducerCheck>) -> Finding {
+    let no_keys = check.and_then(|check| check.issuer.as_ref().err());
+    match (producers, no_keys) {
+        (Some(_), Some(problem)) => Finding::bad(
+            "NoSigningKeys",
+            format!("no token can be verified, so nobody can post: {problem}"),
+        ),
+        (Some([]), None) => Finding::good(
+            "Ready",
+            format!("nobody may post to broker {broker}, since spec.producers is empty"),
+        ),
+        (Some(listed), None) => Finding::good(
+            "Ready",
+            format!(
+                "events of {} listed producers are accepted for broker {broker}",
+                listed.len()
+            ),
+        ),
+        (None, _) => Finding::good("Ready", format!("events are accepted for broker {broker}")),
+    }
+}
+
+/// The policy of an invalid Broker.
+fn only_producers(subject: &ResourceId, producers: Option<Vec<routing::Producer>>) -> BrokerPolicy {
+    BrokerPolicy {
+        uid: subject.uid.clone(),
+        namespace: subject.namespace.clone(),
+        name: subject.name.clone(),
+        generation: subject.generation,
+        retention_age: None,
+        retention_bytes: None,
+        partitions: None,
+        producers,
+    }
+}
+
 fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, Finding> {
     let api::BrokerSpec {
         retention,
         partitions,
+        producers: _,
     } = spec;
     let api::BrokerRetention { age, size } = retention.clone().unwrap_or_default();
     if subject.name.len() > MAX_NAME || subject.name.contains('.') {
@@ -81,6 +128,7 @@ fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, 
         retention_age: age.map(Duration::from),
         retention_bytes: retention_bytes.transpose()?,
         partitions: *partitions,
+        producers: None,
     })
 }
 
@@ -135,6 +183,7 @@ mod tests {
                 size: Some(size.to_owned()),
             }),
             partitions: Some(4),
+            producers: None,
         };
         for (name, size, reason) in [
             ("orders", "1Gi", "Ready"),
@@ -142,7 +191,7 @@ mod tests {
             ("my.orders", "1Gi", "InvalidName"),
             (&"o".repeat(64), "1Gi", "InvalidName"),
         ] {
-            let (policy, diagnosis) = compile(subject(name), &spec(size));
+            let (policy, diagnosis) = compile(subject(name), &spec(size), None, &mut Bounds::default());
             assert_eq!(diagnosis.valid.reason, reason, "{name} {size}");
             assert_eq!(policy.is_some(), reason == "Ready");
         }

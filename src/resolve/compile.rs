@@ -7,14 +7,15 @@ use kube::Resource;
 use super::{
     brokers, credentials,
     diagnosis::{Diagnoses, ResourceId, SinkDiagnosis, TriggerDiagnosis},
+    filters::expression,
     finding::Finding,
     observed::Observed,
+    producers,
     resolver::{Address, Resolver},
     revision, sources,
 };
 use crate::{
     api::{self, DeliverySpec},
-    filter::Expression,
     routing::{
         self, Authorities, AuthoritiesDigest, Bounds, Broker, Configuration, Delivery, HttpEndpoint,
         broker_key,
@@ -69,7 +70,8 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> CompileOutcome {
     }
     for broker in &observed.brokers {
         let Some(subject) = subject(broker) else { continue };
-        let (policy, diagnosis) = brokers::compile(subject, &broker.spec);
+        let (policy, diagnosis) =
+            brokers::compile(subject, &broker.spec, observed.producers.as_ref(), &mut bounds);
         configuration.policies.extend(policy);
         diagnoses.brokers.push(diagnosis);
     }
@@ -96,6 +98,11 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> CompileOutcome {
     diagnoses.sources.sort_by(|a, b| by(&a.subject, &b.subject));
     diagnoses.brokers.sort_by(|a, b| by(&a.subject, &b.subject));
     configuration.brokers = named_brokers(configuration);
+    configuration.closed.clone_from(&observed.unread_brokers);
+    configuration.producers = observed
+        .producers
+        .as_ref()
+        .map(|check| producers::rules(check, &configuration.namespaces, &configuration.policies));
     configuration.authorities = named_authorities(observed, &configuration.triggers);
     configuration.revision = revision::of(configuration);
     outcome
@@ -356,20 +363,6 @@ fn diagnose_sink(resolver: &Resolver<'_>, subject: ResourceId, spec: &api::SinkS
             resolved,
             uri: None,
         },
-    }
-}
-
-fn expression(filter: &api::Filter) -> Expression {
-    let list = |filters: &Vec<api::Filter>| filters.iter().map(expression).collect();
-    match filter {
-        api::Filter::Exact(map) => Expression::Exact(map.clone()),
-        api::Filter::Prefix(map) => Expression::Prefix(map.clone()),
-        api::Filter::Suffix(map) => Expression::Suffix(map.clone()),
-        api::Filter::All(filters) => Expression::All(list(filters)),
-        api::Filter::Any(filters) => Expression::Any(list(filters)),
-        api::Filter::Not(filter) => Expression::Not(Box::new(expression(filter))),
-        api::Filter::Sql(text) => Expression::Sql(text.clone()),
-        api::Filter::Cel(text) => Expression::Cel(text.clone()),
     }
 }
 

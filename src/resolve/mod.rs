@@ -10,8 +10,10 @@ mod brokers;
 mod compile;
 mod credentials;
 mod diagnosis;
+mod filters;
 mod finding;
 mod observed;
+mod producers;
 mod resolver;
 mod revision;
 mod sources;
@@ -25,5 +27,7 @@ pub use diagnosis::{
     BrokerDiagnosis, Diagnoses, ResourceId, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis,
 };
 pub use finding::Finding;
-pub use observed::{Namespace, Observed, Port, SecretName, SecretState, Service};
+pub use observed::{
+    Namespace, Observed, Port, ProducerCheck, SecretName, SecretState, Service, ServiceAccount,
+};
 pub use revision::fingerprint;

@@ -2,13 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{api, routing::Secret};
+use crate::{
+    api,
+    routing::{Broker, Secret, TokenIssuer, UnlistedBrokers},
+};
 
 /// The resources that routing is computed from. Their order does not matter.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
     /// Brokers.
     pub brokers: Vec<api::Broker>,
+    /// Brokers whose Broker cannot be decoded because another version of Weir wrote it.
+    pub unread_brokers: BTreeSet<Broker>,
     /// Sources.
     pub sources: Vec<api::Source>,
     /// Triggers, except unreadable ones.
@@ -23,6 +28,32 @@ pub struct Observed {
     pub namespaces: Vec<Namespace>,
     /// The Secrets that Sinks reference. One that is absent has not been read yet.
     pub secrets: BTreeMap<SecretName, SecretState>,
+    /// What producers are checked by; `None` where nobody checks them, as in local mode.
+    pub producers: Option<ProducerCheck>,
+}
+
+/// What producers are checked by.
+#[derive(Clone, Debug)]
+pub struct ProducerCheck {
+    /// Who may post to a broker whose Broker lists no producers.
+    pub others: UnlistedBrokers,
+    /// Whether rejected requests are let pass, and only counted and logged.
+    pub audit: bool,
+    /// Who issues the tokens of ServiceAccounts, or why that is unknown.
+    pub issuer: Result<TokenIssuer, String>,
+    /// All ServiceAccounts.
+    pub accounts: Vec<ServiceAccount>,
+}
+
+/// A ServiceAccount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
 }
 
 /// Identifies a Secret.

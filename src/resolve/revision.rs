@@ -18,13 +18,15 @@ pub(super) fn of(configuration: &Configuration) -> Revision {
         sources,
         // Triggers reference them by digest.
         authorities: _,
+        producers,
+        closed,
         unread,
         undecodable: _,
     } = configuration;
     let triggers: Vec<_> = triggers.iter().map(routing::Trigger::without_secrets).collect();
     Revision(format!(
         "{:016x}",
-        fingerprint(&(namespaces, policies, triggers, sources, unread))
+        fingerprint(&(namespaces, policies, producers, closed, triggers, sources, unread))
     ))
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::{
     Router,
     body::Body,
@@ -23,7 +23,8 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    cloudevents::{TraceContext, read_http_each},
+    access::{Access, Permit, Refusal},
+    cloudevents::{Event, TraceContext, read_http_each},
     intake::{self, Beyond, Descendants, Intake},
     log::{BrokerName, LogError},
     ownership::Shards,
@@ -38,6 +39,8 @@ pub(super) struct Ingress {
     pub(super) shards: Arc<Shards>,
     /// `None` until the first routing configuration is applied.
     pub(super) table: Arc<ArcSwapOption<RoutingTable>>,
+    /// Who may post. Never older than the table.
+    pub(super) access: Arc<ArcSwap<Access>>,
     pub(super) metrics: Arc<IngressMetrics>,
     pub(super) bodies: Bodies,
     pub(super) tracer: Tracer,
@@ -46,6 +49,8 @@ pub(super) struct Ingress {
     pub(super) descendants: Descendants,
     /// Limits the log lines about loops.
     pub(super) loops: Mutex<Burst>,
+    /// Limits the log lines about requests that only the audit lets pass.
+    pub(super) audited: Mutex<Burst>,
 }
 
 /// Creates the endpoint that producers post to.
@@ -98,13 +103,13 @@ impl Ingress {
         body: Body,
         receiver: &mut Receiver<'_>,
     ) -> Result<usize, Problem> {
-        if let Err(problem) = self
-            .check_broker(namespace, broker)
-            .and_then(|()| body::check_codings(&parts.headers))
-        {
-            body::refuse_body(&parts.headers, body).await;
-            return Err(problem);
-        }
+        let permit = match self.admit(namespace, broker, &parts.headers) {
+            Ok(permit) => permit,
+            Err(problem) => {
+                body::refuse_body(&parts.headers, body).await;
+                return Err(problem);
+            }
+        };
         let sender = Sender::new(namespace, parts.extensions.get::<Peer>().copied());
         let body = self.bodies.read(&sender, &parts.headers, body).await?;
         let broker = broker_key(namespace, broker);
@@ -129,6 +134,8 @@ impl Ingress {
             } else {
                 receiver.describe(&event);
             }
+            self.permit(&permit, &broker, &event)
+                .map_err(|problem| problem.of_event(index))?;
             let event = admission.with_lineage(event);
             let record = event
                 .map_err(|beyond| self.loops(&broker, index, beyond))?
@@ -148,6 +155,56 @@ impl Ingress {
         self.store(&broker, &records).await?;
         admission.keep();
         Ok(records.len())
+    }
+
+    /// Decides by a request's head.
+    fn admit(&self, namespace: &str, broker: &str, headers: &HeaderMap) -> Result<Permit, Problem> {
+        if self.table.load().is_none() {
+            return Err(no_configuration());
+        }
+        let authorization = headers.get(header::AUTHORIZATION);
+        let authorization = authorization.and_then(|value| value.to_str().ok());
+        let access = self.access.load();
+        // Before it is checked that the broker exists: not everyone may know.
+        let permit = match access.admit(namespace, broker, authorization, Timestamp::now) {
+            Ok(permit) => permit,
+            Err(refusal) if access.is_audit() => {
+                self.check_broker(namespace, broker)?;
+                self.audit(&broker_key(namespace, broker), &refusal);
+                Permit::everything()
+            }
+            Err(refusal) => return Err(refusal.into()),
+        };
+        self.check_broker(namespace, broker)?;
+        body::check_codings(headers)?;
+        Ok(permit)
+    }
+
+    /// Decides about an event of an admitted request.
+    fn permit(&self, permit: &Permit, broker: &str, event: &Event) -> Result<(), Problem> {
+        match permit.check(event) {
+            Err(refusal) if permit.is_audit() => {
+                self.audit(broker, &refusal);
+                Ok(())
+            }
+            checked => Ok(checked?),
+        }
+    }
+
+    /// Counts and logs what would be rejected without the audit.
+    fn audit(&self, broker: &str, refusal: &Refusal) {
+        let reason = refusal.label();
+        self.metrics.audited(broker, reason);
+        let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(admitted) = audited.admit(Instant::now()) {
+            let held_back = admitted.held_back;
+            tracing::warn!(
+                broker,
+                reason,
+                held_back,
+                "would be rejected without --producers-audit: {refusal}"
+            );
+        }
     }
 
     async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), LogError> {
@@ -241,7 +298,7 @@ async fn validate(
     Path((namespace, broker)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Response {
-    if let Err(problem) = ingress.check_broker(&namespace, &broker) {
+    if let Err(problem) = ingress.admit(&namespace, &broker, &headers) {
         ingress.metrics.rejected(problem.reason());
         return problem.into_response();
     }

@@ -42,6 +42,7 @@ pub use router_log::RouterLog;
 pub use saved::SavedError;
 
 use crate::{
+    access::Access,
     delivery::DeliveryOptions,
     descriptors::{self, Descriptors},
     destination::{Addresses, Client},
@@ -133,6 +134,7 @@ pub async fn run(
     let certificate = options.listen.tls.as_ref().map(|tls| tls.certificate.clone());
     let metrics = Metrics::new(logs.clone(), shards.clone(), certificate);
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
+    let access = Arc::<ArcSwap<Access>>::default();
     let requests = options.memory.requests;
     let Descriptors {
         ingress,
@@ -151,12 +153,14 @@ pub async fn run(
         intake: shards.intake(),
         shards: shards.clone(),
         table: table.clone(),
+        access: access.clone(),
         metrics: metrics.ingress.clone(),
         bodies: Bodies::new(options.max_body, requests.clone()),
         tracer: options.tracer,
         refusals: Mutex::default(),
         descendants,
         loops: Mutex::default(),
+        audited: Mutex::default(),
     };
     let connections = (requests.capacity() / CONNECTION_BYTES).min(options.descriptors.ingress);
     let limits = ServerLimits {
@@ -172,6 +176,7 @@ pub async fn run(
         unsaved: None,
         shards: shards.clone(),
         table: table.clone(),
+        access,
         services: options.services,
         configuration: metrics.configuration.clone(),
         ingress: metrics.ingress.clone(),
@@ -300,6 +305,7 @@ struct Applier {
     unsaved: Option<Unsaved>,
     shards: Arc<Shards>,
     table: Arc<ArcSwapOption<RoutingTable>>,
+    access: Arc<ArcSwap<Access>>,
     services: BTreeMap<ServiceName, http::Uri>,
     configuration: metrics::ConfigurationInfo,
     ingress: Arc<metrics::IngressMetrics>,
@@ -411,14 +417,19 @@ impl Applier {
         reach_services_at(&self.services, &mut configuration);
         let revision = configuration.revision.clone();
         let sources = configuration.sources.clone();
-        let compiling = supervision::apart("compiling the routing configuration", || {
-            RoutingTable::compile(configuration)
+        let before = self.access.load_full();
+        let compiling = supervision::apart("compiling the routing configuration", move || {
+            let access = Access::compile(&configuration, &before);
+            (access, RoutingTable::compile(configuration))
         });
-        let table = Arc::new(compiling.await.map_err(RouterError::Panicked)?);
+        let (access, table) = compiling.await.map_err(RouterError::Panicked)?;
+        let table = Arc::new(table);
         // Delivery first: an event that the new table lets in must find its Triggers placed.
         self.shards.apply(table.clone(), sources, is_saved).await?;
         self.ingress
             .retain(|namespace, broker| table.has_broker(namespace, broker));
+        // First: a broker that is new in the table may have producers of its own.
+        self.access.store(Arc::new(access));
         self.table.store(Some(table));
         self.configuration.applied(&revision.0);
         tracing::info!(revision = revision.0, "routing configuration applied");

@@ -5,7 +5,11 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use crate::{cloudevents::Invalid, log::LogError};
+use crate::{
+    access::{Refusal, RefusalKind},
+    cloudevents::Invalid,
+    log::LogError,
+};
 
 /// An error response that says what is wrong and what to do.
 #[derive(Debug, Serialize)]
@@ -81,6 +85,21 @@ impl From<Invalid> for Problem {
         problem.attribute = invalid.attribute().map(str::to_owned);
         problem.index = invalid.index();
         problem
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let (status, title) = match refusal.kind() {
+            RefusalKind::Unauthenticated => (StatusCode::UNAUTHORIZED, "The producer is not authenticated"),
+            RefusalKind::Forbidden => (StatusCode::FORBIDDEN, "The producer may not post this"),
+            RefusalKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "The producer cannot be checked"),
+        };
+        let problem = Self::new(status, refusal.label(), title, refusal.to_string());
+        match refusal.kind() {
+            RefusalKind::Unavailable => problem.try_again(),
+            RefusalKind::Unauthenticated | RefusalKind::Forbidden => problem,
+        }
     }
 }
 
@@ -166,14 +185,25 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (status, retry) = (self.status, self.retry);
+        let (status, reason, retry) = (self.status, self.reason, self.retry);
         let (content_type, body) = self.into_document();
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, challenge(reason));
+        }
         if retry {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
     }
+}
+
+/// How to authenticate (RFC 6750, section 3). It names an error only if there was a token.
+fn challenge(reason: &str) -> HeaderValue {
+    HeaderValue::from_static(match reason {
+        "invalid_token" => "Bearer error=\"invalid_token\"",
+        _ => "Bearer",
+    })
 }

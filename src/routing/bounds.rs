@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use super::{Destination, HttpEndpoint, Trigger};
-use crate::filter::{CompileError, CompileProblem, CompiledFilter};
+use crate::filter::{CompileError, CompileProblem, CompiledFilter, Expression};
 
 /// Maximum size of the Triggers of a namespace, in bytes: their compiled filters and their destinations.
 pub const MAX_OF_NAMESPACE: usize = 16 * 1024 * 1024;
@@ -31,8 +31,8 @@ pub enum TriggerRejection {
     Filters(#[from] CompileError),
     /// It does not fit into the limit of its namespace.
     #[error(
-        "filters: the Trigger takes {size} bytes with its destinations, but other Triggers use {used} of the \
-         {MAX_OF_NAMESPACE} bytes of its namespace: make its filters smaller, or delete Triggers"
+        "filters: they take {size} bytes, with destinations, but {used} of the {MAX_OF_NAMESPACE} bytes of its namespace \
+         are used: make filters smaller, or delete Triggers"
     )]
     Namespace {
         /// Size of the Trigger.
@@ -42,8 +42,8 @@ pub enum TriggerRejection {
     },
     /// It does not fit into the limit of all namespaces.
     #[error(
-        "filters: the Trigger takes {size} bytes with its destinations, but other Triggers use {used} of the \
-         {MAX_OF_ALL} bytes of all namespaces: make its filters smaller, or delete Triggers"
+        "filters: they take {size} bytes, with destinations, but {used} of the {MAX_OF_ALL} bytes of all namespaces are \
+         used: make filters smaller, or delete Triggers"
     )]
     All {
         /// Size of the Trigger.
@@ -84,11 +84,26 @@ impl Bounds {
         }
         let filter = CompiledFilter::compile(&trigger.filters)?;
         let size = filter.size() + trigger.destinations().map(size_of_destination).sum::<usize>();
-        let used = self
-            .namespaces
-            .get(&trigger.namespace)
-            .copied()
-            .unwrap_or_default();
+        self.fit(&trigger.namespace, size)?;
+        Ok(filter)
+    }
+
+    /// Compiles other filters of a namespace and accounts for their size.
+    ///
+    /// # Errors
+    /// Why they are not admitted.
+    pub fn admit_filters(
+        &mut self,
+        namespace: &str,
+        filters: &[Expression],
+    ) -> Result<CompiledFilter, TriggerRejection> {
+        let filter = CompiledFilter::compile(filters)?;
+        self.fit(namespace, filter.size())?;
+        Ok(filter)
+    }
+
+    fn fit(&mut self, namespace: &str, size: usize) -> Result<(), TriggerRejection> {
+        let used = self.namespaces.get(namespace).copied().unwrap_or_default();
         if used + size > MAX_OF_NAMESPACE {
             return Err(TriggerRejection::Namespace { size, used });
         }
@@ -96,8 +111,8 @@ impl Bounds {
             return Err(TriggerRejection::All { size, used: self.all });
         }
         self.all += size;
-        self.namespaces.insert(trigger.namespace.clone(), used + size);
-        Ok(filter)
+        self.namespaces.insert(namespace.to_owned(), used + size);
+        Ok(())
     }
 }
 
@@ -121,7 +136,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{filter::Expression, routing::Header};
+    use crate::routing::Header;
 
     fn trigger(namespace: &str, name: &str, filters: Vec<Expression>) -> Trigger {
         let trigger = json!({

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-use super::{Authorities, Destination, Source};
+use super::{Authorities, Destination, Producer, ProducerRules, Source, UnlistedBrokers};
 use crate::filter::Expression;
 
 /// Identifies a routing configuration by its content. The same resources give the same revision, whichever
@@ -48,6 +48,12 @@ pub struct Configuration {
     /// Authorities referenced by [`HttpEndpoint::ca_certs`](super::HttpEndpoint::ca_certs).
     #[serde(default, skip_serializing_if = "Authorities::is_empty")]
     pub authorities: Authorities,
+    /// Rules about producers; `None` where nobody checks them, as in local mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub producers: Option<ProducerRules>,
+    /// Brokers whose Broker cannot be decoded, so that nobody knows who may post to them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub closed: BTreeSet<Broker>,
     /// UIDs of existing Triggers that the controller cannot decode because another version of Weir wrote them.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unread: BTreeSet<String>,
@@ -98,7 +104,7 @@ impl Broker {
 
 /// The settings of a broker, from a Broker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BrokerPolicy {
     /// UID of the resource.
     pub uid: String,
@@ -117,6 +123,9 @@ pub struct BrokerPolicy {
     /// Number of partitions, if no router has used the broker yet; `None` for the router's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partitions: Option<u16>,
+    /// Producers that may post; `None` if the installation's rule holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub producers: Option<Vec<Producer>>,
 }
 
 /// Returns the key of a broker: `namespace/name`.
@@ -292,12 +301,23 @@ impl Default for Delivery {
 pub struct Undecodable {
     /// UID.
     pub uid: String,
-    /// `Broker`, `Trigger` or `Source`.
+    /// `Broker`, `Trigger`, `Source` or `ProducerRules`.
     pub kind: &'static str,
     /// `namespace/name`.
     pub name: String,
     /// The error.
     pub error: String,
+}
+
+impl Undecodable {
+    /// The broker that has its name.
+    fn broker(&self) -> Option<Broker> {
+        let (namespace, name) = self.name.split_once('/')?;
+        Some(Broker {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
+    }
 }
 
 impl fmt::Display for Undecodable {
@@ -327,6 +347,10 @@ struct RawConfiguration {
     #[serde(default)]
     authorities: Authorities,
     #[serde(default)]
+    producers: Option<Box<RawValue>>,
+    #[serde(default)]
+    closed: BTreeSet<Broker>,
+    #[serde(default)]
     unread: BTreeSet<String>,
 }
 
@@ -349,6 +373,8 @@ impl From<RawConfiguration> for Configuration {
             triggers,
             sources,
             authorities,
+            producers,
+            mut closed,
             mut unread,
         } = received;
         let mut undecodable = Vec::new();
@@ -357,7 +383,11 @@ impl From<RawConfiguration> for Configuration {
             undecodable.push(item);
         });
         let sources = decode("Source", sources, |item| undecodable.push(item));
-        let policies = decode("Broker", policies, |item| undecodable.push(item));
+        let policies = decode("Broker", policies, |item| {
+            closed.extend(item.broker());
+            undecodable.push(item);
+        });
+        let producers = producers.map(|rules| decode_rules(&rules, &mut undecodable));
         Self {
             revision,
             namespaces,
@@ -366,10 +396,28 @@ impl From<RawConfiguration> for Configuration {
             triggers,
             sources,
             authorities,
+            producers,
+            closed,
             unread,
             undecodable,
         }
     }
+}
+
+/// Decodes the rules about producers. Rules that cannot be decoded let nobody in where they could matter.
+fn decode_rules(rules: &RawValue, undecodable: &mut Vec<Undecodable>) -> ProducerRules {
+    serde_json::from_str(rules.get()).unwrap_or_else(|error: serde_json::Error| {
+        undecodable.push(Undecodable {
+            uid: String::new(),
+            kind: "ProducerRules",
+            name: "of the installation".to_owned(),
+            error: error.to_string(),
+        });
+        ProducerRules {
+            others: UnlistedBrokers::Deny,
+            ..ProducerRules::default()
+        }
+    })
 }
 
 /// Decodes items. Calls `failed` with those that cannot be decoded.

@@ -7,6 +7,7 @@ mod configuration;
 mod destination;
 mod explanation;
 mod index;
+mod producers;
 pub mod protocol;
 mod schedule;
 mod source;
@@ -20,6 +21,7 @@ pub use configuration::{
 };
 pub use destination::{ContentMode, Destination, Header, HttpEndpoint, Secret, ServiceName};
 pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};
+pub use producers::{PRODUCER_AUDIENCE, Producer, ProducerRules, TokenIssuer, TokenKey, UnlistedBrokers};
 pub use schedule::{Schedule, ScheduleError};
 pub use source::{Cron, Source, SourceKind};
 pub use table::{BrokerTable, Route, RoutingTable};

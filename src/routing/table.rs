@@ -74,6 +74,8 @@ impl RoutingTable {
             triggers,
             sources,
             authorities,
+            producers: _,
+            closed: _,
             unread,
             undecodable: _,
         } = configuration;

@@ -15,6 +15,7 @@ const SHARED: &[&str] = &[
     "Destination",
     "Header",
     "Ordering",
+    "Producer",
     "RateLimit",
     "Start",
 ];

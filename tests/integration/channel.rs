@@ -23,7 +23,7 @@ kind: ClusterRole
 metadata: {name: weir-controller}
 rules:
 - {apiGroups: [weir.dev], resources: [brokers, sources, triggers, sinks], verbs: [list, watch]}
-- {apiGroups: [""], resources: [services, namespaces], verbs: [list, watch]}
+- {apiGroups: [""], resources: [services, serviceaccounts, namespaces], verbs: [list, watch]}
 - {apiGroups: [weir.dev], resources: [brokers/status, sources/status, triggers/status, sinks/status], verbs: [patch]}
 - {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}
 - {apiGroups: [authentication.k8s.io], resources: [tokenreviews], verbs: [create]}

@@ -21,6 +21,8 @@ pub(crate) struct Weir {
     data: Scratch,
     /// What the router is started with besides.
     arguments: Vec<String>,
+    /// The same of the controller.
+    controller_arguments: Vec<String>,
 }
 
 /// Lets a `uri` reach the consumers of tests.
@@ -39,12 +41,27 @@ impl Weir {
         Self::start(plane, plane.admin().kubeconfig(), arguments)
     }
 
+    /// The same, with these arguments for the controller.
+    pub(crate) fn install_with_controller(plane: &ControlPlane, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        Self::start_both(plane, plane.admin().kubeconfig(), arguments, Vec::new())
+    }
+
     /// The same, with a controller that is this user.
     pub(crate) fn start(plane: &ControlPlane, controller: &Path, arguments: Vec<String>) -> Self {
+        Self::start_both(plane, controller, Vec::new(), arguments)
+    }
+
+    fn start_both(
+        plane: &ControlPlane,
+        controller: &Path,
+        controller_arguments: Vec<String>,
+        arguments: Vec<String>,
+    ) -> Self {
         let kubectl = plane.admin();
         kubectl.run(["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/crds")]);
         kubectl.run(["wait", "--for=condition=Established", "crd", "--all"]);
-        let controller = start_controller(controller, "127.0.0.1:0");
+        let controller = start_controller(controller, "127.0.0.1:0", &controller_arguments);
         let data = Scratch::new();
         let router = start_router(&controller, data.path(), "127.0.0.1:0", &arguments);
         Self {
@@ -52,6 +69,7 @@ impl Weir {
             router,
             data,
             arguments,
+            controller_arguments,
         }
     }
 
@@ -85,12 +103,19 @@ impl Weir {
     pub(crate) fn kill_and_restart_controller(&mut self, plane: &ControlPlane) {
         let listen = self.controller.address("configuration").to_string();
         self.controller.kill();
-        self.controller = start_controller(plane.admin().kubeconfig(), &listen);
+        let arguments = &self.controller_arguments;
+        self.controller = start_controller(plane.admin().kubeconfig(), &listen, arguments);
+    }
+
+    /// The same, with these arguments from now on.
+    pub(crate) fn restart_controller_with(&mut self, plane: &ControlPlane, arguments: &[&str]) {
+        self.controller_arguments = arguments.iter().map(ToString::to_string).collect();
+        self.kill_and_restart_controller(plane);
     }
 }
 
-fn start_controller(kubeconfig: &Path, listen: &str) -> Process {
-    let arguments = [
+fn start_controller(kubeconfig: &Path, listen: &str, more: &[String]) -> Process {
+    let mut arguments = vec![
         "controller",
         "--listen",
         listen,
@@ -99,6 +124,7 @@ fn start_controller(kubeconfig: &Path, listen: &str) -> Process {
         "--broker-base-url",
         "http://weir",
     ];
+    arguments.extend(more.iter().map(String::as_str));
     Process::weir(arguments).env("KUBECONFIG", kubeconfig).start()
 }
 

@@ -14,7 +14,7 @@ use crate::support::{ControlPlane, Kubectl, PATIENCE, Process, eventually, get, 
 /// What the documentation of `weir::controller` says that it needs, and nothing more.
 const RULES: &str = r#"
 - {apiGroups: [weir.dev], resources: [brokers, sources, triggers, sinks], verbs: [list, watch]}
-- {apiGroups: [""], resources: [services, namespaces], verbs: [list, watch]}
+- {apiGroups: [""], resources: [services, serviceaccounts, namespaces], verbs: [list, watch]}
 - {apiGroups: [weir.dev], resources: [brokers/status, sources/status, triggers/status, sinks/status], verbs: [patch]}
 - {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}
 "#;

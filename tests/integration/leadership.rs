@@ -20,7 +20,7 @@ const FAILOVER: Duration = Duration::from_secs(60);
 const RULES: &str = r#"
 - {apiGroups: [weir.dev], resources: [brokers, sources, triggers, sinks], verbs: [list, watch]}
 - {apiGroups: [weir.dev], resources: [brokers/status, sources/status, triggers/status, sinks/status], verbs: [patch]}
-- {apiGroups: [""], resources: [services], verbs: [list, watch]}
+- {apiGroups: [""], resources: [services, serviceaccounts], verbs: [list, watch]}
 - {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}
 - {apiGroups: [""], resources: [configmaps], resourceNames: [weir-broker], verbs: [list, watch, create, patch, delete]}
 "#;

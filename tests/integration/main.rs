@@ -31,6 +31,7 @@ mod jetstream;
 mod leadership;
 mod local;
 mod logs;
+mod producers;
 mod replies;
 mod resumed;
 mod several_routers;

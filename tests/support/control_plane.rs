@@ -120,6 +120,27 @@ impl ControlPlane {
         self.wait_until_ready();
     }
 
+    /// Publishes a second key of ServiceAccount tokens beside the one that signs them, as an operator does before a
+    /// rotation.
+    #[track_caller]
+    pub(crate) fn publish_next_service_account_key(&mut self) {
+        let (private, public) = service_account_key();
+        let published = std::fs::read_to_string(self.directory.path().join("service-account.pub"));
+        let published = published.expect("the first key has been written");
+        self.directory.write("service-account.pub", published + &public);
+        self.directory.write("next-service-account.key", private);
+        self.start_api_server();
+    }
+
+    /// Signs tokens with the second key from now on.
+    #[track_caller]
+    pub(crate) fn sign_with_next_service_account_key(&mut self) {
+        let file = |name: &str| self.directory.path().join(name);
+        std::fs::rename(file("next-service-account.key"), file("service-account.key"))
+            .expect("the second key has been written");
+        self.start_api_server();
+    }
+
     fn admin_kubeconfig(&self) -> PathBuf {
         self.directory.path().join("admin.kubeconfig")
     }
@@ -220,19 +241,20 @@ pub(super) fn write_credentials(directory: &Scratch, api_server: SocketAddr) {
     directory.write("tokens.csv", format!("{token},admin,admin,system:masters\n"));
     write_kubeconfig(directory, "admin", api_server, &token);
 
+    let (private, public) = service_account_key();
+    directory.write("service-account.key", private);
+    directory.write("service-account.pub", public);
+}
+
+/// A new key for the tokens of ServiceAccounts: the private and the public one, in PEM.
+fn service_account_key() -> (String, String) {
     let random = SystemRandom::new();
     let key =
         EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).expect("cannot make a key");
     let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key.as_ref(), &random)
         .expect("a key that was just made is a key");
-    directory.write("service-account.key", pem("PRIVATE KEY", key.as_ref()));
-    directory.write(
-        "service-account.pub",
-        pem(
-            "PUBLIC KEY",
-            &[P256_PUBLIC_KEY_PREFIX, pair.public_key().as_ref()].concat(),
-        ),
-    );
+    let public = [P256_PUBLIC_KEY_PREFIX, pair.public_key().as_ref()].concat();
+    (pem("PRIVATE KEY", key.as_ref()), pem("PUBLIC KEY", &public))
 }
 
 /// What stands before the point of a P-256 public key in a SubjectPublicKeyInfo: the lengths, the algorithm

@@ -78,6 +78,14 @@ impl Kubectl {
             .unwrap_or_else(|error| panic!("{error}\nmanifests:\n{manifests}"))
     }
 
+    /// Creates a resource, and returns it as the API server answers.
+    #[track_caller]
+    pub(crate) fn create(&self, manifest: &str) -> Value {
+        let created = self.output(["create", "-f", "-", "--output=json"], Some(manifest));
+        let json = created.unwrap_or_else(|error| panic!("{error}\nmanifest:\n{manifest}"));
+        serde_json::from_str(&json).unwrap_or_else(|error| panic!("kubectl wrote no JSON ({error}): {json}"))
+    }
+
     /// Applies manifests that have to be rejected, and returns what the person who applied them reads.
     #[track_caller]
     pub(crate) fn apply_err(&self, manifests: &str) -> String {

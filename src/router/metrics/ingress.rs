@@ -34,7 +34,7 @@ const INGRESS_SECONDS: [f64; 12] = [
 
 /// Reasons of 503 and 507 answers, which are the router's fault and not the producers'. They are exported from 0
 /// on: a series that begins with the first rejection has no increase, and no alert would fire.
-pub(super) const REASONS_OF_OURS: [&str; 9] = [
+pub(super) const REASONS_OF_OURS: [&str; 11] = [
     "no_configuration",
     "too_many_connections",
     "too_many_heads",
@@ -44,6 +44,8 @@ pub(super) const REASONS_OF_OURS: [&str; 9] = [
     "log_unavailable",
     "log_full",
     "log_limit",
+    "no_keys",
+    "unknown_producers",
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -56,6 +58,7 @@ struct ReasonLabels {
 pub(in crate::router) struct IngressMetrics {
     accepted: Accepted,
     rejected: Family<ReasonLabels, Counter>,
+    audited: Audited,
     seconds: Histogram,
     connections: ConnectionCounts,
 }
@@ -89,6 +92,36 @@ impl Collector for Accepted {
     }
 }
 
+/// Number of requests and events that only the audit let pass, by broker, as `namespace/name`, and reason. Clones share
+/// the counts.
+#[derive(Clone, Debug, Default)]
+struct Audited(Arc<Mutex<BTreeMap<(String, &'static str), u64>>>);
+
+impl Audited {
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<(String, &'static str), u64>> {
+        // Each count changes by one addition.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Collector for Audited {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(
+            "producers_audited",
+            "Requests and events that would be rejected without the audit of producers",
+            None,
+            MetricType::Counter,
+        )?;
+        let counts = self.counts().clone();
+        for ((key, reason), count) in counts {
+            let (namespace, broker) = key.split_once('/').unwrap_or(("", &key));
+            let labels = [("namespace", namespace), ("broker", broker), ("reason", reason)];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
 impl IngressMetrics {
     pub(super) fn new() -> Self {
         let rejected = Family::default();
@@ -98,6 +131,7 @@ impl IngressMetrics {
         Self {
             accepted: Accepted::default(),
             rejected,
+            audited: Audited::default(),
             seconds: Histogram::new(INGRESS_SECONDS),
             connections: ConnectionCounts::default(),
         }
@@ -109,6 +143,7 @@ impl IngressMetrics {
 
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(self.accepted.clone()));
+        registry.register_collector(Box::new(self.audited.clone()));
         registry.register_collector(Box::new(ConnectionCollector(self.connections.clone())));
         registry.register(
             "requests_rejected",
@@ -144,10 +179,18 @@ impl IngressMetrics {
 
     /// Removes the series of brokers that are gone.
     pub(in crate::router) fn retain(&self, exists: impl Fn(&str, &str) -> bool) {
-        self.accepted.counts().retain(|key, _| {
+        let exists = |key: &str| {
             key.split_once('/')
                 .is_some_and(|(namespace, broker)| exists(namespace, broker))
-        });
+        };
+        self.accepted.counts().retain(|key, _| exists(key));
+        self.audited.counts().retain(|(key, _), _| exists(key));
+    }
+
+    /// Counts a request or event of an existing broker that only the audit let pass.
+    pub(in crate::router) fn audited(&self, broker: &str, reason: &'static str) {
+        let mut counts = self.audited.counts();
+        *counts.entry((broker.to_owned(), reason)).or_default() += 1;
     }
 
     pub(in crate::router) fn rejected(&self, reason: &'static str) {

@@ -1,0 +1,112 @@
+//! Why a request is refused, in words for the producer.
+
+use crate::routing::PRODUCER_AUDIENCE;
+
+use super::token::TokenError;
+
+/// Why a producer may not post. The texts tell nothing about brokers that the producer may not see.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The request has no token.
+    #[error(
+        "this broker takes events from known producers only, and the request has no token; send a ServiceAccount token \
+         for the audience {PRODUCER_AUDIENCE}, as Authorization: Bearer TOKEN"
+    )]
+    NoToken,
+    /// The token is not valid.
+    #[error(
+        "the token is not accepted: {0}; send a valid ServiceAccount token of this cluster for the audience \
+         {PRODUCER_AUDIENCE}"
+    )]
+    InvalidToken(TokenError),
+    /// The router cannot verify tokens yet.
+    #[error(
+        "the router has no keys of the cluster to verify tokens with; see the controller's log, and try again"
+    )]
+    NoKeys,
+    /// It is unknown who may post.
+    #[error(
+        "the router cannot read who may post to this broker, since another version of Weir wrote it; upgrade the router, \
+         and try again"
+    )]
+    UnknownProducers,
+    /// The ServiceAccount may not post. For callers that may know no more.
+    #[error(
+        "ServiceAccount {account} may not post to {broker}, or there is no such broker; the owner of the namespace can \
+         list it in spec.producers of the Broker"
+    )]
+    Stranger {
+        /// `namespace/name`.
+        account: String,
+        /// `namespace/name`.
+        broker: String,
+    },
+    /// The Broker does not list a ServiceAccount of its own namespace.
+    #[error("spec.producers of Broker {broker} does not list ServiceAccount {account}; add it there")]
+    NotListed {
+        /// `namespace/name`.
+        account: String,
+        /// `namespace/name`.
+        broker: String,
+    },
+    /// The installation lets nobody post to a broker that lists no producers.
+    #[error(
+        "ServiceAccount {account} may not post to {broker}: in this installation, nobody may post to a broker whose \
+         Broker has no spec.producers; apply a Broker {broker} that lists the account there"
+    )]
+    NobodyMay {
+        /// `namespace/name`.
+        account: String,
+        /// `namespace/name`.
+        broker: String,
+    },
+    /// The event is not one that the producer may post.
+    #[error(
+        "ServiceAccount {account} may not post this event: it matches none of the filters in {clauses} of Broker {broker}"
+    )]
+    Filtered {
+        /// `namespace/name`.
+        account: String,
+        /// `namespace/name`.
+        broker: String,
+        /// The entries that list the account, as `spec.producers[0] and [3]`.
+        clauses: String,
+    },
+}
+
+/// What a refusal asks of the producer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// Authenticate: 401.
+    Unauthenticated,
+    /// Give up: 403.
+    Forbidden,
+    /// Try again later: 503.
+    Unavailable,
+}
+
+impl Refusal {
+    /// Label in metrics and logs, and the reason in answers.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::NoToken => "no_token",
+            Self::InvalidToken(_) => "invalid_token",
+            Self::NoKeys => "no_keys",
+            Self::UnknownProducers => "unknown_producers",
+            Self::Stranger { .. } | Self::NotListed { .. } | Self::NobodyMay { .. } => "not_allowed",
+            Self::Filtered { .. } => "event_not_allowed",
+        }
+    }
+
+    /// What it asks of the producer.
+    pub fn kind(&self) -> RefusalKind {
+        match self {
+            Self::NoToken | Self::InvalidToken(_) => RefusalKind::Unauthenticated,
+            Self::NoKeys | Self::UnknownProducers => RefusalKind::Unavailable,
+            Self::Stranger { .. }
+            | Self::NotListed { .. }
+            | Self::NobodyMay { .. }
+            | Self::Filtered { .. } => RefusalKind::Forbidden,
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Who may post events, as the controller tells it to routers: the rule of the installation, the producers that Brokers
+//! list, and what tokens are verified with.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::filter::Expression;
+
+/// Audience of the tokens with which producers authenticate.
+pub const PRODUCER_AUDIENCE: &str = "weir-broker";
+
+/// The rules of an installation about producers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProducerRules {
+    /// Who may post to a broker whose Broker lists no producers.
+    pub others: UnlistedBrokers,
+    /// Whether rejected requests are only counted and logged, and let pass.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub audit: bool,
+    /// What tokens are verified with; `None` until the controller has read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<TokenIssuer>,
+    /// UIDs of the ServiceAccounts that any rule lets post, by namespace and name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub accounts: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// Who may post to a broker whose Broker lists no producers, or that has no Broker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnlistedBrokers {
+    /// Everyone, without a token.
+    #[default]
+    Allow,
+    /// The ServiceAccounts of the broker's namespace.
+    SameNamespace,
+    /// Nobody.
+    Deny,
+}
+
+/// Who issues the tokens of ServiceAccounts, and the keys that verify them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenIssuer {
+    /// Value of the claim `iss`.
+    pub issuer: String,
+    /// Keys, by `kid`.
+    pub keys: BTreeMap<String, TokenKey>,
+}
+
+/// A public key: a JSON Web Key (RFC 7517) of a kind that ServiceAccount tokens are signed with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kty")]
+pub enum TokenKey {
+    /// For RS256.
+    #[serde(rename = "RSA")]
+    Rsa {
+        /// Modulus, in base64url.
+        n: String,
+        /// Exponent, in base64url.
+        e: String,
+    },
+    /// For ES256: a point on the curve P-256.
+    #[serde(rename = "EC")]
+    P256 {
+        /// X coordinate, in base64url.
+        x: String,
+        /// Y coordinate, in base64url.
+        y: String,
+    },
+}
+
+/// A producer that a Broker lists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Producer {
+    /// Namespace of the ServiceAccount.
+    pub namespace: String,
+    /// Name of the ServiceAccount; `None` for all of the namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Filters that an event of this producer must all match.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<Expression>,
+}
