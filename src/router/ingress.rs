@@ -20,11 +20,11 @@ use jiff::Timestamp;
 use super::{
     body::{self, Bodies, Sender},
     metrics::IngressMetrics,
-    problem::Problem,
+    problem::{Problem, QUOTA},
 };
 use crate::{
     cloudevents::{TraceContext, read_http_each},
-    intake::{self, Beyond, Descendants, Intake},
+    intake::{self, Beyond, Descendants, Intake, Shortage},
     log::{BrokerName, LogError},
     ownership::Shards,
     routing::{RoutingTable, broker_key},
@@ -71,16 +71,19 @@ async fn receive(
     let accepted = ingress
         .accept(&namespace, &broker, parts, body, &mut receiver)
         .await;
+    let exists = || ingress.check_broker(&namespace, &broker).is_ok();
+    let key = broker_key(&namespace, &broker);
     let (response, reason) = match accepted {
         Ok(count) => {
-            let exists = || ingress.check_broker(&namespace, &broker).is_ok();
-            let broker = broker_key(&namespace, &broker);
-            ingress.metrics.accepted(&broker, exists, count, began.elapsed());
+            ingress.metrics.accepted(&key, exists, count, began.elapsed());
             (StatusCode::ACCEPTED.into_response(), None)
         }
         Err(problem) => {
             let reason = problem.reason();
             ingress.metrics.rejected(reason);
+            if reason == QUOTA {
+                ingress.metrics.over_quota(&key, exists);
+            }
             (problem.into_response(), Some(reason))
         }
     };
@@ -153,16 +156,20 @@ impl Ingress {
     async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), LogError> {
         let name = BrokerName::from(broker);
         let appended = self.intake.accept(&name, records, Timestamp::now()).await;
-        if let Err(error @ (LogError::Full(_) | LogError::Limit(_))) = &appended {
+        if let Err(error @ (LogError::Full(_) | LogError::Quota(_) | LogError::Limit(_))) = &appended {
             self.tell_refusal(broker, error);
         }
         appended.map(|_| ())
     }
 
-    /// The Trigger that holds most of a full log. For the operator only: it may be another namespace's.
-    fn held_by(&self, error: &LogError) -> Option<String> {
-        let is_full = matches!(error, LogError::Full(_));
-        let most = is_full.then(|| self.shards.holds_most()).flatten()?;
+    /// The Trigger that holds most of what has no room: of a full log, which may be another namespace's, or of the
+    /// broker's namespace. For the operator only.
+    fn held_by(&self, broker: &str, error: &LogError) -> Option<String> {
+        let broker = BrokerName::from(broker);
+        let most = match Shortage::of(error)? {
+            Shortage::Log => self.shards.holds_most(None),
+            Shortage::Share => self.shards.holds_most(Some(broker.namespace())),
+        }?;
         Some(format!("{}/{}", most.namespace, most.name))
     }
 
@@ -186,7 +193,7 @@ impl Ingress {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(admitted) = refusals.admit(Instant::now()) {
             let held_back = admitted.held_back;
-            let held_by = self.held_by(error);
+            let held_by = self.held_by(broker, error);
             tracing::warn!(broker, %error, held_by, held_back, "events are rejected with 507");
         }
     }

@@ -7,6 +7,9 @@ use serde::Serialize;
 
 use crate::{cloudevents::Invalid, log::LogError};
 
+/// Reason of the problems of a tenant that has used up what it may.
+pub(super) const QUOTA: &str = "quota";
+
 /// An error response that says what is wrong and what to do.
 #[derive(Debug, Serialize)]
 pub(super) struct Problem {
@@ -91,6 +94,13 @@ impl From<LogError> for Problem {
                 StatusCode::INSUFFICIENT_STORAGE,
                 "log_full",
                 "The event log is full",
+                format!("{detail}; the event was not stored, send it again later"),
+            )
+            .try_again(),
+            LogError::Quota(detail) => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                QUOTA,
+                "The namespace's share of the event log is used up",
                 format!("{detail}; the event was not stored, send it again later"),
             )
             .try_again(),

@@ -34,7 +34,7 @@ const INGRESS_SECONDS: [f64; 12] = [
 
 /// Reasons of 503 and 507 answers, which are the router's fault and not the producers'. They are exported from 0
 /// on: a series that begins with the first rejection has no increase, and no alert would fire.
-pub(super) const REASONS_OF_OURS: [&str; 9] = [
+pub(super) const REASONS_OF_OURS: [&str; 10] = [
     "no_configuration",
     "too_many_connections",
     "too_many_heads",
@@ -44,6 +44,7 @@ pub(super) const REASONS_OF_OURS: [&str; 9] = [
     "log_unavailable",
     "log_full",
     "log_limit",
+    "quota",
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -54,36 +55,53 @@ struct ReasonLabels {
 /// Metrics of the ingress.
 #[derive(Debug)]
 pub(in crate::router) struct IngressMetrics {
-    accepted: Accepted,
+    brokers: CountsByBroker,
     rejected: Family<ReasonLabels, Counter>,
     seconds: Histogram,
     connections: ConnectionCounts,
 }
 
-/// Number of accepted events by broker, as `namespace/name`. Clones share the counts.
+/// Counts by broker, as `namespace/name`. Clones share the counts.
 #[derive(Clone, Debug, Default)]
-struct Accepted(Arc<Mutex<BTreeMap<String, u64>>>);
+struct CountsByBroker(Arc<Mutex<BTreeMap<String, BrokerCounts>>>);
 
-impl Accepted {
-    fn counts(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+/// Counts of one broker.
+#[derive(Clone, Copy, Debug, Default)]
+struct BrokerCounts {
+    /// Accepted events.
+    accepted: u64,
+    /// Requests rejected because of a quota.
+    over_quota: u64,
+}
+
+impl CountsByBroker {
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<String, BrokerCounts>> {
         // Each count changes by one addition.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Collector for Accepted {
+impl Collector for CountsByBroker {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut family = encoder.encode_descriptor(
-            "events_accepted",
-            "Events that were made durable",
-            None,
-            MetricType::Counter,
-        )?;
         let counts = self.counts().clone();
-        for (key, count) in counts {
-            let (namespace, broker) = key.split_once('/').unwrap_or(("", &key));
-            ConstCounter::new(count)
-                .encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
+        type Count = fn(&BrokerCounts) -> u64;
+        let counters: [(&str, &str, Count); 2] = [
+            ("events_accepted", "Events that were made durable", |counts| {
+                counts.accepted
+            }),
+            (
+                "broker_requests_over_quota",
+                "Requests that were rejected because the broker or its namespace had used up what it may",
+                |counts| counts.over_quota,
+            ),
+        ];
+        for (name, help, count) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (key, counts) in &counts {
+                let (namespace, broker) = key.split_once('/').unwrap_or(("", key));
+                ConstCounter::new(count(counts))
+                    .encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
+            }
         }
         Ok(())
     }
@@ -96,7 +114,7 @@ impl IngressMetrics {
             drop(rejected.get_or_create(&ReasonLabels { reason }));
         }
         Self {
-            accepted: Accepted::default(),
+            brokers: CountsByBroker::default(),
             rejected,
             seconds: Histogram::new(INGRESS_SECONDS),
             connections: ConnectionCounts::default(),
@@ -108,7 +126,7 @@ impl IngressMetrics {
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register_collector(Box::new(self.accepted.clone()));
+        registry.register_collector(Box::new(self.brokers.clone()));
         registry.register_collector(Box::new(ConnectionCollector(self.connections.clone())));
         registry.register(
             "requests_rejected",
@@ -134,17 +152,26 @@ impl IngressMetrics {
         if events == 0 {
             return;
         }
-        let mut counts = self.accepted.counts();
-        match counts.get_mut(broker) {
-            Some(count) => *count += events as u64,
-            None if exists() => drop(counts.insert(broker.to_owned(), events as u64)),
+        self.count(broker, exists, |counts| counts.accepted += events as u64);
+    }
+
+    /// Counts a request that was rejected because of a quota.
+    pub(in crate::router) fn over_quota(&self, broker: &str, exists: impl Fn() -> bool) {
+        self.count(broker, exists, |counts| counts.over_quota += 1);
+    }
+
+    fn count(&self, broker: &str, exists: impl Fn() -> bool, count: impl FnOnce(&mut BrokerCounts)) {
+        let mut brokers = self.brokers.counts();
+        match brokers.get_mut(broker) {
+            Some(counts) => count(counts),
+            None if exists() => count(brokers.entry(broker.to_owned()).or_default()),
             None => {}
         }
     }
 
     /// Removes the series of brokers that are gone.
     pub(in crate::router) fn retain(&self, exists: impl Fn(&str, &str) -> bool) {
-        self.accepted.counts().retain(|key, _| {
+        self.brokers.counts().retain(|key, _| {
             key.split_once('/')
                 .is_some_and(|(namespace, broker)| exists(namespace, broker))
         });
