@@ -31,6 +31,11 @@ use super::DurationText;
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
     ),
+    printcolumn(
+        name = "Within Quota",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"WithinQuota\")].status"
+    ),
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -74,7 +79,8 @@ pub struct BrokerStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready: routers accept events for the broker with these settings. If not, reason and message say what to do.
+    /// Ready: routers accept events for the broker with these settings. WithinQuota: no router rejects events because
+    /// the namespace has used up its share of the log. If not, reason and message say what to do.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,

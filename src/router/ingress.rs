@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use super::{
     body::{self, Bodies, Sender},
     metrics::IngressMetrics,
+    over_quota::RejectedLately,
     problem::{Problem, QUOTA},
 };
 use crate::{
@@ -44,6 +45,8 @@ pub(super) struct Ingress {
     /// Limits the log lines about events rejected by a full log.
     pub(super) refusals: Mutex<Burst>,
     pub(super) descendants: Descendants,
+    /// Brokers whose producers were rejected because of a quota.
+    pub(super) over_quota: Arc<RejectedLately>,
     /// Limits the log lines about loops.
     pub(super) loops: Mutex<Burst>,
 }
@@ -83,6 +86,7 @@ async fn receive(
             ingress.metrics.rejected(reason);
             if reason == QUOTA {
                 ingress.metrics.over_quota(&key, exists);
+                ingress.over_quota.note(&key, Instant::now());
             }
             (problem.into_response(), Some(reason))
         }

@@ -18,6 +18,7 @@ mod ingress_servers;
 mod metrics;
 mod operator;
 mod options;
+mod over_quota;
 mod problem;
 mod router_log;
 mod saved;
@@ -147,6 +148,7 @@ pub async fn run(
         sockets_to_sinks,
         "file descriptors are divided"
     );
+    let over_quota = Arc::<over_quota::RejectedLately>::default();
     let ingress = ingress::Ingress {
         intake: shards.intake(),
         shards: shards.clone(),
@@ -155,6 +157,7 @@ pub async fn run(
         bodies: Bodies::new(options.max_body, requests.clone()),
         tracer: options.tracer,
         refusals: Mutex::default(),
+        over_quota: over_quota.clone(),
         descendants,
         loops: Mutex::default(),
     };
@@ -231,6 +234,7 @@ pub async fn run(
         shards.clone(),
         table_of_report,
         applier.undecodable.clone(),
+        over_quota,
         sinks,
         stop_ingress.clone(),
     );
