@@ -53,6 +53,27 @@ pub struct BrokerSpec {
     #[schemars(range(min = 1, max = 24))]
     #[x_kube(validation = ("self == oldSelf", "partitions cannot be changed: use another broker"))]
     pub partitions: Option<u16>,
+
+    /// Limits of what producers may post. None exceeds the installation's: if it would, the lower one holds, and the
+    /// condition Ready says so. Default: the installation's limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<BrokerQuota>,
+}
+
+/// Limits of what producers may post to the broker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerQuota {
+    /// Maximum events per second at each router; as many may come at once. Each event of a batch counts. Beyond it,
+    /// producers get 429.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub events_per_second: Option<u32>,
+
+    /// Maximum size of an event, its data and attributes, such as 64Ki. Larger ones are rejected with 413.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::optional_size")]
+    pub event_size: Option<String>,
 }
 
 /// Retention of settled events. Whichever limit is reached first removes the oldest.

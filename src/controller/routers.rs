@@ -243,6 +243,7 @@ impl Routers {
             namespaces: _,
             brokers: _,
             policies,
+            quota: _,
             triggers,
             sources,
             authorities: _,

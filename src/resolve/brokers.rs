@@ -1,6 +1,6 @@
 //! Compiles Brokers: the settings of brokers. Pure.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use super::{
     diagnosis::{BrokerDiagnosis, ResourceId},
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     api,
-    routing::{BrokerPolicy, broker_key},
+    routing::{BrokerPolicy, Quota, broker_key},
 };
 
 /// Maximum length of a broker's name, which is a DNS label.
@@ -31,11 +31,14 @@ const UNITS: [(&str, u64); 9] = [
 pub(super) fn compile(
     subject: ResourceId,
     spec: &api::BrokerSpec,
+    limits: Quota,
 ) -> (Option<BrokerPolicy>, BrokerDiagnosis) {
     let broker = broker_key(&subject.namespace, &subject.name);
     let (policy, valid) = match policy(&subject, spec) {
-        Ok(policy) => {
-            let message = format!("events are accepted for broker {broker}");
+        Ok(mut policy) => {
+            let lowered = lowered(policy.quota, limits);
+            policy.quota = policy.quota.within(limits);
+            let message = format!("events are accepted for broker {broker}{lowered}");
             (Some(policy), Finding::good("Ready", message))
         }
         Err(finding) => (None, finding),
@@ -54,7 +57,12 @@ fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, 
     let api::BrokerSpec {
         retention,
         partitions,
+        quota,
     } = spec;
+    let api::BrokerQuota {
+        events_per_second,
+        event_size,
+    } = quota.clone().unwrap_or_default();
     let api::BrokerRetention { age, size } = retention.clone().unwrap_or_default();
     if subject.name.len() > MAX_NAME || subject.name.contains('.') {
         return Err(Finding::bad(
@@ -66,11 +74,10 @@ fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, 
             ),
         ));
     }
-    let retention_bytes = size.as_deref().map(|size| {
-        bytes(size).ok_or_else(|| {
-            let message =
-                format!("spec.retention.size: {size:?} is not a size; use for example 512Mi or 10Gi");
-            Finding::bad("InvalidSize", message)
+    let events_per_second = events_per_second.map(|events| {
+        NonZeroU32::new(events).ok_or_else(|| {
+            let message = "spec.quota.eventsPerSecond: must be at least 1";
+            Finding::bad("InvalidQuota", message)
         })
     });
     Ok(BrokerPolicy {
@@ -79,9 +86,40 @@ fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, 
         name: subject.name.clone(),
         generation: subject.generation,
         retention_age: age.map(Duration::from),
-        retention_bytes: retention_bytes.transpose()?,
+        retention_bytes: optional_bytes("spec.retention.size", size.as_deref())?,
         partitions: *partitions,
+        quota: Quota {
+            events_per_second: events_per_second.transpose()?,
+            event_size: optional_bytes("spec.quota.eventSize", event_size.as_deref())?,
+        },
     })
+}
+
+/// What to say of a quota that exceeds the installation's limits.
+fn lowered(wanted: Quota, limits: Quota) -> String {
+    let held = wanted.within(limits);
+    let mut lowered = String::new();
+    if let (Some(wanted), Some(held)) = (wanted.events_per_second, held.events_per_second)
+        && held < wanted
+    {
+        lowered += &format!("; spec.quota.eventsPerSecond: the installation's limit of {held} holds");
+    }
+    if let (Some(wanted), Some(held)) = (wanted.event_size, held.event_size)
+        && held < wanted
+    {
+        lowered += &format!("; spec.quota.eventSize: the installation's limit of {held} bytes holds");
+    }
+    lowered
+}
+
+fn optional_bytes(field: &str, size: Option<&str>) -> Result<Option<u64>, Finding> {
+    let parsed = size.map(|size| {
+        bytes(size).ok_or_else(|| {
+            let message = format!("{field}: {size:?} is not a size; use for example 512Mi or 10Gi");
+            Finding::bad("InvalidSize", message)
+        })
+    });
+    parsed.transpose()
 }
 
 /// Parses a size in the format of Kubernetes quantities.
@@ -135,6 +173,7 @@ mod tests {
                 size: Some(size.to_owned()),
             }),
             partitions: Some(4),
+            quota: None,
         };
         for (name, size, reason) in [
             ("orders", "1Gi", "Ready"),
@@ -142,9 +181,69 @@ mod tests {
             ("my.orders", "1Gi", "InvalidName"),
             (&"o".repeat(64), "1Gi", "InvalidName"),
         ] {
-            let (policy, diagnosis) = compile(subject(name), &spec(size));
+            let (policy, diagnosis) = compile(subject(name), &spec(size), Quota::default());
             assert_eq!(diagnosis.valid.reason, reason, "{name} {size}");
             assert_eq!(policy.is_some(), reason == "Ready");
+        }
+    }
+
+    #[test]
+    fn the_installations_limits_hold_and_are_said() {
+        let subject = ResourceId {
+            uid: "u".into(),
+            namespace: "shop".into(),
+            name: "orders".into(),
+            generation: 1,
+        };
+        let quota = |events, event_size| Quota {
+            events_per_second: NonZeroU32::new(events),
+            event_size,
+        };
+        let limits = quota(100, Some(1024));
+        for (events_per_second, event_size, expected, said) in [
+            (None, None, limits, "accepted for broker shop/orders"),
+            (
+                Some(50),
+                Some("512"),
+                quota(50, Some(512)),
+                "accepted for broker shop/orders",
+            ),
+            (
+                Some(500),
+                None,
+                limits,
+                "eventsPerSecond: the installation's limit of 100 holds",
+            ),
+            (
+                None,
+                Some("1Mi"),
+                limits,
+                "eventSize: the installation's limit of 1024 bytes holds",
+            ),
+            (Some(0), None, Quota::default(), "must be at least 1"),
+            (
+                None,
+                Some("1MB"),
+                Quota::default(),
+                "spec.quota.eventSize: \"1MB\" is not a size",
+            ),
+        ] {
+            let spec = api::BrokerSpec {
+                retention: None,
+                partitions: None,
+                quota: Some(api::BrokerQuota {
+                    events_per_second,
+                    event_size: event_size.map(str::to_owned),
+                }),
+            };
+            let (policy, diagnosis) = compile(subject.clone(), &spec, limits);
+            let message = diagnosis.valid.message;
+            assert!(message.contains(said), "{message}");
+            assert_eq!(
+                policy.map(|policy| policy.quota).unwrap_or_default(),
+                expected,
+                "{said}"
+            );
         }
     }
 }

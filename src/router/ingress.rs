@@ -19,16 +19,17 @@ use jiff::Timestamp;
 
 use super::{
     body::{self, Bodies, Sender},
-    metrics::IngressMetrics,
+    metrics::{ExceededLimit, IngressMetrics},
     over_quota::RejectedLately,
     problem::{Problem, QUOTA},
+    quotas::{self, Quotas},
 };
 use crate::{
     cloudevents::{TraceContext, read_http_each},
     intake::{self, Beyond, Descendants, Intake, Shortage},
     log::{BrokerName, LogError},
     ownership::Shards,
-    routing::{RoutingTable, broker_key},
+    routing::{Quota, RoutingTable, broker_key},
     server::Peer,
     telemetry::{Burst, Receiver, Tracer},
 };
@@ -45,7 +46,9 @@ pub(super) struct Ingress {
     /// Limits the log lines about events rejected by a full log.
     pub(super) refusals: Mutex<Burst>,
     pub(super) descendants: Descendants,
-    /// Brokers whose producers were rejected because of a quota.
+    /// Rates of the brokers that have a quota.
+    pub(super) quotas: Arc<Quotas>,
+    /// Brokers whose producers were rejected because their namespace's share of the log is used up.
     pub(super) over_quota: Arc<RejectedLately>,
     /// Limits the log lines about loops.
     pub(super) loops: Mutex<Burst>,
@@ -85,8 +88,11 @@ async fn receive(
             let reason = problem.reason();
             ingress.metrics.rejected(reason);
             if reason == QUOTA {
-                ingress.metrics.over_quota(&key, exists);
-                ingress.over_quota.note(&key, Instant::now());
+                let limit = ExceededLimit::of(problem.status());
+                ingress.metrics.over_quota(&key, limit, exists);
+                if limit == ExceededLimit::Share {
+                    ingress.over_quota.note(&key, Instant::now());
+                }
             }
             (problem.into_response(), Some(reason))
         }
@@ -117,6 +123,10 @@ impl Ingress {
         let broker = broker_key(namespace, broker);
         let unread = read_http_each(&parts.headers, body.bytes.clone())?;
         let (is_batch, count) = (unread.is_batch(), unread.len());
+        let quota = self.quota_of(&broker);
+        if let Some(per_second) = quota.events_per_second {
+            self.quotas.count(&broker, per_second, count, Instant::now())?;
+        }
         let mut room = match is_batch {
             true => Some(self.bodies.room_for(&sender, body.bytes.len(), count).await?),
             false => None,
@@ -151,6 +161,9 @@ impl Ingress {
         }
         if records.is_empty() {
             return Ok(0);
+        }
+        if let Some(largest) = quota.event_size {
+            quotas::check_sizes(&broker, largest, &records)?;
         }
         self.store(&broker, &records).await?;
         admission.keep();
@@ -200,6 +213,14 @@ impl Ingress {
             let held_by = self.held_by(broker, error);
             tracing::warn!(broker, %error, held_by, held_back, "events are rejected with 507");
         }
+    }
+
+    fn quota_of(&self, broker: &str) -> Quota {
+        let table = self.table.load();
+        table
+            .as_ref()
+            .map(|table| table.quota_of(broker))
+            .unwrap_or_default()
     }
 
     fn check_broker(&self, namespace: &str, broker: &str) -> Result<(), Problem> {

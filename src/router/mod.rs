@@ -20,6 +20,7 @@ mod operator;
 mod options;
 mod over_quota;
 mod problem;
+mod quotas;
 mod router_log;
 mod saved;
 mod sink_report;
@@ -148,6 +149,7 @@ pub async fn run(
         sockets_to_sinks,
         "file descriptors are divided"
     );
+    let quotas = Arc::<quotas::Quotas>::default();
     let over_quota = Arc::<over_quota::RejectedLately>::default();
     let ingress = ingress::Ingress {
         intake: shards.intake(),
@@ -158,6 +160,7 @@ pub async fn run(
         tracer: options.tracer,
         refusals: Mutex::default(),
         over_quota: over_quota.clone(),
+        quotas: quotas.clone(),
         descendants,
         loops: Mutex::default(),
     };
@@ -178,6 +181,7 @@ pub async fn run(
         services: options.services,
         configuration: metrics.configuration.clone(),
         ingress: metrics.ingress.clone(),
+        quotas,
         undecodable: Arc::default(),
         unacknowledged: None,
         applied,
@@ -307,6 +311,7 @@ struct Applier {
     services: BTreeMap<ServiceName, http::Uri>,
     configuration: metrics::ConfigurationInfo,
     ingress: Arc<metrics::IngressMetrics>,
+    quotas: Arc<quotas::Quotas>,
     /// UIDs of the items of the applied configuration that cannot be decoded, for the report to the controller.
     undecodable: Arc<ArcSwap<Vec<String>>>,
     /// Applied revision that other routers may not have applied yet.
@@ -423,6 +428,8 @@ impl Applier {
         self.shards.apply(table.clone(), sources, is_saved).await?;
         self.ingress
             .retain(|namespace, broker| table.has_broker(namespace, broker));
+        self.quotas
+            .retain(|broker| table.quota_of(broker).events_per_second.is_some());
         self.table.store(Some(table));
         self.configuration.applied(&revision.0);
         tracing::info!(revision = revision.0, "routing configuration applied");

@@ -24,8 +24,9 @@ pub(super) struct Problem {
     /// Index of the event in its batch, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<usize>,
+    /// Seconds after which the request may be retried.
     #[serde(skip)]
-    retry: bool,
+    retry_after: Option<u32>,
 }
 
 fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
@@ -46,13 +47,18 @@ impl Problem {
             detail: detail.into(),
             attribute: None,
             index: None,
-            retry: false,
+            retry_after: None,
         }
     }
 
     /// Marks the request as retryable.
-    pub(super) fn try_again(mut self) -> Self {
-        self.retry = true;
+    pub(super) fn try_again(self) -> Self {
+        self.try_again_after(1)
+    }
+
+    /// Marks the request as retryable after some seconds.
+    pub(super) fn try_again_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
         self
     }
 
@@ -65,6 +71,11 @@ impl Problem {
     /// What is wrong, and what to do.
     pub(super) fn detail(&self) -> &str {
         &self.detail
+    }
+
+    /// Status of the response.
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
     }
 
     /// Reason for metrics.
@@ -176,13 +187,13 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (status, retry) = (self.status, self.retry);
+        let (status, retry_after) = (self.status, self.retry_after);
         let (content_type, body) = self.into_document();
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        if retry {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }

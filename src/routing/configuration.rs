@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-use super::{Authorities, Destination, Source};
+use super::{Authorities, Destination, Quota, Source};
 use crate::filter::Expression;
 
 /// Identifies a routing configuration by its content. The same resources give the same revision, whichever
@@ -41,6 +41,9 @@ pub struct Configuration {
     /// Valid Brokers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<BrokerPolicy>,
+    /// Quota of each broker without a Broker.
+    #[serde(default, skip_serializing_if = "Quota::is_unlimited")]
+    pub quota: Quota,
     /// All Triggers, including those without a destination, which keep their position in the log.
     pub triggers: Vec<Trigger>,
     /// Valid Sources that are not suspended.
@@ -117,6 +120,9 @@ pub struct BrokerPolicy {
     /// Number of partitions, if no router has used the broker yet; `None` for the router's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partitions: Option<u16>,
+    /// Limits of what producers may post, within those of the installation.
+    #[serde(default, skip_serializing_if = "Quota::is_unlimited")]
+    pub quota: Quota,
 }
 
 /// Returns the key of a broker: `namespace/name`.
@@ -322,6 +328,8 @@ struct RawConfiguration {
     brokers: BTreeSet<Broker>,
     #[serde(default)]
     policies: Vec<Box<RawValue>>,
+    #[serde(default)]
+    quota: Quota,
     triggers: Vec<Box<RawValue>>,
     sources: Vec<Box<RawValue>>,
     #[serde(default)]
@@ -346,6 +354,7 @@ impl From<RawConfiguration> for Configuration {
             namespaces,
             brokers,
             policies,
+            quota,
             triggers,
             sources,
             authorities,
@@ -363,6 +372,7 @@ impl From<RawConfiguration> for Configuration {
             namespaces,
             brokers,
             policies,
+            quota,
             triggers,
             sources,
             authorities,

@@ -8,6 +8,7 @@ mod destination;
 mod explanation;
 mod index;
 pub mod protocol;
+mod quota;
 mod schedule;
 mod source;
 mod table;
@@ -20,6 +21,7 @@ pub use configuration::{
 };
 pub use destination::{ContentMode, Destination, Header, HttpEndpoint, Secret, ServiceName};
 pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};
+pub use quota::Quota;
 pub use schedule::{Schedule, ScheduleError};
 pub use source::{Cron, Source, SourceKind};
 pub use table::{BrokerTable, Route, RoutingTable};

@@ -70,8 +70,40 @@ struct CountsByBroker(Arc<Mutex<BTreeMap<String, BrokerCounts>>>);
 struct BrokerCounts {
     /// Accepted events.
     accepted: u64,
-    /// Requests rejected because of a quota.
-    over_quota: u64,
+    /// Requests rejected because of a quota, by limit.
+    over_quota: [u64; 3],
+}
+
+/// A limit of a broker or its namespace that a request exceeds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::router) enum ExceededLimit {
+    /// The namespace's share of the log.
+    Share,
+    /// Events per second.
+    Rate,
+    /// The size of an event.
+    Size,
+}
+
+impl ExceededLimit {
+    const ALL: [Self; 3] = [Self::Share, Self::Rate, Self::Size];
+
+    /// The limit that a rejection with this status is about.
+    pub(in crate::router) fn of(status: StatusCode) -> Self {
+        match status {
+            StatusCode::TOO_MANY_REQUESTS => Self::Rate,
+            StatusCode::PAYLOAD_TOO_LARGE => Self::Size,
+            _ => Self::Share,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Share => "share",
+            Self::Rate => "rate",
+            Self::Size => "size",
+        }
+    }
 }
 
 impl CountsByBroker {
@@ -84,23 +116,29 @@ impl CountsByBroker {
 impl Collector for CountsByBroker {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let counts = self.counts().clone();
-        type Count = fn(&BrokerCounts) -> u64;
-        let counters: [(&str, &str, Count); 2] = [
-            ("events_accepted", "Events that were made durable", |counts| {
-                counts.accepted
-            }),
-            (
-                "broker_requests_over_quota",
-                "Requests that were rejected because the broker or its namespace had used up what it may",
-                |counts| counts.over_quota,
-            ),
-        ];
-        for (name, help, count) in counters {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for (key, counts) in &counts {
-                let (namespace, broker) = key.split_once('/').unwrap_or(("", key));
-                ConstCounter::new(count(counts))
-                    .encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
+        let of = |key: &'_ str| {
+            let (namespace, broker) = key.split_once('/').unwrap_or(("", key));
+            [("namespace", namespace.to_owned()), ("broker", broker.to_owned())]
+        };
+        let mut family = encoder.encode_descriptor(
+            "events_accepted",
+            "Events that were made durable",
+            None,
+            MetricType::Counter,
+        )?;
+        for (key, counts) in &counts {
+            ConstCounter::new(counts.accepted).encode(family.encode_family(&of(key))?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "broker_requests_over_quota",
+            "Requests that were rejected because they exceed what the broker or its namespace may",
+            None,
+            MetricType::Counter,
+        )?;
+        for (key, counts) in &counts {
+            for (limit, count) in ExceededLimit::ALL.into_iter().zip(counts.over_quota) {
+                let labels = (of(key), [("limit", limit.label())]);
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
             }
         }
         Ok(())
@@ -155,9 +193,14 @@ impl IngressMetrics {
         self.count(broker, exists, |counts| counts.accepted += events as u64);
     }
 
-    /// Counts a request that was rejected because of a quota.
-    pub(in crate::router) fn over_quota(&self, broker: &str, exists: impl Fn() -> bool) {
-        self.count(broker, exists, |counts| counts.over_quota += 1);
+    /// Counts a request that was rejected because it exceeds a limit.
+    pub(in crate::router) fn over_quota(
+        &self,
+        broker: &str,
+        limit: ExceededLimit,
+        exists: impl Fn() -> bool,
+    ) {
+        self.count(broker, exists, |counts| counts.over_quota[limit as usize] += 1);
     }
 
     fn count(&self, broker: &str, exists: impl Fn() -> bool, count: impl FnOnce(&mut BrokerCounts)) {
