@@ -39,7 +39,7 @@ fn wait_until_refused(producers: &Producers) {
 #[track_caller]
 fn neighbour_goes_on(router: &LocalRouter, well: &Consumer) {
     let producers = Producers::with_data(&other(router), DATA);
-    producers.wait_for_more(1000);
+    producers.wait_for_more(300);
     assert_eq!(producers.refused_with(507), 0);
     all_arrive(well, &producers.finish());
 }
@@ -55,7 +55,7 @@ fn a_dead_sink_fills_the_share_of_its_namespace_alone() {
     bad.answer(Answer::status(503));
     let manifests = [trigger("bad", ""), WELL.to_owned()].concat();
     let router = Setup::new(&manifests, &[mapped("bad", &bad), well_at(&well)])
-        .argument("--log-size=4MiB")
+        .argument("--log-size=2MiB")
         .start();
     let producers = Producers::with_data(&router.url(), DATA);
     wait_until_refused(&producers);
@@ -77,9 +77,9 @@ fn a_dead_sink_fills_the_share_of_its_namespace_alone() {
         held_by("shop", &router, "weir_log_namespace_bytes"),
         held_by("shop", &router, "weir_log_namespace_limit_bytes"),
     );
-    assert!(held > 1024 * 1024 && held < 2200 * 1024, "{held} of {limit}");
+    assert!(held > 512 * 1024 && held < 1100 * 1024, "{held} of {limit}");
     assert!(held_by("shop", &router, "weir_broker_requests_over_quota_total") >= 20);
-    assert!(held_by("shop", &router, "weir_trigger_held_events") > 100);
+    assert!(held_by("shop", &router, "weir_trigger_held_events") > 50);
 
     bad.answer(Answer::status(204));
     producers.wait_for_more(100);
@@ -111,11 +111,12 @@ fn replies_and_dead_letters_fill_the_share_of_their_namespace_alone() {
         well_at(&well),
     ];
     let router = Setup::new(&manifests, &services)
-        .argument("--log-size=4MiB")
+        .argument("--log-size=2MiB")
         .start();
-    let mut accepted = 0;
+    // Replies leave a little room, which a few events fill.
+    let (mut accepted, padding) = (0, "x".repeat(DATA));
     eventually(PATIENCE * 2, || {
-        let answer = router.post("question", &accepted.to_string(), &[]);
+        let answer = router.post("question", &accepted.to_string(), &[("ce-padding", &padding)]);
         accepted += 1;
         match answer.status.as_u16() {
             507 => Ok(()),
@@ -126,7 +127,7 @@ fn replies_and_dead_letters_fill_the_share_of_their_namespace_alone() {
     });
     neighbour_goes_on(&router, &well);
     let share = held_by("shop", &router, "weir_log_namespace_bytes");
-    assert!(share < 2300 * 1024, "{share}");
+    assert!(share < 1150 * 1024, "{share}");
     assert!(router.metric(&["weir_trigger_replies_total", "trigger=\"ask\"", "stored"]) >= Some(1000));
 }
 
@@ -146,7 +147,7 @@ fn the_oldest_events_are_dropped_of_whoever_exceeds_its_share() {
         .chain([well_at(&well)])
         .collect();
     let router = Setup::new(&[&brokers, WELL].concat(), &services)
-        .argument("--log-size=4MiB")
+        .argument("--log-size=2MiB")
         .argument("--when-full=drop-oldest")
         .start();
     let neighbour = Producers::with_data(&other(&router), DATA);
@@ -160,7 +161,7 @@ fn the_oldest_events_are_dropped_of_whoever_exceeds_its_share() {
         let url = url.replace("/default", &format!("/b{number}"));
         super::post_event(&url, id, key, vec![b'x'; DATA])
     });
-    producers.wait_for_more(1500);
+    producers.wait_for_more(400);
     assert_eq!(producers.refused_with(507), 0);
     drop(producers.finish());
     let dropped = |broker: &str| router.metric(&["weir_events_dropped_when_full_total", broker]);
