@@ -31,6 +31,11 @@ use super::{DurationText, Filter};
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
     ),
+    printcolumn(
+        name = "Within Quota",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"WithinQuota\")].status"
+    ),
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -55,6 +60,11 @@ pub struct BrokerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub producers: Option<Vec<Producer>>,
+
+    /// Limits of what producers may post. None exceeds the installation's: if it would, the lower one holds, and the
+    /// condition Ready says so. Default: the installation's limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<BrokerQuota>,
 }
 
 /// A producer, and the events that it may post.
@@ -92,6 +102,22 @@ pub struct ProducerAccount {
     pub name: String,
 }
 
+/// Limits of what producers may post to the broker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerQuota {
+    /// Maximum events per second at each router; as many may come at once. Each event of a batch counts. Beyond it,
+    /// producers get 429.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub events_per_second: Option<u32>,
+
+    /// Maximum size of an event, its data and attributes, such as 64Ki. Larger ones are rejected with 413.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::optional_size")]
+    pub event_size: Option<String>,
+}
+
 /// Retention of settled events. Whichever limit is reached first removes the oldest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -116,7 +142,8 @@ pub struct BrokerStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready: routers accept events for the broker with these settings. If not, reason and message say what to do.
+    /// Ready: routers accept events for the broker with these settings. WithinQuota: no router rejects events because
+    /// the namespace has used up its share of the log. If not, reason and message say what to do.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -19,7 +19,7 @@ mod sink;
 mod source;
 mod trigger;
 
-pub use broker::{Broker, BrokerRetention, BrokerSpec, BrokerStatus, Producer, ProducerAccount};
+pub use broker::{Broker, BrokerQuota, BrokerRetention, BrokerSpec, BrokerStatus, Producer, ProducerAccount};
 pub use condition::condition;
 pub use delivery::{BackoffPolicy, DeliverySpec, DurationText, Ordering, RateLimit};
 pub use destination::{Destination, Scheme, ServicePort, ServiceTarget, SinkRef};

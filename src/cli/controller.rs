@@ -1,14 +1,17 @@
 //! `weir controller`: the control plane.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 
-use super::{host::host_name, shutdown};
+use super::{host::host_name, shutdown, units::Size};
 use crate::controller::{
     self, ChannelOptions, ControllerOptions, Election, ProducerOptions, RouterAccount, TlsOptions,
 };
-use crate::{descriptors, routing::UnlistedBrokers};
+use crate::{
+    descriptors,
+    routing::{Quota, UnlistedBrokers},
+};
 
 /// Read timeout of the API server. A watch ends earlier because it requests one minute; the timeout catches lists
 /// on a dead connection, which would otherwise hang forever.
@@ -59,6 +62,16 @@ pub struct ControllerArgs {
         requires = "broker_base_url"
     )]
     pub broker_ca: Option<PathBuf>,
+
+    /// Maximum events per second that each router accepts for a broker. A Broker's quota cannot exceed it. Default: no
+    /// limit.
+    #[arg(long, env = "WEIR_BROKER_EVENTS_PER_SECOND", value_name = "EVENTS")]
+    pub broker_events_per_second: Option<NonZeroU32>,
+
+    /// Maximum size of an event of a broker, its data and attributes. A Broker's quota cannot exceed it. Default: what
+    /// the router's --max-event-size allows.
+    #[arg(long, env = "WEIR_BROKER_EVENT_SIZE", value_name = "SIZE")]
+    pub broker_event_size: Option<Size>,
 
     /// Namespaces to watch, separated by commas. Events for other namespaces are rejected with 404. Default: all.
     #[arg(
@@ -172,6 +185,8 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         cluster_domain,
         broker_base_url,
         broker_ca,
+        broker_events_per_second,
+        broker_event_size,
         watch_namespaces,
         producers,
         producers_audit,
@@ -195,6 +210,10 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         channel,
         admin,
         cluster_domain,
+        broker_limits: Quota {
+            events_per_second: broker_events_per_second,
+            event_size: broker_event_size.map(|size| size.0),
+        },
         broker_base_url,
         broker_authority: broker_ca,
         watch_namespaces: each_once(watch_namespaces),

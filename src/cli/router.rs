@@ -77,7 +77,18 @@ pub struct LogArgs {
     #[arg(long, env = "WEIR_LOG_SIZE", default_value = "8GiB", value_name = "SIZE")]
     pub log_size: Size,
 
-    /// Policy for new events when the log is full and every event that all Triggers have settled has been removed.
+    /// Largest share of the embedded event log that the brokers of one namespace get, in percent of what the other
+    /// namespaces leave. Beyond it, new events are rejected with 507.
+    #[arg(
+        long,
+        env = "WEIR_LOG_SHARE",
+        default_value_t = 50,
+        value_name = "PERCENT",
+        value_parser = clap::value_parser!(u8).range(10..=90)
+    )]
+    pub log_share: u8,
+
+    /// Policy for new events when the log or a share of it is full and every event that all Triggers have settled has been removed.
     #[arg(
         long,
         env = "WEIR_WHEN_FULL",
@@ -166,6 +177,7 @@ impl LogArgs {
             engine,
             nats,
             log_size,
+            log_share,
             when_full,
             keep_deleted_triggers,
             disk_reserve,
@@ -180,6 +192,7 @@ impl LogArgs {
         let log = match engine {
             LogEngine::Embedded => LogOptions::Embedded(EmbeddedOptions {
                 max_bytes: log_size.0,
+                share_percent: log_share,
                 reserve_bytes: disk_reserve.0,
                 ..EmbeddedOptions::default()
             }),

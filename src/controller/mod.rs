@@ -43,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     resolve::{self, CompileOutcome},
+    routing::Quota,
     server::{self, BindError, Heartbeat, OwnThread, Server, ThreadError},
 };
 use broker_authority::BrokerAuthority;
@@ -80,6 +81,8 @@ pub struct ControllerOptions {
     pub admin: SocketAddr,
     /// Suffix after `.svc.` in names of Services, usually `cluster.local`.
     pub cluster_domain: String,
+    /// Limits of every broker, which no Broker's quota exceeds.
+    pub broker_limits: Quota,
     /// URL prefix before `/NAMESPACE/BROKER` for producers. Published in statuses and to workloads, if set.
     pub broker_base_url: Option<String>,
     /// File with the authorities that signed the certificate of that URL. Published to workloads, if it exists.
@@ -270,6 +273,7 @@ impl Controller {
             let routing = Routing {
                 cluster_domain: options.cluster_domain.clone(),
                 producers: options.producers,
+                broker_limits: options.broker_limits,
                 metrics: metrics.clone(),
                 publication: publication.clone(),
             };
@@ -314,6 +318,7 @@ struct Routing {
     metrics: Arc<ControllerMetrics>,
     cluster_domain: String,
     producers: ProducerOptions,
+    broker_limits: Quota,
 }
 
 impl Routing {
@@ -340,7 +345,7 @@ impl Routing {
         let CompileOutcome {
             configuration,
             diagnoses,
-        } = resolve::compile(&observed, &self.cluster_domain);
+        } = resolve::compile(&observed, &self.cluster_domain, self.broker_limits);
         self.metrics.compiled();
         if self.publication.publish(&configuration) {
             let revision = &configuration.revision.0;

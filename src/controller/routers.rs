@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::sinks_seen::{self, FiltersSeen, Heard, ReportingRouter, SinkSeen};
+use super::sinks_seen::{self, FiltersSeen, Heard, QuotaSeen, ReportingRouter, SinkSeen};
 use crate::{
     resolve::fingerprint,
     routing::{
@@ -194,6 +194,19 @@ impl Routers {
         current.find_map(|heard| heard.other_partitions(uid))
     }
 
+    /// Returns whether a router rejects events for a Broker's broker because of a quota.
+    pub(super) fn quota(&self, uid: &str) -> QuotaSeen<'_> {
+        let mut seen = QuotaSeen::Unknown;
+        for (router, known) in &self.known {
+            let Some(heard) = &known.heard else { continue };
+            if let Some(held_by) = heard.over_quota(uid) {
+                return QuotaSeen::UsedUp { router, held_by };
+            }
+            seen = QuotaSeen::Within;
+        }
+        seen
+    }
+
     /// Removes a router that ends, so that nobody waits for it. Returns whether it was removed: the last router stays
     /// until it is gone, since its successor may be about to start.
     pub(super) fn leaves(&mut self, name: &str) -> bool {
@@ -230,6 +243,7 @@ impl Routers {
             namespaces: _,
             brokers: _,
             policies,
+            quota: _,
             triggers,
             sources,
             authorities: _,

@@ -22,6 +22,8 @@ pub(super) struct Heard {
     problem: Option<Detail>,
     /// By UID of the Broker, the number of partitions that the broker has instead.
     other_partitions: HashMap<String, u16>,
+    /// By UID of the Broker, the Trigger that holds most.
+    over_quota: HashMap<String, Option<String>>,
     undecodable: HashSet<String>,
 }
 
@@ -39,6 +41,7 @@ impl Heard {
             undelivered,
             problem,
             other_partitions,
+            over_quota,
             undecodable,
         } = report;
         Self {
@@ -68,6 +71,11 @@ impl Heard {
                 .filter(|other| is_known(&other.uid))
                 .map(|other| (other.uid, other.partitions))
                 .collect(),
+            over_quota: over_quota
+                .into_iter()
+                .filter(|over| is_known(&over.uid))
+                .map(|over| (over.uid, over.held_by))
+                .collect(),
             undecodable: undecodable.into_iter().filter(|uid| is_known(uid)).collect(),
         }
     }
@@ -92,6 +100,12 @@ impl Heard {
         self.other_partitions.get(uid).copied()
     }
 
+    /// Whether producers of a Broker's broker are rejected because of a quota, and the Trigger that holds most.
+    pub(super) fn over_quota(&self, uid: &str) -> Option<Option<&str>> {
+        let held_by = self.over_quota.get(uid)?;
+        Some(held_by.as_deref())
+    }
+
     /// The last evaluation error of a Trigger's filters.
     pub(super) fn filter_error(&self, uid: &str) -> Option<&Detail> {
         self.filter_errors.get(uid)
@@ -110,6 +124,20 @@ pub(super) struct FiltersSeen<'a> {
     pub(super) error: Option<&'a Detail>,
     /// Routers that no longer evaluate them because they are too expensive.
     pub(super) set_aside_by: Vec<&'a str>,
+}
+
+/// The routers' combined view of a Broker's quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum QuotaSeen<'a> {
+    /// No router has reported.
+    Unknown,
+    /// No router rejects events because of it.
+    Within,
+    /// A router that rejects events, and the Trigger that holds most of what the namespace stores there.
+    UsedUp {
+        router: &'a str,
+        held_by: Option<&'a str>,
+    },
 }
 
 /// The routers' combined view of a Trigger's Sink.
@@ -177,7 +205,7 @@ pub(super) fn seen<'a>(routers: impl Iterator<Item = ReportingRouter<'a>> + Clon
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::protocol::{FilterError, OtherPartitions, SetAside};
+    use crate::routing::protocol::{FilterError, OtherPartitions, OverQuota, SetAside};
 
     /// A report with Sinks down since a minute of the hour, and unproven ones.
     fn heard(down: &[(&str, u8)], unproven: &[&str]) -> Heard {
@@ -309,6 +337,12 @@ mod tests {
                     partitions,
                 })
                 .into(),
+            over_quota: ["u", "y"]
+                .map(|uid| OverQuota {
+                    uid: uid.into(),
+                    held_by: Some("t".into()),
+                })
+                .into(),
             undecodable: vec!["v".into(), "y".into()],
         };
         let kept = Heard::from_report(report, |uid| matches!(uid, "u" | "v"));
@@ -329,6 +363,7 @@ mod tests {
             resumed: ["u".to_owned()].into(),
             undecodable: ["v".to_owned()].into(),
             other_partitions: [("u".to_owned(), 1)].into(),
+            over_quota: [("u".to_owned(), Some("t".to_owned()))].into(),
             proven: ["v".to_owned()].into(),
             ..heard(&[("u", 1)], &["v"])
         };

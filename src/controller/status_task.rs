@@ -163,6 +163,7 @@ impl StatusTask {
                     diagnosis,
                     &applied(subject),
                     other_partitions,
+                    routers.quota(&subject.uid),
                     present,
                     broker_url,
                     &now,

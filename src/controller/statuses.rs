@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     routers::Applied,
-    sinks_seen::{FiltersSeen, SinkSeen},
+    sinks_seen::{FiltersSeen, QuotaSeen, SinkSeen},
 };
 use crate::{
     api::{BrokerStatus, SinkStatus, SourceStatus, TriggerStatus, condition},
@@ -29,6 +29,9 @@ const SINK_ANSWERING: &str = "SinkAnswering";
 
 /// Present, and False, while filters fail with errors for some events.
 const FILTERS_EVALUATED: &str = "FiltersEvaluated";
+
+/// Whether routers accept events as far as quotas are concerned. Absent until a router has reported.
+const WITHIN_QUOTA: &str = "WithinQuota";
 
 /// Present, and True, if a Trigger resumed from its own position or that of a deleted Trigger with its name.
 const RESUMED: &str = "Resumed";
@@ -154,6 +157,7 @@ pub(super) fn broker(
     diagnosis: &BrokerDiagnosis,
     applied: &Applied,
     other_partitions: Option<u16>,
+    quota: QuotaSeen<'_>,
     present: Option<&BrokerStatus>,
     broker_url: Option<&str>,
     now: &Time,
@@ -176,11 +180,37 @@ pub(super) fn broker(
     });
     let ready = first_problem([Some(valid), Some(&applied), partitions.as_ref()])
         .unwrap_or_else(|| Finding::good("Ready", &*valid.message));
+    let quota = match quota {
+        QuotaSeen::Unknown => None,
+        QuotaSeen::Within => Some(Finding::good(
+            WITHIN_QUOTA,
+            "no router rejects events because of a quota",
+        )),
+        QuotaSeen::UsedUp { router, held_by } => Some(quota_used_up(router, held_by, &subject.namespace)),
+    };
+    let within = match quota {
+        Some(finding) => Some(make(WITHIN_QUOTA, &finding, subject.generation, before, now)),
+        None => condition(before, WITHIN_QUOTA).cloned(),
+    };
+    let ready = make(READY, &ready, subject.generation, before, now);
     BrokerStatus {
         observed_generation: Some(subject.generation),
-        conditions: vec![make(READY, &ready, subject.generation, before, now)],
+        conditions: [ready].into_iter().chain(within).collect(),
         url: url(broker_url, broker),
     }
+}
+
+fn quota_used_up(router: &str, held_by: Option<&str>, namespace: &str) -> Finding {
+    let what = match held_by {
+        Some(trigger) => format!(
+            "Trigger {namespace}/{trigger} holds most of it: fix its Sink, or delete the Trigger if its events are not needed"
+        ),
+        None => format!("no Trigger holds events: redrive or drop the dead letters of namespace {namespace}"),
+    };
+    let message = format!(
+        "router {router} rejects events with 507, because namespace {namespace} has used up its share of the event log; {what}"
+    );
+    Finding::bad("QuotaUsedUp", message)
 }
 
 /// Computes a Source's status.
@@ -449,6 +479,7 @@ mod tests {
                 diagnosis,
                 applied,
                 other_partitions,
+                QuotaSeen::Within,
                 None,
                 Some("http://weir/"),
                 &now,
@@ -457,6 +488,48 @@ mod tests {
             assert_eq!((&*ready.status, &*ready.reason), (status, reason));
             assert_eq!(made.url.as_deref(), Some("http://weir/n/b"));
         }
+    }
+
+    #[test]
+    fn broker_status_names_the_trigger_that_uses_up_the_quota() {
+        let diagnosis = BrokerDiagnosis {
+            subject: ResourceId {
+                uid: "u".into(),
+                namespace: "shop".into(),
+                name: "orders".into(),
+                generation: 1,
+            },
+            valid: Finding::good("Ready", "about it"),
+            broker: "shop/orders".into(),
+        };
+        let now = at("2026-01-01T00:00:00Z");
+        let made = |quota, present: Option<&BrokerStatus>| {
+            broker(&diagnosis, &Applied::Everywhere, None, quota, present, None, &now)
+        };
+        let used_up = |held_by| QuotaSeen::UsedUp {
+            router: "weir-router-0",
+            held_by,
+        };
+        for (quota, status, words) in [
+            (QuotaSeen::Within, "True", "no router rejects events"),
+            (
+                used_up(Some("billing")),
+                "False",
+                "Trigger shop/billing holds most",
+            ),
+            (used_up(None), "False", "drop the dead letters of namespace shop"),
+        ] {
+            let made = made(quota, None);
+            let within = condition(&made.conditions, WITHIN_QUOTA).unwrap();
+            assert_eq!(within.status, status, "{quota:?}");
+            assert!(within.message.contains(words), "{}", within.message);
+        }
+        assert_eq!(
+            condition(&made(QuotaSeen::Unknown, None).conditions, WITHIN_QUOTA),
+            None
+        );
+        let before = made(used_up(None), None);
+        assert_eq!(made(QuotaSeen::Unknown, Some(&before)), before);
     }
 
     #[test]

@@ -194,7 +194,12 @@ impl AttemptPerformer {
                 );
                 match stored.await {
                     Ok(reply) => Some(reply),
-                    Err(LogError::Full(detail) | LogError::Limit(detail) | LogError::TooLarge(detail)) => {
+                    Err(
+                        LogError::Full(detail)
+                        | LogError::Quota(detail)
+                        | LogError::Limit(detail)
+                        | LogError::TooLarge(detail),
+                    ) => {
                         let detail = format!("cannot store the Sink's reply: {detail}");
                         return AttemptOutcome::ReplyNotStored(Answer::none(detail));
                     }
@@ -262,9 +267,12 @@ impl AttemptPerformer {
             let stored = self.intake.settle_once(log, &id, letter, self.room(position));
             let stored = match stored.await {
                 Ok(_) => StoreOutcome::Stored,
-                Err(LogError::Full(detail) | LogError::Limit(detail) | LogError::TooLarge(detail)) => {
-                    StoreOutcome::NoRoom(detail)
-                }
+                Err(
+                    LogError::Full(detail)
+                    | LogError::Quota(detail)
+                    | LogError::Limit(detail)
+                    | LogError::TooLarge(detail),
+                ) => StoreOutcome::NoRoom(detail),
                 Err(error) => StoreOutcome::NotFetched(FetchError::Log(error)),
             };
             (position, stored)

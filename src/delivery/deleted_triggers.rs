@@ -147,7 +147,7 @@ impl DeletedTriggers {
         if retained.views().next().is_none() {
             return others;
         }
-        Arc::new(others.with(retained.views().map(TriggerView::held)))
+        Arc::new(others.with(retained.views().map(TriggerView::hold_on_broker)))
     }
 
     /// Runs `publish`, after which the new owners hold the events of resumed checkpoints, and forgets these.
@@ -334,7 +334,7 @@ impl DeletedTriggers {
         let Some(checkpoint) = discarded else {
             return Ok(None);
         };
-        self.report_discarded(&checkpoint, "the event log is full");
+        self.report_discarded(&checkpoint, "room is needed in the event log");
         self.remove(vec![checkpoint.view.uid.clone()]).await?;
         Ok(Some(checkpoint.view.uid))
     }

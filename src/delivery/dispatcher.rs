@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -23,6 +23,7 @@ use super::{
     progress::Progress,
     reader::Reader,
     redrive::Redrive,
+    room::NamespaceRoom,
     saver::{Saver, finished},
     scheduler::{Launch, Policy, Scheduler, SchedulerStep},
     settings::Settings,
@@ -59,8 +60,8 @@ pub(super) struct DispatcherParts {
     pub(super) stats: Arc<TriggerStats>,
     pub(super) hold: Arc<Hold>,
     pub(super) sink: Arc<SinkHealth>,
-    /// Notified when settling needs room in the log.
-    pub(super) room_wanted: Arc<Notify>,
+    /// Asked when settling needs room in the log.
+    pub(super) room: Arc<NamespaceRoom>,
     /// Memory shared by attempts.
     pub(super) memory: Pool,
     pub(super) progress: Progress,
@@ -80,7 +81,7 @@ pub(super) struct Dispatcher {
     stats: Arc<TriggerStats>,
     hold: Arc<Hold>,
     sink: Arc<SinkHealth>,
-    room_wanted: Arc<Notify>,
+    room: Arc<NamespaceRoom>,
     lines: Lines,
     reading: Option<Reading>,
     read_again: ReadAgain,
@@ -111,7 +112,7 @@ impl Dispatcher {
             stats,
             hold,
             sink,
-            room_wanted,
+            room,
             memory,
             progress,
             stop,
@@ -158,7 +159,7 @@ impl Dispatcher {
             stats,
             hold,
             sink,
-            room_wanted,
+            room,
             lines,
             reading: None,
             read_again: ReadAgain {
@@ -545,7 +546,7 @@ mod tests {
             stats: Arc::default(),
             hold: Arc::new(Hold::new(Progress::starting_at(Offset(0)).low(), Arc::default())),
             sink: Arc::default(),
-            room_wanted: Arc::default(),
+            room: Arc::default(),
             progress: Progress::starting_at(Offset(0)),
             stop: CancellationToken::new(),
             grace: Duration::ZERO,

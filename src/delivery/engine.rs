@@ -12,10 +12,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
-use tokio::{
-    runtime,
-    sync::{Mutex, Notify},
-};
+use tokio::{runtime, sync::Mutex};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -31,12 +28,12 @@ use super::{
     retained::{self, removal},
     running::{RunningReader, RunningTrigger, Spawner},
     settings::Settings,
-    trimmer::{Figures, RoomAttempts, Trimmer},
+    trimmer::{Figures, Trimmer},
     upkeep::Upkeep,
 };
 use crate::{
     destination::Client,
-    intake::{Intake, MakeRoom},
+    intake::{Intake, MakeRoom, Shortage},
     log::{BrokerName, CheckpointKey, Checkpoints, LogError, LogProvider, Ownership},
     routing::RoutingTable,
     supervision::Supervisor,
@@ -150,17 +147,15 @@ impl Engine {
             present: ArcSwap::default(),
             deleted_triggers: deleted_triggers.clone(),
             figures: Figures::default(),
-            room: RoomAttempts::default(),
+            room: Arc::default(),
             clock: StdMutex::default(),
         });
-        let (stop, room_wanted, applied) =
-            (CancellationToken::new(), Arc::<Notify>::default(), Arc::default());
+        let (stop, applied) = (CancellationToken::new(), Arc::default());
         let upkeep = Upkeep {
             client: client.clone(),
             dead_letters: dead_letters.clone(),
             deleted_triggers: deleted_triggers.clone(),
             trimmer: trimmer.clone(),
-            room_wanted: room_wanted.clone(),
             applied: Arc::clone(&applied),
             stop: stop.clone(),
         };
@@ -176,8 +171,7 @@ impl Engine {
             checkpoints,
             client,
             options,
-            room_wanted,
-            released: trimmer.room.released(),
+            room: trimmer.room.clone(),
             tasks,
             supervisor,
             runtime: runtime.clone(),
@@ -286,7 +280,12 @@ impl Engine {
             .collect();
         views.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         let waiting = running.placement.views();
-        let holds = Holds::new(views.iter().chain(waiting.iter()).map(TriggerView::held));
+        let holds = Holds::new(
+            views
+                .iter()
+                .chain(waiting.iter())
+                .map(TriggerView::hold_on_broker),
+        );
         self.deleted_triggers.hand_over(|| {
             self.trimmer.present.store(Arc::new(holds));
             self.views.store(Arc::new(views));
@@ -342,8 +341,12 @@ pub fn broker_of_checkpoint(key: &CheckpointKey, value: &[u8]) -> Option<BrokerN
 }
 
 impl MakeRoom for Engine {
-    fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>> {
-        self.trimmer.make_room()
+    fn make_room<'a>(
+        &'a self,
+        broker: &'a BrokerName,
+        shortage: Shortage,
+    ) -> BoxFuture<'a, Result<bool, LogError>> {
+        self.trimmer.make_room(broker, shortage)
     }
 }
 

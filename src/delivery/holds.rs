@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::{position::EventPosition, progress::LowWatermarks};
+use super::{position::EventPosition, progress::LowWatermarks, room::NamespaceRoom};
 use crate::log::{BrokerName, LogBounds, Offset};
 
 /// Sentinel for "no offset".
@@ -20,18 +20,18 @@ pub struct Hold {
     low: AtomicU64,
     low_dead_letter: AtomicU64,
     first_unsettled: AtomicU64,
-    /// Incremented whenever a Trigger's watermark rises.
-    released: Arc<AtomicU64>,
+    /// Told whenever the low watermark changes.
+    room: Arc<NamespaceRoom>,
 }
 
 impl Hold {
-    /// Holds everything from `low` on. `released` is incremented whenever the hold shrinks.
-    pub(super) fn new(low: LowWatermarks, released: Arc<AtomicU64>) -> Self {
+    /// Holds everything from `low` on. `room` is told whenever the hold shrinks.
+    pub(super) fn new(low: LowWatermarks, room: Arc<NamespaceRoom>) -> Self {
         Self {
             low: AtomicU64::new(low.events.0),
             low_dead_letter: AtomicU64::new(dead_letter(low)),
             first_unsettled: AtomicU64::new(low.events.0),
-            released,
+            room,
         }
     }
 
@@ -49,7 +49,7 @@ impl Hold {
     /// Publishes the durable low watermark of a saved checkpoint.
     pub(super) fn saved(&self, low: LowWatermarks) {
         if self.low.swap(low.events.0, Relaxed) != low.events.0 {
-            self.released.fetch_add(1, Relaxed);
+            self.room.released();
         }
         self.low_dead_letter.store(dead_letter(low), Relaxed);
     }

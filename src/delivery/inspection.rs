@@ -14,14 +14,19 @@ impl Engine {
         self.views.load_full()
     }
 
-    /// The Trigger that holds most of the log: of the broker with the most bytes, the one with the lowest
-    /// watermark.
-    pub fn holds_most(&self) -> Option<TriggerView> {
+    /// The Trigger that holds most of the log, or of what a namespace stores in it: of the broker with the most bytes
+    /// held by Triggers, the one with the lowest watermark.
+    pub fn holds_most(&self, namespace: Option<&str>) -> Option<TriggerView> {
         let usage = self.logs().usage().into_iter().collect::<BTreeMap<_, _>>();
         let triggers = self.triggers();
-        let bytes = |view: &TriggerView| usage.get(view.log.name()).copied().unwrap_or_default();
+        let bytes = |view: &TriggerView| match view.held() {
+            0 => 0,
+            _ => usage.get(view.log.name()).copied().unwrap_or_default(),
+        };
         let most = triggers
             .iter()
+            .filter(|view| namespace.is_none_or(|namespace| view.namespace == namespace))
+            .filter(|view| bytes(view) > 0)
             .max_by_key(|view| (bytes(view), Reverse(view.hold.low())))?;
         Some(most.clone())
     }

@@ -52,6 +52,7 @@ mod redrive;
 mod reply;
 mod retained;
 mod retention;
+mod room;
 mod running;
 mod saver;
 mod scheduler;

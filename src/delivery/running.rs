@@ -1,10 +1,10 @@
 //! Spawns the tasks of delivery: one reader for each broker and one dispatcher for each Trigger.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::Arc;
 
 use tokio::{
     runtime,
-    sync::{Notify, mpsc, watch},
+    sync::{mpsc, watch},
     task::JoinHandle,
 };
 use tokio_util::{
@@ -21,6 +21,7 @@ use super::{
     progress::Progress,
     reader::Reader,
     redrive::Redrive,
+    room::RoomAttempts,
     settings::Settings,
 };
 use crate::{
@@ -65,10 +66,7 @@ pub(super) struct Spawner {
     pub(super) intake: Intake,
     pub(super) client: Client,
     pub(super) options: DeliveryOptions,
-    /// Notified when settling needs room in the log.
-    pub(super) room_wanted: Arc<Notify>,
-    /// Incremented when a Trigger's hold shrinks.
-    pub(super) released: Arc<AtomicU64>,
+    pub(super) room: Arc<RoomAttempts>,
     pub(super) tasks: TaskTracker,
     pub(super) supervisor: Supervisor,
     pub(super) runtime: runtime::Handle,
@@ -115,7 +113,8 @@ impl Spawner {
         let (sender, receiver) = watch::channel(settings);
         let (redrives, asked) = mpsc::channel(1);
         let (stats, sink) = (Arc::<TriggerStats>::default(), Arc::<SinkHealth>::default());
-        let hold = Arc::new(Hold::new(progress.low(), self.released.clone()));
+        let room = self.room.of(&trigger.namespace);
+        let hold = Arc::new(Hold::new(progress.low(), room.clone()));
         let inbox = Arc::new(Inbox::new(stats.clone()));
         stats.show(&progress);
         let view = TriggerView {
@@ -144,7 +143,7 @@ impl Spawner {
             stats: stats.clone(),
             hold,
             sink,
-            room_wanted: self.room_wanted.clone(),
+            room,
             memory: self.options.memory.clone(),
             progress,
             stop: self.stop.clone(),

@@ -2,7 +2,8 @@
 //! is full. Unsettled events are removed only if the operator prefers that to rejecting new events.
 
 use std::{
-    collections::BTreeMap,
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex as StdMutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -13,7 +14,6 @@ use std::{
 use arc_swap::ArcSwap;
 use futures::{StreamExt as _, future::BoxFuture};
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::Mutex;
 
 use super::{
     Retention,
@@ -22,26 +22,21 @@ use super::{
     holds::Holds,
     redrive::TakenLetters,
     retention,
+    room::{Freed, RoomAttempts},
     wall_clock::{self, WallClock},
 };
 use crate::{
-    intake::MakeRoom,
-    log::{BrokerName, Capacity, Log, LogBounds, LogError, LogName, LogProvider, Offset},
+    intake::{MakeRoom, Shortage},
+    log::{BrokerName, Capacity, Log, LogBounds, LogError, LogName, LogProvider, NamespaceShare, Offset},
     routing::BrokerPolicy,
 };
 
-/// Divisor of the log's capacity that gives the bytes freed at once when it is full.
+/// Divisor of the log's capacity, or of a namespace's share, that gives the bytes freed at once when it is full.
 const PORTION: u64 = 8;
 
 /// Pause between two trims of a full volume. The space of removed events becomes free with a delay; until then,
 /// removing more does not help.
 const VOLUME_PAUSE: Duration = Duration::from_secs(10);
-
-/// Pause after an attempt to make room that did not free enough.
-const NO_ROOM_PAUSE: Duration = Duration::from_millis(10);
-
-/// Pause after an attempt that freed nothing, if no Trigger has settled anything since.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Timeout for a new event that waits for room.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,76 +72,8 @@ pub(super) struct Trimmer {
     /// Holds for deleted Triggers.
     pub(super) deleted_triggers: Arc<DeletedTriggers>,
     pub(super) figures: Figures,
-    pub(super) room: RoomAttempts,
+    pub(super) room: Arc<RoomAttempts>,
     pub(super) clock: StdMutex<WallClock>,
-}
-
-/// Attempts to make room in the log: one at a time, with the result of the last.
-#[derive(Debug, Default)]
-pub(super) struct RoomAttempts {
-    /// Held during an attempt; contains the time of the last one made for the volume.
-    making: Mutex<Option<Instant>>,
-    last: StdMutex<RoomAttempt>,
-    /// Incremented whenever a Trigger's hold shrinks.
-    released: Arc<AtomicU64>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct RoomAttempt {
-    /// Number of attempts so far.
-    number: u64,
-    ended: Option<Instant>,
-    outcome: Freed,
-    /// [`RoomAttempts::released`] when it began.
-    released: u64,
-}
-
-/// Result of an attempt to make room.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Freed {
-    #[default]
-    Nothing,
-    /// Less than was wanted.
-    Some,
-    Enough,
-}
-
-impl RoomAttempts {
-    fn last(&self) -> RoomAttempt {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The counter that Triggers increment when their holds shrink.
-    pub(super) fn released(&self) -> Arc<AtomicU64> {
-        self.released.clone()
-    }
-
-    fn ended(&self, outcome: Freed, released: u64) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = RoomAttempt {
-            number: last.number + 1,
-            ended: Some(Instant::now()),
-            outcome,
-            released,
-        };
-    }
-}
-
-impl RoomAttempt {
-    /// Pause before the next attempt; `None` if its result would be the same.
-    fn pause(&self, released: u64) -> Option<Duration> {
-        let Some(ended) = self.ended else {
-            return Some(Duration::ZERO);
-        };
-        let pause = NO_ROOM_PAUSE.saturating_sub(ended.elapsed());
-        match self.outcome {
-            Freed::Enough => Some(Duration::ZERO),
-            Freed::Some => Some(pause),
-            // Retried occasionally even if nothing was released: the volume may have been enlarged.
-            Freed::Nothing if self.released == released && ended.elapsed() < LOOK_AGAIN => None,
-            Freed::Nothing => Some(pause),
-        }
-    }
 }
 
 /// Counters of removed events and dead letters that may still have been wanted.
@@ -177,12 +104,12 @@ impl Figures {
 }
 
 impl Trimmer {
-    /// Trims settled events by age and size, and more of them when the log is nearly full. With `room_wanted`,
-    /// a nearly full log gets room as for a waiting new event, and trimming by age is left to the regular passes.
-    pub(super) async fn trim(&self, room_wanted: bool) -> Result<(), LogError> {
+    /// Trims settled events by age and size, and more of them where a share or the log is nearly full. The namespaces
+    /// that want room get it as for a waiting new event, and trimming by age is left to the regular passes.
+    pub(super) async fn trim(&self, wanting: &[String]) -> Result<(), LogError> {
         let holds = &*self.holds();
         let now = Timestamp::now();
-        let now = (self.trusts_clock(now) && !room_wanted).then_some(now);
+        let now = (self.trusts_clock(now) && wanting.is_empty()).then_some(now);
         let trimming = self.logs.usage().into_iter().map(|(name, bytes)| async move {
             let log = self.logs.open(&name);
             let trim = async {
@@ -198,11 +125,30 @@ impl Trimmer {
             trimmed?;
         }
         // Delivered events make room for dead letters and replies, even if no new event asks for any.
-        if let Some(room) = self.logs.capacity()
-            && room.retained() > room.capacity() - room.capacity() / (2 * PORTION)
-        {
-            let mut volume = self.room.making.lock().await;
-            self.free_portion(room, &mut volume, room_wanted).await?;
+        if let Some(capacity) = self.logs.capacity() {
+            self.free_where_nearly_full(capacity, wanting).await?;
+        }
+        Ok(())
+    }
+
+    async fn free_where_nearly_full(
+        &self,
+        capacity: &dyn Capacity,
+        wanting: &[String],
+    ) -> Result<(), LogError> {
+        let is_nearly_full = |used: u64, all: u64| used > all - all / (2 * PORTION);
+        let wants = |namespace: &str| wanting.iter().any(|wanting| wanting == namespace);
+        for share in capacity.shares() {
+            let (is_full, wants) = (is_nearly_full(share.held, share.limit), wants(&share.namespace));
+            if is_full || wants {
+                let room = self.room.of(&share.namespace);
+                let _making = room.share.making.lock().await;
+                self.free_in_share(&share, is_full && wants).await?;
+            }
+        }
+        if is_nearly_full(capacity.retained(), capacity.capacity()) {
+            let mut volume = self.room.log.making.lock().await;
+            self.free_in_log(capacity, &mut volume, wanting).await?;
         }
         Ok(())
     }
@@ -312,35 +258,48 @@ impl Trimmer {
         Ok(())
     }
 
-    /// Makes room in a full log. Removes settled events of any age from the largest logs, then events held only for
-    /// deleted Triggers, and then, if so configured, the oldest events. Returns whether there may be room now.
+    /// Makes room for events of a namespace. Returns whether there may be room now.
     ///
-    /// A full log may reject thousands of events a second, and most rejections must cost no more than reading a
-    /// counter. So one attempt runs at a time, later callers wait for it, and none is made whose result would be the
-    /// same as the last one's.
-    async fn free_some(&self) -> Result<bool, LogError> {
+    /// One attempt runs at a time, later callers wait for it, and none is made whose result would be the same as the
+    /// last one's.
+    async fn free_some(&self, namespace: &str, shortage: Shortage) -> Result<bool, LogError> {
         let Some(capacity) = self.logs.capacity() else {
             return Ok(false);
         };
-        let before = self.room.last();
-        let Some(pause) = before.pause(self.room.released.load(Relaxed)) else {
+        let of_namespace = self.room.of(namespace);
+        let room = match shortage {
+            Shortage::Share => &of_namespace.share,
+            Shortage::Log => &*self.room.log,
+        };
+        let before = room.last();
+        let Some(pause) = before.pause(room.released()) else {
             return Ok(false);
         };
         let attempt = async {
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
-            let mut volume = self.room.making.lock().await;
-            let last = self.room.last();
+            let mut making = room.making.lock().await;
+            let last = room.last();
             if last.number != before.number {
                 return Ok(last.outcome != Freed::Nothing);
             }
-            let released = self.room.released.load(Relaxed);
-            let freed = self
-                .free_portion(capacity, &mut volume, true)
-                .await
-                .inspect_err(|_| self.room.ended(Freed::Nothing, released))?;
-            self.room.ended(freed, released);
+            let released = room.released();
+            let freed = match shortage {
+                Shortage::Share => {
+                    let share = share_of(capacity, namespace);
+                    match share {
+                        Some(share) => self.free_in_share(&share, true).await,
+                        None => Ok(Freed::Nothing),
+                    }
+                }
+                Shortage::Log => {
+                    self.free_in_log(capacity, &mut making, &[namespace.to_owned()])
+                        .await
+                }
+            };
+            let freed = freed.inspect_err(|_| room.ended(Freed::Nothing, released))?;
+            room.ended(freed, released);
             Ok(freed != Freed::Nothing)
         };
         tokio::time::timeout(ROOM_TIMEOUT, attempt)
@@ -348,15 +307,41 @@ impl Trimmer {
             .unwrap_or(Ok(false))
     }
 
-    async fn free_portion(
+    /// Makes room in a namespace's share. Removes its settled events of any age from its largest logs. If room is
+    /// wanted, then events held only for its deleted Triggers, and then, if so configured, its oldest events.
+    async fn free_in_share(&self, share: &NamespaceShare, room_wanted: bool) -> Result<Freed, LogError> {
+        let NamespaceShare {
+            namespace,
+            held,
+            limit,
+            ..
+        } = share;
+        let own = |broker: &BrokerName| broker.namespace() == namespace;
+        let portion = (limit / PORTION).min(held / PORTION + 1);
+        let wanted = held.saturating_sub(limit - limit / PORTION).max(portion);
+        let mut freed = self.free_settled(wanted, own).await?;
+        if room_wanted && freed < wanted {
+            freed += self.free_retained(wanted - freed, own).await?;
+        }
+        if room_wanted && freed < wanted && self.when_full == WhenFull::DropOldest {
+            freed += self.drop_oldest(wanted - freed, own).await?;
+        }
+        Ok(Freed::of(freed, wanted))
+    }
+
+    /// Makes room in a full log. Removes settled events of any age, first from the namespaces that hold most. If
+    /// namespaces want room, then events held only for deleted Triggers, and then, if so configured, the oldest
+    /// events: see [`Trimmer::drop_most_over`]. A namespace within its guaranteed part, unless it wants room, loses only
+    /// settled events.
+    async fn free_in_log(
         &self,
-        room: &dyn Capacity,
+        capacity: &dyn Capacity,
         volume: &mut Option<Instant>,
-        room_wanted: bool,
+        wanting: &[String],
     ) -> Result<Freed, LogError> {
-        let (capacity, used) = (room.capacity(), room.retained());
-        let portion = capacity / PORTION;
-        if used.saturating_add(portion / 2) < capacity {
+        let (all, used) = (capacity.capacity(), capacity.retained());
+        let portion = all / PORTION;
+        if used.saturating_add(portion / 2) < all {
             // Room was made just now, or the volume rather than the log is full.
             if volume.is_some_and(|at| at.elapsed() < VOLUME_PAUSE) {
                 return Ok(Freed::Some);
@@ -364,38 +349,87 @@ impl Trimmer {
             *volume = Some(Instant::now());
         }
         let wanted = portion.min(used / PORTION + 1);
-        let holds = self.holds();
-        let unsettled = |broker: &BrokerName, bounds| holds.unsettled(broker, bounds);
-        let mut freed = self.free(wanted, &holds, unsettled).await?;
-        if room_wanted && freed < wanted {
-            freed += self.free_retained(wanted - freed).await?;
+        let mut freed = self.free_settled(wanted, |_| true).await?;
+        if !wanting.is_empty() && freed < wanted {
+            let shares = capacity.shares();
+            let safe = shares.iter().filter(|share| share.held <= share.guaranteed);
+            let safe: BTreeSet<_> = safe.map(|share| share.namespace.as_str()).collect();
+            let may_lose = |broker: &BrokerName| {
+                let namespace = broker.namespace();
+                !safe.contains(namespace) || wanting.iter().any(|wanting| wanting == namespace)
+            };
+            freed += self.free_retained(wanted - freed, may_lose).await?;
         }
-        if room_wanted && freed < wanted && self.when_full == WhenFull::DropOldest {
-            let everything = |_: &BrokerName, bounds: LogBounds| bounds.next;
-            freed += self.free(wanted - freed, &self.holds(), everything).await?;
+        if !wanting.is_empty() && freed < wanted && self.when_full == WhenFull::DropOldest {
+            freed += self
+                .drop_most_over(capacity.shares(), wanted - freed, wanting)
+                .await?;
         }
-        Ok(match freed {
-            0 => Freed::Nothing,
-            _ if freed < wanted => Freed::Some,
-            _ => Freed::Enough,
-        })
+        Ok(Freed::of(freed, wanted))
     }
 
-    /// Expires checkpoints of deleted Triggers, the oldest first, until about `wanted` bytes of events held only
-    /// for them are gone; returns the number of bytes.
-    async fn free_retained(&self, wanted: u64) -> Result<u64, LogError> {
+    /// Drops about `wanted` bytes of the oldest events of the namespaces that exceed their shares, first of the one that
+    /// exceeds it most. If none does, of those that want room, but nothing of their guaranteed parts.
+    async fn drop_most_over(
+        &self,
+        mut shares: Vec<NamespaceShare>,
+        wanted: u64,
+        wanting: &[String],
+    ) -> Result<u64, LogError> {
+        shares.sort_by_key(|share| Reverse(share.excess()));
+        let mut freed = 0;
+        for share in shares.iter().filter(|share| share.excess() > 0) {
+            if freed < wanted {
+                let own = |broker: &BrokerName| broker.namespace() == share.namespace;
+                let most = share.excess().min(wanted - freed);
+                freed += self.drop_oldest(most, own).await?;
+            }
+        }
+        if freed == 0 {
+            shares.retain(|share| share.held > share.guaranteed && wanting.contains(&share.namespace));
+            for share in &shares {
+                let own = |broker: &BrokerName| broker.namespace() == share.namespace;
+                let most = share.held / PORTION + 1;
+                freed += self.drop_oldest(wanted.min(most), own).await?;
+            }
+        }
+        Ok(freed)
+    }
+
+    /// Expires checkpoints of deleted Triggers of some brokers, the oldest first, until about `wanted` bytes of events
+    /// held only for them are gone; returns the number of bytes.
+    async fn free_retained(
+        &self,
+        wanted: u64,
+        of: impl Fn(&BrokerName) -> bool + Copy,
+    ) -> Result<u64, LogError> {
         let present = self.present.load_full();
         let others = |broker: &BrokerName| {
             let log = self.logs.open(&LogName::Events(broker.clone()));
-            present.unsettled(broker, log.cached_bounds())
+            match of(broker) {
+                true => present.unsettled(broker, log.cached_bounds()),
+                // Others seem to hold all of its events.
+                false => Offset(0),
+            }
         };
         let mut freed = 0;
         while freed < wanted && self.deleted_triggers.discard_for_room(&others).await?.is_some() {
-            let holds = self.holds();
-            let unsettled = |broker: &BrokerName, bounds| holds.unsettled(broker, bounds);
-            freed += self.free(wanted - freed, &holds, unsettled).await?;
+            freed += self.free_settled(wanted - freed, of).await?;
         }
         Ok(freed)
+    }
+
+    /// Removes about `wanted` bytes of the oldest settled events of some brokers.
+    async fn free_settled(&self, wanted: u64, of: impl Fn(&BrokerName) -> bool) -> Result<u64, LogError> {
+        let holds = self.holds();
+        let unsettled = |broker: &BrokerName, bounds| holds.unsettled(broker, bounds);
+        self.free(wanted, of, &holds, unsettled).await
+    }
+
+    /// Removes about `wanted` bytes of the oldest events of some brokers, settled or not.
+    async fn drop_oldest(&self, wanted: u64, of: impl Fn(&BrokerName) -> bool) -> Result<u64, LogError> {
+        let everything = |_: &BrokerName, bounds: LogBounds| bounds.next;
+        self.free(wanted, of, &self.holds(), everything).await
     }
 
     /// Holds of all Triggers, including deleted ones whose checkpoints are retained.
@@ -403,17 +437,24 @@ impl Trimmer {
         self.deleted_triggers.with_retained(|| self.present.load_full())
     }
 
-    /// Removes about `wanted` bytes of the oldest events, where there are most, but nothing at or above `limit`;
-    /// returns the number of bytes.
+    /// Removes about `wanted` bytes of the oldest events of some brokers, but nothing at or above `limit`; returns the
+    /// number of bytes. Begins with the namespace that holds most, and there with the largest broker.
     async fn free(
         &self,
         wanted: u64,
+        of: impl Fn(&BrokerName) -> bool,
         holds: &Holds,
         limit: impl Fn(&BrokerName, LogBounds) -> Offset,
     ) -> Result<u64, LogError> {
         let mut usage = self.logs.usage();
-        usage.retain(|(name, _)| matches!(name, LogName::Events(_)));
-        usage.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
+        let mut held = HashMap::<_, u64>::new();
+        for (name, bytes) in &usage {
+            *held.entry(name.broker().namespace().to_owned()).or_default() += bytes;
+        }
+        usage.retain(|(name, _)| matches!(name, LogName::Events(broker) if of(broker)));
+        usage.sort_by_cached_key(|(name, bytes)| {
+            Reverse((held.get(name.broker().namespace()).copied(), *bytes))
+        });
         let mut freed = 0;
         for (name, bytes) in usage {
             if freed >= wanted {
@@ -445,16 +486,25 @@ impl Trimmer {
             tracing::warn!(
                 %broker,
                 dropped,
-                "the event log is full: dropped the oldest events before every Trigger had settled them"
+                "no room in the event log: dropped the oldest events before every Trigger had settled them"
             );
         }
     }
 }
 
 impl MakeRoom for Trimmer {
-    fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>> {
-        Box::pin(self.free_some())
+    fn make_room<'a>(
+        &'a self,
+        broker: &'a BrokerName,
+        shortage: Shortage,
+    ) -> BoxFuture<'a, Result<bool, LogError>> {
+        Box::pin(self.free_some(broker.namespace(), shortage))
     }
+}
+
+fn share_of(capacity: &dyn Capacity, namespace: &str) -> Option<NamespaceShare> {
+    let mut shares = capacity.shares().into_iter();
+    shares.find(|share| share.namespace == namespace)
 }
 
 /// First record not older than `age`; the first one of all while the wall clock is not trusted.
@@ -475,10 +525,11 @@ async fn first_within(
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::{
-        delivery::{Hold, TriggerView, progress::Progress},
+        delivery::{Hold, TriggerView, progress::Progress, room::LOOK_AGAIN},
         log::{
             Ownership,
             conformance::ByKey as _,
@@ -522,19 +573,21 @@ mod tests {
                 Duration::ZERO,
             )),
             figures: Figures::default(),
-            room: RoomAttempts::default(),
+            room: Arc::default(),
             clock: StdMutex::default(),
         }
     }
 
     fn trigger(broker: &str, room: &RoomAttempts) -> TriggerView {
+        let broker = BrokerName::from(broker);
+        let room = room.of(broker.namespace());
         TriggerView {
             uid: "u".to_owned(),
-            namespace: "shop".to_owned(),
+            namespace: broker.namespace().to_owned(),
             name: "t".to_owned(),
-            log: MemoryLogs::default().open(&LogName::Events(broker.into())),
+            log: MemoryLogs::default().open(&LogName::Events(broker)),
             stats: Arc::default(),
-            hold: Arc::new(Hold::new(Progress::starting_at(Offset(0)).low(), room.released())),
+            hold: Arc::new(Hold::new(Progress::starting_at(Offset(0)).low(), room)),
             sink: Arc::default(),
         }
     }
@@ -553,17 +606,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = open(&directory);
         // Between the trim threshold and the rejection of new events.
-        append(&*log, BROKER, 61).await.unwrap();
+        append(&*log, BROKER, 30).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::DropOldest);
         let has_settled_nothing = trigger(BROKER, &trimmer.room);
-        let holds = Holds::new([has_settled_nothing.held()].into_iter());
+        let holds = Holds::new([has_settled_nothing.hold_on_broker()].into_iter());
         trimmer.present.store(Arc::new(holds));
-        trimmer.trim(false).await.unwrap();
+        trimmer.trim(&[]).await.unwrap();
         assert_eq!(
             (log.bounds(BROKER).first, trimmer.figures.dropped()),
             (Offset(0), BTreeMap::new())
         );
-        trimmer.trim(true).await.unwrap();
+        trimmer.trim(&["shop".to_owned()]).await.unwrap();
         let first = log.bounds(BROKER).first;
         assert!(first > Offset(0), "{first}");
         assert_eq!(trimmer.figures.dropped(), [(BROKER.into(), first.0)].into());
@@ -574,45 +627,46 @@ mod tests {
     async fn rejections_share_an_attempt_to_make_room() {
         let directory = tempfile::tempdir().unwrap();
         let log = open(&directory);
-        append(&*log, BROKER, 61).await.unwrap();
+        append(&*log, BROKER, 30).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::Refuse);
         let triggers: Vec<_> = (0..10_000).map(|_| trigger(BROKER, &trimmer.room)).collect();
-        trimmer
-            .present
-            .store(Arc::new(Holds::new(triggers.iter().map(TriggerView::held))));
+        trimmer.present.store(Arc::new(Holds::new(
+            triggers.iter().map(TriggerView::hold_on_broker),
+        )));
 
-        let began = Instant::now();
+        let (broker, began) = (BROKER.into(), Instant::now());
         let rejections = 20_000;
         for _ in 0..rejections {
-            assert!(!trimmer.make_room().await.unwrap());
+            assert!(!trimmer.make_room(&broker, Shortage::Share).await.unwrap());
         }
-        let (attempts, took) = (trimmer.room.last().number, began.elapsed());
+        let (attempts, took) = (trimmer.room.of("shop").share.last().number, began.elapsed());
         let looks = took.div_duration_f64(LOOK_AGAIN);
         assert!(attempts as f64 <= looks + 1.0, "{attempts} in {took:?}");
         eprintln!("{rejections} rejections took {took:?} with {attempts} attempts");
 
         // Settled events make room at once.
-        triggers.iter().for_each(|trigger| settled_up_to(trigger, 61));
-        assert!(trimmer.make_room().await.unwrap());
-        append(&*log, BROKER, 4).await.unwrap();
+        triggers.iter().for_each(|trigger| settled_up_to(trigger, 30));
+        assert!(trimmer.make_room(&broker, Shortage::Share).await.unwrap());
+        append(&*log, BROKER, 3).await.unwrap();
     }
 
     #[tokio::test]
     async fn concurrent_callers_wait_for_the_attempt_in_progress() {
         let directory = tempfile::tempdir().unwrap();
         let log = open(&directory);
-        append(&*log, BROKER, 61).await.unwrap();
+        append(&*log, BROKER, 30).await.unwrap();
         let trimmer = trimmer(&log, WhenFull::DropOldest);
-        let holds = Holds::new([trigger(BROKER, &trimmer.room).held()].into_iter());
+        let holds = Holds::new([trigger(BROKER, &trimmer.room).hold_on_broker()].into_iter());
         trimmer.present.store(Arc::new(holds));
-        let all = (0..100).map(|_| trimmer.make_room());
+        let broker = BROKER.into();
+        let all = (0..100).map(|_| trimmer.make_room(&broker, Shortage::Share));
         for made in futures::future::join_all(all).await {
             assert!(made.unwrap());
         }
-        assert_eq!(trimmer.room.last().number, 1);
+        assert_eq!(trimmer.room.of("shop").share.last().number, 1);
         let dropped = trimmer.figures.dropped()[&BROKER.into()];
         assert!(
-            (4..=12).contains(&dropped),
+            (2..=6).contains(&dropped),
             "{dropped} were dropped for one portion"
         );
     }
@@ -630,10 +684,135 @@ mod tests {
         }
         let first = |broker| log.bounds(&format!("{broker}.dead-letters")).first;
         let taking = trimmer.dead_letters.of(&busy.into()).take(Offset(4)).await;
-        trimmer.trim(false).await.unwrap();
+        trimmer.trim(&[]).await.unwrap();
         assert_eq!((first(busy), first(other)), (Offset(4), Offset(9)));
         drop(taking);
-        trimmer.trim(false).await.unwrap();
+        trimmer.trim(&[]).await.unwrap();
         assert_eq!(first(busy), Offset(9));
+    }
+
+    /// A trimmer that drops the oldest events, of Triggers that settle nothing.
+    fn dropping(log: &Arc<dyn LogProvider>, brokers: &[&str]) -> Trimmer {
+        let trimmer = trimmer(log, WhenFull::DropOldest);
+        let triggers: Vec<_> = brokers
+            .iter()
+            .map(|broker| trigger(broker, &trimmer.room))
+            .collect();
+        let holds = Holds::new(triggers.iter().map(TriggerView::hold_on_broker));
+        trimmer.present.store(Arc::new(holds));
+        trimmer
+    }
+
+    #[tokio::test]
+    async fn room_in_a_share_is_made_of_what_its_namespace_has_settled() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        append(&*log, "bank/settled", 12).await.unwrap();
+        append(&*log, "shop/settled", 8).await.unwrap();
+        append(&*log, "shop/held", 16).await.unwrap();
+        let trimmer = trimmer(&log, WhenFull::Refuse);
+        let holds = trigger("shop/held", &trimmer.room);
+        trimmer
+            .present
+            .store(Arc::new(Holds::new([holds.hold_on_broker()].into_iter())));
+        let first = |broker: &str| log.bounds(broker).first.0;
+        let broker = "shop/held".into();
+        let mut freed = 0;
+        while trimmer.make_room(&broker, Shortage::Share).await.unwrap() {
+            assert!(first("shop/settled") > freed);
+            freed = first("shop/settled");
+        }
+        assert_eq!((freed, first("shop/held"), first("bank/settled")), (8, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn the_oldest_events_of_the_namespace_most_over_its_share_are_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        // Within half of the log, then more than what is left.
+        append(&*log, "greedy/small", 10).await.unwrap();
+        append(&*log, "greedy/large", 20).await.unwrap();
+        let many: Vec<_> = (0..15).map(|broker| format!("many/{broker}")).collect();
+        for broker in &many {
+            append(&*log, broker, 1).await.unwrap();
+        }
+        append(&*log, "few/default", 2).await.unwrap();
+        let brokers = many.iter().map(String::as_str);
+        let brokers = brokers.chain(["greedy/small", "greedy/large", "few/default"]);
+        let trimmer = dropping(&log, &brokers.collect::<Vec<_>>());
+        let (few, greedy) = ("few/default".into(), "greedy/small".into());
+        trimmer.make_room(&few, Shortage::Log).await.unwrap();
+        let dropped = trimmer.figures.dropped();
+        assert_eq!(
+            dropped.keys().map(BrokerName::as_str).collect::<Vec<_>>(),
+            ["greedy/large"]
+        );
+        assert!(
+            dropped.values().all(|events| (3..=9).contains(events)),
+            "{dropped:?}"
+        );
+        // What has no room in a share is made of that namespace's events.
+        trimmer.make_room(&greedy, Shortage::Share).await.unwrap();
+        assert_eq!(trimmer.figures.dropped().len(), 1);
+    }
+
+    #[derive(Clone, Debug)]
+    struct Post {
+        namespace: usize,
+        broker: usize,
+        bytes: usize,
+        volume_is_full: bool,
+    }
+
+    fn posts() -> impl Strategy<Value = Vec<Post>> {
+        let post = (0_usize..6, 0_usize..4, 1_usize..12_000, prop::bool::weighted(0.1)).prop_map(
+            |(namespace, broker, bytes, volume_is_full)| Post {
+                // The last of them posts a little.
+                bytes: if namespace == 5 { bytes / 300 + 1 } else { bytes },
+                namespace,
+                broker,
+                volume_is_full,
+            },
+        );
+        prop::collection::vec(post, 1..60)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn whatever_the_others_post_a_namespace_within_its_share_loses_nothing(posts in posts()) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(async {
+                let directory = tempfile::tempdir().unwrap();
+                let log = open(&directory);
+                let names: Vec<_> = (0..6).flat_map(|n| (0..4).map(move |b| format!("n{n}/b{b}"))).collect();
+                let trimmer = dropping(&log, &names.iter().map(String::as_str).collect::<Vec<_>>());
+                let firsts = |namespace: &str| -> Vec<_> {
+                    let own = names.iter().filter(|name| BrokerName::from(name.as_str()).namespace() == namespace);
+                    own.map(|name| log.bounds(name).first).collect()
+                };
+                for Post { namespace, broker, bytes, volume_is_full } in posts {
+                    let broker = BrokerName::new(&format!("n{namespace}"), &format!("b{broker}"));
+                    let events = vec![Bytes::from(vec![b'x'; bytes])];
+                    let stored = log.append(broker.as_str(), events, Timestamp::now()).await;
+                    let shares = log.capacity().unwrap().shares();
+                    let before: Vec<_> = shares.iter().map(|share| firsts(&share.namespace)).collect();
+                    let shortage = match stored.as_ref().err().and_then(Shortage::of) {
+                        None if volume_is_full => Shortage::Log,
+                        None => continue,
+                        Some(shortage) => shortage,
+                    };
+                    trimmer.make_room(&broker, shortage).await.unwrap();
+                    for (share, before) in shares.iter().zip(before) {
+                        let is_asker = share.namespace == broker.namespace();
+                        let is_within = share.held <= share.limit && !is_asker;
+                        if is_within || share.held <= share.guaranteed {
+                            assert_eq!(firsts(&share.namespace), before, "{share:?} {broker} {shortage:?}");
+                        }
+                    }
+                }
+            });
+        }
     }
 }

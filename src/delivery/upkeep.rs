@@ -9,7 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{dead_letters::DeadLetters, deleted_triggers::DeletedTriggers, trimmer::Trimmer};
@@ -26,8 +25,6 @@ pub(super) struct Upkeep {
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) deleted_triggers: Arc<DeletedTriggers>,
     pub(super) trimmer: Arc<Trimmer>,
-    /// Notified when settling needs room.
-    pub(super) room_wanted: Arc<Notify>,
     /// Whether a routing table was ever applied. Before that it is unknown which events are wanted.
     pub(super) applied: Arc<AtomicBool>,
     pub(super) stop: CancellationToken,
@@ -39,26 +36,26 @@ impl Upkeep {
         let mut regularly = tokio::time::interval(TRIM_EVERY);
         regularly.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let room_wanted = tokio::select! {
-                _ = regularly.tick() => false,
-                () = self.room_wanted.notified() => {
+            let wanting = tokio::select! {
+                _ = regularly.tick() => Vec::new(),
+                () = self.trimmer.room.is_wanted() => {
                     tokio::time::sleep(TRIM_AT_ONCE).await;
-                    true
+                    self.trimmer.room.take_wanted()
                 }
                 () = self.stop.cancelled() => return,
             };
             self.log_suppressed(Instant::now());
             if self.applied.load(Relaxed) {
-                self.trim(room_wanted).await;
+                self.trim(&wanting).await;
             }
         }
     }
 
-    async fn trim(&self, room_wanted: bool) {
+    async fn trim(&self, wanting: &[String]) {
         if let Err(error) = self.deleted_triggers.tick().await {
             tracing::error!(%error, "cannot update the checkpoints of deleted Triggers; retrying");
         }
-        if let Err(error) = self.trimmer.trim(room_wanted).await {
+        if let Err(error) = self.trimmer.trim(wanting).await {
             tracing::error!(%error, "cannot trim the event log; retrying");
         }
     }

@@ -31,8 +31,14 @@ impl TriggerView {
     }
 
     /// Its hold, with the broker whose logs it holds.
-    pub(super) fn held(&self) -> (&BrokerName, &Arc<Hold>) {
+    pub(super) fn hold_on_broker(&self) -> (&BrokerName, &Arc<Hold>) {
         (self.broker(), &self.hold)
+    }
+
+    /// Number of events that the log retains for the Trigger: from its first unsettled one on, as last saved.
+    pub fn held(&self) -> u64 {
+        let bounds = self.log.cached_bounds();
+        bounds.next.0.saturating_sub(self.hold.low().max(bounds.first).0)
     }
 
     /// Approximate number of events of its broker that the Trigger has not evaluated yet. If the broker has several

@@ -17,13 +17,37 @@ use crate::log::{Append, BrokerName, LogError, LogName, LogProvider, Offset};
 /// Number of events of a batch after which encoding yields to other tasks.
 const EVENTS_AT_ONCE: usize = 256;
 
+/// What has no room for new events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// The logs as a whole, or their volume.
+    Log,
+    /// The namespace's share of the logs.
+    Share,
+}
+
+impl Shortage {
+    /// The shortage that an error reports, if it is one.
+    pub fn of(error: &LogError) -> Option<Self> {
+        match error {
+            LogError::Full(_) => Some(Self::Log),
+            LogError::Quota(_) => Some(Self::Share),
+            _ => None,
+        }
+    }
+}
+
 /// Makes room in full logs.
 pub trait MakeRoom: Send + Sync {
-    /// Removes records. Returns whether there may be room now.
+    /// Removes records, so that events of `broker` can be stored. Returns whether there may be room now.
     ///
     /// # Errors
     /// Fails when the log fails.
-    fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>>;
+    fn make_room<'a>(
+        &'a self,
+        broker: &'a BrokerName,
+        shortage: Shortage,
+    ) -> BoxFuture<'a, Result<bool, LogError>>;
 }
 
 /// Stores events. Clones share everything.
@@ -66,7 +90,7 @@ impl Intake {
                 accepted,
             })
         };
-        self.with_room(append).await
+        self.with_room(broker, append).await
     }
 
     /// Stores a new event that another router may store as well: see
@@ -89,22 +113,23 @@ impl Intake {
             };
             log.append_once(id, append)
         };
-        self.with_room(append).await
+        self.with_room(broker, append).await
     }
 
     async fn with_room<'a>(
         &self,
+        broker: &BrokerName,
         append: impl Fn() -> BoxFuture<'a, Result<Offset, LogError>>,
     ) -> Result<Offset, LogError> {
         let appended = append().await;
-        if !matches!(appended, Err(LogError::Full(_))) {
+        let Some(shortage) = appended.as_ref().err().and_then(Shortage::of) else {
             return appended;
-        }
-        match self.room.make_room().await {
+        };
+        match self.room.make_room(broker, shortage).await {
             Ok(true) => append().await,
             Ok(false) => appended,
             Err(error @ LogError::Failed(_)) => Err(error),
-            // Already logged where it happened; the events are rejected because the log is full.
+            // Already logged where it happened; the events are rejected for want of room.
             Err(_) => appended,
         }
     }
@@ -159,7 +184,11 @@ impl Intake {
     pub(crate) fn without_room(logs: Arc<dyn LogProvider>) -> Self {
         struct NoRoom;
         impl MakeRoom for NoRoom {
-            fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>> {
+            fn make_room<'a>(
+                &'a self,
+                _: &'a BrokerName,
+                _: Shortage,
+            ) -> BoxFuture<'a, Result<bool, LogError>> {
                 Box::pin(async { Ok(false) })
             }
         }
@@ -202,7 +231,7 @@ mod tests {
     }
 
     impl MakeRoom for TestRoom {
-        fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>> {
+        fn make_room<'a>(&'a self, _: &'a BrokerName, _: Shortage) -> BoxFuture<'a, Result<bool, LogError>> {
             self.asked.fetch_add(1, Relaxed);
             self.made.store(self.has_some, Relaxed);
             Box::pin(async { Ok(self.has_some) })

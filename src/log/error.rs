@@ -8,6 +8,9 @@ pub enum LogError {
     /// There is no room until records are removed.
     #[error("the event log is full: {0}")]
     Full(String),
+    /// There is no room for this namespace until records of its own are removed.
+    #[error("no room in the event log: {0}")]
+    Quota(String),
     /// A limit of the log is reached that removing records does not change.
     #[error("a limit of the event log is reached: {0}")]
     Limit(String),

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::{
     Append, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Epoch, Log, LogBounds, LogError,
-    LogHealth, LogName, LogProvider, LogRecord, Offset, Ownership, Partition, ReadLimit,
+    LogHealth, LogName, LogProvider, LogRecord, NamespaceShare, Offset, Ownership, Partition, ReadLimit,
 };
 
 /// An operation that a [`Fault`] may prevent.
@@ -151,6 +151,20 @@ impl Capacity for MemoryLogs {
 
     fn retained(&self) -> u64 {
         self.usage().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn shares(&self) -> Vec<NamespaceShare> {
+        let mut held = BTreeMap::<_, u64>::new();
+        for (log, bytes) in self.usage() {
+            *held.entry(log.broker().namespace().to_owned()).or_default() += bytes;
+        }
+        let share = |(namespace, held)| NamespaceShare {
+            namespace,
+            held,
+            limit: u64::MAX,
+            guaranteed: u64::MAX,
+        };
+        held.into_iter().map(share).collect()
     }
 
     fn append_to_settle<'a>(

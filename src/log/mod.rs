@@ -144,8 +144,8 @@ pub trait Log: Send + Sync + 'static {
     /// durable. Concurrent calls share one fsync.
     ///
     /// # Errors
-    /// [`LogError::Full`] if there is no room (nothing was stored; later calls may succeed); [`LogError::TooLarge`] and
-    /// [`LogError::Limit`]
+    /// [`LogError::Full`] and [`LogError::Quota`] if there is no room (nothing was stored; later calls may succeed);
+    /// [`LogError::TooLarge`] and [`LogError::Limit`]
     /// if it exceeds what the log can ever take; [`LogError::Unavailable`] if the log is unavailable (the records
     /// may have been stored); [`LogError::Failed`] if the storage failed: it is not used again, and the process
     /// has to exit.
@@ -210,6 +210,27 @@ impl fmt::Debug for dyn Log {
     }
 }
 
+/// What a namespace holds of the logs, and how much it may hold. All in bytes of payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceShare {
+    /// Name of the namespace.
+    pub namespace: String,
+    /// Events and dead letters of all its brokers.
+    pub held: u64,
+    /// Size at which new events are rejected. It depends on what other namespaces hold; at least `guaranteed`, if there are
+    /// not too many namespaces.
+    pub limit: u64,
+    /// What a namespace may hold whatever the others hold.
+    pub guaranteed: u64,
+}
+
+impl NamespaceShare {
+    /// Bytes beyond the limit.
+    pub fn excess(&self) -> u64 {
+        self.held.saturating_sub(self.limit.max(self.guaranteed))
+    }
+}
+
 /// The capacity that all logs of a provider share, with a reserve for settling stored events.
 pub trait Capacity: Send + Sync {
     /// Bytes of retained payloads at which the logs are full.
@@ -217,6 +238,9 @@ pub trait Capacity: Send + Sync {
 
     /// Bytes of the payloads that all logs retain.
     fn retained(&self) -> u64;
+
+    /// The shares of namespaces that hold anything.
+    fn shares(&self) -> Vec<NamespaceShare>;
 
     /// Appends what settles an event: a dead letter or a reply. Unlike [`Log::append`] it may use the reserve, so
     /// that full logs can still be emptied.

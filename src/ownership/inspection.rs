@@ -24,9 +24,10 @@ impl Shards {
         self.of_each(|engine| Vec::clone(&engine.triggers()))
     }
 
-    /// The Trigger that holds most of the log, as [`Engine::holds_most`] of the shard with the largest broker.
-    pub fn holds_most(&self) -> Option<TriggerView> {
-        let most = self.of_each(|engine| engine.holds_most().into_iter().collect());
+    /// The Trigger that holds most of the log, or of what a namespace stores in it, as [`Engine::holds_most`] of the
+    /// shard with the largest broker.
+    pub fn holds_most(&self, namespace: Option<&str>) -> Option<TriggerView> {
+        let most = self.of_each(|engine| engine.holds_most(namespace).into_iter().collect());
         most.into_iter().max_by_key(|view| view.log.retained())
     }
 

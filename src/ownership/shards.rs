@@ -17,7 +17,7 @@ use super::{applied, logs::ShardLogs, past::PastCounts};
 use crate::{
     delivery::{DeliveryOptions, Engine, EngineError},
     destination::Client,
-    intake::{Intake, MakeRoom},
+    intake::{Intake, MakeRoom, Shortage},
     log::{
         BrokerName, CheckpointKey, LogError, LogProvider, Ownership, Partition, Shard,
         jetstream::{JetStreamLog, Membership, SHARDS, Seen},
@@ -554,11 +554,15 @@ impl Owned {
 }
 
 impl MakeRoom for Owned {
-    fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>> {
-        Box::pin(async {
+    fn make_room<'a>(
+        &'a self,
+        broker: &'a BrokerName,
+        shortage: Shortage,
+    ) -> BoxFuture<'a, Result<bool, LogError>> {
+        Box::pin(async move {
             let mut is_made = false;
             for owned in self.0.load_full().values() {
-                is_made |= owned.engine.make_room().await?;
+                is_made |= owned.engine.make_room(broker, shortage).await?;
             }
             Ok(is_made)
         })

@@ -1,6 +1,6 @@
 //! Compiles Brokers: the settings of brokers. Pure.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use super::{
     diagnosis::{BrokerDiagnosis, ResourceId},
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     api,
-    routing::{self, Bounds, BrokerPolicy, broker_key},
+    routing::{self, Bounds, BrokerPolicy, Quota, broker_key},
 };
 
 /// Maximum length of a broker's name, which is a DNS label.
@@ -33,6 +33,7 @@ const UNITS: [(&str, u64); 9] = [
 pub(super) fn compile(
     subject: ResourceId,
     spec: &api::BrokerSpec,
+    limits: Quota,
     check: Option<&ProducerCheck>,
     bounds: &mut Bounds,
 ) -> (Option<BrokerPolicy>, BrokerDiagnosis) {
@@ -43,8 +44,15 @@ pub(super) fn compile(
     };
     let (policy, valid) = match (policy(&subject, spec), producers) {
         (Ok(policy), Ok(producers)) => {
-            let valid = accepts(&broker, producers.as_deref(), check);
-            (Some(BrokerPolicy { producers, ..policy }), valid)
+            let mut valid = accepts(&broker, producers.as_deref(), check);
+            valid.message.push_str(&lowered(policy.quota, limits));
+            let quota = policy.quota.within(limits);
+            let policy = BrokerPolicy {
+                producers,
+                quota,
+                ..policy
+            };
+            (Some(policy), valid)
         }
         (Err(finding), Ok(None)) => (None, finding),
         (Err(finding), Ok(producers)) => (Some(only_producers(&subject, producers)), finding),
@@ -93,6 +101,7 @@ fn only_producers(subject: &ResourceId, producers: Option<Vec<routing::Producer>
         retention_bytes: None,
         partitions: None,
         producers,
+        quota: Quota::default(),
     }
 }
 
@@ -101,7 +110,12 @@ fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, 
         retention,
         partitions,
         producers: _,
+        quota,
     } = spec;
+    let api::BrokerQuota {
+        events_per_second,
+        event_size,
+    } = quota.clone().unwrap_or_default();
     let api::BrokerRetention { age, size } = retention.clone().unwrap_or_default();
     if subject.name.len() > MAX_NAME || subject.name.contains('.') {
         return Err(Finding::bad(
@@ -113,11 +127,10 @@ fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, 
             ),
         ));
     }
-    let retention_bytes = size.as_deref().map(|size| {
-        bytes(size).ok_or_else(|| {
-            let message =
-                format!("spec.retention.size: {size:?} is not a size; use for example 512Mi or 10Gi");
-            Finding::bad("InvalidSize", message)
+    let events_per_second = events_per_second.map(|events| {
+        NonZeroU32::new(events).ok_or_else(|| {
+            let message = "spec.quota.eventsPerSecond: must be at least 1";
+            Finding::bad("InvalidQuota", message)
         })
     });
     Ok(BrokerPolicy {
@@ -126,10 +139,41 @@ fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, 
         name: subject.name.clone(),
         generation: subject.generation,
         retention_age: age.map(Duration::from),
-        retention_bytes: retention_bytes.transpose()?,
+        retention_bytes: optional_bytes("spec.retention.size", size.as_deref())?,
         partitions: *partitions,
         producers: None,
+        quota: Quota {
+            events_per_second: events_per_second.transpose()?,
+            event_size: optional_bytes("spec.quota.eventSize", event_size.as_deref())?,
+        },
     })
+}
+
+/// What to say of a quota that exceeds the installation's limits.
+fn lowered(wanted: Quota, limits: Quota) -> String {
+    let held = wanted.within(limits);
+    let mut lowered = String::new();
+    if let (Some(wanted), Some(held)) = (wanted.events_per_second, held.events_per_second)
+        && held < wanted
+    {
+        lowered += &format!("; spec.quota.eventsPerSecond: the installation's limit of {held} holds");
+    }
+    if let (Some(wanted), Some(held)) = (wanted.event_size, held.event_size)
+        && held < wanted
+    {
+        lowered += &format!("; spec.quota.eventSize: the installation's limit of {held} bytes holds");
+    }
+    lowered
+}
+
+fn optional_bytes(field: &str, size: Option<&str>) -> Result<Option<u64>, Finding> {
+    let parsed = size.map(|size| {
+        bytes(size).ok_or_else(|| {
+            let message = format!("{field}: {size:?} is not a size; use for example 512Mi or 10Gi");
+            Finding::bad("InvalidSize", message)
+        })
+    });
+    parsed.transpose()
 }
 
 /// Parses a size in the format of Kubernetes quantities.
@@ -184,6 +228,7 @@ mod tests {
             }),
             partitions: Some(4),
             producers: None,
+            quota: None,
         };
         for (name, size, reason) in [
             ("orders", "1Gi", "Ready"),
@@ -191,9 +236,75 @@ mod tests {
             ("my.orders", "1Gi", "InvalidName"),
             (&"o".repeat(64), "1Gi", "InvalidName"),
         ] {
-            let (policy, diagnosis) = compile(subject(name), &spec(size), None, &mut Bounds::default());
+            let (policy, diagnosis) = compile(
+                subject(name),
+                &spec(size),
+                Quota::default(),
+                None,
+                &mut Bounds::default(),
+            );
             assert_eq!(diagnosis.valid.reason, reason, "{name} {size}");
             assert_eq!(policy.is_some(), reason == "Ready");
+        }
+    }
+
+    #[test]
+    fn the_installations_limits_hold_and_are_said() {
+        let subject = ResourceId {
+            uid: "u".into(),
+            namespace: "shop".into(),
+            name: "orders".into(),
+            generation: 1,
+        };
+        let quota = |events, event_size| Quota {
+            events_per_second: NonZeroU32::new(events),
+            event_size,
+        };
+        let limits = quota(100, Some(1024));
+        for (events_per_second, event_size, expected, said) in [
+            (None, None, limits, "accepted for broker shop/orders"),
+            (
+                Some(50),
+                Some("512"),
+                quota(50, Some(512)),
+                "accepted for broker shop/orders",
+            ),
+            (
+                Some(500),
+                None,
+                limits,
+                "eventsPerSecond: the installation's limit of 100 holds",
+            ),
+            (
+                None,
+                Some("1Mi"),
+                limits,
+                "eventSize: the installation's limit of 1024 bytes holds",
+            ),
+            (Some(0), None, Quota::default(), "must be at least 1"),
+            (
+                None,
+                Some("1MB"),
+                Quota::default(),
+                "spec.quota.eventSize: \"1MB\" is not a size",
+            ),
+        ] {
+            let spec = api::BrokerSpec {
+                retention: None,
+                partitions: None,
+                quota: Some(api::BrokerQuota {
+                    events_per_second,
+                    event_size: event_size.map(str::to_owned),
+                }),
+            };
+            let (policy, diagnosis) = compile(subject.clone(), &spec, limits, None, &mut Bounds::default());
+            let message = diagnosis.valid.message;
+            assert!(message.contains(said), "{message}");
+            assert_eq!(
+                policy.map(|policy| policy.quota).unwrap_or_default(),
+                expected,
+                "{said}"
+            );
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     api::{self, DeliverySpec},
     routing::{
-        self, Authorities, AuthoritiesDigest, Bounds, Broker, Configuration, Delivery, HttpEndpoint,
+        self, Authorities, AuthoritiesDigest, Bounds, Broker, Configuration, Delivery, HttpEndpoint, Quota,
         broker_key,
     },
     trust,
@@ -34,8 +34,9 @@ pub struct CompileOutcome {
 
 /// Computes routing. The result does not depend on the order of the resources.
 ///
-/// `cluster_domain` is the suffix after `.svc.` in names of Services, usually `cluster.local`.
-pub fn compile(observed: &Observed, cluster_domain: &str) -> CompileOutcome {
+/// `cluster_domain` is the suffix after `.svc.` in names of Services, usually `cluster.local`. `limits` are the
+/// installation's, which no Broker's quota exceeds.
+pub fn compile(observed: &Observed, cluster_domain: &str, limits: Quota) -> CompileOutcome {
     let resolver = Resolver::new(observed, cluster_domain);
     let mut outcome = CompileOutcome::default();
     let CompileOutcome {
@@ -47,6 +48,7 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> CompileOutcome {
         .iter()
         .map(|namespace| namespace.name.clone())
         .collect();
+    configuration.quota = limits;
     configuration.unread.clone_from(&observed.unread_triggers);
     // Oldest first, so that new Triggers do not displace working ones.
     let mut triggers: Vec<_> = observed.triggers.iter().collect();
@@ -70,8 +72,13 @@ pub fn compile(observed: &Observed, cluster_domain: &str) -> CompileOutcome {
     }
     for broker in &observed.brokers {
         let Some(subject) = subject(broker) else { continue };
-        let (policy, diagnosis) =
-            brokers::compile(subject, &broker.spec, observed.producers.as_ref(), &mut bounds);
+        let (policy, diagnosis) = brokers::compile(
+            subject,
+            &broker.spec,
+            limits,
+            observed.producers.as_ref(),
+            &mut bounds,
+        );
         configuration.policies.extend(policy);
         diagnoses.brokers.push(diagnosis);
     }

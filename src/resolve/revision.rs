@@ -14,6 +14,7 @@ pub(super) fn of(configuration: &Configuration) -> Revision {
         // Brokers, Triggers and Sources name them.
         brokers: _,
         policies,
+        quota,
         triggers,
         sources,
         // Triggers reference them by digest.
@@ -26,7 +27,9 @@ pub(super) fn of(configuration: &Configuration) -> Revision {
     let triggers: Vec<_> = triggers.iter().map(routing::Trigger::without_secrets).collect();
     Revision(format!(
         "{:016x}",
-        fingerprint(&(namespaces, policies, producers, closed, triggers, sources, unread))
+        fingerprint(&(
+            namespaces, policies, quota, producers, closed, triggers, sources, unread
+        ))
     ))
 }
 

@@ -11,7 +11,9 @@ use super::{
 };
 use crate::{
     api,
-    routing::{self, BackoffPolicy, Configuration, ContentMode, Header, HttpEndpoint, Ordering, Start},
+    routing::{
+        self, BackoffPolicy, Configuration, ContentMode, Header, HttpEndpoint, Ordering, Quota, Start,
+    },
 };
 
 const DOMAIN: &str = "cluster.local";
@@ -119,7 +121,7 @@ fn cluster() -> Observed {
 fn with_trigger(spec: Value) -> (CompileOutcome, TriggerDiagnosis) {
     let mut observed = cluster();
     observed.triggers.push(trigger("t", spec));
-    let outcome = compile(&observed, DOMAIN);
+    let outcome = compile(&observed, DOMAIN, Quota::default());
     let diagnosis = outcome.diagnoses.triggers[0].clone();
     (outcome, diagnosis)
 }
@@ -324,7 +326,7 @@ fn dead_letter_sink_is_resolved_relative_to_its_owner() {
         observed.sinks.push(resource("Sink", "other", "target", sink));
         let spec = json!({"sink": {"ref": {"name": "target", "namespace": "other"}}, "delivery": own});
         observed.triggers.push(trigger("t", spec.clone()));
-        let outcome = compile(&observed, DOMAIN);
+        let outcome = compile(&observed, DOMAIN, Quota::default());
         let route = &outcome.configuration.triggers[0];
         assert!(
             route.destination.is_some(),
@@ -356,7 +358,7 @@ fn sink_without_service_keeps_its_delivery_settings() {
     observed.sinks.push(resource("Sink", "shop", "target", sink));
     let spec = json!({"sink": {"ref": {"name": "target"}}});
     observed.triggers.push(trigger("t", spec));
-    let outcome = compile(&observed, DOMAIN);
+    let outcome = compile(&observed, DOMAIN, Quota::default());
     let route = &outcome.configuration.triggers[0];
     assert_eq!(route.destination, None);
     assert_eq!(route.delivery.ordering, Ordering::ByKey);
@@ -441,7 +443,7 @@ fn compiles_sources() {
         observed
             .sources
             .push(resource("Source", "shop", "s", json!({"cron": cron})));
-        compile(&observed, DOMAIN)
+        compile(&observed, DOMAIN, Quota::default())
     };
     let good = cron(json!({"timeZone": "Europe/Berlin", "data": {"json": "{}"}, "extensions": {"x": "1"}}));
     let crate::routing::SourceKind::Cron(cron_of_route) = &good.configuration.sources[0].kind;
@@ -485,7 +487,7 @@ fn ignores_resources_being_deleted() {
         "2026-01-01T00:00:00Z".parse().unwrap(),
     ));
     observed.triggers.push(leaving);
-    let outcome = compile(&observed, DOMAIN);
+    let outcome = compile(&observed, DOMAIN, Quota::default());
     assert!(outcome.configuration.triggers.is_empty() && outcome.diagnoses.triggers.is_empty());
 }
 
@@ -512,9 +514,9 @@ proptest! {
     ) {
         let mut sorted = triggers.clone();
         sorted.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
-        let expected = compile(&Observed { triggers: sorted, ..cluster() }, DOMAIN);
+        let expected = compile(&Observed { triggers: sorted, ..cluster() }, DOMAIN, Quota::default());
         let observed = Observed { triggers, sinks, services, namespaces, ..Observed::default() };
-        prop_assert_eq!(compile(&observed, DOMAIN), expected);
+        prop_assert_eq!(compile(&observed, DOMAIN, Quota::default()), expected);
     }
 }
 
@@ -551,7 +553,7 @@ fn with_sink(spec: Value, state: Option<SecretState>) -> CompileOutcome {
     observed
         .triggers
         .push(trigger("t", json!({"sink": {"ref": {"name": "asking"}}})));
-    compile(&observed, DOMAIN)
+    compile(&observed, DOMAIN, Quota::default())
 }
 
 fn reason_of_sink(outcome: &CompileOutcome) -> (&'static str, String) {
@@ -822,7 +824,7 @@ fn deduplicates_authorities() {
             });
             observed.triggers.push(trigger(name, spec));
         }
-        compile(&observed, DOMAIN).configuration
+        compile(&observed, DOMAIN, Quota::default()).configuration
     };
     let (first, second) = (pem(), pem());
     let found = configuration(&first);
@@ -863,12 +865,15 @@ fn dead_letter_sink_uses_its_own_credentials() {
             looked_for: None,
         };
         observed.secrets = [(name.clone(), state)].into();
-        let configuration = compile(&observed, DOMAIN).configuration;
+        let configuration = compile(&observed, DOMAIN, Quota::default()).configuration;
         let graves = endpoint(&configuration.triggers[0].delivery.dead_letter_sink);
         assert_eq!(graves.headers[0].value.reveal(), "Bearer x");
         configuration.revision
     };
     assert_ne!(revision("v1"), revision("v2"));
-    let diagnosis = compile(&observed, DOMAIN).diagnoses.triggers.remove(0);
+    let diagnosis = compile(&observed, DOMAIN, Quota::default())
+        .diagnoses
+        .triggers
+        .remove(0);
     assert_eq!(diagnosis.dead_letter_sink.unwrap().reason, "SecretAwaited");
 }

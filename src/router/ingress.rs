@@ -19,16 +19,18 @@ use jiff::Timestamp;
 
 use super::{
     body::{self, Bodies, Sender},
-    metrics::IngressMetrics,
-    problem::Problem,
+    metrics::{ExceededLimit, IngressMetrics},
+    over_quota::RejectedLately,
+    problem::{Problem, QUOTA},
+    quotas::{self, Quotas},
 };
 use crate::{
     access::{Access, Permit, Refusal},
     cloudevents::{Event, TraceContext, read_http_each},
-    intake::{self, Beyond, Descendants, Intake},
+    intake::{self, Beyond, Descendants, Intake, Shortage},
     log::{BrokerName, LogError},
     ownership::Shards,
-    routing::{RoutingTable, broker_key},
+    routing::{Quota, RoutingTable, broker_key},
     server::Peer,
     telemetry::{Burst, Receiver, Tracer},
 };
@@ -47,6 +49,10 @@ pub(super) struct Ingress {
     /// Limits the log lines about events rejected by a full log.
     pub(super) refusals: Mutex<Burst>,
     pub(super) descendants: Descendants,
+    /// Rates of the brokers that have a quota.
+    pub(super) quotas: Arc<Quotas>,
+    /// Brokers whose producers were rejected because their namespace's share of the log is used up.
+    pub(super) over_quota: Arc<RejectedLately>,
     /// Limits the log lines about loops.
     pub(super) loops: Mutex<Burst>,
     /// Limits the log lines about requests that only the audit lets pass.
@@ -76,16 +82,23 @@ async fn receive(
     let accepted = ingress
         .accept(&namespace, &broker, parts, body, &mut receiver)
         .await;
+    let exists = || ingress.check_broker(&namespace, &broker).is_ok();
+    let key = broker_key(&namespace, &broker);
     let (response, reason) = match accepted {
         Ok(count) => {
-            let exists = || ingress.check_broker(&namespace, &broker).is_ok();
-            let broker = broker_key(&namespace, &broker);
-            ingress.metrics.accepted(&broker, exists, count, began.elapsed());
+            ingress.metrics.accepted(&key, exists, count, began.elapsed());
             (StatusCode::ACCEPTED.into_response(), None)
         }
         Err(problem) => {
             let reason = problem.reason();
             ingress.metrics.rejected(reason);
+            if reason == QUOTA {
+                let limit = ExceededLimit::of(problem.status());
+                ingress.metrics.over_quota(&key, limit, exists);
+                if limit == ExceededLimit::Share {
+                    ingress.over_quota.note(&key, Instant::now());
+                }
+            }
             (problem.into_response(), Some(reason))
         }
     };
@@ -115,6 +128,10 @@ impl Ingress {
         let broker = broker_key(namespace, broker);
         let unread = read_http_each(&parts.headers, body.bytes.clone())?;
         let (is_batch, count) = (unread.is_batch(), unread.len());
+        let quota = self.quota_of(&broker);
+        if let Some(per_second) = quota.events_per_second {
+            self.quotas.count(&broker, per_second, count, Instant::now())?;
+        }
         let mut room = match is_batch {
             true => Some(self.bodies.room_for(&sender, body.bytes.len(), count).await?),
             false => None,
@@ -151,6 +168,9 @@ impl Ingress {
         }
         if records.is_empty() {
             return Ok(0);
+        }
+        if let Some(largest) = quota.event_size {
+            quotas::check_sizes(&broker, largest, &records)?;
         }
         self.store(&broker, &records).await?;
         admission.keep();
@@ -210,16 +230,20 @@ impl Ingress {
     async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), LogError> {
         let name = BrokerName::from(broker);
         let appended = self.intake.accept(&name, records, Timestamp::now()).await;
-        if let Err(error @ (LogError::Full(_) | LogError::Limit(_))) = &appended {
+        if let Err(error @ (LogError::Full(_) | LogError::Quota(_) | LogError::Limit(_))) = &appended {
             self.tell_refusal(broker, error);
         }
         appended.map(|_| ())
     }
 
-    /// The Trigger that holds most of a full log. For the operator only: it may be another namespace's.
-    fn held_by(&self, error: &LogError) -> Option<String> {
-        let is_full = matches!(error, LogError::Full(_));
-        let most = is_full.then(|| self.shards.holds_most()).flatten()?;
+    /// The Trigger that holds most of what has no room: of a full log, which may be another namespace's, or of the
+    /// broker's namespace. For the operator only.
+    fn held_by(&self, broker: &str, error: &LogError) -> Option<String> {
+        let broker = BrokerName::from(broker);
+        let most = match Shortage::of(error)? {
+            Shortage::Log => self.shards.holds_most(None),
+            Shortage::Share => self.shards.holds_most(Some(broker.namespace())),
+        }?;
         Some(format!("{}/{}", most.namespace, most.name))
     }
 
@@ -243,9 +267,17 @@ impl Ingress {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(admitted) = refusals.admit(Instant::now()) {
             let held_back = admitted.held_back;
-            let held_by = self.held_by(error);
+            let held_by = self.held_by(broker, error);
             tracing::warn!(broker, %error, held_by, held_back, "events are rejected with 507");
         }
+    }
+
+    fn quota_of(&self, broker: &str) -> Quota {
+        let table = self.table.load();
+        table
+            .as_ref()
+            .map(|table| table.quota_of(broker))
+            .unwrap_or_default()
     }
 
     fn check_broker(&self, namespace: &str, broker: &str) -> Result<(), Problem> {

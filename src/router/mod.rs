@@ -18,7 +18,9 @@ mod ingress_servers;
 mod metrics;
 mod operator;
 mod options;
+mod over_quota;
 mod problem;
+mod quotas;
 mod router_log;
 mod saved;
 mod sink_report;
@@ -149,6 +151,8 @@ pub async fn run(
         sockets_to_sinks,
         "file descriptors are divided"
     );
+    let quotas = Arc::<quotas::Quotas>::default();
+    let over_quota = Arc::<over_quota::RejectedLately>::default();
     let ingress = ingress::Ingress {
         intake: shards.intake(),
         shards: shards.clone(),
@@ -158,6 +162,8 @@ pub async fn run(
         bodies: Bodies::new(options.max_body, requests.clone()),
         tracer: options.tracer,
         refusals: Mutex::default(),
+        over_quota: over_quota.clone(),
+        quotas: quotas.clone(),
         descendants,
         loops: Mutex::default(),
         audited: Mutex::default(),
@@ -180,6 +186,7 @@ pub async fn run(
         services: options.services,
         configuration: metrics.configuration.clone(),
         ingress: metrics.ingress.clone(),
+        quotas,
         undecodable: Arc::default(),
         unacknowledged: None,
         applied,
@@ -236,6 +243,7 @@ pub async fn run(
         shards.clone(),
         table_of_report,
         applier.undecodable.clone(),
+        over_quota,
         sinks,
         stop_ingress.clone(),
     );
@@ -309,6 +317,7 @@ struct Applier {
     services: BTreeMap<ServiceName, http::Uri>,
     configuration: metrics::ConfigurationInfo,
     ingress: Arc<metrics::IngressMetrics>,
+    quotas: Arc<quotas::Quotas>,
     /// UIDs of the items of the applied configuration that cannot be decoded, for the report to the controller.
     undecodable: Arc<ArcSwap<Vec<String>>>,
     /// Applied revision that other routers may not have applied yet.
@@ -430,6 +439,8 @@ impl Applier {
             .retain(|namespace, broker| table.has_broker(namespace, broker));
         // First: a broker that is new in the table may have producers of its own.
         self.access.store(Arc::new(access));
+        self.quotas
+            .retain(|broker| table.quota_of(broker).events_per_second.is_some());
         self.table.store(Some(table));
         self.configuration.applied(&revision.0);
         tracing::info!(revision = revision.0, "routing configuration applied");

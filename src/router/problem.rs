@@ -11,6 +11,9 @@ use crate::{
     log::LogError,
 };
 
+/// Reason of the problems of a tenant that has used up what it may.
+pub(super) const QUOTA: &str = "quota";
+
 /// An error response that says what is wrong and what to do.
 #[derive(Debug, Serialize)]
 pub(super) struct Problem {
@@ -25,8 +28,9 @@ pub(super) struct Problem {
     /// Index of the event in its batch, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<usize>,
+    /// Seconds after which the request may be retried.
     #[serde(skip)]
-    retry: bool,
+    retry_after: Option<u32>,
 }
 
 fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
@@ -47,13 +51,18 @@ impl Problem {
             detail: detail.into(),
             attribute: None,
             index: None,
-            retry: false,
+            retry_after: None,
         }
     }
 
     /// Marks the request as retryable.
-    pub(super) fn try_again(mut self) -> Self {
-        self.retry = true;
+    pub(super) fn try_again(self) -> Self {
+        self.try_again_after(1)
+    }
+
+    /// Marks the request as retryable after some seconds.
+    pub(super) fn try_again_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
         self
     }
 
@@ -66,6 +75,11 @@ impl Problem {
     /// What is wrong, and what to do.
     pub(super) fn detail(&self) -> &str {
         &self.detail
+    }
+
+    /// Status of the response.
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
     }
 
     /// Reason for metrics.
@@ -110,6 +124,13 @@ impl From<LogError> for Problem {
                 StatusCode::INSUFFICIENT_STORAGE,
                 "log_full",
                 "The event log is full",
+                format!("{detail}; the event was not stored, send it again later"),
+            )
+            .try_again(),
+            LogError::Quota(detail) => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                QUOTA,
+                "The namespace's share of the event log is used up",
                 format!("{detail}; the event was not stored, send it again later"),
             )
             .try_again(),
@@ -185,7 +206,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (status, reason, retry) = (self.status, self.reason, self.retry);
+        let (status, reason, retry_after) = (self.status, self.reason, self.retry_after);
         let (content_type, body) = self.into_document();
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
@@ -193,8 +214,8 @@ impl IntoResponse for Problem {
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, challenge(reason));
         }
-        if retry {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }

@@ -1,18 +1,25 @@
 //! Observes which Sinks are down, for the reports to the controller.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::over_quota::RejectedLately;
 use crate::{
     delivery::TriggerStats,
     filter,
     ownership::{OwnedTrigger, Shards},
     routing::{
         RoutingTable,
-        protocol::{FilterError, OtherPartitions, SetAside, SinkOutage, SinkReport},
+        protocol::{
+            FilterError, OVER_QUOTA_FOR, OtherPartitions, OverQuota, SetAside, SinkOutage, SinkReport,
+        },
     },
 };
 
@@ -25,6 +32,7 @@ pub(super) async fn keep(
     shards: Arc<Shards>,
     table: Arc<ArcSwapOption<RoutingTable>>,
     undecodable: Arc<ArcSwap<Vec<String>>>,
+    rejected: Arc<RejectedLately>,
     reports: watch::Sender<Option<SinkReport>>,
     stop: CancellationToken,
 ) {
@@ -46,6 +54,11 @@ pub(super) async fn keep(
                 .load()
                 .as_deref()
                 .map(|table| other_partitions(&shards, table))
+                .unwrap_or_default(),
+            over_quota: table
+                .load()
+                .as_deref()
+                .map(|table| over_quota(&shards, table, &rejected))
                 .unwrap_or_default(),
             problem: shards.problem().map(|problem| problem.as_str().into()),
             ..report(&triggers)
@@ -106,6 +119,21 @@ fn other_partitions(shards: &Shards, table: &RoutingTable) -> Vec<OtherPartition
     others.collect()
 }
 
+/// Returns the Brokers whose producers were rejected lately because of a quota.
+fn over_quota(shards: &Shards, table: &RoutingTable, rejected: &RejectedLately) -> Vec<OverQuota> {
+    let mut brokers = rejected.within(OVER_QUOTA_FOR, Instant::now());
+    brokers.sort();
+    let over = brokers.iter().filter_map(|broker| {
+        let policy = table.policies().get(&**broker)?;
+        let holds_most = shards.holds_most(Some(&policy.namespace));
+        Some(OverQuota {
+            uid: policy.uid.clone(),
+            held_by: holds_most.map(|trigger| trigger.name),
+        })
+    });
+    over.collect()
+}
+
 fn report(triggers: &[OwnedTrigger]) -> SinkReport {
     let mut report = SinkReport::default();
     for trigger in triggers {
@@ -162,6 +190,7 @@ fn same_sinks(one: &SinkReport, other: &SinkReport) -> bool {
         && one.undelivered == other.undelivered
         && one.problem == other.problem
         && one.other_partitions == other.other_partitions
+        && one.over_quota == other.over_quota
         && one.undecodable == other.undecodable
 }
 
@@ -198,6 +227,13 @@ mod tests {
                 filter_errors: vec![FilterError {
                     uid: "b".into(),
                     detail: "no such attribute".into(),
+                }],
+                ..known.clone()
+            },
+            SinkReport {
+                over_quota: vec![OverQuota {
+                    uid: "b".into(),
+                    held_by: None,
                 }],
                 ..known.clone()
             },

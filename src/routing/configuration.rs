@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-use super::{Authorities, Destination, Producer, ProducerRules, Source, UnlistedBrokers};
+use super::{Authorities, Destination, Producer, ProducerRules, Quota, Source, UnlistedBrokers};
 use crate::filter::Expression;
 
 /// Identifies a routing configuration by its content. The same resources give the same revision, whichever
@@ -41,6 +41,9 @@ pub struct Configuration {
     /// Valid Brokers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<BrokerPolicy>,
+    /// Quota of each broker without a Broker.
+    #[serde(default, skip_serializing_if = "Quota::is_unlimited")]
+    pub quota: Quota,
     /// All Triggers, including those without a destination, which keep their position in the log.
     pub triggers: Vec<Trigger>,
     /// Valid Sources that are not suspended.
@@ -126,6 +129,9 @@ pub struct BrokerPolicy {
     /// Producers that may post; `None` if the installation's rule holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub producers: Option<Vec<Producer>>,
+    /// Limits of what producers may post, within those of the installation.
+    #[serde(default, skip_serializing_if = "Quota::is_unlimited")]
+    pub quota: Quota,
 }
 
 /// Returns the key of a broker: `namespace/name`.
@@ -342,6 +348,8 @@ struct RawConfiguration {
     brokers: BTreeSet<Broker>,
     #[serde(default)]
     policies: Vec<Box<RawValue>>,
+    #[serde(default)]
+    quota: Quota,
     triggers: Vec<Box<RawValue>>,
     sources: Vec<Box<RawValue>>,
     #[serde(default)]
@@ -370,6 +378,7 @@ impl From<RawConfiguration> for Configuration {
             namespaces,
             brokers,
             policies,
+            quota,
             triggers,
             sources,
             authorities,
@@ -393,6 +402,7 @@ impl From<RawConfiguration> for Configuration {
             namespaces,
             brokers,
             policies,
+            quota,
             triggers,
             sources,
             authorities,

@@ -9,6 +9,7 @@ mod explanation;
 mod index;
 mod producers;
 pub mod protocol;
+mod quota;
 mod schedule;
 mod source;
 mod table;
@@ -22,6 +23,7 @@ pub use configuration::{
 pub use destination::{ContentMode, Destination, Header, HttpEndpoint, Secret, ServiceName};
 pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};
 pub use producers::{PRODUCER_AUDIENCE, Producer, ProducerRules, TokenIssuer, TokenKey, UnlistedBrokers};
+pub use quota::Quota;
 pub use schedule::{Schedule, ScheduleError};
 pub use source::{Cron, Source, SourceKind};
 pub use table::{BrokerTable, Route, RoutingTable};

@@ -43,6 +43,9 @@ pub const POLL_TIMEOUT: Duration = Duration::from_secs(25);
 /// Interval at which a router repeats an unchanged report.
 pub const REPORT_EVERY: Duration = Duration::from_secs(30);
 
+/// Time for which a router reports a broker after the last rejection of its producers.
+pub const OVER_QUOTA_FOR: Duration = Duration::from_secs(60);
+
 /// Maximum size of a [`SinkReport`], in bytes: enough for some ten thousand outages.
 pub const MAX_REPORT: usize = 8 * 1024 * 1024;
 
@@ -126,6 +129,10 @@ pub struct SinkReport {
     /// Brokers whose number of partitions differs from their Broker's, because they were in use before it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_partitions: Vec<OtherPartitions>,
+    /// Brokers whose producers were rejected within the last [`OVER_QUOTA_FOR`], because the namespace's share of the
+    /// router's log is used up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub over_quota: Vec<OverQuota>,
     /// UIDs of the Brokers, Triggers and Sources of the applied configuration that the router cannot decode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub undecodable: Vec<String>,
@@ -139,6 +146,17 @@ pub struct OtherPartitions {
     pub uid: String,
     /// Number of partitions that the broker has.
     pub partitions: u16,
+}
+
+/// A broker whose producers are rejected because a quota is used up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OverQuota {
+    /// UID of the Broker.
+    pub uid: String,
+    /// Name of the Trigger of its namespace that holds most of the log, if any does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<String>,
 }
 
 /// A Trigger whose events wait because its filters are too expensive.

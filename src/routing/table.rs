@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Authorities, Bounds, BrokerPolicy, Configuration, Revision, Trigger, TriggerRejection, broker_key,
+    Authorities, Bounds, BrokerPolicy, Configuration, Quota, Revision, Trigger, TriggerRejection, broker_key,
     index::{Index, IndexBuilder},
 };
 use crate::{
@@ -25,6 +25,7 @@ pub struct RoutingTable {
     /// Brokers of the configuration, by `namespace/name`.
     brokers: BTreeMap<String, Arc<BrokerTable>>,
     policies: Arc<BTreeMap<String, BrokerPolicy>>,
+    quota: Quota,
     authorities: Authorities,
     unread: BTreeSet<String>,
 }
@@ -71,6 +72,7 @@ impl RoutingTable {
             namespaces,
             brokers,
             policies,
+            quota,
             triggers,
             sources,
             authorities,
@@ -106,6 +108,7 @@ impl RoutingTable {
             namespaces,
             brokers,
             policies: Arc::new(policies.collect()),
+            quota,
             authorities,
             unread,
         }
@@ -122,6 +125,7 @@ impl RoutingTable {
                 .map(|(broker, table)| (broker.clone(), table.clone()))
                 .collect(),
             policies: self.policies.clone(),
+            quota: self.quota,
             authorities: self.authorities.clone(),
             unread: self.unread.clone(),
         }
@@ -130,6 +134,13 @@ impl RoutingTable {
     /// Returns the settings of the brokers that have any, by `namespace/name`.
     pub fn policies(&self) -> &Arc<BTreeMap<String, BrokerPolicy>> {
         &self.policies
+    }
+
+    /// Returns the quota of a broker, by `namespace/name`.
+    pub fn quota_of(&self, broker: &str) -> Quota {
+        self.policies
+            .get(broker)
+            .map_or(self.quota, |policy| policy.quota)
     }
 
     /// Returns the revision of the configuration.

@@ -173,7 +173,12 @@ impl Task {
                     tracing::debug!(%namespace, source = %name, %scheduled, %offset, "produced an event");
                     return true;
                 }
-                Err(LogError::Full(reason) | LogError::Limit(reason) | LogError::TooLarge(reason)) => {
+                Err(
+                    LogError::Full(reason)
+                    | LogError::Quota(reason)
+                    | LogError::Limit(reason)
+                    | LogError::TooLarge(reason),
+                ) => {
                     if !tried {
                         tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log does not take the event; trying again");
                         tried = true;

@@ -41,7 +41,10 @@ fn a_broker_exists_before_a_trigger_names_it() {
         "orders",
         "{retention: {age: 12h, size: 512Mi}, partitions: 4}",
     ));
-    kubectl.run(["wait", "--for=condition=Ready", "broker.weir.dev/orders"]);
+    for condition in ["Ready", "WithinQuota"] {
+        let condition = format!("--for=condition={condition}");
+        kubectl.run(["wait", &*condition, "broker.weir.dev/orders"]);
+    }
     assert_eq!(post(&url, &EVENT, "").status, 202);
     let shown = kubectl.run(["get", "brokers.weir.dev"]);
     assert!(
@@ -54,6 +57,8 @@ fn a_broker_exists_before_a_trigger_names_it() {
         ("{retention: {size: 1gb}}", "must be a size"),
         ("{retention: {age: forever}}", "must be a duration"),
         ("{partitions: 25}", "less than or equal to 24"),
+        ("{quota: {eventsPerSecond: 0}}", "greater than or equal to 1"),
+        ("{quota: {eventSize: large}}", "must be a size"),
     ] {
         let refused = kubectl.apply_err(&broker("orders", spec));
         assert!(refused.contains(problem), "{spec}: {refused}");
@@ -74,6 +79,52 @@ fn a_broker_exists_before_a_trigger_names_it() {
         404 => Ok(()),
         status => Err(format!("{status}")),
     });
+}
+
+#[test]
+fn a_quota_limits_the_rate_and_the_size_of_events() {
+    let all = Consumer::start();
+    let quota = broker("orders", "{quota: {eventsPerSecond: 5, eventSize: 1Ki}}");
+    let router = LocalRouter::start(&[quota, trigger("orders")].concat(), &[("all", &all)]);
+    let (default, orders) = (router.url(), router.url().replace("/default", "/orders"));
+
+    let large = post(&orders, &EVENT, "x".repeat(1000));
+    assert_eq!(
+        (large.status.as_u16(), &large.json()["reason"]),
+        (413, &"quota".into())
+    );
+    let detail = large.json()["detail"].to_string();
+    assert!(detail.contains("shop/orders takes 1024"), "{detail}");
+
+    let mut accepted = 0;
+    let refused = loop {
+        let answer = post(&orders, &EVENT, "");
+        if answer.status != 202 {
+            break answer;
+        }
+        accepted += 1;
+        assert!(accepted < 1000, "all were accepted");
+    };
+    assert!(accepted >= 4, "{accepted}");
+    assert_eq!(
+        (refused.status.as_u16(), &refused.json()["reason"]),
+        (429, &"quota".into())
+    );
+    assert_eq!(refused.headers["retry-after"], "1");
+    for (limit, count) in [("rate", 1), ("size", 1), ("share", 0)] {
+        let limit = format!("limit=\"{limit}\"");
+        let counted = router.metric(&["weir_broker_requests_over_quota_total", "\"orders\"", &limit]);
+        assert_eq!(counted, Some(count), "{limit}");
+    }
+    // Another broker is not affected.
+    for _ in 0..20 {
+        assert_eq!(post(&default, &EVENT, "x".repeat(2000)).status, 202);
+    }
+    eventually(PATIENCE, || match post(&orders, &EVENT, "").status.as_u16() {
+        202 => Ok(()),
+        status => Err(format!("{status}")),
+    });
+    all.wait_for(accepted + 1);
 }
 
 /// Bytes that are retained of a broker.

@@ -1,4 +1,4 @@
-//! A log that is full: what is settled goes first; then new events are rejected, or the oldest are dropped.
+//! A share of the log that is full: what is settled goes first; then new events are rejected, or the oldest are dropped.
 
 use crate::support::{Answer, Consumer, LocalRouter, PATIENCE, eventually};
 
@@ -17,7 +17,7 @@ fn post(router: &LocalRouter, id: u32) -> u16 {
 #[test]
 fn settled_events_make_room_and_unsettled_ones_are_not_dropped() {
     let consumer = Consumer::start();
-    let router = LocalRouter::start_with(TRIGGER, &[("web", &consumer)], &["--log-size=256KiB"]);
+    let router = LocalRouter::start_with(TRIGGER, &[("web", &consumer)], &["--log-size=512KiB"]);
     // Four times as much as there is room for, and all of it is retained by age and size.
     for id in 0..1000 {
         eventually(PATIENCE, || match post(&router, id) {
@@ -40,7 +40,7 @@ fn settled_events_make_room_and_unsettled_ones_are_not_dropped() {
         assert!(accepted < 1000, "it is never full");
     };
     assert_eq!(refusal.status, 507);
-    assert!(refusal.text().contains("log_full"), "{}", refusal.text());
+    assert!(refusal.text().contains("\"quota\""), "{}", refusal.text());
     assert!(accepted > 100, "{accepted}");
 
     consumer.answer(Answer::status(204));
@@ -65,7 +65,7 @@ fn settled_events_make_room_and_unsettled_ones_are_not_dropped() {
 fn a_log_that_is_full_of_what_becomes_dead_letters_empties_itself() {
     let consumer = Consumer::start();
     consumer.answer(Answer::status(503));
-    let arguments = ["--log-size=64KiB", "--dead-letter-size=8KiB"];
+    let arguments = ["--log-size=256KiB", "--dead-letter-size=8KiB"];
     let router = LocalRouter::start_with(TRIGGER, &[("web", &consumer)], &arguments);
     let mut accepted = 0;
     while post(&router, accepted) == 202 {

@@ -36,7 +36,7 @@ impl Dispatcher {
             // The Sink answered; a full log is not its failure.
             AttemptOutcome::ReplyNotStored(_) => {
                 self.attempt_ended(&details, false);
-                self.room_wanted.notify_one();
+                self.room.want();
                 Ending::Failed {
                     blame: None,
                     retry_after: None,
@@ -173,7 +173,7 @@ impl Dispatcher {
             StoreOutcome::Stored => LetterStored::Stored,
             StoreOutcome::NoRoom(detail) => {
                 self.lines.without_room(position, &detail);
-                self.room_wanted.notify_one();
+                self.room.want();
                 LetterStored::NoRoom
             }
             StoreOutcome::NotFetched(error) => match self.not_fetched(position, &error)? {

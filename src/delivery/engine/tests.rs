@@ -313,7 +313,7 @@ fn figures(engine: &Engine, uid: &str) -> (u64, u64, Offset) {
 }
 
 async fn trim(engine: &Engine, log: &Arc<dyn LogProvider>) -> Offset {
-    engine.trimmer.trim(false).await.unwrap();
+    engine.trimmer.trim(&[]).await.unwrap();
     log.bounds(BROKER).first
 }
 

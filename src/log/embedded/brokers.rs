@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-use super::{broker::OpenLog, reads::Turns, store::StoredBroker};
+use super::{broker::OpenLog, reads::Turns, shares::namespace_of, store::StoredBroker};
 
 /// Minimum number of new brokers before looking for ones to forget; more if the last look left more.
 const LOOK_AFTER: usize = 64;
@@ -71,7 +71,7 @@ impl Brokers {
 
 impl BrokersState {
     fn turns(&mut self, broker: &str) -> Turns {
-        let namespace = broker.split_once('/').map_or(broker, |(namespace, _)| namespace);
+        let namespace = namespace_of(broker);
         if let Some(shared) = self.namespaces.get(namespace).and_then(Weak::upgrade) {
             return Turns::new(shared);
         }

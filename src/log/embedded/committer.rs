@@ -12,7 +12,7 @@
 //!   itself.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -63,9 +63,8 @@ pub(super) struct Committer {
     acknowledged: Acknowledged,
     keeper: CleanupQueue,
     memory: Memory,
-    /// Number of all records ever appended, and retained payload bytes, over all brokers.
+    /// Number of all records ever appended, over all brokers.
     records: u64,
-    bytes: u64,
     next_id: u32,
     /// Last time that trimmed space was looked for because the disk was full.
     reclaimed: Option<Instant>,
@@ -83,14 +82,12 @@ impl Committer {
     ) -> Self {
         let brokers = shared.brokers.all();
         let records = brokers.iter().map(|broker| broker.state().next).sum();
-        let bytes = brokers.iter().map(|broker| broker.state().bytes()).sum();
         Self {
             shared,
             acknowledged,
             keeper,
             memory: Memory::default(),
             records,
-            bytes,
             next_id,
             reclaimed: None,
         }
@@ -268,12 +265,13 @@ impl Committer {
             )));
         }
         let length = payloads.iter().map(|payload| payload.len() as u64).sum();
-        self.shared.options.check_room(purpose, self.bytes, length)?;
+        self.shared.check_room(purpose, &broker.name, length)?;
         let reserve = match purpose {
             Purpose::NewEvents => self.shared.options.reserve_bytes,
-            Purpose::Settling => self.shared.options.reserve_bytes / 2,
+            Purpose::Replies | Purpose::DeadLetter => self.shared.options.reserve_bytes / 2,
         };
-        self.room_on_disk(commit, reserve, cost)
+        self.room_on_disk(commit, reserve, cost)?;
+        self.shared.take_room(purpose, &broker.name, length)
     }
 
     /// Checks whether `cost` more bytes leave the reserve free: once in the journal and again later in a table,
@@ -311,6 +309,7 @@ impl Committer {
             ))
         })?;
         commit.free = Some(free);
+        self.shared.adapt_capacity(free);
         Ok(free)
     }
 
@@ -348,7 +347,6 @@ impl Committer {
             state.bytes_before_next += payload.len() as u64;
             state.last_accepted_millis = accepted_millis;
             self.records += 1;
-            self.bytes += payload.len() as u64;
             staged.records.push(LogRecord {
                 offset,
                 accepted: record::timestamp(accepted_millis),
@@ -391,9 +389,8 @@ impl Committer {
         }
         self.room_on_disk(commit, self.shared.options.reserve_bytes / 4, ENTRY)?;
         let staged = commit::stage(&mut commit.brokers, broker, stored);
-        self.bytes = self
-            .bytes
-            .saturating_sub(bytes_before.saturating_sub(staged.state.bytes_before_first));
+        let removed = bytes_before.saturating_sub(staged.state.bytes_before_first);
+        self.shared.give_back_room(&broker.name, removed);
         staged.state.first = before;
         staged.state.bytes_before_first = bytes_before;
         staged.register = true;
@@ -432,7 +429,6 @@ impl Committer {
         for staged in commit.brokers.values() {
             staged.broker.publish(staged.state);
         }
-        self.shared.retained.store(self.bytes, Ordering::Relaxed);
 
         contents
             .before_acknowledgement()

@@ -9,6 +9,8 @@
 //!   Damage is what is wrong twice, the second time from the disk.
 //! - A full disk is rejected before the storage sees it ([`LogError::Full`]) and heals by itself once there is
 //!   space; any other failure of a write or an fsync closes the log for good ([`LogError::Failed`]).
+//! - A namespace that has used up its share of the log is rejected ([`LogError::Quota`]), and no other
+//!   (`shares.rs`).
 //! - Memory is bounded, whatever the number of records and brokers: see `memory.rs`.
 //!
 //! # Layout
@@ -27,10 +29,10 @@
 //! # Reading order
 //! `open.rs` serves appends, reads and saves. The committer is one thread and the only writer of records
 //! (`request.rs`, `saves.rs`, `commit.rs`, `committer.rs`); another thread cleans up after it (`keeper.rs`).
-//! Readers take recent records from memory (`tail.rs`) and older ones from the storage, on a few threads and in
-//! turns (`reads.rs`). `broker.rs` and `brokers.rs` hold in memory where each broker begins and ends. A damaged
-//! log is read without the storage library (`survey.rs`, `raw.rs`), and `salvage.rs` writes what is readable to a
-//! new one.
+//! `shares.rs` divides the log among namespaces. Readers take recent records from memory (`tail.rs`) and older ones
+//! from the storage, on a few threads and in turns (`reads.rs`). `broker.rs` and `brokers.rs` hold in memory where
+//! each broker begins and ends. A damaged log is read without the storage library (`survey.rs`, `raw.rs`), and
+//! `salvage.rs` writes what is readable to a new one.
 //!
 //! # Limits
 //! - Beside the retained payloads the volume holds up to three or four journals of 64 MiB and, for each broker,
@@ -61,6 +63,7 @@ mod salvage;
 mod salvage_tests;
 mod saves;
 mod shared;
+mod shares;
 mod store;
 mod survey;
 mod tail;
@@ -89,17 +92,19 @@ use self::{
     broker::OpenLog,
     brokers::Brokers,
     committer::Committer,
+    lock::lock,
     open::{Open, PERMIT_BYTES},
     reads::Readers,
     request::{Purpose, Request},
     saves::Saves,
     shared::{FreeSpace, Shared},
+    shares::{Shares, namespace_of},
     store::{Store, StoredBroker},
     tail::Tail,
 };
 use super::{
     Append, Capacity, CheckpointChange, CheckpointKey, Checkpoints, Log, LogBounds, LogError, LogName,
-    LogProvider, LogRecord, Offset, Ownership, Partition, ReadLimit,
+    LogProvider, LogRecord, NamespaceShare, Offset, Ownership, Partition, ReadLimit,
 };
 
 /// Capacity of the committer's queue, in requests.
@@ -150,6 +155,10 @@ impl EmbeddedLog {
         let acknowledged = directory::check_acknowledged(directory, records)?;
         let retained = found.iter().map(StoredBroker::bytes).sum();
         let capacity = directory::capacity(&options, retained, directory::free_space(directory).ok());
+        let mut shares = Shares::new(capacity, options.share_percent);
+        for broker in &found {
+            shares.found(namespace_of(&broker.name), broker.bytes());
+        }
         if capacity < options.max_bytes {
             tracing::warn!(
                 directory = %directory.display(),
@@ -162,10 +171,9 @@ impl EmbeddedLog {
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
             tail: Mutex::new(Tail::new(options.tail_cache_bytes)),
-            retained: AtomicU64::new(retained),
+            shares: Mutex::new(shares),
             saves: Saves::default(),
             brokers: Brokers::new(found),
-            capacity,
             failure: watch::Sender::new(None),
             fsyncs: AtomicU64::new(0),
             options,
@@ -267,11 +275,15 @@ impl LogProvider for EmbeddedLog {
 
 impl Capacity for EmbeddedLog {
     fn capacity(&self) -> u64 {
-        self.0.shared.capacity
+        lock(&self.0.shared.shares).capacity()
     }
 
     fn retained(&self) -> u64 {
-        self.0.shared.retained.load(Ordering::Relaxed)
+        lock(&self.0.shared.shares).retained()
+    }
+
+    fn shares(&self) -> Vec<NamespaceShare> {
+        lock(&self.0.shared.shares).all()
     }
 
     fn append_to_settle<'a>(
@@ -280,7 +292,11 @@ impl Capacity for EmbeddedLog {
         append: Append,
     ) -> BoxFuture<'a, Result<Offset, LogError>> {
         let broker = self.0.shared.brokers.get_or_new(&log.to_string());
-        Box::pin(self.0.append_for(Purpose::Settling, broker, append))
+        let purpose = match log {
+            LogName::Events(_) => Purpose::Replies,
+            LogName::DeadLetters(_) => Purpose::DeadLetter,
+        };
+        Box::pin(self.0.append_for(purpose, broker, append))
     }
 }
 

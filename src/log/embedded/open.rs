@@ -1,10 +1,6 @@
 //! The open directory, and the operations of logs and checkpoints on it.
 
-use std::{
-    fs,
-    sync::{Arc, atomic::Ordering},
-    thread::JoinHandle,
-};
+use std::{fs, sync::Arc, thread::JoinHandle};
 
 use bytes::Bytes;
 use fjall::Keyspace;
@@ -86,9 +82,8 @@ impl Open {
             return Ok(broker.bounds().next);
         }
         let length: usize = payloads.iter().map(Bytes::len).sum();
-        // Reject at once when the log is full, without involving the committer.
-        let retained = self.shared.retained.load(Ordering::Relaxed);
-        self.shared.options.check_room(purpose, retained, length as u64)?;
+        // Reject at once when there is no room, without involving the committer.
+        self.shared.check_room(purpose, &broker.name, length as u64)?;
         let all = self.shared.options.queue_bytes.div_ceil(PERMIT_BYTES);
         // A request larger than the queue takes all of it.
         let permits = u32::try_from((length / PERMIT_BYTES + 1).min(all)).unwrap_or(u32::MAX);

@@ -38,10 +38,12 @@ pub(super) enum Request {
 }
 
 /// Purpose of an append.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// New events: the first to be rejected.
     NewEvents,
-    /// Records that settle events, and so make room.
-    Settling,
+    /// Replies, which settle an event, and so make room.
+    Replies,
+    /// A dead letter, which settles an event as well.
+    DeadLetter,
 }

@@ -14,7 +14,11 @@ use tokio::sync::watch;
 use super::{
     EmbeddedOptions,
     brokers::Brokers,
+    directory,
+    lock::lock,
+    request::Purpose,
     saves::Saves,
+    shares::{Refusal, Shares, namespace_of},
     store::{self, ReadError, Store},
     tail::Tail,
 };
@@ -27,15 +31,13 @@ pub(super) type FreeSpace = Box<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
 pub(super) struct Shared {
     pub(super) directory: PathBuf,
     pub(super) options: EmbeddedOptions,
-    /// Bytes that may be retained: the configured maximum, or less on a smaller volume.
-    pub(super) capacity: u64,
     pub(super) store: Store,
     pub(super) brokers: Brokers,
     pub(super) tail: Mutex<Tail>,
     pub(super) failure: watch::Sender<Option<LogError>>,
     pub(super) fsyncs: AtomicU64,
-    /// Retained payload bytes of all brokers, as of the last commit.
-    pub(super) retained: AtomicU64,
+    /// Payload bytes by namespace: what is retained, and what is about to be.
+    pub(super) shares: Mutex<Shares>,
     pub(super) saves: Saves,
     pub(super) free_space: FreeSpace,
 }
@@ -64,6 +66,38 @@ impl Shared {
         }
     }
 
+    /// Checks whether a broker may store `length` more bytes.
+    pub(super) fn check_room(&self, purpose: Purpose, broker: &str, length: u64) -> Result<(), LogError> {
+        let namespace = namespace_of(broker);
+        let shares = lock(&self.shares);
+        let checked = shares.check(namespace, purpose, length);
+        checked.map_err(|refusal| refused(refusal, namespace, &shares))
+    }
+
+    /// Charges a broker's namespace for `length` more bytes.
+    pub(super) fn take_room(&self, purpose: Purpose, broker: &str, length: u64) -> Result<(), LogError> {
+        let namespace = namespace_of(broker);
+        let mut shares = lock(&self.shares);
+        let taken = shares.take(namespace, purpose, length);
+        taken.map_err(|refusal| refused(refusal, namespace, &shares))
+    }
+
+    /// Notes that `length` bytes of a broker are about to be removed.
+    pub(super) fn give_back_room(&self, broker: &str, length: u64) {
+        lock(&self.shares).give_back(namespace_of(broker), length);
+    }
+
+    /// Adapts the capacity to a volume that has become larger, of which `free` bytes are left.
+    pub(super) fn adapt_capacity(&self, free: u64) {
+        let mut shares = lock(&self.shares);
+        let (before, retained) = (shares.capacity(), shares.retained());
+        let capacity = directory::capacity(&self.options, retained, Some(free));
+        // Not for each file that the storage library has deleted.
+        if capacity > before + before / 16 {
+            shares.resize(capacity);
+        }
+    }
+
     pub(super) fn count_fsync(&self) {
         self.fsyncs.fetch_add(1, Ordering::Relaxed);
     }
@@ -79,5 +113,20 @@ impl Shared {
             }
         };
         store::damaged(&self.directory, detail)
+    }
+}
+
+fn refused(refusal: Refusal, namespace: &str, shares: &Shares) -> LogError {
+    match refusal {
+        Refusal::Share { held, limit } => LogError::Quota(format!(
+            "namespace {namespace} holds {held} bytes of the event log, and its share is {limit} at present; let its \
+             events be delivered, delete Triggers that are not needed, or redrive or drop its dead letters"
+        )),
+        Refusal::Log => LogError::Full(format!(
+            "{} of {} bytes are held by events that Triggers have not settled and by dead letters; let them be delivered, delete a \
+             Trigger, or raise --log-size",
+            shares.retained(),
+            shares.capacity()
+        )),
     }
 }

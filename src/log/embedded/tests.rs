@@ -242,30 +242,51 @@ async fn another_format_is_refused() {
 }
 
 #[tokio::test]
-async fn a_full_log_refuses_and_goes_on_after_a_trim() {
+async fn a_namespace_at_its_share_is_refused_alone_and_goes_on_after_a_trim() {
     let directory = tempfile::tempdir().unwrap();
+    // 3,100 bytes are divided, and 100 are the reserve for settling.
     let options = EmbeddedOptions {
-        max_bytes: 100,
+        max_bytes: 3200,
         ..Default::default()
     };
     let log = EmbeddedLog::open(directory.path(), options.clone()).unwrap();
-    let append =
-        async |log: &EmbeddedLog, length| log.append("n/b", vec![vec![1; length].into()], at(0)).await;
-    append(&log, 60).await.unwrap();
-    // The last three bytes are the reserve for settling.
-    assert!(matches!(append(&log, 38).await, Err(LogError::Full(_))));
-    assert_eq!(append(&log, 37).await.unwrap(), Offset(1));
-    assert!(matches!(append(&log, 1).await, Err(LogError::Full(_))));
-    let settle = async |length| log.settle("n/letters", vec![vec![1; length].into()], at(0)).await;
-    assert!(matches!(settle(4).await, Err(LogError::Full(_))));
-    settle(3).await.unwrap();
-    assert!(matches!(settle(1).await, Err(LogError::Full(_))));
+    let append = async |log: &EmbeddedLog, broker: &str, length| {
+        log.append(broker, vec![vec![1; length].into()], at(0)).await
+    };
+    append(&log, "n/b", 1000).await.unwrap();
+    assert!(matches!(append(&log, "n/b", 551).await, Err(LogError::Quota(_))));
+    assert_eq!(append(&log, "n/b", 550).await.unwrap(), Offset(1));
+    let refused = append(&log, "n/other", 1).await.unwrap_err().to_string();
+    assert!(refused.contains("namespace n holds 1550 bytes"), "{refused}");
+    append(&log, "m/b", 100).await.unwrap();
+    assert!(matches!(append(&log, "m/b", 1451).await, Err(LogError::Full(_))));
+
+    let settle = async |key, length| log.settle(key, vec![vec![1; length].into()], at(0)).await;
+    assert!(matches!(
+        settle("n/b.dead-letters", 101).await,
+        Err(LogError::Quota(_))
+    ));
+    settle("n/b.dead-letters", 60).await.unwrap();
+    for key in ["n/b.dead-letters", "n/b"] {
+        assert!(matches!(settle(key, 30).await, Err(LogError::Quota(_))), "{key}");
+    }
+    let share = |log: &EmbeddedLog| {
+        let shares = log.shares().into_iter();
+        let mut held: Vec<_> = shares.map(|share| (share.namespace, share.held)).collect();
+        held.sort();
+        held
+    };
+    let held = |namespace: &str, bytes| (namespace.to_owned(), bytes);
+    assert_eq!(share(&log), [held("m", 100), held("n", 1610)]);
+    assert_eq!(Capacity::retained(&log), 1710);
     drop(log);
+
     let log = EmbeddedLog::open(directory.path(), options).unwrap();
-    assert!(matches!(append(&log, 1).await, Err(LogError::Full(_))));
+    assert_eq!(share(&log), [held("m", 100), held("n", 1610)]);
+    assert!(matches!(append(&log, "n/b", 1).await, Err(LogError::Quota(_))));
     log.save(vec![("k".into(), Some("v".into()))]).await.unwrap();
     log.trim("n/b", Offset(1)).await.unwrap();
-    assert_eq!(append(&log, 57).await.unwrap(), Offset(2));
+    assert_eq!(append(&log, "n/b", 890).await.unwrap(), Offset(2));
 }
 
 #[tokio::test]

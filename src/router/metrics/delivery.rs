@@ -11,7 +11,7 @@ use prometheus_client::{
 use super::gauge::gauge_value;
 use crate::{
     delivery::{TriggerStats, TriggerView},
-    log::{LogProvider, Partition},
+    log::{LogProvider, NamespaceShare, Partition},
     ownership::Shards,
     source::SourceCounts,
 };
@@ -108,6 +108,13 @@ impl Collector for DeliveryCollector {
             "Events of the broker not looked at yet",
             |view| view.backlog(),
         )?;
+        gauge(
+            &mut encoder,
+            &triggers,
+            "trigger_held_events",
+            "Events of the broker that the log keeps for the Trigger, from its first unsettled one on",
+            TriggerView::held,
+        )?;
         counter(
             &mut encoder,
             &triggers,
@@ -200,8 +207,33 @@ impl Collector for DeliveryCollector {
             "Retained data, of all brokers together, at which the event log is full",
             None,
             MetricType::Gauge,
-        )?)
+        )?)?;
+        shares(&mut encoder, &capacity.shares())
     }
+}
+
+fn shares(encoder: &mut DescriptorEncoder<'_>, shares: &[NamespaceShare]) -> fmt::Result {
+    type Bytes = fn(&NamespaceShare) -> u64;
+    let gauges: [(&str, &str, Bytes); 2] = [
+        (
+            "log_namespace_bytes",
+            "Data of a namespace retained in the event log, dead letters included",
+            |share| share.held,
+        ),
+        (
+            "log_namespace_limit_bytes",
+            "Data of a namespace at which new events for it are rejected; it depends on what others retain",
+            |share| share.limit,
+        ),
+    ];
+    for (name, help, bytes) in gauges {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for share in shares {
+            let labels = [("namespace", share.namespace.as_str())];
+            gauge_value(bytes(share)).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
 }
 
 impl DeliveryCollector {

@@ -34,7 +34,7 @@ const INGRESS_SECONDS: [f64; 12] = [
 
 /// Reasons of 503 and 507 answers, which are the router's fault and not the producers'. They are exported from 0
 /// on: a series that begins with the first rejection has no increase, and no alert would fire.
-pub(super) const REASONS_OF_OURS: [&str; 11] = [
+pub(super) const REASONS_OF_OURS: [&str; 12] = [
     "no_configuration",
     "too_many_connections",
     "too_many_heads",
@@ -46,6 +46,7 @@ pub(super) const REASONS_OF_OURS: [&str; 11] = [
     "log_limit",
     "no_keys",
     "unknown_producers",
+    "quota",
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -56,37 +57,92 @@ struct ReasonLabels {
 /// Metrics of the ingress.
 #[derive(Debug)]
 pub(in crate::router) struct IngressMetrics {
-    accepted: Accepted,
+    brokers: CountsByBroker,
     rejected: Family<ReasonLabels, Counter>,
     audited: Audited,
     seconds: Histogram,
     connections: ConnectionCounts,
 }
 
-/// Number of accepted events by broker, as `namespace/name`. Clones share the counts.
+/// Counts by broker, as `namespace/name`. Clones share the counts.
 #[derive(Clone, Debug, Default)]
-struct Accepted(Arc<Mutex<BTreeMap<String, u64>>>);
+struct CountsByBroker(Arc<Mutex<BTreeMap<String, BrokerCounts>>>);
 
-impl Accepted {
-    fn counts(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+/// Counts of one broker.
+#[derive(Clone, Copy, Debug, Default)]
+struct BrokerCounts {
+    /// Accepted events.
+    accepted: u64,
+    /// Requests rejected because of a quota, by limit.
+    over_quota: [u64; 3],
+}
+
+/// A limit of a broker or its namespace that a request exceeds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::router) enum ExceededLimit {
+    /// The namespace's share of the log.
+    Share,
+    /// Events per second.
+    Rate,
+    /// The size of an event.
+    Size,
+}
+
+impl ExceededLimit {
+    const ALL: [Self; 3] = [Self::Share, Self::Rate, Self::Size];
+
+    /// The limit that a rejection with this status is about.
+    pub(in crate::router) fn of(status: StatusCode) -> Self {
+        match status {
+            StatusCode::TOO_MANY_REQUESTS => Self::Rate,
+            StatusCode::PAYLOAD_TOO_LARGE => Self::Size,
+            _ => Self::Share,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Share => "share",
+            Self::Rate => "rate",
+            Self::Size => "size",
+        }
+    }
+}
+
+impl CountsByBroker {
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<String, BrokerCounts>> {
         // Each count changes by one addition.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Collector for Accepted {
+impl Collector for CountsByBroker {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let counts = self.counts().clone();
+        let of = |key: &'_ str| {
+            let (namespace, broker) = key.split_once('/').unwrap_or(("", key));
+            [("namespace", namespace.to_owned()), ("broker", broker.to_owned())]
+        };
         let mut family = encoder.encode_descriptor(
             "events_accepted",
             "Events that were made durable",
             None,
             MetricType::Counter,
         )?;
-        let counts = self.counts().clone();
-        for (key, count) in counts {
-            let (namespace, broker) = key.split_once('/').unwrap_or(("", &key));
-            ConstCounter::new(count)
-                .encode(family.encode_family(&[("namespace", namespace), ("broker", broker)])?)?;
+        for (key, counts) in &counts {
+            ConstCounter::new(counts.accepted).encode(family.encode_family(&of(key))?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "broker_requests_over_quota",
+            "Requests that were rejected because they exceed what the broker or its namespace may",
+            None,
+            MetricType::Counter,
+        )?;
+        for (key, counts) in &counts {
+            for (limit, count) in ExceededLimit::ALL.into_iter().zip(counts.over_quota) {
+                let labels = (of(key), [("limit", limit.label())]);
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }
@@ -129,7 +185,7 @@ impl IngressMetrics {
             drop(rejected.get_or_create(&ReasonLabels { reason }));
         }
         Self {
-            accepted: Accepted::default(),
+            brokers: CountsByBroker::default(),
             rejected,
             audited: Audited::default(),
             seconds: Histogram::new(INGRESS_SECONDS),
@@ -142,7 +198,7 @@ impl IngressMetrics {
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register_collector(Box::new(self.accepted.clone()));
+        registry.register_collector(Box::new(self.brokers.clone()));
         registry.register_collector(Box::new(self.audited.clone()));
         registry.register_collector(Box::new(ConnectionCollector(self.connections.clone())));
         registry.register(
@@ -169,10 +225,24 @@ impl IngressMetrics {
         if events == 0 {
             return;
         }
-        let mut counts = self.accepted.counts();
-        match counts.get_mut(broker) {
-            Some(count) => *count += events as u64,
-            None if exists() => drop(counts.insert(broker.to_owned(), events as u64)),
+        self.count(broker, exists, |counts| counts.accepted += events as u64);
+    }
+
+    /// Counts a request that was rejected because it exceeds a limit.
+    pub(in crate::router) fn over_quota(
+        &self,
+        broker: &str,
+        limit: ExceededLimit,
+        exists: impl Fn() -> bool,
+    ) {
+        self.count(broker, exists, |counts| counts.over_quota[limit as usize] += 1);
+    }
+
+    fn count(&self, broker: &str, exists: impl Fn() -> bool, count: impl FnOnce(&mut BrokerCounts)) {
+        let mut brokers = self.brokers.counts();
+        match brokers.get_mut(broker) {
+            Some(counts) => count(counts),
+            None if exists() => count(brokers.entry(broker.to_owned()).or_default()),
             None => {}
         }
     }
@@ -183,7 +253,7 @@ impl IngressMetrics {
             key.split_once('/')
                 .is_some_and(|(namespace, broker)| exists(namespace, broker))
         };
-        self.accepted.counts().retain(|key, _| exists(key));
+        self.brokers.counts().retain(|key, _| exists(key));
         self.audited.counts().retain(|(key, _), _| exists(key));
     }
 

@@ -6,7 +6,7 @@ mod gauge;
 mod ingress;
 mod servers;
 
-pub(super) use ingress::IngressMetrics;
+pub(super) use ingress::{ExceededLimit, IngressMetrics};
 
 use std::{fmt, sync::Arc};
 

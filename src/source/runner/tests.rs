@@ -13,7 +13,7 @@ use super::*;
 use crate::source::cron::LOOK;
 use crate::{
     cloudevents::Event,
-    intake::MakeRoom,
+    intake::{MakeRoom, Shortage},
     log::{
         LogError, LogName, LogProvider, Offset,
         conformance::ALL,
@@ -123,7 +123,7 @@ impl TestLog {
 }
 
 impl MakeRoom for TestLog {
-    fn make_room(&self) -> BoxFuture<'_, Result<bool, LogError>> {
+    fn make_room<'a>(&'a self, _: &'a BrokerName, _: Shortage) -> BoxFuture<'a, Result<bool, LogError>> {
         let has_room = self.has_room_to_make.load(Ordering::Relaxed);
         self.full.fetch_and(!has_room, Ordering::Relaxed);
         Box::pin(async move { Ok(has_room) })

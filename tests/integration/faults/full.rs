@@ -29,14 +29,14 @@ fn wait_until_full(producers: &Producers) {
 }
 
 #[track_caller]
-fn check_problem(producers: &Producers) {
+fn check_problem(producers: &Producers, reason: &str) {
     let refusal = producers.last_refusal().unwrap();
     assert_eq!(refusal.status, 507);
     assert_eq!(refusal.headers["content-type"], "application/problem+json");
     assert!(refusal.headers.contains_key("retry-after"));
     let problem = refusal.json();
     assert_eq!(problem["status"], 507);
-    assert_eq!(problem["reason"], "log_full");
+    assert_eq!(problem["reason"], reason);
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains("the event was not stored"), "{detail}");
 }
@@ -80,7 +80,7 @@ fn a_full_disk_is_said_delivery_goes_on_and_space_heals_it() {
     let ballast = volume.fill_but(40 * MIB);
     let producers = Producers::with_data(&router.url(), 8 * 1024);
     wait_until_full(&producers);
-    check_problem(&producers);
+    check_problem(&producers, "log_full");
     consumer.answer(Answer::status(204));
     let so_far = producers.acknowledged();
     all_arrive(&consumer, &so_far);
@@ -90,7 +90,7 @@ fn a_full_disk_is_said_delivery_goes_on_and_space_heals_it() {
 }
 
 #[test]
-fn a_log_at_its_limit_is_said_and_what_is_delivered_makes_room() {
+fn a_share_at_its_limit_is_said_and_what_is_delivered_makes_room() {
     let (router, consumer) = start(|setup| {
         setup
             .argument("--log-size=2MiB")
@@ -98,7 +98,7 @@ fn a_log_at_its_limit_is_said_and_what_is_delivered_makes_room() {
     });
     let producers = Producers::with_data(&router.url(), 8 * 1024);
     wait_until_full(&producers);
-    check_problem(&producers);
+    check_problem(&producers, "quota");
     consumer.answer(Answer::status(204));
     check_healed(&router, &consumer, producers);
 }

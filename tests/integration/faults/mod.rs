@@ -15,6 +15,7 @@ mod producers;
 #[cfg(feature = "failpoints")]
 mod reads;
 mod salvage;
+mod shares;
 mod sinks;
 mod sockets;
 mod storage;

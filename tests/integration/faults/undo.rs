@@ -144,7 +144,8 @@ fn a_full_log_refuses_nobody_for_a_deleted_trigger() {
     all_arrive(&other, &producers.finish());
     assert_eq!(router.metric(&["weir_triggers_kept"]), Some(0));
     assert_eq!(router.metric(&["weir_events_dropped_with_trigger_total"]), waits);
-    let told =
-        |line: &str| line.contains("discarded the checkpoint") && line.contains("the event log is full");
+    let told = |line: &str| {
+        line.contains("discarded the checkpoint") && line.contains("room is needed in the event log")
+    };
     router.process.wait_for_line(PATIENCE, told);
 }
