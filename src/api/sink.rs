@@ -65,8 +65,8 @@ pub struct SinkSpec {
     pub authorization: Option<Authorization>,
 
     /// Additional headers of each request to this Sink, such as an API key. Reserved headers are rejected: those
-    /// set by Weir or by HTTP itself, such as ce-*, content-*, host, user-agent and traceparent. Values are read
-    /// from Secrets, as for authorization. At most 16.
+    /// set by Weir or by HTTP itself, such as ce-*, weir-*, content-*, host, user-agent and traceparent. Values are
+    /// read from Secrets, as for authorization. At most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers: Vec<Header>,
