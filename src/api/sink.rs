@@ -65,8 +65,7 @@ pub struct SinkSpec {
     pub authorization: Option<Authorization>,
 
     /// Additional headers of each request to this Sink, such as an API key. Reserved headers are rejected: those
-    /// set by Weir or by HTTP itself, such as ce-*, weir-*, content-*, host, user-agent and traceparent. Values are
-    /// read from Secrets, as for authorization. At most 16.
+    /// set by Weir or by HTTP itself, such as ce-*, weir-*, content-*, host, user-agent and traceparent. At most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers: Vec<Header>,
@@ -95,15 +94,26 @@ pub struct Authorization {
 }
 
 /// An additional request header.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("has(self.value) != has(self.valueFrom)", "exactly one of value and valueFrom must be set"),
+    validation = ("!has(self.value) || !self.name.matches('(?i)^authorization$')", "everyone who can read the Sink can read value: set Authorization by valueFrom")
+)]
 pub struct Header {
     /// Name of the header, such as X-Api-Key. Case-insensitive.
     #[schemars(schema_with = "super::schema::header_name")]
     pub name: String,
 
-    /// Source of the value.
-    pub value_from: SecretValue,
+    /// Value: printable ASCII characters, at most 8192. Everyone who can read the Sink can read it. Exactly one of
+    /// value and valueFrom must be set; Authorization can be set only by valueFrom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 8192), regex(pattern = r"^[!-~]([\t -~]*[!-~])?$"))]
+    pub value: Option<String>,
+
+    /// Source of a secret value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_from: Option<SecretValue>,
 }
 
 /// Source of a secret value.

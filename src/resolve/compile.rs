@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, time::Duration};
 use kube::Resource;
 
 use super::{
-    brokers, credentials,
+    brokers,
+    credentials::{self, SinkHeaders},
     diagnosis::{Diagnoses, ResourceId, SinkDiagnosis, TriggerDiagnosis},
     finding::Finding,
     observed::Observed,
@@ -252,15 +253,7 @@ fn destination<'a>(
             "exactly one of ref, service and uri must be set",
         )),
     };
-    let plain = |Address { uri, service }| {
-        routing::Destination::Http(HttpEndpoint {
-            uri,
-            service,
-            content_mode: routing::ContentMode::AsReceived,
-            ca_certs: None,
-            headers: Vec::new(),
-        })
-    };
+    let plain = |Address { uri, service }| routing::Destination::Http(HttpEndpoint::new(uri, service));
     (address.map(plain), None)
 }
 
@@ -324,13 +317,14 @@ fn sink_destination(
         trust::authorities(pem)
             .map_err(|error| Finding::bad("InvalidCaCerts", format!("spec.caCerts: {error}")))?;
     }
-    let has_credentials = authorization.is_some() || !headers.is_empty();
+    let has_credentials = authorization.is_some() || headers.iter().any(|header| header.value_from.is_some());
     if has_credentials && service.is_none() && !uri.starts_with("https:") {
         return Err(Finding::bad(
             "InsecureUri",
             "spec.uri: credentials are sent outside the cluster over https only; use an https:// uri, or a Service",
         ));
     }
+    let SinkHeaders { secret, plain } = credentials::headers(resolver, namespace, spec)?;
     Ok(routing::Destination::Http(HttpEndpoint {
         uri,
         service,
@@ -340,7 +334,8 @@ fn sink_destination(
             api::ContentMode::Structured => routing::ContentMode::Structured,
         },
         ca_certs: ca_certs.as_deref().map(AuthoritiesDigest::of),
-        headers: credentials::headers(resolver, namespace, spec)?,
+        headers: secret,
+        plain_headers: plain,
     }))
 }
 

@@ -1,4 +1,4 @@
-//! Builds the credential headers of a Sink from the Secret keys that it references. Pure.
+//! Builds the headers of a Sink, with values from the Secret keys that it references or from the Sink itself. Pure.
 //!
 //! Messages never contain a value or a part of one.
 
@@ -12,8 +12,8 @@ use super::{
     resolver::Resolver,
 };
 use crate::{
-    api::{self, SecretKeyRef},
-    routing::{Header, Secret},
+    api::{self, SecretKeyRef, SecretValue},
+    routing::{Header, PlainHeader, Secret},
 };
 
 /// Reason for a Secret that has not been read yet. Transient.
@@ -22,14 +22,31 @@ pub const SECRET_AWAITED: &str = "SecretAwaited";
 /// Maximum length of a value, in bytes. Servers accept about 8 KiB of headers in total.
 const MAX_VALUE: usize = 8 * 1024;
 
-/// A header that a Sink requires, and the source of its value.
+/// The headers of a Sink, with their values.
+#[derive(Debug, Default)]
+pub(super) struct SinkHeaders {
+    /// Headers with values from Secrets.
+    pub(super) secret: Vec<Header>,
+    /// Headers with values from the Sink.
+    pub(super) plain: Vec<PlainHeader>,
+}
+
+/// A header that a Sink sets.
 struct Wanted<'a> {
-    /// Path of the field.
+    /// Path of the value's field.
     path: String,
     header: String,
-    /// Prefix of the value.
-    scheme: &'static str,
-    reference: &'a SecretKeyRef,
+    value: WantedValue<'a>,
+}
+
+/// Source of a header's value.
+enum WantedValue<'a> {
+    Plain(&'a str),
+    Secret {
+        /// Prefix of the value.
+        scheme: &'static str,
+        reference: &'a SecretKeyRef,
+    },
 }
 
 /// References of Sinks to a Secret.
@@ -67,49 +84,58 @@ fn references(spec: &api::SinkSpec) -> impl Iterator<Item = &SecretKeyRef> {
         .authorization
         .iter()
         .map(|authorization| &authorization.bearer_token);
-    let headers = spec.headers.iter().map(|header| &header.value_from);
+    let headers = spec
+        .headers
+        .iter()
+        .filter_map(|header| header.value_from.as_ref());
     token.chain(headers).map(|value| &value.secret_key_ref)
 }
 
-/// Builds the headers of a Sink in this namespace, with their values.
+/// Builds the headers of a Sink in this namespace.
 pub(super) fn headers(
     resolver: &Resolver<'_>,
     namespace: &str,
     spec: &api::SinkSpec,
-) -> Result<Vec<Header>, Finding> {
-    let wanted = wanted(spec)?;
-    wanted
-        .iter()
-        .map(|wanted| header(resolver, namespace, wanted))
-        .collect()
+) -> Result<SinkHeaders, Finding> {
+    let mut headers = SinkHeaders::default();
+    for wanted in wanted(spec)? {
+        let Wanted { path, header, value } = wanted;
+        match value {
+            WantedValue::Plain(value) => {
+                let problem = |problem| Finding::bad("InvalidHeader", format!("{path}: {problem}"));
+                check_text(value).map_err(problem)?;
+                headers.plain.push(PlainHeader {
+                    name: header,
+                    value: value.to_owned(),
+                });
+            }
+            WantedValue::Secret { scheme, reference } => {
+                let (value, version) = secret_value(resolver, namespace, &path, reference)?;
+                let value = checked(value, scheme)
+                    .map_err(|problem| invalid_value(namespace, &path, reference, problem))?;
+                headers.secret.push(Header {
+                    name: header,
+                    value,
+                    version: format!("{scheme}{version}"),
+                });
+            }
+        }
+    }
+    Ok(headers)
 }
 
 fn wanted(spec: &api::SinkSpec) -> Result<Vec<Wanted<'_>>, Finding> {
     let token = spec.authorization.as_ref().map(|authorization| Wanted {
         path: "spec.authorization.bearerToken.secretKeyRef".to_owned(),
         header: header::AUTHORIZATION.as_str().to_owned(),
-        scheme: "Bearer ",
-        reference: &authorization.bearer_token.secret_key_ref,
+        value: WantedValue::Secret {
+            scheme: "Bearer ",
+            reference: &authorization.bearer_token.secret_key_ref,
+        },
     });
     let mut all = Vec::from_iter(token);
-    for (index, api::Header { name, value_from }) in spec.headers.iter().enumerate() {
-        let bad = |problem: &str| {
-            Finding::bad(
-                "InvalidHeader",
-                format!("spec.headers[{index}].name: {name:?} {problem}"),
-            )
-        };
-        let header =
-            HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad("is not a valid header name"))?;
-        if api::is_reserved_header(name) {
-            return Err(bad("is a reserved header, set by Weir or by HTTP itself"));
-        }
-        all.push(Wanted {
-            path: format!("spec.headers[{index}].valueFrom.secretKeyRef"),
-            header: header.as_str().to_owned(),
-            scheme: "",
-            reference: &value_from.secret_key_ref,
-        });
+    for (index, header) in spec.headers.iter().enumerate() {
+        all.push(wanted_header(&format!("spec.headers[{index}]"), header)?);
     }
     let mut seen = HashSet::new();
     for Wanted { path, header, .. } in &all {
@@ -123,13 +149,52 @@ fn wanted(spec: &api::SinkSpec) -> Result<Vec<Wanted<'_>>, Finding> {
     Ok(all)
 }
 
-fn header(resolver: &Resolver<'_>, namespace: &str, wanted: &Wanted<'_>) -> Result<Header, Finding> {
-    let Wanted {
-        path,
-        header,
-        scheme,
-        reference: SecretKeyRef { name, key },
-    } = wanted;
+fn wanted_header<'a>(path: &str, header: &'a api::Header) -> Result<Wanted<'a>, Finding> {
+    let api::Header {
+        name,
+        value,
+        value_from,
+    } = header;
+    let bad = |problem: String| Finding::bad("InvalidHeader", format!("{path}{problem}"));
+    let header = HeaderName::from_bytes(name.as_bytes())
+        .map_err(|_| bad(format!(".name: {name:?} is not a valid header name")))?;
+    if api::is_reserved_header(name) {
+        return Err(bad(format!(
+            ".name: {name:?} is a reserved header, set by Weir or by HTTP itself"
+        )));
+    }
+    let (field, value) = match (value, value_from) {
+        (Some(_), None) if header == header::AUTHORIZATION => {
+            return Err(bad(
+                ".value: everyone who can read the Sink can read it; set Authorization by valueFrom"
+                    .to_owned(),
+            ));
+        }
+        (Some(value), None) => ("value", WantedValue::Plain(value)),
+        (None, Some(SecretValue { secret_key_ref })) => (
+            "valueFrom.secretKeyRef",
+            WantedValue::Secret {
+                scheme: "",
+                reference: secret_key_ref,
+            },
+        ),
+        _ => return Err(bad(": exactly one of value and valueFrom must be set".to_owned())),
+    };
+    Ok(Wanted {
+        path: format!("{path}.{field}"),
+        header: header.as_str().to_owned(),
+        value,
+    })
+}
+
+/// Returns the value of a Secret's key, and its version.
+fn secret_value<'a>(
+    resolver: &Resolver<'a>,
+    namespace: &str,
+    path: &str,
+    reference: &SecretKeyRef,
+) -> Result<(&'a str, String), Finding> {
+    let SecretKeyRef { name, key } = reference;
     let bad = |reason, problem: String| Finding::bad(reason, format!("{path}: {problem}"));
     let secret = format!("Secret {name:?} in namespace {namespace:?}");
     let (version, values) = match resolver.secret(namespace, name) {
@@ -179,18 +244,29 @@ fn header(resolver: &Resolver<'_>, namespace: &str, wanted: &Wanted<'_>) -> Resu
             format!("{secret} has no key {key:?}; add it, or correct the key"),
         )
     })?;
-    let value = checked(value.reveal(), scheme)
-        .map_err(|problem| bad("InvalidSecretValue", format!("key {key:?} of {secret} {problem}")))?;
-    Ok(Header {
-        name: header.clone(),
-        value,
-        version: format!("{scheme}{name}/{key}@{version}"),
-    })
+    Ok((value.reveal(), format!("{name}/{key}@{version}")))
+}
+
+fn invalid_value(namespace: &str, path: &str, reference: &SecretKeyRef, problem: &str) -> Finding {
+    let SecretKeyRef { name, key } = reference;
+    Finding::bad(
+        "InvalidSecretValue",
+        format!("{path}: key {key:?} of Secret {name:?} in namespace {namespace:?} {problem}"),
+    )
 }
 
 /// Validates a value and adds the prefix.
 fn checked(value: &str, scheme: &str) -> Result<Secret, &'static str> {
     let value = value.trim_end_matches(['\r', '\n']);
+    check_text(value)?;
+    if !scheme.is_empty() && value.contains([' ', '\t']) {
+        return Err("is not a valid token: it has a space (Bearer is added automatically)");
+    }
+    Ok(format!("{scheme}{value}").into())
+}
+
+/// Validates a header's value.
+fn check_text(value: &str) -> Result<(), &'static str> {
     if value.is_empty() {
         return Err("is empty");
     }
@@ -200,10 +276,7 @@ fn checked(value: &str, scheme: &str) -> Result<Secret, &'static str> {
     if !value.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~')) {
         return Err("is not a valid header value: only printable ASCII characters are allowed");
     }
-    if !scheme.is_empty() && value.contains([' ', '\t']) {
-        return Err("is not a valid token: it has a space (Bearer is added automatically)");
-    }
-    Ok(format!("{scheme}{value}").into())
+    Ok(())
 }
 
 /// The commands that grant the controller access to a Secret.

@@ -11,7 +11,9 @@ use super::{
 };
 use crate::{
     api,
-    routing::{self, BackoffPolicy, Configuration, ContentMode, Header, HttpEndpoint, Ordering, Start},
+    routing::{
+        self, BackoffPolicy, Configuration, ContentMode, Header, HttpEndpoint, Ordering, PlainHeader, Start,
+    },
 };
 
 const DOMAIN: &str = "cluster.local";
@@ -784,6 +786,41 @@ fn validates_credentials_and_authorities() {
             "spec.headers[0].name: \"a b\" is not a valid header name",
         ),
         (
+            json!({"service": {"name": "one"}, "headers": [{"name": "X-Tenant"}]}),
+            "InvalidHeader",
+            "spec.headers[0]: exactly one of value and valueFrom must be set",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [{"name": "x", "value": "v", "valueFrom": key("token")}]}),
+            "InvalidHeader",
+            "spec.headers[0]: exactly one of value and valueFrom must be set",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [header("x", "token"), {"name": "X", "value": "v"}]}),
+            "InvalidHeader",
+            "spec.headers[1].value: duplicate header \"x\"",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [{"name": "Weir-Hops", "value": "0"}]}),
+            "InvalidHeader",
+            "spec.headers[0].name: \"Weir-Hops\" is a reserved header",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [{"name": "authorization", "value": "Basic x"}]}),
+            "InvalidHeader",
+            "spec.headers[0].value: everyone who can read the Sink can read it",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [{"name": "x", "value": "a\r\nb: c"}]}),
+            "InvalidHeader",
+            "spec.headers[0].value: is not a valid header value",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [{"name": "x", "value": ""}]}),
+            "InvalidHeader",
+            "spec.headers[0].value: is empty",
+        ),
+        (
             json!({"uri": "https://example.com/", "caCerts": "x"}),
             "InvalidCaCerts",
             "spec.caCerts: no certificate found",
@@ -794,6 +831,33 @@ fn validates_credentials_and_authorities() {
         assert_eq!(told.0, reason, "{spec}: {}", told.1);
         assert!(told.1.contains(beginning), "{}", told.1);
     }
+}
+
+#[test]
+fn plain_headers_need_no_secret_and_no_https() {
+    let outcome = |value: &str| {
+        let headers = json!([{"name": "X-Tenant", "value": value}]);
+        with_sink(json!({"uri": "http://example.com/", "headers": headers}), None)
+    };
+    let found = outcome("blue team");
+    assert_eq!(reason_of_sink(&found).0, "Resolved");
+    let destination = endpoint(&found.configuration.triggers[0].destination);
+    let expected = PlainHeader {
+        name: "x-tenant".into(),
+        value: "blue team".into(),
+    };
+    assert_eq!(
+        (&*destination.headers, &*destination.plain_headers),
+        (&[][..], &[expected][..])
+    );
+    assert_eq!(
+        outcome("blue team").configuration.revision,
+        found.configuration.revision
+    );
+    assert_ne!(
+        outcome("green").configuration.revision,
+        found.configuration.revision
+    );
 }
 
 #[test]

@@ -109,11 +109,15 @@ fn size_of_destination(destination: &Destination) -> usize {
         content_mode: _,
         ca_certs: _,
         headers,
+        plain_headers,
     }) = destination;
     let headers = headers
         .iter()
         .map(|header| header.name.len() + header.value.reveal().len() + header.version.len());
-    2 * (uri.len() + headers.sum::<usize>())
+    let plain_headers = plain_headers
+        .iter()
+        .map(|header| header.name.len() + header.value.len());
+    2 * (uri.len() + headers.chain(plain_headers).sum::<usize>())
 }
 
 #[cfg(test)]

@@ -63,9 +63,26 @@ pub struct HttpEndpoint {
     /// [`Configuration::authorities`](super::Configuration::authorities).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_certs: Option<AuthoritiesDigest>,
-    /// Additional headers of each request.
+    /// Additional headers of each request, with secret values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<Header>,
+    /// Additional headers of each request whose values are not secret.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plain_headers: Vec<PlainHeader>,
+}
+
+impl HttpEndpoint {
+    /// An endpoint without further settings.
+    pub fn new(uri: String, service: Option<ServiceName>) -> Self {
+        Self {
+            uri,
+            service,
+            content_mode: ContentMode::AsReceived,
+            ca_certs: None,
+            headers: Vec::new(),
+            plain_headers: Vec::new(),
+        }
+    }
 }
 
 /// A header with a secret value.
@@ -79,6 +96,16 @@ pub struct Header {
     /// Opaque version that changes with the value and reveals nothing about it. Revisions are derived from it: they
     /// are logged and shown in metrics, and a hash of the value could be used to guess it.
     pub version: String,
+}
+
+/// A header whose value is not secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlainHeader {
+    /// Name, in lower case.
+    pub name: String,
+    /// Value.
+    pub value: String,
 }
 
 /// A value that `Debug` does not show. Serialization writes it in clear, for the connection to routers
@@ -131,13 +158,7 @@ pub enum ContentMode {
 impl Destination {
     /// An HTTP endpoint without further settings.
     pub fn to_uri(uri: &str) -> Self {
-        Self::Http(HttpEndpoint {
-            uri: uri.to_owned(),
-            service: None,
-            content_mode: ContentMode::AsReceived,
-            ca_certs: None,
-            headers: Vec::new(),
-        })
+        Self::Http(HttpEndpoint::new(uri.to_owned(), None))
     }
 }
 
@@ -150,7 +171,7 @@ mod tests {
         let text = r#"{"uri":"http://a/","service":null,"contentMode":"AsReceived"}"#;
         let destination: Destination = serde_json::from_str(text).unwrap();
         let Destination::Http(endpoint) = &destination;
-        assert_eq!((&endpoint.ca_certs, &*endpoint.headers), (&None, &[][..]));
+        assert_eq!(*endpoint, HttpEndpoint::new("http://a/".to_owned(), None));
         assert_eq!(serde_json::to_string(&destination).unwrap(), text);
     }
 

@@ -18,7 +18,7 @@ pub use configuration::{
     BackoffPolicy, Broker, BrokerPolicy, Configuration, Delivery, Ordering, RateLimit, Retry, Revision,
     Start, Trigger, Undecodable, broker_key,
 };
-pub use destination::{ContentMode, Destination, Header, HttpEndpoint, Secret, ServiceName};
+pub use destination::{ContentMode, Destination, Header, HttpEndpoint, PlainHeader, Secret, ServiceName};
 pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};
 pub use schedule::{Schedule, ScheduleError};
 pub use source::{Cron, Source, SourceKind};

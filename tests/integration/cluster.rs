@@ -898,6 +898,29 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
             "is a reserved header, set by Weir or by HTTP itself",
         ),
         (with_header("'a b'", ""), "spec.headers[0].name"),
+        (with_header("Weir-Hops", ""), "is a reserved header"),
+        (
+            sink("s", "{uri: 'http://a/', headers: [{name: X-Key}]}"),
+            "exactly one of value and valueFrom",
+        ),
+        (
+            with_header("'X-Key', value: a", ""),
+            "exactly one of value and valueFrom",
+        ),
+        (
+            sink(
+                "s",
+                "{uri: 'http://a/', headers: [{name: X-Key, value: \"a\\nb\"}]}",
+            ),
+            "spec.headers[0].value",
+        ),
+        (
+            sink(
+                "s",
+                "{uri: 'http://a/', headers: [{name: authorization, value: a}]}",
+            ),
+            "set Authorization by valueFrom",
+        ),
         (source("{type: t}"), "spec.cron.schedule"),
         (
             source("{schedule: '* * * * *', type: t, data: {text: a, json: b}}"),

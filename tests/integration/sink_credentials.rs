@@ -1,4 +1,4 @@
-//! Sinks that want to be trusted by an authority of their own, and to be shown a token or a key.
+//! Sinks that are trusted by an authority of their own, and sent a token, a key, or a header of their own.
 
 use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -20,7 +20,8 @@ fn sink(name: &str, url: &str, authority: &str, more: &str) -> String {
     format!(
         "---\napiVersion: weir.dev/v1alpha1\nkind: Sink\nmetadata: {{name: {name}}}\nspec:\n  uri: '{url}'\n  \
          caCerts: |\n{}  authorization: {{bearerToken: {{secretKeyRef: {{name: credentials, key: token}}}}}}\n  \
-         headers: [{{name: X-Api-Key, valueFrom: {{secretKeyRef: {{name: credentials, key: api-key}}}}}}]\n{more}",
+         headers: [{{name: X-Api-Key, valueFrom: {{secretKeyRef: {{name: credentials, key: api-key}}}}}}, {{name: X-Tenant, value: blue}}]\n\
+         {more}",
         indented(authority)
     )
 }
@@ -132,6 +133,7 @@ fn an_authority_and_credentials_without_a_cluster() {
     });
     for letter in &received {
         assert_eq!(shown(letter), [Some("Bearer s3cr3t-one"), Some("k3y-one")]);
+        assert_eq!(letter.header("x-tenant"), Some("blue"));
     }
 
     // A changed Secret is taken over; one that is gone holds what names it.

@@ -369,7 +369,6 @@ mod tests {
     };
 
     use super::*;
-    use crate::routing::ContentMode;
 
     const PATIENCE: Duration = Duration::from_secs(30);
     /// Long enough to connect on a busy machine.
@@ -381,13 +380,7 @@ mod tests {
     }
 
     fn target(client: &HttpSender, namespace: &str, address: SocketAddr) -> HttpTarget {
-        let endpoint = HttpEndpoint {
-            uri: format!("http://{address}/"),
-            service: None,
-            content_mode: ContentMode::default(),
-            ca_certs: None,
-            headers: Vec::new(),
-        };
+        let endpoint = HttpEndpoint::new(format!("http://{address}/"), None);
         let target = client.target(namespace, &endpoint, &Authorities::default());
         target.unwrap()
     }

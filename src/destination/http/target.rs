@@ -27,7 +27,7 @@ use crate::{
     destination::client_error::ClientError,
     http_url::{self, HttpUrlError},
     memory::Pool,
-    routing::{Authorities, AuthoritiesDigest, ContentMode, Header, HttpEndpoint},
+    routing::{Authorities, AuthoritiesDigest, ContentMode, Header, HttpEndpoint, PlainHeader},
     trust::{self, TrustError},
 };
 
@@ -86,6 +86,7 @@ pub struct HttpTarget {
     named_by: NamedBy,
     client: Arc<HttpClient>,
     headers: Arc<[(HeaderName, HeaderValue)]>,
+    plain_headers: Arc<[(HeaderName, HeaderValue)]>,
     /// Secret parts of the headers, the longest first.
     secrets: Arc<[String]>,
 }
@@ -165,6 +166,7 @@ impl Targets {
             content_mode,
             ca_certs,
             headers,
+            plain_headers,
         } = endpoint;
         let sharing = Sharing {
             namespace: namespace.into(),
@@ -177,7 +179,11 @@ impl Targets {
             namespace: sharing.namespace.clone(),
             named_by: sharing.named_by,
             client: self.client(sharing, authorities)?,
-            headers: headers.iter().map(parsed).collect::<Result<_, _>>()?,
+            headers: headers.iter().map(secret_header).collect::<Result<_, _>>()?,
+            plain_headers: plain_headers
+                .iter()
+                .map(|PlainHeader { name, value }| header(name, value))
+                .collect::<Result<_, _>>()?,
             secrets: secrets_in(headers),
         })
     }
@@ -247,7 +253,7 @@ impl HttpTarget {
 
     /// Sets the Sink's headers beside the event's.
     pub(super) fn set_headers(&self, headers: &mut HeaderMap) {
-        for (name, value) in &*self.headers {
+        for (name, value) in self.headers.iter().chain(&*self.plain_headers) {
             headers.insert(name, value.clone());
         }
     }
@@ -275,6 +281,7 @@ impl PartialEq for HttpTarget {
             named_by,
             client,
             headers,
+            plain_headers,
             // Derived from the headers.
             secrets: _,
         } = self;
@@ -283,6 +290,7 @@ impl PartialEq for HttpTarget {
             && *named_by == other.named_by
             && Arc::ptr_eq(client, &other.client)
             && *headers == other.headers
+            && *plain_headers == other.plain_headers
     }
 }
 
@@ -302,13 +310,20 @@ fn mode(mode: ContentMode) -> Option<Mode> {
     }
 }
 
-fn parsed(header: &Header) -> Result<(HeaderName, HeaderValue), TargetError> {
-    let name = HeaderName::from_bytes(header.name.as_bytes());
-    let value = HeaderValue::from_str(header.value.reveal());
-    let (Ok(name), Ok(mut value)) = (name, value) else {
-        return Err(TargetError::Header(header.name.clone()));
-    };
+fn secret_header(secret: &Header) -> Result<(HeaderName, HeaderValue), TargetError> {
+    let (name, mut value) = header(&secret.name, secret.value.reveal())?;
     value.set_sensitive(true);
+    Ok((name, value))
+}
+
+fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), TargetError> {
+    let parsed = (
+        HeaderName::from_bytes(name.as_bytes()),
+        HeaderValue::from_str(value),
+    );
+    let (Ok(name), Ok(value)) = parsed else {
+        return Err(TargetError::Header(name.to_owned()));
+    };
     Ok((name, value))
 }
 
@@ -350,9 +365,9 @@ fn tls(trusted: RootCertStore) -> ClientConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::{ContentMode, ServiceName};
+    use crate::routing::ServiceName;
 
-    fn header(name: &str, value: &str) -> Header {
+    fn secret(name: &str, value: &str) -> Header {
         Header {
             name: name.to_owned(),
             value: value.to_owned().into(),
@@ -362,11 +377,8 @@ mod tests {
 
     fn destination(service: Option<ServiceName>, headers: &[(&str, &str)]) -> HttpEndpoint {
         HttpEndpoint {
-            uri: "https://example.com/".to_owned(),
-            service,
-            content_mode: ContentMode::default(),
-            ca_certs: None,
-            headers: headers.iter().map(|(name, value)| header(name, value)).collect(),
+            headers: headers.iter().map(|(name, value)| secret(name, value)).collect(),
+            ..HttpEndpoint::new("https://example.com/".to_owned(), service)
         }
     }
 
@@ -427,6 +439,32 @@ mod tests {
         assert_ne!(target(&theirs, &authorities).unwrap(), first);
         let unknown = target("-----BEGIN CERTIFICATE-----", &authorities);
         assert!(matches!(unknown, Err(TargetError::UnknownAuthorities)));
+    }
+
+    #[test]
+    fn plain_headers_are_sent_but_are_no_credentials() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let targets = Targets::new(Addresses::any()).unwrap();
+        let target = |value: &str| {
+            let plain = PlainHeader {
+                name: "x-tenant".to_owned(),
+                value: value.to_owned(),
+            };
+            let endpoint = HttpEndpoint {
+                plain_headers: vec![plain],
+                ..destination(None, &[])
+            };
+            targets.target("shop", &endpoint, &Authorities::default())
+        };
+        let blue = target("blue team").unwrap();
+        let mut headers = HeaderMap::new();
+        blue.set_headers(&mut headers);
+        assert_eq!(headers["x-tenant"], "blue team");
+        assert!(!blue.sends_credentials());
+        assert_eq!(blue.hide_secrets("blue team".to_owned()), "blue team");
+        assert_eq!(target("blue team").unwrap(), blue);
+        assert_ne!(target("green").unwrap(), blue);
+        assert!(matches!(target("a\nb"), Err(TargetError::Header(_))));
     }
 
     #[test]
