@@ -39,7 +39,8 @@ use super::{DeliverySpec, ServiceTarget};
 #[x_kube(
     validation = ("has(self.service) != has(self.uri)", "exactly one of service and uri must be set"),
     validation = ("!has(self.caCerts) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https')", "caCerts requires https: use an https:// uri, or set service.scheme to https"),
-    validation = ("!has(self.authorization) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^authorization$'))", "authorization already sets the Authorization header: remove it from headers, or remove authorization")
+    validation = ("!has(self.authorization) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^authorization$'))", "authorization already sets the Authorization header: remove it from headers, or remove authorization"),
+    validation = ("!has(self.signature) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^webhook-(id|timestamp|signature)$'))", "signature already sets webhook-id, webhook-timestamp and webhook-signature: remove them from headers, or remove signature")
 )]
 pub struct SinkSpec {
     /// Service in the Sink's own namespace. Exactly one of service and uri must be set.
@@ -70,6 +71,10 @@ pub struct SinkSpec {
     #[schemars(length(max = 16))]
     pub headers: Vec<Header>,
 
+    /// Signature of each request, by which the Sink can verify the sender.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Signature>,
+
     /// Content mode of the requests. AsReceived keeps the mode in which the producer sent the event; an event from
     /// a batch is sent structured. Binary and Structured convert. Default: AsReceived.
     #[serde(default)]
@@ -91,6 +96,26 @@ pub struct SinkSpec {
 pub struct Authorization {
     /// Token sent as "Authorization: Bearer TOKEN".
     pub bearer_token: SecretValue,
+}
+
+/// Signature of each request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Signature {
+    /// Signature by the Standard Webhooks specification (www.standardwebhooks.com), in the headers webhook-id,
+    /// webhook-timestamp and webhook-signature. It covers the body: in binary mode the data, in structured mode the
+    /// whole event.
+    pub standard_webhooks: StandardWebhooks,
+}
+
+/// Keys of Standard Webhooks signatures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StandardWebhooks {
+    /// Keys: whsec_ followed by the base64 of 24 to 64 random bytes. While a key is replaced, list the old and the
+    /// new one: each request is then signed with both, and the Sink may verify either.
+    #[schemars(length(min = 1, max = 2))]
+    pub keys: Vec<SecretValue>,
 }
 
 /// An additional request header.

@@ -301,6 +301,8 @@ fn sink_destination(
         ca_certs,
         authorization,
         headers,
+        // Resolved with the headers below.
+        signature: _,
         content_mode,
         delivery: _,
         allowed_namespaces: _,
@@ -336,6 +338,7 @@ fn sink_destination(
         ca_certs: ca_certs.as_deref().map(AuthoritiesDigest::of),
         headers: secret,
         plain_headers: plain,
+        signing_keys: credentials::signing_keys(resolver, namespace, spec)?,
     }))
 }
 

@@ -1,4 +1,5 @@
-//! Builds the headers of a Sink, with values from the Secret keys that it references or from the Sink itself. Pure.
+//! Builds the headers and the signing keys of a Sink, from the Secret keys that it references or from the Sink itself.
+//! Pure.
 //!
 //! Messages never contain a value or a part of one.
 
@@ -13,11 +14,14 @@ use super::{
 };
 use crate::{
     api::{self, SecretKeyRef, SecretValue},
-    routing::{Header, PlainHeader, Secret},
+    routing::{Header, PlainHeader, Secret, SigningKey},
 };
 
 /// Reason for a Secret that has not been read yet. Transient.
 pub const SECRET_AWAITED: &str = "SecretAwaited";
+
+/// Headers of a signature.
+const SIGNATURE_HEADERS: &[&str] = &["webhook-id", "webhook-timestamp", "webhook-signature"];
 
 /// Maximum length of a value, in bytes. Servers accept about 8 KiB of headers in total.
 const MAX_VALUE: usize = 8 * 1024;
@@ -88,7 +92,39 @@ fn references(spec: &api::SinkSpec) -> impl Iterator<Item = &SecretKeyRef> {
         .headers
         .iter()
         .filter_map(|header| header.value_from.as_ref());
-    token.chain(headers).map(|value| &value.secret_key_ref)
+    token
+        .chain(headers)
+        .chain(webhook_keys(spec))
+        .map(|value| &value.secret_key_ref)
+}
+
+/// Lists the keys of a Sink's signature.
+fn webhook_keys(spec: &api::SinkSpec) -> &[SecretValue] {
+    match &spec.signature {
+        Some(api::Signature { standard_webhooks }) => &standard_webhooks.keys,
+        None => &[],
+    }
+}
+
+/// Builds the signing keys of a Sink in this namespace.
+pub(super) fn signing_keys(
+    resolver: &Resolver<'_>,
+    namespace: &str,
+    spec: &api::SinkSpec,
+) -> Result<Vec<SigningKey>, Finding> {
+    let keys = webhook_keys(spec).iter().enumerate();
+    let keys = keys.map(|(index, SecretValue { secret_key_ref })| {
+        let path = format!("spec.signature.standardWebhooks.keys[{index}].secretKeyRef");
+        let (value, version) = secret_value(resolver, namespace, &path, secret_key_ref)?;
+        let key = SigningKey {
+            value: without_line_break(value).to_owned().into(),
+            version,
+        };
+        key.bytes()
+            .map_err(|problem| invalid_value(namespace, &path, secret_key_ref, &problem.to_string()))?;
+        Ok(key)
+    });
+    keys.collect()
 }
 
 /// Builds the headers of a Sink in this namespace.
@@ -135,7 +171,13 @@ fn wanted(spec: &api::SinkSpec) -> Result<Vec<Wanted<'_>>, Finding> {
     });
     let mut all = Vec::from_iter(token);
     for (index, header) in spec.headers.iter().enumerate() {
-        all.push(wanted_header(&format!("spec.headers[{index}]"), header)?);
+        let path = format!("spec.headers[{index}]");
+        if spec.signature.is_some() && SIGNATURE_HEADERS.contains(&&*header.name.to_ascii_lowercase()) {
+            let name = &header.name;
+            let problem = format!("{path}.name: {name:?} is already set by signature");
+            return Err(Finding::bad("InvalidHeader", problem));
+        }
+        all.push(wanted_header(&path, header)?);
     }
     let mut seen = HashSet::new();
     for Wanted { path, header, .. } in &all {
@@ -257,12 +299,16 @@ fn invalid_value(namespace: &str, path: &str, reference: &SecretKeyRef, problem:
 
 /// Validates a value and adds the prefix.
 fn checked(value: &str, scheme: &str) -> Result<Secret, &'static str> {
-    let value = value.trim_end_matches(['\r', '\n']);
+    let value = without_line_break(value);
     check_text(value)?;
     if !scheme.is_empty() && value.contains([' ', '\t']) {
         return Err("is not a valid token: it has a space (Bearer is added automatically)");
     }
     Ok(format!("{scheme}{value}").into())
+}
+
+fn without_line_break(value: &str) -> &str {
+    value.trim_end_matches(['\r', '\n'])
 }
 
 /// Validates a header's value.

@@ -12,7 +12,8 @@ use super::{
 use crate::{
     api,
     routing::{
-        self, BackoffPolicy, Configuration, ContentMode, Header, HttpEndpoint, Ordering, PlainHeader, Start,
+        self, BackoffPolicy, Configuration, ContentMode, Header, HttpEndpoint, Ordering, PlainHeader,
+        SigningKey, Start,
     },
 };
 
@@ -858,6 +859,64 @@ fn plain_headers_need_no_secret_and_no_https() {
         outcome("green").configuration.revision,
         found.configuration.revision
     );
+}
+
+/// A Sink that is signed with these keys of Secret `billing`, and sets this header.
+fn signed(keys: &[&str], header: &str) -> Value {
+    let keys: Vec<_> = keys.iter().map(|name| key(name)).collect();
+    json!({
+        "uri": "http://example.com/",
+        "signature": {"standardWebhooks": {"keys": keys}},
+        "headers": [{"name": header, "value": "x"}],
+    })
+}
+
+#[test]
+fn signing_keys_come_from_secrets() {
+    let [old, new] = ["A", "B"].map(|letter| format!("whsec_{}", letter.repeat(32)));
+    let found = |new: &str| Some(secret(&[("old", &old), ("new", new)]));
+    let outcome = with_sink(signed(&["old", "new"], "x"), found(&format!("{new}\n")));
+    assert_eq!(reason_of_sink(&outcome).0, "Resolved");
+    let destination = endpoint(&outcome.configuration.triggers[0].destination);
+    let key = |value: &str, version: &str| SigningKey {
+        value: value.to_owned().into(),
+        version: version.into(),
+    };
+    assert_eq!(
+        destination.signing_keys,
+        [key(&old, "billing/old@v1"), key(&new, "billing/new@v1")]
+    );
+    assert!(!format!("{outcome:?}").contains("whsec_"));
+    let other = with_sink(signed(&["old", "new"], "x"), found(&old));
+    assert_eq!(other.configuration.revision, outcome.configuration.revision);
+
+    let path = "spec.signature.standardWebhooks.keys[1].secretKeyRef: ";
+    let table = [
+        (
+            signed(&["old", "none"], "x"),
+            found(&new),
+            "SecretKeyNotFound",
+            path,
+        ),
+        (signed(&["old", "new"], "x"), None, "SecretAwaited", "keys[0]"),
+        (
+            signed(&["old", "new"], "x"),
+            found("s3cret"),
+            "InvalidSecretValue",
+            "is not a signing key: whsec_, followed by the base64 of 24 to 64 bytes",
+        ),
+        (
+            signed(&["old"], "Webhook-Id"),
+            found(&new),
+            "InvalidHeader",
+            "spec.headers[0].name: \"Webhook-Id\" is already set by signature",
+        ),
+    ];
+    for (spec, state, reason, part) in table {
+        let told = reason_of_sink(&with_sink(spec, state));
+        assert_eq!(told.0, reason, "{}", told.1);
+        assert!(told.1.contains(part) && !told.1.contains("s3cret"), "{}", told.1);
+    }
 }
 
 #[test]

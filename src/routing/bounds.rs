@@ -110,6 +110,7 @@ fn size_of_destination(destination: &Destination) -> usize {
         ca_certs: _,
         headers,
         plain_headers,
+        signing_keys,
     }) = destination;
     let headers = headers
         .iter()
@@ -117,7 +118,10 @@ fn size_of_destination(destination: &Destination) -> usize {
     let plain_headers = plain_headers
         .iter()
         .map(|header| header.name.len() + header.value.len());
-    2 * (uri.len() + headers.chain(plain_headers).sum::<usize>())
+    let keys = signing_keys
+        .iter()
+        .map(|key| key.value.reveal().len() + key.version.len());
+    2 * (uri.len() + headers.chain(plain_headers).chain(keys).sum::<usize>())
 }
 
 #[cfg(test)]

@@ -1,10 +1,8 @@
 //! Destinations in the routing configuration: one type for each kind. Pure.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
-use super::AuthoritiesDigest;
+use super::{AuthoritiesDigest, Secret, SigningKey};
 
 /// A resolved destination.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,14 +22,16 @@ impl Destination {
     /// Whether it contains secret values.
     pub fn has_secrets(&self) -> bool {
         let Self::Http(endpoint) = self;
-        !endpoint.headers.is_empty()
+        !endpoint.headers.is_empty() || !endpoint.signing_keys.is_empty()
     }
 
     /// Clears the secret values.
     pub(super) fn clear_secrets(&mut self) {
         let Self::Http(endpoint) = self;
-        for header in &mut endpoint.headers {
-            header.value = Secret::default();
+        let headers = endpoint.headers.iter_mut().map(|header| &mut header.value);
+        let keys = endpoint.signing_keys.iter_mut().map(|key| &mut key.value);
+        for secret in headers.chain(keys) {
+            *secret = Secret::default();
         }
     }
 }
@@ -69,6 +69,9 @@ pub struct HttpEndpoint {
     /// Additional headers of each request whose values are not secret.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plain_headers: Vec<PlainHeader>,
+    /// Keys that each request is signed with, by the Standard Webhooks specification.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signing_keys: Vec<SigningKey>,
 }
 
 impl HttpEndpoint {
@@ -81,6 +84,7 @@ impl HttpEndpoint {
             ca_certs: None,
             headers: Vec::new(),
             plain_headers: Vec::new(),
+            signing_keys: Vec::new(),
         }
     }
 }
@@ -106,31 +110,6 @@ pub struct PlainHeader {
     pub name: String,
     /// Value.
     pub value: String,
-}
-
-/// A value that `Debug` does not show. Serialization writes it in clear, for the connection to routers
-/// and a router's disk.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Returns the value.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(value: String) -> Self {
-        Self(value)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[secret]")
-    }
 }
 
 /// Name of a Service.
@@ -173,15 +152,6 @@ mod tests {
         let Destination::Http(endpoint) = &destination;
         assert_eq!(*endpoint, HttpEndpoint::new("http://a/".to_owned(), None));
         assert_eq!(serde_json::to_string(&destination).unwrap(), text);
-    }
-
-    #[test]
-    fn secret_is_serialized_but_not_displayed() {
-        let secret = Secret::from("s3cret".to_owned());
-        assert_eq!(format!("{secret:?}"), "[secret]");
-        let json = serde_json::to_string(&secret).unwrap();
-        assert_eq!(json, "\"s3cret\"");
-        assert_eq!(serde_json::from_str::<Secret>(&json).unwrap(), secret);
     }
 
     #[test]

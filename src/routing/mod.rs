@@ -9,6 +9,8 @@ mod explanation;
 mod index;
 pub mod protocol;
 mod schedule;
+mod secret;
+mod signing_key;
 mod source;
 mod table;
 
@@ -18,8 +20,10 @@ pub use configuration::{
     BackoffPolicy, Broker, BrokerPolicy, Configuration, Delivery, Ordering, RateLimit, Retry, Revision,
     Start, Trigger, Undecodable, broker_key,
 };
-pub use destination::{ContentMode, Destination, Header, HttpEndpoint, PlainHeader, Secret, ServiceName};
+pub use destination::{ContentMode, Destination, Header, HttpEndpoint, PlainHeader, ServiceName};
 pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};
 pub use schedule::{Schedule, ScheduleError};
+pub use secret::Secret;
+pub use signing_key::{InvalidSigningKey, SigningKey};
 pub use source::{Cron, Source, SourceKind};
 pub use table::{BrokerTable, Route, RoutingTable};

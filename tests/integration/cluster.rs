@@ -784,6 +784,7 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
         )
     };
     let token = ", authorization: {bearerToken: {secretKeyRef: {name: s, key: k}}}";
+    let signing_key = "{secretKeyRef: {name: s, key: k}}";
     let zero = |field: &str| trigger("t", "[]", to, &format!(", delivery: {{{field}: 0s}}"));
     let deep = "[{not: {not: {not: {not: {exact: {a: b}}}}}}]";
     let table = [
@@ -920,6 +921,20 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
                 "{uri: 'http://a/', headers: [{name: authorization, value: a}]}",
             ),
             "set Authorization by valueFrom",
+        ),
+        (
+            sink(
+                "s",
+                "{uri: 'http://a/', signature: {standardWebhooks: {keys: []}}}",
+            ),
+            "spec.signature.standardWebhooks.keys",
+        ),
+        (
+            with_header(
+                "Webhook-Id",
+                &format!(", signature: {{standardWebhooks: {{keys: [{signing_key}]}}}}"),
+            ),
+            "signature already sets webhook-id",
         ),
         (source("{type: t}"), "spec.cron.schedule"),
         (

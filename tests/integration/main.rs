@@ -35,6 +35,7 @@ mod replies;
 mod resumed;
 mod several_routers;
 mod sink_credentials;
+mod sink_signatures;
 mod sink_status;
 mod traces;
 mod uri_addresses;

@@ -1,12 +1,13 @@
 //! HTTP endpoints: pooled connections, no redirects, every wait bounded.
 //!
 //! [`HttpSender`] posts to an [`HttpTarget`] through [`connector`] and [`names`]; [`status`] interprets status codes,
-//! [`replies`] reads events from an answer, [`stage`] distinguishes a busy router from a failing Sink.
+//! [`replies`] reads events from an answer, [`signature`] signs requests, [`stage`] distinguishes a busy router from a failing Sink.
 
 mod addresses;
 mod connector;
 mod names;
 mod replies;
+mod signature;
 mod stage;
 mod status;
 mod target;
@@ -161,6 +162,8 @@ impl HttpSender {
         };
         let traced = Traced::begin(&self.tracer, &attempt);
         traced.set_headers(&mut message.headers);
+        let signer = target.signer();
+        signer.set_headers(&mut message.headers, event, &message.body, SystemTime::now());
         let answer = self.post(target, message, timeout).await;
         traced.end(answer)
     }

@@ -21,13 +21,16 @@ use super::{
     addresses::{Addresses, NamedBy},
     connector::{ConnectionContext, Connector, Permitted},
     names::Names,
+    signature::Signer,
 };
 use crate::{
     cloudevents::Mode,
     destination::client_error::ClientError,
     http_url::{self, HttpUrlError},
     memory::Pool,
-    routing::{Authorities, AuthoritiesDigest, ContentMode, Header, HttpEndpoint, PlainHeader},
+    routing::{
+        Authorities, AuthoritiesDigest, ContentMode, Header, HttpEndpoint, InvalidSigningKey, PlainHeader,
+    },
     trust::{self, TrustError},
 };
 
@@ -87,6 +90,7 @@ pub struct HttpTarget {
     client: Arc<HttpClient>,
     headers: Arc<[(HeaderName, HeaderValue)]>,
     plain_headers: Arc<[(HeaderName, HeaderValue)]>,
+    signer: Arc<Signer>,
     /// Secret parts of the headers, the longest first.
     secrets: Arc<[String]>,
 }
@@ -116,6 +120,9 @@ pub enum TargetError {
     /// The header cannot be sent.
     #[error("invalid header {0:?}")]
     Header(String),
+    /// A key cannot be used.
+    #[error("a key of the signature {0}")]
+    SigningKey(#[from] InvalidSigningKey),
 }
 
 impl Targets {
@@ -167,6 +174,7 @@ impl Targets {
             ca_certs,
             headers,
             plain_headers,
+            signing_keys,
         } = endpoint;
         let sharing = Sharing {
             namespace: namespace.into(),
@@ -184,6 +192,7 @@ impl Targets {
                 .iter()
                 .map(|PlainHeader { name, value }| header(name, value))
                 .collect::<Result<_, _>>()?,
+            signer: Arc::new(Signer::new(signing_keys)?),
             secrets: secrets_in(headers),
         })
     }
@@ -244,7 +253,11 @@ impl HttpTarget {
 
     /// Whether credentials are sent to the Sink.
     pub(super) fn sends_credentials(&self) -> bool {
-        !self.headers.is_empty()
+        !self.headers.is_empty() || !self.signer.is_empty()
+    }
+
+    pub(super) fn signer(&self) -> &Signer {
+        &self.signer
     }
 
     pub(super) fn http(&self) -> &HttpClient {
@@ -282,6 +295,7 @@ impl PartialEq for HttpTarget {
             client,
             headers,
             plain_headers,
+            signer,
             // Derived from the headers.
             secrets: _,
         } = self;
@@ -291,6 +305,7 @@ impl PartialEq for HttpTarget {
             && Arc::ptr_eq(client, &other.client)
             && *headers == other.headers
             && *plain_headers == other.plain_headers
+            && *signer == other.signer
     }
 }
 
@@ -365,7 +380,7 @@ fn tls(trusted: RootCertStore) -> ClientConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::ServiceName;
+    use crate::routing::{ServiceName, SigningKey};
 
     fn secret(name: &str, value: &str) -> Header {
         Header {
@@ -465,6 +480,36 @@ mod tests {
         assert_eq!(target("blue team").unwrap(), blue);
         assert_ne!(target("green").unwrap(), blue);
         assert!(matches!(target("a\nb"), Err(TargetError::Header(_))));
+    }
+
+    #[test]
+    fn another_signing_key_is_another_credential() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let targets = Targets::new(Addresses::any()).unwrap();
+        let target = |key: &str, version: &str| {
+            let key = SigningKey {
+                value: key.to_owned().into(),
+                version: version.to_owned(),
+            };
+            let endpoint = HttpEndpoint {
+                signing_keys: vec![key],
+                ..destination(None, &[])
+            };
+            targets.target("shop", &endpoint, &Authorities::default())
+        };
+        let (one, two) = (
+            format!("whsec_{}", "A".repeat(32)),
+            format!("whsec_{}", "B".repeat(32)),
+        );
+        let signed = target(&one, "1").unwrap();
+        assert!(signed.sends_credentials());
+        assert_eq!(target(&one, "2").unwrap(), signed);
+        assert_ne!(target(&two, "1").unwrap(), signed);
+        let error = target("whsec_x", "1").unwrap_err().to_string();
+        assert!(
+            error.starts_with("a key of the signature is not a signing key"),
+            "{error}"
+        );
     }
 
     #[test]
