@@ -39,6 +39,7 @@ use super::{DeliverySpec, ServiceTarget};
 #[x_kube(
     validation = ("has(self.service) != has(self.uri)", "exactly one of service and uri must be set"),
     validation = ("!has(self.caCerts) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https')", "caCerts requires https: use an https:// uri, or set service.scheme to https"),
+    validation = ("!has(self.tls) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https')", "tls requires https: use an https:// uri, or set service.scheme to https"),
     validation = ("!has(self.authorization) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^authorization$'))", "authorization already sets the Authorization header: remove it from headers, or remove authorization"),
     validation = ("!has(self.signature) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^webhook-(id|timestamp|signature)$'))", "signature already sets webhook-id, webhook-timestamp and webhook-signature: remove them from headers, or remove signature")
 )]
@@ -58,6 +59,10 @@ pub struct SinkSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32_768))]
     pub ca_certs: Option<String>,
+
+    /// How Weir authenticates in TLS. Requires https.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<SinkTls>,
 
     /// Credentials that Weir sends to this Sink with each event. Secret values are read from Secrets in the Sink's
     /// own namespace; the controller must be granted access to them (the Sink's status shows how). A changed Secret
@@ -88,6 +93,27 @@ pub struct SinkSpec {
     /// Default: no other namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allowed_namespaces: Option<NamespaceSelector>,
+}
+
+/// How Weir authenticates in TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SinkTls {
+    /// Certificate that Weir presents to the Sink (mutual TLS).
+    pub client_certificate: ClientCertificate,
+}
+
+/// Certificate of a TLS client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientCertificate {
+    /// Name of a Secret of type kubernetes.io/tls in the Sink's own namespace, with the certificate in tls.crt and
+    /// its private key in tls.key. The controller must be granted access to it, as for authorization.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    )]
+    pub secret_name: String,
 }
 
 /// Credentials that Weir sends to a Sink.

@@ -299,9 +299,10 @@ fn sink_destination(
         service,
         uri,
         ca_certs,
+        // Resolved with the other credentials below.
+        tls: _,
         authorization,
         headers,
-        // Resolved with the headers below.
         signature: _,
         content_mode,
         delivery: _,
@@ -339,6 +340,7 @@ fn sink_destination(
         headers: secret,
         plain_headers: plain,
         signing_keys: credentials::signing_keys(resolver, namespace, spec)?,
+        client_certificate: credentials::client_certificate(resolver, namespace, spec)?,
     }))
 }
 

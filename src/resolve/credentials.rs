@@ -1,5 +1,5 @@
-//! Builds the headers and the signing keys of a Sink, from the Secret keys that it references or from the Sink itself.
-//! Pure.
+//! Builds the headers, the signing keys and the client certificate of a Sink, from the Secret keys that it references or
+//! from the Sink itself. Pure.
 //!
 //! Messages never contain a value or a part of one.
 
@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     api::{self, SecretKeyRef, SecretValue},
-    routing::{Header, PlainHeader, Secret, SigningKey},
+    routing::{ClientCertificate, Header, PlainHeader, Secret, SigningKey},
+    trust,
 };
 
 /// Reason for a Secret that has not been read yet. Transient.
@@ -22,6 +23,13 @@ pub const SECRET_AWAITED: &str = "SecretAwaited";
 
 /// Headers of a signature.
 const SIGNATURE_HEADERS: &[&str] = &["webhook-id", "webhook-timestamp", "webhook-signature"];
+
+/// Keys of a Secret of type `kubernetes.io/tls`.
+const TLS_CERTIFICATE: &str = "tls.crt";
+const TLS_KEY: &str = "tls.key";
+
+/// Maximum length of a client certificate and of its key, in bytes.
+const MAX_PEM: usize = 64 * 1024;
 
 /// Maximum length of a value, in bytes. Servers accept about 8 KiB of headers in total.
 const MAX_VALUE: usize = 8 * 1024;
@@ -69,21 +77,21 @@ pub fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<Sec
         let namespace = sink.metadata.namespace.clone().unwrap_or_default();
         let uid = sink.metadata.uid.clone().unwrap_or_default();
         let generation = sink.metadata.generation.unwrap_or_default();
-        for SecretKeyRef { name, key } in references(&sink.spec) {
+        for (name, key) in references(&sink.spec) {
             let name = SecretName {
                 namespace: namespace.clone(),
-                name: name.clone(),
+                name: name.to_owned(),
             };
             let naming = named.entry(name).or_default();
-            naming.keys.insert(key.clone());
+            naming.keys.insert(key.to_owned());
             naming.sinks.insert((uid.clone(), generation));
         }
     }
     named
 }
 
-/// Lists every Secret key that a Sink references.
-fn references(spec: &api::SinkSpec) -> impl Iterator<Item = &SecretKeyRef> {
+/// Lists every Secret that a Sink references, each with a key.
+fn references(spec: &api::SinkSpec) -> impl Iterator<Item = (&str, &str)> {
     let token = spec
         .authorization
         .iter()
@@ -92,10 +100,16 @@ fn references(spec: &api::SinkSpec) -> impl Iterator<Item = &SecretKeyRef> {
         .headers
         .iter()
         .filter_map(|header| header.value_from.as_ref());
-    token
-        .chain(headers)
-        .chain(webhook_keys(spec))
-        .map(|value| &value.secret_key_ref)
+    let values = token.chain(headers).chain(webhook_keys(spec));
+    let values = values.map(|SecretValue { secret_key_ref }| {
+        let SecretKeyRef { name, key } = secret_key_ref;
+        (name.as_str(), key.as_str())
+    });
+    let certificate = spec.tls.iter().flat_map(|tls| {
+        let name = tls.client_certificate.secret_name.as_str();
+        [(name, TLS_CERTIFICATE), (name, TLS_KEY)]
+    });
+    values.chain(certificate)
 }
 
 /// Lists the keys of a Sink's signature.
@@ -115,16 +129,47 @@ pub(super) fn signing_keys(
     let keys = webhook_keys(spec).iter().enumerate();
     let keys = keys.map(|(index, SecretValue { secret_key_ref })| {
         let path = format!("spec.signature.standardWebhooks.keys[{index}].secretKeyRef");
-        let (value, version) = secret_value(resolver, namespace, &path, secret_key_ref)?;
+        let SecretKeyRef { name, key } = secret_key_ref;
+        let (value, version) = secret_value(resolver, namespace, &path, name, key)?;
         let key = SigningKey {
             value: without_line_break(value).to_owned().into(),
-            version,
+            version: format!("{name}/{key}@{version}"),
         };
         key.bytes()
             .map_err(|problem| invalid_value(namespace, &path, secret_key_ref, &problem.to_string()))?;
         Ok(key)
     });
     keys.collect()
+}
+
+/// Builds the client certificate of a Sink in this namespace.
+pub(super) fn client_certificate(
+    resolver: &Resolver<'_>,
+    namespace: &str,
+    spec: &api::SinkSpec,
+) -> Result<Option<ClientCertificate>, Finding> {
+    let Some(api::SinkTls { client_certificate }) = &spec.tls else {
+        return Ok(None);
+    };
+    let name = &client_certificate.secret_name;
+    let path = "spec.tls.clientCertificate.secretName";
+    let part = |key| secret_value(resolver, namespace, path, name, key);
+    let ((certificate, version), (key, _)) = (part(TLS_CERTIFICATE)?, part(TLS_KEY)?);
+    let bad = |problem: &str| {
+        Finding::bad(
+            "InvalidClientCertificate",
+            format!("{path}: Secret {name:?} in namespace {namespace:?}: {problem}"),
+        )
+    };
+    if certificate.len().max(key.len()) > MAX_PEM {
+        return Err(bad("tls.crt or tls.key is longer than 65536 bytes"));
+    }
+    trust::client_certificate(certificate, key).map_err(|error| bad(&error.to_string()))?;
+    Ok(Some(ClientCertificate {
+        certificate: certificate.to_owned().into(),
+        key: key.to_owned().into(),
+        version: format!("{name}@{version}"),
+    }))
 }
 
 /// Builds the headers of a Sink in this namespace.
@@ -146,13 +191,14 @@ pub(super) fn headers(
                 });
             }
             WantedValue::Secret { scheme, reference } => {
-                let (value, version) = secret_value(resolver, namespace, &path, reference)?;
+                let SecretKeyRef { name, key } = reference;
+                let (value, version) = secret_value(resolver, namespace, &path, name, key)?;
                 let value = checked(value, scheme)
                     .map_err(|problem| invalid_value(namespace, &path, reference, problem))?;
                 headers.secret.push(Header {
                     name: header,
                     value,
-                    version: format!("{scheme}{version}"),
+                    version: format!("{scheme}{name}/{key}@{version}"),
                 });
             }
         }
@@ -229,14 +275,14 @@ fn wanted_header<'a>(path: &str, header: &'a api::Header) -> Result<Wanted<'a>, 
     })
 }
 
-/// Returns the value of a Secret's key, and its version.
+/// Returns the value of a Secret's key, and the version of the Secret.
 fn secret_value<'a>(
     resolver: &Resolver<'a>,
     namespace: &str,
     path: &str,
-    reference: &SecretKeyRef,
-) -> Result<(&'a str, String), Finding> {
-    let SecretKeyRef { name, key } = reference;
+    name: &str,
+    key: &str,
+) -> Result<(&'a str, &'a str), Finding> {
     let bad = |reason, problem: String| Finding::bad(reason, format!("{path}: {problem}"));
     let secret = format!("Secret {name:?} in namespace {namespace:?}");
     let (version, values) = match resolver.secret(namespace, name) {
@@ -286,7 +332,7 @@ fn secret_value<'a>(
             format!("{secret} has no key {key:?}; add it, or correct the key"),
         )
     })?;
-    Ok((value.reveal(), format!("{name}/{key}@{version}")))
+    Ok((value.reveal(), version))
 }
 
 fn invalid_value(namespace: &str, path: &str, reference: &SecretKeyRef, problem: &str) -> Finding {

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     api,
     routing::{
-        self, BackoffPolicy, Configuration, ContentMode, Header, HttpEndpoint, Ordering, PlainHeader,
-        SigningKey, Start,
+        self, BackoffPolicy, ClientCertificate, Configuration, ContentMode, Header, HttpEndpoint, Ordering,
+        PlainHeader, SigningKey, Start,
     },
 };
 
@@ -916,6 +916,70 @@ fn signing_keys_come_from_secrets() {
         let told = reason_of_sink(&with_sink(spec, state));
         assert_eq!(told.0, reason, "{}", told.1);
         assert!(told.1.contains(part) && !told.1.contains("s3cret"), "{}", told.1);
+    }
+}
+
+/// Secret `billing` as one of type `kubernetes.io/tls`.
+fn tls_secret(certificate: &str, key: &str) -> SecretState {
+    secret(&[("tls.crt", certificate), ("tls.key", key)])
+}
+
+#[test]
+fn client_certificate_comes_from_a_secret() {
+    let pair = || {
+        let made = rcgen::generate_simple_self_signed(["x".to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    };
+    let ((certificate, key), (_, other)) = (pair(), pair());
+    let spec =
+        json!({"uri": "https://example.com/", "tls": {"clientCertificate": {"secretName": "billing"}}});
+    let outcome = with_sink(spec.clone(), Some(tls_secret(&certificate, &key)));
+    assert_eq!(reason_of_sink(&outcome).0, "Resolved");
+    let destination = endpoint(&outcome.configuration.triggers[0].destination);
+    let expected = ClientCertificate {
+        certificate: certificate.clone().into(),
+        key: key.clone().into(),
+        version: "billing@v1".into(),
+    };
+    assert_eq!(destination.client_certificate, Some(expected));
+    assert!(!format!("{outcome:?}").contains("-----BEGIN"));
+
+    let sinks = [resource("Sink", "shop", "asking", spec.clone())];
+    let keys: Vec<_> = named_secrets(&sinks)
+        .into_values()
+        .map(|naming| naming.keys)
+        .collect();
+    assert_eq!(keys, [["tls.crt", "tls.key"].map(str::to_owned).into()]);
+
+    let long = format!("{certificate}{}", "x".repeat(65_536));
+    let table = [
+        (None, "SecretAwaited", "has not been read yet"),
+        (
+            Some(secret(&[("tls.crt", &certificate)])),
+            "SecretKeyNotFound",
+            "has no key \"tls.key\"",
+        ),
+        (
+            Some(tls_secret(&certificate, &other)),
+            "InvalidClientCertificate",
+            "Secret \"billing\" in namespace \"shop\": the private key is not that of the first certificate",
+        ),
+        (
+            Some(tls_secret("", &key)),
+            "InvalidClientCertificate",
+            "no certificate found",
+        ),
+        (
+            Some(tls_secret(&long, &key)),
+            "InvalidClientCertificate",
+            "is longer than 65536 bytes",
+        ),
+    ];
+    for (state, reason, part) in table {
+        let told = reason_of_sink(&with_sink(spec.clone(), state));
+        assert_eq!(told.0, reason, "{}", told.1);
+        let path = "spec.tls.clientCertificate.secretName: ";
+        assert!(told.1.starts_with(path) && told.1.contains(part), "{}", told.1);
     }
 }
 

@@ -111,6 +111,7 @@ fn size_of_destination(destination: &Destination) -> usize {
         headers,
         plain_headers,
         signing_keys,
+        client_certificate,
     }) = destination;
     let headers = headers
         .iter()
@@ -121,7 +122,11 @@ fn size_of_destination(destination: &Destination) -> usize {
     let keys = signing_keys
         .iter()
         .map(|key| key.value.reveal().len() + key.version.len());
-    2 * (uri.len() + headers.chain(plain_headers).chain(keys).sum::<usize>())
+    let certificate = client_certificate
+        .iter()
+        .map(|pair| pair.certificate.reveal().len() + pair.key.reveal().len() + pair.version.len());
+    let parts = headers.chain(plain_headers).chain(keys).chain(certificate);
+    2 * (uri.len() + parts.sum::<usize>())
 }
 
 #[cfg(test)]

@@ -22,7 +22,9 @@ impl Destination {
     /// Whether it contains secret values.
     pub fn has_secrets(&self) -> bool {
         let Self::Http(endpoint) = self;
-        !endpoint.headers.is_empty() || !endpoint.signing_keys.is_empty()
+        !endpoint.headers.is_empty()
+            || !endpoint.signing_keys.is_empty()
+            || endpoint.client_certificate.is_some()
     }
 
     /// Clears the secret values.
@@ -30,7 +32,9 @@ impl Destination {
         let Self::Http(endpoint) = self;
         let headers = endpoint.headers.iter_mut().map(|header| &mut header.value);
         let keys = endpoint.signing_keys.iter_mut().map(|key| &mut key.value);
-        for secret in headers.chain(keys) {
+        let pair = endpoint.client_certificate.as_mut();
+        let pair = pair.map(|pair| [&mut pair.certificate, &mut pair.key]);
+        for secret in headers.chain(keys).chain(pair.into_iter().flatten()) {
             *secret = Secret::default();
         }
     }
@@ -72,6 +76,9 @@ pub struct HttpEndpoint {
     /// Keys that each request is signed with, by the Standard Webhooks specification.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signing_keys: Vec<SigningKey>,
+    /// Certificate that is presented to the endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<ClientCertificate>,
 }
 
 impl HttpEndpoint {
@@ -85,6 +92,7 @@ impl HttpEndpoint {
             headers: Vec::new(),
             plain_headers: Vec::new(),
             signing_keys: Vec::new(),
+            client_certificate: None,
         }
     }
 }
@@ -110,6 +118,18 @@ pub struct PlainHeader {
     pub name: String,
     /// Value.
     pub value: String,
+}
+
+/// A certificate of a TLS client, with its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClientCertificate {
+    /// The certificate, followed by those of intermediate authorities, in PEM. Not secret, but as long as the key is.
+    pub certificate: Secret,
+    /// Its private key, in PEM.
+    pub key: Secret,
+    /// Opaque version that changes with either and reveals nothing about the key.
+    pub version: String,
 }
 
 /// Name of a Service.

@@ -20,7 +20,9 @@ pub use configuration::{
     BackoffPolicy, Broker, BrokerPolicy, Configuration, Delivery, Ordering, RateLimit, Retry, Revision,
     Start, Trigger, Undecodable, broker_key,
 };
-pub use destination::{ContentMode, Destination, Header, HttpEndpoint, PlainHeader, ServiceName};
+pub use destination::{
+    ClientCertificate, ContentMode, Destination, Header, HttpEndpoint, PlainHeader, ServiceName,
+};
 pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};
 pub use schedule::{Schedule, ScheduleError};
 pub use secret::Secret;

@@ -936,6 +936,17 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
             ),
             "signature already sets webhook-id",
         ),
+        (
+            sink(
+                "s",
+                "{uri: 'http://a/', tls: {clientCertificate: {secretName: s}}}",
+            ),
+            "tls requires https",
+        ),
+        (
+            sink("s", "{uri: 'https://a/', tls: {}}"),
+            "spec.tls.clientCertificate",
+        ),
         (source("{type: t}"), "spec.cron.schedule"),
         (
             source("{schedule: '* * * * *', type: t, data: {text: a, json: b}}"),

@@ -34,6 +34,7 @@ mod logs;
 mod replies;
 mod resumed;
 mod several_routers;
+mod sink_certificates;
 mod sink_credentials;
 mod sink_signatures;
 mod sink_status;

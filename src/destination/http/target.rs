@@ -1,4 +1,5 @@
-//! Targets: destinations prepared for posting. Targets with the same trust share connections.
+//! Targets: destinations prepared for posting. Targets with the same trust and the same client certificate share
+//! connections.
 
 use std::{
     collections::HashMap,
@@ -15,7 +16,8 @@ use hyper_util::{
     client::legacy,
     rt::{TokioExecutor, TokioTimer},
 };
-use rustls::{ClientConfig, RootCertStore};
+use ring::digest::{self, SHA256_OUTPUT_LEN};
+use rustls::{ClientConfig, RootCertStore, client::Resumption, sign::SingleCertAndKey};
 
 use super::{
     addresses::{Addresses, NamedBy},
@@ -29,9 +31,10 @@ use crate::{
     http_url::{self, HttpUrlError},
     memory::Pool,
     routing::{
-        Authorities, AuthoritiesDigest, ContentMode, Header, HttpEndpoint, InvalidSigningKey, PlainHeader,
+        Authorities, AuthoritiesDigest, ClientCertificate, ContentMode, Header, HttpEndpoint,
+        InvalidSigningKey, PlainHeader,
     },
-    trust::{self, TrustError},
+    trust::{self, ClientCertificateError, TrustError},
 };
 
 /// Time after which idle connections are closed, at the latest twice as long. Shorter than an attempt waits for a
@@ -70,14 +73,19 @@ pub(super) struct Targets {
     clients: Arc<Mutex<HashMap<Sharing, Weak<HttpClient>>>>,
 }
 
-/// Key under which targets share connections.
+/// Key under which targets share connections. A connection belongs to whom it was authenticated as.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Sharing {
     namespace: Arc<str>,
     named_by: NamedBy,
     /// `None` for the machine's authorities.
     authorities: Option<AuthoritiesDigest>,
+    client_certificate: Option<CertificateDigest>,
 }
+
+/// SHA-256 of a client's certificate and its key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct CertificateDigest([u8; SHA256_OUTPUT_LEN]);
 
 /// A prepared endpoint.
 #[derive(Clone)]
@@ -88,6 +96,8 @@ pub struct HttpTarget {
     pub(super) namespace: Arc<str>,
     named_by: NamedBy,
     client: Arc<HttpClient>,
+    /// Whether a client certificate is presented.
+    authenticates: bool,
     headers: Arc<[(HeaderName, HeaderValue)]>,
     plain_headers: Arc<[(HeaderName, HeaderValue)]>,
     signer: Arc<Signer>,
@@ -123,6 +133,9 @@ pub enum TargetError {
     /// A key cannot be used.
     #[error("a key of the signature {0}")]
     SigningKey(#[from] InvalidSigningKey),
+    /// The client certificate cannot be used.
+    #[error("invalid client certificate: {0}")]
+    ClientCertificate(#[from] ClientCertificateError),
 }
 
 impl Targets {
@@ -175,18 +188,22 @@ impl Targets {
             headers,
             plain_headers,
             signing_keys,
+            client_certificate,
         } = endpoint;
+        let client_certificate = client_certificate.as_ref();
         let sharing = Sharing {
             namespace: namespace.into(),
             named_by: self.addresses.named_by(endpoint),
             authorities: ca_certs.clone(),
+            client_certificate: client_certificate.map(CertificateDigest::of),
         };
         Ok(HttpTarget {
             uri: http_url::parse(uri)?,
             mode: mode(*content_mode),
             namespace: sharing.namespace.clone(),
             named_by: sharing.named_by,
-            client: self.client(sharing, authorities)?,
+            authenticates: client_certificate.is_some(),
+            client: self.client(sharing, authorities, client_certificate)?,
             headers: headers.iter().map(secret_header).collect::<Result<_, _>>()?,
             plain_headers: plain_headers
                 .iter()
@@ -197,19 +214,27 @@ impl Targets {
         })
     }
 
-    fn client(&self, sharing: Sharing, authorities: &Authorities) -> Result<Arc<HttpClient>, TargetError> {
+    fn client(
+        &self,
+        sharing: Sharing,
+        authorities: &Authorities,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Arc<HttpClient>, TargetError> {
         // No panic under the lock leaves it half changed.
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&sharing).and_then(Weak::upgrade) {
             return Ok(client);
         }
-        let tls = match &sharing.authorities {
+        let mut tls = match &sharing.authorities {
             Some(digest) => {
                 let pem = authorities.get(digest).ok_or(TargetError::UnknownAuthorities)?;
                 tls(trust::authorities(pem)?)
             }
             None => ClientConfig::clone(&self.public),
         };
+        if let Some(certificate) = certificate {
+            authenticate(&mut tls, certificate)?;
+        }
         let origin = ConnectionContext {
             permitted: self.permitted.of(sharing.named_by).clone(),
             names: self.names.clone(),
@@ -253,7 +278,7 @@ impl HttpTarget {
 
     /// Whether credentials are sent to the Sink.
     pub(super) fn sends_credentials(&self) -> bool {
-        !self.headers.is_empty() || !self.signer.is_empty()
+        self.authenticates || !self.headers.is_empty() || !self.signer.is_empty()
     }
 
     pub(super) fn signer(&self) -> &Signer {
@@ -293,6 +318,8 @@ impl PartialEq for HttpTarget {
             namespace,
             named_by,
             client,
+            // Clients with another certificate are other clients.
+            authenticates: _,
             headers,
             plain_headers,
             signer,
@@ -369,6 +396,29 @@ fn public_tls() -> Result<ClientConfig, ClientError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(tls(RootCertStore::empty())),
         Err(error) => Err(ClientError::Roots(error)),
     }
+}
+
+impl CertificateDigest {
+    fn of(certificate: &ClientCertificate) -> Self {
+        let mut context = digest::Context::new(&digest::SHA256);
+        for part in [&certificate.certificate, &certificate.key] {
+            context.update(&(part.reveal().len() as u64).to_be_bytes());
+            context.update(part.reveal().as_bytes());
+        }
+        let mut digest = [0; SHA256_OUTPUT_LEN];
+        digest.copy_from_slice(context.finish().as_ref());
+        Self(digest)
+    }
+}
+
+/// Presents a certificate to servers that ask for one.
+fn authenticate(tls: &mut ClientConfig, certificate: &ClientCertificate) -> Result<(), TargetError> {
+    let ClientCertificate { certificate, key, .. } = certificate;
+    let certified = trust::client_certificate(certificate.reveal(), key.reveal())?;
+    tls.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
+    // A resumed session would be that of the client which began it.
+    tls.resumption = Resumption::default();
+    Ok(())
 }
 
 fn tls(trusted: RootCertStore) -> ClientConfig {
@@ -510,6 +560,58 @@ mod tests {
             error.starts_with("a key of the signature is not a signing key"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn targets_with_other_client_certificates_share_no_connections() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let pair = |name: &str| {
+            let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+            (made.cert.pem(), made.signing_key.serialize_pem())
+        };
+        let (ours, theirs) = (pair("ours"), pair("theirs"));
+        let targets = Targets::new(Addresses::any()).unwrap();
+        let target = |pair: Option<(&str, &str)>| {
+            let client_certificate = pair.map(|(certificate, key)| ClientCertificate {
+                certificate: certificate.to_owned().into(),
+                key: key.to_owned().into(),
+                version: String::new(),
+            });
+            let endpoint = HttpEndpoint {
+                client_certificate,
+                ..destination(None, &[])
+            };
+            targets.target("shop", &endpoint, &Authorities::default())
+        };
+        let with = |(certificate, key): &(String, String)| target(Some((certificate, key))).unwrap();
+        let (first, second, bare) = (with(&ours), with(&theirs), target(None).unwrap());
+        assert_eq!(with(&ours), first);
+        for (one, other) in [(&first, &second), (&first, &bare), (&second, &bare)] {
+            assert!(!Arc::ptr_eq(&one.client, &other.client));
+            assert_ne!(one, other);
+        }
+        assert!(first.sends_credentials() && !bare.sends_credentials());
+        let mixed = target(Some((&ours.0, &theirs.1)));
+        assert!(matches!(
+            mixed,
+            Err(TargetError::ClientCertificate(ClientCertificateError::Mismatch))
+        ));
+    }
+
+    #[test]
+    fn a_certificate_leaves_shared_settings_alone() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let made = rcgen::generate_simple_self_signed(["ours".to_owned()]).unwrap();
+        let certificate = ClientCertificate {
+            certificate: made.cert.pem().into(),
+            key: made.signing_key.serialize_pem().into(),
+            version: String::new(),
+        };
+        let shared = tls(RootCertStore::empty());
+        let mut ours = shared.clone();
+        authenticate(&mut ours, &certificate).unwrap();
+        assert!(ours.client_auth_cert_resolver.has_certs());
+        assert!(!shared.client_auth_cert_resolver.has_certs());
     }
 
     #[test]
