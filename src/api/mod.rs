@@ -27,7 +27,7 @@ pub use filter::{Filter, MAX_EXPRESSION, NESTED_FILTERS};
 pub use headers::is_reserved_header;
 pub use sink::{
     Authorization, ClientCertificate, ContentMode, Header, NamespaceSelector, SecretKeyRef, SecretValue,
-    Signature, Sink, SinkSpec, SinkStatus, SinkTls, StandardWebhooks,
+    ServiceAccountToken, Signature, Sink, SinkSpec, SinkStatus, SinkTls, StandardWebhooks,
 };
 pub use source::{CronData, CronSource, Source, SourceSpec, SourceStatus};
 pub use trigger::{Start, Trigger, TriggerSpec, TriggerStatus};

@@ -117,11 +117,35 @@ pub struct ClientCertificate {
 }
 
 /// Credentials that Weir sends to a Sink.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.bearerToken) != has(self.serviceAccountToken)", "exactly one of bearerToken and serviceAccountToken must be set"))]
 pub struct Authorization {
-    /// Token sent as "Authorization: Bearer TOKEN".
-    pub bearer_token: SecretValue,
+    /// Token from a Secret, sent as "Authorization: Bearer TOKEN".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bearer_token: Option<SecretValue>,
+
+    /// Token of a ServiceAccount, sent as "Authorization: Bearer TOKEN". The controller requests and renews it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_token: Option<ServiceAccountToken>,
+}
+
+/// Token of a ServiceAccount, as Kubernetes issues it: a JWT that is valid for one audience.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!self.audience.startsWith('https://kubernetes.default.svc')", "audience is the API server: a token for it must not be sent to a Sink"))]
+pub struct ServiceAccountToken {
+    /// Name of a ServiceAccount in the Sink's own namespace. The controller must be granted to create tokens of it (the
+    /// Sink's status shows how). Use one that exists for this purpose only and has no permissions.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    )]
+    pub service_account_name: String,
+
+    /// Audience of the token: the name that the Sink expects in it, such as its URL.
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[!-~]+$"))]
+    pub audience: String,
 }
 
 /// Signature of each request.

@@ -254,6 +254,7 @@ impl Local {
                     namespaces,
                     secrets,
                     services: _,
+                    issues_tokens: _,
                 },
             mut problems,
             unusable,

@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{metrics::ControllerMetrics, secrets::Secrets};
+use super::{credential_reader::CredentialApi, metrics::ControllerMetrics, secrets::Secrets, tokens::Tokens};
 use crate::{
     api,
     resolve::{Namespace, Observed, Port, Service, trim},
@@ -102,6 +102,7 @@ pub(super) struct Watches {
     services: ResourceStores<v1::Service>,
     namespaces: ResourceStores<v1::Namespace>,
     secrets: Secrets,
+    tokens: Tokens,
     changed: Arc<Notify>,
     /// Unreadable resources already logged, by UID.
     unreadable: HashMap<String, String>,
@@ -109,7 +110,7 @@ pub(super) struct Watches {
 
 impl Watches {
     /// Starts watching these namespaces, or all if there are none, until told to stop. With a `secure_channel` to
-    /// the routers, also reads the Secrets that Sinks reference.
+    /// the routers, also obtains the Secrets and tokens that Sinks reference.
     pub(super) fn start(
         client: &Client,
         namespaces: &[String],
@@ -125,6 +126,7 @@ impl Watches {
             stop,
             changed: &changed,
         };
+        let api = CredentialApi::new(client.clone());
         let everything = watched();
         let ours = watched().page_size(PAGE);
         Self {
@@ -134,7 +136,8 @@ impl Watches {
             sinks: starter.watch("Sink", &ours, |_| {}),
             services: starter.watch("Service", &everything, keep_ports),
             namespaces: starter.watch_namespaces(),
-            secrets: Secrets::start(client, metrics, &changed, secure_channel, stop),
+            secrets: Secrets::start(&api, metrics, &changed, secure_channel, stop),
+            tokens: Tokens::start(&api, metrics, &changed, secure_channel, stop),
             changed,
             unreadable: HashMap::new(),
         }
@@ -156,7 +159,7 @@ impl Watches {
             }
         }
         let sinks = readable(&self.sinks, &mut HashMap::new());
-        self.secrets.ready(&sinks).await;
+        tokio::join!(self.secrets.ready(&sinks), self.tokens.ready(&sinks));
     }
 
     /// Returns what is yet to be listed, by kind and namespace. Namespaces come first, since the rest depends on
@@ -202,6 +205,7 @@ impl Watches {
         let triggers = readable(&self.triggers, &mut unread);
         let observed = Observed {
             secrets: self.secrets.observe(&sinks),
+            tokens: self.tokens.observe(&sinks),
             brokers,
             sources,
             triggers,

@@ -11,7 +11,7 @@ use super::{
     finding::Finding,
     observed::Observed,
     resolver::{Address, Resolver},
-    revision, sources,
+    revision, sources, tokens,
 };
 use crate::{
     api::{self, DeliverySpec},
@@ -341,6 +341,7 @@ fn sink_destination(
         plain_headers: plain,
         signing_keys: credentials::signing_keys(resolver, namespace, spec)?,
         client_certificate: credentials::client_certificate(resolver, namespace, spec)?,
+        service_account_token: tokens::service_account_token(resolver, namespace, spec)?,
     }))
 }
 

@@ -21,6 +21,11 @@ use crate::{
 /// Reason for a Secret that has not been read yet. Transient.
 pub const SECRET_AWAITED: &str = "SecretAwaited";
 
+/// Message while the channel to routers is not encrypted.
+pub(super) const CHANNEL_NOT_SECURE: &str = "credentials are not sent to routers because the connection from routers to the controller is not both encrypted and \
+     authenticated; enable TLS and token checks (--tls-secret and --router-service-account of weir controller, which the \
+     chart sets)";
+
 /// Headers of a signature.
 const SIGNATURE_HEADERS: &[&str] = &["webhook-id", "webhook-timestamp", "webhook-signature"];
 
@@ -61,13 +66,22 @@ enum WantedValue<'a> {
     },
 }
 
-/// References of Sinks to a Secret.
+/// References of Sinks to a Secret or a token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Naming {
-    /// Referenced keys.
+    /// Referenced keys; a token has none.
     pub keys: BTreeSet<String>,
     /// Sinks that reference it, by UID and generation.
     pub sinks: BTreeSet<(String, i64)>,
+}
+
+impl Naming {
+    /// Adds a Sink.
+    pub(super) fn add(&mut self, sink: &api::Sink) {
+        let uid = sink.metadata.uid.clone().unwrap_or_default();
+        let generation = sink.metadata.generation.unwrap_or_default();
+        self.sinks.insert((uid, generation));
+    }
 }
 
 /// Collects every Secret that Sinks reference.
@@ -75,8 +89,6 @@ pub fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<Sec
     let mut named = BTreeMap::<_, Naming>::new();
     for sink in sinks {
         let namespace = sink.metadata.namespace.clone().unwrap_or_default();
-        let uid = sink.metadata.uid.clone().unwrap_or_default();
-        let generation = sink.metadata.generation.unwrap_or_default();
         for (name, key) in references(&sink.spec) {
             let name = SecretName {
                 namespace: namespace.clone(),
@@ -84,7 +96,7 @@ pub fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<Sec
             };
             let naming = named.entry(name).or_default();
             naming.keys.insert(key.to_owned());
-            naming.sinks.insert((uid.clone(), generation));
+            naming.add(sink);
         }
     }
     named
@@ -95,7 +107,7 @@ fn references(spec: &api::SinkSpec) -> impl Iterator<Item = (&str, &str)> {
     let token = spec
         .authorization
         .iter()
-        .map(|authorization| &authorization.bearer_token);
+        .filter_map(|authorization| authorization.bearer_token.as_ref());
     let headers = spec
         .headers
         .iter()
@@ -207,15 +219,13 @@ pub(super) fn headers(
 }
 
 fn wanted(spec: &api::SinkSpec) -> Result<Vec<Wanted<'_>>, Finding> {
-    let token = spec.authorization.as_ref().map(|authorization| Wanted {
-        path: "spec.authorization.bearerToken.secretKeyRef".to_owned(),
-        header: header::AUTHORIZATION.as_str().to_owned(),
-        value: WantedValue::Secret {
-            scheme: "Bearer ",
-            reference: &authorization.bearer_token.secret_key_ref,
-        },
-    });
-    let mut all = Vec::from_iter(token);
+    let mut all = Vec::new();
+    let mut seen = HashSet::new();
+    if let Some(authorization) = &spec.authorization {
+        all.extend(bearer_token(authorization)?);
+        seen.insert(header::AUTHORIZATION.as_str().to_owned());
+    }
+    let of_headers = all.len();
     for (index, header) in spec.headers.iter().enumerate() {
         let path = format!("spec.headers[{index}]");
         if spec.signature.is_some() && SIGNATURE_HEADERS.contains(&&*header.name.to_ascii_lowercase()) {
@@ -225,9 +235,8 @@ fn wanted(spec: &api::SinkSpec) -> Result<Vec<Wanted<'_>>, Finding> {
         }
         all.push(wanted_header(&path, header)?);
     }
-    let mut seen = HashSet::new();
-    for Wanted { path, header, .. } in &all {
-        if !seen.insert(header) {
+    for Wanted { path, header, .. } in &all[of_headers..] {
+        if !seen.insert(header.clone()) {
             return Err(Finding::bad(
                 "InvalidHeader",
                 format!("{path}: duplicate header {header:?}; names are case-insensitive"),
@@ -235,6 +244,30 @@ fn wanted(spec: &api::SinkSpec) -> Result<Vec<Wanted<'_>>, Finding> {
         }
     }
     Ok(all)
+}
+
+/// Returns the bearer token from a Secret, if that is what is sent.
+fn bearer_token(authorization: &api::Authorization) -> Result<Option<Wanted<'_>>, Finding> {
+    let api::Authorization {
+        bearer_token,
+        service_account_token,
+    } = authorization;
+    match (bearer_token, service_account_token) {
+        (Some(SecretValue { secret_key_ref }), None) => Ok(Some(Wanted {
+            path: "spec.authorization.bearerToken.secretKeyRef".to_owned(),
+            header: header::AUTHORIZATION.as_str().to_owned(),
+            value: WantedValue::Secret {
+                scheme: "Bearer ",
+                reference: secret_key_ref,
+            },
+        })),
+        // Resolved separately, since it is renewed.
+        (None, Some(_)) => Ok(None),
+        _ => Err(Finding::bad(
+            "InvalidAuthorization",
+            "spec.authorization: exactly one of bearerToken and serviceAccountToken must be set",
+        )),
+    }
 }
 
 fn wanted_header<'a>(path: &str, header: &'a api::Header) -> Result<Wanted<'a>, Finding> {
@@ -303,7 +336,13 @@ fn secret_value<'a>(
             ));
         }
         Some(SecretState::Forbidden { account }) => {
-            let grant = grant(namespace, name, account.as_deref());
+            let grant = grant(
+                &format!("weir-{name}"),
+                "--verb=get --resource=secrets",
+                name,
+                namespace,
+                account.as_deref(),
+            );
             return Err(bad(
                 "SecretForbidden",
                 format!("the controller may not read {secret}; {grant}"),
@@ -316,13 +355,7 @@ fn secret_value<'a>(
             ));
         }
         Some(SecretState::Withheld) => {
-            return Err(bad(
-                "ChannelNotSecure",
-                "credentials are not sent to routers because the connection from routers to the controller is not \
-                 both encrypted and authenticated; enable TLS and token checks (--tls-secret and \
-                 --router-service-account of weir controller, which the chart sets)"
-                    .to_owned(),
-            ));
+            return Err(bad("ChannelNotSecure", CHANNEL_NOT_SECURE.to_owned()));
         }
         None => return Err(bad(SECRET_AWAITED, format!("{secret} has not been read yet"))),
     };
@@ -371,12 +404,17 @@ fn check_text(value: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// The commands that grant the controller access to a Secret.
-fn grant(namespace: &str, name: &str, account: Option<&str>) -> String {
-    let role = format!("weir-{name}");
+/// The commands that grant the controller a permission on a resource of this name.
+pub(super) fn grant(
+    role: &str,
+    permission: &str,
+    name: &str,
+    namespace: &str,
+    account: Option<&str>,
+) -> String {
     let account = account.unwrap_or("--serviceaccount=NAMESPACE:NAME (of the controller's ServiceAccount)");
     format!(
-        "to grant access, run: kubectl create role {role} --verb=get --resource=secrets --resource-name={name} -n \
-         {namespace} && kubectl create rolebinding {role} --role={role} -n {namespace} {account}"
+        "to grant access, run: kubectl create role {role} {permission} --resource-name={name} -n {namespace} && kubectl \
+         create rolebinding {role} --role={role} -n {namespace} {account}"
     )
 }

@@ -17,6 +17,7 @@ mod revision;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod tokens;
 pub mod trim;
 
 pub use compile::{CompileOutcome, compile};
@@ -25,5 +26,6 @@ pub use diagnosis::{
     BrokerDiagnosis, Diagnoses, ResourceId, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis,
 };
 pub use finding::Finding;
-pub use observed::{Namespace, Observed, Port, SecretName, SecretState, Service};
+pub use observed::{Namespace, Observed, Port, SecretName, SecretState, Service, TokenName, TokenState};
 pub use revision::fingerprint;
+pub use tokens::{TOKEN_AWAITED, named as named_tokens};

@@ -6,14 +6,14 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    CompileOutcome, Namespace, Naming, Observed, Port, SecretName, SecretState, Service, TriggerDiagnosis,
-    compile, named_secrets,
+    CompileOutcome, Namespace, Naming, Observed, Port, SecretName, SecretState, Service, TokenName,
+    TokenState, TriggerDiagnosis, compile, named_secrets, named_tokens,
 };
 use crate::{
     api,
     routing::{
         self, BackoffPolicy, ClientCertificate, Configuration, ContentMode, Header, HttpEndpoint, Ordering,
-        PlainHeader, SigningKey, Start,
+        PlainHeader, ServiceAccountToken, SigningKey, Start,
     },
 };
 
@@ -981,6 +981,98 @@ fn client_certificate_comes_from_a_secret() {
         let path = "spec.tls.clientCertificate.secretName: ";
         assert!(told.1.starts_with(path) && told.1.contains(part), "{}", told.1);
     }
+}
+
+#[test]
+fn token_of_a_service_account_is_told_by_its_state() {
+    let spec = json!({
+        "uri": "https://example.com/",
+        "authorization": {"serviceAccountToken": {"serviceAccountName": "sender", "audience": "aud"}},
+    });
+    let name = TokenName {
+        namespace: "shop".into(),
+        account: "sender".into(),
+        audience: "aud".into(),
+    };
+    let outcome = |spec: &Value, state: Option<TokenState>| {
+        let mut observed = cluster();
+        observed
+            .sinks
+            .push(resource("Sink", "shop", "asking", spec.clone()));
+        observed.tokens = state.map(|state| (name.clone(), state)).into_iter().collect();
+        observed
+            .triggers
+            .push(trigger("t", json!({"sink": {"ref": {"name": "asking"}}})));
+        compile(&observed, DOMAIN)
+    };
+    let issued = |token: &str, version: &str| TokenState::Issued {
+        token: token.to_owned().into(),
+        version: version.into(),
+    };
+    let found = outcome(&spec, Some(issued("t0ken", "v1")));
+    assert_eq!(reason_of_sink(&found).0, "Resolved");
+    let expected = ServiceAccountToken {
+        value: "t0ken".to_owned().into(),
+        version: "v1".into(),
+    };
+    let destination = endpoint(&found.configuration.triggers[0].destination);
+    assert_eq!(destination.service_account_token, Some(expected));
+    assert!(!format!("{found:?}").contains("t0ken"));
+    let revision = |token, version| {
+        outcome(&spec, Some(issued(token, version)))
+            .configuration
+            .revision
+    };
+    assert_eq!(revision("other", "v1"), found.configuration.revision);
+    assert_ne!(revision("t0ken", "v2"), found.configuration.revision);
+    let sinks = [resource("Sink", "shop", "asking", spec.clone())];
+    assert!(named_tokens(&sinks).keys().eq([&name]));
+    assert!(named_secrets(&sinks).is_empty());
+
+    let table = [
+        (None, "TokenAwaited", "has not been requested yet"),
+        (
+            Some(TokenState::NotFound),
+            "ServiceAccountNotFound",
+            "there is no ServiceAccount \"sender\" in namespace \"shop\"",
+        ),
+        (
+            Some(TokenState::Forbidden {
+                account: Some("--serviceaccount=weir-system:weir-controller".into()),
+            }),
+            "TokenForbidden",
+            "run: kubectl create role weir-token-sender --verb=create --resource=serviceaccounts/token \
+             --resource-name=sender -n shop && kubectl create rolebinding weir-token-sender --role=weir-token-sender -n shop \
+             --serviceaccount=weir-system:weir-controller",
+        ),
+        (
+            Some(TokenState::Unavailable("timeout".into())),
+            "TokenUnavailable",
+            "in namespace \"shop\": timeout; retrying",
+        ),
+        (Some(TokenState::Withheld), "ChannelNotSecure", "enable TLS"),
+        (
+            Some(TokenState::Unsupported),
+            "TokenUnsupported",
+            "weir run cannot request tokens",
+        ),
+    ];
+    for (state, reason, part) in table {
+        let told = reason_of_sink(&outcome(&spec, state));
+        assert_eq!(told.0, reason, "{}", told.1);
+        let path = "spec.authorization.serviceAccountToken: ";
+        assert!(told.1.starts_with(path) && told.1.contains(part), "{}", told.1);
+    }
+
+    let mut invalid = spec.clone();
+    invalid["uri"] = json!("http://example.com/");
+    assert_eq!(reason_of_sink(&outcome(&invalid, None)).0, "InsecureUri");
+    let mut invalid = spec.clone();
+    invalid["headers"] = json!([header("Authorization", "token")]);
+    assert_eq!(reason_of_sink(&outcome(&invalid, None)).0, "InvalidHeader");
+    let mut invalid = spec.clone();
+    invalid["authorization"]["bearerToken"] = key("token");
+    assert_eq!(reason_of_sink(&outcome(&invalid, None)).0, "InvalidAuthorization");
 }
 
 #[test]

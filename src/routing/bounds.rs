@@ -112,6 +112,7 @@ fn size_of_destination(destination: &Destination) -> usize {
         plain_headers,
         signing_keys,
         client_certificate,
+        service_account_token,
     }) = destination;
     let headers = headers
         .iter()
@@ -125,7 +126,14 @@ fn size_of_destination(destination: &Destination) -> usize {
     let certificate = client_certificate
         .iter()
         .map(|pair| pair.certificate.reveal().len() + pair.key.reveal().len() + pair.version.len());
-    let parts = headers.chain(plain_headers).chain(keys).chain(certificate);
+    let token = service_account_token
+        .iter()
+        .map(|token| token.value.reveal().len() + token.version.len());
+    let parts = headers
+        .chain(plain_headers)
+        .chain(keys)
+        .chain(certificate)
+        .chain(token);
     2 * (uri.len() + parts.sum::<usize>())
 }
 

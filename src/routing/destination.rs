@@ -25,6 +25,7 @@ impl Destination {
         !endpoint.headers.is_empty()
             || !endpoint.signing_keys.is_empty()
             || endpoint.client_certificate.is_some()
+            || endpoint.service_account_token.is_some()
     }
 
     /// Clears the secret values.
@@ -34,7 +35,9 @@ impl Destination {
         let keys = endpoint.signing_keys.iter_mut().map(|key| &mut key.value);
         let pair = endpoint.client_certificate.as_mut();
         let pair = pair.map(|pair| [&mut pair.certificate, &mut pair.key]);
-        for secret in headers.chain(keys).chain(pair.into_iter().flatten()) {
+        let token = endpoint.service_account_token.as_mut();
+        let token = token.map(|token| &mut token.value);
+        for secret in headers.chain(keys).chain(pair.into_iter().flatten()).chain(token) {
             *secret = Secret::default();
         }
     }
@@ -79,6 +82,9 @@ pub struct HttpEndpoint {
     /// Certificate that is presented to the endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificate: Option<ClientCertificate>,
+    /// Token that is sent as `Authorization: Bearer TOKEN`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_token: Option<ServiceAccountToken>,
 }
 
 impl HttpEndpoint {
@@ -93,6 +99,7 @@ impl HttpEndpoint {
             plain_headers: Vec::new(),
             signing_keys: Vec::new(),
             client_certificate: None,
+            service_account_token: None,
         }
     }
 }
@@ -129,6 +136,16 @@ pub struct ClientCertificate {
     /// Its private key, in PEM.
     pub key: Secret,
     /// Opaque version that changes with either and reveals nothing about the key.
+    pub version: String,
+}
+
+/// A token of a ServiceAccount. The controller renews it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServiceAccountToken {
+    /// The token.
+    pub value: Secret,
+    /// Opaque version that changes with the value and reveals nothing about it.
     pub version: String,
 }
 

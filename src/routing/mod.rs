@@ -21,7 +21,8 @@ pub use configuration::{
     Start, Trigger, Undecodable, broker_key,
 };
 pub use destination::{
-    ClientCertificate, ContentMode, Destination, Header, HttpEndpoint, PlainHeader, ServiceName,
+    ClientCertificate, ContentMode, Destination, Header, HttpEndpoint, PlainHeader, ServiceAccountToken,
+    ServiceName,
 };
 pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};
 pub use schedule::{Schedule, ScheduleError};

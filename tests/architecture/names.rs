@@ -17,6 +17,7 @@ const SHARED: &[&str] = &[
     "Header",
     "Ordering",
     "RateLimit",
+    "ServiceAccountToken",
     "Start",
 ];
 

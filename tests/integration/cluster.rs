@@ -890,7 +890,7 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
         ),
         (
             with_header("X-Key", ", authorization: {}"),
-            "spec.authorization.bearerToken",
+            "exactly one of bearerToken and serviceAccountToken",
         ),
         (with_header("Ce-Id", ""), "spec.headers[0].name"),
         (with_header("content-TYPE", ""), "spec.headers[0].name"),
@@ -935,6 +935,13 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
                 &format!(", signature: {{standardWebhooks: {{keys: [{signing_key}]}}}}"),
             ),
             "signature already sets webhook-id",
+        ),
+        (
+            with_header(
+                "X-Key",
+                ", authorization: {serviceAccountToken: {serviceAccountName: a, audience: 'https://kubernetes.default.svc'}}",
+            ),
+            "audience is the API server",
         ),
         (
             sink(

@@ -32,7 +32,7 @@ use crate::{
     memory::Pool,
     routing::{
         Authorities, AuthoritiesDigest, ClientCertificate, ContentMode, Header, HttpEndpoint,
-        InvalidSigningKey, PlainHeader,
+        InvalidSigningKey, PlainHeader, ServiceAccountToken,
     },
     trust::{self, ClientCertificateError, TrustError},
 };
@@ -101,6 +101,8 @@ pub struct HttpTarget {
     headers: Arc<[(HeaderName, HeaderValue)]>,
     plain_headers: Arc<[(HeaderName, HeaderValue)]>,
     signer: Arc<Signer>,
+    /// Value of `authorization`, if a token of a ServiceAccount is sent.
+    token: Option<HeaderValue>,
     /// Secret parts of the headers, the longest first.
     secrets: Arc<[String]>,
 }
@@ -189,6 +191,7 @@ impl Targets {
             plain_headers,
             signing_keys,
             client_certificate,
+            service_account_token,
         } = endpoint;
         let client_certificate = client_certificate.as_ref();
         let sharing = Sharing {
@@ -210,7 +213,8 @@ impl Targets {
                 .map(|PlainHeader { name, value }| header(name, value))
                 .collect::<Result<_, _>>()?,
             signer: Arc::new(Signer::new(signing_keys)?),
-            secrets: secrets_in(headers),
+            token: service_account_token.as_ref().map(bearer).transpose()?,
+            secrets: secrets_in(headers, service_account_token.as_ref()),
         })
     }
 
@@ -278,7 +282,7 @@ impl HttpTarget {
 
     /// Whether credentials are sent to the Sink.
     pub(super) fn sends_credentials(&self) -> bool {
-        self.authenticates || !self.headers.is_empty() || !self.signer.is_empty()
+        self.authenticates || self.token.is_some() || !self.headers.is_empty() || !self.signer.is_empty()
     }
 
     pub(super) fn signer(&self) -> &Signer {
@@ -293,6 +297,9 @@ impl HttpTarget {
     pub(super) fn set_headers(&self, headers: &mut HeaderMap) {
         for (name, value) in self.headers.iter().chain(&*self.plain_headers) {
             headers.insert(name, value.clone());
+        }
+        if let Some(token) = &self.token {
+            headers.insert(header::AUTHORIZATION, token.clone());
         }
     }
 
@@ -323,6 +330,8 @@ impl PartialEq for HttpTarget {
             headers,
             plain_headers,
             signer,
+            // A renewed token is the same credential.
+            token: _,
             // Derived from the headers.
             secrets: _,
         } = self;
@@ -358,6 +367,13 @@ fn secret_header(secret: &Header) -> Result<(HeaderName, HeaderValue), TargetErr
     Ok((name, value))
 }
 
+fn bearer(token: &ServiceAccountToken) -> Result<HeaderValue, TargetError> {
+    let value = format!("Bearer {}", token.value.reveal());
+    let (_, mut value) = header(header::AUTHORIZATION.as_str(), &value)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
 fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), TargetError> {
     let parsed = (
         HeaderName::from_bytes(name.as_bytes()),
@@ -369,9 +385,9 @@ fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), TargetEr
     Ok((name, value))
 }
 
-/// Values to hide: the headers' values and, for `authorization`, also the part after the scheme. The longest come
-/// first, so that a value that contains another is hidden as a whole.
-fn secrets_in(headers: &[Header]) -> Arc<[String]> {
+/// Values to hide: the token and the headers' values and, for `authorization`, also the part after the scheme. The longest
+/// come first, so that a value that contains another is hidden as a whole.
+fn secrets_in(headers: &[Header], token: Option<&ServiceAccountToken>) -> Arc<[String]> {
     let parts = headers.iter().flat_map(|header| {
         let value = header.value.reveal().trim();
         let credentials = (header.name == header::AUTHORIZATION.as_str())
@@ -380,7 +396,9 @@ fn secrets_in(headers: &[Header]) -> Arc<[String]> {
             .map(|(_scheme, credentials)| credentials.trim_start());
         std::iter::once(value).chain(credentials)
     });
+    let token = token.map(|token| token.value.reveal());
     let mut secrets: Vec<_> = parts
+        .chain(token)
         .filter(|secret| secret.len() >= SHORTEST_SECRET)
         .map(str::to_owned)
         .collect();
@@ -612,6 +630,33 @@ mod tests {
         authenticate(&mut ours, &certificate).unwrap();
         assert!(ours.client_auth_cert_resolver.has_certs());
         assert!(!shared.client_auth_cert_resolver.has_certs());
+    }
+
+    #[test]
+    fn renewed_token_is_the_same_credential() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let targets = Targets::new(Addresses::any()).unwrap();
+        let target = |token: &str| {
+            let token = ServiceAccountToken {
+                value: token.to_owned().into(),
+                version: token.to_owned(),
+            };
+            let endpoint = HttpEndpoint {
+                service_account_token: Some(token),
+                ..destination(None, &[])
+            };
+            targets
+                .target("shop", &endpoint, &Authorities::default())
+                .unwrap()
+        };
+        let (first, second) = (target("t0ken-1"), target("t0ken-2"));
+        assert_eq!(first, second);
+        assert!(first.sends_credentials());
+        let mut headers = HeaderMap::new();
+        second.set_headers(&mut headers);
+        assert_eq!(headers["authorization"], "Bearer t0ken-2");
+        assert!(headers["authorization"].is_sensitive());
+        assert_eq!(second.hide_secrets("no: t0ken-2".to_owned()), "no: [secret]");
     }
 
     #[test]
