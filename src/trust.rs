@@ -1,5 +1,9 @@
-//! Trust of TLS clients: the authorities of this machine, or certificates in PEM. The controller validates with it
-//! what routers then use.
+//! Trust of TLS clients: the authorities of this machine, or certificates in PEM; and the certificate by which a client
+//! authenticates. The controller validates with it what routers then use.
+
+mod client_certificate;
+
+pub use client_certificate::{ClientCertificateError, client_certificate};
 
 use std::io;
 

@@ -9,7 +9,7 @@ pub fn is_reserved_header(name: &str) -> bool {
 }
 
 /// Prefixes of reserved header names.
-pub(super) const RESERVED_PREFIXES: &[&str] = &["ce-", "content-", "proxy-"];
+pub(super) const RESERVED_PREFIXES: &[&str] = &["ce-", "content-", "proxy-", "weir-"];
 
 /// The other reserved headers.
 pub(super) const RESERVED_HEADERS: &[&str] = &[
@@ -43,6 +43,7 @@ mod tests {
             "te",
             "Proxy-Authorization",
             "Prefer",
+            "weir-hops",
         ] {
             assert!(is_reserved_header(name), "{name}");
         }

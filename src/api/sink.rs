@@ -39,7 +39,9 @@ use super::{DeliverySpec, ServiceTarget};
 #[x_kube(
     validation = ("has(self.service) != has(self.uri)", "exactly one of service and uri must be set"),
     validation = ("!has(self.caCerts) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https')", "caCerts requires https: use an https:// uri, or set service.scheme to https"),
-    validation = ("!has(self.authorization) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^authorization$'))", "authorization already sets the Authorization header: remove it from headers, or remove authorization")
+    validation = ("!has(self.tls) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https')", "tls requires https: use an https:// uri, or set service.scheme to https"),
+    validation = ("!has(self.authorization) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^authorization$'))", "authorization already sets the Authorization header: remove it from headers, or remove authorization"),
+    validation = ("!has(self.signature) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^webhook-(id|timestamp|signature)$'))", "signature already sets webhook-id, webhook-timestamp and webhook-signature: remove them from headers, or remove signature")
 )]
 pub struct SinkSpec {
     /// Service in the Sink's own namespace. Exactly one of service and uri must be set.
@@ -58,6 +60,10 @@ pub struct SinkSpec {
     #[schemars(length(min = 1, max = 32_768))]
     pub ca_certs: Option<String>,
 
+    /// How Weir authenticates in TLS. Requires https.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<SinkTls>,
+
     /// Credentials that Weir sends to this Sink with each event. Secret values are read from Secrets in the Sink's
     /// own namespace; the controller must be granted access to them (the Sink's status shows how). A changed Secret
     /// takes effect within a minute. Credentials are sent to a uri over https only.
@@ -65,11 +71,14 @@ pub struct SinkSpec {
     pub authorization: Option<Authorization>,
 
     /// Additional headers of each request to this Sink, such as an API key. Reserved headers are rejected: those
-    /// set by Weir or by HTTP itself, such as ce-*, content-*, host, user-agent and traceparent. Values are read
-    /// from Secrets, as for authorization. At most 16.
+    /// set by Weir or by HTTP itself, such as ce-*, weir-*, content-*, host, user-agent and traceparent. At most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers: Vec<Header>,
+
+    /// Signature of each request, by which the Sink can verify the sender.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Signature>,
 
     /// Content mode of the requests. AsReceived keeps the mode in which the producer sent the event; an event from
     /// a batch is sent structured. Binary and Structured convert. Default: AsReceived.
@@ -86,24 +95,100 @@ pub struct SinkSpec {
     pub allowed_namespaces: Option<NamespaceSelector>,
 }
 
-/// Credentials that Weir sends to a Sink.
+/// How Weir authenticates in TLS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+pub struct SinkTls {
+    /// Certificate that Weir presents to the Sink (mutual TLS).
+    pub client_certificate: ClientCertificate,
+}
+
+/// Certificate of a TLS client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientCertificate {
+    /// Name of a Secret of type kubernetes.io/tls in the Sink's own namespace, with the certificate in tls.crt and
+    /// its private key in tls.key. The controller must be granted access to it, as for authorization.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    )]
+    pub secret_name: String,
+}
+
+/// Credentials that Weir sends to a Sink.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.bearerToken) != has(self.serviceAccountToken)", "exactly one of bearerToken and serviceAccountToken must be set"))]
 pub struct Authorization {
-    /// Token sent as "Authorization: Bearer TOKEN".
-    pub bearer_token: SecretValue,
+    /// Token from a Secret, sent as "Authorization: Bearer TOKEN".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bearer_token: Option<SecretValue>,
+
+    /// Token of a ServiceAccount, sent as "Authorization: Bearer TOKEN". The controller requests and renews it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_token: Option<ServiceAccountToken>,
+}
+
+/// Token of a ServiceAccount, as Kubernetes issues it: a JWT that is valid for one audience.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!self.audience.startsWith('https://kubernetes.default.svc')", "audience is the API server: a token for it must not be sent to a Sink"))]
+pub struct ServiceAccountToken {
+    /// Name of a ServiceAccount in the Sink's own namespace. The controller must be granted to create tokens of it (the
+    /// Sink's status shows how). Use one that exists for this purpose only and has no permissions.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    )]
+    pub service_account_name: String,
+
+    /// Audience of the token: the name that the Sink expects in it, such as its URL.
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[!-~]+$"))]
+    pub audience: String,
+}
+
+/// Signature of each request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Signature {
+    /// Signature by the Standard Webhooks specification (www.standardwebhooks.com), in the headers webhook-id,
+    /// webhook-timestamp and webhook-signature. It covers the body: in binary mode the data, in structured mode the
+    /// whole event.
+    pub standard_webhooks: StandardWebhooks,
+}
+
+/// Keys of Standard Webhooks signatures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StandardWebhooks {
+    /// Keys: whsec_ followed by the base64 of 24 to 64 random bytes. While a key is replaced, list the old and the
+    /// new one: each request is then signed with both, and the Sink may verify either.
+    #[schemars(length(min = 1, max = 2))]
+    pub keys: Vec<SecretValue>,
 }
 
 /// An additional request header.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("has(self.value) != has(self.valueFrom)", "exactly one of value and valueFrom must be set"),
+    validation = ("!has(self.value) || !self.name.matches('(?i)^authorization$')", "everyone who can read the Sink can read value: set Authorization by valueFrom")
+)]
 pub struct Header {
     /// Name of the header, such as X-Api-Key. Case-insensitive.
     #[schemars(schema_with = "super::schema::header_name")]
     pub name: String,
 
-    /// Source of the value.
-    pub value_from: SecretValue,
+    /// Value: printable ASCII characters, at most 8192. Everyone who can read the Sink can read it. Exactly one of
+    /// value and valueFrom must be set; Authorization can be set only by valueFrom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 8192), regex(pattern = r"^[!-~]([\t -~]*[!-~])?$"))]
+    pub value: Option<String>,
+
+    /// Source of a secret value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_from: Option<SecretValue>,
 }
 
 /// Source of a secret value.

@@ -255,6 +255,7 @@ impl Local {
                     namespaces,
                     secrets,
                     services: _,
+                    issues_tokens: _,
                 },
             mut problems,
             unusable,

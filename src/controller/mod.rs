@@ -12,24 +12,27 @@
 //! leader election: create, get and update on one `leases` object (coordination.k8s.io) in its own namespace. To
 //! publish the broker's address to workloads: list, watch, create, patch and delete on `configmaps` named
 //! [`discovery::NAME`]. For a secured channel: create on `tokenreviews` (authentication.k8s.io); get, create,
-//! update and patch on the Secret and the ConfigMap of [`TlsOptions`]. It may get only those `secrets` that a
-//! namespace's owner grants it, each by name; the status of a Sink that references another one says so.
+//! update and patch on the Secret and the ConfigMap of [`TlsOptions`]. It may get only those `secrets`, and
+//! create only those `serviceaccounts/token`, that a namespace's owner grants it, each by name; the status of a Sink
+//! that references another one says so.
 
 mod broker_authority;
 mod channel;
+mod credential_plan;
+mod credential_reader;
 mod discovery;
 mod endpoint;
 mod leadership;
 mod metrics;
 mod producer_options;
 mod routers;
-mod secret_plan;
 mod secrets;
 mod signing_keys;
 mod sinks_seen;
 mod status_task;
 mod status_writer;
 mod statuses;
+mod tokens;
 mod watch;
 
 pub use channel::{ChannelOptions, RouterAccount, RouterAccountError, TlsOptions};

@@ -9,11 +9,14 @@ use super::{
 use crate::{
     api::{BrokerStatus, SinkStatus, SourceStatus, TriggerStatus, condition},
     filter::BUDGET,
-    resolve::{BrokerDiagnosis, Finding, SECRET_AWAITED, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis},
+    resolve::{
+        BrokerDiagnosis, Finding, SECRET_AWAITED, SinkDiagnosis, SourceDiagnosis, TOKEN_AWAITED,
+        TriggerDiagnosis,
+    },
 };
 
 /// Transient reasons for not being Ready, which every change of a resource passes through.
-const PASSING: [&str; 2] = [ROUTER_OUT_OF_DATE, SECRET_AWAITED];
+const PASSING: [&str; 3] = [ROUTER_OUT_OF_DATE, SECRET_AWAITED, TOKEN_AWAITED];
 
 const ROUTER_OUT_OF_DATE: &str = "RouterOutOfDate";
 

@@ -27,8 +27,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    metrics::ControllerMetrics, producer_options::ProducerOptions, secrets::Secrets,
-    signing_keys::SigningKeys,
+    credential_reader::CredentialApi, metrics::ControllerMetrics, producer_options::ProducerOptions,
+    secrets::Secrets, signing_keys::SigningKeys, tokens::Tokens,
 };
 use crate::{
     api,
@@ -108,6 +108,7 @@ pub(super) struct Watches {
     accounts: ResourceStores<v1::ServiceAccount>,
     secrets: Secrets,
     signing_keys: SigningKeys,
+    tokens: Tokens,
     changed: Arc<Notify>,
     /// Unreadable resources already logged, by UID.
     unreadable: HashMap<String, String>,
@@ -115,7 +116,7 @@ pub(super) struct Watches {
 
 impl Watches {
     /// Starts watching these namespaces, or all if there are none, until told to stop. With a `secure_channel` to
-    /// the routers, also reads the Secrets that Sinks reference.
+    /// the routers, also obtains the Secrets and tokens that Sinks reference.
     pub(super) fn start(
         client: &Client,
         namespaces: &[String],
@@ -131,6 +132,7 @@ impl Watches {
             stop,
             changed: &changed,
         };
+        let api = CredentialApi::new(client.clone());
         let everything = watched();
         let ours = watched().page_size(PAGE);
         Self {
@@ -141,7 +143,8 @@ impl Watches {
             services: starter.watch("Service", &everything, keep_ports),
             namespaces: starter.watch_namespaces(),
             accounts: starter.watch("ServiceAccount", &everything, keep_identity),
-            secrets: Secrets::start(client, metrics, &changed, secure_channel, stop),
+            secrets: Secrets::start(&api, metrics, &changed, secure_channel, stop),
+            tokens: Tokens::start(&api, metrics, &changed, secure_channel, stop),
             signing_keys: SigningKeys::start(client, &changed, stop),
             changed,
             unreadable: HashMap::new(),
@@ -164,7 +167,11 @@ impl Watches {
             }
         }
         let sinks = readable(&self.sinks, &mut HashMap::new());
-        tokio::join!(self.secrets.ready(&sinks), self.signing_keys.tried());
+        tokio::join!(
+            self.secrets.ready(&sinks),
+            self.tokens.ready(&sinks),
+            self.signing_keys.tried()
+        );
     }
 
     /// Returns what is yet to be listed, by kind and namespace. Namespaces come first, since the rest depends on
@@ -217,6 +224,7 @@ impl Watches {
         let triggers = readable(&self.triggers, &mut unread);
         let observed = Observed {
             secrets: self.secrets.observe(&sinks),
+            tokens: self.tokens.observe(&sinks),
             brokers,
             unread_brokers,
             sources,

@@ -5,14 +5,15 @@ use std::{collections::BTreeSet, time::Duration};
 use kube::Resource;
 
 use super::{
-    brokers, credentials,
+    brokers,
+    credentials::{self, SinkHeaders},
     diagnosis::{Diagnoses, ResourceId, SinkDiagnosis, TriggerDiagnosis},
     filters::expression,
     finding::Finding,
     observed::Observed,
     producers,
     resolver::{Address, Resolver},
-    revision, sources,
+    revision, sources, tokens,
 };
 use crate::{
     api::{self, DeliverySpec},
@@ -266,15 +267,7 @@ fn destination<'a>(
             "exactly one of ref, service and uri must be set",
         )),
     };
-    let plain = |Address { uri, service }| {
-        routing::Destination::Http(HttpEndpoint {
-            uri,
-            service,
-            content_mode: routing::ContentMode::AsReceived,
-            ca_certs: None,
-            headers: Vec::new(),
-        })
-    };
+    let plain = |Address { uri, service }| routing::Destination::Http(HttpEndpoint::new(uri, service));
     (address.map(plain), None)
 }
 
@@ -320,8 +313,11 @@ fn sink_destination(
         service,
         uri,
         ca_certs,
+        // Resolved with the other credentials below.
+        tls: _,
         authorization,
         headers,
+        signature: _,
         content_mode,
         delivery: _,
         allowed_namespaces: _,
@@ -338,13 +334,14 @@ fn sink_destination(
         trust::authorities(pem)
             .map_err(|error| Finding::bad("InvalidCaCerts", format!("spec.caCerts: {error}")))?;
     }
-    let has_credentials = authorization.is_some() || !headers.is_empty();
+    let has_credentials = authorization.is_some() || headers.iter().any(|header| header.value_from.is_some());
     if has_credentials && service.is_none() && !uri.starts_with("https:") {
         return Err(Finding::bad(
             "InsecureUri",
             "spec.uri: credentials are sent outside the cluster over https only; use an https:// uri, or a Service",
         ));
     }
+    let SinkHeaders { secret, plain } = credentials::headers(resolver, namespace, spec)?;
     Ok(routing::Destination::Http(HttpEndpoint {
         uri,
         service,
@@ -354,7 +351,11 @@ fn sink_destination(
             api::ContentMode::Structured => routing::ContentMode::Structured,
         },
         ca_certs: ca_certs.as_deref().map(AuthoritiesDigest::of),
-        headers: credentials::headers(resolver, namespace, spec)?,
+        headers: secret,
+        plain_headers: plain,
+        signing_keys: credentials::signing_keys(resolver, namespace, spec)?,
+        client_certificate: credentials::client_certificate(resolver, namespace, spec)?,
+        service_account_token: tokens::service_account_token(resolver, namespace, spec)?,
     }))
 }
 

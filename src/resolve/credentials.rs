@@ -1,4 +1,5 @@
-//! Builds the credential headers of a Sink from the Secret keys that it references. Pure.
+//! Builds the headers, the signing keys and the client certificate of a Sink, from the Secret keys that it references or
+//! from the Sink itself. Pure.
 //!
 //! Messages never contain a value or a part of one.
 
@@ -12,33 +13,75 @@ use super::{
     resolver::Resolver,
 };
 use crate::{
-    api::{self, SecretKeyRef},
-    routing::{Header, Secret},
+    api::{self, SecretKeyRef, SecretValue},
+    routing::{ClientCertificate, Header, PlainHeader, Secret, SigningKey},
+    trust,
 };
 
 /// Reason for a Secret that has not been read yet. Transient.
 pub const SECRET_AWAITED: &str = "SecretAwaited";
 
+/// Message while the channel to routers is not encrypted.
+pub(super) const CHANNEL_NOT_SECURE: &str = "credentials are not sent to routers because the connection from routers to the controller is not both encrypted and \
+     authenticated; enable TLS and token checks (--tls-secret and --router-service-account of weir controller, which the \
+     chart sets)";
+
+/// Headers of a signature.
+const SIGNATURE_HEADERS: &[&str] = &["webhook-id", "webhook-timestamp", "webhook-signature"];
+
+/// Keys of a Secret of type `kubernetes.io/tls`.
+const TLS_CERTIFICATE: &str = "tls.crt";
+const TLS_KEY: &str = "tls.key";
+
+/// Maximum length of a client certificate and of its key, in bytes.
+const MAX_PEM: usize = 64 * 1024;
+
 /// Maximum length of a value, in bytes. Servers accept about 8 KiB of headers in total.
 const MAX_VALUE: usize = 8 * 1024;
 
-/// A header that a Sink requires, and the source of its value.
-struct Wanted<'a> {
-    /// Path of the field.
-    path: String,
-    header: String,
-    /// Prefix of the value.
-    scheme: &'static str,
-    reference: &'a SecretKeyRef,
+/// The headers of a Sink, with their values.
+#[derive(Debug, Default)]
+pub(super) struct SinkHeaders {
+    /// Headers with values from Secrets.
+    pub(super) secret: Vec<Header>,
+    /// Headers with values from the Sink.
+    pub(super) plain: Vec<PlainHeader>,
 }
 
-/// References of Sinks to a Secret.
+/// A header that a Sink sets.
+struct Wanted<'a> {
+    /// Path of the value's field.
+    path: String,
+    header: String,
+    value: WantedValue<'a>,
+}
+
+/// Source of a header's value.
+enum WantedValue<'a> {
+    Plain(&'a str),
+    Secret {
+        /// Prefix of the value.
+        scheme: &'static str,
+        reference: &'a SecretKeyRef,
+    },
+}
+
+/// References of Sinks to a Secret or a token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Naming {
-    /// Referenced keys.
+    /// Referenced keys; a token has none.
     pub keys: BTreeSet<String>,
     /// Sinks that reference it, by UID and generation.
     pub sinks: BTreeSet<(String, i64)>,
+}
+
+impl Naming {
+    /// Adds a Sink.
+    pub(super) fn add(&mut self, sink: &api::Sink) {
+        let uid = sink.metadata.uid.clone().unwrap_or_default();
+        let generation = sink.metadata.generation.unwrap_or_default();
+        self.sinks.insert((uid, generation));
+    }
 }
 
 /// Collects every Secret that Sinks reference.
@@ -46,74 +89,154 @@ pub fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<Sec
     let mut named = BTreeMap::<_, Naming>::new();
     for sink in sinks {
         let namespace = sink.metadata.namespace.clone().unwrap_or_default();
-        let uid = sink.metadata.uid.clone().unwrap_or_default();
-        let generation = sink.metadata.generation.unwrap_or_default();
-        for SecretKeyRef { name, key } in references(&sink.spec) {
+        for (name, key) in references(&sink.spec) {
             let name = SecretName {
                 namespace: namespace.clone(),
-                name: name.clone(),
+                name: name.to_owned(),
             };
             let naming = named.entry(name).or_default();
-            naming.keys.insert(key.clone());
-            naming.sinks.insert((uid.clone(), generation));
+            naming.keys.insert(key.to_owned());
+            naming.add(sink);
         }
     }
     named
 }
 
-/// Lists every Secret key that a Sink references.
-fn references(spec: &api::SinkSpec) -> impl Iterator<Item = &SecretKeyRef> {
+/// Lists every Secret that a Sink references, each with a key.
+fn references(spec: &api::SinkSpec) -> impl Iterator<Item = (&str, &str)> {
     let token = spec
         .authorization
         .iter()
-        .map(|authorization| &authorization.bearer_token);
-    let headers = spec.headers.iter().map(|header| &header.value_from);
-    token.chain(headers).map(|value| &value.secret_key_ref)
+        .filter_map(|authorization| authorization.bearer_token.as_ref());
+    let headers = spec
+        .headers
+        .iter()
+        .filter_map(|header| header.value_from.as_ref());
+    let values = token.chain(headers).chain(webhook_keys(spec));
+    let values = values.map(|SecretValue { secret_key_ref }| {
+        let SecretKeyRef { name, key } = secret_key_ref;
+        (name.as_str(), key.as_str())
+    });
+    let certificate = spec.tls.iter().flat_map(|tls| {
+        let name = tls.client_certificate.secret_name.as_str();
+        [(name, TLS_CERTIFICATE), (name, TLS_KEY)]
+    });
+    values.chain(certificate)
 }
 
-/// Builds the headers of a Sink in this namespace, with their values.
+/// Lists the keys of a Sink's signature.
+fn webhook_keys(spec: &api::SinkSpec) -> &[SecretValue] {
+    match &spec.signature {
+        Some(api::Signature { standard_webhooks }) => &standard_webhooks.keys,
+        None => &[],
+    }
+}
+
+/// Builds the signing keys of a Sink in this namespace.
+pub(super) fn signing_keys(
+    resolver: &Resolver<'_>,
+    namespace: &str,
+    spec: &api::SinkSpec,
+) -> Result<Vec<SigningKey>, Finding> {
+    let keys = webhook_keys(spec).iter().enumerate();
+    let keys = keys.map(|(index, SecretValue { secret_key_ref })| {
+        let path = format!("spec.signature.standardWebhooks.keys[{index}].secretKeyRef");
+        let SecretKeyRef { name, key } = secret_key_ref;
+        let (value, version) = secret_value(resolver, namespace, &path, name, key)?;
+        let key = SigningKey {
+            value: without_line_break(value).to_owned().into(),
+            version: format!("{name}/{key}@{version}"),
+        };
+        key.bytes()
+            .map_err(|problem| invalid_value(namespace, &path, secret_key_ref, &problem.to_string()))?;
+        Ok(key)
+    });
+    keys.collect()
+}
+
+/// Builds the client certificate of a Sink in this namespace.
+pub(super) fn client_certificate(
+    resolver: &Resolver<'_>,
+    namespace: &str,
+    spec: &api::SinkSpec,
+) -> Result<Option<ClientCertificate>, Finding> {
+    let Some(api::SinkTls { client_certificate }) = &spec.tls else {
+        return Ok(None);
+    };
+    let name = &client_certificate.secret_name;
+    let path = "spec.tls.clientCertificate.secretName";
+    let part = |key| secret_value(resolver, namespace, path, name, key);
+    let ((certificate, version), (key, _)) = (part(TLS_CERTIFICATE)?, part(TLS_KEY)?);
+    let bad = |problem: &str| {
+        Finding::bad(
+            "InvalidClientCertificate",
+            format!("{path}: Secret {name:?} in namespace {namespace:?}: {problem}"),
+        )
+    };
+    if certificate.len().max(key.len()) > MAX_PEM {
+        return Err(bad("tls.crt or tls.key is longer than 65536 bytes"));
+    }
+    trust::client_certificate(certificate, key).map_err(|error| bad(&error.to_string()))?;
+    Ok(Some(ClientCertificate {
+        certificate: certificate.to_owned().into(),
+        key: key.to_owned().into(),
+        version: format!("{name}@{version}"),
+    }))
+}
+
+/// Builds the headers of a Sink in this namespace.
 pub(super) fn headers(
     resolver: &Resolver<'_>,
     namespace: &str,
     spec: &api::SinkSpec,
-) -> Result<Vec<Header>, Finding> {
-    let wanted = wanted(spec)?;
-    wanted
-        .iter()
-        .map(|wanted| header(resolver, namespace, wanted))
-        .collect()
+) -> Result<SinkHeaders, Finding> {
+    let mut headers = SinkHeaders::default();
+    for wanted in wanted(spec)? {
+        let Wanted { path, header, value } = wanted;
+        match value {
+            WantedValue::Plain(value) => {
+                let problem = |problem| Finding::bad("InvalidHeader", format!("{path}: {problem}"));
+                check_text(value).map_err(problem)?;
+                headers.plain.push(PlainHeader {
+                    name: header,
+                    value: value.to_owned(),
+                });
+            }
+            WantedValue::Secret { scheme, reference } => {
+                let SecretKeyRef { name, key } = reference;
+                let (value, version) = secret_value(resolver, namespace, &path, name, key)?;
+                let value = checked(value, scheme)
+                    .map_err(|problem| invalid_value(namespace, &path, reference, problem))?;
+                headers.secret.push(Header {
+                    name: header,
+                    value,
+                    version: format!("{scheme}{name}/{key}@{version}"),
+                });
+            }
+        }
+    }
+    Ok(headers)
 }
 
 fn wanted(spec: &api::SinkSpec) -> Result<Vec<Wanted<'_>>, Finding> {
-    let token = spec.authorization.as_ref().map(|authorization| Wanted {
-        path: "spec.authorization.bearerToken.secretKeyRef".to_owned(),
-        header: header::AUTHORIZATION.as_str().to_owned(),
-        scheme: "Bearer ",
-        reference: &authorization.bearer_token.secret_key_ref,
-    });
-    let mut all = Vec::from_iter(token);
-    for (index, api::Header { name, value_from }) in spec.headers.iter().enumerate() {
-        let bad = |problem: &str| {
-            Finding::bad(
-                "InvalidHeader",
-                format!("spec.headers[{index}].name: {name:?} {problem}"),
-            )
-        };
-        let header =
-            HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad("is not a valid header name"))?;
-        if api::is_reserved_header(name) {
-            return Err(bad("is a reserved header, set by Weir or by HTTP itself"));
-        }
-        all.push(Wanted {
-            path: format!("spec.headers[{index}].valueFrom.secretKeyRef"),
-            header: header.as_str().to_owned(),
-            scheme: "",
-            reference: &value_from.secret_key_ref,
-        });
-    }
+    let mut all = Vec::new();
     let mut seen = HashSet::new();
-    for Wanted { path, header, .. } in &all {
-        if !seen.insert(header) {
+    if let Some(authorization) = &spec.authorization {
+        all.extend(bearer_token(authorization)?);
+        seen.insert(header::AUTHORIZATION.as_str().to_owned());
+    }
+    let of_headers = all.len();
+    for (index, header) in spec.headers.iter().enumerate() {
+        let path = format!("spec.headers[{index}]");
+        if spec.signature.is_some() && SIGNATURE_HEADERS.contains(&&*header.name.to_ascii_lowercase()) {
+            let name = &header.name;
+            let problem = format!("{path}.name: {name:?} is already set by signature");
+            return Err(Finding::bad("InvalidHeader", problem));
+        }
+        all.push(wanted_header(&path, header)?);
+    }
+    for Wanted { path, header, .. } in &all[of_headers..] {
+        if !seen.insert(header.clone()) {
             return Err(Finding::bad(
                 "InvalidHeader",
                 format!("{path}: duplicate header {header:?}; names are case-insensitive"),
@@ -123,13 +246,76 @@ fn wanted(spec: &api::SinkSpec) -> Result<Vec<Wanted<'_>>, Finding> {
     Ok(all)
 }
 
-fn header(resolver: &Resolver<'_>, namespace: &str, wanted: &Wanted<'_>) -> Result<Header, Finding> {
-    let Wanted {
-        path,
-        header,
-        scheme,
-        reference: SecretKeyRef { name, key },
-    } = wanted;
+/// Returns the bearer token from a Secret, if that is what is sent.
+fn bearer_token(authorization: &api::Authorization) -> Result<Option<Wanted<'_>>, Finding> {
+    let api::Authorization {
+        bearer_token,
+        service_account_token,
+    } = authorization;
+    match (bearer_token, service_account_token) {
+        (Some(SecretValue { secret_key_ref }), None) => Ok(Some(Wanted {
+            path: "spec.authorization.bearerToken.secretKeyRef".to_owned(),
+            header: header::AUTHORIZATION.as_str().to_owned(),
+            value: WantedValue::Secret {
+                scheme: "Bearer ",
+                reference: secret_key_ref,
+            },
+        })),
+        // Resolved separately, since it is renewed.
+        (None, Some(_)) => Ok(None),
+        _ => Err(Finding::bad(
+            "InvalidAuthorization",
+            "spec.authorization: exactly one of bearerToken and serviceAccountToken must be set",
+        )),
+    }
+}
+
+fn wanted_header<'a>(path: &str, header: &'a api::Header) -> Result<Wanted<'a>, Finding> {
+    let api::Header {
+        name,
+        value,
+        value_from,
+    } = header;
+    let bad = |problem: String| Finding::bad("InvalidHeader", format!("{path}{problem}"));
+    let header = HeaderName::from_bytes(name.as_bytes())
+        .map_err(|_| bad(format!(".name: {name:?} is not a valid header name")))?;
+    if api::is_reserved_header(name) {
+        return Err(bad(format!(
+            ".name: {name:?} is a reserved header, set by Weir or by HTTP itself"
+        )));
+    }
+    let (field, value) = match (value, value_from) {
+        (Some(_), None) if header == header::AUTHORIZATION => {
+            return Err(bad(
+                ".value: everyone who can read the Sink can read it; set Authorization by valueFrom"
+                    .to_owned(),
+            ));
+        }
+        (Some(value), None) => ("value", WantedValue::Plain(value)),
+        (None, Some(SecretValue { secret_key_ref })) => (
+            "valueFrom.secretKeyRef",
+            WantedValue::Secret {
+                scheme: "",
+                reference: secret_key_ref,
+            },
+        ),
+        _ => return Err(bad(": exactly one of value and valueFrom must be set".to_owned())),
+    };
+    Ok(Wanted {
+        path: format!("{path}.{field}"),
+        header: header.as_str().to_owned(),
+        value,
+    })
+}
+
+/// Returns the value of a Secret's key, and the version of the Secret.
+fn secret_value<'a>(
+    resolver: &Resolver<'a>,
+    namespace: &str,
+    path: &str,
+    name: &str,
+    key: &str,
+) -> Result<(&'a str, &'a str), Finding> {
     let bad = |reason, problem: String| Finding::bad(reason, format!("{path}: {problem}"));
     let secret = format!("Secret {name:?} in namespace {namespace:?}");
     let (version, values) = match resolver.secret(namespace, name) {
@@ -150,7 +336,13 @@ fn header(resolver: &Resolver<'_>, namespace: &str, wanted: &Wanted<'_>) -> Resu
             ));
         }
         Some(SecretState::Forbidden { account }) => {
-            let grant = grant(namespace, name, account.as_deref());
+            let grant = grant(
+                &format!("weir-{name}"),
+                "--verb=get --resource=secrets",
+                name,
+                namespace,
+                account.as_deref(),
+            );
             return Err(bad(
                 "SecretForbidden",
                 format!("the controller may not read {secret}; {grant}"),
@@ -163,13 +355,7 @@ fn header(resolver: &Resolver<'_>, namespace: &str, wanted: &Wanted<'_>) -> Resu
             ));
         }
         Some(SecretState::Withheld) => {
-            return Err(bad(
-                "ChannelNotSecure",
-                "credentials are not sent to routers because the connection from routers to the controller is not \
-                 both encrypted and authenticated; enable TLS and token checks (--tls-secret and \
-                 --router-service-account of weir controller, which the chart sets)"
-                    .to_owned(),
-            ));
+            return Err(bad("ChannelNotSecure", CHANNEL_NOT_SECURE.to_owned()));
         }
         None => return Err(bad(SECRET_AWAITED, format!("{secret} has not been read yet"))),
     };
@@ -179,18 +365,33 @@ fn header(resolver: &Resolver<'_>, namespace: &str, wanted: &Wanted<'_>) -> Resu
             format!("{secret} has no key {key:?}; add it, or correct the key"),
         )
     })?;
-    let value = checked(value.reveal(), scheme)
-        .map_err(|problem| bad("InvalidSecretValue", format!("key {key:?} of {secret} {problem}")))?;
-    Ok(Header {
-        name: header.clone(),
-        value,
-        version: format!("{scheme}{name}/{key}@{version}"),
-    })
+    Ok((value.reveal(), version))
+}
+
+fn invalid_value(namespace: &str, path: &str, reference: &SecretKeyRef, problem: &str) -> Finding {
+    let SecretKeyRef { name, key } = reference;
+    Finding::bad(
+        "InvalidSecretValue",
+        format!("{path}: key {key:?} of Secret {name:?} in namespace {namespace:?} {problem}"),
+    )
 }
 
 /// Validates a value and adds the prefix.
 fn checked(value: &str, scheme: &str) -> Result<Secret, &'static str> {
-    let value = value.trim_end_matches(['\r', '\n']);
+    let value = without_line_break(value);
+    check_text(value)?;
+    if !scheme.is_empty() && value.contains([' ', '\t']) {
+        return Err("is not a valid token: it has a space (Bearer is added automatically)");
+    }
+    Ok(format!("{scheme}{value}").into())
+}
+
+fn without_line_break(value: &str) -> &str {
+    value.trim_end_matches(['\r', '\n'])
+}
+
+/// Validates a header's value.
+fn check_text(value: &str) -> Result<(), &'static str> {
     if value.is_empty() {
         return Err("is empty");
     }
@@ -200,18 +401,20 @@ fn checked(value: &str, scheme: &str) -> Result<Secret, &'static str> {
     if !value.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~')) {
         return Err("is not a valid header value: only printable ASCII characters are allowed");
     }
-    if !scheme.is_empty() && value.contains([' ', '\t']) {
-        return Err("is not a valid token: it has a space (Bearer is added automatically)");
-    }
-    Ok(format!("{scheme}{value}").into())
+    Ok(())
 }
 
-/// The commands that grant the controller access to a Secret.
-fn grant(namespace: &str, name: &str, account: Option<&str>) -> String {
-    let role = format!("weir-{name}");
+/// The commands that grant the controller a permission on a resource of this name.
+pub(super) fn grant(
+    role: &str,
+    permission: &str,
+    name: &str,
+    namespace: &str,
+    account: Option<&str>,
+) -> String {
     let account = account.unwrap_or("--serviceaccount=NAMESPACE:NAME (of the controller's ServiceAccount)");
     format!(
-        "to grant access, run: kubectl create role {role} --verb=get --resource=secrets --resource-name={name} -n \
-         {namespace} && kubectl create rolebinding {role} --role={role} -n {namespace} {account}"
+        "to grant access, run: kubectl create role {role} {permission} --resource-name={name} -n {namespace} && kubectl \
+         create rolebinding {role} --role={role} -n {namespace} {account}"
     )
 }

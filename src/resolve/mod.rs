@@ -19,6 +19,7 @@ mod revision;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod tokens;
 pub mod trim;
 
 pub use compile::{CompileOutcome, compile};
@@ -28,6 +29,8 @@ pub use diagnosis::{
 };
 pub use finding::Finding;
 pub use observed::{
-    Namespace, Observed, Port, ProducerCheck, SecretName, SecretState, Service, ServiceAccount,
+    Namespace, Observed, Port, ProducerCheck, SecretName, SecretState, Service, ServiceAccount, TokenName,
+    TokenState,
 };
 pub use revision::fingerprint;
+pub use tokens::{TOKEN_AWAITED, named as named_tokens};

@@ -28,6 +28,8 @@ pub struct Observed {
     pub namespaces: Vec<Namespace>,
     /// The Secrets that Sinks reference. One that is absent has not been read yet.
     pub secrets: BTreeMap<SecretName, SecretState>,
+    /// The tokens that Sinks reference. One that is absent has not been requested yet.
+    pub tokens: BTreeMap<TokenName, TokenState>,
     /// What producers are checked by; `None` where nobody checks them, as in local mode.
     pub producers: Option<ProducerCheck>,
 }
@@ -88,6 +90,42 @@ pub enum SecretState {
     Unreadable(String),
     /// Not read, because the channel to routers is not encrypted.
     Withheld,
+}
+
+/// Identifies a token.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TokenName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name of the ServiceAccount.
+    pub account: String,
+    /// Audience.
+    pub audience: String,
+}
+
+/// Known state of a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenState {
+    /// It was issued.
+    Issued {
+        /// The token.
+        token: Secret,
+        /// Opaque version; changes with the token, but is not derived from it.
+        version: String,
+    },
+    /// The ServiceAccount does not exist.
+    NotFound,
+    /// The controller may not request it.
+    Forbidden {
+        /// The controller's account, as an argument of `kubectl create rolebinding`; `None` if unknown.
+        account: Option<String>,
+    },
+    /// It could not be requested yet, or not renewed before it expired.
+    Unavailable(String),
+    /// Not requested, because the channel to routers is not encrypted.
+    Withheld,
+    /// There is no API server, as in local mode.
+    Unsupported,
 }
 
 /// The parts of a Service that routing needs.

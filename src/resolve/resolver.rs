@@ -9,7 +9,7 @@ use http::Uri;
 
 use super::{
     finding::Finding,
-    observed::{Namespace, Observed, SecretName, SecretState, Service},
+    observed::{Namespace, Observed, SecretName, SecretState, Service, TokenName, TokenState},
 };
 use crate::{
     api::{self, NamespaceSelector, Scheme, ServicePort, ServiceTarget},
@@ -31,6 +31,7 @@ pub(super) struct Resolver<'a> {
     sinks: BTreeMap<(String, String), &'a api::Sink>,
     namespaces: BTreeMap<&'a str, &'a Namespace>,
     secrets: &'a BTreeMap<SecretName, SecretState>,
+    tokens: &'a BTreeMap<TokenName, TokenState>,
 }
 
 impl<'a> Resolver<'a> {
@@ -60,6 +61,7 @@ impl<'a> Resolver<'a> {
             sinks,
             namespaces,
             secrets: &observed.secrets,
+            tokens: &observed.tokens,
         }
     }
 
@@ -105,6 +107,11 @@ impl<'a> Resolver<'a> {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         })
+    }
+
+    /// Returns the known state of a token; `None` if it has not been requested yet.
+    pub(super) fn token(&self, name: &TokenName) -> Option<&'a TokenState> {
+        self.tokens.get(name)
     }
 
     /// Resolves a Service of this namespace.

@@ -6,13 +6,14 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    CompileOutcome, Namespace, Naming, Observed, Port, SecretName, SecretState, Service, TriggerDiagnosis,
-    compile, named_secrets,
+    CompileOutcome, Namespace, Naming, Observed, Port, SecretName, SecretState, Service, TokenName,
+    TokenState, TriggerDiagnosis, compile, named_secrets, named_tokens,
 };
 use crate::{
     api,
     routing::{
-        self, BackoffPolicy, Configuration, ContentMode, Header, HttpEndpoint, Ordering, Quota, Start,
+        self, BackoffPolicy, ClientCertificate, Configuration, ContentMode, Header, HttpEndpoint, Ordering,
+        PlainHeader, Quota, ServiceAccountToken, SigningKey, Start,
     },
 };
 
@@ -786,6 +787,41 @@ fn validates_credentials_and_authorities() {
             "spec.headers[0].name: \"a b\" is not a valid header name",
         ),
         (
+            json!({"service": {"name": "one"}, "headers": [{"name": "X-Tenant"}]}),
+            "InvalidHeader",
+            "spec.headers[0]: exactly one of value and valueFrom must be set",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [{"name": "x", "value": "v", "valueFrom": key("token")}]}),
+            "InvalidHeader",
+            "spec.headers[0]: exactly one of value and valueFrom must be set",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [header("x", "token"), {"name": "X", "value": "v"}]}),
+            "InvalidHeader",
+            "spec.headers[1].value: duplicate header \"x\"",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [{"name": "Weir-Hops", "value": "0"}]}),
+            "InvalidHeader",
+            "spec.headers[0].name: \"Weir-Hops\" is a reserved header",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [{"name": "authorization", "value": "Basic x"}]}),
+            "InvalidHeader",
+            "spec.headers[0].value: everyone who can read the Sink can read it",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [{"name": "x", "value": "a\r\nb: c"}]}),
+            "InvalidHeader",
+            "spec.headers[0].value: is not a valid header value",
+        ),
+        (
+            json!({"service": {"name": "one"}, "headers": [{"name": "x", "value": ""}]}),
+            "InvalidHeader",
+            "spec.headers[0].value: is empty",
+        ),
+        (
             json!({"uri": "https://example.com/", "caCerts": "x"}),
             "InvalidCaCerts",
             "spec.caCerts: no certificate found",
@@ -796,6 +832,247 @@ fn validates_credentials_and_authorities() {
         assert_eq!(told.0, reason, "{spec}: {}", told.1);
         assert!(told.1.contains(beginning), "{}", told.1);
     }
+}
+
+#[test]
+fn plain_headers_need_no_secret_and_no_https() {
+    let outcome = |value: &str| {
+        let headers = json!([{"name": "X-Tenant", "value": value}]);
+        with_sink(json!({"uri": "http://example.com/", "headers": headers}), None)
+    };
+    let found = outcome("blue team");
+    assert_eq!(reason_of_sink(&found).0, "Resolved");
+    let destination = endpoint(&found.configuration.triggers[0].destination);
+    let expected = PlainHeader {
+        name: "x-tenant".into(),
+        value: "blue team".into(),
+    };
+    assert_eq!(
+        (&*destination.headers, &*destination.plain_headers),
+        (&[][..], &[expected][..])
+    );
+    assert_eq!(
+        outcome("blue team").configuration.revision,
+        found.configuration.revision
+    );
+    assert_ne!(
+        outcome("green").configuration.revision,
+        found.configuration.revision
+    );
+}
+
+/// A Sink that is signed with these keys of Secret `billing`, and sets this header.
+fn signed(keys: &[&str], header: &str) -> Value {
+    let keys: Vec<_> = keys.iter().map(|name| key(name)).collect();
+    json!({
+        "uri": "http://example.com/",
+        "signature": {"standardWebhooks": {"keys": keys}},
+        "headers": [{"name": header, "value": "x"}],
+    })
+}
+
+#[test]
+fn signing_keys_come_from_secrets() {
+    let [old, new] = ["A", "B"].map(|letter| format!("whsec_{}", letter.repeat(32)));
+    let found = |new: &str| Some(secret(&[("old", &old), ("new", new)]));
+    let outcome = with_sink(signed(&["old", "new"], "x"), found(&format!("{new}\n")));
+    assert_eq!(reason_of_sink(&outcome).0, "Resolved");
+    let destination = endpoint(&outcome.configuration.triggers[0].destination);
+    let key = |value: &str, version: &str| SigningKey {
+        value: value.to_owned().into(),
+        version: version.into(),
+    };
+    assert_eq!(
+        destination.signing_keys,
+        [key(&old, "billing/old@v1"), key(&new, "billing/new@v1")]
+    );
+    assert!(!format!("{outcome:?}").contains("whsec_"));
+    let other = with_sink(signed(&["old", "new"], "x"), found(&old));
+    assert_eq!(other.configuration.revision, outcome.configuration.revision);
+
+    let path = "spec.signature.standardWebhooks.keys[1].secretKeyRef: ";
+    let table = [
+        (
+            signed(&["old", "none"], "x"),
+            found(&new),
+            "SecretKeyNotFound",
+            path,
+        ),
+        (signed(&["old", "new"], "x"), None, "SecretAwaited", "keys[0]"),
+        (
+            signed(&["old", "new"], "x"),
+            found("s3cret"),
+            "InvalidSecretValue",
+            "is not a signing key: whsec_, followed by the base64 of 24 to 64 bytes",
+        ),
+        (
+            signed(&["old"], "Webhook-Id"),
+            found(&new),
+            "InvalidHeader",
+            "spec.headers[0].name: \"Webhook-Id\" is already set by signature",
+        ),
+    ];
+    for (spec, state, reason, part) in table {
+        let told = reason_of_sink(&with_sink(spec, state));
+        assert_eq!(told.0, reason, "{}", told.1);
+        assert!(told.1.contains(part) && !told.1.contains("s3cret"), "{}", told.1);
+    }
+}
+
+/// Secret `billing` as one of type `kubernetes.io/tls`.
+fn tls_secret(certificate: &str, key: &str) -> SecretState {
+    secret(&[("tls.crt", certificate), ("tls.key", key)])
+}
+
+#[test]
+fn client_certificate_comes_from_a_secret() {
+    let pair = || {
+        let made = rcgen::generate_simple_self_signed(["x".to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    };
+    let ((certificate, key), (_, other)) = (pair(), pair());
+    let spec =
+        json!({"uri": "https://example.com/", "tls": {"clientCertificate": {"secretName": "billing"}}});
+    let outcome = with_sink(spec.clone(), Some(tls_secret(&certificate, &key)));
+    assert_eq!(reason_of_sink(&outcome).0, "Resolved");
+    let destination = endpoint(&outcome.configuration.triggers[0].destination);
+    let expected = ClientCertificate {
+        certificate: certificate.clone().into(),
+        key: key.clone().into(),
+        version: "billing@v1".into(),
+    };
+    assert_eq!(destination.client_certificate, Some(expected));
+    assert!(!format!("{outcome:?}").contains("-----BEGIN"));
+
+    let sinks = [resource("Sink", "shop", "asking", spec.clone())];
+    let keys: Vec<_> = named_secrets(&sinks)
+        .into_values()
+        .map(|naming| naming.keys)
+        .collect();
+    assert_eq!(keys, [["tls.crt", "tls.key"].map(str::to_owned).into()]);
+
+    let long = format!("{certificate}{}", "x".repeat(65_536));
+    let table = [
+        (None, "SecretAwaited", "has not been read yet"),
+        (
+            Some(secret(&[("tls.crt", &certificate)])),
+            "SecretKeyNotFound",
+            "has no key \"tls.key\"",
+        ),
+        (
+            Some(tls_secret(&certificate, &other)),
+            "InvalidClientCertificate",
+            "Secret \"billing\" in namespace \"shop\": the private key is not that of the first certificate",
+        ),
+        (
+            Some(tls_secret("", &key)),
+            "InvalidClientCertificate",
+            "no certificate found",
+        ),
+        (
+            Some(tls_secret(&long, &key)),
+            "InvalidClientCertificate",
+            "is longer than 65536 bytes",
+        ),
+    ];
+    for (state, reason, part) in table {
+        let told = reason_of_sink(&with_sink(spec.clone(), state));
+        assert_eq!(told.0, reason, "{}", told.1);
+        let path = "spec.tls.clientCertificate.secretName: ";
+        assert!(told.1.starts_with(path) && told.1.contains(part), "{}", told.1);
+    }
+}
+
+#[test]
+fn token_of_a_service_account_is_told_by_its_state() {
+    let spec = json!({
+        "uri": "https://example.com/",
+        "authorization": {"serviceAccountToken": {"serviceAccountName": "sender", "audience": "aud"}},
+    });
+    let name = TokenName {
+        namespace: "shop".into(),
+        account: "sender".into(),
+        audience: "aud".into(),
+    };
+    let outcome = |spec: &Value, state: Option<TokenState>| {
+        let mut observed = cluster();
+        observed
+            .sinks
+            .push(resource("Sink", "shop", "asking", spec.clone()));
+        observed.tokens = state.map(|state| (name.clone(), state)).into_iter().collect();
+        observed
+            .triggers
+            .push(trigger("t", json!({"sink": {"ref": {"name": "asking"}}})));
+        compile(&observed, DOMAIN)
+    };
+    let issued = |token: &str, version: &str| TokenState::Issued {
+        token: token.to_owned().into(),
+        version: version.into(),
+    };
+    let found = outcome(&spec, Some(issued("t0ken", "v1")));
+    assert_eq!(reason_of_sink(&found).0, "Resolved");
+    let expected = ServiceAccountToken {
+        value: "t0ken".to_owned().into(),
+        version: "v1".into(),
+    };
+    let destination = endpoint(&found.configuration.triggers[0].destination);
+    assert_eq!(destination.service_account_token, Some(expected));
+    assert!(!format!("{found:?}").contains("t0ken"));
+    let revision = |token, version| {
+        outcome(&spec, Some(issued(token, version)))
+            .configuration
+            .revision
+    };
+    assert_eq!(revision("other", "v1"), found.configuration.revision);
+    assert_ne!(revision("t0ken", "v2"), found.configuration.revision);
+    let sinks = [resource("Sink", "shop", "asking", spec.clone())];
+    assert!(named_tokens(&sinks).keys().eq([&name]));
+    assert!(named_secrets(&sinks).is_empty());
+
+    let table = [
+        (None, "TokenAwaited", "has not been requested yet"),
+        (
+            Some(TokenState::NotFound),
+            "ServiceAccountNotFound",
+            "there is no ServiceAccount \"sender\" in namespace \"shop\"",
+        ),
+        (
+            Some(TokenState::Forbidden {
+                account: Some("--serviceaccount=weir-system:weir-controller".into()),
+            }),
+            "TokenForbidden",
+            "run: kubectl create role weir-token-sender --verb=create --resource=serviceaccounts/token \
+             --resource-name=sender -n shop && kubectl create rolebinding weir-token-sender --role=weir-token-sender -n shop \
+             --serviceaccount=weir-system:weir-controller",
+        ),
+        (
+            Some(TokenState::Unavailable("timeout".into())),
+            "TokenUnavailable",
+            "in namespace \"shop\": timeout; retrying",
+        ),
+        (Some(TokenState::Withheld), "ChannelNotSecure", "enable TLS"),
+        (
+            Some(TokenState::Unsupported),
+            "TokenUnsupported",
+            "weir run cannot request tokens",
+        ),
+    ];
+    for (state, reason, part) in table {
+        let told = reason_of_sink(&outcome(&spec, state));
+        assert_eq!(told.0, reason, "{}", told.1);
+        let path = "spec.authorization.serviceAccountToken: ";
+        assert!(told.1.starts_with(path) && told.1.contains(part), "{}", told.1);
+    }
+
+    let mut invalid = spec.clone();
+    invalid["uri"] = json!("http://example.com/");
+    assert_eq!(reason_of_sink(&outcome(&invalid, None)).0, "InsecureUri");
+    let mut invalid = spec.clone();
+    invalid["headers"] = json!([header("Authorization", "token")]);
+    assert_eq!(reason_of_sink(&outcome(&invalid, None)).0, "InvalidHeader");
+    let mut invalid = spec.clone();
+    invalid["authorization"]["bearerToken"] = key("token");
+    assert_eq!(reason_of_sink(&outcome(&invalid, None)).0, "InvalidAuthorization");
 }
 
 #[test]

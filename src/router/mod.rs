@@ -490,7 +490,7 @@ fn reach_at(services: &BTreeMap<ServiceName, http::Uri>, Destination::Http(endpo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::{ContentMode, Delivery, HttpEndpoint, Start, Trigger};
+    use crate::routing::{Delivery, HttpEndpoint, Start, Trigger};
 
     #[test]
     fn a_service_reached_elsewhere_keeps_its_path() {
@@ -505,13 +505,10 @@ mod tests {
             generation: 1,
             broker: "default".into(),
             filters: vec![],
-            destination: Some(Destination::Http(HttpEndpoint {
-                uri: "http://billing.shop.svc.cluster.local:8080/events?x=1".into(),
+            destination: Some(Destination::Http(HttpEndpoint::new(
+                "http://billing.shop.svc.cluster.local:8080/events?x=1".into(),
                 service,
-                content_mode: ContentMode::AsReceived,
-                ca_certs: None,
-                headers: vec![],
-            })),
+            ))),
             delivery: Delivery::default(),
             start: Start::Latest,
             start_is_set: false,

@@ -124,11 +124,32 @@ fn size_of_destination(destination: &Destination) -> usize {
         content_mode: _,
         ca_certs: _,
         headers,
+        plain_headers,
+        signing_keys,
+        client_certificate,
+        service_account_token,
     }) = destination;
     let headers = headers
         .iter()
         .map(|header| header.name.len() + header.value.reveal().len() + header.version.len());
-    2 * (uri.len() + headers.sum::<usize>())
+    let plain_headers = plain_headers
+        .iter()
+        .map(|header| header.name.len() + header.value.len());
+    let keys = signing_keys
+        .iter()
+        .map(|key| key.value.reveal().len() + key.version.len());
+    let certificate = client_certificate
+        .iter()
+        .map(|pair| pair.certificate.reveal().len() + pair.key.reveal().len() + pair.version.len());
+    let token = service_account_token
+        .iter()
+        .map(|token| token.value.reveal().len() + token.version.len());
+    let parts = headers
+        .chain(plain_headers)
+        .chain(keys)
+        .chain(certificate)
+        .chain(token);
+    2 * (uri.len() + parts.sum::<usize>())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::{Authorities, Destination, Producer, ProducerRules, Quota, Source, Un
 use crate::filter::Expression;
 
 /// Identifies a routing configuration by its content. The same resources give the same revision, whichever
-/// controller computes it, and after any restart.
+/// controller computes it, and after any restart, unless a Sink is sent a token: each controller requests its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Revision(pub String);

@@ -1,10 +1,8 @@
 //! Destinations in the routing configuration: one type for each kind. Pure.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
-use super::AuthoritiesDigest;
+use super::{AuthoritiesDigest, Secret, SigningKey};
 
 /// A resolved destination.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,13 +23,22 @@ impl Destination {
     pub fn has_secrets(&self) -> bool {
         let Self::Http(endpoint) = self;
         !endpoint.headers.is_empty()
+            || !endpoint.signing_keys.is_empty()
+            || endpoint.client_certificate.is_some()
+            || endpoint.service_account_token.is_some()
     }
 
     /// Clears the secret values.
     pub(super) fn clear_secrets(&mut self) {
         let Self::Http(endpoint) = self;
-        for header in &mut endpoint.headers {
-            header.value = Secret::default();
+        let headers = endpoint.headers.iter_mut().map(|header| &mut header.value);
+        let keys = endpoint.signing_keys.iter_mut().map(|key| &mut key.value);
+        let pair = endpoint.client_certificate.as_mut();
+        let pair = pair.map(|pair| [&mut pair.certificate, &mut pair.key]);
+        let token = endpoint.service_account_token.as_mut();
+        let token = token.map(|token| &mut token.value);
+        for secret in headers.chain(keys).chain(pair.into_iter().flatten()).chain(token) {
+            *secret = Secret::default();
         }
     }
 }
@@ -63,9 +70,38 @@ pub struct HttpEndpoint {
     /// [`Configuration::authorities`](super::Configuration::authorities).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_certs: Option<AuthoritiesDigest>,
-    /// Additional headers of each request.
+    /// Additional headers of each request, with secret values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<Header>,
+    /// Additional headers of each request whose values are not secret.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plain_headers: Vec<PlainHeader>,
+    /// Keys that each request is signed with, by the Standard Webhooks specification.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signing_keys: Vec<SigningKey>,
+    /// Certificate that is presented to the endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<ClientCertificate>,
+    /// Token that is sent as `Authorization: Bearer TOKEN`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_token: Option<ServiceAccountToken>,
+}
+
+impl HttpEndpoint {
+    /// An endpoint without further settings.
+    pub fn new(uri: String, service: Option<ServiceName>) -> Self {
+        Self {
+            uri,
+            service,
+            content_mode: ContentMode::AsReceived,
+            ca_certs: None,
+            headers: Vec::new(),
+            plain_headers: Vec::new(),
+            signing_keys: Vec::new(),
+            client_certificate: None,
+            service_account_token: None,
+        }
+    }
 }
 
 /// A header with a secret value.
@@ -81,29 +117,36 @@ pub struct Header {
     pub version: String,
 }
 
-/// A value that `Debug` does not show. Serialization writes it in clear, for the connection to routers
-/// and a router's disk.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Returns the value.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
+/// A header whose value is not secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlainHeader {
+    /// Name, in lower case.
+    pub name: String,
+    /// Value.
+    pub value: String,
 }
 
-impl From<String> for Secret {
-    fn from(value: String) -> Self {
-        Self(value)
-    }
+/// A certificate of a TLS client, with its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClientCertificate {
+    /// The certificate, followed by those of intermediate authorities, in PEM. Not secret, but as long as the key is.
+    pub certificate: Secret,
+    /// Its private key, in PEM.
+    pub key: Secret,
+    /// Opaque version that changes with either and reveals nothing about the key.
+    pub version: String,
 }
 
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[secret]")
-    }
+/// A token of a ServiceAccount. The controller renews it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServiceAccountToken {
+    /// The token.
+    pub value: Secret,
+    /// Opaque version that changes with the value and reveals nothing about it.
+    pub version: String,
 }
 
 /// Name of a Service.
@@ -131,13 +174,7 @@ pub enum ContentMode {
 impl Destination {
     /// An HTTP endpoint without further settings.
     pub fn to_uri(uri: &str) -> Self {
-        Self::Http(HttpEndpoint {
-            uri: uri.to_owned(),
-            service: None,
-            content_mode: ContentMode::AsReceived,
-            ca_certs: None,
-            headers: Vec::new(),
-        })
+        Self::Http(HttpEndpoint::new(uri.to_owned(), None))
     }
 }
 
@@ -150,17 +187,8 @@ mod tests {
         let text = r#"{"uri":"http://a/","service":null,"contentMode":"AsReceived"}"#;
         let destination: Destination = serde_json::from_str(text).unwrap();
         let Destination::Http(endpoint) = &destination;
-        assert_eq!((&endpoint.ca_certs, &*endpoint.headers), (&None, &[][..]));
+        assert_eq!(*endpoint, HttpEndpoint::new("http://a/".to_owned(), None));
         assert_eq!(serde_json::to_string(&destination).unwrap(), text);
-    }
-
-    #[test]
-    fn secret_is_serialized_but_not_displayed() {
-        let secret = Secret::from("s3cret".to_owned());
-        assert_eq!(format!("{secret:?}"), "[secret]");
-        let json = serde_json::to_string(&secret).unwrap();
-        assert_eq!(json, "\"s3cret\"");
-        assert_eq!(serde_json::from_str::<Secret>(&json).unwrap(), secret);
     }
 
     #[test]

@@ -11,6 +11,8 @@ mod producers;
 pub mod protocol;
 mod quota;
 mod schedule;
+mod secret;
+mod signing_key;
 mod source;
 mod table;
 
@@ -20,10 +22,15 @@ pub use configuration::{
     BackoffPolicy, Broker, BrokerPolicy, Configuration, Delivery, Ordering, RateLimit, Retry, Revision,
     Start, Trigger, Undecodable, broker_key,
 };
-pub use destination::{ContentMode, Destination, Header, HttpEndpoint, Secret, ServiceName};
+pub use destination::{
+    ClientCertificate, ContentMode, Destination, Header, HttpEndpoint, PlainHeader, ServiceAccountToken,
+    ServiceName,
+};
 pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};
 pub use producers::{PRODUCER_AUDIENCE, Producer, ProducerRules, TokenIssuer, TokenKey, UnlistedBrokers};
 pub use quota::Quota;
 pub use schedule::{Schedule, ScheduleError};
+pub use secret::Secret;
+pub use signing_key::{InvalidSigningKey, SigningKey};
 pub use source::{Cron, Source, SourceKind};
 pub use table::{BrokerTable, Route, RoutingTable};

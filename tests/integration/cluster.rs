@@ -810,6 +810,7 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
         )
     };
     let token = ", authorization: {bearerToken: {secretKeyRef: {name: s, key: k}}}";
+    let signing_key = "{secretKeyRef: {name: s, key: k}}";
     let zero = |field: &str| trigger("t", "[]", to, &format!(", delivery: {{{field}: 0s}}"));
     let deep = "[{not: {not: {not: {not: {exact: {a: b}}}}}}]";
     let table = [
@@ -915,7 +916,7 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
         ),
         (
             with_header("X-Key", ", authorization: {}"),
-            "spec.authorization.bearerToken",
+            "exactly one of bearerToken and serviceAccountToken",
         ),
         (with_header("Ce-Id", ""), "spec.headers[0].name"),
         (with_header("content-TYPE", ""), "spec.headers[0].name"),
@@ -924,6 +925,61 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
             "is a reserved header, set by Weir or by HTTP itself",
         ),
         (with_header("'a b'", ""), "spec.headers[0].name"),
+        (with_header("Weir-Hops", ""), "is a reserved header"),
+        (
+            sink("s", "{uri: 'http://a/', headers: [{name: X-Key}]}"),
+            "exactly one of value and valueFrom",
+        ),
+        (
+            with_header("'X-Key', value: a", ""),
+            "exactly one of value and valueFrom",
+        ),
+        (
+            sink(
+                "s",
+                "{uri: 'http://a/', headers: [{name: X-Key, value: \"a\\nb\"}]}",
+            ),
+            "spec.headers[0].value",
+        ),
+        (
+            sink(
+                "s",
+                "{uri: 'http://a/', headers: [{name: authorization, value: a}]}",
+            ),
+            "set Authorization by valueFrom",
+        ),
+        (
+            sink(
+                "s",
+                "{uri: 'http://a/', signature: {standardWebhooks: {keys: []}}}",
+            ),
+            "spec.signature.standardWebhooks.keys",
+        ),
+        (
+            with_header(
+                "Webhook-Id",
+                &format!(", signature: {{standardWebhooks: {{keys: [{signing_key}]}}}}"),
+            ),
+            "signature already sets webhook-id",
+        ),
+        (
+            with_header(
+                "X-Key",
+                ", authorization: {serviceAccountToken: {serviceAccountName: a, audience: 'https://kubernetes.default.svc'}}",
+            ),
+            "audience is the API server",
+        ),
+        (
+            sink(
+                "s",
+                "{uri: 'http://a/', tls: {clientCertificate: {secretName: s}}}",
+            ),
+            "tls requires https",
+        ),
+        (
+            sink("s", "{uri: 'https://a/', tls: {}}"),
+            "spec.tls.clientCertificate",
+        ),
         (source("{type: t}"), "spec.cron.schedule"),
         (
             source("{schedule: '* * * * *', type: t, data: {text: a, json: b}}"),

@@ -1,6 +1,8 @@
-//! Sinks that want to be trusted by an authority of their own, and to be shown a token or a key.
+//! Sinks that are trusted by an authority of their own, and sent a token, a key, or a header of their own.
 
 use std::{os::unix::fs::PermissionsExt as _, path::Path};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use crate::{
     cluster::{ALLOW_LOOPBACK, Weir, post_binary, trigger},
@@ -20,7 +22,8 @@ fn sink(name: &str, url: &str, authority: &str, more: &str) -> String {
     format!(
         "---\napiVersion: weir.dev/v1alpha1\nkind: Sink\nmetadata: {{name: {name}}}\nspec:\n  uri: '{url}'\n  \
          caCerts: |\n{}  authorization: {{bearerToken: {{secretKeyRef: {{name: credentials, key: token}}}}}}\n  \
-         headers: [{{name: X-Api-Key, valueFrom: {{secretKeyRef: {{name: credentials, key: api-key}}}}}}]\n{more}",
+         headers: [{{name: X-Api-Key, valueFrom: {{secretKeyRef: {{name: credentials, key: api-key}}}}}}, {{name: X-Tenant, value: blue}}]\n\
+         {more}",
         indented(authority)
     )
 }
@@ -56,11 +59,11 @@ fn assert_hidden(text: &str, where_it_is: &str) {
     }
 }
 
-fn assert_owner_alone_reads(data: &Path) {
+fn assert_owner_alone_reads(data: &Path, secret: &str) {
     let saved = data.join("configuration.json");
     let mode = std::fs::metadata(&saved).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    assert!(std::fs::read_to_string(saved).unwrap().contains("s3cr3t"));
+    assert!(std::fs::read_to_string(saved).unwrap().contains(secret));
 }
 
 #[test]
@@ -132,6 +135,7 @@ fn an_authority_and_credentials_without_a_cluster() {
     });
     for letter in &received {
         assert_eq!(shown(letter), [Some("Bearer s3cr3t-one"), Some("k3y-one")]);
+        assert_eq!(letter.header("x-tenant"), Some("blue"));
     }
 
     // A changed Secret is taken over; one that is gone holds what names it.
@@ -237,7 +241,7 @@ fn a_secret_is_read_once_it_may_be_and_again_when_it_is_another() {
             .ok_or_else(|| "still the old token".to_owned())
     });
 
-    assert_owner_alone_reads(weir.data());
+    assert_owner_alone_reads(weir.data(), "s3cr3t");
     let explain = format!(
         "http://{}/v1/explain/{}/default",
         weir.router.address("admin"),
@@ -290,4 +294,80 @@ fn nothing_secret_is_sent_where_others_may_listen() {
     );
     await_reason(&kubectl, "sink/s", "ChannelNotSecure");
     assert_hidden(&controller.lines().join("\n"), "the controller's log");
+}
+
+/// The claims of a token.
+fn claims(token: &str) -> serde_json::Value {
+    let payload = token.split('.').nth(1).unwrap();
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap()
+}
+
+fn sink_with_token(url: &str, authority: &str) -> String {
+    format!(
+        "---\napiVersion: weir.dev/v1alpha1\nkind: Sink\nmetadata: {{name: warehouse}}\nspec:\n  uri: '{url}'\n  \
+         caCerts: |\n{}  authorization: {{serviceAccountToken: {{serviceAccountName: sender, audience: 'https://w'}}}}\n",
+        indented(authority)
+    )
+}
+
+#[test]
+fn a_token_of_a_service_account_is_requested_once_it_may_be() {
+    let plane = ControlPlane::start();
+    let account = account(&plane);
+    let weir = Weir::start(&plane, account.kubeconfig(), vec![ALLOW_LOOPBACK.to_owned()]);
+    let kubectl = plane.namespace("tokens");
+    let (authority, consumer) = (Authority::new("ours"), Consumer::start());
+    let front = authority.serve(&consumer, "localhost");
+    kubectl.apply(
+        &[
+            &*sink_with_token(&front.url("localhost"), authority.pem()),
+            &trigger("warehouse", "[]", "{ref: {name: warehouse}}", ""),
+        ]
+        .concat(),
+    );
+    let message = await_reason(&kubectl, "sink/warehouse", "TokenForbidden");
+    await_reason(&kubectl, "trigger/warehouse", "TokenForbidden");
+    let broker = weir.broker(kubectl.namespace());
+    post_binary(&broker, "1", "t", "{}");
+    run_grant(&kubectl, &message);
+    await_reason(&kubectl, "sink/warehouse", "ServiceAccountNotFound");
+    kubectl.apply("apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: sender}\n");
+    await_reason(&kubectl, "sink/warehouse", "Resolved");
+    kubectl.wait_ready("trigger/warehouse");
+
+    // What was posted meanwhile has waited.
+    let received = consumer.wait_for(1).remove(0);
+    let token = received.header("authorization").unwrap();
+    let token = token.strip_prefix("Bearer ").unwrap();
+    let claims = claims(token);
+    let subject = format!("system:serviceaccount:{}:sender", kubectl.namespace());
+    assert_eq!(claims["sub"], subject);
+    assert_eq!(claims["aud"], serde_json::json!(["https://w"]));
+    let lifetime = claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap();
+    assert!((3_600..=14_400).contains(&lifetime), "{claims}");
+
+    assert_owner_alone_reads(weir.data(), token);
+    for (text, place) in [
+        (weir.router.lines().join("\n"), "the router's log"),
+        (weir.controller.lines().join("\n"), "the controller's log"),
+        (weir.metrics(), "the router's metrics"),
+        (
+            kubectl.run(["get", "sinks,triggers,events.events.k8s.io", "-o", "yaml"]),
+            "the resources",
+        ),
+    ] {
+        assert!(!text.contains(token), "the token is in {place}");
+    }
+}
+
+#[test]
+fn weir_run_says_that_it_requests_no_tokens() {
+    let manifests = [
+        sink_with_token("https://example.com/", Authority::new("ours").pem()),
+        trigger("warehouse", "[]", "{ref: {name: warehouse}}", ""),
+    ];
+    let router = LocalRouter::start(&manifests.concat(), &[]);
+    router.process.wait_for_line(PATIENCE, |line| {
+        line.contains("Sink default/warehouse") && line.contains("weir run cannot request tokens")
+    });
 }

@@ -3,10 +3,17 @@
 use std::{fs, net::SocketAddr, os::unix::fs::symlink, sync::Arc};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+};
 use tokio_rustls::{
     TlsAcceptor,
-    rustls::{ServerConfig, pki_types::PrivateKeyDer},
+    rustls::{
+        RootCertStore, ServerConfig,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+        server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    },
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -121,22 +128,39 @@ impl Authority {
 
     /// Serves a consumer over TLS, with a certificate for this name.
     pub(crate) fn serve(&self, consumer: &Consumer, name: &str) -> HttpsFront {
-        self.serve_with(consumer, CertificateParams::new([name.to_owned()]).unwrap())
+        let params = CertificateParams::new([name.to_owned()]).unwrap();
+        self.serve_with(consumer, params, WebPkiClientVerifier::no_client_auth())
     }
 
-    /// The same, with a certificate that has expired.
+    /// The same, for clients whose certificate this authority has signed.
+    pub(crate) fn serve_clients_of(&self, clients: &Self, consumer: &Consumer, name: &str) -> HttpsFront {
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(clients.pem.as_bytes()).unwrap())
+            .unwrap();
+        let verifier = WebPkiClientVerifier::builder(roots.into()).build().unwrap();
+        let params = CertificateParams::new([name.to_owned()]).unwrap();
+        self.serve_with(consumer, params, verifier)
+    }
+
+    /// The same as [`Self::serve`], with a certificate that has expired.
     pub(crate) fn serve_expired(&self, consumer: &Consumer, name: &str) -> HttpsFront {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         params.not_before = rcgen::date_time_ymd(2020, 1, 1);
         params.not_after = rcgen::date_time_ymd(2021, 1, 1);
-        self.serve_with(consumer, params)
+        self.serve_with(consumer, params, WebPkiClientVerifier::no_client_auth())
     }
 
-    fn serve_with(&self, consumer: &Consumer, params: CertificateParams) -> HttpsFront {
+    fn serve_with(
+        &self,
+        consumer: &Consumer,
+        params: CertificateParams,
+        clients: Arc<dyn ClientCertVerifier>,
+    ) -> HttpsFront {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let config = ServerConfig::builder()
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_single_cert(
                 vec![certificate.der().clone()],
                 PrivateKeyDer::Pkcs8(key.serialize_der().into()),
@@ -171,12 +195,17 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, consumer: SocketAd
         };
         let acceptor = acceptor.clone();
         tokio::spawn(async move {
-            // What fails is the client's to see, and the test's to expect.
-            let Ok(mut outside) = acceptor.accept(stream).await else {
-                return;
-            };
-            if let Ok(mut inside) = TcpStream::connect(consumer).await {
-                let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+            match acceptor.accept(stream).into_fallible().await {
+                Ok(mut outside) => {
+                    if let Ok(mut inside) = TcpStream::connect(consumer).await {
+                        let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+                    }
+                }
+                // The alert is the client's to see: a reset, because of what it has sent meanwhile, would discard it.
+                Err((_, mut stream)) => {
+                    let _ = stream.shutdown().await;
+                    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+                }
             }
         });
     }

@@ -8,9 +8,9 @@ use crate::{
     api::{self, DeliverySpec, Destination, Sink},
     resolve::{
         self, CompileOutcome, Diagnoses, Finding, Namespace, Observed, ResourceId, SecretName, SecretState,
-        TriggerDiagnosis,
+        TokenName, TokenState, TriggerDiagnosis,
     },
-    routing::{Configuration, Quota, ServiceName},
+    routing::{Configuration, Quota, Secret, ServiceName},
 };
 
 /// Used in Service names only. Outside a cluster, Services are not reached by these names.
@@ -126,6 +126,7 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
         services,
         mut namespaces,
         secrets,
+        issues_tokens,
     } = surroundings;
     let named = manifests.iter().map(|manifest| manifest.key().1);
     let named: BTreeSet<_> = named.chain([DEFAULT_NAMESPACE.to_owned()]).collect();
@@ -142,6 +143,7 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
         services,
         namespaces,
         secrets: all_named(manifests, secrets),
+        tokens: tokens(manifests, issues_tokens),
         ..Observed::default()
     };
     for manifest in manifests {
@@ -160,14 +162,30 @@ fn all_named(
     manifests: &[Manifest],
     mut secrets: BTreeMap<SecretName, SecretState>,
 ) -> BTreeMap<SecretName, SecretState> {
-    let sinks = manifests.iter().filter_map(|manifest| match &manifest.resource {
-        Resource::Sink(sink) => Some(sink),
-        Resource::Broker(_) | Resource::Source(_) | Resource::Trigger(_) => None,
-    });
-    for name in resolve::named_secrets(sinks).into_keys() {
+    for name in resolve::named_secrets(sinks(manifests)).into_keys() {
         secrets.entry(name).or_insert(SecretState::NotFound);
     }
     secrets
+}
+
+/// The tokens that Sinks are sent. Nobody issues them here.
+fn tokens(manifests: &[Manifest], count_as_issued: bool) -> BTreeMap<TokenName, TokenState> {
+    let state = match count_as_issued {
+        true => TokenState::Issued {
+            token: Secret::from("unknown".to_owned()),
+            version: String::new(),
+        },
+        false => TokenState::Unsupported,
+    };
+    let named = resolve::named_tokens(sinks(manifests)).into_keys();
+    named.map(|name| (name, state.clone())).collect()
+}
+
+fn sinks(manifests: &[Manifest]) -> impl Iterator<Item = &api::Sink> {
+    manifests.iter().filter_map(|manifest| match &manifest.resource {
+        Resource::Sink(sink) => Some(sink),
+        Resource::Broker(_) | Resource::Source(_) | Resource::Trigger(_) => None,
+    })
 }
 
 fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<UnresolvedField<'_>> {

@@ -29,6 +29,8 @@ pub struct Surroundings {
     pub namespaces: Vec<Namespace>,
     /// The Secrets.
     pub secrets: BTreeMap<SecretName, SecretState>,
+    /// Whether tokens of ServiceAccounts count as issued.
+    pub issues_tokens: bool,
 }
 
 impl Surroundings {
@@ -52,10 +54,12 @@ impl Surroundings {
             services,
             namespaces,
             secrets,
+            issues_tokens,
         } = other;
         self.services.extend(services);
         self.namespaces.extend(namespaces);
         self.secrets.extend(secrets);
+        self.issues_tokens |= issues_tokens;
     }
 
     /// Whether this Service exists.
@@ -193,6 +197,7 @@ mod tests {
                 terminating: false,
             }],
             secrets: BTreeMap::new(),
+            issues_tokens: false,
         };
         assert_eq!(surroundings, expected);
     }

@@ -1,12 +1,13 @@
 //! HTTP endpoints: pooled connections, no redirects, every wait bounded.
 //!
 //! [`HttpSender`] posts to an [`HttpTarget`] through [`connector`] and [`names`]; [`status`] interprets status codes,
-//! [`replies`] reads events from an answer, [`stage`] distinguishes a busy router from a failing Sink.
+//! [`replies`] reads events from an answer, [`signature`] signs requests, [`stage`] distinguishes a busy router from a failing Sink.
 
 mod addresses;
 mod connector;
 mod names;
 mod replies;
+mod signature;
 mod stage;
 mod status;
 mod target;
@@ -161,6 +162,8 @@ impl HttpSender {
         };
         let traced = Traced::begin(&self.tracer, &attempt);
         traced.set_headers(&mut message.headers);
+        let signer = target.signer();
+        signer.set_headers(&mut message.headers, event, &message.body, SystemTime::now());
         let answer = self.post(target, message, timeout).await;
         traced.end(answer)
     }
@@ -369,7 +372,6 @@ mod tests {
     };
 
     use super::*;
-    use crate::routing::ContentMode;
 
     const PATIENCE: Duration = Duration::from_secs(30);
     /// Long enough to connect on a busy machine.
@@ -381,13 +383,7 @@ mod tests {
     }
 
     fn target(client: &HttpSender, namespace: &str, address: SocketAddr) -> HttpTarget {
-        let endpoint = HttpEndpoint {
-            uri: format!("http://{address}/"),
-            service: None,
-            content_mode: ContentMode::default(),
-            ca_certs: None,
-            headers: Vec::new(),
-        };
+        let endpoint = HttpEndpoint::new(format!("http://{address}/"), None);
         let target = client.target(namespace, &endpoint, &Authorities::default());
         target.unwrap()
     }

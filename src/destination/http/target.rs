@@ -1,4 +1,5 @@
-//! Targets: destinations prepared for posting. Targets with the same trust share connections.
+//! Targets: destinations prepared for posting. Targets with the same trust and the same client certificate share
+//! connections.
 
 use std::{
     collections::HashMap,
@@ -15,20 +16,25 @@ use hyper_util::{
     client::legacy,
     rt::{TokioExecutor, TokioTimer},
 };
-use rustls::{ClientConfig, RootCertStore};
+use ring::digest::{self, SHA256_OUTPUT_LEN};
+use rustls::{ClientConfig, RootCertStore, client::Resumption, sign::SingleCertAndKey};
 
 use super::{
     addresses::{Addresses, NamedBy},
     connector::{ConnectionContext, Connector, Permitted},
     names::Names,
+    signature::Signer,
 };
 use crate::{
     cloudevents::Mode,
     destination::client_error::ClientError,
     http_url::{self, HttpUrlError},
     memory::Pool,
-    routing::{Authorities, AuthoritiesDigest, ContentMode, Header, HttpEndpoint},
-    trust::{self, TrustError},
+    routing::{
+        Authorities, AuthoritiesDigest, ClientCertificate, ContentMode, Header, HttpEndpoint,
+        InvalidSigningKey, PlainHeader, ServiceAccountToken,
+    },
+    trust::{self, ClientCertificateError, TrustError},
 };
 
 /// Time after which idle connections are closed, at the latest twice as long. Shorter than an attempt waits for a
@@ -67,14 +73,19 @@ pub(super) struct Targets {
     clients: Arc<Mutex<HashMap<Sharing, Weak<HttpClient>>>>,
 }
 
-/// Key under which targets share connections.
+/// Key under which targets share connections. A connection belongs to whom it was authenticated as.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Sharing {
     namespace: Arc<str>,
     named_by: NamedBy,
     /// `None` for the machine's authorities.
     authorities: Option<AuthoritiesDigest>,
+    client_certificate: Option<CertificateDigest>,
 }
+
+/// SHA-256 of a client's certificate and its key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct CertificateDigest([u8; SHA256_OUTPUT_LEN]);
 
 /// A prepared endpoint.
 #[derive(Clone)]
@@ -85,7 +96,13 @@ pub struct HttpTarget {
     pub(super) namespace: Arc<str>,
     named_by: NamedBy,
     client: Arc<HttpClient>,
+    /// Whether a client certificate is presented.
+    authenticates: bool,
     headers: Arc<[(HeaderName, HeaderValue)]>,
+    plain_headers: Arc<[(HeaderName, HeaderValue)]>,
+    signer: Arc<Signer>,
+    /// Value of `authorization`, if a token of a ServiceAccount is sent.
+    token: Option<HeaderValue>,
     /// Secret parts of the headers, the longest first.
     secrets: Arc<[String]>,
 }
@@ -115,6 +132,12 @@ pub enum TargetError {
     /// The header cannot be sent.
     #[error("invalid header {0:?}")]
     Header(String),
+    /// A key cannot be used.
+    #[error("a key of the signature {0}")]
+    SigningKey(#[from] InvalidSigningKey),
+    /// The client certificate cannot be used.
+    #[error("invalid client certificate: {0}")]
+    ClientCertificate(#[from] ClientCertificateError),
 }
 
 impl Targets {
@@ -165,36 +188,57 @@ impl Targets {
             content_mode,
             ca_certs,
             headers,
+            plain_headers,
+            signing_keys,
+            client_certificate,
+            service_account_token,
         } = endpoint;
+        let client_certificate = client_certificate.as_ref();
         let sharing = Sharing {
             namespace: namespace.into(),
             named_by: self.addresses.named_by(endpoint),
             authorities: ca_certs.clone(),
+            client_certificate: client_certificate.map(CertificateDigest::of),
         };
         Ok(HttpTarget {
             uri: http_url::parse(uri)?,
             mode: mode(*content_mode),
             namespace: sharing.namespace.clone(),
             named_by: sharing.named_by,
-            client: self.client(sharing, authorities)?,
-            headers: headers.iter().map(parsed).collect::<Result<_, _>>()?,
-            secrets: secrets_in(headers),
+            authenticates: client_certificate.is_some(),
+            client: self.client(sharing, authorities, client_certificate)?,
+            headers: headers.iter().map(secret_header).collect::<Result<_, _>>()?,
+            plain_headers: plain_headers
+                .iter()
+                .map(|PlainHeader { name, value }| header(name, value))
+                .collect::<Result<_, _>>()?,
+            signer: Arc::new(Signer::new(signing_keys)?),
+            token: service_account_token.as_ref().map(bearer).transpose()?,
+            secrets: secrets_in(headers, service_account_token.as_ref()),
         })
     }
 
-    fn client(&self, sharing: Sharing, authorities: &Authorities) -> Result<Arc<HttpClient>, TargetError> {
+    fn client(
+        &self,
+        sharing: Sharing,
+        authorities: &Authorities,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Arc<HttpClient>, TargetError> {
         // No panic under the lock leaves it half changed.
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&sharing).and_then(Weak::upgrade) {
             return Ok(client);
         }
-        let tls = match &sharing.authorities {
+        let mut tls = match &sharing.authorities {
             Some(digest) => {
                 let pem = authorities.get(digest).ok_or(TargetError::UnknownAuthorities)?;
                 tls(trust::authorities(pem)?)
             }
             None => ClientConfig::clone(&self.public),
         };
+        if let Some(certificate) = certificate {
+            authenticate(&mut tls, certificate)?;
+        }
         let origin = ConnectionContext {
             permitted: self.permitted.of(sharing.named_by).clone(),
             names: self.names.clone(),
@@ -238,7 +282,11 @@ impl HttpTarget {
 
     /// Whether credentials are sent to the Sink.
     pub(super) fn sends_credentials(&self) -> bool {
-        !self.headers.is_empty()
+        self.authenticates || self.token.is_some() || !self.headers.is_empty() || !self.signer.is_empty()
+    }
+
+    pub(super) fn signer(&self) -> &Signer {
+        &self.signer
     }
 
     pub(super) fn http(&self) -> &HttpClient {
@@ -247,8 +295,11 @@ impl HttpTarget {
 
     /// Sets the Sink's headers beside the event's.
     pub(super) fn set_headers(&self, headers: &mut HeaderMap) {
-        for (name, value) in &*self.headers {
+        for (name, value) in self.headers.iter().chain(&*self.plain_headers) {
             headers.insert(name, value.clone());
+        }
+        if let Some(token) = &self.token {
+            headers.insert(header::AUTHORIZATION, token.clone());
         }
     }
 
@@ -274,7 +325,13 @@ impl PartialEq for HttpTarget {
             namespace,
             named_by,
             client,
+            // Clients with another certificate are other clients.
+            authenticates: _,
             headers,
+            plain_headers,
+            signer,
+            // A renewed token is the same credential.
+            token: _,
             // Derived from the headers.
             secrets: _,
         } = self;
@@ -283,6 +340,8 @@ impl PartialEq for HttpTarget {
             && *named_by == other.named_by
             && Arc::ptr_eq(client, &other.client)
             && *headers == other.headers
+            && *plain_headers == other.plain_headers
+            && *signer == other.signer
     }
 }
 
@@ -302,19 +361,33 @@ fn mode(mode: ContentMode) -> Option<Mode> {
     }
 }
 
-fn parsed(header: &Header) -> Result<(HeaderName, HeaderValue), TargetError> {
-    let name = HeaderName::from_bytes(header.name.as_bytes());
-    let value = HeaderValue::from_str(header.value.reveal());
-    let (Ok(name), Ok(mut value)) = (name, value) else {
-        return Err(TargetError::Header(header.name.clone()));
-    };
+fn secret_header(secret: &Header) -> Result<(HeaderName, HeaderValue), TargetError> {
+    let (name, mut value) = header(&secret.name, secret.value.reveal())?;
     value.set_sensitive(true);
     Ok((name, value))
 }
 
-/// Values to hide: the headers' values and, for `authorization`, also the part after the scheme. The longest come
-/// first, so that a value that contains another is hidden as a whole.
-fn secrets_in(headers: &[Header]) -> Arc<[String]> {
+fn bearer(token: &ServiceAccountToken) -> Result<HeaderValue, TargetError> {
+    let value = format!("Bearer {}", token.value.reveal());
+    let (_, mut value) = header(header::AUTHORIZATION.as_str(), &value)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), TargetError> {
+    let parsed = (
+        HeaderName::from_bytes(name.as_bytes()),
+        HeaderValue::from_str(value),
+    );
+    let (Ok(name), Ok(value)) = parsed else {
+        return Err(TargetError::Header(name.to_owned()));
+    };
+    Ok((name, value))
+}
+
+/// Values to hide: the token and the headers' values and, for `authorization`, also the part after the scheme. The longest
+/// come first, so that a value that contains another is hidden as a whole.
+fn secrets_in(headers: &[Header], token: Option<&ServiceAccountToken>) -> Arc<[String]> {
     let parts = headers.iter().flat_map(|header| {
         let value = header.value.reveal().trim();
         let credentials = (header.name == header::AUTHORIZATION.as_str())
@@ -323,7 +396,9 @@ fn secrets_in(headers: &[Header]) -> Arc<[String]> {
             .map(|(_scheme, credentials)| credentials.trim_start());
         std::iter::once(value).chain(credentials)
     });
+    let token = token.map(|token| token.value.reveal());
     let mut secrets: Vec<_> = parts
+        .chain(token)
         .filter(|secret| secret.len() >= SHORTEST_SECRET)
         .map(str::to_owned)
         .collect();
@@ -341,6 +416,29 @@ fn public_tls() -> Result<ClientConfig, ClientError> {
     }
 }
 
+impl CertificateDigest {
+    fn of(certificate: &ClientCertificate) -> Self {
+        let mut context = digest::Context::new(&digest::SHA256);
+        for part in [&certificate.certificate, &certificate.key] {
+            context.update(&(part.reveal().len() as u64).to_be_bytes());
+            context.update(part.reveal().as_bytes());
+        }
+        let mut digest = [0; SHA256_OUTPUT_LEN];
+        digest.copy_from_slice(context.finish().as_ref());
+        Self(digest)
+    }
+}
+
+/// Presents a certificate to servers that ask for one.
+fn authenticate(tls: &mut ClientConfig, certificate: &ClientCertificate) -> Result<(), TargetError> {
+    let ClientCertificate { certificate, key, .. } = certificate;
+    let certified = trust::client_certificate(certificate.reveal(), key.reveal())?;
+    tls.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
+    // A resumed session would be that of the client which began it.
+    tls.resumption = Resumption::default();
+    Ok(())
+}
+
 fn tls(trusted: RootCertStore) -> ClientConfig {
     ClientConfig::builder()
         .with_root_certificates(trusted)
@@ -350,9 +448,9 @@ fn tls(trusted: RootCertStore) -> ClientConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::{ContentMode, ServiceName};
+    use crate::routing::{ServiceName, SigningKey};
 
-    fn header(name: &str, value: &str) -> Header {
+    fn secret(name: &str, value: &str) -> Header {
         Header {
             name: name.to_owned(),
             value: value.to_owned().into(),
@@ -362,11 +460,8 @@ mod tests {
 
     fn destination(service: Option<ServiceName>, headers: &[(&str, &str)]) -> HttpEndpoint {
         HttpEndpoint {
-            uri: "https://example.com/".to_owned(),
-            service,
-            content_mode: ContentMode::default(),
-            ca_certs: None,
-            headers: headers.iter().map(|(name, value)| header(name, value)).collect(),
+            headers: headers.iter().map(|(name, value)| secret(name, value)).collect(),
+            ..HttpEndpoint::new("https://example.com/".to_owned(), service)
         }
     }
 
@@ -427,6 +522,141 @@ mod tests {
         assert_ne!(target(&theirs, &authorities).unwrap(), first);
         let unknown = target("-----BEGIN CERTIFICATE-----", &authorities);
         assert!(matches!(unknown, Err(TargetError::UnknownAuthorities)));
+    }
+
+    #[test]
+    fn plain_headers_are_sent_but_are_no_credentials() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let targets = Targets::new(Addresses::any()).unwrap();
+        let target = |value: &str| {
+            let plain = PlainHeader {
+                name: "x-tenant".to_owned(),
+                value: value.to_owned(),
+            };
+            let endpoint = HttpEndpoint {
+                plain_headers: vec![plain],
+                ..destination(None, &[])
+            };
+            targets.target("shop", &endpoint, &Authorities::default())
+        };
+        let blue = target("blue team").unwrap();
+        let mut headers = HeaderMap::new();
+        blue.set_headers(&mut headers);
+        assert_eq!(headers["x-tenant"], "blue team");
+        assert!(!blue.sends_credentials());
+        assert_eq!(blue.hide_secrets("blue team".to_owned()), "blue team");
+        assert_eq!(target("blue team").unwrap(), blue);
+        assert_ne!(target("green").unwrap(), blue);
+        assert!(matches!(target("a\nb"), Err(TargetError::Header(_))));
+    }
+
+    #[test]
+    fn another_signing_key_is_another_credential() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let targets = Targets::new(Addresses::any()).unwrap();
+        let target = |key: &str, version: &str| {
+            let key = SigningKey {
+                value: key.to_owned().into(),
+                version: version.to_owned(),
+            };
+            let endpoint = HttpEndpoint {
+                signing_keys: vec![key],
+                ..destination(None, &[])
+            };
+            targets.target("shop", &endpoint, &Authorities::default())
+        };
+        let (one, two) = (
+            format!("whsec_{}", "A".repeat(32)),
+            format!("whsec_{}", "B".repeat(32)),
+        );
+        let signed = target(&one, "1").unwrap();
+        assert!(signed.sends_credentials());
+        assert_eq!(target(&one, "2").unwrap(), signed);
+        assert_ne!(target(&two, "1").unwrap(), signed);
+        let error = target("whsec_x", "1").unwrap_err().to_string();
+        assert!(
+            error.starts_with("a key of the signature is not a signing key"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn targets_with_other_client_certificates_share_no_connections() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let pair = |name: &str| {
+            let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+            (made.cert.pem(), made.signing_key.serialize_pem())
+        };
+        let (ours, theirs) = (pair("ours"), pair("theirs"));
+        let targets = Targets::new(Addresses::any()).unwrap();
+        let target = |pair: Option<(&str, &str)>| {
+            let client_certificate = pair.map(|(certificate, key)| ClientCertificate {
+                certificate: certificate.to_owned().into(),
+                key: key.to_owned().into(),
+                version: String::new(),
+            });
+            let endpoint = HttpEndpoint {
+                client_certificate,
+                ..destination(None, &[])
+            };
+            targets.target("shop", &endpoint, &Authorities::default())
+        };
+        let with = |(certificate, key): &(String, String)| target(Some((certificate, key))).unwrap();
+        let (first, second, bare) = (with(&ours), with(&theirs), target(None).unwrap());
+        assert_eq!(with(&ours), first);
+        for (one, other) in [(&first, &second), (&first, &bare), (&second, &bare)] {
+            assert!(!Arc::ptr_eq(&one.client, &other.client));
+            assert_ne!(one, other);
+        }
+        assert!(first.sends_credentials() && !bare.sends_credentials());
+        let mixed = target(Some((&ours.0, &theirs.1)));
+        assert!(matches!(
+            mixed,
+            Err(TargetError::ClientCertificate(ClientCertificateError::Mismatch))
+        ));
+    }
+
+    #[test]
+    fn a_certificate_leaves_shared_settings_alone() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let made = rcgen::generate_simple_self_signed(["ours".to_owned()]).unwrap();
+        let certificate = ClientCertificate {
+            certificate: made.cert.pem().into(),
+            key: made.signing_key.serialize_pem().into(),
+            version: String::new(),
+        };
+        let shared = tls(RootCertStore::empty());
+        let mut ours = shared.clone();
+        authenticate(&mut ours, &certificate).unwrap();
+        assert!(ours.client_auth_cert_resolver.has_certs());
+        assert!(!shared.client_auth_cert_resolver.has_certs());
+    }
+
+    #[test]
+    fn renewed_token_is_the_same_credential() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let targets = Targets::new(Addresses::any()).unwrap();
+        let target = |token: &str| {
+            let token = ServiceAccountToken {
+                value: token.to_owned().into(),
+                version: token.to_owned(),
+            };
+            let endpoint = HttpEndpoint {
+                service_account_token: Some(token),
+                ..destination(None, &[])
+            };
+            targets
+                .target("shop", &endpoint, &Authorities::default())
+                .unwrap()
+        };
+        let (first, second) = (target("t0ken-1"), target("t0ken-2"));
+        assert_eq!(first, second);
+        assert!(first.sends_credentials());
+        let mut headers = HeaderMap::new();
+        second.set_headers(&mut headers);
+        assert_eq!(headers["authorization"], "Bearer t0ken-2");
+        assert!(headers["authorization"].is_sensitive());
+        assert_eq!(second.hide_secrets("no: t0ken-2".to_owned()), "no: [secret]");
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::{error::Error, io};
 
-use rustls::CertificateError::{BadSignature, Expired, ExpiredContext, Other, UnknownIssuer};
+use rustls::{
+    AlertDescription,
+    CertificateError::{BadSignature, Expired, ExpiredContext, Other, UnknownIssuer},
+};
 
 /// The verifier's untyped error for a certificate made with the defaults of `openssl req -x509`.
 const AUTHORITY_AS_SERVER: &str = "CaUsedAsEndEntity";
@@ -46,6 +49,18 @@ fn message(error: &rustls::Error) -> String {
         rustls::Error::InvalidCertificate(problem) => {
             format!("TLS: invalid server certificate: {problem}")
         }
+        rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
+            "TLS: the server requires a client certificate; set tls.clientCertificate in the Sink".to_owned()
+        }
+        rustls::Error::AlertReceived(
+            alert @ (AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied),
+        ) => format!("TLS: the server rejected the client certificate: {alert:?}"),
         rustls::Error::InvalidMessage(_) => "TLS: the server does not speak TLS".to_owned(),
         other => format!("TLS: {other}"),
     }
@@ -101,6 +116,14 @@ mod tests {
             (
                 rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType),
                 "TLS: the server does not speak TLS",
+            ),
+            (
+                rustls::Error::AlertReceived(AlertDescription::CertificateRequired),
+                "TLS: the server requires a client certificate",
+            ),
+            (
+                rustls::Error::AlertReceived(AlertDescription::UnknownCA),
+                "TLS: the server rejected the client certificate: UnknownCA",
             ),
             (rustls::Error::DecryptError, "TLS: cannot decrypt peer's message"),
         ];

@@ -360,6 +360,18 @@ fn checks_the_rules_of_the_other_kinds() {
             format!("{sink}  contentMode: Batch\n  uri: http://x\n"),
             "m.yaml:5:16: spec.contentMode: must be one of",
         ),
+        (
+            format!("{sink}  uri: http://x\n  headers: [{{name: X-Tenant}}]\n"),
+            "m.yaml:6:13: spec.headers[0]: exactly one of value and valueFrom",
+        ),
+        (
+            format!("{sink}  uri: http://x\n  headers: [{{name: Authorization, value: a}}]\n"),
+            "m.yaml:6:13: spec.headers[0]: everyone who can read the Sink can read value",
+        ),
+        (
+            format!("{sink}  uri: http://x\n  headers: [{{name: a, value: \"a\\nb\"}}]\n"),
+            "m.yaml:6:30: spec.headers[0].value: \"a\\nb\" must match",
+        ),
     ] {
         let (_, problems) = read(&text);
         assert!(

@@ -1,8 +1,9 @@
-//! Schedules the reads of the Secrets that Sinks reference. Pure: time is an argument.
+//! Schedules the reads of the Secrets and the requests for tokens that Sinks reference; here, both are credentials that
+//! are read. Pure: time is an argument.
 //!
-//! Namespaces take turns, so that one that references many Secrets delays another by no more than a turn. Secrets
-//! that were unusable at the last read wait in a separate queue with a slower pace, so that references to missing
-//! Secrets do not delay others. Secrets that were never read are not paced: until then, a new leader knows nothing
+//! Namespaces take turns, so that one that references many credentials delays another by no more than a turn.
+//! Credentials that were unusable at the last read wait in a separate queue with a slower pace, so that references to
+//! missing ones do not delay others. Those that were never read are not paced: until then, a new leader knows nothing
 //! about their Sinks.
 
 use std::{
@@ -11,12 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::resolve::{Naming, SecretName};
+use crate::resolve::{Naming, SecretName, TokenName};
 
-/// Interval at which each Secret is read again. A change takes effect within this time.
-const READ_EVERY: Duration = Duration::from_secs(30);
+/// Delay before a credential is read again after a read without a response.
+const AFTER_FAILURE: Duration = Duration::from_secs(30);
 
-/// Initial delay before an unusable Secret is read again, since somebody may be about to fix it. The delay doubles
+/// Initial delay before an unusable credential is read again, since somebody may be about to fix it. The delay doubles
 /// up to the maximum, which bounds the wait after a late fix.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -24,7 +25,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Minimum time between the starts of two reads: 100 per second.
 const PACE: Duration = Duration::from_millis(10);
 
-/// The same for Secrets that were unusable at the last read: 20 per second. Each read may be a line in an audit
+/// The same for credentials that were unusable at the last read: 20 per second. Each read may be a line in an audit
 /// log.
 const PACE_OF_MISSING: Duration = Duration::from_millis(50);
 
@@ -32,7 +33,10 @@ const PACE_OF_MISSING: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadOutcome {
     /// Every referenced key exists.
-    Serves,
+    Serves {
+        /// Delay before the next read.
+        again: Duration,
+    },
     /// Something is missing or may not be read.
     Missing {
         /// Whether the outcome differs from the previous one.
@@ -42,18 +46,47 @@ pub(super) enum ReadOutcome {
     Failed,
 }
 
-/// The referenced Secrets, and when each is read next.
-pub(super) struct Plan {
-    entries: BTreeMap<SecretName, PlannedSecret>,
-    /// Never read.
-    new: SecretQueue,
-    /// Usable.
-    regular: SecretQueue,
-    /// Unusable at the last read.
-    missing: SecretQueue,
+/// Name of a credential.
+pub(super) trait PlanKey: Clone + Ord {
+    /// The namespace whose turn a read takes.
+    fn namespace(&self) -> &str;
+
+    /// The name in the namespace.
+    fn name(&self) -> &str;
 }
 
-struct PlannedSecret {
+impl PlanKey for SecretName {
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl PlanKey for TokenName {
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn name(&self) -> &str {
+        &self.account
+    }
+}
+
+/// The referenced credentials of a kind, and when each is read next.
+pub(super) struct Plan<K> {
+    entries: BTreeMap<K, PlannedCredential>,
+    /// Never read.
+    new: CredentialQueue<K>,
+    /// Usable.
+    regular: CredentialQueue<K>,
+    /// Unusable at the last read.
+    missing: CredentialQueue<K>,
+}
+
+struct PlannedCredential {
     naming: Naming,
     /// Time of the next read; `None` while it is being read.
     due: Option<Instant>,
@@ -72,23 +105,23 @@ enum LastRead {
     Missing,
 }
 
-impl Plan {
+impl<K: PlanKey> Plan<K> {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             entries: BTreeMap::new(),
-            new: SecretQueue::new(Duration::ZERO, now),
-            regular: SecretQueue::new(PACE, now),
-            missing: SecretQueue::new(PACE_OF_MISSING, now),
+            new: CredentialQueue::new(Duration::ZERO, now),
+            regular: CredentialQueue::new(PACE, now),
+            missing: CredentialQueue::new(PACE_OF_MISSING, now),
         }
     }
 
-    /// Returns the referenced keys of a Secret; `None` if it is not referenced.
-    pub(super) fn keys(&self, name: &SecretName) -> Option<&BTreeSet<String>> {
+    /// Returns the referenced keys of a credential; `None` if it is not referenced.
+    pub(super) fn keys(&self, name: &K) -> Option<&BTreeSet<String>> {
         Some(&self.entries.get(name)?.naming.keys)
     }
 
-    /// Updates the set of referenced Secrets.
-    pub(super) fn take_over(&mut self, named: &BTreeMap<SecretName, Naming>, now: Instant) {
+    /// Updates the set of referenced credentials.
+    pub(super) fn take_over(&mut self, named: &BTreeMap<K, Naming>, now: Instant) {
         let gone = self.entries.keys().filter(|name| !named.contains_key(name));
         for name in gone.cloned().collect::<Vec<_>>() {
             self.forget(&name);
@@ -102,8 +135,8 @@ impl Plan {
         }
     }
 
-    fn add(&mut self, name: &SecretName, naming: &Naming, now: Instant) {
-        let entry = PlannedSecret {
+    fn add(&mut self, name: &K, naming: &Naming, now: Instant) {
+        let entry = PlannedCredential {
             naming: naming.clone(),
             due: Some(now),
             again: false,
@@ -114,7 +147,7 @@ impl Plan {
         self.new.insert(now, name.clone());
     }
 
-    fn forget(&mut self, name: &SecretName) {
+    fn forget(&mut self, name: &K) {
         let Some(entry) = self.entries.remove(name) else {
             return;
         };
@@ -123,9 +156,9 @@ impl Plan {
         }
     }
 
-    /// Reads at once what was not looked up yet. Also reads an unusable Secret at once if a Sink that references it
+    /// Reads at once what was not looked up yet. Also reads an unusable credential at once if a Sink that references it
     /// is new or was edited.
-    fn name(&mut self, name: &SecretName, naming: &Naming, now: Instant) {
+    fn name(&mut self, name: &K, naming: &Naming, now: Instant) {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
@@ -158,8 +191,8 @@ impl Plan {
         next.into_iter().flatten().min()
     }
 
-    /// Takes a Secret to read now, with its keys.
-    pub(super) fn begin(&mut self, now: Instant) -> Option<(SecretName, BTreeSet<String>)> {
+    /// Takes a credential to read now, with its keys.
+    pub(super) fn begin(&mut self, now: Instant) -> Option<(K, BTreeSet<String>)> {
         let next = self.next().filter(|next| *next <= now);
         // Prefers the queue that has been open longest, so that queues take turns if reads are slower than the
         // paces.
@@ -174,22 +207,22 @@ impl Plan {
     }
 
     /// Records the outcome of a read.
-    pub(super) fn ended(&mut self, name: &SecretName, ended: ReadOutcome, now: Instant) {
-        // A Secret that was dropped and referenced again in the meantime must be read again.
+    pub(super) fn ended(&mut self, name: &K, ended: ReadOutcome, now: Instant) {
+        // A credential that was dropped and referenced again in the meantime must be read again.
         let Some(entry) = self.entries.get_mut(name).filter(|entry| entry.due.is_none()) else {
             return;
         };
         let pause = match ended {
-            ReadOutcome::Serves => {
+            ReadOutcome::Serves { again } => {
                 (entry.last_read, entry.pause) = (LastRead::Serves, FIRST_PAUSE);
-                READ_EVERY
+                again
             }
             ReadOutcome::Missing { is_news } => {
                 let pause = if is_news { FIRST_PAUSE } else { entry.pause };
                 (entry.last_read, entry.pause) = (LastRead::Missing, (pause * 2).min(LONGEST_PAUSE));
                 pause
             }
-            ReadOutcome::Failed => READ_EVERY,
+            ReadOutcome::Failed => AFTER_FAILURE,
         };
         let due = if entry.again { now } else { now + pause };
         entry.due = Some(due);
@@ -197,7 +230,7 @@ impl Plan {
         self.queue(last_read).insert(due, name.clone());
     }
 
-    fn queue(&mut self, last_read: LastRead) -> &mut SecretQueue {
+    fn queue(&mut self, last_read: LastRead) -> &mut CredentialQueue<K> {
         match last_read {
             LastRead::Never => &mut self.new,
             LastRead::Serves => &mut self.regular,
@@ -206,19 +239,19 @@ impl Plan {
     }
 }
 
-/// Secrets ordered by time, and, once due, taken namespace by namespace.
-struct SecretQueue {
+/// Credentials ordered by time, and, once due, taken namespace by namespace.
+struct CredentialQueue<K> {
     pace: Duration,
     /// Time from which the next may be taken.
     open: Instant,
-    waiting: BTreeSet<(Instant, SecretName)>,
+    waiting: BTreeSet<(Instant, K)>,
     /// By namespace; no set is empty.
-    due: BTreeMap<String, BTreeSet<(Instant, String)>>,
+    due: BTreeMap<String, BTreeSet<(Instant, K)>>,
     /// Namespace that had the last turn.
     last: String,
 }
 
-impl SecretQueue {
+impl<K: PlanKey> CredentialQueue<K> {
     fn new(pace: Duration, now: Instant) -> Self {
         Self {
             pace,
@@ -229,18 +262,19 @@ impl SecretQueue {
         }
     }
 
-    fn insert(&mut self, at: Instant, name: SecretName) {
+    fn insert(&mut self, at: Instant, name: K) {
         self.waiting.insert((at, name));
     }
 
-    fn remove(&mut self, at: Instant, name: &SecretName) {
-        if self.waiting.remove(&(at, name.clone())) {
+    fn remove(&mut self, at: Instant, name: &K) {
+        let item = (at, name.clone());
+        if self.waiting.remove(&item) {
             return;
         }
-        if let Some(due) = self.due.get_mut(&name.namespace) {
-            due.remove(&(at, name.name.clone()));
+        if let Some(due) = self.due.get_mut(name.namespace()) {
+            due.remove(&item);
             if due.is_empty() {
-                self.due.remove(&name.namespace);
+                self.due.remove(name.namespace());
             }
         }
     }
@@ -252,7 +286,7 @@ impl SecretQueue {
         self.waiting.first().map(|(at, _)| self.open.max(*at))
     }
 
-    fn take(&mut self, now: Instant) -> Option<SecretName> {
+    fn take(&mut self, now: Instant) -> Option<K> {
         self.wake(now);
         let after = self
             .due
@@ -265,14 +299,15 @@ impl SecretQueue {
         }
         self.open = now + self.pace;
         self.last.clone_from(&namespace);
-        Some(SecretName { namespace, name })
+        Some(name)
     }
 
     fn wake(&mut self, now: Instant) {
         while self.waiting.first().is_some_and(|(at, _)| *at <= now)
-            && let Some((at, SecretName { namespace, name })) = self.waiting.pop_first()
+            && let Some((at, name)) = self.waiting.pop_first()
         {
-            self.due.entry(namespace).or_default().insert((at, name));
+            let due = self.due.entry(name.namespace().to_owned()).or_default();
+            due.insert((at, name));
         }
     }
 }
@@ -283,6 +318,8 @@ mod tests {
 
     use super::*;
 
+    const READ_EVERY: Duration = Duration::from_secs(30);
+    const SERVES: ReadOutcome = ReadOutcome::Serves { again: READ_EVERY };
     const SAME: ReadOutcome = ReadOutcome::Missing { is_news: false };
     const NEWS: ReadOutcome = ReadOutcome::Missing { is_news: true };
 
@@ -304,7 +341,7 @@ mod tests {
     }
 
     /// Creates a plan with one Secret that was read once, with this outcome.
-    fn read_once(ended: ReadOutcome) -> (Plan, SecretName, Instant) {
+    fn read_once(ended: ReadOutcome) -> (Plan<SecretName>, SecretName, Instant) {
         let (now, one) = (Instant::now(), name("shop", "one"));
         let mut plan = Plan::new(now);
         plan.take_over(&[(one.clone(), naming(&["a"], &[("u", 1)]))].into(), now);
@@ -314,21 +351,18 @@ mod tests {
     }
 
     /// Returns the seconds from `now` until the only Secret is due.
-    fn pause(plan: &Plan, now: Instant) -> u64 {
+    fn pause(plan: &Plan<SecretName>, now: Instant) -> u64 {
         plan.next().unwrap().duration_since(now).as_secs()
     }
 
     #[test]
     fn delay_depends_on_the_outcome() {
         for (ends, pauses) in [
-            (&[ReadOutcome::Serves, ReadOutcome::Serves][..], &[30, 30][..]),
+            (&[SERVES, SERVES][..], &[30, 30][..]),
             (&[NEWS, SAME, SAME, SAME, SAME], &[10, 20, 40, 60, 60]),
             // News indicates that somebody is working on it.
             (&[NEWS, SAME, SAME, NEWS, SAME], &[10, 20, 40, 10, 20]),
-            (
-                &[NEWS, SAME, SAME, ReadOutcome::Serves, SAME, SAME],
-                &[10, 20, 40, 30, 10, 20],
-            ),
+            (&[NEWS, SAME, SAME, SERVES, SAME, SAME], &[10, 20, 40, 30, 10, 20]),
             // Without a response it is not known to have changed.
             (&[NEWS, SAME, ReadOutcome::Failed, SAME], &[10, 20, 30, 40]),
             (&[ReadOutcome::Failed, NEWS], &[30, 10]),
@@ -349,10 +383,10 @@ mod tests {
     #[test]
     fn new_references_are_read_at_once_if_that_can_bring_news() {
         for (ended, after, seconds) in [
-            (ReadOutcome::Serves, naming(&["a"], &[("u", 1)]), 30),
-            (ReadOutcome::Serves, naming(&["a"], &[("u", 2), ("v", 1)]), 30),
-            (ReadOutcome::Serves, naming(&["a", "b"], &[("u", 2)]), 0),
-            (ReadOutcome::Serves, naming(&[], &[("u", 1)]), 30),
+            (SERVES, naming(&["a"], &[("u", 1)]), 30),
+            (SERVES, naming(&["a"], &[("u", 2), ("v", 1)]), 30),
+            (SERVES, naming(&["a", "b"], &[("u", 2)]), 0),
+            (SERVES, naming(&[], &[("u", 1)]), 30),
             (NEWS, naming(&["a"], &[("u", 1)]), 10),
             (NEWS, naming(&["a"], &[("u", 2)]), 0),
             (NEWS, naming(&["a"], &[("u", 1), ("v", 1)]), 0),
@@ -385,7 +419,7 @@ mod tests {
 
     #[test]
     fn handles_changes_during_a_read() {
-        let (mut plan, one, now) = read_once(ReadOutcome::Serves);
+        let (mut plan, one, now) = read_once(SERVES);
         let later = now + READ_EVERY;
         plan.begin(later).unwrap();
         // A read in flight does not include the new key.
@@ -399,7 +433,7 @@ mod tests {
         plan.take_over(&BTreeMap::new(), later);
         assert_eq!((plan.keys(&one), plan.next()), (None, None));
         plan.take_over(&[(one.clone(), naming(&["c"], &[("v", 1)]))].into(), later);
-        plan.ended(&one, ReadOutcome::Serves, later);
+        plan.ended(&one, SERVES, later);
         assert_eq!(pause(&plan, later), 0);
     }
 
@@ -412,7 +446,7 @@ mod tests {
             (name(namespace, secret), naming(&[], &[]))
         });
         plan.take_over(&names.into(), now);
-        let taken = |plan: &mut Plan| {
+        let taken = |plan: &mut Plan<SecretName>| {
             let now = plan.next()?;
             let (SecretName { namespace, name }, _) = plan.begin(now)?;
             Some(format!("{namespace}/{name}"))
@@ -423,7 +457,7 @@ mod tests {
 
     /// Runs for this long with instant reads, where Secrets in namespace `loud` and those named `missing` are
     /// unusable. Returns the reads and their times.
-    fn run(plan: &mut Plan, start: Instant, length: Duration) -> Vec<(Duration, SecretName)> {
+    fn run(plan: &mut Plan<SecretName>, start: Instant, length: Duration) -> Vec<(Duration, SecretName)> {
         let mut read = Vec::<(Duration, SecretName)>::new();
         let mut seen = BTreeSet::new();
         while let Some(now) = plan.next().filter(|now| *now < start + length) {
@@ -431,7 +465,7 @@ mod tests {
             let is_news = seen.insert(name.clone());
             let end = match is_missing(&name) {
                 true => ReadOutcome::Missing { is_news },
-                false => ReadOutcome::Serves,
+                false => SERVES,
             };
             plan.ended(&name, end, now);
             read.push((now - start, name));
@@ -517,16 +551,14 @@ mod tests {
                         named.insert(name.clone(), naming(&[&key], &[("u", generation)]));
                     }
                     2 => drop(plan.begin(now)),
-                    3 => plan.ended(name, ReadOutcome::Serves, now),
+                    3 => plan.ended(name, SERVES, now),
                     4 => plan.ended(name, SAME, now),
                     _ => plan.ended(name, ReadOutcome::Failed, now),
                 }
                 plan.take_over(&named, now);
-                let queued = |queue: &SecretQueue| -> BTreeSet<(Instant, SecretName)> {
-                    let due = queue.due.iter().flat_map(|(namespace, due)| {
-                        due.iter().map(move |(at, secret)| (*at, super::tests::name(namespace, secret)))
-                    });
-                    due.chain(queue.waiting.iter().cloned()).collect()
+                let queued = |queue: &CredentialQueue<SecretName>| -> BTreeSet<(Instant, SecretName)> {
+                    let due = queue.due.values().flatten();
+                    due.chain(&queue.waiting).cloned().collect()
                 };
                 let expected = |last_read| {
                     let of = plan.entries.iter().filter(|(_, entry)| entry.last_read == last_read);

@@ -1,0 +1,100 @@
+//! Resolves the tokens of ServiceAccounts that Sinks are sent. Pure.
+
+use std::collections::BTreeMap;
+
+use super::{
+    credentials::{self, CHANNEL_NOT_SECURE, Naming},
+    finding::Finding,
+    observed::{TokenName, TokenState},
+    resolver::Resolver,
+};
+use crate::{api, routing::ServiceAccountToken};
+
+/// Reason for a token that has not been requested yet. Transient.
+pub const TOKEN_AWAITED: &str = "TokenAwaited";
+
+/// Collects every token that Sinks reference.
+pub fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<TokenName, Naming> {
+    let mut named = BTreeMap::<_, Naming>::new();
+    for sink in sinks {
+        let namespace = sink.metadata.namespace.as_deref().unwrap_or_default();
+        if let Some(token) = reference(&sink.spec) {
+            let naming = named.entry(name(namespace, token)).or_default();
+            naming.add(sink);
+        }
+    }
+    named
+}
+
+fn reference(spec: &api::SinkSpec) -> Option<&api::ServiceAccountToken> {
+    spec.authorization.as_ref()?.service_account_token.as_ref()
+}
+
+fn name(namespace: &str, token: &api::ServiceAccountToken) -> TokenName {
+    let api::ServiceAccountToken {
+        service_account_name,
+        audience,
+    } = token;
+    TokenName {
+        namespace: namespace.to_owned(),
+        account: service_account_name.clone(),
+        audience: audience.clone(),
+    }
+}
+
+/// Returns the token of a Sink in this namespace.
+pub(super) fn service_account_token(
+    resolver: &Resolver<'_>,
+    namespace: &str,
+    spec: &api::SinkSpec,
+) -> Result<Option<ServiceAccountToken>, Finding> {
+    let Some(reference) = reference(spec) else {
+        return Ok(None);
+    };
+    let name = name(namespace, reference);
+    let bad = |reason, problem: String| {
+        Err(Finding::bad(
+            reason,
+            format!("spec.authorization.serviceAccountToken: {problem}"),
+        ))
+    };
+    let account = &name.account;
+    let whose = format!("ServiceAccount {account:?} in namespace {namespace:?}");
+    match resolver.token(&name) {
+        Some(TokenState::Issued { token, version }) => Ok(Some(ServiceAccountToken {
+            value: token.clone(),
+            version: version.clone(),
+        })),
+        Some(TokenState::NotFound) => bad(
+            "ServiceAccountNotFound",
+            format!("there is no {whose}; apply it, or correct the name"),
+        ),
+        Some(TokenState::Forbidden { account: controller }) => {
+            let grant = credentials::grant(
+                &format!("weir-token-{account}"),
+                "--verb=create --resource=serviceaccounts/token",
+                account,
+                namespace,
+                controller.as_deref(),
+            );
+            bad(
+                "TokenForbidden",
+                format!("the controller may not request tokens of {whose}; {grant}"),
+            )
+        }
+        Some(TokenState::Unavailable(problem)) => bad(
+            "TokenUnavailable",
+            format!("cannot request a token of {whose}: {problem}; retrying"),
+        ),
+        Some(TokenState::Withheld) => bad("ChannelNotSecure", CHANNEL_NOT_SECURE.to_owned()),
+        Some(TokenState::Unsupported) => bad(
+            "TokenUnsupported",
+            "weir run cannot request tokens, since it has no API server; use bearerToken, with a token in a Secret"
+                .to_owned(),
+        ),
+        None => bad(
+            TOKEN_AWAITED,
+            format!("a token of {whose} has not been requested yet"),
+        ),
+    }
+}
