@@ -1012,6 +1012,8 @@ fn token_of_a_service_account_is_told_by_its_state() {
     let found = outcome(&spec, Some(issued("t0ken", "v1")));
     assert_eq!(reason_of_sink(&found).0, "Resolved");
     let expected = ServiceAccountToken {
+        account: "sender".into(),
+        audience: "aud".into(),
         value: "t0ken".to_owned().into(),
         version: "v1".into(),
     };

@@ -62,6 +62,8 @@ pub(super) fn service_account_token(
     let whose = format!("ServiceAccount {account:?} in namespace {namespace:?}");
     match resolver.token(&name) {
         Some(TokenState::Issued { token, version }) => Ok(Some(ServiceAccountToken {
+            account: account.clone(),
+            audience: name.audience.clone(),
             value: token.clone(),
             version: version.clone(),
         })),

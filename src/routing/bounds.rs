@@ -141,9 +141,9 @@ fn size_of_destination(destination: &Destination) -> usize {
     let certificate = client_certificate
         .iter()
         .map(|pair| pair.certificate.reveal().len() + pair.key.reveal().len() + pair.version.len());
-    let token = service_account_token
-        .iter()
-        .map(|token| token.value.reveal().len() + token.version.len());
+    let token = service_account_token.iter().map(|token| {
+        token.account.len() + token.audience.len() + token.value.reveal().len() + token.version.len()
+    });
     let parts = headers
         .chain(plain_headers)
         .chain(keys)

@@ -143,6 +143,10 @@ pub struct ClientCertificate {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServiceAccountToken {
+    /// Name of the ServiceAccount.
+    pub account: String,
+    /// Audience.
+    pub audience: String,
     /// The token.
     pub value: Secret,
     /// Opaque version that changes with the value and reveals nothing about it.

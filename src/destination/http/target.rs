@@ -101,10 +101,16 @@ pub struct HttpTarget {
     headers: Arc<[(HeaderName, HeaderValue)]>,
     plain_headers: Arc<[(HeaderName, HeaderValue)]>,
     signer: Arc<Signer>,
-    /// Value of `authorization`, if a token of a ServiceAccount is sent.
-    token: Option<HeaderValue>,
+    token: Option<Arc<SentToken>>,
     /// Secret parts of the headers, the longest first.
     secrets: Arc<[String]>,
+}
+
+/// A token of a ServiceAccount, as the value of `authorization`. A renewed one is equal: it is the same credential.
+struct SentToken {
+    account: String,
+    audience: String,
+    value: HeaderValue,
 }
 
 /// One value for each way in which a destination is named.
@@ -213,7 +219,7 @@ impl Targets {
                 .map(|PlainHeader { name, value }| header(name, value))
                 .collect::<Result<_, _>>()?,
             signer: Arc::new(Signer::new(signing_keys)?),
-            token: service_account_token.as_ref().map(bearer).transpose()?,
+            token: service_account_token.as_ref().map(SentToken::new).transpose()?,
             secrets: secrets_in(headers, service_account_token.as_ref()),
         })
     }
@@ -299,7 +305,7 @@ impl HttpTarget {
             headers.insert(name, value.clone());
         }
         if let Some(token) = &self.token {
-            headers.insert(header::AUTHORIZATION, token.clone());
+            headers.insert(header::AUTHORIZATION, token.value.clone());
         }
     }
 
@@ -330,9 +336,8 @@ impl PartialEq for HttpTarget {
             headers,
             plain_headers,
             signer,
-            // A renewed token is the same credential.
-            token: _,
-            // Derived from the headers.
+            token,
+            // Derived from the headers and the token.
             secrets: _,
         } = self;
         *uri == other.uri
@@ -342,6 +347,7 @@ impl PartialEq for HttpTarget {
             && *headers == other.headers
             && *plain_headers == other.plain_headers
             && *signer == other.signer
+            && *token == other.token
     }
 }
 
@@ -367,11 +373,34 @@ fn secret_header(secret: &Header) -> Result<(HeaderName, HeaderValue), TargetErr
     Ok((name, value))
 }
 
-fn bearer(token: &ServiceAccountToken) -> Result<HeaderValue, TargetError> {
-    let value = format!("Bearer {}", token.value.reveal());
-    let (_, mut value) = header(header::AUTHORIZATION.as_str(), &value)?;
-    value.set_sensitive(true);
-    Ok(value)
+impl SentToken {
+    fn new(token: &ServiceAccountToken) -> Result<Arc<Self>, TargetError> {
+        let ServiceAccountToken {
+            account,
+            audience,
+            value,
+            version: _,
+        } = token;
+        let value = format!("Bearer {}", value.reveal());
+        let (_, mut value) = header(header::AUTHORIZATION.as_str(), &value)?;
+        value.set_sensitive(true);
+        Ok(Arc::new(Self {
+            account: account.clone(),
+            audience: audience.clone(),
+            value,
+        }))
+    }
+}
+
+impl PartialEq for SentToken {
+    fn eq(&self, other: &Self) -> bool {
+        let Self {
+            account,
+            audience,
+            value: _,
+        } = self;
+        (account, audience) == (&other.account, &other.audience)
+    }
 }
 
 fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), TargetError> {
@@ -385,8 +414,8 @@ fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), TargetEr
     Ok((name, value))
 }
 
-/// Values to hide: the token and the headers' values and, for `authorization`, also the part after the scheme. The longest
-/// come first, so that a value that contains another is hidden as a whole.
+/// Values to hide: the token, the headers' values and, for `authorization`, also the part after the scheme. The
+/// longest come first, so that a value that contains another is hidden as a whole.
 fn secrets_in(headers: &[Header], token: Option<&ServiceAccountToken>) -> Arc<[String]> {
     let parts = headers.iter().flat_map(|header| {
         let value = header.value.reveal().trim();
@@ -636,8 +665,10 @@ mod tests {
     fn renewed_token_is_the_same_credential() {
         drop(rustls::crypto::ring::default_provider().install_default());
         let targets = Targets::new(Addresses::any()).unwrap();
-        let target = |token: &str| {
+        let target = |audience: &str, token: &str| {
             let token = ServiceAccountToken {
+                account: "sender".to_owned(),
+                audience: audience.to_owned(),
                 value: token.to_owned().into(),
                 version: token.to_owned(),
             };
@@ -649,8 +680,9 @@ mod tests {
                 .target("shop", &endpoint, &Authorities::default())
                 .unwrap()
         };
-        let (first, second) = (target("t0ken-1"), target("t0ken-2"));
+        let (first, second) = (target("a", "t0ken-1"), target("a", "t0ken-2"));
         assert_eq!(first, second);
+        assert_ne!(first, target("b", "t0ken-1"));
         assert!(first.sends_credentials());
         let mut headers = HeaderMap::new();
         second.set_headers(&mut headers);
