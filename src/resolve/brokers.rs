@@ -290,6 +290,7 @@ mod tests {
             ),
         ] {
             let spec = api::BrokerSpec {
+                producers: None,
                 retention: None,
                 partitions: None,
                 quota: Some(api::BrokerQuota {

@@ -1003,7 +1003,7 @@ fn token_of_a_service_account_is_told_by_its_state() {
         observed
             .triggers
             .push(trigger("t", json!({"sink": {"ref": {"name": "asking"}}})));
-        compile(&observed, DOMAIN)
+        compile(&observed, DOMAIN, Quota::default())
     };
     let issued = |token: &str, version: &str| TokenState::Issued {
         token: token.to_owned().into(),
