@@ -75,10 +75,13 @@ fn each_sink_is_shown_the_certificate_of_its_own_secret() {
         ("3", "bare", "TLS: the server requires a client certificate"),
     ] {
         post_binary(&router.url(), event, name, "{}");
+        // With TLS 1.3 the alert comes after the client's part of the handshake, and now and then the connection is
+        // closed before it is read.
+        let is_rejected = |line: &str| line.contains(part) || line.contains("operation was canceled");
         router.process.wait_for_line(PATIENCE, |line| {
             line.contains("an event became a dead letter")
                 && line.contains(&format!("{event:?}"))
-                && line.contains(part)
+                && is_rejected(line)
         });
     }
     assert_eq!(consumer.received().len(), 1);

@@ -18,7 +18,7 @@ use super::{
     lock::lock,
     request::Purpose,
     saves::Saves,
-    shares::{Refusal, Shares, namespace_of},
+    shares::{Shares, Shortfall, namespace_of},
     store::{self, ReadError, Store},
     tail::Tail,
 };
@@ -116,13 +116,13 @@ impl Shared {
     }
 }
 
-fn refused(refusal: Refusal, namespace: &str, shares: &Shares) -> LogError {
+fn refused(refusal: Shortfall, namespace: &str, shares: &Shares) -> LogError {
     match refusal {
-        Refusal::Share { held, limit } => LogError::Quota(format!(
+        Shortfall::Share { held, limit } => LogError::Quota(format!(
             "namespace {namespace} holds {held} bytes of the event log, and its share is {limit} at present; let its \
              events be delivered, delete Triggers that are not needed, or redrive or drop its dead letters"
         )),
-        Refusal::Log => LogError::Full(format!(
+        Shortfall::Log => LogError::Full(format!(
             "{} of {} bytes are held by events that Triggers have not settled and by dead letters; let them be delivered, delete a \
              Trigger, or raise --log-size",
             shares.retained(),

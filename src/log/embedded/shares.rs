@@ -21,7 +21,7 @@ const PARTS: u64 = 64;
 
 /// What an append has no room in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum Shortfall {
     /// The namespace's share: what it holds, and how much it may hold.
     Share { held: u64, limit: u64 },
     /// The log as a whole.
@@ -30,7 +30,7 @@ pub(super) enum Refusal {
 
 /// The account that an append is charged to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Account {
+enum ChargedAccount {
     Share,
     Reserve,
 }
@@ -102,16 +102,16 @@ impl Shares {
     }
 
     /// Checks whether a namespace may store `length` more bytes.
-    pub(super) fn check(&self, namespace: &str, purpose: Purpose, length: u64) -> Result<(), Refusal> {
+    pub(super) fn check(&self, namespace: &str, purpose: Purpose, length: u64) -> Result<(), Shortfall> {
         self.account(namespace, purpose, length).map(|_| ())
     }
 
     /// Charges a namespace for `length` more bytes.
-    pub(super) fn take(&mut self, namespace: &str, purpose: Purpose, length: u64) -> Result<(), Refusal> {
+    pub(super) fn take(&mut self, namespace: &str, purpose: Purpose, length: u64) -> Result<(), Shortfall> {
         let account = self.account(namespace, purpose, length)?;
         self.change(namespace, |held| match account {
-            Account::Share => held.share += length,
-            Account::Reserve => held.reserve += length,
+            ChargedAccount::Share => held.share += length,
+            ChargedAccount::Reserve => held.reserve += length,
         });
         Ok(())
     }
@@ -147,19 +147,19 @@ impl Shares {
         }
     }
 
-    fn account(&self, namespace: &str, purpose: Purpose, length: u64) -> Result<Account, Refusal> {
+    fn account(&self, namespace: &str, purpose: Purpose, length: u64) -> Result<ChargedAccount, Shortfall> {
         let held = self.held(namespace);
         let limit = self.limit(held);
         if length == 0 || held.share.saturating_add(length) <= limit {
-            return Ok(Account::Share);
+            return Ok(ChargedAccount::Share);
         }
         if self.reserve_has_room(held, purpose, length) {
-            return Ok(Account::Reserve);
+            return Ok(ChargedAccount::Reserve);
         }
         Err(if length > self.common().saturating_sub(self.total.share) {
-            Refusal::Log
+            Shortfall::Log
         } else {
-            Refusal::Share {
+            Shortfall::Share {
                 held: held.bytes(),
                 limit,
             }
@@ -267,10 +267,10 @@ mod tests {
         fill(&mut shares, "a");
         let refused = shares.check("a", Purpose::NewEvents, 10).unwrap_err();
         let limit = COMMON / 2;
-        assert_eq!(refused, Refusal::Share { held: limit, limit });
+        assert_eq!(refused, Shortfall::Share { held: limit, limit });
         assert_eq!(
             shares.check("b", Purpose::NewEvents, COMMON),
-            Err(Refusal::Log),
+            Err(Shortfall::Log),
             "more than is left of the log"
         );
         assert_eq!(shares.check("a", Purpose::NewEvents, 0), Ok(()));

@@ -153,6 +153,8 @@ fn accounts_may_do_what_they_need_and_no_more() {
     for (account, verb, resource, allowed) in [
         ("weir-controller", "list", "triggers.weir.dev", true),
         ("weir-controller", "watch", "services", true),
+        ("weir-controller", "watch", "serviceaccounts", true),
+        ("weir-controller", "create", "serviceaccounts/token", false),
         ("weir-controller", "patch", "triggers.weir.dev/status", true),
         ("weir-controller", "patch", "triggers.weir.dev", false),
         ("weir-controller", "delete", "sinks.weir.dev", false),
@@ -169,6 +171,7 @@ fn accounts_may_do_what_they_need_and_no_more() {
         ("weir-router", "list", "triggers.weir.dev", false),
         ("weir-router", "get", "secrets", false),
         ("weir-router", "list", "services", false),
+        ("weir-router", "list", "serviceaccounts", false),
         (
             "weir-router",
             "create",
