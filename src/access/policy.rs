@@ -15,7 +15,9 @@ use super::{
 use crate::{
     cloudevents::Event,
     filter::CompiledFilter,
-    routing::{BrokerPolicy, Configuration, Producer, ProducerRules, UnlistedBrokers, broker_key},
+    routing::{
+        BrokerPolicy, Configuration, Producer, ProducerRules, UnlistedBrokers, bearer_token, broker_key,
+    },
 };
 
 /// Who may post, in all brokers. Immutable; routers swap it as a whole.
@@ -131,7 +133,7 @@ impl Access {
             (None, UnlistedBrokers::Allow) => return Ok(Permit::everything()),
             (None, UnlistedBrokers::SameNamespace | UnlistedBrokers::Deny) => None,
         };
-        let token = authorization.and_then(bearer).ok_or(Refusal::NoToken)?;
+        let token = authorization.and_then(bearer_token).ok_or(Refusal::NoToken)?;
         let verifier = installation.verifier.as_ref().ok_or(Refusal::NoKeys)?;
         let verified = verifier.verify(token, now()).map_err(Refusal::InvalidToken)?;
         let caller = &verified.account;
@@ -190,13 +192,13 @@ impl Installation {
         broker: &str,
         caller: &Account,
     ) -> Result<Permit, Refusal> {
-        let (account, broker) = (caller.key(), broker.to_owned());
         let own = entries.iter().enumerate();
         let own = own.filter(|(_, entry)| entry.lists(caller));
         let own: Vec<_> = own.map(|(index, entry)| (index, entry.events.clone())).collect();
         if own.iter().any(|(_, events)| matches!(events, AllowedEvents::All)) {
             return Ok(Permit::everything());
         }
+        let (account, broker) = (caller.key(), broker.to_owned());
         match own.is_empty() {
             false => Ok(Permit {
                 limits: Some(Limits {
@@ -284,13 +286,6 @@ impl Permit {
             clauses: clauses.join(" and "),
         })
     }
-}
-
-/// The token of an `Authorization` header.
-fn bearer(authorization: &str) -> Option<&str> {
-    let (scheme, token) = authorization.split_once(' ')?;
-    let token = token.trim();
-    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
 #[cfg(test)]

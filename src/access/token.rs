@@ -1,7 +1,7 @@
 //! Verifies a ServiceAccount token: a JSON Web Token (RFC 7519) signed with RS256 or ES256 (RFC 7518).
 //!
 //! The header never chooses how to verify: its `kid` selects a key, and the key's kind the algorithm, which `alg` must
-//! name. What is cheap to check comes before the signature, and nothing is believed without it.
+//! name. Cheap checks come before that of the signature, and no claim is used unless both pass.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use jiff::Timestamp;

@@ -116,7 +116,8 @@ impl Ingress {
         body: Body,
         receiver: &mut Receiver<'_>,
     ) -> Result<usize, Problem> {
-        let permit = match self.admit(namespace, broker, &parts.headers) {
+        let admitted = self.admit(namespace, broker, &parts.headers);
+        let permit = match admitted.and_then(|permit| body::check_codings(&parts.headers).map(|()| permit)) {
             Ok(permit) => permit,
             Err(problem) => {
                 body::refuse_body(&parts.headers, body).await;
@@ -186,17 +187,15 @@ impl Ingress {
         let authorization = authorization.and_then(|value| value.to_str().ok());
         let access = self.access.load();
         // Before it is checked that the broker exists: not everyone may know.
-        let permit = match access.admit(namespace, broker, authorization, Timestamp::now) {
-            Ok(permit) => permit,
-            Err(refusal) if access.is_audit() => {
-                self.check_broker(namespace, broker)?;
-                self.audit(&broker_key(namespace, broker), &refusal);
-                Permit::everything()
-            }
+        let (permit, refusal) = match access.admit(namespace, broker, authorization, Timestamp::now) {
+            Ok(permit) => (permit, None),
+            Err(refusal) if access.is_audit() => (Permit::everything(), Some(refusal)),
             Err(refusal) => return Err(refusal.into()),
         };
         self.check_broker(namespace, broker)?;
-        body::check_codings(headers)?;
+        if let Some(refusal) = refusal {
+            self.audit(&broker_key(namespace, broker), &refusal);
+        }
         Ok(permit)
     }
 

@@ -2,6 +2,7 @@
 //! Pure.
 
 mod authorities;
+mod bearer_token;
 mod bounds;
 mod configuration;
 mod destination;
@@ -17,6 +18,7 @@ mod source;
 mod table;
 
 pub use authorities::{Authorities, AuthoritiesDigest};
+pub use bearer_token::bearer_token;
 pub use bounds::{Bounds, MAX_OF_ALL, MAX_OF_NAMESPACE, TriggerRejection};
 pub use configuration::{
     BackoffPolicy, Broker, BrokerPolicy, Configuration, Delivery, Ordering, RateLimit, Retry, Revision,

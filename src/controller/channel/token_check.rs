@@ -27,7 +27,10 @@ use super::{
 };
 use crate::{
     controller::metrics::ControllerMetrics,
-    routing::protocol::{ConfigurationQuery, Detail, TOKEN_AUDIENCE},
+    routing::{
+        bearer_token,
+        protocol::{ConfigurationQuery, Detail, TOKEN_AUDIENCE},
+    },
     server::Peer,
 };
 
@@ -206,10 +209,7 @@ impl TokenCheck {
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
-    let token = token.trim();
-    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+    bearer_token(headers.get(header::AUTHORIZATION)?.to_str().ok()?)
 }
 
 #[cfg(test)]
