@@ -18,7 +18,7 @@ use async_nats::Client;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{BODY, Figures, Process, Weir, client, get, mebibytes, number, trigger};
+use super::{BODY, Figures, Process, Weir, client, get_with, mebibytes, number, trigger};
 
 /// Requests in flight.
 const IN_FLIGHT: [u64; 2] = [64, 256];
@@ -147,7 +147,10 @@ pub(crate) async fn compare() {
 async fn delivers(weir: &Weir) {
     let delivering = async {
         let (client, uri) = (client(), format!("http://{}/v1/triggers", weir.admin));
-        while !get(&client, uri.clone()).await.contains("live") {
+        while !get_with(&client, uri.clone(), weir.operator())
+            .await
+            .contains("live")
+        {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };

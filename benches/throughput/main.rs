@@ -30,7 +30,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, Uri};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -237,7 +237,13 @@ struct Figures {
 }
 
 async fn get(client: &HttpClient, uri: String) -> String {
-    let response = client.get(uri.parse::<Uri>().unwrap()).await.unwrap();
+    get_with(client, uri, HeaderMap::new()).await
+}
+
+async fn get_with(client: &HttpClient, uri: String, headers: HeaderMap) -> String {
+    let mut request = Request::get(uri).body(Full::default()).unwrap();
+    *request.headers_mut() = headers;
+    let response = client.request(request).await.unwrap();
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
@@ -380,7 +386,7 @@ struct Weir {
     process: Process,
     target: String,
     admin: SocketAddr,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Weir {
@@ -402,8 +408,15 @@ impl Weir {
             process,
             target: format!("http://{address}/bench/default"),
             admin,
-            _directory: directory,
+            directory,
         }
+    }
+
+    /// The header by which an operator authenticates.
+    fn operator(&self) -> HeaderMap {
+        let token = fs::read_to_string(self.directory.path().join("data/operator-token")).unwrap();
+        let value = format!("Bearer {}", token.trim()).parse().unwrap();
+        [(header::AUTHORIZATION, value)].into_iter().collect()
     }
 
     /// After a tenth as much to warm up.

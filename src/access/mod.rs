@@ -1,9 +1,11 @@
-//! Who may post events: verifies the tokens of producers and decides by the rules of the routing configuration. Pure.
+//! Who may post events, and what operators ask for. Verifies the tokens of producers and decides by the rules of the
+//! routing configuration; names the requests of operators in terms of RBAC, by which the API server decides. Pure.
 //!
 //! The ingress asks twice: [`Access::admit`] with a request's head, before its body is read, and [`Permit::check`] with
 //! each event. Routers verify tokens by themselves with the keys in their configuration, so they need neither access to
 //! the API server nor a connection to the controller.
 
+mod operation;
 mod policy;
 mod refusal;
 mod token;
@@ -11,5 +13,6 @@ mod token;
 mod tokens_for_test;
 mod verifier;
 
+pub use operation::operation_of;
 pub use policy::{Access, Permit};
 pub use refusal::{Refusal, RefusalKind};

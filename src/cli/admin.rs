@@ -1,32 +1,79 @@
 //! Client of a router's admin address, for the subcommands that operate it.
 
+use std::path::PathBuf;
+
 use anyhow::Context as _;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Full;
 use serde::de::DeserializeOwned;
 
 use super::{
     Usage,
     http::{ErrorResponse, exchange, parse_url},
+    operator_token,
 };
-use crate::router::REQUEST_HEADER;
+
+/// The router that a subcommand asks.
+#[derive(Debug, clap::Args)]
+pub struct AdminArgs {
+    /// Admin address of the router.
+    #[arg(
+        long,
+        env = "WEIR_ROUTER",
+        default_value = "http://127.0.0.1:9090",
+        value_name = "URL",
+        global = true
+    )]
+    pub router: String,
+
+    /// File with the token that authenticates you to the router: its own one, or a ServiceAccount token for the audience
+    /// weir-router. Default, for a router on this machine: the token that weir port-forward keeps, or else the file
+    /// operator-token in the data directory, WEIR_DATA or .weir.
+    #[arg(long, env = "WEIR_ROUTER_TOKEN", value_name = "FILE", global = true)]
+    pub router_token: Option<PathBuf>,
+}
+
+impl AdminArgs {
+    /// Creates a client of the router.
+    ///
+    /// # Errors
+    /// [`Usage`] if the URL is not valid; if the token cannot be read.
+    pub fn client(&self) -> anyhow::Result<AdminClient> {
+        self.client_at(&self.router)
+    }
+
+    /// Creates a client of the router at another URL.
+    ///
+    /// # Errors
+    /// [`Usage`] if the URL is not valid; if the token cannot be read.
+    pub fn client_at(&self, url: &str) -> anyhow::Result<AdminClient> {
+        let url = parse_url(url)?;
+        let authorization = match operator_token::find(self.router_token.as_deref(), &url)? {
+            Some(token) => Some(bearer(&token)?),
+            None => None,
+        };
+        Ok(AdminClient {
+            base: url.to_string().trim_end_matches('/').to_owned(),
+            authorization,
+        })
+    }
+}
+
+fn bearer(token: &str) -> anyhow::Result<HeaderValue> {
+    let value = HeaderValue::try_from(format!("Bearer {token}"));
+    let mut value = value.context("the token for the router has characters that no token has")?;
+    value.set_sensitive(true);
+    Ok(value)
+}
 
 /// A router's admin endpoint.
 pub struct AdminClient {
     base: String,
+    authorization: Option<HeaderValue>,
 }
 
 impl AdminClient {
-    /// Creates a client of the endpoint at this URL. The scheme may be omitted.
-    ///
-    /// # Errors
-    /// [`Usage`] if it is not a valid URL.
-    pub fn new(url: &str) -> anyhow::Result<Self> {
-        let base = parse_url(url)?.to_string().trim_end_matches('/').to_owned();
-        Ok(Self { base })
-    }
-
     /// Sends a request and decodes the response.
     ///
     /// # Errors
@@ -42,8 +89,10 @@ impl AdminClient {
         *request.method_mut() = method;
         *request.uri_mut() = parse_url(&format!("{}{path}", self.base))?;
         *request.headers_mut() = headers;
-        let meant = HeaderValue::from_static("1");
-        request.headers_mut().insert(REQUEST_HEADER, meant);
+        if let Some(authorization) = &self.authorization {
+            let authorization = authorization.clone();
+            request.headers_mut().insert(header::AUTHORIZATION, authorization);
+        }
         let (_, answer) = exchange(request).await.map_err(|error| self.explained(error))?;
         serde_json::from_slice(&answer).with_context(|| self.is_another())
     }

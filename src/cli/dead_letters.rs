@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Usage,
-    admin::{AdminClient, checked_broker},
+    admin::{AdminArgs, AdminClient, checked_broker},
 };
 use crate::{
     cloudevents::clean_text,
@@ -34,19 +34,13 @@ const NO_ROOM_PAUSE: Duration = Duration::from_millis(500);
 /// Arguments of `weir dead-letters`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "In a cluster, run this command in a router's pod (kubectl exec POD -- /weir dead-letters ...), or forward the pod's admin port (kubectl \
-                  port-forward POD 9090). With --log embedded, each router keeps its own dead letters; with --log jetstream, any router answers for all."
+    after_help = "In a cluster, run weir port-forward beside this command, or run it in a router's pod (kubectl exec POD -- /weir dead-letters ...). \
+                  With --log embedded, each router keeps its own dead letters; with --log jetstream, any router answers for all."
 )]
 pub struct DeadLettersArgs {
-    /// Admin address of the router.
-    #[arg(
-        long,
-        env = "WEIR_ROUTER",
-        default_value = "http://127.0.0.1:9090",
-        value_name = "URL",
-        global = true
-    )]
-    pub router: String,
+    /// The router.
+    #[command(flatten)]
+    pub router: AdminArgs,
 
     /// Action to perform.
     #[command(subcommand)]
@@ -221,7 +215,7 @@ impl Many {
 pub async fn run(args: DeadLettersArgs) -> anyhow::Result<()> {
     let DeadLettersArgs { router, action } = args;
     let router = RouterClient {
-        admin: AdminClient::new(&router)?,
+        admin: router.client()?,
     };
     match action {
         DeadLettersAction::List {

@@ -3,7 +3,7 @@
 //! [`main`] is all that `main.rs` calls. Exit codes: 0 for success, 1 for failure, 2 for an invalid command line.
 //! Results go to stdout, logs and problems to stderr.
 
-mod admin;
+pub mod admin;
 #[cfg(test)]
 mod configuration_page;
 pub mod controller;
@@ -20,6 +20,8 @@ pub mod logging;
 pub mod manifests;
 mod misspelt;
 pub mod nats;
+pub mod operator_token;
+pub mod port_forward;
 pub mod router;
 pub mod routing_tests;
 pub mod run;
@@ -44,8 +46,9 @@ use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 
 use self::{
     controller::ControllerArgs, crds::CrdsArgs, dead_letters::DeadLettersArgs, display::DisplayArgs,
-    explain::ExplainArgs, log::LogCommandArgs, router::RouterArgs, routing_tests::TestArgs, run::RunArgs,
-    send::SendArgs, validate::ValidateArgs,
+    explain::ExplainArgs, log::LogCommandArgs, operator_token::OperatorTokenArgs,
+    port_forward::PortForwardArgs, router::RouterArgs, routing_tests::TestArgs, run::RunArgs, send::SendArgs,
+    validate::ValidateArgs,
 };
 
 /// Routes CloudEvents inside a Kubernetes cluster.
@@ -99,6 +102,10 @@ pub enum Command {
     Send(SendArgs),
     /// List, show, redrive and drop the dead letters that a router keeps.
     DeadLetters(DeadLettersArgs),
+    /// Forward the admin port of a router in a cluster to this machine, for weir dead-letters and weir explain.
+    PortForward(PortForwardArgs),
+    /// Print the token by which operators authenticate to the router with a data directory.
+    OperatorToken(OperatorTokenArgs),
     /// Check the event log of a stopped router, and salvage a damaged one.
     Log(LogCommandArgs),
     /// Explain which Triggers an event matches, by manifests in files or by the routing table of a running router.
@@ -159,6 +166,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Send(args) => send::run(args).await,
             Command::DeadLetters(args) => dead_letters::run(args).await,
             Command::Crds(args) => crds::run(&args),
+            Command::PortForward(args) => port_forward::run(args).await,
+            Command::OperatorToken(args) => operator_token::run(&args),
             Command::Log(args) => log::run(args).await,
             Command::Explain(args) => explain::run(args).await,
             Command::Test(args) => routing_tests::run(args),

@@ -242,6 +242,7 @@ impl LogArgs {
                 ..DeliveryOptions::default()
             },
             tracer: Tracer::default(),
+            reviewer: None,
         })
     }
 }
@@ -266,7 +267,7 @@ pub struct RouterArgs {
     #[command(flatten)]
     pub tls: TlsArgs,
 
-    /// Address that serves health, readiness and metrics and, to this machine only, Triggers, dead letters and
+    /// Address that serves health, readiness and metrics and, to operators on this machine, Triggers, dead letters and
     /// explanations.
     #[arg(
         long,
@@ -369,16 +370,18 @@ pub async fn run(args: RouterArgs) -> anyhow::Result<()> {
     };
     let listen = tls.into_listeners(listen).await?;
     let export = traces.start()?;
-    let options = RouterOptions {
-        tracer: export.tracer(),
-        ..log.into_options(listen, admin, data, uri_addresses, UriAddresses::of_services())?
-    };
     let controller = ControllerAddress {
         url: controller,
         authorities: controller_ca,
         token: controller_token,
     };
     let link = ControllerLink::new(controller, &name)?;
+    let options = RouterOptions {
+        tracer: export.tracer(),
+        // A token is not sent where others can read along.
+        reviewer: Some(link.clone()).filter(ControllerLink::is_encrypted),
+        ..log.into_options(listen, admin, data, uri_addresses, UriAddresses::of_services())?
+    };
     let outcome = match RouterLog::open(&options, &stop).await? {
         Some(log) => deliver(options, &name, log, &link, &stop).await,
         None => Ok(()),

@@ -58,7 +58,8 @@ pub struct RunArgs {
     #[command(flatten)]
     pub tls: TlsArgs,
 
-    /// Address that serves health, readiness and metrics and, to this machine only, Triggers, dead letters and explanations.
+    /// Address that serves health, readiness and metrics and, to operators on this machine, Triggers, dead letters and
+    /// explanations.
     #[arg(
         long,
         env = "WEIR_ADMIN",

@@ -11,11 +11,13 @@
 //! first four; create and patch on `events` (events.k8s.io). With
 //! leader election: create, get and update on one `leases` object (coordination.k8s.io) in its own namespace. To
 //! publish the broker's address to workloads: list, watch, create, patch and delete on `configmaps` named
-//! [`discovery::NAME`]. For a secured channel: create on `tokenreviews` (authentication.k8s.io); get, create,
+//! [`discovery::NAME`]. For a secured channel: create on `tokenreviews` (authentication.k8s.io) and
+//! `subjectaccessreviews` (authorization.k8s.io); get, create,
 //! update and patch on the Secret and the ConfigMap of [`TlsOptions`]. It may get only those `secrets`, and
 //! create only those `serviceaccounts/token`, that a namespace's owner grants it, each by name; the status of a Sink
 //! that references another one says so.
 
+mod access_reviews;
 mod broker_authority;
 mod channel;
 mod credential_plan;
@@ -32,6 +34,7 @@ mod sinks_seen;
 mod status_task;
 mod status_writer;
 mod statuses;
+mod token_review;
 mod tokens;
 mod watch;
 
@@ -260,7 +263,8 @@ impl Controller {
         let publication = Publication::new(routers.clone());
         // Only the leader listens, so that routers find it.
         let configuration = Server::bind("configuration", options.listen).await?;
-        let serving = channel.serve(configuration, endpoint::service(publication.clone(), stop), stop);
+        let service = endpoint::service(publication.clone(), stop).merge(access_reviews::service(client));
+        let serving = channel.serve(configuration, service, stop);
         let working = async {
             let mut watches = Watches::start(
                 client,

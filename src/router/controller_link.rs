@@ -25,10 +25,10 @@ use crate::{
     destination::with_causes,
     http_url::{self, HttpUrlError},
     routing::{
-        Configuration, Revision,
+        AccessReview, AccessVerdict, Configuration, Revision,
         protocol::{
             CONFIGURATION_PATH, ConfigurationQuery, Detail, POLL_TIMEOUT, REPORT_EVERY, SinkReport,
-            router_path, sinks_path,
+            access_reviews_path, router_path, sinks_path,
         },
     },
     supervision,
@@ -43,7 +43,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum size of a routing configuration, in bytes.
 const MAX_CONFIGURATION: usize = 256 * 1024 * 1024;
 
-/// Maximum bytes read of an error response.
+/// Maximum bytes read of an error response or a verdict.
 const MAX_PROBLEM: usize = 4096;
 
 /// Consecutive failures of a report after which they are logged.
@@ -56,6 +56,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct ControllerLink {
     controller: String,
+    is_https: bool,
     token: Option<PathBuf>,
     router: String,
     client: Client<ControllerConnector, Full<Bytes>>,
@@ -119,6 +120,9 @@ pub enum LinkError {
         "the controller's answer cannot be read as a routing configuration: {0}; do both run the same version?"
     )]
     Malformed(String),
+    /// The controller's answer is not a valid verdict.
+    #[error("the controller's verdict cannot be read: {0}; do both run the same version?")]
+    MalformedVerdict(String),
 }
 
 impl ControllerLink {
@@ -145,6 +149,7 @@ impl ControllerLink {
             .build(ControllerConnector::new(authorities));
         Ok(Self {
             controller: url,
+            is_https,
             token,
             router: router.to_owned(),
             client,
@@ -314,6 +319,38 @@ impl ControllerLink {
             StatusCode::NO_CONTENT => Ok(()),
             _ => Err(problem(response).await),
         }
+    }
+
+    /// Whether what is sent is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.is_https
+    }
+
+    /// Has the controller review whether an operator may do something.
+    ///
+    /// # Errors
+    /// If there is no verdict.
+    pub async fn review_access(&self, review: &AccessReview) -> Result<AccessVerdict, LinkError> {
+        let uri = format!("{}{}", self.controller, access_reviews_path(&self.router));
+        // Plain data always serialises.
+        let json = serde_json::to_vec(review).unwrap_or_default();
+        let request = Request::post(uri.as_str())
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::from(json))
+            .map_err(|error| LinkError::Address(uri, HttpUrlError::Syntax(error.to_string())))?;
+        let reviewed = tokio::time::timeout(PATIENCE, self.verdict(request)).await;
+        reviewed.map_err(|_| LinkError::Timeout)?
+    }
+
+    async fn verdict(&self, request: Request<Full<Bytes>>) -> Result<AccessVerdict, LinkError> {
+        let response = self.send(request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(problem(response).await);
+        }
+        let body = Limited::new(response.into_body(), MAX_PROBLEM).collect().await;
+        let body = body.map_err(|error| LinkError::Unreachable(error.to_string()))?;
+        serde_json::from_slice(&body.to_bytes())
+            .map_err(|error| LinkError::MalformedVerdict(error.to_string()))
     }
 
     async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, LinkError> {

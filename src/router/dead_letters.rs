@@ -14,10 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{
-    operator::changing,
-    problem::{Problem, of_log},
-};
+use super::problem::{Problem, of_log};
 use crate::{
     delivery::{DeadLetter, Engine, Selection, StoredLetter},
     filter::{CompiledFilter, Expression},
@@ -152,14 +149,8 @@ pub(super) fn routes(shards: Arc<Shards>) -> Router {
     Router::new()
         .route("/v1/dead-letters", get(brokers))
         .route("/v1/dead-letters/{namespace}/{broker}/list", post(list))
-        .route(
-            "/v1/dead-letters/{namespace}/{broker}/redrive",
-            changing(post(redrive)),
-        )
-        .route(
-            "/v1/dead-letters/{namespace}/{broker}/drop",
-            changing(post(remove)),
-        )
+        .route("/v1/dead-letters/{namespace}/{broker}/redrive", post(redrive))
+        .route("/v1/dead-letters/{namespace}/{broker}/drop", post(remove))
         .route("/v1/dead-letters/{namespace}/{broker}/letters/{id}", get(show))
         .with_state(shards)
 }

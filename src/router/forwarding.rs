@@ -16,9 +16,7 @@ use http::{HeaderName, Method, StatusCode, header, request::Parts};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tower::ServiceExt as _;
 
-use super::{
-    api::TriggerList, dead_letters::BrokersWithDeadLetters, operator::REQUEST_HEADER, problem::Problem,
-};
+use super::{api::TriggerList, dead_letters::BrokersWithDeadLetters, problem::Problem};
 use crate::{
     log::{BrokerName, LogError, jetstream::JetStreamLog},
     ownership::Shards,
@@ -27,7 +25,7 @@ use crate::{
 /// Timeout of a request to another router.
 const WAIT: Duration = Duration::from_secs(30);
 /// Headers that are passed on.
-static HEADERS: [HeaderName; 2] = [header::CONTENT_TYPE, REQUEST_HEADER];
+static HEADERS: [HeaderName; 1] = [header::CONTENT_TYPE];
 
 /// Passes requests on to other routers.
 pub(super) struct Forwarding {
@@ -300,7 +298,7 @@ mod tests {
         let echo = async |request: Request| {
             let (parts, body) = request.into_parts();
             let body = body::to_bytes(body, 1000).await.unwrap();
-            let header = parts.headers.get(REQUEST_HEADER).is_some();
+            let header = parts.headers.get(header::CONTENT_TYPE).is_some();
             let text = format!("{} {} {header} {}", parts.method, parts.uri, body.escape_ascii());
             (StatusCode::IM_A_TEAPOT, text)
         };
@@ -308,7 +306,7 @@ mod tests {
         let head = ForwardedRequest {
             method: "POST".to_owned(),
             uri: "/v1/explain/a/b?x=1%0A".to_owned(),
-            headers: vec![("x-weir-request".to_owned(), "1".to_owned())],
+            headers: vec![("content-type".to_owned(), "application/json".to_owned())],
         };
         let answer = respond(routes.clone(), &encode(&head, b"{\n\"a\": 1}\n")).await;
         let (head, body): (ForwardedResponse, _) = decode(&answer).unwrap();

@@ -17,6 +17,7 @@ mod ingress;
 mod ingress_servers;
 mod metrics;
 mod operator;
+mod operator_token;
 mod options;
 mod over_quota;
 mod problem;
@@ -38,7 +39,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use controller_link::{ControllerAddress, ControllerLink, LinkError};
 pub use error::RouterError;
-pub use operator::REQUEST_HEADER;
+pub use operator_token::OPERATOR_TOKEN_FILE;
 pub use options::{Listeners, LogOptions, RouterOptions, TlsListener};
 pub use router_log::RouterLog;
 pub use saved::SavedError;
@@ -61,6 +62,8 @@ use body::Bodies;
 use forwarding::Forwarding;
 use ingress_servers::IngressServers;
 use metrics::Metrics;
+use operator::Operators;
+use operator_token::OperatorToken;
 use saved::SavedConfiguration;
 use threads::Threads;
 
@@ -211,7 +214,12 @@ pub async fn run(
         Some((_, forwarding)) => forwarding.clone().layer(operator.clone()),
         None => operator.clone(),
     };
-    let of_installation = server::on_main_runtime(operator::local_only(of_installation));
+    let operators = Operators {
+        router: name.to_owned(),
+        token: OperatorToken::renew(&options.data),
+        reviewer: options.reviewer,
+    };
+    let of_installation = server::on_main_runtime(operators.guard(of_installation));
     let shards_of_readiness = shards.clone();
     let admin = server::admin(metrics.registry, Heartbeat::start(), move || {
         match (shards_of_readiness.problem(), table.load().as_ref()) {

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
+use super::ControllerLink;
 use crate::{
     delivery::DeliveryOptions,
     descriptors::Descriptors,
@@ -18,7 +19,7 @@ use crate::{
 pub struct RouterOptions {
     /// Addresses that producers post to.
     pub listen: Listeners,
-    /// Address that serves health, readiness and metrics and, to this machine only, Triggers, dead letters and
+    /// Address that serves health, readiness and metrics and, to operators on this machine, Triggers, dead letters and
     /// explanations.
     pub admin: SocketAddr,
     /// Directory for all persistent data. Created if absent.
@@ -45,6 +46,8 @@ pub struct RouterOptions {
     pub delivery: DeliveryOptions,
     /// Creates the spans of requests and deliveries.
     pub tracer: Tracer,
+    /// Reviews the tokens of operators; `None` if only the router's own token admits them.
+    pub reviewer: Option<ControllerLink>,
 }
 
 /// Addresses that producers post to.

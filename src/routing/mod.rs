@@ -1,6 +1,7 @@
 //! Compiles the routing configuration to the routing table, which maps an event to the Triggers that match it.
 //! Pure.
 
+mod access_review;
 mod authorities;
 mod bearer_token;
 mod bounds;
@@ -17,6 +18,9 @@ mod signing_key;
 mod source;
 mod table;
 
+pub use access_review::{
+    ACCESS_REVIEWS_PATH, AccessReview, AccessVerdict, MAX_REVIEW, OPERATOR_AUDIENCE, Operation,
+};
 pub use authorities::{Authorities, AuthoritiesDigest};
 pub use bearer_token::bearer_token;
 pub use bounds::{Bounds, MAX_OF_ALL, MAX_OF_NAMESPACE, TriggerRejection};

@@ -11,11 +11,15 @@
 //! and every [`REPORT_EVERY`], so that a restarted controller learns it again. The response is 204, or 409 if the
 //! router has not polled yet. A report replaces the previous one, and is dropped when the router stops polling.
 //!
+//! A router asks whether an operator may do something by `POST /v1/routers/NAME/access-reviews`; see
+//! [`AccessReview`].
+//!
 //! If the controller authenticates callers, every request carries `Authorization: Bearer` with a ServiceAccount
 //! token for the audience [`TOKEN_AUDIENCE`]. The response is 401 with a line of text if the token is not a
 //! router's, or is bound to a pod with a different name than the router's; and 503 if this cannot be determined.
 //!
 //! [`Configuration`]: super::Configuration
+//! [`AccessReview`]: super::AccessReview
 
 use std::time::Duration;
 
@@ -23,7 +27,7 @@ use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
-use super::Revision;
+use super::{ACCESS_REVIEWS_PATH, Revision};
 
 /// Audience of the tokens that authenticate routers. A token for it is not valid for anything else.
 pub const TOKEN_AUDIENCE: &str = "weir-controller";
@@ -82,6 +86,11 @@ pub fn router_path(router: &str) -> String {
 /// Returns the path for this router's reports: [`SINKS_PATH`] with the name filled in.
 pub fn sinks_path(router: &str) -> String {
     with_name(SINKS_PATH, router)
+}
+
+/// Returns [`ACCESS_REVIEWS_PATH`] with the name filled in.
+pub fn access_reviews_path(router: &str) -> String {
+    with_name(ACCESS_REVIEWS_PATH, router)
 }
 
 fn with_name(path: &str, router: &str) -> String {

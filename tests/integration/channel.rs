@@ -27,6 +27,7 @@ rules:
 - {apiGroups: [weir.dev], resources: [brokers/status, sources/status, triggers/status, sinks/status], verbs: [patch]}
 - {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}
 - {apiGroups: [authentication.k8s.io], resources: [tokenreviews], verbs: [create]}
+- {apiGroups: [authorization.k8s.io], resources: [subjectaccessreviews], verbs: [create]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -51,15 +52,15 @@ rules:
 "#;
 
 /// An API server with the rights of a controller on it, and the files of a router.
-struct Setup {
-    plane: ControlPlane,
-    admin: Kubectl,
+pub(crate) struct Setup {
+    pub(crate) plane: ControlPlane,
+    pub(crate) admin: Kubectl,
     account: Kubectl,
-    files: Scratch,
+    pub(crate) files: Scratch,
 }
 
 impl Setup {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let plane = ControlPlane::start();
         let admin = plane.admin();
         admin.run(["apply", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/crds")]);
@@ -76,7 +77,7 @@ impl Setup {
         }
     }
 
-    fn controller(&self, listen: &str) -> Process {
+    pub(crate) fn controller(&self, listen: &str) -> Process {
         let arguments = ["controller", "--listen", listen, "--admin", "127.0.0.1:0"];
         let secured = [
             ["--tls-secret", SECRET],
@@ -106,7 +107,7 @@ impl Setup {
     }
 
     /// One that trusts the authorities, with the token of a file.
-    fn secured_router(&self, name: &str, address: SocketAddr, token: &str) -> Process {
+    pub(crate) fn secured_router(&self, name: &str, address: SocketAddr, token: &str) -> Process {
         let (ca, token) = (self.file("ca.crt"), self.file(token));
         let files = [
             "--controller-ca",
@@ -117,12 +118,12 @@ impl Setup {
         self.router(name, &https(address), &files)
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.files.path().join(name)
     }
 
     /// What the kubelet does with the ConfigMap, once there is one.
-    fn bring_authorities(&self) -> String {
+    pub(crate) fn bring_authorities(&self) -> String {
         let authorities = eventually(PATIENCE, || self.authorities());
         self.files.write("ca.crt", &authorities);
         authorities
@@ -145,14 +146,14 @@ impl Setup {
     }
 
     /// Writes a token of a ServiceAccount to a file.
-    fn token(&self, file: &str, account: &str, more: &[&str]) {
+    pub(crate) fn token(&self, file: &str, account: &str, more: &[&str]) {
         let arguments = ["create", "token", account, "--duration=1h"];
         let token = self.admin.run(arguments.iter().chain(more));
         self.files.write(file, token);
     }
 }
 
-const AUDIENCE: &str = "--audience=weir-controller";
+pub(crate) const AUDIENCE: &str = "--audience=weir-controller";
 
 fn https(address: SocketAddr) -> String {
     format!("https://localhost:{}", address.port())

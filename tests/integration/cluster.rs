@@ -82,6 +82,12 @@ impl Weir {
         self.data.path()
     }
 
+    /// The token of the router's operators, as a header.
+    pub(crate) fn operator(&self) -> String {
+        let token = std::fs::read_to_string(self.data().join("operator-token")).expect("a router writes it");
+        format!("Bearer {}", token.trim())
+    }
+
     pub(crate) fn metrics(&self) -> String {
         get(&format!("http://{}/metrics", self.router.address("admin"))).text()
     }

@@ -1,8 +1,9 @@
 //! Dead letters: kept, listed, shown, redriven and dropped by command line, or sent to a dead-letter Sink.
 
+use http::Method;
 use serde_json::Value;
 
-use crate::support::{Answer, Consumer, LocalRouter, PATIENCE, Process, eventually, get};
+use crate::support::{Answer, Consumer, LocalRouter, PATIENCE, Process, eventually};
 
 fn trigger(name: &str, delivery: &str) -> String {
     format!(
@@ -16,7 +17,10 @@ fn trigger(name: &str, delivery: &str) -> String {
 fn dead_letters(router: &LocalRouter, arguments: &[&str]) -> (bool, String) {
     let address = format!("--router={}", router.admin(""));
     let all = ["dead-letters"].into_iter().chain(arguments.iter().copied());
-    let mut process = Process::weir(all.chain([address.as_str()])).quiet().start();
+    let launch = Process::weir(all.chain([address.as_str()])).quiet();
+    let mut process = launch
+        .env("WEIR_ROUTER_TOKEN", router.token_file().display().to_string())
+        .start();
     let success = process.wait_for_exit(PATIENCE).success();
     (success, process.output().join("\n"))
 }
@@ -283,7 +287,9 @@ fn what_a_router_does_not_know_is_said() {
     let consumer = Consumer::start();
     let router = LocalRouter::start(&trigger("t", ""), &[("t", &consumer)]);
     assert_eq!(
-        get(&router.admin("/v1/dead-letters/shop/default/letters/7")).status,
+        router
+            .ask(Method::GET, "/v1/dead-letters/shop/default/letters/7", "")
+            .status,
         404
     );
     let (success, output) = dead_letters(&router, &["list", "shop"]);

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use http::Method;
 use serde_json::Value;
 
 use crate::support::{Answer, Consumer, LocalRouter, PATIENCE, Process, Scratch, eventually};
@@ -306,7 +307,16 @@ fn a_router_explains_an_event_by_what_it_has_in_force() {
     scratch.write("event.json", ORDER);
     let event = path(&scratch, "event.json");
     let (admin, url) = (router.admin(""), router.admin("/shop/default"));
-    let by_router = ["explain", "shop/default", "--router", &admin, "--event", &event];
+    let token = format!("--router-token={}", router.token_file().display());
+    let by_router = [
+        "explain",
+        "shop/default",
+        "--router",
+        &admin,
+        "--event",
+        &event,
+        &token,
+    ];
     let (code, output) = weir(&by_router);
     assert_eq!(code, 0, "{output}");
     assert!(
@@ -315,7 +325,7 @@ fn a_router_explains_an_event_by_what_it_has_in_force() {
         "{output}"
     );
     assert_eq!(
-        weir(&["explain", "--broker", &url, "--event", &event]),
+        weir(&["explain", "--broker", &url, "--event", &event, &token]),
         (0, output.clone())
     );
 
@@ -329,7 +339,15 @@ fn a_router_explains_an_event_by_what_it_has_in_force() {
         (1, true),
         "{output}"
     );
-    let (code, output) = weir(&["explain", "shop/other", "--router", &admin, "--event", &event]);
+    let (code, output) = weir(&[
+        "explain",
+        "shop/other",
+        "--router",
+        &admin,
+        "--event",
+        &event,
+        &token,
+    ]);
     assert_eq!(
         (code, output.contains("has no broker \"other\"")),
         (1, true),
@@ -359,8 +377,9 @@ fn an_event_of_the_log_is_explained_with_how_far_each_trigger_is() {
         &[("all", &consumer), ("some", &consumer), ("held", &consumer)],
     );
     let admin = router.admin("");
+    let token = format!("--router-token={}", router.token_file().display());
     let explained = |id: &str, more: &[&str]| {
-        let arguments = ["explain", "shop/default", "--router", &admin, "--id", id];
+        let arguments = ["explain", "shop/default", "--router", &admin, &token, "--id", id];
         weir(&[&arguments, more].concat())
     };
     let delivery = |id: &str, name: &str, field: &str| {
@@ -422,7 +441,9 @@ fn an_event_of_the_log_is_explained_with_how_far_each_trigger_is() {
         assert_eq!((code, output.contains(part)), (1, true), "{output}");
     }
     assert_eq!(
-        crate::support::get(&router.admin("/v1/explain/shop/default/events")).status,
+        router
+            .ask(Method::GET, "/v1/explain/shop/default/events", "")
+            .status,
         400
     );
 }

@@ -11,8 +11,9 @@ use std::{
 
 use crate::{
     faults::{Producers, all_arrive, check_order_of_acknowledged, kills, post_event},
-    support::{Answer, Consumer, LocalRouter, Nats, Process, Setup, eventually, get, mapped},
+    support::{Answer, Consumer, LocalRouter, Nats, Process, Setup, eventually, mapped},
 };
+use http::Method;
 
 /// Timeout of a takeover, longer than the time to live of a lease.
 const TAKEOVER: Duration = Duration::from_secs(60);
@@ -154,7 +155,7 @@ impl<N> Routers<N> {
 
     /// The Triggers with their figures, as a router tells for all.
     fn triggers(&self, router: usize) -> Result<Vec<serde_json::Value>, String> {
-        let answer = get(&self.routers[router].admin("/v1/triggers"));
+        let answer = self.routers[router].try_ask(Method::GET, "/v1/triggers", "")?;
         let list: serde_json::Value =
             serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
         let items = list["items"].as_array().cloned();
@@ -285,7 +286,9 @@ fn a_restarted_router_delivers_although_others_have_applied_another_configuratio
 fn weir(router: &LocalRouter, arguments: &[&str]) -> String {
     let address = format!("--router={}", router.admin(""));
     let all = arguments.iter().copied().chain([address.as_str()]);
-    Process::weir(all).quiet().run().unwrap()
+    let token = router.token_file().display().to_string();
+    let launch = Process::weir(all).quiet().env("WEIR_ROUTER_TOKEN", token);
+    launch.run().unwrap()
 }
 
 #[test]

@@ -31,6 +31,7 @@ mod jetstream;
 mod leadership;
 mod local;
 mod logs;
+mod operators;
 mod producers;
 mod replies;
 mod resumed;

@@ -12,6 +12,7 @@ use crate::{
         eventually, get, post,
     },
 };
+use http::Method;
 
 fn indented(pem: &str) -> String {
     pem.lines().map(|line| format!("    {line}\n")).collect()
@@ -161,8 +162,7 @@ fn an_authority_and_credentials_without_a_cluster() {
 
     assert_hidden(&router.process.lines().join("\n"), "the log");
     let metrics = get(&router.admin("/metrics"));
-    let json = [("content-type", "application/json")];
-    let letters = post(&router.admin("/v1/dead-letters/shop/default/list"), &json, "{}");
+    let letters = router.ask(Method::POST, "/v1/dead-letters/shop/default/list", "{}");
     assert!(letters.text().contains("you said [secret]"), "{}", letters.text());
     for (response, place) in [(metrics, "the metrics"), (letters, "the dead letters")] {
         assert_eq!(response.status, 200, "{place}");
@@ -247,11 +247,13 @@ fn a_secret_is_read_once_it_may_be_and_again_when_it_is_another() {
         weir.router.address("admin"),
         kubectl.namespace()
     );
+    let operator = weir.operator();
     let headers = [
         ("ce-specversion", "1.0"),
         ("ce-id", "3"),
         ("ce-source", "/x"),
         ("ce-type", "t"),
+        ("authorization", &*operator),
     ];
     let explained = post(&explain, &headers, "");
     assert_eq!(explained.status, 200);

@@ -6,9 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
+use http::Method;
+
 use super::{
     Consumer, Nameserver, PATIENCE, Process, ReservedPort, Scratch, client::Response, eventually, get, post,
-    try_get,
+    runtime, send, try_get,
 };
 
 /// `weir run` with its manifests, its data and its address, which outlive the process.
@@ -256,6 +259,38 @@ impl LocalRouter {
     /// The URL of a path of the admin endpoint.
     pub(crate) fn admin(&self, path: &str) -> String {
         format!("http://{}{path}", self.process.address("admin"))
+    }
+
+    /// The file with the token of its operators.
+    pub(crate) fn token_file(&self) -> PathBuf {
+        self.data().join("operator-token")
+    }
+
+    /// The token of its operators, as a header.
+    #[track_caller]
+    pub(crate) fn operator(&self) -> String {
+        let token = std::fs::read_to_string(self.token_file()).expect("a router writes it");
+        format!("Bearer {}", token.trim())
+    }
+
+    /// Asks the admin endpoint as an operator.
+    pub(crate) fn try_ask(&self, method: Method, path: &str, body: &str) -> Result<Response, String> {
+        let operator = self.operator();
+        let headers = [
+            ("authorization", &*operator),
+            ("content-type", "application/json"),
+        ];
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        runtime().block_on(send(method, &self.admin(path), &headers, body))
+    }
+
+    /// The same; fails the test when no response comes.
+    #[track_caller]
+    pub(crate) fn ask(&self, method: Method, path: &str, body: &str) -> Response {
+        match self.try_ask(method, path, body) {
+            Ok(response) => response,
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// Posts an event of this type and id to `shop/default`, with further headers.

@@ -141,9 +141,13 @@ image: {{ include "weir.image" .root | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext: {{- toYaml .root.Values.securityContext | nindent 2 }}
 resources: {{- toYaml $values.resources | nindent 2 }}
-{{- $tracing := and (eq .component "router") .root.Values.tracing.endpoint }}
-{{- if or $tracing $values.extraEnv }}
+{{- $router := eq .component "router" }}
+{{- $tracing := and $router .root.Values.tracing.endpoint }}
+{{- if or $router $values.extraEnv }}
 env:
+  {{- if $router }}
+  - {name: WEIR_DATA, value: /var/lib/weir/data} # also for the commands that are run in the pod
+  {{- end }}
   {{- if $tracing }}
   {{- include "weir.tracing" .root.Values.tracing | nindent 2 }}
   {{- end }}

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::{
     Usage,
-    admin::{AdminClient, checked_broker},
+    admin::{AdminArgs, AdminClient, checked_broker},
     validate::{Checked, check, counted},
 };
 use crate::{
@@ -33,8 +33,7 @@ use crate::{
     weir explain shop/default --event event.json         by the routing table of the router at --router\n  \
     weir explain --broker http://127.0.0.1:9090/shop/default --event event.json\n  \
     weir explain shop/default --id 42                    an event in the router's log\n\n\
-    In a cluster, run this command in the router's pod (kubectl exec POD -- /weir explain ...), or forward the pod's admin port \
-    (kubectl port-forward POD 9090).")]
+    In a cluster, run weir port-forward beside this command, or run it in the router's pod (kubectl exec POD -- /weir explain ...).")]
 pub struct ExplainArgs {
     /// Broker, as NAMESPACE/NAME or as a URL: the router's admin address followed by /NAMESPACE/NAME. Optional with
     /// manifests, where the default is all brokers.
@@ -61,14 +60,9 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "SOURCE", requires = "id")]
     pub source: Option<String>,
 
-    /// Admin address of the router. Not used with manifests.
-    #[arg(
-        long,
-        env = "WEIR_ROUTER",
-        default_value = "http://127.0.0.1:9090",
-        value_name = "URL"
-    )]
-    pub router: String,
+    /// The router, if there are no manifests.
+    #[command(flatten)]
+    pub router: AdminArgs,
 
     /// Output format.
     #[arg(short, long, default_value = "text", value_enum, value_name = "FORMAT")]
@@ -172,11 +166,11 @@ fn read_event(file: &Path) -> anyhow::Result<Event> {
 }
 
 /// The router and the broker to ask about.
-fn place(router: &str, broker: Option<String>) -> anyhow::Result<(AdminClient, String)> {
+fn place(router: &AdminArgs, broker: Option<String>) -> anyhow::Result<(AdminClient, String)> {
     let broker =
         broker.ok_or_else(|| Usage("give a broker, as NAMESPACE/NAME, or manifests with -f".to_owned()))?;
-    let (router, broker) = split(router, &broker);
-    Ok((AdminClient::new(router)?, checked_broker(broker)?.to_owned()))
+    let (url, broker) = split(&router.router, &broker);
+    Ok((router.client_at(url)?, checked_broker(broker)?.to_owned()))
 }
 
 /// Splits router address and broker, which may be given as one URL or separately.
@@ -319,7 +313,11 @@ mod tests {
             assert_eq!(split(router, broker), expected, "{broker}");
         }
         for wrong in ["shop", "http://a:1/shop", "http://a:1", ""] {
-            assert!(place(router, Some(wrong.to_owned())).is_err(), "{wrong}");
+            let router = AdminArgs {
+                router: router.to_owned(),
+                router_token: None,
+            };
+            assert!(place(&router, Some(wrong.to_owned())).is_err(), "{wrong}");
         }
     }
 }

@@ -4,7 +4,10 @@ use std::{fmt, str::FromStr};
 
 use k8s_openapi::api::authentication::v1::{TokenReviewStatus, UserInfo};
 
-use crate::routing::protocol::{Detail, TOKEN_AUDIENCE};
+use crate::{
+    controller::token_review,
+    routing::protocol::{Detail, TOKEN_AUDIENCE},
+};
 
 /// Key in a user's `extra` under which the API server reports the pod that a token is bound to.
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
@@ -98,27 +101,8 @@ impl CallerRejection {
 
 /// Identifies the caller from the API server's review of its token.
 pub(super) fn judge(status: TokenReviewStatus, account: &RouterAccount) -> Result<Caller, CallerRejection> {
-    let TokenReviewStatus {
-        audiences,
-        authenticated,
-        error,
-        user,
-    } = status;
-    if authenticated != Some(true) {
-        let reason = error.filter(|error| !error.is_empty());
-        return Err(CallerRejection::Invalid(
-            reason.unwrap_or_else(|| "it is not valid".into()).into(),
-        ));
-    }
-    // An API server that ignores audiences returns none, so the token may be meant for another service.
-    if !audiences
-        .unwrap_or_default()
-        .iter()
-        .any(|audience| audience == TOKEN_AUDIENCE)
-    {
-        return Err(CallerRejection::Invalid("it is for another audience".into()));
-    }
-    let UserInfo { username, extra, .. } = user.unwrap_or_default();
+    let user = token_review::authenticated(status, TOKEN_AUDIENCE).map_err(CallerRejection::Invalid)?;
+    let UserInfo { username, extra, .. } = user;
     let username = username.unwrap_or_default();
     if username != account.user() {
         return Err(CallerRejection::OtherAccount {

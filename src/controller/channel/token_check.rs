@@ -1,9 +1,6 @@
 //! Admits requests with a router's token, verified by TokenReview at the API server.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::{
     RequestPartsExt as _,
@@ -12,8 +9,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, StatusCode, header, request::Parts};
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
-use kube::{Api, Client, api::PostParams};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewStatus};
+use kube::{Api, Client};
 use ring::digest::{SHA256, digest};
 use tokio::{
     sync::Semaphore,
@@ -26,16 +23,16 @@ use super::{
     verdicts::{Digest, Remembered, Verdicts},
 };
 use crate::{
-    controller::metrics::ControllerMetrics,
+    controller::{
+        metrics::ControllerMetrics,
+        token_review::{self, REVIEW_TIMEOUT, ReviewError},
+    },
     routing::{
         bearer_token,
         protocol::{ConfigurationQuery, Detail, TOKEN_AUDIENCE},
     },
     server::Peer,
 };
-
-/// Timeout of a review, including the wait for a turn.
-const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum number of concurrent reviews.
 const REVIEWS: usize = 8;
@@ -51,19 +48,6 @@ pub(super) struct TokenCheck {
     verdicts: Mutex<Verdicts>,
     telling: Mutex<Telling>,
     metrics: Arc<ControllerMetrics>,
-}
-
-/// Why a review failed.
-#[derive(Debug, thiserror::Error)]
-enum ReviewError {
-    #[error("no response within {REVIEW_TIMEOUT:?}")]
-    Timeout,
-    #[error("{0}; the controller's ClusterRole must allow create on tokenreviews (authentication.k8s.io)")]
-    Forbidden(String),
-    #[error("{0}")]
-    Failed(String),
-    #[error("the response has no status")]
-    Empty,
 }
 
 /// Middleware that rejects requests that do not come from a router.
@@ -164,20 +148,7 @@ impl TokenCheck {
     async fn review(&self, token: &str) -> Result<TokenReviewStatus, ReviewError> {
         // The semaphore is never closed. If it were, reviews would go unlimited.
         let _turn = self.turns.acquire().await.ok();
-        let review = TokenReview {
-            spec: TokenReviewSpec {
-                token: Some(token.to_owned()),
-                audiences: Some(vec![TOKEN_AUDIENCE.to_owned()]),
-            },
-            ..TokenReview::default()
-        };
-        match self.reviews.create(&PostParams::default(), &review).await {
-            Ok(review) => review.status.ok_or(ReviewError::Empty),
-            Err(kube::Error::Api(status)) if status.is_forbidden() => {
-                Err(ReviewError::Forbidden(status.message.clone()))
-            }
-            Err(error) => Err(ReviewError::Failed(error.to_string())),
-        }
+        token_review::review(&self.reviews, token, TOKEN_AUDIENCE).await
     }
 
     fn tell(&self, refusal: &CallerRejection, router: Option<String>, peer: Option<&Peer>) {
@@ -214,7 +185,10 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        time::Duration,
+    };
 
     use axum::{Router, body::Body, middleware::from_fn_with_state, routing::get};
     use http_body_util::BodyExt as _;

@@ -70,7 +70,12 @@ impl Cluster {
         &self,
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<String, String> {
-        self.launch(weir(), arguments).run()
+        self.launch_weir(arguments).run()
+    }
+
+    /// The same, to be started.
+    pub(super) fn launch_weir<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Launch {
+        self.launch(weir(), arguments)
     }
 
     /// Runs helm as the administrator; an error is what it wrote.

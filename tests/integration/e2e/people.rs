@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::installation::{
     Installation, LONG, SYSTEM, await_delivered, delivered, install, project, say, weir,
 };
-use crate::support::{PATIENCE, eventually};
+use crate::support::{PATIENCE, ReservedPort, Scratch, eventually, kubectl_binary};
 
 #[test]
 fn events_reach_the_services_that_asked_for_them() {
@@ -74,20 +74,27 @@ fn dead_letters_are_redriven_through_a_port_forward() {
     let broker = cluster.broker("letters");
     eventually(PATIENCE, || cluster.send(&broker, "1"));
 
+    // Its token is kept where the other commands find it.
+    let (kept, reserved) = (Scratch::new(), ReservedPort::new());
+    let port = reserved.address().port().to_string();
+    let kubectl_binary = kubectl_binary();
+    let path = kubectl_binary.parent().expect("it is in a directory");
     let forward = [
         "port-forward",
         "--namespace",
         SYSTEM,
-        "pod/weir-router-0",
-        ":9090",
+        "weir-router-0",
+        "--port",
+        &port,
     ];
-    let forward = cluster.launch_kubectl(forward).start();
-    let line = forward.wait_for_line(LONG, |line| line.starts_with("Forwarding from 127.0.0.1:"));
-    let port = line.split([':', ' ']).nth(3).expect("the line names the port");
+    let forward = cluster.launch_weir(forward).env("PATH", path);
+    let mut forward = forward.env("XDG_RUNTIME_DIR", kept.path()).start();
+    forward.wait_for_line(LONG, |line| line.starts_with("Forwarding from 127.0.0.1:"));
     let router = format!("--router=http://127.0.0.1:{port}");
     let dead_letters = |arguments: &[&str]| {
         let arguments = ["dead-letters"].iter().chain(arguments).copied();
-        cluster.weir(arguments.chain([router.as_str()]))
+        let launch = cluster.launch_weir(arguments.chain([router.as_str()]));
+        launch.env("XDG_RUNTIME_DIR", kept.path()).run()
     };
     let letter: Value = eventually(LONG, || {
         let listed = dead_letters(&["list", "letters/default", "--output=json"])?;
@@ -114,6 +121,18 @@ fn dead_letters_are_redriven_through_a_port_forward() {
         listed if listed == "no dead letters" => Ok(()),
         listed => Err(listed),
     });
+
+    let none = Scratch::new();
+    let list = cluster.launch_weir(["dead-letters", "list", &router]);
+    let refused = list.env("XDG_RUNTIME_DIR", none.path()).run();
+    let refused = refused.expect_err("whoever has no token is let in");
+    assert!(
+        refused.contains("401 Unauthorized") && refused.contains("weir port-forward"),
+        "{refused}"
+    );
+    assert!(forward.terminate().success());
+    let left = std::fs::read_dir(kept.path().join("weir")).expect("the directory stays");
+    assert_eq!(left.count(), 0, "the token stays behind");
 
     // Only through the API server, whose rights say who may.
     let Some(node) = cluster.own("a pod's address is tried from its node") else {
@@ -165,6 +184,12 @@ fn accounts_may_do_what_they_need_and_no_more() {
             "weir-controller",
             "create",
             "tokenreviews.authentication.k8s.io",
+            true,
+        ),
+        (
+            "weir-controller",
+            "create",
+            "subjectaccessreviews.authorization.k8s.io",
             true,
         ),
         ("weir-controller", "create", "secrets", false),

@@ -10,8 +10,9 @@ use std::{
 use super::is_long;
 use crate::support::{
     LocalRouter, PATIENCE, Process, Scratch, Setup, connect, connect_from, eventually, exchange, exchange_on,
-    get, post,
+    get, post, runtime, send,
 };
+use http::Method;
 
 /// Another client than those who connect from 127.0.0.1.
 const OTHER: [u8; 4] = [127, 0, 0, 2];
@@ -236,7 +237,7 @@ fn brokers_that_are_gone_take_their_series_along() {
 }
 
 #[test]
-fn pages_of_other_sites_and_proxies_cannot_use_the_admin_port() {
+fn only_operators_can_use_the_admin_port() {
     let router = Setup::new(TRIGGERS, &[]).start();
     let address = router.process.address("admin");
     let ask = |method: &str, path: &str, headers: &str| {
@@ -248,8 +249,8 @@ fn pages_of_other_sites_and_proxies_cannot_use_the_admin_port() {
         let reason = answer.json()["reason"].as_str().unwrap_or_default().to_owned();
         (answer.status, reason)
     };
-    let local = "host: localhost\r\n";
-    let refused = |reason: &str| (403, reason.to_owned());
+    let operator = format!("authorization: {}\r\n", router.operator());
+    let answered = |status, reason: &str| (status, reason.to_owned());
     for (method, path) in [
         ("GET", ""),
         ("POST", "/shop/default/list"),
@@ -263,25 +264,59 @@ fn pages_of_other_sites_and_proxies_cannot_use_the_admin_port() {
             ),
             ("host: localhost\r\nx-forwarded-for: 10.0.0.1\r\n", "not_local"),
         ] {
-            let headers = format!("{headers}x-weir-request: 1\r\n");
+            let headers = format!("{headers}{operator}");
             assert_eq!(
                 ask(method, path, &headers),
-                refused(reason),
+                answered(403, reason),
                 "{method} {path} {headers}"
             );
         }
+        // Whoever asks from this machine is not yet an operator.
+        for (token, reason) in [
+            ("", "no_token"),
+            ("authorization: Basic YTpi\r\n", "no_token"),
+            ("authorization: Bearer abc\r\n", "invalid_token"),
+        ] {
+            let headers = format!("host: localhost\r\n{token}");
+            assert_eq!(
+                ask(method, path, &headers),
+                answered(401, reason),
+                "{method} {path}"
+            );
+        }
+        let headers = format!("host: localhost\r\n{operator}");
+        assert_eq!(ask(method, path, &headers).0, 200, "{method} {path}");
     }
-    for path in ["/shop/default/drop", "/shop/default/redrive"] {
-        assert_eq!(ask("POST", path, local), refused("header_missing"));
-        assert_eq!(
-            ask("POST", path, "host: localhost\r\nx-weir-request: 1\r\n").0,
-            200
-        );
-    }
-    assert_eq!(ask("POST", "/shop/default/list", local).0, 200);
-    let sidecar = b"GET /v1/dead-letters HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
-    assert_eq!(
-        exchange_on(connect_from([127, 0, 0, 6], address), sidecar).status,
-        403
+    let encoded = ask(
+        "POST",
+        "/sho%70/default/list",
+        &format!("host: localhost\r\n{operator}"),
     );
+    assert_eq!(encoded, answered(404, "unknown_path"));
+    let elsewhere =
+        format!("GET /v1/dead-letters HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{operator}\r\n");
+    let elsewhere = exchange_on(connect_from([127, 0, 0, 6], address), elsewhere.as_bytes());
+    assert_eq!(elsewhere.status, 403);
+}
+
+#[test]
+fn the_token_of_operators_is_another_after_a_restart() {
+    let mut router = Setup::new(TRIGGERS, &[]).start();
+    let before = router.operator();
+    router.kill_and_restart();
+    assert_ne!(before, router.operator());
+    assert_eq!(router.ask(Method::GET, "/v1/triggers", "").status, 200);
+    let headers = [("authorization", &*before)];
+    let refused = runtime().block_on(send(Method::GET, &router.admin("/v1/triggers"), &headers, ""));
+    let refused = refused.unwrap();
+    assert_eq!(refused.status, 401);
+    let told = refused.text();
+    assert!(
+        told.contains(&router.token_file().display().to_string()),
+        "{told}"
+    );
+    // Health and metrics are for everyone.
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(get(&router.admin(path)).status, 200, "{path}");
+    }
 }

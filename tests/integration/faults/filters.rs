@@ -41,6 +41,8 @@ fn explained(router: &LocalRouter, name: &str) -> Value {
         ("ce-id", "x"),
         ("content-type", "application/json"),
     ];
+    let operator = router.operator();
+    let headers = [&headers[..], &[("authorization", &*operator)]].concat();
     let answer = post(&url, &headers, "\"ab\"");
     let explained: Value = answer.json();
     let triggers = explained["triggers"].as_array().unwrap();

@@ -437,8 +437,11 @@ fn attacks() -> Vec<Attack> {
                     if thread > 0 {
                         return scene.post(&event("1", "t"), b"x");
                     }
-                    let redrive = "POST /v1/dead-letters/shop/default/redrive HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
-                               x-weir-request: 1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+                    let redrive = format!(
+                        "POST /v1/dead-letters/shop/default/redrive HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+                         authorization: {}\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}",
+                        scene.router.operator()
+                    );
                     let admin = scene.router.process.address("admin");
                     ask([127, 0, 0, 1], admin, redrive.as_bytes());
                 },

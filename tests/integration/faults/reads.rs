@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::{LocalRouter, Setup, mapped, producers::post_event, trigger};
-use crate::support::{Answer, Consumer, PATIENCE, Scratch, eventually, try_get};
+use crate::support::{Answer, Consumer, PATIENCE, Scratch, eventually};
+use http::Method;
 
 const EVENTS: usize = 50;
 
@@ -71,7 +72,7 @@ fn an_error_that_lasts_is_said_and_gives_no_event_up() {
     let told =
         |line: &str| line.contains("the event log's disk failed to read") && line.contains("os error 5");
     router.process.wait_for_line(PATIENCE, told);
-    let asked = try_get(&router.admin("/v1/explain/shop/default/events?id=1")).unwrap();
+    let asked = router.ask(Method::GET, "/v1/explain/shop/default/events?id=1", "");
     assert_eq!(asked.status, 503, "{}", asked.text());
     assert_eq!(asked.json()["reason"], "log_unavailable");
     assert_eq!(router.accounting("any")["dropped"], 0);

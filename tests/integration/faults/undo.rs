@@ -87,8 +87,9 @@ fn a_trigger_that_is_deleted_and_created_anew_goes_on_also_after_a_kill() {
     router.kill_and_restart();
     wait_until_kept(&router, 1);
     let admin = router.admin("");
-    let explained = Process::weir(["explain", "shop/default", "--id", "0", "--router", &admin]).run();
-    let explained = explained.unwrap();
+    let explained = Process::weir(["explain", "shop/default", "--id", "0", "--router", &admin]);
+    let token = router.token_file().display().to_string();
+    let explained = explained.env("WEIR_ROUTER_TOKEN", token).run().unwrap();
     assert!(
         explained.contains("Trigger shop/any was deleted") && explained.contains("50 events pending"),
         "{explained}"
