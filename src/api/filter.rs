@@ -124,10 +124,11 @@ fn sql(depth: usize) -> Value {
 
 fn cel(depth: usize) -> Value {
     let more = if depth == NESTED_FILTERS {
-        " The only variable is event. Its fields are the attributes, such as event.type, and event.data, which is the \
-         data of an event whose content type is JSON. Supported: has(event.field), startsWith, endsWith, contains, \
+        " The variables are event, whose fields are the attributes, such as event.type, and event.data, and data, which \
+         is short for event.data: the data of an event whose content type is JSON. Supported: has(event.field), startsWith, endsWith, contains, \
          matches('regular expression'), lowerAscii, upperAscii, trim, size, string, int, uint, double, bool, \
-         value in list, and cidr('10.0.0.0/8').containsIP(text); not the macros that iterate over lists. A missing \
+         timestamp, value in list, cidr('10.0.0.0/8').containsIP(text), and exists, all, exists_one, map and filter, as \
+         in data.items.exists(i, i.sku == 'X'). A missing \
          field or a type mismatch is an error, and an event for which the expression fails does not match: test \
          with has first. The Trigger's status reports errors in the expression."
     } else {

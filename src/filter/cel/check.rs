@@ -1,10 +1,13 @@
-//! Compiles a text to an expression: the `cel` crate parses it, and this module rejects what filters may not use.
+//! Compiles a text to an expression: the `cel` crate parses it, and this module rejects what is not allowed.
 
 use cel::{
     IdedExpr,
     common::{
-        ast::{CallExpr, Expr, LiteralValue, SelectExpr, operators},
-        types::CelNull,
+        ast::{
+            CallExpr, ComprehensionExpr, EntryExpr, Expr, ListExpr, LiteralValue, MapExpr, SelectExpr,
+            operators,
+        },
+        types::{CelNull, CelString},
         value::Val,
     },
     parser::PrattParser,
@@ -13,23 +16,37 @@ use cel::{
 use super::{
     CelExpression, CelParseError, Disallowed, MAX_DEPTH, MAX_LENGTH, MAX_PARTS,
     limits::MAX_CONDITIONS,
+    macros::CelMacro,
     network::Network,
     pattern::RegexPattern,
-    tree::{CelArithmetic, CelComparison, CelNode, Conversion, OfText, OfTexts},
+    time::CelTime,
+    tree::{CelArithmetic, CelComparison, CelNode, Conversion, OfText, OfTexts, Quantifier},
 };
 
-/// The only variable.
+/// The variable with the attributes and the data.
 const EVENT: &str = "event";
 
-/// The field of `event` that is not an attribute.
+/// The field of `event` that is not an attribute, and a variable that is short for it.
 pub(super) const DATA: &str = "data";
 
 impl CelExpression {
-    /// Compiles a text.
+    /// Compiles a condition.
     ///
     /// # Errors
     /// What is wrong with it, with the position for syntax errors.
     pub fn parse(text: &str) -> Result<Self, CelParseError> {
+        let expression = Self::parse_value(text)?;
+        if !may_be_boolean(&expression.root) {
+            return Err(Disallowed::NotBoolean.into());
+        }
+        Ok(expression)
+    }
+
+    /// Compiles an expression whose value may have any type.
+    ///
+    /// # Errors
+    /// What is wrong with it, with the position for syntax errors.
+    pub fn parse_value(text: &str) -> Result<Self, CelParseError> {
         // The parser's own limit bounds its recursion on brackets, but not on nested conditionals. The resulting
         // nodes are bounded by the length, and visited no deeper than `MAX_DEPTH`.
         if text.chars().count() > MAX_LENGTH {
@@ -41,9 +58,6 @@ impl CelExpression {
         let parser = PrattParser::new().max_recursion_depth(MAX_DEPTH as u16);
         let root = parser.parse(text).map_err(|errors| syntax(&errors, text))?;
         let root = Check::default().node(root, 0)?;
-        if !may_be_boolean(&root) {
-            return Err(Disallowed::NotBoolean.into());
-        }
         Ok(Self {
             text: text.into(),
             root,
@@ -116,10 +130,12 @@ fn without_strings(text: &str) -> String {
 #[derive(Default)]
 struct Check {
     parts: usize,
+    /// Variables of the loops around, the innermost last.
+    variables: Vec<String>,
 }
 
 impl Check {
-    /// Converts a node: rejects what filters may not use, and resolves names and functions.
+    /// Converts a node: rejects what is not allowed, and resolves names and functions.
     fn node(&mut self, node: IdedExpr, depth: usize) -> Result<CelNode, Disallowed> {
         self.parts += 1;
         if depth > MAX_DEPTH {
@@ -131,7 +147,11 @@ impl Check {
         match node.expr {
             Expr::Literal(literal) => Ok(CelNode::Literal(literal)),
             Expr::Ident(name) if name == EVENT => Err(Disallowed::WholeEvent),
-            Expr::Ident(name) => Err(Disallowed::Unknown(name)),
+            Expr::Ident(name) if name == DATA => Ok(CelNode::Data),
+            Expr::Ident(name) => match self.variables.iter().rev().position(|variable| *variable == name) {
+                Some(outward) => Ok(CelNode::Variable(outward)),
+                None => Err(Disallowed::Unknown(name)),
+            },
             Expr::Select(SelectExpr { operand, field, test }) if is_event(&operand.expr) => {
                 attribute(&field, test)
             }
@@ -142,18 +162,88 @@ impl Check {
                     false => CelNode::Field(operand, field.into()),
                 })
             }
-            Expr::List(list) => list
-                .elements
-                .into_iter()
-                .map(|element| constant(element.expr))
-                .collect::<Option<Vec<_>>>()
-                .map(|elements| CelNode::List(elements.into()))
-                .ok_or(Disallowed::ListElement),
+            Expr::List(list) => self.list(list, depth + 1),
+            Expr::Map(map) => self.map(map, depth + 1),
             Expr::Call(call) => self.call(call, depth + 1),
-            Expr::Comprehension(_) => Err(Disallowed::Loop),
-            Expr::Map(_) | Expr::Struct(_) => Err(Disallowed::Braces),
+            Expr::Comprehension(comprehension) => self.looped(*comprehension, depth + 1),
+            Expr::Struct(_) => Err(Disallowed::Message),
             Expr::Unspecified => Err(Disallowed::Unknown("value".to_owned())),
         }
+    }
+
+    fn list(&mut self, list: ListExpr, depth: usize) -> Result<CelNode, Disallowed> {
+        if !list.optional_indices.is_empty() {
+            return Err(Disallowed::Optional);
+        }
+        let constants: Option<Vec<_>> = list
+            .elements
+            .iter()
+            .map(|element| constant(&element.expr))
+            .collect();
+        if let Some(constants) = constants {
+            return Ok(CelNode::List(constants.into()));
+        }
+        let nodes = list.elements.into_iter().map(|element| self.node(element, depth));
+        Ok(CelNode::NewList(nodes.collect::<Result<_, _>>()?))
+    }
+
+    fn map(&mut self, map: MapExpr, depth: usize) -> Result<CelNode, Disallowed> {
+        let (mut names, mut nodes) = (Vec::<CelString<'static>>::new(), Vec::new());
+        for entry in map.entries {
+            let EntryExpr::MapEntry(entry) = entry.expr else {
+                return Err(Disallowed::Message);
+            };
+            if entry.optional {
+                return Err(Disallowed::Optional);
+            }
+            let name = text(&entry.key.expr).ok_or(Disallowed::Key)?.to_owned();
+            if names.iter().any(|other| other.inner() == name) {
+                return Err(Disallowed::Key);
+            }
+            names.push(CelString::from(name));
+            nodes.push(self.node(entry.value, depth)?);
+        }
+        Ok(CelNode::NewMap(names.into(), nodes.into()))
+    }
+
+    /// Converts a macro that goes through a list or map, which the parser has expanded.
+    fn looped(&mut self, comprehension: ComprehensionExpr, depth: usize) -> Result<CelNode, Disallowed> {
+        let ComprehensionExpr {
+            iter_range,
+            iter_var,
+            accu_init,
+            loop_step,
+            ..
+        } = comprehension;
+        let expanded =
+            CelMacro::of(&accu_init.expr, loop_step.expr).ok_or_else(|| unknown("macro", true, true))?;
+        if [EVENT, DATA].contains(&iter_var.as_str()) {
+            return Err(Disallowed::LoopVariable(iter_var));
+        }
+        let range = self.node(iter_range, depth)?;
+        self.variables.push(iter_var);
+        let node = self.body(range, expanded, depth);
+        self.variables.pop();
+        node
+    }
+
+    /// Converts the arguments of a macro, in which its variable is known.
+    fn body(&mut self, range: CelNode, expanded: CelMacro, depth: usize) -> Result<CelNode, Disallowed> {
+        let (quantifier, condition) = match expanded {
+            CelMacro::Exists(condition) => (Quantifier::Exists, condition),
+            CelMacro::All(condition) => (Quantifier::All, condition),
+            CelMacro::ExistsOne(condition) => (Quantifier::ExistsOne, condition),
+            CelMacro::Collect { condition, value } => {
+                let condition = match condition {
+                    Some(condition) => self.node(condition, depth)?,
+                    None => CelNode::Literal(LiteralValue::Boolean(true.into())),
+                };
+                let nodes = [range, condition, self.node(value, depth)?];
+                return Ok(CelNode::Collect(Box::new(nodes)));
+            }
+        };
+        let nodes = [range, self.node(condition, depth)?];
+        Ok(CelNode::Quantify(quantifier, Box::new(nodes)))
     }
 
     fn call(&mut self, call: CallExpr, depth: usize) -> Result<CelNode, Disallowed> {
@@ -188,6 +278,14 @@ impl Check {
             let network = text(&network.expr).ok_or(Disallowed::NotConstant("cidr"))?;
             return Network::new(network).map(CelNode::Network);
         }
+        if name == "timestamp"
+            && let [time] = args.as_slice()
+            && let Some(text) = text(&time.expr)
+        {
+            return CelTime::parse(text)
+                .map(CelNode::Time)
+                .ok_or_else(|| Disallowed::Time(text.to_owned()));
+        }
         if name == operators::CONDITIONAL {
             let nodes: Result<Vec<_>, _> = args.into_iter().map(|arg| self.node(arg, depth)).collect();
             return match <[CelNode; 3]>::try_from(nodes?) {
@@ -206,6 +304,7 @@ impl Check {
         match (name, Conversion::of_name(name)) {
             (operators::LOGICAL_NOT, _) => Ok(CelNode::Not(Box::new(self.node(arg, depth)?))),
             (operators::NEGATE, _) => Ok(CelNode::Negate(Box::new(self.node(arg, depth)?))),
+            ("timestamp", _) => Ok(CelNode::ToTime(Box::new(self.node(arg, depth)?))),
             (_, Some(conversion)) => Ok(CelNode::Convert(conversion, Box::new(self.node(arg, depth)?))),
             (_, None) => Err(unknown(name, false, true)),
         }
@@ -302,12 +401,17 @@ fn attribute(name: &str, test: bool) -> Result<CelNode, Disallowed> {
 }
 
 /// Returns the value of a literal, including its sign.
-fn constant(expression: Expr) -> Option<Box<dyn Val>> {
+fn constant(expression: &Expr) -> Option<Box<dyn Val>> {
     match expression {
         Expr::Literal(literal) => Some(value(literal)),
         Expr::Call(CallExpr { func_name, args, .. }) if func_name == operators::NEGATE => {
-            match <[IdedExpr; 1]>::try_from(args).ok()?.map(|arg| arg.expr) {
-                [Expr::Literal(literal)] => value(literal).as_negator()?.negate().ok(),
+            match args.as_slice() {
+                [
+                    IdedExpr {
+                        expr: Expr::Literal(literal),
+                        ..
+                    },
+                ] => value(literal).as_negator()?.negate().ok(),
                 _ => None,
             }
         }
@@ -315,15 +419,10 @@ fn constant(expression: Expr) -> Option<Box<dyn Val>> {
     }
 }
 
-fn value(literal: LiteralValue) -> Box<dyn Val> {
+fn value(literal: &LiteralValue) -> Box<dyn Val> {
     match literal {
-        LiteralValue::Boolean(value) => Box::new(value),
-        LiteralValue::Bytes(value) => Box::new(value),
-        LiteralValue::Double(value) => Box::new(value),
-        LiteralValue::Int(value) => Box::new(value),
         LiteralValue::Null => Box::new(CelNull),
-        LiteralValue::String(value) => Box::new(value),
-        LiteralValue::UInt(value) => Box::new(value),
+        literal => literal.to_val().into_owned(),
     }
 }
 
@@ -332,7 +431,12 @@ fn may_be_boolean(node: &CelNode) -> bool {
     match node {
         CelNode::Literal(literal) => matches!(literal, LiteralValue::Boolean(_)),
         CelNode::List(_)
+        | CelNode::NewList(_)
+        | CelNode::NewMap(..)
         | CelNode::Network(_)
+        | CelNode::Time(_)
+        | CelNode::ToTime(_)
+        | CelNode::Collect(_)
         | CelNode::Negate(_)
         | CelNode::Calculate(..)
         | CelNode::OfText(..)

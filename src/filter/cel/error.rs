@@ -22,7 +22,7 @@ pub enum CelParseError {
         /// The error.
         message: String,
     },
-    /// It is valid CEL, but not allowed in a filter.
+    /// It is valid CEL, but not allowed here.
     #[error(transparent)]
     Refused(#[from] Disallowed),
 }
@@ -35,7 +35,7 @@ fn place(line: usize, column: usize) -> String {
     }
 }
 
-/// A construct that is not allowed in a filter.
+/// A construct that is not allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Disallowed {
     /// Too long.
@@ -51,7 +51,9 @@ pub enum Disallowed {
     #[error("the expression has more than {MAX_PARTS} operators, fields, calls and constants")]
     TooLarge,
     /// Unknown variable.
-    #[error("there is no {0}: the only variable is event, as in event.type or event.data.amount")]
+    #[error(
+        "there is no {0}: the variables are event, as in event.type, and data, which is short for event.data, as in data.amount"
+    )]
     Unknown(String),
     /// `event` by itself.
     #[error("event is not a value by itself: use event.type, event.data or another of its fields")]
@@ -61,18 +63,18 @@ pub enum Disallowed {
         "{0:?} is not a valid attribute name: the fields of event are lower-case letters and digits, and data"
     )]
     AttributeName(String),
-    /// A macro that iterates over a list.
-    #[error(
-        "all, exists, exists_one, map and filter are not allowed in filters, because their cost is unbounded; to \
-         test whether a list contains a value, use value in list"
-    )]
-    Loop,
-    /// A map or a message.
-    #[error("maps and messages in braces are not allowed in filters")]
-    Braces,
-    /// A list with elements other than constants.
-    #[error("a list in brackets may contain only constants")]
-    ListElement,
+    /// A loop whose variable would hide the event or its data.
+    #[error("{0} cannot be the variable of a loop, because it is the event or its data: choose another name")]
+    LoopVariable(String),
+    /// A message.
+    #[error("messages, which have a name before the brace, are not allowed")]
+    Message,
+    /// A map with a key other than a constant text.
+    #[error("the keys of a map in braces must be strings in quotes, each once")]
+    Key,
+    /// An optional element or entry.
+    #[error("optional elements are not allowed")]
+    Optional,
     /// An unknown function, or one with other arguments.
     #[error("there is no {call}: the functions are {}", SIGNATURES.join(", "))]
     Function {
@@ -94,6 +96,9 @@ pub enum Disallowed {
     /// Invalid network.
     #[error("{0:?} is not a network such as 10.0.0.0/8 or 2001:db8::/32")]
     Network(String),
+    /// Invalid point in time.
+    #[error("{0:?} is not a time such as 2026-11-24T08:00:00Z")]
+    Time(String),
     /// The value can never be a Boolean.
     #[error("does not evaluate to true or false, so it never matches: compare it with a value")]
     NotBoolean,
@@ -110,6 +115,14 @@ pub enum CelFailure {
     TextTooLong,
     /// `containsIP` of a text that is not an address.
     NoAddress,
+    /// `timestamp` of a text that is not a time, or of seconds that are too many.
+    NoTime,
+    /// The value has this type, which is none of JSON.
+    NotJson(String),
+    /// The value has this type, which cannot be part of a text.
+    NotText(String),
+    /// The number is infinite or not a number.
+    NotFinite,
     /// The budget is exhausted.
     TooExpensive,
 }
@@ -128,6 +141,12 @@ impl std::fmt::Display for CelFailure {
             Self::NotBoolean(r#type) => return write!(f, "expected bool, got {type}"),
             Self::TextTooLong => return write!(f, "+ cannot create strings of more than {MAX_TEXT} bytes"),
             Self::NoAddress => return f.write_str("the text is not an IP address"),
+            Self::NoTime => return f.write_str("the value is not a time such as 2026-11-24T08:00:00Z"),
+            Self::NotJson(r#type) => return write!(f, "a value of type {type} cannot be written as JSON"),
+            Self::NotText(r#type) => {
+                return write!(f, "expected string, number, bool or timestamp, got {type}");
+            }
+            Self::NotFinite => return f.write_str("the number is not finite"),
             Self::TooExpensive => return Overrun.fmt(f),
             Self::Execution(error) => error,
         };

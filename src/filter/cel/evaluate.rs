@@ -14,6 +14,7 @@ use super::{
     CelExpression, CelFailure, DataError, MAX_TEXT,
     functions::environment,
     network::Network,
+    time::CelTime,
     tree::{CelArithmetic, CelComparison, CelNode, Conversion, OfText, OfTexts},
 };
 use crate::{
@@ -28,12 +29,13 @@ use crate::{
 const SEARCH: u64 = 2;
 
 /// Cost per list element or object member of comparing containers.
-const ELEMENT: u64 = 40;
+pub(super) const ELEMENT: u64 = 40;
 
 static TRUE: CelBool = CelBool::TRUE;
 static FALSE: CelBool = CelBool::FALSE;
 
-type Evaluated<'b> = Result<CowVal<'b, 'b>, CelFailure>;
+/// A value that lives in the event, in the expression, or in a loop around, or one of its own.
+pub(super) type Evaluated<'b, 'v> = Result<CowVal<'b, 'v>, CelFailure>;
 
 impl CelExpression {
     /// Returns whether the event matches.
@@ -46,25 +48,45 @@ impl CelExpression {
 
     /// Evaluates within the remaining budget.
     pub(in crate::filter) fn decide(&self, subject: &Subject, fuel: &Fuel) -> Result<bool, CelFailure> {
-        let value = CelScope { subject, fuel }.value(&self.root)?;
+        let value = CelScope::new(subject, fuel).value(&self.root)?;
         boolean_of(&*value).ok_or_else(|| CelFailure::NotBoolean(type_of(&*value)))
     }
 }
 
-/// The event and the remaining budget.
+/// The event, the remaining budget, and the variables of the loops around.
 #[derive(Clone, Copy)]
-pub(super) struct CelScope<'b> {
-    pub(super) subject: &'b Subject<'b>,
-    pub(super) fuel: &'b Fuel,
+pub(super) struct CelScope<'b, 'v> {
+    pub(super) subject: &'v Subject<'v>,
+    pub(super) fuel: &'v Fuel,
+    pub(super) variables: Option<&'b Variable<'b, 'v>>,
 }
 
-impl<'b> CelScope<'b> {
-    pub(super) fn value(self, node: &'b CelNode) -> Evaluated<'b> {
+/// The variable of a loop, and those of the loops around it.
+pub(super) struct Variable<'b, 'v> {
+    pub(super) value: &'b (dyn Val + 'v),
+    pub(super) outer: Option<&'b Variable<'b, 'v>>,
+}
+
+impl<'b, 'v> CelScope<'b, 'v> {
+    /// Outside of any loop.
+    pub(super) fn new(subject: &'v Subject<'v>, fuel: &'v Fuel) -> Self {
+        Self {
+            subject,
+            fuel,
+            variables: None,
+        }
+    }
+
+    pub(super) fn value(self, node: &'v CelNode) -> Evaluated<'b, 'v> {
         self.fuel.spend(PART)?;
         match node {
             CelNode::Literal(literal) => Ok(literal.to_val()),
             CelNode::List(list) => Ok(CowVal::Borrowed(list)),
+            CelNode::NewList(nodes) => self.new_list(nodes),
+            CelNode::NewMap(names, nodes) => self.new_map(names, nodes),
             CelNode::Network(network) => Ok(CowVal::Borrowed(network)),
+            CelNode::Time(time) => Ok(CowVal::Borrowed(time)),
+            CelNode::Variable(outward) => self.variable(*outward),
             CelNode::Attribute(name) => self.attribute(name),
             CelNode::Data => self.data(),
             CelNode::HasAttribute(name) => Ok(truth(self.subject.event().attribute(name).is_some())),
@@ -119,15 +141,18 @@ impl<'b> CelScope<'b> {
             CelNode::Size(operand) => self.size(operand),
             CelNode::Convert(conversion, operand) => self.convert(*conversion, operand),
             CelNode::ContainsIp(nodes) => self.contains_ip(nodes).map(truth),
+            CelNode::ToTime(operand) => self.to_time(operand),
+            CelNode::Quantify(quantifier, nodes) => self.quantify(*quantifier, nodes).map(truth),
+            CelNode::Collect(nodes) => self.collect(nodes),
         }
     }
 
-    fn values(self, nodes: &'b [CelNode; 2]) -> Result<[CowVal<'b, 'b>; 2], CelFailure> {
+    fn values(self, nodes: &'v [CelNode; 2]) -> Result<[CowVal<'b, 'v>; 2], CelFailure> {
         let [left, right] = nodes;
         Ok([self.value(left)?, self.value(right)?])
     }
 
-    pub(super) fn attribute(self, name: &str) -> Evaluated<'b> {
+    pub(super) fn attribute(self, name: &str) -> Evaluated<'b, 'v> {
         match self.subject.event().attribute(name) {
             None => Err(missing(&format!("{name} in the event"))),
             Some(cloudevents::Value::Boolean(boolean)) => Ok(truth(*boolean)),
@@ -138,7 +163,7 @@ impl<'b> CelScope<'b> {
         }
     }
 
-    pub(super) fn data(self) -> Evaluated<'b> {
+    pub(super) fn data(self) -> Evaluated<'b, 'v> {
         match self.subject.data() {
             Ok(data) => Ok(CowVal::Borrowed(data.value())),
             Err(DataError::Absent) => Err(missing("data in the event")),
@@ -155,7 +180,7 @@ impl<'b> CelScope<'b> {
     }
 
     /// `&&` and `||`: an operand equal to `decisive` decides, even if the other one fails.
-    fn logic(self, nodes: &'b [CelNode; 2], operator: &'static str, decisive: bool) -> Evaluated<'b> {
+    fn logic(self, nodes: &'v [CelNode; 2], operator: &'static str, decisive: bool) -> Evaluated<'b, 'v> {
         let [left, right] = nodes;
         let left = match self.value(left) {
             Ok(value) => boolean_of(&*value).ok_or_else(|| no_boolean(&*value)),
@@ -178,7 +203,7 @@ impl<'b> CelScope<'b> {
         }
     }
 
-    fn equal(self, nodes: &'b [CelNode; 2]) -> Result<bool, CelFailure> {
+    fn equal(self, nodes: &'v [CelNode; 2]) -> Result<bool, CelFailure> {
         let [left, right] = self.values(nodes)?;
         self.pay_for_comparing(&*left, &*right)?;
         Ok(left.equals(&*right))
@@ -221,7 +246,7 @@ impl<'b> CelScope<'b> {
     }
 
     /// Charges for traversing a whole value.
-    fn pay_for(self, value: &dyn Val) -> Result<(), Overrun> {
+    pub(super) fn pay_for(self, value: &dyn Val) -> Result<(), Overrun> {
         if let Some(text) = value.downcast_ref::<CelString>() {
             self.fuel.pass(text.inner().len())
         } else if let Some(list) = value.downcast_ref::<CelList>() {
@@ -238,7 +263,7 @@ impl<'b> CelScope<'b> {
         }
     }
 
-    fn compare(self, operator: CelComparison, nodes: &'b [CelNode; 2]) -> Result<bool, CelFailure> {
+    fn compare(self, operator: CelComparison, nodes: &'v [CelNode; 2]) -> Result<bool, CelFailure> {
         let [left, right] = self.values(nodes)?;
         let name = match operator {
             CelComparison::Less => "_<_",
@@ -262,7 +287,7 @@ impl<'b> CelScope<'b> {
         })
     }
 
-    fn contains(self, nodes: &'b [CelNode; 2]) -> Result<bool, CelFailure> {
+    fn contains(self, nodes: &'v [CelNode; 2]) -> Result<bool, CelFailure> {
         let [value, container] = self.values(nodes)?;
         let unfit = || overload("@in", &[&*value, &*container]);
         if let Some(list) = container.downcast_ref::<CelList>() {
@@ -280,7 +305,7 @@ impl<'b> CelScope<'b> {
         container.contains(&*value).map_err(|_| unfit())
     }
 
-    fn calculate(self, operator: CelArithmetic, nodes: &'b [CelNode; 2]) -> Evaluated<'b> {
+    fn calculate(self, operator: CelArithmetic, nodes: &'v [CelNode; 2]) -> Evaluated<'b, 'v> {
         let [left, right] = self.values(nodes)?;
         let name = match operator {
             CelArithmetic::Add => "_+_",
@@ -324,7 +349,7 @@ impl<'b> CelScope<'b> {
         }
     }
 
-    fn of_texts(self, function: OfTexts, nodes: &'b [CelNode; 2]) -> Result<bool, CelFailure> {
+    fn of_texts(self, function: OfTexts, nodes: &'v [CelNode; 2]) -> Result<bool, CelFailure> {
         let values = self.values(nodes)?;
         let [Some(text), Some(other)] = values.each_ref().map(|value| value.downcast_ref::<CelString>())
         else {
@@ -350,7 +375,7 @@ impl<'b> CelScope<'b> {
         })
     }
 
-    fn of_text(self, function: OfText, operand: &'b CelNode) -> Evaluated<'b> {
+    fn of_text(self, function: OfText, operand: &'v CelNode) -> Evaluated<'b, 'v> {
         let value = self.value(operand)?;
         let text = value
             .downcast_ref::<CelString>()
@@ -365,7 +390,7 @@ impl<'b> CelScope<'b> {
         Ok(CowVal::owned(CelString::from(text)))
     }
 
-    fn size(self, operand: &'b CelNode) -> Evaluated<'b> {
+    fn size(self, operand: &'v CelNode) -> Evaluated<'b, 'v> {
         let value = self.value(operand)?;
         if let Some(text) = value.downcast_ref::<CelString>() {
             self.fuel.pass(text.inner().len())?;
@@ -379,8 +404,15 @@ impl<'b> CelScope<'b> {
         Ok(CowVal::owned(size))
     }
 
-    fn convert(self, conversion: Conversion, operand: &'b CelNode) -> Evaluated<'b> {
+    fn convert(self, conversion: Conversion, operand: &'v CelNode) -> Evaluated<'b, 'v> {
         let value = self.value(operand)?;
+        if let Some(time) = value.downcast_ref::<CelTime>() {
+            return match conversion {
+                Conversion::String => Ok(CowVal::owned(CelString::from(time.to_string()))),
+                Conversion::Int => Ok(CowVal::owned(CelInt::from(time.seconds()))),
+                _ => Err(overload(conversion.name(), &[&*value])),
+            };
+        }
         if let Some(text) = value.downcast_ref::<CelString>() {
             if conversion == Conversion::String {
                 return Ok(value);
@@ -395,7 +427,23 @@ impl<'b> CelScope<'b> {
         }
     }
 
-    fn contains_ip(self, nodes: &'b [CelNode; 2]) -> Result<bool, CelFailure> {
+    /// `timestamp`, of a text or of the seconds since 1970.
+    fn to_time(self, operand: &'v CelNode) -> Evaluated<'b, 'v> {
+        let value = self.value(operand)?;
+        let time = if let Some(text) = value.downcast_ref::<CelString>() {
+            self.fuel.pass(text.inner().len())?;
+            CelTime::parse(text.inner())
+        } else if let Some(seconds) = value.downcast_ref::<CelInt>() {
+            CelTime::of_seconds(*seconds.inner())
+        } else if value.downcast_ref::<CelTime>().is_some() {
+            return Ok(value);
+        } else {
+            return Err(overload("timestamp", &[&*value]));
+        };
+        time.map(CowVal::owned).ok_or(CelFailure::NoTime)
+    }
+
+    fn contains_ip(self, nodes: &'v [CelNode; 2]) -> Result<bool, CelFailure> {
         let [network, address] = self.values(nodes)?;
         let (Some(Network(network)), Some(address)) = (
             network.downcast_ref::<Network>(),
@@ -413,7 +461,7 @@ impl<'b> CelScope<'b> {
 }
 
 /// Returns the entry of a container at a name or position.
-fn index<'b>(container: CowVal<'b, 'b>, at: &dyn Val, operator: &'static str) -> Evaluated<'b> {
+fn index<'b, 'v>(container: CowVal<'b, 'v>, at: &dyn Val, operator: &'static str) -> Evaluated<'b, 'v> {
     let unfit = |container: &dyn Val| overload(operator, &[container, at]);
     match container {
         CowVal::Borrowed(container) => {
@@ -422,8 +470,12 @@ fn index<'b>(container: CowVal<'b, 'b>, at: &dyn Val, operator: &'static str) ->
                 .get(at)
                 .map_err(|error| of_index(error, || unfit(container)))
         }
-        // Containers always belong to the event or the expression.
-        CowVal::Owned(container) => Err(unfit(&*container)),
+        CowVal::Owned(container) => {
+            let r#type = type_of(&*container);
+            let unfit = || of_types(operator, vec![r#type.clone(), type_of(at)]);
+            let entry = container.into_indexer().ok_or_else(unfit)?.steal(at);
+            entry.map(CowVal::Owned).map_err(|error| of_index(error, unfit))
+        }
     }
 }
 
@@ -447,11 +499,11 @@ fn is_scalar(value: &dyn Val) -> bool {
     !matches!(value.get_type().kind(), Kind::List | Kind::Map | Kind::Opaque)
 }
 
-fn truth<'b>(boolean: bool) -> CowVal<'b, 'b> {
+pub(super) fn truth<'b, 'v>(boolean: bool) -> CowVal<'b, 'v> {
     CowVal::Borrowed(if boolean { &TRUE } else { &FALSE })
 }
 
-fn boolean_of(value: &dyn Val) -> Option<bool> {
+pub(super) fn boolean_of(value: &dyn Val) -> Option<bool> {
     value.downcast_ref::<CelBool>().map(|boolean| *boolean.inner())
 }
 
@@ -459,21 +511,21 @@ pub(super) fn type_of(value: &dyn Val) -> String {
     value.get_type().name().to_owned()
 }
 
-fn no_boolean(value: &dyn Val) -> CelFailure {
+pub(super) fn no_boolean(value: &dyn Val) -> CelFailure {
     CelFailure::Execution(ExecutionError::UnexpectedType {
         got: type_of(value),
         want: "bool".to_owned(),
     })
 }
 
-fn missing(what: &str) -> CelFailure {
+pub(super) fn missing(what: &str) -> CelFailure {
     CelFailure::Execution(ExecutionError::no_such_key(what))
 }
 
-fn overload(operator: &str, values: &[&dyn Val]) -> CelFailure {
+pub(super) fn overload(operator: &str, values: &[&dyn Val]) -> CelFailure {
     of_types(operator, values.iter().map(|value| type_of(*value)).collect())
 }
 
-fn of_types(operator: &str, types: Vec<String>) -> CelFailure {
+pub(super) fn of_types(operator: &str, types: Vec<String>) -> CelFailure {
     CelFailure::Execution(ExecutionError::no_such_overload(operator, types))
 }

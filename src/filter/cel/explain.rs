@@ -7,7 +7,7 @@ use cel::common::{
     value::Val,
 };
 
-use super::{CelExpression, CelFailure, check::DATA, evaluate::CelScope, tree::CelNode};
+use super::{CelExpression, CelFailure, check::DATA, evaluate::CelScope, time::CelTime, tree::CelNode};
 use crate::filter::{
     Subject,
     explanation::{Explanation, ReadAttribute, one_line},
@@ -31,7 +31,7 @@ impl CelExpression {
         let clause = format!("cel {}", one_line(self.text.trim()));
         let mut explanation = Explanation::new(clause, result == Ok(true));
         explanation.error = result.err().map(|failure| failure.to_string());
-        let (scope, mut told) = (CelScope { subject, fuel }, BTreeSet::new());
+        let (scope, mut told) = (CelScope::new(subject, fuel), BTreeSet::new());
         for_each_field(&self.root, &mut |path, shown| {
             if told.insert(path.clone()) {
                 let value = match shown {
@@ -67,6 +67,8 @@ fn text(value: &dyn Val) -> Option<String> {
         number.inner().to_string()
     } else if let Some(boolean) = value.downcast_ref::<CelBool>() {
         boolean.inner().to_string()
+    } else if let Some(time) = value.downcast_ref::<CelTime>() {
+        time.to_string()
     } else if value.downcast_ref::<CelNull>().is_some() {
         "null".to_owned()
     } else {

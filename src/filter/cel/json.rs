@@ -29,10 +29,10 @@ pub(in crate::filter) enum DataError {
     #[error("the data is not valid JSON")]
     Invalid,
     /// Larger than the limit.
-    #[error("the data has more than {MAX_DATA} bytes, the maximum for filters")]
+    #[error("the data has more than {MAX_DATA} bytes, the maximum for expressions")]
     TooLarge,
     /// More values than the limit.
-    #[error("the data has more than {MAX_VALUES} values, the maximum for filters")]
+    #[error("the data has more than {MAX_VALUES} values, the maximum for expressions")]
     TooManyValues,
 }
 

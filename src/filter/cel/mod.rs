@@ -1,15 +1,16 @@
 //! CEL, the Common Expression Language (cel-spec, `doc/langdef.md`), on an event and its data.
 //!
-//! An expression has one variable, `event`: its fields are the attributes in their own types, and `data`, which is
-//! the data of an event whose content type is JSON. [`CelExpression::parse`] compiles a text once,
-//! [`CelExpression::evaluate`] evaluates it on an event.
+//! An expression has the variable `event`: its fields are the attributes in their own types, and `data`, which is the
+//! data of an event whose content type is JSON. The variable `data` is short for `event.data`. [`CelExpression::parse`]
+//! compiles a condition once, [`CelExpression::evaluate`] evaluates it on an event. [`CelExpression::parse_value`] and
+//! [`CelEvaluation`] do the same for expressions of any type, which templates contain.
 //!
 //! The crate `cel` provides the parser and the values. This module restricts the language, evaluates it, and
-//! charges every part. It omits what could take unbounded time or memory for one event:
-//! - `all`, `exists`, `exists_one`, `map` and `filter`, because the crate does not bound their cost. Use `in` to
-//!   test whether a list contains a value.
-//! - Maps, and lists of anything but constants; `+` of lists, and of strings beyond [`MAX_TEXT`].
-//! - Functions outside the list in `functions.rs`. Regular expressions and networks are constants, compiled with
+//! charges every part. Loops (`all`, `exists`, `exists_one`, `map`, `filter`) are charged for each element, and a new
+//! list or map for every byte that is copied into it, so that the budget bounds their time and memory however they are
+//! nested (`iterate.rs`). It omits what could take unbounded time or memory for one event:
+//! - `+` of lists, and of strings beyond [`MAX_TEXT`].
+//! - Functions outside the list in `signatures.rs`. Regular expressions and networks are constants, compiled with
 //!   the expression.
 //!
 //! Text, nesting, the number of parts and the parsed data are bounded.
@@ -22,19 +23,24 @@ mod error;
 mod evaluate;
 mod explain;
 mod functions;
+mod iterate;
 mod json;
 mod limits;
+mod macros;
 mod network;
+mod output;
 mod pattern;
 mod requirement;
 mod signatures;
 #[cfg(test)]
 mod tests;
+mod time;
 mod tree;
 
 pub use error::{CelFailure, CelParseError, Disallowed};
 pub(super) use json::{DataError, Json};
 pub use limits::{MAX_DATA, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, MAX_TEXT, MAX_VALUES};
+pub use output::CelEvaluation;
 
 use tree::CelNode;
 
@@ -53,12 +59,14 @@ impl CelExpression {
     }
 
     /// Returns the number of parts, including the constants in lists.
-    pub(super) fn parts(&self) -> usize {
+    #[must_use]
+    pub fn parts(&self) -> usize {
         self.root.count()
     }
 
     /// Returns the size of its regular expressions, in bytes.
-    pub(super) fn patterns(&self) -> usize {
+    #[must_use]
+    pub fn patterns(&self) -> usize {
         self.root.patterns()
     }
 }

@@ -16,5 +16,11 @@ pub(super) const SIGNATURES: &[&str] = &[
     "uint(value)",
     "double(value)",
     "bool(value)",
+    "timestamp(text)",
     "cidr('10.0.0.0/8').containsIP(text)",
+    "list.exists(x, condition)",
+    "list.all(x, condition)",
+    "list.exists_one(x, condition)",
+    "list.map(x, value)",
+    "list.filter(x, condition)",
 ];

@@ -107,6 +107,7 @@ fn evaluates_attributes_and_data() {
         ("event.missing == 1 && false", false),
         ("event.data.order == event.data.order", true),
         ("event.data.order == event.data.tags", false),
+        ("data.amount == event.data.amount && has(data.order.id)", true),
     ];
     for (text, expected) in table {
         assert_eq!(evaluate(text, &event()), Ok(expected), "{text}");
@@ -181,12 +182,12 @@ fn evaluation_errors_do_not_reveal_data() {
         (
             "event.data == 'x'",
             &large,
-            "the data has more than 262144 bytes, the maximum for filters",
+            "the data has more than 262144 bytes, the maximum for expressions",
         ),
         (
             "event.data == 1",
             &many,
-            "the data has more than 32768 values, the maximum for filters",
+            "the data has more than 32768 values, the maximum for expressions",
         ),
         ("event.data.x == 1", &none, "there is no data in the event"),
     ];
@@ -303,24 +304,34 @@ fn compile_errors_name_the_cause() {
         ("event.type == 'a' &&", "column 21: "),
         ("event.type == 'a", "column 15: unterminated string literal"),
         ("true &&\n @", "line 2, column 2: "),
-        ("type == 'a'", "there is no type: the only variable is event"),
+        ("type == 'a'", "there is no type: the variables are event"),
         ("event == 1", "event is not a value by itself"),
         ("has(x.y)", "there is no x"),
         ("event.Type == 'a'", "\"Type\" is not a valid attribute name"),
+        ("data.tags.exists(t, u == 'a')", "there is no u: "),
+        ("data.tags.exists(t, t == 'a') && t == 'a'", "there is no t: "),
         (
-            "event.data.tags.exists(t, t == 'a')",
-            "all, exists, exists_one, map and filter are not allowed in filters",
-        ),
-        ("[1, 2].map(x, x) == [1]", "all, exists"),
-        ("{'a': 1}.a == 1", "maps and messages in braces"),
-        (
-            "event.type in [event.source]",
-            "a list in brackets may contain only constants",
+            "data.tags.exists(data, data == 'a')",
+            "data cannot be the variable of a loop",
         ),
         (
-            "event.type in [[1]]",
-            "a list in brackets may contain only constants",
+            "data.tags.exists(t.a, true)",
+            "column 19: argument must be a simple name",
         ),
+        (
+            "data.tags.exists(t)",
+            "there is no .exists(...): the functions are",
+        ),
+        ("data.tags.map(t, t)", "does not evaluate to true or false"),
+        ("{'a': 1}", "does not evaluate to true or false"),
+        ("{1: 1} == data", "the keys of a map in braces"),
+        ("{'a': 1, 'a': 2} == data", "the keys of a map in braces"),
+        ("A{b: 1} == data", "messages, which have a name"),
+        (
+            "timestamp('yesterday') < timestamp(event.time)",
+            "\"yesterday\" is not a time",
+        ),
+        ("timestamp(event.time)", "does not evaluate to true or false"),
         (
             "now() > 1",
             "there is no now(): the functions are has(event.field)",
@@ -489,6 +500,190 @@ fn string_comparisons_yield_index_terms() {
     }
 }
 
+#[test]
+fn goes_through_lists_and_maps() {
+    let event = event_with(
+        r#"{"items": [{"sku": "X", "n": 2, "tags": ["a", "b"]}, {"sku": "Y", "n": 5, "tags": ["b"]}, {"n": "many"}],
+            "prices": {"b": 2, "a": 1}, "words": ["x", "y", "x"], "none": []}"#,
+        "application/json",
+    );
+    let table = [
+        // An element that fails is ignored if another one decides.
+        ("data.items.exists(i, i.sku == 'X')", Ok(true)),
+        ("data.items.exists(i, i.sku == 'Z')", Err("there is no sku")),
+        ("data.items.exists(i, has(i.sku) && i.sku == 'Z')", Ok(false)),
+        ("data.items.all(i, i.n > 3)", Ok(false)),
+        ("data.items.all(i, has(i.n))", Ok(true)),
+        ("data.items.exists_one(i, has(i.sku) && i.sku == 'Y')", Ok(true)),
+        ("data.items.exists_one(i, i.sku == 'Y')", Err("there is no sku")),
+        ("data.words.exists_one(w, w == 'x')", Ok(false)),
+        ("data.none.exists(i, i) || data.none.all(i, i)", Ok(true)),
+        ("data.words.map(w, w + '!') == ['x!', 'y!', 'x!']", Ok(true)),
+        (
+            "data.words.map(w, w == 'x', w.upperAscii()) == ['X', 'X']",
+            Ok(true),
+        ),
+        ("size(data.words.filter(w, w != 'x')) == 1", Ok(true)),
+        ("data.items.filter(i, has(i.sku))[1].sku == 'Y'", Ok(true)),
+        ("data.items.filter(i, has(i.sku)).map(i, i.n) == [2, 5]", Ok(true)),
+        (
+            "data.items.exists(i, has(i.tags) && i.tags.all(t, t == 'b' && i.sku == 'Y'))",
+            Ok(true),
+        ),
+        ("data.items.exists(i, data.words.exists(i, i == 'y'))", Ok(true)),
+        // The keys of an object, in order.
+        ("data.prices.map(name, data.prices[name]) == [1, 2]", Ok(true)),
+        ("data.prices.all(name, name in ['a', 'b'])", Ok(true)),
+        ("[event.type, 'x'].exists(t, t.startsWith('com.'))", Ok(true)),
+        ("{'a': [data.prices.a]} == {'a': [1]}", Ok(true)),
+        ("[data.prices, data.prices][1].b == 2", Ok(true)),
+        (
+            "event.type.exists(c, c == 'a')",
+            Err("a loop does not take string"),
+        ),
+        ("data.words.all(w, 1)", Err("bool")),
+        (
+            "data.words.filter(w, w)[0] == 'x'",
+            Err("expected bool, got string"),
+        ),
+    ];
+    for (text, expected) in table {
+        match (evaluate(text, &event), expected) {
+            (Ok(given), Ok(expected)) => assert_eq!(given, expected, "{text}"),
+            (Err(message), Err(part)) => assert!(message.contains(part), "{text}: {message}"),
+            (given, _) => panic!("{text}: {given:?}"),
+        }
+    }
+}
+
+#[test]
+fn times_compare_as_such() {
+    let event = EventBuilder::new()
+        .attribute("id", "1")
+        .attribute("source", "/")
+        .attribute("type", "t")
+        .attribute("time", "2026-11-24T09:00:00+01:00")
+        .data(
+            "application/json",
+            r#"{"due": "2026-11-24T08:30:00Z", "seconds": 0, "late": "soon"}"#,
+        )
+        .build()
+        .unwrap();
+    let table = [
+        (
+            "timestamp(event.time) == timestamp('2026-11-24T08:00:00Z')",
+            Ok(true),
+        ),
+        ("timestamp(event.time) < timestamp(data.due)", Ok(true)),
+        ("timestamp(event.time) >= timestamp(data.due)", Ok(false)),
+        ("event.time < data.due", Ok(false)),
+        (
+            "timestamp(data.seconds) == timestamp('1970-01-01T00:00:00Z')",
+            Ok(true),
+        ),
+        (
+            "string(timestamp(event.time)) == '2026-11-24T08:00:00Z'",
+            Ok(true),
+        ),
+        ("int(timestamp(data.due)) == 1795509000", Ok(true)),
+        (
+            "timestamp(timestamp(data.due)) != timestamp(event.time)",
+            Ok(true),
+        ),
+        (
+            "timestamp(data.late) < timestamp(event.time)",
+            Err("the value is not a time"),
+        ),
+        (
+            "timestamp(event.time) < data.due",
+            Err("< does not take timestamp and string"),
+        ),
+        (
+            "timestamp(data) == timestamp(event.time)",
+            Err("timestamp does not take map"),
+        ),
+        (
+            "timestamp(event.time) + 1 == 1",
+            Err("+ does not take timestamp and int"),
+        ),
+    ];
+    for (text, expected) in table {
+        match (evaluate(text, &event), expected) {
+            (Ok(given), Ok(expected)) => assert_eq!(given, expected, "{text}"),
+            (Err(message), Err(part)) => assert!(message.contains(part), "{text}: {message}"),
+            (given, _) => panic!("{text}: {given:?}"),
+        }
+    }
+}
+
+#[test]
+fn values_become_json_text_and_attributes() {
+    let event = event();
+    let evaluation = CelEvaluation::new(&event);
+    let json = |text: &str| {
+        let mut out = Vec::new();
+        let written = evaluation.json(&CelExpression::parse_value(text).unwrap(), &mut out);
+        written
+            .map(|()| String::from_utf8(out).unwrap())
+            .map_err(|failure| failure.to_string())
+    };
+    let plain = |text: &str| {
+        let mut out = String::new();
+        let written = evaluation.text(&CelExpression::parse_value(text).unwrap(), &mut out);
+        written.map(|()| out).map_err(|failure| failure.to_string())
+    };
+    let both = |text: &str| Ok(text.to_owned());
+    let table = [
+        ("data.note + '\\n'", both("\"Grüß Gott\\n\""), both("Grüß Gott\n")),
+        ("data.amount", both("150.5"), both("150.5")),
+        ("data.count", both("3"), both("3")),
+        (
+            "data.huge",
+            both("18446744073709551615"),
+            both("18446744073709551615"),
+        ),
+        ("double(data.count)", both("3.0"), both("3")),
+        ("event.urgent", both("true"), both("true")),
+        (
+            "timestamp(0)",
+            both("\"1970-01-01T00:00:00Z\""),
+            both("1970-01-01T00:00:00Z"),
+        ),
+    ];
+    for (text, as_json, as_text) in table {
+        assert_eq!((json(text), plain(text)), (as_json, as_text), "{text}");
+    }
+    for (text, expected) in [
+        ("data.none", "null"),
+        ("data.tags", "[\"new\",\"gift\"]"),
+        ("data.order", "{\"id\":\"o-1\",\"lines\":[{\"sku\":\"a\"}]}"),
+        (
+            "{'z': data.count, 'a': [event.type]}",
+            "{\"a\":[\"com.example.order.created\"],\"z\":3}",
+        ),
+        ("b'ab'", "\"YWI=\""),
+    ] {
+        assert_eq!(json(text).as_deref(), Ok(expected), "{text}");
+    }
+    for (text, part) in [
+        ("data.none", "got null"),
+        ("data.tags", "got list"),
+        ("data.order", "got map"),
+        ("data.missing", "there is no missing"),
+    ] {
+        let message = plain(text).unwrap_err();
+        assert!(message.contains(part), "{text}: {message}");
+    }
+    assert_eq!(json("1.0 / 0.0"), Err("the number is not finite".to_owned()));
+    let message = json("cidr('10.0.0.0/8')").unwrap_err();
+    assert!(message.contains("type network cannot be"), "{message}");
+    let attribute = |text: &str| evaluation.attribute(&CelExpression::parse_value(text).unwrap());
+    assert_eq!(attribute("event.urgent"), Ok(true.into()));
+    assert_eq!(attribute("event.priority"), Ok(7.into()));
+    assert_eq!(attribute("5000000000"), Ok("5000000000".into()));
+    assert_eq!(attribute("data.note"), Ok("Grüß Gott".into()));
+}
+
 fn token() -> impl Strategy<Value = &'static str> {
     select(vec![
         "event",
@@ -537,6 +732,10 @@ fn token() -> impl Strategy<Value = &'static str> {
         "cidr('10.0.0.0/8')",
         ".containsIP(",
         ".exists(x, x)",
+        ".map(x, ",
+        ".filter(x, ",
+        "x",
+        "timestamp(",
         "int(",
         "string(",
         "0",
@@ -630,8 +829,11 @@ fn nested() -> impl Strategy<Value = String> {
                 .prop_map(|(name, a)| format!("{name}({a})")),
             1 => (inner.clone(), select(vec!["lowerAscii", "upperAscii", "trim", "size"]))
                 .prop_map(|(a, name)| format!("({a}).{name}()")),
-            1 => (inner.clone(), select(vec!["startsWith", "endsWith", "contains"]), inner)
+            1 => (inner.clone(), select(vec!["startsWith", "endsWith", "contains"]), inner.clone())
                 .prop_map(|(a, name, b)| format!("({a}).{name}({b})")),
+            2 => (inner.clone(), select(vec!["exists", "all", "exists_one", "map", "filter"]), inner.clone())
+                .prop_map(|(a, name, b)| format!("({a}).{name}(x, {})", b.replace("event.data.count", "x"))),
+            1 => (inner.clone(), inner).prop_map(|(a, b)| format!("{{'a': {a}, 'id': [{b}]}}")),
         ]
     })
 }
@@ -698,6 +900,20 @@ fn expensive_expressions_are_stopped() {
         (any("event.data.list == event.data.list && false", 20), &list),
         (any("event.data == event.data && false", 20), &list),
         (any("2 in event.data.list", 20), &list),
+        (any("data.list.exists(i, i == 2)", 3), &list),
+        (
+            "data.list.exists(i, data.list.exists(j, i + j == 0))".to_owned(),
+            &list,
+        ),
+        ("data.list.map(i, data.list) == []".to_owned(), &list),
+        (
+            "data.list.map(i, data.list.map(j, data.list.map(k, 'x'))) == []".to_owned(),
+            &list,
+        ),
+        (
+            "[data.text, data.text, data.text, data.text].map(t, [t, t, t, t]) == []".to_owned(),
+            &text,
+        ),
     ] {
         let filter = CompiledFilter::compile(&[crate::filter::Expression::Cel(text.clone())]);
         let filter = filter.unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -723,6 +939,7 @@ fn expensive_expressions_are_stopped() {
             &text,
         ),
         ("1 in event.data.list && size(event.data.list) == 20000", &list),
+        ("data.list.exists(i, i == 1) && data.list[19999] == 1", &list),
     ] {
         assert_eq!(evaluate(text, event), Ok(true), "{text}");
     }

@@ -6,14 +6,21 @@ use cel::common::{
     types::{CelList, CelString},
 };
 
-use super::{network::Network, pattern::RegexPattern};
+use super::{network::Network, pattern::RegexPattern, time::CelTime};
 
 #[derive(Clone, Debug)]
 pub(super) enum CelNode {
     Literal(LiteralValue),
     /// A list of constants.
     List(CelList<'static>),
+    /// A list with elements that have to be evaluated.
+    NewList(Box<[CelNode]>),
+    /// A map: its keys, and the value of each.
+    NewMap(Box<[CelString<'static>]>, Box<[CelNode]>),
     Network(Network),
+    Time(CelTime),
+    /// The variable of the loop so many loops outward; 0 is the innermost.
+    Variable(usize),
     /// `event.type`.
     Attribute(Box<str>),
     /// `event.data`.
@@ -45,6 +52,20 @@ pub(super) enum CelNode {
     Convert(Conversion, Box<CelNode>),
     /// A network and an address.
     ContainsIp(Box<[CelNode; 2]>),
+    /// `timestamp` of what is not constant.
+    ToTime(Box<CelNode>),
+    /// A list or map, and a condition on its elements or keys.
+    Quantify(Quantifier, Box<[CelNode; 2]>),
+    /// A list or map, a condition, and the value collected for each element or key that meets it.
+    Collect(Box<[CelNode; 3]>),
+}
+
+/// Macros whose value is a Boolean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Quantifier {
+    Exists,
+    All,
+    ExistsOne,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +115,8 @@ impl CelNode {
             Self::Literal(_)
             | Self::List(_)
             | Self::Network(_)
+            | Self::Time(_)
+            | Self::Variable(_)
             | Self::Attribute(_)
             | Self::Data
             | Self::HasAttribute(_)
@@ -105,7 +128,8 @@ impl CelNode {
             | Self::Matches(node, _)
             | Self::OfText(_, node)
             | Self::Size(node)
-            | Self::Convert(_, node) => std::slice::from_ref(node),
+            | Self::Convert(_, node)
+            | Self::ToTime(node) => std::slice::from_ref(node),
             Self::Index(nodes)
             | Self::And(nodes)
             | Self::Or(nodes)
@@ -115,8 +139,10 @@ impl CelNode {
             | Self::In(nodes)
             | Self::Calculate(_, nodes)
             | Self::OfTexts(_, nodes)
-            | Self::ContainsIp(nodes) => &**nodes,
-            Self::Conditional(nodes) => &**nodes,
+            | Self::ContainsIp(nodes)
+            | Self::Quantify(_, nodes) => &**nodes,
+            Self::Conditional(nodes) | Self::Collect(nodes) => &**nodes,
+            Self::NewList(nodes) | Self::NewMap(_, nodes) => nodes,
         }
     }
 
