@@ -24,4 +24,5 @@ pub mod server;
 pub mod source;
 pub mod supervision;
 pub mod telemetry;
+pub mod transform;
 pub mod trust;

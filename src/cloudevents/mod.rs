@@ -15,6 +15,7 @@
 //! Everything here is a pure function of its arguments.
 
 mod builder;
+mod changes;
 mod checks;
 mod data;
 mod event;
@@ -35,6 +36,7 @@ mod trace_context;
 mod value;
 
 pub use builder::EventBuilder;
+pub use changes::EventChanges;
 pub use checks::{MAX_ATTRIBUTES, MAX_NAME, clean_text};
 pub use data::Data;
 pub use event::{Event, Mode};
