@@ -43,7 +43,9 @@ fuzz_target!(|input: &[u8]| {
     for (trigger, diagnosis) in configuration.triggers.iter().zip(&diagnoses.triggers) {
         assert_eq!(trigger.uid, diagnosis.subject.uid);
         let compiles = CompiledFilter::compile(&trigger.filters).is_ok();
-        assert_eq!(diagnosis.filters.holds, compiles, "{diagnosis:?}");
+        let transform = diagnosis.transform.as_ref();
+        let holds = diagnosis.filters.holds && transform.is_none_or(|transform| transform.holds);
+        assert_eq!(holds, compiles, "{diagnosis:?}");
     }
 
     let text = serde_json::to_vec(&configuration).expect("plain data serialises");

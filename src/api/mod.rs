@@ -17,6 +17,7 @@ mod headers;
 mod schema;
 mod sink;
 mod source;
+mod transform;
 mod trigger;
 
 pub use broker::{Broker, BrokerQuota, BrokerRetention, BrokerSpec, BrokerStatus, Producer, ProducerAccount};
@@ -30,6 +31,7 @@ pub use sink::{
     ServiceAccountToken, Signature, Sink, SinkSpec, SinkStatus, SinkTls, StandardWebhooks,
 };
 pub use source::{CronData, CronSource, Source, SourceSpec, SourceStatus};
+pub use transform::{TransformAttributes, TransformSpec};
 pub use trigger::{Start, Trigger, TriggerSpec, TriggerStatus};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

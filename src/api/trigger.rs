@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{DeliverySpec, Destination, Filter};
+use super::{DeliverySpec, Destination, Filter, TransformSpec};
 
 /// Delivers the events of a broker that match its filters to a destination.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -72,6 +72,19 @@ pub struct TriggerSpec {
 
     /// Destination of the events: exactly one of ref, service and uri.
     pub sink: Destination,
+
+    /// Changes made to each event just before it is sent: attributes set or removed, and new data from a template. For
+    /// example:
+    ///   transform:
+    ///     attributes:
+    ///       set: {type: com.example.order.v2, region: "${event.source}"}
+    ///       remove: [secretext]
+    ///     data:
+    ///       id: ${data.order.id}
+    ///       note: order ${data.order.id}
+    /// Default: events are sent as they were received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transform: Option<TransformSpec>,
 
     /// Delivery settings. They override those of the Sink.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -166,7 +179,8 @@ pub struct TriggerStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready: events flow. FiltersValid: the filters compile. SinkResolved: the destination is known. Applied:
+    /// Ready: events flow. FiltersValid: the filters compile. TransformValid: the transform, if there is one, compiles.
+    /// SinkResolved: the destination is known. Applied:
     /// every live router routes by this generation. If one of them is not True, reason and message say what to do.
     /// SinkAnswering: the Sink responds, with success or failure. False while a router sees it failing repeatedly,
     /// or after it asked for a long pause, or if no router delivers the broker's events. Ready does not depend on it. Set once the Sink has responded and every

@@ -348,6 +348,7 @@ mod tests {
             destination: None,
             delivery: Delivery::default(),
             start: Start::Latest,
+            transform: None,
             start_is_set: false,
             suspend: false,
             refused: None,

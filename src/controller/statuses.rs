@@ -52,18 +52,20 @@ pub(super) fn trigger(
     let TriggerDiagnosis {
         subject,
         filters,
+        transform,
         sink,
         dead_letter_sink,
         sink_uri,
         suspended,
         broker,
     } = diagnosis;
+    let is_compiled = filters.holds && transform.as_ref().is_none_or(|transform| transform.holds);
     let FiltersSeen { error, set_aside_by } = filters_seen;
     let before = present
         .map(|status| status.conditions.as_slice())
         .unwrap_or_default();
     let may_flow =
-        filters.holds && sink.holds && !suspended && *applied != Applied::NoRouter && set_aside_by.is_empty();
+        is_compiled && sink.holds && !suspended && *applied != Applied::NoRouter && set_aside_by.is_empty();
     let answering = answering_finding(applied, sink_seen);
     let failing = error.filter(|_| filters.holds).map(|error| {
         let message = "a filter failed with an error for some events, which then do not match; weir explain shows \
@@ -84,6 +86,7 @@ pub(super) fn trigger(
         suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: events wait and are not lost"));
     let problems = [
         Some(filters),
+        transform.as_ref(),
         Some(sink),
         dead_letter_sink.as_ref(),
         held.as_ref(),
@@ -94,6 +97,7 @@ pub(super) fn trigger(
     let conditions = [
         Some((READY, &ready)),
         Some(("FiltersValid", filters)),
+        transform.as_ref().map(|finding| ("TransformValid", finding)),
         Some(("SinkResolved", sink)),
         dead_letter_sink
             .as_ref()
@@ -412,6 +416,7 @@ mod tests {
                 generation: 3,
             },
             filters: finding(filters, "InvalidFilter"),
+            transform: None,
             sink: finding(sink, "SinkNotFound"),
             dead_letter_sink: None,
             sink_uri: sink.then(|| "http://sink/".to_owned()),

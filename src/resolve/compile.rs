@@ -13,13 +13,13 @@ use super::{
     observed::Observed,
     producers,
     resolver::{Address, Resolver},
-    revision, sources, tokens,
+    revision, sources, tokens, transforms,
 };
 use crate::{
     api::{self, DeliverySpec},
     routing::{
         self, Authorities, AuthoritiesDigest, Bounds, Broker, Configuration, Delivery, HttpEndpoint, Quota,
-        broker_key,
+        TriggerRejection, broker_key,
     },
     trust,
 };
@@ -172,6 +172,7 @@ fn compile_trigger(
     let api::TriggerSpec {
         broker,
         filters,
+        transform,
         sink,
         delivery,
         start,
@@ -212,6 +213,7 @@ fn compile_trigger(
         generation: subject.generation,
         broker: broker.clone(),
         filters: expressions,
+        transform: transform.as_ref().map(transforms::transform),
         destination: destination.clone(),
         delivery: merged,
         start: match start {
@@ -223,18 +225,23 @@ fn compile_trigger(
         suspend: *suspend,
         refused: None,
     };
-    let filters = match bounds.admit(&route) {
-        Ok(_) if route.filters.is_empty() => Finding::good("NoFilters", "every event of the broker matches"),
-        Ok(_) => Finding::good("Compiled", "the filters are valid"),
-        Err(rejection) => {
-            route.reject(rejection.to_string());
-            Finding::bad(rejection.label(), format!("spec.{rejection}"))
+    let admitted = bounds.admit(&route).map(|_| ());
+    let transform = transforms::finding(&route, &admitted);
+    let filters = match &admitted {
+        Ok(()) | Err(TriggerRejection::Transform(_)) if route.filters.is_empty() => {
+            Finding::good("NoFilters", "every event of the broker matches")
         }
+        Ok(()) | Err(TriggerRejection::Transform(_)) => Finding::good("Compiled", "the filters are valid"),
+        Err(rejection) => Finding::bad(rejection.label(), format!("spec.{rejection}")),
     };
+    if let Err(rejection) = admitted {
+        route.reject(rejection.to_string());
+    }
     let diagnosis = TriggerDiagnosis {
         broker: broker_key(&subject.namespace, broker),
         subject,
         filters,
+        transform,
         sink: finding,
         dead_letter_sink,
         sink_uri: destination.map(|destination| destination.uri().to_owned()),

@@ -22,6 +22,8 @@ pub struct TriggerDiagnosis {
     pub subject: ResourceId,
     /// Whether its filters compile.
     pub filters: Finding,
+    /// Whether its transform compiles, if it has one.
+    pub transform: Option<Finding>,
     /// Whether its destination is resolved.
     pub sink: Finding,
     /// Whether the destination of its dead letters is resolved, if it has one.

@@ -20,6 +20,7 @@ mod sources;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod transforms;
 pub mod trim;
 
 pub use compile::{CompileOutcome, compile};

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    CompileOutcome, Namespace, Naming, Observed, Port, SecretName, SecretState, Service, TokenName,
+    CompileOutcome, Finding, Namespace, Naming, Observed, Port, SecretName, SecretState, Service, TokenName,
     TokenState, TriggerDiagnosis, compile, named_secrets, named_tokens,
 };
 use crate::{
@@ -410,6 +410,62 @@ fn trigger_with_invalid_filter_keeps_its_position_and_is_reported() {
             diagnosis.filters.message
         );
         assert_eq!(outcome.configuration.triggers.len(), 1);
+    }
+}
+
+#[test]
+fn a_transform_reaches_routers_or_is_reported_with_its_field() {
+    let sink = json!({"service": {"name": "one"}});
+    let (outcome, diagnosis) = with_trigger(json!({
+        "sink": sink,
+        "transform": {"attributes": {"set": {"type": "b"}, "remove": ["x"]}, "data": {"id": "${data.id}"}},
+    }));
+    let expected = json!({"set": {"type": "b"}, "remove": ["x"], "data": {"id": "${data.id}"}});
+    let route = &outcome.configuration.triggers[0];
+    assert_eq!(serde_json::to_value(&route.transform).unwrap(), expected);
+    assert_eq!(
+        diagnosis.transform,
+        Some(Finding::good("Compiled", "the transform is valid"))
+    );
+
+    for (filters, transform, is_filter_good, reason, message) in [
+        (
+            json!([]),
+            json!({"data": {"total": "${data.a +}"}}),
+            true,
+            "InvalidTransform",
+            "spec.transform.data.total: column 11: ",
+        ),
+        (
+            json!([{"cel": "x"}]),
+            json!({"attributes": {"remove": ["id"]}}),
+            false,
+            "InvalidTransform",
+            "spec.transform.attributes.remove: id cannot be removed",
+        ),
+        (
+            json!([]),
+            json!({"data": "x".repeat(70_000)}),
+            true,
+            "TransformTooLarge",
+            "spec.transform: has more than",
+        ),
+        (
+            json!([]),
+            json!({}),
+            true,
+            "InvalidTransform",
+            "spec.transform: changes nothing",
+        ),
+    ] {
+        let spec = json!({"sink": sink, "filters": filters, "transform": transform});
+        let (outcome, diagnosis) = with_trigger(spec);
+        assert_eq!(diagnosis.filters.holds, is_filter_good, "{transform}");
+        let found = diagnosis.transform.unwrap();
+        assert_eq!((found.holds, found.reason), (false, reason));
+        assert!(found.message.starts_with(message), "{}", found.message);
+        let route = &outcome.configuration.triggers[0];
+        assert!(route.refused.is_some() && route.transform.is_none(), "{route:?}");
     }
 }
 

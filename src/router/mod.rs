@@ -519,6 +519,7 @@ mod tests {
             ))),
             delivery: Delivery::default(),
             start: Start::Latest,
+            transform: None,
             start_is_set: false,
             suspend: false,
             refused: None,

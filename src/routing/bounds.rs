@@ -8,9 +8,12 @@
 use std::collections::HashMap;
 
 use super::{Destination, HttpEndpoint, Trigger};
-use crate::filter::{CompileError, CompileProblem, CompiledFilter, Expression};
+use crate::{
+    filter::{CompileError, CompileProblem, CompiledFilter, Expression},
+    transform::{CompiledTransform, TransformError},
+};
 
-/// Maximum size of the Triggers of a namespace, in bytes: their compiled filters and their destinations.
+/// Maximum size of the Triggers of a namespace, in bytes: their compiled filters and transforms, and their destinations.
 pub const MAX_OF_NAMESPACE: usize = 16 * 1024 * 1024;
 
 /// Maximum size of all Triggers, in bytes.
@@ -23,15 +26,27 @@ pub struct Bounds {
     all: usize,
 }
 
+/// What an admitted Trigger is compiled to.
+#[derive(Clone, Debug)]
+pub struct AdmittedTrigger {
+    /// Its filters.
+    pub filter: CompiledFilter,
+    /// Its transform.
+    pub transform: Option<CompiledTransform>,
+}
+
 /// Why a Trigger is not admitted. It matches nothing, and its events wait.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TriggerRejection {
     /// Its filters do not compile or are too large.
     #[error(transparent)]
     Filters(#[from] CompileError),
+    /// Its transform does not compile or is too large.
+    #[error(transparent)]
+    Transform(#[from] TransformError),
     /// It does not fit into the limit of its namespace.
     #[error(
-        "filters: they take {size} bytes, with destinations, but {used} of the {MAX_OF_NAMESPACE} bytes of its namespace \
+        "filters: they take {size} bytes, with transform and destinations, but {used} of the {MAX_OF_NAMESPACE} bytes of its namespace \
          are used: make filters smaller, or delete Triggers"
     )]
     Namespace {
@@ -42,7 +57,7 @@ pub enum TriggerRejection {
     },
     /// It does not fit into the limit of all namespaces.
     #[error(
-        "filters: they take {size} bytes, with destinations, but {used} of the {MAX_OF_ALL} bytes of all namespaces are \
+        "filters: they take {size} bytes, with transform and destinations, but {used} of the {MAX_OF_ALL} bytes of all namespaces are \
          used: make filters smaller, or delete Triggers"
     )]
     All {
@@ -66,6 +81,7 @@ impl TriggerRejection {
                 }
                 _ => "InvalidFilter",
             },
+            Self::Transform(error) => error.label(),
             Self::Namespace { .. } => "NamespaceTooLarge",
             Self::All { .. } => "ConfigurationTooLarge",
             Self::ByController(_) => "Refused",
@@ -74,18 +90,21 @@ impl TriggerRejection {
 }
 
 impl Bounds {
-    /// Compiles a Trigger's filters and accounts for their size.
+    /// Compiles a Trigger's filters and transform, and accounts for their size.
     ///
     /// # Errors
     /// Why it is not admitted. A rejected Trigger uses no space.
-    pub fn admit(&mut self, trigger: &Trigger) -> Result<CompiledFilter, TriggerRejection> {
+    pub fn admit(&mut self, trigger: &Trigger) -> Result<AdmittedTrigger, TriggerRejection> {
         if let Some(reason) = &trigger.refused {
             return Err(TriggerRejection::ByController(reason.clone()));
         }
         let filter = CompiledFilter::compile(&trigger.filters)?;
-        let size = filter.size() + trigger.destinations().map(size_of_destination).sum::<usize>();
+        let transform = trigger.transform.as_ref().map(CompiledTransform::compile);
+        let transform = transform.transpose()?;
+        let compiled = filter.size() + transform.as_ref().map_or(0, CompiledTransform::size);
+        let size = compiled + trigger.destinations().map(size_of_destination).sum::<usize>();
         self.fit(&trigger.namespace, size)?;
-        Ok(filter)
+        Ok(AdmittedTrigger { filter, transform })
     }
 
     /// Compiles other filters of a namespace and accounts for their size.

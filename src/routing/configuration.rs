@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use super::{Authorities, Destination, Producer, ProducerRules, Quota, Source, UnlistedBrokers};
-use crate::filter::Expression;
+use crate::{filter::Expression, transform::Transform};
 
 /// Identifies a routing configuration by its content. The same resources give the same revision, whichever
 /// controller computes it, and after any restart, unless a Sink is sent a token: each controller requests its own.
@@ -155,6 +155,9 @@ pub struct Trigger {
     pub broker: String,
     /// Filters that an event must all match. An empty list matches every event.
     pub filters: Vec<Expression>,
+    /// Changes made to each event before it is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transform: Option<Transform>,
     /// Destination; `None` while the Sink is unresolved, in which case events wait.
     pub destination: Option<Destination>,
     /// Delivery settings.
@@ -167,16 +170,17 @@ pub struct Trigger {
     pub start_is_set: bool,
     /// Whether delivery is paused; events wait.
     pub suspend: bool,
-    /// Why the controller rejected it. Its filters are omitted, and its events wait.
+    /// Why the controller rejected it. Its filters and its transform are omitted, and its events wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
 }
 
 impl Trigger {
     /// Marks the Trigger as rejected. Replaces its filters, which must not be compiled, by one that matches nothing
-    /// in any version of Weir.
+    /// in any version of Weir. Removes its transform.
     pub fn reject(&mut self, reason: String) {
         self.filters = vec![Expression::Any(Vec::new())];
+        self.transform = None;
         self.refused = Some(reason);
     }
 
@@ -474,6 +478,7 @@ mod tests {
             destination: Some(Destination::to_uri("http://a/")),
             delivery: Delivery::default(),
             start: Start::Latest,
+            transform: None,
             start_is_set: false,
             suspend: false,
             refused: None,
@@ -503,11 +508,20 @@ mod tests {
                 "delivery": Delivery::default(), "start": "Latest", "suspend": false,
             })
         };
+        let with_transform = |name: &str, transform: Value| {
+            let mut trigger = trigger(name, "Binary");
+            trigger["transform"] = transform;
+            trigger
+        };
         let source = |name: &str, kind: &str, value: Value| json!({"uid": name, "namespace": "n", "name": name, "generation": 1, "broker": "b", kind: value});
         let cron = json!({"schedule": "* * * * *", "timeZone": "UTC", "attributes": [], "data": null});
         let configuration = json!({
             "revision": "1", "namespaces": ["n"], "brokers": [{"namespace": "n", "name": "b"}],
-            "triggers": [trigger("old", "Binary"), trigger("new", "Newer")],
+            "triggers": [
+                trigger("old", "Binary"), trigger("new", "Newer"),
+                with_transform("known", json!({"set": {"type": "t"}})),
+                with_transform("newer", json!({"set": {"type": "t"}, "rename": {}})),
+            ],
             "sources": [source("clock", "cron", cron), source("hook", "webhook", json!({}))],
         });
         let configuration: Configuration = serde_json::from_str(&configuration.to_string()).unwrap();
@@ -516,8 +530,11 @@ mod tests {
             .iter()
             .map(|trigger| &*trigger.name)
             .collect();
-        assert_eq!(names, ["old"]);
-        assert_eq!(configuration.unread, ["new".to_owned()].into());
+        assert_eq!(names, ["old", "known"]);
+        assert_eq!(
+            configuration.unread,
+            ["new".to_owned(), "newer".to_owned()].into()
+        );
         assert_eq!(configuration.sources.len(), 1);
         let errors: Vec<_> = configuration
             .undecodable
@@ -529,7 +546,11 @@ mod tests {
             "{errors:?}"
         );
         assert!(
-            errors[1].starts_with("Source n/hook: unknown field `webhook`"),
+            errors[1].starts_with("Trigger n/newer: unknown field `rename`"),
+            "{errors:?}"
+        );
+        assert!(
+            errors[2].starts_with("Source n/hook: unknown field `webhook`"),
             "{errors:?}"
         );
     }

@@ -8,6 +8,7 @@ use super::{Route, RoutingTable};
 use crate::{
     cloudevents::Event,
     filter::{Decision, Explanation},
+    transform::TransformExplanation,
 };
 
 /// Why a Trigger matches an event or not.
@@ -22,7 +23,10 @@ pub struct RouteExplanation {
     pub matches: bool,
     /// Result of each of its filters, which must all match.
     pub filters: Vec<Explanation>,
-    /// Why its filters do not compile, so that it matches nothing.
+    /// What its transform makes of the event, if it matches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transform: Option<TransformExplanation>,
+    /// Why its filters or its transform do not compile, so that it matches nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub invalid: Option<String>,
     /// Why it delivers nothing at present.
@@ -77,7 +81,11 @@ pub fn explain_while(
 }
 
 fn explain_route(route: &Route, matches: bool, event: &Event) -> RouteExplanation {
-    let Route { trigger, filter } = route;
+    let Route {
+        trigger,
+        filter,
+        transform,
+    } = route;
     RouteExplanation {
         namespace: trigger.namespace.clone(),
         name: trigger.name.clone(),
@@ -86,6 +94,10 @@ fn explain_route(route: &Route, matches: bool, event: &Event) -> RouteExplanatio
             .as_ref()
             .map(|filter| filter.explain(event))
             .unwrap_or_default(),
+        transform: transform
+            .as_ref()
+            .filter(|_| matches)
+            .map(|transform| transform.explain(event)),
         invalid: filter.as_ref().err().map(ToString::to_string),
         held: match (trigger.suspend, &trigger.destination) {
             (true, _) => Some(WaitReason::Suspended),

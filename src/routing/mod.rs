@@ -23,7 +23,7 @@ pub use access_review::{
 };
 pub use authorities::{Authorities, AuthoritiesDigest};
 pub use bearer_token::bearer_token;
-pub use bounds::{Bounds, MAX_OF_ALL, MAX_OF_NAMESPACE, TriggerRejection};
+pub use bounds::{AdmittedTrigger, Bounds, MAX_OF_ALL, MAX_OF_NAMESPACE, TriggerRejection};
 pub use configuration::{
     BackoffPolicy, Broker, BrokerPolicy, Configuration, Delivery, Ordering, RateLimit, Retry, Revision,
     Start, Trigger, Undecodable, broker_key,

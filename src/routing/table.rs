@@ -6,12 +6,14 @@ use std::{
 };
 
 use super::{
-    Authorities, Bounds, BrokerPolicy, Configuration, Quota, Revision, Trigger, TriggerRejection, broker_key,
+    AdmittedTrigger, Authorities, Bounds, BrokerPolicy, Configuration, Quota, Revision, Trigger,
+    TriggerRejection, broker_key,
     index::{Index, IndexBuilder},
 };
 use crate::{
     cloudevents::Event,
     filter::{CompiledFilter, Decision, IndexTerm, Requirement, Subject, Text},
+    transform::CompiledTransform,
 };
 
 /// Name of the broker that exists in every namespace.
@@ -47,6 +49,8 @@ pub struct Route {
     pub trigger: Trigger,
     /// Its filters, or why it matches nothing.
     pub filter: Result<CompiledFilter, TriggerRejection>,
+    /// The changes that it makes to events that match, if it has a valid transform.
+    pub transform: Option<Arc<CompiledTransform>>,
 }
 
 impl Route {
@@ -65,7 +69,7 @@ impl Route {
 }
 
 impl RoutingTable {
-    /// Compiles a configuration. A Trigger whose filters do not compile is in the table and matches nothing.
+    /// Compiles a configuration. A Trigger whose filters or transform do not compile is in the table and matches nothing.
     pub fn compile(configuration: Configuration) -> Self {
         let Configuration {
             revision,
@@ -90,11 +94,18 @@ impl RoutingTable {
         }
         let mut bounds = Bounds::default();
         for trigger in triggers {
-            let filter = bounds.admit(&trigger);
+            let (filter, transform) = match bounds.admit(&trigger) {
+                Ok(AdmittedTrigger { filter, transform }) => (Ok(filter), transform.map(Arc::new)),
+                Err(rejection) => (Err(rejection), None),
+            };
             routes
                 .entry(broker_key(&trigger.namespace, &trigger.broker))
                 .or_default()
-                .push(Route { trigger, filter });
+                .push(Route {
+                    trigger,
+                    filter,
+                    transform,
+                });
         }
         let policies = policies
             .into_iter()

@@ -200,12 +200,16 @@ fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<UnresolvedFie
         let TriggerDiagnosis {
             subject,
             filters,
+            transform,
             sink,
             dead_letter_sink,
             ..
         } = trigger;
         let mut add = |path: String, finding| found.push(("Trigger", subject.clone(), path, finding));
         add(field_of(&filters, "spec.filters"), filters);
+        if let Some(finding) = transform {
+            add(field_of(&finding, "spec.transform"), finding);
+        }
         add("spec.sink".to_owned(), sink);
         if let Some(finding) = dead_letter_sink {
             add("spec.delivery.deadLetterSink".to_owned(), finding);

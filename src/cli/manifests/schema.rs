@@ -379,6 +379,7 @@ mod tests {
             "description",
             "nullable",
             "x-kubernetes-int-or-string",
+            "x-kubernetes-preserve-unknown-fields",
             "x-kubernetes-validations",
             // Redundant: enforced by the type and its bounds.
             "format",

@@ -204,6 +204,7 @@ mod tests {
             destination: None,
             delivery: Delivery::default(),
             start: Start::Latest,
+            transform: None,
             start_is_set: false,
             suspend,
             refused: None,
