@@ -23,6 +23,7 @@ use crate::{
     intake::{Intake, UsableRoom},
     log::LogError,
     memory::Reservation,
+    transform::{CompiledTransform, TransformFailure},
 };
 
 /// Assumed size of an event that is not in memory, in bytes; corrected once the event is read.
@@ -64,6 +65,8 @@ pub(super) enum AttemptOutcome {
     Answered(Answer, Option<ReplyOutcome>),
     ReplyNotStored(Answer),
     Expired,
+    /// The transform failed; nothing was sent.
+    NotTransformed(TransformFailure),
     NotFetched(FetchError),
     /// No memory or no connection was available.
     NoRoom,
@@ -94,9 +97,9 @@ impl AttemptPerformer {
         buffered: Option<BufferedEvent>,
         number: u32,
     ) -> BoxFuture<'static, CompletedAttempt> {
-        let timeout = settings.delivery().timeout;
+        let (timeout, transform) = (settings.delivery().timeout, settings.transform().cloned());
         async move {
-            let (event, _memory) = match self.take(position, buffered).await {
+            let (event, mut memory) = match self.take(position, buffered).await {
                 Ok(taken) => taken,
                 Err(outcome) => {
                     let details = AttemptDetails {
@@ -109,18 +112,17 @@ impl AttemptPerformer {
                 }
             };
             let (time, began) = (Timestamp::now(), Instant::now());
-            self.stats.attempt_began();
             let outcome = if event.expires().is_some_and(|at| at <= time) {
+                self.stats.attempt_began();
                 AttemptOutcome::Expired
             } else {
-                let outgoing = self.outgoing(&event, SendPurpose::Delivery, number);
-                let answer = self.client.send(&target, &outgoing, timeout).await;
-                if answer.verdict == Verdict::RouterBusy {
-                    self.stats.attempt_ended(false, began.elapsed());
-                    self.stats.attempt_postponed();
-                    AttemptOutcome::NoRoom
-                } else {
-                    self.store_reply(position, &event, answer).await
+                match transformed(&event, transform.as_deref(), &mut memory) {
+                    Ok(Some(sent)) => self.send(&target, position, &event, &sent, timeout, number).await,
+                    Ok(None) => {
+                        self.stats.attempt_postponed();
+                        AttemptOutcome::NoRoom
+                    }
+                    Err(failure) => AttemptOutcome::NotTransformed(failure),
                 }
             };
             let details = AttemptDetails {
@@ -132,6 +134,28 @@ impl AttemptPerformer {
             CompletedAttempt { details, outcome }
         }
         .boxed()
+    }
+
+    /// Sends `sent`, which is made of `event`, and stores the reply to it.
+    async fn send(
+        &self,
+        target: &Target,
+        position: EventPosition,
+        event: &Event,
+        sent: &Event,
+        timeout: Duration,
+        number: u32,
+    ) -> AttemptOutcome {
+        let began = Instant::now();
+        self.stats.attempt_began();
+        let outgoing = self.outgoing(sent, SendPurpose::Delivery, number);
+        let answer = self.client.send(target, &outgoing, timeout).await;
+        if answer.verdict == Verdict::RouterBusy {
+            self.stats.attempt_ended(false, began.elapsed());
+            self.stats.attempt_postponed();
+            return AttemptOutcome::NoRoom;
+        }
+        self.store_reply(position, event, answer).await
     }
 
     fn outgoing<'a>(&'a self, event: &'a Event, purpose: SendPurpose, number: u32) -> Outgoing<'a> {
@@ -279,4 +303,18 @@ impl AttemptPerformer {
         }
         .boxed()
     }
+}
+
+/// Returns the event to send, whose memory is reserved, or `None` if there is no memory for it.
+fn transformed(
+    event: &Event,
+    transform: Option<&CompiledTransform>,
+    memory: &mut Reservation,
+) -> Result<Option<Event>, TransformFailure> {
+    let Some(transform) = transform else {
+        return Ok(Some(event.clone()));
+    };
+    let sent = transform.apply(event)?;
+    let has_room = memory.try_grow(memory.bytes() + sent.size());
+    Ok(has_room.then_some(sent))
 }

@@ -18,6 +18,8 @@ pub(super) enum Ending {
     },
     /// The event had expired.
     Expired,
+    /// The Trigger's transform failed for the event, so nothing was sent; it fails the same way until it is changed.
+    Untransformed,
     /// The event can no longer be read.
     Gone,
     /// No attempt was made: the router temporarily lacks a socket, memory or access to the log.

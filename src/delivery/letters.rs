@@ -199,7 +199,10 @@ impl PendingLetters {
                 }
                 backoff::retry(delivery, *attempts, retry_after, now, jitter)
             }
-            Some(Ending::Rejected | Ending::Delivered | Ending::Expired | Ending::Gone) | None => None,
+            Some(
+                Ending::Rejected | Ending::Delivered | Ending::Expired | Ending::Untransformed | Ending::Gone,
+            )
+            | None => None,
         };
         let queue = match pause {
             Some(_) => &mut self.to_send,

@@ -6,6 +6,7 @@ use crate::{
     destination::{Client, Target},
     log::Partition,
     routing::{Authorities, BrokerTable, Delivery, Destination, Route, Trigger},
+    transform::CompiledTransform,
 };
 
 /// A table, and the index of the Trigger's route in it.
@@ -86,6 +87,11 @@ impl Settings {
 
     pub(super) fn delivery(&self) -> &Delivery {
         &self.trigger().delivery
+    }
+
+    /// The changes made to each event before it is sent.
+    pub(super) fn transform(&self) -> Option<&Arc<CompiledTransform>> {
+        self.route().transform.as_ref()
     }
 
     /// The part of the broker's events that is delivered here.

@@ -41,5 +41,6 @@ mod sink_credentials;
 mod sink_signatures;
 mod sink_status;
 mod traces;
+mod transform;
 mod uri_addresses;
 mod wire;

@@ -47,6 +47,7 @@ impl Dispatcher {
                 self.lines.expired(details.event.as_ref());
                 Ending::Expired
             }
+            AttemptOutcome::NotTransformed(_) => Ending::Untransformed,
             AttemptOutcome::NotFetched(error) => self.not_fetched(details.position, error)?,
             AttemptOutcome::NoRoom => Ending::Busy,
         };
@@ -57,8 +58,14 @@ impl Dispatcher {
         if let AttemptOutcome::Answered(answer, _) = &outcome {
             self.update_sink_health(&details, answer, was_down);
         }
-        if let AttemptOutcome::Answered(answer, _) | AttemptOutcome::ReplyNotStored(answer) = &outcome {
-            self.report_attempt(&details, answer, fate);
+        match &outcome {
+            AttemptOutcome::Answered(answer, _) | AttemptOutcome::ReplyNotStored(answer) => {
+                self.report_attempt(&details, answer, fate);
+            }
+            AttemptOutcome::NotTransformed(failure) => {
+                self.report_attempt(&details, &Answer::none(failure.to_string()), fate);
+            }
+            AttemptOutcome::Expired | AttemptOutcome::NotFetched(_) | AttemptOutcome::NoRoom => {}
         }
         self.changed();
         Ok(())

@@ -48,6 +48,13 @@ impl<E> Scheduler<E> {
                 self.retries.insert((now + backoff::busy(jitter), position));
                 Fate::Waits
             }
+            Ending::Untransformed => Fate::GivenUp {
+                attempts: self
+                    .progress
+                    .attempts(position)
+                    .map_or(0, |attempts| attempts.failed),
+                reason: "transform failed",
+            },
             Ending::Rejected => Fate::GivenUp {
                 attempts: self.progress.failed(position, began).failed,
                 reason: "refused",
