@@ -9,6 +9,7 @@ use crate::{
     filter::{ClauseOutcome, Explanation},
     router::api::{DeletedTrigger, DeliveryProgress, EventState, Explained, TriggerExplained},
     routing::{RouteExplanation, WaitReason},
+    transform::{TransformExplanation, TransformedField},
 };
 
 const GOOD: Style = AnsiColor::Green.on_default();
@@ -60,6 +61,9 @@ pub fn write(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
                 "    {BOLD}delivery:{BOLD:#} its filters exceeded the step limit too often and are no longer \
                  evaluated: events wait until its spec changes"
             )?;
+        }
+        if let Some(transform) = &trigger.route.transform {
+            write_transform(out, transform, 2)?;
         }
         if *matches {
             write_delivery(out, broker, found.is_some(), trigger)?;
@@ -115,7 +119,7 @@ pub fn write_reasons(out: &mut impl Write, trigger: &RouteExplanation, level: us
     if let Some(invalid) = invalid {
         return writeln!(
             out,
-            "{indent}its filters do not compile, so events wait until they are fixed: {invalid}"
+            "{indent}its filters or its transform do not compile, so events wait until they are fixed: {invalid}"
         );
     }
     if filters.is_empty() {
@@ -189,6 +193,35 @@ fn is_decisive(around: &Explanation, clause: &Explanation) -> bool {
 
 fn lines(explanation: &Explanation) -> usize {
     1 + explanation.clauses.iter().map(lines).sum::<usize>()
+}
+
+/// Writes what a transform makes of the event, one field per line, indented by `level` steps.
+pub fn write_transform(
+    out: &mut impl Write,
+    transform: &TransformExplanation,
+    level: usize,
+) -> io::Result<()> {
+    let indent = "  ".repeat(level);
+    let TransformExplanation {
+        fields,
+        event: _,
+        error,
+    } = transform;
+    writeln!(out, "{indent}{BOLD}sent with these changes:{BOLD:#}")?;
+    for TransformedField { path, value, error } in fields {
+        match (value, error) {
+            (_, Some(error)) => writeln!(out, "{indent}    {BAD}{path}{BAD:#}: {error}")?,
+            (Some(value), None) => writeln!(out, "{indent}    {path} = {}", harmless(value))?,
+            (None, None) => writeln!(out, "{indent}    {path}: removed")?,
+        }
+    }
+    match error {
+        Some(error) => writeln!(
+            out,
+            "{indent}{BAD}it cannot be sent like this, and becomes a dead letter:{BAD:#} {error}"
+        ),
+        None => Ok(()),
+    }
 }
 
 /// Writes the state of delivery of an event that a Trigger matches.
@@ -290,6 +323,42 @@ mod tests {
     }
 
     #[test]
+    fn writes_each_field_of_a_transform() {
+        let transform = |data: serde_json::Value| {
+            let trigger = serde_json::from_value(json!({
+                "uid": "t", "namespace": "shop", "name": "t", "generation": 1, "broker": "default", "filters": [],
+                "transform": {"set": {"type": "${event.type}.v2"}, "remove": ["priority"], "data": data},
+                "destination": null, "delivery": Delivery::default(), "start": "Latest", "suspend": false,
+            }));
+            let table = RoutingTable::compile(Configuration {
+                triggers: vec![trigger.unwrap()],
+                ..Configuration::default()
+            });
+            let event = EventBuilder::new()
+                .attribute("id", "1")
+                .attribute("source", "/s")
+                .attribute("type", "order");
+            let explained = crate::routing::explain(&table, "shop/default", &event.build().unwrap());
+            let mut out = Vec::new();
+            write_transform(&mut out, explained[0].transform.as_ref().unwrap(), 0).unwrap();
+            String::from_utf8(anstream::adapter::strip_bytes(&out).into_vec()).unwrap()
+        };
+        assert_eq!(
+            transform(json!({"from": "${event.source}"})),
+            "sent with these changes:\n    attributes.set.type = \"order.v2\"\n    attributes.remove.priority: removed\n    \
+             data.from = \"/s\"\n"
+        );
+        let failed = transform(json!("${data.x}"));
+        assert!(
+            failed.ends_with(
+                "    data: there is no data in the event\nit cannot be sent like this, and becomes a dead letter: \
+                 spec.transform.data: there is no data in the event\n"
+            ),
+            "{failed}"
+        );
+    }
+
+    #[test]
     fn writes_one_clause_per_line_and_marks_the_decisive_ones() {
         for (filters, expected) in [
             (json!([]), "it has no filters, so it matches every event"),
@@ -331,7 +400,7 @@ mod tests {
             ),
             (
                 json!([{"exact": {}}]),
-                "its filters do not compile, so events wait until they are fixed: filters[0].exact: has no attribute: \
+                "its filters or its transform do not compile, so events wait until they are fixed: filters[0].exact: has no attribute: \
                  at least one is required",
             ),
         ] {

@@ -10,6 +10,7 @@ use std::{
 use anyhow::bail;
 use clap::builder::styling::{AnsiColor, Style};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::{
     Usage,
@@ -17,8 +18,11 @@ use super::{
     manifests::ManifestProblem,
     validate::{Checked, ValidateOutput, check, counted, write_problem},
 };
-use crate::routing::{RouteExplanation, RoutingTable, broker_key, explain};
-use suite::{Case, Suite};
+use crate::{
+    cloudevents::Event,
+    routing::{RouteExplanation, RoutingTable, broker_key, explain},
+};
+use suite::{Case, SentEvent, Suite};
 
 /// Arguments of `weir test`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +32,9 @@ use suite::{Case, Suite};
     tests:\n  \
     - name: an order goes to billing and stock\n    \
       event: {type: com.example.order, source: /shop}   # in the JSON format; id and specversion are optional\n    \
-      triggers: [billing, stock]  # exactly these match\n  \
+      triggers: [billing, stock]  # exactly these match\n    \
+      sends:                      # optional: what some of them send, after their transforms\n      \
+        billing: {type: com.example.invoice, data: {id: o-1}, secretext: null}   # null: the event does not have it\n  \
     - name: a test matches no Trigger\n    \
       broker: other               # default: default; namespace may be set here as well\n    \
       event: {type: com.example.order, source: /test}\n    \
@@ -72,6 +78,15 @@ enum Difference<'a> {
     Missing { trigger: RouteExplanation },
     /// A Trigger should not match but does.
     Unexpected { trigger: RouteExplanation },
+    /// A Trigger cannot transform the event.
+    NotTransformed { trigger: &'a str, error: String },
+    /// A Trigger sends something else. `None` for a member that the event does not have.
+    Sends {
+        trigger: &'a str,
+        member: &'a str,
+        expected: Option<&'a Value>,
+        sent: Option<Value>,
+    },
 }
 
 /// Number of tests, of failed tests, and of errors in files.
@@ -171,6 +186,7 @@ fn judge<'a>(file: &Path, table: &RoutingTable, case: &'a Case) -> TestResult<'a
         broker,
         event,
         triggers,
+        sends,
     } = case;
     let key = broker_key(namespace, broker);
     let explained = explain(table, &key, event);
@@ -184,6 +200,17 @@ fn judge<'a>(file: &Path, table: &RoutingTable, case: &'a Case) -> TestResult<'a
         }));
     } else {
         differences.push(Difference::UnknownBroker);
+    }
+    for SentEvent { trigger, members } in sends {
+        let matching = explained
+            .iter()
+            .find(|explained| explained.name == *trigger && explained.matches);
+        // One that does not match is a difference of its own.
+        let Some(explained) = matching else { continue };
+        match sent(event, explained) {
+            Ok(sent) => differences.extend(compare(trigger, members, &sent)),
+            Err(error) => differences.push(Difference::NotTransformed { trigger, error }),
+        }
     }
     for trigger in explained {
         match (triggers.contains(&trigger.name), trigger.matches) {
@@ -201,6 +228,39 @@ fn judge<'a>(file: &Path, table: &RoutingTable, case: &'a Case) -> TestResult<'a
         passed: differences.is_empty(),
         differences,
     }
+}
+
+/// Returns the event that a Trigger sends, in the JSON format, or why it cannot.
+fn sent(event: &Event, explained: &RouteExplanation) -> Result<Map<String, Value>, String> {
+    let sent = match &explained.transform {
+        Some(transform) => match (&transform.event, &transform.error) {
+            (_, Some(error)) => return Err(error.clone()),
+            (event, None) => event.clone(),
+        },
+        None => serde_json::from_slice(&event.to_json()).ok(),
+    };
+    match sent {
+        Some(Value::Object(members)) => Ok(members),
+        _ => Err("the event is nested too deeply to be compared".to_owned()),
+    }
+}
+
+fn compare<'a>(
+    trigger: &'a str,
+    members: &'a [(String, Option<Value>)],
+    sent: &Map<String, Value>,
+) -> Vec<Difference<'a>> {
+    let differing = members
+        .iter()
+        .filter(|(member, expected)| sent.get(member) != expected.as_ref());
+    differing
+        .map(|(member, expected)| Difference::Sends {
+            trigger,
+            member,
+            expected: expected.as_ref(),
+            sent: sent.get(member).cloned(),
+        })
+        .collect()
 }
 
 fn write_result(out: &mut impl Write, result: &TestResult<'_>) -> io::Result<()> {
@@ -251,6 +311,24 @@ fn write_result(out: &mut impl Write, result: &TestResult<'_>) -> io::Result<()>
                     trigger.name
                 )?;
                 write_reasons(out, trigger, 2)?;
+            }
+            Difference::NotTransformed { trigger, error } => writeln!(
+                out,
+                "  Trigger {bold}{trigger}{bold:#} cannot transform the event: {error}"
+            )?,
+            Difference::Sends {
+                trigger,
+                member,
+                expected,
+                sent,
+            } => {
+                let shown = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
+                writeln!(
+                    out,
+                    "  Trigger {bold}{trigger}{bold:#} should send {member} = {}, and sends {}",
+                    shown(*expected),
+                    shown(sent.as_ref())
+                )?;
             }
         }
     }
@@ -323,6 +401,49 @@ mod tests {
                 (expected, [1, usize::from(!is_passed), 0]),
                 "{tests}"
             );
+        }
+    }
+
+    #[test]
+    fn compares_what_a_trigger_sends() {
+        let manifests = trigger("plain", "[]")
+            + &trigger("changed", "[]")
+            + "  transform:\n    attributes: {set: {type: \"${event.type}.v2\"}, remove: [ext]}\n    \
+               data: {id: \"${data.order.id}\", n: \"${data.n}\"}\n";
+        let case = |data: &str, sends: &str| {
+            format!(
+                "tests:\n- name: a test\n  namespace: shop\n  event: {{type: t, source: /s, ext: x, data: {data}}}\n  \
+                 triggers: [plain, changed]\n  sends: {sends}\n"
+            )
+        };
+        let passed = "x.test.yaml:2:3: ok: a test\n";
+        let failed = "x.test.yaml:2:3: FAILED: a test\n";
+        let data = "{order: {id: o-1}, n: 5}";
+        for (tests, expected) in [
+            (
+                case(
+                    data,
+                    "{changed: {type: t.v2, ext: null, data: {id: o-1, n: 5}}, plain: {ext: x, type: t}}",
+                ),
+                passed.to_owned(),
+            ),
+            (
+                case(data, "{changed: {type: t, source: null, n: 1}}"),
+                format!(
+                    "{failed}  Trigger changed should send type = \"t\", and sends \"t.v2\"\n  Trigger changed should send \
+                     source = nothing, and sends \"/s\"\n  Trigger changed should send n = 1, and sends nothing\n"
+                ),
+            ),
+            (
+                case("{n: 5}", "{changed: {type: t.v2}}"),
+                format!(
+                    "{failed}  Trigger changed cannot transform the event: spec.transform.data.id: there is no order\n"
+                ),
+            ),
+        ] {
+            let is_passed = expected == passed;
+            let sums = [1, usize::from(!is_passed), 0];
+            assert_eq!(ran(&manifests, &tests), (expected, sums), "{tests}");
         }
     }
 

@@ -45,6 +45,17 @@ pub struct Case {
     pub event: Event,
     /// Exactly the Triggers that should match.
     pub triggers: Vec<String>,
+    /// What some of them should send.
+    pub sends: Vec<SentEvent>,
+}
+
+/// The event that a Trigger should send.
+#[derive(Debug)]
+pub struct SentEvent {
+    /// Name of the Trigger.
+    pub trigger: String,
+    /// Members of the event in the JSON format, `None` for those that it should not have. Others are not compared.
+    pub members: Vec<(String, Option<Value>)>,
 }
 
 /// Defaults for all cases.
@@ -138,7 +149,11 @@ impl SuiteReader<'_> {
 
     fn case(&mut self, path: &str, node: &DocumentNode, defaults: &Defaults) -> Option<Case> {
         let before = self.problems.len();
-        self.mapping(node, path, &["name", "event", "namespace", "broker", "triggers"])?;
+        self.mapping(
+            node,
+            path,
+            &["name", "event", "namespace", "broker", "triggers", "sends"],
+        )?;
         let name = self.text(node, path, "name");
         let namespace = self.text(node, path, "namespace");
         let broker = self.text(node, path, "broker");
@@ -149,6 +164,10 @@ impl SuiteReader<'_> {
         let triggers = node
             .get("triggers")
             .map(|list| self.texts(list, &format!("{path}.triggers")));
+        let sends = match node.get("sends") {
+            Some(sends) => self.sends(&format!("{path}.sends"), sends, triggers.as_deref()),
+            None => Vec::new(),
+        };
         for (member, is_missing) in [
             ("name", name.is_none()),
             ("event", event.is_none()),
@@ -168,7 +187,41 @@ impl SuiteReader<'_> {
             broker: broker.unwrap_or_else(|| defaults.broker.clone()),
             event: event?,
             triggers: triggers?,
+            sends,
         })
+    }
+
+    /// A mapping of Triggers to members of the events that they send.
+    fn sends(&mut self, path: &str, node: &DocumentNode, triggers: Option<&[String]>) -> Vec<SentEvent> {
+        if !matches!(node.tree, Tree::Map(_)) {
+            self.refuse(
+                node.position,
+                format!("{path}: must be a mapping, not {}", node.kind()),
+            );
+        }
+        let mut sends = Vec::new();
+        for (key, event) in node.entries() {
+            let path = member(path, &key.name);
+            if triggers.is_some_and(|triggers| !triggers.contains(&key.name)) {
+                self.refuse(
+                    key.position,
+                    format!("{path}: is not one of the triggers of this test"),
+                );
+            }
+            if !matches!(event.tree, Tree::Map(_)) {
+                let message = format!("{path}: must be a mapping, not {}", event.kind());
+                self.refuse(event.position, message);
+            }
+            let members = event.entries().iter().map(|(key, value)| {
+                let value = (!value.is_null()).then(|| value.to_json());
+                (key.name.clone(), value)
+            });
+            sends.push(SentEvent {
+                trigger: key.name.clone(),
+                members: members.collect(),
+            });
+        }
+        sends
     }
 
     /// An event in the JSON format. `id` and `specversion` are optional.
@@ -314,6 +367,16 @@ mod tests {
                 "  triggers: [a, b]",
                 "",
                 "x.test.yaml:4:3: tests[0]: triggers is missing",
+            ),
+            (
+                "triggers: [a, b]",
+                "triggers: [a, b]\n  sends: {c: {type: t}}",
+                "x.test.yaml:7:11: tests[0].sends.c: is not one of the triggers",
+            ),
+            (
+                "triggers: [a, b]",
+                "triggers: [a, b]\n  sends: {a: t}",
+                "x.test.yaml:7:14: tests[0].sends.a: must be a mapping, not a string",
             ),
             (
                 "triggers: [a, b]",
