@@ -8,17 +8,21 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    refusal::Refusal,
+    credential::PresentedCredential,
+    permit::{ListedProducer, Permit},
+    refusal::{Refusal, RefusalKind},
     token::{Account, TokenError},
     verifier::Verifier,
 };
-use crate::{
-    cloudevents::Event,
-    filter::CompiledFilter,
-    routing::{
-        BrokerPolicy, Configuration, Producer, ProducerRules, UnlistedBrokers, bearer_token, broker_key,
-    },
+use crate::routing::{
+    BrokerPolicy, Configuration, ProducerIdentity, ProducerRules, UnlistedBrokers, broker_key,
 };
+
+/// Challenge after an invalid token (RFC 6750, section 3). One without an error follows a request without a token.
+const INVALID_TOKEN: &str = "Bearer error=\"invalid_token\"";
+
+/// Challenge for a user name and a password (RFC 7617, section 2).
+const BASIC: &str = "Basic realm=\"weir\"";
 
 /// Who may post, in all brokers. Immutable; routers swap it as a whole.
 #[derive(Debug, Default)]
@@ -27,6 +31,8 @@ pub struct Access {
     installation: Option<Installation>,
     /// Brokers with rules of their own, by `namespace/name`.
     brokers: HashMap<String, BrokerRule>,
+    /// Whether any Broker lists a user with a password.
+    takes_basic: bool,
 }
 
 #[derive(Debug)]
@@ -44,40 +50,6 @@ enum BrokerRule {
     Listed(Vec<ListedProducer>),
     /// Nobody knows them.
     Unknown,
-}
-
-/// A listed producer.
-#[derive(Debug)]
-struct ListedProducer {
-    namespace: String,
-    /// `None` for all ServiceAccounts of the namespace.
-    name: Option<String>,
-    events: AllowedEvents,
-}
-
-/// Events that a listed producer may post.
-#[derive(Clone, Debug)]
-enum AllowedEvents {
-    All,
-    Matching(Arc<CompiledFilter>),
-    /// This version cannot compile the filters.
-    None,
-}
-
-/// What an admitted request may post.
-#[derive(Debug)]
-pub struct Permit {
-    /// `None` for everything.
-    limits: Option<Limits>,
-    is_audit: bool,
-}
-
-/// The entries that list an account, by index, and what to say if none of them allows an event.
-#[derive(Debug)]
-struct Limits {
-    entries: Vec<(usize, AllowedEvents)>,
-    account: String,
-    broker: String,
 }
 
 impl Access {
@@ -101,6 +73,19 @@ impl Access {
         Self {
             installation: Some(Installation::compile(rules, before)),
             brokers: listed.chain(closed).collect(),
+            takes_basic: configuration.policies.iter().any(lists_user),
+        }
+    }
+
+    /// How a producer can authenticate after this refusal: values of `WWW-Authenticate`. They depend on the
+    /// installation, not on the broker, which need not exist.
+    pub fn challenges(&self, refusal: &Refusal) -> &'static [&'static str] {
+        match (refusal.kind(), refusal, self.takes_basic) {
+            (RefusalKind::Unauthenticated, Refusal::InvalidToken(_), false) => &[INVALID_TOKEN],
+            (RefusalKind::Unauthenticated, Refusal::InvalidToken(_), true) => &[INVALID_TOKEN, BASIC],
+            (RefusalKind::Unauthenticated, _, false) => &["Bearer"],
+            (RefusalKind::Unauthenticated, _, true) => &["Bearer", BASIC],
+            (RefusalKind::Forbidden | RefusalKind::Unavailable, ..) => &[],
         }
     }
 
@@ -133,7 +118,16 @@ impl Access {
             (None, UnlistedBrokers::Allow) => return Ok(Permit::everything()),
             (None, UnlistedBrokers::SameNamespace | UnlistedBrokers::Deny) => None,
         };
-        let token = authorization.and_then(bearer_token).ok_or(Refusal::NoToken)?;
+        let credential = PresentedCredential::parse(authorization.ok_or(Refusal::NoToken)?)?;
+        let by_secret =
+            entries.and_then(|entries| installation.permit_by_secret(entries, &broker, &credential));
+        if let Some(permit) = by_secret {
+            return Ok(permit);
+        }
+        // From here on, the answer must not depend on whether the broker exists, unless the caller may know.
+        let PresentedCredential::Bearer(token, _) = credential else {
+            return Err(Refusal::UnknownUser);
+        };
         let verifier = installation.verifier.as_ref().ok_or(Refusal::NoKeys)?;
         let verified = verifier.verify(token, now()).map_err(Refusal::InvalidToken)?;
         let caller = &verified.account;
@@ -146,6 +140,11 @@ impl Access {
         }
         Ok(permit)
     }
+}
+
+fn lists_user(policy: &BrokerPolicy) -> bool {
+    let mut producers = policy.producers.iter().flatten();
+    producers.any(|producer| matches!(producer.identity, ProducerIdentity::Basic(_)))
 }
 
 impl Installation {
@@ -192,25 +191,39 @@ impl Installation {
         broker: &str,
         caller: &Account,
     ) -> Result<Permit, Refusal> {
-        let own = entries.iter().enumerate();
-        let own = own.filter(|(_, entry)| entry.lists(caller));
-        let own: Vec<_> = own.map(|(index, entry)| (index, entry.events.clone())).collect();
-        if own.iter().any(|(_, events)| matches!(events, AllowedEvents::All)) {
-            return Ok(Permit::everything());
-        }
-        let (account, broker) = (caller.key(), broker.to_owned());
-        match own.is_empty() {
-            false => Ok(Permit {
-                limits: Some(Limits {
-                    entries: own,
-                    account,
-                    broker,
-                }),
-                is_audit: self.audit,
-            }),
-            true if caller.namespace == namespace => Err(Refusal::NotListed { account, broker }),
-            true => Err(Refusal::Stranger { account, broker }),
-        }
+        let lists = |identity: &ProducerIdentity| match identity {
+            ProducerIdentity::ServiceAccount { namespace, name } => {
+                *namespace == caller.namespace && name.as_ref().is_none_or(|name| *name == caller.name)
+            }
+            ProducerIdentity::BearerToken(_) | ProducerIdentity::Basic(_) | ProducerIdentity::Nobody => false,
+        };
+        let producer = || format!("ServiceAccount {}", caller.key());
+        let permit = Permit::of_listed(entries, lists, producer, broker, self.audit);
+        permit.ok_or_else(|| {
+            let (account, broker) = (caller.key(), broker.to_owned());
+            match caller.namespace == namespace {
+                true => Refusal::NotListed { account, broker },
+                false => Refusal::Stranger { account, broker },
+            }
+        })
+    }
+
+    /// Admits a request that presents a secret that a Broker lists.
+    fn permit_by_secret(
+        &self,
+        entries: &[ListedProducer],
+        broker: &str,
+        credential: &PresentedCredential<'_>,
+    ) -> Option<Permit> {
+        let lists = |identity: &ProducerIdentity| match (identity, credential) {
+            (ProducerIdentity::BearerToken(secret), PresentedCredential::Bearer(_, digest))
+            | (ProducerIdentity::Basic(secret), PresentedCredential::Basic(digest)) => {
+                secret.digest.matches(digest)
+            }
+            _ => false,
+        };
+        let producer = || "the producer".to_owned();
+        Permit::of_listed(entries, lists, producer, broker, self.audit)
     }
 
     /// Whether the account still exists.
@@ -220,91 +233,24 @@ impl Installation {
     }
 }
 
-impl ListedProducer {
-    fn compile(producer: &Producer) -> Self {
-        let Producer {
-            namespace,
-            name,
-            filters,
-        } = producer;
-        let events = match CompiledFilter::compile(filters) {
-            _ if filters.is_empty() => AllowedEvents::All,
-            Ok(filter) => AllowedEvents::Matching(Arc::new(filter)),
-            // The controller has compiled them, so it has another version.
-            Err(_) => AllowedEvents::None,
-        };
-        Self {
-            namespace: namespace.clone(),
-            name: name.clone(),
-            events,
-        }
-    }
-
-    fn lists(&self, account: &Account) -> bool {
-        self.namespace == account.namespace && self.name.as_ref().is_none_or(|name| *name == account.name)
-    }
-}
-
-impl Permit {
-    /// Permits every event.
-    pub fn everything() -> Self {
-        Self {
-            limits: None,
-            is_audit: false,
-        }
-    }
-
-    /// Whether an event that is not permitted is let pass, and only counted and logged.
-    pub fn is_audit(&self) -> bool {
-        self.is_audit
-    }
-
-    /// Checks an event of the request.
-    ///
-    /// # Errors
-    /// Why it may not be posted.
-    pub fn check(&self, event: &Event) -> Result<(), Refusal> {
-        let Some(limits) = &self.limits else {
-            return Ok(());
-        };
-        let allows = |events: &AllowedEvents| match events {
-            AllowedEvents::All => true,
-            AllowedEvents::Matching(filter) => filter.matches(event),
-            AllowedEvents::None => false,
-        };
-        if limits.entries.iter().any(|(_, events)| allows(events)) {
-            return Ok(());
-        }
-        let clauses: Vec<_> = limits
-            .entries
-            .iter()
-            .map(|(index, _)| format!("spec.producers[{index}]"))
-            .collect();
-        Err(Refusal::Filtered {
-            account: limits.account.clone(),
-            broker: limits.broker.clone(),
-            clauses: clauses.join(" and "),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
     use serde_json::json;
 
     use super::*;
     use crate::{
         access::tokens_for_test::{ISSUER, claims, issuer, token},
-        cloudevents::EventBuilder,
-        routing::{Broker, TokenIssuer},
+        cloudevents::{Event, EventBuilder},
+        routing::{Broker, CredentialDigest, TokenIssuer},
     };
 
     fn now() -> Timestamp {
         Timestamp::from_second(1500).unwrap()
     }
 
-    /// Namespace `shop` has a Broker `orders` with producers, a Broker `closed` with none, one that cannot be decoded,
-    /// and brokers without a Broker.
+    /// Namespace `shop` has a Broker `orders` with ServiceAccounts, a Broker `partners` with other producers too, a Broker
+    /// `closed` with none, one that cannot be decoded, and brokers without a Broker.
     fn configuration(others: UnlistedBrokers) -> Configuration {
         let policy = |name: &str, producers: serde_json::Value| {
             let policy = json!({
@@ -313,15 +259,30 @@ mod tests {
             serde_json::from_value::<BrokerPolicy>(policy).unwrap()
         };
         let named = |name: &str| (name.to_owned(), format!("uid-of-{name}"));
+        let account = |namespace: &str, name: Option<&str>| json!({"serviceAccount": {"namespace": namespace, "name": name}});
+        let secret =
+            |credential: &str| json!({"digest": CredentialDigest::of(credential.as_bytes()), "version": "v"});
         Configuration {
             policies: vec![
                 policy(
                     "orders",
                     json!([
-                        {"namespace": "shop", "name": "checkout"},
-                        {"namespace": "web", "filters": [{"exact": {"type": "visit"}}]},
-                        {"namespace": "web", "name": "cart", "filters": [{"exact": {"type": "cart"}}]},
-                        {"namespace": "shop", "name": "gone"},
+                        {"identity": account("shop", Some("checkout"))},
+                        {"identity": account("web", None), "filters": [{"exact": {"type": "visit"}}]},
+                        {"identity": account("web", Some("cart")), "filters": [{"exact": {"type": "cart"}}]},
+                        {"identity": account("shop", Some("gone"))},
+                    ]),
+                ),
+                policy(
+                    "partners",
+                    json!([
+                        {"identity": {"bearerToken": secret("old")}},
+                        {"identity": {"bearerToken": secret("new")}},
+                        {"identity": "nobody"},
+                        {"identity": {"bearerToken": secret("visits")}, "filters": [{"exact": {"type": "visit"}}]},
+                        {"identity": {"basic": secret("acme:carts")}, "filters": [{"exact": {"type": "cart"}}]},
+                        {"identity": {"basic": secret("acme:all")}},
+                        {"identity": account("web", Some("page"))},
                     ]),
                 ),
                 policy("closed", json!([])),
@@ -433,18 +394,116 @@ mod tests {
     fn a_stranger_cannot_tell_whether_a_broker_exists() {
         for others in [UnlistedBrokers::SameNamespace, UnlistedBrokers::Deny] {
             let access = Access::compile(&configuration(others), &Access::default());
-            let answer = |broker: &str, account: Option<&str>| {
-                let header = account.map(|name| format!("Bearer {}", token(&claims("bank", name))));
-                let refusal = access.admit("shop", broker, header.as_deref(), now).unwrap_err();
-                refusal.to_string().replace(broker, "BROKER")
+            let answer = |broker: &str, header: Option<&str>| {
+                let refusal = access.admit("shop", broker, header, now).unwrap_err();
+                (
+                    refusal.to_string().replace(broker, "BROKER"),
+                    access.challenges(&refusal),
+                )
             };
-            for account in [None, Some("teller")] {
-                let missing = answer("missing", account);
-                for broker in ["orders", "closed", "default"] {
-                    assert_eq!(answer(broker, account), missing, "{others:?} {account:?}");
+            let teller = format!("Bearer {}", token(&claims("bank", "teller")));
+            let wrong = basic("acme:wrong");
+            for header in [
+                None,
+                Some(&*teller),
+                Some("Bearer wrong"),
+                Some(&wrong),
+                Some("Basic wrong"),
+            ] {
+                let missing = answer("missing", header);
+                for broker in ["orders", "partners", "closed", "default"] {
+                    assert_eq!(answer(broker, header), missing, "{others:?} {header:?}");
                 }
             }
         }
+    }
+
+    /// The label of the refusal of an event of type `visit` with this header; empty if it may be posted.
+    fn outcome_of(access: &Access, broker: &str, authorization: &str) -> &'static str {
+        let admitted = access.admit("shop", broker, Some(authorization), now);
+        let checked = admitted.and_then(|permit| permit.check(&event("visit")));
+        checked.err().map_or("", |refusal| refusal.label())
+    }
+
+    fn basic(pair: &str) -> String {
+        format!("Basic {}", STANDARD.encode(pair))
+    }
+
+    #[test]
+    fn secrets_admit_to_the_broker_that_lists_them() {
+        use UnlistedBrokers::{Allow, Deny};
+        let page = format!("Bearer {}", token(&claims("web", "page")));
+        for (broker, authorization, expected) in [
+            ("partners", "Bearer old", ""),
+            ("partners", "Bearer new", ""),
+            ("partners", "Bearer visits", ""),
+            ("partners", &page, ""),
+            ("partners", "Bearer ol", "invalid_token"),
+            ("partners", "Bearer acme:all", "invalid_token"),
+            ("partners", &basic("acme:all"), ""),
+            ("partners", &basic("acme:carts"), "event_not_allowed"),
+            ("partners", &basic("acme:al"), "invalid_credentials"),
+            ("partners", &basic("acm:eall"), "invalid_credentials"),
+            ("partners", &basic("old:"), "invalid_credentials"),
+            ("partners", "Basic old", "invalid_credentials"),
+            ("partners", "Digest old", "no_token"),
+            ("orders", "Bearer old", "invalid_token"),
+            ("orders", &basic("acme:all"), "invalid_credentials"),
+            ("closed", "Bearer old", "invalid_token"),
+            ("newer", "Bearer old", "unknown_producers"),
+        ] {
+            for others in [Allow, Deny] {
+                let access = Access::compile(&configuration(others), &Access::default());
+                let outcome = outcome_of(&access, broker, authorization);
+                assert_eq!(outcome, expected, "{others:?} {broker} {authorization}");
+            }
+        }
+        // Neither the keys of the cluster nor an issuer is needed.
+        for rules in [ProducerRules::default(), ProducerRules::without_cluster()] {
+            let configuration = Configuration {
+                producers: Some(rules.clone()),
+                ..configuration(Allow)
+            };
+            let access = Access::compile(&configuration, &Access::default());
+            assert_eq!(outcome_of(&access, "partners", "Bearer old"), "", "{rules:?}");
+            let expected = if rules.issuer.is_some() {
+                "invalid_token"
+            } else {
+                "no_keys"
+            };
+            assert_eq!(outcome_of(&access, "partners", &page), expected, "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn challenges_name_the_schemes_of_the_installation() {
+        let with_users = configuration(UnlistedBrokers::Deny);
+        let mut without = with_users.clone();
+        without.policies.retain(|policy| policy.name != "partners");
+        let invalid = "Bearer error=\"invalid_token\"";
+        for (authorization, bearer) in [
+            (None, "Bearer"),
+            (Some("Bearer x"), invalid),
+            (Some("Basic x"), "Bearer"),
+        ] {
+            for broker in ["partners", "orders", "missing"] {
+                for (configuration, expected) in
+                    [(&without, vec![bearer]), (&with_users, vec![bearer, BASIC])]
+                {
+                    let access = Access::compile(configuration, &Access::default());
+                    let refusal = access.admit("shop", broker, authorization, now).unwrap_err();
+                    assert_eq!(
+                        access.challenges(&refusal),
+                        expected,
+                        "{broker} {authorization:?}"
+                    );
+                }
+            }
+        }
+        let access = Access::compile(&with_users, &Access::default());
+        let header = format!("Bearer {}", token(&claims("shop", "other")));
+        let forbidden = access.admit("shop", "orders", Some(&header), now).unwrap_err();
+        assert_eq!(access.challenges(&forbidden), [""; 0]);
     }
 
     #[test]

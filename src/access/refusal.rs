@@ -7,18 +7,29 @@ use super::token::TokenError;
 /// Why a producer may not post. The texts tell nothing about brokers that the producer may not see.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The request has no token.
+    /// The request has no credential.
     #[error(
         "this broker takes events from known producers only, and the request has no token; send a ServiceAccount token \
-         for the audience {PRODUCER_AUDIENCE}, as Authorization: Bearer TOKEN"
+         for the audience {PRODUCER_AUDIENCE}, or one from a Secret that the Broker lists, as Authorization: Bearer TOKEN"
     )]
     NoToken,
-    /// The token is not valid.
+    /// The token is neither that of a ServiceAccount nor listed.
     #[error(
         "the token is not accepted: {0}; send a valid ServiceAccount token of this cluster for the audience \
-         {PRODUCER_AUDIENCE}"
+         {PRODUCER_AUDIENCE}, or a token from a Secret that the Broker lists"
     )]
     InvalidToken(TokenError),
+    /// A credential of the scheme Basic cannot be parsed.
+    #[error(
+        "the user name and password are malformed; send Authorization: Basic with the base64 of USER:PASSWORD (RFC 7617)"
+    )]
+    MalformedBasic,
+    /// The Broker does not list the user, or with another password.
+    #[error(
+        "the user name or the password is not accepted; send those that the Broker lists, or a token as Authorization: \
+         Bearer TOKEN"
+    )]
+    UnknownUser,
     /// The router cannot verify tokens yet.
     #[error(
         "the router has no keys of the cluster to verify tokens with; see the controller's log, and try again"
@@ -62,14 +73,14 @@ pub enum Refusal {
     },
     /// The event is not one that the producer may post.
     #[error(
-        "ServiceAccount {account} may not post this event: it matches none of the filters in {clauses} of Broker {broker}"
+        "{producer} may not post this event: it matches none of the filters in {clauses} of Broker {broker}"
     )]
     Filtered {
-        /// `namespace/name`.
-        account: String,
+        /// `ServiceAccount namespace/name`, or `the producer`.
+        producer: String,
         /// `namespace/name`.
         broker: String,
-        /// The entries that list the account, as `spec.producers[0] and [3]`.
+        /// The entries that list the producer, as `spec.producers[0] and [3]`.
         clauses: String,
     },
 }
@@ -91,6 +102,7 @@ impl Refusal {
         match self {
             Self::NoToken => "no_token",
             Self::InvalidToken(_) => "invalid_token",
+            Self::MalformedBasic | Self::UnknownUser => "invalid_credentials",
             Self::NoKeys => "no_keys",
             Self::UnknownProducers => "unknown_producers",
             Self::Stranger { .. } | Self::NotListed { .. } | Self::NobodyMay { .. } => "not_allowed",
@@ -101,7 +113,9 @@ impl Refusal {
     /// What it asks of the producer.
     pub fn kind(&self) -> RefusalKind {
         match self {
-            Self::NoToken | Self::InvalidToken(_) => RefusalKind::Unauthenticated,
+            Self::NoToken | Self::InvalidToken(_) | Self::MalformedBasic | Self::UnknownUser => {
+                RefusalKind::Unauthenticated
+            }
             Self::NoKeys | Self::UnknownProducers => RefusalKind::Unavailable,
             Self::Stranger { .. }
             | Self::NotListed { .. }

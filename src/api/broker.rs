@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{DurationText, Filter};
+use super::{DurationText, Filter, SecretValue};
 
 /// Settings of the broker that has its name.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -68,18 +68,44 @@ pub struct BrokerSpec {
 }
 
 /// A producer, and the events that it may post.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("[has(self.serviceAccount), has(self.bearerToken), has(self.basic)].filter(set, set).size() == 1", "exactly one of serviceAccount, bearerToken and basic must be set"))]
 pub struct Producer {
     /// ServiceAccount whose token authenticates the producer. The token is sent as "Authorization: Bearer TOKEN" and
-    /// must be issued for the audience weir-broker.
-    pub service_account: ProducerAccount,
+    /// must be issued for the audience weir-broker. Exactly one of serviceAccount, bearerToken and basic must be set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<ProducerAccount>,
+
+    /// Token from a Secret, for producers without a ServiceAccount, such as those outside the cluster. It is sent as
+    /// "Authorization: Bearer TOKEN". The controller must be granted access to the Secret (the Broker's status shows
+    /// how). A changed Secret takes effect within a minute; to rotate a token without a gap, list the old and the new
+    /// one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bearer_token: Option<SecretValue>,
+
+    /// User name and password, for producers that can send nothing else, by the Basic scheme of HTTP. The Secret is read
+    /// as for bearerToken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basic: Option<BasicCredentials>,
 
     /// Events that this producer may post: those that match all filters. Default: every event. A producer that is
     /// listed several times may post what any of its entries allows. At most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub filters: Vec<Filter>,
+}
+
+/// A user name and a password.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BasicCredentials {
+    /// User name: printable ASCII characters without a colon.
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^[ -9;-~]+$"))]
+    pub username: String,
+
+    /// Password: printable ASCII characters.
+    pub password: SecretValue,
 }
 
 /// One ServiceAccount, or all of a namespace.

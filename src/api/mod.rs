@@ -20,7 +20,10 @@ mod source;
 mod transform;
 mod trigger;
 
-pub use broker::{Broker, BrokerQuota, BrokerRetention, BrokerSpec, BrokerStatus, Producer, ProducerAccount};
+pub use broker::{
+    BasicCredentials, Broker, BrokerQuota, BrokerRetention, BrokerSpec, BrokerStatus, Producer,
+    ProducerAccount,
+};
 pub use condition::condition;
 pub use delivery::{BackoffPolicy, DeliverySpec, DurationText, Ordering, RateLimit};
 pub use destination::{Destination, Scheme, ServicePort, ServiceTarget, SinkRef};

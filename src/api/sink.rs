@@ -195,7 +195,7 @@ pub struct Header {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretValue {
-    /// Key of a Secret in the Sink's own namespace. A trailing line break in the value is removed.
+    /// Key of a Secret in the same namespace. A trailing line break in the value is removed.
     pub secret_key_ref: SecretKeyRef,
 }
 

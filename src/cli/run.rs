@@ -25,6 +25,7 @@ use super::{
     traces::TraceArgs,
 };
 use crate::{
+    api,
     destination::UriAddresses,
     router::{self, RouterLog, RouterOptions},
     routing::{Configuration, Revision, ServiceName},
@@ -41,7 +42,7 @@ const NOT_QUIET: Duration = Duration::from_secs(1);
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
     /// Manifests of Brokers, Sources, Triggers and Sinks: files, or directories with such files (*.yaml, *.yml, *.json).
-    /// Secrets referenced by Sinks are read from them too; other resources are ignored.
+    /// Secrets referenced by Sinks and Brokers are read from them too; other resources are ignored.
     #[arg(required = true, value_name = "DIR|FILE")]
     pub paths: Vec<PathBuf>,
 
@@ -292,15 +293,21 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// Warns that the producers of a Broker are not checked.
+/// Warns that the ServiceAccounts that a Broker lists are not checked.
 fn unchecked_producers(manifest: &Manifest) -> Option<ManifestProblem> {
     let Resource::Broker(broker) = &manifest.resource else {
         return None;
     };
-    broker.spec.producers.as_ref()?;
+    let listed = broker.spec.producers.as_ref()?;
+    let is_account = |producer: &api::Producer| producer.service_account.is_some();
+    let consequence = match (listed.iter().any(is_account), listed.iter().all(is_account)) {
+        (_, true) => "everyone may post to the broker",
+        (true, false) => "the ServiceAccounts that it lists may not post",
+        (false, false) => return None,
+    };
     let (kind, namespace, name) = manifest.key();
     let message = format!(
-        "{kind} {namespace}/{name}: everyone may post to the broker, since weir run has no keys to verify tokens with"
+        "{kind} {namespace}/{name}: {consequence}, since weir run has no keys to verify tokens of ServiceAccounts with"
     );
     Some(manifest.problem("spec.producers", message))
 }

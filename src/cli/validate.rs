@@ -235,8 +235,8 @@ fn untold(
     }
     if unresolved.finding.reason == "SecretNotFound" {
         let whose = match &unresolved.manifest.resource {
-            Resource::Sink(_) => unresolved.path.as_str(),
-            Resource::Broker(_) | Resource::Source(_) | Resource::Trigger(_) => "its Sink",
+            Resource::Sink(_) | Resource::Broker(_) => unresolved.path.as_str(),
+            Resource::Source(_) | Resource::Trigger(_) => "its Sink",
         };
         return Some(format!("{whose} references a Secret that is not among the files"));
     }

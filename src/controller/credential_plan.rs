@@ -1,10 +1,10 @@
-//! Schedules the reads of the Secrets and the requests for tokens that Sinks reference; here, both are credentials that
+//! Schedules the reads of the Secrets and the requests for tokens that resources reference; here, both are credentials that
 //! are read. Pure: time is an argument.
 //!
 //! Namespaces take turns, so that one that references many credentials delays another by no more than a turn.
 //! Credentials that were unusable at the last read wait in a separate queue with a slower pace, so that references to
 //! missing ones do not delay others. Those that were never read are not paced: until then, a new leader knows nothing
-//! about their Sinks.
+//! about their resources.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -156,15 +156,15 @@ impl<K: PlanKey> Plan<K> {
         }
     }
 
-    /// Reads at once what was not looked up yet. Also reads an unusable credential at once if a Sink that references it
-    /// is new or was edited.
+    /// Reads at once what was not looked up yet. Also reads an unusable credential at once if a resource that references
+    /// it is new or was edited.
     fn name(&mut self, name: &K, naming: &Naming, now: Instant) {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
         let has_more = !entry.naming.keys.is_superset(&naming.keys);
         let is_missing = entry.last_read == LastRead::Missing;
-        let is_edited = is_missing && !entry.naming.sinks.is_superset(&naming.sinks);
+        let is_edited = is_missing && !entry.naming.referrers.is_superset(&naming.referrers);
         entry.naming.clone_from(naming);
         if is_edited {
             entry.pause = FIRST_PAUSE;
@@ -330,10 +330,10 @@ mod tests {
         }
     }
 
-    fn naming(keys: &[&str], sinks: &[(&str, i64)]) -> Naming {
+    fn naming(keys: &[&str], referrers: &[(&str, i64)]) -> Naming {
         Naming {
             keys: keys.iter().map(|&key| key.to_owned()).collect(),
-            sinks: sinks
+            referrers: referrers
                 .iter()
                 .map(|&(uid, generation)| (uid.to_owned(), generation))
                 .collect(),

@@ -1,6 +1,6 @@
-//! Obtains the credentials that Sinks reference from the API server, one by one: a kind of them is a [`Credential`].
-//! The controller may obtain only those that a namespace's owner grants it. Each is obtained when a Sink starts to
-//! reference it, and again periodically.
+//! Obtains the credentials that Sinks and Brokers reference from the API server, one by one: a kind of them is a [`Credential`].
+//! The controller may obtain only those that a namespace's owner grants it. Each is obtained when a resource starts
+//! to reference it, and again periodically.
 //!
 //! Known credentials stay in force while the API server is unavailable, until they expire.
 
@@ -21,7 +21,7 @@ use super::{
     credential_plan::{Plan, PlanKey, ReadOutcome},
     metrics::ControllerMetrics,
 };
-use crate::{api, resolve::Naming};
+use crate::resolve::{Naming, Referrers};
 
 /// Maximum number of concurrent reads of a kind.
 const CONCURRENCY: usize = 8;
@@ -43,8 +43,8 @@ pub(super) trait Credential: Sized + 'static {
     /// Name of the kind, for metrics and the log.
     const KIND: &'static str;
 
-    /// Lists those that Sinks reference.
-    fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<Self::Name, Naming>;
+    /// Lists those that are referenced.
+    fn named(referrers: Referrers<'_>) -> BTreeMap<Self::Name, Naming>;
 
     /// The state while the channel to routers is not encrypted.
     fn withheld() -> Self::State;
@@ -117,9 +117,9 @@ impl<C: Credential> Credentials<C> {
         }
     }
 
-    /// Returns the known states for these Sinks. Newly referenced credentials are obtained at once.
-    pub(super) fn observe<'a>(&self, sinks: impl IntoIterator<Item = &'a api::Sink>) -> States<C> {
-        let named = C::named(sinks);
+    /// Returns the known states for these resources. Newly referenced credentials are obtained at once.
+    pub(super) fn observe(&self, referrers: Referrers<'_>) -> States<C> {
+        let named = C::named(referrers);
         self.named.send_if_modified(|before| {
             let is_new = *before != named;
             before.clone_from(&named);
@@ -136,9 +136,9 @@ impl<C: Credential> Credentials<C> {
             .collect()
     }
 
-    /// Waits, for a bounded time, until every credential of these Sinks was obtained.
-    pub(super) async fn ready<'a>(&self, sinks: impl IntoIterator<Item = &'a api::Sink>) {
-        self.observe(sinks);
+    /// Waits, for a bounded time, until every credential of these resources was obtained.
+    pub(super) async fn ready(&self, referrers: Referrers<'_>) {
+        self.observe(referrers);
         let Some(mut known) = self.known.clone() else {
             return;
         };
@@ -148,7 +148,7 @@ impl<C: Credential> Credentials<C> {
             let kind = C::KIND;
             tracing::warn!(
                 kind,
-                "some credentials of Sinks could not be obtained in time; their events wait"
+                "some credentials could not be obtained in time; events for their Sinks wait, and their producers are rejected"
             );
         }
     }
@@ -226,7 +226,7 @@ impl<C: Credential> CredentialReader<C> {
                         kind,
                         namespace,
                         name = credential,
-                        "the credential of a Sink can be obtained again"
+                        "a credential can be obtained again"
                     );
                 }
                 match expires {
@@ -243,7 +243,7 @@ impl<C: Credential> CredentialReader<C> {
                         namespace,
                         name = credential,
                         error,
-                        "cannot obtain a credential of a Sink; the last known one stays in force until it expires"
+                        "cannot obtain a credential; the last known one stays in force until it expires"
                     );
                 }
                 let has_expired = self.expiries.get(&name).is_some_and(|expires| *expires <= now);
@@ -342,7 +342,7 @@ mod tests {
         });
         let naming = Naming {
             keys: ["token".to_owned()].into(),
-            sinks: BTreeSet::new(),
+            referrers: BTreeSet::new(),
         };
         let mut reader = CredentialReader::<NamedSecret> {
             api: CredentialApi::new(Client::new(api_server, "default")),

@@ -14,8 +14,8 @@
 //! [`discovery::NAME`]. For a secured channel: create on `tokenreviews` (authentication.k8s.io) and
 //! `subjectaccessreviews` (authorization.k8s.io); get, create,
 //! update and patch on the Secret and the ConfigMap of [`TlsOptions`]. It may get only those `secrets`, and
-//! create only those `serviceaccounts/token`, that a namespace's owner grants it, each by name; the status of a Sink
-//! that references another one says so.
+//! create only those `serviceaccounts/token`, that a namespace's owner grants it, each by name; the status of a
+//! resource that references another one says so.
 
 mod access_reviews;
 mod broker_authority;

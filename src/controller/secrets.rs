@@ -1,4 +1,4 @@
-//! Reads the Secrets that Sinks reference. The controller may `get` only those that a namespace's owner grants it, and
+//! Reads the Secrets that Sinks and Brokers reference. The controller may `get` only those that a namespace's owner grants it, and
 //! may neither list nor watch them. Only the referenced keys of a Secret are kept.
 
 use std::{
@@ -11,8 +11,7 @@ use kube::Api;
 
 use super::credential_reader::{Credential, CredentialApi, Credentials, Obtained};
 use crate::{
-    api,
-    resolve::{self, Naming, SecretName, SecretState},
+    resolve::{Naming, Referrers, SecretName, SecretState},
     routing::Secret,
 };
 
@@ -22,7 +21,7 @@ const READ_EVERY: Duration = Duration::from_secs(30);
 /// Known states of the referenced Secrets.
 pub(super) type Secrets = Credentials<NamedSecret>;
 
-/// A Secret that Sinks reference.
+/// A Secret that Sinks or Brokers reference.
 #[derive(Debug)]
 pub(super) struct NamedSecret;
 
@@ -32,8 +31,8 @@ impl Credential for NamedSecret {
 
     const KIND: &'static str = "Secret";
 
-    fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<SecretName, Naming> {
-        resolve::named_secrets(sinks)
+    fn named(referrers: Referrers<'_>) -> BTreeMap<SecretName, Naming> {
+        referrers.secrets()
     }
 
     fn withheld() -> SecretState {

@@ -18,10 +18,7 @@ use kube::{Api, api::PostParams};
 use uuid::Uuid;
 
 use super::credential_reader::{Credential, CredentialApi, Credentials, Obtained};
-use crate::{
-    api,
-    resolve::{self, Naming, TokenName, TokenState},
-};
+use crate::resolve::{Naming, Referrers, TokenName, TokenState};
 
 /// Requested lifetime, in seconds. The API server may grant less.
 const LIFETIME: i64 = 4 * 60 * 60;
@@ -42,8 +39,8 @@ impl Credential for NamedToken {
 
     const KIND: &'static str = "ServiceAccount";
 
-    fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<TokenName, Naming> {
-        resolve::named_tokens(sinks)
+    fn named(referrers: Referrers<'_>) -> BTreeMap<TokenName, Naming> {
+        referrers.tokens()
     }
 
     fn withheld() -> TokenState {

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     api,
-    resolve::{Namespace, Observed, Port, ProducerCheck, Service, ServiceAccount, trim},
+    resolve::{Namespace, Observed, Port, ProducerCheck, Referrers, Service, ServiceAccount, trim},
     routing::Broker,
 };
 
@@ -116,7 +116,7 @@ pub(super) struct Watches {
 
 impl Watches {
     /// Starts watching these namespaces, or all if there are none, until told to stop. With a `secure_channel` to
-    /// the routers, also obtains the Secrets and tokens that Sinks reference.
+    /// the routers, also obtains the Secrets and tokens that Sinks and Brokers reference.
     pub(super) fn start(
         client: &Client,
         namespaces: &[String],
@@ -166,10 +166,17 @@ impl Watches {
                 _ = say.tick() => say_awaited(&awaited),
             }
         }
-        let sinks = readable(&self.sinks, &mut HashMap::new());
+        let (sinks, brokers) = (
+            readable(&self.sinks, &mut HashMap::new()),
+            readable(&self.brokers, &mut HashMap::new()),
+        );
+        let referrers = Referrers {
+            sinks: &sinks,
+            brokers: &brokers,
+        };
         tokio::join!(
-            self.secrets.ready(&sinks),
-            self.tokens.ready(&sinks),
+            self.secrets.ready(referrers),
+            self.tokens.ready(referrers),
             self.signing_keys.tried()
         );
     }
@@ -222,9 +229,13 @@ impl Watches {
         let sources = readable(&self.sources, &mut unreadable);
         let mut unread = HashMap::new();
         let triggers = readable(&self.triggers, &mut unread);
+        let referrers = Referrers {
+            sinks: &sinks,
+            brokers: &brokers,
+        };
         let observed = Observed {
-            secrets: self.secrets.observe(&sinks),
-            tokens: self.tokens.observe(&sinks),
+            secrets: self.secrets.observe(referrers),
+            tokens: self.tokens.observe(referrers),
             brokers,
             unread_brokers,
             sources,

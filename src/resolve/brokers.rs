@@ -6,7 +6,8 @@ use super::{
     diagnosis::{BrokerDiagnosis, ResourceId},
     finding::Finding,
     observed::ProducerCheck,
-    producers,
+    producers::{self, ListedProducers},
+    resolver::Resolver,
 };
 use crate::{
     api,
@@ -30,7 +31,9 @@ const UNITS: [(&str, u64); 9] = [
 ];
 
 /// Compiles a Broker. An invalid one reaches the routers only if it lists producers: without it everyone could post.
+/// Without a cluster, a list of ServiceAccounts only is left out, since nothing can verify their tokens.
 pub(super) fn compile(
+    resolver: &Resolver<'_>,
     subject: ResourceId,
     spec: &api::BrokerSpec,
     limits: Quota,
@@ -38,25 +41,27 @@ pub(super) fn compile(
     bounds: &mut Bounds,
 ) -> (Option<BrokerPolicy>, BrokerDiagnosis) {
     let broker = broker_key(&subject.namespace, &subject.name);
-    let producers = match &spec.producers {
-        Some(listed) => producers::listed(&subject.namespace, listed, bounds).map(Some),
+    let listed = match &spec.producers {
+        Some(listed) => producers::listed(resolver, &subject.namespace, listed, bounds).map(Some),
         None => Ok(None),
     };
-    let (policy, valid) = match (policy(&subject, spec), producers) {
-        (Ok(policy), Ok(producers)) => {
-            let mut valid = accepts(&broker, producers.as_deref(), check);
+    let is_checked = |listed: &ListedProducers| check.is_some() || !listed.has_accounts_only();
+    let listed = listed.map(|listed| listed.filter(is_checked));
+    let (policy, valid) = match (policy(&subject, spec), listed) {
+        (Ok(policy), Ok(listed)) => {
+            let mut valid = accepts(&broker, listed.as_ref(), check);
             valid.message.push_str(&lowered(policy.quota, limits));
             let quota = policy.quota.within(limits);
             let policy = BrokerPolicy {
-                producers,
+                producers: listed.map(|listed| listed.producers),
                 quota,
                 ..policy
             };
             (Some(policy), valid)
         }
         (Err(finding), Ok(None)) => (None, finding),
-        (Err(finding), Ok(producers)) => (Some(only_producers(&subject, producers)), finding),
-        (_, Err(finding)) => (Some(only_producers(&subject, Some(Vec::new()))), finding),
+        (Err(finding), Ok(Some(listed))) => (Some(only_producers(&subject, listed.producers)), finding),
+        (_, Err(finding)) => (Some(only_producers(&subject, Vec::new())), finding),
     };
     (
         policy,
@@ -68,30 +73,32 @@ pub(super) fn compile(
     )
 }
 
-fn accepts(broker: &str, producers: Option<&[routing::Producer]>, check: Option<&ProducerCheck>) -> Finding {
+fn accepts(broker: &str, listed: Option<&ListedProducers>, check: Option<&ProducerCheck>) -> Finding {
+    let Some(listed) = listed else {
+        return Finding::good("Ready", format!("events are accepted for broker {broker}"));
+    };
     let no_keys = check.and_then(|check| check.issuer.as_ref().err());
-    match (producers, no_keys) {
-        (Some(_), Some(problem)) => Finding::bad(
+    match (&listed.unusable, no_keys, listed.producers.len()) {
+        (_, Some(problem), _) if listed.has_account() => Finding::bad(
             "NoSigningKeys",
-            format!("no token can be verified, so nobody can post: {problem}"),
+            format!(
+                "no token of a ServiceAccount can be verified, so those that are listed cannot post: {problem}"
+            ),
         ),
-        (Some([]), None) => Finding::good(
+        (Some(unusable), ..) => unusable.clone(),
+        (None, _, 0) => Finding::good(
             "Ready",
             format!("nobody may post to broker {broker}, since spec.producers is empty"),
         ),
-        (Some(listed), None) => Finding::good(
+        (None, _, count) => Finding::good(
             "Ready",
-            format!(
-                "events of {} listed producers are accepted for broker {broker}",
-                listed.len()
-            ),
+            format!("events of {count} listed producers are accepted for broker {broker}"),
         ),
-        (None, _) => Finding::good("Ready", format!("events are accepted for broker {broker}")),
     }
 }
 
 /// The policy of an invalid Broker.
-fn only_producers(subject: &ResourceId, producers: Option<Vec<routing::Producer>>) -> BrokerPolicy {
+fn only_producers(subject: &ResourceId, producers: Vec<routing::Producer>) -> BrokerPolicy {
     BrokerPolicy {
         uid: subject.uid.clone(),
         namespace: subject.namespace.clone(),
@@ -100,7 +107,7 @@ fn only_producers(subject: &ResourceId, producers: Option<Vec<routing::Producer>
         retention_age: None,
         retention_bytes: None,
         partitions: None,
-        producers,
+        producers: Some(producers),
         quota: Quota::default(),
     }
 }
@@ -191,7 +198,7 @@ fn bytes(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::observed::Observed, *};
 
     #[test]
     fn sizes_are_parsed() {
@@ -215,6 +222,8 @@ mod tests {
 
     #[test]
     fn a_broker_with_an_invalid_name_or_size_is_left_out() {
+        let observed = Observed::default();
+        let resolver = Resolver::new(&observed, "cluster.local");
         let subject = |name: &str| ResourceId {
             uid: "u".into(),
             namespace: "shop".into(),
@@ -237,6 +246,7 @@ mod tests {
             (&"o".repeat(64), "1Gi", "InvalidName"),
         ] {
             let (policy, diagnosis) = compile(
+                &resolver,
                 subject(name),
                 &spec(size),
                 Quota::default(),
@@ -250,6 +260,8 @@ mod tests {
 
     #[test]
     fn the_installations_limits_hold_and_are_said() {
+        let observed = Observed::default();
+        let resolver = Resolver::new(&observed, "cluster.local");
         let subject = ResourceId {
             uid: "u".into(),
             namespace: "shop".into(),
@@ -298,7 +310,14 @@ mod tests {
                     event_size: event_size.map(str::to_owned),
                 }),
             };
-            let (policy, diagnosis) = compile(subject.clone(), &spec, limits, None, &mut Bounds::default());
+            let (policy, diagnosis) = compile(
+                &resolver,
+                subject.clone(),
+                &spec,
+                limits,
+                None,
+                &mut Bounds::default(),
+            );
             let message = diagnosis.valid.message;
             assert!(message.contains(said), "{message}");
             assert_eq!(

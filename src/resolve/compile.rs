@@ -74,6 +74,7 @@ pub fn compile(observed: &Observed, cluster_domain: &str, limits: Quota) -> Comp
     for broker in &observed.brokers {
         let Some(subject) = subject(broker) else { continue };
         let (policy, diagnosis) = brokers::compile(
+            &resolver,
             subject,
             &broker.spec,
             limits,
@@ -107,10 +108,11 @@ pub fn compile(observed: &Observed, cluster_domain: &str, limits: Quota) -> Comp
     diagnoses.brokers.sort_by(|a, b| by(&a.subject, &b.subject));
     configuration.brokers = named_brokers(configuration);
     configuration.closed.clone_from(&observed.unread_brokers);
-    configuration.producers = observed
-        .producers
-        .as_ref()
-        .map(|check| producers::rules(check, &configuration.namespaces, &configuration.policies));
+    configuration.producers = producers::rules(
+        observed.producers.as_ref(),
+        &configuration.namespaces,
+        &configuration.policies,
+    );
     configuration.authorities = named_authorities(observed, &configuration.triggers);
     configuration.revision = revision::of(configuration);
     outcome

@@ -3,15 +3,11 @@
 //!
 //! Messages never contain a value or a part of one.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::HashSet;
 
 use http::{HeaderName, header};
 
-use super::{
-    finding::Finding,
-    observed::{SecretName, SecretState},
-    resolver::Resolver,
-};
+use super::{finding::Finding, observed::SecretState, resolver::Resolver};
 use crate::{
     api::{self, SecretKeyRef, SecretValue},
     routing::{ClientCertificate, Header, PlainHeader, Secret, SigningKey},
@@ -66,44 +62,8 @@ enum WantedValue<'a> {
     },
 }
 
-/// References of Sinks to a Secret or a token.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Naming {
-    /// Referenced keys; a token has none.
-    pub keys: BTreeSet<String>,
-    /// Sinks that reference it, by UID and generation.
-    pub sinks: BTreeSet<(String, i64)>,
-}
-
-impl Naming {
-    /// Adds a Sink.
-    pub(super) fn add(&mut self, sink: &api::Sink) {
-        let uid = sink.metadata.uid.clone().unwrap_or_default();
-        let generation = sink.metadata.generation.unwrap_or_default();
-        self.sinks.insert((uid, generation));
-    }
-}
-
-/// Collects every Secret that Sinks reference.
-pub fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<SecretName, Naming> {
-    let mut named = BTreeMap::<_, Naming>::new();
-    for sink in sinks {
-        let namespace = sink.metadata.namespace.clone().unwrap_or_default();
-        for (name, key) in references(&sink.spec) {
-            let name = SecretName {
-                namespace: namespace.clone(),
-                name: name.to_owned(),
-            };
-            let naming = named.entry(name).or_default();
-            naming.keys.insert(key.to_owned());
-            naming.add(sink);
-        }
-    }
-    named
-}
-
 /// Lists every Secret that a Sink references, each with a key.
-fn references(spec: &api::SinkSpec) -> impl Iterator<Item = (&str, &str)> {
+pub(super) fn references(spec: &api::SinkSpec) -> impl Iterator<Item = (&str, &str)> {
     let token = spec
         .authorization
         .iter()
@@ -309,7 +269,7 @@ fn wanted_header<'a>(path: &str, header: &'a api::Header) -> Result<Wanted<'a>, 
 }
 
 /// Returns the value of a Secret's key, and the version of the Secret.
-fn secret_value<'a>(
+pub(super) fn secret_value<'a>(
     resolver: &Resolver<'a>,
     namespace: &str,
     path: &str,
@@ -368,7 +328,7 @@ fn secret_value<'a>(
     Ok((value.reveal(), version))
 }
 
-fn invalid_value(namespace: &str, path: &str, reference: &SecretKeyRef, problem: &str) -> Finding {
+pub(super) fn invalid_value(namespace: &str, path: &str, reference: &SecretKeyRef, problem: &str) -> Finding {
     let SecretKeyRef { name, key } = reference;
     Finding::bad(
         "InvalidSecretValue",
@@ -386,12 +346,12 @@ fn checked(value: &str, scheme: &str) -> Result<Secret, &'static str> {
     Ok(format!("{scheme}{value}").into())
 }
 
-fn without_line_break(value: &str) -> &str {
+pub(super) fn without_line_break(value: &str) -> &str {
     value.trim_end_matches(['\r', '\n'])
 }
 
 /// Validates a header's value.
-fn check_text(value: &str) -> Result<(), &'static str> {
+pub(super) fn check_text(value: &str) -> Result<(), &'static str> {
     if value.is_empty() {
         return Err("is empty");
     }

@@ -14,6 +14,7 @@ mod filters;
 mod finding;
 mod observed;
 mod producers;
+mod referrers;
 mod resolver;
 mod revision;
 mod sources;
@@ -24,7 +25,7 @@ mod transforms;
 pub mod trim;
 
 pub use compile::{CompileOutcome, compile};
-pub use credentials::{Naming, SECRET_AWAITED, named as named_secrets};
+pub use credentials::SECRET_AWAITED;
 pub use diagnosis::{
     BrokerDiagnosis, Diagnoses, ResourceId, SinkDiagnosis, SourceDiagnosis, TriggerDiagnosis,
 };
@@ -33,5 +34,6 @@ pub use observed::{
     Namespace, Observed, Port, ProducerCheck, SecretName, SecretState, Service, ServiceAccount, TokenName,
     TokenState,
 };
+pub use referrers::{Naming, Referrers};
 pub use revision::fingerprint;
-pub use tokens::{TOKEN_AWAITED, named as named_tokens};
+pub use tokens::TOKEN_AWAITED;

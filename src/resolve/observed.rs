@@ -26,15 +26,15 @@ pub struct Observed {
     pub services: Vec<Service>,
     /// Namespaces.
     pub namespaces: Vec<Namespace>,
-    /// The Secrets that Sinks reference. One that is absent has not been read yet.
+    /// The Secrets that Sinks and Brokers reference. One that is absent has not been read yet.
     pub secrets: BTreeMap<SecretName, SecretState>,
     /// The tokens that Sinks reference. One that is absent has not been requested yet.
     pub tokens: BTreeMap<TokenName, TokenState>,
-    /// What producers are checked by; `None` where nobody checks them, as in local mode.
+    /// What ServiceAccounts are checked by; `None` where there are none, as in local mode.
     pub producers: Option<ProducerCheck>,
 }
 
-/// What producers are checked by.
+/// What ServiceAccounts are checked by.
 #[derive(Clone, Debug)]
 pub struct ProducerCheck {
     /// Who may post to a broker whose Broker lists no producers.

@@ -4,7 +4,7 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::routing::{self, Configuration, Revision};
+use crate::routing::{self, BrokerPolicy, Configuration, Revision};
 
 /// Computes the revision. Secrets enter it only by their version, so that values cannot be guessed from it.
 pub(super) fn of(configuration: &Configuration) -> Revision {
@@ -24,6 +24,7 @@ pub(super) fn of(configuration: &Configuration) -> Revision {
         unread,
         undecodable: _,
     } = configuration;
+    let policies: Vec<_> = policies.iter().map(BrokerPolicy::without_secrets).collect();
     let triggers: Vec<_> = triggers.iter().map(routing::Trigger::without_secrets).collect();
     Revision(format!(
         "{:016x}",

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    CompileOutcome, Finding, Namespace, Naming, Observed, Port, SecretName, SecretState, Service, TokenName,
-    TokenState, TriggerDiagnosis, compile, named_secrets, named_tokens,
+    CompileOutcome, Finding, Namespace, Naming, Observed, Port, Referrers, SecretName, SecretState, Service,
+    TokenName, TokenState, TriggerDiagnosis, compile,
 };
 use crate::{
     api,
@@ -634,6 +634,10 @@ fn reason_of_sink(outcome: &CompileOutcome) -> (&'static str, String) {
     (sink.resolved.reason, sink.resolved.message.clone())
 }
 
+fn named_by(sinks: &[api::Sink]) -> Referrers<'_> {
+    Referrers { sinks, brokers: &[] }
+}
+
 fn key(key: &str) -> Value {
     json!({"secretKeyRef": {"name": "billing", "key": key}})
 }
@@ -687,10 +691,10 @@ fn credentials_become_headers_of_the_destination() {
     assert_ne!(revision("v1", "a"), revision("v2", "a"));
 
     let sinks = [resource("Sink", "shop", "asking", spec)];
-    let named: Vec<_> = named_secrets(&sinks).into_iter().collect();
+    let named: Vec<_> = named_by(&sinks).secrets().into_iter().collect();
     let naming = Naming {
         keys: ["odd", "token"].map(str::to_owned).into(),
-        sinks: [("Sink/shop/asking".to_owned(), 2)].into(),
+        referrers: [("Sink/shop/asking".to_owned(), 2)].into(),
     };
     let name = SecretName {
         namespace: "shop".into(),
@@ -1001,7 +1005,8 @@ fn client_certificate_comes_from_a_secret() {
     assert!(!format!("{outcome:?}").contains("-----BEGIN"));
 
     let sinks = [resource("Sink", "shop", "asking", spec.clone())];
-    let keys: Vec<_> = named_secrets(&sinks)
+    let keys: Vec<_> = named_by(&sinks)
+        .secrets()
         .into_values()
         .map(|naming| naming.keys)
         .collect();
@@ -1084,8 +1089,8 @@ fn token_of_a_service_account_is_told_by_its_state() {
     assert_eq!(revision("other", "v1"), found.configuration.revision);
     assert_ne!(revision("t0ken", "v2"), found.configuration.revision);
     let sinks = [resource("Sink", "shop", "asking", spec.clone())];
-    assert!(named_tokens(&sinks).keys().eq([&name]));
-    assert!(named_secrets(&sinks).is_empty());
+    assert!(named_by(&sinks).tokens().keys().eq([&name]));
+    assert!(named_by(&sinks).secrets().is_empty());
 
     let table = [
         (None, "TokenAwaited", "has not been requested yet"),

@@ -1,9 +1,7 @@
 //! Resolves the tokens of ServiceAccounts that Sinks are sent. Pure.
 
-use std::collections::BTreeMap;
-
 use super::{
-    credentials::{self, CHANNEL_NOT_SECURE, Naming},
+    credentials::{self, CHANNEL_NOT_SECURE},
     finding::Finding,
     observed::{TokenName, TokenState},
     resolver::Resolver,
@@ -13,33 +11,17 @@ use crate::{api, routing::ServiceAccountToken};
 /// Reason for a token that has not been requested yet. Transient.
 pub const TOKEN_AWAITED: &str = "TokenAwaited";
 
-/// Collects every token that Sinks reference.
-pub fn named<'a>(sinks: impl IntoIterator<Item = &'a api::Sink>) -> BTreeMap<TokenName, Naming> {
-    let mut named = BTreeMap::<_, Naming>::new();
-    for sink in sinks {
-        let namespace = sink.metadata.namespace.as_deref().unwrap_or_default();
-        if let Some(token) = reference(&sink.spec) {
-            let naming = named.entry(name(namespace, token)).or_default();
-            naming.add(sink);
-        }
-    }
-    named
-}
-
-fn reference(spec: &api::SinkSpec) -> Option<&api::ServiceAccountToken> {
-    spec.authorization.as_ref()?.service_account_token.as_ref()
-}
-
-fn name(namespace: &str, token: &api::ServiceAccountToken) -> TokenName {
+/// Returns the token that a Sink of this namespace references, if it does.
+pub(super) fn named(namespace: &str, spec: &api::SinkSpec) -> Option<TokenName> {
     let api::ServiceAccountToken {
         service_account_name,
         audience,
-    } = token;
-    TokenName {
+    } = spec.authorization.as_ref()?.service_account_token.as_ref()?;
+    Some(TokenName {
         namespace: namespace.to_owned(),
         account: service_account_name.clone(),
         audience: audience.clone(),
-    }
+    })
 }
 
 /// Returns the token of a Sink in this namespace.
@@ -48,10 +30,9 @@ pub(super) fn service_account_token(
     namespace: &str,
     spec: &api::SinkSpec,
 ) -> Result<Option<ServiceAccountToken>, Finding> {
-    let Some(reference) = reference(spec) else {
+    let Some(name) = named(namespace, spec) else {
         return Ok(None);
     };
-    let name = name(namespace, reference);
     let bad = |reason, problem: String| {
         Err(Finding::bad(
             reason,

@@ -190,7 +190,10 @@ impl Ingress {
         let (permit, refusal) = match access.admit(namespace, broker, authorization, Timestamp::now) {
             Ok(permit) => (permit, None),
             Err(refusal) if access.is_audit() => (Permit::everything(), Some(refusal)),
-            Err(refusal) => return Err(refusal.into()),
+            Err(refusal) => {
+                let challenges = access.challenges(&refusal);
+                return Err(Problem::from(refusal).challenged(challenges));
+            }
         };
         self.check_broker(namespace, broker)?;
         if let Some(refusal) = refusal {

@@ -31,6 +31,9 @@ pub(super) struct Problem {
     /// Seconds after which the request may be retried.
     #[serde(skip)]
     retry_after: Option<u32>,
+    /// How to authenticate: values of `WWW-Authenticate`.
+    #[serde(skip)]
+    challenges: &'static [&'static str],
 }
 
 fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
@@ -52,7 +55,13 @@ impl Problem {
             attribute: None,
             index: None,
             retry_after: None,
+            challenges: &[],
         }
+    }
+
+    /// Says how to authenticate, by these values of `WWW-Authenticate`.
+    pub(super) fn challenged(self, challenges: &'static [&'static str]) -> Self {
+        Self { challenges, ..self }
     }
 
     /// Marks the request as retryable.
@@ -206,25 +215,17 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (status, reason, retry_after) = (self.status, self.reason, self.retry_after);
+        let (status, challenges, retry_after) = (self.status, self.challenges, self.retry_after);
         let (content_type, body) = self.into_document();
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        if status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, challenge(reason));
+        for challenge in challenges {
+            headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }
-}
-
-/// How to authenticate (RFC 6750, section 3). It names an error only if there was a token.
-fn challenge(reason: &str) -> HeaderValue {
-    HeaderValue::from_static(match reason {
-        "invalid_token" => "Bearer error=\"invalid_token\"",
-        _ => "Bearer",
-    })
 }

@@ -8,7 +8,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-use super::{Authorities, Destination, Producer, ProducerRules, Quota, Source, UnlistedBrokers};
+use super::{
+    Authorities, CredentialDigest, Destination, Producer, ProducerRules, Quota, Source, UnlistedBrokers,
+};
 use crate::{filter::Expression, transform::Transform};
 
 /// Identifies a routing configuration by its content. The same resources give the same revision, whichever
@@ -132,6 +134,18 @@ pub struct BrokerPolicy {
     /// Limits of what producers may post, within those of the installation.
     #[serde(default, skip_serializing_if = "Quota::is_unlimited")]
     pub quota: Quota,
+}
+
+impl BrokerPolicy {
+    /// Returns the policy without the digests of secrets, which could be guessed from them.
+    pub fn without_secrets(&self) -> Self {
+        let mut bare = self.clone();
+        let producers = bare.producers.iter_mut().flatten();
+        for secret in producers.filter_map(|producer| producer.identity.secret_mut()) {
+            secret.digest = CredentialDigest::default();
+        }
+        bare
+    }
 }
 
 /// Returns the key of a broker: `namespace/name`.

@@ -6,6 +6,7 @@ mod authorities;
 mod bearer_token;
 mod bounds;
 mod configuration;
+mod credential_digest;
 mod destination;
 mod explanation;
 mod index;
@@ -28,12 +29,16 @@ pub use configuration::{
     BackoffPolicy, Broker, BrokerPolicy, Configuration, Delivery, Ordering, RateLimit, Retry, Revision,
     Start, Trigger, Undecodable, broker_key,
 };
+pub use credential_digest::{CredentialDigest, InvalidDigest};
 pub use destination::{
     ClientCertificate, ContentMode, Destination, Header, HttpEndpoint, PlainHeader, ServiceAccountToken,
     ServiceName,
 };
 pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};
-pub use producers::{PRODUCER_AUDIENCE, Producer, ProducerRules, TokenIssuer, TokenKey, UnlistedBrokers};
+pub use producers::{
+    PRODUCER_AUDIENCE, Producer, ProducerIdentity, ProducerRules, ProducerSecret, TokenIssuer, TokenKey,
+    UnlistedBrokers,
+};
 pub use quota::Quota;
 pub use schedule::{Schedule, ScheduleError};
 pub use secret::Secret;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::CredentialDigest;
 use crate::filter::Expression;
 
 /// Audience of the tokens with which producers authenticate.
@@ -25,6 +26,20 @@ pub struct ProducerRules {
     /// UIDs of the ServiceAccounts that any rule lets post, by namespace and name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub accounts: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl ProducerRules {
+    /// The rules where there is no cluster: Brokers decide, and no token of a ServiceAccount is valid, since nobody
+    /// issues any.
+    pub fn without_cluster() -> Self {
+        Self {
+            issuer: Some(TokenIssuer {
+                issuer: String::new(),
+                keys: BTreeMap::new(),
+            }),
+            ..Self::default()
+        }
+    }
 }
 
 /// Who may post to a broker whose Broker lists no producers, or that has no Broker.
@@ -75,12 +90,49 @@ pub enum TokenKey {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Producer {
-    /// Namespace of the ServiceAccount.
-    pub namespace: String,
-    /// Name of the ServiceAccount; `None` for all of the namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    /// How the producer is known.
+    pub identity: ProducerIdentity,
     /// Filters that an event of this producer must all match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filters: Vec<Expression>,
+}
+
+/// How a producer is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum ProducerIdentity {
+    /// By the token of a ServiceAccount.
+    ServiceAccount {
+        /// Namespace.
+        namespace: String,
+        /// Name; `None` for all of the namespace.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
+    /// By a token from a Secret.
+    BearerToken(ProducerSecret),
+    /// By a user name and a password: the digest is that of `USER:PASSWORD`.
+    Basic(ProducerSecret),
+    /// Not at all: the controller has no usable credential for it.
+    Nobody,
+}
+
+/// A secret that a producer and its Broker share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProducerSecret {
+    /// What the presented credential is compared with.
+    pub digest: CredentialDigest,
+    /// Opaque version that changes with the value and reveals nothing about it.
+    pub version: String,
+}
+
+impl ProducerIdentity {
+    /// The secret that it is known by, if that is how.
+    pub(super) fn secret_mut(&mut self) -> Option<&mut ProducerSecret> {
+        match self {
+            Self::BearerToken(secret) | Self::Basic(secret) => Some(secret),
+            Self::ServiceAccount { .. } | Self::Nobody => None,
+        }
+    }
 }

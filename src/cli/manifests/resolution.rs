@@ -7,7 +7,7 @@ use super::{DEFAULT_NAMESPACE, Manifest, ManifestProblem, Resource, ResourceKey,
 use crate::{
     api::{self, DeliverySpec, Destination, Sink},
     resolve::{
-        self, CompileOutcome, Diagnoses, Finding, Namespace, Observed, ResourceId, SecretName, SecretState,
+        self, CompileOutcome, Diagnoses, Finding, Namespace, Observed, Referrers, ResourceId, SecretState,
         TokenName, TokenState, TriggerDiagnosis,
     },
     routing::{Configuration, Quota, Secret, ServiceName},
@@ -142,8 +142,7 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
     let mut observed = Observed {
         services,
         namespaces,
-        secrets: all_named(manifests, secrets),
-        tokens: tokens(manifests, issues_tokens),
+        secrets,
         ..Observed::default()
     };
     for manifest in manifests {
@@ -154,22 +153,20 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
             Resource::Sink(sink) => observed.sinks.push(sink),
         }
     }
+    let referrers = Referrers {
+        sinks: &observed.sinks,
+        brokers: &observed.brokers,
+    };
+    // No other controller will find a Secret that is not there.
+    for name in referrers.secrets().into_keys() {
+        observed.secrets.entry(name).or_insert(SecretState::NotFound);
+    }
+    observed.tokens = tokens(referrers, issues_tokens);
     observed
 }
 
-/// Adds the Secrets that do not exist, because no other controller will find them.
-fn all_named(
-    manifests: &[Manifest],
-    mut secrets: BTreeMap<SecretName, SecretState>,
-) -> BTreeMap<SecretName, SecretState> {
-    for name in resolve::named_secrets(sinks(manifests)).into_keys() {
-        secrets.entry(name).or_insert(SecretState::NotFound);
-    }
-    secrets
-}
-
 /// The tokens that Sinks are sent. Nobody issues them here.
-fn tokens(manifests: &[Manifest], count_as_issued: bool) -> BTreeMap<TokenName, TokenState> {
+fn tokens(referrers: Referrers<'_>, count_as_issued: bool) -> BTreeMap<TokenName, TokenState> {
     let state = match count_as_issued {
         true => TokenState::Issued {
             token: Secret::from("unknown".to_owned()),
@@ -177,15 +174,8 @@ fn tokens(manifests: &[Manifest], count_as_issued: bool) -> BTreeMap<TokenName, 
         },
         false => TokenState::Unsupported,
     };
-    let named = resolve::named_tokens(sinks(manifests)).into_keys();
+    let named = referrers.tokens().into_keys();
     named.map(|name| (name, state.clone())).collect()
-}
-
-fn sinks(manifests: &[Manifest]) -> impl Iterator<Item = &api::Sink> {
-    manifests.iter().filter_map(|manifest| match &manifest.resource {
-        Resource::Sink(sink) => Some(sink),
-        Resource::Broker(_) | Resource::Source(_) | Resource::Trigger(_) => None,
-    })
 }
 
 fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<UnresolvedField<'_>> {
