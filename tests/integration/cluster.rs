@@ -52,7 +52,8 @@ impl Weir {
         Self::start_both(plane, controller, Vec::new(), arguments)
     }
 
-    fn start_both(
+    /// The same, with arguments for both.
+    pub(crate) fn start_both(
         plane: &ControlPlane,
         controller: &Path,
         controller_arguments: Vec<String>,

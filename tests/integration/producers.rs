@@ -16,7 +16,7 @@ use crate::{
     support::{ControlPlane, Kubectl, PATIENCE, Response, eventually, post},
 };
 
-const AUDIENCE: &str = "weir-broker";
+pub(crate) const AUDIENCE: &str = "weir-broker";
 
 /// Namespaces `shop`, with a Broker `orders` and the ServiceAccounts `checkout` and `other`, and `web` with `page`.
 struct Setup {
@@ -79,7 +79,7 @@ fn broker(spec: &str) -> String {
     )
 }
 
-fn token(kubectl: &Kubectl, account: &str, audience: &str) -> String {
+pub(crate) fn token(kubectl: &Kubectl, account: &str, audience: &str) -> String {
     let audience = format!("--audience={audience}");
     kubectl
         .run(["create", "token", account, &audience])

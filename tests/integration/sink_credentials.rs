@@ -171,7 +171,7 @@ fn an_authority_and_credentials_without_a_cluster() {
 }
 
 /// Runs the commands of a message as they stand there, as a namespace's owner does.
-fn run_grant(kubectl: &Kubectl, message: &str) {
+pub(crate) fn run_grant(kubectl: &Kubectl, message: &str) {
     let (_, commands) = message.split_once("run: ").unwrap();
     for command in commands.split(" && ") {
         let words = command.split_whitespace();
@@ -179,7 +179,7 @@ fn run_grant(kubectl: &Kubectl, message: &str) {
     }
 }
 
-fn await_reason(kubectl: &Kubectl, resource: &str, reason: &str) -> String {
+pub(crate) fn await_reason(kubectl: &Kubectl, resource: &str, reason: &str) -> String {
     eventually(PATIENCE * 2, || {
         let ready = condition(kubectl, resource, "Ready");
         if ready["reason"] == reason {
