@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use crate::{
     router::{Listeners, TlsListener},
-    server::{CertificateFiles, FileCertificate},
+    server::{CertificateFiles, FileCertificate, ListenerTls},
 };
 
 /// Flags shared by `weir router` and `weir run`.
@@ -36,6 +36,16 @@ pub struct TlsArgs {
     #[arg(long, env = "WEIR_TLS_KEY", value_name = "FILE", requires = "listen_tls")]
     pub tls_key: Option<PathBuf>,
 
+    /// PEM file with the authorities of client certificates, by which producers can authenticate at --listen-tls. Clients
+    /// without a certificate are let in, and can authenticate otherwise. Changes to the file are picked up.
+    #[arg(
+        long,
+        env = "WEIR_LISTEN_TLS_CLIENT_CA",
+        value_name = "FILE",
+        requires = "listen_tls"
+    )]
+    pub listen_tls_client_ca: Option<PathBuf>,
+
     /// Do not listen on --listen: producers can post events only over HTTPS.
     #[arg(long, env = "WEIR_TLS_ONLY", requires_if("true", "listen_tls"))]
     pub tls_only: bool,
@@ -51,6 +61,7 @@ impl TlsArgs {
             listen_tls,
             tls_certificate,
             tls_key,
+            listen_tls_client_ca,
             tls_only,
         } = self;
         let tls = match (listen_tls, tls_certificate, tls_key) {
@@ -60,7 +71,12 @@ impl TlsArgs {
                     "cannot listen for HTTPS (--listen-tls): --tls-certificate and --tls-key must name a certificate and \
                      its key in PEM",
                 )?;
-                Some(TlsListener { address, certificate })
+                let tls = ListenerTls::load(certificate, listen_tls_client_ca).await;
+                let tls = tls.context(
+                    "cannot ask clients for certificates: --listen-tls-client-ca must name a file with the certificates \
+                     of authorities in PEM",
+                )?;
+                Some(TlsListener { address, tls })
             }
             // clap requires the three together.
             _ => None,

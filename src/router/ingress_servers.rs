@@ -1,9 +1,6 @@
 //! The servers of the ingress, for HTTP and HTTPS. They share all limits.
 
-use std::sync::Arc;
-
 use axum::Router;
-use rustls::ServerConfig;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -11,7 +8,7 @@ use super::{
     options::{Listeners, TlsListener},
 };
 use crate::{
-    server::{FileCertificate, Server, ServerLimits},
+    server::{ListenerTls, Server, ServerLimits},
     supervision::Supervisor,
 };
 
@@ -23,8 +20,7 @@ pub(super) struct IngressServers {
 
 struct TlsServer {
     server: Server,
-    config: Arc<ServerConfig>,
-    certificate: FileCertificate,
+    tls: ListenerTls,
 }
 
 impl IngressServers {
@@ -43,10 +39,9 @@ impl IngressServers {
             None => None,
         };
         let tls = match tls {
-            Some(TlsListener { address, certificate }) => Some(TlsServer {
+            Some(TlsListener { address, tls }) => Some(TlsServer {
                 server: Server::bind("ingress-tls", address).await?.with_limits(limits),
-                config: Arc::new(certificate.server_config()),
-                certificate,
+                tls,
             }),
             None => None,
         };
@@ -66,19 +61,14 @@ impl IngressServers {
             let serving = server.serve(service.clone(), stop.clone());
             tasks.spawn(supervisor.clone().watch("the ingress", serving));
         }
-        if let Some(TlsServer {
-            server,
-            config,
-            certificate,
-        }) = tls
-        {
-            let serving = server.serve_tls(config, service.clone(), stop.clone());
+        if let Some(TlsServer { server, tls }) = tls {
+            let serving = server.serve_tls(tls.config(), service.clone(), stop.clone());
             tasks.spawn(supervisor.clone().watch("the ingress with TLS", serving));
-            let following = certificate.follow(stop.clone());
+            let following = tls.follow(stop.clone());
             tasks.spawn(
                 supervisor
                     .clone()
-                    .watch("the certificate of the ingress", following),
+                    .watch("the certificates of the ingress", following),
             );
         }
     }

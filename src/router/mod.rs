@@ -136,8 +136,8 @@ pub async fn run(
             (shards, Some((sharing, Arc::new(forwarding))))
         }
     };
-    let certificate = options.listen.tls.as_ref().map(|tls| tls.certificate.clone());
-    let metrics = Metrics::new(logs.clone(), shards.clone(), certificate);
+    let tls = options.listen.tls.as_ref().map(|listener| listener.tls.clone());
+    let metrics = Metrics::new(logs.clone(), shards.clone(), tls);
     let table = Arc::new(ArcSwapOption::<RoutingTable>::empty());
     let access = Arc::<ArcSwap<Access>>::default();
     let requests = options.memory.requests;

@@ -10,7 +10,7 @@ use crate::{
     log::{embedded::EmbeddedOptions, jetstream::JetStreamOptions},
     memory::MemoryBudget,
     routing::ServiceName,
-    server::FileCertificate,
+    server::ListenerTls,
     telemetry::Tracer,
 };
 
@@ -64,8 +64,8 @@ pub struct Listeners {
 pub struct TlsListener {
     /// Its address.
     pub address: SocketAddr,
-    /// Its certificate.
-    pub certificate: FileCertificate,
+    /// Its certificate, and whose clients may present one.
+    pub tls: ListenerTls,
 }
 
 /// Where events are stored.

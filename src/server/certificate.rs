@@ -17,7 +17,7 @@ use rustls::{
     InconsistentKeys, ServerConfig,
     crypto::ring::default_provider,
     pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _},
-    server::{ClientHello, ResolvesServerCert},
+    server::{ClientHello, ResolvesServerCert, danger::ClientCertVerifier},
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 /// Interval at which the files are read.
-const CHECK_EVERY: Duration = Duration::from_secs(3);
+pub(super) const CHECK_EVERY: Duration = Duration::from_secs(3);
 
 /// The files of a certificate and its key, in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +67,14 @@ pub enum CertificateError {
     Unusable {
         /// The files.
         files: CertificateFiles,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The certificate of an authority cannot be used.
+    #[error("cannot use an authority in {}: {detail}", path.display())]
+    UnusableAuthority {
+        /// The file.
+        path: PathBuf,
         /// What is wrong.
         detail: String,
     },
@@ -186,11 +194,11 @@ impl FileCertificate {
         *lock(&self.0.served.status)
     }
 
-    /// Returns the configuration of a server with TLS 1.2 and 1.3, for HTTP/2 and HTTP/1.1. Each handshake uses the
-    /// certificate of that moment.
-    pub fn server_config(&self) -> ServerConfig {
+    /// Returns the configuration of a server with TLS 1.2 and 1.3, for HTTP/2 and HTTP/1.1, whose clients are verified by
+    /// `clients`. Each handshake uses the certificate of that moment.
+    pub(super) fn server_config(&self, clients: Arc<dyn ClientCertVerifier>) -> ServerConfig {
         let mut config = ServerConfig::builder_with_protocol_versions(&[&TLS13, &TLS12])
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_cert_resolver(self.0.served.clone());
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config
@@ -260,7 +268,7 @@ impl PemPair {
     }
 }
 
-async fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
+pub(super) async fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
     tokio::fs::read(path)
         .await
         .map_err(|source| CertificateError::Read {

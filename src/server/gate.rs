@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use tower::ServiceExt as _;
 
 use super::{
-    Peer,
+    ClientNames, Peer,
     drain::{drain, waits_to_continue},
     limits::{ExhaustedResource, FIELD_BYTES},
     places::UnderWay,
@@ -35,6 +35,8 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 pub(super) struct Gate {
     pub(super) service: axum::Router,
     pub(super) peer: Peer,
+    /// Of a client that presented a certificate.
+    pub(super) client: Option<ClientNames>,
     pub(super) connection: Arc<Connection>,
 }
 
@@ -79,6 +81,9 @@ impl hyper::service::Service<Request<Incoming>> for Gate {
             });
         };
         request.extensions_mut().insert(self.peer);
+        if let Some(client) = &self.client {
+            request.extensions_mut().insert(client.clone());
+        }
         let answered = self.service.clone().oneshot(request.map(Body::new));
         Box::pin(async move {
             let mut response = answered.await?.map(|body| HeldBody {

@@ -6,6 +6,7 @@
 
 mod admin;
 mod certificate;
+mod client_names;
 #[cfg(test)]
 pub(crate) mod documented;
 mod drain;
@@ -13,6 +14,7 @@ mod frames;
 mod gate;
 mod heartbeat;
 mod limits;
+mod listener_tls;
 mod page;
 mod peer;
 mod places;
@@ -22,9 +24,11 @@ mod tls;
 
 pub use admin::{admin, admin_limits};
 pub use certificate::{CertificateError, CertificateFiles, CertificateStatus, FileCertificate};
+pub use client_names::{CertificateNames, ClientNames};
 pub use drain::{drain, waits_to_continue};
 pub use heartbeat::Heartbeat;
 pub use limits::{ExhaustedResource, IDLE_TIMEOUT, OverloadResponse, Refuse, ServerLimits};
+pub use listener_tls::ListenerTls;
 pub use peer::Peer;
 pub use places::{ConnectionCounts, ConnectionPlaces};
 pub use thread::{OwnThread, ThreadError, on_main_runtime};
@@ -40,6 +44,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -50,12 +55,14 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     time::{Instant, sleep_until, timeout},
 };
+use tokio_rustls::server::TlsStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use gate::Gate;
 use limits::{MAX_HEAD, TLS_PLACES};
 use places::ConnectionPlace;
 use stream::{Connection, MeteredStream};
+use tls::HandshakeStream;
 
 /// Maximum number of header fields, about as many as fit into the maximum size.
 const MAX_HEADERS: usize = 8192;
@@ -143,14 +150,19 @@ impl Server {
         self.serve_over(None, service, stop).await;
     }
 
-    /// Serves over TLS until told to stop.
-    pub async fn serve_tls(self, tls: Arc<ServerConfig>, service: axum::Router, stop: CancellationToken) {
+    /// Serves over TLS until told to stop. Each handshake has the configuration of that moment.
+    pub async fn serve_tls(
+        self,
+        tls: Arc<ArcSwap<ServerConfig>>,
+        service: axum::Router,
+        stop: CancellationToken,
+    ) {
         self.serve_over(Some(tls), service, stop).await;
     }
 
     async fn serve_over(
         self,
-        tls: Option<Arc<ServerConfig>>,
+        tls: Option<Arc<ArcSwap<ServerConfig>>>,
         service: axum::Router,
         stop: CancellationToken,
     ) {
@@ -188,10 +200,10 @@ impl Server {
                 limits: limits.clone(),
                 stop: stop.clone(),
             };
-            let (tls, was_cut) = (tls.clone(), was_cut.clone());
+            let (tls, was_cut) = (tls.as_ref().map(|tls| tls.load_full()), was_cut.clone());
             tasks.spawn(async move {
                 let served = match tls {
-                    None => connection.serve(stream).await,
+                    None => connection.serve(stream, None).await,
                     Some(tls) => connection.serve_tls(stream, tls).await,
                 };
                 match served {
@@ -261,12 +273,12 @@ enum ConnectionError {
 impl ConnectionTask {
     async fn serve_tls(self, stream: TcpStream, config: Arc<ServerConfig>) -> Result<(), ConnectionError> {
         let accepted = tokio::select! {
-            accepted = tls::accept(stream, config) => accepted.map_err(Into::into),
+            accepted = accept_tls(stream, config) => accepted,
             () = self.place.slot().wanted() => Err("its place was needed during the handshake".into()),
             () = self.stop.cancelled() => return Ok(()),
         };
         match accepted {
-            Ok(stream) => self.serve(stream).await,
+            Ok((stream, client)) => self.serve(stream, client).await,
             Err(error) => {
                 self.limits.places.counts().note_failed_handshake();
                 Err(ConnectionError::Failed(error))
@@ -277,6 +289,7 @@ impl ConnectionTask {
     async fn serve(
         self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        client: Option<ClientNames>,
     ) -> Result<(), ConnectionError> {
         let Self {
             peer,
@@ -298,6 +311,7 @@ impl ConnectionTask {
         let gate = Gate {
             service,
             peer,
+            client,
             connection: connection.clone(),
         };
         let builder = builder();
@@ -326,6 +340,17 @@ impl ConnectionTask {
             Err(_) => Ok(()),
         }
     }
+}
+
+/// Performs the handshake, and reads the names of a client that presents a certificate.
+async fn accept_tls(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+) -> Result<(TlsStream<HandshakeStream>, Option<ClientNames>), Box<dyn std::error::Error + Send + Sync>> {
+    let stream = tls::accept(stream, config).await?;
+    let (_, connection) = stream.get_ref();
+    let client = ClientNames::of(connection.peer_certificates().unwrap_or_default())?;
+    Ok((stream, client))
 }
 
 /// Resolves once `limit` has passed since a time that changes, and may be absent.
@@ -404,7 +429,7 @@ mod tests {
         };
         (
             client,
-            tokio::spawn(async move { serving.serve(stream).await.is_ok() }),
+            tokio::spawn(async move { serving.serve(stream, None).await.is_ok() }),
         )
     }
 

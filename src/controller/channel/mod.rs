@@ -23,6 +23,7 @@ pub use options::{ChannelOptions, TlsOptions};
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::{Router, middleware};
 use kube::Client;
 use rustls::ServerConfig;
@@ -78,7 +79,7 @@ impl Channel {
         match &self.tls {
             None => server.serve(service, stop.clone()).await,
             Some((served, keeper)) => {
-                let config = Arc::new(server_config(served.clone()));
+                let config = Arc::new(ArcSwap::from_pointee(server_config(served.clone())));
                 tokio::join!(server.serve_tls(config, service, stop.clone()), keeper.run(stop));
             }
         }

@@ -10,12 +10,12 @@ use prometheus_client::{
 };
 
 use super::gauge::gauge_value;
-use crate::server::{CertificateStatus, ConnectionCounts, FileCertificate};
+use crate::server::{CertificateStatus, ConnectionCounts, ListenerTls};
 
 /// The certificate of the ingress, and the handshakes with it.
 #[derive(Debug)]
 pub(super) struct CertificateCollector {
-    pub(super) certificate: FileCertificate,
+    pub(super) tls: ListenerTls,
     pub(super) connections: ConnectionCounts,
 }
 
@@ -25,7 +25,7 @@ impl Collector for CertificateCollector {
             not_before,
             expiry,
             is_current,
-        } = self.certificate.status();
+        } = self.tls.status();
         for (name, help, value) in [
             (
                 "ingress_certificate_not_before_timestamp_seconds",
@@ -39,7 +39,7 @@ impl Collector for CertificateCollector {
             ),
             (
                 "ingress_certificate_reload_successful",
-                "1 if the last change of the certificate's files was loaded, 0 if it could not be used",
+                "1 if the last change of the files of the certificate and of the authorities of clients was loaded, 0 if it could not be used",
                 u64::from(is_current),
             ),
         ] {

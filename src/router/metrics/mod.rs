@@ -21,7 +21,7 @@ use self::{
     certificate::CertificateCollector, delivery::DeliveryCollector, gauge::gauge_value,
     servers::ServerCollector,
 };
-use crate::{descriptors, log::LogProvider, ownership::Shards, server::FileCertificate};
+use crate::{descriptors, log::LogProvider, ownership::Shards, server::ListenerTls};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AppliedRevisionLabels {
@@ -56,20 +56,16 @@ impl ConfigurationInfo {
 }
 
 impl Metrics {
-    /// `certificate` is that of the ingress, if it speaks TLS.
-    pub(super) fn new(
-        logs: Arc<dyn LogProvider>,
-        shards: Arc<Shards>,
-        certificate: Option<FileCertificate>,
-    ) -> Self {
+    /// `tls` is that of the ingress, if it speaks TLS.
+    pub(super) fn new(logs: Arc<dyn LogProvider>, shards: Arc<Shards>, tls: Option<ListenerTls>) -> Self {
         let mut all = of_every_router();
         let registry = all.sub_registry_with_prefix("weir");
         let ingress = Arc::new(IngressMetrics::new());
         let configuration = ConfigurationInfo::default();
         ingress.register(registry);
-        if let Some(certificate) = certificate {
+        if let Some(tls) = tls {
             registry.register_collector(Box::new(CertificateCollector {
-                certificate,
+                tls,
                 connections: ingress.connections(),
             }));
         }
@@ -168,8 +164,8 @@ mod tests {
             runtime: tokio::runtime::Handle::current(),
         });
         let shards = shards.await.unwrap();
-        let certificate = FileCertificate::for_test().await;
-        (Metrics::new(logs, shards.clone(), Some(certificate)), shards)
+        let tls = ListenerTls::for_test().await;
+        (Metrics::new(logs, shards.clone(), Some(tls)), shards)
     }
 
     /// Series of the log's servers and streams, without descriptions.
