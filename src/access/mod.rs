@@ -5,17 +5,21 @@
 //! each event. Routers verify tokens by themselves with the keys in their configuration, so they need neither access to
 //! the API server nor a connection to the controller.
 
+mod certificate;
 mod credential;
 mod operation;
 mod permit;
 mod policy;
+mod presented;
 mod refusal;
 mod token;
 #[cfg(test)]
 mod tokens_for_test;
 mod verifier;
 
+pub use certificate::PresentedCertificate;
 pub use operation::operation_of;
 pub use permit::Permit;
 pub use policy::Access;
+pub use presented::Presented;
 pub use refusal::{Refusal, RefusalKind};

@@ -13,6 +13,30 @@ pub enum Refusal {
          for the audience {PRODUCER_AUDIENCE}, or one from a Secret that the Broker lists, as Authorization: Bearer TOKEN"
     )]
     NoToken,
+    /// The request has no credential, and Brokers of the installation list certificates.
+    #[error(
+        "this broker takes events from known producers only, and the request has neither a token nor a client certificate; \
+         send a ServiceAccount token for the audience {PRODUCER_AUDIENCE}, or one from a Secret that the Broker lists, as \
+         Authorization: Bearer TOKEN; or, if the routers have --listen-tls-client-ca, present over HTTPS a client \
+         certificate that the Broker lists"
+    )]
+    NoTokenOrCertificate,
+    /// The certificate has expired since the connection was opened.
+    #[error(
+        "the client certificate has expired since the connection was opened; connect again with a new one"
+    )]
+    ExpiredCertificate,
+    /// The Broker does not list a name of the client certificate.
+    #[error(
+        "the client certificate {name} may not post to {broker}, or there is no such broker; the owner of the namespace \
+         can list a name of it in spec.producers of the Broker"
+    )]
+    UnlistedCertificate {
+        /// A name of the certificate.
+        name: String,
+        /// `namespace/name`.
+        broker: String,
+    },
     /// The token is neither that of a ServiceAccount nor listed.
     #[error(
         "the token is not accepted: {0}; send a valid ServiceAccount token of this cluster for the audience \
@@ -100,12 +124,16 @@ impl Refusal {
     /// Label in metrics and logs, and the reason in answers.
     pub fn label(&self) -> &'static str {
         match self {
-            Self::NoToken => "no_token",
+            Self::NoToken | Self::NoTokenOrCertificate => "no_token",
+            Self::ExpiredCertificate => "expired_certificate",
             Self::InvalidToken(_) => "invalid_token",
             Self::MalformedBasic | Self::UnknownUser => "invalid_credentials",
             Self::NoKeys => "no_keys",
             Self::UnknownProducers => "unknown_producers",
-            Self::Stranger { .. } | Self::NotListed { .. } | Self::NobodyMay { .. } => "not_allowed",
+            Self::Stranger { .. }
+            | Self::UnlistedCertificate { .. }
+            | Self::NotListed { .. }
+            | Self::NobodyMay { .. } => "not_allowed",
             Self::Filtered { .. } => "event_not_allowed",
         }
     }
@@ -113,11 +141,15 @@ impl Refusal {
     /// What it asks of the producer.
     pub fn kind(&self) -> RefusalKind {
         match self {
-            Self::NoToken | Self::InvalidToken(_) | Self::MalformedBasic | Self::UnknownUser => {
-                RefusalKind::Unauthenticated
-            }
+            Self::NoToken
+            | Self::NoTokenOrCertificate
+            | Self::ExpiredCertificate
+            | Self::InvalidToken(_)
+            | Self::MalformedBasic
+            | Self::UnknownUser => RefusalKind::Unauthenticated,
             Self::NoKeys | Self::UnknownProducers => RefusalKind::Unavailable,
             Self::Stranger { .. }
+            | Self::UnlistedCertificate { .. }
             | Self::NotListed { .. }
             | Self::NobodyMay { .. }
             | Self::Filtered { .. } => RefusalKind::Forbidden,

@@ -70,10 +70,11 @@ pub struct BrokerSpec {
 /// A producer, and the events that it may post.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("[has(self.serviceAccount), has(self.bearerToken), has(self.basic)].filter(set, set).size() == 1", "exactly one of serviceAccount, bearerToken and basic must be set"))]
+#[x_kube(validation = ("[has(self.serviceAccount), has(self.bearerToken), has(self.basic), has(self.certificate)].filter(set, set).size() == 1", "exactly one of serviceAccount, bearerToken, basic and certificate must be set"))]
 pub struct Producer {
     /// ServiceAccount whose token authenticates the producer. The token is sent as "Authorization: Bearer TOKEN" and
-    /// must be issued for the audience weir-broker. Exactly one of serviceAccount, bearerToken and basic must be set.
+    /// must be issued for the audience weir-broker. Exactly one of serviceAccount, bearerToken, basic and certificate must
+    /// be set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account: Option<ProducerAccount>,
 
@@ -88,6 +89,11 @@ pub struct Producer {
     /// as for bearerToken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub basic: Option<BasicCredentials>,
+
+    /// Name in a client certificate (mutual TLS). It works for connections over HTTPS to a router itself, if the operator
+    /// has set the authorities of client certificates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<ProducerCertificate>,
 
     /// Events that this producer may post: those that match all filters. Default: every event. A producer that is
     /// listed several times may post what any of its entries allows. At most 16.
@@ -106,6 +112,29 @@ pub struct BasicCredentials {
 
     /// Password: printable ASCII characters.
     pub password: SecretValue,
+}
+
+/// A subject alternative name of a client certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.dnsName) != has(self.uri)", "exactly one of dnsName and uri must be set"))]
+pub struct ProducerCertificate {
+    /// DNS name, such as orders.shop.example, which the certificate must have in full: a wildcard matches nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    )]
+    pub dns_name: Option<String>,
+
+    /// URI, such as the SPIFFE ID spiffe://example.org/shop/orders, which the certificate must have character by
+    /// character.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 2048),
+        regex(pattern = r"^[a-zA-Z][-+.a-zA-Z0-9]*:[!-~]+$")
+    )]
+    pub uri: Option<String>,
 }
 
 /// One ServiceAccount, or all of a namespace.

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     api::{self, SecretKeyRef, SecretValue},
     routing::{
-        self, Bounds, BrokerPolicy, CredentialDigest, ProducerIdentity, ProducerRules, ProducerSecret,
-        UnlistedBrokers,
+        self, Bounds, BrokerPolicy, CertificateName, CredentialDigest, ProducerIdentity, ProducerRules,
+        ProducerSecret, UnlistedBrokers,
     },
 };
 
@@ -74,6 +74,7 @@ pub(super) fn listed(
             service_account,
             bearer_token,
             basic,
+            certificate,
             filters,
         } = producer;
         let path = format!("spec.producers[{index}]");
@@ -81,13 +82,16 @@ pub(super) fn listed(
         bounds
             .admit_filters(namespace, &filters)
             .map_err(|rejection| invalid(&format!("{path}.{rejection}")))?;
-        let identity = match (service_account, bearer_token, basic) {
-            (Some(listed), None, None) => Ok(account(namespace, listed)),
-            (None, Some(token), None) => secrets.bearer_token(&path, token),
-            (None, None, Some(basic)) => secrets.basic(&path, basic),
+        let identity = match (service_account, bearer_token, basic, certificate) {
+            (Some(listed), None, None, None) => Ok(account(namespace, listed)),
+            (None, Some(token), None, None) => secrets.bearer_token(&path, token),
+            (None, None, Some(basic), None) => secrets.basic(&path, basic),
+            (None, None, None, Some(name)) => {
+                Ok(ProducerIdentity::Certificate(certificate_name(&path, name)?))
+            }
             _ => {
                 return Err(invalid(&format!(
-                    "{path}: exactly one of serviceAccount, bearerToken and basic must be set"
+                    "{path}: exactly one of serviceAccount, bearerToken, basic and certificate must be set"
                 )));
             }
         };
@@ -109,6 +113,17 @@ fn account(own: &str, api::ProducerAccount { namespace, name }: &api::ProducerAc
     ProducerIdentity::ServiceAccount {
         namespace: namespace.as_deref().unwrap_or(own).to_owned(),
         name: (name != ALL).then(|| name.clone()),
+    }
+}
+
+fn certificate_name(path: &str, name: &api::ProducerCertificate) -> Result<CertificateName, Finding> {
+    let api::ProducerCertificate { dns_name, uri } = name;
+    match (dns_name, uri) {
+        (Some(name), None) => Ok(CertificateName::DnsName(name.clone())),
+        (None, Some(uri)) => Ok(CertificateName::Uri(uri.clone())),
+        _ => Err(invalid(&format!(
+            "{path}.certificate: exactly one of dnsName and uri must be set"
+        ))),
     }
 }
 
@@ -206,7 +221,10 @@ fn rules_of_cluster(
         .flat_map(|policy| policy.producers.iter().flatten())
         .filter_map(|producer| match &producer.identity {
             ProducerIdentity::ServiceAccount { namespace, name } => Some((&**namespace, name.as_deref())),
-            ProducerIdentity::BearerToken(_) | ProducerIdentity::Basic(_) | ProducerIdentity::Nobody => None,
+            ProducerIdentity::BearerToken(_)
+            | ProducerIdentity::Basic(_)
+            | ProducerIdentity::Certificate(_)
+            | ProducerIdentity::Nobody => None,
         })
         .collect();
     let may_post = |account: &ServiceAccount| {
@@ -433,11 +451,32 @@ mod tests {
             ));
         }
         let both = json!([{"serviceAccount": {"name": "checkout"}, "bearerToken": reference("key")}]);
-        for producers in [both, json!([{}])] {
+        let names = json!([{"certificate": {"dnsName": "a", "uri": "b:c"}}]);
+        for producers in [both, json!([{}]), names, json!([{"certificate": {}}])] {
             let outcome = compiled(&producers, of("x"), with_keys());
             assert_eq!(outcome.diagnoses.brokers[0].valid.reason, "InvalidProducers");
             assert_eq!(identities(&outcome.configuration), Some(vec![]));
         }
+    }
+
+    #[test]
+    fn names_of_certificates_are_taken_over() {
+        let producers = json!([
+            {"certificate": {"dnsName": "orders.shop.example"}},
+            {"certificate": {"uri": "spiffe://example/shop"}},
+        ]);
+        let outcome = compiled(&producers, None, None);
+        let names = [
+            CertificateName::DnsName("orders.shop.example".into()),
+            CertificateName::Uri("spiffe://example/shop".into()),
+        ];
+        let expected = names.map(ProducerIdentity::Certificate);
+        assert!(
+            identities(&outcome.configuration)
+                .unwrap()
+                .into_iter()
+                .eq(&expected)
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
+use http::{HeaderValue, StatusCode, header, request::Parts};
 use jiff::Timestamp;
 
 use super::{
@@ -25,13 +25,13 @@ use super::{
     quotas::{self, Quotas},
 };
 use crate::{
-    access::{Access, Permit, Refusal},
+    access::{Access, Permit, Presented, PresentedCertificate, Refusal},
     cloudevents::{Event, TraceContext, read_http_each},
     intake::{self, Beyond, Descendants, Intake, Shortage},
     log::{BrokerName, LogError},
     ownership::Shards,
     routing::{Quota, RoutingTable, broker_key},
-    server::Peer,
+    server::{CertificateNames, ClientNames, Peer},
     telemetry::{Burst, Receiver, Tracer},
 };
 
@@ -116,7 +116,7 @@ impl Ingress {
         body: Body,
         receiver: &mut Receiver<'_>,
     ) -> Result<usize, Problem> {
-        let admitted = self.admit(namespace, broker, &parts.headers);
+        let admitted = self.admit(namespace, broker, &parts);
         let permit = match admitted.and_then(|permit| body::check_codings(&parts.headers).map(|()| permit)) {
             Ok(permit) => permit,
             Err(problem) => {
@@ -179,15 +179,19 @@ impl Ingress {
     }
 
     /// Decides by a request's head.
-    fn admit(&self, namespace: &str, broker: &str, headers: &HeaderMap) -> Result<Permit, Problem> {
+    fn admit(&self, namespace: &str, broker: &str, head: &Parts) -> Result<Permit, Problem> {
         if self.table.load().is_none() {
             return Err(no_configuration());
         }
-        let authorization = headers.get(header::AUTHORIZATION);
-        let authorization = authorization.and_then(|value| value.to_str().ok());
+        let authorization = head.headers.get(header::AUTHORIZATION);
+        let certificate = head.extensions.get::<ClientNames>().map(ClientNames::get);
+        let presented = Presented {
+            authorization: authorization.and_then(|value| value.to_str().ok()),
+            certificate: certificate.map(presented_certificate),
+        };
         let access = self.access.load();
         // Before it is checked that the broker exists: not everyone may know.
-        let (permit, refusal) = match access.admit(namespace, broker, authorization, Timestamp::now) {
+        let (permit, refusal) = match access.admit(namespace, broker, presented, Timestamp::now) {
             Ok(permit) => (permit, None),
             Err(refusal) if access.is_audit() => (Permit::everything(), Some(refusal)),
             Err(refusal) => {
@@ -315,6 +319,19 @@ impl Ingress {
     }
 }
 
+fn presented_certificate(names: &CertificateNames) -> PresentedCertificate<'_> {
+    let CertificateNames {
+        dns_names,
+        uris,
+        expiry,
+    } = names;
+    PresentedCertificate {
+        dns_names,
+        uris,
+        expiry: *expiry,
+    }
+}
+
 fn no_configuration() -> Problem {
     Problem::new(
         StatusCode::SERVICE_UNAVAILABLE,
@@ -330,16 +347,17 @@ fn no_configuration() -> Problem {
 async fn validate(
     State(ingress): State<Arc<Ingress>>,
     Path((namespace, broker)): Path<(String, String)>,
-    headers: HeaderMap,
+    request: Request,
 ) -> Response {
-    if let Err(problem) = ingress.admit(&namespace, &broker, &headers) {
+    let (parts, _) = request.into_parts();
+    if let Err(problem) = ingress.admit(&namespace, &broker, &parts) {
         ingress.metrics.rejected(problem.reason());
         return problem.into_response();
     }
     let mut response = StatusCode::OK.into_response();
     let answer = response.headers_mut();
     answer.insert(header::ALLOW, HeaderValue::from_static("POST, OPTIONS"));
-    if let Some(origin) = headers.get("webhook-request-origin") {
+    if let Some(origin) = parts.headers.get("webhook-request-origin") {
         answer.insert("webhook-allowed-origin", origin.clone());
         answer.insert("webhook-allowed-rate", HeaderValue::from_static("*"));
     }

@@ -36,8 +36,8 @@ pub use destination::{
 };
 pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};
 pub use producers::{
-    PRODUCER_AUDIENCE, Producer, ProducerIdentity, ProducerRules, ProducerSecret, TokenIssuer, TokenKey,
-    UnlistedBrokers,
+    CertificateName, PRODUCER_AUDIENCE, Producer, ProducerIdentity, ProducerRules, ProducerSecret,
+    TokenIssuer, TokenKey, UnlistedBrokers,
 };
 pub use quota::Quota;
 pub use schedule::{Schedule, ScheduleError};

@@ -113,8 +113,20 @@ pub enum ProducerIdentity {
     BearerToken(ProducerSecret),
     /// By a user name and a password: the digest is that of `USER:PASSWORD`.
     Basic(ProducerSecret),
+    /// By a name in the client certificate of its connection.
+    Certificate(CertificateName),
     /// Not at all: the controller has no usable credential for it.
     Nobody,
+}
+
+/// A subject alternative name of a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CertificateName {
+    /// A DNS name.
+    DnsName(String),
+    /// A URI.
+    Uri(String),
 }
 
 /// A secret that a producer and its Broker share.
@@ -132,7 +144,7 @@ impl ProducerIdentity {
     pub(super) fn secret_mut(&mut self) -> Option<&mut ProducerSecret> {
         match self {
             Self::BearerToken(secret) | Self::Basic(secret) => Some(secret),
-            Self::ServiceAccount { .. } | Self::Nobody => None,
+            Self::ServiceAccount { .. } | Self::Certificate(_) | Self::Nobody => None,
         }
     }
 }
