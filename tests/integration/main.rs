@@ -32,6 +32,7 @@ mod leadership;
 mod local;
 mod logs;
 mod operators;
+mod producer_certificates;
 mod producer_secrets;
 mod producers;
 mod replies;

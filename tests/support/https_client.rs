@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{Request, Version};
+use http::{Request, Response, Version};
 use http_body_util::{BodyExt, Full};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -16,11 +16,12 @@ use tokio_rustls::{
     rustls::{
         ClientConfig, RootCertStore, SupportedProtocolVersion,
         crypto::ring::default_provider,
-        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+        sign::{CertifiedKey, SingleCertAndKey},
     },
 };
 
-use super::Authority;
+use super::{Authority, Pair};
 
 /// A TLS connection to 127.0.0.1.
 pub(crate) type TlsStream = tokio_rustls::client::TlsStream<TcpStream>;
@@ -50,6 +51,15 @@ impl HttpsClient {
             .with_root_certificates(roots)
             .with_no_client_auth();
         Self { config, http }
+    }
+
+    /// The same, with a certificate of its own.
+    pub(crate) fn presenting(mut self, Pair { certificate, key }: &Pair) -> Self {
+        let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+        let pair = CertifiedKey::from_der(chain, key, &default_provider()).unwrap();
+        self.config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(pair));
+        self
     }
 
     /// A client that reuses its connections.
@@ -88,21 +98,35 @@ pub(crate) struct PooledClient(Client<HttpsConnector<HttpConnector>, Full<Bytes>
 impl PooledClient {
     /// Posts an event of this id to `shop/default`; returns the status and the version of HTTP.
     pub(crate) async fn post(&self, address: SocketAddr, id: &str) -> Result<(u16, Version), String> {
-        let request = Request::post(format!("https://{address}/shop/default"))
+        let answer = self
+            .post_as(&format!("https://{address}/shop/default"), id, None)
+            .await?;
+        Ok((answer.status().as_u16(), answer.version()))
+    }
+
+    /// Posts an event of this id to a broker, with this authorization.
+    pub(crate) async fn post_as(
+        &self,
+        url: &str,
+        id: &str,
+        authorization: Option<&str>,
+    ) -> Result<Response<String>, String> {
+        let mut request = Request::post(url)
             .header("ce-specversion", "1.0")
             .header("ce-source", "/p")
             .header("ce-type", "t")
-            .header("ce-id", id)
-            .body(Full::new(Bytes::from_static(b"data")))
-            .unwrap();
-        let response = self
-            .0
-            .request(request)
-            .await
-            .map_err(|error| format!("{error:?}"))?;
-        let answer = (response.status().as_u16(), response.version());
-        let body = response.into_body().collect().await;
-        body.map_err(|error| format!("{error:?}"))?;
-        Ok(answer)
+            .header("ce-id", id);
+        if let Some(authorization) = authorization {
+            request = request.header("authorization", authorization);
+        }
+        let request = request.body(Full::new(Bytes::from_static(b"data"))).unwrap();
+        let failed = |error: &dyn std::fmt::Debug| format!("{error:?}");
+        let response = self.0.request(request).await.map_err(|error| failed(&error))?;
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.map_err(|error| failed(&error))?.to_bytes();
+        Ok(Response::from_parts(
+            head,
+            String::from_utf8_lossy(&body).into_owned(),
+        ))
     }
 }
