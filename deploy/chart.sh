@@ -119,6 +119,9 @@ StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a"}  | - -
 StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a"}  | ports: - {name: events, containerPort: 8080} - {name: events-tls, containerPort: 8443} - {name: admin, containerPort: 9090}
 StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a"}  | - {name: tls, mountPath: /var/run/weir/tls, readOnly: true}
 StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a"}  | secret: {secretName: "a", items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]}
+StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a"}  | ! client-ca
+StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a","clientCaSecret":{"name":"b"}} | - --tls-key=/var/run/weir/tls/tls.key - --listen-tls-client-ca=/var/run/weir/client-ca/ca.crt - --max-event-size
+StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a","clientCaSecret":{"name":"b"}} | - name: client-ca secret: {secretName: "b", items: [{key: "ca.crt", path: ca.crt}]}
 StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a","plainHttp":false} | - --tls-only - --max-event-size
 StatefulSet/weir-router    | router.tls={"enabled":true,"secretName":"a","plainHttp":false} | ports: - {name: events-tls, containerPort: 8443} - {name: admin, containerPort: 9090}
 Deployment/weir-router     | log.engine="jetstream" log.jetstream.urls=["nats://a"] router.tls={"enabled":true,"secretName":"a"} | - name: tls # a directory, not single files: only that is kept up to date secret: {secretName: "a",
