@@ -30,8 +30,9 @@ pub use destination::{Destination, Scheme, ServicePort, ServiceTarget, SinkRef};
 pub use filter::{Filter, MAX_EXPRESSION, NESTED_FILTERS};
 pub use headers::is_reserved_header;
 pub use sink::{
-    Authorization, ClientCertificate, ContentMode, Header, NamespaceSelector, SecretKeyRef, SecretValue,
-    ServiceAccountToken, Signature, Sink, SinkSpec, SinkStatus, SinkTls, StandardWebhooks,
+    Authorization, ClientCertificate, ClientCredentials, ContentMode, Header, NamespaceSelector,
+    SecretKeyRef, SecretValue, ServiceAccountToken, Signature, Sink, SinkSpec, SinkStatus, SinkTls,
+    StandardWebhooks,
 };
 pub use source::{CronData, CronSource, Source, SourceSpec, SourceStatus};
 pub use transform::{TransformAttributes, TransformSpec};

@@ -46,12 +46,27 @@ pub(super) fn optional_size(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Patterns of a URI's host and port, in CEL.
+const HOST: &str = r"([^\\[\\]/?#@:]+|\\[[0-9A-Fa-f:.]+\\])";
+const PORT: &str = "0*([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])";
+
+/// An absolute `https` URI, like [`optional_http_uri`].
+pub(super) fn https_uri(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 2048,
+        "x-kubernetes-validations": [{
+            "rule": format!("self.matches('^https://{HOST}(:({PORT})?)?([/?][^#]*)?$')"),
+            "message": "must be an absolute https URI with a host; a port must be from 1 to 65535, and a user name or a \
+                        fragment is not allowed",
+        }],
+    })
+}
+
 /// An optional absolute `http` or `https` URI. Rejects what the controller would reject, as far as a pattern can
 /// express it.
 pub(super) fn optional_http_uri(_: &mut SchemaGenerator) -> Schema {
-    const HOST: &str = r"([^\\[\\]/?#@:]+|\\[[0-9A-Fa-f:.]+\\])";
-    const PORT: &str =
-        "0*([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])";
     json_schema!({
         "type": "string",
         "minLength": 1,

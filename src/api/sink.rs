@@ -38,7 +38,7 @@ use super::{DeliverySpec, ServiceTarget};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = ("has(self.service) != has(self.uri)", "exactly one of service and uri must be set"),
-    validation = ("!has(self.caCerts) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https')", "caCerts requires https: use an https:// uri, or set service.scheme to https"),
+    validation = ("!has(self.caCerts) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https') || (has(self.authorization) && has(self.authorization.oauth2))", "caCerts requires https: use an https:// uri, or set service.scheme to https"),
     validation = ("!has(self.tls) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https')", "tls requires https: use an https:// uri, or set service.scheme to https"),
     validation = ("!has(self.authorization) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^authorization$'))", "authorization already sets the Authorization header: remove it from headers, or remove authorization"),
     validation = ("!has(self.signature) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^webhook-(id|timestamp|signature)$'))", "signature already sets webhook-id, webhook-timestamp and webhook-signature: remove them from headers, or remove signature")
@@ -54,8 +54,9 @@ pub struct SinkSpec {
     #[schemars(schema_with = "super::schema::optional_http_uri")]
     pub uri: Option<String>,
 
-    /// Certificates of the authorities trusted to sign this Sink's certificate: one or more, in PEM. They replace
-    /// the public authorities. Requires https. Default: the authorities in the routers' image.
+    /// Certificates of the authorities trusted to sign this Sink's certificate, and that of the token endpoint in
+    /// authorization.oauth2: one or more, in PEM. They replace the public authorities. Requires https. Default: the
+    /// authorities in the routers' image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32_768))]
     pub ca_certs: Option<String>,
@@ -119,7 +120,7 @@ pub struct ClientCertificate {
 /// Credentials that Weir sends to a Sink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("has(self.bearerToken) != has(self.serviceAccountToken)", "exactly one of bearerToken and serviceAccountToken must be set"))]
+#[x_kube(validation = ("[has(self.bearerToken), has(self.serviceAccountToken), has(self.oauth2)].filter(set, set).size() == 1", "exactly one of bearerToken, serviceAccountToken and oauth2 must be set"))]
 pub struct Authorization {
     /// Token from a Secret, sent as "Authorization: Bearer TOKEN".
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -128,6 +129,11 @@ pub struct Authorization {
     /// Token of a ServiceAccount, sent as "Authorization: Bearer TOKEN". The controller requests and renews it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account_token: Option<ServiceAccountToken>,
+
+    /// Token of an OAuth 2.0 authorization server, sent as "Authorization: Bearer TOKEN". Routers request it with the
+    /// client credentials grant (RFC 6749, section 4.4), and renew it before it expires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oauth2: Option<Box<ClientCredentials>>,
 }
 
 /// Token of a ServiceAccount, as Kubernetes issues it: a JWT that is valid for one audience.
@@ -146,6 +152,42 @@ pub struct ServiceAccountToken {
     /// Audience of the token: the name that the Sink expects in it, such as its URL.
     #[schemars(length(min = 1, max = 512), regex(pattern = r"^[!-~]+$"))]
     pub audience: String,
+}
+
+/// Client of an OAuth 2.0 authorization server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.clientId) != has(self.clientIdFrom)", "exactly one of clientId and clientIdFrom must be set"))]
+pub struct ClientCredentials {
+    /// Absolute https URI of the token endpoint, outside the cluster. Routers may reach the same addresses as for a
+    /// Sink's uri, trust the Sink's caCerts, and follow no redirects.
+    #[schemars(schema_with = "super::schema::https_uri")]
+    pub token_url: String,
+
+    /// Identifier of the client. Exactly one of clientId and clientIdFrom must be set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^[ -~]+$"))]
+    pub client_id: Option<String>,
+
+    /// Source of the client's identifier, if it is kept with the client's secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_id_from: Option<SecretValue>,
+
+    /// Secret of the client. It is sent to the token endpoint by HTTP basic authentication, and to nobody else.
+    pub client_secret: SecretValue,
+
+    /// Scopes to request. Default: those that the authorization server grants the client.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 32),
+        inner(length(min = 1, max = 256), regex(pattern = r"^[!#-\[\]-~]+$"))
+    )]
+    pub scopes: Vec<String>,
+
+    /// Audience of the token: the parameter audience, which some authorization servers need to know the Sink.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[!-~]+$"))]
+    pub audience: Option<String>,
 }
 
 /// Signature of each request.

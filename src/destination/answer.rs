@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::http::Replies;
+use super::{
+    http::Replies,
+    verdict::{Blame, Verdict},
+};
 use crate::cloudevents::TraceContext;
 
 /// Result of one attempt.
@@ -20,33 +23,6 @@ pub struct Answer {
     pub reply: Option<Result<Replies, String>>,
     /// Trace context that was sent with the event.
     pub context: Option<TraceContext>,
-}
-
-/// Meaning of an answer for the event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The destination accepted it.
-    Delivered,
-    /// It failed; a retry may succeed.
-    Failed(Blame),
-    /// The destination rejected it: no retry will succeed.
-    Rejected,
-    /// The router lacked a connection or memory. This says nothing about the destination and does not count as an
-    /// attempt; another follows shortly.
-    RouterBusy,
-}
-
-/// What a failed attempt says about its destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Blame {
-    /// The destination is unreachable or does not answer in time.
-    Silent,
-    /// The destination, or a gateway in front of it, is temporarily unavailable.
-    Unavailable,
-    /// The destination reports too many requests.
-    TooFast,
-    /// The destination failed on this event.
-    Event,
 }
 
 impl Answer {

@@ -8,11 +8,13 @@ mod answer;
 mod client_error;
 mod http;
 mod outgoing;
+mod verdict;
 
-pub use answer::{Answer, Blame, Verdict};
+pub use answer::Answer;
 pub use client_error::ClientError;
 pub use http::{ATTEMPT_OVERHEAD, Addresses, Replies, UnusableReply, UriAddresses, with_causes};
 pub use outgoing::{Outgoing, SendPurpose};
+pub use verdict::{Blame, Verdict};
 
 use std::time::{Duration, Instant};
 

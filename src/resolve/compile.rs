@@ -365,6 +365,7 @@ fn sink_destination(
         signing_keys: credentials::signing_keys(resolver, namespace, spec)?,
         client_certificate: credentials::client_certificate(resolver, namespace, spec)?,
         service_account_token: tokens::service_account_token(resolver, namespace, spec)?,
+        client_credentials: credentials::client_credentials(resolver, namespace, spec)?,
     }))
 }
 

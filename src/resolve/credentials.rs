@@ -1,5 +1,5 @@
-//! Builds the headers, the signing keys and the client certificate of a Sink, from the Secret keys that it references or
-//! from the Sink itself. Pure.
+//! Builds the headers, the signing keys, the client certificate and the client credentials of a Sink, from the Secret
+//! keys that it references or from the Sink itself. Pure.
 //!
 //! Messages never contain a value or a part of one.
 
@@ -10,7 +10,7 @@ use http::{HeaderName, header};
 use super::{finding::Finding, observed::SecretState, resolver::Resolver};
 use crate::{
     api::{self, SecretKeyRef, SecretValue},
-    routing::{ClientCertificate, Header, PlainHeader, Secret, SigningKey},
+    routing::{ClientCertificate, ClientCredentials, Header, PlainHeader, Secret, SigningKey},
     trust,
 };
 
@@ -64,10 +64,12 @@ enum WantedValue<'a> {
 
 /// Lists every Secret that a Sink references, each with a key.
 pub(super) fn references(spec: &api::SinkSpec) -> impl Iterator<Item = (&str, &str)> {
-    let token = spec
-        .authorization
-        .iter()
-        .filter_map(|authorization| authorization.bearer_token.as_ref());
+    let token = spec.authorization.iter().flat_map(|authorization| {
+        let client = authorization.oauth2.as_deref();
+        let id = client.and_then(|client| client.client_id_from.as_ref());
+        let secret = client.map(|client| &client.client_secret);
+        authorization.bearer_token.iter().chain(id).chain(secret)
+    });
     let headers = spec
         .headers
         .iter()
@@ -144,6 +146,77 @@ pub(super) fn client_certificate(
     }))
 }
 
+/// Builds the client credentials of a Sink in this namespace.
+pub(super) fn client_credentials(
+    resolver: &Resolver<'_>,
+    namespace: &str,
+    spec: &api::SinkSpec,
+) -> Result<Option<ClientCredentials>, Finding> {
+    let Some(client) = spec.authorization.as_ref().and_then(|of| of.oauth2.as_deref()) else {
+        return Ok(None);
+    };
+    let api::ClientCredentials {
+        token_url,
+        client_id,
+        client_id_from,
+        client_secret,
+        scopes,
+        audience,
+    } = client;
+    check_token_url(resolver, token_url)?;
+    let path = |field: &str| format!("spec.authorization.oauth2.{field}");
+    let from_secret = |field: &str, SecretValue { secret_key_ref }: &SecretValue| {
+        let path = path(&format!("{field}.secretKeyRef"));
+        let SecretKeyRef { name, key } = secret_key_ref;
+        let (value, version) = secret_value(resolver, namespace, &path, name, key)?;
+        let value =
+            checked(value, "").map_err(|problem| invalid_value(namespace, &path, secret_key_ref, problem))?;
+        Ok((value, format!("{name}/{key}@{version}")))
+    };
+    let (id, version_of_id) = match (client_id, client_id_from) {
+        (Some(id), None) => {
+            check_text(id)
+                .map_err(|problem| invalid_authorization(&format!("{} {problem}", path("clientId"))))?;
+            (Secret::from(id.clone()), id.clone())
+        }
+        (None, Some(reference)) => from_secret("clientIdFrom", reference)?,
+        _ => {
+            return Err(invalid_authorization(
+                "spec.authorization.oauth2: exactly one of clientId and clientIdFrom must be set",
+            ));
+        }
+    };
+    let (secret, version_of_secret) = from_secret("clientSecret", client_secret)?;
+    Ok(Some(ClientCredentials {
+        token_url: token_url.clone(),
+        id,
+        secret,
+        version: format!("{version_of_id} {version_of_secret}"),
+        scopes: scopes.clone(),
+        audience: audience.clone(),
+    }))
+}
+
+/// Validates the URI of a token endpoint, which is reached like a Sink's `uri`.
+fn check_token_url(resolver: &Resolver<'_>, token_url: &str) -> Result<(), Finding> {
+    let path = "spec.authorization.oauth2.tokenUrl";
+    resolver.uri(token_url).map_err(|finding| Finding {
+        message: format!("{path}: {}", finding.message),
+        ..finding
+    })?;
+    if !token_url.starts_with("https:") {
+        return Err(Finding::bad(
+            "InsecureUri",
+            format!("{path}: the client's secret is sent over https only; use an https:// URI"),
+        ));
+    }
+    Ok(())
+}
+
+fn invalid_authorization(problem: &str) -> Finding {
+    Finding::bad("InvalidAuthorization", problem)
+}
+
 /// Builds the headers of a Sink in this namespace.
 pub(super) fn headers(
     resolver: &Resolver<'_>,
@@ -211,9 +284,10 @@ fn bearer_token(authorization: &api::Authorization) -> Result<Option<Wanted<'_>>
     let api::Authorization {
         bearer_token,
         service_account_token,
+        oauth2,
     } = authorization;
-    match (bearer_token, service_account_token) {
-        (Some(SecretValue { secret_key_ref }), None) => Ok(Some(Wanted {
+    match (bearer_token, service_account_token, oauth2) {
+        (Some(SecretValue { secret_key_ref }), None, None) => Ok(Some(Wanted {
             path: "spec.authorization.bearerToken.secretKeyRef".to_owned(),
             header: header::AUTHORIZATION.as_str().to_owned(),
             value: WantedValue::Secret {
@@ -221,11 +295,10 @@ fn bearer_token(authorization: &api::Authorization) -> Result<Option<Wanted<'_>>
                 reference: secret_key_ref,
             },
         })),
-        // Resolved separately, since it is renewed.
-        (None, Some(_)) => Ok(None),
-        _ => Err(Finding::bad(
-            "InvalidAuthorization",
-            "spec.authorization: exactly one of bearerToken and serviceAccountToken must be set",
+        // Resolved separately, since they are renewed.
+        (None, Some(_), None) | (None, None, Some(_)) => Ok(None),
+        _ => Err(invalid_authorization(
+            "spec.authorization: exactly one of bearerToken, serviceAccountToken and oauth2 must be set",
         )),
     }
 }

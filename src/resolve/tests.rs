@@ -1139,6 +1139,95 @@ fn token_of_a_service_account_is_told_by_its_state() {
 }
 
 #[test]
+fn client_credentials_come_from_the_sink_and_a_secret() {
+    let spec = json!({
+        "service": {"name": "one"},
+        "authorization": {"oauth2": {
+            "tokenUrl": "https://id.example.com/token", "clientId": "weir", "clientSecret": key("secret"),
+            "scopes": ["a", "b"], "audience": "aud",
+        }},
+    });
+    let found = with_sink(
+        spec.clone(),
+        Some(secret(&[("secret", "s3cret\n"), ("id", "weir-2")])),
+    );
+    assert_eq!(reason_of_sink(&found).0, "Resolved");
+    let client = |outcome: &CompileOutcome| {
+        let destination = endpoint(&outcome.configuration.triggers[0].destination);
+        destination.client_credentials.clone().unwrap()
+    };
+    let expected = routing::ClientCredentials {
+        token_url: "https://id.example.com/token".into(),
+        id: "weir".to_owned().into(),
+        secret: "s3cret".to_owned().into(),
+        version: client(&found).version,
+        scopes: vec!["a".into(), "b".into()],
+        audience: Some("aud".into()),
+    };
+    assert_eq!(client(&found), expected);
+    assert!(!format!("{found:?}").contains("s3cret"));
+    let trigger = &found.configuration.triggers[0];
+    let bare = serde_json::to_string(&trigger.without_secrets()).unwrap();
+    assert!(!bare.contains("s3cret"), "{bare}");
+
+    let mut from_secret = spec.clone();
+    let fields = &mut from_secret["authorization"]["oauth2"];
+    fields.as_object_mut().unwrap().remove("clientId");
+    fields["clientIdFrom"] = key("id");
+    let other = with_sink(
+        from_secret.clone(),
+        Some(secret(&[("secret", "s3cret"), ("id", "weir-2")])),
+    );
+    assert_eq!(client(&other).id.reveal(), "weir-2");
+    assert_ne!(other.configuration.revision, found.configuration.revision);
+    let named = named_secrets(&[resource("Sink", "shop", "asking", from_secret.clone())]);
+    let keys: Vec<_> = named.values().flat_map(|naming| &naming.keys).collect();
+    assert_eq!(keys, ["id", "secret"]);
+
+    let changed = |field: &str, value: Value| {
+        let mut spec = from_secret.clone();
+        spec["authorization"]["oauth2"][field] = value;
+        spec
+    };
+    let mut twice = spec.clone();
+    twice["authorization"]["bearerToken"] = key("secret");
+    let table = [
+        (
+            from_secret.clone(),
+            "SecretKeyNotFound",
+            "clientIdFrom.secretKeyRef: ",
+        ),
+        (
+            changed("clientId", json!("weir")),
+            "InvalidAuthorization",
+            "exactly one of clientId",
+        ),
+        (
+            changed("tokenUrl", json!("http://id.example.com/")),
+            "InsecureUri",
+            "tokenUrl: the client's secret is sent over https only",
+        ),
+        (
+            changed("tokenUrl", json!("https://id.shop.svc/")),
+            "InvalidUri",
+            "tokenUrl: uri \"https://id.shop.svc/\" is inside the cluster",
+        ),
+        (twice, "InvalidAuthorization", "exactly one of bearerToken"),
+    ];
+    for (spec, reason, part) in table {
+        let told = reason_of_sink(&with_sink(spec, Some(secret(&[("secret", "s3cret")]))));
+        assert_eq!(told.0, reason, "{}", told.1);
+        assert!(
+            told.1.starts_with("spec.authorization") && told.1.contains(part),
+            "{}",
+            told.1
+        );
+    }
+    let told = reason_of_sink(&with_sink(spec, Some(secret(&[("secret", "s3cr\u{e9}t")]))));
+    assert_eq!(told.0, "InvalidSecretValue", "{}", told.1);
+}
+
+#[test]
 fn deduplicates_authorities() {
     let pem = || {
         let made = rcgen::generate_simple_self_signed(["x".to_owned()]);

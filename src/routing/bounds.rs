@@ -147,6 +147,7 @@ fn size_of_destination(destination: &Destination) -> usize {
         signing_keys,
         client_certificate,
         service_account_token,
+        client_credentials,
     }) = destination;
     let headers = headers
         .iter()
@@ -163,11 +164,17 @@ fn size_of_destination(destination: &Destination) -> usize {
     let token = service_account_token.iter().map(|token| {
         token.account.len() + token.audience.len() + token.value.reveal().len() + token.version.len()
     });
+    let client = client_credentials.iter().map(|client| {
+        let scopes = client.scopes.iter().chain(&client.audience);
+        let secrets = client.id.reveal().len() + client.secret.reveal().len();
+        client.token_url.len() + secrets + client.version.len() + scopes.map(String::len).sum::<usize>()
+    });
     let parts = headers
         .chain(plain_headers)
         .chain(keys)
         .chain(certificate)
-        .chain(token);
+        .chain(token)
+        .chain(client);
     2 * (uri.len() + parts.sum::<usize>())
 }
 

@@ -26,6 +26,7 @@ impl Destination {
             || !endpoint.signing_keys.is_empty()
             || endpoint.client_certificate.is_some()
             || endpoint.service_account_token.is_some()
+            || endpoint.client_credentials.is_some()
     }
 
     /// Clears the secret values.
@@ -37,7 +38,10 @@ impl Destination {
         let pair = pair.map(|pair| [&mut pair.certificate, &mut pair.key]);
         let token = endpoint.service_account_token.as_mut();
         let token = token.map(|token| &mut token.value);
-        for secret in headers.chain(keys).chain(pair.into_iter().flatten()).chain(token) {
+        let client = endpoint.client_credentials.as_mut();
+        let client = client.map(|client| [&mut client.id, &mut client.secret]);
+        let pairs = pair.into_iter().chain(client).flatten();
+        for secret in headers.chain(keys).chain(pairs).chain(token) {
             *secret = Secret::default();
         }
     }
@@ -85,6 +89,9 @@ pub struct HttpEndpoint {
     /// Token that is sent as `Authorization: Bearer TOKEN`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account_token: Option<ServiceAccountToken>,
+    /// Client of an authorization server, whose tokens are sent as `Authorization: Bearer TOKEN`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_credentials: Option<ClientCredentials>,
 }
 
 impl HttpEndpoint {
@@ -100,6 +107,7 @@ impl HttpEndpoint {
             signing_keys: Vec::new(),
             client_certificate: None,
             service_account_token: None,
+            client_credentials: None,
         }
     }
 }
@@ -151,6 +159,26 @@ pub struct ServiceAccountToken {
     pub value: Secret,
     /// Opaque version that changes with the value and reveals nothing about it.
     pub version: String,
+}
+
+/// A client of an OAuth 2.0 authorization server, by the client credentials grant (RFC 6749, section 4.4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClientCredentials {
+    /// Absolute `https` URI of the token endpoint.
+    pub token_url: String,
+    /// Identifier of the client. It may come from a Secret.
+    pub id: Secret,
+    /// Secret of the client.
+    pub secret: Secret,
+    /// Opaque version that changes with the identifier and the secret and reveals nothing about the secret.
+    pub version: String,
+    /// Scopes to request; empty for the server's default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<String>,
+    /// Audience to request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String>,
 }
 
 /// Name of a Service.

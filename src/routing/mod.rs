@@ -31,8 +31,8 @@ pub use configuration::{
 };
 pub use credential_digest::{CredentialDigest, InvalidDigest};
 pub use destination::{
-    ClientCertificate, ContentMode, Destination, Header, HttpEndpoint, PlainHeader, ServiceAccountToken,
-    ServiceName,
+    ClientCertificate, ClientCredentials, ContentMode, Destination, Header, HttpEndpoint, PlainHeader,
+    ServiceAccountToken, ServiceName,
 };
 pub use explanation::{RouteExplanation, WaitReason, explain, explain_while};
 pub use producers::{

@@ -12,6 +12,7 @@ const SHARED: &[&str] = &[
     // A field of a resource in `api`, and the value in `routing` that it resolves to.
     "BackoffPolicy",
     "ClientCertificate",
+    "ClientCredentials",
     "ContentMode",
     "Destination",
     "Header",

@@ -923,7 +923,25 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
         ),
         (
             with_header("X-Key", ", authorization: {}"),
-            "exactly one of bearerToken and serviceAccountToken",
+            "exactly one of bearerToken, serviceAccountToken and oauth2",
+        ),
+        (
+            with_header(
+                "X-Key",
+                &format!(
+                    ", authorization: {{oauth2: {{tokenUrl: 'http://a/', clientId: a, clientSecret: {signing_key}}}}}"
+                ),
+            ),
+            "must be an absolute https URI",
+        ),
+        (
+            with_header(
+                "X-Key",
+                &format!(
+                    ", authorization: {{oauth2: {{tokenUrl: 'https://a/', clientSecret: {signing_key}}}}}"
+                ),
+            ),
+            "exactly one of clientId and clientIdFrom",
         ),
         (with_header("Ce-Id", ""), "spec.headers[0].name"),
         (with_header("content-TYPE", ""), "spec.headers[0].name"),

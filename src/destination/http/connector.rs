@@ -14,11 +14,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use http::Uri;
+use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
-    client::legacy::connect::{Connected, Connection, HttpConnector, dns::Name},
+    client::legacy::{
+        self,
+        connect::{Connected, Connection, HttpConnector, dns::Name},
+    },
     rt::TokioIo,
 };
 use rustls::ClientConfig;
@@ -45,6 +50,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum addresses in a log line.
 const MAX_LOGGED: usize = 3;
+
+/// The client of a target, which pools connections.
+pub(super) type HttpClient = legacy::Client<Connector, Full<Bytes>>;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -426,7 +434,7 @@ mod tests {
             let connected = Connector::new(origin, tls).call(uri).await;
             connected
                 .map(drop)
-                .map_err(|error| super::super::with_causes(&*error))
+                .map_err(|error| super::super::causes::with_causes(&*error))
         };
         let forbidden = "that a uri may not reach";
         let hosts = [

@@ -1,26 +1,33 @@
 //! HTTP endpoints: pooled connections, no redirects, every wait bounded.
 //!
 //! [`HttpSender`] posts to an [`HttpTarget`] through [`connector`] and [`names`]; [`status`] interprets status codes,
-//! [`replies`] reads events from an answer, [`signature`] signs requests, [`stage`] distinguishes a busy router from a failing Sink.
+//! [`replies`] reads events from an answer, [`signature`] signs requests, [`token_source`] gets the tokens of Sinks with an
+//! authorization server, [`stage`] distinguishes a busy router from a failing Sink.
 
 mod addresses;
+mod causes;
 mod connector;
+mod hidden;
 mod names;
+mod oauth2;
 mod replies;
 mod signature;
 mod stage;
 mod status;
 mod target;
 mod tls_error;
+mod token_source;
 mod traced;
 mod uri_addresses;
 
 pub use addresses::Addresses;
+pub use causes::with_causes;
 pub use replies::{Replies, UnusableReply};
 pub use target::{HttpTarget, TargetError};
 pub use uri_addresses::UriAddresses;
 
 use std::{
+    borrow::Cow,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -35,12 +42,14 @@ use hyper_util::client::legacy::{self, connect::capture_connection};
 use self::{
     stage::{AttemptStage, Lack},
     target::Targets,
+    token_source::TokenFailure,
     traced::Traced,
 };
 use super::{
-    answer::{Answer, Verdict},
+    answer::Answer,
     client_error::ClientError,
     outgoing::{Outgoing, SendPurpose},
+    verdict::Verdict,
 };
 use crate::{
     cloudevents::{HttpMessage, is_batch, is_event},
@@ -170,6 +179,25 @@ impl HttpSender {
 
     /// Makes one attempt, which ends after `timeout` at the latest.
     async fn post(&self, target: &HttpTarget, message: HttpMessage, timeout: Duration) -> Answer {
+        let deadline = tokio::time::Instant::now() + timeout;
+        let answer = match authorized(target, deadline, timeout).await {
+            Ok(target) => self.post_by(&target, message, deadline, timeout).await,
+            Err(answer) => answer,
+        };
+        if answer.verdict == Verdict::RouterBusy {
+            self.log_postponed(target, &answer.detail);
+        }
+        answer
+    }
+
+    /// Posts with the target's credentials before `deadline`. `timeout` is the attempt's.
+    async fn post_by(
+        &self,
+        target: &HttpTarget,
+        message: HttpMessage,
+        deadline: tokio::time::Instant,
+        timeout: Duration,
+    ) -> Answer {
         let mut request = Request::new(Full::new(message.body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = target.uri().clone();
@@ -189,7 +217,7 @@ impl HttpSender {
         target.set_headers(headers);
         let stage = Arc::new(AttemptStage::new(capture_connection(&mut request)));
         let exchange = stage.clone().of(self.exchange(target, request, &stage));
-        let answer = match tokio::time::timeout(timeout, exchange).await {
+        match tokio::time::timeout_at(deadline, exchange).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => match stage::busy(&error) {
                 Some(detail) => Answer::router_busy(detail),
@@ -201,11 +229,7 @@ impl HttpSender {
                 }
                 None => Answer::none(format!("no complete answer within {timeout:?}")),
             },
-        };
-        if answer.verdict == Verdict::RouterBusy {
-            self.log_postponed(target, &answer.detail);
         }
-        answer
     }
 
     fn log_postponed(&self, target: &HttpTarget, error: &str) {
@@ -234,6 +258,9 @@ impl HttpSender {
             .headers
             .get(header::RETRY_AFTER)
             .and_then(|value| status::retry_after(value.to_str().ok()?, SystemTime::now()));
+        if head.status == StatusCode::UNAUTHORIZED {
+            target.token_rejected();
+        }
         let excerpt = excerpt(target, body).await;
         let detail = if excerpt.is_empty() {
             head.status.to_string()
@@ -311,6 +338,34 @@ impl HttpSender {
     }
 }
 
+/// Returns the target with the token of its authorization server, if it has one.
+async fn authorized(
+    target: &HttpTarget,
+    deadline: tokio::time::Instant,
+    timeout: Duration,
+) -> Result<Cow<'_, HttpTarget>, Answer> {
+    match target.token_source() {
+        None => Ok(Cow::Borrowed(target)),
+        Some(source) => {
+            let token = source.token(deadline, timeout).await.map_err(no_token)?;
+            Ok(Cow::Owned(target.with_token(token)))
+        }
+    }
+}
+
+fn no_token(failure: TokenFailure) -> Answer {
+    let TokenFailure {
+        detail,
+        verdict,
+        retry_after,
+    } = failure;
+    Answer {
+        verdict,
+        retry_after,
+        ..Answer::none(detail)
+    }
+}
+
 fn with_reply(status: StatusCode, reply: Result<Replies, String>) -> Answer {
     Answer {
         verdict: Verdict::Delivered,
@@ -346,20 +401,6 @@ async fn excerpt(target: &HttpTarget, mut body: Incoming) -> String {
     text.trim().to_owned()
 }
 
-/// An error with its causes on one line, since HTTP clients put the informative part last.
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        if !text.ends_with(&message) {
-            text = format!("{text}: {message}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
@@ -372,6 +413,10 @@ mod tests {
     };
 
     use super::*;
+    use crate::{
+        destination::Blame,
+        routing::{ClientCredentials, ServiceName},
+    };
 
     const PATIENCE: Duration = Duration::from_secs(30);
     /// Long enough to connect on a busy machine.
@@ -416,6 +461,44 @@ mod tests {
             }
         });
         address
+    }
+
+    #[tokio::test]
+    async fn a_token_endpoint_is_reached_like_a_uri() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let addresses = Addresses {
+            uris: UriAddresses::default(),
+            ..Addresses::any()
+        };
+        let client = HttpSender::new(1024, addresses).unwrap();
+        let service = ServiceName {
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+        };
+        let address = sink("HTTP/1.1 204 No Content\r\n\r\n").await;
+        let endpoint = HttpEndpoint {
+            client_credentials: Some(ClientCredentials {
+                token_url: "https://127.0.0.1:1/token?a".to_owned(),
+                id: "weir".to_owned().into(),
+                secret: "s3cret".to_owned().into(),
+                version: String::new(),
+                scopes: Vec::new(),
+                audience: None,
+            }),
+            ..HttpEndpoint::new(format!("http://{address}/"), Some(service))
+        };
+        let target = client.target("shop", &endpoint, &Authorities::default()).unwrap();
+        let answer = post(&client, &target, PATIENCE).await;
+        assert_eq!(answer.verdict, Verdict::Failed(Blame::Silent));
+        let begin = "no token from https://127.0.0.1:1/token: ";
+        assert!(answer.detail.starts_with(begin), "{}", answer.detail);
+        assert!(
+            answer
+                .detail
+                .contains("127.0.0.1 is an address that a uri may not reach"),
+            "{}",
+            answer.detail
+        );
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 
-use crate::destination::answer::{Blame, Verdict};
+use crate::destination::verdict::{Blame, Verdict};
 
 /// Maps a status code: 2xx delivers; 404, 408, 409, 429 and 5xx are retried; anything else is final, including
 /// redirects and 410. 401 is final, too, unless credentials were sent: expired ones may be replaced.

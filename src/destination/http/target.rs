@@ -1,5 +1,5 @@
 //! Targets: destinations prepared for posting. Targets with the same trust and the same client certificate share
-//! connections.
+//! connections, and those with the same client credentials share tokens.
 
 use std::{
     collections::HashMap,
@@ -8,9 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
-use http_body_util::Full;
 use hyper_rustls::ConfigBuilderExt as _;
 use hyper_util::{
     client::legacy,
@@ -21,9 +19,12 @@ use rustls::{ClientConfig, RootCertStore, client::Resumption, sign::SingleCertAn
 
 use super::{
     addresses::{Addresses, NamedBy},
-    connector::{ConnectionContext, Connector, Permitted},
+    connector::{ConnectionContext, Connector, HttpClient, Permitted},
+    hidden::HiddenValues,
     names::Names,
+    oauth2::{InvalidClientCredentials, TokenRequest},
     signature::Signer,
+    token_source::{AccessToken, TokenSource},
 };
 use crate::{
     cloudevents::Mode,
@@ -31,8 +32,8 @@ use crate::{
     http_url::{self, HttpUrlError},
     memory::Pool,
     routing::{
-        Authorities, AuthoritiesDigest, ClientCertificate, ContentMode, Header, HttpEndpoint,
-        InvalidSigningKey, PlainHeader, ServiceAccountToken,
+        Authorities, AuthoritiesDigest, ClientCertificate, ClientCredentials, ContentMode, Header,
+        HttpEndpoint, InvalidSigningKey, PlainHeader, ServiceAccountToken,
     },
     trust::{self, ClientCertificateError, TrustError},
 };
@@ -53,14 +54,6 @@ const MAX_HEADERS: usize = 1024;
 /// Default limit of open connections.
 const SOCKETS: usize = 512;
 
-/// Placeholder for a secret value.
-const HIDDEN: &str = "[secret]";
-
-/// Minimum length of a value to be hidden, in bytes. Shorter ones occur in most texts by chance and are easily guessed.
-const SHORTEST_SECRET: usize = 4;
-
-pub(super) type HttpClient = legacy::Client<Connector, Full<Bytes>>;
-
 /// Creates targets from destinations. Targets of a namespace that trust the same authorities share connections.
 #[derive(Clone)]
 pub(super) struct Targets {
@@ -71,7 +64,12 @@ pub(super) struct Targets {
     public: Arc<ClientConfig>,
     /// A client lives as long as one of its targets.
     clients: Arc<Mutex<HashMap<Sharing, Weak<HttpClient>>>>,
+    /// A source of tokens lives as long as one of its targets.
+    token_sources: Arc<Mutex<TokenSources>>,
 }
+
+/// The sources of tokens, by how the token endpoint is reached and the client.
+type TokenSources = HashMap<(Sharing, CredentialsDigest), Weak<TokenSource>>;
 
 /// Key under which targets share connections. A connection belongs to whom it was authenticated as.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -80,12 +78,12 @@ struct Sharing {
     named_by: NamedBy,
     /// `None` for the machine's authorities.
     authorities: Option<AuthoritiesDigest>,
-    client_certificate: Option<CertificateDigest>,
+    client_certificate: Option<CredentialsDigest>,
 }
 
-/// SHA-256 of a client's certificate and its key.
+/// SHA-256 of a client's certificate and its key, or of client credentials.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct CertificateDigest([u8; SHA256_OUTPUT_LEN]);
+struct CredentialsDigest([u8; SHA256_OUTPUT_LEN]);
 
 /// A prepared endpoint.
 #[derive(Clone)]
@@ -102,8 +100,11 @@ pub struct HttpTarget {
     plain_headers: Arc<[(HeaderName, HeaderValue)]>,
     signer: Arc<Signer>,
     token: Option<Arc<SentToken>>,
-    /// Secret parts of the headers, the longest first.
-    secrets: Arc<[String]>,
+    token_source: Option<Arc<TokenSource>>,
+    /// Token of the authorization server for this attempt.
+    access_token: Option<Arc<AccessToken>>,
+    /// Secret parts of the headers.
+    secrets: HiddenValues,
 }
 
 /// A token of a ServiceAccount, as the value of `authorization`. A renewed one is equal: it is the same credential.
@@ -144,6 +145,9 @@ pub enum TargetError {
     /// The client certificate cannot be used.
     #[error("invalid client certificate: {0}")]
     ClientCertificate(#[from] ClientCertificateError),
+    /// The client credentials cannot be used.
+    #[error("invalid client credentials: {0}")]
+    ClientCredentials(#[from] InvalidClientCredentials),
 }
 
 impl Targets {
@@ -159,6 +163,7 @@ impl Targets {
             names: Names::of_system().map_err(|error| ClientError::Names(error.to_string()))?,
             sockets: Pool::new(SOCKETS),
             clients: Arc::default(),
+            token_sources: Arc::default(),
             permitted,
             addresses: Arc::new(addresses),
         })
@@ -198,14 +203,17 @@ impl Targets {
             signing_keys,
             client_certificate,
             service_account_token,
+            client_credentials,
         } = endpoint;
         let client_certificate = client_certificate.as_ref();
         let sharing = Sharing {
             namespace: namespace.into(),
             named_by: self.addresses.named_by(endpoint),
             authorities: ca_certs.clone(),
-            client_certificate: client_certificate.map(CertificateDigest::of),
+            client_certificate: client_certificate.map(CredentialsDigest::of_certificate),
         };
+        let token_source = client_credentials.as_ref();
+        let token_source = token_source.map(|client| self.token_source(&sharing, authorities, client));
         Ok(HttpTarget {
             uri: http_url::parse(uri)?,
             mode: mode(*content_mode),
@@ -220,6 +228,8 @@ impl Targets {
                 .collect::<Result<_, _>>()?,
             signer: Arc::new(Signer::new(signing_keys)?),
             token: service_account_token.as_ref().map(SentToken::new).transpose()?,
+            token_source: token_source.transpose()?,
+            access_token: None,
             secrets: secrets_in(headers, service_account_token.as_ref()),
         })
     }
@@ -263,6 +273,33 @@ impl Targets {
         clients.insert(sharing, Arc::downgrade(&client));
         Ok(client)
     }
+
+    /// Returns the source of tokens for client credentials. The token endpoint is reached like a `uri`, trusts the
+    /// destination's authorities, and is presented no certificate.
+    fn token_source(
+        &self,
+        destination: &Sharing,
+        authorities: &Authorities,
+        credentials: &ClientCredentials,
+    ) -> Result<Arc<TokenSource>, TargetError> {
+        let sharing = Sharing {
+            named_by: NamedBy::Uri,
+            client_certificate: None,
+            ..destination.clone()
+        };
+        let key = (sharing.clone(), CredentialsDigest::of_client(credentials));
+        // No panic under the lock leaves it half changed.
+        let mut sources = self.token_sources.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(source) = sources.get(&key).and_then(Weak::upgrade) {
+            return Ok(source);
+        }
+        let request = TokenRequest::new(credentials)?;
+        let client = self.client(sharing, authorities, None)?;
+        let source = Arc::new(TokenSource::new(request, client));
+        sources.retain(|_, source| source.strong_count() > 0);
+        sources.insert(key, Arc::downgrade(&source));
+        Ok(source)
+    }
 }
 
 impl<T> ByName<T> {
@@ -288,7 +325,31 @@ impl HttpTarget {
 
     /// Whether credentials are sent to the Sink.
     pub(super) fn sends_credentials(&self) -> bool {
-        self.authenticates || self.token.is_some() || !self.headers.is_empty() || !self.signer.is_empty()
+        self.authenticates
+            || self.token.is_some()
+            || self.token_source.is_some()
+            || !self.headers.is_empty()
+            || !self.signer.is_empty()
+    }
+
+    /// The source of the tokens that attempts need.
+    pub(super) fn token_source(&self) -> Option<&TokenSource> {
+        self.token_source.as_deref()
+    }
+
+    /// The target of an attempt with this token.
+    pub(super) fn with_token(&self, token: Arc<AccessToken>) -> Self {
+        Self {
+            access_token: Some(token),
+            ..self.clone()
+        }
+    }
+
+    /// Tells the source of tokens that the Sink rejected the token of this attempt.
+    pub(super) fn token_rejected(&self) {
+        if let (Some(source), Some(token)) = (&self.token_source, &self.access_token) {
+            source.rejected(token);
+        }
     }
 
     pub(super) fn signer(&self) -> &Signer {
@@ -307,18 +368,26 @@ impl HttpTarget {
         if let Some(token) = &self.token {
             headers.insert(header::AUTHORIZATION, token.value.clone());
         }
+        if let Some(token) = &self.access_token {
+            headers.insert(header::AUTHORIZATION, token.header.clone());
+        }
     }
 
     /// Length of the longest secret, in bytes. A truncated text may end with a part of one.
     pub(super) fn longest_secret(&self) -> usize {
-        self.secrets.first().map(String::len).unwrap_or_default()
+        let token = self.access_token.as_ref();
+        let token = token.map(|token| token.hidden.longest());
+        self.secrets.longest().max(token.unwrap_or_default())
     }
 
     /// Replaces secret values in the text of an answer, since a Sink may echo its request. Values of fewer than four
     /// bytes stay.
     pub(super) fn hide_secrets(&self, text: String) -> String {
-        let secrets = self.secrets.iter();
-        secrets.fold(text, |text, secret| text.replace(secret, HIDDEN))
+        let text = match &self.access_token {
+            Some(token) => token.hidden.hide(text),
+            None => text,
+        };
+        self.secrets.hide(text)
     }
 }
 
@@ -337,6 +406,9 @@ impl PartialEq for HttpTarget {
             plain_headers,
             signer,
             token,
+            token_source,
+            // Another token of the same source is the same credential.
+            access_token: _,
             // Derived from the headers and the token.
             secrets: _,
         } = self;
@@ -348,6 +420,7 @@ impl PartialEq for HttpTarget {
             && *plain_headers == other.plain_headers
             && *signer == other.signer
             && *token == other.token
+            && token_source.as_ref().map(Arc::as_ptr) == other.token_source.as_ref().map(Arc::as_ptr)
     }
 }
 
@@ -414,9 +487,8 @@ fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), TargetEr
     Ok((name, value))
 }
 
-/// Values to hide: the token, the headers' values and, for `authorization`, also the part after the scheme. The
-/// longest come first, so that a value that contains another is hidden as a whole.
-fn secrets_in(headers: &[Header], token: Option<&ServiceAccountToken>) -> Arc<[String]> {
+/// Values to hide: the token, the headers' values and, for `authorization`, also the part after the scheme.
+fn secrets_in(headers: &[Header], token: Option<&ServiceAccountToken>) -> HiddenValues {
     let parts = headers.iter().flat_map(|header| {
         let value = header.value.reveal().trim();
         let credentials = (header.name == header::AUTHORIZATION.as_str())
@@ -426,13 +498,7 @@ fn secrets_in(headers: &[Header], token: Option<&ServiceAccountToken>) -> Arc<[S
         std::iter::once(value).chain(credentials)
     });
     let token = token.map(|token| token.value.reveal());
-    let mut secrets: Vec<_> = parts
-        .chain(token)
-        .filter(|secret| secret.len() >= SHORTEST_SECRET)
-        .map(str::to_owned)
-        .collect();
-    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-    secrets.into()
+    HiddenValues::new(parts.chain(token))
 }
 
 /// TLS that trusts this machine's authorities.
@@ -445,12 +511,36 @@ fn public_tls() -> Result<ClientConfig, ClientError> {
     }
 }
 
-impl CertificateDigest {
-    fn of(certificate: &ClientCertificate) -> Self {
+impl CredentialsDigest {
+    fn of_certificate(certificate: &ClientCertificate) -> Self {
+        Self::of([certificate.certificate.reveal(), certificate.key.reveal()])
+    }
+
+    fn of_client(client: &ClientCredentials) -> Self {
+        let ClientCredentials {
+            token_url,
+            id,
+            secret,
+            // The same values are the same client.
+            version: _,
+            scopes,
+            audience,
+        } = client;
+        let parts = [token_url.as_str(), id.reveal(), secret.reveal()];
+        let count = scopes.len().to_string();
+        let parts = parts.into_iter().chain([count.as_str()]);
+        Self::of(
+            parts
+                .chain(scopes.iter().map(String::as_str))
+                .chain(audience.as_deref()),
+        )
+    }
+
+    fn of<'a>(parts: impl IntoIterator<Item = &'a str>) -> Self {
         let mut context = digest::Context::new(&digest::SHA256);
-        for part in [&certificate.certificate, &certificate.key] {
-            context.update(&(part.reveal().len() as u64).to_be_bytes());
-            context.update(part.reveal().as_bytes());
+        for part in parts {
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part.as_bytes());
         }
         let mut digest = [0; SHA256_OUTPUT_LEN];
         digest.copy_from_slice(context.finish().as_ref());
@@ -689,6 +779,54 @@ mod tests {
         assert_eq!(headers["authorization"], "Bearer t0ken-2");
         assert!(headers["authorization"].is_sensitive());
         assert_eq!(second.hide_secrets("no: t0ken-2".to_owned()), "no: [secret]");
+    }
+
+    #[test]
+    fn targets_with_the_same_client_credentials_share_tokens() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let targets = Targets::new(Addresses::any()).unwrap();
+        let target = |uri: &str, secret: &str, scopes: &[&str], audience: Option<&str>| {
+            let client = ClientCredentials {
+                token_url: "https://id.example.com/token".to_owned(),
+                id: "weir".to_owned().into(),
+                secret: secret.to_owned().into(),
+                version: String::new(),
+                scopes: scopes.iter().map(|&scope| scope.to_owned()).collect(),
+                audience: audience.map(str::to_owned),
+            };
+            let endpoint = HttpEndpoint {
+                client_credentials: Some(client),
+                ..HttpEndpoint::new(uri.to_owned(), None)
+            };
+            targets
+                .target("shop", &endpoint, &Authorities::default())
+                .unwrap()
+        };
+        let first = target("https://a/", "s3cr3t", &[], None);
+        assert!(first.sends_credentials());
+        assert_eq!(target("https://a/", "s3cr3t", &[], None), first);
+        let source = |target: &HttpTarget| Arc::as_ptr(target.token_source.as_ref().unwrap());
+        let elsewhere = target("https://b/", "s3cr3t", &[], None);
+        assert_eq!(source(&elsewhere), source(&first));
+        for other in [
+            target("https://a/", "other", &[], None),
+            target("https://a/", "s3cr3t", &["a"], None),
+            target("https://a/", "s3cr3t", &[], Some("a")),
+        ] {
+            assert_ne!(other, first);
+            assert_ne!(source(&other), source(&first));
+        }
+        // A source ends with its targets.
+        drop((first, elsewhere));
+        drop(target("https://a/", "another", &[], None));
+        let sources = targets.token_sources.lock().unwrap();
+        assert!(
+            sources
+                .values()
+                .filter(|source| source.strong_count() > 0)
+                .count()
+                == 0
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use http::HeaderMap;
 
 use crate::{
     cloudevents::{Lineage, TraceContext},
-    destination::answer::{Answer, Verdict},
+    destination::{answer::Answer, verdict::Verdict},
     intake,
     telemetry::{DeliveryAttempt, DeliverySpan, Tracer},
 };
