@@ -40,6 +40,7 @@ mod resumed;
 mod several_routers;
 mod sink_certificates;
 mod sink_credentials;
+mod sink_oauth2;
 mod sink_signatures;
 mod sink_status;
 mod traces;

@@ -37,7 +37,7 @@ pub(crate) use port::ReservedPort;
 pub(crate) use process::{Launch, Process};
 pub(crate) use raw::{RawResponse, connect, connect_from, exchange, exchange_bytes, exchange_on};
 pub(crate) use scratch::Scratch;
-pub(crate) use tls::{Authority, Pair, SecretVolume};
+pub(crate) use tls::{Authority, HttpsFront, Pair, SecretVolume};
 pub(crate) use volume::Volume;
 
 use std::{
