@@ -167,6 +167,23 @@ impl Capacity for MemoryLogs {
         held.into_iter().map(share).collect()
     }
 
+    fn bytes_ever(&self, log: &LogName) -> u64 {
+        self.open(log).retained()
+    }
+
+    fn bytes_below<'a>(&'a self, log: &'a LogName, offset: Offset) -> BoxFuture<'a, Result<u64, LogError>> {
+        let log = self.open(log);
+        Box::pin(async move {
+            let all = ReadLimit {
+                records: usize::MAX,
+                bytes: usize::MAX,
+            };
+            let records = log.read(Offset(0), all).await?;
+            let below = records.iter().filter(|record| record.offset < offset);
+            Ok(below.map(|record| record.payload.len() as u64).sum())
+        })
+    }
+
     fn append_to_settle<'a>(
         &'a self,
         log: &'a LogName,

@@ -242,6 +242,15 @@ pub trait Capacity: Send + Sync {
     /// The shares of namespaces that hold anything.
     fn shares(&self) -> Vec<NamespaceShare>;
 
+    /// Bytes of the payloads of all records that a log ever had.
+    fn bytes_ever(&self, log: &LogName) -> u64;
+
+    /// Bytes of the payloads of all records that a log ever had below an offset. What is trimmed counts as below.
+    ///
+    /// # Errors
+    /// As [`Log::read`].
+    fn bytes_below<'a>(&'a self, log: &'a LogName, offset: Offset) -> BoxFuture<'a, Result<u64, LogError>>;
+
     /// Appends what settles an event: a dead letter or a reply. Unlike [`Log::append`] it may use the reserve, so
     /// that full logs can still be emptied.
     ///

@@ -286,6 +286,19 @@ impl Capacity for EmbeddedLog {
         lock(&self.0.shared.shares).all()
     }
 
+    fn bytes_ever(&self, log: &LogName) -> u64 {
+        let broker = self.0.shared.brokers.get_or_new(&log.to_string());
+        broker.state().bytes_before_next
+    }
+
+    fn bytes_below<'a>(&'a self, log: &'a LogName, offset: Offset) -> BoxFuture<'a, Result<u64, LogError>> {
+        Box::pin(async move {
+            let broker = self.0.shared.brokers.get_or_new(&log.to_string());
+            let below = self.0.bytes_below(&broker, offset).await?;
+            Ok(below.unwrap_or_else(|| broker.state().bytes_before_first))
+        })
+    }
+
     fn append_to_settle<'a>(
         &'a self,
         log: &'a LogName,

@@ -188,27 +188,14 @@ impl Open {
     }
 
     pub(super) async fn trim_records(&self, broker: &Arc<OpenLog>, before: Offset) -> Result<(), LogError> {
-        let Some(stored) = broker.stored() else {
+        if broker.stored().is_none() {
             return Ok(());
-        };
+        }
         // Trim only durable records: nobody can have settled more.
-        let state = broker.state();
-        let before = before.min(Offset(state.next));
+        let before = before.min(broker.bounds().next);
         // Read here, so that the disk delays no commit.
-        let bytes_before = if before.0 == state.next {
-            state.bytes_before_next
-        } else if before.0 <= state.first {
-            state.bytes_before_first
-        } else {
-            let events = stored.events.clone();
-            let read = move |store: &Store| store.header(&events, before.0);
-            let range = (before, before.plus(1));
-            match self.read_storage(broker, &stored.events, range, read).await {
-                Ok(header) => header.bytes_before,
-                // Trimmed further meanwhile.
-                Err(ReadError::Missing(_)) if before < broker.bounds().first => return Ok(()),
-                Err(e) => return Err(self.shared.read_error(&broker.name, e)),
-            }
+        let Some(bytes_before) = self.bytes_below(broker, before).await? else {
+            return Ok(());
         };
         self.request(|reply| Request::Trim {
             broker: broker.clone(),
@@ -217,6 +204,29 @@ impl Open {
             reply,
         })
         .await
+    }
+
+    /// Bytes of all payloads ever appended below an offset; `None` if it was trimmed meanwhile.
+    pub(super) async fn bytes_below(
+        &self,
+        broker: &OpenLog,
+        offset: Offset,
+    ) -> Result<Option<u64>, LogError> {
+        let state = broker.state();
+        if offset.0 >= state.next {
+            return Ok(Some(state.bytes_before_next));
+        }
+        let Some(stored) = broker.stored().filter(|_| offset.0 > state.first) else {
+            return Ok(Some(state.bytes_before_first));
+        };
+        let events = stored.events.clone();
+        let read = move |store: &Store| store.header(&events, offset.0);
+        let range = (offset, offset.plus(1));
+        match self.read_storage(broker, &stored.events, range, read).await {
+            Ok(header) => Ok(Some(header.bytes_before)),
+            Err(ReadError::Missing(_)) if offset < broker.bounds().first => Ok(None),
+            Err(e) => Err(self.shared.read_error(&broker.name, e)),
+        }
     }
 
     /// Reads cursors from the storage.
