@@ -12,7 +12,7 @@ use weir::{
     cloudevents::{Event, EventBuilder},
     filter::CompiledFilter,
     resolve::{CompileOutcome, Namespace, Observed, compile},
-    routing::{BrokerTable, Configuration, Quota, Route, RoutingTable},
+    routing::{BrokerTable, Configuration, InstallationQuotas, Route, RoutingTable},
 };
 
 const NAMESPACE: &str = "shop";
@@ -39,7 +39,7 @@ fuzz_target!(|input: &[u8]| {
     let CompileOutcome {
         configuration,
         diagnoses,
-    } = compile(&observed(specs), "cluster.local", Quota::default());
+    } = compile(&observed(specs), "cluster.local", InstallationQuotas::default());
     for (trigger, diagnosis) in configuration.triggers.iter().zip(&diagnoses.triggers) {
         assert_eq!(trigger.uid, diagnosis.subject.uid);
         let compiles = CompiledFilter::compile(&trigger.filters).is_ok();

@@ -36,6 +36,8 @@ use super::{DurationText, Filter, SecretValue};
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"WithinQuota\")].status"
     ),
+    printcolumn(name = "Backlog", type_ = "integer", json_path = ".status.backlog"),
+    printcolumn(name = "Fill %", type_ = "integer", json_path = ".status.fillPercent"),
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -65,6 +67,22 @@ pub struct BrokerSpec {
     /// condition Ready says so. Default: the installation's limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<BrokerQuota>,
+
+    /// What happens to new events when quota.bytes or the namespace's share of an embedded log is used up. Reject:
+    /// producers get 507. DropOldest: the oldest events are removed instead, whether Triggers have settled them or not;
+    /// in a namespace that has used up its share, those of all its brokers with DropOldest. Ignored by routers with a
+    /// log in JetStream. Default: the installation's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when_full: Option<WhenFull>,
+}
+
+/// What happens to new events when there is no room for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WhenFull {
+    /// Producers get 507.
+    Reject,
+    /// The oldest events are removed.
+    DropOldest,
 }
 
 /// A producer, and the events that it may post.
@@ -171,6 +189,12 @@ pub struct BrokerQuota {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::optional_size")]
     pub event_size: Option<String>,
+
+    /// Maximum size of the broker's unsettled events in the embedded log of each router, such as 512Mi. Beyond it,
+    /// producers get 507, or the oldest events are removed: see whenFull. Ignored by routers with a log in JetStream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::optional_size")]
+    pub bytes: Option<String>,
 }
 
 /// Retention of settled events. Whichever limit is reached first removes the oldest.
@@ -198,7 +222,8 @@ pub struct BrokerStatus {
     pub observed_generation: Option<i64>,
 
     /// Ready: routers accept events for the broker with these settings. WithinQuota: no router rejects events because
-    /// the namespace has used up its share of the log. If not, reason and message say what to do.
+    /// the broker has used up quota.bytes, or the namespace its share of the log. If not, reason and message say what
+    /// to do.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -206,4 +231,24 @@ pub struct BrokerStatus {
     /// URL that events are posted to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+
+    /// Number of unsettled events in the logs of all routers: from the first one on that some Trigger has not settled.
+    /// Only with an embedded log. Like usedBytes and fillPercent, as of usageTime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backlog: Option<u64>,
+
+    /// Bytes of these events, over all routers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_bytes: Option<u64>,
+
+    /// Percentage of quota.bytes that these events take, or without it of the namespace's share of the log, at the
+    /// router where it is highest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fill_percent: Option<u8>,
+
+    /// When backlog, usedBytes and fillPercent were last updated. They are updated when they have changed considerably,
+    /// at most every 30 seconds, and otherwise after 5 minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub usage_time: Option<String>,
 }

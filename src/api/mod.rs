@@ -22,7 +22,7 @@ mod trigger;
 
 pub use broker::{
     BasicCredentials, Broker, BrokerQuota, BrokerRetention, BrokerSpec, BrokerStatus, Producer,
-    ProducerAccount, ProducerCertificate,
+    ProducerAccount, ProducerCertificate, WhenFull,
 };
 pub use condition::condition;
 pub use delivery::{BackoffPolicy, DeliverySpec, DurationText, Ordering, RateLimit};

@@ -10,7 +10,7 @@ use crate::controller::{
 };
 use crate::{
     descriptors,
-    routing::{Quota, UnlistedBrokers},
+    routing::{InstallationQuotas, Quota, UnlistedBrokers},
 };
 
 /// Read timeout of the API server. A watch ends earlier because it requests one minute; the timeout catches lists
@@ -72,6 +72,23 @@ pub struct ControllerArgs {
     /// the router's --max-event-size allows.
     #[arg(long, env = "WEIR_BROKER_EVENT_SIZE", value_name = "SIZE")]
     pub broker_event_size: Option<Size>,
+
+    /// Maximum bytes of a broker's unsettled events in the embedded log of each router. A Broker's quota cannot exceed it.
+    /// Default: no limit other than the namespace's share of the log.
+    #[arg(long, env = "WEIR_BROKER_BYTES", value_name = "SIZE")]
+    pub broker_bytes: Option<Size>,
+
+    /// Events per second of a broker whose Broker sets no quota.eventsPerSecond. Default: --broker-events-per-second.
+    #[arg(long, env = "WEIR_BROKER_DEFAULT_EVENTS_PER_SECOND", value_name = "EVENTS")]
+    pub broker_default_events_per_second: Option<NonZeroU32>,
+
+    /// Size of an event of a broker whose Broker sets no quota.eventSize. Default: --broker-event-size.
+    #[arg(long, env = "WEIR_BROKER_DEFAULT_EVENT_SIZE", value_name = "SIZE")]
+    pub broker_default_event_size: Option<Size>,
+
+    /// Bytes of unsettled events of a broker whose Broker sets no quota.bytes. Default: --broker-bytes.
+    #[arg(long, env = "WEIR_BROKER_DEFAULT_BYTES", value_name = "SIZE")]
+    pub broker_default_bytes: Option<Size>,
 
     /// Namespaces to watch, separated by commas. Events for other namespaces are rejected with 404. Default: all.
     #[arg(
@@ -187,6 +204,10 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         broker_ca,
         broker_events_per_second,
         broker_event_size,
+        broker_bytes,
+        broker_default_events_per_second,
+        broker_default_event_size,
+        broker_default_bytes,
         watch_namespaces,
         producers,
         producers_audit,
@@ -210,9 +231,17 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         channel,
         admin,
         cluster_domain,
-        broker_limits: Quota {
-            events_per_second: broker_events_per_second,
-            event_size: broker_event_size.map(|size| size.0),
+        broker_quotas: InstallationQuotas {
+            limits: Quota {
+                events_per_second: broker_events_per_second,
+                event_size: broker_event_size.map(|size| size.0),
+                bytes: broker_bytes.map(|size| size.0),
+            },
+            defaults: Quota {
+                events_per_second: broker_default_events_per_second,
+                event_size: broker_default_event_size.map(|size| size.0),
+                bytes: broker_default_bytes.map(|size| size.0),
+            },
         },
         broker_base_url,
         broker_authority: broker_ca,

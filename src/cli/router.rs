@@ -17,13 +17,13 @@ use super::{
     units::{self, Size},
 };
 use crate::{
-    delivery::{DeliveryOptions, Retention, WhenFull},
+    delivery::{DeliveryOptions, Retention},
     descriptors,
     destination::UriAddresses,
     log::embedded::EmbeddedOptions,
     memory::MemoryBudget,
     router::{self, ControllerAddress, ControllerLink, Listeners, LogOptions, RouterLog, RouterOptions},
-    routing::Revision,
+    routing::{Revision, WhenFull},
     telemetry::Tracer,
 };
 
@@ -235,7 +235,7 @@ impl LogArgs {
                     bytes: dead_letter_bytes,
                 },
                 when_full: match when_full {
-                    FullPolicy::Refuse => WhenFull::Refuse,
+                    FullPolicy::Refuse => WhenFull::Reject,
                     FullPolicy::DropOldest => WhenFull::DropOldest,
                 },
                 keep_deleted: keep_deleted_triggers,

@@ -19,6 +19,7 @@
 
 mod access_reviews;
 mod broker_authority;
+mod broker_usage;
 mod channel;
 mod credential_plan;
 mod credential_reader;
@@ -49,7 +50,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     resolve::{self, CompileOutcome},
-    routing::Quota,
+    routing::InstallationQuotas,
     server::{self, BindError, Heartbeat, OwnThread, Server, ThreadError},
 };
 use broker_authority::BrokerAuthority;
@@ -87,8 +88,8 @@ pub struct ControllerOptions {
     pub admin: SocketAddr,
     /// Suffix after `.svc.` in names of Services, usually `cluster.local`.
     pub cluster_domain: String,
-    /// Limits of every broker, which no Broker's quota exceeds.
-    pub broker_limits: Quota,
+    /// Limits of every broker, which no Broker's quota exceeds, and defaults.
+    pub broker_quotas: InstallationQuotas,
     /// URL prefix before `/NAMESPACE/BROKER` for producers. Published in statuses and to workloads, if set.
     pub broker_base_url: Option<String>,
     /// File with the authorities that signed the certificate of that URL. Published to workloads, if it exists.
@@ -280,7 +281,7 @@ impl Controller {
             let routing = Routing {
                 cluster_domain: options.cluster_domain.clone(),
                 producers: options.producers,
-                broker_limits: options.broker_limits,
+                broker_quotas: options.broker_quotas,
                 metrics: metrics.clone(),
                 publication: publication.clone(),
             };
@@ -325,7 +326,7 @@ struct Routing {
     metrics: Arc<ControllerMetrics>,
     cluster_domain: String,
     producers: ProducerOptions,
-    broker_limits: Quota,
+    broker_quotas: InstallationQuotas,
 }
 
 impl Routing {
@@ -352,7 +353,7 @@ impl Routing {
         let CompileOutcome {
             configuration,
             diagnoses,
-        } = resolve::compile(&observed, &self.cluster_domain, self.broker_limits);
+        } = resolve::compile(&observed, &self.cluster_domain, self.broker_quotas);
         self.metrics.compiled();
         if self.publication.publish(&configuration) {
             let revision = &configuration.revision.0;

@@ -5,7 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::sinks_seen::{self, FiltersSeen, Heard, QuotaSeen, ReportingRouter, SinkSeen};
+use super::sinks_seen::{
+    self, BrokerSeen, FiltersSeen, Heard, QuotaSeen, ReportingRouter, SinkSeen, UsageSeen,
+};
 use crate::{
     resolve::fingerprint,
     routing::{
@@ -187,20 +189,37 @@ impl Routers {
         heard.any(|heard| heard.has_resumed(uid))
     }
 
+    /// Returns the routers' combined view of a Broker's broker.
+    pub(super) fn broker(&self, uid: &str) -> BrokerSeen<'_> {
+        BrokerSeen {
+            other_partitions: self.other_partitions(uid),
+            quota: self.quota(uid),
+            usage: self.usage(uid),
+        }
+    }
+
+    /// Returns what a Broker's broker holds in the logs of all routers.
+    fn usage(&self, uid: &str) -> Option<UsageSeen> {
+        let heard = self.known.values().filter_map(|router| router.heard.as_ref());
+        let mut told = heard.filter_map(|heard| heard.usage(uid));
+        let first = UsageSeen::default().and(told.next()?);
+        Some(told.fold(first, UsageSeen::and))
+    }
+
     /// Returns the number of partitions that a Broker's broker has, if it is not the one that the Broker says.
-    pub(super) fn other_partitions(&self, uid: &str) -> Option<u16> {
+    fn other_partitions(&self, uid: &str) -> Option<u16> {
         let heard = self.known.values().filter_map(|router| router.heard.as_ref());
         let mut current = heard.filter(|heard| matches!(self.has(heard.revision(), uid), Has::Newest));
         current.find_map(|heard| heard.other_partitions(uid))
     }
 
     /// Returns whether a router rejects events for a Broker's broker because of a quota.
-    pub(super) fn quota(&self, uid: &str) -> QuotaSeen<'_> {
+    fn quota(&self, uid: &str) -> QuotaSeen<'_> {
         let mut seen = QuotaSeen::Unknown;
         for (router, known) in &self.known {
             let Some(heard) = &known.heard else { continue };
-            if let Some(held_by) = heard.over_quota(uid) {
-                return QuotaSeen::UsedUp { router, held_by };
+            if let Some(over) = heard.over_quota(uid) {
+                return QuotaSeen::UsedUp { router, over };
             }
             seen = QuotaSeen::Within;
         }

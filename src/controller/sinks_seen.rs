@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::routing::{
     Revision,
-    protocol::{Detail, SinkOutage, SinkReport},
+    protocol::{BrokerUsage, Detail, OverQuota, SinkOutage, SinkReport},
 };
 
 /// A router's last report, by UID of the Trigger.
@@ -22,8 +22,10 @@ pub(super) struct Heard {
     problem: Option<Detail>,
     /// By UID of the Broker, the number of partitions that the broker has instead.
     other_partitions: HashMap<String, u16>,
-    /// By UID of the Broker, the Trigger that holds most.
-    over_quota: HashMap<String, Option<String>>,
+    /// By UID of the Broker.
+    over_quota: HashMap<String, OverQuota>,
+    /// By UID of the Broker.
+    usage: HashMap<String, BrokerUsage>,
     undecodable: HashSet<String>,
 }
 
@@ -42,6 +44,7 @@ impl Heard {
             problem,
             other_partitions,
             over_quota,
+            usage,
             undecodable,
         } = report;
         Self {
@@ -74,7 +77,12 @@ impl Heard {
             over_quota: over_quota
                 .into_iter()
                 .filter(|over| is_known(&over.uid))
-                .map(|over| (over.uid, over.held_by))
+                .map(|over| (over.uid.clone(), over))
+                .collect(),
+            usage: usage
+                .into_iter()
+                .filter(|usage| is_known(&usage.uid))
+                .map(|usage| (usage.uid.clone(), usage))
                 .collect(),
             undecodable: undecodable.into_iter().filter(|uid| is_known(uid)).collect(),
         }
@@ -100,10 +108,14 @@ impl Heard {
         self.other_partitions.get(uid).copied()
     }
 
-    /// Whether producers of a Broker's broker are rejected because of a quota, and the Trigger that holds most.
-    pub(super) fn over_quota(&self, uid: &str) -> Option<Option<&str>> {
-        let held_by = self.over_quota.get(uid)?;
-        Some(held_by.as_deref())
+    /// The quota because of which producers of a Broker's broker are rejected, if they are.
+    pub(super) fn over_quota(&self, uid: &str) -> Option<&OverQuota> {
+        self.over_quota.get(uid)
+    }
+
+    /// What a Broker's broker holds of the router's log.
+    pub(super) fn usage(&self, uid: &str) -> Option<&BrokerUsage> {
+        self.usage.get(uid)
     }
 
     /// The last evaluation error of a Trigger's filters.
@@ -133,11 +145,38 @@ pub(super) enum QuotaSeen<'a> {
     Unknown,
     /// No router rejects events because of it.
     Within,
-    /// A router that rejects events, and the Trigger that holds most of what the namespace stores there.
-    UsedUp {
-        router: &'a str,
-        held_by: Option<&'a str>,
-    },
+    /// A router that rejects events, and the quota that is used up there.
+    UsedUp { router: &'a str, over: &'a OverQuota },
+}
+
+/// The routers' combined view of a Broker's broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BrokerSeen<'a> {
+    /// Number of partitions that the broker has, if it is not the one that the Broker says.
+    pub(super) other_partitions: Option<u16>,
+    pub(super) quota: QuotaSeen<'a>,
+    /// What it holds; `None` if no router has told.
+    pub(super) usage: Option<UsageSeen>,
+}
+
+/// Unsettled events of a broker in the logs of all routers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct UsageSeen {
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+    /// How full the quota or the share is where it is fullest.
+    pub(super) percent: u8,
+}
+
+impl UsageSeen {
+    /// Adds what a router holds.
+    pub(super) fn and(self, usage: &BrokerUsage) -> Self {
+        Self {
+            events: self.events.saturating_add(usage.events),
+            bytes: self.bytes.saturating_add(usage.bytes),
+            percent: self.percent.max(usage.percent()),
+        }
+    }
 }
 
 /// The routers' combined view of a Trigger's Sink.
@@ -205,7 +244,7 @@ pub(super) fn seen<'a>(routers: impl Iterator<Item = ReportingRouter<'a>> + Clon
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::protocol::{FilterError, OtherPartitions, OverQuota, SetAside};
+    use crate::routing::protocol::{FilterError, OtherPartitions, SetAside};
 
     /// A report with Sinks down since a minute of the hour, and unproven ones.
     fn heard(down: &[(&str, u8)], unproven: &[&str]) -> Heard {
@@ -311,6 +350,17 @@ mod tests {
 
     #[test]
     fn ignores_reports_about_unknown_triggers() {
+        let over_quota = |uid: &str| OverQuota {
+            uid: uid.into(),
+            held_by: Some("t".into()),
+            of_broker: true,
+        };
+        let usage = |uid: &str| BrokerUsage {
+            uid: uid.into(),
+            events: 1,
+            bytes: 2,
+            limit: 3,
+        };
         let report = SinkReport {
             revision: Revision::default(),
             down: heard(&[("u", 1), ("x", 1)], &[]).down.into_values().collect(),
@@ -337,12 +387,8 @@ mod tests {
                     partitions,
                 })
                 .into(),
-            over_quota: ["u", "y"]
-                .map(|uid| OverQuota {
-                    uid: uid.into(),
-                    held_by: Some("t".into()),
-                })
-                .into(),
+            over_quota: ["u", "y"].map(over_quota).into(),
+            usage: ["u", "y"].map(usage).into(),
             undecodable: vec!["v".into(), "y".into()],
         };
         let kept = Heard::from_report(report, |uid| matches!(uid, "u" | "v"));
@@ -363,7 +409,8 @@ mod tests {
             resumed: ["u".to_owned()].into(),
             undecodable: ["v".to_owned()].into(),
             other_partitions: [("u".to_owned(), 1)].into(),
-            over_quota: [("u".to_owned(), Some("t".to_owned()))].into(),
+            over_quota: [("u".to_owned(), over_quota("u"))].into(),
+            usage: [("u".to_owned(), usage("u"))].into(),
             proven: ["v".to_owned()].into(),
             ..heard(&[("u", 1)], &["v"])
         };

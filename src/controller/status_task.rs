@@ -158,12 +158,10 @@ impl StatusTask {
         for diagnosis in &diagnoses.brokers {
             let subject = &diagnosis.subject;
             writes.extend(writer.outdated(&brokers, &subject.uid, |present| {
-                let other_partitions = routers.other_partitions(&subject.uid);
                 statuses::broker(
                     diagnosis,
                     &applied(subject),
-                    other_partitions,
-                    routers.quota(&subject.uid),
+                    routers.broker(&subject.uid),
                     present,
                     broker_url,
                     &now,

@@ -3,8 +3,9 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
+    broker_usage::ShownUsage,
     routers::Applied,
-    sinks_seen::{FiltersSeen, QuotaSeen, SinkSeen},
+    sinks_seen::{BrokerSeen, FiltersSeen, QuotaSeen, SinkSeen},
 };
 use crate::{
     api::{BrokerStatus, SinkStatus, SourceStatus, TriggerStatus, condition},
@@ -13,6 +14,7 @@ use crate::{
         BrokerDiagnosis, Finding, SECRET_AWAITED, SinkDiagnosis, SourceDiagnosis, TOKEN_AWAITED,
         TriggerDiagnosis,
     },
+    routing::protocol::OverQuota,
 };
 
 /// Transient reasons for not being Ready, which every change of a resource passes through.
@@ -163,8 +165,7 @@ pub(super) fn sink(diagnosis: &SinkDiagnosis, present: Option<&SinkStatus>, now:
 pub(super) fn broker(
     diagnosis: &BrokerDiagnosis,
     applied: &Applied,
-    other_partitions: Option<u16>,
-    quota: QuotaSeen<'_>,
+    seen: BrokerSeen<'_>,
     present: Option<&BrokerStatus>,
     broker_url: Option<&str>,
     now: &Time,
@@ -174,6 +175,11 @@ pub(super) fn broker(
         valid,
         broker,
     } = diagnosis;
+    let BrokerSeen {
+        other_partitions,
+        quota,
+        usage,
+    } = seen;
     let before = present
         .map(|status| status.conditions.as_slice())
         .unwrap_or_default();
@@ -193,30 +199,51 @@ pub(super) fn broker(
             WITHIN_QUOTA,
             "no router rejects events because of a quota",
         )),
-        QuotaSeen::UsedUp { router, held_by } => Some(quota_used_up(router, held_by, &subject.namespace)),
+        QuotaSeen::UsedUp { router, over } => Some(quota_used_up(router, over, diagnosis)),
     };
-    let within = match quota {
-        Some(finding) => Some(make(WITHIN_QUOTA, &finding, subject.generation, before, now)),
+    let within = match &quota {
+        Some(finding) => Some(make(WITHIN_QUOTA, finding, subject.generation, before, now)),
         None => condition(before, WITHIN_QUOTA).cloned(),
     };
     let ready = make(READY, &ready, subject.generation, before, now);
+    // No router has reported, as after a start of the controller: what was told before stays.
+    let is_unknown = quota.is_none();
+    let ShownUsage {
+        backlog,
+        used_bytes,
+        fill_percent,
+        usage_time,
+    } = ShownUsage::next(usage, is_unknown, present, now);
     BrokerStatus {
         observed_generation: Some(subject.generation),
         conditions: [ready].into_iter().chain(within).collect(),
         url: url(broker_url, broker),
+        backlog,
+        used_bytes,
+        fill_percent,
+        usage_time,
     }
 }
 
-fn quota_used_up(router: &str, held_by: Option<&str>, namespace: &str) -> Finding {
+fn quota_used_up(router: &str, over: &OverQuota, diagnosis: &BrokerDiagnosis) -> Finding {
+    let OverQuota {
+        uid: _,
+        held_by,
+        of_broker,
+    } = over;
+    let (namespace, broker) = (&diagnosis.subject.namespace, &diagnosis.broker);
     let what = match held_by {
         Some(trigger) => format!(
             "Trigger {namespace}/{trigger} holds most of it: fix its Sink, or delete the Trigger if its events are not needed"
         ),
+        None if *of_broker => "no Trigger holds events any more".to_owned(),
         None => format!("no Trigger holds events: redrive or drop the dead letters of namespace {namespace}"),
     };
-    let message = format!(
-        "router {router} rejects events with 507, because namespace {namespace} has used up its share of the event log; {what}"
-    );
+    let who = match of_broker {
+        true => format!("broker {broker} has used up its quota.bytes"),
+        false => format!("namespace {namespace} has used up its share of the event log"),
+    };
+    let message = format!("router {router} rejects events with 507, because {who}; {what}");
     Finding::bad("QuotaUsedUp", message)
 }
 
@@ -486,8 +513,11 @@ mod tests {
             let made = broker(
                 diagnosis,
                 applied,
-                other_partitions,
-                QuotaSeen::Within,
+                BrokerSeen {
+                    other_partitions,
+                    quota: QuotaSeen::Within,
+                    usage: None,
+                },
                 None,
                 Some("http://weir/"),
                 &now,
@@ -512,20 +542,44 @@ mod tests {
         };
         let now = at("2026-01-01T00:00:00Z");
         let made = |quota, present: Option<&BrokerStatus>| {
-            broker(&diagnosis, &Applied::Everywhere, None, quota, present, None, &now)
+            let seen = BrokerSeen {
+                other_partitions: None,
+                quota,
+                usage: None,
+            };
+            broker(&diagnosis, &Applied::Everywhere, seen, present, None, &now)
         };
-        let used_up = |held_by| QuotaSeen::UsedUp {
+        let over = |held_by: Option<&str>, of_broker| OverQuota {
+            uid: "u".into(),
+            held_by: held_by.map(str::to_owned),
+            of_broker,
+        };
+        let (by_trigger, by_letters, of_broker) = (
+            over(Some("billing"), false),
+            over(None, false),
+            over(Some("billing"), true),
+        );
+        let used_up = |over| QuotaSeen::UsedUp {
             router: "weir-router-0",
-            held_by,
+            over,
         };
         for (quota, status, words) in [
             (QuotaSeen::Within, "True", "no router rejects events"),
             (
-                used_up(Some("billing")),
+                used_up(&by_trigger),
                 "False",
-                "Trigger shop/billing holds most",
+                "its share of the event log; Trigger shop/billing holds most",
             ),
-            (used_up(None), "False", "drop the dead letters of namespace shop"),
+            (
+                used_up(&by_letters),
+                "False",
+                "drop the dead letters of namespace shop",
+            ),
+            (
+                used_up(&of_broker),
+                "False",
+                "broker shop/orders has used up its quota.bytes; Trigger shop/billing holds most",
+            ),
         ] {
             let made = made(quota, None);
             let within = condition(&made.conditions, WITHIN_QUOTA).unwrap();
@@ -536,7 +590,7 @@ mod tests {
             condition(&made(QuotaSeen::Unknown, None).conditions, WITHIN_QUOTA),
             None
         );
-        let before = made(used_up(None), None);
+        let before = made(used_up(&by_letters), None);
         assert_eq!(made(QuotaSeen::Unknown, Some(&before)), before);
     }
 

@@ -17,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     DeliveryOptions, EngineError, TriggerView,
+    broker_fills::BrokerFills,
     dead_letters::DeadLetters,
     deleted_triggers::{self, DeletedTriggers, StoredCheckpoint},
     holds::Holds,
@@ -33,7 +34,7 @@ use super::{
 };
 use crate::{
     destination::Client,
-    intake::{Intake, MakeRoom, Shortage},
+    intake::{HeldRoom, Intake, MakeRoom, Shortage},
     log::{BrokerName, CheckpointKey, Checkpoints, LogError, LogProvider, Ownership},
     routing::RoutingTable,
     supervision::Supervisor,
@@ -143,6 +144,8 @@ impl Engine {
             dead_letters: dead_letters.clone(),
             taken,
             policies: ArcSwap::default(),
+            quota: ArcSwap::default(),
+            fills: BrokerFills::default(),
             max_bytes: options.max_retention,
             present: ArcSwap::default(),
             deleted_triggers: deleted_triggers.clone(),
@@ -265,7 +268,7 @@ impl Engine {
         running
             .readers
             .retain(|broker, _| table.brokers().contains_key(broker.as_str()));
-        self.trimmer.policies.store(table.policies().clone());
+        self.trimmer.settings_changed(table);
         self.show(running);
         self.applied.store(true, Relaxed);
         Ok(())
@@ -341,6 +344,14 @@ pub fn broker_of_checkpoint(key: &CheckpointKey, value: &[u8]) -> Option<BrokerN
 }
 
 impl MakeRoom for Engine {
+    fn hold_room<'a>(
+        &'a self,
+        broker: &'a BrokerName,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<Option<HeldRoom>, LogError>> {
+        self.trimmer.hold_room(broker, bytes)
+    }
+
     fn make_room<'a>(
         &'a self,
         broker: &'a BrokerName,

@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use super::{
     DeadLetterPage, Dropped, Engine, Redriven, RetainedTrigger, Selection, StoredLetter, TriggerView,
-    dead_letters::Recipient,
+    UnsettledEvents, dead_letters::Recipient,
 };
 use crate::log::{BrokerName, LogError, LogName, Offset};
 
@@ -14,9 +14,9 @@ impl Engine {
         self.views.load_full()
     }
 
-    /// The Trigger that holds most of the log, or of what a namespace stores in it: of the broker with the most bytes
-    /// held by Triggers, the one with the lowest watermark.
-    pub fn holds_most(&self, namespace: Option<&str>) -> Option<TriggerView> {
+    /// Of some Triggers, the one that holds most of the log: of the broker with the most bytes held by Triggers, the one
+    /// with the lowest watermark.
+    pub fn holds_most(&self, is_asked_for: impl Fn(&TriggerView) -> bool) -> Option<TriggerView> {
         let usage = self.logs().usage().into_iter().collect::<BTreeMap<_, _>>();
         let triggers = self.triggers();
         let bytes = |view: &TriggerView| match view.held() {
@@ -25,10 +25,18 @@ impl Engine {
         };
         let most = triggers
             .iter()
-            .filter(|view| namespace.is_none_or(|namespace| view.namespace == namespace))
+            .filter(|view| is_asked_for(view))
             .filter(|view| bytes(view) > 0)
             .max_by_key(|view| (bytes(view), Reverse(view.hold.low())))?;
         Some(most.clone())
+    }
+
+    /// Returns the unsettled events of a broker; `None` if the log has no capacity of its own.
+    ///
+    /// # Errors
+    /// Fails when the log cannot be read.
+    pub async fn unsettled_events(&self, broker: &BrokerName) -> Result<Option<UnsettledEvents>, LogError> {
+        self.trimmer.unsettled_events(broker).await
     }
 
     /// Deleted Triggers whose checkpoints are retained, the oldest first.

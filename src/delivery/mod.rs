@@ -26,6 +26,8 @@
 mod attempt;
 mod backoff;
 mod breaker;
+mod broker_fills;
+mod broker_room;
 mod buffered;
 mod dead_letter;
 mod dead_letters;
@@ -67,6 +69,7 @@ mod upkeep;
 mod view;
 mod wall_clock;
 
+pub use broker_room::UnsettledEvents;
 pub use dead_letter::{DeadLetter, DeadLetterError};
 pub use dead_letters::{DeadLetterPage, Dropped, Redriven, Selection, StoredLetter};
 pub use deleted_triggers::RetainedTrigger;
@@ -78,7 +81,6 @@ pub use retention::Retention;
 pub use settlement::Settlement;
 pub use sink_health::{Outage, SinkHealth};
 pub use stats::TriggerStats;
-pub use trimmer::WhenFull;
 pub use view::TriggerView;
 
 use std::time::Duration;

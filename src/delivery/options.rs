@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Retention, WhenFull};
-use crate::{log::LogError, memory::Pool};
+use super::Retention;
+use crate::{log::LogError, memory::Pool, routing::WhenFull};
 
 /// Options of all delivery in a router.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::{Mutex, Notify};
 
 /// Pause after an attempt to make room that did not free enough.
-const NO_ROOM_PAUSE: Duration = Duration::from_millis(10);
+pub(super) const NO_ROOM_PAUSE: Duration = Duration::from_millis(10);
 
 /// Pause after an attempt that freed nothing, if no Trigger has settled anything since.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -30,7 +30,10 @@ pub(super) struct RoomAttempts {
 /// Attempts to make room in the share of one namespace. Its Triggers tell what may change their result.
 #[derive(Debug, Default)]
 pub(super) struct NamespaceRoom {
+    /// For brokers that reject new events.
     pub(super) share: Room,
+    /// For brokers that drop their oldest events instead.
+    pub(super) share_by_dropping: Room,
     log: Arc<Room>,
     is_wanted: AtomicBool,
     wanted: Arc<Notify>,
@@ -117,6 +120,7 @@ impl NamespaceRoom {
     /// Notes that a Trigger's hold has shrunk.
     pub(super) fn released(&self) {
         self.share.released.fetch_add(1, Relaxed);
+        self.share_by_dropping.released.fetch_add(1, Relaxed);
         self.log.released.fetch_add(1, Relaxed);
     }
 

@@ -17,6 +17,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Retention,
+    broker_fills::BrokerFills,
     dead_letters::DeadLetters,
     deleted_triggers::DeletedTriggers,
     holds::Holds,
@@ -26,34 +27,25 @@ use super::{
     wall_clock::{self, WallClock},
 };
 use crate::{
-    intake::{MakeRoom, Shortage},
+    intake::{HeldRoom, MakeRoom, Shortage},
     log::{BrokerName, Capacity, Log, LogBounds, LogError, LogName, LogProvider, NamespaceShare, Offset},
-    routing::BrokerPolicy,
+    routing::{BrokerPolicy, Quota, RoutingTable, WhenFull},
 };
 
-/// Divisor of the log's capacity, or of a namespace's share, that gives the bytes freed at once when it is full.
-const PORTION: u64 = 8;
+/// Divisor of the log's capacity, of a namespace's share, or of a broker's quota, that gives the bytes freed at once when
+/// it is full.
+pub(super) const PORTION: u64 = 8;
 
 /// Pause between two trims of a full volume. The space of removed events becomes free with a delay; until then,
 /// removing more does not help.
 const VOLUME_PAUSE: Duration = Duration::from_secs(10);
 
 /// Timeout for a new event that waits for room.
-const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Timeout of trimming one log, after which the others go on without it; and the number of logs trimmed at once.
 const TRIM_TIMEOUT: Duration = Duration::from_secs(30);
 const AT_A_TIME: usize = 8;
-
-/// Policy for new events when the log is full of unsettled ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WhenFull {
-    /// Reject new events, with 507.
-    #[default]
-    Refuse,
-    /// Drop the oldest events, with a warning and a metric.
-    DropOldest,
-}
 
 /// Trims the logs of all brokers.
 pub(super) struct Trimmer {
@@ -65,6 +57,9 @@ pub(super) struct Trimmer {
     pub(super) taken: Arc<TakenLetters>,
     /// Settings of brokers, by `namespace/name`.
     pub(super) policies: ArcSwap<BTreeMap<String, BrokerPolicy>>,
+    /// Quota of brokers without settings.
+    pub(super) quota: ArcSwap<Quota>,
+    pub(super) fills: BrokerFills,
     /// Maximum bytes of settled events of a broker, whatever its settings.
     pub(super) max_bytes: u64,
     /// Holds of present Triggers.
@@ -74,6 +69,26 @@ pub(super) struct Trimmer {
     pub(super) figures: Figures,
     pub(super) room: Arc<RoomAttempts>,
     pub(super) clock: StdMutex<WallClock>,
+}
+
+/// Room that is wanted in a share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RoomWanted {
+    /// None at present.
+    No,
+    /// Without dropping unsettled events of present Triggers.
+    Kept,
+    /// Also by dropping the oldest events, of brokers that do.
+    ByDropping,
+}
+
+impl From<WhenFull> for RoomWanted {
+    fn from(when_full: WhenFull) -> Self {
+        match when_full {
+            WhenFull::Reject => Self::Kept,
+            WhenFull::DropOldest => Self::ByDropping,
+        }
+    }
 }
 
 /// Counters of removed events and dead letters that may still have been wanted.
@@ -143,7 +158,12 @@ impl Trimmer {
             if is_full || wants {
                 let room = self.room.of(&share.namespace);
                 let _making = room.share.making.lock().await;
-                self.free_in_share(&share, is_full && wants).await?;
+                let wanted = if is_full && wants {
+                    RoomWanted::ByDropping
+                } else {
+                    RoomWanted::No
+                };
+                self.free_in_share(&share, wanted).await?;
             }
         }
         if is_nearly_full(capacity.retained(), capacity.capacity()) {
@@ -199,6 +219,31 @@ impl Trimmer {
                 .unwrap_or(self.events.age),
             bytes: bytes.unwrap_or(self.events.bytes).min(self.max_bytes),
         }
+    }
+
+    /// Takes over the settings of brokers.
+    pub(super) fn settings_changed(&self, table: &RoutingTable) {
+        self.policies.store(table.policies().clone());
+        self.quota.store(Arc::new(table.quota()));
+        self.fills
+            .retain(|broker| table.has_broker(broker.namespace(), broker.name()));
+    }
+
+    /// Bytes that unsettled events of a broker may take, if they are limited.
+    pub(super) fn quota_of(&self, broker: &BrokerName) -> Option<u64> {
+        match self.policies.load().get(broker.as_str()) {
+            Some(policy) => policy.quota.bytes,
+            None => self.quota.load().bytes,
+        }
+    }
+
+    /// Policy for new events of a broker, while its quota or its namespace's share is used up.
+    pub(super) fn when_full_of(&self, broker: &BrokerName) -> WhenFull {
+        let policies = self.policies.load();
+        let policy = policies.get(broker.as_str());
+        policy
+            .and_then(|policy| policy.when_full)
+            .unwrap_or(self.when_full)
     }
 
     async fn trim_events(
@@ -262,14 +307,17 @@ impl Trimmer {
     ///
     /// One attempt runs at a time, later callers wait for it, and none is made whose result would be the same as the
     /// last one's.
-    async fn free_some(&self, namespace: &str, shortage: Shortage) -> Result<bool, LogError> {
+    async fn free_some(&self, broker: &BrokerName, shortage: Shortage) -> Result<bool, LogError> {
         let Some(capacity) = self.logs.capacity() else {
             return Ok(false);
         };
+        let namespace = broker.namespace();
         let of_namespace = self.room.of(namespace);
-        let room = match shortage {
-            Shortage::Share => &of_namespace.share,
-            Shortage::Log => &*self.room.log,
+        let when_full = self.when_full_of(broker);
+        let room = match (shortage, when_full) {
+            (Shortage::Share, WhenFull::Reject) => &of_namespace.share,
+            (Shortage::Share, WhenFull::DropOldest) => &of_namespace.share_by_dropping,
+            (Shortage::Log, _) => &*self.room.log,
         };
         let before = room.last();
         let Some(pause) = before.pause(room.released()) else {
@@ -289,7 +337,7 @@ impl Trimmer {
                 Shortage::Share => {
                     let share = share_of(capacity, namespace);
                     match share {
-                        Some(share) => self.free_in_share(&share, true).await,
+                        Some(share) => self.free_in_share(&share, when_full.into()).await,
                         None => Ok(Freed::Nothing),
                     }
                 }
@@ -308,8 +356,9 @@ impl Trimmer {
     }
 
     /// Makes room in a namespace's share. Removes its settled events of any age from its largest logs. If room is
-    /// wanted, then events held only for its deleted Triggers, and then, if so configured, its oldest events.
-    async fn free_in_share(&self, share: &NamespaceShare, room_wanted: bool) -> Result<Freed, LogError> {
+    /// wanted, then events held only for its deleted Triggers, and then, if so wanted, the oldest events of its brokers
+    /// that drop them.
+    async fn free_in_share(&self, share: &NamespaceShare, room: RoomWanted) -> Result<Freed, LogError> {
         let NamespaceShare {
             namespace,
             held,
@@ -320,11 +369,13 @@ impl Trimmer {
         let portion = (limit / PORTION).min(held / PORTION + 1);
         let wanted = held.saturating_sub(limit - limit / PORTION).max(portion);
         let mut freed = self.free_settled(wanted, own).await?;
-        if room_wanted && freed < wanted {
+        if room != RoomWanted::No && freed < wanted {
             freed += self.free_retained(wanted - freed, own).await?;
         }
-        if room_wanted && freed < wanted && self.when_full == WhenFull::DropOldest {
-            freed += self.drop_oldest(wanted - freed, own).await?;
+        if room == RoomWanted::ByDropping && freed < wanted {
+            let drops =
+                |broker: &BrokerName| own(broker) && self.when_full_of(broker) == WhenFull::DropOldest;
+            freed += self.drop_oldest(wanted - freed, drops).await?;
         }
         Ok(Freed::of(freed, wanted))
     }
@@ -427,13 +478,17 @@ impl Trimmer {
     }
 
     /// Removes about `wanted` bytes of the oldest events of some brokers, settled or not.
-    async fn drop_oldest(&self, wanted: u64, of: impl Fn(&BrokerName) -> bool) -> Result<u64, LogError> {
+    pub(super) async fn drop_oldest(
+        &self,
+        wanted: u64,
+        of: impl Fn(&BrokerName) -> bool,
+    ) -> Result<u64, LogError> {
         let everything = |_: &BrokerName, bounds: LogBounds| bounds.next;
         self.free(wanted, of, &self.holds(), everything).await
     }
 
     /// Holds of all Triggers, including deleted ones whose checkpoints are retained.
-    fn holds(&self) -> Arc<Holds> {
+    pub(super) fn holds(&self) -> Arc<Holds> {
         self.deleted_triggers.with_retained(|| self.present.load_full())
     }
 
@@ -493,12 +548,20 @@ impl Trimmer {
 }
 
 impl MakeRoom for Trimmer {
+    fn hold_room<'a>(
+        &'a self,
+        broker: &'a BrokerName,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<Option<HeldRoom>, LogError>> {
+        Box::pin(self.hold_within_quota(broker, bytes))
+    }
+
     fn make_room<'a>(
         &'a self,
         broker: &'a BrokerName,
         shortage: Shortage,
     ) -> BoxFuture<'a, Result<bool, LogError>> {
-        Box::pin(self.free_some(broker.namespace(), shortage))
+        Box::pin(self.free_some(broker, shortage))
     }
 }
 
@@ -564,6 +627,8 @@ mod tests {
             dead_letters: Arc::new(DeadLetters::new(log.clone(), checkpoints.clone(), taken.clone())),
             taken,
             policies: ArcSwap::default(),
+            quota: ArcSwap::default(),
+            fills: BrokerFills::default(),
             max_bytes: u64::MAX,
             present: ArcSwap::default(),
             deleted_triggers: Arc::new(DeletedTriggers::new(
@@ -628,7 +693,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = open(&directory);
         append(&*log, BROKER, 30).await.unwrap();
-        let trimmer = trimmer(&log, WhenFull::Refuse);
+        let trimmer = trimmer(&log, WhenFull::Reject);
         let triggers: Vec<_> = (0..10_000).map(|_| trigger(BROKER, &trimmer.room)).collect();
         trimmer.present.store(Arc::new(Holds::new(
             triggers.iter().map(TriggerView::hold_on_broker),
@@ -663,7 +728,7 @@ mod tests {
         for made in futures::future::join_all(all).await {
             assert!(made.unwrap());
         }
-        assert_eq!(trimmer.room.of("shop").share.last().number, 1);
+        assert_eq!(trimmer.room.of("shop").share_by_dropping.last().number, 1);
         let dropped = trimmer.figures.dropped()[&BROKER.into()];
         assert!(
             (2..=6).contains(&dropped),
@@ -675,7 +740,7 @@ mod tests {
     async fn a_redrive_of_one_broker_does_not_block_trimming_another() {
         let directory = tempfile::tempdir().unwrap();
         let log = open(&directory);
-        let trimmer = trimmer(&log, WhenFull::Refuse);
+        let trimmer = trimmer(&log, WhenFull::Reject);
         let (busy, other) = ("shop/busy", "shop/other");
         for broker in [busy, other] {
             append(&*log, &format!("{broker}.dead-letters"), 10)
@@ -710,7 +775,7 @@ mod tests {
         append(&*log, "bank/settled", 12).await.unwrap();
         append(&*log, "shop/settled", 8).await.unwrap();
         append(&*log, "shop/held", 16).await.unwrap();
-        let trimmer = trimmer(&log, WhenFull::Refuse);
+        let trimmer = trimmer(&log, WhenFull::Reject);
         let holds = trigger("shop/held", &trimmer.room);
         trimmer
             .present
@@ -754,6 +819,99 @@ mod tests {
         // What has no room in a share is made of that namespace's events.
         trimmer.make_room(&greedy, Shortage::Share).await.unwrap();
         assert_eq!(trimmer.figures.dropped().len(), 1);
+    }
+
+    fn set_policies(trimmer: &Trimmer, policies: &[(&str, serde_json::Value)]) {
+        let policies = policies.iter().map(|(broker, settings)| {
+            let name = BrokerName::from(*broker);
+            let mut policy = serde_json::json!({
+                "uid": broker, "namespace": name.namespace(), "name": name.name(), "generation": 1,
+            });
+            policy
+                .as_object_mut()
+                .unwrap()
+                .extend(settings.as_object().unwrap().clone());
+            ((*broker).to_owned(), serde_json::from_value(policy).unwrap())
+        });
+        trimmer.policies.store(Arc::new(policies.collect()));
+    }
+
+    #[tokio::test]
+    async fn a_broker_says_whether_its_oldest_events_are_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        let (keeps, drops) = ("shop/keeps", "shop/drops");
+        for broker in [keeps, drops] {
+            append(&*log, broker, 14).await.unwrap();
+        }
+        let trimmer = dropping(&log, &[keeps, drops]);
+        set_policies(&trimmer, &[(keeps, serde_json::json!({"whenFull": "Reject"}))]);
+        let (keeps, drops) = (keeps.into(), drops.into());
+        assert!(!trimmer.make_room(&keeps, Shortage::Share).await.unwrap());
+        assert!(trimmer.figures.dropped().is_empty());
+        assert!(trimmer.make_room(&drops, Shortage::Share).await.unwrap());
+        let dropped = trimmer.figures.dropped();
+        assert_eq!(dropped.keys().collect::<Vec<_>>(), [&drops]);
+    }
+
+    #[tokio::test]
+    async fn unsettled_events_of_a_broker_stay_within_its_quota() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        let trimmer = trimmer(&log, WhenFull::Reject);
+        let holder = trigger(BROKER, &trimmer.room);
+        let holds = Holds::new([holder.hold_on_broker()].into_iter());
+        trimmer.present.store(Arc::new(holds));
+        set_policies(
+            &trimmer,
+            &[(BROKER, serde_json::json!({"quota": {"bytes": 10 * 1024}}))],
+        );
+        let (broker, other) = (BrokerName::from(BROKER), "shop/other".into());
+        append(&*log, BROKER, 5).await.unwrap();
+        // Events that are being stored count.
+        let held = trimmer.hold_room(&broker, 5 * 1024).await.unwrap();
+        assert!(held.is_some());
+        let refused = trimmer.hold_room(&broker, 1).await.map(drop).unwrap_err();
+        assert!(matches!(refused, LogError::BrokerQuota(_)), "{refused}");
+        drop(held);
+        append(&*log, BROKER, 5).await.unwrap();
+        let refused = trimmer.hold_room(&broker, 1).await.map(drop).unwrap_err();
+        let expected = "unsettled events of broker shop/default take 10240 bytes";
+        assert!(refused.to_string().contains(expected), "{refused}");
+        assert!(trimmer.hold_room(&other, 1 << 30).await.unwrap().is_none());
+
+        // Settled events do not count, though they are retained.
+        settled_up_to(&holder, 4);
+        let unsettled = trimmer.unsettled_events(&broker).await.unwrap().unwrap();
+        assert_eq!(
+            (unsettled.events, unsettled.bytes, unsettled.limit),
+            (6, 6 * 1024, 10 * 1024)
+        );
+        assert!(trimmer.hold_room(&broker, 4 * 1024).await.unwrap().is_some());
+        assert_eq!(log.bounds(BROKER).first, Offset(0));
+    }
+
+    #[tokio::test]
+    async fn a_broker_over_its_quota_drops_its_own_oldest_events() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        let other = "shop/other";
+        append(&*log, other, 10).await.unwrap();
+        append(&*log, BROKER, 10).await.unwrap();
+        let trimmer = dropping(&log, &[BROKER, other]);
+        set_policies(
+            &trimmer,
+            &[(BROKER, serde_json::json!({"quota": {"bytes": 10 * 1024}}))],
+        );
+        let broker = BrokerName::from(BROKER);
+        assert!(trimmer.hold_room(&broker, 2 * 1024).await.unwrap().is_some());
+        assert_eq!(trimmer.figures.dropped(), [(broker.clone(), 2)].into());
+        let too_large = trimmer.hold_room(&broker, 11 * 1024).await.map(drop);
+        assert!(
+            matches!(too_large, Err(LogError::BrokerQuota(_))),
+            "{too_large:?}"
+        );
+        assert_eq!(trimmer.figures.dropped(), [(broker, 2)].into());
     }
 
     #[derive(Clone, Debug)]

@@ -37,8 +37,25 @@ impl Shortage {
     }
 }
 
+/// Room for new events, held while they are stored.
+pub type HeldRoom = Box<dyn Send>;
+
 /// Makes room in full logs.
 pub trait MakeRoom: Send + Sync {
+    /// Holds room for `bytes` of new events of `broker` within its own quota, if it has one. Without quotas there is
+    /// nothing to hold.
+    ///
+    /// # Errors
+    /// [`LogError::BrokerQuota`] if there is no room; [`LogError::Unavailable`] if that is unknown for now.
+    fn hold_room<'a>(
+        &'a self,
+        broker: &'a BrokerName,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<Option<HeldRoom>, LogError>> {
+        let _without_quotas = (broker, bytes);
+        Box::pin(async { Ok(None) })
+    }
+
     /// Removes records, so that events of `broker` can be stored. Returns whether there may be room now.
     ///
     /// # Errors
@@ -73,16 +90,19 @@ impl Intake {
         Self { logs, room }
     }
 
-    /// Stores new events of a broker as one commit. If the log is full, makes room and retries once.
+    /// Stores new events of a broker as one commit, within the broker's quota. If the log is full, makes room and
+    /// retries once.
     ///
     /// # Errors
-    /// As [`Log::append`](crate::log::Log::append).
+    /// As [`Log::append`](crate::log::Log::append), and [`LogError::BrokerQuota`].
     pub async fn accept(
         &self,
         broker: &BrokerName,
         records: &[Bytes],
         accepted: Timestamp,
     ) -> Result<Offset, LogError> {
+        let bytes = records.iter().map(|record| record.len() as u64).sum();
+        let _held = self.room.hold_room(broker, bytes).await?;
         let log = self.logs.open(&LogName::Events(broker.clone()));
         let append = || {
             log.append(Append {

@@ -11,6 +11,9 @@ pub enum LogError {
     /// There is no room for this namespace until records of its own are removed.
     #[error("no room in the event log: {0}")]
     Quota(String),
+    /// There is no room for new events of this broker until some of its events are settled.
+    #[error("no room for the broker: {0}")]
+    BrokerQuota(String),
     /// A limit of the log is reached that removing records does not change.
     #[error("a limit of the event log is reached: {0}")]
     Limit(String),

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{OwnedTrigger, Shards, past::PastCounts, shards::lock};
 use crate::{
-    delivery::{Engine, RetainedTrigger, TriggerView},
-    log::{BrokerName, LogName, Shard},
+    delivery::{Engine, RetainedTrigger, TriggerView, UnsettledEvents},
+    log::{BrokerName, LogError, LogName, Shard},
 };
 
 impl Shards {
@@ -24,10 +24,10 @@ impl Shards {
         self.of_each(|engine| Vec::clone(&engine.triggers()))
     }
 
-    /// The Trigger that holds most of the log, or of what a namespace stores in it, as [`Engine::holds_most`] of the
-    /// shard with the largest broker.
-    pub fn holds_most(&self, namespace: Option<&str>) -> Option<TriggerView> {
-        let most = self.of_each(|engine| engine.holds_most(namespace).into_iter().collect());
+    /// Of some Triggers, the one that holds most of the log, as [`Engine::holds_most`] of the shard with the largest
+    /// broker.
+    pub fn holds_most(&self, is_asked_for: impl Fn(&TriggerView) -> bool) -> Option<TriggerView> {
+        let most = self.of_each(|engine| engine.holds_most(&is_asked_for).into_iter().collect());
         most.into_iter().max_by_key(|view| view.log.retained())
     }
 
@@ -57,6 +57,17 @@ impl Shards {
     /// As [`Engine::dropped_when_full`], of all shards that this router owned since startup.
     pub fn dropped_when_full(&self) -> BTreeMap<BrokerName, u64> {
         self.counts().dropped_when_full
+    }
+
+    /// As [`Engine::unsettled_events`]; `None` if another router has the broker.
+    ///
+    /// # Errors
+    /// Fails when the log cannot be read.
+    pub async fn unsettled_events(&self, broker: &BrokerName) -> Result<Option<UnsettledEvents>, LogError> {
+        match self.engine_of(broker) {
+            Some(engine) => engine.unsettled_events(broker).await,
+            None => Ok(None),
+        }
     }
 
     fn counts(&self) -> PastCounts {

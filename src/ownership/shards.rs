@@ -17,7 +17,7 @@ use super::{applied, logs::ShardLogs, past::PastCounts};
 use crate::{
     delivery::{DeliveryOptions, Engine, EngineError},
     destination::Client,
-    intake::{Intake, MakeRoom, Shortage},
+    intake::{HeldRoom, Intake, MakeRoom, Shortage},
     log::{
         BrokerName, CheckpointKey, LogError, LogProvider, Ownership, Partition, Shard,
         jetstream::{JetStreamLog, Membership, SHARDS, Seen},
@@ -554,6 +554,20 @@ impl Owned {
 }
 
 impl MakeRoom for Owned {
+    /// Only a log that is not shared has quotas, and then there is one shard.
+    fn hold_room<'a>(
+        &'a self,
+        broker: &'a BrokerName,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<Option<HeldRoom>, LogError>> {
+        Box::pin(async move {
+            match self.0.load_full().values().next() {
+                Some(owned) => owned.engine.hold_room(broker, bytes).await,
+                None => Ok(None),
+            }
+        })
+    }
+
     fn make_room<'a>(
         &'a self,
         broker: &'a BrokerName,

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     api,
-    routing::{self, Bounds, BrokerPolicy, Quota, broker_key},
+    routing::{self, Bounds, BrokerPolicy, InstallationQuotas, Quota, broker_key},
 };
 
 /// Maximum length of a broker's name, which is a DNS label.
@@ -36,7 +36,7 @@ pub(super) fn compile(
     resolver: &Resolver<'_>,
     subject: ResourceId,
     spec: &api::BrokerSpec,
-    limits: Quota,
+    quotas: InstallationQuotas,
     check: Option<&ProducerCheck>,
     bounds: &mut Bounds,
 ) -> (Option<BrokerPolicy>, BrokerDiagnosis) {
@@ -50,8 +50,8 @@ pub(super) fn compile(
     let (policy, valid) = match (policy(&subject, spec), listed) {
         (Ok(policy), Ok(listed)) => {
             let mut valid = accepts(&broker, listed.as_ref(), check);
-            valid.message.push_str(&lowered(policy.quota, limits));
-            let quota = policy.quota.within(limits);
+            valid.message.push_str(&lowered(policy.quota, quotas.limits));
+            let quota = policy.quota.or(quotas.defaults).within(quotas.limits);
             let policy = BrokerPolicy {
                 producers: listed.map(|listed| listed.producers),
                 quota,
@@ -60,8 +60,10 @@ pub(super) fn compile(
             (Some(policy), valid)
         }
         (Err(finding), Ok(None)) => (None, finding),
-        (Err(finding), Ok(Some(listed))) => (Some(only_producers(&subject, listed.producers)), finding),
-        (_, Err(finding)) => (Some(only_producers(&subject, Vec::new())), finding),
+        (Err(finding), Ok(Some(listed))) => {
+            (Some(only_producers(&subject, listed.producers, quotas)), finding)
+        }
+        (_, Err(finding)) => (Some(only_producers(&subject, Vec::new(), quotas)), finding),
     };
     (
         policy,
@@ -98,7 +100,11 @@ fn accepts(broker: &str, listed: Option<&ListedProducers>, check: Option<&Produc
 }
 
 /// The policy of an invalid Broker.
-fn only_producers(subject: &ResourceId, producers: Vec<routing::Producer>) -> BrokerPolicy {
+fn only_producers(
+    subject: &ResourceId,
+    producers: Vec<routing::Producer>,
+    quotas: InstallationQuotas,
+) -> BrokerPolicy {
     BrokerPolicy {
         uid: subject.uid.clone(),
         namespace: subject.namespace.clone(),
@@ -108,7 +114,8 @@ fn only_producers(subject: &ResourceId, producers: Vec<routing::Producer>) -> Br
         retention_bytes: None,
         partitions: None,
         producers: Some(producers),
-        quota: Quota::default(),
+        quota: quotas.of_others(),
+        when_full: None,
     }
 }
 
@@ -118,10 +125,12 @@ fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, 
         partitions,
         producers: _,
         quota,
+        when_full,
     } = spec;
     let api::BrokerQuota {
         events_per_second,
         event_size,
+        bytes,
     } = quota.clone().unwrap_or_default();
     let api::BrokerRetention { age, size } = retention.clone().unwrap_or_default();
     if subject.name.len() > MAX_NAME || subject.name.contains('.') {
@@ -152,7 +161,12 @@ fn policy(subject: &ResourceId, spec: &api::BrokerSpec) -> Result<BrokerPolicy, 
         quota: Quota {
             events_per_second: events_per_second.transpose()?,
             event_size: optional_bytes("spec.quota.eventSize", event_size.as_deref())?,
+            bytes: optional_bytes("spec.quota.bytes", bytes.as_deref())?,
         },
+        when_full: when_full.map(|when_full| match when_full {
+            api::WhenFull::Reject => routing::WhenFull::Reject,
+            api::WhenFull::DropOldest => routing::WhenFull::DropOldest,
+        }),
     })
 }
 
@@ -165,10 +179,15 @@ fn lowered(wanted: Quota, limits: Quota) -> String {
     {
         lowered += &format!("; spec.quota.eventsPerSecond: the installation's limit of {held} holds");
     }
-    if let (Some(wanted), Some(held)) = (wanted.event_size, held.event_size)
-        && held < wanted
-    {
-        lowered += &format!("; spec.quota.eventSize: the installation's limit of {held} bytes holds");
+    for (field, wanted, held) in [
+        ("eventSize", wanted.event_size, held.event_size),
+        ("bytes", wanted.bytes, held.bytes),
+    ] {
+        if let (Some(wanted), Some(held)) = (wanted, held)
+            && held < wanted
+        {
+            lowered += &format!("; spec.quota.{field}: the installation's limit of {held} bytes holds");
+        }
     }
     lowered
 }
@@ -238,6 +257,7 @@ mod tests {
             partitions: Some(4),
             producers: None,
             quota: None,
+            when_full: Some(api::WhenFull::DropOldest),
         };
         for (name, size, reason) in [
             ("orders", "1Gi", "Ready"),
@@ -249,12 +269,14 @@ mod tests {
                 &resolver,
                 subject(name),
                 &spec(size),
-                Quota::default(),
+                InstallationQuotas::default(),
                 None,
                 &mut Bounds::default(),
             );
             assert_eq!(diagnosis.valid.reason, reason, "{name} {size}");
-            assert_eq!(policy.is_some(), reason == "Ready");
+            let when_full = policy.map(|policy| policy.when_full);
+            let expected = (reason == "Ready").then_some(Some(routing::WhenFull::DropOldest));
+            assert_eq!(when_full, expected);
         }
     }
 
@@ -271,10 +293,20 @@ mod tests {
         let quota = |events, event_size| Quota {
             events_per_second: NonZeroU32::new(events),
             event_size,
+            bytes: event_size.map(|size| size * 1024),
         };
         let limits = quota(100, Some(1024));
+        let quotas = InstallationQuotas {
+            limits,
+            defaults: quota(80, None),
+        };
         for (events_per_second, event_size, expected, said) in [
-            (None, None, limits, "accepted for broker shop/orders"),
+            (
+                None,
+                None,
+                quota(80, Some(1024)),
+                "accepted for broker shop/orders",
+            ),
             (
                 Some(50),
                 Some("512"),
@@ -290,8 +322,9 @@ mod tests {
             (
                 None,
                 Some("1Mi"),
-                limits,
-                "eventSize: the installation's limit of 1024 bytes holds",
+                quota(80, Some(1024)),
+                "eventSize: the installation's limit of 1024 bytes holds; spec.quota.bytes: the installation's limit of \
+                 1048576 bytes holds",
             ),
             (Some(0), None, Quota::default(), "must be at least 1"),
             (
@@ -308,13 +341,15 @@ mod tests {
                 quota: Some(api::BrokerQuota {
                     events_per_second,
                     event_size: event_size.map(str::to_owned),
+                    bytes: event_size.map(|size| size.replace("512", "512Ki").replace("1Mi", "1Gi")),
                 }),
+                when_full: None,
             };
             let (policy, diagnosis) = compile(
                 &resolver,
                 subject.clone(),
                 &spec,
-                limits,
+                quotas,
                 None,
                 &mut Bounds::default(),
             );

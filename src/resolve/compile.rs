@@ -18,8 +18,8 @@ use super::{
 use crate::{
     api::{self, DeliverySpec},
     routing::{
-        self, Authorities, AuthoritiesDigest, Bounds, Broker, Configuration, Delivery, HttpEndpoint, Quota,
-        TriggerRejection, broker_key,
+        self, Authorities, AuthoritiesDigest, Bounds, Broker, Configuration, Delivery, HttpEndpoint,
+        InstallationQuotas, TriggerRejection, broker_key,
     },
     trust,
 };
@@ -35,9 +35,9 @@ pub struct CompileOutcome {
 
 /// Computes routing. The result does not depend on the order of the resources.
 ///
-/// `cluster_domain` is the suffix after `.svc.` in names of Services, usually `cluster.local`. `limits` are the
-/// installation's, which no Broker's quota exceeds.
-pub fn compile(observed: &Observed, cluster_domain: &str, limits: Quota) -> CompileOutcome {
+/// `cluster_domain` is the suffix after `.svc.` in names of Services, usually `cluster.local`. `quotas` are the
+/// installation's.
+pub fn compile(observed: &Observed, cluster_domain: &str, quotas: InstallationQuotas) -> CompileOutcome {
     let resolver = Resolver::new(observed, cluster_domain);
     let mut outcome = CompileOutcome::default();
     let CompileOutcome {
@@ -49,7 +49,7 @@ pub fn compile(observed: &Observed, cluster_domain: &str, limits: Quota) -> Comp
         .iter()
         .map(|namespace| namespace.name.clone())
         .collect();
-    configuration.quota = limits;
+    configuration.quota = quotas.of_others();
     configuration.unread.clone_from(&observed.unread_triggers);
     // Oldest first, so that new Triggers do not displace working ones.
     let mut triggers: Vec<_> = observed.triggers.iter().collect();
@@ -77,7 +77,7 @@ pub fn compile(observed: &Observed, cluster_domain: &str, limits: Quota) -> Comp
             &resolver,
             subject,
             &broker.spec,
-            limits,
+            quotas,
             observed.producers.as_ref(),
             &mut bounds,
         );

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     api,
     routing::{
-        self, BackoffPolicy, ClientCertificate, Configuration, ContentMode, Header, HttpEndpoint, Ordering,
-        PlainHeader, Quota, ServiceAccountToken, SigningKey, Start,
+        self, BackoffPolicy, ClientCertificate, Configuration, ContentMode, Header, HttpEndpoint,
+        InstallationQuotas, Ordering, PlainHeader, ServiceAccountToken, SigningKey, Start,
     },
 };
 
@@ -122,7 +122,7 @@ fn cluster() -> Observed {
 fn with_trigger(spec: Value) -> (CompileOutcome, TriggerDiagnosis) {
     let mut observed = cluster();
     observed.triggers.push(trigger("t", spec));
-    let outcome = compile(&observed, DOMAIN, Quota::default());
+    let outcome = compile(&observed, DOMAIN, InstallationQuotas::default());
     let diagnosis = outcome.diagnoses.triggers[0].clone();
     (outcome, diagnosis)
 }
@@ -327,7 +327,7 @@ fn dead_letter_sink_is_resolved_relative_to_its_owner() {
         observed.sinks.push(resource("Sink", "other", "target", sink));
         let spec = json!({"sink": {"ref": {"name": "target", "namespace": "other"}}, "delivery": own});
         observed.triggers.push(trigger("t", spec.clone()));
-        let outcome = compile(&observed, DOMAIN, Quota::default());
+        let outcome = compile(&observed, DOMAIN, InstallationQuotas::default());
         let route = &outcome.configuration.triggers[0];
         assert!(
             route.destination.is_some(),
@@ -359,7 +359,7 @@ fn sink_without_service_keeps_its_delivery_settings() {
     observed.sinks.push(resource("Sink", "shop", "target", sink));
     let spec = json!({"sink": {"ref": {"name": "target"}}});
     observed.triggers.push(trigger("t", spec));
-    let outcome = compile(&observed, DOMAIN, Quota::default());
+    let outcome = compile(&observed, DOMAIN, InstallationQuotas::default());
     let route = &outcome.configuration.triggers[0];
     assert_eq!(route.destination, None);
     assert_eq!(route.delivery.ordering, Ordering::ByKey);
@@ -500,7 +500,7 @@ fn compiles_sources() {
         observed
             .sources
             .push(resource("Source", "shop", "s", json!({"cron": cron})));
-        compile(&observed, DOMAIN, Quota::default())
+        compile(&observed, DOMAIN, InstallationQuotas::default())
     };
     let good = cron(json!({"timeZone": "Europe/Berlin", "data": {"json": "{}"}, "extensions": {"x": "1"}}));
     let crate::routing::SourceKind::Cron(cron_of_route) = &good.configuration.sources[0].kind;
@@ -544,7 +544,7 @@ fn ignores_resources_being_deleted() {
         "2026-01-01T00:00:00Z".parse().unwrap(),
     ));
     observed.triggers.push(leaving);
-    let outcome = compile(&observed, DOMAIN, Quota::default());
+    let outcome = compile(&observed, DOMAIN, InstallationQuotas::default());
     assert!(outcome.configuration.triggers.is_empty() && outcome.diagnoses.triggers.is_empty());
 }
 
@@ -571,9 +571,9 @@ proptest! {
     ) {
         let mut sorted = triggers.clone();
         sorted.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
-        let expected = compile(&Observed { triggers: sorted, ..cluster() }, DOMAIN, Quota::default());
+        let expected = compile(&Observed { triggers: sorted, ..cluster() }, DOMAIN, InstallationQuotas::default());
         let observed = Observed { triggers, sinks, services, namespaces, ..Observed::default() };
-        prop_assert_eq!(compile(&observed, DOMAIN, Quota::default()), expected);
+        prop_assert_eq!(compile(&observed, DOMAIN, InstallationQuotas::default()), expected);
     }
 }
 
@@ -610,7 +610,7 @@ fn with_sink(spec: Value, state: Option<SecretState>) -> CompileOutcome {
     observed
         .triggers
         .push(trigger("t", json!({"sink": {"ref": {"name": "asking"}}})));
-    compile(&observed, DOMAIN, Quota::default())
+    compile(&observed, DOMAIN, InstallationQuotas::default())
 }
 
 fn reason_of_sink(outcome: &CompileOutcome) -> (&'static str, String) {
@@ -1064,7 +1064,7 @@ fn token_of_a_service_account_is_told_by_its_state() {
         observed
             .triggers
             .push(trigger("t", json!({"sink": {"ref": {"name": "asking"}}})));
-        compile(&observed, DOMAIN, Quota::default())
+        compile(&observed, DOMAIN, InstallationQuotas::default())
     };
     let issued = |token: &str, version: &str| TokenState::Issued {
         token: token.to_owned().into(),
@@ -1253,7 +1253,7 @@ fn deduplicates_authorities() {
             });
             observed.triggers.push(trigger(name, spec));
         }
-        compile(&observed, DOMAIN, Quota::default()).configuration
+        compile(&observed, DOMAIN, InstallationQuotas::default()).configuration
     };
     let (first, second) = (pem(), pem());
     let found = configuration(&first);
@@ -1294,13 +1294,13 @@ fn dead_letter_sink_uses_its_own_credentials() {
             looked_for: None,
         };
         observed.secrets = [(name.clone(), state)].into();
-        let configuration = compile(&observed, DOMAIN, Quota::default()).configuration;
+        let configuration = compile(&observed, DOMAIN, InstallationQuotas::default()).configuration;
         let graves = endpoint(&configuration.triggers[0].delivery.dead_letter_sink);
         assert_eq!(graves.headers[0].value.reveal(), "Bearer x");
         configuration.revision
     };
     assert_ne!(revision("v1"), revision("v2"));
-    let diagnosis = compile(&observed, DOMAIN, Quota::default())
+    let diagnosis = compile(&observed, DOMAIN, InstallationQuotas::default())
         .diagnoses
         .triggers
         .remove(0);

@@ -19,9 +19,10 @@ use jiff::Timestamp;
 
 use super::{
     body::{self, Bodies, Sender},
-    metrics::{ExceededLimit, IngressMetrics},
+    exceeded::ExceededLimit,
+    metrics::IngressMetrics,
     over_quota::RejectedLately,
-    problem::{Problem, QUOTA},
+    problem::Problem,
     quotas::{self, Quotas},
 };
 use crate::{
@@ -51,7 +52,7 @@ pub(super) struct Ingress {
     pub(super) descendants: Descendants,
     /// Rates of the brokers that have a quota.
     pub(super) quotas: Arc<Quotas>,
-    /// Brokers whose producers were rejected because their namespace's share of the log is used up.
+    /// Brokers whose producers were rejected because their quota or their namespace's share of the log is used up.
     pub(super) over_quota: Arc<RejectedLately>,
     /// Limits the log lines about loops.
     pub(super) loops: Mutex<Burst>,
@@ -92,11 +93,10 @@ async fn receive(
         Err(problem) => {
             let reason = problem.reason();
             ingress.metrics.rejected(reason);
-            if reason == QUOTA {
-                let limit = ExceededLimit::of(problem.status());
+            if let Some(limit) = problem.exceeded() {
                 ingress.metrics.over_quota(&key, limit, exists);
-                if limit == ExceededLimit::Share {
-                    ingress.over_quota.note(&key, Instant::now());
+                if matches!(limit, ExceededLimit::Share | ExceededLimit::Bytes) {
+                    ingress.over_quota.note(&key, limit, Instant::now());
                 }
             }
             (problem.into_response(), Some(reason))
@@ -236,19 +236,26 @@ impl Ingress {
     async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), LogError> {
         let name = BrokerName::from(broker);
         let appended = self.intake.accept(&name, records, Timestamp::now()).await;
-        if let Err(error @ (LogError::Full(_) | LogError::Quota(_) | LogError::Limit(_))) = &appended {
+        if let Err(error) = &appended
+            && is_for_want_of_room(error)
+        {
             self.tell_refusal(broker, error);
         }
         appended.map(|_| ())
     }
 
-    /// The Trigger that holds most of what has no room: of a full log, which may be another namespace's, or of the
-    /// broker's namespace. For the operator only.
+    /// The Trigger that holds most of what has no room: of a full log, which may be another namespace's, of the broker's
+    /// namespace, or of the broker. For the operator only.
     fn held_by(&self, broker: &str, error: &LogError) -> Option<String> {
         let broker = BrokerName::from(broker);
-        let most = match Shortage::of(error)? {
-            Shortage::Log => self.shards.holds_most(None),
-            Shortage::Share => self.shards.holds_most(Some(broker.namespace())),
+        let most = match (error, Shortage::of(error)) {
+            (LogError::BrokerQuota(_), _) => self.shards.holds_most(|view| *view.broker() == broker),
+            (_, Some(Shortage::Share)) => {
+                let namespace = broker.namespace();
+                self.shards.holds_most(|view| view.namespace == namespace)
+            }
+            (_, Some(Shortage::Log)) => self.shards.holds_most(|_| true),
+            (_, None) => None,
         }?;
         Some(format!("{}/{}", most.namespace, most.name))
     }
@@ -330,6 +337,13 @@ fn presented_certificate(names: &CertificateNames) -> PresentedCertificate<'_> {
         uris,
         expiry: *expiry,
     }
+}
+
+fn is_for_want_of_room(error: &LogError) -> bool {
+    matches!(
+        error,
+        LogError::Full(_) | LogError::Quota(_) | LogError::BrokerQuota(_) | LogError::Limit(_)
+    )
 }
 
 fn no_configuration() -> Problem {

@@ -11,6 +11,7 @@ mod controller_connector;
 mod controller_link;
 pub mod dead_letters;
 mod error;
+mod exceeded;
 mod explain;
 mod forwarding;
 mod ingress;

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
+use super::exceeded::ExceededLimit;
 use crate::{
     access::{Refusal, RefusalKind},
     cloudevents::Invalid,
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// Reason of the problems of a tenant that has used up what it may.
-pub(super) const QUOTA: &str = "quota";
+const QUOTA: &str = "quota";
 
 /// An error response that says what is wrong and what to do.
 #[derive(Debug, Serialize)]
@@ -34,6 +35,9 @@ pub(super) struct Problem {
     /// How to authenticate: values of `WWW-Authenticate`.
     #[serde(skip)]
     challenges: &'static [&'static str],
+    /// The limit that the request exceeds, if that is the reason.
+    #[serde(skip)]
+    exceeded: Option<ExceededLimit>,
 }
 
 fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
@@ -56,6 +60,20 @@ impl Problem {
             index: None,
             retry_after: None,
             challenges: &[],
+            exceeded: None,
+        }
+    }
+
+    /// Rejects a request of a tenant that has used up what it may, with [`QUOTA`] as the reason.
+    pub(super) fn over_quota(
+        status: StatusCode,
+        exceeded: ExceededLimit,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            exceeded: Some(exceeded),
+            ..Self::new(status, QUOTA, title, detail)
         }
     }
 
@@ -86,9 +104,9 @@ impl Problem {
         &self.detail
     }
 
-    /// Status of the response.
-    pub(super) fn status(&self) -> StatusCode {
-        self.status
+    /// The limit that the request exceeds, if that is the reason.
+    pub(super) fn exceeded(&self) -> Option<ExceededLimit> {
+        self.exceeded
     }
 
     /// Reason for metrics.
@@ -136,10 +154,17 @@ impl From<LogError> for Problem {
                 format!("{detail}; the event was not stored, send it again later"),
             )
             .try_again(),
-            LogError::Quota(detail) => Self::new(
+            LogError::Quota(detail) => Self::over_quota(
                 StatusCode::INSUFFICIENT_STORAGE,
-                QUOTA,
+                ExceededLimit::Share,
                 "The namespace's share of the event log is used up",
+                format!("{detail}; the event was not stored, send it again later"),
+            )
+            .try_again(),
+            LogError::BrokerQuota(detail) => Self::over_quota(
+                StatusCode::INSUFFICIENT_STORAGE,
+                ExceededLimit::Bytes,
+                "The broker's quota of the event log is used up",
                 format!("{detail}; the event was not stored, send it again later"),
             )
             .try_again(),

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use http::StatusCode;
 
-use super::problem::{Problem, QUOTA};
+use super::{exceeded::ExceededLimit, problem::Problem};
 
 /// The rates of brokers that have a limit, by `namespace/name`.
 #[derive(Debug, Default)]
@@ -76,7 +76,10 @@ pub(super) fn check_sizes(broker: &str, largest: u64, records: &[Bytes]) -> Resu
         records[index].len()
     );
     let title = "The event is larger than the broker's quota";
-    Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, QUOTA, title, detail).of_event(index))
+    Err(
+        Problem::over_quota(StatusCode::PAYLOAD_TOO_LARGE, ExceededLimit::Size, title, detail)
+            .of_event(index),
+    )
 }
 
 fn too_fast(broker: &str, per_second: NonZeroU32) -> Problem {
@@ -85,7 +88,7 @@ fn too_fast(broker: &str, per_second: NonZeroU32) -> Problem {
          installation's limit); nothing was stored, send it again later"
     );
     let title = "More events than the broker's quota";
-    Problem::new(StatusCode::TOO_MANY_REQUESTS, QUOTA, title, detail)
+    Problem::over_quota(StatusCode::TOO_MANY_REQUESTS, ExceededLimit::Rate, title, detail)
 }
 
 #[cfg(test)]
@@ -120,10 +123,7 @@ mod tests {
         assert!(check_sizes("a/b", 7, &records).is_ok());
         let problem = check_sizes("a/b", 5, &records).unwrap_err();
         assert!(problem.detail().contains("6 bytes"), "{}", problem.detail());
-        assert_eq!(
-            (problem.reason(), problem.status()),
-            (QUOTA, StatusCode::PAYLOAD_TOO_LARGE)
-        );
+        assert_eq!(problem.exceeded(), Some(ExceededLimit::Size));
     }
 
     proptest! {

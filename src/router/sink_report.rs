@@ -10,21 +10,27 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::over_quota::RejectedLately;
+use super::{exceeded::ExceededLimit, over_quota::RejectedLately};
 use crate::{
     delivery::TriggerStats,
     filter,
+    log::BrokerName,
     ownership::{OwnedTrigger, Shards},
     routing::{
         RoutingTable,
         protocol::{
-            FilterError, OVER_QUOTA_FOR, OtherPartitions, OverQuota, SetAside, SinkOutage, SinkReport,
+            BrokerUsage, FilterError, OVER_QUOTA_FOR, OtherPartitions, OverQuota, SetAside, SinkOutage,
+            SinkReport,
         },
     },
 };
 
 /// Interval between looks at the Sinks; changes within it are reported together.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Interval between looks at what brokers hold, and their timeout: they may read the log.
+const LOOK_AT_USAGE_EVERY: Duration = Duration::from_secs(10);
+const USAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Keeps the report up to date until told to stop. Notifies readers when Sinks go down or answer again, but not
 /// when only the last error differs: that is sent with the next report.
@@ -37,7 +43,14 @@ pub(super) async fn keep(
     stop: CancellationToken,
 ) {
     let mut told = BTreeSet::new();
+    let mut usage = UsageLook::default();
     loop {
+        if let Some(table) = table.load_full() {
+            tokio::select! {
+                () = usage.refresh(&shards, &table) => {}
+                () = stop.cancelled() => return,
+            }
+        }
         // Before the Triggers: the engines may run newer ones, which the report then does not count in.
         let revision = table.load().as_ref().map(|table| table.revision().clone());
         let triggers = shards.triggers();
@@ -61,6 +74,7 @@ pub(super) async fn keep(
                 .map(|table| over_quota(&shards, table, &rejected))
                 .unwrap_or_default(),
             problem: shards.problem().map(|problem| problem.as_str().into()),
+            usage: usage.found.clone(),
             ..report(&triggers)
         };
         reports.send_if_modified(|known| {
@@ -119,16 +133,60 @@ fn other_partitions(shards: &Shards, table: &RoutingTable) -> Vec<OtherPartition
     others.collect()
 }
 
+/// What brokers held at the last look.
+#[derive(Default)]
+struct UsageLook {
+    at: Option<Instant>,
+    found: Vec<BrokerUsage>,
+}
+
+impl UsageLook {
+    /// Looks again if it is time. A look that takes too long leaves the last one.
+    async fn refresh(&mut self, shards: &Shards, table: &RoutingTable) {
+        let is_recent = |at: Instant| at.elapsed() < LOOK_AT_USAGE_EVERY;
+        if self.at.is_some_and(is_recent) {
+            return;
+        }
+        if let Ok(found) = tokio::time::timeout(USAGE_TIMEOUT, usage(shards, table)).await {
+            self.found = found;
+        }
+        self.at = Some(Instant::now());
+    }
+}
+
+/// Returns what the brokers that have a Broker hold.
+async fn usage(shards: &Shards, table: &RoutingTable) -> Vec<BrokerUsage> {
+    let mut found = Vec::new();
+    for (broker, policy) in table.policies().iter() {
+        match shards.unsettled_events(&BrokerName::from(broker.as_str())).await {
+            Ok(Some(unsettled)) => found.push(BrokerUsage {
+                uid: policy.uid.clone(),
+                events: unsettled.events,
+                bytes: unsettled.bytes,
+                limit: unsettled.limit,
+            }),
+            Ok(None) => {}
+            Err(error) => tracing::debug!(broker, %error, "cannot find out what a broker holds"),
+        }
+    }
+    found
+}
+
 /// Returns the Brokers whose producers were rejected lately because of a quota.
 fn over_quota(shards: &Shards, table: &RoutingTable, rejected: &RejectedLately) -> Vec<OverQuota> {
     let mut brokers = rejected.within(OVER_QUOTA_FOR, Instant::now());
-    brokers.sort();
-    let over = brokers.iter().filter_map(|broker| {
+    brokers.sort_by(|one, other| one.0.cmp(&other.0));
+    let over = brokers.iter().filter_map(|(broker, limit)| {
         let policy = table.policies().get(&**broker)?;
-        let holds_most = shards.holds_most(Some(&policy.namespace));
+        let of_broker = *limit == ExceededLimit::Bytes;
+        let holds_most = shards.holds_most(|trigger| match of_broker {
+            true => trigger.broker().as_str() == &**broker,
+            false => trigger.namespace == policy.namespace,
+        });
         Some(OverQuota {
             uid: policy.uid.clone(),
             held_by: holds_most.map(|trigger| trigger.name),
+            of_broker,
         })
     });
     over.collect()
@@ -180,7 +238,15 @@ fn same_sinks(one: &SinkReport, other: &SinkReport) -> bool {
         let errors = report.filter_errors.iter();
         errors.map(|error| error.uid.clone()).collect()
     };
+    // Smaller changes are sent with the next report.
+    let fills = |report: &SinkReport| -> Vec<_> {
+        let usage = report.usage.iter();
+        usage
+            .map(|usage| (usage.uid.clone(), usage.percent() / 10))
+            .collect()
+    };
     one.revision == other.revision
+        && fills(one) == fills(other)
         && outages(one) == outages(other)
         && one.unproven == other.unproven
         && one.proven == other.proven
@@ -209,11 +275,30 @@ mod tests {
             ..SinkReport::default()
         };
         let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
-        let known = report("a", early, "503");
-        assert!(same_sinks(&known, &report("a", early, "refused")));
+        let usage = |bytes| BrokerUsage {
+            uid: "b".into(),
+            events: bytes,
+            bytes,
+            limit: 100,
+        };
+        let known = SinkReport {
+            usage: vec![usage(11)],
+            ..report("a", early, "503")
+        };
+        let other_error = SinkReport {
+            usage: vec![usage(19)],
+            ..report("a", early, "refused")
+        };
+        assert!(same_sinks(&known, &other_error));
         for news in [
-            report("b", early, "503"),
-            report("a", late, "503"),
+            SinkReport {
+                down: report("b", early, "503").down,
+                ..known.clone()
+            },
+            SinkReport {
+                down: report("a", late, "503").down,
+                ..known.clone()
+            },
             SinkReport::default(),
             SinkReport {
                 resumed: vec!["a".into()],
@@ -234,7 +319,12 @@ mod tests {
                 over_quota: vec![OverQuota {
                     uid: "b".into(),
                     held_by: None,
+                    of_broker: false,
                 }],
+                ..known.clone()
+            },
+            SinkReport {
+                usage: vec![usage(20)],
                 ..known.clone()
             },
             SinkReport {

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use super::{
     Authorities, CredentialDigest, Destination, Producer, ProducerRules, Quota, Source, UnlistedBrokers,
+    WhenFull,
 };
 use crate::{filter::Expression, transform::Transform};
 
@@ -134,6 +135,9 @@ pub struct BrokerPolicy {
     /// Limits of what producers may post, within those of the installation.
     #[serde(default, skip_serializing_if = "Quota::is_unlimited")]
     pub quota: Quota,
+    /// Policy for new events when the quota or the namespace's share is used up; `None` for the router's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when_full: Option<WhenFull>,
 }
 
 impl BrokerPolicy {

@@ -39,7 +39,7 @@ pub use producers::{
     CertificateName, PRODUCER_AUDIENCE, Producer, ProducerIdentity, ProducerRules, ProducerSecret,
     TokenIssuer, TokenKey, UnlistedBrokers,
 };
-pub use quota::Quota;
+pub use quota::{InstallationQuotas, Quota, WhenFull};
 pub use schedule::{Schedule, ScheduleError};
 pub use secret::Secret;
 pub use signing_key::{InvalidSigningKey, SigningKey};

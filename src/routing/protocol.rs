@@ -138,10 +138,13 @@ pub struct SinkReport {
     /// Brokers whose number of partitions differs from their Broker's, because they were in use before it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_partitions: Vec<OtherPartitions>,
-    /// Brokers whose producers were rejected within the last [`OVER_QUOTA_FOR`], because the namespace's share of the
-    /// router's log is used up.
+    /// Brokers whose producers were rejected within the last [`OVER_QUOTA_FOR`], because their quota, or the namespace's
+    /// share of the router's log, is used up.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub over_quota: Vec<OverQuota>,
+    /// What brokers that have a Broker hold in the router's embedded log.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub usage: Vec<BrokerUsage>,
     /// UIDs of the Brokers, Triggers and Sources of the applied configuration that the router cannot decode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub undecodable: Vec<String>,
@@ -166,6 +169,31 @@ pub struct OverQuota {
     /// Name of the Trigger of its namespace that holds most of the log, if any does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_by: Option<String>,
+    /// Whether it is the broker's own quota, and not the namespace's share.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_broker: bool,
+}
+
+/// Unsettled events of a broker in a router's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerUsage {
+    /// UID of the Broker.
+    pub uid: String,
+    /// Number of events from the first one on that some Trigger has not settled.
+    pub events: u64,
+    /// Their payloads, in bytes.
+    pub bytes: u64,
+    /// Bytes that they may take: the broker's quota, or else the namespace's share at present.
+    pub limit: u64,
+}
+
+impl BrokerUsage {
+    /// How full the quota or the share is, in percent.
+    pub fn percent(&self) -> u8 {
+        let percent = u128::from(self.bytes) * 100 / u128::from(self.limit.max(1));
+        u8::try_from(percent.min(100)).unwrap_or(100)
+    }
 }
 
 /// A Trigger whose events wait because its filters are too expensive.

@@ -147,6 +147,11 @@ impl RoutingTable {
         &self.policies
     }
 
+    /// Returns the quota of brokers without settings.
+    pub fn quota(&self) -> Quota {
+        self.quota
+    }
+
     /// Returns the quota of a broker, by `namespace/name`.
     pub fn quota_of(&self, broker: &str) -> Quota {
         self.policies

@@ -176,6 +176,7 @@ impl Task {
                 Err(
                     LogError::Full(reason)
                     | LogError::Quota(reason)
+                    | LogError::BrokerQuota(reason)
                     | LogError::Limit(reason)
                     | LogError::TooLarge(reason),
                 ) => {

@@ -21,6 +21,7 @@ const SHARED: &[&str] = &[
     "RateLimit",
     "ServiceAccountToken",
     "Start",
+    "WhenFull",
 ];
 
 #[test]

@@ -10,7 +10,7 @@ use crate::{
         self, CompileOutcome, Diagnoses, Finding, Namespace, Observed, Referrers, ResourceId, SecretState,
         TokenName, TokenState, TriggerDiagnosis,
     },
-    routing::{Configuration, Quota, Secret, ServiceName},
+    routing::{Configuration, InstallationQuotas, Secret, ServiceName},
 };
 
 /// Used in Service names only. Outside a cluster, Services are not reached by these names.
@@ -82,7 +82,7 @@ pub fn resolve<'a>(
     let CompileOutcome {
         configuration,
         diagnoses,
-    } = resolve::compile(&observed, CLUSTER_DOMAIN, Quota::default());
+    } = resolve::compile(&observed, CLUSTER_DOMAIN, InstallationQuotas::default());
     let mut unresolved = unresolved(manifests, diagnoses);
     for found in &mut unresolved {
         if let Some(("Sink", namespace, name)) = found.missing_sink().filter(|sink| unusable.contains(sink)) {

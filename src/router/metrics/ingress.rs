@@ -1,4 +1,4 @@
-//! Metrics of the ingress, and the limits whose rejections it counts.
+//! Metrics of the ingress.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use prometheus_client::{
 use super::gauge::gauge_value;
 use crate::{
     memory::Pool,
-    router::problem::Problem,
+    router::{exceeded::ExceededLimit, problem::Problem},
     server::{ConnectionCounts, ConnectionPlaces, ExhaustedResource, OverloadResponse, ServerLimits},
 };
 
@@ -74,39 +74,7 @@ struct BrokerCounts {
     /// Accepted events.
     accepted: u64,
     /// Requests rejected because of a quota, by limit.
-    over_quota: [u64; 3],
-}
-
-/// A limit of a broker or its namespace that a request exceeds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::router) enum ExceededLimit {
-    /// The namespace's share of the log.
-    Share,
-    /// Events per second.
-    Rate,
-    /// The size of an event.
-    Size,
-}
-
-impl ExceededLimit {
-    const ALL: [Self; 3] = [Self::Share, Self::Rate, Self::Size];
-
-    /// The limit that a rejection with this status is about.
-    pub(in crate::router) fn of(status: StatusCode) -> Self {
-        match status {
-            StatusCode::TOO_MANY_REQUESTS => Self::Rate,
-            StatusCode::PAYLOAD_TOO_LARGE => Self::Size,
-            _ => Self::Share,
-        }
-    }
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::Share => "share",
-            Self::Rate => "rate",
-            Self::Size => "size",
-        }
-    }
+    over_quota: [u64; ExceededLimit::ALL.len()],
 }
 
 impl CountsByBroker {

@@ -6,7 +6,7 @@ mod gauge;
 mod ingress;
 mod servers;
 
-pub(super) use ingress::{ExceededLimit, IngressMetrics};
+pub(super) use ingress::IngressMetrics;
 
 use std::{fmt, sync::Arc};
 

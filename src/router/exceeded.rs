@@ -1,0 +1,28 @@
+//! The limits of brokers and namespaces that requests exceed.
+
+/// A limit of a broker or its namespace that a request exceeds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ExceededLimit {
+    /// The namespace's share of the log.
+    Share,
+    /// Bytes of the broker's unsettled events.
+    Bytes,
+    /// Events per second.
+    Rate,
+    /// The size of an event.
+    Size,
+}
+
+impl ExceededLimit {
+    pub(super) const ALL: [Self; 4] = [Self::Share, Self::Bytes, Self::Rate, Self::Size];
+
+    /// Label for metrics.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Share => "share",
+            Self::Bytes => "bytes",
+            Self::Rate => "rate",
+            Self::Size => "size",
+        }
+    }
+}
