@@ -2,7 +2,9 @@
 
 use crate::{
     cluster::Weir,
-    support::{Consumer, ControlPlane, LocalRouter, Nats, PATIENCE, Setup, eventually, get, mapped, post},
+    support::{
+        Answer, Consumer, ControlPlane, LocalRouter, Nats, PATIENCE, Setup, eventually, get, mapped, post,
+    },
 };
 
 fn broker(name: &str, spec: &str) -> String {
@@ -59,6 +61,8 @@ fn a_broker_exists_before_a_trigger_names_it() {
         ("{partitions: 25}", "less than or equal to 24"),
         ("{quota: {eventsPerSecond: 0}}", "greater than or equal to 1"),
         ("{quota: {eventSize: large}}", "must be a size"),
+        ("{quota: {bytes: large}}", "must be a size"),
+        ("{whenFull: Drop}", "spec.whenFull"),
     ] {
         let refused = kubectl.apply_err(&broker("orders", spec));
         assert!(refused.contains(problem), "{spec}: {refused}");
@@ -125,6 +129,118 @@ fn a_quota_limits_the_rate_and_the_size_of_events() {
         status => Err(format!("{status}")),
     });
     all.wait_for(accepted + 1);
+}
+
+/// Posts events of about 8 KiB until one is not accepted. Returns the number of those that were, and the answer.
+fn fill(url: &str, most: usize) -> (usize, Option<crate::support::Response>) {
+    for accepted in 0..most {
+        let answer = post(url, &EVENT, "x".repeat(8 * 1024));
+        if answer.status != 202 {
+            return (accepted, Some(answer));
+        }
+    }
+    (most, None)
+}
+
+#[test]
+fn a_quota_limits_the_unsettled_events_of_one_broker() {
+    let all = Consumer::start();
+    all.answer(Answer::status(503));
+    let manifests = [
+        broker("kept", "{quota: {bytes: 100Ki}}"),
+        broker("rolling", "{quota: {bytes: 100Ki}, whenFull: DropOldest}"),
+        trigger("kept").replace(
+            "spec: {",
+            "spec: {delivery: {backoffDelay: 20ms, backoffMax: 200ms}, ",
+        ),
+        trigger("rolling").replace(
+            "spec: {",
+            "spec: {delivery: {backoffDelay: 20ms, backoffMax: 200ms}, ",
+        ),
+    ];
+    let router = LocalRouter::start(&manifests.concat(), &[("all", &all)]);
+    let of_broker = |name: &str| router.url().replace("/default", &format!("/{name}"));
+    let (kept, rolling, default) = (of_broker("kept"), of_broker("rolling"), router.url());
+
+    let (accepted, refusal) = fill(&kept, 100);
+    assert!((10..=12).contains(&accepted), "{accepted} were accepted");
+    let refusal = refusal.unwrap();
+    assert!(refusal.headers.contains_key("retry-after"));
+    let problem = refusal.json();
+    assert_eq!(
+        (&problem["status"], &problem["reason"]),
+        (&507.into(), &"quota".into())
+    );
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("broker shop/kept") && detail.contains("102400 bytes"),
+        "{detail}"
+    );
+    router.process.wait_for_line(PATIENCE, |line| {
+        line.contains("events are rejected with 507") && line.contains("held_by=\"shop/of-kept\"")
+    });
+    let counted = |broker: &str, limit: &str| {
+        let (broker, limit) = (format!("broker=\"{broker}\""), format!("limit=\"{limit}\""));
+        router.metric(&["weir_broker_requests_over_quota_total", &broker, &limit])
+    };
+    assert_eq!(
+        (counted("kept", "bytes"), counted("kept", "share")),
+        (Some(1), Some(0))
+    );
+
+    // The oldest events of the other one go instead; a broker without a quota is not affected.
+    assert_eq!(fill(&rolling, 40).0, 40);
+    let dropped = |broker: &str| {
+        let broker = format!("broker=\"{broker}\"");
+        router.metric(&["weir_events_dropped_when_full_total", &broker])
+    };
+    assert!(dropped("rolling") >= Some(28), "{:?}", dropped("rolling"));
+    assert_eq!(dropped("kept").unwrap_or_default(), 0);
+    assert_eq!(fill(&default, 40).0, 40);
+
+    // What is delivered makes room, though it is retained.
+    all.answer(Answer::status(204));
+    router.wait_until_all_are("of-kept", "delivered", accepted);
+    eventually(PATIENCE, || match fill(&kept, 1) {
+        (1, _) => Ok(()),
+        (_, refusal) => Err(refusal.unwrap().text()),
+    });
+    assert!(retained(&router, "kept") > 100 * 1024);
+}
+
+#[test]
+fn a_brokers_status_says_how_full_it_is() {
+    let plane = ControlPlane::start();
+    plane.admin().run(["create", "namespace", "shop"]);
+    let all = Consumer::start();
+    all.answer(Answer::status(503));
+    let weir = Weir::install(&plane, &[mapped("all", &all)]);
+    let kubectl = plane.admin().in_namespace("shop");
+    kubectl.apply("apiVersion: v1\nkind: Service\nmetadata: {name: all}\nspec: {ports: [{port: 80}]}\n");
+    kubectl.apply(&[broker("orders", "{quota: {bytes: 100Ki}}"), trigger("orders")].concat());
+    kubectl.wait_ready("broker.weir.dev/orders");
+    kubectl.wait_ready("trigger/of-orders");
+    let url = weir.broker("shop").replace("/default", "/orders");
+    let accepted = fill(&url, 100).0;
+    kubectl.wait_condition("broker.weir.dev/orders", "WithinQuota=False");
+    let status = eventually(PATIENCE * 3, || {
+        let status = kubectl.get("broker.weir.dev/orders")["status"].clone();
+        match status["backlog"] == accepted {
+            true => Ok(status),
+            false => Err(status.to_string()),
+        }
+    });
+    assert!(status["fillPercent"].as_u64() >= Some(75), "{status}");
+    assert!(status["usedBytes"].as_u64() > Some(75 * 1024), "{status}");
+    let within = status["conditions"].as_array().unwrap();
+    let within = within.iter().find(|condition| condition["type"] == "WithinQuota");
+    let message = within.unwrap()["message"].as_str().unwrap();
+    assert!(
+        message.contains("broker shop/orders has used up its quota.bytes; Trigger shop/of-orders holds most"),
+        "{message}"
+    );
+    let shown = kubectl.run(["get", "brokers.weir.dev"]);
+    assert!(shown.contains("BACKLOG") && shown.contains("FILL %"), "{shown}");
 }
 
 /// Bytes that are retained of a broker.
