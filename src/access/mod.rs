@@ -6,6 +6,7 @@
 //! the API server nor a connection to the controller.
 
 mod certificate;
+mod challenges;
 mod credential;
 mod operation;
 mod permit;
@@ -18,6 +19,7 @@ mod tokens_for_test;
 mod verifier;
 
 pub use certificate::PresentedCertificate;
+pub use challenges::Challenges;
 pub use operation::operation_of;
 pub use permit::Permit;
 pub use policy::Access;

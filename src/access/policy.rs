@@ -8,6 +8,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
+    challenges::Challenges,
     permit::{ListedProducer, Permit},
     presented::{Evidence, Presented},
     refusal::{Refusal, RefusalKind},
@@ -17,12 +18,6 @@ use super::{
 use crate::routing::{
     BrokerPolicy, Configuration, ProducerIdentity, ProducerRules, UnlistedBrokers, broker_key,
 };
-
-/// Challenge after an invalid token (RFC 6750, section 3). One without an error follows a request without a token.
-const INVALID_TOKEN: &str = "Bearer error=\"invalid_token\"";
-
-/// Challenge for a user name and a password (RFC 7617, section 2).
-const BASIC: &str = "Basic realm=\"weir\"";
 
 /// Who may post, in all brokers. Immutable; routers swap it as a whole.
 #[derive(Debug, Default)]
@@ -84,15 +79,15 @@ impl Access {
         }
     }
 
-    /// How a producer can authenticate after this refusal: values of `WWW-Authenticate`. They depend on the
-    /// installation, not on the broker, which need not exist.
-    pub fn challenges(&self, refusal: &Refusal) -> &'static [&'static str] {
+    /// How a producer can authenticate after this refusal. That depends on the installation, not on the broker, which
+    /// need not exist.
+    pub fn challenges(&self, refusal: &Refusal) -> Challenges {
         match (refusal.kind(), refusal, self.takes_basic) {
-            (RefusalKind::Unauthenticated, Refusal::InvalidToken(_), false) => &[INVALID_TOKEN],
-            (RefusalKind::Unauthenticated, Refusal::InvalidToken(_), true) => &[INVALID_TOKEN, BASIC],
-            (RefusalKind::Unauthenticated, _, false) => &["Bearer"],
-            (RefusalKind::Unauthenticated, _, true) => &["Bearer", BASIC],
-            (RefusalKind::Forbidden | RefusalKind::Unavailable, ..) => &[],
+            (RefusalKind::Unauthenticated, Refusal::InvalidToken(_), false) => Challenges::InvalidToken,
+            (RefusalKind::Unauthenticated, Refusal::InvalidToken(_), true) => Challenges::InvalidTokenOrBasic,
+            (RefusalKind::Unauthenticated, _, false) => Challenges::Bearer,
+            (RefusalKind::Unauthenticated, _, true) => Challenges::BearerOrBasic,
+            (RefusalKind::Forbidden | RefusalKind::Unavailable, ..) => Challenges::None,
         }
     }
 

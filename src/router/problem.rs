@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::exceeded::ExceededLimit;
 use crate::{
-    access::{Refusal, RefusalKind},
+    access::{Challenges, Refusal, RefusalKind},
     cloudevents::Invalid,
     log::LogError,
 };
@@ -32,9 +32,9 @@ pub(super) struct Problem {
     /// Seconds after which the request may be retried.
     #[serde(skip)]
     retry_after: Option<u32>,
-    /// How to authenticate: values of `WWW-Authenticate`.
+    /// How to authenticate.
     #[serde(skip)]
-    challenges: &'static [&'static str],
+    challenges: Challenges,
     /// The limit that the request exceeds, if that is the reason.
     #[serde(skip)]
     exceeded: Option<ExceededLimit>,
@@ -59,7 +59,7 @@ impl Problem {
             attribute: None,
             index: None,
             retry_after: None,
-            challenges: &[],
+            challenges: Challenges::None,
             exceeded: None,
         }
     }
@@ -77,8 +77,8 @@ impl Problem {
         }
     }
 
-    /// Says how to authenticate, by these values of `WWW-Authenticate`.
-    pub(super) fn challenged(self, challenges: &'static [&'static str]) -> Self {
+    /// Says how to authenticate.
+    pub(super) fn challenged(self, challenges: Challenges) -> Self {
         Self { challenges, ..self }
     }
 
@@ -245,7 +245,7 @@ impl IntoResponse for Problem {
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        for challenge in challenges {
+        for challenge in challenges.values() {
             headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if let Some(seconds) = retry_after {

@@ -311,11 +311,14 @@ fn challenges_name_the_schemes_of_the_installation() {
         (Some("Basic x"), "Bearer"),
     ] {
         for broker in ["partners", "orders", "missing"] {
-            for (configuration, expected) in [(&without, vec![bearer]), (&with_users, vec![bearer, BASIC])] {
+            for (configuration, expected) in [
+                (&without, vec![bearer]),
+                (&with_users, vec![bearer, "Basic realm=\"weir\""]),
+            ] {
                 let access = Access::compile(configuration, &Access::default());
                 let refusal = admit(&access, broker, authorization).unwrap_err();
                 assert_eq!(
-                    access.challenges(&refusal),
+                    access.challenges(&refusal).values(),
                     expected,
                     "{broker} {authorization:?}"
                 );
@@ -325,7 +328,7 @@ fn challenges_name_the_schemes_of_the_installation() {
     let access = Access::compile(&with_users, &Access::default());
     let header = format!("Bearer {}", token(&claims("shop", "other")));
     let forbidden = admit(&access, "orders", Some(&header)).unwrap_err();
-    assert_eq!(access.challenges(&forbidden), [""; 0]);
+    assert_eq!(access.challenges(&forbidden), Challenges::None);
 }
 
 #[test]
