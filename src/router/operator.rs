@@ -20,7 +20,7 @@ use http::{HeaderMap, HeaderName, StatusCode, Uri, header, request::Parts, uri::
 
 use super::{controller_link::ControllerLink, operator_token::OperatorToken, problem::Problem};
 use crate::{
-    access::operation_of,
+    access::{Challenges, operation_of},
     routing::{AccessReview, AccessVerdict, OPERATOR_AUDIENCE, Operation, bearer_token},
     server::Peer,
 };
@@ -245,7 +245,11 @@ fn forbidden(reason: &'static str, detail: impl Into<String>) -> Problem {
 }
 
 fn unauthenticated(reason: &'static str, detail: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, reason, TITLE, detail)
+    let challenges = match reason {
+        "no_token" => Challenges::Bearer,
+        _ => Challenges::InvalidToken,
+    };
+    Problem::new(StatusCode::UNAUTHORIZED, reason, TITLE, detail).challenged(challenges)
 }
 
 fn no_operation() -> Problem {

@@ -310,6 +310,10 @@ fn the_token_of_operators_is_another_after_a_restart() {
     let refused = runtime().block_on(send(Method::GET, &router.admin("/v1/triggers"), &headers, ""));
     let refused = refused.unwrap();
     assert_eq!(refused.status, 401);
+    assert_eq!(
+        refused.headers["www-authenticate"],
+        "Bearer error=\"invalid_token\""
+    );
     let told = refused.text();
     assert!(
         told.contains(&router.token_file().display().to_string()),
