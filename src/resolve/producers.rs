@@ -251,7 +251,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::{super::*, *};
-    use crate::routing::{Configuration, Quota, Secret, TokenIssuer};
+    use crate::routing::{Configuration, InstallationQuotas, Secret, TokenIssuer};
 
     /// Compiles a Broker `shop/orders` with these producers; Secret `partners` has this state.
     fn compiled(
@@ -279,7 +279,7 @@ mod tests {
             brokers: &observed.brokers,
         };
         assert!(referrers.secrets().into_keys().all(|named| named == name));
-        compile(&observed, "cluster.local", Quota::default())
+        compile(&observed, "cluster.local", InstallationQuotas::default())
     }
 
     fn check(issuer: Result<TokenIssuer, String>) -> Option<ProducerCheck> {

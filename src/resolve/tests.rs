@@ -1180,7 +1180,8 @@ fn client_credentials_come_from_the_sink_and_a_secret() {
     );
     assert_eq!(client(&other).id.reveal(), "weir-2");
     assert_ne!(other.configuration.revision, found.configuration.revision);
-    let named = named_secrets(&[resource("Sink", "shop", "asking", from_secret.clone())]);
+    let asking = [resource("Sink", "shop", "asking", from_secret.clone())];
+    let named = named_by(&asking).secrets();
     let keys: Vec<_> = named.values().flat_map(|naming| &naming.keys).collect();
     assert_eq!(keys, ["id", "secret"]);
 
