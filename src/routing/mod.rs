@@ -18,6 +18,7 @@ mod secret;
 mod signing_key;
 mod source;
 mod table;
+mod webhook;
 
 pub use access_review::{
     ACCESS_REVIEWS_PATH, AccessReview, AccessVerdict, MAX_REVIEW, OPERATOR_AUDIENCE, Operation,
@@ -45,3 +46,4 @@ pub use secret::Secret;
 pub use signing_key::{InvalidSigningKey, SigningKey};
 pub use source::{Cron, Source, SourceKind};
 pub use table::{BrokerTable, Route, RoutingTable};
+pub use webhook::{HmacAlgorithm, HmacEncoding, HmacVerification, Verification, Webhook};

@@ -8,6 +8,7 @@ mod cron;
 mod event;
 mod runner;
 mod statistics;
+pub mod webhook;
 
 pub use runner::Sources;
 pub use statistics::{SourceCounts, Statistics};
