@@ -19,6 +19,7 @@ mod sink;
 mod source;
 mod transform;
 mod trigger;
+mod webhook;
 
 pub use broker::{
     BasicCredentials, Broker, BrokerQuota, BrokerRetention, BrokerSpec, BrokerStatus, Producer,
@@ -37,6 +38,10 @@ pub use sink::{
 pub use source::{CronData, CronSource, Source, SourceSpec, SourceStatus};
 pub use transform::{TransformAttributes, TransformSpec};
 pub use trigger::{Start, Trigger, TriggerSpec, TriggerStatus};
+pub use webhook::{
+    HmacAlgorithm, HmacEncoding, NoVerification, WebhookBasic, WebhookEvent, WebhookHmac, WebhookSecrets,
+    WebhookSource, WebhookToken, WebhookVerification,
+};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;

@@ -7,6 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::WebhookSource;
+
 /// A producer of events inside Weir, which posts them to a broker.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
@@ -20,7 +22,7 @@ use serde::{Deserialize, Serialize};
     namespaced,
     status = "SourceStatus",
     derive = "PartialEq",
-    doc = "A Source is a producer of events inside Weir, which posts them to a broker in its namespace. The only kind at present is a schedule (cron).",
+    doc = "A Source is a producer of events inside Weir, which posts them to a broker in its namespace. Its kind is a schedule (cron) or the requests of another system (webhook).",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -36,7 +38,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("has(self.cron)", "cron must be set: it is the only kind of Source at present"))]
+#[x_kube(validation = ("has(self.cron) != has(self.webhook)", "exactly one of cron and webhook must be set"))]
 pub struct SourceSpec {
     /// Broker that events are posted to, in the Source's namespace. Default: default.
     #[serde(default = "super::default_broker")]
@@ -50,7 +52,12 @@ pub struct SourceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cron: Option<CronSource>,
 
-    /// Pauses the Source: no events are produced while this is true. Default: false.
+    /// Produces an event of each request that another system posts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<WebhookSource>,
+
+    /// Pauses the Source: no events are produced while this is true, and the requests of a webhook are rejected.
+    /// Default: false.
     #[serde(default)]
     pub suspend: bool,
 }
@@ -139,6 +146,10 @@ pub struct SourceStatus {
     /// URL of the broker that events are posted to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub broker_url: Option<String>,
+
+    /// URL that the requests of a webhook are posted to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook_url: Option<String>,
 }
 
 fn utc() -> String {

@@ -53,6 +53,11 @@ pub struct ControllerArgs {
     #[arg(long, env = "WEIR_BROKER_BASE_URL", value_name = "URL")]
     pub broker_base_url: Option<String>,
 
+    /// URL prefix of webhooks, which other systems post to as URL/NAMESPACE/SOURCE, for example https://hooks.example.com.
+    /// Published in the status of Sources.
+    #[arg(long, env = "WEIR_WEBHOOK_BASE_URL", value_name = "URL")]
+    pub webhook_base_url: Option<String>,
+
     /// PEM file with the authorities that signed the certificate of an https --broker-base-url. Published in the
     /// ConfigMap weir-broker, as K_CA_CERTS, if the file exists. Changes to the file are picked up.
     #[arg(
@@ -201,6 +206,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         admin,
         cluster_domain,
         broker_base_url,
+        webhook_base_url,
         broker_ca,
         broker_events_per_second,
         broker_event_size,
@@ -244,6 +250,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
             },
         },
         broker_base_url,
+        webhook_base_url,
         broker_authority: broker_ca,
         watch_namespaces: each_once(watch_namespaces),
         producers: ProducerOptions {

@@ -44,6 +44,11 @@ pub struct LogArgs {
     #[arg(long, env = "WEIR_IDLE_TIMEOUT", default_value = "650s", value_name = "DURATION", value_parser = units::duration)]
     pub idle_timeout: Duration,
 
+    /// Address that the requests of webhooks are posted to, as /NAMESPACE/SOURCE, such as 0.0.0.0:8082. Default: none, and
+    /// Sources of kind webhook receive nothing.
+    #[arg(long, env = "WEIR_LISTEN_HOOKS", value_name = "ADDRESS")]
+    pub listen_hooks: Option<SocketAddr>,
+
     /// Time for which settled events are retained, for Triggers that start in the past. Unsettled events are not
     /// affected.
     #[arg(long, env = "WEIR_RETENTION_AGE", default_value = "24h", value_name = "DURATION", value_parser = units::duration)]
@@ -172,6 +177,7 @@ impl LogArgs {
         let Self {
             max_event_size,
             idle_timeout,
+            listen_hooks,
             retention_age,
             retention_size,
             engine,
@@ -212,7 +218,10 @@ impl LogArgs {
         let services: BTreeMap<_, _> = service::by_name(services)?;
         let memory = memory_budget.map_or_else(MemoryBudget::default_bytes, |size| size.0);
         Ok(RouterOptions {
-            listen,
+            listen: Listeners {
+                hooks: listen_hooks,
+                ..listen
+            },
             admin,
             data,
             accept_empty_log,

@@ -42,7 +42,7 @@ const NOT_QUIET: Duration = Duration::from_secs(1);
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
     /// Manifests of Brokers, Sources, Triggers and Sinks: files, or directories with such files (*.yaml, *.yml, *.json).
-    /// Secrets referenced by Sinks and Brokers are read from them too; other resources are ignored.
+    /// Secrets referenced by Brokers, Sinks and Sources are read from them too; other resources are ignored.
     #[arg(required = true, value_name = "DIR|FILE")]
     pub paths: Vec<PathBuf>,
 
@@ -122,6 +122,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         grace: Grace::default(),
         look_again: None,
         services,
+        serves_webhooks: options.listen.hooks.is_some(),
         problems: Vec::new(),
         resources: 0,
     };
@@ -193,6 +194,7 @@ struct Local {
     /// Time at which resources missing from the files are removed, unless they come back.
     look_again: Option<Instant>,
     services: BTreeSet<ServiceName>,
+    serves_webhooks: bool,
     /// Problems already reported, so that each is reported once.
     problems: Vec<ManifestProblem>,
     /// Number of resources in force.
@@ -274,6 +276,9 @@ impl Local {
         } = resolve(&manifests, &unusable, surroundings);
         problems.extend(unresolved.iter().map(problem));
         problems.extend(manifests.iter().filter_map(unchecked_producers));
+        if !self.serves_webhooks {
+            problems.extend(manifests.iter().filter_map(unserved_webhook));
+        }
         problems.sort();
         problems.dedup();
         let mut stderr = io::stderr().lock();
@@ -310,6 +315,18 @@ fn unchecked_producers(manifest: &Manifest) -> Option<ManifestProblem> {
         "{kind} {namespace}/{name}: {consequence}, since weir run has no keys to verify tokens of ServiceAccounts with"
     );
     Some(manifest.problem("spec.producers", message))
+}
+
+/// Warns that nobody receives the requests of a webhook.
+fn unserved_webhook(manifest: &Manifest) -> Option<ManifestProblem> {
+    let Resource::Source(source) = &manifest.resource else {
+        return None;
+    };
+    source.spec.webhook.as_ref()?;
+    let (kind, namespace, name) = manifest.key();
+    let message =
+        format!("{kind} {namespace}/{name}: it receives nothing, since --listen-hooks ADDRESS is not given");
+    Some(manifest.problem("spec.webhook", message))
 }
 
 /// Describes a problem in terms of the --service flags.

@@ -84,6 +84,7 @@ impl TlsArgs {
         Ok(Listeners {
             plain: (!tls_only).then_some(plain),
             tls,
+            hooks: None,
         })
     }
 }

@@ -59,7 +59,7 @@ use discovery::Discovery;
 use endpoint::Publication;
 use leadership::Candidate;
 use metrics::ControllerMetrics;
-use status_task::{ResolvedResources, StatusTask};
+use status_task::{BaseUrls, ResolvedResources, StatusTask};
 use watch::Watches;
 
 /// Debounce time: changes within this time are computed together.
@@ -92,6 +92,8 @@ pub struct ControllerOptions {
     pub broker_quotas: InstallationQuotas,
     /// URL prefix before `/NAMESPACE/BROKER` for producers. Published in statuses and to workloads, if set.
     pub broker_base_url: Option<String>,
+    /// URL prefix of webhooks, for the statuses of Sources.
+    pub webhook_base_url: Option<String>,
     /// File with the authorities that signed the certificate of that URL. Published to workloads, if it exists.
     pub broker_authority: Option<PathBuf>,
     /// Namespaces to watch; empty for all.
@@ -290,7 +292,10 @@ impl Controller {
             // Runs concurrently, so that slow status writes do not delay routing.
             let statuses = StatusTask::new(
                 client.clone(),
-                options.broker_base_url.clone(),
+                BaseUrls {
+                    brokers: options.broker_base_url.clone(),
+                    webhooks: options.webhook_base_url.clone(),
+                },
                 metrics.clone(),
                 publication.clone(),
             );

@@ -40,13 +40,20 @@ pub(super) struct StatusTask {
     writer: StatusWriter,
     publication: Arc<Publication>,
     metrics: Arc<ControllerMetrics>,
-    broker_url: Option<String>,
+    urls: BaseUrls,
+}
+
+/// URL prefixes that statuses tell.
+#[derive(Clone, Debug)]
+pub(super) struct BaseUrls {
+    pub(super) brokers: Option<String>,
+    pub(super) webhooks: Option<String>,
 }
 
 impl StatusTask {
     pub(super) fn new(
         client: Client,
-        broker_url: Option<String>,
+        urls: BaseUrls,
         metrics: Arc<ControllerMetrics>,
         publication: Arc<Publication>,
     ) -> Self {
@@ -54,7 +61,7 @@ impl StatusTask {
             writer: StatusWriter::new(client, metrics.clone()),
             publication,
             metrics,
-            broker_url,
+            urls,
         }
     }
 
@@ -107,11 +114,12 @@ impl StatusTask {
             writer,
             publication,
             metrics,
-            broker_url,
+            urls,
         } = self;
         // Kubernetes stores whole seconds.
         let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
-        let (now, broker_url) = (Time(now), broker_url.as_deref());
+        let (now, broker_url) = (Time(now), urls.brokers.as_deref());
+        let webhook_url = urls.webhooks.as_deref();
         let routers = publication.routers();
         let applied = |subject: &ResourceId| routers.applied(&subject.uid, Instant::now());
         let mut writes = Vec::new();
@@ -151,7 +159,14 @@ impl StatusTask {
         for diagnosis in &diagnoses.sources {
             let subject = &diagnosis.subject;
             writes.extend(writer.outdated(&sources, &subject.uid, |present| {
-                statuses::source(diagnosis, &applied(subject), present, broker_url, &now)
+                statuses::source(
+                    diagnosis,
+                    &applied(subject),
+                    present,
+                    broker_url,
+                    webhook_url,
+                    &now,
+                )
             }));
         }
         let brokers = by_uid(&observed.brokers);

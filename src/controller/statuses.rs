@@ -14,7 +14,7 @@ use crate::{
         BrokerDiagnosis, Finding, SECRET_AWAITED, SinkDiagnosis, SourceDiagnosis, TOKEN_AWAITED,
         TriggerDiagnosis,
     },
-    routing::protocol::OverQuota,
+    routing::{broker_key, protocol::OverQuota},
 };
 
 /// Transient reasons for not being Ready, which every change of a resource passes through.
@@ -253,6 +253,7 @@ pub(super) fn source(
     applied: &Applied,
     present: Option<&SourceStatus>,
     broker_url: Option<&str>,
+    webhook_url: Option<&str>,
     now: &Time,
 ) -> SourceStatus {
     let SourceDiagnosis {
@@ -260,18 +261,30 @@ pub(super) fn source(
         valid,
         suspended,
         broker,
+        is_webhook,
     } = diagnosis;
     let before = present
         .map(|status| status.conditions.as_slice())
         .unwrap_or_default();
     let applied = applied_finding(applied, condition(before, READY), subject.generation);
     let held = suspended.then(|| Finding::bad("Suspended", "spec.suspend is set: no events are produced"));
-    let ready = first_problem([Some(valid), held.as_ref(), Some(&applied)])
+    let unserved = (*is_webhook && webhook_url.is_none()).then(|| {
+        Finding::bad(
+            "WebhooksDisabled",
+            "this installation serves no webhooks: the operator can set webhooks.enabled in the chart, or --listen-hooks of \
+             weir router and --webhook-base-url of weir controller",
+        )
+    });
+    let ready = first_problem([Some(valid), held.as_ref(), unserved.as_ref(), Some(&applied)])
         .unwrap_or_else(|| Finding::good("Ready", &*valid.message));
     SourceStatus {
         observed_generation: Some(subject.generation),
         conditions: vec![make(READY, &ready, subject.generation, before, now)],
         broker_url: url(broker_url, broker),
+        webhook_url: url(
+            webhook_url.filter(|_| *is_webhook),
+            &broker_key(&subject.namespace, &subject.name),
+        ),
     }
 }
 
@@ -635,14 +648,48 @@ mod tests {
             valid: finding,
             suspended: false,
             broker: "n/default".into(),
+            is_webhook: false,
         };
-        let running = source(&clock, &Applied::Everywhere, None, None, &now);
+        let running = source(&clock, &Applied::Everywhere, None, None, None, &now);
         assert_eq!(
-            source(&clock, &Applied::Awaited(vec![]), Some(&running), None, &now),
+            source(
+                &clock,
+                &Applied::Awaited(vec![]),
+                Some(&running),
+                None,
+                None,
+                &now
+            ),
             running
         );
-        let fresh = source(&clock, &Applied::Awaited(vec![]), None, None, &now);
+        let fresh = source(&clock, &Applied::Awaited(vec![]), None, None, None, &now);
         assert_eq!(condition(&fresh.conditions, READY).unwrap().reason, "NoRouter");
+    }
+
+    #[test]
+    fn webhook_has_a_url_or_is_not_served() {
+        let now = at("2026-01-01T00:00:00Z");
+        let webhook = SourceDiagnosis {
+            subject: diagnosis(true, true, false).subject,
+            valid: Finding::good("Valid", "receives requests"),
+            suspended: false,
+            broker: "n/default".into(),
+            is_webhook: true,
+        };
+        let made = |url| source(&webhook, &Applied::Everywhere, None, None, url, &now);
+        let reason = |status: &SourceStatus| condition(&status.conditions, READY).unwrap().reason.clone();
+        let served = made(Some("https://hooks.example.com/"));
+        assert_eq!(reason(&served), "Ready");
+        let expected = format!(
+            "https://hooks.example.com/{}/{}",
+            webhook.subject.namespace, webhook.subject.name
+        );
+        assert_eq!(served.webhook_url, Some(expected));
+        let unserved = made(None);
+        assert_eq!(
+            (reason(&unserved).as_str(), unserved.webhook_url),
+            ("WebhooksDisabled", None)
+        );
     }
 
     #[test]

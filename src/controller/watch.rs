@@ -166,13 +166,13 @@ impl Watches {
                 _ = say.tick() => say_awaited(&awaited),
             }
         }
-        let (sinks, brokers) = (
-            readable(&self.sinks, &mut HashMap::new()),
-            readable(&self.brokers, &mut HashMap::new()),
-        );
+        let sinks = readable(&self.sinks, &mut HashMap::new());
+        let brokers = readable(&self.brokers, &mut HashMap::new());
+        let sources = readable(&self.sources, &mut HashMap::new());
         let referrers = Referrers {
             sinks: &sinks,
             brokers: &brokers,
+            sources: &sources,
         };
         tokio::join!(
             self.secrets.ready(referrers),
@@ -232,6 +232,7 @@ impl Watches {
         let referrers = Referrers {
             sinks: &sinks,
             brokers: &brokers,
+            sources: &sources,
         };
         let observed = Observed {
             secrets: self.secrets.observe(referrers),

@@ -69,6 +69,8 @@ pub struct SourceDiagnosis {
     pub suspended: bool,
     /// Its broker, as `namespace/name`.
     pub broker: String,
+    /// Whether it receives requests.
+    pub is_webhook: bool,
 }
 
 /// Findings about every resource, ordered by namespace and name.

@@ -23,6 +23,7 @@ mod tests;
 mod tokens;
 mod transforms;
 pub mod trim;
+mod webhooks;
 
 pub use compile::{CompileOutcome, compile};
 pub use credentials::SECRET_AWAITED;

@@ -277,6 +277,7 @@ mod tests {
         let referrers = Referrers {
             sinks: &[],
             brokers: &observed.brokers,
+            sources: &[],
         };
         assert!(referrers.secrets().into_keys().all(|named| named == name));
         compile(&observed, "cluster.local", InstallationQuotas::default())

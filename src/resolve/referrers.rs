@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::{
     credentials,
     observed::{SecretName, TokenName},
-    producers, tokens,
+    producers, tokens, webhooks,
 };
 use crate::api::{self, SecretKeyRef};
 
@@ -18,6 +18,8 @@ pub struct Referrers<'a> {
     pub sinks: &'a [api::Sink],
     /// Brokers, which reference what their producers send.
     pub brokers: &'a [api::Broker],
+    /// Sources, which reference what webhooks are verified by.
+    pub sources: &'a [api::Source],
 }
 
 /// References to a Secret or a token.
@@ -48,6 +50,11 @@ impl Referrers<'_> {
             let references = producers::references(&broker.spec);
             let references = references.map(|SecretKeyRef { name, key }| (name.as_str(), key.as_str()));
             name_secrets(&mut named, &broker.metadata, references);
+        }
+        for source in self.sources {
+            let references = source.spec.webhook.iter().flat_map(webhooks::references);
+            let references = references.map(|SecretKeyRef { name, key }| (name.as_str(), key.as_str()));
+            name_secrets(&mut named, &source.metadata, references);
         }
         named
     }

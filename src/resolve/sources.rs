@@ -3,6 +3,8 @@
 use super::{
     diagnosis::{ResourceId, SourceDiagnosis},
     finding::Finding,
+    resolver::Resolver,
+    webhooks,
 };
 use crate::{
     api,
@@ -12,36 +14,35 @@ use crate::{
 
 /// Compiles a Source. Only one that is valid and not suspended reaches the routers.
 pub(super) fn compile(
+    resolver: &Resolver<'_>,
     subject: ResourceId,
     spec: &api::SourceSpec,
 ) -> (Option<routing::Source>, SourceDiagnosis) {
     let api::SourceSpec {
         broker,
         cron,
+        webhook,
         suspend,
     } = spec;
-    let compiled = match cron {
-        Some(cron) => compile_cron(&subject, cron),
-        None => Err(Finding::bad("NoKind", "spec.cron must be set")),
+    let compiled = match (cron, webhook) {
+        (Some(cron), None) => compile_cron(&subject, cron),
+        (None, Some(webhook)) => compile_webhook(resolver, &subject, webhook),
+        _ => Err(Finding::bad(
+            "NoKind",
+            "exactly one of spec.cron and spec.webhook must be set",
+        )),
     };
-    let (cron, valid) = match compiled {
-        Ok(cron) => {
-            let message = format!(
-                "produces an event of type {:?} at each time of {:?}",
-                spec_type(spec),
-                cron.schedule
-            );
-            (Some(cron), Finding::good("Valid", message))
-        }
+    let (kind, valid) = match compiled {
+        Ok((kind, valid)) => (Some(kind), valid),
         Err(finding) => (None, finding),
     };
-    let route = cron.filter(|_| !suspend).map(|cron| routing::Source {
+    let route = kind.filter(|_| !suspend).map(|kind| routing::Source {
         uid: subject.uid.clone(),
         namespace: subject.namespace.clone(),
         name: subject.name.clone(),
         generation: subject.generation,
         broker: broker.clone(),
-        kind: routing::SourceKind::Cron(cron),
+        kind,
     });
     let broker = broker_key(&subject.namespace, broker);
     (
@@ -51,15 +52,33 @@ pub(super) fn compile(
             valid,
             suspended: *suspend,
             broker,
+            is_webhook: webhook.is_some(),
         },
     )
 }
 
-fn spec_type(spec: &api::SourceSpec) -> &str {
-    spec.cron.as_ref().map_or("", |cron| &cron.r#type)
+fn compile_webhook(
+    resolver: &Resolver<'_>,
+    subject: &ResourceId,
+    webhook: &api::WebhookSource,
+) -> Result<(routing::SourceKind, Finding), Finding> {
+    let compiled = webhooks::compile(resolver, subject, webhook)?;
+    let message = match &compiled.verification {
+        routing::Verification::Nothing {} => {
+            "receives requests of everyone who reaches the port for webhooks"
+        }
+        _ => "receives requests with valid proof of their sender",
+    };
+    Ok((
+        routing::SourceKind::Webhook(compiled),
+        Finding::good("Valid", message),
+    ))
 }
 
-fn compile_cron(subject: &ResourceId, cron: &api::CronSource) -> Result<routing::Cron, Finding> {
+fn compile_cron(
+    subject: &ResourceId,
+    cron: &api::CronSource,
+) -> Result<(routing::SourceKind, Finding), Finding> {
     let api::CronSource {
         schedule,
         time_zone,
@@ -102,7 +121,11 @@ fn compile_cron(subject: &ResourceId, cron: &api::CronSource) -> Result<routing:
     // Parses the schedule like routers do, so that a Source that is Ready runs.
     routing::Schedule::parse(&cron)
         .map_err(|error| Finding::bad(error.label(), format!("spec.cron.{error}")))?;
-    Ok(cron)
+    let message = format!(
+        "produces an event of type {type:?} at each time of {:?}",
+        cron.schedule
+    );
+    Ok((routing::SourceKind::Cron(cron), Finding::good("Valid", message)))
 }
 
 fn cron_data(data: Option<&api::CronData>) -> Result<(Option<String>, Option<String>), Finding> {

@@ -503,7 +503,9 @@ fn compiles_sources() {
         compile(&observed, DOMAIN, InstallationQuotas::default())
     };
     let good = cron(json!({"timeZone": "Europe/Berlin", "data": {"json": "{}"}, "extensions": {"x": "1"}}));
-    let crate::routing::SourceKind::Cron(cron_of_route) = &good.configuration.sources[0].kind;
+    let crate::routing::SourceKind::Cron(cron_of_route) = &good.configuration.sources[0].kind else {
+        panic!("not a schedule")
+    };
     let attributes: Vec<_> = cron_of_route
         .attributes
         .iter()
@@ -635,7 +637,10 @@ fn reason_of_sink(outcome: &CompileOutcome) -> (&'static str, String) {
 }
 
 fn named_by(sinks: &[api::Sink]) -> Referrers<'_> {
-    Referrers { sinks, brokers: &[] }
+    Referrers {
+        sinks,
+        ..Referrers::default()
+    }
 }
 
 fn key(key: &str) -> Value {

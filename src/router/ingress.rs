@@ -61,14 +61,14 @@ pub(super) struct Ingress {
 }
 
 /// Creates the endpoint that producers post to.
-pub(super) fn service(ingress: Ingress) -> Router {
+pub(super) fn service(ingress: Arc<Ingress>) -> Router {
     Router::new()
         .route("/", get(front).fallback(unknown_path))
         .route("/{namespace}/{broker}", post(receive).options(validate))
         .route("/{namespace}/{broker}/", post(receive).options(validate))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Arc::new(ingress))
+        .with_state(ingress)
 }
 
 async fn receive(
@@ -233,7 +233,8 @@ impl Ingress {
         }
     }
 
-    async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), LogError> {
+    /// Stores the records of events. Logs, now and then, that there is no room.
+    pub(super) async fn store(&self, broker: &str, records: &[Bytes]) -> Result<(), LogError> {
         let name = BrokerName::from(broker);
         let appended = self.intake.accept(&name, records, Timestamp::now()).await;
         if let Err(error) = &appended
@@ -282,6 +283,19 @@ impl Ingress {
             let held_back = admitted.held_back;
             let held_by = self.held_by(broker, error);
             tracing::warn!(broker, %error, held_by, held_back, "events are rejected with 507");
+        }
+    }
+
+    /// Checks the record of an event that no producer posts against the broker's quota.
+    pub(super) fn check_quota(&self, broker: &str, record: &[Bytes]) -> Result<(), Problem> {
+        let quota = self.quota_of(broker);
+        if let Some(per_second) = quota.events_per_second {
+            self.quotas
+                .count(broker, per_second, record.len(), Instant::now())?;
+        }
+        match quota.event_size {
+            Some(largest) => quotas::check_sizes(broker, largest, record),
+            None => Ok(()),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The servers of the ingress, for HTTP and HTTPS. They share all limits.
+//! The servers of the ingress, for HTTP and HTTPS, and of webhooks. They share all limits.
 
 use axum::Router;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -15,6 +15,7 @@ use crate::{
 /// Sockets that producers post to, ready to serve.
 pub(super) struct IngressServers {
     plain: Option<Server>,
+    hooks: Option<Server>,
     tls: Option<TlsServer>,
 }
 
@@ -29,7 +30,11 @@ impl IngressServers {
     /// # Errors
     /// If an address cannot be listened on.
     pub(super) async fn bind(listeners: Listeners, limits: ServerLimits) -> Result<Self, RouterError> {
-        let Listeners { plain, tls } = listeners;
+        let Listeners { plain, tls, hooks } = listeners;
+        let hooks = match hooks {
+            Some(address) => Some(Server::bind("hooks", address).await?.with_limits(limits.clone())),
+            None => None,
+        };
         let plain = match plain {
             Some(address) => Some(
                 Server::bind("ingress", address)
@@ -45,18 +50,27 @@ impl IngressServers {
             }),
             None => None,
         };
-        Ok(Self { plain, tls })
+        Ok(Self { plain, hooks, tls })
     }
 
-    /// Serves until told to stop.
+    /// Serves until told to stop: `service` for producers, `hooks` for webhooks.
     pub(super) fn serve(
         self,
         service: &Router,
+        hooks: Router,
         tasks: &TaskTracker,
         supervisor: &Supervisor,
         stop: &CancellationToken,
     ) {
-        let Self { plain, tls } = self;
+        let Self {
+            plain,
+            hooks: server,
+            tls,
+        } = self;
+        if let Some(server) = server {
+            let serving = server.serve(hooks, stop.clone());
+            tasks.spawn(supervisor.clone().watch("the port for webhooks", serving));
+        }
         if let Some(server) = plain {
             let serving = server.serve(service.clone(), stop.clone());
             tasks.spawn(supervisor.clone().watch("the ingress", serving));

@@ -14,6 +14,7 @@ mod error;
 mod exceeded;
 mod explain;
 mod forwarding;
+mod hooks;
 mod ingress;
 mod ingress_servers;
 mod metrics;
@@ -61,6 +62,7 @@ use crate::{
 
 use body::Bodies;
 use forwarding::Forwarding;
+use hooks::{HookServer, Hooks};
 use ingress_servers::IngressServers;
 use metrics::Metrics;
 use operator::Operators;
@@ -172,6 +174,13 @@ pub async fn run(
         loops: Mutex::default(),
         audited: Mutex::default(),
     };
+    let ingress = Arc::new(ingress);
+    let hooks = Arc::<ArcSwap<Hooks>>::default();
+    let hook_server = HookServer {
+        ingress: ingress.clone(),
+        hooks: hooks.clone(),
+        metrics: metrics.hooks.clone(),
+    };
     let connections = (requests.capacity() / CONNECTION_BYTES).min(options.descriptors.ingress);
     let limits = ServerLimits {
         idle_timeout: options.idle_timeout,
@@ -187,6 +196,8 @@ pub async fn run(
         shards: shards.clone(),
         table: table.clone(),
         access,
+        hooks,
+        hook_metrics: metrics.hooks.clone(),
         services: options.services,
         configuration: metrics.configuration.clone(),
         ingress: metrics.ingress.clone(),
@@ -257,7 +268,14 @@ pub async fn run(
         stop_ingress.clone(),
     );
     servers.spawn(supervisor.clone().watch("the report of Sinks", reporting));
-    ingress_servers.serve(&ingress::service(ingress), &servers, &supervisor, &stop_ingress);
+    let hook_service = hooks::service(hook_server);
+    ingress_servers.serve(
+        &ingress::service(ingress),
+        hook_service,
+        &servers,
+        &supervisor,
+        &stop_ingress,
+    );
     servers.close();
 
     let outcome = match begun {
@@ -323,6 +341,8 @@ struct Applier {
     shards: Arc<Shards>,
     table: Arc<ArcSwapOption<RoutingTable>>,
     access: Arc<ArcSwap<Access>>,
+    hooks: Arc<ArcSwap<Hooks>>,
+    hook_metrics: Arc<metrics::HookMetrics>,
     services: BTreeMap<ServiceName, http::Uri>,
     configuration: metrics::ConfigurationInfo,
     ingress: Arc<metrics::IngressMetrics>,
@@ -442,6 +462,7 @@ impl Applier {
         });
         let (access, table) = compiling.await.map_err(RouterError::Panicked)?;
         let table = Arc::new(table);
+        let hooks = Hooks::compile(&sources);
         // Delivery first: an event that the new table lets in must find its Triggers placed.
         self.shards.apply(table.clone(), sources, is_saved).await?;
         self.ingress
@@ -451,6 +472,8 @@ impl Applier {
         self.quotas
             .retain(|broker| table.quota_of(broker).events_per_second.is_some());
         self.table.store(Some(table));
+        self.hook_metrics.retain(|webhook| hooks.has(webhook));
+        self.hooks.store(Arc::new(hooks));
         self.configuration.applied(&revision.0);
         tracing::info!(revision = revision.0, "routing configuration applied");
         self.unacknowledged = Some(revision);

@@ -57,6 +57,8 @@ pub struct Listeners {
     pub plain: Option<SocketAddr>,
     /// Address for HTTPS.
     pub tls: Option<TlsListener>,
+    /// Address for webhooks, over HTTP.
+    pub hooks: Option<SocketAddr>,
 }
 
 /// A listener for HTTPS.

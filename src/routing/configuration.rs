@@ -540,7 +540,7 @@ mod tests {
                 with_transform("known", json!({"set": {"type": "t"}})),
                 with_transform("newer", json!({"set": {"type": "t"}, "rename": {}})),
             ],
-            "sources": [source("clock", "cron", cron), source("hook", "webhook", json!({}))],
+            "sources": [source("clock", "cron", cron), source("hook", "queue", json!({}))],
         });
         let configuration: Configuration = serde_json::from_str(&configuration.to_string()).unwrap();
         let names: Vec<_> = configuration
@@ -568,7 +568,7 @@ mod tests {
             "{errors:?}"
         );
         assert!(
-            errors[2].starts_with("Source n/hook: unknown field `webhook`"),
+            errors[2].starts_with("Source n/hook: unknown field `queue`"),
             "{errors:?}"
         );
     }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Webhook;
+
 /// A validated Source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "SourceJson", into = "SourceJson")]
@@ -25,6 +27,15 @@ pub struct Source {
 pub enum SourceKind {
     /// A schedule.
     Cron(Cron),
+    /// The requests of another system.
+    Webhook(Webhook),
+}
+
+impl SourceKind {
+    /// Whether it produces events by itself.
+    pub fn runs(&self) -> bool {
+        matches!(self, Self::Cron(_))
+    }
 }
 
 /// A schedule and the event to produce at each of its times.
@@ -53,38 +64,49 @@ struct SourceJson {
     broker: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cron: Option<Cron>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    webhook: Option<Webhook>,
 }
 
-/// A Source without a kind.
+/// A Source without a kind, or with several.
 #[derive(Debug, thiserror::Error)]
-#[error("the Source has no kind")]
+#[error("the Source has no kind, or several")]
 struct NoKind;
 
 impl TryFrom<SourceJson> for Source {
     type Error = NoKind;
 
     fn try_from(wire: SourceJson) -> Result<Self, NoKind> {
+        let kind = match (wire.cron, wire.webhook) {
+            (Some(cron), None) => SourceKind::Cron(cron),
+            (None, Some(webhook)) => SourceKind::Webhook(webhook),
+            _ => return Err(NoKind),
+        };
         Ok(Self {
             uid: wire.uid,
             namespace: wire.namespace,
             name: wire.name,
             generation: wire.generation,
             broker: wire.broker,
-            kind: SourceKind::Cron(wire.cron.ok_or(NoKind)?),
+            kind,
         })
     }
 }
 
 impl From<Source> for SourceJson {
     fn from(source: Source) -> Self {
-        let SourceKind::Cron(cron) = source.kind;
+        let (cron, webhook) = match source.kind {
+            SourceKind::Cron(cron) => (Some(cron), None),
+            SourceKind::Webhook(webhook) => (None, Some(webhook)),
+        };
         Self {
             uid: source.uid,
             namespace: source.namespace,
             name: source.name,
             generation: source.generation,
             broker: source.broker,
-            cron: Some(cron),
+            cron,
+            webhook,
         }
     }
 }
@@ -100,6 +122,15 @@ mod tests {
         let text = r#"{"uid":"u","namespace":"n","name":"s","generation":1,"broker":"b","cron":{"schedule":"* * * * *","timeZone":"UTC","attributes":[["type","t"]],"data":null}}"#;
         let source: Source = serde_json::from_str(text).unwrap();
         assert!(matches!(&source.kind, SourceKind::Cron(cron) if cron.time_zone == "UTC"));
+        assert_eq!(serde_json::to_string(&source).unwrap(), text);
+    }
+
+    #[test]
+    fn webhook_keeps_its_verification() {
+        let text = r#"{"uid":"u","namespace":"n","name":"s","generation":1,"broker":"b","webhook":{"verification":{"github":{"secrets":["s3cret"]}},"attributes":[["type","t"]],"source":"/s"}}"#;
+        let source: Source = serde_json::from_str(text).unwrap();
+        assert!(!source.kind.runs());
+        assert!(!format!("{source:?}").contains("s3cret"));
         assert_eq!(serde_json::to_string(&source).unwrap(), text);
     }
 
@@ -120,7 +151,7 @@ mod tests {
         newer["catchUp"] = "All".into();
         for (more, part) in [
             (json!({}), "no kind"),
-            (json!({"webhook": {}}), "unknown field `webhook`"),
+            (json!({"queue": {}}), "unknown field `queue`"),
             (json!({"cron": newer}), "unknown field `catchUp`"),
         ] {
             let error = source(more).unwrap_err().to_string();

@@ -34,6 +34,7 @@ pub struct Sources {
 async fn run(source: routing::Source, context: Context) {
     match source.kind.clone() {
         routing::SourceKind::Cron(cron) => cron::run(source, cron, context).await,
+        routing::SourceKind::Webhook(_) => {}
     }
 }
 
@@ -85,8 +86,14 @@ impl Sources {
             }
             unchanged
         });
-        self.statistics.keep(sources);
-        for source in sources {
+        // Webhooks are received by every router, and run nowhere: see `router/hooks.rs`.
+        let sources: Vec<_> = sources
+            .iter()
+            .filter(|source| source.kind.runs())
+            .cloned()
+            .collect();
+        self.statistics.keep(&sources);
+        for source in &sources {
             if self.running.contains_key(&source.uid) {
                 continue;
             }

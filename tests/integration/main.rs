@@ -46,4 +46,5 @@ mod sink_status;
 mod traces;
 mod transform;
 mod uri_addresses;
+mod webhooks;
 mod wire;

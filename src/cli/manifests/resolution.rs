@@ -156,6 +156,7 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
     let referrers = Referrers {
         sinks: &observed.sinks,
         brokers: &observed.brokers,
+        sources: &observed.sources,
     };
     // No other controller will find a Secret that is not there.
     for name in referrers.secrets().into_keys() {
@@ -213,7 +214,13 @@ fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<UnresolvedFie
         found.push(("Sink", sink.subject, field, sink.resolved));
     }
     for source in sources {
-        found.push(("Source", source.subject, "spec.cron".to_owned(), source.valid));
+        let otherwise = if source.is_webhook {
+            "spec.webhook"
+        } else {
+            "spec.cron"
+        };
+        let path = field_of(&source.valid, otherwise);
+        found.push(("Source", source.subject, path, source.valid));
     }
     for broker in brokers {
         let path = field_of(&broker.valid, "metadata.name");

@@ -3,9 +3,11 @@
 mod certificate;
 mod delivery;
 mod gauge;
+mod hooks;
 mod ingress;
 mod servers;
 
+pub(super) use hooks::HookMetrics;
 pub(super) use ingress::IngressMetrics;
 
 use std::{fmt, sync::Arc};
@@ -37,6 +39,7 @@ struct VersionLabels {
 pub(super) struct Metrics {
     pub(super) registry: Registry,
     pub(super) ingress: Arc<IngressMetrics>,
+    pub(super) hooks: Arc<HookMetrics>,
     pub(super) configuration: ConfigurationInfo,
 }
 
@@ -63,6 +66,8 @@ impl Metrics {
         let ingress = Arc::new(IngressMetrics::new());
         let configuration = ConfigurationInfo::default();
         ingress.register(registry);
+        let hooks = Arc::new(HookMetrics::default());
+        hooks.register(registry);
         if let Some(tls) = tls {
             registry.register_collector(Box::new(CertificateCollector {
                 tls,
@@ -82,6 +87,7 @@ impl Metrics {
         Self {
             registry: all,
             ingress,
+            hooks,
             configuration,
         }
     }
@@ -264,6 +270,18 @@ mod tests {
             .retain(|namespace, broker| (namespace, broker) != ("shop", "old"));
         assert_eq!(accepted("shop/old", false, 1), 1);
         metrics.ingress.rejected("too_large");
+        metrics.hooks.answered("shop/github", "accepted");
+        metrics.hooks.answered("shop/gone", "accepted");
+        metrics.hooks.retain(|webhook| webhook != "shop/gone");
+        let series: Vec<_> = self::page(&metrics.registry)
+            .lines()
+            .filter(|line| line.starts_with("weir_webhook_requests_total{"))
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(
+            series,
+            [r#"weir_webhook_requests_total{namespace="shop",source="github",result="accepted"} 1"#]
+        );
         metrics.configuration.applied("1");
         assert_documented(&metrics.registry, |name| !name.starts_with("weir_controller_"));
         shards.shutdown().await;

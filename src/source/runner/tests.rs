@@ -195,7 +195,9 @@ async fn unchanged_sources_continue_changed_ones_restart_and_removed_ones_stop()
     );
     sources.apply(&[kept.clone(), changed.clone(), removed], |_| false);
     clock.asleep(3).await;
-    let routing::SourceKind::Cron(cron) = &mut changed.kind;
+    let routing::SourceKind::Cron(cron) = &mut changed.kind else {
+        panic!("not a schedule")
+    };
     cron.schedule = "10 * * * * *".to_owned();
     changed.generation = 2;
     sources.apply(&[kept, changed], |_| false);

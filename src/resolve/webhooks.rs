@@ -1,0 +1,385 @@
+//! Compiles the kind webhook of a Source. Pure.
+
+use super::{
+    credentials::{invalid_value, secret_value, without_line_break},
+    diagnosis::ResourceId,
+    finding::Finding,
+    resolver::Resolver,
+};
+use crate::{
+    api::{self, SecretKeyRef, SecretValue, WebhookSecrets},
+    cloudevents::EventBuilder,
+    routing::{self, HmacVerification, Secret, SigningKey, Verification},
+};
+
+/// Lists every Secret key that a webhook references.
+pub(super) fn references(webhook: &api::WebhookSource) -> impl Iterator<Item = &SecretKeyRef> {
+    let api::WebhookVerification {
+        github,
+        gitlab,
+        stripe,
+        slack,
+        standard_webhooks,
+        hmac,
+        token,
+        basic,
+        none: _,
+    } = &webhook.verification;
+    let presets = [github, gitlab, stripe, slack].into_iter().flatten();
+    let presets = presets.flat_map(|WebhookSecrets { secrets }| secrets);
+    let keys = standard_webhooks.iter().flat_map(|standard| &standard.keys);
+    let hmac = hmac.iter().flat_map(|hmac| &hmac.secrets);
+    let token = token.iter().flat_map(|token| &token.secrets);
+    let basic = basic.iter().flat_map(|basic| &basic.passwords);
+    let all = presets.chain(keys).chain(hmac).chain(token).chain(basic);
+    all.map(|SecretValue { secret_key_ref }| secret_key_ref)
+}
+
+/// Compiles a webhook of a Source.
+pub(super) fn compile(
+    resolver: &Resolver<'_>,
+    subject: &ResourceId,
+    webhook: &api::WebhookSource,
+) -> Result<routing::Webhook, Finding> {
+    let api::WebhookSource { verification, event } = webhook;
+    let attributes = attributes(event.as_ref());
+    let source = format!(
+        "/apis/weir.dev/v1alpha1/namespaces/{}/sources/{}",
+        subject.namespace, subject.name
+    );
+    check_attributes(&attributes, &source)?;
+    let secrets = Secrets {
+        resolver,
+        namespace: &subject.namespace,
+    };
+    Ok(routing::Webhook {
+        verification: secrets.verification(verification)?,
+        attributes,
+        source,
+    })
+}
+
+fn attributes(event: Option<&api::WebhookEvent>) -> Vec<(String, String)> {
+    let Some(api::WebhookEvent {
+        r#type,
+        source,
+        subject,
+        extensions,
+    }) = event
+    else {
+        return Vec::new();
+    };
+    let fixed = [("type", r#type), ("source", source), ("subject", subject)];
+    let fixed = fixed
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+    fixed.chain(extensions.clone()).collect()
+}
+
+fn check_attributes(attributes: &[(String, String)], source: &str) -> Result<(), Finding> {
+    let is_set = |name: &str| attributes.iter().any(|(set, _)| set == name);
+    let defaults = [("id", "1"), ("type", "t"), ("source", source)];
+    let defaults = defaults.into_iter().filter(|(name, _)| !is_set(name));
+    let own = attributes.iter().map(|(name, value)| (&**name, &**value));
+    let probe = defaults
+        .chain(own)
+        .fold(EventBuilder::new(), |builder, (name, value)| {
+            builder.attribute(name, value)
+        });
+    let invalid = |error| Finding::bad("InvalidEvent", format!("spec.webhook.event: {error}"));
+    probe.build().map(drop).map_err(invalid)
+}
+
+/// Reads the Secrets of a Source's namespace.
+struct Secrets<'a> {
+    resolver: &'a Resolver<'a>,
+    namespace: &'a str,
+}
+
+impl Secrets<'_> {
+    fn verification(&self, verification: &api::WebhookVerification) -> Result<Verification, Finding> {
+        let api::WebhookVerification {
+            github,
+            gitlab,
+            stripe,
+            slack,
+            standard_webhooks,
+            hmac,
+            token,
+            basic,
+            none,
+        } = verification;
+        let mut found = Vec::new();
+        if let Some(preset) = github {
+            let secrets = self.preset("github", preset)?;
+            found.push(Verification::GitHub { secrets });
+        }
+        if let Some(preset) = gitlab {
+            let secrets = self.preset("gitlab", preset)?;
+            found.push(Verification::GitLab { secrets });
+        }
+        if let Some(preset) = stripe {
+            let secrets = self.preset("stripe", preset)?;
+            found.push(Verification::Stripe { secrets });
+        }
+        if let Some(preset) = slack {
+            let secrets = self.preset("slack", preset)?;
+            found.push(Verification::Slack { secrets });
+        }
+        if let Some(api::StandardWebhooks { keys }) = standard_webhooks {
+            let keys = self.keys(keys)?;
+            found.push(Verification::StandardWebhooks { keys });
+        }
+        if let Some(hmac) = hmac {
+            found.push(Verification::Hmac(self.hmac(hmac)?));
+        }
+        if let Some(api::WebhookToken { header, secrets }) = token {
+            let header = header.clone();
+            let secrets = self.values("token.secrets", secrets)?;
+            found.push(Verification::Token { header, secrets });
+        }
+        if let Some(api::WebhookBasic { username, passwords }) = basic {
+            let username = username.clone();
+            let secrets = self.values("basic.passwords", passwords)?;
+            found.push(Verification::Basic { username, secrets });
+        }
+        found.extend(none.map(|api::NoVerification {}| Verification::Nothing {}));
+        match (found.pop(), found.is_empty()) {
+            (Some(verification), true) => Ok(verification),
+            _ => Err(Finding::bad(
+                "InvalidVerification",
+                "spec.webhook.verification must have exactly one field",
+            )),
+        }
+    }
+
+    fn preset(&self, name: &str, preset: &WebhookSecrets) -> Result<Vec<Secret>, Finding> {
+        self.values(&format!("{name}.secrets"), &preset.secrets)
+    }
+
+    fn hmac(&self, hmac: &api::WebhookHmac) -> Result<HmacVerification, Finding> {
+        let api::WebhookHmac {
+            header,
+            prefix,
+            algorithm,
+            encoding,
+            secrets,
+        } = hmac;
+        Ok(HmacVerification {
+            header: header.clone(),
+            prefix: prefix.clone(),
+            algorithm: match algorithm {
+                api::HmacAlgorithm::Sha1 => routing::HmacAlgorithm::Sha1,
+                api::HmacAlgorithm::Sha256 => routing::HmacAlgorithm::Sha256,
+                api::HmacAlgorithm::Sha512 => routing::HmacAlgorithm::Sha512,
+            },
+            encoding: match encoding {
+                api::HmacEncoding::Hex => routing::HmacEncoding::Hex,
+                api::HmacEncoding::Base64 => routing::HmacEncoding::Base64,
+            },
+            secrets: self.values("hmac.secrets", secrets)?,
+        })
+    }
+
+    fn values(&self, field: &str, values: &[SecretValue]) -> Result<Vec<Secret>, Finding> {
+        let values = values.iter().enumerate();
+        let values = values.map(|(index, value)| Ok(self.value(field, index, value)?.0));
+        values.collect()
+    }
+
+    fn keys(&self, keys: &[SecretValue]) -> Result<Vec<SigningKey>, Finding> {
+        let keys = keys.iter().enumerate().map(|(index, value)| {
+            let field = "standardWebhooks.keys";
+            let (secret, version) = self.value(field, index, value)?;
+            let SecretKeyRef { name, key } = &value.secret_key_ref;
+            let key = SigningKey {
+                value: secret,
+                version: format!("{name}/{key}@{version}"),
+            };
+            let invalid =
+                |problem: routing::InvalidSigningKey| self.invalid(field, index, value, &problem.to_string());
+            key.bytes().map_err(invalid)?;
+            Ok(key)
+        });
+        keys.collect()
+    }
+
+    /// Returns a value, and the version of its Secret.
+    fn value(&self, field: &str, index: usize, value: &SecretValue) -> Result<(Secret, String), Finding> {
+        let SecretKeyRef { name, key } = &value.secret_key_ref;
+        let path = path(field, index);
+        let (text, version) = secret_value(self.resolver, self.namespace, &path, name, key)?;
+        let text = without_line_break(text);
+        if text.is_empty() {
+            return Err(self.invalid(field, index, value, "is empty"));
+        }
+        Ok((text.to_owned().into(), version.to_owned()))
+    }
+
+    fn invalid(&self, field: &str, index: usize, value: &SecretValue, problem: &str) -> Finding {
+        invalid_value(
+            self.namespace,
+            &path(field, index),
+            &value.secret_key_ref,
+            problem,
+        )
+    }
+}
+
+fn path(field: &str, index: usize) -> String {
+    format!("spec.webhook.verification.{field}[{index}].secretKeyRef")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        resolve::{Observed, Referrers, SecretName, SecretState, compile},
+        routing::{InstallationQuotas, SourceKind},
+    };
+
+    /// Compiles a Source with this webhook, beside a Secret `hooks`; gives the kind, or the reason and the message.
+    fn compiled(webhook: &Value) -> Result<SourceKind, (String, String)> {
+        let source = json!({
+            "apiVersion": "weir.dev/v1alpha1", "kind": "Source",
+            "metadata": {"namespace": "shop", "name": "hook", "uid": "u", "generation": 1},
+            "spec": {"webhook": webhook},
+        });
+        let secret = SecretState::Found {
+            version: "v1".into(),
+            values: [
+                ("a", "s3cret\n"),
+                ("empty", "\n"),
+                ("key", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+            ]
+            .map(|(key, value)| (key.to_owned(), value.to_owned().into()))
+            .into(),
+            looked_for: None,
+        };
+        let name = SecretName {
+            namespace: "shop".into(),
+            name: "hooks".into(),
+        };
+        let observed = Observed {
+            sources: vec![serde_json::from_value(source).unwrap()],
+            secrets: [(name.clone(), secret)].into(),
+            ..Observed::default()
+        };
+        let referrers = Referrers {
+            sources: &observed.sources,
+            ..Referrers::default()
+        };
+        assert!(referrers.secrets().into_keys().all(|named| named == name));
+        let outcome = compile(&observed, "cluster.local", InstallationQuotas::default());
+        let valid = &outcome.diagnoses.sources[0].valid;
+        match outcome.configuration.sources.first() {
+            Some(source) => Ok(source.kind.clone()),
+            None => Err((valid.reason.to_owned(), valid.message.clone())),
+        }
+    }
+
+    fn secrets(keys: &[&str]) -> Value {
+        let value = |key| json!({"secretKeyRef": {"name": "hooks", "key": key}});
+        keys.iter().map(value).collect()
+    }
+
+    #[test]
+    fn each_verification_gets_its_secrets() {
+        let secret = || vec![Secret::from("s3cret".to_owned())];
+        let a = secrets(&["a"]);
+        for (verification, expected) in [
+            (
+                json!({"github": {"secrets": a}}),
+                Verification::GitHub { secrets: secret() },
+            ),
+            (
+                json!({"gitlab": {"secrets": a}}),
+                Verification::GitLab { secrets: secret() },
+            ),
+            (
+                json!({"stripe": {"secrets": a}}),
+                Verification::Stripe { secrets: secret() },
+            ),
+            (
+                json!({"slack": {"secrets": a}}),
+                Verification::Slack { secrets: secret() },
+            ),
+            (
+                json!({"token": {"secrets": a}}),
+                Verification::Token {
+                    header: "Authorization".into(),
+                    secrets: secret(),
+                },
+            ),
+            (
+                json!({"basic": {"username": "u", "passwords": a}}),
+                Verification::Basic {
+                    username: "u".into(),
+                    secrets: secret(),
+                },
+            ),
+            (
+                json!({"hmac": {"header": "X-Sign", "algorithm": "SHA512", "encoding": "Base64", "secrets": a}}),
+                Verification::Hmac(HmacVerification {
+                    header: "X-Sign".into(),
+                    prefix: String::new(),
+                    algorithm: routing::HmacAlgorithm::Sha512,
+                    encoding: routing::HmacEncoding::Base64,
+                    secrets: secret(),
+                }),
+            ),
+            (json!({"none": {}}), Verification::Nothing {}),
+        ] {
+            let found = compiled(&json!({"verification": verification}));
+            let Ok(SourceKind::Webhook(webhook)) = found else {
+                panic!("{verification}: {found:?}")
+            };
+            assert_eq!(webhook.verification, expected);
+            assert_eq!(
+                webhook.source,
+                "/apis/weir.dev/v1alpha1/namespaces/shop/sources/hook"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let a = secrets(&["a"]);
+        let github = json!({"github": {"secrets": a}});
+        for (webhook, reason, part) in [
+            (
+                json!({"verification": {"github": {"secrets": secrets(&["a", "b"])}}}),
+                "SecretKeyNotFound",
+                "spec.webhook.verification.github.secrets[1].secretKeyRef: ",
+            ),
+            (
+                json!({"verification": {"slack": {"secrets": secrets(&["empty"])}}}),
+                "InvalidSecretValue",
+                "is empty",
+            ),
+            (
+                json!({"verification": {"standardWebhooks": {"keys": secrets(&["key", "a"])}}}),
+                "InvalidSecretValue",
+                "standardWebhooks.keys[1].secretKeyRef: ",
+            ),
+            (json!({"verification": {}}), "InvalidVerification", "exactly one"),
+            (
+                json!({"verification": {"github": {"secrets": a}, "none": {}}}),
+                "InvalidVerification",
+                "exactly one",
+            ),
+            (
+                json!({"verification": github, "event": {"source": "a b"}}),
+                "InvalidEvent",
+                "spec.webhook.event: ",
+            ),
+        ] {
+            let (found, message) = compiled(&webhook).unwrap_err();
+            assert_eq!(found, reason, "{webhook}: {message}");
+            assert!(message.contains(part), "{message}");
+            assert!(!message.contains("s3cret"), "{message}");
+        }
+    }
+}
