@@ -25,10 +25,10 @@ use crate::{
     destination::with_causes,
     http_url::{self, HttpUrlError},
     routing::{
-        AccessReview, AccessVerdict, Configuration, Revision,
+        AccessReview, AccessVerdict, Configuration, Revision, access_reviews_path,
         protocol::{
             CONFIGURATION_PATH, ConfigurationQuery, Detail, POLL_TIMEOUT, REPORT_EVERY, SinkReport,
-            access_reviews_path, router_path, sinks_path,
+            router_path, sinks_path,
         },
     },
     supervision,

@@ -5,13 +5,21 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Secret, protocol::Detail};
+use super::{
+    Secret,
+    protocol::{Detail, with_name},
+};
 
 /// Audience of the tokens that authenticate operators to routers. A token for it is not valid for anything else.
 pub const OPERATOR_AUDIENCE: &str = "weir-router";
 
 /// Path for access reviews.
 pub const ACCESS_REVIEWS_PATH: &str = "/v1/routers/{router}/access-reviews";
+
+/// Returns [`ACCESS_REVIEWS_PATH`] with the name of a router filled in.
+pub fn access_reviews_path(router: &str) -> String {
+    with_name(ACCESS_REVIEWS_PATH, router)
+}
 
 /// Maximum size of an [`AccessReview`], in bytes.
 pub const MAX_REVIEW: usize = 64 * 1024;

@@ -22,6 +22,7 @@ mod webhook;
 
 pub use access_review::{
     ACCESS_REVIEWS_PATH, AccessReview, AccessVerdict, MAX_REVIEW, OPERATOR_AUDIENCE, Operation,
+    access_reviews_path,
 };
 pub use authorities::{Authorities, AuthoritiesDigest};
 pub use bearer_token::bearer_token;

@@ -27,7 +27,7 @@ use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
-use super::{ACCESS_REVIEWS_PATH, Revision};
+use super::Revision;
 
 /// Audience of the tokens that authenticate routers. A token for it is not valid for anything else.
 pub const TOKEN_AUDIENCE: &str = "weir-controller";
@@ -88,12 +88,8 @@ pub fn sinks_path(router: &str) -> String {
     with_name(SINKS_PATH, router)
 }
 
-/// Returns [`ACCESS_REVIEWS_PATH`] with the name filled in.
-pub fn access_reviews_path(router: &str) -> String {
-    with_name(ACCESS_REVIEWS_PATH, router)
-}
-
-fn with_name(path: &str, router: &str) -> String {
+/// Returns a path with a router's name filled in.
+pub(super) fn with_name(path: &str, router: &str) -> String {
     path.replace(
         "{router}",
         &utf8_percent_encode(router, NON_ALPHANUMERIC).to_string(),
