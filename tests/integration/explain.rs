@@ -291,7 +291,7 @@ Broker shop/default
     let (code, output) = weir(&["explain", "-f", &file, "-f", directory]);
     assert_eq!(code, 1, "what is explained may not be what was meant");
     assert!(
-        output.contains("its filters do not compile") && output.contains("broken.yaml:7:"),
+        output.contains("its filters or its transform do not compile") && output.contains("broken.yaml:7:"),
         "{output}"
     );
 }
