@@ -48,7 +48,7 @@ pub(super) fn compile(
         subject.namespace, subject.name
     );
     check_attributes(&attributes, &source)?;
-    let secrets = Secrets {
+    let secrets = SourceSecrets {
         resolver,
         namespace: &subject.namespace,
     };
@@ -91,12 +91,12 @@ fn check_attributes(attributes: &[(String, String)], source: &str) -> Result<(),
 }
 
 /// Reads the Secrets of a Source's namespace.
-struct Secrets<'a> {
+struct SourceSecrets<'a> {
     resolver: &'a Resolver<'a>,
     namespace: &'a str,
 }
 
-impl Secrets<'_> {
+impl SourceSecrets<'_> {
     fn verification(&self, verification: &api::WebhookVerification) -> Result<Verification, Finding> {
         let api::WebhookVerification {
             github,

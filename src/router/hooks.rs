@@ -25,7 +25,7 @@ use crate::{
     cloudevents::{Event, Lineage},
     routing::{Source, SourceKind, broker_key},
     server::Peer,
-    source::webhook::{Forgery, Received, Rejection, Webhook},
+    source::webhook::{Forgery, Received, WebhookReceiver, WebhookRejection},
 };
 
 /// The webhooks of a routing configuration.
@@ -36,7 +36,7 @@ pub(super) struct Hooks(HashMap<String, Hook>);
 struct Hook {
     /// `namespace/name` of the broker.
     broker: String,
-    webhook: Webhook,
+    webhook: WebhookReceiver,
 }
 
 impl Hooks {
@@ -47,7 +47,7 @@ impl Hooks {
                 return None;
             };
             let key = broker_key(&source.namespace, &source.name);
-            match Webhook::compile(webhook) {
+            match WebhookReceiver::compile(webhook) {
                 Ok(webhook) => {
                     let broker = broker_key(&source.namespace, &source.broker);
                     Some((key, Hook { broker, webhook }))
@@ -168,11 +168,11 @@ impl From<Forgery> for Problem {
     }
 }
 
-impl From<Rejection> for Problem {
-    fn from(rejection: Rejection) -> Self {
+impl From<WebhookRejection> for Problem {
+    fn from(rejection: WebhookRejection) -> Self {
         match rejection {
-            Rejection::Forged(forgery) => forgery.into(),
-            Rejection::Invalid(invalid) => invalid.into(),
+            WebhookRejection::Forged(forgery) => forgery.into(),
+            WebhookRejection::Invalid(invalid) => invalid.into(),
         }
     }
 }

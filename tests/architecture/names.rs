@@ -16,6 +16,8 @@ const SHARED: &[&str] = &[
     "ContentMode",
     "Destination",
     "Header",
+    "HmacAlgorithm",
+    "HmacEncoding",
     "Ordering",
     "Producer",
     "RateLimit",

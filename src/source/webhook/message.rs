@@ -8,7 +8,7 @@ use http::{HeaderMap, header};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::Sender;
+use super::sender::WebhookSender;
 use crate::cloudevents::{Event, EventBuilder, Invalid};
 
 /// `type` of events whose request names none.
@@ -18,8 +18,8 @@ const TYPE: &str = "dev.weir.webhook";
 const MAX_TEXT: usize = 1024;
 
 /// Returns the challenge that a request asks to have answered. Slack sends one when a URL is entered.
-pub(super) fn challenge(sender: Sender, body: &[u8]) -> Option<String> {
-    if sender != Sender::Slack {
+pub(super) fn challenge(sender: WebhookSender, body: &[u8]) -> Option<String> {
+    if sender != WebhookSender::Slack {
         return None;
     }
     let message: Value = serde_json::from_slice(body).ok()?;
@@ -32,7 +32,7 @@ pub(super) fn challenge(sender: Sender, body: &[u8]) -> Option<String> {
 /// # Errors
 /// If the attributes do not make a valid event.
 pub(super) fn event(
-    sender: Sender,
+    sender: WebhookSender,
     fixed: &[(String, String)],
     source: &str,
     headers: &HeaderMap,
@@ -64,11 +64,11 @@ pub(super) fn event(
 }
 
 /// Attributes by the conventions of the sender.
-fn described<'a>(sender: Sender, headers: &HeaderMap, message: &Value) -> BTreeMap<&'a str, String> {
+fn described<'a>(sender: WebhookSender, headers: &HeaderMap, message: &Value) -> BTreeMap<&'a str, String> {
     let pairs = match sender {
-        Sender::GitHub => github(headers, message),
-        Sender::GitLab => gitlab(headers, message),
-        Sender::Stripe => vec![
+        WebhookSender::GitHub => github(headers, message),
+        WebhookSender::GitLab => gitlab(headers, message),
+        WebhookSender::Stripe => vec![
             ("id", text(&message["id"])),
             (
                 "type",
@@ -77,7 +77,7 @@ fn described<'a>(sender: Sender, headers: &HeaderMap, message: &Value) -> BTreeM
             ("subject", text(&message["data"]["object"]["id"])),
             ("time", seconds(&message["created"])),
         ],
-        Sender::Slack => {
+        WebhookSender::Slack => {
             let kind = text(&message["event"]["type"]).or_else(|| text(&message["type"]));
             vec![
                 ("id", text(&message["event_id"])),
@@ -86,12 +86,12 @@ fn described<'a>(sender: Sender, headers: &HeaderMap, message: &Value) -> BTreeM
                 ("time", seconds(&message["event_time"])),
             ]
         }
-        Sender::StandardWebhooks => vec![
+        WebhookSender::StandardWebhooks => vec![
             ("id", text_of(headers, "webhook-id")),
             ("type", text(&message["type"])),
             ("time", time(&message["timestamp"])),
         ],
-        Sender::Other => Vec::new(),
+        WebhookSender::Other => Vec::new(),
     };
     let known = pairs.into_iter().filter_map(|(name, value)| Some((name, value?)));
     known.collect()
@@ -168,7 +168,7 @@ mod tests {
 
     use super::*;
 
-    fn made(sender: Sender, headers: &[(&'static str, &str)], body: &Value) -> [String; 4] {
+    fn made(sender: WebhookSender, headers: &[(&'static str, &str)], body: &Value) -> [String; 4] {
         let headers: HeaderMap = headers
             .iter()
             .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
@@ -204,7 +204,7 @@ mod tests {
         let repository = json!({"url": "https://api.github.com/repos/o/r"});
         for (sender, headers, body, expected) in [
             (
-                Sender::GitHub,
+                WebhookSender::GitHub,
                 &[("x-github-event", "issues"), ("x-github-delivery", "72d3162e")][..],
                 json!({"action": "opened", "issue": {"number": 7}, "repository": repository}),
                 [
@@ -215,7 +215,7 @@ mod tests {
                 ],
             ),
             (
-                Sender::GitHub,
+                WebhookSender::GitHub,
                 &[("x-github-event", "create"), ("x-github-delivery", "1")],
                 json!({"ref_type": "tag", "ref": "v1", "repository": repository}),
                 [
@@ -226,13 +226,13 @@ mod tests {
                 ],
             ),
             (
-                Sender::GitHub,
+                WebhookSender::GitHub,
                 &[("x-github-event", "ping")],
                 json!({"zen": "Keep it logically awesome.", "hook_id": 1}),
                 ["random", "com.github.ping", "/default", ""],
             ),
             (
-                Sender::GitLab,
+                WebhookSender::GitLab,
                 &[("idempotency-key", "f5e5f430")],
                 json!({"object_kind": "merge_request", "object_attributes": {"iid": 3, "action": "merge"},
                        "project": {"web_url": "https://gitlab.example/o/r"}}),
@@ -244,38 +244,38 @@ mod tests {
                 ],
             ),
             (
-                Sender::Stripe,
+                WebhookSender::Stripe,
                 &[],
                 json!({"id": "evt_1", "type": "invoice.paid", "created": 1, "data": {"object": {"id": "in_1"}}}),
                 ["evt_1", "com.stripe.invoice.paid", "/default", "in_1"],
             ),
             (
-                Sender::Slack,
+                WebhookSender::Slack,
                 &[],
                 json!({"type": "event_callback", "event_id": "Ev1", "event": {"type": "message", "channel": "C1"}}),
                 ["Ev1", "com.slack.message", "/default", "C1"],
             ),
             (
-                Sender::StandardWebhooks,
+                WebhookSender::StandardWebhooks,
                 &[("webhook-id", "msg_1")],
                 json!({"type": "user.created", "timestamp": "2026-01-01T00:00:00Z", "data": {}}),
                 ["msg_1", "user.created", "/default", ""],
             ),
             // What is no text, or no valid attribute, is as if it were not there.
             (
-                Sender::Stripe,
+                WebhookSender::Stripe,
                 &[],
                 json!({"id": {"a": 1}, "type": "a\nb", "created": "soon"}),
                 ["random", TYPE, "/default", ""],
             ),
             (
-                Sender::Slack,
+                WebhookSender::Slack,
                 &[],
                 json!("text"),
                 ["random", TYPE, "/default", ""],
             ),
             (
-                Sender::Other,
+                WebhookSender::Other,
                 &[("x-github-event", "push")],
                 json!({"id": "1", "type": "t"}),
                 ["random", TYPE, "/default", ""],
@@ -296,7 +296,7 @@ mod tests {
         let body = Bytes::from_static(b"payload=%7B%7D");
         let id = || "1".to_owned();
         let made = event(
-            Sender::Other,
+            WebhookSender::Other,
             &[],
             "/s",
             &headers,
@@ -314,7 +314,7 @@ mod tests {
         let wrong = [("Team".to_owned(), "blue".to_owned())];
         let id = || "1".to_owned();
         let invalid = event(
-            Sender::Other,
+            WebhookSender::Other,
             &wrong,
             "/s",
             &headers,
@@ -328,8 +328,11 @@ mod tests {
     #[test]
     fn only_slack_sends_challenges() {
         let body = br#"{"token": "x", "challenge": "3eZbrw1a", "type": "url_verification"}"#;
-        assert_eq!(challenge(Sender::Slack, body), Some("3eZbrw1a".to_owned()));
-        assert_eq!(challenge(Sender::Other, body), None);
-        assert_eq!(challenge(Sender::Slack, br#"{"type": "event_callback"}"#), None);
+        assert_eq!(challenge(WebhookSender::Slack, body), Some("3eZbrw1a".to_owned()));
+        assert_eq!(challenge(WebhookSender::Other, body), None);
+        assert_eq!(
+            challenge(WebhookSender::Slack, br#"{"type": "event_callback"}"#),
+            None
+        );
     }
 }

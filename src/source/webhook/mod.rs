@@ -4,6 +4,7 @@
 //! an argument.
 
 mod message;
+mod sender;
 mod verification;
 
 pub use verification::Forgery;
@@ -13,28 +14,18 @@ use jiff::Timestamp;
 
 use crate::{
     cloudevents::{Event, Invalid},
-    routing::{self, InvalidSigningKey, Verification},
+    routing::{self, InvalidSigningKey},
 };
-use verification::Verifier;
+use sender::WebhookSender;
+use verification::RequestVerifier;
 
 /// A webhook, ready to receive.
 #[derive(Debug)]
-pub struct Webhook {
-    verifier: Verifier,
-    sender: Sender,
+pub struct WebhookReceiver {
+    verifier: RequestVerifier,
+    sender: WebhookSender,
     attributes: Vec<(String, String)>,
     source: String,
-}
-
-/// What is known about the requests of a sender.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sender {
-    GitHub,
-    GitLab,
-    Stripe,
-    Slack,
-    StandardWebhooks,
-    Other,
 }
 
 /// What a verified request asks for.
@@ -48,7 +39,7 @@ pub enum Received {
 
 /// Why a request is rejected.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum Rejection {
+pub enum WebhookRejection {
     /// It may be from somebody else.
     #[error(transparent)]
     Forged(#[from] Forgery),
@@ -57,7 +48,7 @@ pub enum Rejection {
     Invalid(#[from] Invalid),
 }
 
-impl Webhook {
+impl WebhookReceiver {
     /// Prepares a webhook.
     ///
     /// # Errors
@@ -69,8 +60,8 @@ impl Webhook {
             source,
         } = webhook;
         Ok(Self {
-            verifier: Verifier::new(verification)?,
-            sender: Sender::of(verification),
+            verifier: RequestVerifier::new(verification)?,
+            sender: WebhookSender::of(verification),
             attributes: attributes.clone(),
             source: source.clone(),
         })
@@ -94,7 +85,7 @@ impl Webhook {
         body: &bytes::Bytes,
         now: Timestamp,
         id: impl FnOnce() -> String,
-    ) -> Result<Received, Rejection> {
+    ) -> Result<Received, WebhookRejection> {
         self.verifier.verify(headers, body, now)?;
         if let Some(challenge) = message::challenge(self.sender, body) {
             return Ok(Received::Challenge(challenge));
@@ -109,21 +100,5 @@ impl Webhook {
             id,
         )?;
         Ok(Received::Event(Box::new(event)))
-    }
-}
-
-impl Sender {
-    fn of(verification: &Verification) -> Self {
-        match verification {
-            Verification::GitHub { .. } => Self::GitHub,
-            Verification::GitLab { .. } => Self::GitLab,
-            Verification::Stripe { .. } => Self::Stripe,
-            Verification::Slack { .. } => Self::Slack,
-            Verification::StandardWebhooks { .. } => Self::StandardWebhooks,
-            Verification::Hmac(_)
-            | Verification::Token { .. }
-            | Verification::Basic { .. }
-            | Verification::Nothing {} => Self::Other,
-        }
     }
 }

@@ -65,7 +65,7 @@ impl Forgery {
 
 /// A prepared [`Verification`].
 #[derive(Debug)]
-pub(super) enum Verifier {
+pub(super) enum RequestVerifier {
     /// An HMAC of the body.
     Body {
         header: String,
@@ -88,7 +88,7 @@ pub(super) enum Verifier {
     Nothing,
 }
 
-impl Verifier {
+impl RequestVerifier {
     pub(super) fn new(verification: &Verification) -> Result<Self, InvalidSigningKey> {
         let sha256 = |secrets: &[Secret]| keys(hmac::HMAC_SHA256, secrets);
         let value = |header: &str, secrets: &[Secret]| Self::Value {

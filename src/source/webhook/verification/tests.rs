@@ -35,7 +35,7 @@ fn verified(
         map.append(*name, HeaderValue::from_str(value).unwrap());
     }
     let now = Timestamp::from_second(now).unwrap();
-    let verifier = Verifier::new(verification).unwrap();
+    let verifier = RequestVerifier::new(verification).unwrap();
     verifier
         .verify(&map, body, now)
         .err()
