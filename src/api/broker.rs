@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DurationText, Filter, SecretValue};
 
-/// Settings of the broker that has its name.
+/// Settings of the broker with the same name.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "weir.dev",
@@ -57,14 +57,14 @@ pub struct BrokerSpec {
     pub partitions: Option<u16>,
 
     /// Producers that may post events to this broker; everyone else gets 401 or 403. An empty list lets nobody post.
-    /// Events from Sources and replies are not affected. Default: the installation's rule, which lets everyone post
+    /// Events from Sources and replies are not affected: a webhook has a verification of its own. Default: the installation's rule, which lets everyone post
     /// unless the operator has set another. At most 64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub producers: Option<Vec<Producer>>,
 
-    /// Limits of what producers may post. None exceeds the installation's: if it would, the lower one holds, and the
-    /// condition Ready says so. Default: the installation's limits.
+    /// Limits of what producers may post. Each is capped by the installation's limit; the condition Ready says when.
+    /// Default: the installation's defaults, or else its limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<BrokerQuota>,
 
@@ -190,7 +190,7 @@ pub struct BrokerQuota {
     #[schemars(schema_with = "super::schema::optional_size")]
     pub event_size: Option<String>,
 
-    /// Maximum size of the broker's unsettled events in the embedded log of each router, such as 512Mi. Beyond it,
+    /// Maximum size of the events from the oldest unsettled one on, in the embedded log of each router, such as 512Mi. Beyond it,
     /// producers get 507, or the oldest events are removed: see whenFull. Ignored by routers with a log in JetStream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::optional_size")]
@@ -232,7 +232,7 @@ pub struct BrokerStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 
-    /// Number of unsettled events in the logs of all routers: from the first one on that some Trigger has not settled.
+    /// Number of events from the oldest unsettled one on, over all routers.
     /// Only with an embedded log. Like usedBytes and fillPercent, as of usageTime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backlog: Option<u64>,

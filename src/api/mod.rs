@@ -39,8 +39,8 @@ pub use source::{CronData, CronSource, Source, SourceSpec, SourceStatus};
 pub use transform::{TransformAttributes, TransformSpec};
 pub use trigger::{Start, Trigger, TriggerSpec, TriggerStatus};
 pub use webhook::{
-    HmacAlgorithm, HmacEncoding, NoVerification, WebhookBasic, WebhookEvent, WebhookHmac, WebhookSecrets,
-    WebhookSource, WebhookToken, WebhookVerification,
+    HmacAlgorithm, HmacEncoding, NoVerification, WebhookBasic, WebhookEvent, WebhookHmac, WebhookKeys,
+    WebhookSecrets, WebhookSource, WebhookToken, WebhookVerification,
 };
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

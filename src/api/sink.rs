@@ -55,7 +55,8 @@ pub struct SinkSpec {
     pub uri: Option<String>,
 
     /// Certificates of the authorities trusted to sign this Sink's certificate, and that of the token endpoint in
-    /// authorization.oauth2: one or more, in PEM. They replace the public authorities. Requires https. Default: the
+    /// authorization.oauth2: one or more, in PEM. They replace the public authorities. Requires https, of the Sink or
+    /// of the token endpoint. Default: the
     /// authorities in the routers' image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32_768))]
@@ -169,7 +170,7 @@ pub struct ClientCredentials {
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^[ -~]+$"))]
     pub client_id: Option<String>,
 
-    /// Source of the client's identifier, if it is kept with the client's secret.
+    /// Key of a Secret with the identifier of the client. Exactly one of clientId and clientIdFrom must be set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_id_from: Option<SecretValue>,
 
@@ -184,7 +185,7 @@ pub struct ClientCredentials {
     )]
     pub scopes: Vec<String>,
 
-    /// Audience of the token: the parameter audience, which some authorization servers need to know the Sink.
+    /// Value of the parameter audience, which some authorization servers require.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512), regex(pattern = r"^[!-~]+$"))]
     pub audience: Option<String>,

@@ -6,7 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{SecretValue, StandardWebhooks};
+use super::SecretValue;
 
 /// Requests of another system, each of which becomes an event. They are posted to /NAMESPACE/SOURCE at the routers' port
 /// for webhooks; the status has the URL. The response is 202 once the event is durable. The body of a request is the
@@ -46,7 +46,7 @@ pub struct WebhookVerification {
 
     /// A sender that signs by the Standard Webhooks specification (www.standardwebhooks.com).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub standard_webhooks: Option<StandardWebhooks>,
+    pub standard_webhooks: Option<WebhookKeys>,
 
     /// Any sender that puts an HMAC of the body into a header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,7 +60,8 @@ pub struct WebhookVerification {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub basic: Option<WebhookBasic>,
 
-    /// No proof: everyone who reaches the port can send events. Write {} for senders that cannot do better.
+    /// No proof: everyone who reaches the port can send events to the broker, whatever producers its Broker lists. Write
+    /// {} for senders that cannot do better.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub none: Option<NoVerification>,
 }
@@ -72,6 +73,16 @@ pub struct WebhookSecrets {
     /// Secrets, each of which is accepted. While a secret is replaced, list the old and the new one.
     #[schemars(length(min = 1, max = 2))]
     pub secrets: Vec<SecretValue>,
+}
+
+/// Keys of a sender that signs by the Standard Webhooks specification.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WebhookKeys {
+    /// Keys: whsec_ followed by the base64 of 24 to 64 random bytes. A signature by any of them is accepted. While a key
+    /// is replaced, list the old and the new one.
+    #[schemars(length(min = 1, max = 2))]
+    pub keys: Vec<SecretValue>,
 }
 
 /// An HMAC of the body in a header.

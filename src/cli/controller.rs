@@ -54,7 +54,7 @@ pub struct ControllerArgs {
     pub broker_base_url: Option<String>,
 
     /// URL prefix of webhooks, which other systems post to as URL/NAMESPACE/SOURCE, for example https://hooks.example.com.
-    /// Published in the status of Sources.
+    /// Published in the status of Sources. Without it, Sources of kind webhook are not Ready.
     #[arg(long, env = "WEIR_WEBHOOK_BASE_URL", value_name = "URL")]
     pub webhook_base_url: Option<String>,
 
@@ -83,15 +83,18 @@ pub struct ControllerArgs {
     #[arg(long, env = "WEIR_BROKER_BYTES", value_name = "SIZE")]
     pub broker_bytes: Option<Size>,
 
-    /// Events per second of a broker whose Broker sets no quota.eventsPerSecond. Default: --broker-events-per-second.
+    /// Maximum events per second at each router for a broker that has no Broker, or whose Broker sets no
+    /// quota.eventsPerSecond. Default: --broker-events-per-second.
     #[arg(long, env = "WEIR_BROKER_DEFAULT_EVENTS_PER_SECOND", value_name = "EVENTS")]
     pub broker_default_events_per_second: Option<NonZeroU32>,
 
-    /// Size of an event of a broker whose Broker sets no quota.eventSize. Default: --broker-event-size.
+    /// Maximum size of an event for a broker that has no Broker, or whose Broker sets no quota.eventSize. Default:
+    /// --broker-event-size.
     #[arg(long, env = "WEIR_BROKER_DEFAULT_EVENT_SIZE", value_name = "SIZE")]
     pub broker_default_event_size: Option<Size>,
 
-    /// Bytes of unsettled events of a broker whose Broker sets no quota.bytes. Default: --broker-bytes.
+    /// Maximum bytes of unsettled events for a broker that has no Broker, or whose Broker sets no quota.bytes. Default:
+    /// --broker-bytes.
     #[arg(long, env = "WEIR_BROKER_DEFAULT_BYTES", value_name = "SIZE")]
     pub broker_default_bytes: Option<Size>,
 

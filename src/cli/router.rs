@@ -44,8 +44,8 @@ pub struct LogArgs {
     #[arg(long, env = "WEIR_IDLE_TIMEOUT", default_value = "650s", value_name = "DURATION", value_parser = units::duration)]
     pub idle_timeout: Duration,
 
-    /// Address that the requests of webhooks are posted to, as /NAMESPACE/SOURCE, such as 0.0.0.0:8082. Default: none, and
-    /// Sources of kind webhook receive nothing.
+    /// Address that receives the requests of webhooks, as /NAMESPACE/SOURCE, such as 0.0.0.0:8082. Without it, Sources of
+    /// kind webhook receive nothing.
     #[arg(long, env = "WEIR_LISTEN_HOOKS", value_name = "ADDRESS")]
     pub listen_hooks: Option<SocketAddr>,
 
@@ -83,7 +83,7 @@ pub struct LogArgs {
     pub log_size: Size,
 
     /// Largest share of the embedded event log that the brokers of one namespace get, in percent of what the other
-    /// namespaces leave. Beyond it, new events are rejected with 507.
+    /// namespaces leave. Beyond it, --when-full or the Broker's whenFull applies.
     #[arg(
         long,
         env = "WEIR_LOG_SHARE",
@@ -93,7 +93,8 @@ pub struct LogArgs {
     )]
     pub log_share: u8,
 
-    /// Policy for new events when the log or a share of it is full and every event that all Triggers have settled has been removed.
+    /// Policy for new events when the log or a share of it is full and every event that all Triggers have settled has
+    /// been removed. A Broker's whenFull overrides it, except when the whole log is full.
     #[arg(
         long,
         env = "WEIR_WHEN_FULL",

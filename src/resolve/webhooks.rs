@@ -126,7 +126,7 @@ impl SourceSecrets<'_> {
             let secrets = self.preset("slack", preset)?;
             found.push(Verification::Slack { secrets });
         }
-        if let Some(api::StandardWebhooks { keys }) = standard_webhooks {
+        if let Some(api::WebhookKeys { keys }) = standard_webhooks {
             let keys = self.keys(keys)?;
             found.push(Verification::StandardWebhooks { keys });
         }

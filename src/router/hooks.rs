@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use bytes::Bytes;
 use http::{StatusCode, request::Parts};
 use jiff::Timestamp;
 
@@ -153,6 +154,15 @@ impl HookServer {
         let record = event
             .with_lineage(Lineage::of_origin(fastrand::u64(..)))
             .to_record();
+        let stored = self.store_within_quota(broker, record).await;
+        if let Err(problem) = &stored {
+            // A Source names its broker, so it exists.
+            self.ingress.note_over_quota(broker, problem, || true);
+        }
+        stored
+    }
+
+    async fn store_within_quota(&self, broker: &str, record: Bytes) -> Result<(), Problem> {
         self.ingress.check_quota(broker, std::slice::from_ref(&record))?;
         Ok(self.ingress.store(broker, &[record]).await?)
     }

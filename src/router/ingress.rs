@@ -93,12 +93,7 @@ async fn receive(
         Err(problem) => {
             let reason = problem.reason();
             ingress.metrics.rejected(reason);
-            if let Some(limit) = problem.exceeded() {
-                ingress.metrics.over_quota(&key, limit, exists);
-                if matches!(limit, ExceededLimit::Share | ExceededLimit::Bytes) {
-                    ingress.over_quota.note(&key, limit, Instant::now());
-                }
-            }
+            ingress.note_over_quota(&key, &problem, exists);
             (problem.into_response(), Some(reason))
         }
     };
@@ -283,6 +278,15 @@ impl Ingress {
             let held_back = admitted.held_back;
             let held_by = self.held_by(broker, error);
             tracing::warn!(broker, %error, held_by, held_back, "events are rejected with 507");
+        }
+    }
+
+    /// Counts a rejected request, if a limit of its broker or namespace is the reason.
+    pub(super) fn note_over_quota(&self, broker: &str, problem: &Problem, exists: impl Fn() -> bool) {
+        let Some(limit) = problem.exceeded() else { return };
+        self.metrics.over_quota(broker, limit, exists);
+        if matches!(limit, ExceededLimit::Share | ExceededLimit::Bytes) {
+            self.over_quota.note(broker, limit, Instant::now());
         }
     }
 
