@@ -116,10 +116,7 @@ fn the_oldest_events_are_dropped_where_the_operator_chose_that() {
         // Every event is delivered, dropped after it had matched, or was gone before it could match.
         if figures["pending"] == 0 && figures["delivered"] + figures["dropped"] + missed == 3000 {
             assert!(figures["delivered"] >= 3000 - dropped, "{figures:?}");
-            assert!(
-                figures["dropped"] > 0 && missed > 0,
-                "{figures:?}, {missed} missed"
-            );
+            assert!(figures["dropped"] > 0, "{figures:?}, {missed} missed");
             Ok(())
         } else {
             Err(format!("{figures:?}, {missed} missed, {dropped} dropped"))

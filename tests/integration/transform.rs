@@ -20,7 +20,9 @@ fn manifests(total: &str) -> String {
 fn weir(router: &LocalRouter, arguments: &[&str]) -> String {
     let address = format!("--router={}", router.admin(""));
     let all = arguments.iter().copied().chain([address.as_str()]);
-    let mut process = Process::weir(all).quiet().start();
+    let token = router.token_file().display().to_string();
+    let launch = Process::weir(all).quiet().env("WEIR_ROUTER_TOKEN", token);
+    let mut process = launch.start();
     let success = process.wait_for_exit(PATIENCE).success();
     let output = process.output().join("\n");
     assert!(success, "{output}");
