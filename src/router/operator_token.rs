@@ -4,7 +4,7 @@ use std::{
     fs::{self, OpenOptions, Permissions},
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -31,8 +31,10 @@ pub(super) struct OperatorToken {
 impl OperatorToken {
     /// Replaces the token in a data directory. If that fails, as on a full disk, the one of the last run stays.
     pub(super) fn renew(directory: &Path) -> Self {
+        // Told to people, whose directory may be another one.
+        let directory = path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
         let path = directory.join(OPERATOR_TOKEN_FILE);
-        let text = write(directory, &path).or_else(|error| {
+        let text = write(&directory, &path).or_else(|error| {
             tracing::error!(
                 %error,
                 path = %path.display(),
