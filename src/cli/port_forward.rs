@@ -201,6 +201,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn kept_token_is_removed_at_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        write(&path, "a").unwrap();
+        drop(KeptToken(path.clone()));
+        assert!(!path.exists());
+    }
+
+    #[test]
     fn only_the_owner_can_read_the_kept_token() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("weir/token");
