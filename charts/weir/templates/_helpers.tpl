@@ -238,3 +238,56 @@ metricRelabelings: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* An Ingress to a Service of the routers. Call: with root, values (those of ingress), name of the Service and port, the name of its port */}}
+{{- define "weir.ingress" -}}
+{{- $me := dict "root" .root "component" "router" -}}
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: {{ .name | quote }}
+  namespace: {{ .root.Release.Namespace | quote }}
+  {{- include "weir.metadata" (merge (dict "annotations" .values.annotations) $me) | nindent 2 }}
+spec:
+  {{- with .values.className }}
+  ingressClassName: {{ . | quote }}
+  {{- end }}
+  {{- with .values.tls }}
+  tls: {{- toYaml . | nindent 2 }}
+  {{- end }}
+  rules:
+  {{- range .values.hosts }}
+  - host: {{ .host | quote }}
+    http:
+      paths:
+      {{- range default (list dict) .paths }}
+      - path: {{ default "/" .path | quote }}
+        pathType: {{ default "Prefix" .pathType }}
+        backend: {service: {name: {{ $.name | quote }}, port: {name: {{ $.port }}}}}
+      {{- end }}
+  {{- end }}
+{{- end -}}
+
+{{/* An HTTPRoute to a Service of the routers. Call: with root, values (those of httpRoute), name of the Service and port, the number of its port */}}
+{{- define "weir.httpRoute" -}}
+{{- $me := dict "root" .root "component" "router" -}}
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: {{ .name | quote }}
+  namespace: {{ .root.Release.Namespace | quote }}
+  {{- include "weir.metadata" (merge (dict "annotations" .values.annotations) $me) | nindent 2 }}
+spec:
+  parentRefs: {{- toYaml .values.parentRefs | nindent 2 }}
+  {{- with .values.hostnames }}
+  hostnames: {{- toYaml . | nindent 2 }}
+  {{- end }}
+  rules:
+  {{- range .values.rules }}
+  - matches: {{- toYaml .matches | nindent 4 }}
+    {{- with .filters }}
+    filters: {{- toYaml . | nindent 4 }}
+    {{- end }}
+    backendRefs: [{name: {{ $.name | quote }}, port: {{ $.port }}}]
+  {{- end }}
+{{- end -}}
