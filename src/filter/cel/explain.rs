@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use cel::common::{
-    types::{CelBool, CelDouble, CelInt, CelNull, CelString, CelUInt},
+    types::{CelNull, CelString},
     value::Val,
 };
 
-use super::{CelExpression, CelFailure, check::DATA, evaluate::CelScope, time::CelTime, tree::CelNode};
+use super::{CelExpression, CelFailure, check::DATA, evaluate::CelScope, scalar::scalar_text, tree::CelNode};
 use crate::filter::{
     Subject,
     explanation::{Explanation, ReadAttribute, one_line},
@@ -59,16 +59,8 @@ impl CelExpression {
 fn text(value: &dyn Val) -> Option<String> {
     Some(if let Some(text) = value.downcast_ref::<CelString>() {
         text.inner().chars().take(MAX_SHOWN).collect()
-    } else if let Some(number) = value.downcast_ref::<CelInt>() {
-        number.inner().to_string()
-    } else if let Some(number) = value.downcast_ref::<CelUInt>() {
-        number.inner().to_string()
-    } else if let Some(number) = value.downcast_ref::<CelDouble>() {
-        number.inner().to_string()
-    } else if let Some(boolean) = value.downcast_ref::<CelBool>() {
-        boolean.inner().to_string()
-    } else if let Some(time) = value.downcast_ref::<CelTime>() {
-        time.to_string()
+    } else if let Some(text) = scalar_text(value) {
+        text
     } else if value.downcast_ref::<CelNull>().is_some() {
         "null".to_owned()
     } else {

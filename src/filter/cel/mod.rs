@@ -31,6 +31,7 @@ mod network;
 mod output;
 mod pattern;
 mod requirement;
+mod scalar;
 mod signatures;
 #[cfg(test)]
 mod tests;

@@ -2,13 +2,14 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use cel::common::{
-    types::{CelBool, CelBytes, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelUInt},
+    types::{CelBool, CelBytes, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString},
     value::Val,
 };
 
 use super::{
     CelExpression, CelFailure,
     evaluate::{CelScope, ELEMENT, type_of},
+    scalar::scalar_text,
     time::CelTime,
 };
 use crate::{
@@ -78,19 +79,7 @@ impl<'a> CelEvaluation<'a> {
             return Ok(());
         }
         self.fuel.spend(ELEMENT)?;
-        let text = if let Some(number) = value.downcast_ref::<CelInt>() {
-            number.inner().to_string()
-        } else if let Some(number) = value.downcast_ref::<CelUInt>() {
-            number.inner().to_string()
-        } else if let Some(number) = value.downcast_ref::<CelDouble>() {
-            number.inner().to_string()
-        } else if let Some(boolean) = value.downcast_ref::<CelBool>() {
-            boolean.inner().to_string()
-        } else if let Some(time) = value.downcast_ref::<CelTime>() {
-            time.to_string()
-        } else {
-            return Err(CelFailure::NotText(type_of(value)));
-        };
+        let text = scalar_text(value).ok_or_else(|| CelFailure::NotText(type_of(value)))?;
         out.push_str(&text);
         Ok(())
     }
