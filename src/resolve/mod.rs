@@ -10,6 +10,7 @@ mod brokers;
 mod compile;
 mod credentials;
 mod diagnosis;
+mod event_attributes;
 mod filters;
 mod finding;
 mod observed;

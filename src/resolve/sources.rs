@@ -2,13 +2,13 @@
 
 use super::{
     diagnosis::{ResourceId, SourceDiagnosis},
+    event_attributes::{self, default_source},
     finding::Finding,
     resolver::Resolver,
     webhooks,
 };
 use crate::{
     api,
-    cloudevents::EventBuilder,
     routing::{self, broker_key},
 };
 
@@ -89,29 +89,16 @@ fn compile_cron(
         extensions,
     } = cron;
     let (data, content_type) = cron_data(data.as_ref())?;
-    let source = source.clone().unwrap_or_else(|| {
-        format!(
-            "/apis/weir.dev/v1alpha1/namespaces/{}/sources/{}",
-            subject.namespace, subject.name
-        )
-    });
+    let source = source.clone();
     let fixed = [
         ("type", Some(r#type.clone())),
-        ("source", Some(source)),
+        ("source", source.or_else(|| Some(default_source(subject)))),
         ("subject", about.clone()),
         ("datacontenttype", content_type),
     ];
-    let fixed = fixed
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
-    let attributes: Vec<_> = fixed.chain(extensions.clone()).collect();
-    let probe = attributes.iter().fold(
-        EventBuilder::new().attribute("id", "1"),
-        |builder, (name, value)| builder.attribute(name.as_str(), value.as_str()),
-    );
-    probe
-        .build()
-        .map_err(|invalid| Finding::bad("InvalidEvent", format!("spec.cron: {invalid}")))?;
+    let attributes = event_attributes::collect(fixed, extensions);
+    let probe = attributes.iter().map(|(name, value)| (&**name, &**value));
+    event_attributes::check("spec.cron", probe)?;
     let cron = routing::Cron {
         schedule: schedule.clone(),
         time_zone: time_zone.clone(),

@@ -3,12 +3,12 @@
 use super::{
     credentials::{invalid_value, secret_value, without_line_break},
     diagnosis::ResourceId,
+    event_attributes::{self, default_source},
     finding::Finding,
     resolver::Resolver,
 };
 use crate::{
     api::{self, SecretKeyRef, SecretValue, WebhookSecrets},
-    cloudevents::EventBuilder,
     routing::{self, HmacVerification, Secret, SigningKey, Verification},
 };
 
@@ -43,10 +43,7 @@ pub(super) fn compile(
 ) -> Result<routing::Webhook, Finding> {
     let api::WebhookSource { verification, event } = webhook;
     let attributes = attributes(event.as_ref());
-    let source = format!(
-        "/apis/weir.dev/v1alpha1/namespaces/{}/sources/{}",
-        subject.namespace, subject.name
-    );
+    let source = default_source(subject);
     check_attributes(&attributes, &source)?;
     let secrets = SourceSecrets {
         resolver,
@@ -70,24 +67,15 @@ fn attributes(event: Option<&api::WebhookEvent>) -> Vec<(String, String)> {
         return Vec::new();
     };
     let fixed = [("type", r#type), ("source", source), ("subject", subject)];
-    let fixed = fixed
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
-    fixed.chain(extensions.clone()).collect()
+    event_attributes::collect(fixed.map(|(name, value)| (name, value.clone())), extensions)
 }
 
 fn check_attributes(attributes: &[(String, String)], source: &str) -> Result<(), Finding> {
     let is_set = |name: &str| attributes.iter().any(|(set, _)| set == name);
-    let defaults = [("id", "1"), ("type", "t"), ("source", source)];
+    let defaults = [("type", "t"), ("source", source)];
     let defaults = defaults.into_iter().filter(|(name, _)| !is_set(name));
     let own = attributes.iter().map(|(name, value)| (&**name, &**value));
-    let probe = defaults
-        .chain(own)
-        .fold(EventBuilder::new(), |builder, (name, value)| {
-            builder.attribute(name, value)
-        });
-    let invalid = |error| Finding::bad("InvalidEvent", format!("spec.webhook.event: {error}"));
-    probe.build().map(drop).map_err(invalid)
+    event_attributes::check("spec.webhook.event", defaults.chain(own))
 }
 
 /// Reads the Secrets of a Source's namespace.
