@@ -460,7 +460,7 @@ impl Shards {
         removed
     }
 
-    /// Runs the Sources of the brokers of this router's shards, and no others. Those of the shard that `continues` ran at
+    /// Runs the Sources of the brokers of this router's shards that run, and no others. Those of the shard that `continues` ran at
     /// another router before.
     fn run_sources(&self, work: &mut Work, continues: Option<Shard>) {
         let (Some(configuration), Some(sources)) = (&work.configuration, &mut work.sources) else {
@@ -474,7 +474,7 @@ impl Shards {
         let running: Vec<_> = configuration
             .sources
             .iter()
-            .filter(|source| owned.contains_key(&shard_of(source)))
+            .filter(|source| source.kind.runs() && owned.contains_key(&shard_of(source)))
             .cloned()
             .collect();
         sources.apply(&running, |source| continues == Some(shard_of(source)));

@@ -34,6 +34,7 @@ pub struct Sources {
 async fn run(source: routing::Source, context: Context) {
     match source.kind.clone() {
         routing::SourceKind::Cron(cron) => cron::run(source, cron, context).await,
+        // Every router receives webhooks: see `router/hooks.rs`. They do not run.
         routing::SourceKind::Webhook(_) => {}
     }
 }
@@ -86,14 +87,8 @@ impl Sources {
             }
             unchanged
         });
-        // Webhooks are received by every router, and run nowhere: see `router/hooks.rs`.
-        let sources: Vec<_> = sources
-            .iter()
-            .filter(|source| source.kind.runs())
-            .cloned()
-            .collect();
-        self.statistics.keep(&sources);
-        for source in &sources {
+        self.statistics.keep(sources);
+        for source in sources {
             if self.running.contains_key(&source.uid) {
                 continue;
             }
