@@ -22,6 +22,7 @@ mod operator;
 mod operator_token;
 mod options;
 mod over_quota;
+mod owner_file;
 mod problem;
 mod quotas;
 mod router_log;
@@ -458,11 +459,11 @@ impl Applier {
         let before = self.access.load_full();
         let compiling = supervision::apart("compiling the routing configuration", move || {
             let access = Access::compile(&configuration, &before);
-            (access, RoutingTable::compile(configuration))
+            let hooks = Hooks::compile(&configuration.sources);
+            (access, hooks, RoutingTable::compile(configuration))
         });
-        let (access, table) = compiling.await.map_err(RouterError::Panicked)?;
+        let (access, hooks, table) = compiling.await.map_err(RouterError::Panicked)?;
         let table = Arc::new(table);
-        let hooks = Hooks::compile(&sources);
         // Delivery first: an event that the new table lets in must find its Triggers placed.
         self.shards.apply(table.clone(), sources, is_saved).await?;
         self.ingress

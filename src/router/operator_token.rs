@@ -1,23 +1,19 @@
 //! The router's own token, which admits operators: whoever can read the data directory is one.
 
 use std::{
-    fs::{self, OpenOptions, Permissions},
+    fs,
     io::{self, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{self, Path, PathBuf},
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use ring::{
-    digest::{SHA256, digest},
-    rand::{SecureRandom as _, SystemRandom},
-};
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+use super::owner_file;
+use crate::routing::CredentialDigest;
 
 /// File in the data directory.
 pub const OPERATOR_TOKEN_FILE: &str = "operator-token";
-
-/// Readable by the owner only.
-const MODE: u32 = 0o600;
 
 /// Random bytes of a token.
 const BYTES: usize = 32;
@@ -25,7 +21,7 @@ const BYTES: usize = 32;
 /// The token, or none if the data directory cannot hold it. Keeps only its digest.
 pub(super) struct OperatorToken {
     path: PathBuf,
-    digest: Option<[u8; 32]>,
+    digest: Option<CredentialDigest>,
 }
 
 impl OperatorToken {
@@ -42,7 +38,7 @@ impl OperatorToken {
             );
             fs::read_to_string(&path)
         });
-        let digest = text.ok().map(|text| sha256(text.trim()));
+        let digest = text.ok().map(|text| CredentialDigest::of(text.trim().as_bytes()));
         Self { path, digest }
     }
 
@@ -53,8 +49,8 @@ impl OperatorToken {
 
     /// Whether this is the token.
     pub(super) fn is(&self, token: &str) -> bool {
-        // Comparing digests tells an attacker nothing that he could use, however long it takes.
-        self.digest == Some(sha256(token))
+        let presented = CredentialDigest::of(token.as_bytes());
+        self.digest.is_some_and(|digest| digest.matches(&presented))
     }
 }
 
@@ -64,27 +60,16 @@ fn write(directory: &Path, path: &Path) -> io::Result<String> {
     filled.map_err(|_| io::Error::other("the system has no random numbers"))?;
     let token = URL_SAFE_NO_PAD.encode(bytes);
     let beside = directory.join(format!("{OPERATOR_TOKEN_FILE}.new"));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(MODE)
-        .open(&beside)?;
-    // The file may be left from before, with other permissions.
-    file.set_permissions(Permissions::from_mode(MODE))?;
+    let mut file = owner_file::create(&beside)?;
     writeln!(file, "{token}")?;
     fs::rename(&beside, path)?;
     Ok(token)
 }
 
-fn sha256(token: &str) -> [u8; 32] {
-    let mut found = [0; 32];
-    found.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
-    found
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -95,7 +80,7 @@ mod tests {
         assert_eq!(first.path(), path);
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.len() > 40 && first.is(text.trim()), "{text}");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         for wrong in ["", "x", text.as_str()] {
             assert!(!first.is(wrong), "{wrong}");
         }

@@ -2,19 +2,16 @@
 
 use std::{
     borrow::Cow,
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, File},
     io::{self, BufWriter, Write},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
+use super::owner_file;
 use crate::routing::{Configuration, Revision};
 
 /// File in the data directory.
 const FILE: &str = "configuration.json";
-
-/// Readable by the owner only: it contains credentials of Sinks.
-const MODE: u32 = 0o600;
 
 pub(super) struct SavedConfiguration {
     directory: PathBuf,
@@ -93,14 +90,7 @@ impl SavedConfiguration {
         let path = self.path();
         let beside = self.directory.join(format!("{FILE}.new"));
         let write = || {
-            let file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(MODE)
-                .open(&beside)?;
-            // Another version may have left the file with other permissions.
-            file.set_permissions(Permissions::from_mode(MODE))?;
+            let file = owner_file::create(&beside)?;
             let mut buffered = BufWriter::new(&file);
             serde_json::to_writer(&mut buffered, &*configuration)?;
             buffered.flush()?;
@@ -118,7 +108,9 @@ impl SavedConfiguration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt as _};
+
+    use super::{super::owner_file::MODE, *};
     use crate::routing::Revision;
 
     #[test]

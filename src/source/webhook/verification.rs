@@ -8,13 +8,11 @@ use base64::{
 };
 use http::{HeaderMap, header};
 use jiff::{SignedDuration, Timestamp};
-use ring::{
-    digest::{SHA256, digest},
-    hmac,
-};
+use ring::hmac;
 
 use crate::routing::{
-    HmacAlgorithm, HmacEncoding, HmacVerification, InvalidSigningKey, Secret, SigningKey, Verification,
+    CredentialDigest, HmacAlgorithm, HmacEncoding, HmacVerification, InvalidSigningKey, Secret, SigningKey,
+    Verification, bearer_token,
 };
 
 /// Maximum difference between the time of a signature and now, in both directions.
@@ -81,10 +79,10 @@ pub(super) enum RequestVerifier {
         header: String,
         /// Whether the token follows `Bearer`.
         is_bearer: bool,
-        digests: Vec<[u8; 32]>,
+        digests: Vec<CredentialDigest>,
     },
     /// Digests of user name and password.
-    Basic(Vec<[u8; 32]>),
+    Basic(Vec<CredentialDigest>),
     Nothing,
 }
 
@@ -96,7 +94,7 @@ impl RequestVerifier {
             is_bearer: header.eq_ignore_ascii_case("authorization"),
             digests: secrets
                 .iter()
-                .map(|secret| sha(secret.reveal().as_bytes()))
+                .map(|secret| CredentialDigest::of(secret.reveal().as_bytes()))
                 .collect(),
         };
         Ok(match verification {
@@ -131,7 +129,7 @@ impl RequestVerifier {
                 let pairs = secrets
                     .iter()
                     .map(|secret| format!("{username}:{}", secret.reveal()));
-                Self::Basic(pairs.map(|pair| sha(pair.as_bytes())).collect())
+                Self::Basic(pairs.map(|pair| CredentialDigest::of(pair.as_bytes())).collect())
             }
             Verification::Nothing {} => Self::Nothing,
         })
@@ -151,17 +149,15 @@ impl RequestVerifier {
             } => {
                 let value = one(headers, header)?;
                 let token = match is_bearer {
-                    true => crate::routing::bearer_token(value).ok_or_else(|| malformed(header))?,
+                    true => bearer_token(value).ok_or_else(|| malformed(header))?,
                     false => value,
                 };
-                let is_known = digests.contains(&sha(token.as_bytes()));
-                is_known.then_some(()).ok_or_else(|| wrong(header))
+                check_known(header, digests, token.as_bytes())
             }
             Self::Basic(digests) => {
                 let name = header::AUTHORIZATION.as_str();
                 let credentials = basic(one(headers, name)?).ok_or_else(|| malformed(name))?;
-                let is_known = digests.contains(&sha(&credentials));
-                is_known.then_some(()).ok_or_else(|| wrong(name))
+                check_known(name, digests, &credentials)
             }
             Self::Nothing => Ok(()),
         }
@@ -247,10 +243,18 @@ fn is_signed(keys: &[hmac::Key], parts: &[&[u8]], signatures: &[Vec<u8>]) -> boo
     keys.iter().any(|key| {
         let mut context = hmac::Context::with_key(key);
         parts.iter().for_each(|part| context.update(part));
-        let expected = sha(context.sign().as_ref());
-        // Comparing digests tells an attacker nothing that he could use, however long it takes.
-        signatures.iter().any(|signature| sha(signature) == expected)
+        let expected = CredentialDigest::of(context.sign().as_ref());
+        signatures
+            .iter()
+            .any(|signature| expected.matches(&CredentialDigest::of(signature)))
     })
+}
+
+/// Checks that a header's credential is one of those permitted.
+fn check_known(header: &str, digests: &[CredentialDigest], credential: &[u8]) -> Result<(), Forgery> {
+    let presented = CredentialDigest::of(credential);
+    let is_known = digests.iter().any(|digest| digest.matches(&presented));
+    is_known.then_some(()).ok_or_else(|| wrong(header))
 }
 
 /// Checked after the signature: before, the time is anybody's.
@@ -319,12 +323,6 @@ fn hash_of(algorithm: HmacAlgorithm) -> hmac::Algorithm {
         HmacAlgorithm::Sha256 => hmac::HMAC_SHA256,
         HmacAlgorithm::Sha512 => hmac::HMAC_SHA512,
     }
-}
-
-fn sha(bytes: &[u8]) -> [u8; 32] {
-    let mut found = [0; 32];
-    found.copy_from_slice(digest(&SHA256, bytes).as_ref());
-    found
 }
 
 #[cfg(test)]
