@@ -10,13 +10,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header, uri::Scheme};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, uri::Scheme};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
 };
+use serde::Serialize;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -284,13 +285,7 @@ impl ControllerLink {
     }
 
     async fn tell(&self, report: &SinkReport) -> Result<(), LinkError> {
-        let uri = format!("{}{}", self.controller, sinks_path(&self.router));
-        // Plain data always serialises.
-        let json = serde_json::to_vec(report).unwrap_or_default();
-        let request = Request::put(uri.as_str())
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::from(json))
-            .map_err(|error| LinkError::Address(uri, HttpUrlError::Syntax(error.to_string())))?;
+        let request = self.json(Method::PUT, &sinks_path(&self.router), report)?;
         let response = tokio::time::timeout(PATIENCE, self.send(request))
             .await
             .map_err(|_| LinkError::Timeout)??;
@@ -331,15 +326,27 @@ impl ControllerLink {
     /// # Errors
     /// If there is no verdict.
     pub async fn review_access(&self, review: &AccessReview) -> Result<AccessVerdict, LinkError> {
-        let uri = format!("{}{}", self.controller, access_reviews_path(&self.router));
-        // Plain data always serialises.
-        let json = serde_json::to_vec(review).unwrap_or_default();
-        let request = Request::post(uri.as_str())
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::from(json))
-            .map_err(|error| LinkError::Address(uri, HttpUrlError::Syntax(error.to_string())))?;
+        let request = self.json(Method::POST, &access_reviews_path(&self.router), review)?;
         let reviewed = tokio::time::timeout(PATIENCE, self.verdict(request)).await;
         reviewed.map_err(|_| LinkError::Timeout)?
+    }
+
+    /// Makes a request with plain data as its body.
+    fn json(
+        &self,
+        method: Method,
+        path: &str,
+        data: &impl Serialize,
+    ) -> Result<Request<Full<Bytes>>, LinkError> {
+        let uri = format!("{}{path}", self.controller);
+        // Plain data always serialises.
+        let json = serde_json::to_vec(data).unwrap_or_default();
+        Request::builder()
+            .method(method)
+            .uri(uri.as_str())
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::from(json))
+            .map_err(|error| LinkError::Address(uri, HttpUrlError::Syntax(error.to_string())))
     }
 
     async fn verdict(&self, request: Request<Full<Bytes>>) -> Result<AccessVerdict, LinkError> {
