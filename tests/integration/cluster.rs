@@ -11,7 +11,8 @@ use std::{
 use serde_json::Value;
 
 use crate::support::{
-    Answer, Consumer, ControlPlane, Kubectl, PATIENCE, Process, Received, Scratch, eventually, get, post,
+    Answer, Consumer, ControlPlane, Kubectl, PATIENCE, Process, Received, Scratch, eventually, get,
+    operator_of, post,
 };
 
 /// Weir, running.
@@ -85,8 +86,7 @@ impl Weir {
 
     /// The token of the router's operators, as a header.
     pub(crate) fn operator(&self) -> String {
-        let token = std::fs::read_to_string(self.data().join("operator-token")).expect("a router writes it");
-        format!("Bearer {}", token.trim())
+        operator_of(self.data())
     }
 
     pub(crate) fn metrics(&self) -> String {

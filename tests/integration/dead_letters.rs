@@ -15,11 +15,9 @@ fn trigger(name: &str, delivery: &str) -> String {
 
 /// Runs `weir dead-letters`; its exit status and what it printed on both outputs.
 fn dead_letters(router: &LocalRouter, arguments: &[&str]) -> (bool, String) {
-    let address = format!("--router={}", router.admin(""));
-    let all = ["dead-letters"].into_iter().chain(arguments.iter().copied());
-    let launch = Process::weir(all.chain([address.as_str()])).quiet();
-    let mut process = launch
-        .env("WEIR_ROUTER_TOKEN", router.token_file().display().to_string())
+    let mut process = router
+        .weir(&[&["dead-letters"], arguments].concat())
+        .quiet()
         .start();
     let success = process.wait_for_exit(PATIENCE).success();
     (success, process.output().join("\n"))

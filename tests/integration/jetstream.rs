@@ -284,11 +284,7 @@ fn a_restarted_router_delivers_although_others_have_applied_another_configuratio
 /// A command of `weir` with this router, and what it prints.
 #[track_caller]
 fn weir(router: &LocalRouter, arguments: &[&str]) -> String {
-    let address = format!("--router={}", router.admin(""));
-    let all = arguments.iter().copied().chain([address.as_str()]);
-    let token = router.token_file().display().to_string();
-    let launch = Process::weir(all).quiet().env("WEIR_ROUTER_TOKEN", token);
-    launch.run().unwrap()
+    router.weir(arguments).quiet().run().unwrap()
 }
 
 #[test]

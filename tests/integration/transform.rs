@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Consumer, LocalRouter, PATIENCE, Process, eventually, post};
+use crate::support::{Consumer, LocalRouter, PATIENCE, eventually, post};
 
 fn manifests(total: &str) -> String {
     let trigger = |name: &str, delivery: &str| {
@@ -18,11 +18,7 @@ fn manifests(total: &str) -> String {
 }
 
 fn weir(router: &LocalRouter, arguments: &[&str]) -> String {
-    let address = format!("--router={}", router.admin(""));
-    let all = arguments.iter().copied().chain([address.as_str()]);
-    let token = router.token_file().display().to_string();
-    let launch = Process::weir(all).quiet().env("WEIR_ROUTER_TOKEN", token);
-    let mut process = launch.start();
+    let mut process = router.weir(arguments).quiet().start();
     let success = process.wait_for_exit(PATIENCE).success();
     let output = process.output().join("\n");
     assert!(success, "{output}");

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http::Method;
 
 use super::{
-    Consumer, Nameserver, PATIENCE, Process, ReservedPort, Scratch, client::Response, eventually, get, post,
-    runtime, send, try_get,
+    Consumer, Launch, Nameserver, PATIENCE, Process, ReservedPort, Scratch, client::Response, eventually,
+    get, post, runtime, send, try_get,
 };
 
 /// `weir run` with its manifests, its data and its address, which outlive the process.
@@ -24,6 +24,9 @@ pub(crate) struct LocalRouter {
     variables: Vec<(String, String)>,
     by: Vec<String>,
 }
+
+/// The file with the token of a router's operators, in its data directory.
+const OPERATOR_TOKEN: &str = "operator-token";
 
 /// Where a router's data are.
 enum Data {
@@ -170,6 +173,13 @@ fn launch(
     launch.by(by).start()
 }
 
+/// The token of the operators of a router with these data, as a header.
+#[track_caller]
+pub(crate) fn operator_of(data: &Path) -> String {
+    let token = std::fs::read_to_string(data.join(OPERATOR_TOKEN)).expect("a router writes it");
+    format!("Bearer {}", token.trim())
+}
+
 impl LocalRouter {
     /// Runs the manifests; `services` are those of namespace `shop`.
     pub(crate) fn start(manifests: &str, services: &[(&str, &Consumer)]) -> Self {
@@ -263,14 +273,20 @@ impl LocalRouter {
 
     /// The file with the token of its operators.
     pub(crate) fn token_file(&self) -> PathBuf {
-        self.data().join("operator-token")
+        self.data().join(OPERATOR_TOKEN)
     }
 
     /// The token of its operators, as a header.
     #[track_caller]
     pub(crate) fn operator(&self) -> String {
-        let token = std::fs::read_to_string(self.token_file()).expect("a router writes it");
-        format!("Bearer {}", token.trim())
+        operator_of(self.data())
+    }
+
+    /// A command of `weir` that asks this router as an operator.
+    pub(crate) fn weir(&self, arguments: &[&str]) -> Launch {
+        let address = format!("--router={}", self.admin(""));
+        let all = arguments.iter().copied().chain([address.as_str()]);
+        Process::weir(all).env("WEIR_ROUTER_TOKEN", self.token_file())
     }
 
     /// Asks the admin endpoint as an operator.

@@ -29,7 +29,7 @@ pub(crate) use control_plane::ControlPlane;
 pub(crate) use disk::Disk;
 pub(crate) use https_client::{HttpsClient, TlsStream};
 pub(crate) use kubectl::{Kubectl, kubectl_binary};
-pub(crate) use local_router::{LocalRouter, Setup, mapped};
+pub(crate) use local_router::{LocalRouter, Setup, mapped, operator_of};
 pub(crate) use nameserver::Nameserver;
 pub(crate) use nats::{Nats, NatsCluster};
 pub(crate) use node::Node;

@@ -4,7 +4,7 @@
 use std::{thread, time::Duration};
 
 use super::{LocalRouter, Producers, Setup, all_arrive, mapped, trigger};
-use crate::support::{Answer, Consumer, PATIENCE, Process, eventually};
+use crate::support::{Answer, Consumer, PATIENCE, eventually};
 
 const BACKLOG: u32 = 50;
 
@@ -86,10 +86,8 @@ fn a_trigger_that_is_deleted_and_created_anew_goes_on_also_after_a_kill() {
     assert_eq!(router.post_batch("t", BACKLOG..2 * BACKLOG).status, 202);
     router.kill_and_restart();
     wait_until_kept(&router, 1);
-    let admin = router.admin("");
-    let explained = Process::weir(["explain", "shop/default", "--id", "0", "--router", &admin]);
-    let token = router.token_file().display().to_string();
-    let explained = explained.env("WEIR_ROUTER_TOKEN", token).run().unwrap();
+    let explained = router.weir(&["explain", "shop/default", "--id", "0"]);
+    let explained = explained.run().unwrap();
     assert!(
         explained.contains("Trigger shop/any was deleted") && explained.contains("50 events pending"),
         "{explained}"
