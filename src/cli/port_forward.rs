@@ -26,7 +26,7 @@ const ROUTERS: &str = "app.kubernetes.io/name=weir,app.kubernetes.io/component=r
 #[command(after_help = "Examples:\n  \
     weir port-forward -n weir-system &        a router of the installation\n  \
     weir dead-letters list                    asks it\n\n\
-    Needs kubectl, and the rights to get pods and to create pods/exec and pods/portforward in the namespace.")]
+    Needs kubectl, and the rights to list pods (unless POD is given) and to create pods/exec and pods/portforward in the namespace.")]
 pub struct PortForwardArgs {
     /// Pod of the router. Default: the first running router of the namespace.
     #[arg(value_name = "POD")]

@@ -19,6 +19,7 @@ use super::{
         Grace, Loaded, Manifest, ManifestProblem, Manifests, Resolution, Resource, STDIN, Surroundings,
         UnresolvedField, resolve,
     },
+    operator_token::DATA,
     router::LogArgs,
     shutdown,
     tls::TlsArgs,
@@ -70,7 +71,7 @@ pub struct RunArgs {
     pub admin: SocketAddr,
 
     /// Directory for the event log and the checkpoints, which survive a restart.
-    #[arg(long, env = "WEIR_DATA", default_value = ".weir", value_name = "DIRECTORY")]
+    #[arg(long, env = "WEIR_DATA", default_value = DATA, value_name = "DIRECTORY")]
     pub data: PathBuf,
 
     /// Event log and limits.

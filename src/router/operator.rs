@@ -1,7 +1,7 @@
 //! Admits operators to the admin routes that change things or show events. Health and metrics are for everyone.
 //!
-//! An operator proves who he is by a token: the router's own one, which whoever may read its data directory knows, or
-//! one that the API server reviews. The request also has to come from this machine or pod, where a port-forward ends:
+//! An operator authenticates with a token: the router's own one, which whoever may read its data directory knows, or one
+//! that the API server reviews. The request also has to come from this machine or pod, where a port-forward ends:
 //! the port is plain HTTP, and a token would be in the clear on the way from elsewhere. And it has to name this machine,
 //! and come from no web site and through no proxy, which would ask for somebody else.
 
