@@ -1,7 +1,12 @@
 //! The log is divided among namespaces: one that fills its share is rejected alone, whatever fills it, and another goes
 //! on as if it were alone.
 
-use super::{LocalRouter, Producers, Setup, all_arrive, answers::asking, mapped, trigger};
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use super::{LocalRouter, Producers, Setup, all_arrive, answers::asking, mapped, post_event, trigger};
 use crate::support::{Answer, Consumer, PATIENCE, eventually};
 
 /// A Trigger of another namespace.
@@ -150,16 +155,22 @@ fn the_oldest_events_are_dropped_of_whoever_exceeds_its_share() {
         .argument("--log-size=2MiB")
         .argument("--when-full=drop-oldest")
         .start();
-    let neighbour = Producers::with_data(&other(&router), DATA);
-    neighbour.wait_for_more(20);
-    let kept = neighbour.finish();
+    // A number of events that fits into the neighbour's share, however late this thread runs.
+    let kept: BTreeSet<_> = (0..20)
+        .map(|number| {
+            let id = format!("kept-{number}");
+            let answer = post_event(&other(&router), &id, "kept", vec![b'x'; DATA]).unwrap();
+            assert_eq!(answer.status, 202, "{}", answer.text());
+            id
+        })
+        .collect();
 
     let url = router.url();
-    let next = std::sync::atomic::AtomicUsize::new(0);
+    let next = AtomicUsize::new(0);
     let producers = Producers::by(4, move |key, id| {
-        let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 30;
+        let number = next.fetch_add(1, Relaxed) % 30;
         let url = url.replace("/default", &format!("/b{number}"));
-        super::post_event(&url, id, key, vec![b'x'; DATA])
+        post_event(&url, id, key, vec![b'x'; DATA])
     });
     producers.wait_for_more(400);
     assert_eq!(producers.refused_with(507), 0);
