@@ -145,6 +145,11 @@ bench-matching: rust ## Measure how long matching takes, by the number of Trigge
 bench-neighbour: rust ## Measure what a namespace that does its worst costs another (see benches/README.md)
 	WEIR_KILLS=1 $(CARGO) test --locked --release $(test_features) --test integration faults::neighbour -- --nocapture
 
+.PHONY: bench-producers
+bench-producers: rust ## Measure what it costs to check producers by their tokens (see benches/README.md)
+	assets="$$(tests/kubernetes/build.sh)"
+	KUBEBUILDER_ASSETS="$$assets" WEIR_KILLS=1 $(CARGO) test --locked --release $(test_features) --test integration producers::costs -- --nocapture
+
 .PHONY: faults
 faults: rust ## Kill routers and NATS servers hundreds of times, break their disks and Sinks, and count what arrives
 	assets="$$(tests/kubernetes/build.sh)" nats="$$(tests/nats/build.sh)"

@@ -1,5 +1,7 @@
 //! Who may post: tokens that a real API server issues, and forged ones, which it judges as well.
 
+mod costs;
+
 use std::{
     sync::{
         Arc,

@@ -50,8 +50,12 @@ const EVERY: Duration = Duration::from_millis(10);
 /// A way to be a bad neighbour.
 struct Attack {
     name: &'static str,
+    /// Further arguments of the router.
+    arguments: &'static [&'static str],
     /// What the Sink `bad` answers.
     answer: Answer,
+    /// How many Sinks, named `t0` and so on, answer the same.
+    sinks: u32,
     /// The namespace's manifests, given the URL of its broker.
     manifests: fn(&str) -> String,
     /// How many threads do it.
@@ -175,8 +179,13 @@ fn measure(attack: &Attack, nameserver: Option<&Nameserver>) -> String {
     bad.answer(attack.answer.clone());
     // By name, so that it depends on what becomes of other names.
     let well_url = format!("http://localhost:{}", well.address().port());
-    let services = [mapped("bad", &bad), format!("other/well={well_url}")];
+    let names = (0..attack.sinks).map(|number| format!("t{number}"));
+    let services: Vec<_> = names
+        .map(|name| mapped(&name, &bad))
+        .chain([mapped("bad", &bad), format!("other/well={well_url}")])
+        .collect();
     let setup = Setup::new(NEIGHBOUR, &services).argument("--memory-budget=128MiB");
+    let setup = attack.arguments.iter().copied().fold(setup, Setup::argument);
     let router = match nameserver {
         Some(nameserver) => setup.nameserver(nameserver).start(),
         None => setup.start(),
@@ -239,7 +248,9 @@ fn attacks() -> Vec<Attack> {
         .body(batch(4000));
     let attack = |name, manifests, threads, turn| Attack {
         name,
+        arguments: &[],
         answer: status(204),
+        sinks: 0,
         manifests,
         threads,
         turn,
@@ -278,6 +289,46 @@ fn attacks() -> Vec<Attack> {
                 },
             )
         },
+        Attack {
+            arguments: &["--log-size=64MiB"],
+            answer: status(503),
+            ..attack(
+                "a dead Sink whose events fill the namespace's share",
+                |_| trigger("bad", ""),
+                4,
+                |scene, thread| {
+                    let id = format!("{thread}-{}", scene.turns.load(Relaxed));
+                    scene.post(&event(&id, "t"), &vec![b'x'; 100_000]);
+                },
+            )
+        },
+        Attack {
+            answer: Answer::Hang,
+            sinks: hanging_sinks(),
+            ..attack(
+                "1,000 Triggers whose Sinks hang",
+                |_| hanging(),
+                2,
+                |scene, _| {
+                    scene.post(&event("1", "t"), b"x");
+                },
+            )
+        },
+        Attack {
+            sinks: ten_thousand(),
+            ..attack(
+                "10,000 Triggers, a hundred of which want each event",
+                |_| one_in_a_hundred(),
+                2,
+                |scene, _| scene.post(&event("1", "t"), b"x"),
+            )
+        },
+        attack(
+            "events of 1 MB without pause",
+            |_| trigger("bad", ""),
+            2,
+            |scene, _| scene.post(&event("1", "t"), &vec![b'x'; 1_000_000]),
+        ),
         attack(
             "two Triggers that lead back to their broker",
             |broker| leading_to("one", broker, "") + &leading_to("two", broker, ""),
@@ -454,7 +505,9 @@ fn attacks() -> Vec<Attack> {
 fn controls() -> Vec<Attack> {
     let control = |name, threads, turn| Attack {
         name,
+        arguments: &[],
         answer: status(204),
+        sinks: 0,
         manifests: |_| trigger("bad", ""),
         threads,
         turn,
@@ -491,7 +544,9 @@ fn controls() -> Vec<Attack> {
 fn unanswered() -> Attack {
     Attack {
         name: "names that nobody resolves",
+        arguments: &[],
         answer: status(204),
+        sinks: 0,
         manifests: |_| unresolvable(),
         threads: 2,
         turn: |scene, thread| {
@@ -513,6 +568,30 @@ fn many_triggers() -> String {
     let unwanted = json!([{"exact": {"type": "unwanted"}}]);
     (0..count)
         .map(|n| filtered(&format!("t{n}"), &unwanted))
+        .collect()
+}
+
+fn hanging_sinks() -> u32 {
+    if is_long() { 1000 } else { 100 }
+}
+
+fn hanging() -> String {
+    (0..hanging_sinks())
+        .map(|n| trigger(&format!("t{n}"), ""))
+        .collect()
+}
+
+fn ten_thousand() -> u32 {
+    if is_long() { 10_000 } else { 300 }
+}
+
+fn one_in_a_hundred() -> String {
+    let wanted = |n: u32| match n % 100 {
+        0 => "t",
+        _ => "unwanted",
+    };
+    (0..ten_thousand())
+        .map(|n| filtered(&format!("t{n}"), &json!([{"exact": {"type": wanted(n)}}])))
         .collect()
 }
 
