@@ -155,7 +155,11 @@ impl AttemptPerformer {
             self.stats.attempt_postponed();
             return AttemptOutcome::NoRoom;
         }
-        self.store_reply(position, event, answer).await
+        let outcome = self.store_reply(position, event, answer).await;
+        if let AttemptOutcome::NotFetched(_) = outcome {
+            self.stats.attempt_ended(false, began.elapsed());
+        }
+        outcome
     }
 
     fn outgoing<'a>(&'a self, event: &'a Event, purpose: SendPurpose, number: u32) -> Outgoing<'a> {

@@ -1,10 +1,14 @@
 //! Tests of the whole of delivery on a real log.
 
-use std::{sync::atomic::AtomicU64, time::Instant};
+use std::{net::SocketAddr, sync::atomic::AtomicU64, time::Instant};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
 
 use super::*;
 use crate::{
@@ -140,6 +144,48 @@ async fn a_trigger_waits_while_its_start_position_is_unavailable() {
         .unwrap();
     engine.apply(&table(&[("timed", since)])).await.unwrap();
     assert_eq!(engine.triggers().len(), 1);
+    engine.shutdown().await;
+}
+
+/// A Sink that answers each request with an event of type `answer`.
+async fn replying() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 8192];
+            let _ = stream.read(&mut request).await.unwrap();
+            let answer = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\nce-specversion: 1.0\r\n\
+                          ce-id: 1\r\nce-source: /sink\r\nce-type: answer\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn an_attempt_ends_although_its_reply_cannot_be_stored() {
+    let log = MemoryLogs::default();
+    let appends = AtomicU64::new(0);
+    log.set_fault(move |operation, _| {
+        let is_first_reply = operation == Operation::Append && appends.fetch_add(1, Relaxed) == 1;
+        is_first_reply.then(|| LogError::Unavailable("EIO".to_owned()))
+    });
+    let log: Arc<dyn LogProvider> = Arc::new(log);
+    let engine = start(log.clone()).await;
+    let mut asking = trigger("u", &json!("Latest"), false);
+    asking["destination"]["uri"] = format!("http://{}/", replying().await).into();
+    asking["filters"] = json!([{"exact": {"type": "t"}}]);
+    engine.apply(&table_of(vec![asking])).await.unwrap();
+    append(&log, 1).await;
+    let stats = engine.triggers()[0].stats.clone();
+    eventually(|| stats.delivered() == 1).await;
+    assert_eq!(
+        (stats.attempts(), stats.failed_attempts(), stats.replies_stored()),
+        (2, 1, 1)
+    );
+    assert_eq!(stats.in_flight(), 0);
     engine.shutdown().await;
 }
 
