@@ -137,6 +137,11 @@ bench-jetstream: rust ## Measure throughput on three NATS servers, side by side 
 	nats="$$(tests/nats/build.sh)"
 	WEIR_NATS="$$nats" $(CARGO) bench --locked --bench throughput -- jetstream
 
+.PHONY: bench-scale
+bench-scale: rust ## Measure what three routers on JetStream deliver, beside one (see benches/README.md)
+	nats="$$(tests/nats/build.sh)"
+	WEIR_NATS="$$nats" $(CARGO) bench --locked --bench throughput -- scale
+
 .PHONY: bench-matching
 bench-matching: rust ## Measure how long matching takes, by the number of Triggers (see benches/README.md)
 	$(CARGO) bench --locked --bench matching

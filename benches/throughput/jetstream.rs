@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::Path,
     process::{Command, Stdio},
     sync::{
@@ -18,10 +18,19 @@ use async_nats::Client;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{BODY, Figures, Process, Weir, client, get_with, mebibytes, number, trigger};
+use super::{
+    BODY, Figures, Process, Weir, await_count, client, get, get_with, mebibytes, now, number, post, trigger,
+};
 
 /// Requests in flight.
 const IN_FLIGHT: [u64; 2] = [64, 256];
+
+/// Number of shards that routers divide, and so the maximum number of partitions.
+const SHARDS: u16 = 24;
+
+/// How often one router and three are compared, and with how many requests in flight.
+const SCALE_PAIRS: usize = 3;
+const SCALE_IN_FLIGHT: usize = 192;
 
 /// Three servers that sync messages before they acknowledge them.
 struct Servers {
@@ -125,7 +134,7 @@ pub(crate) async fn compare() {
     for in_flight in IN_FLIGHT {
         let (plain, processor) = publish(events, in_flight).await;
         println!("| plain publisher | {in_flight} | {plain:.0} | 1.00 | | | | | {processor:.1} | |");
-        for partitions in [1, 24] {
+        for partitions in [1, SHARDS] {
             let name = format!("JetStream, partitions: {partitions}");
             let servers = Servers::start().await;
             let weir = Weir::with(&one_trigger(), sink, &servers.arguments(partitions));
@@ -141,6 +150,73 @@ pub(crate) async fn compare() {
             .await;
         print("embedded", in_flight, &figures, plain, "");
     }
+}
+
+/// Lets one router and three accept and deliver as many events as they can, to a Sink that takes 20 ms for each. On a
+/// small machine, `WEIR_BENCH_BINARY` has to limit the CPU time of each router, or else the machine is what limits them.
+pub(crate) async fn scale() {
+    let events = number("WEIR_BENCH_EVENTS", 20_000);
+    let (_sink, sink) = Process::role(&["sink", "20"]);
+    println!("\n| routers | delivered/s to a Sink that takes 20 ms |\n| --- | --- |");
+    let mut all = [Vec::new(), Vec::new()];
+    for _ in 0..SCALE_PAIRS {
+        for (routers, rates) in [1, 3].into_iter().zip(&mut all) {
+            let rate = deliveries_of(routers, sink, events).await;
+            println!("| {routers} | {rate:.0} |");
+            rates.push(rate);
+        }
+    }
+    let [one, three] = all.map(|rates| rates.iter().sum::<f64>());
+    println!("\nthree routers deliver {:.2} times as much as one", three / one);
+}
+
+/// Deliveries a second by so many routers, which share the partitions of one broker.
+async fn deliveries_of(routers: u64, sink: SocketAddr, events: u64) -> f64 {
+    let servers = Servers::start().await;
+    let manifest = one_trigger().replace("spec: {", "spec: {delivery: {concurrency: 1024}, ");
+    let routers: Vec<_> = (0..routers)
+        .map(|_| Weir::with(&manifest, sink, &servers.arguments(SHARDS)))
+        .collect();
+    divided(&routers).await;
+    let (client, began) = (client(), Instant::now());
+    get(&client, format!("http://{sink}/times")).await;
+    let (next, body) = (Arc::new(AtomicU64::new(0)), Bytes::from(vec![b'x'; BODY]));
+    let posting: Vec<_> = (0..SCALE_IN_FLIGHT)
+        .map(|number| {
+            let target = routers[number % routers.len()].target.clone();
+            let (client, next, body) = (client.clone(), next.clone(), body.clone());
+            tokio::spawn(async move {
+                loop {
+                    let number = next.fetch_add(1, Relaxed);
+                    if number >= events {
+                        return;
+                    }
+                    post(&client, &target, number, now(), body.clone()).await;
+                }
+            })
+        })
+        .collect();
+    for post in posting {
+        post.await.unwrap();
+    }
+    await_count(&client, sink, events).await;
+    events as f64 / began.elapsed().as_secs_f64()
+}
+
+/// Waits until each router owns its part of the shards.
+async fn divided(routers: &[Weir]) {
+    let client = client();
+    let part = format!("weir_router_shards {}", usize::from(SHARDS) / routers.len());
+    let dividing = async {
+        for router in routers {
+            let uri = format!("http://{}/metrics", router.admin);
+            while !get(&client, uri.clone()).await.lines().any(|line| line == part) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(60), dividing).await;
+    waited.expect("the routers divide the shards");
 }
 
 /// Waits until the router owns the shards of its Trigger: it gets no event that came before.

@@ -3,7 +3,7 @@
 //! `make bench` runs it. Everything is a process of its own on loopback: this one makes the load, others are the
 //! sink, the proxy and Weir. `WEIR_BENCH_EVENTS` sets the number of events of each run, `WEIR_BENCH_BACKLOG` that
 //! of the backlog, and `WEIR_BENCH_BINARY` another `weir` to measure, such as one of an earlier commit.
-//! `make bench-jetstream` runs it with the argument `jetstream`; see `jetstream.rs`.
+//! `make bench-jetstream` and `make bench-scale` run it with the arguments `jetstream` and `scale`; see `jetstream.rs`.
 
 #![allow(
     missing_docs,
@@ -52,10 +52,16 @@ fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     match arguments.get(1).map(String::as_str) {
-        Some("sink") => runtime.block_on(sink()),
+        Some("sink") => {
+            let millis = arguments.get(2).map_or(0, |millis| millis.parse().unwrap());
+            runtime.block_on(sink(Duration::from_millis(millis)));
+        }
         Some("proxy") => runtime.block_on(proxy(arguments[2].parse().unwrap())),
         _ if arguments.iter().any(|argument| argument == "jetstream") => {
             runtime.block_on(jetstream::compare());
+        }
+        _ if arguments.iter().any(|argument| argument == "scale") => {
+            runtime.block_on(jetstream::scale());
         }
         _ => runtime.block_on(compare()),
     }
@@ -102,8 +108,8 @@ fn answer(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     response
 }
 
-/// Counts deliveries and their times since they were posted; `GET` gives and forgets them.
-async fn sink() {
+/// Counts deliveries and their times since they were posted; `GET` gives and forgets them. Takes so long for each.
+async fn sink(takes: Duration) {
     let times = Arc::new(Mutex::new(Vec::<u64>::new()));
     serve(move |request| {
         let times = times.clone();
@@ -127,6 +133,9 @@ async fn sink() {
             }
             let sent: u64 = request.headers()["ce-sent"].to_str().unwrap().parse().unwrap();
             request.into_body().collect().await.unwrap();
+            if !takes.is_zero() {
+                tokio::time::sleep(takes).await;
+            }
             times.lock().unwrap().push(now().saturating_sub(sent));
             answer(StatusCode::NO_CONTENT, String::new())
         }
