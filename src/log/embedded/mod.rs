@@ -430,6 +430,14 @@ impl Checkpoints for StoredCheckpoints {
     }
 
     fn save(&self, changes: Vec<CheckpointChange>) -> BoxFuture<'_, Result<(), LogError>> {
-        Box::pin(self.0.save(changes))
+        self.save_for("", changes)
+    }
+
+    fn save_for<'a>(
+        &'a self,
+        namespace: &'a str,
+        changes: Vec<CheckpointChange>,
+    ) -> BoxFuture<'a, Result<(), LogError>> {
+        Box::pin(self.0.save(namespace, changes))
     }
 }

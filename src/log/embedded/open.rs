@@ -50,11 +50,11 @@ impl Open {
         }
     }
 
-    pub(super) async fn save(&self, changes: Vec<CheckpointChange>) -> Result<(), LogError> {
+    pub(super) async fn save(&self, namespace: &str, changes: Vec<CheckpointChange>) -> Result<(), LogError> {
         let (reply, answer) = oneshot::channel();
         let changes = changes.into_iter().map(|(key, value)| (key.to_string(), value));
         let changes = changes.collect();
-        if self.shared.saves.add(changes, reply)
+        if self.shared.saves.add(namespace, changes, reply)
             && let Some(requests) = &self.requests
         {
             // If the queue is full, the committer is about to take from it, and looks for cursors after that. If
