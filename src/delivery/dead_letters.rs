@@ -20,7 +20,7 @@ use super::{
 use crate::{
     cloudevents::Event,
     filter::CompiledFilter,
-    log::{BrokerName, Checkpoints, Log, LogError, LogName, LogProvider, Offset},
+    log::{BrokerName, CheckpointKey, Checkpoints, Log, LogError, LogName, LogProvider, Offset},
     telemetry::{Admitted, Burst},
 };
 
@@ -145,6 +145,24 @@ impl DeadLetters {
 
     fn log(&self, broker: &BrokerName) -> Arc<dyn Log> {
         self.logs.open(&LogName::DeadLetters(broker.clone()))
+    }
+
+    /// Removes which letters were redriven or dropped of logs that have no letters any more.
+    pub(super) async fn forget(&self, logs: &[LogName]) -> Result<(), LogError> {
+        let letters = logs.iter().filter_map(|log| match log {
+            LogName::DeadLetters(broker) => Some(broker),
+            LogName::Events(_) => None,
+        });
+        let forgotten: Vec<_> = letters.filter(|broker| self.taken.has_any(broker)).collect();
+        if forgotten.is_empty() {
+            return Ok(());
+        }
+        let removal = |broker: &&BrokerName| (CheckpointKey::DeadLetters((*broker).clone()), None);
+        self.checkpoints
+            .save(forgotten.iter().map(removal).collect())
+            .await?;
+        forgotten.into_iter().for_each(|broker| self.taken.forget(broker));
+        Ok(())
     }
 
     /// Number of dead letters of a broker.

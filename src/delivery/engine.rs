@@ -152,6 +152,7 @@ impl Engine {
             figures: Figures::default(),
             room: Arc::default(),
             clock: StdMutex::default(),
+            existing: Mutex::default(),
         });
         let (stop, applied) = (CancellationToken::new(), Arc::default());
         let upkeep = Upkeep {
@@ -213,6 +214,8 @@ impl Engine {
     /// Triggers that need the damaged part.
     pub async fn apply(&self, table: &RoutingTable) -> Result<(), EngineError> {
         let running = &mut *self.running.lock().await;
+        let mut existing = self.trimmer.existing.lock().await;
+        existing.add(table.existing_brokers());
         let turn = self.deleted_triggers.turn().await;
         running.retire_absent(table).await?;
         let triggers = &running.triggers;
@@ -270,6 +273,7 @@ impl Engine {
             .retain(|broker, _| table.brokers().contains_key(broker.as_str()));
         self.trimmer.settings_changed(table);
         self.show(running);
+        *existing = table.existing_brokers();
         self.applied.store(true, Relaxed);
         Ok(())
     }

@@ -108,6 +108,11 @@ impl Holds {
         self.of(broker).filter_map(Hold::low_dead_letter).min()
     }
 
+    /// Whether there is a Trigger of this broker.
+    pub(super) fn has_any(&self, broker: &BrokerName) -> bool {
+        self.of(broker).next().is_some()
+    }
+
     fn of(&self, broker: &BrokerName) -> impl Iterator<Item = &Hold> {
         self.0.get(broker).into_iter().flatten().map(|hold| &**hold)
     }

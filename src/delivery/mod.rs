@@ -36,6 +36,7 @@ mod dispatcher;
 mod ending;
 mod engine;
 mod feed;
+mod gone_brokers;
 mod holds;
 mod inbox;
 mod inspection;

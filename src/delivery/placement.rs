@@ -203,14 +203,21 @@ struct FoundCheckpoint {
 
 /// The bounds of a broker's logs, as its new Triggers are placed.
 struct PresentBounds {
+    /// Whether the log of events has no record yet. Then its first one is at the end of these bounds.
+    is_new: bool,
     events: Result<LogBounds, LogError>,
     letters: Result<LogBounds, LogError>,
 }
 
 impl PresentBounds {
     async fn read(logs: &BrokerLogs) -> Self {
+        let is_new = logs.events.is_new();
         let (events, letters) = tokio::join!(logs.events.bounds(), logs.letters.bounds());
-        Self { events, letters }
+        Self {
+            is_new,
+            events,
+            letters,
+        }
     }
 }
 
@@ -241,7 +248,12 @@ fn restored(
              events beyond are dropped"
         );
     }
-    Ok((StartPosition::known(progress), is_beyond))
+    let is_behind = bounds.is_new && progress.next() < end;
+    if is_behind {
+        // No event was missed in between: the log has begun further on since the Trigger was placed.
+        progress.advance(end);
+    }
+    Ok((StartPosition::known(progress), is_beyond || is_behind))
 }
 
 async fn beginning(

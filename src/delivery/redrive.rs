@@ -69,6 +69,16 @@ impl TakenLetters {
         }
     }
 
+    /// Whether letters of a broker were taken, perhaps before they were trimmed.
+    pub(super) fn has_any(&self, broker: &BrokerName) -> bool {
+        self.lock().contains_key(broker)
+    }
+
+    /// Forgets all letters of a broker.
+    pub(super) fn forget(&self, broker: &BrokerName) {
+        self.lock().remove(broker);
+    }
+
     /// Removes offsets outside a broker's dead-letter log. Returns the changes to store for logs whose end was
     /// lost, as other letters will get those offsets.
     ///

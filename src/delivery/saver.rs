@@ -79,7 +79,9 @@ impl Saver {
         self.at = None;
         self.low = progress.low();
         let (checkpoints, change) = (self.checkpoints.clone(), self.change(progress));
-        self.in_flight = Some(async move { checkpoints.save(vec![change]).await }.boxed());
+        let broker = self.broker.clone();
+        let save = async move { checkpoints.save_for(broker.namespace(), vec![change]).await };
+        self.in_flight = Some(save.boxed());
     }
 
     /// Waits for the save in flight; forever if there is none. Pass its result to [`Saver::ended`].
@@ -136,7 +138,10 @@ impl Saver {
         let own = progress.encode(self.broker.as_str(), Instant::now()).into();
         let saved = self
             .checkpoints
-            .save(vec![(self.key.clone(), Some(own)), other])
+            .save_for(
+                self.broker.namespace(),
+                vec![(self.key.clone(), Some(own)), other],
+            )
             .await;
         if saved.is_ok() {
             self.hold.saved(progress.low());

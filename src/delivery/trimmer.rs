@@ -14,6 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use futures::{StreamExt as _, future::BoxFuture};
 use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Mutex;
 
 use super::{
     Retention,
@@ -29,7 +30,7 @@ use super::{
 use crate::{
     intake::{HeldRoom, MakeRoom, Shortage},
     log::{BrokerName, Capacity, Log, LogBounds, LogError, LogName, LogProvider, NamespaceShare, Offset},
-    routing::{BrokerPolicy, Quota, RoutingTable, WhenFull},
+    routing::{BrokerPolicy, ExistingBrokers, Quota, RoutingTable, WhenFull},
 };
 
 /// Divisor of the log's capacity, of a namespace's share, or of a broker's quota, that gives the bytes freed at once when
@@ -69,6 +70,8 @@ pub(super) struct Trimmer {
     pub(super) figures: Figures,
     pub(super) room: Arc<RoomAttempts>,
     pub(super) clock: StdMutex<WallClock>,
+    /// Brokers of the routing table. Locked while a table is being applied.
+    pub(super) existing: Mutex<ExistingBrokers>,
 }
 
 /// Room that is wanted in a share.
@@ -138,6 +141,9 @@ impl Trimmer {
         let mut trimmed = futures::stream::iter(trimming).buffer_unordered(AT_A_TIME);
         while let Some(trimmed) = trimmed.next().await {
             trimmed?;
+        }
+        if wanting.is_empty() {
+            self.give_back_places().await?;
         }
         // Delivered events make room for dead letters and replies, even if no new event asks for any.
         if let Some(capacity) = self.logs.capacity() {
@@ -257,6 +263,11 @@ impl Trimmer {
         let bounds = log.bounds().await?;
         let retention = self.retention_of(broker);
         let too_old = first_within(log, retention.age, now, bounds).await?;
+        let too_old = if self.needs_place_of(log.name()) {
+            bounds.next
+        } else {
+            too_old
+        };
         let unsettled = holds.unsettled(broker, bounds);
         let before = retention::trim_before(bounds, bytes, retention.bytes, too_old, unsettled);
         if before > bounds.first || !log.is_trimmed() {
@@ -599,6 +610,7 @@ mod tests {
             embedded::{EmbeddedLog, EmbeddedOptions},
             memory::MemoryLogs,
         },
+        routing::{Broker, Configuration},
     };
 
     const BROKER: &str = "shop/default";
@@ -640,6 +652,7 @@ mod tests {
             figures: Figures::default(),
             room: Arc::default(),
             clock: StdMutex::default(),
+            existing: Mutex::default(),
         }
     }
 
@@ -734,6 +747,64 @@ mod tests {
             (2..=6).contains(&dropped),
             "{dropped} were dropped for one portion"
         );
+    }
+
+    #[tokio::test]
+    async fn brokers_that_are_gone_give_their_places_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        let trimmer = Trimmer {
+            events: Retention {
+                age: Duration::ZERO,
+                ..Retention::default()
+            },
+            ..trimmer(&log, WhenFull::Reject)
+        };
+        let keys = [
+            "shop/gone",
+            "shop/gone.dead-letters",
+            "shop/held",
+            "shop/exists",
+            "default/default",
+        ];
+        for key in keys {
+            append(&*log, key, 2).await.unwrap();
+        }
+        let held = trigger("shop/held", &trimmer.room);
+        settled_up_to(&held, 2);
+        let holds = Holds::new([held.hold_on_broker()].into_iter());
+        trimmer.present.store(Arc::new(holds));
+        let exists = Broker {
+            namespace: "shop".to_owned(),
+            name: "exists".to_owned(),
+        };
+        let configuration = Configuration {
+            namespaces: ["default".to_owned()].into(),
+            brokers: [exists].into(),
+            ..Configuration::default()
+        };
+        let taken = BrokerName::from("shop/gone");
+        trimmer.taken.take(&taken, [Offset(0), Offset(1)].into_iter());
+        *trimmer.existing.lock().await = RoutingTable::compile(configuration).existing_brokers();
+        let places = || {
+            let capacity = log.capacity().unwrap();
+            let empty = capacity.empty_logs().into_iter();
+            let mut empty: Vec<_> = empty.map(|log| log.to_string()).collect();
+            empty.sort();
+            empty
+        };
+        let applying = trimmer.existing.lock().await;
+        trimmer.trim(&[]).await.unwrap();
+        let mut all = keys.to_vec();
+        all.sort_unstable();
+        assert_eq!(places(), all, "a table is being applied");
+        drop(applying);
+        trimmer.trim(&[]).await.unwrap();
+        assert_eq!(places(), ["default/default", "shop/exists", "shop/held"]);
+        assert!(!trimmer.taken.has_any(&taken));
+        trimmer.present.store(Arc::default());
+        trimmer.trim(&[]).await.unwrap();
+        assert_eq!(places(), ["default/default", "shop/exists"]);
     }
 
     #[tokio::test]

@@ -91,6 +91,20 @@ pub trait Checkpoints: Send + Sync + 'static {
     /// # Errors
     /// [`LogError::Fenced`] if another owner has taken over; otherwise as [`Log::append`](super::Log::append).
     fn save(&self, changes: Vec<CheckpointChange>) -> BoxFuture<'_, Result<(), LogError>>;
+
+    /// Stores changes for a namespace, as [`Checkpoints::save`]. Where checkpoints wait to be stored, namespaces take
+    /// turns.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::save`].
+    fn save_for<'a>(
+        &'a self,
+        namespace: &'a str,
+        changes: Vec<CheckpointChange>,
+    ) -> BoxFuture<'a, Result<(), LogError>> {
+        let _ = namespace;
+        self.save(changes)
+    }
 }
 
 #[cfg(test)]

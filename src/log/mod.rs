@@ -170,7 +170,8 @@ pub trait Log: Send + Sync + 'static {
     /// is stored is not what was written.
     fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<LogRecord>, LogError>>;
 
-    /// Returns the bounds of the retained part; both offsets are 0 for a log that never had a record.
+    /// Returns the bounds of the retained part; both offsets are those of the first record to come for a log that has
+    /// none, which is 0 unless an earlier log of a broker was given back.
     ///
     /// # Errors
     /// [`LogError::Unavailable`] if they are unknown for now.
@@ -178,6 +179,12 @@ pub trait Log: Send + Sync + 'static {
 
     /// Returns [`Log::bounds`] as last seen, for metrics and log lines.
     fn cached_bounds(&self) -> LogBounds;
+
+    /// Whether the log never had a record, or none since it was given back. The offsets before its first record are
+    /// of no event.
+    fn is_new(&self) -> bool {
+        false
+    }
 
     /// Bytes of the retained payloads as last seen: this log's part of [`LogProvider::usage`].
     fn retained(&self) -> u64;
@@ -261,4 +268,24 @@ pub trait Capacity: Send + Sync {
         log: &'a LogName,
         append: Append,
     ) -> BoxFuture<'a, Result<Offset, LogError>>;
+
+    /// Logs without retained records that take one of a limited number of places.
+    fn empty_logs(&self) -> Vec<LogName> {
+        Vec::new()
+    }
+
+    /// Whether most places are taken.
+    fn is_short_of_places(&self) -> bool {
+        false
+    }
+
+    /// Gives back the places of those of these logs that have no retained records; returns how many did. Such a log
+    /// takes a place again with its next record, at an offset that no log of its name had before.
+    ///
+    /// # Errors
+    /// [`LogError::Failed`] if the storage failed.
+    fn give_back<'a>(&'a self, logs: &'a [LogName]) -> BoxFuture<'a, Result<usize, LogError>> {
+        let _ = logs;
+        Box::pin(async { Ok(0) })
+    }
 }

@@ -46,5 +46,5 @@ pub use schedule::{Schedule, ScheduleError};
 pub use secret::Secret;
 pub use signing_key::{InvalidSigningKey, SigningKey};
 pub use source::{Cron, Source, SourceKind};
-pub use table::{BrokerTable, Route, RoutingTable};
+pub use table::{BrokerTable, ExistingBrokers, Route, RoutingTable};
 pub use webhook::{HmacAlgorithm, HmacEncoding, HmacVerification, Verification, Webhook};

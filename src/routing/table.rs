@@ -32,6 +32,28 @@ pub struct RoutingTable {
     unread: BTreeSet<String>,
 }
 
+/// The existing brokers of a routing table.
+#[derive(Clone, Debug, Default)]
+pub struct ExistingBrokers {
+    namespaces: BTreeSet<String>,
+    /// By `namespace/name`.
+    brokers: BTreeSet<String>,
+}
+
+impl ExistingBrokers {
+    /// As [`RoutingTable::has_broker`].
+    pub fn has(&self, namespace: &str, name: &str) -> bool {
+        (name == DEFAULT_BROKER && self.namespaces.contains(namespace))
+            || self.brokers.contains(&broker_key(namespace, name))
+    }
+
+    /// Adds the brokers of another table.
+    pub fn add(&mut self, others: Self) {
+        self.namespaces.extend(others.namespaces);
+        self.brokers.extend(others.brokers);
+    }
+}
+
 /// The Triggers of one broker.
 #[derive(Debug, Default)]
 pub struct BrokerTable {
@@ -168,6 +190,14 @@ impl RoutingTable {
     pub fn has_broker(&self, namespace: &str, name: &str) -> bool {
         (name == DEFAULT_BROKER && self.namespaces.contains(namespace))
             || self.brokers.contains_key(&broker_key(namespace, name))
+    }
+
+    /// Returns which brokers exist, without what is routed.
+    pub fn existing_brokers(&self) -> ExistingBrokers {
+        ExistingBrokers {
+            namespaces: self.namespaces.clone(),
+            brokers: self.brokers.keys().cloned().collect(),
+        }
     }
 
     /// Whether the namespace exists, so that errors can distinguish an unknown namespace from an unknown broker.

@@ -23,6 +23,7 @@ mod e2e;
 mod explain;
 mod faults;
 mod full_log;
+mod gone_brokers;
 mod harness;
 mod hostile;
 mod ingress_tls;

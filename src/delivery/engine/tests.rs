@@ -305,6 +305,34 @@ async fn unsettled_events_of_an_undecodable_trigger_stay_in_the_log() {
     engine.shutdown().await;
 }
 
+/// While the Trigger waits for its first event, another broker comes and goes.
+#[tokio::test]
+async fn a_trigger_misses_nothing_though_its_log_begins_further_on_than_it_was_placed() {
+    let directory = tempfile::tempdir().unwrap();
+    let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
+    let engine = start(log.clone()).await;
+    let wanted = table(&[("u", json!("Latest"))]);
+    engine.apply(&wanted).await.unwrap();
+    let gone = "gone/b";
+    log.append(gone, vec![Bytes::new(); 5], Timestamp::UNIX_EPOCH)
+        .await
+        .unwrap();
+    log.trim(gone, Offset(5)).await.unwrap();
+    trim(&engine, &log).await;
+    engine.shutdown().await;
+    drop((engine, log));
+
+    let log: Arc<dyn LogProvider> = Arc::new(open(&directory));
+    assert_eq!(log.bounds(BROKER).next, Offset(5), "{gone} was given back");
+    let engine = start(log.clone()).await;
+    engine.apply(&wanted).await.unwrap();
+    append(&log, 2).await;
+    let stats = engine.triggers()[0].stats.clone();
+    eventually(|| stats.matched() == 2 && stats.next() == Offset(7)).await;
+    assert_eq!((stats.missed(), stats.dropped()), (0, 0));
+    engine.shutdown().await;
+}
+
 /// A Trigger whose name differs from its UID.
 fn named(uid: &str, name: &str, more: Value) -> Value {
     let mut trigger = trigger(uid, &json!("Latest"), false);

@@ -1,33 +1,35 @@
 //! In-memory state of each broker: where its records begin and end. The committer writes it, everyone reads it.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
-use fjall::Keyspace;
 use tokio::sync::watch;
 
-use super::{layout::Registered, lock::lock, reads::Turns, store::StoredBroker};
+use super::{
+    layout::Registered,
+    lock::lock,
+    reads::Turns,
+    store::{BrokerKeyspace, StoredBroker},
+};
 use crate::log::{LogBounds, Offset};
 
 /// A log, as long as somebody uses it.
 pub(super) struct OpenLog {
     pub(super) name: Arc<str>,
-    /// Set with the first record; a broker that is only watched has no place in the store.
-    stored: OnceLock<BrokerKeyspace>,
+    /// Set with the first record, until the log gives its place back; a broker that is only watched has none.
+    stored: Mutex<Option<BrokerKeyspace>>,
     state: Mutex<LogState>,
     end: watch::Sender<Offset>,
+    /// When the record at this offset was accepted, in milliseconds, if it was ever asked for; the first record's.
+    first_accepted: Mutex<Option<(u64, i64)>>,
     /// Turns of its reads from the storage.
     pub(super) turns: Turns,
-}
-
-#[derive(Clone)]
-pub(super) struct BrokerKeyspace {
-    pub(super) id: u32,
-    pub(super) events: Keyspace,
 }
 
 /// Durable state of a broker's log. Byte counts are of all payloads before an offset, including trimmed ones.
 #[derive(Clone, Copy)]
 pub(super) struct LogState {
+    /// First offset that the log ever had. Everything up to the first record's is the same before that.
+    pub(super) start: u64,
     pub(super) first: u64,
     pub(super) bytes_before_first: u64,
     pub(super) next: u64,
@@ -36,29 +38,43 @@ pub(super) struct LogState {
 }
 
 impl OpenLog {
-    pub(super) fn new(name: &str, turns: Turns) -> Self {
+    /// A log without records, whose first one will be at `start`.
+    pub(super) fn new(name: &str, turns: Turns, start: u64) -> Self {
         let state = LogState {
-            first: 0,
+            start,
+            first: start,
             bytes_before_first: 0,
-            next: 0,
+            next: start,
             bytes_before_next: 0,
             last_accepted_millis: i64::MIN,
         };
         Self {
             name: name.into(),
-            stored: OnceLock::new(),
+            stored: Mutex::default(),
             state: Mutex::new(state),
-            end: watch::Sender::new(Offset(0)),
+            end: watch::Sender::new(Offset(start)),
+            first_accepted: Mutex::default(),
             turns,
         }
     }
 
-    pub(super) fn stored(&self) -> Option<&BrokerKeyspace> {
-        self.stored.get()
+    pub(super) fn stored(&self) -> Option<BrokerKeyspace> {
+        lock(&self.stored).clone()
     }
 
-    pub(super) fn set_stored(&self, stored: BrokerKeyspace) -> &BrokerKeyspace {
-        self.stored.get_or_init(|| stored)
+    pub(super) fn is_stored(&self) -> bool {
+        lock(&self.stored).is_some()
+    }
+
+    pub(super) fn set_stored(&self, stored: BrokerKeyspace) {
+        *lock(&self.stored) = Some(stored);
+    }
+
+    /// Makes it a log without records, which goes on at the same offset.
+    pub(super) fn give_back(&self) {
+        *lock(&self.stored) = None;
+        let mut state = lock(&self.state);
+        state.start = state.next;
     }
 
     pub(super) fn state(&self) -> LogState {
@@ -73,6 +89,19 @@ impl OpenLog {
             *end = Offset(state.next);
             grown
         });
+    }
+
+    /// When the first record was accepted, if it is at this offset and the time is known.
+    pub(super) fn accepted_at(&self, first: Offset) -> Option<i64> {
+        let known = *lock(&self.first_accepted);
+        known
+            .filter(|(offset, _)| *offset == first.0)
+            .map(|(_, millis)| millis)
+    }
+
+    /// Notes when the record at an offset was accepted.
+    pub(super) fn note_accepted(&self, first: Offset, millis: i64) {
+        *lock(&self.first_accepted) = Some((first.0, millis));
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<Offset> {
@@ -102,10 +131,12 @@ impl OpenLog {
             first,
             bytes_before_first,
             last_accepted_millis: _,
+            start,
         } = registered;
-        let broker = Self::new(&name, turns);
+        let broker = Self::new(&name, turns, start);
         broker.set_stored(BrokerKeyspace { id, events });
         broker.publish(LogState {
+            start,
             first,
             bytes_before_first,
             next,

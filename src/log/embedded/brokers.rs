@@ -1,5 +1,8 @@
 //! All brokers that have records, are watched, or are about to get their first record. Others are forgotten:
 //! producers and resources can name any number of brokers.
+//!
+//! A log without records is at the offset where its first one will be. That is at or above the end of every log
+//! that was given back, so an offset kept from an earlier log of the same name never points into a later one.
 
 use std::{
     collections::HashMap,
@@ -8,7 +11,11 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-use super::{broker::OpenLog, reads::Turns, shares::namespace_of, store::StoredBroker};
+use super::{
+    broker::OpenLog, layout::GivenBack, places::BrokerPlaces, reads::Turns, shares::namespace_of,
+    store::StoredBroker,
+};
+use crate::log::{BrokerName, LogName};
 
 /// Minimum number of new brokers before looking for ones to forget; more if the last look left more.
 const LOOK_AFTER: usize = 64;
@@ -23,11 +30,15 @@ struct BrokersState {
     /// New brokers since the last look, and how many it left.
     new: usize,
     left: usize,
+    given_back: GivenBack,
 }
 
 impl Brokers {
-    pub(super) fn new(found: Vec<StoredBroker>) -> Self {
-        let mut state = BrokersState::default();
+    pub(super) fn new(found: Vec<StoredBroker>, given_back: GivenBack) -> Self {
+        let mut state = BrokersState {
+            given_back,
+            ..BrokersState::default()
+        };
         for found in found {
             let turns = state.turns(&found.name);
             let broker = Arc::new(OpenLog::found(found, turns));
@@ -53,7 +64,11 @@ impl Brokers {
             state.forget_unused();
         }
         state.new += 1;
-        let broker = Arc::new(OpenLog::new(name, state.turns(name)));
+        let start = match LogName::from_key(name) {
+            LogName::Events(_) => state.given_back.events_from,
+            LogName::DeadLetters(_) => state.given_back.letters_from,
+        };
+        let broker = Arc::new(OpenLog::new(name, state.turns(name), start));
         state.by_name.insert(broker.name.clone(), broker.clone());
         broker
     }
@@ -61,6 +76,21 @@ impl Brokers {
     pub(super) fn all(&self) -> Vec<Arc<OpenLog>> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         state.by_name.values().cloned().collect()
+    }
+
+    /// Makes logs that are opened from now on begin beyond these.
+    pub(super) fn begin_beyond(&self, given_back: GivenBack) {
+        let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        state.given_back = given_back;
+    }
+
+    /// Which logs of a broker have a place.
+    pub(super) fn places_of(&self, broker: &BrokerName) -> BrokerPlaces {
+        let is_stored = |log: LogName| self.get(&log.to_string()).is_some_and(|log| log.is_stored());
+        BrokerPlaces {
+            events: is_stored(LogName::Events(broker.clone())),
+            letters: is_stored(LogName::DeadLetters(broker.clone())),
+        }
     }
 
     #[cfg(test)]
@@ -82,9 +112,8 @@ impl BrokersState {
 
     /// A broker in use is held or watched by whoever took it from here under the lock.
     fn forget_unused(&mut self) {
-        self.by_name.retain(|_, broker| {
-            broker.stored().is_some() || broker.is_watched() || Arc::strong_count(broker) > 1
-        });
+        self.by_name
+            .retain(|_, broker| broker.is_stored() || broker.is_watched() || Arc::strong_count(broker) > 1);
         self.namespaces.retain(|_, shared| shared.strong_count() > 0);
         (self.new, self.left) = (0, self.by_name.len());
     }

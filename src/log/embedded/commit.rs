@@ -1,16 +1,19 @@
 //! A commit under construction: its writes, the brokers it changes, and the callers to answer once it is durable.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use fjall::{Keyspace, OwnedWriteBatch};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    broker::{BrokerKeyspace, LogState, OpenLog},
+    broker::{LogState, OpenLog},
     fail_points::Contents,
     layout::{self, Registered},
     request::ReplySender,
-    store::Store,
+    store::{BrokerKeyspace, Store},
 };
 use crate::log::{LogRecord, Offset};
 
@@ -23,6 +26,10 @@ pub(super) struct Commit {
     pub(super) contents: Contents,
     pub(super) answers: Vec<Acknowledgement>,
     pub(super) trimmed: Vec<Arc<OpenLog>>,
+    /// Keyspaces that were free until now.
+    pub(super) reused: Vec<u32>,
+    /// Logs to give back after the commit.
+    pub(super) given_back: Vec<(Vec<Arc<OpenLog>>, ReplySender<usize>)>,
     /// Free space when the commit began; measured on first use.
     pub(super) free: Option<u64>,
 }
@@ -52,17 +59,36 @@ impl Commit {
             contents: Contents::default(),
             answers: Vec::new(),
             trimmed: Vec::new(),
+            reused: Vec::new(),
+            given_back: Vec::new(),
             free: None,
         }
     }
 
-    /// Adds the entries of brokers that need a new one.
-    pub(super) fn register(&mut self, meta: &Keyspace) {
+    /// Adds the entries of brokers that need a new one, and the marks of shared keyspaces. Returns whether a broker
+    /// has something that only the newest format has.
+    pub(super) fn register(&mut self, meta: &Keyspace) -> bool {
+        for id in self.reused.drain(..) {
+            self.batch.remove(meta, layout::free_key(id));
+        }
+        let mut marked = BTreeMap::new();
+        let mut is_new = false;
+        for Staged { stored, records, .. } in self.brokers.values() {
+            if let Some(number) = layout::shared_keyspace_of(stored.id)
+                && !records.is_empty()
+            {
+                marked.insert(number, &stored.events);
+            }
+        }
+        for keyspace in marked.into_values() {
+            self.batch.insert(keyspace, layout::MARK, []);
+        }
         for staged in self.brokers.values().filter(|staged| staged.register) {
             let LogState {
                 first,
                 bytes_before_first,
                 last_accepted_millis,
+                start,
                 ..
             } = staged.state;
             let entry = Registered {
@@ -70,10 +96,13 @@ impl Commit {
                 first,
                 bytes_before_first,
                 last_accepted_millis,
+                start,
             };
+            is_new |= layout::is_shared(entry.id) || start > 0;
             self.batch
                 .insert(meta, layout::broker_key(&staged.broker.name), entry.to_value());
         }
+        is_new
     }
 }
 
@@ -81,11 +110,11 @@ impl Commit {
 pub(super) fn stage<'a>(
     brokers: &'a mut HashMap<Arc<str>, Staged>,
     broker: &Arc<OpenLog>,
-    stored: &BrokerKeyspace,
+    stored: BrokerKeyspace,
 ) -> &'a mut Staged {
     brokers.entry(broker.name.clone()).or_insert_with(|| Staged {
         broker: broker.clone(),
-        stored: stored.clone(),
+        stored,
         state: broker.state(),
         records: Vec::new(),
         register: false,

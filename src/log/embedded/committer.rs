@@ -12,7 +12,7 @@
 //!   itself.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -22,19 +22,20 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::{
     acknowledged::Acknowledged,
-    broker::{BrokerKeyspace, OpenLog},
+    broker::OpenLog,
     commit::{self, Acknowledgement, Commit},
     fail_points::{self, Contents},
     keeper::CleanupQueue,
-    layout::{self, RecordHeader},
+    layout::{self, FORMAT, FORMAT_KEY, GIVEN_BACK_KEY, RecordHeader},
     lock::lock,
     memory::Memory,
+    places::{Place, Places},
     request::{Purpose, Request},
     saves::Group,
     shared::Shared,
-    store,
+    store::{self, BrokerKeyspace},
 };
-use crate::log::{LogError, LogRecord, Offset, record};
+use crate::log::{LogError, LogName, LogRecord, Offset, record};
 
 /// Maximum bytes of one commit, unless a single request is larger.
 const COMMIT_BYTES: usize = 2 * 1024 * 1024;
@@ -51,8 +52,6 @@ const RECLAIM_AGAIN: Duration = Duration::from_secs(1);
 const ENTRY: u64 = 64;
 /// Maximum size of a record; the storage library's own limit is 4 GiB.
 const MAX_RECORD: usize = 256 * 1024 * 1024;
-/// The storage library's queues have room for 1000 keyspaces when it opens.
-const MAX_BROKERS: u32 = 900;
 /// Bytes of unwritten memtables beyond which the committer waits for the background thread, and how long it waits.
 const MAX_UNFLUSHED: u64 = 18 * 1024 * 1024;
 const FLUSH_POLL: Duration = Duration::from_millis(2);
@@ -65,7 +64,9 @@ pub(super) struct Committer {
     memory: Memory,
     /// Number of all records ever appended, over all brokers.
     records: u64,
-    next_id: u32,
+    places: Places,
+    /// Format of the store.
+    format: u32,
     /// Last time that trimmed space was looked for because the disk was full.
     reclaimed: Option<Instant>,
 }
@@ -78,17 +79,17 @@ impl Committer {
         shared: Arc<Shared>,
         acknowledged: Acknowledged,
         keeper: CleanupQueue,
-        next_id: u32,
+        places: Places,
+        records: u64,
     ) -> Self {
-        let brokers = shared.brokers.all();
-        let records = brokers.iter().map(|broker| broker.state().next).sum();
         Self {
+            format: shared.store.format,
             shared,
             acknowledged,
             keeper,
             memory: Memory::default(),
             records,
-            next_id,
+            places,
             reclaimed: None,
         }
     }
@@ -151,7 +152,13 @@ impl Committer {
             self.add(&mut commit, request)?;
             taken += 1;
         }
-        self.commit(commit)
+        let given_back = std::mem::take(&mut commit.given_back);
+        self.commit(commit)?;
+        for (logs, reply) in given_back {
+            let count = self.give_back(&logs)?;
+            let _ = reply.send(Ok(count));
+        }
+        Ok(())
     }
 
     /// Saves some of the waiting cursors. Returns false if none could be saved now.
@@ -236,6 +243,8 @@ impl Committer {
                     let _ = reply.send(Err(refused));
                 }
             },
+            // In a commit of its own, so that none has two changes of one entry.
+            Request::GiveBack { logs, reply } => commit.given_back.push((logs, reply)),
             Request::Sync { reply } => {
                 commit.fsync = true;
                 commit.answers.push(Acknowledgement::Done(reply));
@@ -258,11 +267,19 @@ impl Committer {
                 large.len()
             )));
         }
-        if broker.stored().is_none() && self.next_id >= MAX_BROKERS {
-            return Err(LogError::Limit(format!(
-                "it has {MAX_BROKERS} brokers, broker {} would be one too many",
-                broker.name
-            )));
+        if !broker.is_stored() {
+            let log = LogName::from_key(&broker.name);
+            if !self
+                .places
+                .has_room(&log, self.shared.brokers.places_of(log.broker()))
+            {
+                return Err(LogError::Limit(format!(
+                    "it has {} brokers, broker {} would be one too many; those that are gone leave once their events \
+                     and dead letters are no longer retained",
+                    self.places.most() / 2,
+                    broker.name
+                )));
+            }
         }
         let length = payloads.iter().map(|payload| payload.len() as u64).sum();
         self.shared.check_room(purpose, &broker.name, length)?;
@@ -270,6 +287,7 @@ impl Committer {
             Purpose::NewEvents => self.shared.options.reserve_bytes,
             Purpose::Replies | Purpose::DeadLetter => self.shared.options.reserve_bytes / 2,
         };
+        let reserve = reserve + self.shared.largest_keyspace.load(Relaxed);
         self.room_on_disk(commit, reserve, cost)?;
         self.shared.take_room(purpose, &broker.name, length)
     }
@@ -286,6 +304,7 @@ impl Committer {
             for broker in self.shared.brokers.all() {
                 self.reclaim(&broker);
             }
+            self.keeper.reclaim_shared();
             commit.free = None;
         }
         let free = self.free(commit)?;
@@ -320,15 +339,14 @@ impl Committer {
         payloads: Vec<Bytes>,
         accepted_millis: i64,
     ) -> Result<Offset, Fatal> {
-        let stored = match broker.stored() {
-            Some(stored) => stored,
-            None => self.create(broker)?,
+        let (stored, is_new) = match broker.stored() {
+            Some(stored) => (stored, false),
+            None => (self.create(commit, broker)?, true),
         };
-        let staged = commit::stage(&mut commit.brokers, broker, stored);
+        let key = |offset| layout::RecordKey::new(stored.id, offset);
+        let staged = commit::stage(&mut commit.brokers, broker, stored.clone());
         let first = staged.state.next;
-        if first == 0 {
-            staged.register = true;
-        }
+        staged.register |= is_new;
         // Never decreasing, so that it can be searched by time.
         let accepted_millis = accepted_millis.max(staged.state.last_accepted_millis);
         for payload in payloads {
@@ -339,7 +357,7 @@ impl Committer {
             };
             commit.batch.insert(
                 &stored.events,
-                state.next.to_be_bytes(),
+                key(state.next).as_ref(),
                 layout::record_value(state.next, header, &payload),
             );
             let offset = Offset(state.next);
@@ -356,18 +374,101 @@ impl Committer {
         Ok(Offset(first))
     }
 
-    /// Creates a broker's keyspace. Its entry in `meta` is part of the commit with its first record; if the
-    /// process dies before that, the empty keyspace is found under the same number next time.
-    fn create<'a>(&mut self, broker: &'a OpenLog) -> Result<&'a BrokerKeyspace, Fatal> {
+    /// Takes a place for a broker's records. Its entry in `meta` is part of the commit with its first record; if the
+    /// process dies before that, an empty keyspace is found under the same number next time.
+    fn create(&mut self, commit: &mut Commit, broker: &OpenLog) -> Result<BrokerKeyspace, Fatal> {
         let fatal = |e| Fatal(format!("cannot make room for broker {}: {e}", broker.name));
-        loop {
-            let id = self.next_id;
-            self.next_id += 1;
-            let events = self.shared.store.create_events(id).map_err(fatal)?;
-            // Never another broker's keyspace: an entry in `meta` may have been lost with a damaged journal.
-            if events.is_empty().map_err(fatal)? {
-                return Ok(broker.set_stored(BrokerKeyspace { id, events }));
+        let (log, start) = (LogName::from_key(&broker.name), broker.state().next);
+        let places = self.shared.brokers.places_of(log.broker());
+        let mut place = self.places.take(&log, places, start);
+        let stored = loop {
+            let (Place::Reused(id) | Place::Own(id) | Place::Shared(id)) = place;
+            let events = self.shared.store.keyspace(id).map_err(fatal)?;
+            match place {
+                Place::Reused(_) => commit.reused.push(id),
+                Place::Shared(_) => self.shared.store.retained_from.set(id, start),
+                // Never another broker's keyspace: an entry in `meta` may have been lost with a damaged journal.
+                Place::Own(_) if !events.is_empty().map_err(fatal)? => {
+                    place = self.places.take_new();
+                    continue;
+                }
+                Place::Own(_) => {}
             }
+            break BrokerKeyspace { id, events };
+        };
+        broker.set_stored(stored.clone());
+        self.note_places();
+        Ok(stored)
+    }
+
+    fn note_places(&self) {
+        let is_short = self.places.are_nearly_full();
+        self.shared.is_short_of_places.store(is_short, Relaxed);
+    }
+
+    /// Gives back the places of logs that have no records; returns how many did. A log that gets records later takes
+    /// another place.
+    fn give_back(&mut self, logs: &[Arc<OpenLog>]) -> Result<usize, Fatal> {
+        let mut commit = Commit::new(&self.shared.store);
+        let mut gone = Vec::new();
+        for broker in logs {
+            let state = broker.state();
+            let Some(stored) = broker.stored().filter(|_| state.first == state.next) else {
+                continue;
+            };
+            if self
+                .room_on_disk(&mut commit, self.shared.options.reserve_bytes / 4, 2 * ENTRY)
+                .is_err()
+            {
+                break;
+            }
+            let log = LogName::from_key(&broker.name);
+            // Without this one, which is still stored.
+            let mut others = self.shared.brokers.places_of(log.broker());
+            match log {
+                LogName::Events(_) => others.events = false,
+                LogName::DeadLetters(_) => others.letters = false,
+            }
+            self.places
+                .give_back(&log, others, stored.id, state.start, state.next);
+            commit
+                .batch
+                .remove(&self.shared.store.meta, layout::broker_key(&broker.name));
+            if !layout::is_shared(stored.id) {
+                let (key, from) = (layout::free_key(stored.id), state.next.to_be_bytes());
+                commit.batch.insert(&self.shared.store.meta, key, from);
+            }
+            commit.bytes += 2 * ENTRY;
+            broker.give_back();
+            gone.push((broker, stored.id));
+        }
+        if gone.is_empty() {
+            return Ok(0);
+        }
+        let given_back = self.places.given_back();
+        // Before any of the logs, which the caller holds, can be opened anew.
+        self.shared.brokers.begin_beyond(given_back);
+        commit
+            .batch
+            .insert(&self.shared.store.meta, GIVEN_BACK_KEY, given_back.to_value());
+        commit.contents.given_back = true;
+        self.raise_format(&mut commit);
+        self.commit(commit)?;
+        lock(&self.shared.tail).forget_all(gone.iter().map(|(broker, _)| &broker.name));
+        for (_, id) in &gone {
+            self.shared.store.retained_from.remove(*id);
+        }
+        self.note_places();
+        Ok(gone.len())
+    }
+
+    /// Makes earlier versions of Weir reject the store from this commit on.
+    fn raise_format(&mut self, commit: &mut Commit) {
+        if self.format < FORMAT {
+            self.format = FORMAT;
+            commit
+                .batch
+                .insert(&self.shared.store.meta, FORMAT_KEY, FORMAT.to_be_bytes());
         }
     }
 
@@ -389,7 +490,11 @@ impl Committer {
         }
         self.room_on_disk(commit, self.shared.options.reserve_bytes / 4, ENTRY)?;
         let staged = commit::stage(&mut commit.brokers, broker, stored);
+        let number = layout::shared_keyspace_of(staged.stored.id);
         let removed = bytes_before.saturating_sub(staged.state.bytes_before_first);
+        if let Some(number) = number {
+            self.shared.trimmed[number as usize].fetch_add(removed + ENTRY, Relaxed);
+        }
         self.shared.give_back_room(&broker.name, removed);
         staged.state.first = before;
         staged.state.bytes_before_first = bytes_before;
@@ -402,7 +507,9 @@ impl Committer {
 
     /// Writes, fsyncs, publishes, acknowledges and cleans up, in this order.
     fn commit(&mut self, mut commit: Commit) -> Result<(), Fatal> {
-        commit.register(&self.shared.store.meta);
+        if commit.register(&self.shared.store.meta) {
+            self.raise_format(&mut commit);
+        }
         self.wait_for_flush()?;
         let contents = commit.contents;
         if !commit.batch.is_empty() {
@@ -428,6 +535,10 @@ impl Committer {
         }
         for staged in commit.brokers.values() {
             staged.broker.publish(staged.state);
+            if layout::is_shared(staged.stored.id) {
+                let retained_from = &self.shared.store.retained_from;
+                retained_from.set(staged.stored.id, staged.state.first);
+            }
         }
 
         contents
@@ -450,15 +561,22 @@ impl Committer {
     }
 
     fn tend_memory<'a>(&mut self, touched: impl Iterator<Item = &'a Keyspace>) -> Result<(), Fatal> {
-        let brokers = self.shared.brokers.all();
-        let written = self.memory.tend(&self.shared.store, touched, &brokers);
+        let written = self.memory.tend(&self.shared.store, touched);
         let written = written.map_err(|e| Fatal(format!("writing tables failed: {e}")))?;
-        if !written.is_empty() {
-            let has_more =
-                |broker: &&Arc<OpenLog>| broker.stored().is_some_and(|s| written.contains(&s.events));
-            for broker in brokers.iter().filter(has_more) {
-                self.keeper.tidy(broker);
+        if written.is_empty() {
+            return Ok(());
+        }
+        for (number, keyspace) in self.shared.store.shared_keyspaces() {
+            if written.contains(&keyspace) {
+                self.keeper.tidy_shared(number, false);
             }
+        }
+        let has_more = |broker: &&Arc<OpenLog>| {
+            let stored = broker.stored();
+            stored.is_some_and(|s| !layout::is_shared(s.id) && written.contains(&s.events))
+        };
+        for broker in self.shared.brokers.all().iter().filter(has_more) {
+            self.keeper.tidy(broker);
         }
         Ok(())
     }
@@ -494,7 +612,8 @@ impl Committer {
 
     /// Reclaims trimmed space at once, because it is needed.
     fn reclaim(&self, broker: &OpenLog) {
-        let Some(stored) = broker.stored() else { return };
+        let stored = broker.stored().filter(|stored| !layout::is_shared(stored.id));
+        let Some(stored) = stored else { return };
         if let Err(e) = store::reclaim(&stored.events, broker.state().first) {
             tracing::warn!(broker = %broker.name, "cannot give back the space of trimmed records: {e}");
         }

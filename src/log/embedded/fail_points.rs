@@ -16,6 +16,8 @@
 //! | `log-before-write`, `log-after-write` | around the write of a commit with records |
 //! | `log-before-cursor-save`, `log-after-cursor-save` | around the write of a commit with cursors |
 //! | `log-before-trim`, `log-after-trim` | before the write of a commit that trims, after its fsync |
+//! | `log-before-give-back`, `log-after-give-back` | around the write of a commit in which logs give back their places |
+//! | `log-before-compaction`, `log-after-compaction` | around the rewriting of a shared keyspace |
 //! | `log-before-fsync`, `log-after-fsync` | around the fsync; after it nothing is acknowledged yet |
 //! | `log-before-acknowledgement` | records are durable and published, but not yet acknowledged |
 //! | `log-before-drop`, `log-after-drop` | around the dropping of trimmed tables, before their files are removed |
@@ -31,18 +33,21 @@ pub(super) struct Contents {
     pub(super) records: bool,
     pub(super) cursors: bool,
     pub(super) trims: bool,
+    pub(super) given_back: bool,
 }
 
 impl Contents {
     pub(super) fn before_write(self) -> io::Result<()> {
         pass_if(self.records, "log-before-write")?;
         pass_if(self.cursors, "log-before-cursor-save")?;
-        pass_if(self.trims, "log-before-trim")
+        pass_if(self.trims, "log-before-trim")?;
+        pass_if(self.given_back, "log-before-give-back")
     }
 
     pub(super) fn after_write(self) -> io::Result<()> {
         pass_if(self.records, "log-after-write")?;
-        pass_if(self.cursors, "log-after-cursor-save")
+        pass_if(self.cursors, "log-after-cursor-save")?;
+        pass_if(self.given_back, "log-after-give-back")
     }
 
     pub(super) fn after_fsync(self) -> io::Result<()> {

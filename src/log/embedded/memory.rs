@@ -7,16 +7,11 @@
 //!   the library's own limits are set out of reach, and it gets a bounded number of tables to write.
 //! - A commit sleeps while a keyspace has four memtables waiting. Here that never happens.
 
-use std::sync::Arc;
-
 use fjall::{AbstractTree, Keyspace};
 
-use super::{
-    broker::OpenLog,
-    store::{MIB, Store},
-};
+use super::store::{MIB, Store};
 
-/// Size at which the memtable of a broker, or of the other keyspaces, is written to a table.
+/// Size at which the memtable of a keyspace with records, or of the others, is written to a table.
 const BROKER_MEMTABLE: u64 = 4 * MIB;
 const SMALL_MEMTABLE: u64 = MIB;
 /// Sum of all active memtables above which the largest is written to a table.
@@ -43,7 +38,6 @@ impl Memory {
         &mut self,
         store: &Store,
         touched: impl Iterator<Item = &'a Keyspace>,
-        brokers: &[Arc<OpenLog>],
     ) -> fjall::Result<Vec<Keyspace>> {
         let mut written = Vec::new();
         let limited = touched.map(|events| (events, BROKER_MEMTABLE));
@@ -53,27 +47,25 @@ impl Memory {
             }
         }
 
-        let all = || {
-            let events = brokers.iter().filter_map(|broker| Some(&broker.stored()?.events));
-            events.chain(store.others())
-        };
+        // Also those that no log has at present: their journals are pinned as well.
+        let all = || store.events().into_iter().chain(store.others().cloned());
         if store.unflushed() > ACTIVE_MEMTABLES {
             let sizes = all().map(|keyspace| (keyspace.tree.active_memtable().size(), keyspace));
             let (sum, largest) = sizes.fold((0, None), |(sum, largest), (size, keyspace)| {
-                let larger = largest.is_none_or(|(most, _)| size > most);
+                let larger = largest.as_ref().is_none_or(|(most, _)| size > *most);
                 (sum + size, if larger { Some((size, keyspace)) } else { largest })
             });
             if let Some((_, keyspace)) = largest
                 && sum > ACTIVE_MEMTABLES
-                && rotate(store, keyspace)?
+                && rotate(store, &keyspace)?
             {
-                written.push(keyspace.clone());
+                written.push(keyspace);
             }
         }
 
         let journals = store.journals();
         if journals > MAX_JOURNALS.max(self.journals) {
-            self.sweep = all().cloned().collect();
+            self.sweep = all().collect();
         }
         self.journals = journals;
         let mut swept = 0;

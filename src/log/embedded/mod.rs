@@ -14,11 +14,15 @@
 //! - Memory is bounded, whatever the number of records and brokers: see `memory.rs`.
 //!
 //! # Layout
-//! One keyspace per broker, keyed by offset. Keys of a keyspace are then written in ascending order, so its tables
-//! never overlap: no compaction rewrites anything (except that many small tables are merged once), and trimming
-//! drops whole tables instead of writing a tombstone for each record. A single keyspace for all brokers would lose
-//! both, and a broker that is never read would pin the space of the others. The price is memory per keyspace; it
+//! The first 800 logs have a keyspace each, keyed by offset. Keys of a keyspace are then written in ascending order,
+//! so its tables never overlap: no compaction rewrites anything (except that many small tables are merged once), and
+//! trimming drops whole tables instead of writing a tombstone for each record. The price is memory per keyspace; it
 //! is bounded by writing the largest memtable to a table once all of them together exceed a few MiB.
+//!
+//! The storage library takes no more than 1000 keyspaces. So all further logs share 32 of them, keyed by log and
+//! offset. Their tables overlap and have to be merged, and trimmed records are dropped on the way (`compaction.rs`).
+//!
+//! A log that has no records left and that nobody wants gives its place back (`places.rs`).
 //!
 //! ```text
 //! {directory}/lock           held while the log is open
@@ -28,8 +32,8 @@
 //!
 //! # Reading order
 //! `open.rs` serves appends, reads and saves. The committer is one thread and the only writer of records
-//! (`request.rs`, `saves.rs`, `commit.rs`, `committer.rs`); another thread cleans up after it (`keeper.rs`).
-//! `shares.rs` divides the log among namespaces. Readers take recent records from memory (`tail.rs`) and older ones
+//! (`request.rs`, `saves.rs`, `commit.rs`, `committer.rs`); another thread cleans up after it (`keeper.rs`, `compaction.rs`).
+//! `places.rs` gives the logs their keyspaces, `shares.rs` divides the log among namespaces. Readers take recent records from memory (`tail.rs`) and older ones
 //! from the storage, on a few threads and in turns (`reads.rs`). `broker.rs` and `brokers.rs` hold in memory where
 //! each broker begins and ends. A damaged log is read without the storage library (`survey.rs`, `raw.rs`), and
 //! `salvage.rs` writes what is readable to a new one.
@@ -38,7 +42,10 @@
 //! - Beside the retained payloads the volume holds up to three or four journals of 64 MiB and, for each broker,
 //!   the newest table even if it is trimmed. A volume of less than 512 MiB may fill up with journals and then not
 //!   heal.
-//! - A broker's keyspace is never removed, and there can be 900 of them.
+//! - In shared keyspaces there can be as much trimmed as retained. As much as the largest of them takes has to be
+//!   free on the volume, beside the reserve, for new events.
+//! - There can be 32,768 brokers with events, each with dead letters.
+//! - Opening looks up both ends of each log.
 //! - The tests kill processes, not machines: they assume that a disk keeps what it reported as synced.
 
 mod acknowledged;
@@ -46,6 +53,7 @@ mod broker;
 mod brokers;
 mod commit;
 mod committer;
+mod compaction;
 mod directory;
 mod fail_points;
 mod journal;
@@ -55,14 +63,18 @@ mod lock;
 mod memory;
 mod open;
 mod options;
+mod places;
 mod raw;
 mod reads;
 mod request;
+mod retained_from;
 mod salvage;
 #[cfg(test)]
 mod salvage_tests;
 mod saves;
 mod shared;
+#[cfg(test)]
+mod shared_tests;
 mod shares;
 mod store;
 mod survey;
@@ -76,10 +88,11 @@ pub use salvage::salvage;
 pub use survey::{BrokerReport, Report, check};
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -94,6 +107,7 @@ use self::{
     committer::Committer,
     lock::lock,
     open::{Open, PERMIT_BYTES},
+    places::Places,
     reads::Readers,
     request::{Purpose, Request},
     saves::Saves,
@@ -125,10 +139,10 @@ impl EmbeddedLog {
         Self::open_with(directory.as_ref(), options, Box::new(directory::free_space))
     }
 
-    /// Returns the names of all logs that ever had a record.
+    /// Returns the names of all logs that had a record and were not given back.
     pub fn names(&self) -> Vec<LogName> {
         let brokers = self.0.shared.brokers.all().into_iter();
-        let stored = brokers.filter(|broker| broker.stored().is_some());
+        let stored = brokers.filter(|broker| broker.is_stored());
         let mut names: Vec<_> = stored.map(|broker| LogName::from_key(&broker.name)).collect();
         names.sort();
         names
@@ -146,12 +160,13 @@ impl EmbeddedLog {
         let lock = directory::lock_directory(directory)?;
         let store = Store::open(directory)?;
         let found = store.brokers()?;
-        let next_id = found
-            .iter()
-            .map(|broker| broker.registered.id + 1)
-            .max()
-            .unwrap_or(0);
-        let records = found.iter().map(|broker| broker.next).sum();
+        let (given_back, free) = store.given_back()?;
+        let mut places = Places::new(options.own_keyspaces, free, given_back);
+        let ever = found.iter().map(|broker| {
+            places.found(broker.registered.id);
+            broker.next - broker.registered.start
+        });
+        let records = ever.sum::<u64>() + given_back.records;
         let acknowledged = directory::check_acknowledged(directory, records)?;
         let retained = found.iter().map(StoredBroker::bytes).sum();
         let capacity = directory::capacity(&options, retained, directory::free_space(directory).ok());
@@ -173,16 +188,26 @@ impl EmbeddedLog {
             tail: Mutex::new(Tail::new(options.tail_cache_bytes)),
             shares: Mutex::new(shares),
             saves: Saves::default(),
-            brokers: Brokers::new(found),
+            brokers: Brokers::new(found, given_back),
             failure: watch::Sender::new(None),
             fsyncs: AtomicU64::new(0),
             options,
             store,
             free_space,
+            trimmed: Default::default(),
+            largest_keyspace: AtomicU64::new(0),
+            is_short_of_places: AtomicBool::new(false),
         });
+        let brokers = shared.brokers.all();
+        let names: BTreeSet<_> = brokers
+            .iter()
+            .map(|broker| LogName::from_key(&broker.name).broker().clone())
+            .collect();
+        places.count(names.iter().map(|broker| shared.brokers.places_of(broker)));
+        shared.find_trimmed();
         // A crash may have happened between a trim and dropping its tables.
-        for broker in shared.brokers.all() {
-            if let Some(stored) = broker.stored() {
+        for broker in brokers {
+            if let Some(stored) = broker.stored().filter(|stored| !layout::is_shared(stored.id)) {
                 store::reclaim(&stored.events, broker.state().first).map_err(|e| failed(e.to_string()))?;
             }
         }
@@ -194,7 +219,7 @@ impl EmbeddedLog {
         let readers = Readers::start(spawn)?;
         let (keeper, run) = keeper::keeper(shared.clone());
         let keeper_thread = spawn("log-keeper", Box::new(run))?;
-        let committer = Committer::new(shared.clone(), acknowledged, keeper, next_id);
+        let committer = Committer::new(shared.clone(), acknowledged, keeper, places, records);
         let committer_thread = spawn("log-committer", Box::new(move || committer.run(receiver)))?;
         let queue = Arc::new(Semaphore::new(shared.options.queue_bytes.div_ceil(PERMIT_BYTES)));
         Ok(Self(Arc::new(Open {
@@ -311,6 +336,25 @@ impl Capacity for EmbeddedLog {
         };
         Box::pin(self.0.append_for(purpose, broker, append))
     }
+
+    fn empty_logs(&self) -> Vec<LogName> {
+        let brokers = self.0.shared.brokers.all().into_iter();
+        let is_empty = |state: broker::LogState| state.first == state.next;
+        let empty = brokers.filter(|broker| broker.is_stored() && is_empty(broker.state()));
+        empty.map(|broker| LogName::from_key(&broker.name)).collect()
+    }
+
+    fn is_short_of_places(&self) -> bool {
+        self.0.shared.is_short_of_places.load(Ordering::Relaxed)
+    }
+
+    fn give_back<'a>(&'a self, logs: &'a [LogName]) -> BoxFuture<'a, Result<usize, LogError>> {
+        let logs = logs
+            .iter()
+            .filter_map(|log| self.0.shared.brokers.get(&log.to_string()));
+        let logs = logs.collect();
+        Box::pin(self.0.request(|reply| Request::GiveBack { logs, reply }))
+    }
 }
 
 /// One log of the directory.
@@ -344,6 +388,10 @@ impl Log for OneLog {
 
     fn cached_bounds(&self) -> LogBounds {
         self.broker.bounds()
+    }
+
+    fn is_new(&self) -> bool {
+        !self.broker.is_stored()
     }
 
     fn retained(&self) -> u64 {
@@ -382,6 +430,14 @@ impl Checkpoints for StoredCheckpoints {
     }
 
     fn save(&self, changes: Vec<CheckpointChange>) -> BoxFuture<'_, Result<(), LogError>> {
-        Box::pin(self.0.save(changes))
+        self.save_for("", changes)
+    }
+
+    fn save_for<'a>(
+        &'a self,
+        namespace: &'a str,
+        changes: Vec<CheckpointChange>,
+    ) -> BoxFuture<'a, Result<(), LogError>> {
+        Box::pin(self.0.save(namespace, changes))
     }
 }

@@ -3,7 +3,6 @@
 use std::{fs, sync::Arc, thread::JoinHandle};
 
 use bytes::Bytes;
-use fjall::Keyspace;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -13,7 +12,7 @@ use super::{
     reads::{ReadRange, Readers},
     request::{Purpose, Request},
     shared::Shared,
-    store::{self, ReadError, Store},
+    store::{self, BrokerKeyspace, ReadError, Store},
 };
 use crate::log::{Append, CheckpointChange, LogBounds, LogError, LogRecord, Offset, ReadLimit, record};
 
@@ -51,11 +50,11 @@ impl Open {
         }
     }
 
-    pub(super) async fn save(&self, changes: Vec<CheckpointChange>) -> Result<(), LogError> {
+    pub(super) async fn save(&self, namespace: &str, changes: Vec<CheckpointChange>) -> Result<(), LogError> {
         let (reply, answer) = oneshot::channel();
         let changes = changes.into_iter().map(|(key, value)| (key.to_string(), value));
         let changes = changes.collect();
-        if self.shared.saves.add(changes, reply)
+        if self.shared.saves.add(namespace, changes, reply)
             && let Some(requests) = &self.requests
         {
             // If the queue is full, the committer is about to take from it, and looks for cursors after that. If
@@ -115,13 +114,13 @@ impl Open {
     async fn read_storage<T: Send + 'static>(
         &self,
         broker: &OpenLog,
-        keyspace: &Keyspace,
+        stored: &BrokerKeyspace,
         (from, to): (Offset, Offset),
         read: impl FnOnce(&Store) -> Result<T, ReadError> + Clone + Send + 'static,
     ) -> Result<T, ReadError> {
         let origin = ReadRange {
-            keyspace: keyspace.clone(),
-            offsets: Some((from.0, to.0)),
+            keyspace: stored.events.clone(),
+            keys: Some((stored.key(from.0), stored.key(to.0))),
         };
         let is_trimmed = |offset| offset < broker.bounds().first.0;
         let shared = self.shared.clone();
@@ -147,12 +146,9 @@ impl Open {
             if let Some(records) = lock(&self.shared.tail).read(name, from, next, limit) {
                 return Ok(records);
             }
-            let events = stored.events.clone();
+            let events = stored.clone();
             let read = move |store: &Store| store.read(&events, from.0, next.0, limit);
-            match self
-                .read_storage(broker, &stored.events, (from, next), read)
-                .await
-            {
+            match self.read_storage(broker, &stored, (from, next), read).await {
                 Ok(records) => return Ok(records),
                 // Trimmed during the read: restart where the log begins now.
                 Err(ReadError::Missing(offset)) if offset < broker.bounds().first.0 => {}
@@ -163,12 +159,32 @@ impl Open {
 
     pub(super) async fn find_time(&self, broker: &Arc<OpenLog>, time: Timestamp) -> Result<Offset, LogError> {
         let Some(stored) = broker.stored() else {
-            return Ok(Offset(0));
+            return Ok(broker.bounds().next);
         };
         let (bounds, millis) = (broker.bounds(), record::millis(time));
-        let (events, searched) = (stored.events.clone(), broker.clone());
+        // Retention asks for every log again and again, and mostly its first record is young enough.
+        if broker
+            .accepted_at(bounds.first)
+            .is_some_and(|accepted| accepted >= millis)
+        {
+            return Ok(bounds.first);
+        }
+        let (events, searched) = (stored.clone(), broker.clone());
         let search = move |store: &Store| {
             let (mut low, mut high) = (bounds.first.0, bounds.next.0);
+            if low < high {
+                match store.header(&events, low) {
+                    Ok(header) => {
+                        searched.note_accepted(bounds.first, header.accepted_millis);
+                        if header.accepted_millis >= millis {
+                            return Ok(bounds.first);
+                        }
+                        low += 1;
+                    }
+                    Err(ReadError::Missing(_)) if low < searched.bounds().first.0 => {}
+                    Err(e) => return Err(e),
+                }
+            }
             while low < high {
                 let middle = low + (high - low) / 2;
                 match store.header(&events, middle) {
@@ -182,13 +198,13 @@ impl Open {
             Ok(Offset(low))
         };
         let range = (bounds.first, bounds.next);
-        let found = self.read_storage(broker, &stored.events, range, search).await;
+        let found = self.read_storage(broker, &stored, range, search).await;
         let found = found.map_err(|e| self.shared.read_error(&broker.name, e))?;
         Ok(found.max(broker.bounds().first))
     }
 
     pub(super) async fn trim_records(&self, broker: &Arc<OpenLog>, before: Offset) -> Result<(), LogError> {
-        if broker.stored().is_none() {
+        if !broker.is_stored() {
             return Ok(());
         }
         // Trim only durable records: nobody can have settled more.
@@ -219,10 +235,10 @@ impl Open {
         let Some(stored) = broker.stored().filter(|_| offset.0 > state.first) else {
             return Ok(Some(state.bytes_before_first));
         };
-        let events = stored.events.clone();
+        let events = stored.clone();
         let read = move |store: &Store| store.header(&events, offset.0);
         let range = (offset, offset.plus(1));
-        match self.read_storage(broker, &stored.events, range, read).await {
+        match self.read_storage(broker, &stored, range, read).await {
             Ok(header) => Ok(Some(header.bytes_before)),
             Err(ReadError::Missing(_)) if offset < broker.bounds().first => Ok(None),
             Err(e) => Err(self.shared.read_error(&broker.name, e)),
@@ -236,7 +252,7 @@ impl Open {
     ) -> Result<T, LogError> {
         let origin = ReadRange {
             keyspace: self.shared.store.cursors.clone(),
-            offsets: None,
+            keys: None,
         };
         let shared = self.shared.clone();
         let read = move || read(&shared.store);

@@ -17,6 +17,9 @@ pub struct EmbeddedOptions {
     pub tail_cache_bytes: usize,
     /// Bytes of payload that may wait for a commit; beyond it, appends wait.
     pub queue_bytes: usize,
+    /// Number of logs that get a keyspace of their own, at most 900. Later ones share a few; trimming these costs
+    /// rewriting what is retained.
+    pub own_keyspaces: u32,
 }
 
 impl Default for EmbeddedOptions {
@@ -27,6 +30,7 @@ impl Default for EmbeddedOptions {
             reserve_bytes: 32 * MIB,
             tail_cache_bytes: 4 * 1024 * 1024,
             queue_bytes: 4 * 1024 * 1024,
+            own_keyspaces: 800,
         }
     }
 }

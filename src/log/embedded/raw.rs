@@ -60,6 +60,20 @@ pub(super) fn read(path: &Path) -> io::Result<FileContent> {
     })
 }
 
+/// Reads a part of a file. What the disk cannot read becomes zeros.
+pub(super) fn read_part(path: &Path, part: &Range<usize>) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let mut bytes = vec![0; part.end.saturating_sub(part.start)];
+    if file.read_exact_at(&mut bytes, part.start as u64).is_err() {
+        for (page, at) in bytes.chunks_mut(PAGE).zip((part.start as u64..).step_by(PAGE)) {
+            if file.read_exact_at(page, at).is_err() {
+                page.fill(0);
+            }
+        }
+    }
+    Ok(bytes)
+}
+
 /// Tables of a keyspace, and what is wrong with its list.
 pub(super) struct Tables {
     pub(super) paths: Vec<(PathBuf, Option<u128>)>,
@@ -105,15 +119,13 @@ pub(super) fn damage(path: &Path, content: &FileContent, checksum: Option<u128>)
     is_wrong.then(|| format!("{path} is not what was written"))
 }
 
-/// Calls `found` with every intact entry from a position in a table on, and the start of its block, until it
-/// returns false.
+/// Calls `found` with every intact entry of a table, and the place of its block, until it returns false.
 pub(super) fn entries(
     table: &[u8],
-    from: usize,
     is_compressed: bool,
-    mut found: impl FnMut(&Entry<'_>, usize) -> bool,
+    mut found: impl FnMut(&Entry<'_>, &Range<usize>) -> bool,
 ) {
-    let mut at = from;
+    let mut at = 0;
     while at < table.len() {
         let Some((block, end)) = block_at(table, at, is_compressed) else {
             // Skip to the next possible block.
@@ -126,7 +138,8 @@ pub(super) fn entries(
         };
         if let Some(block) = block {
             // The checksum is right; the library may still panic on unexpected content.
-            let go_on = catch_unwind(AssertUnwindSafe(|| each(&block, |entry| found(entry, at))));
+            let place = at..end;
+            let go_on = catch_unwind(AssertUnwindSafe(|| each(&block, |entry| found(entry, &place))));
             if matches!(go_on, Ok(false)) {
                 return;
             }

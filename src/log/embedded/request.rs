@@ -32,6 +32,11 @@ pub(super) enum Request {
         bytes_before: u64,
         reply: ReplySender<()>,
     },
+    /// Gives back the places of logs that are empty; answers how many.
+    GiveBack {
+        logs: Vec<Arc<OpenLog>>,
+        reply: ReplySender<usize>,
+    },
     Sync {
         reply: ReplySender<()>,
     },

@@ -6,14 +6,14 @@
 
 use std::{fs, path::Path};
 
-use fjall::{Keyspace, PersistMode};
+use fjall::PersistMode;
 
 use super::{
     EmbeddedLog, EmbeddedOptions,
     acknowledged::Acknowledged,
-    layout::{self, RecordHeader, Registered},
+    layout::{self, FORMAT, FORMAT_KEY, GIVEN_BACK_KEY, GivenBack, RecordHeader, Registered, SHARED_IDS},
     raw,
-    store::{MIB, Store},
+    store::{BrokerKeyspace, MIB, Store},
     survey::{RecordLocation, Report, Survey, SurveyedBroker},
 };
 use crate::log::LogError;
@@ -58,21 +58,33 @@ pub fn salvage(directory: impl AsRef<Path>, target: impl AsRef<Path>) -> Result<
     Ok(survey.report)
 }
 
-/// Returns the sum of the brokers' ends.
+/// Returns the number of records that the brokers ever had.
 fn write(survey: &Survey, store: &Store) -> Result<u64, String> {
     let failed = |e: fjall::Error| e.to_string();
     let mut batch = store.batch();
-    let mut ends = 0;
-    for ((id, found), report) in (0..).zip(&survey.brokers).zip(&survey.report.brokers) {
-        let events = store.create_events(id).map_err(failed)?;
-        let writer = Writer::new(store, events);
+    let own = EmbeddedOptions::default().own_keyspaces;
+    let given_back = GivenBack {
+        next_shared: survey.given_back.next_shared.max(SHARED_IDS),
+        ..survey.given_back
+    };
+    let ids = (0..own).chain(given_back.next_shared..);
+    let mut ever = given_back.records;
+    let mut is_new = survey.given_back != GivenBack::default();
+    for ((id, found), report) in ids.zip(&survey.brokers).zip(&survey.report.brokers) {
+        let events = store.keyspace(id).map_err(failed)?;
+        let writer = Writer::new(store, BrokerKeyspace { id, events });
         let (registered, end) = writer.write(survey, found, id)?;
-        ends += end;
+        ever += end - registered.start;
+        is_new |= layout::is_shared(id) || registered.start > 0;
         batch.insert(
             &store.meta,
             layout::broker_key(&report.name),
             registered.to_value(),
         );
+    }
+    if is_new {
+        batch.insert(&store.meta, GIVEN_BACK_KEY, given_back.to_value());
+        batch.insert(&store.meta, FORMAT_KEY, FORMAT.to_be_bytes());
     }
     for (key, value) in &survey.cursors {
         batch.insert(&store.cursors, key.as_slice(), value.as_slice());
@@ -82,12 +94,12 @@ fn write(survey: &Survey, store: &Store) -> Result<u64, String> {
         .commit()
         .map_err(failed)?;
     store.sync().map_err(failed)?;
-    Ok(ends)
+    Ok(ever)
 }
 
 struct Writer<'a> {
     store: &'a Store,
-    events: Keyspace,
+    stored: BrokerKeyspace,
     batch: fjall::OwnedWriteBatch,
     batched: u64,
     in_memory: u64,
@@ -100,10 +112,10 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(store: &'a Store, events: Keyspace) -> Self {
+    fn new(store: &'a Store, stored: BrokerKeyspace) -> Self {
         Self {
             store,
-            events,
+            stored,
             batch: store.batch(),
             batched: 0,
             in_memory: 0,
@@ -133,11 +145,13 @@ impl<'a> Writer<'a> {
                         self.record(offset, None, &[])?;
                     }
                 }
-                Some(RecordLocation::Table(path, at)) => {
-                    let table = raw::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+                Some(RecordLocation::Table(path, blocks)) => {
+                    let part =
+                        raw::read_part(path, blocks).map_err(|e| format!("{}: {e}", path.display()))?;
                     let mut written = Ok(());
-                    raw::entries(&table.bytes, *at, true, |entry, _| {
-                        let (Ok(offset), Some(value)) = (layout::parse_offset(entry.key), entry.value) else {
+                    raw::entries(&part, true, |entry, _| {
+                        let (Ok(offset), Some(value)) = (layout::parse_key(was.id, entry.key), entry.value)
+                        else {
                             return true;
                         };
                         if offsets.contains(&offset)
@@ -166,6 +180,7 @@ impl<'a> Writer<'a> {
                 first,
                 bytes_before_first: bytes_before,
                 last_accepted_millis: self.accepted_millis,
+                start: was.start,
             },
             None => Registered { id, ..was },
         };
@@ -187,8 +202,8 @@ impl<'a> Writer<'a> {
             bytes_before: before,
         };
         self.batch.insert(
-            &self.events,
-            offset.to_be_bytes(),
+            &self.stored.events,
+            self.stored.key(offset).as_ref(),
             layout::record_value(offset, header, payload),
         );
         self.bytes_before = Some(before + payload.len() as u64);
@@ -201,7 +216,10 @@ impl<'a> Writer<'a> {
     }
 
     fn commit(&mut self) -> Result<(), String> {
-        let batch = std::mem::replace(&mut self.batch, self.store.batch());
+        let mut batch = std::mem::replace(&mut self.batch, self.store.batch());
+        if layout::is_shared(self.stored.id) {
+            batch.insert(&self.stored.events, layout::MARK, []);
+        }
         batch.commit().map_err(|e| e.to_string())?;
         self.in_memory += std::mem::take(&mut self.batched);
         if self.in_memory >= TABLE_BYTES {
@@ -212,6 +230,9 @@ impl<'a> Writer<'a> {
 
     fn flush(&mut self) -> Result<(), String> {
         self.in_memory = 0;
-        self.events.rotate_memtable_and_wait().map_err(|e| e.to_string())
+        self.stored
+            .events
+            .rotate_memtable_and_wait()
+            .map_err(|e| e.to_string())
     }
 }

@@ -3,9 +3,13 @@
 //!
 //! Only the newest value of each key waits. One call's changes are saved by one commit: keys that were ever in one
 //! call stay together while they wait.
+//!
+//! Namespaces take turns, so that however many and large cursors one of them saves, another waits for one of its
+//! groups at most. Within a namespace the oldest is first.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound::{Excluded, Unbounded},
     sync::{
         Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering::AcqRel},
@@ -32,20 +36,26 @@ struct PendingSaves {
     /// The oldest first.
     groups: BTreeMap<u64, Group>,
     group_of: HashMap<String, u64>,
+    /// Groups of each namespace that has any.
+    namespaces: BTreeMap<Box<str>, BTreeSet<u64>>,
+    /// Namespace whose turn was last.
+    last: Box<str>,
     next: u64,
 }
 
 /// Changes saved together, and the callers waiting for them.
 pub(super) struct Group {
+    /// The namespace that they count for: that of the first call.
+    namespace: Box<str>,
     pub(super) changes: BTreeMap<String, Option<Bytes>>,
     pub(super) replies: Vec<ReplySender<()>>,
     pub(super) since: Instant,
 }
 
 impl Saves {
-    /// Adds the changes of one call. Returns whether the committer has to be notified.
-    pub(super) fn add(&self, changes: Vec<Change>, reply: ReplySender<()>) -> bool {
-        self.lock().add(changes, reply);
+    /// Adds the changes of one call for a namespace. Returns whether the committer has to be notified.
+    pub(super) fn add(&self, namespace: &str, changes: Vec<Change>, reply: ReplySender<()>) -> bool {
+        self.lock().add(namespace, changes, reply);
         !self.announced.swap(true, AcqRel)
     }
 
@@ -54,10 +64,10 @@ impl Saves {
         self.announced.store(false, std::sync::atomic::Ordering::Release);
     }
 
-    /// Takes the group that has waited longest.
+    /// Takes the group that has waited longest of the namespace whose turn it is.
     pub(super) fn take(&self) -> Option<Group> {
         let mut waiting = self.lock();
-        let (_, group) = waiting.groups.pop_first()?;
+        let group = waiting.take_next()?;
         for key in group.changes.keys() {
             waiting.group_of.remove(key);
         }
@@ -76,7 +86,27 @@ impl Saves {
 }
 
 impl PendingSaves {
-    fn add(&mut self, changes: Vec<Change>, reply: ReplySender<()>) {
+    fn take_next(&mut self) -> Option<Group> {
+        let after = (Excluded(&*self.last), Unbounded);
+        let next = self.namespaces.range::<str, _>(after).next();
+        let (namespace, groups) = next.or_else(|| self.namespaces.first_key_value())?;
+        let (namespace, oldest) = (namespace.clone(), *groups.first()?);
+        self.last = namespace;
+        self.remove(oldest)
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Group> {
+        let group = self.groups.remove(&id)?;
+        if let Some(groups) = self.namespaces.get_mut(&group.namespace) {
+            groups.remove(&id);
+            if groups.is_empty() {
+                self.namespaces.remove(&group.namespace);
+            }
+        }
+        Some(group)
+    }
+
+    fn add(&mut self, namespace: &str, changes: Vec<Change>, reply: ReplySender<()>) {
         let mut touched: Vec<u64> = changes
             .iter()
             .filter_map(|(key, _)| self.group_of.get(key).copied())
@@ -87,13 +117,14 @@ impl PendingSaves {
             self.next += 1;
             self.next
         });
-        let mut group = self.groups.remove(&id).unwrap_or_else(|| Group {
+        let mut group = self.remove(id).unwrap_or_else(|| Group {
+            namespace: namespace.into(),
             changes: BTreeMap::new(),
             replies: Vec::new(),
             since: Instant::now(),
         });
         for other in touched.iter().skip(1) {
-            if let Some(other) = self.groups.remove(other) {
+            if let Some(other) = self.remove(*other) {
                 self.group_of
                     .extend(other.changes.keys().map(|key| (key.clone(), id)));
                 group.changes.extend(other.changes);
@@ -107,6 +138,8 @@ impl PendingSaves {
         // Callers that have stopped waiting need no answer.
         group.replies.retain(|reply| !reply.is_closed());
         group.replies.push(reply);
+        let of_namespace = self.namespaces.entry(group.namespace.clone()).or_default();
+        of_namespace.insert(id);
         self.groups.insert(id, group);
     }
 }
@@ -120,10 +153,46 @@ mod tests {
     use crate::log::LogError;
 
     fn save(saves: &Saves, changes: &[(&str, u8)]) -> oneshot::Receiver<Result<(), LogError>> {
+        save_for(saves, "", changes)
+    }
+
+    fn save_for(
+        saves: &Saves,
+        namespace: &str,
+        changes: &[(&str, u8)],
+    ) -> oneshot::Receiver<Result<(), LogError>> {
         let (reply, answer) = oneshot::channel();
         let change = |&(key, value): &(&str, u8)| (key.to_owned(), Some(Bytes::copy_from_slice(&[value])));
-        saves.add(changes.iter().map(change).collect(), reply);
+        saves.add(namespace, changes.iter().map(change).collect(), reply);
         answer
+    }
+
+    #[test]
+    fn namespaces_take_turns() {
+        let saves = Saves::default();
+        let mut answers = Vec::new();
+        for key in ["greedy-1", "greedy-2", "greedy-3"] {
+            answers.push(save_for(&saves, "greedy", &[(key, 0)]));
+        }
+        answers.push(save_for(&saves, "modest", &[("modest-1", 0)]));
+        answers.push(save_for(&saves, "another", &[("another-1", 0)]));
+        // Its second value waits in the place of the first.
+        answers.push(save_for(&saves, "modest", &[("modest-1", 1), ("modest-2", 1)]));
+        let mut order = Vec::new();
+        while let Some((changes, _)) = take(&saves) {
+            order.push(changes[0].0.clone());
+        }
+        assert_eq!(
+            order,
+            ["another-1", "greedy-1", "modest-1", "greedy-2", "greedy-3"]
+        );
+        // Whose turn was last is known while nothing waits.
+        answers.push(save_for(&saves, "greedy", &[("greedy-4", 0)]));
+        answers.push(save_for(&saves, "modest", &[("modest-3", 0)]));
+        assert_eq!(take(&saves).unwrap().0[0].0, "modest-3");
+        assert!(saves.since().is_some());
+        assert_eq!(take(&saves).unwrap().0[0].0, "greedy-4");
+        assert!(saves.lock().namespaces.is_empty() && saves.lock().group_of.is_empty());
     }
 
     fn take(saves: &Saves) -> Option<(Vec<(String, u8)>, usize)> {
@@ -158,7 +227,7 @@ mod tests {
     #[test]
     fn the_committer_is_told_once() {
         let saves = Saves::default();
-        let add = || saves.add(Vec::new(), oneshot::channel().0);
+        let add = || saves.add("", Vec::new(), oneshot::channel().0);
         assert_eq!([add(), add()], [true, false]);
         saves.heard();
         assert!(add());
@@ -170,6 +239,7 @@ mod tests {
         #[test]
         fn what_is_saved_together_is_taken_together(
             calls in prop::collection::vec((prop::collection::btree_set(0_u8..6, 1..4), any::<bool>()), 1..40),
+            namespaces in 1_usize..4,
         ) {
             let saves = Saves::default();
             let (mut stored, mut expected) = (BTreeMap::new(), BTreeMap::new());
@@ -191,7 +261,7 @@ mod tests {
                 let value = u8::try_from(number).unwrap();
                 let names: Vec<_> = keys.iter().map(u8::to_string).collect();
                 let changes: Vec<_> = names.iter().map(|key| (key.as_str(), value)).collect();
-                answers.push(save(&saves, &changes));
+                answers.push(save_for(&saves, ["a", "b", "c"][number % namespaces], &changes));
                 expected.extend(keys.iter().map(|key| (*key, value)));
                 if *takes {
                     take_one(&mut stored);

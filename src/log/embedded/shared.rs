@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -15,6 +15,7 @@ use super::{
     EmbeddedOptions,
     brokers::Brokers,
     directory,
+    layout::{self, SHARED_KEYSPACES},
     lock::lock,
     request::Purpose,
     saves::Saves,
@@ -40,6 +41,12 @@ pub(super) struct Shared {
     pub(super) shares: Mutex<Shares>,
     pub(super) saves: Saves,
     pub(super) free_space: FreeSpace,
+    /// Bytes trimmed from each shared keyspace that may still be in its tables.
+    pub(super) trimmed: [AtomicU64; SHARED_KEYSPACES as usize],
+    /// Bytes of the largest shared keyspace, which have to be free to rewrite it.
+    pub(super) largest_keyspace: AtomicU64,
+    /// Whether most places of logs are taken.
+    pub(super) is_short_of_places: AtomicBool,
 }
 
 impl Shared {
@@ -96,6 +103,34 @@ impl Shared {
         if capacity > before + before / 16 {
             shares.resize(capacity);
         }
+    }
+
+    /// Estimates after opening what was trimmed from the shared keyspaces and is still in their tables.
+    pub(super) fn find_trimmed(&self) {
+        let mut retained = [0; SHARED_KEYSPACES as usize];
+        for broker in self.brokers.all() {
+            let number = broker
+                .stored()
+                .and_then(|stored| layout::shared_keyspace_of(stored.id));
+            if let Some(number) = number {
+                retained[number as usize] += broker.state().bytes();
+            }
+        }
+        for (number, keyspace) in self.store.shared_keyspaces() {
+            let number = number as usize;
+            if let (Some(trimmed), Some(retained)) = (self.trimmed.get(number), retained.get(number)) {
+                trimmed.store(keyspace.disk_space().saturating_sub(*retained), Ordering::Relaxed);
+            }
+        }
+        self.measure_keyspaces();
+    }
+
+    /// Notes the size of the largest shared keyspace.
+    pub(super) fn measure_keyspaces(&self) {
+        let keyspaces = self.store.shared_keyspaces().into_values();
+        let largest = keyspaces.map(|keyspace| keyspace.disk_space()).max();
+        self.largest_keyspace
+            .store(largest.unwrap_or(0), Ordering::Relaxed);
     }
 
     pub(super) fn count_fsync(&self) {

@@ -12,26 +12,38 @@
 //! - On opening, a journal entry is replayed only if its sequence number is above the highest one in the
 //!   keyspace's tables, and a journal is deleted only when all of its keyspaces have tables above it. Dropping
 //!   *all* tables of a keyspace would therefore bring records back and pin journals for good, so the newest table
-//!   always stays ([`reclaim`]).
+//!   always stays ([`reclaim`]), and a shared keyspace has a mark that is never dropped ([`super::layout::MARK`]).
+//! - While it opens, each keyspace takes a place in a queue of 1000 that nobody empties yet.
+//! - Its thread compacts a keyspace after each table that it writes, and writes no other table meanwhile. On a full
+//!   disk that would fail, and with it the database. So its strategy does nothing where tables overlap, which is in
+//!   the shared keyspaces, and these are compacted elsewhere ([`super::compaction`]).
 //! - Journals and tables are compressed with an algorithm whose output may change between versions; a journal's
 //!   checksum covers the recomputed output. Journals are therefore not compressed.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
 use fjall::{
     AbstractTree, CompressionType, Database, JournalRecoveryError, Keyspace, KeyspaceCreateOptions,
     PersistMode,
+    compaction::Leveled,
     config::{BlockSizePolicy, CompressionPolicy, FilterPolicy, PinningPolicy, RestartIntervalPolicy},
 };
 
 use super::{
     fail_points, journal,
-    layout::{self, FORMAT, FORMAT_KEY, RecordHeader, Registered},
+    layout::{
+        self, FIRST_FORMAT, FORMAT, FORMAT_KEY, GIVEN_BACK_KEY, GivenBack, RecordHeader, RecordKey,
+        Registered,
+    },
+    lock::lock,
+    retained_from::RetainedFrom,
     tail::TailRead,
     versions,
 };
@@ -55,6 +67,34 @@ pub(super) struct Store {
     database: Database,
     pub(super) meta: Keyspace,
     pub(super) cursors: Keyspace,
+    /// Format of the store when it was opened.
+    pub(super) format: u32,
+    /// Keyspaces with records.
+    events: Mutex<EventsKeyspaces>,
+    /// First retained record of each log in a shared keyspace.
+    pub(super) retained_from: Arc<RetainedFrom>,
+}
+
+/// Keyspaces with records.
+#[derive(Default)]
+struct EventsKeyspaces {
+    all: Vec<Keyspace>,
+    /// Those of many logs, by number.
+    shared: BTreeMap<u32, Keyspace>,
+}
+
+/// Where a log's records are.
+#[derive(Clone)]
+pub(super) struct BrokerKeyspace {
+    pub(super) id: u32,
+    pub(super) events: Keyspace,
+}
+
+impl BrokerKeyspace {
+    /// Key of the record at an offset.
+    pub(super) fn key(&self, offset: u64) -> RecordKey {
+        RecordKey::new(self.id, offset)
+    }
 }
 
 /// State of a broker in an opened store.
@@ -140,10 +180,10 @@ impl Store {
             if aside.try_exists()? {
                 fs::remove_dir_all(&aside)?;
             }
-            let database = builder(&aside).open()?;
+            let database = builder(&aside, &Arc::default()).open()?;
             let meta = database.keyspace("meta", small_keyspace)?;
             database.keyspace("cursors", small_keyspace)?;
-            meta.insert(FORMAT_KEY, FORMAT.to_be_bytes())?;
+            meta.insert(FORMAT_KEY, FIRST_FORMAT.to_be_bytes())?;
             // Into a table: a journal that is damaged later must not make the store look like no store.
             meta.rotate_memtable_and_wait()?;
             database.persist(PersistMode::SyncAll)?;
@@ -156,7 +196,8 @@ impl Store {
     }
 
     fn open_folder(directory: &Path, folder: &Path) -> Result<Self, LogError> {
-        let database = open_database(directory, folder)?;
+        let retained_from = Arc::<RetainedFrom>::default();
+        let database = open_database(directory, folder, &retained_from)?;
         for name in ["meta", "cursors"] {
             if !database.keyspace_exists(name) {
                 return Err(damaged(directory, format!("its keyspace `{name}` is missing")));
@@ -171,28 +212,65 @@ impl Store {
         let format = meta
             .get(FORMAT_KEY)
             .map_err(|e| open_error(directory, folder, e))?;
-        match format
+        let format = format
             .as_deref()
             .and_then(|format| format.try_into().ok())
-            .map(u32::from_be_bytes)
-        {
-            Some(FORMAT) => {}
+            .map(u32::from_be_bytes);
+        let format = match format {
+            Some(format @ (FIRST_FORMAT | FORMAT)) => format,
             Some(other) => {
                 return Err(LogError::Open {
                     path: directory.to_owned(),
                     detail: format!(
-                        "it has format {other}, this version reads format {FORMAT}; run the version that wrote it"
+                        "it has format {other}, this version reads formats up to {FORMAT}; run the version that wrote it"
                     ),
                 });
             }
             None => return Err(damaged(directory, "its format version is missing")),
+        };
+        let mut events = EventsKeyspaces::default();
+        for name in database.list_keyspace_names() {
+            if layout::holds_records(&name) {
+                let opened = database.keyspace(&name, events_keyspace);
+                events
+                    .all
+                    .push(opened.map_err(|e| open_error(directory, folder, e))?);
+            }
+        }
+        for keyspace in &events.all {
+            if let Some(Ok(number)) = keyspace
+                .name()
+                .strip_prefix(layout::SHARED_PREFIX)
+                .map(str::parse)
+            {
+                events.shared.insert(number, keyspace.clone());
+            }
         }
         Ok(Self {
             directory: directory.to_owned(),
-            database,
             meta,
             cursors,
+            format,
+            events: Mutex::new(events),
+            retained_from,
+            database,
         })
+    }
+
+    /// Returns what is left of the logs that gave their places back, and the keyspaces that they left.
+    pub(super) fn given_back(&self) -> Result<(GivenBack, BTreeMap<u32, u64>), LogError> {
+        let unreadable = |e| self.unreadable(&e);
+        let given_back = match self.meta.get(GIVEN_BACK_KEY).map_err(unreadable)? {
+            Some(value) => GivenBack::parse(&value)
+                .ok_or_else(|| self.damaged("its entry `given-back` cannot be read"))?,
+            None => GivenBack::default(),
+        };
+        let free = self.meta.prefix(layout::FREE_PREFIX).map(|entry| {
+            let (key, value) = entry.into_inner().map_err(|e| self.unreadable(&e))?;
+            layout::parse_free(&key, &value)
+                .ok_or_else(|| self.damaged("the entry of a free keyspace cannot be read"))
+        });
+        Ok((given_back, free.collect::<Result<_, _>>()?))
     }
 
     /// Returns every registered broker, checked.
@@ -216,15 +294,19 @@ impl Store {
     /// Finds the end of a broker's records and checks that none is missing after the first retained one, as far as
     /// possible without reading them: by both ends and the number of stored records.
     fn check(&self, name: &str, registered: Registered) -> Result<StoredBroker, LogError> {
-        let keyspace = layout::events_keyspace(registered.id);
+        let keyspace = layout::keyspace_of(registered.id);
         if !self.database.keyspace_exists(&keyspace) {
             return Err(self.damaged(format!(
                 "the records of broker {name} (keyspace `{keyspace}`) are missing"
             )));
         }
-        let events = self
-            .create_events(registered.id)
-            .map_err(|e| self.unreadable(&e))?;
+        let events = self.keyspace(registered.id).map_err(|e| self.unreadable(&e))?;
+        if layout::is_shared(registered.id) {
+            self.retained_from.set(registered.id, registered.first);
+        }
+        let of_log = |first| {
+            layout::RecordKey::new(registered.id, first)..=layout::RecordKey::new(registered.id, u64::MAX)
+        };
         let mut found = StoredBroker {
             name: name.to_owned(),
             events: events.clone(),
@@ -233,23 +315,32 @@ impl Store {
             bytes_before_next: registered.bytes_before_first,
             last_accepted_millis: registered.last_accepted_millis,
         };
-        let (Some(lowest), Some(highest)) = (events.first_key_value(), events.last_key_value()) else {
+        let Some(highest) = events.range(of_log(registered.first)).next_back() else {
             return Ok(found);
         };
-        let lowest = lowest.key().map_err(|e| self.unreadable(&e))?;
-        let lowest = layout::parse_offset(&lowest).map_err(|e| self.damaged(e))?;
         let (key, value) = highest.into_inner().map_err(|e| self.unreadable(&e))?;
-        let highest = layout::parse_offset(&key).map_err(|e| self.damaged(e))?;
-        if highest < registered.first {
-            return Ok(found);
-        }
+        let highest = layout::parse_key(registered.id, &key).map_err(|e| self.damaged(e))?;
         let (header, payload) = layout::parse_value(highest, &value).map_err(|e| self.damaged(e))?;
         found.next = highest + 1;
         found.bytes_before_next = header.bytes_before + payload.len() as u64;
         found.last_accepted_millis = header.accepted_millis;
-        let missing_head = lowest > registered.first;
+        // A keyspace of its own may still have trimmed records, and those of an earlier log. A shared one tells
+        // nothing by its number of records.
+        let is_own = !layout::is_shared(registered.id);
+        let from = if is_own {
+            registered.start
+        } else {
+            registered.first
+        };
+        let lowest = events.range(of_log(from)).next();
+        let lowest = lowest
+            .map(|lowest| lowest.key())
+            .transpose()
+            .map_err(|e| self.unreadable(&e))?;
+        let lowest = lowest.map_or(Ok(u64::MAX), |key| layout::parse_key(registered.id, &key));
+        let lowest = lowest.map_err(|e| self.damaged(e))?;
         let stored = events.approximate_len() as u64;
-        if missing_head || stored < found.next - lowest {
+        if lowest > registered.first || (is_own && stored < found.next - lowest) {
             return Err(self.damaged(format!(
                 "broker {name} has {stored} records at offsets {lowest} to {highest}, and should have every one \
                  from {}; restore the volume from a copy",
@@ -259,10 +350,45 @@ impl Store {
         Ok(found)
     }
 
-    /// Opens a broker's keyspace; creates it durably if it does not exist.
-    pub(super) fn create_events(&self, id: u32) -> fjall::Result<Keyspace> {
-        self.database
-            .keyspace(&layout::events_keyspace(id), events_keyspace)
+    /// Opens the keyspace of a log's records; creates it durably if it does not exist.
+    pub(super) fn keyspace(&self, id: u32) -> fjall::Result<Keyspace> {
+        let shared = layout::shared_keyspace_of(id);
+        let mut events = lock(&self.events);
+        if let Some(opened) = shared.and_then(|number| events.shared.get(&number)) {
+            return Ok(opened.clone());
+        }
+        let options = match shared {
+            Some(_) => shared_keyspace,
+            None => events_keyspace,
+        };
+        let opened = self.database.keyspace(&layout::keyspace_of(id), options)?;
+        if !events.all.contains(&opened) {
+            events.all.push(opened.clone());
+        }
+        events
+            .shared
+            .extend(shared.map(|number| (number, opened.clone())));
+        Ok(opened)
+    }
+
+    /// All keyspaces with records.
+    pub(super) fn events(&self) -> Vec<Keyspace> {
+        lock(&self.events).all.clone()
+    }
+
+    /// A shared keyspace, if it exists.
+    pub(super) fn shared_keyspace(&self, number: u32) -> Option<Keyspace> {
+        lock(&self.events).shared.get(&number).cloned()
+    }
+
+    /// The shared keyspaces that exist, by number.
+    pub(super) fn shared_keyspaces(&self) -> BTreeMap<u32, Keyspace> {
+        lock(&self.events).shared.clone()
+    }
+
+    /// The sequence number below which no older version of a key is read any more.
+    pub(super) fn past(&self) -> fjall::SeqNo {
+        self.database.visible_seqno()
     }
 
     pub(super) fn batch(&self) -> fjall::OwnedWriteBatch {
@@ -306,7 +432,7 @@ impl Store {
     /// Reads records from `from` up to, not including, `to`, within the limit.
     pub(super) fn read(
         &self,
-        events: &Keyspace,
+        stored: &BrokerKeyspace,
         from: u64,
         to: u64,
         limit: ReadLimit,
@@ -314,9 +440,9 @@ impl Store {
         fail_points::pass("log-read").map_err(|e| ReadError::of_io(&e))?;
         let mut taken = TailRead::new(limit);
         let mut expected = from;
-        for entry in events.range(from.to_be_bytes()..to.to_be_bytes()) {
+        for entry in stored.events.range(stored.key(from)..stored.key(to)) {
             let (key, value) = entry.into_inner().map_err(|e| ReadError::of(&e))?;
-            let offset = layout::parse_offset(&key).map_err(ReadError::Damaged)?;
+            let offset = layout::parse_key(stored.id, &key).map_err(ReadError::Damaged)?;
             if offset != expected {
                 return Err(ReadError::Missing(expected));
             }
@@ -336,9 +462,12 @@ impl Store {
     }
 
     /// Reads one record's header.
-    pub(super) fn header(&self, events: &Keyspace, offset: u64) -> Result<RecordHeader, ReadError> {
+    pub(super) fn header(&self, stored: &BrokerKeyspace, offset: u64) -> Result<RecordHeader, ReadError> {
         fail_points::pass("log-read").map_err(|e| ReadError::of_io(&e))?;
-        let value = events.get(offset.to_be_bytes()).map_err(|e| ReadError::of(&e))?;
+        let value = stored
+            .events
+            .get(stored.key(offset))
+            .map_err(|e| ReadError::of(&e))?;
         let value = value.ok_or(ReadError::Missing(offset))?;
         let parsed = layout::parse_value(offset, &value).map(|(header, _)| header);
         parsed.map_err(|e| ReadError::Damaged(format!("offset {offset}: {e}")))
@@ -377,8 +506,8 @@ impl Store {
     }
 }
 
-/// Deletes the tables that lie entirely below `first`, except the newest one. It writes no tombstones: records of
-/// a broker are written in offset order, so tables never overlap.
+/// Deletes the tables of a keyspace of one log that lie entirely below `first`, except the newest one. It writes no
+/// tombstones: records of a broker are written in offset order, so tables never overlap.
 ///
 /// The caller has made `first` durable; otherwise a crash could leave a log without its head.
 pub(super) fn reclaim(events: &Keyspace, first: u64) -> fjall::Result<bool> {
@@ -420,27 +549,37 @@ pub(super) fn merge_small_tables(keyspace: &Keyspace, retained: u64) -> fjall::R
 
 /// The library keeps superseded versions, and with them the files of dropped tables, for snapshots of the past.
 /// There are none here: every read is of the latest version, and pins it while it runs.
-fn forget_past(keyspace: &Keyspace) -> fjall::Result<()> {
+pub(super) fn forget_past(keyspace: &Keyspace) -> fjall::Result<()> {
     let mut versions = keyspace.tree.get_version_history_lock();
     Ok(versions.maintenance(keyspace.path(), fjall::SeqNo::MAX)?)
 }
 
 /// Opens the database, without a commit that never reached the disk completely.
-fn open_database(directory: &Path, folder: &Path) -> Result<Database, LogError> {
-    let mut opened = builder(folder).open();
+fn open_database(
+    directory: &Path,
+    folder: &Path,
+    retained_from: &Arc<RetainedFrom>,
+) -> Result<Database, LogError> {
+    let mut opened = builder(folder, retained_from).open();
     if let Err(fjall::Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch)) = opened
         && let Some(journal) =
             journal::cut_torn_end(folder).map_err(|e| cannot_open(directory, folder, &e))?
     {
         let path = journal.display();
         tracing::warn!(%path, "the last commit was written only in part, and is cut off");
-        opened = builder(folder).open();
+        opened = builder(folder, retained_from).open();
     }
     opened.map_err(|e| open_error(directory, folder, e))
 }
 
-fn builder(folder: &Path) -> fjall::DatabaseBuilder<Database> {
+fn builder(folder: &Path, retained_from: &Arc<RetainedFrom>) -> fjall::DatabaseBuilder<Database> {
+    let retained_from = retained_from.clone();
+    let filter_of = move |keyspace: &str| -> Option<Arc<dyn fjall::compaction::filter::Factory>> {
+        let is_shared = keyspace.starts_with(layout::SHARED_PREFIX);
+        is_shared.then(|| retained_from.clone() as _)
+    };
     Database::builder(folder)
+        .with_compaction_filter_factories(Arc::new(filter_of))
         .cache_size(BLOCK_CACHE)
         .max_cached_files(Some(CACHED_FILES))
         .worker_threads(1)
@@ -464,6 +603,14 @@ fn events_keyspace() -> KeyspaceCreateOptions {
         .data_block_restart_interval_policy(RestartIntervalPolicy::all(16))
         .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
         .filter_policy(FilterPolicy::disabled())
+}
+
+/// As a keyspace of one log, but the library merges no tables of it.
+fn shared_keyspace() -> KeyspaceCreateOptions {
+    let never = Leveled::default()
+        .with_l0_threshold(u8::MAX)
+        .with_table_target_size(1 << 40);
+    events_keyspace().compaction_strategy(Arc::new(never))
 }
 
 pub(super) fn damaged(directory: &Path, detail: impl Into<String>) -> LogError {

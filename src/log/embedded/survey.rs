@@ -6,16 +6,17 @@
 //! only in the total of acknowledged records.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
     acknowledged::{self, Acknowledged},
     directory, journal,
-    layout::{self, Registered},
+    layout::{self, GivenBack, Registered},
     raw::{self, Journal},
     store,
 };
@@ -136,6 +137,7 @@ pub(super) struct Survey {
     /// In the order of the report.
     pub(super) brokers: Vec<SurveyedBroker>,
     pub(super) cursors: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(super) given_back: GivenBack,
     pub(super) journals: Vec<Journal>,
     _lock: Option<fs::File>,
 }
@@ -152,10 +154,30 @@ pub(super) struct SurveyedBroker {
 /// Location of consecutive records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RecordLocation {
-    /// In a table, starting at this block.
-    Table(PathBuf, usize),
+    /// In these blocks of a table.
+    Table(Arc<Path>, Range<usize>),
     /// In the journals.
     Journals,
+}
+
+/// Records of one log that were found in a keyspace.
+#[derive(Default)]
+struct FoundRecords {
+    runs: Vec<(Range<u64>, RecordLocation)>,
+    in_journals: BTreeMap<u64, (usize, Range<usize>)>,
+}
+
+/// Keyspaces by the numbers of their folders.
+struct Keyspaces {
+    folders: BTreeMap<u64, PathBuf>,
+    names: BTreeMap<u64, String>,
+}
+
+impl Keyspaces {
+    fn number_of(&self, wanted: &str) -> Option<u64> {
+        let mut named = self.names.iter().filter(|(_, name)| *name == wanted);
+        named.next().map(|(number, _)| *number)
+    }
 }
 
 /// Newest value of each key.
@@ -168,6 +190,7 @@ impl Survey {
             report: Report::default(),
             brokers: Vec::new(),
             cursors: BTreeMap::new(),
+            given_back: GivenBack::default(),
             journals: Vec::new(),
             _lock: lock,
         };
@@ -210,27 +233,12 @@ impl Survey {
             }
         }
         let names = self.names(&folders)?;
-        let folder_of = |wanted: &str| {
-            let mut named = names.iter().filter(|(_, name)| *name == wanted);
-            named.next().map(|(number, _)| *number)
-        };
-
-        let meta = self.newest(folder_of("meta"), &folders)?;
-        self.cursors = present(self.newest(folder_of("cursors"), &folders)?);
+        let keyspaces = Keyspaces { folders, names };
+        let meta = self.newest(keyspaces.number_of("meta"), &keyspaces.folders)?;
+        let cursors = self.newest(keyspaces.number_of("cursors"), &keyspaces.folders)?;
+        self.cursors = present(cursors);
         self.report.cursors = self.cursors.len();
-        let mut registered = self.registered(&present(meta));
-        for name in names.values() {
-            let id = name.strip_prefix("events-").and_then(|id| id.parse::<u32>().ok());
-            if let Some(id) = id
-                && !registered.iter().any(|(_, broker)| broker.id == id)
-            {
-                registered.push((String::new(), unregistered(id)));
-            }
-        }
-        for (name, broker) in registered {
-            let number = folder_of(&layout::events_keyspace(broker.id));
-            self.broker(name, broker, number, &folders)?;
-        }
+        self.logs(&present(meta), &keyspaces)?;
         let mut order: Vec<_> = (0..self.brokers.len()).collect();
         order.sort_by(|a, b| {
             let name = |index: &usize| &self.report.brokers[*index].name;
@@ -253,8 +261,45 @@ impl Survey {
         self.report.damage.push(damage);
     }
 
+    /// Finds the records of all logs.
+    fn logs(&mut self, meta: &BTreeMap<Vec<u8>, Vec<u8>>, keyspaces: &Keyspaces) -> io::Result<()> {
+        let mut registered = self.registered(meta);
+        let mut found = BTreeMap::new();
+        // Logs that were given back may have left trimmed records, unless an entry of a log may be lost.
+        let may_lack_entries = !self.report.damage.is_empty();
+        let free: BTreeSet<_> = meta
+            .iter()
+            .filter_map(|(key, value)| layout::parse_free(key, value))
+            .map(|(id, _)| id)
+            .collect();
+        for (number, name) in &keyspaces.names {
+            if layout::holds_records(name) {
+                self.records(name, *number, &keyspaces.folders, &mut found)?;
+            }
+        }
+        let known: BTreeSet<_> = registered.iter().map(|(_, broker)| broker.id).collect();
+        for id in found.keys().copied().filter(|id| !known.contains(id)) {
+            let was_given_back = if layout::is_shared(id) {
+                id < self.given_back.next_shared && !may_lack_entries
+            } else {
+                free.contains(&id)
+            };
+            if !was_given_back {
+                registered.push((String::new(), unregistered(id)));
+            }
+        }
+        for (name, broker) in registered {
+            if keyspaces.number_of(&layout::keyspace_of(broker.id)).is_none() {
+                self.damaged(format!("the records of broker {name} are missing"));
+            }
+            let found = found.remove(&broker.id).unwrap_or_default();
+            self.broker(name, broker, found);
+        }
+        Ok(())
+    }
+
     /// Names of the keyspaces by the numbers of their folders. A lost name is inferred from the order of creation:
-    /// first `meta`, then `cursors`, then the brokers'.
+    /// first `meta`, then `cursors`, then the brokers'; a shared one is told by its keys.
     fn names(&mut self, folders: &BTreeMap<u64, PathBuf>) -> io::Result<BTreeMap<u64, String>> {
         let mut names = BTreeMap::new();
         self.each_of(NAMES, folders, false, |key, value, _| {
@@ -269,7 +314,10 @@ impl Survey {
                 let name = match number {
                     1 => "meta".to_owned(),
                     2 => "cursors".to_owned(),
-                    number => format!("events-{}", number - 3),
+                    number if self.is_shared(number, folders)? => {
+                        format!("{}lost-{number}", layout::SHARED_PREFIX)
+                    }
+                    number => format!("{}{}", layout::OWN_PREFIX, number - 3),
                 };
                 if !names.values().any(|other| *other == name) {
                     self.damaged(format!(
@@ -280,6 +328,31 @@ impl Survey {
             }
         }
         Ok(names)
+    }
+
+    /// Whether the keys in a keyspace are those of a shared one.
+    fn is_shared(&self, number: u64, folders: &BTreeMap<u64, PathBuf>) -> io::Result<bool> {
+        let is_shared = |key: &[u8]| key == layout::MARK || layout::parse_shared_key(key).is_some();
+        for journal in &self.journals {
+            let mut items = journal.items.iter();
+            if let Some(item) = items.find(|item| item.keyspace == number) {
+                return Ok(is_shared(&journal.bytes[item.key.clone()]));
+            }
+        }
+        let mut found = None;
+        if let Some(folder) = folders.get(&number) {
+            for (path, _) in raw::tables(folder)?.paths {
+                let Ok(content) = raw::read(&path) else { continue };
+                raw::entries(&content.bytes, true, |entry, _| {
+                    found.get_or_insert(is_shared(entry.key));
+                    false
+                });
+                if found.is_some() {
+                    break;
+                }
+            }
+        }
+        Ok(found.unwrap_or(false))
     }
 
     /// Calls `found` with every readable entry of a small keyspace's tables; reports damage.
@@ -300,7 +373,7 @@ impl Survey {
             let Some(content) = self.content(&path, checksum)? else {
                 continue;
             };
-            raw::entries(&content.bytes, 0, is_compressed, |entry, _| {
+            raw::entries(&content.bytes, is_compressed, |entry, _| {
                 found(entry.key, entry.value, entry.sequence);
                 true
             });
@@ -343,8 +416,15 @@ impl Survey {
 
     fn registered(&mut self, meta: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<(String, Registered)> {
         let format = meta.get(layout::FORMAT_KEY).map(Vec::as_slice);
-        if format != Some(&layout::FORMAT.to_be_bytes()) {
+        let formats = [layout::FIRST_FORMAT, layout::FORMAT].map(u32::to_be_bytes);
+        if !formats.iter().any(|known| format == Some(known)) {
             self.damaged("the format version of the log is lost, or another one".into());
+        }
+        if let Some(value) = meta.get(layout::GIVEN_BACK_KEY) {
+            match GivenBack::parse(value) {
+                Some(given_back) => self.given_back = given_back,
+                None => self.damaged("the entry of the logs that were given back".into()),
+            }
         }
         let mut registered = Vec::new();
         for (key, value) in meta {
@@ -359,41 +439,53 @@ impl Survey {
         registered
     }
 
-    fn broker(
+    /// Finds the records in a keyspace, by the ids of their logs.
+    fn records(
         &mut self,
-        name: String,
-        registered: Registered,
-        number: Option<u64>,
+        name: &str,
+        number: u64,
         folders: &BTreeMap<u64, PathBuf>,
+        found: &mut BTreeMap<u32, FoundRecords>,
     ) -> io::Result<()> {
-        let (mut runs, mut in_journals) = (Vec::new(), BTreeMap::new());
-        let keyspace = number.and_then(|number| Some((number, folders.get(&number)?)));
-        match keyspace {
-            Some((number, folder)) => {
-                let tables = raw::tables(folder)?;
-                self.report.damage.extend(tables.damage);
-                for (path, checksum) in tables.paths {
-                    if let Some(content) = self.content(&path, checksum)? {
-                        runs.extend(
-                            runs_of(&content.bytes)
-                                .map(|(run, at)| (run, RecordLocation::Table(path.clone(), at))),
-                        );
-                    }
-                }
-                for (index, journal) in self.journals.iter().enumerate() {
-                    for item in journal.items.iter().filter(|item| item.keyspace == number) {
-                        if let (Ok(offset), Some(value)) = (
-                            layout::parse_offset(&journal.bytes[item.key.clone()]),
-                            item.value.clone(),
-                        ) && layout::parse_value(offset, &journal.bytes[value.clone()]).is_ok()
-                        {
-                            in_journals.insert(offset, (index, value));
-                        }
-                    }
+        let own = name.strip_prefix(layout::OWN_PREFIX).map(str::parse::<u32>);
+        let parse = |key: &[u8]| match own {
+            Some(Ok(id)) => Some((id, layout::parse_offset(key).ok()?)),
+            Some(Err(_)) => None,
+            None => layout::parse_shared_key(key),
+        };
+        if let Some(folder) = folders.get(&number) {
+            let tables = raw::tables(folder)?;
+            self.report.damage.extend(tables.damage);
+            for (path, checksum) in tables.paths {
+                let Some(content) = self.content(&path, checksum)? else {
+                    continue;
+                };
+                let path = Arc::<Path>::from(path);
+                for (id, run, blocks) in runs_of(&content.bytes, parse) {
+                    let place = RecordLocation::Table(path.clone(), blocks);
+                    found.entry(id).or_default().runs.push((run, place));
                 }
             }
-            None => self.damaged(format!("the records of broker {name} are missing")),
         }
+        for (index, journal) in self.journals.iter().enumerate() {
+            for item in journal.items.iter().filter(|item| item.keyspace == number) {
+                if let (Some((id, offset)), Some(value)) =
+                    (parse(&journal.bytes[item.key.clone()]), item.value.clone())
+                    && layout::parse_value(offset, &journal.bytes[value.clone()]).is_ok()
+                {
+                    let of_log = found.entry(id).or_default();
+                    of_log.in_journals.insert(offset, (index, value));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn broker(&mut self, name: String, registered: Registered, found: FoundRecords) {
+        let FoundRecords {
+            mut runs,
+            in_journals,
+        } = found;
         for offset in in_journals.keys().copied() {
             match runs.last_mut() {
                 Some((run, RecordLocation::Journals)) if run.end == offset => run.end += 1,
@@ -402,11 +494,11 @@ impl Survey {
         }
         if name.is_empty() && runs.is_empty() {
             // Created just before a crash, and never used.
-            return Ok(());
+            return;
         }
         let is_nameless = name.is_empty();
         let name = if is_nameless {
-            let name = format!("{NAMELESS}/{}", layout::events_keyspace(registered.id));
+            let name = format!("{NAMELESS}/{}", nameless(registered.id));
             self.damaged(format!(
                 "the name of a broker is lost; its records are those of {name}"
             ));
@@ -426,17 +518,27 @@ impl Survey {
             offsets: first..pieces.last().map_or(first, |(offsets, _)| offsets.end),
             lost: lost.map(|(offsets, _)| offsets.clone()).collect(),
         });
+        let start = if is_nameless && layout::is_shared(registered.id) {
+            first
+        } else {
+            registered.start
+        };
         self.brokers.push(SurveyedBroker {
-            registered: Registered { first, ..registered },
+            registered: Registered {
+                first,
+                start,
+                ..registered
+            },
             pieces,
             in_journals,
         });
-        Ok(())
     }
 
     /// Compares what was found with what was acknowledged. A commit that was never acknowledged is not damage.
     fn count_missing(&mut self, directory: &Path) {
-        let found = self.report.brokers.iter().map(|broker| broker.offsets.end).sum();
+        let ever = self.report.brokers.iter().zip(&self.brokers);
+        let ever = ever.map(|(report, broker)| report.offsets.end.saturating_sub(broker.registered.start));
+        let found = ever.sum::<u64>() + self.given_back.records;
         match Acknowledged::look(directory) {
             Ok(Some(count)) => {
                 self.report.missing_at_the_ends = count.saturating_sub(found);
@@ -478,24 +580,40 @@ fn unregistered(id: u32) -> Registered {
         first: 0,
         bytes_before_first: 0,
         last_accepted_millis: i64::MIN,
+        start: 0,
     }
 }
 
-/// Runs of consecutive records in a table, each with the start of its first block.
-fn runs_of(table: &[u8]) -> impl Iterator<Item = (Range<u64>, usize)> + use<> {
-    let mut runs = Vec::<(Range<u64>, usize)>::new();
-    raw::entries(table, 0, true, |entry, at| {
-        if let (Ok(offset), Some(value)) = (layout::parse_offset(entry.key), entry.value)
+/// Name of a broker whose name is lost.
+fn nameless(id: u32) -> String {
+    if layout::is_shared(id) {
+        format!("log-{id}")
+    } else {
+        layout::keyspace_of(id)
+    }
+}
+
+/// Runs of consecutive records of each log in a table, each with its blocks.
+fn runs_of(
+    table: &[u8],
+    parse: impl Fn(&[u8]) -> Option<(u32, u64)>,
+) -> Vec<(u32, Range<u64>, Range<usize>)> {
+    let mut runs = Vec::<(u32, Range<u64>, Range<usize>)>::new();
+    raw::entries(table, true, |entry, place| {
+        if let (Some((id, offset)), Some(value)) = (parse(entry.key), entry.value)
             && layout::parse_value(offset, value).is_ok()
         {
             match runs.last_mut() {
-                Some((run, _)) if run.end == offset => run.end += 1,
-                _ => runs.push((offset..offset + 1, at)),
+                Some((of, run, blocks)) if *of == id && run.end == offset => {
+                    run.end += 1;
+                    blocks.end = place.end;
+                }
+                _ => runs.push((id, offset..offset + 1, place.clone())),
             }
         }
         true
     });
-    runs.into_iter()
+    runs
 }
 
 /// Splits the offsets from the first one on into consecutive pieces, found or lost.
@@ -524,7 +642,7 @@ mod tests {
 
     #[test]
     fn pieces_follow_each_other_and_what_is_nowhere_is_lost() {
-        let table = |name: &str| RecordLocation::Table(name.into(), 0);
+        let table = |name: &str| RecordLocation::Table(Path::new(name).into(), 0..1);
         let runs = vec![
             (12..15, RecordLocation::Journals),
             (0..4, table("trimmed")),

@@ -2,7 +2,7 @@
 //! storage. A ring bounded by bytes: first in, first out, across brokers.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -94,11 +94,22 @@ impl Tail {
         }
     }
 
-    fn forget(&mut self, broker: &Arc<str>) {
-        if let Some(records) = self.brokers.remove(broker) {
-            self.held -= records.iter().map(cost).sum::<usize>();
-            self.order.retain(|other| other != broker);
+    /// Drops the records of brokers.
+    pub(super) fn forget_all<'a>(&mut self, brokers: impl Iterator<Item = &'a Arc<str>>) {
+        let mut forgotten = HashSet::new();
+        for broker in brokers {
+            if let Some(records) = self.brokers.remove(broker) {
+                self.held -= records.iter().map(cost).sum::<usize>();
+                forgotten.insert(broker);
+            }
         }
+        if !forgotten.is_empty() {
+            self.order.retain(|broker| !forgotten.contains(broker));
+        }
+    }
+
+    fn forget(&mut self, broker: &Arc<str>) {
+        self.forget_all(std::iter::once(broker));
     }
 }
 

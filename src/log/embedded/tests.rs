@@ -25,6 +25,7 @@ use crate::log::conformance::{self, ALL, ByKey as _, Tested, at, payloads};
 struct Directory {
     directory: TempDir,
     tail_cache_bytes: usize,
+    own_keyspaces: u32,
 }
 
 impl Directory {
@@ -32,6 +33,15 @@ impl Directory {
         Self {
             directory: tempfile::tempdir().unwrap(),
             tail_cache_bytes,
+            own_keyspaces: 800,
+        }
+    }
+
+    /// So many logs have a keyspace of their own.
+    fn with_own_keyspaces(self, own_keyspaces: u32) -> Self {
+        Self {
+            own_keyspaces,
+            ..self
         }
     }
 }
@@ -42,6 +52,7 @@ impl Tested for Directory {
     async fn open(&self) -> EmbeddedLog {
         let options = EmbeddedOptions {
             tail_cache_bytes: self.tail_cache_bytes,
+            own_keyspaces: self.own_keyspaces,
             ..Default::default()
         };
         EmbeddedLog::open(self.directory.path(), options).unwrap()
@@ -49,6 +60,7 @@ impl Tested for Directory {
 
     fn settle(&self, log: &EmbeddedLog) {
         flush(log);
+        rewrite(log);
     }
 }
 
@@ -62,13 +74,28 @@ mod from_storage {
     crate::log::conformance::conformance!(Directory::new(0));
 }
 
+mod in_shared_keyspaces_from_memory {
+    use super::Directory;
+    crate::log::conformance::conformance!(Directory::new(4 * 1024 * 1024).with_own_keyspaces(0));
+}
+
+mod in_shared_keyspaces_from_storage {
+    use super::Directory;
+    crate::log::conformance::conformance!(Directory::new(0).with_own_keyspaces(0));
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn behaves_like_the_model(steps in conformance::steps(60), tail_cache_bytes in 0..20_000_usize) {
+    fn behaves_like_the_model(
+        steps in conformance::steps(60),
+        tail_cache_bytes in 0..20_000_usize,
+        own_keyspaces in 0..4_u32,
+    ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(conformance::behaves_like_the_model(Directory::new(tail_cache_bytes), steps));
+        let directory = Directory::new(tail_cache_bytes).with_own_keyspaces(own_keyspaces);
+        runtime.block_on(conformance::behaves_like_the_model(directory, steps));
     }
 }
 
@@ -76,12 +103,29 @@ pub(super) fn open(directory: &Path) -> Result<EmbeddedLog, LogError> {
     EmbeddedLog::open(directory, EmbeddedOptions::default())
 }
 
+/// Opens a log in which so many logs have a keyspace of their own.
+pub(super) fn open_with_own_keyspaces(directory: &Path, own_keyspaces: u32) -> Result<EmbeddedLog, LogError> {
+    let options = EmbeddedOptions {
+        own_keyspaces,
+        ..EmbeddedOptions::default()
+    };
+    EmbeddedLog::open(directory, options)
+}
+
+/// Removes trimmed records from all shared keyspaces.
+pub(super) fn rewrite(log: &EmbeddedLog) {
+    let store = &log.0.shared.store;
+    for number in 0..layout::SHARED_KEYSPACES {
+        if let Some(keyspace) = store.shared_keyspace(number) {
+            assert!(compaction::rewrite(&keyspace, store.past(), 0, |_| true).unwrap());
+        }
+    }
+}
+
 /// Writes everything in memory to tables.
 pub(super) fn flush(log: &EmbeddedLog) {
-    for broker in log.0.shared.brokers.all() {
-        if let Some(stored) = broker.stored() {
-            stored.events.rotate_memtable_and_wait().unwrap();
-        }
+    for keyspace in log.0.shared.store.events() {
+        keyspace.rotate_memtable_and_wait().unwrap();
     }
     log.0.shared.store.meta.rotate_memtable_and_wait().unwrap();
 }
@@ -496,21 +540,36 @@ fn random(length: usize, seed: u32) -> Vec<u8> {
 
 // ---- Crashes
 
-/// Directory that the child of the test below writes to.
+/// Directory that the child of the tests below writes to, the number of logs with a keyspace of their own, the number
+/// of brokers, and the fail point at which it is killed, with the number of times that it passes before.
 const CHILD_DIRECTORY: &str = "WEIR_TEST_LOG_DIRECTORY";
+const CHILD_OWN_KEYSPACES: &str = "WEIR_TEST_LOG_OWN_KEYSPACES";
+const CHILD_BROKERS: &str = "WEIR_TEST_LOG_BROKERS";
+const CHILD_KILLED_AT: &str = "WEIR_TEST_LOG_KILLED_AT";
 
-/// Not a test of its own: the child that [`what_was_acknowledged_survives_kill`] kills.
+/// Not a test of its own: the child that [`survives_kill`] kills.
 #[tokio::test]
 #[ignore = "it is run by another test, as a child"]
 async fn child_appends_until_it_is_killed() {
     let Some(directory) = std::env::var_os(CHILD_DIRECTORY) else {
         return;
     };
-    let log = open(Path::new(&directory)).unwrap();
-    let work = async |broker: usize| {
-        let name = format!("n/b{}", broker % 3);
-        loop {
-            let payload = random(3000, broker as u32);
+    let number = |name| std::env::var(name).unwrap().parse::<u32>().unwrap();
+    let (own_keyspaces, brokers) = (number(CHILD_OWN_KEYSPACES), number(CHILD_BROKERS));
+    #[cfg(feature = "failpoints")]
+    if let Ok(killed_at) = std::env::var(CHILD_KILLED_AT) {
+        let (point, passes) = killed_at.split_once('=').unwrap();
+        let passes = match passes {
+            "0" => String::new(),
+            passes => format!("{passes}*off->"),
+        };
+        fail::cfg(point, &format!("{passes}return(kill)")).unwrap();
+    }
+    let log = open_with_own_keyspaces(Path::new(&directory), own_keyspaces).unwrap();
+    let work = async |worker: u32| {
+        for round in worker.. {
+            let name = format!("n/b{}", round % brokers);
+            let payload = random(3000, worker);
             let offset = log.append(&name, vec![payload.into()], at(0)).await.unwrap();
             println!("\nacknowledged {name} {offset}");
             if offset.0 % 50 == 49 {
@@ -522,14 +581,29 @@ async fn child_appends_until_it_is_killed() {
             println!("\nsaved {name} {offset}");
         }
     };
-    futures::future::join_all((0..8).map(work)).await;
+    // Brokers that come and go.
+    let churn = async {
+        for round in 0_u32.. {
+            let key = format!("n/gone{}", round % 7);
+            let (name, records) = (LogName::from_key(&key), vec![random(3000, round).into(); 3]);
+            let offset = log.append(&key, records, at(0)).await.unwrap();
+            println!("\nacknowledged {key} {}", offset.plus(2));
+            if round % 3 > 0 {
+                log.trim(&key, log.bounds(&key).next).await.unwrap();
+                assert_eq!(log.give_back(&[name]).await.unwrap(), 1);
+            }
+        }
+    };
+    futures::join!(futures::future::join_all((0..8).map(work)), churn);
 }
 
-#[tokio::test]
-async fn what_was_acknowledged_survives_kill() {
+/// Kills a child that writes, or lets it be killed at fail points, and checks that everything that it acknowledged is
+/// there.
+async fn survives_kill(own_keyspaces: u32, brokers: u32, killed_at: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
     let mut acknowledged = HashMap::<String, u64>::new();
-    for round in 1..=4 {
+    for round in 1..=killed_at.len().max(4) {
+        let killed_at = killed_at.get(round - 1);
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
@@ -538,6 +612,9 @@ async fn what_was_acknowledged_survives_kill() {
                 "--nocapture",
             ])
             .env(CHILD_DIRECTORY, directory.path())
+            .env(CHILD_OWN_KEYSPACES, own_keyspaces.to_string())
+            .env(CHILD_BROKERS, brokers.to_string())
+            .envs(killed_at.map(|killed_at| (CHILD_KILLED_AT, killed_at)))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -562,44 +639,77 @@ async fn what_was_acknowledged_survives_kill() {
             *highest = offset.max(*highest);
             1
         };
-        while seen < 400 * round {
-            seen += note(lines.next().unwrap().unwrap());
+        let enough = if killed_at.is_some() { 100_000 } else { 400 * round };
+        while seen < enough
+            && let Some(line) = lines.next()
+        {
+            seen += note(line.unwrap());
         }
+        assert_eq!(seen < enough, killed_at.is_some(), "{killed_at:?}");
         child.kill().unwrap();
         child.wait().unwrap();
         for line in lines.map_while(Result::ok) {
             note(line);
         }
 
-        let log = open(directory.path()).unwrap();
+        assert!(check(directory.path()).unwrap().is_whole());
+        let log = open_with_own_keyspaces(directory.path(), own_keyspaces).unwrap();
         for (broker, highest) in &acknowledged {
             let LogBounds { first, next } = log.bounds(broker);
+            // This is so for logs that were given back, too.
             assert!(
                 next.0 > *highest,
                 "{broker}: {highest} was acknowledged, the log ends at {next}"
             );
             let mut from = first;
             while from < next {
-                let records = log
-                    .read(
-                        broker,
-                        from,
-                        ReadLimit {
-                            records: 100,
-                            bytes: usize::MAX,
-                        },
-                    )
-                    .await
-                    .unwrap();
+                let limit = ReadLimit {
+                    records: 100,
+                    bytes: usize::MAX,
+                };
+                let records = log.read(broker, from, limit).await.unwrap();
                 assert_eq!(records[0].offset, from);
                 assert!(records.iter().all(|record| record.payload.len() == 3000));
                 from = from.plus(records.len() as u64);
             }
         }
-        assert_eq!(saved.len(), 3);
-        let cursors = log.stored().await.unwrap();
-        assert_eq!(cursors.len(), 3);
+        let stored: HashMap<_, _> = log.stored().await.unwrap().into_iter().collect();
+        assert!(!saved.is_empty() && saved.keys().all(|key| stored.contains_key(key)));
     }
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_kill() {
+    survives_kill(800, 3, &[]).await;
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_in_shared_keyspaces_survives_kill() {
+    survives_kill(4, 40, &[]).await;
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test]
+async fn a_kill_while_places_are_given_back_loses_nothing() {
+    let points = [
+        "log-before-give-back=0",
+        "log-after-give-back=3",
+        "log-before-give-back=7",
+        "log-after-give-back=11",
+    ];
+    survives_kill(2, 3, &points).await;
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test]
+async fn a_kill_while_shared_keyspaces_are_compacted_loses_nothing() {
+    let points = [
+        "log-before-compaction=0",
+        "log-after-compaction=0",
+        "log-before-compaction=1",
+        "log-after-compaction=2",
+    ];
+    survives_kill(0, 2, &points).await;
 }
 
 /// Copies a log's directory, with journals stripped of the zeros that pad them.
@@ -924,6 +1034,7 @@ async fn a_directory_of_an_earlier_version_opens() {
     assert!(copied.unwrap().success());
     for _ in 0..2 {
         let log = open(directory.path()).unwrap();
+        assert_eq!(log.0.shared.store.format, layout::FIRST_FORMAT);
         assert_eq!(log.bounds("shop/orders").first, Offset(2));
         let records = log.read("shop/orders", Offset(0), ALL).await.unwrap();
         let texts = records.iter().map(|record| &*record.payload).take(6);
