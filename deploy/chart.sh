@@ -96,6 +96,13 @@ StatefulSet/weir-router    | router.startupProbe.failureThreshold=1200     | sta
 Deployment/weir-controller | controller.readinessProbe.periodSeconds=5     | readinessProbe: httpGet: {path: /readyz, port: admin} periodSeconds: 5 timeoutSeconds: 5
 Deployment/weir-controller | controller.updateStrategy.type="Recreate"     | strategy: type: Recreate
 StatefulSet/weir-router    | router.updateStrategy={"rollingUpdate":{"partition":2}} | updateStrategy: rollingUpdate: partition: 2
+ClusterRole/weir-system.weir-addressables |                                  | aggregationRule: clusterRoleSelectors: - matchLabels: weir.dev/aggregate-to-controller-addressables: "true"
+ClusterRole/weir-system.weir-addressables |                                  | ! rules:
+ClusterRoleBinding/weir-system.weir-addressables |                           | name: "weir-system.weir-addressables"} subjects: [{"kind":"ServiceAccount","name":"weir-controller","namespace":"weir-system"}]
+RoleBinding/weir-system.weir-addressables | watchNamespaces=["shop"]         | namespace: "shop"
+Deployment/weir-controller |                                               | ! --shared-namespaces
+Deployment/weir-controller |                                               | ! --allow-external-name-services
+Deployment/weir-controller | externalNameServices=true sharedNamespaces=["*","a"] | - --allow-external-name-services - "--shared-namespaces=*,a"
 Service/weir               | router.service.type="LoadBalancer" router.service.loadBalancerClass="example.com/lb" | type: LoadBalancer loadBalancerClass: "example.com/lb"
 Service/weir               | router.service.type="NodePort" router.service.externalTrafficPolicy="Local" | type: NodePort externalTrafficPolicy: Local
 Deployment/weir-controller |                                               | topologySpreadConstraints: - labelSelector: matchLabels: app.kubernetes.io/component: controller app.kubernetes.io/instance: weir app.kubernetes.io/name: weir matchLabelKeys: - pod-template-hash maxSkew: 1 topologyKey: kubernetes.io/hostname whenUnsatisfiable: ScheduleAnyway
@@ -183,6 +190,7 @@ done
 
 # What is empty by default can be unset; a value that is needed is asked for, not rendered as nothing.
 optional=(nameOverride watchNamespaces common{Labels,Annotations} image.tag imagePullSecrets sinkSecrets sinkServiceAccounts brokerQuota brokerQuotaDefaults
+  addressables sharedNamespaces externalNameServices
   tracing.endpoint extraObjects
   {controller,router}.{replicas,updateStrategy,extraArgs,extraEnvFrom,extraContainers,{startup,liveness,readiness}Probe}
   {controller,router}.{podLabels,podAnnotations,resources,affinity,topologySpreadConstraints}
@@ -199,6 +207,7 @@ for needed in router router.logSize router.persistence controller.podDisruptionB
 done
 # A value that cannot hold is rejected, and the error says why.
 sed 's/ *| */|/g' <<'TABLE' |
+addressables.clusterRoleSelectors=[{}]       | /addressables/clusterRoleSelectors/0
 router.service.loadBalancerClass="lb"        | loadBalancerClass needs router.service.type LoadBalancer
 router.service.externalTrafficPolicy="Local" | externalTrafficPolicy needs router.service.type LoadBalancer or NodePort
 router.tls.enabled=true                      | /router/tls/secretName

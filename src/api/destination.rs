@@ -1,4 +1,4 @@
-//! Destinations of events: a Sink, a Service, or a URI.
+//! Destinations of events: a Sink, an object with a URL in its status, a Service, or a URI.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("[has(self.ref), has(self.service), has(self.uri)].filter(set, set).size() == 1", "exactly one of ref, service and uri must be set"))]
 pub struct Destination {
-    /// Sink, in the Trigger's namespace or in another one that allows it.
+    /// Sink, in the Trigger's namespace or in another one that allows it; or, with apiVersion and kind, another object
+    /// in the Trigger's namespace that has a URL in its status, such as a Knative Service.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "ref")]
-    pub sink: Option<SinkRef>,
+    pub reference: Option<DestinationRef>,
 
     /// Service in the Trigger's own namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -23,11 +24,24 @@ pub struct Destination {
     pub uri: Option<String>,
 }
 
-/// A reference to a Sink.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// A reference to a Sink or to another addressable object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct SinkRef {
-    /// Name of the Sink.
+#[x_kube(validation = ("has(self.apiVersion) == has(self.kind)", "apiVersion and kind must be set together; without them, ref is a Sink"))]
+pub struct DestinationRef {
+    /// Group and version of an addressable object: one with a URL in its status, at status.address.url, such as
+    /// serving.knative.dev/v1. Default: weir.dev/v1alpha1, a Sink.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::optional_api_version")]
+    pub api_version: Option<String>,
+
+    /// Kind of the object, such as Service of serving.knative.dev/v1. The controller must be granted access to the kind
+    /// (the status shows how). Default: Sink.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Z][A-Za-z0-9]*$"))]
+    pub kind: Option<String>,
+
+    /// Name of the Sink or of the object.
     #[schemars(
         length(min = 1, max = 253),
         regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
@@ -35,7 +49,7 @@ pub struct SinkRef {
     pub name: String,
 
     /// Namespace of the Sink. A namespace other than the Trigger's must be allowed by the Sink's allowedNamespaces.
-    /// Default: the Trigger's namespace.
+    /// Another kind of object must be in the Trigger's namespace. Default: the Trigger's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 63),
@@ -44,11 +58,32 @@ pub struct SinkRef {
     pub namespace: Option<String>,
 }
 
+/// A reference to an object in the same namespace that has a URL in its status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressableRef {
+    /// Group and version of the object, such as serving.knative.dev/v1.
+    #[schemars(schema_with = "super::schema::api_version")]
+    pub api_version: String,
+
+    /// Kind of the object, such as Service of serving.knative.dev/v1. The controller must be granted access to the kind
+    /// (the Sink's status shows how).
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Z][A-Za-z0-9]*$"))]
+    pub kind: String,
+
+    /// Name of the object.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    )]
+    pub name: String,
+}
+
 /// A Service, and where to post events to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceTarget {
-    /// Name of the Service.
+    /// Name of the Service. One of type ExternalName needs the operator's permission.
     #[schemars(
         length(min = 1, max = 63),
         regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")

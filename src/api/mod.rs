@@ -27,7 +27,7 @@ pub use broker::{
 };
 pub use condition::condition;
 pub use delivery::{BackoffPolicy, DeliverySpec, DurationText, Ordering, RateLimit};
-pub use destination::{Destination, Scheme, ServicePort, ServiceTarget, SinkRef};
+pub use destination::{AddressableRef, Destination, DestinationRef, Scheme, ServicePort, ServiceTarget};
 pub use filter::{Filter, MAX_EXPRESSION, NESTED_FILTERS};
 pub use headers::is_reserved_header;
 pub use sink::{

@@ -46,6 +46,26 @@ pub(super) fn optional_size(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Group and version of a kind that is not part of Kubernetes' core, such as `serving.knative.dev/v1`.
+pub(super) fn api_version(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 253,
+        "x-kubernetes-validations": [{
+            "rule": "self.matches('^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/v[a-z0-9]+$')",
+            "message": "must be GROUP/VERSION, such as serving.knative.dev/v1; for a Service of Kubernetes itself, use service",
+        }],
+    })
+}
+
+/// An optional [`api_version`].
+pub(super) fn optional_api_version(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = api_version(generator);
+    schema.insert("nullable".to_owned(), Value::Bool(true));
+    schema
+}
+
 /// Patterns of a URI's host and port, in CEL.
 const HOST: &str = r"([^\\[\\]/?#@:]+|\\[[0-9A-Fa-f:.]+\\])";
 const PORT: &str = "0*([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])";

@@ -5,10 +5,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{DeliverySpec, ServiceTarget};
+use super::{AddressableRef, DeliverySpec, ServiceTarget};
 
-/// A named, reusable destination: a Service of the Sink's namespace or a URI, with its delivery settings and the
-/// other namespaces that may use it.
+/// A named, reusable destination: a Service or an addressable object of the Sink's namespace, or a URI, with its delivery
+/// settings and the other namespaces that may use it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "weir.dev",
@@ -21,7 +21,7 @@ use super::{DeliverySpec, ServiceTarget};
     namespaced,
     status = "SinkStatus",
     derive = "PartialEq",
-    doc = "A Sink is a named, reusable destination of events: a Service in its own namespace or a URI, with its delivery settings and the other namespaces that may use it. Triggers reference it in spec.sink.ref.",
+    doc = "A Sink is a named, reusable destination of events: a Service or an addressable object in its own namespace, or a URI, with its delivery settings and the other namespaces that may use it. Triggers reference it in spec.sink.ref.",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -37,27 +37,32 @@ use super::{DeliverySpec, ServiceTarget};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = ("has(self.service) != has(self.uri)", "exactly one of service and uri must be set"),
-    validation = ("!has(self.caCerts) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https') || (has(self.authorization) && has(self.authorization.oauth2))", "caCerts requires https: use an https:// uri, or set service.scheme to https"),
-    validation = ("!has(self.tls) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https')", "tls requires https: use an https:// uri, or set service.scheme to https"),
+    validation = ("[has(self.ref), has(self.service), has(self.uri)].filter(set, set).size() == 1", "exactly one of ref, service and uri must be set"),
+    validation = ("!has(self.caCerts) || has(self.ref) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https') || (has(self.authorization) && has(self.authorization.oauth2))", "caCerts requires https: use an https:// uri, or set service.scheme to https"),
+    validation = ("!has(self.tls) || has(self.ref) || (has(self.uri) && self.uri.startsWith('https:')) || (has(self.service) && has(self.service.scheme) && self.service.scheme == 'https')", "tls requires https: use an https:// uri, or set service.scheme to https"),
     validation = ("!has(self.authorization) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^authorization$'))", "authorization already sets the Authorization header: remove it from headers, or remove authorization"),
     validation = ("!has(self.signature) || !has(self.headers) || !self.headers.exists(header, header.name.matches('(?i)^webhook-(id|timestamp|signature)$'))", "signature already sets webhook-id, webhook-timestamp and webhook-signature: remove them from headers, or remove signature")
 )]
 pub struct SinkSpec {
-    /// Service in the Sink's own namespace. Exactly one of service and uri must be set.
+    /// Object in the Sink's own namespace that has a URL in its status, at status.address.url, such as a Knative
+    /// Service. Exactly one of ref, service and uri must be set.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "ref")]
+    pub reference: Option<AddressableRef>,
+
+    /// Service in the Sink's own namespace. Exactly one of ref, service and uri must be set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceTarget>,
 
-    /// Absolute http or https URI outside the cluster. Use service for destinations inside the cluster. Exactly one
-    /// of service and uri must be set.
+    /// Absolute http or https URI outside the cluster. Use service or ref for destinations inside the cluster. Exactly
+    /// one of ref, service and uri must be set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::optional_http_uri")]
     pub uri: Option<String>,
 
     /// Certificates of the authorities trusted to sign this Sink's certificate, and that of the token endpoint in
     /// authorization.oauth2: one or more, in PEM. They replace the public authorities. Requires https, of the Sink or
-    /// of the token endpoint. Default: the
-    /// authorities in the routers' image.
+    /// of the token endpoint. Default: those in the status of the object in ref, else the authorities in the routers'
+    /// image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32_768))]
     pub ca_certs: Option<String>,

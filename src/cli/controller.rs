@@ -10,6 +10,7 @@ use crate::controller::{
 };
 use crate::{
     descriptors,
+    resolve::ClusterReach,
     routing::{InstallationQuotas, Quota, UnlistedBrokers},
 };
 
@@ -106,6 +107,22 @@ pub struct ControllerArgs {
         value_name = "NAMESPACES"
     )]
     pub watch_namespaces: Vec<String>,
+
+    /// Let destinations be Services of type ExternalName. Their targets outside the cluster are limited to the addresses that
+    /// routers permit for a uri, and those in the cluster to Services of the same namespace and of --shared-namespaces.
+    #[arg(long, env = "WEIR_ALLOW_EXTERNAL_NAME_SERVICES")]
+    pub allow_external_name_services: bool,
+
+    /// Namespaces, separated by commas, whose Services every namespace may reach by the URL of an addressable object or by a
+    /// Service of type ExternalName, such as those of a gateway: kourier-system,knative-eventing. * is all namespaces. Default:
+    /// none, only Services of the same namespace.
+    #[arg(
+        long,
+        env = "WEIR_SHARED_NAMESPACES",
+        value_delimiter = ',',
+        value_name = "NAMESPACES"
+    )]
+    pub shared_namespaces: Vec<String>,
 
     /// Who may post to a broker whose Broker does not list its producers: allow, everyone, without a token;
     /// same-namespace, ServiceAccounts of the broker's namespace; deny, nobody.
@@ -218,6 +235,8 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         broker_default_event_size,
         broker_default_bytes,
         watch_namespaces,
+        allow_external_name_services,
+        shared_namespaces,
         producers,
         producers_audit,
         lease,
@@ -256,6 +275,10 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         webhook_base_url,
         broker_authority: broker_ca,
         watch_namespaces: each_once(watch_namespaces),
+        reach: ClusterReach {
+            external_name_services: allow_external_name_services,
+            shared_namespaces: each_once(shared_namespaces).into_iter().collect(),
+        },
         producers: ProducerOptions {
             others: match producers {
                 UnlistedProducers::Allow => UnlistedBrokers::Allow,

@@ -43,7 +43,8 @@ const NOT_QUIET: Duration = Duration::from_secs(1);
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
     /// Manifests of Brokers, Sources, Triggers and Sinks: files, or directories with such files (*.yaml, *.yml, *.json).
-    /// Secrets referenced by Brokers, Sinks and Sources are read from them too; other resources are ignored.
+    /// Secrets referenced by Brokers, Sinks and Sources are read from them too, and the URLs in the status of addressable
+    /// objects that Triggers and Sinks reference; other resources are ignored.
     #[arg(required = true, value_name = "DIR|FILE")]
     pub paths: Vec<PathBuf>,
 
@@ -259,6 +260,7 @@ impl Local {
                 Surroundings {
                     namespaces,
                     secrets,
+                    addressables,
                     services: _,
                     issues_tokens: _,
                 },
@@ -269,6 +271,7 @@ impl Local {
         let surroundings = Surroundings {
             namespaces,
             secrets,
+            addressables,
             ..Surroundings::of_services(self.services.iter().cloned())
         };
         let Resolution {

@@ -17,19 +17,23 @@ use super::{
     },
     misspelt,
 };
-use crate::routing::Configuration;
+use crate::{
+    resolve::{ADDRESS_MISSING, ADDRESS_NOT_ALLOWED, ADDRESS_UNSUPPORTED},
+    routing::Configuration,
+};
 
 /// Arguments of `weir validate`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit codes: 0 no errors, 1 errors, 2 invalid command line or unreadable path.\n\n\
-                  A Service that is not among the files is assumed to exist; one that is must have the referenced \
-                  port. A missing Secret, or a missing Sink in another namespace, is a warning."
+                  A Service or an addressable object that is not among the files is assumed to exist; a Service that is must \
+                  have the referenced port. A Service of type ExternalName, which needs the operator's permission, a missing \
+                  Secret, or a missing Sink in another namespace, is a warning."
 )]
 pub struct ValidateArgs {
     /// Manifests of Brokers, Sources, Triggers and Sinks: files, directories with such files (*.yaml, *.yml, *.json, except
-    /// *.test.yaml), or - for stdin. Services, Namespaces and Secrets in them are taken into account; other
-    /// resources are ignored.
+    /// *.test.yaml), or - for stdin. Services, Namespaces, Secrets and addressable objects in them are taken into
+    /// account; other resources are ignored.
     #[arg(required = true, value_name = "DIR|FILE|-")]
     pub paths: Vec<PathBuf>,
 
@@ -203,6 +207,9 @@ pub fn check(paths: Vec<PathBuf>, recursive: bool, strict: bool) -> anyhow::Resu
         errors.append(&mut warnings);
     }
     for unresolved in unresolved {
+        if is_address_of_cluster(unresolved.finding.reason, strict) {
+            continue;
+        }
         match untold(&manifests, &surroundings, &unresolved) {
             Some(message) if strict => errors.push(unresolved.problem(&message)),
             Some(message) => warnings.push(unresolved.problem(&message)),
@@ -219,6 +226,16 @@ pub fn check(paths: Vec<PathBuf>, recursive: bool, strict: bool) -> anyhow::Resu
         errors,
         warnings,
     })
+}
+
+/// Whether something is unresolved because the cluster sets the URL of an object. Unless `strict`, an object that is not
+/// among the files is assumed to exist.
+fn is_address_of_cluster(reason: &str, strict: bool) -> bool {
+    match reason {
+        ADDRESS_MISSING | ADDRESS_NOT_ALLOWED => true,
+        ADDRESS_UNSUPPORTED => !strict,
+        _ => false,
+    }
 }
 
 /// Returns a warning if something is unresolved only because the files do not contain it.
@@ -239,6 +256,12 @@ fn untold(
             Resource::Source(_) | Resource::Trigger(_) => "its Sink",
         };
         return Some(format!("{whose} references a Secret that is not among the files"));
+    }
+    if unresolved.finding.reason == ADDRESS_UNSUPPORTED {
+        return Some("the addressable object in ref is not among the files".to_owned());
+    }
+    if unresolved.finding.reason == "ServiceExternal" {
+        return Some(unresolved.finding.message.clone());
     }
     if unresolved.finding.reason != "SinkNotAllowed" {
         return None;

@@ -15,9 +15,11 @@
 //! `subjectaccessreviews` (authorization.k8s.io); get, create,
 //! update and patch on the Secret and the ConfigMap of [`TlsOptions`]. It may get only those `secrets`, and
 //! create only those `serviceaccounts/token`, that a namespace's owner grants it, each by name; the status of a
-//! resource that references another one says so.
+//! resource that references another one says so. It may list and watch only those other kinds with a URL in their
+//! status that an operator grants it.
 
 mod access_reviews;
+mod addressables;
 mod broker_authority;
 mod broker_usage;
 mod channel;
@@ -38,6 +40,7 @@ mod statuses;
 mod token_review;
 mod tokens;
 mod watch;
+mod watch_config;
 
 pub use channel::{ChannelOptions, RouterAccount, RouterAccountError, TlsOptions};
 pub use producer_options::ProducerOptions;
@@ -49,7 +52,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    resolve::{self, CompileOutcome},
+    resolve::{self, ClusterReach, CompileOutcome, Observed},
     routing::InstallationQuotas,
     server::{self, BindError, Heartbeat, OwnThread, Server, ThreadError},
 };
@@ -98,6 +101,8 @@ pub struct ControllerOptions {
     pub broker_authority: Option<PathBuf>,
     /// Namespaces to watch; empty for all.
     pub watch_namespaces: Vec<String>,
+    /// What destinations may reach in the cluster.
+    pub reach: ClusterReach,
     /// Who may post.
     pub producers: ProducerOptions,
     /// Leader election; `None` for a single controller.
@@ -283,6 +288,7 @@ impl Controller {
             let routing = Routing {
                 cluster_domain: options.cluster_domain.clone(),
                 producers: options.producers,
+                reach: options.reach.clone(),
                 broker_quotas: options.broker_quotas,
                 metrics: metrics.clone(),
                 publication: publication.clone(),
@@ -331,6 +337,7 @@ struct Routing {
     metrics: Arc<ControllerMetrics>,
     cluster_domain: String,
     producers: ProducerOptions,
+    reach: ClusterReach,
     broker_quotas: InstallationQuotas,
 }
 
@@ -353,7 +360,10 @@ impl Routing {
     }
 
     fn compute(&self, watches: &mut Watches) -> ResolvedResources {
-        let observed = watches.observe(self.producers);
+        let observed = Observed {
+            reach: self.reach.clone(),
+            ..watches.observe(self.producers)
+        };
         self.metrics.unreadable(watches.unreadable_count());
         let CompileOutcome {
             configuration,

@@ -11,14 +11,14 @@ use crate::{
     api::{BrokerStatus, SinkStatus, SourceStatus, TriggerStatus, condition},
     filter::BUDGET,
     resolve::{
-        BrokerDiagnosis, Finding, SECRET_AWAITED, SinkDiagnosis, SourceDiagnosis, TOKEN_AWAITED,
-        TriggerDiagnosis,
+        ADDRESS_AWAITED, BrokerDiagnosis, Finding, SECRET_AWAITED, SinkDiagnosis, SourceDiagnosis,
+        TOKEN_AWAITED, TriggerDiagnosis,
     },
     routing::{broker_key, protocol::OverQuota},
 };
 
 /// Transient reasons for not being Ready, which every change of a resource passes through.
-const PASSING: [&str; 3] = [ROUTER_OUT_OF_DATE, SECRET_AWAITED, TOKEN_AWAITED];
+const PASSING: [&str; 4] = [ROUTER_OUT_OF_DATE, SECRET_AWAITED, TOKEN_AWAITED, ADDRESS_AWAITED];
 
 const ROUTER_OUT_OF_DATE: &str = "RouterOutOfDate";
 

@@ -27,12 +27,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    credential_reader::CredentialApi, metrics::ControllerMetrics, producer_options::ProducerOptions,
-    secrets::Secrets, signing_keys::SigningKeys, tokens::Tokens,
+    addressables::Addressables, credential_reader::CredentialApi, metrics::ControllerMetrics,
+    producer_options::ProducerOptions, secrets::Secrets, signing_keys::SigningKeys, tokens::Tokens,
+    watch_config::watched,
 };
 use crate::{
     api,
-    resolve::{Namespace, Observed, Port, ProducerCheck, Referrers, Service, ServiceAccount, trim},
+    resolve::{
+        Namespace, Observed, Port, ProducerCheck, Referrers, Service, ServiceAccount, named_addressables,
+        trim,
+    },
     routing::Broker,
 };
 
@@ -109,6 +113,7 @@ pub(super) struct Watches {
     secrets: Secrets,
     signing_keys: SigningKeys,
     tokens: Tokens,
+    addressables: Addressables,
     changed: Arc<Notify>,
     /// Unreadable resources already logged, by UID.
     unreadable: HashMap<String, String>,
@@ -146,6 +151,7 @@ impl Watches {
             secrets: Secrets::start(&api, metrics, &changed, secure_channel, stop),
             tokens: Tokens::start(&api, metrics, &changed, secure_channel, stop),
             signing_keys: SigningKeys::start(client, &changed, stop),
+            addressables: Addressables::new(client, namespaces, metrics, &changed, stop),
             changed,
             unreadable: HashMap::new(),
         }
@@ -154,7 +160,7 @@ impl Watches {
     /// Waits until everything has been listed; computing routing from less would drop Triggers. Does not wait for
     /// namespaces that do not exist or are being deleted: there is nothing to drop, and the permission to list may
     /// be gone with them.
-    pub(super) async fn ready(&self) {
+    pub(super) async fn ready(&mut self) {
         let mut say = interval_at(Instant::now() + SAY_AWAITED_EVERY, SAY_AWAITED_EVERY);
         loop {
             let awaited = self.awaited();
@@ -169,6 +175,8 @@ impl Watches {
         let sinks = readable(&self.sinks, &mut HashMap::new());
         let brokers = readable(&self.brokers, &mut HashMap::new());
         let sources = readable(&self.sources, &mut HashMap::new());
+        let triggers = readable(&self.triggers, &mut HashMap::new());
+        let addressables = named_addressables(&triggers, &sinks);
         let referrers = Referrers {
             sinks: &sinks,
             brokers: &brokers,
@@ -177,6 +185,7 @@ impl Watches {
         tokio::join!(
             self.secrets.ready(referrers),
             self.tokens.ready(referrers),
+            self.addressables.ready(&addressables),
             self.signing_keys.tried()
         );
     }
@@ -237,6 +246,7 @@ impl Watches {
         let observed = Observed {
             secrets: self.secrets.observe(referrers),
             tokens: self.tokens.observe(referrers),
+            addressables: self.addressables.observe(&named_addressables(&triggers, &sinks)),
             brokers,
             unread_brokers,
             sources,
@@ -259,6 +269,7 @@ impl Watches {
                 })
                 .collect(),
             producers: Some(self.producer_check(producers)),
+            ..Observed::default()
         };
         unreadable.extend(unread);
         for (uid, problem) in &unreadable {
@@ -292,12 +303,6 @@ impl Watches {
     pub(super) fn unreadable_count(&self) -> usize {
         self.unreadable.len()
     }
-}
-
-/// Configuration of all watches: each is restarted every minute, which costs little, because a dead connection
-/// looks like an idle one.
-fn watched() -> watcher::Config {
-    watcher::Config::default().timeout(60)
 }
 
 fn say_awaited(awaited: &[(&'static str, Option<&str>)]) {
@@ -492,11 +497,13 @@ fn observe_service(service: &v1::Service) -> Service {
         namespace: ResourceExt::namespace(service).unwrap_or_default(),
         name: service.name_any(),
         ports: Some(ports.iter().filter_map(port).collect()),
-        external_name: spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName"),
+        external_name: spec
+            .filter(|spec| spec.type_.as_deref() == Some("ExternalName"))
+            .map(|spec| spec.external_name.clone().unwrap_or_default()),
     }
 }
 
-/// A cluster has many Services, and routing needs only their ports.
+/// A cluster has many Services, and routing needs only their ports and external names.
 fn keep_ports(service: &mut v1::Service) {
     service.status = None;
     service.metadata.annotations = None;
@@ -505,6 +512,7 @@ fn keep_ports(service: &mut v1::Service) {
         service.spec = Some(v1::ServiceSpec {
             ports: spec.ports,
             type_: spec.type_,
+            external_name: spec.external_name,
             ..v1::ServiceSpec::default()
         });
     }
@@ -624,7 +632,8 @@ mod tests {
         ] {
             let stop = CancellationToken::new();
             let namespaces = ["shop".to_owned(), "bank".to_owned()];
-            let watches = Watches::start(&api_server.client(), &namespaces, &Arc::default(), false, &stop);
+            let mut watches =
+                Watches::start(&api_server.client(), &namespaces, &Arc::default(), false, &stop);
             let ready = tokio::time::timeout(MINUTE * 2, watches.ready()).await;
             assert_eq!(ready.is_ok(), is_ready, "{case}: {:?}", watches.awaited());
             let awaited = if is_ready { 0 } else { ALL_OF_SHOP.len() };

@@ -5,12 +5,12 @@ use std::{collections::BTreeSet, time::Duration};
 use kube::Resource;
 
 use super::{
-    brokers,
+    addressables, brokers,
     credentials::{self, SinkHeaders},
     diagnosis::{Diagnoses, ResourceId, SinkDiagnosis, TriggerDiagnosis},
     filters::expression,
     finding::Finding,
-    observed::Observed,
+    observed::{AddressableState, Observed},
     producers,
     resolver::{Address, Resolver},
     revision, sources, tokens, transforms,
@@ -144,9 +144,16 @@ fn named_authorities(observed: &Observed, triggers: &[routing::Trigger]) -> Auth
     let named: BTreeSet<_> = destinations
         .filter_map(|routing::Destination::Http(endpoint)| endpoint.ca_certs.as_ref())
         .collect();
-    let sinks = observed.sinks.iter();
-    sinks
-        .filter_map(|sink| sink.spec.ca_certs.as_deref())
+    let of_sinks = observed
+        .sinks
+        .iter()
+        .filter_map(|sink| sink.spec.ca_certs.as_deref());
+    let of_addressables = observed.addressables.values().filter_map(|state| match state {
+        AddressableState::Found(address) => address.ca_certs.as_deref(),
+        _ => None,
+    });
+    of_sinks
+        .chain(of_addressables)
         .filter(|pem| named.contains(&AuthoritiesDigest::of(pem)))
         .collect()
 }
@@ -260,14 +267,19 @@ fn destination<'a>(
     destination: &api::Destination,
 ) -> (Result<routing::Destination, Finding>, Option<&'a api::Sink>) {
     let api::Destination {
-        sink: reference,
+        reference,
         service,
         uri,
     } = destination;
     let address = match (reference, service, uri) {
-        (Some(reference), None, None) => match resolver.sink(namespace, reference) {
-            Ok(sink) => return (through(resolver, namespace, reference, sink), Some(sink)),
-            Err(finding) => Err(finding),
+        (Some(reference), None, None) => match addressables::addressable(reference) {
+            Some(object) => {
+                addressables::resolve_own(resolver, namespace, &object, reference.namespace.as_deref())
+            }
+            None => match resolver.sink(namespace, reference) {
+                Ok(sink) => return (through(resolver, namespace, reference, sink), Some(sink)),
+                Err(finding) => Err(finding),
+            },
         },
         (None, Some(target), None) => resolver.service(namespace, target),
         (None, None, Some(uri)) => resolver.uri(uri),
@@ -276,7 +288,17 @@ fn destination<'a>(
             "exactly one of ref, service and uri must be set",
         )),
     };
-    let plain = |Address { uri, service }| routing::Destination::Http(HttpEndpoint::new(uri, service));
+    let plain = |address: Address<'_>| {
+        let Address {
+            uri,
+            service,
+            ca_certs,
+        } = address;
+        routing::Destination::Http(HttpEndpoint {
+            ca_certs: ca_certs.map(AuthoritiesDigest::of),
+            ..HttpEndpoint::new(uri, service)
+        })
+    };
     (address.map(plain), None)
 }
 
@@ -284,7 +306,7 @@ fn destination<'a>(
 fn through(
     resolver: &Resolver<'_>,
     namespace: &str,
-    reference: &api::SinkRef,
+    reference: &api::DestinationRef,
     sink: &api::Sink,
 ) -> Result<routing::Destination, Finding> {
     let home = sink.metadata.namespace.as_deref().unwrap_or(namespace);
@@ -319,35 +341,54 @@ fn sink_destination(
     spec: &api::SinkSpec,
 ) -> Result<routing::Destination, Finding> {
     let api::SinkSpec {
+        reference,
         service,
         uri,
         ca_certs,
-        // Resolved with the other credentials below.
-        tls: _,
+        tls,
         authorization,
         headers,
+        // Resolved with the other credentials below.
         signature: _,
         content_mode,
         delivery: _,
         allowed_namespaces: _,
     } = spec;
-    let Address { uri, service } = match (service, uri) {
-        (Some(target), None) => resolver.service(namespace, target),
-        (None, Some(uri)) => resolver.uri(uri),
+    let Address {
+        uri,
+        service,
+        ca_certs: announced,
+    } = match (reference, service, uri) {
+        (Some(object), None, None) => addressables::resolve(resolver, namespace, object),
+        (None, Some(target), None) => resolver.service(namespace, target),
+        (None, None, Some(uri)) => resolver.uri(uri),
         _ => Err(Finding::bad(
             "InvalidSink",
-            "exactly one of service and uri must be set in spec",
+            "exactly one of ref, service and uri must be set in spec",
         )),
     }?;
     if let Some(pem) = ca_certs {
         trust::authorities(pem)
             .map_err(|error| Finding::bad("InvalidCaCerts", format!("spec.caCerts: {error}")))?;
     }
+    let is_secure = uri.starts_with("https:");
     let has_credentials = authorization.is_some() || headers.iter().any(|header| header.value_from.is_some());
-    if has_credentials && service.is_none() && !uri.starts_with("https:") {
+    if has_credentials && service.is_none() && !is_secure {
+        let field = match reference {
+            Some(_) => "spec.ref",
+            None => "spec.uri",
+        };
         return Err(Finding::bad(
             "InsecureUri",
-            "spec.uri: credentials are sent outside the cluster over https only; use an https:// uri, or a Service",
+            format!(
+                "{field}: credentials are sent outside the cluster over https only; use a destination with an https:// URL, or a Service"
+            ),
+        ));
+    }
+    if tls.is_some() && !is_secure {
+        return Err(Finding::bad(
+            "InsecureUri",
+            "spec.tls: a client certificate requires https, but the destination's URL is an http:// URL",
         ));
     }
     let SinkHeaders { secret, plain } = credentials::headers(resolver, namespace, spec)?;
@@ -359,7 +400,7 @@ fn sink_destination(
             api::ContentMode::Binary => routing::ContentMode::Binary,
             api::ContentMode::Structured => routing::ContentMode::Structured,
         },
-        ca_certs: ca_certs.as_deref().map(AuthoritiesDigest::of),
+        ca_certs: ca_certs.as_deref().or(announced).map(AuthoritiesDigest::of),
         headers: secret,
         plain_headers: plain,
         signing_keys: credentials::signing_keys(resolver, namespace, spec)?,

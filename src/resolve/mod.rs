@@ -6,6 +6,7 @@
 //! One function computes both, so that routers and statuses cannot disagree. The controller calls it with the
 //! resources it watches; `weir run`, `weir validate` and `weir explain` with resources from files.
 
+mod addressables;
 mod brokers;
 mod compile;
 mod credentials;
@@ -13,6 +14,7 @@ mod diagnosis;
 mod event_attributes;
 mod filters;
 mod finding;
+mod hosts;
 mod observed;
 mod producers;
 mod referrers;
@@ -26,6 +28,9 @@ mod transforms;
 pub mod trim;
 mod webhooks;
 
+pub use addressables::{
+    ADDRESS_AWAITED, ADDRESS_MISSING, ADDRESS_NOT_ALLOWED, ADDRESS_UNSUPPORTED, named_addressables,
+};
 pub use compile::{CompileOutcome, compile};
 pub use credentials::SECRET_AWAITED;
 pub use diagnosis::{
@@ -33,8 +38,8 @@ pub use diagnosis::{
 };
 pub use finding::Finding;
 pub use observed::{
-    Namespace, Observed, Port, ProducerCheck, SecretName, SecretState, Service, ServiceAccount, TokenName,
-    TokenState,
+    AddressableKind, AddressableName, AddressableState, ClusterReach, Namespace, Observed, Port,
+    ProducerCheck, SecretName, SecretState, Service, ServiceAccount, StatusAddress, TokenName, TokenState,
 };
 pub use referrers::{Naming, Referrers};
 pub use revision::fingerprint;

@@ -1,6 +1,9 @@
 //! The observed state of the cluster, or of the files in local mode, as plain collections. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     api,
@@ -28,6 +31,10 @@ pub struct Observed {
     pub namespaces: Vec<Namespace>,
     /// The Secrets that Sinks and Brokers reference. One that is absent has not been read yet.
     pub secrets: BTreeMap<SecretName, SecretState>,
+    /// The objects with a URL in their status that Triggers and Sinks reference. One that is absent has not been read yet.
+    pub addressables: BTreeMap<AddressableName, AddressableState>,
+    /// What the operator lets destinations reach in the cluster.
+    pub reach: ClusterReach,
     /// The tokens that Sinks reference. One that is absent has not been requested yet.
     pub tokens: BTreeMap<TokenName, TokenState>,
     /// What ServiceAccounts are checked by; `None` where there are none, as in local mode.
@@ -128,6 +135,69 @@ pub enum TokenState {
     Unsupported,
 }
 
+/// A kind of object that has a URL in its status.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddressableKind {
+    /// Group and version, such as `serving.knative.dev/v1`.
+    pub api_version: String,
+    /// Kind, such as `Service`.
+    pub kind: String,
+}
+
+/// Identifies an object that has a URL in its status.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddressableName {
+    /// Its kind.
+    pub kind: AddressableKind,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// Known state of an object that has a URL in its status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AddressableState {
+    /// It exists.
+    Found(StatusAddress),
+    /// It does not exist.
+    NotFound,
+    /// The API server has no such kind.
+    UnknownKind,
+    /// Objects of the kind are not in namespaces.
+    ClusterScoped,
+    /// The controller may not read the kind.
+    Forbidden {
+        /// Name of the resource, such as `services.serving.knative.dev`.
+        resource: String,
+    },
+    /// Too many kinds are referenced.
+    TooManyKinds,
+    /// It could not be read yet.
+    Unreadable(String),
+    /// There is no API server, as in local mode.
+    Unsupported,
+}
+
+/// Address in the status of an object, by the Addressable contract of Knative.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StatusAddress {
+    /// URL; `None` until the object has one.
+    pub url: Option<String>,
+    /// Certificates of the authorities that signed its certificate, in PEM.
+    pub ca_certs: Option<Arc<str>>,
+}
+
+/// What the operator lets destinations reach in the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterReach {
+    /// Whether a destination may be a Service of type ExternalName.
+    pub external_name_services: bool,
+    /// Namespaces whose Services every namespace may reach by the URL of an object or by a Service of type ExternalName;
+    /// `*` is every namespace.
+    pub shared_namespaces: BTreeSet<String>,
+}
+
 /// The parts of a Service that routing needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -137,8 +207,8 @@ pub struct Service {
     pub name: String,
     /// Ports; `None` if any port is accepted as given, as in local mode.
     pub ports: Option<Vec<Port>>,
-    /// Whether it is an alias of a name outside the cluster (`type: ExternalName`).
-    pub external_name: bool,
+    /// The name that it is an alias of, if it is of type ExternalName.
+    pub external_name: Option<String>,
 }
 
 /// A port of a Service.

@@ -1,7 +1,7 @@
 //! Resolves references to the URIs that events are posted to. Pure.
 //!
-//! A reference never reaches further than its author: a Service is always in the referrer's namespace, a Sink in
-//! another namespace must allow the Trigger, and a `uri` cannot name a host inside the cluster.
+//! A reference never reaches further than its author: a Service or an object is always in the referrer's namespace, a
+//! Sink in another namespace must allow the Trigger, and a `uri` cannot name a host inside the cluster.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,11 @@ use http::Uri;
 
 use super::{
     finding::Finding,
-    observed::{Namespace, Observed, SecretName, SecretState, Service, TokenName, TokenState},
+    hosts::{Host, Hosts, UnreachableHost},
+    observed::{
+        AddressableName, AddressableState, ClusterReach, Namespace, Observed, SecretName, SecretState,
+        Service, TokenName, TokenState,
+    },
 };
 use crate::{
     api::{self, NamespaceSelector, Scheme, ServicePort, ServiceTarget},
@@ -19,9 +23,11 @@ use crate::{
 
 /// A resolved destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Address {
+pub(super) struct Address<'a> {
     pub(super) uri: String,
     pub(super) service: Option<ServiceName>,
+    /// Certificates of the authorities that the destination itself announces, in PEM.
+    pub(super) ca_certs: Option<&'a str>,
 }
 
 /// Resolves references.
@@ -32,6 +38,8 @@ pub(super) struct Resolver<'a> {
     namespaces: BTreeMap<&'a str, &'a Namespace>,
     secrets: &'a BTreeMap<SecretName, SecretState>,
     tokens: &'a BTreeMap<TokenName, TokenState>,
+    addressables: &'a BTreeMap<AddressableName, AddressableState>,
+    reach: &'a ClusterReach,
 }
 
 impl<'a> Resolver<'a> {
@@ -62,17 +70,19 @@ impl<'a> Resolver<'a> {
             namespaces,
             secrets: &observed.secrets,
             tokens: &observed.tokens,
+            addressables: &observed.addressables,
+            reach: &observed.reach,
         }
     }
 
     /// Returns the Sink that a Trigger in namespace `from` references.
-    pub(super) fn sink(&self, from: &str, reference: &api::SinkRef) -> Result<&'a api::Sink, Finding> {
+    pub(super) fn sink(&self, from: &str, reference: &api::DestinationRef) -> Result<&'a api::Sink, Finding> {
         let namespace = reference.namespace.as_deref().unwrap_or(from);
         let name = &reference.name;
         let sink = self.sinks.get(&(namespace.to_owned(), name.clone())).copied();
         if namespace == from {
             return sink.ok_or_else(|| {
-                Finding::bad("SinkNotFound", format!("there is no Sink {name:?} in namespace {namespace:?}; apply it, or correct spec.sink.ref"))
+                Finding::bad("SinkNotFound", format!("there is no Sink {name:?} in namespace {namespace:?}; apply it, or correct the name in ref"))
             });
         }
         // Does not reveal whether a foreign Sink exists to namespaces that it does not allow.
@@ -114,8 +124,22 @@ impl<'a> Resolver<'a> {
         self.tokens.get(name)
     }
 
+    /// Returns the known state of an object with a URL in its status; `None` if it has not been read yet.
+    pub(super) fn addressable(&self, name: &AddressableName) -> Option<&'a AddressableState> {
+        self.addressables.get(name)
+    }
+
+    /// Checks that a URL that leads to this host may be a destination of a namespace. Returns the host's Service.
+    pub(super) fn reach(&self, namespace: &str, host: &str) -> Result<Option<ServiceName>, UnreachableHost> {
+        self.hosts().reach(namespace, host)
+    }
+
+    fn hosts(&self) -> Hosts<'_> {
+        Hosts::new(self.cluster_domain, &self.services, self.reach)
+    }
+
     /// Resolves a Service of this namespace.
-    pub(super) fn service(&self, namespace: &str, target: &ServiceTarget) -> Result<Address, Finding> {
+    pub(super) fn service(&self, namespace: &str, target: &ServiceTarget) -> Result<Address<'a>, Finding> {
         let ServiceTarget {
             name,
             port,
@@ -130,71 +154,91 @@ impl<'a> Resolver<'a> {
                 ),
             )
         })?;
-        if service.external_name {
-            return Err(Finding::bad(
-                "ServiceExternal",
-                format!(
-                    "Service {name:?} is of type ExternalName and has no address of its own; reference its target \
-                     instead: a host outside the cluster by uri, a Service in this namespace by service, or a \
-                     Service in another namespace by a Trigger's ref to a Sink there"
-                ),
-            ));
-        }
+        let domain = self.cluster_domain;
+        let (host, reached) = match service.external_name.as_deref() {
+            None => {
+                let reached = ServiceName {
+                    namespace: namespace.to_owned(),
+                    name: name.clone(),
+                };
+                (format!("{name}.{namespace}.svc.{domain}"), Some(reached))
+            }
+            Some(external) => (
+                external.to_owned(),
+                self.external_service(namespace, name, external)?,
+            ),
+        };
         let scheme = scheme.unwrap_or_default();
         let port = port_number(service, port.as_ref(), scheme)?;
         let path = path.as_deref().unwrap_or("/");
-        let domain = self.cluster_domain;
-        let uri = format!(
-            "{}://{name}.{namespace}.svc.{domain}:{port}{path}",
-            scheme.as_str()
-        );
+        let uri = format!("{}://{host}:{port}{path}", scheme.as_str());
         uri.parse::<Uri>().map_err(|error| {
             Finding::bad(
                 "InvalidPath",
                 format!("path {path:?} is not a valid URI path: {error}"),
             )
         })?;
-        let service = ServiceName {
-            namespace: namespace.to_owned(),
-            name: name.clone(),
-        };
         Ok(Address {
             uri,
-            service: Some(service),
+            service: reached,
+            ca_certs: None,
         })
     }
 
+    /// Checks a Service of type ExternalName. Returns the Service that it leads to, if that is in the cluster.
+    fn external_service(
+        &self,
+        namespace: &str,
+        name: &str,
+        external: &str,
+    ) -> Result<Option<ServiceName>, Finding> {
+        let bad = |problem: &str| Finding::bad("ServiceExternal", format!("Service {name:?} {problem}"));
+        if !self.reach.external_name_services {
+            return Err(bad(
+                "is of type ExternalName, which this installation does not let destinations use; use its target instead: a host \
+                 outside the cluster by uri, a Service in this namespace by service, an object with a URL in its status, \
+                 such as a Knative Service, by ref with apiVersion and kind. An operator can allow such Services by \
+                 externalNameServices of the chart (--allow-external-name-services)",
+            ));
+        }
+        let reached = self.reach(namespace, external).map_err(|error| {
+            bad(&format!(
+                "is of type ExternalName, and its target {external:?} {error}"
+            ))
+        })?;
+        http_url::parse(&format!("http://{external}/"))
+            .map_err(|_| bad("is of type ExternalName, and its target is not a valid host"))?;
+        Ok(reached)
+    }
+
     /// Resolves a destination outside the cluster.
-    pub(super) fn uri(&self, text: &str) -> Result<Address, Finding> {
+    pub(super) fn uri(&self, text: &str) -> Result<Address<'a>, Finding> {
         let bad = |problem: &str| Finding::bad("InvalidUri", format!("uri {text:?} {problem}"));
         let uri = http_url::parse(text).map_err(|error| bad(&error.to_string()))?;
-        let host = uri
-            .host()
-            .unwrap_or_default()
-            .trim_end_matches('.')
-            .to_ascii_lowercase();
-        let inside = [
-            ".svc",
-            &format!(".svc.{}", self.cluster_domain.to_ascii_lowercase()),
-        ]
-        .iter()
-        .any(|suffix| host.ends_with(suffix));
-        if inside {
+        if self.hosts().parse(uri.host().unwrap_or_default()) != Host::Outside {
             return Err(bad(
-                "is inside the cluster; use service for a Service in this namespace, or ref in a Trigger for a \
-                 Sink in the Service's namespace (for an ExternalName Service, use its target)",
+                "is inside the cluster; use service for a Service in this namespace, ref with apiVersion and kind for an object \
+                 that has this URL in its status, such as a Knative Service, or ref in a Trigger for a Sink in the \
+                 Service's namespace",
             ));
         }
         Ok(Address {
             uri: text.to_owned(),
             service: None,
+            ca_certs: None,
         })
     }
 }
 
 fn port_number(service: &Service, port: Option<&ServicePort>, scheme: Scheme) -> Result<u16, Finding> {
     let name = &service.name;
-    let Some(ports) = &service.ports else {
+    let is_named = matches!(port, Some(ServicePort::Name(_)));
+    // A Service of type ExternalName needs no ports.
+    let ports = service
+        .ports
+        .as_ref()
+        .filter(|ports| service.external_name.is_none() || !ports.is_empty() || is_named);
+    let Some(ports) = ports else {
         return Ok(match (port, scheme) {
             (Some(ServicePort::Number(number)), _) => *number,
             (_, Scheme::Http) => 80,

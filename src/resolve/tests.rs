@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    CompileOutcome, Finding, Namespace, Naming, Observed, Port, Referrers, SecretName, SecretState, Service,
-    TokenName, TokenState, TriggerDiagnosis, compile,
+    AddressableKind, AddressableName, AddressableState, ClusterReach, CompileOutcome, Finding, Namespace,
+    Naming, Observed, Port, Referrers, SecretName, SecretState, Service, StatusAddress, TokenName,
+    TokenState, TriggerDiagnosis, compile, named_addressables,
 };
 use crate::{
     api,
@@ -52,13 +53,13 @@ fn service(namespace: &str, name: &str, ports: &[(&str, u16)]) -> Service {
                 })
                 .collect(),
         ),
-        external_name: false,
+        external_name: None,
     }
 }
 
 fn cluster() -> Observed {
     let external = Service {
-        external_name: true,
+        external_name: Some("example.com".into()),
         ..service("shop", "external", &[("", 80)])
     };
     Observed {
@@ -1311,4 +1312,380 @@ fn dead_letter_sink_uses_its_own_credentials() {
         .triggers
         .remove(0);
     assert_eq!(diagnosis.dead_letter_sink.unwrap().reason, "SecretAwaited");
+}
+
+fn knative(name: &str) -> Value {
+    json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service", "name": name})
+}
+
+fn addressable_name(namespace: &str, name: &str) -> AddressableName {
+    AddressableName {
+        kind: AddressableKind {
+            api_version: "serving.knative.dev/v1".into(),
+            kind: "Service".into(),
+        },
+        namespace: namespace.into(),
+        name: name.into(),
+    }
+}
+
+fn at(url: &str) -> AddressableState {
+    AddressableState::Found(StatusAddress::of(&json!({"status": {"address": {"url": url}}})))
+}
+
+/// A cluster in which namespace `gateways` is shared, with Services of type ExternalName.
+fn cluster_with_aliases() -> Observed {
+    let mut observed = cluster();
+    observed.reach.shared_namespaces.insert("gateways".into());
+    for (name, external_name) in [
+        ("to-gateway", "gateway.gateways.svc.cluster.local"),
+        ("to-other", "far.other.svc.cluster.local"),
+        ("to-one", "one.shop.svc"),
+    ] {
+        observed.services.push(Service {
+            external_name: Some(external_name.into()),
+            ..service("shop", name, &[])
+        });
+    }
+    observed
+}
+
+#[test]
+fn resolves_addressable_objects_of_the_own_namespace() {
+    let table = [
+        (Some(at("http://one.shop.svc.cluster.local")), Ok(Some("one"))),
+        (
+            Some(at("http://to-gateway.shop.svc.cluster.local/a?b")),
+            Ok(Some("to-gateway")),
+        ),
+        (Some(at("http://to-one.shop.svc/")), Ok(Some("to-one"))),
+        (Some(at("http://any.gateways.svc:8080/")), Ok(Some("any"))),
+        (Some(at("https://example.com/in")), Ok(None)),
+        (Some(at("http://10.0.0.1/")), Ok(None)),
+        (Some(at("http://external.shop.svc/")), Ok(None)),
+        (Some(at("http://far.other.svc/")), Err("AddressNotAllowed")),
+        (Some(at("http://to-other.shop.svc/")), Err("AddressNotAllowed")),
+        (Some(at("http://none.shop.svc/")), Err("AddressNotAllowed")),
+        (Some(at("http://shop.svc/")), Err("AddressNotAllowed")),
+        (Some(at("http://user:secret@example.com/")), Err("AddressInvalid")),
+        (Some(at("ftp://example.com/")), Err("AddressInvalid")),
+        (Some(at("/relative")), Err("AddressInvalid")),
+        (
+            Some(at(&format!("http://example.com/{}", "a".repeat(2048)))),
+            Err("AddressInvalid"),
+        ),
+        (Some(at("")), Err("AddressMissing")),
+        (Some(AddressableState::NotFound), Err("AddressableNotFound")),
+        (Some(AddressableState::UnknownKind), Err("AddressableKindUnknown")),
+        (
+            Some(AddressableState::ClusterScoped),
+            Err("AddressableNotNamespaced"),
+        ),
+        (
+            Some(AddressableState::TooManyKinds),
+            Err("TooManyAddressableKinds"),
+        ),
+        (
+            Some(AddressableState::Unreadable("down".into())),
+            Err("AddressableUnreadable"),
+        ),
+        (Some(AddressableState::Unsupported), Err("AddressUnsupported")),
+        (
+            Some(AddressableState::Forbidden {
+                resource: "services.serving.knative.dev".into(),
+            }),
+            Err("AddressableForbidden"),
+        ),
+        (None, Err("AddressAwaited")),
+    ];
+    for (state, expected) in table {
+        let mut observed = cluster_with_aliases();
+        observed
+            .triggers
+            .push(trigger("t", json!({"sink": {"ref": knative("hello")}})));
+        let sink = json!({"ref": knative("hello"), "allowedNamespaces": {"names": ["other"]}});
+        observed.sinks.push(resource("Sink", "shop", "hello", sink));
+        let by_sink = json!({"sink": {"ref": {"name": "hello", "namespace": "shop"}}});
+        observed
+            .triggers
+            .push(resource("Trigger", "other", "by-sink", by_sink));
+        let known = state
+            .clone()
+            .map(|state| (addressable_name("shop", "hello"), state));
+        observed.addressables = known.into_iter().collect();
+        let outcome = compile(&observed, DOMAIN, InstallationQuotas::default());
+        for (trigger, diagnosis) in outcome
+            .configuration
+            .triggers
+            .iter()
+            .zip(&outcome.diagnoses.triggers)
+        {
+            let finding = &diagnosis.sink;
+            match expected {
+                Ok(service) => {
+                    assert!(finding.holds, "{state:?}: {}", finding.message);
+                    let HttpEndpoint {
+                        uri,
+                        service: reached,
+                        ..
+                    } = endpoint(&trigger.destination);
+                    assert_eq!(state, Some(at(uri)));
+                    assert_eq!(
+                        reached.as_ref().map(|service| &*service.name),
+                        service,
+                        "{state:?}"
+                    );
+                }
+                Err(reason) => {
+                    assert_eq!(finding.reason, reason, "{state:?}: {}", finding.message);
+                    assert!(!finding.holds && trigger.destination.is_none());
+                }
+            }
+        }
+        assert_eq!(outcome.diagnoses.triggers.len(), 2);
+    }
+}
+
+#[test]
+fn addressable_object_of_another_namespace_needs_a_sink() {
+    let mut reference = knative("hello");
+    reference["namespace"] = json!("other");
+    let mut observed = cluster();
+    observed
+        .triggers
+        .push(trigger("t", json!({"sink": {"ref": reference}})));
+    let name = addressable_name("other", "hello");
+    observed.addressables.insert(name, at("https://example.com/"));
+    let outcome = compile(&observed, DOMAIN, InstallationQuotas::default());
+    let finding = &outcome.diagnoses.triggers[0].sink;
+    assert_eq!(finding.reason, "AddressableNotAllowed");
+    assert!(
+        finding.message.contains("spec.allowedNamespaces"),
+        "{}",
+        finding.message
+    );
+    assert_eq!(named_addressables(&observed.triggers, &observed.sinks), [].into());
+}
+
+#[test]
+fn names_every_referenced_addressable_object() {
+    let letters = |name: &str| json!({"deadLetterSink": {"ref": knative(name)}});
+    let mut own = knative("own");
+    own["namespace"] = json!("shop");
+    let triggers = [
+        trigger(
+            "a",
+            json!({"sink": {"ref": knative("a")}, "delivery": letters("b")}),
+        ),
+        trigger("b", json!({"sink": {"ref": own}})),
+        trigger("c", json!({"sink": {"ref": {"name": "a-sink"}}})),
+        trigger(
+            "d",
+            json!({"sink": {"ref": {"apiVersion": "weir.dev/v1alpha1", "kind": "Sink", "name": "a-sink"}}}),
+        ),
+    ];
+    let sink = json!({"ref": knative("c"), "delivery": letters("d")});
+    let sinks = [resource("Sink", "bank", "s", sink)];
+    let expected = [
+        ("shop", "a"),
+        ("shop", "b"),
+        ("shop", "own"),
+        ("bank", "c"),
+        ("bank", "d"),
+    ];
+    assert_eq!(
+        named_addressables(&triggers, &sinks),
+        expected
+            .map(|(namespace, name)| addressable_name(namespace, name))
+            .into()
+    );
+}
+
+#[test]
+fn sink_with_apiversion_and_kind_is_a_sink() {
+    let reference = json!({"apiVersion": "weir.dev/v1alpha1", "kind": "Sink", "name": "near"});
+    let (outcome, _) = with_trigger(json!({"sink": {"ref": reference}}));
+    let uri = &endpoint(&outcome.configuration.triggers[0].destination).uri;
+    assert_eq!(uri, "http://one.shop.svc.cluster.local:8080/in");
+}
+
+#[test]
+fn reads_the_first_address_with_a_url() {
+    let with = |status: Value| {
+        let StatusAddress { url, ca_certs } = StatusAddress::of(&json!({"status": status}));
+        (url, ca_certs.map(|pem| pem.to_string()))
+    };
+    let found = |url: &str, pem: Option<&str>| (Some(url.to_owned()), pem.map(str::to_owned));
+    let several = json!([{"name": "none"}, {"url": "https://b/", "CACerts": "pem"}, {"url": "http://c/"}]);
+    for (status, expected) in [
+        (
+            json!({"address": {"url": "http://a/"}, "addresses": several}),
+            found("http://a/", None),
+        ),
+        (
+            json!({"address": {"url": "https://a/", "CACerts": "pem"}}),
+            found("https://a/", Some("pem")),
+        ),
+        (
+            json!({"address": {"url": "https://a/", "CACerts": ""}}),
+            found("https://a/", None),
+        ),
+        (json!({"addresses": several}), found("https://b/", Some("pem"))),
+        (
+            json!({"address": {"name": "a"}, "addresses": several}),
+            found("https://b/", Some("pem")),
+        ),
+        (json!({"address": {}}), (None, None)),
+        (json!({"address": "http://a/"}), (None, None)),
+        (json!({"address": {"url": 1}}), (None, None)),
+        (json!({"addresses": {"url": "http://a/"}}), (None, None)),
+        (json!("http://a/"), (None, None)),
+        (json!(null), (None, None)),
+    ] {
+        assert_eq!(with(status.clone()), expected, "{status}");
+    }
+}
+
+#[test]
+fn trusts_the_authorities_in_the_status_of_an_object() {
+    let [announced, own] = ["announced", "own"].map(|name| {
+        rcgen::generate_simple_self_signed([name.to_owned()])
+            .unwrap()
+            .cert
+            .pem()
+    });
+    let state = |url: &str, pem: &str| {
+        let address = json!({"url": url, "CACerts": pem});
+        AddressableState::Found(StatusAddress::of(&json!({"status": {"address": address}})))
+    };
+    let outcome = |state: AddressableState, sink: Value| {
+        let mut observed = cluster_with_aliases();
+        observed.sinks.push(resource("Sink", "shop", "hello", sink));
+        observed
+            .triggers
+            .push(trigger("t", json!({"sink": {"ref": {"name": "hello"}}})));
+        observed
+            .triggers
+            .push(trigger("u", json!({"sink": {"ref": knative("hello")}})));
+        observed
+            .addressables
+            .insert(addressable_name("shop", "hello"), state);
+        compile(&observed, DOMAIN, InstallationQuotas::default())
+    };
+    let trusted = |outcome: &CompileOutcome| {
+        let Configuration {
+            triggers,
+            authorities,
+            ..
+        } = &outcome.configuration;
+        let pem = |trigger: &routing::Trigger| {
+            let digest = endpoint(&trigger.destination).ca_certs.as_ref()?;
+            Some(authorities.get(digest).unwrap().to_owned())
+        };
+        triggers.iter().map(pem).collect::<Vec<_>>()
+    };
+    let (plain, own_too) = (
+        json!({"ref": knative("hello")}),
+        json!({"ref": knative("hello"), "caCerts": own}),
+    );
+    let https = || state("https://one.shop.svc/", &announced);
+    let announced_by_both = [Some(announced.clone()), Some(announced.clone())];
+    assert_eq!(trusted(&outcome(https(), plain.clone())), announced_by_both);
+    // The Sink's own take precedence.
+    assert_eq!(
+        trusted(&outcome(https(), own_too)),
+        [Some(own.clone()), Some(announced.clone())]
+    );
+    // They have no meaning for plain http.
+    let http = outcome(state("http://one.shop.svc/", "nonsense"), plain.clone());
+    assert_eq!(trusted(&http), [None, None]);
+    for pem in ["nonsense", &format!("{}{announced}", "#\n".repeat(20_000))] {
+        let outcome = outcome(state("https://one.shop.svc/", pem), plain.clone());
+        for diagnosis in &outcome.diagnoses.triggers {
+            assert_eq!(diagnosis.sink.reason, "InvalidCaCerts");
+            assert!(
+                diagnosis.sink.message.contains("CACerts"),
+                "{}",
+                diagnosis.sink.message
+            );
+        }
+    }
+}
+
+#[test]
+fn credentials_and_client_certificates_need_https_beyond_services() {
+    let token = json!({"bearerToken": {"secretKeyRef": {"name": "s", "key": "k"}}});
+    let certificate = json!({"clientCertificate": {"secretName": "s"}});
+    for (url, more, expected) in [
+        ("http://example.com/", ("authorization", &token), "InsecureUri"),
+        ("https://example.com/", ("authorization", &token), "SecretAwaited"),
+        ("http://one.shop.svc/", ("authorization", &token), "SecretAwaited"),
+        ("http://one.shop.svc/", ("tls", &certificate), "InsecureUri"),
+        ("https://one.shop.svc/", ("tls", &certificate), "SecretAwaited"),
+    ] {
+        let mut observed = cluster();
+        let mut sink = json!({"ref": knative("hello")});
+        sink[more.0] = more.1.clone();
+        observed.sinks = vec![resource("Sink", "shop", "hello", sink)];
+        observed
+            .addressables
+            .insert(addressable_name("shop", "hello"), at(url));
+        let outcome = compile(&observed, DOMAIN, InstallationQuotas::default());
+        let finding = &outcome.diagnoses.sinks[0].resolved;
+        assert_eq!(finding.reason, expected, "{url} {more:?}: {}", finding.message);
+    }
+}
+
+#[test]
+fn resolves_services_of_type_external_name_where_they_are_allowed() {
+    let uri_of = |reach: ClusterReach, service: Value| {
+        let mut observed = Observed {
+            reach,
+            ..cluster_with_aliases()
+        };
+        observed.services.push(Service {
+            external_name: Some("not a host".into()),
+            ..self::service("shop", "malformed", &[])
+        });
+        observed
+            .triggers
+            .push(trigger("t", json!({"sink": {"service": service}})));
+        let outcome = compile(&observed, DOMAIN, InstallationQuotas::default());
+        let finding = &outcome.diagnoses.triggers[0].sink;
+        match &outcome.configuration.triggers[0].destination {
+            Some(routing::Destination::Http(HttpEndpoint { uri, service, .. })) => {
+                Ok((uri.clone(), service.is_some()))
+            }
+            None => Err(finding.reason),
+        }
+    };
+    let allowed = || ClusterReach {
+        external_name_services: true,
+        shared_namespaces: ["gateways".to_owned()].into(),
+    };
+    for (service, expected) in [
+        // It has the port 80 in its list.
+        (json!({"name": "external"}), Ok(("http://example.com:80/", false))),
+        (json!({"name": "external", "port": 81}), Err("PortNotFound")),
+        (
+            json!({"name": "to-gateway", "port": 8443, "scheme": "https", "path": "/in"}),
+            Ok(("https://gateway.gateways.svc.cluster.local:8443/in", true)),
+        ),
+        (json!({"name": "to-one"}), Ok(("http://one.shop.svc:80/", true))),
+        (
+            json!({"name": "to-one", "scheme": "https"}),
+            Ok(("https://one.shop.svc:443/", true)),
+        ),
+        (json!({"name": "to-one", "port": "http"}), Err("PortNotFound")),
+        (json!({"name": "to-other"}), Err("ServiceExternal")),
+        (json!({"name": "malformed"}), Err("ServiceExternal")),
+    ] {
+        let expected = expected.map(|(uri, is_service)| (uri.to_owned(), is_service));
+        assert_eq!(uri_of(allowed(), service.clone()), expected, "{service}");
+        assert_eq!(
+            uri_of(ClusterReach::default(), service.clone()),
+            Err("ServiceExternal"),
+            "{service}"
+        );
+    }
 }

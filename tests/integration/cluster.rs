@@ -862,6 +862,18 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
             trigger("t", "[]", "{}", ""),
             "exactly one of ref, service and uri",
         ),
+        (
+            trigger("t", "[]", "{ref: {kind: Service, name: a}}", ""),
+            "apiVersion and kind must be set together",
+        ),
+        (
+            trigger("t", "[]", "{ref: {apiVersion: v1, kind: Service, name: a}}", ""),
+            "for a Service of Kubernetes itself, use service",
+        ),
+        (
+            sink("s", "{ref: {apiVersion: v1, kind: Service, name: a}}"),
+            "for a Service of Kubernetes itself, use service",
+        ),
         (trigger("t", "[]", "{uri: 'ftp://a/'}", ""), "spec.sink.uri"),
         (
             trigger("t", "[]", to, ", delivery: {deadLetterSink: {}}"),
@@ -899,7 +911,7 @@ fn kubectl_apply_refuses_what_is_wrong_and_names_the_field() {
         (trigger("t", "[]", to, ", colour: red"), "spec.colour"),
         (
             sink("s", "{uri: 'http://a/', service: {name: b}}"),
-            "exactly one of service and uri",
+            "exactly one of ref, service and uri",
         ),
         (
             sink("s", "{uri: 'http://a/', allowedNamespaces: {}}"),

@@ -13,6 +13,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod addressables;
 mod brokers;
 mod channel;
 mod cluster;

@@ -7,8 +7,8 @@ use super::{DEFAULT_NAMESPACE, Manifest, ManifestProblem, Resource, ResourceKey,
 use crate::{
     api::{self, DeliverySpec, Destination, Sink},
     resolve::{
-        self, CompileOutcome, Diagnoses, Finding, Namespace, Observed, Referrers, ResourceId, SecretState,
-        TokenName, TokenState, TriggerDiagnosis,
+        self, AddressableState, CompileOutcome, Diagnoses, Finding, Namespace, Observed, Referrers,
+        ResourceId, SecretState, TokenName, TokenState, TriggerDiagnosis, named_addressables,
     },
     routing::{Configuration, InstallationQuotas, Secret, ServiceName},
 };
@@ -40,7 +40,7 @@ pub struct UnresolvedField<'a> {
 
 impl<'a> UnresolvedField<'a> {
     /// Returns the Sink that a Trigger's field references, and the Trigger's namespace.
-    pub fn named_sink(&self) -> Option<(String, &'a api::SinkRef)> {
+    pub fn named_sink(&self) -> Option<(String, &'a api::DestinationRef)> {
         let Resource::Trigger(trigger) = &self.manifest.resource else {
             return None;
         };
@@ -49,7 +49,7 @@ impl<'a> UnresolvedField<'a> {
             _ => trigger.spec.delivery.as_ref()?.dead_letter_sink.as_ref()?,
         };
         let (_, namespace, _) = self.manifest.key();
-        Some((namespace, destination.sink.as_ref()?))
+        Some((namespace, destination.reference.as_ref()?))
     }
 
     /// Returns the Sink that is missing or does not allow the namespace, if that is the cause.
@@ -126,6 +126,7 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
         services,
         mut namespaces,
         secrets,
+        addressables,
         issues_tokens,
     } = surroundings;
     let named = manifests.iter().map(|manifest| manifest.key().1);
@@ -163,6 +164,13 @@ fn observe(manifests: &[Manifest], surroundings: Surroundings) -> Observed {
         observed.secrets.entry(name).or_insert(SecretState::NotFound);
     }
     observed.tokens = tokens(referrers, issues_tokens);
+    for name in named_addressables(&observed.triggers, &observed.sinks) {
+        let address = addressables.get(&name).cloned();
+        let state = address.map_or(AddressableState::Unsupported, AddressableState::Found);
+        observed.addressables.insert(name, state);
+    }
+    // Only the operator of a cluster limits this.
+    observed.reach.shared_namespaces.insert("*".to_owned());
     observed
 }
 
@@ -209,6 +217,7 @@ fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<UnresolvedFie
     for sink in sinks {
         let field = match sink.resolved.reason {
             "InvalidUri" => "spec.uri".to_owned(),
+            reason if reason.starts_with("Address") => "spec.ref".to_owned(),
             _ => field_of(&sink.resolved, "spec.service"),
         };
         found.push(("Sink", sink.subject, field, sink.resolved));
@@ -304,7 +313,7 @@ fn sink_of<'a>(
     namespace: &str,
     destination: &Destination,
 ) -> Option<(String, &'a Sink)> {
-    let reference = destination.sink.as_ref()?;
+    let reference = destination.reference.as_ref()?;
     let namespace = reference.namespace.as_deref().unwrap_or(namespace);
     let key = ("Sink", namespace.to_owned(), reference.name.clone());
     let manifest = manifests.iter().find(|manifest| manifest.key() == key)?;

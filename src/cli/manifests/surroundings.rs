@@ -1,4 +1,5 @@
-//! Other cluster resources that routing depends on, as far as files contain them: Services, namespaces and Secrets.
+//! Other cluster resources that routing depends on, as far as files contain them: Services, namespaces, Secrets, and objects
+//! with a URL in their status.
 //!
 //! Their schema is not validated, since other controllers own them.
 
@@ -13,14 +14,16 @@ use serde_json::Value;
 
 use super::{DEFAULT_NAMESPACE, DocumentNode};
 use crate::{
-    resolve::{Namespace, Port, SecretName, SecretState, Service},
+    resolve::{
+        AddressableKind, AddressableName, Namespace, Port, SecretName, SecretState, Service, StatusAddress,
+    },
     routing::{Secret, ServiceName},
 };
 
 /// Hashes with a random key, so that versions reveal nothing about the values.
 static VERSIONS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// Services, namespaces and Secrets.
+/// Services, namespaces, Secrets, and objects with a URL in their status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
     /// The Services.
@@ -29,6 +32,8 @@ pub struct Surroundings {
     pub namespaces: Vec<Namespace>,
     /// The Secrets.
     pub secrets: BTreeMap<SecretName, SecretState>,
+    /// The objects that may have a URL in their status.
+    pub addressables: BTreeMap<AddressableName, StatusAddress>,
     /// Whether tokens of ServiceAccounts count as issued.
     pub issues_tokens: bool,
 }
@@ -40,7 +45,7 @@ impl Surroundings {
             namespace,
             name,
             ports: None,
-            external_name: false,
+            external_name: None,
         });
         Self {
             services: services.collect(),
@@ -54,11 +59,13 @@ impl Surroundings {
             services,
             namespaces,
             secrets,
+            addressables,
             issues_tokens,
         } = other;
         self.services.extend(services);
         self.namespaces.extend(namespaces);
         self.secrets.extend(secrets);
+        self.addressables.extend(addressables);
         self.issues_tokens |= issues_tokens;
     }
 
@@ -74,14 +81,18 @@ impl Surroundings {
         self.namespaces.iter().any(|namespace| namespace.name == name)
     }
 
-    /// Adds the document if it is a Service, a namespace or a Secret. Returns whether it is.
+    /// Adds the document if it is a Service, a namespace, a Secret, or an object that may have a URL in its status.
+    /// Returns whether it is one of the first three.
     pub(super) fn take_note(&mut self, group: &str, kind: &str, node: &DocumentNode) -> bool {
         let manifest = node.to_json();
         match (group, kind) {
             ("", "Service") => self.services.extend(service(&manifest)),
             ("", "Namespace") => self.namespaces.extend(namespace(&manifest)),
             ("", "Secret") => self.secrets.extend(secret(&manifest)),
-            _ => return false,
+            _ => {
+                self.addressables.extend(addressable(&manifest));
+                return false;
+            }
         }
         true
     }
@@ -97,8 +108,22 @@ fn service(manifest: &Value) -> Option<Service> {
         namespace: text(manifest, "/metadata/namespace").unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
         name: text(manifest, "/metadata/name")?,
         ports: Some(ports.into_iter().flatten().filter_map(port).collect()),
-        external_name: text(manifest, "/spec/type").as_deref() == Some("ExternalName"),
+        external_name: text(manifest, "/spec/type")
+            .filter(|text| text == "ExternalName")
+            .map(|_| text(manifest, "/spec/externalName").unwrap_or_default()),
     })
+}
+
+fn addressable(manifest: &Value) -> Option<(AddressableName, StatusAddress)> {
+    let name = AddressableName {
+        kind: AddressableKind {
+            api_version: text(manifest, "/apiVersion").filter(|text| text.contains('/'))?,
+            kind: text(manifest, "/kind")?,
+        },
+        namespace: text(manifest, "/metadata/namespace").unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
+        name: text(manifest, "/metadata/name")?,
+    };
+    Some((name, StatusAddress::of(manifest)))
 }
 
 fn port(port: &Value) -> Option<Port> {
@@ -161,7 +186,7 @@ mod tests {
     #[test]
     fn collects_services_and_namespaces() {
         let text = "kind: Service\nmetadata: {name: a, namespace: shop}\nspec: {ports: [{name: http, port: 80}, {port: 9}]}\n---\n\
-                    kind: Service\nmetadata: {name: b}\nspec: {type: ExternalName}\n---\n\
+                    kind: Service\nmetadata: {name: b}\nspec: {type: ExternalName, externalName: example.com}\n---\n\
                     kind: Service\nmetadata: {}\n---\n\
                     kind: Namespace\nmetadata: {name: shop, labels: {audited: 'true', n: 1}}\n---\n\
                     kind: Deployment\nmetadata: {name: a}\n";
@@ -182,13 +207,13 @@ mod tests {
                     namespace: "shop".to_owned(),
                     name: "a".to_owned(),
                     ports: Some(vec![port("http", 80), port("", 9)]),
-                    external_name: false,
+                    external_name: None,
                 },
                 Service {
                     namespace: "default".to_owned(),
                     name: "b".to_owned(),
                     ports: Some(vec![]),
-                    external_name: true,
+                    external_name: Some("example.com".to_owned()),
                 },
             ],
             namespaces: vec![Namespace {
@@ -197,6 +222,7 @@ mod tests {
                 terminating: false,
             }],
             secrets: BTreeMap::new(),
+            addressables: BTreeMap::new(),
             issues_tokens: false,
         };
         assert_eq!(surroundings, expected);

@@ -350,7 +350,7 @@ fn checks_the_rules_of_the_other_kinds() {
         ),
         (
             format!("{sink}  uri: http://x\n  service: {{name: a}}\n"),
-            "m.yaml:4:1: spec: exactly one of service and uri",
+            "m.yaml:4:1: spec: exactly one of ref, service and uri",
         ),
         (
             format!("{sink}  uri: http://user@x\n"),
