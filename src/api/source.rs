@@ -48,7 +48,7 @@ pub struct SourceSpec {
     )]
     pub broker: String,
 
-    /// Produces an event at each time of a schedule. Runs missed while no router is running are not caught up.
+    /// Produces an event at each time of a schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cron: Option<CronSource>,
 
@@ -81,6 +81,12 @@ pub struct CronSource {
     )]
     pub time_zone: String,
 
+    /// Which scheduled times are made up for that were missed because nobody ran the Source, or the clock was set
+    /// forward: None; Last, the latest one; or All, in order, the latest 100. Their events have the scheduled time. Times
+    /// while the Source is suspended, and those before its last change, are not missed. Default: None.
+    #[serde(default)]
+    pub catch_up: CatchUp,
+
     /// The type attribute of the events, for example com.example.report.due.
     #[schemars(length(min = 1, max = 1024))]
     pub r#type: String,
@@ -108,6 +114,18 @@ pub struct CronSource {
         validation = ("!self.exists(name, name in ['id', 'source', 'type', 'specversion', 'time', 'subject', 'datacontenttype', 'dataschema', 'data'])", "id, source, type, specversion, time, subject, datacontenttype, dataschema and data are not extensions")
     )]
     pub extensions: BTreeMap<String, String>,
+}
+
+/// Which missed times of a schedule are made up for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CatchUp {
+    /// None of them.
+    #[default]
+    None,
+    /// The latest one.
+    Last,
+    /// The latest 100.
+    All,
 }
 
 /// The data of an event: exactly one of text and json.

@@ -82,6 +82,7 @@ fn compile_cron(
     let api::CronSource {
         schedule,
         time_zone,
+        catch_up,
         r#type,
         source,
         subject: about,
@@ -104,6 +105,11 @@ fn compile_cron(
         time_zone: time_zone.clone(),
         attributes,
         data,
+        catch_up: match catch_up {
+            api::CatchUp::None => routing::CatchUp::None,
+            api::CatchUp::Last => routing::CatchUp::Last,
+            api::CatchUp::All => routing::CatchUp::All,
+        },
     };
     // Parses the schedule like routers do, so that a Source that is Ready runs.
     routing::Schedule::parse(&cron)

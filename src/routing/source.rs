@@ -51,6 +51,27 @@ pub struct Cron {
     pub attributes: Vec<(String, String)>,
     /// Data of the events.
     pub data: Option<String>,
+    /// Which missed times are made up for.
+    #[serde(default, skip_serializing_if = "CatchUp::is_none")]
+    pub catch_up: CatchUp,
+}
+
+/// Which scheduled times that were missed are made up for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CatchUp {
+    /// None of them.
+    #[default]
+    None,
+    /// The latest one.
+    Last,
+    /// All of them, up to a limit.
+    All,
+}
+
+impl CatchUp {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 /// The JSON form. An unknown kind is an unknown field.
@@ -148,11 +169,11 @@ mod tests {
         };
         assert!(source(json!({"cron": cron})).is_ok());
         let mut newer = cron.clone();
-        newer["catchUp"] = "All".into();
+        newer["jitter"] = "5m".into();
         for (more, part) in [
             (json!({}), "no kind"),
             (json!({"queue": {}}), "unknown field `queue`"),
-            (json!({"cron": newer}), "unknown field `catchUp`"),
+            (json!({"cron": newer}), "unknown field `jitter`"),
         ] {
             let error = source(more).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
