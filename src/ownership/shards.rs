@@ -55,6 +55,8 @@ pub struct Shards {
     /// Number of shards of the installation.
     pub(super) count: u16,
     owned: Arc<Owned>,
+    /// Whether Sources run at this router.
+    runs_sources: bool,
     /// Held while shards or the configuration change.
     work: Mutex<Work>,
     statistics: Statistics,
@@ -108,12 +110,13 @@ struct WantedConfiguration {
 }
 
 impl Shards {
-    /// Creates the only shard of a log that is not shared, and starts its engine.
+    /// Creates the only shard of a log that is not shared, and starts its engine. `runs_sources`: its Sources run at this
+    /// router, and not at another one.
     ///
     /// # Errors
     /// As [`Engine::start`].
-    pub async fn alone(starter: EngineStarter) -> Result<Arc<Self>, EngineError> {
-        let shards = Self::new(starter, None, 1);
+    pub async fn alone(starter: EngineStarter, runs_sources: bool) -> Result<Arc<Self>, EngineError> {
+        let shards = Self::new(starter, None, 1, runs_sources);
         let engine = shards.start(Ownership::default()).await?;
         shards.owned.insert(OwnedShard::new(Ownership::default(), engine));
         Ok(shards)
@@ -121,10 +124,15 @@ impl Shards {
 
     /// Creates the shards of a shared log. This router owns none of them yet; see [`WorkSharing`](super::WorkSharing).
     pub fn of_shared(starter: EngineStarter, log: Arc<JetStreamLog>) -> Arc<Self> {
-        Self::new(starter, Some(log), SHARDS)
+        Self::new(starter, Some(log), SHARDS, true)
     }
 
-    fn new(starter: EngineStarter, shared: Option<Arc<JetStreamLog>>, count: u16) -> Arc<Self> {
+    fn new(
+        starter: EngineStarter,
+        shared: Option<Arc<JetStreamLog>>,
+        count: u16,
+        runs_sources: bool,
+    ) -> Arc<Self> {
         let owned = Arc::<Owned>::default();
         let sources = Sources::new(Intake::new(starter.logs.clone(), owned.clone()));
         Arc::new(Self {
@@ -132,6 +140,7 @@ impl Shards {
             shared,
             count,
             owned,
+            runs_sources,
             statistics: sources.statistics(),
             work: Mutex::new(Work {
                 configuration: None,
@@ -489,7 +498,7 @@ impl Shards {
             source.kind.runs().then(|| Shard::of(&broker, self.count))
         };
         let place = |source: &routing::Source| {
-            let shard = shard_of(source)?;
+            let shard = shard_of(source).filter(|_| self.runs_sources)?;
             Some(SourcePlace {
                 continues: continues == Some(shard),
                 last_runs: owned.get(&shard)?.last_runs.clone(),
