@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::WebhookSource;
+use super::{Filter, WebhookSource};
 
 /// A producer of events inside Weir, which posts them to a broker.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -55,6 +55,12 @@ pub struct SourceSpec {
     /// Produces an event of each request that another system posts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<WebhookSource>,
+
+    /// Filters that select events, as those of a Trigger: an event that does not match all of them is not posted. A request
+    /// that makes such an event is answered with 204. At most 32. Default: every event is posted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub filters: Vec<Filter>,
 
     /// Pauses the Source: no events are produced while this is true, and the requests of a webhook are rejected.
     /// Default: false.

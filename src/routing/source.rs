@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Webhook;
+use crate::filter::Expression;
 
 /// A validated Source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +19,8 @@ pub struct Source {
     pub generation: i64,
     /// Broker that its events are posted to.
     pub broker: String,
+    /// Filters that its events have to match.
+    pub filters: Vec<Expression>,
     /// What triggers its events.
     pub kind: SourceKind,
 }
@@ -83,6 +86,8 @@ struct SourceJson {
     name: String,
     generation: i64,
     broker: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    filters: Vec<Expression>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cron: Option<Cron>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,6 +114,7 @@ impl TryFrom<SourceJson> for Source {
             name: wire.name,
             generation: wire.generation,
             broker: wire.broker,
+            filters: wire.filters,
             kind,
         })
     }
@@ -126,6 +132,7 @@ impl From<Source> for SourceJson {
             name: source.name,
             generation: source.generation,
             broker: source.broker,
+            filters: source.filters,
             cron,
             webhook,
         }
@@ -148,7 +155,7 @@ mod tests {
 
     #[test]
     fn webhook_keeps_its_verification() {
-        let text = r#"{"uid":"u","namespace":"n","name":"s","generation":1,"broker":"b","webhook":{"verification":{"github":{"secrets":["s3cret"]}},"attributes":[["type","t"]],"source":"/s"}}"#;
+        let text = r#"{"uid":"u","namespace":"n","name":"s","generation":1,"broker":"b","webhook":{"verification":{"github":{"secrets":["s3cret"]}},"event":{"set":{"type":"t"}},"source":"/s"}}"#;
         let source: Source = serde_json::from_str(text).unwrap();
         assert!(!source.kind.runs());
         assert!(!format!("{source:?}").contains("s3cret"));

@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{context::Context, event::event};
 use crate::{
     cloudevents::Lineage,
+    filter::CompiledFilter,
     log::LogError,
     routing::{self, CatchUp, Schedule},
 };
@@ -40,6 +41,7 @@ struct Task {
     source: routing::Source,
     cron: routing::Cron,
     schedule: Schedule,
+    filter: CompiledFilter,
     context: Context,
 }
 
@@ -49,6 +51,13 @@ pub(super) async fn run(source: routing::Source, cron: routing::Cron, context: C
     let routing::Source { namespace, name, .. } = &source;
     let schedule = match Schedule::parse(&cron) {
         Ok(schedule) => schedule,
+        Err(error) => {
+            tracing::error!(%namespace, source = %name, %error, "cannot run the Source");
+            return;
+        }
+    };
+    let filter = match CompiledFilter::compile(&source.filters) {
+        Ok(filter) => filter,
         Err(error) => {
             tracing::error!(%namespace, source = %name, %error, "cannot run the Source");
             return;
@@ -65,6 +74,7 @@ pub(super) async fn run(source: routing::Source, cron: routing::Cron, context: C
         source,
         cron,
         schedule,
+        filter,
         context,
     };
     task.run().await;
@@ -249,6 +259,10 @@ impl Task {
     async fn produce(&self, scheduled: Timestamp, is_late: bool) -> bool {
         let routing::Source { namespace, name, .. } = &self.source;
         let (id, record) = match event(&self.source.uid, &self.cron, scheduled) {
+            Ok(event) if !self.filter.matches(&event) => {
+                self.context.counters.filtered.fetch_add(1, Ordering::Relaxed);
+                return self.settle(scheduled).await;
+            }
             Ok(event) => {
                 let event = event.with_lineage(Lineage::of_origin(fastrand::u64(..)));
                 (event.id().to_owned(), event.to_record())

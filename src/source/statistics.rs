@@ -23,6 +23,7 @@ pub(super) struct Counters {
     pub(super) produced: AtomicU64,
     pub(super) missed: AtomicU64,
     pub(super) caught_up: AtomicU64,
+    pub(super) filtered: AtomicU64,
 }
 
 /// Counts of one Source since this process first ran it.
@@ -39,6 +40,8 @@ pub struct SourceCounts {
     /// Events of scheduled times that had passed while nobody ran the Source, or more than a minute before; `produced`
     /// counts them too.
     pub caught_up: u64,
+    /// Scheduled times whose event does not match the Source's filters.
+    pub filtered: u64,
 }
 
 impl Statistics {
@@ -53,6 +56,7 @@ impl Statistics {
                 produced: counters.produced.load(Ordering::Relaxed),
                 missed: counters.missed.load(Ordering::Relaxed),
                 caught_up: counters.caught_up.load(Ordering::Relaxed),
+                filtered: counters.filtered.load(Ordering::Relaxed),
             })
             .collect()
     }

@@ -14,6 +14,7 @@ use super::*;
 use crate::source::cron::{CAUGHT_UP, CONFIRMED_WITHIN, LOOK};
 use crate::{
     cloudevents::Event,
+    filter::Expression,
     intake::{MakeRoom, Shortage},
     log::{
         CheckpointKey, LogError, LogName, LogProvider, Offset, Ownership,
@@ -170,6 +171,7 @@ fn source(name: &str, schedule: &str) -> routing::Source {
         name: name.to_owned(),
         generation: 1,
         broker: "orders".to_owned(),
+        filters: Vec::new(),
         kind: routing::SourceKind::Cron(routing::Cron {
             schedule: schedule.to_owned(),
             time_zone: "UTC".to_owned(),
@@ -527,5 +529,25 @@ async fn last_runs_of_deleted_sources_are_removed() {
     assert_eq!(log.last_runs().into_keys().collect::<Vec<_>>(), ["uid-b"]);
     assert_eq!(runs.of(&both[0]), None);
     assert_eq!(runs.of(&both[1]), Some("2026-11-24T08:00:10Z".parse().unwrap()));
+    sources.shutdown().await;
+}
+
+#[tokio::test]
+async fn filters_select_scheduled_times() {
+    let (log, clock, mut sources) = start("2026-11-24T08:00:00.5Z");
+    let mut selecting = source("a", "* * * * * *");
+    let even = "event.time.endsWith('02Z') || event.time.endsWith('04Z')";
+    selecting.filters = vec![Expression::Cel(even.to_owned())];
+    sources.apply(&[selecting], false, |_| log.place(false));
+    for _ in 0..4 {
+        clock.advance(1, SECOND).await;
+    }
+    assert_eq!(
+        log.times(2).await,
+        ["2026-11-24T08:00:02Z", "2026-11-24T08:00:04Z"]
+    );
+    clock.asleep(1).await;
+    let counts = sources.statistics().snapshot().remove(0);
+    assert_eq!((counts.produced, counts.filtered, counts.missed), (2, 2, 0));
     sources.shutdown().await;
 }
