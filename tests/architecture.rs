@@ -112,7 +112,7 @@ const ROOMS: &[Room] = &[
         "cloudevents", "filter", "transform", "routing", "log", "intake", "memory", "telemetry", "destination", "supervision",
     ]).without_kubernetes().without_http(),
     Room::new("server",      &["memory"]).without_kubernetes(),
-    Room::new("source",      &["cloudevents", "routing", "log", "intake", "supervision"]).without_kubernetes(),
+    Room::new("source",      &["cloudevents", "filter", "transform", "routing", "log", "intake", "supervision"]).without_kubernetes(),
     Room::new("ownership",   &["routing", "log", "intake", "destination", "delivery", "source", "supervision"]).without_kubernetes(),
     Room::new("controller",  &["api", "filter", "routing", "trust", "resolve", "server"]),
     Room::new("router",      &[

@@ -5,6 +5,11 @@ use serde_json::Value;
 
 use super::headers::{RESERVED_HEADERS, RESERVED_PREFIXES};
 
+/// Any JSON value.
+pub(super) fn any_json(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"x-kubernetes-preserve-unknown-fields": true})
+}
+
 /// An optional duration in the Kubernetes format: `500ms`, `30s`, `1h30m`. The number of digits is bounded because
 /// kube's duration panics on values that `std::time::Duration` cannot hold.
 pub(super) fn optional_duration(_: &mut SchemaGenerator) -> Schema {

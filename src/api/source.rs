@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::WebhookSource;
+use super::{Filter, WebhookSource};
 
 /// A producer of events inside Weir, which posts them to a broker.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -48,13 +48,19 @@ pub struct SourceSpec {
     )]
     pub broker: String,
 
-    /// Produces an event at each time of a schedule. Runs missed while no router is running are not caught up.
+    /// Produces an event at each time of a schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cron: Option<CronSource>,
 
     /// Produces an event of each request that another system posts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<WebhookSource>,
+
+    /// Filters that select events, as those of a Trigger: an event that does not match all of them is not posted. A request
+    /// that makes such an event is answered with 204. At most 32. Default: every event is posted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub filters: Vec<Filter>,
 
     /// Pauses the Source: no events are produced while this is true, and the requests of a webhook are rejected.
     /// Default: false.
@@ -80,6 +86,12 @@ pub struct CronSource {
         regex(pattern = r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$")
     )]
     pub time_zone: String,
+
+    /// Which scheduled times are made up for that were missed because nobody ran the Source, or the clock was set
+    /// forward: None; Last, the latest one; or All, in order, the latest 100. Their events have the scheduled time. Times
+    /// while the Source is suspended, and those before its last change, are not missed. Default: None.
+    #[serde(default)]
+    pub catch_up: CatchUp,
 
     /// The type attribute of the events, for example com.example.report.due.
     #[schemars(length(min = 1, max = 1024))]
@@ -108,6 +120,18 @@ pub struct CronSource {
         validation = ("!self.exists(name, name in ['id', 'source', 'type', 'specversion', 'time', 'subject', 'datacontenttype', 'dataschema', 'data'])", "id, source, type, specversion, time, subject, datacontenttype, dataschema and data are not extensions")
     )]
     pub extensions: BTreeMap<String, String>,
+}
+
+/// Which missed times of a schedule are made up for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CatchUp {
+    /// None of them.
+    #[default]
+    None,
+    /// The latest one.
+    Last,
+    /// The latest 100.
+    All,
 }
 
 /// The data of an event: exactly one of text and json.

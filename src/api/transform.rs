@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::KubeSchema;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -27,7 +27,7 @@ pub struct TransformSpec {
     ///     note: order ${data.order.id} of ${event.source}
     /// Default: the data stays as it is, byte for byte.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "any_json")]
+    #[schemars(schema_with = "super::schema::any_json")]
     pub data: Option<Value>,
 }
 
@@ -55,8 +55,4 @@ pub struct TransformAttributes {
         validation = ("!self.exists(name, name in ['id', 'source', 'type', 'specversion', 'traceparent', 'tracestate'] || name.startsWith('weir'))", "id, source, type, specversion, traceparent, tracestate and names that begin with weir cannot be removed")
     )]
     pub remove: Vec<String>,
-}
-
-fn any_json(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"x-kubernetes-preserve-unknown-fields": true})
 }

@@ -5,19 +5,19 @@ use std::collections::BTreeMap;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::SecretValue;
 
 /// Requests of another system, each of which becomes an event. They are posted to /NAMESPACE/SOURCE at the routers' port
-/// for webhooks; the status has the URL. The response is 202 once the event is durable. The body of a request is the
-/// data of its event, unchanged.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// for webhooks; the status has the URL. The response is 202 once the event is durable.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookSource {
     /// How a request proves who sent it. Others are rejected with 401.
     pub verification: WebhookVerification,
 
-    /// Attributes of the events.
+    /// How the event of a request is made. Default: attributes by the conventions of the sender, and the body as the data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event: Option<WebhookEvent>,
 }
@@ -165,35 +165,33 @@ pub struct WebhookBasic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NoVerification {}
 
-/// Attributes of the events of a webhook, in place of those that are made from the request.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+/// How the event of a request is made, in place of what the conventions of the sender say. Values may contain
+/// ${EXPRESSION}, a CEL expression as in a cel filter; $${ stands for the text ${. The variables are body, the body as JSON,
+/// as the fields of a form, or as text; request, with headers (names in lower case), query, path and received; and event, the
+/// event as it would be without these fields. A request for which an expression fails is rejected with 422.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookEvent {
-    /// The type attribute. Default: by the sender, such as com.github.issues.opened; for senders without a convention
-    /// dev.weir.webhook.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1024))]
-    pub r#type: Option<String>,
-
-    /// The source attribute, a URI-reference. Default: by the sender, such as the URL of the repository; else
-    /// /apis/weir.dev/v1alpha1/namespaces/NAMESPACE/sources/NAME.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1024))]
-    pub source: Option<String>,
-
-    /// The subject attribute. Default: by the sender, such as the number of the issue; else none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1024))]
-    pub subject: Option<String>,
-
-    /// Extension attributes. Names consist of lower-case letters and digits. At most 32.
+    /// Context attributes and extensions, with their values, for example type: com.example.alert.${body.status}. All but
+    /// specversion, traceparent, tracestate and names that begin with weir can be set. An extension that is exactly one
+    /// ${EXPRESSION} may be a Boolean or an integer of 32 bits; every other value is text. At most 32. Default: by the
+    /// sender, such as type com.github.issues.opened.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32, "additionalProperties" = {"type": "string", "maxLength": 1024}))]
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = {"type": "string", "maxLength": 4096}))]
     #[x_kube(
-        validation = ("self.all(name, name.matches('^[a-z0-9]+$'))", "attribute names are lower-case letters and digits"),
-        validation = ("!self.exists(name, name in ['id', 'source', 'type', 'specversion', 'time', 'subject', 'datacontenttype', 'dataschema', 'data'])", "id, source, type, specversion, time, subject, datacontenttype, dataschema and data are not extensions")
+        validation = ("self.all(name, name.matches('^[a-z0-9]+$') && name != 'data')", "attribute names are lower-case letters and digits"),
+        validation = ("!self.exists(name, name in ['specversion', 'traceparent', 'tracestate'] || name.startsWith('weir'))", "specversion, traceparent, tracestate and names that begin with weir cannot be set")
     )]
-    pub extensions: BTreeMap<String, String>,
+    pub attributes: BTreeMap<String, String>,
+
+    /// Data: a template of any JSON value, as in a Trigger's transform. For example:
+    ///   data:
+    ///     alert: ${body.commonLabels.alertname}
+    ///     pods: ${body.alerts.map(a, a.labels.pod)}
+    /// Default: the body, byte for byte.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::any_json")]
+    pub data: Option<Value>,
 }
 
 fn authorization() -> String {

@@ -8,7 +8,7 @@ use std::{
 
 use regex::Regex;
 
-use super::validate;
+use super::{routing_tests, validate};
 
 static BLOCK: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?ms)^```yaml\n(.*?)^```$").unwrap());
 
@@ -63,4 +63,27 @@ fn resources_in_docs_are_valid() {
         }
     }
     assert!(shown > 0, "found no examples");
+}
+
+/// The examples of webhooks, and the tests of them on the same page.
+#[test]
+fn tests_of_webhooks_in_docs_pass() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/webhooks.md");
+    let text = fs::read_to_string(page).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let mut files = Vec::new();
+    for (number, block) in BLOCK.captures_iter(&text).enumerate() {
+        let is_test = block[1].contains("\ntests:\n");
+        let name = format!("{number}{}.yaml", if is_test { ".test" } else { "" });
+        let file = directory.path().join(name);
+        if is_test {
+            files.push(file.clone());
+        }
+        if is_test || OURS.is_match(&block[1]) {
+            fs::write(&file, &block[1]).unwrap();
+        }
+    }
+    assert!(!files.is_empty());
+    let output = validate::ValidateOutput::Text;
+    routing_tests::run(routing_tests::TestArgs { files, output }).unwrap();
 }

@@ -12,10 +12,11 @@ use super::{nats::NatsArgs, units::Size};
 use crate::{
     delivery,
     log::{
-        LogBounds, LogError,
+        BrokerName, CheckpointKey, LogBounds, LogError,
         embedded::{self, EmbeddedLog, EmbeddedOptions, Report},
         jetstream::JetStreamLog,
     },
+    source,
 };
 
 /// Maximum event size that the NATS servers are checked for.
@@ -102,10 +103,7 @@ async fn copy(log: &Path, nats: NatsArgs) -> anyhow::Result<()> {
     let options = nats.into_options(MAX_EVENT)?;
     let from = EmbeddedLog::open(log, EmbeddedOptions::default())?;
     let to = JetStreamLog::connect(options).await?;
-    let report = match to
-        .copy_from(&from, from.names(), delivery::broker_of_checkpoint)
-        .await
-    {
+    let report = match to.copy_from(&from, from.names(), broker_of_checkpoint).await {
         Err(LogError::Fenced(reason)) => bail!("{reason}: stop all routers and other copies, then retry"),
         report => report?,
     };
@@ -120,6 +118,14 @@ async fn copy(log: &Path, nats: NatsArgs) -> anyhow::Result<()> {
         report.checkpoints,
         log.display()
     ))
+}
+
+/// Returns the broker that a checkpoint belongs to; `None` if it has none or cannot be decoded.
+fn broker_of_checkpoint(key: &CheckpointKey, value: &[u8]) -> Option<BrokerName> {
+    match key {
+        CheckpointKey::LastRun(_) => source::broker_of_last_run(value),
+        key => delivery::broker_of_checkpoint(key, value),
+    }
 }
 
 fn log_in(directory: &Path) -> anyhow::Result<PathBuf> {

@@ -251,6 +251,7 @@ impl LogArgs {
                 keep_deleted: keep_deleted_triggers,
                 ..DeliveryOptions::default()
             },
+            sources_router: None,
             tracer: Tracer::default(),
             reviewer: None,
         })
@@ -331,6 +332,11 @@ pub struct RouterArgs {
     )]
     pub deny_uri_addresses: Vec<IpNet>,
 
+    /// Name of the only router that runs Sources with a schedule, for several routers with --log embedded. Without it, each of
+    /// them does, so that every scheduled time has an event at each.
+    #[arg(long, env = "WEIR_SOURCES_ROUTER", value_name = "NAME")]
+    pub sources_router: Option<String>,
+
     /// Event log and limits.
     #[command(flatten)]
     pub log: LogArgs,
@@ -366,9 +372,14 @@ pub async fn run(args: RouterArgs) -> anyhow::Result<()> {
         controller_token,
         allow_uri_addresses,
         deny_uri_addresses,
+        sources_router,
         log,
         traces,
     } = args;
+    anyhow::ensure!(
+        sources_router.is_none() || log.engine == LogEngine::Embedded,
+        "--sources-router works only with --log embedded: routers that share a log run each Source once"
+    );
     let name = match name {
         Some(name) => name,
         None => host_name().context("set the name of the router with --name")?,
@@ -390,6 +401,7 @@ pub async fn run(args: RouterArgs) -> anyhow::Result<()> {
         tracer: export.tracer(),
         // A token is not sent where others can read along.
         reviewer: Some(link.clone()).filter(ControllerLink::is_encrypted),
+        sources_router,
         ..log.into_options(listen, admin, data, uri_addresses, UriAddresses::of_services())?
     };
     let outcome = match RouterLog::open(&options, &stop).await? {

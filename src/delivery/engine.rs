@@ -11,6 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::{runtime, sync::Mutex};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -50,6 +51,8 @@ pub struct Engine {
     applied: Arc<AtomicBool>,
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) trimmer: Arc<Trimmer>,
+    /// Loaded with the other checkpoints, for the Sources of the shard.
+    last_runs: HashMap<String, Bytes>,
 }
 
 /// Running tasks, and the checkpoints of Triggers that do not run.
@@ -67,6 +70,7 @@ struct LoadedCheckpoints {
     without_checkpoint: Vec<String>,
     taken: Arc<TakenLetters>,
     ran_before: Duration,
+    last_runs: HashMap<String, Bytes>,
 }
 
 impl LoadedCheckpoints {
@@ -80,6 +84,7 @@ impl LoadedCheckpoints {
                     drop(records.insert(uid, retained::OwnerRecord::read(&value)))
                 }
                 CheckpointKey::Revision | CheckpointKey::TrimPoint(_) => {}
+                CheckpointKey::LastRun(uid) => drop(stored.last_runs.insert(uid, value)),
                 CheckpointKey::RunningTime => stored.ran_before = retained::RunningTime::read(&value),
                 CheckpointKey::DeadLetters(ref broker) => {
                     let restored = stored.taken.restore(broker.clone(), &value);
@@ -116,6 +121,7 @@ impl Engine {
             without_checkpoint,
             taken,
             ran_before,
+            last_runs,
         } = LoadedCheckpoints::load(&*checkpoints).await?;
         let lost = taken.keep_within(&*logs).await?;
         let dead_letters = Arc::new(DeadLetters::new(logs.clone(), checkpoints.clone(), taken.clone()));
@@ -193,12 +199,18 @@ impl Engine {
             applied,
             dead_letters,
             trimmer,
+            last_runs,
         }))
     }
 
     /// The checkpoints of its shard.
-    pub fn checkpoints(&self) -> &dyn Checkpoints {
-        &*self.spawner.checkpoints
+    pub fn checkpoints(&self) -> &Arc<dyn Checkpoints> {
+        &self.spawner.checkpoints
+    }
+
+    /// The last runs of Sources that were stored when it started, by UID.
+    pub fn last_runs(&self) -> &HashMap<String, Bytes> {
+        &self.last_runs
     }
 
     /// The logs of its brokers.
@@ -343,7 +355,10 @@ pub fn broker_of_checkpoint(key: &CheckpointKey, value: &[u8]) -> Option<BrokerN
             Some(record.identity.broker.as_str().into())
         }
         CheckpointKey::DeadLetters(broker) => Some(broker.clone()),
-        CheckpointKey::RunningTime | CheckpointKey::Revision | CheckpointKey::TrimPoint(_) => None,
+        CheckpointKey::RunningTime
+        | CheckpointKey::Revision
+        | CheckpointKey::TrimPoint(_)
+        | CheckpointKey::LastRun(_) => None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use super::cel::{DataError, Json};
+use super::cel::{DataError, IncomingRequest, Json};
 use crate::cloudevents::Event;
 
 /// An event that filters are evaluated on. Its data is parsed at most once, when a filter first needs it.
@@ -13,6 +13,9 @@ use crate::cloudevents::Event;
 pub struct Subject<'a> {
     event: &'a Event,
     data: OnceLock<Result<Json, DataError>>,
+    /// The request that the event is made of.
+    request: Option<&'a IncomingRequest>,
+    body: OnceLock<Result<Json, DataError>>,
     steps: AtomicU64,
 }
 
@@ -23,8 +26,28 @@ impl<'a> Subject<'a> {
         Self {
             event,
             data: OnceLock::new(),
+            request: None,
+            body: OnceLock::new(),
             steps: AtomicU64::new(0),
         }
+    }
+
+    /// Creates a subject of an event and the request that it is made of. Parses nothing yet.
+    pub(super) fn of_request(event: &'a Event, request: &'a IncomingRequest) -> Self {
+        Self {
+            request: Some(request),
+            ..Self::new(event)
+        }
+    }
+
+    pub(super) fn request(&self) -> Option<&IncomingRequest> {
+        self.request
+    }
+
+    /// Returns the data of any content type.
+    pub(super) fn body(&self) -> Result<&Json, DataError> {
+        let body = self.body.get_or_init(|| Json::of_body(self.event));
+        body.as_ref().map_err(|error| *error)
     }
 
     /// Returns the event.

@@ -12,6 +12,7 @@ const DEAD_LETTERS: &str = "dead-letters:";
 const RUNNING_TIME: &str = "running-time";
 const REVISION: &str = "routing-revision";
 const TRIM_POINT: &str = "trim-point:";
+const LAST_RUN: &str = "last-run:";
 
 /// Key of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,6 +29,8 @@ pub enum CheckpointKey {
     Revision,
     /// Offset below which the shard's partition of a broker needs no events any more.
     TrimPoint(BrokerName),
+    /// Last scheduled time of the Source with this UID.
+    LastRun(String),
 }
 
 impl CheckpointKey {
@@ -39,6 +42,8 @@ impl CheckpointKey {
             Self::Revision
         } else if let Some(broker) = key.strip_prefix(TRIM_POINT) {
             Self::TrimPoint(broker.into())
+        } else if let Some(uid) = key.strip_prefix(LAST_RUN) {
+            Self::LastRun(uid.to_owned())
         } else if let Some(uid) = key.strip_prefix(IDENTITY) {
             Self::Identity(uid.to_owned())
         } else if let Some(broker) = key.strip_prefix(DEAD_LETTERS) {
@@ -59,6 +64,7 @@ impl fmt::Display for CheckpointKey {
             Self::RunningTime => f.write_str(RUNNING_TIME),
             Self::Revision => f.write_str(REVISION),
             Self::TrimPoint(broker) => write!(f, "{TRIM_POINT}{broker}"),
+            Self::LastRun(uid) => write!(f, "{LAST_RUN}{uid}"),
         }
     }
 }
@@ -126,6 +132,7 @@ mod tests {
                 CheckpointKey::TrimPoint("shop/orders".into()),
                 "trim-point:shop/orders",
             ),
+            (CheckpointKey::LastRun("uid-1".into()), "last-run:uid-1"),
         ] {
             assert_eq!(key.to_string(), text);
             assert_eq!(CheckpointKey::from_key(text), key);

@@ -23,7 +23,7 @@ use crate::{
         jetstream::{JetStreamLog, Membership, SHARDS, Seen},
     },
     routing::{self, Revision, RoutingTable},
-    source::{Sources, Statistics},
+    source::{LastRuns, SourcePlace, Sources, Statistics},
     supervision::Supervisor,
 };
 
@@ -55,6 +55,8 @@ pub struct Shards {
     /// Number of shards of the installation.
     pub(super) count: u16,
     owned: Arc<Owned>,
+    /// Whether Sources run at this router.
+    runs_sources: bool,
     /// Held while shards or the configuration change.
     work: Mutex<Work>,
     statistics: Statistics,
@@ -79,6 +81,18 @@ struct Owned(ArcSwap<BTreeMap<Shard, OwnedShard>>);
 pub(super) struct OwnedShard {
     ownership: Ownership,
     pub(super) engine: Arc<Engine>,
+    last_runs: Arc<LastRuns>,
+}
+
+impl OwnedShard {
+    fn new(ownership: Ownership, engine: Arc<Engine>) -> Self {
+        let last_runs = LastRuns::new(engine.checkpoints().clone(), engine.last_runs());
+        Self {
+            ownership,
+            engine,
+            last_runs: Arc::new(last_runs),
+        }
+    }
 }
 
 struct Work {
@@ -96,23 +110,29 @@ struct WantedConfiguration {
 }
 
 impl Shards {
-    /// Creates the only shard of a log that is not shared, and starts its engine.
+    /// Creates the only shard of a log that is not shared, and starts its engine. `runs_sources`: its Sources run at this
+    /// router, and not at another one.
     ///
     /// # Errors
     /// As [`Engine::start`].
-    pub async fn alone(starter: EngineStarter) -> Result<Arc<Self>, EngineError> {
-        let shards = Self::new(starter, None, 1);
+    pub async fn alone(starter: EngineStarter, runs_sources: bool) -> Result<Arc<Self>, EngineError> {
+        let shards = Self::new(starter, None, 1, runs_sources);
         let engine = shards.start(Ownership::default()).await?;
-        shards.insert(Ownership::default(), engine);
+        shards.owned.insert(OwnedShard::new(Ownership::default(), engine));
         Ok(shards)
     }
 
     /// Creates the shards of a shared log. This router owns none of them yet; see [`WorkSharing`](super::WorkSharing).
     pub fn of_shared(starter: EngineStarter, log: Arc<JetStreamLog>) -> Arc<Self> {
-        Self::new(starter, Some(log), SHARDS)
+        Self::new(starter, Some(log), SHARDS, true)
     }
 
-    fn new(starter: EngineStarter, shared: Option<Arc<JetStreamLog>>, count: u16) -> Arc<Self> {
+    fn new(
+        starter: EngineStarter,
+        shared: Option<Arc<JetStreamLog>>,
+        count: u16,
+        runs_sources: bool,
+    ) -> Arc<Self> {
         let owned = Arc::<Owned>::default();
         let sources = Sources::new(Intake::new(starter.logs.clone(), owned.clone()));
         Arc::new(Self {
@@ -120,6 +140,7 @@ impl Shards {
             shared,
             count,
             owned,
+            runs_sources,
             statistics: sources.statistics(),
             work: Mutex::new(Work {
                 configuration: None,
@@ -241,6 +262,7 @@ impl Shards {
             _ => return Ok(()),
         }
         if self.shared.is_none() {
+            self.run_sources(&mut work, None).await;
             return Ok(());
         }
         self.apply_to_all(&mut work).await
@@ -257,7 +279,7 @@ impl Shards {
                 }
             }
         }
-        self.run_sources(work, None);
+        self.run_sources(work, None).await;
         Ok(())
     }
 
@@ -307,7 +329,7 @@ impl Shards {
 
     async fn begin(&self, ownership: Ownership) -> Result<(), EngineError> {
         let engine = self.start(ownership).await?;
-        let owned = OwnedShard { ownership, engine };
+        let owned = OwnedShard::new(ownership, engine);
         let mut work = self.work.lock().await;
         let ready = match &work.configuration {
             // A change that comes later waits for the lock, and then finds the shard.
@@ -318,7 +340,7 @@ impl Shards {
             self.end(&owned.engine).await;
             return ready.map(drop);
         }
-        self.insert(ownership, owned.engine.clone());
+        self.owned.insert(owned.clone());
         if !self.takes() {
             // All shards were given up meanwhile.
             self.owned.remove(ownership.shard);
@@ -326,7 +348,7 @@ impl Shards {
             return Ok(());
         }
         let continues = ready?.then_some(ownership.shard);
-        self.run_sources(&mut work, continues);
+        self.run_sources(&mut work, continues).await;
         Ok(())
     }
 
@@ -336,7 +358,7 @@ impl Shards {
         owned: &OwnedShard,
         configuration: &WantedConfiguration,
     ) -> Result<bool, EngineError> {
-        let (checkpoints, revision) = (owned.engine.checkpoints(), configuration.table.revision());
+        let (checkpoints, revision) = (&**owned.engine.checkpoints(), configuration.table.revision());
         let is_last = applied::is_last(checkpoints, revision).await?;
         self.apply_to(owned, configuration).await?;
         Ok(is_last)
@@ -380,7 +402,7 @@ impl Shards {
                 release(membership, owned.ownership).await;
             }
         });
-        let stop_sources = async { self.run_sources(&mut *self.work.lock().await, None) };
+        let stop_sources = async { self.run_sources(&mut *self.work.lock().await, None).await };
         tokio::join!(join_all(ending), stop_sources);
     }
 
@@ -411,13 +433,15 @@ impl Shards {
     /// Applies a configuration to one shard.
     async fn apply_to(
         &self,
-        OwnedShard { ownership, engine }: &OwnedShard,
+        OwnedShard {
+            ownership, engine, ..
+        }: &OwnedShard,
         WantedConfiguration { table, is_saved, .. }: &WantedConfiguration,
     ) -> Result<(), EngineError> {
         let Some(log) = &self.shared else {
             return engine.apply(table).await;
         };
-        let (checkpoints, revision) = (engine.checkpoints(), table.revision());
+        let (checkpoints, revision) = (&**engine.checkpoints(), table.revision());
         if *is_saved && !applied::is_last_begun(checkpoints, revision).await? {
             tracing::info!(
                 shard = ownership.shard.0,
@@ -436,7 +460,13 @@ impl Shards {
     }
 
     /// Gives up a shard whose engine failed.
-    async fn fail(&self, OwnedShard { ownership, engine }: &OwnedShard, error: &EngineError) {
+    async fn fail(
+        &self,
+        OwnedShard {
+            ownership, engine, ..
+        }: &OwnedShard,
+        error: &EngineError,
+    ) {
         let shard = ownership.shard;
         tracing::error!(shard = shard.0, %error, "cannot apply the new configuration to a shard; it is given up and taken again");
         self.owned.remove(shard);
@@ -449,35 +479,43 @@ impl Shards {
         lock(&self.past).add(engine);
     }
 
-    fn insert(&self, ownership: Ownership, engine: Arc<Engine>) {
-        self.owned.insert(OwnedShard { ownership, engine });
-    }
-
     async fn remove(&self, shard: Shard) -> Option<OwnedShard> {
         let mut work = self.work.lock().await;
         let removed = self.owned.remove(shard);
-        self.run_sources(&mut work, None);
+        self.run_sources(&mut work, None).await;
         removed
     }
 
     /// Runs the Sources of the brokers of this router's shards that run, and no others. Those of the shard that `continues` ran at
-    /// another router before.
-    fn run_sources(&self, work: &mut Work, continues: Option<Shard>) {
+    /// another router before. Forgets the last runs of Sources that are no longer there.
+    async fn run_sources(&self, work: &mut Work, continues: Option<Shard>) {
         let (Some(configuration), Some(sources)) = (&work.configuration, &mut work.sources) else {
             return;
         };
         let owned = self.owned();
         let shard_of = |source: &routing::Source| {
             let broker = BrokerName::new(&source.namespace, &source.broker);
-            Shard::of(&broker, self.count)
+            source.kind.runs().then(|| Shard::of(&broker, self.count))
         };
-        let running: Vec<_> = configuration
-            .sources
-            .iter()
-            .filter(|source| source.kind.runs() && owned.contains_key(&shard_of(source)))
-            .cloned()
-            .collect();
-        sources.apply(&running, |source| continues == Some(shard_of(source)));
+        let place = |source: &routing::Source| {
+            let shard = shard_of(source).filter(|_| self.runs_sources)?;
+            Some(SourcePlace {
+                continues: continues == Some(shard),
+                last_runs: owned.get(&shard)?.last_runs.clone(),
+            })
+        };
+        sources.apply(&configuration.sources, configuration.is_saved, place);
+        if configuration.is_saved {
+            return;
+        }
+        for (shard, owned) in &*owned {
+            let sources = configuration.sources.iter();
+            let of_shard = sources.filter(|source| shard_of(source) == Some(*shard));
+            let uids = of_shard.map(|source| &*source.uid).collect();
+            if let Err(error) = owned.last_runs.keep_only(&uids).await {
+                tracing::warn!(%error, "cannot remove when deleted Sources last ran; the next configuration removes it");
+            }
+        }
     }
 
     /// Notes the routers and the owners of shards.

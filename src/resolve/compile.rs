@@ -86,7 +86,7 @@ pub fn compile(observed: &Observed, cluster_domain: &str, quotas: InstallationQu
     }
     for source in &observed.sources {
         let Some(subject) = subject(source) else { continue };
-        let (route, diagnosis) = sources::compile(&resolver, subject, &source.spec);
+        let (route, diagnosis) = sources::compile(&resolver, &mut bounds, subject, &source.spec);
         configuration.sources.extend(route);
         diagnoses.sources.push(diagnosis);
     }

@@ -3,18 +3,21 @@
 use super::{
     diagnosis::{ResourceId, SourceDiagnosis},
     event_attributes::{self, default_source},
+    filters::expression,
     finding::Finding,
     resolver::Resolver,
     webhooks,
 };
 use crate::{
     api,
-    routing::{self, broker_key},
+    routing::{self, Bounds, TriggerRejection, broker_key},
+    transform::Transform,
 };
 
 /// Compiles a Source. Only one that is valid and not suspended reaches the routers.
 pub(super) fn compile(
     resolver: &Resolver<'_>,
+    bounds: &mut Bounds,
     subject: ResourceId,
     spec: &api::SourceSpec,
 ) -> (Option<routing::Source>, SourceDiagnosis) {
@@ -22,16 +25,23 @@ pub(super) fn compile(
         broker,
         cron,
         webhook,
+        filters,
         suspend,
     } = spec;
-    let compiled = match (cron, webhook) {
+    let filters: Vec<_> = filters.iter().map(expression).collect();
+    let event = webhook.as_ref().and_then(|webhook| webhook.event.as_ref());
+    let event = event.map(webhooks::event_template);
+    let admitted = bounds
+        .admit_source(&subject.namespace, &filters, event.as_ref())
+        .map_err(|rejection| refused(&rejection));
+    let compiled = admitted.and_then(|()| match (cron, webhook) {
         (Some(cron), None) => compile_cron(&subject, cron),
-        (None, Some(webhook)) => compile_webhook(resolver, &subject, webhook),
+        (None, Some(webhook)) => compile_webhook(resolver, &subject, webhook, event),
         _ => Err(Finding::bad(
             "NoKind",
             "exactly one of spec.cron and spec.webhook must be set",
         )),
-    };
+    });
     let (kind, valid) = match compiled {
         Ok((kind, valid)) => (Some(kind), valid),
         Err(finding) => (None, finding),
@@ -42,6 +52,7 @@ pub(super) fn compile(
         name: subject.name.clone(),
         generation: subject.generation,
         broker: broker.clone(),
+        filters,
         kind,
     });
     let broker = broker_key(&subject.namespace, broker);
@@ -57,12 +68,21 @@ pub(super) fn compile(
     )
 }
 
+fn refused(rejection: &TriggerRejection) -> Finding {
+    let reason = match rejection {
+        TriggerRejection::Transform(_) => "InvalidEvent",
+        others => others.label(),
+    };
+    Finding::bad(reason, format!("spec.{rejection}"))
+}
+
 fn compile_webhook(
     resolver: &Resolver<'_>,
     subject: &ResourceId,
     webhook: &api::WebhookSource,
+    event: Option<Transform>,
 ) -> Result<(routing::SourceKind, Finding), Finding> {
-    let compiled = webhooks::compile(resolver, subject, webhook)?;
+    let compiled = webhooks::compile(resolver, subject, &webhook.verification, event)?;
     let message = match &compiled.verification {
         routing::Verification::Nothing {} => {
             "receives requests of everyone who reaches the port for webhooks"
@@ -82,6 +102,7 @@ fn compile_cron(
     let api::CronSource {
         schedule,
         time_zone,
+        catch_up,
         r#type,
         source,
         subject: about,
@@ -104,6 +125,11 @@ fn compile_cron(
         time_zone: time_zone.clone(),
         attributes,
         data,
+        catch_up: match catch_up {
+            api::CatchUp::None => routing::CatchUp::None,
+            api::CatchUp::Last => routing::CatchUp::Last,
+            api::CatchUp::All => routing::CatchUp::All,
+        },
     };
     // Parses the schedule like routers do, so that a Source that is Ready runs.
     routing::Schedule::parse(&cron)

@@ -3,13 +3,14 @@
 use super::{
     credentials::{invalid_value, secret_value, without_line_break},
     diagnosis::ResourceId,
-    event_attributes::{self, default_source},
+    event_attributes::default_source,
     finding::Finding,
     resolver::Resolver,
 };
 use crate::{
     api::{self, SecretKeyRef, SecretValue, WebhookSecrets},
     routing::{self, HmacVerification, Secret, SigningKey, Verification},
+    transform::Transform,
 };
 
 /// Lists every Secret key that a webhook references.
@@ -39,43 +40,28 @@ pub(super) fn references(webhook: &api::WebhookSource) -> impl Iterator<Item = &
 pub(super) fn compile(
     resolver: &Resolver<'_>,
     subject: &ResourceId,
-    webhook: &api::WebhookSource,
+    verification: &api::WebhookVerification,
+    event: Option<Transform>,
 ) -> Result<routing::Webhook, Finding> {
-    let api::WebhookSource { verification, event } = webhook;
-    let attributes = attributes(event.as_ref());
-    let source = default_source(subject);
-    check_attributes(&attributes, &source)?;
     let secrets = SourceSecrets {
         resolver,
         namespace: &subject.namespace,
     };
     Ok(routing::Webhook {
         verification: secrets.verification(verification)?,
-        attributes,
-        source,
+        event,
+        source: default_source(subject),
     })
 }
 
-fn attributes(event: Option<&api::WebhookEvent>) -> Vec<(String, String)> {
-    let Some(api::WebhookEvent {
-        r#type,
-        source,
-        subject,
-        extensions,
-    }) = event
-    else {
-        return Vec::new();
-    };
-    let fixed = [("type", r#type), ("source", source), ("subject", subject)];
-    event_attributes::collect(fixed.map(|(name, value)| (name, value.clone())), extensions)
-}
-
-fn check_attributes(attributes: &[(String, String)], source: &str) -> Result<(), Finding> {
-    let is_set = |name: &str| attributes.iter().any(|(set, _)| set == name);
-    let defaults = [("type", "t"), ("source", source)];
-    let defaults = defaults.into_iter().filter(|(name, _)| !is_set(name));
-    let own = attributes.iter().map(|(name, value)| (&**name, &**value));
-    event_attributes::check("spec.webhook.event", defaults.chain(own))
+/// Converts how an event is made of a request.
+pub(super) fn event_template(event: &api::WebhookEvent) -> Transform {
+    let api::WebhookEvent { attributes, data } = event;
+    Transform {
+        set: attributes.clone(),
+        data: data.clone(),
+        ..Transform::default()
+    }
 }
 
 /// Reads the Secrets of a Source's namespace.
@@ -359,7 +345,27 @@ mod tests {
                 "exactly one",
             ),
             (
-                json!({"verification": github, "event": {"source": "a b"}}),
+                json!({"verification": github, "event": {"attributes": {"source": "a b"}}}),
+                "InvalidEvent",
+                "spec.webhook.event.attributes.source: ",
+            ),
+            (
+                json!({"verification": github, "event": {"attributes": {"type": "t.${body.status"}}}),
+                "InvalidEvent",
+                "spec.webhook.event.attributes.type: column 3: ",
+            ),
+            (
+                json!({"verification": github, "event": {"data": {"a": ["${message.x}"]}}}),
+                "InvalidEvent",
+                "spec.webhook.event.data.a[0]: column 3: there is no message: the variables are body",
+            ),
+            (
+                json!({"verification": github, "event": {"attributes": {"weirhops": "1"}}}),
+                "InvalidEvent",
+                "spec.webhook.event.attributes: weirhops",
+            ),
+            (
+                json!({"verification": github, "event": {}}),
                 "InvalidEvent",
                 "spec.webhook.event: ",
             ),

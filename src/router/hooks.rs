@@ -48,14 +48,14 @@ impl Hooks {
                 return None;
             };
             let key = broker_key(&source.namespace, &source.name);
-            match WebhookReceiver::compile(webhook) {
+            match WebhookReceiver::compile(webhook, &source.filters) {
                 Ok(webhook) => {
                     let broker = broker_key(&source.namespace, &source.broker);
                     Some((key, Hook { broker, webhook }))
                 }
-                // The controller has checked the keys, so it has another version.
+                // The controller has checked it, so it has another version.
                 Err(error) => {
-                    tracing::error!(source = key, %error, "a webhook is not served: a key is invalid");
+                    tracing::error!(source = key, %error, "a webhook is not served");
                     None
                 }
             }
@@ -98,8 +98,9 @@ async fn receive(
     let key = broker_key(&namespace, &source);
     let accepted = server.accept(&namespace, &key, &parts, body).await;
     let (response, result) = match accepted {
-        Ok(None) => (StatusCode::ACCEPTED.into_response(), "accepted"),
-        Ok(Some(challenge)) => (challenge.into_response(), "challenge"),
+        Ok(HookAnswer::Stored) => (StatusCode::ACCEPTED.into_response(), "accepted"),
+        Ok(HookAnswer::Filtered) => (StatusCode::NO_CONTENT.into_response(), "filtered"),
+        Ok(HookAnswer::Challenge(challenge)) => (challenge.into_response(), "challenge"),
         Err(problem) => {
             let reason = problem.reason();
             (problem.into_response(), reason)
@@ -112,15 +113,25 @@ async fn receive(
     response
 }
 
+/// What a request is answered with.
+enum HookAnswer {
+    /// The event is durable.
+    Stored,
+    /// The event does not match the Source's filters.
+    Filtered,
+    /// The text that the sender asks for.
+    Challenge(String),
+}
+
 impl HookServer {
-    /// Stores the event of a request. Returns a challenge that is to be answered instead, if it is one.
+    /// Stores the event of a request, if it is to be stored.
     async fn accept(
         &self,
         namespace: &str,
         key: &str,
         parts: &Parts,
         body: Body,
-    ) -> Result<Option<String>, Problem> {
+    ) -> Result<HookAnswer, Problem> {
         let hooks = self.hooks.load_full();
         let admitted = Self::admit(&hooks, key, parts);
         let Hook { broker, webhook } = match admitted {
@@ -133,11 +144,12 @@ impl HookServer {
         let sender = Sender::new(namespace, parts.extensions.get::<Peer>().copied());
         let body = self.ingress.bodies.read(&sender, &parts.headers, body).await?;
         let id = || format!("{:032x}", fastrand::u128(..));
-        match webhook.receive(&parts.headers, &body.bytes, Timestamp::now(), id)? {
-            Received::Challenge(challenge) => Ok(Some(challenge)),
+        match webhook.receive(&parts.uri, &parts.headers, &body.bytes, Timestamp::now(), id)? {
+            Received::Challenge(challenge) => Ok(HookAnswer::Challenge(challenge)),
+            Received::Filtered => Ok(HookAnswer::Filtered),
             Received::Event(event) => {
                 self.store(broker, *event).await?;
-                Ok(None)
+                Ok(HookAnswer::Stored)
             }
         }
     }
@@ -180,9 +192,15 @@ impl From<Forgery> for Problem {
 
 impl From<WebhookRejection> for Problem {
     fn from(rejection: WebhookRejection) -> Self {
+        let reason = rejection.label();
         match rejection {
             WebhookRejection::Forged(forgery) => forgery.into(),
             WebhookRejection::Invalid(invalid) => invalid.into(),
+            WebhookRejection::NotMapped(failure) => {
+                let title = "The Source cannot make an event of the request";
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                Self::new(status, reason, title, failure.to_string())
+            }
         }
     }
 }

@@ -123,7 +123,13 @@ pub async fn run(
         runtime: delivering.handle(),
     };
     let (shards, shared) = match log {
-        RouterLog::Embedded(_) => (Shards::alone(starter).await?, None),
+        RouterLog::Embedded(_) => {
+            let elsewhere = options.sources_router.filter(|router| router != name);
+            if let Some(router) = &elsewhere {
+                tracing::info!(router, "Sources with a schedule run at another router");
+            }
+            (Shards::alone(starter, elsewhere.is_none()).await?, None)
+        }
         RouterLog::JetStream(log) => {
             let shards = Shards::of_shared(starter, log.clone());
             let sharing = WorkSharing {

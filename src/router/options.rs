@@ -42,6 +42,9 @@ pub struct RouterOptions {
     pub descriptors: Descriptors,
     /// Where events are stored.
     pub log: LogOptions,
+    /// Name of the only router that runs Sources with a schedule, if there are several routers that share no log; `None` if
+    /// this one does.
+    pub sources_router: Option<String>,
     /// Options of delivery.
     pub delivery: DeliveryOptions,
     /// Creates the spans of requests and deliveries.

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use super::{Destination, HttpEndpoint, Trigger};
 use crate::{
     filter::{CompileError, CompileProblem, CompiledFilter, Expression},
-    transform::{CompiledTransform, TransformError},
+    transform::{CompiledTransform, TemplateOwner, Transform, TransformError},
 };
 
 /// Maximum size of the Triggers of a namespace, in bytes: their compiled filters and transforms, and their destinations.
@@ -105,6 +105,23 @@ impl Bounds {
         let size = compiled + trigger.destinations().map(size_of_destination).sum::<usize>();
         self.fit(&trigger.namespace, size)?;
         Ok(AdmittedTrigger { filter, transform })
+    }
+
+    /// Compiles the filters of a Source and how it makes events, and accounts for their size.
+    ///
+    /// # Errors
+    /// Why they are not admitted.
+    pub fn admit_source(
+        &mut self,
+        namespace: &str,
+        filters: &[Expression],
+        event: Option<&Transform>,
+    ) -> Result<(), TriggerRejection> {
+        let mut size = CompiledFilter::compile(filters)?.size();
+        if let Some(event) = event {
+            size += CompiledTransform::compile_of(TemplateOwner::Webhook, event)?.size();
+        }
+        self.fit(namespace, size)
     }
 
     /// Compiles other filters of a namespace and accounts for their size.

@@ -65,6 +65,7 @@ impl Schedule {
             time_zone,
             attributes: _,
             data: _,
+            catch_up: _,
         } = cron;
         let zone = TimeZone::get(time_zone).map_err(|_| ScheduleError::TimeZone(time_zone.clone()))?;
         let cron = CronParser::builder()
@@ -90,6 +91,23 @@ impl Schedule {
         let next = self.cron.find_next_occurrence(&from, false).ok()?;
         Some(next.timestamp())
     }
+
+    /// Returns the first of the last `count` scheduled times that are after `after`, and not after `until`.
+    #[must_use]
+    pub fn first_of_last(&self, count: usize, after: Timestamp, until: Timestamp) -> Option<Timestamp> {
+        let (mut from, mut first) = (until.to_zoned(self.zone.clone()), None);
+        for index in 0..count {
+            let Ok(time) = self.cron.find_previous_occurrence(&from, index == 0) else {
+                break;
+            };
+            if time.timestamp() <= after {
+                break;
+            }
+            first = Some(time.timestamp());
+            from = time;
+        }
+        first
+    }
 }
 
 fn detail(error: &croner::errors::CronError) -> String {
@@ -108,6 +126,7 @@ fn detail(error: &croner::errors::CronError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::CatchUp;
 
     fn cron(schedule: &str, time_zone: &str) -> Cron {
         Cron {
@@ -115,6 +134,7 @@ mod tests {
             time_zone: time_zone.to_owned(),
             attributes: Vec::new(),
             data: None,
+            catch_up: CatchUp::None,
         }
     }
 
@@ -205,6 +225,39 @@ mod tests {
             next("0 8 * * *", "America/New_York", "2026-12-31T12:00:00Z", 1),
             ["2026-12-31T13:00:00Z"]
         );
+    }
+
+    #[test]
+    fn the_last_times_are_those_that_come_next() {
+        let [after, until]: [Timestamp; 2] =
+            ["2026-03-28T12:00:00Z", "2026-10-26T11:00:00.5Z"].map(|time| time.parse().unwrap());
+        for text in [
+            "30 2 * * *",
+            "0 3 * * *",
+            "*/30 1-3 * * *",
+            "0 * * * *",
+            "0 12 * * *",
+            "0 8 * * MON-FRI",
+            "0 0 1 1 *",
+        ] {
+            for zone in ["UTC", "Europe/Berlin", "Australia/Lord_Howe"] {
+                let schedule = Schedule::parse(&cron(text, zone)).unwrap();
+                let all: Vec<_> = std::iter::successors(Some(after), |time| schedule.next_after(*time))
+                    .skip(1)
+                    .take_while(|time| *time <= until)
+                    .collect();
+                for count in [1, 2, 3, 50, 100_000] {
+                    let expected = all.get(all.len().saturating_sub(count)).copied();
+                    let found = schedule.first_of_last(count, after, until);
+                    assert_eq!(found, expected, "{text} {zone} {count}");
+                }
+                assert_eq!(schedule.first_of_last(0, after, until), None);
+            }
+        }
+        let hourly = Schedule::parse(&cron("0 * * * *", "UTC")).unwrap();
+        let on_time: Timestamp = "2026-03-28T13:00:00Z".parse().unwrap();
+        assert_eq!(hourly.first_of_last(2, after, on_time), Some(on_time));
+        assert_eq!(hourly.first_of_last(2, on_time, on_time), None);
     }
 
     #[test]

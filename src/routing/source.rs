@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Webhook;
+use crate::filter::Expression;
 
 /// A validated Source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +19,8 @@ pub struct Source {
     pub generation: i64,
     /// Broker that its events are posted to.
     pub broker: String,
+    /// Filters that its events have to match.
+    pub filters: Vec<Expression>,
     /// What triggers its events.
     pub kind: SourceKind,
 }
@@ -51,6 +54,27 @@ pub struct Cron {
     pub attributes: Vec<(String, String)>,
     /// Data of the events.
     pub data: Option<String>,
+    /// Which missed times are made up for.
+    #[serde(default, skip_serializing_if = "CatchUp::is_none")]
+    pub catch_up: CatchUp,
+}
+
+/// Which scheduled times that were missed are made up for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CatchUp {
+    /// None of them.
+    #[default]
+    None,
+    /// The latest one.
+    Last,
+    /// All of them, up to a limit.
+    All,
+}
+
+impl CatchUp {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 /// The JSON form. An unknown kind is an unknown field.
@@ -62,6 +86,8 @@ struct SourceJson {
     name: String,
     generation: i64,
     broker: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    filters: Vec<Expression>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cron: Option<Cron>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,6 +114,7 @@ impl TryFrom<SourceJson> for Source {
             name: wire.name,
             generation: wire.generation,
             broker: wire.broker,
+            filters: wire.filters,
             kind,
         })
     }
@@ -105,6 +132,7 @@ impl From<Source> for SourceJson {
             name: source.name,
             generation: source.generation,
             broker: source.broker,
+            filters: source.filters,
             cron,
             webhook,
         }
@@ -127,7 +155,7 @@ mod tests {
 
     #[test]
     fn webhook_keeps_its_verification() {
-        let text = r#"{"uid":"u","namespace":"n","name":"s","generation":1,"broker":"b","webhook":{"verification":{"github":{"secrets":["s3cret"]}},"attributes":[["type","t"]],"source":"/s"}}"#;
+        let text = r#"{"uid":"u","namespace":"n","name":"s","generation":1,"broker":"b","webhook":{"verification":{"github":{"secrets":["s3cret"]}},"event":{"set":{"type":"t"}},"source":"/s"}}"#;
         let source: Source = serde_json::from_str(text).unwrap();
         assert!(!source.kind.runs());
         assert!(!format!("{source:?}").contains("s3cret"));
@@ -148,11 +176,11 @@ mod tests {
         };
         assert!(source(json!({"cron": cron})).is_ok());
         let mut newer = cron.clone();
-        newer["catchUp"] = "All".into();
+        newer["jitter"] = "5m".into();
         for (more, part) in [
             (json!({}), "no kind"),
             (json!({"queue": {}}), "unknown field `queue`"),
-            (json!({"cron": newer}), "unknown field `catchUp`"),
+            (json!({"cron": newer}), "unknown field `jitter`"),
         ] {
             let error = source(more).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");

@@ -356,6 +356,7 @@ mod tests {
             name: "s".into(),
             generation: 1,
             broker: "clock".into(),
+            filters: Vec::new(),
             kind: crate::routing::SourceKind::Cron(
                 serde_json::from_value(
                     json!({"schedule": "", "timeZone": "", "attributes": [], "data": null}),

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Secret, SigningKey};
+use crate::transform::Transform;
 
 /// A Source that receives requests of another system, each of which becomes an event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -10,9 +11,9 @@ use super::{Secret, SigningKey};
 pub struct Webhook {
     /// How a request proves who sent it.
     pub verification: Verification,
-    /// Attributes of all events, in place of those made from the request; without `id`, `time` and `specversion`.
-    #[serde(default)]
-    pub attributes: Vec<(String, String)>,
+    /// Changes of the event that the request makes by the conventions of its sender, with expressions on the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<Transform>,
     /// `source` of events whose request names none.
     pub source: String,
 }

@@ -1,8 +1,9 @@
 //! Sources of kind cron: waits for each scheduled time and stores its event.
 //!
-//! A run that is less than [`LATE`] overdue is caught up, so that a short stall loses nothing. Runs missed for
-//! longer (because the process was suspended or the clock was set forward) are logged and counted. If the log is
-//! full, an event is retried until the next one is due.
+//! A run that is less than [`LATE`] overdue is always caught up, so that a short stall loses nothing. Of the runs missed for
+//! longer (because no router ran, the process was suspended or the clock was set forward), those are made up for that the
+//! Source's [`CatchUp`] says; the others are logged and counted. Such a Source stores how far it has come (`last_runs.rs`).
+//! If the log is full, an event is retried until the next one is due, or as long as it would be made up for.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -11,8 +12,9 @@ use jiff::{SignedDuration, Timestamp};
 use super::{context::Context, event::event};
 use crate::{
     cloudevents::Lineage,
+    filter::CompiledFilter,
     log::LogError,
-    routing::{self, Schedule},
+    routing::{self, CatchUp, Schedule},
 };
 
 /// Maximum delay after which a missed run is still caught up.
@@ -27,11 +29,19 @@ const FULL: Duration = Duration::from_secs(1);
 /// Maximum number of missed runs that are counted individually.
 const COUNTED: u64 = 1_000;
 
+/// Maximum number of missed runs that are made up for.
+pub(super) const CAUGHT_UP: usize = 100;
+
+/// Maximum time for which a router that starts waits for the controller before it makes up for missed runs, because the
+/// Source may have been suspended or deleted meanwhile.
+pub(super) const CONFIRMED_WITHIN: Duration = Duration::from_secs(30);
+
 /// A running schedule.
 struct Task {
     source: routing::Source,
     cron: routing::Cron,
     schedule: Schedule,
+    filter: CompiledFilter,
     context: Context,
 }
 
@@ -41,6 +51,13 @@ pub(super) async fn run(source: routing::Source, cron: routing::Cron, context: C
     let routing::Source { namespace, name, .. } = &source;
     let schedule = match Schedule::parse(&cron) {
         Ok(schedule) => schedule,
+        Err(error) => {
+            tracing::error!(%namespace, source = %name, %error, "cannot run the Source");
+            return;
+        }
+    };
+    let filter = match CompiledFilter::compile(&source.filters) {
+        Ok(filter) => filter,
         Err(error) => {
             tracing::error!(%namespace, source = %name, %error, "cannot run the Source");
             return;
@@ -57,6 +74,7 @@ pub(super) async fn run(source: routing::Source, cron: routing::Cron, context: C
         source,
         cron,
         schedule,
+        filter,
         context,
     };
     task.run().await;
@@ -72,40 +90,134 @@ enum Wait {
 
 impl Task {
     async fn run(self) {
-        let mut next = self.schedule.next_after(self.context.begins);
+        let Some(mut next) = self.first().await else {
+            return;
+        };
         while let Some(scheduled) = next {
             match self.wait(scheduled).await {
                 Wait::Stopped => return,
                 Wait::Back(now) => {
+                    if !self.settle(now).await {
+                        return;
+                    }
                     next = self.schedule.next_after(now);
                     continue;
                 }
                 Wait::Due => {}
             }
-            let cutoff = self
-                .context
-                .clock
-                .now()
-                .saturating_sub(LATE)
-                .unwrap_or(Timestamp::MIN);
-            if scheduled < cutoff {
+            let now = self.context.clock.now();
+            let is_overdue = scheduled < before(now, LATE);
+            if is_overdue && let Some(cutoff) = self.cutoff(scheduled, now) {
                 next = self.skip(scheduled, cutoff);
                 continue;
             }
-            next = self.schedule.next_after(scheduled);
-            if !self.produce(scheduled, next).await {
+            let is_late = is_overdue || scheduled <= self.context.begins;
+            if !self.produce(scheduled, is_late).await {
                 return;
             }
+            next = self.schedule.next_after(scheduled);
         }
         let routing::Source { namespace, name, .. } = &self.source;
         tracing::warn!(%namespace, source = %name, "the schedule has no further times");
+    }
+
+    /// Returns the first scheduled time, which may have passed while no router ran the Source; `None` if the Source must
+    /// stop.
+    async fn first(&self) -> Option<Option<Timestamp>> {
+        let Context {
+            begins, last_runs, ..
+        } = &self.context;
+        let last = match self.caught_up() {
+            0 => None,
+            _ => last_runs.of(&self.source),
+        };
+        let Some(last) = last else {
+            return self
+                .settle(*begins)
+                .await
+                .then(|| self.schedule.next_after(*begins));
+        };
+        if !self.confirmed().await {
+            return None;
+        }
+        let now = self.context.clock.now();
+        if last > now.saturating_add(LATE).unwrap_or(Timestamp::MAX) {
+            // Stored when the clock was wrong.
+            return self.settle(now).await.then(|| self.schedule.next_after(now));
+        }
+        let next = self.schedule.next_after(last);
+        let first = self.schedule.first_of_last(self.caught_up(), last, now);
+        Some(match (next, first) {
+            (Some(next), Some(first)) if next < first => self.skip(next, first),
+            _ => next,
+        })
+    }
+
+    /// Waits until the Sources are known to be the present ones, or the controller does not answer. Returns false if the
+    /// Source must stop.
+    async fn confirmed(&self) -> bool {
+        let Context {
+            confirmed,
+            clock,
+            stop,
+            ..
+        } = &self.context;
+        let mut confirmed = confirmed.clone();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => false,
+            _ = confirmed.wait_for(|is_confirmed| *is_confirmed) => true,
+            () = clock.sleep(CONFIRMED_WITHIN) => true,
+        }
+    }
+
+    /// Maximum number of missed runs that are made up for.
+    fn caught_up(&self) -> usize {
+        match self.cron.catch_up {
+            CatchUp::None => 0,
+            CatchUp::Last => 1,
+            CatchUp::All => CAUGHT_UP,
+        }
+    }
+
+    /// Returns the time before which overdue times are skipped, if this one is.
+    fn cutoff(&self, overdue: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        let (late, after) = (before(now, LATE), before(overdue, SignedDuration::from_secs(1)));
+        let first = self.schedule.first_of_last(self.caught_up(), after, now);
+        let cutoff = first.map_or(late, |first| first.min(late));
+        (overdue < cutoff).then_some(cutoff)
+    }
+
+    /// Stores that all scheduled times up to this one have their events, or are given up. Returns false if the Source must
+    /// stop. After another problem, the next time that is stored makes up for it.
+    async fn settle(&self, until: Timestamp) -> bool {
+        if self.caught_up() == 0 {
+            return true;
+        }
+        let routing::Source { namespace, name, .. } = &self.source;
+        match self.context.last_runs.save(&self.source, until).await {
+            Ok(()) => true,
+            Err(
+                error @ (LogError::Failed(_)
+                | LogError::Fenced(_)
+                | LogError::Damaged { .. }
+                | LogError::Open { .. }),
+            ) => {
+                tracing::error!(%namespace, source = %name, %error, "cannot store when the Source ran; stopping it");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(%namespace, source = %name, %error, "cannot store when the Source ran: its last event may be repeated");
+                true
+            }
+        }
     }
 
     async fn wait(&self, scheduled: Timestamp) -> Wait {
         let mut seen = self.context.clock.now();
         loop {
             let now = self.context.clock.now();
-            if now < seen.saturating_sub(LATE).unwrap_or(Timestamp::MIN) {
+            if now < before(seen, LATE) {
                 return Wait::Back(now);
             }
             seen = now;
@@ -144,9 +256,13 @@ impl Task {
     }
 
     /// Appends the event of a scheduled time. Returns false if the Source must stop.
-    async fn produce(&self, scheduled: Timestamp, next: Option<Timestamp>) -> bool {
+    async fn produce(&self, scheduled: Timestamp, is_late: bool) -> bool {
         let routing::Source { namespace, name, .. } = &self.source;
         let (id, record) = match event(&self.source.uid, &self.cron, scheduled) {
+            Ok(event) if !self.filter.matches(&event) => {
+                self.context.counters.filtered.fetch_add(1, Ordering::Relaxed);
+                return self.settle(scheduled).await;
+            }
             Ok(event) => {
                 let event = event.with_lineage(Lineage::of_origin(fastrand::u64(..)));
                 (event.id().to_owned(), event.to_record())
@@ -154,24 +270,28 @@ impl Task {
             Err(error) => {
                 self.context.counters.missed.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%namespace, source = %name, %scheduled, %error, "missed a scheduled time");
-                return true;
+                return self.settle(scheduled).await;
             }
         };
-        let mut tried = false;
+        let mut expires = None;
         loop {
             // Not cancelled on stop, so that every appended event is accounted for.
             let Context {
                 broker,
                 clock,
                 intake,
+                counters,
                 ..
             } = &self.context;
             let appended = intake.accept_once(broker, &id, &record, clock.now());
             match appended.await {
                 Ok(offset) => {
-                    self.context.counters.produced.fetch_add(1, Ordering::Relaxed);
-                    tracing::debug!(%namespace, source = %name, %scheduled, %offset, "produced an event");
-                    return true;
+                    counters.produced.fetch_add(1, Ordering::Relaxed);
+                    counters
+                        .caught_up
+                        .fetch_add(u64::from(is_late), Ordering::Relaxed);
+                    tracing::debug!(%namespace, source = %name, %scheduled, %offset, is_late, "produced an event");
+                    return self.settle(scheduled).await;
                 }
                 Err(
                     LogError::Full(reason)
@@ -180,15 +300,13 @@ impl Task {
                     | LogError::Limit(reason)
                     | LogError::TooLarge(reason),
                 ) => {
-                    if !tried {
+                    if expires.is_none() {
                         tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log does not take the event; trying again");
-                        tried = true;
                     }
                 }
                 Err(LogError::Unavailable(reason)) => {
-                    if !tried {
+                    if expires.is_none() {
                         tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log is unavailable; trying again");
-                        tried = true;
                     }
                 }
                 Err(
@@ -201,15 +319,29 @@ impl Task {
                     return false;
                 }
             }
+            let expires = *expires.get_or_insert_with(|| self.expires(scheduled));
             let stopped = tokio::select! {
                 () = self.context.stop.cancelled() => true,
                 () = self.context.clock.sleep(FULL) => false,
             };
-            if stopped || next.is_some_and(|next| next <= self.context.clock.now()) {
+            if stopped && self.caught_up() > 0 {
+                return false;
+            }
+            if stopped || expires.is_some_and(|expires| expires <= self.context.clock.now()) {
                 self.context.counters.missed.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%namespace, source = %name, %scheduled, "missed a scheduled time: the event log was full");
-                return !stopped;
+                return !stopped && self.settle(scheduled).await;
             }
         }
     }
+
+    /// Returns the scheduled time at which the event of this one is given up.
+    fn expires(&self, scheduled: Timestamp) -> Option<Timestamp> {
+        let next = |time: &Timestamp| self.schedule.next_after(*time);
+        std::iter::successors(Some(scheduled), next).nth(self.caught_up().max(1))
+    }
+}
+
+fn before(time: Timestamp, duration: SignedDuration) -> Timestamp {
+    time.saturating_sub(duration).unwrap_or(Timestamp::MIN)
 }

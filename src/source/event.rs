@@ -39,6 +39,7 @@ mod tests {
                 ("type".to_owned(), "com.example.tick".to_owned()),
             ],
             data: None,
+            catch_up: routing::CatchUp::None,
         }
     }
 

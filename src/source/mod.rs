@@ -6,9 +6,11 @@ mod clock;
 mod context;
 mod cron;
 mod event;
+mod last_runs;
 mod runner;
 mod statistics;
 pub mod webhook;
 
-pub use runner::Sources;
+pub use last_runs::{LastRuns, broker_of_last_run};
+pub use runner::{SourcePlace, Sources};
 pub use statistics::{SourceCounts, Statistics};

@@ -2,10 +2,11 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Statistics,
+    LastRuns, Statistics,
     clock::{Clock, SystemClock},
     context::Context,
     cron,
@@ -27,7 +28,17 @@ pub struct Sources {
     clock: Arc<dyn Clock>,
     running: HashMap<String, RunningSource>,
     statistics: Statistics,
+    /// Whether the Sources are those of a configuration that is not from an earlier run.
+    confirmed: watch::Sender<bool>,
     tasks: TaskTracker,
+}
+
+/// Where a Source runs.
+pub struct SourcePlace {
+    /// Whether it ran at another router until recently.
+    pub continues: bool,
+    /// The last runs of the Sources of its shard.
+    pub last_runs: Arc<LastRuns>,
 }
 
 /// Runs a Source until it is told to stop.
@@ -46,9 +57,7 @@ struct RunningSource {
 
 impl Drop for Sources {
     fn drop(&mut self) {
-        for running in self.running.values() {
-            running.stop.cancel();
-        }
+        self.stop();
     }
 }
 
@@ -64,6 +73,7 @@ impl Sources {
             clock,
             running: HashMap::new(),
             statistics: Statistics::default(),
+            confirmed: watch::Sender::new(false),
             tasks: TaskTracker::new(),
         }
     }
@@ -74,21 +84,31 @@ impl Sources {
         self.statistics.clone()
     }
 
-    /// Replaces the set of running Sources. Must be called within a tokio runtime. Unchanged Sources continue
-    /// undisturbed; a changed one continues with its next time from now. One that `continues` ran at another router until
-    /// recently: what was due in the last [`OVERLAP`] is produced too, unless the other router has.
-    pub fn apply(&mut self, sources: &[routing::Source], continues: impl Fn(&routing::Source) -> bool) {
+    /// Runs those of the Sources that have a place here, and no others. Must be called within a tokio runtime. Unchanged
+    /// Sources continue undisturbed; a changed one continues with its next time from now. For one that
+    /// [continues](SourcePlace::continues), what was due in the last [`OVERLAP`] is produced too, unless the other router has.
+    /// `is_saved`: they are those of an earlier run, so that some may have been changed or deleted since.
+    pub fn apply(
+        &mut self,
+        sources: &[routing::Source],
+        is_saved: bool,
+        place: impl Fn(&routing::Source) -> Option<SourcePlace>,
+    ) {
+        let placed = sources.iter().filter_map(|source| Some((source, place(source)?)));
+        let placed: Vec<_> = placed.collect();
         self.running.retain(|uid, running| {
-            let unchanged = sources
+            let unchanged = placed
                 .iter()
-                .any(|source| source.uid == *uid && *source == running.source);
+                .any(|(source, _)| source.uid == *uid && *source == &running.source);
             if !unchanged {
                 running.stop.cancel();
             }
             unchanged
         });
-        self.statistics.keep(sources);
-        for source in sources {
+        let present = placed.iter().map(|(source, _)| *source);
+        self.statistics.keep(present);
+        self.confirmed.send_replace(!is_saved);
+        for (source, place) in placed {
             if self.running.contains_key(&source.uid) {
                 continue;
             }
@@ -101,12 +121,15 @@ impl Sources {
                 },
             );
             let now = self.clock.now();
-            let begins = match continues(source) {
+            let SourcePlace { continues, last_runs } = place;
+            let begins = match continues {
                 true => now.saturating_sub(OVERLAP).unwrap_or(now),
                 false => now,
             };
             let context = Context {
                 begins,
+                last_runs,
+                confirmed: self.confirmed.subscribe(),
                 broker: BrokerName::new(&source.namespace, &source.broker),
                 intake: self.intake.clone(),
                 clock: Arc::clone(&self.clock),
@@ -121,9 +144,15 @@ impl Sources {
         }
     }
 
+    fn stop(&self) {
+        for running in self.running.values() {
+            running.stop.cancel();
+        }
+    }
+
     /// Stops all Sources. Waits for appends in progress.
-    pub async fn shutdown(mut self) {
-        self.apply(&[], |_| false);
+    pub async fn shutdown(self) {
+        self.stop();
         self.tasks.close();
         self.tasks.wait().await;
     }

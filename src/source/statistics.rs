@@ -1,7 +1,7 @@
 //! Counts what the Sources do, for metrics.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -22,6 +22,8 @@ type CountersBySource = BTreeMap<(String, String), Arc<Counters>>;
 pub(super) struct Counters {
     pub(super) produced: AtomicU64,
     pub(super) missed: AtomicU64,
+    pub(super) caught_up: AtomicU64,
+    pub(super) filtered: AtomicU64,
 }
 
 /// Counts of one Source since this process first ran it.
@@ -35,6 +37,11 @@ pub struct SourceCounts {
     pub produced: u64,
     /// Scheduled times without an event, because the log was full or the time was missed.
     pub missed: u64,
+    /// Events of scheduled times that had passed while nobody ran the Source, or more than a minute before; `produced`
+    /// counts them too.
+    pub caught_up: u64,
+    /// Scheduled times whose event does not match the Source's filters.
+    pub filtered: u64,
 }
 
 impl Statistics {
@@ -48,6 +55,8 @@ impl Statistics {
                 name: name.clone(),
                 produced: counters.produced.load(Ordering::Relaxed),
                 missed: counters.missed.load(Ordering::Relaxed),
+                caught_up: counters.caught_up.load(Ordering::Relaxed),
+                filtered: counters.filtered.load(Ordering::Relaxed),
             })
             .collect()
     }
@@ -57,12 +66,12 @@ impl Statistics {
         Arc::clone(self.lock().entry(key).or_default())
     }
 
-    pub(super) fn keep(&self, sources: &[routing::Source]) {
-        self.lock().retain(|(namespace, name), _| {
-            sources
-                .iter()
-                .any(|source| source.namespace == *namespace && source.name == *name)
-        });
+    pub(super) fn keep<'a>(&self, sources: impl Iterator<Item = &'a routing::Source>) {
+        let present: HashSet<_> = sources
+            .map(|source| (&*source.namespace, &*source.name))
+            .collect();
+        self.lock()
+            .retain(|(namespace, name), _| present.contains(&(&**namespace, &**name)));
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, CountersBySource> {

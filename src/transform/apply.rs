@@ -3,15 +3,15 @@
 use bytes::Bytes;
 
 use super::{
-    CompiledTransform,
+    CompiledTransform, TemplateOwner,
     compile::{CONTENT_TYPE, TemplateNode, TemplateText, TextPart},
     error::{Cause, TransformFailure},
     limits::{MAX_ATTRIBUTE, MAX_WRITTEN},
-    path::{ATTRIBUTES, DATA, SET, TemplatePath},
+    path::{ATTRIBUTES, DATA, TemplatePath},
 };
 use crate::{
     cloudevents::{Event, EventChanges, Invalid, Reason, Value},
-    filter::cel::{CelEvaluation, CelExpression},
+    filter::cel::{CelEvaluation, CelExpression, IncomingRequest},
 };
 
 /// Attributes that are text, whatever the type of the expression.
@@ -31,17 +31,34 @@ impl CompiledTransform {
     /// # Errors
     /// The field that cannot be evaluated, or whose value the event cannot have.
     pub fn apply(&self, event: &Event) -> Result<Event, TransformFailure> {
-        let evaluation = CelEvaluation::new(event);
+        self.evaluate(&CelEvaluation::new(event), event)
+    }
+
+    /// Returns the event that is made of a request, with the changes.
+    ///
+    /// # Errors
+    /// As [`CompiledTransform::apply`].
+    pub fn apply_to_request(
+        &self,
+        event: &Event,
+        request: &IncomingRequest,
+    ) -> Result<Event, TransformFailure> {
+        self.evaluate(&CelEvaluation::of_request(event, request), event)
+    }
+
+    fn evaluate(&self, evaluation: &CelEvaluation<'_>, event: &Event) -> Result<Event, TransformFailure> {
+        let (owner, set_path) = (self.owner, self.owner.set());
         let mut set = Vec::with_capacity(self.set.len() + 1);
         for (name, text) in &self.set {
-            let value = attribute(&evaluation, name, text);
-            set.push((&**name, value.map_err(|cause| failure(&SET.member(name), cause))?));
+            let value = attribute(evaluation, name, text);
+            let value = value.map_err(|cause| failure(owner, &set_path.member(name), cause))?;
+            set.push((&**name, value));
         }
         let data = match &self.data {
             None => None,
             Some(node) => {
                 let mut out = Vec::new();
-                write(&evaluation, node, &DATA, &mut out)?;
+                write(owner, evaluation, node, &DATA, &mut out)?;
                 Some(Bytes::from(out))
             }
         };
@@ -62,14 +79,15 @@ impl CompiledTransform {
         let name = invalid.attribute().unwrap_or_default();
         let cause = Cause::Value(problem(invalid, name));
         if self.set.iter().any(|(set, _)| **set == *name) {
-            return failure(&SET.member(name), cause);
+            return failure(self.owner, &self.owner.set().member(name), cause);
         }
-        failure(&ATTRIBUTES, cause)
+        failure(self.owner, &ATTRIBUTES, cause)
     }
 }
 
-fn failure(path: &TemplatePath<'_>, cause: Cause) -> TransformFailure {
+fn failure(owner: TemplateOwner, path: &TemplatePath<'_>, cause: Cause) -> TransformFailure {
     TransformFailure {
+        field: owner.field(),
         path: path.to_string(),
         cause,
     }
@@ -132,6 +150,7 @@ fn joined(evaluation: &CelEvaluation<'_>, parts: &[TextPart]) -> Result<String, 
 
 /// Appends a value of the data template as JSON.
 fn write(
+    owner: TemplateOwner,
     evaluation: &CelEvaluation<'_>,
     node: &TemplateNode,
     path: &TemplatePath<'_>,
@@ -139,7 +158,7 @@ fn write(
 ) -> Result<(), TransformFailure> {
     match node {
         TemplateNode::Literal(_) | TemplateNode::Text(_) => {
-            leaf(evaluation, node, out).map_err(|cause| failure(path, cause))?;
+            leaf(evaluation, node, out).map_err(|cause| failure(owner, path, cause))?;
         }
         TemplateNode::List(nodes) => {
             out.push(b'[');
@@ -147,7 +166,7 @@ fn write(
                 if index > 0 {
                     out.push(b',');
                 }
-                write(evaluation, node, &path.item(index), out)?;
+                write(owner, evaluation, node, &path.item(index), out)?;
             }
             out.push(b']');
         }
@@ -159,13 +178,13 @@ fn write(
                 }
                 push_json(name, out);
                 out.push(b':');
-                write(evaluation, node, &path.member(name), out)?;
+                write(owner, evaluation, node, &path.member(name), out)?;
             }
             out.push(b'}');
         }
     }
     if out.len() > MAX_WRITTEN {
-        return Err(failure(path, Cause::TooLarge));
+        return Err(failure(owner, path, Cause::TooLarge));
     }
     Ok(())
 }

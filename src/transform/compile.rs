@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use super::{
-    Transform,
+    TemplateOwner, Transform,
     error::{TransformError, TransformProblem},
     limits::MAX_DEPTH,
-    path::{DATA, REMOVE, SET, TemplatePath},
+    path::{DATA, REMOVE, TemplatePath},
     text::{TextPiece, pieces},
 };
 use crate::{
@@ -29,6 +29,7 @@ type TemplateAttributes = Box<[(Box<str>, TemplateText)]>;
 /// A transform whose expressions are compiled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CompiledTransform {
+    pub(super) owner: TemplateOwner,
     pub(super) set: TemplateAttributes,
     pub(super) remove: Box<[Box<str>]>,
     pub(super) data: Option<TemplateNode>,
@@ -62,14 +63,22 @@ pub(super) enum TemplateNode {
 }
 
 impl CompiledTransform {
-    /// Compiles a transform.
+    /// Compiles the transform of a Trigger.
     ///
     /// # Errors
     /// The first problem, with the field.
     pub fn compile(transform: &Transform) -> Result<Self, TransformError> {
+        Self::compile_of(TemplateOwner::Trigger, transform)
+    }
+
+    /// Compiles a transform.
+    ///
+    /// # Errors
+    /// The first problem, with the field.
+    pub fn compile_of(owner: TemplateOwner, transform: &Transform) -> Result<Self, TransformError> {
         let Transform { set, remove, data } = transform;
         let root = |problem| TransformError {
-            path: "transform".to_owned(),
+            path: owner.field().to_owned(),
             problem,
         };
         if set.is_empty() && remove.is_empty() && data.is_none() {
@@ -81,10 +90,15 @@ impl CompiledTransform {
         if text > MAX_TEXT {
             return Err(root(TransformProblem::TooMuchText));
         }
-        let mut compiler = Compiler::default();
+        let mut compiler = Compiler {
+            owner,
+            parts: 0,
+            patterns: 0,
+        };
         let compiled = Self {
+            owner,
             set: compiler.set(transform)?,
-            remove: removed(transform)?,
+            remove: compiler.removed(transform)?,
             data: data
                 .as_ref()
                 .map(|data| compiler.node(data, &DATA, 0))
@@ -120,31 +134,6 @@ fn text_of(value: &Value) -> usize {
     }
 }
 
-fn at(path: &TemplatePath<'_>, problem: TransformProblem) -> TransformError {
-    TransformError {
-        path: format!("transform.{path}"),
-        problem,
-    }
-}
-
-/// Checks the names of attributes that are removed.
-fn removed(transform: &Transform) -> Result<Box<[Box<str>]>, TransformError> {
-    for name in &transform.remove {
-        let is_required = ["id", "source", "type"].contains(&name.as_str());
-        let problem = match check_name(name) {
-            Err(problem) => problem,
-            Ok(()) if is_required => TransformProblem::Required(name.clone()),
-            Ok(()) if transform.set.contains_key(name) => TransformProblem::SetAndRemoved(name.clone()),
-            Ok(()) if name == CONTENT_TYPE && transform.data.is_some() => {
-                TransformProblem::RemovedContentType
-            }
-            Ok(()) => continue,
-        };
-        return Err(at(&REMOVE, problem));
-    }
-    Ok(transform.remove.iter().map(|name| name.as_str().into()).collect())
-}
-
 /// Checks that an attribute may be changed.
 fn check_name(name: &str) -> Result<(), TransformProblem> {
     let is_reserved =
@@ -162,26 +151,53 @@ fn check_name(name: &str) -> Result<(), TransformProblem> {
     Ok(())
 }
 
-#[derive(Default)]
 struct Compiler {
+    owner: TemplateOwner,
     parts: usize,
     patterns: usize,
 }
 
 impl Compiler {
+    fn at(&self, path: &TemplatePath<'_>, problem: TransformProblem) -> TransformError {
+        TransformError {
+            path: format!("{}.{path}", self.owner.field()),
+            problem,
+        }
+    }
+
+    /// Checks the names of attributes that are removed.
+    fn removed(&mut self, transform: &Transform) -> Result<Box<[Box<str>]>, TransformError> {
+        for name in &transform.remove {
+            let is_required = ["id", "source", "type"].contains(&name.as_str());
+            let problem = match check_name(name) {
+                Err(problem) => problem,
+                Ok(()) if is_required => TransformProblem::Required(name.clone()),
+                Ok(()) if transform.set.contains_key(name) => TransformProblem::SetAndRemoved(name.clone()),
+                Ok(()) if name == CONTENT_TYPE && transform.data.is_some() => {
+                    TransformProblem::RemovedContentType
+                }
+                Ok(()) => continue,
+            };
+            return Err(self.at(&REMOVE, problem));
+        }
+        self.parts += transform.remove.len();
+        Ok(transform.remove.iter().map(|name| name.as_str().into()).collect())
+    }
+
     fn set(&mut self, transform: &Transform) -> Result<TemplateAttributes, TransformError> {
         let mut set = Vec::with_capacity(transform.set.len());
+        let set_path = self.owner.set();
         for (name, value) in &transform.set {
-            check_name(name).map_err(|problem| at(&SET, problem))?;
-            let path = SET.member(name);
+            check_name(name).map_err(|problem| self.at(&set_path, problem))?;
+            let path = set_path.member(name);
             let text = self.text(value, &path)?;
             if let TemplateText::Literal(value) = &text {
-                check_value(name, value)
-                    .map_err(|invalid| at(&path, TransformProblem::AttributeValue(invalid.to_string())))?;
+                check_value(name, value).map_err(|invalid| {
+                    self.at(&path, TransformProblem::AttributeValue(invalid.to_string()))
+                })?;
             }
             set.push((name.as_str().into(), text));
         }
-        self.parts += transform.remove.len();
         Ok(set.into())
     }
 
@@ -192,7 +208,7 @@ impl Compiler {
         depth: usize,
     ) -> Result<TemplateNode, TransformError> {
         if depth > MAX_DEPTH {
-            return Err(at(path, TransformProblem::TooDeep));
+            return Err(self.at(path, TransformProblem::TooDeep));
         }
         self.parts += 1;
         Ok(match value {
@@ -216,15 +232,15 @@ impl Compiler {
     fn text(&mut self, text: &str, path: &TemplatePath<'_>) -> Result<TemplateText, TransformError> {
         let found = pieces(text).map_err(|start| {
             let (line, column) = position(text, start);
-            at(path, TransformProblem::Unclosed { line, column })
+            self.at(path, TransformProblem::Unclosed { line, column })
         })?;
         let mut parts = Vec::with_capacity(found.len());
         for piece in found {
             parts.push(match piece {
                 TextPiece::Literal(literal) => TextPart::Literal(literal.into()),
                 TextPiece::Expression(expression, start) => {
-                    let expression = CelExpression::parse_value(expression)
-                        .map_err(|error| at(path, located(text, start, error)))?;
+                    let parsed = self.owner.parse(expression);
+                    let expression = parsed.map_err(|error| self.at(path, located(text, start, error)))?;
                     self.parts += expression.parts();
                     self.patterns += expression.patterns();
                     TextPart::Expression(expression)

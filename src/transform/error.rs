@@ -100,8 +100,10 @@ fn place(line: usize, column: usize) -> String {
 
 /// Why an event cannot be transformed. Displays the field, types and names, never the data.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("spec.transform.{path}: {cause}")]
+#[error("spec.{field}.{path}: {cause}")]
 pub struct TransformFailure {
+    /// The field of the whole template, for example `transform`.
+    pub(super) field: &'static str,
     /// The field, for example `data.total`.
     pub(super) path: String,
     pub(super) cause: Cause,
@@ -137,7 +139,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Expression(CelFailure::TooExpensive) => {
-                write!(f, "the transform exceeds {BUDGET} steps for this event")
+                write!(f, "the expressions exceed {BUDGET} steps for this event")
             }
             Self::Expression(failure) => failure.fmt(f),
             Self::TooLarge => write!(f, "the new data has more than {MAX_WRITTEN} bytes"),

@@ -7,7 +7,7 @@ use super::{
     apply::{attribute, leaf},
     compile::TemplateNode,
     error::Cause,
-    path::{DATA, REMOVE, SET, TemplatePath},
+    path::{DATA, REMOVE, TemplatePath},
 };
 use crate::{cloudevents::Event, filter::cel::CelEvaluation};
 
@@ -47,11 +47,11 @@ impl CompiledTransform {
     #[must_use]
     pub fn explain(&self, event: &Event) -> TransformExplanation {
         let evaluation = CelEvaluation::new(event);
-        let mut fields = Vec::new();
+        let (mut fields, set_path) = (Vec::new(), self.owner.set());
         for (name, text) in &self.set {
             let value = attribute(&evaluation, name, text);
             let value = value.map(|value| serde_json::Value::from(value.to_string()).to_string());
-            fields.push(TransformedField::new(&SET.member(name), value));
+            fields.push(TransformedField::new(&set_path.member(name), value));
         }
         fields.extend(self.remove.iter().map(|name| TransformedField {
             path: REMOVE.member(name).to_string(),

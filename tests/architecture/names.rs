@@ -11,6 +11,7 @@ use crate::sources::{Source, Token, all_sources, is_name};
 const SHARED: &[&str] = &[
     // A field of a resource in `api`, and the value in `routing` that it resolves to.
     "BackoffPolicy",
+    "CatchUp",
     "ClientCertificate",
     "ClientCredentials",
     "ContentMode",

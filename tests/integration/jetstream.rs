@@ -452,7 +452,8 @@ fn a_schedule_has_each_of_its_events_once() {
         .map(|broker| {
             format!(
                 "---\napiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {{name: clock{broker}, namespace: shop}}\n\
-                 spec: {{broker: b{broker}, cron: {{schedule: '* * * * * *', type: tick}}}}\n"
+                 spec: {{broker: b{broker}, cron: {{schedule: '* * * * * *', type: tick, catchUp: {catch_up}}}}}\n",
+                catch_up = ["None", "All"][broker % 2],
             )
         })
         .collect();

@@ -73,6 +73,7 @@ pub(crate) fn router(name: &str, controller: SocketAddr, data: &Scratch) -> Proc
         "--listen=127.0.0.1:0",
         "--admin=127.0.0.1:0",
         "--allow-uri-addresses=127.0.0.0/8", // consumers are there
+        "--sources-router=one",
     ];
     let data = [
         "--controller",

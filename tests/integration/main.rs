@@ -39,6 +39,7 @@ mod producer_secrets;
 mod producers;
 mod replies;
 mod resumed;
+mod schedules;
 mod several_routers;
 mod sink_certificates;
 mod sink_credentials;

@@ -76,6 +76,21 @@ fn several_routers_share_the_work_and_nothing_else() {
     }
     await_arrived(&consumer, &wanted);
 
+    // Only one of them runs Sources.
+    admin.apply(
+        "apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {name: clock}\nspec: {cron: {schedule: '* * * * * *', type: \
+         tick}}\n",
+    );
+    admin.wait_ready("source/clock");
+    let produces = |router: &Process| {
+        let metrics = get(&format!("http://{}/metrics", router.address("admin"))).text();
+        metrics.contains("weir_source_events_produced_total{")
+    };
+    eventually(GONE, || {
+        produces(&one).then_some(()).ok_or("no Source runs".to_owned())
+    });
+    assert!(!produces(&other));
+
     // What a router has accepted is on its own volume, and waits there for it.
     consumer.answer(Answer::status(503));
     post_binary(&broker(&other), "kept", "a", "{}");

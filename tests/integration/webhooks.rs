@@ -22,7 +22,7 @@ metadata: {name: github, namespace: shop}
 spec:
   webhook:
     verification: {github: {secrets: [{secretKeyRef: {name: hooks, key: new}}, {secretKeyRef: {name: hooks, key: old}}]}}
-    event: {extensions: {team: blue}}
+    event: {attributes: {team: blue}}
 ---
 apiVersion: weir.dev/v1alpha1
 kind: Source
@@ -37,7 +37,7 @@ metadata: {name: alerts, namespace: shop}
 spec:
   webhook:
     verification: {token: {secrets: [{secretKeyRef: {name: hooks, key: new}}]}}
-    event: {type: com.example.alert, source: /alertmanager}
+    event: {attributes: {type: com.example.alert, source: /alertmanager}}
   suspend: false
 ---
 apiVersion: weir.dev/v1alpha1
@@ -216,4 +216,72 @@ fn an_accepted_request_outlives_a_kill_and_a_suspended_source_takes_none() {
             status => Err(status.to_string()),
         }
     });
+}
+
+#[test]
+fn an_event_is_made_and_selected_as_the_source_says() {
+    const ALERTS: &str = r#"
+apiVersion: weir.dev/v1alpha1
+kind: Source
+metadata: {name: alerts, namespace: shop}
+spec:
+  webhook:
+    verification: {none: {}}
+    event:
+      attributes:
+        type: "com.example.alert.${body.status}"
+        subject: "${body.commonLabels.alertname}"
+        env: "${request.query.env}"
+      data: {pods: "${body.alerts.map(a, a.labels.pod)}"}
+  filters: [{not: {exact: {type: com.example.alert.resolved}}}]
+---
+apiVersion: weir.dev/v1alpha1
+kind: Trigger
+metadata: {name: all, namespace: shop}
+spec: {sink: {service: {name: all}}}
+"#;
+    let (router, consumer) = start(ALERTS);
+    let alert = |status: &str| {
+        let body = format!(
+            r#"{{"status": "{status}", "commonLabels": {{"alertname": "DiskFull"}}, "alerts": [{{"labels": {{"pod": "a"}}}}]}}"#
+        );
+        let headers = [("content-type", "application/json")];
+        hook(&router, "/shop/alerts?env=test", &headers, &body)
+    };
+    assert_eq!(alert("resolved").status, 204);
+    assert_eq!(alert("firing").status, 202);
+    let received = consumer.wait_for(1);
+    for (name, value) in [
+        ("ce-type", "com.example.alert.firing"),
+        ("ce-subject", "DiskFull"),
+        ("ce-env", "test"),
+        (
+            "ce-source",
+            "/apis/weir.dev/v1alpha1/namespaces/shop/sources/alerts",
+        ),
+        ("content-type", "application/json"),
+    ] {
+        assert_eq!(received[0].header(name), Some(value), "{name}");
+    }
+    assert_eq!(received[0].body, r#"{"pods":["a"]}"#);
+
+    let failed = hook(&router, "/shop/alerts?env=test", &[], r#"{"status": "secret"}"#);
+    let problem = failed.json();
+    assert_eq!(
+        (failed.status.as_u16(), &problem["reason"]),
+        (422, &"mapping_failed".into())
+    );
+    assert_eq!(
+        problem["detail"],
+        "spec.webhook.event.attributes.subject: there is no commonLabels"
+    );
+    for result in ["accepted", "filtered", "mapping_failed"] {
+        let result = format!("result=\"{result}\"");
+        assert_eq!(
+            router.metric(&["weir_webhook_requests_total", &result]),
+            Some(1),
+            "{result}"
+        );
+    }
+    assert_eq!(consumer.received().len(), 1);
 }

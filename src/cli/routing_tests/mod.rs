@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::bail;
 use clap::builder::styling::{AnsiColor, Style};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -20,9 +21,10 @@ use super::{
 };
 use crate::{
     cloudevents::Event,
-    routing::{RouteExplanation, RoutingTable, broker_key, explain},
+    routing::{self, RouteExplanation, RoutingTable, SourceKind, broker_key, explain},
+    source::webhook::{Received, WebhookReceiver, WebhookRejection},
 };
-use suite::{Case, SentEvent, Suite};
+use suite::{Case, RequestCase, SentEvent, Suite, TestCase};
 
 /// Arguments of `weir test`.
 #[derive(Debug, clap::Args)]
@@ -38,7 +40,15 @@ use suite::{Case, SentEvent, Suite};
     - name: a test matches no Trigger\n    \
       broker: other               # default: default; namespace may be set here as well\n    \
       event: {type: com.example.order, source: /test}\n    \
-      triggers: []\n\n\
+      triggers: []\n  \
+    - name: a request becomes an event\n    \
+      source: github              # a Source of kind webhook\n    \
+      request:                    # as recorded; a body that is a mapping is sent as JSON\n      \
+        headers: {x-github-event: issues, x-hub-signature-256: sha256=...}\n      \
+        body: '{\"action\": \"opened\"}'\n      \
+        received: 2026-11-24T08:00:00Z   # for signatures with a time; default: now\n    \
+      result: accepted            # or filtered, challenge, or the reason of a rejection; default: accepted\n    \
+      makes: {type: com.github.issues.opened, subject: null}\n\n\
     Name it like routing.test.yaml to keep it next to the manifests.\n\
     Exit codes: 0 all tests passed, 1 a test failed or a file has errors, 2 invalid command line or unreadable file.")]
 pub struct TestArgs {
@@ -59,9 +69,11 @@ struct TestResult<'a> {
     line: u64,
     column: u64,
     name: &'a str,
-    broker: String,
+    /// `None` for a request to a webhook.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broker: Option<String>,
     passed: bool,
-    /// Differences from the expectation, per Trigger.
+    /// Differences from the expectation.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     differences: Vec<Difference<'a>>,
 }
@@ -86,6 +98,23 @@ enum Difference<'a> {
         member: &'a str,
         expected: Option<&'a Value>,
         sent: Option<Value>,
+    },
+    /// There is no such webhook.
+    UnknownSource { source: String },
+    /// The webhook cannot be served.
+    InvalidSource { source: String, error: String },
+    /// The request has another result.
+    Result {
+        expected: &'a str,
+        result: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    /// The webhook makes another event. `None` for a member that the event does not have.
+    Makes {
+        member: &'a str,
+        expected: Option<&'a Value>,
+        made: Option<Value>,
     },
 }
 
@@ -153,8 +182,12 @@ fn run_file(
                 ..
             }) => {
                 problems.extend(errors);
+                let sources = configuration.sources.clone();
                 let table = RoutingTable::compile(configuration);
-                results.extend(cases.iter().map(|case| judge(file, &table, case)));
+                results.extend(cases.iter().map(|case| match case {
+                    TestCase::Event(case) => judge(file, &table, case),
+                    TestCase::Request(case) => judge_request(file, &sources, case),
+                }));
             }
             Err(error) => problems.push(ManifestProblem {
                 file: file.to_owned(),
@@ -224,10 +257,88 @@ fn judge<'a>(file: &Path, table: &RoutingTable, case: &'a Case) -> TestResult<'a
         line: position.line,
         column: position.column,
         name,
-        broker: key,
+        broker: Some(key),
         passed: differences.is_empty(),
         differences,
     }
+}
+
+fn judge_request<'a>(file: &Path, sources: &[routing::Source], case: &'a RequestCase) -> TestResult<'a> {
+    let differences = request_differences(sources, case);
+    TestResult {
+        file: file.display().to_string(),
+        line: case.position.line,
+        column: case.position.column,
+        name: &case.name,
+        broker: None,
+        passed: differences.is_empty(),
+        differences,
+    }
+}
+
+fn request_differences<'a>(sources: &[routing::Source], case: &'a RequestCase) -> Vec<Difference<'a>> {
+    let RequestCase {
+        namespace,
+        source,
+        request,
+        result,
+        makes,
+        position: _,
+        name: _,
+    } = case;
+    let key = format!("{namespace}/{source}");
+    let found = sources
+        .iter()
+        .find(|found| found.namespace == *namespace && found.name == *source);
+    let Some((SourceKind::Webhook(webhook), filters)) = found.map(|found| (&found.kind, &found.filters))
+    else {
+        return vec![Difference::UnknownSource { source: key }];
+    };
+    let receiver = match WebhookReceiver::compile(webhook, filters) {
+        Ok(receiver) => receiver,
+        Err(error) => {
+            let error = error.to_string();
+            return vec![Difference::InvalidSource { source: key, error }];
+        }
+    };
+    let query = request.query.as_ref().map(|query| format!("?{query}"));
+    let uri = format!("/{key}{}", query.unwrap_or_default()).parse();
+    let received = receiver
+        .check_head(&request.headers)
+        .map_err(WebhookRejection::from);
+    let received = received.and_then(|()| {
+        let now = request.received.unwrap_or_else(Timestamp::now);
+        receiver.receive(
+            &uri.unwrap_or_default(),
+            &request.headers,
+            &request.body,
+            now,
+            || "1".to_owned(),
+        )
+    });
+    let (outcome, error, event) = match received {
+        Ok(Received::Event(event)) => ("accepted", None, Some(event)),
+        Ok(Received::Filtered) => ("filtered", None, None),
+        Ok(Received::Challenge(_)) => ("challenge", None, None),
+        Err(rejection) => (rejection.label(), Some(rejection.to_string()), None),
+    };
+    if outcome != result {
+        return vec![Difference::Result {
+            expected: result,
+            result: outcome,
+            error,
+        }];
+    }
+    let made = event.and_then(|event| serde_json::from_slice(&event.to_json()).ok());
+    let made: Map<String, Value> = made.unwrap_or_default();
+    let differing = differing(makes, &made);
+    differing
+        .map(|(member, expected)| Difference::Makes {
+            member,
+            expected,
+            made: made.get(member).cloned(),
+        })
+        .collect()
 }
 
 /// Returns the event that a Trigger sends, in the JSON format, or why it cannot.
@@ -250,17 +361,25 @@ fn compare<'a>(
     members: &'a [(String, Option<Value>)],
     sent: &Map<String, Value>,
 ) -> Vec<Difference<'a>> {
-    let differing = members
-        .iter()
-        .filter(|(member, expected)| sent.get(member) != expected.as_ref());
-    differing
+    differing(members, sent)
         .map(|(member, expected)| Difference::Sends {
             trigger,
             member,
-            expected: expected.as_ref(),
+            expected,
             sent: sent.get(member).cloned(),
         })
         .collect()
+}
+
+/// The members that an event has otherwise than expected.
+fn differing<'a>(
+    members: &'a [(String, Option<Value>)],
+    event: &Map<String, Value>,
+) -> impl Iterator<Item = (&'a str, Option<&'a Value>)> {
+    let members = members.iter();
+    members
+        .map(|(member, expected)| (&**member, expected.as_ref()))
+        .filter(|(member, expected)| event.get(*member) != *expected)
 }
 
 fn write_result(out: &mut impl Write, result: &TestResult<'_>) -> io::Result<()> {
@@ -279,6 +398,7 @@ fn write_result(out: &mut impl Write, result: &TestResult<'_>) -> io::Result<()>
     };
     writeln!(out, "{file}:{line}:{column}: {style}{word}{style:#}: {name}")?;
     let bold = Style::new().bold();
+    let broker = broker.as_deref().unwrap_or_default();
     for difference in differences {
         match difference {
             Difference::UnknownBroker => writeln!(
@@ -322,7 +442,6 @@ fn write_result(out: &mut impl Write, result: &TestResult<'_>) -> io::Result<()>
                 expected,
                 sent,
             } => {
-                let shown = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
                 writeln!(
                     out,
                     "  Trigger {bold}{trigger}{bold:#} should send {member} = {}, and sends {}",
@@ -330,9 +449,38 @@ fn write_result(out: &mut impl Write, result: &TestResult<'_>) -> io::Result<()>
                     shown(sent.as_ref())
                 )?;
             }
+            Difference::UnknownSource { source } => writeln!(
+                out,
+                "  there is no webhook {bold}{source}{bold:#}: the manifests must have its Source, not suspended, and its Secrets"
+            )?,
+            Difference::InvalidSource { source, error } => {
+                writeln!(out, "  webhook {bold}{source}{bold:#}: {error}")?;
+            }
+            Difference::Result {
+                expected,
+                result,
+                error,
+            } => {
+                let error = error.as_ref().map_or(String::new(), |error| format!(": {error}"));
+                writeln!(out, "  the result should be {expected}, and is {result}{error}")?;
+            }
+            Difference::Makes {
+                member,
+                expected,
+                made,
+            } => writeln!(
+                out,
+                "  the event should have {member} = {}, and has {}",
+                shown(*expected),
+                shown(made.as_ref())
+            )?,
         }
     }
     Ok(())
+}
+
+fn shown(value: Option<&Value>) -> String {
+    value.map_or("nothing".to_owned(), Value::to_string)
 }
 
 #[cfg(test)]
@@ -357,6 +505,83 @@ mod tests {
         let text = String::from_utf8(plain).unwrap();
         let prefix = format!("{}/", directory.path().display());
         (text.replace(&prefix, ""), [sum.tests, sum.failed, sum.errors])
+    }
+
+    #[test]
+    fn recorded_requests_become_events() {
+        let manifests = "apiVersion: v1\nkind: Secret\nmetadata: {name: hooks, namespace: shop}\nstringData: {key: s3cret}\n---\n\
+             apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {name: hook, namespace: shop}\nspec:\n  webhook:\n    \
+             verification: {slack: {secrets: [{secretKeyRef: {name: hooks, key: key}}]}}\n    \
+             event: {attributes: {subject: '${body.event.user}'}}\n  filters: [{prefix: {type: com.slack.}}]\n";
+        let body =
+            r#"{"type": "event_callback", "event_id": "Ev1", "event": {"type": "message", "user": "U1"}}"#;
+        let without_user = body.replace("user", "nobody");
+        // HMAC-SHA256 of `v0:1764000000:BODY`.
+        let sign = |body: &str| {
+            let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"s3cret");
+            let tag = ring::hmac::sign(&key, format!("v0:1764000000:{body}").as_bytes());
+            let digits: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("v0={digits}")
+        };
+        let case = |body: &str, received: &str, more: &str| {
+            let signature = sign(body);
+            format!(
+                "namespace: shop\ntests:\n- name: a test\n  source: hook\n  request:\n    headers: {{x-slack-signature: \
+                 {signature}, x-slack-request-timestamp: '1764000000', content-type: application/json}}\n    \
+                 body: '{body}'\n    received: {received}\n{more}"
+            )
+        };
+        let (passed, failed) = (
+            "x.test.yaml:3:3: ok: a test\n",
+            "x.test.yaml:3:3: FAILED: a test\n",
+        );
+        let on_time = "2025-11-24T16:02:00Z";
+        for (tests, expected) in [
+            (
+                case(
+                    body,
+                    on_time,
+                    "  makes: {type: com.slack.message, id: Ev1, subject: U1, team: null}\n",
+                ),
+                passed.to_owned(),
+            ),
+            (
+                case(body, on_time, "  makes: {subject: U2, source: null}\n"),
+                format!(
+                    "{failed}  the event should have subject = \"U2\", and has \"U1\"\n  the event should have source = \
+                     nothing, and has \"/apis/weir.dev/v1alpha1/namespaces/shop/sources/hook\"\n"
+                ),
+            ),
+            (
+                case(body, "2025-11-24T17:00:00Z", "  result: stale_signature\n"),
+                passed.to_owned(),
+            ),
+            (
+                case(&without_user, on_time, "  result: mapping_failed\n"),
+                passed.to_owned(),
+            ),
+            (
+                case(&without_user, on_time, ""),
+                format!(
+                    "{failed}  the result should be accepted, and is mapping_failed: \
+                     spec.webhook.event.attributes.subject: there is no user\n"
+                ),
+            ),
+            (
+                case(body, on_time, "").replace("source: hook", "source: other"),
+                format!(
+                    "{failed}  there is no webhook shop/other: the manifests must have its Source, not suspended, and its \
+                     Secrets\n"
+                ),
+            ),
+        ] {
+            let is_passed = expected == passed;
+            assert_eq!(
+                ran(manifests, &tests),
+                (expected, [1, usize::from(!is_passed), 0]),
+                "{tests}"
+            );
+        }
     }
 
     #[test]

@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::{
@@ -19,6 +22,9 @@ use crate::{
 /// Default namespace and broker.
 const DEFAULT: &str = "default";
 
+/// Default result of a request.
+const ACCEPTED: &str = "accepted";
+
 /// Tests of the routing defined by some manifests.
 #[derive(Debug)]
 pub struct Suite {
@@ -27,7 +33,48 @@ pub struct Suite {
     /// Position of `manifests` in the file.
     pub position: Position,
     /// Tests, in file order.
-    pub cases: Vec<Case>,
+    pub cases: Vec<TestCase>,
+}
+
+/// A test.
+#[derive(Debug)]
+pub enum TestCase {
+    /// Of the Triggers that match an event.
+    Event(Box<Case>),
+    /// Of the event that a webhook makes.
+    Request(Box<RequestCase>),
+}
+
+/// A recorded request to a webhook, and what should become of it.
+#[derive(Debug)]
+pub struct RequestCase {
+    /// Position in the file.
+    pub position: Position,
+    /// Name of the test.
+    pub name: String,
+    /// Namespace of the Source.
+    pub namespace: String,
+    /// Name of the Source.
+    pub source: String,
+    /// The request.
+    pub request: RecordedRequest,
+    /// The result, as in the metric of webhooks.
+    pub result: String,
+    /// Members of the event in the JSON format, `None` for those that it should not have. Others are not compared.
+    pub makes: Vec<(String, Option<Value>)>,
+}
+
+/// A request as it was received.
+#[derive(Debug)]
+pub struct RecordedRequest {
+    /// Headers.
+    pub headers: HeaderMap,
+    /// Query, without the question mark.
+    pub query: Option<String>,
+    /// Body.
+    pub body: Bytes,
+    /// When it was received; `None` for now.
+    pub received: Option<Timestamp>,
 }
 
 /// An event, and the Triggers that should match it.
@@ -147,7 +194,98 @@ impl SuiteReader<'_> {
         }
     }
 
-    fn case(&mut self, path: &str, node: &DocumentNode, defaults: &Defaults) -> Option<Case> {
+    fn case(&mut self, path: &str, node: &DocumentNode, defaults: &Defaults) -> Option<TestCase> {
+        match node.get("request") {
+            Some(request) => {
+                let case = self.request_case(path, node, request, defaults)?;
+                Some(TestCase::Request(Box::new(case)))
+            }
+            None => Some(TestCase::Event(Box::new(self.event_case(path, node, defaults)?))),
+        }
+    }
+
+    fn request_case(
+        &mut self,
+        path: &str,
+        node: &DocumentNode,
+        request: &DocumentNode,
+        defaults: &Defaults,
+    ) -> Option<RequestCase> {
+        let before = self.problems.len();
+        let members = ["name", "namespace", "source", "request", "result", "makes"];
+        self.mapping(node, path, &members)?;
+        let name = self.text(node, path, "name");
+        let namespace = self.text(node, path, "namespace");
+        let source = self.text(node, path, "source");
+        let result = self.text(node, path, "result");
+        let request = self.request(&format!("{path}.request"), request);
+        let makes = match node.get("makes") {
+            Some(makes) => self.members(&format!("{path}.makes"), makes),
+            None => Vec::new(),
+        };
+        for (member, is_missing) in [("name", name.is_none()), ("source", source.is_none())] {
+            if is_missing && self.problems.len() == before {
+                self.refuse(node.position, format!("{path}: {member} is missing"));
+            }
+        }
+        if self.problems.len() > before {
+            return None;
+        }
+        Some(RequestCase {
+            position: node.position,
+            name: name?,
+            namespace: namespace.unwrap_or_else(|| defaults.namespace.clone()),
+            source: source?,
+            request: request?,
+            result: result.unwrap_or_else(|| ACCEPTED.to_owned()),
+            makes,
+        })
+    }
+
+    fn request(&mut self, path: &str, node: &DocumentNode) -> Option<RecordedRequest> {
+        self.mapping(node, path, &["headers", "query", "body", "received"])?;
+        let mut headers = HeaderMap::new();
+        for (key, value) in node.get("headers").map(DocumentNode::entries).unwrap_or_default() {
+            let path = format!("{path}.headers.{}", key.name);
+            let name = HeaderName::try_from(&key.name);
+            let value = self.string(value, &path).map(HeaderValue::try_from);
+            match (name, value) {
+                (Ok(name), Some(Ok(value))) => drop(headers.append(name, value)),
+                (_, None) => {}
+                _ => self.refuse(key.position, format!("{path}: is not a valid header")),
+            }
+        }
+        let body = match node.get("body") {
+            None => Bytes::new(),
+            Some(body) => match body.text() {
+                Some(text) => text.to_owned().into(),
+                None => {
+                    let json = HeaderValue::from_static("application/json");
+                    headers.entry(header::CONTENT_TYPE).or_insert(json);
+                    body.to_json().to_string().into()
+                }
+            },
+        };
+        let received = match self.text(node, path, "received") {
+            None => None,
+            Some(text) => match text.parse() {
+                Ok(time) => Some(time),
+                Err(_) => {
+                    let message = format!("{path}.received: is not a time such as 2026-11-24T08:00:00Z");
+                    self.refuse(node.position_of("received"), message);
+                    None
+                }
+            },
+        };
+        Some(RecordedRequest {
+            headers,
+            query: self.text(node, path, "query"),
+            body,
+            received,
+        })
+    }
+
+    fn event_case(&mut self, path: &str, node: &DocumentNode, defaults: &Defaults) -> Option<Case> {
         let before = self.problems.len();
         self.mapping(
             node,
@@ -208,20 +346,25 @@ impl SuiteReader<'_> {
                     format!("{path}: is not one of the triggers of this test"),
                 );
             }
-            if !matches!(event.tree, Tree::Map(_)) {
-                let message = format!("{path}: must be a mapping, not {}", event.kind());
-                self.refuse(event.position, message);
-            }
-            let members = event.entries().iter().map(|(key, value)| {
-                let value = (!value.is_null()).then(|| value.to_json());
-                (key.name.clone(), value)
-            });
             sends.push(SentEvent {
                 trigger: key.name.clone(),
-                members: members.collect(),
+                members: self.members(&path, event),
             });
         }
         sends
+    }
+
+    /// Members of an event in the JSON format, `None` for those that are null.
+    fn members(&mut self, path: &str, node: &DocumentNode) -> Vec<(String, Option<Value>)> {
+        if !matches!(node.tree, Tree::Map(_)) {
+            let message = format!("{path}: must be a mapping, not {}", node.kind());
+            self.refuse(node.position, message);
+        }
+        let members = node.entries().iter().map(|(key, value)| {
+            let value = (!value.is_null()).then(|| value.to_json());
+            (key.name.clone(), value)
+        });
+        members.collect()
     }
 
     /// An event in the JSON format. `id` and `specversion` are optional.
@@ -334,6 +477,11 @@ mod tests {
             manifests,
             [PathBuf::from("dir/triggers/"), PathBuf::from("dir/sinks.yaml")]
         );
+        let cases = cases.into_iter().map(|case| match case {
+            TestCase::Event(case) => case,
+            TestCase::Request(case) => panic!("{case:?}"),
+        });
+        let cases: Vec<_> = cases.collect();
         let places: Vec<_> = cases
             .iter()
             .map(|case| (&*case.namespace, &*case.broker, case.event.id()))

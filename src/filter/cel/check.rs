@@ -29,6 +29,10 @@ const EVENT: &str = "event";
 /// The field of `event` that is not an attribute, and a variable that is short for it.
 pub(super) const DATA: &str = "data";
 
+/// The variables of an expression on a request.
+const REQUEST: &str = "request";
+const BODY: &str = "body";
+
 impl CelExpression {
     /// Compiles a condition.
     ///
@@ -47,6 +51,22 @@ impl CelExpression {
     /// # Errors
     /// What is wrong with it, with the position for syntax errors.
     pub fn parse_value(text: &str) -> Result<Self, CelParseError> {
+        Self::compile(text, Check::default())
+    }
+
+    /// Compiles an expression on a request and the event that is made of it, whose value may have any type.
+    ///
+    /// # Errors
+    /// What is wrong with it, with the position for syntax errors.
+    pub fn parse_request_value(text: &str) -> Result<Self, CelParseError> {
+        let check = Check {
+            has_request: true,
+            ..Check::default()
+        };
+        Self::compile(text, check)
+    }
+
+    fn compile(text: &str, mut check: Check) -> Result<Self, CelParseError> {
         // The parser's own limit bounds its recursion on brackets, but not on nested conditionals. The resulting
         // nodes are bounded by the length, and visited no deeper than `MAX_DEPTH`.
         if text.chars().count() > MAX_LENGTH {
@@ -57,7 +77,7 @@ impl CelExpression {
         }
         let parser = PrattParser::new().max_recursion_depth(MAX_DEPTH as u16);
         let root = parser.parse(text).map_err(|errors| syntax(&errors, text))?;
-        let root = Check::default().node(root, 0)?;
+        let root = check.node(root, 0)?;
         Ok(Self {
             text: text.into(),
             root,
@@ -130,6 +150,8 @@ fn without_strings(text: &str) -> String {
 #[derive(Default)]
 struct Check {
     parts: usize,
+    /// Whether there are the variables of a request.
+    has_request: bool,
     /// Variables of the loops around, the innermost last.
     variables: Vec<String>,
 }
@@ -150,6 +172,9 @@ impl Check {
             Expr::Ident(name) if name == DATA => Ok(CelNode::Data),
             Expr::Ident(name) => match self.variables.iter().rev().position(|variable| *variable == name) {
                 Some(outward) => Ok(CelNode::Variable(outward)),
+                None if self.has_request && name == REQUEST => Ok(CelNode::Request),
+                None if self.has_request && name == BODY => Ok(CelNode::Body),
+                None if self.has_request => Err(Disallowed::UnknownInRequest(name)),
                 None => Err(Disallowed::Unknown(name)),
             },
             Expr::Select(SelectExpr { operand, field, test }) if is_event(&operand.expr) => {

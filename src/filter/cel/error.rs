@@ -55,6 +55,12 @@ pub enum Disallowed {
         "there is no {0}: the variables are event, as in event.type, and data, which is short for event.data, as in data.amount"
     )]
     Unknown(String),
+    /// Unknown variable of an expression on a request.
+    #[error(
+        "there is no {0}: the variables are body, as in body.amount, request, as in request.headers['x-event'], and event, as \
+         in event.type"
+    )]
+    UnknownInRequest(String),
     /// `event` by itself.
     #[error("event is not a value by itself: use event.type, event.data or another of its fields")]
     WholeEvent,

@@ -89,6 +89,14 @@ impl<'b, 'v> CelScope<'b, 'v> {
             CelNode::Variable(outward) => self.variable(*outward),
             CelNode::Attribute(name) => self.attribute(name),
             CelNode::Data => self.data(),
+            CelNode::Request => match self.subject.request() {
+                Some(request) => Ok(CowVal::Borrowed(request.value())),
+                None => Err(missing("request")),
+            },
+            CelNode::Body => match self.subject.body() {
+                Ok(body) => Ok(CowVal::Borrowed(body.value())),
+                Err(error) => Err(CelFailure::Execution(error.into())),
+            },
             CelNode::HasAttribute(name) => Ok(truth(self.subject.event().attribute(name).is_some())),
             CelNode::HasData => self.has_data().map(truth),
             CelNode::Field(operand, name) => index(self.value(operand)?, name, "_._"),

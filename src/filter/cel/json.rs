@@ -8,8 +8,11 @@ use cel::common::{
 };
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::{MAX_DATA, MAX_VALUES};
-use crate::cloudevents::Event;
+use super::{MAX_DATA, MAX_VALUES, request::fields};
+use crate::cloudevents::{Data, Event};
+
+/// Content type of forms.
+const FORM: &str = "application/x-www-form-urlencoded";
 
 /// A JSON value in CEL: a whole number that fits into 64 bits is an int or a uint, any other number a double. Of
 /// duplicate names, the last one wins. Nested at most 128 levels, the limit of serde_json.
@@ -28,6 +31,9 @@ pub(in crate::filter) enum DataError {
     /// The content type is JSON, but the bytes are not valid.
     #[error("the data is not valid JSON")]
     Invalid,
+    /// Neither JSON nor text.
+    #[error("the data is neither JSON nor text")]
+    NotText,
     /// Larger than the limit.
     #[error("the data has more than {MAX_DATA} bytes, the maximum for expressions")]
     TooLarge,
@@ -42,7 +48,35 @@ impl Json {
             return Err(DataError::Absent);
         }
         let data = event.json_data().ok_or(DataError::NotJson)?;
-        let text = data.as_bytes();
+        Self::parse(data.as_bytes())
+    }
+
+    /// The data of any content type: a form becomes the fields, and a text that is a JSON object or list that value. No data
+    /// is an empty text.
+    pub(in crate::filter) fn of_body(event: &Event) -> Result<Self, DataError> {
+        if let Some(data) = event.json_data() {
+            return Self::parse(data.as_bytes());
+        }
+        let data = event.data();
+        let bytes = data.as_ref().map_or(&[][..], Data::as_bytes);
+        if bytes.len() > MAX_DATA {
+            return Err(DataError::TooLarge);
+        }
+        let text = str::from_utf8(bytes).map_err(|_| DataError::NotText)?;
+        let content_type = event.attribute("datacontenttype").map(ToString::to_string);
+        let essence = content_type.as_deref().and_then(|text| text.split(';').next());
+        if essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case(FORM)) {
+            return Ok(Self(fields(text)));
+        }
+        if text.trim_start().starts_with(['{', '['])
+            && let Ok(json) = Self::parse(bytes)
+        {
+            return Ok(json);
+        }
+        Ok(Self(Box::new(CelString::from(text.to_owned()))))
+    }
+
+    fn parse(text: &[u8]) -> Result<Self, DataError> {
         if text.len() > MAX_DATA {
             return Err(DataError::TooLarge);
         }

@@ -5,6 +5,9 @@
 //! compiles a condition once, [`CelExpression::evaluate`] evaluates it on an event. [`CelExpression::parse_value`] and
 //! [`CelEvaluation`] do the same for expressions of any type, which templates contain.
 //!
+//! An expression of a webhook also has the variables `request`, the request that the event is made of, and `body`, its
+//! data as JSON, as the fields of a form, or as text: [`CelExpression::parse_request_value`].
+//!
 //! The crate `cel` provides the parser and the values. This module restricts the language, evaluates it, and
 //! charges every part. Loops (`all`, `exists`, `exists_one`, `map`, `filter`) are charged for each element, and a new
 //! list or map for every byte that is copied into it, so that the budget bounds their time and memory however they are
@@ -30,6 +33,7 @@ mod macros;
 mod network;
 mod output;
 mod pattern;
+mod request;
 mod requirement;
 mod scalar;
 mod signatures;
@@ -42,6 +46,7 @@ pub use error::{CelFailure, CelParseError, Disallowed};
 pub(super) use json::{DataError, Json};
 pub use limits::{MAX_DATA, MAX_DEPTH, MAX_LENGTH, MAX_PARTS, MAX_TEXT, MAX_VALUES};
 pub use output::CelEvaluation;
+pub use request::IncomingRequest;
 
 use tree::CelNode;
 

@@ -7,7 +7,7 @@ use cel::common::{
 };
 
 use super::{
-    CelExpression, CelFailure,
+    CelExpression, CelFailure, IncomingRequest,
     evaluate::{CelScope, ELEMENT, type_of},
     scalar::scalar_text,
     time::CelTime,
@@ -30,6 +30,15 @@ impl<'a> CelEvaluation<'a> {
     pub fn new(event: &'a cloudevents::Event) -> Self {
         Self {
             subject: Subject::new(event),
+            fuel: Fuel::new(),
+        }
+    }
+
+    /// Starts with a full budget, on an event and the request that it is made of.
+    #[must_use]
+    pub fn of_request(event: &'a cloudevents::Event, request: &'a IncomingRequest) -> Self {
+        Self {
+            subject: Subject::of_request(event, request),
             fuel: Fuel::new(),
         }
     }

@@ -42,6 +42,11 @@ impl CelTime {
         (time >= Timestamp::constant(-62_135_596_800, 0)).then_some(Self(time))
     }
 
+    /// This time.
+    pub(super) fn of(time: Timestamp) -> Self {
+        Self(time)
+    }
+
     /// Seconds since 1970 began.
     pub(super) fn seconds(self) -> i64 {
         self.0.as_second()

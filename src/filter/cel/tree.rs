@@ -25,6 +25,10 @@ pub(super) enum CelNode {
     Attribute(Box<str>),
     /// `event.data`.
     Data,
+    /// `request`.
+    Request,
+    /// `body`.
+    Body,
     /// `has(event.type)`.
     HasAttribute(Box<str>),
     /// `has(event.data)`.
@@ -118,6 +122,8 @@ impl CelNode {
             | Self::Time(_)
             | Self::Variable(_)
             | Self::Attribute(_)
+            | Self::Request
+            | Self::Body
             | Self::Data
             | Self::HasAttribute(_)
             | Self::HasData => &[],

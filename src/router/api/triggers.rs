@@ -226,14 +226,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = Arc::new(EmbeddedLog::open(directory.path(), EmbeddedOptions::default()).unwrap());
         let runtime = tokio::runtime::Handle::current();
-        let shards = Shards::alone(EngineStarter {
+        let starter = EngineStarter {
             logs: log.clone(),
             client: Client::for_test(),
             options: DeliveryOptions::default(),
             supervisor: Supervisor::default(),
             runtime,
-        });
-        let shards = shards.await.unwrap();
+        };
+        let shards = Shards::alone(starter, true).await.unwrap();
         let table = Arc::new(ArcSwapOption::empty());
         let routes = routes(Triggers {
             shards: shards.clone(),

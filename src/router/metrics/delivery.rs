@@ -260,7 +260,7 @@ impl DeliveryCollector {
     fn produced(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let sources = self.shards.statistics().snapshot();
         type Count = fn(&SourceCounts) -> u64;
-        let counters: [(&str, &str, Count); 2] = [
+        let counters: [(&str, &str, Count); 4] = [
             (
                 "source_events_produced",
                 "Events that the Source made, since the start",
@@ -270,6 +270,16 @@ impl DeliveryCollector {
                 "source_times_missed",
                 "Scheduled times without an event, since the start",
                 |source| source.missed,
+            ),
+            (
+                "source_times_caught_up",
+                "Events of scheduled times that were missed and made up for, since the start",
+                |source| source.caught_up,
+            ),
+            (
+                "source_times_filtered",
+                "Scheduled times whose event does not match the Source's filters, since the start",
+                |source| source.filtered,
             ),
         ];
         for (name, help, count) in counters {

@@ -46,7 +46,7 @@ impl Collector for HookMetrics {
         let answers = self.answers().clone();
         let mut family = encoder.encode_descriptor(
             "webhook_requests",
-            "Requests that webhooks answered, by result: accepted, challenge, or the reason of a rejection",
+            "Requests that webhooks answered, by result: accepted, filtered, challenge, or the reason of a rejection",
             None,
             MetricType::Counter,
         )?;

@@ -162,14 +162,14 @@ mod tests {
 
     async fn metrics(logs: &MemoryLogs) -> (Metrics, Arc<Shards>) {
         let logs: Arc<dyn LogProvider> = Arc::new(logs.clone());
-        let shards = Shards::alone(EngineStarter {
+        let starter = EngineStarter {
             logs: logs.clone(),
             client: Client::for_test(),
             options: DeliveryOptions::default(),
             supervisor: Supervisor::default(),
             runtime: tokio::runtime::Handle::current(),
-        });
-        let shards = shards.await.unwrap();
+        };
+        let shards = Shards::alone(starter, true).await.unwrap();
         let tls = ListenerTls::for_test().await;
         (Metrics::new(logs, shards.clone(), Some(tls)), shards)
     }

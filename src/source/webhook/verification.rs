@@ -135,6 +135,14 @@ impl RequestVerifier {
         })
     }
 
+    /// The header that has a token as a whole, if there is one.
+    pub(super) fn token_header(&self) -> Option<&str> {
+        match self {
+            Self::Value { header, .. } => Some(header),
+            _ => None,
+        }
+    }
+
     /// Checks what needs no body: that there is a signature, or a token as a whole.
     pub(super) fn check_head(&self, headers: &HeaderMap) -> Result<(), Forgery> {
         match self {

@@ -1,0 +1,78 @@
+//! The variable `request`: the HTTP request that an event is made of.
+
+use std::collections::{BTreeMap, HashMap};
+
+use cel::common::{
+    types::{CelMap, CelMapKey, CelString},
+    value::Val,
+};
+use jiff::Timestamp;
+use percent_encoding::percent_decode_str;
+
+use super::time::CelTime;
+
+/// A request, for expressions: its path, its query, its headers, and when it was received.
+#[derive(Debug)]
+pub struct IncomingRequest(Box<dyn Val>);
+
+impl IncomingRequest {
+    /// `query` is as in the URI, without the question mark. Of a header that occurs several times, the values are joined.
+    #[must_use]
+    pub fn new<'a>(
+        path: &str,
+        query: &str,
+        headers: impl IntoIterator<Item = (&'a str, &'a str)>,
+        received: Timestamp,
+    ) -> Self {
+        let mut joined = BTreeMap::<String, String>::new();
+        for (name, value) in headers {
+            let name = name.to_ascii_lowercase();
+            joined
+                .entry(name)
+                .and_modify(|values| {
+                    values.push_str(", ");
+                    values.push_str(value);
+                })
+                .or_insert_with(|| value.to_owned());
+        }
+        let headers = joined.into_iter().map(|(name, value)| (name, text(value)));
+        let members: [(&str, Box<dyn Val>); 4] = [
+            ("path", text(path.to_owned())),
+            ("query", fields(query)),
+            ("headers", map(headers)),
+            ("received", Box::new(CelTime::of(received))),
+        ];
+        Self(map(members.map(|(name, value)| (name.to_owned(), value))))
+    }
+
+    pub(super) fn value(&self) -> &dyn Val {
+        &*self.0
+    }
+}
+
+/// Parses a query, or a form: of a field that occurs several times, the first value counts.
+pub(super) fn fields(text_of_fields: &str) -> Box<dyn Val> {
+    let decoded = |part: &str| {
+        let part = part.replace('+', " ");
+        percent_decode_str(&part).decode_utf8_lossy().into_owned()
+    };
+    let pairs = text_of_fields.split('&').filter(|pair| !pair.is_empty());
+    let mut first = BTreeMap::new();
+    for pair in pairs {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        first.entry(decoded(name)).or_insert_with(|| decoded(value));
+    }
+    map(first.into_iter().map(|(name, value)| (name, text(value))))
+}
+
+fn text(text: String) -> Box<dyn Val> {
+    Box::new(CelString::from(text))
+}
+
+fn map(members: impl IntoIterator<Item = (String, Box<dyn Val>)>) -> Box<dyn Val> {
+    let members = members
+        .into_iter()
+        .map(|(name, value)| (CelMapKey::String(CelString::from(name)), value));
+    let members: HashMap<CelMapKey<'static>, Box<dyn Val>> = members.collect();
+    Box::new(CelMap::from(members))
+}
