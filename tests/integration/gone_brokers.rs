@@ -43,8 +43,15 @@ fn thousands_of_short_lived_namespaces_leave_nothing_in_the_log() {
         let triggers: String = names.iter().map(|namespace| trigger(namespace)).collect();
         router.apply(&[trigger("stays"), triggers].concat());
         for namespace in names.iter().map(String::as_str).chain(["stays"]) {
-            let answer = post(&url(namespace), &EVENT, "");
-            assert_eq!(answer.status, 202, "{namespace}: {}", answer.text());
+            // The manifests may be read while they are being written, and once more after that.
+            eventually(PATIENCE, || {
+                let answer = post(&url(namespace), &EVENT, "");
+                match answer.status.as_u16() {
+                    202 => Ok(()),
+                    404 => Err(format!("{namespace} is not known yet")),
+                    status => panic!("{namespace}: {status} {}", answer.text()),
+                }
+            });
         }
     }
     router.apply(&trigger("stays"));
