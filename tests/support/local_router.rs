@@ -392,16 +392,18 @@ impl LocalRouter {
     /// Waits until a Trigger has settled so many events and nothing else, each of them as `outcome`.
     #[track_caller]
     pub(crate) fn wait_until_all_are(&self, trigger: &str, outcome: &str, events: usize) {
-        let events = events as u64;
-        eventually(PATIENCE, || {
-            let figures = self.accounting(trigger);
-            let all = figures["matched"] == events && figures[outcome] == events && figures["pending"] == 0;
-            if all {
-                Ok(())
-            } else {
-                Err(format!("{trigger}: {events} should be {outcome}: {figures:?}"))
-            }
-        });
+        eventually(PATIENCE, || self.all_are(trigger, outcome, events));
+    }
+
+    /// Whether so many events were matched, all with this outcome, or else the figures.
+    pub(crate) fn all_are(&self, trigger: &str, outcome: &str, events: usize) -> Result<(), String> {
+        let (events, figures) = (events as u64, self.accounting(trigger));
+        let all = figures["matched"] == events && figures[outcome] == events && figures["pending"] == 0;
+        if all {
+            Ok(())
+        } else {
+            Err(format!("{trigger}: {events} should be {outcome}: {figures:?}"))
+        }
     }
 }
 
