@@ -301,20 +301,14 @@ fn request_differences<'a>(sources: &[routing::Source], case: &'a RequestCase) -
             return vec![Difference::InvalidSource { source: key, error }];
         }
     };
-    let query = request.query.as_ref().map(|query| format!("?{query}"));
-    let uri = format!("/{key}{}", query.unwrap_or_default()).parse();
     let received = receiver
         .check_head(&request.headers)
         .map_err(WebhookRejection::from);
     let received = received.and_then(|()| {
         let now = request.received.unwrap_or_else(Timestamp::now);
-        receiver.receive(
-            &uri.unwrap_or_default(),
-            &request.headers,
-            &request.body,
-            now,
-            || "1".to_owned(),
-        )
+        receiver.receive(&request.uri, &request.headers, &request.body, now, || {
+            "1".to_owned()
+        })
     });
     let (outcome, error, event) = match received {
         Ok(Received::Event(event)) => ("accepted", None, Some(event)),
