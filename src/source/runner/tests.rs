@@ -533,6 +533,23 @@ async fn last_runs_of_deleted_sources_are_removed() {
 }
 
 #[tokio::test]
+async fn scheduled_times_are_missed_if_a_filter_fails() {
+    let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
+    let mut failing = catching_up("a", "* * * * * *", CatchUp::All);
+    let odd = "event.time.endsWith('02Z') || event.subject == 'x'";
+    failing.filters = vec![Expression::Cel(odd.to_owned())];
+    sources.apply(&[failing], false, |_| log.place(false));
+    clock.advance(1, SECOND).await;
+    log.settled("a", "2026-11-24T08:00:01Z").await;
+    clock.advance(1, SECOND).await;
+    assert_eq!(log.times(1).await, ["2026-11-24T08:00:02Z"]);
+    clock.asleep(1).await;
+    let counts = sources.statistics().snapshot().remove(0);
+    assert_eq!((counts.produced, counts.filtered, counts.missed), (1, 0, 1));
+    sources.shutdown().await;
+}
+
+#[tokio::test]
 async fn filters_select_scheduled_times() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00.5Z");
     let mut selecting = source("a", "* * * * * *");
