@@ -304,12 +304,16 @@ impl Task {
                     LogError::Full(reason)
                     | LogError::Quota(reason)
                     | LogError::BrokerQuota(reason)
-                    | LogError::Limit(reason)
-                    | LogError::TooLarge(reason),
+                    | LogError::Limit(reason),
                 ) => {
                     if expires.is_none() {
                         tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log does not take the event; trying again");
                     }
+                }
+                Err(LogError::TooLarge(reason)) => {
+                    counters.missed.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(%namespace, source = %name, %scheduled, %reason, "missed a scheduled time: the event is too large for the event log");
+                    return self.settle(scheduled).await;
                 }
                 Err(LogError::Unavailable(reason)) => {
                     if expires.is_none() {

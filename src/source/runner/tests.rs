@@ -533,6 +533,26 @@ async fn last_runs_of_deleted_sources_are_removed() {
 }
 
 #[tokio::test]
+async fn an_event_that_is_too_large_is_missed_at_once() {
+    let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
+    let refused = AtomicUsize::new(0);
+    log.logs.set_fault(move |operation, _| {
+        let is_refused = operation == Operation::Append && refused.fetch_add(1, Ordering::Relaxed) == 0;
+        is_refused.then(|| LogError::TooLarge("9 bytes".to_owned()))
+    });
+    sources.apply(&[catching_up("a", "* * * * * *", CatchUp::All)], false, |_| {
+        log.place(false)
+    });
+    clock.advance(1, SECOND).await;
+    log.settled("a", "2026-11-24T08:00:01Z").await;
+    clock.advance(1, SECOND).await;
+    assert_eq!(log.times(1).await, ["2026-11-24T08:00:02Z"]);
+    clock.asleep(1).await;
+    assert_eq!(counts(&sources), [("a".to_owned(), 1, 1)]);
+    sources.shutdown().await;
+}
+
+#[tokio::test]
 async fn scheduled_times_are_missed_if_a_filter_fails() {
     let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
     let mut failing = catching_up("a", "* * * * * *", CatchUp::All);
