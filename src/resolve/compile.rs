@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use http::{Uri, uri::Scheme};
 use kube::Resource;
 
 use super::{
@@ -371,7 +372,9 @@ fn sink_destination(
         trust::authorities(pem)
             .map_err(|error| Finding::bad("InvalidCaCerts", format!("spec.caCerts: {error}")))?;
     }
-    let is_secure = uri.starts_with("https:");
+    let is_secure = uri
+        .parse::<Uri>()
+        .is_ok_and(|uri| uri.scheme() == Some(&Scheme::HTTPS));
     let has_credentials = authorization.is_some() || headers.iter().any(|header| header.value_from.is_some());
     if has_credentials && service.is_none() && !is_secure {
         let field = match reference {

@@ -1619,6 +1619,7 @@ fn credentials_and_client_certificates_need_https_beyond_services() {
     for (url, more, expected) in [
         ("http://example.com/", ("authorization", &token), "InsecureUri"),
         ("https://example.com/", ("authorization", &token), "SecretAwaited"),
+        ("HTTPS://example.com/", ("authorization", &token), "SecretAwaited"),
         ("http://one.shop.svc/", ("authorization", &token), "SecretAwaited"),
         ("http://one.shop.svc/", ("tls", &certificate), "InsecureUri"),
         ("https://one.shop.svc/", ("tls", &certificate), "SecretAwaited"),
