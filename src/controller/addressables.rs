@@ -390,16 +390,27 @@ impl KindWatcher {
 
 /// The authorities of a kind's objects, each kept once, since many objects announce the same ones.
 #[derive(Default)]
-struct KnownAuthorities(HashSet<Arc<str>>);
+struct KnownAuthorities {
+    pems: HashSet<Arc<str>>,
+    /// Number of authorities in use when unused ones were last forgotten.
+    used: usize,
+}
+
+/// Number of authorities of a kind of which unused ones are kept until the next listing.
+const FEW_AUTHORITIES: usize = 16;
 
 impl KnownAuthorities {
     fn address(&mut self, object: &DynamicObject) -> StatusAddress {
         let mut address = StatusAddress::of(&object.data);
         if let Some(pem) = &mut address.ca_certs {
-            match self.0.get(pem) {
+            match self.pems.get(pem) {
                 Some(known) => *pem = known.clone(),
                 None => {
-                    self.0.insert(pem.clone());
+                    // Seldom enough that it costs little per change.
+                    if self.pems.len() >= 2 * self.used.max(FEW_AUTHORITIES) {
+                        self.forget_unused();
+                    }
+                    self.pems.insert(pem.clone());
                 }
             }
         }
@@ -407,7 +418,8 @@ impl KnownAuthorities {
     }
 
     fn forget_unused(&mut self) {
-        self.0.retain(|pem| Arc::strong_count(pem) > 1);
+        self.pems.retain(|pem| Arc::strong_count(pem) > 1);
+        self.used = self.pems.len();
     }
 }
 
@@ -539,6 +551,14 @@ mod tests {
         let other = authorities.address(&object("a", "other"));
         drop((a, b));
         authorities.forget_unused();
-        assert_eq!(authorities.0, HashSet::from([other.ca_certs.unwrap()]));
+        assert_eq!(authorities.pems, HashSet::from([other.ca_certs.unwrap()]));
+        let mut address = StatusAddress::default();
+        for number in 0..1000 {
+            address = authorities.address(&object("a", &number.to_string()));
+        }
+        assert!(
+            authorities.pems.contains(&address.ca_certs.unwrap())
+                && authorities.pems.len() <= 2 * FEW_AUTHORITIES
+        );
     }
 }
