@@ -125,7 +125,8 @@ impl Addressables {
     }
 }
 
-/// Chooses the kinds to watch, those that are already watched first.
+/// Chooses the kinds to watch: the first kind of every namespace, then the second of every one, and so on, so that a few
+/// namespaces do not take those of others. Kinds that are already watched come first within a namespace and a turn.
 fn admit(
     named: &BTreeSet<AddressableName>,
     is_watched: impl Fn(&AddressableKind) -> bool,
@@ -135,11 +136,19 @@ fn admit(
         let kinds = by_namespace.entry(namespace).or_default();
         kinds.insert((!is_watched(kind), kind));
     }
-    let of_namespaces = by_namespace.into_values();
-    let of_namespaces = of_namespaces.flat_map(|kinds| kinds.into_iter().take(MAX_KINDS_OF_NAMESPACE));
-    let in_order: BTreeSet<_> = of_namespaces.collect();
-    let kinds = in_order.into_iter().map(|(_, kind)| kind);
-    kinds.take(MAX_KINDS).collect()
+    let in_turn = by_namespace.into_values().flat_map(|kinds| {
+        let kinds = kinds.into_iter().take(MAX_KINDS_OF_NAMESPACE).enumerate();
+        kinds.map(|(turn, (is_new, kind))| (turn, is_new, kind))
+    });
+    let in_order: BTreeSet<_> = in_turn.collect();
+    let mut admitted = BTreeSet::new();
+    for (.., kind) in in_order {
+        if admitted.len() == MAX_KINDS {
+            break;
+        }
+        admitted.insert(kind);
+    }
+    admitted
 }
 
 /// What is known of a kind.
@@ -496,6 +505,24 @@ mod tests {
             .map(|number| name(&format!("n{number}"), &format!("A{number}")))
             .collect();
         assert_eq!(admit(&all, |_| false).len(), MAX_KINDS);
+    }
+
+    #[test]
+    fn few_namespaces_do_not_take_the_kinds_of_others() {
+        let kinds = |namespace: &str| {
+            let namespace = namespace.to_owned();
+            (0..MAX_KINDS_OF_NAMESPACE)
+                .map(move |number| name(&namespace, &format!("A-{namespace}-{number}")))
+        };
+        let greedy = (0..MAX_KINDS / MAX_KINDS_OF_NAMESPACE).map(|number| format!("greedy-{number}"));
+        let mut named: BTreeSet<_> = greedy.flat_map(|namespace| kinds(&namespace)).collect();
+        let watched: BTreeSet<_> = named.iter().map(|name| name.kind.clone()).collect();
+        named.insert(name("modest", "Z"));
+        for is_watched in [false, true] {
+            let admitted = admit(&named, |kind| is_watched && watched.contains(kind));
+            assert_eq!(admitted.len(), MAX_KINDS);
+            assert!(admitted.iter().any(|kind| kind.kind == "Z"));
+        }
     }
 
     #[test]
