@@ -334,7 +334,12 @@ pub struct RouterArgs {
 
     /// Name of the only router that runs Sources with a schedule, for several routers with --log embedded. Without it, each of
     /// them does, so that every scheduled time has an event at each.
-    #[arg(long, env = "WEIR_SOURCES_ROUTER", value_name = "NAME")]
+    #[arg(
+        long,
+        env = "WEIR_SOURCES_ROUTER",
+        value_name = "NAME",
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
     pub sources_router: Option<String>,
 
     /// Event log and limits.

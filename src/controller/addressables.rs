@@ -125,7 +125,8 @@ impl Addressables {
     }
 }
 
-/// Chooses the kinds to watch, those that are already watched first.
+/// Chooses the kinds to watch: the first kind of every namespace, then the second of every one, and so on, so that a few
+/// namespaces do not take those of others. Kinds that are already watched come first within a namespace and a turn.
 fn admit(
     named: &BTreeSet<AddressableName>,
     is_watched: impl Fn(&AddressableKind) -> bool,
@@ -135,11 +136,19 @@ fn admit(
         let kinds = by_namespace.entry(namespace).or_default();
         kinds.insert((!is_watched(kind), kind));
     }
-    let of_namespaces = by_namespace.into_values();
-    let of_namespaces = of_namespaces.flat_map(|kinds| kinds.into_iter().take(MAX_KINDS_OF_NAMESPACE));
-    let in_order: BTreeSet<_> = of_namespaces.collect();
-    let kinds = in_order.into_iter().map(|(_, kind)| kind);
-    kinds.take(MAX_KINDS).collect()
+    let in_turn = by_namespace.into_values().flat_map(|kinds| {
+        let kinds = kinds.into_iter().take(MAX_KINDS_OF_NAMESPACE).enumerate();
+        kinds.map(|(turn, (is_new, kind))| (turn, is_new, kind))
+    });
+    let in_order: BTreeSet<_> = in_turn.collect();
+    let mut admitted = BTreeSet::new();
+    for (.., kind) in in_order {
+        if admitted.len() == MAX_KINDS {
+            break;
+        }
+        admitted.insert(kind);
+    }
+    admitted
 }
 
 /// What is known of a kind.
@@ -390,16 +399,27 @@ impl KindWatcher {
 
 /// The authorities of a kind's objects, each kept once, since many objects announce the same ones.
 #[derive(Default)]
-struct KnownAuthorities(HashSet<Arc<str>>);
+struct KnownAuthorities {
+    pems: HashSet<Arc<str>>,
+    /// Number of authorities in use when unused ones were last forgotten.
+    used: usize,
+}
+
+/// Number of authorities of a kind of which unused ones are kept until the next listing.
+const FEW_AUTHORITIES: usize = 16;
 
 impl KnownAuthorities {
     fn address(&mut self, object: &DynamicObject) -> StatusAddress {
         let mut address = StatusAddress::of(&object.data);
         if let Some(pem) = &mut address.ca_certs {
-            match self.0.get(pem) {
+            match self.pems.get(pem) {
                 Some(known) => *pem = known.clone(),
                 None => {
-                    self.0.insert(pem.clone());
+                    // Seldom enough that it costs little per change.
+                    if self.pems.len() >= 2 * self.used.max(FEW_AUTHORITIES) {
+                        self.forget_unused();
+                    }
+                    self.pems.insert(pem.clone());
                 }
             }
         }
@@ -407,7 +427,8 @@ impl KnownAuthorities {
     }
 
     fn forget_unused(&mut self) {
-        self.0.retain(|pem| Arc::strong_count(pem) > 1);
+        self.pems.retain(|pem| Arc::strong_count(pem) > 1);
+        self.used = self.pems.len();
     }
 }
 
@@ -487,6 +508,24 @@ mod tests {
     }
 
     #[test]
+    fn few_namespaces_do_not_take_the_kinds_of_others() {
+        let kinds = |namespace: &str| {
+            let namespace = namespace.to_owned();
+            (0..MAX_KINDS_OF_NAMESPACE)
+                .map(move |number| name(&namespace, &format!("A-{namespace}-{number}")))
+        };
+        let greedy = (0..MAX_KINDS / MAX_KINDS_OF_NAMESPACE).map(|number| format!("greedy-{number}"));
+        let mut named: BTreeSet<_> = greedy.flat_map(|namespace| kinds(&namespace)).collect();
+        let watched: BTreeSet<_> = named.iter().map(|name| name.kind.clone()).collect();
+        named.insert(name("modest", "Z"));
+        for is_watched in [false, true] {
+            let admitted = admit(&named, |kind| is_watched && watched.contains(kind));
+            assert_eq!(admitted.len(), MAX_KINDS);
+            assert!(admitted.iter().any(|kind| kind.kind == "Z"));
+        }
+    }
+
+    #[test]
     fn known_addresses_stay_in_force_until_reading_is_forbidden() {
         let mut known = KnownKind::default();
         let a = name("shop", "A");
@@ -539,6 +578,14 @@ mod tests {
         let other = authorities.address(&object("a", "other"));
         drop((a, b));
         authorities.forget_unused();
-        assert_eq!(authorities.0, HashSet::from([other.ca_certs.unwrap()]));
+        assert_eq!(authorities.pems, HashSet::from([other.ca_certs.unwrap()]));
+        let mut address = StatusAddress::default();
+        for number in 0..1000 {
+            address = authorities.address(&object("a", &number.to_string()));
+        }
+        assert!(
+            authorities.pems.contains(&address.ca_certs.unwrap())
+                && authorities.pems.len() <= 2 * FEW_AUTHORITIES
+        );
     }
 }

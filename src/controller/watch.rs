@@ -142,7 +142,7 @@ impl Watches {
         let ours = watched().page_size(PAGE);
         Self {
             brokers: starter.watch("Broker", &ours, |_| {}),
-            sources: starter.watch("Source", &ours, |_| {}),
+            sources: starter.watch("Source", &ours, keep_of_source),
             triggers: starter.watch("Trigger", &ours, keep_of_trigger),
             sinks: starter.watch("Sink", &ours, |_| {}),
             services: starter.watch("Service", &everything, keep_ports),
@@ -521,6 +521,12 @@ fn keep_ports(service: &mut v1::Service) {
 fn keep_of_trigger(trigger: &mut Guarded<api::Trigger>) {
     if let Ok(trigger) = &mut trigger.0 {
         trim::filters(&mut trigger.spec.filters);
+    }
+}
+
+fn keep_of_source(source: &mut Guarded<api::Source>) {
+    if let Ok(source) = &mut source.0 {
+        trim::filters(&mut source.spec.filters);
     }
 }
 

@@ -73,6 +73,17 @@ struct Term {
     value: Box<str>,
 }
 
+impl Error<'_> {
+    /// Describes the error like `Display`, but never shows values of the event.
+    #[must_use]
+    pub fn without_data(&self) -> String {
+        match self {
+            Self::Sql(failure) => format!("sql: {}", failure.problem.without_data()),
+            Self::Cel(_) | Self::TooExpensive => self.to_string(),
+        }
+    }
+}
+
 impl CompiledFilter {
     /// Compiles a Trigger's list of filters.
     ///

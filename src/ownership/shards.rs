@@ -262,7 +262,8 @@ impl Shards {
             _ => return Ok(()),
         }
         if self.shared.is_none() {
-            self.run_sources(&mut work, None).await;
+            self.run_sources(&mut work, None);
+            self.forget_last_runs(&work).await;
             return Ok(());
         }
         self.apply_to_all(&mut work).await
@@ -279,7 +280,8 @@ impl Shards {
                 }
             }
         }
-        self.run_sources(work, None).await;
+        self.run_sources(work, None);
+        self.forget_last_runs(work).await;
         Ok(())
     }
 
@@ -348,7 +350,8 @@ impl Shards {
             return Ok(());
         }
         let continues = ready?.then_some(ownership.shard);
-        self.run_sources(&mut work, continues).await;
+        self.run_sources(&mut work, continues);
+        self.forget_last_runs(&work).await;
         Ok(())
     }
 
@@ -402,7 +405,7 @@ impl Shards {
                 release(membership, owned.ownership).await;
             }
         });
-        let stop_sources = async { self.run_sources(&mut *self.work.lock().await, None).await };
+        let stop_sources = async { self.run_sources(&mut *self.work.lock().await, None) };
         tokio::join!(join_all(ending), stop_sources);
     }
 
@@ -482,35 +485,46 @@ impl Shards {
     async fn remove(&self, shard: Shard) -> Option<OwnedShard> {
         let mut work = self.work.lock().await;
         let removed = self.owned.remove(shard);
-        self.run_sources(&mut work, None).await;
+        self.run_sources(&mut work, None);
         removed
     }
 
     /// Runs the Sources of the brokers of this router's shards that run, and no others. Those of the shard that `continues` ran at
-    /// another router before. Forgets the last runs of Sources that are no longer there.
-    async fn run_sources(&self, work: &mut Work, continues: Option<Shard>) {
+    /// another router before.
+    fn run_sources(&self, work: &mut Work, continues: Option<Shard>) {
         let (Some(configuration), Some(sources)) = (&work.configuration, &mut work.sources) else {
             return;
         };
         let owned = self.owned();
-        let shard_of = |source: &routing::Source| {
-            let broker = BrokerName::new(&source.namespace, &source.broker);
-            source.kind.runs().then(|| Shard::of(&broker, self.count))
-        };
         let place = |source: &routing::Source| {
-            let shard = shard_of(source).filter(|_| self.runs_sources)?;
+            let shard = self.shard_of(source)?;
             Some(SourcePlace {
                 continues: continues == Some(shard),
                 last_runs: owned.get(&shard)?.last_runs.clone(),
             })
         };
         sources.apply(&configuration.sources, configuration.is_saved, place);
+    }
+
+    /// Returns the shard that runs a Source; `None` if it does not run, or not at this router.
+    fn shard_of(&self, source: &routing::Source) -> Option<Shard> {
+        let broker = BrokerName::new(&source.namespace, &source.broker);
+        let runs = self.runs_sources && source.kind.runs();
+        runs.then(|| Shard::of(&broker, self.count))
+    }
+
+    /// Forgets the last runs of Sources that no longer run at the shards of this router, once that is certain. One that
+    /// is kept while another router runs the Source would be outdated when it runs here again.
+    async fn forget_last_runs(&self, work: &Work) {
+        let Some(configuration) = &work.configuration else {
+            return;
+        };
         if configuration.is_saved {
             return;
         }
-        for (shard, owned) in &*owned {
+        for (shard, owned) in &*self.owned() {
             let sources = configuration.sources.iter();
-            let of_shard = sources.filter(|source| shard_of(source) == Some(*shard));
+            let of_shard = sources.filter(|source| self.shard_of(source) == Some(*shard));
             let uids = of_shard.map(|source| &*source.uid).collect();
             if let Err(error) = owned.last_runs.keep_only(&uids).await {
                 tracing::warn!(%error, "cannot remove when deleted Sources last ran; the next configuration removes it");
@@ -620,3 +634,6 @@ impl MakeRoom for Owned {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

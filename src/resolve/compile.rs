@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use http::{Uri, uri::Scheme};
 use kube::Resource;
 
 use super::{
@@ -51,19 +52,22 @@ pub fn compile(observed: &Observed, cluster_domain: &str, quotas: InstallationQu
         .collect();
     configuration.quota = quotas.of_others();
     configuration.unread.clone_from(&observed.unread_triggers);
-    // Oldest first, so that new Triggers do not displace working ones.
-    let mut triggers: Vec<_> = observed.triggers.iter().collect();
-    triggers.sort_by_cached_key(|trigger| {
-        let metadata = &trigger.metadata;
-        let created = metadata.creation_timestamp.clone().map(|time| time.0);
-        (created, metadata.namespace.clone(), metadata.name.clone())
-    });
     let mut bounds = Bounds::default();
-    for trigger in triggers {
-        let Some(subject) = subject(trigger) else { continue };
-        let (route, diagnosis) = compile_trigger(&resolver, &mut bounds, subject, &trigger.spec);
-        configuration.triggers.push(route);
-        diagnoses.triggers.push(diagnosis);
+    for filtering in by_age(observed) {
+        match filtering {
+            Filtering::Trigger(trigger) => {
+                let Some(subject) = subject(trigger) else { continue };
+                let (route, diagnosis) = compile_trigger(&resolver, &mut bounds, subject, &trigger.spec);
+                configuration.triggers.push(route);
+                diagnoses.triggers.push(diagnosis);
+            }
+            Filtering::Source(source) => {
+                let Some(subject) = subject(source) else { continue };
+                let (route, diagnosis) = sources::compile(&resolver, &mut bounds, subject, &source.spec);
+                configuration.sources.extend(route);
+                diagnoses.sources.push(diagnosis);
+            }
+        }
     }
     for sink in &observed.sinks {
         let Some(subject) = subject(sink) else { continue };
@@ -83,12 +87,6 @@ pub fn compile(observed: &Observed, cluster_domain: &str, quotas: InstallationQu
         );
         configuration.policies.extend(policy);
         diagnoses.brokers.push(diagnosis);
-    }
-    for source in &observed.sources {
-        let Some(subject) = subject(source) else { continue };
-        let (route, diagnosis) = sources::compile(&resolver, &mut bounds, subject, &source.spec);
-        configuration.sources.extend(route);
-        diagnoses.sources.push(diagnosis);
     }
     let by = |a: &ResourceId, b: &ResourceId| {
         (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid))
@@ -116,6 +114,28 @@ pub fn compile(observed: &Observed, cluster_domain: &str, quotas: InstallationQu
     configuration.authorities = named_authorities(observed, &configuration.triggers);
     configuration.revision = revision::of(configuration);
     outcome
+}
+
+/// A resource whose filters count towards the [`Bounds`].
+enum Filtering<'a> {
+    Trigger(&'a api::Trigger),
+    Source(&'a api::Source),
+}
+
+/// Returns Triggers and Sources, the oldest first, so that new ones do not displace working ones.
+fn by_age(observed: &Observed) -> Vec<Filtering<'_>> {
+    let triggers = observed.triggers.iter().map(Filtering::Trigger);
+    let sources = observed.sources.iter().map(Filtering::Source);
+    let mut all: Vec<_> = triggers.chain(sources).collect();
+    all.sort_by_cached_key(|filtering| {
+        let metadata = match filtering {
+            Filtering::Trigger(trigger) => &trigger.metadata,
+            Filtering::Source(source) => &source.metadata,
+        };
+        let created = metadata.creation_timestamp.clone().map(|time| time.0);
+        (created, metadata.namespace.clone(), metadata.name.clone())
+    });
+    all
 }
 
 /// Collects the brokers that Brokers, Triggers and Sources name.
@@ -371,7 +391,9 @@ fn sink_destination(
         trust::authorities(pem)
             .map_err(|error| Finding::bad("InvalidCaCerts", format!("spec.caCerts: {error}")))?;
     }
-    let is_secure = uri.starts_with("https:");
+    let is_secure = uri
+        .parse::<Uri>()
+        .is_ok_and(|uri| uri.scheme() == Some(&Scheme::HTTPS));
     let has_credentials = authorization.is_some() || headers.iter().any(|header| header.value_from.is_some());
     if has_credentials && service.is_none() && !is_secure {
         let field = match reference {

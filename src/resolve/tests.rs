@@ -540,6 +540,43 @@ fn compiles_sources() {
 }
 
 #[test]
+fn new_triggers_and_sources_do_not_displace_older_ones() {
+    let large: Vec<_> = (0..50)
+        .map(|n| {
+            let entries = (0..32).map(|entry| (format!("a{entry}"), Value::from(n.to_string())));
+            json!({"exact": entries.collect::<serde_json::Map<_, _>>()})
+        })
+        .collect();
+    let created = |metadata: &mut kube::core::ObjectMeta, day: i8| {
+        let time = format!("2026-11-{day:02}T08:00:00Z").parse().unwrap();
+        metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(time));
+    };
+    let mut observed = cluster();
+    let sink = json!({"uri": "http://example.com/"});
+    for number in 0..50 {
+        let mut trigger = trigger(&format!("t{number}"), json!({"sink": sink, "filters": large}));
+        created(&mut trigger.metadata, 10);
+        observed.triggers.push(trigger);
+    }
+    for (name, day) in [("new", 11), ("old", 9)] {
+        let spec = json!({"cron": {"schedule": "0 * * * *", "type": "t"}, "filters": large});
+        let mut source: api::Source = resource("Source", "shop", name, spec);
+        created(&mut source.metadata, day);
+        observed.sources.push(source);
+    }
+    let outcome = compile(&observed, DOMAIN, InstallationQuotas::default());
+    let findings: Vec<_> = outcome
+        .diagnoses
+        .sources
+        .iter()
+        .map(|source| (&*source.subject.name, source.valid.reason))
+        .collect();
+    assert_eq!(findings, [("new", "NamespaceTooLarge"), ("old", "Valid")]);
+    let message = &outcome.diagnoses.sources[0].valid.message;
+    assert!(message.ends_with("delete Triggers or Sources"), "{message}");
+}
+
+#[test]
 fn ignores_resources_being_deleted() {
     let mut observed = cluster();
     let mut leaving = trigger("t", json!({"sink": {"ref": {"name": "near"}}}));
@@ -1619,6 +1656,7 @@ fn credentials_and_client_certificates_need_https_beyond_services() {
     for (url, more, expected) in [
         ("http://example.com/", ("authorization", &token), "InsecureUri"),
         ("https://example.com/", ("authorization", &token), "SecretAwaited"),
+        ("HTTPS://example.com/", ("authorization", &token), "SecretAwaited"),
         ("http://one.shop.svc/", ("authorization", &token), "SecretAwaited"),
         ("http://one.shop.svc/", ("tls", &certificate), "InsecureUri"),
         ("https://one.shop.svc/", ("tls", &certificate), "SecretAwaited"),

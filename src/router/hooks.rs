@@ -201,6 +201,15 @@ impl From<WebhookRejection> for Problem {
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
                 Self::new(status, reason, title, failure.to_string())
             }
+            failed @ WebhookRejection::NotFiltered(_) => {
+                let title = "A filter of the Source fails for the event";
+                Self::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    reason,
+                    title,
+                    failed.to_string(),
+                )
+            }
         }
     }
 }

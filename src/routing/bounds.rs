@@ -1,7 +1,7 @@
-//! Memory limits for the Triggers of a namespace and of all namespaces.
+//! Memory limits for the Triggers and Sources of a namespace and of all namespaces.
 //!
 //! Controller, routers and command line use the same [`Bounds`], so a rejected Trigger is rejected everywhere, and
-//! again after every start. The controller admits the oldest first, so that new Triggers never displace working
+//! again after every start. The controller admits the oldest first, so that new Triggers and Sources never displace working
 //! ones; where the age is unknown, as in manifests, the order is by namespace and name. Rejected Triggers are sent
 //! to routers without their filters. The admitted ones fit in any order, so routers reach the same result.
 
@@ -46,8 +46,8 @@ pub enum TriggerRejection {
     Transform(#[from] TransformError),
     /// It does not fit into the limit of its namespace.
     #[error(
-        "filters: they take {size} bytes, with transform and destinations, but {used} of the {MAX_OF_NAMESPACE} bytes of its namespace \
-         are used: make filters smaller, or delete Triggers"
+        "filters: they take {size} bytes, with transform or event and destinations, but {used} of the {MAX_OF_NAMESPACE} bytes of \
+         its namespace are used: make filters smaller, or delete Triggers or Sources"
     )]
     Namespace {
         /// Size of the Trigger.
@@ -57,8 +57,8 @@ pub enum TriggerRejection {
     },
     /// It does not fit into the limit of all namespaces.
     #[error(
-        "filters: they take {size} bytes, with transform and destinations, but {used} of the {MAX_OF_ALL} bytes of all namespaces are \
-         used: make filters smaller, or delete Triggers"
+        "filters: they take {size} bytes, with transform or event and destinations, but {used} of the {MAX_OF_ALL} bytes of all \
+         namespaces are used: make filters smaller, or delete Triggers or Sources"
     )]
     All {
         /// Size of the Trigger.

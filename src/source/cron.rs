@@ -11,8 +11,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{context::Context, event::event};
 use crate::{
-    cloudevents::Lineage,
-    filter::CompiledFilter,
+    cloudevents::{Event, Lineage},
+    filter::{CompiledFilter, Decision, Subject},
     log::LogError,
     routing::{self, CatchUp, Schedule},
 };
@@ -259,14 +259,21 @@ impl Task {
     async fn produce(&self, scheduled: Timestamp, is_late: bool) -> bool {
         let routing::Source { namespace, name, .. } = &self.source;
         let (id, record) = match event(&self.source.uid, &self.cron, scheduled) {
-            Ok(event) if !self.filter.matches(&event) => {
-                self.context.counters.filtered.fetch_add(1, Ordering::Relaxed);
-                return self.settle(scheduled).await;
-            }
-            Ok(event) => {
-                let event = event.with_lineage(Lineage::of_origin(fastrand::u64(..)));
-                (event.id().to_owned(), event.to_record())
-            }
+            Ok(event) => match self.selects(&event) {
+                Ok(true) => {
+                    let event = event.with_lineage(Lineage::of_origin(fastrand::u64(..)));
+                    (event.id().to_owned(), event.to_record())
+                }
+                Ok(false) => {
+                    self.context.counters.filtered.fetch_add(1, Ordering::Relaxed);
+                    return self.settle(scheduled).await;
+                }
+                Err(error) => {
+                    self.context.counters.missed.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%namespace, source = %name, %scheduled, error, "missed a scheduled time: a filter failed");
+                    return self.settle(scheduled).await;
+                }
+            },
             Err(error) => {
                 self.context.counters.missed.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%namespace, source = %name, %scheduled, %error, "missed a scheduled time");
@@ -297,12 +304,16 @@ impl Task {
                     LogError::Full(reason)
                     | LogError::Quota(reason)
                     | LogError::BrokerQuota(reason)
-                    | LogError::Limit(reason)
-                    | LogError::TooLarge(reason),
+                    | LogError::Limit(reason),
                 ) => {
                     if expires.is_none() {
                         tracing::warn!(%namespace, source = %name, %scheduled, %reason, "the event log does not take the event; trying again");
                     }
+                }
+                Err(LogError::TooLarge(reason)) => {
+                    counters.missed.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(%namespace, source = %name, %scheduled, %reason, "missed a scheduled time: the event is too large for the event log");
+                    return self.settle(scheduled).await;
                 }
                 Err(LogError::Unavailable(reason)) => {
                     if expires.is_none() {
@@ -332,6 +343,18 @@ impl Task {
                 tracing::warn!(%namespace, source = %name, %scheduled, "missed a scheduled time: the event log was full");
                 return !stopped && self.settle(scheduled).await;
             }
+        }
+    }
+
+    /// Whether the event matches the filters.
+    ///
+    /// # Errors
+    /// Why a filter fails for it.
+    fn selects(&self, event: &Event) -> Result<bool, String> {
+        match self.filter.decide(&Subject::new(event)) {
+            Decision::Pass => Ok(true),
+            Decision::Skip => Ok(false),
+            Decision::Failed(error) => Err(error.without_data()),
         }
     }
 

@@ -27,6 +27,8 @@ pub struct Sources {
     intake: Intake,
     clock: Arc<dyn Clock>,
     running: HashMap<String, RunningSource>,
+    /// Cancelled once the runs have ended that were told to stop, by UID.
+    ending: HashMap<String, CancellationToken>,
     statistics: Statistics,
     /// Whether the Sources are those of a configuration that is not from an earlier run.
     confirmed: watch::Sender<bool>,
@@ -53,6 +55,8 @@ async fn run(source: routing::Source, context: Context) {
 struct RunningSource {
     source: routing::Source,
     stop: CancellationToken,
+    /// Cancelled once the run has ended.
+    ended: CancellationToken,
 }
 
 impl Drop for Sources {
@@ -72,6 +76,7 @@ impl Sources {
             intake,
             clock,
             running: HashMap::new(),
+            ending: HashMap::new(),
             statistics: Statistics::default(),
             confirmed: watch::Sender::new(false),
             tasks: TaskTracker::new(),
@@ -96,12 +101,15 @@ impl Sources {
     ) {
         let placed = sources.iter().filter_map(|source| Some((source, place(source)?)));
         let placed: Vec<_> = placed.collect();
-        self.running.retain(|uid, running| {
+        let Self { running, ending, .. } = self;
+        ending.retain(|_, ended| !ended.is_cancelled());
+        running.retain(|uid, running| {
             let unchanged = placed
                 .iter()
                 .any(|(source, _)| source.uid == *uid && *source == &running.source);
             if !unchanged {
                 running.stop.cancel();
+                ending.insert(uid.clone(), running.ended.clone());
             }
             unchanged
         });
@@ -112,12 +120,14 @@ impl Sources {
             if self.running.contains_key(&source.uid) {
                 continue;
             }
-            let stop = CancellationToken::new();
+            let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
+            let earlier = self.ending.get(&source.uid).cloned();
             self.running.insert(
                 source.uid.clone(),
                 RunningSource {
                     source: source.clone(),
                     stop: stop.clone(),
+                    ended: ended.clone(),
                 },
             );
             let now = self.clock.now();
@@ -139,8 +149,14 @@ impl Sources {
             let name = format!("the Source {}/{}", source.namespace, source.name);
             let running = run(source.clone(), context);
             // A Source that panicked produces no more events until the router restarts. The others continue.
-            self.tasks
-                .spawn(async move { drop(supervision::caught(&name, running).await) });
+            self.tasks.spawn(async move {
+                let _ended = ended.drop_guard();
+                // Otherwise the earlier run could store an older last run after this one has stored its own.
+                if let Some(earlier) = earlier {
+                    earlier.cancelled().await;
+                }
+                drop(supervision::caught(&name, running).await);
+            });
         }
     }
 

@@ -35,7 +35,7 @@ pub struct SourceCounts {
     pub name: String,
     /// Events appended to the log.
     pub produced: u64,
-    /// Scheduled times without an event, because the log was full or the time was missed.
+    /// Scheduled times without an event, because the log did not take it, a filter failed or the time was missed.
     pub missed: u64,
     /// Events of scheduled times that had passed while nobody ran the Source, or more than a minute before; `produced`
     /// counts them too.

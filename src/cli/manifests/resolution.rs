@@ -215,9 +215,14 @@ fn unresolved(manifests: &[Manifest], diagnoses: Diagnoses) -> Vec<UnresolvedFie
         }
     }
     for sink in sinks {
+        let key = ("Sink", sink.subject.namespace.clone(), sink.subject.name.clone());
+        let found_in = manifests.iter().find(|manifest| manifest.key() == key);
+        let has_ref = found_in.is_some_and(
+            |manifest| matches!(&manifest.resource, Resource::Sink(sink) if sink.spec.reference.is_some()),
+        );
         let field = match sink.resolved.reason {
             "InvalidUri" => "spec.uri".to_owned(),
-            reason if reason.starts_with("Address") => "spec.ref".to_owned(),
+            _ if has_ref => field_of(&sink.resolved, "spec.ref"),
             _ => field_of(&sink.resolved, "spec.service"),
         };
         found.push(("Sink", sink.subject, field, sink.resolved));

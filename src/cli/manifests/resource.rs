@@ -409,10 +409,14 @@ fn resource(kind: &str, mut metadata: ObjectMeta, spec: Value) -> Result<Resourc
             metadata,
             ..api::Broker::new(&name, typed(spec)?)
         }),
-        "Source" => Resource::Source(api::Source {
-            metadata,
-            ..api::Source::new(&name, typed(spec)?)
-        }),
+        "Source" => {
+            let mut source = api::Source {
+                metadata,
+                ..api::Source::new(&name, typed(spec)?)
+            };
+            trim::filters(&mut source.spec.filters);
+            Resource::Source(source)
+        }
         "Sink" => Resource::Sink(api::Sink {
             metadata,
             ..api::Sink::new(&name, typed(spec)?)

@@ -301,20 +301,14 @@ fn request_differences<'a>(sources: &[routing::Source], case: &'a RequestCase) -
             return vec![Difference::InvalidSource { source: key, error }];
         }
     };
-    let query = request.query.as_ref().map(|query| format!("?{query}"));
-    let uri = format!("/{key}{}", query.unwrap_or_default()).parse();
     let received = receiver
         .check_head(&request.headers)
         .map_err(WebhookRejection::from);
     let received = received.and_then(|()| {
         let now = request.received.unwrap_or_else(Timestamp::now);
-        receiver.receive(
-            &uri.unwrap_or_default(),
-            &request.headers,
-            &request.body,
-            now,
-            || "1".to_owned(),
-        )
+        receiver.receive(&request.uri, &request.headers, &request.body, now, || {
+            "1".to_owned()
+        })
     });
     let (outcome, error, event) = match received {
         Ok(Received::Event(event)) => ("accepted", None, Some(event)),
@@ -512,10 +506,12 @@ mod tests {
         let manifests = "apiVersion: v1\nkind: Secret\nmetadata: {name: hooks, namespace: shop}\nstringData: {key: s3cret}\n---\n\
              apiVersion: weir.dev/v1alpha1\nkind: Source\nmetadata: {name: hook, namespace: shop}\nspec:\n  webhook:\n    \
              verification: {slack: {secrets: [{secretKeyRef: {name: hooks, key: key}}]}}\n    \
-             event: {attributes: {subject: '${body.event.user}'}}\n  filters: [{prefix: {type: com.slack.}}]\n";
+             event: {attributes: {subject: '${body.event.user}'}}\n  filters: [{prefix: {type: com.slack.}}, \
+             {cel: 'event.subject != \"U0\" || data.team == \"T\"'}]\n";
         let body =
             r#"{"type": "event_callback", "event_id": "Ev1", "event": {"type": "message", "user": "U1"}}"#;
         let without_user = body.replace("user", "nobody");
+        let without_team = body.replace("U1", "U0");
         // HMAC-SHA256 of `v0:1764000000:BODY`.
         let sign = |body: &str| {
             let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"s3cret");
@@ -565,6 +561,12 @@ mod tests {
                 format!(
                     "{failed}  the result should be accepted, and is mapping_failed: \
                      spec.webhook.event.attributes.subject: there is no user\n"
+                ),
+            ),
+            (
+                case(&without_team, on_time, ""),
+                format!(
+                    "{failed}  the result should be accepted, and is filter_failed: spec.filters: cel: there is no team\n"
                 ),
             ),
             (

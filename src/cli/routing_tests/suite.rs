@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
@@ -67,10 +67,10 @@ pub struct RequestCase {
 /// A request as it was received.
 #[derive(Debug)]
 pub struct RecordedRequest {
+    /// Path and query.
+    pub uri: Uri,
     /// Headers.
     pub headers: HeaderMap,
-    /// Query, without the question mark.
-    pub query: Option<String>,
     /// Body.
     pub body: Bytes,
     /// When it was received; `None` for now.
@@ -216,9 +216,11 @@ impl SuiteReader<'_> {
         self.mapping(node, path, &members)?;
         let name = self.text(node, path, "name");
         let namespace = self.text(node, path, "namespace");
+        let namespace = namespace.unwrap_or_else(|| defaults.namespace.clone());
         let source = self.text(node, path, "source");
+        let webhook = format!("/{namespace}/{}", source.as_deref().unwrap_or_default());
         let result = self.text(node, path, "result");
-        let request = self.request(&format!("{path}.request"), request);
+        let request = self.request(&format!("{path}.request"), request, &webhook);
         let makes = match node.get("makes") {
             Some(makes) => self.members(&format!("{path}.makes"), makes),
             None => Vec::new(),
@@ -234,7 +236,7 @@ impl SuiteReader<'_> {
         Some(RequestCase {
             position: node.position,
             name: name?,
-            namespace: namespace.unwrap_or_else(|| defaults.namespace.clone()),
+            namespace,
             source: source?,
             request: request?,
             result: result.unwrap_or_else(|| ACCEPTED.to_owned()),
@@ -242,7 +244,8 @@ impl SuiteReader<'_> {
         })
     }
 
-    fn request(&mut self, path: &str, node: &DocumentNode) -> Option<RecordedRequest> {
+    /// A request to the path of a webhook.
+    fn request(&mut self, path: &str, node: &DocumentNode, webhook: &str) -> Option<RecordedRequest> {
         self.mapping(node, path, &["headers", "query", "body", "received"])?;
         let mut headers = HeaderMap::new();
         for (key, value) in node.get("headers").map(DocumentNode::entries).unwrap_or_default() {
@@ -277,9 +280,17 @@ impl SuiteReader<'_> {
                 }
             },
         };
+        let query = self.text(node, path, "query");
+        let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+        let Ok(uri) = format!("{webhook}{query}").parse() else {
+            let message =
+                format!("{path}.query: is not a valid query; write spaces and other characters as in %20");
+            self.refuse(node.position_of("query"), message);
+            return None;
+        };
         Some(RecordedRequest {
+            uri,
             headers,
-            query: self.text(node, path, "query"),
             body,
             received,
         })
@@ -496,6 +507,22 @@ mod tests {
             let (suite, _) = read(Path::new(file), &alone);
             assert_eq!(suite.unwrap().manifests, [PathBuf::from(directory)]);
         }
+    }
+
+    #[test]
+    fn queries_of_requests_are_checked() {
+        let suite = |query: &str| {
+            format!("tests:\n- name: one\n  source: hook\n  namespace: shop\n  request: {{query: {query}}}\n")
+        };
+        let (read, found) = read(Path::new("x.test.yaml"), &suite("'a=b%20c&d'"));
+        assert_eq!(found, []);
+        let cases = read.unwrap().cases;
+        let TestCase::Request(case) = &cases[0] else {
+            panic!("{cases:?}")
+        };
+        assert_eq!(case.request.uri, "/shop/hook?a=b%20c&d");
+        let expected = "x.test.yaml:5:13: tests[0].request.query: is not a valid query; write spaces and other characters as in %20";
+        assert_eq!(problems(&suite("a b")), [expected]);
     }
 
     #[test]

@@ -90,7 +90,10 @@ impl<'b, 'v> CelScope<'b, 'v> {
             CelNode::Attribute(name) => self.attribute(name),
             CelNode::Data => self.data(),
             CelNode::Request => match self.subject.request() {
-                Some(request) => Ok(CowVal::Borrowed(request.value())),
+                Some(request) => match request.value() {
+                    Some(request) => Ok(CowVal::Borrowed(request)),
+                    None => Err(CelFailure::Execution(DataError::TooManyValues.into())),
+                },
                 None => Err(missing("request")),
             },
             CelNode::Body => match self.subject.body() {

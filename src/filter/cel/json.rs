@@ -66,7 +66,7 @@ impl Json {
         let content_type = event.attribute("datacontenttype").map(ToString::to_string);
         let essence = content_type.as_deref().and_then(|text| text.split(';').next());
         if essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case(FORM)) {
-            return Ok(Self(fields(text)));
+            return fields(text).map(Self).ok_or(DataError::TooManyValues);
         }
         if text.trim_start().starts_with(['{', '['])
             && let Ok(json) = Self::parse(bytes)

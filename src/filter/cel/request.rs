@@ -9,14 +9,15 @@ use cel::common::{
 use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 
-use super::time::CelTime;
+use super::{MAX_VALUES, time::CelTime};
 
 /// A request, for expressions: its path, its query, its headers, and when it was received.
 #[derive(Debug)]
-pub struct IncomingRequest(Box<dyn Val>);
+pub struct IncomingRequest(Option<Box<dyn Val>>);
 
 impl IncomingRequest {
     /// `query` is as in the URI, without the question mark. Of a header that occurs several times, the values are joined.
+    /// Expressions on a request with too many fields in the query fail.
     #[must_use]
     pub fn new<'a>(
         path: &str,
@@ -36,22 +37,27 @@ impl IncomingRequest {
                 .or_insert_with(|| value.to_owned());
         }
         let headers = joined.into_iter().map(|(name, value)| (name, text(value)));
-        let members: [(&str, Box<dyn Val>); 4] = [
-            ("path", text(path.to_owned())),
-            ("query", fields(query)),
-            ("headers", map(headers)),
-            ("received", Box::new(CelTime::of(received))),
-        ];
-        Self(map(members.map(|(name, value)| (name.to_owned(), value))))
+        let value = fields(query).map(|query| {
+            let members: [(&str, Box<dyn Val>); 4] = [
+                ("path", text(path.to_owned())),
+                ("query", query),
+                ("headers", map(headers)),
+                ("received", Box::new(CelTime::of(received))),
+            ];
+            map(members.map(|(name, value)| (name.to_owned(), value)))
+        });
+        Self(value)
     }
 
-    pub(super) fn value(&self) -> &dyn Val {
-        &*self.0
+    /// Returns the request; `None` if the query has too many fields.
+    pub(super) fn value(&self) -> Option<&dyn Val> {
+        self.0.as_deref()
     }
 }
 
-/// Parses a query, or a form: of a field that occurs several times, the first value counts.
-pub(super) fn fields(text_of_fields: &str) -> Box<dyn Val> {
+/// Parses a query, or a form: of a field that occurs several times, the first value counts. Returns `None` if the fields, and the
+/// map of them, are more than [`MAX_VALUES`].
+pub(super) fn fields(text_of_fields: &str) -> Option<Box<dyn Val>> {
     let decoded = |part: &str| {
         let part = part.replace('+', " ");
         percent_decode_str(&part).decode_utf8_lossy().into_owned()
@@ -61,8 +67,11 @@ pub(super) fn fields(text_of_fields: &str) -> Box<dyn Val> {
     for pair in pairs {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         first.entry(decoded(name)).or_insert_with(|| decoded(value));
+        if first.len() == MAX_VALUES {
+            return None;
+        }
     }
-    map(first.into_iter().map(|(name, value)| (name, text(value))))
+    Some(map(first.into_iter().map(|(name, value)| (name, text(value)))))
 }
 
 fn text(text: String) -> Box<dyn Val> {

@@ -115,6 +115,33 @@ fn evaluates_attributes_and_data() {
 }
 
 #[test]
+fn fields_of_forms_and_queries_are_limited() {
+    let fields = |count: usize| {
+        let others: Vec<_> = (1..count).map(|field| field.to_string()).collect();
+        format!("f=1&f=2&{}", others.join("&"))
+    };
+    let (most, many) = (fields(MAX_VALUES - 1), fields(MAX_VALUES));
+    let expected = Err("the data has more than 32768 values, the maximum for expressions");
+    let form = "application/x-www-form-urlencoded";
+    for (query, body, text, expected) in [
+        ("", &most, "body.f", Ok("1")),
+        ("", &many, "body.f", expected),
+        (&most, &most, "request.query.f", Ok("1")),
+        (&many, &most, "request.query.f", expected),
+    ] {
+        let event = event_with(body, form);
+        let request = IncomingRequest::new("/", query, [], jiff::Timestamp::UNIX_EPOCH);
+        let evaluation = CelEvaluation::of_request(&event, &request);
+        let expression = CelExpression::parse_request_value(text).unwrap();
+        let mut out = String::new();
+        let result = evaluation
+            .text(&expression, &mut out)
+            .map_err(|error| error.to_string());
+        assert_eq!(result.map(|()| &*out), expected.map_err(str::to_owned), "{text}");
+    }
+}
+
+#[test]
 fn evaluation_errors_do_not_reveal_data() {
     let json = event();
     let text = event_with("plain", "text/plain");

@@ -141,6 +141,21 @@ pub enum FailureCause<'a> {
 }
 
 impl<'a> FailureCause<'a> {
+    /// Describes the cause like `Display`, but never shows values of the event.
+    pub(in crate::filter) fn without_data(&self) -> String {
+        match self {
+            Self::Cast { to, .. } => format!("the value of an attribute cannot be cast to {to}"),
+            Self::NegativeCount { .. } => "cannot take a negative number of characters".to_owned(),
+            Self::NegativeLength(_) => "a substring cannot have a negative length".to_owned(),
+            Self::Position { .. } => "the position is outside of the text".to_owned(),
+            Self::MissingAttribute(_)
+            | Self::Overflow
+            | Self::AbsoluteOverflow
+            | Self::DivisionByZero
+            | Self::TooExpensive => self.to_string(),
+        }
+    }
+
     /// Returns the result of the failed function, if it differs from the zero value of its type.
     pub(super) fn result(&self) -> Option<Scalar<'a>> {
         match self {

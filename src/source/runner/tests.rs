@@ -17,7 +17,7 @@ use crate::{
     filter::Expression,
     intake::{MakeRoom, Shortage},
     log::{
-        CheckpointKey, LogError, LogName, LogProvider, Offset, Ownership,
+        CheckpointChange, CheckpointKey, Checkpoints, LogError, LogName, LogProvider, Offset, Ownership,
         conformance::ALL,
         memory::{MemoryLogs, Operation},
     },
@@ -529,6 +529,110 @@ async fn last_runs_of_deleted_sources_are_removed() {
     assert_eq!(log.last_runs().into_keys().collect::<Vec<_>>(), ["uid-b"]);
     assert_eq!(runs.of(&both[0]), None);
     assert_eq!(runs.of(&both[1]), Some("2026-11-24T08:00:10Z".parse().unwrap()));
+    sources.shutdown().await;
+}
+
+/// Checkpoints that wait with saving last runs of generation 1 until released.
+struct HeldCheckpoints {
+    stored: Arc<dyn Checkpoints>,
+    is_held: watch::Receiver<bool>,
+}
+
+impl Checkpoints for HeldCheckpoints {
+    fn load_all(&self) -> BoxFuture<'_, Result<Vec<(CheckpointKey, Bytes)>, LogError>> {
+        self.stored.load_all()
+    }
+
+    fn load<'a>(&'a self, key: &'a CheckpointKey) -> BoxFuture<'a, Result<Option<Bytes>, LogError>> {
+        self.stored.load(key)
+    }
+
+    fn save(&self, changes: Vec<CheckpointChange>) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(async move {
+            let is_first = |value: &Bytes| str::from_utf8(value).unwrap().contains(r#""generation":1"#);
+            if changes
+                .iter()
+                .filter_map(|(_, value)| value.as_ref())
+                .any(is_first)
+            {
+                self.is_held.clone().wait_for(|is_held| !is_held).await.unwrap();
+            }
+            self.stored.save(changes).await
+        })
+    }
+}
+
+#[tokio::test]
+async fn an_earlier_run_does_not_overwrite_the_last_run_of_a_changed_source() {
+    let (log, _clock, mut sources) = start("2026-11-24T08:00:10Z");
+    let (held, is_held) = watch::channel(true);
+    let checkpoints = HeldCheckpoints {
+        stored: log.logs.checkpoints(Ownership::default()),
+        is_held,
+    };
+    let last_runs = Arc::new(LastRuns::new(Arc::new(checkpoints), &HashMap::new()));
+    let place = |_: &routing::Source| {
+        Some(SourcePlace {
+            continues: false,
+            last_runs: last_runs.clone(),
+        })
+    };
+    let before = catching_up("a", "0 * * * * *", CatchUp::Last);
+    sources.apply(std::slice::from_ref(&before), false, place);
+    while last_runs.of(&before).is_none() {
+        tokio::task::yield_now().await;
+    }
+    // Removed in between, as while it is suspended.
+    sources.apply(&[], false, place);
+    let after = routing::Source {
+        generation: 2,
+        ..before
+    };
+    sources.apply(std::slice::from_ref(&after), false, place);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    held.send_replace(false);
+    sources.shutdown().await;
+    let stored = log.last_runs().remove("uid-a").unwrap();
+    let stored = str::from_utf8(&stored).unwrap();
+    assert!(stored.contains(r#""generation":2"#), "{stored}");
+}
+
+#[tokio::test]
+async fn an_event_that_is_too_large_is_missed_at_once() {
+    let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
+    let refused = AtomicUsize::new(0);
+    log.logs.set_fault(move |operation, _| {
+        let is_refused = operation == Operation::Append && refused.fetch_add(1, Ordering::Relaxed) == 0;
+        is_refused.then(|| LogError::TooLarge("9 bytes".to_owned()))
+    });
+    sources.apply(&[catching_up("a", "* * * * * *", CatchUp::All)], false, |_| {
+        log.place(false)
+    });
+    clock.advance(1, SECOND).await;
+    log.settled("a", "2026-11-24T08:00:01Z").await;
+    clock.advance(1, SECOND).await;
+    assert_eq!(log.times(1).await, ["2026-11-24T08:00:02Z"]);
+    clock.asleep(1).await;
+    assert_eq!(counts(&sources), [("a".to_owned(), 1, 1)]);
+    sources.shutdown().await;
+}
+
+#[tokio::test]
+async fn scheduled_times_are_missed_if_a_filter_fails() {
+    let (log, clock, mut sources) = start("2026-11-24T08:00:00Z");
+    let mut failing = catching_up("a", "* * * * * *", CatchUp::All);
+    let odd = "event.time.endsWith('02Z') || event.subject == 'x'";
+    failing.filters = vec![Expression::Cel(odd.to_owned())];
+    sources.apply(&[failing], false, |_| log.place(false));
+    clock.advance(1, SECOND).await;
+    log.settled("a", "2026-11-24T08:00:01Z").await;
+    clock.advance(1, SECOND).await;
+    assert_eq!(log.times(1).await, ["2026-11-24T08:00:02Z"]);
+    clock.asleep(1).await;
+    let counts = sources.statistics().snapshot().remove(0);
+    assert_eq!((counts.produced, counts.filtered, counts.missed), (1, 0, 1));
     sources.shutdown().await;
 }
 

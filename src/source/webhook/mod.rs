@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use crate::{
     cloudevents::{Event, Invalid},
-    filter::{CompileError, CompiledFilter, Expression, cel::IncomingRequest},
+    filter::{CompileError, CompiledFilter, Decision, Expression, Subject, cel::IncomingRequest},
     routing::{self, InvalidSigningKey},
     transform::{CompiledTransform, TemplateOwner, TransformError, TransformFailure},
 };
@@ -69,6 +69,9 @@ pub enum WebhookRejection {
     /// An expression of the Source's `event` fails for it.
     #[error(transparent)]
     NotMapped(#[from] TransformFailure),
+    /// A filter of the Source fails for the event, so that it is unknown whether the event matches.
+    #[error("spec.filters: {0}")]
+    NotFiltered(String),
 }
 
 impl WebhookRejection {
@@ -78,6 +81,7 @@ impl WebhookRejection {
             Self::Forged(forgery) => forgery.label(),
             Self::Invalid(invalid) => invalid.label(),
             Self::NotMapped(_) => "mapping_failed",
+            Self::NotFiltered(_) => "filter_failed",
         }
     }
 }
@@ -114,7 +118,7 @@ impl WebhookReceiver {
     /// Verifies a request and makes an event of it. `id` is for events whose request has no identity of its own.
     ///
     /// # Errors
-    /// If it may be forged, or makes no valid event.
+    /// If it may be forged, makes no valid event, or a filter fails for the event.
     pub fn receive(
         &self,
         uri: &Uri,
@@ -132,7 +136,12 @@ impl WebhookReceiver {
             Some(template) => template.apply_to_request(&event, &self.request(uri, headers, now))?,
             None => event,
         };
-        Ok(match self.filter.matches(&event) {
+        let matches = match self.filter.decide(&Subject::new(&event)) {
+            Decision::Pass => true,
+            Decision::Skip => false,
+            Decision::Failed(error) => return Err(WebhookRejection::NotFiltered(error.without_data())),
+        };
+        Ok(match matches {
             true => Received::Event(Box::new(event)),
             false => Received::Filtered,
         })
@@ -169,6 +178,18 @@ mod tests {
 
     /// Makes an event of a request to `/shop/hook?env=test&env=other` with this body and content type.
     fn made(event: Value, content_type: &str, body: &str) -> Result<Option<Event>, WebhookRejection> {
+        let filter = Expression::Not(Box::new(Expression::Exact(
+            [("type".to_owned(), "noise".to_owned())].into(),
+        )));
+        made_of_filtered(event, &[filter], content_type, body)
+    }
+
+    fn made_of_filtered(
+        event: Value,
+        filters: &[Expression],
+        content_type: &str,
+        body: &str,
+    ) -> Result<Option<Event>, WebhookRejection> {
         let webhook = routing::Webhook {
             verification: Verification::Token {
                 header: "X-Token".to_owned(),
@@ -189,10 +210,7 @@ mod tests {
             .into_iter()
             .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
             .collect();
-        let filters = [Expression::Not(Box::new(Expression::Exact(
-            [("type".to_owned(), "noise".to_owned())].into(),
-        )))];
-        let receiver = WebhookReceiver::compile(&webhook, &filters).unwrap();
+        let receiver = WebhookReceiver::compile(&webhook, filters).unwrap();
         let uri = Uri::from_static("/shop/hook?env=te%2Bst+1&env=other");
         let body = bytes::Bytes::copy_from_slice(body.as_bytes());
         let received = receiver.receive(&uri, &headers, &body, Timestamp::UNIX_EPOCH, || {
@@ -212,6 +230,33 @@ mod tests {
             let body = json!({ "kind": kind }).to_string();
             let made = made(event.clone(), "application/json", &body).unwrap();
             assert_eq!(made.is_some(), passes, "{kind}");
+        }
+    }
+
+    #[test]
+    fn failing_filter_rejects_the_request_without_its_data() {
+        let cel = |text: &str| Expression::Cel(text.to_owned());
+        let sql = |text: &str| Expression::Sql(text.to_owned());
+        for (filter, expected) in [
+            (cel("data.status == 'x'"), "spec.filters: cel: there is no status"),
+            (
+                sql("INT(kind) = 1"),
+                "spec.filters: sql: the value of an attribute cannot be cast to Integer",
+            ),
+            (
+                sql("LEFT(kind, 1 - count) = 'p'"),
+                "spec.filters: sql: cannot take a negative number of characters",
+            ),
+        ] {
+            let event = json!({"set": {"kind": "${body.kind}", "count": "${body.count}"}});
+            let body = r#"{"kind": "private", "count": 4711}"#;
+            let rejection =
+                made_of_filtered(event, std::slice::from_ref(&filter), "application/json", body).unwrap_err();
+            assert_eq!(
+                (rejection.label(), &*rejection.to_string()),
+                ("filter_failed", expected),
+                "{filter:?}"
+            );
         }
     }
 
