@@ -12,7 +12,7 @@ use super::{
     compaction,
     layout::{self, SHARED_KEYSPACES},
     shared::Shared,
-    store::{self, MIB},
+    store::{self, MIB, Store},
 };
 
 /// Maximum requests waiting for cleanup. More are not remembered: each trim asks again.
@@ -140,6 +140,13 @@ impl CleanupQueue {
         let wanted = if is_needed { NEEDED } else { REGULARLY };
         if requested.fetch_max(wanted, Relaxed) == NOT && !self.ask(Cleanup::Keyspace(number)) {
             requested.store(NOT, Relaxed);
+        }
+    }
+
+    /// Cleans up all shared keyspaces that exist.
+    pub(super) fn tidy_all_shared(&self, store: &Store) {
+        for number in store.shared_keyspaces().into_keys() {
+            self.tidy_shared(number, false);
         }
     }
 

@@ -219,6 +219,8 @@ impl EmbeddedLog {
         let readers = Readers::start(spawn)?;
         let (keeper, run) = keeper::keeper(shared.clone());
         let keeper_thread = spawn("log-keeper", Box::new(run))?;
+        // Tables that were not merged before the log was closed.
+        keeper.tidy_all_shared(&shared.store);
         let committer = Committer::new(shared.clone(), acknowledged, keeper, places, records);
         let committer_thread = spawn("log-committer", Box::new(move || committer.run(receiver)))?;
         let queue = Arc::new(Semaphore::new(shared.options.queue_bytes.div_ceil(PERMIT_BYTES)));

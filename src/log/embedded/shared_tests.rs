@@ -452,6 +452,68 @@ async fn behaves_like_the_model(steps: Vec<PlaceStep>, own_keyspaces: u32, tail_
     }
 }
 
+/// Writes so many tables of one shared keyspace that it takes no more records.
+async fn with_tables_to_merge(directory: &Path) -> EmbeddedLog {
+    let log = open_with_own_keyspaces(directory, 0).unwrap();
+    for _ in 0..25 {
+        log.append("n/a", payloads(&["a"]), at(0)).await.unwrap();
+        flush(&log);
+        if compaction::is_overdue(&log.0.shared.store.shared_keyspace(0).unwrap()) {
+            return log;
+        }
+    }
+    panic!("the tables were merged already");
+}
+
+#[tokio::test]
+async fn a_keyspace_whose_tables_are_not_merged_rejects_records_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = with_tables_to_merge(directory.path()).await;
+    let refused = log.append("n/a", payloads(&["a"]), at(0)).await;
+    assert!(matches!(refused, Err(LogError::Unavailable(_))), "{refused:?}");
+    log.append("n/b", payloads(&["a"]), at(0)).await.unwrap();
+    log.save(vec![("t".to_owned(), Some("1".into()))]).await.unwrap();
+    let mut appended = log.bounds("n/a").next.0;
+    while appended < 80 {
+        match log.append("n/a", payloads(&["a"]), at(0)).await {
+            Ok(_) => appended += 1,
+            // Merged by the keeper, which was asked.
+            Err(LogError::Unavailable(_)) => tokio::task::yield_now().await,
+            Err(e) => panic!("{e}"),
+        }
+        flush(&log);
+    }
+    assert_eq!(log.read("n/a", Offset(0), ALL).await.unwrap().len(), 80);
+}
+
+#[tokio::test]
+async fn a_new_log_takes_a_keyspace_whose_tables_are_merged() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = with_tables_to_merge(directory.path()).await;
+    let mut keyspaces: Vec<_> = (0..layout::SHARED_KEYSPACES).collect();
+    for number in 0..layout::SHARED_KEYSPACES {
+        let key = format!("n/new{number}");
+        log.append(&key, payloads(&["a"]), at(0)).await.unwrap();
+        let taken = layout::shared_keyspace_of(id_of(&log, &key));
+        keyspaces.retain(|number| Some(*number) != taken);
+    }
+    assert_eq!(keyspaces, [0]);
+}
+
+#[tokio::test]
+async fn tables_are_merged_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = with_tables_to_merge(directory.path()).await;
+    log.close().await.unwrap();
+    let log = open_with_own_keyspaces(directory.path(), 0).unwrap();
+    // Closing waits for the keeper.
+    log.close().await.unwrap();
+    let log = open_with_own_keyspaces(directory.path(), 0).unwrap();
+    assert!(tables_of(&log, "n/a") < 20);
+    let records = log.read("n/a", Offset(0), ALL).await.unwrap();
+    assert_eq!(records.len() as u64, log.bounds("n/a").next.0);
+}
+
 /// Resident memory of this process, in KiB.
 fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
