@@ -29,7 +29,7 @@ use super::{
     compaction,
     fail_points::{self, Contents},
     keeper::CleanupQueue,
-    layout::{self, FORMAT, FORMAT_KEY, GIVEN_BACK_KEY, RecordHeader, SHARED_KEYSPACES},
+    layout::{self, FORMAT, FORMAT_KEY, GIVEN_BACK_KEY, RecordHeader, RecordKey, SHARED_KEYSPACES},
     lock::lock,
     memory::Memory,
     places::{Place, Places},
@@ -416,6 +416,16 @@ impl Committer {
         let stored = loop {
             let (Place::Reused(id) | Place::Own(id) | Place::Shared(id)) = place;
             let events = self.shared.store.keyspace(id).map_err(fatal)?;
+            // Never the place of other records: the entry of a log in `meta` may have been lost with a damaged journal.
+            let from = match place {
+                Place::Reused(_) => start,
+                Place::Own(_) | Place::Shared(_) => 0,
+            };
+            let records = RecordKey::new(id, from)..=RecordKey::new(id, u64::MAX);
+            if events.range(records).next().is_some() {
+                place = self.places.take_new();
+                continue;
+            }
             match place {
                 // Not all of them are, see `check_merged`, but the last one could be since.
                 Place::Shared(_) if skipped < SHARED_KEYSPACES && compaction::is_overdue(&events) => {
@@ -425,11 +435,6 @@ impl Committer {
                 }
                 Place::Shared(_) => self.shared.store.retained_from.set(id, start),
                 Place::Reused(_) => commit.reused.push(id),
-                // Never another broker's keyspace: an entry in `meta` may have been lost with a damaged journal.
-                Place::Own(_) if !events.is_empty().map_err(fatal)? => {
-                    place = self.places.take_new();
-                    continue;
-                }
                 Place::Own(_) => {}
             }
             break BrokerKeyspace { id, events };

@@ -514,6 +514,41 @@ async fn tables_are_merged_after_a_restart() {
     assert_eq!(records.len() as u64, log.bounds("n/a").next.0);
 }
 
+/// Writes a record whose log is not known, as after the loss of its entry.
+fn write_stray(log: &EmbeddedLog, id: u32, offset: u64) {
+    let header = layout::RecordHeader {
+        accepted_millis: 0,
+        bytes_before: 0,
+    };
+    let value = layout::record_value(offset, header, b"stray");
+    let keyspace = log.0.shared.store.keyspace(id).unwrap();
+    keyspace
+        .insert(layout::RecordKey::new(id, offset).as_ref(), value)
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_place_with_records_of_another_log_is_never_taken() {
+    for (own_keyspaces, stray, expected) in [
+        (0, layout::SHARED_IDS, layout::SHARED_IDS + 1),
+        (1, 0, layout::SHARED_IDS),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open_with_own_keyspaces(directory.path(), own_keyspaces).unwrap();
+        if own_keyspaces > 0 {
+            log.append("n/gone", payloads(&["a"]), at(0)).await.unwrap();
+            log.trim("n/gone", Offset(1)).await.unwrap();
+            assert_eq!(give_back(&log, &["n/gone"]).await, 1);
+        }
+        write_stray(&log, stray, 7);
+        let first = log.append("n/a", payloads(&["a"]), at(0)).await.unwrap();
+        assert_eq!(id_of(&log, "n/a"), expected);
+        log.close().await.unwrap();
+        let log = open_with_own_keyspaces(directory.path(), own_keyspaces).unwrap();
+        assert_eq!(log.bounds("n/a").next, first.plus(1));
+    }
+}
+
 /// Resident memory of this process, in KiB.
 fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
