@@ -204,6 +204,9 @@ impl EmbeddedLog {
             .map(|broker| LogName::from_key(&broker.name).broker().clone())
             .collect();
         places.count(names.iter().map(|broker| shared.brokers.places_of(broker)));
+        shared
+            .is_short_of_places
+            .store(places.are_nearly_full(), Ordering::Relaxed);
         shared.find_trimmed();
         // A crash may have happened between a trim and dropping its tables.
         for broker in brokers {

@@ -549,6 +549,34 @@ async fn a_place_with_records_of_another_log_is_never_taken() {
     }
 }
 
+#[tokio::test]
+async fn a_log_short_of_places_knows_it_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open_with_own_keyspaces(directory.path(), 0).unwrap();
+    let store = &log.0.shared.store;
+    let mut batch = store.batch();
+    // Three quarters of all brokers, and one.
+    for number in 0..24_577 {
+        let id = layout::SHARED_IDS + number;
+        store.keyspace(id).unwrap();
+        let entry = layout::Registered {
+            id,
+            first: 0,
+            bytes_before_first: 0,
+            last_accepted_millis: 0,
+            start: 0,
+        };
+        let key = layout::broker_key(&format!("n/b{number}"));
+        batch.insert(&store.meta, key, entry.to_value());
+    }
+    batch.commit().unwrap();
+    log.close().await.unwrap();
+    let log = open_with_own_keyspaces(directory.path(), 0).unwrap();
+    assert!(log.is_short_of_places());
+    assert_eq!(give_back(&log, &["n/b0"]).await, 1);
+    assert!(!log.is_short_of_places());
+}
+
 /// Resident memory of this process, in KiB.
 fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
