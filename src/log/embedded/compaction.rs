@@ -66,7 +66,7 @@ pub(super) fn merge(
 }
 
 /// Rewrites all tables without trimmed records. Returns false if there is no room on the disk for it: for the
-/// `retained` bytes, or all that there are.
+/// `retained` bytes with their overhead, or all that there are.
 pub(super) fn rewrite(
     keyspace: &Keyspace,
     past: fjall::SeqNo,
