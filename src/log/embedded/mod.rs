@@ -395,8 +395,8 @@ impl Log for OneLog {
         self.broker.bounds()
     }
 
-    fn is_new(&self) -> bool {
-        !self.broker.is_stored()
+    fn start(&self) -> Offset {
+        Offset(self.broker.state().start)
     }
 
     fn retained(&self) -> u64 {
