@@ -74,14 +74,15 @@ pub(super) fn keeper(shared: Arc<Shared>) -> (CleanupQueue, impl FnOnce() + Send
 }
 
 fn tidy_log(broker: &OpenLog) -> fjall::Result<()> {
+    // Published state is durable, see `store::reclaim`. Read first: should the log take another place meanwhile, its
+    // records there are above.
+    let state = broker.state();
     let Some(stored) = broker.stored() else {
         return Ok(());
     };
     if layout::is_shared(stored.id) {
         return Ok(());
     }
-    // Published state is durable, see `store::reclaim`.
-    let state = broker.state();
     store::reclaim(&stored.events, state.first)?;
     store::merge_small_tables(&stored.events, state.bytes())
 }
