@@ -288,10 +288,12 @@ impl Committer {
         let length = payloads.iter().map(|payload| payload.len() as u64).sum();
         self.shared.check_room(purpose, &broker.name, length)?;
         let reserve = match purpose {
-            Purpose::NewEvents => self.shared.options.reserve_bytes,
+            // With room to rewrite any shared keyspace.
+            Purpose::NewEvents => {
+                self.shared.options.reserve_bytes + self.shared.largest_keyspace.load(Relaxed)
+            }
             Purpose::Replies | Purpose::DeadLetter => self.shared.options.reserve_bytes / 2,
         };
-        let reserve = reserve + self.shared.largest_keyspace.load(Relaxed);
         self.room_on_disk(commit, reserve, cost)?;
         self.shared.take_room(purpose, &broker.name, length)
     }

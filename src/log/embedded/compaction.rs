@@ -8,8 +8,8 @@
 //! - Where at least as much was trimmed as is retained, all tables of the keyspace are rewritten, level by level
 //!   ([`rewrite`]). So each byte is rewritten about once for each byte that it gives back.
 //!
-//! All of it is done by the keeper (`keeper.rs`), and only with room for it on the disk: the committer keeps as much
-//! free as the largest shared keyspace has.
+//! All of it is done by the keeper (`keeper.rs`), and only with room for it on the disk: new events leave as much free
+//! as the largest shared keyspace has.
 
 use std::sync::Arc;
 
